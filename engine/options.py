@@ -1,0 +1,66 @@
+"""Options of a store: limits, the shape of its buckets, the size of a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+__all__ = ["SHARD_BITS_MAX", "StoreOptions"]
+
+#: A bucket has at most 2**16 shards; a shard that may not be split again just grows.
+SHARD_BITS_MAX = 16
+#: A block of a snapshot holds at least one key with its value, and has at most 4 GiB.
+LENGTH_MAX = 2**30
+LENGTHS = frozenset({"key_bytes_max", "value_bytes_max", "bucket_name_bytes_max"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How large things may be. All are checked when made; a wrong one raises `ValueError` or `TypeError`.
+
+    >>> StoreOptions(keys_max=10).keys_max
+    10
+    >>> StoreOptions(shards_min=48)
+    Traceback (most recent call last):
+    ValueError: shards_min: found 48, allowed a power of two from 1 to 65536
+    """
+
+    #: Bytes of a key.
+    key_bytes_max: int = 64 * 1024
+    #: Bytes of a value. A NATS server drops a consumer that is 64 MiB behind, so the default stays well below.
+    value_bytes_max: int = 16 * 1024 * 1024
+    #: Bytes of a bucket's name.
+    bucket_name_bytes_max: int = 1024
+    #: Buckets that hold a key (with `strict_buckets`: that were ever written).
+    buckets_max: int = 65_536
+    #: Keys in all buckets together.
+    keys_max: int = 2**32
+    #: Memory by the formula of `engine.ledger`, in bytes; None is no limit.
+    memory_bytes_max: int | None = None
+    #: Keys a page.
+    page_keys_max: int = 1_000
+    #: Bytes of a page as it is encoded; the default leaves room for the rest of the answer in one NATS message of 1 MiB.
+    page_bytes_max: int = 1024 * 1024 - 64
+    #: Shards of a bucket once it outgrows its first shard; a power of two.
+    shards_min: int = 64
+    #: Keys after which a shard is split. Bounds how long a page may sort and how long a split holds a stripe.
+    shard_keys_max: int = 4_096
+    #: Reading a bucket that was never written raises `NoSuchBucketError`, and an emptied bucket stays known.
+    strict_buckets: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "strict_buckets":
+                if type(value) is not bool:
+                    raise TypeError(f"{field.name}: found {type(value).__name__}, allowed bool")
+            elif value is None and field.name == "memory_bytes_max":
+                continue
+            elif type(value) is not int:
+                raise TypeError(f"{field.name}: found {type(value).__name__}, allowed int")
+            elif field.name == "shards_min":
+                if not 1 <= value <= 1 << SHARD_BITS_MAX or value & (value - 1):
+                    raise ValueError(
+                        f"{field.name}: found {value}, allowed a power of two from 1 to {1 << SHARD_BITS_MAX}"
+                    )
+            elif not 1 <= value <= (top := LENGTH_MAX if field.name in LENGTHS else 2**63 - 1):
+                raise ValueError(f"{field.name}: found {value}, allowed 1 to {top}")
