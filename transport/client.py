@@ -1,0 +1,219 @@
+"""Clients: `Invoker` calls any function over wRPC, `KeyValueClient` those of `wrpc:keyvalue`.
+
+async with KeyValueClient("nats://127.0.0.1:4222", "default.keyvalue-inmemory") as client:
+    await client.set("bucket", "key", b"value")
+    async for key in client.keys("bucket"):
+        ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import TypeVar
+
+from transport.call import Call
+from transport.connection import Connection, ConnectionOptions, Message, split_urls
+from transport.errors import InvocationTimeoutError, NoProviderError
+from transport.keyvalue import (
+    STORE,
+    KeyResponse,
+    decode_get_result,
+    decode_key_response,
+    decode_truth_result,
+    decode_unit_result,
+    encode_bucket_key,
+    encode_list_keys,
+    encode_set,
+)
+from transport.subjects import check_subject, invocation_subject
+
+__all__ = ["Invoker", "KeyValueClient"]
+
+T = TypeVar("T")
+
+#: "NATS/1.0" and two line ends; each header adds its name, its value, ": " and a line end.
+HEADER_BLOCK_BYTES = 12
+HEADER_BYTES = 4
+STATUS = "Status"
+NO_RESPONDERS = "503"
+
+
+class Invoker:
+    """Invokes functions over a connection, any number at the same time. One inbox serves them all.
+
+    :param headers: sent with every invocation; a host sends `source-id` and `link-name`
+    """
+
+    def __init__(self, connection: Connection, headers: Mapping[str, str] | None = None) -> None:
+        self._connection = connection
+        self._inbox = connection.new_inbox()
+        self._headers = dict(headers) if headers else None
+        self._header_bytes = (
+            HEADER_BLOCK_BYTES
+            + sum(len(name.encode()) + len(value.encode()) + HEADER_BYTES for name, value in headers.items())
+            if headers
+            else 0
+        )
+        self._tokens = 0
+        self._calls: dict[str, tuple[Call[object], asyncio.Future[None]]] = {}
+        self._subscribing: asyncio.Task[None] | None = None
+
+    async def invoke(
+        self,
+        subject: str,
+        params: bytes,
+        decode: Callable[[bytes, int, int], tuple[T, int]],
+        timeout_s: float,
+    ) -> T:
+        """The result of a function.
+
+        :raises InterfaceError: the result is an error of the interface
+        :raises NoProviderError: nobody listens on the subject
+        :raises InvocationTimeoutError: no whole result in time
+        :raises InvocationEndedError: the provider ended the invocation without one
+        :raises DecodeError: what came is no result of the function
+        :raises DisconnectedError: the parameters could not be sent
+        """
+        if self._subscribing is None:
+            self._subscribing = asyncio.create_task(self._subscribe())
+        await asyncio.shield(self._subscribing)
+        self._tokens += 1
+        token = f"{self._tokens:x}"
+        connection = self._connection
+        call = Call(
+            subject, f"{self._inbox}.{token}", params, decode, connection.max_payload, header_bytes=self._header_bytes
+        )
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls[token] = call, done  # type: ignore[assignment] # only what it has of no type is used there
+        try:
+            async with asyncio.timeout(timeout_s):
+                first = call.start()
+                await connection.publish(first.subject, first.payload, first.reply, self._headers)
+                await done
+        except TimeoutError:
+            raise InvocationTimeoutError(f"{subject}: no result within {timeout_s:g} s") from None
+        finally:
+            del self._calls[token]
+        if call.error is not None:
+            raise call.error
+        return call.value  # type: ignore[return-value] # it is done, and without an error
+
+    async def _subscribe(self) -> None:
+        await self._connection.subscribe(f"{self._inbox}.>", self._on_message)
+
+    async def _on_message(self, message: Message) -> None:
+        token, _, part = message.subject[len(self._inbox) + 1 :].partition(".")
+        known = self._calls.get(token)
+        if known is None:
+            return
+        call, done = known
+        if part == "results":
+            call.result(message.data)
+        elif message.reply:
+            for send in call.handshake(message.reply):
+                await self._connection.publish(send.subject, send.payload)
+        elif message.headers and message.headers.get(STATUS) == NO_RESPONDERS:
+            call.fail(NoProviderError("nobody serves this function: is the provider running, and the prefix right?"))
+        if call.done and not done.done():
+            done.set_result(None)
+
+
+class KeyValueClient:
+    """A client of `wrpc:keyvalue`. A context manager; or `open` and `close` it.
+
+    Names and keys are str, or bytes of UTF-8; keys come back as str. All functions raise what `Invoker.invoke` raises, foremost
+    NoSuchStoreError, AccessDeniedError and OtherError; entering raises ConnectError.
+
+    :param nats: one or more NATS URLs with commas between, or a Connection, which is then left open
+    :param prefix: `{lattice}.{provider key}`
+    :param source_id: with `link_name`, as whom to call: sent as a host's headers
+    :param timeout_s: for each invocation
+    """
+
+    def __init__(
+        self,
+        nats: str | Connection,
+        prefix: str,
+        *,
+        source_id: str | None = None,
+        link_name: str | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self.prefix = check_subject(prefix, "prefix")
+        self.timeout_s = timeout_s
+        self._nats: Connection | ConnectionOptions
+        self._nats = (
+            nats if isinstance(nats, Connection) else ConnectionOptions(split_urls(nats), open_timeout_s=timeout_s)
+        )
+        self._headers = {
+            name: value for name, value in (("source-id", source_id), ("link-name", link_name)) if value is not None
+        }
+        self._connection: Connection | None = None
+        self._invoker: Invoker | None = None
+
+    async def open(self) -> None:
+        """Connect."""
+        if isinstance(self._nats, Connection):
+            connection = self._nats
+        else:
+            connection = self._connection = await Connection.open(self._nats)
+        self._invoker = Invoker(connection, self._headers)
+
+    async def close(self) -> None:
+        """Close the connection, if this client opened it."""
+        self._invoker = None
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    async def __aenter__(self) -> KeyValueClient:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def get(self, bucket: str | bytes, key: str | bytes) -> bytes | None:
+        """The value of a key, or None."""
+        return await self._invoke("get", encode_bucket_key(_text(bucket), _text(key)), decode_get_result)
+
+    async def set(self, bucket: str | bytes, key: str | bytes, value: bytes) -> None:
+        """Store a value."""
+        await self._invoke("set", encode_set(_text(bucket), _text(key), value), decode_unit_result)
+
+    async def delete(self, bucket: str | bytes, key: str | bytes) -> None:
+        """Remove a key; no error where it is not there."""
+        await self._invoke("delete", encode_bucket_key(_text(bucket), _text(key)), decode_unit_result)
+
+    async def exists(self, bucket: str | bytes, key: str | bytes) -> bool:
+        """Whether a key is there."""
+        return await self._invoke("exists", encode_bucket_key(_text(bucket), _text(key)), decode_truth_result)
+
+    async def list_keys(self, bucket: str | bytes, cursor: int | None = None) -> KeyResponse:
+        """A page of keys, as bytes, from the cursor on; and the cursor of the next page, None where no key is left."""
+        return await self._invoke("list-keys", encode_list_keys(_text(bucket), cursor), decode_key_response)
+
+    async def keys(self, bucket: str | bytes) -> AsyncIterator[str]:
+        """All keys of a bucket, in the provider's order. Ours gives each that is there for the whole walk exactly once."""
+        cursor: int | None = None
+        while True:
+            page = await self.list_keys(bucket, cursor)
+            for key in page.keys:
+                yield key.decode()
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def _invoke(self, function: str, params: bytes, decode: Callable[[bytes, int, int], tuple[T, int]]) -> T:
+        if self._invoker is None:
+            raise RuntimeError("the client is not open: use `async with`, or `open`")
+        subject = invocation_subject(self.prefix, STORE, function)
+        return await self._invoker.invoke(subject, params, decode, self.timeout_s)
+
+
+def _text(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text

@@ -1,0 +1,362 @@
+"""The NATS connection: the one place that imports nats-py, and translates its errors.
+
+nats-py does connect, credentials, reconnect and the parsing of frames. This adds what a process that runs for months needs: it opens within a
+bounded time or says why not, reconnects for ever, comes back also where nats-py gives up for good (it closes the client at most errors that
+a server sends), tells the log once when the connection is lost and once when it is back, and reports what had to be dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import nats.errors
+from nats.aio.client import Client, RawCredentials
+
+from transport.errors import ConnectError, DisconnectedError
+
+__all__ = ["Connection", "ConnectionOptions", "Message", "Subscription", "redacted_url", "split_urls"]
+
+log = logging.getLogger(__name__)
+
+ATTEMPT_TIMEOUT_S = 2
+RECONNECT_WAIT_S = 0.5
+PING_INTERVAL_S = 20
+PINGS_UNANSWERED_MAX = 2
+#: Bytes that may wait to be written before `publish` waits, and all that is kept while the server is away.
+WRITE_BUFFER_BYTES = 2 * 1024 * 1024
+#: Of one subscription, received and not yet handled. What passes this is dropped, and told to `on_drop`.
+PENDING_MESSAGES_MAX = 65_536
+PENDING_BYTES_MAX = 64 * 1024 * 1024
+
+
+class Message(Protocol):
+    """What a subscription's callback gets (nats-py's Msg is one)."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def reply(self) -> str: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def headers(self) -> dict[str, str] | None: ...
+
+
+Callback = Callable[[Message], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOptions:
+    """Where and as whom to connect. Secrets do not show in `repr`.
+
+    :param urls: as `split_urls` gives them
+    :param user_jwt: with `user_seed`, a decentralized user; a seed alone is an nkey user
+    :param open_timeout_s: for `Connection.open` in all, over all attempts
+    """
+
+    urls: tuple[str, ...] = field(repr=False)
+    name: str = "keyvalue-inmemory"
+    user_jwt: str = field(default="", repr=False)
+    user_seed: str = field(default="", repr=False)
+    open_timeout_s: float = 10.0
+    inbox_prefix: str = "_INBOX"
+
+
+def split_urls(text: str) -> tuple[str, ...]:
+    """NATS URLs from a list with commas; `nats://` and the port 4222 are added where they are missing.
+
+    >>> split_urls("127.0.0.1:4222, nats://other")
+    ('nats://127.0.0.1:4222', 'nats://other:4222')
+
+    :raises ValueError: no URL, or one that is none; the message does not repeat what may hold a password
+    """
+    urls = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        url = part if "://" in part else f"nats://{part}"
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"found a URL with {str(error)[:64]!r}, allowed nats://HOST:PORT") from None
+        if parts.scheme != "nats" or not parts.hostname:
+            raise ValueError(f"found {redacted_url(url)!r}, allowed nats://HOST:PORT")
+        if port is None:
+            url = parts._replace(netloc=parts.netloc.removesuffix(":") + ":4222").geturl()
+        urls.append(url)
+    if not urls:
+        raise ValueError("found no URL, allowed nats://HOST:PORT")
+    return tuple(urls)
+
+
+def redacted_url(url: str) -> str:
+    """The URL without user, password or token."""
+    scheme, separator, rest = url.rpartition("://")
+    _, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{'<redacted>@' if at else ''}{host}"
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """A subscription that outlives the clients that carry it."""
+
+    subject: str
+    queue: str
+    callback: Callback
+    on_drop: Callable[[str], Awaitable[None]] | None
+    carried: Any = None  # nats-py's subscription, of the client that is alive
+
+
+class Connection:
+    """One connection to NATS, from `Connection.open` to `close`."""
+
+    def __init__(self, options: ConnectionOptions) -> None:
+        self.options = options
+        self.reconnects = 0
+        self.dropped = 0  # messages that came faster than they were handled
+        self.refusal: str | None = None  # the last subject that the server does not permit
+        self._client = Client()
+        self._subscriptions: list[Subscription] = []
+        self._opening: asyncio.Future[None] | None = None  # while `_connect` runs; done when the server refuses us
+        self._closing = False
+        self._away = False
+        self._reopening: asyncio.Task[None] | None = None
+        self._last_error: BaseException | None = None
+
+    @classmethod
+    async def open(cls, options: ConnectionOptions) -> Connection:
+        """Connect, trying for `open_timeout_s` at the most.
+
+        :raises ConnectError: in that time no server answered, or one refuses us (then at once)
+        """
+        connection = cls(options)
+        await connection._connect()
+        return connection
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server is there now."""
+        return self._client.is_connected
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes of a message, headers included, that the server takes."""
+        return self._client.max_payload
+
+    @property
+    def server(self) -> str:
+        """URL of the server in use, without secrets."""
+        url = self._client.connected_url
+        return "none" if url is None else redacted_url(url.geturl())
+
+    def new_inbox(self) -> str:
+        """An inbox that cannot be guessed."""
+        return self._client.new_inbox()
+
+    async def publish(
+        self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a message. Waits while more than `WRITE_BUFFER_BYTES` wait to be written.
+
+        :raises DisconnectedError: it was not sent and will not be
+        """
+        try:
+            await self._client.publish(subject, payload, reply, None if headers is None else dict(headers))
+        except (nats.errors.Error, OSError) as error:
+            raise DisconnectedError(f"a message of {len(payload)} bytes was not sent: {_text(error)}") from error
+
+    async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
+        """The first reply to a message.
+
+        :raises TimeoutError: none in time, or nobody listens
+        :raises DisconnectedError: the message could not be sent
+        """
+        try:
+            reply = await self._client.request(subject, payload, timeout=timeout_s)
+        except (nats.errors.TimeoutError, nats.errors.NoRespondersError) as error:
+            raise TimeoutError(f"no answer to {subject}") from error
+        except (nats.errors.Error, OSError) as error:
+            raise DisconnectedError(_text(error)) from error
+        return reply.data
+
+    async def subscribe(
+        self,
+        subject: str,
+        callback: Callback,
+        queue: str = "",
+        on_drop: Callable[[str], Awaitable[None]] | None = None,
+    ) -> Subscription:
+        """Have `callback` (a coroutine function) called for each message, one after the other, also after a reconnect.
+
+        :param on_drop: told the reply subject of a message that was dropped because too many wait for the callback
+        :raises DisconnectedError: the connection is closed
+        """
+        subscription = Subscription(subject, queue, callback, on_drop)
+        await self._carry(subscription)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    async def drain(self, subscription: Subscription) -> None:
+        """End a subscription once all that the server has sent for it is handled. Does nothing where the server is away."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+            with suppress(nats.errors.Error, OSError, TimeoutError):
+                await subscription.carried.drain()
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until the server has taken all that was published.
+
+        :raises DisconnectedError: it has not, in time
+        """
+        try:
+            await self._client.flush(timeout_s)  # type: ignore[arg-type] # it says int, and takes any number
+        except (nats.errors.Error, OSError, ValueError) as error:
+            raise DisconnectedError(_text(error)) from error
+
+    async def close(self) -> None:
+        """Write what waits, and close. The connection is of no use after it."""
+        self._closing = True
+        if self._reopening is not None:
+            self._reopening.cancel()
+        with suppress(nats.errors.Error, OSError):
+            await self._client.close()
+
+    async def _connect(self) -> None:
+        """A client that is connected; from then on nats-py reconnects it for ever."""
+        options = self.options
+        credentials: dict[str, Any] = {}
+        if options.user_seed and options.user_jwt:
+            credentials["user_credentials"] = RawCredentials(_credentials_file(options.user_jwt, options.user_seed))
+        elif options.user_seed:
+            credentials["nkeys_seed_str"] = options.user_seed
+        self._opening = asyncio.get_running_loop().create_future()
+        self._client = client = Client()
+        # The public options take whole numbers of seconds by their types, and any number by what nats-py does with them.
+        times: dict[str, Any] = {"connect_timeout": ATTEMPT_TIMEOUT_S, "reconnect_time_wait": RECONNECT_WAIT_S}
+        connecting = asyncio.create_task(
+            client.connect(
+                servers=list(options.urls),
+                name=options.name,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_disconnected,
+                reconnected_cb=self._on_reconnected,
+                closed_cb=self._on_closed,
+                max_reconnect_attempts=-1,
+                ping_interval=PING_INTERVAL_S,
+                max_outstanding_pings=PINGS_UNANSWERED_MAX,
+                pending_size=WRITE_BUFFER_BYTES,
+                inbox_prefix=options.inbox_prefix,
+                **times,
+                **credentials,
+            )
+        )
+        try:
+            await asyncio.wait(
+                (connecting, self._opening), timeout=options.open_timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+                return
+            error = connecting.exception() if connecting.done() else self._last_error
+            servers = ", ".join(redacted_url(url) for url in options.urls)
+            if self._opening.done():
+                raise ConnectError(f"{servers}: the NATS server refuses the connection: {_text(error)}")
+            if connecting.done():
+                raise ConnectError(f"{servers}: could not connect: {_text(error)}")
+            raise ConnectError(f"{servers}: no NATS server reached within {options.open_timeout_s:g} s: {_text(error)}")
+        finally:
+            if not client.is_connected:
+                connecting.cancel()
+                await asyncio.wait((connecting,))
+                with suppress(nats.errors.Error, OSError, AssertionError):  # it asserts that it ever began to connect
+                    await client.close()
+            self._opening = None
+
+    async def _carry(self, subscription: Subscription) -> None:
+        try:
+            subscription.carried = await self._client.subscribe(
+                subscription.subject,
+                queue=subscription.queue,
+                cb=subscription.callback,
+                pending_msgs_limit=PENDING_MESSAGES_MAX,
+                pending_bytes_limit=PENDING_BYTES_MAX,
+            )
+        except (nats.errors.Error, OSError) as error:
+            raise DisconnectedError(f"{subscription.subject}: not subscribed: {_text(error)}") from error
+
+    # Callbacks of nats-py, which wants coroutine functions.
+
+    async def _on_error(self, error: Exception) -> None:
+        if isinstance(error, nats.errors.SlowConsumerError):
+            self.dropped += 1
+            for subscription in self._subscriptions:
+                if subscription.carried is error.sub and subscription.on_drop is not None and error.reply:
+                    await subscription.on_drop(error.reply)
+            return
+        text = _text(error)
+        if self._opening is not None:
+            refused = "authorization" in text.lower() or "authentication" in text.lower()
+            if self._last_error is None and not refused:
+                log.warning("NATS: %s; trying again for up to %g s", text, self.options.open_timeout_s)
+            self._last_error = error
+            if refused and not self._opening.done():
+                self._opening.set_result(None)
+        elif "permissions violation" in text.lower():
+            self.refusal = text
+            log.error("NATS: %s", text)
+        elif self._away:
+            log.debug("NATS: %s", text)  # once for each attempt to reconnect
+        else:
+            log.warning("NATS: %s", text)
+
+    async def _on_disconnected(self) -> None:
+        if self._opening is None and not self._closing and not self._away:
+            self._away = True
+            log.warning("NATS: the connection is lost; reconnecting for as long as it takes")
+
+    async def _on_reconnected(self) -> None:
+        self._away = False
+        self.reconnects += 1
+        log.info("NATS: connected again, to %s", self.server)
+
+    async def _on_closed(self) -> None:
+        if self._opening is None and not self._closing:
+            self._reopening = asyncio.create_task(self._reopen())
+
+    async def _reopen(self) -> None:
+        """nats-py has given up the client for an error that the server sent: go on with another."""
+        while True:
+            try:
+                await self._connect()
+                for subscription in self._subscriptions:
+                    await self._carry(subscription)
+            except (ConnectError, DisconnectedError) as error:
+                log.debug("NATS: %s", error)
+                await asyncio.sleep(RECONNECT_WAIT_S)
+            else:
+                await self._on_reconnected()
+                return
+
+
+def _text(error: BaseException | None) -> str:
+    """What happened, for people: nats-py's errors often say little."""
+    if isinstance(error, asyncio.TimeoutError):
+        return f"no greeting of a NATS server within {ATTEMPT_TIMEOUT_S} s"
+    if isinstance(error, ValueError) or "INFO message" in str(error):
+        return "what listens there is not a NATS server"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).removeprefix("nats: ").split())
+    return text[:256] or type(error).__name__
+
+
+def _credentials_file(user_jwt: str, user_seed: str) -> str:
+    """The text of a credentials file, as nats-py reads it."""
+    return (
+        f"-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user_seed}\n------END USER NKEY SEED------\n"
+    )

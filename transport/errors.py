@@ -1,0 +1,95 @@
+"""The errors of the transport, of three kinds that are never mixed.
+
+InterfaceError      the interface's own: in band, typed, part of a result. A handler raises one, a client gets one raised.
+TransportError      the peer's or the network's: this invocation has ended, or this connection.
+NeedMoreBytes       no error at all: a decoder's word that the value goes on.
+
+Messages give what was found and what is allowed, and never a value or a secret.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccessDeniedError",
+    "ConnectError",
+    "DecodeError",
+    "DisconnectedError",
+    "InterfaceError",
+    "InvocationEndedError",
+    "InvocationTimeoutError",
+    "LengthLimitError",
+    "NeedMoreBytes",
+    "NoProviderError",
+    "NoSuchStoreError",
+    "OtherError",
+    "TransportError",
+]
+
+
+class InterfaceError(Exception):
+    """`wrpc:keyvalue`'s variant `error`."""
+
+
+class NoSuchStoreError(InterfaceError):
+    """`no-such-store`: the bucket is not known."""
+
+    def __init__(self) -> None:
+        super().__init__("no such store")
+
+
+class AccessDeniedError(InterfaceError):
+    """`access-denied`: the caller may not do this."""
+
+    def __init__(self) -> None:
+        super().__init__("access denied")
+
+
+class OtherError(InterfaceError):
+    """`other(message)`: anything else, in words."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class TransportError(Exception):
+    """Base of what ends an invocation or a connection below the interface."""
+
+
+class DecodeError(TransportError):
+    """The bytes are no value of the type, whatever would follow them."""
+
+
+class LengthLimitError(TransportError):
+    """A length in the parameters passes a limit: answered with `other` at once, before the bytes it announces are there."""
+
+    def __init__(self, what: str, found: int, allowed: int) -> None:
+        super().__init__(f"{what}: found {found}, allowed {allowed}")
+
+
+class InvocationEndedError(TransportError):
+    """The provider closed the result stream before a whole result: it could not read the parameters, or failed."""
+
+
+class InvocationTimeoutError(TransportError, TimeoutError):
+    """No whole result came in time. The provider may have carried out the invocation all the same."""
+
+
+class NoProviderError(TransportError):
+    """Nobody listens on the subject of the function."""
+
+
+class DisconnectedError(TransportError):
+    """The message could not be sent: the connection to NATS is closed, or down and its buffer full."""
+
+
+class ConnectError(TransportError):
+    """No NATS server could be reached, or none that lets us in."""
+
+
+class NeedMoreBytes(Exception):
+    """The value goes on behind the bytes that are there: `end_min` is the least offset at which it can end."""
+
+    def __init__(self, end_min: int) -> None:
+        super().__init__(end_min)
+        self.end_min = end_min

@@ -1,0 +1,29 @@
+"""What a server calls: handlers, and the caller they are told of."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeAlias, TypeVar
+
+__all__ = ["ANONYMOUS", "Answer", "Caller", "Handler"]
+
+T = TypeVar("T")
+
+
+class Caller(NamedTuple):
+    """Who invokes: the headers of an invocation. None where the header is absent."""
+
+    source_id: str | None
+    link_name: str | None
+    traceparent: str | None = None
+
+
+#: A caller that sent no header.
+ANONYMOUS = Caller(None, None)
+
+#: What a function returns: the value, or something to wait for that gives it.
+Answer: TypeAlias = T | Awaitable[T]
+
+#: Called with parameters `buffer[start:end]`; returns the encoded result. Raises NeedMoreBytes where they are not whole, DecodeError where
+#: they never will be; both at once, also where the result must be waited for.
+Handler: TypeAlias = Callable[[Caller, bytes, int, int], Answer[bytes]]

@@ -1,0 +1,263 @@
+"""The life of invocations at the server, without I/O.
+
+    first piece ──┬─ whole ──────────────────────────> CALLED ─┬─ bytes ─────────────────────────> result, end
+                  │                                      ^     └─ something to wait for: WAITING ── result, end
+                  │ cut                                  │
+                  └──────> HALF-OPEN ── piece: whole ────┘
+                              │  ── piece: still cut ──> HALF-OPEN
+                              └─ empty piece (the parameters end), damaged parameters, expiry, a limit ──> end without a result
+
+What comes in is told to `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`); each returns a `Step`: messages to
+send in order, and what to wait for or to log. Messages for an invocation:
+
+    handshake   to R_c, reply R_s, empty. An invocation whose parameters came whole gets an R_s that nobody listens to, since the
+                client still sends its closing message there
+    result      to R_c.results, in pieces of at most max_payload
+    end         to R_c.results, empty; alone, where there is no result, so that no client waits for its time-out
+
+Invariant: an invocation that was taken (it has a reply subject) gets exactly one end. What is held is bounded: half-open invocations by
+number, bytes and time since their last piece; waiting ones by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from transport.errors import DecodeError, NeedMoreBytes
+from transport.handler import Caller, Handler
+from transport.subjects import results_subject
+
+__all__ = ["InvocationCounts", "InvocationLimits", "Invocations", "Send", "Step", "Waiting"]
+
+
+@dataclass(frozen=True, slots=True)
+class InvocationLimits:
+    """What invocations may hold. Beyond it they are refused: their result stream is closed at once."""
+
+    half_open_max: int = 1024
+    half_open_bytes_max: int = 256 * 1024 * 1024
+    half_open_timeout_s: float = 10.0
+    waiting_max: int = 4096
+
+
+@dataclass(slots=True)
+class InvocationCounts:
+    """How invocations went, since the start."""
+
+    answered: int = 0
+    damaged: int = 0  # parameters that are no values of their types, or end too soon
+    expired: int = 0
+    refused: int = 0
+    failed: int = 0  # the handler raised
+    without_reply: int = 0  # not carried out
+    stray_pieces: int = 0  # of parameters that nobody waits for
+
+
+class Send(NamedTuple):
+    """A message to publish."""
+
+    subject: str
+    payload: bytes
+    reply: str = ""
+
+
+class Waiting(NamedTuple):
+    """A handler's answer that must be waited for; then `Invocations.finish(waiting, result)`."""
+
+    reply: str
+    caller: Caller
+    answer: Awaitable[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do next, in this order: log the failure, send the messages, wait for the answer."""
+
+    sends: list[Send] = field(default_factory=list)
+    waiting: Waiting | None = None
+    failure: Exception | None = None  # of a handler, or what was wrong with the parameters
+
+
+@dataclass(slots=True)
+class HalfOpen:
+    """An invocation whose parameters are not whole yet. `needed` is how many bytes they have at the least."""
+
+    handler: Handler
+    reply: str
+    caller: Caller
+    pieces: list[bytes]
+    size: int
+    needed: int
+    deadline_s: float
+
+
+class Invocations:
+    """All invocations of one server.
+
+    :param inbox: the server's inbox; pieces of parameters come to `{inbox}.{token}.params`
+    :param nobody: an inbox of which nobody listens to `.params`
+    :param new_token: gives tokens that cannot be guessed, so that no client can reach into another's invocation
+    """
+
+    def __init__(
+        self,
+        inbox: str,
+        nobody: str,
+        new_token: Callable[[], str],
+        limits: InvocationLimits | None = None,
+        max_payload: int = 1024 * 1024,
+    ) -> None:
+        self.max_payload = max_payload
+        self.counts = InvocationCounts()
+        self._limits = limits or InvocationLimits()
+        self._inbox = inbox
+        self._nobody = nobody
+        self._new_token = new_token
+        self._half_open: dict[str, HalfOpen] = {}  # in the order of their deadlines
+        self._half_open_bytes = 0
+        self._waiting = 0
+
+    @property
+    def half_open(self) -> int:
+        """Invocations whose parameters are not whole."""
+        return len(self._half_open)
+
+    @property
+    def half_open_bytes(self) -> int:
+        """Bytes of parameters held for them."""
+        return self._half_open_bytes
+
+    @property
+    def waiting(self) -> int:
+        """Invocations whose handler is being waited for."""
+        return self._waiting
+
+    def receive(self, handler: Handler, reply: str, caller: Caller, piece: bytes, now_s: float) -> Step:
+        """The first piece of an invocation's parameters, maybe all of them."""
+        if not reply:
+            self.counts.without_reply += 1
+            return Step()
+        try:
+            answer = handler(caller, piece, 0, len(piece))
+        except NeedMoreBytes as more:
+            return self._open(HalfOpen(handler, reply, caller, [piece], len(piece), more.end_min, 0.0), now_s)
+        except Exception as error:
+            return self._fail(reply, error, [Send(reply, b"", self._nobody)])
+        return self._answer(reply, caller, answer, [Send(reply, b"", self._nobody)])
+
+    def receive_params(self, token: str, piece: bytes, now_s: float) -> Step:
+        """A further piece of the parameters of a half-open invocation; an empty one ends them."""
+        half_open = self._half_open.pop(token, None)
+        if half_open is None:
+            self.counts.stray_pieces += bool(piece)
+            return Step()
+        self._half_open_bytes -= half_open.size
+        reply = half_open.reply
+        if not piece:
+            error = DecodeError(f"found {half_open.size} bytes of parameters of at least {half_open.needed}")
+            return self._fail(reply, error, [])
+        half_open.pieces.append(piece)
+        half_open.size += len(piece)
+        if half_open.size >= half_open.needed:
+            # Pieces are joined only when the length that is known is there, so that large parameters are copied once.
+            buffer = b"".join(half_open.pieces)
+            try:
+                answer = half_open.handler(half_open.caller, buffer, 0, len(buffer))
+            except NeedMoreBytes as more:
+                half_open.pieces = [buffer]
+                half_open.needed = more.end_min
+            except Exception as error:
+                return self._fail(reply, error, [])
+            else:
+                return self._answer(reply, half_open.caller, answer, [])
+        if self._hold(token, half_open, now_s):
+            return Step()
+        self.counts.refused += 1
+        return Step([Send(results_subject(reply), b"")])
+
+    def finish(self, waiting: Waiting, result: bytes | Exception) -> Step:
+        """The answer that was waited for: a result, or what the handler raised."""
+        self._waiting -= 1
+        if isinstance(result, Exception):
+            return self._fail(waiting.reply, result, [])
+        return Step(self._result(waiting.reply, result, []))
+
+    def expire(self, now_s: float) -> Step:
+        """End the half-open invocations that got no piece for too long."""
+        sends = []
+        while self._half_open:
+            token, half_open = next(iter(self._half_open.items()))
+            if half_open.deadline_s > now_s:
+                break
+            sends.append(self._drop(token))
+            self.counts.expired += 1
+        return Step(sends)
+
+    def close(self) -> Step:
+        """End all half-open invocations: the server stops."""
+        sends = []
+        while self._half_open:
+            sends.append(self._drop(next(iter(self._half_open))))
+            self.counts.refused += 1
+        return Step(sends)
+
+    def refuse(self, reply: str) -> Step:
+        """End an invocation at its first piece, unread: it can't be carried out now."""
+        if not reply:
+            self.counts.without_reply += 1
+            return Step()
+        self.counts.refused += 1
+        return Step([Send(reply, b"", self._nobody), Send(results_subject(reply), b"")])
+
+    def _open(self, half_open: HalfOpen, now_s: float) -> Step:
+        token = self._new_token()
+        if not self._hold(token, half_open, now_s):
+            return self.refuse(half_open.reply)
+        return Step([Send(half_open.reply, b"", f"{self._inbox}.{token}")])
+
+    def _hold(self, token: str, half_open: HalfOpen, now_s: float) -> bool:
+        limits = self._limits
+        if (
+            len(self._half_open) >= limits.half_open_max
+            or self._half_open_bytes + half_open.size > limits.half_open_bytes_max
+        ):
+            return False
+        half_open.deadline_s = now_s + limits.half_open_timeout_s
+        self._half_open[token] = half_open
+        self._half_open_bytes += half_open.size
+        return True
+
+    def _drop(self, token: str) -> Send:
+        half_open = self._half_open.pop(token)
+        self._half_open_bytes -= half_open.size
+        return Send(results_subject(half_open.reply), b"")
+
+    def _answer(self, reply: str, caller: Caller, answer: bytes | Awaitable[bytes], sends: list[Send]) -> Step:
+        if isinstance(answer, bytes):
+            return Step(self._result(reply, answer, sends))
+        if self._waiting >= self._limits.waiting_max:
+            close = getattr(answer, "close", None)
+            if close is not None:
+                close()  # a coroutine that is never awaited would warn
+            self.counts.refused += 1
+            return Step([*sends, Send(results_subject(reply), b"")])
+        self._waiting += 1
+        return Step(sends, Waiting(reply, caller, answer))
+
+    def _result(self, reply: str, result: bytes, sends: list[Send]) -> list[Send]:
+        self.counts.answered += 1
+        subject = results_subject(reply)
+        size = self.max_payload
+        sends += [Send(subject, result[at : at + size]) for at in range(0, len(result), size)]
+        sends.append(Send(subject, b""))
+        return sends
+
+    def _fail(self, reply: str, error: Exception, sends: list[Send]) -> Step:
+        if isinstance(error, DecodeError):
+            self.counts.damaged += 1
+        else:
+            self.counts.failed += 1
+        sends.append(Send(results_subject(reply), b""))
+        return Step(sends, failure=error)

@@ -1,0 +1,301 @@
+"""The codec of `wrpc:keyvalue@0.2.0-draft`: parameters and results of every function, both ways, and the handlers a server calls.
+
+    store.get        bucket: string, key: string                      -> result<option<list<u8>>, error>
+    store.set        bucket: string, key: string, value: list<u8>     -> result<_, error>
+    store.delete     bucket: string, key: string                      -> result<_, error>
+    store.exists     bucket: string, key: string                      -> result<bool, error>
+    store.list-keys  bucket: string, cursor: option<u64>              -> result<key-response, error>
+
+    error            variant { 0 no-such-store, 1 access-denied, 2 other(string) }
+    key-response     record { keys: list<string>, cursor: option<u64> }
+
+Strings stay bytes on both sides (their UTF-8 is checked where they come in): a key is bytes in the engine too, and is never decoded.
+
+To add a function: its line in the Protocol, its four codec functions here, its handler in `store_handlers`, its method in the client, and
+in the service. tests/test_wit.py fails until the Protocol, the handlers and `wit/` say the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+from transport.errors import (
+    AccessDeniedError,
+    DecodeError,
+    InterfaceError,
+    LengthLimitError,
+    NeedMoreBytes,
+    NoSuchStoreError,
+    OtherError,
+)
+from transport.handler import Answer, Caller, Handler
+from transport.values import read_bool, read_bytes, read_tag, read_text, read_unsigned, write_length, write_unsigned
+
+__all__ = [
+    "STORE",
+    "KeyResponse",
+    "ParameterLimits",
+    "StoreInterface",
+    "decode_delete",
+    "decode_exists",
+    "decode_get",
+    "decode_get_result",
+    "decode_key_response",
+    "decode_list_keys",
+    "decode_set",
+    "decode_truth_result",
+    "decode_unit_result",
+    "encode_bucket_key",
+    "encode_error",
+    "encode_get_result",
+    "encode_key_response",
+    "encode_list_keys",
+    "encode_set",
+    "encode_truth_result",
+    "encode_unit_result",
+    "store_handlers",
+]
+
+#: The instance that serves `store`.
+STORE = "wrpc:keyvalue/store@0.2.0-draft"
+
+T = TypeVar("T")
+P = TypeVar("P")
+
+OK = b"\x00"
+OK_NONE = b"\x00\x00"
+OK_SOME = b"\x00\x01"
+OK_FALSE = b"\x00\x00"
+OK_TRUE = b"\x00\x01"
+
+BUCKET = "bucket name in bytes"
+KEY = "key in bytes"
+VALUE = "value in bytes"
+#: An error's message longer than this is cut by the client that reads it, so that no provider can fill its memory.
+MESSAGE_BYTES_MAX = 64 * 1024
+
+
+class KeyResponse(NamedTuple):
+    """A page of keys, and the cursor of the next page (None: no key is left)."""
+
+    keys: Sequence[bytes]
+    cursor: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterLimits:
+    """Lengths that a reader of parameters accepts, in bytes."""
+
+    bucket_bytes_max: int = 1024
+    key_bytes_max: int = 64 * 1024
+    value_bytes_max: int = 16 * 1024 * 1024
+
+
+class StoreInterface(Protocol):
+    """`wrpc:keyvalue/store`. Each function may be a coroutine function. Errors are raised: InterfaceError and its kinds."""
+
+    def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bytes | None]: ...
+
+    def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]: ...
+
+    def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]: ...
+
+    def exists(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bool]: ...
+
+    def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]: ...
+
+
+# Parameters. Decoders return them with the offset behind the last.
+
+
+def encode_bucket_key(bucket: bytes, key: bytes) -> bytes:
+    """Parameters of get, delete and exists."""
+    return b"".join((write_length(len(bucket)), bucket, write_length(len(key)), key))
+
+
+def decode_get(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes], int]:
+    """Bucket and key."""
+    bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
+    key, at = read_text(buffer, at, end, limits.key_bytes_max, KEY)
+    return (bucket, key), at
+
+
+decode_delete = decode_get
+decode_exists = decode_get
+
+
+def encode_set(bucket: bytes, key: bytes, value: bytes) -> bytes:
+    """Parameters of set."""
+    return b"".join((write_length(len(bucket)), bucket, write_length(len(key)), key, write_length(len(value)), value))
+
+
+def decode_set(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes, bytes], int]:
+    """Bucket, key and value."""
+    bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
+    key, at = read_text(buffer, at, end, limits.key_bytes_max, KEY)
+    value, at = read_bytes(buffer, at, end, limits.value_bytes_max, VALUE)
+    return (bucket, key, value), at
+
+
+def encode_list_keys(bucket: bytes, cursor: int | None) -> bytes:
+    """Parameters of list-keys."""
+    return write_length(len(bucket)) + bucket + _write_cursor(cursor)
+
+
+def decode_list_keys(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, int | None], int]:
+    """Bucket and cursor."""
+    bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
+    cursor, at = _read_cursor(buffer, at, end)
+    return (bucket, cursor), at
+
+
+# Results. Decoders raise the interface's error where the result is one.
+
+
+def encode_error(error: InterfaceError) -> bytes:
+    """A result that is an error; kinds that the variant does not know become `other`."""
+    if isinstance(error, NoSuchStoreError):
+        return b"\x01\x00"
+    if isinstance(error, AccessDeniedError):
+        return b"\x01\x01"
+    message = str(error).encode(errors="replace")
+    return b"".join((b"\x01\x02", write_length(len(message)), message))
+
+
+def encode_get_result(value: bytes | None) -> bytes:
+    """result<option<list<u8>>, error> that is ok."""
+    if value is None:
+        return OK_NONE
+    return b"".join((OK_SOME, write_length(len(value)), value))
+
+
+def decode_get_result(buffer: bytes, at: int, end: int) -> tuple[bytes | None, int]:
+    """result<option<list<u8>>, error>."""
+    at = _read_ok(buffer, at, end)
+    some, at = read_tag(buffer, at, end, 2, "an option")
+    if not some:
+        return None, at
+    return read_bytes(buffer, at, end, 2**32, VALUE)
+
+
+def encode_unit_result(value: None) -> bytes:
+    """result<_, error> that is ok."""
+    return OK
+
+
+def decode_unit_result(buffer: bytes, at: int, end: int) -> tuple[None, int]:
+    """result<_, error>."""
+    return None, _read_ok(buffer, at, end)
+
+
+def encode_truth_result(truth: bool) -> bytes:
+    """result<bool, error> that is ok."""
+    return OK_TRUE if truth else OK_FALSE
+
+
+def decode_truth_result(buffer: bytes, at: int, end: int) -> tuple[bool, int]:
+    """result<bool, error>."""
+    return read_bool(buffer, _read_ok(buffer, at, end), end)
+
+
+def encode_key_response(response: KeyResponse) -> bytes:
+    """result<key-response, error> that is ok."""
+    keys, cursor = response
+    parts = [OK, write_length(len(keys))]
+    for key in keys:
+        parts += (write_length(len(key)), key)
+    parts.append(_write_cursor(cursor))
+    return b"".join(parts)
+
+
+def decode_key_response(buffer: bytes, at: int, end: int) -> tuple[KeyResponse, int]:
+    """result<key-response, error>."""
+    at = _read_ok(buffer, at, end)
+    count, at = read_unsigned(buffer, at, end, 32)
+    if at + count + 1 > end:  # a key takes at least its length, and the cursor its tag
+        raise NeedMoreBytes(at + count + 1)
+    keys = []
+    for _ in range(count):
+        key, at = read_text(buffer, at, end, 2**32, KEY)
+        keys.append(key)
+    cursor, at = _read_cursor(buffer, at, end)
+    return KeyResponse(keys, cursor), at
+
+
+def _write_cursor(cursor: int | None) -> bytes:
+    return b"\x00" if cursor is None else b"\x01" + write_unsigned(cursor)
+
+
+def _read_cursor(buffer: bytes, at: int, end: int) -> tuple[int | None, int]:
+    some, at = read_tag(buffer, at, end, 2, "an option")
+    if not some:
+        return None, at
+    return read_unsigned(buffer, at, end, 64)
+
+
+def _read_ok(buffer: bytes, at: int, end: int) -> int:
+    failed, at = read_tag(buffer, at, end, 2, "a result")
+    if not failed:
+        return at
+    kind, at = read_tag(buffer, at, end, 3, "an error")
+    if kind == 0:
+        raise NoSuchStoreError
+    if kind == 1:
+        raise AccessDeniedError
+    try:
+        message, at = read_bytes(buffer, at, end, MESSAGE_BYTES_MAX, "error message in bytes")
+    except LengthLimitError as error:
+        raise DecodeError(str(error)) from None
+    raise OtherError(message.decode(errors="replace"))
+
+
+# Handlers.
+
+
+def store_handlers(store: StoreInterface, limits: ParameterLimits) -> dict[str, Handler]:
+    """A handler for each function of `store`, by its name on the wire."""
+    return {
+        "get": _handler(decode_get, store.get, encode_get_result, limits),
+        "set": _handler(decode_set, store.set, encode_unit_result, limits),
+        "delete": _handler(decode_delete, store.delete, encode_unit_result, limits),
+        "exists": _handler(decode_exists, store.exists, encode_truth_result, limits),
+        "list-keys": _handler(decode_list_keys, store.list_keys, encode_key_response, limits),
+    }
+
+
+def _handler(
+    decode: Callable[[bytes, int, int, ParameterLimits], tuple[tuple[P, ...], int]],
+    function: Callable[..., Answer[T]],
+    encode: Callable[[T], bytes],
+    limits: ParameterLimits,
+) -> Handler:
+    """Decode, call, encode. Parameters are decoded before a coroutine function is called, so that what is cut is seen at once."""
+
+    async def wait(answer: Awaitable[T]) -> bytes:
+        try:
+            return encode(await answer)
+        except InterfaceError as error:
+            return encode_error(error)
+
+    def handle_waiting(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+        try:
+            parameters, _ = decode(buffer, start, end, limits)
+        except LengthLimitError as error:
+            return encode_error(OtherError(str(error)))
+        answer: Awaitable[T] = function(caller, *parameters)  # type: ignore[assignment] # a coroutine function
+        return wait(answer)
+
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+        try:
+            parameters, _ = decode(buffer, start, end, limits)
+            answer: T = function(caller, *parameters)  # type: ignore[assignment] # not a coroutine function
+        except LengthLimitError as error:
+            return encode_error(OtherError(str(error)))
+        except InterfaceError as error:
+            return encode_error(error)
+        return encode(answer)
+
+    return handle_waiting if inspect.iscoroutinefunction(function) else handle

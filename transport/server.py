@@ -1,0 +1,210 @@
+"""A wRPC server on a NATS connection: subscribes, and carries out what `Invocations` says. The plain path: nats-py's callbacks.
+
+    NATS ── message ──> Invocations.receive ── Step ──> NATS
+                              │  ^
+                       handler│  │finish, where the handler must be waited for (a task each)
+
+Everything about an invocation is decided in `transport.invocation`; here are only the clock, the subscriptions, the tasks and the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+
+from transport.connection import Connection, Message, Subscription
+from transport.errors import DecodeError, DisconnectedError
+from transport.handler import ANONYMOUS, Caller, Handler
+from transport.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step, Waiting
+from transport.subjects import check_subject, invocation_subject, params_subject, params_token
+
+__all__ = ["Server"]
+
+log = logging.getLogger(__name__)
+
+EXPIRY_INTERVAL_S = 0.5
+#: Failures that are logged in full; of the others in the same interval only their number.
+FAILURES_LOGGED_MAX = 5
+FAILURES_INTERVAL_S = 10.0
+
+
+class Server:
+    """Serves instances under a prefix. `add` them, `start`, and `stop`."""
+
+    def __init__(self, connection: Connection, prefix: str, limits: InvocationLimits | None = None) -> None:
+        self.prefix = check_subject(prefix, "prefix")
+        self._connection = connection
+        self._inbox = connection.new_inbox()
+        self._invocations = Invocations(
+            self._inbox, connection.new_inbox(), lambda: secrets.token_hex(8), limits, connection.max_payload
+        )
+        self._handlers: list[tuple[str, Handler]] = []
+        self._functions: list[Subscription] = []
+        self._params: Subscription | None = None
+        self._expiry: asyncio.Task[None] | None = None
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._idle: asyncio.Event | None = None  # while the server stops
+        self._failures = RateLimit(FAILURES_LOGGED_MAX, FAILURES_INTERVAL_S)
+        self.unsent = 0  # messages that found no connection
+
+    @property
+    def counts(self) -> InvocationCounts:
+        """How invocations went."""
+        return self._invocations.counts
+
+    @property
+    def in_flight(self) -> int:
+        """Invocations that were taken and not ended."""
+        return self._invocations.half_open + self._invocations.waiting
+
+    @property
+    def failed(self) -> BaseException | None:
+        """What a background task of the server died of, if one did."""
+        if self._expiry is not None and self._expiry.done() and not self._expiry.cancelled():
+            return self._expiry.exception()
+        return None
+
+    def add(self, instance: str, handlers: Mapping[str, Handler]) -> None:
+        """Serve an instance: its handlers by the functions' names. Before `start`."""
+        self._handlers += [
+            (invocation_subject(self.prefix, instance, name), handler) for name, handler in handlers.items()
+        ]
+
+    async def start(self) -> None:
+        """Subscribe. Several servers of one prefix share the invocations (its queue group).
+
+        :raises DisconnectedError: the connection is closed
+        """
+        self._expiry = asyncio.create_task(self._expire())
+        self._params = await self._connection.subscribe(params_subject(f"{self._inbox}.*"), self._on_params)
+        for subject, handler in self._handlers:
+            self._functions.append(await self._subscribe(subject, handler))
+
+    async def stop(self, timeout_s: float) -> None:
+        """Take no further invocation, answer those that were taken, and end what is not answered within `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        functions, self._functions = self._functions, []
+        drains = [asyncio.create_task(self._connection.drain(function)) for function in functions]
+        if drains:
+            _, late = await asyncio.wait(drains, timeout=timeout_s)
+            for drain in late:
+                drain.cancel()
+        self._idle = asyncio.Event()
+        if self.in_flight:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline_s):
+                    await self._idle.wait()
+        for task in self._waiting:
+            task.cancel()
+        if self._waiting:
+            await asyncio.wait(self._waiting)
+        await self._carry_out(self._invocations.close())
+        if self._expiry is not None:
+            self._expiry.cancel()
+        if self._params is not None:
+            await self._connection.drain(self._params)
+
+    async def _subscribe(self, subject: str, handler: Handler) -> Subscription:
+        invocations = self._invocations
+        now_s = asyncio.get_running_loop().time
+
+        async def receive(message: Message) -> None:
+            await self._carry_out(
+                invocations.receive(handler, message.reply, caller_of(message.headers), message.data, now_s())
+            )
+
+        async def refuse(reply: str) -> None:
+            await self._carry_out(invocations.refuse(reply))
+
+        return await self._connection.subscribe(subject, receive, self.prefix, refuse)
+
+    async def _on_params(self, message: Message) -> None:
+        now_s = asyncio.get_running_loop().time()
+        await self._carry_out(self._invocations.receive_params(params_token(message.subject), message.data, now_s))
+
+    async def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(EXPIRY_INTERVAL_S)
+            self._invocations.max_payload = self._connection.max_payload
+            await self._carry_out(self._invocations.expire(loop.time()))
+
+    async def _carry_out(self, step: Step) -> None:
+        if step.failure is not None:
+            self._log_failure(step.failure)
+        if step.waiting is not None:
+            # The handshake is in step.sends: the task runs after it was written.
+            task = asyncio.create_task(self._wait(step.waiting))
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
+        await self._send(step.sends)
+        if self._idle is not None and not self.in_flight:
+            self._idle.set()
+
+    async def _send(self, sends: list[Send]) -> None:
+        publish = self._connection.publish
+        for sent, (subject, payload, reply) in enumerate(sends):
+            try:
+                await publish(subject, payload, reply)
+            except DisconnectedError as error:
+                # The client is gone with the connection, or will run into its time-out.
+                self.unsent += len(sends) - sent
+                if self._failures.allows(asyncio.get_running_loop().time()):
+                    log.warning("an answer is lost: %s", error)
+                return
+
+    async def _wait(self, waiting: Waiting) -> None:
+        result: bytes | Exception
+        try:
+            result = await waiting.answer
+        except asyncio.CancelledError:
+            await self._carry_out(self._invocations.finish(waiting, TimeoutError("the server stops")))
+            raise
+        except Exception as error:  # the boundary of the task: counted and logged
+            result = error
+        await self._carry_out(self._invocations.finish(waiting, result))
+
+    def _log_failure(self, error: Exception) -> None:
+        if not self._failures.allows(asyncio.get_running_loop().time()):
+            return
+        if isinstance(error, DecodeError):
+            log.warning("an invocation was ended without a result: damaged parameters: %s", error)
+        else:
+            log.error("an invocation was ended without a result: its handler failed", exc_info=error)
+
+
+def caller_of(headers: Mapping[str, str] | None) -> Caller:
+    """The caller that the headers of an invocation name."""
+    if not headers:
+        return ANONYMOUS
+    return Caller(headers.get("source-id"), headers.get("link-name"), headers.get("traceparent"))
+
+
+class RateLimit:
+    """Allows so many in an interval of time; the log says how many it was silent about."""
+
+    __slots__ = ("_allowed", "_interval_s", "_number_max", "_silent", "_until_s")
+
+    def __init__(self, number_max: int, interval_s: float) -> None:
+        self._number_max = number_max
+        self._interval_s = interval_s
+        self._until_s = 0.0
+        self._allowed = 0
+        self._silent = 0
+
+    def allows(self, now_s: float) -> bool:
+        """Whether one more may be logged at this time."""
+        if now_s >= self._until_s:
+            if self._silent:
+                log.warning("%d more invocations were ended without a result", self._silent)
+            self._until_s = now_s + self._interval_s
+            self._allowed = self._silent = 0
+        self._allowed += 1
+        if self._allowed <= self._number_max:
+            return True
+        self._silent += 1
+        return False
