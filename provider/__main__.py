@@ -1,0 +1,188 @@
+"""The provider's process: reads host data, composes everything once, serves, stops in order.
+
+    standard input ─> HostData ─> Connection ─┬─ Server ─ store_handlers ─ Service ─ Store
+                                              └─ Host (health, links, configuration, shutdown)
+
+Exit codes: 0 stopped in order; 1 NATS could not be reached, or a failure of ours; 2 the host data or its configuration can't be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from engine import Store
+from provider.host import Host
+from provider.host_data import HostData, HostDataError, read_host_data
+from provider.log import set_up_log
+from provider.options import OPTIONS, OptionError, ProviderOptions
+from provider.service import Service
+from transport.connection import Connection, ConnectionOptions, split_urls
+from transport.errors import ConnectError, DisconnectedError
+from transport.keyvalue import STORE, store_handlers
+from transport.server import Server
+
+__all__ = ["main"]
+
+log = logging.getLogger("provider")
+
+#: The host ends the process 300 ms after its request to stop; answering must leave it time to hear of it.
+HOST_STOP_TIMEOUT_S = 0.2
+FLUSH_TIMEOUT_S = 0.05
+#: Few objects here are in cycles, and a full collection over a million keys takes tens of milliseconds.
+GC_THRESHOLDS = (50_000, 50, 100)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `keyvalue-inmemory`. Returns the exit code."""
+    _parser().parse_args(argv)
+    try:
+        host_data = read_host_data(sys.stdin.fileno())
+        urls = split_urls(host_data.lattice_rpc_url)
+    except HostDataError as error:
+        return _refuse(str(error))
+    except ValueError as error:
+        return _refuse(f"host data: lattice_rpc_url: {error}")
+    set_up_log(host_data.log_level, host_data.structured_logging)
+    try:
+        options, unknown = ProviderOptions.from_config(host_data.config)
+    except OptionError as error:
+        return _refuse(f"host data: config: {error}")
+    if unknown:
+        log.warning("config: ignored, since no option has this name: %s", ", ".join(sorted(unknown)))
+    try:
+        return _run(Provider(host_data, options, urls).run())
+    except (ConnectError, DisconnectedError) as error:
+        log.error("%s", error)
+        return 1
+
+
+class Provider:
+    """All that one process holds."""
+
+    def __init__(self, host_data: HostData, options: ProviderOptions, urls: Sequence[str]) -> None:
+        self._host_data = host_data
+        self._options = options
+        self._connection_options = ConnectionOptions(
+            urls=tuple(urls),
+            name=host_data.provider_key,
+            user_jwt=host_data.lattice_rpc_user_jwt.reveal(),
+            user_seed=host_data.lattice_rpc_user_seed.reveal(),
+            open_timeout_s=options.connect_timeout_ms / 1000,
+        )
+        self.prefix = f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}"
+        self._config_error: str | None = None
+        self._connection: Connection | None = None
+        self._server: Server | None = None
+
+    async def run(self) -> int:
+        """Serve until the host or a signal asks to stop; the exit code.
+
+        :raises ConnectError: NATS can't be reached
+        """
+        connection = self._connection = await Connection.open(self._connection_options)
+        service = Service(Store(self._options.store_options()))
+        server = self._server = Server(connection, self.prefix, self._options.invocation_limits())
+        server.add(STORE, store_handlers(service, service.parameter_limits))
+        host = Host(connection, self._host_data, self)
+        signals = _stop_at_signals(host.stop_requested)
+        await host.start()
+        await server.start()
+        await connection.flush(self._connection_options.open_timeout_s)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        log.info("ready: serving %s at %s with %d links", self.prefix, connection.server, len(host.links))
+        await host.stop_requested.wait()
+        await server.stop(self._options.stop_timeout_ms / 1000 if signals else HOST_STOP_TIMEOUT_S)
+        try:
+            await connection.flush(FLUSH_TIMEOUT_S)
+        except DisconnectedError as error:
+            log.warning("the last answers may be lost: %s", error)
+        log.info("stopped: %d invocations answered", server.counts.answered)
+        await host.acknowledge_stop()
+        await connection.close()
+        return 0
+
+    def ailments(self) -> list[str]:
+        """What keeps the provider from serving well."""
+        ailments = []
+        if self._server is not None and self._server.failed is not None:
+            ailments.append(f"a background task died: {type(self._server.failed).__name__}")
+        if self._connection is not None and self._connection.refusal is not None:
+            ailments.append(self._connection.refusal)
+        if self._config_error is not None:
+            ailments.append(f"config: {self._config_error}")
+        return ailments
+
+    def configure(self, config: Mapping[str, str]) -> None:
+        """Compare with the configuration in force: all options are read at the start, so a change wants a restart."""
+        try:
+            options, _ = ProviderOptions.from_config(config)
+        except OptionError as error:
+            self._config_error = str(error)
+            log.error("config: %s; what was in force stays", error)
+            return
+        self._config_error = None
+        changed = self._options.changed(options)
+        if changed:
+            log.warning("config: changed at the next start of the provider: %s", ", ".join(changed))
+
+
+def _stop_at_signals(stop_requested: asyncio.Event) -> list[int]:
+    """Stop at SIGTERM and SIGINT, end at once at the second; the signals that came."""
+    came: list[int] = []
+
+    def stop(number: int) -> None:
+        if came:
+            os._exit(128 + number)
+        came.append(number)
+        log.info("%s: stopping; a second signal ends at once", signal.Signals(number).name)
+        stop_requested.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    return came
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+    try:
+        from uvloop import new_event_loop
+    except ImportError:  # it is not to be had on every platform
+        new_event_loop = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"keyvalue-inmemory: {message}\n")
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    options = "\n".join(f"  {name:<22} {option.what}" for name, option in OPTIONS.items())
+    parser = argparse.ArgumentParser(
+        prog="keyvalue-inmemory",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="A wasmCloud capability provider that serves wrpc:keyvalue from memory, over NATS.\n\n"
+        "A wasmCloud host starts it, and writes host data to its standard input. By hand:\n\n"
+        '  echo \'{"lattice_rpc_url": "127.0.0.1:4222", "provider_key": "keyvalue-inmemory"}\' | base64 | keyvalue-inmemory\n'
+        "  wrpc-kv --prefix default.keyvalue-inmemory set hello world",
+        epilog=f"options, as strings in the host data's object `config`:\n{options}\n\n"
+        "exit codes: 0 stopped in order (by the host, SIGTERM or SIGINT); 1 NATS can't be reached; 2 the host data can't be used",
+    )
+    parser.add_argument("--version", action="version", version=f"keyvalue-inmemory {version('keyvalue-inmemory')}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""wrpc-kv: get, set, delete, exists and keys over the wire, for people and scripts."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transport.client import KeyValueClient
+from transport.errors import InterfaceError, NoProviderError, TransportError
+
+__all__ = ["main"]
+
+WAIT_INTERVAL_S = 0.05
+
+
+class MissingKeyError(Exception):
+    """The key that was asked for is not there."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `wrpc-kv`. Returns the exit code: 0, or 1 after a line on standard error."""
+    arguments = _parser().parse_args(argv)
+    try:
+        asyncio.run(_run(arguments))
+    except (InterfaceError, TransportError, MissingKeyError, OSError, ValueError) as error:
+        if arguments.json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}), file=sys.stderr)
+        else:
+            print(f"wrpc-kv: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    value = _value(arguments) if arguments.command == "set" else b""
+    async with KeyValueClient(
+        arguments.url,
+        arguments.prefix,
+        source_id=arguments.source_id,
+        link_name=arguments.link_name,
+        timeout_s=arguments.timeout,
+    ) as client:
+        if arguments.wait:
+            await _wait(client, arguments.bucket, arguments.wait)
+        match arguments.command:
+            case "get":
+                found = await client.get(arguments.bucket, arguments.key)
+                if found is None:
+                    raise MissingKeyError(f"no key {arguments.key!r} in bucket {arguments.bucket!r}")
+                if arguments.json:
+                    _print_json({"key": arguments.key, "value_base64": base64.b64encode(found).decode()})
+                else:
+                    sys.stdout.buffer.write(found)
+                    sys.stdout.buffer.flush()
+            case "set":
+                await client.set(arguments.bucket, arguments.key, value)
+                if arguments.json:
+                    _print_json({"key": arguments.key, "value_bytes": len(value)})
+            case "delete":
+                await client.delete(arguments.bucket, arguments.key)
+                if arguments.json:
+                    _print_json({"key": arguments.key})
+            case "exists":
+                exists = await client.exists(arguments.bucket, arguments.key)
+                if arguments.json:
+                    _print_json({"key": arguments.key, "exists": exists})
+                else:
+                    print("true" if exists else "false")
+            case "keys":
+                async for key in client.keys(arguments.bucket):
+                    print(json.dumps(key) if arguments.json else key)
+
+
+async def _wait(client: KeyValueClient, bucket: str, timeout_s: float) -> None:
+    """Return once a provider answers; raises what the last attempt did when none has in time."""
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        try:
+            await client.exists(bucket, "")
+            return
+        except InterfaceError:
+            return
+        except NoProviderError:
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise
+        await asyncio.sleep(WAIT_INTERVAL_S)
+
+
+def _value(arguments: argparse.Namespace) -> bytes:
+    if arguments.file is not None:
+        return Path(arguments.file).read_bytes()
+    if arguments.value == "-" or (arguments.value is None and not sys.stdin.isatty()):
+        return sys.stdin.buffer.read()
+    if arguments.value is None:
+        raise ValueError("found no value, allowed an argument, --file PATH, or standard input")
+    value: str = arguments.value
+    return value.encode("utf-8", "surrogateescape")
+
+
+def _print_json(answer: dict[str, object]) -> None:
+    print(json.dumps(answer, ensure_ascii=False))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wrpc-kv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Reads and writes keys of a wrpc:keyvalue provider over NATS.",
+        epilog="examples:\n"
+        "  wrpc-kv set hello world\n"
+        "  wrpc-kv get hello\n"
+        "  wrpc-kv --bucket pictures set cat --file cat.png\n"
+        "  wrpc-kv --bucket pictures get cat > copy.png\n"
+        "  date | wrpc-kv set now -\n"
+        "  wrpc-kv keys",
+    )
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("NATS_URL", "127.0.0.1:4222"),
+        help="NATS server; default: $NATS_URL or 127.0.0.1:4222",
+    )
+    parser.add_argument(
+        "--prefix", default="default.keyvalue-inmemory", help="{lattice}.{provider key}; default: %(default)s"
+    )
+    parser.add_argument("--bucket", default="default", help="default: %(default)s")
+    parser.add_argument("--source-id", help="call as this component, as a host's headers say it")
+    parser.add_argument("--link-name", help="call over the link of this name")
+    parser.add_argument(
+        "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="for each call; default: %(default)g"
+    )
+    parser.add_argument(
+        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long for a provider to be there"
+    )
+    parser.add_argument("--json", action="store_true", help="answers and errors as JSON, one object or string a line")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what in (
+        ("get", "write a key's value to standard output, its bytes untouched"),
+        ("set", "store a value: an argument, a file, or standard input"),
+        ("delete", "remove a key; no error where it is not there"),
+        ("exists", "print true or false"),
+    ):
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("key")
+        if name == "set":
+            source = command.add_mutually_exclusive_group()
+            source.add_argument("value", nargs="?", help="the value, or - for standard input")
+            source.add_argument("--file", metavar="PATH", help="a file that holds the value")
+    commands.add_parser(
+        "keys", help="print all keys of the bucket, one a line", description="print all keys of the bucket"
+    )
+    return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"found {text}, allowed 0 to 86400")
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Reading JSON objects of known shape: each field with its type, and errors that name the field and never its value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["FieldError", "Fields"]
+
+_NAMES: dict[type, str] = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+class FieldError(ValueError):
+    """A field of another type than expected; the message names it, what was found and what was expected."""
+
+
+class Fields:
+    """The fields of one JSON object. A field that is missing or null has its default; unknown ones are ignored.
+
+    :param what: the object's name in errors, as `link_definitions[2].`
+    """
+
+    __slots__ = ("_fields", "_what")
+
+    def __init__(self, fields: Any, what: str = "") -> None:
+        if not isinstance(fields, dict):
+            raise FieldError(f"{what.rstrip('.') or 'the whole'}: found {_name(fields)}, expected an object")
+        self._fields: dict[str, Any] = fields
+        self._what = what
+
+    def __contains__(self, name: str) -> bool:
+        return self._fields.get(name) is not None
+
+    def text(self, name: str, default: str = "") -> str:
+        """A string; an empty one is as good as none."""
+        value: str = self._take(name, str, "a string", default)
+        return value or default
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """A boolean."""
+        value: bool = self._take(name, bool, "a boolean", default)
+        return value
+
+    def number(self, name: str, default: int) -> int:
+        """A whole number that is not negative."""
+        value: int = self._take(name, int, "a whole number", default)
+        if isinstance(value, bool) or value < 0:
+            raise self._error(name, value, "a whole number from 0")
+        return value
+
+    def array(self, name: str) -> list[Any]:
+        """An array; its elements are the caller's to check."""
+        value: list[Any] = self._take(name, list, "an array", [])
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """An array of strings."""
+        values = self.array(name)
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                raise self._error(f"{name}[{index}]", value, "a string")
+        return tuple(values)
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """An object; its values are the caller's to check."""
+        value: dict[str, Any] = self._take(name, dict, "an object", {})
+        return value
+
+    def text_map(self, name: str) -> dict[str, str]:
+        """An object whose values are strings."""
+        return text_map(self.mapping(name), f"{self._what}{name}")
+
+    def octets(self, name: str) -> bytes | None:
+        """An array of byte numbers."""
+        if name not in self:
+            return None
+        try:
+            return bytes(self.array(name))
+        except (TypeError, ValueError):
+            raise FieldError(f"{self._what}{name}: expected an array of numbers from 0 to 255") from None
+
+    def _take(self, name: str, kind: type, expected: str, default: Any) -> Any:
+        value = self._fields.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, kind):
+            raise self._error(name, value, expected)
+        return value
+
+    def _error(self, name: str, value: Any, expected: str) -> FieldError:
+        return FieldError(f"{self._what}{name}: found {_name(value)}, expected {expected}")
+
+
+def text_map(value: Any, what: str) -> dict[str, str]:
+    """The object, whose values must be strings.
+
+    :raises FieldError: it is none, or a value is not
+    """
+    if not isinstance(value, Mapping):
+        raise FieldError(f"{what}: found {_name(value)}, expected an object of strings")
+    for name, text in value.items():
+        if not isinstance(text, str):
+            raise FieldError(f"{what}.{name}: found {_name(text)}, expected a string")
+    return dict(value)
+
+
+def _name(value: Any) -> str:
+    return _NAMES.get(type(value), type(value).__name__)

@@ -1,0 +1,152 @@
+"""Links: who may call the provider, and whom the provider may call. Knows the host's contract, and nothing of key-value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from provider.json_fields import FieldError, Fields
+
+__all__ = ["LinkDefinition", "LinkKey", "Links"]
+
+#: Source, target and name: a component may be linked to a provider more than once, under several names.
+LinkKey = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDefinition:
+    """A link, as the host defines it. Configurations may hold what is secret: only their names show in `str` and `repr`."""
+
+    source_id: str
+    target: str
+    name: str
+    wit_namespace: str = ""
+    wit_package: str = ""
+    interfaces: tuple[str, ...] = ()
+    source_config: Mapping[str, str] = field(default_factory=dict, repr=False)
+    target_config: Mapping[str, str] = field(default_factory=dict, repr=False)
+    source_secrets: bytes | None = field(default=None, repr=False)
+    target_secrets: bytes | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> LinkKey:
+        """What tells this link from others."""
+        return self.source_id, self.target, self.name
+
+    def __str__(self) -> str:
+        interfaces = ", ".join(self.interfaces) or "no interface"
+        options = ", ".join(sorted({*self.source_config, *self.target_config})) or "none"
+        return f"{self.source_id} -> {self.target} ({self.name}), {interfaces}; options set: {options}"
+
+    @classmethod
+    def from_json(cls, value: Any, what: str = "") -> LinkDefinition:
+        """A link from its JSON object.
+
+        :raises FieldError: a field is of the wrong type, or names nobody
+        """
+        fields = Fields(value, what)
+        link = cls(
+            source_id=fields.text("source_id"),
+            target=fields.text("target"),
+            name=fields.text("name", "default"),
+            wit_namespace=fields.text("wit_namespace"),
+            wit_package=fields.text("wit_package"),
+            interfaces=fields.texts("interfaces"),
+            source_config=fields.text_map("source_config"),
+            target_config=fields.text_map("target_config"),
+            source_secrets=fields.octets("source_secrets"),
+            target_secrets=fields.octets("target_secrets"),
+        )
+        for name in ("source_id", "target"):
+            if not getattr(link, name):
+                raise FieldError(f"{what}{name}: found nothing, expected a name")
+        return link
+
+
+class Links:
+    """The links of one provider: those it is the target or the source of, by source, target and name."""
+
+    def __init__(self, provider_key: str) -> None:
+        self._provider_key = provider_key
+        self._links: dict[LinkKey, LinkDefinition] = {}
+        self._unusable: dict[LinkKey, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def __iter__(self) -> Iterator[LinkDefinition]:
+        return iter(list(self._links.values()))
+
+    def find(self, source_id: str, name: str) -> LinkDefinition | None:
+        """The link by which this source may call the provider."""
+        return self._links.get((source_id, self._provider_key, name))
+
+    @property
+    def unusable(self) -> list[str]:
+        """Why links that were put can't be used: one line each."""
+        return list(self._unusable.values())
+
+    def put(self, link: LinkDefinition) -> bool:
+        """Keep a link, in place of one of the same key; whether anything changed.
+
+        :raises FieldError: the link has nothing to do with this provider
+        """
+        if self._provider_key not in (link.target, link.source_id):
+            raise FieldError(
+                f"found a link from {link.source_id} to {link.target}, expected {self._provider_key} as one of them"
+            )
+        self._unusable.pop(link.key, None)
+        if self._links.get(link.key) == link:
+            return False
+        self._links[link.key] = link
+        return True
+
+    def delete(self, key: LinkKey) -> bool:
+        """Forget a link; whether it was known."""
+        unusable = self._unusable.pop(key, None)
+        return self._links.pop(key, None) is not None or unusable is not None
+
+    def put_json(self, payload: bytes) -> LinkDefinition | None:
+        """Keep the link of a `linkdefs.put`; the link, or None if it was known just so.
+
+        One that can't be used is noted in `unusable` until a good one of its key comes, or it is deleted.
+
+        :raises FieldError: the payload is no link
+        """
+        value = _parsed(payload)
+        try:
+            link = LinkDefinition.from_json(value)
+            return link if self.put(link) else None
+        except FieldError as error:
+            key = _key_of(value)
+            if key is not None and self._provider_key in key[:2]:
+                self._links.pop(key, None)  # the old definition no longer holds
+                self._unusable[key] = f"link {key[0]} -> {key[1]} ({key[2]}): {error}"
+            raise
+
+    def delete_json(self, payload: bytes) -> LinkKey | None:
+        """Forget the link of a `linkdefs.del`; its key, or None if it was not known.
+
+        :raises FieldError: the payload is no link
+        """
+        key = LinkDefinition.from_json(_parsed(payload)).key
+        return key if self.delete(key) else None
+
+
+def _parsed(payload: bytes) -> Any:
+    try:
+        return json.loads(payload)
+    except (ValueError, RecursionError):
+        raise FieldError(f"found {len(payload)} bytes that are not JSON, expected a link definition") from None
+
+
+def _key_of(value: Any) -> LinkKey | None:
+    """The key of a link whose other fields may be wrong."""
+    if not isinstance(value, dict):
+        return None
+    names = (value.get("source_id"), value.get("target"), value.get("name") or "default")
+    if not all(isinstance(name, str) and name for name in names):
+        return None
+    return names[0], names[1], names[2]  # type: ignore[return-value] # checked one by one

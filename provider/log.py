@@ -1,0 +1,61 @@
+"""The log: one line an event on standard error, plain or JSON, as the host asks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+
+__all__ = ["LEVELS", "set_up_log"]
+
+#: A host's names of levels, and Python's.
+LEVELS = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+}
+
+
+def set_up_log(level: str, structured: bool) -> None:
+    """Send the log to standard error. An unknown level is taken as info, and warned of."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if structured else PlainFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(LEVELS.get(level.lower(), logging.INFO))
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    if level.lower() not in LEVELS:
+        root.warning("log_level: found %r, allowed %s; info it is", level[:32], ", ".join(LEVELS))
+
+
+class PlainFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z INFO provider: ready`"""
+
+    def __init__(self) -> None:
+        self.converter = time.gmtime
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, with the fields that wasmCloud's own structured log has."""
+
+    def __init__(self) -> None:
+        self.converter = time.gmtime
+        super().__init__()
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {"message": record.getMessage()}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        event = {
+            "timestamp": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "target": record.name,
+            "fields": fields,
+        }
+        return json.dumps(event, ensure_ascii=False)
