@@ -77,6 +77,7 @@ class Provider:
             user_jwt=host_data.lattice_rpc_user_jwt.reveal(),
             user_seed=host_data.lattice_rpc_user_seed.reveal(),
             open_timeout_s=options.connect_timeout_ms / 1000,
+            path=options.transport,
         )
         self.prefix = f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}"
         self._config_error: str | None = None

@@ -37,6 +37,7 @@ class ProviderOptions:
     half_open_max: int = INVOCATION_DEFAULTS.half_open_max
     half_open_bytes_max: int = INVOCATION_DEFAULTS.half_open_bytes_max
     half_open_timeout_ms: int = round(INVOCATION_DEFAULTS.half_open_timeout_s * 1000)
+    transport: str = "plain"
     connect_timeout_ms: int = 10_000
     stop_timeout_ms: int = 5_000
 
@@ -112,6 +113,12 @@ def _number(name: str, text: str) -> int:
     return int(digits)
 
 
+def _path(name: str, text: str) -> str:
+    if text in ("direct", "plain"):
+        return text
+    raise OptionError(f"{name}: found {text[:64]!r}, allowed direct or plain")
+
+
 OPTIONS: Mapping[str, Option] = {
     "strict_buckets": Option(_flag, "get, exists and delete on a bucket that was never written give no-such-store"),
     "page_keys": Option(_number, "keys of one list-keys answer"),
@@ -126,6 +133,9 @@ OPTIONS: Mapping[str, Option] = {
     "half_open_max": Option(_number, "invocations whose parameters are not whole yet"),
     "half_open_bytes_max": Option(_number, "bytes held for them"),
     "half_open_timeout_ms": Option(_number, "milliseconds without a further piece after which they are ended"),
+    "transport": Option(
+        _path, "direct: invocations are answered where their bytes arrive; plain: by nats-py's callbacks"
+    ),
     "connect_timeout_ms": Option(_number, "milliseconds for reaching NATS at the start, all attempts together"),
     "stop_timeout_ms": Option(_number, "milliseconds for answering what is in flight at SIGTERM or SIGINT"),
 }

@@ -17,15 +17,26 @@ __all__ = ["Service"]
 HANDLES_MAX = 1024
 
 
-class Service:
-    """The functions of `store`, over one engine store.
+class Handles(dict[bytes, Bucket]):
+    """Handles by bucket name, made when they are missing."""
 
-    :param page_keys_max: keys a page
-    """
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store = store
+
+    def __missing__(self, name: bytes) -> Bucket:
+        if len(self) >= HANDLES_MAX:
+            self.clear()
+        handle = self[name] = self._store.bucket(name)
+        return handle
+
+
+class Service:
+    """The functions of `store`, over one engine store."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._handles: dict[bytes, Bucket] = {}
+        self._handles = Handles(store)
 
     @property
     def parameter_limits(self) -> ParameterLimits:
@@ -36,46 +47,38 @@ class Service:
     def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> bytes | None:
         """The value of a key, or None."""
         try:
-            return self._bucket(bucket).get(key)
+            return self._handles[bucket].get(key)
         except StoreError as error:
             raise _interface_error(error) from error
 
     def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> None:
         """Store a value."""
         try:
-            self._bucket(bucket).set(key, value)
+            self._handles[bucket].set(key, value)
         except StoreError as error:
             raise _interface_error(error) from error
 
     def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> None:
         """Remove a key; no error where it is not there."""
         try:
-            self._bucket(bucket).delete(key)
+            self._handles[bucket].delete(key)
         except StoreError as error:
             raise _interface_error(error) from error
 
     def exists(self, caller: Caller, bucket: bytes, key: bytes, /) -> bool:
         """Whether a key is there."""
         try:
-            return self._bucket(bucket).exists(key)
+            return self._handles[bucket].exists(key)
         except StoreError as error:
             raise _interface_error(error) from error
 
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> KeyResponse:
         """A page of keys from the cursor on."""
         try:
-            page = self._bucket(bucket).page(cursor)
+            page = self._handles[bucket].page(cursor)
         except StoreError as error:
             raise _interface_error(error) from error
         return KeyResponse(page.keys, page.cursor)
-
-    def _bucket(self, name: bytes) -> Bucket:
-        handle = self._handles.get(name)
-        if handle is None:
-            if len(self._handles) >= HANDLES_MAX:
-                self._handles.clear()
-            handle = self._handles[name] = self.store.bucket(name)
-        return handle
 
 
 def _interface_error(error: StoreError) -> NoSuchStoreError | OtherError:

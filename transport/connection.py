@@ -1,4 +1,4 @@
-"""The NATS connection: the one place that imports nats-py, and translates its errors.
+"""The NATS connection: the one place that uses nats-py's client, and translates its errors.
 
 nats-py does connect, credentials, reconnect and the parsing of frames. This adds what a process that runs for months needs: it opens within a
 bounded time or says why not, reconnects for ever, comes back also where nats-py gives up for good (it closes the client at most errors that
@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 import nats.errors
 from nats.aio.client import Client, RawCredentials
 
+from transport.direct import DirectRoutes, DirectTransport
 from transport.errors import ConnectError, DisconnectedError
+from transport.handler import Handler
 
 __all__ = ["Connection", "ConnectionOptions", "Message", "Subscription", "redacted_url", "split_urls"]
 
@@ -66,6 +68,7 @@ class ConnectionOptions:
     user_seed: str = field(default="", repr=False)
     open_timeout_s: float = 10.0
     inbox_prefix: str = "_INBOX"
+    path: str = "plain"
 
 
 def split_urls(text: str) -> tuple[str, ...]:
@@ -109,6 +112,7 @@ class Subscription:
     queue: str
     callback: Callback
     on_drop: Callable[[str], Awaitable[None]] | None
+    route: Handler | str | None
     carried: Any = None  # nats-py's subscription, of the client that is alive
 
 
@@ -117,6 +121,7 @@ class Connection:
 
     def __init__(self, options: ConnectionOptions) -> None:
         self.options = options
+        self.direct = DirectRoutes() if options.path == "direct" else None
         self.reconnects = 0
         self.dropped = 0  # messages that came faster than they were handled
         self.refusal: str | None = None  # the last subject that the server does not permit
@@ -190,13 +195,14 @@ class Connection:
         callback: Callback,
         queue: str = "",
         on_drop: Callable[[str], Awaitable[None]] | None = None,
+        route: Handler | str | None = None,
     ) -> Subscription:
         """Have `callback` (a coroutine function) called for each message, one after the other, also after a reconnect.
 
         :param on_drop: told the reply subject of a message that was dropped because too many wait for the callback
         :raises DisconnectedError: the connection is closed
         """
-        subscription = Subscription(subject, queue, callback, on_drop)
+        subscription = Subscription(subject, queue, callback, on_drop, route)
         await self._carry(subscription)
         self._subscriptions.append(subscription)
         return subscription
@@ -207,6 +213,8 @@ class Connection:
             self._subscriptions.remove(subscription)
             with suppress(nats.errors.Error, OSError, TimeoutError):
                 await subscription.carried.drain()
+            if self.direct is not None:
+                self.direct.remove(subscription.carried._id)
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until the server has taken all that was published.
@@ -236,6 +244,9 @@ class Connection:
             credentials["nkeys_seed_str"] = options.user_seed
         self._opening = asyncio.get_running_loop().create_future()
         self._client = client = Client()
+        if self.direct is not None:
+            self.direct.clear()
+            client._transport = DirectTransport(self.direct)
         # The public options take whole numbers of seconds by their types, and any number by what nats-py does with them.
         times: dict[str, Any] = {"connect_timeout": ATTEMPT_TIMEOUT_S, "reconnect_time_wait": RECONNECT_WAIT_S}
         connecting = asyncio.create_task(
@@ -287,6 +298,8 @@ class Connection:
             )
         except (nats.errors.Error, OSError) as error:
             raise DisconnectedError(f"{subscription.subject}: not subscribed: {_text(error)}") from error
+        if self.direct is not None and subscription.route is not None:
+            self.direct.add(subscription.carried._id, subscription.route)
 
     # Callbacks of nats-py, which wants coroutine functions.
 

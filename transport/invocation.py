@@ -113,7 +113,7 @@ class Invocations:
         self.counts = InvocationCounts()
         self._limits = limits or InvocationLimits()
         self._inbox = inbox
-        self._nobody = nobody
+        self.nobody = nobody
         self._new_token = new_token
         self._half_open: dict[str, HalfOpen] = {}  # in the order of their deadlines
         self._half_open_bytes = 0
@@ -142,10 +142,31 @@ class Invocations:
         try:
             answer = handler(caller, piece, 0, len(piece))
         except NeedMoreBytes as more:
-            return self._open(HalfOpen(handler, reply, caller, [piece], len(piece), more.end_min, 0.0), now_s)
+            return self.cut(handler, reply, caller, piece, more, now_s)
         except Exception as error:
-            return self._fail(reply, error, [Send(reply, b"", self._nobody)])
-        return self._answer(reply, caller, answer, [Send(reply, b"", self._nobody)])
+            return self.fail(reply, error)
+        return self.answer(reply, caller, answer)
+
+    # What `receive` does once the handler was called; the direct path calls it in its own loop.
+
+    def cut(
+        self, handler: Handler, reply: str, caller: Caller, piece: bytes, more: NeedMoreBytes, now_s: float
+    ) -> Step:
+        """The handler needs more than the first piece."""
+        half_open = HalfOpen(handler, reply, caller, [piece], len(piece), more.end_min, 0.0)
+        token = self._new_token()
+        if not self._hold(token, half_open, now_s):
+            return self.refuse(reply)
+        # Registered before the handshake leaves.
+        return Step([Send(reply, b"", f"{self._inbox}.{token}")])
+
+    def fail(self, reply: str, error: Exception) -> Step:
+        """The handler raised at the first piece."""
+        return self._fail(reply, error, [Send(reply, b"", self.nobody)])
+
+    def answer(self, reply: str, caller: Caller, answer: bytes | Awaitable[bytes]) -> Step:
+        """The handler answered at the first piece."""
+        return self._answer(reply, caller, answer, [Send(reply, b"", self.nobody)])
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step:
         """A further piece of the parameters of a half-open invocation; an empty one ends them."""
@@ -209,13 +230,7 @@ class Invocations:
             self.counts.without_reply += 1
             return Step()
         self.counts.refused += 1
-        return Step([Send(reply, b"", self._nobody), Send(results_subject(reply), b"")])
-
-    def _open(self, half_open: HalfOpen, now_s: float) -> Step:
-        token = self._new_token()
-        if not self._hold(token, half_open, now_s):
-            return self.refuse(half_open.reply)
-        return Step([Send(half_open.reply, b"", f"{self._inbox}.{token}")])
+        return Step([Send(reply, b"", self.nobody), Send(results_subject(reply), b"")])
 
     def _hold(self, token: str, half_open: HalfOpen, now_s: float) -> bool:
         limits = self._limits

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from transport.connection import Connection, Message, Subscription
+from transport.direct import PARAMS
 from transport.errors import DecodeError, DisconnectedError
 from transport.handler import ANONYMOUS, Caller, Handler
 from transport.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step, Waiting
@@ -78,8 +79,14 @@ class Server:
 
         :raises DisconnectedError: the connection is closed
         """
+        direct = self._connection.direct
+        if direct is not None:
+            direct.invocations = self._invocations
+            direct.on_step = self._on_direct_step
         self._expiry = asyncio.create_task(self._expire())
-        self._params = await self._connection.subscribe(params_subject(f"{self._inbox}.*"), self._on_params)
+        self._params = await self._connection.subscribe(
+            params_subject(f"{self._inbox}.*"), self._on_params, route=PARAMS
+        )
         for subject, handler in self._handlers:
             self._functions.append(await self._subscribe(subject, handler))
 
@@ -120,7 +127,7 @@ class Server:
         async def refuse(reply: str) -> None:
             await self._carry_out(invocations.refuse(reply))
 
-        return await self._connection.subscribe(subject, receive, self.prefix, refuse)
+        return await self._connection.subscribe(subject, receive, self.prefix, refuse, route=handler)
 
     async def _on_params(self, message: Message) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -134,6 +141,20 @@ class Server:
             await self._carry_out(self._invocations.expire(loop.time()))
 
     async def _carry_out(self, step: Step) -> None:
+        self._begin(step)
+        await self._send(step.sends)
+        self._note_idle()
+
+    def _on_direct_step(self, step: Step) -> None:
+        self._begin(step)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._idle is not None and not self.in_flight:
+            self._idle.set()
+
+    def _begin(self, step: Step) -> None:
+        """What a step has besides messages."""
         if step.failure is not None:
             self._log_failure(step.failure)
         if step.waiting is not None:
@@ -141,9 +162,6 @@ class Server:
             task = asyncio.create_task(self._wait(step.waiting))
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
-        await self._send(step.sends)
-        if self._idle is not None and not self.in_flight:
-            self._idle.set()
 
     async def _send(self, sends: list[Send]) -> None:
         publish = self._connection.publish

@@ -99,6 +99,13 @@ def read_bytes(buffer: bytes, at: int, end: int, bytes_max: int, what: str) -> t
 
 def read_text(buffer: bytes, at: int, end: int, bytes_max: int, what: str) -> tuple[bytes, int]:
     """A string of at most `bytes_max` bytes, as its UTF-8, which is checked."""
+    if at < end:  # the common case first, in few steps; pays: bench end-to-end get
+        length = buffer[at]
+        stop = at + 1 + length
+        if length < 128 and stop <= end and length <= bytes_max:
+            text = buffer[at + 1 : stop]
+            if text.isascii():
+                return text, stop
     text, at = read_bytes(buffer, at, end, bytes_max, what)
     if not text.isascii():
         try:

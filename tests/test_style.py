@@ -1,0 +1,168 @@
+"""How the code is written, where a test can say it: sizes, words, and no notes to self."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("engine", "transport", "provider")
+MODULE_LINES_MAX = 500
+FUNCTION_LINES_MAX = 70
+#: The loop that pays for each call: cutting it into functions costs more than it explains.
+HOT = {"_parse": 80}
+#: Words that say nothing. They are searched for in every word of a name, in singular and plural.
+FORBIDDEN = frozenset({"item", "manager", "helper", "util"})
+#: Says nothing alone; `host_data` says which.
+FORBIDDEN_ALONE = "data"
+NOTE = re.compile(r"\b(TODO|FIXME|XXX)\b")
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def sources(root: Path) -> Iterator[tuple[str, str]]:
+    """All modules of the rooms: path below the root, and text."""
+    for room in ROOMS:
+        for path in sorted((root / room).rglob("*.py")):
+            yield path.relative_to(root).as_posix(), path.read_text()
+
+
+def size_faults(path: str, source: str) -> Iterator[str]:
+    """A module or functions that do not fit."""
+    lines = len(source.splitlines())
+    if lines > MODULE_LINES_MAX:
+        yield f"{path}: found {lines} lines, allowed {MODULE_LINES_MAX}"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            allowed = HOT.get(node.name, FUNCTION_LINES_MAX)
+            if lines > allowed:
+                yield f"{path}:{node.lineno}: {node.name}: found {lines} lines, allowed {allowed}"
+
+
+def note_faults(path: str, source: str) -> Iterator[str]:
+    """Notes to self: they belong in an issue."""
+    for number, line in enumerate(source.splitlines(), 1):
+        if found := NOTE.search(line):
+            yield f"{path}:{number}: found {found[0]}"
+
+
+def word_faults(path: str, source: str) -> Iterator[str]:
+    """Forbidden words in names that the module defines, and in its own. Names that are only used are others'."""
+    for line, name in [(1, Path(path).stem), *_defined(ast.parse(source))]:
+        if name.startswith("__") and name.endswith("__"):  # Python's: __getitem__
+            continue
+        words = {word.lower() for word in WORD.findall(name)}
+        words |= {word.removesuffix("s") for word in words}
+        if words & FORBIDDEN or name.strip("_").lower() == FORBIDDEN_ALONE:
+            yield f"{path}:{line}: the name {name} says nothing"
+
+
+def _defined(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    foreign = {
+        method
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).startswith("Protocol") for base in node.bases)
+        for method in node.body
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name="data") if node in foreign:
+                pass  # a Protocol says what another's object has: nats-py's messages have `data`
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield node.lineno, name
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield node.lineno, name
+            case ast.alias(asname=str(name)):
+                yield node.lineno, name
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield node.lineno, name
+            case ast.ExceptHandler(name=str(name)):
+                yield node.lineno, name
+
+
+CHECKS = (size_faults, note_faults, word_faults)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_code_has_no_fault(check: Callable[[str, str], Iterator[str]]) -> None:
+    found = list(sources(ROOT))
+    assert len(found) > 20
+    faults = [fault for path, source in found for fault in check(path, source)]
+    assert not faults, "\n".join(faults)
+
+
+# Each check can fail.
+
+
+def test_modules_that_are_too_long_are_found() -> None:
+    assert list(size_faults("a.py", "\n" * 500)) == []
+    assert list(size_faults("a.py", "\n" * 501)) == ["a.py: found 501 lines, allowed 500"]
+
+
+def test_functions_that_are_too_long_are_found() -> None:
+    source = "class A:\n    async def f(self):\n" + "        pass\n" * 69
+    assert list(size_faults("a.py", source)) == []
+    assert list(size_faults("a.py", source + "        pass\n")) == ["a.py:2: f: found 71 lines, allowed 70"]
+
+
+@pytest.mark.parametrize("note", ["TODO", "FIXME", "XXX"])
+def test_notes_are_found(note: str) -> None:
+    assert list(note_faults("a.py", f"pass\npass  # {note}: later")) == [f"a.py:2: found {note}"]
+    assert list(note_faults("a.py", f"A{note} = '{note}S'")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("class KeyManager: ...", "KeyManager"),
+        ("class HTTPUtil: ...", "HTTPUtil"),
+        ("def read_items(): ...", "read_items"),
+        ("async def helper(): ...", "helper"),
+        ("def f(data): ...", "data"),
+        ("def f(*, item): ...", "item"),
+        ("lambda data: 1", "data"),
+        ("class A:\n    data: bytes", "data"),
+        ("class A:\n    def data(self): ...", "data"),
+        ("class A:\n    def f(self): self._data = 1", "_data"),
+        ("for item in (): ...", "item"),
+        ("a, *items = b", "items"),
+        ("if (data := 1): ...", "data"),
+        ("import a as utils", "utils"),
+        ("match a:\n    case [item]: ...", "item"),
+        ("DATA = 1", "DATA"),
+        ("class A(Protocol):\n    def item(self): ...", "item"),
+    ],
+)
+def test_names_that_say_nothing_are_found(source: str, name: str) -> None:
+    (found,) = word_faults("a.py", source)
+    assert found.endswith(f": the name {name} says nothing")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "host_data = metadata = 1",
+        "class A:\n    def __getitem__(self, key): ...",
+        "class Message(Protocol):\n    @property\n    def data(self): ...",
+        "for key, value in message.data.items(): ...",
+        "from inspect import utils\nutility = utils.item",
+        "asyncio.TaskManager(data=1)",
+    ],
+)
+def test_names_of_others_and_names_that_say_more_are_taken(source: str) -> None:
+    assert list(word_faults("a.py", source)) == []
+
+
+def test_a_module_of_such_a_name_is_found() -> None:
+    assert list(word_faults("engine/utils.py", "")) == ["engine/utils.py:1: the name utils says nothing"]
+
+
+def test_all_rooms_are_read(tmp_path: Path) -> None:
+    for room in ROOMS:
+        (tmp_path / room / "deep").mkdir(parents=True)
+        (tmp_path / room / "deep" / "a.py").write_text(room)
+    assert list(sources(tmp_path)) == [(f"{room}/deep/a.py", room) for room in ROOMS]

@@ -1,0 +1,348 @@
+"""docs/wire-protocol.md is true: its bytes against the codec, its conversations against server and client, its limits, its interface."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from engine import Store, StoreOptions
+from provider.service import Service
+from transport import connection, keyvalue
+from transport.call import Call
+from transport.errors import AccessDeniedError, InterfaceError, InvocationEndedError, NoSuchStoreError, OtherError
+from transport.handler import ANONYMOUS
+from transport.invocation import InvocationLimits, Invocations, Send
+from transport.keyvalue import (
+    STORE,
+    KeyResponse,
+    ParameterLimits,
+    decode_delete,
+    decode_exists,
+    decode_get,
+    decode_get_result,
+    decode_key_response,
+    decode_list_keys,
+    decode_set,
+    decode_truth_result,
+    decode_unit_result,
+    encode_bucket_key,
+    encode_error,
+    encode_get_result,
+    encode_key_response,
+    encode_list_keys,
+    encode_set,
+    encode_truth_result,
+    encode_unit_result,
+    store_handlers,
+)
+from transport.subjects import invocation_subject
+from transport.values import U64_MAX, read_bool, read_bytes, read_text, read_unsigned, write_length, write_unsigned
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = (ROOT / "docs" / "wire-protocol.md").read_text()
+HEX = r"[0-9a-f]{2}(?: [0-9a-f]{2})*"
+LIMITS = ParameterLimits()
+
+
+def table(first_column: str, text: str = DOCUMENT) -> list[list[str]]:
+    """The cells of the table whose first column has this name, without the head."""
+    lines = text.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
+    rows = takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def blocks(text: str = DOCUMENT) -> list[str]:
+    """The fenced blocks."""
+    return re.findall(r"^```[a-z]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def hex_bytes(cell: str) -> bytes:
+    return bytes.fromhex(cell.strip("`"))
+
+
+class Example(NamedTuple):
+    """What the codec writes for a value, and how it reads it."""
+
+    written: bytes
+    value: object
+    read: Callable[[bytes], tuple[object, int]]
+
+
+def whole(
+    read: Callable[..., tuple[Any, int]], *arguments: object, before: bytes = b"", behind: bytes = b""
+) -> Callable[[bytes], tuple[object, int]]:
+    """Reads a value between bytes that make it a whole parameter or result; the offset is the one in the value."""
+
+    def read_all(written: bytes) -> tuple[object, int]:
+        buffer = before + written + behind
+        value, at = read(buffer, 0, len(buffer), *arguments)
+        return value, at - len(before) - len(behind)
+
+    return read_all
+
+
+VALUES = {
+    "300": Example(write_unsigned(300), 300, whole(read_unsigned, 64)),
+    "18446744073709551615": Example(write_unsigned(U64_MAX), U64_MAX, whole(read_unsigned, 64)),
+    "true": Example(encode_truth_result(True)[1:], True, whole(read_bool)),
+    '"ключ"': Example(write_length(8) + "ключ".encode(), "ключ".encode(), whole(read_text, 64, "text")),
+    "[255, 0]": Example(encode_get_result(b"\xff\x00")[2:], b"\xff\x00", whole(read_bytes, 64, "value")),
+    '["a", "bc"]': Example(
+        encode_key_response(KeyResponse([b"a", b"bc"], None))[1:-1],
+        KeyResponse([b"a", b"bc"], None),
+        whole(decode_key_response, before=b"\x00", behind=b"\x00"),
+    ),
+    "some(300)": Example(encode_list_keys(b"", 300)[1:], (b"", 300), whole(decode_list_keys, LIMITS, before=b"\x00")),
+    '{keys: ["a"], cursor: none}': Example(
+        encode_key_response(KeyResponse([b"a"], None))[1:],
+        KeyResponse([b"a"], None),
+        whole(decode_key_response, before=b"\x00"),
+    ),
+}
+ERRORS = {
+    "no-such-store": NoSuchStoreError(),
+    "access-denied": AccessDeniedError(),
+    'other("full")': OtherError("full"),
+}
+SKY = (b"colours", b"sky")
+SEA = (b"colours", b"sea")
+PARAMETERS = {
+    'get("colours", "sky")': Example(encode_bucket_key(*SKY), SKY, whole(decode_get, LIMITS)),
+    'get("colours", "sea")': Example(encode_bucket_key(*SEA), SEA, whole(decode_get, LIMITS)),
+    'set("colours", "sea", "")': Example(encode_set(*SEA, b""), (*SEA, b""), whole(decode_set, LIMITS)),
+    'set("colours", "sky", "blue")': Example(encode_set(*SKY, b"blue"), (*SKY, b"blue"), whole(decode_set, LIMITS)),
+    'exists("colours", "sea")': Example(encode_bucket_key(*SEA), SEA, whole(decode_exists, LIMITS)),
+    'delete("colours", "sea")': Example(encode_bucket_key(*SEA), SEA, whole(decode_delete, LIMITS)),
+    'list-keys("colours", none)': Example(
+        encode_list_keys(b"colours", None), (b"colours", None), whole(decode_list_keys, LIMITS)
+    ),
+    'list-keys("colours", some(300))': Example(
+        encode_list_keys(b"colours", 300), (b"colours", 300), whole(decode_list_keys, LIMITS)
+    ),
+}
+PAGE, LAST_PAGE = KeyResponse([b"sky"], 300), KeyResponse([], None)
+RESULTS = {
+    'ok(some("blue"))': Example(encode_get_result(b"blue"), b"blue", whole(decode_get_result)),
+    'ok(some(""))': Example(encode_get_result(b""), b"", whole(decode_get_result)),
+    "ok(none)": Example(encode_get_result(None), None, whole(decode_get_result)),
+    "ok": Example(encode_unit_result(None), None, whole(decode_unit_result)),
+    "ok(true)": Example(encode_truth_result(True), True, whole(decode_truth_result)),
+    'ok({keys: ["sky"], cursor: some(300)})': Example(encode_key_response(PAGE), PAGE, whole(decode_key_response)),
+    "ok({keys: [], cursor: none})": Example(encode_key_response(LAST_PAGE), LAST_PAGE, whole(decode_key_response)),
+}
+
+
+def check(example: Example, found: bytes) -> None:
+    assert found.hex(" ") == example.written.hex(" ")
+    assert example.read(found) == (example.value, len(found))
+
+
+def check_error(label: str, found: bytes) -> None:
+    """Compares a result that is an error, from its tag on."""
+    error = ERRORS[label]
+    assert found == encode_error(error)
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        decode_unit_result(found, 0, len(found))
+
+
+def test_values() -> None:
+    rows = table("type")
+    assert len(rows) == len(VALUES) + 1
+    for _type, _wire, label, found in rows:
+        if label.strip("`") in ERRORS:
+            check_error(label.strip("`"), b"\x01" + hex_bytes(found))
+        else:
+            check(VALUES[label.strip("`")], hex_bytes(found))
+
+
+def test_parameters_and_results() -> None:
+    rows = table("call")
+    labels = {result.strip("`") for _, _, result, _ in rows}
+    assert labels == {*RESULTS, *(f"err({name})" for name in ERRORS)}
+    for call, parameters, result, found in rows:
+        if call == "any":
+            check_error(result.strip("`").removeprefix("err(").removesuffix(")"), hex_bytes(found))
+        else:
+            check(PARAMETERS[call.removesuffix(" after it").strip("`")], hex_bytes(parameters))
+            check(RESULTS[result.strip("`")], hex_bytes(found))
+
+
+def test_the_parameters_that_are_explained() -> None:
+    (text,) = re.findall(r"`(set\(.*?\))`:\n\n```", DOCUMENT)
+    (block,) = (block for block in blocks() if re.match(HEX, block))
+    found = [re.fullmatch(rf"({HEX}) {{4,}}(\w+): (\d+) bytes, \"(.*)\"", line) for line in block.splitlines()]
+    explained = []
+    for line in found:
+        assert line is not None
+        written = bytes.fromhex(line[1])
+        assert written == bytes([int(line[3])]) + line[4].encode()
+        explained.append((line[2], written))
+    assert [name for name, _ in explained] == ["bucket", "key", "value"]
+    check(PARAMETERS[text], b"".join(written for _, written in explained))
+
+
+def test_no_bytes_are_left_unchecked() -> None:
+    """Bytes stand in the two tables, in the block that is explained and in conversations, and nowhere else."""
+    rows = [cell for row in (*table("type"), *table("call")) for cell in row]
+    prose = re.sub(r"^```.*?^```$", "", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
+    spans = re.findall(rf"`({HEX})`", prose)
+    assert len(spans) > 20
+    assert spans == [cell.strip("`") for cell in rows if re.fullmatch(rf"`{HEX}`", cell)]
+    others = [block for block in blocks() if not re.match(rf"client|{HEX}  ", block)]
+    assert [block for block in others if re.search(r"\b[0-9a-f]{2} [0-9a-f]{2}\b", block)] == []
+
+
+class Line(NamedTuple):
+    """A message of a conversation."""
+
+    to_provider: bool
+    send: Send
+
+
+def conversations() -> Iterator[list[Line]]:
+    """The blocks that draw messages."""
+    for block in blocks():
+        if not block.startswith("client"):
+            continue
+        lines = []
+        for text in block.splitlines():
+            found = re.fullmatch(rf"client (──>|<──) (\S+) +(?:reply (\S+) +)?(empty|{HEX})", text)
+            assert found is not None, text
+            payload = b"" if found[4] == "empty" else bytes.fromhex(found[4])
+            lines.append(Line(found[1] == "──>", Send(found[2], payload, found[3] or "")))
+        yield lines
+
+
+def pieces(lines: list[Line], to_provider: bool) -> list[bytes]:
+    """The payloads of parameters or of results, closing messages among them."""
+    return [line.send.payload for line in lines if line.to_provider == to_provider and line.send.reply in ("", "R_c")]
+
+
+#: The conversations, in the document's order.
+WHOLE, CUT, FAILED = range(3)
+
+
+@pytest.fixture(params=[WHOLE, CUT, FAILED], ids=["whole", "cut", "failed"])
+def lines(request: pytest.FixtureRequest) -> list[Line]:
+    found = list(conversations())
+    assert len(found) == 3
+    return found[request.param]
+
+
+def test_conversations_at_the_provider(lines: list[Line]) -> None:
+    store = Store()
+    store.bucket(b"colours").set(b"sky", b"blue")
+    handlers = store_handlers(Service(store), LIMITS)
+    first, *_ = pieces(lines, to_provider=False)
+    invocations = Invocations("inbox", "R_s", lambda: "token", max_payload=len(first) or 1)
+    sends: list[Send] = []
+    for to_provider, send in lines:
+        if not to_provider:
+            sent = sends.pop(0)
+            assert sent._replace(reply=sent.reply.replace("inbox.token", "R_s")) == send
+        elif send.reply:
+            assert send.subject == invocation_subject("default.kv", STORE, "get")
+            sends += invocations.receive(handlers["get"], send.reply, ANONYMOUS, send.payload, 0.0).sends
+        else:
+            assert send.subject == "R_s.params"
+            sends += invocations.receive_params("token", send.payload, 0.0).sends
+    assert sends == []
+    assert invocations.half_open == invocations.counts.stray_pieces == 0
+
+
+def test_conversations_at_the_client(lines: list[Line]) -> None:
+    sent = pieces(lines, to_provider=True)
+    subject = lines[0].send.subject
+    room = len(subject) + len("R_c") + len(sent[0])
+    call = Call(subject, "R_c", b"".join(sent), decode_get_result, max_payload=room)
+    assert call.start() == lines[0].send
+    assert call.handshake("R_s") == [line.send for line in lines[1:] if line.to_provider]
+    for result in pieces(lines, to_provider=False):
+        call.result(result)
+    assert call.done
+    if len(pieces(lines, to_provider=False)) > 1:
+        assert call.value == b"blue"
+    else:
+        assert isinstance(call.error, InvocationEndedError)
+
+
+def test_the_conversations_show_what_their_sections_say() -> None:
+    found = list(conversations())
+    (sky,) = (example for label, example in PARAMETERS.items() if label == 'get("colours", "sky")')
+    assert pieces(found[WHOLE], to_provider=True) == [sky.written, b""]
+    assert pieces(found[CUT], to_provider=True) == [sky.written[:10], sky.written[10:], b""]
+    assert pieces(found[WHOLE], to_provider=False) == [RESULTS['ok(some("blue"))'].written, b""]
+    assert len(pieces(found[CUT], to_provider=False)) == 3
+    assert pieces(found[FAILED], to_provider=True) == [encode_bucket_key(b"a\xff", b"sky"), b""]
+    assert pieces(found[FAILED], to_provider=False) == [b""]
+
+
+def test_limits() -> None:
+    invocations, store = InvocationLimits(), StoreOptions()
+    parameters = Service(Store()).parameter_limits
+    rows = {name: default for name, default, _beyond in table("limit")}
+    assert {name: int(default.replace(",", "")) for name, default in rows.items()} == {
+        "bytes of a bucket's name": parameters.bucket_bytes_max,
+        "bytes of a key": parameters.key_bytes_max,
+        "bytes of a value": parameters.value_bytes_max,
+        "half-open invocations": invocations.half_open_max,
+        "bytes held for them": invocations.half_open_bytes_max,
+        "seconds until the next piece of a half-open invocation": invocations.half_open_timeout_s,
+        "invocations whose answer is being waited for": invocations.waiting_max,
+        "messages received and not handled yet, for each function": connection.PENDING_MESSAGES_MAX,
+        "bytes of such messages": connection.PENDING_BYTES_MAX,
+        "keys of a page of `list-keys`": store.page_keys_max,
+        "bytes of a page of `list-keys`": store.page_bytes_max,
+        "bytes of an error's message, as our client reads it": keyvalue.MESSAGE_BYTES_MAX,
+        "bytes of a result, as our client reads it": inspect.signature(Call).parameters["result_bytes_max"].default,
+    }
+
+
+def test_a_length_beyond_its_limit_is_answered_before_its_bytes_come() -> None:
+    handlers = store_handlers(Service(Store()), LIMITS)
+    sent = encode_set(b"b", b"k", b"")[:-1] + write_length(LIMITS.value_bytes_max + 1)
+    result = handlers["set"](ANONYMOUS, sent, 0, len(sent))
+    assert result == encode_error(OtherError("value in bytes: found 16777217, allowed 16777216"))
+
+
+def test_the_interface_is_that_of_wit() -> None:
+    package = (ROOT / "wit" / "deps" / "wrpc-keyvalue-0.2.0-draft" / "package.wit").read_text()
+    (store,) = re.findall(r"^interface store \{$(.*?)^\}$", package, re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks() if block.startswith("variant"))
+    assert normal_wit(block) == normal_wit(store)
+    assert f"The instance `{STORE}`" in DOCUMENT
+
+
+def normal_wit(text: str) -> str:
+    """WIT without comments, trailing commas and layout."""
+    return " ".join(re.sub(r"///.*", "", text).split()).replace(", }", " }")
+
+
+# The readers of the document can fail.
+
+
+def test_a_changed_byte_is_found() -> None:
+    with pytest.raises(AssertionError, match="assert 'ac 03' == 'ac 02'"):
+        check(VALUES["300"], bytes.fromhex("ac 03"))
+    with pytest.raises(AssertionError):
+        check_error("no-such-store", b"\x01\x01")
+
+
+def test_tables_and_blocks_are_read() -> None:
+    text = "| a | b |\n|---|---|\n| 1 | `2` |\n\n```\nx\n```\n\n```wit\ny\nz\n```\n"
+    assert table("a", text) == [["1", "`2`"]]
+    assert blocks(text) == ["x\n", "y\nz\n"]
+    assert normal_wit("a: b; /// why\n  c { d, }") == "a: b; c { d }"
+
+
+def test_errors_of_the_table_are_all_there_are() -> None:
+    assert {type(error) for error in ERRORS.values()} == {
+        kind for kind in InterfaceError.__subclasses__() if kind.__module__ == "transport.errors"
+    }

@@ -1,0 +1,588 @@
+"""`wit/` and the code say the same: the interface's functions, the handlers, the client, the bytes, and what the provider serves.
+
+`differences` compares one interface; the tests below it prove, on altered copies of `wit/` and on altered code, that it finds what it looks for.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
+
+import pytest
+
+from transport import errors, keyvalue
+from transport.client import KeyValueClient
+from transport.errors import InterfaceError
+from transport.handler import ANONYMOUS, Answer, Caller, Handler
+from transport.keyvalue import (
+    STORE,
+    KeyResponse,
+    ParameterLimits,
+    StoreInterface,
+    decode_unit_result,
+    encode_error,
+    store_handlers,
+)
+
+ROOT = Path(__file__).parent.parent
+WASM_TOOLS = Path(sys.executable).with_name("wasm-tools")
+WORLD = "provider-keyvalue-inmemory"
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The code that one interface stands for."""
+
+    instance: str
+    protocol: type
+    handlers: Callable[[Any, ParameterLimits], dict[str, Handler]]
+    client: type = KeyValueClient
+
+
+STORE_BINDING = Binding(STORE, StoreInterface, store_handlers)
+#: To serve one more instance: its line here, its export in wit/world.wit, its `add` in provider/__main__.py.
+BINDINGS = (STORE_BINDING,)
+
+
+class Wit:
+    """A directory of WIT, as wasm-tools resolves it. A type is the name of a primitive, or its index among the types."""
+
+    def __init__(self, directory: Path) -> None:
+        if not WASM_TOOLS.exists():
+            pytest.fail(f"found no {WASM_TOOLS}, needed is wasm-tools: scripts/setup installs it")
+        run = subprocess.run(
+            [WASM_TOOLS, "component", "wit", directory, "--json"], capture_output=True, text=True, timeout=20
+        )
+        if run.returncode:
+            pytest.fail(f"wasm-tools does not take wit/:\n{run.stderr}")
+        resolved = json.loads(run.stdout)
+        self._types: list[dict[str, Any]] = resolved["types"]
+        self._packages: list[dict[str, Any]] = resolved["packages"]
+        self._interfaces: list[dict[str, Any]] = resolved["interfaces"]
+        self._worlds: list[dict[str, Any]] = resolved["worlds"]
+        #: Interfaces by the names of their instances: `namespace:package/interface@version`.
+        self.instances = {self._instance(interface): interface for interface in self._interfaces}
+
+    def exports(self, world: str) -> set[str]:
+        """Instances that the world exports."""
+        (found,) = (each for each in self._worlds if each["name"] == world)
+        return {self._instance(self._interfaces[each["interface"]["id"]]) for each in found["exports"].values()}
+
+    def kind(self, type_: str | int) -> Any:
+        """What a type is made of, aliases resolved."""
+        while not isinstance(type_, str):
+            match self._types[type_]["kind"]:
+                case {"type": aliased}:
+                    type_ = aliased
+                case kind:
+                    return kind
+        return type_
+
+    def annotation(self, type_: str | int | None) -> Any:
+        """How the code writes the type. A result is its ok type: the code raises what is not ok."""
+        if type_ is None:
+            return type(None)
+        match self.kind(type_):
+            case "string" | {"list": "u8"}:
+                return bytes
+            case "u64":
+                return int
+            case "bool":
+                return bool
+            case {"list": element}:
+                return Sequence[self.annotation(element)]  # type: ignore[misc] # made at run time
+            case {"option": some}:
+                return self.annotation(some) | None
+            case {"result": {"ok": ok}}:
+                return self.annotation(ok)
+            case {"tuple": {"types": types}}:
+                return tuple.__class_getitem__(tuple(map(self.annotation, types)))
+            case {"record": _}:
+                name = self._types[int(type_)]["name"]
+                return getattr(keyvalue, "".join(map(str.capitalize, name.split("-"))), name)
+            case kind:
+                pytest.fail(f"no annotation is known for {kind}")
+
+    def samples(self, type_: str | int | None) -> list[Any]:
+        """Values of the type, the ones at its borders among them."""
+        if type_ is None:
+            return [None]
+        match self.kind(type_):
+            case "string":
+                return [b"", "ведро".encode(), b"k" * 200]
+            case {"list": "u8"}:
+                return [b"", bytes(range(256))]
+            case "u64":
+                return [0, 127, 128, 2**64 - 1]
+            case "bool":
+                return [False, True]
+            case {"list": element}:
+                return [[], self.samples(element)]
+            case {"option": some}:
+                return [None, *self.samples(some)]
+            case {"result": {"ok": ok}}:
+                return self.samples(ok)
+            case {"tuple": {"types": types}}:
+                return list(self.rows(types))
+            case {"record": {"fields": fields}}:
+                return list(map(self.annotation(type_)._make, self.rows(field["type"] for field in fields)))
+            case kind:
+                pytest.fail(f"no samples are known for {kind}")
+
+    def rows(self, types: Iterable[str | int]) -> Iterator[tuple[Any, ...]]:
+        """A value of each type at a time, until every sample of every type has come."""
+        columns = list(map(self.samples, types))
+        for index in range(max(map(len, columns))):
+            yield tuple(column[index % len(column)] for column in columns)
+
+    def encode(self, type_: str | int | None, value: Any) -> bytes:
+        """The value on the wire, by its type alone: a second opinion, written without the codec. A result is ok."""
+        if type_ is None:
+            return b""
+        match self.kind(type_):
+            case "string" | {"list": "u8"}:
+                return leb128(len(value)) + bytes(value)
+            case "u64":
+                return leb128(value)
+            case "bool":
+                return bytes([value])
+            case {"list": element}:
+                return leb128(len(value)) + b"".join(self.encode(element, each) for each in value)
+            case {"option": some}:
+                return b"\x00" if value is None else b"\x01" + self.encode(some, value)
+            case {"result": {"ok": ok}}:
+                return b"\x00" + self.encode(ok, value)
+            case {"tuple": {"types": types}}:
+                return b"".join(map(self.encode, types, value))
+            case {"record": {"fields": fields}}:
+                return b"".join(self.encode(field["type"], each) for field, each in zip(fields, value, strict=True))
+            case kind:
+                pytest.fail(f"no encoding is known for {kind}")
+
+    def _instance(self, interface: dict[str, Any]) -> str:
+        package, at, version = self._packages[interface["package"]]["name"].partition("@")
+        return f"{package}/{interface['name']}{at}{version}"
+
+
+def leb128(number: int) -> bytes:
+    groups = [number & 127]
+    while number := number >> 7:
+        groups.append(number & 127)
+    return bytes([*(group | 128 for group in groups[:-1]), groups[-1]])
+
+
+class Backend:
+    """Stands behind the handlers: notes with what it was called, and answers as it is told."""
+
+    def __init__(self) -> None:
+        self.called: tuple[Any, ...] | None = None
+        self.answer: Any = None
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def function(caller: Caller, *parameters: Any) -> Any:
+            self.called = (name, *parameters)
+            if isinstance(self.answer, InterfaceError):
+                raise self.answer
+            return self.answer
+
+        return function
+
+
+def differences(wit: Wit, binding: Binding) -> list[str]:
+    """What one interface of `wit/` and the code say differently, a line for each. Each names the function."""
+    interface = wit.instances.get(binding.instance)
+    if interface is None:
+        return [f"the code serves {binding.instance}, wit/ has {', '.join(sorted(wit.instances))}"]
+    functions = interface["functions"]
+    backend = Backend()
+    handlers = binding.handlers(backend, ParameterLimits())
+    protocol = {
+        name.replace("_", "-"): member for name, member in vars(binding.protocol).items() if not name.startswith("_")
+    }
+    found = _record_differences(wit, interface)
+    for place, names in ((binding.protocol.__name__, protocol.keys()), ("the handlers", handlers.keys())):
+        found += [f"{name}: in wit/, not in {place}" for name in functions if name not in names]
+        found += [f"{name}: in {place}, not in wit/" for name in names if name not in functions]
+    for name, function in functions.items():
+        wrong = [*_client_differences(wit, binding.client, name, function)]
+        if name in protocol:
+            wrong += _signature_differences(wit, name, function, protocol[name])
+        if name in protocol and name in handlers and not wrong and not found:
+            wrong += _byte_differences(wit, name, function, handlers[name], backend)
+        found += wrong
+    return found + _error_differences(interface, wit)
+
+
+def _record_differences(wit: Wit, interface: dict[str, Any]) -> list[str]:
+    found = []
+    for name, type_ in interface["types"].items():
+        match wit.kind(type_):
+            case {"record": {"fields": fields}}:
+                record = wit.annotation(type_)
+                if isinstance(record, str):
+                    found.append(f"{name}: a record in wit/, no class of transport.keyvalue")
+                    continue
+                here = [(key, _text(hint)) for key, hint in get_type_hints(record).items()]
+                there = [(_snake(field["name"]), _text(wit.annotation(field["type"]))) for field in fields]
+                if here != there:
+                    found.append(f"{name}: {record.__name__} has {_listed(here)}, wit/ has {_listed(there)}")
+    return found
+
+
+def _signature_differences(wit: Wit, name: str, function: dict[str, Any], method: Callable[..., Any]) -> list[str]:
+    hints = get_type_hints(method)
+    answer: Any = hints.pop("return")
+    here = [(key, _text(hint)) for key, hint in hints.items()]
+    there = [("caller", "Caller")]
+    there += [(_snake(each["name"]), _text(wit.annotation(each["type"]))) for each in function["params"]]
+    found = []
+    if here != there:
+        found.append(f"{name}: the Protocol takes {_listed(here)}, wit/ says {_listed(there)}")
+    awaited = [get_args(each)[0] for each in get_args(answer) if get_origin(each) is Awaitable]
+    result = wit.annotation(function.get("result"))
+    if awaited != [result]:
+        found.append(
+            f"{name}: the Protocol gives {', '.join(map(_text, awaited)) or answer}, wit/ says {_text(result)}"
+        )
+    return found
+
+
+def _client_differences(wit: Wit, client: type, name: str, function: dict[str, Any]) -> list[str]:
+    method = getattr(client, _snake(name), None)
+    if not inspect.iscoroutinefunction(method):
+        return [f"{name}: {client.__name__} has no coroutine function {_snake(name)}"]
+    found = []
+    here = list(inspect.signature(method).parameters)[1:]
+    there = [_snake(each["name"]) for each in function["params"]]
+    if here != there:
+        found.append(f"{name}: {client.__name__} takes ({', '.join(here)}), wit/ says ({', '.join(there)})")
+    answer, result = get_type_hints(method)["return"], wit.annotation(function.get("result"))
+    if answer != result:
+        found.append(f"{name}: {client.__name__} gives {_text(answer)}, wit/ says {_text(result)}")
+    return found
+
+
+def _byte_differences(
+    wit: Wit, name: str, function: dict[str, Any], handler: Handler, backend: Backend
+) -> Iterator[str]:
+    """Sends samples of every type through the handler."""
+    types = [each["type"] for each in function["params"]]
+    answers = wit.samples(function["result"])
+    for index, parameters in enumerate(wit.rows(types)):
+        backend.called, backend.answer = None, answers[index % len(answers)]
+        sent = b"".join(map(wit.encode, types, parameters))
+        handler(ANONYMOUS, sent, 0, len(sent))
+        if backend.called != (_snake(name), *parameters):
+            yield f"{name}: {sent.hex()} was read as {backend.called}, wit/ says {parameters}"
+    for answer in answers:
+        backend.answer = answer
+        result = handler(ANONYMOUS, sent, 0, len(sent))
+        expected = wit.encode(function["result"], answer)
+        if result != expected:
+            yield f"{name}: {answer!r} was written as {_hex(result)}, wit/ says {expected.hex()}"
+
+
+def _error_differences(interface: dict[str, Any], wit: Wit) -> list[str]:
+    """Compares the cases of the variant `error`: classes, order, payloads, bytes both ways."""
+    cases = wit.kind(interface["types"]["error"])["variant"]["cases"]
+    here = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, InterfaceError) and kind is not InterfaceError
+    }
+    there = {"".join(map(str.capitalize, case["name"].split("-"))) + "Error": case for case in cases}
+    if here.keys() != there.keys():
+        names = ", ".join(case["name"] for case in cases)
+        return [f"error: wit/ has the cases {names}, transport.errors has {', '.join(sorted(here))}"]
+    found = []
+    for number, (class_name, case) in enumerate(there.items()):
+        message = None if case["type"] is None else "сбой".encode()
+        error = here[class_name](*([] if message is None else [message.decode()]))
+        written = encode_error(error)
+        expected = b"\x01" + leb128(number) + wit.encode(case["type"], message)
+        if written != expected:
+            found.append(f"error: {case['name']} is written as {written.hex()}, wit/ says {expected.hex()}")
+            continue
+        with pytest.raises(InterfaceError) as raised:
+            decode_unit_result(written, 0, len(written))
+        if type(raised.value) is not type(error) or str(raised.value) != str(error):
+            found.append(f"error: {written.hex()} is read as {raised.value!r}, wit/ says {case['name']}")
+    return found
+
+
+def served(source: str) -> set[str]:
+    """The instances that a module adds to its server: constants of transport.keyvalue in `server.add(CONSTANT, ...)`."""
+    return {
+        getattr(keyvalue, instance)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "server.add"
+        for instance in [ast.unparse(node.args[0])]
+    }
+
+
+def _snake(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _text(hint: Any) -> str:
+    return str(hint).replace("collections.abc.", "") if get_args(hint) else hint.__name__
+
+
+def _listed(pairs: list[tuple[str, str]]) -> str:
+    return "(" + ", ".join(f"{name}: {kind}" for name, kind in pairs) + ")"
+
+
+def _hex(result: object) -> str:
+    return result.hex() if isinstance(result, bytes) else repr(result)
+
+
+@pytest.fixture(scope="module")
+def wit() -> Wit:
+    return Wit(ROOT / "wit")
+
+
+@pytest.mark.parametrize("binding", BINDINGS, ids=lambda binding: binding.instance)
+def test_the_code_is_what_wit_says(wit: Wit, binding: Binding) -> None:
+    found = differences(wit, binding)
+    assert not found, "\n".join(found)
+
+
+def test_the_world_exports_what_the_provider_serves(wit: Wit) -> None:
+    assert wit.exports(WORLD) == {binding.instance for binding in BINDINGS}
+    assert served((ROOT / "provider" / "__main__.py").read_text()) == wit.exports(WORLD)
+
+
+def test_the_package_has_all_four_interfaces(wit: Wit) -> None:
+    assert set(wit.instances) == {
+        f"wrpc:keyvalue/{interface}@0.2.0-draft" for interface in ("store", "atomics", "batch", "watcher")
+    }
+
+
+def test_wit_can_be_encoded_as_a_component(tmp_path: Path) -> None:
+    path = tmp_path / "world.wasm"
+    subprocess.run([WASM_TOOLS, "component", "wit", ROOT / "wit", "--wasm", "-o", path], check=True, timeout=20)
+    assert path.read_bytes().startswith(b"\x00asm")
+
+
+# The comparison can fail.
+
+
+def altered(directory: Path, old: str, new: str) -> Wit:
+    """`wit/` with one text in place of another."""
+    shutil.copytree(ROOT / "wit", directory, dirs_exist_ok=True)
+    count = 0
+    for path in directory.rglob("*.wit"):
+        text = path.read_text()
+        count += text.count(old)
+        path.write_text(text.replace(old, new))
+    assert count, f"{old!r} is not in wit/"
+    return Wit(directory)
+
+
+LIST_KEYS = "list-keys: func(bucket: string, cursor: option<u64>) -> result<key-response, error>;"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        pytest.param(
+            "  exists: func(bucket: string, key: string) -> result<bool, error>;",
+            "",
+            ["exists: in StoreInterface, not in wit/", "exists: in the handlers, not in wit/"],
+            id="missing in wit",
+        ),
+        pytest.param(
+            LIST_KEYS,
+            f"{LIST_KEYS}\n  touch: func(bucket: string) -> result<_, error>;",
+            [
+                "touch: in wit/, not in StoreInterface",
+                "touch: in wit/, not in the handlers",
+                "touch: KeyValueClient has no coroutine function touch",
+            ],
+            id="missing in the code",
+        ),
+        pytest.param(
+            "cursor: option<u64>) ->",
+            "after: option<u64>) ->",
+            [
+                "list-keys: KeyValueClient takes (bucket, cursor), wit/ says (bucket, after)",
+                "list-keys: the Protocol takes (caller: Caller, bucket: bytes, cursor: int | None), "
+                "wit/ says (caller: Caller, bucket: bytes, after: int | None)",
+            ],
+            id="parameter of another name",
+        ),
+        pytest.param(
+            "cursor: option<u64>) ->",
+            "cursor: option<string>) ->",
+            [
+                "list-keys: the Protocol takes (caller: Caller, bucket: bytes, cursor: int | None), "
+                "wit/ says (caller: Caller, bucket: bytes, cursor: bytes | None)",
+            ],
+            id="parameter of another type",
+        ),
+        pytest.param(
+            "set: func(bucket: string, key: string, value: list<u8>)",
+            "set: func(key: string, bucket: string, value: list<u8>)",
+            [
+                "set: KeyValueClient takes (bucket, key, value), wit/ says (key, bucket, value)",
+                "set: the Protocol takes (caller: Caller, bucket: bytes, key: bytes, value: bytes), "
+                "wit/ says (caller: Caller, key: bytes, bucket: bytes, value: bytes)",
+            ],
+            id="parameters in another order",
+        ),
+        pytest.param(
+            "result<bool, error>",
+            "result<u64, error>",
+            [
+                "exists: KeyValueClient gives bool, wit/ says int",
+                "exists: the Protocol gives bool, wit/ says int",
+            ],
+            id="another result",
+        ),
+        pytest.param(
+            "result<option<list<u8>>, error>",
+            "result<list<u8>, error>",
+            [
+                "get: KeyValueClient gives bytes | None, wit/ says bytes",
+                "get: the Protocol gives bytes | None, wit/ says bytes",
+            ],
+            id="result without its option",
+        ),
+        pytest.param(
+            "cursor: option<u64>,",
+            "cursor: u64,",
+            [
+                "key-response: KeyResponse has (keys: Sequence[bytes], cursor: int | None), "
+                "wit/ has (keys: Sequence[bytes], cursor: int)"
+            ],
+            id="field of another type",
+        ),
+        pytest.param(
+            "other(string)",
+            "failed(string)",
+            [
+                "error: wit/ has the cases no-such-store, access-denied, failed, "
+                "transport.errors has AccessDeniedError, NoSuchStoreError, OtherError"
+            ],
+            id="another case of error",
+        ),
+        pytest.param(
+            "    access-denied,\n    /// Anything else, in words.\n    other(string),",
+            "    other(string),\n    access-denied,",
+            [
+                "error: other is written as 010208d181d0b1d0bed0b9, wit/ says 010108d181d0b1d0bed0b9",
+                "error: access-denied is written as 0101, wit/ says 0102",
+            ],
+            id="error's cases in another order",
+        ),
+        pytest.param(
+            "@0.2.0-draft",
+            "@0.3.0",
+            [
+                f"the code serves {STORE}, wit/ has wrpc:keyvalue/atomics@0.3.0, wrpc:keyvalue/batch@0.3.0, "
+                "wrpc:keyvalue/store@0.3.0, wrpc:keyvalue/watcher@0.3.0"
+            ],
+            id="another version",
+        ),
+    ],
+)
+def test_a_difference_in_wit_is_named(tmp_path: Path, old: str, new: str, found: list[str]) -> None:
+    assert differences(altered(tmp_path, old, new), STORE_BINDING) == found
+
+
+class WithoutExists(Protocol):
+    def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bytes | None]: ...
+    def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]: ...
+    def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]: ...
+    def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]: ...
+
+
+class ClientThatBlocks(KeyValueClient):
+    def exists(self, bucket: str | bytes, key: str | bytes) -> bool:  # type: ignore[override] # that is the fault
+        return False
+
+
+def handlers_without_exists(store: Any, limits: ParameterLimits) -> dict[str, Handler]:
+    handlers = store_handlers(store, limits)
+    del handlers["exists"]
+    return handlers
+
+
+def handlers_that_mix_up(store: Any, limits: ParameterLimits) -> dict[str, Handler]:
+    handlers = store_handlers(store, limits)
+    return {**handlers, "exists": handlers["delete"]}
+
+
+def handlers_of_a_page_without_its_cursor(store: Any, limits: ParameterLimits) -> dict[str, Handler]:
+    handlers = store_handlers(store, limits)
+
+    def list_keys(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+        result = handlers["list-keys"](caller, buffer, start, end)
+        assert isinstance(result, bytes)
+        return result[:-1]
+
+    return {**handlers, "list-keys": list_keys}
+
+
+def test_a_function_that_the_protocol_lacks_is_named(wit: Wit) -> None:
+    assert differences(wit, replace(STORE_BINDING, protocol=WithoutExists)) == ["exists: in wit/, not in WithoutExists"]
+
+
+def test_a_function_that_the_handlers_lack_is_named(wit: Wit) -> None:
+    assert differences(wit, replace(STORE_BINDING, handlers=handlers_without_exists)) == [
+        "exists: in wit/, not in the handlers"
+    ]
+
+
+def test_a_function_that_the_client_lacks_is_named(wit: Wit) -> None:
+    assert differences(wit, replace(STORE_BINDING, client=ClientThatBlocks)) == [
+        "exists: ClientThatBlocks has no coroutine function exists"
+    ]
+
+
+def test_a_handler_of_another_function_is_named(wit: Wit) -> None:
+    found = differences(wit, replace(STORE_BINDING, handlers=handlers_that_mix_up))
+    assert found[0] == "exists: 0000 was read as ('delete', b'', b''), wit/ says (b'', b'')"
+    assert found[-1] == "exists: True was written as 00, wit/ says 0001"
+
+
+def test_a_result_of_other_bytes_is_named(wit: Wit) -> None:
+    found = differences(wit, replace(STORE_BINDING, handlers=handlers_of_a_page_without_its_cursor))
+    assert found[0] == "list-keys: KeyResponse(keys=[], cursor=None) was written as 0000, wit/ says 000000"
+
+
+def test_another_export_is_seen(tmp_path: Path) -> None:
+    old, new = f"export {STORE};", f"export {STORE};\n  export wrpc:keyvalue/batch@0.2.0-draft;"
+    assert altered(tmp_path, old, new).exports(WORLD) == {STORE, "wrpc:keyvalue/batch@0.2.0-draft"}
+
+
+def test_what_is_not_served_is_seen() -> None:
+    assert served("server.add(STORE, handlers)\nnames.add(OTHER)") == {STORE}
+    assert served("server.start()") == set()
+
+
+def test_wit_that_is_wrong_is_refused_with_the_words_of_wasm_tools(tmp_path: Path) -> None:
+    with pytest.raises(
+        pytest.fail.Exception, match=r"wasm-tools does not take wit/:\n(?s:.*)name `nobody` does not exist"
+    ):
+        altered(tmp_path, "result<bool, error>", "result<nobody, error>")
+
+
+def test_a_missing_tool_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "WASM_TOOLS", tmp_path / "wasm-tools")
+    with pytest.raises(pytest.fail.Exception, match="needed is wasm-tools: scripts/setup installs it"):
+        Wit(ROOT / "wit")
+
+
+def test_types_of_interfaces_not_served_yet_are_known(wit: Wit) -> None:
+    result = wit.instances["wrpc:keyvalue/batch@0.2.0-draft"]["functions"]["get-many"]["result"]
+    assert wit.annotation(result) == Sequence[tuple[bytes, bytes] | None]
+    assert wit.encode(result, [(b"k", b"v"), None]).hex() == "000201016b017600"

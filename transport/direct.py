@@ -1,0 +1,451 @@
+"""The direct path: invocations are answered where their bytes arrive, before nats-py sees them.
+
+    socket ── read ──> DirectProtocol.data_received ──┬─ whole MSG and HMSG frames of routed subscriptions ──> handlers ─┐
+                              ^                       │                                                              │ one
+                              │                       └─ all other whole lines and frames ──> nats-py's StreamReader │ write
+    socket <── write ─────────┴──────────────────────────────────────────────────────────────────────────────────────┘
+
+nats-py is given `DirectTransport` in place of the TcpTransport that it is a subclass of. It still does connect, TLS, credentials, reconnect, drain,
+and every other subscription, and is never in the middle of a frame. A call costs no task, no coroutine and no message object: one
+read holds many frames, each is a few slices of the same bytes, and their answers leave in one write.
+
+Invariants:
+- A handler sees buffer[start:end] of its own frame alone; what is cut there is cut, though the buffer goes on.
+- Output is bounded: after OUTPUT_BYTES it is written, and while the socket's buffer is above its high-water mark nothing more is parsed
+  and reading is paused. Input is bounded: a frame is held until it is whole, and one that claims more than max_payload aborts the connection.
+- Reading is paused while the socket wants it (`DirectProtocol`) or nats-py's StreamReader does; `ReadFlow` owns the pausing.
+- An exception of a handler ends its invocation, never the connection.
+- What belongs to one connection lives in its protocol; nats-py makes a new one through `connect` at each reconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Callable
+from typing import Any, Protocol
+from urllib.parse import ParseResult
+
+from nats.aio.transport import TcpTransport
+
+from transport.errors import NeedMoreBytes
+from transport.handler import ANONYMOUS, Answer, Caller, Handler
+from transport.invocation import Invocations, Send, Step
+from transport.subjects import params_token
+
+__all__ = ["PARAMS", "CallerCache", "DirectProtocol", "DirectRoutes", "DirectTransport", "parse_caller", "write_frames"]
+
+#: Output that is written before more input is parsed.
+OUTPUT_BYTES = 1024 * 1024
+#: Bytes in the socket's buffer above which reading is paused.
+HIGH_WATER_BYTES = 1024 * 1024
+#: A line of the protocol (INFO is the longest) and the control line and headers of a frame stay below this.
+LINE_BYTES_MAX = 1024 * 1024
+CALLERS_MAX = 1024
+
+HMSG, MSG, INFO = b"HMI"
+#: Sizes below this are looked up: `int` of bytes costs as much as the rest of a control line.
+SMALL = 4096
+SIZES = {b"%d" % size: size for size in range(SMALL)}
+PUB, NEXT_PUB, END = b"PUB ", b"\r\nPUB ", b".results 0\r\n\r\n"
+RESULTS = tuple(b".results %d\r\n" % size for size in range(SMALL))
+
+
+class CallerCache:
+    """Callers by their header block, which repeats; the blocks of traced calls do not, and are not kept."""
+
+    __slots__ = ("callers",)
+
+    def __init__(self) -> None:
+        self.callers: dict[bytes, Caller] = {}
+
+    def find(self, block: bytes) -> Caller:
+        """The caller of a block that is not in `callers`."""
+        caller = parse_caller(block)
+        if caller.traceparent is None:
+            if len(self.callers) >= CALLERS_MAX:
+                self.callers.clear()
+            self.callers[block] = caller
+        return caller
+
+
+def parse_caller(block: bytes) -> Caller:
+    """The caller that a NATS header block names; the last of equal headers counts, as in nats-py."""
+    return Caller(
+        _header(block, b"\r\nsource-id:"), _header(block, b"\r\nlink-name:"), _header(block, b"\r\ntraceparent:")
+    )
+
+
+def _header(block: bytes, name: bytes) -> str | None:
+    at = block.rfind(name)
+    if at < 0:
+        return None
+    at += len(name)
+    return block[at : block.find(b"\r\n", at)].strip().decode("utf-8", "replace")
+
+
+#: The route of the subscription to further pieces of parameters.
+PARAMS = "params"
+
+
+class DirectRoutes:
+    """What the direct path answers: handlers by subscription id, over one core. Outlives connections.
+
+    :ivar on_step: told of each step but those of invocations that were answered whole; their messages are sent by then, or about to be
+    """
+
+    def __init__(self) -> None:
+        self.handlers: dict[bytes, Handler] = {}
+        self.params: set[bytes] = set()
+        self.callers = CallerCache()
+        self.invocations: Invocations | None = None
+        self.on_step: Callable[[Step], None] = lambda step: None
+        self.violations = 0  # connections aborted for a frame that claims too much
+
+    def add(self, subscription_id: int, route: Handler | str) -> None:
+        """Answer a subscription from now on."""
+        key = b"%d" % subscription_id
+        if route == PARAMS:
+            self.params.add(key)
+        else:
+            assert callable(route)
+            self.handlers[key] = route
+
+    def remove(self, subscription_id: int) -> None:
+        """Leave a subscription to nats-py."""
+        key = b"%d" % subscription_id
+        self.handlers.pop(key, None)
+        self.params.discard(key)
+
+    def clear(self) -> None:
+        """Forget all subscriptions: another client, whose numbers begin anew, takes the place of the one that had them."""
+        self.handlers.clear()
+        self.params.clear()
+
+
+class Writable(Protocol):
+    """What the protocol needs of an asyncio transport."""
+
+    def write(self, frames: bytes, /) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def abort(self) -> None: ...
+    def get_extra_info(self, name: str, default: Any = None) -> Any: ...
+
+
+class ReadFlow:
+    """Owns the pausing of one transport's reading, which two want: the StreamReader (its names) and the protocol (`hold`, `release`)."""
+
+    __slots__ = ("_held", "_reader_paused", "_transport")
+
+    def __init__(self, transport: Writable) -> None:
+        self._transport = transport
+        self._reader_paused = False
+        self._held = False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """The transport's, for asyncio's StreamReaderProtocol."""
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        """nats-py's reader is full."""
+        if not self._held:
+            self._transport.pause_reading()
+        self._reader_paused = True
+
+    def resume_reading(self) -> None:
+        """nats-py's reader has room."""
+        self._reader_paused = False
+        if not self._held:
+            self._transport.resume_reading()
+
+    def hold(self) -> None:
+        """The protocol has output that does not leave."""
+        if not self._held:
+            self._held = True
+            if not self._reader_paused:
+                self._transport.pause_reading()
+
+    def release(self) -> None:
+        """The protocol's output has left."""
+        if self._held:
+            self._held = False
+            if not self._reader_paused:
+                self._transport.resume_reading()
+
+
+class DirectProtocol(asyncio.StreamReaderProtocol):
+    """The protocol of one connection: takes frames of routed subscriptions out of the stream, and answers them."""
+
+    def __init__(self, reader: asyncio.StreamReader, routes: DirectRoutes, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(reader, loop=loop)
+        self._routes = routes
+        self._now_s = loop.time
+        self._socket: Writable | None = None
+        self._flow: ReadFlow | None = None
+        self._blocked = False  # the socket's buffer is above its high-water mark
+        self._max_payload = 1024 * 1024  # until the server's INFO says what it is
+        self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
+        # What was read and not parsed: pieces, their size, and the size at which parsing can go on.
+        self._pieces: list[bytes] = []
+        self._pieces_bytes = 0
+        self._needed_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio's word that the connection is there; after a TLS upgrade the one who upgrades calls it."""
+        self._socket = transport  # type: ignore[assignment]
+        self._flow = ReadFlow(transport)  # type: ignore[arg-type]
+        super().connection_made(self._flow)  # type: ignore[arg-type] # it hands it to the reader, which pauses
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """asyncio's word that the connection is gone: what was not parsed is gone with it."""
+        self._socket = None
+        self._pieces = []
+        self._pieces_bytes = self._needed_bytes = 0
+        super().connection_lost(error)
+
+    def pause_writing(self) -> None:
+        """The socket's buffer is above its high-water mark."""
+        super().pause_writing()
+        self._blocked = True
+        assert self._flow is not None
+        self._flow.hold()
+
+    def resume_writing(self) -> None:
+        """The socket's buffer is below its low-water mark: go on with what was not parsed."""
+        super().resume_writing()
+        self._blocked = False
+        if self._pieces and self._pieces_bytes >= self._needed_bytes:
+            self._parse_pieces()
+        if not self._blocked and self._flow is not None:
+            self._flow.release()
+
+    def data_received(self, piece: bytes) -> None:
+        """Bytes from the server."""
+        if self._pieces:
+            self._pieces.append(piece)
+            self._pieces_bytes += len(piece)
+            if self._pieces_bytes >= self._needed_bytes and not self._blocked:
+                self._parse_pieces()
+        elif self._blocked:
+            self._keep(piece, 0)
+        else:
+            self._parse(piece)
+
+    def _parse_pieces(self) -> None:
+        buffer = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces = []
+        self._pieces_bytes = self._needed_bytes = 0
+        self._parse(buffer)
+
+    def _keep(self, rest: bytes, needed_bytes: int) -> None:
+        if rest:
+            self._pieces = [rest]
+            self._pieces_bytes = len(rest)
+            self._needed_bytes = needed_bytes
+
+    def _parse(self, buffer: bytes) -> None:
+        """Answer the whole frames that are routed, pass on what else is whole, keep the rest. Pays: bench end-to-end get."""
+        routes = self._routes
+        handlers = routes.handlers
+        callers = routes.callers.callers
+        invocations = routes.invocations
+        handshake = b"" if invocations is None else b" %b 0\r\n\r\nPUB " % invocations.nobody.encode()
+        find, end = buffer.find, len(buffer)
+        at = passed = answered = out_bytes = needed = 0  # buffer[passed:at] is whole and goes on to nats-py
+        out: list[bytes] = []
+        while at < end:
+            line_end = find(b"\r\n", at)
+            if line_end < 0:
+                if end - at > LINE_BYTES_MAX:
+                    return self._abort()
+                break
+            kind = buffer[at]
+            if kind != HMSG and kind != MSG:
+                if kind == INFO:
+                    self._read_info(buffer[at:line_end])
+                at = line_end + 2
+                continue
+            words = buffer[at:line_end].split(b" ")
+            try:
+                payload_at = line_end + 2
+                payload_end = payload_at + (SIZES.get(words[-1]) or int(words[-1]))
+                if kind == HMSG:
+                    payload_at += SIZES.get(words[-2]) or int(words[-2])
+                subscription = words[2]
+            except (ValueError, IndexError):
+                return self._abort()
+            if not line_end < payload_at <= payload_end <= line_end + self._frame_bytes_max:
+                return self._abort()
+            if payload_end + 2 > end:
+                needed = payload_end + 2 - at
+                break
+            handler = handlers.get(subscription)
+            if handler is None and subscription not in routes.params:
+                at = payload_end + 2
+                continue
+            if passed < at:
+                super().data_received(buffer[passed:at])
+            at = passed = payload_end + 2
+            if handler is None:
+                written = self._params(words[1], buffer[payload_at:payload_end])
+            elif len(words) != (6 if kind == HMSG else 5):
+                written = self._without_reply()
+            else:
+                caller = ANONYMOUS
+                if kind == HMSG:
+                    block = buffer[line_end + 2 : payload_at]
+                    caller = callers.get(block) or routes.callers.find(block)
+                reply = words[3]
+                result: Answer[bytes] | Exception
+                try:
+                    result = handler(caller, buffer, payload_at, payload_end)
+                except Exception as error:  # of all kinds, NeedMoreBytes too
+                    result = error
+                if type(result) is bytes and 0 < len(result) <= self._max_payload:
+                    answered += 1
+                    size = RESULTS[len(result)] if len(result) < SMALL else b".results %d\r\n" % len(result)
+                    written = b"".join((PUB, reply, handshake, reply, size, result, NEXT_PUB, reply, END))
+                else:
+                    written = self._outcome(handler, reply.decode(), caller, buffer, payload_at, payload_end, result)
+            out.append(written)
+            out_bytes += len(written)
+            if out_bytes >= OUTPUT_BYTES:
+                self._write(out)
+                out = []
+                out_bytes = 0
+                if self._blocked:
+                    break
+        if invocations is not None:
+            invocations.counts.answered += answered
+        if out:
+            self._write(out)
+        if passed < at:
+            super().data_received(buffer[passed:at])
+        if at < end:
+            self._keep(buffer[at:], needed)
+
+    # What is not an invocation with whole parameters and a small result.
+
+    def _outcome(
+        self,
+        handler: Handler,
+        reply: str,
+        caller: Caller,
+        buffer: bytes,
+        start: int,
+        end: int,
+        outcome: Answer[bytes] | Exception,
+    ) -> bytes:
+        """The frames for what a handler returned or raised for the parameters buffer[start:end]."""
+        invocations = self._invocations
+        if isinstance(outcome, NeedMoreBytes):
+            more = NeedMoreBytes(outcome.end_min - start)
+            step = invocations.cut(handler, reply, caller, buffer[start:end], more, self._now_s())
+        elif isinstance(outcome, Exception):
+            step = invocations.fail(reply, outcome)
+        else:
+            step = invocations.answer(reply, caller, outcome)
+        self._routes.on_step(step)
+        return write_frames(step.sends)
+
+    def _params(self, subject: bytes, piece: bytes) -> bytes:
+        """The frames for a further piece of parameters."""
+        step = self._invocations.receive_params(params_token(subject.decode()), piece, self._now_s())
+        self._routes.on_step(step)
+        return write_frames(step.sends)
+
+    def _without_reply(self) -> bytes:
+        """An invocation that nobody can be answered to: not carried out."""
+        self._invocations.counts.without_reply += 1
+        return b""
+
+    @property
+    def _invocations(self) -> Invocations:
+        invocations = self._routes.invocations
+        assert invocations is not None, "there are routes"
+        return invocations
+
+    def _write(self, out: list[bytes]) -> None:
+        if self._socket is not None:
+            self._socket.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _read_info(self, line: bytes) -> None:
+        """The server's limits may change at any INFO."""
+        try:
+            self._max_payload = int(json.loads(line[4:])["max_payload"])
+        except (ValueError, KeyError, TypeError):
+            return  # nats-py reads the line too, and says what is wrong with it
+        self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
+        if self._routes.invocations is not None:
+            self._routes.invocations.max_payload = self._max_payload
+
+    def _abort(self) -> None:
+        """What comes is not the protocol: nats-py sees the end of the stream, and reconnects."""
+        self._routes.violations += 1
+        if self._socket is not None:
+            self._socket.abort()
+
+
+def write_frames(sends: list[Send]) -> bytes:
+    """The PUB frames of messages.
+
+    >>> write_frames([Send("a", b"hi"), Send("b", b"", "c")])
+    b'PUB a 2\\r\\nhi\\r\\nPUB b c 0\\r\\n\\r\\n'
+    """
+    parts: list[bytes] = []
+    for subject, payload, reply in sends:
+        to = f"{subject} {reply}" if reply else subject
+        parts += (b"PUB %b %d\r\n" % (to.encode(), len(payload)), payload, b"\r\n")
+    return b"".join(parts)
+
+
+class DirectTransport(TcpTransport):
+    """nats-py's transport over `DirectProtocol`. One object serves all connections of one client."""
+
+    def __init__(self, routes: DirectRoutes) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # nats-py's
+        self._routes = routes
+
+    def __bool__(self) -> bool:
+        """True from the start: nats-py replaces a transport that is false."""
+        return True
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        """Connect in clear."""
+        loop = asyncio.get_running_loop()
+        reader, protocol = self._new_protocol(buffer_size)
+        async with asyncio.timeout(connect_timeout):
+            transport, _ = await loop.create_connection(lambda: protocol, uri.hostname or "", uri.port or 4222)
+        self._use(reader, protocol, transport)
+
+    async def connect_tls(
+        self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
+    ) -> None:
+        """Go on with TLS. `start_tls` does not call connection_made."""
+        assert self._io_writer is not None, "connect comes first"
+        loop = asyncio.get_running_loop()
+        reader, protocol = self._new_protocol(buffer_size)
+        async with asyncio.timeout(connect_timeout):
+            transport = await loop.start_tls(
+                self._io_writer.transport,
+                protocol,
+                ssl_context,
+                server_hostname=uri if isinstance(uri, str) else uri.hostname,
+            )
+        assert transport is not None
+        protocol.connection_made(transport)
+        self._use(reader, protocol, transport)
+
+    def _new_protocol(self, buffer_size: int) -> tuple[asyncio.StreamReader, DirectProtocol]:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=buffer_size, loop=loop)
+        return reader, DirectProtocol(reader, self._routes, loop)
+
+    def _use(self, reader: asyncio.StreamReader, protocol: DirectProtocol, transport: asyncio.WriteTransport) -> None:
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
+        if self._bare_io_writer is None or not self._bare_io_writer.transport.is_closing():
+            self._bare_io_reader, self._bare_io_writer = self._io_reader, self._io_writer
+        self._io_reader, self._io_writer = reader, writer
