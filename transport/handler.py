@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeAlias, TypeVar
 
-__all__ = ["ANONYMOUS", "Answer", "Caller", "Handler"]
+__all__ = [
+    "ACCESS_DENIED",
+    "ANONYMOUS",
+    "FAILED",
+    "NONE",
+    "NO_SUCH_STORE",
+    "OK",
+    "OTHER",
+    "OUTCOMES",
+    "Answer",
+    "Caller",
+    "Handler",
+    "Tally",
+    "new_tally",
+]
 
 T = TypeVar("T")
 
@@ -27,3 +41,14 @@ Answer: TypeAlias = T | Awaitable[T]
 #: Called with parameters `buffer[start:end]`; returns the encoded result. Raises NeedMoreBytes where they are not whole, DecodeError where
 #: they never will be; both at once, also where the result must be waited for.
 Handler: TypeAlias = Callable[[Caller, bytes, int, int], Answer[bytes]]
+
+#: How many calls of one function ended how: a list of counts, by OUTCOMES. A plain list, since each call adds to it.
+Tally: TypeAlias = list[int]
+
+OUTCOMES = ("ok", "none", "no_such_store", "access_denied", "other", "failed")
+OK, NONE, NO_SUCH_STORE, ACCESS_DENIED, OTHER, FAILED = range(len(OUTCOMES))
+
+
+def new_tally() -> Tally:
+    """A tally of no calls."""
+    return [0] * len(OUTCOMES)

@@ -17,8 +17,7 @@ in the service. tests/test_wit.py fails until the Protocol, the handlers and `wi
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -31,8 +30,29 @@ from transport.errors import (
     NoSuchStoreError,
     OtherError,
 )
-from transport.handler import Answer, Caller, Handler
-from transport.values import read_bool, read_bytes, read_tag, read_text, read_unsigned, write_length, write_unsigned
+from transport.handler import (
+    ACCESS_DENIED,
+    FAILED,
+    NO_SUCH_STORE,
+    NONE,
+    OK,
+    OTHER,
+    Answer,
+    Caller,
+    Handler,
+    Tally,
+    new_tally,
+)
+from transport.values import (
+    U64_MAX,
+    read_bool,
+    read_bytes,
+    read_tag,
+    read_text,
+    read_unsigned,
+    write_length,
+    write_unsigned,
+)
 
 __all__ = [
     "STORE",
@@ -65,7 +85,7 @@ STORE = "wrpc:keyvalue/store@0.2.0-draft"
 T = TypeVar("T")
 P = TypeVar("P")
 
-OK = b"\x00"
+OK_UNIT = b"\x00"
 OK_NONE = b"\x00\x00"
 OK_SOME = b"\x00\x01"
 OK_FALSE = b"\x00\x00"
@@ -183,7 +203,7 @@ def decode_get_result(buffer: bytes, at: int, end: int) -> tuple[bytes | None, i
 
 def encode_unit_result(value: None) -> bytes:
     """result<_, error> that is ok."""
-    return OK
+    return OK_UNIT
 
 
 def decode_unit_result(buffer: bytes, at: int, end: int) -> tuple[None, int]:
@@ -204,7 +224,7 @@ def decode_truth_result(buffer: bytes, at: int, end: int) -> tuple[bool, int]:
 def encode_key_response(response: KeyResponse) -> bytes:
     """result<key-response, error> that is ok."""
     keys, cursor = response
-    parts = [OK, write_length(len(keys))]
+    parts = [OK_UNIT, write_length(len(keys))]
     for key in keys:
         parts += (write_length(len(key)), key)
     parts.append(_write_cursor(cursor))
@@ -226,7 +246,11 @@ def decode_key_response(buffer: bytes, at: int, end: int) -> tuple[KeyResponse, 
 
 
 def _write_cursor(cursor: int | None) -> bytes:
-    return b"\x00" if cursor is None else b"\x01" + write_unsigned(cursor)
+    if cursor is None:
+        return b"\x00"
+    if not 0 <= cursor <= U64_MAX:
+        raise ValueError(f"cursor: found {cursor}, allowed 0 to 2**64 - 1")
+    return b"\x01" + write_unsigned(cursor)
 
 
 def _read_cursor(buffer: bytes, at: int, end: int) -> tuple[int | None, int]:
@@ -254,15 +278,28 @@ def _read_ok(buffer: bytes, at: int, end: int) -> int:
 
 # Handlers.
 
+#: What no function returns: the `missing` of functions whose answer never says that a key is not there.
+NEVER = object()
+#: Types of values, for telling them from what must be waited for at the price of a look-up.
+VALUES = frozenset({bytes, bool, type(None), KeyResponse})
 
-def store_handlers(store: StoreInterface, limits: ParameterLimits) -> dict[str, Handler]:
-    """A handler for each function of `store`, by its name on the wire."""
+
+def store_handlers(
+    store: StoreInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
+) -> dict[str, Handler]:
+    """A handler for each function of `store`, by its name on the wire.
+
+    :param tallies: by the same names; each call is counted, `none` where get or exists found no key
+    """
+    tally = tallies or {name: new_tally() for name in ("get", "set", "delete", "exists", "list-keys")}
     return {
-        "get": _key_handler(store.get, encode_get_result, limits),
-        "set": _handler(decode_set, store.set, encode_unit_result, limits),
-        "delete": _key_handler(store.delete, encode_unit_result, limits),
-        "exists": _key_handler(store.exists, encode_truth_result, limits),
-        "list-keys": _handler(decode_list_keys, store.list_keys, encode_key_response, limits),
+        "get": _key_handler(store.get, encode_get_result, None, limits, tally["get"]),
+        "set": _handler(decode_set, store.set, encode_unit_result, NEVER, limits, tally["set"]),
+        "delete": _key_handler(store.delete, encode_unit_result, NEVER, limits, tally["delete"]),
+        "exists": _key_handler(store.exists, encode_truth_result, False, limits, tally["exists"]),
+        "list-keys": _handler(
+            decode_list_keys, store.list_keys, encode_key_response, NEVER, limits, tally["list-keys"]
+        ),
     }
 
 
@@ -270,43 +307,39 @@ def _handler(
     decode: Callable[[bytes, int, int, ParameterLimits], tuple[tuple[P, ...], int]],
     function: Callable[..., Answer[T]],
     encode: Callable[[T], bytes],
+    missing: object,
     limits: ParameterLimits,
+    tally: Tally,
 ) -> Handler:
     """Decode, call, encode. Parameters are decoded before a coroutine function is called, so that what is cut is seen at once."""
-
-    async def wait(answer: Awaitable[T]) -> bytes:
-        try:
-            return encode(await answer)
-        except InterfaceError as error:
-            return encode_error(error)
-
-    def handle_waiting(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
-        try:
-            parameters, _ = decode(buffer, start, end, limits)
-        except LengthLimitError as error:
-            return encode_error(OtherError(str(error)))
-        answer: Awaitable[T] = function(caller, *parameters)  # type: ignore[assignment] # a coroutine function
-        return wait(answer)
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
         try:
             parameters, _ = decode(buffer, start, end, limits)
-            answer: T = function(caller, *parameters)  # type: ignore[assignment] # not a coroutine function
-        except LengthLimitError as error:
-            return encode_error(OtherError(str(error)))
-        except InterfaceError as error:
-            return encode_error(error)
-        return encode(answer)
+            answer = function(caller, *parameters)
+        except (LengthLimitError, InterfaceError) as error:
+            return _refused(error, tally)
+        except NeedMoreBytes:
+            raise
+        except Exception:
+            tally[FAILED] += 1
+            raise
+        if type(answer) not in VALUES and isinstance(answer, Awaitable):
+            return _waited(answer, encode, missing, tally)
+        tally[NONE if answer is missing else OK] += 1
+        return encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
 
-    return handle_waiting if inspect.iscoroutinefunction(function) else handle
+    return handle
 
 
 def _key_handler(
-    function: Callable[[Caller, bytes, bytes], Answer[T]], encode: Callable[[T], bytes], limits: ParameterLimits
+    function: Callable[[Caller, bytes, bytes], Answer[T]],
+    encode: Callable[[T], bytes],
+    missing: object,
+    limits: ParameterLimits,
+    tally: Tally,
 ) -> Handler:
     """`_handler` of `decode_get`, with that written out; pays: bench end-to-end get."""
-    if inspect.iscoroutinefunction(function):
-        return _handler(decode_get, function, encode, limits)  # type: ignore[misc] # T is that of both
     bucket_bytes_max = limits.bucket_bytes_max
     key_bytes_max = limits.key_bytes_max
 
@@ -314,11 +347,41 @@ def _key_handler(
         try:
             bucket, at = read_text(buffer, start, end, bucket_bytes_max, BUCKET)
             key, at = read_text(buffer, at, end, key_bytes_max, KEY)
-            answer: T = function(caller, bucket, key)  # type: ignore[assignment] # not a coroutine function
-        except LengthLimitError as error:
-            return encode_error(OtherError(str(error)))
-        except InterfaceError as error:
-            return encode_error(error)
-        return encode(answer)
+            answer = function(caller, bucket, key)
+        except (LengthLimitError, InterfaceError) as error:
+            return _refused(error, tally)
+        except NeedMoreBytes:
+            raise
+        except Exception:
+            tally[FAILED] += 1
+            raise
+        if type(answer) not in VALUES and isinstance(answer, Awaitable):
+            return _waited(answer, encode, missing, tally)
+        tally[NONE if answer is missing else OK] += 1
+        return encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
 
     return handle
+
+
+async def _waited(answer: Awaitable[T], encode: Callable[[T], bytes], missing: object, tally: Tally) -> bytes:
+    """What a handler does with an answer, once it is there."""
+    try:
+        value = await answer
+    except InterfaceError as error:
+        return _refused(error, tally)
+    except Exception:
+        tally[FAILED] += 1
+        raise
+    tally[NONE if value is missing else OK] += 1
+    return encode(value)
+
+
+def _refused(error: InterfaceError | LengthLimitError, tally: Tally) -> bytes:
+    """The result that is an error, counted."""
+    if isinstance(error, NoSuchStoreError):
+        tally[NO_SUCH_STORE] += 1
+    elif isinstance(error, AccessDeniedError):
+        tally[ACCESS_DENIED] += 1
+    else:
+        tally[OTHER] += 1
+    return encode_error(error if isinstance(error, InterfaceError) else OtherError(str(error)))

@@ -43,8 +43,10 @@ def write_unsigned(value: int) -> bytes:
     >>> write_unsigned(300).hex()
     'ac02'
     """
-    if value < 128:
+    if 0 <= value < 128:
         return _ONE_BYTE[value]
+    if value < 0:
+        raise ValueError(f"found {value}, allowed numbers from 0")
     written = bytearray()
     while value >= 128:
         written.append(value & 127 | 128)
