@@ -16,7 +16,8 @@ environment, with defaults:
   PROVIDER_KEY        keyvalue-inmemory
   LINK_NAME           default
   LOG_LEVEL           debug                debug, info, warn or error
-  HOST_DATA           made from these      the whole JSON, in place of the last four
+  METRICS_ADDRESS     127.0.0.1:9464       for Prometheus: /metrics, /livez, /readyz
+  HOST_DATA           made from these      the whole JSON, in place of the four from LATTICE_RPC_URL to LINK_NAME, and of LOG_LEVEL
   PYTHON              python3              3.11 or newer
 EOF
 }
@@ -29,6 +30,7 @@ esac
 
 url=${LATTICE_RPC_URL:-0.0.0.0:4222}
 prefix=${LATTICE_RPC_PREFIX:-default}
+metrics=${METRICS_ADDRESS:-127.0.0.1:9464}
 key=${PROVIDER_KEY:-keyvalue-inmemory}
 host_data=${HOST_DATA:-"{\"lattice_rpc_url\": \"$url\", \"lattice_rpc_prefix\": \"$prefix\", \"provider_key\": \"$key\", \"link_name\": \"${LINK_NAME:-default}\", \"log_level\": \"${LOG_LEVEL:-debug}\"}"}
 
@@ -80,7 +82,7 @@ elif "${client[@]}" --timeout 2 exists '' >/dev/null 2>&1; then
   exit 1
 fi
 
-printf '%s' "$host_data" | base64 | env -i .venv/bin/keyvalue-inmemory &
+printf '%s' "$host_data" | base64 | env -i KEYVALUE_METRICS_ADDRESS="$metrics" .venv/bin/keyvalue-inmemory &
 provider=$!
 until "${client[@]}" --wait 1 exists '' >/dev/null 2>&1; do
   kill -0 "$provider" 2>/dev/null || break
@@ -97,6 +99,7 @@ ready. In another terminal, in this folder:
   $try set hello world
   $try get hello
   $try keys
+  curl http://$metrics/metrics
 
 Ctrl-C stops the provider${nats:+ and the NATS server}.
 

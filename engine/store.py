@@ -92,6 +92,11 @@ class Store:
         """Names of the buckets that hold a key (with `strict_buckets`: that were ever written), in the order of their making."""
         return list(self._tables)
 
+    @property
+    def bucket_count(self) -> int:
+        """How many names `bucket_names` gives. O(1)."""
+        return len(self._tables)
+
     def __len__(self) -> int:
         """Keys in all buckets. O(1)."""
         return self._ledger.keys

@@ -17,17 +17,20 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from importlib.metadata import version
+from threading import Event
 from typing import Any
 
 from engine import Store
+from provider.endpoint import Endpoint
 from provider.host import Host
 from provider.host_data import HostData, HostDataError, read_host_data
 from provider.log import set_up_log
-from provider.options import OPTIONS, OptionError, ProviderOptions
+from provider.metrics import Durations, Metrics
+from provider.options import OPTIONS, OptionError, ProviderOptions, split_address
 from provider.service import Service
 from transport.connection import Connection, ConnectionOptions, split_urls
 from transport.errors import ConnectError, DisconnectedError
-from transport.keyvalue import STORE, store_handlers
+from transport.keyvalue import STORE, store_handlers, store_tallies
 from transport.server import Server
 
 __all__ = ["main"]
@@ -37,6 +40,8 @@ log = logging.getLogger("provider")
 #: The host ends the process 300 ms after its request to stop; answering must leave it time to hear of it.
 HOST_STOP_TIMEOUT_S = 0.2
 FLUSH_TIMEOUT_S = 0.05
+#: What /livez waits for the event loop to answer.
+ALIVE_TIMEOUT_S = 1.0
 #: Few objects here are in cycles, and a full collection over a million keys takes tens of milliseconds.
 GC_THRESHOLDS = (50_000, 50, 100)
 
@@ -53,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"host data: lattice_rpc_url: {error}")
     set_up_log(host_data.log_level, host_data.structured_logging)
     try:
-        options, unknown = ProviderOptions.from_config(host_data.config)
+        options, unknown = ProviderOptions.from_config(_from_environment() | dict(host_data.config))
     except OptionError as error:
-        return _refuse(f"host data: config: {error}")
+        return _refuse(f"config: {error}")
     if unknown:
         log.warning("config: ignored, since no option has this name: %s", ", ".join(sorted(unknown)))
     try:
@@ -83,18 +88,32 @@ class Provider:
         self._config_error: str | None = None
         self._connection: Connection | None = None
         self._server: Server | None = None
+        self._endpoint: Endpoint | None = None
 
     async def run(self) -> int:
         """Serve until the host or a signal asks to stop; the exit code.
 
         :raises ConnectError: NATS can't be reached
         """
-        connection = self._connection = await Connection.open(self._connection_options)
+        stop_requested = asyncio.Event()
+        signals = _stop_at_signals(stop_requested)
+        connection = await self._open(stop_requested)
+        if connection is None:
+            return 0
+        self._connection = connection
         service = Service(Store(self._options.store_options()))
-        server = self._server = Server(connection, self.prefix, self._options.invocation_limits())
-        server.add(STORE, store_handlers(service, service.parameter_limits))
-        host = Host(connection, self._host_data, self)
-        signals = _stop_at_signals(host.stop_requested)
+        tallies = store_tallies()
+        durations = Durations(tallies) if self._options.metrics_address else None
+        server = self._server = Server(
+            connection,
+            self.prefix,
+            self._options.invocation_limits(),
+            None if durations is None else durations.observe,
+        )
+        server.add(STORE, store_handlers(service, service.parameter_limits, tallies))
+        host = Host(connection, self._host_data, self, stop_requested)
+        if durations is not None:
+            self._start_endpoint(Metrics(tallies, durations, service.store, server, connection, host.links))
         await host.start()
         await server.start()
         await connection.flush(self._connection_options.open_timeout_s)
@@ -102,8 +121,26 @@ class Provider:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         log.info("ready: serving %s at %s with %d links", self.prefix, connection.server, len(host.links))
-        await host.stop_requested.wait()
-        await server.stop(self._options.stop_timeout_ms / 1000 if signals else HOST_STOP_TIMEOUT_S)
+        await stop_requested.wait()
+        await self._stop(server, host, self._options.stop_timeout_ms / 1000 if signals else HOST_STOP_TIMEOUT_S)
+        return 0
+
+    async def _open(self, stop_requested: asyncio.Event) -> Connection | None:
+        """The connection; None when it is asked to stop before there is one."""
+        opening = asyncio.create_task(Connection.open(self._connection_options))
+        stopping = asyncio.create_task(stop_requested.wait())
+        await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if opening.done():
+            return opening.result()
+        opening.cancel()
+        await asyncio.wait((opening,))
+        return None
+
+    async def _stop(self, server: Server, host: Host, timeout_s: float) -> None:
+        """In this order: what was taken is answered, the answers leave, the host hears of it."""
+        connection = host.connection
+        await server.stop(timeout_s)
         try:
             await connection.flush(FLUSH_TIMEOUT_S)
         except DisconnectedError as error:
@@ -111,11 +148,36 @@ class Provider:
         log.info("stopped: %d invocations answered", server.counts.answered)
         await host.acknowledge_stop()
         await connection.close()
-        return 0
+        if self._endpoint is not None:
+            self._endpoint.stop()
+
+    def _start_endpoint(self, metrics: Metrics) -> None:
+        """Serve metrics; where that can't be, say so once and go on serving keys."""
+        assert self._options.metrics_address is not None
+        host, port = split_address(self._options.metrics_address)
+        loop = asyncio.get_running_loop()
+
+        def alive() -> bool:
+            answered = Event()
+            loop.call_soon_threadsafe(answered.set)
+            return answered.wait(ALIVE_TIMEOUT_S)
+
+        endpoint = Endpoint(metrics, self.ailments, alive)
+        try:
+            endpoint.start(host, port)
+        except OSError as error:
+            log.error(
+                "metrics_address %s: %s; no metrics are served", self._options.metrics_address, error.strerror or error
+            )
+            return
+        self._endpoint = endpoint
+        log.info("metrics at http://%s:%d/metrics", host, endpoint.port)
 
     def ailments(self) -> list[str]:
         """What keeps the provider from serving well."""
         ailments = []
+        if self._connection is None or not self._connection.connected:
+            ailments.append("NATS is not connected")
         if self._server is not None and self._server.failed is not None:
             ailments.append(f"a background task died: {type(self._server.failed).__name__}")
         if self._connection is not None and self._connection.refusal is not None:
@@ -127,7 +189,7 @@ class Provider:
     def configure(self, config: Mapping[str, str]) -> None:
         """Compare with the configuration in force: all options are read at the start, so a change wants a restart."""
         try:
-            options, _ = ProviderOptions.from_config(config)
+            options, _ = ProviderOptions.from_config(_from_environment() | dict(config))
         except OptionError as error:
             self._config_error = str(error)
             log.error("config: %s; what was in force stays", error)
@@ -164,6 +226,12 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
         return runner.run(main)
 
 
+def _from_environment() -> dict[str, str]:
+    """Options that the environment sets, under those of the host data: KEYVALUE_ and the name in capitals. A host passes none."""
+    names = {f"KEYVALUE_{name.upper()}": name for name in OPTIONS}
+    return {name: os.environ[variable] for variable, name in names.items() if variable in os.environ}
+
+
 def _refuse(message: str) -> int:
     sys.stderr.write(f"keyvalue-inmemory: {message}\n")
     return 2
@@ -178,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         "A wasmCloud host starts it, and writes host data to its standard input. By hand:\n\n"
         '  echo \'{"lattice_rpc_url": "127.0.0.1:4222", "provider_key": "keyvalue-inmemory"}\' | base64 | keyvalue-inmemory\n'
         "  wrpc-kv --prefix default.keyvalue-inmemory set hello world",
-        epilog=f"options, as strings in the host data's object `config`:\n{options}\n\n"
+        epilog=f"options, as strings in the host data's object `config`, or as KEYVALUE_NAME in the environment:\n{options}\n\n"
         "exit codes: 0 stopped in order (by the host, SIGTERM or SIGINT); 1 NATS can't be reached; 2 the host data can't be used",
     )
     parser.add_argument("--version", action="version", version=f"keyvalue-inmemory {version('keyvalue-inmemory')}")

@@ -64,17 +64,19 @@ class Capability(Protocol):
 
 
 class Host:
-    """Listens to the host. `stop_requested` is set when it, or anyone, asks the provider to stop; then `acknowledge_stop`, last of all."""
+    """Listens to the host. Sets `stop_requested` when it asks the provider to stop; then `acknowledge_stop`, last of all."""
 
-    def __init__(self, connection: Connection, host_data: HostData, capability: Capability) -> None:
+    def __init__(
+        self, connection: Connection, host_data: HostData, capability: Capability, stop_requested: asyncio.Event
+    ) -> None:
         self.links = Links(host_data.provider_key)
         for link in host_data.link_definitions:
             try:
                 self.links.put(link)
             except FieldError as error:
                 log.warning("a link of the host data is ignored: %s", error)
-        self.stop_requested = asyncio.Event()
-        self._connection = connection
+        self._stop_requested = stop_requested
+        self.connection = connection
         self._host_id = host_data.host_id
         self._capability = capability
         self._subjects = host_subjects(host_data.lattice_rpc_prefix, host_data.provider_key, host_data.link_name)
@@ -93,7 +95,7 @@ class Host:
             (subjects.health, self._on_health),
             (subjects.shutdown, self._on_shutdown),
         ):
-            await self._connection.subscribe(subject, callback)
+            await self.connection.subscribe(subject, callback)
 
     async def acknowledge_stop(self) -> None:
         """Answer the host's request to stop, if it was one. The host ends the process when the answer has come."""
@@ -145,12 +147,12 @@ class Host:
         log.info("the host asks to stop")
         if message.reply:
             self._stop_replies.append(message.reply)
-        self.stop_requested.set()
+        self._stop_requested.set()
 
     async def _answer(self, reply: str, payload: bytes) -> None:
         if not reply:
             return
         try:
-            await self._connection.publish(reply, payload)
+            await self.connection.publish(reply, payload)
         except DisconnectedError as error:
             log.warning("the host was not answered: %s", error)

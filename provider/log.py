@@ -40,6 +40,14 @@ class PlainFormatter(logging.Formatter):
         self.converter = time.gmtime
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The line; what others may have named cannot make a second one of it."""
+        message = record.getMessage()
+        if not message.isprintable():
+            record.msg = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+            record.args = None
+        return super().format(record)
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, with the fields that wasmCloud's own structured log has."""

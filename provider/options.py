@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from engine import StoreOptions
 from transport.invocation import InvocationLimits
 
-__all__ = ["OPTIONS", "Option", "OptionError", "ProviderOptions"]
+__all__ = ["OPTIONS", "Option", "OptionError", "ProviderOptions", "split_address"]
 
 
 STORE_DEFAULTS = StoreOptions()
@@ -38,6 +38,7 @@ class ProviderOptions:
     half_open_bytes_max: int = INVOCATION_DEFAULTS.half_open_bytes_max
     half_open_timeout_ms: int = round(INVOCATION_DEFAULTS.half_open_timeout_s * 1000)
     transport: str = "plain"
+    metrics_address: str | None = None
     connect_timeout_ms: int = 10_000
     stop_timeout_ms: int = 5_000
 
@@ -97,6 +98,20 @@ class Option(NamedTuple):
     what: str
 
 
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port from HOST:PORT; a port alone is one of the loopback address.
+
+    >>> split_address("9464")
+    ('127.0.0.1', 9464)
+
+    :raises ValueError: it is neither
+    """
+    host, _, port = text.strip().rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 65_536):
+        raise ValueError(f"found {text[:64]!r}, allowed HOST:PORT, with a port from 0 to 65535")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
 def _flag(name: str, text: str) -> bool:
     match text.strip().lower():
         case "true" | "1":
@@ -119,6 +134,14 @@ def _path(name: str, text: str) -> str:
     raise OptionError(f"{name}: found {text[:64]!r}, allowed direct or plain")
 
 
+def _address(name: str, text: str) -> str:
+    try:
+        split_address(text)
+    except ValueError as error:
+        raise OptionError(f"{name}: {error}") from None
+    return text
+
+
 OPTIONS: Mapping[str, Option] = {
     "strict_buckets": Option(_flag, "get, exists and delete on a bucket that was never written give no-such-store"),
     "page_keys": Option(_number, "keys of one list-keys answer"),
@@ -136,6 +159,7 @@ OPTIONS: Mapping[str, Option] = {
     "transport": Option(
         _path, "direct: invocations are answered where their bytes arrive; plain: by nats-py's callbacks"
     ),
+    "metrics_address": Option(_address, "HOST:PORT for /metrics, /livez and /readyz; off unless set"),
     "connect_timeout_ms": Option(_number, "milliseconds for reaching NATS at the start, all attempts together"),
     "stop_timeout_ms": Option(_number, "milliseconds for answering what is in flight at SIGTERM or SIGINT"),
 }

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import nats.errors
+import nkeys
 from nats.aio.client import Client, RawCredentials
 
 from transport.direct import DirectRoutes, DirectTransport
@@ -30,6 +31,8 @@ ATTEMPT_TIMEOUT_S = 2
 RECONNECT_WAIT_S = 0.5
 PING_INTERVAL_S = 20
 PINGS_UNANSWERED_MAX = 2
+#: For writing what waits when the connection is closed.
+CLOSE_TIMEOUT_S = 0.5
 #: Bytes that may wait to be written before `publish` waits, and all that is kept while the server is away.
 WRITE_BUFFER_BYTES = 2 * 1024 * 1024
 #: Of one subscription, received and not yet handled. What passes this is dropped, and told to `on_drop`.
@@ -99,7 +102,7 @@ def split_urls(text: str) -> tuple[str, ...]:
 
 def redacted_url(url: str) -> str:
     """The URL without user, password or token."""
-    scheme, separator, rest = url.rpartition("://")
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     _, at, host = rest.rpartition("@")
     return f"{scheme}{separator}{'<redacted>@' if at else ''}{host}"
 
@@ -127,7 +130,7 @@ class Connection:
         self.refusal: str | None = None  # the last subject that the server does not permit
         self._client = Client()
         self._subscriptions: list[Subscription] = []
-        self._opening: asyncio.Future[None] | None = None  # while `_connect` runs; done when the server refuses us
+        self._opening: asyncio.Future[str] | None = None  # while `_connect` runs; why the server refuses us, if it does
         self._closing = False
         self._away = False
         self._reopening: asyncio.Task[None] | None = None
@@ -207,14 +210,24 @@ class Connection:
         self._subscriptions.append(subscription)
         return subscription
 
-    async def drain(self, subscription: Subscription) -> None:
-        """End a subscription once all that the server has sent for it is handled. Does nothing where the server is away."""
-        if subscription in self._subscriptions:
+    async def drain(self, subscriptions: Sequence[Subscription], timeout_s: float) -> None:
+        """End subscriptions once all that the server has sent for them is handled; after `timeout_s` just end them."""
+        ending = [subscription for subscription in subscriptions if subscription in self._subscriptions]
+        for subscription in ending:
             self._subscriptions.remove(subscription)
-            with suppress(nats.errors.Error, OSError, TimeoutError):
-                await subscription.carried.drain()
-            if self.direct is not None:
-                self.direct.remove(subscription.carried._id)
+        drains = [asyncio.create_task(self._drain(subscription)) for subscription in ending]
+        if drains:
+            _, late = await asyncio.wait(drains, timeout=timeout_s)
+            for drain in late:
+                drain.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    async def _drain(self, subscription: Subscription) -> None:
+        with suppress(nats.errors.Error, OSError, TimeoutError):  # the server is away, and has forgotten them
+            await subscription.carried.drain()
+        if self.direct is not None:
+            self.direct.remove(subscription.carried._id)
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until the server has taken all that was published.
@@ -231,13 +244,17 @@ class Connection:
         self._closing = True
         if self._reopening is not None:
             self._reopening.cancel()
-        with suppress(nats.errors.Error, OSError):
-            await self._client.close()
+        # RuntimeError is uvloop's word for writing to a socket that is closed, as nats-py does while the server is away.
+        with suppress(nats.errors.Error, OSError, TimeoutError, RuntimeError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._client.close()
 
     async def _connect(self) -> None:
         """A client that is connected; from then on nats-py reconnects it for ever."""
         options = self.options
         credentials: dict[str, Any] = {}
+        if options.user_seed:
+            _check_seed(options.user_seed)
         if options.user_seed and options.user_jwt:
             credentials["user_credentials"] = RawCredentials(_credentials_file(options.user_jwt, options.user_seed))
         elif options.user_seed:
@@ -275,14 +292,17 @@ class Connection:
             error = connecting.exception() if connecting.done() else self._last_error
             servers = ", ".join(redacted_url(url) for url in options.urls)
             if self._opening.done():
-                raise ConnectError(f"{servers}: the NATS server refuses the connection: {_text(error)}")
+                raise ConnectError(f"{servers}: the NATS server refuses the connection: {self._opening.result()}")
             if connecting.done():
                 raise ConnectError(f"{servers}: could not connect: {_text(error)}")
             raise ConnectError(f"{servers}: no NATS server reached within {options.open_timeout_s:g} s: {_text(error)}")
         finally:
             if not client.is_connected:
-                connecting.cancel()
-                await asyncio.wait((connecting,))
+                if not self._opening.done():
+                    self._opening.cancel()
+                while not connecting.done():  # nats-py swallows a cancellation here and there
+                    connecting.cancel()
+                    await asyncio.wait((connecting,), timeout=0.05)
                 with suppress(nats.errors.Error, OSError, AssertionError):  # it asserts that it ever began to connect
                     await client.close()
             self._opening = None
@@ -312,17 +332,19 @@ class Connection:
             return
         text = _text(error)
         if self._opening is not None:
+            if self._opening.done():
+                return  # the attempts were given up, and why is told
             refused = "authorization" in text.lower() or "authentication" in text.lower()
             if self._last_error is None and not refused:
                 log.warning("NATS: %s; trying again for up to %g s", text, self.options.open_timeout_s)
             self._last_error = error
-            if refused and not self._opening.done():
-                self._opening.set_result(None)
+            if refused:
+                self._opening.set_result(text)
         elif "permissions violation" in text.lower():
             self.refusal = text
             log.error("NATS: %s", text)
-        elif self._away:
-            log.debug("NATS: %s", text)  # once for each attempt to reconnect
+        elif self._away or isinstance(error, nats.errors.UnexpectedEOF):
+            log.debug("NATS: %s", text)  # at each attempt to reconnect; what the end of the stream means is told once
         else:
             log.warning("NATS: %s", text)
 
@@ -357,14 +379,23 @@ class Connection:
 
 def _text(error: BaseException | None) -> str:
     """What happened, for people: nats-py's errors often say little."""
+    if error is None:
+        return "no answer"
     if isinstance(error, asyncio.TimeoutError):
         return f"no greeting of a NATS server within {ATTEMPT_TIMEOUT_S} s"
-    if isinstance(error, ValueError) or "INFO message" in str(error):
-        return "what listens there is not a NATS server"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
     text = " ".join(str(error).removeprefix("nats: ").split())
+    if not isinstance(error, nats.errors.Error) or "info message" in text.lower():
+        return "what listens there is not a NATS server"
     return text[:256] or type(error).__name__
+
+
+def _check_seed(seed: str) -> None:
+    try:
+        nkeys.from_seed(bytearray(seed.encode())).wipe()
+    except (nkeys.NkeysError, ValueError):
+        raise ConnectError("the user's seed is no nkey seed") from None
 
 
 def _credentials_file(user_jwt: str, user_seed: str) -> str:

@@ -53,6 +53,8 @@ class InvocationCounts:
     failed: int = 0  # the handler raised
     without_reply: int = 0  # not carried out
     stray_pieces: int = 0  # of parameters that nobody waits for
+    received_bytes: int = 0  # of invocations; on the direct path with their framing
+    sent_bytes: int = 0
 
 
 class Send(NamedTuple):

@@ -17,9 +17,9 @@ in the service. tests/test_wit.py fails until the Protocol, the handlers and `wi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from transport.errors import (
     AccessDeniedError,
@@ -77,6 +77,7 @@ __all__ = [
     "encode_truth_result",
     "encode_unit_result",
     "store_handlers",
+    "store_tallies",
 ]
 
 #: The instance that serves `store`.
@@ -94,7 +95,7 @@ OK_TRUE = b"\x00\x01"
 BUCKET = "bucket name in bytes"
 KEY = "key in bytes"
 VALUE = "value in bytes"
-#: An error's message longer than this is refused by the client that reads it, so that no provider can fill its memory.
+#: Of an error's message. A longer one is cut where it is written, and refused where it is read.
 MESSAGE_BYTES_MAX = 64 * 1024
 
 
@@ -182,6 +183,8 @@ def encode_error(error: InterfaceError) -> bytes:
     if isinstance(error, AccessDeniedError):
         return b"\x01\x01"
     message = str(error).encode(errors="replace")
+    if len(message) > MESSAGE_BYTES_MAX:
+        message = message[:MESSAGE_BYTES_MAX].decode(errors="ignore").encode()
     return b"".join((b"\x01\x02", write_length(len(message)), message))
 
 
@@ -284,6 +287,11 @@ NEVER = object()
 VALUES = frozenset({bytes, bool, type(None), KeyResponse})
 
 
+def store_tallies() -> dict[str, Tally]:
+    """A tally for each function of `store`, by its name on the wire."""
+    return {name: new_tally() for name in ("get", "set", "delete", "exists", "list-keys")}
+
+
 def store_handlers(
     store: StoreInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
 ) -> dict[str, Handler]:
@@ -291,7 +299,7 @@ def store_handlers(
 
     :param tallies: by the same names; each call is counted, `none` where get or exists found no key
     """
-    tally = tallies or {name: new_tally() for name in ("get", "set", "delete", "exists", "list-keys")}
+    tally = tallies or store_tallies()
     return {
         "get": _key_handler(store.get, encode_get_result, None, limits, tally["get"]),
         "set": _handler(decode_set, store.set, encode_unit_result, NEVER, limits, tally["set"]),
@@ -325,7 +333,7 @@ def _handler(
             tally[FAILED] += 1
             raise
         if type(answer) not in VALUES and isinstance(answer, Awaitable):
-            return _waited(answer, encode, missing, tally)
+            return _Waited(answer, encode, missing, tally)
         tally[NONE if answer is missing else OK] += 1
         return encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
 
@@ -356,24 +364,40 @@ def _key_handler(
             tally[FAILED] += 1
             raise
         if type(answer) not in VALUES and isinstance(answer, Awaitable):
-            return _waited(answer, encode, missing, tally)
+            return _Waited(answer, encode, missing, tally)
         tally[NONE if answer is missing else OK] += 1
         return encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
 
     return handle
 
 
-async def _waited(answer: Awaitable[T], encode: Callable[[T], bytes], missing: object, tally: Tally) -> bytes:
-    """What a handler does with an answer, once it is there."""
-    try:
-        value = await answer
-    except InterfaceError as error:
-        return _refused(error, tally)
-    except Exception:
-        tally[FAILED] += 1
-        raise
-    tally[NONE if value is missing else OK] += 1
-    return encode(value)
+class _Waited(Generic[T]):
+    """An answer that must be waited for, then is what a handler's is. `close` drops it unawaited."""
+
+    __slots__ = ("_answer", "_encode", "_missing", "_tally")
+
+    def __init__(self, answer: Awaitable[T], encode: Callable[[T], bytes], missing: object, tally: Tally) -> None:
+        self._answer = answer
+        self._encode = encode
+        self._missing = missing
+        self._tally = tally
+
+    def __await__(self) -> Generator[object, None, bytes]:
+        try:
+            value = yield from self._answer.__await__()
+        except InterfaceError as error:
+            return _refused(error, self._tally)
+        except Exception:
+            self._tally[FAILED] += 1
+            raise
+        self._tally[NONE if value is self._missing else OK] += 1
+        return self._encode(value)
+
+    def close(self) -> None:
+        """Drop the answer: a coroutine is closed, a task cancelled."""
+        drop = getattr(self._answer, "close", None) or getattr(self._answer, "cancel", None)
+        if drop is not None:
+            drop()
 
 
 def _refused(error: InterfaceError | LengthLimitError, tally: Tally) -> bytes:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from time import perf_counter
 
 from transport.connection import Connection, Message, Subscription
 from transport.direct import PARAMS
@@ -27,17 +28,29 @@ __all__ = ["Server"]
 log = logging.getLogger(__name__)
 
 EXPIRY_INTERVAL_S = 0.5
+#: Pieces that come now are of invocations that were ended.
+PARAMS_DRAIN_TIMEOUT_S = 0.02
 #: Failures that are logged in full; of the others in the same interval only their number.
 FAILURES_LOGGED_MAX = 5
 FAILURES_INTERVAL_S = 10.0
 
 
 class Server:
-    """Serves instances under a prefix. `add` them, `start`, and `stop`."""
+    """Serves instances under a prefix. `add` them, `start`, and `stop`.
 
-    def __init__(self, connection: Connection, prefix: str, limits: InvocationLimits | None = None) -> None:
+    :param on_batch: told how many seconds the invocations of one read took, from the read to the write of their answers
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        prefix: str,
+        limits: InvocationLimits | None = None,
+        on_batch: Callable[[float], None] | None = None,
+    ) -> None:
         self.prefix = check_subject(prefix, "prefix")
         self._connection = connection
+        self._on_batch = on_batch
         self._inbox = connection.new_inbox()
         self._invocations = Invocations(
             self._inbox, connection.new_inbox(), lambda: secrets.token_hex(8), limits, connection.max_payload
@@ -62,6 +75,11 @@ class Server:
         return self._invocations.half_open + self._invocations.waiting
 
     @property
+    def half_open(self) -> int:
+        """Those of them whose parameters are not whole."""
+        return self._invocations.half_open
+
+    @property
     def failed(self) -> BaseException | None:
         """What a background task of the server died of, if one did."""
         if self._expiry is not None and self._expiry.done() and not self._expiry.cancelled():
@@ -83,6 +101,7 @@ class Server:
         if direct is not None:
             direct.invocations = self._invocations
             direct.on_step = self._on_direct_step
+            direct.on_batch = self._on_batch
         self._expiry = asyncio.create_task(self._expire())
         self._params = await self._connection.subscribe(
             params_subject(f"{self._inbox}.*"), self._on_params, route=PARAMS
@@ -95,16 +114,13 @@ class Server:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         functions, self._functions = self._functions, []
-        drains = [asyncio.create_task(self._connection.drain(function)) for function in functions]
-        if drains:
-            _, late = await asyncio.wait(drains, timeout=timeout_s)
-            for drain in late:
-                drain.cancel()
+        await self._connection.drain(functions, timeout_s)
         self._idle = asyncio.Event()
         if self.in_flight:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline_s):
                     await self._idle.wait()
+        await asyncio.sleep(0)  # a task that was never begun would leave its handler's coroutine unawaited
         for task in self._waiting:
             task.cancel()
         if self._waiting:
@@ -113,16 +129,21 @@ class Server:
         if self._expiry is not None:
             self._expiry.cancel()
         if self._params is not None:
-            await self._connection.drain(self._params)
+            await self._connection.drain([self._params], PARAMS_DRAIN_TIMEOUT_S)
 
     async def _subscribe(self, subject: str, handler: Handler) -> Subscription:
         invocations = self._invocations
         now_s = asyncio.get_running_loop().time
 
         async def receive(message: Message) -> None:
+            began_s = perf_counter()
+            invocations.counts.received_bytes += len(message.data)
+            invocations.max_payload = self._connection.max_payload  # another server may have another
             await self._carry_out(
                 invocations.receive(handler, message.reply, caller_of(message.headers), message.data, now_s())
             )
+            if self._on_batch is not None:
+                self._on_batch(perf_counter() - began_s)
 
         async def refuse(reply: str) -> None:
             await self._carry_out(invocations.refuse(reply))
@@ -131,13 +152,14 @@ class Server:
 
     async def _on_params(self, message: Message) -> None:
         now_s = asyncio.get_running_loop().time()
+        self.counts.received_bytes += len(message.data)
+        self._invocations.max_payload = self._connection.max_payload
         await self._carry_out(self._invocations.receive_params(params_token(message.subject), message.data, now_s))
 
     async def _expire(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
-            self._invocations.max_payload = self._connection.max_payload
             await self._carry_out(self._invocations.expire(loop.time()))
 
     async def _carry_out(self, step: Step) -> None:
@@ -168,6 +190,7 @@ class Server:
         for sent, (subject, payload, reply) in enumerate(sends):
             try:
                 await publish(subject, payload, reply)
+                self.counts.sent_bytes += len(payload)
             except DisconnectedError as error:
                 # The client is gone with the connection, or will run into its time-out.
                 self.unsent += len(sends) - sent
@@ -184,6 +207,7 @@ class Server:
             raise
         except Exception as error:  # the boundary of the task: counted and logged
             result = error
+        self._invocations.max_payload = self._connection.max_payload
         await self._carry_out(self._invocations.finish(waiting, result))
 
     def _log_failure(self, error: Exception) -> None:

@@ -22,11 +22,11 @@ def check_subject(text: str, what: str) -> str:
 
     >>> check_subject("default.my key", "prefix")
     Traceback (most recent call last):
-    ValueError: prefix: found 'default.my key', allowed tokens without white space, '*' and '>', joined by '.'
+    ValueError: prefix: found 'default.my key', allowed printable tokens without white space, '*' and '>', joined by '.'
     """
-    if not _TOKENS.fullmatch(text):
+    if not (_TOKENS.fullmatch(text) and text.isprintable()):
         raise ValueError(
-            f"{what}: found {text[:128]!r}, allowed tokens without white space, '*' and '>', joined by '.'"
+            f"{what}: found {text[:128]!r}, allowed printable tokens without white space, '*' and '>', joined by '.'"
         )
     return text
 

@@ -1,0 +1,362 @@
+"""Captured invocations, and their client once more: see README.md for the file.
+
+    load() ──> Vector ── state ──> preparation(state): calls that bring a server there
+                  └──> Replay: what the captured client sends, and what comes back ──> results_allowed(vector)
+
+Knows the file and the wire, and nothing of the code under test: the bytes judge it. `Replay` is without I/O, so that the same replay
+runs against the state machine and, over NATS, against a running provider.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import chain, permutations
+from pathlib import Path
+from typing import NamedTuple, NotRequired, TypeAlias, TypedDict
+
+__all__ = ["MAX_PAYLOAD", "Message", "Publish", "Replay", "State", "Vector", "load", "preparation", "results_allowed"]
+
+PATH = Path(__file__).parent / "wrpc_nats_store.json"
+
+#: What the NATS server of the capture takes in one message.
+MAX_PAYLOAD = 1024 * 1024
+
+Arguments: TypeAlias = tuple[bytes | int | None, ...]
+
+#: Buckets, and all keys of each with their values. A bucket without keys was written once, and emptied.
+State: TypeAlias = Mapping[bytes, Mapping[bytes, bytes]]
+
+BIG = (bytes(range(251)) * 10445)[:2621440]
+BIG_LENGTH = bytes.fromhex("8080a001")
+#: What the chunked vectors give by its checksum: parameters of the set, and result of the get.
+BIG_PARAMS = b"\x06bucket\x03big" + BIG_LENGTH + BIG
+BIG_RESULT = b"\x00\x01" + BIG_LENGTH + BIG
+
+NO_SUCH_STORE = b"\x01\x00"
+#: What is answered for an unknown bucket by a provider that takes it for an empty one.
+OF_AN_EMPTY_BUCKET = {"get": b"\x00\x00", "exists": b"\x00\x00", "delete": b"\x00"}
+
+KEYS = {b"a": b"1", b"bb": b"2", b"key": b"value"}
+#: What `state_before` says that a key holds.
+VALUES = {
+    "key exists": b"value",
+    'key holds "value"': b"value",
+    'key holds "2"': b"2",
+    "key holds one zero byte": b"\x00",
+    "key holds ff00fe": b"\xff\x00\xfe",
+    "key holds 200 bytes 00..c7": bytes(range(200)),
+    "key holds 2621440 bytes": BIG,
+    "key holds 2621440 bytes, which stay": BIG,
+    "key was set to no bytes": b"",
+}
+#: What it says that a bucket holds.
+BUCKETS: Mapping[str, Mapping[bytes, bytes]] = {
+    "bucket exists": {b"another": b""},
+    "bucket exists, key does not": {b"another": b""},
+    "bucket exists and holds no key": {},
+    "bucket holds keys": KEYS,
+    'bucket holds "key"': {b"key": b"value"},
+    'bucket holds "a", "bb" and "key"': KEYS,
+    'bucket holds "键🔑"': {"键🔑".encode(): b"value"},
+}
+#: And what says that nothing was written.
+NOTHING = {
+    "any",
+    "fixed answer",
+    "bucket never written or listed",
+    "first repetition: bucket never written",
+    "first repetition: bucket never written or listed",
+    "bucket never written, but listed: list-keys made it",
+}
+
+
+RawMessage = TypedDict(  # "from" is no name that a class could have
+    "RawMessage",
+    {
+        "from": str,
+        "what": str,
+        "subject": str,
+        "reply": str | None,
+        "header_hex": str | None,
+        "payload_len": int,
+        "payload_hex": NotRequired[str],
+        "payload_sha256": NotRequired[str],
+    },
+)
+
+
+class RawVector(TypedDict):
+    """A vector in the file."""
+
+    name: str
+    op: str
+    server: str
+    args: dict[str, str | None]
+    state_before: str
+    outcome_at_client: str
+    orders_seen: dict[str, int]
+    messages: list[RawMessage]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; `{R_c}` and `{R_s}` stand for the inboxes of client and server."""
+
+    sender: str  # client | server
+    what: str  # invocation | handshake | params | params-end | result | result-end
+    subject: str
+    reply: str | None
+    header_block: bytes | None
+    payload: bytes = field(repr=False)
+
+    @property
+    def headers(self) -> dict[str, str] | None:
+        """What the header block says; None without one."""
+        if self.header_block is None:
+            return None
+        lines = self.header_block.decode().removesuffix("\r\n\r\n").split("\r\n")
+        assert lines[0] == "NATS/1.0"
+        return dict(line.split(": ", 1) for line in lines[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """One invocation as it was captured.
+
+    :param arguments: as the server should read them; None where the client sent bytes that are no parameters
+    :param fixed: the server gave a fixed answer, whatever was asked
+    :param state: what the server holds before
+    :param outcome: what the client made of it, in words
+    :param orders: in which the messages came, over the repetitions
+    """
+
+    name: str
+    function: str
+    arguments: Arguments | None = field(repr=False)
+    fixed: bool
+    state: State = field(repr=False)
+    outcome: str
+    orders: tuple[tuple[str, ...], ...] = field(repr=False)
+    messages: tuple[Message, ...] = field(repr=False)
+
+    @property
+    def invocation(self) -> Message:
+        """The first message."""
+        return self.messages[0]
+
+    @property
+    def pieces(self) -> list[bytes]:
+        """Parameters, as the client cut them."""
+        return [message.payload for message in self.messages if message.what in ("invocation", "params")]
+
+    @property
+    def params(self) -> bytes:
+        """Parameters, joined."""
+        return b"".join(self.pieces)
+
+    @property
+    def answer(self) -> list[tuple[str, bytes]]:
+        """What the server sent, in order: `what` and payload."""
+        return [(message.what, message.payload) for message in self.messages if message.sender == "server"]
+
+    @property
+    def result(self) -> bytes | None:
+        """The result, joined; None where the invocation ended without one."""
+        pieces = [message.payload for message in self.messages if message.what == "result"]
+        return b"".join(pieces) if pieces else None
+
+    @property
+    def closings_last(self) -> list[bool]:
+        """Whether the client's closing message was seen behind the end of the result; both may have been."""
+        return sorted({order.index("params-end") > order.index("result-end") for order in self.orders})
+
+
+def load() -> list[Vector]:
+    """All vectors of the file.
+
+    :raises ValueError: a message that the file gives by its checksum is not what this module takes it for
+    """
+    raw: list[RawVector] = json.loads(PATH.read_text(encoding="utf-8"))["vectors"]
+    return [_vector(vector) for vector in raw]
+
+
+def preparation(state: State) -> Iterator[tuple[str, tuple[bytes, ...]]]:
+    """Calls, by function and arguments, that bring an empty server into a state."""
+    for bucket, entries in state.items():
+        for key, value in entries.items():
+            yield "set", (bucket, key, value)
+        if not entries:
+            yield "set", (bucket, b"passing", b"")
+            yield "delete", (bucket, b"passing")
+
+
+def results_allowed(vector: Vector, *, strict_buckets: bool = False) -> frozenset[bytes]:
+    """Results by which our provider may answer a vector of the example; none: it ends the invocation without one.
+
+    They are the captured one, but for
+
+    - the order of keys, which is free;
+    - a cursor, which the example refuses: a page of what stands at or behind it, whatever the order is;
+    - a key of no bytes, which is none in the example's own language, and some in the interface;
+    - an unknown bucket: empty, unless `strict_buckets`. That list-keys makes one is the example's fault.
+
+    The keys of a page are few and short enough to try all orders.
+    """
+    if vector.result is None:
+        return frozenset()
+    if vector.function == "list-keys":
+        assert vector.arguments is not None
+        bucket, cursor = vector.arguments
+        assert isinstance(bucket, bytes)
+        keys = [bytes([len(key)]) + key for key in vector.state.get(bucket, {})]
+        counts = [len(keys)] if cursor is None else range(len(keys) + 1)
+        orders = chain.from_iterable(permutations(keys, count) for count in counts)
+        return frozenset(bytes([0, len(order), *b"".join(order), 0]) for order in orders)
+    if vector.name == "get-empty-value":
+        return frozenset({b"\x00\x01\x00"})
+    if strict_buckets and vector.name == "get-after-list-keys":
+        return frozenset({NO_SUCH_STORE})
+    if not strict_buckets and vector.result == NO_SUCH_STORE:
+        return frozenset({OF_AN_EMPTY_BUCKET[vector.function]})
+    return frozenset({vector.result})
+
+
+class Publish(NamedTuple):
+    """A message that the client sends."""
+
+    subject: str
+    payload: bytes
+    reply: str = ""
+    headers: dict[str, str] | None = None
+
+
+class Replay:
+    """The client of a vector once more, without I/O. `answer` is what came back, as `Vector.answer`.
+
+    :param inbox: R_c: what comes to it and to `{inbox}.results` must be told to `receive`
+    :param prefix: of the server; None: the captured one
+    :param pieces: of the parameters; None: as captured
+    :param closing_last: close the parameters only when the result has ended, and not at once
+    """
+
+    def __init__(
+        self,
+        vector: Vector,
+        inbox: str,
+        *,
+        prefix: str | None = None,
+        pieces: Sequence[bytes] | None = None,
+        closing_last: bool = False,
+    ) -> None:
+        subject = vector.invocation.subject
+        if prefix is not None:
+            subject = f"{prefix}.wrpc.{subject.partition('.wrpc.')[2]}"
+        self._inbox = inbox
+        self._pieces = list(vector.pieces if pieces is None else pieces)
+        self._first = Publish(subject, self._pieces.pop(0), inbox, vector.invocation.headers)
+        self._closing_last = closing_last
+        self._server_inbox = ""
+        self.answer: list[tuple[str, bytes]] = []
+
+    @property
+    def ended(self) -> bool:
+        """Whether the result has ended."""
+        return bool(self.answer) and self.answer[-1][0] == "result-end"
+
+    @property
+    def result(self) -> bytes | None:
+        """The result that came, joined; None: none came."""
+        pieces = [payload for what, payload in self.answer if what == "result"]
+        return b"".join(pieces) if pieces else None
+
+    def start(self) -> Publish:
+        """The invocation."""
+        return self._first
+
+    def receive(self, subject: str, payload: bytes, reply: str = "") -> list[Publish]:
+        """A message of the server; what to send next. Asserts that it comes in its turn."""
+        if subject == self._inbox:
+            assert self.answer == [], "the handshake comes first, and once"
+            assert reply, "the handshake names the server's inbox"
+            self.answer.append(("handshake", payload))
+            self._server_inbox = reply
+            sends = [Publish(f"{reply}.params", piece) for piece in self._pieces]
+            return sends if self._closing_last else [*sends, self._closing]
+        assert subject == f"{self._inbox}.results"
+        assert not reply
+        assert self.answer, "the handshake precedes the result"
+        assert not self.ended, "nothing comes behind the end"
+        self.answer.append(("result" if payload else "result-end", payload))
+        return [self._closing] if self._closing_last and self.ended else []
+
+    @property
+    def _closing(self) -> Publish:
+        return Publish(f"{self._server_inbox}.params", b"")
+
+
+def _vector(raw: RawVector) -> Vector:
+    arguments = _arguments(raw)
+    return Vector(
+        name=raw["name"],
+        function=raw["op"],
+        arguments=arguments,
+        fixed=raw["server"].endswith("with a fixed answer"),
+        state=_state(raw, arguments),
+        outcome=raw["outcome_at_client"],
+        orders=tuple(tuple(order.split()) for order in raw["orders_seen"]),
+        messages=tuple(_messages(raw)),
+    )
+
+
+def _messages(raw: RawVector) -> Iterator[Message]:
+    streams = {"client": BIG_PARAMS, "server": BIG_RESULT}
+    for message in raw["messages"]:
+        sender = message["from"]
+        size = message["payload_len"]
+        if "payload_hex" in message:
+            payload = bytes.fromhex(message["payload_hex"])
+        else:
+            payload = streams[sender][:size]
+            if sha256(payload).hexdigest() != message["payload_sha256"]:
+                raise ValueError(f"{raw['name']}: found another checksum than that of a piece of {size} bytes")
+            streams[sender] = streams[sender][size:]
+        if len(payload) != size:
+            raise ValueError(f"{raw['name']}: found {len(payload)} bytes, announced {size}")
+        header_block = None if message["header_hex"] is None else bytes.fromhex(message["header_hex"])
+        yield Message(sender, message["what"], message["subject"], message["reply"], header_block, payload)
+
+
+def _arguments(raw: RawVector) -> Arguments | None:
+    args = raw["args"]
+    match raw["op"], args:
+        case _, {"params_hex": _}:
+            return None
+        case "set", {"bucket": str(bucket), "key": str(key), "value_hex": str(value)}:
+            return bucket.encode(), key.encode(), bytes.fromhex(value)
+        case "set", {"bucket": str(bucket), "key": str(key), "value": "2621440 bytes, byte i is i mod 251"}:
+            return bucket.encode(), key.encode(), BIG
+        case "get" | "delete" | "exists", {"bucket": str(bucket), "key": str(key)}:
+            return bucket.encode(), key.encode()
+        case "list-keys", {"bucket": str(bucket), "cursor": cursor}:
+            return bucket.encode(), None if cursor is None else int(cursor)
+    raise ValueError(f"{raw['name']}: found arguments of another form: {sorted(args)}")
+
+
+def _state(raw: RawVector, arguments: Arguments | None) -> State:
+    before = raw["state_before"]
+    if raw["name"] == "trailing-bytes":  # its arguments are not told; its bytes ask for "bb"
+        return {b"bucket": {b"bb": b"2"}}
+    if before in NOTHING:
+        return {}
+    if arguments is None:
+        raise ValueError(f"{raw['name']}: found no bucket to hold what is said of it: {before}")
+    bucket = arguments[0]
+    assert isinstance(bucket, bytes)
+    if before in VALUES:
+        key = arguments[1]
+        assert isinstance(key, bytes)
+        return {bucket: {key: VALUES[before]}}
+    return {bucket: BUCKETS[before]}
