@@ -62,5 +62,7 @@ class StoreOptions:
                     raise ValueError(
                         f"{field.name}: found {value}, allowed a power of two from 1 to {1 << SHARD_BITS_MAX}"
                     )
-            elif not 1 <= value <= (top := LENGTH_MAX if field.name in LENGTHS else 2**63 - 1):
-                raise ValueError(f"{field.name}: found {value}, allowed 1 to {top}")
+            else:
+                value_max = LENGTH_MAX if field.name in LENGTHS else 2**63 - 1
+                if not 1 <= value <= value_max:
+                    raise ValueError(f"{field.name}: found {value}, allowed 1 to {value_max}")

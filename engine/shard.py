@@ -110,7 +110,7 @@ class Shard:
         :raises CrowdedPositionError: the page is empty, and the keys of its first position are too many for any page
         """
         order = self._current_order()
-        room = keys_max - len(keys)
+        room = min(keys_max - len(keys), len(order))
         found = list(islice(order.irange_key(position), room + 1))
         found_bytes = sum(map(len, found)) + KEY_OVERHEAD_BYTES * len(found)
         if len(found) <= room and size_bytes + found_bytes <= page_bytes_max:

@@ -128,7 +128,7 @@ class Store:
             for name, entries in reader:
                 if not entries:
                     if store.options.strict_buckets:
-                        store._create(name)
+                        store._keep_empty(name)
                     continue
                 bucket = store.bucket(name)
                 for key, value in entries:
@@ -149,22 +149,45 @@ class Store:
         assert keys <= self.options.keys_max
         assert len(self._tables) <= self.options.buckets_max
 
-    def _create(self, name: bytes) -> Table:
-        """The table of this name, made if it is not there.
+    def _set_first(self, name: bytes, key: bytes, value: bytes) -> Table | None:
+        """Store the first key of a bucket and make its table known, at one stroke; the table instead, if there is one already.
 
-        :raises LimitError: the name is too long, or the buckets are too many
+        :raises LimitError: the name is too long, the buckets are too many, or the key finds no room; no table is made
         """
         with self._lock:
-            table = self._tables.get(name)
-            if table is None:
-                options = self.options
-                if len(name) > options.bucket_name_bytes_max:
-                    raise LimitError("bucket name in bytes", len(name), options.bucket_name_bytes_max)
-                if len(self._tables) >= options.buckets_max:
-                    raise LimitError("buckets", len(self._tables) + 1, options.buckets_max)
-                self._ledger.grow(BUCKET_BYTES + bytes_size(len(name)))
-                table = self._tables[name] = Table(options, self._position_of, self._ledger)
-            return table
+            known = self._tables.get(name)
+            if known is not None:
+                return known
+            table = self._new_table(name)
+            try:
+                table.ring[1][0].set(key, value)
+            except LimitError:
+                self._drop_table(name, table)
+                raise
+            self._tables[name] = table
+            return None
+
+    def _keep_empty(self, name: bytes) -> None:
+        """Make a bucket known that was written and emptied."""
+        with self._lock:
+            if name not in self._tables:
+                self._tables[name] = self._new_table(name)
+
+    def _new_table(self, name: bytes) -> Table:
+        options = self.options
+        if len(name) > options.bucket_name_bytes_max:
+            raise LimitError("bucket name in bytes", len(name), options.bucket_name_bytes_max)
+        if len(self._tables) >= options.buckets_max:
+            raise LimitError("buckets", len(self._tables) + 1, options.buckets_max)
+        self._ledger.grow(BUCKET_BYTES + bytes_size(len(name)))
+        return Table(options, self._position_of, self._ledger)
+
+    def _drop_table(self, name: bytes, table: Table) -> bool:
+        """Give up a table that holds no key; whether it holds none."""
+        if not table.free():
+            return False
+        self._ledger.adjust(0, -BUCKET_BYTES - bytes_size(len(name)))
+        return True
 
     def _settled(self, name: bytes) -> Table | None:
         """The table of this name at a moment when none is being freed."""
@@ -174,9 +197,8 @@ class Store:
     def _free_if_empty(self, name: bytes) -> None:
         with self._lock:
             table = self._tables.get(name)
-            if table is not None and table.free():
+            if table is not None and self._drop_table(name, table):
                 del self._tables[name]
-                self._ledger.adjust(0, -BUCKET_BYTES - bytes_size(len(name)))
 
 
 class Bucket:
@@ -232,16 +254,19 @@ class Bucket:
             raise LimitError("value in bytes", len(value), self._value_bytes_max)
         position = self._hash(key, self._seed)
         table = self._tables.get(self.name)
-        if table is None:
-            self._set_first(position, key, value)
-            return
-        shift, shards = table.ring
-        shard = shards[position >> shift]
-        keys = shard.set(key, value)
-        if keys == 0:
-            self._set_first(position, key, value)
-        elif keys > self._shard_keys_max:
-            table.split(shard)
+        keys = 0  # in the shard, once it took the value
+        while keys == 0:
+            if table is None:
+                table = self._store._set_first(self.name, key, value)
+                if table is None:
+                    return
+            shift, shards = table.ring
+            shard = shards[position >> shift]
+            keys = shard.set(key, value)
+            if keys > self._shard_keys_max:
+                table.split(shard)
+            elif keys == 0:  # retired: by a split, or with its table
+                table = self._store._settled(self.name)
 
     def delete(self, key: bytes) -> bool:
         """Remove a key; whether it was there. O(1). The last key takes the bucket with it.
@@ -313,19 +338,6 @@ class Bucket:
 
     def __repr__(self) -> str:
         return f"Bucket({self.name[:64]!r})"
-
-    def _set_first(self, position: int, key: bytes, value: bytes) -> None:
-        """`set` into a bucket that is not there, or whose ring has just changed. Takes a new bucket back if the value finds no room."""
-        keys = 0
-        while keys == 0:
-            known = self.name in self._tables
-            shift, shards = self._store._create(self.name).ring
-            try:
-                keys = shards[position >> shift].set(key, value)
-            except LimitError:
-                if not known:
-                    self._store._free_if_empty(self.name)
-                raise
 
     def _absent(self) -> None:
         if self._store.options.strict_buckets:

@@ -96,11 +96,16 @@ class Table:
 
     def split(self, shard: Shard) -> None:
         """Replace a shard that has grown too large by several; nothing if that was done already."""
+        for piece in self._replace(shard):
+            if len(piece.entries) > self._shard_keys_max:
+                self.split(piece)  # its positions are close together
+
+    def _replace(self, shard: Shard) -> list[Shard]:
         with self._growth:
             shift, shards = self.ring
             with shard.stripe:
                 if shard.retired or len(shard.entries) <= self._shard_keys_max or shard.depth == SHARD_BITS_MAX:
-                    return
+                    return []
                 bits = SPLIT_BITS if shard.depth else max(SPLIT_BITS, self._shards_min.bit_length() - 1)
                 bits = min(bits, SHARD_BITS_MAX - shard.depth)
                 pieces = shard.split(bits)
@@ -111,6 +116,7 @@ class Table:
                 first = shard.start >> (64 - deepest)
                 ring[first : first + copies * len(pieces)] = [piece for piece in pieces for _ in range(copies)]
                 self.ring = (64 - deepest, ring)
+                return pieces
 
     def free(self) -> bool:
         """Retire all shards if no key is left, at one moment; whether it was so."""

@@ -1,0 +1,490 @@
+"""Snapshots: what was saved comes back, what was damaged is refused with the offset of the frame, a failed save harms nothing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+import tracemalloc
+from pathlib import Path
+from random import Random
+from struct import Struct
+from threading import Event, Thread
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
+
+from engine import LimitError, NoSuchBucketError, SnapshotError, Store, StoreError, StoreOptions
+from engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
+
+Content = dict[bytes, dict[bytes, bytes]]
+
+#: The head of a frame, read without the code under test: array(2), uint64 checksum, bin32 size.
+HEAD = Struct(">BBQBI")
+HEADER = [0, "keyvalue-inmemory snapshot", 1, 99]
+
+
+def stored(content: Content, options: StoreOptions | None = None, seed: int = 99) -> Store:
+    store = Store(options, seed=seed)
+    for name, entries in content.items():
+        for key, value in entries.items():
+            store.bucket(name).set(key, value)
+    return store
+
+
+def content_of(store: Store) -> Content:
+    """All that the store holds, by its public methods."""
+    found: Content = {}
+    for name in store.bucket_names():
+        bucket = store.bucket(name)
+        found[name] = {}
+        for key in bucket.keys():  # noqa: SIM118 - a bucket is no mapping
+            value = bucket.get(key)
+            assert value is not None
+            found[name][key] = value
+    return found
+
+
+def frame(body: bytes, offset: int) -> bytes:
+    return HEAD.pack(0x92, 0xCF, xxh3_64_intdigest(body, offset), 0xC6, len(body)) + body
+
+
+def crafted(*bodies: object) -> bytes:
+    """A file of frames with right checksums. A body that is bytes is taken as it is."""
+    file = b""
+    for body in bodies:
+        file += frame(body if isinstance(body, bytes) else msgpack.packb(body), len(file))
+    return file
+
+
+def frames_of(file: bytes) -> list[tuple[int, bytes]]:
+    """The (offset, whole frame) of each frame of a sound file."""
+    found = []
+    offset = 0
+    while offset < len(file):
+        size = HEAD.size + HEAD.unpack_from(file, offset)[4]
+        found.append((offset, file[offset : offset + size]))
+        offset += size
+    return found
+
+
+def refusal(path: Path, file: bytes) -> SnapshotError:
+    """The error with which a file of these bytes is refused."""
+    path.write_bytes(file)
+    with pytest.raises(SnapshotError) as caught:
+        Store.load(path)
+    error = caught.value
+    assert error.path == str(path)
+    assert str(error) == f"{path}: byte {error.offset}: {error.reason}"
+    return error
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "snapshot"
+
+
+@pytest.fixture
+def small(path: Path) -> bytes:
+    """A small sound file of five frames."""
+    stored({b"1": {b"k": b"v"}, b"2": {b"key": b"", b"": b"value"}, b"3": {b"k": b"v"}}).save(path)
+    file = path.read_bytes()
+    assert len(frames_of(file)) == 5
+    assert len(file) < 250
+    return file
+
+
+# Round trips
+
+CONTENTS: dict[str, Content] = {
+    "nothing": {},
+    "empty key, value and name": {b"": {b"": b""}},
+    "one key": {b"b": {b"k": b"v"}},
+    "any bytes": {bytes(range(256)): {bytes(range(256)): bytes(range(256))}},
+    "many buckets": {b"bucket %d" % number: {b"k": b"%d" % number} for number in range(2_000)},
+    "many keys": {b"b": {b"%d" % number: b"value" for number in range(20_000)}},
+    "values of several blocks": {
+        b"b": {b"%d" % number: bytes([number]) * 1_000_000 for number in range(5)},
+        b"c": {b"k": b""},
+    },
+    "one value larger than a block": {b"b": {b"k": bytes(3_000_000)}},
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize(
+    "options", [None, StoreOptions(shards_min=1, shard_keys_max=300)], ids=["default", "other shards"]
+)
+def test_what_was_saved_is_loaded(content: Content, options: StoreOptions | None, path: Path) -> None:
+    store = stored(content)
+    store.save(path)
+    loaded = Store.load(path, options)
+    loaded.check()
+    assert content_of(loaded) == content
+    assert loaded.bucket_names() == store.bucket_names()
+    assert len(loaded) == len(store)
+    for name in content:
+        assert list(loaded.bucket(name).keys()) == list(store.bucket(name).keys()), "the order is that of before"
+    assert content_of(store) == content
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.dictionaries(
+        st.binary(max_size=9), st.dictionaries(st.binary(max_size=9), st.binary(max_size=99), min_size=1)
+    ),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_any_content_is_loaded(content: Content, seed: int, path: Path) -> None:
+    store = stored(content, seed=seed)
+    store.save(path)
+    loaded = Store.load(path)
+    loaded.check()
+    assert content_of(loaded) == content
+    loaded.save(path.with_name("again"))
+    assert Store.load(path.with_name("again"))._seed == seed
+
+
+def test_an_emptied_bucket_is_known_after_a_load_into_a_strict_store(path: Path) -> None:
+    strict = StoreOptions(strict_buckets=True)
+    store = stored({b"emptied": {b"k": b"v"}, b"full": {b"k": b"v"}}, strict)
+    store.bucket(b"emptied").delete(b"k")
+    store.save(path)
+    loaded = Store.load(path, strict)
+    assert loaded.bucket_names() == [b"emptied", b"full"]
+    assert loaded.bucket(b"emptied").get(b"k") is None
+    with pytest.raises(NoSuchBucketError, match="no bucket b'never' was ever written"):
+        loaded.bucket(b"never").get(b"k")
+    loaded.check()
+    lenient = Store.load(path)
+    assert lenient.bucket_names() == [b"full"]
+    lenient.check()
+
+
+def test_values_larger_than_a_block_are_spread_over_blocks(path: Path) -> None:
+    stored({b"b": {b"%d" % number: bytes(600_000) for number in range(6)}}).save(path)
+    blocks = [len(whole) for _, whole in frames_of(path.read_bytes())][1:-1]
+    assert len(blocks) == 3
+    assert all(1_200_000 < size < 1_201_000 for size in blocks)
+
+
+def test_a_file_is_a_stream_of_msgpack(path: Path) -> None:
+    stored({b"b": {b"k": b"v"}, b"c": {b"": b""}}, seed=5).save(path)
+    with path.open("rb") as file:
+        objects = list(msgpack.Unpacker(file))
+    offsets = [offset for offset, _ in frames_of(path.read_bytes())]
+    assert [checksum for checksum, _ in objects] == [
+        xxh3_64_intdigest(body, offset) for (_, body), offset in zip(objects, offsets, strict=True)
+    ]
+    assert [msgpack.unpackb(body) for _, body in objects] == [
+        [0, "keyvalue-inmemory snapshot", 1, 5],
+        [1, b"b", [b"k", b"v"]],
+        [1, b"c", [b"", b""]],
+        [2, 2, 2],
+    ]
+
+
+def test_a_file_of_this_version_stays_readable(path: Path) -> None:
+    path.write_bytes(
+        crafted(HEADER, [1, b"b", [b"k", b"v", b"", b""]], [1, b"c", [b"k", b""]], [1, b"b", []], [2, 3, 3])
+    )
+    store = Store.load(path)
+    assert content_of(store) == {b"b": {b"k": b"v", b"": b""}, b"c": {b"k": b""}}
+    assert store._seed == 99
+    store.check()
+
+
+# The file
+
+
+def test_a_file_is_for_its_owner_alone_and_no_other_is_left(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        for content in ({b"b": {b"k": b"1"}}, {b"b": {b"k": b"2"}}):
+            stored(content).save(path)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert os.listdir(path.parent) == ["snapshot"]
+            assert content_of(Store.load(path)) == content
+    finally:
+        os.umask(before)
+
+
+def test_a_relative_path_and_a_text_path_will_do(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    stored({b"b": {b"k": b"v"}}).save("snapshot")
+    assert content_of(Store.load(str(path))) == {b"b": {b"k": b"v"}}
+
+
+def test_a_save_into_a_missing_directory_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
+        stored({}).save(tmp_path / "missing" / "snapshot")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_save_that_may_not_be_renamed_leaves_nothing(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
+        stored({b"b": {b"k": b"v"}}).save(path)
+    assert os.listdir(path.parent) == ["snapshot"]
+    assert os.listdir(path) == []
+
+
+@pytest.mark.parametrize("size_bytes_max", [0, 100, 1_500_000])
+def test_a_save_that_fails_in_the_middle_leaves_the_old_file(path: Path, size_bytes_max: int) -> None:
+    """With the system's limit on the size of a file."""
+    stored({b"old": {b"k": b"v"}}).save(path)
+    old = path.read_bytes()
+    store = stored({b"new": {b"%d" % number: bytes(1_000_000) for number in range(3)}})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes_max, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            store.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == old
+    assert os.listdir(path.parent) == ["snapshot"]
+    store.check()
+    store.save(path)
+    assert content_of(Store.load(path)) == content_of(store)
+
+
+FIRST_KEY_BYTES = BUCKET_BYTES + bytes_size(6) + SHARD_BYTES + entry_size(b"12345", b"123456789")
+
+
+def test_a_missing_file_is_an_error_of_the_system(path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="snapshot"):
+        Store.load(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "found", "allowed"),
+    [
+        (StoreOptions(key_bytes_max=4), "key in bytes", 5, 4),
+        (StoreOptions(value_bytes_max=8), "value in bytes", 9, 8),
+        (StoreOptions(bucket_name_bytes_max=5), "bucket name in bytes", 6, 5),
+        (StoreOptions(buckets_max=1), "buckets", 2, 1),
+        (StoreOptions(keys_max=2), "keys limit", 3, 2),
+        (StoreOptions(memory_bytes_max=1_000), "memory limit in bytes", FIRST_KEY_BYTES, 1_000),
+    ],
+)
+def test_a_file_that_passes_a_limit_is_refused(
+    options: StoreOptions, what: str, found: int, allowed: int, path: Path
+) -> None:
+    stored({b"bucket": {b"12345": b"123456789"}, b"second": {b"12345": b"1", b"2": b"2"}}).save(path)
+    with pytest.raises(LimitError, match=f"^{what}: found {found}, allowed {allowed}$"):
+        Store.load(path, options)
+
+
+# Damage
+
+
+def test_every_changed_byte_is_found(small: bytes, path: Path) -> None:
+    for start, whole in frames_of(small):
+        for at in range(start, start + len(whole)):
+            for flip in (1, 2, 4, 8, 16, 32, 64, 128, 0xFF):
+                damaged = bytearray(small)
+                damaged[at] ^= flip
+                assert refusal(path, bytes(damaged)).offset == start
+
+
+def test_every_cut_is_found(small: bytes, path: Path) -> None:
+    for start, whole in frames_of(small):
+        for end in range(start, start + len(whole)):
+            error = refusal(path, small[:end])
+            assert error.offset == start
+            assert error.reason.endswith("the file was cut")
+            assert f"found {end - start if end - start < HEAD.size else end - start - HEAD.size} bytes" in error.reason
+
+
+@pytest.mark.parametrize("trailing", [b"\0", b"\n", b"x" * 1_000])
+def test_bytes_behind_the_end_are_refused(small: bytes, path: Path, trailing: bytes) -> None:
+    error = refusal(path, small + trailing)
+    assert (error.offset, error.reason) == (len(small), f"found {len(trailing)} bytes behind the end")
+
+
+def test_a_second_snapshot_behind_the_end_is_refused(small: bytes, path: Path) -> None:
+    assert refusal(path, small * 2).offset == len(small)
+
+
+def joined(frames: list[tuple[int, bytes]]) -> bytes:
+    return b"".join(whole for _, whole in frames)
+
+
+def test_swapped_frames_are_refused(small: bytes, path: Path) -> None:
+    frames = frames_of(small)
+    for first in range(len(frames)):
+        for second in range(first + 1, len(frames)):
+            swapped = frames.copy()
+            swapped[first], swapped[second] = swapped[second], swapped[first]
+            assert refusal(path, joined(swapped)).offset == frames[first][0]
+
+
+def test_doubled_frames_are_refused(small: bytes, path: Path) -> None:
+    frames = frames_of(small)
+    for index, (offset, whole) in enumerate(frames):
+        doubled = refusal(path, joined([*frames[: index + 1], *frames[index:]]))
+        assert doubled.offset == offset + len(whole)
+
+
+def test_dropped_frames_are_refused(small: bytes, path: Path) -> None:
+    frames = frames_of(small)
+    for index, (offset, _) in enumerate(frames):
+        assert refusal(path, joined([*frames[:index], *frames[index + 1 :]])).offset == offset
+
+
+def test_a_frame_of_another_file_is_refused_by_the_end(path: Path) -> None:
+    """A frame of the same offset and size is sound by itself; the counts of the last frame still tell."""
+    files = []
+    for entries in ({b"1": b"v", b"2": b""}, {b"1": b"longer"}):
+        stored({b"b": entries}).save(path)
+        files.append(frames_of(path.read_bytes()))
+    (header, (offset, block), end), (_, (_, other), _) = files
+    assert len(block) == len(other)
+    error = refusal(path, joined([header, (offset, other), end]))
+    assert (error.offset, error.reason) == (end[0], "found 1 blocks and 1 keys, written were 1 and 2")
+
+
+def test_a_frame_of_4_gib_allocates_nothing(path: Path) -> None:
+    header = frame(msgpack.packb(HEADER), 0)
+    for file in (
+        HEAD.pack(0x92, 0xCF, 0, 0xC6, 0xFFFFFFFF),
+        header + HEAD.pack(0x92, 0xCF, 0, 0xC6, 0xFFFFFFFF) + b"rest",
+        crafted(HEADER, b"\xdd\xff\xff\xff\xff"),  # an array of 2**32 - 1
+        crafted(HEADER, b"\xc6\xff\xff\xff\xff"),  # bytes of 2**32 - 1
+        crafted(HEADER, b"\x93\x01\xc4\x01b\xdd\xff\xff\xff\xff"),
+    ):
+        path.write_bytes(file)
+        tracemalloc.start()
+        try:
+            with pytest.raises(SnapshotError, match="found"):
+                Store.load(path)
+            assert tracemalloc.get_traced_memory()[1] < 500_000
+        finally:
+            tracemalloc.stop()
+
+
+NO_HEADER = "found no header of a keyvalue-inmemory snapshot"
+NO_BLOCK = "found a frame that is neither a block nor the end"
+
+
+@pytest.mark.parametrize(
+    ("bodies", "index", "reason"),
+    [
+        ([[0, "keyvalue-inmemory snapshot", 2, 99], [2, 0, 0]], 0, "found version 2, known is 1"),
+        ([[0, "keyvalue-inmemory snapshot", 0, 99]], 0, "found version 0, known is 1"),
+        ([[0, "keyvalue-inmemory snapshot", 2**63, "of another kind"]], 0, NO_HEADER),
+        ([[0, "another format", 1, 99], [2, 0, 0]], 0, NO_HEADER),
+        ([[0, b"keyvalue-inmemory snapshot", 1, 99]], 0, NO_HEADER),
+        ([[0, "keyvalue-inmemory snapshot", 1, -1]], 0, NO_HEADER),
+        ([[0, "keyvalue-inmemory snapshot", 1, 1.5]], 0, NO_HEADER),
+        ([[0, "keyvalue-inmemory snapshot", 1]], 0, NO_HEADER),
+        ([[2, 0, 0]], 0, NO_HEADER),
+        ([[]], 0, NO_HEADER),
+        ([HEADER, HEADER, [2, 0, 0]], 1, NO_BLOCK),
+        ([HEADER, [3, b"b", []]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k"]]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", b"v", b"k"]]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", "v"]]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", None]]], 1, NO_BLOCK),
+        ([HEADER, [1, "b", [b"k", b"v"]]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", b"kv"]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", {b"k": b"v"}]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", b"v"], 0]], 1, NO_BLOCK),
+        ([HEADER, [2, 0]], 1, NO_BLOCK),
+        ([HEADER, [2, 0, None]], 1, NO_BLOCK),
+        ([HEADER, [2, 1, 0]], 1, "found 0 blocks and 0 keys, written were 1 and 0"),
+        ([HEADER, [2, 0, 1]], 1, "found 0 blocks and 0 keys, written were 0 and 1"),
+        ([HEADER, [1, b"b", [b"k", b"v"]], [2, 1, 2]], 2, "found 1 blocks and 1 keys, written were 1 and 2"),
+        ([HEADER, {}], 1, "found a frame that is not an array"),
+        ([HEADER, 1], 1, "found a frame that is not an array"),
+        ([HEADER, b""], 1, "found a frame that is not msgpack: "),
+        ([HEADER, b"\xc1"], 1, "found a frame that is not msgpack: "),
+        ([HEADER, b"\x93\x01"], 1, "found a frame that is not msgpack: "),
+        ([HEADER, b"\xa1\xff"], 1, "found a frame that is not msgpack: "),
+        ([HEADER, msgpack.packb([2, 0, 0]) + b"\0"], 1, "found a frame that is not msgpack: "),
+        ([HEADER, b"\x91" * 100_000], 1, "found a frame that is not msgpack: "),
+    ],
+)
+def test_a_frame_that_is_sound_but_wrong_is_refused(bodies: list[Any], index: int, reason: str, path: Path) -> None:
+    file = crafted(*bodies)
+    error = refusal(path, file)
+    assert error.offset == frames_of(file)[index][0]
+    assert error.reason.startswith(reason)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(file=st.binary(max_size=300))
+def test_any_bytes_are_refused(file: bytes, path: Path) -> None:
+    assert 0 <= refusal(path, file).offset <= len(file)
+
+
+objects = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
+    lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text() | st.binary(), parts, max_size=3),
+    max_leaves=8,
+)
+bodies_alike = st.tuples(st.integers(0, 3), objects, objects) | st.tuples(
+    st.just(1), st.binary(max_size=3), st.lists(st.binary(max_size=3) | objects, max_size=4)
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bodies=st.lists(objects | bodies_alike | st.binary(max_size=30), max_size=4))
+def test_frames_of_anything_are_loaded_or_refused(bodies: list[object], path: Path) -> None:
+    file = crafted(HEADER, *bodies)
+    path.write_bytes(file)
+    try:
+        store = Store.load(path)
+    except StoreError as error:
+        assert isinstance(error, SnapshotError)
+        assert error.offset in {len(file), *(offset for offset, _ in frames_of(file))}
+    else:
+        store.check()
+
+
+# Saves while writers write
+
+
+def test_a_save_among_writers_is_loaded(path: Path) -> None:
+    options = StoreOptions(shard_keys_max=50, shards_min=1)
+    stayed = {b"stays %d" % number: b"%d" % number for number in range(3_000)}
+    store = stored({b"b": stayed}, options)
+    is_over = Event()
+
+    def write(writer: int) -> None:
+        rng = Random(writer)
+        bucket = store.bucket(b"b")
+        own = store.bucket(b"of writer %d" % writer)
+        while not is_over.is_set():
+            key = b"churn %d %d" % (writer, rng.randrange(1_000))
+            if bucket.exists(key):
+                bucket.delete(key)
+                own.delete(b"k")
+            else:
+                bucket.set(key, key)
+                own.set(b"k", key)
+
+    writers = [Thread(target=write, args=(number,)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    try:
+        for _ in range(10):
+            store.save(path)
+            loaded = Store.load(path, options)
+            loaded.check()
+            bucket = loaded.bucket(b"b")
+            assert all(bucket.get(key) == value for key, value in stayed.items())
+            for key in bucket.keys():  # noqa: SIM118 - a bucket is no mapping
+                assert bucket.get(key) == stayed.get(key, key)
+            assert {*loaded.bucket_names()} <= {b"b", *(b"of writer %d" % number for number in range(4))}
+    finally:
+        is_over.set()
+        for writer in writers:
+            writer.join()
+    store.check()
+    assert os.listdir(path.parent) == ["snapshot"]

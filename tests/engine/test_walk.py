@@ -1,0 +1,471 @@
+"""The guarantee of a walk, under churn and under threads; and what else only threads can break.
+
+The guarantee: a key that is there for the whole walk comes exactly once; one that is added or removed meanwhile at most once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from threading import Barrier, Lock
+from typing import Any
+
+import pytest
+from xxhash import xxh3_64_intdigest
+
+from engine import Bucket, LimitError, Store, StoreOptions
+from engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
+
+SEED = 11
+
+
+def position_of(key: bytes) -> int:
+    return xxh3_64_intdigest(key, SEED)
+
+
+class Walk:
+    """A walk of a bucket from `start` on, that keeps no state but its cursor."""
+
+    def __init__(self, start: int | None = None, keys_max: int | None = None) -> None:
+        self.start = start
+        self.keys_max = keys_max
+        self.cursor = start
+        self.is_done = False
+        self.seen: list[bytes] = []
+
+    def step(self, bucket: Bucket) -> None:
+        page = bucket.page(self.cursor, self.keys_max)
+        self.seen += page.keys
+        self.cursor = page.cursor
+        self.is_done = page.cursor is None
+
+    def finish(self, bucket: Bucket) -> Walk:
+        while not self.is_done:
+            self.step(bucket)
+        return self
+
+    def check(self, stayed: set[bytes], churned: set[bytes]) -> None:
+        """Assert the guarantee, for keys at and behind the start."""
+        assert self.is_done
+        positions = [position_of(key) for key in self.seen]
+        assert positions == sorted(positions)
+        assert all(position >= (self.start or 0) for position in positions)
+        counts = Counter(self.seen)
+        assert [key for key, count in counts.items() if count > 1] == []
+        assert {key for key in stayed if position_of(key) >= (self.start or 0)} == counts.keys() - churned
+        assert counts.keys() <= stayed | churned
+
+
+# A population of which one half stays, a quarter goes and a quarter comes.
+COUNT = 100_000
+STAYED = [b"stays %d" % number for number in range(COUNT // 2)]
+REMOVED = [b"goes %d" % number for number in range(COUNT // 4)]
+ADDED = [b"comes %d" % number for number in range(COUNT // 4)]
+CHURNED = {*REMOVED, *ADDED}
+
+
+def populated(options: StoreOptions) -> Store:
+    store = Store(options, seed=SEED)
+    bucket = store.bucket(b"b")
+    for key in (*STAYED, *REMOVED):
+        bucket.set(key, b"v")
+    return store
+
+
+def churn(bucket: Bucket, rng: Random) -> Iterator[None]:
+    """All changes in random order, a few at a time."""
+    changes = [(key, False) for key in REMOVED] + [(key, True) for key in ADDED]
+    rng.shuffle(changes)
+    for number, (key, is_added) in enumerate(changes):
+        if is_added:
+            bucket.set(key, b"v")
+        else:
+            assert bucket.delete(key)
+        if number % 500 == 0:
+            yield
+
+
+@pytest.mark.parametrize(
+    ("shards_min", "shard_keys_max"),
+    [(1, 2**20), (1, 1_000), (64, 2_000), (1024, 4_096), (1024, 30)],
+)
+def test_walks_under_churn(shards_min: int, shard_keys_max: int) -> None:
+    store = populated(StoreOptions(shards_min=shards_min, shard_keys_max=shard_keys_max))
+    bucket = store.bucket(b"b")
+    rng = Random(SEED)
+    walks = [Walk(), Walk(0, 500), Walk(2**63), Walk(rng.getrandbits(64), 800), Walk(2**64 - 1)]
+    changes = churn(bucket, rng)
+    under_way = [*walks]
+    pages_under_churn = 0
+    while under_way:
+        for walk in under_way:
+            walk.step(bucket)
+        under_way = [walk for walk in under_way if not walk.is_done]
+        pages_under_churn += next(changes, changes) is None
+    assert pages_under_churn > 50, "the walks ended before the churn began"
+    for walk in walks:
+        walk.check({*STAYED}, CHURNED)
+    for _ in changes:
+        pass
+    Walk().finish(bucket).check({*STAYED, *ADDED}, set())
+    store.check()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((1, 2**20), (1024, 40)), ((64, 500), (1, 2**20)), ((64, 500), (64, 499))]
+)
+def test_a_walk_goes_on_after_a_load(before: tuple[int, int], after: tuple[int, int], tmp_path: Path) -> None:
+    store = populated(StoreOptions(shards_min=before[0], shard_keys_max=before[1]))
+    bucket = store.bucket(b"b")
+    changes = churn(bucket, Random(SEED))
+    walks = [Walk(keys_max=keys_max) for keys_max in (100, 700, 1_000)]
+    for walk in walks:
+        for _ in range(40):
+            walk.step(bucket)
+            next(changes, None)
+    assert not any(walk.is_done for walk in walks)
+    store.save(tmp_path / "snapshot")
+    loaded = Store.load(tmp_path / "snapshot", StoreOptions(shards_min=after[0], shard_keys_max=after[1]))
+    loaded.check()
+    assert loaded.memory_bytes != store.memory_bytes, "there are as many shards as before"
+    for walk in walks:
+        walk.finish(loaded.bucket(b"b")).check({*STAYED}, CHURNED)
+
+
+# One call overtakes another, at the only place where it can: before a stripe is taken
+
+
+class OvertakenStripe:
+    """A stripe before which another call gets in, once."""
+
+    def __init__(self, stripe: Lock, overtake: Callable[[], object]) -> None:
+        self.stripe = stripe
+        self.calls = [overtake]
+
+    def acquire(self) -> bool:
+        while self.calls:
+            self.calls.pop()()
+        return self.stripe.acquire()
+
+    def release(self) -> None:
+        self.stripe.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def placed(key: bytes, seed: int) -> int:
+    """A hash function under which a key says its quarter of the ring: b"3 any"."""
+    return int(key[:1]) << 62
+
+
+def overtaken(shard_keys_max: int, *keys: bytes, strict: bool = False) -> tuple[Store, Bucket, Callable[..., None]]:
+    """A store of one shard that holds these keys, its bucket, and what sets a call to overtake the next one."""
+    options = StoreOptions(shard_keys_max=shard_keys_max, shards_min=1, strict_buckets=strict)
+    store = Store(options, hash_function=placed)
+    bucket = store.bucket(b"b")
+    for key in keys:
+        bucket.set(key, b"old")
+    shards: list[Any] = list(store._tables[b"b"].shards())
+    assert len(shards) == 1
+
+    def by(overtake: Callable[[], object]) -> None:
+        shards[0].stripe = OvertakenStripe(shards[0].stripe, overtake)
+
+    return store, bucket, by
+
+
+def test_a_page_overtaken_by_the_last_delete_is_empty() -> None:
+    store, bucket, by = overtaken(9, b"1")
+    by(lambda: bucket.delete(b"1"))
+    assert bucket.page() == ([], None)
+    assert store.memory_bytes == 0
+
+
+def test_a_page_overtaken_by_a_split_is_whole() -> None:
+    store, bucket, by = overtaken(2, b"0", b"2")
+    by(lambda: bucket.set(b"1", b"v"))
+    assert bucket.page() == ([b"0", b"1", b"2"], None)
+    store.check()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_set_overtaken_by_the_last_delete_is_not_lost(strict: bool) -> None:
+    store, bucket, by = overtaken(9, b"1", strict=strict)
+    by(lambda: bucket.delete(b"1"))
+    bucket.set(b"1", b"new")
+    assert bucket.get(b"1") == b"new"
+    assert (len(store), store.bucket_names()) == (1, [b"b"])
+    store.check()
+
+
+def test_a_set_overtaken_by_a_split_is_not_lost_and_splits_in_its_turn() -> None:
+    store, bucket, by = overtaken(2, b"0 a", b"0 b")
+    by(lambda: bucket.set(b"3", b"v"))
+    bucket.set(b"0 c", b"new")
+    assert bucket.get(b"0 c") == b"new"
+    assert len(list(bucket.keys())) == 4
+    store.check()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_delete_overtaken_by_the_last_delete(again: bool) -> None:
+    store, bucket, by = overtaken(9, b"1")
+
+    def delete() -> None:
+        bucket.delete(b"1")
+        if again:
+            bucket.set(b"1", b"new")
+
+    by(delete)
+    assert bucket.delete(b"1") is again
+    assert (len(store), store.bucket_names(), store.memory_bytes) == (0, [], 0)
+
+
+def test_a_delete_overtaken_by_a_split_removes_the_key() -> None:
+    store, bucket, by = overtaken(2, b"0", b"1")
+    by(lambda: bucket.set(b"2", b"v"))
+    assert bucket.delete(b"0") is True
+    assert list(bucket.keys()) == [b"1", b"2"]
+    store.check()
+
+
+def test_the_freeing_of_a_bucket_overtaken_by_a_set_does_not_happen() -> None:
+    store, bucket, by = overtaken(9, b"1")
+    by(lambda: by(lambda: bucket.set(b"2", b"new")))  # before the second taking: that of the freeing
+    assert bucket.delete(b"1") is True
+    assert list(bucket.keys()) == [b"2"]
+    store.check()
+
+
+@pytest.mark.parametrize("by_delete", [False, True])
+def test_a_split_that_is_no_longer_needed_does_not_happen(by_delete: bool) -> None:
+    store, bucket, by = overtaken(2, b"0", b"1")
+    table = store._tables[b"b"]
+    [shard] = table.shards()
+    if by_delete:
+        by(lambda: by(lambda: bucket.delete(b"2")))  # before the second taking: that of the split
+    bucket.set(b"2", b"v")
+    after = [*table.shards()]
+    assert len(after) == (1 if by_delete else 4)
+    assert shard.retired is not by_delete
+    table.split(shard)
+    assert [*table.shards()] == after
+    store.check()
+
+
+@pytest.mark.parametrize("by_split", [False, True])
+def test_a_save_overtaken(by_split: bool, tmp_path: Path) -> None:
+    store, bucket, by = overtaken(2, b"0", b"1")
+
+    def empty() -> None:
+        for key in (b"0", b"1"):
+            bucket.delete(key)
+
+    by((lambda: bucket.set(b"2", b"v")) if by_split else empty)
+    store.save(tmp_path / "snapshot")
+    loaded = Store.load(tmp_path / "snapshot")
+    assert sorted(loaded.bucket(b"b").keys()) == ([b"0", b"1", b"2"] if by_split else [])
+    assert loaded.bucket_names() == store.bucket_names()
+    loaded.check()
+
+
+# Threads
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Threads take turns as often as the interpreter allows."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def run_together(*calls: Callable[[], object]) -> None:
+    """Run each call in a thread of its own, begun at one moment; raises what the first of them raised."""
+    barrier = Barrier(len(calls))
+
+    def run(call: Callable[[], object]) -> None:
+        barrier.wait()
+        call()
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        for future in [threads.submit(run, call) for call in calls]:
+            future.result()
+
+
+@pytest.mark.usefixtures("hasty_threads")
+@pytest.mark.parametrize(("shards_min", "shard_keys_max"), [(1, 2**20), (4, 100), (1, 20)])
+def test_walks_by_threads_under_churn_by_threads(shards_min: int, shard_keys_max: int) -> None:
+    store = Store(StoreOptions(shards_min=shards_min, shard_keys_max=shard_keys_max, page_keys_max=100), seed=SEED)
+    bucket = store.bucket(b"b")
+    stayed = {b"stays %d" % number for number in range(2_000)}
+    for key in stayed:
+        bucket.set(key, b"v")
+    churned = {b"churn %d %d" % (writer, number) for writer in range(8) for number in range(300)}
+    left: dict[bytes, bytes] = {}
+
+    def write(writer: int) -> None:
+        rng = Random(writer)
+        own: dict[bytes, bytes] = {}
+        for step in range(4_000):
+            key = b"churn %d %d" % (writer, rng.randrange(300))
+            assert bucket.get(key) == own.get(key)
+            if key in own:
+                assert bucket.delete(key) is True
+                del own[key]
+            else:
+                own[key] = b"%d" % step
+                bucket.set(key, own[key])
+        left.update(own)
+
+    def walk(walker: int) -> None:
+        for _ in range(10):
+            Walk(keys_max=50 + 50 * walker).finish(bucket).check(stayed, churned)
+
+    run_together(*[lambda n=n: write(n) for n in range(8)], *[lambda n=n: walk(n) for n in range(4)])
+    store.check()
+    assert {key: bucket.get(key) for key in churned if bucket.exists(key)} == left
+    Walk().finish(bucket).check(stayed | left.keys(), set())
+
+
+@pytest.mark.usefixtures("hasty_threads")
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("shard_keys_max", [1, 4_096])
+def test_threads_that_empty_and_refill_a_bucket_lose_no_write(strict: bool, shard_keys_max: int) -> None:
+    store = Store(StoreOptions(strict_buckets=strict, shard_keys_max=shard_keys_max, shards_min=1), seed=SEED)
+
+    def empty_and_refill(thread: int) -> None:
+        bucket = store.bucket(b"b")
+        key = b"%d" % thread
+        for step in range(2_000):
+            value = b"%d" % step
+            bucket.set(key, value)
+            assert bucket.get(key) == value
+            assert key in bucket.page(position_of(key)).keys
+            assert bucket.delete(key) is True
+            assert bucket.get(key) is None
+            assert bucket.delete(key) is False
+
+    def read() -> None:
+        bucket = store.bucket(b"b")
+        for _ in range(500):
+            walk = Walk().finish(bucket)
+            walk.check(set(), {b"%d" % thread for thread in range(8)})
+            assert len(bucket) <= 8
+
+    run_together(read, *[lambda n=n: empty_and_refill(n) for n in range(8)])
+    store.check()
+    assert store.bucket_names() == ([b"b"] if strict else [])
+    assert len(store) == 0
+    assert (store.memory_bytes == 0) is not strict
+
+
+@pytest.mark.usefixtures("hasty_threads")
+@pytest.mark.parametrize("shard_keys_max", [1, 2, 5])
+def test_threads_that_split_shards_lose_no_write(shard_keys_max: int) -> None:
+    for _ in range(20):
+        store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), seed=SEED)
+        bucket = store.bucket(b"b")
+
+        def fill(thread: int, bucket: Bucket = bucket) -> None:
+            for number in range(40):
+                key = b"%d %d" % (thread, number)
+                bucket.set(key, key)
+                assert bucket.get(key) == key
+
+        run_together(*[lambda n=n, fill=fill: fill(n) for n in range(8)])
+        assert len(store) == len(bucket) == 8 * 40
+        assert all(bucket.get(key) == key for key in list(bucket.keys()))
+        store.check()
+
+
+def memory_of(keys: int, bucket_names: int) -> int:
+    """Memory of buckets of one shard, that hold so many keys in all."""
+    buckets_bytes = bucket_names * (BUCKET_BYTES + bytes_size(1) + SHARD_BYTES)
+    return buckets_bytes + keys * entry_size(b"0 000", b"v")
+
+
+@pytest.mark.usefixtures("hasty_threads")
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (StoreOptions(keys_max=1_000), "keys limit"),
+        (StoreOptions(memory_bytes_max=memory_of(1_000, 1)), "memory limit in bytes"),
+    ],
+)
+def test_limits_are_exact_under_threads(options: StoreOptions, what: str) -> None:
+    store = Store(options, seed=SEED)
+    bucket = store.bucket(b"b")
+    admitted: list[bytes] = []
+    refused: list[LimitError] = []
+
+    def fill(thread: int) -> None:
+        for number in range(250):
+            key = b"%d %03d" % (thread, number)
+            try:
+                bucket.set(key, b"v")
+            except LimitError as error:
+                refused.append(error)
+            else:
+                admitted.append(key)
+
+    run_together(*[lambda n=n: fill(n) for n in range(8)])
+    assert (len(admitted), len(refused), len(store)) == (1_000, 1_000, 1_000)
+    assert {error.what for error in refused} == {what}
+    assert {error.found - error.allowed for error in refused} == {
+        1 if what == "keys limit" else entry_size(b"0 000", b"v")
+    }
+    assert {*bucket.keys()} == {*admitted}
+    store.check()
+
+
+@pytest.mark.usefixtures("hasty_threads")
+@pytest.mark.parametrize("strict", [False, True])
+def test_failed_first_sets_by_threads_leave_the_bucket_unknown(strict: bool) -> None:
+    store = Store(StoreOptions(keys_max=1, strict_buckets=strict), seed=SEED)
+    store.bucket(b"full").set(b"k", b"v")
+    memory_bytes = store.memory_bytes
+    together = Barrier(8, timeout=10)
+
+    def fail(key: bytes) -> None:
+        for _ in range(300):
+            together.wait()
+            with pytest.raises(LimitError, match="keys limit: found 2, allowed 1"):
+                store.bucket(b"fresh").set(key, b"v")
+
+    run_together(*[lambda n=n: fail(b"%d" % n) for n in range(8)])
+    assert store.bucket_names() == [b"full"]
+    assert store.memory_bytes == memory_bytes
+    store.check()
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_a_failed_first_set_forgets_no_bucket_that_another_thread_wrote() -> None:
+    store = Store(StoreOptions(memory_bytes_max=1_000_000, strict_buckets=True), seed=SEED)
+    together = Barrier(8, timeout=10)
+
+    def fail() -> None:
+        for number in range(200):
+            together.wait()
+            with pytest.raises(LimitError, match="memory limit in bytes: found "):
+                store.bucket(b"%d" % number).set(b"large", bytes(1_000_000))
+
+    def write(key: bytes) -> None:
+        for number in range(200):
+            bucket = store.bucket(b"%d" % number)
+            together.wait()
+            bucket.set(key, b"v")
+            assert bucket.delete(key) is True
+
+    run_together(*[fail] * 4, *[lambda n=n: write(b"%d" % n) for n in range(4)])
+    assert sorted(store.bucket_names()) == sorted(b"%d" % number for number in range(200))
+    store.check()
