@@ -28,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         asyncio.run(_run(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (InterfaceError, TransportError, MissingKeyError, OSError, ValueError) as error:
         if arguments.json:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}), file=sys.stderr)

@@ -82,8 +82,9 @@ class Fields:
         """An array of byte numbers."""
         if name not in self:
             return None
+        numbers = self.array(name)
         try:
-            return bytes(self.array(name))
+            return bytes(numbers)
         except (TypeError, ValueError):
             raise FieldError(f"{self._what}{name}: expected an array of numbers from 0 to 255") from None
 

@@ -37,7 +37,7 @@ class ProviderOptions:
     half_open_max: int = INVOCATION_DEFAULTS.half_open_max
     half_open_bytes_max: int = INVOCATION_DEFAULTS.half_open_bytes_max
     half_open_timeout_ms: int = round(INVOCATION_DEFAULTS.half_open_timeout_s * 1000)
-    transport: str = "plain"
+    transport: str = "direct"
     metrics_address: str | None = None
     connect_timeout_ms: int = 10_000
     stop_timeout_ms: int = 5_000

@@ -19,7 +19,7 @@ import nats.errors
 import nkeys
 from nats.aio.client import Client, RawCredentials
 
-from transport.direct import DirectRoutes, DirectTransport
+from transport.direct import DirectRoutes, DirectTransport, direct_path_unknown
 from transport.errors import ConnectError, DisconnectedError
 from transport.handler import Handler
 
@@ -63,6 +63,7 @@ class ConnectionOptions:
     :param urls: as `split_urls` gives them
     :param user_jwt: with `user_seed`, a decentralized user; a seed alone is an nkey user
     :param open_timeout_s: for `Connection.open` in all, over all attempts
+    :param path: direct (`transport.direct`), where the installed nats-py is known to it, or plain
     """
 
     urls: tuple[str, ...] = field(repr=False)
@@ -71,7 +72,7 @@ class ConnectionOptions:
     user_seed: str = field(default="", repr=False)
     open_timeout_s: float = 10.0
     inbox_prefix: str = "_INBOX"
-    path: str = "plain"
+    path: str = "direct"
 
 
 def split_urls(text: str) -> tuple[str, ...]:
@@ -124,7 +125,10 @@ class Connection:
 
     def __init__(self, options: ConnectionOptions) -> None:
         self.options = options
-        self.direct = DirectRoutes() if options.path == "direct" else None
+        unknown = direct_path_unknown() if options.path == "direct" else None
+        if unknown is not None:
+            log.warning("%s: the plain path it is", unknown)
+        self.direct = DirectRoutes() if options.path == "direct" and unknown is None else None
         self.reconnects = 0
         self.dropped = 0  # messages that came faster than they were handled
         self.refusal: str | None = None  # the last subject that the server does not permit
@@ -244,10 +248,13 @@ class Connection:
         self._closing = True
         if self._reopening is not None:
             self._reopening.cancel()
-        # RuntimeError is uvloop's word for writing to a socket that is closed, as nats-py does while the server is away.
-        with suppress(nats.errors.Error, OSError, TimeoutError, RuntimeError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._client.close()
+        # In a task of its own: nats-py may wait for a future that a task of its own has cancelled.
+        closing = asyncio.create_task(self._client.close())
+        await asyncio.wait((closing,), timeout=CLOSE_TIMEOUT_S)
+        if not closing.done():
+            closing.cancel()
+        elif not closing.cancelled() and (error := closing.exception()) is not None:
+            log.debug("NATS: %s", _text(error))  # as when the server is away, and nats-py writes all the same
 
     async def _connect(self) -> None:
         """A client that is connected; from then on nats-py reconnects it for ever."""
@@ -303,7 +310,8 @@ class Connection:
                 while not connecting.done():  # nats-py swallows a cancellation here and there
                     connecting.cancel()
                     await asyncio.wait((connecting,), timeout=0.05)
-                with suppress(nats.errors.Error, OSError, AssertionError):  # it asserts that it ever began to connect
+                # nats-py asserts that it ever began to connect, and before 2.12 closes what it never opened.
+                with suppress(nats.errors.Error, OSError, AssertionError, AttributeError):
                     await client.close()
             self._opening = None
 
@@ -324,6 +332,9 @@ class Connection:
     # Callbacks of nats-py, which wants coroutine functions.
 
     async def _on_error(self, error: Exception) -> None:
+        if self._closing:
+            # nats-py's reconnecting swallows a cancellation that comes as an attempt fails, and would go on for ever.
+            raise asyncio.CancelledError
         if isinstance(error, nats.errors.SlowConsumerError):
             self.dropped += 1
             for subscription in self._subscriptions:

@@ -22,8 +22,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import Callable
+from importlib.metadata import version
 from time import perf_counter
 from typing import Any, Protocol
 from urllib.parse import ParseResult
@@ -35,7 +37,17 @@ from transport.handler import ANONYMOUS, Answer, Caller, Handler
 from transport.invocation import Invocations, Send, Step
 from transport.subjects import params_token
 
-__all__ = ["PARAMS", "CallerCache", "DirectProtocol", "DirectRoutes", "DirectTransport", "parse_caller", "write_frames"]
+__all__ = [
+    "NATS_PY_VERSIONS",
+    "PARAMS",
+    "CallerCache",
+    "DirectProtocol",
+    "DirectRoutes",
+    "DirectTransport",
+    "direct_path_unknown",
+    "parse_caller",
+    "write_frames",
+]
 
 #: Output that is written before more input is parsed.
 OUTPUT_BYTES = 1024 * 1024
@@ -51,6 +63,21 @@ SMALL = 4096
 SIZES = {b"%d" % size: size for size in range(SMALL)}
 PUB, NEXT_PUB, END = b"PUB ", b"\r\nPUB ", b".results 0\r\n\r\n"
 RESULTS = tuple(b".results %d\r\n" % size for size in range(SMALL))
+
+
+#: Versions of nats-py whose inside the direct path knows, first and last: tests/transport/test_contract.py says what it uses of it.
+NATS_PY_VERSIONS = ((2, 10), (2, 16))
+
+
+def direct_path_unknown(installed: str | None = None) -> str | None:
+    """Why the direct path can't be used with the nats-py that is installed; None if it can."""
+    installed = installed or version("nats-py")
+    first, last = NATS_PY_VERSIONS
+    numbers = tuple(int(number) for number in re.findall(r"\d+", installed)[:2])
+    if first <= numbers <= last:
+        return None
+    known = " to ".join(".".join(map(str, number)) for number in NATS_PY_VERSIONS)
+    return f"nats-py {installed} is not known to the direct path, known are {known}"
 
 
 class CallerCache:
@@ -187,6 +214,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._now_s = loop.time
         self._socket: Writable | None = None
         self._flow: ReadFlow | None = None
+        self._greeted = self._speaks_nats = False
         self._blocked = False  # the socket's buffer is above its high-water mark
         self._max_payload = 1024 * 1024  # until the server's INFO says what it is
         self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
@@ -226,7 +254,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
 
     def data_received(self, piece: bytes) -> None:
         """Bytes from the server."""
-        if self._pieces:
+        if not self._greeted:
+            self._greeted = True
+            self._speaks_nats = b"INFO ".startswith(piece[:5])
+        if not self._speaks_nats:
+            super().data_received(piece)  # nats-py says what it is
+        elif self._pieces:
             self._pieces.append(piece)
             self._pieces_bytes += len(piece)
             if self._pieces_bytes >= self._needed_bytes and not self._blocked:
@@ -453,6 +486,11 @@ class DirectTransport(TcpTransport):
         assert transport is not None
         protocol.connection_made(transport)
         self._use(reader, protocol, transport)
+
+    def close(self) -> None:
+        """Close, if there was a connection."""
+        if self._io_writer is not None:
+            super().close()  # type: ignore[no-untyped-call] # nats-py's
 
     def _new_protocol(self, buffer_size: int) -> tuple[asyncio.StreamReader, DirectProtocol]:
         loop = asyncio.get_running_loop()
