@@ -8,7 +8,7 @@ Memory is a formula, not a measurement, so that it is the same everywhere and co
     a bucket              BUCKET + (len(name) + 48 & ~15)
 
 `len + 48 & ~15` is a bytes object: 33 bytes of header and terminator, rounded up as CPython's allocator does. ENTRY is a dict's
-share for one key, ORDER the share of the sorted lists and of the position's int object. tests/test_memory.py compares the formula with
+share for one key, ORDER the share of the sorted lists and of the position's int object. tests/engine/test_memory.py compares the formula with
 the growth of the process at a million keys.
 """
 
@@ -58,7 +58,9 @@ class Ledger:
 
         :raises LimitError: a limit would be passed; nothing is counted then
         """
-        with self._lock:
+        lock = self._lock
+        lock.acquire()  # as in Shard.set
+        try:
             keys = self.keys + 1
             memory_after = self.memory_bytes + memory_bytes
             if keys > self._keys_max:
@@ -67,6 +69,8 @@ class Ledger:
                 raise LimitError("memory limit in bytes", memory_after, self._memory_bytes_max)
             self.keys = keys
             self.memory_bytes = memory_after
+        finally:
+            lock.release()
 
     def grow(self, memory_bytes: int) -> None:
         """Count memory that something new, or a larger value, will take. Less memory than before is never refused.

@@ -32,7 +32,7 @@ CROWD_PAGES_MAX = 4
 #: The order is dropped when more than `CHANGES_MIN` and more than one key in `CHANGES_SHARE` changed since the last page: to bring in a
 #: change costs about so many times what a key costs in a new order (bench/micro/test_order.py).
 CHANGES_MIN = 64
-CHANGES_SHARE = 8
+CHANGES_SHARE = 6
 
 
 class Shard:
@@ -63,11 +63,15 @@ class Shard:
         return self.start + (1 << (64 - self.depth))
 
     def set(self, key: bytes, value: bytes) -> int:
-        """Store a value; how many keys the shard now holds, or 0 when it is retired and took nothing. O(1). Takes the stripe.
+        """Store a value. O(1). Takes the stripe. Pays: bench engine overwrite.
+
+        Returns 0 when the shard is retired and took nothing, how many keys it holds when the key is new, 1 when it is not.
 
         :raises LimitError: keys or memory of the store would pass their limit
         """
-        with self.stripe:
+        stripe = self.stripe
+        stripe.acquire()  # a with statement costs 70 ns more
+        try:
             if self.retired:
                 return 0
             entries = self.entries
@@ -77,12 +81,15 @@ class Shard:
                 entries[key] = value
                 if self._order is not None:
                     self._note_change(key)
-            else:
+                return len(entries)
+            if len(value) != len(old):
                 growth = (len(value) + 48 & ~15) - (len(old) + 48 & ~15)
                 if growth:
                     self._ledger.grow(growth)
-                entries[key] = value
-            return len(entries)
+            entries[key] = value
+            return 1
+        finally:
+            stripe.release()
 
     def delete(self, key: bytes) -> bool | None:
         """Remove a key; whether it was there, or None when the shard is retired. O(1). Takes the stripe."""

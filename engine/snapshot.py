@@ -49,11 +49,12 @@ BLOCK_BYTES = 1024 * 1024
 def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table]) -> None:
     """Write the tables to `path` at one stroke.
 
-    :raises OSError: the file could not be written; `path` is as it was, and the unfinished file is removed
+    :raises OSError: the file could not be written; `path` is as it was, and the unfinished file is removed. Where only the directory
+        could not be fsynced, `path` is the new file, and it is not sure that it outlives a crash.
     """
     path = os.path.abspath(path)
-    directory, name = os.path.split(path)
-    with NamedTemporaryFile(dir=directory, prefix=f".{name}.", suffix=".tmp", delete=False) as file:
+    directory = os.path.dirname(path)
+    with NamedTemporaryFile(dir=directory, prefix=".snapshot-", suffix=".tmp", delete=False) as file:
         try:
             _write(file, seed, tables)
             file.flush()

@@ -254,7 +254,7 @@ class Bucket:
             raise LimitError("value in bytes", len(value), self._value_bytes_max)
         position = self._hash(key, self._seed)
         table = self._tables.get(self.name)
-        keys = 0  # in the shard, once it took the value
+        keys = 0  # 0 until a shard took the value
         while keys == 0:
             if table is None:
                 table = self._store._set_first(self.name, key, value)

@@ -196,6 +196,9 @@ def test_a_file_of_this_version_stays_readable(path: Path) -> None:
     assert content_of(store) == {b"b": {b"k": b"v", b"": b""}, b"c": {b"k": b""}}
     assert store._seed == 99
     store.check()
+    strict = Store.load(path, StoreOptions(strict_buckets=True))
+    assert content_of(strict) == content_of(store), "a block of no key empties nothing"
+    strict.check()
 
 
 # The file

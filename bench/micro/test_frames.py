@@ -1,0 +1,129 @@
+"""The direct path without a socket: one read that holds 64 whole frames, answered in one write.
+
+A figure is one read; `extra_info` has nanoseconds a call. "metered" is as the provider runs with metrics on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.workload import NO_SPAN, SPAN_BYTES, Headers, header_block, key_of, value_of
+from engine import Store
+from provider.metrics import Durations
+from provider.service import Service
+from transport.direct import DirectProtocol, DirectRoutes
+from transport.handler import Handler
+from transport.invocation import Invocations
+from transport.keyvalue import STORE, encode_bucket_key, encode_list_keys, encode_set, store_handlers, store_tallies
+from transport.subjects import invocation_subject
+
+FRAMES = 64
+BUCKET = b"default"
+KEYS = 10_000
+
+
+class Socket:
+    """Takes what is written, and counts answers."""
+
+    def __init__(self) -> None:
+        self.ends = 0
+
+    def write(self, frames: bytes) -> None:
+        self.ends += frames.count(b".results 0\r\n")
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def abort(self) -> None:
+        raise AssertionError("the connection was aborted")
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+
+class Subject:
+    """A protocol over a filled store."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_metered: bool) -> None:
+        service = Service(Store())
+        bucket = service.store.bucket(BUCKET)
+        for index in range(KEYS):
+            bucket.set(key_of(index), value_of(key_of(index), 64))
+        bucket.page()
+        tallies = store_tallies()
+        self.handlers: Mapping[str, Handler] = store_handlers(service, service.parameter_limits, tallies)
+        routes = DirectRoutes()
+        routes.invocations = Invocations("_INBOX." + "a" * 22, "_INBOX." + "b" * 22, lambda: "token")
+        for number, handler in enumerate(self.handlers.values(), 1):
+            routes.add(number, handler)
+        if is_metered:
+            routes.on_batch = Durations(tallies).observe
+        self.socket = Socket()
+        self.protocol = DirectProtocol(asyncio.StreamReader(loop=loop), routes, loop)
+        self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what it uses of a transport
+
+    def read(self, function: str, headers: Headers) -> bytes:
+        """The bytes of frames that invoke a function for one key after the other."""
+        number = list(self.handlers).index(function) + 1
+        subject = invocation_subject("default.keyvalue-inmemory", STORE, function).encode()
+        frames = []
+        for index in range(FRAMES):
+            params = params_of(function, index * (KEYS // FRAMES))
+            block = header_block(headers).replace(NO_SPAN, b"%0*d" % (SPAN_BYTES, index + 1))
+            reply = b"_INBOX.%b.%d" % (b"c" * 22, index)
+            sizes = b"%d %d" % (len(block), len(block) + len(params)) if block else b"%d" % len(params)
+            verb = b"HMSG" if block else b"MSG"
+            frames.append(b"%b %b %d %b %b\r\n%b%b\r\n" % (verb, subject, number, reply, sizes, block, params))
+        return b"".join(frames)
+
+
+def params_of(function: str, index: int) -> bytes:
+    key = key_of(index)
+    match function:
+        case "set":
+            return encode_set(BUCKET, key, value_of(key, 64))
+        case "list-keys":
+            return encode_list_keys(BUCKET, index * 2**50)
+        case _:
+            return encode_bucket_key(BUCKET, key)
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def receive_all(benchmark: BenchmarkFixture, subject: Subject, function: str, headers: Headers) -> None:
+    read = subject.read(function, headers)
+    subject.protocol.data_received(read)
+    assert subject.socket.ends == FRAMES
+    benchmark(subject.protocol.data_received, read)
+    assert subject.socket.ends % FRAMES == 0
+    if benchmark.stats is not None:  # not with --benchmark-disable
+        benchmark.extra_info["ns a call"] = round(benchmark.stats.stats.median * 1e9 / FRAMES)
+
+
+@pytest.mark.parametrize("function", ["get", "set", "exists", "list-keys"])
+def test_function(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, function: str) -> None:
+    benchmark.group = f"frames: {FRAMES} of each function, a host's headers, metered"
+    receive_all(benchmark, Subject(loop, is_metered=True), function, "host")
+
+
+@pytest.mark.parametrize("headers", ["none", "host", "traced"])
+def test_headers(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, headers: Headers) -> None:
+    benchmark.group = f"frames: {FRAMES} gets with headers, metered"
+    receive_all(benchmark, Subject(loop, is_metered=True), "get", headers)
+
+
+@pytest.mark.parametrize("is_metered", [True, False], ids=["metered", "unmetered"])
+def test_metrics(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, is_metered: bool) -> None:
+    benchmark.group = f"frames: {FRAMES} gets, a host's headers"
+    receive_all(benchmark, Subject(loop, is_metered), "get", "host")

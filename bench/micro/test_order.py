@@ -1,0 +1,74 @@
+"""What it costs to bring one change into a shard's order, against what a key costs in a fresh one.
+
+Their ratio is where a fresh order becomes the cheaper one: `CHANGES_SHARE` in `engine.shard`. Each round times, on a new shard, the
+page that sorts all, an idle page, and (this is what pytest-benchmark shows) the page that brings the changes in. `extra_info` holds
+nanoseconds a key, nanoseconds a change, and the median of the rounds' ratios. A key that is removed and put back is two changes.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from time import perf_counter_ns
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+from xxhash import xxh3_64_intdigest
+
+from bench.engine import VALUE_BYTES, shuffled_keys, tune_collector
+from engine import StoreOptions
+from engine.ledger import Ledger
+from engine.shard import CHANGES_SHARE, Shard
+
+ROUNDS = 100
+SEED = 1
+
+
+def position_of(key: bytes) -> int:
+    return xxh3_64_intdigest(key, SEED)
+
+
+def page_of_one_key(shard: Shard) -> int:
+    """Nanoseconds of a page that is nothing but its order."""
+    start = perf_counter_ns()
+    shard.take(0, [], 1, 0, 1_000)
+    return perf_counter_ns() - start
+
+
+@pytest.mark.parametrize("kind", ["added", "removed", "put back"])
+@pytest.mark.parametrize("keys", [256, 1024, 4096])
+def test_change(benchmark: BenchmarkFixture, keys: int, kind: str) -> None:
+    tune_collector()
+    changes = keys // CHANGES_SHARE // 2  # few enough that the order is not dropped
+    present = shuffled_keys(keys + changes)
+    absent = [present.pop() for _ in range(changes)]
+    touched = {"added": absent, "removed": present[:changes], "put back": present[: changes // 2]}[kind]
+    value = bytes(VALUE_BYTES)
+    fresh_ns: list[int] = []
+    idle_ns: list[int] = []
+    kept: list[bool] = []
+
+    def setup() -> tuple[tuple[Shard], dict[str, object]]:
+        shard = Shard(0, 0, position_of, Ledger(StoreOptions()))
+        for key in present:
+            shard.set(key, value)
+        fresh_ns.append(page_of_one_key(shard))
+        idle_ns.append(min(page_of_one_key(shard) for _ in range(5)))
+        for key in touched:
+            if kind != "added":
+                shard.delete(key)
+            if kind != "removed":
+                shard.set(key, value)
+        kept.append(len(shard._changes) == changes)
+        return (shard,), {}
+
+    benchmark.pedantic(page_of_one_key, setup=setup, rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    assert all(kept)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    key_ns = [(fresh - idle) / keys for fresh, idle in zip(fresh_ns, idle_ns, strict=True)]
+    paged_ns = [seconds * 1e9 for seconds in benchmark.stats.stats.data]
+    change_ns = [(paged - idle) / changes for paged, idle in zip(paged_ns, idle_ns, strict=True)]
+    ratios = [change / key for change, key in zip(change_ns, key_ns, strict=True)]
+    benchmark.extra_info["ns a key of a fresh order"] = round(median(key_ns))
+    benchmark.extra_info["ns a change"] = round(median(change_ns))
+    benchmark.extra_info["ratio"] = round(median(ratios), 2)

@@ -1,0 +1,89 @@
+"""The engine with 1, 2 and 4 threads: the same number of calls in all, shared out. With the GIL it shows what locks cost, without it what they allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.engine import VALUE_BYTES, shuffled_keys
+from engine import Bucket, Store
+
+KEYS = 100_000
+CALLS = 100_000
+ROUNDS = 20
+#: Of a mixed load, one call in so many is a set.
+SET_ONE_IN = 20
+
+
+@pytest.fixture(scope="module")
+def keys() -> list[bytes]:
+    return shuffled_keys(KEYS)
+
+
+@pytest.fixture
+def bucket(keys: list[bytes]) -> Bucket:
+    bucket = Store().bucket(b"bench")
+    for key in keys:
+        bucket.set(key, bytes(VALUE_BYTES))
+    return bucket
+
+
+@pytest.fixture(params=[1, 2, 4], ids=lambda number: f"{number}-threads")
+def pool(request: pytest.FixtureRequest) -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(request.param) as pool:
+        yield pool
+
+
+def in_threads(
+    benchmark: BenchmarkFixture, pool: ThreadPoolExecutor, keys: Sequence[bytes], act: Callable[[Sequence[bytes]], int]
+) -> None:
+    """Benchmark `act` on all keys, each thread with its share; it returns how many of its calls went right."""
+    threads = pool._max_workers
+    shares = [keys[number::threads] for number in range(threads)]
+    assert benchmark.pedantic(lambda: sum(pool.map(act, shares)), rounds=ROUNDS, warmup_rounds=1) == CALLS  # type: ignore[no-untyped-call]
+    if benchmark.stats is not None:  # not with --benchmark-disable
+        benchmark.extra_info["calls a second"] = round(CALLS / benchmark.stats.stats.median)
+
+
+def test_get(benchmark: BenchmarkFixture, pool: ThreadPoolExecutor, keys: list[bytes], bucket: Bucket) -> None:
+    benchmark.group = f"threads: {CALLS:,} gets"
+
+    def get_all(keys: Sequence[bytes]) -> int:
+        get = bucket.get
+        return sum(get(key) is not None for key in keys)
+
+    in_threads(benchmark, pool, keys, get_all)
+
+
+def test_set(benchmark: BenchmarkFixture, pool: ThreadPoolExecutor, keys: list[bytes], bucket: Bucket) -> None:
+    benchmark.group = f"threads: {CALLS:,} sets of keys that are there"
+    value = bytes(VALUE_BYTES)
+
+    def set_all(keys: Sequence[bytes]) -> int:
+        set_value = bucket.set
+        for key in keys:
+            set_value(key, value)
+        return len(keys)
+
+    in_threads(benchmark, pool, keys, set_all)
+    assert len(bucket) == KEYS
+
+
+def test_mixed(benchmark: BenchmarkFixture, pool: ThreadPoolExecutor, keys: list[bytes], bucket: Bucket) -> None:
+    benchmark.group = f"threads: {CALLS:,} calls, 95 % get and 5 % set"
+    value = bytes(VALUE_BYTES)
+
+    def act(keys: Sequence[bytes]) -> int:
+        right = 0
+        for number, key in enumerate(keys):
+            if number % SET_ONE_IN:
+                right += bucket.get(key) is not None
+            else:
+                bucket.set(key, value)
+                right += 1
+        return right
+
+    in_threads(benchmark, pool, keys, act)
