@@ -89,6 +89,7 @@ class Provider:
         self._connection: Connection | None = None
         self._server: Server | None = None
         self._endpoint: Endpoint | None = None
+        self._serving = False
 
     async def run(self) -> int:
         """Serve until the host or a signal asks to stop; the exit code.
@@ -120,6 +121,7 @@ class Provider:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+        self._serving = True
         log.info("ready: serving %s at %s with %d links", self.prefix, connection.server, len(host.links))
         await stop_requested.wait()
         await self._stop(server, host, self._options.stop_timeout_ms / 1000 if signals else HOST_STOP_TIMEOUT_S)
@@ -139,6 +141,7 @@ class Provider:
 
     async def _stop(self, server: Server, host: Host, timeout_s: float) -> None:
         """In this order: what was taken is answered, the answers leave, the host hears of it."""
+        self._serving = False
         connection = host.connection
         await server.stop(timeout_s)
         try:
@@ -162,7 +165,10 @@ class Provider:
             loop.call_soon_threadsafe(answered.set)
             return answered.wait(ALIVE_TIMEOUT_S)
 
-        endpoint = Endpoint(metrics, self.ailments, alive)
+        def unready() -> list[str]:
+            return self.ailments() if self._serving else ["not serving: it starts, or stops"]
+
+        endpoint = Endpoint(metrics, unready, alive)
         try:
             endpoint.start(host, port)
         except OSError as error:
@@ -171,7 +177,7 @@ class Provider:
             )
             return
         self._endpoint = endpoint
-        log.info("metrics at http://%s:%d/metrics", host, endpoint.port)
+        log.info("metrics at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, endpoint.port)
 
     def ailments(self) -> list[str]:
         """What keeps the provider from serving well."""

@@ -1,7 +1,8 @@
 """The HTTP endpoint: /metrics for Prometheus, /livez and /readyz for whoever watches the process.
 
 prometheus-client's WSGI application behind the standard library's server, in threads of its own: a scrape never holds up the event loop for
-longer than a switch of threads. Connections are bounded by number and by time.
+longer than a switch of threads. Connections are bounded by number, and by the time in which nothing comes; who is slow on purpose gives way to whoever
+comes next.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
-from threading import BoundedSemaphore, Thread
+from threading import Lock, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -59,6 +61,10 @@ class Endpoint:
     def stop(self) -> None:
         """Listen no more."""
         if self._server is not None:
+            with suppress(
+                OSError
+            ):  # wakes the thread, which else looks for a stop twice a second; not on every platform
+                self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
             self._server.server_close()
             self._server = None
@@ -88,7 +94,8 @@ class _Server(ThreadingMixIn, WSGIServer):
     request_queue_size = CONNECTIONS_MAX
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
-        self._free = BoundedSemaphore(CONNECTIONS_MAX)
+        self._lock = Lock()  # protects _open, which the threads of connections leave
+        self._open: dict[socket.socket, None] = {}  # the oldest first
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
@@ -100,16 +107,23 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        """Answer in a thread. Where too many connections are open the oldest is ended, so that idle ones keep no scrape out."""
+        with self._lock:
+            if len(self._open) >= CONNECTIONS_MAX:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with suppress(OSError):  # its client is gone
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end
+            self._open[request] = None
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """In the thread: answer, and leave."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            with self._lock:
+                self._open.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is nothing to tell."""

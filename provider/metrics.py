@@ -80,6 +80,12 @@ class Metrics(Collector):
         self._server = server
         self._connection = connection
         self._links = links
+        # Looked up once: the version is read from files.
+        self._build = {
+            "version": version("keyvalue-inmemory"),
+            "python": platform.python_version(),
+            "transport": "plain" if connection.direct is None else "direct",
+        }
 
     def collect(self) -> Iterable[Metric]:
         """All families."""
@@ -93,12 +99,7 @@ class Metrics(Collector):
         yield _gauge("nats_connected", "1 while a NATS server is connected, 0 while not.", connection.connected)
         yield _counter("nats_dropped_messages", "Messages that came faster than they were handled.", connection.dropped)
         yield _gauge("links", "Links that the host has put.", len(self._links))
-        build = {
-            "version": version("keyvalue-inmemory"),
-            "python": platform.python_version(),
-            "transport": "plain" if connection.direct is None else "direct",
-        }
-        yield InfoMetricFamily(f"{PREFIX}_build", "What runs.", build)
+        yield InfoMetricFamily(f"{PREFIX}_build", "What runs.", self._build)
 
     def _operations(self) -> Iterable[Metric]:
         operations = CounterMetricFamily(
@@ -125,8 +126,14 @@ class Metrics(Collector):
         server, counts = self._server, self._server.counts
         yield _gauge("invocations_in_flight", "Invocations that were taken and not ended.", server.in_flight)
         yield _gauge("half_open_invocations", "Invocations whose parameters are not whole.", server.half_open)
-        yield _counter("received_bytes", "Bytes of invocations that came from NATS.", counts.received_bytes)
-        yield _counter("sent_bytes", "Bytes of answers that went to NATS.", counts.sent_bytes)
+        yield _counter(
+            "received_bytes",
+            "Bytes that came from NATS for invocations; on the direct path with framing.",
+            counts.received_bytes,
+        )
+        yield _counter(
+            "sent_bytes", "Bytes that went to NATS for answers; on the direct path with framing.", counts.sent_bytes
+        )
         yield _counter("decode_errors", "Invocations ended since their parameters are no values.", counts.damaged)
         yield _counter("expired_invocations", "Half-open invocations ended since no piece came.", counts.expired)
         yield _counter("refused_invocations", "Invocations ended since too much was held already.", counts.refused)

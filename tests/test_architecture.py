@@ -35,7 +35,7 @@ class Room:
 OURS = frozenset({"engine", "transport", "provider", "bench", "tests"})
 ROOMS = {
     "engine": Room(frozenset({"engine"}), frozenset({"msgpack", "sortedcontainers", "xxhash"}), frozenset({"asyncio"})),
-    "transport": Room(frozenset({"transport"}), frozenset({"nats"})),
+    "transport": Room(frozenset({"transport"}), frozenset({"nats", "nkeys"})),
     "provider": Room(frozenset({"engine", "transport", "provider"}), None, frozenset({"nats"})),
     "bench": Room(frozenset({"engine", "transport", "provider", "bench"}), None),
 }

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from engine import Store
 from provider.options import OPTIONS, ProviderOptions
+from tests.provider.test_metrics import FUNCTIONS, Pieces
+from transport.handler import OUTCOMES
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,6 +28,31 @@ def test_the_table_of_options_is_the_code() -> None:
 
 def test_every_field_of_the_options_is_an_option() -> None:
     assert list(OPTIONS) == list(ProviderOptions.__dataclass_fields__)
+
+
+def rows_of_metrics() -> list[tuple[str, str, str, str]]:
+    """Name, type, labels and meaning of each metric that the provider exposes."""
+    suffixes = {"counter": "_total", "info": "_info"}
+    rows = []
+    for family in Pieces.of(Store()).registry().collect():
+        name = family.name + suffixes.get(family.type, "")
+        labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+        rows.append((name, family.type, ", ".join(labels), family.documentation.removesuffix(".")))
+    return rows
+
+
+def test_the_table_of_metrics_is_the_code() -> None:
+    _, _, section = (ROOT / "docs" / "operating.md").read_text().partition("\n## Metrics\n")
+    section = section.partition("\n## ")[0]
+    found = re.findall(r"^\| (\w+) \| (\w+) \| ?(.*?) \| (.+) \|$", section, re.MULTILINE)[1:]  # without the head
+    expected = rows_of_metrics()
+    assert [row for row in found if row[0].startswith("wrpc_")] == [
+        row for row in expected if row[0].startswith("wrpc_")
+    ]
+    # What the process metrics mean is prometheus-client's to say.
+    assert [row[:3] for row in found] == [row[:3] for row in expected]
+    assert f"`operation` is one of {', '.join(FUNCTIONS)}." in section
+    assert f"`result` is one of {', '.join(OUTCOMES)}:" in section
 
 
 def test_the_library_example_of_the_readme_runs(tmp_path: Path) -> None:

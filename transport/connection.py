@@ -33,6 +33,7 @@ PING_INTERVAL_S = 20
 PINGS_UNANSWERED_MAX = 2
 #: For writing what waits when the connection is closed.
 CLOSE_TIMEOUT_S = 0.5
+FLUSH_TIMEOUT_S = 10.0
 #: Bytes that may wait to be written before `publish` waits, and all that is kept while the server is away.
 WRITE_BUFFER_BYTES = 2 * 1024 * 1024
 #: Of one subscription, received and not yet handled. What passes this is dropped, and told to `on_drop`.
@@ -228,18 +229,26 @@ class Connection:
                 await asyncio.wait(late)
 
     async def _drain(self, subscription: Subscription) -> None:
-        with suppress(nats.errors.Error, OSError, TimeoutError):  # the server is away, and has forgotten them
+        # nats-py's drain forgets the subscription at a PONG whose PING has overtaken the UNSUB: so the UNSUB first.
+        with suppress(nats.errors.Error, OSError, TimeoutError, DisconnectedError):  # away: the server has forgotten it
+            await self._client._send_unsubscribe(subscription.carried._id)
+            await self.flush(FLUSH_TIMEOUT_S)
             await subscription.carried.drain()
         if self.direct is not None:
             self.direct.remove(subscription.carried._id)
 
     async def flush(self, timeout_s: float) -> None:
-        """Wait until the server has taken all that was published.
+        """Wait until the server has taken all that was sent before, and all that it sent before that is here.
 
         :raises DisconnectedError: it has not, in time
         """
         try:
-            await self._client.flush(timeout_s)  # type: ignore[arg-type] # it says int, and takes any number
+            async with asyncio.timeout(timeout_s):
+                # Twice: nats-py's PING overtakes what waits to be written, which is written by the time of the first PONG.
+                await self._client.flush(timeout_s)  # type: ignore[arg-type] # it says int, and takes any number
+                await self._client.flush(timeout_s)  # type: ignore[arg-type]
+        except TimeoutError:
+            raise DisconnectedError(f"the NATS server did not answer within {timeout_s:g} s") from None
         except (nats.errors.Error, OSError, ValueError) as error:
             raise DisconnectedError(_text(error)) from error
 
@@ -380,6 +389,7 @@ class Connection:
                 await self._connect()
                 for subscription in self._subscriptions:
                     await self._carry(subscription)
+                await self.flush(FLUSH_TIMEOUT_S)
             except (ConnectError, DisconnectedError) as error:
                 log.debug("NATS: %s", error)
                 await asyncio.sleep(RECONNECT_WAIT_S)

@@ -229,6 +229,11 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._flow = ReadFlow(transport)  # type: ignore[arg-type]
         super().connection_made(self._flow)  # type: ignore[arg-type] # it hands it to the reader, which pauses
 
+    def follow(self, clear: DirectProtocol) -> None:
+        """Go on with TLS where the connection in clear ended: the server does not repeat its INFO."""
+        self._greeted, self._speaks_nats = clear._greeted, clear._speaks_nats
+        self._max_payload, self._frame_bytes_max = clear._max_payload, clear._frame_bytes_max
+
     def connection_lost(self, error: Exception | None) -> None:
         """asyncio's word that the connection is gone: what was not parsed is gone with it."""
         self._socket = None
@@ -293,8 +298,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def _parse(self, buffer: bytes) -> None:
         """Answer the whole frames that are routed, pass on what else is whole, keep the rest. Pays: bench end-to-end get."""
         routes = self._routes
-        handlers = routes.handlers
-        callers = routes.callers.callers
+        handlers, callers = routes.handlers, routes.callers.callers
         invocations = routes.invocations
         handshake = b"" if invocations is None else b" %b 0\r\n\r\nPUB " % invocations.nobody.encode()
         find, end = buffer.find, len(buffer)
@@ -321,7 +325,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 subscription = words[2]
             except (ValueError, IndexError):
                 return self._abort()
-            if not line_end < payload_at <= payload_end <= line_end + self._frame_bytes_max:
+            if not line_end + 2 <= payload_at <= payload_end <= line_end + self._frame_bytes_max:
                 return self._abort()
             if payload_end + 2 > end:
                 needed = payload_end + 2 - at
@@ -336,6 +340,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             if handler is None:
                 written = self._params(words[1], buffer[payload_at:payload_end])
             elif len(words) != (6 if kind == HMSG else 5):
+                if len(words) != (5 if kind == HMSG else 4):
+                    return self._abort()
                 written = self._without_reply()
             else:
                 caller = ANONYMOUS
@@ -353,13 +359,13 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     size = RESULTS[len(result)] if len(result) < SMALL else b".results %d\r\n" % len(result)
                     written = b"".join((PUB, reply, handshake, reply, size, result, NEXT_PUB, reply, END))
                 else:
-                    written = self._outcome(handler, reply.decode(), caller, buffer, payload_at, payload_end, result)
+                    written = self._outcome(handler, reply, caller, buffer, payload_at, payload_end, result)
+                    result = b""  # a traceback of an exception holds this frame, and so the buffer
             out.append(written)
             out_bytes += len(written)
             if out_bytes >= OUTPUT_BYTES:
                 self._write(out)
-                out = []
-                out_bytes = 0
+                out, out_bytes = [], 0
                 if self._blocked:
                     break
         if out:
@@ -378,7 +384,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def _outcome(
         self,
         handler: Handler,
-        reply: str,
+        reply_to: bytes,
         caller: Caller,
         buffer: bytes,
         start: int,
@@ -387,6 +393,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     ) -> bytes:
         """The frames for what a handler returned or raised for the parameters buffer[start:end]."""
         invocations = self._invocations
+        reply = reply_to.decode(errors="replace")  # NATS takes a subject that is no text: nobody gets the answer
         if isinstance(outcome, NeedMoreBytes):
             more = NeedMoreBytes(outcome.end_min - start)
             step = invocations.cut(handler, reply, caller, buffer[start:end], more, self._now_s())
@@ -399,7 +406,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
 
     def _params(self, subject: bytes, piece: bytes) -> bytes:
         """The frames for a further piece of parameters."""
-        step = self._invocations.receive_params(params_token(subject.decode()), piece, self._now_s())
+        step = self._invocations.receive_params(params_token(subject.decode(errors="replace")), piece, self._now_s())
         self._routes.on_step(step)
         return write_frames(step.sends)
 
@@ -468,6 +475,8 @@ class DirectTransport(TcpTransport):
         async with asyncio.timeout(connect_timeout):
             transport, _ = await loop.create_connection(lambda: protocol, uri.hostname or "", uri.port or 4222)
         self._use(reader, protocol, transport)
+        # TLS goes over it: a StreamWriter that nobody holds closes its transport.
+        self._bare_io_reader, self._bare_io_writer = self._io_reader, self._io_writer
 
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
@@ -476,6 +485,9 @@ class DirectTransport(TcpTransport):
         assert self._io_writer is not None, "connect comes first"
         loop = asyncio.get_running_loop()
         reader, protocol = self._new_protocol(buffer_size)
+        clear = self._io_writer.transport.get_protocol()
+        assert isinstance(clear, DirectProtocol)
+        protocol.follow(clear)
         async with asyncio.timeout(connect_timeout):
             transport = await loop.start_tls(
                 self._io_writer.transport,
@@ -500,6 +512,4 @@ class DirectTransport(TcpTransport):
     def _use(self, reader: asyncio.StreamReader, protocol: DirectProtocol, transport: asyncio.WriteTransport) -> None:
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
-        if self._bare_io_writer is None or not self._bare_io_writer.transport.is_closing():
-            self._bare_io_reader, self._bare_io_writer = self._io_reader, self._io_writer
         self._io_reader, self._io_writer = reader, writer

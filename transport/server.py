@@ -151,10 +151,14 @@ class Server:
         return await self._connection.subscribe(subject, receive, self.prefix, refuse, route=handler)
 
     async def _on_params(self, message: Message) -> None:
+        began_s = perf_counter()
+        invocations = self._invocations
+        invocations.counts.received_bytes += len(message.data)
+        invocations.max_payload = self._connection.max_payload
         now_s = asyncio.get_running_loop().time()
-        self.counts.received_bytes += len(message.data)
-        self._invocations.max_payload = self._connection.max_payload
-        await self._carry_out(self._invocations.receive_params(params_token(message.subject), message.data, now_s))
+        await self._carry_out(invocations.receive_params(params_token(message.subject), message.data, now_s))
+        if self._on_batch is not None:
+            self._on_batch(perf_counter() - began_s)
 
     async def _expire(self) -> None:
         loop = asyncio.get_running_loop()
@@ -208,7 +212,9 @@ class Server:
         except Exception as error:  # the boundary of the task: counted and logged
             result = error
         self._invocations.max_payload = self._connection.max_payload
-        await self._carry_out(self._invocations.finish(waiting, result))
+        step = self._invocations.finish(waiting, result)
+        result = b""  # a traceback of an exception holds this frame
+        await self._carry_out(step)
 
     def _log_failure(self, error: Exception) -> None:
         if not self._failures.allows(asyncio.get_running_loop().time()):

@@ -67,6 +67,7 @@ class Subject:
         self.socket = Socket()
         self.protocol = DirectProtocol(asyncio.StreamReader(loop=loop), routes, loop)
         self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what it uses of a transport
+        self.protocol.data_received(b'INFO {"max_payload": 1048576}\r\n')
 
     def read(self, function: str, headers: Headers) -> bytes:
         """The bytes of frames that invoke a function for one key after the other."""

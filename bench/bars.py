@@ -1,0 +1,126 @@
+"""The bars: what the project has promised itself, and how a run stands against them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bench.figures import FIGURES, REFERENCE, Row, Spread, ratios, spread
+
+__all__ = ["BARS", "Bar", "Standing", "standings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A limit for one figure of one subject in one case.
+
+    :ivar is_ratio: the figure over that of `reference`
+    :ivar is_least: the figure must reach the limit; else it must not pass it
+    :ivar is_worst: the worst round counts; else the median
+    """
+
+    what: str
+    scenario: str
+    case: str
+    figure: str
+    limit: float
+    subject: str = "direct"
+    is_ratio: bool = False
+    is_least: bool = False
+    is_worst: bool = False
+    reference: str = REFERENCE
+
+
+class Standing(NamedTuple):
+    """A bar, and what was found; None where the run did not measure it."""
+
+    bar: Bar
+    found: Spread | None
+
+    @property
+    def is_kept(self) -> bool | None:
+        """Whether the figure keeps to the limit."""
+        if self.found is None:
+            return None
+        if self.bar.is_least:
+            return (self.found.min if self.bar.is_worst else self.found.median) >= self.bar.limit
+        return (self.found.max if self.bar.is_worst else self.found.median) <= self.bar.limit
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What was found, and the limit, in the figure's unit."""
+        bar = self.bar
+        figure = FIGURES[bar.figure]
+        scale, digits = (1.0, 2) if bar.is_ratio else (figure.scale, figure.digits)
+        unit = "x" if bar.is_ratio else ""
+        limit = f"{'at least' if bar.is_least else 'at most'} {bar.limit * scale:,.{digits}f}{unit}"
+        return "not measured" if self.found is None else self.found.text(digits, scale) + unit, limit
+
+
+def standings(rows: Sequence[Row]) -> Iterator[Standing]:
+    """How each bar stands in a run."""
+    for bar in BARS:
+        here = [row for row in rows if (row.scenario, row.case) == (bar.scenario, bar.case)]
+        if bar.is_ratio:
+            values = ratios(here, bar.subject, bar.figure, bar.reference)
+        else:
+            values = [
+                row.figures[bar.figure] for row in here if row.subject == bar.subject and bar.figure in row.figures
+            ]
+        yield Standing(bar, spread(values) if values else None)
+
+
+def _throughput() -> Iterator[Bar]:
+    for in_flight, cpu_us in ((64, 4.5), (512, 3.5)):
+        for headers, suffix in (("a host's headers", ""), ("traced headers", ", traced")):
+            case = f"get 64 B, {in_flight} in flight{suffix}"
+            what = f"get of 64 B, {headers}, {in_flight} in flight"
+            yield Bar(f"{what}: calls/s", "headers", case, "calls_per_s", 0.75, is_ratio=True, is_least=True)
+            yield Bar(f"{what}: CPU us a call", "headers", case, "provider_cpu_us", cpu_us)
+
+
+def _large_values() -> Iterator[Bar]:
+    for function in ("get", "set"):
+        for size in ("1 MiB", "4 MiB"):
+            what = f"{function} of {size}, 8 in flight: calls/s"
+            case = f"{function} {size}, 8 in flight"
+            yield Bar(what, "values", case, "calls_per_s", 0.7, is_ratio=True, is_least=True)
+
+
+def _waits() -> Iterator[Bar]:
+    for kind, case in (("a page", "first walk"), ("a get", "gets beside the first walk")):
+        what = f"1,000,000 keys that nobody listed: longest wait of {kind}, us"
+        yield Bar(what, "pages", f"{case}, 1,000,000 keys", "max_us", 5_000, is_worst=True)
+
+
+def _metrics() -> Iterator[Bar]:
+    for in_flight in (64, 512):
+        case = f"get 64 B, {in_flight} in flight"
+        what = f"get of 64 B, {in_flight} in flight: CPU a call with metrics over that without"
+        yield Bar(what, "metrics", case, "provider_cpu_us", 1.05, is_ratio=True, reference="direct-unmetered")
+    yield Bar("1,000,000 keys: a scrape, us", "growth", "memory, 1,000,000 keys", "scrape_us", 5_000)
+
+
+BARS: Sequence[Bar] = (
+    *_throughput(),
+    Bar(
+        "plain path, get of 64 B: CPU us a call", "functions", "get 64 B, 64 in flight", "provider_cpu_us", 20, "plain"
+    ),
+    Bar("one in flight: median latency", "idle", "get 64 B, 1 in flight", "p50_us", 1.15, is_ratio=True),
+    *_large_values(),
+    Bar(
+        "list-keys of 1,000: keys/s", "functions", "list-keys of 1,000, 64 in flight", "keys_per_s", 1e6, is_least=True
+    ),
+    *_waits(),
+    *_metrics(),
+    Bar(
+        "2,000 gets of 1 MiB at once: memory above the store, MiB",
+        "memory",
+        "get 1 MiB, 2000 in flight, 64 keys",
+        "above_store_bytes",
+        64 * 2**20,
+        is_worst=True,
+    ),
+    Bar("1,000,000 keys: bytes a key", "growth", "memory, 1,000,000 keys", "bytes_a_key", 330),
+)

@@ -1,0 +1,42 @@
+"""Latencies in an HdrHistogram: three digits, from a nanosecond to ten minutes, whatever their number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from hdrh.histogram import HdrHistogram
+
+__all__ = ["Latencies"]
+
+HIGHEST_NS = 600_000_000_000
+DIGITS = 3
+
+
+class Latencies:
+    """A histogram of latencies in nanoseconds."""
+
+    def __init__(self, latencies_ns: Iterable[int] = ()) -> None:
+        self._histogram = HdrHistogram(1, HIGHEST_NS, DIGITS)
+        for latency_ns, count in Counter(latencies_ns).items():
+            self._histogram.record_value(max(1, min(latency_ns, HIGHEST_NS)), count)
+
+    @classmethod
+    def merged(cls, encoded: Iterable[str]) -> Latencies:
+        """All latencies of several histograms."""
+        merged = cls()
+        for text in encoded:
+            merged._histogram.decode_and_add(text.encode())
+        return merged
+
+    def encoded(self) -> str:
+        """The histogram in HdrHistogram's own format, which its libraries in other languages read too."""
+        encoded: bytes = self._histogram.encode()
+        return encoded.decode()
+
+    def __len__(self) -> int:
+        return int(self._histogram.get_total_count())
+
+    def percentiles_us(self, percents: Sequence[float]) -> list[float]:
+        """Latencies that so many per cent do not pass, in microseconds."""
+        return [self._histogram.get_value_at_percentile(percent) / 1e3 for percent in percents]

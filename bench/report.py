@@ -1,0 +1,285 @@
+"""Reports: a run as Markdown, two runs compared. Reads and writes files; the tables themselves are pure functions."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.bars import standings
+from bench.figures import FIGURES, REFERENCE, Row, Run, Spread, grouped, ratios, spread
+from bench.processes import ROOT
+from bench.scenarios import SCENARIOS
+
+__all__ = ["RESULTS", "Change", "changes", "fill", "main", "markdown", "say_changes", "share", "write"]
+
+RESULTS = ROOT / "bench" / "results"
+DOCUMENT = ROOT / "docs" / "performance.md"
+RUN_FILE = "run.json"
+BEGIN, END = "<!-- run: begin -->", "<!-- run: end -->"
+RATIO_DIGITS = 2
+
+
+def markdown(run: Run) -> str:
+    """A run as Markdown: what it was made on, how the bars stand, a table for each scenario."""
+    parts = ["\n".join(_about_lines(run))]
+    if run.void:
+        parts.append("\n".join(f"**This run is void: {fault}.**" for fault in run.void))
+    parts.append("### Bars\n\n" + "\n".join(_bar_lines(run.rows)))
+    for scenario, rows in grouped(run.rows, lambda row: row.scenario):
+        if scenario in SCENARIOS:
+            parts.append(f"### {scenario}\n\n{SCENARIOS[scenario]}\n\n" + "\n".join(_scenario_lines(rows)))
+    return "\n\n".join(parts) + "\n"
+
+
+def fill(document: str, text: str) -> str:
+    """The document with `text` between its two marks.
+
+    >>> fill(f"a\\n{BEGIN}\\nold\\n{END}\\nb\\n", "new\\n")
+    'a\\n<!-- run: begin -->\\nnew\\n<!-- run: end -->\\nb\\n'
+
+    :raises ValueError: the marks are not there, once each and in order
+    """
+    before, begin, rest = document.partition(BEGIN)
+    _, end, behind = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in before or END in behind:
+        raise ValueError(f"found no place for the run, expected {BEGIN} and behind it {END}, each once")
+    return f"{before}{BEGIN}\n{text}{END}{behind}"
+
+
+def _about_lines(run: Run) -> Iterator[str]:
+    about = run.about
+    machine, commit, settings = about["machine"], about["commit"], about["settings"]
+    changed = ", with changes that are in no commit" if commit["changed"] else ""
+    yield f"- {about['when']}, {about.get('minutes', '?')} minutes, commit `{commit['id'][:12]}`{changed}"
+    memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
+    yield f"- {machine['processor']} ({machine['architecture']}), {machine['cores']} cores, {memory}, {machine['system']}"
+    yield f"- load average {about['load_average_before']} before, {about.get('load_average_after', '?')} after"
+    yield "- " + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    yield f"- {settings['rounds']} rounds, {settings['seconds']:g} s a load; subjects: {', '.join(settings['subjects'])}"
+
+
+def _bar_lines(rows: Sequence[Row]) -> Iterator[str]:
+    found = list(standings(rows))
+    measured = [standing for standing in found if standing.found]
+    if measured:
+        yield "| bar | found | allowed | |"
+        yield "|---|---|---|---|"
+    for standing in measured:
+        verdict = "ok" if standing.is_kept else "**missed**"
+        yield f"| {standing.bar.what} | {' | '.join(standing.texts)} | {verdict} |"
+    if len(measured) < len(found):
+        yield f"\n{len(found) - len(measured)} of {len(found)} bars were not measured in this run."
+
+
+def _scenario_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """One line for each case and subject: medians over the rounds, and ratios with their spread."""
+    names = [name for name in FIGURES if any(name in row.figures for row in rows)]
+    has_ratios = any(row.subject == REFERENCE for row in rows)
+    titles = ["case", "subject", *(["calls/s of bare", "p50 of bare"] if has_ratios else [])]
+    titles += [FIGURES[name].title for name in names]
+    yield f"| {' | '.join(titles)} |"
+    yield "|---|---|" + "---:|" * (len(titles) - 2)
+    for case, here in grouped(rows, lambda row: row.case):
+        for subject, own in grouped(sorted(here, key=lambda row: row.subject != REFERENCE), lambda row: row.subject):
+            cells = [case, subject]
+            if has_ratios:
+                for name in ("calls_per_s", "p50_us"):
+                    found = [] if subject == REFERENCE else ratios(here, subject, name)
+                    cells.append(spread(found).text(RATIO_DIGITS) if found else "")
+            for name in names:
+                values = [row.figures[name] for row in own if name in row.figures]
+                figure = FIGURES[name]
+                cells.append(f"{spread(values).median * figure.scale:,.{figure.digits}f}" if values else "")
+            yield f"| {' | '.join(cells)} |"
+
+
+class Change(NamedTuple):
+    """A figure that got worse: its spread then and now, over the bare responder's if `is_ratio`."""
+
+    scenario: str
+    case: str
+    subject: str
+    figure: str
+    is_ratio: bool
+    old: Spread
+    new: Spread
+
+    @property
+    def worse(self) -> float:
+        """By which share."""
+        return worse_share(self.old.median, self.new.median, FIGURES[self.figure].better)
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        figure = FIGURES[self.figure]
+        digits, scale = (RATIO_DIGITS, 1.0) if self.is_ratio else (figure.digits, figure.scale)
+        title = figure.title + (" of bare" if self.is_ratio else "")
+        return (
+            f"{self.scenario}: {self.case}: {self.subject}: {title}: {self.worse:.0%} worse: "
+            f"{self.old.text(digits, scale)} -> {self.new.text(digits, scale)}"
+        )
+
+
+def worse_share(old: float, new: float, better: int) -> float:
+    """By which share a figure got worse; negative where it got better.
+
+    >>> worse_share(100.0, 80.0, better=1), worse_share(100.0, 125.0, better=-1)
+    (0.25, 0.25)
+    """
+    was, now = (old, new) if better < 0 else (new, old)
+    return now / was - 1 if was else 0.0
+
+
+def changes(old: Run, new: Run, threshold: float) -> list[Change]:
+    """What got worse by more than a share, and beyond the spread of both runs: neither median lies in the other's range.
+
+    Compared are the ratios to the bare responder where both runs have it, since those of two machines, or of one on two days, can be.
+    """
+    found = []
+    for key, old_rows in _cases(old).items():
+        new_rows = _cases(new).get(key, [])
+        for subject, own in grouped(old_rows, lambda row: row.subject):
+            if subject == REFERENCE:
+                continue
+            for name in sorted(
+                {name for row in own for name in row.figures if FIGURES[name].better}, key=list(FIGURES).index
+            ):
+                is_ratio = all(
+                    any(row.subject == REFERENCE and name in row.figures for row in rows)
+                    for rows in (old_rows, new_rows)
+                )
+                before, after = (_spread_of(rows, subject, name, is_ratio) for rows in (old_rows, new_rows))
+                if before is None or after is None:
+                    continue
+                change = Change(*key, subject, name, is_ratio, before, after)
+                apart = not before.min <= after.median <= before.max and not after.min <= before.median <= after.max
+                if change.worse > threshold and apart:
+                    found.append(change)
+    return found
+
+
+def _cases(run: Run) -> dict[tuple[str, str], list[Row]]:
+    return dict(grouped(run.rows, lambda row: (row.scenario, row.case)))
+
+
+def _spread_of(rows: Sequence[Row], subject: str, name: str, is_ratio: bool) -> Spread | None:
+    if is_ratio:
+        values = ratios(rows, subject, name)
+    else:
+        values = [row.figures[name] for row in rows if row.subject == subject and name in row.figures]
+    return spread(values) if values else None
+
+
+def say_changes(old: Run, new: Run, threshold: float) -> bool:
+    """Print what got slower; whether anything did."""
+    found = changes(old, new, threshold)
+    if old.about["machine"] != new.about["machine"]:
+        print("the machines differ: figures that are no ratios compare them, and not the code")
+    for name, run in (("old", old), ("new", new)):
+        for fault in run.void:
+            print(f"the {name} run is void: {fault}")
+    for change in found:
+        print(change.text)
+    if not found:
+        compared = len(_cases(old).keys() & _cases(new).keys())
+        print(
+            f"nothing got slower by more than {threshold:.0%} and beyond the spread, in {compared} cases that both runs have"
+        )
+    return bool(found)
+
+
+def share(text: str) -> float:
+    """A share from text.
+
+    >>> share("10%"), share("0.1")
+    (0.1, 0.1)
+    """
+    value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 <= value < 10:
+        raise ValueError(f"found {text}, allowed a share as 0.1 or 10%")
+    return value
+
+
+def write(run: Run, folder: Path) -> str:
+    """Write run, report and plots into a folder; what to tell of it."""
+    from bench.plots import plot  # it takes a second to import
+
+    run.save(folder / RUN_FILE)
+    pictures = plot(run, folder)
+    text = markdown(run)
+    links = "".join(f"![{path.stem}]({path.name})\n" for path in pictures)
+    (folder / "report.md").write_text(f"# Run of {run.about['when']}\n\n{text}\n{links}")
+    return f"{text}\nwritten to {folder}"
+
+
+def newest() -> Path:
+    """The newest run in bench/results.
+
+    :raises ValueError: there is none
+    """
+    found = list(RESULTS.glob(f"*/{RUN_FILE}"))
+    if not found:
+        raise ValueError(f"found no run in {RESULTS}: `scripts/bench endtoend` makes one")
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `report`. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench report", description="Print a run as Markdown, put it into the document, or compare it."
+    )
+    parser.add_argument("run", nargs="?", type=Path, help="a run.json (default: the newest in bench/results)")
+    parser.add_argument(
+        "--markdown",
+        nargs="?",
+        const=DOCUMENT,
+        type=Path,
+        metavar="FILE",
+        help="rewrite its part between the marks (default docs/performance.md)",
+    )
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw its plots anew, there")
+    _add_compare(parser)
+    options = parser.parse_args(arguments)
+    try:
+        run = Run.load(options.run or newest())
+        if options.compare:
+            return int(say_changes(Run.load(options.compare), run, options.threshold))
+        if options.plots:
+            from bench.plots import plot
+
+            for path in plot(run, options.plots):
+                print(path)
+        elif options.markdown:
+            options.markdown.write_text(fill(options.markdown.read_text(), markdown(run)))
+            print(f"{options.markdown} holds the run of {run.about['when']}")
+        else:
+            print(markdown(run))
+    except (OSError, ValueError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare_main(arguments: Sequence[str] | None = None) -> int:
+    """The command `compare`. Returns the exit status: 1 where something got slower."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench compare",
+        description="Say what got slower from one run to another: by more than the threshold, and beyond the spread of the rounds.",
+        epilog="exit status: 0 nothing; 1 something got slower; 2 a run cannot be read",
+    )
+    parser.add_argument("old", type=Path, help="run.json of then")
+    parser.add_argument("new", nargs="?", type=Path, help="run.json of now (default: the newest in bench/results)")
+    parser.add_argument("--threshold", type=share, default=0.1, metavar="SHARE", help="as 0.1 or 10%% (the default)")
+    options = parser.parse_args(arguments)
+    return main(
+        [str(options.new)] * bool(options.new) + ["--compare", str(options.old), "--threshold", str(options.threshold)]
+    )
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="say what got slower than in an older run")
+    parser.add_argument("--threshold", type=share, default=0.1, metavar="SHARE", help="as 0.1 or 10%% (the default)")

@@ -1,0 +1,199 @@
+"""What a run is made with: the NATS server, the load generator, the providers that were launched. All end with the stage."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Self
+
+from bench.figures import REFERENCE, Row
+from bench.generator import Outcome
+from bench.processes import SCRIPTS, LoadGenerator, NatsServer, Provider
+from bench.scenarios import Case
+from bench.usage import peak_bytes, restart_peak
+from bench.workload import Load, bucket_of
+
+__all__ = ["BARE", "DIRECT", "PLAIN", "UNMETERED", "Stage", "Subject", "peer", "row_of"]
+
+FILL_IN_FLIGHT = 256
+FILL_BYTES_IN_FLIGHT = 16 * 1024 * 1024
+#: Of a provider that answers so slowly, a fill still ends.
+FILL_TIMEOUT_S = 60.0
+DELETES_PER_S = 20_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A provider to be measured: what is launched, and its configuration, to which a case adds what it wants.
+
+    :ivar is_store: its answers are checked as a store's; else only their shape is
+    """
+
+    name: str
+    command: tuple[str, ...]
+    config: Mapping[str, str] = field(default_factory=dict)
+    is_store: bool = True
+
+
+OURS = (str(SCRIPTS / "keyvalue-inmemory"),)
+METERED = {"metrics_address": "127.0.0.1:0"}
+DIRECT = Subject("direct", OURS, {"transport": "direct", **METERED})
+PLAIN = Subject("plain", OURS, {"transport": "plain", **METERED})
+UNMETERED = Subject("direct-unmetered", OURS, {"transport": "direct"})
+BARE = Subject(REFERENCE, (sys.executable, "-m", "bench.responder"), is_store=False)
+
+
+def peer(text: str) -> Subject:
+    """A subject from NAME=COMMAND.
+
+    >>> peer("redis=/opt/keyvalue-redis --verbose").command
+    ('/opt/keyvalue-redis', '--verbose')
+
+    :raises ValueError: it is none, or the name is taken
+    """
+    name, _, command = text.partition("=")
+    words = tuple(shlex.split(command))
+    if not (name.isascii() and name.replace("-", "").isalnum() and words):
+        raise ValueError(f"--peer: found {text!r}, allowed NAME=COMMAND, the name of letters, digits and '-'")
+    if name in {subject.name for subject in (BARE, DIRECT, PLAIN, UNMETERED)}:
+        raise ValueError(f"--peer: found the name {name}, which is taken")
+    return Subject(name, words)
+
+
+class Stage:
+    """Launches what is needed when it is needed, and measures. A context manager."""
+
+    nats: NatsServer
+    generator: LoadGenerator
+    directory: Path
+
+    def __init__(self) -> None:
+        self._exit = ExitStack()
+        self._providers: dict[tuple[str, tuple[tuple[str, str], ...]], Provider] = {}
+        self._filled: dict[tuple[Provider, str], int] = {}
+        self._launched = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
+            self.nats = stack.enter_context(NatsServer(self.directory))
+            self.generator = stack.enter_context(LoadGenerator(self.directory))
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.close()
+
+    def launch(self, subject: Subject, config: Mapping[str, str] | None = None) -> Provider:
+        """A new process of a subject; it ends with the stage, or before by its `stop`."""
+        self._launched += 1
+        name = f"{subject.name}-{self._launched}"
+        provider = Provider(name, subject.command, {**subject.config, **(config or {})}, self.nats, self.directory)
+        return self._exit.enter_context(provider)
+
+    def provider(self, subject: Subject, case: Case) -> Provider:
+        """The process of a subject that serves such cases: one for each configuration, kept."""
+        config = {}
+        if case.function == "list-keys":
+            config["page_keys"] = str(case.page_keys)
+        elif not subject.is_store:
+            config["value_bytes"] = str(case.value_bytes)
+        key = subject.name, tuple(config.items())
+        if key not in self._providers:
+            self._providers[key] = self.launch(subject, config)
+        return self._providers[key]
+
+    def load(self, provider: Provider, subject: Subject, case: Case, bucket: str, seconds: float) -> Load:
+        """The load of a case. Deletes are counted and not timed, since each needs a key."""
+        deletes = case.function == "delete"
+        keys = max(1, int(seconds * DELETES_PER_S)) if deletes else case.key_space
+        return Load(
+            url=self.nats.url,
+            prefix=provider.prefix,
+            function=case.function,
+            bucket=bucket,
+            value_bytes=case.value_bytes,
+            in_flight=case.in_flight,
+            rate=case.rate,
+            calls=keys if deletes else 0,
+            seconds=seconds,
+            warm_calls=0 if deletes else case.warm_calls,
+            headers=case.headers,
+            keys=keys,
+            each_once=deletes,
+            page_keys=case.page_keys,
+            exact=subject.is_store,
+            watched={"provider": provider.pid, "nats": self.nats.pid},
+        )
+
+    def fill(self, provider: Provider, bucket: str, keys: int, value_bytes: int, first_key: int = 0) -> None:
+        """Set each key once."""
+        self.generator.run(
+            Load(
+                url=self.nats.url,
+                prefix=provider.prefix,
+                function="set",
+                bucket=bucket,
+                value_bytes=value_bytes,
+                in_flight=max(1, min(FILL_IN_FLIGHT, FILL_BYTES_IN_FLIGHT // value_bytes)),
+                calls=keys,
+                keys=keys,
+                first_key=first_key,
+                each_once=True,
+                timeout_s=FILL_TIMEOUT_S,
+            )
+        )
+
+    def measure(self, subject: Subject, case: Case, seconds: float) -> Outcome:
+        """Carry out a case once; what it needs is launched and filled before."""
+        provider = self.provider(subject, case)
+        bucket = "deletes" if case.function == "delete" else bucket_of(case.value_bytes)
+        load = self.load(provider, subject, case, bucket, seconds)
+        if subject.is_store:
+            if case.function == "delete":
+                self.fill(provider, bucket, load.keys, case.value_bytes)
+            elif self._filled.get((provider, bucket), 0) != load.keys:
+                self.fill(provider, bucket, load.keys, case.value_bytes)
+                self._filled[provider, bucket] = load.keys
+        restart_peak(provider.pid)
+        return self.generator.run(load)
+
+    def row(self, scenario: str, case: Case, subject: Subject, number: int, seconds: float) -> Row:
+        """What a case gave."""
+        outcome = self.measure(subject, case, seconds)
+        peak = peak_bytes(self.provider(subject, case).pid)
+        return row_of(scenario, case, subject, number, outcome, {"peak_bytes": float(peak)})
+
+
+def row_of(
+    scenario: str, case: Case, subject: Subject, number: int, outcome: Outcome, more: Mapping[str, float]
+) -> Row:
+    """An outcome as a row, with what else was measured."""
+    figures = {
+        "calls_per_s": outcome.calls_per_s,
+        "p50_us": outcome.p50_us,
+        "p99_us": outcome.p99_us,
+        "p999_us": outcome.p999_us,
+        "max_us": outcome.max_us,
+        **{f"{name}_cpu_us": cpu_us for name, cpu_us in outcome.cpu_us.items()},
+        "generator_cpu_us": outcome.generator_cpu_us,
+        **({"keys_per_s": outcome.keys_per_s} if outcome.keys else {}),
+        **more,
+    }
+    return Row(
+        scenario=scenario,
+        case=case.label,
+        fields=asdict(case),
+        subject=subject.name,
+        round=number,
+        figures=figures,
+        latencies=outcome.latencies,
+    )

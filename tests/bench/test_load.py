@@ -1,0 +1,185 @@
+"""A little load on real processes: each function, each class of value sizes, both loops; and that wrong or missing answers fail it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.experiments import EXPERIMENTS, Extent
+from bench.generator import LoadError
+from bench.processes import ProcessError, Provider
+from bench.scenarios import Case
+from bench.stage import BARE, DIRECT, PLAIN, Stage, Subject
+from bench.usage import UsageError, cpu_ns, peak_bytes, resident_bytes, restart_peak
+from bench.workload import Load, bucket_of, key_of
+from transport.client import KeyValueClient
+
+CALLS = 200
+#: Of a mebibyte and more.
+LARGE_CALLS = 10
+MIB = 2**20
+
+CASES = [
+    *(Case(function=function, value_bytes=size) for function in ("get", "set") for size in (64, 1024, 64 * 1024)),
+    *(Case(function=function, value_bytes=size, in_flight=4) for function in ("get", "set") for size in (MIB, 4 * MIB)),
+    *(Case(function=function) for function in ("exists", "delete", "mixed")),
+    *(Case(function="list-keys", page_keys=size) for size in (10, 1_000)),
+    *(Case(function="get", headers=headers) for headers in ("none", "traced")),
+    Case(function="mixed", value_bytes=MIB, in_flight=2),
+    Case(function="get", in_flight=1),
+    Case(function="get", in_flight=512),
+]
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with Stage() as stage:
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def direct(stage: Stage) -> Provider:
+    return stage.launch(DIRECT)
+
+
+def little(stage: Stage, subject: Subject, case: Case, provider: Provider | None = None) -> Load:
+    """The load of a case, with few calls; its bucket is filled."""
+    provider = provider or stage.provider(subject, case)
+    calls = LARGE_CALLS if case.value_bytes >= MIB else CALLS
+    load = stage.load(provider, subject, case, f"{case.function}-{case.value_bytes}", seconds=0.0)
+    load = replace(load, calls=calls, warm_calls=0, keys=calls, bucket=load.bucket if subject.is_store else "")
+    if subject.is_store and case.function != "set":
+        stage.fill(provider, load.bucket, load.keys, case.value_bytes)
+    return load
+
+
+@pytest.mark.parametrize("subject", [DIRECT, BARE], ids=lambda subject: subject.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label.replace(" ", "-"))
+def test_every_call_is_answered_and_measured(stage: Stage, subject: Subject, case: Case) -> None:
+    load = little(stage, subject, case)
+    outcome = stage.generator.run(load)
+    assert outcome.calls == load.calls
+    assert outcome.verified > 0
+    assert 0 < outcome.p50_us <= outcome.p99_us <= outcome.p999_us
+    assert outcome.max_us >= outcome.p50_us
+    assert min(outcome.cpu_us["provider"], outcome.cpu_us["nats"], outcome.generator_cpu_us) > 0
+    assert (outcome.keys > 0) == (case.function == "list-keys")
+
+
+def test_the_plain_path_is_a_subject_too(stage: Stage) -> None:
+    assert stage.generator.run(little(stage, PLAIN, Case(function="mixed"))).calls == CALLS
+
+
+def test_a_closed_loop_ends_after_its_seconds(stage: Stage) -> None:
+    load = replace(little(stage, DIRECT, Case(function="get")), calls=0, seconds=0.05, warm_calls=100)
+    outcome = stage.generator.run(load)
+    assert 0.05 <= outcome.seconds < 5
+    assert outcome.calls > 0
+
+
+def test_an_open_loop_makes_the_calls_of_its_rate(stage: Stage) -> None:
+    load = replace(little(stage, DIRECT, Case(function="get", rate=1_000.0)), calls=0, seconds=0.2)
+    outcome = stage.generator.run(load)
+    assert outcome.calls == 200
+    assert outcome.seconds > 0.19
+
+
+def test_without_closing_messages_whole_parameters_are_answered_too(stage: Stage) -> None:
+    assert stage.generator.run(replace(little(stage, DIRECT, Case(function="get")), closing=False)).calls == CALLS
+
+
+@pytest.mark.parametrize("value_bytes", [64, 64 * 1024])
+async def test_a_wrong_value_fails_the_load(stage: Stage, direct: Provider, value_bytes: int) -> None:
+    load = replace(little(stage, DIRECT, Case(function="get", value_bytes=value_bytes), direct), keys=1, bucket="wrong")
+    async with KeyValueClient(stage.nats.url, direct.prefix) as client:
+        await client.set("wrong", key_of(0), b"x" * value_bytes)
+    with pytest.raises(LoadError, match=r"call 0: found the result .*xxx.*, expected .*000000000000mno"):
+        stage.generator.run(load)
+
+
+def test_a_value_that_is_not_there_fails_the_load(stage: Stage, direct: Provider) -> None:
+    load = replace(little(stage, DIRECT, Case(function="get"), direct), bucket="empty")
+    with pytest.raises(LoadError, match=r"call 0: found the result b'\\x00\\x00'"):
+        stage.generator.run(load)
+
+
+def test_a_walk_that_misses_keys_fails_the_load(stage: Stage, direct: Provider) -> None:
+    load = little(stage, DIRECT, Case(function="list-keys", in_flight=1), direct)
+    with pytest.raises(LoadError, match="found 200 keys at a walk's end, expected 201"):
+        stage.generator.run(replace(load, keys=201))
+
+
+def test_a_load_that_nobody_answers_fails(stage: Stage, direct: Provider) -> None:
+    load = replace(little(stage, DIRECT, Case(function="get"), direct), prefix="default.nobody")
+    with pytest.raises(LoadError, match=r"found no answer, but .*503"):
+        stage.generator.run(load)
+
+
+def test_answers_that_do_not_come_fail_the_load(stage: Stage, direct: Provider) -> None:
+    load = replace(little(stage, DIRECT, Case(function="get"), direct), timeout_s=0.5)
+    direct.popen.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(LoadError, match=r"found 0 answers to 64 calls, and no further one in 0\.5 s"):
+            stage.generator.run(load)
+    finally:
+        direct.popen.send_signal(signal.SIGCONT)
+
+
+def test_large_parameters_leave_no_memory_behind(stage: Stage, direct: Provider) -> None:
+    case = Case(function="set", value_bytes=MIB, in_flight=4)
+    load = replace(stage.load(direct, DIRECT, case, bucket_of(MIB), 1.0), calls=100, warm_calls=0, keys=4)
+    stage.generator.run(load)
+    before = resident_bytes(direct.pid)
+    stage.generator.run(load)
+    grown = resident_bytes(direct.pid) - before
+    assert grown < 32 * MIB, f"100 sets of 1 MiB over the same four keys grew the process by {grown / MIB:.0f} MiB"
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("bench.experiments.METRICS_ROUNDS", 1)
+    monkeypatch.setattr("bench.experiments.BEGIN_S", 0.05)
+    extent = Extent(1, 0.05, growth_keys=[100, 300], pages_keys=2_000, memory_calls=10)
+    experiment = EXPERIMENTS[name]
+    rows = list(experiment.measure(stage, experiment.subjects, extent))
+    assert {row.scenario for row in rows} == {name}
+    assert {row.subject for row in rows} == {subject.name for subject in experiment.subjects}
+    figures = {figure for row in rows for figure in row.figures}
+    expected = {"growth": {"bytes_a_key", "scrape_us"}, "memory": {"above_store_bytes"}, "pages": {"keys_per_s"}}
+    assert figures >= expected.get(name, set()) | {"calls_per_s", "provider_cpu_us"}
+
+
+# Processes.
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (("/nowhere/provider",), "broken-.*: .*No such file or directory"),
+        ((sys.executable, "-c", "import sys; sys.exit('no data')"), "(?s)it ended with exit status 1; .*no data"),
+    ],
+)
+def test_a_provider_that_does_not_start_says_why(stage: Stage, command: Sequence[str], error: str) -> None:
+    with pytest.raises(ProcessError, match=error):
+        stage.launch(Subject("broken", tuple(command)))
+
+
+def test_the_cost_of_a_process_is_read(stage: Stage) -> None:
+    pid = stage.nats.pid
+    assert cpu_ns(pid) > 0
+    restart_peak(pid)
+    assert peak_bytes(pid) >= resident_bytes(pid) - MIB > 0
+
+
+@pytest.mark.parametrize("read", [cpu_ns, peak_bytes])
+def test_a_process_that_is_not_there_has_no_cost(stage: Stage, tmp_path: Path, read: object) -> None:
+    with stage.launch(BARE) as provider:
+        pass
+    assert callable(read)
+    with pytest.raises(UsageError, match=f"of process {provider.pid}: "):
+        read(provider.pid)
