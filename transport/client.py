@@ -145,7 +145,9 @@ class KeyValueClient:
         self.timeout_s = timeout_s
         self._nats: Connection | ConnectionOptions
         self._nats = (
-            nats if isinstance(nats, Connection) else ConnectionOptions(split_urls(nats), open_timeout_s=timeout_s)
+            nats
+            if isinstance(nats, Connection)
+            else ConnectionOptions(split_urls(nats), open_timeout_s=timeout_s, path="plain")  # it serves nothing
         )
         self._headers = {
             name: value for name, value in (("source-id", source_id), ("link-name", link_name)) if value is not None

@@ -34,6 +34,7 @@ PINGS_UNANSWERED_MAX = 2
 #: For writing what waits when the connection is closed.
 CLOSE_TIMEOUT_S = 0.5
 FLUSH_TIMEOUT_S = 10.0
+FLUSH_ABANDONED_S = 3600
 #: Bytes that may wait to be written before `publish` waits, and all that is kept while the server is away.
 WRITE_BUFFER_BYTES = 2 * 1024 * 1024
 #: Of one subscription, received and not yet handled. What passes this is dropped, and told to `on_drop`.
@@ -136,6 +137,7 @@ class Connection:
         self._client = Client()
         self._subscriptions: list[Subscription] = []
         self._opening: asyncio.Future[str] | None = None  # while `_connect` runs; why the server refuses us, if it does
+        self._flushing: set[asyncio.Task[None]] = set()
         self._closing = False
         self._away = False
         self._reopening: asyncio.Task[None] | None = None
@@ -242,15 +244,21 @@ class Connection:
 
         :raises DisconnectedError: it has not, in time
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                # Twice: nats-py's PING overtakes what waits to be written, which is written by the time of the first PONG.
-                await self._client.flush(timeout_s)  # type: ignore[arg-type] # it says int, and takes any number
-                await self._client.flush(timeout_s)  # type: ignore[arg-type]
-        except TimeoutError:
-            raise DisconnectedError(f"the NATS server did not answer within {timeout_s:g} s") from None
-        except (nats.errors.Error, OSError, ValueError) as error:
+        # In a task that goes on when the time is over: nats-py's reading ends for good at a PONG for a flush that was cancelled.
+        flushing = asyncio.create_task(self._flush())
+        self._flushing.add(flushing)
+        flushing.add_done_callback(self._flushing.discard)
+        await asyncio.wait((flushing,), timeout=timeout_s)
+        if not flushing.done():
+            raise DisconnectedError(f"the NATS server did not answer within {timeout_s:g} s")
+        error = None if flushing.cancelled() else flushing.exception()
+        if error is not None:
             raise DisconnectedError(_text(error)) from error
+
+    async def _flush(self) -> None:
+        # Twice: nats-py's PING overtakes what waits to be written, which is written by the time of the first PONG.
+        for _ in range(2):
+            await self._client.flush(FLUSH_ABANDONED_S)
 
     async def close(self) -> None:
         """Write what waits, and close. The connection is of no use after it."""
@@ -258,6 +266,8 @@ class Connection:
         if self._reopening is not None:
             self._reopening.cancel()
         # In a task of its own: nats-py may wait for a future that a task of its own has cancelled.
+        for flushing in self._flushing:
+            flushing.cancel()
         closing = asyncio.create_task(self._client.close())
         await asyncio.wait((closing,), timeout=CLOSE_TIMEOUT_S)
         if not closing.done():

@@ -27,25 +27,24 @@ import ssl
 from collections.abc import Callable
 from importlib.metadata import version
 from time import perf_counter
-from typing import Any, Protocol
 from urllib.parse import ParseResult
 
 from nats.aio.transport import TcpTransport
 
+from transport.callers import CallerCache
 from transport.errors import NeedMoreBytes
 from transport.handler import ANONYMOUS, Answer, Caller, Handler
 from transport.invocation import Invocations, Send, Step
+from transport.read_flow import ReadFlow, Writable
 from transport.subjects import params_token
 
 __all__ = [
     "NATS_PY_VERSIONS",
     "PARAMS",
-    "CallerCache",
     "DirectProtocol",
     "DirectRoutes",
     "DirectTransport",
     "direct_path_unknown",
-    "parse_caller",
     "write_frames",
 ]
 
@@ -55,7 +54,6 @@ OUTPUT_BYTES = 1024 * 1024
 HIGH_WATER_BYTES = 1024 * 1024
 #: A line of the protocol (INFO is the longest) and the control line and headers of a frame stay below this.
 LINE_BYTES_MAX = 1024 * 1024
-CALLERS_MAX = 1024
 
 HMSG, MSG, INFO = b"HMI"
 #: Sizes below this are looked up: `int` of bytes costs as much as the rest of a control line.
@@ -78,39 +76,6 @@ def direct_path_unknown(installed: str | None = None) -> str | None:
         return None
     known = " to ".join(".".join(map(str, number)) for number in NATS_PY_VERSIONS)
     return f"nats-py {installed} is not known to the direct path, known are {known}"
-
-
-class CallerCache:
-    """Callers by their header block, which repeats; the blocks of traced calls do not, and are not kept."""
-
-    __slots__ = ("callers",)
-
-    def __init__(self) -> None:
-        self.callers: dict[bytes, Caller] = {}
-
-    def find(self, block: bytes) -> Caller:
-        """The caller of a block that is not in `callers`."""
-        caller = parse_caller(block)
-        if caller.traceparent is None:
-            if len(self.callers) >= CALLERS_MAX:
-                self.callers.clear()
-            self.callers[block] = caller
-        return caller
-
-
-def parse_caller(block: bytes) -> Caller:
-    """The caller that a NATS header block names; the last of equal headers counts, as in nats-py."""
-    return Caller(
-        _header(block, b"\r\nsource-id:"), _header(block, b"\r\nlink-name:"), _header(block, b"\r\ntraceparent:")
-    )
-
-
-def _header(block: bytes, name: bytes) -> str | None:
-    at = block.rfind(name)
-    if at < 0:
-        return None
-    at += len(name)
-    return block[at : block.find(b"\r\n", at)].strip().decode("utf-8", "replace")
 
 
 #: The route of the subscription to further pieces of parameters.
@@ -152,57 +117,6 @@ class DirectRoutes:
         """Forget all subscriptions: another client, whose numbers begin anew, takes the place of the one that had them."""
         self.handlers.clear()
         self.params.clear()
-
-
-class Writable(Protocol):
-    """What the protocol needs of an asyncio transport."""
-
-    def write(self, frames: bytes, /) -> None: ...
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
-    def abort(self) -> None: ...
-    def get_extra_info(self, name: str, default: Any = None) -> Any: ...
-
-
-class ReadFlow:
-    """Owns the pausing of one transport's reading, which two want: the StreamReader (its names) and the protocol (`hold`, `release`)."""
-
-    __slots__ = ("_held", "_reader_paused", "_transport")
-
-    def __init__(self, transport: Writable) -> None:
-        self._transport = transport
-        self._reader_paused = False
-        self._held = False
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """The transport's, for asyncio's StreamReaderProtocol."""
-        return self._transport.get_extra_info(name, default)
-
-    def pause_reading(self) -> None:
-        """nats-py's reader is full."""
-        if not self._held:
-            self._transport.pause_reading()
-        self._reader_paused = True
-
-    def resume_reading(self) -> None:
-        """nats-py's reader has room."""
-        self._reader_paused = False
-        if not self._held:
-            self._transport.resume_reading()
-
-    def hold(self) -> None:
-        """The protocol has output that does not leave."""
-        if not self._held:
-            self._held = True
-            if not self._reader_paused:
-                self._transport.pause_reading()
-
-    def release(self) -> None:
-        """The protocol's output has left."""
-        if self._held:
-            self._held = False
-            if not self._reader_paused:
-                self._transport.resume_reading()
 
 
 class DirectProtocol(asyncio.StreamReaderProtocol):
@@ -298,8 +212,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def _parse(self, buffer: bytes) -> None:
         """Answer the whole frames that are routed, pass on what else is whole, keep the rest. Pays: bench end-to-end get."""
         routes = self._routes
-        handlers, callers = routes.handlers, routes.callers.callers
-        invocations = routes.invocations
+        handlers, callers, invocations = routes.handlers, routes.callers.callers, routes.invocations
         handshake = b"" if invocations is None else b" %b 0\r\n\r\nPUB " % invocations.nobody.encode()
         find, end = buffer.find, len(buffer)
         at = passed = answered = out_bytes = needed = 0  # buffer[passed:at] is whole and goes on to nats-py
@@ -332,6 +245,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 break
             handler = handlers.get(subscription)
             if handler is None and subscription not in routes.params:
+                if not _is_text(buffer[at:line_end]):  # nats-py's reading would end for good at it
+                    if passed < at:
+                        super().data_received(buffer[passed:at])
+                    passed = payload_end + 2
                 at = payload_end + 2
                 continue
             if passed < at:
@@ -430,18 +347,29 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def _read_info(self, line: bytes) -> None:
         """The server's limits may change at any INFO."""
         try:
-            self._max_payload = int(json.loads(line[4:])["max_payload"])
-        except (ValueError, KeyError, TypeError):
+            max_payload = int(json.loads(line[4:])["max_payload"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return  # nats-py reads the line too, and says what is wrong with it
-        self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
+        if max_payload < 1:
+            return
+        self._max_payload = max_payload
+        self._frame_bytes_max = max_payload + LINE_BYTES_MAX
         if self._routes.invocations is not None:
-            self._routes.invocations.max_payload = self._max_payload
+            self._routes.invocations.max_payload = max_payload
 
     def _abort(self) -> None:
         """What comes is not the protocol: nats-py sees the end of the stream, and reconnects."""
         self._routes.violations += 1
         if self._socket is not None:
             self._socket.abort()
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def write_frames(sends: list[Send]) -> bytes:

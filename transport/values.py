@@ -22,6 +22,7 @@ from __future__ import annotations
 from transport.errors import DecodeError, LengthLimitError, NeedMoreBytes
 
 __all__ = [
+    "ONE_BYTE",
     "U64_MAX",
     "read_bool",
     "read_bytes",
@@ -34,7 +35,8 @@ __all__ = [
 
 U64_MAX = 2**64 - 1
 
-_ONE_BYTE = tuple(bytes([value]) for value in range(128))
+#: LEB128 of the numbers below 128.
+ONE_BYTE = tuple(bytes([value]) for value in range(128))
 
 
 def write_unsigned(value: int) -> bytes:
@@ -44,7 +46,7 @@ def write_unsigned(value: int) -> bytes:
     'ac02'
     """
     if 0 <= value < 128:
-        return _ONE_BYTE[value]
+        return ONE_BYTE[value]
     if value < 0:
         raise ValueError(f"found {value}, allowed numbers from 0")
     written = bytearray()
