@@ -76,7 +76,7 @@ class Invoker:
         :raises DecodeError: what came is no result of the function
         :raises DisconnectedError: the parameters could not be sent
         """
-        if self._subscribing is None:
+        if self._subscribing is None or (self._subscribing.done() and self._subscribing.exception() is not None):
             self._subscribing = asyncio.create_task(self._subscribe())
         await asyncio.shield(self._subscribing)
         self._tokens += 1

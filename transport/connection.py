@@ -247,13 +247,18 @@ class Connection:
         # In a task that goes on when the time is over: nats-py's reading ends for good at a PONG for a flush that was cancelled.
         flushing = asyncio.create_task(self._flush())
         self._flushing.add(flushing)
-        flushing.add_done_callback(self._flushing.discard)
+        flushing.add_done_callback(self._flushed)
         await asyncio.wait((flushing,), timeout=timeout_s)
         if not flushing.done():
             raise DisconnectedError(f"the NATS server did not answer within {timeout_s:g} s")
         error = None if flushing.cancelled() else flushing.exception()
         if error is not None:
             raise DisconnectedError(_text(error)) from error
+
+    def _flushed(self, flushing: asyncio.Task[None]) -> None:
+        self._flushing.discard(flushing)
+        if not flushing.cancelled():
+            flushing.exception()  # told by flush, if it still waits
 
     async def _flush(self) -> None:
         # Twice: nats-py's PING overtakes what waits to be written, which is written by the time of the first PONG.
@@ -265,6 +270,9 @@ class Connection:
         self._closing = True
         if self._reopening is not None:
             self._reopening.cancel()
+        await self._close_client()
+
+    async def _close_client(self) -> None:
         # In a task of its own: nats-py may wait for a future that a task of its own has cancelled.
         for flushing in self._flushing:
             flushing.cancel()
@@ -389,7 +397,7 @@ class Connection:
         log.info("NATS: connected again, to %s", self.server)
 
     async def _on_closed(self) -> None:
-        if self._opening is None and not self._closing:
+        if self._opening is None and not self._closing and (self._reopening is None or self._reopening.done()):
             self._reopening = asyncio.create_task(self._reopen())
 
     async def _reopen(self) -> None:
@@ -402,6 +410,7 @@ class Connection:
                 await self.flush(FLUSH_TIMEOUT_S)
             except (ConnectError, DisconnectedError) as error:
                 log.debug("NATS: %s", error)
+                await self._close_client()
                 await asyncio.sleep(RECONNECT_WAIT_S)
             else:
                 await self._on_reconnected()

@@ -1,0 +1,395 @@
+"""What the tests of whole processes share: a real NATS server, the provider launched as a wasmCloud host does it, and invocations by hand.
+
+Every process writes its log to a pipe that a thread reads, so a test waits for a line and never for a time. Ports are the system's choice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from threading import Condition, Thread
+from typing import Any, Protocol
+
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+
+from transport.client import KeyValueClient
+from transport.keyvalue import STORE
+from transport.subjects import invocation_subject, params_subject, results_subject
+
+#: For anything that must happen; a loaded machine is slow, and a test that fails may be.
+DEADLINE_S = 15.0
+SCRIPTS = Path(sys.executable).parent
+PROVIDER = SCRIPTS / "keyvalue-inmemory"
+NATS_SERVER = SCRIPTS / "nats-server"
+#: What a real host wrote and published, see the file's `about`.
+HOST_CAPTURE: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "host_1_9_2_spawn.json").read_text())
+HOST_ID: str = HOST_CAPTURE["host_data"]["host_id"]
+
+Environment = Mapping[str, str]
+
+
+def host_environment() -> dict[str, str]:
+    """The empty environment of a host; under coverage, with what coverage needs to follow into the process."""
+    return {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_PROCESS_")}
+
+
+class Process:
+    """A process, and what it writes (standard output and error in one)."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str | Path],
+        cwd: Path,
+        environment: Environment | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
+        self.process = subprocess.Popen(
+            arguments, cwd=cwd, env=environment, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self._lines: list[str] = []
+        self._ended = False
+        self._changed = Condition()
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        """All that was written so far."""
+        with self._changed:
+            return "".join(self._lines)
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_for(self, text: str, times: int = 1) -> str:
+        """The line that is the so-manieth to contain the text, once it is written."""
+
+        def found() -> list[str]:
+            return [line for line in self._lines if text in line][times - 1 :]
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() or self._ended, DEADLINE_S)
+            lines = found()
+        assert lines, f"{text!r} was not written {times} times, but:\n{self.output}"
+        return lines[0]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = DEADLINE_S) -> int:
+        """The exit code; what is left of the output is read first."""
+        code = self.process.wait(timeout_s)
+        self._reader.join(timeout_s)
+        assert not self._reader.is_alive(), "somebody else holds the pipe of its output"
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL, and what it leaves behind. Nothing where it has ended."""
+        self.process.kill()
+        self.wait()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as pipe:
+            for line in pipe:
+                with self._changed:
+                    self._lines.append(line.decode(errors="backslashreplace"))
+                    self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+
+class NatsServer:
+    """A real NATS server on a port that the system chose, and that it keeps when it is started again.
+
+    :param config: text of its configuration file
+    """
+
+    def __init__(self, directory: Path, config: str = "") -> None:
+        self._directory = directory
+        self._config = directory / "nats.conf"
+        self._config.write_text(config)
+        self.port = -1
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self, config: str | None = None) -> None:
+        """Start, and wait until it takes connections. With another configuration, or that of before."""
+        if config is not None:
+            self._config.write_text(config)
+        arguments = (NATS_SERVER, "-a", "127.0.0.1", "-p", str(self.port), "-c", self._config)
+        self._process = Process(arguments, self._directory)
+        line = self._process.wait_for("Listening for client connections on")
+        port = re.search(r":(\d+)\s*$", line)
+        assert port is not None, line
+        self.port = int(port[1])
+        self._process.wait_for("Server is ready")
+        socket.create_connection(("127.0.0.1", self.port), DEADLINE_S).close()
+
+    def reload(self, config: str) -> None:
+        """Take another configuration while it runs."""
+        self._config.write_text(config)
+        reload = (NATS_SERVER, "--signal", f"reload={self._process.process.pid}")
+        subprocess.run(reload, check=True, capture_output=True, timeout=DEADLINE_S)
+        self._process.wait_for("Reloaded server configuration")
+
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """It says nothing for a while, as behind a network that drops everything: connections stand, and no answer comes."""
+        self._process.signal(signal.SIGSTOP)
+        os.waitpid(self._process.process.pid, os.WUNTRACED)
+        try:
+            yield
+        finally:
+            self._process.signal(signal.SIGCONT)
+
+    def kill(self, wait: bool = True) -> None:
+        """End it as a crash does."""
+        self._process.signal(signal.SIGKILL)
+        if wait:
+            self._process.wait()
+
+    def stop(self) -> None:
+        if self._process.running:
+            self._process.process.terminate()
+        self._process.wait()
+
+
+class Provider(Process):
+    """The provider's process. Host data goes to its standard input as a host writes it, which is then closed."""
+
+    def __init__(self, host_data: Mapping[str, Any], cwd: Path, environment: Environment) -> None:
+        self.host_data = host_data
+        self.key: str = host_data["provider_key"]
+        self.prefix = f"{host_data['lattice_rpc_prefix']}.{self.key}"
+        super().__init__([PROVIDER], cwd, environment, subprocess.PIPE)
+        assert self.process.stdin is not None
+        with self.process.stdin as pipe:
+            pipe.write(host_data_line(host_data))
+
+    def subject(self, function: str) -> str:
+        """Where a function of its store is invoked."""
+        return invocation_subject(self.prefix, STORE, function)
+
+    def host_subject(self, rest: str) -> str:
+        """Where the host speaks to it."""
+        return f"wasmbus.rpc.{self.host_data['lattice_rpc_prefix']}.{self.key}.{rest}"
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.terminate()
+        return self.wait()
+
+
+def host_data_line(host_data: Mapping[str, Any]) -> bytes:
+    """Host data as a host writes it."""
+    return base64.b64encode(json.dumps(host_data).encode()) + b"\r\n"
+
+
+class Launch(Protocol):
+    """Launches a provider and waits until it serves. Keywords are fields of its host data, over those of the capture."""
+
+    def __call__(
+        self,
+        config: Mapping[str, str] | None = None,
+        *,
+        environment: Environment | None = None,
+        wait: bool = True,
+        **fields: object,
+    ) -> Provider: ...
+
+
+KEYS = (f"kv-{number}" for number in count())
+#: The two ways on which the transport answers; one behaviour.
+PATHS = ("plain", "direct")
+
+
+def launcher(nats_url: str, cwd: Path, path: str | None, launched: list[Provider]) -> Launch:
+    """Launches providers at a NATS server, under a key each, and notes them in the list."""
+
+    def launch(
+        config: Mapping[str, str] | None = None,
+        *,
+        environment: Environment | None = None,
+        wait: bool = True,
+        **fields: object,
+    ) -> Provider:
+        host_data = HOST_CAPTURE["host_data"] | {
+            "lattice_rpc_url": nats_url,
+            "provider_key": next(KEYS),
+            "link_definitions": [],
+            "config": dict(config or {}) | ({} if path is None else {"transport": path}),
+            **fields,
+        }
+        provider = Provider(host_data, cwd, host_environment() if environment is None else environment)
+        launched.append(provider)
+        if wait:
+            provider.wait_for("ready: serving")
+        return provider
+
+    return launch
+
+
+def end(providers: list[Provider]) -> None:
+    """Stop what still runs; it must stop in order. None may have left a traceback."""
+    codes = [provider.stop() if provider.running else 0 for provider in providers]
+    assert codes == [0] * len(providers), "".join(provider.output for provider in providers)
+    for provider in providers:
+        provider.wait()
+        assert "Traceback" not in provider.output
+
+
+class RawInvocation:
+    """One invocation, message by message: what no client does can be done with it. Begin with `begin`."""
+
+    def __init__(self, client: Client, reply: str, handshakes: Subscription, results: Subscription) -> None:
+        self.reply = reply
+        self._client = client
+        self._handshakes = handshakes
+        self._results = results
+
+    @classmethod
+    async def begin(
+        cls, client: Client, subject: str, piece: bytes, headers: dict[str, str] | None = None
+    ) -> RawInvocation:
+        """Listen, and send the first piece of the parameters."""
+        reply = client.new_inbox()
+        invocation = cls(client, reply, await client.subscribe(reply), await client.subscribe(results_subject(reply)))
+        await client.publish(subject, piece, reply, headers)
+        await client.flush()
+        return invocation
+
+    async def handshake(self) -> str:
+        """The server's inbox."""
+        message = await self._handshakes.next_msg(DEADLINE_S)
+        assert message.data == b""
+        return str(message.reply)
+
+    async def taken(self) -> bool:
+        """Whether somebody took it, which is in the first reply: a handshake, or the word of NATS that nobody listens."""
+        message = await self._handshakes.next_msg(DEADLINE_S)
+        return not (message.headers and message.headers.get("Status") == "503")
+
+    async def send(self, server_inbox: str, *pieces: bytes) -> None:
+        """Further pieces of the parameters."""
+        for piece in pieces:
+            await self._client.publish(params_subject(server_inbox), piece)
+        await self._client.flush()
+
+    async def result(self) -> bytes:
+        """The whole result, up to the message that ends it."""
+        pieces = []
+        while piece := (await self._results.next_msg(DEADLINE_S)).data:
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    @property
+    def unread(self) -> tuple[int, int]:
+        """Handshakes, and messages of the result, that came and were not read."""
+        return self._handshakes.pending_msgs, self._results.pending_msgs
+
+
+async def settled(client: Client) -> None:
+    """Return once the server has taken all that was sent. nats-py's flush overtakes what still waits to be written; a second does not."""
+    await client.flush()
+    await client.flush()
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """The NATS server of all tests that need nothing special of theirs."""
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def new_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], NatsServer]]:
+    """Starts a NATS server of the test's own, with a configuration."""
+    servers = []
+
+    def start(config: str = "") -> NatsServer:
+        server = NatsServer(tmp_path_factory.mktemp("nats"), config)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module", params=PATHS)
+def path(request: pytest.FixtureRequest) -> str | None:
+    """The transport's path in launched providers. A module for which it does not matter overrides this with None, the default."""
+    path: str = request.param
+    return path
+
+
+@pytest.fixture
+def launch(nats_server: NatsServer, path: str | None, tmp_path: Path) -> Iterator[Launch]:
+    """Launches providers, and stops those that still run: in order, or the test fails."""
+    launched: list[Provider] = []
+    try:
+        yield launcher(nats_server.url, tmp_path, path, launched)
+        end(launched)
+    finally:
+        for provider in launched:
+            provider.kill()
+
+
+@pytest.fixture(scope="module")
+def provider(nats_server: NatsServer, path: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
+    """One provider for all tests of a module that need nothing special of theirs."""
+    launched: list[Provider] = []
+    try:
+        yield launcher(nats_server.url, tmp_path_factory.mktemp("provider"), path, launched)({"stop_timeout_ms": "500"})
+        end(launched)
+    finally:
+        for provider in launched:
+            provider.kill()
+
+
+@pytest.fixture
+async def client(nats_server: NatsServer, provider: Provider) -> AsyncIterator[KeyValueClient]:
+    """A client of `provider`."""
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        yield client
+
+
+@pytest.fixture
+async def raw(nats_server: NatsServer) -> AsyncIterator[Client]:
+    """A NATS client without anything of ours."""
+    client = await nats.connect(nats_server.url)
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest) -> str:
+    """A bucket that no other test uses."""
+    name: str = request.node.name
+    return name[:200]
+
+
+async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of what waits for a process, while the event loop goes on."""
+    return await asyncio.wait_for(asyncio.to_thread(function, *arguments), 2 * DEADLINE_S)

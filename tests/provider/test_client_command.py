@@ -1,0 +1,326 @@
+"""wrpc-kv against a launched provider: what people type, what they read, and exit codes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from provider import client_command
+from tests.conftest import DEADLINE_S, SCRIPTS, Launch, NatsServer, Process, Provider, host_environment
+
+WRPC_KV = SCRIPTS / "wrpc-kv"
+EVERY_BYTE = bytes(range(256)) + b"\r\n\n\0"
+
+
+@pytest.fixture(scope="module")
+def path() -> None:
+    """Nothing here depends on it."""
+
+
+class Command:
+    """wrpc-kv at a provider. Runs in this process; `process` as a command of its own.
+
+    :ivar out: standard output of the last run, and `err` its standard error
+    """
+
+    def __init__(self, url: str, prefix: str, bucket: str, capture: pytest.CaptureFixture[bytes]) -> None:
+        self.arguments = ["--url", url, "--prefix", prefix, "--bucket", bucket]
+        self.out = b""
+        self.err = ""
+        self._capture = capture
+
+    def __call__(self, *arguments: str) -> int:
+        """Run it; the exit code."""
+        code = client_command.main([*self.arguments, *arguments])
+        self.out, err = self._capture.readouterr()
+        self.err = err.decode()
+        return code
+
+    def process(self, *arguments: str, stdin: bytes = b"") -> int:
+        """Run it as a process."""
+        ended = subprocess.run(
+            [WRPC_KV, *self.arguments, *arguments],
+            input=stdin, env=host_environment(), capture_output=True, timeout=DEADLINE_S,
+        )  # fmt: skip
+        self.out, self.err = ended.stdout, ended.stderr.decode()
+        return ended.returncode
+
+
+@pytest.fixture
+def kv(nats_server: NatsServer, provider: Provider, bucket: str, capsysbinary: pytest.CaptureFixture[bytes]) -> Command:
+    return Command(nats_server.url, provider.prefix, bucket, capsysbinary)
+
+
+# Values
+
+
+def test_set_and_get(kv: Command) -> None:
+    assert (kv("set", "hello", "world"), kv.out, kv.err) == (0, b"", "")
+    assert (kv("get", "hello"), kv.out, kv.err) == (0, b"world", "")
+    assert (kv("exists", "hello"), kv.out, kv.err) == (0, b"true\n", "")
+    assert (kv("delete", "hello"), kv.out, kv.err) == (0, b"", "")
+    assert (kv("exists", "hello"), kv.out, kv.err) == (0, b"false\n", "")
+    assert (kv("delete", "hello"), kv.out, kv.err) == (0, b"", "")
+
+
+def test_a_key_that_is_not_there(kv: Command, bucket: str) -> None:
+    assert kv("get", "nowhere") == 1
+    assert (kv.out, kv.err) == (b"", f"wrpc-kv: no key 'nowhere' in bucket {bucket!r}\n")
+    assert kv("--json", "get", "nowhere") == 1
+    assert kv.out == b""
+    assert json.loads(kv.err) == {"error": "MissingKeyError", "message": f"no key 'nowhere' in bucket {bucket!r}"}
+
+
+@pytest.mark.parametrize("value", ["", "-1", "ключ", " spaces ", "a\nb"])
+def test_values_from_the_arguments(kv: Command, value: str) -> None:
+    assert kv("set", "k", "--", value) == 0
+    assert kv("get", "k") == 0
+    assert kv.out == value.encode()
+
+
+def test_values_from_a_file(kv: Command, tmp_path: Path) -> None:
+    path = tmp_path / "value"
+    path.write_bytes(EVERY_BYTE * 10_000)  # more than one message of NATS
+    assert kv("set", "k", "--file", str(path)) == 0
+    assert kv("get", "k") == 0
+    assert kv.out == EVERY_BYTE * 10_000
+
+
+@pytest.mark.parametrize("arguments", [("k", "-"), ("k",)])
+def test_values_from_standard_input(kv: Command, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(EVERY_BYTE)))
+    assert kv("set", *arguments) == 0
+    assert kv("get", "k") == 0
+    assert kv.out == EVERY_BYTE
+
+
+def test_bytes_go_through_the_process_untouched(kv: Command) -> None:
+    assert kv.process("set", "k", stdin=EVERY_BYTE) == 0
+    assert kv.process("get", "k") == 0
+    assert (kv.out, kv.err) == (EVERY_BYTE, "")
+
+
+def test_arguments_that_are_not_utf_8(kv: Command) -> None:
+    latin = os.fsdecode(b"caf\xe9")
+    assert kv.process("set", "k", latin) == 0  # a value is bytes
+    assert kv.process("get", "k") == 0
+    assert kv.out == b"caf\xe9"
+    assert kv.process("set", latin, "v") == 1  # a key is text
+    assert kv.err.startswith("wrpc-kv: ")
+    assert kv.err.count("\n") == 1
+
+
+def test_no_value_on_a_terminal(kv: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    assert kv("set", "k") == 1
+    assert kv.err == "wrpc-kv: found no value, allowed an argument, --file PATH, or standard input\n"
+
+
+# Keys
+
+
+def test_keys(kv: Command) -> None:
+    assert (kv("keys"), kv.out) == (0, b"")
+    keys = {"a", "ключ", "with space", "with\nline"}
+    for key in keys:
+        assert kv("set", key, "v") == 0
+    assert kv("keys") == 0
+    assert sorted(kv.out.decode().split("\n")) == sorted(["", *"\n".join(keys).split("\n")])
+    assert kv("--json", "keys") == 0
+    assert {json.loads(line) for line in kv.out.splitlines()} == keys
+
+
+@pytest.mark.parametrize("size", [1, 60_000])
+@pytest.mark.parametrize("arguments", [("keys",), ("get", "0")])
+def test_a_pipe_that_nobody_reads(kv: Command, size: int, arguments: tuple[str, ...]) -> None:
+    for number in range(3):
+        assert kv("set", f"{number}", "v" * size) == 0
+        assert kv("set", f"{number}" + "k" * size, "v") == 0
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [WRPC_KV, *kv.arguments, *arguments],
+        stdout=write, stderr=subprocess.PIPE, env=host_environment(), timeout=DEADLINE_S,
+    )  # fmt: skip
+    os.close(write)
+    assert ended.returncode == 1
+    assert b"Traceback" not in ended.stderr
+    assert b"Exception ignored" not in ended.stderr
+
+
+# JSON
+
+
+def test_json(kv: Command) -> None:
+    assert kv("--json", "set", "ключ", "value") == 0
+    assert kv.out.decode() == '{"key": "ключ", "value_bytes": 5}\n'
+    assert kv("--json", "get", "ключ") == 0
+    assert json.loads(kv.out) == {"key": "ключ", "value_base64": base64.b64encode(b"value").decode()}
+    assert kv("--json", "exists", "ключ") == 0
+    assert json.loads(kv.out) == {"key": "ключ", "exists": True}
+    assert kv("--json", "delete", "ключ") == 0
+    assert json.loads(kv.out) == {"key": "ключ"}
+    assert kv("--json", "exists", "ключ") == 0
+    assert json.loads(kv.out) == {"key": "ключ", "exists": False}
+
+
+# Errors
+
+
+def test_errors_of_the_interface(kv: Command) -> None:
+    assert kv("set", "k" * 65_537, "v") == 1
+    assert (kv.out, kv.err) == (b"", "wrpc-kv: key in bytes: found 65537, allowed 65536\n")
+    assert kv("--json", "set", "k" * 65_537, "v") == 1
+    assert json.loads(kv.err) == {"error": "OtherError", "message": "key in bytes: found 65537, allowed 65536"}
+
+
+def test_no_such_store(launch: Launch, kv: Command) -> None:
+    provider = launch({"strict_buckets": "true"})
+    assert kv("--prefix", provider.prefix, "get", "k") == 1
+    assert kv.err == "wrpc-kv: no such store\n"
+    assert kv("--prefix", provider.prefix, "keys") == 0
+    assert kv.out == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prefix", "default.of-nobody", "get", "k"), "nobody serves this function: is the provider running"),
+        (("--prefix", "a b", "get", "k"), "prefix: found 'a b', allowed"),
+        (("--url", "tls://a", "get", "k"), "found 'tls://a', allowed nats://HOST:PORT"),
+        (("--url", "user:s3cret@a:b", "get", "k"), "found a URL whose host or port is none"),
+        (("set", "k", "--file", "/of/nobody"), "[Errno 2] No such file or directory: '/of/nobody'"),
+    ],
+)
+def test_other_errors(kv: Command, arguments: tuple[str, ...], message: str) -> None:
+    assert kv(*arguments) == 1
+    assert kv.out == b""
+    assert kv.err.startswith(f"wrpc-kv: {message}")
+    assert kv.err.count("\n") == 1
+    assert "s3cret" not in kv.err
+
+
+def test_nats_cannot_be_reached(kv: Command) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        url = f"user:s3cret@127.0.0.1:{bound.getsockname()[1]}"
+        assert kv.process("--url", url, "--timeout", "0.2", "get", "k") == 1
+    assert "no NATS server reached within 0.2 s" in kv.err
+    assert "<redacted>@127.0.0.1" in kv.err
+    assert "s3cret" not in kv.err
+    assert "Traceback" not in kv.err
+
+
+def test_interrupted(kv: Command, tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        command = Process([WRPC_KV, "--url", url, "--timeout", "60", "get", "k"], tmp_path, host_environment())
+        silent.settimeout(DEADLINE_S)
+        silent.accept()[0].close()
+        command.signal(signal.SIGINT)
+        assert command.wait() == 130
+    assert "Traceback" not in command.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "the following arguments are required: COMMAND"),
+        (("increment", "k"), "invalid choice: 'increment'"),
+        (("get",), "the following arguments are required: key"),
+        (("set", "k", "v", "--file", "f"), "not allowed with argument"),
+        (("--timeout", "-1", "get", "k"), "found -1, allowed 0 to 86400"),
+        (("--wait", "nan", "get", "k"), "found nan, allowed 0 to 86400"),
+        (("--wait", "soon", "get", "k"), "argument --wait: "),
+    ],
+)
+def test_usage(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        client_command.main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# As whom, and when
+
+
+def test_buckets_are_apart(kv: Command) -> None:
+    assert kv("set", "k", "v") == 0
+    assert kv("--bucket", "another", "exists", "k") == 0
+    assert kv.out == b"false\n"
+
+
+def test_a_caller_may_be_named(kv: Command) -> None:
+    assert kv("--source-id", "component", "--link-name", "default", "set", "k", "v") == 0
+    assert kv("--source-id", "another", "get", "k") == 0
+    assert kv.out == b"v"
+
+
+def test_the_url_may_come_from_the_environment(
+    kv: Command, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATS_URL", nats_server.url)
+    arguments = kv.arguments[2:]
+    assert client_command.main([*arguments, "set", "k", "v"]) == 0
+    assert kv("get", "k") == 0
+    assert kv.out == b"v"
+
+
+def test_waits_for_a_provider(launch: Launch, nats_server: NatsServer, tmp_path: Path) -> None:
+    listener = Process(
+        [WRPC_KV, "--url", nats_server.url, "--prefix", "default.late", "--wait", "15", "exists", "k"],
+        tmp_path,
+        host_environment(),
+    )
+    launch(provider_key="late")
+    assert listener.wait() == 0
+    assert listener.output == "false\n"
+
+
+def test_waits_no_longer_than_asked(kv: Command) -> None:
+    assert kv("--prefix", "default.never", "--wait", "0.1", "exists", "k") == 1
+    assert kv.err.startswith("wrpc-kv: nobody serves this function")
+
+
+def test_the_wait_is_over_where_the_bucket_is_refused(launch: Launch, kv: Command) -> None:
+    provider = launch({"strict_buckets": "true"})
+    assert kv("--prefix", provider.prefix, "--wait", "15", "set", "k", "v") == 0
+    assert kv("--prefix", provider.prefix, "get", "k") == 0
+    assert kv.out == b"v"
+
+
+@pytest.mark.parametrize("command", ["get", "set", "delete", "exists", "keys"])
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def helped(arguments: list[str]) -> str:
+        with pytest.raises(SystemExit) as caught:
+            client_command.main([*arguments, "--help"])
+        assert caught.value.code == 0
+        return capsys.readouterr().out
+
+    assert command in helped([])
+    assert helped([command]).startswith(f"usage: wrpc-kv {command}")
+
+
+def test_examples_of_the_help_are_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        client_command.main(["--help"])
+    examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  wrpc-kv ")]
+    assert len(examples) >= 4
+    for example in examples:
+        arguments = example.partition(" > ")[0].split()[1:]
+        assert client_command._parser().parse_args(arguments).command in ("get", "set", "keys")
