@@ -17,7 +17,7 @@ environment, with defaults:
   LINK_NAME           default
   LOG_LEVEL           debug                debug, info, warn or error
   METRICS_ADDRESS     127.0.0.1:9464       for Prometheus: /metrics, /livez, /readyz
-  HOST_DATA           made from these      the whole JSON, in place of the four from LATTICE_RPC_URL to LINK_NAME, and of LOG_LEVEL
+  HOST_DATA           made from these      the whole JSON, in place of the five from LATTICE_RPC_URL to LOG_LEVEL
   PYTHON              python3              3.11 or newer
 EOF
 }
@@ -28,24 +28,42 @@ case "${1:-}" in
   *) usage >&2; exit 2 ;;
 esac
 
-url=${LATTICE_RPC_URL:-0.0.0.0:4222}
-prefix=${LATTICE_RPC_PREFIX:-default}
-metrics=${METRICS_ADDRESS:-127.0.0.1:9464}
-key=${PROVIDER_KEY:-keyvalue-inmemory}
-host_data=${HOST_DATA:-"{\"lattice_rpc_url\": \"$url\", \"lattice_rpc_prefix\": \"$prefix\", \"provider_key\": \"$key\", \"link_name\": \"${LINK_NAME:-default}\", \"log_level\": \"${LOG_LEVEL:-debug}\"}"}
-
 scripts/setup demo
 
-address=${url##*://}
-address=${address##*@}
-host=${address%%:*}
-port=4222
-[ "$address" = "$host" ] || port=${address##*:}
-[ "$host" != 0.0.0.0 ] || host=127.0.0.1
+# Host data as one line, and what it says: NATS' host, port, the prefix, and the address to show, which holds no password.
+read_host_data() {
+  .venv/bin/python - <<'EOF'
+import json, os, sys
+from urllib.parse import urlsplit
+
+environ = os.environ
+host_data = json.loads(environ.get("HOST_DATA") or json.dumps({
+    "lattice_rpc_url": environ.get("LATTICE_RPC_URL") or "0.0.0.0:4222",
+    "lattice_rpc_prefix": environ.get("LATTICE_RPC_PREFIX") or "default",
+    "provider_key": environ.get("PROVIDER_KEY") or "keyvalue-inmemory",
+    "link_name": environ.get("LINK_NAME") or "default",
+    "log_level": environ.get("LOG_LEVEL") or "debug",
+}))
+url = host_data.get("lattice_rpc_url") or "127.0.0.1:4222"
+first = url.split(",")[0].strip()
+parts = urlsplit(first if "://" in first else "nats://" + first)
+host = "127.0.0.1" if parts.hostname in (None, "0.0.0.0") else parts.hostname
+prefix = f"{host_data.get('lattice_rpc_prefix') or 'default'}.{host_data.get('provider_key') or 'keyvalue-inmemory'}"
+metrics = environ.get("METRICS_ADDRESS") or "127.0.0.1:9464"
+for line in json.dumps(host_data), url, host, parts.port or 4222, prefix, metrics if ":" in metrics else "127.0.0.1:" + metrics:
+    print(line)
+EOF
+}
+if ! settings=$(read_host_data 2>/dev/null); then
+  echo "run.sh: HOST_DATA is no JSON object, or LATTICE_RPC_URL no URL" >&2
+  exit 2
+fi
+{ read -r host_data; read -r url; read -r host; read -r port; read -r prefix; read -r metrics; } <<<"$settings"
 
 listens() { (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; }
 say() { printf 'run.sh: %s\n' "$*" >&2; }
-client=(.venv/bin/wrpc-kv --url "$url" --prefix "$prefix.$key")
+# The URL may hold a password, so it is in no command line.
+client() { NATS_URL=$url .venv/bin/wrpc-kv --prefix "$prefix" "$@"; }
 
 # Each process in a process group of its own: Ctrl-C reaches this script alone, which then ends them in order.
 set -m
@@ -67,7 +85,7 @@ trap 'exit 143' TERM
 if ! listens; then
   case "$host" in
     127.* | localhost) ;;
-    *) say "nothing listens at $address, and a NATS server is started only on this machine"; exit 1 ;;
+    *) say "nothing listens at $host:$port, and a NATS server is started only on this machine"; exit 1 ;;
   esac
   .venv/bin/nats-server --addr "$host" --port "$port" >"$work/nats.log" 2>&1 &
   nats=$!
@@ -77,21 +95,23 @@ if ! listens; then
     sleep 0.05
   done
   say "NATS server started on $host:$port"
-elif "${client[@]}" --timeout 2 exists '' >/dev/null 2>&1; then
-  say "a provider serves $prefix.$key at $url already: stop it, or set PROVIDER_KEY to another name"
+elif client --timeout 2 exists '' >/dev/null 2>&1; then
+  say "a provider serves $prefix at $host:$port already: stop it, or set PROVIDER_KEY to another name"
   exit 1
 fi
 
+SECONDS=0
 printf '%s' "$host_data" | base64 | env -i KEYVALUE_METRICS_ADDRESS="$metrics" .venv/bin/keyvalue-inmemory &
 provider=$!
-until "${client[@]}" --wait 1 exists '' >/dev/null 2>&1; do
+until client --wait 1 exists '' >/dev/null 2>&1; do
   kill -0 "$provider" 2>/dev/null || break
+  [ $SECONDS -lt 60 ] || { say "the provider does not answer at $host:$port as $prefix"; exit 1; }
 done
 
 if kill -0 "$provider" 2>/dev/null; then
   try=.venv/bin/wrpc-kv
-  [ "$url" = 0.0.0.0:4222 ] || try="$try --url $url"
-  [ "$prefix.$key" = default.keyvalue-inmemory ] || try="$try --prefix $prefix.$key"
+  [ "$host:$port" = 127.0.0.1:4222 ] || try="$try --url $host:$port"
+  [ "$prefix" = default.keyvalue-inmemory ] || try="$try --prefix $prefix"
   cat <<EOF
 
 ready. In another terminal, in this folder:

@@ -37,8 +37,9 @@ __all__ = ["main"]
 
 log = logging.getLogger("provider")
 
-#: The host ends the process 300 ms after its request to stop; answering must leave it time to hear of it.
-HOST_STOP_TIMEOUT_S = 0.2
+STANDARD_INPUT = 0
+#: The host ends the process 300 ms after its request to stop: 200 ms for all, with the flush and the end of the pieces.
+HOST_STOP_TIMEOUT_S = 0.13
 FLUSH_TIMEOUT_S = 0.05
 #: What /livez waits for the event loop to answer.
 ALIVE_TIMEOUT_S = 1.0
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command `keyvalue-inmemory`. Returns the exit code."""
     _parser().parse_args(argv)
     try:
-        host_data = read_host_data(sys.stdin.fileno())
+        host_data = read_host_data(STANDARD_INPUT)
         urls = split_urls(host_data.lattice_rpc_url)
     except HostDataError as error:
         return _refuse(str(error))
@@ -102,6 +103,15 @@ class Provider:
         if connection is None:
             return 0
         self._connection = connection
+        try:
+            await self._serve(connection, stop_requested, signals)
+        finally:
+            await connection.close()
+            if self._endpoint is not None:
+                self._endpoint.stop()
+        return 0
+
+    async def _serve(self, connection: Connection, stop_requested: asyncio.Event, signals: list[int]) -> None:
         service = Service(Store(self._options.store_options()))
         tallies = store_tallies()
         durations = Durations(tallies) if self._options.metrics_address else None
@@ -125,7 +135,6 @@ class Provider:
         log.info("ready: serving %s at %s with %d links", self.prefix, connection.server, len(host.links))
         await stop_requested.wait()
         await self._stop(server, host, self._options.stop_timeout_ms / 1000 if signals else HOST_STOP_TIMEOUT_S)
-        return 0
 
     async def _open(self, stop_requested: asyncio.Event) -> Connection | None:
         """The connection; None when it is asked to stop before there is one."""
@@ -150,9 +159,6 @@ class Provider:
             log.warning("the last answers may be lost: %s", error)
         log.info("stopped: %d invocations answered", server.counts.answered)
         await host.acknowledge_stop()
-        await connection.close()
-        if self._endpoint is not None:
-            self._endpoint.stop()
 
     def _start_endpoint(self, metrics: Metrics) -> None:
         """Serve metrics; where that can't be, say so once and go on serving keys."""
@@ -184,13 +190,17 @@ class Provider:
         ailments = []
         if self._connection is None or not self._connection.connected:
             ailments.append("NATS is not connected")
-        if self._server is not None and self._server.failed is not None:
-            ailments.append(f"a background task died: {type(self._server.failed).__name__}")
+        failures = [part.failed for part in (self._server, self._connection) if part is not None]
+        ailments += [f"a background task died: {type(error).__name__}" for error in failures if error is not None]
         if self._connection is not None and self._connection.refusal is not None:
             ailments.append(self._connection.refusal)
         if self._config_error is not None:
             ailments.append(f"config: {self._config_error}")
         return ailments
+
+    def refuse_configuration(self, reason: str) -> None:
+        """A configuration that can't be read: what was in force stays."""
+        self._config_error = reason
 
     def configure(self, config: Mapping[str, str]) -> None:
         """Compare with the configuration in force: all options are read at the start, so a change wants a restart."""

@@ -62,6 +62,10 @@ class Capability(Protocol):
         """Take the whole new configuration."""
         ...
 
+    def refuse_configuration(self, reason: str) -> None:
+        """Know that there is a new configuration that can't be read."""
+        ...
+
 
 class Host:
     """Listens to the host. Sets `stop_requested` when it asks the provider to stop; then `acknowledge_stop`, last of all."""
@@ -129,11 +133,14 @@ class Host:
         try:
             config = text_map(json.loads(message.data), "config")
         except FieldError as error:
-            log.warning("a configuration was not taken: %s", error)
+            reason = str(error)
         except (ValueError, RecursionError):
-            log.warning("a configuration was not taken: found %d bytes that are not JSON", len(message.data))
+            reason = f"found {len(message.data)} bytes that are not JSON"
         else:
             self._capability.configure(config)
+            return
+        log.warning("a configuration was not taken: %s", reason)
+        self._capability.refuse_configuration(reason)
 
     async def _on_shutdown(self, message: Message) -> None:
         try:

@@ -63,6 +63,13 @@ def read_host_data(descriptor: int, timeout_s: float = READ_TIMEOUT_S) -> HostDa
 
     :raises HostDataError: nothing whole came in time, or what came is no host data
     """
+    try:
+        return _read_host_data(descriptor, timeout_s)
+    except OSError as error:
+        raise HostDataError(f"standard input can't be read ({error.strerror}), {EXPECTED}") from None
+
+
+def _read_host_data(descriptor: int, timeout_s: float) -> HostData:
     deadline_s = time.monotonic() + timeout_s
     text = b""
     while True:

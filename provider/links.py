@@ -11,6 +11,9 @@ from provider.json_fields import FieldError, Fields
 
 __all__ = ["LinkDefinition", "LinkKey", "Links"]
 
+#: Links that are kept, and of those that can't be used how many are told: whoever may publish can put links.
+LINKS_MAX = 10_000
+UNUSABLE_MAX = 8
 #: Source, target and name: a component may be linked to a provider more than once, under several names.
 LinkKey = tuple[str, str, str]
 
@@ -86,7 +89,10 @@ class Links:
     @property
     def unusable(self) -> list[str]:
         """Why links that were put can't be used: one line each."""
-        return list(self._unusable.values())
+        reasons = list(self._unusable.values())
+        if len(reasons) > UNUSABLE_MAX:
+            reasons[UNUSABLE_MAX:] = [f"and {len(reasons) - UNUSABLE_MAX} links more can't be used"]
+        return reasons
 
     def put(self, link: LinkDefinition) -> bool:
         """Keep a link, in place of one of the same key; whether anything changed.
@@ -97,6 +103,8 @@ class Links:
             raise FieldError(
                 f"found a link from {link.source_id} to {link.target}, expected {self._provider_key} as one of them"
             )
+        if link.key not in self._links and len(self._links) >= LINKS_MAX:
+            raise FieldError(f"links: found {LINKS_MAX + 1}, allowed {LINKS_MAX}")
         self._unusable.pop(link.key, None)
         if self._links.get(link.key) == link:
             return False
@@ -123,7 +131,8 @@ class Links:
             key = _key_of(value)
             if key is not None and self._provider_key in key[:2]:
                 self._links.pop(key, None)  # the old definition no longer holds
-                self._unusable[key] = f"link {key[0]} -> {key[1]} ({key[2]}): {error}"
+                if len(self._unusable) < LINKS_MAX:
+                    self._unusable[key] = f"link {key[0]} -> {key[1]} ({key[2]}): {error}"
             raise
 
     def delete_json(self, payload: bytes) -> LinkKey | None:

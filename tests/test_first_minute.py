@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -47,15 +48,20 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Run:
     """`./run.sh` in a copy, on a port of its own."""
 
-    def __init__(self, copy: Path, port: int) -> None:
+    def __init__(self, copy: Path, port: int, **environment: str) -> None:
         self.port = port
         self.url = f"127.0.0.1:{port}"
-        self.environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": os.environ.get("HOME", "/"),
-            "PYTHON": sys.executable,
-            "LATTICE_RPC_URL": self.url,
-        } | {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        self.environment = (
+            {
+                "PATH": os.environ["PATH"],
+                "HOME": os.environ.get("HOME", "/"),
+                "PYTHON": sys.executable,
+                "LATTICE_RPC_URL": self.url,
+                "METRICS_ADDRESS": str(free_port()),
+            }
+            | environment
+            | {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        )
         self.began_s = time.monotonic()
         self.process = subprocess.Popen(
             ["./run.sh"], cwd=copy, env=self.environment, stdin=subprocess.DEVNULL,
@@ -155,6 +161,26 @@ def test_a_nats_server_that_was_there_stays(copy: Path) -> None:
     finally:
         server.terminate()
         server.wait(READY_TIMEOUT_S)
+
+
+@pytest.mark.timeout(INSTALL_TIMEOUT_S + 60)
+def test_host_data_of_ones_own(copy: Path) -> None:
+    """Everything is taken from it; no password is shown."""
+    port = free_port()
+    host_data = json.dumps({"lattice_rpc_url": f"nats://u:s3cret@127.0.0.1:{port}", "provider_key": 'other"s'})
+    run = Run(copy, port, HOST_DATA=host_data)
+    run.wait_ready(INSTALL_TIMEOUT_S)
+    assert f'--url 127.0.0.1:{port} --prefix default.other"s set hello world' in run.output
+    assert run.interrupt() == 130
+    assert "s3cret" not in run.output
+
+
+@pytest.mark.parametrize("host_data", ["{", "[]", '{"lattice_rpc_url": "127.0.0.1:port"}'])
+def test_host_data_that_is_none(host_data: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOST_DATA": host_data}
+    done = subprocess.run(["./run.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "HOST_DATA is no JSON object, or LATTICE_RPC_URL no URL" in done.stderr
 
 
 def test_run_sh_says_what_it_takes() -> None:

@@ -7,6 +7,8 @@ from transport.handler import Caller
 __all__ = ["CALLERS_MAX", "CallerCache", "parse_caller"]
 
 CALLERS_MAX = 1024
+#: A longer block is not kept: who writes it says how long it is.
+BLOCK_BYTES_MAX = 1024
 TRACEPARENT = b"\r\ntraceparent:"
 
 
@@ -23,9 +25,10 @@ class CallerCache:
         at = block.find(TRACEPARENT)
         if at < 0:
             caller = parse_caller(block)
-            if len(self.callers) >= CALLERS_MAX:
-                self.callers.clear()
-            self.callers[block] = caller
+            if len(block) <= BLOCK_BYTES_MAX:
+                if len(self.callers) >= CALLERS_MAX:
+                    self.callers.clear()
+                self.callers[block] = caller
             return caller
         end = block.find(b"\r\n", at + len(TRACEPARENT))
         rest = block[:at] + block[end:]

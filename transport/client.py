@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transport.call import Call
-from transport.connection import Connection, ConnectionOptions, Message, split_urls
+from transport.connection import Connection, ConnectionOptions, Message, Subscription, split_urls
 from transport.errors import InvocationTimeoutError, NoProviderError
 from transport.keyvalue import (
     STORE,
@@ -36,6 +36,7 @@ T = TypeVar("T")
 #: "NATS/1.0" and two line ends; each header adds its name, its value, ": " and a line end.
 HEADER_BLOCK_BYTES = 12
 HEADER_BYTES = 4
+CLOSE_TIMEOUT_S = 1.0
 STATUS = "Status"
 NO_RESPONDERS = "503"
 
@@ -57,8 +58,14 @@ class Invoker:
             else 0
         )
         self._tokens = 0
-        self._calls: dict[str, tuple[Call[object], asyncio.Future[None]]] = {}
-        self._subscribing: asyncio.Task[None] | None = None
+        self._calls: dict[str, _Pending] = {}
+        self._subscribing: asyncio.Task[Subscription] | None = None
+
+    async def close(self) -> None:
+        """Listen no more. Calls that wait run into their time-outs."""
+        subscribing, self._subscribing = self._subscribing, None
+        if subscribing is not None and subscribing.done() and subscribing.exception() is None:
+            await self._connection.drain([subscribing.result()], CLOSE_TIMEOUT_S)
 
     async def invoke(
         self,
@@ -85,13 +92,16 @@ class Invoker:
         call = Call(
             subject, f"{self._inbox}.{token}", params, decode, connection.max_payload, header_bytes=self._header_bytes
         )
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._calls[token] = call, done  # type: ignore[assignment] # only what it has of no type is used there
+        pending = self._calls[token] = _Pending(call)
         try:
             async with asyncio.timeout(timeout_s):
                 first = call.start()
                 await connection.publish(first.subject, first.payload, first.reply, self._headers)
-                await done
+                while not call.done:
+                    await pending.woken.wait()
+                    pending.woken.clear()
+                    await self._send_rest(pending)
+                await self._send_rest(pending)
         except TimeoutError:
             raise InvocationTimeoutError(f"{subject}: no result within {timeout_s:g} s") from None
         finally:
@@ -100,24 +110,41 @@ class Invoker:
             raise call.error
         return call.value  # type: ignore[return-value] # it is done, and without an error
 
-    async def _subscribe(self) -> None:
-        await self._connection.subscribe(f"{self._inbox}.>", self._on_message)
+    async def _send_rest(self, pending: _Pending) -> None:
+        """What may be sent once the handshake is there: further pieces, and the closing message."""
+        inbox, pending.server_inbox = pending.server_inbox, ""
+        if inbox:
+            for send in pending.call.handshake(inbox):
+                await self._connection.publish(send.subject, send.payload)
+
+    async def _subscribe(self) -> Subscription:
+        return await self._connection.subscribe(f"{self._inbox}.>", self._on_message)
 
     async def _on_message(self, message: Message) -> None:
         token, _, part = message.subject[len(self._inbox) + 1 :].partition(".")
-        known = self._calls.get(token)
-        if known is None:
+        pending = self._calls.get(token)
+        if pending is None:
             return
-        call, done = known
+        call = pending.call
         if part == "results":
             call.result(message.data)
         elif message.reply:
-            for send in call.handshake(message.reply):
-                await self._connection.publish(send.subject, send.payload)
+            pending.server_inbox = message.reply
         elif message.headers and message.headers.get(STATUS) == NO_RESPONDERS:
             call.fail(NoProviderError("nobody serves this function: is the provider running, and the prefix right?"))
-        if call.done and not done.done():
-            done.set_result(None)
+        if call.done or pending.server_inbox:
+            pending.woken.set()
+
+
+class _Pending:
+    """A call that waits: `woken` when it is done, or may go on sending to `server_inbox`."""
+
+    __slots__ = ("call", "server_inbox", "woken")
+
+    def __init__(self, call: Call[Any]) -> None:
+        self.call = call
+        self.server_inbox = ""
+        self.woken = asyncio.Event()
 
 
 class KeyValueClient:
@@ -165,7 +192,9 @@ class KeyValueClient:
 
     async def close(self) -> None:
         """Close the connection, if this client opened it."""
-        self._invoker = None
+        invoker, self._invoker = self._invoker, None
+        if invoker is not None and self._connection is None:
+            await invoker.close()
         if self._connection is not None:
             await self._connection.close()
             self._connection = None

@@ -159,6 +159,13 @@ class Connection:
         return self._client.is_connected
 
     @property
+    def failed(self) -> BaseException | None:
+        """What coming back died of, if it did."""
+        if self._reopening is not None and self._reopening.done() and not self._reopening.cancelled():
+            return self._reopening.exception()
+        return None
+
+    @property
     def max_payload(self) -> int:
         """Bytes of a message, headers included, that the server takes."""
         return self._client.max_payload
@@ -231,13 +238,18 @@ class Connection:
                 await asyncio.wait(late)
 
     async def _drain(self, subscription: Subscription) -> None:
-        # nats-py's drain forgets the subscription at a PONG whose PING has overtaken the UNSUB: so the UNSUB first.
-        with suppress(nats.errors.Error, OSError, TimeoutError, DisconnectedError):  # away: the server has forgotten it
-            await self._client._send_unsubscribe(subscription.carried._id)
-            await self.flush(FLUSH_TIMEOUT_S)
-            await subscription.carried.drain()
-        if self.direct is not None:
-            self.direct.remove(subscription.carried._id)
+        # Not nats-py's drain: it forgets the subscription at a PONG whose PING has overtaken the UNSUB.
+        carried = subscription.carried
+        try:
+            with suppress(nats.errors.Error, OSError, DisconnectedError):  # away: the server has forgotten it
+                await self._client._send_unsubscribe(carried._id)
+                await self.flush(FLUSH_TIMEOUT_S)
+                await carried._pending_queue.join()
+        finally:
+            if self.direct is not None:
+                self.direct.remove(carried._id)
+            with suppress(nats.errors.Error, OSError):
+                await carried.unsubscribe()
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until the server has taken all that was sent before, and all that it sent before that is here.
@@ -378,9 +390,11 @@ class Connection:
             self._last_error = error
             if refused:
                 self._opening.set_result(text)
-        elif "permissions violation" in text.lower():
+        elif "permissions violation for subscription" in text.lower():
             self.refusal = text
             log.error("NATS: %s", text)
+        elif "permissions violation" in text.lower():
+            log.debug("NATS: %s", text)  # of a reply subject, which a caller has named
         elif self._away or isinstance(error, nats.errors.UnexpectedEOF):
             log.debug("NATS: %s", text)  # at each attempt to reconnect; what the end of the stream means is told once
         else:
@@ -393,6 +407,7 @@ class Connection:
 
     async def _on_reconnected(self) -> None:
         self._away = False
+        self.refusal = None  # the server says it again if it still holds
         self.reconnects += 1
         log.info("NATS: connected again, to %s", self.server)
 
@@ -405,7 +420,7 @@ class Connection:
         while True:
             try:
                 await self._connect()
-                for subscription in self._subscriptions:
+                for subscription in tuple(self._subscriptions):
                     await self._carry(subscription)
                 await self.flush(FLUSH_TIMEOUT_S)
             except (ConnectError, DisconnectedError) as error:

@@ -38,8 +38,9 @@ class InvocationLimits:
 
     half_open_max: int = 1024
     half_open_bytes_max: int = 256 * 1024 * 1024
-    half_open_timeout_s: float = 10.0
+    half_open_timeout_s: float = 10.0  # since the last piece
     waiting_max: int = 4096
+    half_open_lifetime_s: float = 60.0  # since the first piece
 
 
 @dataclass(slots=True)
@@ -84,14 +85,17 @@ class Step:
 
 @dataclass(slots=True)
 class HalfOpen:
-    """An invocation whose parameters are not whole yet. `needed` is how many bytes they have at the least."""
+    """An invocation whose parameters are not whole yet. `needed` is how many bytes they have at the least.
+
+    The pieces are kept in one buffer: many small ones would take more memory than they are counted for.
+    """
 
     handler: Handler
     reply: str
     caller: Caller
-    pieces: list[bytes]
-    size: int
+    params: bytearray
     needed: int
+    end_s: float
     deadline_s: float
 
 
@@ -117,7 +121,8 @@ class Invocations:
         self._inbox = inbox
         self.nobody = nobody
         self._new_token = new_token
-        self._half_open: dict[str, HalfOpen] = {}  # in the order of their deadlines
+        self._half_open: dict[str, HalfOpen] = {}
+        self._closed = False
         self._half_open_bytes = 0
         self._waiting = 0
 
@@ -155,7 +160,8 @@ class Invocations:
         self, handler: Handler, reply: str, caller: Caller, piece: bytes, more: NeedMoreBytes, now_s: float
     ) -> Step:
         """The handler needs more than the first piece."""
-        half_open = HalfOpen(handler, reply, caller, [piece], len(piece), more.end_min, 0.0)
+        end_s = now_s + self._limits.half_open_lifetime_s
+        half_open = HalfOpen(handler, reply, caller, bytearray(piece), more.end_min, end_s, end_s)
         token = self._new_token()
         if not self._hold(token, half_open, now_s):
             return self.refuse(reply)
@@ -176,20 +182,19 @@ class Invocations:
         if half_open is None:
             self.counts.stray_pieces += bool(piece)
             return Step()
-        self._half_open_bytes -= half_open.size
+        params = half_open.params
+        self._half_open_bytes -= len(params)
         reply = half_open.reply
         if not piece:
-            error = DecodeError(f"found {half_open.size} bytes of parameters of at least {half_open.needed}")
+            error = DecodeError(f"found {len(params)} bytes of parameters of at least {half_open.needed}")
             return self._fail(reply, error, [])
-        half_open.pieces.append(piece)
-        half_open.size += len(piece)
-        if half_open.size >= half_open.needed:
-            # Pieces are joined only when the length that is known is there, so that large parameters are copied once.
-            buffer = b"".join(half_open.pieces)
+        params += piece
+        if len(params) >= half_open.needed:
+            # Only when the length that is known is there, so that large parameters are copied once.
+            buffer = bytes(params)
             try:
                 answer = half_open.handler(half_open.caller, buffer, 0, len(buffer))
             except NeedMoreBytes as more:
-                half_open.pieces = [buffer]
                 half_open.needed = more.end_min
             except Exception as error:
                 return self._fail(reply, error, [])
@@ -208,18 +213,14 @@ class Invocations:
         return Step(self._result(waiting.reply, result, []))
 
     def expire(self, now_s: float) -> Step:
-        """End the half-open invocations that got no piece for too long."""
-        sends = []
-        while self._half_open:
-            token, half_open = next(iter(self._half_open.items()))
-            if half_open.deadline_s > now_s:
-                break
-            sends.append(self._drop(token))
-            self.counts.expired += 1
-        return Step(sends)
+        """End the half-open invocations that got no piece for too long, or are not whole after very long."""
+        late = [token for token, half_open in self._half_open.items() if half_open.deadline_s <= now_s]
+        self.counts.expired += len(late)
+        return Step([self._drop(token) for token in late])
 
     def close(self) -> Step:
-        """End all half-open invocations: the server stops."""
+        """End all half-open invocations, and hold no other: the server stops."""
+        self._closed = True
         sends = []
         while self._half_open:
             sends.append(self._drop(next(iter(self._half_open))))
@@ -236,19 +237,17 @@ class Invocations:
 
     def _hold(self, token: str, half_open: HalfOpen, now_s: float) -> bool:
         limits = self._limits
-        if (
-            len(self._half_open) >= limits.half_open_max
-            or self._half_open_bytes + half_open.size > limits.half_open_bytes_max
-        ):
+        held_bytes = self._half_open_bytes + len(half_open.params)
+        if self._closed or len(self._half_open) >= limits.half_open_max or held_bytes > limits.half_open_bytes_max:
             return False
-        half_open.deadline_s = now_s + limits.half_open_timeout_s
+        half_open.deadline_s = min(now_s + limits.half_open_timeout_s, half_open.end_s)
         self._half_open[token] = half_open
-        self._half_open_bytes += half_open.size
+        self._half_open_bytes = held_bytes
         return True
 
     def _drop(self, token: str) -> Send:
         half_open = self._half_open.pop(token)
-        self._half_open_bytes -= half_open.size
+        self._half_open_bytes -= len(half_open.params)
         return Send(results_subject(half_open.reply), b"")
 
     def _answer(self, reply: str, caller: Caller, answer: bytes | Awaitable[bytes], sends: list[Send]) -> Step:

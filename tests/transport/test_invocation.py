@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Awaitable, Generator
 from dataclasses import astuple, dataclass, field
 from itertools import count, pairwise
@@ -444,7 +445,7 @@ def test_what_is_waited_for_need_not_be_a_coroutine() -> None:
 
 
 def test_the_default_limits() -> None:
-    assert astuple(InvocationLimits()) == (1024, 256 * 1024 * 1024, 10.0, 4096)
+    assert astuple(InvocationLimits()) == (1024, 256 * 1024 * 1024, 10.0, 4096, 60.0)
     invocations = Invocations(INBOX, NOBODY, lambda: "token")
     assert invocations.max_payload == 1024 * 1024
     invocations.receive(Served().plain, REPLY, ANONYMOUS, b"", 0.0)
@@ -453,6 +454,35 @@ def test_the_default_limits() -> None:
 
 
 # Expiry, and the server's end
+
+
+def test_a_half_open_invocation_does_not_live_for_ever_by_small_pieces() -> None:
+    invocations, _ = opened(InvocationLimits(half_open_timeout_s=10.0, half_open_lifetime_s=25.0), piece=b"\x7f")
+    for now_s in (9.0, 18.0):
+        assert invocations.receive_params("0", b"x", now_s) == Step()
+    assert invocations.expire(24.9) == Step()
+    assert invocations.expire(25.0) == Step([END])
+    assert invocations.counts == InvocationCounts(expired=1)
+
+
+def test_small_pieces_take_no_more_memory_than_they_are_counted_for() -> None:
+    invocations, _ = opened(InvocationLimits(), piece=b"\xff\xff\x3f")
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(20_000):
+        invocations.receive_params("0", b"xy", 0.0)
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert invocations.half_open_bytes == 40_003
+    assert taken < 2 * invocations.half_open_bytes
+
+
+def test_a_closed_server_holds_nothing_more() -> None:
+    invocations, served = opened(InvocationLimits())
+    assert invocations.close() == Step([END])
+    handshake, end = invocations.receive(served.plain, "R2", ANONYMOUS, b"\x09x", 0.0).sends
+    assert (handshake, end) == (Send("R2", b"", NOBODY), Send("R2.results", b""))
+    assert held(invocations) == NOTHING_HELD
 
 
 def test_a_half_open_invocation_expires_after_its_last_piece() -> None:
@@ -563,6 +593,8 @@ class InvocationsMachine(RuleBasedStateMachine):
         self.counts = InvocationCounts()
         self.taken: list[Expected] = []
         self.half_open: list[Expected] = []  # in the order of their last pieces
+        self.ends_s: dict[str, float] = {}  # of half-open ones, by their reply subject, however many pieces come
+        self.closed = False
         self.waiting = 0
         self.called: list[tuple[Caller, bytes]] = []
 
@@ -573,7 +605,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         max_payload=st.integers(1, 40),
     )
     def start(self, half_open_max: int, half_open_bytes_max: int, waiting_max: int, max_payload: int) -> None:
-        self.limits = InvocationLimits(half_open_max, half_open_bytes_max, 10.0, waiting_max)
+        self.limits = InvocationLimits(half_open_max, half_open_bytes_max, 10.0, waiting_max, 25.0)
         self.core = made(self.limits, max_payload)
 
     @rule(
@@ -590,6 +622,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         caller = Caller(f"component {number}", f"link {number}")
         expected = Expected(kind, f"R{number}", caller, value, encode(value) + bytes([number % 256]) * trailing)
         self.taken.append(expected)
+        self.ends_s[expected.reply] = self.now_s + self.limits.half_open_lifetime_s
         piece = expected.params[:first]
         expected.sent = len(piece)
         receive = self.receive_in_parts if in_parts else self.core.receive
@@ -672,6 +705,7 @@ class InvocationsMachine(RuleBasedStateMachine):
     @rule()
     def close(self) -> None:
         step = self.core.close()
+        self.closed = True
         assert step == Step([Send(results_subject(expected.reply), b"") for expected in self.half_open])
         for expected in self.half_open:
             expected.ends += 1
@@ -719,12 +753,13 @@ class InvocationsMachine(RuleBasedStateMachine):
     def has_room(self, expected: Expected) -> bool:
         held_bytes = sum(other.sent for other in self.half_open)
         return (
-            len(self.half_open) < self.limits.half_open_max
+            not self.closed
+            and len(self.half_open) < self.limits.half_open_max
             and held_bytes + expected.sent <= self.limits.half_open_bytes_max
         )
 
     def hold(self, expected: Expected) -> None:
-        expected.deadline_s = self.now_s + self.limits.half_open_timeout_s
+        expected.deadline_s = min(self.now_s + self.limits.half_open_timeout_s, self.ends_s[expected.reply])
         self.half_open.append(expected)
 
     def check_called(self, expected: Expected, step: Step) -> None:
