@@ -269,7 +269,7 @@ class Bucket:
                 table = self._store._settled(self.name)
 
     def delete(self, key: bytes) -> bool:
-        """Remove a key; whether it was there. O(1). The last key takes the bucket with it.
+        """Remove a key; whether it was there. O(1), and O(shards) when a shard's last key goes. The last key takes the bucket with it.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport, Transport
 
 import transport.direct
@@ -236,3 +237,23 @@ def test_the_direct_path_over_the_oldest_version(tmp_path: Path) -> None:
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+async def test_what_drain_uses(nats_server: NatsServer) -> None:
+    """An UNSUB that leaves the subscription known, and the queue of what has come and is not handled."""
+    client = Client()
+    await client.connect(servers=[nats_server.url])
+    heard: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.data)
+
+    subscription = await client.subscribe("contract.drain", cb=hear)
+    await client.publish("contract.drain", b"before")
+    await client._send_unsubscribe(subscription._id)
+    await client.flush()
+    await client.flush()
+    await subscription._pending_queue.join()
+    assert heard == [b"before"]
+    await subscription.unsubscribe()
+    await client.close()
