@@ -255,8 +255,13 @@ async def test_a_configuration_that_is_none_is_not_taken(
     provider: Provider, raw: Client, message: object, warning: str
 ) -> None:
     await tell(raw, provider, "config.update", message)
-    assert await health(raw, provider) == HEALTHY
+    reason = warning.removeprefix("a configuration was not taken: ")
+    told = await health(raw, provider)
+    assert told["healthy"] is False
+    assert told["message"].startswith(f"config: {reason}")
     provider.wait_for(warning)
+    await tell(raw, provider, "config.update", {})
+    assert await health(raw, provider) == HEALTHY
 
 
 async def test_unknown_options_are_named(launch: Launch) -> None:
