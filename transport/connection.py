@@ -293,7 +293,9 @@ class Connection:
         if not closing.done():
             closing.cancel()
         elif not closing.cancelled() and (error := closing.exception()) is not None:
-            log.debug("NATS: %s", _text(error))  # as when the server is away, and nats-py writes all the same
+            # As when the server is away, and nats-py writes all the same; when it never began to connect, which it asserts;
+            # and before 2.12 when there is nothing to close.
+            log.debug("NATS: at the close: %r", error)
 
     async def _connect(self) -> None:
         """A client that is connected; from then on nats-py reconnects it for ever."""
@@ -349,9 +351,7 @@ class Connection:
                 while not connecting.done():  # nats-py swallows a cancellation here and there
                     connecting.cancel()
                     await asyncio.wait((connecting,), timeout=0.05)
-                # nats-py asserts that it ever began to connect, and before 2.12 closes what it never opened.
-                with suppress(nats.errors.Error, OSError, AssertionError, AttributeError):
-                    await client.close()
+                await self._close_client()
             self._opening = None
 
     async def _carry(self, subscription: Subscription) -> None:

@@ -202,8 +202,7 @@ class Invocations:
                 return self._answer(reply, half_open.caller, answer, [])
         if self._hold(token, half_open, now_s):
             return Step()
-        self.counts.refused += 1
-        return Step([Send(results_subject(reply), b"")])
+        return self._refuse(reply, [])
 
     def finish(self, waiting: Waiting, result: bytes | Exception) -> Step:
         """The answer that was waited for: a result, or what the handler raised."""
@@ -232,8 +231,7 @@ class Invocations:
         if not reply:
             self.counts.without_reply += 1
             return Step()
-        self.counts.refused += 1
-        return Step([Send(reply, b"", self.nobody), Send(results_subject(reply), b"")])
+        return self._refuse(reply, [Send(reply, b"", self.nobody)])
 
     def _hold(self, token: str, half_open: HalfOpen, now_s: float) -> bool:
         limits = self._limits
@@ -257,8 +255,7 @@ class Invocations:
             close = getattr(answer, "close", None)
             if close is not None:
                 close()  # a coroutine that is never awaited would warn
-            self.counts.refused += 1
-            return Step([*sends, Send(results_subject(reply), b"")])
+            return self._refuse(reply, sends)
         self._waiting += 1
         return Step(sends, Waiting(reply, caller, answer))
 
@@ -269,6 +266,11 @@ class Invocations:
         sends += [Send(subject, result[at : at + size]) for at in range(0, len(result), size)]
         sends.append(Send(subject, b""))
         return sends
+
+    def _refuse(self, reply: str, sends: list[Send]) -> Step:
+        self.counts.refused += 1
+        sends.append(Send(results_subject(reply), b""))
+        return Step(sends)
 
     def _fail(self, reply: str, error: Exception, sends: list[Send]) -> Step:
         if isinstance(error, DecodeError):

@@ -135,15 +135,11 @@ class Server:
         invocations = self._invocations
         now_s = asyncio.get_running_loop().time
 
+        def begin(message: Message) -> Step:
+            return invocations.receive(handler, message.reply, caller_of(message.headers), message.data, now_s())
+
         async def receive(message: Message) -> None:
-            began_s = perf_counter()
-            invocations.counts.received_bytes += len(message.data)
-            invocations.max_payload = self._connection.max_payload  # another server may have another
-            await self._carry_out(
-                invocations.receive(handler, message.reply, caller_of(message.headers), message.data, now_s())
-            )
-            if self._on_batch is not None:
-                self._on_batch(perf_counter() - began_s)
+            await self._take(message, begin)
 
         async def refuse(reply: str) -> None:
             await self._carry_out(invocations.refuse(reply))
@@ -151,12 +147,18 @@ class Server:
         return await self._connection.subscribe(subject, receive, self.prefix, refuse, route=handler)
 
     async def _on_params(self, message: Message) -> None:
-        began_s = perf_counter()
-        invocations = self._invocations
-        invocations.counts.received_bytes += len(message.data)
-        invocations.max_payload = self._connection.max_payload
+        await self._take(message, self._go_on)
+
+    def _go_on(self, message: Message) -> Step:
         now_s = asyncio.get_running_loop().time()
-        await self._carry_out(invocations.receive_params(params_token(message.subject), message.data, now_s))
+        return self._invocations.receive_params(params_token(message.subject), message.data, now_s)
+
+    async def _take(self, message: Message, decide: Callable[[Message], Step]) -> None:
+        """Carry out what is decided on a message of the plain path; counted and timed."""
+        began_s = perf_counter()
+        self.counts.received_bytes += len(message.data)
+        self._invocations.max_payload = self._connection.max_payload  # another server may have another
+        await self._carry_out(decide(message))
         if self._on_batch is not None:
             self._on_batch(perf_counter() - began_s)
 
