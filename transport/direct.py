@@ -27,6 +27,7 @@ import ssl
 from collections.abc import Callable
 from importlib.metadata import version
 from time import perf_counter
+from typing import NamedTuple
 from urllib.parse import ParseResult
 
 from nats.aio.transport import TcpTransport
@@ -55,10 +56,9 @@ HIGH_WATER_BYTES = 1024 * 1024
 #: A line of the protocol (INFO is the longest) and the control line and headers of a frame stay below this.
 LINE_BYTES_MAX = 1024 * 1024
 
-HMSG, MSG, INFO = b"HMI"
-#: Sizes below this are looked up: `int` of bytes costs as much as the rest of a control line.
+FRAMES, INFO = b"HM", ord("I")
+#: The lines of results below this are made beforehand.
 SMALL = 4096
-SIZES = {b"%d" % size: size for size in range(SMALL)}
 PUB, NEXT_PUB, END = b"PUB ", b"\r\nPUB ", b".results 0\r\n\r\n"
 RESULTS = tuple(b".results %d\r\n" % size for size in range(SMALL))
 
@@ -80,11 +80,57 @@ def direct_path_unknown(installed: str | None = None) -> str | None:
 
 #: The route of the subscription to further pieces of parameters.
 PARAMS = "params"
+#: What `DirectRoutes.find` gives where no prefix matches: one that none begins with.
+NO_ROUTE: tuple[bytes, Handler | None] = (b"\n", None)
+#: Pairs of sizes that one connection remembers.
+KNOWN_SIZES_MAX = 4096
+#: About what the lines of an answer take beside its result.
+LINES_BYTES = 256
+
+
+class Control(NamedTuple):
+    """A control line of MSG or HMSG, taken apart. Offsets count from the line's end."""
+
+    subject: bytes
+    subscription: bytes
+    reply: bytes | None
+    sizes: bytes
+    payload_at: int
+    payload_end: int
+
+
+def read_control(line: bytes) -> Control | None:
+    """MSG subject subscription [reply] bytes, or HMSG subject subscription [reply] header-bytes bytes; None if it is neither.
+
+    >>> read_control(b"HMSG a.b 1 r 12 15")
+    Control(subject=b'a.b', subscription=b'1', reply=b'r', sizes=b' 12 15', payload_at=14, payload_end=17)
+    """
+    words = line.split(b" ")
+    sizes = 2 if words[0] == b"HMSG" else 1
+    reply = len(words) - 3 - sizes
+    if reply not in (0, 1):
+        return None
+    try:
+        numbers = [int(word) for word in words[-sizes:]]
+    except ValueError:
+        return None
+    headers_bytes, frame_bytes = numbers if sizes == 2 else (0, *numbers)
+    if not 0 <= headers_bytes <= frame_bytes:
+        return None
+    return Control(
+        words[1],
+        words[2],
+        words[3] if reply else None,
+        b" " + b" ".join(words[-sizes:]),
+        2 + headers_bytes,
+        2 + frame_bytes,
+    )
 
 
 class DirectRoutes:
     """What the direct path answers: handlers by subscription id, over one core. Outlives connections.
 
+    :ivar prefixes: how control lines with headers begin, up to the reply subject; learnt from the first of each route
     :ivar on_step: told of each step but those of invocations that were answered whole; their messages are sent by then, or about to be
     :ivar on_batch: told how many seconds the frames of a read took, from the read to the write of their answers
     """
@@ -93,6 +139,7 @@ class DirectRoutes:
         self.on_batch: Callable[[float], None] | None = None
         self.handlers: dict[bytes, Handler] = {}
         self.params: set[bytes] = set()
+        self.prefixes: dict[bytes, Handler] = {}
         self.callers = CallerCache()
         self.invocations: Invocations | None = None
         self.on_step: Callable[[Step], None] = lambda step: None
@@ -100,6 +147,7 @@ class DirectRoutes:
 
     def add(self, subscription_id: int, route: Handler | str) -> None:
         """Answer a subscription from now on."""
+        self.prefixes.clear()
         key = b"%d" % subscription_id
         if route == PARAMS:
             self.params.add(key)
@@ -107,16 +155,25 @@ class DirectRoutes:
             assert callable(route)
             self.handlers[key] = route
 
+    def find(self, buffer: bytes, at: int) -> tuple[bytes, Handler | None]:
+        """The prefix that stands there, and its handler."""
+        for prefix, handler in self.prefixes.items():
+            if buffer.startswith(prefix, at):
+                return prefix, handler
+        return NO_ROUTE
+
     def remove(self, subscription_id: int) -> None:
         """Leave a subscription to nats-py."""
         key = b"%d" % subscription_id
         self.handlers.pop(key, None)
         self.params.discard(key)
+        self.prefixes.clear()
 
     def clear(self) -> None:
         """Forget all subscriptions: another client, whose numbers begin anew, takes the place of the one that had them."""
         self.handlers.clear()
         self.params.clear()
+        self.prefixes.clear()
 
 
 class DirectProtocol(asyncio.StreamReaderProtocol):
@@ -132,6 +189,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._blocked = False  # the socket's buffer is above its high-water mark
         self._max_payload = 1024 * 1024  # until the server's INFO says what it is
         self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
+        self._known_sizes: dict[
+            bytes, tuple[int, int]
+        ] = {}  # of control lines: where payload and frame end, from the line's end
         # What was read and not parsed: pieces, their size, and the size at which parsing can go on.
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
@@ -212,79 +272,84 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def _parse(self, buffer: bytes) -> None:
         """Answer the whole frames that are routed, pass on what else is whole, keep the rest. Pays: bench end-to-end get."""
         routes = self._routes
-        handlers, callers, invocations = routes.handlers, routes.callers.callers, routes.invocations
+        callers, invocations = routes.callers.callers, routes.invocations
         handshake = b"" if invocations is None else b" %b 0\r\n\r\nPUB " % invocations.nobody.encode()
-        find, end = buffer.find, len(buffer)
+        prefix, usual = NO_ROUTE
+        known_sizes, max_payload = self._known_sizes, self._max_payload
+        find, startswith, end = buffer.find, buffer.startswith, len(buffer)
         at = passed = answered = out_bytes = needed = 0  # buffer[passed:at] is whole and goes on to nats-py
         out: list[bytes] = []
         while at < end:
-            line_end = find(b"\r\n", at)
-            if line_end < 0:
-                if end - at > LINE_BYTES_MAX:
-                    return self._abort()
-                break
-            kind = buffer[at]
-            if kind != HMSG and kind != MSG:
-                if kind == INFO:
-                    self._read_info(buffer[at:line_end])
-                at = line_end + 2
-                continue
-            words = buffer[at:line_end].split(b" ")
-            try:
-                payload_at = line_end + 2
-                payload_end = payload_at + (SIZES.get(words[-1]) or int(words[-1]))
-                if kind == HMSG:
-                    payload_at += SIZES.get(words[-2]) or int(words[-2])
-                subscription = words[2]
-            except (ValueError, IndexError):
-                return self._abort()
-            if not line_end + 2 <= payload_at <= payload_end <= line_end + self._frame_bytes_max:
-                return self._abort()
-            if payload_end + 2 > end:
-                needed = payload_end + 2 - at
-                break
-            handler = handlers.get(subscription)
-            if handler is None and subscription not in routes.params:
-                if not _is_text(buffer[at:line_end]):  # nats-py's reading would end for good at it
-                    if passed < at:
-                        super().data_received(buffer[passed:at])
-                    passed = payload_end + 2
-                at = payload_end + 2
-                continue
-            if passed < at:
-                super().data_received(buffer[passed:at])
-            at = passed = payload_end + 2
-            if handler is None:
-                written = self._params(words[1], buffer[payload_at:payload_end])
-            elif len(words) != (6 if kind == HMSG else 5):
-                if len(words) != (5 if kind == HMSG else 4):
-                    return self._abort()
-                written = self._without_reply()
-            else:
-                caller = ANONYMOUS
-                if kind == HMSG:
-                    block = buffer[line_end + 2 : payload_at]
-                    caller = callers.get(block) or routes.callers.find(block)
-                reply = words[3]
-                result: Answer[bytes] | Exception
-                try:
-                    result = handler(caller, buffer, payload_at, payload_end)
-                except Exception as error:  # of all kinds, NeedMoreBytes too
-                    result = error
-                if type(result) is bytes and 0 < len(result) <= self._max_payload:
-                    answered += 1
-                    size = RESULTS[len(result)] if len(result) < SMALL else b".results %d\r\n" % len(result)
-                    written = b"".join((PUB, reply, handshake, reply, size, result, NEXT_PUB, reply, END))
-                else:
-                    written = self._outcome(handler, reply, caller, buffer, payload_at, payload_end, result)
-                    result = b""  # a traceback of an exception holds this frame, and so the buffer
-            out.append(written)
-            out_bytes += len(written)
             if out_bytes >= OUTPUT_BYTES:
                 self._write(out)
                 out, out_bytes = [], 0
                 if self._blocked:
                     break
+            line_end = find(b"\r\n", at)
+            if line_end < 0:
+                if end - at > LINE_BYTES_MAX:
+                    return self._abort()
+                break
+            if not startswith(prefix, at):
+                prefix, usual = routes.find(buffer, at)
+            sizes = None
+            if usual is not None:  # what follows is a reply subject, and sizes that were mostly seen before
+                reply_at = at + len(prefix)
+                reply_end = find(b" ", reply_at, line_end)
+                sizes = known_sizes.get(buffer[reply_end:line_end])
+            if usual is not None and sizes is not None and line_end + sizes[1] < end - 1:
+                handler, reply = usual, buffer[reply_at:reply_end]
+                payload_at, payload_end = line_end + sizes[0], line_end + sizes[1]
+            else:
+                if buffer[at] not in FRAMES:
+                    if buffer[at] == INFO:
+                        self._read_info(buffer[at:line_end])
+                        max_payload = self._max_payload
+                    at = line_end + 2
+                    continue
+                control = read_control(buffer[at:line_end])
+                if control is None or control.payload_end > self._frame_bytes_max:
+                    return self._abort()
+                payload_at, payload_end = line_end + control.payload_at, line_end + control.payload_end
+                if payload_end + 2 > end:
+                    needed = payload_end + 2 - at
+                    break
+                route = routes.handlers.get(control.subscription)
+                if route is None or control.reply is None:
+                    if route is None and control.subscription not in routes.params and _is_text(buffer[at:line_end]):
+                        at = payload_end + 2
+                        continue
+                    if passed < at:
+                        super().data_received(buffer[passed:at])
+                    at = passed = payload_end + 2
+                    written = self._other(control, buffer[payload_at:payload_end])
+                    out.append(written)
+                    out_bytes += len(written)
+                    continue
+                handler, reply = route, control.reply
+                self._learn(control, handler)
+            if passed < at:
+                super().data_received(buffer[passed:at])
+            at = passed = payload_end + 2
+            caller = ANONYMOUS
+            if payload_at > line_end + 2:
+                block = buffer[line_end + 2 : payload_at]
+                caller = callers.get(block) or routes.callers.find(block)
+            result: Answer[bytes] | Exception
+            try:
+                result = handler(caller, buffer, payload_at, payload_end)
+            except Exception as error:  # of all kinds, NeedMoreBytes too
+                result = error
+            if type(result) is bytes and 0 < (size := len(result)) <= max_payload:
+                answered += 1
+                line = RESULTS[size] if size < SMALL else b".results %d\r\n" % size
+                out += (PUB, reply, handshake, reply, line, result, NEXT_PUB, reply, END)
+                out_bytes += size + LINES_BYTES
+            else:
+                written = self._outcome(handler, reply, caller, buffer, payload_at, payload_end, result)
+                out.append(written)
+                out_bytes += len(written)
+                result = b""  # a traceback of an exception holds this frame, and so the buffer
         if out:
             self._write(out)
         if invocations is not None:
@@ -295,6 +360,15 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             super().data_received(buffer[passed:at])
         if at < end:
             self._keep(buffer[at:], needed)
+
+    def _learn(self, control: Control, handler: Handler) -> None:
+        """Remember how the control lines of a route begin, and sizes: of lines that are alike only the reply subject is cut out."""
+        if control.payload_at == 2:
+            return  # MSG: no headers, so it is no host's
+        self._routes.prefixes[b"HMSG %b %b " % (control.subject, control.subscription)] = handler
+        if len(self._known_sizes) >= KNOWN_SIZES_MAX:
+            self._known_sizes.clear()
+        self._known_sizes[control.sizes] = control.payload_at, control.payload_end
 
     # What is not an invocation with whole parameters and a small result.
 
@@ -321,16 +395,16 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._routes.on_step(step)
         return write_frames(step.sends)
 
-    def _params(self, subject: bytes, piece: bytes) -> bytes:
-        """The frames for a further piece of parameters."""
-        step = self._invocations.receive_params(params_token(subject.decode(errors="replace")), piece, self._now_s())
-        self._routes.on_step(step)
-        return write_frames(step.sends)
-
-    def _without_reply(self) -> bytes:
-        """An invocation that nobody can be answered to: not carried out."""
-        self._invocations.counts.without_reply += 1
-        return b""
+    def _other(self, control: Control, payload: bytes) -> bytes:
+        """The frames for what is no invocation that can be answered, and not nats-py's."""
+        if control.subscription in self._routes.params:  # a further piece of parameters
+            token = params_token(control.subject.decode(errors="replace"))
+            step = self._invocations.receive_params(token, payload, self._now_s())
+            self._routes.on_step(step)
+            return write_frames(step.sends)
+        if control.subscription in self._routes.handlers:  # an invocation without a reply subject: not carried out
+            self._invocations.counts.without_reply += 1
+        return b""  # or a line that is no text, at which nats-py's reading would end for good
 
     @property
     def _invocations(self) -> Invocations:
@@ -354,6 +428,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             return
         self._max_payload = max_payload
         self._frame_bytes_max = max_payload + LINE_BYTES_MAX
+        self._known_sizes.clear()
         if self._routes.invocations is not None:
             self._routes.invocations.max_payload = max_payload
 
