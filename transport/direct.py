@@ -24,15 +24,15 @@ import asyncio
 import json
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from urllib.parse import ParseResult
 
 from nats.aio.transport import TcpTransport
 
-from transport.callers import CallerCache
+from transport.callers import TRACEPARENT, CallerCache
 from transport.errors import NeedMoreBytes
 from transport.handler import ANONYMOUS, Answer, Caller, Handler
 from transport.invocation import Invocations, Send, Step
@@ -56,9 +56,10 @@ HIGH_WATER_BYTES = 1024 * 1024
 #: A line of the protocol (INFO is the longest) and the control line and headers of a frame stay below this.
 LINE_BYTES_MAX = 1024 * 1024
 
-FRAMES, INFO = b"HM", ord("I")
-#: The lines of results below this are made beforehand.
+HMSG, MSG, INFO = b"HMI"
+#: Sizes below this are looked up: `int` of bytes costs as much as the rest of a control line.
 SMALL = 4096
+SIZES = {b"%d" % size: size for size in range(SMALL)}
 PUB, NEXT_PUB, END = b"PUB ", b"\r\nPUB ", b".results 0\r\n\r\n"
 RESULTS = tuple(b".results %d\r\n" % size for size in range(SMALL))
 
@@ -80,57 +81,82 @@ def direct_path_unknown(installed: str | None = None) -> str | None:
 
 #: The route of the subscription to further pieces of parameters.
 PARAMS = "params"
-#: What `DirectRoutes.find` gives where no prefix matches: one that none begins with.
-NO_ROUTE: tuple[bytes, Handler | None] = (b"\n", None)
-#: Pairs of sizes that one connection remembers.
-KNOWN_SIZES_MAX = 4096
 #: About what the lines of an answer take beside its result.
 LINES_BYTES = 256
 
-
-class Control(NamedTuple):
-    """A control line of MSG or HMSG, taken apart. Offsets count from the line's end."""
-
-    subject: bytes
-    subscription: bytes
-    reply: bytes | None
-    sizes: bytes
-    payload_at: int
-    payload_end: int
+#: An invocation with a reply subject, cut out of a buffer: its handler, reply subject and caller, where its parameters begin and end.
+Cut: TypeAlias = tuple[Handler, bytes, Caller, int, int]
 
 
-def read_control(line: bytes) -> Control | None:
-    """MSG subject subscription [reply] bytes, or HMSG subject subscription [reply] header-bytes bytes; None if it is neither.
+class Other(NamedTuple):
+    """What stands in a buffer and is no invocation that can be answered; `words` is None where it goes on to nats-py."""
 
-    >>> read_control(b"HMSG a.b 1 r 12 15")
-    Control(subject=b'a.b', subscription=b'1', reply=b'r', sizes=b' 12 15', payload_at=14, payload_end=17)
+    end: int
+    words: Sequence[bytes] | None = None
+    payload: bytes = b""
+
+
+class NotNatsError(Exception):
+    """What came is not the protocol, or claims too much."""
+
+
+class Shape(NamedTuple):
+    """What the frames of one function and one caller have in common while their sizes are the same.
+
+        prefix             reply     suffix                                             trace    rest         payload
+        HMSG subject 1 SP  _INBOX.x  SP 91 112 CRLF NATS/1.0 CRLF ... traceparent: SP   00-...   CRLF CRLF    ...
+
+    Of a frame that is alike only the reply subject and the trace are cut out. Without a trace the suffix ends where the payload begins.
     """
-    words = line.split(b" ")
-    sizes = 2 if words[0] == b"HMSG" else 1
-    reply = len(words) - 3 - sizes
-    if reply not in (0, 1):
-        return None
-    try:
-        numbers = [int(word) for word in words[-sizes:]]
-    except ValueError:
-        return None
-    headers_bytes, frame_bytes = numbers if sizes == 2 else (0, *numbers)
-    if not 0 <= headers_bytes <= frame_bytes:
-        return None
-    return Control(
-        words[1],
-        words[2],
-        words[3] if reply else None,
-        b" " + b" ".join(words[-sizes:]),
-        2 + headers_bytes,
-        2 + frame_bytes,
-    )
+
+    prefix: bytes
+    prefix_bytes: int
+    suffix: bytes
+    head_bytes: int  # suffix, trace and rest
+    payload_bytes: int
+    trace_bytes: int
+    handler: Handler
+    caller: Caller
+    rest: bytes
+
+    def traced(self, buffer: bytes, reply_end: int) -> Caller | None:
+        """The caller of a frame whose suffix is this one's; None where its trace or the rest is not alike."""
+        end = reply_end + self.head_bytes - len(self.rest)
+        trace = buffer[end - self.trace_bytes : end]
+        if not buffer.startswith(self.rest, end) or b"\r" in trace or trace != trace.strip():
+            return None
+        return tuple.__new__(Caller, (self.caller[0], self.caller[1], trace.decode("utf-8", "replace")))
+
+
+def shape_of(
+    words: Sequence[bytes], block: bytes, payload_bytes: int, handler: Handler, caller: Caller
+) -> Shape | None:
+    """The shape of an invocation with headers, from the words of its control line; None where its trace is not a plain one."""
+    prefix = b"%b %b %b " % (words[0], words[1], words[2])
+    suffix, rest = b" %b %b\r\n%b" % (words[4], words[5], block), b""
+    trace_bytes = 0
+    if caller.traceparent is not None:
+        at = suffix.find(TRACEPARENT + b" ") + len(TRACEPARENT) + 1
+        trace_bytes = len(caller.traceparent)
+        suffix, trace, rest = suffix[:at], suffix[at : at + trace_bytes], suffix[at + trace_bytes :]
+        if trace != caller.traceparent.encode() or not rest.startswith(b"\r\n") or TRACEPARENT in rest:
+            return None
+    head_bytes = len(suffix) + trace_bytes + len(rest)
+    return Shape(prefix, len(prefix), suffix, head_bytes, payload_bytes, trace_bytes, handler, caller, rest)
+
+
+def no_handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
+    """Of `NO_SHAPE`, which no frame has."""
+    raise AssertionError
+
+
+NO_SHAPE = Shape(b"\n", 1, b"\n", 0, 0, 0, no_handler, ANONYMOUS, b"")
 
 
 class DirectRoutes:
     """What the direct path answers: handlers by subscription id, over one core. Outlives connections.
 
-    :ivar prefixes: how control lines with headers begin, up to the reply subject; learnt from the first of each route
+    :ivar shape: of an invocation that was like the one before it
     :ivar on_step: told of each step but those of invocations that were answered whole; their messages are sent by then, or about to be
     :ivar on_batch: told how many seconds the frames of a read took, from the read to the write of their answers
     """
@@ -139,7 +165,7 @@ class DirectRoutes:
         self.on_batch: Callable[[float], None] | None = None
         self.handlers: dict[bytes, Handler] = {}
         self.params: set[bytes] = set()
-        self.prefixes: dict[bytes, Handler] = {}
+        self.shape = NO_SHAPE
         self.callers = CallerCache()
         self.invocations: Invocations | None = None
         self.on_step: Callable[[Step], None] = lambda step: None
@@ -147,7 +173,7 @@ class DirectRoutes:
 
     def add(self, subscription_id: int, route: Handler | str) -> None:
         """Answer a subscription from now on."""
-        self.prefixes.clear()
+        self.forget_shapes()
         key = b"%d" % subscription_id
         if route == PARAMS:
             self.params.add(key)
@@ -155,25 +181,22 @@ class DirectRoutes:
             assert callable(route)
             self.handlers[key] = route
 
-    def find(self, buffer: bytes, at: int) -> tuple[bytes, Handler | None]:
-        """The prefix that stands there, and its handler."""
-        for prefix, handler in self.prefixes.items():
-            if buffer.startswith(prefix, at):
-                return prefix, handler
-        return NO_ROUTE
+    def forget_shapes(self) -> None:
+        """Take the next frames apart as if they were the first."""
+        self.shape = NO_SHAPE
 
     def remove(self, subscription_id: int) -> None:
         """Leave a subscription to nats-py."""
         key = b"%d" % subscription_id
         self.handlers.pop(key, None)
         self.params.discard(key)
-        self.prefixes.clear()
+        self.forget_shapes()
 
     def clear(self) -> None:
         """Forget all subscriptions: another client, whose numbers begin anew, takes the place of the one that had them."""
         self.handlers.clear()
         self.params.clear()
-        self.prefixes.clear()
+        self.forget_shapes()
 
 
 class DirectProtocol(asyncio.StreamReaderProtocol):
@@ -189,9 +212,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._blocked = False  # the socket's buffer is above its high-water mark
         self._max_payload = 1024 * 1024  # until the server's INFO says what it is
         self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
-        self._known_sizes: dict[
-            bytes, tuple[int, int]
-        ] = {}  # of control lines: where payload and frame end, from the line's end
+        self._size = b""  # of the last HMSG that was taken apart
         # What was read and not parsed: pieces, their size, and the size at which parsing can go on.
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
@@ -271,84 +292,65 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
 
     def _parse(self, buffer: bytes) -> None:
         """Answer the whole frames that are routed, pass on what else is whole, keep the rest. Pays: bench end-to-end get."""
-        routes = self._routes
-        callers, invocations = routes.callers.callers, routes.invocations
+        routes, invocations = self._routes, self._routes.invocations
         handshake = b"" if invocations is None else b" %b 0\r\n\r\nPUB " % invocations.nobody.encode()
-        prefix, usual = NO_ROUTE
-        known_sizes, max_payload = self._known_sizes, self._max_payload
         find, startswith, end = buffer.find, buffer.startswith, len(buffer)
         at = passed = answered = out_bytes = needed = 0  # buffer[passed:at] is whole and goes on to nats-py
         out: list[bytes] = []
+        shape = routes.shape
+        prefix, prefix_bytes, suffix, head_bytes, payload_bytes, trace_bytes, usual, whose, _ = shape
+        traced: Caller | None = None
         while at < end:
             if out_bytes >= OUTPUT_BYTES:
                 self._write(out)
                 out, out_bytes = [], 0
                 if self._blocked:
                     break
-            line_end = find(b"\r\n", at)
-            if line_end < 0:
-                if end - at > LINE_BYTES_MAX:
-                    return self._abort()
-                break
-            if not startswith(prefix, at):
-                prefix, usual = routes.find(buffer, at)
-            sizes = None
-            if usual is not None:  # what follows is a reply subject, and sizes that were mostly seen before
-                reply_at = at + len(prefix)
-                reply_end = find(b" ", reply_at, line_end)
-                sizes = known_sizes.get(buffer[reply_end:line_end])
-            if usual is not None and sizes is not None and line_end + sizes[1] < end - 1:
-                handler, reply = usual, buffer[reply_at:reply_end]
-                payload_at, payload_end = line_end + sizes[0], line_end + sizes[1]
+            if (
+                startswith(prefix, at)
+                and startswith(suffix, reply_end := find(b" ", at + prefix_bytes))
+                and (payload_end := (payload_at := reply_end + head_bytes) + payload_bytes) + 2 <= end
+                and (not trace_bytes or (traced := shape.traced(buffer, reply_end)))
+            ):
+                handler, reply, caller = usual, buffer[at + prefix_bytes : reply_end], traced or whose
             else:
-                if buffer[at] not in FRAMES:
-                    if buffer[at] == INFO:
-                        self._read_info(buffer[at:line_end])
-                        max_payload = self._max_payload
-                    at = line_end + 2
-                    continue
-                control = read_control(buffer[at:line_end])
-                if control is None or control.payload_end > self._frame_bytes_max:
+                try:
+                    taken = self._take_apart(buffer, at, end)
+                except NotNatsError:
                     return self._abort()
-                payload_at, payload_end = line_end + control.payload_at, line_end + control.payload_end
-                if payload_end + 2 > end:
-                    needed = payload_end + 2 - at
-                    break
-                route = routes.handlers.get(control.subscription)
-                if route is None or control.reply is None:
-                    if route is None and control.subscription not in routes.params and _is_text(buffer[at:line_end]):
-                        at = payload_end + 2
-                        continue
-                    if passed < at:
-                        super().data_received(buffer[passed:at])
-                    at = passed = payload_end + 2
-                    written = self._other(control, buffer[payload_at:payload_end])
-                    out.append(written)
-                    out_bytes += len(written)
+                if isinstance(taken, Other):
+                    if taken.words is not None:
+                        if passed < at:
+                            super().data_received(buffer[passed:at])
+                        passed = taken.end
+                        out.append(self._other(taken.words, taken.payload))
+                        out_bytes += len(out[-1])
+                    at = taken.end
                     continue
-                handler, reply = route, control.reply
-                self._learn(control, handler)
+                if isinstance(taken, int):
+                    needed = taken
+                    break
+                handler, reply, caller, payload_at, payload_end = taken
+                if shape is not routes.shape:
+                    shape = routes.shape
+                    prefix, prefix_bytes, suffix, head_bytes, payload_bytes, trace_bytes, usual, whose, _ = shape
+                    traced = None
             if passed < at:
                 super().data_received(buffer[passed:at])
             at = passed = payload_end + 2
-            caller = ANONYMOUS
-            if payload_at > line_end + 2:
-                block = buffer[line_end + 2 : payload_at]
-                caller = callers.get(block) or routes.callers.find(block)
             result: Answer[bytes] | Exception
             try:
                 result = handler(caller, buffer, payload_at, payload_end)
             except Exception as error:  # of all kinds, NeedMoreBytes too
                 result = error
-            if type(result) is bytes and 0 < (size := len(result)) <= max_payload:
+            if type(result) is bytes and 0 < (size := len(result)) <= self._max_payload:
                 answered += 1
                 line = RESULTS[size] if size < SMALL else b".results %d\r\n" % size
                 out += (PUB, reply, handshake, reply, line, result, NEXT_PUB, reply, END)
                 out_bytes += size + LINES_BYTES
             else:
-                written = self._outcome(handler, reply, caller, buffer, payload_at, payload_end, result)
-                out.append(written)
-                out_bytes += len(written)
+                out.append(self._outcome(handler, reply, caller, buffer, payload_at, payload_end, result))
+                out_bytes += len(out[-1])
                 result = b""  # a traceback of an exception holds this frame, and so the buffer
         if out:
             self._write(out)
@@ -361,14 +363,51 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if at < end:
             self._keep(buffer[at:], needed)
 
-    def _learn(self, control: Control, handler: Handler) -> None:
-        """Remember how the control lines of a route begin, and sizes: of lines that are alike only the reply subject is cut out."""
-        if control.payload_at == 2:
-            return  # MSG: no headers, so it is no host's
-        self._routes.prefixes[b"HMSG %b %b " % (control.subject, control.subscription)] = handler
-        if len(self._known_sizes) >= KNOWN_SIZES_MAX:
-            self._known_sizes.clear()
-        self._known_sizes[control.sizes] = control.payload_at, control.payload_end
+    def _take_apart(self, buffer: bytes, at: int, end: int) -> Cut | Other | int:
+        """What stands there, by the words of its control line; where it is not whole, how many bytes it has at least.
+
+        :raises NotNatsError: it is not the protocol, or claims too much
+        """
+        line_end = buffer.find(b"\r\n", at)
+        if line_end < 0:
+            if end - at > LINE_BYTES_MAX:
+                raise NotNatsError
+            return 0
+        kind = buffer[at]
+        if kind != HMSG and kind != MSG:
+            if kind == INFO:
+                self._read_info(buffer[at:line_end])
+            return Other(line_end + 2)
+        words = buffer[at:line_end].split(b" ")
+        try:
+            payload_at = line_end + 2
+            payload_end = payload_at + (SIZES.get(words[-1]) or int(words[-1]))
+            if kind == HMSG:
+                payload_at += SIZES.get(words[-2]) or int(words[-2])
+            subscription = words[2]
+        except (ValueError, IndexError):
+            raise NotNatsError from None
+        if not line_end + 2 <= payload_at <= payload_end <= line_end + self._frame_bytes_max:
+            raise NotNatsError
+        if payload_end + 2 > end:
+            return payload_end + 2 - at
+        routes = self._routes
+        handler = routes.handlers.get(subscription)
+        has_reply = len(words) - (kind == HMSG) == 5
+        if handler is None or not has_reply:
+            if len(words) - (kind == HMSG) not in (4, 5):
+                raise NotNatsError
+            if handler is None and subscription not in routes.params and _is_text(buffer[at:line_end]):
+                return Other(payload_end + 2)
+            return Other(payload_end + 2, words, buffer[payload_at:payload_end])
+        if kind == MSG:
+            return handler, words[3], ANONYMOUS, payload_at, payload_end
+        block = buffer[line_end + 2 : payload_at]
+        caller = routes.callers.callers.get(block) or routes.callers.find(block)
+        if words[5] == self._size:  # it repeats: the next frame may be alike
+            routes.shape = shape_of(words, block, payload_end - payload_at, handler, caller) or routes.shape
+        self._size = words[5]
+        return handler, words[3], caller, payload_at, payload_end
 
     # What is not an invocation with whole parameters and a small result.
 
@@ -386,8 +425,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         invocations = self._invocations
         reply = reply_to.decode(errors="replace")  # NATS takes a subject that is no text: nobody gets the answer
         if isinstance(outcome, NeedMoreBytes):
-            more = NeedMoreBytes(outcome.end_min - start)
-            step = invocations.cut(handler, reply, caller, buffer[start:end], more, self._now_s())
+            outcome.end_min -= start
+            step = invocations.cut(handler, reply, caller, buffer[start:end], outcome, self._now_s())
         elif isinstance(outcome, Exception):
             step = invocations.fail(reply, outcome)
         else:
@@ -395,14 +434,14 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._routes.on_step(step)
         return write_frames(step.sends)
 
-    def _other(self, control: Control, payload: bytes) -> bytes:
+    def _other(self, words: Sequence[bytes], payload: bytes) -> bytes:
         """The frames for what is no invocation that can be answered, and not nats-py's."""
-        if control.subscription in self._routes.params:  # a further piece of parameters
-            token = params_token(control.subject.decode(errors="replace"))
+        if words[2] in self._routes.params:  # a further piece of parameters
+            token = params_token(words[1].decode(errors="replace"))
             step = self._invocations.receive_params(token, payload, self._now_s())
             self._routes.on_step(step)
             return write_frames(step.sends)
-        if control.subscription in self._routes.handlers:  # an invocation without a reply subject: not carried out
+        if words[2] in self._routes.handlers:  # an invocation without a reply subject: not carried out
             self._invocations.counts.without_reply += 1
         return b""  # or a line that is no text, at which nats-py's reading would end for good
 
@@ -428,7 +467,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             return
         self._max_payload = max_payload
         self._frame_bytes_max = max_payload + LINE_BYTES_MAX
-        self._known_sizes.clear()
+        self._routes.forget_shapes()  # they claim what was allowed before
         if self._routes.invocations is not None:
             self._routes.invocations.max_payload = max_payload
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeAlias, TypeVar
 
+from transport.errors import NeedMoreBytes
+
 __all__ = [
     "ACCESS_DENIED",
     "ANONYMOUS",
@@ -17,6 +19,8 @@ __all__ = [
     "Answer",
     "Caller",
     "Handler",
+    "Measure",
+    "NeedMoreElements",
     "Tally",
     "new_tally",
 ]
@@ -38,9 +42,23 @@ ANONYMOUS = Caller(None, None)
 #: What a function returns: the value, or something to wait for that gives it.
 Answer: TypeAlias = T | Awaitable[T]
 
-#: Called with parameters `buffer[start:end]`; returns the encoded result. Raises NeedMoreBytes where they are not whole, DecodeError where
-#: they never will be; both at once, also where the result must be waited for.
+#: Called with parameters `buffer[start:end]`; returns the encoded result, no bytes where the function has none. Raises NeedMoreBytes where
+#: they are not whole, DecodeError where they never will be; both at once, also where the result must be waited for.
 Handler: TypeAlias = Callable[[Caller, bytes, int, int], Answer[bytes]]
+
+#: Called with all that came of parameters, more each time; returns how many bytes they have at the least.
+Measure: TypeAlias = Callable[[bytearray], int]
+
+
+class NeedMoreElements(NeedMoreBytes):
+    """The parameters end within a list. Its size is not known before its last element, and whoever called the handler again at each piece
+    would read a large one as often as it has pieces: `measure` only reads the lengths that are new, and tells when to call.
+    """
+
+    def __init__(self, end_min: int, measure: Measure) -> None:
+        super().__init__(end_min)
+        self.measure = measure
+
 
 #: How many calls of one function ended how: a list of counts, by OUTCOMES. A plain list, since each call adds to it.
 Tally: TypeAlias = list[int]

@@ -13,7 +13,8 @@ send in order, and what to wait for or to log. Messages for an invocation:
     handshake   to R_c, reply R_s, empty. An invocation whose parameters came whole gets an R_s that nobody listens to, since the
                 client still sends its closing message there
     result      to R_c.results, in pieces of at most max_payload
-    end         to R_c.results, empty; alone, where there is no result, so that no client waits for its time-out
+    end         to R_c.results, empty; alone, where there is no result (no bytes are none, as of a function that has no result), so that
+                no client waits for its time-out
 
 Invariant: an invocation that was taken (it has a reply subject) gets exactly one end. What is held is bounded: half-open invocations by
 number, bytes and time since their last piece; waiting ones by number.
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from transport.errors import DecodeError, NeedMoreBytes
-from transport.handler import Caller, Handler
+from transport.handler import Caller, Handler, Measure, NeedMoreElements
 from transport.subjects import results_subject
 
 __all__ = ["InvocationCounts", "InvocationLimits", "Invocations", "Send", "Step", "Waiting"]
@@ -85,7 +86,7 @@ class Step:
 
 @dataclass(slots=True)
 class HalfOpen:
-    """An invocation whose parameters are not whole yet. `needed` is how many bytes they have at the least.
+    """An invocation whose parameters are not whole yet. `needed` is how many bytes they have at the least, by `measure` if there is one.
 
     The pieces are kept in one buffer: many small ones would take more memory than they are counted for.
     """
@@ -95,6 +96,7 @@ class HalfOpen:
     caller: Caller
     params: bytearray
     needed: int
+    measure: Measure | None
     end_s: float
     deadline_s: float
 
@@ -161,7 +163,7 @@ class Invocations:
     ) -> Step:
         """The handler needs more than the first piece."""
         end_s = now_s + self._limits.half_open_lifetime_s
-        half_open = HalfOpen(handler, reply, caller, bytearray(piece), more.end_min, end_s, end_s)
+        half_open = HalfOpen(handler, reply, caller, bytearray(piece), more.end_min, _measure(more), end_s, end_s)
         token = self._new_token()
         if not self._hold(token, half_open, now_s):
             return self.refuse(reply)
@@ -189,13 +191,15 @@ class Invocations:
             error = DecodeError(f"found {len(params)} bytes of parameters of at least {half_open.needed}")
             return self._fail(reply, error, [])
         params += piece
+        if len(params) >= half_open.needed and half_open.measure is not None:
+            half_open.needed = half_open.measure(params)
         if len(params) >= half_open.needed:
             # Only when the length that is known is there, so that large parameters are copied once.
             buffer = bytes(params)
             try:
                 answer = half_open.handler(half_open.caller, buffer, 0, len(buffer))
             except NeedMoreBytes as more:
-                half_open.needed = more.end_min
+                half_open.needed, half_open.measure = more.end_min, _measure(more)
             except Exception as error:
                 return self._fail(reply, error, [])
             else:
@@ -279,3 +283,7 @@ class Invocations:
             self.counts.failed += 1
         sends.append(Send(results_subject(reply), b""))
         return Step(sends, failure=error)
+
+
+def _measure(more: NeedMoreBytes) -> Measure | None:
+    return more.measure if isinstance(more, NeedMoreElements) else None

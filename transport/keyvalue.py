@@ -1,4 +1,4 @@
-"""The codec of `wrpc:keyvalue@0.2.0-draft`: parameters and results of every function, both ways, and the handlers a server calls.
+"""`wrpc:keyvalue/store`: parameters and results of its functions, both ways, and the handlers a server calls.
 
     store.get        bucket: string, key: string                      -> result<option<list<u8>>, error>
     store.set        bucket: string, key: string, value: list<u8>     -> result<_, error>
@@ -10,8 +10,10 @@
     key-response     record { keys: list<string>, cursor: option<u64> }
 
 Strings stay bytes on both sides (their UTF-8 is checked where they come in): a key is bytes in the engine too, and is never decoded.
+What all interfaces of `wrpc:keyvalue` share is here too: the error, the limits of parameters, `function_handler`. The others are
+transport/atomics.py, transport/batch.py and transport/watcher.py.
 
-To add a function: its line in the Protocol, its four codec functions here, its handler in `store_handlers`, its method in the client, and
+To add a function: its line in the Protocol, its four codec functions, its handler in `store_handlers`, its method in the client, and
 in the service. tests/test_wit.py fails until the Protocol, the handlers and `wit/` say the same.
 """
 
@@ -57,10 +59,16 @@ from transport.values import (
 )
 
 __all__ = [
+    "BUCKET",
+    "KEY",
+    "NEVER",
+    "OK_UNIT",
     "STORE",
+    "VALUE",
     "KeyResponse",
     "ParameterLimits",
     "StoreInterface",
+    "Waited",
     "decode_delete",
     "decode_exists",
     "decode_get",
@@ -70,6 +78,7 @@ __all__ = [
     "decode_set",
     "decode_truth_result",
     "decode_unit_result",
+    "drop_answer",
     "encode_bucket_key",
     "encode_error",
     "encode_get_result",
@@ -78,6 +87,9 @@ __all__ = [
     "encode_set",
     "encode_truth_result",
     "encode_unit_result",
+    "function_handler",
+    "read_ok",
+    "refused",
     "store_handlers",
     "store_tallies",
 ]
@@ -109,13 +121,15 @@ class KeyResponse(NamedTuple):
     cursor: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ParameterLimits:
-    """Lengths that a reader of parameters accepts, in bytes."""
+    """What a reader of parameters accepts. Handlers read it at each call: it may change while a server runs."""
 
     bucket_bytes_max: int = 1024
     key_bytes_max: int = 64 * 1024
     value_bytes_max: int = 16 * 1024 * 1024
+    batch_keys_max: int = 10_000
+    answer_bytes_max: int = 64 * 1024 * 1024  # keys and values that get-many answers with
 
 
 class StoreInterface(Protocol):
@@ -201,7 +215,7 @@ def encode_get_result(value: bytes | None) -> bytes:
 
 def decode_get_result(buffer: bytes, at: int, end: int) -> tuple[bytes | None, int]:
     """result<option<list<u8>>, error>."""
-    at = _read_ok(buffer, at, end)
+    at = read_ok(buffer, at, end)
     some, at = read_tag(buffer, at, end, 2, "an option")
     if not some:
         return None, at
@@ -215,7 +229,7 @@ def encode_unit_result(value: None) -> bytes:
 
 def decode_unit_result(buffer: bytes, at: int, end: int) -> tuple[None, int]:
     """result<_, error>."""
-    return None, _read_ok(buffer, at, end)
+    return None, read_ok(buffer, at, end)
 
 
 def encode_truth_result(truth: bool) -> bytes:
@@ -225,7 +239,7 @@ def encode_truth_result(truth: bool) -> bytes:
 
 def decode_truth_result(buffer: bytes, at: int, end: int) -> tuple[bool, int]:
     """result<bool, error>."""
-    return read_bool(buffer, _read_ok(buffer, at, end), end)
+    return read_bool(buffer, read_ok(buffer, at, end), end)
 
 
 def encode_key_response(response: KeyResponse) -> bytes:
@@ -243,7 +257,7 @@ def encode_key_response(response: KeyResponse) -> bytes:
 
 def decode_key_response(buffer: bytes, at: int, end: int) -> tuple[KeyResponse, int]:
     """result<key-response, error>."""
-    at = _read_ok(buffer, at, end)
+    at = read_ok(buffer, at, end)
     count, at = read_unsigned(buffer, at, end, 32)
     if at + count + 1 > end:  # a key takes at least its length, and the cursor its tag
         raise NeedMoreBytes(at + count + 1)
@@ -270,7 +284,7 @@ def _read_cursor(buffer: bytes, at: int, end: int) -> tuple[int | None, int]:
     return read_unsigned(buffer, at, end, 64)
 
 
-def _read_ok(buffer: bytes, at: int, end: int) -> int:
+def read_ok(buffer: bytes, at: int, end: int) -> int:
     failed, at = read_tag(buffer, at, end, 2, "a result")
     if not failed:
         return at
@@ -291,7 +305,7 @@ def _read_ok(buffer: bytes, at: int, end: int) -> int:
 #: What no function returns: the `missing` of functions whose answer never says that a key is not there.
 NEVER = object()
 #: Types of values, for telling them from what must be waited for at the price of a look-up.
-VALUES = frozenset({bytes, bool, type(None), KeyResponse})
+VALUES = frozenset({bytes, bool, int, type(None), KeyResponse})
 
 
 def store_tallies() -> dict[str, Tally]:
@@ -312,13 +326,13 @@ def store_handlers(
         "set": _set_handler(store.set, limits, tally["set"]),
         "delete": _key_handler(store.delete, encode_unit_result, NEVER, limits, tally["delete"]),
         "exists": _key_handler(store.exists, encode_truth_result, False, limits, tally["exists"]),
-        "list-keys": _handler(
+        "list-keys": function_handler(
             decode_list_keys, store.list_keys, encode_key_response, NEVER, limits, tally["list-keys"]
         ),
     }
 
 
-def _handler(
+def function_handler(
     decode: Callable[[bytes, int, int, ParameterLimits], tuple[tuple[P, ...], int]],
     function: Callable[..., Answer[T]],
     encode: Callable[[T], bytes],
@@ -333,14 +347,14 @@ def _handler(
             parameters, _ = decode(buffer, start, end, limits)
             answer = function(caller, *parameters)
         except (LengthLimitError, InterfaceError) as error:
-            return _refused(error, tally)
+            return refused(error, tally)
         except NeedMoreBytes:
             raise
         except Exception:
             tally[FAILED] += 1
             raise
         if type(answer) not in VALUES and isinstance(answer, Awaitable):
-            return _Waited(answer, encode, missing, tally)
+            return Waited(answer, encode, missing, tally)
         tally[NONE if answer is missing else OK] += 1
         return encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
 
@@ -354,23 +368,23 @@ def _key_handler(
     limits: ParameterLimits,
     tally: Tally,
 ) -> Handler:
-    """`_handler` of `decode_get`, with that written out; pays: bench end-to-end get."""
-    bucket_bytes_max = limits.bucket_bytes_max
-    key_bytes_max = limits.key_bytes_max
+    """`function_handler` of `decode_get`, with that written out; pays: bench end-to-end get."""
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
         try:
-            bucket, key, _ = read_two_texts(buffer, start, end, bucket_bytes_max, key_bytes_max, BUCKET, KEY)
+            bucket, key, _ = read_two_texts(
+                buffer, start, end, limits.bucket_bytes_max, limits.key_bytes_max, BUCKET, KEY
+            )
             answer = function(caller, bucket, key)
         except (LengthLimitError, InterfaceError) as error:
-            return _refused(error, tally)
+            return refused(error, tally)
         except NeedMoreBytes:
             raise
         except Exception:
             tally[FAILED] += 1
             raise
         if type(answer) not in VALUES and isinstance(answer, Awaitable):
-            return _Waited(answer, encode, missing, tally)
+            return Waited(answer, encode, missing, tally)
         tally[NONE if answer is missing else OK] += 1
         return encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
 
@@ -380,32 +394,31 @@ def _key_handler(
 def _set_handler(
     function: Callable[[Caller, bytes, bytes, bytes], Answer[None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """`_handler` of `decode_set`, with that written out; pays: bench end-to-end set."""
-    bucket_bytes_max = limits.bucket_bytes_max
-    key_bytes_max = limits.key_bytes_max
-    value_bytes_max = limits.value_bytes_max
+    """`function_handler` of `decode_set`, with that written out; pays: bench end-to-end set."""
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
         try:
-            bucket, key, at = read_two_texts(buffer, start, end, bucket_bytes_max, key_bytes_max, BUCKET, KEY)
-            value, at = read_bytes(buffer, at, end, value_bytes_max, VALUE)
+            bucket, key, at = read_two_texts(
+                buffer, start, end, limits.bucket_bytes_max, limits.key_bytes_max, BUCKET, KEY
+            )
+            value, at = read_bytes(buffer, at, end, limits.value_bytes_max, VALUE)
             answer = function(caller, bucket, key, value)
         except (LengthLimitError, InterfaceError) as error:
-            return _refused(error, tally)
+            return refused(error, tally)
         except NeedMoreBytes:
             raise
         except Exception:
             tally[FAILED] += 1
             raise
         if answer is not None:
-            return _Waited(answer, encode_unit_result, NEVER, tally)
+            return Waited(answer, encode_unit_result, NEVER, tally)
         tally[OK] += 1
         return OK_UNIT
 
     return handle
 
 
-class _Waited(Generic[T]):
+class Waited(Generic[T]):
     """An answer that must be waited for, then is what a handler's is. `close` drops it unawaited."""
 
     __slots__ = ("_answer", "_encode", "_missing", "_tally")
@@ -419,22 +432,28 @@ class _Waited(Generic[T]):
     def __await__(self) -> Generator[object, None, bytes]:
         try:
             value = yield from self._answer.__await__()
+            result = self._encode(value)
         except InterfaceError as error:
-            return _refused(error, self._tally)
+            return refused(error, self._tally)
         except Exception:
             self._tally[FAILED] += 1
             raise
         self._tally[NONE if value is self._missing else OK] += 1
-        return self._encode(value)
+        return result
 
     def close(self) -> None:
-        """Drop the answer: a coroutine is closed, a task cancelled."""
-        drop = getattr(self._answer, "close", None) or getattr(self._answer, "cancel", None)
-        if drop is not None:
-            drop()
+        """Drop the answer."""
+        drop_answer(self._answer)
 
 
-def _refused(error: InterfaceError | LengthLimitError, tally: Tally) -> bytes:
+def drop_answer(answer: Awaitable[object]) -> None:
+    """Nobody will wait for an answer: a coroutine is closed, a task cancelled."""
+    drop = getattr(answer, "close", None) or getattr(answer, "cancel", None)
+    if drop is not None:
+        drop()
+
+
+def refused(error: InterfaceError | LengthLimitError, tally: Tally) -> bytes:
     """The result that is an error, counted."""
     if isinstance(error, NoSuchStoreError):
         tally[NO_SUCH_STORE] += 1
