@@ -136,7 +136,10 @@ def shape_of(
     suffix, rest = b" %b %b\r\n%b" % (words[4], words[5], block), b""
     trace_bytes = 0
     if caller.traceparent is not None:
-        at = suffix.find(TRACEPARENT + b" ") + len(TRACEPARENT) + 1
+        at = suffix.find(TRACEPARENT + b" ")
+        if at < 0:
+            return None
+        at += len(TRACEPARENT) + 1
         trace_bytes = len(caller.traceparent)
         suffix, trace, rest = suffix[:at], suffix[at : at + trace_bytes], suffix[at + trace_bytes :]
         if trace != caller.traceparent.encode() or not rest.startswith(b"\r\n") or TRACEPARENT in rest:

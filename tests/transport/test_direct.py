@@ -10,7 +10,7 @@ from operator import eq
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
@@ -18,7 +18,7 @@ from engine import Store
 from provider.service import Service
 from transport.callers import CALLERS_MAX, parse_caller
 from transport.direct import LINE_BYTES_MAX, OUTPUT_BYTES, PARAMS, DirectProtocol, DirectRoutes
-from transport.handler import ANONYMOUS, Answer, Caller
+from transport.handler import ANONYMOUS, Answer, Caller, Handler
 from transport.invocation import InvocationLimits, Invocations, Send, Step
 from transport.keyvalue import encode_bucket_key, encode_get_result, encode_set, store_handlers
 from transport.read_flow import ReadFlow
@@ -700,6 +700,95 @@ def test_the_last_of_many_traces_counts(direct: Direct) -> None:
     block = HEADERS[:-2] + b"".join(b"traceparent: %d\r\n" % number for number in range(5000)) + b"\r\n"
     assert sent_caller(direct, block) == Caller("component", "default", "4999")
     assert direct.routes.callers.callers == {}
+
+
+# Frames that are like the one before are not taken apart: it must not show.
+
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+BLOCKS = (
+    HEADERS,
+    b"NATS/1.0\r\nlink-name: default\r\nsource-id: componenT\r\n\r\n",  # as long, another caller
+    b"NATS/1.0\r\nsource-id: component\r\nlink-name: default\r\n\r\n",
+    HEADERS[:-2] + b"traceparent: " + TRACE + b"\r\n\r\n",
+    HEADERS[:-2] + b"traceparent: " + TRACE[::-1] + b"\r\n\r\n",
+    HEADERS[:-2] + b"traceparent: " + TRACE + b"\r\ntracestate: \r\n\r\n",
+    HEADERS[:-2] + b"traceparent: " + TRACE[:-21] + b"\r\nsource-id: somebody\r\n\r\n",  # a header where the trace was
+    HEADERS[:-2] + b"traceparent: " + TRACE[:-2] + b" \t\r\n\r\n",
+    HEADERS[:-2] + b"traceparent:" + TRACE + b" \r\n\r\n",
+    HEADERS[:-2] + b"traceparent: \r\n\r\n",
+    HEADERS[:-2] + b"traceparent: 1\r\ntraceparent: 2\r\n\r\n",
+    HEADERS[:-2] + b"traceparent: " + TRACE[:-1] + b"\xff\r\n\r\n",
+    b"NATS/1.0\r\ntraceparent: " + TRACE + HEADERS[8:],
+    b"NATS/1.0\r\ntraceparent: " + TRACE + HEADERS[8:].swapcase(),
+    b"NATS/1.0\r\ntraceparent: " + TRACE + HEADERS[8:].replace(b"component", b"componenT"),
+    b"NATS/1.0\r\n\r\n",
+)
+PAYLOADS = (b"", b"ab", b"cd", b"abc", b"a 60 85\r\nNATS/1.0\r\n\r\n", HEADERS, b"\r\n", b"PING\r\n")
+FRAMES = st.tuples(
+    st.sampled_from([20, 21, OTHERS]),
+    st.lists(st.sampled_from([None, *BLOCKS]), min_size=1, max_size=8),
+    st.sampled_from(PAYLOADS),
+    st.sampled_from([b"", b"r", b"_INBOX.x.1"]),
+)
+
+
+class Noted:
+    """Notes what its handlers are told: subscription, caller, parameters."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.direct = Direct(loop)
+        self.calls: list[tuple[int, Caller, bytes]] = []
+        for number in (20, 21):
+            self.direct.routes.add(number, self.handler(number))
+
+    def handler(self, number: int) -> Handler:
+        def note(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+            self.calls.append((number, caller, buffer[start:end]))
+            return UNIT
+
+        return note
+
+
+@settings(max_examples=300)
+@given(st.lists(FRAMES, max_size=4), st.lists(st.integers(1, 400), max_size=6))
+def test_frames_that_are_alike_are_answered_as_if_each_were_the_first(
+    loop: asyncio.AbstractEventLoop, frames: list[tuple[int, list[bytes | None], bytes, bytes]], cuts: list[int]
+) -> None:
+    wires = [
+        msg(number, payload, reply) if block is None else hmsg(number, payload, reply, headers=block)
+        for number, blocks, payload, reply in frames
+        for block in [blocks[0], *blocks]  # the second is like the first, and what follows may be like them
+    ]
+    together, alone = Noted(loop), Noted(loop)
+    stream = b"".join(wires)
+    sent, passed = [], b""
+    at = 0
+    for size in [*cuts, len(stream)]:
+        sent += together.direct.read(stream[at : at + size])
+        at += size
+    sent_alone = []
+    for wire in wires:
+        alone.direct.connect(info(MIB))
+        alone.direct.routes.forget_shapes()
+        sent_alone += alone.direct.read(wire)
+        passed += alone.direct.passed
+    assert together.calls == alone.calls
+    assert sent == sent_alone
+    assert together.direct.passed == passed
+    assert together.direct.invocations.counts.without_reply == alone.direct.invocations.counts.without_reply
+
+
+def test_a_route_that_changes_is_not_remembered(direct: Direct, loop: asyncio.AbstractEventLoop) -> None:
+    first, second = Noted(loop), Noted(loop)
+    for noted in (first, second):
+        direct.routes.add(20, noted.handler(20))
+        direct.read(hmsg(20, b"ab", b"r") * 3)
+        assert len(noted.calls) == 3
+    direct.routes.remove(20)
+    frame = hmsg(20, b"ab", b"r")
+    assert direct.read(frame) == []
+    assert direct.passed == frame
+    assert len(second.calls) == 3
 
 
 @pytest.mark.parametrize("max_payload", ["0", "-1", "1e999", "null", "[]", '"many"', "[" * 100_000])
