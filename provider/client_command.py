@@ -1,4 +1,4 @@
-"""wrpc-kv: get, set, delete, exists and keys over the wire, for people and scripts."""
+"""wrpc-kv: the functions of `wrpc:keyvalue` over the wire, for people and scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 from transport.client import KeyValueClient
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _run(arguments: argparse.Namespace) -> None:
-    value = _value(arguments) if arguments.command == "set" else b""
+    if arguments.command == "set":
+        arguments.value = _value(arguments)
     async with KeyValueClient(
         arguments.url,
         arguments.prefix,
@@ -54,33 +55,96 @@ async def _run(arguments: argparse.Namespace) -> None:
     ) as client:
         if arguments.wait:
             await _wait(client, arguments.bucket, arguments.wait)
-        match arguments.command:
-            case "get":
-                found = await client.get(arguments.bucket, arguments.key)
-                if found is None:
-                    raise MissingKeyError(f"no key {arguments.key!r} in bucket {arguments.bucket!r}")
-                if arguments.json:
-                    _print_json({"key": arguments.key, "value_base64": base64.b64encode(found).decode()})
-                else:
-                    sys.stdout.buffer.write(found)
-                    sys.stdout.buffer.flush()
-            case "set":
-                await client.set(arguments.bucket, arguments.key, value)
-                if arguments.json:
-                    _print_json({"key": arguments.key, "value_bytes": len(value)})
-            case "delete":
-                await client.delete(arguments.bucket, arguments.key)
-                if arguments.json:
-                    _print_json({"key": arguments.key})
-            case "exists":
-                exists = await client.exists(arguments.bucket, arguments.key)
-                if arguments.json:
-                    _print_json({"key": arguments.key, "exists": exists})
-                else:
-                    print("true" if exists else "false")
-            case "keys":
-                async for key in client.keys(arguments.bucket):
-                    print(json.dumps(key) if arguments.json else key)
+        await COMMANDS[arguments.command](client, arguments)
+
+
+async def _get(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    found = await client.get(arguments.bucket, arguments.key)
+    if found is None:
+        raise _missing([arguments.key], arguments.bucket)
+    if arguments.json:
+        _print_value(arguments.key, found)
+    else:
+        sys.stdout.buffer.write(found)
+        sys.stdout.buffer.flush()
+
+
+async def _set(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    await client.set(arguments.bucket, arguments.key, arguments.value)
+    if arguments.json:
+        _print_json({"key": arguments.key, "value_bytes": len(arguments.value)})
+
+
+async def _delete(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    await client.delete(arguments.bucket, arguments.key)
+    if arguments.json:
+        _print_json({"key": arguments.key})
+
+
+async def _exists(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    exists = await client.exists(arguments.bucket, arguments.key)
+    if arguments.json:
+        _print_json({"key": arguments.key, "exists": exists})
+    else:
+        print("true" if exists else "false")
+
+
+async def _keys(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    async for key in client.keys(arguments.bucket):
+        print(json.dumps(key) if arguments.json else key)
+
+
+async def _increment(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    number = await client.increment(arguments.bucket, arguments.key, arguments.delta)
+    if arguments.json:
+        _print_json({"key": arguments.key, "number": number})
+    else:
+        print(number)
+
+
+async def _get_many(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    """Lines and keys go together, so a key that is not there has a line too; the error comes behind the last."""
+    values = await client.get_many(arguments.bucket, arguments.keys)
+    for key, value in zip(arguments.keys, values, strict=True):
+        if arguments.json:
+            _print_value(key, value)
+        else:
+            sys.stdout.buffer.write((value or b"") + b"\n")
+    sys.stdout.flush()
+    missing = [key for key, value in zip(arguments.keys, values, strict=True) if value is None]
+    if missing:
+        raise _missing(missing, arguments.bucket)
+
+
+async def _set_many(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    texts = arguments.entries
+    if len(texts) % 2:
+        raise ValueError(f"found {len(texts)} keys and values, allowed pairs of them")
+    entries = {key: _bytes(value) for key, value in zip(texts[::2], texts[1::2], strict=True)}
+    await client.set_many(arguments.bucket, entries)
+    if arguments.json:
+        for key, value in entries.items():
+            _print_json({"key": key, "value_bytes": len(value)})
+
+
+async def _delete_many(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    await client.delete_many(arguments.bucket, arguments.keys)
+    if arguments.json:
+        for key in arguments.keys:
+            _print_json({"key": key})
+
+
+COMMANDS: dict[str, Callable[[KeyValueClient, argparse.Namespace], Coroutine[object, object, None]]] = {
+    "get": _get,
+    "set": _set,
+    "delete": _delete,
+    "exists": _exists,
+    "keys": _keys,
+    "increment": _increment,
+    "get-many": _get_many,
+    "set-many": _set_many,
+    "delete-many": _delete_many,
+}
 
 
 async def _wait(client: KeyValueClient, bucket: str, timeout_s: float) -> None:
@@ -105,8 +169,19 @@ def _value(arguments: argparse.Namespace) -> bytes:
         return sys.stdin.buffer.read()
     if arguments.value is None:
         raise ValueError("found no value, allowed an argument, --file PATH, or standard input")
-    value: str = arguments.value
+    return _bytes(arguments.value)
+
+
+def _bytes(value: str) -> bytes:
     return value.encode("utf-8", "surrogateescape")
+
+
+def _missing(keys: Sequence[str], bucket: str) -> MissingKeyError:
+    return MissingKeyError(f"no key {', '.join(map(repr, keys))} in bucket {bucket!r}")
+
+
+def _print_value(key: str, value: bytes | None) -> None:
+    _print_json({"key": key, "value_base64": None if value is None else base64.b64encode(value).decode()})
 
 
 def _print_json(answer: dict[str, object]) -> None:
@@ -124,7 +199,10 @@ def _parser() -> argparse.ArgumentParser:
         "  wrpc-kv --bucket pictures set cat --file cat.png\n"
         "  wrpc-kv --bucket pictures get cat > copy.png\n"
         "  date | wrpc-kv set now -\n"
-        "  wrpc-kv keys",
+        "  wrpc-kv keys\n"
+        "  wrpc-kv increment visits\n"
+        "  wrpc-kv set-many sky blue grass green\n"
+        "  wrpc-kv get-many sky grass",
     )
     parser.add_argument(
         "--url",
@@ -150,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
         ("set", "store a value: an argument, a file, or standard input"),
         ("delete", "remove a key; no error where it is not there"),
         ("exists", "print true or false"),
+        ("increment", "add to the number that a key holds, 0 where it is not there, and print the sum"),
     ):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("key")
@@ -157,6 +236,15 @@ def _parser() -> argparse.ArgumentParser:
             source = command.add_mutually_exclusive_group()
             source.add_argument("value", nargs="?", help="the value, or - for standard input")
             source.add_argument("--file", metavar="PATH", help="a file that holds the value")
+        elif name == "increment":
+            command.add_argument("delta", nargs="?", type=_delta, default=1, help="default: %(default)s")
+    for name, what in (
+        ("get-many", "print a line for each key: its value, or nothing"),
+        ("delete-many", "remove keys; no error where one is not there"),
+    ):
+        commands.add_parser(name, help=what, description=what).add_argument("keys", nargs="+", metavar="key")
+    what = "store a value for each key, or, where one is refused, none"
+    commands.add_parser("set-many", help=what, description=what).add_argument("entries", nargs="+", metavar="key value")
     commands.add_parser(
         "keys", help="print all keys of the bucket, one a line", description="print all keys of the bucket"
     )
@@ -168,6 +256,13 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= 86_400:
         raise argparse.ArgumentTypeError(f"found {text}, allowed 0 to 86400")
     return seconds
+
+
+def _delta(text: str) -> int:
+    delta = int(text)
+    if not 0 <= delta < 2**64:
+        raise argparse.ArgumentTypeError(f"found {text}, allowed 0 to {2**64 - 1}")
+    return delta
 
 
 if __name__ == "__main__":

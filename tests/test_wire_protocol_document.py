@@ -13,7 +13,26 @@ import pytest
 
 from engine import Store, StoreOptions
 from provider.service import Service
+from tests.transport.test_batch import PlainBatch
 from transport import connection, keyvalue
+from transport.atomics import (
+    ATOMICS,
+    decode_increment,
+    decode_increment_result,
+    encode_increment,
+    encode_increment_result,
+)
+from transport.batch import (
+    BATCH,
+    batch_handlers,
+    decode_delete_many,
+    decode_get_many,
+    decode_get_many_result,
+    decode_set_many,
+    encode_bucket_keys,
+    encode_get_many_result,
+    encode_set_many,
+)
 from transport.call import Call
 from transport.errors import AccessDeniedError, InterfaceError, InvocationEndedError, NoSuchStoreError, OtherError
 from transport.handler import ANONYMOUS
@@ -43,6 +62,14 @@ from transport.keyvalue import (
 )
 from transport.subjects import invocation_subject
 from transport.values import U64_MAX, read_bool, read_bytes, read_text, read_unsigned, write_length, write_unsigned
+from transport.watcher import (
+    WATCHER,
+    decode_nothing,
+    decode_on_delete,
+    decode_on_set,
+    encode_on_delete,
+    encode_on_set,
+)
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "wire-protocol.md").read_text()
@@ -126,6 +153,26 @@ PARAMETERS = {
     'list-keys("colours", some(300))': Example(
         encode_list_keys(b"colours", 300), (b"colours", 300), whole(decode_list_keys, LIMITS)
     ),
+    'increment("colours", "seen", 300)': Example(
+        encode_increment(b"colours", b"seen", 300), (b"colours", b"seen", 300), whole(decode_increment, LIMITS)
+    ),
+    'get-many("colours", ["sky", "sun"])': Example(
+        encode_bucket_keys(b"colours", [b"sky", b"sun"]),
+        (b"colours", [b"sky", b"sun"]),
+        whole(decode_get_many, LIMITS),
+    ),
+    'set-many("colours", [("sky", "blue"), ("sea", "")])': Example(
+        encode_set_many(b"colours", [(b"sky", b"blue"), (b"sea", b"")]),
+        (b"colours", {b"sky": b"blue", b"sea": b""}),
+        whole(decode_set_many, LIMITS),
+    ),
+    'delete-many("colours", ["sky"])': Example(
+        encode_bucket_keys(b"colours", [b"sky"]), (b"colours", [b"sky"]), whole(decode_delete_many, LIMITS)
+    ),
+    'on-set("0", "sky", "blue")': Example(
+        encode_on_set(b"0", b"sky", b"blue"), (b"0", b"sky", b"blue"), whole(decode_on_set, LIMITS)
+    ),
+    'on-delete("0", "sky")': Example(encode_on_delete(b"0", b"sky"), (b"0", b"sky"), whole(decode_on_delete, LIMITS)),
 }
 PAGE, LAST_PAGE = KeyResponse([b"sky"], 300), KeyResponse([], None)
 RESULTS = {
@@ -136,6 +183,13 @@ RESULTS = {
     "ok(true)": Example(encode_truth_result(True), True, whole(decode_truth_result)),
     'ok({keys: ["sky"], cursor: some(300)})': Example(encode_key_response(PAGE), PAGE, whole(decode_key_response)),
     "ok({keys: [], cursor: none})": Example(encode_key_response(LAST_PAGE), LAST_PAGE, whole(decode_key_response)),
+    "ok(300)": Example(encode_increment_result(300), 300, whole(decode_increment_result)),
+    'ok([some(("sky", "blue")), none])': Example(
+        encode_get_many_result([b"sky", b"sun"], [b"blue", None], 100),
+        [(b"sky", b"blue"), None],
+        whole(decode_get_many_result),
+    ),
+    "it has none": Example(b"", None, whole(decode_nothing)),
 }
 
 
@@ -164,6 +218,10 @@ def test_values() -> None:
 
 def test_parameters_and_results() -> None:
     rows = table("call")
+    assert {call.removesuffix(" after it").strip("`") for call, *_ in rows} == {
+        "any",
+        *PARAMETERS.keys() - {'set("colours", "sky", "blue")'},
+    }
     labels = {result.strip("`") for _, _, result, _ in rows}
     assert labels == {*RESULTS, *(f"err({name})" for name in ERRORS)}
     for call, parameters, result, found in rows:
@@ -292,6 +350,8 @@ def test_limits() -> None:
         "bytes of a bucket's name": parameters.bucket_bytes_max,
         "bytes of a key": parameters.key_bytes_max,
         "bytes of a value": parameters.value_bytes_max,
+        "keys of a batch": parameters.batch_keys_max,
+        "bytes of the keys and values that `get-many` answers with": parameters.answer_bytes_max,
         "half-open invocations": invocations.half_open_max,
         "bytes held for them": invocations.half_open_bytes_max,
         "seconds until the next piece of a half-open invocation": invocations.half_open_timeout_s,
@@ -313,12 +373,33 @@ def test_a_length_beyond_its_limit_is_answered_before_its_bytes_come() -> None:
     assert result == encode_error(OtherError("value in bytes: found 16777217, allowed 16777216"))
 
 
-def test_the_interface_is_that_of_wit() -> None:
+def test_a_batch_beyond_its_limit_is_answered_before_its_keys_come() -> None:
+    batch = PlainBatch()
+    sent = b"\x01b" + write_length(LIMITS.batch_keys_max + 1)
+    for name, handler in batch_handlers(batch, LIMITS).items():
+        result = handler(ANONYMOUS, sent, 0, len(sent))
+        assert result == encode_error(OtherError("keys of a batch: found 10001, allowed 10000")), name
+    assert batch.callers == []
+
+
+def test_an_answer_of_get_many_beyond_its_limit() -> None:
+    with pytest.raises(OtherError, match=r"^answer in bytes: found at least 3, allowed 2$"):
+        encode_get_many_result([b"k"], [b"vv"], 2)
+
+
+@pytest.mark.parametrize("instance", [STORE, ATOMICS, BATCH, WATCHER])
+def test_the_interfaces_are_those_of_wit(instance: str) -> None:
     package = (ROOT / "wit" / "deps" / "wrpc-keyvalue-0.2.0-draft" / "package.wit").read_text()
-    (store,) = re.findall(r"^interface store \{$(.*?)^\}$", package, re.MULTILINE | re.DOTALL)
-    (block,) = (block for block in blocks() if block.startswith("variant"))
-    assert normal_wit(block) == normal_wit(store)
-    assert f"The instance `{STORE}`" in DOCUMENT
+    name = instance.partition("/")[2].partition("@")[0]
+    (interface,) = re.findall(rf"^interface {name} \{{$(.*?)^\}}$", package, re.MULTILINE | re.DOTALL)
+    said = re.search(
+        rf"^(?:.* )?[Tt]he instance `{re.escape(instance)}`(, with the error of `store`)?:\n\n```wit\n(.*?)^```$",
+        DOCUMENT,
+        re.MULTILINE | re.DOTALL,
+    )
+    assert said is not None
+    assert normal_wit(said[2]) == normal_wit(interface.replace("use store.{error};", ""))
+    assert bool(said[1]) == ("use store.{error};" in interface)
 
 
 def normal_wit(text: str) -> str:

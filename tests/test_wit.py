@@ -11,14 +11,16 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 import pytest
 
 from transport import errors, keyvalue
+from transport.atomics import ATOMICS, AtomicsInterface, atomics_handlers
+from transport.batch import BATCH, BatchInterface, batch_handlers
 from transport.client import KeyValueClient
 from transport.errors import InterfaceError
 from transport.handler import ANONYMOUS, Answer, Caller, Handler
@@ -31,6 +33,7 @@ from transport.keyvalue import (
     encode_error,
     store_handlers,
 )
+from transport.watcher import WATCHER, WatcherInterface, watcher_handlers
 
 ROOT = Path(__file__).parent.parent
 WASM_TOOLS = Path(sys.executable).with_name("wasm-tools")
@@ -38,18 +41,52 @@ WORLD = "provider-keyvalue-inmemory"
 
 
 @dataclass(frozen=True)
+class Form:
+    """How the code has a list, where that is not the sequence that `wit/` says.
+
+    :param made: of a sample of what `wit/` says
+    """
+
+    name: str
+    hint: Any
+    made: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
 class Binding:
-    """The code that one interface stands for."""
+    """The code that one interface stands for.
+
+    :param client: None: it is not ours, the provider is the caller
+    :param forms: by "function parameter", and by "function" of results
+    :param asked: of functions whose result repeats their last parameter: what that is, by the result
+    """
 
     instance: str
     protocol: type
     handlers: Callable[[Any, ParameterLimits], dict[str, Handler]]
-    client: type = KeyValueClient
+    client: type | None = KeyValueClient
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    asked: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
 
 STORE_BINDING = Binding(STORE, StoreInterface, store_handlers)
+ATOMICS_BINDING = Binding(ATOMICS, AtomicsInterface, atomics_handlers)
+BATCH_BINDING = Binding(
+    BATCH,
+    BatchInterface,
+    batch_handlers,
+    forms={
+        "get-many keys": Form("keys", list[bytes], list),
+        "get-many": Form("", list[bytes | None], lambda pairs: [None if pair is None else pair[1] for pair in pairs]),
+        "set-many key-values": Form("entries", dict[bytes, bytes], dict),
+        "delete-many keys": Form("keys", list[bytes], list),
+    },
+    asked={"get-many": lambda pairs: [b"not there" if pair is None else pair[0] for pair in pairs]},
+)
+WATCHER_BINDING = Binding(WATCHER, WatcherInterface, watcher_handlers, client=None)
 #: To serve one more instance: its line here, its export in wit/world.wit, its `add` in provider/__main__.py.
-BINDINGS = (STORE_BINDING,)
+SERVED = (STORE_BINDING, ATOMICS_BINDING, BATCH_BINDING)
+BINDINGS = (*SERVED, WATCHER_BINDING)
 
 
 class Wit:
@@ -73,8 +110,15 @@ class Wit:
 
     def exports(self, world: str) -> set[str]:
         """Instances that the world exports."""
+        return self._edges(world, "exports")
+
+    def imports(self, world: str) -> set[str]:
+        """Instances that the world imports."""
+        return self._edges(world, "imports")
+
+    def _edges(self, world: str, way: str) -> set[str]:
         (found,) = (each for each in self._worlds if each["name"] == world)
-        return {self._instance(self._interfaces[each["interface"]["id"]]) for each in found["exports"].values()}
+        return {self._instance(self._interfaces[each["interface"]["id"]]) for each in found[way].values()}
 
     def kind(self, type_: str | int) -> Any:
         """What a type is made of, aliases resolved."""
@@ -212,13 +256,33 @@ def differences(wit: Wit, binding: Binding) -> list[str]:
         found += [f"{name}: in wit/, not in {place}" for name in functions if name not in names]
         found += [f"{name}: in {place}, not in wit/" for name in names if name not in functions]
     for name, function in functions.items():
-        wrong = [*_client_differences(wit, binding.client, name, function)]
+        wrong = [] if binding.client is None else _client_differences(wit, binding, binding.client, name, function)
         if name in protocol:
-            wrong += _signature_differences(wit, name, function, protocol[name])
+            wrong += _signature_differences(wit, binding, name, function, protocol[name])
         if name in protocol and name in handlers and not wrong and not found:
-            wrong += _byte_differences(wit, name, function, handlers[name], backend)
+            wrong += _byte_differences(wit, binding, name, function, handlers[name], backend)
         found += wrong
-    return found + _error_differences(interface, wit)
+    return found + (_error_differences(interface, wit) if "error" in interface["types"] else [])
+
+
+def _parameter(wit: Wit, binding: Binding, name: str, parameter: dict[str, Any]) -> tuple[str, str]:
+    """Name and type of a parameter in the code."""
+    form = binding.forms.get(f"{name} {parameter['name']}")
+    if form is None:
+        return _snake(parameter["name"]), _text(wit.annotation(parameter["type"]))
+    return form.name, _text(form.hint)
+
+
+def _result(wit: Wit, binding: Binding, name: str, function: dict[str, Any]) -> Any:
+    """What a function gives in the code."""
+    form = binding.forms.get(name)
+    return wit.annotation(function.get("result")) if form is None else form.hint
+
+
+def _made(binding: Binding, what: str, sample: Any) -> Any:
+    """A sample as the code has it."""
+    form = binding.forms.get(what)
+    return sample if form is None else form.made(sample)
 
 
 def _record_differences(wit: Wit, interface: dict[str, Any]) -> list[str]:
@@ -237,17 +301,18 @@ def _record_differences(wit: Wit, interface: dict[str, Any]) -> list[str]:
     return found
 
 
-def _signature_differences(wit: Wit, name: str, function: dict[str, Any], method: Callable[..., Any]) -> list[str]:
+def _signature_differences(
+    wit: Wit, binding: Binding, name: str, function: dict[str, Any], method: Callable[..., Any]
+) -> list[str]:
     hints = get_type_hints(method)
     answer: Any = hints.pop("return")
     here = [(key, _text(hint)) for key, hint in hints.items()]
-    there = [("caller", "Caller")]
-    there += [(_snake(each["name"]), _text(wit.annotation(each["type"]))) for each in function["params"]]
+    there = [("caller", "Caller"), *(_parameter(wit, binding, name, each) for each in function["params"])]
     found = []
     if here != there:
         found.append(f"{name}: the Protocol takes {_listed(here)}, wit/ says {_listed(there)}")
     awaited = [get_args(each)[0] for each in get_args(answer) if get_origin(each) is Awaitable]
-    result = wit.annotation(function.get("result"))
+    result = _result(wit, binding, name, function)
     if awaited != [result]:
         found.append(
             f"{name}: the Protocol gives {', '.join(map(_text, awaited)) or answer}, wit/ says {_text(result)}"
@@ -255,37 +320,47 @@ def _signature_differences(wit: Wit, name: str, function: dict[str, Any], method
     return found
 
 
-def _client_differences(wit: Wit, client: type, name: str, function: dict[str, Any]) -> list[str]:
+def _client_differences(wit: Wit, binding: Binding, client: type, name: str, function: dict[str, Any]) -> list[str]:
     method = getattr(client, _snake(name), None)
     if not inspect.iscoroutinefunction(method):
         return [f"{name}: {client.__name__} has no coroutine function {_snake(name)}"]
     found = []
     here = list(inspect.signature(method).parameters)[1:]
-    there = [_snake(each["name"]) for each in function["params"]]
+    there = [_parameter(wit, binding, name, each)[0] for each in function["params"]]
     if here != there:
         found.append(f"{name}: {client.__name__} takes ({', '.join(here)}), wit/ says ({', '.join(there)})")
-    answer, result = get_type_hints(method)["return"], wit.annotation(function.get("result"))
+    answer, result = get_type_hints(method)["return"], _result(wit, binding, name, function)
     if answer != result:
         found.append(f"{name}: {client.__name__} gives {_text(answer)}, wit/ says {_text(result)}")
     return found
 
 
 def _byte_differences(
-    wit: Wit, name: str, function: dict[str, Any], handler: Handler, backend: Backend
+    wit: Wit, binding: Binding, name: str, function: dict[str, Any], handler: Handler, backend: Backend
 ) -> Iterator[str]:
     """Sends samples of every type through the handler."""
+    names = [each["name"] for each in function["params"]]
     types = [each["type"] for each in function["params"]]
-    answers = wit.samples(function["result"])
-    for index, parameters in enumerate(wit.rows(types)):
-        backend.called, backend.answer = None, answers[index % len(answers)]
+    result_type = function.get("result")
+    answers = wit.samples(result_type)
+    asked = binding.asked.get(name)
+
+    def called(parameters: tuple[Any, ...], answer: Any) -> tuple[tuple[Any, ...], bytes, Answer[bytes]]:
+        """What should have been read, what was sent, and what was written."""
+        if asked is not None:
+            parameters = (*parameters[:-1], asked(answer))
         sent = b"".join(map(wit.encode, types, parameters))
-        handler(ANONYMOUS, sent, 0, len(sent))
-        if backend.called != (_snake(name), *parameters):
-            yield f"{name}: {sent.hex()} was read as {backend.called}, wit/ says {parameters}"
+        backend.called, backend.answer = None, _made(binding, name, answer)
+        read = [_made(binding, f"{name} {each}", value) for each, value in zip(names, parameters, strict=True)]
+        return (_snake(name), *read), sent, handler(ANONYMOUS, sent, 0, len(sent))
+
+    for index, parameters in enumerate(wit.rows(types)):
+        read, sent, _ = called(parameters, answers[index % len(answers)])
+        if backend.called != read:
+            yield f"{name}: {sent.hex()} was read as {backend.called}, wit/ says {read[1:]}"
     for answer in answers:
-        backend.answer = answer
-        result = handler(ANONYMOUS, sent, 0, len(sent))
-        expected = wit.encode(function["result"], answer)
+        _, _, result = called(parameters, answer)
+        expected = wit.encode(result_type, answer)
         if result != expected:
             yield f"{name}: {answer!r} was written as {_hex(result)}, wit/ says {expected.hex()}"
 
@@ -319,9 +394,9 @@ def _error_differences(interface: dict[str, Any], wit: Wit) -> list[str]:
 
 
 def served(source: str) -> set[str]:
-    """The instances that a module adds to its server: constants of transport.keyvalue in `server.add(CONSTANT, ...)`."""
+    """The instances that a module adds to its server, by the names of constants in `server.add(CONSTANT, ...)`."""
     return {
-        getattr(keyvalue, instance)
+        {"STORE": STORE, "ATOMICS": ATOMICS, "BATCH": BATCH}[instance]
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "server.add"
         for instance in [ast.unparse(node.args[0])]
@@ -356,8 +431,12 @@ def test_the_code_is_what_wit_says(wit: Wit, binding: Binding) -> None:
 
 
 def test_the_world_exports_what_the_provider_serves(wit: Wit) -> None:
-    assert wit.exports(WORLD) == {binding.instance for binding in BINDINGS}
+    assert wit.exports(WORLD) == {binding.instance for binding in SERVED}
     assert served((ROOT / "provider" / "__main__.py").read_text()) == wit.exports(WORLD)
+
+
+def test_the_world_imports_what_the_provider_calls(wit: Wit) -> None:
+    assert wit.imports(WORLD) == {WATCHER}
 
 
 def test_the_package_has_all_four_interfaces(wit: Wit) -> None:
@@ -560,12 +639,16 @@ def test_a_result_of_other_bytes_is_named(wit: Wit) -> None:
 
 
 def test_another_export_is_seen(tmp_path: Path) -> None:
-    old, new = f"export {STORE};", f"export {STORE};\n  export wrpc:keyvalue/batch@0.2.0-draft;"
-    assert altered(tmp_path, old, new).exports(WORLD) == {STORE, "wrpc:keyvalue/batch@0.2.0-draft"}
+    wit = altered(tmp_path, f"export {BATCH};", f"export {WATCHER};")
+    assert wit.exports(WORLD) == {STORE, ATOMICS, WATCHER}
+
+
+def test_another_import_is_seen(tmp_path: Path) -> None:
+    assert altered(tmp_path, f"import {WATCHER};", f"import {STORE};").imports(WORLD) == {STORE}
 
 
 def test_what_is_not_served_is_seen() -> None:
-    assert served("server.add(STORE, handlers)\nnames.add(OTHER)") == {STORE}
+    assert served("server.add(STORE, handlers)\nserver.add(BATCH, handlers)\nnames.add(OTHER)") == {STORE, BATCH}
     assert served("server.start()") == set()
 
 
@@ -582,7 +665,82 @@ def test_a_missing_tool_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         Wit(ROOT / "wit")
 
 
-def test_types_of_interfaces_not_served_yet_are_known(wit: Wit) -> None:
-    result = wit.instances["wrpc:keyvalue/batch@0.2.0-draft"]["functions"]["get-many"]["result"]
+@pytest.mark.parametrize(
+    ("binding", "old", "new", "found"),
+    [
+        pytest.param(
+            ATOMICS_BINDING,
+            "delta: u64",
+            "by: bool",
+            [
+                "increment: KeyValueClient takes (bucket, key, delta), wit/ says (bucket, key, by)",
+                "increment: the Protocol takes (caller: Caller, bucket: bytes, key: bytes, delta: int), "
+                "wit/ says (caller: Caller, bucket: bytes, key: bytes, by: bool)",
+            ],
+            id="another parameter",
+        ),
+        pytest.param(
+            ATOMICS_BINDING,
+            "use store.{error};\n\n  /// Add",
+            "/// Why not.\n  variant error { other(string), no-such-store, access-denied }\n\n  /// Add",
+            [
+                "error: other is written as 010208d181d0b1d0bed0b9, wit/ says 010008d181d0b1d0bed0b9",
+                "error: no-such-store is written as 0100, wit/ says 0101",
+                "error: access-denied is written as 0101, wit/ says 0102",
+            ],
+            id="an error of its own",
+        ),
+        pytest.param(
+            BATCH_BINDING,
+            "result<list<option<tuple<string, list<u8>>>>, error>",
+            "result<list<tuple<string, option<list<u8>>>>, error>",
+            ["get-many: [(b'', None), (b'\\xd0\\xb2\\xd0\\xb5\\xd0\\xb4\\xd1\\x80\\xd0\\xbe', b''), "],
+            id="an option in another place",
+        ),
+        pytest.param(
+            BATCH_BINDING,
+            "delete-many: func(bucket: string, keys: list<string>)",
+            "delete-many: func(bucket: string, names: list<string>)",
+            [
+                "delete-many: KeyValueClient takes (bucket, keys), wit/ says (bucket, names)",
+                "delete-many: the Protocol takes (caller: Caller, bucket: bytes, keys: list[bytes]), "
+                "wit/ says (caller: Caller, bucket: bytes, names: Sequence[bytes])",
+            ],
+            id="a form of another parameter",
+        ),
+        pytest.param(
+            WATCHER_BINDING,
+            "on-delete: func(bucket: string, key: string);",
+            "on-delete: func(bucket: string, key: string) -> bool;",
+            ["on-delete: the Protocol gives NoneType, wit/ says bool"],
+            id="a result where there is none",
+        ),
+    ],
+)
+def test_a_difference_of_another_interface_is_named(
+    tmp_path: Path, binding: Binding, old: str, new: str, found: list[str]
+) -> None:
+    named = differences(altered(tmp_path, old, new), binding)
+    assert len(named) == len(found)
+    assert all(line.startswith(start) for line, start in zip(named, found, strict=True)), named
+
+
+def test_a_result_that_is_not_none_is_named(wit: Wit) -> None:
+    def handlers(watcher: Any, limits: ParameterLimits) -> dict[str, Handler]:
+        made = watcher_handlers(watcher, limits)
+
+        def on_set(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+            made["on-set"](caller, buffer, start, end)
+            return b"\x00"
+
+        return {**made, "on-set": on_set}
+
+    assert differences(wit, replace(WATCHER_BINDING, handlers=handlers)) == [
+        "on-set: None was written as 00, wit/ says "
+    ]
+
+
+def test_keys_with_their_values_are_encoded(wit: Wit) -> None:
+    result = wit.instances[BATCH]["functions"]["get-many"]["result"]
     assert wit.annotation(result) == Sequence[tuple[bytes, bytes] | None]
     assert wit.encode(result, [(b"k", b"v"), None]).hex() == "000201016b017600"

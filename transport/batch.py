@@ -50,7 +50,7 @@ BATCH = "wrpc:keyvalue/batch@0.2.0-draft"
 
 KEYS = "keys of a batch"
 ANSWER = "answer in bytes"
-NONE = b"\x00"
+ABSENT = b"\x00"
 SOME_SHORT = tuple(b"\x01" + length for length in ONE_BYTE)
 
 
@@ -217,7 +217,7 @@ def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None]
     answer_bytes = 0
     for key, value in zip(keys, values, strict=True):  # pays: bench end-to-end batch
         if value is None:
-            parts.append(NONE)
+            parts.append(ABSENT)
             continue
         key_bytes, value_bytes = len(key), len(value)
         answer_bytes += key_bytes + value_bytes

@@ -9,10 +9,12 @@ async with KeyValueClient("nats://127.0.0.1:4222", "default.keyvalue-inmemory") 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
+from transport.atomics import ATOMICS, decode_increment_result, encode_increment
+from transport.batch import BATCH, decode_get_many_result, encode_bucket_keys, encode_set_many
 from transport.call import Call
 from transport.connection import Connection, ConnectionOptions, Message, Subscription, split_urls
 from transport.errors import InvocationTimeoutError, NoProviderError
@@ -210,23 +212,23 @@ class KeyValueClient:
 
     async def get(self, bucket: str | bytes, key: str | bytes) -> bytes | None:
         """The value of a key, or None."""
-        return await self._invoke("get", encode_bucket_key(_text(bucket), _text(key)), decode_get_result)
+        return await self._invoke(STORE, "get", encode_bucket_key(_text(bucket), _text(key)), decode_get_result)
 
     async def set(self, bucket: str | bytes, key: str | bytes, value: bytes) -> None:
         """Store a value."""
-        await self._invoke("set", encode_set(_text(bucket), _text(key), value), decode_unit_result)
+        await self._invoke(STORE, "set", encode_set(_text(bucket), _text(key), value), decode_unit_result)
 
     async def delete(self, bucket: str | bytes, key: str | bytes) -> None:
         """Remove a key; no error where it is not there."""
-        await self._invoke("delete", encode_bucket_key(_text(bucket), _text(key)), decode_unit_result)
+        await self._invoke(STORE, "delete", encode_bucket_key(_text(bucket), _text(key)), decode_unit_result)
 
     async def exists(self, bucket: str | bytes, key: str | bytes) -> bool:
         """Whether a key is there."""
-        return await self._invoke("exists", encode_bucket_key(_text(bucket), _text(key)), decode_truth_result)
+        return await self._invoke(STORE, "exists", encode_bucket_key(_text(bucket), _text(key)), decode_truth_result)
 
     async def list_keys(self, bucket: str | bytes, cursor: int | None = None) -> KeyResponse:
         """A page of keys, as bytes, from the cursor on; and the cursor of the next page, None where no key is left."""
-        return await self._invoke("list-keys", encode_list_keys(_text(bucket), cursor), decode_key_response)
+        return await self._invoke(STORE, "list-keys", encode_list_keys(_text(bucket), cursor), decode_key_response)
 
     async def keys(self, bucket: str | bytes) -> AsyncIterator[str]:
         """All keys of a bucket, in the provider's order. Ours gives each that is there for the whole walk exactly once."""
@@ -239,10 +241,34 @@ class KeyValueClient:
             if cursor is None:
                 return
 
-    async def _invoke(self, function: str, params: bytes, decode: Callable[[bytes, int, int], tuple[T, int]]) -> T:
+    async def increment(self, bucket: str | bytes, key: str | bytes, delta: int = 1) -> int:
+        """Add to the number that a key holds (0 where it is not there), and give the sum."""
+        params = encode_increment(_text(bucket), _text(key), delta)
+        return await self._invoke(ATOMICS, "increment", params, decode_increment_result)
+
+    async def get_many(self, bucket: str | bytes, keys: Iterable[str | bytes]) -> list[bytes | None]:
+        """The values in the order of the keys, None where one is not there."""
+        asked = list(map(_text, keys))
+        pairs = await self._invoke(BATCH, "get-many", encode_bucket_keys(_text(bucket), asked), decode_get_many_result)
+        values = dict(filter(None, pairs))
+        return list(map(values.get, asked))
+
+    async def set_many(self, bucket: str | bytes, entries: Mapping[str, bytes] | Mapping[bytes, bytes]) -> None:
+        """Store a value for each key. Ours stores all or, where one is refused, none."""
+        pairs = [(_text(key), value) for key, value in entries.items()]
+        await self._invoke(BATCH, "set-many", encode_set_many(_text(bucket), pairs), decode_unit_result)
+
+    async def delete_many(self, bucket: str | bytes, keys: Iterable[str | bytes]) -> None:
+        """Remove keys; no error where one is not there."""
+        params = encode_bucket_keys(_text(bucket), list(map(_text, keys)))
+        await self._invoke(BATCH, "delete-many", params, decode_unit_result)
+
+    async def _invoke(
+        self, instance: str, function: str, params: bytes, decode: Callable[[bytes, int, int], tuple[T, int]]
+    ) -> T:
         if self._invoker is None:
             raise RuntimeError("the client is not open: use `async with`, or `open`")
-        subject = invocation_subject(self.prefix, STORE, function)
+        subject = invocation_subject(self.prefix, instance, function)
         return await self._invoker.invoke(subject, params, decode, self.timeout_s)
 
 

@@ -51,8 +51,10 @@ Measure: TypeAlias = Callable[[bytearray], int]
 
 
 class NeedMoreElements(NeedMoreBytes):
-    """The parameters end within a list. Its size is not known before its last element, and whoever called the handler again at each piece
-    would read a large one as often as it has pieces: `measure` only reads the lengths that are new, and tells when to call.
+    """The parameters end within a list, whose size is not known before its last element is there.
+
+    Whoever called the handler again at each piece would read a large list as often as it has pieces. `measure` reads the lengths that are new
+    alone, and says when to call.
     """
 
     def __init__(self, end_min: int, measure: Measure) -> None:

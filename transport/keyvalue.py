@@ -285,6 +285,10 @@ def _read_cursor(buffer: bytes, at: int, end: int) -> tuple[int | None, int]:
 
 
 def read_ok(buffer: bytes, at: int, end: int) -> int:
+    """Where the value of a result begins that is ok.
+
+    :raises InterfaceError: it is none
+    """
     failed, at = read_tag(buffer, at, end, 2, "a result")
     if not failed:
         return at

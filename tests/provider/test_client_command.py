@@ -19,6 +19,7 @@ from tests.conftest import DEADLINE_S, SCRIPTS, Launch, NatsServer, Process, Pro
 
 WRPC_KV = SCRIPTS / "wrpc-kv"
 EVERY_BYTE = bytes(range(256)) + b"\r\n\n\0"
+COMMANDS = ("get", "set", "delete", "exists", "keys", "increment", "get-many", "set-many", "delete-many")
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,9 @@ def test_keys(kv: Command) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 60_000])
-@pytest.mark.parametrize("arguments", [("keys",), ("get", "0")])
+@pytest.mark.parametrize(
+    "arguments", [("keys",), ("get", "0"), ("get-many", "0", "none"), ("--json", "get-many", "0", "none")]
+)
 def test_a_pipe_that_nobody_reads(kv: Command, size: int, arguments: tuple[str, ...]) -> None:
     for number in range(3):
         assert kv("set", f"{number}", "v" * size) == 0
@@ -159,6 +162,57 @@ def test_a_pipe_that_nobody_reads(kv: Command, size: int, arguments: tuple[str, 
     assert ended.returncode == 1
     assert b"Traceback" not in ended.stderr
     assert b"Exception ignored" not in ended.stderr
+
+
+# Numbers, and many keys
+
+
+def test_increment(kv: Command) -> None:
+    assert (kv("increment", "visits"), kv.out, kv.err) == (0, b"1\n", "")
+    assert (kv("increment", "visits", "299"), kv.out) == (0, b"300\n")
+    assert (kv("increment", "visits", "0"), kv.out) == (0, b"300\n")
+    assert (kv("get", "visits"), kv.out) == (0, b"300")
+    assert kv("increment", "visits", "18446744073709551615") == 1
+    assert kv.err.startswith("wrpc-kv: ")
+    assert (kv("--json", "increment", "visits"), json.loads(kv.out)) == (0, {"key": "visits", "number": 301})
+
+
+def test_what_is_no_number_is_not_incremented(kv: Command) -> None:
+    assert kv("set", "k", "many") == 0
+    assert kv("increment", "k") == 1
+    assert kv.out == b""
+    assert kv.err.startswith("wrpc-kv: ")
+    assert "many" in kv.err
+    assert (kv("get", "k"), kv.out) == (0, b"many")
+
+
+def test_many_keys(kv: Command, bucket: str) -> None:
+    assert (kv("set-many", "a", "1", "ключ", "", "b", "2", "a", "3"), kv.out, kv.err) == (0, b"", "")
+    assert (kv("get-many", "b", "ключ", "a", "b"), kv.out, kv.err) == (0, b"2\n\n3\n2\n", "")
+    assert (kv("delete-many", "a", "none"), kv.out, kv.err) == (0, b"", "")
+    assert kv("get-many", "none", "b", "a") == 1
+    assert (kv.out, kv.err) == (b"\n2\n\n", f"wrpc-kv: no key 'none', 'a' in bucket {bucket!r}\n")
+
+
+def test_many_keys_as_json(kv: Command, bucket: str) -> None:
+    def lines() -> list[object]:
+        return [json.loads(line) for line in kv.out.splitlines()]
+
+    assert kv("--json", "set-many", "a", "1", "ключ", "", "a", "three") == 0
+    assert lines() == [{"key": "a", "value_bytes": 5}, {"key": "ключ", "value_bytes": 0}]
+    assert kv("--json", "get-many", "ключ", "a") == 0
+    assert lines() == [{"key": "ключ", "value_base64": ""}, {"key": "a", "value_base64": "dGhyZWU="}]
+    assert kv("--json", "delete-many", "a", "none") == 0
+    assert lines() == [{"key": "a"}, {"key": "none"}]
+    assert kv("--json", "get-many", "a", "ключ") == 1
+    assert lines() == [{"key": "a", "value_base64": None}, {"key": "ключ", "value_base64": ""}]
+    assert json.loads(kv.err) == {"error": "MissingKeyError", "message": f"no key 'a' in bucket {bucket!r}"}
+
+
+def test_a_key_without_a_value(kv: Command) -> None:
+    assert kv("set-many", "a", "1", "b") == 1
+    assert kv.err == "wrpc-kv: found 3 keys and values, allowed pairs of them\n"
+    assert kv("get-many", "a") == 1
 
 
 # JSON
@@ -241,9 +295,16 @@ def test_interrupted(kv: Command, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ((), "the following arguments are required: COMMAND"),
-        (("increment", "k"), "invalid choice: 'increment'"),
+        (("rename", "k"), "invalid choice: 'rename'"),
         (("get",), "the following arguments are required: key"),
         (("set", "k", "v", "--file", "f"), "not allowed with argument"),
+        (("increment",), "the following arguments are required: key"),
+        (("increment", "k", "-1"), "found -1, allowed 0 to 18446744073709551615"),
+        (("increment", "k", "18446744073709551616"), "found 18446744073709551616, allowed 0 to 18446744073709551615"),
+        (("increment", "k", "many"), "argument delta: "),
+        (("get-many",), "the following arguments are required: key"),
+        (("set-many",), "the following arguments are required: key value"),
+        (("delete-many",), "the following arguments are required: key"),
         (("--timeout", "-1", "get", "k"), "found -1, allowed 0 to 86400"),
         (("--wait", "nan", "get", "k"), "found nan, allowed 0 to 86400"),
         (("--wait", "soon", "get", "k"), "argument --wait: "),
@@ -304,7 +365,7 @@ def test_the_wait_is_over_where_the_bucket_is_refused(launch: Launch, kv: Comman
     assert kv.out == b"v"
 
 
-@pytest.mark.parametrize("command", ["get", "set", "delete", "exists", "keys"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     def helped(arguments: list[str]) -> str:
         with pytest.raises(SystemExit) as caught:
@@ -323,4 +384,4 @@ def test_examples_of_the_help_are_commands(capsys: pytest.CaptureFixture[str]) -
     assert len(examples) >= 4
     for example in examples:
         arguments = example.partition(" > ")[0].split()[1:]
-        assert client_command._parser().parse_args(arguments).command in ("get", "set", "keys")
+        assert client_command._parser().parse_args(arguments).command in COMMANDS

@@ -795,3 +795,26 @@ def test_the_default_limits(before: bytes, what: str, allowed: int) -> None:
     buffer = before + write_length(allowed + 1)
     with pytest.raises(LengthLimitError, match=f"^{what}: found {allowed + 1}, allowed {allowed}$"):
         decode_set(buffer, 0, len(buffer), ParameterLimits())
+
+
+@KINDS
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_limits_are_read_at_each_call(kind: Callable[[PlainStore], StoreInterface], name: str) -> None:
+    """A link may raise them while the server runs."""
+    limits = ParameterLimits(bucket_bytes_max=5, key_bytes_max=2, value_bytes_max=4)
+    handler = store_handlers(kind(PlainStore()), limits)[name]
+    params = FUNCTIONS[name].encode(*CALLS[name])
+
+    def refused() -> str:
+        result = carried_out(handler, params)
+        return result[3:].decode() if result.startswith(b"\x01\x02") else ""
+
+    assert refused() == "bucket name in bytes: found 6, allowed 5"
+    limits.bucket_bytes_max = 6
+    assert refused() == ("" if name == "list-keys" else "key in bytes: found 3, allowed 2")
+    limits.key_bytes_max = 3
+    assert refused() == ("value in bytes: found 5, allowed 4" if name == "set" else "")
+    limits.value_bytes_max = 5
+    assert refused() == ""
+    limits.bucket_bytes_max = 5
+    assert refused() == "bucket name in bytes: found 6, allowed 5"
