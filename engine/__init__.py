@@ -10,16 +10,30 @@ Synchronous and thread-safe; knows nothing of asyncio, NATS, wRPC, metrics or wa
 explains the order of keys and the cursor, then `table`, `shard`.
 """
 
-from engine.errors import CrowdedPositionError, LimitError, NoSuchBucketError, SnapshotError, StoreError
-from engine.options import StoreOptions
-from engine.store import Bucket, Page, Store
+from engine.bucket import Bucket, Page
+from engine.errors import (
+    CounterError,
+    CrowdedPositionError,
+    LimitError,
+    NoSuchBucketError,
+    SnapshotError,
+    StoreError,
+)
+from engine.ledger import Observer, Quota
+from engine.options import BucketOptions, StoreOptions
+from engine.store import ObserverOf, Store
 
 __all__ = [
     "Bucket",
+    "BucketOptions",
+    "CounterError",
     "CrowdedPositionError",
     "LimitError",
     "NoSuchBucketError",
+    "Observer",
+    "ObserverOf",
     "Page",
+    "Quota",
     "SnapshotError",
     "Store",
     "StoreError",

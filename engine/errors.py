@@ -1,11 +1,11 @@
 """The typed errors of the store.
 
-Every one leaves the store as it was. Messages say what was found and what is allowed, and never hold a value.
+Every one leaves the store as it was. Messages say what was found and what is allowed, and hold of a value only what stands where a counter should.
 """
 
 from __future__ import annotations
 
-__all__ = ["CrowdedPositionError", "LimitError", "NoSuchBucketError", "SnapshotError", "StoreError"]
+__all__ = ["CounterError", "CrowdedPositionError", "LimitError", "NoSuchBucketError", "SnapshotError", "StoreError"]
 
 
 class StoreError(Exception):
@@ -20,6 +20,10 @@ class LimitError(StoreError):
         self.what = what
         self.found = found
         self.allowed = allowed
+
+
+class CounterError(StoreError):
+    """A value that is no counter was to be incremented, or a counter beyond its largest number."""
 
 
 class NoSuchBucketError(StoreError):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-__all__ = ["SHARD_BITS_MAX", "StoreOptions"]
+if TYPE_CHECKING:
+    from engine.ledger import Quota
+
+__all__ = ["SHARD_BITS_MAX", "TTL_MS_MAX", "BucketOptions", "StoreOptions"]
 
 #: A bucket has at most 2**16 shards; a shard that may not be split again just grows.
 SHARD_BITS_MAX = 16
 #: A block of a snapshot holds at least one key with its value, and has at most 4 GiB.
 LENGTH_MAX = 2**30
+#: About 292 years: more would not fit in 63 bits of nanoseconds.
+TTL_MS_MAX = 2**63 // 1_000_000
 LENGTHS = frozenset({"key_bytes_max", "value_bytes_max", "bucket_name_bytes_max"})
 
 
@@ -43,7 +49,7 @@ class StoreOptions:
     #: Shards of a bucket once it outgrows its first shard; a power of two.
     shards_min: int = 64
     #: Keys after which a shard is split. Bounds how long a page may sort and how long a split holds a stripe.
-    shard_keys_max: int = 4_096
+    shard_keys_max: int = 2_048
     #: Reading a bucket that was never written raises `NoSuchBucketError`, and an emptied bucket stays known.
     strict_buckets: bool = False
 
@@ -66,3 +72,34 @@ class StoreOptions:
                 value_max = LENGTH_MAX if field.name in LENGTHS else 2**63 - 1
                 if not 1 <= value <= value_max:
                     raise ValueError(f"{field.name}: found {value}, allowed 1 to {value_max}")
+
+
+@dataclass(frozen=True, slots=True)
+class BucketOptions:
+    """How one handle uses its bucket; None stands for what the store's options say."""
+
+    key_bytes_max: int | None = None
+    value_bytes_max: int | None = None
+    page_keys_max: int | None = None
+    page_bytes_max: int | None = None
+    #: Milliseconds after which what is written through the handle expires; None: never.
+    ttl_ms: int | None = None
+    #: As the store's: reading a bucket that the store does not know raises `NoSuchBucketError`.
+    strict_buckets: bool | None = None
+    #: Writes through the handle are refused where they would pass it.
+    quota: Quota | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None or field.name == "quota":
+                continue
+            if field.name == "strict_buckets":
+                if type(value) is not bool:
+                    raise TypeError(f"{field.name}: found {type(value).__name__}, allowed bool")
+                continue
+            if type(value) is not int:
+                raise TypeError(f"{field.name}: found {type(value).__name__}, allowed int")
+            value_max = LENGTH_MAX if field.name in LENGTHS else TTL_MS_MAX if field.name == "ttl_ms" else 2**63 - 1
+            if not 1 <= value <= value_max:
+                raise ValueError(f"{field.name}: found {value}, allowed 1 to {value_max}")

@@ -8,21 +8,26 @@
 its key to `changes`, and the next page brings `order` up to date from the entries. When that would cost more than to sort anew, order and
 changes are dropped, so that writes without pages never make anything grow.
 
-A shard does not know its bucket, and never takes another shard's stripe.
+A key may have a deadline. From then on no reader sees it; it is removed by the sweep, or by a write or a page that comes across it.
+
+A shard knows of its bucket what all its shards share, the account, and never takes another shard's stripe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from threading import Lock
+from typing import NamedTuple
 
 from sortedcontainers import SortedKeyList
 
+from engine.counter import counter_sum
+from engine.deadlines import Deadlines, Expiry
 from engine.errors import CrowdedPositionError
-from engine.ledger import ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, Ledger, entry_size
+from engine.ledger import DEADLINE_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, Account, Quota, entry_size
 
-__all__ = ["CROWD_KEYS_MAX", "CROWD_PAGES_MAX", "KEY_OVERHEAD_BYTES", "Shard"]
+__all__ = ["CROWD_KEYS_MAX", "CROWD_PAGES_MAX", "KEY_OVERHEAD_BYTES", "Context", "Copy", "Shard"]
 
 #: A key counts its length and this against a page's bytes: enough for a LEB128 length of a key up to 256 MiB.
 KEY_OVERHEAD_BYTES = 4
@@ -35,76 +40,323 @@ CHANGES_MIN = 64
 CHANGES_SHARE = 6
 
 
+class Context(NamedTuple):
+    """What all shards of a bucket share.
+
+    :ivar position_of: `hash_function` with the seed; batches call that itself, which is cheaper
+    """
+
+    position_of: Callable[[bytes], int]
+    hash_function: Callable[[bytes, int], int]
+    seed: int
+    account: Account
+    expiry: Expiry
+
+
+class Copy(NamedTuple):
+    """Entries of a shard as of one moment, the deadlines that some of them have (nanoseconds of the store's clock), the end of its arc."""
+
+    entries: list[tuple[bytes, bytes]]
+    deadlines: dict[bytes, int]
+    end: int
+
+
 class Shard:
     """Keys and values of an arc. `stripe` protects everything else here.
 
-    Without the stripe only `entries.get`, `key in entries` and `len(entries)` may be used: a dict does each of them at one instant, with
+    Without the stripe only `read`, `entries.get`, `key in entries` and `len(entries)` may be used: a dict does each of them at one instant, with
     the GIL and on free-threaded builds. The entries of a retired shard are never changed again, so a reader that still
     holds one sees the values of the moment at which the shard was replaced, which is within the time of its call.
     """
 
-    __slots__ = ("_changes", "_ledger", "_order", "_position_of", "depth", "entries", "retired", "start", "stripe")
+    __slots__ = (
+        "_account",
+        "_changes",
+        "_context",
+        "_order",
+        "_position_of",
+        "deadlines",
+        "depth",
+        "entries",
+        "retired",
+        "start",
+        "stripe",
+    )
 
-    def __init__(self, start: int, depth: int, position_of: Callable[[bytes], int], ledger: Ledger) -> None:
+    def __init__(self, start: int, depth: int, context: Context) -> None:
         self.stripe = Lock()
         self.entries: dict[bytes, bytes] = {}
+        #: None while no key has a deadline, and then a reader need not ask.
+        self.deadlines: Deadlines | None = None
         self.retired = False
         self.start = start
         self.depth = depth
-        self._position_of = position_of
-        self._ledger = ledger
+        self._context = context
+        self._position_of = context.position_of
+        self._account = context.account
         self._order: SortedKeyList[bytes] | None = None
         self._changes: list[bytes] = []
-        ledger.adjust(0, SHARD_BYTES)
+        context.account.adjust(SHARD_BYTES)
 
     @property
     def end(self) -> int:
         """The position behind the arc."""
         return self.start + (1 << (64 - self.depth))
 
-    def set(self, key: bytes, value: bytes) -> int:
+    @property
+    def bucket_name(self) -> bytes:
+        """Name of the bucket that this is a shard of."""
+        return self._account.name
+
+    def read(self, key: bytes, now_ns: int) -> bytes | None:
+        """The value of a key whose time is not over. O(1), without the stripe.
+
+        The clock is read first, then the deadline, which a write changes last, then the value: so a value is never taken for one whose
+        deadline it has not, and a key whose deadline is moved in time is never missed.
+
+        :param now_ns: the clock's time, read before
+        """
+        deadlines = self.deadlines
+        if deadlines is not None:
+            deadline_ns = deadlines.of.get(key)
+            if deadline_ns is not None and deadline_ns <= now_ns:
+                return None
+        return self.entries.get(key)
+
+    def set(self, key: bytes, value: bytes, quota: Quota | None = None, ttl_ns: int = 0) -> int:
         """Store a value. O(1). Takes the stripe. Pays: bench engine overwrite.
 
-        Returns 0 when the shard is retired and took nothing, how many keys it holds when the key is new, 1 when it is not.
+        Returns 0 when the shard is retired and took nothing, how many keys it holds when the key is new, at least 1 when it is not.
 
-        :raises LimitError: keys or memory of the store would pass their limit
+        :param ttl_ns: the key has a deadline after so long; 0: it has none
+        :raises LimitError: keys or memory of the store or the quota would pass their limit
         """
         stripe = self.stripe
         stripe.acquire()  # a with statement costs 70 ns more
         try:
             if self.retired:
                 return 0
+            if ttl_ns or self.deadlines is not None:
+                self.expire([key])
+                self.put(key, value, quota, self._context.expiry.deadline_ns(ttl_ns))
+                return len(self.entries)
+            # `put` without deadlines, written out.
             entries = self.entries
+            account = self._account
             old = entries.get(key)
             if old is None:
-                self._ledger.admit(ENTRY_BYTES + (len(key) + 48 & ~15) + (len(value) + 48 & ~15))
+                account.charge(1, ENTRY_BYTES + (len(key) + 48 & ~15) + (len(value) + 48 & ~15), quota)
                 entries[key] = value
                 if self._order is not None:
                     self._note_change(key)
-                return len(entries)
-            if len(value) != len(old):
-                growth = (len(value) + 48 & ~15) - (len(old) + 48 & ~15)
-                if growth:
-                    self._ledger.grow(growth)
-            entries[key] = value
-            return 1
+            else:
+                if len(value) != len(old):
+                    growth = (len(value) + 48 & ~15) - (len(old) + 48 & ~15)
+                    if growth:
+                        account.charge(0, growth, quota)
+                entries[key] = value
+            observer = account.observer
+            if observer is not None:
+                observer(account.name, key, value)
+            return 1 if old is not None else len(entries)
         finally:
             stripe.release()
 
     def delete(self, key: bytes) -> bool | None:
         """Remove a key; whether it was there, or None when the shard is retired. O(1). Takes the stripe."""
         with self.stripe:
+            return None if self.retired else self.remove(key)
+
+    def increment(self, key: bytes, delta: int, quota: Quota | None, ttl_ns: int) -> int | None:
+        """Add to a counter, which is the decimal text of a number; the sum, or None when the shard is retired. O(1). Takes the stripe.
+
+        :param ttl_ns: 0: the key keeps the deadline that it has
+        :raises CounterError: the value is no such text, or the sum would not be below 2**64; the value is as before
+        :raises LimitError: as `set`
+        """
+        with self.stripe:
             if self.retired:
                 return None
-            value = self.entries.pop(key, None)
-            if value is None:
+            is_timed = ttl_ns > 0 or self.deadlines is not None
+            if is_timed:
+                self.expire([key])
+            old = self.entries.get(key)
+            total = counter_sum(b"0" if old is None else old, delta)
+            value = b"%d" % total
+            if is_timed or old is None or self._account.observer is not None:
+                self.put(key, value, quota, self._context.expiry.deadline_ns(ttl_ns), keeps_deadline=True)
+                return total
+            # `put` of a key that is there, written out.
+            growth = (len(value) + 48 & ~15) - (len(old) + 48 & ~15)
+            if growth:
+                self._account.charge(0, growth, quota)
+            self.entries[key] = value
+            return total
+
+    def ttl_ns(self, key: bytes) -> int | None:
+        """What is left of a key's time; None where it has no deadline, or is not there. Without the stripe."""
+        deadlines = self.deadlines
+        deadline_ns = None if deadlines is None else deadlines.of.get(key)
+        left_ns = 0 if deadline_ns is None else deadline_ns - self._context.expiry.clock()
+        return left_ns if left_ns > 0 else None
+
+    def persist(self, key: bytes) -> bool | None:
+        """Take a key's deadline away; whether it had one, or None when the shard is retired. Takes the stripe."""
+        with self.stripe:
+            if self.retired:
+                return None
+            self.expire([key])
+            if self.deadlines is None or key not in self.deadlines.of:
                 return False
-            self._ledger.adjust(-1, -entry_size(key, value))
-            if self._order is not None:
-                self._note_change(key)
+            self._account.charge(0, -DEADLINE_BYTES)
+            self._drop_deadline(key)
             return True
 
+    def sweep(self, keys_max: int) -> int:
+        """Remove keys whose time is over, at most so many; how many. Takes the stripe."""
+        with self.stripe:
+            return 0 if self.retired else self._expire_due(keys_max)
+
+    def copy(self) -> Copy:
+        """What is there now. Under the stripe. O(n)."""
+        self._expire_due(len(self.entries))
+        deadlines = {} if self.deadlines is None else self.deadlines.of.copy()
+        return Copy(list(self.entries.items()), deadlines, self.end)
+
     # Under the stripe, which the caller holds, from here on.
+
+    def put(
+        self,
+        key: bytes,
+        value: bytes,
+        quota: Quota | None = None,
+        deadline_ns: int | None = None,
+        *,
+        keeps_deadline: bool = False,
+        charged: bool = False,
+    ) -> None:
+        """`set`, in the general case.
+
+        The caller did `expire` the key. Here that would come too late: a batch is charged for the key that it found, and a counter's
+        sum is of that key.
+
+        :param charged: the account knows of it already: a batch is charged whole, before its first write
+        """
+        old = self.entries.get(key)
+        has_deadline = self.deadlines is not None and key in self.deadlines.of
+        gets_deadline = deadline_ns is not None or (keeps_deadline and has_deadline)
+        if not charged:
+            keys, memory_bytes = self._growth(key, value, old, has_deadline, gets_deadline)
+            if keys or memory_bytes:
+                self._account.charge(keys, memory_bytes, quota)
+        self.entries[key] = value
+        if old is None and self._order is not None:
+            self._note_change(key)
+        if deadline_ns is not None:
+            self.put_deadline(key, deadline_ns)
+        elif has_deadline and not keeps_deadline:
+            self._drop_deadline(key)
+        observer = self._account.observer
+        if observer is not None:
+            observer(self._account.name, key, value)
+
+    def growth(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], gets_deadline: bool) -> tuple[int, int]:
+        """Keys and memory that `put_many` would charge for this part of the entries; each key stands there once."""
+        keys = memory_bytes = 0
+        deadlines = self.deadlines
+        old_of = self.entries.get
+        if (
+            deadlines is None and not gets_deadline
+        ):  # `_growth` without deadlines, written out; pays: bench end-to-end batch
+            for key in part:
+                old, length = old_of(key), len(entries[key])
+                if old is None:
+                    keys += 1
+                    memory_bytes += ENTRY_BYTES + (len(key) + 48 & ~15) + (length + 48 & ~15)
+                elif len(old) != length:
+                    memory_bytes += (length + 48 & ~15) - (len(old) + 48 & ~15)
+            return keys, memory_bytes
+        for key in part:
+            has_deadline = deadlines is not None and key in deadlines.of
+            new_keys, growth = self._growth(key, entries[key], old_of(key), has_deadline, gets_deadline)
+            keys += new_keys
+            memory_bytes += growth
+        return keys, memory_bytes
+
+    def put_many(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> None:
+        """Store this part of the entries, for which the account was charged."""
+        if deadline_ns is None and self.deadlines is None and self._order is None and self._account.observer is None:
+            known = self.entries
+            for key in part:
+                known[key] = entries[key]
+            return
+        for key in part:
+            self.put(key, entries[key], None, deadline_ns, charged=True)
+
+    def _growth(
+        self, key: bytes, value: bytes, old: bytes | None, has_deadline: bool, gets_deadline: bool
+    ) -> tuple[int, int]:
+        deadline_bytes = (gets_deadline - has_deadline) * DEADLINE_BYTES
+        if old is None:
+            return 1, ENTRY_BYTES + (len(key) + 48 & ~15) + (len(value) + 48 & ~15) + deadline_bytes
+        return 0, (len(value) + 48 & ~15) - (len(old) + 48 & ~15) + deadline_bytes
+
+    def remove(self, key: bytes) -> bool:
+        """Remove a key; whether it was there, its time not over."""
+        self.expire([key])
+        return self._remove(key)
+
+    def expire(self, keys: Iterable[bytes]) -> None:
+        """Remove those of the keys whose time is over."""
+        if self.deadlines is None:
+            return
+        deadline_of = self.deadlines.of.get
+        now_ns = self._context.expiry.clock()
+        for key in keys:
+            deadline_ns = deadline_of(key)
+            if deadline_ns is not None and deadline_ns <= now_ns:
+                self._remove(key)
+                self._context.expiry.count(1)
+
+    def _expire_due(self, keys_max: int) -> int:
+        removed = 0
+        deadlines = self.deadlines
+        if deadlines is not None:
+            now_ns = self._context.expiry.clock()
+            while removed < keys_max and (key := deadlines.next_due(now_ns)) is not None:
+                self._remove(key)
+                removed += 1
+            if removed:
+                self._context.expiry.count(removed)
+        return removed
+
+    def _remove(self, key: bytes) -> bool:
+        value = self.entries.pop(key, None)
+        if value is None:
+            return False
+        account = self._account
+        memory_bytes = entry_size(key, value)
+        if self.deadlines is not None and key in self.deadlines.of:
+            memory_bytes += DEADLINE_BYTES
+            self._drop_deadline(key)
+        account.charge(-1, -memory_bytes)
+        if self._order is not None:
+            self._note_change(key)
+        observer = account.observer
+        if observer is not None:
+            observer(account.name, key, None)
+        return True
+
+    def _drop_deadline(self, key: bytes) -> None:
+        assert self.deadlines is not None
+        self.deadlines.drop(key)
+        if not self.deadlines.of:
+            self._drop_deadlines()
+
+    def _drop_deadlines(self) -> None:
+        if self.deadlines is not None:
+            self.deadlines = None
+            self._context.expiry.remove(self)
 
     def take(
         self, position: int, keys: list[bytes], keys_max: int, size_bytes: int, page_bytes_max: int
@@ -116,11 +368,12 @@ class Shard:
 
         :raises CrowdedPositionError: the page is empty, and the keys of its first position are too many for any page
         """
+        self._expire_due(len(self.entries))
         order = self._current_order()
-        room = min(keys_max - len(keys), len(order))
+        room = max(0, min(keys_max - len(keys), len(order)))  # a crowd may have passed keys_max
         found = list(islice(order.irange_key(position), room + 1))
         found_bytes = sum(map(len, found)) + KEY_OVERHEAD_BYTES * len(found)
-        if len(found) <= room and size_bytes + found_bytes <= page_bytes_max:
+        if not found or (len(found) <= room and size_bytes + found_bytes <= page_bytes_max):
             keys += found
             return None, size_bytes + found_bytes
 
@@ -157,22 +410,31 @@ class Shard:
         """The 2**bits shards that take this one's place, in the ring's order. This one is retired, its entries stay as they are."""
         depth = self.depth + bits
         shift = 64 - depth
-        shards = [
-            Shard(self.start + (index << shift), depth, self._position_of, self._ledger) for index in range(1 << bits)
-        ]
+        shards = [Shard(self.start + (index << shift), depth, self._context) for index in range(1 << bits)]
         parts = [shard.entries for shard in shards]
         mask = len(parts) - 1
         position_of = self._position_of
         for key, value in self.entries.items():
             parts[position_of(key) >> shift & mask][key] = value
+        if self.deadlines is not None:
+            for key, deadline_ns in self.deadlines.of.items():
+                shards[position_of(key) >> shift & mask].put_deadline(key, deadline_ns)
         self.retire()
         return shards
+
+    def put_deadline(self, key: bytes, deadline_ns: int) -> None:
+        """Give a key a deadline, or another one, that the account knows of."""
+        if self.deadlines is None:
+            self.deadlines = Deadlines()
+            self._context.expiry.add(self)
+        self.deadlines.put(key, deadline_ns)
 
     def retire(self) -> None:
         """Mark the shard as replaced: whoever takes the stripe next must look for its successor."""
         self._drop_order()
+        self._context.expiry.remove(self)  # its deadlines stay, for who still reads here
         self.retired = True
-        self._ledger.adjust(0, -SHARD_BYTES)
+        self._account.adjust(-SHARD_BYTES)
 
     def check(self) -> None:
         """Assert every invariant of a shard that is not retired. O(n)."""
@@ -183,6 +445,10 @@ class Shard:
             assert type(key) is bytes
             assert type(value) is bytes
             assert self.start <= self._position_of(key) < self.end
+        if self.deadlines is not None:
+            self.deadlines.check()
+            assert self.deadlines.of, "a shard without deadlines says so"
+            assert self.deadlines.of.keys() <= self.entries.keys()
         if self._order is None:
             assert not self._changes
             return
@@ -195,10 +461,16 @@ class Shard:
         assert len(set(self._order)) == len(self._order)
 
     @property
+    def entries_bytes(self) -> int:
+        """What the account must hold for this shard, counted anew. O(n)."""
+        timed = 0 if self.deadlines is None else len(self.deadlines.of)
+        return DEADLINE_BYTES * timed + sum(entry_size(*entry) for entry in self.entries.items())
+
+    @property
     def memory_bytes(self) -> int:
         """What the ledger must hold for this shard, counted anew. O(n)."""
         ordered = 0 if self._order is None else len(self._order)
-        return SHARD_BYTES + ORDER_BYTES * ordered + sum(entry_size(*entry) for entry in self.entries.items())
+        return SHARD_BYTES + ORDER_BYTES * ordered + self.entries_bytes
 
     def _note_change(self, key: bytes) -> None:
         changes = self._changes
@@ -208,7 +480,7 @@ class Shard:
 
     def _drop_order(self) -> None:
         if self._order is not None:
-            self._ledger.adjust(0, -ORDER_BYTES * len(self._order))
+            self._account.adjust(-ORDER_BYTES * len(self._order))
             self._order = None
             self._changes = []
 
@@ -216,7 +488,7 @@ class Shard:
         order = self._order
         if order is None:
             order = self._order = SortedKeyList(self.entries, key=self._position_of)
-            self._ledger.adjust(0, ORDER_BYTES * len(order))
+            self._account.adjust(ORDER_BYTES * len(order))
         elif self._changes:
             length_before = len(order)
             entries = self.entries
@@ -226,6 +498,6 @@ class Shard:
                         order.remove(key)
                 elif key in entries:
                     order.add(key)
-            self._ledger.adjust(0, ORDER_BYTES * (len(order) - length_before))
+            self._account.adjust(ORDER_BYTES * (len(order) - length_before))
             self._changes = []
         return order

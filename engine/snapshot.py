@@ -11,7 +11,8 @@ A stream of msgpack objects, each a frame whose head has a fixed size:
 checksum = xxh3_64(body, seed = the frame's offset), so that a frame that was moved, lost or doubled is found too. A body is a msgpack array:
 
     [0, "keyvalue-inmemory snapshot", version, seed]     the first frame
-    [1, bucket name, [key, value, key, value, ...]]      any number; a bucket's keys may be spread over several
+    [1, bucket name, [key, value, key, value, ...],      any number; a bucket's keys may be spread over several
+        {number of a key in it: its deadline}]           in milliseconds of Unix time; version 1 had no deadlines
     [2, blocks, keys]                                    the last frame; nothing follows
 
 The file is written beside its place under another name, fsynced, renamed, and the directory fsynced: a crash leaves the old file or the
@@ -21,7 +22,7 @@ new one. The mode is 0600, since values may be secret.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from os import PathLike
 from struct import Struct
@@ -38,7 +39,8 @@ from engine.table import Table
 __all__ = ["FORMAT", "VERSION", "Reader", "save"]
 
 FORMAT = "keyvalue-inmemory snapshot"
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, 2)
 HEADER, BLOCK, END = 0, 1, 2
 HEAD = Struct(">BBQBI")
 ARRAY2, UINT64, BIN32 = 0x92, 0xCF, 0xC6
@@ -46,9 +48,10 @@ ARRAY2, UINT64, BIN32 = 0x92, 0xCF, 0xC6
 BLOCK_BYTES = 1024 * 1024
 
 
-def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table]) -> None:
+def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table], unix_ms_of: Callable[[int], int]) -> None:
     """Write the tables to `path` at one stroke.
 
+    :param unix_ms_of: Unix time in milliseconds from a time of the store's clock
     :raises OSError: the file could not be written; `path` is as it was, and the unfinished file is removed. Where only the directory
         could not be fsynced, `path` is the new file, and it is not sure that it outlives a crash.
     """
@@ -56,7 +59,7 @@ def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table]) ->
     directory = os.path.dirname(path)
     with NamedTemporaryFile(dir=directory, prefix=".snapshot-", suffix=".tmp", delete=False) as file:
         try:
-            _write(file, seed, tables)
+            _write(file, seed, tables, unix_ms_of)
             file.flush()
             os.fsync(file.fileno())
             os.replace(file.name, path)
@@ -67,33 +70,38 @@ def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table]) ->
     _fsync_directory(directory)
 
 
-def _write(file: IO[bytes], seed: int, tables: Mapping[bytes, Table]) -> None:
+def _write(file: IO[bytes], seed: int, tables: Mapping[bytes, Table], unix_ms_of: Callable[[int], int]) -> None:
     offset = _write_frame(file, 0, [HEADER, FORMAT, VERSION, seed])
     blocks = keys = 0
     for name, table in tables.items():
-        for entries in _blocks(table):
-            offset = _write_frame(file, offset, [BLOCK, name, entries])
+        for entries, deadlines in _blocks(table, unix_ms_of):
+            offset = _write_frame(file, offset, [BLOCK, name, entries, deadlines])
             blocks += 1
             keys += len(entries) // 2
     _write_frame(file, offset, [END, blocks, keys])
 
 
-def _blocks(table: Table) -> Iterator[list[bytes]]:
-    """The table's entries as [key, value, key, value, ...] of about BLOCK_BYTES, at least one block."""
+def _blocks(table: Table, unix_ms_of: Callable[[int], int]) -> Iterator[tuple[list[bytes], dict[int, int]]]:
+    """The table's entries as [key, value, key, value, ...] of about BLOCK_BYTES, with their deadlines; at least one block."""
     entries: list[bytes] = []
+    deadlines: dict[int, int] = {}
     size_bytes = blocks = position = 0
     while not position >> 64:
-        copied, position = table.copy_shard(position)
-        for key, value in copied:
+        shard = table.copy_shard(position)
+        position = shard.end
+        for key, value in shard.entries:
+            if key in shard.deadlines:
+                deadlines[len(entries) // 2] = unix_ms_of(shard.deadlines[key])
             entries += (key, value)
             size_bytes += len(key) + len(value)
             if size_bytes >= BLOCK_BYTES:
-                yield entries
+                yield entries, deadlines
                 blocks += 1
                 entries = []
+                deadlines = {}
                 size_bytes = 0
     if entries or not blocks:
-        yield entries
+        yield entries, deadlines
 
 
 def _write_frame(file: IO[bytes], offset: int, body: list[Any]) -> int:
@@ -112,7 +120,7 @@ def _fsync_directory(directory: str) -> None:
 
 
 class Reader:
-    """Reads a snapshot: `seed`, then by iteration (bucket name, [(key, value), ...]). A context manager.
+    """Reads a snapshot: `seed`, then by iteration (bucket name, [(key, value, deadline or None), ...]). A context manager.
 
     Everything is checked before it is believed; a length never allocates more than the file holds.
 
@@ -138,17 +146,17 @@ class Reader:
     ) -> None:
         self._file.close()
 
-    def __iter__(self) -> Iterator[tuple[bytes, list[tuple[bytes, bytes]]]]:
+    def __iter__(self) -> Iterator[tuple[bytes, list[tuple[bytes, bytes, int | None]]]]:
         blocks = keys = 0
         while True:
             at = self._offset
             match self._read_frame():
-                case [1, bytes(name), list(entries)] if len(entries) % 2 == 0 and all(
-                    type(e) is bytes for e in entries
-                ):
+                case [1, bytes(name), list(entries), *rest] if _is_block(entries, rest):
+                    deadlines = rest[0] if rest else {}
                     blocks += 1
                     keys += len(entries) // 2
-                    yield name, list(zip(entries[::2], entries[1::2], strict=True))
+                    pairs = zip(entries[::2], entries[1::2], strict=True)
+                    yield name, [(key, value, deadlines.get(number)) for number, (key, value) in enumerate(pairs)]
                 case [2, int(blocks_written), int(keys_written)]:
                     if (blocks, keys) != (blocks_written, keys_written):
                         raise self._error(
@@ -164,8 +172,8 @@ class Reader:
     def _read_header(self) -> int:
         match self._read_frame():
             case [0, str(name), int(version), int(seed)] if name == FORMAT:
-                if version != VERSION:
-                    raise self._error(0, f"found version {version}, known is {VERSION}")
+                if version not in VERSIONS:
+                    raise self._error(0, f"found version {version}, known are {VERSIONS[0]} to {VERSIONS[-1]}")
                 if 0 <= seed < 1 << 64:
                     return seed
         raise self._error(0, f"found no header of a {FORMAT}")
@@ -185,8 +193,8 @@ class Reader:
         self._offset += HEAD.size + size
         self._left -= HEAD.size + size
         try:
-            frame = msgpack.unpackb(body)
-        except (ValueError, msgpack.exceptions.UnpackException) as error:
+            frame = msgpack.unpackb(body, strict_map_key=False)  # numbers
+        except (TypeError, ValueError, msgpack.exceptions.UnpackException) as error:  # TypeError: an array as a key
             raise self._error(at, f"found a frame that is not msgpack: {error}") from error
         if not isinstance(frame, list):
             raise self._error(at, "found a frame that is not an array")
@@ -194,3 +202,15 @@ class Reader:
 
     def _error(self, offset: int, reason: str) -> SnapshotError:
         return SnapshotError(self._path, offset, reason)
+
+
+def _is_block(entries: list[Any], rest: list[Any]) -> bool:
+    """Whether these are the last parts of a block: entries, and from version 2 on their deadlines."""
+    if len(entries) % 2 or not all(type(part) is bytes for part in entries):
+        return False
+    match rest:
+        case []:
+            return True
+        case [dict(deadlines)]:
+            return all(type(part) is int for pair in deadlines.items() for part in pair)
+    return False

@@ -1,7 +1,8 @@
 """The store: buckets by name, the limits they share, and the handle through which a bucket is used.
 
     Store ── name ──> Table ── position ──> Shard ── key ──> value
-      └── Ledger: keys and memory of all
+      ├── Ledger: keys and memory of all; an Account a bucket, Quotas over some
+      └── Expiry: shards in which keys have deadlines
 
 The order of keys, and the cursor
 ---------------------------------
@@ -19,30 +20,35 @@ page refuses more than it can bear (`CrowdedPositionError`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from os import PathLike
 from secrets import randbits
 from threading import Lock
-from typing import NamedTuple
+from time import monotonic_ns, time_ns
+from typing import TypeAlias, TypeVar
 
 from xxhash import xxh3_64_intdigest
 
 from engine import snapshot
-from engine.errors import LimitError, NoSuchBucketError
-from engine.ledger import BUCKET_BYTES, Ledger, bytes_size
-from engine.options import StoreOptions
+from engine.bucket import CURSOR_MAX, NS_PER_MS, Bucket
+from engine.deadlines import Expiry
+from engine.errors import LimitError, StoreError
+from engine.ledger import BUCKET_BYTES, Account, Ledger, Observer, Quota, bytes_size
+from engine.options import TTL_MS_MAX, BucketOptions, StoreOptions
+from engine.shard import Context
 from engine.table import Table
 
-__all__ = ["Bucket", "Page", "Store"]
+__all__ = ["ObserverOf", "Store"]
 
-CURSOR_MAX = 2**64 - 1
+T = TypeVar("T")
 
+#: Shards that a sweep may look at for each key that it may remove.
+LOOKS_PER_KEY = 4
+#: Keys that are swept at a time when a write finds no room.
+ROOM_KEYS = 1_000
 
-class Page(NamedTuple):
-    """Keys in the bucket's order, and the cursor of the next page (None: no key is left)."""
-
-    keys: list[bytes]
-    cursor: int | None
+#: Who is told of the changes in the bucket of this name, if anyone.
+ObserverOf: TypeAlias = Callable[[bytes], Observer | None]
 
 
 class Store:
@@ -61,9 +67,10 @@ class Store:
     :param options: limits and shape; the defaults are generous but finite
     :param seed: of the order of keys, 64 bits; random unless given. Keep it secret: who knows it can make keys of equal position.
     :param hash_function: (key, seed) to a position of 64 bits; tests give one that collides
+    :param clock: nanoseconds that never go back; tests give one that they move
     """
 
-    __slots__ = ("_hash", "_ledger", "_lock", "_position_of", "_seed", "_tables", "options")
+    __slots__ = ("_expiry", "_hash", "_ledger", "_lock", "_observer_of", "_position_of", "_seed", "_tables", "options")
 
     def __init__(
         self,
@@ -71,6 +78,7 @@ class Store:
         *,
         seed: int | None = None,
         hash_function: Callable[[bytes, int], int] = xxh3_64_intdigest,
+        clock: Callable[[], int] = monotonic_ns,
     ) -> None:
         self.options = StoreOptions() if options is None else options
         self._seed = seed_now = randbits(64) if seed is None else seed
@@ -79,14 +87,18 @@ class Store:
         self._hash = hash_function
         self._position_of: Callable[[bytes], int] = lambda key: hash_function(key, seed_now)
         self._ledger = Ledger(self.options)
-        self._lock = (
-            Lock()
-        )  # protects adding to and removing from _tables; a look-up is one dict operation and needs none
+        self._expiry = Expiry(clock)
+        self._observer_of: ObserverOf | None = None
+        # Protects adding to and removing from _tables, and what accounts are given; a look-up is one dict operation and needs none.
+        self._lock = Lock()
         self._tables: dict[bytes, Table] = {}
 
-    def bucket(self, name: bytes) -> Bucket:
-        """A handle for the bucket of this name. Creates nothing: the first `set` does."""
-        return Bucket(self, name)
+    def bucket(self, name: bytes, options: BucketOptions | None = None) -> Bucket:
+        """A handle for the bucket of this name. Creates nothing: the first `set` does.
+
+        :param options: of this handle alone, over the store's
+        """
+        return Bucket(self, name, BucketOptions() if options is None else options)
 
     def bucket_names(self) -> list[bytes]:
         """Names of the buckets that hold a key (with `strict_buckets`: that were ever written), in the order of their making."""
@@ -97,8 +109,60 @@ class Store:
         """How many names `bucket_names` gives. O(1)."""
         return len(self._tables)
 
+    @property
+    def expired_keys(self) -> int:
+        """Keys that were removed since their time was over."""
+        return self._expiry.expired_keys
+
+    def sweep(self, keys_max: int = 1_000) -> bool:
+        """Remove keys whose time is over: one bounded step; whether it stopped since it had done so much.
+
+        Nobody sees such a key in any case; what a sweep gives back is their memory.
+        """
+        looks = min(len(self._expiry), keys_max * LOOKS_PER_KEY)
+        left = keys_max
+        while looks and left:
+            shard = self._expiry.rotate()
+            if shard is None:
+                return False
+            left -= shard.sweep(left)
+            looks -= 1
+            if not shard.entries:
+                self._free_if_empty(shard.bucket_name)
+        return not left
+
+    def add_quota(self, quota: Quota) -> None:
+        """Count what the buckets that it covers hold, from now on; handles made with it are held to it. O(buckets)."""
+        with self._lock, self._ledger.lock:
+            self._ledger.quotas += (quota,)
+            quota.keys = quota.memory_bytes = 0
+            for table in self._tables.values():
+                account = table.account
+                if quota.covers(account.name):
+                    account.quotas += (quota,)
+                    quota.keys += account.keys
+                    quota.memory_bytes += account.memory_bytes
+
+    def remove_quota(self, quota: Quota) -> None:
+        """Count for it no more; handles made with it are held to what it says now. O(buckets)."""
+        with self._lock, self._ledger.lock:
+            self._ledger.quotas = tuple(known for known in self._ledger.quotas if known is not quota)
+            for table in self._tables.values():
+                account = table.account
+                account.quotas = tuple(known for known in account.quotas if known is not quota)
+
+    def observe(self, observer_of: ObserverOf | None) -> None:
+        """Have changes told, from now on, to whom `observer_of` names for each bucket; None: to nobody. O(buckets).
+
+        A write that is under way may still be told to whom was named before.
+        """
+        with self._lock:
+            self._observer_of = observer_of
+            for name, table in self._tables.items():
+                table.account.observer = None if observer_of is None else observer_of(name)
+
     def __len__(self) -> int:
-        """Keys in all buckets. O(1)."""
+        """Keys in all buckets, with those that have expired and are not swept yet. O(1)."""
         return self._ledger.keys
 
     @property
@@ -113,7 +177,14 @@ class Store:
 
         :raises OSError: the file could not be written; `path` is as it was
         """
-        snapshot.save(path, self._seed, self._tables.copy())
+        unix_ns = time_ns() - self._expiry.clock()  # of the clock's zero
+        tables = self._tables.copy()
+        try:
+            snapshot.save(path, self._seed, tables, lambda deadline_ns: (deadline_ns + unix_ns) // NS_PER_MS)
+        finally:
+            for name, table in tables.items():
+                if table.looks_empty():  # its keys may have expired
+                    self._free_if_empty(name)
 
     @classmethod
     def load(cls, path: str | PathLike[str], options: StoreOptions | None = None) -> Store:
@@ -126,13 +197,15 @@ class Store:
         with snapshot.Reader(path) as reader:
             store = cls(options, seed=reader.seed)
             for name, entries in reader:
-                if not entries:
-                    if store.options.strict_buckets:
-                        store._keep_empty(name)
-                    continue
+                if store.options.strict_buckets:
+                    store._keep_empty(name)  # where its keys have expired, or it had none
                 bucket = store.bucket(name)
-                for key, value in entries:
-                    bucket.set(key, value)
+                now_ms = time_ns() // NS_PER_MS
+                for key, value, deadline_ms in entries:
+                    if deadline_ms is None:
+                        bucket.set(key, value)
+                    elif deadline_ms > now_ms:
+                        bucket.set(key, value, min(deadline_ms - now_ms, TTL_MS_MAX))
         return store
 
     def check(self) -> None:
@@ -146,26 +219,31 @@ class Store:
             memory_bytes += BUCKET_BYTES + bytes_size(len(name)) + sum(shard.memory_bytes for shard in table.shards())
         assert self._ledger.keys == keys
         assert self._ledger.memory_bytes == memory_bytes
+        for quota in self._ledger.quotas:
+            accounts = [table.account for name, table in self._tables.items() if quota.covers(name)]
+            assert all(quota in account.quotas for account in accounts)
+            assert quota.keys == sum(account.keys for account in accounts)
+            assert quota.memory_bytes == sum(account.memory_bytes for account in accounts)
         assert keys <= self.options.keys_max
         assert len(self._tables) <= self.options.buckets_max
 
-    def _set_first(self, name: bytes, key: bytes, value: bytes) -> Table | None:
-        """Store the first key of a bucket and make its table known, at one stroke; the table instead, if there is one already.
+    def _write_first(self, name: bytes, write: Callable[[Table], T]) -> tuple[Table, T | None]:
+        """Write the first keys of a bucket and make its table known, at one stroke; or the table that there is already, and None.
 
-        :raises LimitError: the name is too long, the buckets are too many, or the key finds no room; no table is made
+        :raises StoreError: the name is too long, the buckets are too many, or `write` raised it; no table is made
         """
         with self._lock:
             known = self._tables.get(name)
             if known is not None:
-                return known
+                return known, None
             table = self._new_table(name)
             try:
-                table.ring[1][0].set(key, value)
-            except LimitError:
+                written = write(table)
+            except StoreError:
                 self._drop_table(name, table)
                 raise
             self._tables[name] = table
-            return None
+            return table, written
 
     def _keep_empty(self, name: bytes) -> None:
         """Make a bucket known that was written and emptied."""
@@ -179,14 +257,16 @@ class Store:
             raise LimitError("bucket name in bytes", len(name), options.bucket_name_bytes_max)
         if len(self._tables) >= options.buckets_max:
             raise LimitError("buckets", len(self._tables) + 1, options.buckets_max)
-        self._ledger.grow(BUCKET_BYTES + bytes_size(len(name)))
-        return Table(options, self._position_of, self._ledger)
+        self._ledger.hold(BUCKET_BYTES + bytes_size(len(name)))
+        observer = None if self._observer_of is None else self._observer_of(name)
+        account = Account(name, self._ledger, observer)
+        return Table(options, Context(self._position_of, self._hash, self._seed, account, self._expiry))
 
     def _drop_table(self, name: bytes, table: Table) -> bool:
         """Give up a table that holds no key; whether it holds none."""
         if not table.free():
             return False
-        self._ledger.adjust(0, -BUCKET_BYTES - bytes_size(len(name)))
+        self._ledger.hold(-BUCKET_BYTES - bytes_size(len(name)))
         return True
 
     def _settled(self, name: bytes) -> Table | None:
@@ -197,148 +277,16 @@ class Store:
     def _free_if_empty(self, name: bytes) -> None:
         with self._lock:
             table = self._tables.get(name)
-            if table is not None and self._drop_table(name, table):
+            if table is None or self.options.strict_buckets or not table.looks_empty():
+                return
+            if self._drop_table(name, table):
                 del self._tables[name]
 
-
-class Bucket:
-    """A handle for one bucket of a store: cheap, stateless, good for ever, also while the bucket does not exist.
-
-    Reading a bucket that was never written is reading an empty one, unless the store is strict about buckets: then `get`, `exists` and
-    `delete` raise `NoSuchBucketError`.
-    """
-
-    __slots__ = ("_hash", "_key_bytes_max", "_seed", "_shard_keys_max", "_store", "_tables", "_value_bytes_max", "name")
-
-    def __init__(self, store: Store, name: bytes) -> None:
-        self.name = name
-        self._store = store
-        self._tables = store._tables
-        self._hash = store._hash
-        self._seed = store._seed
-        self._key_bytes_max = store.options.key_bytes_max
-        self._value_bytes_max = store.options.value_bytes_max
-        self._shard_keys_max = store.options.shard_keys_max
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value of a key, or None. O(1), takes no lock: see `engine.shard.Shard`.
-
-        :raises NoSuchBucketError: with `strict_buckets`
-        """
-        table = self._tables.get(self.name)
-        if table is None:
-            self._absent()
-            return None
-        shift, shards = table.ring
-        return shards[self._hash(key, self._seed) >> shift].entries.get(key)
-
-    def exists(self, key: bytes) -> bool:
-        """Whether the key is there. O(1), takes no lock.
-
-        :raises NoSuchBucketError: with `strict_buckets`
-        """
-        return self.get(key) is not None
-
-    def set(self, key: bytes, value: bytes) -> None:
-        """Store a value. O(1); now and then a shard is split, which moves at most `shard_keys_max` keys.
-
-        >>> Store(StoreOptions(value_bytes_max=3)).bucket(b"b").set(b"k", b"long")
-        Traceback (most recent call last):
-        engine.errors.LimitError: value in bytes: found 4, allowed 3
-
-        :raises LimitError: key, value, or the store would pass a limit; the store is as before
-        """
-        if len(key) > self._key_bytes_max:
-            raise LimitError("key in bytes", len(key), self._key_bytes_max)
-        if len(value) > self._value_bytes_max:
-            raise LimitError("value in bytes", len(value), self._value_bytes_max)
-        position = self._hash(key, self._seed)
-        table = self._tables.get(self.name)
-        keys = 0  # 0 until a shard took the value
-        while keys == 0:
-            if table is None:
-                table = self._store._set_first(self.name, key, value)
-                if table is None:
-                    return
-            shift, shards = table.ring
-            shard = shards[position >> shift]
-            keys = shard.set(key, value)
-            if keys > self._shard_keys_max:
-                table.split(shard)
-            elif keys == 0:  # retired: by a split, or with its table
-                table = self._store._settled(self.name)
-
-    def delete(self, key: bytes) -> bool:
-        """Remove a key; whether it was there. O(1), and O(shards) when a shard's last key goes. The last key takes the bucket with it.
-
-        :raises NoSuchBucketError: with `strict_buckets`
-        """
-        position = self._hash(key, self._seed)
-        table = self._tables.get(self.name)
-        while table is not None:
-            shift, shards = table.ring
-            removed = shards[position >> shift].delete(key)
-            if removed is None:
-                table = self._store._settled(self.name)
-                continue
-            if removed and table.looks_empty(position) and not self._store.options.strict_buckets:
-                self._store._free_if_empty(self.name)
-            return removed
-        self._absent()
-        return False
-
-    def page(self, cursor: int | None = None, keys_max: int | None = None) -> Page:
-        """Keys from `cursor` on (None: from the beginning), at most `keys_max` (default: the store's `page_keys_max`).
-
-        A page holds fewer keys where it would pass `page_bytes_max`, and at least one if any is left. Never raises
-        `NoSuchBucketError`. O(changes since the last page + log n + page), and the sort of a shard that never had a page.
-
-        >>> bucket = Store().bucket(b"b")
-        >>> for key in (b"x", b"y", b"z"):
-        ...     bucket.set(key, b"")
-        >>> first = bucket.page(keys_max=2)
-        >>> second = bucket.page(first.cursor)
-        >>> sorted(first.keys + second.keys), second.cursor
-        ([b'x', b'y', b'z'], None)
-
-        :raises CrowdedPositionError: more keys stand at one position than a page may hold
-        """
-        options = self._store.options
-        if cursor is not None and not 0 <= cursor <= CURSOR_MAX:
-            raise ValueError(f"cursor: found {cursor}, allowed 0 to 2**64 - 1")
-        if keys_max is None:
-            keys_max = options.page_keys_max
-        elif keys_max < 1:
-            raise ValueError(f"keys_max: found {keys_max}, allowed at least 1")
-        table = self._tables.get(self.name)
-        if table is None:
-            return Page([], None)
-        return Page(*table.page(cursor or 0, keys_max, options.page_bytes_max))
-
-    def keys(self) -> Iterator[bytes]:
-        """All keys, in the bucket's order, page by page: each that is there for the whole walk exactly once.
-
-        >>> bucket = Store().bucket(b"b")
-        >>> bucket.set(b"k", b"v")
-        >>> list(bucket.keys())
-        [b'k']
-        """
-        cursor: int | None = None
-        while True:
-            page = self.page(cursor)
-            yield from page.keys
-            cursor = page.cursor
-            if cursor is None:
-                return
-
-    def __len__(self) -> int:
-        """Keys in this bucket: exact when no write is under way. O(shards)."""
-        table = self._tables.get(self.name)
-        return 0 if table is None else len(table)
-
-    def __repr__(self) -> str:
-        return f"Bucket({self.name[:64]!r})"
-
-    def _absent(self) -> None:
-        if self._store.options.strict_buckets:
-            raise NoSuchBucketError(self.name)
+    def _find_room(self) -> bool:
+        """Whether keys whose time is over were removed."""
+        expired = self._expiry.expired_keys
+        looks = len(self._expiry)
+        while looks > 0 and self._expiry.expired_keys == expired:
+            self.sweep(ROOM_KEYS)
+            looks -= ROOM_KEYS * LOOKS_PER_KEY
+        return self._expiry.expired_keys != expired

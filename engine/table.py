@@ -9,18 +9,22 @@ in a row, so one that has grown too large is split alone, and no write ever wait
 A ring is never changed once it is published: a split publishes a new (shift, shards) tuple, and retires the shard it replaced. Whoever
 then takes the retired shard's stripe is told so, and looks again.
 
-Locks, in the order in which they are taken: the store's lock, `_growth`, one stripe (to free a table: all, in the ring's order), the ledger.
+A batch takes the stripes of its keys in the ring's order, each once, and holds them till its last write. Who reads many keys takes none: it
+reads, and if a batch was at work meanwhile it reads again while none is (`_batches`).
+
+Locks, in the order in which they are taken: the store's lock, `_growth` or `_batch`, one stripe (a batch, and who frees a table: several, in the
+ring's order), the ledger's or the expiry's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from threading import Lock
 
-from engine.ledger import Ledger
+from engine.ledger import Account, Quota
 from engine.options import SHARD_BITS_MAX, StoreOptions
-from engine.shard import Shard
+from engine.shard import Context, Copy, Shard
 
 __all__ = ["Table"]
 
@@ -33,14 +37,21 @@ SPLIT_BITS = 2
 class Table:
     """Keys and values of one bucket. Once freed (all shards retired, the ring as it was) it takes no write any more."""
 
-    __slots__ = ("_growth", "_ledger", "_shard_keys_max", "_shards_min", "ring")
+    __slots__ = ("_batch", "_batches", "_context", "_growth", "_shard_keys_max", "_shards_min", "ring")
 
-    def __init__(self, options: StoreOptions, position_of: Callable[[bytes], int], ledger: Ledger) -> None:
+    def __init__(self, options: StoreOptions, context: Context) -> None:
         self._growth = Lock()  # protects the publishing of `ring`; reading it needs no lock, it is one attribute
+        self._batch = Lock()  # held by the batch that is at work
+        self._batches = 0  # odd while one is; changed under `_batch`, and read without
         self._shards_min = options.shards_min
         self._shard_keys_max = options.shard_keys_max
-        self._ledger = ledger
-        self.ring: Ring = (64, [Shard(0, 0, position_of, ledger)])
+        self._context = context
+        self.ring: Ring = (64, [Shard(0, 0, context)])
+
+    @property
+    def account(self) -> Account:
+        """What the bucket's entries are counted in."""
+        return self._context.account
 
     def __len__(self) -> int:
         """Keys of the bucket: exact when no write is under way."""
@@ -54,10 +65,15 @@ class Table:
                 last = shard
                 yield shard
 
-    def looks_empty(self, position: int) -> bool:
-        """Whether no key is left, looking first where the last one was deleted. Without stripes: `free` makes sure."""
+    def shard_of(self, key: bytes) -> Shard:
+        """The shard that holds a key, if any does. It may be retired meanwhile."""
         shift, shards = self.ring
-        return not shards[position >> shift].entries and not any(shard.entries for shard in shards)
+        _, hash_function, seed, _, _ = self._context
+        return shards[hash_function(key, seed) >> shift]
+
+    def looks_empty(self) -> bool:
+        """Whether no key is left. Without stripes: `free` makes sure."""
+        return not any(shard.entries for shard in self.ring[1])
 
     def page(self, position: int, page_keys_max: int, page_bytes_max: int) -> tuple[list[bytes], int | None]:
         """Keys at and behind `position`, and the position at which the next page begins. One stripe at a time.
@@ -70,8 +86,9 @@ class Table:
         while True:
             shift, shards = ring = self.ring
             shard = shards[position >> shift]
+            may_expire = shard.deadlines is not None  # then only the stripe tells whether a key is left
             if shard.entries:  # without the stripe: a shard that is empty at this moment has nothing to give
-                if len(keys) >= page_keys_max:
+                if len(keys) >= page_keys_max and not may_expire:
                     return keys, position
                 with shard.stripe:
                     if shard.retired:
@@ -85,14 +102,106 @@ class Table:
             if position >> 64:
                 return keys, None
 
-    def copy_shard(self, position: int) -> tuple[list[tuple[bytes, bytes]], int]:
-        """The entries of the shard that holds `position`, as of one moment, and the end of its arc."""
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values in the order of the keys, as of a moment at which no batch was at work."""
+        batches = self._batches
+        if not batches & 1:
+            values = self._read_many(keys)
+            if batches == self._batches:
+                return values
+        with self._batch:
+            return self._read_many(keys)
+
+    def _read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Pays: bench end-to-end batch."""
+        now_ns = self._context.expiry.clock()  # one for all: what has one deadline is there whole, or not at all
+        shift, shards = self.ring
+        _, hash_function, seed, _, _ = self._context
+        values: list[bytes | None] = []
+        append = values.append
+        for key in keys:
+            shard = shards[hash_function(key, seed) >> shift]
+            append(shard.entries.get(key) if shard.deadlines is None else shard.read(key, now_ns))
+        return values
+
+    def set_many(self, entries: Mapping[bytes, bytes], quota: Quota | None, ttl_ns: int) -> bool:
+        """Store all, or nothing; False when the table is freed and took nothing.
+
+        :raises LimitError: before the first write
+        """
+        with self._stripes_of(entries) as parts:
+            if parts is None:
+                return False
+            keys = memory_bytes = 0
+            deadline_ns = self._context.expiry.deadline_ns(ttl_ns)
+            for shard, part in parts.items():
+                shard.expire(part)
+                new_keys, growth = shard.growth(part, entries, deadline_ns is not None)
+                keys += new_keys
+                memory_bytes += growth
+            self.account.charge(keys, memory_bytes, quota)
+            for shard, part in parts.items():
+                shard.put_many(part, entries, deadline_ns)
+        for shard in parts:
+            if len(shard.entries) > self._shard_keys_max:
+                self.split(shard)
+        return True
+
+    def delete_many(self, keys: Iterable[bytes]) -> int | None:
+        """Remove all of these that are there; how many were, or None when the table is freed."""
+        with self._stripes_of(dict.fromkeys(keys)) as parts:
+            if parts is None:
+                return None
+            return sum(shard.remove(key) for shard, part in parts.items() for key in part)
+
+    @contextmanager
+    def _stripes_of(self, keys: Iterable[bytes]) -> Iterator[dict[Shard, list[bytes]] | None]:
+        """Be at work as a batch: all shards of the keys, each with its keys, and its stripe held. None when the table is freed."""
+        with self._batch:
+            self._batches += 1
+            taken: list[Shard] = []
+            try:
+                while True:
+                    shift, shards = ring = self.ring
+                    _, hash_function, seed, _, _ = self._context
+                    indexes: dict[int, list[bytes]] = {}
+                    for key in keys:
+                        index = hash_function(key, seed) >> shift
+                        if index in indexes:
+                            indexes[index].append(key)
+                        else:
+                            indexes[index] = [key]
+                    parts: dict[Shard, list[bytes]] = {}
+                    for index in sorted(indexes):
+                        shard = shards[index]
+                        if shard in parts:  # it stands in the ring several times
+                            parts[shard] += indexes[index]
+                        else:
+                            parts[shard] = indexes[index]
+                    for shard in parts:
+                        shard.stripe.acquire()
+                        taken.append(shard)
+                    if not any(shard.retired for shard in taken):
+                        yield parts
+                        return
+                    if ring is self.ring:
+                        yield None
+                        return
+                    while taken:
+                        taken.pop().stripe.release()
+            finally:
+                for shard in taken:
+                    shard.stripe.release()
+                self._batches += 1
+
+    def copy_shard(self, position: int) -> Copy:
+        """What the shard that holds `position` has, as of one moment. A freed table's shards have nothing."""
         while True:
             shift, shards = ring = self.ring
             shard = shards[position >> shift]
             with shard.stripe:
                 if not shard.retired or ring is self.ring:
-                    return list(shard.entries.items()), shard.end
+                    return shard.copy()
 
     def split(self, shard: Shard) -> None:
         """Replace a shard that has grown too large by several; nothing if that was done already."""
@@ -132,6 +241,9 @@ class Table:
 
     def check(self) -> None:
         """Assert every invariant of the table and its shards. Takes one stripe at a time. O(n)."""
+        assert not self._batches & 1
+        assert self.account.keys == len(self)
+        assert self.account.memory_bytes == sum(shard.entries_bytes for shard in self.shards())
         shift, shards = self.ring
         assert len(shards) == 1 << (64 - shift)
         assert 64 - shift <= SHARD_BITS_MAX

@@ -1,4 +1,4 @@
-"""The memory formula of the ledger against the growth of a process, at a million keys.
+"""The memory formula of the ledger against the growth of a process: at a million keys, and at some 100,000s with deadlines.
 
 The keys are stored by a fresh process, `python -m tests.engine.test_memory`, so that nothing else has left holes in its memory.
 """
@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from engine import Store
-from engine.ledger import ORDER_BYTES
+from engine.ledger import DEADLINE_BYTES, ORDER_BYTES
 
 KEYS = 1_000_000
+#: What a deadline takes rises and falls with the number of keys, as dicts grow: a size at which it is small, and one at which it is large.
+TIMED_KEYS = (300_000, 420_000)
+HOUR_MS = 3_600_000
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,7 +29,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def measure() -> dict[str, int]:
+def measure_orders() -> dict[str, int]:
     """Growth of the process, and growth by the formula: after a million sets, and after a full walk."""
     gc.collect()
     store = Store()
@@ -50,12 +53,28 @@ def measure() -> dict[str, int]:
     }
 
 
-@pytest.fixture(scope="module")
-def growth() -> dict[str, int]:
-    command = [sys.executable, "-m", "tests.engine.test_memory"]
+def measure_sets(count: int, ttl_ms: int = 0) -> dict[str, int]:
+    """Growth of the process, and growth by the formula, after so many sets; with deadlines, if a time to live is given."""
+    gc.collect()
+    store = Store()
+    bucket = store.bucket(b"b")
+    start = resident_bytes()
+    for number in range(count):
+        bucket.set(b"%012d" % number, b"%064d" % number, ttl_ms + number if ttl_ms else None)
+    return {"found": resident_bytes() - start, "formula": store.memory_bytes}
+
+
+def measured(*arguments: str) -> dict[str, int]:
+    command = [sys.executable, "-m", "tests.engine.test_memory", *arguments]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert (child.returncode, child.stderr) == (0, "")
     result: dict[str, int] = json.loads(child.stdout)
+    return result
+
+
+@pytest.fixture(scope="module")
+def growth() -> dict[str, int]:
+    result = measured()
     assert result["walked"] == KEYS
     return result
 
@@ -71,5 +90,17 @@ def test_the_order_of_a_key_is_cheap(growth: dict[str, int]) -> None:
     assert ORDER_BYTES <= 110
 
 
+def test_the_formula_of_a_deadline_is_the_growth_of_the_process() -> None:
+    found = formula = 0
+    for count in TIMED_KEYS:
+        plain, timed = measured(str(count)), measured(str(count), str(HOUR_MS))
+        assert timed["found"] == pytest.approx(timed["formula"], rel=0.15)
+        found += timed["found"] - plain["found"]
+        formula += timed["formula"] - plain["formula"]
+    assert formula == pytest.approx(DEADLINE_BYTES * sum(TIMED_KEYS), rel=0.01), "but for the number of shards"
+    assert found == pytest.approx(formula, rel=0.1)
+
+
 if __name__ == "__main__":
-    json.dump(measure(), sys.stdout)
+    numbers = [int(argument) for argument in sys.argv[1:]]
+    json.dump(measure_sets(*numbers) if numbers else measure_orders(), sys.stdout)

@@ -1,23 +1,38 @@
-"""The store against a dict of dicts: any sequence of calls, walks that go on in between, saves and loads.
+"""The store against dicts: any sequence of calls while the clock moves, walks that go on in between, saves and loads.
 
-Pages are predicted key by key (`predicted_page`), apart from the order of keys that stand at one position.
+Pages are predicted key by key (`predicted_page`), apart from the order of keys that stand at one position. A second model is made of
+nothing but what an observer is told: it must hold what the store holds.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from xxhash import xxh3_64_intdigest
 
-from engine import CrowdedPositionError, LimitError, NoSuchBucketError, Store, StoreOptions
+from engine import (
+    Bucket,
+    BucketOptions,
+    CounterError,
+    CrowdedPositionError,
+    LimitError,
+    NoSuchBucketError,
+    Quota,
+    Store,
+    StoreOptions,
+)
+from engine.counter import COUNTER_MAX
+from engine.ledger import DEADLINE_BYTES, bytes_size, entry_size
 from engine.shard import CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES
+from tests.engine.clock import NS_PER_MS, Clock
 
 SEED = 7
 HashFunction = Callable[[bytes, int], int]
@@ -33,24 +48,18 @@ def adjacent(key: bytes, seed: int) -> int:
     return len(key)
 
 
-class ScatteredStore(Store):
-    def __init__(self, options: StoreOptions | None = None, *, seed: int | None = None) -> None:
-        super().__init__(options, seed=seed, hash_function=scattered)
-
-
-class AdjacentStore(Store):
-    def __init__(self, options: StoreOptions | None = None, *, seed: int | None = None) -> None:
-        super().__init__(options, seed=seed, hash_function=adjacent)
-
-
-KINDS: dict[type[Store], HashFunction] = {Store: xxh3_64_intdigest, ScatteredStore: scattered, AdjacentStore: adjacent}
-SHARD_KEYS_LEAST: dict[type[Store], int] = {Store: 1, ScatteredStore: 3, AdjacentStore: 100}
+SHARD_KEYS_LEAST: dict[HashFunction, int] = {xxh3_64_intdigest: 1, scattered: 3, adjacent: 100}
 
 BUCKETS = [b"", b"a", b"another"]
 KEYS = [b"", b"a", b"b", b"key", *(b"key %d" % number for number in range(30)), b"long" * 20, b"long" * 20 + b"er"]
 names = st.sampled_from(BUCKETS)
 keys = st.sampled_from(KEYS)
-values = st.binary(max_size=40)
+numbers = st.sampled_from([0, 1, 9, 10**9, COUNTER_MAX - 1, COUNTER_MAX])
+values = st.binary(max_size=40) | numbers.map(lambda number: b"%d" % number) | st.just(b"%d" % (COUNTER_MAX + 1))
+#: Short ones may be over after a load, since a file's deadlines are those of the system's time.
+ttls_ms = st.none() | st.sampled_from([1, 1_000, 3_600_000])
+#: What a save and a load may take.
+LOAD_MS = 60_000
 
 
 @st.composite
@@ -110,54 +119,171 @@ class Walk:
     seen: set[bytes] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    value: bytes
+    deadline_ns: int | None
+
+
 class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
-        self.model: dict[bytes, dict[bytes, bytes]] = {}
+        self.clock = Clock(now_ns=10**18)
+        self.model: dict[bytes, dict[bytes, Stored]] = {}
+        self.written: set[bytes] = set()
         self.walks: list[Walk] = []
+        self.events: list[tuple[bytes, bytes, bytes | None]] = []
+        self.told: dict[bytes, dict[bytes, bytes]] = {}
+        self.told_removals = 0
+        self.deleted_keys = 0
 
     def teardown(self) -> None:
         self.directory.cleanup()
 
-    @initialize(options=store_options(), kind=st.sampled_from(list(KINDS)))
-    def make(self, options: StoreOptions, kind: type[Store]) -> None:
-        self.kind = kind
+    @initialize(
+        options=store_options(),
+        hash_function=st.sampled_from(list(SHARD_KEYS_LEAST)),
+        quota_keys_max=st.sampled_from([None, 3, 20]),
+        quota_bytes_max=st.sampled_from([None, 1_000, 5_000]),
+    )
+    def make(
+        self,
+        options: StoreOptions,
+        hash_function: HashFunction,
+        quota_keys_max: int | None,
+        quota_bytes_max: int | None,
+    ) -> None:
+        clock = self.clock
+
+        class StoreUnderTest(Store):
+            def __init__(self, options: StoreOptions | None = None, *, seed: int | None = None) -> None:
+                super().__init__(options, seed=seed, hash_function=hash_function, clock=clock)
+
+        self.kind = StoreUnderTest
+        self.hash_function = hash_function
+        self.quota = Quota(lambda name: name.startswith(b"a"), quota_keys_max, quota_bytes_max)
         self.options = self.bounded(options)
-        self.store = kind(self.options, seed=SEED)
+        self.take_up(StoreUnderTest(self.options, seed=SEED))
+
+    def take_up(self, store: Store) -> None:
+        self.store = store
+        store.add_quota(self.quota)
+        store.observe(lambda name: lambda bucket, key, value: self.events.append((bucket, key, value)))
 
     def bounded(self, options: StoreOptions) -> StoreOptions:
         """Without shards that no split makes smaller: they end in the largest ring, which takes long to check."""
-        return replace(options, shard_keys_max=max(options.shard_keys_max, SHARD_KEYS_LEAST[self.kind]))
+        return replace(options, shard_keys_max=max(options.shard_keys_max, SHARD_KEYS_LEAST[self.hash_function]))
 
     def position_of(self, key: bytes) -> int:
-        return KINDS[self.kind](key, SEED)
+        return self.hash_function(key, SEED)
+
+    def handle(self, name: bytes, ttl_ms: int | None = None, *, limited: bool = False) -> Bucket:
+        """A handle, held to the quota if that covers its bucket."""
+        quota = self.quota if limited and self.quota.covers(name) else None
+        return self.store.bucket(name, BucketOptions(ttl_ms=ttl_ms, quota=quota))
+
+    def live(self, name: bytes) -> dict[bytes, Stored]:
+        """What is there for a reader."""
+        now_ns = self.clock.now_ns
+        return {
+            key: stored
+            for key, stored in self.model.get(name, {}).items()
+            if stored.deadline_ns is None or stored.deadline_ns > now_ns
+        }
 
     def is_refused(self, name: bytes) -> bool:
-        return self.options.strict_buckets and name not in self.model
+        return self.options.strict_buckets and name not in self.written
 
-    @rule(name=names, key=keys, value=values)
-    def set_value(self, name: bytes, key: bytes, value: bytes) -> None:
-        options = self.options
-        keys_now = sum(map(len, self.model.values()))
-        allowed = {
-            "value in bytes": (len(value), options.value_bytes_max),
-            "buckets": (len(self.model) + (name not in self.model), options.buckets_max),
-            "keys limit": (keys_now + (key not in self.model.get(name, {})), options.keys_max),
-        }
-        expected = [(what, *limit) for what, limit in allowed.items() if limit[0] > limit[1]][:1]
+    def predicted_refusal(
+        self, name: bytes, changes: Mapping[bytes, Stored], limited: bool
+    ) -> list[tuple[str, int, int]]:
+        """The limit that these writes would pass, if they would: what, found, allowed. Keys that have expired take no room."""
+        options, live = self.options, self.live(name)
+        bucket_names = self.written if options.strict_buckets else {known for known in BUCKETS if self.live(known)}
+        new_keys = len(changes.keys() - live.keys())
+        growth = 0
+        for key, stored in changes.items():
+            old = live.get(key)
+            growth += (stored.deadline_ns is not None) * DEADLINE_BYTES
+            if old is None:
+                growth += entry_size(key, stored.value)
+            else:
+                growth += bytes_size(len(stored.value)) - bytes_size(len(old.value))
+                growth -= (old.deadline_ns is not None) * DEADLINE_BYTES
+        limits = [
+            ("value in bytes", len(stored.value), options.value_bytes_max, len(stored.value))
+            for stored in changes.values()
+        ]
+        limits.append(("buckets", len(bucket_names | {name}), options.buckets_max, name not in bucket_names))
+        limits.append(
+            ("keys limit", sum(len(self.live(known)) for known in BUCKETS) + new_keys, options.keys_max, new_keys)
+        )
+        if limited and self.quota.covers(name):
+            covered = [entry for known in BUCKETS if self.quota.covers(known) for entry in self.live(known).items()]
+            memory_bytes = sum(
+                entry_size(key, stored.value) + (stored.deadline_ns is not None) * DEADLINE_BYTES
+                for key, stored in covered
+            )
+            limits.append(("keys of this link's buckets", len(covered) + new_keys, self.quota.keys_max, new_keys))
+            limits.append(
+                ("memory in bytes of this link's buckets", memory_bytes + growth, self.quota.memory_bytes_max, growth)
+            )
+        return [(what, found, allowed) for what, found, allowed, grows in limits if found > allowed and grows > 0][:1]
+
+    def write(self, name: bytes, changes: Mapping[bytes, Stored], limited: bool, call: Callable[[], object]) -> None:
+        """Make a call that writes all of these, or nothing."""
+        expected = self.predicted_refusal(name, changes, limited) if changes else []
         try:
-            self.store.bucket(name).set(key, value)
+            call()
         except LimitError as error:
             assert [(error.what, error.found, error.allowed)] == expected
         else:
             assert not expected
-            self.model.setdefault(name, {})[key] = value
+            if changes:
+                self.model.setdefault(name, {}).update(changes)
+                self.written.add(name)
 
-    @rule(name=names, value=values)
-    def set_every_key(self, name: bytes, value: bytes) -> None:
+    def deadline_ns(self, ttl_ms: int | None) -> int | None:
+        return None if ttl_ms is None else self.clock.now_ns + ttl_ms * NS_PER_MS
+
+    @rule(name=names, key=keys, value=values, ttl_ms=ttls_ms, default_ttl_ms=ttls_ms, limited=st.booleans())
+    def set_value(
+        self,
+        name: bytes,
+        key: bytes,
+        value: bytes,
+        ttl_ms: int | None = None,
+        default_ttl_ms: int | None = None,
+        limited: bool = False,
+    ) -> None:
+        stored = Stored(value, self.deadline_ns(default_ttl_ms if ttl_ms is None else ttl_ms))
+        bucket = self.handle(name, default_ttl_ms, limited=limited)
+        self.write(name, {key: stored}, limited, lambda: bucket.set(key, value, ttl_ms))
+
+    @rule(name=names, value=values, ttl_ms=ttls_ms)
+    def set_every_key(self, name: bytes, value: bytes, ttl_ms: int | None) -> None:
         for key in KEYS:
-            self.set_value(name, key, value)
+            self.set_value(name, key, value, ttl_ms)
+
+    @rule(name=names, entries=st.dictionaries(keys, values, max_size=9), ttl_ms=ttls_ms, limited=st.booleans())
+    def set_many(self, name: bytes, entries: dict[bytes, bytes], ttl_ms: int | None, limited: bool) -> None:
+        changes = {key: Stored(value, self.deadline_ns(ttl_ms)) for key, value in entries.items()}
+        self.write(name, changes, limited, lambda: self.handle(name, ttl_ms, limited=limited).set_many(entries))
+
+    @rule(name=names, key=keys, delta=numbers, ttl_ms=ttls_ms, limited=st.booleans())
+    def increment(self, name: bytes, key: bytes, delta: int, ttl_ms: int | None, limited: bool) -> None:
+        bucket = self.handle(name, ttl_ms, limited=limited)
+        old = self.live(name).get(key, Stored(b"0", None))
+        if not (old.value.isdigit() and len(old.value) <= 20 and int(old.value) + delta <= COUNTER_MAX):
+            with pytest.raises(CounterError, match="found "):
+                bucket.increment(key, delta)
+            return
+        total = int(old.value) + delta
+        stored = Stored(b"%d" % total, old.deadline_ns if ttl_ms is None else self.deadline_ns(ttl_ms))
+        returned: list[int] = []
+        self.write(name, {key: stored}, limited, lambda: returned.append(bucket.increment(key, delta)))
+        assert returned in ([], [total])
 
     @rule(name=names, key=keys)
     def delete(self, name: bytes, key: bytes) -> None:
@@ -167,33 +293,73 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.is_refused(name)
             return
         assert not self.is_refused(name)
-        bucket = self.model.get(name, {})
-        assert removed is (bucket.pop(key, None) is not None)
-        if not bucket and not self.options.strict_buckets:
-            self.model.pop(name, None)
-        for walk in self.walks:
-            if walk.name == name:
-                walk.stayed.discard(key)
+        assert removed is (key in self.live(name))
+        self.model.get(name, {}).pop(key, None)
+        self.deleted_keys += removed
 
     @rule(name=names, count=st.integers(1, len(KEYS)))
     def delete_keys(self, name: bytes, count: int) -> None:
         for key in KEYS[:count]:
             self.delete(name, key)
 
+    @rule(name=names, keys=st.lists(keys, max_size=40))
+    def delete_many(self, name: bytes, keys: list[bytes]) -> None:
+        try:
+            removed = self.store.bucket(name).delete_many(keys)
+        except NoSuchBucketError:
+            assert self.is_refused(name)
+            return
+        assert not self.is_refused(name)
+        assert removed == len(self.live(name).keys() & set(keys))
+        for key in keys:
+            self.model.get(name, {}).pop(key, None)
+        self.deleted_keys += removed
+
     @rule(name=names, key=keys)
     def get(self, name: bytes, key: bytes) -> None:
         bucket = self.store.bucket(name)
-        expected = self.model.get(name, {}).get(key)
+        stored = self.live(name).get(key)
         try:
-            assert bucket.get(key) == expected
-            assert bucket.exists(key) is (expected is not None)
+            assert bucket.get(key) == (None if stored is None else stored.value)
+            assert bucket.exists(key) is (stored is not None)
             assert not self.is_refused(name)
         except NoSuchBucketError:
             assert self.is_refused(name)
 
+    @rule(name=names, keys=st.lists(keys, max_size=40))
+    def get_many(self, name: bytes, keys: list[bytes]) -> None:
+        live = self.live(name)
+        try:
+            found = self.store.bucket(name).get_many(keys)
+            assert found == [live[key].value if key in live else None for key in keys]
+            assert not self.is_refused(name)
+        except NoSuchBucketError:
+            assert self.is_refused(name)
+
+    @rule(name=names, key=keys)
+    def persist(self, name: bytes, key: bytes) -> None:
+        stored = self.live(name).get(key)
+        assert self.store.bucket(name).persist(key) is (stored is not None and stored.deadline_ns is not None)
+        if stored is not None:
+            self.model[name][key] = replace(stored, deadline_ns=None)
+
+    @rule(ms=st.sampled_from([0, 1, 999, 3_600_000]), ns=st.sampled_from([0, 1, NS_PER_MS - 1]))
+    def move_clock(self, ms: int, ns: int) -> None:
+        self.clock.now_ns += ms * NS_PER_MS + ns
+
+    @rule(keys_max=st.sampled_from([1, 2, 1_000]))
+    def sweep(self, keys_max: int) -> None:
+        expired_keys = self.store.expired_keys
+        is_more_due = self.store.sweep(keys_max)
+        swept = self.store.expired_keys - expired_keys
+        assert swept <= keys_max
+        assert is_more_due is (swept == keys_max)
+        if keys_max == 1_000:
+            assert len(self.store) == sum(len(self.live(name)) for name in BUCKETS)
+
     @rule(name=names, cursor=st.none() | st.integers(0, 2**64 - 1) | st.integers(0, 100))
     def begin_walk(self, name: bytes, cursor: int | None) -> None:
-        stayed = {key for key in self.model.get(name, {}) if self.position_of(key) >= (cursor or 0)}
+        stayed = {key for key in self.live(name) if self.position_of(key) >= (cursor or 0)}
         self.walks.append(Walk(name, stayed, cursor))
 
     @precondition(lambda self: self.walks)
@@ -208,7 +374,7 @@ class StoreMachine(RuleBasedStateMachine):
     def step(self, walk: Walk, keys_max: int | None) -> bool:
         """One page more; whether the walk goes on."""
         expected = predicted_page(
-            self.model.get(walk.name, {}),
+            self.live(walk.name),
             self.position_of,
             walk.cursor or 0,
             self.options.page_keys_max if keys_max is None else keys_max,
@@ -242,17 +408,76 @@ class StoreMachine(RuleBasedStateMachine):
         limits = ("value_bytes_max", "buckets_max", "keys_max", "strict_buckets")
         kept = {name: getattr(self.options, name) for name in limits}
         self.options = self.bounded(replace(options, **kept))
-        self.store = self.kind.load(path, self.options)
+        self.store.remove_quota(self.quota)
+        self.take_up(self.kind.load(path, self.options))
+        self.events.clear()
+        self.told_removals = self.deleted_keys = 0
+        self.told = self.held()
+        for name in BUCKETS:
+            self.model[name] = dict(self.reloaded(name))
+
+    def reloaded(self, name: bytes) -> Iterable[tuple[bytes, Stored]]:
+        """What is there after a load. A key that was about to expire may have done so; a file's deadlines are in milliseconds."""
+        table = self.store._tables.get(name)
+        for key, stored in self.live(name).items():
+            deadlines = None if table is None else table.shard_of(key).deadlines
+            deadline_ns = None if deadlines is None else deadlines.of.get(key)
+            left_ns = None if stored.deadline_ns is None else stored.deadline_ns - self.clock.now_ns
+            if left_ns is not None and key not in self.told.get(name, {}):
+                assert left_ns <= LOAD_MS * NS_PER_MS, "a key that had time left is gone"
+                continue
+            assert (deadline_ns is None) is (left_ns is None)
+            if left_ns is not None and deadline_ns is not None:
+                assert -NS_PER_MS < left_ns - (deadline_ns - self.clock.now_ns) <= LOAD_MS * NS_PER_MS
+            yield key, Stored(stored.value, deadline_ns)
+
+    def held(self) -> dict[bytes, dict[bytes, bytes]]:
+        """All entries that take memory."""
+        return {
+            name: {key: value for shard in table.shards() for key, value in shard.entries.items()}
+            for name, table in self.store._tables.items()
+        }
 
     @invariant()
     def agrees(self) -> None:
         self.store.check()
-        assert set(self.store.bucket_names()) == set(self.model)
-        assert len(self.store) == sum(map(len, self.model.values()))
-        for name, bucket in self.model.items():
+        tables = self.store._tables.values()
+        assert {shard for table in tables for shard in table.shards() if shard.deadlines} == {
+            *self.store._expiry._shards
+        }
+        assert len(self.store) == sum(map(len, self.held().values()))
+        live = {name: self.live(name) for name in BUCKETS}
+        for name in self.store.bucket_names():
             handle = self.store.bucket(name)
-            assert len(handle) == len(bucket)
-            assert all(handle.get(key) == value for key, value in bucket.items())
+            assert all(handle.get(key) == stored.value for key, stored in live[name].items())
+            assert all(
+                handle.ttl_ms(key)
+                == (None if stored.deadline_ns is None else -(-(stored.deadline_ns - self.clock.now_ns) // NS_PER_MS))
+                for key, stored in live[name].items()
+            )
+        for walk in self.walks:
+            walk.stayed &= live[walk.name].keys()
+
+    @invariant()
+    def what_was_told_is_what_is_held(self) -> None:
+        for name, key, value in self.events:
+            if value is None:
+                del self.told[name][key]
+            else:
+                self.told.setdefault(name, {})[key] = value
+        self.told_removals += sum(value is None for _, _, value in self.events)
+        self.events.clear()
+        held = self.held()
+        assert {name: entries for name, entries in self.told.items() if entries} == {
+            name: entries for name, entries in held.items() if entries
+        }
+        assert held.keys() == (self.written if self.options.strict_buckets else {name for name in held if held[name]})
+        for name in BUCKETS:
+            live = self.live(name)
+            entries = held.get(name, {})
+            assert {key: entries.get(key) for key in live} == {key: stored.value for key, stored in live.items()}
+            assert entries.keys() - live.keys() <= self.model.get(name, {}).keys()
+        assert self.store.expired_keys == self.told_removals - self.deleted_keys
 
 
 StoreMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

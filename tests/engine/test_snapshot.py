@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from struct import Struct
 from threading import Event, Thread
+from time import time_ns
 from typing import Any
 
 import msgpack
@@ -18,14 +19,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from engine import LimitError, NoSuchBucketError, SnapshotError, Store, StoreError, StoreOptions
+from engine import BucketOptions, LimitError, NoSuchBucketError, SnapshotError, Store, StoreError, StoreOptions
 from engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
+from engine.options import TTL_MS_MAX
+from tests.engine.clock import Clock
 
 Content = dict[bytes, dict[bytes, bytes]]
 
 #: The head of a frame, read without the code under test: array(2), uint64 checksum, bin32 size.
 HEAD = Struct(">BBQBI")
-HEADER = [0, "keyvalue-inmemory snapshot", 1, 99]
+HEADER = [0, "keyvalue-inmemory snapshot", 2, 99]
+HEADER_1 = [0, "keyvalue-inmemory snapshot", 1, 99]
+HOUR_MS = 3_600_000
+#: What a save and a load may take.
+LOAD_MS = 60_000
 
 
 def stored(content: Content, options: StoreOptions | None = None, seed: int = 99) -> Store:
@@ -47,6 +54,10 @@ def content_of(store: Store) -> Content:
             assert value is not None
             found[name][key] = value
     return found
+
+
+def unix_ms() -> int:
+    return time_ns() // 1_000_000
 
 
 def frame(body: bytes, offset: int) -> bytes:
@@ -181,16 +192,33 @@ def test_a_file_is_a_stream_of_msgpack(path: Path) -> None:
         xxh3_64_intdigest(body, offset) for (_, body), offset in zip(objects, offsets, strict=True)
     ]
     assert [msgpack.unpackb(body) for _, body in objects] == [
-        [0, "keyvalue-inmemory snapshot", 1, 5],
-        [1, b"b", [b"k", b"v"]],
-        [1, b"c", [b"", b""]],
+        [0, "keyvalue-inmemory snapshot", 2, 5],
+        [1, b"b", [b"k", b"v"], {}],
+        [1, b"c", [b"", b""], {}],
         [2, 2, 2],
     ]
 
 
 def test_a_file_of_this_version_stays_readable(path: Path) -> None:
     path.write_bytes(
-        crafted(HEADER, [1, b"b", [b"k", b"v", b"", b""]], [1, b"c", [b"k", b""]], [1, b"b", []], [2, 3, 3])
+        crafted(
+            HEADER,
+            [1, b"b", [b"k", b"v", b"", b""], {1: unix_ms() + HOUR_MS}],
+            [1, b"c", [b"k", b""], {}],
+            [1, b"b", [], {}],
+            [2, 3, 3],
+        )
+    )
+    store = Store.load(path)
+    assert content_of(store) == {b"b": {b"k": b"v", b"": b""}, b"c": {b"k": b""}}
+    assert [store.bucket(name).ttl_ms(b"k") for name in (b"b", b"c")] == [None, None]
+    assert HOUR_MS - LOAD_MS < (store.bucket(b"b").ttl_ms(b"") or 0) <= HOUR_MS
+    store.check()
+
+
+def test_a_file_of_version_1_stays_readable(path: Path) -> None:
+    path.write_bytes(
+        crafted(HEADER_1, [1, b"b", [b"k", b"v", b"", b""]], [1, b"c", [b"k", b""]], [1, b"b", []], [2, 3, 3])
     )
     store = Store.load(path)
     assert content_of(store) == {b"b": {b"k": b"v", b"": b""}, b"c": {b"k": b""}}
@@ -199,6 +227,88 @@ def test_a_file_of_this_version_stays_readable(path: Path) -> None:
     strict = Store.load(path, StoreOptions(strict_buckets=True))
     assert content_of(strict) == content_of(store), "a block of no key empties nothing"
     strict.check()
+
+
+# Deadlines
+
+
+def test_deadlines_go_on_after_a_load(path: Path, clock: Clock) -> None:
+    """A file's are those of the system's time; the store's clock is another one."""
+    store = Store(clock=clock)
+    bucket = store.bucket(b"b")
+    for number in range(3_000):
+        bucket.set(b"%d" % number, b"v", ttl_ms=HOUR_MS + 1_000 * number if number % 3 else None)
+    clock.move_ms(HOUR_MS // 2)
+    store.save(path)
+    loaded = Store.load(path, StoreOptions(shard_keys_max=100))
+    loaded.check()
+    assert content_of(loaded) == content_of(store)
+    for number in range(3_000):
+        before_ms, after_ms = (known.bucket(b"b").ttl_ms(b"%d" % number) for known in (store, loaded))
+        if before_ms is None or after_ms is None:
+            assert number % 3 == 0
+            assert (before_ms, after_ms) == (None, None)
+        else:
+            assert -1 <= before_ms - after_ms < LOAD_MS
+
+
+def test_deadlines_are_found_in_the_block_of_their_keys(path: Path) -> None:
+    store = Store()
+    for number in range(9):
+        store.bucket(b"b").set(b"%d" % number, bytes(600_000), ttl_ms=(number + 1) * HOUR_MS if number % 2 else None)
+    store.save(path)
+    blocks = [msgpack.unpackb(whole[HEAD.size :], strict_map_key=False) for _, whole in frames_of(path.read_bytes())]
+    assert len(blocks[1:-1]) == 5
+    found = {}
+    for _, _, entries, deadlines in blocks[1:-1]:
+        found.update({entries[2 * number]: deadline_ms for number, deadline_ms in deadlines.items()})
+    assert sorted(found) == [b"1", b"3", b"5", b"7"]
+    for key, deadline_ms in found.items():
+        assert 0 <= unix_ms() + (int(key) + 1) * HOUR_MS - deadline_ms < LOAD_MS
+    ttls_ms = [Store.load(path).bucket(b"b").ttl_ms(b"%d" % number) or 0 for number in range(9)]
+    assert [-(-ttl_ms // HOUR_MS) for ttl_ms in ttls_ms] == [0, 2, 0, 4, 0, 6, 0, 8, 0]
+
+
+def test_what_has_expired_is_not_saved(path: Path, clock: Clock) -> None:
+    store = Store(clock=clock)
+    store.bucket(b"b", BucketOptions(ttl_ms=5)).set_many({b"%d" % number: b"v" for number in range(9)})
+    store.bucket(b"b").set_many({b"3": b"stays", b"4": b"stays"})
+    clock.move_ms(5)
+    store.save(path)
+    (_, block), end = (
+        (offset, msgpack.unpackb(whole[HEAD.size :])) for offset, whole in frames_of(path.read_bytes())[1:]
+    )
+    assert (sorted(block[2][::2]), block[3], end[1]) == ([b"3", b"4"], {}, [2, 1, 2])
+    assert content_of(Store.load(path)) == {b"b": {b"3": b"stays", b"4": b"stays"}}
+    store.check()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("ago_ms", [0, 1, HOUR_MS, None])
+def test_what_has_expired_since_the_save_is_not_loaded(strict: bool, ago_ms: int | None, path: Path) -> None:
+    over_ms = -(2**63) if ago_ms is None else unix_ms() - ago_ms
+    path.write_bytes(
+        crafted(
+            HEADER,
+            [1, b"b", [b"k", b"v", b"stays", b"v"], {0: over_ms}],
+            [1, b"gone", [b"k", b"v"], {0: over_ms}],
+            [2, 2, 3],
+        )
+    )
+    store = Store.load(path, StoreOptions(strict_buckets=strict, keys_max=1))
+    assert (len(store), store.expired_keys) == (1, 0)
+    assert store.bucket(b"b").get_many([b"k", b"stays"]) == [None, b"v"]
+    assert store.bucket_names() == ([b"b", b"gone"] if strict else [b"b"])
+    assert store.bucket(b"gone").get(b"k") is None
+    store.check()
+
+
+def test_a_deadline_beyond_all_that_may_be_set_is_the_latest(path: Path) -> None:
+    path.write_bytes(crafted(HEADER, [1, b"b", [b"k", b"v"], {0: 2**64 - 1}], [2, 1, 1]))
+    store = Store.load(path)
+    assert 0 <= TTL_MS_MAX - (store.bucket(b"b").ttl_ms(b"k") or 0) < LOAD_MS
+    store.save(path)
+    assert Store.load(path).bucket(b"b").get(b"k") == b"v"
 
 
 # The file
@@ -378,8 +488,8 @@ NO_BLOCK = "found a frame that is neither a block nor the end"
 @pytest.mark.parametrize(
     ("bodies", "index", "reason"),
     [
-        ([[0, "keyvalue-inmemory snapshot", 2, 99], [2, 0, 0]], 0, "found version 2, known is 1"),
-        ([[0, "keyvalue-inmemory snapshot", 0, 99]], 0, "found version 0, known is 1"),
+        ([[0, "keyvalue-inmemory snapshot", 3, 99], [2, 0, 0]], 0, "found version 3, known are 1 to 2"),
+        ([[0, "keyvalue-inmemory snapshot", 0, 99]], 0, "found version 0, known are 1 to 2"),
         ([[0, "keyvalue-inmemory snapshot", 2**63, "of another kind"]], 0, NO_HEADER),
         ([[0, "another format", 1, 99], [2, 0, 0]], 0, NO_HEADER),
         ([[0, b"keyvalue-inmemory snapshot", 1, 99]], 0, NO_HEADER),
@@ -398,6 +508,13 @@ NO_BLOCK = "found a frame that is neither a block nor the end"
         ([HEADER, [1, b"b", b"kv"]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", {b"k": b"v"}]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k", b"v"], 0]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", b"v"], []]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", b"v"], {}, {}]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", b"v"], {0: None}]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", b"v"], {0: 1.5}]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", b"v"], {0: True}]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", b"v"], {"0": 1}]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", b"v"], {b"k": 1}]], 1, NO_BLOCK),
         ([HEADER, [2, 0]], 1, NO_BLOCK),
         ([HEADER, [2, 0, None]], 1, NO_BLOCK),
         ([HEADER, [2, 1, 0]], 1, "found 0 blocks and 0 keys, written were 1 and 0"),
@@ -409,6 +526,7 @@ NO_BLOCK = "found a frame that is neither a block nor the end"
         ([HEADER, b"\xc1"], 1, "found a frame that is not msgpack: "),
         ([HEADER, b"\x93\x01"], 1, "found a frame that is not msgpack: "),
         ([HEADER, b"\xa1\xff"], 1, "found a frame that is not msgpack: "),
+        ([HEADER, b"\x94\x01\xc4\x01b\x90\x81\x91\x01\x01"], 1, "found a frame that is not msgpack: "),  # {[1]: 1}
         ([HEADER, msgpack.packb([2, 0, 0]) + b"\0"], 1, "found a frame that is not msgpack: "),
         ([HEADER, b"\x91" * 100_000], 1, "found a frame that is not msgpack: "),
     ],
@@ -428,11 +546,17 @@ def test_any_bytes_are_refused(file: bytes, path: Path) -> None:
 
 objects = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
-    lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text() | st.binary(), parts, max_size=3),
+    lambda parts: (
+        st.lists(parts, max_size=4) | st.dictionaries(st.text() | st.binary() | st.integers(0, 9), parts, max_size=3)
+    ),
     max_leaves=8,
 )
-bodies_alike = st.tuples(st.integers(0, 3), objects, objects) | st.tuples(
-    st.just(1), st.binary(max_size=3), st.lists(st.binary(max_size=3) | objects, max_size=4)
+blocks_alike = st.tuples(st.just(1), st.binary(max_size=3), st.lists(st.binary(max_size=3) | objects, max_size=4))
+deadlines_alike = st.dictionaries(st.integers(-1, 4), st.integers(-(2**63), 2**64 - 1), max_size=3)
+bodies_alike = (
+    st.tuples(st.integers(0, 3), objects, objects)
+    | blocks_alike
+    | st.tuples(blocks_alike, deadlines_alike | objects).map(lambda parts: (*parts[0], parts[1]))
 )
 
 
@@ -469,7 +593,7 @@ def test_a_save_among_writers_is_loaded(path: Path) -> None:
                 bucket.delete(key)
                 own.delete(b"k")
             else:
-                bucket.set(key, key)
+                bucket.set(key, key, rng.choice([None, 1, HOUR_MS]))
                 own.set(b"k", key)
 
     writers = [Thread(target=write, args=(number,)) for number in range(4)]

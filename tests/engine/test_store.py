@@ -6,6 +6,7 @@ import doctest
 import importlib
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from itertools import chain, pairwise
 from random import Random
 from typing import Any
@@ -15,7 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from engine import Bucket, CrowdedPositionError, LimitError, NoSuchBucketError, Page, Store, StoreError, StoreOptions
+from engine import (
+    Bucket,
+    BucketOptions,
+    CrowdedPositionError,
+    LimitError,
+    NoSuchBucketError,
+    Page,
+    Store,
+    StoreError,
+    StoreOptions,
+)
 from engine.ledger import BUCKET_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, bytes_size, entry_size
 from engine.shard import CHANGES_MIN, CHANGES_SHARE, CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES, Shard
 
@@ -438,6 +449,86 @@ def test_options_out_of_range_are_refused(name: str, top: int) -> None:
         assert getattr(StoreOptions(**{name: right}), name) == right
 
 
+HANDLE_TOPS = {
+    "key_bytes_max": 2**30,
+    "value_bytes_max": 2**30,
+    "page_keys_max": 2**63 - 1,
+    "page_bytes_max": 2**63 - 1,
+    "ttl_ms": 2**63 // 1_000_000,
+}
+
+
+@pytest.mark.parametrize(("name", "top"), HANDLE_TOPS.items())
+def test_options_of_a_handle_are_checked(name: str, top: int) -> None:
+    wrong_values: list[Any] = [0, -1, top + 1]
+    for wrong in wrong_values:
+        with pytest.raises(ValueError, match=f"^{name}: found {wrong}, allowed 1 to {top}$"):
+            BucketOptions(**{name: wrong})
+    wrong_types: list[Any] = ["1", 1.0, True]
+    for wrong in wrong_types:
+        with pytest.raises(TypeError, match=f"^{name}: found {type(wrong).__name__}, allowed int$"):
+            BucketOptions(**{name: wrong})
+    rights: list[Any] = [1, top, None]
+    for right in rights:
+        assert getattr(BucketOptions(**{name: right}), name) == right
+
+
+def test_whether_a_handle_is_strict_is_true_or_false() -> None:
+    wrong_types: list[Any] = ["true", 1, 0]
+    for wrong in wrong_types:
+        with pytest.raises(TypeError, match=f"^strict_buckets: found {type(wrong).__name__}, allowed bool$"):
+            BucketOptions(strict_buckets=wrong)
+
+
+@pytest.mark.parametrize("store_is_strict", [False, True])
+@pytest.mark.parametrize("handle_is_strict", [False, True, None])
+def test_a_handle_may_be_strict_or_not_whatever_the_store_is(
+    store_is_strict: bool, handle_is_strict: bool | None
+) -> None:
+    store = Store(StoreOptions(strict_buckets=store_is_strict))
+    bucket = store.bucket(b"b", BucketOptions(strict_buckets=handle_is_strict))
+    reads: list[Callable[[], object]] = [
+        lambda: bucket.get(b"k"),
+        lambda: bucket.exists(b"k"),
+        lambda: bucket.delete(b"k"),
+        lambda: bucket.get_many([b"k"]),
+        lambda: bucket.delete_many([b"k"]),
+    ]
+    for read in reads:
+        if handle_is_strict is False or (handle_is_strict is None and not store_is_strict):
+            assert read() in (None, False, [None], 0)
+        else:
+            with pytest.raises(NoSuchBucketError, match="no bucket b'b' was ever written"):
+                read()
+    bucket.set(b"k", b"v")
+    assert bucket.get(b"k") == b"v"
+    store.check()
+
+
+def test_a_handle_has_limits_of_its_own() -> None:
+    store = Store(StoreOptions(key_bytes_max=4, value_bytes_max=4, page_keys_max=2, page_bytes_max=100))
+    tight = store.bucket(b"b", BucketOptions(key_bytes_max=1, value_bytes_max=1, page_keys_max=1))
+    loose = store.bucket(b"b", BucketOptions(key_bytes_max=9, value_bytes_max=9, page_keys_max=9, page_bytes_max=25))
+    plain = store.bucket(b"b")
+    for bucket, allowed in ((tight, 1), (plain, 4), (loose, 9)):
+        bucket.set(b"k" * allowed, b"v" * allowed)
+        long_key, long_value = b"k" * (allowed + 1), b"v" * (allowed + 1)
+        writes: list[tuple[Callable[[], object], str]] = [
+            (partial(bucket.set, long_key, b""), "key"),
+            (partial(bucket.set_many, {long_key: b""}), "key"),
+            (partial(bucket.increment, long_key, 1), "key"),
+            (partial(bucket.set, b"k", long_value), "value"),
+            (partial(bucket.set_many, {b"k": long_value}), "value"),
+        ]
+        for write, what in writes:
+            with pytest.raises(LimitError, match=f"^{what} in bytes: found {allowed + 1}, allowed {allowed}$"):
+                write()
+    assert [len(bucket.page().keys) for bucket in (tight, plain, loose)] == [1, 2, 2]
+    assert [len(bucket.page(keys_max=9).keys) for bucket in (tight, plain, loose)] == [3, 3, 2]
+    assert len(list(tight.keys())) == len(list(loose.keys())) == 3
+    store.check()
+
+
 @pytest.mark.parametrize("wrong", [0, -1, -2, 3, 48, 65_535, 2**17])
 def test_the_least_number_of_shards_is_a_power_of_two(wrong: int) -> None:
     with pytest.raises(ValueError, match=f"^shards_min: found {wrong}, allowed a power of two from 1 to 65536$"):
@@ -794,7 +885,7 @@ def test_a_shard_that_may_not_be_split_again_grows() -> None:
 # Examples
 
 
-@pytest.mark.parametrize("name", ["engine", "engine.store", "engine.options"])
+@pytest.mark.parametrize("name", ["engine", "engine.bucket", "engine.options", "engine.store"])
 def test_the_examples_of_the_documentation_run(name: str) -> None:
     module: Any = importlib.import_module(name)
     results = doctest.testmod(module)

@@ -5,20 +5,18 @@ The guarantee: a key that is there for the whole walk comes exactly once; one th
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from threading import Barrier, Lock
-from typing import Any
+from threading import Barrier
 
 import pytest
 from xxhash import xxh3_64_intdigest
 
 from engine import Bucket, LimitError, Store, StoreOptions
 from engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
+from tests.engine.races import overtaken, run_together
 
 SEED = 11
 
@@ -139,49 +137,6 @@ def test_a_walk_goes_on_after_a_load(before: tuple[int, int], after: tuple[int, 
 # One call overtakes another, at the only place where it can: before a stripe is taken
 
 
-class OvertakenStripe:
-    """A stripe before which another call gets in, once."""
-
-    def __init__(self, stripe: Lock, overtake: Callable[[], object]) -> None:
-        self.stripe = stripe
-        self.calls = [overtake]
-
-    def acquire(self) -> bool:
-        while self.calls:
-            self.calls.pop()()
-        return self.stripe.acquire()
-
-    def release(self) -> None:
-        self.stripe.release()
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-def placed(key: bytes, seed: int) -> int:
-    """A hash function under which a key says its quarter of the ring: b"3 any"."""
-    return int(key[:1]) << 62
-
-
-def overtaken(shard_keys_max: int, *keys: bytes, strict: bool = False) -> tuple[Store, Bucket, Callable[..., None]]:
-    """A store of one shard that holds these keys, its bucket, and what sets a call to overtake the next one."""
-    options = StoreOptions(shard_keys_max=shard_keys_max, shards_min=1, strict_buckets=strict)
-    store = Store(options, hash_function=placed)
-    bucket = store.bucket(b"b")
-    for key in keys:
-        bucket.set(key, b"old")
-    shards: list[Any] = list(store._tables[b"b"].shards())
-    assert len(shards) == 1
-
-    def by(overtake: Callable[[], object]) -> None:
-        shards[0].stripe = OvertakenStripe(shards[0].stripe, overtake)
-
-    return store, bucket, by
-
-
 def test_a_page_overtaken_by_the_last_delete_is_empty() -> None:
     store, bucket, by = overtaken(9, b"1")
     by(lambda: bucket.delete(b"1"))
@@ -278,28 +233,6 @@ def test_a_save_overtaken(by_split: bool, tmp_path: Path) -> None:
 
 
 # Threads
-
-
-@pytest.fixture
-def hasty_threads() -> Iterator[None]:
-    """Threads take turns as often as the interpreter allows."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
-def run_together(*calls: Callable[[], object]) -> None:
-    """Run each call in a thread of its own, begun at one moment; raises what the first of them raised."""
-    barrier = Barrier(len(calls))
-
-    def run(call: Callable[[], object]) -> None:
-        barrier.wait()
-        call()
-
-    with ThreadPoolExecutor(len(calls)) as threads:
-        for future in [threads.submit(run, call) for call in calls]:
-            future.result()
 
 
 @pytest.mark.usefixtures("hasty_threads")

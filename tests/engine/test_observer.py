@@ -1,0 +1,323 @@
+"""Observers: told of each change in their bucket, in the order of writes to a key."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import count, pairwise
+from random import Random
+
+import pytest
+
+from engine import Bucket, BucketOptions, CounterError, LimitError, Observer, Quota, Store, StoreOptions
+from engine.ledger import Account
+from engine.shard import Shard
+from tests.engine.clock import NS_PER_MS, Clock
+from tests.engine.races import placed, run_together
+
+Event = tuple[bytes, bytes, bytes | None]
+
+
+class Record:
+    """An observer that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, bucket: bytes, key: bytes, value: bytes | None) -> None:
+        self.events.append((bucket, key, value))
+
+    def take(self) -> list[tuple[bytes, bytes | None]]:
+        """Keys and values since the last time, all of bucket b"b"."""
+        assert {bucket for bucket, _, _ in self.events} <= {b"b"}
+        taken = [(key, value) for _, key, value in self.events]
+        self.events.clear()
+        return taken
+
+
+CALLS: list[tuple[Callable[[Store, Bucket], object], list[tuple[bytes, bytes | None]]]] = [
+    (lambda store, bucket: bucket.set(b"k", b"new"), [(b"k", b"new")]),
+    (lambda store, bucket: bucket.set(b"k", b"7"), [(b"k", b"7")]),
+    (lambda store, bucket: bucket.set(b"l", b""), [(b"l", b"")]),
+    (lambda store, bucket: bucket.set(b"l", b"v", ttl_ms=1), [(b"l", b"v")]),
+    (lambda store, bucket: bucket.set(b"timed", b"v"), [(b"timed", None), (b"timed", b"v")]),
+    (lambda store, bucket: bucket.increment(b"k", 2), [(b"k", b"9")]),
+    (lambda store, bucket: bucket.increment(b"n", 2), [(b"n", b"2")]),
+    (lambda store, bucket: bucket.increment(b"timed", 2), [(b"timed", None), (b"timed", b"2")]),
+    (lambda store, bucket: bucket.set_many({b"l": b"1", b"k": b"2"}), [(b"l", b"1"), (b"k", b"2")]),
+    (lambda store, bucket: bucket.set_many({b"timed": b"1"}), [(b"timed", None), (b"timed", b"1")]),
+    (lambda store, bucket: bucket.set_many({}), []),
+    (lambda store, bucket: bucket.delete(b"k"), [(b"k", None)]),
+    (lambda store, bucket: bucket.delete(b"missing"), []),
+    (lambda store, bucket: bucket.delete(b"timed"), [(b"timed", None)]),
+    (lambda store, bucket: bucket.delete_many([b"missing", b"k", b"k"]), [(b"k", None)]),
+    (lambda store, bucket: bucket.delete_many([b"timed"]), [(b"timed", None)]),
+    (lambda store, bucket: store.sweep(), [(b"timed", None)]),
+    (lambda store, bucket: bucket.page(), [(b"timed", None)]),
+    (lambda store, bucket: bucket.persist(b"timed"), [(b"timed", None)]),
+    (lambda store, bucket: bucket.persist(b"k"), []),
+    (lambda store, bucket: bucket.get(b"timed"), []),
+    (lambda store, bucket: bucket.get_many([b"timed", b"k"]), []),
+    (lambda store, bucket: bucket.ttl_ms(b"timed"), []),
+]
+
+
+@pytest.mark.parametrize("shard_keys_max", [1, 4_096])
+@pytest.mark.parametrize(("call", "events"), CALLS)
+def test_each_change_is_told_once(
+    call: Callable[[Store, Bucket], object],
+    events: list[tuple[bytes, bytes | None]],
+    shard_keys_max: int,
+    clock: Clock,
+) -> None:
+    store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=clock, seed=1)
+    record = Record()
+    store.observe(lambda name: record if name == b"b" else None)
+    bucket = store.bucket(b"b")
+    bucket.set(b"k", b"7")
+    bucket.set(b"timed", b"old", ttl_ms=1)
+    store.bucket(b"other").set(b"k", b"v")
+    assert record.take() == [(b"k", b"7"), (b"timed", b"old")]
+    clock.move_ms(1)
+    call(store, bucket)
+    assert sorted(record.take(), key=str) == sorted(events, key=str)
+    store.bucket(b"other").delete(b"k")
+    assert record.take() == []
+    store.check()
+
+
+def test_a_key_that_expires_as_it_is_written_is_told_to_have_gone_first(clock: Clock) -> None:
+    store = Store(clock=clock)
+    record = Record()
+    store.observe(lambda name: record)
+    bucket = store.bucket(b"b")
+    writes: list[Callable[[], object]] = [
+        lambda: bucket.set(b"k", b"1", ttl_ms=1),
+        lambda: bucket.increment(b"k", 1),
+        lambda: store.bucket(b"b", BucketOptions(ttl_ms=1)).set_many({b"k": b"1"}),
+    ]
+    for write in writes:
+        bucket.set(b"k", b"5", ttl_ms=1)
+        clock.move_ms(1)
+        record.take()
+        write()
+        assert record.take() == [(b"k", None), (b"k", b"1")]
+
+
+def test_what_was_refused_is_not_told() -> None:
+    store = Store(StoreOptions(keys_max=1, value_bytes_max=5))
+    quota = Quota(lambda name: True, None, 1)
+    store.add_quota(quota)
+    record = Record()
+    store.observe(lambda name: record)
+    bucket = store.bucket(b"b")
+    bucket.set(b"k", b"text")
+    assert record.take() == [(b"k", b"text")]
+    refused: list[Callable[[], object]] = [
+        lambda: bucket.set(b"l", b"v"),
+        lambda: bucket.set(b"k", b"123456"),
+        lambda: bucket.set_many({b"k": b"v", b"l": b"v"}),
+        lambda: store.bucket(b"b", BucketOptions(quota=quota)).set(b"k", b"v", ttl_ms=1),
+        lambda: store.bucket(b"fresh").set(b"k", b"v"),
+    ]
+    for call in refused:
+        with pytest.raises(LimitError, match="found "):
+            call()
+    with pytest.raises(CounterError, match="found 'text'"):
+        bucket.increment(b"k", 1)
+    assert record.take() == []
+
+
+def test_who_is_told_is_asked_for_each_bucket_once() -> None:
+    store = Store()
+    store.bucket(b"before").set(b"k", b"v")
+    asked: list[bytes] = []
+    records: defaultdict[bytes, Record] = defaultdict(Record)
+
+    def observer_of(name: bytes) -> Observer | None:
+        asked.append(name)
+        return None if name == b"unwatched" else records[name]
+
+    store.observe(observer_of)
+    assert asked == [b"before"]
+    for name in (b"before", b"after", b"unwatched"):
+        for number in range(3):
+            store.bucket(name).set(b"k", b"%d" % number)
+    assert asked == [b"before", b"after", b"unwatched"]
+    assert {name: len(record.events) for name, record in records.items()} == {b"before": 3, b"after": 3}
+    store.bucket(b"after").delete(b"k")
+    store.bucket(b"after").set(b"k", b"anew")
+    assert asked[3:] == [b"after"], "a bucket that was freed is another one when it is made anew"
+    assert records[b"after"].events[3:] == [(b"after", b"k", None), (b"after", b"k", b"anew")]
+
+
+def test_observers_may_be_replaced_and_taken_away() -> None:
+    store = Store()
+    bucket = store.bucket(b"b")
+    first, second = Record(), Record()
+    store.observe(lambda name: first)
+    bucket.set(b"k", b"1")
+    store.observe(lambda name: second)
+    bucket.set(b"k", b"2")
+    bucket.delete(b"k")
+    store.observe(None)
+    bucket.set(b"k", b"3")
+    bucket.set_many({b"k": b"4"})
+    bucket.delete(b"k")
+    assert first.take() == [(b"k", b"1")]
+    assert second.take() == [(b"k", b"2"), (b"k", None)]
+
+
+class FleetingAccount(Account):
+    """An account whose observer another thread takes away as soon as it was looked at."""
+
+    left: Observer | None
+
+    @property
+    def observer(self) -> Observer | None:
+        observer, self.left = self.left, None
+        return observer
+
+    @observer.setter
+    def observer(self, observer: Observer | None) -> None:
+        self.left = observer
+
+
+@pytest.mark.parametrize(
+    ("write", "value"),
+    [
+        (lambda shard: shard.set(b"k", b"new"), b"new"),
+        (lambda shard: shard.set(b"k", b"new", None, 1), b"new"),
+        (lambda shard: shard.increment(b"k", 1, None, 0), b"8"),
+        (lambda shard: shard.delete(b"k"), None),
+    ],
+)
+def test_an_observer_that_is_taken_away_during_a_write_harms_nothing(
+    write: Callable[[Shard], object], value: bytes | None, clock: Clock
+) -> None:
+    store = Store(clock=clock)
+    store.bucket(b"b").set(b"k", b"v")
+    [known] = store._tables[b"b"].shards()
+    account = FleetingAccount(b"b", store._ledger)
+    shard = Shard(0, 0, known._context._replace(account=account))
+    shard.set(b"k", b"7")
+    record = account.observer = Record()
+    write(shard)
+    assert shard.entries.get(b"k") == value
+    assert record.take() in ([(b"k", value)], []), "a write that is under way may still be told"
+    shard.check()
+
+
+def test_a_split_tells_nothing() -> None:
+    store = Store(StoreOptions(shard_keys_max=2, shards_min=1), hash_function=placed)
+    record = Record()
+    store.observe(lambda name: record)
+    bucket = store.bucket(b"b")
+    keys = [b"0", b"1", b"2", b"3"]
+    bucket.set_many(dict.fromkeys(keys, b"v"))
+    assert len(list(store._tables[b"b"].shards())) == 4
+    assert record.take() == [(key, b"v") for key in keys]
+
+
+@pytest.mark.usefixtures("hasty_threads")
+@pytest.mark.parametrize("shard_keys_max", [1, 4_096])
+def test_events_of_a_key_come_in_the_order_of_its_writes_under_threads(shard_keys_max: int) -> None:
+    """By all kinds of writes, while a sweep goes on, shards split and the bucket is emptied: replayed, they are the store at each moment."""
+    ticks = count(step=NS_PER_MS // 20)
+    store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=ticks.__next__, seed=1)
+    events: dict[bytes, list[bytes | None]] = {b"%d" % number: [] for number in range(6)}
+    removals: list[int] = []
+
+    def note(name: bytes, key: bytes, value: bytes | None) -> None:
+        events[key].append(value)
+
+    store.observe(lambda name: note)
+    keys = [*events]
+    bucket, timed = store.bucket(b"b"), store.bucket(b"b", BucketOptions(ttl_ms=2))
+
+    def write(writer: int) -> None:
+        rng = Random(writer)
+        removed = 0
+        for step in range(400):
+            key, value = rng.choice(keys), b"%d" % (writer * 10**6 + step)
+            match rng.randrange(6):
+                case 0:
+                    bucket.set(key, value)
+                case 1:
+                    timed.set(key, value)
+                case 2:
+                    timed.set_many(dict.fromkeys(rng.sample(keys, 3), value))
+                case 3:
+                    removed += bucket.delete(key)
+                case 4:
+                    removed += bucket.delete_many(keys)
+                case 5:
+                    bucket.persist(key)
+        removals.append(removed)
+
+    def count_up() -> None:
+        for _ in range(800):
+            bucket.increment(b"0", 1)
+
+    def sweep() -> None:
+        for _ in range(800):
+            store.sweep(2)
+
+    run_together(*[lambda n=n: write(n) for n in range(1, 6)], count_up, *[sweep] * 2)
+    store.check()
+    store.observe(None)
+    held = {
+        key: value
+        for table in store._tables.values()
+        for shard in table.shards()
+        for key, value in shard.entries.items()
+    }
+    assert {key: values[-1] for key, values in events.items() if values and values[-1] is not None} == held
+    for values in events.values():
+        assert (None, None) not in pairwise([None, *values]), "what is gone is removed once"
+    told_removals = sum(values.count(None) for values in events.values())
+    assert told_removals == sum(removals) + store.expired_keys
+    assert told_removals > 0
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_every_sum_of_a_counter_is_told_in_its_order() -> None:
+    store = Store()
+    record = Record()
+    store.observe(lambda name: record)
+
+    def increment() -> None:
+        for _ in range(500):
+            store.bucket(b"b").increment(b"n", 1)
+
+    run_together(*[increment] * 8)
+    assert record.take() == [(b"n", b"%d" % total) for total in range(1, 4_001)]
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_observers_come_and_go_under_threads() -> None:
+    store = Store(StoreOptions(shard_keys_max=4, shards_min=1))
+    record = Record()
+
+    def write(writer: int) -> None:
+        bucket = store.bucket(b"b")
+        for step in range(1_000):
+            bucket.set(b"%d" % writer, b"%d" % step)
+            bucket.set(b"%d" % writer, b"%d" % step, ttl_ms=10**9)
+            bucket.delete(b"%d" % writer)
+
+    def switch() -> None:
+        for _ in range(1_000):
+            store.observe(lambda name: record)
+            store.observe(None)
+
+    run_together(*[lambda n=n: write(n) for n in range(6)], *[switch] * 2)
+    store.check()
+    assert (len(store), store.memory_bytes) == (0, 0)
+    assert len(record.events) <= 6 * 3 * 1_000
+    record.events.clear()
+    store.bucket(b"b").set(b"k", b"v")
+    assert record.events == []
+    store.observe(lambda name: record)
+    store.bucket(b"b").delete(b"k")
+    assert record.take() == [(b"k", None)]
