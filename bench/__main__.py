@@ -15,13 +15,17 @@ usage: scripts/bench COMMAND [OPTIONS]
   report      a run as Markdown; --markdown puts it into docs/performance.md
   compare     what got slower from one run to another; exit status 1 if anything did
   functions   the same under pytest-benchmark, a group for each function; OPTIONS are pytest's
-  micro       pytest-benchmark over codec, frames, engine, pages, threads; OPTIONS are pytest's
+  micro       pytest-benchmark over codec, frames, engine, pages, threads, watchers; OPTIONS are pytest's
   engine      the store beside a dict under one lock: time a call, a page, memory a key
   load        call a provider that runs already; prints JSON
 
 scripts/bench COMMAND --help says what its options are. A first look:
 
   scripts/bench endtoend --quick
+
+What is not `store`, with its bars: batches, counters, deadlines, watchers:
+
+  scripts/bench endtoend --scenario batch --scenario increment --scenario expiry --scenario watch
 
 Before and after a change, on a quiet machine, without anything else that runs:
 

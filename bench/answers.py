@@ -1,6 +1,6 @@
 """The two load generators: how answers are read.
 
-Small answers (`BatchGenerator`): regular expressions over all that a read holds, so that a call costs about two microseconds here. Large
+Small answers (`SmallGenerator`): regular expressions over all that a read holds, so that a call costs about two microseconds here. Large
 ones, and pages (`FrameGenerator`): frame by frame, payloads passed over without a copy.
 """
 
@@ -15,18 +15,18 @@ from transport.errors import NeedMoreBytes, TransportError
 from transport.keyvalue import decode_key_response
 from transport.values import read_unsigned
 
-__all__ = ["BATCH_RESULT_BYTES", "BatchGenerator", "FrameGenerator", "read_page"]
+__all__ = ["SMALL_RESULT_BYTES", "FrameGenerator", "SmallGenerator", "read_page"]
 
 END = b".results 1 0\r\n\r\n"
 HANDSHAKES = re.compile(rb" 1 (\S+) 0\r\n")
 ENDS = re.compile(rb"\.(\d+)\.results 1 0\r\n")
-#: Results up to this size are read in batches: behind it, looking through the bytes costs more than taking frames apart.
-BATCH_RESULT_BYTES = 2048
+#: Results up to this size are looked for by expressions: behind it, looking through the bytes costs more than taking frames apart.
+SMALL_RESULT_BYTES = 2048
 #: One call in so many has the bytes of its answer looked at.
 SAMPLE_ONE_IN = 61
 
 
-class BatchGenerator(Generator):
+class SmallGenerator(Generator):
     """For results of one small message each."""
 
     def __init__(self, load: Load) -> None:
@@ -198,7 +198,7 @@ class FrameGenerator(Generator):
             self._calls[token] = Call(number, start_ns, walk, walk is not None or number % SAMPLE_ONE_IN == 0)
             head, middle, tail = script.frame(number) if walk is None else script.walk_frame(walk.cursor)
             span = script.span(number) if traced else b""
-            if len(tail) > BATCH_RESULT_BYTES:
+            if len(tail) > SMALL_RESULT_BYTES:
                 self._out += (b"".join((head, token, middle, span)), tail)
             else:
                 self._out.append(b"".join((head, token, middle, span, tail)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.figures import FIGURES, REFERENCE, Row, Spread, ratios, spread
+from bench.figures import FIGURES, REFERENCE, Row, Spread, case_ratios, ratios, spread
 
 __all__ = ["BARS", "Bar", "Standing", "standings"]
 
@@ -15,7 +15,7 @@ __all__ = ["BARS", "Bar", "Standing", "standings"]
 class Bar:
     """A limit for one figure of one subject in one case.
 
-    :ivar is_ratio: the figure over that of `reference`
+    :ivar is_ratio: the figure over that of `reference` or, where there is a `reference_case`, over the subject's own in that case
     :ivar is_least: the figure must reach the limit; else it must not pass it
     :ivar is_worst: the worst round counts; else the median
     """
@@ -30,6 +30,7 @@ class Bar:
     is_least: bool = False
     is_worst: bool = False
     reference: str = REFERENCE
+    reference_case: str = ""
 
 
 class Standing(NamedTuple):
@@ -61,8 +62,10 @@ class Standing(NamedTuple):
 def standings(rows: Sequence[Row]) -> Iterator[Standing]:
     """How each bar stands in a run."""
     for bar in BARS:
-        here = [row for row in rows if (row.scenario, row.case) == (bar.scenario, bar.case)]
-        if bar.is_ratio:
+        here = [row for row in rows if row.scenario == bar.scenario and row.case in (bar.case, bar.reference_case)]
+        if bar.reference_case:
+            values = case_ratios(here, bar.subject, bar.figure, bar.case, bar.reference_case)
+        elif bar.is_ratio:
             values = ratios(here, bar.subject, bar.figure, bar.reference)
         else:
             values = [
@@ -102,6 +105,27 @@ def _metrics() -> Iterator[Bar]:
     yield Bar("1,000,000 keys: a scrape, us", "growth", "memory, 1,000,000 keys", "scrape_us", 5_000)
 
 
+def _batches() -> Iterator[Bar]:
+    for one, many, times in (("get", "get-many", 10), ("set", "set-many", 6)):
+        yield Bar(
+            f"{many} of 100 keys: keys/s over those of single {one}s",
+            "batch",
+            f"{many} of 100 x 64 B, 64 in flight",
+            "keys_per_s",
+            times,
+            is_ratio=True,
+            is_least=True,
+            reference_case=f"{one} 64 B, 64 in flight",
+        )
+
+
+def _expiry() -> Iterator[Bar]:
+    for function in ("get", "set"):
+        what = f"1,000,000 keys with deadlines: CPU a call of {function} over that without"
+        case = f"{function} 64 B, 64 in flight, 1,000,000 keys"
+        yield Bar(what, "expiry", case, "provider_cpu_us", 1.3, "direct-expiring", is_ratio=True, reference="direct")
+
+
 BARS: Sequence[Bar] = (
     *_throughput(),
     Bar(
@@ -114,6 +138,28 @@ BARS: Sequence[Bar] = (
     ),
     *_waits(),
     *_metrics(),
+    *_batches(),
+    Bar(
+        "increment: CPU a call over that of set",
+        "increment",
+        "increment, 64 in flight",
+        "provider_cpu_us",
+        1.5,
+        is_ratio=True,
+        reference_case="set 64 B, 64 in flight",
+    ),
+    *_expiry(),
+    Bar(
+        "set with a watcher that never answers: calls/s over those without",
+        "watch",
+        "set 64 B, 64 in flight",
+        "calls_per_s",
+        0.98,
+        "direct-stuck",
+        is_ratio=True,
+        is_least=True,
+        reference="direct",
+    ),
     Bar(
         "2,000 gets of 1 MiB at once: memory above the store, MiB",
         "memory",

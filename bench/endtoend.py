@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from bench.experiments import EXPERIMENTS, Extent
+from bench.experiments import EXPERIMENTS, Experiment, Extent
 from bench.figures import REFERENCE, Row, Run
 from bench.generator import LoadError
 from bench.machine import about, load_average
 from bench.processes import ProcessError
 from bench.report import RESULTS, say_changes, share, write
 from bench.scenarios import CASES, QUICK_CASES, REFERENCE_CASE, SCENARIOS, Case
-from bench.stage import BARE, DIRECT, PLAIN, UNMETERED, Stage, Subject, peer
+from bench.stage import BARE, DIRECT, PLAIN, VARIANTS, Stage, Subject, peer
 from bench.usage import UsageError
 
 __all__ = ["main", "measure"]
@@ -36,12 +36,14 @@ scenarios:
 {scenarios}
 
 subjects: bare (the bare responder: the limit), direct and plain (ours, over its two paths, with metrics), and every --peer.
-growth, memory, pages and metrics are about our own alone.
+growth, memory, pages, metrics, expiry and watch are about our own alone; the last three also measure direct without metrics, with a
+deadline for every key, and with a watcher.
 
 examples:
   scripts/bench endtoend --quick                       under a minute, for a first look
-  scripts/bench endtoend                               all of it: about twenty minutes on a quiet machine
+  scripts/bench endtoend                               all of it: about twenty-five minutes on a quiet machine
   scripts/bench endtoend --scenario in-flight --scenario values
+  scripts/bench endtoend --scenario batch --scenario increment --scenario expiry --scenario watch --subject direct
   scripts/bench endtoend --peer redis=/opt/keyvalue-redis --compare bench/results/OLD/run.json
 
 exit status: 0; 1 if an answer was wrong, the run is void, or --compare found something slower; 2 for wrong arguments.
@@ -63,6 +65,11 @@ class Plan:
         cases = [(name, case) for name in self.scenarios for case in table.get(name, ())]
         return [(REFERENCE, REFERENCE_CASE), *cases]
 
+    def subjects_of(self, experiment: Experiment) -> list[Subject]:
+        """Whom an experiment measures."""
+        chosen = (*self.subjects, *(VARIANTS if DIRECT in self.subjects else ()))
+        return [subject for subject in experiment.subjects if subject in chosen]
+
 
 def measure(plan: Plan) -> Iterator[Row]:
     """All rows of a run, as they come."""
@@ -80,8 +87,7 @@ def measure(plan: Plan) -> Iterator[Row]:
                 say(f"round {number + 1}/{extent.rounds} {place:>3}/{len(cases)}  {case.label:<34} {line_of(rows)}")
         for name, experiment in EXPERIMENTS.items():
             if name in plan.scenarios:
-                subjects = [subject for subject in experiment.subjects if subject in (*plan.subjects, UNMETERED)]
-                for row in experiment.measure(stage, subjects, extent):
+                for row in experiment.measure(stage, plan.subjects_of(experiment), extent):
                     yield row
                     say(f"{name} round {row.round + 1}  {row.case:<46} {line_of([row])}")
 
@@ -99,6 +105,10 @@ def line_of(rows: Sequence[Row]) -> str:
         if bare is not None and row is not bare:
             text += f" ({figures['calls_per_s'] / bare.figures['calls_per_s']:.2f}x)"
         text += f" {figures['provider_cpu_us']:.1f} us CPU, p50 {figures['p50_us']:,.0f} us"
+        if "keys_per_s" in figures:
+            text += f", {figures['keys_per_s']:,.0f} keys/s"
+        if "events_per_s" in figures:
+            text += f", {figures['events_per_s']:,.0f} events/s"
         if "above_store_bytes" in figures:
             text += f", {figures['above_store_bytes'] / 2**20:.0f} MiB above the store"
         parts.append(text)
@@ -172,6 +182,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         seconds,
         growth_keys=[10**power for power in range(3, last + 1)],
         pages_keys=100_000 if quick else 1_000_000,
+        expiry_keys=100_000 if quick else 1_000_000,
         memory_calls=200 if quick else 2_000,
     )
     return Plan(scenarios, subjects, quick, extent)

@@ -12,7 +12,7 @@ import gc
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -67,6 +67,20 @@ class LockedDict:
     def set(self, key: bytes, value: bytes) -> None:
         with self._lock:
             self._entries[key] = value
+
+    def increment(self, key: bytes, delta: int) -> int:
+        with self._lock:
+            total = int(self._entries.get(key, b"0")) + delta
+            self._entries[key] = b"%d" % total
+            return total
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        with self._lock:
+            return list(map(self._entries.get, keys))
+
+    def set_many(self, entries: Mapping[bytes, bytes]) -> None:
+        with self._lock:
+            self._entries.update(entries)
 
     def page(self, offset: int, keys_max: int) -> list[bytes]:
         """Skip and take: all that a dict has to offer, and O(offset)."""

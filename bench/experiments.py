@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import NamedTuple
 from urllib.request import urlopen
 
 from bench.figures import Row
-from bench.processes import LoadGenerator, Provider
+from bench.generator import LoadError, Outcome, merged
+from bench.processes import LoadGenerator, Provider, Watcher
 from bench.scenarios import Case
-from bench.stage import BARE, DIRECT, PLAIN, UNMETERED, Stage, Subject, row_of
+from bench.stage import BARE, DIRECT, EXPIRING, PLAIN, STUCK, UNMETERED, WATCHED, Stage, Subject, row_of
 from bench.usage import peak_bytes, resident_bytes, restart_peak
-from bench.workload import Function, bucket_of
+from bench.workload import Function, Load, bucket_of
 
-__all__ = ["EXPERIMENTS", "Experiment", "Extent"]
+__all__ = ["EXPERIMENTS", "Experiment", "Extent", "Side"]
 
 GROWTH_VALUE_BYTES = 64
 GROWTH_LOADS: Sequence[tuple[Function, int]] = (("get", 64), ("set", 64), ("list-keys", 4))
@@ -29,6 +31,10 @@ METRICS_ROUNDS = 10
 METRICS = re.compile(r"http://\S+/metrics")
 SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0
+WATCH_ROUNDS = 10
+#: Of each load of a round, since machines drift within one too, and the bar is at two per cent.
+WATCH_TURNS = 10
+WATCH_TURN_MIN_S = 0.05
 #: Gets a second beside a walk: few enough that they do not wait for each other.
 BESIDE_RATE = 2_000.0
 #: In which the gets beside a walk have begun.
@@ -48,6 +54,7 @@ class Extent:
     seconds: float
     growth_keys: Sequence[int]
     pages_keys: int
+    expiry_keys: int
     memory_calls: int
 
 
@@ -75,19 +82,23 @@ def growth(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
                     else:
                         yield stage.row("growth", case, subject, number, extent.seconds)
         for subject, provider in stores.items():
-            figures = {"bytes_a_key": (resident_bytes(provider.pid) - empty[subject]) / keys}
-            if (scrape_us := time_scrape(provider)) is not None:
-                figures["scrape_us"] = scrape_us
-            yield Row(
-                scenario="growth",
-                case=f"memory, {keys:,} keys",
-                fields={"function": "memory", "keys": keys, "value_bytes": GROWTH_VALUE_BYTES},
-                subject=subject.name,
-                round=0,
-                figures=figures,
-            )
+            row = memory_row("growth", subject, keys, resident_bytes(provider.pid) - empty[subject])
+            scrape_us = time_scrape(provider)
+            yield row if scrape_us is None else replace(row, figures={**row.figures, "scrape_us": scrape_us})
     for provider in stores.values():
         provider.stop()
+
+
+def memory_row(scenario: str, subject: Subject, keys: int, size_bytes: int) -> Row:
+    """What keys weigh."""
+    return Row(
+        scenario=scenario,
+        case=f"memory, {keys:,} keys",
+        fields={"function": "memory", "keys": keys, "value_bytes": GROWTH_VALUE_BYTES},
+        subject=subject.name,
+        round=0,
+        figures={"bytes_a_key": size_bytes / keys},
+    )
 
 
 def time_scrape(provider: Provider) -> float | None:
@@ -158,6 +169,92 @@ def metrics(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterat
                 yield stage.row("metrics", case, subject, number, extent.seconds)
 
 
+def expiry(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+    """get and set, in turns, over keys that have a deadline and over keys without; and what a key weighs, which nobody listed."""
+    bucket = bucket_of(GROWTH_VALUE_BYTES)
+    keys = extent.expiry_keys
+    providers = {}
+    for subject in subjects:
+        provider = providers[subject] = stage.launch(subject)
+        empty = resident_bytes(provider.pid)
+        stage.fill(provider, bucket, keys, GROWTH_VALUE_BYTES)
+        yield memory_row("expiry", subject, keys, resident_bytes(provider.pid) - empty)
+    for number in range(extent.rounds):
+        for case in (Case(function="get", keys=keys), Case(function="set", keys=keys)):
+            for subject in subjects if number % 2 else reversed(subjects):
+                load = stage.load(providers[subject], subject, case, bucket, extent.seconds)
+                yield row_of("expiry", case, subject, number, stage.generator.run(load), {})
+    for provider in providers.values():
+        provider.stop()
+
+
+def watch(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+    """set, watched and not. A round launches its processes: else a ratio would be more of two processes than of a watcher."""
+    for number in range(max(WATCH_ROUNDS, extent.rounds)):
+        # A watcher that answers is told of what is queued when the load is over, too: nobody takes turns with it.
+        alone = [subject for subject in subjects if subject.watcher == "answering"]
+        others = [subject for subject in subjects if subject not in alone]
+        yield from watched_rows(stage, others, number, extent.seconds, WATCH_TURNS)
+        yield from watched_rows(stage, alone, number, extent.seconds, turns=1)
+
+
+def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds: float, turns: int) -> Iterator[Row]:
+    """A round of set on new processes of these, each with its watcher."""
+    case = Case(function="set")
+    bucket = bucket_of(case.value_bytes)
+    turn_s = max(seconds / turns, WATCH_TURN_MIN_S)
+    with ExitStack() as stack:
+        sides = []
+        for subject in subjects:
+            watcher = None
+            if subject.watcher:
+                name = f"watcher-{subject.name}-{number}"
+                is_stuck = subject.watcher == "stuck"
+                watcher = stack.enter_context(Watcher(name, stage.nats, stage.directory, is_stuck))
+            provider = stage.launch(subject, watcher="" if watcher is None else watcher.name)
+            stack.callback(provider.stop)
+            stage.fill(provider, bucket, case.key_space, case.value_bytes)
+            sides.append(Side(subject, stage.load(provider, subject, case, bucket, turn_s), watcher))
+        for turn in range(turns):
+            for side in sides if (number + turn) % 2 else reversed(sides):
+                side.run(stage.generator)
+        for side in sides:
+            yield row_of("watch", case, side.subject, number, merged(side.outcomes), side.figures())
+
+
+@dataclass(slots=True)
+class Side:
+    """One of those that take turns: its load, and who watches it."""
+
+    subject: Subject
+    load: Load
+    watcher: Watcher | None
+    outcomes: list[Outcome] = field(default_factory=list)
+    told: int = 0
+    told_s: float = 0.0
+
+    def run(self, generator: LoadGenerator) -> None:
+        """Take a turn."""
+        if self.watcher is None:
+            self.outcomes.append(generator.run(self.load))
+            return
+        before, began_s = self.watcher.told(), time.monotonic()
+        self.outcomes.append(generator.run(self.load))
+        self.told += self.watcher.told() - before
+        self.told_s += time.monotonic() - began_s
+
+    def figures(self) -> dict[str, float]:
+        """How many events a second an answering watcher was told of.
+
+        :raises LoadError: there is a watcher that nobody called
+        """
+        if self.watcher is None:
+            return {}
+        if not self.watcher.told():
+            raise LoadError(f"{self.watcher.name}: found no call, expected them for what is set")
+        return {"events_per_s": self.told / self.told_s} if self.subject.watcher == "answering" else {}
+
+
 class Experiment(NamedTuple):
     """A scenario of this module, and the subjects that it is about."""
 
@@ -170,4 +267,6 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "memory": Experiment(memory, (DIRECT, PLAIN)),
     "pages": Experiment(pages, (DIRECT,)),
     "metrics": Experiment(metrics, (DIRECT, UNMETERED)),
+    "expiry": Experiment(expiry, (DIRECT, EXPIRING)),
+    "watch": Experiment(watch, (DIRECT, WATCHED, STUCK)),
 }

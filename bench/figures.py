@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-__all__ = ["FIGURES", "REFERENCE", "Figure", "Row", "Run", "Spread", "grouped", "ratios", "spread"]
+__all__ = ["FIGURES", "REFERENCE", "Figure", "Row", "Run", "Spread", "case_ratios", "grouped", "ratios", "spread"]
 
 #: The subject that others are measured against: the bare responder.
 REFERENCE = "bare"
@@ -37,6 +37,7 @@ FIGURES: Mapping[str, Figure] = {
     "generator_cpu_us": Figure("load CPU us", 1, 2, 0),
     "peak_bytes": Figure("peak MiB", 1 / 2**20, 0, -1),
     "scrape_us": Figure("scrape us", 1, 0, -1),
+    "events_per_s": Figure("events/s", 1, 0, 0),
     "bytes_a_key": Figure("bytes a key", 1, 0, -1),
     "above_store_bytes": Figure("above the store MiB", 1 / 2**20, 0, -1),
 }
@@ -125,6 +126,17 @@ def ratios(rows: Iterable[Row], subject: str, figure: str, reference: str = REFE
     for (scenario, case, number, name), value in values.items():
         other = values.get((scenario, case, number, reference))
         if name == subject and value is not None and other:
+            found.append(value / other)
+    return found
+
+
+def case_ratios(rows: Iterable[Row], subject: str, figure: str, case: str, reference_case: str) -> list[float]:
+    """A subject's figure in one case over its own in another case of the same scenario and round."""
+    values = {(row.scenario, row.round, row.case): row.figures.get(figure) for row in rows if row.subject == subject}
+    found = []
+    for (scenario, number, name), value in values.items():
+        other = values.get((scenario, number, reference_case))
+        if name == case and value is not None and other:
             found.append(value / other)
     return found
 

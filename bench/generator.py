@@ -12,6 +12,7 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from secrets import token_hex
@@ -22,9 +23,10 @@ from bench.usage import cpu_ns
 from bench.wire import NatsProtocol, Subscription
 from bench.workload import Load, Script
 
-__all__ = ["MEASURE", "Generator", "LoadError", "Outcome"]
+__all__ = ["MEASURE", "Generator", "LoadError", "Outcome", "merged"]
 
 TICK_NS = 1_000_000
+PERCENTS = (50, 99, 99.9)
 
 WARM, MEASURE, DRAIN = range(3)
 
@@ -38,7 +40,7 @@ class Outcome:
     """What a load measured. CPU times are microseconds a call; `cpu_us` has the watched processes by their names.
 
     :ivar latencies: a histogram, encoded; of nanoseconds
-    :ivar keys: that were listed
+    :ivar keys: that were read, written or listed
     :ivar verified: calls whose answer was compared byte for byte
     """
 
@@ -61,6 +63,31 @@ class Outcome:
     @property
     def keys_per_s(self) -> float:
         return self.keys / self.seconds
+
+
+def merged(outcomes: Sequence[Outcome]) -> Outcome:
+    """What several loads measured, as if they were one."""
+    calls = sum(outcome.calls for outcome in outcomes)
+    latencies = Latencies.merged(outcome.latencies for outcome in outcomes)
+    max_us = max(outcome.max_us for outcome in outcomes)
+    p50, p99, p999 = (min(found, max_us) for found in latencies.percentiles_us(PERCENTS))
+
+    def mean(costs: Iterable[float]) -> float:
+        return sum(cost * outcome.calls for cost, outcome in zip(costs, outcomes, strict=True)) / calls
+
+    return Outcome(
+        calls=calls,
+        seconds=sum(outcome.seconds for outcome in outcomes),
+        p50_us=p50,
+        p99_us=p99,
+        p999_us=p999,
+        max_us=max_us,
+        cpu_us={name: mean(outcome.cpu_us[name] for outcome in outcomes) for name in outcomes[0].cpu_us},
+        generator_cpu_us=mean(outcome.generator_cpu_us for outcome in outcomes),
+        keys=sum(outcome.keys for outcome in outcomes),
+        verified=sum(outcome.verified for outcome in outcomes),
+        latencies=latencies.encoded(),
+    )
 
 
 class Generator(NatsProtocol):
@@ -104,7 +131,7 @@ class Generator(NatsProtocol):
         latencies = Latencies(self._latencies)
         max_us = max(self._latencies) / 1e3
         # A histogram gives the upper end of the range that it counted a latency in.
-        p50, p99, p999 = (min(found, max_us) for found in latencies.percentiles_us((50, 99, 99.9)))
+        p50, p99, p999 = (min(found, max_us) for found in latencies.percentiles_us(PERCENTS))
         calls = len(self._latencies)
         own, *watched = ((end - begin) / 1e3 / calls for begin, end in zip(*self._cpu, strict=True))
         return Outcome(
@@ -116,7 +143,7 @@ class Generator(NatsProtocol):
             max_us=max_us,
             cpu_us=dict(zip(self.load.watched, watched, strict=True)),
             generator_cpu_us=own,
-            keys=self.keys,
+            keys=self.keys + calls * self.load.keys_a_call,
             verified=self.verified,
             latencies=latencies.encoded(),
         )

@@ -23,7 +23,7 @@ from typing import get_args
 
 import uvloop
 
-from bench.answers import BATCH_RESULT_BYTES, BatchGenerator, FrameGenerator
+from bench.answers import SMALL_RESULT_BYTES, FrameGenerator, SmallGenerator
 from bench.generator import LoadError, Outcome
 from bench.wire import WireError, split_address
 from bench.workload import Function, Headers, Load, result_sizes
@@ -38,7 +38,7 @@ def is_small(load: Load) -> bool:
     if load.function == "list-keys":
         return False
     written_bytes = load.value_bytes if load.function in ("set", "mixed") else 0
-    return max(written_bytes, *result_sizes(load).values()) <= BATCH_RESULT_BYTES
+    return max(written_bytes, *result_sizes(load).values()) <= SMALL_RESULT_BYTES
 
 
 async def generate(load: Load) -> Outcome:
@@ -48,7 +48,7 @@ async def generate(load: Load) -> Outcome:
     :raises WireError: the NATS server refused something, or went away
     """
     host, port = split_address(load.url)
-    kind = BatchGenerator if is_small(load) else FrameGenerator
+    kind = SmallGenerator if is_small(load) else FrameGenerator
     loop = asyncio.get_running_loop()
     transport, generator = await loop.create_connection(lambda: kind(load), host, port)
     answered = -1
@@ -129,6 +129,9 @@ def parser() -> argparse.ArgumentParser:
     add("--first-key", type=int, metavar="N", help="where the key space begins")
     add("--each-once", action="store_true", help="keys in order, each once; with set this fills a bucket")
     add("--page-keys", type=int, metavar="N", help="list-keys: keys of a page at the most")
+    add("--batch-keys", type=int, metavar="N", help="get-many, set-many: keys of a call")
+    add("--counted", type=int, metavar="N", help="increment: what each counter of the key space holds before")
+    add("--delta", type=int, metavar="N", help="increment: what a call adds")
     add("--closing", action=argparse.BooleanOptionalAction, help="end parameters with an empty message, as clients do")
     add(
         "--exact",

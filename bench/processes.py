@@ -24,7 +24,7 @@ from bench.workload import LINK_NAME, SOURCE_ID, Load
 from transport.client import KeyValueClient
 from transport.errors import InterfaceError, TransportError
 
-__all__ = ["LoadGenerator", "NatsServer", "Process", "ProcessError", "Provider"]
+__all__ = ["LoadGenerator", "NatsServer", "Process", "ProcessError", "Provider", "Watcher"]
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = Path(sys.executable).parent
@@ -138,10 +138,16 @@ class Provider(Process):
     """A provider: launched with an empty environment and host data on standard input; ready when it has answered a call."""
 
     def __init__(
-        self, name: str, command: Sequence[str | Path], config: Mapping[str, str], nats: NatsServer, directory: Path
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        config: Mapping[str, str],
+        nats: NatsServer,
+        directory: Path,
+        watcher: str = "",
     ) -> None:
         self.prefix = f"{LATTICE}.{name}"
-        text = base64.b64encode(json.dumps(host_data(name, nats.url, config)).encode()) + b"\r\n"
+        text = base64.b64encode(json.dumps(host_data(name, nats.url, config, watcher)).encode()) + b"\r\n"
         super().__init__(name, command, directory, {}, text)
         try:
             asyncio.run(self._wait(nats.url))
@@ -167,20 +173,11 @@ class Provider(Process):
         raise self.failure(f"it answered no call within {START_TIMEOUT_S:g} s: {last}")
 
 
-def host_data(provider_key: str, url: str, config: Mapping[str, str]) -> dict[str, Any]:
-    """Host data of a provider with one link, from the component that the load calls as."""
-    link: dict[str, Any] = {
-        "source_id": SOURCE_ID,
-        "target": provider_key,
-        "name": LINK_NAME,
-        "wit_namespace": "wasi",
-        "wit_package": "keyvalue",
-        "interfaces": ["store"],
-        "source_config": {},
-        "target_config": {},
-        "source_secrets": None,
-        "target_secrets": None,
-    }
+def host_data(provider_key: str, url: str, config: Mapping[str, str], watcher: str = "") -> dict[str, Any]:
+    """Host data of a provider with a link from the component that the load calls as, and one to a watcher, if there is one."""
+    links = [link_of(SOURCE_ID, provider_key, ["store", "atomics", "batch"])]
+    if watcher:
+        links.append(link_of(provider_key, watcher, ["watcher"], {"watch": "SET@*"}))
     return {
         "host_id": "",
         "lattice_rpc_prefix": LATTICE,
@@ -191,7 +188,7 @@ def host_data(provider_key: str, url: str, config: Mapping[str, str]) -> dict[st
         "provider_key": provider_key,
         "env_values": {},
         "instance_id": provider_key,
-        "link_definitions": [link],
+        "link_definitions": links,
         "cluster_issuers": [],
         "config": dict(config),
         "secrets": {},
@@ -199,6 +196,54 @@ def host_data(provider_key: str, url: str, config: Mapping[str, str]) -> dict[st
         "structured_logging": False,
         "log_level": "info",
     }
+
+
+def link_of(
+    source_id: str, target: str, interfaces: Sequence[str], source_config: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A link, as a host defines it."""
+    return {
+        "source_id": source_id,
+        "target": target,
+        "name": LINK_NAME,
+        "wit_namespace": "wasi",
+        "wit_package": "keyvalue",
+        "interfaces": list(interfaces),
+        "source_config": dict(source_config or {}),
+        "target_config": {},
+        "source_secrets": None,
+        "target_secrets": None,
+    }
+
+
+class Watcher(Process):
+    """A component that a provider tells of changes; it answers, or takes each call and never does. Listens when it is made."""
+
+    def __init__(self, component: str, nats: NatsServer, directory: Path, is_stuck: bool) -> None:
+        command = (sys.executable, "-m", "bench.watcher", nats.url, f"{LATTICE}.{component}")
+        super().__init__(
+            component,
+            (*command, "--stuck") if is_stuck else command,
+            directory,
+            standard_input=None,
+            standard_output=subprocess.PIPE,
+        )
+        try:
+            self.told()
+        except BaseException:
+            self.stop()
+            raise
+
+    def told(self) -> int:
+        """How many calls came so far."""
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        try:
+            self.popen.stdin.write(b"\n")
+            self.popen.stdin.flush()
+            return int(self.popen.stdout.readline())
+        except (ValueError, BrokenPipeError):
+            raise self.failure("it ended") from None
 
 
 class LoadGenerator(Process):

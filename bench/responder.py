@@ -4,7 +4,7 @@ It is launched like a provider, takes whole frames out of a read with `bytes.fin
 shape, all in one write. No NATS library, no decoding, no keys, no values. Large parameters are waited for, and large results sent in
 pieces, with the same handshakes as a provider's; payloads are passed over without a copy.
 
-Its configuration: `page_keys`, and `value_bytes` of what get answers and set is sent.
+Its configuration: `page_keys`, `batch_keys` that get-many answers, and `value_bytes` of what both gets answer and set is sent.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from secrets import token_hex
 import uvloop
 
 from bench.wire import NatsProtocol, Subscription, split_address
-from bench.workload import key_of, set_params_bytes, value_of
+from bench.workload import COUNT_FROM, INSTANCES, get_many_result_of, key_of, set_params_bytes, value_of
 from provider.host_data import HostData, read_host_data
-from transport.keyvalue import STORE, KeyResponse, encode_get_result, encode_key_response
+from transport.atomics import encode_increment_result
+from transport.keyvalue import KeyResponse, encode_get_result, encode_key_response
 from transport.subjects import invocation_subject
 
-__all__ = ["main"]
+__all__ = ["NUMBERS", "main"]
 
-FUNCTIONS = ("get", "set", "delete", "exists", "list-keys")
-SET = b"2"  # ids of the subscriptions: FUNCTIONS from 1 on, then the further pieces of parameters
-PARAMS = b"%d" % (len(FUNCTIONS) + 1)
+#: Ids of the subscriptions: the functions from 1 on, then the further pieces of parameters.
+NUMBERS = {name: number for number, name in enumerate((*INSTANCES, "params"), 1)}
+SET = b"%d" % NUMBERS["set"]
+PARAMS = b"%d" % NUMBERS["params"]
 CURSOR = 2**63
 SIZES = {b"%d" % size: size for size in range(4096)}
 LAST = b".results 0\r\n\r\n"
@@ -42,8 +44,8 @@ class Responder(NatsProtocol):
             "bench responder",
             [
                 *(
-                    Subscription(invocation_subject(prefix, STORE, name).encode(), prefix.encode())
-                    for name in FUNCTIONS
+                    Subscription(invocation_subject(prefix, instance, name).encode(), prefix.encode())
+                    for name, instance in INSTANCES.items()
                 ),
                 Subscription(self._inbox + b".*.params"),
             ],
@@ -51,9 +53,15 @@ class Responder(NatsProtocol):
         config = host_data.config
         value_bytes = int(config.get("value_bytes", "64"))
         page = KeyResponse([key_of(index) for index in range(int(config.get("page_keys", "1000")))], CURSOR)
-        get_result = encode_get_result(value_of(key_of(0), value_bytes))
-        results = (get_result, b"\0", b"\0", b"\0\1", encode_key_response(page))
-        self._results = {b"%d" % number: result for number, result in enumerate(results, 1)}
+        batch = [key_of(index) for index in range(int(config.get("batch_keys", "1")))]
+        results = {
+            "get": encode_get_result(value_of(key_of(0), value_bytes)),
+            "exists": b"\0\1",
+            "list-keys": encode_key_response(page),
+            "get-many": get_many_result_of(batch, value_bytes),
+            "increment": encode_increment_result(COUNT_FROM + 1),
+        }
+        self._results = {b"%d" % NUMBERS[name]: results.get(name, b"\0") for name in INSTANCES}
         self._set_bytes = set_params_bytes(value_bytes)
         self._handshake = b" _INBOX.%b 0\r\n\r\nPUB " % token_hex(11).encode()
         self._middles: dict[bytes, bytes] = {}  # between the reply subjects of an answer in one message

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.workload import Function, Headers
+from bench.workload import BATCHES, Function, Headers
 
 __all__ = ["CASES", "QUICK_CASES", "REFERENCE_CASE", "SCENARIOS", "Case", "size_text"]
 
@@ -24,6 +24,7 @@ class Case:
     in_flight: int = 64
     headers: Headers = "host"
     page_keys: int = 1_000
+    batch_keys: int = 100
     rate: float = 0.0
     keys: int = 0
 
@@ -31,11 +32,13 @@ class Case:
     def label(self) -> str:
         """Its name in tables.
 
-        >>> Case(function="list-keys", page_keys=100).label
-        'list-keys of 100, 64 in flight'
+        >>> Case(function="list-keys", page_keys=100).label, Case(function="get-many").label
+        ('list-keys of 100, 64 in flight', 'get-many of 100 x 64 B, 64 in flight')
         """
         what = f"list-keys of {self.page_keys:,}" if self.function == "list-keys" else self.function
-        if self.function in ("get", "set", "mixed"):
+        if self.function in BATCHES:
+            what += f" of {self.batch_keys:,} x {size_text(self.value_bytes)}"
+        elif self.function in ("get", "set", "mixed"):
             what += f" {size_text(self.value_bytes)}"
         what += f" at {self.rate:,.0f}/s" if self.rate else f", {self.in_flight} in flight"
         if self.headers != "host":
@@ -89,6 +92,8 @@ CASES: Mapping[str, Sequence[Case]] = {
     ),
     "idle": tuple(Case(function=function, in_flight=1) for function in ("get", "set")),
     "fixed-rate": tuple(Case(function=function, rate=10_000.0) for function in ("get", "mixed")),
+    "batch": tuple(Case(function=function) for function in ("get", "get-many", "set", "set-many")),
+    "increment": tuple(Case(function=function) for function in ("set", "increment")),
 }
 
 QUICK_CASES: Mapping[str, Sequence[Case]] = {
@@ -98,6 +103,8 @@ QUICK_CASES: Mapping[str, Sequence[Case]] = {
     "values": tuple(replace(REFERENCE_CASE, function=name, value_bytes=2**20, in_flight=8) for name in ("get", "set")),
     "idle": (),
     "fixed-rate": (Case(function="get", rate=10_000.0),),
+    "batch": tuple(Case(function=function) for function in ("get", "get-many")),
+    "increment": (),
 }
 
 #: What each shows, for --help.
@@ -108,8 +115,12 @@ SCENARIOS: Mapping[str, str] = {
     "values": "get and set of 64 B, 1 KiB, 64 KiB, 1 MiB, 4 MiB, 8 in flight",
     "idle": "get and set with one in flight: latency of a provider that has nothing else to do",
     "fixed-rate": "open loop, 10,000 calls/s: latency from when a call was due, so that a stall is seen",
+    "batch": "get-many and set-many of 100 keys beside single get and set, 64 B values, 64 in flight: keys/s",
+    "increment": "increment beside set, 64 in flight",
     "growth": "get, set and a page at 10^3 to 10^6 keys (10^7 with --large); memory a key",
     "memory": "2,000 gets of 1 MiB at once: memory above the store",
     "metrics": "get and set with metrics and without, at least 10 rounds",
     "pages": "walks of a million keys that nobody listed yet, and the longest wait of a get beside them",
+    "expiry": "get and set over a million keys that all have a deadline, and over as many without; memory a key",
+    "watch": "set with no watcher, with one that answers, with one that never does; at least 10 rounds, on new processes each",
 }

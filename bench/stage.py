@@ -6,26 +6,42 @@ import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from bench.figures import REFERENCE, Row
 from bench.generator import Outcome
 from bench.processes import SCRIPTS, LoadGenerator, NatsServer, Provider
 from bench.scenarios import Case
 from bench.usage import peak_bytes, restart_peak
-from bench.workload import Load, bucket_of
+from bench.workload import BATCHES, COUNT_FROM, Load, bucket_of
 
-__all__ = ["BARE", "DIRECT", "PLAIN", "UNMETERED", "Stage", "Subject", "peer", "row_of"]
+__all__ = [
+    "BARE",
+    "DIRECT",
+    "EXPIRING",
+    "PLAIN",
+    "STUCK",
+    "UNMETERED",
+    "VARIANTS",
+    "WATCHED",
+    "Stage",
+    "Subject",
+    "peer",
+    "row_of",
+]
 
 FILL_IN_FLIGHT = 256
 FILL_BYTES_IN_FLIGHT = 16 * 1024 * 1024
 #: Of a provider that answers so slowly, a fill still ends.
 FILL_TIMEOUT_S = 60.0
 DELETES_PER_S = 20_000
+#: Keys of counters, behind those of values: some providers have one key space for all buckets.
+COUNTERS_FROM = 500_000_000
+HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,12 +49,14 @@ class Subject:
     """A provider to be measured: what is launched, and its configuration, to which a case adds what it wants.
 
     :ivar is_store: its answers are checked as a store's; else only their shape is
+    :ivar watcher: whether a component watches every set, and answers or never does
     """
 
     name: str
     command: tuple[str, ...]
     config: Mapping[str, str] = field(default_factory=dict)
     is_store: bool = True
+    watcher: Literal["", "answering", "stuck"] = ""
 
 
 OURS = (str(SCRIPTS / "keyvalue-inmemory"),)
@@ -46,6 +64,11 @@ METERED = {"metrics_address": "127.0.0.1:0"}
 DIRECT = Subject("direct", OURS, {"transport": "direct", **METERED})
 PLAIN = Subject("plain", OURS, {"transport": "plain", **METERED})
 UNMETERED = Subject("direct-unmetered", OURS, {"transport": "direct"})
+EXPIRING = Subject("direct-expiring", OURS, {**DIRECT.config, "ttl_ms": str(HOUR_MS)})
+WATCHED = Subject("direct-watched", OURS, DIRECT.config, watcher="answering")
+STUCK = Subject("direct-stuck", OURS, DIRECT.config, watcher="stuck")
+#: Of DIRECT, for the scenarios that compare it with them.
+VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK)
 BARE = Subject(REFERENCE, (sys.executable, "-m", "bench.responder"), is_store=False)
 
 
@@ -61,7 +84,7 @@ def peer(text: str) -> Subject:
     words = tuple(shlex.split(command))
     if not (name.isascii() and name.replace("-", "").isalnum() and words):
         raise ValueError(f"--peer: found {text!r}, allowed NAME=COMMAND, the name of letters, digits and '-'")
-    if name in {subject.name for subject in (BARE, DIRECT, PLAIN, UNMETERED)}:
+    if name in {subject.name for subject in (BARE, DIRECT, PLAIN, *VARIANTS)}:
         raise ValueError(f"--peer: found the name {name}, which is taken")
     return Subject(name, words)
 
@@ -77,6 +100,7 @@ class Stage:
         self._exit = ExitStack()
         self._providers: dict[tuple[str, tuple[tuple[str, str], ...]], Provider] = {}
         self._filled: dict[tuple[Provider, str], int] = {}
+        self._counters = 0
         self._launched = 0
 
     def __enter__(self) -> Self:
@@ -92,12 +116,15 @@ class Stage:
     ) -> None:
         self._exit.close()
 
-    def launch(self, subject: Subject, config: Mapping[str, str] | None = None) -> Provider:
-        """A new process of a subject; it ends with the stage, or before by its `stop`."""
+    def launch(self, subject: Subject, config: Mapping[str, str] | None = None, watcher: str = "") -> Provider:
+        """A new process of a subject; it ends with the stage, or before by its `stop`.
+
+        :param watcher: the component that is linked to it as one
+        """
         self._launched += 1
         name = f"{subject.name}-{self._launched}"
-        provider = Provider(name, subject.command, {**subject.config, **(config or {})}, self.nats, self.directory)
-        return self._exit.enter_context(provider)
+        own = {**subject.config, **(config or {})}
+        return self._exit.enter_context(Provider(name, subject.command, own, self.nats, self.directory, watcher))
 
     def provider(self, subject: Subject, case: Case) -> Provider:
         """The process of a subject that serves such cases: one for each configuration, kept."""
@@ -106,6 +133,8 @@ class Stage:
             config["page_keys"] = str(case.page_keys)
         elif not subject.is_store:
             config["value_bytes"] = str(case.value_bytes)
+            if case.function in BATCHES:
+                config["batch_keys"] = str(case.batch_keys)
         key = subject.name, tuple(config.items())
         if key not in self._providers:
             self._providers[key] = self.launch(subject, config)
@@ -130,36 +159,47 @@ class Stage:
             keys=keys,
             each_once=deletes,
             page_keys=case.page_keys,
+            batch_keys=case.batch_keys,
+            counted=COUNT_FROM if case.function == "increment" else 0,
             exact=subject.is_store,
             watched={"provider": provider.pid, "nats": self.nats.pid},
         )
 
     def fill(self, provider: Provider, bucket: str, keys: int, value_bytes: int, first_key: int = 0) -> None:
         """Set each key once."""
-        self.generator.run(
-            Load(
-                url=self.nats.url,
-                prefix=provider.prefix,
-                function="set",
-                bucket=bucket,
-                value_bytes=value_bytes,
-                in_flight=max(1, min(FILL_IN_FLIGHT, FILL_BYTES_IN_FLIGHT // value_bytes)),
-                calls=keys,
-                keys=keys,
-                first_key=first_key,
-                each_once=True,
-                timeout_s=FILL_TIMEOUT_S,
-            )
+        load = Load(
+            url=self.nats.url,
+            prefix=provider.prefix,
+            function="set",
+            bucket=bucket,
+            value_bytes=value_bytes,
+            in_flight=max(1, min(FILL_IN_FLIGHT, FILL_BYTES_IN_FLIGHT // value_bytes)),
+            keys=keys,
+            first_key=first_key,
         )
+        self._run_each_once(load)
+
+    def fill_counters(self, load: Load) -> Load:
+        """A load of increments on keys that are new, and hold what it says that they do."""
+        load = replace(load, first_key=COUNTERS_FROM + self._counters)
+        self._counters += load.keys
+        self._run_each_once(replace(load, in_flight=FILL_IN_FLIGHT, delta=load.counted, counted=0))
+        return load
+
+    def _run_each_once(self, load: Load) -> None:
+        load = replace(load, calls=load.keys, warm_calls=0, each_once=True, timeout_s=FILL_TIMEOUT_S, watched={})
+        self.generator.run(load)
 
     def measure(self, subject: Subject, case: Case, seconds: float) -> Outcome:
         """Carry out a case once; what it needs is launched and filled before."""
         provider = self.provider(subject, case)
-        bucket = "deletes" if case.function == "delete" else bucket_of(case.value_bytes)
+        bucket = {"delete": "deletes", "increment": "counters"}.get(case.function, bucket_of(case.value_bytes))
         load = self.load(provider, subject, case, bucket, seconds)
         if subject.is_store:
             if case.function == "delete":
                 self.fill(provider, bucket, load.keys, case.value_bytes)
+            elif case.function == "increment":
+                load = self.fill_counters(load)
             elif self._filled.get((provider, bucket), 0) != load.keys:
                 self.fill(provider, bucket, load.keys, case.value_bytes)
                 self._filled[provider, bucket] = load.keys
@@ -176,7 +216,8 @@ class Stage:
 def row_of(
     scenario: str, case: Case, subject: Subject, number: int, outcome: Outcome, more: Mapping[str, float]
 ) -> Row:
-    """An outcome as a row, with what else was measured."""
+    """An outcome as a row, with what else was measured. Beside batches, keys are what single calls are compared by, too."""
+    has_keys = scenario == "batch" or case.function in (*BATCHES, "list-keys")
     figures = {
         "calls_per_s": outcome.calls_per_s,
         "p50_us": outcome.p50_us,
@@ -185,7 +226,7 @@ def row_of(
         "max_us": outcome.max_us,
         **{f"{name}_cpu_us": cpu_us for name, cpu_us in outcome.cpu_us.items()},
         "generator_cpu_us": outcome.generator_cpu_us,
-        **({"keys_per_s": outcome.keys_per_s} if outcome.keys else {}),
+        **({"keys_per_s": outcome.keys_per_s} if has_keys else {}),
         **more,
     }
     return Row(

@@ -21,6 +21,7 @@ ROUNDS = 5
 SECONDS = 0.3
 FUNCTIONS = [
     *CASES["functions"],
+    *(case for case in (*CASES["batch"], *CASES["increment"]) if case.function not in ("get", "set")),
     *(case for case in CASES["values"] if case.value_bytes >= 2**20),
     *CASES["idle"],
     *(case for case in CASES["headers"] if case.headers == "traced"),

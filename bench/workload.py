@@ -6,16 +6,21 @@ white space, so nothing in it looks like a frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
 from secrets import randbits
 from typing import Literal, NamedTuple, get_args
 
+from transport.atomics import ATOMICS, encode_increment, encode_increment_result
+from transport.batch import BATCH, encode_bucket_keys, encode_get_many_result, encode_set_many
 from transport.keyvalue import STORE, encode_bucket_key, encode_get_result, encode_list_keys, encode_set
 from transport.subjects import invocation_subject
 
 __all__ = [
+    "BATCHES",
+    "COUNT_FROM",
+    "INSTANCES",
     "KEY_BYTES",
     "NO_SPAN",
     "SPAN_BYTES",
@@ -25,6 +30,7 @@ __all__ = [
     "Load",
     "Script",
     "bucket_of",
+    "get_many_result_of",
     "get_result_bytes",
     "header_block",
     "key_of",
@@ -33,8 +39,17 @@ __all__ = [
     "value_of",
 ]
 
-Function = Literal["get", "set", "exists", "delete", "list-keys", "mixed"]
+Function = Literal["get", "set", "exists", "delete", "list-keys", "mixed", "get-many", "set-many", "increment"]
 Headers = Literal["none", "host", "traced"]
+
+#: The instance that serves a function, by the function's name on the wire.
+INSTANCES: Mapping[str, str] = {
+    **dict.fromkeys(("get", "set", "delete", "exists", "list-keys"), STORE),
+    **dict.fromkeys(("get-many", "set-many"), BATCH),
+    "increment": ATOMICS,
+}
+#: Functions of `batch_keys` keys a call.
+BATCHES = frozenset(name for name, instance in INSTANCES.items() if instance == BATCH)
 
 KEY_BYTES = 12
 LINK_NAME = "default"
@@ -46,6 +61,13 @@ FRAMES_MAX = 20_000
 FRAMES_BYTES_MAX = 128 * 1024 * 1024
 #: 61 bytes, a prime number, so that pieces in a wrong order do not fit.
 PATTERN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_+=/:;,!"
+
+#: What counters hold before they are measured: neither the text of a sum nor an answer changes its size then, in any run.
+COUNT_FROM = 1_000_000
+#: Of a batch: parameters and answer fit into one message each, with its headers.
+BATCH_BYTES_MAX = 512 * 1024
+#: The tag of an option, and the lengths of a key and a value.
+PAIR_OVERHEAD_BYTES = 8
 
 #: Digits of a call's number, at the most.
 NUMBER_BYTES = 20
@@ -62,6 +84,9 @@ class Load:
     :ivar warm_calls: calls before the measurement; of a closed loop only
     :ivar keys: the key space, from `first_key` on
     :ivar each_once: calls go through the key space in order, once; else over and over, spread
+    :ivar batch_keys: of one get-many or set-many; the batches share no key, until all keys had their turn
+    :ivar counted: increment: what each counter of the key space holds before
+    :ivar delta: increment: what a call adds
     :ivar closing: send the empty message that ends the parameters, as every client does
     :ivar exact: the answers are a store's; else only their shape is right
     :ivar watched: processes by a name, whose CPU time is to be measured
@@ -82,6 +107,9 @@ class Load:
     first_key: int = 0
     each_once: bool = False
     page_keys: int = 1_000
+    batch_keys: int = 100
+    counted: int = 0
+    delta: int = 1
     closing: bool = True
     exact: bool = True
     timeout_s: float = 30.0
@@ -106,6 +134,17 @@ class Load:
             raise ValueError(f"warm_calls: found {self.warm_calls} with a rate, allowed 0")
         if self.each_once and self.calls > self.keys:
             raise ValueError(f"calls: found {self.calls} with each of {self.keys} keys once")
+        if self.function in BATCHES:
+            self._check_batch()
+
+    def _check_batch(self) -> None:
+        if self.each_once:
+            raise ValueError(f"each_once: found it with {self.function}, allowed with functions of one key")
+        keys_max = min(self.keys, BATCH_BYTES_MAX // (KEY_BYTES + self.value_bytes + PAIR_OVERHEAD_BYTES))
+        if not 1 <= self.batch_keys <= keys_max:
+            raise ValueError(
+                f"batch_keys: found {self.batch_keys}, allowed 1 to {keys_max}: keys that there are, in one message"
+            )
 
     @property
     def calls_max(self) -> int:
@@ -114,11 +153,32 @@ class Load:
             return self.warm_calls + self.calls
         return max(1, round(self.rate * self.seconds)) if self.rate else 0
 
+    @property
+    def keys_a_call(self) -> int:
+        """Keys that a call reads or writes; 0 of list-keys, whose answers tell."""
+        if self.function == "list-keys":
+            return 0
+        return self.batch_keys if self.function in BATCHES else 1
+
 
 def result_sizes(load: Load) -> dict[str, int]:
     """Sizes of the right results of a load's functions; of list-keys none is known."""
-    sizes = {"get": get_result_bytes(load.value_bytes), "exists": len(EXISTS_TRUE), "list-keys": 0}
-    return {name: sizes.get(name, len(SET_OK)) for name in names_of(load)}
+    return {name: _result_size(load, name) for name in names_of(load)}
+
+
+def _result_size(load: Load, name: str) -> int:
+    match name:
+        case "get":
+            return get_result_bytes(load.value_bytes)
+        case "get-many":
+            return len(get_many_result_of([key_of(0)] * load.batch_keys, load.value_bytes))
+        case "increment":
+            return len(encode_increment_result(load.counted + load.delta))
+        case "exists":
+            return len(EXISTS_TRUE)
+        case "list-keys":
+            return 0
+    return len(SET_OK)
 
 
 def names_of(load: Load) -> tuple[str, ...]:
@@ -153,6 +213,12 @@ def get_result_bytes(value_bytes: int) -> int:
     return len(encode_get_result(bytes(value_bytes)))
 
 
+def get_many_result_of(keys: Sequence[bytes], value_bytes: int) -> bytes:
+    """The result of a get-many of keys that are there."""
+    values = [value_of(key, value_bytes) for key in keys]
+    return encode_get_many_result(keys, values, bytes_max=sum(map(len, (*keys, *values))))
+
+
 def set_params_bytes(value_bytes: int) -> int:
     """Size of the parameters of a set, into `bucket_of` its size."""
     return len(encode_set(bucket_of(value_bytes).encode(), key_of(0), bytes(value_bytes)))
@@ -180,7 +246,7 @@ class Script:
         self._block = header_block(load.headers)
         verb = b"HPUB" if self._block else b"PUB"
         self._heads = {
-            name: b"%b %b %b." % (verb, invocation_subject(load.prefix, STORE, name).encode(), inbox)
+            name: b"%b %b %b." % (verb, invocation_subject(load.prefix, INSTANCES[name], name).encode(), inbox)
             for name in self._names
         }
         # A first message leaves room for its subjects and headers, as the clients in other languages do.
@@ -190,12 +256,13 @@ class Script:
         self._room = room
         self.later = [first[at : at + max_payload] for at in range(room, len(first), max_payload)]
         self.trace = randbits(128)
-        picked = 0
+        keys = load.keys_a_call
+        self._picked = 0
         if not load.each_once and load.function != "list-keys":
-            frame_bytes = 256 + min(room, len(first))
-            picked = min(load.keys, FRAMES_MAX, max(1, FRAMES_BYTES_MAX // frame_bytes))
-        self._indices = spread_indices(load.keys, picked)
-        self._frames = [self._frame(number) for number in range(picked)]
+            frame_bytes = 256 + min(room, len(first)) + (keys - 1) * (KEY_BYTES + load.value_bytes)
+            self._picked = min(load.keys // keys, FRAMES_MAX, max(1, FRAMES_BYTES_MAX // frame_bytes))
+        self._indices = spread_indices(load.keys, self._picked * keys)
+        self._frames = [self._frame(number) for number in range(self._picked)]
 
     def frame(self, number: int) -> Frame:
         """How a call begins."""
@@ -217,9 +284,19 @@ class Script:
     def result(self, number: int) -> bytes:
         """The right result of a call."""
         name = self._name(number)
-        if name == "get":
-            return encode_get_result(value_of(self._key(number), self._load.value_bytes))
-        return EXISTS_TRUE if name == "exists" else SET_OK
+        load = self._load
+        match name:
+            case "get":
+                return encode_get_result(value_of(self._key(number), load.value_bytes))
+            case "get-many":
+                return get_many_result_of(self._keys(number), load.value_bytes)
+            case "increment":
+                # NATS keeps the order of one connection's calls, and no other load has these keys.
+                turns = number // (len(self._indices) or load.keys) + 1
+                return encode_increment_result(load.counted + turns * load.delta)
+            case "exists":
+                return EXISTS_TRUE
+        return SET_OK
 
     def result_size(self, number: int) -> int:
         """The size of the right result of a call; of list-keys none is known."""
@@ -236,15 +313,29 @@ class Script:
         index = self._indices[number % len(self._indices)] if self._indices else number % self._load.keys
         return key_of(self._load.first_key + index)
 
+    def _keys(self, number: int) -> list[bytes]:
+        """The keys of a batch."""
+        first = number % self._picked * self._load.batch_keys
+        indices = self._indices[first : first + self._load.batch_keys]
+        return [key_of(self._load.first_key + index) for index in indices]
+
     def _frame(self, number: int) -> Frame:
         name = self._name(number)
         return self._pack(name, self._params(name, number)[: self._room])
 
     def _params(self, name: str, number: int) -> bytes:
+        bucket, value = self._bucket, self._value
+        if name in BATCHES:
+            keys = self._keys(number)
+            if name == "get-many":
+                return encode_bucket_keys(bucket, keys)
+            return encode_set_many(bucket, [(key, key + value[len(key) :]) for key in keys])
         key = self._key(number)
-        if name != "set":
-            return encode_bucket_key(self._bucket, key)
-        return encode_set(self._bucket, key, key + self._value[len(key) :])
+        if name == "increment":
+            return encode_increment(bucket, key, self._load.delta)
+        if name == "set":
+            return encode_set(bucket, key, key + value[len(key) :])
+        return encode_bucket_key(bucket, key)
 
     def _pack(self, name: str, params: bytes) -> Frame:
         block = self._block

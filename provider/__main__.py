@@ -1,7 +1,8 @@
 """The provider's process: reads host data, composes everything once, serves, stops in order.
 
-    standard input ─> HostData ─> Connection ─┬─ Server ─ store_handlers ─ Service ─ Store
-                                              └─ Host (health, links, configuration, shutdown)
+    standard input ─> HostData ─> Connection ─┬─ Server ─ handlers ─ Service ─ Accesses ─ Store
+                                              ├─ Host (health, links, configuration, shutdown)
+                                              └─ Watchers <─ changes in the Store
 
 Exit codes: 0 stopped in order; 1 NATS could not be reached, or a failure of ours; 2 the host data or its configuration can't be used.
 """
@@ -21,13 +22,18 @@ from threading import Event
 from typing import Any
 
 from engine import Store
+from provider.access import Accesses
 from provider.endpoint import Endpoint
 from provider.host import Host
 from provider.host_data import HostData, HostDataError, read_host_data
 from provider.log import set_up_log
 from provider.metrics import Durations, Metrics
-from provider.options import OPTIONS, OptionError, ProviderOptions, split_address
+from provider.options import LIVE_OPTIONS, OPTIONS, OptionError, ProviderOptions, split_address
 from provider.service import Service
+from provider.sweep import sweep
+from provider.watch import Watchers, WatchLimits
+from transport.atomics import ATOMICS, atomics_handlers, atomics_tallies
+from transport.batch import BATCH, batch_handlers, batch_tallies
 from transport.connection import Connection, ConnectionOptions, split_urls
 from transport.errors import ConnectError, DisconnectedError
 from transport.keyvalue import STORE, store_handlers, store_tallies
@@ -39,8 +45,10 @@ log = logging.getLogger("provider")
 
 STANDARD_INPUT = 0
 #: The host ends the process 300 ms after its request to stop: 200 ms for all, with the flush and the end of the pieces.
-HOST_STOP_TIMEOUT_S = 0.13
+HOST_STOP_TIMEOUT_S = 0.11
 FLUSH_TIMEOUT_S = 0.05
+#: For telling components of the last changes.
+WATCH_STOP_TIMEOUT_S = 0.02
 #: What /livez waits for the event loop to answer.
 ALIVE_TIMEOUT_S = 1.0
 #: Few objects here are in cycles, and a full collection over a million keys takes tens of milliseconds.
@@ -90,6 +98,9 @@ class Provider:
         self._connection: Connection | None = None
         self._server: Server | None = None
         self._endpoint: Endpoint | None = None
+        self._accesses: Accesses | None = None
+        self._watchers: Watchers | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._serving = False
 
     async def run(self) -> int:
@@ -112,19 +123,32 @@ class Provider:
         return 0
 
     async def _serve(self, connection: Connection, stop_requested: asyncio.Event, signals: list[int]) -> None:
-        service = Service(Store(self._options.store_options()))
-        tallies = store_tallies()
-        durations = Durations(tallies) if self._options.metrics_address else None
-        server = self._server = Server(
-            connection,
-            self.prefix,
-            self._options.invocation_limits(),
-            None if durations is None else durations.observe,
-        )
-        server.add(STORE, store_handlers(service, service.parameter_limits, tallies))
+        options = self._options
+        store = Store(options.store_options())
         host = Host(connection, self._host_data, self, stop_requested)
+        accesses = self._accesses = Accesses(store, host.links, options)
+        service = Service(store, accesses)
+        watchers = self._watchers = Watchers(
+            connection,
+            self._host_data.lattice_rpc_prefix,
+            self._host_data.provider_key,
+            store,
+            host.links,
+            WatchLimits(options.watch_queue_events, options.watch_queue_bytes, options.watch_timeout_ms / 1000),
+        )
+        watchers.links_changed()
+        tallies = store_tallies() | atomics_tallies() | batch_tallies()
+        durations = Durations(tallies) if options.metrics_address else None
+        server = self._server = Server(
+            connection, self.prefix, options.invocation_limits(), None if durations is None else durations.observe
+        )
+        limits = service.parameter_limits
+        server.add(STORE, store_handlers(service, limits, tallies))
+        server.add(ATOMICS, atomics_handlers(service, limits, tallies))
+        server.add(BATCH, batch_handlers(service, limits, tallies))
         if durations is not None:
-            self._start_endpoint(Metrics(tallies, durations, service.store, server, connection, host.links))
+            self._start_endpoint(Metrics(tallies, durations, store, server, connection, host.links, watchers))
+        self._sweeping = asyncio.create_task(sweep(store))
         await host.start()
         await server.start()
         await connection.flush(self._connection_options.open_timeout_s)
@@ -134,7 +158,7 @@ class Provider:
         self._serving = True
         log.info("ready: serving %s at %s with %d links", self.prefix, connection.server, len(host.links))
         await stop_requested.wait()
-        await self._stop(server, host, self._options.stop_timeout_ms / 1000 if signals else HOST_STOP_TIMEOUT_S)
+        await self._stop(server, host, options.stop_timeout_ms / 1000 if signals else HOST_STOP_TIMEOUT_S)
 
     async def _open(self, stop_requested: asyncio.Event) -> Connection | None:
         """The connection; None when it is asked to stop before there is one."""
@@ -153,6 +177,10 @@ class Provider:
         self._serving = False
         connection = host.connection
         await server.stop(timeout_s)
+        if self._watchers is not None:
+            await self._watchers.stop(WATCH_STOP_TIMEOUT_S)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         try:
             await connection.flush(FLUSH_TIMEOUT_S)
         except DisconnectedError as error:
@@ -191,6 +219,8 @@ class Provider:
         if self._connection is None or not self._connection.connected:
             ailments.append("NATS is not connected")
         failures = [part.failed for part in (self._server, self._connection) if part is not None]
+        if self._sweeping is not None and self._sweeping.done() and not self._sweeping.cancelled():
+            failures.append(self._sweeping.exception())
         ailments += [f"a background task died: {type(error).__name__}" for error in failures if error is not None]
         if self._connection is not None and self._connection.refusal is not None:
             ailments.append(self._connection.refusal)
@@ -198,12 +228,18 @@ class Provider:
             ailments.append(f"config: {self._config_error}")
         return ailments
 
+    def links_changed(self) -> None:
+        """The host has put or deleted a link: calls that come from now on are carried out by the links as they are."""
+        if self._accesses is not None and self._watchers is not None:
+            self._accesses.links_changed()
+            self._watchers.links_changed()
+
     def refuse_configuration(self, reason: str) -> None:
         """A configuration that can't be read: what was in force stays."""
         self._config_error = reason
 
     def configure(self, config: Mapping[str, str]) -> None:
-        """Compare with the configuration in force: all options are read at the start, so a change wants a restart."""
+        """Take what can change while it runs, which is what callers may do; of the rest say that it wants a restart."""
         try:
             options, _ = ProviderOptions.from_config(_from_environment() | dict(config))
         except OptionError as error:
@@ -211,7 +247,9 @@ class Provider:
             log.error("config: %s; what was in force stays", error)
             return
         self._config_error = None
-        changed = self._options.changed(options)
+        if self._accesses is not None:
+            self._accesses.configure(options)
+        changed = [name for name in self._options.changed(options) if name not in LIVE_OPTIONS]
         if changed:
             log.warning("config: changed at the next start of the provider: %s", ", ".join(changed))
 

@@ -66,6 +66,10 @@ class Capability(Protocol):
         """Know that there is a new configuration that can't be read."""
         ...
 
+    def links_changed(self) -> None:
+        """Take the links as they are now: one was put, deleted, or replaced by what can't be used."""
+        ...
+
 
 class Host:
     """Listens to the host. Sets `stop_requested` when it asks the provider to stop; then `acknowledge_stop`, last of all."""
@@ -108,17 +112,21 @@ class Host:
 
     async def _on_health(self, message: Message) -> None:
         ailments = [*self._capability.ailments(), *self.links.unusable]
-        health = {"healthy": not ailments, "message": "; ".join(ailments) or "serving"}
+        lines = [*(ailments or ["serving"]), *self.links.remarks]
+        health = {"healthy": not ailments, "message": "; ".join(lines)}
         await self._answer(message.reply, json.dumps(health).encode())
 
     async def _on_link_put(self, message: Message) -> None:
+        changes = self.links.changes
         try:
             link = self.links.put_json(message.data)
         except FieldError as error:
             log.warning("a link can't be used: %s", error)
-            return
-        if link is not None:
-            log.info("link put: %s", link)
+        else:
+            if link is not None:
+                log.info("link put: %s", link)
+        if self.links.changes != changes:  # also where what can't be used was in place of what could
+            self._capability.links_changed()
 
     async def _on_link_delete(self, message: Message) -> None:
         try:
@@ -128,6 +136,7 @@ class Host:
             return
         if key is not None:
             log.info("link deleted: %s -> %s (%s)", *key)
+            self._capability.links_changed()
 
     async def _on_config_update(self, message: Message) -> None:
         try:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from provider.json_fields import FieldError, Fields
 
 __all__ = ["LinkDefinition", "LinkKey", "Links"]
 
-#: Links that are kept, and of those that can't be used how many are told: whoever may publish can put links.
+#: Links that are kept, and of those that something is said about how many are told: whoever may publish can put links.
 LINKS_MAX = 10_000
-UNUSABLE_MAX = 8
+LINES_MAX = 8
 #: Source, target and name: a component may be linked to a provider more than once, under several names.
 LinkKey = tuple[str, str, str]
 
@@ -75,6 +76,9 @@ class Links:
         self._provider_key = provider_key
         self._links: dict[LinkKey, LinkDefinition] = {}
         self._unusable: dict[LinkKey, str] = {}
+        self._remarks: dict[LinkKey, str] = {}
+        #: How often they changed: whoever works something out of them compares.
+        self.changes = 0
 
     def __len__(self) -> int:
         return len(self._links)
@@ -86,13 +90,31 @@ class Links:
         """The link by which this source may call the provider."""
         return self._links.get((source_id, self._provider_key, name))
 
+    def callers(self) -> list[LinkDefinition]:
+        """The links by which somebody may call the provider."""
+        return [link for link in self._links.values() if link.target == self._provider_key]
+
+    def callees(self) -> list[LinkDefinition]:
+        """The links by which the provider may call somebody."""
+        return [link for link in self._links.values() if link.source_id == self._provider_key]
+
     @property
     def unusable(self) -> list[str]:
         """Why links that were put can't be used: one line each."""
-        reasons = list(self._unusable.values())
-        if len(reasons) > UNUSABLE_MAX:
-            reasons[UNUSABLE_MAX:] = [f"and {len(reasons) - UNUSABLE_MAX} links more can't be used"]
-        return reasons
+        return _first(self._unusable.values(), "links more can't be used")
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is odd about links that can be used: one line each."""
+        return _first(self._remarks.values(), "remarks more on links")
+
+    def refuse(self, link: LinkDefinition, reason: str) -> None:
+        """Note in `unusable`, until the link changes or goes, that what it asks for can't be had. It stays among the links."""
+        self._unusable[link.key] = f"{_named(link.key)}: {reason}"
+
+    def remark(self, link: LinkDefinition, what: str) -> None:
+        """Note something in `remarks`, until the link changes or goes."""
+        self._remarks[link.key] = f"{_named(link.key)}: {what}"
 
     def put(self, link: LinkDefinition) -> bool:
         """Keep a link, in place of one of the same key; whether anything changed.
@@ -105,16 +127,18 @@ class Links:
             )
         if link.key not in self._links and len(self._links) >= LINKS_MAX:
             raise FieldError(f"links: found {LINKS_MAX + 1}, allowed {LINKS_MAX}")
-        self._unusable.pop(link.key, None)
         if self._links.get(link.key) == link:
             return False
+        self._forget(link.key)
         self._links[link.key] = link
         return True
 
     def delete(self, key: LinkKey) -> bool:
         """Forget a link; whether it was known."""
-        unusable = self._unusable.pop(key, None)
-        return self._links.pop(key, None) is not None or unusable is not None
+        was_known = key in self._links or key in self._unusable
+        if was_known:
+            self._forget(key)
+        return was_known
 
     def put_json(self, payload: bytes) -> LinkDefinition | None:
         """Keep the link of a `linkdefs.put`; the link, or None if it was known just so.
@@ -130,9 +154,9 @@ class Links:
         except FieldError as error:
             key = _key_of(value)
             if key is not None and self._provider_key in key[:2]:
-                self._links.pop(key, None)  # the old definition no longer holds
+                self._forget(key)  # the old definition no longer holds
                 if len(self._unusable) < LINKS_MAX:
-                    self._unusable[key] = f"link {key[0]} -> {key[1]} ({key[2]}): {error}"
+                    self._unusable[key] = f"{_named(key)}: {error}"
             raise
 
     def delete_json(self, payload: bytes) -> LinkKey | None:
@@ -142,6 +166,24 @@ class Links:
         """
         key = LinkDefinition.from_json(_parsed(payload)).key
         return key if self.delete(key) else None
+
+    def _forget(self, key: LinkKey) -> None:
+        self.changes += 1
+        self._links.pop(key, None)
+        self._unusable.pop(key, None)
+        self._remarks.pop(key, None)
+
+
+def _named(key: LinkKey) -> str:
+    return f"link {key[0]} -> {key[1]} ({key[2]})"
+
+
+def _first(lines: Collection[str], more: str) -> list[str]:
+    """The first of these, and how many there are besides."""
+    first = list(islice(lines, LINES_MAX))
+    if len(lines) > LINES_MAX:
+        first.append(f"and {len(lines) - LINES_MAX} {more}")
+    return first
 
 
 def _parsed(payload: bytes) -> Any:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from engine import Store
 from provider.links import Links
+from provider.watch import Watchers
 from transport.connection import Connection
 from transport.handler import NONE, OK, OUTCOMES, Tally
 from transport.server import Server
@@ -46,19 +47,15 @@ class Durations:
     def __init__(self, tallies: Mapping[str, Tally]) -> None:
         self.counts = {name: [0] * (len(DURATION_BOUNDS_S) + 1) for name in tallies}
         self.sums_s = dict.fromkeys(tallies, 0.0)
-        self._seen = [(name, tally, self.counts[name]) for name, tally in tallies.items()]
-        self._totals = [0] * len(self._seen)
+        self._seen = [(name, tally, tally.copy(), self.counts[name]) for name, tally in tallies.items()]
 
     def observe(self, duration_s: float) -> None:
         """A batch was answered in this time."""
-        bucket = bisect_left(DURATION_BOUNDS_S, duration_s)
-        totals = self._totals
-        for index, (name, tally, counts) in enumerate(self._seen):
-            total = sum(tally)
-            calls = total - totals[index]
-            if calls:
-                totals[index] = total
-                counts[bucket] += calls
+        for name, tally, seen, counts in self._seen:
+            if tally != seen:
+                calls = sum(tally) - sum(seen)
+                seen[:] = tally
+                counts[bisect_left(DURATION_BOUNDS_S, duration_s)] += calls
                 self.sums_s[name] += calls * duration_s
 
 
@@ -73,6 +70,7 @@ class Metrics(Collector):
         server: Server,
         connection: Connection,
         links: Links,
+        watchers: Watchers,
     ) -> None:
         self._tallies = tallies
         self._durations = durations
@@ -80,6 +78,7 @@ class Metrics(Collector):
         self._server = server
         self._connection = connection
         self._links = links
+        self._watchers = watchers
         # Looked up once: the version is read from files.
         self._build = {
             "version": version("keyvalue-inmemory"),
@@ -98,6 +97,7 @@ class Metrics(Collector):
         )
         yield _gauge("nats_connected", "1 while a NATS server is connected, 0 while not.", connection.connected)
         yield _counter("nats_dropped_messages", "Messages that came faster than they were handled.", connection.dropped)
+        yield from self._watched()
         yield _gauge("links", "Links that the host has put.", len(self._links))
         yield InfoMetricFamily(f"{PREFIX}_build", "What runs.", self._build)
 
@@ -139,7 +139,21 @@ class Metrics(Collector):
         yield _counter("refused_invocations", "Invocations ended since too much was held already.", counts.refused)
         yield _counter("failed_invocations", "Invocations ended by a failure of the provider.", counts.failed)
         yield _counter("invocations_without_reply", "Invocations that named no reply subject.", counts.without_reply)
+        yield _counter("stray_pieces", "Pieces of parameters that no invocation waited for.", counts.stray_pieces)
         yield _counter("unsent_messages", "Messages of answers that found no connection.", server.unsent)
+
+    def _watched(self) -> Iterable[Metric]:
+        watchers, counts = self._watchers, self._watchers.counts
+        events = CounterMetricFamily(
+            f"{PREFIX}_watch_events", "Events that watching components were called for.", labels=("result",)
+        )
+        events.add_metric(("ok",), counts.delivered)
+        events.add_metric(("failed",), counts.failed)
+        yield events
+        yield _counter("watch_dropped", "Events dropped: the queue was full, or the watcher ended.", counts.dropped)
+        yield _gauge(
+            "watch_queue_length", "Events that wait for a component, or for its answer.", watchers.queue_length
+        )
 
     def _keyspace(self) -> Iterable[Metric]:
         store = self._store
@@ -151,6 +165,7 @@ class Metrics(Collector):
         reads = [self._tallies[name] for name in ("get", "exists")]
         yield _counter("keyspace_hits", "Keys that get and exists found.", sum(tally[OK] for tally in reads))
         yield _counter("keyspace_misses", "Keys that get and exists did not find.", sum(tally[NONE] for tally in reads))
+        yield _counter("expired_keys", "Keys that were removed since their time was over.", store.expired_keys)
         yield _counter("pages", "Pages that list-keys gave.", self._tallies["list-keys"][OK])
 
 

@@ -1,4 +1,7 @@
-"""What can be set: the provider's options, from the `config` of its host data. One table, OPTIONS; docs/operating.md shows it."""
+"""What can be set: the provider's options, from the `config` of its host data, and a link's, from its `target_config`.
+
+A table each, OPTIONS and LINK_OPTIONS; docs/operating.md shows them. What a link does not set is as the provider's options say.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,33 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from engine import StoreOptions
+from engine.options import LENGTH_MAX, TTL_MS_MAX
 from transport.invocation import InvocationLimits
+from transport.keyvalue import ParameterLimits
 
-__all__ = ["OPTIONS", "Option", "OptionError", "ProviderOptions", "split_address"]
-
+__all__ = [
+    "LINK_OPTIONS",
+    "LIVE_OPTIONS",
+    "OPTIONS",
+    "READ_ONLY",
+    "READ_WRITE",
+    "LinkOptions",
+    "Option",
+    "OptionError",
+    "ProviderOptions",
+    "split_address",
+]
 
 STORE_DEFAULTS = StoreOptions()
 INVOCATION_DEFAULTS = InvocationLimits()
+PARAMETER_DEFAULTS = ParameterLimits()
+
+READ_WRITE, READ_ONLY = "read-write", "read-only"
+
+#: The most that the engine takes where it is neither a length nor a time.
+NUMBER_MAX = 2**63 - 1
+#: Of a value that is not taken, so much is shown.
+SHOWN_MAX = 64
 
 
 class OptionError(ValueError):
@@ -30,10 +53,22 @@ class ProviderOptions:
     bucket_name_bytes_max: int = STORE_DEFAULTS.bucket_name_bytes_max
     key_bytes_max: int = STORE_DEFAULTS.key_bytes_max
     value_bytes_max: int = STORE_DEFAULTS.value_bytes_max
+    batch_keys_max: int = PARAMETER_DEFAULTS.batch_keys_max
+    answer_bytes_max: int = PARAMETER_DEFAULTS.answer_bytes_max
     buckets_max: int = STORE_DEFAULTS.buckets_max
     keys_max: int = STORE_DEFAULTS.keys_max
     memory_bytes_max: int | None = None
     shards_min: int = STORE_DEFAULTS.shards_min
+    require_link: bool = False
+    bucket: bytes | None = None
+    bucket_prefix: bytes | None = None
+    buckets: frozenset[bytes] | None = None
+    access: str = READ_WRITE
+    bytes_max: int | None = None
+    ttl_ms: int | None = None
+    watch_queue_events: int = 10_000
+    watch_queue_bytes: int = 16 * 1024 * 1024
+    watch_timeout_ms: int = 5_000
     half_open_max: int = INVOCATION_DEFAULTS.half_open_max
     half_open_bytes_max: int = INVOCATION_DEFAULTS.half_open_bytes_max
     half_open_timeout_ms: int = round(INVOCATION_DEFAULTS.half_open_timeout_s * 1000)
@@ -48,14 +83,7 @@ class ProviderOptions:
 
         :raises OptionError: a known option has a value that it does not take
         """
-        known: dict[str, Any] = {}
-        unknown = []
-        for name, text in config.items():
-            option = OPTIONS.get(name)
-            if option is None:
-                unknown.append(name)
-            else:
-                known[name] = option.parse(name, text)
+        known, unknown = _parsed(OPTIONS, config)
         options = cls(**known)
         try:
             options.store_options()
@@ -91,6 +119,34 @@ class ProviderOptions:
         return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
 
 
+@dataclass(frozen=True, slots=True)
+class LinkOptions:
+    """Options of a link, or of the callers without one. LINK_OPTIONS says what each is. None is what the store's options say, or no limit."""
+
+    bucket: bytes | None = None
+    bucket_prefix: bytes | None = None
+    buckets: frozenset[bytes] | None = None
+    strict_buckets: bool | None = None
+    access: str = READ_WRITE
+    page_keys: int | None = None
+    page_bytes: int | None = None
+    key_bytes_max: int | None = None
+    value_bytes_max: int | None = None
+    keys_max: int | None = None
+    bytes_max: int | None = None
+    ttl_ms: int | None = None
+
+    @classmethod
+    def from_config(cls, provider: ProviderOptions, config: Mapping[str, str]) -> tuple[LinkOptions, list[str]]:
+        """The options that a link's target_config sets over those of the provider, and the names in it that are no options.
+
+        :raises OptionError: a known option has a value that it does not take
+        """
+        known, unknown = _parsed(LINK_OPTIONS, config)
+        defaults = {name: getattr(provider, name) for name in LINK_DEFAULTS}
+        return cls(**(defaults | known)), unknown
+
+
 class Option(NamedTuple):
     """How an option is read, and what it does."""
 
@@ -112,26 +168,73 @@ def split_address(text: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
+def _parsed(table: Mapping[str, Option], config: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of the options that a configuration sets, and the names in it that the table does not know."""
+    known = {name: table[name].parse(name, text) for name, text in config.items() if name in table}
+    return known, [name for name in config if name not in table]
+
+
+def _unfit(name: str, text: str, allowed: str) -> OptionError:
+    return OptionError(f"{name}: found {text[:SHOWN_MAX]!r}, allowed {allowed}")
+
+
 def _flag(name: str, text: str) -> bool:
     match text.strip().lower():
         case "true" | "1":
             return True
         case "false" | "0":
             return False
-    raise OptionError(f"{name}: found {text[:64]!r}, allowed true or false")
+    raise _unfit(name, text, "true or false")
 
 
-def _number(name: str, text: str) -> int:
+def _number(name: str, text: str, number_max: int = NUMBER_MAX) -> int:
     digits = text.strip().replace("_", "")
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) > 0):
-        raise OptionError(f"{name}: found {text[:64]!r}, allowed a whole number from 1")
+        raise _unfit(name, text, "a whole number from 1")
+    if int(digits) > number_max:
+        raise OptionError(f"{name}: found {int(digits)}, allowed 1 to {number_max}")
     return int(digits)
+
+
+def _length(name: str, text: str) -> int:
+    return _number(name, text, LENGTH_MAX)
+
+
+def _ttl(name: str, text: str) -> int:
+    return _number(name, text, TTL_MS_MAX)
 
 
 def _path(name: str, text: str) -> str:
     if text in ("direct", "plain"):
         return text
-    raise OptionError(f"{name}: found {text[:64]!r}, allowed direct or plain")
+    raise _unfit(name, text, "direct or plain")
+
+
+def _access(name: str, text: str) -> str:
+    access = text.strip().lower()
+    if access in (READ_WRITE, READ_ONLY):
+        return access
+    raise _unfit(name, text, f"{READ_WRITE} or {READ_ONLY}")
+
+
+def _bucket(name: str, text: str) -> bytes:
+    if text:
+        return _encoded(name, text)
+    raise _unfit(name, text, "the name of a bucket")
+
+
+def _buckets(name: str, text: str) -> frozenset[bytes]:
+    buckets = frozenset(_encoded(name, bucket.strip()) for bucket in text.split(",") if bucket.strip())
+    if buckets:  # a list that came out empty by mistake must not open all
+        return buckets
+    raise _unfit(name, text, "names of buckets with commas between")
+
+
+def _encoded(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+        raise _unfit(name, text, "text that can be encoded in UTF-8") from None
 
 
 def _address(name: str, text: str) -> str:
@@ -142,17 +245,47 @@ def _address(name: str, text: str) -> str:
     return text
 
 
-OPTIONS: Mapping[str, Option] = {
+#: What a link sets in its target_config. Where the provider has an option of the same name, that is the default, but for `keys_max`.
+LINK_OPTIONS: Mapping[str, Option] = {
+    "bucket": Option(_bucket, "the bucket that is used, whatever name the caller gives"),
+    "bucket_prefix": Option(_encoded, "what is put before the caller's names of buckets; of no effect with `bucket`"),
+    "buckets": Option(_buckets, "names that the caller may give, with commas between; others give no-such-store"),
     "strict_buckets": Option(_flag, "get, exists and delete on a bucket that was never written give no-such-store"),
+    "access": Option(_access, "read-write, or read-only: what would write gives access-denied"),
     "page_keys": Option(_number, "keys of one list-keys answer"),
     "page_bytes": Option(_number, "bytes of one list-keys answer; the default fits one NATS message of 1 MiB"),
-    "bucket_name_bytes_max": Option(_number, "bytes of a bucket's name"),
-    "key_bytes_max": Option(_number, "bytes of a key"),
-    "value_bytes_max": Option(_number, "bytes of a value"),
+    "key_bytes_max": Option(_length, "bytes of a key"),
+    "value_bytes_max": Option(_length, "bytes of a value"),
+    "keys_max": Option(
+        _number, "quota: keys in the buckets that the link reaches, whoever wrote them; the provider's is no default"
+    ),
+    "bytes_max": Option(_number, "quota: memory of these keys and values by the engine's formula"),
+    "ttl_ms": Option(_ttl, "milliseconds after which what is written expires; never unless set"),
+}
+#: Of these the default is an option of the provider that is for callers alone; of the other shared names, the store's own.
+LINK_DEFAULTS = ("bucket", "bucket_prefix", "buckets", "access", "bytes_max", "ttl_ms")
+
+#: What takes effect as soon as the configuration changes; the rest at the next start.
+LIVE_OPTIONS = frozenset({"require_link", "batch_keys_max", "answer_bytes_max", *LINK_DEFAULTS})
+
+OPTIONS: Mapping[str, Option] = {
+    "strict_buckets": LINK_OPTIONS["strict_buckets"],
+    "page_keys": LINK_OPTIONS["page_keys"],
+    "page_bytes": LINK_OPTIONS["page_bytes"],
+    "bucket_name_bytes_max": Option(_length, "bytes of a bucket's name"),
+    "key_bytes_max": LINK_OPTIONS["key_bytes_max"],
+    "value_bytes_max": LINK_OPTIONS["value_bytes_max"],
+    "batch_keys_max": Option(_number, "keys of one get-many, set-many or delete-many"),
+    "answer_bytes_max": Option(_number, "bytes of keys and values of one get-many answer"),
     "buckets_max": Option(_number, "buckets that hold a key"),
-    "keys_max": Option(_number, "keys in all buckets together"),
+    "keys_max": Option(_number, "keys in all buckets together, whoever wrote them; no default of a link's quota"),
     "memory_bytes_max": Option(_number, "memory of all keys and values by the engine's formula; unlimited unless set"),
     "shards_min": Option(_number, "shards of a bucket once it is large, a power of two"),
+    "require_link": Option(_flag, "callers without a link get access-denied"),
+    **{name: LINK_OPTIONS[name] for name in LINK_DEFAULTS},
+    "watch_queue_events": Option(_number, "events that wait for one watcher; the oldest give way"),
+    "watch_queue_bytes": Option(_number, "bytes of them"),
+    "watch_timeout_ms": Option(_number, "milliseconds for a watcher's answer to one event"),
     "half_open_max": Option(_number, "invocations whose parameters are not whole yet"),
     "half_open_bytes_max": Option(_number, "bytes held for them"),
     "half_open_timeout_ms": Option(_number, "milliseconds without a further piece after which they are ended"),

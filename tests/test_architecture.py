@@ -44,7 +44,10 @@ NATS_MODULES = frozenset({"transport.connection", "transport.direct"})
 #: Modules that take and return bytes. They import each other, and nothing of the rest of the transport.
 SANS_IO = frozenset(
     f"transport.{name}"
-    for name in ("values", "keyvalue", "subjects", "handler", "callers", "invocation", "call", "errors")
+    for name in (
+        *("values", "keyvalue", "atomics", "batch", "watcher", "subjects", "handler"),
+        *("callers", "frames", "invocation", "call", "errors"),
+    )
 )
 #: What they must not import of the standard library: I/O, clocks, threads, the log.
 IO = frozenset(

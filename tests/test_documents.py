@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from engine import Store
-from provider.options import OPTIONS, ProviderOptions
+from provider.options import LINK_OPTIONS, OPTIONS, LinkOptions, ProviderOptions
+from provider.watch_patterns import WATCH_OPTIONS
 from tests.provider.test_metrics import FUNCTIONS, Pieces
 from transport.handler import OUTCOMES
 
@@ -28,6 +29,29 @@ def test_the_table_of_options_is_the_code() -> None:
 
 def test_every_field_of_the_options_is_an_option() -> None:
     assert list(OPTIONS) == list(ProviderOptions.__dataclass_fields__)
+    assert list(LINK_OPTIONS) == list(LinkOptions.__dataclass_fields__)
+
+
+def rows_under(heading: str) -> list[tuple[str, str, str]]:
+    """Cells of a table of three columns in docs/operating.md, without its head."""
+    _, _, section = (
+        (ROOT / "docs" / "operating.md").read_text().partition(f"\n| {heading} | default | what |\n|---|---|---|\n")
+    )
+    return re.findall(r"^\| (\w+) \| (.+) \| (.+) \|$", section.partition("\n\n")[0], re.MULTILINE)
+
+
+def test_the_table_of_a_links_options_is_the_code() -> None:
+    shared = OPTIONS.keys() - {"keys_max"}
+    assert rows_under("option of a link") == [
+        (name, "as the provider" if name in shared else "none", option.what) for name, option in LINK_OPTIONS.items()
+    ]
+
+
+def test_the_table_of_a_watching_links_options_is_the_code() -> None:
+    defaults = {"watch": "none", "watch_bucket": "0"}
+    assert rows_under("option of a watching link") == [
+        (name, defaults[name], what) for name, what in WATCH_OPTIONS.items()
+    ]
 
 
 def rows_of_metrics() -> list[tuple[str, str, str, str]]:

@@ -120,7 +120,7 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, run: Run) -> None:
         ).stdout
         for command in commands[1:-1]
     ]
-    assert printed == ["", "world", "true\n", "hello\n", ""]
+    assert printed == ["", "world", "true\n", "hello\n", "", "1\n"]
 
     suggested = re.findall(r"^ +(\.venv/bin/wrpc-kv .*)$", run.output, re.MULTILINE)
     assert len(suggested) == 3
@@ -128,7 +128,8 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, run: Run) -> None:
         subprocess.run(command.split(), cwd=copy, env={}, capture_output=True, text=True, check=True, timeout=30).stdout
         for command in suggested
     ]
-    assert done == ["", "world", "hello\n"]
+    assert done[:2] == ["", "world"]
+    assert sorted(done[2].split()) == ["hello", "visits"]  # the latter from the increment above
 
     second = subprocess.run(["./run.sh"], cwd=copy, env=run.environment, capture_output=True, text=True, timeout=30)
     assert second.returncode == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sys import intern
+
 from transport.handler import Caller
 
 __all__ = ["CALLERS_MAX", "CallerCache", "parse_caller"]
@@ -36,12 +38,14 @@ class CallerCache:
             return parse_caller(block)
         known = self.callers.get(rest) or self.find(rest)
         traceparent = block[at + len(TRACEPARENT) : end].strip().decode("utf-8", "replace")
-        return Caller(known.source_id, known.link_name, traceparent)
+        return known.traced(traceparent)
 
 
 def parse_caller(block: bytes) -> Caller:
     """The caller that a NATS header block names; the last of equal headers counts, as in nats-py."""
-    return Caller(_header(block, b"\r\nsource-id:"), _header(block, b"\r\nlink-name:"), _header(block, TRACEPARENT))
+    source_id, link_name = _header(block, b"\r\nsource-id:"), _header(block, b"\r\nlink-name:")
+    # One object each for a text that repeats, so that who looks callers up need not compare its characters.
+    return Caller(source_id and intern(source_id), link_name and intern(link_name), _header(block, TRACEPARENT))
 
 
 def _header(block: bytes, name: bytes) -> str | None:

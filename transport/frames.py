@@ -52,7 +52,7 @@ class Shape(NamedTuple):
         trace = buffer[end - self.trace_bytes : end]
         if not buffer.startswith(self.rest, end) or b"\r" in trace or trace != trace.strip():
             return None
-        return tuple.__new__(Caller, (self.caller[0], self.caller[1], trace.decode("utf-8", "replace")))
+        return self.caller.traced(trace.decode("utf-8", "replace"))
 
 
 def shape_of(

@@ -1,14 +1,26 @@
-"""Encode and decode of every function, parameters and results: 12-byte keys, 64-byte values, pages of 1,000 keys. One call a figure."""
+"""Encode and decode of every function, parameters and results: 12-byte keys, 64-byte values, pages of 1,000 keys, batches of 100. One call
+a figure.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.workload import key_of, value_of
+from bench.workload import COUNT_FROM, key_of, value_of
+from transport.atomics import decode_increment, decode_increment_result, encode_increment, encode_increment_result
+from transport.batch import (
+    decode_delete_many,
+    decode_get_many,
+    decode_get_many_result,
+    decode_set_many,
+    encode_bucket_keys,
+    encode_get_many_result,
+    encode_set_many,
+)
 from transport.keyvalue import (
     KeyResponse,
     ParameterLimits,
@@ -35,52 +47,81 @@ KEY = key_of(7)
 VALUE = value_of(KEY, 64)
 CURSOR = 2**63 + 12345
 PAGE = KeyResponse([key_of(index) for index in range(1_000)], CURSOR)
+BATCH = [key_of(index) for index in range(100)]
+ENTRIES = {key: value_of(key, 64) for key in BATCH}
+ANSWER_BYTES_MAX = 2**20
 
-#: Function: parameters, their encoder and decoder.
-PARAMETERS: dict[str, tuple[tuple[Any, ...], Callable[..., bytes], Callable[..., tuple[Any, int]]]] = {
-    "get": ((BUCKET, KEY), encode_bucket_key, decode_get),
-    "set": ((BUCKET, KEY, VALUE), encode_set, decode_set),
-    "delete": ((BUCKET, KEY), encode_bucket_key, decode_delete),
-    "exists": ((BUCKET, KEY), encode_bucket_key, decode_exists),
-    "list-keys": ((BUCKET, CURSOR), encode_list_keys, decode_list_keys),
+
+class Codec(NamedTuple):
+    """Of parameters or a result: what the encoder takes, and what the decoder gives."""
+
+    arguments: tuple[Any, ...]
+    encode: Callable[..., bytes]
+    decode: Callable[..., tuple[Any, int]]
+    decoded: Any
+
+
+def alike(arguments: tuple[Any, ...], encode: Callable[..., bytes], decode: Callable[..., tuple[Any, int]]) -> Codec:
+    """Of parameters that are decoded to what was encoded."""
+    return Codec(arguments, encode, decode, arguments)
+
+
+PARAMETERS = {
+    "get": alike((BUCKET, KEY), encode_bucket_key, decode_get),
+    "set": alike((BUCKET, KEY, VALUE), encode_set, decode_set),
+    "delete": alike((BUCKET, KEY), encode_bucket_key, decode_delete),
+    "exists": alike((BUCKET, KEY), encode_bucket_key, decode_exists),
+    "list-keys": alike((BUCKET, CURSOR), encode_list_keys, decode_list_keys),
+    "increment": alike((BUCKET, KEY, 1), encode_increment, decode_increment),
+    "get-many": alike((BUCKET, BATCH), encode_bucket_keys, decode_get_many),
+    "set-many": Codec((BUCKET, list(ENTRIES.items())), encode_set_many, decode_set_many, (BUCKET, ENTRIES)),
+    "delete-many": alike((BUCKET, BATCH), encode_bucket_keys, decode_delete_many),
 }
-#: Function: result, its encoder and decoder.
-RESULTS: dict[str, tuple[Any, Callable[..., bytes], Callable[..., tuple[Any, int]]]] = {
-    "get": (VALUE, encode_get_result, decode_get_result),
-    "set": (None, encode_unit_result, decode_unit_result),
-    "delete": (None, encode_unit_result, decode_unit_result),
-    "exists": (True, encode_truth_result, decode_truth_result),
-    "list-keys": (PAGE, encode_key_response, decode_key_response),
+RESULTS = {
+    "get": Codec((VALUE,), encode_get_result, decode_get_result, VALUE),
+    "set": Codec((None,), encode_unit_result, decode_unit_result, None),
+    "delete": Codec((None,), encode_unit_result, decode_unit_result, None),
+    "exists": Codec((True,), encode_truth_result, decode_truth_result, True),
+    "list-keys": Codec((PAGE,), encode_key_response, decode_key_response, PAGE),
+    "increment": Codec((COUNT_FROM,), encode_increment_result, decode_increment_result, COUNT_FROM),
+    "get-many": Codec(
+        (BATCH, list(ENTRIES.values()), ANSWER_BYTES_MAX),
+        encode_get_many_result,
+        decode_get_many_result,
+        list(ENTRIES.items()),
+    ),
+    "set-many": Codec((None,), encode_unit_result, decode_unit_result, None),
+    "delete-many": Codec((None,), encode_unit_result, decode_unit_result, None),
 }
 
 
 @pytest.mark.parametrize("function", PARAMETERS)
 def test_encode_parameters(benchmark: BenchmarkFixture, function: str) -> None:
     benchmark.group = f"codec: {function}"
-    parameters, encode, decode = PARAMETERS[function]
-    encoded = benchmark(encode, *parameters)
-    assert decode(encoded, 0, len(encoded), ParameterLimits()) == (parameters, len(encoded))
+    arguments, encode, decode, decoded = PARAMETERS[function]
+    encoded = benchmark(encode, *arguments)
+    assert decode(encoded, 0, len(encoded), ParameterLimits()) == (decoded, len(encoded))
 
 
 @pytest.mark.parametrize("function", PARAMETERS)
 def test_decode_parameters(benchmark: BenchmarkFixture, function: str) -> None:
     benchmark.group = f"codec: {function}"
-    parameters, encode, decode = PARAMETERS[function]
-    encoded = encode(*parameters)
-    assert benchmark(decode, encoded, 0, len(encoded), ParameterLimits()) == (parameters, len(encoded))
+    arguments, encode, decode, decoded = PARAMETERS[function]
+    encoded = encode(*arguments)
+    assert benchmark(decode, encoded, 0, len(encoded), ParameterLimits()) == (decoded, len(encoded))
 
 
 @pytest.mark.parametrize("function", RESULTS)
 def test_encode_result(benchmark: BenchmarkFixture, function: str) -> None:
     benchmark.group = f"codec: {function}"
-    result, encode, decode = RESULTS[function]
-    encoded = benchmark(encode, result)
-    assert decode(encoded, 0, len(encoded)) == (result, len(encoded))
+    arguments, encode, decode, decoded = RESULTS[function]
+    encoded = benchmark(encode, *arguments)
+    assert decode(encoded, 0, len(encoded)) == (decoded, len(encoded))
 
 
 @pytest.mark.parametrize("function", RESULTS)
 def test_decode_result(benchmark: BenchmarkFixture, function: str) -> None:
     benchmark.group = f"codec: {function}"
-    result, encode, decode = RESULTS[function]
-    encoded = encode(result)
-    assert benchmark(decode, encoded, 0, len(encoded)) == (result, len(encoded))
+    arguments, encode, decode, decoded = RESULTS[function]
+    encoded = encode(*arguments)
+    assert benchmark(decode, encoded, 0, len(encoded)) == (decoded, len(encoded))

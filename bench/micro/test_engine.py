@@ -1,7 +1,7 @@
 """Calls of the engine, a million keys, one thread; before each round a plain dict under one lock does the same.
 
-pytest-benchmark's table gives the time of a round of calls to the store. `extra_info` (with --benchmark-json=FILE) gives
-nanoseconds a call of both, and the median of the rounds' ratios.
+Calls on keys with deadlines are beside the same on keys without. pytest-benchmark's table gives the time of a round of calls to the store.
+`extra_info` (with --benchmark-json=FILE) gives nanoseconds a call of both (of a batch: a key), and the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import median
-from time import perf_counter_ns
-from typing import TypeVar
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -25,13 +22,15 @@ from bench.engine import (
     shuffled_keys,
     tune_collector,
 )
-from engine import Bucket, Store
+from bench.micro.turns import ROUNDS, in_turns
+from bench.workload import COUNT_FROM
+from engine import Bucket, BucketOptions, Store
+from provider.sweep import STEP_KEYS
 
 KEYS = 1_000_000
-ROUNDS = 50
 TURN_KEYS = KEYS // ROUNDS
-
-T = TypeVar("T")
+BATCH_KEYS = 100
+HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True)
@@ -66,34 +65,6 @@ def filled(keys: list[bytes]) -> Subjects:
     return subjects
 
 
-def in_turns(
-    benchmark: BenchmarkFixture,
-    calls: int,
-    arguments: Callable[[int], T],
-    act_on_store: Callable[[T], None],
-    act_on_plain: Callable[[T], None],
-) -> None:
-    """Benchmark rounds of `calls` on the store, each after the same on the dict. Arguments are made anew, untimed."""
-    plain_ns: list[float] = []
-
-    def setup() -> tuple[tuple[T], dict[str, object]]:
-        turn = len(plain_ns) % ROUNDS
-        mine, others = arguments(turn), arguments(turn)
-        start = perf_counter_ns()
-        act_on_plain(others)
-        plain_ns.append((perf_counter_ns() - start) / calls)
-        return (mine,), {}
-
-    benchmark.pedantic(act_on_store, setup=setup, rounds=ROUNDS)  # type: ignore[no-untyped-call]
-    if benchmark.stats is None:  # --benchmark-disable
-        return
-    store_ns = [seconds * 1e9 / calls for seconds in benchmark.stats.stats.data]
-    ratios = [store / plain for store, plain in zip(store_ns, plain_ns, strict=True)]
-    benchmark.extra_info["store ns a call"] = round(median(store_ns))
-    benchmark.extra_info["dict+lock ns a call"] = round(median(plain_ns))
-    benchmark.extra_info["ratio"] = round(median(ratios), 3)
-
-
 def keys_of_turn(keys: list[bytes]) -> Callable[[int], list[bytes]]:
     return lambda turn: [fresh(key) for key in keys[turn * TURN_KEYS : (turn + 1) * TURN_KEYS]]
 
@@ -122,6 +93,10 @@ def set_all(subject: Subject) -> Callable[[list[tuple[bytes, bytes]]], None]:
     return act
 
 
+def batches(keys: list[bytes]) -> list[list[bytes]]:
+    return [keys[at : at + BATCH_KEYS] for at in range(0, len(keys), BATCH_KEYS)]
+
+
 def test_new_key(benchmark: BenchmarkFixture, keys: list[bytes]) -> None:
     """From the first key to the millionth, splits and all."""
     store, plain = Store(), LockedDict()
@@ -140,6 +115,93 @@ def test_overwrite(benchmark: BenchmarkFixture, filled: Subjects) -> None:
     in_turns(benchmark, TURN_KEYS, entries_of_turn(filled.keys), set_all(filled.bucket), set_all(filled.plain))
     assert len(filled.store) == KEYS
     assert filled.store.memory_bytes == memory_bytes
+
+
+def test_increment(benchmark: BenchmarkFixture, keys: list[bytes]) -> None:
+    store, plain = Store(), LockedDict()
+    bucket = store.bucket(b"bench")
+
+    def increment_all(increment: Callable[[bytes, int], int]) -> Callable[[list[bytes]], None]:
+        def act(keys: list[bytes]) -> None:
+            for key in keys:
+                increment(key, 1)
+
+        return act
+
+    for key in keys:
+        bucket.increment(key, COUNT_FROM)
+        plain.increment(key, COUNT_FROM)
+    in_turns(benchmark, TURN_KEYS, keys_of_turn(keys), increment_all(bucket.increment), increment_all(plain.increment))
+    made = sum(int(bucket.get(key) or 0) for key in keys) - KEYS * COUNT_FROM
+    assert made > 0
+    assert made % TURN_KEYS == 0
+
+
+def test_get_many(benchmark: BenchmarkFixture, filled: Subjects) -> None:
+    def get_batches(subject: Bucket | LockedDict) -> Callable[[list[list[bytes]]], None]:
+        def act(batches: list[list[bytes]]) -> None:
+            for batch in batches:
+                subject.get_many(batch)
+
+        return act
+
+    keys = keys_of_turn(filled.keys)
+    in_turns(
+        benchmark, TURN_KEYS, lambda turn: batches(keys(turn)), get_batches(filled.bucket), get_batches(filled.plain)
+    )
+    assert None not in filled.bucket.get_many(filled.keys)
+
+
+def test_set_many(benchmark: BenchmarkFixture, filled: Subjects) -> None:
+    def set_batches(subject: Bucket | LockedDict) -> Callable[[list[dict[bytes, bytes]]], None]:
+        def act(batches: list[dict[bytes, bytes]]) -> None:
+            for batch in batches:
+                subject.set_many(batch)
+
+        return act
+
+    def entries(turn: int) -> list[dict[bytes, bytes]]:
+        return [{key: value() for key in batch} for batch in batches(keys_of_turn(filled.keys)(turn))]
+
+    in_turns(benchmark, TURN_KEYS, entries, set_batches(filled.bucket), set_batches(filled.plain))
+    assert len(filled.store) == KEYS
+
+
+@pytest.fixture(scope="module")
+def timed(keys: list[bytes]) -> Bucket:
+    """A bucket of which every key has a deadline."""
+    bucket = Store().bucket(b"bench", BucketOptions(ttl_ms=HOUR_MS))
+    for key in keys:
+        bucket.set(fresh(key), value())
+    return bucket
+
+
+def test_get_with_deadlines(benchmark: BenchmarkFixture, filled: Subjects, timed: Bucket) -> None:
+    arguments = keys_of_turn(filled.keys)
+    in_turns(benchmark, TURN_KEYS, arguments, get_all(timed), get_all(filled.bucket), "timed", "untimed")
+    assert all(map(timed.exists, filled.keys))
+
+
+def test_overwrite_with_deadlines(benchmark: BenchmarkFixture, filled: Subjects, timed: Bucket) -> None:
+    arguments = entries_of_turn(filled.keys)
+    in_turns(benchmark, TURN_KEYS, arguments, set_all(timed), set_all(filled.bucket), "timed", "untimed")
+    assert None not in map(timed.ttl_ms, filled.keys)
+
+
+def test_sweep(benchmark: BenchmarkFixture, keys: list[bytes]) -> None:
+    """One step as the provider makes it, of keys that are all due: what a call waits for at the most."""
+    now_ns = 0
+    store = Store(clock=lambda: now_ns)
+    bucket = store.bucket(b"bench")
+    due = ROUNDS * STEP_KEYS
+    for key in keys[: 2 * due]:
+        bucket.set(fresh(key), value(), ttl_ms=1)
+    now_ns = 1_000_000
+    benchmark.pedantic(store.sweep, args=(STEP_KEYS,), rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    if benchmark.stats is not None:  # not with --benchmark-disable
+        assert store.expired_keys == due
+        benchmark.extra_info["slowest us"] = round(benchmark.stats.stats.max * 1e6)
+        benchmark.extra_info["ns a key"] = round(benchmark.stats.stats.median * 1e9 / STEP_KEYS)
 
 
 def test_page(benchmark: BenchmarkFixture, filled: Subjects) -> None:

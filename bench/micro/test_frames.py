@@ -12,19 +12,23 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.workload import NO_SPAN, SPAN_BYTES, Headers, header_block, key_of, value_of
+from bench.workload import INSTANCES, NO_SPAN, SPAN_BYTES, Headers, header_block, key_of, value_of
 from engine import Store
 from provider.metrics import Durations
 from provider.service import Service
+from transport.atomics import atomics_handlers, atomics_tallies, encode_increment
+from transport.batch import batch_handlers, batch_tallies, encode_bucket_keys, encode_set_many
 from transport.direct import DirectProtocol, DirectRoutes
 from transport.handler import Handler
 from transport.invocation import Invocations
-from transport.keyvalue import STORE, encode_bucket_key, encode_list_keys, encode_set, store_handlers, store_tallies
+from transport.keyvalue import encode_bucket_key, encode_list_keys, encode_set, store_handlers, store_tallies
 from transport.subjects import invocation_subject
 
 FRAMES = 64
 BUCKET = b"default"
+COUNTERS = b"counters"
 KEYS = 10_000
+BATCH_KEYS = 100
 
 
 class Socket:
@@ -56,8 +60,13 @@ class Subject:
         for index in range(KEYS):
             bucket.set(key_of(index), value_of(key_of(index), 64))
         bucket.page()
-        tallies = store_tallies()
-        self.handlers: Mapping[str, Handler] = store_handlers(service, service.parameter_limits, tallies)
+        tallies = store_tallies() | atomics_tallies() | batch_tallies()
+        limits = service.parameter_limits
+        self.handlers: Mapping[str, Handler] = {
+            **store_handlers(service, limits, tallies),
+            **atomics_handlers(service, limits, tallies),
+            **batch_handlers(service, limits, tallies),
+        }
         routes = DirectRoutes()
         routes.invocations = Invocations("_INBOX." + "a" * 22, "_INBOX." + "b" * 22, lambda: "token")
         for number, handler in enumerate(self.handlers.values(), 1):
@@ -72,7 +81,7 @@ class Subject:
     def read(self, function: str, headers: Headers) -> bytes:
         """The bytes of frames that invoke a function for one key after the other."""
         number = list(self.handlers).index(function) + 1
-        subject = invocation_subject("default.keyvalue-inmemory", STORE, function).encode()
+        subject = invocation_subject("default.keyvalue-inmemory", INSTANCES[function], function).encode()
         frames = []
         for index in range(FRAMES):
             params = params_of(function, index * (KEYS // FRAMES))
@@ -84,6 +93,10 @@ class Subject:
         return b"".join(frames)
 
 
+def batch_from(index: int) -> list[bytes]:
+    return [key_of((index + place * 97) % KEYS) for place in range(BATCH_KEYS)]
+
+
 def params_of(function: str, index: int) -> bytes:
     key = key_of(index)
     match function:
@@ -91,6 +104,12 @@ def params_of(function: str, index: int) -> bytes:
             return encode_set(BUCKET, key, value_of(key, 64))
         case "list-keys":
             return encode_list_keys(BUCKET, index * 2**50)
+        case "increment":
+            return encode_increment(COUNTERS, key, 1)
+        case "get-many":
+            return encode_bucket_keys(BUCKET, batch_from(index))
+        case "set-many":
+            return encode_set_many(BUCKET, [(key, value_of(key, 64)) for key in batch_from(index)])
         case _:
             return encode_bucket_key(BUCKET, key)
 
@@ -112,7 +131,7 @@ def receive_all(benchmark: BenchmarkFixture, subject: Subject, function: str, he
         benchmark.extra_info["ns a call"] = round(benchmark.stats.stats.median * 1e9 / FRAMES)
 
 
-@pytest.mark.parametrize("function", ["get", "set", "exists", "list-keys"])
+@pytest.mark.parametrize("function", ["get", "set", "exists", "list-keys", "increment", "get-many", "set-many"])
 def test_function(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, function: str) -> None:
     benchmark.group = f"frames: {FRAMES} of each function, a host's headers, metered"
     receive_all(benchmark, Subject(loop, is_metered=True), function, "host")

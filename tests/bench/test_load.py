@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.experiments import EXPERIMENTS, Extent
+from bench.experiments import EXPERIMENTS, Extent, Side
 from bench.generator import LoadError
-from bench.processes import ProcessError, Provider
+from bench.processes import NatsServer, ProcessError, Provider, Watcher
 from bench.scenarios import Case
-from bench.stage import BARE, DIRECT, PLAIN, Stage, Subject
+from bench.stage import BARE, DIRECT, PLAIN, STUCK, WATCHED, Stage, Subject
 from bench.usage import UsageError, cpu_ns, peak_bytes, resident_bytes, restart_peak
-from bench.workload import Load, bucket_of, key_of
+from bench.workload import BATCHES, Load, bucket_of, key_of
 from transport.client import KeyValueClient
 
 CALLS = 200
@@ -27,7 +27,9 @@ MIB = 2**20
 CASES = [
     *(Case(function=function, value_bytes=size) for function in ("get", "set") for size in (64, 1024, 64 * 1024)),
     *(Case(function=function, value_bytes=size, in_flight=4) for function in ("get", "set") for size in (MIB, 4 * MIB)),
-    *(Case(function=function) for function in ("exists", "delete", "mixed")),
+    *(Case(function=function) for function in ("exists", "delete", "mixed", "increment")),
+    *(Case(function=function, batch_keys=keys) for function in ("get-many", "set-many") for keys in (1, 100)),
+    Case(function="get-many", value_bytes=4096),
     *(Case(function="list-keys", page_keys=size) for size in (10, 1_000)),
     *(Case(function="get", headers=headers) for headers in ("none", "traced")),
     Case(function="mixed", value_bytes=MIB, in_flight=2),
@@ -53,7 +55,9 @@ def little(stage: Stage, subject: Subject, case: Case, provider: Provider | None
     calls = LARGE_CALLS if case.value_bytes >= MIB else CALLS
     load = stage.load(provider, subject, case, f"{case.function}-{case.value_bytes}", seconds=0.0)
     load = replace(load, calls=calls, warm_calls=0, keys=calls, bucket=load.bucket if subject.is_store else "")
-    if subject.is_store and case.function != "set":
+    if subject.is_store and case.function == "increment":
+        return stage.fill_counters(load)
+    if subject.is_store and case.function not in ("set", "set-many"):
         stage.fill(provider, load.bucket, load.keys, case.value_bytes)
     return load
 
@@ -68,7 +72,10 @@ def test_every_call_is_answered_and_measured(stage: Stage, subject: Subject, cas
     assert 0 < outcome.p50_us <= outcome.p99_us <= outcome.p999_us
     assert outcome.max_us >= outcome.p50_us
     assert min(outcome.cpu_us["provider"], outcome.cpu_us["nats"], outcome.generator_cpu_us) > 0
-    assert (outcome.keys > 0) == (case.function == "list-keys")
+    if case.function == "list-keys":
+        assert load.calls <= outcome.keys <= load.calls * case.page_keys
+    else:
+        assert outcome.keys == load.calls * (case.batch_keys if case.function in BATCHES else 1)
 
 
 def test_the_plain_path_is_a_subject_too(stage: Stage) -> None:
@@ -143,15 +150,56 @@ def test_large_parameters_leave_no_memory_behind(stage: Stage, direct: Provider)
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("bench.experiments.METRICS_ROUNDS", 1)
+    monkeypatch.setattr("bench.experiments.WATCH_ROUNDS", 1)
+    monkeypatch.setattr("bench.experiments.WATCH_TURNS", 2)
     monkeypatch.setattr("bench.experiments.BEGIN_S", 0.05)
-    extent = Extent(1, 0.05, growth_keys=[100, 300], pages_keys=2_000, memory_calls=10)
+    extent = Extent(1, 0.05, growth_keys=[100, 300], pages_keys=2_000, expiry_keys=2_000, memory_calls=10)
     experiment = EXPERIMENTS[name]
     rows = list(experiment.measure(stage, experiment.subjects, extent))
     assert {row.scenario for row in rows} == {name}
     assert {row.subject for row in rows} == {subject.name for subject in experiment.subjects}
     figures = {figure for row in rows for figure in row.figures}
-    expected = {"growth": {"bytes_a_key", "scrape_us"}, "memory": {"above_store_bytes"}, "pages": {"keys_per_s"}}
+    expected = {
+        "growth": {"bytes_a_key", "scrape_us"},
+        "memory": {"above_store_bytes"},
+        "pages": {"keys_per_s"},
+        "expiry": {"bytes_a_key"},
+        "watch": {"events_per_s"},
+    }
     assert figures >= expected.get(name, set()) | {"calls_per_s", "provider_cpu_us"}
+
+
+# Watchers.
+
+
+def test_a_watcher_is_told_of_each_set(stage: Stage) -> None:
+    with Watcher("component", stage.nats, stage.directory, is_stuck=False) as watcher:
+        assert watcher.told() == 0
+        provider = stage.launch(WATCHED, watcher=watcher.name)
+        stage.fill(provider, "watched", CALLS, 64)
+        while watcher.told() < CALLS:
+            pass
+        side = Side(WATCHED, little(stage, WATCHED, Case(function="set"), provider), watcher)
+        side.run(stage.generator)
+        assert set(side.figures()) == {"events_per_s"}
+        while watcher.told() < 2 * CALLS:
+            pass
+        assert watcher.told() == 2 * CALLS
+
+
+def test_a_watcher_that_nobody_calls_fails_the_load(stage: Stage, direct: Provider) -> None:
+    with Watcher("nobody", stage.nats, stage.directory, is_stuck=True) as watcher:
+        side = Side(STUCK, little(stage, DIRECT, Case(function="set"), direct), watcher)
+        side.run(stage.generator)
+        with pytest.raises(LoadError, match="nobody: found no call, expected them for what is set"):
+            side.figures()
+
+
+def test_a_watcher_that_cannot_listen_says_why(tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as gone:
+        pass
+    with pytest.raises(ProcessError, match=r"(?s)late: it ended; .*Connect"):
+        Watcher("late", gone, tmp_path, is_stuck=False)
 
 
 # Processes.

@@ -11,12 +11,14 @@ import pytest
 
 from bench.bars import BARS, standings
 from bench.endtoend import faults, parser, plan_of
-from bench.figures import FIGURES, REFERENCE, Row, Run, Spread, grouped, ratios, spread
+from bench.experiments import EXPERIMENTS
+from bench.figures import FIGURES, REFERENCE, Row, Run, Spread, case_ratios, grouped, ratios, spread
 from bench.latency import Latencies
 from bench.plots import plot
 from bench.report import BEGIN, END, changes, compare_main, fill, main, markdown, share
 from bench.scenarios import CASES, QUICK_CASES, SCENARIOS
-from bench.stage import peer
+from bench.stage import BARE, DIRECT, EXPIRING, PLAIN, STUCK, VARIANTS, WATCHED, peer
+from provider.options import ProviderOptions
 
 ABOUT: dict[str, Any] = {
     "when": "2026-01-31T12:00:00+00:00",
@@ -77,6 +79,14 @@ def test_ratios_to_another_reference() -> None:
     assert ratios(rows, "direct", "provider_cpu_us", "direct-unmetered") == [1.25]
 
 
+def test_ratios_of_two_cases_are_of_one_subject_and_round() -> None:
+    rows = rounds("direct", [10.0, 20.0], case="one") + rounds("direct", [90.0, 200.0, 7.0], case="many")
+    rows += rounds("bare", [1.0, 1.0], case="one") + rounds("direct", [5.0], case="one", scenario="another")
+    assert case_ratios(rows, "direct", "calls_per_s", "many", "one") == [9.0, 10.0]
+    assert case_ratios(rows, "bare", "calls_per_s", "many", "one") == []
+    assert case_ratios(rows, "direct", "p50_us", "many", "one") == []
+
+
 def test_groups_keep_the_order_of_first_appearance() -> None:
     rows = [row("b", 0), row("a", 0), row("b", 1)]
     assert [(name, len(own)) for name, own in grouped(rows, lambda row: row.subject)] == [("b", 2), ("a", 1)]
@@ -116,10 +126,14 @@ def test_latencies_beyond_the_histogram_are_counted_at_its_ends() -> None:
 
 def test_every_bar_names_a_case_that_is_measured() -> None:
     labels = {(name, case.label) for name, cases in CASES.items() for case in cases}
-    wide = {"growth", "memory", "pages", "metrics"}
+    wide = set(EXPERIMENTS)
     assert {bar.scenario for bar in BARS} <= set(SCENARIOS)
     assert [bar for bar in BARS if bar.scenario not in wide and (bar.scenario, bar.case) not in labels] == []
+    cases = {(bar.scenario, bar.reference_case) for bar in BARS if bar.reference_case}
+    assert cases <= labels
     assert {bar.figure for bar in BARS} <= set(FIGURES)
+    names = {subject.name for subject in (BARE, DIRECT, PLAIN, *VARIANTS)}
+    assert {bar.subject for bar in BARS} | {bar.reference for bar in BARS} <= names
 
 
 @pytest.mark.parametrize(
@@ -132,6 +146,24 @@ def test_the_median_ratio_is_held_against_a_bar(direct: list[float], is_kept: bo
     (standing,) = (found for found in standings(rows) if found.bar.figure == "calls_per_s" and found.found)
     assert standing.is_kept is is_kept
     assert standing.texts == (text, "at least 0.75x")
+
+
+@pytest.mark.parametrize(("many", "is_kept"), [([950.0, 1000.0, 1020.0], True), ([950.0, 990.0, 1020.0], False)])
+def test_a_bar_may_be_over_another_case(many: list[float], is_kept: bool) -> None:
+    rows = rounds("direct", [100.0] * 3, "keys_per_s", scenario="batch", case=CASE)
+    rows += rounds("direct", many, "keys_per_s", scenario="batch", case="get-many of 100 x 64 B, 64 in flight")
+    rows += rounds("plain", [1.0] * 3, "keys_per_s", scenario="batch", case="get-many of 100 x 64 B, 64 in flight")
+    (standing,) = (found for found in standings(rows) if found.found)
+    assert standing.is_kept is is_kept
+    assert standing.texts == (f"{many[1] / 100:.2f} (9.50 .. 10.20)x", "at least 10.00x")
+
+
+@pytest.mark.parametrize(("stuck", "is_kept"), [(98.0, True), (97.0, False)])
+def test_a_bar_may_be_over_another_subject(stuck: float, is_kept: bool) -> None:
+    where = {"scenario": "watch", "case": "set 64 B, 64 in flight"}
+    rows = rounds("direct", [100.0] * 3, **where) + rounds("direct-stuck", [90.0, stuck, 110.0], **where)
+    (standing,) = (found for found in standings(rows) if found.found)
+    assert standing.is_kept is is_kept
 
 
 @pytest.mark.parametrize(("worst", "is_kept"), [(64.0, True), (65.0, False)])
@@ -372,6 +404,29 @@ def test_a_quick_plan_measures_less() -> None:
     assert {name for name, _ in plan.cases()} == {REFERENCE, *(name for name, cases in QUICK_CASES.items() if cases)}
 
 
+def test_experiments_measure_variants_beside_what_they_vary() -> None:
+    everything = plan_of(parser().parse_args([]))
+    plain = plan_of(parser().parse_args(["--subject", "plain"]))
+    assert everything.subjects_of(EXPERIMENTS["watch"]) == [DIRECT, WATCHED, STUCK]
+    assert everything.subjects_of(EXPERIMENTS["memory"]) == [DIRECT, PLAIN]
+    assert plain.subjects_of(EXPERIMENTS["watch"]) == plain.subjects_of(EXPERIMENTS["expiry"]) == []
+    assert plain.subjects_of(EXPERIMENTS["memory"]) == [PLAIN]
+
+
+def test_subjects_set_options_that_there_are() -> None:
+    """A provider passes over a name that it does not know, and then nothing would be measured."""
+    for subject in (DIRECT, PLAIN, *VARIANTS):
+        options, unknown = ProviderOptions.from_config(subject.config)
+        assert unknown == []
+        assert options.ttl_ms == (3_600_000 if subject is EXPIRING else None)
+
+
+def test_every_scenario_is_taught() -> None:
+    assert set(SCENARIOS) == {*CASES, *EXPERIMENTS}
+    text = parser().format_help()
+    assert [name for name in SCENARIOS if f"\n  {name} " not in text] == []
+
+
 def test_options_choose_scenarios_subjects_and_peers() -> None:
     arguments = [
         "--scenario",
@@ -405,7 +460,9 @@ def test_plans_that_do_not_fit_are_refused(arguments: list[str], error: str) -> 
         plan_of(parser().parse_args(arguments))
 
 
-@pytest.mark.parametrize("text", ["", "name", "name=", "=command", "a b=command", "bare=command", "direct=command"])
+@pytest.mark.parametrize(
+    "text", ["", "name", "name=", "=command", "a b=command", "bare=command", "direct=command", "direct-stuck=command"]
+)
 def test_what_is_no_peer_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="--peer: found"):
         peer(text)

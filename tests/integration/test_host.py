@@ -7,6 +7,7 @@ import base64
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -81,9 +82,9 @@ async def unhealthy(raw: Client, provider: Provider) -> str:
 
 
 def link_to(provider: Provider, **fields: object) -> dict[str, object]:
-    """A link of a component to the provider."""
+    """A link of a component to the provider, without options of others."""
     link: dict[str, object] = HOST_CAPTURE["host_data"]["link_definitions"][0]
-    return link | {"target": provider.key} | fields
+    return link | {"target": provider.key, "target_config": {}} | fields
 
 
 def stop_request(host_id: str = HOST_ID) -> bytes:
@@ -158,12 +159,20 @@ async def test_what_nats_does_not_permit_makes_it_unhealthy(
 async def test_everything_of_the_capture(launch: Launch, raw: Client) -> None:
     provider = launch(**{k: v for k, v in HOST_CAPTURE["host_data"].items() if k != "lattice_rpc_url"})
     assert "with 1 links" in provider.output
+    seen: set[str] = set()
     for name in ("config_update", "link_put", "watch_link_put", "watch_link_delete", "link_delete", "link_delete"):
         for subject in HOST_CAPTURE[name]["subjects"]:
             await raw.publish(subject, HOST_CAPTURE[name]["payload"].encode())
         await raw.flush()
-        answer = await raw.request(HOST_CAPTURE["health"]["subjects"][0], timeout=DEADLINE_S)
-        assert json.loads(answer.data) == HEALTHY
+        answer = json.loads((await raw.request(HOST_CAPTURE["health"]["subjects"][0], timeout=DEADLINE_S)).data)
+        assert answer["healthy"]
+        remarks = answer["message"].split("; ")
+        assert remarks[0] == "serving"
+        assert all(
+            re.search(r": ignored, since no option( of a watcher)? has this name: URL$", remark)
+            for remark in remarks[1:]
+        )
+        seen |= {remark.removeprefix("link ").partition(": ")[0] for remark in remarks[1:]}
     (subject,) = HOST_CAPTURE["shutdown"]["subjects"]
     answer = await raw.request(subject, HOST_CAPTURE["shutdown"]["payload"].encode(), timeout=DEADLINE_S)
     assert answer.data == STOPPED
@@ -176,8 +185,12 @@ async def test_everything_of_the_capture(launch: Launch, raw: Client) -> None:
         f"INFO provider.host: link deleted: {key} -> {component} (default)",
         f"INFO provider.host: link deleted: {component} -> {key} (second)",
     ]
-    assert [line for line in log if line.startswith("WARNING")] == [
-        "WARNING provider: config: ignored, since no option has this name: note, sample"
+    links = [f"{component} -> {key} (default)", f"{component} -> {key} (second)", f"{key} -> {component} (default)"]
+    assert seen == set(links)
+    assert sorted(line for line in log if line.startswith("WARNING")) == [
+        *(f"WARNING provider.access: link {link}: ignored, since no option has this name: URL" for link in links[:2]),
+        f"WARNING provider.watch: link {links[2]}: ignored, since no option of a watcher has this name: URL",
+        "WARNING provider: config: ignored, since no option has this name: note, sample",
     ]
 
 
@@ -207,7 +220,7 @@ async def test_a_changed_link_is_put_again(launch: Launch, raw: Client) -> None:
 
 
 async def test_links_of_host_data(launch: Launch, raw: Client) -> None:
-    link = HOST_CAPTURE["host_data"]["link_definitions"][0]
+    link = HOST_CAPTURE["host_data"]["link_definitions"][0] | {"target_config": {}}
     provider = launch(
         provider_key="kv-with-links",
         link_definitions=[

@@ -128,6 +128,15 @@ async def test_counts_are_those_of_the_calls(launch: Launch, nats_server: NatsSe
         second, end = await client.list_keys("b", cursor)
         assert (len(first), len(second), end) == (2, 1, None)
         twin.bucket(b"b").page(twin.bucket(b"b").page().cursor)
+        assert await client.increment("b", "n", 5) == 5
+        with pytest.raises(OtherError, match="found 'value', allowed a decimal number"):
+            await client.increment("b", "1", 5)
+        twin.bucket(b"b").increment(b"n", 5)
+        await client.set_many("b", {"6": b"x", "7": b"y"})
+        twin.bucket(b"b").set_many({b"6": b"x", b"7": b"y"})
+        assert await client.get_many("b", ["7", "absent"]) == [b"y", None]
+        await client.delete_many("b", ["6", "absent"])
+        twin.bucket(b"b").delete_many([b"6"])
         await end_damaged(provider, raw, "get")
         await end_damaged(provider, raw, "exists")
     scrape = await scraped(provider)
@@ -143,6 +152,11 @@ async def test_counts_are_those_of_the_calls(launch: Launch, nats_server: NatsSe
         ("exists", "failed"): 1,
         ("delete", "ok"): 1,
         ("list-keys", "ok"): 2,
+        ("increment", "ok"): 1,
+        ("increment", "other"): 1,
+        ("get-many", "ok"): 1,
+        ("set-many", "ok"): 1,
+        ("delete-many", "ok"): 1,
     }
     assert scrape.operations() == expected
     for function in FUNCTIONS:
@@ -156,7 +170,7 @@ async def test_counts_are_those_of_the_calls(launch: Launch, nats_server: NatsSe
     assert scrape.value("decode_errors_total") == 2
     assert scrape.value("failed_invocations_total") == 0
     assert scrape.value("buckets") == 1
-    assert scrape.value("keys") == 3
+    assert scrape.value("keys") == 5
     assert scrape.value("memory_bytes") == twin.memory_bytes
     assert scrape.value("memory_limit_bytes") == float("inf")
     assert scrape.value("nats_connected") == 1

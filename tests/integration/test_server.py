@@ -223,10 +223,10 @@ async def test_a_handler_is_told_who_calls(serve: Serve) -> None:
         invocation = await setup.begin("f", b"params", headers)
         assert await invocation.result() == b"params"
     assert callers == [
-        (None, None, None),
-        ("component", "default", None),
-        ("another", "default", "00-1-2-01"),
-        (None, "only", None),
+        Caller(None, None),
+        Caller("component", "default"),
+        Caller("another", "default", "00-1-2-01"),
+        Caller(None, "only"),
     ]
     assert setup.server.counts.answered == 4
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provider.json_fields import FieldError
-from provider.links import LinkDefinition, Links
+from provider.links import LINES_MAX, LINKS_MAX, LinkDefinition, Links
 from tests.conftest import HOST_CAPTURE
 
 KEY = "kv"
@@ -197,6 +197,107 @@ def test_an_unusable_link_that_is_not_ours_is_not_noted(fields: dict[str, object
     with pytest.raises(FieldError):
         links.put_json(payload(**fields))
     assert links.unusable == []
+
+
+def test_links_are_told_apart_by_who_calls() -> None:
+    links = Links(KEY)
+    for fields in ({}, {"name": "second"}, {"source_id": KEY, "target": "component"}, {"source_id": KEY}):
+        links.put_json(payload(**fields))
+    assert [link.key for link in links.callers()] == [
+        ("component", KEY, "default"),
+        ("component", KEY, "second"),
+        (KEY, KEY, "default"),
+    ]
+    assert [link.key for link in links.callees()] == [(KEY, "component", "default"), (KEY, KEY, "default")]
+
+
+def test_every_change_is_counted_and_nothing_else() -> None:
+    links = Links(KEY)
+    seen = [links.changes]
+
+    def changed() -> bool:
+        seen.append(links.changes)
+        return seen[-1] > seen[-2]
+
+    links.put_json(payload())
+    assert changed()
+    links.put_json(payload())
+    assert not changed()
+    links.put_json(payload(target_config={}))
+    assert changed()
+    links.delete_json(payload(name="second"))
+    assert not changed()
+    for wrong in (payload(target="another"), b"{", payload(source_id=1)):
+        with pytest.raises(FieldError):
+            links.put_json(wrong)
+        assert not changed()
+    with pytest.raises(FieldError):
+        links.put_json(payload(target_config={"bucket": 1}))
+    assert changed()  # what it replaced no longer holds
+    links.delete_json(payload())
+    assert changed()
+
+
+NOTES = ("unusable", "remarks")
+
+
+def note(links: Links, notes: str, link: LinkDefinition, what: str) -> None:
+    if notes == "unusable":
+        links.refuse(link, what)
+    else:
+        links.remark(link, what)
+
+
+@pytest.mark.parametrize("notes", NOTES)
+def test_what_is_noted_of_a_link_stays_until_it_changes(notes: str) -> None:
+    links = Links(KEY)
+    link = links.put_json(payload())
+    second = links.put_json(payload(name="second"))
+    assert link is not None
+    assert second is not None
+    note(links, notes, link, "odd")
+    note(links, notes, second, "odder")
+    assert links.put_json(payload()) is None
+    lines = ["link component -> kv (default): odd", "link component -> kv (second): odder"]
+    assert getattr(links, notes) == lines
+    assert len(links) == 2
+    assert links.find("component", "default") is link
+    links.put_json(payload(target_config={}))
+    assert getattr(links, notes) == lines[1:]
+    links.delete_json(payload(name="second"))
+    assert getattr(links, notes) == []
+    note(links, notes, link, "odd")
+    with pytest.raises(FieldError):
+        links.put_json(payload(interfaces=1))
+    assert links.remarks == []
+    assert links.unusable == ["link component -> kv (default): interfaces: found a number, expected an array"]
+
+
+@pytest.mark.parametrize(
+    ("notes", "more"), [("unusable", "and 2 links more can't be used"), ("remarks", "and 2 remarks more on links")]
+)
+def test_of_many_notes_the_first_are_told(notes: str, more: str) -> None:
+    links = Links(KEY)
+    for number in range(LINES_MAX + 2):
+        if number == LINES_MAX:
+            assert len(getattr(links, notes)) == LINES_MAX
+        link = links.put_json(payload(name=str(number)))
+        assert link is not None
+        note(links, notes, link, "odd")
+    lines = getattr(links, notes)
+    assert len(lines) == LINES_MAX + 1
+    assert lines[0] == "link component -> kv (0): odd"
+    assert lines[-1] == more
+
+
+def test_links_are_kept_up_to_a_limit() -> None:
+    links = Links(KEY)
+    for number in range(LINKS_MAX):
+        links.put(LinkDefinition("component", KEY, str(number)))
+    with pytest.raises(FieldError, match=rf"^links: found {LINKS_MAX + 1}, allowed {LINKS_MAX}$"):
+        links.put(LinkDefinition("component", KEY, "one more"))
+    assert links.put(LinkDefinition("component", KEY, "0", target_config={"bucket": "b"}))
+    assert len(links) == LINKS_MAX
 
 
 JSON = st.recursive(

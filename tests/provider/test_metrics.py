@@ -23,12 +23,19 @@ from engine import Store, StoreOptions
 from provider.endpoint import CONNECTION_TIMEOUT_S, CONNECTIONS_MAX, Endpoint
 from provider.links import LinkDefinition, Links
 from provider.metrics import DURATION_BOUNDS_S, Durations, Metrics
+from provider.watch import Watchers, WatchLimits
+from transport.atomics import atomics_tallies
+from transport.batch import batch_tallies
 from transport.connection import Connection, ConnectionOptions
 from transport.handler import FAILED, NONE, OK, OTHER, OUTCOMES, Tally
 from transport.keyvalue import store_tallies
 from transport.server import Server
 
-FUNCTIONS = ("get", "set", "delete", "exists", "list-keys")
+FUNCTIONS = (
+    *("get", "set", "delete", "exists", "list-keys"),
+    "increment",
+    *("get-many", "set-many", "delete-many"),
+)
 PREFIX = "wrpc_keyvalue"
 DURATION = f"{PREFIX}_operation_duration_seconds"
 
@@ -58,12 +65,16 @@ class Pieces(NamedTuple):
     server: Server
     connection: Connection
     links: Links
+    watchers: Watchers
 
     @classmethod
     def of(cls, store: Store, path: str = "plain") -> Pieces:
-        tallies = store_tallies()
+        tallies = store_tallies() | atomics_tallies() | batch_tallies()
         connection = Connection(ConnectionOptions(("nats://127.0.0.1:4222",), path=path))
-        return cls(tallies, Durations(tallies), store, Server(connection, "default.kv"), connection, Links("kv"))
+        server = Server(connection, "default.kv")
+        links = Links("kv")
+        watchers = Watchers(connection, "default", "kv", store, links, WatchLimits(1, 1, 1.0))
+        return cls(tallies, Durations(tallies), store, server, connection, links, watchers)
 
     def families(self) -> dict[str, Metric]:
         """The families of a scrape, by name."""
@@ -254,6 +265,7 @@ INVOCATION_COUNTS = {
     "refused_invocations": "refused",
     "failed_invocations": "failed",
     "invocations_without_reply": "without_reply",
+    "stray_pieces": "stray_pieces",
 }
 
 
@@ -270,6 +282,26 @@ def test_the_server_and_the_connection_are_seen(pieces: Pieces) -> None:
     assert pieces.value(f"{PREFIX}_nats_dropped_messages_total") == 22
     assert pieces.value(f"{PREFIX}_nats_connected") == 0
     assert pieces.value(f"{PREFIX}_invocations_in_flight") == pieces.value(f"{PREFIX}_half_open_invocations") == 0
+
+
+def test_watchers_are_seen(pieces: Pieces) -> None:
+    counts = pieces.watchers.counts
+    counts.delivered, counts.failed, counts.dropped = 3, 4, 5
+    assert pieces.value(f"{PREFIX}_watch_events_total", result="ok") == 3
+    assert pieces.value(f"{PREFIX}_watch_events_total", result="failed") == 4
+    assert pieces.value(f"{PREFIX}_watch_dropped_total") == 5
+    assert pieces.value(f"{PREFIX}_watch_queue_length") == 0
+
+
+def test_expired_keys_are_counted() -> None:
+    now_ns = [0]
+    pieces = Pieces.of(Store(clock=lambda: now_ns[0]))
+    pieces.store.bucket(b"b").set(b"k", b"v", ttl_ms=1)
+    assert pieces.value(f"{PREFIX}_expired_keys_total") == 0
+    now_ns[0] = 1_000_000
+    pieces.store.sweep()
+    assert pieces.value(f"{PREFIX}_expired_keys_total") == 1
+    assert pieces.value(f"{PREFIX}_keys") == 0
 
 
 def test_links_are_counted(pieces: Pieces) -> None:

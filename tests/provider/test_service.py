@@ -1,4 +1,4 @@
-"""The service: the store's functions, and the store's errors as the interface's."""
+"""The service: the functions, and the store's errors as the interface's. Who may do what is tests/provider/test_access.py's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from engine import Store, StoreOptions
 from engine.shard import CROWD_KEYS_MAX
-from provider.service import HANDLES_MAX, Service
+from provider.service import Service
 from transport.errors import InterfaceError, NoSuchStoreError, OtherError
 from transport.handler import ANONYMOUS, Caller
 from transport.keyvalue import ParameterLimits
@@ -32,6 +32,17 @@ def test_every_function(caller: Caller) -> None:
     kv.delete(caller, b"b", b"k")
     kv.delete(caller, b"b", b"k")
     assert kv.exists(caller, b"b", b"k") is False
+    assert kv.increment(caller, b"b", b"n", 2) == 2
+    assert kv.increment(caller, b"b", b"n", 2**64 - 3) == 2**64 - 1
+    assert kv.get(caller, b"b", b"n") == b"18446744073709551615"
+    kv.set_many(caller, b"b", {b"1": b"one", b"2": b"", b"n": b"0"})
+    assert kv.get_many(caller, b"b", [b"2", b"no", b"1", b"2", b"n"]) == [b"", None, b"one", b"", b"0"]
+    kv.delete_many(caller, b"b", [b"1", b"no", b"2", b"1"])
+    kv.delete_many(caller, b"b", [])
+    kv.set_many(caller, b"b", {})
+    assert kv.get_many(caller, b"b", []) == []
+    assert kv.list_keys(caller, b"b", None) == ([b"n"], None)
+    kv.delete(caller, b"b", b"n")
     assert len(kv.store) == 0
 
 
@@ -53,6 +64,8 @@ STRICT: list[Callable[[Service], object]] = [
     lambda kv: kv.get(ANONYMOUS, b"b", b"k"),
     lambda kv: kv.exists(ANONYMOUS, b"b", b"k"),
     lambda kv: kv.delete(ANONYMOUS, b"b", b"k"),
+    lambda kv: any(kv.get_many(ANONYMOUS, b"b", [b"k"])),
+    lambda kv: kv.delete_many(ANONYMOUS, b"b", [b"k"]),
 ]
 
 
@@ -92,13 +105,35 @@ def test_keys_of_one_position_become_other() -> None:
     assert kv.get(ANONYMOUS, b"b", b"7") == b""
 
 
-def test_more_buckets_than_handles() -> None:
+@pytest.mark.parametrize(
+    ("value", "delta", "message"),
+    [
+        (b"seven", 1, "value: found 'seven', allowed a decimal number from 0 to 18446744073709551615"),
+        (b"-1", 1, "value: found '-1', allowed a decimal number from 0 to 18446744073709551615"),
+        (
+            b"\xff" * 40,
+            1,
+            "value: found '" + r"\xff" * 32 + "'..., allowed a decimal number from 0 to 18446744073709551615",
+        ),
+        (b"7", 2**64 - 1, "counter: found 7 + 18446744073709551615, allowed a sum up to 18446744073709551615"),
+    ],
+)
+def test_what_cannot_be_incremented_becomes_other(value: bytes, delta: int, message: str) -> None:
     kv = service()
-    for turn in range(2):
-        for number in range(HANDLES_MAX + 10):
-            kv.set(ANONYMOUS, b"%d" % number, b"k", b"%d" % turn)
-    assert len(kv._handles) <= HANDLES_MAX
-    assert {kv.get(ANONYMOUS, b"%d" % number, b"k") for number in range(HANDLES_MAX + 10)} == {b"1"}
+    kv.set(ANONYMOUS, b"b", b"k", value)
+    with pytest.raises(OtherError) as caught:
+        kv.increment(ANONYMOUS, b"b", b"k", delta)
+    assert caught.value.message == message
+    assert kv.get(ANONYMOUS, b"b", b"k") == value
+
+
+def test_a_batch_that_passes_a_limit_becomes_other() -> None:
+    kv = service(keys_max=2)
+    kv.set(ANONYMOUS, b"b", b"1", b"v")
+    with pytest.raises(OtherError, match=r"^keys limit: found 3, allowed 2$"):
+        kv.set_many(ANONYMOUS, b"b", {b"1": b"w", b"2": b"", b"3": b""})
+    assert kv.list_keys(ANONYMOUS, b"b", None) == ([b"1"], None)
+    assert kv.get(ANONYMOUS, b"b", b"1") == b"v"
 
 
 def test_a_reader_of_parameters_need_not_read_more_than_the_store_takes() -> None:

@@ -237,7 +237,11 @@ def frames(stream: Sequence[Message], subscriptions: dict[str, int], tokens: dic
                     frame = f"MSG {to} {len(piece)}\r\n".encode() + piece
                 else:
                     names = ("source-id", "link-name", "traceparent")
-                    lines = (f"{name}: {value}\r\n" for name, value in zip(names, caller, strict=True) if value)
+                    lines = (
+                        f"{name}: {value}\r\n"
+                        for name, value in zip(names, (*caller.origin, caller.traceparent), strict=True)
+                        if value
+                    )
                     block = f"NATS/1.0\r\nother: x\r\n{''.join(lines)}\r\n".encode()
                     frame = f"HMSG {to} {len(block)} {len(block) + len(piece)}\r\n".encode() + block + piece
                 written.append(frame + b"\r\n")

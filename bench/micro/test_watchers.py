@@ -1,0 +1,98 @@
+"""What a watcher that never answers costs who writes: set beside the same without one, and a push alone.
+
+The queue is full, so each event drops the oldest. Keys are those of a small bucket, as a load end to end has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.engine import VALUE_BYTES, fresh, shuffled_keys
+from bench.micro.turns import in_turns
+from engine import Bucket, Store
+from provider.watch import WatchCounts, Watcher, WatchLimits
+from provider.watch_patterns import Watch, observers
+
+KEYS = 10_000
+QUEUE_EVENTS = 10_000
+QUEUE_BYTES = 16 * 1024 * 1024
+BUCKET = b"bench"
+
+
+class Stuck:
+    """A component that takes a call and never answers."""
+
+    def __init__(self) -> None:
+        self.called = asyncio.Event()
+
+    async def invoke(
+        self, subject: str, params: bytes, decode: Callable[[bytes, int, int], tuple[None, int]], timeout_s: float
+    ) -> None:
+        self.called.set()
+        await asyncio.get_running_loop().create_future()
+
+
+@pytest.fixture
+def counts() -> WatchCounts:
+    return WatchCounts()
+
+
+@pytest.fixture
+def watcher(counts: WatchCounts) -> Iterator[Watcher]:
+    """One that is called, and whose queue is full."""
+    component = Stuck()
+
+    async def make() -> Watcher:
+        limits = WatchLimits(QUEUE_EVENTS, QUEUE_BYTES, 5.0)
+        watcher = Watcher("stuck", "default.stuck", component, lambda: True, limits, counts, lambda: None)
+        for key in shuffled_keys(KEYS):
+            watcher.push((len(key) + VALUE_BYTES, BUCKET, key, bytes(VALUE_BYTES)))
+        await component.called.wait()
+        return watcher
+
+    with asyncio.Runner() as runner:
+        watcher = runner.run(make())
+        yield watcher
+        watcher.close()
+
+
+def bucket_of(store: Store) -> Bucket:
+    bucket = store.bucket(BUCKET)
+    for key in shuffled_keys(KEYS):
+        bucket.set(key, bytes(VALUE_BYTES))
+    return bucket
+
+
+def set_all(bucket: Bucket) -> Callable[[list[tuple[bytes, bytes]]], None]:
+    def act(entries: list[tuple[bytes, bytes]]) -> None:
+        for key, value in entries:
+            bucket.set(key, value)
+
+    return act
+
+
+def entries(_: int) -> list[tuple[bytes, bytes]]:
+    return [(fresh(key), bytes(bytearray(VALUE_BYTES))) for key in shuffled_keys(KEYS)]
+
+
+def test_set_with_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: Watcher, counts: WatchCounts) -> None:
+    watched, unwatched = Store(), Store()
+    watch = Watch.from_config({"watch": "SET@*"})
+    assert watch is not None
+    mine, others = bucket_of(watched), bucket_of(unwatched)
+    watched.observe(observers([(watch, watcher.push)]))
+    before = counts.dropped
+    in_turns(benchmark, KEYS, entries, set_all(mine), set_all(others), "watched", "unwatched")
+    assert counts.dropped > before
+    assert (counts.dropped - before) % KEYS == 0
+
+
+def test_push_to_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: Watcher, counts: WatchCounts) -> None:
+    event = (len(BUCKET) + VALUE_BYTES, BUCKET, b"key", bytes(VALUE_BYTES))
+    benchmark(watcher.push, event)
+    assert counts.dropped > 0
+    assert watcher.queue_length == QUEUE_EVENTS

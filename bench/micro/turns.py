@@ -1,0 +1,49 @@
+"""Rounds that take turns: the store, and what it is measured against, so that what else the machine does falls on both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter_ns
+from typing import TypeVar
+
+from pytest_benchmark.fixture import BenchmarkFixture
+
+__all__ = ["ROUNDS", "in_turns"]
+
+ROUNDS = 50
+
+T = TypeVar("T")
+
+
+def in_turns(
+    benchmark: BenchmarkFixture,
+    calls: int,
+    arguments: Callable[[int], T],
+    act: Callable[[T], None],
+    act_beside: Callable[[T], None],
+    name: str = "store",
+    beside: str = "dict+lock",
+) -> None:
+    """Benchmark rounds of `calls` of `act`, each after the same of `act_beside`. Arguments are made anew, untimed.
+
+    `extra_info` gets nanoseconds a call of both, under their names, and the median of the rounds' ratios.
+    """
+    beside_ns: list[float] = []
+
+    def setup() -> tuple[tuple[T], dict[str, object]]:
+        turn = len(beside_ns) % ROUNDS
+        mine, others = arguments(turn), arguments(turn)
+        start = perf_counter_ns()
+        act_beside(others)
+        beside_ns.append((perf_counter_ns() - start) / calls)
+        return (mine,), {}
+
+    benchmark.pedantic(act, setup=setup, rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    own_ns = [seconds * 1e9 / calls for seconds in benchmark.stats.stats.data]
+    ratios = [own / other for own, other in zip(own_ns, beside_ns, strict=True)]
+    benchmark.extra_info[f"{name} ns a call"] = round(median(own_ns))
+    benchmark.extra_info[f"{beside} ns a call"] = round(median(beside_ns))
+    benchmark.extra_info["ratio"] = round(median(ratios), 3)

@@ -1,0 +1,234 @@
+r"""What is watched: the patterns of a link, and who is told of a change in a bucket by them.
+
+    pattern                     told of
+    SET@key    DEL@key          writes, deletions (expiry is one) of this key, in every bucket
+    SET@text*  DEL@text*        of keys that begin so; of all keys where no text is there
+    SET@bucket/key  DEL@bucket/text*    in this bucket alone
+
+A backslash takes the next character as it is, so that every bucket and key can be written: `\,` `\/` `\*` `\\`, and `\ ` at an end, where white space
+is otherwise cut off. A key is not empty. Patterns stand with commas between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from engine import Observer, ObserverOf
+from provider.options import OptionError
+
+__all__ = ["EVENT_BYTES", "PATTERNS_MAX", "WATCH_OPTIONS", "Event", "Pattern", "Push", "Watch", "observers"]
+
+#: Options of a link that makes a watcher, in its source_config.
+WATCH_OPTIONS: Mapping[str, str] = {
+    "watch": "what the component is told of: patterns with commas between, as SET@key, DEL@key, SET@text*, DEL@bucket/*",
+    "watch_bucket": "bucket argument of the calls, {bucket} for the bucket's own name; 0 unless set, since a wasmCloud 1.x host takes only a number",
+}
+BUCKET_ARGUMENT = "0"
+OWN_NAME = "{bucket}"
+#: Of one link. A write to a watched bucket compares its key with every beginning.
+PATTERNS_MAX = 256
+#: Of a pattern that is malformed, so much is shown.
+SHOWN_MAX = 64
+#: What an event takes beside its bytes: a tuple, its place in the queue, headers of bytes objects.
+EVENT_BYTES = 200
+
+#: Its size against the queue's bytes; bucket, key, value (None: deleted). A plain tuple, since every watched write makes one.
+Event: TypeAlias = tuple[int, bytes, bytes, bytes | None]
+#: Takes an event: from any thread, under a stripe, so without blocking, raising, or using the store.
+Push: TypeAlias = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Of which changes a component is told. Keys and names of buckets do not show in `repr`.
+
+    :param deletes: of deletions, not of writes
+    :param bucket: None: of every bucket
+    :param is_prefix: of all keys that begin with `key`
+    """
+
+    deletes: bool
+    bucket: bytes | None = field(repr=False)
+    key: bytes = field(repr=False)
+    is_prefix: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What a link says.
+
+    :param bucket_argument: of the calls; None: the bucket's own name
+    """
+
+    patterns: tuple[Pattern, ...]
+    bucket_argument: bytes | None = field(repr=False)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, str]) -> Watch | None:
+        """From a link's source_config; None where it names nothing to watch.
+
+        :raises OptionError: a pattern is malformed
+        """
+        text = config.get("watch")
+        if text is None:
+            return None
+        argument = config.get("watch_bucket", BUCKET_ARGUMENT)
+        return cls(_patterns(text), None if argument == OWN_NAME else _encoded("watch_bucket", argument))
+
+
+def _encoded(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+        raise OptionError(f"{name}: found {text[:SHOWN_MAX]!r}, allowed text that can be encoded in UTF-8") from None
+
+
+def _patterns(text: str) -> tuple[Pattern, ...]:
+    _encoded("watch", text)
+    parts: list[list[str]] = [[]]
+    characters = iter(text)
+    for character in characters:
+        if character == ",":
+            parts.append([])
+        elif character == "\\":
+            parts[-1].append(character + next(characters, ""))
+        else:
+            parts[-1].append(character)
+    if len(parts) > PATTERNS_MAX:
+        raise OptionError(f"watch: found {len(parts)} patterns, allowed {PATTERNS_MAX}")
+    return tuple(_pattern(index, part) for index, part in enumerate(parts))
+
+
+def _pattern(index: int, units: list[str]) -> Pattern:
+    """A pattern from its characters; one that is escaped still has its backslash."""
+    begin, end = 0, len(units)
+    while begin < end and units[begin].isspace():
+        begin += 1
+    while begin < end and units[end - 1].isspace():
+        end -= 1
+    units = units[begin:end]
+    verb, rest = "".join(units[:4]), units[4:]
+    is_prefix = rest[-1:] == ["*"]
+    names = rest[:-1] if is_prefix else rest
+    key_at = names.index("/") + 1 if "/" in names else 0
+    allowed = ""
+    if verb not in ("SET@", "DEL@"):
+        allowed = "SET@ or DEL@, and then a key"
+    elif units[-1] == "\\":
+        allowed = "a character behind the last backslash"
+    elif "*" in names:
+        allowed = r"* at the end alone; \* for the character"
+    elif "/" in names[key_at:]:
+        allowed = r"one / between bucket and key; \/ for the character"
+    elif not names[key_at:] and not is_prefix:
+        allowed = "a key at the end, or *"
+    if allowed:
+        raise OptionError(f"watch[{index}]: found {''.join(units)[:SHOWN_MAX]!r}, allowed {allowed}")
+    bucket = _plain(names[: key_at - 1]) if key_at else None
+    return Pattern(verb == "DEL@", bucket, _plain(names[key_at:]), is_prefix)
+
+
+def _plain(units: list[str]) -> bytes:
+    return "".join(unit[-1] for unit in units).encode()
+
+
+class Route(NamedTuple):
+    """Changes of one kind in one bucket that one component is told of."""
+
+    push: Push
+    keys: frozenset[bytes]
+    prefixes: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, push: Push, patterns: Iterable[Pattern], deletes: bool) -> Route:
+        """No prefix begins with another, and no key with a prefix: so nobody is told twice."""
+        own = [pattern for pattern in patterns if pattern.deletes is deletes]
+        prefixes: tuple[bytes, ...] = ()
+        for key in sorted(pattern.key for pattern in own if pattern.is_prefix):
+            if not key.startswith(prefixes):
+                prefixes += (key,)
+        keys = (pattern.key for pattern in own if not pattern.is_prefix)
+        return cls(push, frozenset(key for key in keys if not key.startswith(prefixes)), prefixes)
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every key fits."""
+        return self.prefixes == (b"",)
+
+
+def observers(watched: Iterable[tuple[Watch, Push]]) -> ObserverOf | None:
+    """Who is told of the changes in each bucket; None where nobody is told of any. What can be worked out is, before any change."""
+    everywhere: dict[Push, list[Pattern]] = {}
+    named: dict[bytes, dict[Push, list[Pattern]]] = {}
+    for watch, push in watched:
+        for pattern in watch.patterns:
+            place = everywhere if pattern.bucket is None else named.setdefault(pattern.bucket, {})
+            place.setdefault(push, []).append(pattern)
+    if not everywhere and not named:
+        return None
+    of_others = _observer(everywhere) if everywhere else None
+    of_named = {}
+    for bucket, own in named.items():
+        pushes = dict.fromkeys([*everywhere, *own])
+        of_named[bucket] = _observer({push: [*everywhere.get(push, ()), *own.get(push, ())] for push in pushes})
+    return lambda bucket: of_named.get(bucket, of_others)
+
+
+def _observer(patterns: Mapping[Push, list[Pattern]]) -> Observer:
+    sets = [Route.of(push, own, deletes=False) for push, own in patterns.items()]
+    deletes = [Route.of(push, own, deletes=True) for push, own in patterns.items()]
+    if len(patterns) == 1:
+        return _observer_for_one(sets[0], deletes[0])
+    return _observer_for_many(sets, deletes)
+
+
+def _observer_for_one(sets: Route, deletes: Route) -> Observer:
+    """Pays: bench end-to-end watch."""
+    push, set_keys, set_prefixes = sets
+    _, delete_keys, delete_prefixes = deletes
+    every_set, every_delete = sets.takes_all, deletes.takes_all
+
+    def observe(bucket: bytes, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            if every_delete or key in delete_keys or key.startswith(delete_prefixes):
+                push((len(bucket) + len(key) + EVENT_BYTES, bucket, key, None))
+        elif every_set or key in set_keys or key.startswith(set_prefixes):
+            push((len(bucket) + len(key) + len(value) + EVENT_BYTES, bucket, key, value))
+
+    return observe
+
+
+def _observer_for_many(sets: Sequence[Route], deletes: Sequence[Route]) -> Observer:
+    """One look-up finds all that watch this key by its name; those with prefixes are asked one by one, and only where a prefix fits."""
+    set_pushes, set_prefixes, set_routes = _joined(sets)
+    delete_pushes, delete_prefixes, delete_routes = _joined(deletes)
+
+    def observe(bucket: bytes, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            size, pushes, prefixes, routes = 0, delete_pushes.get(key, ()), delete_prefixes, delete_routes
+        else:
+            size, pushes, prefixes, routes = len(value), set_pushes.get(key, ()), set_prefixes, set_routes
+        fits = key.startswith(prefixes)
+        if not pushes and not fits:
+            return
+        event = (len(bucket) + len(key) + size + EVENT_BYTES, bucket, key, value)
+        for push in pushes:
+            push(event)
+        if fits:
+            for push, _, own_prefixes in routes:
+                if key.startswith(own_prefixes):
+                    push(event)
+
+    return observe
+
+
+def _joined(routes: Sequence[Route]) -> tuple[dict[bytes, tuple[Push, ...]], tuple[bytes, ...], tuple[Route, ...]]:
+    """By key who watches it by its name, all prefixes, and the routes that have some."""
+    pushes: dict[bytes, tuple[Push, ...]] = {}
+    for route in routes:
+        for key in route.keys:
+            pushes[key] = (*pushes.get(key, ()), route.push)
+    wide = tuple(route for route in routes if route.prefixes)
+    return pushes, tuple({prefix: None for route in wide for prefix in route.prefixes}), wide

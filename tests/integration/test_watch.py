@@ -1,0 +1,660 @@
+"""Components that watch, over a real NATS server: what they are told of, in which order, and what becomes of the rest.
+
+The component is a double that serves `watcher` as a host does for a component. With the provider as a host launches it, and with its
+watchers alone in this process where a test must see inside, write from threads, or redefine links at a known moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from threading import Thread
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+
+from engine import ObserverOf, Store
+from provider.links import LinkDefinition, Links
+from provider.watch import CALLS_MAX, Watchers, WatchLimits
+from tests.conftest import DEADLINE_S, HOST_CAPTURE, Launch, NatsServer, Provider, in_thread
+from tests.integration.test_host import HEALTHY, health, tell
+from tests.integration.test_metrics import ON, scraped
+from transport.client import KeyValueClient
+from transport.connection import Connection, ConnectionOptions
+from transport.handler import Caller
+from transport.keyvalue import ParameterLimits
+from transport.server import Server
+from transport.subjects import results_subject
+from transport.watcher import WATCHER, watcher_handlers
+
+LATTICE = "default"
+EVERYTHING = {"watch": "SET@*,DEL@*"}
+Change = tuple[bytes, bytes, bytes | None]
+
+
+class Component:
+    """A component that is told of changes. It answers so long as `answering` is set.
+
+    :ivar told: what it was called for: bucket, key, value
+    :ivar together: the most calls that were in flight at one time
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.told: list[Change] = []
+        self.callers: set[Caller] = set()
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.together = 0
+        self._in_flight: list[tuple[bytes, bytes]] = []
+        self._changed = asyncio.Event()
+
+    async def on_set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> None:
+        await self._tell(caller, bucket, key, value)
+
+    async def on_delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> None:
+        await self._tell(caller, bucket, key, None)
+
+    async def _tell(self, caller: Caller, bucket: bytes, key: bytes, value: bytes | None) -> None:
+        assert (bucket, key) not in self._in_flight, "two calls for one key at a time"
+        self._in_flight.append((bucket, key))
+        self.together = max(self.together, len(self._in_flight))
+        self.told.append((bucket, key, value))
+        self.callers.add(caller)
+        self._changed.set()
+        await asyncio.sleep(0)
+        await self.answering.wait()
+        self._in_flight.remove((bucket, key))
+
+    async def until(self, reached: Callable[[list[Change]], bool]) -> list[Change]:
+        """What it was told, once that is so."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not reached(self.told):
+                self._changed.clear()
+                await self._changed.wait()
+        return self.told
+
+    async def told_of(self, times: int) -> list[Change]:
+        """What it was told, once it was so many times."""
+        return await self.until(lambda told: len(told) >= times)
+
+    async def told_last(self, key: bytes) -> list[Change]:
+        """What it was told, once it was of this key."""
+        return await self.until(lambda told: any(known == key for _, known, _ in told))
+
+
+@asynccontextmanager
+async def serving(url: str, component: Component, path: str) -> AsyncIterator[None]:
+    """While the component is there."""
+    connection = await Connection.open(ConnectionOptions((url,), path=path))
+    server = Server(connection, f"{LATTICE}.{component.name}")
+    server.add(WATCHER, watcher_handlers(component, ParameterLimits()))
+    await server.start()
+    await connection.flush(DEADLINE_S)
+    try:
+        yield
+    finally:
+        component.answering.set()
+        await server.stop(DEADLINE_S)
+        await connection.close()
+
+
+@pytest.fixture
+async def component(nats_server: NatsServer, path: str, bucket: str) -> AsyncIterator[Component]:
+    """A component that is there for the whole test, on a connection of its own."""
+    component = Component(component_name(bucket))
+    async with serving(nats_server.url, component, path):
+        yield component
+
+
+def component_name(bucket: str) -> str:
+    """A component that no other test has."""
+    return f"component-{abs(hash(bucket)):x}"
+
+
+def watch_link(source: str, target: str, config: Mapping[str, str], **fields: object) -> dict[str, Any]:
+    """A link that makes a watcher."""
+    link: dict[str, Any] = json.loads(HOST_CAPTURE["watch_link_put"]["payload"])
+    return link | {"source_id": source, "target": target, "source_config": dict(config)} | fields
+
+
+def key_of(bucket: str) -> str:
+    """A provider's key that no other test has."""
+    return f"kv-watch-{abs(hash(bucket)):x}"
+
+
+@pytest.fixture
+def watching(launch: Launch, bucket: str, component: Component) -> Callable[..., Provider]:
+    """Launches a provider with a link to the component. Options of the link, and of the provider."""
+
+    def start(watch: Mapping[str, str] = EVERYTHING, config: Mapping[str, str] | None = None) -> Provider:
+        key = key_of(bucket)
+        return launch(config, provider_key=key, link_definitions=[watch_link(key, component.name, watch)])
+
+    return start
+
+
+# The provider as a host launches it
+
+
+async def test_every_change_is_told(launch: Launch, nats_server: NatsServer, component: Component, bucket: str) -> None:
+    key = key_of(bucket)
+    expiring = {"source_id": "writer", "target": key, "target_config": {"ttl_ms": "1"}}
+    provider = launch(provider_key=key, link_definitions=[watch_link(key, component.name, EVERYTHING), expiring])
+    async with KeyValueClient(nats_server.url, provider.prefix) as client:
+        await client.set("b", "k", b"1")
+        await client.set("b", "k", b"1")
+        await client.delete("b", "k")
+        await client.delete("b", "absent")
+        assert await client.increment("b", "n", 41) == 41
+        assert await client.increment("b", "n") == 42
+        await client.set_many("b", {"x": b"X", "y": b""})
+        await client.delete_many("b", ["y", "absent", "x"])
+    async with KeyValueClient(nats_server.url, provider.prefix, source_id="writer", link_name="default") as client:
+        await client.set("b", "short", b"lived")
+    told = await component.told_of(11)
+    of_key = {name: [value for _, key, value in told if key == name] for name in (b"k", b"n", b"x", b"y", b"short")}
+    assert of_key == {
+        b"k": [b"1", b"1", None],
+        b"n": [b"41", b"42"],
+        b"x": [b"X", None],
+        b"y": [b"", None],
+        b"short": [b"lived", None],
+    }
+    assert {bucket for bucket, _, _ in told} == {b"0"}
+    assert component.callers == {Caller(provider.key, "default")}
+
+
+async def test_the_bytes_are_those_of_the_interface(
+    launch: Launch, nats_server: NatsServer, raw: Client, bucket: str
+) -> None:
+    key, name = key_of(bucket), component_name(bucket)
+    subject = f"{LATTICE}.{name}.wrpc.0.0.1.wrpc:keyvalue/watcher@0.2.0-draft"
+    sets = await raw.subscribe(f"{subject}.on-set")
+    deletes = await raw.subscribe(f"{subject}.on-delete")
+    inbox = raw.new_inbox()
+    rest = await raw.subscribe(f"{inbox}.params")
+    await raw.flush()
+    link = watch_link(key, name, EVERYTHING, name="second")
+    provider = launch(ON, provider_key=key, link_definitions=[link])
+    headers = {"source-id": key, "target-id": name, "link-name": "second"}
+    async with KeyValueClient(nats_server.url, provider.prefix) as client:
+        await client.set("bucket", "key", b"value")
+        await client.delete("bucket", "key")
+    for calls, params in ((sets, b"\x010\x03key\x05value"), (deletes, b"\x010\x03key")):
+        call = await calls.next_msg(DEADLINE_S)
+        assert call.data == params
+        assert call.headers == headers
+        await raw.publish(call.reply, b"", reply=inbox)
+        assert (await rest.next_msg(DEADLINE_S)).data == b""
+        assert deletes.pending_msgs == 0, "of one key, one after the other"
+        await raw.publish(results_subject(call.reply), b"")
+    await raw.flush()
+    async with asyncio.timeout(DEADLINE_S):
+        while (scrape := await scraped(provider)).value("watch_queue_length"):
+            pass
+    assert scrape.value("watch_events_total", result="ok") == 2
+    assert scrape.value("watch_events_total", result="failed") == 0
+
+
+async def test_the_link_of_the_capture(launch: Launch, nats_server: NatsServer, raw: Client, path: str) -> None:
+    captured = json.loads(HOST_CAPTURE["watch_link_put"]["payload"])
+    component = Component(captured["target"])
+    provider = launch(provider_key=captured["source_id"])
+    async with serving(nats_server.url, component, path), KeyValueClient(nats_server.url, provider.prefix) as client:
+        await tell(raw, provider, "linkdefs.put", captured)
+        message = (await health(raw, provider))["message"]
+        assert message == (
+            "serving; link holdout-keyvalue -> holdout-component (default): ignored, since no option of a watcher has this name: URL"
+        )
+        for key in ("wkey", "another"):
+            await client.set("b", key, b"v")
+            await client.delete("b", key)
+        assert await component.told_of(2) == [(b"0", b"wkey", b"v"), (b"0", b"wkey", None)]
+        await tell(raw, provider, "linkdefs.del", json.loads(HOST_CAPTURE["watch_link_delete"]["payload"]))
+        assert await health(raw, provider) == HEALTHY
+        await client.set("b", "wkey", b"after")
+    assert len(component.told) == 2
+
+
+async def test_a_bucket_s_own_name_and_other_arguments(
+    watching: Callable[..., Provider], nats_server: NatsServer, component: Component
+) -> None:
+    provider = watching({"watch": r"SET@caf\é/*,DEL@a\/b/k", "watch_bucket": "{bucket}"})
+    async with KeyValueClient(nats_server.url, provider.prefix) as client:
+        for bucket in ("café", "a/b", "other"):
+            await client.set(bucket, "k", b"v")
+            await client.delete(bucket, "k")
+    assert sorted(await component.told_of(2)) == [(b"a/b", b"k", None), ("café".encode(), b"k", b"v")]
+
+
+async def test_links_change_while_it_runs(
+    launch: Launch, nats_server: NatsServer, raw: Client, component: Component, bucket: str
+) -> None:
+    provider = launch(provider_key=key_of(bucket))
+
+    async def put(**config: str) -> None:
+        await tell(raw, provider, "linkdefs.put", watch_link(provider.key, component.name, config))
+
+    async with KeyValueClient(nats_server.url, provider.prefix) as client:
+        await client.set("b", "a", b"before")
+        await put(watch="SET@a")
+        assert await health(raw, provider) == HEALTHY
+        await client.set("b", "a", b"1")
+        await client.set("b", "b", b"1")
+        await component.told_of(1)
+        await put(watch="SET@b", watch_bucket="7")
+        await health(raw, provider)
+        await client.set("b", "a", b"2")
+        await client.set("b", "b", b"2")
+        await component.told_of(2)
+        await put()
+        link = f"link {provider.key} -> {component.name} (default): "
+        note = f"serving; {link}it watches nothing: the option watch is not set"
+        assert await health(raw, provider) == {"healthy": True, "message": note}
+        await client.set("b", "b", b"3")
+        await put(watch="SET@b,GET@b")
+        ailment = f"{link}watch[1]: found 'GET@b', allowed SET@ or DEL@, and then a key"
+        assert await health(raw, provider) == {"healthy": False, "message": ailment}
+        await client.set("b", "b", b"4")
+        await put(watch="SET@*")
+        assert await health(raw, provider) == HEALTHY
+        await client.set("b", "c", b"5")
+        await component.told_of(3)
+    assert component.told == [(b"0", b"a", b"1"), (b"7", b"b", b"2"), (b"0", b"c", b"5")]
+
+
+async def test_each_link_has_a_watcher(launch: Launch, nats_server: NatsServer, path: str, bucket: str) -> None:
+    key, names = key_of(bucket), [f"{component_name(bucket)}-{number}" for number in range(3)]
+    components = [Component(name) for name in names]
+    links = [watch_link(key, name, {"watch": f"SET@k{number}*,SET@all"}) for number, name in enumerate(names)]
+    links.append(watch_link(key, names[0], {"watch": "SET@second"}, name="second"))
+    provider = launch(provider_key=key, link_definitions=links)
+    async with AsyncExitStack() as stack:
+        for component in components:
+            await stack.enter_async_context(serving(nats_server.url, component, path))
+        async with KeyValueClient(nats_server.url, provider.prefix) as client:
+            for name in ("k0", "k1x", "k2", "second", "all"):
+                await client.set("b", name, b"v")
+        told = [sorted({key for _, key, _ in await component.told_last(b"all")}) for component in components]
+        await components[0].told_last(b"second")
+    assert told[1:] == [[b"all", b"k1x"], [b"all", b"k2"]]
+    assert sorted(key for _, key, _ in components[0].told) == [b"all", b"k0", b"second"]
+    assert {caller.link_name for caller in components[0].callers} == {"default", "second"}
+
+
+async def test_the_order_of_each_key_is_kept(
+    watching: Callable[..., Provider], nats_server: NatsServer, component: Component
+) -> None:
+    provider = watching()
+    writes = [(f"k{number % 20}", b"%d" % number) for number in range(1000)]
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        for key, value in writes:
+            await client.set("b", key, value)
+    told = await component.told_of(1000)
+    for name in {key for key, _ in writes}:
+        assert [value for _, key, value in told if key == name.encode()] == [v for key, v in writes if key == name]
+    assert 1 <= component.together <= CALLS_MAX
+
+
+async def test_a_value_of_many_pieces(
+    watching: Callable[..., Provider], nats_server: NatsServer, component: Component
+) -> None:
+    provider = watching()
+    large = b"0123456789abcdef" * 200_000
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        await client.set("b", "large", large)
+    assert await component.told_of(1) == [(b"0", b"large", large)]
+
+
+async def test_a_stuck_component_holds_up_nobody(
+    watching: Callable[..., Provider], nats_server: NatsServer, component: Component
+) -> None:
+    component.answering.clear()
+    provider = watching(config=ON | {"watch_queue_events": "100", "watch_timeout_ms": "60000"})
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        for first in range(0, 1000, 100):
+            await asyncio.gather(*(client.set("b", f"k{number}", b"v") for number in range(first, first + 100)))
+        assert await client.get("b", "k999") == b"v"
+    scrape = await scraped(provider)
+    assert scrape.value("watch_queue_length") == 100
+    assert scrape.value("watch_dropped_total") == 900
+    component.answering.set()
+    told = await component.told_of(100)
+    assert {key for _, key, _ in told[CALLS_MAX:]} == {b"k%d" % number for number in range(916, 1000)}
+
+
+async def test_a_component_that_answers_too_late_is_told_of_what_comes_next(
+    watching: Callable[..., Provider], nats_server: NatsServer, component: Component
+) -> None:
+    component.answering.clear()
+    provider = watching(config={"watch_timeout_ms": "50"})
+    async with KeyValueClient(nats_server.url, provider.prefix) as client:
+        await client.set("b", "k", b"lost")
+        line = await in_thread(provider.wait_for, "it is not told of changes")
+        assert line.endswith("no result within 0.05 s\n")
+        component.answering.set()
+        await client.set("b", "other", b"told")
+        await component.told_last(b"other")
+    await in_thread(provider.wait_for, f"watcher {component.name} (default): it answers again")
+    assert [key for _, key, _ in component.told] == [b"k", b"other"]
+
+
+async def test_a_component_that_comes_back(launch: Launch, nats_server: NatsServer, path: str, bucket: str) -> None:
+    key, component = key_of(bucket), Component(component_name(bucket))
+    provider = launch(provider_key=key, link_definitions=[watch_link(key, component.name, EVERYTHING)])
+    async with KeyValueClient(nats_server.url, provider.prefix) as client:
+        for number in range(100):
+            await client.set("b", "k", b"%d" % number)
+        line = await in_thread(provider.wait_for, "it is not told of changes")
+        assert "nobody serves this function" in line
+        async with serving(nats_server.url, component, path):
+            told = await component.until(lambda told: told[-1:] == [(b"0", b"k", b"99")])
+    numbers = [int(value or b"") for _, _, value in told]
+    assert numbers == list(range(numbers[0], 100)), "in order, and none lost but those that were tried"
+    assert numbers[0] < 50
+    await in_thread(provider.wait_for, "it answers again")
+
+
+async def test_a_stop_does_not_wait_for_a_stuck_component(
+    watching: Callable[..., Provider], nats_server: NatsServer, component: Component
+) -> None:
+    component.answering.clear()
+    provider = watching()
+    async with KeyValueClient(nats_server.url, provider.prefix) as client:
+        for number in range(100):
+            await client.set("b", f"k{number}", b"v")
+    await component.told_of(CALLS_MAX)
+    began_s = time.monotonic()
+    assert await in_thread(provider.stop) == 0
+    assert time.monotonic() - began_s < 2
+    assert "Traceback" not in provider.output
+
+
+async def test_keys_and_values_are_never_written(
+    launch: Launch, nats_server: NatsServer, raw: Client, component: Component, bucket: str
+) -> None:
+    key = key_of(bucket)
+    config = {"watch": "SET@hush*,DEL@hush/hush", "watch_bucket": "hush", "url": "hush"}
+    component.answering.clear()
+    provider = launch(
+        {"watch_timeout_ms": "20"},
+        provider_key=key,
+        log_level="trace",
+        link_definitions=[watch_link(key, component.name, config), watch_link(key, "absent", config)],
+    )
+    async with KeyValueClient(nats_server.url, provider.prefix) as client:
+        for number in range(3):
+            await client.set("hush", f"hush{number}", b"hush")
+    await in_thread(provider.wait_for, "it is not told of changes", 2)
+    component.answering.set()
+    assert "hush" not in json.dumps(await health(raw, provider))
+    await in_thread(provider.stop)
+    assert "hush" not in provider.output
+
+
+# The watchers alone
+
+
+class ObservedStore(Store):
+    """A store that notes who asked for its changes last."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[ObserverOf | None] = []
+
+    def observe(self, observer_of: ObserverOf | None) -> None:
+        self.asked.append(observer_of)
+        super().observe(observer_of)
+
+
+class Home:
+    """Watchers of a store, with their links, on a connection of their own."""
+
+    KEY = "kv-home"
+
+    def __init__(self, connection: Connection, limits: WatchLimits) -> None:
+        self.store = ObservedStore()
+        self.links = Links(self.KEY)
+        self.connection = connection
+        self.watchers = Watchers(connection, LATTICE, self.KEY, self.store, self.links, limits)
+        self.bucket = self.store.bucket(b"b")
+
+    def put(self, target: str, watch: str | None = "SET@*,DEL@*", name: str = "default", **config: str) -> None:
+        """Put a link, as a host does."""
+        source_config = config if watch is None else {"watch": watch} | config
+        link = watch_link(self.KEY, target, source_config, name=name)
+        self.links.put(LinkDefinition.from_json(link))
+        self.watchers.links_changed()
+
+    def delete(self, target: str, name: str = "default") -> None:
+        self.links.delete((self.KEY, target, name))
+        self.watchers.links_changed()
+
+    def write(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self.bucket.set(key, b"v")
+
+    async def settled(self, queued: int = 0) -> None:
+        """Return once no more than so many events are queued or in flight."""
+        async with asyncio.timeout(DEADLINE_S):
+            while self.watchers.queue_length > queued:
+                await self.connection.flush(DEADLINE_S)
+
+    @property
+    def counted(self) -> tuple[int, int, int, int]:
+        """Delivered, failed, dropped, queued."""
+        counts = self.watchers.counts
+        return counts.delivered, counts.failed, counts.dropped, self.watchers.queue_length
+
+
+LIMITS = WatchLimits(queue_events=100, queue_bytes=1_000_000, timeout_s=60)
+
+
+@asynccontextmanager
+async def at_home(url: str, path: str, limits: WatchLimits = LIMITS) -> AsyncIterator[Home]:
+    connection = await Connection.open(ConnectionOptions((url,), path=path))
+    home = Home(connection, limits)
+    try:
+        yield home
+        await home.watchers.stop(0)
+        assert home.watchers.queue_length == 0
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def home(nats_server: NatsServer, path: str) -> AsyncIterator[Home]:
+    async with at_home(nats_server.url, path) as home:
+        yield home
+
+
+def keys(begin: int, end: int) -> list[bytes]:
+    return [b"k%03d" % number for number in range(begin, end)]
+
+
+async def test_a_link_that_changes_keeps_what_is_queued(home: Home, component: Component) -> None:
+    component.answering.clear()
+    home.put(component.name)
+    home.write(keys(0, 20))
+    await component.told_of(CALLS_MAX)
+    home.put(component.name, "SET@k02*", watch_bucket="7")
+    home.write(keys(15, 25))
+    component.answering.set()
+    told = await component.told_of(25)
+    await home.settled()
+    assert home.counted == (25, 0, 0, 0)
+    assert [key for _, key, _ in told[:CALLS_MAX]] == keys(0, CALLS_MAX)
+    assert {bucket for bucket, _, _ in told[:CALLS_MAX]} == {b"0"}
+    assert told[CALLS_MAX:] == [(b"7", key, b"v") for key in keys(CALLS_MAX, 25)]
+
+
+async def test_a_link_that_goes_takes_with_it_what_is_queued(home: Home, component: Component) -> None:
+    component.answering.clear()
+    home.put(component.name)
+    home.write(keys(0, 50))
+    await component.told_of(CALLS_MAX)
+    home.delete(component.name)
+    assert home.counted == (0, 0, 50 - CALLS_MAX, CALLS_MAX)
+    home.write(keys(50, 60))
+    component.answering.set()
+    await home.settled()
+    assert home.counted == (CALLS_MAX, 0, 50 - CALLS_MAX, 0)
+    assert home.store.asked[-1] is None
+    home.put(component.name)
+    home.write([b"again"])
+    await component.told_last(b"again")
+    await home.settled()
+    assert home.counted == (CALLS_MAX + 1, 0, 50 - CALLS_MAX, 0), "totals never go back"
+    assert [key for _, key, _ in component.told] == [*keys(0, CALLS_MAX), b"again"]
+
+
+async def test_a_link_that_goes_and_comes_keeps_the_order_of_a_key(home: Home, component: Component) -> None:
+    component.answering.clear()
+    home.put(component.name)
+    home.bucket.set(b"k", b"before")
+    await component.told_of(1)
+    home.delete(component.name)
+    home.put(component.name)
+    home.bucket.set(b"k", b"after")
+    home.write([b"other"])
+    await component.told_last(b"other")
+    component.answering.set()
+    assert await component.told_of(3) == [(b"0", b"k", b"before"), (b"0", b"other", b"v"), (b"0", b"k", b"after")]
+
+
+async def test_other_links_do_not_disturb_a_watcher(home: Home, component: Component) -> None:
+    component.answering.clear()
+    home.put(component.name)
+    home.write(keys(0, 30))
+    await component.told_of(CALLS_MAX)
+    asked = len(home.store.asked)
+    home.watchers.links_changed()
+    assert len(home.store.asked) == asked, "nothing has changed"
+    home.put("another", "SET@never")
+    home.delete("another")
+    home.put("malformed", "SET@")
+    assert home.counted == (0, 0, 0, 30)
+    component.answering.set()
+    assert [key for _, key, _ in await component.told_of(30)] == keys(0, 30)
+    assert len(home.links.unusable) == 1
+
+
+async def test_nobody_is_asked_where_nobody_watches(home: Home) -> None:
+    home.watchers.links_changed()
+    home.put("component", None)
+    home.put("component", "GET@k", name="malformed")
+    assert home.store.asked == [None, None]
+    assert len(home.links.remarks) == 1
+    assert len(home.links.unusable) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "reason"),
+    [
+        ("a component", "default", "target: found 'default.a component', allowed printable tokens without white space"),
+        ("a.*", "default", "target: found 'default.a.*', allowed printable tokens"),
+        ("component", "a\r\nname: b", "name: found 'a\\r\\nname: b', allowed printable characters"),
+        ("component", "\ud800", "name: found '\\ud800', allowed printable characters"),
+    ],
+)
+async def test_names_that_no_message_can_have(home: Home, target: str, name: str, reason: str) -> None:
+    home.put(target, name=name)
+    (line,) = home.links.unusable
+    assert line.startswith(f"link {home.KEY} -> {target} ({name}): {reason}")
+    assert home.store.asked == [None]
+
+
+async def test_links_of_others_make_no_watcher(home: Home, component: Component) -> None:
+    to_us = watch_link("component", home.KEY, EVERYTHING)
+    of_store = watch_link(home.KEY, component.name, EVERYTHING, interfaces=["store"])
+    for link in (to_us, of_store):
+        home.links.put(LinkDefinition.from_json(link))
+    home.watchers.links_changed()
+    assert home.store.asked == []
+    assert home.links.remarks == []
+
+
+async def test_writes_of_many_threads(home: Home, component: Component) -> None:
+    home.put(component.name)
+    threads, writes = 4, 500
+
+    def write(thread: int) -> None:
+        for number in range(writes):
+            home.bucket.set(b"k%d" % thread, b"%d" % number)
+            home.store.bucket(b"other").increment(b"n", 1)
+
+    writers = [Thread(target=write, args=(thread,)) for thread in range(threads)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        await asyncio.to_thread(writer.join, DEADLINE_S)
+    await home.settled()
+    delivered, failed, dropped, queued = home.counted
+    assert (failed, queued) == (0, 0)
+    assert delivered + dropped == threads * writes * 2
+    assert delivered == len(component.told)
+    for key in (b"n", *(b"k%d" % thread for thread in range(threads))):
+        numbers = [int(value or b"") for _, known, value in component.told if known == key]
+        assert numbers == sorted(set(numbers)), "in the order of the writes, and none twice"
+    assert component.told[-1][1:] in {(b"n", b"2000"), *((b"k%d" % thread, b"499") for thread in range(threads))}
+
+
+async def test_events_wait_for_nats(new_nats_server: Callable[[str], NatsServer], path: str) -> None:
+    server = new_nats_server("")
+    component = Component("component")
+    async with at_home(server.url, path) as home:
+        home.put(component.name)
+        async with serving(server.url, component, path):
+            home.write([b"before"])
+            await component.told_of(1)
+            await home.settled()
+            await in_thread(server.kill)
+            async with asyncio.timeout(DEADLINE_S):
+                while home.connection.connected:  # noqa: ASYNC110 # it tells nobody but the log
+                    await asyncio.sleep(0.01)
+            home.write(keys(0, 30))
+            assert home.counted == (1, 0, 0, 30)
+            await in_thread(server.start)
+            told = await component.until(lambda told: told[-1][1] == b"k029")
+        assert [key for _, key, _ in told if key in keys(CALLS_MAX, 30)] == keys(CALLS_MAX, 30)
+        assert home.counted[2] == 0
+
+
+async def test_a_stop_delivers_what_it_can(home: Home, component: Component) -> None:
+    home.put(component.name)
+    home.put("absent", name="absent")
+    home.write(keys(0, 50))
+    await home.watchers.stop(DEADLINE_S)
+    assert home.counted == (50, CALLS_MAX, 50 - CALLS_MAX, 0)
+    assert [key for _, key, _ in component.told] == keys(0, 50)
+    home.write([b"after"])
+    home.put(component.name, "SET@*")
+    home.write([b"after"])
+    assert home.store.asked[-1] is None
+    assert home.watchers.queue_length == 0
+
+
+async def test_a_stop_leaves_nothing_behind(home: Home, component: Component, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    before = asyncio.all_tasks()
+    component.answering.clear()
+    home.put(component.name)
+    home.put("another")
+    home.write(keys(0, 50))
+    await component.told_of(CALLS_MAX)
+    home.delete("another")
+    await home.watchers.stop(0.05)
+    assert home.counted[3] == 0
+    assert home.counted[2] >= 50 - CALLS_MAX
+    assert sum(home.counted) == 100
+    names = {task.get_coro().__qualname__ for task in asyncio.all_tasks() - before}  # type: ignore[union-attr] # coroutines
+    assert not {name for name in names if "Watch" in name or "Invoker" in name}
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.WARNING] == []
