@@ -45,6 +45,8 @@ def encode_increment(bucket: bytes, key: bytes, delta: int) -> bytes:
 def decode_increment(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes, int], int]:
     """Bucket, key and delta."""
     bucket, key, at = read_two_texts(buffer, at, end, limits.bucket_bytes_max, limits.key_bytes_max, BUCKET, KEY)
+    if at < end and buffer[at] < 128:  # a step of one is one byte
+        return (bucket, key, buffer[at]), at + 1
     delta, at = read_unsigned(buffer, at, end, 64)
     return (bucket, key, delta), at
 

@@ -50,6 +50,10 @@ def write_unsigned(value: int) -> bytes:
         return ONE_BYTE[value]
     if value < 0:
         raise ValueError(f"found {value}, allowed numbers from 0")
+    if value < 1 << 14:
+        return bytes((value & 127 | 128, value >> 7))
+    if value < 1 << 21:
+        return bytes((value & 127 | 128, value >> 7 & 127 | 128, value >> 14))
     written = bytearray()
     while value >= 128:
         written.append(value & 127 | 128)
