@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from sys import intern
 from typing import NamedTuple
 
 from engine import Bucket, BucketOptions, Quota, Store
@@ -207,8 +206,7 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
     def _publish(self) -> None:
         """Each entry at one stroke. That of callers without headers stands there like a link's, since it is looked up as often."""
         entries: dict[tuple[str | None, str | None], Access] = {ANONYMOUS.origin: self._linkless.access}
-        for link_key, grant in self._grants.items():
-            source_id, _, name = map(intern, link_key)  # as in transport.callers
+        for (source_id, _, name), grant in self._grants.items():
             entries[source_id, name] = grant.access
             if name == DEFAULT_LINK:
                 entries[source_id, None] = grant.access

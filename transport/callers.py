@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from sys import intern
-
 from transport.handler import Caller
 
 __all__ = ["CALLERS_MAX", "CallerCache", "parse_caller"]
@@ -44,8 +42,7 @@ class CallerCache:
 def parse_caller(block: bytes) -> Caller:
     """The caller that a NATS header block names; the last of equal headers counts, as in nats-py."""
     source_id, link_name = _header(block, b"\r\nsource-id:"), _header(block, b"\r\nlink-name:")
-    # One object each for a text that repeats, so that who looks callers up need not compare its characters.
-    return Caller(source_id and intern(source_id), link_name and intern(link_name), _header(block, TRACEPARENT))
+    return Caller(source_id, link_name, _header(block, TRACEPARENT))
 
 
 def _header(block: bytes, name: bytes) -> str | None:

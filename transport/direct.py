@@ -143,7 +143,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._blocked = False  # the socket's buffer is above its high-water mark
         self._max_payload = 1024 * 1024  # until the server's INFO says what it is
         self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
-        self._size = b""  # of the last HMSG that was taken apart
+        # Of the last HMSG that was taken apart: where they repeat, the next one may be alike.
+        self._size = self._subscription = b""
+        self._origin = ANONYMOUS.origin
         # What was read and not parsed: pieces, their size, and the size at which parsing can go on.
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
@@ -249,6 +251,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     taken = self._take_apart(buffer, at, end)
                 except NotNatsError:
                     return self._abort()
+                if shape is not routes.shape:
+                    shape = routes.shape
+                    prefix, prefix_bytes, suffix, head_bytes, payload_bytes, trace_bytes, usual, whose, _ = shape
+                    traced = None
                 if isinstance(taken, Other):
                     if taken.words is not None:
                         if passed < at:
@@ -262,10 +268,6 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     needed = taken
                     break
                 handler, reply, caller, payload_at, payload_end = taken
-                if shape is not routes.shape:
-                    shape = routes.shape
-                    prefix, prefix_bytes, suffix, head_bytes, payload_bytes, trace_bytes, usual, whose, _ = shape
-                    traced = None
             if passed < at:
                 super().data_received(buffer[passed:at])
             at = passed = payload_end + 2
@@ -335,9 +337,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             return handler, words[3], ANONYMOUS, payload_at, payload_end
         block = buffer[line_end + 2 : payload_at]
         caller = routes.callers.callers.get(block) or routes.callers.find(block)
-        if words[5] == self._size:  # it repeats: the next frame may be alike
+        if words[5] == self._size and subscription == self._subscription and caller.origin is self._origin:
             routes.shape = shape_of(words, block, payload_end - payload_at, handler, caller) or routes.shape
-        self._size = words[5]
+        self._size, self._subscription, self._origin = words[5], subscription, caller.origin
         return handler, words[3], caller, payload_at, payload_end
 
     # What is not an invocation with whole parameters and a small result.

@@ -80,7 +80,8 @@ def no_handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
     raise AssertionError
 
 
-NO_SHAPE = Shape(b"\n", 1, b"\n", 0, 0, 0, no_handler, ANONYMOUS, b"")
+#: Its suffix begins with no space, which what is searched for does, and is too long for the last byte, where a search that failed points.
+NO_SHAPE = Shape(b"\n", 1, b"\n\n", 0, 0, 0, no_handler, ANONYMOUS, b"")
 
 
 def write_frames(sends: list[Send]) -> bytes:

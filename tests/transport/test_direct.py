@@ -778,6 +778,23 @@ def test_frames_that_are_alike_are_answered_as_if_each_were_the_first(
     assert together.direct.invocations.counts.without_reply == alone.direct.invocations.counts.without_reply
 
 
+@pytest.mark.parametrize("stream", [b"\n", b"\nPING\r\n", b"PING\r\n\nPONG\r\n", b"\n\n \n\n\r\n", b"\n \n\n\r\n\n"])
+def test_a_line_feed_is_no_shape(direct: Direct, stream: bytes) -> None:
+    """A server that is none may send it at the beginning of a line."""
+    assert direct.read(stream) == []
+    whole, _, _ = stream.rpartition(b"\r\n")
+    assert direct.passed == (whole + b"\r\n" if whole else b"")
+
+
+def test_shapes_are_forgotten_at_an_info_in_the_midst_of_a_read(loop: asyncio.AbstractEventLoop) -> None:
+    noted = Noted(loop)
+    frame = hmsg(20, bytes(3 * MIB), b"r")
+    noted.direct.read(info(4 * MIB))
+    noted.direct.read(frame * 3 + info(1024) + frame)
+    assert len(noted.calls) == 3
+    assert noted.direct.socket.aborted
+
+
 def test_a_route_that_changes_is_not_remembered(direct: Direct, loop: asyncio.AbstractEventLoop) -> None:
     first, second = Noted(loop), Noted(loop)
     for noted in (first, second):
