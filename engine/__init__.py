@@ -14,6 +14,7 @@ from engine.bucket import Bucket, Page
 from engine.errors import (
     CounterError,
     CrowdedPositionError,
+    FullError,
     LimitError,
     NoSuchBucketError,
     SnapshotError,
@@ -28,6 +29,7 @@ __all__ = [
     "BucketOptions",
     "CounterError",
     "CrowdedPositionError",
+    "FullError",
     "LimitError",
     "NoSuchBucketError",
     "Observer",

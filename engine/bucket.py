@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from engine.errors import LimitError, NoSuchBucketError, StoreError
+from engine.errors import FullError, LimitError, NoSuchBucketError, StoreError
 from engine.options import TTL_MS_MAX, BucketOptions
 from engine.table import Table
 
@@ -83,7 +83,9 @@ class Bucket:
         return shard.read(key, self._clock())
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of keys, in their order, None for each that is not there. Sees all of a `set_many` or nothing.
+        """The values of keys, in their order, None for each that is not there.
+
+        Sees all of a `set_many` or nothing, but that keys whose time ends meanwhile may be gone one by one.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -128,8 +130,8 @@ class Bucket:
                 shift, shards = table.ring
                 shard = shards[position >> shift]
                 keys = shard.set(key, value, self._quota, ttl_ns)
-            except LimitError:
-                if not self._store._find_room():
+            except FullError as error:
+                if not self._store._find_room(error):
                     self._store._free_if_empty(self.name)  # its last key may be one that was found to have expired
                     raise
                 continue
@@ -183,7 +185,7 @@ class Bucket:
     def _add(self, table: Table, key: bytes, delta: int) -> int | None:
         shift, shards = table.ring
         shard = shards[self._hash(key, self._seed) >> shift]
-        total = shard.increment(key, delta, self._quota, self._ttl_ns)
+        total = shard.increment(key, delta, self._value_bytes_max, self._quota, self._ttl_ns)
         if len(shard.entries) > self._shard_keys_max:
             table.split(shard)
         return total
@@ -199,7 +201,7 @@ class Bucket:
                 else:
                     written = write(table)
             except StoreError as error:
-                if isinstance(error, LimitError) and store._find_room():
+                if isinstance(error, FullError) and store._find_room(error):
                     continue
                 store._free_if_empty(self.name)  # its last key may be one that was found to have expired
                 raise

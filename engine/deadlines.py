@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -25,10 +25,12 @@ HEAP_MIN = 64
 class Deadlines:
     """Deadlines of one shard's keys. Protected by its stripe, but for `of.get`, which a dict does at one instant."""
 
-    __slots__ = ("_heap", "of")
+    __slots__ = ("_heap", "looks", "of")
 
     def __init__(self) -> None:
         self.of: dict[bytes, int] = {}
+        #: Places of the heap that were out of date and looked at, so far.
+        self.looks = 0
         self._heap: list[tuple[int, bytes]] = []
 
     def put(self, key: bytes, deadline_ns: int) -> None:
@@ -51,17 +53,21 @@ class Deadlines:
             self._heap = [(deadline_ns, key) for key, deadline_ns in self.of.items()]
             heapify(self._heap)
 
-    def next_due(self, now_ns: int) -> bytes | None:
-        """A key whose time is over, or None. It stays here until it is dropped."""
+    def next_due(self, now_ns: int, looks_max: int = 2**63) -> bytes | None:
+        """A key whose time is over; None if there is none, or so many places were out of date. It is to be dropped next."""
         heap, of = self._heap, self.of
-        while heap and heap[0][0] <= now_ns:
+        looks_end = self.looks + looks_max
+        while heap and heap[0][0] <= now_ns and self.looks < looks_end:
             key = heap[0][1]
             deadline_ns = of.get(key)
             if deadline_ns is not None and deadline_ns <= now_ns:
+                heappop(heap)
                 return key
-            heappop(heap)
-            if deadline_ns is not None:
-                heappush(heap, (deadline_ns, key))
+            self.looks += 1
+            if deadline_ns is None:
+                heappop(heap)
+            else:
+                heapreplace(heap, (deadline_ns, key))
         return None
 
     def check(self) -> None:

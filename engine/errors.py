@@ -5,7 +5,20 @@ Every one leaves the store as it was. Messages say what was found and what is al
 
 from __future__ import annotations
 
-__all__ = ["CounterError", "CrowdedPositionError", "LimitError", "NoSuchBucketError", "SnapshotError", "StoreError"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.ledger import Quota
+
+__all__ = [
+    "CounterError",
+    "CrowdedPositionError",
+    "FullError",
+    "LimitError",
+    "NoSuchBucketError",
+    "SnapshotError",
+    "StoreError",
+]
 
 
 class StoreError(Exception):
@@ -20,6 +33,17 @@ class LimitError(StoreError):
         self.what = what
         self.found = found
         self.allowed = allowed
+
+
+class FullError(LimitError):
+    """There is no room in the store, or in a quota; keys whose time is over may give way.
+
+    :ivar quota: the quota that is full; None: the store
+    """
+
+    def __init__(self, what: str, found: int, allowed: int, quota: Quota | None = None) -> None:
+        super().__init__(what, found, allowed)
+        self.quota = quota
 
 
 class CounterError(StoreError):

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TypeAlias
 
-from engine.errors import LimitError
+from engine.errors import FullError
 from engine.options import StoreOptions
 
 __all__ = [
@@ -95,12 +95,12 @@ class Ledger:
     def hold(self, memory_bytes: int) -> None:
         """Count memory of what is no entry. Less than before is never refused.
 
-        :raises LimitError: the limit would be passed; nothing is counted then
+        :raises FullError: the limit would be passed; nothing is counted then
         """
         with self.lock:
             memory_after = self.memory_bytes + memory_bytes
             if memory_after > self.memory_bytes_max and memory_bytes > 0:
-                raise LimitError("memory limit in bytes", memory_after, self.memory_bytes_max)
+                raise FullError("memory limit in bytes", memory_after, self.memory_bytes_max)
             self.memory_bytes = memory_after
 
 
@@ -124,7 +124,7 @@ class Account:
     def charge(self, keys: int, memory_bytes: int, quota: Quota | None = None) -> None:
         """Count new keys, and memory that entries take or give back; what grows nothing is never refused.
 
-        :raises LimitError: a limit of the store or of the quota would be passed; nothing is counted then
+        :raises FullError: a limit of the store or of the quota would be passed; nothing is counted then
         """
         ledger = self.ledger
         lock = ledger.lock
@@ -133,9 +133,9 @@ class Account:
             keys_after = ledger.keys + keys
             memory_after = ledger.memory_bytes + memory_bytes
             if keys_after > ledger.keys_max and keys > 0:
-                raise LimitError("keys limit", keys_after, ledger.keys_max)
+                raise FullError("keys limit", keys_after, ledger.keys_max)
             if memory_after > ledger.memory_bytes_max and memory_bytes > 0:
-                raise LimitError("memory limit in bytes", memory_after, ledger.memory_bytes_max)
+                raise FullError("memory limit in bytes", memory_after, ledger.memory_bytes_max)
             if self.quotas or quota is not None:
                 self._charge_quotas(keys, memory_bytes, quota)
             ledger.keys = keys_after
@@ -150,9 +150,11 @@ class Account:
             keys_after = limited_by.keys + keys
             memory_after = limited_by.memory_bytes + memory_bytes
             if keys_after > limited_by.keys_max and keys > 0:
-                raise LimitError("keys of this link's buckets", keys_after, limited_by.keys_max)
+                raise FullError("keys of this link's buckets", keys_after, limited_by.keys_max, limited_by)
             if memory_after > limited_by.memory_bytes_max and memory_bytes > 0:
-                raise LimitError("memory in bytes of this link's buckets", memory_after, limited_by.memory_bytes_max)
+                raise FullError(
+                    "memory in bytes of this link's buckets", memory_after, limited_by.memory_bytes_max, limited_by
+                )
         for quota in self.quotas:
             quota.keys += keys
             quota.memory_bytes += memory_bytes

@@ -15,19 +15,19 @@ A shard knows of its bucket what all its shards share, the account, and never ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from threading import Lock
-from typing import NamedTuple
 
 from sortedcontainers import SortedKeyList
 
+from engine.context import Context, Copy
 from engine.counter import counter_sum
-from engine.deadlines import Deadlines, Expiry
-from engine.errors import CrowdedPositionError
-from engine.ledger import DEADLINE_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, Account, Quota, entry_size
+from engine.deadlines import Deadlines
+from engine.errors import CrowdedPositionError, LimitError
+from engine.ledger import DEADLINE_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, Quota, entry_size
 
-__all__ = ["CROWD_KEYS_MAX", "CROWD_PAGES_MAX", "KEY_OVERHEAD_BYTES", "Context", "Copy", "Shard"]
+__all__ = ["CROWD_KEYS_MAX", "CROWD_PAGES_MAX", "KEY_OVERHEAD_BYTES", "Shard"]
 
 #: A key counts its length and this against a page's bytes: enough for a LEB128 length of a key up to 256 MiB.
 KEY_OVERHEAD_BYTES = 4
@@ -38,27 +38,7 @@ CROWD_PAGES_MAX = 4
 #: change costs about so many times what a key costs in a new order (bench/micro/test_order.py).
 CHANGES_MIN = 64
 CHANGES_SHARE = 6
-
-
-class Context(NamedTuple):
-    """What all shards of a bucket share.
-
-    :ivar position_of: `hash_function` with the seed; batches call that itself, which is cheaper
-    """
-
-    position_of: Callable[[bytes], int]
-    hash_function: Callable[[bytes, int], int]
-    seed: int
-    account: Account
-    expiry: Expiry
-
-
-class Copy(NamedTuple):
-    """Entries of a shard as of one moment, the deadlines that some of them have (nanoseconds of the store's clock), the end of its arc."""
-
-    entries: list[tuple[bytes, bytes]]
-    deadlines: dict[bytes, int]
-    end: int
+ALL = 2**63
 
 
 class Shard:
@@ -167,7 +147,7 @@ class Shard:
         with self.stripe:
             return None if self.retired else self.remove(key)
 
-    def increment(self, key: bytes, delta: int, quota: Quota | None, ttl_ns: int) -> int | None:
+    def increment(self, key: bytes, delta: int, value_bytes_max: int, quota: Quota | None, ttl_ns: int) -> int | None:
         """Add to a counter, which is the decimal text of a number; the sum, or None when the shard is retired. O(1). Takes the stripe.
 
         :param ttl_ns: 0: the key keeps the deadline that it has
@@ -183,6 +163,8 @@ class Shard:
             old = self.entries.get(key)
             total = counter_sum(b"0" if old is None else old, delta)
             value = b"%d" % total
+            if len(value) > value_bytes_max:
+                raise LimitError("value in bytes", len(value), value_bytes_max)
             if is_timed or old is None or self._account.observer is not None:
                 self.put(key, value, quota, self._context.expiry.deadline_ns(ttl_ns), keeps_deadline=True)
                 return total
@@ -212,14 +194,18 @@ class Shard:
             self._drop_deadline(key)
             return True
 
-    def sweep(self, keys_max: int) -> int:
-        """Remove keys whose time is over, at most so many; how many. Takes the stripe."""
+    def sweep(self, looks_max: int) -> int:
+        """Remove keys whose time is over, looking at so many at most, with those whose time was put off; at how many. Takes the stripe."""
         with self.stripe:
-            return 0 if self.retired else self._expire_due(keys_max)
+            return 0 if self.retired else self._expire_due(looks_max)
+
+    def counts_for(self, quota: Quota) -> bool:
+        """Whether what the shard holds is counted for this quota."""
+        return quota in self._account.quotas
 
     def copy(self) -> Copy:
         """What is there now. Under the stripe. O(n)."""
-        self._expire_due(len(self.entries))
+        self._expire_due(ALL)
         deadlines = {} if self.deadlines is None else self.deadlines.of.copy()
         return Copy(list(self.entries.items()), deadlines, self.end)
 
@@ -318,17 +304,19 @@ class Shard:
                 self._remove(key)
                 self._context.expiry.count(1)
 
-    def _expire_due(self, keys_max: int) -> int:
-        removed = 0
+    def _expire_due(self, looks_max: int) -> int:
         deadlines = self.deadlines
-        if deadlines is not None:
-            now_ns = self._context.expiry.clock()
-            while removed < keys_max and (key := deadlines.next_due(now_ns)) is not None:
-                self._remove(key)
-                removed += 1
-            if removed:
-                self._context.expiry.count(removed)
-        return removed
+        if deadlines is None:
+            return 0
+        removed, looks_before, left = 0, deadlines.looks, looks_max
+        now_ns = self._context.expiry.clock()
+        while left > 0 and (key := deadlines.next_due(now_ns, left)) is not None:
+            self._remove(key)
+            removed += 1
+            left = looks_max - removed - (deadlines.looks - looks_before)
+        if removed:
+            self._context.expiry.count(removed)
+        return removed + deadlines.looks - looks_before
 
     def _remove(self, key: bytes) -> bool:
         value = self.entries.pop(key, None)
@@ -368,7 +356,7 @@ class Shard:
 
         :raises CrowdedPositionError: the page is empty, and the keys of its first position are too many for any page
         """
-        self._expire_due(len(self.entries))
+        self._expire_due(ALL)
         order = self._current_order()
         room = max(0, min(keys_max - len(keys), len(order)))  # a crowd may have passed keys_max
         found = list(islice(order.irange_key(position), room + 1))
@@ -418,9 +406,18 @@ class Shard:
             parts[position_of(key) >> shift & mask][key] = value
         if self.deadlines is not None:
             for key, deadline_ns in self.deadlines.of.items():
-                shards[position_of(key) >> shift & mask].put_deadline(key, deadline_ns)
+                piece = shards[position_of(key) >> shift & mask]
+                if piece.deadlines is None:
+                    piece.deadlines = Deadlines()
+                piece.deadlines.put(key, deadline_ns)
         self.retire()
         return shards
+
+    def enter_expiry(self) -> None:
+        """Be swept from now on, if a key has a deadline: of a piece of a shard that was split, once it is in the ring. Takes the stripe."""
+        with self.stripe:
+            if self.deadlines is not None and not self.retired:
+                self._context.expiry.add(self)
 
     def put_deadline(self, key: bytes, deadline_ns: int) -> None:
         """Give a key a deadline, or another one, that the account knows of."""

@@ -31,11 +31,11 @@ from xxhash import xxh3_64_intdigest
 
 from engine import snapshot
 from engine.bucket import CURSOR_MAX, NS_PER_MS, Bucket
+from engine.context import Context
 from engine.deadlines import Expiry
-from engine.errors import LimitError, StoreError
+from engine.errors import FullError, LimitError, StoreError
 from engine.ledger import BUCKET_BYTES, Account, Ledger, Observer, Quota, bytes_size
 from engine.options import TTL_MS_MAX, BucketOptions, StoreOptions
-from engine.shard import Context
 from engine.table import Table
 
 __all__ = ["ObserverOf", "Store"]
@@ -44,8 +44,9 @@ T = TypeVar("T")
 
 #: Shards that a sweep may look at for each key that it may remove.
 LOOKS_PER_KEY = 4
-#: Keys that are swept at a time when a write finds no room.
+#: Keys and shards that a write looks at when it finds no room.
 ROOM_KEYS = 1_000
+ROOM_SHARDS = 4_096
 
 #: Who is told of the changes in the bucket of this name, if anyone.
 ObserverOf: TypeAlias = Callable[[bytes], Observer | None]
@@ -118,22 +119,34 @@ class Store:
         """Remove keys whose time is over: one bounded step; whether it stopped since it had done so much.
 
         Nobody sees such a key in any case; what a sweep gives back is their memory.
+
+        :param keys_max: keys that are looked at, with those whose time was put off meanwhile; of shards four times as many
         """
-        looks = min(len(self._expiry), keys_max * LOOKS_PER_KEY)
+        if keys_max < 1:
+            raise ValueError(f"keys_max: found {keys_max}, allowed at least 1")
+        return not self._sweep(keys_max, keys_max * LOOKS_PER_KEY)
+
+    def _sweep(self, keys_max: int, shards_max: int, quota: Quota | None = None) -> int:
+        """Look at so many keys in so many shards, of the quota's buckets alone if one is given; how many keys were left to look at."""
         left = keys_max
-        while looks and left:
+        for _ in range(min(len(self._expiry), shards_max)):
             shard = self._expiry.rotate()
-            if shard is None:
-                return False
-            left -= shard.sweep(left)
-            looks -= 1
-            if not shard.entries:
-                self._free_if_empty(shard.bucket_name)
-        return not left
+            if shard is None or not left:
+                break
+            if quota is None or shard.counts_for(quota):
+                left -= shard.sweep(left)
+                if not shard.entries:
+                    self._free_if_empty(shard.bucket_name)
+        return left
 
     def add_quota(self, quota: Quota) -> None:
-        """Count what the buckets that it covers hold, from now on; handles made with it are held to it. O(buckets)."""
+        """Count what the buckets that it covers hold, from now on; handles made with it are held to it. O(buckets).
+
+        :raises ValueError: it is counted already
+        """
         with self._lock, self._ledger.lock:
+            if quota in self._ledger.quotas:
+                raise ValueError("the quota is counted already")
             self._ledger.quotas += (quota,)
             quota.keys = quota.memory_bytes = 0
             for table in self._tables.values():
@@ -256,7 +269,7 @@ class Store:
         if len(name) > options.bucket_name_bytes_max:
             raise LimitError("bucket name in bytes", len(name), options.bucket_name_bytes_max)
         if len(self._tables) >= options.buckets_max:
-            raise LimitError("buckets", len(self._tables) + 1, options.buckets_max)
+            raise FullError("buckets", len(self._tables) + 1, options.buckets_max)
         self._ledger.hold(BUCKET_BYTES + bytes_size(len(name)))
         observer = None if self._observer_of is None else self._observer_of(name)
         account = Account(name, self._ledger, observer)
@@ -282,11 +295,8 @@ class Store:
             if self._drop_table(name, table):
                 del self._tables[name]
 
-    def _find_room(self) -> bool:
-        """Whether keys whose time is over were removed."""
+    def _find_room(self, error: FullError) -> bool:
+        """Whether keys whose time is over were removed where room is needed. Bounded: a write that is refused looks at so many shards and keys."""
         expired = self._expiry.expired_keys
-        looks = len(self._expiry)
-        while looks > 0 and self._expiry.expired_keys == expired:
-            self.sweep(ROOM_KEYS)
-            looks -= ROOM_KEYS * LOOKS_PER_KEY
+        self._sweep(ROOM_KEYS, ROOM_SHARDS, error.quota)
         return self._expiry.expired_keys != expired

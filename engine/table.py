@@ -22,9 +22,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 
+from engine.context import Context, Copy
 from engine.ledger import Account, Quota
 from engine.options import SHARD_BITS_MAX, StoreOptions
-from engine.shard import Context, Copy, Shard
+from engine.shard import Shard
 
 __all__ = ["Table"]
 
@@ -227,7 +228,9 @@ class Table:
                 first = shard.start >> (64 - deepest)
                 ring[first : first + copies * len(pieces)] = [piece for piece in pieces for _ in range(copies)]
                 self.ring = (64 - deepest, ring)
-                return pieces
+            for piece in pieces:
+                piece.enter_expiry()
+            return pieces
 
     def free(self) -> bool:
         """Retire all shards if no key is left, at one moment; whether it was so."""

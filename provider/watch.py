@@ -1,31 +1,27 @@
 """Watchers: components that are told of changes. A link from the provider whose interfaces contain `watcher` makes one.
 
-    Store ── observer of the bucket ──> queue of a Watcher ── on-set, on-delete ──> component
-             under the stripe           bounded              event loop
+    Store ── observer of the bucket ──> WatchQueue ── Watcher ── on-set, on-delete ──> component
+             under the stripe           bounded       event loop
 
 Delivery is in the order of writes to a key, and at most once: a call that fails, or has no answer in time, is counted and not repeated (one
 without an answer may still be carried out, and then later than the next of its key). Who writes never waits: where a queue is full its oldest
 events are dropped. While NATS is away or nobody listens, events wait. `provider.watch_patterns` says what is watched.
-
-Locks: that of WatchCounts is taken under a stripe; under it nothing is taken, logged or awaited.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from threading import Lock
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 from engine import Store
 from provider.links import LinkDefinition, LinkKey, Links
 from provider.options import OptionError
-from provider.watch_patterns import WATCH_OPTIONS, Event, Watch, observers
+from provider.watch_patterns import WATCH_OPTIONS, Watch, observers
+from provider.watch_queue import Event, WatchCounts, WatchLimits, WatchQueue
 from transport.client import Invoker
 from transport.connection import Connection
 from transport.errors import NoProviderError, TransportError
@@ -40,8 +36,6 @@ log = logging.getLogger(__name__)
 INTERFACE = "watcher"
 #: Calls in flight at a component.
 CALLS_MAX = 16
-#: Events that the event loop looks at before it turns to something else.
-LOOKS_MAX = 256
 #: While nobody listens, one call is tried after each pause; they grow from the first to the second.
 ABSENT_PAUSE_MIN_S = 0.05
 ABSENT_PAUSE_MAX_S = 1.0
@@ -50,33 +44,6 @@ DISCONNECTED_PAUSE_S = 0.25
 FAILURE_LOG_INTERVAL_S = 10.0
 #: Of a link's unknown options, so many characters are shown.
 UNKNOWN_CHARACTERS_MAX = 256
-
-BucketKey: TypeAlias = tuple[bytes, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class WatchLimits:
-    """Limits of each watcher's queue, and of its calls. What is in flight counts as queued."""
-
-    queue_events: int
-    queue_bytes: int
-    timeout_s: float
-
-
-class WatchCounts:
-    """How events ended, over all watchers that there are and were. What is neither is queued.
-
-    :ivar lock: protects `dropped`, and the queues of all watchers
-    :ivar failed: calls that had no answer in time, or could not be made
-    """
-
-    __slots__ = ("delivered", "dropped", "failed", "lock")
-
-    def __init__(self) -> None:
-        self.lock = Lock()
-        self.delivered = 0
-        self.failed = 0
-        self.dropped = 0
 
 
 class Component(Protocol):
@@ -88,12 +55,7 @@ class Component(Protocol):
 
 
 class Watcher:
-    """The queue of one component, and the calls to it. `push` may be called from any thread, all else on the event loop.
-
-        waiting ──> calls                        a key of which no call is in flight
-           └─────> parked ── ready ──> calls     a key of which one is: its events wait until that has ended
-
-    All that is parked is older than all that waits.
+    """The calls to one component, from its queue. To be used on the event loop, but for the queue's `push`.
 
     :param name: for the log
     :param connected: whether a call has a chance at all
@@ -101,9 +63,8 @@ class Watcher:
     """
 
     __slots__ = (
-        *("_bytes_max", "_calls", "_chains", "_closed", "_component", "_connected", "_counts", "_events_max", "_failing"),
-        *("_free_bytes", "_free_events", "_lock", "_loop", "_on_end", "_parked", "_parkings", "_pause", "_pause_s"),
-        *("_quiet_until_s", "_ready", "_sleeping", "_subjects", "_timeout_s", "_told", "_waiting", "bucket_argument", "name"),
+        *("_calls", "_closed", "_component", "_connected", "_counts", "_failing", "_loop", "_on_end", "_pause", "_pause_s"),
+        *("_quiet_until_s", "_subjects", "_timeout_s", "_told", "bucket_argument", "name", "queue"),
     )  # fmt: skip
 
     def __init__(
@@ -117,6 +78,7 @@ class Watcher:
         on_end: Callable[[], None],
     ) -> None:
         self.name = name
+        self.queue = WatchQueue(limits, counts, self._wake)
         self.bucket_argument: bytes | None = None
         self._subjects = invocation_subject(prefix, WATCHER, "on-set"), invocation_subject(prefix, WATCHER, "on-delete")
         self._component = component
@@ -125,21 +87,8 @@ class Watcher:
         self._counts = counts
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        # Under the lock, until the blank line.
-        self._lock = counts.lock
-        self._events_max = limits.queue_events
-        self._bytes_max = limits.queue_bytes
-        self._free_events = limits.queue_events
-        self._free_bytes = limits.queue_bytes
-        self._waiting: deque[Event] = deque()
-        self._parked: OrderedDict[int, Event] = OrderedDict()
-        self._chains: dict[BucketKey, deque[int]] = {}  # keys in flight or ready: what is parked of each
-        self._ready: deque[BucketKey] = deque()
-        self._parkings = 0
-        self._sleeping = True  # nobody looks at the queue, until `push` sees to it
-        self._closed = False
-
         self._calls: dict[asyncio.Task[None], Event] = {}
+        self._closed = False
         self._pause: asyncio.TimerHandle | None = None
         self._pause_s = 0.0  # the last pause since nobody listens; 0: somebody does
         self._failing = False
@@ -149,85 +98,42 @@ class Watcher:
     @property
     def queue_length(self) -> int:
         """Events that are queued or in flight."""
-        return len(self._waiting) + len(self._parked) + len(self._calls)
+        return len(self.queue) + len(self._calls)
 
     @property
     def calls(self) -> list[asyncio.Task[None]]:
         """What is in flight."""
         return list(self._calls)
 
-    def push(self, event: Event) -> None:
-        """Queue an event; drop the oldest where it finds no room. O(1) but for what a large event drops. Pays: bench end-to-end watch."""
-        lock = self._lock
-        lock.acquire()  # a with statement costs more
-        try:
-            waiting = self._waiting
-            waiting.append(event)
-            size = event[0]
-            if self._free_events and size <= self._free_bytes and not self._closed:
-                self._free_events -= 1
-                self._free_bytes -= size
-            else:
-                free_bytes = self._free_bytes + waiting[0][0] - size
-                if free_bytes >= 0 and not (self._free_events or self._parked or self._closed):
-                    waiting.popleft()  # it takes the place of the oldest
-                    self._free_bytes = free_bytes
-                    self._counts.dropped += 1
-                    return
-                self._make_room(event)
-            if not self._sleeping or not waiting:
-                return
-            self._sleeping = False
-        finally:
-            lock.release()
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to deliver
-            self._loop.call_soon_threadsafe(self._start_calls)
-
-    def _make_room(self, event: Event) -> None:
-        """For an event that was appended and not counted. Under the lock."""
-        size = event[0]
-        if self._closed:
-            self._waiting.pop()
-            return
-        if size > self._bytes_max:  # not even an empty queue would have room
-            self._waiting.pop()
-            self._counts.dropped += 1
-            return
-        self._free_events -= 1
-        self._free_bytes -= size
-        # Ends with this event at the latest, since what is in flight had room.
-        while self._free_events < 0 or self._free_bytes < 0:
-            self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        if self._parked:
-            _, oldest = self._parked.popitem(last=False)
-            self._chains[oldest[1:3]].popleft()
-        else:
-            oldest = self._waiting.popleft()
-        self._free_events += 1
-        self._free_bytes += oldest[0]
-        self._counts.dropped += 1
-
     def open(self, bucket_argument: bytes | None) -> None:
         """Take events; those that are queued already have this bucket argument too."""
         self.bucket_argument = bucket_argument
-        with self._lock:
-            self._closed = False
+        self._closed = False
+        self.queue.open()
         self._start_calls()
 
     def close(self) -> None:
         """Take no more events and drop those that wait. Calls that are in flight go on to their end."""
-        with self._lock:
-            self._closed = True
-            while self._parked or self._waiting:
-                self._drop_oldest()
-        self._stop_pausing()
+        self._closed = True
+        self.queue.close()
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         self._end_if_idle()
+
+    def check(self) -> None:
+        """Assert every invariant. For tests, while no other thread pushes. O(n)."""
+        self.queue.check(self._calls.values())
+        assert len(self._calls) <= CALLS_MAX
+        assert not self._closed or self._pause is None
 
     def _end_if_idle(self) -> None:
         if self._closed and not self._calls:
             self._on_end()
+
+    def _wake(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to deliver
+            self._loop.call_soon_threadsafe(self._start_calls)
 
     def _start_calls(self) -> None:
         """As many as may be in flight. Called whenever that may have changed: an event came, a call ended, a pause is over."""
@@ -235,40 +141,15 @@ class Watcher:
             if not self._connected():
                 self._pause_for(DISCONNECTED_PAUSE_S)
                 return
-            event = self._take()
+            event = self.queue.take()
             if event is None:
                 return
             call = self._loop.create_task(self._call(event))
             self._calls[call] = event
             call.add_done_callback(self._end_call)
 
-    def _take(self) -> Event | None:
-        """The oldest event of a key that is not in flight; None where there is none, or none was found so far."""
-        for _ in range(LOOKS_MAX):
-            with self._lock:
-                if self._ready:
-                    key = self._ready.popleft()
-                    chain = self._chains[key]
-                    if chain:
-                        return self._parked.pop(chain.popleft())
-                    del self._chains[key]  # what was parked was dropped meanwhile
-                elif self._waiting:
-                    event = self._waiting.popleft()
-                    known = self._chains.get(event[1:3])
-                    if known is None:
-                        self._chains[event[1:3]] = deque()
-                        return event
-                    self._parkings += 1
-                    known.append(self._parkings)
-                    self._parked[self._parkings] = event
-                else:
-                    self._sleeping = True
-                    return None
-        self._loop.call_soon(self._start_calls)
-        return None
-
     async def _call(self, event: Event) -> None:
-        _, bucket, key, value = event
+        bucket, key, value = event
         on_set, on_delete = self._subjects
         argument = bucket if self.bucket_argument is None else self.bucket_argument
         if value is None:
@@ -278,15 +159,7 @@ class Watcher:
         await self._component.invoke(subject, params, decode_nothing, self._timeout_s)
 
     def _end_call(self, call: asyncio.Task[None]) -> None:
-        event = self._calls.pop(call)
-        with self._lock:
-            self._free_events += 1
-            self._free_bytes += event[0]
-            key = event[1:3]
-            if self._chains[key]:
-                self._ready.append(key)
-            else:
-                del self._chains[key]
+        self.queue.end(self._calls.pop(call))
         error = asyncio.CancelledError() if call.cancelled() else call.exception()
         if error is None:
             self._counts.delivered += 1
@@ -322,27 +195,8 @@ class Watcher:
                 ours = None if isinstance(error, TransportError) else error
                 log.warning("watcher %s: it is not told of changes: %s", self.name, error, exc_info=ours)
 
-    def check(self) -> None:
-        """Assert every invariant of the queue. For tests, while no other thread pushes. O(n)."""
-        queued = [*self._calls.values(), *self._parked.values(), *self._waiting]
-        assert self._free_events == self._events_max - len(queued) >= 0
-        assert self._free_bytes == self._bytes_max - sum(event[0] for event in queued) >= 0
-        assert self._chains.keys() == {event[1:3] for event in self._calls.values()} | set(self._ready)
-        assert len(self._chains) == len(self._calls) + len(self._ready), "a key is in flight once, or ready"
-        assert sorted(parking for chain in self._chains.values() for parking in chain) == list(self._parked)
-        for key, chain in self._chains.items():
-            assert list(chain) == sorted(chain)
-            assert all(self._parked[parking][1:3] == key for parking in chain)
-        assert not self._sleeping or not (self._waiting or self._ready), "it would never wake"
-        assert not self._closed or not (self._waiting or self._parked or self._pause)
-
     def _pause_for(self, seconds: float) -> None:
         self._pause = self._loop.call_later(seconds, self._resume)
-
-    def _stop_pausing(self) -> None:
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
 
     def _resume(self) -> None:
         self._pause = None
@@ -410,7 +264,7 @@ class Watchers:
                 if watcher is None:
                     watcher = self._watchers[key] = self._watcher(link)
                 watcher.open(watch.bucket_argument)
-                watched.append((watch, watcher.push))
+                watched.append((watch, watcher.queue))
         self._store.observe(observers(watched))
         for key in self._watchers.keys() - {key for key, (_, watch) in definitions.items() if watch is not None}:
             self._watchers[key].close()

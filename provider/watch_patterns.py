@@ -11,14 +11,15 @@ is otherwise cut off. A key is not empty. Patterns stand with commas between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from engine import Observer, ObserverOf
 from provider.options import OptionError
+from provider.watch_queue import WatchQueue
 
-__all__ = ["EVENT_BYTES", "PATTERNS_MAX", "WATCH_OPTIONS", "Event", "Pattern", "Push", "Watch", "observers"]
+__all__ = ["PATTERNS_MAX", "WATCH_OPTIONS", "Pattern", "Watch", "observers"]
 
 #: Options of a link that makes a watcher, in its source_config.
 WATCH_OPTIONS: Mapping[str, str] = {
@@ -31,13 +32,6 @@ OWN_NAME = "{bucket}"
 PATTERNS_MAX = 256
 #: Of a pattern that is malformed, so much is shown.
 SHOWN_MAX = 64
-#: What an event takes beside its bytes: a tuple, its place in the queue, headers of bytes objects.
-EVENT_BYTES = 200
-
-#: Its size against the queue's bytes; bucket, key, value (None: deleted). A plain tuple, since every watched write makes one.
-Event: TypeAlias = tuple[int, bytes, bytes, bytes | None]
-#: Takes an event: from any thread, under a stripe, so without blocking, raising, or using the store.
-Push: TypeAlias = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +131,12 @@ def _plain(units: list[str]) -> bytes:
 class Route(NamedTuple):
     """Changes of one kind in one bucket that one component is told of."""
 
-    push: Push
+    queue: WatchQueue
     keys: frozenset[bytes]
     prefixes: tuple[bytes, ...]
 
     @classmethod
-    def of(cls, push: Push, patterns: Iterable[Pattern], deletes: bool) -> Route:
+    def of(cls, queue: WatchQueue, patterns: Iterable[Pattern], deletes: bool) -> Route:
         """No prefix begins with another, and no key with a prefix: so nobody is told twice."""
         own = [pattern for pattern in patterns if pattern.deletes is deletes]
         prefixes: tuple[bytes, ...] = ()
@@ -150,7 +144,7 @@ class Route(NamedTuple):
             if not key.startswith(prefixes):
                 prefixes += (key,)
         keys = (pattern.key for pattern in own if not pattern.is_prefix)
-        return cls(push, frozenset(key for key in keys if not key.startswith(prefixes)), prefixes)
+        return cls(queue, frozenset(key for key in keys if not key.startswith(prefixes)), prefixes)
 
     @property
     def takes_all(self) -> bool:
@@ -158,27 +152,27 @@ class Route(NamedTuple):
         return self.prefixes == (b"",)
 
 
-def observers(watched: Iterable[tuple[Watch, Push]]) -> ObserverOf | None:
+def observers(watched: Iterable[tuple[Watch, WatchQueue]]) -> ObserverOf | None:
     """Who is told of the changes in each bucket; None where nobody is told of any. What can be worked out is, before any change."""
-    everywhere: dict[Push, list[Pattern]] = {}
-    named: dict[bytes, dict[Push, list[Pattern]]] = {}
-    for watch, push in watched:
+    everywhere: dict[WatchQueue, list[Pattern]] = {}
+    named: dict[bytes, dict[WatchQueue, list[Pattern]]] = {}
+    for watch, queue in watched:
         for pattern in watch.patterns:
             place = everywhere if pattern.bucket is None else named.setdefault(pattern.bucket, {})
-            place.setdefault(push, []).append(pattern)
+            place.setdefault(queue, []).append(pattern)
     if not everywhere and not named:
         return None
     of_others = _observer(everywhere) if everywhere else None
     of_named = {}
     for bucket, own in named.items():
-        pushes = dict.fromkeys([*everywhere, *own])
-        of_named[bucket] = _observer({push: [*everywhere.get(push, ()), *own.get(push, ())] for push in pushes})
+        queues = dict.fromkeys([*everywhere, *own])
+        of_named[bucket] = _observer({queue: [*everywhere.get(queue, ()), *own.get(queue, ())] for queue in queues})
     return lambda bucket: of_named.get(bucket, of_others)
 
 
-def _observer(patterns: Mapping[Push, list[Pattern]]) -> Observer:
-    sets = [Route.of(push, own, deletes=False) for push, own in patterns.items()]
-    deletes = [Route.of(push, own, deletes=True) for push, own in patterns.items()]
+def _observer(patterns: Mapping[WatchQueue, list[Pattern]]) -> Observer:
+    sets = [Route.of(queue, own, deletes=False) for queue, own in patterns.items()]
+    deletes = [Route.of(queue, own, deletes=True) for queue, own in patterns.items()]
     if len(patterns) == 1:
         return _observer_for_one(sets[0], deletes[0])
     return _observer_for_many(sets, deletes)
@@ -186,49 +180,53 @@ def _observer(patterns: Mapping[Push, list[Pattern]]) -> Observer:
 
 def _observer_for_one(sets: Route, deletes: Route) -> Observer:
     """Pays: bench end-to-end watch."""
-    push, set_keys, set_prefixes = sets
+    queue, set_keys, set_prefixes = sets
     _, delete_keys, delete_prefixes = deletes
     every_set, every_delete = sets.takes_all, deletes.takes_all
+    push, waiting, append, small_bytes = queue.push, queue.waiting, queue.waiting.append, queue.small_bytes
 
     def observe(bucket: bytes, key: bytes, value: bytes | None) -> None:
         if value is None:
             if every_delete or key in delete_keys or key.startswith(delete_prefixes):
-                push((len(bucket) + len(key) + EVENT_BYTES, bucket, key, None))
+                push((bucket, key, None))
         elif every_set or key in set_keys or key.startswith(set_prefixes):
-            push((len(bucket) + len(key) + len(value) + EVENT_BYTES, bucket, key, value))
+            if len(key) + len(value) > small_bytes:
+                push((bucket, key, value))
+                return
+            append((bucket, key, value))  # `push`, written out
+            if len(waiting) >= queue.full_at:
+                queue.settle()
 
     return observe
 
 
 def _observer_for_many(sets: Sequence[Route], deletes: Sequence[Route]) -> Observer:
     """One look-up finds all that watch this key by its name; those with prefixes are asked one by one, and only where a prefix fits."""
-    set_pushes, set_prefixes, set_routes = _joined(sets)
-    delete_pushes, delete_prefixes, delete_routes = _joined(deletes)
+    set_queues, set_prefixes, set_routes = _joined(sets)
+    delete_queues, delete_prefixes, delete_routes = _joined(deletes)
 
     def observe(bucket: bytes, key: bytes, value: bytes | None) -> None:
         if value is None:
-            size, pushes, prefixes, routes = 0, delete_pushes.get(key, ()), delete_prefixes, delete_routes
+            queues, prefixes, routes = delete_queues.get(key, ()), delete_prefixes, delete_routes
         else:
-            size, pushes, prefixes, routes = len(value), set_pushes.get(key, ()), set_prefixes, set_routes
-        fits = key.startswith(prefixes)
-        if not pushes and not fits:
-            return
-        event = (len(bucket) + len(key) + size + EVENT_BYTES, bucket, key, value)
-        for push in pushes:
-            push(event)
-        if fits:
-            for push, _, own_prefixes in routes:
+            queues, prefixes, routes = set_queues.get(key, ()), set_prefixes, set_routes
+        for queue in queues:
+            queue.push((bucket, key, value))
+        if key.startswith(prefixes):
+            for queue, _, own_prefixes in routes:
                 if key.startswith(own_prefixes):
-                    push(event)
+                    queue.push((bucket, key, value))
 
     return observe
 
 
-def _joined(routes: Sequence[Route]) -> tuple[dict[bytes, tuple[Push, ...]], tuple[bytes, ...], tuple[Route, ...]]:
+def _joined(
+    routes: Sequence[Route],
+) -> tuple[dict[bytes, tuple[WatchQueue, ...]], tuple[bytes, ...], tuple[Route, ...]]:
     """By key who watches it by its name, all prefixes, and the routes that have some."""
-    pushes: dict[bytes, tuple[Push, ...]] = {}
+    queues: dict[bytes, tuple[WatchQueue, ...]] = {}
     for route in routes:
         for key in route.keys:
-            pushes[key] = (*pushes.get(key, ()), route.push)
+            queues[key] = (*queues.get(key, ()), route.queue)
     wide = tuple(route for route in routes if route.prefixes)
-    return pushes, tuple({prefix: None for route in wide for prefix in route.prefixes}), wide
+    return queues, tuple({prefix: None for route in wide for prefix in route.prefixes}), wide

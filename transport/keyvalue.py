@@ -129,7 +129,7 @@ class ParameterLimits:
     key_bytes_max: int = 64 * 1024
     value_bytes_max: int = 16 * 1024 * 1024
     batch_keys_max: int = 10_000
-    answer_bytes_max: int = 64 * 1024 * 1024  # keys and values that get-many answers with
+    answer_bytes_max: int = 32 * 1024 * 1024  # keys and values that get-many answers with
 
 
 class StoreInterface(Protocol):

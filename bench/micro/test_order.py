@@ -16,9 +16,10 @@ from xxhash import xxh3_64_intdigest
 
 from bench.engine import VALUE_BYTES, shuffled_keys, tune_collector
 from engine import StoreOptions
+from engine.context import Context
 from engine.deadlines import Expiry
 from engine.ledger import Account, Ledger
-from engine.shard import CHANGES_SHARE, Context, Shard
+from engine.shard import CHANGES_SHARE, Shard
 
 ROUNDS = 100
 SEED = 1

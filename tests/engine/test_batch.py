@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 from threading import Event, Lock, Thread
 from typing import Any
@@ -446,14 +447,20 @@ def test_a_batch_is_seen_whole_or_not_at_all(shard_keys_max: int, strict: bool) 
     bucket = store.bucket(b"b")
     keys = [*numbered(20)]
     bucket.set_many(numbered(20, b"first"))
-    seen: set[bytes | None] = set()
+    writers_left = [None] * 6
+
+    def tell_end(write: Callable[[], None]) -> None:
+        try:
+            write()
+        finally:
+            writers_left.pop()
 
     def write(writer: int) -> None:
         rng = Random(writer)
         for step in range(150):
             bucket.set_many(dict.fromkeys(rng.sample(keys, 20), b"%d %d" % (writer, step)))
 
-    def empty(writer: int) -> None:
+    def empty() -> None:
         for _ in range(150):
             bucket.delete_many(keys)
 
@@ -464,15 +471,11 @@ def test_a_batch_is_seen_whole_or_not_at_all(shard_keys_max: int, strict: bool) 
         bucket.delete_many([b"more %d" % number for number in range(40)])
 
     def read() -> None:
-        for _ in range(300):
-            values = {*bucket.get_many(keys)}
-            assert len(values) == 1
-            seen.update(values)
+        while writers_left:
+            assert len({*bucket.get_many(keys)}) == 1
 
-    run_together(
-        *[lambda n=n: write(n) for n in range(3)], *[lambda n=n: empty(n) for n in range(2)], split, *[read] * 3
-    )
-    assert len(seen) > 1
+    writers: list[Callable[[], None]] = [*[partial(write, number) for number in range(3)], *[empty] * 2, split]
+    run_together(*[partial(tell_end, writer) for writer in writers], *[read] * 3)
     store.check()
     bucket.delete_many(keys)
     assert store.bucket_names() == ([b"b"] if strict else [])

@@ -267,3 +267,13 @@ def test_threads_that_increment_and_take_the_last_key_away_lose_none() -> None:
     assert sum(begun) == sum(ended) + bucket.exists(b"n")
     assert sum(ended) > 0
     store.check()
+
+
+def test_a_counter_is_no_longer_than_a_value_may_be() -> None:
+    store = Store()
+    bucket = store.bucket(b"b", BucketOptions(value_bytes_max=2))
+    assert bucket.increment(b"n", 99) == 99
+    with pytest.raises(LimitError, match="value in bytes: found 3, allowed 2"):
+        bucket.increment(b"n", 1)
+    assert bucket.get(b"n") == b"99"
+    store.check()

@@ -353,7 +353,7 @@ class StoreMachine(RuleBasedStateMachine):
         is_more_due = self.store.sweep(keys_max)
         swept = self.store.expired_keys - expired_keys
         assert swept <= keys_max
-        assert is_more_due is (swept == keys_max)
+        assert is_more_due or swept < keys_max
         if keys_max == 1_000:
             assert len(self.store) == sum(len(self.live(name)) for name in BUCKETS)
 

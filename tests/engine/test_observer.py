@@ -188,7 +188,7 @@ class FleetingAccount(Account):
     [
         (lambda shard: shard.set(b"k", b"new"), b"new"),
         (lambda shard: shard.set(b"k", b"new", None, 1), b"new"),
-        (lambda shard: shard.increment(b"k", 1, None, 0), b"8"),
+        (lambda shard: shard.increment(b"k", 1, 99, None, 0), b"8"),
         (lambda shard: shard.delete(b"k"), None),
     ],
 )

@@ -315,3 +315,14 @@ def test_counts_are_exact_while_quotas_come_and_go() -> None:
     for name in store.bucket_names():
         store.bucket(name).delete_many([*store.bucket(name).keys()])
     assert [(quota.keys, quota.memory_bytes) for quota in quotas] == [(0, 0)] * 3
+
+
+def test_a_quota_is_counted_once() -> None:
+    store = Store()
+    quota = Quota(lambda name: True, 9, None)
+    store.add_quota(quota)
+    with pytest.raises(ValueError, match="the quota is counted already"):
+        store.add_quota(quota)
+    store.bucket(b"b").set(b"k", b"v")
+    assert quota.keys == 1
+    store.check()

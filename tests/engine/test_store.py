@@ -885,7 +885,7 @@ def test_a_shard_that_may_not_be_split_again_grows() -> None:
 # Examples
 
 
-@pytest.mark.parametrize("name", ["engine", "engine.bucket", "engine.options", "engine.store"])
+@pytest.mark.parametrize("name", ["engine", "engine.bucket", "engine.counter", "engine.options", "engine.store"])
 def test_the_examples_of_the_documentation_run(name: str) -> None:
     module: Any = importlib.import_module(name)
     results = doctest.testmod(module)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from engine import BucketOptions, CounterError, LimitError, Observer, ObserverOf, Store, StoreOptions
 from provider.options import OptionError
-from provider.watch_patterns import EVENT_BYTES, PATTERNS_MAX, Event, Pattern, Watch, observers
+from provider.watch_patterns import PATTERNS_MAX, Pattern, Watch, observers
+from provider.watch_queue import WatchCounts, WatchLimits, WatchQueue
 from tests.conftest import HOST_CAPTURE
 from tests.engine.clock import Clock
 
@@ -153,20 +154,24 @@ def test_keys_and_buckets_do_not_show() -> None:
 
 
 class Told:
-    """Takes events of one watcher, and notes the changes."""
+    """One watcher, with the changes in its queue."""
 
     def __init__(self) -> None:
-        self.changes: list[Change] = []
+        limits = WatchLimits(queue_events=1000, queue_bytes=1_000_000, timeout_s=1)
+        self.queue = WatchQueue(limits, WatchCounts(), lambda: None)
 
-    def push(self, event: Event) -> None:
-        size, bucket, key, value = event
-        assert size == EVENT_BYTES + len(bucket) + len(key) + len(value or b"")
-        self.changes.append((bucket, key, value))
+    def changes(self) -> list[Change]:
+        """What it was told since this was asked last."""
+        changes = []
+        while (event := self.queue.take()) is not None:
+            changes.append(event)
+            self.queue.end(event)
+        return changes
 
 
 def observer_of(told: dict[Told, str], bucket: bytes) -> Observer | None:
     """The bucket's observer, with a watcher for each text."""
-    of = observers((watch(text), watcher.push) for watcher, text in told.items())
+    of = observers((watch(text), watcher.queue) for watcher, text in told.items())
     return None if of is None else of(bucket)
 
 
@@ -177,7 +182,7 @@ def changes_told(text: str, *changes: Change) -> list[Change]:
         observe = observer_of({told: text}, bucket)
         if observe is not None:
             observe(bucket, key, value)
-    return told.changes
+    return told.changes()
 
 
 CHANGES = [
@@ -256,14 +261,14 @@ def test_each_watcher_is_told_once_of_what_fits(watched: list[list[Pattern]], ch
         return is_key and pattern.bucket in (None, bucket) and pattern.deletes is (value is None)
 
     told = [Told() for _ in watched]
-    of = observers((Watch(tuple(own), b"0"), watcher.push) for own, watcher in zip(watched, told, strict=True))
+    of = observers((Watch(tuple(own), b"0"), watcher.queue) for own, watcher in zip(watched, told, strict=True))
     assert of is not None
     for change in changes:
         observe = of(change[0])
         if observe is not None:
             observe(*change)
     for own, watcher in zip(watched, told, strict=True):
-        assert watcher.changes == [change for change in changes if any(fits(pattern, change) for pattern in own)]
+        assert watcher.changes() == [change for change in changes if any(fits(pattern, change) for pattern in own)]
 
 
 # The engine's changes.
@@ -273,8 +278,8 @@ def test_each_watcher_is_told_once_of_what_fits(watched: list[list[Pattern]], ch
 def watched(request: pytest.FixtureRequest) -> tuple[Told, ObserverOf]:
     """A watcher of bucket b, alone or beside another: which of the two kinds of observer is asked must not matter."""
     told = Told()
-    told_too = [] if request.param == 1 else [(watch("SET@absent*"), Told().push)]
-    observer_of = observers([(watch("SET@b/*,DEL@b/*"), told.push), *told_too])
+    told_too = [] if request.param == 1 else [(watch("SET@absent*"), Told().queue)]
+    observer_of = observers([(watch("SET@b/*,DEL@b/*"), told.queue), *told_too])
     assert observer_of is not None
     return told, observer_of
 
@@ -291,22 +296,20 @@ def test_every_change_is_an_event(watched: tuple[Told, ObserverOf]) -> None:
     bucket.increment(b"n", 5)
     bucket.increment(b"n", 7)
     bucket.set_many({b"x": b"1", b"y": b"2"})
-    assert told.changes == [
+    assert told.changes() == [
         *[(b"b", b"k", b"v")] * 2,
         *[(b"b", b"n", b"5"), (b"b", b"n", b"12")],
         *[(b"b", b"x", b"1"), (b"b", b"y", b"2")],
     ]
-    told.changes.clear()
     bucket.delete(b"k")
     bucket.delete(b"k")
     assert bucket.delete_many([b"x", b"absent", b"y"]) == 2
-    assert sorted(told.changes) == [(b"b", b"k", None), (b"b", b"x", None), (b"b", b"y", None)]
-    told.changes.clear()
+    assert sorted(told.changes()) == [(b"b", b"k", None), (b"b", b"x", None), (b"b", b"y", None)]
     with pytest.raises(CounterError):
         bucket.increment(b"n", 2**64 - 1)
     with pytest.raises(LimitError):
         bucket.set_many({b"fits": b"", b"too long": bytes(21)})
-    assert told.changes == []
+    assert told.changes() == []
 
 
 def test_expiry_is_a_deletion(watched: tuple[Told, ObserverOf]) -> None:
@@ -318,14 +321,14 @@ def test_expiry_is_a_deletion(watched: tuple[Told, ObserverOf]) -> None:
     bucket.set(b"swept", b"v")
     bucket.set(b"written", b"v")
     bucket.set(b"kept", b"v", ttl_ms=1000)
-    told.changes.clear()
+    told.changes()
     clock.move_ms(10)
     assert bucket.get(b"swept") is None
-    assert told.changes == []  # a reader changes nothing
+    assert told.changes() == []  # a reader changes nothing
     bucket.set(b"written", b"again")
-    assert told.changes == [(b"b", b"written", None), (b"b", b"written", b"again")]
+    assert told.changes() == [(b"b", b"written", None), (b"b", b"written", b"again")]
     store.sweep()
-    assert told.changes[2:] == [(b"b", b"swept", None)]
+    assert told.changes() == [(b"b", b"swept", None)]
 
 
 def test_who_watches_no_more_is_told_no_more(watched: tuple[Told, ObserverOf]) -> None:
@@ -337,4 +340,4 @@ def test_who_watches_no_more_is_told_no_more(watched: tuple[Told, ObserverOf]) -
     bucket.set(b"k", b"")
     store.observe(None)
     bucket.set(b"after", b"")
-    assert told.changes == [(b"b", b"k", b"")]
+    assert told.changes() == [(b"b", b"k", b"")]

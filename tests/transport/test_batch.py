@@ -346,7 +346,7 @@ def test_the_default_limits() -> None:
         buffer = b"\x01b" + write_length(10_001)
         with pytest.raises(LengthLimitError, match=r"^keys of a batch: found 10001, allowed 10000$"):
             DECODE[name](buffer, 0, len(buffer), limits)
-    assert limits.answer_bytes_max == 67_108_864
+    assert limits.answer_bytes_max == 33_554_432
 
 
 # Results
@@ -416,7 +416,7 @@ def test_an_answer_over_its_limit_is_never_made() -> None:
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        with pytest.raises(OtherError, match=r"^answer in bytes: found at least 167772170000, allowed 67108864$"):
+        with pytest.raises(OtherError, match=r"^answer in bytes: found at least 167772170000, allowed 33554432$"):
             encode_get_many_result([b"k"] * 10_000, [value] * 10_000, ParameterLimits().answer_bytes_max)
         assert tracemalloc.get_traced_memory()[1] - before < 4 * 1024 * 1024
     finally:

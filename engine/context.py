@@ -1,0 +1,32 @@
+"""What shards share, and what they give: the types between a table and its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from engine.deadlines import Expiry
+from engine.ledger import Account
+
+__all__ = ["Context", "Copy"]
+
+
+class Context(NamedTuple):
+    """What all shards of a bucket share.
+
+    :ivar position_of: `hash_function` with the seed; batches call that itself, which is cheaper
+    """
+
+    position_of: Callable[[bytes], int]
+    hash_function: Callable[[bytes, int], int]
+    seed: int
+    account: Account
+    expiry: Expiry
+
+
+class Copy(NamedTuple):
+    """Entries of a shard as of one moment, the deadlines that some of them have (nanoseconds of the store's clock), the end of its arc."""
+
+    entries: list[tuple[bytes, bytes]]
+    deadlines: dict[bytes, int]
+    end: int
