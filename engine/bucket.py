@@ -80,7 +80,10 @@ class Bucket:
         shard = shards[self._hash(key, self._seed) >> shift]
         if shard.deadlines is None:
             return shard.entries.get(key)
-        return shard.read(key, self._clock())
+        now_ns = self._clock()
+        if shard.retired:  # it knows no more of deadlines that are moved
+            shard = table.shard_of(key)
+        return shard.read(key, now_ns)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of keys, in their order, None for each that is not there.

@@ -130,8 +130,7 @@ class Store:
         """Look at so many keys in so many shards, of the quota's buckets alone if one is given; how many keys were left to look at."""
         left = keys_max
         for _ in range(min(len(self._expiry), shards_max)):
-            shard = self._expiry.rotate()
-            if shard is None or not left:
+            if not left or (shard := self._expiry.rotate()) is None:  # in this order: who is rotated has had its turn
                 break
             if quota is None or shard.counts_for(quota):
                 left -= shard.sweep(left)

@@ -115,11 +115,13 @@ class Table:
 
     def _read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Pays: bench end-to-end batch."""
-        shift, shards = self.ring
         _, hash_function, seed, _, expiry = self._context
-        if not expiry:  # nothing has a deadline, or got it after we began: its time is not over
+        # One time for all: what has one deadline is there whole, or not at all. It is read before the ring, since a shard that is replaced
+        # knows no more of deadlines that are moved, nor of keys that expire.
+        now_ns = expiry.clock() if expiry else None
+        shift, shards = self.ring
+        if now_ns is None:  # nothing had a deadline when we began: whatever got one since was there meanwhile
             return [shards[hash_function(key, seed) >> shift].entries.get(key) for key in keys]
-        now_ns = expiry.clock()  # one for all: what has one deadline is there whole, or not at all
         values: list[bytes | None] = []
         append = values.append
         for key in keys:

@@ -23,12 +23,17 @@ from typing import Any, Protocol
 
 import nats
 import pytest
+from hypothesis import settings
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
 from transport.client import KeyValueClient
 from transport.keyvalue import STORE
 from transport.subjects import invocation_subject, params_subject, results_subject
+
+# An example takes as long as a loaded machine needs: times are for the benchmarks.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 #: For anything that must happen; a loaded machine is slow, and a test that fails may be.
 DEADLINE_S = 15.0

@@ -576,6 +576,37 @@ def test_a_read_after_the_deadline_that_is_overtaken_by_a_new_value(
     store.check()
 
 
+@pytest.mark.parametrize("read", [lambda bucket: bucket.get(b"0"), lambda bucket: bucket.get_many([b"0"])[0]])
+@pytest.mark.parametrize("freed", [False, True])
+def test_a_read_overtaken_by_a_split_knows_of_a_deadline_that_was_moved_since(
+    read: Callable[[Bucket], bytes | None], freed: bool
+) -> None:
+    """The other calls get in as the reader looks at the clock."""
+    calls: list[Callable[[], object]] = []
+    now = Clock()
+
+    def clock() -> int:
+        while calls:
+            calls.pop()()
+        return now()
+
+    store, bucket, _ = overtaken(2, b"1", clock=clock)
+    bucket.set(b"0", b"old", ttl_ms=5)
+
+    def split_and_persist() -> None:
+        bucket.set(b"2", b"v")
+        assert len(list(store._tables[b"b"].shards())) == 4
+        assert bucket.persist(b"0")
+        now.move_ms(5)
+        if freed:
+            bucket.delete_many([b"0", b"1", b"2"])
+
+    calls.append(split_and_persist)
+    assert read(bucket) in ({None, b"old"} if freed else {b"old"})
+    assert calls == []
+    store.check()
+
+
 class OvertakenExpiry(Expiry):
     """The expiry of a store; when it is asked whether any key has a deadline, another call gets in before, once."""
 
