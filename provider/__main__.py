@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from threading import Event
 from typing import Any
@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, unknown = ProviderOptions.from_config(_from_environment() | dict(host_data.config))
     except OptionError as error:
         return _refuse(f"config: {error}")
-    if unknown:
-        log.warning("config: ignored, since no option has this name: %s", ", ".join(sorted(unknown)))
+    provider = Provider(host_data, options, urls)
+    provider.warn_of(unknown)
     try:
-        return _run(Provider(host_data, options, urls).run())
+        return _run(provider.run())
     except (ConnectError, DisconnectedError) as error:
         log.error("%s", error)
         return 1
@@ -95,6 +95,7 @@ class Provider:
         )
         self.prefix = f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}"
         self._config_error: str | None = None
+        self._unknown: set[str] = set()
         self._connection: Connection | None = None
         self._server: Server | None = None
         self._endpoint: Endpoint | None = None
@@ -228,6 +229,13 @@ class Provider:
             ailments.append(f"config: {self._config_error}")
         return ailments
 
+    def warn_of(self, unknown: Iterable[str]) -> None:
+        """Say once which names of a configuration are no options."""
+        news = set(unknown) - self._unknown
+        self._unknown = set(unknown)
+        if news:
+            log.warning("config: ignored, since no option has this name: %s", ", ".join(sorted(news)))
+
     def links_changed(self) -> None:
         """The host has put or deleted a link: calls that come from now on are carried out by the links as they are."""
         if self._accesses is not None and self._watchers is not None:
@@ -241,12 +249,13 @@ class Provider:
     def configure(self, config: Mapping[str, str]) -> None:
         """Take what can change while it runs, which is what callers may do; of the rest say that it wants a restart."""
         try:
-            options, _ = ProviderOptions.from_config(_from_environment() | dict(config))
+            options, unknown = ProviderOptions.from_config(_from_environment() | dict(config))
         except OptionError as error:
             self._config_error = str(error)
             log.error("config: %s; what was in force stays", error)
             return
         self._config_error = None
+        self.warn_of(unknown)
         if self._accesses is not None:
             self._accesses.configure(options)
         changed = [name for name in self._options.changed(options) if name not in LIVE_OPTIONS]

@@ -115,6 +115,10 @@ class Access:
     writable: dict[bytes, Bucket]
 
 
+#: Of a link that can't be read: what it allows is not known.
+DENIED = Access(Denied(), Denied())
+
+
 class Grant(NamedTuple):
     """What a link gives, or what callers without one have, and what it was worked out from. Without options all is denied."""
 
@@ -175,8 +179,8 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
             options, unknown = LinkOptions.from_config(self._provider, link.target_config)
         except OptionError as error:
             if is_news:
-                log.warning("link %s -> %s (%s): all is denied: %s", *link.key, error)
-            self._links.refuse(link, f"all is denied: {error}")
+                log.warning("link %s -> %s (%s): all is denied: %s", *link.key, error.discreet)
+            self._links.refuse(link, f"all is denied: {error.discreet}")
             return None
         if unknown and is_news:
             remark = f"ignored, since no option has this name: {', '.join(sorted(unknown))[:UNKNOWN_CHARACTERS_MAX]}"
@@ -209,7 +213,11 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
         for (source_id, _, name), grant in self._grants.items():
             entries[source_id, name] = grant.access
             if name == DEFAULT_LINK:
-                entries[source_id, None] = grant.access
+                entries[source_id, None] = entries[source_id, ""] = grant.access
+        for source_id, name in self._links.refused_callers():
+            entries[source_id, name] = DENIED
+            if name == DEFAULT_LINK:
+                entries[source_id, None] = entries[source_id, ""] = DENIED
         self.update(entries)
         for caller in self.keys() - entries.keys():
             del self[caller]

@@ -15,6 +15,8 @@ __all__ = ["LinkDefinition", "LinkKey", "Links"]
 #: Links that are kept, and of those that something is said about how many are told: whoever may publish can put links.
 LINKS_MAX = 10_000
 LINES_MAX = 8
+#: Of each part of a link's key, so much is told.
+NAME_CHARACTERS_MAX = 128
 #: Source, target and name: a component may be linked to a provider more than once, under several names.
 LinkKey = tuple[str, str, str]
 
@@ -98,6 +100,14 @@ class Links:
         """The links by which the provider may call somebody."""
         return [link for link in self._links.values() if link.source_id == self._provider_key]
 
+    def refused_callers(self) -> list[tuple[str, str]]:
+        """Source id and name of the links by which somebody could call the provider if they could be read."""
+        return [
+            (source_id, name)
+            for source_id, target, name in self._unusable.keys() - self._links.keys()
+            if target == self._provider_key
+        ]
+
     @property
     def unusable(self) -> list[str]:
         """Why links that were put can't be used: one line each."""
@@ -175,7 +185,8 @@ class Links:
 
 
 def _named(key: LinkKey) -> str:
-    return f"link {key[0]} -> {key[1]} ({key[2]})"
+    source_id, target, name = (part[:NAME_CHARACTERS_MAX] for part in key)
+    return f"link {source_id} -> {target} ({name})"
 
 
 def _first(lines: Collection[str], more: str) -> list[str]:

@@ -40,7 +40,22 @@ SHOWN_MAX = 64
 
 
 class OptionError(ValueError):
-    """A known option with a value that it does not take; the message names it, what was found and what is allowed."""
+    """A known option with a value that it does not take; the message names it, what was found and what is allowed.
+
+    :ivar discreet: the message without the value, which in a link's configuration may be a secret
+    """
+
+    def __init__(self, message: str, discreet: str | None = None) -> None:
+        super().__init__(message)
+        self.discreet = message if discreet is None else discreet
+
+    @classmethod
+    def of(cls, name: str, text: str, allowed: str) -> OptionError:
+        """For the text of an option."""
+        return cls(
+            f"{name}: found {text[:SHOWN_MAX]!r}, allowed {allowed}",
+            f"{name}: found {len(text)} characters, allowed {allowed}",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +82,7 @@ class ProviderOptions:
     bytes_max: int | None = None
     ttl_ms: int | None = None
     watch_queue_events: int = 10_000
-    watch_queue_bytes: int = 16 * 1024 * 1024
+    watch_queue_bytes: int = 64 * 1024 * 1024
     watch_timeout_ms: int = 5_000
     half_open_max: int = INVOCATION_DEFAULTS.half_open_max
     half_open_bytes_max: int = INVOCATION_DEFAULTS.half_open_bytes_max
@@ -175,7 +190,7 @@ def _parsed(table: Mapping[str, Option], config: Mapping[str, str]) -> tuple[dic
 
 
 def _unfit(name: str, text: str, allowed: str) -> OptionError:
-    return OptionError(f"{name}: found {text[:SHOWN_MAX]!r}, allowed {allowed}")
+    return OptionError.of(name, text, allowed)
 
 
 def _flag(name: str, text: str) -> bool:
@@ -192,7 +207,10 @@ def _number(name: str, text: str, number_max: int = NUMBER_MAX) -> int:
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) > 0):
         raise _unfit(name, text, "a whole number from 1")
     if int(digits) > number_max:
-        raise OptionError(f"{name}: found {int(digits)}, allowed 1 to {number_max}")
+        raise OptionError(
+            f"{name}: found {int(digits)}, allowed 1 to {number_max}",
+            f"{name}: found a number of {len(digits)} digits, allowed 1 to {number_max}",
+        )
     return int(digits)
 
 
@@ -284,7 +302,7 @@ OPTIONS: Mapping[str, Option] = {
     "require_link": Option(_flag, "callers without a link get access-denied"),
     **{name: LINK_OPTIONS[name] for name in LINK_DEFAULTS},
     "watch_queue_events": Option(_number, "events that wait for one watcher; the oldest give way"),
-    "watch_queue_bytes": Option(_number, "bytes of them"),
+    "watch_queue_bytes": Option(_number, "bytes of them; an event of more is dropped"),
     "watch_timeout_ms": Option(_number, "milliseconds for a watcher's answer to one event"),
     "half_open_max": Option(_number, "invocations whose parameters are not whole yet"),
     "half_open_bytes_max": Option(_number, "bytes held for them"),

@@ -5,7 +5,7 @@
 
 Delivery is in the order of writes to a key, and at most once: a call that fails, or has no answer in time, is counted and not repeated (one
 without an answer may still be carried out, and then later than the next of its key). Who writes never waits: where a queue is full its oldest
-events are dropped. While NATS is away or nobody listens, events wait. `provider.watch_patterns` says what is watched.
+events are dropped. While NATS is away events wait; while nobody listens one is tried at a time, after growing pauses, and has failed. `provider.watch_patterns` says what is watched.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ CALLS_MAX = 16
 ABSENT_PAUSE_MIN_S = 0.05
 ABSENT_PAUSE_MAX_S = 1.0
 DISCONNECTED_PAUSE_S = 0.25
+#: For the calls that a stop ends to have ended.
+CANCEL_TIMEOUT_S = 0.02
 #: A component that fails now and then is told of at most so often.
 FAILURE_LOG_INTERVAL_S = 10.0
 #: Of a link's unknown options, so many characters are shown.
@@ -120,6 +122,14 @@ class Watcher:
             self._pause.cancel()
             self._pause = None
         self._end_if_idle()
+
+    def abandon(self) -> int:
+        """Call no more, at the end of the process; how many events are left. O(1), however many they are."""
+        self._closed = True
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        return len(self.queue)
 
     def check(self) -> None:
         """Assert every invariant. For tests, while no other thread pushes. O(n)."""
@@ -278,13 +288,15 @@ class Watchers:
         await asyncio.sleep(0)  # calls for what was pushed last are begun
         while (calls := self._calls()) and (left_s := deadline_s - loop.time()) > 0:
             await asyncio.wait(calls, timeout=left_s)
-        for watcher in list(self._watchers.values()):
-            watcher.close()
         tasks = [*self._calls(), *self._closing]
+        dropped = sum(watcher.abandon() for watcher in self._watchers.values())
+        self._watchers.clear()
+        with self.counts.lock:
+            self.counts.dropped += dropped
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
 
     def _calls(self) -> list[asyncio.Task[None]]:
         return [call for watcher in self._watchers.values() for call in watcher.calls]
@@ -296,8 +308,9 @@ class Watchers:
             if not link.name.isprintable():
                 raise OptionError(f"name: found {link.name[:64]!r}, allowed printable characters")
         except ValueError as error:
-            log.warning("link %s -> %s (%s) watches nothing: %s", *link.key, error)
-            self._links.refuse(link, str(error))
+            reason = error.discreet if isinstance(error, OptionError) else str(error)
+            log.warning("link %s -> %s (%s) watches nothing: %s", *link.key, reason)
+            self._links.refuse(link, reason)
             return Definition(link, None)
         remarks = [] if watch is not None else ["it watches nothing: the option watch is not set"]
         unknown = ", ".join(sorted(link.source_config.keys() - WATCH_OPTIONS.keys()))[:UNKNOWN_CHARACTERS_MAX]
@@ -326,7 +339,7 @@ class Watchers:
 
     def _forget(self, key: LinkKey, invoker: Invoker) -> None:
         """A watcher is closed, and its last call has ended."""
-        del self._watchers[key]
+        self._watchers.pop(key, None)  # none are left where all were stopped
         if not self._stopped:  # then the connection is closed next
             closing = asyncio.create_task(invoker.close())
             self._closing.add(closing)

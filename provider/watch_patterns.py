@@ -76,7 +76,7 @@ def _encoded(name: str, text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
-        raise OptionError(f"{name}: found {text[:SHOWN_MAX]!r}, allowed text that can be encoded in UTF-8") from None
+        raise OptionError.of(name, text, "text that can be encoded in UTF-8") from None
 
 
 def _patterns(text: str) -> tuple[Pattern, ...]:
@@ -119,7 +119,7 @@ def _pattern(index: int, units: list[str]) -> Pattern:
     elif not names[key_at:] and not is_prefix:
         allowed = "a key at the end, or *"
     if allowed:
-        raise OptionError(f"watch[{index}]: found {''.join(units)[:SHOWN_MAX]!r}, allowed {allowed}")
+        raise OptionError.of(f"watch[{index}]", "".join(units), allowed)
     bucket = _plain(names[: key_at - 1]) if key_at else None
     return Pattern(verb == "DEL@", bucket, _plain(names[key_at:]), is_prefix)
 
@@ -189,7 +189,7 @@ def _observer_for_one(sets: Route, deletes: Route) -> Observer:
         if value is None:
             if every_delete or key in delete_keys or key.startswith(delete_prefixes):
                 push((bucket, key, None))
-        elif every_set or key in set_keys or key.startswith(set_prefixes):
+        elif every_set or key in set_keys or (set_prefixes and key.startswith(set_prefixes)):
             if len(key) + len(value) > small_bytes:
                 push((bucket, key, value))
                 return

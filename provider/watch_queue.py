@@ -79,14 +79,14 @@ class WatchQueue:
         self._counts = counts
         self._lock = counts.lock
         self._wake = wake
-        self._places = limits.queue_events
-        self._place_bytes = max(1, limits.queue_bytes // limits.queue_events)
-        self._slack = min(limits.queue_events // SLACK_SHARE, SLACK_MAX)
+        self._places = min(limits.queue_events, limits.queue_bytes)
+        self._place_bytes = limits.queue_bytes // self._places
+        self._slack = min(self._places // SLACK_SHARE, SLACK_MAX)
         self.small_bytes = self._place_bytes - EVENT_BYTES
         self.waiting: deque[Event] = deque()
         self.full_at = 1
         #: Places but for those that are parked or taken, and but for what large ones that wait take beyond their first.
-        self._room = limits.queue_events
+        self._room = self._places
         self._large = 0  # events of more than one place, wherever they are
         self._parked: OrderedDict[int, Event] = OrderedDict()
         self._parkings = 0
@@ -182,7 +182,7 @@ class WatchQueue:
         return None
 
     def end(self, event: Event) -> None:
-        """An event that was taken is done with: the next of its key may be taken."""
+        """An event that was taken is done with: now the next of its key can be taken."""
         with self._lock:
             self._count(self._places_of(event), 1)
             self._set_full_at()
@@ -205,7 +205,7 @@ class WatchQueue:
         for key, chain in self._chains.items():
             assert list(chain) == sorted(chain)
             assert all(self._parked[parking][:2] == key for parking in chain)
-        assert not self._sleeping or not (self.waiting or self._ready), "it would never wake"
+        assert not self._sleeping or not self.waiting, "nobody would be woken for it"
         assert not self._closed or not len(self)
         assert self.full_at == (1 if self._sleeping or self._closed else self._room + 1)
 

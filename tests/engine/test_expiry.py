@@ -1037,6 +1037,23 @@ def test_a_sweep_of_keys_whose_time_was_put_off_is_bounded(clock: Clock) -> None
     store.check()
 
 
+def test_a_step_of_a_sweep_is_bounded_by_keys_removed_and_put_off_together(clock: Clock) -> None:
+    store = Store(clock=clock)
+    bucket = store.bucket(b"b", BucketOptions(ttl_ms=1))
+    keys = [b"%d" % number for number in range(40)]
+    bucket.set_many(dict.fromkeys(keys, b"v"))
+    for key in sorted(keys)[::2]:
+        bucket.set(key, b"v", ttl_ms=10)
+    clock.move_ms(1)
+    [shard] = shards(store)
+    for step in range(1, 4):
+        assert store.sweep(10) is True
+        assert shard.deadlines is not None
+        assert store.expired_keys + shard.deadlines.looks == 10 * step
+        assert (store.expired_keys > 0) is (shard.deadlines.looks > 0)
+    store.check()
+
+
 @pytest.mark.parametrize("keys_max", [0, -1])
 def test_a_sweep_of_no_keys_is_refused(keys_max: int) -> None:
     with pytest.raises(ValueError, match=f"keys_max: found {keys_max}, allowed at least 1"):

@@ -265,7 +265,6 @@ def test_threads_that_increment_and_take_the_last_key_away_lose_none() -> None:
 
     run_together(*[increment] * 4, *[delete] * 4)
     assert sum(begun) == sum(ended) + bucket.exists(b"n")
-    assert sum(ended) > 0
     store.check()
 
 

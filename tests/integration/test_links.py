@@ -291,7 +291,7 @@ async def test_a_malformed_option_denies_everything(launch: Launch, raw: Client,
     await linked.set("b", "k", b"1")
     reason = (
         f"link {COMPONENT} -> {provider.key} (default): all is denied: "
-        "access: found 'read', allowed read-write or read-only"
+        "access: found 4 characters, allowed read-write or read-only"
     )
     for _ in range(2):
         assert await host.put(access="read", password=SECRET) == {"healthy": False, "message": reason}
@@ -309,18 +309,21 @@ async def test_a_malformed_option_denies_everything(launch: Launch, raw: Client,
     assert SECRET not in provider.output
 
 
-async def test_a_link_that_is_replaced_by_what_is_none_is_gone(
+async def test_a_link_that_is_replaced_by_what_can_not_be_read_denies_everything(
     host: Host, raw: Client, provider: Provider, connect: Connect, bucket: str
 ) -> None:
+    """Else its caller would be one without a link, and might do more than before."""
     linked = await connect(provider)
-    await host.put(bucket_prefix="mine-")
-    broken = host.link() | {"interfaces": 1}
+    await host.put(bucket_prefix="mine-", access="read-only")
+    broken = host.link() | {"target_config": {"page_keys": 5}}
     await raw.publish(provider.host_subject("linkdefs.put"), json.dumps(broken).encode())
     await raw.flush()
     assert (await host.health())["healthy"] is False
-    await linked.set(bucket, "k", b"v")
-    assert await (await connect(provider, None, None)).get(bucket, "k") == b"v"
+    with pytest.raises(AccessDeniedError):
+        await linked.get(bucket, "k")
+    await (await connect(provider, None, None)).set(bucket, "k", b"v")
     assert await host.delete() == HEALTHY
+    assert await linked.get(bucket, "k") == b"v"
 
 
 async def test_links_that_change_under_load(launch: Launch, raw: Client, connect: Connect) -> None:

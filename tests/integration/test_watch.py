@@ -259,7 +259,7 @@ async def test_links_change_while_it_runs(
         assert await health(raw, provider) == {"healthy": True, "message": note}
         await client.set("b", "b", b"3")
         await put(watch="SET@b,GET@b")
-        ailment = f"{link}watch[1]: found 'GET@b', allowed SET@ or DEL@, and then a key"
+        ailment = f"{link}watch[1]: found 5 characters, allowed SET@ or DEL@, and then a key"
         assert await health(raw, provider) == {"healthy": False, "message": ailment}
         await client.set("b", "b", b"4")
         await put(watch="SET@*")
