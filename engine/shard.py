@@ -427,9 +427,8 @@ class Shard:
         self.deadlines.put(key, deadline_ns)
 
     def retire(self) -> None:
-        """Mark the shard as replaced: whoever takes the stripe next must look for its successor."""
+        """Mark the shard as replaced: whoever takes the stripe next must look for its successor. Its deadlines stay, for who still reads here."""
         self._drop_order()
-        self._context.expiry.remove(self)  # its deadlines stay, for who still reads here
         self.retired = True
         self._account.adjust(-SHARD_BYTES)
 

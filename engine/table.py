@@ -232,6 +232,7 @@ class Table:
                 self.ring = (64 - deepest, ring)
             for piece in pieces:
                 piece.enter_expiry()
+            self._context.expiry.remove(shard)  # last: while keys have deadlines, the expiry is never empty
             return pieces
 
     def free(self) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, Lock
+from threading import Barrier, Event, Lock
 from time import monotonic_ns
 from typing import Any
 
 from engine import Bucket, Store, StoreOptions
+
+#: For what must happen.
+TIMEOUT_S = 30.0
 
 
 def run_together(*calls: Callable[[], object]) -> None:
@@ -38,6 +41,29 @@ class OvertakenStripe:
 
     def release(self) -> None:
         self.stripe.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class AnnouncedLock:
+    """A lock that says when somebody is about to wait for it."""
+
+    def __init__(self, lock: Lock) -> None:
+        self.lock = lock
+        self.awaited = Event()
+
+    def acquire(self) -> bool:
+        if self.lock.acquire(blocking=False):
+            return True
+        self.awaited.set()
+        return self.lock.acquire()
+
+    def release(self) -> None:
+        self.lock.release()
 
     def __enter__(self) -> bool:
         return self.acquire()

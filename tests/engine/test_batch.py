@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from random import Random
-from threading import Event, Lock, Thread
+from threading import Lock, Thread
 from typing import Any
 
 import pytest
@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 from engine import Bucket, BucketOptions, LimitError, NoSuchBucketError, Store, StoreOptions
 from engine.ledger import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size, entry_size
 from tests.engine.clock import Clock
-from tests.engine.races import overtaken, placed, run_together
-
-TIMEOUT_S = 30.0
+from tests.engine.races import TIMEOUT_S, AnnouncedLock, overtaken, placed, run_together
 
 
 def numbered(count: int, value: bytes = b"v") -> dict[bytes, bytes]:
@@ -395,22 +393,6 @@ def test_a_get_many_overtaken_by_a_batch_reads_again(
     assert found in ([value] * 3, [None] * 3)
     assert found == [value] * 3 or overtake is refill
     store.check()
-
-
-class AnnouncedLock:
-    """A lock that says when somebody is about to wait for it."""
-
-    def __init__(self, lock: Lock) -> None:
-        self.lock = lock
-        self.awaited = Event()
-
-    def __enter__(self) -> None:
-        if not self.lock.acquire(blocking=False):
-            self.awaited.set()
-            self.lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
 
 
 @pytest.mark.parametrize("shard_keys_max", [1, 4_096])
