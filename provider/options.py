@@ -301,7 +301,7 @@ OPTIONS: Mapping[str, Option] = {
     "shards_min": Option(_number, "shards of a bucket once it is large, a power of two"),
     "require_link": Option(_flag, "callers without a link get access-denied"),
     **{name: LINK_OPTIONS[name] for name in LINK_DEFAULTS},
-    "watch_queue_events": Option(_number, "events that wait for one watcher; the oldest give way"),
+    "watch_queue_events": Option(_number, "events of one watcher that wait or are in flight; the oldest give way"),
     "watch_queue_bytes": Option(_number, "bytes of them; an event of more is dropped"),
     "watch_timeout_ms": Option(_number, "milliseconds for a watcher's answer to one event"),
     "half_open_max": Option(_number, "invocations whose parameters are not whole yet"),
