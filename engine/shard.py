@@ -339,10 +339,6 @@ class Shard:
         assert self.deadlines is not None
         self.deadlines.drop(key)
         if not self.deadlines.of:
-            self._drop_deadlines()
-
-    def _drop_deadlines(self) -> None:
-        if self.deadlines is not None:
             self.deadlines = None
             self._context.expiry.remove(self)
 

@@ -210,14 +210,12 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
     def _publish(self) -> None:
         """Each entry at one stroke. That of callers without headers stands there like a link's, since it is looked up as often."""
         entries: dict[tuple[str | None, str | None], Access] = {ANONYMOUS.origin: self._linkless.access}
-        for (source_id, _, name), grant in self._grants.items():
-            entries[source_id, name] = grant.access
+        accesses = {(source_id, name): grant.access for (source_id, _, name), grant in self._grants.items()}
+        accesses |= dict.fromkeys(self._links.refused_callers(), DENIED)
+        for (source_id, name), access in accesses.items():
+            entries[source_id, name] = access
             if name == DEFAULT_LINK:
-                entries[source_id, None] = entries[source_id, ""] = grant.access
-        for source_id, name in self._links.refused_callers():
-            entries[source_id, name] = DENIED
-            if name == DEFAULT_LINK:
-                entries[source_id, None] = entries[source_id, ""] = DENIED
+                entries[source_id, None] = entries[source_id, ""] = access
         self.update(entries)
         for caller in self.keys() - entries.keys():
             del self[caller]

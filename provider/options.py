@@ -189,23 +189,19 @@ def _parsed(table: Mapping[str, Option], config: Mapping[str, str]) -> tuple[dic
     return known, [name for name in config if name not in table]
 
 
-def _unfit(name: str, text: str, allowed: str) -> OptionError:
-    return OptionError.of(name, text, allowed)
-
-
 def _flag(name: str, text: str) -> bool:
     match text.strip().lower():
         case "true" | "1":
             return True
         case "false" | "0":
             return False
-    raise _unfit(name, text, "true or false")
+    raise OptionError.of(name, text, "true or false")
 
 
 def _number(name: str, text: str, number_max: int = NUMBER_MAX) -> int:
     digits = text.strip().replace("_", "")
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) > 0):
-        raise _unfit(name, text, "a whole number from 1")
+        raise OptionError.of(name, text, "a whole number from 1")
     if int(digits) > number_max:
         raise OptionError(
             f"{name}: found {int(digits)}, allowed 1 to {number_max}",
@@ -225,34 +221,34 @@ def _ttl(name: str, text: str) -> int:
 def _path(name: str, text: str) -> str:
     if text in ("direct", "plain"):
         return text
-    raise _unfit(name, text, "direct or plain")
+    raise OptionError.of(name, text, "direct or plain")
 
 
 def _access(name: str, text: str) -> str:
     access = text.strip().lower()
     if access in (READ_WRITE, READ_ONLY):
         return access
-    raise _unfit(name, text, f"{READ_WRITE} or {READ_ONLY}")
+    raise OptionError.of(name, text, f"{READ_WRITE} or {READ_ONLY}")
 
 
 def _bucket(name: str, text: str) -> bytes:
     if text:
         return _encoded(name, text)
-    raise _unfit(name, text, "the name of a bucket")
+    raise OptionError.of(name, text, "the name of a bucket")
 
 
 def _buckets(name: str, text: str) -> frozenset[bytes]:
     buckets = frozenset(_encoded(name, bucket.strip()) for bucket in text.split(",") if bucket.strip())
     if buckets:  # a list that came out empty by mistake must not open all
         return buckets
-    raise _unfit(name, text, "names of buckets with commas between")
+    raise OptionError.of(name, text, "names of buckets with commas between")
 
 
 def _encoded(name: str, text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
-        raise _unfit(name, text, "text that can be encoded in UTF-8") from None
+        raise OptionError.of(name, text, "text that can be encoded in UTF-8") from None
 
 
 def _address(name: str, text: str) -> str:

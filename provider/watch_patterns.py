@@ -30,8 +30,6 @@ BUCKET_ARGUMENT = "0"
 OWN_NAME = "{bucket}"
 #: Of one link. A write to a watched bucket compares its key with every beginning.
 PATTERNS_MAX = 256
-#: Of a pattern that is malformed, so much is shown.
-SHOWN_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from transport.keyvalue import (
     read_ok,
     refused,
 )
-from transport.values import ONE_BYTE, read_bytes, read_tag, read_text, read_unsigned, write_length
+from transport.values import ONE_BYTE, check_text, read_bytes, read_tag, read_text, read_unsigned, write_length
 
 __all__ = [
     "BATCH",
@@ -194,13 +194,8 @@ class _Measure:
 
 
 def _check_texts(texts: Iterable[bytes]) -> None:
-    """:raises DecodeError: one is not UTF-8"""
     for text in texts:
-        if not text.isascii():
-            try:
-                text.decode()
-            except UnicodeDecodeError as error:
-                raise DecodeError(f"found a string that is not UTF-8 at its byte {error.start}") from None
+        check_text(text)
 
 
 # Results. Decoders raise the interface's error where the result is one.

@@ -24,6 +24,7 @@ from transport.errors import DecodeError, LengthLimitError, NeedMoreBytes
 __all__ = [
     "ONE_BYTE",
     "U64_MAX",
+    "check_text",
     "read_bool",
     "read_bytes",
     "read_tag",
@@ -109,12 +110,17 @@ def read_bytes(buffer: bytes, at: int, end: int, bytes_max: int, what: str) -> t
 def read_text(buffer: bytes, at: int, end: int, bytes_max: int, what: str) -> tuple[bytes, int]:
     """A string of at most `bytes_max` bytes, as its UTF-8, which is checked."""
     text, at = read_bytes(buffer, at, end, bytes_max, what)
+    check_text(text)
+    return text, at
+
+
+def check_text(text: bytes) -> None:
+    """:raises DecodeError: it is not UTF-8"""
     if not text.isascii():
         try:
             text.decode()
         except UnicodeDecodeError as error:
             raise DecodeError(f"found a string that is not UTF-8 at its byte {error.start}") from None
-    return text, at
 
 
 def read_two_texts(
