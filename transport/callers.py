@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transport.handler import Caller
 
-__all__ = ["CALLERS_MAX", "CallerCache", "parse_caller"]
+__all__ = ["BLOCK_BYTES_MAX", "CALLERS_MAX", "CallerCache", "parse_caller"]
 
 CALLERS_MAX = 1024
 #: A longer block is not kept: who writes it says how long it is.

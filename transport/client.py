@@ -30,6 +30,7 @@ from transport.keyvalue import (
     encode_set,
 )
 from transport.subjects import check_subject, invocation_subject
+from transport.tls import TlsOptions
 
 __all__ = ["Invoker", "KeyValueClient"]
 
@@ -153,12 +154,14 @@ class KeyValueClient:
     """A client of `wrpc:keyvalue`. A context manager; or `open` and `close` it.
 
     Names and keys are str, or bytes of UTF-8; keys come back as str. All functions raise what `Invoker.invoke` raises, foremost
-    NoSuchStoreError, AccessDeniedError and OtherError; entering raises ConnectError.
+    NoSuchStoreError, AccessDeniedError and OtherError; entering raises ConnectError, and ValueError where `tls` can't be used.
 
     :param nats: one or more NATS URLs with commas between, or a Connection, which is then left open
     :param prefix: `{lattice}.{provider key}`
     :param source_id: with `link_name`, as whom to call: sent as a host's headers
     :param timeout_s: for each invocation
+    :param user_jwt: with `user_seed`, as which decentralized user to connect; the seed alone is an nkey user
+    :param tls: certificates; unless None TLS is required, as by a `tls://` URL
     """
 
     def __init__(
@@ -169,6 +172,9 @@ class KeyValueClient:
         source_id: str | None = None,
         link_name: str | None = None,
         timeout_s: float = 10.0,
+        user_jwt: str = "",
+        user_seed: str = "",
+        tls: TlsOptions | None = None,
     ) -> None:
         self.prefix = check_subject(prefix, "prefix")
         self.timeout_s = timeout_s
@@ -176,7 +182,14 @@ class KeyValueClient:
         self._nats = (
             nats
             if isinstance(nats, Connection)
-            else ConnectionOptions(split_urls(nats), open_timeout_s=timeout_s, path="plain")  # it serves nothing
+            else ConnectionOptions(
+                split_urls(nats),
+                user_jwt=user_jwt,
+                user_seed=user_seed,
+                open_timeout_s=timeout_s,
+                path="plain",  # it serves nothing
+                tls=tls,
+            )
         )
         self._headers = {
             name: value for name, value in (("source-id", source_id), ("link-name", link_name)) if value is not None

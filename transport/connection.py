@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import nats.errors
 import nkeys
@@ -22,6 +21,8 @@ from nats.aio.client import Client, RawCredentials
 from transport.direct import DirectRoutes, DirectTransport, direct_path_unknown
 from transport.errors import ConnectError, DisconnectedError
 from transport.handler import Handler
+from transport.tls import TlsOptions, tls_refusal
+from transport.urls import login_of, redacted_url, requires_tls, split_urls, without_login
 
 __all__ = ["Connection", "ConnectionOptions", "Message", "Subscription", "redacted_url", "split_urls"]
 
@@ -62,10 +63,11 @@ Callback = Callable[[Message], Awaitable[None]]
 class ConnectionOptions:
     """Where and as whom to connect. Secrets do not show in `repr`.
 
-    :param urls: as `split_urls` gives them
+    :param urls: as `split_urls` gives them, with user and password or a token in them; a `tls://` URL requires TLS of all
     :param user_jwt: with `user_seed`, a decentralized user; a seed alone is an nkey user
     :param open_timeout_s: for `Connection.open` in all, over all attempts
     :param path: direct (`transport.direct`), where the installed nats-py is known to it, or plain
+    :param tls: unless None TLS is required, as by a `tls://` URL; the certificates are read once
     """
 
     urls: tuple[str, ...] = field(repr=False)
@@ -75,39 +77,7 @@ class ConnectionOptions:
     open_timeout_s: float = 10.0
     inbox_prefix: str = "_INBOX"
     path: str = "direct"
-
-
-def split_urls(text: str) -> tuple[str, ...]:
-    """NATS URLs from a list with commas; `nats://` and the port 4222 are added where they are missing.
-
-    >>> split_urls("127.0.0.1:4222, nats://other")
-    ('nats://127.0.0.1:4222', 'nats://other:4222')
-
-    :raises ValueError: no URL, or one that is none; the message does not repeat what may hold a password
-    """
-    urls = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        url = part if "://" in part else f"nats://{part}"
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            raise ValueError("found a URL whose host or port is none, allowed nats://HOST:PORT") from None
-        if parts.scheme != "nats" or not parts.hostname:
-            raise ValueError(f"found {redacted_url(url)!r}, allowed nats://HOST:PORT")
-        if port is None:
-            url = parts._replace(netloc=parts.netloc.removesuffix(":") + ":4222").geturl()
-        urls.append(url)
-    if not urls:
-        raise ValueError("found no URL, allowed nats://HOST:PORT")
-    return tuple(urls)
-
-
-def redacted_url(url: str) -> str:
-    """The URL without user, password or token."""
-    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
-    _, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{'<redacted>@' if at else ''}{host}"
+    tls: TlsOptions | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -123,11 +93,22 @@ class Subscription:
 
 
 class Connection:
-    """One connection to NATS, from `Connection.open` to `close`."""
+    """One connection to NATS, from `Connection.open` to `close`.
+
+    :raises ValueError: what a certificate of the options is read from can't be used
+    :raises ConnectError: TLS is required, and it is not known whether the installed nats-py sends nothing before
+    """
 
     def __init__(self, options: ConnectionOptions) -> None:
         self.options = options
-        unknown = direct_path_unknown() if options.path == "direct" else None
+        self._login = login_of(options.urls)
+        self._tls = None if options.tls is None else options.tls.context()
+        self._tls_required = options.tls is not None or requires_tls(options.urls)
+        unknown = direct_path_unknown() if options.path == "direct" or self._tls_required else None
+        if unknown is not None and self._tls_required:
+            raise ConnectError(
+                f"{unknown}: TLS is required, and only with these it is sure that nothing is sent in clear"
+            )
         if unknown is not None:
             log.warning("%s: the plain path it is", unknown)
         self.direct = DirectRoutes() if options.path == "direct" and unknown is None else None
@@ -136,18 +117,21 @@ class Connection:
         self.refusal: str | None = None  # the last subject that the server does not permit
         self._client = Client()
         self._subscriptions: list[Subscription] = []
-        self._opening: asyncio.Future[str] | None = None  # while `_connect` runs; why the server refuses us, if it does
+        self._opening: asyncio.Future[str] | None = None  # while `_connect` runs; why no further attempt makes sense
+        self._tls_refusals = 0  # while `_connect` runs
         self._flushing: set[asyncio.Task[None]] = set()
         self._closing = False
         self._away = False
         self._reopening: asyncio.Task[None] | None = None
         self._last_error: BaseException | None = None
+        self._told: str | None = None  # while away, the refusal that was logged
 
     @classmethod
     async def open(cls, options: ConnectionOptions) -> Connection:
         """Connect, trying for `open_timeout_s` at the most.
 
-        :raises ConnectError: in that time no server answered, or one refuses us (then at once)
+        :raises ConnectError: in that time no server answered; or at once: one refuses us, or TLS fails with each
+        :raises ValueError: what a certificate of the options is read from can't be used
         """
         connection = cls(options)
         await connection._connect()
@@ -191,6 +175,23 @@ class Connection:
             await self._client.publish(subject, payload, reply, None if headers is None else dict(headers))
         except (nats.errors.Error, OSError) as error:
             raise DisconnectedError(f"a message of {len(payload)} bytes was not sent: {_text(error)}") from error
+
+    async def publish_all(self, messages: Sequence[tuple[str, bytes, str]]) -> int:
+        """Send messages (subject, payload, reply) in order, without headers, as `publish` does; how many bytes their payloads have.
+
+        :raises DisconnectedError: so many as its `unsent` says were not sent and will not be
+        """
+        publish = self._client.publish
+        sent = sent_bytes = 0
+        try:
+            for subject, payload, reply in messages:
+                await publish(subject, payload, reply)
+                sent += 1
+                sent_bytes += len(payload)
+        except (nats.errors.Error, OSError) as error:
+            unsent = len(messages) - sent
+            raise DisconnectedError(f"{unsent} messages were not sent: {_text(error)}", unsent) from error
+        return sent_bytes
 
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
         """The first reply to a message.
@@ -300,23 +301,21 @@ class Connection:
     async def _connect(self) -> None:
         """A client that is connected; from then on nats-py reconnects it for ever."""
         options = self.options
-        credentials: dict[str, Any] = {}
-        if options.user_seed:
-            _check_seed(options.user_seed)
-        if options.user_seed and options.user_jwt:
-            credentials["user_credentials"] = RawCredentials(_credentials_file(options.user_jwt, options.user_seed))
-        elif options.user_seed:
-            credentials["nkeys_seed_str"] = options.user_seed
+        credentials = self._credentials()
+        self._tls_refusals = 0
         self._opening = asyncio.get_running_loop().create_future()
         self._client = client = Client()
         if self.direct is not None:
             self.direct.clear()
-            client._transport = DirectTransport(self.direct)
+        if self.direct is not None or self._tls_required:
+            has_certificate = options.tls is not None and bool(options.tls.certificate)
+            client._transport = DirectTransport(self.direct, self._tls_required, has_certificate)
         # The public options take whole numbers of seconds by their types, and any number by what nats-py does with them.
         times: dict[str, Any] = {"connect_timeout": ATTEMPT_TIMEOUT_S, "reconnect_time_wait": RECONNECT_WAIT_S}
         connecting = asyncio.create_task(
             client.connect(
-                servers=list(options.urls),
+                servers=list(map(without_login, options.urls)),
+                tls=self._tls,
                 name=options.name,
                 error_cb=self._on_error,
                 disconnected_cb=self._on_disconnected,
@@ -335,12 +334,12 @@ class Connection:
             await asyncio.wait(
                 (connecting, self._opening), timeout=options.open_timeout_s, return_when=asyncio.FIRST_COMPLETED
             )
-            if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+            if client.is_connected and connecting.done():
                 return
             error = connecting.exception() if connecting.done() else self._last_error
             servers = ", ".join(redacted_url(url) for url in options.urls)
             if self._opening.done():
-                raise ConnectError(f"{servers}: the NATS server refuses the connection: {self._opening.result()}")
+                raise ConnectError(f"{servers}: {self._opening.result()}")
             if connecting.done():
                 raise ConnectError(f"{servers}: could not connect: {_text(error)}")
             raise ConnectError(f"{servers}: no NATS server reached within {options.open_timeout_s:g} s: {_text(error)}")
@@ -353,6 +352,18 @@ class Connection:
                     await asyncio.wait((connecting,), timeout=0.05)
                 await self._close_client()
             self._opening = None
+
+    def _credentials(self) -> dict[str, Any]:
+        """As whom to connect, in nats-py's options."""
+        options = self.options
+        credentials: dict[str, Any] = dict(self._login)
+        if options.user_seed:
+            _check_seed(options.user_seed)
+        if options.user_seed and options.user_jwt:
+            credentials["user_credentials"] = RawCredentials(_credentials_file(options.user_jwt, options.user_seed))
+        elif options.user_seed:
+            credentials["nkeys_seed_str"] = options.user_seed
+        return credentials
 
     async def _carry(self, subscription: Subscription) -> None:
         try:
@@ -384,21 +395,34 @@ class Connection:
         if self._opening is not None:
             if self._opening.done():
                 return  # the attempts were given up, and why is told
-            refused = "authorization" in text.lower() or "authentication" in text.lower()
-            if self._last_error is None and not refused:
+            refusal, tls_refused = _refusal(error), tls_refusal(error) is not None
+            self._tls_refusals += tls_refused
+            if refusal is not None and (not tls_refused or self._tls_refusals >= len(self.options.urls)):
+                self._opening.set_result(refusal)
+                if self._away:
+                    self._tell(refusal)
+            elif self._last_error is None:
                 log.warning("NATS: %s; trying again for up to %g s", text, self.options.open_timeout_s)
             self._last_error = error
-            if refused:
-                self._opening.set_result(text)
         elif "permissions violation for subscription" in text.lower():
             self.refusal = text
             log.error("NATS: %s", text)
         elif "permissions violation" in text.lower():
             log.debug("NATS: %s", text)  # of a reply subject, which a caller has named
+        elif self._away and (refusal := _refusal(error)) is not None:
+            self._tell(refusal)
         elif self._away or isinstance(error, nats.errors.UnexpectedEOF):
             log.debug("NATS: %s", text)  # at each attempt to reconnect; what the end of the stream means is told once
         else:
             log.warning("NATS: %s", text)
+
+    def _tell(self, refusal: str) -> None:
+        """Why nobody takes us back: once while it is the same."""
+        if refusal == self._told:
+            log.debug("NATS: %s", refusal)
+        else:
+            self._told = refusal
+            log.warning("NATS: %s; reconnecting goes on", refusal)
 
     async def _on_disconnected(self) -> None:
         if self._opening is None and not self._closing and not self._away:
@@ -407,6 +431,7 @@ class Connection:
 
     async def _on_reconnected(self) -> None:
         self._away = False
+        self._told = None
         self.refusal = None  # the server says it again if it still holds
         self.reconnects += 1
         log.info("NATS: connected again, to %s", self.server)
@@ -436,6 +461,8 @@ def _text(error: BaseException | None) -> str:
     """What happened, for people: nats-py's errors often say little."""
     if error is None:
         return "no answer"
+    if (refusal := tls_refusal(error)) is not None:
+        return refusal
     if isinstance(error, asyncio.TimeoutError):
         return f"no greeting of a NATS server within {ATTEMPT_TIMEOUT_S} s"
     if isinstance(error, OSError):
@@ -444,6 +471,14 @@ def _text(error: BaseException | None) -> str:
     if not isinstance(error, nats.errors.Error) or "info message" in text.lower():
         return "what listens there is not a NATS server"
     return text[:256] or type(error).__name__
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Why a server does not take us, or we not it, where the next attempt would end the same; None for all other errors."""
+    text = _text(error)
+    if "authorization" in text.lower() or "authentication" in text.lower():
+        return f"the NATS server refuses the connection: {text}"
+    return tls_refusal(error)
 
 
 def _check_seed(seed: str) -> None:

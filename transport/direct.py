@@ -16,6 +16,8 @@ Invariants:
 - Reading is paused while the socket wants it (`DirectProtocol`) or nats-py's StreamReader does; `ReadFlow` owns the pausing.
 - An exception of a handler ends its invocation, never the connection.
 - What belongs to one connection lives in its protocol; nats-py makes a new one through `connect` at each reconnect.
+- Where TLS is required no frame that comes in clear is handled, and nothing is written before TLS is up: `DirectTransport` checks each
+  connection, since who answers a reconnect may be somebody in the middle.
 """
 
 from __future__ import annotations
@@ -24,20 +26,22 @@ import asyncio
 import json
 import re
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from time import perf_counter
 from urllib.parse import ParseResult
 
 from nats.aio.transport import TcpTransport
 
-from transport.callers import CallerCache
 from transport.errors import NeedMoreBytes
-from transport.frames import NO_SHAPE, Cut, NotNatsError, Other, shape_of, write_frames
+from transport.frames import Cut, NotNatsError, Other, shape_of, write_frames
 from transport.handler import ANONYMOUS, Answer, Caller, Handler
-from transport.invocation import Invocations, Step
+from transport.invocation import Invocations
 from transport.read_flow import ReadFlow, Writable
+from transport.routes import PARAMS, DirectRoutes
 from transport.subjects import params_token
+from transport.tls import TlsRefusedError, require_tls
 
 __all__ = [
     "NATS_PY_VERSIONS",
@@ -78,56 +82,10 @@ def direct_path_unknown(installed: str | None = None) -> str | None:
     return f"nats-py {installed} is not known to the direct path, known are {known}"
 
 
-#: The route of the subscription to further pieces of parameters.
-PARAMS = "params"
+NO_WORD = "the server closed the connection, and did not say why"
+NO_GREETING = "the server closed the connection before its INFO: handshake_first is not supported"
 #: About what the lines of an answer take beside its result.
 LINES_BYTES = 256
-
-
-class DirectRoutes:
-    """What the direct path answers: handlers by subscription id, over one core. Outlives connections.
-
-    :ivar shape: of an invocation that was like the one before it
-    :ivar on_step: told of each step but those of invocations that were answered whole; their messages are sent by then, or about to be
-    :ivar on_batch: told how many seconds the frames of a read took, from the read to the write of their answers
-    """
-
-    def __init__(self) -> None:
-        self.on_batch: Callable[[float], None] | None = None
-        self.handlers: dict[bytes, Handler] = {}
-        self.params: set[bytes] = set()
-        self.shape = NO_SHAPE
-        self.callers = CallerCache()
-        self.invocations: Invocations | None = None
-        self.on_step: Callable[[Step], None] = lambda step: None
-        self.violations = 0  # connections aborted for a frame that claims too much
-
-    def add(self, subscription_id: int, route: Handler | str) -> None:
-        """Answer a subscription from now on."""
-        self.forget_shapes()
-        key = b"%d" % subscription_id
-        if route == PARAMS:
-            self.params.add(key)
-        else:
-            assert callable(route)
-            self.handlers[key] = route
-
-    def forget_shapes(self) -> None:
-        """Take the next frames apart as if they were the first."""
-        self.shape = NO_SHAPE
-
-    def remove(self, subscription_id: int) -> None:
-        """Leave a subscription to nats-py."""
-        key = b"%d" % subscription_id
-        self.handlers.pop(key, None)
-        self.params.discard(key)
-        self.forget_shapes()
-
-    def clear(self) -> None:
-        """Forget all subscriptions: another client, whose numbers begin anew, takes the place of the one that had them."""
-        self.handlers.clear()
-        self.params.clear()
-        self.forget_shapes()
 
 
 class DirectProtocol(asyncio.StreamReaderProtocol):
@@ -157,10 +115,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._flow = ReadFlow(transport)  # type: ignore[arg-type]
         super().connection_made(self._flow)  # type: ignore[arg-type] # it hands it to the reader, which pauses
 
-    def follow(self, clear: DirectProtocol) -> None:
-        """Go on with TLS where the connection in clear ended: the server does not repeat its INFO."""
-        self._greeted, self._speaks_nats = clear._greeted, clear._speaks_nats
-        self._max_payload, self._frame_bytes_max = clear._max_payload, clear._frame_bytes_max
+    def follow(self, info: bytes) -> None:
+        """Go on with TLS where the connection in clear ended, with the server's INFO: it does not repeat it."""
+        self._greeted = self._speaks_nats = True
+        self._read_info(info)
 
     def connection_lost(self, error: Exception | None) -> None:
         """asyncio's word that the connection is gone: what was not parsed is gone with it."""
@@ -361,7 +319,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             outcome.end_min -= start
             step = invocations.cut(handler, reply, caller, buffer[start:end], outcome, self._now_s())
         elif isinstance(outcome, Exception):
-            step = invocations.fail(reply, outcome)
+            step = invocations.fail(reply, caller, outcome)
         else:
             step = invocations.answer(reply, caller, outcome)
         self._routes.on_step(step)
@@ -420,11 +378,19 @@ def _is_text(line: bytes) -> bool:
 
 
 class DirectTransport(TcpTransport):
-    """nats-py's transport over `DirectProtocol`. One object serves all connections of one client."""
+    """nats-py's transport over `DirectProtocol`, or without routes over asyncio's. One object serves all connections of one client.
 
-    def __init__(self, routes: DirectRoutes) -> None:
+    :param tls_required: refuse a server that has no TLS, and write nothing in clear
+    :param has_certificate: TLS shows one
+    """
+
+    def __init__(self, routes: DirectRoutes | None, tls_required: bool = False, has_certificate: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # nats-py's
         self._routes = routes
+        self._tls_required, self._has_certificate = tls_required, has_certificate
+        self._clear = tls_required  # TLS is required, and not up
+        self._info = b""  # the first line of the connection
+        self._judged = False  # the server has our certificate to judge, and has said nothing since
 
     def __bool__(self) -> bool:
         """True from the start: nats-py replaces a transport that is false."""
@@ -432,8 +398,11 @@ class DirectTransport(TcpTransport):
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         """Connect in clear."""
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()  # nats-py leaves a connection that the server refused at a reconnect
+        self._clear, self._info, self._judged = self._tls_required, b"", False
         loop = asyncio.get_running_loop()
-        reader, protocol = self._new_protocol(buffer_size)
+        reader, protocol = self._new_protocol(buffer_size, self._clear)
         async with asyncio.timeout(connect_timeout):
             transport, _ = await loop.create_connection(lambda: protocol, uri.hostname or "", uri.port or 4222)
         self._use(reader, protocol, transport)
@@ -443,35 +412,86 @@ class DirectTransport(TcpTransport):
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
     ) -> None:
-        """Go on with TLS. `start_tls` does not call connection_made."""
+        """Go on with TLS; what came in clear behind the server's INFO is lost. `start_tls` does not call connection_made."""
         assert self._io_writer is not None, "connect comes first"
         loop = asyncio.get_running_loop()
-        reader, protocol = self._new_protocol(buffer_size)
-        clear = self._io_writer.transport.get_protocol()
-        assert isinstance(clear, DirectProtocol)
-        protocol.follow(clear)
-        async with asyncio.timeout(connect_timeout):
-            transport = await loop.start_tls(
-                self._io_writer.transport,
-                protocol,
-                ssl_context,
-                server_hostname=uri if isinstance(uri, str) else uri.hostname,
-            )
+        reader, protocol = self._new_protocol(buffer_size, clear=False)
+        if self._info and isinstance(protocol, DirectProtocol):
+            protocol.follow(self._info)
+        clear, name = self._io_writer.transport, uri if isinstance(uri, str) else uri.hostname
+        replaced = clear.get_protocol()
+        try:
+            async with asyncio.timeout(connect_timeout):
+                transport = await loop.start_tls(clear, protocol, ssl_context, server_hostname=name)
+        except BaseException:
+            replaced.connection_lost(None)  # nobody else tells it, and nats-py waits for that
+            raise
         assert transport is not None
         protocol.connection_made(transport)
         self._use(reader, protocol, transport)
+        self._clear = False
+
+    async def readline(self) -> bytes:
+        """A line of the server; of INFO what `require_tls` makes of it. nats-py reads by lines until the server has taken it."""
+        with self._judgement():
+            line: bytes = await super().readline()  # type: ignore[no-untyped-call] # nats-py's
+            if not line and (self._info or self._clear):
+                raise ConnectionResetError(NO_WORD if self._info else NO_GREETING)
+        self._judged = False
+        if not self._info:
+            self._info = line
+            if self._clear:
+                line, self._judged = require_tls(line, self._has_certificate)
+        return line
+
+    async def drain(self) -> None:
+        """Wait until more may be written."""
+        with self._judgement():
+            await super().drain()  # type: ignore[no-untyped-call] # nats-py's
+
+    def write(self, payload: bytes) -> None:
+        """Write, but never in clear where TLS is required."""
+        self._check_tls()
+        super().write(payload)  # type: ignore[no-untyped-call] # nats-py's
+
+    def writelines(self, payload: list[bytes]) -> None:
+        """Write, but never in clear where TLS is required."""
+        if self._clear and self._io_writer is not None:
+            self._io_writer.transport.abort()  # at its close nats-py writes what waits, and leaves a connection that fails
+        self._check_tls()
+        super().writelines(payload)  # type: ignore[no-untyped-call] # nats-py's
 
     def close(self) -> None:
         """Close, if there was a connection."""
         if self._io_writer is not None:
             super().close()  # type: ignore[no-untyped-call] # nats-py's
 
-    def _new_protocol(self, buffer_size: int) -> tuple[asyncio.StreamReader, DirectProtocol]:
+    @contextmanager
+    def _judgement(self) -> Iterator[None]:
+        # Over TLS 1.3 the server's alert about a certificate follows the handshake, and is lost where a write fails before it is read.
+        try:
+            yield
+        except ConnectionError:
+            if self._judged and not self._clear:
+                raise TlsRefusedError(
+                    "the server does not accept the client certificate: it ended the connection"
+                ) from None
+            raise
+
+    def _check_tls(self) -> None:
+        if self._clear:
+            raise TlsRefusedError("TLS is required and not up: nothing is sent")
+
+    def _new_protocol(self, buffer_size: int, clear: bool) -> tuple[asyncio.StreamReader, asyncio.StreamReaderProtocol]:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=buffer_size, loop=loop)
+        if self._routes is None or clear:
+            return reader, asyncio.StreamReaderProtocol(reader, loop=loop)
         return reader, DirectProtocol(reader, self._routes, loop)
 
-    def _use(self, reader: asyncio.StreamReader, protocol: DirectProtocol, transport: asyncio.WriteTransport) -> None:
+    def _use(
+        self, reader: asyncio.StreamReader, protocol: asyncio.StreamReaderProtocol, transport: asyncio.WriteTransport
+    ) -> None:
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
-        self._io_reader, self._io_writer = reader, writer
+        self._io_reader = reader
+        self._io_writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())

@@ -80,7 +80,14 @@ class NoProviderError(TransportError):
 
 
 class DisconnectedError(TransportError):
-    """The message could not be sent: the connection to NATS is closed, or down and its buffer full."""
+    """The message could not be sent: the connection to NATS is closed, or down and its buffer full.
+
+    :ivar unsent: how many messages, where it were several
+    """
+
+    def __init__(self, message: str, unsent: int = 1) -> None:
+        super().__init__(message)
+        self.unsent = unsent
 
 
 class ConnectError(TransportError):

@@ -23,7 +23,7 @@ number, bytes and time since their last piece; waiting ones by number.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from transport.errors import DecodeError, NeedMoreBytes
@@ -75,13 +75,19 @@ class Waiting(NamedTuple):
     answer: Awaitable[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Failure(NamedTuple):
+    """Why an invocation was ended without a result: what its handler raised, or what is wrong with its parameters."""
+
+    error: Exception
+    caller: Caller
+
+
+class Step(NamedTuple):
     """What to do next, in this order: log the failure, send the messages, wait for the answer."""
 
-    sends: list[Send] = field(default_factory=list)
+    sends: list[Send]
     waiting: Waiting | None = None
-    failure: Exception | None = None  # of a handler, or what was wrong with the parameters
+    failure: Failure | None = None
 
 
 @dataclass(slots=True)
@@ -147,13 +153,13 @@ class Invocations:
         """The first piece of an invocation's parameters, maybe all of them."""
         if not reply:
             self.counts.without_reply += 1
-            return Step()
+            return Step([])
         try:
             answer = handler(caller, piece, 0, len(piece))
         except NeedMoreBytes as more:
             return self.cut(handler, reply, caller, piece, more, now_s)
         except Exception as error:
-            return self.fail(reply, error)
+            return self.fail(reply, caller, error)
         return self.answer(reply, caller, answer)
 
     # What `receive` does once the handler was called; the direct path calls it in its own loop.
@@ -170,9 +176,9 @@ class Invocations:
         # Registered before the handshake leaves.
         return Step([Send(reply, b"", f"{self._inbox}.{token}")])
 
-    def fail(self, reply: str, error: Exception) -> Step:
+    def fail(self, reply: str, caller: Caller, error: Exception) -> Step:
         """The handler raised at the first piece."""
-        return self._fail(reply, error, [Send(reply, b"", self.nobody)])
+        return self._fail(reply, caller, error, [Send(reply, b"", self.nobody)])
 
     def answer(self, reply: str, caller: Caller, answer: bytes | Awaitable[bytes]) -> Step:
         """The handler answered at the first piece."""
@@ -183,13 +189,13 @@ class Invocations:
         half_open = self._half_open.pop(token, None)
         if half_open is None:
             self.counts.stray_pieces += bool(piece)
-            return Step()
+            return Step([])
         params = half_open.params
         self._half_open_bytes -= len(params)
         reply = half_open.reply
         if not piece:
             error = DecodeError(f"found {len(params)} bytes of parameters of at least {half_open.needed}")
-            return self._fail(reply, error, [])
+            return self._fail(reply, half_open.caller, error, [])
         params += piece
         if len(params) >= half_open.needed and half_open.measure is not None:
             half_open.needed = half_open.measure(params)
@@ -201,18 +207,18 @@ class Invocations:
             except NeedMoreBytes as more:
                 half_open.needed, half_open.measure = more.end_min, _measure(more)
             except Exception as error:
-                return self._fail(reply, error, [])
+                return self._fail(reply, half_open.caller, error, [])
             else:
                 return self._answer(reply, half_open.caller, answer, [])
         if self._hold(token, half_open, now_s):
-            return Step()
+            return Step([])
         return self._refuse(reply, [])
 
     def finish(self, waiting: Waiting, result: bytes | Exception) -> Step:
         """The answer that was waited for: a result, or what the handler raised."""
         self._waiting -= 1
         if isinstance(result, Exception):
-            return self._fail(waiting.reply, result, [])
+            return self._fail(waiting.reply, waiting.caller, result, [])
         return Step(self._result(waiting.reply, result, []))
 
     def expire(self, now_s: float) -> Step:
@@ -234,7 +240,7 @@ class Invocations:
         """End an invocation at its first piece, unread: it can't be carried out now."""
         if not reply:
             self.counts.without_reply += 1
-            return Step()
+            return Step([])
         return self._refuse(reply, [Send(reply, b"", self.nobody)])
 
     def _hold(self, token: str, half_open: HalfOpen, now_s: float) -> bool:
@@ -276,13 +282,13 @@ class Invocations:
         sends.append(Send(results_subject(reply), b""))
         return Step(sends)
 
-    def _fail(self, reply: str, error: Exception, sends: list[Send]) -> Step:
+    def _fail(self, reply: str, caller: Caller, error: Exception, sends: list[Send]) -> Step:
         if isinstance(error, DecodeError):
             self.counts.damaged += 1
         else:
             self.counts.failed += 1
         sends.append(Send(results_subject(reply), b""))
-        return Step(sends, failure=error)
+        return Step(sends, failure=Failure(error, caller))
 
 
 def _measure(more: NeedMoreBytes) -> Measure | None:

@@ -14,13 +14,15 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from time import perf_counter
+from functools import lru_cache
+from time import monotonic
 
+from transport.callers import BLOCK_BYTES_MAX, CALLERS_MAX
 from transport.connection import Connection, Message, Subscription
 from transport.direct import PARAMS
 from transport.errors import DecodeError, DisconnectedError
 from transport.handler import ANONYMOUS, Caller, Handler
-from transport.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step, Waiting
+from transport.invocation import Failure, InvocationCounts, InvocationLimits, Invocations, Step, Waiting
 from transport.subjects import check_subject, invocation_subject, params_subject, params_token
 
 __all__ = ["Server"]
@@ -33,6 +35,8 @@ PARAMS_DRAIN_TIMEOUT_S = 0.02
 #: Failures that are logged in full; of the others in the same interval only their number.
 FAILURES_LOGGED_MAX = 5
 FAILURES_INTERVAL_S = 10.0
+#: Of a caller's traceparent, which has 55, so many are logged.
+TRACEPARENT_CHARACTERS_MAX = 64
 
 
 class Server:
@@ -61,6 +65,7 @@ class Server:
         self._expiry: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Event | None = None  # while the server stops
+        self._callers = lru_cache(CALLERS_MAX)(Caller)
         self._failures = RateLimit(FAILURES_LOGGED_MAX, FAILURES_INTERVAL_S)
         self.unsent = 0  # messages that found no connection
 
@@ -132,14 +137,14 @@ class Server:
             await self._connection.drain([self._params], PARAMS_DRAIN_TIMEOUT_S)
 
     async def _subscribe(self, subject: str, handler: Handler) -> Subscription:
-        invocations = self._invocations
-        now_s = asyncio.get_running_loop().time
-
-        def begin(message: Message) -> Step:
-            return invocations.receive(handler, message.reply, caller_of(message.headers), message.data, now_s())
+        invocations, callers = self._invocations, self._callers
 
         async def receive(message: Message) -> None:
-            await self._take(message, begin)
+            began_s = self._note_read(message)
+            step = invocations.receive(
+                handler, message.reply, caller_of(message.headers, callers), message.data, began_s
+            )
+            await self._carry_out(step, began_s)
 
         async def refuse(reply: str) -> None:
             await self._carry_out(invocations.refuse(reply))
@@ -147,31 +152,40 @@ class Server:
         return await self._connection.subscribe(subject, receive, self.prefix, refuse, route=handler)
 
     async def _on_params(self, message: Message) -> None:
-        await self._take(message, self._go_on)
+        began_s = self._note_read(message)
+        step = self._invocations.receive_params(params_token(message.subject), message.data, began_s)
+        await self._carry_out(step, began_s)
 
-    def _go_on(self, message: Message) -> Step:
-        now_s = asyncio.get_running_loop().time()
-        return self._invocations.receive_params(params_token(message.subject), message.data, now_s)
-
-    async def _take(self, message: Message, decide: Callable[[Message], Step]) -> None:
-        """Carry out what is decided on a message of the plain path; counted and timed."""
-        began_s = perf_counter()
+    def _note_read(self, message: Message) -> float:
+        """Count a message of the plain path; the time."""
         self.counts.received_bytes += len(message.data)
         self._invocations.max_payload = self._connection.max_payload  # another server may have another
-        await self._carry_out(decide(message))
-        if self._on_batch is not None:
-            self._on_batch(perf_counter() - began_s)
+        return monotonic()
 
     async def _expire(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
-            await self._carry_out(self._invocations.expire(loop.time()))
+            await self._carry_out(self._invocations.expire(monotonic()))
 
-    async def _carry_out(self, step: Step) -> None:
-        self._begin(step)
-        await self._send(step.sends)
+    async def _carry_out(self, step: Step, began_s: float | None = None) -> None:
+        """Do what a step says.
+
+        :param began_s: when the message was read that it is for, if it is for one
+        """
+        if step.failure is not None or step.waiting is not None:
+            self._begin(step)
+        if step.sends:
+            try:
+                sent_bytes = await self._connection.publish_all(step.sends)
+                self.counts.sent_bytes += sent_bytes
+            except DisconnectedError as error:
+                # The client is gone with the connection, or will run into its time-out.
+                self.unsent += error.unsent
+                if self._failures.allows(monotonic()):
+                    log.warning("an answer is lost: %s", error)
         self._note_idle()
+        if began_s is not None and self._on_batch is not None:
+            self._on_batch(monotonic() - began_s)
 
     def _on_direct_step(self, step: Step) -> None:
         self._begin(step)
@@ -191,19 +205,6 @@ class Server:
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
 
-    async def _send(self, sends: list[Send]) -> None:
-        publish = self._connection.publish
-        for sent, (subject, payload, reply) in enumerate(sends):
-            try:
-                await publish(subject, payload, reply)
-                self.counts.sent_bytes += len(payload)
-            except DisconnectedError as error:
-                # The client is gone with the connection, or will run into its time-out.
-                self.unsent += len(sends) - sent
-                if self._failures.allows(asyncio.get_running_loop().time()):
-                    log.warning("an answer is lost: %s", error)
-                return
-
     async def _wait(self, waiting: Waiting) -> None:
         result: bytes | Exception
         try:
@@ -218,20 +219,31 @@ class Server:
         result = b""  # a traceback of an exception holds this frame
         await self._carry_out(step)
 
-    def _log_failure(self, error: Exception) -> None:
-        if not self._failures.allows(asyncio.get_running_loop().time()):
+    def _log_failure(self, failure: Failure) -> None:
+        if not self._failures.allows(monotonic()):
             return
+        error, (_, traceparent) = failure
+        trace = {} if traceparent is None else {"traceparent": traceparent[:TRACEPARENT_CHARACTERS_MAX]}
         if isinstance(error, DecodeError):
-            log.warning("an invocation was ended without a result: damaged parameters: %s", error)
+            log.warning("an invocation was ended without a result: damaged parameters: %s", error, extra=trace)
         else:
-            log.error("an invocation was ended without a result: its handler failed", exc_info=error)
+            log.error("an invocation was ended without a result: its handler failed", exc_info=error, extra=trace)
 
 
-def caller_of(headers: Mapping[str, str] | None) -> Caller:
-    """The caller that the headers of an invocation name."""
+def caller_of(
+    headers: Mapping[str, str] | None, new_caller: Callable[[str | None, str | None], Caller] = Caller
+) -> Caller:
+    """The caller that the headers of an invocation name.
+
+    :param new_caller: makes one of source id and link name, or has it already; not asked for long ones, so that none are kept
+    """
     if not headers:
         return ANONYMOUS
-    return Caller(headers.get("source-id"), headers.get("link-name"), headers.get("traceparent"))
+    source_id, link_name = headers.get("source-id"), headers.get("link-name")
+    is_long = len(source_id or "") + len(link_name or "") > BLOCK_BYTES_MAX
+    caller = (Caller if is_long else new_caller)(source_id, link_name)
+    traceparent = headers.get("traceparent")
+    return caller if traceparent is None else caller.traced(traceparent)
 
 
 class RateLimit:

@@ -659,7 +659,7 @@ async def opening_error(*urls: str, timeout_s: float = 1.0, **credentials: str) 
     """What `Connection.open` says, and how long it took."""
     began_s = time.monotonic()
     with pytest.raises(ConnectError) as caught:
-        await Connection.open(ConnectionOptions(urls, open_timeout_s=timeout_s, **credentials))
+        await Connection.open(ConnectionOptions(urls, open_timeout_s=timeout_s, **credentials))  # type: ignore[arg-type] # texts
     return str(caught.value), time.monotonic() - began_s
 
 
@@ -749,7 +749,7 @@ def with_user(url: str, user: str) -> str:
 
 async def refused(url: str, *secrets: str, **credentials: str) -> None:
     """The server refuses: told at once, and without a secret."""
-    options = ConnectionOptions((url,), open_timeout_s=DEADLINE_S, **credentials)
+    options = ConnectionOptions((url,), open_timeout_s=DEADLINE_S, **credentials)  # type: ignore[arg-type] # texts
     message, took_s = await opening_error(url, timeout_s=DEADLINE_S, **credentials)
     assert "the NATS server refuses the connection: " in message
     assert "authorization" in message.lower()
@@ -871,15 +871,18 @@ def test_urls_are_split_and_completed(text: str, urls: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "found no URL, allowed nats://HOST:PORT"),
-        (" , ", "found no URL, allowed nats://HOST:PORT"),
-        ("tls://a:1", "found 'tls://a:1', allowed nats://HOST:PORT"),
-        ("http://user:pass@a:1", "found 'http://<redacted>@a:1', allowed nats://HOST:PORT"),
-        ("nats://", "found 'nats://', allowed nats://HOST:PORT"),
-        ("nats://:4222", "found 'nats://:4222', allowed nats://HOST:PORT"),
-        ("user:pass@a:http", "found a URL whose host or port is none, allowed nats://HOST:PORT"),
-        ("nats://user:pass@a:65536", "found a URL whose host or port is none, allowed nats://HOST:PORT"),
-        ("a:1,nats://pass@[b", "found a URL whose host or port is none, allowed nats://HOST:PORT"),
+        ("", "found no URL, allowed nats://HOST:PORT or tls://HOST:PORT"),
+        (" , ", "found no URL, allowed nats://HOST:PORT or tls://HOST:PORT"),
+        ("ws://a:1", "found 'ws://a:1', allowed nats://HOST:PORT or tls://HOST:PORT"),
+        ("http://user:pass@a:1", "found 'http://<redacted>@a:1', allowed nats://HOST:PORT or tls://HOST:PORT"),
+        ("nats://", "found 'nats://', allowed nats://HOST:PORT or tls://HOST:PORT"),
+        ("nats://:4222", "found 'nats://:4222', allowed nats://HOST:PORT or tls://HOST:PORT"),
+        ("user:pass@a:http", "found a URL whose host or port is none, allowed nats://HOST:PORT or tls://HOST:PORT"),
+        (
+            "nats://user:pass@a:65536",
+            "found a URL whose host or port is none, allowed nats://HOST:PORT or tls://HOST:PORT",
+        ),
+        ("a:1,nats://pass@[b", "found a URL whose host or port is none, allowed nats://HOST:PORT or tls://HOST:PORT"),
     ],
 )
 def test_what_is_no_url_is_refused(text: str, message: str) -> None:

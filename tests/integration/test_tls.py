@@ -1,39 +1,45 @@
-"""The direct path over TLS: nats-py upgrades the connection after the server's INFO, or before it."""
+"""TLS: nats-py upgrades the connection after the server's INFO, or before it; where it is required, nothing leaves in clear."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
 import ssl
-import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 from nats.aio.client import Client
 
 from engine import Store
 from provider.service import Service
-from tests.conftest import DEADLINE_S, NatsServer, RawInvocation
+from tests.conftest import DEADLINE_S, PATHS, NatsServer, RawInvocation, in_thread
+from tests.log_lines import LogLines
+from tests.nats_configs import Authority, user_config
+from transport.client import KeyValueClient
+from transport.connection import Connection, ConnectionOptions
 from transport.direct import PARAMS, DirectProtocol, DirectRoutes, DirectTransport
+from transport.errors import ConnectError, DisconnectedError
 from transport.invocation import Invocations
-from transport.keyvalue import encode_bucket_key, encode_get_result, encode_set, store_handlers
-from transport.subjects import params_subject
+from transport.keyvalue import STORE, encode_bucket_key, encode_get_result, encode_set, store_handlers
+from transport.server import Server
+from transport.subjects import invocation_subject, params_subject
+from transport.tls import TlsOptions, TlsRefusedError
 
+NewServer = Callable[[str], NatsServer]
 MAX_PAYLOAD = 100_000
+PREFIX = "default.tls"
+REFUSED = "TLS is required, and the server has none: nothing was sent to it"
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1 that signs itself, and its key."""
-    directory = tmp_path_factory.mktemp("certificate")
-    paths = directory / "certificate.pem", directory / "key.pem"
-    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", paths[1])
-    subprocess.run(
-        ["openssl", "req", "-x509", *key, "-out", paths[0], "-days", "2", *names], check=True, capture_output=True
-    )
-    return paths
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(params=[False, True], ids=["after INFO", "before INFO"])
@@ -44,14 +50,10 @@ def handshake_first(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def tls_server(
-    new_nats_server: Callable[[str], NatsServer], certificate: tuple[Path, Path], handshake_first: bool
-) -> NatsServer:
+def tls_server(new_nats_server: NewServer, authority: Authority, handshake_first: bool) -> NatsServer:
     """A NATS server that takes TLS alone, and messages smaller than others do."""
-    files = (
-        f'cert_file: "{certificate[0]}", key_file: "{certificate[1]}", handshake_first: {str(handshake_first).lower()}'
-    )
-    return new_nats_server(f"max_payload: {MAX_PAYLOAD}\ntls {{ {files} }}\n")
+    more = f"handshake_first: {str(handshake_first).lower()}"
+    return new_nats_server(f"max_payload: {MAX_PAYLOAD}\n{authority.config(more=more)}")
 
 
 async def never(message: object) -> None:
@@ -59,10 +61,10 @@ async def never(message: object) -> None:
 
 
 async def test_the_direct_path_over_tls(
-    tls_server: NatsServer, certificate: tuple[Path, Path], handshake_first: bool, caplog: pytest.LogCaptureFixture
+    tls_server: NatsServer, authority: Authority, handshake_first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    context = ssl.create_default_context(cafile=str(certificate[0]))
+    context = ssl.create_default_context(cafile=str(authority.ca))
     reconnected = asyncio.Event()
 
     async def note() -> None:
@@ -117,3 +119,337 @@ async def test_the_direct_path_over_tls(
         await asyncio.wait_for(reconnected.wait(), DEADLINE_S)
     await provider.close()
     await caller.close()
+
+
+# Where TLS is required
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> str:
+    """The transport's path, in this process."""
+    path: str = request.param
+    return path
+
+
+@pytest.fixture
+async def log_lines() -> AsyncIterator[LogLines]:
+    with LogLines.of("transport") as lines:
+        yield lines
+
+
+def options_of(port: int, authority: Authority, path: str) -> ConnectionOptions:
+    tls = TlsOptions(authority.ca.read_text())
+    return ConnectionOptions((f"nats://u:passw0rd@127.0.0.1:{port}",), path=path, tls=tls, open_timeout_s=DEADLINE_S)
+
+
+def cipher(connection: Connection) -> object:
+    """What the connection is encrypted with, None in clear."""
+    carried = connection._client._transport
+    assert isinstance(carried, DirectTransport)
+    assert carried._io_writer is not None
+    return carried._io_writer.get_extra_info("cipher")
+
+
+@asynccontextmanager
+async def serving(connection: Connection) -> AsyncIterator[Store]:
+    """The store that is served over a connection."""
+    store = Store()
+    service = Service(store)
+    server = Server(connection, PREFIX)
+    server.add(STORE, store_handlers(service, service.parameter_limits))
+    await server.start()
+    await connection.flush(DEADLINE_S)
+    yield store
+    await server.stop(DEADLINE_S)
+
+
+class Middle:
+    """Between a connection and a NATS server: passes on what comes, or answers in clear itself.
+
+    :ivar answer: what it says in place of the server, None to pass on
+    :ivar inject: what it says behind the server's first words
+    :ivar heard: all that came while it answered
+    """
+
+    def __init__(self, port: int) -> None:
+        self.answer: bytes | None = None
+        self.inject = b""
+        self.heard = bytearray()
+        self.connected = asyncio.Semaphore(0)
+        self.ended = asyncio.Semaphore(0)
+        self._port = port
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def before(cls, port: int) -> AsyncIterator[tuple[Middle, int]]:
+        """One before a port, and its own port."""
+        middle = cls(port)
+        server = await asyncio.start_server(middle._take, "127.0.0.1", 0)
+        try:
+            yield middle, server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            middle.cut()
+
+    def cut(self) -> None:
+        """End all connections."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        self.connected.release()
+        with suppress(ConnectionError):
+            if self.answer is not None:
+                writer.write(self.answer)
+                while piece := await reader.read(65536):
+                    self.heard += piece
+            else:
+                await self._pass_on(reader, writer)
+        writer.transport.abort()
+        self.ended.release()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers.append(server_writer)
+        writer.write(await server_reader.readline() + self.inject)
+        ways = [asyncio.create_task(self._copy(*way)) for way in ((reader, server_writer), (server_reader, writer))]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        server_writer.transport.abort()
+        writer.transport.abort()
+        await asyncio.wait(ways)
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while piece := await reader.read(65536):
+                writer.write(piece)
+                await writer.drain()
+
+
+def info(**fields: object) -> bytes:
+    """The first line of a NATS server that wants credentials."""
+    known = {"server_id": "A", "version": "2.12.0", "proto": 1, "headers": True, "max_payload": 1_048_576}
+    return b"INFO %b \r\n" % json.dumps(known | {"auth_required": True, "nonce": "abcdefgh"} | fields).encode()
+
+
+def frames() -> bytes:
+    """Invocations that would change what is stored, under each number that a subscription may have."""
+    subject = invocation_subject(PREFIX, STORE, "set").encode()
+    params = encode_set(b"b", b"k", b"forged")
+    lines = (b"MSG %b %d _INBOX.forger %d\r\n%b\r\n" % (subject, sid, len(params), params) for sid in range(1, 20))
+    return b"".join(lines) + b"PING\r\n"
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [info(), info(tls_required=False, tls_available=False), info(tls_required="true"), info(tls_verify=True)],
+    ids=["silent of TLS", "none", "no truth", "verify"],
+)
+@pytest.mark.parametrize("scheme", ["nats", "tls"])
+async def test_nothing_is_sent_to_a_server_without_tls(
+    path: str, greeting: bytes, scheme: str, authority: Authority
+) -> None:
+    async with Middle.before(0) as (middle, port):
+        middle.answer = greeting + frames()
+        options = options_of(port, authority, path)
+        if scheme == "tls":
+            url = options.urls[0].replace("nats:", "tls:")
+            options = ConnectionOptions((url,), path=path, open_timeout_s=DEADLINE_S)
+        with pytest.raises(ConnectError) as caught:
+            await Connection.open(options)
+        assert str(caught.value) == f"{scheme}://<redacted>@127.0.0.1:{port}: {REFUSED}"
+        await asyncio.wait_for(middle.ended.acquire(), DEADLINE_S)
+        assert middle.heard == b""
+
+
+async def test_one_url_with_tls_requires_it_of_all(path: str, new_nats_server: NewServer, authority: Authority) -> None:
+    good = new_nats_server(authority.config())
+    async with Middle.before(0) as (middle, port):
+        middle.answer = info()
+        with pytest.raises(ConnectError) as caught:
+            await Connection.open(ConnectionOptions((f"nats://127.0.0.1:{port}", f"tls://127.0.0.1:{port}"), path=path))
+        assert str(caught.value).endswith(REFUSED)
+        urls = (f"nats://127.0.0.1:{port}", good.url.replace("nats:", "tls:"))
+        connection = await Connection.open(ConnectionOptions(urls, path=path, tls=TlsOptions(str(authority.ca))))
+        assert cipher(connection)
+        assert connection.server == urls[1]
+        await connection.close()
+        assert middle.heard == b""
+
+
+@pytest.mark.parametrize("greeting", [info(), info(tls_required=False), info(tls_required=True), b""])
+async def test_nothing_is_sent_in_clear_at_a_reconnect(
+    path: str, greeting: bytes, new_nats_server: NewServer, authority: Authority, log_lines: LogLines
+) -> None:
+    """Somebody in the middle answers the reconnect in clear, offers TLS and has no certificate, or says nothing."""
+    server = new_nats_server(authority.config() + user_config("u", "passw0rd"))
+    async with Middle.before(server.port) as (middle, port):
+        connection = await Connection.open(options_of(port, authority, path))
+        await asyncio.wait_for(middle.connected.acquire(), DEADLINE_S)
+        async with serving(connection) as store:
+            store.bucket(b"b").set(b"k", b"kept")
+            middle.answer = greeting + frames() if greeting else b""
+            middle.cut()
+            for _ in range(1 + bool(greeting)):
+                await asyncio.wait_for(middle.connected.acquire(), DEADLINE_S)
+                await connection.publish("a.subject", b"to be written later")
+                with suppress(DisconnectedError):
+                    await connection.flush(0.05)
+                if greeting:
+                    await asyncio.wait_for(middle.ended.acquire(), DEADLINE_S)
+            middle.answer = None
+            middle.cut()
+            await log_lines.wait_for("INFO NATS: connected again", 1)
+            assert cipher(connection)
+            async with KeyValueClient(
+                server.url.replace("//", "//u:passw0rd@"), PREFIX, tls=options_of(port, authority, path).tls
+            ) as client:
+                assert await client.get("b", "k") == b"kept"
+        await connection.close()
+        # Of an offered TLS the first message, which names nothing but the host.
+        assert b"passw0rd" not in middle.heard
+        if b'"tls_required": true' in greeting:
+            assert re.match(rb"\x16\x03[\x00-\x03]", middle.heard)
+            assert not re.search(rb"CONNECT|PING|PONG|S?UB ", middle.heard)
+        else:
+            assert middle.heard == b""
+        if greeting and b'"tls_required": true' not in greeting:
+            assert f"WARNING NATS: {REFUSED}; reconnecting goes on" in log_lines.lines
+
+
+@pytest.mark.parametrize("routes", [None, DirectRoutes()], ids=PATHS)
+async def test_a_transport_writes_nothing_in_clear(routes: DirectRoutes | None) -> None:
+    """Whatever nats-py does: a flush writes a PING between the connection and TLS."""
+    async with Middle.before(0) as (middle, port):
+        middle.answer = info()
+        carried = DirectTransport(routes, tls_required=True)
+        await carried.connect(urlparse(f"nats://127.0.0.1:{port}"), 32768, 2)
+        with pytest.raises(TlsRefusedError, match="TLS is required and not up: nothing is sent"):
+            carried.write(b"PING\r\n")
+        with pytest.raises(TlsRefusedError, match=REFUSED):
+            await carried.readline()
+        with pytest.raises(TlsRefusedError, match="TLS is required and not up: nothing is sent"):
+            carried.writelines([b"CONNECT {}\r\n"])
+        await asyncio.wait_for(middle.ended.acquire(), DEADLINE_S)
+        assert middle.heard == b""
+
+
+async def test_what_waits_is_not_sent_in_clear_at_the_close(
+    path: str, new_nats_server: NewServer, authority: Authority
+) -> None:
+    server = new_nats_server(authority.config() + user_config("u", "passw0rd"))
+    async with Middle.before(server.port) as (middle, port):
+        connection = await Connection.open(options_of(port, authority, path))
+        await asyncio.wait_for(middle.connected.acquire(), DEADLINE_S)
+        middle.answer = b""
+        middle.cut()
+        await asyncio.wait_for(middle.connected.acquire(), DEADLINE_S)
+        await connection.publish("a.subject", b"never sent")
+        await connection.close()
+        for _ in range(2):  # connections, which both end
+            await asyncio.wait_for(middle.ended.acquire(), DEADLINE_S)
+        assert middle.heard == b""
+
+
+async def test_what_comes_in_clear_before_tls_is_not_handled(
+    path: str, new_nats_server: NewServer, authority: Authority, log_lines: LogLines
+) -> None:
+    server = new_nats_server(authority.config() + user_config("u", "passw0rd"))
+    async with Middle.before(server.port) as (middle, port):
+        connection = await Connection.open(options_of(port, authority, path))
+        async with serving(connection) as store:
+            store.bucket(b"b").set(b"k", b"kept")
+            middle.inject = frames()
+            middle.cut()
+            await log_lines.wait_for("INFO NATS: connected again")
+            await connection.flush(DEADLINE_S)
+            assert cipher(connection)
+            assert store.bucket(b"b").get(b"k") == b"kept"
+        await connection.close()
+
+
+# What works over TLS
+
+
+@pytest.mark.parametrize("more", ["", "allow_non_tls: true"])
+async def test_it_serves_over_tls(path: str, more: str, new_nats_server: NewServer, authority: Authority) -> None:
+    """Also where the server would take a connection in clear."""
+    server = new_nats_server(f"{authority.config()}{more}\n{user_config('u', 'passw0rd')}")
+    options = options_of(server.port, authority, path)
+    connection = await Connection.open(options)
+    assert cipher(connection)
+    async with (
+        serving(connection),
+        KeyValueClient(
+            options.urls[0].replace("nats:", "tls:"), PREFIX, tls=options.tls, timeout_s=DEADLINE_S
+        ) as client,
+    ):
+        for size in (0, 64, 3 * 1024 * 1024):
+            value = bytes(number % 251 for number in range(size))
+            await client.set("b", "k", value)
+            assert await client.get("b", "k") == value
+        values = await asyncio.gather(*(client.get("b", "k") for _ in range(8)))
+        assert values == [value] * 8
+    await connection.close()
+
+
+async def test_servers_of_a_cluster_that_are_found_are_reached_over_tls(
+    path: str, new_nats_server: NewServer, authority: Authority, log_lines: LogLines
+) -> None:
+    """And with the user of the URL, though the server's announcement names none."""
+    config = authority.config() + user_config("u", "passw0rd")
+    first = new_nats_server(config + 'cluster { name: c, listen: "127.0.0.1:-1" }\n')
+    route = re.search(r"connections on (\S+)", first._process.wait_for("Listening for route"))
+    assert route is not None
+    second = new_nats_server(f'{config}cluster {{ name: c, listen: "127.0.0.1:-1", routes: ["nats://{route[1]}"] }}\n')
+    connection = await Connection.open(options_of(first.port, authority, path))
+    await in_thread(second._process.wait_for, "Route connection created")
+    async with asyncio.timeout(DEADLINE_S):
+        while len(connection._client.servers) < 2:  # each answer is preceded by what is new
+            await connection.flush(DEADLINE_S)
+    await in_thread(first.kill)
+    await log_lines.wait_for("INFO NATS: connected again")
+    assert connection.server.endswith(f"://127.0.0.1:{second.port}")
+    assert cipher(connection)
+    await connection.close()
+
+
+async def test_a_certificate_that_is_not_accepted_ends_it_at_once(
+    path: str, new_nats_server: NewServer, authority: Authority
+) -> None:
+    """Of several servers, once none is left."""
+    other = new_nats_server(authority.config("localhost"))
+    good = new_nats_server(authority.config() + user_config("u", "passw0rd"))
+    options = options_of(other.port, authority, path)
+    reason = "the server's certificate is not accepted: IP address mismatch, certificate is not valid for '127.0.0.1'"
+    with pytest.raises(ConnectError) as caught:
+        await Connection.open(options)
+    assert str(caught.value) == f"nats://<redacted>@127.0.0.1:{other.port}: {reason}"
+    urls = (*options.urls, *options_of(good.port, authority, path).urls)
+    for _ in range(6):  # nats-py begins with any of them
+        connection = await Connection.open(replace(options, urls=urls))
+        assert connection.server == good.url
+        await connection.close()
+
+
+async def test_a_client_certificate_that_is_not_accepted_ends_it_at_the_first_attempt(
+    path: str, new_nats_server: NewServer, authority: Authority, tmp_path: Path, log_lines: LogLines
+) -> None:
+    """Over TLS 1.3 the server's alert comes after the handshake, and its end of the connection may overtake it."""
+    server = new_nats_server(authority.config(clients=authority.ca))
+    certificate, key = map(str, Authority(tmp_path).issue("client.test"))
+    options = ConnectionOptions((server.url,), path=path, tls=TlsOptions(str(authority.ca), certificate, key))
+    for _ in range(10):
+        with pytest.raises(ConnectError, match="the server does not accept the client certificate: "):
+            await Connection.open(options)
+    assert not any("trying again" in line for line in log_lines.lines)
+
+
+async def test_a_server_that_wants_tls_first_is_not_reached(
+    path: str, new_nats_server: NewServer, authority: Authority
+) -> None:
+    server = new_nats_server(authority.config(more="handshake_first: true, timeout: 0.2"))
+    options = ConnectionOptions((server.url,), path=path, tls=TlsOptions(str(authority.ca)), open_timeout_s=0.6)
+    with pytest.raises(ConnectError, match="before its INFO: handshake_first is not supported"):
+        await Connection.open(options)

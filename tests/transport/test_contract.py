@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -26,10 +27,12 @@ from tests.conftest import DEADLINE_S, NatsServer
 from transport.client import KeyValueClient
 from transport.connection import Connection, ConnectionOptions
 from transport.direct import NATS_PY_VERSIONS, DirectRoutes, DirectTransport, direct_path_unknown
+from transport.errors import ConnectError
 from transport.handler import Answer, Caller, Handler
 from transport.invocation import Invocations
 from transport.keyvalue import STORE, store_handlers
 from transport.server import Server
+from transport.tls import TlsOptions
 
 ROOT = Path(__file__).parents[2]
 #: What is run over the oldest version too.
@@ -103,14 +106,18 @@ def test_the_attributes_of_a_tcp_transport() -> None:
     carried = TcpTransport()  # type: ignore[no-untyped-call]
     names = {"_io_reader", "_io_writer", "_bare_io_reader", "_bare_io_writer"}
     assert vars(carried) == dict.fromkeys(names)
-    assert vars(DirectTransport(DirectRoutes())).keys() == names | {"_routes"}
+    assert vars(DirectTransport(DirectRoutes())).keys() == names | {
+        *("_routes", "_tls_required", "_has_certificate", "_clear", "_info", "_judged"),
+    }
 
 
-@pytest.mark.parametrize("name", ["connect", "connect_tls", "close"])
+@pytest.mark.parametrize("name", ["connect", "connect_tls", "readline", "drain", "write", "writelines", "close"])
 def test_what_is_overridden_is_called_as_before(name: str) -> None:
     ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (DirectTransport, TcpTransport))
     assert list(ours) == list(theirs)
-    assert inspect.iscoroutinefunction(getattr(DirectTransport, name)) is (name != "close")
+    assert inspect.iscoroutinefunction(getattr(DirectTransport, name)) is (
+        name in ("connect", "connect_tls", "readline", "drain")
+    )
 
 
 def test_a_transport_that_never_connected_closes() -> None:
@@ -219,6 +226,17 @@ async def test_an_unknown_version_is_told_once_and_takes_the_plain_path(
     connection = Connection(ConnectionOptions((nats_server.url,), path="plain"))
     assert connection.direct is None
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("path", ["direct", "plain"])
+@pytest.mark.parametrize("options", [{"tls": TlsOptions()}, {"urls": ("tls://127.0.0.1:1",)}])
+def test_tls_is_required_of_known_versions_alone(
+    path: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds the credentials back is a transport that nats-py must take."""
+    monkeypatch.setattr(transport.direct, "version", lambda name: "9.9.9")
+    with pytest.raises(ConnectError, match=r"nats-py 9\.9\.9 is not known .* TLS is required, and only with these"):
+        Connection(ConnectionOptions(**{"urls": ("nats://127.0.0.1:1",), "path": path} | options))
 
 
 @pytest.mark.timeout(300)

@@ -401,7 +401,7 @@ def test_a_handler_that_raises_ends_its_invocation_alone(direct: Direct) -> None
     assert direct.read(batch) == expected
     counts = direct.invocations.counts
     assert (counts.answered, counts.failed, counts.damaged) == (4, 2, 0)
-    assert [step.failure for step in direct.steps] == [error, error]
+    assert [step.failure and step.failure.error for step in direct.steps] == [error, error]
     assert not direct.socket.aborted
 
 

@@ -201,7 +201,8 @@ def test_a_handler_that_raises_ends_the_invocation(handler: Handler, message: st
     invocations = made()
     step = invocations.receive(handler, REPLY, ANONYMOUS, b"\x00", 0.0)
     assert step.sends == [TAKEN_WHOLE, END]
-    assert str(step.failure) == message
+    assert step.failure is not None
+    assert str(step.failure.error) == message
     assert invocations.counts == counts
     assert held(invocations) == NOTHING_HELD
 
@@ -212,7 +213,8 @@ def test_an_answer_that_fails_later_ends_the_invocation() -> None:
     assert waiting is not None
     step = invocations.finish(waiting, outcome_of(waiting.answer))
     assert step.sends == [END]
-    assert str(step.failure) == "the disk is on fire"
+    assert step.failure is not None
+    assert str(step.failure.error) == "the disk is on fire"
     assert invocations.counts == InvocationCounts(failed=1)
     assert held(invocations) == NOTHING_HELD
 
@@ -221,7 +223,7 @@ def test_an_answer_that_fails_later_ends_the_invocation() -> None:
 def test_without_a_reply_nothing_is_carried_out_or_sent(piece: bytes) -> None:
     invocations = made()
     served = Served()
-    assert invocations.receive(served.plain, "", ANONYMOUS, piece, 0.0) == Step()
+    assert invocations.receive(served.plain, "", ANONYMOUS, piece, 0.0) == Step([])
     assert served.attempts == 0
     assert invocations.counts == InvocationCounts(without_reply=1)
     assert held(invocations) == NOTHING_HELD
@@ -241,7 +243,7 @@ def test_a_further_piece_makes_it_whole() -> None:
 def test_many_pieces_make_it_whole() -> None:
     invocations, served = opened(piece=b"")
     for size, piece in enumerate((b"\x03", b"v", b"a"), 1):
-        assert invocations.receive_params("0", piece, 0.0) == Step()
+        assert invocations.receive_params("0", piece, 0.0) == Step([])
         assert held(invocations) == (1, size, 0)
     assert invocations.receive_params("0", b"l and more", 0.0) == Step([Send(RESULTS, b"result of val"), END])
     assert served.received == [(ANONYMOUS, b"val")]
@@ -284,8 +286,9 @@ def test_parameters_that_end_too_soon_are_damaged(piece: bytes, message: str) ->
     invocations, served = opened(piece=piece)
     step = invocations.receive_params("0", b"", 0.0)
     assert step.sends == [END]
-    assert isinstance(step.failure, DecodeError)
-    assert str(step.failure) == message
+    assert step.failure is not None
+    assert isinstance(step.failure.error, DecodeError)
+    assert str(step.failure.error) == message
     assert served.received == []
     assert invocations.counts == InvocationCounts(damaged=1)
     assert held(invocations) == NOTHING_HELD
@@ -305,7 +308,8 @@ def test_a_handler_that_raises_at_a_further_piece_ends_the_invocation(
     assert invocations.receive(handler, REPLY, ANONYMOUS, b"", 0.0).failure is None
     step = invocations.receive_params("0", b"\x00", 0.0)
     assert step.sends == [END]
-    assert str(step.failure) == message
+    assert step.failure is not None
+    assert str(step.failure.error) == message
     assert invocations.counts == counts
     assert held(invocations) == NOTHING_HELD
 
@@ -313,12 +317,12 @@ def test_a_handler_that_raises_at_a_further_piece_ends_the_invocation(
 def test_pieces_that_nobody_waits_for_are_counted_and_an_empty_one_is_not() -> None:
     """The empty one is the closing message, which comes after the result more often than not."""
     invocations, _ = opened()
-    assert invocations.receive_params("17", b"stray", 0.0) == Step()
-    assert invocations.receive_params("17", b"", 0.0) == Step()
+    assert invocations.receive_params("17", b"stray", 0.0) == Step([])
+    assert invocations.receive_params("17", b"", 0.0) == Step([])
     assert invocations.counts == InvocationCounts(stray_pieces=1)
     invocations.receive_params("0", b"l", 0.0)
-    assert invocations.receive_params("0", b"", 0.0) == Step()
-    assert invocations.receive_params("0", b"late", 0.0) == Step()
+    assert invocations.receive_params("0", b"", 0.0) == Step([])
+    assert invocations.receive_params("0", b"late", 0.0) == Step([])
     assert invocations.counts == InvocationCounts(answered=1, stray_pieces=2)
     assert held(invocations) == NOTHING_HELD
 
@@ -399,7 +403,7 @@ def test_half_open_invocations_are_limited_in_bytes() -> None:
 
 def test_a_further_piece_over_the_limit_ends_its_invocation_alone() -> None:
     invocations, served = opened(InvocationLimits(half_open_bytes_max=5), piece=b"\x04v")
-    assert invocations.receive_params("0", b"a", 0.0) == Step()
+    assert invocations.receive_params("0", b"a", 0.0) == Step([])
     other = invocations.receive(served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
     assert other.sends[0].reply == f"{INBOX}.1"
     assert invocations.receive_params("1", b"y", 0.0) == Step([Send("R2.results", b"")])
@@ -449,7 +453,7 @@ def test_the_default_limits() -> None:
     invocations = Invocations(INBOX, NOBODY, lambda: "token")
     assert invocations.max_payload == 1024 * 1024
     invocations.receive(Served().plain, REPLY, ANONYMOUS, b"", 0.0)
-    assert invocations.expire(9.9) == Step()
+    assert invocations.expire(9.9) == Step([])
     assert invocations.expire(10.0) == Step([END])
 
 
@@ -459,8 +463,8 @@ def test_the_default_limits() -> None:
 def test_a_half_open_invocation_does_not_live_for_ever_by_small_pieces() -> None:
     invocations, _ = opened(InvocationLimits(half_open_timeout_s=10.0, half_open_lifetime_s=25.0), piece=b"\x7f")
     for now_s in (9.0, 18.0):
-        assert invocations.receive_params("0", b"x", now_s) == Step()
-    assert invocations.expire(24.9) == Step()
+        assert invocations.receive_params("0", b"x", now_s) == Step([])
+    assert invocations.expire(24.9) == Step([])
     assert invocations.expire(25.0) == Step([END])
     assert invocations.counts == InvocationCounts(expired=1)
 
@@ -493,14 +497,14 @@ def test_a_half_open_invocation_expires_after_its_last_piece() -> None:
     invocations.receive_params("1", b"yy", 8.0)
     assert invocations.counts == InvocationCounts(damaged=1)
     assert held(invocations) == (2, 5, 0)
-    assert invocations.expire(15.9) == Step()
+    assert invocations.expire(15.9) == Step([])
     assert invocations.expire(16.0) == Step([Send("R3.results", b"")])
     assert held(invocations) == (1, 3, 0)
-    assert invocations.expire(17.9) == Step()
+    assert invocations.expire(17.9) == Step([])
     assert invocations.expire(18.0) == Step([Send("R2.results", b"")])
     assert invocations.counts == InvocationCounts(damaged=1, expired=2)
     assert held(invocations) == NOTHING_HELD
-    assert invocations.receive_params("1", b"late", 18.0) == Step()
+    assert invocations.receive_params("1", b"late", 18.0) == Step([])
     assert invocations.counts == InvocationCounts(damaged=1, expired=2, stray_pieces=1)
 
 
@@ -508,8 +512,8 @@ def test_an_answer_that_is_waited_for_does_not_expire() -> None:
     invocations = made(InvocationLimits(half_open_timeout_s=1.0))
     waiting = invocations.receive(Served().waiting, REPLY, ANONYMOUS, b"\x00", 0.0).waiting
     assert waiting is not None
-    assert invocations.expire(1e9) == Step()
-    assert invocations.close() == Step()
+    assert invocations.expire(1e9) == Step([])
+    assert invocations.close() == Step([])
     assert invocations.finish(waiting, outcome_of(waiting.answer)).sends[-1] == END
 
 
@@ -519,13 +523,13 @@ def test_close_ends_all_that_are_half_open() -> None:
     assert invocations.close() == Step([END, Send("R2.results", b"")])
     assert invocations.counts == InvocationCounts(refused=2)
     assert held(invocations) == NOTHING_HELD
-    assert invocations.close() == Step()
+    assert invocations.close() == Step([])
 
 
 def test_an_invocation_that_cannot_be_carried_out_now_is_refused_unread() -> None:
     invocations = made()
     assert invocations.refuse(REPLY) == Step([TAKEN_WHOLE, END])
-    assert invocations.refuse("") == Step()
+    assert invocations.refuse("") == Step([])
     assert invocations.counts == InvocationCounts(refused=1, without_reply=1)
 
 
@@ -645,7 +649,7 @@ class InvocationsMachine(RuleBasedStateMachine):
 
     @rule(piece=st.binary(max_size=3))
     def invoke_without_reply(self, piece: bytes) -> None:
-        assert self.core.receive(self.served.plain, "", ANONYMOUS, piece, self.now_s) == Step()
+        assert self.core.receive(self.served.plain, "", ANONYMOUS, piece, self.now_s) == Step([])
         self.counts.without_reply += 1
 
     @rule(expected=invocations, size=st.integers(1, 100))
@@ -654,7 +658,7 @@ class InvocationsMachine(RuleBasedStateMachine):
             return
         piece = expected.params[expected.sent : expected.sent + size]
         if expected not in self.half_open:
-            assert self.receive_params(expected, piece or b"late") == Step()
+            assert self.receive_params(expected, piece or b"late") == Step([])
             self.counts.stray_pieces += 1
             return
         self.half_open.remove(expected)
@@ -663,7 +667,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         if expected.whole:
             self.check_called(expected, step)
         elif self.has_room(expected):
-            assert step == Step()
+            assert step == Step([])
             self.hold(expected)
         else:
             self.check_end(expected, step)
@@ -680,7 +684,7 @@ class InvocationsMachine(RuleBasedStateMachine):
             self.check_end(expected, step, "bytes of parameters of at least")
             self.counts.damaged += 1
         else:
-            assert step == Step()
+            assert step == Step([])
 
     @rule(expected=invocations)
     def finish(self, expected: Expected) -> None:
@@ -744,7 +748,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         except NeedMoreBytes as more:
             return self.core.cut(handler, reply, caller, piece, more, now_s)
         except Exception as error:
-            return self.core.fail(reply, error)
+            return self.core.fail(reply, ANONYMOUS, error)
         return self.core.answer(reply, caller, answer)
 
     def receive_params(self, expected: Expected, piece: bytes) -> Step:

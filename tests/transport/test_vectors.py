@@ -193,12 +193,12 @@ class Server:
                 self._handlers[publish.subject], publish.reply, caller, publish.payload, 0.0
             )
         if publish.subject.startswith(NOBODY):
-            return Step()
+            return Step([])
         return self.invocations.receive_params(params_token(publish.subject), publish.payload, 0.0)
 
     def _told(self, replay: Replay, step: Step) -> list[Publish]:
         if step.failure is not None:
-            self.failures.append(step.failure)
+            self.failures.append(step.failure.error)
         return [publish for send in step.sends for publish in replay.receive(*send)]
 
     def _wrapped(self, handler: Handler, waiting: bool) -> Handler:

@@ -1,0 +1,336 @@
+"""As whom the provider connects to NATS: real servers that want something, and providers that have it, or something else.
+
+What is wrong ends the provider with exit code 1, at once, with one line that says why, and no secret in it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import quote
+
+import nkeys
+import pytest
+
+from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, in_thread
+from tests.log_lines import LogLines
+from tests.nats_configs import Authority, Key, Operator, nkey_config, token_config, user_config
+from transport.client import KeyValueClient
+from transport.connection import Connection, ConnectionOptions, redacted_url
+from transport.errors import ConnectError
+from transport.tls import TlsOptions
+
+NewServer = Callable[[str], NatsServer]
+#: What a URL gives a meaning to, what JSON escapes, and what is no ASCII.
+ODD = 'p@s:s/w?o#r%d,"\\ %41+é[]'
+
+
+@pytest.fixture
+async def log_lines() -> AsyncIterator[LogLines]:
+    with LogLines.of("transport") as lines:
+        yield lines
+
+
+@dataclass(frozen=True)
+class Means:
+    """What connects: what stands in the URL before the host, an nkey user, certificates.
+
+    :ivar reason: why it is not taken
+    :ivar secrets: what no output may hold
+    """
+
+    login: str = ""
+    user_jwt: str = ""
+    user_seed: str = ""
+    tls: TlsOptions | None = None
+    reason: str = re.escape("the NATS server refuses the connection: 'Authorization Violation'")
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    scheme: str = "nats"
+
+    def url(self, server: NatsServer) -> str:
+        return f"{self.scheme}://{self.login and self.login + '@'}127.0.0.1:{server.port}"
+
+    def launch(self, launch: Launch, server: NatsServer, wait: bool = True) -> Provider:
+        """A provider with these, which logs all it can."""
+        tls = self.tls or TlsOptions()
+        options = {"tls_ca": tls.ca, "tls_certificate": tls.certificate, "tls_key": tls.key}
+        return launch(
+            {name: value for name, value in options.items() if value},
+            wait=wait,
+            lattice_rpc_url=self.url(server),
+            lattice_rpc_user_jwt=self.user_jwt,
+            lattice_rpc_user_seed=self.user_seed,
+            log_level="debug",
+        )
+
+    def client(self, server: NatsServer, prefix: str) -> KeyValueClient:
+        return KeyValueClient(
+            self.url(server), prefix, user_jwt=self.user_jwt, user_seed=self.user_seed, tls=self.tls, timeout_s=DEADLINE_S
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A server's configuration, means that it takes, and means that it does not."""
+
+    config: str
+    right: tuple[Means, ...]
+    wrong: tuple[Means, ...] = ()
+
+
+def user(name: str, password: str) -> Means:
+    login = f"{quote(name, safe='')}:{quote(password, safe='')}"
+    return Means(login, secrets=(password, quote(password, safe="")))
+
+
+def token(text: str) -> Means:
+    return Means(quote(text, safe=""), secrets=(text, quote(text, safe="")))
+
+
+def nkey(key: Key) -> Means:
+    return Means(user_seed=key.seed, secrets=(key.seed,))
+
+
+def no_authentication(directory: Path) -> Case:
+    return Case("", (Means(), user("any-user", "any-passw0rd"), nkey(Key.new())))
+
+
+def with_token(directory: Path) -> Case:
+    return Case(
+        token_config("t0ken-hush"),
+        (token("t0ken-hush"),),
+        (token("t0ken-other"), Means("t0ken-hush:", secrets=("t0ken-hush",)), Means()),
+    )
+
+
+def with_odd_token(directory: Path) -> Case:
+    return Case(token_config(ODD), (token(ODD),), (token(quote(ODD)),))
+
+
+def with_user(directory: Path) -> Case:
+    wrong = (user("somebody", "passw0rd-other"), user("another", "passw0rd-hush"), token("passw0rd-hush"), Means())
+    return Case(user_config("somebody", "passw0rd-hush"), (user("somebody", "passw0rd-hush"),), wrong)
+
+
+def with_odd_user(directory: Path) -> Case:
+    return Case(user_config("u:@", ODD), (user("u:@", ODD),), (user("u:@", quote(ODD)),))
+
+
+def with_nkey(directory: Path) -> Case:
+    key, other = Key.new(), Key.new()
+    return Case(nkey_config(key.public_key), (nkey(key),), (nkey(other), user("u", "passw0rd-hush"), Means()))
+
+
+def with_jwt(directory: Path) -> Case:
+    operator, key, other = Operator(), Key.new(), Key.new()
+    user_jwt = operator.user(key)
+
+    def jwt(user_jwt: str, key: Key) -> Means:
+        return Means(user_jwt=user_jwt, user_seed=key.seed, secrets=(user_jwt, key.seed))
+
+    expired = operator.user(key, exp=int(time.time()) - 60)
+    wrong = (jwt(user_jwt, other), jwt(Operator().user(key), key), jwt(expired, key), nkey(key), Means())
+    return Case(operator.config, (jwt(user_jwt, key),), wrong)
+
+
+def with_tls_and_user(directory: Path) -> Case:
+    authority = Authority(directory)
+    tls = TlsOptions(str(authority.ca))
+    right, wrong = (Means(user("u", p).login, tls=tls, secrets=(p,)) for p in ("passw0rd-hush", "passw0rd-other"))
+    return Case(authority.config() + user_config("u", "passw0rd-hush"), (right,), (wrong,))
+
+
+def with_mutual_tls(directory: Path) -> Case:
+    authority = Authority(directory)
+    certificate, key = authority.issue("provider.test")
+    ca, key_text = authority.ca.read_text(), key.read_text()
+    right = (
+        Means(tls=TlsOptions(str(authority.ca), str(certificate), str(key))),
+        Means(tls=TlsOptions(ca, certificate.read_text(), key_text), secrets=(key_text.splitlines()[1],)),
+    )
+    (directory / "other").mkdir()
+    strangers = (Authority(directory / "other").issue("provider.test"), authority.issue("provider.test", days=-1))
+    wrong = (
+        Means(tls=TlsOptions(ca), reason="the server demands a client certificate, and none is given"),
+        *(
+            Means(
+                tls=TlsOptions(ca, str(certificate), str(key)),
+                reason="the server does not accept the client certificate: (unknown ca|bad certificate|certificate expired|it ended the connection)",
+            )
+            for certificate, key in strangers
+        ),
+    )
+    return Case(authority.config(clients=authority.ca), right, wrong)
+
+
+NOT_ACCEPTED = "the server's certificate is not accepted: "
+
+
+def with_a_certificate_of_another_authority(directory: Path) -> Case:
+    """The provider knows another one, or the system's alone."""
+    (directory / "other").mkdir()
+    tls = TlsOptions(str(Authority(directory / "other").ca))
+    reason = NOT_ACCEPTED + "(unable to get local issuer certificate|self[- ]signed certificate in certificate chain)"
+    wrong = (
+        Means("u:passw0rd-hush", tls=tls, reason=reason, secrets=("passw0rd-hush",)),
+        Means("u:passw0rd-hush", reason=reason, secrets=("passw0rd-hush",)),
+        Means("u:passw0rd-hush", reason=reason, secrets=("passw0rd-hush",), scheme="tls"),
+    )
+    return Case(Authority(directory).config(), (), wrong)
+
+
+def with_a_certificate_of_another_name(directory: Path) -> Case:
+    authority = Authority(directory)
+    reason = NOT_ACCEPTED + "IP address mismatch, certificate is not valid for '127.0.0.1'"
+    return Case(
+        authority.config("localhost", "127.0.0.2"), (), (Means(tls=TlsOptions(str(authority.ca)), reason=reason),)
+    )
+
+
+def with_a_certificate_that_has_expired(directory: Path) -> Case:
+    authority = Authority(directory)
+    wrong = Means(tls=TlsOptions(str(authority.ca)), reason=f"{NOT_ACCEPTED}certificate has expired")
+    return Case(authority.config(days=-1), (), (wrong,))
+
+
+def without_tls(directory: Path) -> Case:
+    reason = "TLS is required, and the server has none: nothing was sent to it"
+    user = Means("u:passw0rd-hush", reason=reason, secrets=("passw0rd-hush",), scheme="tls")
+    return Case("", (), (user, replace(user, scheme="nats", tls=TlsOptions(str(Authority(directory).ca)))))
+
+
+CASES = (
+    *(no_authentication, with_token, with_odd_token, with_user, with_odd_user, with_nkey, with_jwt),
+    *(with_tls_and_user, with_mutual_tls),
+)
+REFUSING = (
+    *(with_a_certificate_of_another_authority, with_a_certificate_of_another_name),
+    *(with_a_certificate_that_has_expired, without_tls),
+)
+
+
+def discreet(output: str, means: Means) -> None:
+    for secret in means.secrets:
+        assert secret not in output
+
+
+@pytest.mark.parametrize("case_of", CASES)
+async def test_who_may_connect(
+    case_of: Callable[[Path], Case], new_nats_server: NewServer, launch: Launch, tmp_path: Path
+) -> None:
+    case = case_of(tmp_path)
+    server = new_nats_server(case.config)
+    for means in case.right:
+        provider = await in_thread(means.launch, launch, server)
+        async with means.client(server, provider.prefix) as client:
+            await client.set("b", "k", b"v")
+            assert await client.get("b", "k") == b"v"
+        assert provider.stop() == 0
+        discreet(provider.output, means)
+
+
+@pytest.mark.parametrize("case_of", CASES[1:] + REFUSING)
+async def test_who_may_not(
+    case_of: Callable[[Path], Case], new_nats_server: NewServer, launch: Launch, tmp_path: Path
+) -> None:
+    case = case_of(tmp_path)
+    server = new_nats_server(case.config)
+    assert case.wrong
+    for means in case.wrong:
+        began_s = time.monotonic()
+        provider = means.launch(launch, server, wait=False)
+        assert await in_thread(provider.wait) == 1
+        assert time.monotonic() - began_s < 8, "it waited for what does not come: 10 s"
+        (line,) = provider.output.splitlines()
+        reason = f"{re.escape(redacted_url(means.url(server)))}: {means.reason}"
+        assert re.search(f" ERROR provider: {reason}$", line), line
+        discreet(provider.output, means)
+        with pytest.raises(ConnectError) as caught:
+            async with means.client(server, "default.kv"):
+                raise AssertionError("the client is let in")
+        assert re.fullmatch(reason, str(caught.value))
+
+
+async def test_a_user_whose_time_is_over_is_told_and_comes_back_with_none(
+    new_nats_server: NewServer, log_lines: LogLines
+) -> None:
+    """The server ends the connection of a JWT that expires. Why nobody comes back is logged once."""
+    operator, key = Operator(), Key.new()
+    server = new_nats_server(operator.config)
+    options = ConnectionOptions(
+        (server.url,), user_jwt=operator.user(key, exp=int(time.time()) + 2), user_seed=key.seed
+    )
+    connection = await Connection.open(options)
+    await log_lines.wait_for("WARNING NATS: the NATS server refuses the connection: 'Authorization Violation'")
+    assert not connection.connected
+    await connection.close()
+    assert key.seed not in log_lines.text
+
+
+async def test_refused_at_a_reconnect_is_told_once(new_nats_server: NewServer, log_lines: LogLines) -> None:
+    server = new_nats_server(token_config("t0ken-hush"))
+    connection = await Connection.open(ConnectionOptions((token("t0ken-hush").url(server),)))
+    await in_thread(server.kill)
+    await in_thread(server.start, token_config("another"))
+    await log_lines.wait_for("NATS: the NATS server refuses the connection", 3)
+    await in_thread(server.kill)
+    await in_thread(server.start, token_config("t0ken-hush"))
+    await log_lines.wait_for("INFO NATS: connected again")
+    await connection.flush(DEADLINE_S)
+    await connection.close()
+    assert [line for line in log_lines.lines if line.startswith("WARNING ")] == [
+        "WARNING NATS: the connection is lost; reconnecting for as long as it takes",
+        "WARNING NATS: the NATS server refuses the connection: 'Authorization Violation'; reconnecting goes on",
+    ]
+    assert "t0ken-hush" not in log_lines.text
+
+
+# Several servers
+
+
+async def test_a_user_is_one_of_all_urls(new_nats_server: NewServer) -> None:
+    server = new_nats_server(user_config("u", ODD))
+    means = user("u", ODD)
+    async with AsyncExitStack() as stack:
+        for urls in ((server.url, means.url(server)), (means.url(server), server.url), (means.url(server),) * 2):
+            connection = await Connection.open(ConnectionOptions(urls))
+            stack.push_async_callback(connection.close)
+            assert connection.server == server.url
+
+
+async def test_seeds_that_are_no_users(new_nats_server: NewServer) -> None:
+    """Keys of other kinds sign too; the server knows none of them."""
+    server = new_nats_server(nkey_config(Key.new().public_key))
+    for kind in (nkeys.PREFIX_BYTE_ACCOUNT, nkeys.PREFIX_BYTE_SERVER):
+        with pytest.raises(ConnectError, match="refuses the connection: 'Authorization Violation'"):
+            await Connection.open(ConnectionOptions((server.url,), user_seed=Key.new(kind).seed))
+
+
+# Certificates that can't be used
+
+
+@pytest.mark.parametrize("name", ["tls_ca", "tls_certificate", "tls_key"])
+def test_what_cannot_be_read_is_a_fault_of_the_configuration(name: str, launch: Launch, tmp_path: Path) -> None:
+    """Found before NATS is asked: nobody listens at the URL."""
+    missing = tmp_path / "missing.pem"
+    provider = launch({name: str(missing)}, wait=False, lattice_rpc_url="127.0.0.1:1", log_level="debug")
+    assert provider.wait() == 2
+    (line,) = provider.output.splitlines()
+    assert f"{name}: '{missing}': No such file or directory, allowed the path of a PEM file, or its text" in line
+
+
+def test_a_key_that_cannot_be_used_is_not_shown(launch: Launch, tmp_path: Path) -> None:
+    certificate, key = Authority(tmp_path).issue("client.test")
+    body = key.read_text().splitlines()[1]
+    for text in (key.read_text().replace(body, body[::-1]), body):
+        config = {"tls_certificate": certificate.read_text(), "tls_key": text}
+        provider = launch(config, wait=False, lattice_rpc_url="127.0.0.1:1", log_level="debug")
+        assert provider.wait() == 2
+        (line,) = provider.output.splitlines()
+        assert "key: " in line
+        assert body not in line
+        assert body[::-1] not in line

@@ -1,0 +1,61 @@
+"""What the direct path answers: which handler a subscription of nats-py's client belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transport.callers import CallerCache
+from transport.frames import NO_SHAPE
+from transport.handler import Handler
+from transport.invocation import Invocations, Step
+
+__all__ = ["PARAMS", "DirectRoutes"]
+
+#: The route of the subscription to further pieces of parameters.
+PARAMS = "params"
+
+
+class DirectRoutes:
+    """What the direct path answers: handlers by subscription id, over one core. Outlives connections.
+
+    :ivar shape: of an invocation that was like the one before it
+    :ivar on_step: told of each step but those of invocations that were answered whole; their messages are sent by then, or about to be
+    :ivar on_batch: told how many seconds the frames of a read took, from the read to the write of their answers
+    """
+
+    def __init__(self) -> None:
+        self.on_batch: Callable[[float], None] | None = None
+        self.handlers: dict[bytes, Handler] = {}
+        self.params: set[bytes] = set()
+        self.shape = NO_SHAPE
+        self.callers = CallerCache()
+        self.invocations: Invocations | None = None
+        self.on_step: Callable[[Step], None] = lambda step: None
+        self.violations = 0  # connections aborted for a frame that claims too much
+
+    def add(self, subscription_id: int, route: Handler | str) -> None:
+        """Answer a subscription from now on."""
+        self.forget_shapes()
+        key = b"%d" % subscription_id
+        if route == PARAMS:
+            self.params.add(key)
+        else:
+            assert callable(route)
+            self.handlers[key] = route
+
+    def forget_shapes(self) -> None:
+        """Take the next frames apart as if they were the first."""
+        self.shape = NO_SHAPE
+
+    def remove(self, subscription_id: int) -> None:
+        """Leave a subscription to nats-py."""
+        key = b"%d" % subscription_id
+        self.handlers.pop(key, None)
+        self.params.discard(key)
+        self.forget_shapes()
+
+    def clear(self) -> None:
+        """Forget all subscriptions: another client, whose numbers begin anew, takes the place of the one that had them."""
+        self.handlers.clear()
+        self.params.clear()
+        self.forget_shapes()

@@ -1,0 +1,84 @@
+"""URLs of NATS servers: what they may be, whom they name, and how they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import unquote, urlsplit
+
+__all__ = ["Login", "login_of", "redacted_url", "requires_tls", "split_urls", "without_login"]
+
+ALLOWED = "allowed nats://HOST:PORT or tls://HOST:PORT"
+#: Names of nats-py's options, and what they are.
+Login = dict[str, str]
+
+
+def split_urls(text: str) -> tuple[str, ...]:
+    """NATS URLs from a list with commas; `nats://` and the port 4222 are added where they are missing.
+
+    User and password, or a token in place of both, may stand before the host, percent-encoded; they are of all URLs in the list.
+
+    >>> split_urls("127.0.0.1:4222, tls://other")
+    ('nats://127.0.0.1:4222', 'tls://other:4222')
+
+    :raises ValueError: no URL, one that is none, or different users; the message does not repeat what may hold a password
+    """
+    urls = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        url = part if "://" in part else f"nats://{part}"
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise ValueError(f"found a URL whose host or port is none, {ALLOWED}") from None
+        if parts.path.strip("/") or parts.query or parts.fragment:
+            raise ValueError(
+                f"found a URL that goes on behind the port, {ALLOWED}; in a password / ? # are %2F %3F %23"
+            )
+        if parts.scheme not in ("nats", "tls") or not parts.hostname:
+            raise ValueError(f"found {redacted_url(url)!r}, {ALLOWED}")
+        netloc = parts.netloc if port is not None else parts.netloc.removesuffix(":") + ":4222"
+        urls.append(f"{parts.scheme}://{netloc}")
+    if not urls:
+        raise ValueError(f"found no URL, {ALLOWED}")
+    login_of(urls)
+    return tuple(urls)
+
+
+def login_of(urls: Iterable[str]) -> Login:
+    """The user that URLs name: `user` and `password`, or `token`, decoded; empty where they name none.
+
+    :raises ValueError: they name several
+    """
+    logins: list[Login] = []
+    for url in urls:
+        name, colon, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
+        try:
+            name, password = unquote(name, errors="strict"), unquote(password, errors="strict")
+        except UnicodeDecodeError:
+            raise ValueError(
+                "found a user or password that is not UTF-8 once decoded, allowed percent-encoded UTF-8"
+            ) from None
+        login = {"user": name, "password": password} if colon else {"token": name}
+        if any(login.values()) and login not in logins:
+            logins.append(login)
+    if len(logins) > 1:
+        raise ValueError(f"found {len(logins)} different users in a list of URLs, allowed one for all of them")
+    return logins[0] if logins else {}
+
+
+def without_login(url: str) -> str:
+    """The URL without user, password or token."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def requires_tls(urls: Iterable[str]) -> bool:
+    """Whether one of the URLs asks for TLS, which then holds for all."""
+    return any(urlsplit(url).scheme == "tls" for url in urls)
+
+
+def redacted_url(url: str) -> str:
+    """The URL with `<redacted>` for user, password or token."""
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    _, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{'<redacted>@' if at else ''}{host}"
