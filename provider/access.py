@@ -176,7 +176,7 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
     def _read(self, link: LinkDefinition, *, is_news: bool) -> LinkOptions | None:
         """The options of a link; None where one can't be read. What is wrong or unknown is said once, and noted."""
         try:
-            options, unknown = LinkOptions.from_config(self._provider, link.target_config)
+            options, unknown = LinkOptions.from_config(self._provider, link.target_options)
         except OptionError as error:
             if is_news:
                 log.warning("link %s -> %s (%s): all is denied: %s", *link.key, error.discreet)

@@ -11,8 +11,10 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
+from provider.user_files import read_credentials, read_nkey
 from transport.client import KeyValueClient
 from transport.errors import InterfaceError, NoProviderError, TransportError
+from transport.tls import TlsOptions
 
 __all__ = ["main"]
 
@@ -46,12 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _run(arguments: argparse.Namespace) -> None:
     if arguments.command == "set":
         arguments.value = _value(arguments)
+    user_jwt, user_seed = _credentials(arguments)
+    tls = TlsOptions(arguments.tls_ca, arguments.tls_certificate, arguments.tls_key)
     async with KeyValueClient(
         arguments.url,
         arguments.prefix,
         source_id=arguments.source_id,
         link_name=arguments.link_name,
         timeout_s=arguments.timeout,
+        user_jwt=user_jwt,
+        user_seed=user_seed,
+        tls=None if tls == TlsOptions() else tls,
     ) as client:
         if arguments.wait:
             await _wait(client, arguments.bucket, arguments.wait)
@@ -172,6 +179,13 @@ def _value(arguments: argparse.Namespace) -> bytes:
     return _bytes(arguments.value)
 
 
+def _credentials(arguments: argparse.Namespace) -> tuple[str, str]:
+    """JWT and seed of the user, empty where there is none."""
+    if arguments.creds is not None:
+        return read_credentials(arguments.creds)
+    return "", "" if arguments.nkey is None else read_nkey(arguments.nkey)
+
+
 def _bytes(value: str) -> bytes:
     return value.encode("utf-8", "surrogateescape")
 
@@ -207,12 +221,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--url",
         default=os.environ.get("NATS_URL", "127.0.0.1:4222"),
-        help="NATS server; default: $NATS_URL or 127.0.0.1:4222",
+        help="NATS server, as nats:// or tls://USER:PASSWORD@HOST:PORT; default: $NATS_URL or 127.0.0.1:4222",
     )
     parser.add_argument(
         "--prefix", default="default.keyvalue-inmemory", help="{lattice}.{provider key}; default: %(default)s"
     )
     parser.add_argument("--bucket", default="default", help="default: %(default)s")
+    _add_credentials(parser)
     parser.add_argument("--source-id", help="call as this component, as a host's headers say it")
     parser.add_argument("--link-name", help="call over the link of this name")
     parser.add_argument(
@@ -249,6 +264,23 @@ def _parser() -> argparse.ArgumentParser:
         "keys", help="print all keys of the bucket, one a line", description="print all keys of the bucket"
     )
     return parser
+
+
+def _add_credentials(parser: argparse.ArgumentParser) -> None:
+    user = parser.add_mutually_exclusive_group()
+    user.add_argument(
+        "--creds", metavar="FILE", help="connect as the user of this file: JWT and seed, as nsc writes it"
+    )
+    user.add_argument("--nkey", metavar="FILE", help="connect as the user of the nkey seed in this file")
+    for name, what in (
+        (
+            "ca",
+            "authorities that the server's certificate is checked against; with one of these, or tls://, TLS is required",
+        ),
+        ("certificate", "the certificate that the server is shown"),
+        ("key", "its private key, unless it stands in the same file"),
+    ):
+        parser.add_argument(f"--tls-{name}", default="", metavar="FILE", help=what)
 
 
 def _seconds(text: str) -> float:

@@ -1,7 +1,8 @@
 """The host's side of a provider's life: its subjects, and what is said on them. Knows nothing of key-value.
 
 wasmbus.rpc.{lattice}.{provider}.health                  answered with {"healthy", "message"}
-wasmbus.rpc.{lattice}.{provider}.linkdefs.put|del        a link definition; no answer
+wasmbus.rpc.{lattice}.{provider}.linkdefs.put|del        a link definition; no answer. Also under the provider's xkey in place of its key,
+                                                         where those with secrets come alone, and the others a second time
 wasmbus.rpc.{lattice}.{provider}.config.update           the whole configuration; no answer
 wasmbus.rpc.{lattice}.{provider}.{link name}.shutdown    for the host that started us: answered last of all
 """
@@ -11,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from provider.host_data import HostData
 from provider.json_fields import FieldError, Fields, text_map
-from provider.links import Links
+from provider.lattice import lattice_links
+from provider.links import LINKS_MAX, LinkDefinition, LinkKey, Links, key_of, parse_link
 from transport.connection import Connection, Message
 from transport.errors import DisconnectedError
 
@@ -29,23 +32,26 @@ class HostSubjects(NamedTuple):
     """The subjects on which a host speaks to a provider."""
 
     health: str
-    link_put: str
-    link_delete: str
+    link_puts: tuple[str, ...]
+    link_deletes: tuple[str, ...]
     config_update: str
     shutdown: str
 
 
-def host_subjects(lattice: str, provider_key: str, link_name: str) -> HostSubjects:
+def host_subjects(lattice: str, provider_key: str, link_name: str, xkey: str = "") -> HostSubjects:
     """Subjects from what the host data says.
+
+    :param xkey: the provider's public one, if the host has given it keys
 
     >>> host_subjects("default", "kv", "default").shutdown
     'wasmbus.rpc.default.kv.default.shutdown'
     """
     prefix = f"wasmbus.rpc.{lattice}.{provider_key}"
+    prefixes = (prefix, f"wasmbus.rpc.{lattice}.{xkey}") if xkey else (prefix,)
     return HostSubjects(
         health=f"{prefix}.health",
-        link_put=f"{prefix}.linkdefs.put",
-        link_delete=f"{prefix}.linkdefs.del",
+        link_puts=tuple(f"{prefix}.linkdefs.put" for prefix in prefixes),
+        link_deletes=tuple(f"{prefix}.linkdefs.del" for prefix in prefixes),
         config_update=f"{prefix}.config.update",
         shutdown=f"{prefix}.{link_name}.shutdown",
     )
@@ -72,38 +78,65 @@ class Capability(Protocol):
 
 
 class Host:
-    """Listens to the host. Sets `stop_requested` when it asks the provider to stop; then `acknowledge_stop`, last of all."""
+    """Listens to the host. Sets `stop_requested` when it asks the provider to stop; then `acknowledge_stop`, last of all.
+
+    :param links: those of the host data, to which those that come are added
+    :param xkey: the provider's public one, if the host has given it keys
+    """
 
     def __init__(
-        self, connection: Connection, host_data: HostData, capability: Capability, stop_requested: asyncio.Event
+        self,
+        connection: Connection,
+        host_data: HostData,
+        links: Links,
+        xkey: str,
+        capability: Capability,
+        stop_requested: asyncio.Event,
     ) -> None:
-        self.links = Links(host_data.provider_key)
-        for link in host_data.link_definitions:
-            try:
-                self.links.put(link)
-            except FieldError as error:
-                log.warning("a link of the host data is ignored: %s", error)
+        self._links = links
         self._stop_requested = stop_requested
         self.connection = connection
         self._host_id = host_data.host_id
         self._capability = capability
-        self._subjects = host_subjects(host_data.lattice_rpc_prefix, host_data.provider_key, host_data.link_name)
+        self._lattice, self._provider_key = host_data.lattice_rpc_prefix, host_data.provider_key
+        self._subjects = host_subjects(self._lattice, self._provider_key, host_data.link_name, xkey)
+        self._asks_to_stop = False
         self._stop_replies: list[str] = []
+        self._asking: asyncio.Task[None] | None = None
+        self._deleted: set[LinkKey] = set()  # while the lattice is asked
+
+    @property
+    def failed(self) -> BaseException | None:
+        """What a background task died of, if one did."""
+        if self._asking is not None and self._asking.done() and not self._asking.cancelled():
+            return self._asking.exception()
+        return None
+
+    @property
+    def asks_to_stop(self) -> bool:
+        """Whether the host has asked to stop."""
+        return self._asks_to_stop
 
     async def start(self) -> None:
-        """Subscribe.
+        """Subscribe, and then begin to ask the lattice for links that were put before.
 
         :raises DisconnectedError: the connection is closed
         """
         subjects = self._subjects
         for subject, callback in (
-            (subjects.link_put, self._on_link_put),
-            (subjects.link_delete, self._on_link_delete),
+            *((subject, self._on_link_put) for subject in subjects.link_puts),
+            *((subject, self._on_link_delete) for subject in subjects.link_deletes),
             (subjects.config_update, self._on_config_update),
             (subjects.health, self._on_health),
             (subjects.shutdown, self._on_shutdown),
         ):
             await self.connection.subscribe(subject, callback)
+        self._asking = asyncio.create_task(self._ask_lattice())
+
+    def stop(self) -> None:
+        """Ask no more; what the host says is still heard."""
+        if self._asking is not None:
+            self._asking.cancel()
 
     async def acknowledge_stop(self) -> None:
         """Answer the host's request to stop, if it was one. The host ends the process when the answer has come."""
@@ -111,31 +144,57 @@ class Host:
             await self._answer(reply, b"provider shutdown handled successfully")
 
     async def _on_health(self, message: Message) -> None:
-        ailments = [*self._capability.ailments(), *self.links.unusable]
-        lines = [*(ailments or ["serving"]), *self.links.remarks]
+        ailments = [*self._capability.ailments(), *self._links.unusable]
+        lines = [*(ailments or ["serving"]), *self._links.remarks]
         health = {"healthy": not ailments, "message": "; ".join(lines)}
         await self._answer(message.reply, json.dumps(health).encode())
 
     async def _on_link_put(self, message: Message) -> None:
-        changes = self.links.changes
-        try:
-            link = self.links.put_json(message.data)
-        except FieldError as error:
-            log.warning("a link can't be used: %s", error)
-        else:
-            if link is not None:
-                log.info("link put: %s", link)
-        if self.links.changes != changes:  # also where what can't be used was in place of what could
+        changes = self._links.changes
+        self._put(partial(self._links.put_json, message.data), "put")
+        if self._links.changes != changes:  # also where what can't be used was in place of what could
             self._capability.links_changed()
 
     async def _on_link_delete(self, message: Message) -> None:
         try:
-            key = self.links.delete_json(message.data)
+            value = parse_link(message.data)
+            key = key_of(value) or LinkDefinition.from_json(value).key
         except FieldError as error:
             log.warning("a link was not deleted: %s", error)
             return
-        if key is not None:
+        if self._asking is not None and not self._asking.done() and len(self._deleted) < LINKS_MAX:
+            self._deleted.add(key)
+        if self._links.delete(key):
             log.info("link deleted: %s -> %s (%s)", *key)
+            self._capability.links_changed()
+
+    def _put(self, put: Callable[[], LinkDefinition | None], how: str) -> None:
+        try:
+            link = put()
+        except FieldError as error:
+            log.warning("a link can't be used: %s", error)
+        else:
+            if link is not None:
+                log.info("link %s: %s", how, link)
+
+    async def _ask_lattice(self) -> None:
+        """Add the links that nobody has told us of: a host puts a link once, also while the provider starts and does not listen yet."""
+        try:
+            found = await lattice_links(self.connection, self._lattice, self._provider_key)
+        except DisconnectedError as error:
+            log.warning("the lattice was not asked for links: %s", error)
+            return
+        changes = self._links.changes
+        for key, value, unreadable in found:
+            if self._links.knows(key) or key in self._deleted:  # the host knows better, and tells secrets
+                continue
+            if unreadable:
+                log.warning("link %s -> %s (%s): all is denied: %s", *key, unreadable)
+                self._links.put_unreadable(key, unreadable)
+            else:
+                self._put(partial(self._links.put_value, value), "found in the lattice")
+        self._deleted.clear()
+        if self._links.changes != changes:
             self._capability.links_changed()
 
     async def _on_config_update(self, message: Message) -> None:
@@ -161,6 +220,7 @@ class Host:
             log.debug("a request to stop for another host was ignored")
             return
         log.info("the host asks to stop")
+        self._asks_to_stop = True
         if message.reply:
             self._stop_replies.append(message.reply)
         self._stop_requested.set()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from provider.json_fields import FieldError, Fields
+from provider.json_fields import Fields
 from provider.links import LinkDefinition
 from provider.secret import Secret
 from transport.subjects import check_subject
@@ -29,13 +29,16 @@ EXPECTED = (
 )
 
 
-class HostDataError(Exception):
+class HostDataError(ValueError):
     """Standard input holds no host data; the message names the field and what was expected, never a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostData:
-    """Host data, with defaults for what is missing. Names are those of the JSON; what is secret does not show in `repr`."""
+    """Host data, with defaults for what is missing. Names are those of the JSON; what is secret does not show in `repr`.
+
+    :ivar link_definitions: each the JSON of a well-formed link, whose secrets are still sealed
+    """
 
     host_id: str = ""
     lattice_rpc_prefix: str = "default"
@@ -45,7 +48,7 @@ class HostData:
     provider_key: str = "keyvalue-inmemory"
     link_name: str = "default"
     instance_id: str = ""
-    link_definitions: tuple[LinkDefinition, ...] = ()
+    link_definitions: tuple[Any, ...] = field(default=(), repr=False)
     cluster_issuers: tuple[str, ...] = ()
     config: Mapping[str, str] = field(default_factory=dict, repr=False)
     env_values: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -95,8 +98,9 @@ def parse_host_data(text: bytes) -> HostData:
     """
     if not text.strip():
         raise HostDataError(f"found an empty standard input, {EXPECTED}")
+    value = _decoded(text)
     try:
-        host_data = _from_json(_decoded(text))
+        host_data = _from_json(value)
         for name in ("lattice_rpc_prefix", "provider_key", "link_name"):
             check_subject(getattr(host_data, name), name)
     except ValueError as error:
@@ -141,14 +145,13 @@ def _from_json(value: Any) -> HostData:
         provider_key=fields.text("provider_key", defaults.provider_key),
         link_name=fields.text("link_name", defaults.link_name),
         instance_id=fields.text("instance_id"),
-        link_definitions=tuple(
-            LinkDefinition.from_json(link, f"link_definitions[{index}].")
-            for index, link in enumerate(fields.array("link_definitions"))
-        ),
+        link_definitions=_links(fields.array("link_definitions")),
         cluster_issuers=fields.texts("cluster_issuers"),
         config=fields.text_map("config"),
         env_values=fields.text_map("env_values"),
-        secrets={name: _secret(secret, f"secrets.{name}.") for name, secret in fields.mapping("secrets").items()},
+        secrets={
+            name: Secret.from_json(secret, f"secrets.{name}.") for name, secret in fields.mapping("secrets").items()
+        },
         host_xkey_public_key=fields.text("host_xkey_public_key"),
         provider_xkey_private_key=Secret(fields.text("provider_xkey_private_key")),
         default_rpc_timeout_ms=fields.number("default_rpc_timeout_ms", defaults.default_rpc_timeout_ms),
@@ -158,11 +161,8 @@ def _from_json(value: Any) -> HostData:
     )
 
 
-def _secret(value: Any, what: str) -> Secret:
-    fields = Fields(value, what)
-    kind = fields.text("kind")
-    if kind == "String":
-        return Secret(fields.text("value"))
-    if kind == "Bytes":
-        return Secret(fields.octets("value") or b"")
-    raise FieldError(f"{what}kind: expected String or Bytes")
+def _links(values: list[Any]) -> tuple[Any, ...]:
+    """These, if all are links."""
+    for index, value in enumerate(values):
+        LinkDefinition.from_json(value, f"link_definitions[{index}].", unseal=lambda _: b"{}")
+    return tuple(values)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from provider.json_fields import FieldError, Fields
+from provider.secret import Secret
 
-__all__ = ["LinkDefinition", "LinkKey", "Links"]
+__all__ = ["LINKS_MAX", "LinkDefinition", "LinkKey", "Links", "Unseal", "key_of", "parse_link"]
 
 #: Links that are kept, and of those that something is said about how many are told: whoever may publish can put links.
 LINKS_MAX = 10_000
@@ -19,6 +20,8 @@ LINES_MAX = 8
 NAME_CHARACTERS_MAX = 128
 #: Source, target and name: a component may be linked to a provider more than once, under several names.
 LinkKey = tuple[str, str, str]
+#: Opens sealed bytes; raises ValueError where it can't.
+Unseal = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,18 @@ class LinkDefinition:
     interfaces: tuple[str, ...] = ()
     source_config: Mapping[str, str] = field(default_factory=dict, repr=False)
     target_config: Mapping[str, str] = field(default_factory=dict, repr=False)
-    source_secrets: bytes | None = field(default=None, repr=False)
-    target_secrets: bytes | None = field(default=None, repr=False)
+    source_secrets: Mapping[str, Secret] = field(default_factory=dict)
+    target_secrets: Mapping[str, Secret] = field(default_factory=dict)
+
+    @property
+    def source_options(self) -> dict[str, str]:
+        """What the source's side sets, in clear: a secret goes before what the configuration says under its name."""
+        return _options(self.source_config, self.source_secrets)
+
+    @property
+    def target_options(self) -> dict[str, str]:
+        """The same of the target's side."""
+        return _options(self.target_config, self.target_secrets)
 
     @property
     def key(self) -> LinkKey:
@@ -44,13 +57,18 @@ class LinkDefinition:
     def __str__(self) -> str:
         interfaces = ", ".join(self.interfaces) or "no interface"
         options = ", ".join(sorted({*self.source_config, *self.target_config})) or "none"
-        return f"{self.source_id} -> {self.target} ({self.name}), {interfaces}; options set: {options}"
+        secrets = ", ".join(sorted({*self.source_secrets, *self.target_secrets}))
+        return (
+            f"{self.source_id} -> {self.target} ({self.name}), {interfaces}; options set: {options}"
+            f"{secrets and f'; secrets: {secrets}'}"
+        )
 
     @classmethod
-    def from_json(cls, value: Any, what: str = "") -> LinkDefinition:
+    def from_json(cls, value: Any, what: str = "", unseal: Unseal | None = None) -> LinkDefinition:
         """A link from its JSON object.
 
-        :raises FieldError: a field is of the wrong type, or names nobody
+        :param unseal: opens what the host has sealed; without it a link with secrets can't be read
+        :raises FieldError: a field is of the wrong type, or names nobody, or secrets can't be opened
         """
         fields = Fields(value, what)
         link = cls(
@@ -62,8 +80,8 @@ class LinkDefinition:
             interfaces=fields.texts("interfaces"),
             source_config=fields.text_map("source_config"),
             target_config=fields.text_map("target_config"),
-            source_secrets=fields.octets("source_secrets"),
-            target_secrets=fields.octets("target_secrets"),
+            source_secrets=_secrets(fields.octets("source_secrets"), f"{what}source_secrets", unseal),
+            target_secrets=_secrets(fields.octets("target_secrets"), f"{what}target_secrets", unseal),
         )
         for name in ("source_id", "target"):
             if not getattr(link, name):
@@ -72,10 +90,14 @@ class LinkDefinition:
 
 
 class Links:
-    """The links of one provider: those it is the target or the source of, by source, target and name."""
+    """The links of one provider: those it is the target or the source of, by source, target and name.
 
-    def __init__(self, provider_key: str) -> None:
+    :param unseal: opens the secrets of links
+    """
+
+    def __init__(self, provider_key: str, unseal: Unseal | None = None) -> None:
         self._provider_key = provider_key
+        self._unseal = unseal
         self._links: dict[LinkKey, LinkDefinition] = {}
         self._unusable: dict[LinkKey, str] = {}
         self._remarks: dict[LinkKey, str] = {}
@@ -145,37 +167,40 @@ class Links:
 
     def delete(self, key: LinkKey) -> bool:
         """Forget a link; whether it was known."""
-        was_known = key in self._links or key in self._unusable
+        was_known = self.knows(key)
         if was_known:
             self._forget(key)
         return was_known
 
     def put_json(self, payload: bytes) -> LinkDefinition | None:
-        """Keep the link of a `linkdefs.put`; the link, or None if it was known just so.
+        """`put_value` of the JSON of a `linkdefs.put`."""
+        return self.put_value(parse_link(payload))
+
+    def put_value(self, value: Any) -> LinkDefinition | None:
+        """Keep a link as JSON gives it; the link, or None if it was known just so.
 
         One that can't be used is noted in `unusable` until a good one of its key comes, or it is deleted.
 
-        :raises FieldError: the payload is no link
+        :raises FieldError: it is no link
         """
-        value = _parsed(payload)
         try:
-            link = LinkDefinition.from_json(value)
+            link = LinkDefinition.from_json(value, unseal=self._unseal)
             return link if self.put(link) else None
         except FieldError as error:
-            key = _key_of(value)
+            key = key_of(value)
             if key is not None and self._provider_key in key[:2]:
-                self._forget(key)  # the old definition no longer holds
-                if len(self._unusable) < LINKS_MAX:
-                    self._unusable[key] = f"{_named(key)}: {error}"
+                self.put_unreadable(key, str(error))
             raise
 
-    def delete_json(self, payload: bytes) -> LinkKey | None:
-        """Forget the link of a `linkdefs.del`; its key, or None if it was not known.
+    def put_unreadable(self, key: LinkKey, reason: str) -> None:
+        """Note in `unusable`, in place of a link of this key, that there is one which can't be read."""
+        self._forget(key)  # the old definition no longer holds
+        if len(self._unusable) < LINKS_MAX:
+            self._unusable[key] = f"{_named(key)}: {reason}"
 
-        :raises FieldError: the payload is no link
-        """
-        key = LinkDefinition.from_json(_parsed(payload)).key
-        return key if self.delete(key) else None
+    def knows(self, key: LinkKey) -> bool:
+        """Whether there is a link of this key, readable or not."""
+        return key in self._links or key in self._unusable
 
     def _forget(self, key: LinkKey) -> None:
         self.changes += 1
@@ -197,14 +222,41 @@ def _first(lines: Collection[str], more: str) -> list[str]:
     return first
 
 
-def _parsed(payload: bytes) -> Any:
+def _options(config: Mapping[str, str], secrets: Mapping[str, Secret]) -> dict[str, str]:
+    return {**config, **{name: secret.reveal() for name, secret in secrets.items()}}
+
+
+def _secrets(sealed: bytes | None, what: str, unseal: Unseal | None) -> dict[str, Secret]:
+    """The secrets of one side of a link, by name."""
+    if not sealed:
+        return {}
+    if unseal is None:
+        raise FieldError(f"{what}: found {len(sealed)} sealed bytes, and no keys in the host data to open them")
+    try:
+        opened = unseal(sealed)
+    except ValueError as error:
+        raise FieldError(f"{what}: {error}") from None
+    try:
+        secrets = json.loads(opened)
+    except (ValueError, RecursionError):  # whose message may quote a secret
+        secrets = None
+    if not isinstance(secrets, dict):
+        raise FieldError(f"{what}: expected a JSON object to be sealed")
+    return {name: Secret.from_json(secret, f"{what}.{name}.") for name, secret in secrets.items()}
+
+
+def parse_link(payload: bytes) -> Any:
+    """The JSON of a `linkdefs.put` or `linkdefs.del`.
+
+    :raises FieldError: it is none
+    """
     try:
         return json.loads(payload)
     except (ValueError, RecursionError):
         raise FieldError(f"found {len(payload)} bytes that are not JSON, expected a link definition") from None
 
 
-def _key_of(value: Any) -> LinkKey | None:
+def key_of(value: Any) -> LinkKey | None:
     """The key of a link whose other fields may be wrong."""
     if not isinstance(value, dict):
         return None

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from copy import copy
 
 __all__ = ["LEVELS", "set_up_log"]
 
@@ -34,7 +35,7 @@ def set_up_log(level: str, structured: bool) -> None:
 
 
 class PlainFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO provider: ready`"""
+    """`2026-01-31T12:00:00.000Z INFO provider: ready`; behind it, where a record has one, the caller's traceparent."""
 
     def __init__(self) -> None:
         self.converter = time.gmtime
@@ -43,9 +44,12 @@ class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line; what others may have named cannot make a second one of it."""
         message = record.getMessage()
-        if not message.isprintable():
-            record.msg = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-            record.args = None
+        traceparent = getattr(record, "traceparent", None)
+        if traceparent is not None:
+            message = f"{message} (traceparent {traceparent})"
+        record = copy(record)
+        record.msg = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        record.args = None
         return super().format(record)
 
 
@@ -58,6 +62,9 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {"message": record.getMessage()}
+        traceparent = getattr(record, "traceparent", None)
+        if traceparent is not None:
+            fields["traceparent"] = traceparent
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         event = {

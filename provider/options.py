@@ -1,29 +1,40 @@
-"""What can be set: the provider's options, from the `config` of its host data, and a link's, from its `target_config`.
+"""What can be set: the provider's options, a link's (from its `target_config`), and what a provider without a host is told besides.
 
-A table each, OPTIONS and LINK_OPTIONS; docs/operating.md shows them. What a link does not set is as the provider's options say.
+A table each, OPTIONS, LINK_OPTIONS and STANDALONE_OPTIONS; docs/operating.md shows them. What a link does not set is as the provider's options
+say. `provider.settings` says where options come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine import StoreOptions
 from engine.options import LENGTH_MAX, TTL_MS_MAX
+from provider.log import LEVELS
+from provider.secret import Secret
 from transport.invocation import InvocationLimits
 from transport.keyvalue import ParameterLimits
+from transport.subjects import check_subject
+from transport.urls import split_urls
+
+if TYPE_CHECKING:
+    from transport.tls import TlsOptions
 
 __all__ = [
+    "FLAGS",
     "LINK_OPTIONS",
     "LIVE_OPTIONS",
     "OPTIONS",
     "READ_ONLY",
     "READ_WRITE",
+    "STANDALONE_OPTIONS",
     "LinkOptions",
     "Option",
     "OptionError",
     "ProviderOptions",
+    "StandaloneOptions",
     "split_address",
 ]
 
@@ -88,7 +99,12 @@ class ProviderOptions:
     half_open_bytes_max: int = INVOCATION_DEFAULTS.half_open_bytes_max
     half_open_timeout_ms: int = round(INVOCATION_DEFAULTS.half_open_timeout_s * 1000)
     transport: str = "direct"
+    tls_ca: str | None = None
+    tls_certificate: str | None = None
+    tls_key: Secret | None = None
     metrics_address: str | None = None
+    log_level: str | None = None
+    structured_logging: bool | None = None
     connect_timeout_ms: int = 10_000
     stop_timeout_ms: int = 5_000
 
@@ -129,9 +145,21 @@ class ProviderOptions:
             half_open_timeout_s=self.half_open_timeout_ms / 1000,
         )
 
+    def tls_options(self) -> TlsOptions | None:
+        """What of this is for TLS; None where nothing is set."""
+        if self.tls_ca is None and self.tls_certificate is None and self.tls_key is None:
+            return None
+        from transport.tls import TlsOptions  # here: it brings ssl, for which `--help` need not wait
+
+        return TlsOptions(
+            ca=self.tls_ca or "",
+            certificate=self.tls_certificate or "",
+            key="" if self.tls_key is None else self.tls_key.reveal(),
+        )
+
     def changed(self, other: ProviderOptions) -> list[str]:
         """Names of the options that `other` has another value for."""
-        return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
+        return [option.name for option in fields(self) if getattr(self, option.name) != getattr(other, option.name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +188,16 @@ class LinkOptions:
         known, unknown = _parsed(LINK_OPTIONS, config)
         defaults = {name: getattr(provider, name) for name in LINK_DEFAULTS}
         return cls(**(defaults | known)), unknown
+
+
+@dataclass(frozen=True, slots=True)
+class StandaloneOptions:
+    """What host data would say, for a provider without a host. STANDALONE_OPTIONS says what each is."""
+
+    nats: str = field(default="127.0.0.1:4222", repr=False)
+    prefix: str = "default.keyvalue-inmemory"
+    credentials: str | None = None
+    nkey: str | None = None
 
 
 class Option(NamedTuple):
@@ -218,10 +256,42 @@ def _ttl(name: str, text: str) -> int:
     return _number(name, text, TTL_MS_MAX)
 
 
+def _prefix(name: str, text: str) -> str:
+    try:
+        return check_subject(text.strip(), name)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+
+
+def _urls(name: str, text: str) -> str:
+    try:
+        split_urls(text)
+    except ValueError as error:
+        raise OptionError(f"{name}: {error}") from None
+    return text
+
+
 def _path(name: str, text: str) -> str:
     if text in ("direct", "plain"):
         return text
     raise OptionError.of(name, text, "direct or plain")
+
+
+def _level(name: str, text: str) -> str:
+    level = text.strip().lower()
+    if level in LEVELS:
+        return level
+    raise OptionError.of(name, text, ", ".join(LEVELS))
+
+
+def _text(name: str, text: str) -> str:
+    if text:
+        return text
+    raise OptionError.of(name, text, "some text")
+
+
+def _secret(name: str, text: str) -> Secret:
+    return Secret(_text(name, text))
 
 
 def _access(name: str, text: str) -> str:
@@ -280,7 +350,9 @@ LINK_OPTIONS: Mapping[str, Option] = {
 LINK_DEFAULTS = ("bucket", "bucket_prefix", "buckets", "access", "bytes_max", "ttl_ms")
 
 #: What takes effect as soon as the configuration changes; the rest at the next start.
-LIVE_OPTIONS = frozenset({"require_link", "batch_keys_max", "answer_bytes_max", *LINK_DEFAULTS})
+LIVE_OPTIONS = frozenset(
+    {"require_link", "batch_keys_max", "answer_bytes_max", "log_level", "structured_logging", *LINK_DEFAULTS}
+)
 
 OPTIONS: Mapping[str, Option] = {
     "strict_buckets": LINK_OPTIONS["strict_buckets"],
@@ -306,7 +378,30 @@ OPTIONS: Mapping[str, Option] = {
     "transport": Option(
         _path, "direct: invocations are answered where their bytes arrive; plain: by nats-py's callbacks"
     ),
+    "tls_ca": Option(
+        _text, "authorities that NATS' certificate is checked against: a PEM file, or its text; TLS is required then"
+    ),
+    "tls_certificate": Option(
+        _text, "the certificate that NATS is shown: a PEM file, or its text; TLS is required then"
+    ),
+    "tls_key": Option(_secret, "its private key: a PEM file, or its text"),
     "metrics_address": Option(_address, "HOST:PORT for /metrics, /livez and /readyz; off unless set"),
+    "log_level": Option(_level, "trace, debug, info, warn or error; as the host data says unless set"),
+    "structured_logging": Option(_flag, "true: the log is JSON; as the host data says unless set"),
     "connect_timeout_ms": Option(_number, "milliseconds for reaching NATS at the start, all attempts together"),
     "stop_timeout_ms": Option(_number, "milliseconds for answering what is in flight at SIGTERM or SIGINT"),
 }
+
+#: What host data would say; for `keyvalue-inmemory serve` alone.
+STANDALONE_OPTIONS: Mapping[str, Option] = {
+    "nats": Option(
+        _urls,
+        "NATS servers with commas between: HOST:PORT, nats://USER:PASSWORD@HOST:PORT, nats://TOKEN@HOST, tls://HOST",
+    ),
+    "prefix": Option(_prefix, "subjects begin so: {lattice}.{provider key} of the callers"),
+    "credentials": Option(_text, "a file with the user's JWT and seed, as `nsc` writes it"),
+    "nkey": Option(_text, "a file with the seed of an nkey user"),
+}
+
+#: Options that are true or false.
+FLAGS = frozenset(name for name, option in OPTIONS.items() if option.parse is _flag)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from provider.json_fields import FieldError, Fields
+
 __all__ = ["Secret"]
 
 
@@ -19,9 +23,24 @@ class Secret:
     def __init__(self, value: str | bytes) -> None:
         self._value = value
 
+    @classmethod
+    def from_json(cls, value: Any, what: str) -> Secret:
+        """A secret as a host writes it: `{"kind": "String", "value": text}` or `{"kind": "Bytes", "value": [numbers]}`.
+
+        :param what: its name in errors, as `secrets.password.`
+        :raises FieldError: it is none; the message does not show its value
+        """
+        fields = Fields(value, what)
+        match fields.text("kind"):
+            case "String":
+                return cls(fields.text("value"))
+            case "Bytes":
+                return cls(fields.octets("value") or b"")
+        raise FieldError(f"{what}kind: expected String or Bytes")
+
     def reveal(self) -> str:
-        """The secret as text; bytes are read as UTF-8."""
-        return self._value if isinstance(self._value, str) else self._value.decode()
+        """The secret as text. Bytes are read as UTF-8; what is none comes as half surrogate pairs, which no option takes."""
+        return self._value if isinstance(self._value, str) else self._value.decode(errors="surrogateescape")
 
     def __bool__(self) -> bool:
         return bool(self._value)

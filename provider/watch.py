@@ -28,7 +28,7 @@ from transport.errors import NoProviderError, TransportError
 from transport.subjects import check_subject, invocation_subject
 from transport.watcher import WATCHER, decode_nothing, encode_on_delete, encode_on_set
 
-__all__ = ["WatchCounts", "WatchLimits", "Watcher", "Watchers"]
+__all__ = ["INTERFACE", "WatchCounts", "WatchLimits", "Watcher", "Watchers", "watch_of"]
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +263,11 @@ class Watchers:
         for link in self._links.callees():
             if INTERFACE in link.interfaces:
                 known = self._definitions.get(link.key)
-                definitions[link.key] = self._define(link) if known is None or known.link is not link else known
+                definitions[link.key] = (
+                    Definition(link, watch_of(link, self._links, self._lattice))
+                    if known is None or known.link is not link
+                    else known
+                )
         if definitions == self._definitions or self._stopped:
             return
         self._definitions = definitions
@@ -301,26 +305,6 @@ class Watchers:
     def _calls(self) -> list[asyncio.Task[None]]:
         return [call for watcher in self._watchers.values() for call in watcher.calls]
 
-    def _define(self, link: LinkDefinition) -> Definition:
-        try:
-            watch = Watch.from_config(link.source_config)
-            check_subject(self._prefix(link), "target")
-            if not link.name.isprintable():
-                raise OptionError(f"name: found {link.name[:64]!r}, allowed printable characters")
-        except ValueError as error:
-            reason = error.discreet if isinstance(error, OptionError) else str(error)
-            log.warning("link %s -> %s (%s) watches nothing: %s", *link.key, reason)
-            self._links.refuse(link, reason)
-            return Definition(link, None)
-        remarks = [] if watch is not None else ["it watches nothing: the option watch is not set"]
-        unknown = ", ".join(sorted(link.source_config.keys() - WATCH_OPTIONS.keys()))[:UNKNOWN_CHARACTERS_MAX]
-        if unknown:
-            remarks.append(f"ignored, since no option of a watcher has this name: {unknown}")
-        if remarks:
-            log.warning("link %s -> %s (%s): %s", *link.key, "; ".join(remarks))
-            self._links.remark(link, "; ".join(remarks))
-        return Definition(link, watch)
-
     def _prefix(self, link: LinkDefinition) -> str:
         return f"{self._lattice}.{link.target}"
 
@@ -344,3 +328,25 @@ class Watchers:
             closing = asyncio.create_task(invoker.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+
+def watch_of(link: LinkDefinition, links: Links, lattice: str) -> Watch | None:
+    """What a link whose interfaces contain `watcher` watches; None where nothing. What is wrong with it is said, and noted in the links."""
+    try:
+        watch = Watch.from_config(link.source_options)
+        check_subject(f"{lattice}.{link.target}", "target")
+        if not link.name.isprintable():
+            raise OptionError(f"name: found {link.name[:64]!r}, allowed printable characters")
+    except ValueError as error:
+        reason = error.discreet if isinstance(error, OptionError) else str(error)
+        log.warning("link %s -> %s (%s) watches nothing: %s", *link.key, reason)
+        links.refuse(link, reason)
+        return None
+    remarks = [] if watch is not None else ["it watches nothing: the option watch is not set"]
+    unknown = ", ".join(sorted(link.source_options.keys() - WATCH_OPTIONS.keys()))[:UNKNOWN_CHARACTERS_MAX]
+    if unknown:
+        remarks.append(f"ignored, since no option of a watcher has this name: {unknown}")
+    if remarks:
+        log.warning("link %s -> %s (%s): %s", *link.key, "; ".join(remarks))
+        links.remark(link, "; ".join(remarks))
+    return watch

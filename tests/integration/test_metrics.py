@@ -314,7 +314,7 @@ async def test_nothing_that_a_caller_or_the_host_named_is_told(
     provider = launch(
         ON, lattice_rpc_url=url, provider_key="kv-of-secrets", link_definitions=[link], env_values={"P": PASSWORD}
     )
-    headers = {"source_id": "secret-component", "link_name": "secret-link"}
+    headers: dict[str, Any] = {"source_id": "secret-component", "link_name": "secret-link"}
     async with KeyValueClient(url, provider.prefix, timeout_s=DEADLINE_S, **headers) as client:
         await client.set("secret-bucket", "secret-key", b"secret-value")
         assert await client.get("secret-bucket", "secret-key") == b"secret-value"

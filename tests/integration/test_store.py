@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -22,7 +23,7 @@ MAX_PAYLOAD = MIB
 #: A get result of a value this long is `ok`, `some` and three bytes of length longer.
 RESULT_OVERHEAD = 5
 U64_MAX = 2**64 - 1
-HEADERS = {"source_id": "holdout-component", "link_name": "default"}
+HEADERS: dict[str, Any] = {"source_id": "holdout-component", "link_name": "default"}
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from engine import Store, StoreOptions
 from provider.access import HANDLES_MAX, Accesses, Reach
 from provider.links import LinkDefinition, Links
 from provider.options import LINK_OPTIONS, LinkOptions, ProviderOptions
+from provider.secret import Secret
 from provider.service import Service
 from tests.engine.clock import Clock
 from transport.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
@@ -851,8 +852,8 @@ def test_secrets_do_not_show(caplog: pytest.LogCaptureFixture) -> None:
                 "default",
                 source_config={"password": SECRET},
                 target_config={"url": f"redis://:{SECRET}@host", "keys_max": "7", **malformed},
-                source_secrets=SECRET.encode(),
-                target_secrets=SECRET.encode(),
+                source_secrets={"password": Secret(SECRET)},
+                target_secrets={"password": Secret(SECRET.encode()), "keys_max": Secret(SECRET)},
             )
         )
         scene.accesses.links_changed()

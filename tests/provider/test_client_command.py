@@ -10,12 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from provider import client_command
 from tests.conftest import DEADLINE_S, SCRIPTS, Launch, NatsServer, Process, Provider, host_environment
+from tests.nats_configs import Authority, Key, Operator, credentials_file, nkey_config
 
 WRPC_KV = SCRIPTS / "wrpc-kv"
 EVERY_BYTE = bytes(range(256)) + b"\r\n\n\0"
@@ -254,9 +257,12 @@ def test_no_such_store(launch: Launch, kv: Command) -> None:
     [
         (("--prefix", "default.of-nobody", "get", "k"), "nobody serves this function: is the provider running"),
         (("--prefix", "a b", "get", "k"), "prefix: found 'a b', allowed"),
-        (("--url", "tls://a", "get", "k"), "found 'tls://a', allowed nats://HOST:PORT"),
+        (("--url", "ws://a", "get", "k"), "found 'ws://a', allowed nats://HOST:PORT or tls://HOST:PORT"),
         (("--url", "user:s3cret@a:b", "get", "k"), "found a URL whose host or port is none"),
         (("set", "k", "--file", "/of/nobody"), "[Errno 2] No such file or directory: '/of/nobody'"),
+        (("--creds", "/of/nobody", "get", "k"), "/of/nobody: No such file or directory"),
+        (("--nkey", "/of/nobody", "get", "k"), "/of/nobody: No such file or directory"),
+        (("--tls-ca", "/of/nobody", "get", "k"), "ca: '/of/nobody': No such file or directory, allowed"),
     ],
 )
 def test_other_errors(kv: Command, arguments: tuple[str, ...], message: str) -> None:
@@ -305,6 +311,7 @@ def test_interrupted(kv: Command, tmp_path: Path) -> None:
         (("get-many",), "the following arguments are required: key"),
         (("set-many",), "the following arguments are required: key value"),
         (("delete-many",), "the following arguments are required: key"),
+        (("--creds", "f", "--nkey", "f", "get", "k"), "argument --nkey: not allowed with argument --creds"),
         (("--timeout", "-1", "get", "k"), "found -1, allowed 0 to 86400"),
         (("--wait", "nan", "get", "k"), "found nan, allowed 0 to 86400"),
         (("--wait", "soon", "get", "k"), "argument --wait: "),
@@ -340,6 +347,83 @@ def test_the_url_may_come_from_the_environment(
     assert client_command.main([*arguments, "set", "k", "v"]) == 0
     assert kv("get", "k") == 0
     assert kv.out == b"v"
+
+
+# Credentials
+
+
+def secured(
+    new_nats_server: Callable[[str], NatsServer],
+    launch: Launch,
+    server_config: str,
+    config: Mapping[str, str] | None = None,
+    **fields: str,
+) -> tuple[str, ...]:
+    """The arguments for a provider at a server of this configuration."""
+    server = new_nats_server(server_config)
+    credentials: dict[str, Any] = {"lattice_rpc_url": server.url, **fields}
+    provider = launch(config, **credentials)
+    return "--url", server.url, "--prefix", provider.prefix
+
+
+def test_a_credentials_file(
+    kv: Command, new_nats_server: Callable[[str], NatsServer], launch: Launch, tmp_path: Path
+) -> None:
+    operator, key = Operator(), Key.new()
+    user_jwt = operator.user(key)
+    at = secured(
+        new_nats_server, launch, operator.config, lattice_rpc_user_jwt=user_jwt, lattice_rpc_user_seed=key.seed
+    )
+    for number, text in enumerate(
+        (credentials_file(user_jwt, key.seed), credentials_file(user_jwt, key.seed).replace("\n", "\r\n"))
+    ):
+        path = tmp_path / f"{number}.creds"
+        path.write_text(text, newline="")
+        assert (kv(*at, "--creds", str(path), "set", "k", "v"), kv.err) == (0, "")
+        assert (kv(*at, "--creds", str(path), "get", "k"), kv.out) == (0, b"v")
+    for text, missing in (
+        (credentials_file(user_jwt, ""), "seed"),
+        (credentials_file("", key.seed), "JWT"),
+        (key.seed, "JWT"),
+        ("", "JWT"),
+        (user_jwt, "JWT"),
+    ):
+        path.write_text(text)
+        assert kv(*at, "--creds", str(path), "get", "k") == 1
+        assert kv.err == f"wrpc-kv: {path}: found no {missing} of a user, allowed a file as nsc writes it\n"
+    path.write_text(credentials_file(user_jwt, Key.new().seed))
+    assert kv(*at, "--creds", str(path), "get", "k") == 1
+    assert kv.err == f"wrpc-kv: {at[1]}: the NATS server refuses the connection: 'Authorization Violation'\n"
+
+
+def test_a_seed_file(kv: Command, new_nats_server: Callable[[str], NatsServer], launch: Launch, tmp_path: Path) -> None:
+    key = Key.new()
+    at = secured(new_nats_server, launch, nkey_config(key.public_key), lattice_rpc_user_seed=key.seed)
+    path = tmp_path / "user.nk"
+    for text in (key.seed, f"{key.seed}\n", credentials_file("of.no.account", key.seed)):
+        path.write_text(text)
+        assert (kv(*at, "--nkey", str(path), "set", "k", "v"), kv.err) == (0, "")
+    for text in ("", key.public_key, key.seed[:-1], key.seed * 2):
+        path.write_text(text)
+        assert kv(*at, "--nkey", str(path), "get", "k") == 1
+        assert kv.err == f"wrpc-kv: {path}: found no seed, allowed a file that holds an nkey seed alone\n"
+
+
+def test_certificates(
+    kv: Command, new_nats_server: Callable[[str], NatsServer], launch: Launch, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    certificate, private = map(str, authority.issue("client.test"))
+    options = {"tls_ca": str(authority.ca), "tls_certificate": certificate, "tls_key": private}
+    at = secured(new_nats_server, launch, authority.config(clients=authority.ca), options)
+    ca = ("--tls-ca", str(authority.ca))
+    shown = ("--tls-certificate", certificate, "--tls-key", private)
+    assert (kv(*at, *ca, *shown, "set", "k", "v"), kv.err) == (0, "")
+    assert (kv(*at, *ca, *shown, "get", "k"), kv.out) == (0, b"v")
+    assert kv(*at, *ca, "get", "k") == 1
+    assert kv.err == f"wrpc-kv: {at[1]}: the server demands a client certificate, and none is given\n"
+    assert kv(*at, *shown, "get", "k") == 1
+    assert kv.err.startswith(f"wrpc-kv: {at[1]}: the server's certificate is not accepted: ")
 
 
 def test_waits_for_a_provider(launch: Launch, nats_server: NatsServer, tmp_path: Path) -> None:

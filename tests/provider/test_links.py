@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provider.json_fields import FieldError
-from provider.links import LINES_MAX, LINKS_MAX, LinkDefinition, Links
+from provider.links import LINES_MAX, LINKS_MAX, LinkDefinition, Links, parse_link
 from tests.conftest import HOST_CAPTURE
 
 KEY = "kv"
@@ -24,13 +24,19 @@ LINK: dict[str, Any] = {
     "source_config": {"watch": "SET@hush"},
     "target_config": {"bucket": "hush", "URL": "redis://hush"},
     "source_secrets": None,
-    "target_secrets": [120, 107, 118, 49],
+    "target_secrets": None,
 }
 HUSH = "hush"
 
 
 def payload(**fields: object) -> bytes:
     return json.dumps(LINK | fields).encode()
+
+
+def delete_json(links: Links, payload: bytes) -> tuple[str, str, str] | None:
+    """The key of a link that was known, and is no more."""
+    key = LinkDefinition.from_json(parse_link(payload)).key
+    return key if links.delete(key) else None
 
 
 def known(links: Links) -> list[tuple[str, str, str]]:
@@ -47,8 +53,6 @@ def test_a_link_from_json() -> None:
         interfaces=("store", "batch"),
         source_config={"watch": "SET@hush"},
         target_config={"bucket": "hush", "URL": "redis://hush"},
-        source_secrets=None,
-        target_secrets=b"xkv1",
     )
 
 
@@ -127,7 +131,11 @@ def test_links_are_known_by_source_target_and_name() -> None:
     assert found.name == "second"
     assert links.find("component", "third") is None
     assert links.find(KEY, "default") is None  # it is the source there, and nobody's callee
-    assert links.delete_json(payload(name="second", source_config={}, target_config={})) == ("component", KEY, "second")
+    assert delete_json(links, payload(name="second", source_config={}, target_config={})) == (
+        "component",
+        KEY,
+        "second",
+    )
     assert links.find("component", "second") is None
     assert links.find("component", "default") is not None
 
@@ -140,8 +148,8 @@ def test_the_same_again_is_no_news() -> None:
     changed = links.put_json(payload(target_config={"bucket": "b"}))
     assert changed is not None
     assert links.find("component", "default") == changed
-    assert links.delete_json(payload()) == changed.key
-    assert links.delete_json(payload()) is None
+    assert delete_json(links, payload()) == changed.key
+    assert delete_json(links, payload()) is None
     assert len(links) == 0
 
 
@@ -149,14 +157,14 @@ def test_links_of_others_are_not_kept() -> None:
     links = Links(KEY)
     with pytest.raises(FieldError, match=r"^found a link from component to another, expected kv as one of them$"):
         links.put_json(payload(target="another"))
-    assert links.delete_json(payload(target="another")) is None
+    assert delete_json(links, payload(target="another")) is None
     assert (len(links), links.unusable) == (0, [])
 
 
 @pytest.mark.parametrize("wrong", [b"", b"{", b"\xff", b"hush", b"[" * 100_000])
 def test_a_payload_that_is_not_json(wrong: bytes) -> None:
     links = Links(KEY)
-    for function in (links.put_json, links.delete_json):
+    for function in (links.put_json, parse_link):
         with pytest.raises(FieldError) as caught:
             function(wrong)
         assert str(caught.value) == f"found {len(wrong)} bytes that are not JSON, expected a link definition"
@@ -184,7 +192,7 @@ def test_an_unusable_link_is_noted_until_it_is_deleted() -> None:
     with pytest.raises(FieldError):
         links.put_json(payload(name=None, source_config=[]))
     assert links.unusable == ["link component -> kv (default): source_config: found an array, expected an object"]
-    assert links.delete_json(payload()) == ("component", KEY, "default")
+    assert delete_json(links, payload()) == ("component", KEY, "default")
     assert links.unusable == []
 
 
@@ -225,7 +233,7 @@ def test_every_change_is_counted_and_nothing_else() -> None:
     assert not changed()
     links.put_json(payload(target_config={}))
     assert changed()
-    links.delete_json(payload(name="second"))
+    delete_json(links, payload(name="second"))
     assert not changed()
     for wrong in (payload(target="another"), b"{", payload(source_id=1)):
         with pytest.raises(FieldError):
@@ -234,7 +242,7 @@ def test_every_change_is_counted_and_nothing_else() -> None:
     with pytest.raises(FieldError):
         links.put_json(payload(target_config={"bucket": 1}))
     assert changed()  # what it replaced no longer holds
-    links.delete_json(payload())
+    delete_json(links, payload())
     assert changed()
 
 
@@ -264,7 +272,7 @@ def test_what_is_noted_of_a_link_stays_until_it_changes(notes: str) -> None:
     assert links.find("component", "default") is link
     links.put_json(payload(target_config={}))
     assert getattr(links, notes) == lines[1:]
-    links.delete_json(payload(name="second"))
+    delete_json(links, payload(name="second"))
     assert getattr(links, notes) == []
     note(links, notes, link, "odd")
     with pytest.raises(FieldError):
@@ -320,3 +328,61 @@ def test_anything_else_is_a_field_error(fields: dict[str, object]) -> None:
         assert put is not None
         assert known(links) == [put.key]
         assert links.unusable == []
+
+
+SEALED = b"sealed"
+
+
+def opened(**secrets: object) -> Links:
+    """Links whose sealed secrets are always these."""
+
+    def unseal(sealed: bytes) -> bytes:
+        if sealed != SEALED:
+            raise ValueError("found something else")
+        return json.dumps(secrets).encode()
+
+    return Links(KEY, unseal)
+
+
+def test_secrets_go_before_the_configuration() -> None:
+    links = opened(bucket={"kind": "String", "value": "secret-one"}, ttl={"kind": "Bytes", "value": [0xFF, 0x37]})
+    link = links.put_json(payload(target_secrets=list(SEALED), source_secrets=list(SEALED)))
+    assert link is not None
+    assert link.target_options == {"bucket": "secret-one", "URL": "redis://hush", "ttl": "\udcff7"}
+    assert link.source_options == {"watch": "SET@hush", "bucket": "secret-one", "ttl": "\udcff7"}
+    assert str(link).endswith("; options set: URL, bucket, watch; secrets: bucket, ttl")
+    assert "secret-one" not in f"{link} {link!r} {link.target_secrets}"
+
+
+def test_the_same_secrets_sealed_anew_are_no_news() -> None:
+    links = Links(KEY, lambda sealed: b'{"a": {"kind": "String", "value": "b"}}')
+    assert links.put_json(payload(target_secrets=[1])) is not None
+    assert links.put_json(payload(target_secrets=[2])) is None
+    assert links.changes == 1
+
+
+@pytest.mark.parametrize(
+    ("links", "message"),
+    [
+        (Links(KEY), "target_secrets: found 6 sealed bytes, and no keys in the host data to open them"),
+        (Links(KEY, lambda _: b"hush"), "target_secrets: expected a JSON object to be sealed"),
+        (Links(KEY, lambda _: b"\xff"), "target_secrets: expected a JSON object to be sealed"),
+        (Links(KEY, lambda _: b"[" * 100_000), "target_secrets: expected a JSON object to be sealed"),
+        (
+            Links(KEY, lambda _: b'["hush"]'),
+            "target_secrets: expected a JSON object to be sealed",
+        ),
+        (opened(a="hush"), "target_secrets.a: found a string, expected an object"),
+        (opened(a={"kind": "hush"}), "target_secrets.a.kind: expected String or Bytes"),
+        (
+            opened(a={"kind": "Bytes", "value": ["hush"]}),
+            "target_secrets.a.value: expected an array of numbers from 0 to 255",
+        ),
+    ],
+)
+def test_secrets_that_cannot_be_read(links: Links, message: str) -> None:
+    with pytest.raises(FieldError) as caught:
+        links.put_json(payload(target_secrets=list(SEALED)))
+    assert str(caught.value) == message
+    assert links.unusable == [f"link component -> kv (default): {message}"]
+    assert links.refused_callers() == [("component", "default")]

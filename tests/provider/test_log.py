@@ -53,6 +53,21 @@ def test_a_plain_line() -> None:
     )
 
 
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_the_callers_trace_stands_in_the_line() -> None:
+    traced = record("failed: %s", "why", level=logging.ERROR)
+    traced.traceparent = TRACEPARENT
+    line = "2025-12-31T23:59:59.004Z ERROR provider: failed: why"
+    assert PlainFormatter().format(traced) == f"{line} (traceparent {TRACEPARENT})"
+    traced = record("failed: %s", "why", level=logging.ERROR)
+    traced.traceparent = f"{TRACEPARENT}\nforged"
+    assert PlainFormatter().format(traced) == f"{line} (traceparent {TRACEPARENT}\\nforged)"
+    fields = json.loads(JsonFormatter().format(traced))["fields"]
+    assert fields == {"message": "failed: why", "traceparent": f"{TRACEPARENT}\nforged"}
+
+
 def test_a_plain_line_with_a_traceback() -> None:
     lines = PlainFormatter().format(record("failed", level=logging.ERROR, error=raised())).splitlines()
     assert lines[0] == "2025-12-31T23:59:59.004Z ERROR provider: failed"

@@ -1,0 +1,180 @@
+"""What a provider is started as: from host data, or from flags, environment and file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from provider.command_line import flags_of
+from provider.host_data import HostData, read_host_data
+from provider.options import OPTIONS, STANDALONE_OPTIONS
+from provider.settings import (
+    Resolved,
+    environment_settings,
+    file_settings,
+    flag_settings,
+    host_settings,
+    resolve,
+)
+from provider.user_files import read_credentials, read_nkey
+from provider.xkeys import Xkeys
+from transport.connection import ConnectionOptions
+from transport.urls import split_urls
+
+__all__ = [
+    "Launch",
+    "hosted",
+    "launch_of_host",
+    "launch_standalone",
+    "resolve_host",
+    "resolve_standalone",
+    "standalone",
+]
+
+NAME = "keyvalue-inmemory"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """As what a provider is started.
+
+    :param prefix: of the subjects of its functions: {lattice}.{provider key} of who calls them
+    :param host_data: None: there is no host; signals alone stop it, and there are no links
+    :param xkeys: the keys by which the host seals secrets, if it has given any
+    :param log_level: unless the option of this name says otherwise; so `structured_logging`
+    :param resolve: options from a new configuration of the host
+    """
+
+    prefix: str
+    connection: ConnectionOptions
+    host_data: HostData | None
+    xkeys: Xkeys | None
+    log_level: str
+    structured_logging: bool
+    resolve: Callable[[Mapping[str, str]], Resolved]
+
+
+def hosted(descriptor: int, environment: Mapping[str, str]) -> tuple[Launch, Resolved]:
+    """As a host starts it, with host data from a pipe.
+
+    :raises ValueError: what is there can't be used; the message says where it stands
+    """
+    host_data = read_host_data(descriptor)
+    resolved = resolve_host(host_data, host_data.config, environment)
+    _refuse_faults(resolved)
+    return launch_of_host(host_data, resolved, environment), resolved
+
+
+def standalone(arguments: argparse.Namespace, environment: Mapping[str, str]) -> tuple[Launch, Resolved]:
+    """Without a host.
+
+    :raises ValueError: an option can't be used; the message says where it stands
+    """
+    resolved = resolve_standalone(arguments, environment)
+    _refuse_faults(resolved)
+    return launch_standalone(resolved), resolved
+
+
+def launch_of_host(host_data: HostData, resolved: Resolved, environment: Mapping[str, str]) -> Launch:
+    """What `hosted` starts, where nothing is wrong with the options.
+
+    :raises ValueError: something else can't be used
+    """
+    try:
+        urls = split_urls(host_data.lattice_rpc_url)
+    except ValueError as error:
+        raise ValueError(f"host data: lattice_rpc_url: {error}") from None
+    return Launch(
+        prefix=f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}",
+        connection=_connection(
+            urls,
+            host_data.provider_key,
+            resolved,
+            host_data.lattice_rpc_user_jwt.reveal(),
+            host_data.lattice_rpc_user_seed.reveal(),
+        ),
+        host_data=host_data,
+        xkeys=_xkeys(host_data),
+        log_level=host_data.log_level,
+        structured_logging=host_data.structured_logging,
+        resolve=lambda config: resolve_host(host_data, config, environment),
+    )
+
+
+def launch_standalone(resolved: Resolved) -> Launch:
+    """What `standalone` starts, where nothing is wrong with the options.
+
+    :raises ValueError: something else can't be used
+    """
+    options = resolved.standalone
+    if options.credentials is not None and options.nkey is not None:
+        raise ValueError("credentials, nkey: found both, allowed one of them")
+    user_jwt, user_seed = "", ""
+    if options.credentials is not None:
+        user_jwt, user_seed = read_credentials(options.credentials)
+    elif options.nkey is not None:
+        user_seed = read_nkey(options.nkey)
+    return Launch(
+        prefix=options.prefix,
+        connection=_connection(split_urls(options.nats), NAME, resolved, user_jwt, user_seed),
+        host_data=None,
+        xkeys=None,
+        log_level="info",
+        structured_logging=False,
+        resolve=lambda _: resolved,
+    )
+
+
+def resolve_host(host_data: HostData, config: Mapping[str, str], environment: Mapping[str, str]) -> Resolved:
+    """The options of a provider that a host has started, with this configuration."""
+    return resolve(environment_settings(environment, OPTIONS), host_settings(config, host_data.secrets))
+
+
+def resolve_standalone(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Resolved:
+    """The options of a provider without a host.
+
+    :raises SettingsError: the file can't be read
+    """
+    return resolve(
+        {} if arguments.config is None else file_settings(Path(arguments.config)),
+        environment_settings(environment, (*STANDALONE_OPTIONS, *OPTIONS)),
+        flag_settings(flags_of(arguments)),
+        standalone=True,
+    )
+
+
+def _connection(
+    urls: tuple[str, ...], name: str, resolved: Resolved, user_jwt: str, user_seed: str
+) -> ConnectionOptions:
+    options = resolved.options
+    tls = options.tls_options()
+    if tls is not None:
+        try:
+            tls.context()  # only to find out now what is wrong with it
+        except ValueError as error:
+            raise ValueError(f"tls_{error}") from None
+    return ConnectionOptions(
+        urls=urls,
+        name=name,
+        user_jwt=user_jwt,
+        user_seed=user_seed,
+        open_timeout_s=options.connect_timeout_ms / 1000,
+        path=options.transport,
+        tls=tls,
+    )
+
+
+def _xkeys(host_data: HostData) -> Xkeys | None:
+    if not (host_data.provider_xkey_private_key and host_data.host_xkey_public_key):
+        return None
+    try:
+        return Xkeys(host_data.provider_xkey_private_key, host_data.host_xkey_public_key)
+    except ValueError as error:
+        raise ValueError(f"host data: {error}") from None
+
+
+def _refuse_faults(resolved: Resolved) -> None:
+    if resolved.faults:
+        raise ValueError("; ".join(resolved.faults))

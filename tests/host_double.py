@@ -1,0 +1,499 @@
+"""A wasmCloud 1.x host, as a provider meets it: a double for tests.
+
+    HostDouble     one lattice on a NATS server: links, configurations, what the lattice answers
+      └─ Hosted    one provider's process, started as a host starts it
+    XKey           the key pairs by which a host seals a link's secrets
+
+Written from the sources of the 1.9 host and of nkeys, and from a capture (tests/vectors/host_1_9_2_spawn.json), and not from the provider's code:
+nothing here is imported from it, so that one checks the other. A host asks for health every 30 s; this one every 100 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import os
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nats
+from nacl.public import Box, PrivateKey, PublicKey
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
+
+from tests.conftest import (
+    DEADLINE_S,
+    HOST_CAPTURE,
+    HOST_ID,
+    Environment,
+    Process,
+    host_data_line,
+    host_environment,
+    in_thread,
+)
+
+HEALTH_INTERVAL_S = 0.1
+#: From its request to stop a host waits so long for the reply; then, or when the reply has come, it kills.
+PATIENCE_S = 0.3
+
+#: Where an executable that has no environment puts temporary files.
+TEMPORARY = Path("/tmp").resolve()
+
+NUMBERS = itertools.count()
+
+Secrets = Mapping[str, str | bytes]
+
+
+# Keys
+
+
+def crc16(raw: bytes) -> int:
+    """CRC-16/XMODEM."""
+    crc = 0
+    for byte in raw:
+        crc ^= byte << 8
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x1021 if crc & 0x8000 else 0)) & 0xFFFF
+    return crc
+
+
+def nkey_text(prefix: bytes, key: bytes) -> str:
+    """base32 without padding of a prefix, a key and the checksum of both."""
+    raw = prefix + key
+    return base64.b32encode(raw + crc16(raw).to_bytes(2, "little")).decode().rstrip("=")
+
+
+class XKey:
+    """A key pair of nkeys' kind X. Its texts begin with X (public) and SX (seed)."""
+
+    PUBLIC = bytes([23 << 3])
+    SEED = bytes([18 << 3 | 23 >> 2, (23 & 3) << 6])
+
+    def __init__(self, private: PrivateKey) -> None:
+        self._private = private
+        self.seed = nkey_text(self.SEED, bytes(private))
+        self.public_key = nkey_text(self.PUBLIC, bytes(private.public_key))
+
+    @classmethod
+    def generate(cls) -> XKey:
+        return cls(PrivateKey.generate())
+
+    @classmethod
+    def from_seed(cls, seed: str) -> XKey:
+        raw = base64.b32decode(seed + "=" * (-len(seed) % 8))
+        key = cls(PrivateKey(raw[len(cls.SEED) : -2]))
+        assert key.seed == seed
+        return key
+
+    def seal(self, message: bytes, recipient: XKey) -> bytes:
+        """What the recipient alone can open: "xkv1", a nonce of 24 bytes, and a NaCl box."""
+        nonce = os.urandom(Box.NONCE_SIZE)
+        return b"xkv1" + nonce + Box(self._private, recipient._public).encrypt(message, nonce).ciphertext
+
+    def open(self, sealed: bytes, sender: XKey) -> bytes:
+        assert sealed[:4] == b"xkv1"
+        return Box(self._private, sender._public).decrypt(sealed[4 + Box.NONCE_SIZE :], sealed[4:][: Box.NONCE_SIZE])
+
+    @property
+    def _public(self) -> PublicKey:
+        return self._private.public_key
+
+
+# Links
+
+
+def written(secrets: Secrets) -> dict[str, object]:
+    """Secrets as a host writes them: text, or an array of byte numbers."""
+    return {
+        name: {"kind": "String", "value": value} if isinstance(value, str) else {"kind": "Bytes", "value": list(value)}
+        for name, value in secrets.items()
+    }
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link of the lattice, with the values of its configurations and secrets.
+
+    :ivar reference: what the names of the lattice's references to secrets begin with; a host knows them by `SECRET` alone
+    """
+
+    source_id: str
+    target: str
+    name: str = "default"
+    interfaces: tuple[str, ...] = ("store", "atomics", "batch")
+    source_config: Mapping[str, str] = field(default_factory=dict)
+    target_config: Mapping[str, str] = field(default_factory=dict)
+    source_secrets: Secrets = field(default_factory=dict)
+    target_secrets: Secrets = field(default_factory=dict)
+    reference: str = "SECRET_"
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.source_id, self.target, self.name
+
+    @property
+    def has_secrets(self) -> bool:
+        return bool(self.source_secrets or self.target_secrets)
+
+    def emptied(self) -> dict[str, object]:
+        """As in `linkdefs.del`: nothing of its configurations."""
+        return self._fields(source_config={}, target_config={}, source_secrets=None, target_secrets=None)
+
+    def resolved(self, host: XKey, provider: XKey) -> dict[str, object]:
+        """As in host data and `linkdefs.put`: with configurations, and with secrets sealed for the provider."""
+
+        def sealed(secrets: Secrets) -> list[int] | None:
+            return list(host.seal(json.dumps(written(secrets)).encode(), provider)) if secrets else None
+
+        return self._fields(
+            source_config=dict(self.source_config),
+            target_config=dict(self.target_config),
+            source_secrets=sealed(self.source_secrets),
+            target_secrets=sealed(self.target_secrets),
+        )
+
+    def named(self) -> dict[str, object]:
+        """As in the answer to `link.get`: with the names of configurations, those of secrets among them."""
+        names = list(self.configurations())
+        return self._fields(
+            source_config=[name for name in names if name.endswith("-source")],
+            target_config=[name for name in names if name.endswith("-target")],
+        )
+
+    def configurations(self) -> dict[str, dict[str, str]]:
+        """The lattice's configurations of this link, by name. A reference to a secret says where it is, not what."""
+        whole = "-".join(self.key)
+        found = {}
+        for end, config, secrets in (
+            ("source", self.source_config, self.source_secrets),
+            ("target", self.target_config, self.target_secrets),
+        ):
+            if config:
+                found[f"{whole}-{end}"] = dict(config)
+            for name in secrets:
+                found[f"{self.reference}{whole}-{name}-{end}"] = {"name": name, "backend": "nats-kv", "key": name}
+        return found
+
+    def _fields(self, **configurations: object) -> dict[str, object]:
+        source_id, target, name = self.key
+        return {
+            "source_id": source_id,
+            "target": target,
+            "name": name,
+            "wit_namespace": "wasi",
+            "wit_package": "keyvalue",
+            "interfaces": list(self.interfaces),
+            **configurations,
+        }
+
+
+# The provider's process
+
+
+class Health(NamedTuple):
+    """What a provider said of itself."""
+
+    healthy: bool
+    message: str
+
+    @classmethod
+    def of(cls, payload: bytes) -> Health:
+        health = json.loads(payload)
+        assert health.keys() == {"healthy", "message"}, health
+        assert isinstance(health["healthy"], bool)
+        assert isinstance(health["message"], str)
+        return cls(**health)
+
+
+class Stop(NamedTuple):
+    """How a provider stopped at its host's request; no answer where the patience was over first."""
+
+    answer: bytes | None
+    took_s: float
+    exit_code: int
+
+
+class Hosted(Process):
+    """A provider's process: an empty environment, one line on standard input, which is closed then.
+
+    :ivar key: its id
+    :ivar prefix: what the subjects of its invocations begin with
+    :ivar ready_s: seconds from its start until its log said that it serves
+    :ivar healths: its answers to the host's questions for its health
+    :ivar temporary: temporary files and directories that its processes use, and that were not there before
+    :ivar asking: asks for it
+    """
+
+    def __init__(
+        self, executable: Path, directory: Path, host_data: Mapping[str, Any], xkey: XKey, environment: Environment
+    ) -> None:
+        self.executable = executable
+        self.directory = directory
+        self.host_data = host_data
+        self.xkey = xkey
+        self.key: str = host_data["provider_key"]
+        self.prefix = f"{host_data['lattice_rpc_prefix']}.{self.key}"
+        self.ready_s = 0.0
+        self.serving = self.stops = False
+        self.healths: list[Health] = []
+        self.asking: asyncio.Task[None]
+        self._before = set(TEMPORARY.iterdir())
+        self.temporary: set[Path] = set()
+        self._began_s = time.monotonic()
+        super().__init__([executable], directory, environment, subprocess.PIPE)
+        assert self.process.stdin is not None
+        with self.process.stdin as pipe:
+            pipe.write(host_data_line(host_data))
+
+    def subject(self, rest: str) -> str:
+        """Where the host speaks to it."""
+        return f"wasmbus.rpc.{self.prefix}.{rest}"
+
+    async def ready(self) -> None:
+        await in_thread(self.wait_for, "ready: serving")
+        self.ready_s = time.monotonic() - self._began_s
+        self.serving = True
+        self.note_temporary()
+
+    def note_temporary(self) -> None:
+        """Add to `temporary` what is there by now."""
+        self.temporary |= temporary_paths(self.directory) - self._before
+
+    def left(self) -> list[str]:
+        """What it left behind: processes, temporary files, files in its directory."""
+        processes = [f"process {number}" for number in processes_in(self.directory)]
+        paths = [*self.temporary, *self.directory.iterdir()]
+        return processes + [str(path) for path in paths if path.exists()]
+
+
+def processes_in(directory: Path) -> list[int]:
+    """The processes whose working directory this is: a provider and what it started, whoever is their parent by now."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):  # it has ended, or is another's
+            if entry.name.isdigit() and os.path.samefile(entry / "cwd", directory):
+                found.append(int(entry.name))
+    return found
+
+
+def temporary_paths(directory: Path) -> set[Path]:
+    """What these processes have mapped or open below the system's temporary directory: the uppermost paths."""
+    found = set()
+    for number in processes_in(directory):
+        used = []
+        with suppress(OSError):  # it has ended
+            used = [line.split(maxsplit=5)[5:] for line in Path(f"/proc/{number}/maps").read_text().splitlines()]
+            used += [[os.readlink(entry)] for entry in Path(f"/proc/{number}/fd").iterdir()]
+        for path in (Path(*names) for names in used if names):
+            if path.is_relative_to(TEMPORARY):
+                found.add(TEMPORARY / path.relative_to(TEMPORARY).parts[0])
+    return found
+
+
+# The host
+
+
+class HostDouble:
+    """The host of one lattice, whose prefix is its own. Open it with `open`.
+
+    :ivar links: the lattice's links, by source, target and name
+    :ivar answer: what the lattice answers to a request on this subject; None is no answer
+    :ivar asked: the subjects of the requests that the lattice has got
+    :ivar environment: of the processes
+    """
+
+    def __init__(self, client: Client, url: str, directory: Path) -> None:
+        self.lattice = f"lattice-{next(NUMBERS)}"
+        self.xkey = XKey.generate()
+        self.links: dict[tuple[str, str, str], Link] = {}
+        self.answer: Callable[[str], bytes | None] = self.lattice_answer
+        self.asked: list[str] = []
+        self.environment: Environment = host_environment()
+        self.client = client
+        self._control = f"wasmbus.ctl.v1.{self.lattice}."
+        self._url = url
+        self._directory = directory
+        self._hosted: dict[str, Hosted] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, directory: Path, *, has_lattice: bool = True) -> AsyncIterator[HostDouble]:
+        """A host, which ends what it started. Without a lattice nobody listens to requests for links."""
+        client = await nats.connect(url)
+        host = cls(client, url, directory)
+        if has_lattice:
+            await client.subscribe(f"{host._control}>", cb=host._on_request)
+            await client.flush()
+        try:
+            yield host
+            for hosted in host._hosted.values():
+                await host._stop_asking(hosted)
+        finally:
+            for hosted in host._hosted.values():
+                hosted.asking.cancel()
+                hosted.kill()
+            await client.close()
+
+    async def start(
+        self,
+        executable: Path,
+        config: Mapping[str, str] | None = None,
+        *,
+        links: Sequence[Link] = (),
+        wait: bool = True,
+        **fields: object,
+    ) -> Hosted:
+        """Start a provider, and wait until it serves.
+
+        :param links: put right after the start, before the provider listens
+        :param fields: fields of its host data
+        """
+        key = str(fields.get("provider_key") or f"kv-{next(NUMBERS)}")
+        xkey = XKey.generate()
+        host_data = HOST_CAPTURE["host_data"] | {
+            "lattice_rpc_prefix": self.lattice,
+            "lattice_rpc_url": self._url,
+            "provider_key": key,
+            "config": dict(config or {}),
+            "host_xkey_public_key": self.xkey.public_key,
+            "provider_xkey_private_key": xkey.seed,
+        }
+        directory = self._directory / f"{self.lattice}.{key}"
+        directory.mkdir()
+        return await self._spawn(executable, directory, host_data | fields, xkey, links, wait)
+
+    async def restart(self, hosted: Hosted) -> Hosted:
+        """Start it again after its end: with the same keys and configuration, and with the links that the lattice has by now."""
+        assert not hosted.running
+        return await self._spawn(hosted.executable, hosted.directory, hosted.host_data, hosted.xkey, (), wait=True)
+
+    async def put(self, *links: Link) -> None:
+        """Put links into the lattice. Those without secrets are published to both ends' ids too: their provider gets them twice."""
+        for link in links:
+            self.links[link.key] = link
+            xkeys = [hosted.xkey for key, hosted in self._hosted.items() if key in link.key[:2]]
+            if not link.has_secrets:
+                for end in (link.source_id, link.target):
+                    await self._tell(end, "linkdefs.put", link.resolved(self.xkey, self.xkey))
+            for xkey in xkeys:
+                await self._tell(xkey.public_key, "linkdefs.put", link.resolved(self.xkey, xkey))
+        await self.client.flush()
+
+    async def delete(self, link: Link) -> None:
+        """Delete a link from the lattice. Its provider hears of it once."""
+        self.links.pop(link.key, None)
+        for end in (link.source_id, link.target):
+            await self._tell(end, "linkdefs.del", link.emptied())
+        await self.client.flush()
+
+    async def configure(self, hosted: Hosted, config: Mapping[str, str]) -> None:
+        """Tell it its whole new configuration."""
+        await self._tell(hosted.key, "config.update", dict(config))
+        await self.client.flush()
+
+    async def health(self, hosted: Hosted) -> Health:
+        """Its health. It has heard what was told before."""
+        message = await self.client.request(hosted.subject("health"), timeout=DEADLINE_S)
+        hosted.healths.append(Health.of(message.data))
+        return hosted.healths[-1]
+
+    async def ask_to_stop(self, hosted: Hosted, host_id: str = HOST_ID, timeout_s: float = PATIENCE_S) -> bytes | None:
+        """Its answer to a request to stop; None if there is none in time."""
+        request = json.dumps({"host_id": host_id}).encode()
+        try:
+            return bytes((await self.client.request(hosted.subject("default.shutdown"), request, timeout_s)).data)
+        except TimeoutError:
+            return None
+
+    async def shutdown(self, hosted: Hosted, *, kill: bool = True) -> Stop:
+        """Stop it as a host does: SIGKILL when it has answered, or when the patience is over. Without the kill it ends by itself."""
+        await self._stop_asking(hosted)
+        hosted.note_temporary()
+        began_s = time.monotonic()
+        answer = await self.ask_to_stop(hosted)
+        took_s = time.monotonic() - began_s
+        if kill:
+            hosted.process.kill()
+        return Stop(answer, took_s, await in_thread(hosted.wait))
+
+    async def kill(self, hosted: Hosted) -> None:
+        """SIGKILL without a word; returns when all its processes have closed their output."""
+        await self._stop_asking(hosted)
+        hosted.note_temporary()
+        hosted.process.kill()
+        await in_thread(hosted.wait)
+
+    async def ended(self, hosted: Hosted) -> int:
+        """The exit code of a provider that ends by itself."""
+        await self._stop_asking(hosted)
+        return int(await in_thread(hosted.wait))
+
+    def lattice_answer(self, subject: str) -> bytes | None:
+        """What a host's control interface answers."""
+        request = subject.removeprefix(self._control)
+        answer: dict[str, object] = {"success": True, "message": ""}
+        if request == "link.get":
+            answer["response"] = [link.named() for link in self.links.values()]
+        else:
+            configurations: dict[str, dict[str, str]] = {}
+            for link in self.links.values():
+                configurations |= link.configurations()
+            found = configurations.get(request.removeprefix("config.get."))
+            answer |= {"message": "Configuration not found"} if found is None else {"response": found}
+        return json.dumps(answer).encode()
+
+    async def _spawn(
+        self,
+        executable: Path,
+        directory: Path,
+        host_data: Mapping[str, Any],
+        xkey: XKey,
+        links: Sequence[Link],
+        wait: bool,
+    ) -> Hosted:
+        key = host_data["provider_key"]
+        known = [link.resolved(self.xkey, xkey) for link in self.links.values() if key in link.key[:2]]
+        hosted = Hosted(executable, directory, {**host_data, "link_definitions": known}, xkey, self.environment)
+        self._hosted[key] = hosted
+        hosted.asking = asyncio.create_task(self._ask_for_health(hosted))
+        await self.configure(hosted, host_data["config"])
+        await self.put(*links)
+        if wait:
+            await hosted.ready()
+        return hosted
+
+    async def _ask_for_health(self, hosted: Hosted) -> None:
+        while not hosted.stops:
+            serving = hosted.serving
+            with suppress(NoRespondersError):
+                await self.health(hosted)
+                serving = False
+            assert hosted.stops or not serving, "it serves, and nobody answers for its health"
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+
+    async def _stop_asking(self, hosted: Hosted) -> None:
+        """Ask no more for its health.
+
+        :raises AssertionError: an answer was none
+        """
+        hosted.stops = True  # a request whose answer has just come swallows the cancellation
+        hosted.asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await hosted.asking
+
+    async def _tell(self, end: str, rest: str, message: object) -> None:
+        await self.client.publish(f"wasmbus.rpc.{self.lattice}.{end}.{rest}", json.dumps(message).encode())
+
+    async def _on_request(self, message: Msg) -> None:
+        self.asked.append(message.subject)
+        answer = self.answer(message.subject)
+        if answer is not None and message.reply:
+            await self.client.publish(message.reply, answer)

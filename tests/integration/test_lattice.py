@@ -1,0 +1,146 @@
+"""The lattice's links, asked for at the start: what is taken, what can't be read, and answers that are none. A real NATS server, a lattice by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+import provider.lattice
+from provider.lattice import LatticeLink, lattice_links
+from tests.conftest import NatsServer, settled
+from transport.connection import Connection, ConnectionOptions
+
+KEY = "kv"
+LINK = {"source_id": "component", "target": KEY, "name": "default", "interfaces": ["store"]}
+MINE = ("component", KEY, "default")
+
+
+@pytest.fixture
+async def connection(nats_server: NatsServer) -> AsyncIterator[Connection]:
+    connection = await Connection.open(ConnectionOptions((nats_server.url,)))
+    yield connection
+    await connection.close()
+
+
+class Lattice:
+    """Answers for links and configurations, and notes what it was asked for."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self.name = name
+        self.prefix = f"wasmbus.ctl.v1.{name}."
+        self.answers: dict[str, Any] = {}
+        self.asked: list[str] = []
+
+    async def start(self) -> None:
+        await self._client.subscribe(f"{self.prefix}>", cb=self._answer)
+        await settled(self._client)
+
+    async def _answer(self, message: Msg) -> None:
+        what = message.subject.removeprefix(self.prefix)
+        self.asked.append(what)
+        if what in self.answers:
+            answer = self.answers[what]
+            await message.respond(answer if isinstance(answer, bytes) else json.dumps({"response": answer}).encode())
+
+
+@pytest.fixture
+async def lattice(raw: Client, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lattice:
+    monkeypatch.setattr(provider.lattice, "REQUEST_TIMEOUT_S", 0.2)
+    lattice = Lattice(raw, f"lattice-{abs(hash(request.node.name))}")
+    await lattice.start()
+    return lattice
+
+
+async def found(connection: Connection, lattice: Lattice) -> list[LatticeLink]:
+    return await lattice_links(connection, lattice.name, KEY)
+
+
+async def test_configurations_stand_in_for_their_names(connection: Connection, lattice: Lattice) -> None:
+    lattice.answers = {
+        "link.get": [
+            LINK | {"source_config": [], "target_config": ["one", "two"]},
+            LINK | {"name": "second", "target_config": ["two"]},
+            LINK | {"target": "another", "target_config": ["of-another"]},
+            {"source_id": KEY, "target": "component", "name": "watch", "source_config": ["one"]},
+            "no link",
+        ],
+        "config.get.one": {"bucket": "a", "access": "read-only"},
+        "config.get.two": {"bucket": "b"},
+    }
+    links = {key: value for key, value, unreadable in await found(connection, lattice) if not unreadable}
+    assert links[MINE]["target_config"] == {"bucket": "b", "access": "read-only"}  # of the same option the last counts
+    assert links["component", KEY, "second"]["target_config"] == {"bucket": "b"}
+    assert links[KEY, "component", "watch"]["source_config"] == {"bucket": "a", "access": "read-only"}
+    assert len(links) == 3
+    assert lattice.asked == ["link.get", "config.get.one", "config.get.two"]  # each once
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            ["SECRET_password"],
+            "SECRET_password: found a secret, which the lattice does not tell: the link must be put again",
+        ),
+        (["none"], "none: found no such configuration"),
+        (["list"], "list: response: found an array, expected an object"),
+        (["numbers"], "numbers: response.a: found a number, expected a string"),
+        (["damaged"], "damaged: found 1 bytes that are not JSON"),
+        (["a b"], "a b: name: found 'a b', allowed printable tokens"),
+        (["silent", "also silent"], "silent: found no answer of the lattice within"),
+        ("none", "target_config: found a string, expected an array"),
+        ([1], "target_config[0]: found a number, expected a string"),
+    ],
+)
+async def test_a_link_that_cannot_be_read(
+    connection: Connection, lattice: Lattice, config: object, reason: str
+) -> None:
+    lattice.answers = {
+        "link.get": [LINK | {"target_config": config}],
+        "config.get.none": None,
+        "config.get.list": [],
+        "config.get.numbers": {"a": 1},
+        "config.get.damaged": b"{",
+    }
+    ((key, _, unreadable),) = await found(connection, lattice)
+    assert key == MINE
+    assert unreadable.startswith(f"its configuration {reason}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "warning"),
+    [
+        (b"", "found 0 bytes that are not JSON"),
+        (b"[" * 100_000, "found 100000 bytes that are not JSON"),
+        (b"[]", "the whole: found an array, expected an object"),
+        (b'{"response": {}}', "response: found an object, expected an array"),
+        (b'{"response": null}', ""),
+    ],
+)
+async def test_answers_that_are_none(
+    connection: Connection, lattice: Lattice, answer: bytes, warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lattice.answers = {"link.get": answer}
+    assert await found(connection, lattice) == []
+    assert [record.getMessage() for record in caplog.records if record.name == "provider.lattice"] == (
+        [f"the links of the lattice: {warning}"] if warning else []
+    )
+
+
+async def test_nobody_answers(connection: Connection) -> None:
+    assert await lattice_links(connection, "no-lattice", KEY) == []
+
+
+async def test_too_many(
+    connection: Connection, lattice: Lattice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(provider.lattice, "LINKS_MAX", 2)
+    lattice.answers = {"link.get": [LINK | {"name": str(number)} for number in range(3)]}
+    assert await found(connection, lattice) == []
+    assert "found 3 of this provider, allowed 2" in caplog.text
