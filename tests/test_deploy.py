@@ -1,17 +1,20 @@
-"""deploy/ is valid by Prometheus' own tool, and asks for nothing that the provider does not expose."""
+"""deploy/ is valid by Prometheus' own tool and by wadm's rules, and asks for nothing that the provider does not have."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from engine import Store
+from provider.options import LinkOptions, ProviderOptions
 from tests.provider.test_metrics import Pieces, promtool
 from transport.handler import OUTCOMES
 
@@ -175,3 +178,91 @@ def test_the_dashboards_expressions_are_valid(promtool: str, tmp_path: Path) -> 
 )
 def test_the_dashboard_shows(expression: str) -> None:
     assert any(expression in shown for shown in expressions())
+
+
+# wadm
+
+
+def configured(place: dict[str, Any]) -> dict[str, str]:
+    """The options that stand in a place with named configurations."""
+    return {name: text for config in place.get("config", ()) for name, text in config["properties"].items()}
+
+
+def traits(part: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [trait["properties"] for trait in part["traits"] if trait["type"] == kind]
+
+
+@pytest.fixture(scope="module")
+def manifest() -> dict[str, Any]:
+    manifest: dict[str, Any] = yaml.safe_load((DEPLOY / "wadm.yaml").read_text())
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def parts(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Components and providers of the application, by name."""
+    return {part["name"]: part for part in manifest["spec"]["components"]}
+
+
+def test_the_manifest_is_an_application(manifest: dict[str, Any], parts: dict[str, dict[str, Any]]) -> None:
+    assert manifest.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert (manifest["apiVersion"], manifest["kind"]) == ("core.oam.dev/v1beta1", "Application")
+    assert re.fullmatch(r"[\w-]+", manifest["metadata"]["name"])
+    assert manifest["metadata"]["annotations"].keys() == {"version", "description"}
+    assert all(isinstance(text, str) for text in manifest["metadata"]["annotations"].values())
+    assert len(parts) == len(manifest["spec"]["components"])
+    assert [part["type"] for part in parts.values()] == ["component", "capability", "capability"]
+    for part in parts.values():
+        assert part.keys() == {"name", "type", "properties", "traits"}
+        assert part["properties"].keys() <= {"image", "id", "config", "secrets"}
+        assert part["properties"]["image"]
+        (scaler,) = traits(part, "spreadscaler")
+        assert scaler.keys() == {"instances"}
+        assert scaler["instances"] > 0
+        assert len(part["traits"]) == 1 + len(traits(part, "link"))
+
+
+def test_links_of_the_manifest(parts: dict[str, dict[str, Any]]) -> None:
+    links = {(name, link["target"]["name"]): link for name, part in parts.items() for link in traits(part, "link")}
+    assert links.keys() == {("counter", "keyvalue"), ("http", "counter")}
+    for link in links.values():
+        assert {"namespace", "package", "interfaces", "target"} <= link.keys()
+        assert link.keys() <= {"name", "namespace", "package", "interfaces", "source", "target"}
+        assert link["target"].keys() <= {"name", "config", "secrets"}
+        assert link.get("source", {}).keys() <= {"config", "secrets"}
+    link = links["counter", "keyvalue"]
+    assert (link["namespace"], link["package"]) == ("wasi", "keyvalue")
+    assert set(link["interfaces"]) <= {"store", "atomics", "batch"}
+
+
+def test_configurations_of_the_manifest_have_names_and_strings(parts: dict[str, dict[str, Any]]) -> None:
+    links = [link for part in parts.values() for link in traits(part, "link")]
+    places = [part["properties"] for part in parts.values()]
+    places += [link.get(end, {}) for link in links for end in ("source", "target")]
+    configs = [config for place in places for config in place.get("config", ())]
+    assert len(configs) == 3
+    assert len({config["name"] for config in configs}) == len(configs)
+    for config in configs:
+        assert config.keys() == {"name", "properties"}
+        assert all(isinstance(text, str) for text in config["properties"].values())
+
+
+def test_options_of_the_manifest_are_taken(parts: dict[str, dict[str, Any]]) -> None:
+    options = configured(parts["keyvalue"]["properties"])
+    provider, unknown = ProviderOptions.from_config(options)
+    assert set(ProviderOptions().changed(provider)) == set(options)
+    assert unknown == []
+    (link,) = traits(parts["counter"], "link")
+    link_options = configured(link["target"])
+    assert len(link_options) > 1
+    assert LinkOptions.from_config(provider, link_options)[1] == []
+    assert parts["keyvalue"]["traits"][0]["properties"] == {"instances": 1}  # several would answer from different keys
+
+
+def test_the_manifest_starts_the_archive_that_is_built(manifest: dict[str, Any]) -> None:
+    wasmcloud = tomllib.loads((DEPLOY.parent / "wasmcloud.toml").read_text())
+    (provider,) = (part for part in manifest["spec"]["components"] if part["name"] == "keyvalue")
+    image = provider["properties"]["image"].removeprefix("file://")
+    archive = (DEPLOY / image).resolve().relative_to(DEPLOY.parent)  # wash looks from where the manifest is
+    assert archive.as_posix() == f"build/{wasmcloud['provider']['bin_name']}.par.gz"
+    assert manifest["metadata"]["annotations"]["version"] == f"v{wasmcloud['version']}"

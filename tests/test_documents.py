@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 
 from engine import Store
-from provider.options import LINK_OPTIONS, OPTIONS, LinkOptions, ProviderOptions
+from provider.options import (
+    LINK_OPTIONS,
+    OPTIONS,
+    STANDALONE_OPTIONS,
+    LinkOptions,
+    ProviderOptions,
+    StandaloneOptions,
+)
 from provider.watch_patterns import WATCH_OPTIONS
 from tests.provider.test_metrics import FUNCTIONS, Pieces
 from transport.handler import OUTCOMES
@@ -44,6 +51,14 @@ def test_the_table_of_a_links_options_is_the_code() -> None:
     shared = OPTIONS.keys() - {"keys_max"}
     assert rows_under("option of a link") == [
         (name, "as the provider" if name in shared else "none", option.what) for name, option in LINK_OPTIONS.items()
+    ]
+
+
+def test_the_table_of_standalone_options_is_the_code() -> None:
+    defaults = StandaloneOptions()
+    assert rows_under("option of serve") == [
+        (name, "none" if getattr(defaults, name) is None else getattr(defaults, name), option.what)
+        for name, option in STANDALONE_OPTIONS.items()
     ]
 
 

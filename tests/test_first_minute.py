@@ -38,10 +38,11 @@ def listens(port: int) -> bool:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of the repository, and nothing that was made from them."""
     copy = tmp_path_factory.mktemp("copy") / "keyvalue-inmemory"
+    made = {str(ROOT): ["build", "keyvalue-inmemory"]}  # by scripts/build, and by wash
     ignored = shutil.ignore_patterns(
         ".git", ".venv", ".*_cache", ".hypothesis", ".coverage*", ".benchmarks", "__pycache__", "results"
     )
-    shutil.copytree(ROOT, copy, ignore=ignored)
+    shutil.copytree(ROOT, copy, ignore=lambda folder, names: {*ignored(folder, names), *made.get(folder, ())})
     return copy
 
 

@@ -1,0 +1,496 @@
+"""What scripts/build makes: an executable that behaves as the installed command does, ends with its outer process, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+
+from provider.archive import archive_faults, native_target, read_archive
+from tests.build import ROOT, built_executable, run_build
+from tests.conftest import (
+    DEADLINE_S,
+    HOST_CAPTURE,
+    HOST_ID,
+    KEYS,
+    PROVIDER,
+    NatsServer,
+    Process,
+    RawInvocation,
+    host_data_line,
+    in_thread,
+)
+from tests.nats_configs import Key
+from transport.client import KeyValueClient
+from transport.keyvalue import STORE, encode_set
+from transport.subjects import invocation_subject
+
+# The first test builds.
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def executable() -> Path:
+    return built_executable()
+
+
+class Built(Process):
+    """The executable as a host starts it, with an empty environment but for the directory that it unpacks into."""
+
+    def __init__(self, executable: Path, nats_url: str, unpacked: Path, **fields: object) -> None:
+        self.key = next(KEYS)
+        self.prefix = f"{HOST_CAPTURE['host_data']['lattice_rpc_prefix']}.{self.key}"
+        host_data = HOST_CAPTURE["host_data"] | {
+            "lattice_rpc_url": nats_url,
+            "provider_key": self.key,
+            "link_definitions": [],
+            "config": {"stop_timeout_ms": "60_000"},
+            **fields,
+        }
+        super().__init__([executable], unpacked, {"TMPDIR": str(unpacked)}, subprocess.PIPE)
+        assert self.process.stdin is not None
+        with self.process.stdin as pipe:
+            pipe.write(host_data_line(host_data))
+
+    @property
+    def shutdown(self) -> str:
+        """The subject on which its host asks it to stop."""
+        return f"wasmbus.rpc.{HOST_CAPTURE['host_data']['lattice_rpc_prefix']}.{self.key}.default.shutdown"
+
+    def end(self) -> None:
+        """SIGKILL to both processes."""
+        for pid in children(self.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        self.kill()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and not waited for."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def inner_of(pid: int) -> int:
+    """The inner process, once it is one: PyInstaller's child waits for its parent first, and for ever if that is killed in that moment."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while True:
+        for child in children(pid):
+            if b"_PYI_APPLICATION_HOME_DIR=" in Path(f"/proc/{child}/environ").read_bytes():
+                return child
+        assert time.monotonic() < deadline_s, f"process {pid} starts nothing"
+
+
+def unpacked_by(pid: int) -> Path:
+    """The directory that the libraries of an inner process come from."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return next(Path(line.split()[-1]).parent for line in maps if "_MEI" in line and "libpython" in line)
+
+
+def left_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
+@contextmanager
+def ends(pid: int) -> Iterator[Callable[[], None]]:
+    """What waits for a process to end; it may be nobody's child."""
+    descriptor = os.pidfd_open(pid)
+    try:
+
+        def wait() -> None:
+            assert select.select([descriptor], [], [], DEADLINE_S)[0], f"process {pid} has not ended"
+
+        yield wait
+    finally:
+        os.close(descriptor)
+
+
+Start = Callable[..., Built]
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Path:
+    """Where executables unpack themselves."""
+    directory = tmp_path / "unpacked"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def start(executable: Path, nats_server: NatsServer, unpacked: Path) -> Iterator[Start]:
+    """Starts executables, and ends those that still run. Keywords are fields of the host data."""
+    started: list[Built] = []
+
+    def launch(*, wait: bool = True, nats_url: str = nats_server.url, **fields: object) -> Built:
+        started.append(Built(executable, nats_url, unpacked, **fields))
+        if wait:
+            started[-1].wait_for("ready: serving")
+        return started[-1]
+
+    try:
+        yield launch
+    finally:
+        for process in started:
+            process.end()
+
+
+async def hold(raw: Client, process: Built) -> None:
+    """Begin an invocation that an orderly stop waits for."""
+    subject = invocation_subject(process.prefix, STORE, "set")
+    await (await RawInvocation.begin(raw, subject, encode_set(b"b", b"k", b"v")[:-1])).handshake()
+
+
+# As the installed command
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["--unknown"]])
+def test_it_answers_as_the_installed_command(executable: Path, tmp_path: Path, arguments: list[str]) -> None:
+    answers = [
+        subprocess.run([program, *arguments], env={}, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S)
+        for program in (executable, PROVIDER)
+    ]
+    built, installed = ((answer.returncode, answer.stdout, answer.stderr) for answer in answers)
+    assert built == installed
+    assert built[0] == 0 or "--unknown" in built[2]
+
+
+@pytest.mark.parametrize("host_data", ["", "hush", "e30="])
+def test_bad_host_data_ends_it_as_the_installed_command(executable: Path, unpacked: Path, host_data: str) -> None:
+    answers = [
+        subprocess.run(
+            [program],
+            input=f"{host_data}\n",
+            env={"TMPDIR": str(unpacked), "KEYVALUE_PAGE_KEYS": "none"},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+        for program in (executable, PROVIDER)
+    ]
+    built, installed = ((answer.returncode, answer.stdout, answer.stderr) for answer in answers)
+    assert built == installed
+    assert built[0] == 2
+    assert left_in(unpacked) == []
+
+
+async def test_it_serves_with_an_empty_environment(executable: Path, nats_server: NatsServer, tmp_path: Path) -> None:
+    """Not even TMPDIR is there; it unpacks into the system's directory, and serves on the direct path."""
+    process = Process([executable], tmp_path, {}, subprocess.PIPE)
+    try:
+        fields = {"lattice_rpc_url": nats_server.url, "provider_key": next(KEYS), "link_definitions": []}
+        host_data = HOST_CAPTURE["host_data"] | fields
+        assert process.process.stdin is not None
+        with process.process.stdin as pipe:
+            pipe.write(host_data_line(host_data))
+        await in_thread(process.wait_for, "ready: serving")
+        prefix = f"{host_data['lattice_rpc_prefix']}.{host_data['provider_key']}"
+        async with KeyValueClient(nats_server.url, prefix, timeout_s=DEADLINE_S) as client:
+            await client.set("b", "k", b"value")
+            assert await client.get("b", "k") == b"value"
+            assert [key async for key in client.keys("b")] == ["k"]
+        (inner,) = children(process.process.pid)
+        directory = unpacked_by(inner)
+        assert directory.is_dir()
+        process.signal(signal.SIGTERM)
+        assert await in_thread(process.wait) == 0
+        assert not directory.exists()
+        assert "plain path" not in process.output
+        assert "Traceback" not in process.output
+    finally:
+        process.kill()
+
+
+async def test_its_extensions_are_whole(start: Start, new_nats_server: Callable[[str], NatsServer]) -> None:
+    """An nkey signs by libsodium, behind two extensions: unpacked and stripped as the others are."""
+    key = Key.new()
+    server = new_nats_server(f"authorization: {{ users: [ {{ nkey: {key.public_key} }} ] }}")
+    process = start(nats_url=server.url, lattice_rpc_user_seed=key.seed)
+    process.signal(signal.SIGTERM)
+    assert await in_thread(process.wait) == 0
+    assert key.seed not in process.output
+
+
+# The end of it
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_to_the_outer_process_stops_it_in_order(
+    start: Start, unpacked: Path, number: signal.Signals
+) -> None:
+    process = start()
+    assert len(left_in(unpacked)) == 1
+    process.signal(number)
+    assert await in_thread(process.wait) == 0
+    assert f"{number.name}: stopping" in process.output
+    assert "stopped: 0 invocations answered" in process.output
+    assert left_in(unpacked) == []
+
+
+async def test_a_signal_to_both_processes_counts_once(start: Start, raw: Client, unpacked: Path) -> None:
+    """As from a terminal, or systemd; the outer process passes it on, too. What is in flight is still waited for."""
+    process = start()
+    (inner,) = children(process.process.pid)
+    await hold(raw, process)
+    os.kill(inner, signal.SIGTERM)
+    process.signal(signal.SIGTERM)
+    await in_thread(process.wait_for, "SIGTERM: stopping")
+    assert process.running
+    process.signal(signal.SIGINT)
+    assert await in_thread(process.wait) == 128 + signal.SIGINT
+    assert process.output.count("stopping") == 1
+    assert left_in(unpacked) == []
+
+
+async def test_a_second_signal_ends_it_at_once(start: Start, raw: Client, unpacked: Path) -> None:
+    process = start()
+    await hold(raw, process)
+    process.signal(signal.SIGTERM)
+    await in_thread(process.wait_for, "SIGTERM: stopping; a second signal ends at once")
+    assert process.running
+    process.signal(signal.SIGINT)
+    assert await in_thread(process.wait) == 128 + signal.SIGINT
+    assert left_in(unpacked) == []
+
+
+async def test_it_stops_in_order_when_the_outer_process_is_killed(start: Start, raw: Client, unpacked: Path) -> None:
+    process = start()
+    (inner,) = children(process.process.pid)
+    with ends(inner) as wait:
+        process.signal(signal.SIGKILL)
+        await in_thread(wait)
+    assert await in_thread(process.wait) == -signal.SIGKILL
+    assert "stopped: 0 invocations answered" in process.output
+    assert "Traceback" not in process.output
+    assert left_in(unpacked) == []
+    assert not await (await RawInvocation.begin(raw, invocation_subject(process.prefix, STORE, "get"), b"")).taken()
+
+
+async def test_it_is_gone_when_its_outer_process_ends_before_it_serves(
+    start: Start, nats_server: NatsServer, unpacked: Path
+) -> None:
+    """NATS says nothing, so it is still connecting."""
+    with nats_server.silence():
+        process = start(wait=False)
+        inner = await in_thread(inner_of, process.process.pid)
+        with ends(inner) as wait:
+            process.signal(signal.SIGKILL)
+            await in_thread(wait)
+    assert "ready" not in process.output
+    assert left_in(unpacked) == []
+
+
+async def test_it_is_gone_when_its_outer_process_ends_before_there_is_host_data(
+    executable: Path, unpacked: Path
+) -> None:
+    process = Process([executable], unpacked, {"TMPDIR": str(unpacked)}, subprocess.PIPE)
+    inner = await in_thread(inner_of, process.process.pid)
+    assert process.process.stdin is not None
+    with ends(inner) as wait:
+        process.signal(signal.SIGKILL)
+        process.process.stdin.close()
+        await in_thread(wait)
+    assert await in_thread(process.wait) == -signal.SIGKILL
+    assert left_in(unpacked) == []
+
+
+async def test_nothing_is_left_when_the_host_kills_at_the_reply(start: Start, raw: Client, unpacked: Path) -> None:
+    process = start()
+    (inner,) = children(process.process.pid)
+    with ends(inner) as wait:
+        await raw.request(process.shutdown, json.dumps({"host_id": HOST_ID}).encode(), timeout=DEADLINE_S)
+        process.signal(signal.SIGKILL)
+        await in_thread(wait)
+    assert await in_thread(process.wait) == -signal.SIGKILL
+    assert left_in(unpacked) == []
+
+
+async def test_it_ends_in_order_when_the_host_does_not_kill(start: Start, raw: Client, unpacked: Path) -> None:
+    process = start()
+    await raw.request(process.shutdown, json.dumps({"host_id": HOST_ID}).encode(), timeout=DEADLINE_S)
+    assert await in_thread(process.wait) == 0
+    assert left_in(unpacked) == []
+
+
+# Where the end of a process is no event, and in a process that nobody has unpacked
+
+INNER = """
+import asyncio, os, sys
+from pathlib import Path
+if "poll" in sys.argv:
+    del os.pidfd_open
+sys._MEIPASS = sys.argv[1]
+from provider.executable import OuterProcess
+
+async def watch(outer):
+    ended = asyncio.Event()
+    outer.watch(asyncio.get_running_loop(), ended.set)
+    print("watching", outer.ended, flush=True)
+    await ended.wait()
+
+outer = OuterProcess()
+outer.clean_up()
+asyncio.run(watch(outer))
+print("ended", outer.ended, flush=True)
+outer.clean_up(1)
+outer.clean_up()
+"""
+OUTER = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+
+
+@pytest.mark.parametrize("way", ["event", "poll"])
+async def test_the_end_of_the_outer_process_is_noticed(tmp_path: Path, way: str) -> None:
+    directory = tmp_path / "_MEIabc"
+    directory.mkdir()
+    (directory / "lib.so").touch()
+    process = Process([sys.executable, "-c", OUTER, "-c", INNER, directory, way], ROOT, os.environ)
+    await in_thread(process.wait_for, "watching False")
+    assert directory.exists()
+    process.signal(signal.SIGKILL)
+    await in_thread(process.wait)
+    assert "ended True" in process.output
+    assert not directory.exists()
+
+
+async def test_an_orphan_knows_that_it_is_one(tmp_path: Path) -> None:
+    """Who has started it is no process of the same executable, but who has adopted it."""
+    directory = tmp_path / "_MEIabc"
+    directory.mkdir()
+    shell = shutil.which("sh")
+    assert shell is not None
+    process = Process(
+        [shell, "-c", '"$0" "$@"; true', sys.executable, "-c", INNER, directory, "event"], ROOT, os.environ
+    )
+    await in_thread(process.wait)
+    assert process.output.splitlines() == ["watching True", "ended True"]
+    assert not directory.exists()
+
+
+async def test_a_directory_that_nobody_unpacked_is_never_removed(tmp_path: Path) -> None:
+    """As `_internal` of an executable that is installed as a directory."""
+    directory = tmp_path / "_internal"
+    directory.mkdir()
+    process = Process([sys.executable, "-c", OUTER, "-c", INNER, directory, "event"], ROOT, os.environ)
+    await in_thread(process.wait_for, "watching False")
+    for pid in children(process.process.pid):
+        os.kill(pid, signal.SIGKILL)
+    await in_thread(process.wait)
+    assert directory.exists()
+
+
+# The archive
+
+
+def test_the_archive_holds_the_executable_and_the_world(executable: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"for another machine")
+    run = run_build("--par", "--add", f"riscv64-linux={other}", WASH_KEYS=str(tmp_path / "keys"), USER="alice")
+    assert run.returncode == 0, run.stderr
+    made = (ROOT / "build" / "keyvalue-inmemory.par.gz").read_bytes()
+    archive = read_archive(io.BytesIO(made))
+    assert archive_faults(archive, time.time()) == []
+    assert sorted(archive.binaries) == sorted(["riscv64-linux", native_target()])
+    assert archive.binaries[native_target()].size_bytes == executable.stat().st_size
+    assert archive.world is not None
+    assert {path.name for path in (tmp_path / "keys").iterdir()} == {"alice_account.nk", "keyvalue-inmemory_service.nk"}
+    assert len(made) < 60_000_000
+
+
+def test_nothing_of_this_machine_is_in_it(executable: Path) -> None:
+    """Directories of sources and of home, which PyInstaller's list of contents and the project's metadata could name."""
+    viewer = Path(sys.executable).with_name("pyi-archive_viewer")
+    run = subprocess.run([viewer, "--list", "--recursive", executable], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert "direct_url" not in run.stdout
+    names = [line.rpartition("'")[0].rpartition("'")[2] for line in run.stdout.splitlines() if line.endswith("'")]
+    extensions = ("uvloop/loop", "msgpack/_cmsgpack", "xxhash/_xxhash", "nacl/_sodium", "_cffi_backend")
+    assert {"provider.process", "nacl.public", "prometheus_client", "sortedcontainers"} <= set(names)
+    assert [name for name in extensions if not any(found.startswith(f"{name}.") for found in names)] == []
+    assert not {"tkinter", "unittest", "pytest", "numpy"} & set(names)
+
+
+def test_nothing_is_made_where_no_source_is_newer(executable: Path) -> None:
+    made = executable.stat()
+    run = run_build()
+    assert (run.returncode, run.stderr) == (0, "scripts/build: build/keyvalue-inmemory is up to date\n")
+    assert executable.stat() == made
+
+
+@pytest.mark.parametrize("arguments", [["--add", "x86_64-linux=a"], ["--issuer", "a"], ["--par", "--add"]])
+def test_a_command_line_of_another_form_is_refused(arguments: list[str]) -> None:
+    run = run_build(*arguments)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("usage: scripts/build [--par [--add TARGET=FILE]... [OPTION]...]")
+
+
+def test_help_teaches() -> None:
+    run = run_build("--help")
+    assert (run.returncode, run.stderr) == (0, "")
+    for word in (
+        "build/keyvalue-inmemory",
+        "--par",
+        "--add",
+        "WASH_ISSUER_KEY",
+        "WASH_SUBJECT_KEY",
+        "WASH_KEYS",
+        "glibc",
+    ):
+        assert word in run.stdout
+
+
+# wash
+
+
+def test_wash_finds_what_it_needs(executable: Path) -> None:
+    """As `wash build` does it: the go command of wasmcloud.toml, in the project, for the file of provider.bin_name."""
+    config = wasmcloud_toml()
+    command = [config["go"]["go_path"], "build", "-o", config["provider"]["bin_name"]]
+    made = ROOT / config["provider"]["bin_name"]
+    try:
+        run = subprocess.run(command, cwd=ROOT, env=without_coverage(), capture_output=True, text=True, timeout=240)
+        assert run.returncode == 0, run.stderr
+        assert made.read_bytes() == executable.read_bytes()
+        assert stat.S_IMODE(made.stat().st_mode) & 0o111
+    finally:
+        made.unlink(missing_ok=True)
+    assert not list(ROOT.glob(f"{made.name}.*"))
+
+
+def test_wasmcloud_toml_says_what_the_project_is() -> None:
+    config = wasmcloud_toml()
+    assert (config["language"], config["type"], config["go"]["disable_go_generate"]) == ("go", "provider", True)
+    assert config["version"] == version("keyvalue-inmemory")
+    assert config["name"] == config["provider"]["vendor"] == "keyvalue-inmemory"
+    assert (ROOT / config["wit"] / "world.wit").read_text().count(f"world {config['provider']['wit_world']} ") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["generate", "./..."], ["build"], ["build", "-o"], ["build", "-o", "a", "b"]]
+)
+def test_the_go_command_does_nothing_else(arguments: list[str]) -> None:
+    run = subprocess.run([ROOT / "scripts" / "wash-go", *arguments], capture_output=True, text=True, timeout=DEADLINE_S)
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", "usage: scripts/wash-go build -o FILE\n")
+
+
+def wasmcloud_toml() -> Mapping[str, Any]:
+    return tomllib.loads((ROOT / "wasmcloud.toml").read_text())
+
+
+def without_coverage() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
