@@ -189,8 +189,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         at = passed = answered = out_bytes = needed = 0  # buffer[passed:at] is whole and goes on to nats-py
         out: list[bytes] = []
         shape = routes.shape
-        prefix, prefix_bytes, suffix, head_bytes, payload_bytes, trace_bytes, usual, whose, _ = shape
-        traced: Caller | None = None
+        prefix, prefix_bytes, suffix, head_bytes, payload_bytes, trace_bytes, rest, usual, whose = shape
         while at < end:
             if out_bytes >= OUTPUT_BYTES:
                 self._write(out)
@@ -201,9 +200,14 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 startswith(prefix, at)
                 and startswith(suffix, reply_end := find(b" ", at + prefix_bytes))
                 and (payload_end := (payload_at := reply_end + head_bytes) + payload_bytes) + 2 <= end
-                and (not trace_bytes or (traced := shape.traced(buffer, reply_end)))
+                and (
+                    not trace_bytes
+                    or startswith(rest, trace_end := payload_at - len(rest))
+                    and (trace := buffer[trace_end - trace_bytes : trace_end]).replace(b"-", b"").isalnum()
+                )
             ):
-                handler, reply, caller = usual, buffer[at + prefix_bytes : reply_end], traced or whose
+                handler, reply = usual, buffer[at + prefix_bytes : reply_end]
+                caller = whose.traced(trace.decode()) if trace_bytes else whose
             else:
                 try:
                     taken = self._take_apart(buffer, at, end)
@@ -211,8 +215,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     return self._abort()
                 if shape is not routes.shape:
                     shape = routes.shape
-                    prefix, prefix_bytes, suffix, head_bytes, payload_bytes, trace_bytes, usual, whose, _ = shape
-                    traced = None
+                    prefix, prefix_bytes, suffix, head_bytes, payload_bytes, trace_bytes, rest, usual, whose = shape
                 if isinstance(taken, Other):
                     if taken.words is not None:
                         if passed < at:

@@ -33,7 +33,8 @@ class Shape(NamedTuple):
         prefix             reply     suffix                                             trace    rest         payload
         HMSG subject 1 SP  _INBOX.x  SP 91 112 CRLF NATS/1.0 CRLF ... traceparent: SP   00-...   CRLF CRLF    ...
 
-    Of a frame that is alike only the reply subject and the trace are cut out. Without a trace the suffix ends where the payload begins.
+    Of a frame that is alike only the reply subject and the trace are cut out; a trace of letters, digits and hyphens: others are taken
+    apart. Without a trace the suffix ends where the payload begins.
     """
 
     prefix: bytes
@@ -42,17 +43,9 @@ class Shape(NamedTuple):
     head_bytes: int  # suffix, trace and rest
     payload_bytes: int
     trace_bytes: int
+    rest: bytes
     handler: Handler
     caller: Caller
-    rest: bytes
-
-    def traced(self, buffer: bytes, reply_end: int) -> Caller | None:
-        """The caller of a frame whose suffix is this one's; None where its trace or the rest is not alike."""
-        end = reply_end + self.head_bytes - len(self.rest)
-        trace = buffer[end - self.trace_bytes : end]
-        if not buffer.startswith(self.rest, end) or b"\r" in trace or trace != trace.strip():
-            return None
-        return self.caller.traced(trace.decode("utf-8", "replace"))
 
 
 def shape_of(
@@ -72,7 +65,7 @@ def shape_of(
         if trace != caller.traceparent.encode() or not rest.startswith(b"\r\n") or TRACEPARENT in rest:
             return None
     head_bytes = len(suffix) + trace_bytes + len(rest)
-    return Shape(prefix, len(prefix), suffix, head_bytes, payload_bytes, trace_bytes, handler, caller, rest)
+    return Shape(prefix, len(prefix), suffix, head_bytes, payload_bytes, trace_bytes, rest, handler, caller)
 
 
 def no_handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
@@ -81,7 +74,7 @@ def no_handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
 
 
 #: Its suffix begins with no space, which what is searched for does, and is too long for the last byte, where a search that failed points.
-NO_SHAPE = Shape(b"\n", 1, b"\n\n", 0, 0, 0, no_handler, ANONYMOUS, b"")
+NO_SHAPE = Shape(b"\n", 1, b"\n\n", 0, 0, 0, b"", no_handler, ANONYMOUS)
 
 
 def write_frames(sends: list[Send]) -> bytes:
