@@ -43,19 +43,14 @@ from transport.routes import PARAMS, DirectRoutes
 from transport.subjects import params_token
 from transport.tls import TlsRefusedError, require_tls
 
-__all__ = [
-    "NATS_PY_VERSIONS",
-    "PARAMS",
-    "DirectProtocol",
-    "DirectRoutes",
-    "DirectTransport",
-    "direct_path_unknown",
-]
+__all__ = ["NATS_PY_VERSIONS", "PARAMS", "DirectProtocol", "DirectRoutes", "DirectTransport", "direct_path_unknown"]
 
 #: Output that is written before more input is parsed.
 OUTPUT_BYTES = 1024 * 1024
 #: Bytes in the socket's buffer above which reading is paused.
 HIGH_WATER_BYTES = 1024 * 1024
+#: About what the lines of an answer take beside its result.
+LINES_BYTES = 256
 #: A line of the protocol (INFO is the longest) and the control line and headers of a frame stay below this.
 LINE_BYTES_MAX = 1024 * 1024
 
@@ -65,7 +60,6 @@ SMALL = 4096
 SIZES = {b"%d" % size: size for size in range(SMALL)}
 PUB, NEXT_PUB, END = b"PUB ", b"\r\nPUB ", b".results 0\r\n\r\n"
 RESULTS = tuple(b".results %d\r\n" % size for size in range(SMALL))
-
 
 #: Versions of nats-py whose inside the direct path knows, first and last: tests/transport/test_contract.py says what it uses of it.
 NATS_PY_VERSIONS = ((2, 10), (2, 16))
@@ -84,8 +78,6 @@ def direct_path_unknown(installed: str | None = None) -> str | None:
 
 NO_WORD = "the server closed the connection, and did not say why"
 NO_GREETING = "the server closed the connection before its INFO: handshake_first is not supported"
-#: About what the lines of an answer take beside its result.
-LINES_BYTES = 256
 
 
 class DirectProtocol(asyncio.StreamReaderProtocol):
@@ -202,8 +194,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 and (payload_end := (payload_at := reply_end + head_bytes) + payload_bytes) + 2 <= end
                 and (
                     not trace_bytes
-                    or startswith(rest, trace_end := payload_at - len(rest))
-                    and (trace := buffer[trace_end - trace_bytes : trace_end]).replace(b"-", b"").isalnum()
+                    or (
+                        startswith(rest, trace_end := payload_at - len(rest))
+                        and (trace := buffer[trace_end - trace_bytes : trace_end]).replace(b"-", b"").isalnum()
+                    )
                 )
             ):
                 handler, reply = usual, buffer[at + prefix_bytes : reply_end]
