@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from engine.deadlines import Expiry
+from engine.deadlines import Entry, Expiry
 from engine.ledger import Account
 
 __all__ = ["Context", "Copy"]
@@ -25,8 +25,7 @@ class Context(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """Entries of a shard as of one moment, the deadlines that some of them have (nanoseconds of the store's clock), the end of its arc."""
+    """Keys of a shard with what they hold, as of one moment, and the end of its arc."""
 
-    entries: list[tuple[bytes, bytes]]
-    deadlines: dict[bytes, int]
+    entries: list[tuple[bytes, Entry]]
     end: int

@@ -9,8 +9,9 @@ Memory is a formula, not a measurement, so that it is the same everywhere and co
     a bucket              BUCKET + (len(name) + 48 & ~15)
 
 `len + 48 & ~15` is a bytes object: 33 bytes of header and terminator, rounded up as CPython's allocator does. ENTRY is a dict's
-share for one key, ORDER the share of the sorted lists and of the position's int object. tests/engine/test_memory.py compares the formula with
-the growth of the process at a million keys.
+share for one key, DEADLINE the pair of value and deadline, the deadline's int object, and a place in the heap with its tuple, ORDER the share
+of the sorted lists and of the position's int object. tests/engine/test_memory.py compares the formula with the growth of the process at a
+million keys.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TypeAlias
 
+from engine.deadlines import Entry
 from engine.errors import FullError
 from engine.options import StoreOptions
 
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 ENTRY_BYTES = 40
-DEADLINE_BYTES = 160
+DEADLINE_BYTES = 186
 ORDER_BYTES = 62
 SHARD_BYTES = 500
 BUCKET_BYTES = 700
@@ -53,9 +55,11 @@ def bytes_size(length: int) -> int:
     return length + 48 & ~15
 
 
-def entry_size(key: bytes, value: bytes) -> int:
-    """Memory of a key with its value, by the formula above."""
-    return ENTRY_BYTES + (len(key) + 48 & ~15) + (len(value) + 48 & ~15)
+def entry_size(key: bytes, entry: Entry) -> int:
+    """Memory of a key with what it holds, by the formula above."""
+    if entry.__class__ is tuple:
+        return ENTRY_BYTES + (len(key) + 48 & ~15) + (len(entry[0]) + 48 & ~15) + DEADLINE_BYTES
+    return ENTRY_BYTES + (len(key) + 48 & ~15) + (len(entry) + 48 & ~15)
 
 
 class Quota:

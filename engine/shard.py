@@ -8,7 +8,8 @@
 its key to `changes`, and the next page brings `order` up to date from the entries. When that would cost more than to sort anew, order and
 changes are dropped, so that writes without pages never make anything grow.
 
-A key may have a deadline. From then on no reader sees it; it is removed by the sweep, or by a write or a page that comes across it.
+A key may have a deadline, which its entry then holds beside the value. From then on no reader sees it; it is removed by the sweep, or by a write
+or a page that comes across it.
 
 A shard knows of its bucket what all its shards share, the account, and never takes another shard's stripe.
 """
@@ -23,7 +24,7 @@ from sortedcontainers import SortedKeyList
 
 from engine.context import Context, Copy
 from engine.counter import counter_sum
-from engine.deadlines import Deadlines
+from engine.deadlines import Deadlines, Entry
 from engine.errors import CrowdedPositionError, LimitError
 from engine.ledger import DEADLINE_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, Quota, entry_size
 
@@ -44,15 +45,17 @@ ALL = 2**63
 class Shard:
     """Keys and values of an arc. `stripe` protects everything else here.
 
-    Without the stripe only `read`, `entries.get`, `key in entries` and `len(entries)` may be used: a dict does each of them at one instant, with
+    Without the stripe only `entries.get`, `key in entries` and `len(entries)` may be used: a dict does each of them at one instant, with
     the GIL and on free-threaded builds. The entries of a retired shard are never changed again, so a reader that still
-    holds one sees the values of the moment at which the shard was replaced, which is within the time of its call.
+    holds one sees the values of the moment at which the shard was replaced, which is within the time of its call. How it learns whether the
+    time of a value is over: `engine.table.Table.read`.
     """
 
     __slots__ = (
         "_account",
         "_changes",
         "_context",
+        "_expiry",
         "_order",
         "_position_of",
         "deadlines",
@@ -65,8 +68,8 @@ class Shard:
 
     def __init__(self, start: int, depth: int, context: Context) -> None:
         self.stripe = Lock()
-        self.entries: dict[bytes, bytes] = {}
-        #: None while no key has a deadline, and then a reader need not ask.
+        self.entries: dict[bytes, Entry] = {}
+        #: None while no key has a deadline, and then a write need not ask.
         self.deadlines: Deadlines | None = None
         self.retired = False
         self.start = start
@@ -74,6 +77,7 @@ class Shard:
         self._context = context
         self._position_of = context.position_of
         self._account = context.account
+        self._expiry = context.expiry
         self._order: SortedKeyList[bytes] | None = None
         self._changes: list[bytes] = []
         context.account.adjust(SHARD_BYTES)
@@ -87,21 +91,6 @@ class Shard:
     def bucket_name(self) -> bytes:
         """Name of the bucket that this is a shard of."""
         return self._account.name
-
-    def read(self, key: bytes, now_ns: int) -> bytes | None:
-        """The value of a key whose time is not over. O(1), without the stripe.
-
-        The clock is read first, then the deadline, which a write changes last, then the value: so a value is never taken for one whose
-        deadline it has not, and a key whose deadline is moved in time is never missed.
-
-        :param now_ns: the clock's time, read before
-        """
-        deadlines = self.deadlines
-        if deadlines is not None:
-            deadline_ns = deadlines.of.get(key)
-            if deadline_ns is not None and deadline_ns <= now_ns:
-                return None
-        return self.entries.get(key)
 
     def set(self, key: bytes, value: bytes, quota: Quota | None = None, ttl_ns: int = 0) -> int:
         """Store a value. O(1). Takes the stripe. Pays: bench engine overwrite.
@@ -117,9 +106,7 @@ class Shard:
             if self.retired:
                 return 0
             if ttl_ns or self.deadlines is not None:
-                self.expire([key])
-                self.put(key, value, quota, self._context.expiry.deadline_ns(ttl_ns))
-                return len(self.entries)
+                return self._set_timed(key, value, quota, ttl_ns)
             # `put` without deadlines, written out.
             entries = self.entries
             account = self._account
@@ -142,6 +129,29 @@ class Shard:
         finally:
             stripe.release()
 
+    def _set_timed(self, key: bytes, value: bytes, quota: Quota | None, ttl_ns: int) -> int:
+        now_ns = self._expiry.clock()
+        entries = self.entries
+        old = entries.get(key)
+        if ttl_ns and old.__class__ is tuple and old[1] > now_ns:
+            # `put` of a key that has a deadline, written out; pays: bench end-to-end expiry
+            old_value, before_ns = old
+            account = self._account
+            if len(value) != len(old_value):
+                growth = (len(value) + 48 & ~15) - (len(old_value) + 48 & ~15)
+                if growth:
+                    account.charge(0, growth, quota)
+            deadline_ns = now_ns + ttl_ns
+            entries[key] = value, deadline_ns
+            if deadline_ns < before_ns:
+                self._deadlines().put(key, deadline_ns, before_ns)
+            observer = account.observer
+            if observer is not None:
+                observer(account.name, key, value)
+            return 1
+        self.put(key, (value, now_ns + ttl_ns) if ttl_ns else value, self._live(key, now_ns), quota)
+        return len(entries)
+
     def delete(self, key: bytes) -> bool | None:
         """Remove a key; whether it was there, or None when the shard is retired. O(1). Takes the stripe."""
         with self.stripe:
@@ -157,41 +167,41 @@ class Shard:
         with self.stripe:
             if self.retired:
                 return None
+            deadline_ns: int | None = None
             is_timed = ttl_ns > 0 or self.deadlines is not None
             if is_timed:
-                self.expire([key])
-            old = self.entries.get(key)
-            total = counter_sum(b"0" if old is None else old, delta)
+                now_ns = self._expiry.clock()
+                old = self._live(key, now_ns)
+                before, deadline_ns = old if isinstance(old, tuple) else (old, None)
+                if ttl_ns:
+                    deadline_ns = now_ns + ttl_ns
+            else:
+                before = old = self.entries.get(key)  # type: ignore[assignment]  # no key has a deadline
+            total = counter_sum(b"0" if before is None else before, delta)
             value = b"%d" % total
             if len(value) > value_bytes_max:
                 raise LimitError("value in bytes", len(value), value_bytes_max)
-            if is_timed or old is None or self._account.observer is not None:
-                self.put(key, value, quota, self._context.expiry.deadline_ns(ttl_ns), keeps_deadline=True)
+            if is_timed or before is None or self._account.observer is not None:
+                self.put(key, value if deadline_ns is None else (value, deadline_ns), old, quota)
                 return total
             # `put` of a key that is there, written out.
-            growth = (len(value) + 48 & ~15) - (len(old) + 48 & ~15)
+            growth = (len(value) + 48 & ~15) - (len(before) + 48 & ~15)
             if growth:
                 self._account.charge(0, growth, quota)
             self.entries[key] = value
             return total
-
-    def ttl_ns(self, key: bytes) -> int | None:
-        """What is left of a key's time; None where it has no deadline, or is not there. Without the stripe."""
-        deadlines = self.deadlines
-        deadline_ns = None if deadlines is None else deadlines.of.get(key)
-        left_ns = 0 if deadline_ns is None else deadline_ns - self._context.expiry.clock()
-        return left_ns if left_ns > 0 else None
 
     def persist(self, key: bytes) -> bool | None:
         """Take a key's deadline away; whether it had one, or None when the shard is retired. Takes the stripe."""
         with self.stripe:
             if self.retired:
                 return None
-            self.expire([key])
-            if self.deadlines is None or key not in self.deadlines.of:
+            entry = None if self.deadlines is None else self._live(key, self._expiry.clock())
+            if not isinstance(entry, tuple):
                 return False
             self._account.charge(0, -DEADLINE_BYTES)
-            self._drop_deadline(key)
+            self.entries[key] = entry[0]
+            self._drop_deadline()
             return True
 
     def sweep(self, looks_max: int) -> int:
@@ -206,54 +216,44 @@ class Shard:
     def copy(self) -> Copy:
         """What is there now. Under the stripe. O(n)."""
         self._expire_due(ALL)
-        deadlines = {} if self.deadlines is None else self.deadlines.of.copy()
-        return Copy(list(self.entries.items()), deadlines, self.end)
+        return Copy(list(self.entries.items()), self.end)
 
     # Under the stripe, which the caller holds, from here on.
 
     def put(
-        self,
-        key: bytes,
-        value: bytes,
-        quota: Quota | None = None,
-        deadline_ns: int | None = None,
-        *,
-        keeps_deadline: bool = False,
-        charged: bool = False,
+        self, key: bytes, entry: Entry, old: Entry | None, quota: Quota | None = None, *, charged: bool = False
     ) -> None:
         """`set`, in the general case.
 
-        The caller did `expire` the key. Here that would come too late: a batch is charged for the key that it found, and a counter's
-        sum is of that key.
-
+        :param old: what the key holds, its time not over
         :param charged: the account knows of it already: a batch is charged whole, before its first write
         """
-        old = self.entries.get(key)
-        has_deadline = self.deadlines is not None and key in self.deadlines.of
-        gets_deadline = deadline_ns is not None or (keeps_deadline and has_deadline)
+        account = self._account
         if not charged:
-            keys, memory_bytes = self._growth(key, value, old, has_deadline, gets_deadline)
-            if keys or memory_bytes:
-                self._account.charge(keys, memory_bytes, quota)
-        self.entries[key] = value
+            growth = entry_size(key, entry) - (0 if old is None else entry_size(key, old))
+            if growth or old is None:
+                account.charge(int(old is None), growth, quota)
+        before_ns = old[1] if isinstance(old, tuple) else None
+        if isinstance(entry, tuple):
+            value, deadline_ns = entry
+            deadlines = self._deadlines()  # first: see `Expiry.was_used`
+            self.entries[key] = entry
+            deadlines.put(key, deadline_ns, before_ns)
+        else:
+            self.entries[key] = value = entry
+            if before_ns is not None:
+                self._drop_deadline()
         if old is None and self._order is not None:
             self._note_change(key)
-        if deadline_ns is not None:
-            self.put_deadline(key, deadline_ns)
-        elif has_deadline and not keeps_deadline:
-            self._drop_deadline(key)
-        observer = self._account.observer
+        observer = account.observer
         if observer is not None:
-            observer(self._account.name, key, value)
+            observer(account.name, key, value)
 
-    def growth(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], gets_deadline: bool) -> tuple[int, int]:
+    def growth(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> tuple[int, int]:
         """Keys and memory that `put_many` would charge for this part of the entries; each key stands there once."""
         keys = memory_bytes = 0
-        deadlines = self.deadlines
         old_of = self.entries.get
-        if (
-            deadlines is None and not gets_deadline
-        ):  # `_growth` without deadlines, written out; pays: bench end-to-end batch
+        if self.deadlines is None and deadline_ns is None:  # written out; pays: bench end-to-end batch
             for key in part:
                 old, length = old_of(key), len(entries[key])
                 if old is None:
@@ -263,71 +263,68 @@ class Shard:
                     memory_bytes += (length + 48 & ~15) - (len(old) + 48 & ~15)
             return keys, memory_bytes
         for key in part:
-            has_deadline = deadlines is not None and key in deadlines.of
-            new_keys, growth = self._growth(key, entries[key], old_of(key), has_deadline, gets_deadline)
-            keys += new_keys
-            memory_bytes += growth
+            value, old = entries[key], old_of(key)
+            keys += old is None
+            memory_bytes += entry_size(key, value if deadline_ns is None else (value, deadline_ns))
+            memory_bytes -= 0 if old is None else entry_size(key, old)
         return keys, memory_bytes
 
     def put_many(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> None:
         """Store this part of the entries, for which the account was charged."""
+        known = self.entries
         if deadline_ns is None and self.deadlines is None and self._order is None and self._account.observer is None:
-            known = self.entries
             for key in part:
                 known[key] = entries[key]
             return
         for key in part:
-            self.put(key, entries[key], None, deadline_ns, charged=True)
-
-    def _growth(
-        self, key: bytes, value: bytes, old: bytes | None, has_deadline: bool, gets_deadline: bool
-    ) -> tuple[int, int]:
-        deadline_bytes = (gets_deadline - has_deadline) * DEADLINE_BYTES
-        if old is None:
-            return 1, ENTRY_BYTES + (len(key) + 48 & ~15) + (len(value) + 48 & ~15) + deadline_bytes
-        return 0, (len(value) + 48 & ~15) - (len(old) + 48 & ~15) + deadline_bytes
+            value = entries[key]
+            self.put(key, value if deadline_ns is None else (value, deadline_ns), known.get(key), charged=True)
 
     def remove(self, key: bytes) -> bool:
         """Remove a key; whether it was there, its time not over."""
-        self.expire([key])
+        if self.deadlines is not None and self._live(key, self._expiry.clock()) is None:
+            return False
         return self._remove(key)
 
     def expire(self, keys: Iterable[bytes]) -> None:
         """Remove those of the keys whose time is over."""
         if self.deadlines is None:
             return
-        deadline_of = self.deadlines.of.get
-        now_ns = self._context.expiry.clock()
+        now_ns = self._expiry.clock()
         for key in keys:
-            deadline_ns = deadline_of(key)
-            if deadline_ns is not None and deadline_ns <= now_ns:
-                self._remove(key)
-                self._context.expiry.count(1)
+            self._live(key, now_ns)
+
+    def _live(self, key: bytes, now_ns: int) -> Entry | None:
+        """What a key holds; where its time is over it is removed, and that is None."""
+        entry = self.entries.get(key)
+        if entry.__class__ is tuple and entry[1] <= now_ns:
+            self._remove(key)
+            self._expiry.count(1)
+            return None
+        return entry
 
     def _expire_due(self, looks_max: int) -> int:
         deadlines = self.deadlines
         if deadlines is None:
             return 0
         removed, looks_before, left = 0, deadlines.looks, looks_max
-        now_ns = self._context.expiry.clock()
+        now_ns = self._expiry.clock()
         while left > 0 and (key := deadlines.next_due(now_ns, left)) is not None:
             self._remove(key)
             removed += 1
             left = looks_max - removed - (deadlines.looks - looks_before)
         if removed:
-            self._context.expiry.count(removed)
+            self._expiry.count(removed)
         return removed + deadlines.looks - looks_before
 
     def _remove(self, key: bytes) -> bool:
-        value = self.entries.pop(key, None)
-        if value is None:
+        entry = self.entries.pop(key, None)
+        if entry is None:
             return False
         account = self._account
-        memory_bytes = entry_size(key, value)
-        if self.deadlines is not None and key in self.deadlines.of:
-            memory_bytes += DEADLINE_BYTES
-            self._drop_deadline(key)
-        account.charge(-1, -memory_bytes)
+        account.charge(-1, -entry_size(key, entry))
+        if isinstance(entry, tuple):
+            self._drop_deadline()
         if self._order is not None:
             self._note_change(key)
         observer = account.observer
@@ -335,12 +332,20 @@ class Shard:
             observer(account.name, key, None)
         return True
 
-    def _drop_deadline(self, key: bytes) -> None:
+    def _deadlines(self) -> Deadlines:
+        """The deadlines, to which one is to be added."""
+        deadlines = self.deadlines
+        if deadlines is None:
+            deadlines = self.deadlines = Deadlines(self.entries)
+            self._expiry.add(self)
+        return deadlines
+
+    def _drop_deadline(self) -> None:
         assert self.deadlines is not None
-        self.deadlines.drop(key)
-        if not self.deadlines.of:
+        self.deadlines.drop()
+        if not self.deadlines.count:
             self.deadlines = None
-            self._context.expiry.remove(self)
+            self._expiry.remove(self)
 
     def take(
         self, position: int, keys: list[bytes], keys_max: int, size_bytes: int, page_bytes_max: int
@@ -398,32 +403,30 @@ class Shard:
         parts = [shard.entries for shard in shards]
         mask = len(parts) - 1
         position_of = self._position_of
-        for key, value in self.entries.items():
-            parts[position_of(key) >> shift & mask][key] = value
+        for key, entry in self.entries.items():
+            parts[position_of(key) >> shift & mask][key] = entry
         if self.deadlines is not None:
-            for key, deadline_ns in self.deadlines.of.items():
-                piece = shards[position_of(key) >> shift & mask]
-                if piece.deadlines is None:
-                    piece.deadlines = Deadlines()
-                piece.deadlines.put(key, deadline_ns)
+            for shard in shards:
+                shard._find_deadlines()
         self.retire()
         return shards
+
+    def _find_deadlines(self) -> None:
+        deadlines = Deadlines(self.entries)
+        for key, entry in self.entries.items():
+            if isinstance(entry, tuple):
+                deadlines.put(key, entry[1], None)
+        if deadlines.count:
+            self.deadlines = deadlines
 
     def enter_expiry(self) -> None:
         """Be swept from now on, if a key has a deadline: of a piece of a shard that was split, once it is in the ring. Takes the stripe."""
         with self.stripe:
             if self.deadlines is not None and not self.retired:
-                self._context.expiry.add(self)
-
-    def put_deadline(self, key: bytes, deadline_ns: int) -> None:
-        """Give a key a deadline, or another one, that the account knows of."""
-        if self.deadlines is None:
-            self.deadlines = Deadlines()
-            self._context.expiry.add(self)
-        self.deadlines.put(key, deadline_ns)
+                self._expiry.add(self)
 
     def retire(self) -> None:
-        """Mark the shard as replaced: whoever takes the stripe next must look for its successor. Its deadlines stay, for who still reads here."""
+        """Mark the shard as replaced: whoever takes the stripe next must look for its successor. Its entries stay, for who still reads here."""
         self._drop_order()
         self.retired = True
         self._account.adjust(-SHARD_BYTES)
@@ -433,14 +436,14 @@ class Shard:
         assert not self.retired
         assert 0 <= self.start < self.end <= 1 << 64
         assert self.start % (1 << (64 - self.depth)) == 0
-        for key, value in self.entries.items():
+        for key, entry in self.entries.items():
             assert type(key) is bytes
-            assert type(value) is bytes
+            assert type(entry[0] if isinstance(entry, tuple) else entry) is bytes
+            assert type(entry) is bytes or self.deadlines is not None
             assert self.start <= self._position_of(key) < self.end
         if self.deadlines is not None:
             self.deadlines.check()
-            assert self.deadlines.of, "a shard without deadlines says so"
-            assert self.deadlines.of.keys() <= self.entries.keys()
+            assert self.deadlines.count, "a shard without deadlines says so"
         if self._order is None:
             assert not self._changes
             return
@@ -455,8 +458,7 @@ class Shard:
     @property
     def entries_bytes(self) -> int:
         """What the account must hold for this shard, counted anew. O(n)."""
-        timed = 0 if self.deadlines is None else len(self.deadlines.of)
-        return DEADLINE_BYTES * timed + sum(entry_size(*entry) for entry in self.entries.items())
+        return sum(entry_size(*entry) for entry in self.entries.items())
 
     @property
     def memory_bytes(self) -> int:

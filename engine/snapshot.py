@@ -89,9 +89,12 @@ def _blocks(table: Table, unix_ms_of: Callable[[int], int]) -> Iterator[tuple[li
     while not position >> 64:
         shard = table.copy_shard(position)
         position = shard.end
-        for key, value in shard.entries:
-            if key in shard.deadlines:
-                deadlines[len(entries) // 2] = unix_ms_of(shard.deadlines[key])
+        for key, entry in shard.entries:
+            if isinstance(entry, bytes):
+                value = entry
+            else:
+                value, deadline_ns = entry
+                deadlines[len(entries) // 2] = unix_ms_of(deadline_ns)
             entries += (key, value)
             size_bytes += len(key) + len(value)
             if size_bytes >= BLOCK_BYTES:

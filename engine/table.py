@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Lock
+from typing import Any
 
 from engine.context import Context, Copy
 from engine.ledger import Account, Quota
@@ -103,6 +104,21 @@ class Table:
             if position >> 64:
                 return keys, None
 
+    def read(self, key: bytes, now_ns: int) -> bytes | None:
+        """The value of a key whose time is not over. O(1), without a stripe.
+
+        A reader looks up the entry and then, only if that has a deadline, looks at the clock. If the deadline is still to come, the value was
+        there at the look-up, and is given: it is shown too long by no more than the way from the clock to the return. If not, the
+        key may have been written again meanwhile, perhaps in a shard that replaced the one that was read. So it is looked up once more, here,
+        from the ring on: what is found after a look at the clock, and was over at that look, is over.
+
+        :param now_ns: the clock's time, looked at before
+        """
+        entry = self.shard_of(key).entries.get(key)
+        if isinstance(entry, tuple):
+            return entry[0] if entry[1] > now_ns else None
+        return entry
+
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values in the order of the keys, as of a moment at which no batch was at work."""
         batches = self._batches
@@ -114,20 +130,18 @@ class Table:
             return self._read_many(keys)
 
     def _read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Pays: bench end-to-end batch."""
+        """As `read`, with one time for all, so that what has one deadline is there whole, or not at all. Pays: bench end-to-end batch."""
         _, hash_function, seed, _, expiry = self._context
-        # One time for all: what has one deadline is there whole, or not at all. It is read before the ring, since a shard that is replaced
-        # knows no more of deadlines that are moved, nor of keys that expire.
-        now_ns = expiry.clock() if expiry else None
         shift, shards = self.ring
-        if now_ns is None:  # nothing had a deadline when we began: whatever got one since was there meanwhile
-            return [shards[hash_function(key, seed) >> shift].entries.get(key) for key in keys]
-        values: list[bytes | None] = []
-        append = values.append
-        for key in keys:
-            shard = shards[hash_function(key, seed) >> shift]
-            append(shard.entries.get(key) if shard.deadlines is None else shard.read(key, now_ns))
-        return values
+        entries: list[Any] = [shards[hash_function(key, seed) >> shift].entries.get(key) for key in keys]
+        if not expiry.was_used or tuple not in map(type, entries):
+            return entries
+        now_ns = expiry.clock()
+        for index, entry in enumerate(entries):
+            if entry.__class__ is tuple:
+                value, deadline_ns = entry
+                entries[index] = value if deadline_ns > now_ns else self.read(keys[index], now_ns)
+        return entries
 
     def set_many(self, entries: Mapping[bytes, bytes], quota: Quota | None, ttl_ns: int) -> bool:
         """Store all, or nothing; False when the table is freed and took nothing.
@@ -141,7 +155,7 @@ class Table:
             deadline_ns = self._context.expiry.deadline_ns(ttl_ns)
             for shard, part in parts.items():
                 shard.expire(part)
-                new_keys, growth = shard.growth(part, entries, deadline_ns is not None)
+                new_keys, growth = shard.growth(part, entries, deadline_ns)
                 keys += new_keys
                 memory_bytes += growth
             self.account.charge(keys, memory_bytes, quota)
@@ -232,7 +246,7 @@ class Table:
                 self.ring = (64 - deepest, ring)
             for piece in pieces:
                 piece.enter_expiry()
-            self._context.expiry.remove(shard)  # last: while keys have deadlines, the expiry is never empty
+            self._context.expiry.remove(shard)
             return pieces
 
     def free(self) -> bool:

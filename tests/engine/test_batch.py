@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from engine import Bucket, BucketOptions, LimitError, NoSuchBucketError, Store, StoreOptions
 from engine.ledger import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size, entry_size
 from tests.engine.clock import Clock
+from tests.engine.entries import deadlines_of
 from tests.engine.races import TIMEOUT_S, AnnouncedLock, overtaken, placed, run_together
 
 
@@ -177,13 +178,7 @@ def test_a_batch_expires_whole(left_ns: int, shard_keys_max: int) -> None:
     store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=clock)
     bucket = store.bucket(b"b", BucketOptions(ttl_ms=1))
     bucket.set_many(numbered(3))
-    deadlines_ns = {
-        deadline_ns
-        for shard in store._tables[b"b"].shards()
-        if shard.deadlines is not None
-        for deadline_ns in shard.deadlines.of.values()
-    }
-    clock.now_ns = max(deadlines_ns) - left_ns
+    clock.now_ns = max(deadlines_of(store).values()) - left_ns
     assert bucket.get_many([*numbered(3)]) in ([b"v"] * 3, [None] * 3)
 
 

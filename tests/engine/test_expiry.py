@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count, cycle, pairwise
 from random import Random
@@ -16,29 +16,16 @@ from xxhash import xxh3_64_intdigest
 
 from engine import Bucket, BucketOptions, CounterError, LimitError, Page, Quota, Store, StoreOptions
 from engine.counter import COUNTER_MAX
-from engine.deadlines import HEAP_MIN, Deadlines, Expiry
+from engine.deadlines import HEAP_MIN, Deadlines, Entry
 from engine.ledger import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size, entry_size
 from engine.options import TTL_MS_MAX
 from engine.shard import Shard
 from engine.store import LOOKS_PER_KEY, ROOM_KEYS
 from tests.engine.clock import NS_PER_MS, Clock
+from tests.engine.entries import OvertakenEntries, deadlines_of, shards_of
 from tests.engine.races import TIMEOUT_S, AnnouncedLock, overtaken, placed, run_together
 
 SEED = 13
-
-
-def shards(store: Store, name: bytes = b"b") -> list[Shard]:
-    return list(store._tables[name].shards())
-
-
-def timed_keys(store: Store, name: bytes = b"b") -> dict[bytes, int]:
-    """Deadlines of a bucket's keys."""
-    return {
-        key: deadline_ns
-        for shard in shards(store, name)
-        if shard.deadlines is not None
-        for key, deadline_ns in shard.deadlines.of.items()
-    }
 
 
 # The life of a key
@@ -153,6 +140,22 @@ def test_a_write_says_what_becomes_of_a_deadline(
     store.check()
 
 
+def test_a_larger_value_with_a_deadline_in_place_of_another_is_charged_or_refused(clock: Clock) -> None:
+    memory_bytes = BUCKET_BYTES + bytes_size(1) + SHARD_BYTES + entry_size(b"k", (bytes(100), 0))
+    store = Store(StoreOptions(memory_bytes_max=memory_bytes), clock=clock)
+    bucket = store.bucket(b"b")
+    bucket.set(b"k", b"v", ttl_ms=5)
+    bucket.set(b"k", bytes(100), ttl_ms=6)
+    assert store.memory_bytes == memory_bytes
+    with pytest.raises(LimitError, match=f"memory limit in bytes: found {memory_bytes + 16}, allowed {memory_bytes}"):
+        bucket.set(b"k", bytes(116), ttl_ms=7)
+    assert (bucket.get(b"k"), bucket.ttl_ms(b"k")) == (bytes(100), 6)
+    store.check()
+    bucket.set(b"k", b"", ttl_ms=5)
+    assert store.memory_bytes == memory_bytes - bytes_size(100) + bytes_size(0)
+    store.check()
+
+
 def test_a_handle_may_have_all_that_it_writes_expire(clock: Clock) -> None:
     store = Store(clock=clock)
     timed, plain = store.bucket(b"b", BucketOptions(ttl_ms=10)), store.bucket(b"b")
@@ -176,11 +179,11 @@ def test_a_key_without_deadline_costs_nothing_for_others_deadlines(clock: Clock)
     store = Store(clock=clock)
     bucket = store.bucket(b"name")
     bucket.set(b"k", b"v")
-    [shard] = shards(store, b"name")
+    [shard] = shards_of(store, b"name")
     assert (shard.deadlines, store.memory_bytes, len(store._expiry)) == (None, PLAIN_BYTES, 0)
     bucket.set(b"l", b"v", ttl_ms=1)
     assert store.memory_bytes == PLAIN_BYTES + entry_size(b"l", b"v") + DEADLINE_BYTES
-    assert timed_keys(store, b"name") == {b"l": NS_PER_MS}
+    assert deadlines_of(store, b"name") == {b"l": NS_PER_MS}
     assert len(store._expiry) == 1
     assert clock.looks == 1, "nothing but the timed key looked at the clock"
 
@@ -211,7 +214,7 @@ def test_a_shard_whose_last_deadline_goes_is_as_one_that_never_had_any(
     bucket.set(b"l", b"v", ttl_ms=1)
     clock.move_ms(ms)
     end(store, bucket)
-    [shard] = shards(store, b"name")
+    [shard] = shards_of(store, b"name")
     assert shard.deadlines is None
     assert len(store._expiry) == 0
     assert not store.sweep()
@@ -413,10 +416,10 @@ def test_a_split_takes_deadlines_along(walked: bool, clock: Clock) -> None:
         if walked:
             bucket.page()
         store.check()
-    assert len(shards(store)) > 200 // 4
-    assert timed_keys(store) == deadlines_ns
-    assert {*store._expiry._shards} == {shard for shard in shards(store) if shard.deadlines is not None}
-    assert any(shard.deadlines is None for shard in shards(store))
+    assert len(shards_of(store)) > 200 // 4
+    assert deadlines_of(store) == deadlines_ns
+    assert {*store._expiry._shards} == {shard for shard in shards_of(store) if shard.deadlines is not None}
+    assert any(shard.deadlines is None for shard in shards_of(store))
     for number in range(200):
         clock.move_ms(1)
         store.sweep(3)
@@ -494,7 +497,8 @@ def test_a_persist_overtaken(by_split: bool, clock: Clock) -> None:
     by(split if by_split else (lambda: bucket.delete(b"0")))
     assert bucket.persist(b"0") is by_split
     assert len(store) == (3 if by_split else 0)
-    assert timed_keys(store) == {} if by_split else store.memory_bytes == 0
+    assert deadlines_of(store) == {}
+    assert by_split or store.memory_bytes == 0
     store.check()
 
 
@@ -545,21 +549,7 @@ def test_between_a_shard_and_its_pieces_nothing_that_has_expired_is_seen_and_not
     assert (store.expired_keys, store.bucket_names(), store.memory_bytes) == (3, [], 0)
 
 
-# Lock-free reads: another thread gets in between the look at the deadline and the look at the value
-
-
-class OvertakenDeadlines(dict[bytes, int]):
-    """Deadlines behind whose look-up another call gets in, once."""
-
-    def __init__(self, deadlines_ns: Mapping[bytes, int], overtake: Callable[[], object]) -> None:
-        super().__init__(deadlines_ns)
-        self.calls = [overtake]
-
-    def get(self, key: bytes, default: Any = None) -> Any:
-        deadline_ns = super().get(key, default)
-        if self.calls:
-            self.calls.pop()()
-        return deadline_ns
+# Lock-free reads: another thread gets in between the look-up and the look at the clock, or behind that
 
 
 def persist_and_pass(bucket: Bucket, clock: Clock) -> None:
@@ -601,29 +591,104 @@ def test_a_read_overtaken_gives_what_was_there_during_it(
 ) -> None:
     store, bucket, _ = overtaken(9, b"1", clock=clock)
     bucket.set(b"0", b"old", ttl_ms=5)
-    [shard] = shards(store)
-    assert shard.deadlines is not None
-    shard.deadlines.of = OvertakenDeadlines(shard.deadlines.of, lambda: overtake(bucket, clock))
+    [shard] = shards_of(store)
+    entries = OvertakenEntries(shard)
+    entries.behind_gets = [lambda: overtake(bucket, clock)]
     assert read(bucket) in allowed
     store.check()
 
 
 @pytest.mark.parametrize("read", [lambda bucket: bucket.get(b"0"), lambda bucket: bucket.get_many([b"0"])[0]])
+@pytest.mark.parametrize("look", [0, 1])
+@pytest.mark.parametrize("ttl_ms", [5, None])
 def test_a_read_after_the_deadline_that_is_overtaken_by_a_new_value(
-    read: Callable[[Bucket], bytes | None], clock: Clock
+    read: Callable[[Bucket], bytes | None], look: int, ttl_ms: int | None, clock: Clock
 ) -> None:
+    """Behind its first look-up, and behind the second, by which it makes sure that the value is not there any more."""
     store, bucket, _ = overtaken(9, b"1", clock=clock)
     bucket.set(b"0", b"old", ttl_ms=5)
     clock.move_ms(5)
-    [shard] = shards(store)
-    assert shard.deadlines is not None
-    shard.deadlines.of = OvertakenDeadlines(shard.deadlines.of, lambda: bucket.set(b"0", b"new", ttl_ms=5))
-    assert read(bucket) in {None, b"new"}
+    [shard] = shards_of(store)
+    entries = OvertakenEntries(shard)
+    entries.behind_gets = [*[lambda: None] * look, lambda: bucket.set(b"0", b"new", ttl_ms)]
+    assert read(bucket) == (None if look else b"new")
+    assert entries.behind_gets == []
     assert read(bucket) == b"new"
     store.check()
 
 
-@pytest.mark.parametrize("read", [lambda bucket: bucket.get(b"0"), lambda bucket: bucket.get_many([b"0"])[0]])
+@pytest.mark.parametrize("before_ms", [None, 4, 100])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda bucket: bucket.set(b"0", b"7"),
+        lambda bucket: bucket.set(b"2", b"7"),
+        lambda bucket: bucket.increment(b"0", 1),
+        lambda bucket: bucket.set_many({b"0": b"7", b"2": b"7"}),
+    ],
+)
+def test_a_value_whose_write_was_held_up_beyond_its_time_is_not_shown(
+    write: Callable[[Bucket], object], before_ms: int | None, clock: Clock
+) -> None:
+    """It comes with its deadline, not before it."""
+    store, bucket, _ = overtaken(9, b"1", clock=clock)
+    bucket.set(b"0", b"6", before_ms)
+    [shard] = shards_of(store)
+    entries = OvertakenEntries(shard)
+    found: list[bytes | None] = []
+
+    def pass_and_read() -> None:
+        clock.move_ms(5)
+        found.extend([bucket.get(b"0"), bucket.get(b"2")])
+
+    entries.behind_writes = [pass_and_read]
+    write(store.bucket(b"b", BucketOptions(ttl_ms=5)))
+    assert entries.behind_writes == []
+    assert b"7" not in [*found, bucket.get(b"0"), bucket.get(b"2")]
+    store.check()
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_no_read_gives_the_value_of_one_write_with_the_deadline_of_another() -> None:
+    """A key is written with times to live that its values say, and the clock stands, so that what is left is what was given."""
+    clock = Clock()
+    store = Store(clock=clock)
+    bucket = store.bucket(b"b")
+    bucket.set(b"k", b"1", ttl_ms=1)
+    writers_left = [None] * 2
+    found: set[tuple[bytes | None, int | None]] = set()
+
+    def write(writer: int) -> None:
+        rng = Random(writer)
+        try:
+            for _ in range(4_000):
+                ttl_ms = rng.randrange(1, 6)
+                bucket.set(b"k", b"%d" % ttl_ms, ttl_ms if ttl_ms < 5 else None)
+        finally:
+            writers_left.pop()
+
+    def read() -> None:
+        entries = shards_of(store)[0].entries
+        while writers_left:
+            entry = entries.get(b"k")
+            assert entry is not None
+            found.add(entry if isinstance(entry, tuple) else (entry, None))
+            assert bucket.get(b"k") is not None
+            assert bucket.ttl_ms(b"k") in {None, 1, 2, 3, 4}
+
+    run_together(*[lambda n=n: write(n) for n in range(2)], read, read)
+    assert found <= {
+        (b"1", NS_PER_MS),
+        (b"2", 2 * NS_PER_MS),
+        (b"3", 3 * NS_PER_MS),
+        (b"4", 4 * NS_PER_MS),
+        (b"5", None),
+    }
+    assert len(found) > 1
+    store.check()
+
+
+@pytest.mark.parametrize("read", [lambda bucket: bucket.get(b"3"), lambda bucket: bucket.get_many([b"3"])[0]])
 @pytest.mark.parametrize("freed", [False, True])
 def test_a_read_overtaken_by_a_split_knows_of_a_deadline_that_was_moved_since(
     read: Callable[[Bucket], bytes | None], freed: bool
@@ -638,15 +703,15 @@ def test_a_read_overtaken_by_a_split_knows_of_a_deadline_that_was_moved_since(
         return now()
 
     store, bucket, _ = overtaken(2, b"1", clock=clock)
-    bucket.set(b"0", b"old", ttl_ms=5)
+    bucket.set(b"3", b"old", ttl_ms=5)
 
     def split_and_persist() -> None:
         bucket.set(b"2", b"v")
         assert len(list(store._tables[b"b"].shards())) == 4
-        assert bucket.persist(b"0")
+        assert bucket.persist(b"3")
         now.move_ms(5)
         if freed:
-            bucket.delete_many([b"0", b"1", b"2"])
+            bucket.delete_many([b"3", b"1", b"2"])
 
     calls.append(split_and_persist)
     assert read(bucket) in ({None, b"old"} if freed else {b"old"})
@@ -654,18 +719,42 @@ def test_a_read_overtaken_by_a_split_knows_of_a_deadline_that_was_moved_since(
     store.check()
 
 
-class OvertakenExpiry(Expiry):
-    """The expiry of a store; when it is asked whether any key has a deadline, another call gets in before, once."""
+@pytest.mark.parametrize("overtake", [expire_and_sweep, renew])
+def test_what_was_written_as_a_batch_is_read_as_one_though_it_expires_meanwhile(
+    overtake: Callable[[Bucket, Clock], None], clock: Clock
+) -> None:
+    store, bucket, _ = overtaken(9, b"1", clock=clock)
+    store.bucket(b"b", BucketOptions(ttl_ms=5)).set_many({b"0": b"old", b"2": b"old", b"3": b"old"})
+    [shard] = shards_of(store)
+    entries = OvertakenEntries(shard)
+    entries.behind_gets = [lambda: overtake(bucket, clock)]
+    values = bucket.get_many([b"0", b"1", b"2", b"3"])
+    assert values == [b"new" if overtake is renew else None, b"old", None, None]
+    store.check()
 
-    def __init__(self, expiry: Expiry, overtake: Callable[[], object]) -> None:
-        super().__init__(expiry.clock)
-        self._lock, self._shards = expiry._lock, expiry._shards
-        self.calls = [overtake]
 
-    def __len__(self) -> int:
-        while self.calls:
-            self.calls.pop()()
-        return super().__len__()
+def test_a_time_to_live_that_is_prolonged_as_it_is_read_is_not_over() -> None:
+    """The other calls get in as the reader looks at the clock."""
+    calls: list[Callable[[], object]] = []
+    now = Clock()
+
+    def clock() -> int:
+        while calls:
+            calls.pop()()
+        return now()
+
+    store, bucket, _ = overtaken(2, b"1", clock=clock)
+    bucket.set(b"0", b"v", ttl_ms=5)
+
+    def split_and_prolong() -> None:
+        bucket.set(b"2", b"v")
+        bucket.set(b"0", b"v", ttl_ms=50)
+        now.move_ms(5)
+
+    calls.append(split_and_prolong)
+    assert bucket.ttl_ms(b"0") == 45
+    assert len(shards_of(store)) == 4
+    store.check()
 
 
 @pytest.mark.parametrize("is_over", [False, True])
@@ -686,17 +775,16 @@ def test_a_get_many_overtaken_by_a_split_and_the_end_of_all_deadlines(
         clock.move_ms(5)
         store.sweep()
 
-    table = store._tables[b"b"]
-    table._context = table._context._replace(expiry=OvertakenExpiry(store._expiry, split_and_end))
+    [shard] = shards_of(store)
+    entries = OvertakenEntries(shard)
+    entries.behind_gets = [split_and_end]
     values = bucket.get_many([b"0", b"1"])
-    assert len(list(table.shards())) == 4
+    assert len(shards_of(store)) == 4
     assert len(store._expiry) == 0
     if is_over:
         assert values == [None, b"old"]
-    elif persisted:
-        assert values == [b"old", b"old"]
     else:
-        assert values in ([None, b"old"], [b"old", b"old"])
+        assert values == [b"old" if persisted else None, b"old"]
     store.check()
 
 
@@ -792,7 +880,7 @@ def test_a_crowd_beyond_a_page_meets_keys_whose_time_is_over(clock: Clock) -> No
     crowd = [b"0 %d" % number for number in range(8)]
     for key, ttl_ms in (*[(key, None) for key in crowd], (b"1", 1), (b"2", 1), (b"3", 9)):
         bucket.set(key, b"v", ttl_ms)
-    assert len(shards(store)) == 4
+    assert len(shards_of(store)) == 4
     clock.move_ms(1)
     page = bucket.page()
     assert (sorted(page.keys), page.cursor) == (crowd, 3 << 62)
@@ -942,25 +1030,47 @@ def test_the_limits_of_lengths_sweep_nothing(write: Callable[[Bucket], object], 
 # Deadlines of a shard
 
 
+class Keys:
+    """Keys with deadlines, as a shard changes them."""
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, Entry] = {}
+        self.deadlines = Deadlines(self.entries)
+
+    def put(self, key: bytes, deadline_ns: int) -> None:
+        before_ns = self.deadlines.of(key)
+        self.entries[key] = b"", deadline_ns
+        self.deadlines.put(key, deadline_ns, before_ns)
+
+    def drop(self, key: bytes, persist: bool = False) -> None:
+        if self.entries.pop(key, None) is not None:
+            if persist:
+                self.entries[key] = b""
+            self.deadlines.drop()
+
+
 def test_a_key_that_is_written_again_and_again_has_one_place_in_the_heap() -> None:
-    deadlines = Deadlines()
+    keys = Keys()
     for now_ns in range(10_000):
-        deadlines.put(b"k", now_ns + 100)
-        assert deadlines.next_due(now_ns) is None
-    assert len(deadlines._heap) == 1
-    assert deadlines.next_due(9_999 + 100) == b"k"
+        keys.put(b"k", now_ns + 100)
+        assert keys.deadlines.next_due(now_ns) is None
+    assert len(keys.deadlines._heap) == 1
+    assert keys.deadlines.next_due(9_999 + 100) == b"k"
 
 
-def test_a_heap_holds_at_most_as_much_that_is_out_of_date_as_not() -> None:
-    deadlines = Deadlines()
+@pytest.mark.parametrize("persist", [False, True])
+def test_a_heap_holds_at_most_as_much_that_is_out_of_date_as_not(persist: bool) -> None:
+    keys = Keys()
+    deadlines = keys.deadlines
     for number in range(5_000):
-        deadlines.put(b"%d" % number, number)
+        keys.put(b"%d" % number, number)
     for number in range(4_990):
-        deadlines.drop(b"%d" % number)
-        assert len(deadlines._heap) <= max(HEAP_MIN, 2 * len(deadlines.of))
+        keys.drop(b"%d" % number, persist)
+        assert len(deadlines._heap) <= max(HEAP_MIN, 2 * deadlines.count)
     deadlines.check()
+    assert deadlines.count == 10
     for number in range(10_000):
-        deadlines.put(b"k", 20_000 - number)
+        keys.put(b"k", 20_000 - number)
         assert len(deadlines._heap) <= HEAP_MIN
     deadlines.check()
     assert deadlines.next_due(20_000) == b"4990"
@@ -968,30 +1078,33 @@ def test_a_heap_holds_at_most_as_much_that_is_out_of_date_as_not() -> None:
 
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from([b"1", b"2", b"3"]), st.none() | st.integers(1, 50)) | st.integers(1, 9), max_size=300
+        st.tuples(st.sampled_from([b"1", b"2", b"3"]), st.booleans() | st.integers(1, 50)) | st.integers(1, 9),
+        max_size=300,
     )
 )
-def test_what_is_due_is_what_a_dict_says(steps: list[tuple[bytes, int | None] | int]) -> None:
-    deadlines = Deadlines()
+def test_what_is_due_is_what_a_dict_says(steps: list[tuple[bytes, int] | int]) -> None:
+    keys = Keys()
+    deadlines = keys.deadlines
     model: dict[bytes, int] = {}
     now_ns = 0
     for step in steps:
         match step:
-            case (key, None):
-                deadlines.drop(key)
-                model.pop(key, None)
+            case (key, bool(persist)):
+                if key in model:
+                    keys.drop(key, persist)
+                    del model[key]
             case (key, int(ttl_ns)):
-                deadlines.put(key, now_ns + ttl_ns)
+                keys.put(key, now_ns + ttl_ns)
                 model[key] = now_ns + ttl_ns
             case int(ns):
                 now_ns += ns
                 due = set()
                 while (key := deadlines.next_due(now_ns)) is not None:  # type: ignore[assignment]
-                    deadlines.drop(key)
+                    keys.drop(key)
                     due.add(key)
                 assert due == {key for key, deadline_ns in model.items() if deadline_ns <= now_ns}
                 model = {key: deadline_ns for key, deadline_ns in model.items() if key not in due}
-        assert deadlines.of == model
+        assert {key: deadlines.of(key) for key in keys.entries if deadlines.of(key)} == model
         deadlines.check()
 
 
@@ -1102,7 +1215,7 @@ def test_a_step_of_a_sweep_is_bounded_by_keys_removed_and_put_off_together(clock
     for key in sorted(keys)[::2]:
         bucket.set(key, b"v", ttl_ms=10)
     clock.move_ms(1)
-    [shard] = shards(store)
+    [shard] = shards_of(store)
     for step in range(1, 4):
         assert store.sweep(10) is True
         assert shard.deadlines is not None

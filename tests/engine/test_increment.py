@@ -10,6 +10,7 @@ from engine import BucketOptions, CounterError, LimitError, Store, StoreError, S
 from engine.counter import COUNTER_MAX
 from engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
 from tests.engine.clock import Clock
+from tests.engine.entries import deadlines_of
 from tests.engine.races import overtaken, run_together
 
 
@@ -154,7 +155,7 @@ def test_a_counter_that_expires_during_its_increment_is_no_counter_for_ever(left
     store = Store(clock=clock)
     bucket = store.bucket(b"b")
     bucket.set(b"n", b"7", ttl_ms=1)
-    clock.now_ns = next(iter(store._tables[b"b"].shards())).deadlines.of[b"n"] - left_ns  # type: ignore[union-attr]
+    clock.now_ns = deadlines_of(store)[b"n"] - left_ns
     total = bucket.increment(b"n", 1)
     store.check()
     clock.tick_ns = 0

@@ -33,6 +33,7 @@ from engine.counter import COUNTER_MAX
 from engine.ledger import DEADLINE_BYTES, bytes_size, entry_size
 from engine.shard import CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES
 from tests.engine.clock import NS_PER_MS, Clock
+from tests.engine.entries import deadlines_of, values_of
 
 SEED = 7
 HashFunction = Callable[[bytes, int], int]
@@ -418,10 +419,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     def reloaded(self, name: bytes) -> Iterable[tuple[bytes, Stored]]:
         """What is there after a load. A key that was about to expire may have done so; a file's deadlines are in milliseconds."""
-        table = self.store._tables.get(name)
+        deadlines_ns = deadlines_of(self.store, name)
         for key, stored in self.live(name).items():
-            deadlines = None if table is None else table.shard_of(key).deadlines
-            deadline_ns = None if deadlines is None else deadlines.of.get(key)
+            deadline_ns = deadlines_ns.get(key)
             left_ns = None if stored.deadline_ns is None else stored.deadline_ns - self.clock.now_ns
             if left_ns is not None and key not in self.told.get(name, {}):
                 assert left_ns <= LOAD_MS * NS_PER_MS, "a key that had time left is gone"
@@ -433,10 +433,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def held(self) -> dict[bytes, dict[bytes, bytes]]:
         """All entries that take memory."""
-        return {
-            name: {key: value for shard in table.shards() for key, value in shard.entries.items()}
-            for name, table in self.store._tables.items()
-        }
+        return {name: values_of(self.store, name) for name in self.store._tables}
 
     @invariant()
     def agrees(self) -> None:
