@@ -126,6 +126,23 @@ def _expiry() -> Iterator[Bar]:
         yield Bar(what, "expiry", case, "provider_cpu_us", 1.3, "direct-expiring", is_ratio=True, reference="direct")
 
 
+def _starts() -> Iterator[Bar]:
+    for subject, start_s in (("serve", 0.6), ("executable", 1.5)):
+        yield Bar(f"{subject}: from its start to a first answer, ms", "start", "start", "start_s", start_s, subject)
+    yield Bar("idle memory, MiB", "start", "start", "idle_bytes", 45 * 2**20)
+    yield Bar(
+        "executable, get of 64 B: calls/s over those of the installed command",
+        "start",
+        "get 64 B, 64 in flight",
+        "calls_per_s",
+        0.97,
+        "executable",
+        is_ratio=True,
+        is_least=True,
+        reference="direct",
+    )
+
+
 BARS: Sequence[Bar] = (
     *_throughput(),
     Bar(
@@ -149,6 +166,7 @@ BARS: Sequence[Bar] = (
         reference_case="set 64 B, 64 in flight",
     ),
     *_expiry(),
+    *_starts(),
     Bar(
         "set with a watcher that never answers: calls/s over those without",
         "watch",

@@ -36,8 +36,8 @@ scenarios:
 {scenarios}
 
 subjects: bare (the bare responder: the limit), direct and plain (ours, over its two paths, with metrics), and every --peer.
-growth, memory, pages, metrics, expiry and watch are about our own alone; the last three also measure direct without metrics, with a
-deadline for every key, and with a watcher.
+growth, memory, pages, metrics, expiry, start and watch are about our own alone; the last four also measure direct without metrics, with a
+deadline for every key, without a host and as the executable (which is built), and with a watcher.
 
 examples:
   scripts/bench endtoend --quick                       under a minute, for a first look
@@ -98,6 +98,9 @@ def line_of(rows: Sequence[Row]) -> str:
     parts = []
     for row in sorted(rows, key=lambda row: row.subject != REFERENCE):
         figures = row.figures
+        if "start_s" in figures:
+            parts.append(f"{row.subject} {figures['start_s']:.2f} s, {figures['idle_bytes'] / 2**20:.1f} MiB idle")
+            continue
         if "bytes_a_key" in figures:
             parts.append(f"{row.subject} {figures['bytes_a_key']:.0f} B a key")
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,9 +14,22 @@ from urllib.request import urlopen
 
 from bench.figures import Row
 from bench.generator import LoadError, Outcome, merged
-from bench.processes import LoadGenerator, Provider, Watcher
+from bench.processes import ROOT, LoadGenerator, Provider, Watcher
 from bench.scenarios import Case
-from bench.stage import BARE, DIRECT, EXPIRING, PLAIN, STUCK, UNMETERED, WATCHED, Stage, Subject, row_of
+from bench.stage import (
+    BARE,
+    DIRECT,
+    EXECUTABLE,
+    EXPIRING,
+    PLAIN,
+    STANDALONE,
+    STUCK,
+    UNMETERED,
+    WATCHED,
+    Stage,
+    Subject,
+    row_of,
+)
 from bench.usage import peak_bytes, resident_bytes, restart_peak
 from bench.workload import Function, Load, bucket_of
 
@@ -32,9 +46,10 @@ METRICS = re.compile(r"http://\S+/metrics")
 SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0
 WATCH_ROUNDS = 10
+START_ROUNDS = 10
 #: Of each load of a round, since machines drift within one too, and the bar is at two per cent.
-WATCH_TURNS = 10
-WATCH_TURN_MIN_S = 0.05
+TURNS = 10
+TURN_MIN_S = 0.05
 #: Gets a second beside a walk: few enough that they do not wait for each other.
 BESIDE_RATE = 2_000.0
 #: In which the gets beside a walk have begun.
@@ -188,13 +203,41 @@ def expiry(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
         provider.stop()
 
 
+def start(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+    """The command as a host starts it, alone, and as a self-contained executable: the time to a first answer, memory when idle, calls."""
+    if EXECUTABLE in subjects:
+        subprocess.run([ROOT / "scripts" / "build"], check=True)
+    get = Case(function="get")
+    bucket = bucket_of(get.value_bytes)
+    for number in range(max(START_ROUNDS, extent.rounds)):
+        sides = []
+        for subject in subjects if number % 2 else reversed(subjects):
+            provider = stage.launch(subject)
+            idle_bytes = float(sum(resident_bytes(pid) for pid in provider.pids))
+            yield Row(
+                scenario="start",
+                case="start",
+                fields={"function": "start"},
+                subject=subject.name,
+                round=number,
+                figures={"start_s": provider.start_s, "idle_bytes": idle_bytes},
+            )
+            stage.fill(provider, bucket, get.key_space, get.value_bytes)
+            load = stage.load(provider, subject, get, bucket, max(extent.seconds / TURNS, TURN_MIN_S))
+            sides.append(Side(subject, load, provider))
+        take_turns(stage, sides, number, TURNS)
+        for side in sides:
+            yield row_of("start", get, side.subject, number, merged(side.outcomes), {})
+            side.provider.stop()
+
+
 def watch(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """set, watched and not. A round launches its processes: else a ratio would be more of two processes than of a watcher."""
     for number in range(max(WATCH_ROUNDS, extent.rounds)):
         # A watcher that answers is told of what is queued when the load is over, too: nobody takes turns with it.
         alone = [subject for subject in subjects if subject.watcher == "answering"]
         others = [subject for subject in subjects if subject not in alone]
-        yield from watched_rows(stage, others, number, extent.seconds, WATCH_TURNS)
+        yield from watched_rows(stage, others, number, extent.seconds, TURNS)
         yield from watched_rows(stage, alone, number, extent.seconds, turns=1)
 
 
@@ -202,7 +245,7 @@ def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds
     """A round of set on new processes of these, each with its watcher."""
     case = Case(function="set")
     bucket = bucket_of(case.value_bytes)
-    turn_s = max(seconds / turns, WATCH_TURN_MIN_S)
+    turn_s = max(seconds / turns, TURN_MIN_S)
     with ExitStack() as stack:
         sides = []
         for subject in subjects:
@@ -214,21 +257,27 @@ def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds
             provider = stage.launch(subject, watcher="" if watcher is None else watcher.name)
             stack.callback(provider.stop)
             stage.fill(provider, bucket, case.key_space, case.value_bytes)
-            sides.append(Side(subject, stage.load(provider, subject, case, bucket, turn_s), watcher))
-        for turn in range(turns):
-            for side in sides if (number + turn) % 2 else reversed(sides):
-                side.run(stage.generator)
+            sides.append(Side(subject, stage.load(provider, subject, case, bucket, turn_s), provider, watcher))
+        take_turns(stage, sides, number, turns)
         for side in sides:
             yield row_of("watch", case, side.subject, number, merged(side.outcomes), side.figures())
 
 
+def take_turns(stage: Stage, sides: Sequence[Side], number: int, turns: int) -> None:
+    """The loads of all, one after the other, so many times."""
+    for turn in range(turns):
+        for side in sides if (number + turn) % 2 else reversed(sides):
+            side.run(stage.generator)
+
+
 @dataclass(slots=True)
 class Side:
-    """One of those that take turns: its load, and who watches it."""
+    """One of those that take turns: its load, its process, and who watches it."""
 
     subject: Subject
     load: Load
-    watcher: Watcher | None
+    provider: Provider
+    watcher: Watcher | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     told: int = 0
     told_s: float = 0.0
@@ -268,5 +317,6 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "pages": Experiment(pages, (DIRECT,)),
     "metrics": Experiment(metrics, (DIRECT, UNMETERED)),
     "expiry": Experiment(expiry, (DIRECT, EXPIRING)),
+    "start": Experiment(start, (DIRECT, STANDALONE, EXECUTABLE)),
     "watch": Experiment(watch, (DIRECT, WATCHED, STUCK)),
 }

@@ -20,17 +20,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.generator import LoadError, Outcome
+from bench.usage import children
 from bench.workload import LINK_NAME, SOURCE_ID, Load
 from transport.client import KeyValueClient
 from transport.errors import InterfaceError, TransportError
 
-__all__ = ["LoadGenerator", "NatsServer", "Process", "ProcessError", "Provider", "Watcher"]
+__all__ = ["ROOT", "SCRIPTS", "LoadGenerator", "NatsServer", "Process", "ProcessError", "Provider", "Watcher"]
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = Path(sys.executable).parent
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 15.0
-POLL_INTERVAL_S = 0.02
+POLL_INTERVAL_S = 0.01
 LATTICE = "default"
 #: A NATS server drops a client that is 64 MiB behind: thousands of large answers in flight are, and the load generator would be dropped.
 NATS_CONFIG = "max_pending: 4GB\nwrite_deadline: 60s\n"
@@ -135,7 +136,10 @@ class NatsServer(Process):
 
 
 class Provider(Process):
-    """A provider: launched with an empty environment and host data on standard input; ready when it has answered a call."""
+    """A provider: launched with an empty environment and host data on standard input; ready when it has answered a call.
+
+    :ivar start_s: from its launch to that answer, seen every `POLL_INTERVAL_S`
+    """
 
     def __init__(
         self,
@@ -148,12 +152,26 @@ class Provider(Process):
     ) -> None:
         self.prefix = f"{LATTICE}.{name}"
         text = base64.b64encode(json.dumps(host_data(name, nats.url, config, watcher)).encode()) + b"\r\n"
-        super().__init__(name, command, directory, {}, text)
+        words = [str(word).replace("{nats}", nats.url).replace("{prefix}", self.prefix) for word in command]
+        began_s = time.perf_counter()
+        super().__init__(name, words, directory, {}, text)
         try:
             asyncio.run(self._wait(nats.url))
+            self.start_s = time.perf_counter() - began_s
+            self._pids = [self.popen.pid, *children(self.popen.pid)]
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def pid(self) -> int:
+        """The process that serves: the one that a self-contained executable has started, or itself."""
+        return self._pids[-1]
+
+    @property
+    def pids(self) -> list[int]:
+        """All its processes."""
+        return self._pids
 
     async def _wait(self, url: str) -> None:
         deadline_s = time.monotonic() + START_TIMEOUT_S

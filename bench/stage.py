@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from bench.figures import REFERENCE, Row
 from bench.generator import Outcome
-from bench.processes import SCRIPTS, LoadGenerator, NatsServer, Provider
+from bench.processes import ROOT, SCRIPTS, LoadGenerator, NatsServer, Provider
 from bench.scenarios import Case
 from bench.usage import peak_bytes, restart_peak
 from bench.workload import BATCHES, COUNT_FROM, Load, bucket_of
@@ -22,8 +22,10 @@ from bench.workload import BATCHES, COUNT_FROM, Load, bucket_of
 __all__ = [
     "BARE",
     "DIRECT",
+    "EXECUTABLE",
     "EXPIRING",
     "PLAIN",
+    "STANDALONE",
     "STUCK",
     "UNMETERED",
     "VARIANTS",
@@ -48,6 +50,8 @@ HOUR_MS = 3_600_000
 class Subject:
     """A provider to be measured: what is launched, and its configuration, to which a case adds what it wants.
 
+    :ivar command: with {nats} and {prefix} in place of the server's URL and the prefix, where it takes no host data
+
     :ivar is_store: its answers are checked as a store's; else only their shape is
     :ivar watcher: whether a component watches every set, and answers or never does
     """
@@ -67,8 +71,10 @@ UNMETERED = Subject("direct-unmetered", OURS, {"transport": "direct"})
 EXPIRING = Subject("direct-expiring", OURS, {**DIRECT.config, "ttl_ms": str(HOUR_MS)})
 WATCHED = Subject("direct-watched", OURS, DIRECT.config, watcher="answering")
 STUCK = Subject("direct-stuck", OURS, DIRECT.config, watcher="stuck")
+STANDALONE = Subject("serve", (*OURS, "serve", "--nats", "{nats}", "--prefix", "{prefix}", "--metrics-address", "0"))
+EXECUTABLE = Subject("executable", (str(ROOT / "build" / "keyvalue-inmemory"),), DIRECT.config)
 #: Of DIRECT, for the scenarios that compare it with them.
-VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK)
+VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK, STANDALONE, EXECUTABLE)
 BARE = Subject(REFERENCE, (sys.executable, "-m", "bench.responder"), is_store=False)
 
 

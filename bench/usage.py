@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-__all__ = ["UsageError", "cpu_ns", "peak_bytes", "resident_bytes", "restart_peak"]
+__all__ = ["UsageError", "children", "cpu_ns", "peak_bytes", "resident_bytes", "restart_peak"]
 
 
 class UsageError(Exception):
@@ -36,6 +36,11 @@ def peak_bytes(pid: int) -> int:
 def restart_peak(pid: int) -> None:
     """Forget the most memory that a process had so far."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, and that run."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _status_bytes(pid: int, name: str) -> int:

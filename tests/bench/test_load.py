@@ -17,6 +17,7 @@ from bench.scenarios import Case
 from bench.stage import BARE, DIRECT, PLAIN, STUCK, WATCHED, Stage, Subject
 from bench.usage import UsageError, cpu_ns, peak_bytes, resident_bytes, restart_peak
 from bench.workload import BATCHES, Load, bucket_of, key_of
+from tests.build import built_executable
 from transport.client import KeyValueClient
 
 CALLS = 200
@@ -151,10 +152,13 @@ def test_large_parameters_leave_no_memory_behind(stage: Stage, direct: Provider)
 def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("bench.experiments.METRICS_ROUNDS", 1)
     monkeypatch.setattr("bench.experiments.WATCH_ROUNDS", 1)
-    monkeypatch.setattr("bench.experiments.WATCH_TURNS", 2)
+    monkeypatch.setattr("bench.experiments.START_ROUNDS", 1)
+    monkeypatch.setattr("bench.experiments.TURNS", 2)
     monkeypatch.setattr("bench.experiments.BEGIN_S", 0.05)
     extent = Extent(1, 0.05, growth_keys=[100, 300], pages_keys=2_000, expiry_keys=2_000, memory_calls=10)
     experiment = EXPERIMENTS[name]
+    if name == "start":
+        built_executable()  # else it is built with this process's environment, and measured by coverage
     rows = list(experiment.measure(stage, experiment.subjects, extent))
     assert {row.scenario for row in rows} == {name}
     assert {row.subject for row in rows} == {subject.name for subject in experiment.subjects}
@@ -164,6 +168,7 @@ def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPat
         "memory": {"above_store_bytes"},
         "pages": {"keys_per_s"},
         "expiry": {"bytes_a_key"},
+        "start": {"start_s", "idle_bytes"},
         "watch": {"events_per_s"},
     }
     assert figures >= expected.get(name, set()) | {"calls_per_s", "provider_cpu_us"}
@@ -179,7 +184,7 @@ def test_a_watcher_is_told_of_each_set(stage: Stage) -> None:
         stage.fill(provider, "watched", CALLS, 64)
         while watcher.told() < CALLS:
             pass
-        side = Side(WATCHED, little(stage, WATCHED, Case(function="set"), provider), watcher)
+        side = Side(WATCHED, little(stage, WATCHED, Case(function="set"), provider), provider, watcher)
         side.run(stage.generator)
         assert set(side.figures()) == {"events_per_s"}
         while watcher.told() < 2 * CALLS:
@@ -189,7 +194,7 @@ def test_a_watcher_is_told_of_each_set(stage: Stage) -> None:
 
 def test_a_watcher_that_nobody_calls_fails_the_load(stage: Stage, direct: Provider) -> None:
     with Watcher("nobody", stage.nats, stage.directory, is_stuck=True) as watcher:
-        side = Side(STUCK, little(stage, DIRECT, Case(function="set"), direct), watcher)
+        side = Side(STUCK, little(stage, DIRECT, Case(function="set"), direct), direct, watcher)
         side.run(stage.generator)
         with pytest.raises(LoadError, match="nobody: found no call, expected them for what is set"):
             side.figures()
