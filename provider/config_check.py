@@ -21,10 +21,12 @@ from provider.access import Accesses
 from provider.command_line import flags_of
 from provider.host_data import HostData, read_host_data
 from provider.json_fields import FieldError
-from provider.launch import Launch, launch_of_host, launch_standalone, resolve_host, resolve_standalone
+from provider.launch import launch_of_host, launch_standalone, resolve_host, resolve_standalone, xkeys_of
 from provider.links import Links, key_of
+from provider.log import printable
 from provider.options import OPTIONS, STANDALONE_OPTIONS, ProviderOptions
 from provider.settings import Resolved
+from provider.user_files import shown_path
 from provider.watch import INTERFACE, watch_of
 from provider.xkeys import Xkeys
 from transport.urls import redacted_url
@@ -61,7 +63,7 @@ class Report:
         lines += [f"link {link}" for link in self.links]
         lines += [f"ignored: {remark}" for remark in self.remarks]
         lines += [f"wrong: {fault}" for fault in self.faults] or ["nothing is wrong"]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -82,8 +84,8 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         host_data = _read(arguments.host_data)
         resolved = resolve_host(host_data, host_data.config, environment)
         _describe(report, resolved, (OPTIONS, resolved.options))
-        launch = _try(report, lambda: launch_of_host(host_data, resolved, environment))
-        _describe_links(report, host_data, None if launch is None else launch.xkeys, resolved.options)
+        _try(report, lambda: launch_of_host(host_data, resolved, environment))
+        _describe_links(report, host_data, _xkeys(report, host_data), resolved.options)
     print(report.json() if arguments.json else report.text())  # noqa: T201 # what was asked for
     return 2 if report.faults else 0
 
@@ -121,19 +123,30 @@ def _shown(name: str, value: Any) -> str:
             return ",".join(sorted(bucket.decode() for bucket in value))
         case str() if name == "nats":
             return ", ".join(redacted_url(url.strip()) for url in value.split(","))
+        case str() if name in ("credentials", "nkey"):
+            return shown_path(value)
         case str() if "-----BEGIN" in value:
             return "the text of a PEM file"
     return str(value)
 
 
-def _try(report: Report, launch: Callable[[], Launch]) -> Launch | None:
+def _try(report: Report, launch: Callable[[], object]) -> None:
     """What a start would find wrong beyond the options."""
     if report.faults:
-        return None  # it would stop there
+        return  # it would stop there
     try:
-        return launch()
+        launch()
     except ValueError as error:
         report.faults.append(str(error))
+
+
+def _xkeys(report: Report, host_data: HostData) -> Xkeys | None:
+    """What opens the links' secrets, also where something else is wrong."""
+    try:
+        return xkeys_of(host_data)
+    except ValueError as error:
+        if str(error) not in report.faults:
+            report.faults.append(str(error))
         return None
 
 

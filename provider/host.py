@@ -32,8 +32,7 @@ class HostSubjects(NamedTuple):
     """The subjects on which a host speaks to a provider."""
 
     health: str
-    link_puts: tuple[str, ...]
-    link_deletes: tuple[str, ...]
+    links: tuple[str, ...]
     config_update: str
     shutdown: str
 
@@ -50,8 +49,7 @@ def host_subjects(lattice: str, provider_key: str, link_name: str, xkey: str = "
     prefixes = (prefix, f"wasmbus.rpc.{lattice}.{xkey}") if xkey else (prefix,)
     return HostSubjects(
         health=f"{prefix}.health",
-        link_puts=tuple(f"{prefix}.linkdefs.put" for prefix in prefixes),
-        link_deletes=tuple(f"{prefix}.linkdefs.del" for prefix in prefixes),
+        links=tuple(f"{prefix}.linkdefs.*" for prefix in prefixes),
         config_update=f"{prefix}.config.update",
         shutdown=f"{prefix}.{link_name}.shutdown",
     )
@@ -103,7 +101,8 @@ class Host:
         self._asks_to_stop = False
         self._stop_replies: list[str] = []
         self._asking: asyncio.Task[None] | None = None
-        self._deleted: set[LinkKey] = set()  # while the lattice is asked
+        self._telling: asyncio.Handle | None = None  # while the capability does not know of the last changes
+        self._deleted: set[LinkKey] = set()  # before the lattice was asked, and while it is
 
     @property
     def failed(self) -> BaseException | None:
@@ -124,8 +123,7 @@ class Host:
         """
         subjects = self._subjects
         for subject, callback in (
-            *((subject, self._on_link_put) for subject in subjects.link_puts),
-            *((subject, self._on_link_delete) for subject in subjects.link_deletes),
+            *((subject, self._on_link) for subject in subjects.links),
             (subjects.config_update, self._on_config_update),
             (subjects.health, self._on_health),
             (subjects.shutdown, self._on_shutdown),
@@ -143,30 +141,51 @@ class Host:
         for reply in self._stop_replies:
             await self._answer(reply, b"provider shutdown handled successfully")
 
+    def _tell_soon(self) -> None:
+        """Have the capability take the links as they are: once for all that has come, since that is O(links), and they may come in thousands."""
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+            self._capability.links_changed()
+
     async def _on_health(self, message: Message) -> None:
+        self._tell()  # what is wrong with links that came before the question stands in the answer
         ailments = [*self._capability.ailments(), *self._links.unusable]
         lines = [*(ailments or ["serving"]), *self._links.remarks]
         health = {"healthy": not ailments, "message": "; ".join(lines)}
         await self._answer(message.reply, json.dumps(health).encode())
 
-    async def _on_link_put(self, message: Message) -> None:
+    async def _on_link(self, message: Message) -> None:
+        # One subscription for both: those of two subscriptions may be handled in another order than they were sent in, and a link that is
+        # deleted and put again at once would be lost.
+        match message.subject.rpartition(".")[2]:
+            case "put":
+                self._put_link(message)
+            case "del":
+                self._delete_link(message)
+
+    def _put_link(self, message: Message) -> None:
         changes = self._links.changes
         self._put(partial(self._links.put_json, message.data), "put")
         if self._links.changes != changes:  # also where what can't be used was in place of what could
-            self._capability.links_changed()
+            self._tell_soon()
 
-    async def _on_link_delete(self, message: Message) -> None:
+    def _delete_link(self, message: Message) -> None:
         try:
             value = parse_link(message.data)
             key = key_of(value) or LinkDefinition.from_json(value).key
         except FieldError as error:
             log.warning("a link was not deleted: %s", error)
             return
-        if self._asking is not None and not self._asking.done() and len(self._deleted) < LINKS_MAX:
+        if (self._asking is None or not self._asking.done()) and len(self._deleted) < LINKS_MAX:
             self._deleted.add(key)
         if self._links.delete(key):
             log.info("link deleted: %s -> %s (%s)", *key)
-            self._capability.links_changed()
+            self._tell_soon()
 
     def _put(self, put: Callable[[], LinkDefinition | None], how: str) -> None:
         try:
@@ -195,7 +214,7 @@ class Host:
                 self._put(partial(self._links.put_value, value), "found in the lattice")
         self._deleted.clear()
         if self._links.changes != changes:
-            self._capability.links_changed()
+            self._tell_soon()
 
     async def _on_config_update(self, message: Message) -> None:
         try:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from provider.json_fields import Fields
+from provider.json_fields import Fields, shown_name
 from provider.links import LinkDefinition
 from provider.secret import Secret
 from transport.subjects import check_subject
@@ -150,7 +150,8 @@ def _from_json(value: Any) -> HostData:
         config=fields.text_map("config"),
         env_values=fields.text_map("env_values"),
         secrets={
-            name: Secret.from_json(secret, f"secrets.{name}.") for name, secret in fields.mapping("secrets").items()
+            name: Secret.from_json(secret, f"secrets.{shown_name(name)}.")
+            for name, secret in fields.mapping("secrets").items()
         },
         host_xkey_public_key=fields.text("host_xkey_public_key"),
         provider_xkey_private_key=Secret(fields.text("provider_xkey_private_key")),

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["FieldError", "Fields"]
+__all__ = ["FieldError", "Fields", "shown_name"]
+
+#: Of a name that another has chosen, so much is told: what is told must fit a message.
+NAME_CHARACTERS_MAX = 128
 
 _NAMES: dict[type, str] = {
     dict: "an object",
@@ -109,8 +112,13 @@ def text_map(value: Any, what: str) -> dict[str, str]:
         raise FieldError(f"{what}: found {_name(value)}, expected an object of strings")
     for name, text in value.items():
         if not isinstance(text, str):
-            raise FieldError(f"{what}.{name}: found {_name(text)}, expected a string")
+            raise FieldError(f"{what}.{shown_name(name)}: found {_name(text)}, expected a string")
     return dict(value)
+
+
+def shown_name(name: str) -> str:
+    """As much of a name in JSON as an error tells."""
+    return name[:NAME_CHARACTERS_MAX]
 
 
 def _name(value: Any) -> str:

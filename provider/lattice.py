@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S = 2.0
 #: Of the name of a configuration, so much is told.
 NAME_CHARACTERS_MAX = 64
+#: And so much of what the lattice says of a failure.
+MESSAGE_CHARACTERS_MAX = 256
+#: A NATS server ends the connection at a control line of more than 4 KiB.
+NAME_BYTES_MAX = 1024
 SECRET_PREFIX = "SECRET"
 CONFIG_FIELDS = ("source_config", "target_config")
 
@@ -50,7 +54,10 @@ async def lattice_links(connection: Connection, lattice: str, provider_key: str)
     prefix = f"wasmbus.ctl.v1.{lattice}"
     try:
         answer = await _asked(connection, f"{prefix}.link.get")
-        links = Fields(answer).array("response")
+        fields = Fields(answer)
+        if not fields.flag("success", True):
+            raise FieldError(f"found no success: {fields.text('message')[:MESSAGE_CHARACTERS_MAX]!r}")
+        links = fields.array("response")
     except TimeoutError:
         log.debug("nobody answers for the links of the lattice")
         return []
@@ -97,6 +104,8 @@ class Configs:
             check_subject(name, "name")
         except ValueError as error:
             raise FieldError(str(error)) from None
+        if (name_bytes := len(name.encode())) > NAME_BYTES_MAX:
+            raise FieldError(f"name: found {name_bytes} bytes, allowed {NAME_BYTES_MAX}")
         try:
             if self._silent:
                 raise TimeoutError

@@ -21,6 +21,7 @@ from provider.settings import (
 from provider.user_files import read_credentials, read_nkey
 from provider.xkeys import Xkeys
 from transport.connection import ConnectionOptions
+from transport.tls import SHOWN_MAX
 from transport.urls import split_urls
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "resolve_host",
     "resolve_standalone",
     "standalone",
+    "xkeys_of",
 ]
 
 NAME = "keyvalue-inmemory"
@@ -96,7 +98,7 @@ def launch_of_host(host_data: HostData, resolved: Resolved, environment: Mapping
             host_data.lattice_rpc_user_seed.reveal(),
         ),
         host_data=host_data,
-        xkeys=_xkeys(host_data),
+        xkeys=xkeys_of(host_data),
         log_level=host_data.log_level,
         structured_logging=host_data.structured_logging,
         resolve=lambda config: resolve_host(host_data, config, environment),
@@ -154,7 +156,7 @@ def _connection(
         try:
             tls.context()  # only to find out now what is wrong with it
         except ValueError as error:
-            raise ValueError(f"tls_{error}") from None
+            raise ValueError(_discreet(f"tls_{error}", resolved)) from None
     return ConnectionOptions(
         urls=urls,
         name=name,
@@ -166,7 +168,19 @@ def _connection(
     )
 
 
-def _xkeys(host_data: HostData) -> Xkeys | None:
+def _discreet(message: str, resolved: Resolved) -> str:
+    """What is wrong with a certificate, without a path that came as a secret: it may be no path at all."""
+    for setting in resolved.settings.values():
+        if setting.is_secret:
+            message = message.replace(repr(setting.text[:SHOWN_MAX]), "<redacted>")
+    return message
+
+
+def xkeys_of(host_data: HostData) -> Xkeys | None:
+    """The keys that the host has given; None where it has not given both.
+
+    :raises ValueError: one of them is none
+    """
     if not (host_data.provider_xkey_private_key and host_data.host_xkey_public_key):
         return None
     try:

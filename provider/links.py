@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from provider.json_fields import FieldError, Fields
+from provider.json_fields import FieldError, Fields, shown_name
 from provider.secret import Secret
 
 __all__ = ["LINKS_MAX", "LinkDefinition", "LinkKey", "Links", "Unseal", "key_of", "parse_link"]
@@ -16,8 +16,6 @@ __all__ = ["LINKS_MAX", "LinkDefinition", "LinkKey", "Links", "Unseal", "key_of"
 #: Links that are kept, and of those that something is said about how many are told: whoever may publish can put links.
 LINKS_MAX = 10_000
 LINES_MAX = 8
-#: Of each part of a link's key, so much is told.
-NAME_CHARACTERS_MAX = 128
 #: Source, target and name: a component may be linked to a provider more than once, under several names.
 LinkKey = tuple[str, str, str]
 #: Opens sealed bytes; raises ValueError where it can't.
@@ -155,7 +153,8 @@ class Links:
         """
         if self._provider_key not in (link.target, link.source_id):
             raise FieldError(
-                f"found a link from {link.source_id} to {link.target}, expected {self._provider_key} as one of them"
+                f"found a link from {shown_name(link.source_id)} to {shown_name(link.target)}, "
+                f"expected {self._provider_key} as one of them"
             )
         if link.key not in self._links and len(self._links) >= LINKS_MAX:
             raise FieldError(f"links: found {LINKS_MAX + 1}, allowed {LINKS_MAX}")
@@ -210,7 +209,7 @@ class Links:
 
 
 def _named(key: LinkKey) -> str:
-    source_id, target, name = (part[:NAME_CHARACTERS_MAX] for part in key)
+    source_id, target, name = map(shown_name, key)
     return f"link {source_id} -> {target} ({name})"
 
 
@@ -242,7 +241,7 @@ def _secrets(sealed: bytes | None, what: str, unseal: Unseal | None) -> dict[str
         secrets = None
     if not isinstance(secrets, dict):
         raise FieldError(f"{what}: expected a JSON object to be sealed")
-    return {name: Secret.from_json(secret, f"{what}.{name}.") for name, secret in secrets.items()}
+    return {name: Secret.from_json(secret, f"{what}.{shown_name(name)}.") for name, secret in secrets.items()}
 
 
 def parse_link(payload: bytes) -> Any:

@@ -8,7 +8,7 @@ import sys
 import time
 from copy import copy
 
-__all__ = ["LEVELS", "set_up_log"]
+__all__ = ["LEVELS", "printable", "set_up_log"]
 
 #: A host's names of levels, and Python's.
 LEVELS = {
@@ -34,6 +34,11 @@ def set_up_log(level: str, structured: bool) -> None:
         root.warning("log_level: found %r, allowed %s; info it is", level[:32], ", ".join(LEVELS))
 
 
+def printable(text: str) -> str:
+    """The text on one line, with escapes for what can't be printed."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class PlainFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO provider: ready`; behind it, where a record has one, the caller's traceparent."""
 
@@ -48,7 +53,7 @@ class PlainFormatter(logging.Formatter):
         if traceparent is not None:
             message = f"{message} (traceparent {traceparent})"
         record = copy(record)
-        record.msg = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        record.msg = printable(message)
         record.args = None
         return super().format(record)
 

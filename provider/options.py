@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine import StoreOptions
-from engine.options import LENGTH_MAX, TTL_MS_MAX
+from engine.options import LENGTH_MAX, SHARD_BITS_MAX, TTL_MS_MAX
 from provider.log import LEVELS
 from provider.secret import Secret
 from transport.invocation import InvocationLimits
@@ -46,6 +46,7 @@ READ_WRITE, READ_ONLY = "read-write", "read-only"
 
 #: The most that the engine takes where it is neither a length nor a time.
 NUMBER_MAX = 2**63 - 1
+ADDRESS = "HOST:PORT, with a port from 0 to 65535"
 #: Of a value that is not taken, so much is shown.
 SHOWN_MAX = 64
 
@@ -115,12 +116,7 @@ class ProviderOptions:
         :raises OptionError: a known option has a value that it does not take
         """
         known, unknown = _parsed(OPTIONS, config)
-        options = cls(**known)
-        try:
-            options.store_options()
-        except ValueError as error:
-            raise OptionError(str(error)) from None
-        return options, unknown
+        return cls(**known), unknown
 
     def store_options(self) -> StoreOptions:
         """What of this is the engine's."""
@@ -216,8 +212,8 @@ def split_address(text: str) -> tuple[str, int]:
     :raises ValueError: it is neither
     """
     host, _, port = text.strip().rpartition(":")
-    if not (port.isascii() and port.isdigit() and int(port) < 65_536):
-        raise ValueError(f"found {text[:64]!r}, allowed HOST:PORT, with a port from 0 to 65535")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65_536 and host.isprintable()):
+        raise ValueError(f"found {text[:SHOWN_MAX]!r}, allowed {ADDRESS}")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
@@ -250,6 +246,14 @@ def _number(name: str, text: str, number_max: int = NUMBER_MAX) -> int:
 
 def _length(name: str, text: str) -> int:
     return _number(name, text, LENGTH_MAX)
+
+
+def _shards(name: str, text: str) -> int:
+    number = _number(name, text)
+    if number > 1 << SHARD_BITS_MAX or number & (number - 1):
+        allowed = f"allowed a power of two from 1 to {1 << SHARD_BITS_MAX}"
+        raise OptionError(f"{name}: found {number}, {allowed}", f"{name}: found {len(text)} characters, {allowed}")
+    return number
 
 
 def _ttl(name: str, text: str) -> int:
@@ -325,7 +329,7 @@ def _address(name: str, text: str) -> str:
     try:
         split_address(text)
     except ValueError as error:
-        raise OptionError(f"{name}: {error}") from None
+        raise OptionError(f"{name}: {error}", f"{name}: found {len(text)} characters, allowed {ADDRESS}") from None
     return text
 
 
@@ -366,7 +370,7 @@ OPTIONS: Mapping[str, Option] = {
     "buckets_max": Option(_number, "buckets that hold a key"),
     "keys_max": Option(_number, "keys in all buckets together, whoever wrote them; no default of a link's quota"),
     "memory_bytes_max": Option(_number, "memory of all keys and values by the engine's formula; unlimited unless set"),
-    "shards_min": Option(_number, "shards of a bucket once it is large, a power of two"),
+    "shards_min": Option(_shards, "shards of a bucket once it is large, a power of two"),
     "require_link": Option(_flag, "callers without a link get access-denied"),
     **{name: LINK_OPTIONS[name] for name in LINK_DEFAULTS},
     "watch_queue_events": Option(_number, "events of one watcher that wait or are in flight; the oldest give way"),

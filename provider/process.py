@@ -74,6 +74,7 @@ class Provider:
     def __init__(self, launch: Launch, resolved: Resolved, outer: OuterProcess) -> None:
         self._launch = launch
         self._options = resolved.options
+        self._log_form = _log_form(launch, resolved.options)
         self._outer = outer
         self._provider_key = "" if launch.host_data is None else launch.host_data.provider_key
         self._links = Links(self._provider_key, None if launch.xkeys is None else launch.xkeys.open)
@@ -266,8 +267,10 @@ class Provider:
             log.error("%s; what was in force stays", self._config_error)
             return
         self._config_error = None
-        if _log_form(self._launch, options) != _log_form(self._launch, self._options):
-            set_up_log(*_log_form(self._launch, options))
+        log_form = _log_form(self._launch, options)
+        if log_form != self._log_form:
+            self._log_form = log_form
+            set_up_log(*log_form)
         self._warn_of(resolved.unknown)
         if self._accesses is not None:
             self._accesses.configure(options)

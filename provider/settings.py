@@ -101,7 +101,7 @@ def file_settings(path: Path) -> dict[str, Setting]:
         values = tomllib.loads(text.decode())
     except UnicodeDecodeError:
         raise SettingsError(f"{path}: found bytes that are not UTF-8, allowed TOML") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no TOMLDecodeError
         raise SettingsError(f"{path}: {error}") from None
     return {name: Setting(_text_of(value, f"{path}: {name}"), str(path)) for name, value in values.items()}
 
@@ -131,14 +131,8 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Resolv
             values[name] = table[name].parse(name, text)
         except OptionError as error:
             faults.append(f"{origin}: {error.discreet if is_secret else error}")
-    options = ProviderOptions(**{name: value for name, value in values.items() if name in OPTIONS})
-    try:
-        options.store_options()
-    except ValueError as error:
-        name, _, _ = str(error).partition(":")
-        faults.append(f"{settings[name].origin}: {error}" if name in settings else str(error))
     return Resolved(
-        options,
+        ProviderOptions(**{name: value for name, value in values.items() if name in OPTIONS}),
         StandaloneOptions(**{name: value for name, value in values.items() if name in STANDALONE_OPTIONS}),
         settings,
         tuple(faults),
@@ -155,6 +149,8 @@ def _text_of(value: Any, what: str) -> str:
         case int():
             return str(value)
         case list() if all(isinstance(element, str) for element in value):
+            if any("," in element for element in value):
+                raise SettingsError(f"{what}: found a comma in a string of an array, allowed between them alone")
             return ",".join(value)
     raise SettingsError(
         f"{what}: found {type(value).__name__}, allowed a string, a whole number, a boolean or an array of strings"

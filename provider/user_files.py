@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["read_credentials", "read_nkey"]
+__all__ = ["read_credentials", "read_nkey", "shown_path"]
 
 FILE_BYTES_MAX = 64 * 1024
-USER_JWT = re.compile(r"-+BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT-+")
-USER_SEED = re.compile(r"-+BEGIN USER NKEY SEED-+\s+(\S+)\s+-+END USER NKEY SEED-+")
+USER_JWT = re.compile(r"BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT-+")
+USER_SEED = re.compile(r"BEGIN USER NKEY SEED-+\s+(\S+)\s+-+END USER NKEY SEED-+")
 SEED = re.compile(r"S[A-Z][A-Z2-7]{56}")
+#: No path looks so: it is what should stand in a file. (nsc names files by the public key, which begins with another letter.)
+CONTENT = re.compile(r"-----BEGIN|(?<![A-Z2-7])S[A-Z][A-Z2-7]{40}")
 
 
 def read_credentials(path: str) -> tuple[str, str]:
@@ -20,7 +22,9 @@ def read_credentials(path: str) -> tuple[str, str]:
     text = _read(path)
     user_jwt, user_seed = USER_JWT.search(text), USER_SEED.search(text)
     if user_jwt is None or user_seed is None:
-        raise ValueError(f"{path}: found no {'seed' if user_jwt else 'JWT'} of a user, allowed a file as nsc writes it")
+        raise ValueError(
+            f"{shown_path(path)}: found no {'seed' if user_jwt else 'JWT'} of a user, allowed a file as nsc writes it"
+        )
     return user_jwt[1], user_seed[1]
 
 
@@ -33,8 +37,17 @@ def read_nkey(path: str) -> str:
     user_seed = USER_SEED.search(text)
     seed = user_seed[1] if user_seed else text.strip()
     if SEED.fullmatch(seed) is None:
-        raise ValueError(f"{path}: found no seed, allowed a file that holds an nkey seed alone")
+        raise ValueError(f"{shown_path(path)}: found no seed, allowed a file that holds an nkey seed alone")
     return seed
+
+
+def shown_path(path: str) -> str:
+    """The path as it may be shown: not where it is what should stand in the file.
+
+    >>> shown_path("user.nk")
+    'user.nk'
+    """
+    return "<redacted>" if CONTENT.search(path) else path
 
 
 def _read(path: str) -> str:
@@ -42,4 +55,4 @@ def _read(path: str) -> str:
         with open(path, "rb") as file:
             return file.read(FILE_BYTES_MAX).decode(errors="replace")
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+        raise ValueError(f"{shown_path(path)}: {error.strerror}, allowed the path of a file") from None

@@ -28,6 +28,7 @@ class Xkeys:
     __slots__ = ("_box", "public_key")
 
     def __init__(self, provider_seed: Secret, host_public_key: str) -> None:
+        from nacl.exceptions import CryptoError
         from nacl.public import Box, PrivateKey, PublicKey  # here: 20 ms that `--help` need not wait for
 
         try:
@@ -40,7 +41,10 @@ class Xkeys:
             raise ValueError(f"host_xkey_public_key: {error}") from None
         #: X..., by which the host names the provider on subjects.
         self.public_key = encode_public_key(LETTER, bytes(own.public_key))
-        self._box = Box(own, host)
+        try:
+            self._box = Box(own, host)
+        except CryptoError:
+            raise ValueError("host_xkey_public_key: found a point of low order, expected a public key X...") from None
 
     def open(self, sealed: bytes) -> bytes:
         """What the host has sealed for the provider.

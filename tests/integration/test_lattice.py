@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 import provider.lattice
+from provider.host import Host
+from provider.host_data import HostData
 from provider.lattice import LatticeLink, lattice_links
-from tests.conftest import NatsServer, settled
-from transport.connection import Connection, ConnectionOptions
+from provider.links import Links
+from tests.conftest import DEADLINE_S, NatsServer, settled
+from transport.connection import Callback, Connection, ConnectionOptions, Subscription
 
 KEY = "kv"
 LINK = {"source_id": "component", "target": KEY, "name": "default", "interfaces": ["store"]}
@@ -93,6 +97,7 @@ async def test_configurations_stand_in_for_their_names(connection: Connection, l
         (["numbers"], "numbers: response.a: found a number, expected a string"),
         (["damaged"], "damaged: found 1 bytes that are not JSON"),
         (["a b"], "a b: name: found 'a b', allowed printable tokens"),
+        (["n" * 1025], f"{'n' * 64}: name: found 1025 bytes, allowed 1024"),
         (["silent", "also silent"], "silent: found no answer of the lattice within"),
         ("none", "target_config: found a string, expected an array"),
         ([1], "target_config[0]: found a number, expected a string"),
@@ -121,6 +126,7 @@ async def test_a_link_that_cannot_be_read(
         (b"[]", "the whole: found an array, expected an object"),
         (b'{"response": {}}', "response: found an object, expected an array"),
         (b'{"response": null}', ""),
+        (b'{"success": false, "message": "no quorum", "response": null}', "found no success: 'no quorum'"),
     ],
 )
 async def test_answers_that_are_none(
@@ -144,3 +150,92 @@ async def test_too_many(
     lattice.answers = {"link.get": [LINK | {"name": str(number)} for number in range(3)]}
     assert await found(connection, lattice) == []
     assert "found 3 of this provider, allowed 2" in caplog.text
+
+
+class Unconcerned:
+    """A capability to which all is the same; notes how often it was told of links."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def ailments(self) -> list[str]:
+        return []
+
+    def configure(self, config: Mapping[str, str]) -> None:
+        pass
+
+    def refuse_configuration(self, reason: str) -> None:
+        pass
+
+    def links_changed(self) -> None:
+        self.told += 1
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+async def test_a_link_that_is_deleted_before_the_lattice_is_asked_does_not_come_back(
+    connection: Connection, lattice: Lattice, raw: Client, monkeypatch: pytest.MonkeyPatch, is_deleted: bool
+) -> None:
+    lattice.answers = {"link.get": [LINK]}
+    links = Links(KEY)
+    host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
+    host = Host(connection, host_data, links, "", Unconcerned(), asyncio.Event())
+    subscribe = connection.subscribe
+
+    async def subscribe_and_hear(subject: str, callback: Callback) -> Subscription:
+        subscription = await subscribe(subject, callback)
+        await connection.flush(DEADLINE_S)
+        if is_deleted:
+            await raw.publish(f"wasmbus.rpc.{lattice.name}.{KEY}.linkdefs.del", json.dumps(LINK).encode())
+            await settled(raw)
+        await connection.flush(DEADLINE_S)
+        return subscription
+
+    monkeypatch.setattr(connection, "subscribe", subscribe_and_hear)
+    await host.start()
+    assert host._asking is not None
+    await host._asking
+    assert lattice.asked == ["link.get"]
+    assert len(links) == (0 if is_deleted else 1)
+
+
+async def test_of_links_in_thousands_the_capability_is_told_a_few_times(
+    connection: Connection, lattice: Lattice, raw: Client
+) -> None:
+    capability, links = Unconcerned(), Links(KEY)
+    host = Host(
+        connection, HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY), links, "", capability, asyncio.Event()
+    )
+    await host.start()
+    await connection.flush(DEADLINE_S)
+    prefix = f"wasmbus.rpc.{lattice.name}.{KEY}"
+    for number in range(2_000):
+        await raw.publish(f"{prefix}.linkdefs.put", json.dumps(LINK | {"name": str(number)}).encode())
+    await raw.publish(f"{prefix}.linkdefs.del", json.dumps(LINK | {"name": "7"}).encode())
+    await raw.flush()
+    async with asyncio.timeout(DEADLINE_S):
+        while links.find("component", "1999") is None or links.find("component", "7") is not None:
+            await raw.request(f"{prefix}.health", b"", DEADLINE_S)
+    assert 1 <= capability.told <= 200
+    host.stop()
+
+
+@pytest.mark.parametrize(("verbs", "is_known"), [(("del", "put"), True), (("put", "del"), False)])
+async def test_links_are_put_and_deleted_in_the_order_of_the_host(
+    connection: Connection, lattice: Lattice, raw: Client, verbs: tuple[str, str], is_known: bool
+) -> None:
+    links = Links(KEY)
+    host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
+    host = Host(connection, host_data, links, "", Unconcerned(), asyncio.Event())
+    await host.start()
+    await connection.flush(DEADLINE_S)
+    prefix = f"wasmbus.rpc.{lattice.name}.{KEY}"
+    for first in ("put", "del"):
+        links.put_value(LINK)
+        # In one burst, with something of the other link before: what is handled by subscriptions would be handled in their order.
+        for verb, name in ((first, "other"), *((verb, "default") for verb in verbs)):
+            await raw.publish(f"{prefix}.linkdefs.{verb}", json.dumps(LINK | {"name": name}).encode())
+        await settled(raw)
+        await connection.flush(DEADLINE_S)
+        await raw.request(f"{prefix}.health", b"", DEADLINE_S)
+        assert links.knows(MINE) is is_known
+    host.stop()

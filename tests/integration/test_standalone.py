@@ -14,6 +14,7 @@ from nats.errors import NoRespondersError
 
 from provider.options import OPTIONS, STANDALONE_OPTIONS
 from tests.conftest import DEADLINE_S, HOST_CAPTURE, PROVIDER, NatsServer, Process, host_environment
+from tests.host_double import XKey
 from transport.client import KeyValueClient
 
 SECRET = "a-s3cret"
@@ -90,6 +91,7 @@ async def test_it_hears_no_host(serve: Serve, nats_server: NatsServer, raw: Clie
         (("--prefix", "a b"), "command line: prefix: found 'a b', allowed printable tokens"),
         (("--nats", f"ws://u:{SECRET}@a"), "command line: nats: found 'ws://<redacted>@a', allowed"),
         (("--config", "none.toml"), "none.toml: No such file or directory"),
+        (("--metrics-address", "a\u200bb:1"), "command line: metrics_address: found 'a\\u200bb:1', allowed HOST:PORT"),
         (("--shards-min", "3"), "command line: shards_min: found 3, allowed a power of two"),
     ],
 )
@@ -185,6 +187,43 @@ def test_check_of_host_data(tmp_path: Path) -> None:
     assert wrong[1].startswith("link component -> kv (second): all is denied: access: found 8 characters")
     assert wrong[2].startswith("link kv -> component (w): watch[0]: found 1 characters")
     assert SECRET not in output
+
+
+def test_check_reads_links_also_where_an_option_is_wrong() -> None:
+    own, host = XKey.generate(), XKey.generate()
+    sealed = list(host.seal(json.dumps({"bucket": {"kind": "String", "value": SECRET}}).encode(), own))
+    host_data = {
+        "provider_key": "kv",
+        "config": {"shards_min": "3"},
+        "provider_xkey_private_key": own.seed,
+        "host_xkey_public_key": host.public_key,
+        "link_definitions": [{"source_id": "component\ud800", "target": "kv", "target_secrets": sealed}],
+    }
+    code, output = check("--host-data", "-", stdin=base64.b64encode(json.dumps(host_data).encode()))
+    assert code == 2
+    assert rows(output)["shards_min"] == ("64", "config")
+    assert "link component\\ud800 -> kv (default), no interface; options set: none; secrets: bucket\n" in output
+    assert [line for line in output.splitlines() if line.startswith("wrong: ")] == [
+        "wrong: config: shards_min: found 3, allowed a power of two from 1 to 65536"
+    ]
+
+
+@pytest.mark.parametrize("name", ["tls_ca", "tls_certificate", "tls_key"])
+def test_check_does_not_show_a_certificate_that_came_as_a_secret(name: str) -> None:
+    host_data = {"secrets": {name: {"kind": "String", "value": SECRET}}}
+    code, output = check("--host-data", "-", stdin=base64.b64encode(json.dumps(host_data).encode()))
+    assert code == 2
+    assert f"wrong: {name}: " in output
+    assert SECRET not in output
+
+
+def test_check_does_not_show_a_seed_in_place_of_its_file() -> None:
+    seed = "SU" + "A" * 56
+    code, output = check("--nkey", seed)
+    assert code == 2
+    assert rows(output)["nkey"] == ("<redacted>", "command line")
+    assert output.endswith("wrong: <redacted>: No such file or directory, allowed the path of a file\n")
+    assert seed not in output
 
 
 def test_check_as_json() -> None:

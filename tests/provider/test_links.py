@@ -187,6 +187,19 @@ def test_an_unusable_link_is_noted_until_it_is_mended() -> None:
     assert links.find("component", "default") is not None
 
 
+def test_long_names_are_cut_where_they_are_told() -> None:
+    long = "x" * 100_000
+    links = opened(**{long: HUSH})
+    for name, wrong in (("config", {"target_config": {long: 1}}), ("secrets", {"target_secrets": list(SEALED)})):
+        with pytest.raises(FieldError) as caught:
+            links.put_json(payload(source_id=long, name=name, **wrong))
+        assert len(str(caught.value)) < 400
+    with pytest.raises(FieldError) as caught:
+        links.put_json(payload(source_id=long, target=long))
+    assert len(str(caught.value)) < 400
+    assert [len(line) < 600 for line in links.unusable] == [True, True]
+
+
 def test_an_unusable_link_is_noted_until_it_is_deleted() -> None:
     links = Links(KEY)
     with pytest.raises(FieldError):

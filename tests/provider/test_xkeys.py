@@ -63,6 +63,8 @@ def test_what_is_no_seed(text: str, found: str) -> None:
 def test_what_is_no_public_key() -> None:
     with pytest.raises(ValueError, match=r"^host_xkey_public_key: found a key of another kind, of 58 characters"):
         Xkeys(Secret(SEED), SEED)
+    with pytest.raises(ValueError, match=r"^host_xkey_public_key: found a point of low order, expected a public key X"):
+        Xkeys(Secret(SEED), encode_public_key("X", bytes(32)))
 
 
 def test_the_public_key() -> None:

@@ -1,0 +1,38 @@
+"""What a running provider takes of a new configuration, as far as no connection is needed for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from provider.executable import OuterProcess
+from provider.host_data import HostData
+from provider.launch import launch_of_host, resolve_host
+from provider.log import JsonFormatter, PlainFormatter, set_up_log
+from provider.process import Provider, _log_form
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.mark.parametrize("config", [{}, {"log_level": "info", "structured_logging": "false"}])
+def test_the_log_goes_back_to_what_it_was(root: logging.Logger, config: dict[str, str]) -> None:
+    host_data = HostData(config=config)
+    resolved = resolve_host(host_data, config, {})
+    launch = launch_of_host(host_data, resolved, {})
+    set_up_log(*_log_form(launch, resolved.options))
+    provider = Provider(launch, resolved, OuterProcess())
+    for _ in range(2):
+        provider.configure({"log_level": "error", "structured_logging": "true"})
+        assert root.level == logging.ERROR
+        assert isinstance(root.handlers[0].formatter, JsonFormatter)
+        provider.configure(config)
+        assert root.level == logging.INFO
+        assert isinstance(root.handlers[0].formatter, PlainFormatter)
