@@ -153,7 +153,7 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
     def configure(self, options: ProviderOptions) -> None:
         """Take those of the provider's options that are for callers alone (LIVE_OPTIONS); the rest is as the store was made."""
         self._provider = options
-        self._linkless = self._grant(None, None if options.require_link else LinkOptions.from_config(options, {})[0])
+        self._grant_linkless()
         self.links_changed()
 
     def links_changed(self) -> None:
@@ -161,6 +161,8 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
 
         Of a link that is as before the access stays, with its handles.
         """
+        if self._links.overflowed and self._linkless.options is not None:
+            self._grant_linkless()
         known, self._grants = self._grants, {}
         for link in self._links.callers():
             grant = known.get(link.key)
@@ -172,6 +174,10 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
         self._publish()
         self._set_parameter_limits()
         self._drop_quotas()
+
+    def _grant_linkless(self) -> None:
+        denied = self._provider.require_link or self._links.overflowed
+        self._linkless = self._grant(None, None if denied else LinkOptions.from_config(self._provider, {})[0])
 
     def _read(self, link: LinkDefinition, *, is_news: bool) -> LinkOptions | None:
         """The options of a link; None where one can't be read. What is wrong or unknown is said once, and noted."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -28,11 +28,17 @@ __all__ = ["Capability", "Host", "HostSubjects", "host_subjects"]
 log = logging.getLogger(__name__)
 
 
+#: When the lattice is asked for links. Hosts come back after a reconnect, as we do, and are not there at once.
+AT_ONCE = (0.0,)
+RECONNECTED = (0.0, 1.0, 3.0, 10.0)
+
+
 class HostSubjects(NamedTuple):
     """The subjects on which a host speaks to a provider."""
 
     health: str
-    links: tuple[str, ...]
+    link_puts: tuple[str, ...]
+    link_deletes: tuple[str, ...]
     config_update: str
     shutdown: str
 
@@ -49,7 +55,8 @@ def host_subjects(lattice: str, provider_key: str, link_name: str, xkey: str = "
     prefixes = (prefix, f"wasmbus.rpc.{lattice}.{xkey}") if xkey else (prefix,)
     return HostSubjects(
         health=f"{prefix}.health",
-        links=tuple(f"{prefix}.linkdefs.*" for prefix in prefixes),
+        link_puts=tuple(f"{prefix}.linkdefs.put" for prefix in prefixes),
+        link_deletes=tuple(f"{prefix}.linkdefs.del" for prefix in prefixes),
         config_update=f"{prefix}.config.update",
         shutdown=f"{prefix}.{link_name}.shutdown",
     )
@@ -122,19 +129,31 @@ class Host:
         :raises DisconnectedError: the connection is closed
         """
         subjects = self._subjects
-        for subject, callback in (
-            *((subject, self._on_link) for subject in subjects.links),
+        # A link that is put to key and xkey, deleted and put again at once must end as the host means it: in the order of all subjects.
+        for subject, handle in (
+            *((subject, self._on_link_put) for subject in subjects.link_puts),
+            *((subject, self._on_link_delete) for subject in subjects.link_deletes),
             (subjects.config_update, self._on_config_update),
+        ):
+            await self.connection.subscribe_at_once(subject, handle)
+        for subject, callback in (
             (subjects.health, self._on_health),
             (subjects.shutdown, self._on_shutdown),
         ):
             await self.connection.subscribe(subject, callback)
-        self._asking = asyncio.create_task(self._ask_lattice())
+        self._ask(AT_ONCE)
+        self.connection.on_reconnected = partial(self._ask, RECONNECTED)  # for what was put while NATS was away
 
     def stop(self) -> None:
         """Ask no more; what the host says is still heard."""
+        self.connection.on_reconnected = None
         if self._asking is not None:
             self._asking.cancel()
+
+    def _ask(self, pauses_s: Sequence[float]) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+        self._asking = asyncio.create_task(self._ask_lattice(pauses_s))
 
     async def acknowledge_stop(self) -> None:
         """Answer the host's request to stop, if it was one. The host ends the process when the answer has come."""
@@ -159,22 +178,13 @@ class Host:
         health = {"healthy": not ailments, "message": "; ".join(lines)}
         await self._answer(message.reply, json.dumps(health).encode())
 
-    async def _on_link(self, message: Message) -> None:
-        # One subscription for both: those of two subscriptions may be handled in another order than they were sent in, and a link that is
-        # deleted and put again at once would be lost.
-        match message.subject.rpartition(".")[2]:
-            case "put":
-                self._put_link(message)
-            case "del":
-                self._delete_link(message)
-
-    def _put_link(self, message: Message) -> None:
+    def _on_link_put(self, message: Message) -> None:
         changes = self._links.changes
         self._put(partial(self._links.put_json, message.data), "put")
         if self._links.changes != changes:  # also where what can't be used was in place of what could
             self._tell_soon()
 
-    def _delete_link(self, message: Message) -> None:
+    def _on_link_delete(self, message: Message) -> None:
         try:
             value = parse_link(message.data)
             key = key_of(value) or LinkDefinition.from_json(value).key
@@ -196,13 +206,27 @@ class Host:
             if link is not None:
                 log.info("link %s: %s", how, link)
 
-    async def _ask_lattice(self) -> None:
-        """Add the links that nobody has told us of: a host puts a link once, also while the provider starts and does not listen yet."""
-        try:
-            found = await lattice_links(self.connection, self._lattice, self._provider_key)
-        except DisconnectedError as error:
-            log.warning("the lattice was not asked for links: %s", error)
+    async def _ask_lattice(self, pauses_s: Sequence[float]) -> None:
+        """Add the links that nobody has told us of: a host puts a link once, also while the provider starts and does not listen yet.
+
+        :param pauses_s: before each time of asking, until there is an answer
+        """
+        found = None
+        known = {link.key for link in self._links}
+        for pause_s in pauses_s:
+            await asyncio.sleep(pause_s)
+            try:
+                found = await lattice_links(self.connection, self._lattice, self._provider_key)
+            except DisconnectedError as error:
+                log.warning("the lattice was not asked for links: %s", error)
+                return
+            if found is not None:
+                break
+        else:
             return
+        # Not deleted for that: who answers may not know of the newest yet.
+        for source_id, target, name in known - {key for key, _, _ in found} - self._deleted:
+            log.warning("link %s -> %s (%s): the lattice has none like it; it stays in force", source_id, target, name)
         changes = self._links.changes
         for key, value, unreadable in found:
             if self._links.knows(key) or key in self._deleted:  # the host knows better, and tells secrets
@@ -216,7 +240,7 @@ class Host:
         if self._links.changes != changes:
             self._tell_soon()
 
-    async def _on_config_update(self, message: Message) -> None:
+    def _on_config_update(self, message: Message) -> None:
         try:
             config = text_map(json.loads(message.data), "config")
         except FieldError as error:

@@ -46,8 +46,8 @@ class LatticeLink(NamedTuple):
     unreadable: str
 
 
-async def lattice_links(connection: Connection, lattice: str, provider_key: str) -> list[LatticeLink]:
-    """The links of this provider. None where nobody answers, as where there is no lattice.
+async def lattice_links(connection: Connection, lattice: str, provider_key: str) -> list[LatticeLink] | None:
+    """The links of this provider; None where nobody answers well, as where there is no lattice.
 
     :raises DisconnectedError: NATS is away
     """
@@ -60,14 +60,14 @@ async def lattice_links(connection: Connection, lattice: str, provider_key: str)
         links = fields.array("response")
     except TimeoutError:
         log.debug("nobody answers for the links of the lattice")
-        return []
+        return None
     except FieldError as error:
         log.warning("the links of the lattice: %s", error)
-        return []
+        return None
     mine = {key: link for link in links if (key := key_of(link)) is not None and provider_key in key[:2]}
     if len(mine) > LINKS_MAX:
         log.warning("the links of the lattice: found %d of this provider, allowed %d", len(mine), LINKS_MAX)
-        return []
+        return None
     configs = Configs(connection, prefix)
     return [await _read(key, link, configs) for key, link in mine.items()]
 

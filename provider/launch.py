@@ -21,7 +21,7 @@ from provider.settings import (
 from provider.user_files import read_credentials, read_nkey
 from provider.xkeys import Xkeys
 from transport.connection import ConnectionOptions
-from transport.tls import SHOWN_MAX
+from transport.tls import SHOWN_MAX, TlsOptions
 from transport.urls import split_urls
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "resolve_host",
     "resolve_standalone",
     "standalone",
+    "tls_of",
     "xkeys_of",
 ]
 
@@ -84,6 +85,10 @@ def launch_of_host(host_data: HostData, resolved: Resolved, environment: Mapping
 
     :raises ValueError: something else can't be used
     """
+    if host_data.lattice_rpc_user_jwt and not host_data.lattice_rpc_user_seed:
+        raise ValueError(
+            "host data: lattice_rpc_user_seed: found none beside lattice_rpc_user_jwt, allowed both or none"
+        )
     try:
         urls = split_urls(host_data.lattice_rpc_url)
     except ValueError as error:
@@ -111,6 +116,8 @@ def launch_standalone(resolved: Resolved) -> Launch:
     :raises ValueError: something else can't be used
     """
     options = resolved.standalone
+    if resolved.options.require_link:
+        raise ValueError("require_link: found true, allowed false without a host: there are no links")
     if options.credentials is not None and options.nkey is not None:
         raise ValueError("credentials, nkey: found both, allowed one of them")
     user_jwt, user_seed = "", ""
@@ -151,12 +158,6 @@ def _connection(
     urls: tuple[str, ...], name: str, resolved: Resolved, user_jwt: str, user_seed: str
 ) -> ConnectionOptions:
     options = resolved.options
-    tls = options.tls_options()
-    if tls is not None:
-        try:
-            tls.context()  # only to find out now what is wrong with it
-        except ValueError as error:
-            raise ValueError(_discreet(f"tls_{error}", resolved)) from None
     return ConnectionOptions(
         urls=urls,
         name=name,
@@ -164,8 +165,22 @@ def _connection(
         user_seed=user_seed,
         open_timeout_s=options.connect_timeout_ms / 1000,
         path=options.transport,
-        tls=tls,
+        tls=tls_of(resolved),
     )
+
+
+def tls_of(resolved: Resolved) -> TlsOptions | None:
+    """The certificates of the options, if they set any.
+
+    :raises ValueError: one can't be used
+    """
+    tls = resolved.options.tls_options()
+    if tls is not None:
+        try:
+            tls.context()  # only to find out now what is wrong with it
+        except ValueError as error:
+            raise ValueError(_discreet(f"tls_{error}", resolved)) from None
+    return tls
 
 
 def _discreet(message: str, resolved: Resolved) -> str:

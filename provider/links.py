@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,9 +14,12 @@ from provider.secret import Secret
 
 __all__ = ["LINKS_MAX", "LinkDefinition", "LinkKey", "Links", "Unseal", "key_of", "parse_link"]
 
+log = logging.getLogger(__name__)
+
 #: Links that are kept, and of those that something is said about how many are told: whoever may publish can put links.
 LINKS_MAX = 10_000
 LINES_MAX = 8
+OVERFLOW = f"more than {LINKS_MAX} links can't be used: callers without a link are denied all, until a restart"
 #: Source, target and name: a component may be linked to a provider more than once, under several names.
 LinkKey = tuple[str, str, str]
 #: Opens sealed bytes; raises ValueError where it can't.
@@ -99,6 +103,8 @@ class Links:
         self._links: dict[LinkKey, LinkDefinition] = {}
         self._unusable: dict[LinkKey, str] = {}
         self._remarks: dict[LinkKey, str] = {}
+        #: A link was not kept since there are too many: nobody knows what it allows, so callers without a link may be its.
+        self.overflowed = False
         #: How often they changed: whoever works something out of them compares.
         self.changes = 0
 
@@ -131,7 +137,7 @@ class Links:
     @property
     def unusable(self) -> list[str]:
         """Why links that were put can't be used: one line each."""
-        return _first(self._unusable.values(), "links more can't be used")
+        return [*([OVERFLOW] if self.overflowed else []), *_first(self._unusable.values(), "links more can't be used")]
 
     @property
     def remarks(self) -> list[str]:
@@ -196,6 +202,9 @@ class Links:
         self._forget(key)  # the old definition no longer holds
         if len(self._unusable) < LINKS_MAX:
             self._unusable[key] = f"{_named(key)}: {reason}"
+        elif not self.overflowed:
+            self.overflowed = True
+            log.error("%s", OVERFLOW)
 
     def knows(self, key: LinkKey) -> bool:
         """Whether there is a link of this key, readable or not."""

@@ -10,6 +10,9 @@ from copy import copy
 
 __all__ = ["LEVELS", "printable", "set_up_log"]
 
+#: Of an event, so much is logged: names that others have chosen stand in it.
+MESSAGE_CHARACTERS_MAX = 8192
+
 #: A host's names of levels, and Python's.
 LEVELS = {
     "trace": logging.DEBUG,
@@ -39,6 +42,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def _message(record: logging.LogRecord) -> str:
+    message = record.getMessage()
+    if len(message) <= MESSAGE_CHARACTERS_MAX:
+        return message
+    return f"{message[:MESSAGE_CHARACTERS_MAX]}... ({len(message)} characters)"
+
+
 class PlainFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO provider: ready`; behind it, where a record has one, the caller's traceparent."""
 
@@ -48,7 +58,7 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line; what others may have named cannot make a second one of it."""
-        message = record.getMessage()
+        message = _message(record)
         traceparent = getattr(record, "traceparent", None)
         if traceparent is not None:
             message = f"{message} (traceparent {traceparent})"
@@ -66,7 +76,7 @@ class JsonFormatter(logging.Formatter):
         super().__init__()
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = {"message": record.getMessage()}
+        fields = {"message": _message(record)}
         traceparent = getattr(record, "traceparent", None)
         if traceparent is not None:
             fields["traceparent"] = traceparent

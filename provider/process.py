@@ -21,7 +21,7 @@ from provider.endpoint import Endpoint
 from provider.executable import OuterProcess
 from provider.host import Host
 from provider.json_fields import FieldError
-from provider.launch import Launch
+from provider.launch import Launch, tls_of
 from provider.links import Links
 from provider.log import set_up_log
 from provider.metrics import Durations, Metrics
@@ -262,8 +262,14 @@ class Provider:
         """Take what can change while it runs: what callers may do, and the log. Of the rest say that it wants a restart."""
         resolved = self._launch.resolve(config)
         options = resolved.options
-        if resolved.faults:
-            self._config_error = "; ".join(resolved.faults)
+        faults = list(resolved.faults)
+        if not faults:
+            try:
+                tls_of(resolved)  # else the next start would find out
+            except ValueError as error:
+                faults.append(f"config: {error}")
+        if faults:
+            self._config_error = "; ".join(faults)
             log.error("%s; what was in force stays", self._config_error)
             return
         self._config_error = None

@@ -432,7 +432,7 @@ def test_the_code_is_what_wit_says(wit: Wit, binding: Binding) -> None:
 
 def test_the_world_exports_what_the_provider_serves(wit: Wit) -> None:
     assert wit.exports(WORLD) == {binding.instance for binding in SERVED}
-    assert served((ROOT / "provider" / "__main__.py").read_text()) == wit.exports(WORLD)
+    assert served((ROOT / "provider" / "process.py").read_text()) == wit.exports(WORLD)
 
 
 def test_the_world_imports_what_the_provider_calls(wit: Wit) -> None:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import nats.errors
 import nkeys
@@ -21,6 +21,7 @@ from nats.aio.client import Client, RawCredentials
 from transport.direct import DirectRoutes, DirectTransport, direct_path_unknown
 from transport.errors import ConnectError, DisconnectedError
 from transport.handler import Handler
+from transport.subscriptions import AtOnce, Callback, Message, Subscription
 from transport.tls import TlsOptions, tls_refusal
 from transport.urls import login_of, redacted_url, requires_tls, split_urls, without_login
 
@@ -43,22 +44,6 @@ PENDING_MESSAGES_MAX = 65_536
 PENDING_BYTES_MAX = 64 * 1024 * 1024
 
 
-class Message(Protocol):
-    """What a subscription's callback gets (nats-py's Msg is one)."""
-
-    @property
-    def subject(self) -> str: ...
-    @property
-    def reply(self) -> str: ...
-    @property
-    def data(self) -> bytes: ...
-    @property
-    def headers(self) -> dict[str, str] | None: ...
-
-
-Callback = Callable[[Message], Awaitable[None]]
-
-
 @dataclass(frozen=True, slots=True)
 class ConnectionOptions:
     """Where and as whom to connect. Secrets do not show in `repr`.
@@ -78,18 +63,6 @@ class ConnectionOptions:
     inbox_prefix: str = "_INBOX"
     path: str = "direct"
     tls: TlsOptions | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Subscription:
-    """A subscription that outlives the clients that carry it."""
-
-    subject: str
-    queue: str
-    callback: Callback
-    on_drop: Callable[[str], Awaitable[None]] | None
-    route: Handler | str | None
-    carried: Any = None  # nats-py's subscription, of the client that is alive
 
 
 class Connection:
@@ -114,6 +87,7 @@ class Connection:
         self.direct = DirectRoutes() if options.path == "direct" and unknown is None else None
         self.reconnects = 0
         self.dropped = 0  # messages that came faster than they were handled
+        self.on_reconnected: Callable[[], None] | None = None  # told each time that the connection is back
         self.refusal: str | None = None  # the last subject that the server does not permit
         self._client = Client()
         self._subscriptions: list[Subscription] = []
@@ -220,7 +194,16 @@ class Connection:
         :param on_drop: told the reply subject of a message that was dropped because too many wait for the callback
         :raises DisconnectedError: the connection is closed
         """
-        subscription = Subscription(subject, queue, callback, on_drop, route)
+        return await self._subscribe(Subscription(subject, callback, queue, on_drop, route))
+
+    async def subscribe_at_once(self, subject: str, handle: Callable[[Message], None]) -> Subscription:
+        """Have a plain function, which must be quick, called as each message comes: in the order of all that are subscribed to so.
+
+        :raises DisconnectedError: the connection is closed
+        """
+        return await self._subscribe(Subscription(subject, AtOnce(handle)))
+
+    async def _subscribe(self, subscription: Subscription) -> Subscription:
         await self._carry(subscription)
         self._subscriptions.append(subscription)
         return subscription
@@ -366,11 +349,13 @@ class Connection:
         return credentials
 
     async def _carry(self, subscription: Subscription) -> None:
+        take = subscription.take
+        taker: dict[str, Any] = {"future" if isinstance(take, AtOnce) else "cb": take}
         try:
             subscription.carried = await self._client.subscribe(
                 subscription.subject,
                 queue=subscription.queue,
-                cb=subscription.callback,
+                **taker,
                 pending_msgs_limit=PENDING_MESSAGES_MAX,
                 pending_bytes_limit=PENDING_BYTES_MAX,
             )
@@ -413,8 +398,10 @@ class Connection:
             self._tell(refusal)
         elif self._away or isinstance(error, nats.errors.UnexpectedEOF):
             log.debug("NATS: %s", text)  # at each attempt to reconnect; what the end of the stream means is told once
-        else:
+        elif isinstance(error, nats.errors.Error | OSError | asyncio.TimeoutError):
             log.warning("NATS: %s", text)
+        else:
+            log.error("a message was not handled", exc_info=error)  # what a subscription's callback raised
 
     def _tell(self, refusal: str) -> None:
         """Why nobody takes us back: once while it is the same."""
@@ -435,6 +422,8 @@ class Connection:
         self.refusal = None  # the server says it again if it still holds
         self.reconnects += 1
         log.info("NATS: connected again, to %s", self.server)
+        if self.on_reconnected is not None:
+            self.on_reconnected()
 
     async def _on_closed(self) -> None:
         if self._opening is None and not self._closing and (self._reopening is None or self._reopening.done()):

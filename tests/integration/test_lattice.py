@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+import nats
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -16,8 +17,8 @@ from provider.host import Host
 from provider.host_data import HostData
 from provider.lattice import LatticeLink, lattice_links
 from provider.links import Links
-from tests.conftest import DEADLINE_S, NatsServer, settled
-from transport.connection import Callback, Connection, ConnectionOptions, Subscription
+from tests.conftest import DEADLINE_S, NatsServer, in_thread, settled
+from transport.connection import Connection, ConnectionOptions, Message, Subscription
 
 KEY = "kv"
 LINK = {"source_id": "component", "target": KEY, "name": "default", "interfaces": ["store"]}
@@ -62,7 +63,9 @@ async def lattice(raw: Client, request: pytest.FixtureRequest, monkeypatch: pyte
 
 
 async def found(connection: Connection, lattice: Lattice) -> list[LatticeLink]:
-    return await lattice_links(connection, lattice.name, KEY)
+    links = await lattice_links(connection, lattice.name, KEY)
+    assert links is not None
+    return links
 
 
 async def test_configurations_stand_in_for_their_names(connection: Connection, lattice: Lattice) -> None:
@@ -133,14 +136,14 @@ async def test_answers_that_are_none(
     connection: Connection, lattice: Lattice, answer: bytes, warning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     lattice.answers = {"link.get": answer}
-    assert await found(connection, lattice) == []
+    assert await lattice_links(connection, lattice.name, KEY) == ([] if not warning else None)
     assert [record.getMessage() for record in caplog.records if record.name == "provider.lattice"] == (
         [f"the links of the lattice: {warning}"] if warning else []
     )
 
 
 async def test_nobody_answers(connection: Connection) -> None:
-    assert await lattice_links(connection, "no-lattice", KEY) == []
+    assert await lattice_links(connection, "no-lattice", KEY) is None
 
 
 async def test_too_many(
@@ -148,7 +151,7 @@ async def test_too_many(
 ) -> None:
     monkeypatch.setattr(provider.lattice, "LINKS_MAX", 2)
     lattice.answers = {"link.get": [LINK | {"name": str(number)} for number in range(3)]}
-    assert await found(connection, lattice) == []
+    assert await lattice_links(connection, lattice.name, KEY) is None
     assert "found 3 of this provider, allowed 2" in caplog.text
 
 
@@ -157,6 +160,7 @@ class Unconcerned:
 
     def __init__(self) -> None:
         self.told = 0
+        self.changed = asyncio.Event()
 
     def ailments(self) -> list[str]:
         return []
@@ -169,6 +173,7 @@ class Unconcerned:
 
     def links_changed(self) -> None:
         self.told += 1
+        self.changed.set()
 
 
 @pytest.mark.parametrize("is_deleted", [True, False])
@@ -179,10 +184,10 @@ async def test_a_link_that_is_deleted_before_the_lattice_is_asked_does_not_come_
     links = Links(KEY)
     host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
     host = Host(connection, host_data, links, "", Unconcerned(), asyncio.Event())
-    subscribe = connection.subscribe
+    subscribe = connection.subscribe_at_once
 
-    async def subscribe_and_hear(subject: str, callback: Callback) -> Subscription:
-        subscription = await subscribe(subject, callback)
+    async def subscribe_and_hear(subject: str, handle: Callable[[Message], None]) -> Subscription:
+        subscription = await subscribe(subject, handle)
         await connection.flush(DEADLINE_S)
         if is_deleted:
             await raw.publish(f"wasmbus.rpc.{lattice.name}.{KEY}.linkdefs.del", json.dumps(LINK).encode())
@@ -190,7 +195,7 @@ async def test_a_link_that_is_deleted_before_the_lattice_is_asked_does_not_come_
         await connection.flush(DEADLINE_S)
         return subscription
 
-    monkeypatch.setattr(connection, "subscribe", subscribe_and_hear)
+    monkeypatch.setattr(connection, "subscribe_at_once", subscribe_and_hear)
     await host.start()
     assert host._asking is not None
     await host._asking
@@ -219,23 +224,108 @@ async def test_of_links_in_thousands_the_capability_is_told_a_few_times(
     host.stop()
 
 
-@pytest.mark.parametrize(("verbs", "is_known"), [(("del", "put"), True), (("put", "del"), False)])
+K, X = KEY, "XKEY"
+
+
+@pytest.mark.parametrize(
+    ("messages", "is_known"),
+    [
+        ([(K, "del", "default"), (K, "put", "default")], True),
+        ([(K, "put", "default"), (K, "del", "default")], False),
+        ([(K, "put", "default"), (X, "put", "default"), (K, "del", "default")], False),
+        ([(X, "put", "other"), (K, "del", "default"), (X, "put", "default")], True),
+        ([(X, "del", "other"), (K, "put", "other"), (X, "del", "default"), (K, "put", "default")], True),
+    ],
+)
 async def test_links_are_put_and_deleted_in_the_order_of_the_host(
-    connection: Connection, lattice: Lattice, raw: Client, verbs: tuple[str, str], is_known: bool
+    connection: Connection, lattice: Lattice, raw: Client, messages: list[tuple[str, str, str]], is_known: bool
 ) -> None:
     links = Links(KEY)
     host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
-    host = Host(connection, host_data, links, "", Unconcerned(), asyncio.Event())
+    host = Host(connection, host_data, links, X, Unconcerned(), asyncio.Event())
     await host.start()
     await connection.flush(DEADLINE_S)
-    prefix = f"wasmbus.rpc.{lattice.name}.{KEY}"
-    for first in ("put", "del"):
+    prefix = f"wasmbus.rpc.{lattice.name}"
+    for verb in ("put", "del"):
         links.put_value(LINK)
-        # In one burst, with something of the other link before: what is handled by subscriptions would be handled in their order.
-        for verb, name in ((first, "other"), *((verb, "default") for verb in verbs)):
-            await raw.publish(f"{prefix}.linkdefs.{verb}", json.dumps(LINK | {"name": name}).encode())
+        # In one burst, with something of another link before: what is handled by subscriptions would be handled in their order.
+        for key, what, name in [(K, verb, "first"), *messages]:
+            await raw.publish(f"{prefix}.{key}.linkdefs.{what}", json.dumps(LINK | {"name": name}).encode())
         await settled(raw)
         await connection.flush(DEADLINE_S)
-        await raw.request(f"{prefix}.health", b"", DEADLINE_S)
+        await raw.request(f"{prefix}.{KEY}.health", b"", DEADLINE_S)
         assert links.knows(MINE) is is_known
     host.stop()
+
+
+async def test_the_lattice_is_asked_again_when_nats_is_back(
+    new_nats_server: Callable[[], NatsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("provider.host.RECONNECTED", [0.05] * 100)
+    server = new_nats_server()
+    client = await nats.connect(server.url, reconnect_time_wait=0.05)
+    lattice = Lattice(client, "a-lattice")
+    lattice.answers = {"link.get": []}
+    await lattice.start()
+    connection = await Connection.open(ConnectionOptions((server.url,)))
+    links, capability = Links(KEY), Unconcerned()
+    host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
+    host = Host(connection, host_data, links, "", capability, asyncio.Event())
+    await host.start()
+    assert host._asking is not None
+    await host._asking
+    assert len(links) == 0
+    lattice.answers = {"link.get": [LINK]}
+    await in_thread(server.kill)
+    await in_thread(server.start)
+    async with asyncio.timeout(DEADLINE_S):
+        await capability.changed.wait()
+    assert links.knows(MINE)
+    host.stop()
+    await connection.close()
+    await client.close()
+
+
+async def test_a_link_that_the_lattice_does_not_have_is_told(
+    connection: Connection, lattice: Lattice, caplog: pytest.LogCaptureFixture
+) -> None:
+    lattice.answers = {"link.get": []}
+    links = Links(KEY)
+    links.put_value(LINK)
+    host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
+    host = Host(connection, host_data, links, "", Unconcerned(), asyncio.Event())
+    await host.start()
+    assert host._asking is not None
+    await host._asking
+    assert "link component -> kv (default): the lattice has none like it; it stays in force" in caplog.text
+    assert links.knows(MINE)
+
+
+async def test_a_message_that_fails_is_logged_with_its_traceback(
+    connection: Connection, raw: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of ours, and not taken for a fault of NATS."""
+
+    failed = asyncio.Event()
+
+    async def fail(message: Message) -> None:
+        failed.set()
+        raise KeyError("ours")
+
+    def fail_at_once(message: Message) -> None:
+        raise KeyError("ours")
+
+    await connection.subscribe("fail", fail)
+    await connection.subscribe_at_once("fail-at-once", fail_at_once)
+    await connection.flush(DEADLINE_S)
+    await raw.publish("fail-at-once", b"")
+    await raw.publish("fail", b"")
+    await settled(raw)
+    async with asyncio.timeout(DEADLINE_S):
+        await failed.wait()
+    await connection.flush(DEADLINE_S)
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "a message to fail-at-once was not handled",
+        "a message was not handled",
+    ]
+    assert all(record.exc_info and record.exc_info[0] is KeyError for record in caplog.records)

@@ -92,6 +92,7 @@ async def test_it_hears_no_host(serve: Serve, nats_server: NatsServer, raw: Clie
         (("--nats", f"ws://u:{SECRET}@a"), "command line: nats: found 'ws://<redacted>@a', allowed"),
         (("--config", "none.toml"), "none.toml: No such file or directory"),
         (("--metrics-address", "a\u200bb:1"), "command line: metrics_address: found 'a\\u200bb:1', allowed HOST:PORT"),
+        (("--require-link",), "require_link: found true, allowed false without a host"),
         (("--shards-min", "3"), "command line: shards_min: found 3, allowed a power of two"),
     ],
 )
@@ -120,7 +121,7 @@ def test_check_shows_every_option_and_where_it_came_from(tmp_path: Path) -> None
     code, output = check(
         "--config",
         str(path),
-        "--require-link",
+        "--strict-buckets",
         "--nats",
         f"nats://u:{SECRET}@a",
         environment={"KEYVALUE_KEYS_MAX": "2"},
@@ -130,7 +131,7 @@ def test_check_shows_every_option_and_where_it_came_from(tmp_path: Path) -> None
     assert shown["page_keys"] == ("7", str(path))
     assert shown["buckets"] == ("a,b", str(path))
     assert shown["keys_max"] == ("2", "environment")
-    assert shown["require_link"] == ("true", "command line")
+    assert shown["strict_buckets"] == ("true", "command line")
     assert shown["nats"] == ("nats://<redacted>@a", "command line")
     assert shown["key_bytes_max"] == ("65536", "default")
     assert shown.keys() >= {*OPTIONS, *STANDALONE_OPTIONS}

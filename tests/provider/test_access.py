@@ -247,6 +247,20 @@ def test_a_link_can_be_required(caller: Caller, is_linked: bool, call: Call) -> 
         call(scene.service, caller, b"b")
 
 
+def test_too_many_links_to_be_kept_deny_callers_without_one() -> None:
+    scene = Scene()
+    scene.put()
+    scene.service.get(STRANGER, b"b", b"k")
+    scene.links.overflowed = True
+    scene.accesses.links_changed()
+    with pytest.raises(AccessDeniedError):
+        scene.service.get(STRANGER, b"b", b"k")
+    scene.service.get(LINKED, b"b", b"k")
+    scene.accesses.configure(ProviderOptions())
+    with pytest.raises(AccessDeniedError):
+        scene.service.get(ANONYMOUS, b"b", b"k")
+
+
 def test_a_link_that_is_not_the_default_one_needs_its_name() -> None:
     scene = Scene(require_link="true")
     scene.put(Caller("component", "second"))

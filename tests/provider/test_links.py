@@ -399,3 +399,12 @@ def test_secrets_that_cannot_be_read(links: Links, message: str) -> None:
     assert str(caught.value) == message
     assert links.unusable == [f"link component -> kv (default): {message}"]
     assert links.refused_callers() == [("component", "default")]
+
+
+def test_too_many_that_cannot_be_read_deny_callers_without_a_link() -> None:
+    links = Links(KEY)
+    for number in range(LINKS_MAX + 1):
+        assert not links.overflowed
+        links.put_unreadable(("component", KEY, str(number)), "why")
+    assert links.overflowed
+    assert links.unusable[0].startswith(f"more than {LINKS_MAX} links can't be used: callers without a link are denied")

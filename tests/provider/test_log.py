@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from provider.log import LEVELS, JsonFormatter, PlainFormatter, set_up_log
+from provider.log import LEVELS, MESSAGE_CHARACTERS_MAX, JsonFormatter, PlainFormatter, set_up_log
 
 #: All that Python takes as the end of a line; JSON has only the first two.
 LINE_ENDS = "[\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029]"
@@ -66,6 +66,13 @@ def test_the_callers_trace_stands_in_the_line() -> None:
     assert PlainFormatter().format(traced) == f"{line} (traceparent {TRACEPARENT}\\nforged)"
     fields = json.loads(JsonFormatter().format(traced))["fields"]
     assert fields == {"message": "failed: why", "traceparent": f"{TRACEPARENT}\nforged"}
+
+
+@pytest.mark.parametrize("formatter", [PlainFormatter(), JsonFormatter()])
+def test_a_line_has_an_end(formatter: logging.Formatter) -> None:
+    line = formatter.format(record("link put: %s", "x" * 1_000_000))
+    assert len(line) < MESSAGE_CHARACTERS_MAX + 200
+    assert "... (1000010 characters)" in line
 
 
 def test_a_plain_line_with_a_traceback() -> None:

@@ -12,6 +12,7 @@ from provider.host_data import HostData
 from provider.launch import launch_of_host, resolve_host
 from provider.log import JsonFormatter, PlainFormatter, set_up_log
 from provider.process import Provider, _log_form
+from provider.secret import Secret
 
 
 @pytest.fixture
@@ -36,3 +37,24 @@ def test_the_log_goes_back_to_what_it_was(root: logging.Logger, config: dict[str
         provider.configure(config)
         assert root.level == logging.INFO
         assert isinstance(root.handlers[0].formatter, PlainFormatter)
+
+
+def test_a_certificate_that_cannot_be_used_changes_nothing() -> None:
+    host_data = HostData()
+    resolved = resolve_host(host_data, {}, {})
+    provider = Provider(launch_of_host(host_data, resolved, {}), resolved, OuterProcess())
+    provider.configure({"tls_ca": "/of/nobody.pem"})
+    fault = provider.ailments()[-1]
+    assert fault.startswith("config: tls_ca: ")
+    assert "/of/nobody.pem" in fault
+    provider.configure({})
+    assert fault not in provider.ailments()
+
+
+def test_a_token_without_a_seed_is_refused() -> None:
+    host_data = HostData(lattice_rpc_user_jwt=Secret("a-token"))
+    with pytest.raises(
+        ValueError, match=r"^host data: lattice_rpc_user_seed: found none beside lattice_rpc_user_jwt"
+    ) as caught:
+        launch_of_host(host_data, resolve_host(host_data, {}, {}), {})
+    assert "a-token" not in str(caught.value)
