@@ -15,7 +15,7 @@ environment, with defaults:
   LATTICE_RPC_PREFIX  default
   PROVIDER_KEY        keyvalue-inmemory
   LINK_NAME           default
-  LOG_LEVEL           debug                debug, info, warn or error
+  LOG_LEVEL           debug                trace, debug, info, warn or error
   METRICS_ADDRESS     127.0.0.1:9464       for Prometheus: /metrics, /livez, /readyz
   HOST_DATA           made from these      the whole JSON, in place of the five from LATTICE_RPC_URL to LOG_LEVEL
   PYTHON              python3              3.11 or newer

@@ -29,12 +29,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
-    arguments = command_line().parse_args(argv)
     try:
-        if arguments.command == "config":
-            from provider.config_check import check
+        try:
+            arguments = command_line().parse_args(argv)  # prints what --help and --version want, and raises SystemExit
+            if arguments.command == "config":
+                from provider.config_check import check
 
-            return check(arguments, os.environ)
+                return check(arguments, os.environ)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's own flush fails again
+        sys.stderr.write(f"keyvalue-inmemory: standard output: {error.strerror}\n")
+        return 1
+    except ValueError as error:
+        return _refuse(error)
+    try:
         from provider.launch import hosted, standalone
         from provider.process import run
 
@@ -42,10 +52,15 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
             launch, resolved = standalone(arguments, os.environ)
         else:
             launch, resolved = hosted(STANDARD_INPUT, os.environ)
-    except ValueError as error:  # in what was given to us; the message says where
-        sys.stderr.write(f"keyvalue-inmemory: {error}\n")
-        return 2
+    except ValueError as error:
+        return _refuse(error)
     return run(launch, resolved, outer)
+
+
+def _refuse(error: ValueError) -> int:
+    """What was given to us can't be used; the message says where it stands."""
+    sys.stderr.write(f"keyvalue-inmemory: {error}\n")
+    return 2
 
 
 if __name__ == "__main__":

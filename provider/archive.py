@@ -75,6 +75,9 @@ BLOCK_BYTES = tarfile.BLOCKSIZE
 REVISION_MAX = 2**31 - 1
 PIECE_BYTES = 64 * 1024
 GZIP_MAGIC = b"\x1f\x8b"
+#: Executables of Linux begin so, and name their machine behind.
+ELF_MAGIC = b"\x7fELF"
+ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "arm": 40, "x86": 3}
 
 
 class ArchiveError(ValueError):
@@ -295,6 +298,7 @@ def _make(arguments: argparse.Namespace) -> list[str]:
         if target in binaries:
             raise ArchiveError(f"found two binaries for {target}, allowed one")
         binaries[target] = _read(path)
+        _check_executable(path, target, binaries[target])
     world = None if arguments.world is None else _read(arguments.world)
     issuer = _seed(ACCOUNT, arguments.issuer, arguments.keys_directory, os.environ.get("USER") or "user")
     subject = _seed(SERVICE, arguments.subject, arguments.keys_directory, NAME)
@@ -377,6 +381,18 @@ def _read(path: Path) -> bytes:
     if not 0 < len(content) <= ENTRY_BYTES_MAX:
         raise ArchiveError(f"{path}: found {len(content)} bytes, allowed 1 to {ENTRY_BYTES_MAX}")
     return content
+
+
+def _check_executable(path: Path, target: str, content: bytes) -> None:
+    """A host would find out when it starts it."""
+    architecture, _, system = target.partition("-")
+    if system != "linux":
+        return
+    if not content.startswith(ELF_MAGIC):
+        raise ArchiveError(f"{path}: found no ELF file, allowed an executable for {target}")
+    machine = int.from_bytes(content[18:20], "little")
+    if machine != ELF_MACHINES.get(architecture, machine):
+        raise ArchiveError(f"{path}: found an ELF file for machine {machine}, allowed one for {target}")
 
 
 def _now_s() -> int:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
 import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from provider.user_files import read_credentials, read_nkey
-from transport.client import KeyValueClient
 from transport.errors import InterfaceError, NoProviderError, TransportError
-from transport.tls import TlsOptions
+
+if TYPE_CHECKING:
+    from transport.client import KeyValueClient
+
+# What calls is imported by whoever needs it: `--help` need not wait for nats-py and the rest.
 
 __all__ = ["main"]
 
@@ -28,6 +31,8 @@ class MissingKeyError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `wrpc-kv`. Returns the exit code: 0, or 1 after a line on standard error."""
     arguments = _parser().parse_args(argv)
+    import asyncio
+
     try:
         asyncio.run(_run(arguments))
         sys.stdout.flush()
@@ -48,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _run(arguments: argparse.Namespace) -> None:
     if arguments.command == "set":
         arguments.value = _value(arguments)
+    from transport.client import KeyValueClient
+    from transport.tls import TlsOptions
+
     user_jwt, user_seed = _credentials(arguments)
     tls = TlsOptions(arguments.tls_ca, arguments.tls_certificate, arguments.tls_key)
     async with KeyValueClient(
@@ -156,6 +164,8 @@ COMMANDS: dict[str, Callable[[KeyValueClient, argparse.Namespace], Coroutine[obj
 
 async def _wait(client: KeyValueClient, bucket: str, timeout_s: float) -> None:
     """Return once a provider answers; raises what the last attempt did when none has in time."""
+    import asyncio
+
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     while True:
         try:

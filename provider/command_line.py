@@ -6,12 +6,32 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from provider.options import FLAGS, OPTIONS, STANDALONE_OPTIONS, Option
+from provider.options import FLAGS, OPTIONS, STANDALONE_OPTIONS, Option, ProviderOptions, StandaloneOptions
 
 __all__ = ["command_line", "flags_of"]
 
 EXIT_CODES = "exit codes: 0 stopped in order (by the host, SIGTERM or SIGINT); 1 NATS can't be reached, or refuses us; 2 host data or an option can't be used"
 NAME_COLUMN = 22
+#: By the end of an option's name; others are numbers.
+METAVARS = {
+    "_ms": "MS",
+    "bytes": "BYTES",
+    "bytes_max": "BYTES",
+    "nats": "URL",
+    "bucket_prefix": "TEXT",
+    "prefix": "LATTICE.KEY",
+    "bucket": "NAME",
+    "buckets": "NAME,...",
+    "access": "read-write|read-only",
+    "transport": "direct|plain",
+    "metrics_address": "HOST:PORT",
+    "log_level": "LEVEL",
+    **dict.fromkeys(("credentials", "nkey", "tls_ca", "tls_certificate", "tls_key"), "FILE"),
+}
+DEFAULTS = {
+    **dict.fromkeys(OPTIONS, ProviderOptions()),
+    **dict.fromkeys(STANDALONE_OPTIONS, StandaloneOptions()),
+}
 
 
 class Version(argparse.Action):
@@ -46,6 +66,7 @@ def command_line() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve",
         help=what,
+        usage="keyvalue-inmemory serve [--nats URL] [--prefix LATTICE.KEY] [--config FILE] [--OPTION VALUE]...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{what.capitalize()}: NATS and options come from a file, the environment and flags.\n"
         "A flag goes before KEYVALUE_NAME in the environment, and that before the file.",
@@ -59,6 +80,7 @@ def command_line() -> argparse.ArgumentParser:
     check = config.add_subparsers(dest="config_command", required=True, metavar="COMMAND").add_parser(
         "check",
         help=what,
+        usage="keyvalue-inmemory config check [--json] [--host-data FILE | the flags of serve]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{what.capitalize()}: of `serve` with the same flags, or of a start with host data. Connects to nothing.",
         epilog="exit codes: 0 nothing is wrong; 2 the provider would not start, or a link can't be used",
@@ -74,19 +96,36 @@ def flags_of(arguments: argparse.Namespace) -> dict[str, str | None]:
     return {name: getattr(arguments, name) for name in (*STANDALONE_OPTIONS, *OPTIONS)}
 
 
+def metavar_of(name: str) -> str:
+    """What stands for the value of an option.
+
+    >>> metavar_of("ttl_ms"), metavar_of("page_keys")
+    ('MS', 'N')
+    """
+    for end, metavar in METAVARS.items():
+        if name.endswith(end):
+            return metavar
+    return "N"
+
+
+def _with_default(name: str, option: Option) -> str:
+    default = getattr(DEFAULTS.get(name), name, None)
+    return option.what if default is None else f"{option.what}; default: {str(default).lower()}"
+
+
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="FILE", help="a TOML file: lines NAME = VALUE, of the names below with _ in place of -"
     )
     for table in (STANDALONE_OPTIONS, OPTIONS):
         for name, option in table.items():
-            what = option.what.replace("%", "%%")
+            what = _with_default(name, option).replace("%", "%%")
             flag = f"--{name.replace('_', '-')}"
             if name in FLAGS:
                 parser.add_argument(flag, dest=name, nargs="?", const="true", metavar="true|false", help=what)
             else:
-                parser.add_argument(flag, dest=name, metavar="VALUE", help=what)
+                parser.add_argument(flag, dest=name, metavar=metavar_of(name), help=what)
 
 
 def _listed(table: Mapping[str, Option]) -> str:
-    return "\n".join(f"  {name:<{NAME_COLUMN}} {option.what}" for name, option in table.items())
+    return "\n".join(f"  {name:<{NAME_COLUMN}} {_with_default(name, option)}" for name, option in table.items())

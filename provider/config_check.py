@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from engine import Store
@@ -21,19 +22,28 @@ from provider.access import Accesses
 from provider.command_line import flags_of
 from provider.host_data import HostData, read_host_data
 from provider.json_fields import FieldError
-from provider.launch import launch_of_host, launch_standalone, resolve_host, resolve_standalone, xkeys_of
+from provider.launch import (
+    refuse_links,
+    resolve_host,
+    resolve_standalone,
+    tls_of,
+    urls_of_host,
+    user_of,
+    user_of_host,
+    xkeys_of,
+)
 from provider.links import Links, key_of
 from provider.log import printable
 from provider.options import OPTIONS, STANDALONE_OPTIONS, ProviderOptions
 from provider.settings import Resolved
 from provider.user_files import shown_path
 from provider.watch import INTERFACE, watch_of
-from provider.xkeys import Xkeys
 from transport.urls import redacted_url
 
 __all__ = ["Report", "check"]
 
 STANDARD_INPUT = 0
+HOST_DATA = "host data"
 NAME_COLUMN, VALUE_COLUMN = 24, 32
 
 
@@ -75,7 +85,8 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     if arguments.host_data is None:
         resolved = resolve_standalone(arguments, environment)
         _describe(report, resolved, (STANDALONE_OPTIONS, resolved.standalone), (OPTIONS, resolved.options))
-        _try(report, lambda: launch_standalone(resolved))
+        _describe_log(report, "info", False, "default")
+        _try(report, *(partial(part, resolved) for part in (refuse_links, user_of, tls_of)))
     else:
         if given := [name for name, value in {"config": arguments.config, **flags_of(arguments)}.items() if value]:
             raise ValueError(
@@ -83,9 +94,13 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
             )
         host_data = _read(arguments.host_data)
         resolved = resolve_host(host_data, host_data.config, environment)
+        report.options["nats"] = _shown("nats", host_data.lattice_rpc_url), HOST_DATA
+        report.options["prefix"] = f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}", HOST_DATA
         _describe(report, resolved, (OPTIONS, resolved.options))
-        _try(report, lambda: launch_of_host(host_data, resolved, environment))
-        _describe_links(report, host_data, _xkeys(report, host_data), resolved.options)
+        _describe_log(report, host_data.log_level, host_data.structured_logging, HOST_DATA)
+        _try(report, *(partial(part, host_data) for part in (urls_of_host, user_of_host, xkeys_of)))
+        _try(report, partial(tls_of, resolved))
+        _describe_links(report, host_data, resolved.options)
     print(report.json() if arguments.json else report.text())  # noqa: T201 # what was asked for
     return 2 if report.faults else 0
 
@@ -105,6 +120,8 @@ def _describe(report: Report, resolved: Resolved, *tables: tuple[Iterable[str], 
         for name in names:
             setting = resolved.settings.get(name)
             shown = "<redacted>" if setting is not None and setting.is_secret else _shown(name, getattr(options, name))
+            if name in resolved.wrong:
+                shown = "-"  # it does not start with the default in its place
             report.options[name] = shown, "default" if setting is None else setting.origin
     report.faults += resolved.faults
     for origin, names in resolved.unknown.items():
@@ -130,28 +147,28 @@ def _shown(name: str, value: Any) -> str:
     return str(value)
 
 
-def _try(report: Report, launch: Callable[[], object]) -> None:
+def _describe_log(report: Report, level: str, is_structured: bool, origin: str) -> None:
+    """The log's form, where no option says it."""
+    for name, shown in (("log_level", level), ("structured_logging", _shown("", is_structured))):
+        if report.options[name][0] == "none":
+            report.options[name] = shown, origin
+
+
+def _try(report: Report, *parts: Callable[[], object]) -> None:
     """What a start would find wrong beyond the options."""
-    if report.faults:
-        return  # it would stop there
-    try:
-        launch()
-    except ValueError as error:
-        report.faults.append(str(error))
-
-
-def _xkeys(report: Report, host_data: HostData) -> Xkeys | None:
-    """What opens the links' secrets, also where something else is wrong."""
-    try:
-        return xkeys_of(host_data)
-    except ValueError as error:
-        if str(error) not in report.faults:
+    for part in parts:
+        try:
+            part()
+        except ValueError as error:
             report.faults.append(str(error))
-        return None
 
 
-def _describe_links(report: Report, host_data: HostData, xkeys: Xkeys | None, options: ProviderOptions) -> None:
+def _describe_links(report: Report, host_data: HostData, options: ProviderOptions) -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # what is warned of stands in the report
+    try:
+        xkeys = xkeys_of(host_data)
+    except ValueError:
+        xkeys = None  # which is told already
     links = Links(host_data.provider_key, None if xkeys is None else xkeys.open)
     for value in host_data.link_definitions:
         try:

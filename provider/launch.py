@@ -9,7 +9,7 @@ from pathlib import Path
 
 from provider.command_line import flags_of
 from provider.host_data import HostData, read_host_data
-from provider.options import OPTIONS, STANDALONE_OPTIONS
+from provider.nkey_text import decode_seed
 from provider.settings import (
     Resolved,
     environment_settings,
@@ -29,10 +29,14 @@ __all__ = [
     "hosted",
     "launch_of_host",
     "launch_standalone",
+    "refuse_links",
     "resolve_host",
     "resolve_standalone",
     "standalone",
     "tls_of",
+    "urls_of_host",
+    "user_of",
+    "user_of_host",
     "xkeys_of",
 ]
 
@@ -85,23 +89,10 @@ def launch_of_host(host_data: HostData, resolved: Resolved, environment: Mapping
 
     :raises ValueError: something else can't be used
     """
-    if host_data.lattice_rpc_user_jwt and not host_data.lattice_rpc_user_seed:
-        raise ValueError(
-            "host data: lattice_rpc_user_seed: found none beside lattice_rpc_user_jwt, allowed both or none"
-        )
-    try:
-        urls = split_urls(host_data.lattice_rpc_url)
-    except ValueError as error:
-        raise ValueError(f"host data: lattice_rpc_url: {error}") from None
+    user_jwt, user_seed = user_of_host(host_data)
     return Launch(
         prefix=f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}",
-        connection=_connection(
-            urls,
-            host_data.provider_key,
-            resolved,
-            host_data.lattice_rpc_user_jwt.reveal(),
-            host_data.lattice_rpc_user_seed.reveal(),
-        ),
+        connection=_connection(urls_of_host(host_data), host_data.provider_key, resolved, user_jwt, user_seed),
         host_data=host_data,
         xkeys=xkeys_of(host_data),
         log_level=host_data.log_level,
@@ -116,15 +107,8 @@ def launch_standalone(resolved: Resolved) -> Launch:
     :raises ValueError: something else can't be used
     """
     options = resolved.standalone
-    if resolved.options.require_link:
-        raise ValueError("require_link: found true, allowed false without a host: there are no links")
-    if options.credentials is not None and options.nkey is not None:
-        raise ValueError("credentials, nkey: found both, allowed one of them")
-    user_jwt, user_seed = "", ""
-    if options.credentials is not None:
-        user_jwt, user_seed = read_credentials(options.credentials)
-    elif options.nkey is not None:
-        user_seed = read_nkey(options.nkey)
+    refuse_links(resolved)
+    user_jwt, user_seed = user_of(resolved)
     return Launch(
         prefix=options.prefix,
         connection=_connection(split_urls(options.nats), NAME, resolved, user_jwt, user_seed),
@@ -136,9 +120,58 @@ def launch_standalone(resolved: Resolved) -> Launch:
     )
 
 
+def urls_of_host(host_data: HostData) -> tuple[str, ...]:
+    """Where NATS is.
+
+    :raises ValueError: host data says it badly; so of the next ones
+    """
+    try:
+        return split_urls(host_data.lattice_rpc_url)
+    except ValueError as error:
+        raise ValueError(f"host data: lattice_rpc_url: {error}") from None
+
+
+def user_of_host(host_data: HostData) -> tuple[str, str]:
+    """JWT and seed of the NATS user, empty where there is none."""
+    user_jwt, user_seed = host_data.lattice_rpc_user_jwt.reveal(), host_data.lattice_rpc_user_seed.reveal()
+    if user_jwt and not user_seed:
+        raise ValueError(
+            "host data: lattice_rpc_user_seed: found none beside lattice_rpc_user_jwt, allowed both or none"
+        )
+    if user_seed:
+        try:
+            decode_seed("U", user_seed)
+        except ValueError as error:
+            raise ValueError(f"host data: lattice_rpc_user_seed: {error}") from None
+    return user_jwt, user_seed
+
+
+def user_of(resolved: Resolved) -> tuple[str, str]:
+    """The same where there is no host: from the files that the options name."""
+    options = resolved.standalone
+    if options.credentials is not None and options.nkey is not None:
+        raise ValueError("credentials, nkey: found both, allowed one of them")
+    name = "nkey" if options.credentials is None else "credentials"
+    try:
+        if options.credentials is not None:
+            return read_credentials(options.credentials)
+        return "", "" if options.nkey is None else read_nkey(options.nkey)
+    except ValueError as error:
+        raise ValueError(f"{resolved.settings[name].origin}: {name}: {error}") from None
+
+
+def refuse_links(resolved: Resolved) -> None:
+    """Without a host nobody has a link.
+
+    :raises ValueError: links are required
+    """
+    if resolved.options.require_link:
+        raise ValueError("require_link: found true, allowed false without a host: there are no links")
+
+
 def resolve_host(host_data: HostData, config: Mapping[str, str], environment: Mapping[str, str]) -> Resolved:
     """The options of a provider that a host has started, with this configuration."""
-    return resolve(environment_settings(environment, OPTIONS), host_settings(config, host_data.secrets))
+    return resolve(environment_settings(environment), host_settings(config, host_data.secrets))
 
 
 def resolve_standalone(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Resolved:
@@ -148,7 +181,7 @@ def resolve_standalone(arguments: argparse.Namespace, environment: Mapping[str, 
     """
     return resolve(
         {} if arguments.config is None else file_settings(Path(arguments.config)),
-        environment_settings(environment, (*STANDALONE_OPTIONS, *OPTIONS)),
+        environment_settings(environment),
         flag_settings(flags_of(arguments)),
         standalone=True,
     )

@@ -212,7 +212,10 @@ def split_address(text: str) -> tuple[str, int]:
     :raises ValueError: it is neither
     """
     host, _, port = text.strip().rpartition(":")
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65_536 and host.isprintable()):
+    is_bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
+    if is_bare or not (
+        port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65_536 and host.isprintable()
+    ):
         raise ValueError(f"found {text[:SHOWN_MAX]!r}, allowed {ADDRESS}")
     return host.strip("[]") or "127.0.0.1", int(port)
 
@@ -285,7 +288,7 @@ def _level(name: str, text: str) -> str:
     level = text.strip().lower()
     if level in LEVELS:
         return level
-    raise OptionError.of(name, text, ", ".join(LEVELS))
+    raise OptionError.of(name, text, "trace, debug, info, warn or error")
 
 
 def _text(name: str, text: str) -> str:
@@ -390,8 +393,8 @@ OPTIONS: Mapping[str, Option] = {
     ),
     "tls_key": Option(_secret, "its private key: a PEM file, or its text"),
     "metrics_address": Option(_address, "HOST:PORT for /metrics, /livez and /readyz; off unless set"),
-    "log_level": Option(_level, "trace, debug, info, warn or error; as the host data says unless set"),
-    "structured_logging": Option(_flag, "true: the log is JSON; as the host data says unless set"),
+    "log_level": Option(_level, "trace, debug, info, warn or error; unless set as the host data says, or info"),
+    "structured_logging": Option(_flag, "true: the log is JSON; unless set as the host data says, or false"),
     "connect_timeout_ms": Option(_number, "milliseconds for reaching NATS at the start, all attempts together"),
     "stop_timeout_ms": Option(_number, "milliseconds for answering what is in flight at SIGTERM or SIGINT"),
 }

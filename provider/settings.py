@@ -7,7 +7,7 @@ standalone           file, environment, flags
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,11 +44,13 @@ class Setting(NamedTuple):
     """What one source says of one option.
 
     :ivar origin: the source, for people
+    :ivar fault: what is wrong with it before it is looked at as an option
     """
 
     text: str
     origin: str
     is_secret: bool = False
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Resolved:
 
     :ivar settings: what counts, by name; what is not there has its default
     :ivar faults: what is wrong, a line each, without secrets; the options are as if it were not set
+    :ivar wrong: the names of these
     :ivar unknown: names that are no options, by origin
     """
 
@@ -64,16 +67,16 @@ class Resolved:
     standalone: StandaloneOptions
     settings: Mapping[str, Setting]
     faults: tuple[str, ...]
+    wrong: frozenset[str]
     unknown: Mapping[str, tuple[str, ...]]
 
 
-def environment_settings(environment: Mapping[str, str], names: Iterable[str] = OPTIONS) -> dict[str, Setting]:
-    """Options of these names that the environment sets: KEYVALUE_ and the name in capitals. Other variables are not ours."""
-    variables = {f"{VARIABLE_PREFIX}{name.upper()}": name for name in names}
+def environment_settings(environment: Mapping[str, str]) -> dict[str, Setting]:
+    """What the environment sets: KEYVALUE_ and the name in capitals. Other variables are not ours."""
     return {
-        name: Setting(environment[variable], "environment")
-        for variable, name in variables.items()
-        if variable in environment
+        variable.removeprefix(VARIABLE_PREFIX).lower(): Setting(text, "environment")
+        for variable, text in environment.items()
+        if variable.startswith(VARIABLE_PREFIX)
     }
 
 
@@ -103,7 +106,7 @@ def file_settings(path: Path) -> dict[str, Setting]:
         raise SettingsError(f"{path}: found bytes that are not UTF-8, allowed TOML") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is no TOMLDecodeError
         raise SettingsError(f"{path}: {error}") from None
-    return {name: Setting(_text_of(value, f"{path}: {name}"), str(path)) for name, value in values.items()}
+    return {name: _setting(value, str(path)) for name, value in values.items()}
 
 
 def flag_settings(flags: Mapping[str, str | None]) -> dict[str, Setting]:
@@ -123,35 +126,44 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Resolv
     values: dict[str, Any] = {}
     faults: list[str] = []
     unknown: dict[str, tuple[str, ...]] = {}
-    for name, (text, origin, is_secret) in settings.items():
+    wrong = set()
+    for name, (text, origin, is_secret, fault) in settings.items():
         if name not in table:
             unknown[origin] = (*unknown.get(origin, ()), name)
             continue
         try:
+            if fault:
+                raise OptionError(f"{name}: {fault}")
             values[name] = table[name].parse(name, text)
         except OptionError as error:
             faults.append(f"{origin}: {error.discreet if is_secret else error}")
+            wrong.add(name)
     return Resolved(
         ProviderOptions(**{name: value for name, value in values.items() if name in OPTIONS}),
         StandaloneOptions(**{name: value for name, value in values.items() if name in STANDALONE_OPTIONS}),
         settings,
         tuple(faults),
+        frozenset(wrong),
         unknown,
     )
 
 
-def _text_of(value: Any, what: str) -> str:
+def _setting(value: Any, origin: str) -> Setting:
+    """What a file says of an option, as the text that the other sources have."""
     match value:
         case str():
-            return value
+            return Setting(value, origin)
         case bool():
-            return str(value).lower()
+            return Setting(str(value).lower(), origin)
         case int():
-            return str(value)
+            return Setting(str(value), origin)
         case list() if all(isinstance(element, str) for element in value):
             if any("," in element for element in value):
-                raise SettingsError(f"{what}: found a comma in a string of an array, allowed between them alone")
-            return ",".join(value)
-    raise SettingsError(
-        f"{what}: found {type(value).__name__}, allowed a string, a whole number, a boolean or an array of strings"
+                return Setting("", origin, fault="found a comma in a string of an array, allowed between them alone")
+            return Setting(",".join(value), origin)
+    found = {dict: "a table", list: "an array not of strings alone", float: f"{value}"}.get(
+        type(value), "a date or time"
+    )
+    return Setting(
+        "", origin, fault=f"found {found}, allowed a string, a whole number, a boolean or an array of strings"
     )

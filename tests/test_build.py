@@ -399,7 +399,7 @@ async def test_a_directory_that_nobody_unpacked_is_never_removed(tmp_path: Path)
 
 def test_the_archive_holds_the_executable_and_the_world(executable: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    other.write_bytes(b"for another machine")
+    other.write_bytes(b"\x7fELF" + bytes(14) + b"\xf3\x00 for another machine")
     run = run_build("--par", "--add", f"riscv64-linux={other}", WASH_KEYS=str(tmp_path / "keys"), USER="alice")
     assert run.returncode == 0, run.stderr
     made = (ROOT / "build" / "keyvalue-inmemory.par.gz").read_bytes()

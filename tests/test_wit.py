@@ -84,7 +84,7 @@ BATCH_BINDING = Binding(
     asked={"get-many": lambda pairs: [b"not there" if pair is None else pair[0] for pair in pairs]},
 )
 WATCHER_BINDING = Binding(WATCHER, WatcherInterface, watcher_handlers, client=None)
-#: To serve one more instance: its line here, its export in wit/world.wit, its `add` in provider/__main__.py.
+#: To serve one more instance: its line here, its export in wit/world.wit, its `add` in provider/process.py.
 SERVED = (STORE_BINDING, ATOMICS_BINDING, BATCH_BINDING)
 BINDINGS = (*SERVED, WATCHER_BINDING)
 

@@ -147,7 +147,9 @@ def test_check_says_all_that_is_wrong() -> None:
     assert wrong == [
         "wrong: environment: access: found 'all', allowed read-write or read-only",
         "wrong: command line: page_keys: found 'x', allowed a whole number from 1",
+        "wrong: tls_ca: 'none.pem': No such file or directory, allowed the path of a PEM file, or its text",
     ]
+    assert rows(output)["page_keys"] == ("-", "command line")
     code, output = check("--tls-ca", "none.pem")
     assert code == 2
     assert "none.pem" in output.splitlines()[-1]
@@ -180,7 +182,8 @@ def test_check_of_host_data(tmp_path: Path) -> None:
     shown = rows(output)
     assert shown["page_keys"] == ("7", "config")
     assert shown["bucket"] == ("<redacted>", "secrets")
-    assert "nats" not in shown
+    assert shown["prefix"] == ("default.kv", "host data")
+    assert shown["log_level"] == (HOST_CAPTURE["host_data"]["log_level"], "host data")
     assert "link component -> kv (default), store; options set: access, url\n" in output
     assert "ignored: config: no option has this name: other\n" in output
     wrong = [line.removeprefix("wrong: ") for line in output.splitlines() if line.startswith("wrong: ")]
@@ -202,7 +205,7 @@ def test_check_reads_links_also_where_an_option_is_wrong() -> None:
     }
     code, output = check("--host-data", "-", stdin=base64.b64encode(json.dumps(host_data).encode()))
     assert code == 2
-    assert rows(output)["shards_min"] == ("64", "config")
+    assert rows(output)["shards_min"] == ("-", "config")
     assert "link component\\ud800 -> kv (default), no interface; options set: none; secrets: bucket\n" in output
     assert [line for line in output.splitlines() if line.startswith("wrong: ")] == [
         "wrong: config: shards_min: found 3, allowed a power of two from 1 to 65536"
@@ -223,8 +226,36 @@ def test_check_does_not_show_a_seed_in_place_of_its_file() -> None:
     code, output = check("--nkey", seed)
     assert code == 2
     assert rows(output)["nkey"] == ("<redacted>", "command line")
-    assert output.endswith("wrong: <redacted>: No such file or directory, allowed the path of a file\n")
+    assert output.endswith(
+        "wrong: command line: nkey: <redacted>: No such file or directory, allowed the path of a file\n"
+    )
     assert seed not in output
+
+
+def test_check_says_what_is_wrong_with_the_user(tmp_path: Path) -> None:
+    for fields, wrong in (
+        (
+            {"lattice_rpc_user_seed": SECRET},
+            "lattice_rpc_user_seed: found 8 characters that are not base32, expected a seed SU...",
+        ),
+        (
+            {"lattice_rpc_user_jwt": SECRET},
+            "lattice_rpc_user_seed: found none beside lattice_rpc_user_jwt, allowed both or none",
+        ),
+    ):
+        line = base64.b64encode(json.dumps(fields).encode())
+        code, output = check("--host-data", "-", stdin=line)
+        assert code == 2
+        assert output.endswith(f"\nwrong: host data: {wrong}\n")
+        assert SECRET not in output
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    for arguments in (["--version"], ["config", "check"]):
+        with open("/dev/full", "wb") as full:
+            ended = subprocess.run([PROVIDER, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=DEADLINE_S)
+        assert ended.returncode == 1, arguments
+        assert ended.stderr == b"keyvalue-inmemory: standard output: No space left on device\n"
 
 
 def test_check_as_json() -> None:

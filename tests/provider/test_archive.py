@@ -52,7 +52,14 @@ GO_PUBLIC_KEY = "ACODERUVFFAWZQDSS6SBIACUA5O6SXF7HJ3YTYXBALHZP3P7R4BUO4J2"
 ISSUER = Secret(GO_SEED)
 SUBJECT = Secret(encode_seed("V", bytes(range(32))))
 NOW_S = 1_800_000_000
-BINARIES = {"aarch64-linux": b"arm" * 700, "x86_64-linux": b"\x7fELF" * 300}
+
+
+def elf(machine: int, size_bytes: int) -> bytes:
+    """What looks like an executable of Linux."""
+    return (b"\x7fELF" + bytes(14) + machine.to_bytes(2, "little")).ljust(size_bytes, b"\x90")
+
+
+BINARIES = {"aarch64-linux": elf(183, 2100), "x86_64-linux": elf(62, 1200)}
 WORLD = b"\0asm world"
 
 
@@ -588,6 +595,23 @@ def test_a_malformed_command_line_is_refused(
         command(*arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("binary", "message"),
+    [
+        ("x86_64-linux=world", "world: found no ELF file, allowed an executable for x86_64-linux"),
+        (
+            "x86_64-linux=aarch64-linux",
+            "aarch64-linux: found an ELF file for machine 183, allowed one for x86_64-linux",
+        ),
+    ],
+)
+def test_what_cannot_be_run_there_is_refused(command: Command, tmp_path: Path, binary: str, message: str) -> None:
+    code, _, errors = command("make", "a.par.gz", "--binary", binary)
+    assert code == 1
+    assert errors.endswith(f"{message}\n")
+    assert not (tmp_path / "a.par.gz").exists()
 
 
 def test_a_time_that_is_none_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

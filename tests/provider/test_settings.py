@@ -41,7 +41,7 @@ def test_the_later_goes_before_the_earlier(tmp_path: Path) -> None:
     environment = {"KEYVALUE_PAGE_KEYS": "2", "KEYVALUE_KEYS_MAX": "2", "KEYVALUE_NATS": "variable", "PAGE_KEYS": "9"}
     resolved = resolve(
         file_settings(path),
-        environment_settings(environment, (*STANDALONE_OPTIONS, *OPTIONS)),
+        environment_settings(environment),
         flag_settings({"page_keys": "3", "keys_max": None}),
         standalone=True,
     )
@@ -107,14 +107,7 @@ def test_values_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "page_keys = 1.5",
-            "page_keys: found float, allowed a string, a whole number, a boolean or an array of strings",
-        ),
-        ("buckets = ['a', 1]", "buckets: found list, allowed"),
-        ("buckets = ['a', 'b,c']", "buckets: found a comma in a string of an array, allowed between them alone"),
         (f"page_keys = {'1' * 5_000}", "Exceeds the limit"),
-        ("[options]\npage_keys = 1", "options: found dict, allowed"),
         ("page_keys", "Expected '=' after a key"),
         (b"page_keys = '\xff'", "found bytes that are not UTF-8, allowed TOML"),
         ("#" * (FILE_BYTES_MAX + 1), f"found more than {FILE_BYTES_MAX} bytes"),
@@ -126,6 +119,27 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, text: str | bytes, message: 
     with pytest.raises(SettingsError) as caught:
         file_settings(path)
     assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_every_value_of_a_file_that_is_no_option_is_a_fault(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "page_keys = 1.5\nbuckets = ['a', 1]\nnats = ['a', 'b,c']\n[prefix]\npage_keys = 1\n[other]\n"
+    )
+    resolved = resolve(file_settings(path), standalone=True)
+    kinds = "allowed a string, a whole number, a boolean or an array of strings"
+    assert resolved.faults == (
+        f"{path}: page_keys: found 1.5, {kinds}",
+        f"{path}: buckets: found an array not of strings alone, {kinds}",
+        f"{path}: nats: found a comma in a string of an array, allowed between them alone",
+        f"{path}: prefix: found a table, {kinds}",
+    )
+    assert resolved.wrong == {"page_keys", "buckets", "nats", "prefix"}
+    assert resolved.unknown == {str(path): ("other",)}
+
+
+def test_a_variable_that_is_no_option_is_named() -> None:
+    resolved = resolve(environment_settings({"KEYVALUE_PAGE_KYES": "1", "PAGE_KEYS": "2"}))
+    assert resolved.unknown == {"environment": ("page_kyes",)}
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
