@@ -15,6 +15,7 @@ from nats.errors import NoRespondersError
 from provider.options import OPTIONS, STANDALONE_OPTIONS
 from tests.conftest import DEADLINE_S, HOST_CAPTURE, PROVIDER, NatsServer, Process, host_environment
 from tests.host_double import XKey
+from tests.nats_configs import Key, Operator, credentials_file, nkey_config
 from transport.client import KeyValueClient
 
 SECRET = "a-s3cret"
@@ -75,6 +76,30 @@ async def test_it_serves_what_a_host_started_one_serves(serve: Serve, nats_serve
     process.process.terminate()
     assert process.wait() == 0
     assert "SIGTERM: stopping" in process.output
+
+
+@pytest.mark.parametrize("option", ["credentials", "nkey"])
+async def test_it_connects_as_the_user_of_a_file(
+    serve: Serve, new_nats_server: Callable[[str], NatsServer], tmp_path: Path, option: str
+) -> None:
+    key, path = Key.new(), tmp_path / "user"
+    user_jwt = ""
+    if option == "nkey":
+        server = new_nats_server(nkey_config(key.public_key))
+        path.write_text(f"{key.seed}\n")
+    else:
+        operator = Operator()
+        user_jwt = operator.user(key)
+        server = new_nats_server(operator.config)
+        path.write_text(credentials_file(user_jwt, key.seed))
+    process = serve(f"--{option}", str(path), "--nats", server.url, "--prefix", "a.b", "--log-level", "debug")
+    process.wait_for("ready: serving a.b")
+    async with KeyValueClient(server.url, "a.b", timeout_s=DEADLINE_S, user_jwt=user_jwt, user_seed=key.seed) as client:
+        await client.set("bucket", "key", b"value")
+        assert await client.get("bucket", "key") == b"value"
+    process.process.terminate()
+    assert process.wait() == 0
+    assert key.seed not in process.output
 
 
 async def test_it_hears_no_host(serve: Serve, nats_server: NatsServer, raw: Client) -> None:
