@@ -29,7 +29,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from time import perf_counter
+from time import monotonic, perf_counter
 from urllib.parse import ParseResult
 
 from nats.aio.transport import TcpTransport
@@ -86,7 +86,6 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def __init__(self, reader: asyncio.StreamReader, routes: DirectRoutes, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
         self._routes = routes
-        self._now_s = loop.time
         self._socket: Writable | None = None
         self._flow: ReadFlow | None = None
         self._greeted = self._speaks_nats = False
@@ -314,7 +313,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         reply = reply_to.decode(errors="replace")  # NATS takes a subject that is no text: nobody gets the answer
         if isinstance(outcome, NeedMoreBytes):
             outcome.end_min -= start
-            step = invocations.cut(handler, reply, caller, buffer[start:end], outcome, self._now_s())
+            step = invocations.cut(handler, reply, caller, buffer[start:end], outcome, monotonic())
         elif isinstance(outcome, Exception):
             step = invocations.fail(reply, caller, outcome)
         else:
@@ -326,7 +325,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         """The frames for what is no invocation that can be answered, and not nats-py's."""
         if words[2] in self._routes.params:  # a further piece of parameters
             token = params_token(words[1].decode(errors="replace"))
-            step = self._invocations.receive_params(token, payload, self._now_s())
+            step = self._invocations.receive_params(token, payload, monotonic())
             self._routes.on_step(step)
             return write_frames(step.sends)
         if words[2] in self._routes.handlers:  # an invocation without a reply subject: not carried out
