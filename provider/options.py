@@ -109,15 +109,6 @@ class ProviderOptions:
     connect_timeout_ms: int = 10_000
     stop_timeout_ms: int = 5_000
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, str]) -> tuple[ProviderOptions, list[str]]:
-        """The options that a configuration sets over the defaults, and the names in it that are no options.
-
-        :raises OptionError: a known option has a value that it does not take
-        """
-        known, unknown = _parsed(OPTIONS, config)
-        return cls(**known), unknown
-
     def store_options(self) -> StoreOptions:
         """What of this is the engine's."""
         return StoreOptions(
@@ -181,9 +172,9 @@ class LinkOptions:
 
         :raises OptionError: a known option has a value that it does not take
         """
-        known, unknown = _parsed(LINK_OPTIONS, config)
+        known = {name: LINK_OPTIONS[name].parse(name, text) for name, text in config.items() if name in LINK_OPTIONS}
         defaults = {name: getattr(provider, name) for name in LINK_DEFAULTS}
-        return cls(**(defaults | known)), unknown
+        return cls(**(defaults | known)), [name for name in config if name not in LINK_OPTIONS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +209,6 @@ def split_address(text: str) -> tuple[str, int]:
     ):
         raise ValueError(f"found {text[:SHOWN_MAX]!r}, allowed {ADDRESS}")
     return host.strip("[]") or "127.0.0.1", int(port)
-
-
-def _parsed(table: Mapping[str, Option], config: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """The values of the options that a configuration sets, and the names in it that the table does not know."""
-    known = {name: table[name].parse(name, text) for name, text in config.items() if name in table}
-    return known, [name for name in config if name not in table]
 
 
 def _flag(name: str, text: str) -> bool:

@@ -14,8 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
 from threading import Condition, Thread
@@ -27,6 +27,8 @@ from hypothesis import settings
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
+from provider.options import ProviderOptions
+from provider.settings import host_settings, resolve
 from transport.client import KeyValueClient
 from transport.keyvalue import STORE
 from transport.subjects import invocation_subject, params_subject, results_subject
@@ -393,6 +395,39 @@ def bucket(request: pytest.FixtureRequest) -> str:
     """A bucket that no other test uses."""
     name: str = request.node.name
     return name[:200]
+
+
+#: A caller that a host names.
+COMPONENT = "component"
+Connect = Callable[..., Awaitable[KeyValueClient]]
+
+
+class Served(Protocol):
+    """What serves invocations."""
+
+    @property
+    def prefix(self) -> str: ...
+
+
+@asynccontextmanager
+async def connecting(url: str) -> AsyncIterator[Connect]:
+    """Connects as a caller with these headers, the component's unless said otherwise; what is connected is closed at the end."""
+    async with AsyncExitStack() as stack:
+
+        async def connect(
+            served: Served, source_id: str | None = COMPONENT, link_name: str | None = "default"
+        ) -> KeyValueClient:
+            client = KeyValueClient(url, served.prefix, source_id=source_id, link_name=link_name, timeout_s=DEADLINE_S)
+            return await stack.enter_async_context(client)
+
+        yield connect
+
+
+def options_of(config: Mapping[str, str]) -> ProviderOptions:
+    """The provider's options of a configuration that has no fault."""
+    resolved = resolve(host_settings(config, {}))
+    assert (resolved.faults, resolved.unknown) == ((), {})
+    return resolved.options
 
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -18,7 +18,7 @@ from bench.plots import plot
 from bench.report import BEGIN, END, changes, compare_main, fill, main, markdown, share
 from bench.scenarios import CASES, QUICK_CASES, SCENARIOS
 from bench.stage import BARE, DIRECT, EXPIRING, PLAIN, STUCK, VARIANTS, WATCHED, peer
-from provider.options import ProviderOptions
+from tests.conftest import options_of
 
 ABOUT: dict[str, Any] = {
     "when": "2026-01-31T12:00:00+00:00",
@@ -416,9 +416,7 @@ def test_experiments_measure_variants_beside_what_they_vary() -> None:
 def test_subjects_set_options_that_there_are() -> None:
     """A provider passes over a name that it does not know, and then nothing would be measured."""
     for subject in (DIRECT, PLAIN, *VARIANTS):
-        options, unknown = ProviderOptions.from_config(subject.config)
-        assert unknown == []
-        assert options.ttl_ms == (3_600_000 if subject is EXPIRING else None)
+        assert options_of(subject.config).ttl_ms == (3_600_000 if subject is EXPIRING else None)
 
 
 def test_every_scenario_is_taught() -> None:

@@ -7,14 +7,13 @@ import json
 import signal
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.build import built_executable
-from tests.conftest import DEADLINE_S, HOST_CAPTURE, PROVIDER, NatsServer, in_thread
+from tests.conftest import COMPONENT, DEADLINE_S, HOST_CAPTURE, PROVIDER, Connect, NatsServer, connecting, in_thread
 from tests.host_double import (
     Health,
     HostDouble,
@@ -29,14 +28,11 @@ from transport.errors import AccessDeniedError, OtherError
 # The first test of what is built builds.
 pytestmark = pytest.mark.timeout(300)
 
-COMPONENT = "component"
 SERVING = Health(True, "serving")
 STOPPED = b"provider shutdown handled successfully"
 KEY = "keyvalue"
 #: What is one thing whatever was started.
 installed = pytest.mark.parametrize("executable", ["installed"], indirect=True)
-
-Connect = Callable[..., Awaitable[KeyValueClient]]
 
 
 class MonitoredNatsServer(NatsServer):
@@ -86,17 +82,7 @@ async def host(server: MonitoredNatsServer, tmp_path: Path) -> AsyncIterator[Hos
 
 @pytest.fixture
 async def connect(server: MonitoredNatsServer) -> AsyncIterator[Connect]:
-    """Connects as a caller with these headers, the component's unless said otherwise."""
-    async with AsyncExitStack() as stack:
-
-        async def connect(
-            hosted: Hosted, source_id: str | None = COMPONENT, link_name: str | None = "default"
-        ) -> KeyValueClient:
-            client = KeyValueClient(
-                server.url, hosted.prefix, source_id=source_id, link_name=link_name, timeout_s=DEADLINE_S
-            )
-            return await stack.enter_async_context(client)
-
+    async with connecting(server.url) as connect:
         yield connect
 
 

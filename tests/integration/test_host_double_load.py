@@ -20,14 +20,12 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from tests.conftest import DEADLINE_S, PROVIDER, NatsServer, RawInvocation, in_thread, settled
+from tests.conftest import COMPONENT, DEADLINE_S, PROVIDER, Connect, NatsServer, RawInvocation, in_thread, settled
 from tests.host_double import PATIENCE_S, HostDouble, Hosted, Link, Secrets, written
 from tests.integration.test_host_double import (
-    COMPONENT,
     KEY,
     SERVING,
     STOPPED,
-    Connect,
     MonitoredNatsServer,
     connect,
     executable,

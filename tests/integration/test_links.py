@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from nats.aio.client import Client
 
-from tests.conftest import DEADLINE_S, HOST_CAPTURE, Launch, NatsServer, Provider
+from tests.conftest import COMPONENT, DEADLINE_S, HOST_CAPTURE, Connect, Launch, NatsServer, Provider, connecting
 from transport.client import KeyValueClient
 from transport.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 
-COMPONENT = "component"
 HEALTHY = {"healthy": True, "message": "serving"}
 SECRET = "hush-Xq9"
 #: Of a test that waits for a deadline of a key: long enough to be read before, short enough to wait for.
 TTL_MS = 500
 ROUNDS = 50
 Call = Callable[[KeyValueClient, str], Awaitable[object]]
-Connect = Callable[..., Awaitable[KeyValueClient]]
 
 READS: dict[str, Call] = {
     "get": lambda client, bucket: client.get(bucket, "k"),
@@ -92,17 +89,7 @@ async def host(raw: Client, provider: Provider) -> AsyncIterator[Host]:
 
 @pytest.fixture
 async def connect(nats_server: NatsServer) -> AsyncIterator[Connect]:
-    """Connects as a caller with these headers, the component's unless said otherwise."""
-    async with AsyncExitStack() as stack:
-
-        async def connect(
-            provider: Provider, source_id: str | None = COMPONENT, link_name: str | None = "default"
-        ) -> KeyValueClient:
-            client = KeyValueClient(
-                nats_server.url, provider.prefix, source_id=source_id, link_name=link_name, timeout_s=DEADLINE_S
-            )
-            return await stack.enter_async_context(client)
-
+    async with connecting(nats_server.url) as connect:
         yield connect
 
 

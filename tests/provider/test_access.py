@@ -21,6 +21,7 @@ from provider.links import LinkDefinition, Links
 from provider.options import LINK_OPTIONS, LinkOptions, ProviderOptions
 from provider.secret import Secret
 from provider.service import Service
+from tests.conftest import options_of
 from tests.engine.clock import Clock
 from transport.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from transport.handler import ANONYMOUS, Caller
@@ -63,7 +64,7 @@ class Scene:
     """A provider's links and service, without its host. Keywords are options of the provider, as its config has them."""
 
     def __init__(self, **config: str) -> None:
-        options, _ = ProviderOptions.from_config(config)
+        options = options_of(config)
         self.clock = Clock()
         self.store = Store(options.store_options(), clock=self.clock)
         self.links = Links(KEY)
@@ -615,7 +616,7 @@ def test_options_of_the_provider_that_change_while_it_runs(caplog: pytest.LogCap
     scene.put(OTHER, bucket="own")
     assert len(warnings(caplog)) == 1
     config = {"bucket": "theirs", "batch_keys_max": "7", "answer_bytes_max": "9", "value_bytes_max": "1"}
-    scene.accesses.configure(ProviderOptions.from_config(config)[0])
+    scene.accesses.configure(options_of(config))
     kv = scene.service
     for caller in (LINKED, OTHER, ANONYMOUS):
         kv.set(caller, b"b", (caller.source_id or "").encode(), b"value")

@@ -20,6 +20,8 @@ from provider.options import (
     OptionError,
     ProviderOptions,
 )
+from provider.settings import host_settings, resolve
+from tests.conftest import options_of
 from transport.invocation import InvocationLimits
 
 NUMBERS = sorted(field.name for field in fields(ProviderOptions) if field.type in ("int", "int | None"))
@@ -27,9 +29,7 @@ LINK_NUMBERS = sorted(field.name for field in fields(LinkOptions) if field.type 
 
 
 def set_to(name: str, text: str) -> ProviderOptions:
-    options, unknown = ProviderOptions.from_config({name: text})
-    assert unknown == []
-    return options
+    return ProviderOptions(**{name: OPTIONS[name].parse(name, text)})
 
 
 def set_on_link(name: str, text: str) -> LinkOptions:
@@ -54,7 +54,7 @@ def test_numbers_are_found() -> None:
 
 
 def test_nothing_set_is_all_defaults() -> None:
-    assert ProviderOptions.from_config({}) == (ProviderOptions(), [])
+    assert options_of({}) == ProviderOptions()
     assert ProviderOptions().store_options() == StoreOptions()
     assert ProviderOptions().invocation_limits() == InvocationLimits()
 
@@ -169,10 +169,14 @@ def test_what_names_and_access_do_not_take(name: str, text: str, allowed: str) -
 
 
 def test_unknown_names_are_told_and_ignored() -> None:
-    options, unknown = ProviderOptions.from_config({"Page_Keys": "none", "page_keys": "7", "": "", "url": "redis://"})
-    assert options == ProviderOptions(page_keys=7)
-    assert unknown == ["Page_Keys", "", "url"]
-    link_options, unknown = LinkOptions.from_config(options, {"Bucket": "b", "page_keys": "9", "buckets_max": "1"})
+    config = {"Page_Keys": "none", "page_keys": "7", "": "", "url": "redis://"}
+    resolved = resolve(host_settings(config, {}))
+    assert resolved.options == ProviderOptions(page_keys=7)
+    assert resolved.unknown == {"config": ("Page_Keys", "", "url")}
+    assert resolved.faults == ()
+    link_options, unknown = LinkOptions.from_config(
+        resolved.options, {"Bucket": "b", "page_keys": "9", "buckets_max": "1"}
+    )
     assert link_options == LinkOptions(page_keys=9)
     assert unknown == ["Bucket", "buckets_max"]
 
@@ -261,19 +265,16 @@ def configs(table: dict[str, Option]) -> st.SearchStrategy[dict[str, str]]:
     return st.dictionaries(st.sampled_from(sorted(table)) | st.text(), st.text() | st.integers().map(str))
 
 
-def is_refusal(error: OptionError, table: dict[str, Option]) -> bool:
-    return re.match(rf"({'|'.join(table)}): found .*, allowed ", str(error), re.DOTALL) is not None
+def is_refusal(error: str, table: dict[str, Option]) -> bool:
+    return re.match(rf"({'|'.join(table)}): found .*, allowed ", error, re.DOTALL) is not None
 
 
 @given(configs(dict(OPTIONS)))
-def test_any_configuration_gives_options_or_an_option_error(config: dict[str, str]) -> None:
-    try:
-        options, unknown = ProviderOptions.from_config(config)
-    except OptionError as error:
-        assert is_refusal(error, dict(OPTIONS))
-    else:
-        assert set(unknown) == set(config) - set(OPTIONS)
-        assert set(ProviderOptions().changed(options)) <= set(config)
+def test_any_configuration_gives_options_and_faults(config: dict[str, str]) -> None:
+    resolved = resolve(host_settings(config, {}))
+    assert all(is_refusal(fault.removeprefix("config: "), dict(OPTIONS)) for fault in resolved.faults)
+    assert set(resolved.unknown.get("config", ())) == set(config) - set(OPTIONS)
+    assert set(ProviderOptions().changed(resolved.options)) <= set(config) - resolved.wrong
 
 
 @given(configs(dict(LINK_OPTIONS)))
@@ -281,7 +282,7 @@ def test_any_configuration_of_a_link_gives_options_or_an_option_error(config: di
     try:
         options, unknown = LinkOptions.from_config(ProviderOptions(), config)
     except OptionError as error:
-        assert is_refusal(error, dict(LINK_OPTIONS))
+        assert is_refusal(str(error), dict(LINK_OPTIONS))
     else:
         assert set(unknown) == set(config) - set(LINK_OPTIONS)
         changed = {f.name for f in fields(options) if getattr(options, f.name) != getattr(LinkOptions(), f.name)}
