@@ -14,8 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from engine import Store
 from provider.access import Accesses
@@ -38,9 +37,13 @@ from provider.options import OPTIONS, STANDALONE_OPTIONS, ProviderOptions
 from provider.settings import Resolved
 from provider.user_files import shown_path
 from provider.watch import INTERFACE, watch_of
+from provider.xkeys import Xkeys
 from transport.urls import redacted_url
 
 __all__ = ["Report", "check"]
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 STANDARD_INPUT = 0
 HOST_DATA = "host data"
@@ -86,7 +89,8 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         resolved = resolve_standalone(arguments, environment)
         _describe(report, resolved, (STANDALONE_OPTIONS, resolved.standalone), (OPTIONS, resolved.options))
         _describe_log(report, "info", False, "default")
-        _try(report, *(partial(part, resolved) for part in (refuse_links, user_of, tls_of)))
+        for part in (refuse_links, user_of, tls_of):
+            _try(report, part, resolved)
     else:
         if given := [name for name, value in {"config": arguments.config, **flags_of(arguments)}.items() if value]:
             raise ValueError(
@@ -98,9 +102,11 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         report.options["prefix"] = f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}", HOST_DATA
         _describe(report, resolved, (OPTIONS, resolved.options))
         _describe_log(report, host_data.log_level, host_data.structured_logging, HOST_DATA)
-        _try(report, *(partial(part, host_data) for part in (urls_of_host, user_of_host, xkeys_of)))
-        _try(report, partial(tls_of, resolved))
-        _describe_links(report, host_data, resolved.options)
+        _try(report, urls_of_host, host_data)
+        _try(report, user_of_host, host_data)
+        xkeys = _try(report, xkeys_of, host_data)
+        _try(report, tls_of, resolved)
+        _describe_links(report, host_data, xkeys, resolved.options)
     print(report.json() if arguments.json else report.text())  # noqa: T201 # what was asked for
     return 2 if report.faults else 0
 
@@ -154,21 +160,17 @@ def _describe_log(report: Report, level: str, is_structured: bool, origin: str) 
             report.options[name] = shown, origin
 
 
-def _try(report: Report, *parts: Callable[[], object]) -> None:
-    """What a start would find wrong beyond the options."""
-    for part in parts:
-        try:
-            part()
-        except ValueError as error:
-            report.faults.append(str(error))
-
-
-def _describe_links(report: Report, host_data: HostData, options: ProviderOptions) -> None:
-    logging.getLogger().addHandler(logging.NullHandler())  # what is warned of stands in the report
+def _try(report: Report, part: Callable[[S], T], source: S) -> T | None:
+    """A part of a start; None where it would find something wrong beyond the options, which is reported."""
     try:
-        xkeys = xkeys_of(host_data)
-    except ValueError:
-        xkeys = None  # which is told already
+        return part(source)
+    except ValueError as error:
+        report.faults.append(str(error))
+        return None
+
+
+def _describe_links(report: Report, host_data: HostData, xkeys: Xkeys | None, options: ProviderOptions) -> None:
+    logging.getLogger().addHandler(logging.NullHandler())  # what is warned of stands in the report
     links = Links(host_data.provider_key, None if xkeys is None else xkeys.open)
     for value in host_data.link_definitions:
         try:

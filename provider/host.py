@@ -105,7 +105,7 @@ class Host:
         self._capability = capability
         self._lattice, self._provider_key = host_data.lattice_rpc_prefix, host_data.provider_key
         self._subjects = host_subjects(self._lattice, self._provider_key, host_data.link_name, xkey)
-        self._asks_to_stop = False
+        self.asks_to_stop = False  # the host has asked
         self._stop_replies: list[str] = []
         self._asking: asyncio.Task[None] | None = None
         self._telling: asyncio.Handle | None = None  # while the capability does not know of the last changes
@@ -117,11 +117,6 @@ class Host:
         if self._asking is not None and self._asking.done() and not self._asking.cancelled():
             return self._asking.exception()
         return None
-
-    @property
-    def asks_to_stop(self) -> bool:
-        """Whether the host has asked to stop."""
-        return self._asks_to_stop
 
     async def start(self) -> None:
         """Subscribe, and then begin to ask the lattice for links that were put before.
@@ -263,7 +258,7 @@ class Host:
             log.debug("a request to stop for another host was ignored")
             return
         log.info("the host asks to stop")
-        self._asks_to_stop = True
+        self.asks_to_stop = True
         if message.reply:
             self._stop_replies.append(message.reply)
         self._stop_requested.set()

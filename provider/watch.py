@@ -118,17 +118,13 @@ class Watcher:
         """Take no more events and drop those that wait. Calls that are in flight go on to their end."""
         self._closed = True
         self.queue.close()
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
+        self._stop_pausing()
         self._end_if_idle()
 
     def abandon(self) -> int:
         """Call no more, at the end of the process; how many events are left. O(1), however many they are."""
         self._closed = True
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
+        self._stop_pausing()
         return len(self.queue)
 
     def check(self) -> None:
@@ -207,6 +203,11 @@ class Watcher:
 
     def _pause_for(self, seconds: float) -> None:
         self._pause = self._loop.call_later(seconds, self._resume)
+
+    def _stop_pausing(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
 
     def _resume(self) -> None:
         self._pause = None
