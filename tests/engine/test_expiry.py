@@ -21,7 +21,7 @@ from engine.ledger import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size,
 from engine.options import TTL_MS_MAX
 from engine.shard import Shard
 from engine.store import LOOKS_PER_KEY, ROOM_KEYS
-from tests.engine.clock import NS_PER_MS, Clock
+from tests.engine.clock import NS_PER_MS, Clock, OvertakingClock
 from tests.engine.entries import OvertakenEntries, deadlines_of, shards_of
 from tests.engine.races import TIMEOUT_S, AnnouncedLock, overtaken, placed, run_together
 
@@ -694,14 +694,7 @@ def test_a_read_overtaken_by_a_split_knows_of_a_deadline_that_was_moved_since(
     read: Callable[[Bucket], bytes | None], freed: bool
 ) -> None:
     """The other calls get in as the reader looks at the clock."""
-    calls: list[Callable[[], object]] = []
-    now = Clock()
-
-    def clock() -> int:
-        while calls:
-            calls.pop()()
-        return now()
-
+    clock = OvertakingClock()
     store, bucket, _ = overtaken(2, b"1", clock=clock)
     bucket.set(b"3", b"old", ttl_ms=5)
 
@@ -709,13 +702,13 @@ def test_a_read_overtaken_by_a_split_knows_of_a_deadline_that_was_moved_since(
         bucket.set(b"2", b"v")
         assert len(list(store._tables[b"b"].shards())) == 4
         assert bucket.persist(b"3")
-        now.move_ms(5)
+        clock.move_ms(5)
         if freed:
             bucket.delete_many([b"3", b"1", b"2"])
 
-    calls.append(split_and_persist)
+    clock.calls.append(split_and_persist)
     assert read(bucket) in ({None, b"old"} if freed else {b"old"})
-    assert calls == []
+    assert clock.calls == []
     store.check()
 
 
@@ -735,23 +728,16 @@ def test_what_was_written_as_a_batch_is_read_as_one_though_it_expires_meanwhile(
 
 def test_a_time_to_live_that_is_prolonged_as_it_is_read_is_not_over() -> None:
     """The other calls get in as the reader looks at the clock."""
-    calls: list[Callable[[], object]] = []
-    now = Clock()
-
-    def clock() -> int:
-        while calls:
-            calls.pop()()
-        return now()
-
+    clock = OvertakingClock()
     store, bucket, _ = overtaken(2, b"1", clock=clock)
     bucket.set(b"0", b"v", ttl_ms=5)
 
     def split_and_prolong() -> None:
         bucket.set(b"2", b"v")
         bucket.set(b"0", b"v", ttl_ms=50)
-        now.move_ms(5)
+        clock.move_ms(5)
 
-    calls.append(split_and_prolong)
+    clock.calls.append(split_and_prolong)
     assert bucket.ttl_ms(b"0") == 45
     assert len(shards_of(store)) == 4
     store.check()
