@@ -215,7 +215,7 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
 
     def _publish(self) -> None:
         """Each entry at one stroke. That of callers without headers stands there like a link's, since it is looked up as often."""
-        entries: dict[tuple[str | None, str | None], Access] = {ANONYMOUS.origin: self._linkless.access}
+        entries: dict[tuple[str | None, str | None], Access] = {ANONYMOUS: self._linkless.access}
         accesses = {(source_id, name): grant.access for (source_id, _, name), grant in self._grants.items()}
         accesses |= dict.fromkeys(self._links.refused_callers(), DENIED)
         for (source_id, name), access in accesses.items():

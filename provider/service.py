@@ -33,35 +33,35 @@ class Service:
     def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> bytes | None:
         """The value of a key, or None."""
         try:
-            return self._accesses[caller.origin].readable[bucket].get(key)
+            return self._accesses[caller].readable[bucket].get(key)
         except StoreError as error:
             raise _interface_error(error) from error
 
     def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> None:
         """Store a value."""
         try:
-            self._accesses[caller.origin].writable[bucket].set(key, value)
+            self._accesses[caller].writable[bucket].set(key, value)
         except StoreError as error:
             raise _interface_error(error) from error
 
     def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> None:
         """Remove a key; no error where it is not there."""
         try:
-            self._accesses[caller.origin].writable[bucket].delete(key)
+            self._accesses[caller].writable[bucket].delete(key)
         except StoreError as error:
             raise _interface_error(error) from error
 
     def exists(self, caller: Caller, bucket: bytes, key: bytes, /) -> bool:
         """Whether a key is there."""
         try:
-            return self._accesses[caller.origin].readable[bucket].exists(key)
+            return self._accesses[caller].readable[bucket].exists(key)
         except StoreError as error:
             raise _interface_error(error) from error
 
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> KeyResponse:
         """A page of keys from the cursor on."""
         try:
-            page = self._accesses[caller.origin].readable[bucket].page(cursor)
+            page = self._accesses[caller].readable[bucket].page(cursor)
         except StoreError as error:
             raise _interface_error(error) from error
         return KeyResponse(page.keys, page.cursor)
@@ -71,7 +71,7 @@ class Service:
     def increment(self, caller: Caller, bucket: bytes, key: bytes, delta: int, /) -> int:
         """Add to a counter, which is 0 where it is not there; the sum."""
         try:
-            return self._accesses[caller.origin].writable[bucket].increment(key, delta)
+            return self._accesses[caller].writable[bucket].increment(key, delta)
         except StoreError as error:
             raise _interface_error(error) from error
 
@@ -80,21 +80,21 @@ class Service:
     def get_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> list[bytes | None]:
         """The values in the order of the keys, None for each that is not there."""
         try:
-            return self._accesses[caller.origin].readable[bucket].get_many(keys)
+            return self._accesses[caller].readable[bucket].get_many(keys)
         except StoreError as error:
             raise _interface_error(error) from error
 
     def set_many(self, caller: Caller, bucket: bytes, entries: dict[bytes, bytes], /) -> None:
         """Store all of these, or nothing."""
         try:
-            self._accesses[caller.origin].writable[bucket].set_many(entries)
+            self._accesses[caller].writable[bucket].set_many(entries)
         except StoreError as error:
             raise _interface_error(error) from error
 
     def delete_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> None:
         """Remove keys; no error where one is not there."""
         try:
-            self._accesses[caller.origin].writable[bucket].delete_many(keys)
+            self._accesses[caller].writable[bucket].delete_many(keys)
         except StoreError as error:
             raise _interface_error(error) from error
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from transport.handler import Answer, Caller, Handler, Tally, new_tally
-from transport.keyvalue import BUCKET, KEY, NEVER, OK_UNIT, ParameterLimits, function_handler, read_ok
-from transport.values import U64_MAX, read_two_texts, read_unsigned, write_length, write_unsigned
+from transport.keyvalue import NEVER, OK_UNIT, ParameterLimits, function_handler, read_bucket_and_key, read_ok
+from transport.values import U64_MAX, read_unsigned, write_length, write_unsigned
 
 __all__ = [
     "ATOMICS",
@@ -44,7 +44,7 @@ def encode_increment(bucket: bytes, key: bytes, delta: int) -> bytes:
 
 def decode_increment(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes, int], int]:
     """Bucket, key and delta."""
-    bucket, key, at = read_two_texts(buffer, at, end, limits.bucket_bytes_max, limits.key_bytes_max, BUCKET, KEY)
+    bucket, key, at = read_bucket_and_key(buffer, at, end, limits)
     if at < end and buffer[at] < 128:  # a step of one is one byte
         return (bucket, key, buffer[at]), at + 1
     delta, at = read_unsigned(buffer, at, end, 64)

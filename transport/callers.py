@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from transport.handler import Caller
 
-__all__ = ["BLOCK_BYTES_MAX", "CALLERS_MAX", "CallerCache", "parse_caller"]
+__all__ = ["CALLERS_MAX", "CRLF", "TRACEPARENT", "CallerCache", "parse_caller", "traceparent_of"]
 
 CALLERS_MAX = 1024
 #: A longer block is not kept: who writes it says how long it is.
 BLOCK_BYTES_MAX = 1024
+CRLF = b"\r\n"
+#: Of a header block, from its first header on: so each name has a line's end before it.
 TRACEPARENT = b"\r\ntraceparent:"
 
 
@@ -30,19 +32,20 @@ class CallerCache:
                     self.callers.clear()
                 self.callers[block] = caller
             return caller
-        end = block.find(b"\r\n", at + len(TRACEPARENT))
-        rest = block[:at] + block[end:]
+        rest = block[:at] + block[block.find(CRLF, at + len(TRACEPARENT)) :]
         if TRACEPARENT in rest:
             return parse_caller(block)
-        known = self.callers.get(rest) or self.find(rest)
-        traceparent = block[at + len(TRACEPARENT) : end].strip().decode("utf-8", "replace")
-        return known.traced(traceparent)
+        return self.callers.get(rest) or self.find(rest)
 
 
 def parse_caller(block: bytes) -> Caller:
     """The caller that a NATS header block names; the last of equal headers counts, as in nats-py."""
-    source_id, link_name = _header(block, b"\r\nsource-id:"), _header(block, b"\r\nlink-name:")
-    return Caller(source_id, link_name, _header(block, TRACEPARENT))
+    return Caller(_header(block, b"\r\nsource-id:"), _header(block, b"\r\nlink-name:"))
+
+
+def traceparent_of(block: bytes) -> str | None:
+    """What trace a NATS header block says that its invocation is part of."""
+    return _header(block, TRACEPARENT)
 
 
 def _header(block: bytes, name: bytes) -> str | None:
@@ -50,4 +53,4 @@ def _header(block: bytes, name: bytes) -> str | None:
     if at < 0:
         return None
     at += len(name)
-    return block[at : block.find(b"\r\n", at)].strip().decode("utf-8", "replace")
+    return block[at : block.find(CRLF, at)].strip().decode("utf-8", "replace")

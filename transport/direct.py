@@ -34,6 +34,7 @@ from urllib.parse import ParseResult
 
 from nats.aio.transport import TcpTransport
 
+from transport.callers import CRLF, traceparent_of
 from transport.errors import NeedMoreBytes
 from transport.frames import Cut, NotNatsError, Other, shape_of, write_frames
 from transport.handler import ANONYMOUS, Answer, Caller, Handler
@@ -94,7 +95,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
         # Of the last HMSG that was taken apart: where they repeat, the next one may be alike.
         self._size = self._subscription = b""
-        self._origin = ANONYMOUS.origin
+        self._caller = ANONYMOUS
         # What was read and not parsed: pieces, their size, and the size at which parsing can go on.
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
@@ -179,9 +180,11 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         find, startswith, end = buffer.find, buffer.startswith, len(buffer)
         at = passed = answered = out_bytes = needed = 0  # buffer[passed:at] is whole and goes on to nats-py
         out: list[bytes] = []
-        shape = routes.shape
-        prefix, prefix_bytes, suffix, head_bytes, payload_bytes, trace_bytes, rest, usual, whose = shape
+        shape = None
         while at < end:
+            if shape is not routes.shape:
+                shape = routes.shape
+                prefix, prefix_bytes, suffix, suffix_bytes, rest, rest_bytes, ahead, payload_bytes, usual, whose = shape
             if out_bytes >= OUTPUT_BYTES:
                 self._write(out)
                 out, out_bytes = [], 0
@@ -190,25 +193,22 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             if (
                 startswith(prefix, at)
                 and startswith(suffix, reply_end := find(b" ", at + prefix_bytes))
-                and (payload_end := (payload_at := reply_end + head_bytes) + payload_bytes) + 2 <= end
+                and (payload_end := (payload_at := reply_end + ahead) + payload_bytes) + 2 <= end
                 and (
-                    not trace_bytes
+                    not rest_bytes
+                    or (rest_bytes < 0 and find(CRLF, at, reply_end) < 0)
                     or (
-                        startswith(rest, trace_end := payload_at - len(rest))
-                        and (trace := buffer[trace_end - trace_bytes : trace_end]).replace(b"-", b"").isalnum()
+                        find(CRLF, reply_end + suffix_bytes) == (rest_at := payload_at - rest_bytes)
+                        and startswith(rest, rest_at)
                     )
                 )
             ):
-                handler, reply = usual, buffer[at + prefix_bytes : reply_end]
-                caller = whose.traced(trace.decode()) if trace_bytes else whose
+                handler, reply, caller = usual, buffer[at + prefix_bytes : reply_end], whose
             else:
                 try:
                     taken = self._take_apart(buffer, at, end)
                 except NotNatsError:
                     return self._abort()
-                if shape is not routes.shape:
-                    shape = routes.shape
-                    prefix, prefix_bytes, suffix, head_bytes, payload_bytes, trace_bytes, rest, usual, whose = shape
                 if isinstance(taken, Other):
                     if taken.words is not None:
                         if passed < at:
@@ -224,7 +224,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 handler, reply, caller, payload_at, payload_end = taken
             if passed < at:
                 super().data_received(buffer[passed:at])
-            at = passed = payload_end + 2
+            passed = payload_end + 2
             result: Answer[bytes] | Exception
             try:
                 result = handler(caller, buffer, payload_at, payload_end)
@@ -236,9 +236,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 out += (PUB, reply, handshake, reply, line, result, NEXT_PUB, reply, END)
                 out_bytes += size + LINES_BYTES
             else:
-                out.append(self._outcome(handler, reply, caller, buffer, payload_at, payload_end, result))
+                out.append(self._outcome(handler, reply, caller, buffer, at, payload_at, payload_end, result))
                 out_bytes += len(out[-1])
                 result = b""  # a traceback of an exception holds this frame, and so the buffer
+            at = passed
         if out:
             self._write(out)
         if invocations is not None:
@@ -255,7 +256,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
 
         :raises NotNatsError: it is not the protocol, or claims too much
         """
-        line_end = buffer.find(b"\r\n", at)
+        line_end = buffer.find(CRLF, at)
         if line_end < 0:
             if end - at > LINE_BYTES_MAX:
                 raise NotNatsError
@@ -266,34 +267,32 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 self._read_info(buffer[at:line_end])
             return Other(line_end + 2)
         words = buffer[at:line_end].split(b" ")
+        head_at = payload_at = line_end + 2
         try:
-            payload_at = line_end + 2
-            payload_end = payload_at + (SIZES.get(words[-1]) or int(words[-1]))
+            size = words[-1]
+            payload_end = payload_at + (SIZES.get(size) or int(size))
             if kind == HMSG:
                 payload_at += SIZES.get(words[-2]) or int(words[-2])
             subscription = words[2]
         except (ValueError, IndexError):
             raise NotNatsError from None
-        if not line_end + 2 <= payload_at <= payload_end <= line_end + self._frame_bytes_max:
+        if not head_at <= payload_at <= payload_end <= line_end + self._frame_bytes_max:
             raise NotNatsError
         if payload_end + 2 > end:
             return payload_end + 2 - at
         routes = self._routes
         handler = routes.handlers.get(subscription)
-        has_reply = len(words) - (kind == HMSG) == 5
-        if handler is None or not has_reply:
+        if handler is None or len(words) != (6 if kind == HMSG else 5):
             if len(words) - (kind == HMSG) not in (4, 5):
                 raise NotNatsError
             if handler is None and subscription not in routes.params and _is_text(buffer[at:line_end]):
                 return Other(payload_end + 2)
             return Other(payload_end + 2, words, buffer[payload_at:payload_end])
-        if kind == MSG:
-            return handler, words[3], ANONYMOUS, payload_at, payload_end
-        block = buffer[line_end + 2 : payload_at]
-        caller = routes.callers.callers.get(block) or routes.callers.find(block)
-        if words[5] == self._size and subscription == self._subscription and caller.origin is self._origin:
+        block = buffer[head_at:payload_at]
+        caller = ANONYMOUS if kind == MSG else routes.callers.callers.get(block) or routes.callers.find(block)
+        if size == self._size and caller is self._caller and subscription == self._subscription:
             routes.shape = shape_of(words, block, payload_end - payload_at, handler, caller) or routes.shape
-        self._size, self._subscription, self._origin = words[5], subscription, caller.origin
+        self._size, self._subscription, self._caller = size, subscription, caller
         return handler, words[3], caller, payload_at, payload_end
 
     # What is not an invocation with whole parameters and a small result.
@@ -304,20 +303,22 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         reply_to: bytes,
         caller: Caller,
         buffer: bytes,
+        at: int,
         start: int,
         end: int,
         outcome: Answer[bytes] | Exception,
     ) -> bytes:
-        """The frames for what a handler returned or raised for the parameters buffer[start:end]."""
+        """The frames for what a handler returned or raised for the parameters buffer[start:end] of the frame that begins at `at`."""
         invocations = self._invocations
         reply = reply_to.decode(errors="replace")  # NATS takes a subject that is no text: nobody gets the answer
+        traceparent = traceparent_of(buffer[buffer.find(CRLF, at) + 2 : start])
         if isinstance(outcome, NeedMoreBytes):
             outcome.end_min -= start
-            step = invocations.cut(handler, reply, caller, buffer[start:end], outcome, monotonic())
+            step = invocations.cut(handler, reply, caller, buffer[start:end], outcome, monotonic(), traceparent)
         elif isinstance(outcome, Exception):
-            step = invocations.fail(reply, caller, outcome)
+            step = invocations.fail(reply, outcome, traceparent)
         else:
-            step = invocations.answer(reply, caller, outcome)
+            step = invocations.answer(reply, outcome, traceparent)
         self._routes.on_step(step)
         return write_frames(step.sends)
 

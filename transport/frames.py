@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-from transport.callers import TRACEPARENT
+from transport.callers import CRLF, TRACEPARENT
 from transport.handler import ANONYMOUS, Caller, Handler
 from transport.invocation import Send
 
@@ -30,20 +30,23 @@ class NotNatsError(Exception):
 class Shape(NamedTuple):
     """What the frames of one function and one caller have in common while their sizes are the same.
 
-        prefix             reply     suffix                                             trace    rest         payload
-        HMSG subject 1 SP  _INBOX.x  SP 91 112 CRLF NATS/1.0 CRLF ... traceparent: SP   00-...   CRLF CRLF    ...
+        prefix             reply     suffix                                            trace     rest         payload
+        HMSG subject 1 SP  _INBOX.x  SP 91 112 CRLF NATS/1.0 CRLF ... traceparent:     SP 00-... CRLF CRLF    ...
+        MSG subject 1 SP   _INBOX.x  SP 21 CRLF                                                               ...
 
-    Of a frame that is alike only the reply subject and the trace are cut out; a trace of letters, digits and hyphens: others are taken
-    apart. Without a trace the suffix ends where the payload begins.
+    Of a frame that is alike only the reply subject is cut out; the trace may be any that ends where the rest begins.
     """
 
     prefix: bytes
     prefix_bytes: int
     suffix: bytes
+    suffix_bytes: int
+    rest: bytes
+    rest_bytes: (
+        int  # 0 without a trace: the suffix ends where the payload begins. -1 also without headers: a reply may be none
+    )
     head_bytes: int  # suffix, trace and rest
     payload_bytes: int
-    trace_bytes: int
-    rest: bytes
     handler: Handler
     caller: Caller
 
@@ -51,21 +54,19 @@ class Shape(NamedTuple):
 def shape_of(
     words: Sequence[bytes], block: bytes, payload_bytes: int, handler: Handler, caller: Caller
 ) -> Shape | None:
-    """The shape of an invocation with headers, from the words of its control line; None where its trace is not a plain one."""
+    """The shape of an invocation, from the words of its control line and its headers; None where the trace does not end as one."""
     prefix = b"%b %b %b " % (words[0], words[1], words[2])
-    suffix, rest = b" %b %b\r\n%b" % (words[4], words[5], block), b""
-    trace_bytes = 0
-    if caller.traceparent is not None:
-        at = suffix.find(TRACEPARENT + b" ")
-        if at < 0:
+    suffix, rest, rest_bytes = b" %b\r\n%b" % (b" ".join(words[4:]), block), b"", 0 if block else -1
+    head_bytes = len(suffix)
+    traced_at = suffix.find(TRACEPARENT)
+    if traced_at >= 0:
+        trace_at = traced_at + len(TRACEPARENT)
+        rest_at = suffix.find(CRLF, trace_at)
+        suffix, rest = suffix[:trace_at], suffix[rest_at:]
+        if rest_at < 0 or TRACEPARENT in rest:
             return None
-        at += len(TRACEPARENT) + 1
-        trace_bytes = len(caller.traceparent)
-        suffix, trace, rest = suffix[:at], suffix[at : at + trace_bytes], suffix[at + trace_bytes :]
-        if trace != caller.traceparent.encode() or not rest.startswith(b"\r\n") or TRACEPARENT in rest:
-            return None
-    head_bytes = len(suffix) + trace_bytes + len(rest)
-    return Shape(prefix, len(prefix), suffix, head_bytes, payload_bytes, trace_bytes, rest, handler, caller)
+        rest_bytes = len(rest)
+    return Shape(prefix, len(prefix), suffix, len(suffix), rest, rest_bytes, head_bytes, payload_bytes, handler, caller)
 
 
 def no_handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
@@ -74,7 +75,7 @@ def no_handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
 
 
 #: Its suffix begins with no space, which what is searched for does, and is too long for the last byte, where a search that failed points.
-NO_SHAPE = Shape(b"\n", 1, b"\n\n", 0, 0, 0, b"", no_handler, ANONYMOUS)
+NO_SHAPE = Shape(b"\n", 1, b"\n\n", 2, b"", 0, 0, 0, no_handler, ANONYMOUS)
 
 
 def write_frames(sends: list[Send]) -> bytes:

@@ -21,7 +21,6 @@ __all__ = [
     "Handler",
     "Measure",
     "NeedMoreElements",
-    "Origin",
     "Tally",
     "new_tally",
 ]
@@ -29,43 +28,11 @@ __all__ = [
 T = TypeVar("T")
 
 
-class Origin(NamedTuple):
-    """Whose call it is: a component and the name of its link. None where the header is absent."""
+class Caller(NamedTuple):
+    """Who invokes: a component and the name of its link. None where the header is absent."""
 
     source_id: str | None
     link_name: str | None
-
-
-class _Caller(NamedTuple):
-    origin: Origin
-    traceparent: str | None
-
-
-class Caller(_Caller):
-    """Who invokes: the headers of an invocation. Its origin repeats from call to call, and is made once: what a caller may do is looked up by it.
-
-    >>> Caller("component", "default").origin
-    Origin(source_id='component', link_name='default')
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, source_id: str | None, link_name: str | None, traceparent: str | None = None) -> Caller:
-        return super().__new__(cls, Origin(source_id, link_name), traceparent)
-
-    def traced(self, traceparent: str) -> Caller:
-        """The same with a trace; cheaper than to make it anew."""
-        return tuple.__new__(Caller, (self[0], traceparent))
-
-    @property
-    def source_id(self) -> str | None:
-        """The component."""
-        return self.origin.source_id
-
-    @property
-    def link_name(self) -> str | None:
-        """The name of its link."""
-        return self.origin.link_name
 
 
 #: A caller that sent no header.

@@ -71,15 +71,18 @@ class Waiting(NamedTuple):
     """A handler's answer that must be waited for; then `Invocations.finish(waiting, result)`."""
 
     reply: str
-    caller: Caller
+    traceparent: str | None
     answer: Awaitable[bytes]
 
 
 class Failure(NamedTuple):
-    """Why an invocation was ended without a result: what its handler raised, or what is wrong with its parameters."""
+    """Why an invocation was ended without a result: what its handler raised, or what is wrong with its parameters.
+
+    :ivar traceparent: the header of this name, which says what trace the invocation is part of
+    """
 
     error: Exception
-    caller: Caller
+    traceparent: str | None
 
 
 class Step(NamedTuple):
@@ -100,6 +103,7 @@ class HalfOpen:
     handler: Handler
     reply: str
     caller: Caller
+    traceparent: str | None
     params: bytearray
     needed: int
     measure: Measure | None
@@ -149,7 +153,9 @@ class Invocations:
         """Invocations whose handler is being waited for."""
         return self._waiting
 
-    def receive(self, handler: Handler, reply: str, caller: Caller, piece: bytes, now_s: float) -> Step:
+    def receive(
+        self, handler: Handler, reply: str, caller: Caller, piece: bytes, now_s: float, traceparent: str | None = None
+    ) -> Step:
         """The first piece of an invocation's parameters, maybe all of them."""
         if not reply:
             self.counts.without_reply += 1
@@ -157,32 +163,41 @@ class Invocations:
         try:
             answer = handler(caller, piece, 0, len(piece))
         except NeedMoreBytes as more:
-            return self.cut(handler, reply, caller, piece, more, now_s)
+            return self.cut(handler, reply, caller, piece, more, now_s, traceparent)
         except Exception as error:
-            return self.fail(reply, caller, error)
-        return self.answer(reply, caller, answer)
+            return self.fail(reply, error, traceparent)
+        return self.answer(reply, answer, traceparent)
 
     # What `receive` does once the handler was called; the direct path calls it in its own loop.
 
     def cut(
-        self, handler: Handler, reply: str, caller: Caller, piece: bytes, more: NeedMoreBytes, now_s: float
+        self,
+        handler: Handler,
+        reply: str,
+        caller: Caller,
+        piece: bytes,
+        more: NeedMoreBytes,
+        now_s: float,
+        traceparent: str | None,
     ) -> Step:
         """The handler needs more than the first piece."""
         end_s = now_s + self._limits.half_open_lifetime_s
-        half_open = HalfOpen(handler, reply, caller, bytearray(piece), more.end_min, _measure(more), end_s, end_s)
+        half_open = HalfOpen(
+            handler, reply, caller, traceparent, bytearray(piece), more.end_min, _measure(more), end_s, end_s
+        )
         token = self._new_token()
         if not self._hold(token, half_open, now_s):
             return self.refuse(reply)
         # Registered before the handshake leaves.
         return Step([Send(reply, b"", f"{self._inbox}.{token}")])
 
-    def fail(self, reply: str, caller: Caller, error: Exception) -> Step:
+    def fail(self, reply: str, error: Exception, traceparent: str | None) -> Step:
         """The handler raised at the first piece."""
-        return self._fail(reply, caller, error, [Send(reply, b"", self.nobody)])
+        return self._fail(reply, error, traceparent, [Send(reply, b"", self.nobody)])
 
-    def answer(self, reply: str, caller: Caller, answer: bytes | Awaitable[bytes]) -> Step:
+    def answer(self, reply: str, answer: bytes | Awaitable[bytes], traceparent: str | None) -> Step:
         """The handler answered at the first piece."""
-        return self._answer(reply, caller, answer, [Send(reply, b"", self.nobody)])
+        return self._answer(reply, answer, traceparent, [Send(reply, b"", self.nobody)])
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step:
         """A further piece of the parameters of a half-open invocation; an empty one ends them."""
@@ -195,7 +210,7 @@ class Invocations:
         reply = half_open.reply
         if not piece:
             error = DecodeError(f"found {len(params)} bytes of parameters of at least {half_open.needed}")
-            return self._fail(reply, half_open.caller, error, [])
+            return self._fail(reply, error, half_open.traceparent, [])
         params += piece
         if len(params) >= half_open.needed and half_open.measure is not None:
             half_open.needed = half_open.measure(params)
@@ -207,9 +222,9 @@ class Invocations:
             except NeedMoreBytes as more:
                 half_open.needed, half_open.measure = more.end_min, _measure(more)
             except Exception as error:
-                return self._fail(reply, half_open.caller, error, [])
+                return self._fail(reply, error, half_open.traceparent, [])
             else:
-                return self._answer(reply, half_open.caller, answer, [])
+                return self._answer(reply, answer, half_open.traceparent, [])
         if self._hold(token, half_open, now_s):
             return Step([])
         return self._refuse(reply, [])
@@ -218,7 +233,7 @@ class Invocations:
         """The answer that was waited for: a result, or what the handler raised."""
         self._waiting -= 1
         if isinstance(result, Exception):
-            return self._fail(waiting.reply, waiting.caller, result, [])
+            return self._fail(waiting.reply, result, waiting.traceparent, [])
         return Step(self._result(waiting.reply, result, []))
 
     def expire(self, now_s: float) -> Step:
@@ -258,7 +273,7 @@ class Invocations:
         self._half_open_bytes -= len(half_open.params)
         return Send(results_subject(half_open.reply), b"")
 
-    def _answer(self, reply: str, caller: Caller, answer: bytes | Awaitable[bytes], sends: list[Send]) -> Step:
+    def _answer(self, reply: str, answer: bytes | Awaitable[bytes], traceparent: str | None, sends: list[Send]) -> Step:
         if isinstance(answer, bytes):
             return Step(self._result(reply, answer, sends))
         if self._waiting >= self._limits.waiting_max:
@@ -267,7 +282,7 @@ class Invocations:
                 close()  # a coroutine that is never awaited would warn
             return self._refuse(reply, sends)
         self._waiting += 1
-        return Step(sends, Waiting(reply, caller, answer))
+        return Step(sends, Waiting(reply, traceparent, answer))
 
     def _result(self, reply: str, result: bytes, sends: list[Send]) -> list[Send]:
         self.counts.answered += 1
@@ -282,13 +297,13 @@ class Invocations:
         sends.append(Send(results_subject(reply), b""))
         return Step(sends)
 
-    def _fail(self, reply: str, caller: Caller, error: Exception, sends: list[Send]) -> Step:
+    def _fail(self, reply: str, error: Exception, traceparent: str | None, sends: list[Send]) -> Step:
         if isinstance(error, DecodeError):
             self.counts.damaged += 1
         else:
             self.counts.failed += 1
         sends.append(Send(results_subject(reply), b""))
-        return Step(sends, failure=Failure(error, caller))
+        return Step(sends, failure=Failure(error, traceparent))
 
 
 def _measure(more: NeedMoreBytes) -> Measure | None:

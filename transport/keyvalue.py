@@ -52,7 +52,6 @@ from transport.values import (
     read_bytes,
     read_tag,
     read_text,
-    read_two_texts,
     read_unsigned,
     write_length,
     write_unsigned,
@@ -88,6 +87,7 @@ __all__ = [
     "encode_truth_result",
     "encode_unit_result",
     "function_handler",
+    "read_bucket_and_key",
     "read_ok",
     "refused",
     "store_handlers",
@@ -154,9 +154,26 @@ def encode_bucket_key(bucket: bytes, key: bytes) -> bytes:
     return b"".join((write_length(len(bucket)), bucket, write_length(len(key)), key))
 
 
+def read_bucket_and_key(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[bytes, bytes, int]:
+    """`read_text` twice: what the parameters of most functions begin with. Pays: bench end-to-end get."""
+    if at < end:  # the common case first: both below 128 bytes, in ASCII, and there
+        length = buffer[at]
+        bucket_end = at + 1 + length
+        if length < 128 and bucket_end < end and length <= limits.bucket_bytes_max:
+            length = buffer[bucket_end]
+            key_end = bucket_end + 1 + length
+            if length < 128 and key_end <= end and length <= limits.key_bytes_max:
+                bucket, key = buffer[at + 1 : bucket_end], buffer[bucket_end + 1 : key_end]
+                if bucket.isascii() and key.isascii():
+                    return bucket, key, key_end
+    bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
+    key, at = read_text(buffer, at, end, limits.key_bytes_max, KEY)
+    return bucket, key, at
+
+
 def decode_get(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes], int]:
     """Bucket and key."""
-    bucket, key, at = read_two_texts(buffer, at, end, limits.bucket_bytes_max, limits.key_bytes_max, BUCKET, KEY)
+    bucket, key, at = read_bucket_and_key(buffer, at, end, limits)
     return (bucket, key), at
 
 
@@ -171,7 +188,7 @@ def encode_set(bucket: bytes, key: bytes, value: bytes) -> bytes:
 
 def decode_set(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes, bytes], int]:
     """Bucket, key and value."""
-    bucket, key, at = read_two_texts(buffer, at, end, limits.bucket_bytes_max, limits.key_bytes_max, BUCKET, KEY)
+    bucket, key, at = read_bucket_and_key(buffer, at, end, limits)
     value, at = read_bytes(buffer, at, end, limits.value_bytes_max, VALUE)
     return (bucket, key, value), at
 
@@ -207,10 +224,7 @@ def encode_get_result(value: bytes | None) -> bytes:
     """result<option<list<u8>>, error> that is ok."""
     if value is None:
         return OK_NONE
-    length = len(value)
-    if length < 128:  # pays: bench end-to-end get
-        return OK_SOME_SHORT[length] + value
-    return b"".join((OK_SOME, write_length(length), value))
+    return b"".join((OK_SOME, write_length(len(value)), value))
 
 
 def decode_get_result(buffer: bytes, at: int, end: int) -> tuple[bytes | None, int]:
@@ -326,10 +340,10 @@ def store_handlers(
     """
     tally = tallies or store_tallies()
     return {
-        "get": _key_handler(store.get, encode_get_result, None, limits, tally["get"]),
+        "get": _get_handler(store.get, limits, tally["get"]),
         "set": _set_handler(store.set, limits, tally["set"]),
-        "delete": _key_handler(store.delete, encode_unit_result, NEVER, limits, tally["delete"]),
-        "exists": _key_handler(store.exists, encode_truth_result, False, limits, tally["exists"]),
+        "delete": function_handler(decode_delete, store.delete, encode_unit_result, NEVER, limits, tally["delete"]),
+        "exists": function_handler(decode_exists, store.exists, encode_truth_result, False, limits, tally["exists"]),
         "list-keys": function_handler(
             decode_list_keys, store.list_keys, encode_key_response, NEVER, limits, tally["list-keys"]
         ),
@@ -365,21 +379,15 @@ def function_handler(
     return handle
 
 
-def _key_handler(
-    function: Callable[[Caller, bytes, bytes], Answer[T]],
-    encode: Callable[[T], bytes],
-    missing: object,
-    limits: ParameterLimits,
-    tally: Tally,
+def _get_handler(
+    function: Callable[[Caller, bytes, bytes], Answer[bytes | None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """`function_handler` of `decode_get`, with that written out; pays: bench end-to-end get."""
+    """`function_handler` of `decode_get` and `encode_get_result`, with these written out; pays: bench end-to-end get."""
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
         try:
-            bucket, key, _ = read_two_texts(
-                buffer, start, end, limits.bucket_bytes_max, limits.key_bytes_max, BUCKET, KEY
-            )
-            answer = function(caller, bucket, key)
+            bucket, key, _ = read_bucket_and_key(buffer, start, end, limits)
+            value = function(caller, bucket, key)
         except (LengthLimitError, InterfaceError) as error:
             return refused(error, tally)
         except NeedMoreBytes:
@@ -387,10 +395,14 @@ def _key_handler(
         except Exception:
             tally[FAILED] += 1
             raise
-        if type(answer) not in VALUES and isinstance(answer, Awaitable):
-            return Waited(answer, encode, missing, tally)
-        tally[NONE if answer is missing else OK] += 1
-        return encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
+        if isinstance(value, bytes):
+            tally[OK] += 1
+            length = len(value)
+            return OK_SOME_SHORT[length] + value if length < 128 else encode_get_result(value)
+        if value is None:
+            tally[NONE] += 1
+            return OK_NONE
+        return Waited(value, encode_get_result, None, tally)
 
     return handle
 
@@ -402,9 +414,7 @@ def _set_handler(
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
         try:
-            bucket, key, at = read_two_texts(
-                buffer, start, end, limits.bucket_bytes_max, limits.key_bytes_max, BUCKET, KEY
-            )
+            bucket, key, at = read_bucket_and_key(buffer, start, end, limits)
             value, at = read_bytes(buffer, at, end, limits.value_bytes_max, VALUE)
             answer = function(caller, bucket, key, value)
         except (LengthLimitError, InterfaceError) as error:

@@ -14,10 +14,8 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import lru_cache
 from time import monotonic
 
-from transport.callers import BLOCK_BYTES_MAX, CALLERS_MAX
 from transport.connection import Connection, Message, Subscription
 from transport.direct import PARAMS
 from transport.errors import DecodeError, DisconnectedError
@@ -65,7 +63,6 @@ class Server:
         self._expiry: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Event | None = None  # while the server stops
-        self._callers = lru_cache(CALLERS_MAX)(Caller)
         self._failures = RateLimit(FAILURES_LOGGED_MAX, FAILURES_INTERVAL_S)
         self.unsent = 0  # messages that found no connection
 
@@ -137,13 +134,12 @@ class Server:
             await self._connection.drain([self._params], PARAMS_DRAIN_TIMEOUT_S)
 
     async def _subscribe(self, subject: str, handler: Handler) -> Subscription:
-        invocations, callers = self._invocations, self._callers
+        invocations = self._invocations
 
         async def receive(message: Message) -> None:
             began_s = self._note_read(message)
-            step = invocations.receive(
-                handler, message.reply, caller_of(message.headers, callers), message.data, began_s
-            )
+            caller, traceparent = caller_of(message.headers)
+            step = invocations.receive(handler, message.reply, caller, message.data, began_s, traceparent)
             await self._carry_out(step, began_s)
 
         async def refuse(reply: str) -> None:
@@ -222,7 +218,7 @@ class Server:
     def _log_failure(self, failure: Failure) -> None:
         if not self._failures.allows(monotonic()):
             return
-        error, (_, traceparent) = failure
+        error, traceparent = failure
         trace = {} if traceparent is None else {"traceparent": traceparent[:TRACEPARENT_CHARACTERS_MAX]}
         if isinstance(error, DecodeError):
             log.warning("an invocation was ended without a result: damaged parameters: %s", error, extra=trace)
@@ -230,20 +226,11 @@ class Server:
             log.error("an invocation was ended without a result: its handler failed", exc_info=error, extra=trace)
 
 
-def caller_of(
-    headers: Mapping[str, str] | None, new_caller: Callable[[str | None, str | None], Caller] = Caller
-) -> Caller:
-    """The caller that the headers of an invocation name.
-
-    :param new_caller: makes one of source id and link name, or has it already; not asked for long ones, so that none are kept
-    """
+def caller_of(headers: Mapping[str, str] | None) -> tuple[Caller, str | None]:
+    """The caller that the headers of an invocation name, and the trace that they say it is part of."""
     if not headers:
-        return ANONYMOUS
-    source_id, link_name = headers.get("source-id"), headers.get("link-name")
-    is_long = len(source_id or "") + len(link_name or "") > BLOCK_BYTES_MAX
-    caller = (Caller if is_long else new_caller)(source_id, link_name)
-    traceparent = headers.get("traceparent")
-    return caller if traceparent is None else caller.traced(traceparent)
+        return ANONYMOUS, None
+    return Caller(headers.get("source-id"), headers.get("link-name")), headers.get("traceparent")
 
 
 class RateLimit:

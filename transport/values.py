@@ -29,7 +29,6 @@ __all__ = [
     "read_bytes",
     "read_tag",
     "read_text",
-    "read_two_texts",
     "read_unsigned",
     "write_length",
     "write_unsigned",
@@ -121,25 +120,6 @@ def check_text(text: bytes) -> None:
             text.decode()
         except UnicodeDecodeError as error:
             raise DecodeError(f"found a string that is not UTF-8 at its byte {error.start}") from None
-
-
-def read_two_texts(
-    buffer: bytes, at: int, end: int, first_max: int, second_max: int, first_what: str, second_what: str
-) -> tuple[bytes, bytes, int]:
-    """`read_text` twice. Pays: bench end-to-end get, whose parameters are no more."""
-    if at < end:  # the common case first: both below 128 bytes, in ASCII, and there
-        length = buffer[at]
-        first_end = at + 1 + length
-        if length < 128 and first_end < end and length <= first_max:
-            length = buffer[first_end]
-            second_end = first_end + 1 + length
-            if length < 128 and second_end <= end and length <= second_max:
-                first, second = buffer[at + 1 : first_end], buffer[first_end + 1 : second_end]
-                if first.isascii() and second.isascii():
-                    return first, second, second_end
-    first, at = read_text(buffer, at, end, first_max, first_what)
-    second, at = read_text(buffer, at, end, second_max, second_what)
-    return first, second, at
 
 
 def read_tag(buffer: bytes, at: int, end: int, tags: int, what: str) -> tuple[int, int]:

@@ -225,7 +225,7 @@ async def test_a_handler_is_told_who_calls(serve: Serve) -> None:
     assert callers == [
         Caller(None, None),
         Caller("component", "default"),
-        Caller("another", "default", "00-1-2-01"),
+        Caller("another", "default"),
         Caller(None, "only"),
     ]
     assert setup.server.counts.answered == 4

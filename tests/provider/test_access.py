@@ -153,14 +153,14 @@ def test_a_quota_is_of_all_buckets_that_are_reached_and_of_no_others(
     scene.put(**{k: v for k, v in config.items() if v is not None})
     name = data.draw(NAMES).encode()
     try:
-        reached = scene.accesses[LINKED.origin].readable[name].name
+        reached = scene.accesses[LINKED].readable[name].name
     except NoSuchStoreError:
         assert name not in (options.buckets or ())
     else:
         assert reach.covers(reached)
     if reach.covers(name):  # then some name leads there
         given = [name.removeprefix((prefix or "").encode())] if bucket is None else (options.buckets or {b"any"})
-        assert {scene.accesses[LINKED.origin].readable[each].name for each in given} == {name}
+        assert {scene.accesses[LINKED].readable[each].name for each in given} == {name}
 
 
 # Reading and writing
@@ -212,9 +212,7 @@ def test_a_link_may_write_where_the_provider_lets_others_read() -> None:
 
 HEADERS: list[tuple[Caller, bool]] = [
     (Caller("component", "default"), True),
-    (Caller("component", "default", "00-trace-01"), True),
     (Caller("component", None), True),  # a link's name is "default" where none is given
-    (Caller("component", None, "00-trace-01"), True),
     (Caller("component", "second"), False),
     (Caller("component", ""), True),
     (Caller("Component", "default"), False),
@@ -222,7 +220,6 @@ HEADERS: list[tuple[Caller, bool]] = [
     (Caller("", "default"), False),
     (Caller(KEY, "default"), False),
     (ANONYMOUS, False),
-    (Caller(None, None, "00-trace-01"), False),
 ]
 
 
@@ -299,7 +296,7 @@ def test_callers_that_nobody_knows_grow_nothing() -> None:
 def test_names_of_buckets_grow_to_a_limit() -> None:
     scene = Scene()
     scene.put()
-    handles = scene.accesses[LINKED.origin].readable
+    handles = scene.accesses[LINKED].readable
     for number in range(2 * HANDLES_MAX + 10):
         scene.service.get(LINKED, b"%d" % number, b"k")
         assert 1 <= len(handles) <= HANDLES_MAX
@@ -600,14 +597,14 @@ def test_a_put_and_a_delete_take_effect_at_once() -> None:
 def test_a_link_that_is_as_before_keeps_its_handles() -> None:
     scene = Scene()
     scene.put()
-    access = scene.accesses[LINKED.origin]
+    access = scene.accesses[LINKED]
     handle = access.readable[b"b"]
     scene.put(OTHER)
     scene.delete(OTHER)
-    assert scene.accesses[LINKED.origin] is access
+    assert scene.accesses[LINKED] is access
     assert access.readable[b"b"] is handle
     scene.put(page_keys="1")
-    assert scene.accesses[LINKED.origin] is not access
+    assert scene.accesses[LINKED] is not access
 
 
 def test_options_of_the_provider_that_change_while_it_runs(caplog: pytest.LogCaptureFixture) -> None:

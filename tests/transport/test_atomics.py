@@ -45,7 +45,7 @@ from transport.server import Server
 from transport.values import U64_MAX, write_length
 
 LIMITS = ParameterLimits(bucket_bytes_max=8, key_bytes_max=16)
-CALLER = Caller("component", "default", "00-trace")
+CALLER = Caller("component", "default")
 PARAMS = encode_increment(b"bucket", b"key", 3)
 PREFIXES = (f"default.interface-{number}" for number in count())
 

@@ -59,7 +59,7 @@ from transport.keyvalue import ParameterLimits, decode_unit_result, encode_error
 from transport.values import write_length
 
 LIMITS = ParameterLimits(bucket_bytes_max=8, key_bytes_max=200, value_bytes_max=300, batch_keys_max=200)
-CALLER = Caller("component", "default", "00-trace")
+CALLER = Caller("component", "default")
 
 Pairs = list[tuple[bytes, bytes]]
 

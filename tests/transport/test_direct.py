@@ -10,13 +10,13 @@ from operator import eq
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
 from engine import Store
 from provider.service import Service
-from transport.callers import CALLERS_MAX, parse_caller
+from transport.callers import CALLERS_MAX, parse_caller, traceparent_of
 from transport.direct import LINE_BYTES_MAX, OUTPUT_BYTES, PARAMS, DirectProtocol, DirectRoutes
 from transport.handler import ANONYMOUS, Answer, Caller, Handler
 from transport.invocation import InvocationLimits, Invocations, Send, Step
@@ -423,7 +423,7 @@ def test_an_answer_that_must_be_waited_for_is_handed_over(direct: Direct) -> Non
     assert direct.read(hmsg(9, b"", b"r")) == [Send("r", b"", NOBODY)]
     (step,) = direct.steps
     assert step.waiting is not None
-    assert (step.waiting.reply, step.waiting.caller, step.waiting.answer) == ("r", CALLER, waited)
+    assert (step.waiting.reply, step.waiting.traceparent, step.waiting.answer) == ("r", None, waited)
     assert direct.invocations.waiting == 1
     waited.close()
 
@@ -691,14 +691,16 @@ def test_of_a_traced_block_the_rest_is_kept(direct: Direct, at: int) -> None:
     """The trace is another in every call, the rest repeats."""
     for number in range(3):
         block = HEADERS[:at] + b"traceparent: 00-trace-%d\r\n" % number + HEADERS[at:]
-        assert sent_caller(direct, block) == Caller("component", "default", f"00-trace-{number}")
+        assert sent_caller(direct, block) == CALLER
+        assert traceparent_of(block) == f"00-trace-{number}"
     assert direct.routes.callers.callers == {HEADERS: CALLER}
 
 
 def test_the_last_of_many_traces_counts(direct: Direct) -> None:
     """However many there are: a caller writes the block."""
     block = HEADERS[:-2] + b"".join(b"traceparent: %d\r\n" % number for number in range(5000)) + b"\r\n"
-    assert sent_caller(direct, block) == Caller("component", "default", "4999")
+    assert sent_caller(direct, block) == CALLER
+    assert traceparent_of(block) == "4999"
     assert direct.routes.callers.callers == {}
 
 
@@ -723,7 +725,7 @@ BLOCKS = (
     b"NATS/1.0\r\ntraceparent: " + TRACE + HEADERS[8:].replace(b"component", b"componenT"),
     b"NATS/1.0\r\n\r\n",
 )
-PAYLOADS = (b"", b"ab", b"cd", b"abc", b"a 60 85\r\nNATS/1.0\r\n\r\n", HEADERS, b"\r\n", b"PING\r\n")
+PAYLOADS = (b"", b"ab", b"cd", b"abc", b"a 60 85\r\nNATS/1.0\r\n\r\n", b" 2\r\nab", HEADERS, b"\r\n", b"PING\r\n")
 FRAMES = st.tuples(
     st.sampled_from([20, 21, OTHERS]),
     st.lists(st.sampled_from([None, *BLOCKS]), min_size=1, max_size=8),
@@ -733,7 +735,7 @@ FRAMES = st.tuples(
 
 
 class Noted:
-    """Notes what its handlers are told: subscription, caller, parameters."""
+    """Notes what its handlers are told: subscription, caller, parameters. That of subscription 21 fails, and its trace is told."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.direct = Direct(loop)
@@ -744,13 +746,22 @@ class Noted:
     def handler(self, number: int) -> Handler:
         def note(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
             self.calls.append((number, caller, buffer[start:end]))
+            if number == 21:
+                raise RuntimeError
             return UNIT
 
         return note
 
+    @property
+    def traces(self) -> list[str | None]:
+        return [step.failure.traceparent for step in self.direct.steps if step.failure is not None]
+
 
 @settings(max_examples=300)
 @given(st.lists(FRAMES, max_size=4), st.lists(st.integers(1, 400), max_size=6))
+@example(
+    [(20, [None], b"ab", b"r"), (20, [None], b" 2\r\nab", b"")], []
+)  # the second has no reply subject, and looks as if
 def test_frames_that_are_alike_are_answered_as_if_each_were_the_first(
     loop: asyncio.AbstractEventLoop, frames: list[tuple[int, list[bytes | None], bytes, bytes]], cuts: list[int]
 ) -> None:
@@ -773,6 +784,7 @@ def test_frames_that_are_alike_are_answered_as_if_each_were_the_first(
         sent_alone += alone.direct.read(wire)
         passed += alone.direct.passed
     assert together.calls == alone.calls
+    assert together.traces == alone.traces
     assert sent == sent_alone
     assert together.direct.passed == passed
     assert together.direct.invocations.counts.without_reply == alone.direct.invocations.counts.without_reply
@@ -830,8 +842,8 @@ def test_callers_are_forgotten_when_there_are_too_many(direct: Direct) -> None:
     assert callers.callers == {HEADERS: CALLER}
 
 
-def nats_py_caller(block: bytes) -> Caller:
-    """As the plain path finds it: nats-py reads the headers."""
+def nats_py_caller(block: bytes) -> tuple[Caller, str | None]:
+    """Caller and trace as the plain path finds them: nats-py reads the headers."""
     errors: list[Exception] = []
 
     async def parse() -> Any:
@@ -860,7 +872,7 @@ WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_chara
 def test_headers_are_read_as_nats_py_reads_them(lines: list[tuple[str, str, str, str]]) -> None:
     block = "".join(f"{name}:{before}{value}{after}\r\n" for name, before, value, after in lines)
     headers = f"NATS/1.0\r\n{block}\r\n".encode()
-    assert parse_caller(headers) == nats_py_caller(headers)
+    assert (parse_caller(headers), traceparent_of(headers)) == nats_py_caller(headers)
 
 
 @pytest.mark.parametrize(
@@ -878,7 +890,7 @@ def test_headers_are_read_as_nats_py_reads_them(lines: list[tuple[str, str, str,
 def test_header_blocks(block: bytes, caller: Caller) -> None:
     assert parse_caller(block) == caller
     if block and block.isascii():  # nats-py 2.10 takes no others
-        assert nats_py_caller(block) == caller
+        assert nats_py_caller(block) == (caller, None)
 
 
 def test_a_header_that_is_not_utf_8_ends_nothing(direct: Direct) -> None:

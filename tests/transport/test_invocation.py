@@ -169,11 +169,12 @@ def test_an_answer_is_waited_for() -> None:
     invocations = made()
     served = Served()
     caller = Caller("component", "default")
-    step = invocations.receive(served.waiting, REPLY, caller, b"\x03val", 0.0)
+    step = invocations.receive(served.waiting, REPLY, caller, b"\x03val", 0.0, "00-trace")
     assert step.sends == [TAKEN_WHOLE]
     assert step.failure is None
     assert step.waiting is not None
-    assert step.waiting[:2] == (REPLY, caller)
+    assert step.waiting[:2] == (REPLY, "00-trace")
+    assert served.received == [(caller, b"val")]
     assert invocations.counts == InvocationCounts()
     assert held(invocations) == (0, 0, 1)
     finished = invocations.finish(step.waiting, outcome_of(step.waiting.answer))
@@ -581,6 +582,10 @@ class Expected:
     def whole(self) -> bool:
         return self.sent >= len(encode(self.value))
 
+    @property
+    def trace(self) -> str:
+        return f"trace of {self.reply}"
+
 
 KINDS = ["plain", "waiting", "damaged", "failing", "failing_later"]
 
@@ -630,7 +635,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         piece = expected.params[:first]
         expected.sent = len(piece)
         receive = self.receive_in_parts if in_parts else self.core.receive
-        step = receive(getattr(self.served, kind), expected.reply, caller, piece, self.now_s)
+        step = receive(getattr(self.served, kind), expected.reply, caller, piece, self.now_s, expected.trace)
         handshake, *rest = step.sends
         assert handshake[:2] == (expected.reply, b"")
         expected.inbox = handshake.reply
@@ -741,15 +746,17 @@ class InvocationsMachine(RuleBasedStateMachine):
         for expected in self.taken:
             assert b"".join(expected.results) in (b"", result_of(expected.value))
 
-    def receive_in_parts(self, handler: Handler, reply: str, caller: Caller, piece: bytes, now_s: float) -> Step:
+    def receive_in_parts(
+        self, handler: Handler, reply: str, caller: Caller, piece: bytes, now_s: float, trace: str
+    ) -> Step:
         """`receive` by one who calls the handlers in a loop of its own."""
         try:
             answer = handler(caller, piece, 0, len(piece))
         except NeedMoreBytes as more:
-            return self.core.cut(handler, reply, caller, piece, more, now_s)
+            return self.core.cut(handler, reply, caller, piece, more, now_s, trace)
         except Exception as error:
-            return self.core.fail(reply, ANONYMOUS, error)
-        return self.core.answer(reply, caller, answer)
+            return self.core.fail(reply, error, trace)
+        return self.core.answer(reply, answer, trace)
 
     def receive_params(self, expected: Expected, piece: bytes) -> Step:
         return self.core.receive_params(params_token(f"{expected.inbox}.params"), piece, self.now_s)
@@ -783,7 +790,7 @@ class InvocationsMachine(RuleBasedStateMachine):
                 self.counts.refused += 1
             case _:
                 assert step.waiting is not None
-                assert step == Step([], Waiting(expected.reply, expected.caller, step.waiting.answer))
+                assert step == Step([], Waiting(expected.reply, expected.trace, step.waiting.answer))
                 expected.waiting = step.waiting
                 self.waiting += 1
 
@@ -814,7 +821,9 @@ class InvocationsMachine(RuleBasedStateMachine):
         if failure is None:
             assert step.failure is None
         else:
-            assert failure in str(step.failure)
+            assert step.failure is not None
+            assert failure in str(step.failure.error)
+            assert step.failure.traceparent == expected.trace
         expected.ends += 1
 
 

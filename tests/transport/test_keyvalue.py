@@ -54,7 +54,7 @@ from transport.keyvalue import (
 from transport.values import U64_MAX, write_length
 
 LIMITS = ParameterLimits(bucket_bytes_max=8, key_bytes_max=16, value_bytes_max=32)
-CALLER = Caller("component", "default", "00-trace")
+CALLER = Caller("component", "default")
 
 T = TypeVar("T")
 Parameters: TypeAlias = tuple[Any, ...]

@@ -36,6 +36,7 @@ class Invoked(NamedTuple):
     reply: str
     caller: Caller
     piece: bytes
+    traceparent: str | None = None
 
 
 class Piece(NamedTuple):
@@ -82,9 +83,9 @@ CALLERS = st.sampled_from(
         Caller(None, None),
         Caller("a", "default"),
         Caller("b", None),
-        Caller("a", "default", "00-0af7-b7ad-01"),
     ]
 )
+TRACES = st.sampled_from([None, None, "00-0af7-b7ad-01", "00-0af7-b7ad-02", "00"])
 LINES = st.sampled_from(
     [
         b"PING\r\n",
@@ -116,7 +117,9 @@ def messages(draw: st.DrawFn, number: int) -> list[Message]:
     first, *rest = cut(whole, ends) or [b""]
     reply = f"_INBOX.c.{number}" if draw(st.integers(0, 9)) else ""
     closing = [Piece(number, b"")] if draw(st.integers(0, 5)) else []
-    return [Invoked(function, reply, draw(CALLERS), first), *(Piece(number, piece) for piece in rest), *closing]
+    caller = draw(CALLERS)
+    trace = None if caller is ANONYMOUS else draw(TRACES)
+    return [Invoked(function, reply, caller, first, trace), *(Piece(number, piece) for piece in rest), *closing]
 
 
 @st.composite
@@ -208,8 +211,8 @@ def plain(stream: list[Message], tokens: dict[int, str]) -> Outcome:
     sends: list[Send] = []
     for message in stream:
         match message:
-            case Invoked(function, reply, caller, piece):
-                step = core.invocations.receive(core.handlers[function], reply, caller, piece, 0.0)
+            case Invoked(function, reply, caller, piece, traceparent):
+                step = core.invocations.receive(core.handlers[function], reply, caller, piece, 0.0, traceparent)
             case Piece(invocation, piece):
                 step = core.invocations.receive_params(tokens.get(invocation, "none"), piece, 0.0)
             case Limit(max_payload):
@@ -231,7 +234,7 @@ def frames(stream: Sequence[Message], subscriptions: dict[str, int], tokens: dic
     written = []
     for message in stream:
         match message:
-            case Invoked(function, reply, caller, piece):
+            case Invoked(function, reply, caller, piece, traceparent):
                 to = f"f {subscriptions[function]} {reply}".strip()
                 if caller is ANONYMOUS:
                     frame = f"MSG {to} {len(piece)}\r\n".encode() + piece
@@ -239,7 +242,7 @@ def frames(stream: Sequence[Message], subscriptions: dict[str, int], tokens: dic
                     names = ("source-id", "link-name", "traceparent")
                     lines = (
                         f"{name}: {value}\r\n"
-                        for name, value in zip(names, (*caller.origin, caller.traceparent), strict=True)
+                        for name, value in zip(names, (*caller, traceparent), strict=True)
                         if value
                     )
                     block = f"NATS/1.0\r\nother: x\r\n{''.join(lines)}\r\n".encode()
@@ -318,7 +321,7 @@ def test_streams_hold_what_they_should(loop: asyncio.AbstractEventLoop) -> None:
         Invoked("set", "_INBOX.c.1", ANONYMOUS, whole[:9]),
         Piece(0, whole[9:]),
         Invoked("set", "", ANONYMOUS, whole),
-        Invoked(FAILING, "_INBOX.c.2", Caller("a", None), b"x"),
+        Invoked(FAILING, "_INBOX.c.2", Caller("a", None), b"x", "00-1-2-01"),
         *(Invoked(WAITING, f"_INBOX.c.{number}", ANONYMOUS, b"") for number in (3, 4, 5)),
         Piece(1, b""),
         Piece(0, b"late"),
@@ -335,5 +338,6 @@ def test_streams_hold_what_they_should(loop: asyncio.AbstractEventLoop) -> None:
     assert (counts["without_reply"], counts["stray_pieces"]) == (1, 1)
     assert [len(payload) for _, payload in outcome.sent["_INBOX.c.6"]] == [0, 100, 100, 100, 4, 0]
     assert outcome.stored == {b"b": {b"k": b"v" * 300}}
+    assert [failure.rpartition("traceparent=")[2] for failure in outcome.failures] == ["'00-1-2-01')", "None)"]
     assert outcome.callers == [Caller("a", None), ANONYMOUS, ANONYMOUS, ANONYMOUS]
     assert outcome.held == (0, 0, 2)
