@@ -13,6 +13,7 @@ import pytest
 
 from engine import Store, StoreOptions
 from provider.service import Service
+from tests.invoking import invoke
 from tests.transport.test_batch import PlainBatch
 from transport import connection, keyvalue
 from transport.atomics import (
@@ -307,7 +308,7 @@ def test_conversations_at_the_provider(lines: list[Line]) -> None:
             assert sent._replace(reply=sent.reply.replace("inbox.token", "R_s")) == send
         elif send.reply:
             assert send.subject == invocation_subject("default.kv", STORE, "get")
-            sends += invocations.receive(handlers["get"], send.reply, ANONYMOUS, send.payload, 0.0).sends
+            sends += invoke(invocations, handlers["get"], send.reply, ANONYMOUS, send.payload, 0.0).sends
         else:
             assert send.subject == "R_s.params"
             sends += invocations.receive_params("token", send.payload, 0.0).sends

@@ -309,16 +309,11 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         outcome: Answer[bytes] | Exception,
     ) -> bytes:
         """The frames for what a handler returned or raised for the parameters buffer[start:end] of the frame that begins at `at`."""
-        invocations = self._invocations
         reply = reply_to.decode(errors="replace")  # NATS takes a subject that is no text: nobody gets the answer
         traceparent = traceparent_of(buffer[buffer.find(CRLF, at) + 2 : start])
         if isinstance(outcome, NeedMoreBytes):
             outcome.end_min -= start
-            step = invocations.cut(handler, reply, caller, buffer[start:end], outcome, monotonic(), traceparent)
-        elif isinstance(outcome, Exception):
-            step = invocations.fail(reply, outcome, traceparent)
-        else:
-            step = invocations.answer(reply, outcome, traceparent)
+        step = self._invocations.receive(handler, reply, caller, buffer[start:end], outcome, monotonic(), traceparent)
         self._routes.on_step(step)
         return write_frames(step.sends)
 

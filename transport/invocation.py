@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from transport.errors import DecodeError, NeedMoreBytes
-from transport.handler import Caller, Handler, Measure, NeedMoreElements
+from transport.handler import Answer, Caller, Handler, Measure, NeedMoreElements
 from transport.subjects import results_subject
 
 __all__ = ["InvocationCounts", "InvocationLimits", "Invocations", "Send", "Step", "Waiting"]
@@ -154,50 +154,22 @@ class Invocations:
         return self._waiting
 
     def receive(
-        self, handler: Handler, reply: str, caller: Caller, piece: bytes, now_s: float, traceparent: str | None = None
-    ) -> Step:
-        """The first piece of an invocation's parameters, maybe all of them."""
-        if not reply:
-            self.counts.without_reply += 1
-            return Step([])
-        try:
-            answer = handler(caller, piece, 0, len(piece))
-        except NeedMoreBytes as more:
-            return self.cut(handler, reply, caller, piece, more, now_s, traceparent)
-        except Exception as error:
-            return self.fail(reply, error, traceparent)
-        return self.answer(reply, answer, traceparent)
-
-    # What `receive` does once the handler was called; the direct path calls it in its own loop.
-
-    def cut(
         self,
         handler: Handler,
         reply: str,
         caller: Caller,
         piece: bytes,
-        more: NeedMoreBytes,
+        outcome: Answer[bytes] | Exception,
         now_s: float,
-        traceparent: str | None,
+        traceparent: str | None = None,
     ) -> Step:
-        """The handler needs more than the first piece."""
-        end_s = now_s + self._limits.half_open_lifetime_s
-        half_open = HalfOpen(
-            handler, reply, caller, traceparent, bytearray(piece), more.end_min, _measure(more), end_s, end_s
-        )
-        token = self._new_token()
-        if not self._hold(token, half_open, now_s):
-            return self.refuse(reply)
-        # Registered before the handshake leaves.
-        return Step([Send(reply, b"", f"{self._inbox}.{token}")])
-
-    def fail(self, reply: str, error: Exception, traceparent: str | None) -> Step:
-        """The handler raised at the first piece."""
-        return self._fail(reply, error, traceparent, [Send(reply, b"", self.nobody)])
-
-    def answer(self, reply: str, answer: bytes | Awaitable[bytes], traceparent: str | None) -> Step:
-        """The handler answered at the first piece."""
-        return self._answer(reply, answer, traceparent, [Send(reply, b"", self.nobody)])
+        """The first piece of an invocation's parameters, maybe all of them, and what its handler returned or raised for it."""
+        if isinstance(outcome, NeedMoreBytes):
+            return self._cut(handler, reply, caller, traceparent, piece, outcome, now_s)
+        handshake = Send(reply, b"", self.nobody)
+        if isinstance(outcome, Exception):
+            return self._fail(reply, outcome, traceparent, [handshake])
+        return self._answer(reply, outcome, traceparent, [handshake])
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step:
         """A further piece of the parameters of a half-open invocation; an empty one ends them."""
@@ -258,6 +230,26 @@ class Invocations:
             return Step([])
         return self._refuse(reply, [Send(reply, b"", self.nobody)])
 
+    def _cut(
+        self,
+        handler: Handler,
+        reply: str,
+        caller: Caller,
+        traceparent: str | None,
+        piece: bytes,
+        more: NeedMoreBytes,
+        now_s: float,
+    ) -> Step:
+        end_s = now_s + self._limits.half_open_lifetime_s
+        half_open = HalfOpen(
+            handler, reply, caller, traceparent, bytearray(piece), more.end_min, _measure(more), end_s, end_s
+        )
+        token = self._new_token()
+        if not self._hold(token, half_open, now_s):
+            return self.refuse(reply)
+        # Registered before the handshake leaves.
+        return Step([Send(reply, b"", f"{self._inbox}.{token}")])
+
     def _hold(self, token: str, half_open: HalfOpen, now_s: float) -> bool:
         limits = self._limits
         held_bytes = self._half_open_bytes + len(half_open.params)
@@ -273,7 +265,7 @@ class Invocations:
         self._half_open_bytes -= len(half_open.params)
         return Send(results_subject(half_open.reply), b"")
 
-    def _answer(self, reply: str, answer: bytes | Awaitable[bytes], traceparent: str | None, sends: list[Send]) -> Step:
+    def _answer(self, reply: str, answer: Answer[bytes], traceparent: str | None, sends: list[Send]) -> Step:
         if isinstance(answer, bytes):
             return Step(self._result(reply, answer, sends))
         if self._waiting >= self._limits.waiting_max:

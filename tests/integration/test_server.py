@@ -203,6 +203,22 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+async def test_an_invocation_without_a_reply_subject_is_not_carried_out(serve: Serve) -> None:
+    calls = []
+
+    def handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
+        calls.append(buffer[start:end])
+        return b"result"
+
+    setup = await serve({"f": handler})
+    await setup.raw.publish(invocation_subject(setup.server.prefix, INSTANCE, "f"), b"without")
+    invocation = await setup.begin("f", b"with")
+    assert await invocation.result() == b"result"
+    assert calls == [b"with"]
+    assert setup.server.counts.without_reply == 1
+    assert setup.server.counts.answered == 1
+
+
 # Handlers
 
 

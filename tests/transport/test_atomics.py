@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import DEADLINE_S, NatsServer
+from tests.invoking import invoke
 from tests.transport.test_keyvalue import QuotaError, buckets, carried_out, counted, interface_errors, keys, mutated
 from tests.vectors.by_hand import Failure, Written, load
 from transport.atomics import (
@@ -294,7 +295,7 @@ def test_a_coroutine_that_is_refused_is_closed() -> None:
     invocations = Invocations("inbox", "nobody", lambda: "token", InvocationLimits(waiting_max=0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        step = invocations.receive(handler, "R_c", ANONYMOUS, PARAMS, 0.0)
+        step = invoke(invocations, handler, "R_c", ANONYMOUS, PARAMS, 0.0)
         gc.collect()
     assert step == Step([Send("R_c", b"", "nobody"), Send("R_c.results", b"")])
     assert [str(warning.message) for warning in caught] == []

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import NatsServer
+from tests.invoking import invoke
 from tests.transport.test_atomics import check_written, serving
 from tests.transport.test_direct import PIECES, Direct, cut, hmsg, piece
 from tests.transport.test_keyvalue import (
@@ -586,7 +587,7 @@ def test_a_coroutine_that_is_refused_is_closed(name: str) -> None:
     invocations = Invocations("inbox", "nobody", lambda: "token", InvocationLimits(waiting_max=0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        step = invocations.receive(handler, "R_c", ANONYMOUS, CALLS[name], 0.0)
+        step = invoke(invocations, handler, "R_c", ANONYMOUS, CALLS[name], 0.0)
         gc.collect()
     assert step == Step([Send("R_c", b"", "nobody"), Send("R_c.results", b"")])
     assert [str(warning.message) for warning in caught] == []
@@ -620,7 +621,7 @@ class Core:
     def take(self, pieces: list[bytes]) -> Iterator[list[Send]]:
         """What is sent after each piece but for the handshake."""
         first, *rest = pieces
-        step = self.invocations.receive(self.handler, "R_c", ANONYMOUS, first, 0.0)
+        step = invoke(self.invocations, self.handler, "R_c", ANONYMOUS, first, 0.0)
         yield step.sends[1:]
         for further in rest:
             yield self.invocations.receive_params("0", further, 0.0).sends

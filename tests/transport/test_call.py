@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.invoking import invoke
 from transport.call import Call
 from transport.errors import (
     AccessDeniedError,
@@ -310,7 +311,7 @@ def test_a_call_and_the_server_agree_whatever_the_pieces_are(
     server = Invocations("_INBOX.server", "_INBOX.nobody", lambda: str(next(tokens)), None, server_max_payload)
     client = call(write_length(len(params)) + params, client_max_payload, header_bytes)
     first = client.start()
-    coming = server.receive(handler, first.reply, ANONYMOUS, first.payload, 0.0).sends
+    coming = invoke(server, handler, first.reply, ANONYMOUS, first.payload, 0.0).sends
     handshake = coming.pop(0)
     assert handshake[:2] == (INBOX, b"")
     for send in client.handshake(handshake.reply):

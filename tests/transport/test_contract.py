@@ -275,3 +275,14 @@ async def test_what_drain_uses(nats_server: NatsServer) -> None:
     assert heard == [b"before"]
     await subscription.unsubscribe()
     await client.close()
+
+
+@pytest.mark.skipif(
+    "skip_subject_validation" not in inspect.signature(Client.connect).parameters, reason="has no such check"
+)
+async def test_nats_py_does_not_check_subjects_again(nats_server: NatsServer) -> None:
+    connection = await Connection.open(ConnectionOptions((nats_server.url,)))
+    try:
+        assert connection._client._skip_subject_validation is True
+    finally:
+        await connection.close()

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from transport.errors import DecodeError, NeedMoreBytes
+from tests.invoking import invoke
+from transport.errors import DecodeError
 from transport.handler import ANONYMOUS, Answer, Caller, Handler
 from transport.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step, Waiting
 from transport.keyvalue import ParameterLimits, decode_set, encode_set
@@ -107,7 +108,7 @@ def opened(limits: InvocationLimits | None = None, piece: bytes = b"\x03va") -> 
     """One half-open invocation, of token 0, at time 0."""
     invocations = made(limits)
     served = Served()
-    step = invocations.receive(served.plain, REPLY, ANONYMOUS, piece, 0.0)
+    step = invoke(invocations, served.plain, REPLY, ANONYMOUS, piece, 0.0)
     assert step == Step([Send(REPLY, b"", f"{INBOX}.0")])
     assert held(invocations) == (1, len(piece), 0)
     return invocations, served
@@ -127,7 +128,7 @@ def test_whole_parameters_are_answered_at_once() -> None:
     invocations = made()
     served = Served()
     caller = Caller("component", "default")
-    step = invocations.receive(served.plain, REPLY, caller, b"\x03val", 0.0)
+    step = invoke(invocations, served.plain, REPLY, caller, b"\x03val", 0.0)
     assert step == Step([TAKEN_WHOLE, Send(RESULTS, b"result of val"), END])
     assert served.received == [(caller, b"val")]
     assert invocations.counts == InvocationCounts(answered=1)
@@ -146,7 +147,7 @@ def test_whole_parameters_are_answered_at_once() -> None:
 )
 def test_a_result_is_cut_at_max_payload(max_payload: int, pieces: list[bytes]) -> None:
     invocations = made(max_payload=max_payload)
-    step = invocations.receive(Served().plain, REPLY, ANONYMOUS, b"\x03val", 0.0)
+    step = invoke(invocations, Served().plain, REPLY, ANONYMOUS, b"\x03val", 0.0)
     assert step.sends == [TAKEN_WHOLE, *(Send(RESULTS, piece) for piece in pieces), END]
 
 
@@ -154,13 +155,13 @@ def test_max_payload_may_change() -> None:
     """Another server of the cluster may take less."""
     invocations = made(max_payload=1024)
     invocations.max_payload = 10
-    step = invocations.receive(Served().plain, REPLY, ANONYMOUS, b"\x03val", 0.0)
+    step = invoke(invocations, Served().plain, REPLY, ANONYMOUS, b"\x03val", 0.0)
     assert [send.payload for send in step.sends] == [b"", b"result of ", b"val", b""]
 
 
 def test_an_empty_result_is_its_end() -> None:
     invocations = made()
-    step = invocations.receive(lambda *_: b"", REPLY, ANONYMOUS, b"", 0.0)
+    step = invoke(invocations, lambda *_: b"", REPLY, ANONYMOUS, b"", 0.0)
     assert step == Step([TAKEN_WHOLE, END])
     assert invocations.counts == InvocationCounts(answered=1)
 
@@ -169,7 +170,7 @@ def test_an_answer_is_waited_for() -> None:
     invocations = made()
     served = Served()
     caller = Caller("component", "default")
-    step = invocations.receive(served.waiting, REPLY, caller, b"\x03val", 0.0, "00-trace")
+    step = invoke(invocations, served.waiting, REPLY, caller, b"\x03val", 0.0, "00-trace")
     assert step.sends == [TAKEN_WHOLE]
     assert step.failure is None
     assert step.waiting is not None
@@ -185,7 +186,7 @@ def test_an_answer_is_waited_for() -> None:
 
 def test_an_answer_that_was_waited_for_is_cut_at_max_payload() -> None:
     invocations = made(max_payload=10)
-    waiting = invocations.receive(Served().waiting, REPLY, ANONYMOUS, b"\x03val", 0.0).waiting
+    waiting = invoke(invocations, Served().waiting, REPLY, ANONYMOUS, b"\x03val", 0.0).waiting
     assert waiting is not None
     step = invocations.finish(waiting, outcome_of(waiting.answer))
     assert step == Step([Send(RESULTS, b"result of "), Send(RESULTS, b"val"), END])
@@ -200,7 +201,7 @@ def test_an_answer_that_was_waited_for_is_cut_at_max_payload() -> None:
 )
 def test_a_handler_that_raises_ends_the_invocation(handler: Handler, message: str, counts: InvocationCounts) -> None:
     invocations = made()
-    step = invocations.receive(handler, REPLY, ANONYMOUS, b"\x00", 0.0)
+    step = invoke(invocations, handler, REPLY, ANONYMOUS, b"\x00", 0.0)
     assert step.sends == [TAKEN_WHOLE, END]
     assert step.failure is not None
     assert str(step.failure.error) == message
@@ -210,23 +211,13 @@ def test_a_handler_that_raises_ends_the_invocation(handler: Handler, message: st
 
 def test_an_answer_that_fails_later_ends_the_invocation() -> None:
     invocations = made()
-    waiting = invocations.receive(Served().failing_later, REPLY, ANONYMOUS, b"\x00", 0.0).waiting
+    waiting = invoke(invocations, Served().failing_later, REPLY, ANONYMOUS, b"\x00", 0.0).waiting
     assert waiting is not None
     step = invocations.finish(waiting, outcome_of(waiting.answer))
     assert step.sends == [END]
     assert step.failure is not None
     assert str(step.failure.error) == "the disk is on fire"
     assert invocations.counts == InvocationCounts(failed=1)
-    assert held(invocations) == NOTHING_HELD
-
-
-@pytest.mark.parametrize("piece", [b"", b"\x03va", b"\x03val"])
-def test_without_a_reply_nothing_is_carried_out_or_sent(piece: bytes) -> None:
-    invocations = made()
-    served = Served()
-    assert invocations.receive(served.plain, "", ANONYMOUS, piece, 0.0) == Step([])
-    assert served.attempts == 0
-    assert invocations.counts == InvocationCounts(without_reply=1)
     assert held(invocations) == NOTHING_HELD
 
 
@@ -254,7 +245,7 @@ def test_many_pieces_make_it_whole() -> None:
 
 def test_an_answer_to_cut_parameters_is_waited_for() -> None:
     invocations = made()
-    invocations.receive(Served().waiting, REPLY, ANONYMOUS, b"\x03va", 0.0)
+    invoke(invocations, Served().waiting, REPLY, ANONYMOUS, b"\x03va", 0.0)
     step = invocations.receive_params("0", b"l", 0.0)
     assert step.sends == []
     assert step.waiting is not None
@@ -267,8 +258,8 @@ def test_an_answer_to_cut_parameters_is_waited_for() -> None:
 def test_each_half_open_invocation_has_its_own_inbox() -> None:
     invocations = made()
     served = Served()
-    first = invocations.receive(served.plain, "R1", ANONYMOUS, b"\x02a", 0.0)
-    second = invocations.receive(served.plain, "R2", ANONYMOUS, b"\x02x", 0.0)
+    first = invoke(invocations, served.plain, "R1", ANONYMOUS, b"\x02a", 0.0)
+    second = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x02x", 0.0)
     assert (first.sends[0].reply, second.sends[0].reply) == (f"{INBOX}.0", f"{INBOX}.1")
     assert invocations.receive_params("1", b"y", 0.0).sends[0] == Send("R2.results", b"result of xy")
     assert invocations.receive_params("0", b"b", 0.0).sends[0] == Send("R1.results", b"result of ab")
@@ -306,7 +297,7 @@ def test_a_handler_that_raises_at_a_further_piece_ends_the_invocation(
     handler: Handler, message: str, counts: InvocationCounts
 ) -> None:
     invocations = made()
-    assert invocations.receive(handler, REPLY, ANONYMOUS, b"", 0.0).failure is None
+    assert invoke(invocations, handler, REPLY, ANONYMOUS, b"", 0.0).failure is None
     step = invocations.receive_params("0", b"\x00", 0.0)
     assert step.sends == [END]
     assert step.failure is not None
@@ -344,7 +335,7 @@ def test_the_handler_is_called_only_when_what_it_needs_is_there() -> None:
     params = encode_set(b"bucket", b"key", value)
     pieces = [params[at : at + 1024] for at in range(0, len(params), 1024)]
     invocations = made()
-    step = invocations.receive(handler, REPLY, ANONYMOUS, pieces[0], 0.0)
+    step = invoke(invocations, handler, REPLY, ANONYMOUS, pieces[0], 0.0)
     for piece in pieces[1:]:
         assert step.sends[1:] == []
         step = invocations.receive_params("0", piece, 0.0)
@@ -365,7 +356,7 @@ def test_the_handler_is_called_a_handful_of_times_for_the_smallest_pieces(size: 
 
     params = encode_set(b"bucket", b"key", b"v" * 5000)
     invocations = made()
-    invocations.receive(handler, REPLY, ANONYMOUS, b"", 0.0)
+    invoke(invocations, handler, REPLY, ANONYMOUS, b"", 0.0)
     for at in range(0, len(params), size):
         invocations.receive_params("0", params[at : at + size], 0.0)
     assert invocations.counts == InvocationCounts(answered=1)
@@ -377,26 +368,26 @@ def test_the_handler_is_called_a_handful_of_times_for_the_smallest_pieces(size: 
 
 def test_half_open_invocations_are_limited_in_number() -> None:
     invocations, served = opened(InvocationLimits(half_open_max=1))
-    step = invocations.receive(served.plain, "R2", ANONYMOUS, b"\x03", 0.0)
+    step = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x03", 0.0)
     assert step == Step([Send("R2", b"", NOBODY), Send("R2.results", b"")])
     assert invocations.counts == InvocationCounts(refused=1)
     assert held(invocations) == (1, 3, 0)
     assert invocations.receive_params("0", b"", 0.0).sends == [END]
-    assert invocations.receive(served.plain, "R2", ANONYMOUS, b"\x03", 0.0).sends[0].reply.startswith(INBOX)
+    assert invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x03", 0.0).sends[0].reply.startswith(INBOX)
 
 
 def test_whole_parameters_are_taken_when_no_half_open_ones_are() -> None:
     invocations, served = opened(InvocationLimits(half_open_max=1, half_open_bytes_max=3))
-    step = invocations.receive(served.plain, "R2", ANONYMOUS, b"\x04long", 0.0)
+    step = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x04long", 0.0)
     assert step.sends == [Send("R2", b"", NOBODY), Send("R2.results", b"result of long"), Send("R2.results", b"")]
 
 
 def test_half_open_invocations_are_limited_in_bytes() -> None:
     invocations, served = opened(InvocationLimits(half_open_bytes_max=5))
-    refused = invocations.receive(served.plain, "R2", ANONYMOUS, b"\x09xx", 0.0)
+    refused = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09xx", 0.0)
     assert refused == Step([Send("R2", b"", NOBODY), Send("R2.results", b"")])
     assert held(invocations) == (1, 3, 0)
-    taken = invocations.receive(served.plain, "R3", ANONYMOUS, b"\x09x", 0.0)
+    taken = invoke(invocations, served.plain, "R3", ANONYMOUS, b"\x09x", 0.0)
     assert taken.sends[0].reply.startswith(INBOX)
     assert invocations.counts == InvocationCounts(refused=1)
     assert held(invocations) == (2, 5, 0)
@@ -405,7 +396,7 @@ def test_half_open_invocations_are_limited_in_bytes() -> None:
 def test_a_further_piece_over_the_limit_ends_its_invocation_alone() -> None:
     invocations, served = opened(InvocationLimits(half_open_bytes_max=5), piece=b"\x04v")
     assert invocations.receive_params("0", b"a", 0.0) == Step([])
-    other = invocations.receive(served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
+    other = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
     assert other.sends[0].reply == f"{INBOX}.1"
     assert invocations.receive_params("1", b"y", 0.0) == Step([Send("R2.results", b"")])
     assert invocations.counts == InvocationCounts(refused=1)
@@ -424,16 +415,16 @@ def test_answers_that_are_waited_for_are_limited_in_number(pieces: list[bytes]) 
     """The answer that is refused is closed: a coroutine that nobody awaits would warn."""
     invocations = made(InvocationLimits(waiting_max=1))
     served = Served()
-    first = invocations.receive(served.waiting, "R1", ANONYMOUS, b"\x00", 0.0).waiting
+    first = invoke(invocations, served.waiting, "R1", ANONYMOUS, b"\x00", 0.0).waiting
     assert first is not None
-    sends = list(invocations.receive(served.waiting, REPLY, ANONYMOUS, pieces[0], 0.0).sends)
+    sends = list(invoke(invocations, served.waiting, REPLY, ANONYMOUS, pieces[0], 0.0).sends)
     for piece in pieces[1:]:
         sends += invocations.receive_params("0", piece, 0.0).sends
     assert [send._replace(reply="") for send in sends] == [Send(REPLY, b""), END]
     assert invocations.counts == InvocationCounts(refused=1)
     assert held(invocations) == (0, 0, 1)
     invocations.finish(first, outcome_of(first.answer))
-    again = invocations.receive(served.waiting, REPLY, ANONYMOUS, b"\x00", 0.0).waiting
+    again = invoke(invocations, served.waiting, REPLY, ANONYMOUS, b"\x00", 0.0).waiting
     assert again is not None
     invocations.finish(again, outcome_of(again.answer))
     assert invocations.counts == InvocationCounts(answered=2, refused=1)
@@ -442,9 +433,9 @@ def test_answers_that_are_waited_for_are_limited_in_number(pieces: list[bytes]) 
 
 def test_what_is_waited_for_need_not_be_a_coroutine() -> None:
     invocations = made(InvocationLimits(waiting_max=1))
-    first = invocations.receive(lambda *_: Ready(), "R1", ANONYMOUS, b"", 0.0).waiting
+    first = invoke(invocations, lambda *_: Ready(), "R1", ANONYMOUS, b"", 0.0).waiting
     assert first is not None
-    refused = invocations.receive(lambda *_: Ready(), REPLY, ANONYMOUS, b"", 0.0)
+    refused = invoke(invocations, lambda *_: Ready(), REPLY, ANONYMOUS, b"", 0.0)
     assert refused == Step([TAKEN_WHOLE, END])
     assert invocations.finish(first, outcome_of(first.answer)).sends[0] == Send("R1.results", b"ready")
 
@@ -453,7 +444,7 @@ def test_the_default_limits() -> None:
     assert astuple(InvocationLimits()) == (1024, 256 * 1024 * 1024, 10.0, 4096, 60.0)
     invocations = Invocations(INBOX, NOBODY, lambda: "token")
     assert invocations.max_payload == 1024 * 1024
-    invocations.receive(Served().plain, REPLY, ANONYMOUS, b"", 0.0)
+    invoke(invocations, Served().plain, REPLY, ANONYMOUS, b"", 0.0)
     assert invocations.expire(9.9) == Step([])
     assert invocations.expire(10.0) == Step([END])
 
@@ -485,16 +476,16 @@ def test_small_pieces_take_no_more_memory_than_they_are_counted_for() -> None:
 def test_a_closed_server_holds_nothing_more() -> None:
     invocations, served = opened(InvocationLimits())
     assert invocations.close() == Step([END])
-    handshake, end = invocations.receive(served.plain, "R2", ANONYMOUS, b"\x09x", 0.0).sends
+    handshake, end = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0).sends
     assert (handshake, end) == (Send("R2", b"", NOBODY), Send("R2.results", b""))
     assert held(invocations) == NOTHING_HELD
 
 
 def test_a_half_open_invocation_expires_after_its_last_piece() -> None:
     invocations, served = opened(InvocationLimits(half_open_timeout_s=10.0))
-    invocations.receive(served.plain, "R2", ANONYMOUS, b"\x09", 4.0)
+    invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09", 4.0)
     invocations.receive_params("0", b"", 5.0)
-    invocations.receive(served.plain, "R3", ANONYMOUS, b"\x09x", 6.0)
+    invoke(invocations, served.plain, "R3", ANONYMOUS, b"\x09x", 6.0)
     invocations.receive_params("1", b"yy", 8.0)
     assert invocations.counts == InvocationCounts(damaged=1)
     assert held(invocations) == (2, 5, 0)
@@ -511,7 +502,7 @@ def test_a_half_open_invocation_expires_after_its_last_piece() -> None:
 
 def test_an_answer_that_is_waited_for_does_not_expire() -> None:
     invocations = made(InvocationLimits(half_open_timeout_s=1.0))
-    waiting = invocations.receive(Served().waiting, REPLY, ANONYMOUS, b"\x00", 0.0).waiting
+    waiting = invoke(invocations, Served().waiting, REPLY, ANONYMOUS, b"\x00", 0.0).waiting
     assert waiting is not None
     assert invocations.expire(1e9) == Step([])
     assert invocations.close() == Step([])
@@ -520,7 +511,7 @@ def test_an_answer_that_is_waited_for_does_not_expire() -> None:
 
 def test_close_ends_all_that_are_half_open() -> None:
     invocations, served = opened()
-    invocations.receive(served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
+    invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
     assert invocations.close() == Step([END, Send("R2.results", b"")])
     assert invocations.counts == InvocationCounts(refused=2)
     assert held(invocations) == NOTHING_HELD
@@ -548,7 +539,7 @@ def test_wherever_parameters_are_cut_the_result_is_that_of_the_whole(
     pieces[-1] += trailing
     invocations = made(max_payload=max_payload)
     served = Served()
-    sends = list(invocations.receive(served.plain, REPLY, ANONYMOUS, pieces[0], 0.0).sends)
+    sends = list(invoke(invocations, served.plain, REPLY, ANONYMOUS, pieces[0], 0.0).sends)
     assert sends[0].reply == (f"{INBOX}.0" if len(pieces) > 1 else NOBODY)
     for piece in [*pieces[1:], b""]:
         sends += invocations.receive_params("0", piece, 0.0).sends
@@ -623,10 +614,9 @@ class InvocationsMachine(RuleBasedStateMachine):
         size=st.integers(0, 200),
         trailing=st.integers(0, 3),
         first=st.integers(0, 210),
-        in_parts=st.booleans(),
     )
-    def invoke(self, kind: str, size: int, trailing: int, first: int, in_parts: bool) -> Expected:
-        number = len(self.taken) + self.counts.without_reply
+    def invoke(self, kind: str, size: int, trailing: int, first: int) -> Expected:
+        number = len(self.taken)
         value = bytes([number % 256]) * size
         caller = Caller(f"component {number}", f"link {number}")
         expected = Expected(kind, f"R{number}", caller, value, encode(value) + bytes([number % 256]) * trailing)
@@ -634,8 +624,8 @@ class InvocationsMachine(RuleBasedStateMachine):
         self.ends_s[expected.reply] = self.now_s + self.limits.half_open_lifetime_s
         piece = expected.params[:first]
         expected.sent = len(piece)
-        receive = self.receive_in_parts if in_parts else self.core.receive
-        step = receive(getattr(self.served, kind), expected.reply, caller, piece, self.now_s, expected.trace)
+        handler = getattr(self.served, kind)
+        step = invoke(self.core, handler, expected.reply, caller, piece, self.now_s, expected.trace)
         handshake, *rest = step.sends
         assert handshake[:2] == (expected.reply, b"")
         expected.inbox = handshake.reply
@@ -651,11 +641,6 @@ class InvocationsMachine(RuleBasedStateMachine):
             self.check_end(expected, Step(rest, step.waiting, step.failure))
             self.counts.refused += 1
         return expected
-
-    @rule(piece=st.binary(max_size=3))
-    def invoke_without_reply(self, piece: bytes) -> None:
-        assert self.core.receive(self.served.plain, "", ANONYMOUS, piece, self.now_s) == Step([])
-        self.counts.without_reply += 1
 
     @rule(expected=invocations, size=st.integers(1, 100))
     def send_piece(self, expected: Expected, size: int) -> None:
@@ -745,18 +730,6 @@ class InvocationsMachine(RuleBasedStateMachine):
         assert ended == len(self.taken)
         for expected in self.taken:
             assert b"".join(expected.results) in (b"", result_of(expected.value))
-
-    def receive_in_parts(
-        self, handler: Handler, reply: str, caller: Caller, piece: bytes, now_s: float, trace: str
-    ) -> Step:
-        """`receive` by one who calls the handlers in a loop of its own."""
-        try:
-            answer = handler(caller, piece, 0, len(piece))
-        except NeedMoreBytes as more:
-            return self.core.cut(handler, reply, caller, piece, more, now_s, trace)
-        except Exception as error:
-            return self.core.fail(reply, error, trace)
-        return self.core.answer(reply, answer, trace)
 
     def receive_params(self, expected: Expected, piece: bytes) -> Step:
         return self.core.receive_params(params_token(f"{expected.inbox}.params"), piece, self.now_s)

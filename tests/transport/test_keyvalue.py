@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.invoking import invoke
 from transport.errors import (
     AccessDeniedError,
     DecodeError,
@@ -776,7 +777,7 @@ def test_a_coroutine_that_is_refused_is_closed(name: str) -> None:
     invocations = Invocations("inbox", "nobody", lambda: "token", InvocationLimits(waiting_max=0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        step = invocations.receive(handler, "R_c", ANONYMOUS, FUNCTIONS[name].encode(*CALLS[name]), 0.0)
+        step = invoke(invocations, handler, "R_c", ANONYMOUS, FUNCTIONS[name].encode(*CALLS[name]), 0.0)
         gc.collect()
     assert step == Step([Send("R_c", b"", "nobody"), Send("R_c.results", b"")])
     assert [str(warning.message) for warning in caught] == []

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from engine import Store, StoreOptions
 from provider.service import Service
+from tests.invoking import invoke
 from tests.transport.test_direct import INBOX, NOBODY, Reader, Socket, cut, publications
 from transport.direct import PARAMS, DirectProtocol, DirectRoutes
 from transport.handler import ANONYMOUS, OUTCOMES, Answer, Caller
@@ -212,7 +213,10 @@ def plain(stream: list[Message], tokens: dict[int, str]) -> Outcome:
     for message in stream:
         match message:
             case Invoked(function, reply, caller, piece, traceparent):
-                step = core.invocations.receive(core.handlers[function], reply, caller, piece, 0.0, traceparent)
+                if not reply:
+                    core.invocations.counts.without_reply += 1
+                    continue
+                step = invoke(core.invocations, core.handlers[function], reply, caller, piece, 0.0, traceparent)
             case Piece(invocation, piece):
                 step = core.invocations.receive_params(tokens.get(invocation, "none"), piece, 0.0)
             case Limit(max_payload):

@@ -12,6 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from engine import Store, StoreOptions
 from provider.service import Service
+from tests.invoking import invoke
 from tests.vectors import MAX_PAYLOAD, Publish, Replay, Vector, load, preparation, results_allowed
 from transport.call import Call
 from transport.errors import (
@@ -189,8 +190,8 @@ class Server:
         if publish.reply:
             headers = publish.headers or {}
             caller = Caller(headers.get("source-id"), headers.get("link-name"))
-            return self.invocations.receive(
-                self._handlers[publish.subject], publish.reply, caller, publish.payload, 0.0
+            return invoke(
+                self.invocations, self._handlers[publish.subject], publish.reply, caller, publish.payload, 0.0
             )
         if publish.subject.startswith(NOBODY):
             return Step([])

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import DEADLINE_S, NatsServer
+from tests.invoking import invoke
 from tests.transport.test_atomics import check_written, connected, serving
 from tests.transport.test_direct import PIECES, Direct, hmsg, piece
 from tests.transport.test_keyvalue import buckets, carried_out, keys, mutated, value_bytes
@@ -197,7 +198,7 @@ def test_a_length_over_its_limit_is_damage(kind: Kind, name: str) -> None:
     with pytest.raises(DecodeError, match=r"^key in bytes: found 3, allowed 2$"):
         handler(ANONYMOUS, params, 0, len(params))
     invocations = Invocations("inbox", "nobody", lambda: "token")
-    assert invocations.receive(handler, "R_c", ANONYMOUS, params, 0.0).sends == [Send("R_c", b"", "nobody"), END]
+    assert invoke(invocations, handler, "R_c", ANONYMOUS, params, 0.0).sends == [Send("R_c", b"", "nobody"), END]
     assert invocations.counts == InvocationCounts(damaged=1)
     assert watcher.told == []
     limits.key_bytes_max = 3
@@ -211,7 +212,7 @@ def test_a_coroutine_that_is_refused_is_closed(name: str) -> None:
     invocations = Invocations("inbox", "nobody", lambda: "token", InvocationLimits(waiting_max=0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        step = invocations.receive(handler, "R_c", ANONYMOUS, ENCODE[name](*CALLS[name]), 0.0)
+        step = invoke(invocations, handler, "R_c", ANONYMOUS, ENCODE[name](*CALLS[name]), 0.0)
         gc.collect()
     assert step == Step([Send("R_c", b"", "nobody"), END])
     assert [str(warning.message) for warning in caught] == []
@@ -229,7 +230,7 @@ def test_no_result_is_the_end_alone(name: str) -> None:
         watcher = PlainWatcher()
         handler = watcher_handlers(watcher, LIMITS)[name]
         invocations = Invocations("inbox", "nobody", lambda: "token")
-        step = invocations.receive(handler, "R_c", CALLER, params[:cut], 0.0)
+        step = invoke(invocations, handler, "R_c", CALLER, params[:cut], 0.0)
         if cut == len(params):
             assert step == Step([Send("R_c", b"", "nobody"), END])
         else:
@@ -244,7 +245,7 @@ async def test_no_result_that_was_waited_for_is_the_end_alone(name: str) -> None
     watcher = PlainWatcher()
     handler = watcher_handlers(waiting(watcher), LIMITS)[name]
     invocations = Invocations("inbox", "nobody", lambda: "token")
-    step = invocations.receive(handler, "R_c", CALLER, ENCODE[name](*CALLS[name]), 0.0)
+    step = invoke(invocations, handler, "R_c", CALLER, ENCODE[name](*CALLS[name]), 0.0)
     assert step.sends == [Send("R_c", b"", "nobody")]
     assert step.waiting is not None
     assert watcher.told == []
