@@ -121,29 +121,31 @@ class Bucket:
         if len(value) > self._value_bytes_max:
             raise LimitError("value in bytes", len(value), self._value_bytes_max)
         ttl_ns = self._ttl_ns if ttl_ms is None else _ns_of(ttl_ms)
-        position = self._hash(key, self._seed)
         table = self._tables.get(self.name)
-        keys: int | None = 0  # 0 until a shard took the value
-        while not keys:
+        if table is not None:  # the common case in few steps; pays: bench engine overwrite
+            shift, shards = table.ring
+            shard = shards[self._hash(key, self._seed) >> shift]
             try:
-                if table is None:
-                    table, keys = self._set_first(key, value, ttl_ns)
-                    continue
-                shift, shards = table.ring
-                shard = shards[position >> shift]
                 keys = shard.set(key, value, self._quota, ttl_ns)
-            except FullError as error:
-                if not self._store._find_room(error):
-                    self._store._free_if_empty(self.name)  # its last key may be one that was found to have expired
-                    raise
-                continue
+            except FullError:
+                keys = 0
+            if keys:
+                if keys > self._shard_keys_max:
+                    table.split(shard)
+                return
+        self._set(key, value, ttl_ns)
+
+    def _set(self, key: bytes, value: bytes, ttl_ns: int) -> None:
+        """`set`, in the general case: there is no table yet, the shard is retired, or room must be found."""
+
+        def put(table: Table) -> int | None:
+            shard = table.shard_of(key)
+            keys = shard.set(key, value, self._quota, ttl_ns)
             if keys > self._shard_keys_max:
                 table.split(shard)
-            elif keys == 0:  # retired: by a split, or with its table
-                table = self._store._settled(self.name)
+            return keys or None
 
-    def _set_first(self, key: bytes, value: bytes, ttl_ns: int) -> tuple[Table, int | None]:
-        return self._store._write_first(self.name, lambda table: table.ring[1][0].set(key, value, self._quota, ttl_ns))
+        self._write(put)
 
     def set_many(self, entries: Mapping[bytes, bytes]) -> None:
         """Store all of these, or nothing. O(keys). Who reads with `get_many` sees all or nothing; who gets key by key may see both.

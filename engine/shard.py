@@ -116,16 +116,18 @@ class Shard:
                 entries[key] = value
                 if self._order is not None:
                     self._note_change(key)
+                keys = len(entries)
             else:
                 if len(value) != len(old):
                     growth = (len(value) + 48 & ~15) - (len(old) + 48 & ~15)
                     if growth:
                         account.charge(0, growth, quota)
                 entries[key] = value
+                keys = 1
             observer = account.observer
             if observer is not None:
                 observer(account.name, key, value)
-            return 1 if old is not None else len(entries)
+            return keys
         finally:
             stripe.release()
 

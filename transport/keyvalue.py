@@ -415,7 +415,10 @@ def _set_handler(
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
         try:
             bucket, key, at = read_bucket_and_key(buffer, start, end, limits)
-            value, at = read_bytes(buffer, at, end, limits.value_bytes_max, VALUE)
+            if at < end and (length := buffer[at]) < 128 and length < end - at and length <= limits.value_bytes_max:
+                value = buffer[at + 1 : at + 1 + length]
+            else:
+                value, _ = read_bytes(buffer, at, end, limits.value_bytes_max, VALUE)
             answer = function(caller, bucket, key, value)
         except (LengthLimitError, InterfaceError) as error:
             return refused(error, tally)
