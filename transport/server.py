@@ -64,6 +64,7 @@ class Server:
         self._waiting: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Event | None = None  # while the server stops
         self._failures = RateLimit(FAILURES_LOGGED_MAX, FAILURES_INTERVAL_S)
+        self._batch_began_s: float | None = None  # on the plain path, while one is answered
         self.unsent = 0  # messages that found no connection
 
     @property
@@ -137,7 +138,8 @@ class Server:
         invocations, counts, connection = self._invocations, self.counts, self._connection
 
         async def receive(message: Message) -> None:
-            began_s = monotonic()
+            if self._batch_began_s is None:
+                self._begin_batch()
             piece, reply = message.data, message.reply
             counts.received_bytes += len(piece)
             if not reply:
@@ -156,10 +158,9 @@ class Server:
                 results = results_subject(reply)
                 await self._send(((reply, b"", invocations.nobody), (results, outcome, ""), (results, b"", "")))
             else:
-                step = invocations.receive(handler, reply, caller, piece, outcome, began_s, traceparent)
+                step = invocations.receive(handler, reply, caller, piece, outcome, monotonic(), traceparent)
                 outcome = b""  # a traceback of an exception holds this frame
                 await self._carry_out(step)
-            self._note_batch(began_s)
 
         async def refuse(reply: str) -> None:
             await self._carry_out(invocations.refuse(reply))
@@ -167,11 +168,23 @@ class Server:
         return await self._connection.subscribe(subject, receive, self.prefix, refuse, route=handler)
 
     async def _on_params(self, message: Message) -> None:
-        began_s = monotonic()
+        if self._batch_began_s is None:
+            self._begin_batch()
         self.counts.received_bytes += len(message.data)
         self._invocations.max_payload = self._connection.max_payload
-        await self._carry_out(self._invocations.receive_params(params_token(message.subject), message.data, began_s))
-        self._note_batch(began_s)
+        token = params_token(message.subject)
+        await self._carry_out(self._invocations.receive_params(token, message.data, monotonic()))
+
+    # Callbacks of a subscription are called one after the other for all messages of a read, unless one waits for the socket: a batch.
+
+    def _begin_batch(self) -> None:
+        self._batch_began_s = monotonic()
+        asyncio.get_running_loop().call_soon(self._end_batch)
+
+    def _end_batch(self) -> None:
+        began_s, self._batch_began_s = self._batch_began_s, None
+        if self._on_batch is not None and began_s is not None:
+            self._on_batch(monotonic() - began_s)
 
     async def _expire(self) -> None:
         while True:
@@ -195,10 +208,6 @@ class Server:
             self.unsent += error.unsent
             if self._failures.allows(monotonic()):
                 log.warning("an answer is lost: %s", error)
-
-    def _note_batch(self, began_s: float) -> None:
-        if self._on_batch is not None:
-            self._on_batch(monotonic() - began_s)
 
     def _on_direct_step(self, step: Step) -> None:
         self._begin(step)
