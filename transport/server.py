@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from time import monotonic
 
@@ -145,19 +145,25 @@ class Server:
             if not reply:
                 counts.without_reply += 1
                 return
-            caller, traceparent = caller_of(message.headers)
+            caller = caller_of(message.headers)
             outcome: Answer[bytes] | Exception
             try:
                 outcome = handler(caller, piece, 0, len(piece))
             except Exception as error:  # of all kinds, NeedMoreBytes too
                 outcome = error
-            size = invocations.max_payload = connection.max_payload  # another server may have another
-            if isinstance(outcome, bytes) and 0 < len(outcome) <= size:
+            if isinstance(outcome, bytes) and 0 < len(outcome) <= invocations.max_payload:
                 # The messages of `Invocations.receive`, written out; pays: bench end-to-end functions, plain
                 counts.answered += 1
                 results = results_subject(reply)
-                await self._send(((reply, b"", invocations.nobody), (results, outcome, ""), (results, b"", "")))
+                try:
+                    sent_bytes = await connection.publish_all(
+                        ((reply, b"", invocations.nobody), (results, outcome, ""), (results, b"", ""))
+                    )
+                    counts.sent_bytes += sent_bytes
+                except DisconnectedError as error:
+                    self._note_unsent(error)
             else:
+                traceparent = (message.headers or {}).get("traceparent")
                 step = invocations.receive(handler, reply, caller, piece, outcome, monotonic(), traceparent)
                 outcome = b""  # a traceback of an exception holds this frame
                 await self._carry_out(step)
@@ -171,7 +177,6 @@ class Server:
         if self._batch_began_s is None:
             self._begin_batch()
         self.counts.received_bytes += len(message.data)
-        self._invocations.max_payload = self._connection.max_payload
         token = params_token(message.subject)
         await self._carry_out(self._invocations.receive_params(token, message.data, monotonic()))
 
@@ -179,6 +184,7 @@ class Server:
 
     def _begin_batch(self) -> None:
         self._batch_began_s = monotonic()
+        self._invocations.max_payload = self._connection.max_payload  # another server may have another
         asyncio.get_running_loop().call_soon(self._end_batch)
 
     def _end_batch(self) -> None:
@@ -196,18 +202,18 @@ class Server:
         if step.failure is not None or step.waiting is not None:
             self._begin(step)
         if step.sends:
-            await self._send(step.sends)
+            try:
+                sent_bytes = await self._connection.publish_all(step.sends)
+                self.counts.sent_bytes += sent_bytes  # not read before the wait: others count meanwhile
+            except DisconnectedError as error:
+                self._note_unsent(error)
         self._note_idle()
 
-    async def _send(self, messages: Sequence[tuple[str, bytes, str]]) -> None:
-        try:
-            sent_bytes = await self._connection.publish_all(messages)
-            self.counts.sent_bytes += sent_bytes  # others may have counted meanwhile
-        except DisconnectedError as error:
-            # The client is gone with the connection, or will run into its time-out.
-            self.unsent += error.unsent
-            if self._failures.allows(monotonic()):
-                log.warning("an answer is lost: %s", error)
+    def _note_unsent(self, error: DisconnectedError) -> None:
+        """The client is gone with the connection, or will run into its time-out."""
+        self.unsent += error.unsent
+        if self._failures.allows(monotonic()):
+            log.warning("an answer is lost: %s", error)
 
     def _on_direct_step(self, step: Step) -> None:
         self._begin(step)
@@ -252,11 +258,9 @@ class Server:
             log.error("an invocation was ended without a result: its handler failed", exc_info=error, extra=trace)
 
 
-def caller_of(headers: Mapping[str, str] | None) -> tuple[Caller, str | None]:
-    """The caller that the headers of an invocation name, and the trace that they say it is part of."""
-    if not headers:
-        return ANONYMOUS, None
-    return Caller(headers.get("source-id"), headers.get("link-name")), headers.get("traceparent")
+def caller_of(headers: Mapping[str, str] | None) -> Caller:
+    """The caller that the headers of an invocation name."""
+    return Caller(headers.get("source-id"), headers.get("link-name")) if headers else ANONYMOUS
 
 
 class RateLimit:

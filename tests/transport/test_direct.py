@@ -857,7 +857,7 @@ def nats_py_caller(block: bytes) -> tuple[Caller, str | None]:
 
     headers = asyncio.run(parse())
     assert errors == []
-    return caller_of(headers)
+    return caller_of(headers), (headers or {}).get("traceparent")
 
 
 NAMES = st.sampled_from(["source-id", "link-name", "traceparent", "other", "x-source-id", "link-name-2"])
