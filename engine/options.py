@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.ledger import Quota
 
-__all__ = ["SHARD_BITS_MAX", "TTL_MS_MAX", "BucketOptions", "StoreOptions"]
+__all__ = ["LENGTH_MAX", "SHARD_BITS_MAX", "TTL_MS_MAX", "BucketOptions", "StoreOptions"]
 
 #: A bucket has at most 2**16 shards; a shard that may not be split again just grows.
 SHARD_BITS_MAX = 16

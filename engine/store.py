@@ -35,7 +35,7 @@ from engine.context import Context
 from engine.deadlines import Expiry
 from engine.errors import FullError, LimitError, StoreError
 from engine.ledger import BUCKET_BYTES, Account, Ledger, Observer, Quota, bytes_size
-from engine.options import TTL_MS_MAX, BucketOptions, StoreOptions
+from engine.options import LENGTH_MAX, TTL_MS_MAX, BucketOptions, StoreOptions
 from engine.table import Table
 
 __all__ = ["ObserverOf", "Store"]
@@ -47,6 +47,9 @@ LOOKS_PER_KEY = 4
 #: Keys and shards that a write looks at when it finds no room.
 ROOM_KEYS = 1_000
 ROOM_SHARDS = 4_096
+
+#: Of what is loaded.
+AS_WRITTEN = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX)
 
 #: Who is told of the changes in the bucket of this name, if anyone.
 ObserverOf: TypeAlias = Callable[[bytes], Observer | None]
@@ -202,8 +205,10 @@ class Store:
     def load(cls, path: str | PathLike[str], options: StoreOptions | None = None) -> Store:
         """A store with the buckets of a file, and the seed they were saved with: cursors of before go on.
 
+        Keys and values may be longer than the options say: a handle's options allowed it when they were written.
+
         :raises SnapshotError: the file is damaged, with the offset
-        :raises LimitError: the file holds more than the options allow
+        :raises LimitError: the file holds more, or longer names, than the options allow
         :raises OSError: the file could not be read
         """
         with snapshot.Reader(path) as reader:
@@ -211,7 +216,7 @@ class Store:
             for name, entries in reader:
                 if store.options.strict_buckets:
                     store._keep_empty(name)  # where its keys have expired, or it had none
-                bucket = store.bucket(name)
+                bucket = store.bucket(name, AS_WRITTEN)
                 now_ms = time_ns() // NS_PER_MS
                 for key, value, deadline_ms in entries:
                     if deadline_ms is None:

@@ -97,18 +97,30 @@ class Step(NamedTuple):
 class HalfOpen:
     """An invocation whose parameters are not whole yet. `needed` is how many bytes they have at the least, by `measure` if there is one.
 
-    The pieces are kept in one buffer: many small ones would take more memory than they are counted for.
+    :ivar first: their first piece as it came, which of a large value is most; none where `measure` wants all in one buffer
+    :ivar more: the other pieces in one buffer: many small ones would take more memory than they are counted for
     """
 
     handler: Handler
     reply: str
     caller: Caller
     traceparent: str | None
-    params: bytearray
+    first: bytes
+    more: bytearray
     needed: int
     measure: Measure | None
     end_s: float
     deadline_s: float
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.more)
+
+    def need(self, error: NeedMoreBytes) -> None:
+        """A handler needs more than there is."""
+        self.needed = error.end_min
+        self.measure = error.measure if isinstance(error, NeedMoreElements) else None
+        if self.measure is not None:
+            self.first, self.more = b"", bytearray(self.first) + self.more
 
 
 class Invocations:
@@ -177,22 +189,21 @@ class Invocations:
         if half_open is None:
             self.counts.stray_pieces += bool(piece)
             return Step([])
-        params = half_open.params
-        self._half_open_bytes -= len(params)
+        self._half_open_bytes -= len(half_open)
         reply = half_open.reply
         if not piece:
-            error = DecodeError(f"found {len(params)} bytes of parameters of at least {half_open.needed}")
+            error = DecodeError(f"found {len(half_open)} bytes of parameters of at least {half_open.needed}")
             return self._fail(reply, error, half_open.traceparent, [])
-        params += piece
-        if len(params) >= half_open.needed and half_open.measure is not None:
-            half_open.needed = half_open.measure(params)
-        if len(params) >= half_open.needed:
+        half_open.more += piece
+        if len(half_open) >= half_open.needed and half_open.measure is not None:
+            half_open.needed = half_open.measure(half_open.more)
+        if len(half_open) >= half_open.needed:
             # Only when the length that is known is there, so that large parameters are copied once.
-            buffer = bytes(params)
+            buffer = half_open.first + half_open.more
             try:
                 answer = half_open.handler(half_open.caller, buffer, 0, len(buffer))
             except NeedMoreBytes as more:
-                half_open.needed, half_open.measure = more.end_min, _measure(more)
+                half_open.need(more)
             except Exception as error:
                 return self._fail(reply, error, half_open.traceparent, [])
             else:
@@ -241,9 +252,8 @@ class Invocations:
         now_s: float,
     ) -> Step:
         end_s = now_s + self._limits.half_open_lifetime_s
-        half_open = HalfOpen(
-            handler, reply, caller, traceparent, bytearray(piece), more.end_min, _measure(more), end_s, end_s
-        )
+        half_open = HalfOpen(handler, reply, caller, traceparent, piece, bytearray(), 0, None, end_s, end_s)
+        half_open.need(more)
         token = self._new_token()
         if not self._hold(token, half_open, now_s):
             return self.refuse(reply)
@@ -252,7 +262,7 @@ class Invocations:
 
     def _hold(self, token: str, half_open: HalfOpen, now_s: float) -> bool:
         limits = self._limits
-        held_bytes = self._half_open_bytes + len(half_open.params)
+        held_bytes = self._half_open_bytes + len(half_open)
         if self._closed or len(self._half_open) >= limits.half_open_max or held_bytes > limits.half_open_bytes_max:
             return False
         half_open.deadline_s = min(now_s + limits.half_open_timeout_s, half_open.end_s)
@@ -262,7 +272,7 @@ class Invocations:
 
     def _drop(self, token: str) -> Send:
         half_open = self._half_open.pop(token)
-        self._half_open_bytes -= len(half_open.params)
+        self._half_open_bytes -= len(half_open)
         return Send(results_subject(half_open.reply), b"")
 
     def _answer(self, reply: str, answer: Answer[bytes], traceparent: str | None, sends: list[Send]) -> Step:
@@ -296,7 +306,3 @@ class Invocations:
             self.counts.failed += 1
         sends.append(Send(results_subject(reply), b""))
         return Step(sends, failure=Failure(error, traceparent))
-
-
-def _measure(more: NeedMoreBytes) -> Measure | None:
-    return more.measure if isinstance(more, NeedMoreElements) else None
