@@ -128,7 +128,7 @@ class Bucket:
             try:
                 keys = shard.set(key, value, self._quota, ttl_ns)
             except FullError:
-                keys = 0
+                keys = 0  # there may be room to be found
             if keys:
                 if keys > self._shard_keys_max:
                     table.split(shard)

@@ -48,7 +48,7 @@ LOOKS_PER_KEY = 4
 ROOM_KEYS = 1_000
 ROOM_SHARDS = 4_096
 
-#: Of what is loaded.
+#: Of the handles that a file is loaded through: its lengths were allowed when they were written.
 AS_WRITTEN = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX)
 
 #: Who is told of the changes in the bucket of this name, if anyone.

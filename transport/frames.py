@@ -35,6 +35,9 @@ class Shape(NamedTuple):
         MSG subject 1 SP   _INBOX.x  SP 21 CRLF                                                               ...
 
     Of a frame that is alike only the reply subject is cut out; the trace may be any that ends where the rest begins.
+
+    :ivar rest_bytes: 0 without a trace: the suffix ends where the payload begins; -1 also without headers: there may be no reply subject
+    :ivar head_bytes: of suffix, trace and rest
     """
 
     prefix: bytes
@@ -42,10 +45,8 @@ class Shape(NamedTuple):
     suffix: bytes
     suffix_bytes: int
     rest: bytes
-    rest_bytes: (
-        int  # 0 without a trace: the suffix ends where the payload begins. -1 also without headers: a reply may be none
-    )
-    head_bytes: int  # suffix, trace and rest
+    rest_bytes: int
+    head_bytes: int
     payload_bytes: int
     handler: Handler
     caller: Caller
