@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 
 from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread, settled
@@ -40,6 +41,7 @@ from transport.handler import Answer, Caller, Handler
 from transport.invocation import InvocationLimits, Invocations
 from transport.server import Server
 from transport.subjects import invocation_subject
+from transport.subscriptions import AtOnce
 
 INSTANCE = "test:instance/functions@1.0.0"
 PREFIXES = (f"default.in-process-{number}" for number in count())
@@ -309,6 +311,26 @@ async def test_failures_are_logged_at_a_limited_rate(serve: Serve, caplog: pytes
         assert await (await setup.begin("f", b"")).result() == b""
     assert caplog.text.count("RuntimeError: boom") == server_module.FAILURES_LOGGED_MAX
     assert setup.server.counts.failed == 20
+
+
+async def test_answers_that_find_no_connection_are_counted(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """Of an invocation that was read before the connection closed, and of one whose handler was waited for."""
+    gate = Gate()
+    setup = await serve({"wait": gate.handle, "echo": echo})
+    await setup.begin("wait", b"")
+    await gate.reached(1)
+    (subscription,) = [each for each in setup.connection._subscriptions if each.subject.endswith(".echo")]
+    assert not isinstance(subscription.take, AtOnce)
+    await setup.connection.close()
+    before = setup.server.counts.sent_bytes
+    await subscription.take(Msg(setup.raw, subscription.subject, "_INBOX.late", b"late"))
+    assert setup.server.unsent == 3
+    gate.open()
+    await setup.stop(DEADLINE_S)
+    assert setup.server.unsent == 5
+    assert setup.server.counts.sent_bytes == before
+    assert "an answer is lost: 3 messages were not sent" in caplog.text
+    assert "an answer is lost: 2 messages were not sent" in caplog.text
 
 
 async def test_results_over_max_payload_go_in_pieces(

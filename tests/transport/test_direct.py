@@ -724,6 +724,7 @@ BLOCKS = (
     b"NATS/1.0\r\ntraceparent: " + TRACE + HEADERS[8:].swapcase(),
     b"NATS/1.0\r\ntraceparent: " + TRACE + HEADERS[8:].replace(b"component", b"componenT"),
     b"NATS/1.0\r\n\r\n",
+    HEADERS[:-2] + b"traceparent: " + TRACE,  # without an end
 )
 PAYLOADS = (b"", b"ab", b"cd", b"abc", b"a 60 85\r\nNATS/1.0\r\n\r\n", b" 2\r\nab", HEADERS, b"\r\n", b"PING\r\n")
 FRAMES = st.tuples(
