@@ -93,7 +93,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._blocked = False  # the socket's buffer is above its high-water mark
         self._max_payload = 1024 * 1024  # until the server's INFO says what it is
         self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
-        # Of the last HMSG that was taken apart: where they repeat, the next one may be alike.
+        # Of the last invocation that was taken apart: where they repeat, the next one may be alike.
         self._size = self._subscription = b""
         self._caller = ANONYMOUS
         # What was read and not parsed: pieces, their size, and the size at which parsing can go on.

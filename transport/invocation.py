@@ -23,7 +23,7 @@ number, bytes and time since their last piece; waiting ones by number.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from transport.errors import DecodeError, NeedMoreBytes
@@ -106,11 +106,11 @@ class HalfOpen:
     caller: Caller
     traceparent: str | None
     first: bytes
-    more: bytearray
-    needed: int
-    measure: Measure | None
     end_s: float
-    deadline_s: float
+    more: bytearray = field(default_factory=bytearray)
+    needed: int = 0
+    measure: Measure | None = None
+    deadline_s: float = 0.0
 
     def __len__(self) -> int:
         return len(self.first) + len(self.more)
@@ -119,7 +119,7 @@ class HalfOpen:
         """A handler needs more than there is."""
         self.needed = error.end_min
         self.measure = error.measure if isinstance(error, NeedMoreElements) else None
-        if self.measure is not None:
+        if self.measure is not None and self.first:
             self.first, self.more = b"", bytearray(self.first) + self.more
 
 
@@ -173,7 +173,7 @@ class Invocations:
         piece: bytes,
         outcome: Answer[bytes] | Exception,
         now_s: float,
-        traceparent: str | None = None,
+        traceparent: str | None,
     ) -> Step:
         """The first piece of an invocation's parameters, maybe all of them, and what its handler returned or raised for it."""
         if isinstance(outcome, NeedMoreBytes):
@@ -252,7 +252,7 @@ class Invocations:
         now_s: float,
     ) -> Step:
         end_s = now_s + self._limits.half_open_lifetime_s
-        half_open = HalfOpen(handler, reply, caller, traceparent, piece, bytearray(), 0, None, end_s, end_s)
+        half_open = HalfOpen(handler, reply, caller, traceparent, piece, end_s)
         half_open.need(more)
         token = self._new_token()
         if not self._hold(token, half_open, now_s):
