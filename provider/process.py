@@ -34,8 +34,9 @@ from transport.atomics import ATOMICS, atomics_handlers, atomics_tallies
 from transport.batch import BATCH, batch_handlers, batch_tallies
 from transport.connection import Connection
 from transport.errors import ConnectError, DisconnectedError
-from transport.keyvalue import STORE, store_handlers, store_tallies
+from transport.keyvalue import STORE
 from transport.server import Server
+from transport.store import store_handlers, store_tallies
 
 __all__ = ["run"]
 

@@ -40,12 +40,12 @@ ROOMS = {
     "bench": Room(frozenset({"engine", "transport", "provider", "bench"}), None),
 }
 #: Of the transport, the only modules that import nats-py.
-NATS_MODULES = frozenset({"transport.connection", "transport.direct"})
+NATS_MODULES = frozenset({"transport.connection", "transport.nats_transport"})
 #: Modules that take and return bytes. They import each other, and nothing of the rest of the transport.
 SANS_IO = frozenset(
     f"transport.{name}"
     for name in (
-        *("values", "keyvalue", "atomics", "batch", "watcher", "subjects", "handler"),
+        *("values", "keyvalue", "store", "atomics", "batch", "watcher", "subjects", "handler"),
         *("callers", "frames", "invocation", "call", "errors"),
     )
 )
@@ -242,7 +242,7 @@ def project(root: Path, path: str, source: str) -> Path:
         ("transport/a.py", "from engine import Store", "transport.a:1: imports engine: transport imports of ours only transport"),
         ("transport/a.py", "import provider.service", "transport.a:1: imports provider.service: transport imports of ours only transport"),
         ("transport/a.py", "import msgpack", "transport.a:1: imports msgpack: transport imports of libraries only nats"),
-        ("transport/a.py", "from nats.aio.client import Client", "transport.a:1: imports nats.aio.client: only transport.connection, transport.direct does"),
+        ("transport/a.py", "from nats.aio.client import Client", "transport.a:1: imports nats.aio.client: only transport.connection, transport.nats_transport does"),
         ("transport/call.py", "def f():\n    import nats", "transport.call:2: imports nats: this module is without I/O"),
         ("transport/call.py", "import asyncio", "transport.call:1: imports asyncio: this module is without I/O"),
         ("transport/values.py", "from socket import socket", "transport.values:1: imports socket: this module is without I/O"),

@@ -59,8 +59,8 @@ from transport.keyvalue import (
     encode_set,
     encode_truth_result,
     encode_unit_result,
-    store_handlers,
 )
+from transport.store import store_handlers
 from transport.subjects import invocation_subject
 from transport.values import U64_MAX, read_bool, read_bytes, read_text, read_unsigned, write_length, write_unsigned
 from transport.watcher import (

@@ -24,15 +24,8 @@ from transport.batch import BATCH, BatchInterface, batch_handlers
 from transport.client import KeyValueClient
 from transport.errors import InterfaceError
 from transport.handler import ANONYMOUS, Answer, Caller, Handler
-from transport.keyvalue import (
-    STORE,
-    KeyResponse,
-    ParameterLimits,
-    StoreInterface,
-    decode_unit_result,
-    encode_error,
-    store_handlers,
-)
+from transport.keyvalue import STORE, KeyResponse, ParameterLimits, StoreInterface, decode_unit_result, encode_error
+from transport.store import store_handlers
 from transport.watcher import WATCHER, WatcherInterface, watcher_handlers
 
 ROOT = Path(__file__).parent.parent

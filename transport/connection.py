@@ -19,9 +19,10 @@ import nats.errors
 import nkeys
 from nats.aio.client import Client, RawCredentials
 
-from transport.direct import DirectRoutes, DirectTransport, direct_path_unknown
 from transport.errors import ConnectError, DisconnectedError
 from transport.handler import Handler
+from transport.nats_transport import DirectTransport, direct_path_unknown
+from transport.routes import DirectRoutes
 from transport.subscriptions import AtOnce, Callback, Message, Subscription
 from transport.tls import TlsOptions, tls_refusal
 from transport.urls import login_of, redacted_url, requires_tls, split_urls, without_login

@@ -5,9 +5,9 @@
                               │                       └─ all other whole lines and frames ──> nats-py's StreamReader │ write
     socket <── write ─────────┴──────────────────────────────────────────────────────────────────────────────────────┘
 
-nats-py is given `DirectTransport` in place of the TcpTransport that it is a subclass of. It still does connect, TLS, credentials, reconnect, drain,
-and every other subscription, and is never in the middle of a frame. A call costs no task, no coroutine and no message object: one
-read holds many frames, each is a few slices of the same bytes, and their answers leave in one write.
+A call costs no task, no coroutine and no message object: one read holds many frames, each is a few slices of the same bytes, and their
+answers leave in one write. Frames are much alike (`transport.frames.Shape`): one that is like a frame before it is compared and not taken apart,
+and a run of frames that have one size too is cut by one call of `struct`. nats-py is never in the middle of a frame.
 
 Invariants:
 - A handler sees buffer[start:end] of its own frame alone; what is cut there is cut, though the buffer goes on.
@@ -15,36 +15,26 @@ Invariants:
   and reading is paused. Input is bounded: a frame is held until it is whole, and one that claims more than max_payload aborts the connection.
 - Reading is paused while the socket wants it (`DirectProtocol`) or nats-py's StreamReader does; `ReadFlow` owns the pausing.
 - An exception of a handler ends its invocation, never the connection.
-- What belongs to one connection lives in its protocol; nats-py makes a new one through `connect` at each reconnect.
-- Where TLS is required no frame that comes in clear is handled, and nothing is written before TLS is up: `DirectTransport` checks each
-  connection, since who answers a reconnect may be somebody in the middle.
+- What belongs to one connection lives in its protocol; `transport.nats_transport` makes a new one at each reconnect.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
-import ssl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Sequence
 from time import monotonic, perf_counter
-from urllib.parse import ParseResult
-
-from nats.aio.transport import TcpTransport
 
 from transport.callers import CRLF, traceparent_of
 from transport.errors import NeedMoreBytes
-from transport.frames import Cut, NotNatsError, Other, shape_of, write_frames
+from transport.frames import Cut, NotNatsError, Other, Run, write_frames
 from transport.handler import ANONYMOUS, Answer, Caller, Handler
 from transport.invocation import Invocations
 from transport.read_flow import ReadFlow, Writable
-from transport.routes import PARAMS, DirectRoutes
+from transport.routes import DirectRoutes
 from transport.subjects import params_token
-from transport.tls import TlsRefusedError, require_tls
 
-__all__ = ["NATS_PY_VERSIONS", "PARAMS", "DirectProtocol", "DirectRoutes", "DirectTransport", "direct_path_unknown"]
+__all__ = ["DirectProtocol"]
 
 #: Output that is written before more input is parsed.
 OUTPUT_BYTES = 1024 * 1024
@@ -55,30 +45,16 @@ LINES_BYTES = 256
 #: A line of the protocol (INFO is the longest) and the control line and headers of a frame stay below this.
 LINE_BYTES_MAX = 1024 * 1024
 
+#: Frames alike that are worth being answered as a run.
+RUN_FRAMES_MIN = 4
+
 HMSG, MSG, INFO = b"HMI"
+SPACE, CR = b" \r"
 #: Sizes below this are looked up: `int` of bytes costs as much as the rest of a control line.
 SMALL = 4096
 SIZES = {b"%d" % size: size for size in range(SMALL)}
 PUB, NEXT_PUB, END = b"PUB ", b"\r\nPUB ", b".results 0\r\n\r\n"
 RESULTS = tuple(b".results %d\r\n" % size for size in range(SMALL))
-
-#: Versions of nats-py whose inside the direct path knows, first and last: tests/transport/test_contract.py says what it uses of it.
-NATS_PY_VERSIONS = ((2, 10), (2, 16))
-
-
-def direct_path_unknown(installed: str | None = None) -> str | None:
-    """Why the direct path can't be used with the nats-py that is installed; None if it can."""
-    installed = installed or version("nats-py")
-    first, last = NATS_PY_VERSIONS
-    numbers = tuple(int(number) for number in re.findall(r"\d+", installed)[:2])
-    if first <= numbers <= last:
-        return None
-    known = " to ".join(".".join(map(str, number)) for number in NATS_PY_VERSIONS)
-    return f"nats-py {installed} is not known to the direct path, known are {known}"
-
-
-NO_WORD = "the server closed the connection, and did not say why"
-NO_GREETING = "the server closed the connection before its INFO: handshake_first is not supported"
 
 
 class DirectProtocol(asyncio.StreamReaderProtocol):
@@ -180,7 +156,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         find, startswith, end = buffer.find, buffer.startswith, len(buffer)
         at = passed = answered = out_bytes = needed = 0  # buffer[passed:at] is whole and goes on to nats-py
         out: list[bytes] = []
-        shape = None
+        shape, may_run = None, True
         while at < end:
             if shape is not routes.shape:
                 shape = routes.shape
@@ -203,6 +179,15 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     )
                 )
             ):
+                if may_run and end - at >= RUN_FRAMES_MIN * (payload_end + 2 - at):
+                    if passed < at:
+                        super().data_received(buffer[passed:at])
+                    run = Run.of(shape, at, reply_end, payload_end)
+                    passed, count, out_bytes = self._answer_run(run, handshake, buffer, at, out, out_bytes)
+                    may_run = passed - at >= RUN_FRAMES_MIN * run.frame_bytes
+                    at = passed
+                    answered += count
+                    continue
                 handler, reply, caller = usual, buffer[at + prefix_bytes : reply_end], whose
             else:
                 try:
@@ -251,6 +236,48 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if at < end:
             self._keep(buffer[at:], needed)
 
+    def _answer_run(
+        self, run: Run, handshake: bytes, buffer: bytes, at: int, out: list[bytes], out_bytes: int
+    ) -> tuple[int, int, int]:
+        """Answer the frames of a run that begins at `at`, as `_parse` answers one. Pays: bench end-to-end get.
+
+        Returns where the first frame begins that is not of the run, how many were answered whole, and how many bytes `out` has now, about.
+        """
+        frames, frame_bytes, payload_ahead, payload_bytes, shape = run
+        prefix, suffix, rest, handler, caller = shape.prefix, shape.suffix, shape.rest, shape.handler, shape.caller
+        answered, size_max = 0, self._max_payload
+        whole_bytes = (len(buffer) - at) // frame_bytes * frame_bytes
+        for its_prefix, reply, its_suffix, trace, its_rest in frames.iter_unpack(
+            memoryview(buffer)[at : at + whole_bytes]
+        ):
+            if (
+                its_prefix != prefix
+                or its_suffix != suffix
+                or SPACE in reply
+                or CR in reply
+                or (its_rest and (its_rest != rest or CR in trace))
+                or out_bytes >= OUTPUT_BYTES
+            ):
+                break
+            payload_at = at + payload_ahead
+            payload_end = payload_at + payload_bytes
+            result: Answer[bytes] | Exception
+            try:
+                result = handler(caller, buffer, payload_at, payload_end)
+            except Exception as error:  # of all kinds, NeedMoreBytes too
+                result = error
+            if type(result) is bytes and 0 < (size := len(result)) <= size_max:
+                answered += 1
+                line = RESULTS[size] if size < SMALL else b".results %d\r\n" % size
+                out += (PUB, reply, handshake, reply, line, result, NEXT_PUB, reply, END)
+                out_bytes += size + LINES_BYTES
+            else:
+                out.append(self._outcome(handler, reply, caller, buffer, at, payload_at, payload_end, result))
+                out_bytes += len(out[-1])
+                result = b""  # a traceback of an exception holds this frame, and so the buffer
+            at += frame_bytes
+        return at, answered, out_bytes
+
     def _take_apart(self, buffer: bytes, at: int, end: int) -> Cut | Other | int:
         """What stands there, by the words of its control line; where it is not whole, how many bytes it has at least.
 
@@ -291,7 +318,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         block = buffer[head_at:payload_at]
         caller = ANONYMOUS if kind == MSG else routes.callers.callers.get(block) or routes.callers.find(block)
         if size == self._size and caller is self._caller and subscription == self._subscription:
-            routes.shape = shape_of(words, block, payload_end - payload_at, handler, caller) or routes.shape
+            routes.learn_shape(words, block, buffer[payload_at:payload_end], handler, caller)
         self._size, self._subscription, self._caller = size, subscription, caller
         return handler, words[3], caller, payload_at, payload_end
 
@@ -367,123 +394,3 @@ def _is_text(line: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-class DirectTransport(TcpTransport):
-    """nats-py's transport over `DirectProtocol`, or without routes over asyncio's. One object serves all connections of one client.
-
-    :param tls_required: refuse a server that has no TLS, and write nothing in clear
-    :param has_certificate: TLS shows one
-    """
-
-    def __init__(self, routes: DirectRoutes | None, tls_required: bool = False, has_certificate: bool = False) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # nats-py's
-        self._routes = routes
-        self._tls_required, self._has_certificate = tls_required, has_certificate
-        self._clear = tls_required  # TLS is required, and not up
-        self._info = b""  # the first line of the connection
-        self._judged = False  # the server has our certificate to judge, and has said nothing since
-
-    def __bool__(self) -> bool:
-        """True from the start: nats-py replaces a transport that is false."""
-        return True
-
-    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
-        """Connect in clear."""
-        if self._io_writer is not None:
-            self._io_writer.transport.abort()  # nats-py leaves a connection that the server refused at a reconnect
-        self._clear, self._info, self._judged = self._tls_required, b"", False
-        loop = asyncio.get_running_loop()
-        reader, protocol = self._new_protocol(buffer_size, self._clear)
-        async with asyncio.timeout(connect_timeout):
-            transport, _ = await loop.create_connection(lambda: protocol, uri.hostname or "", uri.port or 4222)
-        self._use(reader, protocol, transport)
-        # TLS goes over it: a StreamWriter that nobody holds closes its transport.
-        self._bare_io_reader, self._bare_io_writer = self._io_reader, self._io_writer
-
-    async def connect_tls(
-        self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
-    ) -> None:
-        """Go on with TLS; what came in clear behind the server's INFO is lost. `start_tls` does not call connection_made."""
-        assert self._io_writer is not None, "connect comes first"
-        loop = asyncio.get_running_loop()
-        reader, protocol = self._new_protocol(buffer_size, clear=False)
-        if self._info and isinstance(protocol, DirectProtocol):
-            protocol.follow(self._info)
-        clear, name = self._io_writer.transport, uri if isinstance(uri, str) else uri.hostname
-        replaced = clear.get_protocol()
-        try:
-            async with asyncio.timeout(connect_timeout):
-                transport = await loop.start_tls(clear, protocol, ssl_context, server_hostname=name)
-        except BaseException:
-            replaced.connection_lost(None)  # nobody else tells it, and nats-py waits for that
-            raise
-        assert transport is not None
-        protocol.connection_made(transport)
-        self._use(reader, protocol, transport)
-        self._clear = False
-
-    async def readline(self) -> bytes:
-        """A line of the server; of INFO what `require_tls` makes of it. nats-py reads by lines until the server has taken it."""
-        with self._judgement():
-            line: bytes = await super().readline()  # type: ignore[no-untyped-call] # nats-py's
-            if not line and (self._info or self._clear):
-                raise ConnectionResetError(NO_WORD if self._info else NO_GREETING)
-        self._judged = False
-        if not self._info:
-            self._info = line
-            if self._clear:
-                line, self._judged = require_tls(line, self._has_certificate)
-        return line
-
-    async def drain(self) -> None:
-        """Wait until more may be written."""
-        with self._judgement():
-            await super().drain()  # type: ignore[no-untyped-call] # nats-py's
-
-    def write(self, payload: bytes) -> None:
-        """Write, but never in clear where TLS is required."""
-        self._check_tls()
-        super().write(payload)  # type: ignore[no-untyped-call] # nats-py's
-
-    def writelines(self, payload: list[bytes]) -> None:
-        """Write, but never in clear where TLS is required."""
-        if self._clear and self._io_writer is not None:
-            self._io_writer.transport.abort()  # at its close nats-py writes what waits, and leaves a connection that fails
-        self._check_tls()
-        super().writelines(payload)  # type: ignore[no-untyped-call] # nats-py's
-
-    def close(self) -> None:
-        """Close, if there was a connection."""
-        if self._io_writer is not None:
-            super().close()  # type: ignore[no-untyped-call] # nats-py's
-
-    @contextmanager
-    def _judgement(self) -> Iterator[None]:
-        # Over TLS 1.3 the server's alert about a certificate follows the handshake, and is lost where a write fails before it is read.
-        try:
-            yield
-        except ConnectionError:
-            if self._judged and not self._clear:
-                raise TlsRefusedError(
-                    "the server does not accept the client certificate: it ended the connection"
-                ) from None
-            raise
-
-    def _check_tls(self) -> None:
-        if self._clear:
-            raise TlsRefusedError("TLS is required and not up: nothing is sent")
-
-    def _new_protocol(self, buffer_size: int, clear: bool) -> tuple[asyncio.StreamReader, asyncio.StreamReaderProtocol]:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=buffer_size, loop=loop)
-        if self._routes is None or clear:
-            return reader, asyncio.StreamReaderProtocol(reader, loop=loop)
-        return reader, DirectProtocol(reader, self._routes, loop)
-
-    def _use(
-        self, reader: asyncio.StreamReader, protocol: asyncio.StreamReaderProtocol, transport: asyncio.WriteTransport
-    ) -> None:
-        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        self._io_reader = reader
-        self._io_writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())

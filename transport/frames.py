@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from struct import Struct
 from typing import NamedTuple, TypeAlias
 
 from transport.callers import CRLF, TRACEPARENT
-from transport.handler import ANONYMOUS, Caller, Handler
+from transport.handler import ANONYMOUS, Caller, Handler, Narrowed
 from transport.invocation import Send
 
-__all__ = ["NO_SHAPE", "Cut", "NotNatsError", "Other", "Shape", "shape_of", "write_frames"]
+__all__ = ["NO_SHAPE", "Cut", "NotNatsError", "Other", "Run", "Shape", "shape_of", "write_frames"]
 
 #: An invocation with a reply subject, cut out of a buffer: its handler, reply subject and caller, where its parameters begin and end.
 Cut: TypeAlias = tuple[Handler, bytes, Caller, int, int]
@@ -36,6 +38,9 @@ class Shape(NamedTuple):
 
     Of a frame that is alike only the reply subject is cut out; the trace may be any that ends where the rest begins.
 
+    Where the handler is a narrowed one, the head of the parameters stands behind the rest, or without a trace behind the suffix.
+
+    :ivar suffix_bytes: without the head, as rest_bytes and head_bytes are
     :ivar rest_bytes: 0 without a trace: the suffix ends where the payload begins; -1 also without headers: there may be no reply subject
     :ivar head_bytes: of suffix, trace and rest
     """
@@ -53,7 +58,12 @@ class Shape(NamedTuple):
 
 
 def shape_of(
-    words: Sequence[bytes], block: bytes, payload_bytes: int, handler: Handler, caller: Caller
+    words: Sequence[bytes],
+    block: bytes,
+    payload_bytes: int,
+    handler: Handler,
+    caller: Caller,
+    narrowed: Narrowed | None = None,
 ) -> Shape | None:
     """The shape of an invocation, from the words of its control line and its headers; None where the trace does not end as one."""
     prefix = b"%b %b %b " % (words[0], words[1], words[2])
@@ -67,7 +77,46 @@ def shape_of(
         if rest_at < 0 or TRACEPARENT in rest:
             return None
         rest_bytes = len(rest)
-    return Shape(prefix, len(prefix), suffix, len(suffix), rest, rest_bytes, head_bytes, payload_bytes, handler, caller)
+    suffix_bytes = len(suffix)
+    if narrowed is not None:
+        handler = narrowed.handler
+        if rest:
+            rest += narrowed.head
+        else:
+            suffix += narrowed.head
+    return Shape(
+        prefix, len(prefix), suffix, suffix_bytes, rest, rest_bytes, head_bytes, payload_bytes, handler, caller
+    )
+
+
+class Run(NamedTuple):
+    """How to cut frames that follow each other and have one shape and one size: all their reply subjects and traces are as long as the first's.
+
+    :ivar frames: of a frame: prefix, reply, suffix, trace, rest; the last two are empty without a trace
+    """
+
+    frames: Struct
+    frame_bytes: int
+    payload_ahead: int
+    payload_bytes: int
+    shape: Shape
+
+    @classmethod
+    def of(cls, shape: Shape, at: int, reply_end: int, payload_end: int) -> Run:
+        """A run that begins at `at` with a frame of this shape."""
+        frame_bytes = payload_end + 2 - at
+        reply_bytes = reply_end - at - shape.prefix_bytes
+        trace_bytes = shape.head_bytes - shape.suffix_bytes - shape.rest_bytes if shape.rest else 0
+        sizes = (shape.prefix_bytes, reply_bytes, len(shape.suffix), trace_bytes, len(shape.rest))
+        payload_ahead = frame_bytes - 2 - shape.payload_bytes
+        return cls(frames_of(sizes, frame_bytes), frame_bytes, payload_ahead, shape.payload_bytes, shape)
+
+
+@lru_cache(256)
+def frames_of(sizes: tuple[int, ...], frame_bytes: int) -> Struct:
+    """Frames that begin with fields of these sizes."""
+    fields = "".join(f"{size}s" for size in sizes)
+    return Struct(f"{fields}{frame_bytes - sum(sizes)}x")
 
 
 def no_handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:

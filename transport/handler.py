@@ -20,8 +20,12 @@ __all__ = [
     "Caller",
     "Handler",
     "Measure",
+    "Narrowed",
     "NeedMoreElements",
     "Tally",
+    "drop_answer",
+    "narrow",
+    "narrowable",
     "new_tally",
 ]
 
@@ -59,6 +63,32 @@ class NeedMoreElements(NeedMoreBytes):
     def __init__(self, end_min: int, measure: Measure) -> None:
         super().__init__(end_min)
         self.measure = measure
+
+
+class Narrowed(NamedTuple):
+    """A handler that may be called in another's place for parameters that begin with `head` and are not shorter than those it was made for."""
+
+    head: bytes
+    handler: Handler
+
+
+def narrowable(handler: Handler, narrowing: Callable[[bytes], Narrowed | None]) -> Handler:
+    """The same handler, of which `narrow` can make one that reads less."""
+    handler.narrowing = narrowing  # type: ignore[attr-defined] # a function has room for what belongs to it
+    return handler
+
+
+def narrow(handler: Handler, parameters: bytes) -> Narrowed | None:
+    """A handler for parameters like these, whole ones that came for `handler`; None where there is none."""
+    narrowing: Callable[[bytes], Narrowed | None] | None = getattr(handler, "narrowing", None)
+    return None if narrowing is None else narrowing(parameters)
+
+
+def drop_answer(answer: Awaitable[object]) -> None:
+    """Nobody will wait for an answer: a coroutine is closed, so that it does not warn, a task cancelled."""
+    drop = getattr(answer, "close", None) or getattr(answer, "cancel", None)
+    if drop is not None:
+        drop()
 
 
 #: How many calls of one function ended how: a list of counts, by OUTCOMES. A plain list, since each call adds to it.

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from transport.errors import DecodeError, NeedMoreBytes
-from transport.handler import Answer, Caller, Handler, Measure, NeedMoreElements
+from transport.handler import Answer, Caller, Handler, Measure, NeedMoreElements, drop_answer
 from transport.subjects import results_subject
 
 __all__ = ["InvocationCounts", "InvocationLimits", "Invocations", "Send", "Step", "Waiting"]
@@ -279,9 +279,7 @@ class Invocations:
         if isinstance(answer, bytes):
             return Step(self._result(reply, answer, sends))
         if self._waiting >= self._limits.waiting_max:
-            close = getattr(answer, "close", None)
-            if close is not None:
-                close()  # a coroutine that is never awaited would warn
+            drop_answer(answer)
             return self._refuse(reply, sends)
         self._waiting += 1
         return Step(sends, Waiting(reply, traceparent, answer))

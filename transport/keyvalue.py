@@ -1,4 +1,4 @@
-"""`wrpc:keyvalue/store`: parameters and results of its functions, both ways, and the handlers a server calls.
+"""`wrpc:keyvalue/store`: parameters and results of its functions, both ways.
 
     store.get        bucket: string, key: string                      -> result<option<list<u8>>, error>
     store.set        bucket: string, key: string, value: list<u8>     -> result<_, error>
@@ -10,16 +10,16 @@
     key-response     record { keys: list<string>, cursor: option<u64> }
 
 Strings stay bytes on both sides (their UTF-8 is checked where they come in): a key is bytes in the engine too, and is never decoded.
-What all interfaces of `wrpc:keyvalue` share is here too: the error, the limits of parameters, `function_handler`. The others are
+What all interfaces of `wrpc:keyvalue` share is here too: the error, the limits of parameters, `function_handler`. The handlers are in transport/store.py, the others in
 transport/atomics.py, transport/batch.py and transport/watcher.py.
 
-To add a function: its line in the Protocol, its four codec functions, its handler in `store_handlers`, its method in the client, and
+To add a function: its line in the Protocol, its four codec functions, its handler in `transport.store.store_handlers`, its method in the client, and
 in the service. tests/test_wit.py fails until the Protocol, the handlers and `wit/` say the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -43,7 +43,7 @@ from transport.handler import (
     Caller,
     Handler,
     Tally,
-    new_tally,
+    drop_answer,
 )
 from transport.values import (
     ONE_BYTE,
@@ -61,6 +61,8 @@ __all__ = [
     "BUCKET",
     "KEY",
     "NEVER",
+    "OK_NONE",
+    "OK_SOME_SHORT",
     "OK_UNIT",
     "STORE",
     "VALUE",
@@ -77,7 +79,6 @@ __all__ = [
     "decode_set",
     "decode_truth_result",
     "decode_unit_result",
-    "drop_answer",
     "encode_bucket_key",
     "encode_error",
     "encode_get_result",
@@ -90,8 +91,6 @@ __all__ = [
     "read_bucket_and_key",
     "read_ok",
     "refused",
-    "store_handlers",
-    "store_tallies",
 ]
 
 #: The instance that serves `store`.
@@ -326,30 +325,6 @@ NEVER = object()
 VALUES = frozenset({bytes, bool, int, type(None), KeyResponse})
 
 
-def store_tallies() -> dict[str, Tally]:
-    """A tally for each function of `store`, by its name on the wire."""
-    return {name: new_tally() for name in ("get", "set", "delete", "exists", "list-keys")}
-
-
-def store_handlers(
-    store: StoreInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
-) -> dict[str, Handler]:
-    """A handler for each function of `store`, by its name on the wire.
-
-    :param tallies: by the same names; each call is counted, `none` where get or exists found no key
-    """
-    tally = tallies or store_tallies()
-    return {
-        "get": _get_handler(store.get, limits, tally["get"]),
-        "set": _set_handler(store.set, limits, tally["set"]),
-        "delete": function_handler(decode_delete, store.delete, encode_unit_result, NEVER, limits, tally["delete"]),
-        "exists": function_handler(decode_exists, store.exists, encode_truth_result, False, limits, tally["exists"]),
-        "list-keys": function_handler(
-            decode_list_keys, store.list_keys, encode_key_response, NEVER, limits, tally["list-keys"]
-        ),
-    }
-
-
 def function_handler(
     decode: Callable[[bytes, int, int, ParameterLimits], tuple[tuple[P, ...], int]],
     function: Callable[..., Answer[T]],
@@ -375,62 +350,6 @@ def function_handler(
             return Waited(answer, encode, missing, tally)
         tally[NONE if answer is missing else OK] += 1
         return encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
-
-    return handle
-
-
-def _get_handler(
-    function: Callable[[Caller, bytes, bytes], Answer[bytes | None]], limits: ParameterLimits, tally: Tally
-) -> Handler:
-    """`function_handler` of `decode_get` and `encode_get_result`, with these written out; pays: bench end-to-end get."""
-
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
-        try:
-            bucket, key, _ = read_bucket_and_key(buffer, start, end, limits)
-            value = function(caller, bucket, key)
-        except (LengthLimitError, InterfaceError) as error:
-            return refused(error, tally)
-        except NeedMoreBytes:
-            raise
-        except Exception:
-            tally[FAILED] += 1
-            raise
-        if isinstance(value, bytes):
-            tally[OK] += 1
-            length = len(value)
-            return OK_SOME_SHORT[length] + value if length < 128 else encode_get_result(value)
-        if value is None:
-            tally[NONE] += 1
-            return OK_NONE
-        return Waited(value, encode_get_result, None, tally)
-
-    return handle
-
-
-def _set_handler(
-    function: Callable[[Caller, bytes, bytes, bytes], Answer[None]], limits: ParameterLimits, tally: Tally
-) -> Handler:
-    """`function_handler` of `decode_set`, with that written out; pays: bench end-to-end set."""
-
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
-        try:
-            bucket, key, at = read_bucket_and_key(buffer, start, end, limits)
-            if at < end and (length := buffer[at]) < 128 and length < end - at and length <= limits.value_bytes_max:
-                value = buffer[at + 1 : at + 1 + length]
-            else:
-                value, _ = read_bytes(buffer, at, end, limits.value_bytes_max, VALUE)
-            answer = function(caller, bucket, key, value)
-        except (LengthLimitError, InterfaceError) as error:
-            return refused(error, tally)
-        except NeedMoreBytes:
-            raise
-        except Exception:
-            tally[FAILED] += 1
-            raise
-        if answer is not None:
-            return Waited(answer, encode_unit_result, NEVER, tally)
-        tally[OK] += 1
-        return OK_UNIT
 
     return handle
 
@@ -461,13 +380,6 @@ class Waited(Generic[T]):
     def close(self) -> None:
         """Drop the answer."""
         drop_answer(self._answer)
-
-
-def drop_answer(answer: Awaitable[object]) -> None:
-    """Nobody will wait for an answer: a coroutine is closed, a task cancelled."""
-    drop = getattr(answer, "close", None) or getattr(answer, "cancel", None)
-    if drop is not None:
-        drop()
 
 
 def refused(error: InterfaceError | LengthLimitError, tally: Tally) -> bytes:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from transport.callers import CallerCache
-from transport.frames import NO_SHAPE
-from transport.handler import Handler
+from transport.frames import NO_SHAPE, Shape, shape_of
+from transport.handler import Caller, Handler, narrow
 from transport.invocation import Invocations, Step
 
 __all__ = ["PARAMS", "DirectRoutes"]
 
 #: The route of the subscription to further pieces of parameters.
 PARAMS = "params"
+#: Shapes that are kept; when there are more, all are forgotten.
+SHAPES_MAX = 256
 
 
 class DirectRoutes:
     """What the direct path answers: handlers by subscription id, over one core. Outlives connections.
 
-    :ivar shape: of an invocation that was like the one before it
+    :ivar shape: of the last invocation that was taken apart and like the one before it
     :ivar on_step: told of each step but those of invocations that were answered whole; their messages are sent by then, or about to be
     :ivar on_batch: told how many seconds the frames of a read took, from the read to the write of their answers
     """
@@ -28,6 +30,7 @@ class DirectRoutes:
         self.handlers: dict[bytes, Handler] = {}
         self.params: set[bytes] = set()
         self.shape = NO_SHAPE
+        self._shapes: dict[tuple[bytes, bytes, Caller], Shape] = {}
         self.callers = CallerCache()
         self.invocations: Invocations | None = None
         self.on_step: Callable[[Step], None] = lambda step: None
@@ -43,9 +46,29 @@ class DirectRoutes:
             assert callable(route)
             self.handlers[key] = route
 
+    def learn_shape(
+        self, words: Sequence[bytes], block: bytes, parameters: bytes, handler: Handler, caller: Caller
+    ) -> None:
+        """Take the shape of an invocation that was like the one before it, and does not have the shape that there is.
+
+        A shape is for parameters that begin alike, until it is found here that others of the same size come, which begin otherwise.
+        """
+        kind = (words[2], words[-1], caller)
+        known = self._shapes.get(kind)
+        if known is None or known is self.shape:
+            narrowed = narrow(handler, parameters) if known is None else None
+            known = shape_of(words, block, len(parameters), handler, caller, narrowed)
+            if known is None:
+                return
+            if len(self._shapes) >= SHAPES_MAX:
+                self._shapes.clear()
+            self._shapes[kind] = known
+        self.shape = known
+
     def forget_shapes(self) -> None:
         """Take the next frames apart as if they were the first."""
         self.shape = NO_SHAPE
+        self._shapes.clear()
 
     def remove(self, subscription_id: int) -> None:
         """Leave a subscription to nats-py."""

@@ -17,10 +17,10 @@ from contextlib import suppress
 from time import monotonic
 
 from transport.connection import Connection, Message, Subscription
-from transport.direct import PARAMS
 from transport.errors import DecodeError, DisconnectedError
 from transport.handler import ANONYMOUS, Answer, Caller, Handler
 from transport.invocation import Failure, InvocationCounts, InvocationLimits, Invocations, Step, Waiting
+from transport.routes import PARAMS
 from transport.subjects import check_subject, invocation_subject, params_subject, params_token, results_subject
 
 __all__ = ["Server"]

@@ -1,6 +1,6 @@
 """TLS of the NATS connection: what a certificate is checked against, which one is shown, and what it means where it fails.
 
-Where TLS is required, nothing leaves in clear: `transport.direct.DirectTransport` sees to it, at the first connection and at each reconnect.
+Where TLS is required, nothing leaves in clear: `transport.nats_transport.DirectTransport` sees to it, at the first connection and at each reconnect.
 """
 
 from __future__ import annotations

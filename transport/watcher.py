@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Protocol
 
 from transport.errors import DecodeError, LengthLimitError
-from transport.handler import Answer, Caller, Handler
-from transport.keyvalue import ParameterLimits, decode_get, decode_set, drop_answer, encode_bucket_key, encode_set
+from transport.handler import Answer, Caller, Handler, drop_answer
+from transport.keyvalue import ParameterLimits, decode_get, decode_set, encode_bucket_key, encode_set
 
 __all__ = [
     "WATCHER",

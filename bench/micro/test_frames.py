@@ -18,10 +18,12 @@ from provider.metrics import Durations
 from provider.service import Service
 from transport.atomics import atomics_handlers, atomics_tallies, encode_increment
 from transport.batch import batch_handlers, batch_tallies, encode_bucket_keys, encode_set_many
-from transport.direct import DirectProtocol, DirectRoutes
+from transport.direct import DirectProtocol
 from transport.handler import Handler
 from transport.invocation import Invocations
-from transport.keyvalue import encode_bucket_key, encode_list_keys, encode_set, store_handlers, store_tallies
+from transport.keyvalue import encode_bucket_key, encode_list_keys, encode_set
+from transport.routes import DirectRoutes
+from transport.store import store_handlers, store_tallies
 from transport.subjects import invocation_subject
 
 FRAMES = 64

@@ -23,11 +23,14 @@ from tests.log_lines import LogLines
 from tests.nats_configs import Authority, user_config
 from transport.client import KeyValueClient
 from transport.connection import Connection, ConnectionOptions
-from transport.direct import PARAMS, DirectProtocol, DirectRoutes, DirectTransport
+from transport.direct import DirectProtocol
 from transport.errors import ConnectError, DisconnectedError
 from transport.invocation import Invocations
-from transport.keyvalue import STORE, encode_bucket_key, encode_get_result, encode_set, store_handlers
+from transport.keyvalue import STORE, encode_bucket_key, encode_get_result, encode_set
+from transport.nats_transport import DirectTransport
+from transport.routes import PARAMS, DirectRoutes
 from transport.server import Server
+from transport.store import store_handlers
 from transport.subjects import invocation_subject, params_subject
 from transport.tls import TlsOptions, TlsRefusedError
 

@@ -28,8 +28,8 @@ from transport.atomics import atomics_tallies
 from transport.batch import batch_tallies
 from transport.connection import Connection, ConnectionOptions
 from transport.handler import FAILED, NONE, OK, OTHER, OUTCOMES, Tally
-from transport.keyvalue import store_tallies
 from transport.server import Server
+from transport.store import store_tallies
 
 FUNCTIONS = (
     *("get", "set", "delete", "exists", "list-keys"),

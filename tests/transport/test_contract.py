@@ -1,5 +1,5 @@
 """What the direct path uses of nats-py's inside, over the oldest and the newest version that are supported. Where one fails, read
-`transport.direct` again before its NATS_PY_VERSIONS are changed.
+`transport.nats_transport` again before its NATS_PY_VERSIONS are changed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport, Transport
 
-import transport.direct
+import transport.nats_transport
 from engine import Store
 from provider.service import Service
 from tests.conftest import DEADLINE_S, NatsServer
 from transport.client import KeyValueClient
 from transport.connection import Connection, ConnectionOptions
-from transport.direct import NATS_PY_VERSIONS, DirectRoutes, DirectTransport, direct_path_unknown
 from transport.errors import ConnectError
 from transport.handler import Answer, Caller, Handler
 from transport.invocation import Invocations
-from transport.keyvalue import STORE, store_handlers
+from transport.keyvalue import STORE
+from transport.nats_transport import NATS_PY_VERSIONS, DirectTransport, direct_path_unknown
+from transport.routes import DirectRoutes
 from transport.server import Server
+from transport.store import store_handlers
 from transport.tls import TlsOptions
 
 ROOT = Path(__file__).parents[2]
@@ -215,7 +217,7 @@ async def test_an_unknown_version_is_told_once_and_takes_the_plain_path(
 ) -> None:
     caplog.set_level(logging.INFO, "transport")
     with monkeypatch.context() as patches:
-        patches.setattr(transport.direct, "version", lambda name: "9.9.9")
+        patches.setattr(transport.nats_transport, "version", lambda name: "9.9.9")
         connection = await Connection.open(ConnectionOptions((nats_server.url,)))
     assert connection.direct is None
     await serve(nats_server, connection)
@@ -234,7 +236,7 @@ def test_tls_is_required_of_known_versions_alone(
     path: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What holds the credentials back is a transport that nats-py must take."""
-    monkeypatch.setattr(transport.direct, "version", lambda name: "9.9.9")
+    monkeypatch.setattr(transport.nats_transport, "version", lambda name: "9.9.9")
     with pytest.raises(ConnectError, match=r"nats-py 9\.9\.9 is not known .* TLS is required, and only with these"):
         Connection(ConnectionOptions(**{"urls": ("nats://127.0.0.1:1",), "path": path} | options))
 

@@ -17,12 +17,14 @@ from nats.aio.client import Client
 from engine import Store
 from provider.service import Service
 from transport.callers import CALLERS_MAX, parse_caller, traceparent_of
-from transport.direct import LINE_BYTES_MAX, OUTPUT_BYTES, PARAMS, DirectProtocol, DirectRoutes
+from transport.direct import LINE_BYTES_MAX, OUTPUT_BYTES, DirectProtocol
 from transport.handler import ANONYMOUS, Answer, Caller, Handler
 from transport.invocation import InvocationLimits, Invocations, Send, Step
-from transport.keyvalue import encode_bucket_key, encode_get_result, encode_set, store_handlers
+from transport.keyvalue import encode_bucket_key, encode_get_result, encode_set
 from transport.read_flow import ReadFlow
+from transport.routes import PARAMS, DirectRoutes
 from transport.server import caller_of
+from transport.store import store_handlers
 
 MIB = 1024 * 1024
 INBOX = "_INBOX.server"

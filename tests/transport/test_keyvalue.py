@@ -49,9 +49,8 @@ from transport.keyvalue import (
     encode_set,
     encode_truth_result,
     encode_unit_result,
-    store_handlers,
-    store_tallies,
 )
+from transport.store import store_handlers, store_tallies
 from transport.values import U64_MAX, write_length
 
 LIMITS = ParameterLimits(bucket_bytes_max=8, key_bytes_max=16, value_bytes_max=32)

@@ -18,10 +18,12 @@ from engine import Store, StoreOptions
 from provider.service import Service
 from tests.invoking import invoke
 from tests.transport.test_direct import INBOX, NOBODY, Reader, Socket, cut, publications
-from transport.direct import PARAMS, DirectProtocol, DirectRoutes
+from transport.direct import DirectProtocol
 from transport.handler import ANONYMOUS, OUTCOMES, Answer, Caller
 from transport.invocation import InvocationLimits, Invocations, Send, Waiting
-from transport.keyvalue import encode_bucket_key, encode_list_keys, encode_set, store_handlers, store_tallies
+from transport.keyvalue import encode_bucket_key, encode_list_keys, encode_set
+from transport.routes import PARAMS, DirectRoutes
+from transport.store import store_handlers, store_tallies
 
 FAILING, WAITING = "failing", "waiting"
 PIECES = 50  # the subscription to further pieces of parameters

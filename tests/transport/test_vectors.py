@@ -47,8 +47,8 @@ from transport.keyvalue import (
     encode_set,
     encode_truth_result,
     encode_unit_result,
-    store_handlers,
 )
+from transport.store import store_handlers
 from transport.subjects import invocation_subject, params_token
 
 #: As long as the captured ones: the size of a first piece depends on it.
