@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from operator import eq
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import example, given, settings
@@ -18,13 +19,16 @@ from engine import Store
 from provider.service import Service
 from transport.callers import CALLERS_MAX, parse_caller, traceparent_of
 from transport.direct import LINE_BYTES_MAX, OUTPUT_BYTES, DirectProtocol
-from transport.handler import ANONYMOUS, Answer, Caller, Handler
+from transport.errors import NeedMoreBytes
+from transport.handler import ANONYMOUS, Answer, Caller, Handler, Narrowed, narrowable
 from transport.invocation import InvocationLimits, Invocations, Send, Step
 from transport.keyvalue import encode_bucket_key, encode_get_result, encode_set
 from transport.read_flow import ReadFlow
-from transport.routes import PARAMS, DirectRoutes
+from transport.routes import PARAMS, SHAPES_MAX, DirectRoutes
 from transport.server import caller_of
 from transport.store import store_handlers
+
+T = TypeVar("T")
 
 MIB = 1024 * 1024
 INBOX = "_INBOX.server"
@@ -129,7 +133,8 @@ class Direct:
         self.routes.on_step = self.steps.append
         self.invocations = self.routes.invocations = Invocations(INBOX, NOBODY, lambda: str(next(tokens)), limits)
         service = Service(self.store)
-        for number, handler in enumerate(store_handlers(service, service.parameter_limits).values(), GET):
+        self.limits = service.parameter_limits
+        for number, handler in enumerate(store_handlers(service, self.limits).values(), GET):
             self.routes.add(number, handler)
         self.routes.add(PIECES, PARAMS)
         self.connect(info(MIB) if greeting is None else greeting)
@@ -727,13 +732,39 @@ BLOCKS = (
     b"NATS/1.0\r\ntraceparent: " + TRACE + HEADERS[8:].replace(b"component", b"componenT"),
     b"NATS/1.0\r\n\r\n",
     HEADERS[:-2] + b"traceparent: " + TRACE,  # without an end
+    HEADERS[:-2] + b"traceparent: " + TRACE[:9] + b"\r" + TRACE[10:] + b"\r\n\r\n",
 )
-PAYLOADS = (b"", b"ab", b"cd", b"abc", b"a 60 85\r\nNATS/1.0\r\n\r\n", b" 2\r\nab", HEADERS, b"\r\n", b"PING\r\n")
+PAYLOADS = (
+    b"",
+    b"ab",
+    b"cd",
+    b"ae",
+    b"abc",
+    b"a 60 85\r\nNATS/1.0\r\n\r\n",
+    b" 2\r\nab",
+    HEADERS,
+    b"\r\n",
+    b"PING\r\n",
+)
+CUT, SILENT, LONG, LATE = b"a?", b"a!", b"a+", b"a-"
+REPLIES = (b"", b"r", b"s", b"_INBOX.x.1", b"_INBOX.x.2")
+
+
+def repeated(values: Sequence[T]) -> st.SearchStrategy[list[T]]:
+    """What frames that follow each other have of something: mostly the same."""
+    return st.one_of(
+        st.sampled_from(values).map(lambda value: [value]),
+        st.lists(st.sampled_from(values), min_size=1, max_size=8),
+    )
+
+
+#: Frames of a subscription, so many: their header blocks, payloads and reply subjects, which repeat.
 FRAMES = st.tuples(
     st.sampled_from([20, 21, OTHERS]),
-    st.lists(st.sampled_from([None, *BLOCKS]), min_size=1, max_size=8),
-    st.sampled_from(PAYLOADS),
-    st.sampled_from([b"", b"r", b"_INBOX.x.1"]),
+    repeated([None, *BLOCKS]),
+    repeated([*PAYLOADS, CUT, SILENT, LONG, LATE]),
+    repeated(REPLIES),
+    st.integers(1, 16),
 )
 
 
@@ -743,36 +774,66 @@ class Noted:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.direct = Direct(loop)
         self.calls: list[tuple[int, Caller, bytes]] = []
+        self.narrowed = 0
         for number in (20, 21):
             self.direct.routes.add(number, self.handler(number))
 
     def handler(self, number: int) -> Handler:
         def note(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
-            self.calls.append((number, caller, buffer[start:end]))
+            parameters = buffer[start:end]
+            self.calls.append((number, caller, parameters))
             if number == 21:
                 raise RuntimeError
-            return UNIT
+            if parameters == CUT:
+                raise NeedMoreBytes(3)
+            if parameters == LATE:
+                return Late()
+            return {SILENT: b"", LONG: bytes(5000)}.get(parameters, UNIT)
 
-        return note
+        def narrowing(parameters: bytes) -> Narrowed:
+            def note_narrowed(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+                assert buffer.startswith(parameters[:1], start)
+                assert end - start == len(parameters)
+                self.narrowed += 1
+                return note(caller, buffer, start, end)
+
+            return Narrowed(parameters[:1], note_narrowed)
+
+        return narrowable(note, narrowing)
 
     @property
     def traces(self) -> list[str | None]:
         return [step.failure.traceparent for step in self.direct.steps if step.failure is not None]
 
 
-@settings(max_examples=300)
-@given(st.lists(FRAMES, max_size=4), st.lists(st.integers(1, 400), max_size=6))
-@example(
-    [(20, [None], b"ab", b"r"), (20, [None], b" 2\r\nab", b"")], []
-)  # the second has no reply subject, and looks as if
+class Late:
+    """An answer that must be waited for; nobody does."""
+
+    def __await__(self) -> Generator[None, None, bytes]:
+        yield from ()
+        return UNIT
+
+
+@settings(max_examples=600)
+@given(st.lists(FRAMES, max_size=4), st.lists(st.integers(1, 2000), max_size=6))
+@example([(20, [None], [b"ab", b" 2\r\nab"], [b"r", b""], 2)], [])  # the second has no reply subject, and looks as if
+@example([(20, [None], [b"ab"] * 8 + [b"x 2\r\nab"], [b"rrrr"] * 8 + [b""], 9)], [])  # so does the ninth, in a run
+@example([(20, [BLOCKS[-1]], [b"ab"], [b"r"], 9)], [])
+@example([(20, [None], [b"ab"], [b"r"], 8), (21, [None], [b"ab"], [b"r"], 2)], [])
+@example([(20, [HEADERS], [b"ab"] * 6 + [b"cd"] * 6, [b"r"], 12)], [])  # begin otherwise
+@example([(20, [HEADERS], [b"ab", b"cd"], [b"r"], 12)], [])
+@example([(20, [BLOCKS[3]] * 6 + [BLOCKS[6]] + [BLOCKS[3]] * 6, [b"ab"], [b"r"], 13)], [])
 def test_frames_that_are_alike_are_answered_as_if_each_were_the_first(
-    loop: asyncio.AbstractEventLoop, frames: list[tuple[int, list[bytes | None], bytes, bytes]], cuts: list[int]
+    loop: asyncio.AbstractEventLoop,
+    frames: list[tuple[int, list[bytes | None], list[bytes], list[bytes], int]],
+    cuts: list[int],
 ) -> None:
-    wires = [
-        msg(number, payload, reply) if block is None else hmsg(number, payload, reply, headers=block)
-        for number, blocks, payload, reply in frames
-        for block in [blocks[0], *blocks]  # the second is like the first, and what follows may be like them
-    ]
+    wires = []
+    for number, blocks, payloads, replies, count in frames:
+        for _, block, payload, reply in zip(
+            range(count), itertools.cycle(blocks), itertools.cycle(payloads), itertools.cycle(replies), strict=False
+        ):
+            wires.append(msg(number, payload, reply) if block is None else hmsg(number, payload, reply, headers=block))
     together, alone = Noted(loop), Noted(loop)
     stream = b"".join(wires)
     sent, passed = [], b""
@@ -790,7 +851,10 @@ def test_frames_that_are_alike_are_answered_as_if_each_were_the_first(
     assert together.traces == alone.traces
     assert sent == sent_alone
     assert together.direct.passed == passed
-    assert together.direct.invocations.counts.without_reply == alone.direct.invocations.counts.without_reply
+    assert together.direct.invocations.counts == replace(
+        alone.direct.invocations.counts, received_bytes=together.direct.invocations.counts.received_bytes
+    )
+    assert not alone.narrowed
 
 
 @pytest.mark.parametrize("stream", [b"\n", b"\nPING\r\n", b"PING\r\n\nPONG\r\n", b"\n\n \n\n\r\n", b"\n \n\n\r\n\n"])
@@ -808,6 +872,101 @@ def test_shapes_are_forgotten_at_an_info_in_the_midst_of_a_read(loop: asyncio.Ab
     noted.direct.read(frame * 3 + info(1024) + frame)
     assert len(noted.calls) == 3
     assert noted.direct.socket.aborted
+
+
+def test_a_run_is_answered_by_a_narrowed_handler(loop: asyncio.AbstractEventLoop) -> None:
+    """Two frames are taken apart, then the head of the parameters is compared with the headers."""
+    noted = Noted(loop)
+    frames = [hmsg(20, b"a%d" % digit, b"r") for digit in range(10)]
+    assert noted.direct.read(b"".join(frames)) == [send for _ in frames for send in answer("r", UNIT)]
+    assert noted.narrowed == 8
+    assert [parameters for _, _, parameters in noted.calls] == [b"a%d" % digit for digit in range(10)]
+
+
+def test_parameters_that_begin_otherwise_make_their_shape_one_of_all(loop: asyncio.AbstractEventLoop) -> None:
+    noted = Noted(loop)
+    noted.direct.read(hmsg(20, b"ab", b"r") * 3 + hmsg(20, b"cd", b"r") + hmsg(20, b"ab", b"r") * 3)
+    assert noted.narrowed == 1
+    noted.direct.read(hmsg(20, b"abc", b"r") * 3)  # of another size
+    assert noted.narrowed == 2
+
+
+def test_shapes_are_found_again(loop: asyncio.AbstractEventLoop) -> None:
+    """Calls that are taken apart since another kind came between do not make their shape anew, nor look as if they began otherwise."""
+    noted = Noted(loop)
+    for number in (22, 23):
+        noted.direct.routes.add(number, noted.handler(number))
+    kinds = [hmsg(number, b"ab", b"r", headers=block) for number in (20, 22, 23) for block in BLOCKS[:2]]
+    for _ in range(4):
+        noted.direct.read(b"".join(frame * 6 for frame in kinds))
+    assert noted.narrowed == 4 * len(kinds) * 4
+
+
+def test_a_line_with_a_word_too_many_in_a_run_is_no_frame(direct: Direct) -> None:
+    frames = hmsg(GET, get_params(b"k"), b"rrr") * 8
+    direct.read(frames)
+    assert not direct.socket.aborted
+    direct.read(frames + hmsg(GET, get_params(b"k"), b"r r"))
+    assert direct.socket.aborted
+
+
+def bucket_get(bucket: bytes, key: bytes) -> bytes:
+    return hmsg(GET, encode_bucket_key(bucket, key), b"r")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 20])
+def test_gets_that_are_alike(direct: Direct, number: int) -> None:
+    """Keys of other alphabets, and other buckets with names as long, among those that are alike."""
+    for bucket, key in itertools.product((b"b", b"c"), (b"key", b"kex", "kö".encode())):
+        direct.store.bucket(bucket).set(key, bucket + key)
+    wires, expected = [], []
+    for bucket, key in [(b"b", b"key"), (b"b", b"kex"), (b"b", "kö".encode()), (b"b", b"nix"), (b"c", b"key")]:
+        value = direct.store.bucket(bucket).get(key)
+        wires += [bucket_get(bucket, key)] * number
+        expected += answer("r", encode_get_result(value)) * number
+    assert direct.read(b"".join(wires * 2)) == expected * 2
+
+
+def test_a_key_that_is_no_text_among_gets_that_are_alike(direct: Direct) -> None:
+    direct.store.bucket(b"b").set(b"key", b"value")
+    good, bad = bucket_get(b"b", b"key"), bucket_get(b"b", b"k\xff\xff")
+    right = answer("r", encode_get_result(b"value"))
+    assert direct.read(good * 6 + bad + good * 6) == right * 6 + answer("r") + right * 6
+    assert direct.invocations.counts.damaged == 1
+
+
+def test_a_limit_that_changes_counts_for_calls_that_are_alike(direct: Direct) -> None:
+    direct.store.bucket(b"b").set(b"key", b"value")
+    gets, sets = bucket_get(b"b", b"key") * 6, hmsg(SET, set_params(b"key", b"value"), b"r") * 6
+    assert direct.read(gets + sets) == answer("r", encode_get_result(b"value")) * 6 + answer("r", UNIT) * 6
+    for key_bytes, bucket_bytes, what in (
+        (2, 1, b"key in bytes: found 3, allowed 2"),
+        (3, 0, b"bucket name in bytes: found 1, allowed 0"),
+    ):
+        direct.limits.key_bytes_max, direct.limits.bucket_bytes_max = key_bytes, bucket_bytes
+        results = [send.payload for send in direct.read(gets + sets) if send.payload]
+        assert len(results) == 12
+        assert all(result.endswith(what) for result in results)
+
+
+def test_a_value_that_goes_on_among_sets_that_are_alike(direct: Direct) -> None:
+    """As large as the others, but its value claims more: the rest comes as a piece."""
+    sets = [hmsg(SET, set_params(b"k%d" % digit, b"v%d" % digit), b"r") for digit in range(8)]
+    cut_params = set_params(b"k9", b"abcd")[:-2]
+    assert len(cut_params) == len(set_params(b"k0", b"v0"))
+    sent = direct.read(b"".join((*sets[:6], hmsg(SET, cut_params, b"r9"), *sets[6:])))
+    assert sent == answer("r", UNIT) * 6 + [Send("r9", b"", f"{INBOX}.0")] + answer("r", UNIT) * 2
+    assert direct.read(piece("0", b"cd")) == answer("r9", UNIT, handshake=False)
+    assert direct.get(b"k9") == b"abcd"
+    assert direct.get(b"k7") == b"v7"
+
+
+def test_shapes_are_bounded(direct: Direct) -> None:
+    direct.store.bucket(b"b").set(b"k", b"v")
+    for size in range(1, 2 * SHAPES_MAX):
+        assert len(direct.read(bucket_get(b"b", b"k" * size) * 3)) == 3 * len(answer("r", UNIT))
+        assert len(direct.routes._shapes) <= SHAPES_MAX
+    assert direct.routes._shapes
 
 
 def test_a_route_that_changes_is_not_remembered(direct: Direct, loop: asyncio.AbstractEventLoop) -> None:
