@@ -37,6 +37,8 @@ class SmallGenerator(Generator):
         self._right = 0  # results of a size that is right
         self._sample: tuple[bytes, int] | None = None  # its token, and number
         self._next_sample = 0
+        self._latencies_here: dict[int, int] = {}  # by the moment at which the calls were due
+        self._latencies_beside: dict[int, int] = {}
 
     def fire(self, count: int, start_ns: int) -> None:
         self.transport.write(b"".join(self._messages(count, start_ns)))
@@ -56,8 +58,13 @@ class SmallGenerator(Generator):
             return None
         self._rest = read[stop:]
         starts = self._starts
+        others = 0
         try:
-            latencies = [now - starts.pop(token) for token in ENDS.findall(read, 0, stop)]
+            tokens = ENDS.findall(read, 0, stop)
+            if self.load.beside:
+                latencies, others = self._take_pairs(tokens, now)
+            else:
+                latencies = [now - starts.pop(token) for token in tokens]
             if self._sample is not None:
                 self._look(read, stop)
         except KeyError as error:
@@ -69,7 +76,7 @@ class SmallGenerator(Generator):
         out: list[bytes] = []
         if self.load.closing and (handshakes := HANDSHAKES.findall(read, 0, stop)):
             out.append(b"PUB %b.params 0\r\n\r\n" % b".params 0\r\n\r\nPUB ".join(handshakes))
-        more = self.count(latencies, now)
+        more = self.count(latencies, now, others)
         if more:
             out += self._messages(more, time.perf_counter_ns())
         if out:
@@ -80,6 +87,8 @@ class SmallGenerator(Generator):
             raise LoadError(f"found {self._right} answers of the right size to {self.answered} calls")
         if self._sample is not None:
             raise LoadError(f"call {self._sample[1]}: found no result")
+        here, beside = self._latencies_here, self._latencies_beside
+        self.excess_ns = max((here[due_ns] - beside[due_ns] for due_ns in here.keys() & beside.keys()), default=0)
 
     def _messages(self, count: int, start_ns: int) -> list[bytes]:
         starts = self._starts
@@ -98,6 +107,18 @@ class SmallGenerator(Generator):
             self._sample = (b"%d" % first, first)
             self._next_sample = self.sent + SAMPLE_ONE_IN
         return out
+
+    def _take_pairs(self, tokens: list[bytes], now: int) -> tuple[list[int], int]:
+        """Latencies of the calls among these that are measured, and how many went to the provider beside."""
+        latencies = []
+        for token in tokens:
+            start_ns = self._starts.pop(token)
+            if int(token) % 2:
+                self._latencies_beside[start_ns] = now - start_ns
+            else:
+                self._latencies_here[start_ns] = now - start_ns
+                latencies.append(now - start_ns)
+        return latencies, len(tokens) - len(latencies)
 
     def _look(self, read: bytes, stop: int) -> None:
         """Compare the sampled call's result, if it is in these bytes; in one write with its size it is whole."""

@@ -92,9 +92,17 @@ def _large_values() -> Iterator[Bar]:
 
 
 def _waits() -> Iterator[Bar]:
-    for kind, case in (("a page", "first walk"), ("a get", "gets beside the first walk")):
-        what = f"1,000,000 keys that nobody listed: longest wait of {kind}, us"
-        yield Bar(what, "pages", f"{case}, 1,000,000 keys", "max_us", 5_000, is_worst=True)
+    what = "1,000,000 keys that nobody listed: longest wait of"
+    yield Bar(f"{what} a page, us", "pages", "first walk, 1,000,000 keys", "max_us", 5_000)
+    case = "gets beside the first walk, 1,000,000 keys"
+    yield Bar(
+        f"{what} a get, beyond the bare responder's at the same moment, us",
+        "pages",
+        case,
+        "excess_us",
+        5_000,
+        is_worst=True,
+    )
 
 
 def _metrics() -> Iterator[Bar]:

@@ -31,7 +31,7 @@ from bench.stage import (
     row_of,
 )
 from bench.usage import peak_bytes, resident_bytes, restart_peak
-from bench.workload import Function, Load, bucket_of
+from bench.workload import PAIR_RATE, Function, Load, bucket_of
 
 __all__ = ["EXPERIMENTS", "Experiment", "Extent", "Side"]
 
@@ -50,8 +50,6 @@ START_ROUNDS = 10
 #: Of each load of a round, since machines drift within one too, and the bar is at two per cent.
 TURNS = 10
 TURN_MIN_S = 0.05
-#: Gets a second beside a walk: few enough that they do not wait for each other.
-BESIDE_RATE = 2_000.0
 #: In which the gets beside a walk have begun.
 BEGIN_S = 0.5
 
@@ -150,17 +148,22 @@ def memory(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
 
 
 def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """A walk of keys that nobody has listed, so that each page sorts, with gets beside it; the same gets alone; and a second walk."""
+    """A walk of keys that nobody has listed, so that each page sorts, with gets beside it; the same gets alone; and a second walk.
+
+    At the moment of each get the bare responder gets one too: what that waits for is the machine, and no page.
+    """
     bucket = bucket_of(GROWTH_VALUE_BYTES)
     keys = extent.pages_keys
-    get = Case(function="get", rate=BESIDE_RATE, keys=keys)
+    get = Case(function="get", rate=PAIR_RATE, keys=keys)
     walk = Case(function="list-keys", in_flight=1, page_keys=PAGE_KEYS, keys=keys)
+    bare = stage.provider(BARE, get)
     with LoadGenerator(stage.directory, "load-beside") as beside:
         for number in range(extent.rounds):
             for subject in subjects:
                 provider = stage.launch(subject)
                 stage.fill(provider, bucket, keys, GROWTH_VALUE_BYTES)
                 gets = stage.load(provider, subject, get, bucket, 2 * (BEGIN_S + extent.seconds))
+                gets = replace(gets, beside=bare.prefix)
                 walks = stage.load(provider, subject, walk, bucket, extent.seconds)
                 walks = replace(walks, calls=-(-keys // PAGE_KEYS), warm_calls=0)
                 outcomes = {"gets alone": stage.generator.run(gets)}
@@ -170,8 +173,8 @@ def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
                     outcomes[name] = stage.generator.run(walks)
                     outcomes[f"gets beside the {name}"] = beside.end()
                 for name, outcome in outcomes.items():
-                    case = get if name.startswith("gets") else walk
-                    row = row_of("pages", case, subject, number, outcome, {})
+                    case, more = (get, {"excess_us": outcome.excess_us}) if name.startswith("gets") else (walk, {})
+                    row = row_of("pages", case, subject, number, outcome, more)
                     yield replace(row, case=f"{name}, {keys:,} keys")
                 provider.stop()
 

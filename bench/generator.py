@@ -40,6 +40,7 @@ class Outcome:
     """What a load measured. CPU times are microseconds a call; `cpu_us` has the watched processes by their names.
 
     :ivar latencies: a histogram, encoded; of nanoseconds
+    :ivar excess_us: by how much, at the most, a call took longer than the one that was due at the same moment and went to the provider beside
     :ivar keys: that were read, written or listed
     :ivar verified: calls whose answer was compared byte for byte
     """
@@ -55,6 +56,7 @@ class Outcome:
     keys: int
     verified: int
     latencies: str
+    excess_us: float = 0.0
 
     @property
     def calls_per_s(self) -> float:
@@ -87,6 +89,7 @@ def merged(outcomes: Sequence[Outcome]) -> Outcome:
         keys=sum(outcome.keys for outcome in outcomes),
         verified=sum(outcome.verified for outcome in outcomes),
         latencies=latencies.encoded(),
+        excess_us=max(outcome.excess_us for outcome in outcomes),
     )
 
 
@@ -103,6 +106,7 @@ class Generator(NatsProtocol):
         self.answered = 0
         self.verified = 0
         self.keys = 0
+        self.excess_ns = 0
         self.phase = WARM
         self._latencies: list[int] = []
         self._begin_ns = self._end_ns = self._deadline_ns = 0
@@ -146,16 +150,20 @@ class Generator(NatsProtocol):
             keys=self.keys + calls * self.load.keys_a_call,
             verified=self.verified,
             latencies=latencies.encoded(),
+            excess_us=self.excess_ns / 1e3,
         )
 
     def stop(self) -> None:
         """Stop what goes on beside the connection."""
         self._stop_ticks.set()
 
-    def count(self, latencies: list[int], now: int) -> int:
-        """Note calls that ended; how many are to follow them."""
+    def count(self, latencies: list[int], now: int, others: int = 0) -> int:
+        """Note calls that ended; how many are to follow them.
+
+        :param others: calls that ended too, and are not measured
+        """
         load = self.load
-        self.answered += len(latencies)
+        self.answered += len(latencies) + others
         if self.phase == MEASURE:
             self._latencies += latencies
             if self._deadline_ns and now >= self._deadline_ns:

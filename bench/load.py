@@ -132,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-keys", type=int, metavar="N", help="get-many, set-many: keys of a call")
     add("--counted", type=int, metavar="N", help="increment: what each counter of the key space holds before")
     add("--delta", type=int, metavar="N", help="increment: what a call adds")
+    add("--beside", metavar="PREFIX", help="another provider, which gets every second call, for comparison: excess_us")
     add("--closing", action=argparse.BooleanOptionalAction, help="end parameters with an empty message, as clients do")
     add(
         "--exact",

@@ -23,6 +23,7 @@ __all__ = [
     "INSTANCES",
     "KEY_BYTES",
     "NO_SPAN",
+    "PAIR_RATE",
     "SPAN_BYTES",
     "Frame",
     "Function",
@@ -54,6 +55,8 @@ BATCHES = frozenset(name for name, instance in INSTANCES.items() if instance == 
 KEY_BYTES = 12
 LINK_NAME = "default"
 SOURCE_ID = "bench-component"
+#: Calls a second of which two are due at one moment.
+PAIR_RATE = 2_000.0
 #: Of a mixed load, one call in so many is a set: 95 % reads.
 MIXED_SET_ONE_IN = 20
 #: Frames that are made beforehand; a larger key space is sampled evenly.
@@ -87,6 +90,8 @@ class Load:
     :ivar batch_keys: of one get-many or set-many; the batches share no key, until all keys had their turn
     :ivar counted: increment: what each counter of the key space holds before
     :ivar delta: increment: what a call adds
+    :ivar beside: `{lattice}.{provider key}` of another provider, whose answers are right by their shape: every second call goes there, and is
+        not measured but compared with
     :ivar closing: send the empty message that ends the parameters, as every client does
     :ivar exact: the answers are a store's; else only their shape is right
     :ivar watched: processes by a name, whose CPU time is to be measured
@@ -110,6 +115,7 @@ class Load:
     batch_keys: int = 100
     counted: int = 0
     delta: int = 1
+    beside: str = ""
     closing: bool = True
     exact: bool = True
     timeout_s: float = 30.0
@@ -130,6 +136,11 @@ class Load:
             )
         if self.rate and self.function == "list-keys":
             raise ValueError("rate: found one with list-keys, allowed without: a walk waits for its cursor")
+        if self.beside and (self.function != "get" or self.rate != PAIR_RATE):
+            raise ValueError(
+                f"beside: found it with {self.function} at {self.rate:g} calls/s, allowed with get at {PAIR_RATE:g}: "
+                "two that are due at one moment are compared"
+            )
         if self.rate and self.warm_calls:
             raise ValueError(f"warm_calls: found {self.warm_calls} with a rate, allowed 0")
         if self.each_once and self.calls > self.keys:
@@ -249,6 +260,8 @@ class Script:
             name: b"%b %b %b." % (verb, invocation_subject(load.prefix, INSTANCES[name], name).encode(), inbox)
             for name in self._names
         }
+        subject = invocation_subject(load.beside, INSTANCES["get"], "get").encode()
+        self._head_beside = b"%b %b %b." % (verb, subject, inbox) if load.beside else b""
         # A first message leaves room for its subjects and headers, as the clients in other languages do.
         room = max_payload - len(self._block) - max(map(len, self._heads.values())) - NUMBER_BYTES
         self._value = value_of(b"", load.value_bytes)
@@ -267,7 +280,8 @@ class Script:
     def frame(self, number: int) -> Frame:
         """How a call begins."""
         frames = self._frames
-        return frames[number % len(frames)] if frames else self._frame(number)
+        frame = frames[number % len(frames)] if frames else self._frame(number)
+        return frame._replace(head=self._head_beside) if self._head_beside and number % 2 else frame
 
     def walk_frame(self, cursor: int | None) -> Frame:
         """How a call of list-keys begins."""

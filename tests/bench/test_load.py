@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from bench.processes import NatsServer, ProcessError, Provider, Watcher
 from bench.scenarios import Case
 from bench.stage import BARE, DIRECT, PLAIN, STUCK, WATCHED, Stage, Subject
 from bench.usage import UsageError, cpu_ns, peak_bytes, resident_bytes, restart_peak
-from bench.workload import BATCHES, Load, bucket_of, key_of
+from bench.workload import BATCHES, PAIR_RATE, Load, bucket_of, key_of
 from tests.build import built_executable
 from transport.client import KeyValueClient
 
@@ -97,6 +98,25 @@ def test_an_open_loop_makes_the_calls_of_its_rate(stage: Stage) -> None:
     assert outcome.seconds > 0.19
 
 
+@pytest.mark.parametrize("stopped", ["provider", "the server that both share"])
+def test_calls_are_compared_with_those_that_are_due_at_the_same_moment(
+    stage: Stage, direct: Provider, stopped: str
+) -> None:
+    """A stall of the provider is an excess, one that hits both is none."""
+    load = little(stage, DIRECT, Case(function="get", rate=PAIR_RATE), direct)
+    load = replace(load, calls=0, seconds=1.0, beside=stage.launch(BARE).prefix)
+    process = direct if stopped == "provider" else stage.nats
+    stage.generator.begin(load)
+    time.sleep(0.3)
+    process.popen.send_signal(signal.SIGSTOP)
+    time.sleep(0.3)
+    process.popen.send_signal(signal.SIGCONT)
+    outcome = stage.generator.end()
+    assert outcome.calls == PAIR_RATE / 2
+    assert outcome.max_us > 250_000
+    assert (outcome.excess_us > 200_000) == (stopped == "provider")
+
+
 def test_without_closing_messages_whole_parameters_are_answered_too(stage: Stage) -> None:
     assert stage.generator.run(replace(little(stage, DIRECT, Case(function="get")), closing=False)).calls == CALLS
 
@@ -166,7 +186,7 @@ def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPat
     expected = {
         "growth": {"bytes_a_key", "scrape_us"},
         "memory": {"above_store_bytes"},
-        "pages": {"keys_per_s"},
+        "pages": {"keys_per_s", "excess_us"},
         "expiry": {"bytes_a_key"},
         "start": {"start_s", "idle_bytes"},
         "watch": {"events_per_s"},

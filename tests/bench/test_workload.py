@@ -239,6 +239,8 @@ def test_a_walk_goes_on_from_its_cursor() -> None:
         ({"value_bytes": 11}, "value_bytes: found 11, allowed from 12"),
         ({"in_flight": 0}, "in_flight, keys, page_keys: found 0, 10000, 1000, allowed from 1"),
         ({"rate": 5.0, "function": "list-keys"}, "rate: found one with list-keys"),
+        ({"beside": "p", "rate": 5.0}, "beside: found it with get at 5 calls/s, allowed with get at 2000"),
+        ({"beside": "p", "rate": 2000.0, "function": "set"}, "beside: found it with set at 2000 calls/s"),
         ({"rate": 5.0, "warm_calls": 7}, "warm_calls: found 7 with a rate, allowed 0"),
         ({"each_once": True, "calls": 11, "keys": 10}, "calls: found 11 with each of 10 keys once"),
         (
