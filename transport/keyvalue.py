@@ -10,8 +10,8 @@
     key-response     record { keys: list<string>, cursor: option<u64> }
 
 Strings stay bytes on both sides (their UTF-8 is checked where they come in): a key is bytes in the engine too, and is never decoded.
-What all interfaces of `wrpc:keyvalue` share is here too: the error, the limits of parameters, `function_handler`. The handlers are in transport/store.py, the others in
-transport/atomics.py, transport/batch.py and transport/watcher.py.
+What all interfaces of `wrpc:keyvalue` share is here too: the error, the limits of parameters, `function_handler`. The handlers are in
+transport/store.py, the other interfaces in transport/atomics.py, transport/batch.py and transport/watcher.py.
 
 To add a function: its line in the Protocol, its four codec functions, its handler in `transport.store.store_handlers`, its method in the client, and
 in the service. tests/test_wit.py fails until the Protocol, the handlers and `wit/` say the same.

@@ -25,7 +25,7 @@ from transport.errors import (
     NoSuchStoreError,
     OtherError,
 )
-from transport.handler import ANONYMOUS, OUTCOMES, Answer, Caller, Handler, Tally
+from transport.handler import ANONYMOUS, OUTCOMES, Answer, Caller, Handler, Tally, narrow
 from transport.invocation import InvocationLimits, Invocations, Send, Step
 from transport.keyvalue import (
     STORE,
@@ -619,6 +619,60 @@ def test_plain_and_coroutine_functions_give_the_same_results(name: str, choice: 
         results.append(carried_out(store_handlers(kind(store), LIMITS)[name], function.encode(*parameters)))
     assert results[0] == results[1]
     assert stores[0].entries == stores[1].entries
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(["get", "set"]), st.data())
+def test_a_narrowed_handler_answers_as_the_one_it_was_made_of(name: str, choice: st.DataObject) -> None:
+    """For all parameters that begin with its head and are not shorter, damaged ones too; and wherever in a buffer they are."""
+    function = FUNCTIONS[name]
+    made_for = function.encode(*choice.draw(function.parameters))
+    entries = choice.draw(st.dictionaries(st.tuples(buckets, keys), value_bytes, max_size=4))
+    stores, tallies = (PlainStore(), PlainStore()), (store_tallies(), store_tallies())
+    for store in stores:
+        store.entries = dict(entries)
+    wide, other = (
+        store_handlers(plain(store), LIMITS, tally)[name] for store, tally in zip(stores, tallies, strict=True)
+    )
+    narrowed = narrow(other, made_for)
+    assert narrowed is not None
+    head, handler = narrowed
+    assert made_for.startswith(head)
+    rest_bytes = len(made_for) - len(head)
+    rest = choice.draw(
+        st.one_of(
+            st.binary(min_size=rest_bytes, max_size=rest_bytes + 8),
+            st.text("ab", min_size=rest_bytes, max_size=rest_bytes).map(str.encode),
+            st.just(made_for[len(head) :]),
+        )
+    )
+    before, behind = choice.draw(st.binary(max_size=3)), choice.draw(st.binary(max_size=3))
+    parameters = head + rest
+    buffer = before + parameters + behind
+    outcomes = []
+    for handle in (wide, handler):
+        outcome: object
+        try:
+            outcome = handle(CALLER, buffer, len(before), len(before) + len(parameters))
+        except NeedMoreBytes as error:
+            outcome = error.end_min
+        except DecodeError as error:
+            outcome = str(error)
+        outcomes.append(outcome)
+    assert outcomes[0] == outcomes[1]
+    assert stores[0].entries == stores[1].entries
+    assert tallies[0] == tallies[1]
+
+
+@pytest.mark.parametrize("name", ["get", "set"])
+@pytest.mark.parametrize("parameters", [b"", b"\x01", b"\x01b\x05key", b"\x01\xff\x01k"])
+def test_damaged_parameters_narrow_nothing(name: str, parameters: bytes) -> None:
+    assert narrow(store_handlers(PlainStore(), LIMITS)[name], parameters) is None
+
+
+def test_functions_that_are_called_seldom_are_not_narrowed() -> None:
+    params = encode_bucket_key(b"bucket", b"key")
+    assert narrow(store_handlers(PlainStore(), LIMITS)["delete"], params) is None
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
