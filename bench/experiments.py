@@ -180,11 +180,23 @@ def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
 
 
 def metrics(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """The same with metrics and without, in turns."""
+    """The same with metrics and without, in turns, on new processes each round: two of the same differ by more than what is looked for."""
+    bucket = bucket_of(METRICS_CASES[0].value_bytes)
+    turn_s = max(extent.seconds / TURNS, TURN_MIN_S)
     for number in range(max(METRICS_ROUNDS, extent.rounds)):
+        providers = {subject: stage.launch(subject) for subject in (subjects if number % 2 else subjects[::-1])}
+        for provider in providers.values():
+            stage.fill(provider, bucket, METRICS_CASES[0].key_space, METRICS_CASES[0].value_bytes)
         for case in METRICS_CASES:
-            for subject in subjects if number % 2 else reversed(subjects):
-                yield stage.row("metrics", case, subject, number, extent.seconds)
+            sides = [
+                Side(subject, stage.load(provider, subject, case, bucket, turn_s), provider)
+                for subject, provider in providers.items()
+            ]
+            take_turns(stage, sides, number, TURNS)
+            for side in sides:
+                yield row_of("metrics", case, side.subject, number, merged(side.outcomes), {})
+        for provider in providers.values():
+            provider.stop()
 
 
 def expiry(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
