@@ -41,7 +41,7 @@ MEMORY_VALUE_BYTES = 2**20
 MEMORY_KEYS = 64
 PAGE_KEYS = 1_000
 METRICS_CASES = (Case(function="get"), Case(function="get", in_flight=512), Case(function="set"))
-METRICS_ROUNDS = 10
+METRICS_ROUNDS = 20
 METRICS = re.compile(r"http://\S+/metrics")
 SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0

@@ -119,7 +119,7 @@ SCENARIOS: Mapping[str, str] = {
     "increment": "increment beside set, 64 in flight",
     "growth": "get, set and a page at 10^3 to 10^6 keys (10^7 with --large); memory a key",
     "memory": "2,000 gets of 1 MiB at once: memory above the store",
-    "metrics": "get and set with metrics and without, at least 10 rounds",
+    "metrics": "get and set with metrics and without, at least 20 rounds",
     "pages": "walks of a million keys that nobody listed yet, and the longest wait of a get beside them, beyond what the machine makes the bare responder wait",
     "expiry": "get and set over a million keys that all have a deadline, and over as many without; memory a key",
     "start": "time to a first answer, idle memory, and get: started as by a host, as `serve`, as the self-contained executable; at least 10 rounds",
