@@ -10,6 +10,7 @@ import re
 import time
 
 from bench.generator import MEASURE, Generator, LoadError
+from bench.usage import cpu_ns
 from bench.workload import KEY_BYTES, Load, result_sizes
 from transport.errors import NeedMoreBytes, TransportError
 from transport.keyvalue import decode_key_response
@@ -171,6 +172,7 @@ class FrameGenerator(Generator):
         self._call: Call | None = None  # whose payload that is
         self._out: list[bytes] = []
         self._latencies_now: list[int] = []
+        self._page_ended_ns = 0  # by the provider's CPU clock
 
     def fire(self, count: int, start_ns: int) -> None:
         self._begin(count, start_ns)
@@ -290,6 +292,11 @@ class FrameGenerator(Generator):
             raise LoadError(f"call {call.number}: found a page of {count} keys, expected {load.page_keys}")
         walk.keys += count
         walk.cursor = cursor
+        if load.in_flight == 1 and "provider" in load.watched:
+            ended_ns = cpu_ns(load.watched["provider"])
+            if self._page_ended_ns and self.phase == MEASURE:
+                self.page_cpu_ns = max(self.page_cpu_ns, ended_ns - self._page_ended_ns)
+            self._page_ended_ns = ended_ns
         if self.phase == MEASURE:
             self.keys += count
         if cursor is None:

@@ -92,17 +92,12 @@ def _large_values() -> Iterator[Bar]:
 
 
 def _waits() -> Iterator[Bar]:
-    what = "1,000,000 keys that nobody listed: longest wait of"
-    yield Bar(f"{what} a page, us", "pages", "first walk, 1,000,000 keys", "max_us", 5_000)
-    case = "gets beside the first walk, 1,000,000 keys"
-    yield Bar(
-        f"{what} a get, beyond the bare responder's at the same moment, us",
-        "pages",
-        case,
-        "excess_us",
-        5_000,
-        is_worst=True,
-    )
+    what = "1,000,000 keys that nobody listed: longest"
+    walk, gets = "first walk, 1,000,000 keys", "gets beside the first walk, 1,000,000 keys"
+    yield Bar(f"{what} page by the provider's CPU clock, us", "pages", walk, "page_cpu_us", 5_000, is_worst=True)
+    yield Bar(f"{what} wait of a page, us", "pages", walk, "max_us", 5_000)
+    wait = f"{what} wait of a get beyond the bare responder's at the same moment, us"
+    yield Bar(wait, "pages", gets, "excess_us", 5_000)
 
 
 def _metrics() -> Iterator[Bar]:

@@ -173,8 +173,10 @@ def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
                     outcomes[name] = stage.generator.run(walks)
                     outcomes[f"gets beside the {name}"] = beside.end()
                 for name, outcome in outcomes.items():
-                    case, more = (get, {"excess_us": outcome.excess_us}) if name.startswith("gets") else (walk, {})
-                    row = row_of("pages", case, subject, number, outcome, more)
+                    if name.startswith("gets"):
+                        row = row_of("pages", get, subject, number, outcome, {"excess_us": outcome.excess_us})
+                    else:
+                        row = row_of("pages", walk, subject, number, outcome, {"page_cpu_us": outcome.page_cpu_us})
                     yield replace(row, case=f"{name}, {keys:,} keys")
                 provider.stop()
 

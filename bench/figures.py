@@ -33,6 +33,7 @@ FIGURES: Mapping[str, Figure] = {
     "p999_us": Figure("p99.9 us", 1, 0, 0),
     "max_us": Figure("max us", 1, 0, 0),
     "excess_us": Figure("beyond bare us", 1, 0, 0),
+    "page_cpu_us": Figure("longest page CPU us", 1, 0, -1),
     "provider_cpu_us": Figure("provider CPU us", 1, 2, -1),
     "nats_cpu_us": Figure("NATS CPU us", 1, 2, 0),
     "generator_cpu_us": Figure("load CPU us", 1, 2, 0),

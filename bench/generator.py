@@ -40,6 +40,7 @@ class Outcome:
     """What a load measured. CPU times are microseconds a call; `cpu_us` has the watched processes by their names.
 
     :ivar latencies: a histogram, encoded; of nanoseconds
+    :ivar page_cpu_us: the most CPU time that the provider took from the end of one page to the end of the next, of a walk with one call in flight
     :ivar excess_us: by how much, at the most, a call took longer than the one that was due at the same moment and went to the provider beside
     :ivar keys: that were read, written or listed
     :ivar verified: calls whose answer was compared byte for byte
@@ -57,6 +58,7 @@ class Outcome:
     verified: int
     latencies: str
     excess_us: float = 0.0
+    page_cpu_us: float = 0.0
 
     @property
     def calls_per_s(self) -> float:
@@ -90,6 +92,7 @@ def merged(outcomes: Sequence[Outcome]) -> Outcome:
         verified=sum(outcome.verified for outcome in outcomes),
         latencies=latencies.encoded(),
         excess_us=max(outcome.excess_us for outcome in outcomes),
+        page_cpu_us=max(outcome.page_cpu_us for outcome in outcomes),
     )
 
 
@@ -106,7 +109,7 @@ class Generator(NatsProtocol):
         self.answered = 0
         self.verified = 0
         self.keys = 0
-        self.excess_ns = 0
+        self.excess_ns = self.page_cpu_ns = 0
         self.phase = WARM
         self._latencies: list[int] = []
         self._begin_ns = self._end_ns = self._deadline_ns = 0
@@ -151,6 +154,7 @@ class Generator(NatsProtocol):
             verified=self.verified,
             latencies=latencies.encoded(),
             excess_us=self.excess_ns / 1e3,
+            page_cpu_us=self.page_cpu_ns / 1e3,
         )
 
     def stop(self) -> None:

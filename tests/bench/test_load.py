@@ -117,6 +117,22 @@ def test_calls_are_compared_with_those_that_are_due_at_the_same_moment(
     assert (outcome.excess_us > 200_000) == (stopped == "provider")
 
 
+def test_the_longest_page_is_told_by_the_clock_of_the_provider(stage: Stage) -> None:
+    """A stall is none of its time; it is more than the mean, and no more than all."""
+    load = replace(
+        little(stage, DIRECT, Case(function="list-keys", in_flight=1, page_keys=10)), calls=2_000, keys=CALLS
+    )
+    provider = stage.provider(DIRECT, Case(function="list-keys", page_keys=10))
+    stage.generator.begin(load)
+    time.sleep(0.1)
+    provider.popen.send_signal(signal.SIGSTOP)
+    time.sleep(0.5)
+    provider.popen.send_signal(signal.SIGCONT)
+    outcome = stage.generator.end()
+    assert outcome.max_us > 400_000
+    assert outcome.cpu_us["provider"] <= outcome.page_cpu_us < 300_000
+
+
 def test_without_closing_messages_whole_parameters_are_answered_too(stage: Stage) -> None:
     assert stage.generator.run(replace(little(stage, DIRECT, Case(function="get")), closing=False)).calls == CALLS
 
@@ -186,7 +202,7 @@ def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPat
     expected = {
         "growth": {"bytes_a_key", "scrape_us"},
         "memory": {"above_store_bytes"},
-        "pages": {"keys_per_s", "excess_us"},
+        "pages": {"keys_per_s", "excess_us", "page_cpu_us"},
         "expiry": {"bytes_a_key"},
         "start": {"start_s", "idle_bytes"},
         "watch": {"events_per_s"},
