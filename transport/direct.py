@@ -174,8 +174,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     not rest_bytes
                     or (rest_bytes < 0 and find(CRLF, at, reply_end) < 0)
                     or (
-                        find(CRLF, reply_end + suffix_bytes) == (rest_at := payload_at - rest_bytes)
-                        and startswith(rest, rest_at)
+                        0 < rest_bytes == payload_at - find(CRLF, reply_end + suffix_bytes)
+                        and startswith(rest, payload_at - rest_bytes)
                     )
                 )
             ):
@@ -317,10 +317,11 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             return Other(payload_end + 2, words, buffer[payload_at:payload_end])
         block = buffer[head_at:payload_at]
         caller = ANONYMOUS if kind == MSG else routes.callers.callers.get(block) or routes.callers.find(block)
+        cut = handler, words[3], caller, payload_at, payload_end
         if size == self._size and caller is self._caller and subscription == self._subscription:
-            routes.learn_shape(words, block, buffer[payload_at:payload_end], handler, caller)
+            routes.learn_shape(words, block, buffer, cut)
         self._size, self._subscription, self._caller = size, subscription, caller
-        return handler, words[3], caller, payload_at, payload_end
+        return cut
 
     # What is not an invocation with whole parameters and a small result.
 

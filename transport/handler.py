@@ -79,7 +79,7 @@ def narrowable(handler: Handler, narrowing: Callable[[bytes], Narrowed | None]) 
 
 
 def narrow(handler: Handler, parameters: bytes) -> Narrowed | None:
-    """A handler for parameters like these, whole ones that came for `handler`; None where there is none."""
+    """A handler for parameters that begin like these, which came for `handler`; None where there is none."""
     narrowing: Callable[[bytes], Narrowed | None] | None = getattr(handler, "narrowing", None)
     return None if narrowing is None else narrowing(parameters)
 

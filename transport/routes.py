@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from transport.callers import CallerCache
-from transport.frames import NO_SHAPE, Shape, shape_of
+from transport.frames import NO_SHAPE, Cut, Shape, shape_of
 from transport.handler import Caller, Handler, narrow
 from transport.invocation import Invocations, Step
 
@@ -15,6 +15,8 @@ __all__ = ["PARAMS", "DirectRoutes"]
 PARAMS = "params"
 #: Shapes that are kept; when there are more, all are forgotten.
 SHAPES_MAX = 256
+#: Of parameters, what a handler is narrowed by stands within so many bytes: a shape keeps it.
+NARROWED_BYTES_MAX = 2048
 
 
 class DirectRoutes:
@@ -46,18 +48,19 @@ class DirectRoutes:
             assert callable(route)
             self.handlers[key] = route
 
-    def learn_shape(
-        self, words: Sequence[bytes], block: bytes, parameters: bytes, handler: Handler, caller: Caller
-    ) -> None:
+    def learn_shape(self, words: Sequence[bytes], block: bytes, buffer: bytes, cut: Cut) -> None:
         """Take the shape of an invocation that was like the one before it, and does not have the shape that there is.
 
         A shape is for parameters that begin alike, until it is found here that others of the same size come, which begin otherwise.
         """
+        handler, _, caller, start, end = cut
         kind = (words[2], words[-1], caller)
         known = self._shapes.get(kind)
         if known is None or known is self.shape:
-            narrowed = narrow(handler, parameters) if known is None else None
-            known = shape_of(words, block, len(parameters), handler, caller, narrowed)
+            narrowed = None
+            if known is None:
+                narrowed = narrow(handler, buffer[start : min(end, start + NARROWED_BYTES_MAX)])
+            known = shape_of(words, block, end - start, handler, caller, narrowed)
             if known is None:
                 return
             if len(self._shapes) >= SHAPES_MAX:

@@ -744,6 +744,8 @@ PAYLOADS = (
     b" 2\r\nab",
     HEADERS,
     b"\r\n",
+    b"a\r\n",
+    b"x 3\r\na\r\n",
     b"PING\r\n",
 )
 CUT, SILENT, LONG, LATE = b"a?", b"a!", b"a+", b"a-"
@@ -793,7 +795,7 @@ class Noted:
         def narrowing(parameters: bytes) -> Narrowed:
             def note_narrowed(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
                 assert buffer.startswith(parameters[:1], start)
-                assert end - start == len(parameters)
+                assert end - start >= len(parameters)
                 self.narrowed += 1
                 return note(caller, buffer, start, end)
 
@@ -818,6 +820,9 @@ class Late:
 @given(st.lists(FRAMES, max_size=4), st.lists(st.integers(1, 2000), max_size=6))
 @example([(20, [None], [b"ab", b" 2\r\nab"], [b"r", b""], 2)], [])  # the second has no reply subject, and looks as if
 @example([(20, [None], [b"ab"] * 8 + [b"x 2\r\nab"], [b"rrrr"] * 8 + [b""], 9)], [])  # so does the ninth, in a run
+@example(
+    [(20, [None], [b"a\r\n", b"a\r\n", b"x 3\r\na\r\n"], [b"r", b"r", b""], 3)], []
+)  # its parameters have a line's end too
 @example([(20, [BLOCKS[-1]], [b"ab"], [b"r"], 9)], [])
 @example([(20, [None], [b"ab"], [b"r"], 8), (21, [None], [b"ab"], [b"r"], 2)], [])
 @example([(20, [HEADERS], [b"ab"] * 6 + [b"cd"] * 6, [b"r"], 12)], [])  # begin otherwise
@@ -967,6 +972,17 @@ def test_shapes_are_bounded(direct: Direct) -> None:
         assert len(direct.read(bucket_get(b"b", b"k" * size) * 3)) == 3 * len(answer("r", UNIT))
         assert len(direct.routes._shapes) <= SHAPES_MAX
     assert direct.routes._shapes
+
+
+def test_the_bytes_of_shapes_are_bounded(direct: Direct) -> None:
+    """A bucket's name may be allowed to be long; a shape that has it takes no more than what frames of others take."""
+    direct.limits.bucket_bytes_max = MIB
+    for bucket_bytes, narrowed in ((1000, True), (100_000, False)):
+        frame = bucket_get(b"b" * bucket_bytes, b"k")
+        assert direct.read(frame * 6) == answer("r", encode_get_result(None)) * 6
+        shape = direct.routes.shape
+        assert shape.payload_bytes > bucket_bytes
+        assert (len(shape.suffix) > bucket_bytes) == narrowed
 
 
 def test_a_route_that_changes_is_not_remembered(direct: Direct, loop: asyncio.AbstractEventLoop) -> None:
