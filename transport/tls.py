@@ -21,6 +21,8 @@ __all__ = ["TlsOptions", "TlsRefusedError", "require_tls", "tls_refusal"]
 #: A system's bundle of authorities has a fourth of it.
 PEM_BYTES_MAX = 1024 * 1024
 SHOWN_MAX = 256
+#: Of the shortest private key, 32 bytes in base64.
+KEY_BODY_CHARACTERS_MIN = 43
 ALLOWED = "allowed the path of a PEM file, or its text"
 CERTIFICATE, PRIVATE_KEY = "CERTIFICATE-----", "PRIVATE KEY-----"
 #: OpenSSL's words for a key that is good, and another certificate's.
@@ -87,8 +89,7 @@ def _read(name: str, value: str, marker: str) -> Pem:
 
 
 def _file_at(name: str, value: str) -> Pem:
-    # What is no path at all may be the body of a key.
-    shown = repr(value[:SHOWN_MAX]) if name != "key" or os.path.isdir(os.path.dirname(value)) else "a path, not shown"
+    shown = repr(value[:SHOWN_MAX]) if name != "key" or _is_plain_path(value) else "a path, not shown"
     content = None
     try:
         if stat.S_ISREG(os.stat(value).st_mode):
@@ -103,6 +104,12 @@ def _file_at(name: str, value: str) -> Pem:
     if len(content) > PEM_BYTES_MAX:
         raise ValueError(f"{name}: {shown}: found more than {PEM_BYTES_MAX} bytes, allowed {PEM_BYTES_MAX}")
     return Pem(f"{name}: {shown}", content.decode(errors="replace"))
+
+
+def _is_plain_path(value: str) -> bool:
+    """Whether it cannot be the body of a key, which may begin with any of 64 characters, / among them."""
+    directory, file = os.path.split(value)
+    return os.path.isdir(directory) and len(file) < KEY_BODY_CHARACTERS_MIN
 
 
 def _show(context: ssl.SSLContext, certificate: Pem, key: Pem) -> None:
