@@ -100,6 +100,21 @@ def _waits() -> Iterator[Bar]:
     yield Bar(wait, "pages", gets, "excess_us", 5_000)
 
 
+def _growth() -> Iterator[Bar]:
+    """The logarithm doubles from a thousand keys to a million."""
+    for call in ("get 64 B, 64 in flight", "set 64 B, 64 in flight", "list-keys of 1,000, 4 in flight"):
+        function, _, _ = call.partition(" ")
+        yield Bar(
+            f"{function} of 1,000,000 keys: CPU a call over that of 1,000",
+            "growth",
+            f"{call}, 1,000,000 keys",
+            "provider_cpu_us",
+            2.5,
+            is_ratio=True,
+            reference_case=f"{call}, 1,000 keys",
+        )
+
+
 def _metrics() -> Iterator[Bar]:
     for in_flight in (64, 512):
         case = f"get 64 B, {in_flight} in flight"
@@ -189,5 +204,6 @@ BARS: Sequence[Bar] = (
         64 * 2**20,
         is_worst=True,
     ),
+    *_growth(),
     Bar("1,000,000 keys: bytes a key", "growth", "memory, 1,000,000 keys", "bytes_a_key", 330),
 )

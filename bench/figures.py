@@ -106,11 +106,13 @@ class Spread:
     max: float
 
     def text(self, digits: int = 0, scale: float = 1) -> str:
+        """Without the extremes where there is one value.
+
+        >>> Spread(1200.0, 1000.0, 1500.0).text(), Spread(1200.0, 1200.0, 1200.0).text()
+        ('1,200 (1,000 .. 1,500)', '1,200')
         """
-        >>> Spread(1200.0, 1000.0, 1500.0).text()
-        '1,200 (1,000 .. 1,500)'
-        """
-        return f"{self.median * scale:,.{digits}f} ({self.min * scale:,.{digits}f} .. {self.max * scale:,.{digits}f})"
+        middle, least, greatest = (f"{value * scale:,.{digits}f}" for value in (self.median, self.min, self.max))
+        return middle if self.min == self.max else f"{middle} ({least} .. {greatest})"
 
 
 def spread(values: Iterable[float]) -> Spread:
