@@ -1,4 +1,4 @@
-"""Calls of the engine, a million keys, one thread; before each round a plain dict under one lock does the same.
+"""Calls of the engine, a million keys, one thread; a plain dict under one lock does the same in turns.
 
 Calls on keys with deadlines are beside the same on keys without. pytest-benchmark's table gives the time of a round of calls to the store.
 `extra_info` (with --benchmark-json=FILE) gives nanoseconds a call of both (of a batch: a key), and the median of the rounds' ratios.

@@ -24,22 +24,39 @@ def in_turns(
     act_beside: Callable[[T], None],
     name: str = "store",
     beside: str = "dict+lock",
+    undo: Callable[[T], None] | None = None,
 ) -> None:
-    """Benchmark rounds of `calls` of `act`, each after the same of `act_beside`. Arguments are made anew, untimed.
+    """Benchmark rounds of `calls` of `act`, and of `act_beside`: before it in one round, after it in the next. Arguments are made anew.
 
-    `extra_info` gets nanoseconds a call of both, under their names, and the median of the rounds' ratios.
+    `undo` follows both. Neither it nor the making of arguments is timed. `extra_info` gets nanoseconds a call of both, under their names,
+    and the median of the rounds' ratios.
     """
     beside_ns: list[float] = []
+    left: list[Callable[[], None]] = []  # to do of the last round, once `act` was timed
 
-    def setup() -> tuple[tuple[T], dict[str, object]]:
-        turn = len(beside_ns) % ROUNDS
-        mine, others = arguments(turn), arguments(turn)
+    def time_beside(others: T) -> None:
         start = perf_counter_ns()
         act_beside(others)
         beside_ns.append((perf_counter_ns() - start) / calls)
+
+    def finish() -> None:
+        while left:
+            left.pop(0)()
+
+    def setup() -> tuple[tuple[T], dict[str, object]]:
+        finish()
+        number = len(beside_ns)
+        mine, others = arguments(number % ROUNDS), arguments(number % ROUNDS)
+        if undo is not None:
+            left.append(lambda: undo(mine))
+        if number % 2:
+            left.insert(0, lambda: time_beside(others))
+        else:
+            time_beside(others)
         return (mine,), {}
 
     benchmark.pedantic(act, setup=setup, rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    finish()
     if benchmark.stats is None:  # --benchmark-disable
         return
     own_ns = [seconds * 1e9 / calls for seconds in benchmark.stats.stats.data]
