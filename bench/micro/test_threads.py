@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -32,33 +32,32 @@ def bucket(keys: list[bytes]) -> Bucket:
 
 
 @pytest.fixture(params=[1, 2, 4], ids=lambda number: f"{number}-threads")
-def pool(request: pytest.FixtureRequest) -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(request.param) as pool:
-        yield pool
+def threads(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
 
 
 def in_threads(
-    benchmark: BenchmarkFixture, pool: ThreadPoolExecutor, keys: Sequence[bytes], act: Callable[[Sequence[bytes]], int]
+    benchmark: BenchmarkFixture, threads: int, keys: Sequence[bytes], act: Callable[[Sequence[bytes]], int]
 ) -> None:
     """Benchmark `act` on all keys, each thread with its share; it returns how many of its calls went right."""
-    threads = pool._max_workers
     shares = [keys[number::threads] for number in range(threads)]
-    assert benchmark.pedantic(lambda: sum(pool.map(act, shares)), rounds=ROUNDS, warmup_rounds=1) == CALLS  # type: ignore[no-untyped-call]
+    with ThreadPoolExecutor(threads) as pool:
+        assert benchmark.pedantic(lambda: sum(pool.map(act, shares)), rounds=ROUNDS, warmup_rounds=1) == CALLS  # type: ignore[no-untyped-call]
     if benchmark.stats is not None:  # not with --benchmark-disable
         benchmark.extra_info["calls a second"] = round(CALLS / benchmark.stats.stats.median)
 
 
-def test_get(benchmark: BenchmarkFixture, pool: ThreadPoolExecutor, keys: list[bytes], bucket: Bucket) -> None:
+def test_get(benchmark: BenchmarkFixture, threads: int, keys: list[bytes], bucket: Bucket) -> None:
     benchmark.group = f"threads: {CALLS:,} gets"
 
     def get_all(keys: Sequence[bytes]) -> int:
         get = bucket.get
         return sum(get(key) is not None for key in keys)
 
-    in_threads(benchmark, pool, keys, get_all)
+    in_threads(benchmark, threads, keys, get_all)
 
 
-def test_set(benchmark: BenchmarkFixture, pool: ThreadPoolExecutor, keys: list[bytes], bucket: Bucket) -> None:
+def test_set(benchmark: BenchmarkFixture, threads: int, keys: list[bytes], bucket: Bucket) -> None:
     benchmark.group = f"threads: {CALLS:,} sets of keys that are there"
     value = bytes(VALUE_BYTES)
 
@@ -68,11 +67,11 @@ def test_set(benchmark: BenchmarkFixture, pool: ThreadPoolExecutor, keys: list[b
             set_value(key, value)
         return len(keys)
 
-    in_threads(benchmark, pool, keys, set_all)
+    in_threads(benchmark, threads, keys, set_all)
     assert len(bucket) == KEYS
 
 
-def test_mixed(benchmark: BenchmarkFixture, pool: ThreadPoolExecutor, keys: list[bytes], bucket: Bucket) -> None:
+def test_mixed(benchmark: BenchmarkFixture, threads: int, keys: list[bytes], bucket: Bucket) -> None:
     benchmark.group = f"threads: {CALLS:,} calls, 95 % get and 5 % set"
     value = bytes(VALUE_BYTES)
 
@@ -86,4 +85,4 @@ def test_mixed(benchmark: BenchmarkFixture, pool: ThreadPoolExecutor, keys: list
                 right += 1
         return right
 
-    in_threads(benchmark, pool, keys, act)
+    in_threads(benchmark, threads, keys, act)
