@@ -1,12 +1,13 @@
 """The direct path without a socket: one read that holds 64 whole frames, answered in one write.
 
-A figure is one read; `extra_info` has nanoseconds a call. "metered" is as the provider runs with metrics on.
+A figure is one read; `extra_info` has nanoseconds a call. "metered" is as the provider runs with metrics on. Keys that are deleted are
+there: they are set anew before each read, which is not timed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from engine import Store
 from provider.metrics import Durations
 from provider.service import Service
 from transport.atomics import atomics_handlers, atomics_tallies, encode_increment
-from transport.batch import batch_handlers, batch_tallies, encode_bucket_keys, encode_set_many
+from transport.batch import BATCH, batch_handlers, batch_tallies, encode_bucket_keys, encode_set_many
 from transport.direct import DirectProtocol
 from transport.handler import Handler
 from transport.invocation import Invocations
@@ -31,6 +32,12 @@ BUCKET = b"default"
 COUNTERS = b"counters"
 KEYS = 10_000
 BATCH_KEYS = 100
+STRIDE = KEYS // FRAMES
+#: Functions of one key, and of many, whose frames cost two magnitudes more.
+OF_A_KEY = ["get", "set", "delete", "exists", "increment"]
+OF_KEYS = ["list-keys", "get-many", "set-many", "delete-many"]
+#: Rounds of what must be undone after each.
+UNDONE_ROUNDS = {"delete": 2_000, "delete-many": 100}
 
 
 class Socket:
@@ -58,10 +65,9 @@ class Subject:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, is_metered: bool) -> None:
         service = Service(Store())
-        bucket = service.store.bucket(BUCKET)
-        for index in range(KEYS):
-            bucket.set(key_of(index), value_of(key_of(index), 64))
-        bucket.page()
+        self.bucket = service.store.bucket(BUCKET)
+        self.put(map(key_of, range(KEYS)))
+        self.bucket.page()
         tallies = store_tallies() | atomics_tallies() | batch_tallies()
         limits = service.parameter_limits
         self.handlers: Mapping[str, Handler] = {
@@ -80,13 +86,18 @@ class Subject:
         self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what it uses of a transport
         self.protocol.data_received(b'INFO {"max_payload": 1048576}\r\n')
 
+    def put(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self.bucket.set(key, value_of(key, 64))
+
     def read(self, function: str, headers: Headers) -> bytes:
         """The bytes of frames that invoke a function for one key after the other."""
         number = list(self.handlers).index(function) + 1
-        subject = invocation_subject("default.keyvalue-inmemory", INSTANCES[function], function).encode()
+        instance = INSTANCES.get(function, BATCH)  # the load has no delete-many
+        subject = invocation_subject("default.keyvalue-inmemory", instance, function).encode()
         frames = []
         for index in range(FRAMES):
-            params = params_of(function, index * (KEYS // FRAMES))
+            params = params_of(function, index)
             block = header_block(headers).replace(NO_SPAN, b"%0*d" % (SPAN_BYTES, index + 1))
             reply = b"_INBOX.%b.%d" % (b"c" * 22, index)
             sizes = b"%d %d" % (len(block), len(block) + len(params)) if block else b"%d" % len(params)
@@ -95,23 +106,28 @@ class Subject:
         return b"".join(frames)
 
 
-def batch_from(index: int) -> list[bytes]:
-    return [key_of((index + place * 97) % KEYS) for place in range(BATCH_KEYS)]
+def batch_of(frame: int) -> list[bytes]:
+    """Keys from all over the bucket. Frames have none in common."""
+    return [key_of(frame + place * FRAMES) for place in range(BATCH_KEYS)]
 
 
-def params_of(function: str, index: int) -> bytes:
-    key = key_of(index)
+def keys_of(function: str, frame: int) -> list[bytes]:
+    return batch_of(frame) if function in OF_KEYS else [key_of(frame * STRIDE)]
+
+
+def params_of(function: str, frame: int) -> bytes:
+    key = key_of(frame * STRIDE)
     match function:
         case "set":
             return encode_set(BUCKET, key, value_of(key, 64))
         case "list-keys":
-            return encode_list_keys(BUCKET, index * 2**50)
+            return encode_list_keys(BUCKET, frame * STRIDE * 2**50)
         case "increment":
             return encode_increment(COUNTERS, key, 1)
-        case "get-many":
-            return encode_bucket_keys(BUCKET, batch_from(index))
+        case "get-many" | "delete-many":
+            return encode_bucket_keys(BUCKET, batch_of(frame))
         case "set-many":
-            return encode_set_many(BUCKET, [(key, value_of(key, 64)) for key in batch_from(index)])
+            return encode_set_many(BUCKET, [(key, value_of(key, 64)) for key in batch_of(frame)])
         case _:
             return encode_bucket_key(BUCKET, key)
 
@@ -127,15 +143,24 @@ def receive_all(benchmark: BenchmarkFixture, subject: Subject, function: str, he
     read = subject.read(function, headers)
     subject.protocol.data_received(read)
     assert subject.socket.ends == FRAMES
-    benchmark(subject.protocol.data_received, read)
+    if rounds := UNDONE_ROUNDS.get(function):
+        keys = [key for frame in range(FRAMES) for key in keys_of(function, frame)]
+        assert not any(map(subject.bucket.exists, keys))
+        benchmark.pedantic(  # type: ignore[no-untyped-call]
+            subject.protocol.data_received, args=(read,), setup=lambda: subject.put(keys), rounds=rounds
+        )
+        assert len(subject.bucket) == KEYS - len(keys)
+    else:
+        benchmark(subject.protocol.data_received, read)
     assert subject.socket.ends % FRAMES == 0
     if benchmark.stats is not None:  # not with --benchmark-disable
         benchmark.extra_info["ns a call"] = round(benchmark.stats.stats.median * 1e9 / FRAMES)
 
 
-@pytest.mark.parametrize("function", ["get", "set", "exists", "list-keys", "increment", "get-many", "set-many"])
+@pytest.mark.parametrize("function", [*OF_A_KEY, *OF_KEYS])
 def test_function(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, function: str) -> None:
-    benchmark.group = f"frames: {FRAMES} of each function, a host's headers, metered"
+    what = "many keys" if function in OF_KEYS else "a key"
+    benchmark.group = f"frames: {FRAMES} calls of {what}, a host's headers, metered"
     receive_all(benchmark, Subject(loop, is_metered=True), function, "host")
 
 
