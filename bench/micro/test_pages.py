@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.engine import VALUE_BYTES, shuffled_keys, tune_collector
-from engine import Bucket, Store
+from bench.micro.stores import Filled
 
 ROUNDS = 500
 
 
-@pytest.fixture(scope="module", params=[10_000, 100_000, 1_000_000], ids=lambda keys: f"{keys:,}-keys")
-def bucket(request: pytest.FixtureRequest) -> Iterator[Bucket]:
-    bucket = Store().bucket(b"bench")
-    value = bytes(VALUE_BYTES)
-    for key in shuffled_keys(request.param):
-        bucket.set(key, value)
-    assert len(list(bucket.keys())) == request.param
-    tune_collector()
-    yield bucket
-
-
 @pytest.mark.parametrize("page_keys", [10, 100, 1_000])
-def test_page(benchmark: BenchmarkFixture, bucket: Bucket, page_keys: int) -> None:
-    benchmark.group = f"pages of {page_keys:,} keys"
+def test_page(benchmark: BenchmarkFixture, filled: Filled, page_keys: int) -> None:
+    benchmark.group = f"pages: {page_keys:,} keys"
+    bucket = filled.bucket
+    assert len(list(bucket.keys())) == len(filled.keys)  # now there is an order
     # Any number is a cursor. All are in the first half, so that no page is cut short by the last key.
     cursors = iter(number * 2**63 // ROUNDS for number in range(ROUNDS))
     sizes = set()
