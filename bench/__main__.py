@@ -15,7 +15,8 @@ usage: scripts/bench COMMAND [OPTIONS]
   report      a run as Markdown; --markdown puts it into docs/performance.md
   compare     what got slower from one run to another; exit status 1 if anything did
   functions   the same under pytest-benchmark, a group for each function; OPTIONS are pytest's
-  micro       pytest-benchmark over codec, frames, engine, pages, threads, watchers; OPTIONS are pytest's
+  micro       pytest-benchmark over codec, frames, engine, pages, threads, watchers; OPTIONS are pytest's,
+              as -k NAME and --benchmark-json=FILE
   engine      the store beside a dict under one lock: time a call, a page, memory a key
   load        call a provider that runs already; prints JSON
 

@@ -1,4 +1,4 @@
-"""What the micro benchmarks share: stores, and the collector as the provider sets it."""
+"""What the micro benchmarks share: stores, the collector as the provider sets it, and the figures at the end of the run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,38 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.engine import tune_collector
 from bench.micro.stores import KEY_COUNTS, Filled, fill
+from bench.micro.summary import Figures, tables
+
+FOUND: pytest.StashKey[list[Figures]] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FOUND] = []
+
+
+@pytest.fixture(autouse=True)
+def figures(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Iterator[None]:
+    """Keep what a benchmark adds to its time, for the end of the run."""
+    yield
+    pytestconfig.stash[FOUND].append(Figures(benchmark.group or "", benchmark.name, benchmark.extra_info))
+
+
+@pytest.hookimpl(trylast=True)  # after the tables of pytest-benchmark
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    found = config.stash[FOUND]
+    lines = list(tables(found))
+    if not lines:
+        return
+    terminalreporter.section("figures of the benchmarks above", sep="-")
+    terminalreporter.line(
+        "Medians of the rounds. A ratio is the first time over the second, in one round. --benchmark-json=FILE keeps all."
+    )
+    for line in lines:
+        terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,7 @@
 
 Their ratio is where a fresh order becomes the cheaper one: `CHANGES_SHARE` in `engine.shard`. Each round times, on a new shard, the
 page that sorts all, an idle page, and (this is what pytest-benchmark shows) the page that brings the changes in. `extra_info` holds
-nanoseconds a key, nanoseconds a change, and the median of the rounds' ratios. A key that is removed and put back is two changes.
+nanoseconds a change, nanoseconds a key, and the median of the rounds' ratios. A key that is removed and put back is two changes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def page_of_one_key(shard: Shard) -> int:
 def test_change(benchmark: BenchmarkFixture, keys: int, kind: str) -> None:
     tune_collector()
     changes = keys // CHANGES_SHARE // 4 * 2  # even, and few enough that the order is not dropped
+    benchmark.group = f"order: {changes} changes among {keys:,} keys"
     present = shuffled_keys(keys + changes)
     absent = [present.pop() for _ in range(changes)]
     touched = {"added": absent, "removed": present[:changes], "put back": present[: changes // 2]}[kind]
@@ -72,6 +73,6 @@ def test_change(benchmark: BenchmarkFixture, keys: int, kind: str) -> None:
     paged_ns = [seconds * 1e9 for seconds in benchmark.stats.stats.data]
     change_ns = [(paged - idle) / changes for paged, idle in zip(paged_ns, idle_ns, strict=True)]
     ratios = [change / key for change, key in zip(change_ns, key_ns, strict=True)]
-    benchmark.extra_info["ns a key of a fresh order"] = round(median(key_ns))
     benchmark.extra_info["ns a change"] = round(median(change_ns))
+    benchmark.extra_info["ns a key of a fresh order"] = round(median(key_ns))
     benchmark.extra_info["ratio"] = round(median(ratios), 2)

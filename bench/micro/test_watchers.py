@@ -80,6 +80,7 @@ def entries(_: int) -> list[tuple[bytes, bytes]]:
 
 
 def test_set_with_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: Watcher, counts: WatchCounts) -> None:
+    benchmark.group = f"watchers: {KEYS:,} sets"
     watched, unwatched = Store(), Store()
     watch = Watch.from_config({"watch": "SET@*"})
     assert watch is not None
@@ -91,6 +92,7 @@ def test_set_with_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: Watcher,
 
 
 def test_push_to_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: Watcher, counts: WatchCounts) -> None:
+    benchmark.group = "watchers: push"
     event = (BUCKET, b"key", bytes(VALUE_BYTES))
     benchmark(watcher.queue.push, event)
     assert counts.dropped > 0
