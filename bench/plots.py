@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bench.figures import FIGURES, Row, Run, grouped, spread
 from bench.latency import Latencies
@@ -19,6 +21,8 @@ __all__ = ["plot"]
 #: Nines from 0 to 99.99 %, evenly on the axis.
 PERCENTS = [100 * (1 - 10 ** (-step / 10)) for step in range(41)]
 INCHES = (6.0, 4.0)
+#: Of decades, before the locator leaves some out.
+TICKS_MAX = 12
 
 
 def plot(run: Run, folder: Path) -> list[Path]:
@@ -101,9 +105,10 @@ def lines(rows: Sequence[Row], field: str, figure: str, what: str, axes: Axes) -
         axes.fill_between(places, [point.min for _, point in points], [point.max for _, point in points], alpha=0.2)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(ticks), [text(int(tick)) for tick in sorted(ticks)])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
     if field == "value_bytes":
         axes.set_yscale("log")
+        ticks_of_numbers(axes.yaxis)
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(what)
@@ -119,6 +124,14 @@ def percentiles(rows: Sequence[Row], axes: Axes) -> None:
     axes.set_yscale("log")
     nines = [1, 10, 100, 1_000, 10_000]
     axes.set_xticks(nines, ["0 %", "90 %", "99 %", "99.9 %", "99.99 %"])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
+    ticks_of_numbers(axes.yaxis)
     axes.set_xlabel("calls that took no longer")
     axes.set_ylabel("latency us")
+
+
+def ticks_of_numbers(axis: Axis) -> None:
+    """Of a logarithmic axis: at 1, 2 and 5 of each decade, written out, so that less than a decade has ticks too."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=TICKS_MAX))
+    axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}" if number >= 1 else f"{number:g}"))
+    axis.set_minor_locator(NullLocator())
