@@ -7,12 +7,13 @@ there: they are set anew before each read, which is not timed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.micro.turns import in_turns
 from bench.workload import INSTANCES, NO_SPAN, SPAN_BYTES, Headers, header_block, key_of, value_of
 from engine import Store
 from provider.metrics import Durations
@@ -33,6 +34,8 @@ COUNTERS = b"counters"
 KEYS = 10_000
 BATCH_KEYS = 100
 STRIDE = KEYS // FRAMES
+#: Reads of a round with metrics, and of one without.
+TURN_READS = 20
 #: Functions of one key, and of many, whose frames cost two magnitudes more.
 OF_A_KEY = ["get", "set", "delete", "exists", "increment"]
 OF_KEYS = ["list-keys", "get-many", "set-many", "delete-many"]
@@ -170,7 +173,19 @@ def test_headers(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, h
     receive_all(benchmark, Subject(loop, is_metered=True), "get", headers)
 
 
-@pytest.mark.parametrize("is_metered", [True, False], ids=["metered", "unmetered"])
-def test_metrics(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, is_metered: bool) -> None:
-    benchmark.group = f"frames: {FRAMES} gets, a host's headers"
-    receive_all(benchmark, Subject(loop, is_metered), "get", "host")
+def test_metrics(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop) -> None:
+    """What metrics cost: reads of gets with them, and without, in turns."""
+    benchmark.group = f"frames: {TURN_READS} reads of {FRAMES} gets, a host's headers"
+    metered, unmetered = Subject(loop, is_metered=True), Subject(loop, is_metered=False)
+
+    def receive(subject: Subject) -> Callable[[bytes], None]:
+        def act(read: bytes) -> None:
+            for _ in range(TURN_READS):
+                subject.protocol.data_received(read)
+
+        return act
+
+    calls, read = TURN_READS * FRAMES, metered.read("get", "host")
+    in_turns(benchmark, calls, lambda _: read, receive(metered), receive(unmetered), "metered", "unmetered")
+    assert metered.socket.ends == unmetered.socket.ends > 0
+    assert metered.socket.ends % calls == 0
