@@ -51,7 +51,6 @@ class Subject:
     """A provider to be measured: what is launched, and its configuration, to which a case adds what it wants.
 
     :ivar command: with {nats} and {prefix} in place of the server's URL and the prefix, where it takes no host data
-
     :ivar is_store: its answers are checked as a store's; else only their shape is
     :ivar watcher: whether a component watches every set, and answers or never does
     """
