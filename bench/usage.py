@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-__all__ = ["UsageError", "children", "cpu_ns", "peak_bytes", "resident_bytes", "restart_peak"]
+__all__ = ["UsageError", "children", "cpu_ns", "has_ended", "peak_bytes", "resident_bytes", "restart_peak"]
 
 
 class UsageError(Exception):
@@ -34,13 +34,35 @@ def peak_bytes(pid: int) -> int:
 
 
 def restart_peak(pid: int) -> None:
-    """Forget the most memory that a process had so far."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    """Forget the most memory that a process had so far.
+
+    :raises UsageError: there is no such process, or this system does not tell
+    """
+    try:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    except OSError as error:
+        raise UsageError(f"memory of process {pid}: {error}; it can be read on Linux alone") from None
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started, and that run."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The processes that a process has started, and that run.
+
+    :raises UsageError: there is no such process, or this system does not tell
+    """
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError as error:
+        raise UsageError(f"children of process {pid}: {error}; they can be read on Linux alone") from None
+    return [int(child) for child in text.split()]
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits for its parent to ask how it ended. Its CPU time can be read then, too."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return text.rpartition(") ")[2].startswith(("Z", "X"))
 
 
 def _status_bytes(pid: int, name: str) -> int:
