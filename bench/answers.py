@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 
-from bench.generator import MEASURE, Generator, LoadError
+from bench.generator import MEASURE, Generator, LoadError, WrongAnswerError
 from bench.usage import cpu_ns
 from bench.workload import KEY_BYTES, Load, result_sizes
 from transport.errors import NeedMoreBytes, TransportError
@@ -51,8 +51,14 @@ class SmallGenerator(Generator):
         if b"PING\r\n" in read:
             self.transport.write(b"PONG\r\n")
             read = read.replace(b"PING\r\n", b"")
-        if b"HMSG " in read or b"-ERR " in read:
+        if b"-ERR " in read:
             return self.fail(LoadError(f"found no answer, but {read[-200:]!r}"))
+        if b"HMSG " in read:
+            message = whole_message(read[read.index(b"HMSG ") :])
+            if message:
+                return self.fail(self.refusal(message))
+            self._rest = read
+            return None
         stop = read.rfind(END) + len(END)
         if stop < len(END):
             self._rest = read
@@ -85,7 +91,7 @@ class SmallGenerator(Generator):
 
     def check(self) -> None:
         if self._right != self.answered:
-            raise LoadError(f"found {self._right} answers of the right size to {self.answered} calls")
+            raise WrongAnswerError(f"found {self._right} answers of the right size to {self.answered} calls")
         if self._sample is not None:
             raise LoadError(f"call {self._sample[1]}: found no result")
         here, beside = self._latencies_here, self._latencies_beside
@@ -132,9 +138,22 @@ class SmallGenerator(Generator):
         found = payload[: int(size)]
         right = self.script.result(number)
         if len(found) != len(right) or (self.load.exact and found != right):
-            raise LoadError(f"call {number}: found the result {found[:100]!r}, expected {right[:100]!r}")
+            raise WrongAnswerError(f"call {number}: found the result {found[:100]!r}, expected {right[:100]!r}")
         self.verified += 1
         self._sample = None
+
+
+def whole_message(read: bytes) -> bytes:
+    """The message with headers that bytes begin with; empty where its end is not there yet.
+
+    >>> whole_message(b"HMSG s 1 12 14\\r\\nNATS/1.0\\r\\n\\r\\nhi\\r\\nPING\\r\\n")
+    b'HMSG s 1 12 14\\r\\nNATS/1.0\\r\\n\\r\\nhi\\r\\n'
+    """
+    line, line_end, _ = read.partition(b"\r\n")
+    if not line_end:
+        return b""
+    size = len(line) + 2 + int(line.split(b" ")[-1]) + 2
+    return read[:size] if size <= len(read) else b""
 
 
 class Walk:
@@ -190,6 +209,12 @@ class FrameGenerator(Generator):
             while at < len(read):
                 line_end = read.find(b"\r\n", at)
                 if line_end < 0:
+                    self._line = read[at:]
+                    break
+                if read.startswith(b"HMSG ", at):
+                    message = whole_message(read[at:])
+                    if message:
+                        raise self.refusal(message)
                     self._line = read[at:]
                     break
                 self._open(read[at:line_end].split(b" "), now)
@@ -273,12 +298,14 @@ class FrameGenerator(Generator):
             return
         expected = self.script.result_size(call.number)
         if call.bytes != expected:
-            raise LoadError(f"call {call.number}: found a result of {call.bytes} bytes, expected {expected}")
+            raise WrongAnswerError(f"call {call.number}: found a result of {call.bytes} bytes, expected {expected}")
         if call.pieces is not None:
             found = b"".join(call.pieces)
             right = self.script.result(call.number)
             if len(found) != len(right) or (self.load.exact and found != right):
-                raise LoadError(f"call {call.number}: found the result {found[:100]!r}, expected {right[:100]!r}")
+                raise WrongAnswerError(
+                    f"call {call.number}: found the result {found[:100]!r}, expected {right[:100]!r}"
+                )
             self.verified += 1
 
     def _end_page(self, call: Call, walk: Walk) -> None:
@@ -301,7 +328,9 @@ class FrameGenerator(Generator):
             self.keys += count
         if cursor is None:
             if load.exact and walk.keys != load.keys:
-                raise LoadError(f"call {call.number}: found {walk.keys} keys at a walk's end, expected {load.keys}")
+                raise WrongAnswerError(
+                    f"call {call.number}: found {walk.keys} keys at a walk's end, expected {load.keys}"
+                )
             walk.keys = 0
 
 

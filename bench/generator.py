@@ -23,7 +23,7 @@ from bench.usage import cpu_ns
 from bench.wire import NatsProtocol, Subscription
 from bench.workload import Load, Script
 
-__all__ = ["MEASURE", "Generator", "LoadError", "Outcome", "merged"]
+__all__ = ["MEASURE", "Generator", "LoadError", "Outcome", "WrongAnswerError", "merged"]
 
 TICK_NS = 1_000_000
 PERCENTS = (50, 99, 99.9)
@@ -33,6 +33,10 @@ WARM, MEASURE, DRAIN = range(3)
 
 class LoadError(Exception):
     """A load that measures nothing: an answer is wrong, or missing."""
+
+
+class WrongAnswerError(LoadError):
+    """An answer that is not that of a store whose keys are those of the load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +201,15 @@ class Generator(NatsProtocol):
 
         :raises LoadError: an answer is wrong
         """
+
+    def refusal(self, message: bytes) -> LoadError:
+        """What a message that is no answer means: NATS says by the status 503 that nobody listens, to the subject of the call's answer."""
+        line, _, block = message.partition(b"\r\n")
+        if not block.startswith(b"NATS/1.0 503"):
+            return LoadError(f"found no answer, but {message[:200]!r}")
+        number = int(line.split(b" ")[1].rpartition(b".")[2])
+        prefix, _, rest = self.script.frame(number).head.split()[1].decode().partition(".wrpc.")
+        return LoadError(f"nobody serves {rest.rpartition('.')[2]} at {prefix}")
 
     def _measure(self, now: int) -> None:
         self.phase = MEASURE

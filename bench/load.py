@@ -24,13 +24,16 @@ from typing import get_args
 import uvloop
 
 from bench.answers import SMALL_RESULT_BYTES, FrameGenerator, SmallGenerator
-from bench.generator import LoadError, Outcome
+from bench.generator import LoadError, Outcome, WrongAnswerError
+from bench.usage import UsageError, has_ended
 from bench.wire import WireError, split_address
 from bench.workload import Function, Headers, Load, result_sizes
 
 __all__ = ["generate", "main", "run"]
 
 STALL_CHECK_S = 0.5
+#: Functions whose answers hold what a load before them has set.
+READING = frozenset({"get", "exists", "mixed", "list-keys", "get-many"})
 
 
 def is_small(load: Load) -> bool:
@@ -54,8 +57,11 @@ async def generate(load: Load) -> Outcome:
     answered = -1
     since = time.monotonic()
     try:
-        while not generator.ended.done():
-            await asyncio.wait((generator.ended,), timeout=STALL_CHECK_S)
+        while not (await asyncio.wait((generator.ended,), timeout=STALL_CHECK_S))[0]:
+            if gone := [name for name, pid in load.watched.items() if has_ended(pid)]:
+                raise LoadError(
+                    f"found {generator.answered} answers to {generator.sent} calls, and then the end of the process {gone[0]}"
+                )
             if generator.answered != answered:
                 answered, since = generator.answered, time.monotonic()
             elif time.monotonic() - since > load.timeout_s:
@@ -85,6 +91,8 @@ def serve(lines: Iterable[str]) -> None:
     for line in lines:
         try:
             answer = asdict(run(Load(**json.loads(line))))
+        except (LoadError, WireError, UsageError) as error:
+            answer = {"error": str(error)}
         except Exception as error:  # the boundary: who asked is told
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
@@ -100,6 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(asdict(run(Load(**options))), indent=2))
     except (LoadError, WireError, OSError, ValueError) as error:
         print(f"bench.load: {error}", file=sys.stderr)
+        if isinstance(error, WrongAnswerError) and options["function"] in READING:
+            print(
+                f"are the keys there? --function set --each-once --calls {options['keys']} sets them, the other options the same",
+                file=sys.stderr,
+            )
         return 1
     return 0
 

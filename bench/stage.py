@@ -181,6 +181,7 @@ class Stage:
             in_flight=max(1, min(FILL_IN_FLIGHT, FILL_BYTES_IN_FLIGHT // value_bytes)),
             keys=keys,
             first_key=first_key,
+            watched={"provider": provider.pid},
         )
         self._run_each_once(load)
 
@@ -192,7 +193,7 @@ class Stage:
         return load
 
     def _run_each_once(self, load: Load) -> None:
-        load = replace(load, calls=load.keys, warm_calls=0, each_once=True, timeout_s=FILL_TIMEOUT_S, watched={})
+        load = replace(load, calls=load.keys, warm_calls=0, each_once=True, timeout_s=FILL_TIMEOUT_S)
         self.generator.run(load)
 
     def measure(self, subject: Subject, case: Case, seconds: float) -> Outcome:

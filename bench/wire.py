@@ -26,8 +26,12 @@ def split_address(url: str) -> tuple[str, int]:
 
     >>> split_address("nats://127.0.0.1:4222")
     ('127.0.0.1', 4222)
+
+    :raises ValueError: it is none
     """
     host, _, port = url.rpartition("://")[2].rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise ValueError(f"found the URL {url!r}, allowed nats://HOST:PORT")
     return host, int(port)
 
 

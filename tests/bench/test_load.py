@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from bench.experiments import EXPERIMENTS, Extent, Side
 from bench.generator import LoadError
+from bench.load import main
 from bench.processes import NatsServer, ProcessError, Provider, Watcher
 from bench.scenarios import Case
 from bench.stage import BARE, DIRECT, PLAIN, STUCK, WATCHED, Stage, Subject
-from bench.usage import UsageError, cpu_ns, peak_bytes, resident_bytes, restart_peak
+from bench.usage import UsageError, children, cpu_ns, has_ended, peak_bytes, resident_bytes, restart_peak
 from bench.workload import BATCHES, PAIR_RATE, Load, bucket_of, key_of
 from tests.build import built_executable
 from transport.client import KeyValueClient
@@ -160,7 +163,7 @@ def test_a_walk_that_misses_keys_fails_the_load(stage: Stage, direct: Provider) 
 
 def test_a_load_that_nobody_answers_fails(stage: Stage, direct: Provider) -> None:
     load = replace(little(stage, DIRECT, Case(function="get"), direct), prefix="default.nobody")
-    with pytest.raises(LoadError, match=r"found no answer, but .*503"):
+    with pytest.raises(LoadError, match=r"^nobody serves get at default\.nobody$"):
         stage.generator.run(load)
 
 
@@ -172,6 +175,51 @@ def test_answers_that_do_not_come_fail_the_load(stage: Stage, direct: Provider) 
             stage.generator.run(load)
     finally:
         direct.popen.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("is_filling", [False, True])
+def test_a_provider_that_ends_fails_the_load_at_once(stage: Stage, is_filling: bool) -> None:
+    with stage.launch(DIRECT) as provider:
+        load = replace(little(stage, DIRECT, Case(function="get"), provider), calls=0, seconds=60.0)
+        provider.popen.send_signal(signal.SIGSTOP)  # calls that it has taken are answered by nobody, NATS included
+        kill = Timer(0.3, provider.popen.kill)
+        kill.start()
+        began_s = time.monotonic()
+        with pytest.raises(LoadError, match="found .* answers to .* calls, and then the end of the process provider"):
+            if is_filling:
+                stage.fill(provider, "filling", 10_000_000, 64)
+            else:
+                stage.generator.run(load)
+        assert time.monotonic() - began_s < 0.3 + 2.0  # it is looked for twice a second
+        kill.join()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--url", "foo"], "bench.load: found the URL 'foo', allowed nats://HOST:PORT\n"),
+        (["--url", "{nats}", "--prefix", "default.nobody"], "bench.load: nobody serves get at default.nobody\n"),
+        (
+            ["--url", "{nats}", "--prefix", "{prefix}", "--bucket", "new", "--keys", "50"],
+            "are the keys there? --function set --each-once --calls 50 sets them, the other options the same\n",
+        ),
+    ],
+)
+def test_the_command_says_why_nothing_was_measured(
+    stage: Stage, direct: Provider, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], expected: str
+) -> None:
+    words = {"{nats}": stage.nats.url, "{prefix}": direct.prefix}
+    assert main([words.get(word, word) for word in arguments]) == 1
+    assert capsys.readouterr().err.endswith(expected)
+
+
+def test_the_command_sets_what_it_reads_as_it_advises(
+    stage: Stage, direct: Provider, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--url", stage.nats.url, "--prefix", direct.prefix, "--bucket", "advised", "--keys", "50"]
+    assert main([*where, "--function", "set", "--each-once", "--calls", "50"]) == 0
+    assert main([*where, "--seconds", "0.05"]) == 0
+    assert '"verified"' in capsys.readouterr().out
 
 
 def test_large_parameters_leave_no_memory_behind(stage: Stage, direct: Provider) -> None:
@@ -265,10 +313,20 @@ def test_the_cost_of_a_process_is_read(stage: Stage) -> None:
     assert peak_bytes(pid) >= resident_bytes(pid) - MIB > 0
 
 
-@pytest.mark.parametrize("read", [cpu_ns, peak_bytes])
+@pytest.mark.parametrize("read", [cpu_ns, peak_bytes, resident_bytes, restart_peak, children])
 def test_a_process_that_is_not_there_has_no_cost(stage: Stage, tmp_path: Path, read: object) -> None:
     with stage.launch(BARE) as provider:
         pass
     assert callable(read)
     with pytest.raises(UsageError, match=f"of process {provider.pid}: "):
         read(provider.pid)
+
+
+def test_a_process_that_has_ended_is_told_from_one_that_runs() -> None:
+    popen = subprocess.Popen(("cat",), stdin=subprocess.PIPE)
+    assert not has_ended(popen.pid)
+    popen.kill()
+    while not has_ended(popen.pid):  # nobody has asked yet how it ended
+        pass
+    popen.communicate()
+    assert has_ended(popen.pid)

@@ -17,7 +17,7 @@ from bench.latency import Latencies
 from bench.load import is_small
 from bench.responder import NUMBERS, Responder
 from bench.watcher import Watcher
-from bench.wire import NatsProtocol, WireError
+from bench.wire import NatsProtocol, WireError, split_address
 from bench.workload import BATCHES, COUNT_FROM, Function, Headers, Load, Script, key_of, spread_indices, value_of
 from provider.host_data import HostData
 from transport.atomics import decode_increment, decode_increment_result, encode_increment_result
@@ -420,7 +420,8 @@ async def test_the_shape_alone_is_looked_at_where_a_load_says_so(kind: type[Smal
 @pytest.mark.parametrize(
     ("frames", "error"),
     [
-        (b"HMSG %b.0 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n", "found no answer, but .*HMSG"),
+        (b"HMSG %b.0 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n", "^nobody serves get at default.kv$"),
+        (b"HMSG %b.0 1 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", "found no answer, but .*HMSG"),
         (b"-ERR 'Slow Consumer'\r\nMSG %b", "found no answer, but .*Slow Consumer"),
     ],
 )
@@ -433,6 +434,27 @@ async def test_what_is_no_answer_fails_the_load(
     with pytest.raises(LoadError, match=error):
         await generator.ended
     assert socket.aborted
+
+
+@pytest.mark.parametrize("kind", [SmallGenerator, FrameGenerator])
+@pytest.mark.parametrize("step", [1, 7, 1_000])
+async def test_what_nobody_serves_is_said_wherever_the_message_is_cut(
+    kind: type[SmallGenerator | FrameGenerator], step: int
+) -> None:
+    generator = kind(load_of(function="mixed", calls=40, in_flight=20))
+    connected(generator)
+    stream = b"HMSG %b.19 1 33 33\r\nNATS/1.0 503\r\nNats-Subject: x\r\n\r\n\r\n" % generator.inbox
+    for at in range(0, len(stream), step):
+        assert not generator.ended.done()
+        generator.data_received(stream[at : at + step])
+    with pytest.raises(LoadError, match=r"^nobody serves set at default\.kv$"):
+        await generator.ended
+
+
+@pytest.mark.parametrize("url", ["foo", "nats://", "nats://host", ":4222", "host:", "host:0", "host:65536", "host:-1"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=f"found the URL '{url}', allowed nats://HOST:PORT"):
+        split_address(url)
 
 
 async def test_a_second_end_fails_the_load() -> None:
