@@ -166,8 +166,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
     :raises ValueError: the options do not fit
     """
     quick = options.quick
-    rounds = options.rounds or (3 if quick else 5)
-    seconds = options.seconds or (0.25 if quick else 1.0)
+    rounds = (3 if quick else 5) if options.rounds is None else options.rounds
+    seconds = (0.25 if quick else 1.0) if options.seconds is None else options.seconds
     if rounds < 1 or seconds < 0.05:
         raise ValueError(f"--rounds, --seconds: found {rounds}, {seconds}, allowed from 1, from 0.05")
     named = options.subject or [subject.name for subject in SUBJECTS]

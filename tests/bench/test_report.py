@@ -450,7 +450,9 @@ def test_options_choose_scenarios_subjects_and_peers() -> None:
     ("arguments", "error"),
     [
         (["--rounds", "-1"], "found -1, 1.0, allowed from 1"),
+        (["--rounds", "0"], "found 0, 1.0, allowed from 1"),
         (["--seconds", "0.01"], "found 5, 0.01, allowed from 1, from 0.05"),
+        (["--seconds", "0"], "found 5, 0.0, allowed from 1, from 0.05"),
         (["--subject", "fast"], "--subject: found fast, allowed direct, plain"),
         (["--peer", "a=x", "--peer", "a=y"], "found a name twice"),
     ],
