@@ -27,7 +27,7 @@ from bench.usage import UsageError
 
 __all__ = ["main", "measure"]
 
-#: CPU time of the bare responder for a call of `REFERENCE_CASE`. Above it the machine was busy with something else.
+#: CPU time of the bare responder for a call of `REFERENCE_CASE`. Above it figures say more of machine and interpreter than of providers.
 REFERENCE_CPU_US_MAX = 2.2
 SUBJECTS = (BARE, DIRECT, PLAIN)
 
@@ -124,7 +124,7 @@ def faults(rows: Sequence[Row]) -> list[str]:
     if costs and median(costs) > REFERENCE_CPU_US_MAX:
         return [
             f"the bare responder took {median(costs):.2f} us of CPU a call ({REFERENCE_CASE.label}), allowed "
-            f"{REFERENCE_CPU_US_MAX}: the machine was busy with something else"
+            f"{REFERENCE_CPU_US_MAX}: the machine is busy with something else, or its interpreter is slow: docs/performance.md"
         ]
     return []
 
