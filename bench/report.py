@@ -70,8 +70,14 @@ def _bar_lines(rows: Sequence[Row]) -> Iterator[str]:
     for standing in measured:
         verdict = "ok" if standing.is_kept else "**missed**"
         yield f"| {standing.bar.what} | {' | '.join(standing.texts)} | {verdict} |"
-    if len(measured) < len(found):
-        yield f"\n{len(found) - len(measured)} of {len(found)} bars were not measured in this run."
+    if absent := unmeasured(rows):
+        yield f"\n{len(absent)} of {len(found)} bars were not measured in this run:\n"
+        yield from (f"- {what}" for what in absent)
+
+
+def unmeasured(rows: Sequence[Row]) -> list[str]:
+    """The bars that a run says nothing about."""
+    return [standing.bar.what for standing in standings(rows) if standing.found is None]
 
 
 def _scenario_lines(rows: Sequence[Row]) -> Iterator[str]:
