@@ -315,8 +315,9 @@ class FrameGenerator(Generator):
         count, cursor = read_page(found, sampled)
         self.verified += sampled
         load = self.load
-        if count > load.page_keys or (not load.exact and count != load.page_keys):
-            raise LoadError(f"call {call.number}: found a page of {count} keys, expected {load.page_keys}")
+        is_last = load.exact and cursor is None and count < load.page_keys
+        if count != load.page_keys and not is_last:
+            raise WrongAnswerError(f"call {call.number}: found a page of {count} keys, expected {load.page_keys}")
         walk.keys += count
         walk.cursor = cursor
         if load.in_flight == 1 and "provider" in load.watched:

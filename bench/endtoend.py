@@ -10,19 +10,22 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryFile
+from typing import NamedTuple
 
 from bench.experiments import EXPERIMENTS, Experiment, Extent
 from bench.figures import REFERENCE, Row, Run
 from bench.generator import LoadError
 from bench.machine import about, load_average
-from bench.processes import ProcessError
-from bench.report import RESULTS, say_changes, share, write
+from bench.processes import ProcessError, one_line
+from bench.report import RESULTS, Failure, missed, say_changes, share, write
 from bench.scenarios import CASES, QUICK_CASES, REFERENCE_CASE, SCENARIOS, Case
-from bench.stage import BARE, DIRECT, PLAIN, VARIANTS, Stage, Subject, peer
+from bench.stage import BARE, DIRECT, PLAIN, VARIANTS, PeerError, Stage, Subject, peer
 from bench.usage import UsageError
 
 __all__ = ["main", "measure"]
@@ -36,8 +39,13 @@ scenarios:
 {scenarios}
 
 subjects: bare (the bare responder: the limit), direct and plain (ours, over its two paths, with metrics), and every --peer.
-growth, memory, pages, metrics, expiry, start and watch are about our own alone; the last four also measure direct without metrics, with a
-deadline for every key, without a host and as the executable (which is built), and with a watcher.
+growth measures bare and direct, memory direct and plain; pages, metrics, expiry, start and watch measure direct, the last four also direct
+without metrics, with a deadline for every key, without a host and as the executable (which is built), and with a watcher.
+
+peers: a COMMAND is launched in this repository's folder with an empty environment and host data, in base64, on standard input. For one that
+takes no host data, {{nats}} in its words is replaced by the NATS server's URL, and {{prefix}} by LATTICE.PROVIDER_KEY. No option of ours is
+in its host data: list-keys is compared where its pages have the size. A case in which a peer fails is left out for it from then on, all are
+where its process has ended; the report lists them.
 
 examples:
   scripts/bench endtoend --quick                       under a minute, for a first look
@@ -46,7 +54,8 @@ examples:
   scripts/bench endtoend --scenario batch --scenario increment --scenario expiry --scenario watch --subject direct
   scripts/bench endtoend --peer redis=/opt/keyvalue-redis --compare bench/results/OLD/run.json
 
-exit status: 0; 1 if an answer was wrong, the run is void, or --compare found something slower; 2 for wrong arguments.
+exit status: 0; 1 if an answer was wrong, a peer failed, the run is void, --compare found something slower, or with --strict a bar is missed;
+2 for wrong arguments, or if --compare found nothing in common; 130 after Ctrl-C. What was measured before a run ended early is written, and void.
 """
 
 
@@ -71,8 +80,11 @@ class Plan:
         return [subject for subject in experiment.subjects if subject in chosen]
 
 
-def measure(plan: Plan) -> Iterator[Row]:
-    """All rows of a run, as they come."""
+def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
+    """All rows of a run, as they come.
+
+    :param failures: is told what peers failed in
+    """
     with Stage() as stage:
         cases = plan.cases()
         extent = plan.extent
@@ -82,8 +94,17 @@ def measure(plan: Plan) -> Iterator[Row]:
             for place, (scenario, case) in enumerate(cases, 1):
                 rows = []
                 for subject in [BARE] if scenario == REFERENCE else order:
-                    rows.append(stage.row(scenario, case, subject, number, extent.seconds))
-                    yield rows[-1]
+                    if any(failure.covers(subject.name, case.label) for failure in failures):
+                        continue
+                    try:
+                        row = stage.row(scenario, case, subject, number, extent.seconds)
+                    except PeerError as error:
+                        failure = Failure(subject.name, case.label, number, str(error), error.is_gone)
+                        failures.append(failure)
+                        say(f"bench: {failure.text}")
+                        continue
+                    rows.append(row)
+                    yield row
                 say(f"round {number + 1}/{extent.rounds} {place:>3}/{len(cases)}  {case.label:<34} {line_of(rows)}")
         for name, experiment in EXPERIMENTS.items():
             if name in plan.scenarios:
@@ -144,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=COMMAND",
-        help="another provider, launched with host data on standard input",
+        help="another provider, launched as a host does it: see below",
     )
     add("--rounds", type=int, metavar="N", help="how often all is measured (default 5, quick 3)")
     add("--seconds", type=float, metavar="S", help="of each load (default 1, quick 0.25)")
@@ -157,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
         help="where run.json, report.md and plots go (default bench/results/TIME)",
     )
     add("--compare", type=Path, metavar="OLD.json", help="say what got slower than in an older run")
+    add("--strict", action="store_true", help="exit status 1 if a bar is missed, too")
     add("--threshold", type=share, default=0.1, metavar="SHARE", help="with --compare: as 0.1 or 10%% (the default)")
     return parser
 
@@ -197,27 +219,75 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = plan_of(options)
         old = Run.load(options.compare) if options.compare else None
+        run = Run({**about(), "settings": settings(plan), "load_average_before": load_average()})
+        folder = options.output or RESULTS / str(run.about["when"]).replace(":", "").replace("+0000", "Z")
+        is_new = make(folder)
     except (ValueError, OSError) as error:
         parser().error(str(error))
-    run = Run({**about(), "settings": settings(plan), "load_average_before": load_average()})
+    failures: list[Failure] = []
     began_s = time.monotonic()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the processes end with this one
-    try:
-        run.rows.extend(measure(plan))
-    except (LoadError, ProcessError, UsageError) as error:
-        say(f"bench: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("bench: stopped; nothing is written")
-        return 130
+    early = collect(run, plan, failures)
+    if early and not run.rows:
+        say(f"bench: {early.why}; nothing was measured, and nothing is written")
+        if is_new:
+            folder.rmdir()
+        return early.status
     after = {"load_average_after": load_average(), "minutes": round((time.monotonic() - began_s) / 60, 1)}
-    run = Run({**run.about, **after}, run.rows, faults(run.rows))
-    folder = options.output or RESULTS / str(run.about["when"]).replace(":", "").replace("+0000", "Z")
+    failed = [asdict(failure) for failure in failures]
+    void = [*([early.why] if early else []), *faults(run.rows)]
+    run = Run({**run.about, **after, "failed": failed}, run.rows, void)
     print(write(run, folder))
     for fault in run.void:
         say(f"bench: this run is void: {fault}")
-    slower = say_changes(old, run, options.threshold) if old else False
-    return int(bool(run.void) or slower)
+    for failure in failures:
+        say(f"bench: {failure.text}")
+    if early:
+        return early.status
+    bars = missed(run.rows) if options.strict else []
+    for bar in bars:
+        say(f"bench: missed: {bar}")
+    compared = say_changes(old, run, options.threshold) if old else 0
+    return compared or int(bool(run.void or failures or bars))
+
+
+def make(folder: Path) -> bool:
+    """Make the folder for the results, before anything is measured; whether there was none.
+
+    :raises ValueError: nothing can be written there
+    """
+    try:
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"--output: found {folder}, allowed a folder that can be written to: {error.strerror}"
+        ) from None
+    return is_new
+
+
+class EarlyEnd(NamedTuple):
+    """Why a run ended before all was measured, and the exit status."""
+
+    why: str
+    status: int
+
+
+def collect(run: Run, plan: Plan, failures: list[Failure]) -> EarlyEnd | None:
+    """Put all that is measured into a run."""
+    try:
+        with closing(measure(plan, failures)) as rows:
+            for row in rows:
+                run.rows.append(row)
+    except (LoadError, ProcessError, UsageError) as error:
+        say(f"bench: {error}")
+        return EarlyEnd(f"it ended early: {one_line(str(error))}", 1)
+    except KeyboardInterrupt:
+        return EarlyEnd("stopped", 128 + signal.SIGINT)
+    except SystemExit:  # as SIGTERM is answered
+        return EarlyEnd("stopped", 128 + signal.SIGTERM)
+    return None
 
 
 def settings(plan: Plan) -> dict[str, object]:

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 from bench.figures import Row
 from bench.generator import LoadError, Outcome, merged
-from bench.processes import ROOT, LoadGenerator, Provider, Watcher
+from bench.processes import ROOT, LoadGenerator, ProcessError, Provider, Watcher
 from bench.scenarios import Case
 from bench.stage import (
     BARE,
@@ -122,8 +122,11 @@ def time_scrape(provider: Provider) -> float | None:
     times_us = []
     for _ in range(SCRAPES):
         began_ns = time.perf_counter_ns()
-        with urlopen(address[0], timeout=SCRAPE_TIMEOUT_S) as answer:
-            answer.read()
+        try:
+            with urlopen(address[0], timeout=SCRAPE_TIMEOUT_S) as answer:
+                answer.read()
+        except OSError as error:
+            raise LoadError(f"{address[0]}: {error}") from None
         times_us.append((time.perf_counter_ns() - began_ns) / 1e3)
     return median(times_us)
 
@@ -223,7 +226,9 @@ def expiry(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
 def start(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """The command as a host starts it, alone, and as a self-contained executable: the time to a first answer, memory when idle, calls."""
     if EXECUTABLE in subjects:
-        subprocess.run([ROOT / "scripts" / "build"], check=True)
+        status = subprocess.run([ROOT / "scripts" / "build"]).returncode
+        if status:
+            raise ProcessError(f"scripts/build: it ended with exit status {status}")
     get = Case(function="get")
     bucket = bucket_of(get.value_bytes)
     for number in range(max(START_ROUNDS, extent.rounds)):

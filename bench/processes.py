@@ -25,12 +25,24 @@ from bench.workload import LINK_NAME, SOURCE_ID, Load
 from transport.client import KeyValueClient
 from transport.errors import InterfaceError, TransportError
 
-__all__ = ["ROOT", "SCRIPTS", "LoadGenerator", "NatsServer", "Process", "ProcessError", "Provider", "Watcher"]
+__all__ = [
+    "ROOT",
+    "SCRIPTS",
+    "LoadGenerator",
+    "NatsServer",
+    "Process",
+    "ProcessError",
+    "Provider",
+    "Watcher",
+    "one_line",
+]
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = Path(sys.executable).parent
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 15.0
+#: From when a process answers no more to when it has ended.
+ENDING_S = 0.5
 POLL_INTERVAL_S = 0.01
 LATTICE = "default"
 #: A NATS server drops a client that is 64 MiB behind: thousands of large answers in flight are, and the load generator would be dropped.
@@ -39,6 +51,16 @@ NATS_CONFIG = "max_pending: 4GB\nwrite_deadline: 60s\n"
 
 class ProcessError(Exception):
     """A process did not start, or failed; with the end of what it wrote."""
+
+
+def one_line(text: str) -> str:
+    """What went wrong, in one line: of what a process wrote the last says most.
+
+    >>> one_line("kv-1: it ended; it wrote last:\\nstarting\\nno host data")
+    'kv-1: it ended; it wrote last: no host data'
+    """
+    first, *rest = text.splitlines()
+    return " ".join((first, *rest[-1:]))
 
 
 class Process:
@@ -86,6 +108,12 @@ class Process:
         """An error that says what went wrong, and what the process wrote last."""
         text = self.log.strip()
         return ProcessError(f"{self.name}: {what}" + (f"; it wrote last:\n{text[-2000:]}" if text else ""))
+
+    def exit_status(self) -> int | None:
+        """Of a process that has ended or is about to; None of one that runs."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.popen.wait(ENDING_S)
+        return None
 
     def stop(self) -> None:
         """End it: by a signal, and if it does not heed that, at once."""
@@ -282,8 +310,11 @@ class LoadGenerator(Process):
     def begin(self, load: Load) -> None:
         """Have a load carried out, without waiting."""
         assert self.popen.stdin is not None
-        self.popen.stdin.write(json.dumps(asdict(load)).encode() + b"\n")
-        self.popen.stdin.flush()
+        try:
+            self.popen.stdin.write(json.dumps(asdict(load)).encode() + b"\n")
+            self.popen.stdin.flush()
+        except BrokenPipeError:
+            raise self.failure("it ended") from None
 
     def end(self) -> Outcome:
         """The outcome of the load that was begun.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from bench.figures import FIGURES, REFERENCE, Row, Run, Spread, grouped, ratios,
 from bench.processes import ROOT
 from bench.scenarios import SCENARIOS
 
-__all__ = ["RESULTS", "Change", "changes", "fill", "main", "markdown", "say_changes", "share", "write"]
+__all__ = ["RESULTS", "Change", "Failure", "changes", "fill", "main", "markdown", "say_changes", "share", "write"]
 
 RESULTS = ROOT / "bench" / "results"
 DOCUMENT = ROOT / "docs" / "performance.md"
@@ -22,9 +23,33 @@ BEGIN, END = "<!-- run: begin -->", "<!-- run: end -->"
 RATIO_DIGITS = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A case in which a peer gave nothing, and which is left out for it from then on; if `is_gone`, all its cases are."""
+
+    subject: str
+    case: str
+    round: int
+    why: str
+    is_gone: bool
+
+    def covers(self, subject: str, case: str) -> bool:
+        """Whether a case is left out for a subject."""
+        return subject == self.subject and (self.is_gone or case == self.case)
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        left_out = "; all its cases are left out" if self.is_gone else ""
+        return f"{self.subject}: {self.case}, round {self.round + 1}: {self.why}{left_out}"
+
+
 def markdown(run: Run) -> str:
     """A run as Markdown: what it was made on, how the bars stand, a table for each scenario."""
     parts = ["\n".join(_about_lines(run))]
+    if failed := run.about.get("failed"):
+        lines = [f"- {Failure(**fields).text}" for fields in failed]
+        parts.append("### Failed\n\nPeers, and what was left out for them from then on:\n\n" + "\n".join(lines))
     if run.void:
         parts.append("\n".join(f"**This run is void: {fault}.**" for fault in run.void))
     parts.append("### Bars\n\n" + "\n".join(_bar_lines(run.rows)))
@@ -78,6 +103,12 @@ def _bar_lines(rows: Sequence[Row]) -> Iterator[str]:
 def unmeasured(rows: Sequence[Row]) -> list[str]:
     """The bars that a run says nothing about."""
     return [standing.bar.what for standing in standings(rows) if standing.found is None]
+
+
+def missed(rows: Sequence[Row]) -> list[str]:
+    """The bars that a run does not keep, with what was found and what is allowed."""
+    missing = (standing for standing in standings(rows) if standing.is_kept is False)
+    return [f"{standing.bar.what}: found {', allowed '.join(standing.texts)}" for standing in missing]
 
 
 def _scenario_lines(rows: Sequence[Row]) -> Iterator[str]:

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Literal, Self
 
 from bench.figures import REFERENCE, Row
-from bench.generator import Outcome
-from bench.processes import ROOT, SCRIPTS, LoadGenerator, NatsServer, Provider
+from bench.generator import LoadError, Outcome
+from bench.processes import ROOT, SCRIPTS, LoadGenerator, NatsServer, ProcessError, Provider, one_line
 from bench.scenarios import Case
-from bench.usage import peak_bytes, restart_peak
+from bench.usage import UsageError, peak_bytes, restart_peak
 from bench.workload import BATCHES, COUNT_FROM, Load, bucket_of
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "UNMETERED",
     "VARIANTS",
     "WATCHED",
+    "PeerError",
     "Stage",
     "Subject",
     "peer",
@@ -53,6 +54,7 @@ class Subject:
     :ivar command: with {nats} and {prefix} in place of the server's URL and the prefix, where it takes no host data
     :ivar is_store: its answers are checked as a store's; else only their shape is
     :ivar watcher: whether a component watches every set, and answers or never does
+    :ivar is_peer: not ours: no option of ours means anything to it, and where it fails the run goes on
     """
 
     name: str
@@ -60,6 +62,18 @@ class Subject:
     config: Mapping[str, str] = field(default_factory=dict)
     is_store: bool = True
     watcher: Literal["", "answering", "stuck"] = ""
+    is_peer: bool = False
+
+
+class PeerError(Exception):
+    """A peer gave nothing in a case; in one line.
+
+    :ivar is_gone: nor will it in any other: its process has ended, or never answered
+    """
+
+    def __init__(self, text: str, is_gone: bool) -> None:
+        super().__init__(text)
+        self.is_gone = is_gone
 
 
 OURS = (str(SCRIPTS / "keyvalue-inmemory"),)
@@ -91,7 +105,7 @@ def peer(text: str) -> Subject:
         raise ValueError(f"--peer: found {text!r}, allowed NAME=COMMAND, the name of letters, digits and '-'")
     if name in {subject.name for subject in (BARE, DIRECT, PLAIN, *VARIANTS)}:
         raise ValueError(f"--peer: found the name {name}, which is taken")
-    return Subject(name, words)
+    return Subject(name, words, is_peer=True)
 
 
 class Stage:
@@ -134,7 +148,9 @@ class Stage:
     def provider(self, subject: Subject, case: Case) -> Provider:
         """The process of a subject that serves such cases: one for each configuration, kept."""
         config = {}
-        if case.function == "list-keys":
+        if subject.is_peer:
+            pass  # it has what it has: the answers tell whether they can be compared
+        elif case.function == "list-keys":
             config["page_keys"] = str(case.page_keys)
         elif not subject.is_store:
             config["value_bytes"] = str(case.value_bytes)
@@ -213,10 +229,26 @@ class Stage:
         return self.generator.run(load)
 
     def row(self, scenario: str, case: Case, subject: Subject, number: int, seconds: float) -> Row:
-        """What a case gave."""
-        outcome = self.measure(subject, case, seconds)
-        peak = peak_bytes(self.provider(subject, case).pid)
+        """What a case gave.
+
+        :raises PeerError: a peer failed
+        """
+        try:
+            outcome = self.measure(subject, case, seconds)
+            peak = peak_bytes(self.provider(subject, case).pid)
+        except (LoadError, ProcessError, UsageError) as error:
+            is_ours = any(process.popen.poll() is not None for process in (self.nats, self.generator))
+            if is_ours or not subject.is_peer:
+                raise
+            raise self._peer_error(subject, str(error)) from None
         return row_of(scenario, case, subject, number, outcome, {"peak_bytes": float(peak)})
+
+    def _peer_error(self, subject: Subject, text: str) -> PeerError:
+        provider = self._providers.get((subject.name, ()))
+        status = None if provider is None else provider.exit_status()
+        if provider is not None and status is not None:
+            text = str(provider.failure(f"{text}; its process has ended with exit status {status}"))
+        return PeerError(one_line(text), is_gone=provider is None or status is not None)
 
 
 def row_of(

@@ -16,9 +16,9 @@ import pytest
 from bench.experiments import EXPERIMENTS, Extent, Side
 from bench.generator import LoadError
 from bench.load import main
-from bench.processes import NatsServer, ProcessError, Provider, Watcher
+from bench.processes import LoadGenerator, NatsServer, ProcessError, Provider, Watcher
 from bench.scenarios import Case
-from bench.stage import BARE, DIRECT, PLAIN, STUCK, WATCHED, Stage, Subject
+from bench.stage import BARE, DIRECT, EXECUTABLE, PLAIN, STUCK, WATCHED, Stage, Subject
 from bench.usage import UsageError, children, cpu_ns, has_ended, peak_bytes, resident_bytes, restart_peak
 from bench.workload import BATCHES, PAIR_RATE, Load, bucket_of, key_of
 from tests.build import built_executable
@@ -185,7 +185,7 @@ def test_a_provider_that_ends_fails_the_load_at_once(stage: Stage, is_filling: b
         kill = Timer(0.3, provider.popen.kill)
         kill.start()
         began_s = time.monotonic()
-        with pytest.raises(LoadError, match="found .* answers to .* calls, and then the end of the process provider"):
+        with pytest.raises(LoadError, match=r"found .* answers to .* calls, and then the end of the process provider"):
             if is_filling:
                 stage.fill(provider, "filling", 10_000_000, 64)
             else:
@@ -304,6 +304,27 @@ def test_a_watcher_that_cannot_listen_says_why(tmp_path: Path) -> None:
 def test_a_provider_that_does_not_start_says_why(stage: Stage, command: Sequence[str], error: str) -> None:
     with pytest.raises(ProcessError, match=error):
         stage.launch(Subject("broken", tuple(command)))
+
+
+def test_a_load_generator_that_ended_says_so(stage: Stage, tmp_path: Path) -> None:
+    with LoadGenerator(tmp_path) as generator:
+        generator.popen.kill()
+        generator.popen.wait()
+        with pytest.raises(ProcessError, match="load: it ended"):
+            generator.run(Load(url=stage.nats.url, prefix="default.kv"))
+
+
+def test_an_executable_that_cannot_be_built_ends_the_run(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bench.experiments.ROOT", tmp_path)
+    build = tmp_path / "scripts" / "build"
+    build.parent.mkdir()
+    build.write_text("#!/bin/sh\nexit 3\n")
+    build.chmod(0o700)
+    extent = Extent(1, 0.05, growth_keys=[], pages_keys=1, expiry_keys=1, memory_calls=1)
+    with pytest.raises(ProcessError, match="scripts/build: it ended with exit status 3"):
+        next(EXPERIMENTS["start"].measure(stage, [EXECUTABLE], extent))
 
 
 def test_the_cost_of_a_process_is_read(stage: Stage) -> None:
