@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from bench.shapes import RUN, faults
+
 __all__ = ["FIGURES", "REFERENCE", "Figure", "Row", "Run", "Spread", "case_ratios", "grouped", "ratios", "spread"]
 
 #: The subject that others are measured against: the bare responder.
@@ -90,10 +92,12 @@ class Run:
         """
         try:
             fields = json.loads(path.read_text())
-            if fields["format"] != FORMAT:
-                raise ValueError(f"found format {fields['format']}, allowed {FORMAT}")
+            if isinstance(fields, dict) and fields.get("format") != FORMAT:
+                raise ValueError(f"found format {fields.get('format')}, allowed {FORMAT}")
+            for fault in faults(fields, RUN):
+                raise ValueError(fault)
             return cls(fields["about"], [Row(**row) for row in fields["rows"]], fields["void"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: no run of this benchmark: {error}") from None
 
 

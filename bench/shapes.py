@@ -1,0 +1,80 @@
+"""What a run.json must hold, and where JSON does not hold what it must.
+
+A shape is a type; {name: shape} of an object, a name with '?' behind it may be missing; (shape,) of every value of an object whose names
+are free; [shape] of every element of a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["RUN", "faults"]
+
+Shape = Any
+NUMBER = int | float
+NAMES: Mapping[Any, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    NUMBER: "a number",
+    dict: "an object",
+    list: "a list",
+}
+RUN: Shape = {
+    "format": int,
+    "about": {
+        "when": str,
+        "commit": {"id": str, "changed": bool},
+        "versions": (str,),
+        "machine": {"processor": str, "architecture": str, "cores": int, "memory_bytes": int, "system": str},
+        "settings": {"rounds": int, "seconds": NUMBER, "subjects": dict},
+        "load_average_before": str,
+        "failed?": [{"subject": str, "case": str, "round": int, "why": str, "is_gone": bool}],
+    },
+    "rows": [
+        {
+            "scenario": str,
+            "case": str,
+            "fields": dict,
+            "subject": str,
+            "round": int,
+            "figures": (NUMBER,),
+            "latencies?": str,
+        }
+    ],
+    "void": [str],
+}
+
+
+def faults(found: object, shape: Shape, where: str = "") -> Iterator[str]:
+    """Where a value of JSON has another shape: what is found there, and what is allowed.
+
+    >>> list(faults({"a": [1, "2"]}, {"a": [int], "b": str, "c?": str}))
+    ["a[1]: found '2', allowed a whole number", 'b: found nothing, allowed text']
+    """
+    kind = kind_of(shape)
+    if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+        text = repr(found)
+        yield f"{where or 'all'}: found {text if len(text) <= 60 else text[:57] + '...'}, allowed {NAMES[kind]}"
+    elif isinstance(shape, list):
+        for index, value in enumerate(found):
+            yield from faults(value, shape[0], f"{where}[{index}]")
+    elif isinstance(shape, tuple):
+        for name, value in found.items():
+            yield from faults(value, shape[0], f"{where}.{name}")
+    elif isinstance(shape, dict):
+        for name, part in shape.items():
+            bare_name = name.removesuffix("?")
+            path = f"{where}.{bare_name}".lstrip(".")
+            if bare_name in found:
+                yield from faults(found[bare_name], part, path)
+            elif bare_name == name:
+                yield f"{path}: found nothing, allowed {NAMES[kind_of(part)]}"
+
+
+def kind_of(shape: Shape) -> Any:
+    """The type of what has a shape."""
+    if isinstance(shape, dict | tuple):
+        return dict
+    return list if isinstance(shape, list) else shape
