@@ -14,13 +14,26 @@ from bench.figures import FIGURES, REFERENCE, Row, Run, Spread, grouped, ratios,
 from bench.processes import ROOT
 from bench.scenarios import SCENARIOS
 
-__all__ = ["RESULTS", "Change", "Failure", "changes", "fill", "main", "markdown", "say_changes", "share", "write"]
+__all__ = [
+    "RESULTS",
+    "Change",
+    "Failure",
+    "changes",
+    "fill",
+    "main",
+    "markdown",
+    "missed",
+    "say_changes",
+    "share",
+    "write",
+]
 
 RESULTS = ROOT / "bench" / "results"
 DOCUMENT = ROOT / "docs" / "performance.md"
 RUN_FILE = "run.json"
 BEGIN, END = "<!-- run: begin -->", "<!-- run: end -->"
 RATIO_DIGITS = 2
+NOTHING_IN_COMMON = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +126,7 @@ def missed(rows: Sequence[Row]) -> list[str]:
 
 def _scenario_lines(rows: Sequence[Row]) -> Iterator[str]:
     """One line for each case and subject: medians over the rounds, and ratios with their spread."""
-    names = [name for name in FIGURES if any(name in row.figures for row in rows)]
+    names = [name for name in FIGURES if _has(rows, name)]
     has_ratios = any(row.subject == REFERENCE for row in rows)
     titles = ["case", "subject", *(["calls/s of bare", "p50 of bare"] if has_ratios else [])]
     titles += [FIGURES[name].title for name in names]
@@ -134,7 +147,7 @@ def _scenario_lines(rows: Sequence[Row]) -> Iterator[str]:
 
 
 class Change(NamedTuple):
-    """A figure that got worse: its spread then and now, over the bare responder's if `is_ratio`."""
+    """A figure of two runs: its spread then and now, over the bare responder's if `is_ratio`."""
 
     scenario: str
     case: str
@@ -148,6 +161,12 @@ class Change(NamedTuple):
     def worse(self) -> float:
         """By which share."""
         return worse_share(self.old.median, self.new.median, FIGURES[self.figure].better)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether neither median lies in the other's range."""
+        old, new = self.old, self.new
+        return not old.min <= new.median <= old.max and not new.min <= old.median <= new.max
 
     @property
     def text(self) -> str:
@@ -171,32 +190,51 @@ def worse_share(old: float, new: float, better: int) -> float:
     return now / was - 1 if was else 0.0
 
 
-def changes(old: Run, new: Run, threshold: float) -> list[Change]:
-    """What got worse by more than a share, and beyond the spread of both runs: neither median lies in the other's range.
+def compared(old: Run, new: Run) -> Iterator[Change]:
+    """All figures that two runs can be compared by: of the same case and subject, where more is better or less is.
 
     Compared are the ratios to the bare responder where both runs have it, since those of two machines, or of one on two days, can be.
     """
-    found = []
+    new_cases = _cases(new)
     for key, old_rows in _cases(old).items():
-        new_rows = _cases(new).get(key, [])
+        new_rows = new_cases.get(key, [])
         for subject, own in grouped(old_rows, lambda row: row.subject):
             if subject == REFERENCE:
                 continue
-            for name in sorted(
-                {name for row in own for name in row.figures if FIGURES[name].better}, key=list(FIGURES).index
-            ):
+            for name in (name for name, figure in FIGURES.items() if figure.better and _has(own, name)):
                 is_ratio = all(
                     any(row.subject == REFERENCE and name in row.figures for row in rows)
                     for rows in (old_rows, new_rows)
                 )
                 before, after = (_spread_of(rows, subject, name, is_ratio) for rows in (old_rows, new_rows))
-                if before is None or after is None:
-                    continue
-                change = Change(*key, subject, name, is_ratio, before, after)
-                apart = not before.min <= after.median <= before.max and not after.min <= before.median <= after.max
-                if change.worse > threshold and apart:
-                    found.append(change)
-    return found
+                if before is not None and after is not None:
+                    yield Change(*key, subject, name, is_ratio, before, after)
+
+
+def changes(old: Run, new: Run, threshold: float) -> list[Change]:
+    """What got worse by more than a share, and beyond the spread of both runs."""
+    return [change for change in compared(old, new) if change.worse > threshold and change.is_apart]
+
+
+def absent(old: Run, new: Run) -> list[str]:
+    """What the old run alone has: subjects, scenarios, and of those that both have, cases."""
+    subjects, scenarios = ({row.subject for row in new.rows}, {row.scenario for row in new.rows})
+    there = {(row.scenario, row.case, row.subject) for row in new.rows}
+    found = []
+    for row in old.rows:
+        if row.subject == REFERENCE or (row.scenario, row.case, row.subject) in there:
+            continue
+        if row.subject not in subjects:
+            found.append(row.subject)
+        elif row.scenario not in scenarios:
+            found.append(row.scenario)
+        else:
+            found.append(f"{row.scenario}: {row.case}: {row.subject}")
+    return list(dict.fromkeys(found))
+
+
+def _has(rows: Sequence[Row], figure: str) -> bool:
+    return any(figure in row.figures for row in rows)
 
 
 def _cases(run: Run) -> dict[tuple[str, str], list[Row]]:
@@ -211,22 +249,30 @@ def _spread_of(rows: Sequence[Row], subject: str, name: str, is_ratio: bool) -> 
     return spread(values) if values else None
 
 
-def say_changes(old: Run, new: Run, threshold: float) -> bool:
-    """Print what got slower; whether anything did."""
+def say_changes(old: Run, new: Run, threshold: float) -> int:
+    """Print what got slower. Returns the exit status: 1 if anything did, 2 if there is nothing to compare."""
+    pairs = list(compared(old, new))
+    if not pairs:
+        print(
+            "found nothing in common: no case of a subject beside the bare responder is in both runs", file=sys.stderr
+        )
+        return NOTHING_IN_COMMON
     found = changes(old, new, threshold)
     if old.about["machine"] != new.about["machine"]:
         print("the machines differ: figures that are no ratios compare them, and not the code")
     for name, run in (("old", old), ("new", new)):
         for fault in run.void:
             print(f"the {name} run is void: {fault}")
+    if alone := absent(old, new):
+        print(f"only the old run has: {'; '.join(alone)}")
     for change in found:
         print(change.text)
     if not found:
-        compared = len(_cases(old).keys() & _cases(new).keys())
+        cases = {(change.scenario, change.case) for change in pairs}
         print(
-            f"nothing got slower by more than {threshold:.0%} and beyond the spread, in {compared} cases that both runs have"
+            f"nothing got slower by more than {threshold:.0%} and beyond the spread, in {len(cases)} cases that both runs have"
         )
-    return bool(found)
+    return int(bool(found))
 
 
 def share(text: str) -> float:
@@ -267,7 +313,10 @@ def newest() -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `report`. Returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="scripts/bench report", description="Print a run as Markdown, put it into the document, or compare it."
+        prog="scripts/bench report",
+        description="Print a run as Markdown, put it into the document, or compare it.",
+        epilog="exit status: 0; 1 if something got slower; 2 a run cannot be read, or --compare found "
+        "nothing in common",
     )
     parser.add_argument("run", nargs="?", type=Path, help="a run.json (default: the newest in bench/results)")
     parser.add_argument(
@@ -284,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run = Run.load(options.run or newest())
         if options.compare:
-            return int(say_changes(Run.load(options.compare), run, options.threshold))
+            return say_changes(Run.load(options.compare), run, options.threshold)
         if options.plots:
             from bench.plots import plot
 
@@ -306,7 +355,7 @@ def compare_main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/bench compare",
         description="Say what got slower from one run to another: by more than the threshold, and beyond the spread of the rounds.",
-        epilog="exit status: 0 nothing; 1 something got slower; 2 a run cannot be read",
+        epilog="exit status: 0 nothing; 1 something got slower; 2 a run cannot be read, or the runs have nothing in common",
     )
     parser.add_argument("old", type=Path, help="run.json of then")
     parser.add_argument("new", nargs="?", type=Path, help="run.json of now (default: the newest in bench/results)")
