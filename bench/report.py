@@ -118,6 +118,14 @@ def unmeasured(rows: Sequence[Row]) -> list[str]:
     return [standing.bar.what for standing in standings(rows) if standing.found is None]
 
 
+def unfit(run: Run) -> list[str]:
+    """Why a run is none to put into a document: it is void, which it is too if it ended early, or says nothing about a bar."""
+    reasons = [f"the run is void: {fault}" for fault in run.void]
+    if bars := unmeasured(run.rows):
+        reasons.append(f"{len(bars)} bars were not measured, the first: {bars[0]}")
+    return reasons
+
+
 def missed(rows: Sequence[Row]) -> list[str]:
     """The bars that a run does not keep, with what was found and what is allowed."""
     missing = (standing for standing in standings(rows) if standing.is_kept is False)
@@ -299,6 +307,22 @@ def write(run: Run, folder: Path) -> str:
     return f"{text}\nwritten to {folder}"
 
 
+def put(run: Run, document: Path, is_forced: bool) -> int:
+    """Put a run into a document, if it is fit for one or that is forced. Returns the exit status.
+
+    :raises ValueError: the document has no place for it
+    """
+    reasons = [] if is_forced else unfit(run)
+    if reasons:
+        for reason in reasons:
+            print(f"bench: {reason}", file=sys.stderr)
+        print(f"bench: {document} is left as it is; --force fills it", file=sys.stderr)
+        return 1
+    document.write_text(fill(document.read_text(), markdown(run)))
+    print(f"{document} holds the run of {run.about['when']}")
+    return 0
+
+
 def newest() -> Path:
     """The newest run in bench/results.
 
@@ -315,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/bench report",
         description="Print a run as Markdown, put it into the document, or compare it.",
-        epilog="exit status: 0; 1 if something got slower; 2 a run cannot be read, or --compare found "
+        epilog="exit status: 0; 1 if the run is none for a document, or something got slower; 2 a run cannot be read, or --compare found "
         "nothing in common",
     )
     parser.add_argument("run", nargs="?", type=Path, help="a run.json (default: the newest in bench/results)")
@@ -326,6 +350,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         metavar="FILE",
         help="rewrite its part between the marks (default docs/performance.md)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="with --markdown: even if it is void, or says nothing about a bar"
     )
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw its plots anew, there")
     _add_compare(parser)
@@ -340,8 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for path in plot(run, options.plots):
                 print(path)
         elif options.markdown:
-            options.markdown.write_text(fill(options.markdown.read_text(), markdown(run)))
-            print(f"{options.markdown} holds the run of {run.about['when']}")
+            return put(run, options.markdown, options.force)
         else:
             print(markdown(run))
     except (OSError, ValueError) as error:

@@ -331,7 +331,7 @@ def test_report_takes_the_newest_run(
 def test_report_fills_a_document(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = tmp_path / "performance.md"
     document.write_text(f"before\n{BEGIN}\n{END}\nbehind\n")
-    assert main([str(saved), "--markdown", str(document)]) == 0
+    assert main([str(saved), "--markdown", str(document), "--force"]) == 0
     assert document.read_text().startswith(f"before\n{BEGIN}\n- 2026-01-31")
     assert document.read_text().endswith(f"{END}\nbehind\n")
     assert "holds the run of 2026-01-31" in capsys.readouterr().out
