@@ -8,7 +8,7 @@ from collections.abc import Sequence
 __all__ = ["main"]
 
 USAGE = """\
-usage: scripts/bench COMMAND [OPTIONS]
+usage: scripts/bench [COMMAND] [OPTIONS]
 
   endtoend    providers under load beside a bare responder: a real NATS server, providers launched as a host does it, a load generator.
               Writes JSON, a report and plots to bench/results/. --quick takes under a minute
@@ -20,9 +20,9 @@ usage: scripts/bench COMMAND [OPTIONS]
   engine      the store beside a dict under one lock: time a call, a page, memory a key
   load        call a provider that runs already; prints JSON
 
-scripts/bench COMMAND --help says what its options are. A first look:
+scripts/bench COMMAND --help says what its options are. Without a COMMAND, OPTIONS are those of endtoend. A first look:
 
-  scripts/bench endtoend --quick
+  scripts/bench --quick
 
 What is not `store`, with its bars: batches, counters, deadlines, watchers:
 
@@ -35,12 +35,15 @@ Before and after a change, on a quiet machine, without anything else that runs:
 
 Quote ratios to the bare responder with their spread, never a figure alone: docs/performance.md says how to read them.
 """
+HELP = ("-h", "--help")
 COLUMNS = "--benchmark-columns=min,median,max,rounds"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit status."""
     command, *options = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if command.startswith("-") and command not in HELP:
+        command, options = "endtoend", [command, *options]
     match command:
         case "endtoend":
             from bench.endtoend import main as run
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             path = "bench/micro" if command == "micro" else "bench/test_endtoend.py"
             return pytest.main([path, COLUMNS, "--benchmark-sort=name", *options])
-        case "-h" | "--help":
+        case _ if command in HELP:
             print(USAGE, end="")
             return 0
         case _:
