@@ -20,7 +20,7 @@ def cpu_ns(pid: int) -> int:
     try:
         return time.clock_gettime_ns(~pid << 3 | 2)  # as glibc's clock_getcpuclockid makes it, for Linux alone
     except OSError as error:
-        raise UsageError(f"CPU time of process {pid}: {error}; it can be read on Linux alone") from None
+        raise _unreadable("CPU time", pid, error) from None
 
 
 def resident_bytes(pid: int) -> int:
@@ -41,7 +41,7 @@ def restart_peak(pid: int) -> None:
     try:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
     except OSError as error:
-        raise UsageError(f"memory of process {pid}: {error}; it can be read on Linux alone") from None
+        raise _unreadable("memory", pid, error) from None
 
 
 def children(pid: int) -> list[int]:
@@ -52,7 +52,7 @@ def children(pid: int) -> list[int]:
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError as error:
-        raise UsageError(f"children of process {pid}: {error}; they can be read on Linux alone") from None
+        raise _unreadable("children", pid, error) from None
     return [int(child) for child in text.split()]
 
 
@@ -65,11 +65,16 @@ def has_ended(pid: int) -> bool:
     return text.rpartition(") ")[2].startswith(("Z", "X"))
 
 
+def _unreadable(what: str, pid: int, error: OSError) -> UsageError:
+    why = "it has ended" if Path("/proc/self").exists() and has_ended(pid) else f"{error}; Linux alone tells"
+    return UsageError(f"{what} of process {pid}: {why}")
+
+
 def _status_bytes(pid: int, name: str) -> int:
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError as error:
-        raise UsageError(f"memory of process {pid}: {error}; it can be read on Linux alone") from None
+        raise _unreadable("memory", pid, error) from None
     for line in text.splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

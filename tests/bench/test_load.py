@@ -339,7 +339,7 @@ def test_a_process_that_is_not_there_has_no_cost(stage: Stage, tmp_path: Path, r
     with stage.launch(BARE) as provider:
         pass
     assert callable(read)
-    with pytest.raises(UsageError, match=f"of process {provider.pid}: "):
+    with pytest.raises(UsageError, match=f"of process {provider.pid}: .*it has ended$"):
         read(provider.pid)
 
 
