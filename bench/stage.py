@@ -231,7 +231,7 @@ class Stage:
     def row(self, scenario: str, case: Case, subject: Subject, number: int, seconds: float) -> Row:
         """What a case gave.
 
-        :raises PeerError: a peer failed
+        :raises PeerError: a peer failed; where one of ours does, it is the error of that
         """
         try:
             outcome = self.measure(subject, case, seconds)
@@ -239,7 +239,7 @@ class Stage:
         except (LoadError, ProcessError, UsageError) as error:
             is_ours = any(process.popen.poll() is not None for process in (self.nats, self.generator))
             if is_ours or not subject.is_peer:
-                raise
+                raise type(error)(f"{subject.name}: {case.label}: {error}") from None
             raise self._peer_error(subject, str(error)) from None
         return row_of(scenario, case, subject, number, outcome, {"peak_bytes": float(peak)})
 

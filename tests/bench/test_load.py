@@ -194,6 +194,15 @@ def test_a_provider_that_ends_fails_the_load_at_once(stage: Stage, is_filling: b
         kill.join()
 
 
+def test_a_row_that_cannot_be_measured_says_whose_it_is(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(load: Load) -> None:
+        raise LoadError("wrong")
+
+    monkeypatch.setattr(stage.generator, "run", fail)
+    with pytest.raises(LoadError, match=r"^bare: exists, 64 in flight: wrong$"):
+        stage.row("functions", Case(function="exists"), BARE, 0, 0.05)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
