@@ -68,6 +68,10 @@ class LockedDict:
         with self._lock:
             self._entries[key] = value
 
+    def delete(self, key: bytes) -> bool:
+        with self._lock:
+            return self._entries.pop(key, None) is not None
+
     def increment(self, key: bytes, delta: int) -> int:
         with self._lock:
             total = int(self._entries.get(key, b"0")) + delta
@@ -100,6 +104,11 @@ def fresh(key: bytes) -> bytes:
     return key[:1] + key[1:]
 
 
+def fresh_value() -> bytes:
+    """A value that nobody else holds."""
+    return bytes(bytearray(VALUE_BYTES))
+
+
 def time_gets(subject: Subject, keys: Sequence[bytes]) -> int:
     """Nanoseconds of a get of each key, and of the loop around it."""
     keys = [fresh(key) for key in keys]
@@ -112,7 +121,7 @@ def time_gets(subject: Subject, keys: Sequence[bytes]) -> int:
 
 def time_sets(subject: Subject, keys: Sequence[bytes]) -> int:
     """Nanoseconds of a set of each key to a new value, and of the loop around it."""
-    entries = [(fresh(key), bytes(bytearray(VALUE_BYTES))) for key in keys]
+    entries = [(fresh(key), fresh_value()) for key in keys]
     set_value = subject.set
     start = perf_counter_ns()
     for key, value in entries:
@@ -225,7 +234,7 @@ def measure_memory(count: int) -> Memory:
     bucket = store.bucket(b"bench")
     start = resident_bytes()
     for number in range(count):
-        bucket.set(b"%0*d" % (KEY_BYTES, number), bytes(bytearray(VALUE_BYTES)))
+        bucket.set(b"%0*d" % (KEY_BYTES, number), fresh_value())
     filled, filled_formula = resident_bytes() - start, store.memory_bytes
     for _ in time_pages(bucket):
         pass

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-from bench.engine import VALUE_BYTES, LockedDict, Subject, fresh, shuffled_keys, tune_collector
+from bench.engine import LockedDict, Subject, fresh, fresh_value, shuffled_keys, tune_collector
 from bench.micro.turns import ROUNDS
 from engine import Bucket, Store
 
@@ -14,14 +13,11 @@ __all__ = [
     "KEY_COUNTS",
     "TURN_KEYS",
     "Filled",
-    "LargerDict",
-    "delete_all",
+    "call_all",
     "entries_of_turn",
     "fill",
-    "get_all",
     "keys_of_turn",
     "set_all",
-    "value",
 ]
 
 KEY_COUNTS = (10_000, 100_000, 1_000_000)
@@ -32,18 +28,6 @@ TURN_KEYS = 2_000
 Entries = list[tuple[bytes, bytes]]
 
 
-class Deletable(Protocol):
-    def delete(self, key: bytes, /) -> bool: ...
-
-
-class LargerDict(LockedDict):
-    """With what the micro benchmarks need besides."""
-
-    def delete(self, key: bytes) -> bool:
-        with self._lock:
-            return self._entries.pop(key, None) is not None
-
-
 @dataclass(frozen=True)
 class Filled:
     """`keys` are in both. `absent` are in neither: enough for all rounds."""
@@ -52,12 +36,12 @@ class Filled:
     absent: list[bytes]
     store: Store
     bucket: Bucket
-    plain: LargerDict
+    plain: LockedDict
 
     def put(self, keys: list[bytes]) -> None:
         for key in keys:
-            self.bucket.set(fresh(key), value())
-            self.plain.set(fresh(key), value())
+            self.bucket.set(fresh(key), fresh_value())
+            self.plain.set(fresh(key), fresh_value())
 
     def remove(self, keys: list[bytes]) -> None:
         for key in keys:
@@ -69,14 +53,10 @@ def fill(count: int) -> Filled:
     """A store and a dict of so many keys. Nobody has listed them yet."""
     keys = shuffled_keys(count + ROUNDS * TURN_KEYS)
     store = Store()
-    filled = Filled(keys[:count], keys[count:], store, store.bucket(b"bench"), LargerDict())
+    filled = Filled(keys[:count], keys[count:], store, store.bucket(b"bench"), LockedDict())
     filled.put(filled.keys)
     tune_collector()
     return filled
-
-
-def value() -> bytes:
-    return bytes(bytearray(VALUE_BYTES))
 
 
 def keys_of_turn(keys: list[bytes], turn_keys: int = TURN_KEYS) -> Callable[[int], list[bytes]]:
@@ -87,15 +67,13 @@ def keys_of_turn(keys: list[bytes], turn_keys: int = TURN_KEYS) -> Callable[[int
 
 def entries_of_turn(keys: list[bytes], turn_keys: int = TURN_KEYS) -> Callable[[int], Entries]:
     of_turn = keys_of_turn(keys, turn_keys)
-    return lambda turn: [(key, value()) for key in of_turn(turn)]
+    return lambda turn: [(key, fresh_value()) for key in of_turn(turn)]
 
 
-def get_all(subject: Subject) -> Callable[[list[bytes]], None]:
-    get = subject.get
-
+def call_all(call: Callable[[bytes], object]) -> Callable[[list[bytes]], None]:
     def act(keys: list[bytes]) -> None:
         for key in keys:
-            get(key)
+            call(key)
 
     return act
 
@@ -106,15 +84,5 @@ def set_all(subject: Subject) -> Callable[[Entries], None]:
     def act(entries: Entries) -> None:
         for key, value in entries:
             set_value(key, value)
-
-    return act
-
-
-def delete_all(subject: Deletable) -> Callable[[list[bytes]], None]:
-    delete = subject.delete
-
-    def act(keys: list[bytes]) -> None:
-        for key in keys:
-            delete(key)
 
     return act

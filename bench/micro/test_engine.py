@@ -12,17 +12,8 @@ from collections.abc import Callable
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.engine import PAGE_KEYS, LockedDict, fresh, shuffled_keys
-from bench.micro.stores import (
-    TURN_KEYS,
-    Filled,
-    delete_all,
-    entries_of_turn,
-    get_all,
-    keys_of_turn,
-    set_all,
-    value,
-)
+from bench.engine import PAGE_KEYS, LockedDict, fresh, fresh_value, shuffled_keys
+from bench.micro.stores import TURN_KEYS, Filled, call_all, entries_of_turn, keys_of_turn, set_all
 from bench.micro.turns import ROUNDS, in_turns
 from bench.workload import COUNT_FROM
 from engine import Bucket, BucketOptions, Store
@@ -40,7 +31,7 @@ def batches(keys: list[bytes]) -> list[list[bytes]]:
 
 def test_get(benchmark: BenchmarkFixture, filled: Filled) -> None:
     benchmark.group = f"engine: {TURN_KEYS:,} gets"
-    in_turns(benchmark, TURN_KEYS, keys_of_turn(filled.keys), get_all(filled.bucket), get_all(filled.plain))
+    in_turns(benchmark, TURN_KEYS, keys_of_turn(filled.keys), call_all(filled.bucket.get), call_all(filled.plain.get))
     assert all(map(filled.bucket.exists, filled.keys))
 
 
@@ -68,7 +59,7 @@ def test_delete(benchmark: BenchmarkFixture, filled: Filled) -> None:
     """Of keys that are there. They are set anew."""
     benchmark.group = f"engine: {TURN_KEYS:,} deletes of keys that are there"
     keys = keys_of_turn(filled.keys)
-    in_turns(benchmark, TURN_KEYS, keys, delete_all(filled.bucket), delete_all(filled.plain), undo=filled.put)
+    in_turns(benchmark, TURN_KEYS, keys, call_all(filled.bucket.delete), call_all(filled.plain.delete), undo=filled.put)
     assert all(map(filled.bucket.exists, filled.keys))
     assert len(filled.store) == len(filled.keys)
 
@@ -131,7 +122,7 @@ def test_set_many(benchmark: BenchmarkFixture, million: Filled) -> None:
         return act
 
     def entries(turn: int) -> list[dict[bytes, bytes]]:
-        return [{key: value() for key in batch} for batch in batches(keys_of_turn(million.keys)(turn))]
+        return [{key: fresh_value() for key in batch} for batch in batches(keys_of_turn(million.keys)(turn))]
 
     in_turns(benchmark, TURN_KEYS, entries, set_batches(million.bucket), set_batches(million.plain))
     assert len(million.store) == KEYS
@@ -142,14 +133,14 @@ def timed(million: Filled) -> Bucket:
     """A bucket of which every key has a deadline."""
     bucket = Store().bucket(b"bench", BucketOptions(ttl_ms=HOUR_MS))
     for key in million.keys:
-        bucket.set(fresh(key), value())
+        bucket.set(fresh(key), fresh_value())
     return bucket
 
 
 def test_get_with_deadlines(benchmark: BenchmarkFixture, million: Filled, timed: Bucket) -> None:
     benchmark.group = f"engine: {TURN_KEYS:,} gets of keys with deadlines"
     arguments = keys_of_turn(million.keys)
-    in_turns(benchmark, TURN_KEYS, arguments, get_all(timed), get_all(million.bucket), "timed", "untimed")
+    in_turns(benchmark, TURN_KEYS, arguments, call_all(timed.get), call_all(million.bucket.get), "timed", "untimed")
     assert all(map(timed.exists, million.keys))
 
 
@@ -168,7 +159,7 @@ def test_sweep(benchmark: BenchmarkFixture, million: Filled) -> None:
     bucket = store.bucket(b"bench")
     due = ROUNDS * STEP_KEYS
     for key in million.keys[: 2 * due]:
-        bucket.set(fresh(key), value(), ttl_ms=1)
+        bucket.set(fresh(key), fresh_value(), ttl_ms=1)
     now_ns = 1_000_000
     benchmark.pedantic(store.sweep, args=(STEP_KEYS,), rounds=ROUNDS)  # type: ignore[no-untyped-call]
     if benchmark.stats is not None:  # not with --benchmark-disable

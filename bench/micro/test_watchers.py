@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.engine import VALUE_BYTES, fresh, shuffled_keys
+from bench.engine import VALUE_BYTES, fresh, fresh_value, shuffled_keys
+from bench.micro.stores import set_all
 from bench.micro.turns import in_turns
 from engine import Bucket, Store
 from provider.watch import WatchCounts, Watcher, WatchLimits
@@ -67,16 +68,8 @@ def bucket_of(store: Store) -> Bucket:
     return bucket
 
 
-def set_all(bucket: Bucket) -> Callable[[list[tuple[bytes, bytes]]], None]:
-    def act(entries: list[tuple[bytes, bytes]]) -> None:
-        for key, value in entries:
-            bucket.set(key, value)
-
-    return act
-
-
 def entries(_: int) -> list[tuple[bytes, bytes]]:
-    return [(fresh(key), bytes(bytearray(VALUE_BYTES))) for key in shuffled_keys(KEYS)]
+    return [(fresh(key), fresh_value()) for key in shuffled_keys(KEYS)]
 
 
 def test_set_with_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: Watcher, counts: WatchCounts) -> None:
