@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.bars import standings
+from bench.bars import Standing, standings
 from bench.figures import FIGURES, REFERENCE, Row, Run, Spread, grouped, ratios, spread
 from bench.processes import ROOT
 from bench.scenarios import SCENARIOS
@@ -19,6 +19,7 @@ __all__ = [
     "Change",
     "Failure",
     "changes",
+    "compared",
     "fill",
     "main",
     "markdown",
@@ -108,20 +109,20 @@ def _bar_lines(rows: Sequence[Row]) -> Iterator[str]:
     for standing in measured:
         verdict = "ok" if standing.is_kept else "**missed**"
         yield f"| {standing.bar.what} | {' | '.join(standing.texts)} | {verdict} |"
-    if absent := unmeasured(rows):
+    if absent := unmeasured(found):
         yield f"\n{len(absent)} of {len(found)} bars were not measured in this run:\n"
         yield from (f"- {what}" for what in absent)
 
 
-def unmeasured(rows: Sequence[Row]) -> list[str]:
+def unmeasured(found: Iterable[Standing]) -> list[str]:
     """The bars that a run says nothing about."""
-    return [standing.bar.what for standing in standings(rows) if standing.found is None]
+    return [standing.bar.what for standing in found if standing.found is None]
 
 
 def unfit(run: Run) -> list[str]:
     """Why a run is none to put into a document: it is void, which it is too if it ended early, or says nothing about a bar."""
     reasons = [f"the run is void: {fault}" for fault in run.void]
-    if bars := unmeasured(run.rows):
+    if bars := unmeasured(standings(run.rows)):
         reasons.append(f"{len(bars)} bars were not measured, the first: {bars[0]}")
     return reasons
 
@@ -219,9 +220,9 @@ def compared(old: Run, new: Run) -> Iterator[Change]:
                     yield Change(*key, subject, name, is_ratio, before, after)
 
 
-def changes(old: Run, new: Run, threshold: float) -> list[Change]:
+def changes(pairs: Iterable[Change], threshold: float) -> list[Change]:
     """What got worse by more than a share, and beyond the spread of both runs."""
-    return [change for change in compared(old, new) if change.worse > threshold and change.is_apart]
+    return [change for change in pairs if change.worse > threshold and change.is_apart]
 
 
 def absent(old: Run, new: Run) -> list[str]:
@@ -265,7 +266,7 @@ def say_changes(old: Run, new: Run, threshold: float) -> int:
             "found nothing in common: no case of a subject beside the bare responder is in both runs", file=sys.stderr
         )
         return NOTHING_IN_COMMON
-    found = changes(old, new, threshold)
+    found = changes(pairs, threshold)
     if old.about["machine"] != new.about["machine"]:
         print("the machines differ: figures that are no ratios compare them, and not the code")
     for name, run in (("old", old), ("new", new)):

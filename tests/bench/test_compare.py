@@ -8,7 +8,7 @@ import pytest
 
 from bench.endtoend import main as endtoend_main
 from bench.figures import Row
-from bench.report import changes, compare_main, main
+from bench.report import changes, compare_main, compared, main
 from tests.bench.test_report import rounds, run_of
 
 
@@ -21,7 +21,7 @@ def saved(folder: Path, name: str, *rows: list[Row], void: tuple[str, ...] = ())
 def test_figures_that_are_not_known_are_passed_over(tmp_path: Path) -> None:
     rows = rounds("direct", [1.0], "of_a_later_version"), rounds("direct", [5.0])
     run = run_of(*rows)
-    assert changes(run, run, 0.1) == []
+    assert changes(compared(run, run), 0.1) == []
     assert main([saved(tmp_path, "run", *rows)]) == 0
 
 

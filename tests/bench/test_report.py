@@ -15,7 +15,7 @@ from bench.experiments import EXPERIMENTS, GROWTH_LOADS
 from bench.figures import FIGURES, REFERENCE, Row, Run, Spread, case_ratios, grouped, ratios, spread
 from bench.latency import Latencies
 from bench.plots import plot
-from bench.report import BEGIN, END, changes, compare_main, fill, main, markdown, share
+from bench.report import BEGIN, END, changes, compare_main, compared, fill, main, markdown, share
 from bench.scenarios import CASES, QUICK_CASES, SCENARIOS, Case
 from bench.stage import BARE, DIRECT, EXPIRING, PLAIN, STUCK, VARIANTS, WATCHED, peer
 from tests.conftest import options_of
@@ -201,7 +201,7 @@ def test_a_bar_that_was_not_measured_is_neither_kept_nor_missed() -> None:
     ],
 )
 def test_changes_are_beyond_threshold_and_spread(old: list[float], new: list[float], figure: str, worse: bool) -> None:
-    found = changes(run_of(rounds("direct", old, figure)), run_of(rounds("direct", new, figure)), 0.1)
+    found = changes(compared(run_of(rounds("direct", old, figure)), run_of(rounds("direct", new, figure))), 0.1)
     assert [(change.case, change.subject, change.figure) for change in found] == [(CASE, "direct", figure)] * worse
 
 
@@ -209,21 +209,21 @@ def test_ratios_are_compared_where_both_runs_have_the_reference() -> None:
     old = run_of(rounds("bare", [100.0, 100.0]), rounds("direct", [80.0, 82.0]))
     slow_machine = run_of(rounds("bare", [50.0, 50.0]), rounds("direct", [40.0, 41.0]))
     slow_code = run_of(rounds("bare", [200.0, 200.0]), rounds("direct", [100.0, 102.0]))
-    assert changes(old, slow_machine, 0.1) == []
-    (change,) = changes(old, slow_code, 0.1)
+    assert changes(compared(old, slow_machine), 0.1) == []
+    (change,) = changes(compared(old, slow_code), 0.1)
     assert change.text == (
         "functions: get 64 B, 64 in flight: direct: calls/s of bare: 60% worse: 0.81 (0.80 .. 0.82) -> 0.51 (0.50 .. 0.51)"
     )
 
 
 def test_the_reference_is_never_slower() -> None:
-    assert changes(run_of(rounds("bare", [100.0])), run_of(rounds("bare", [10.0])), 0.1) == []
+    assert changes(compared(run_of(rounds("bare", [100.0])), run_of(rounds("bare", [10.0]))), 0.1) == []
 
 
 def test_cases_and_subjects_of_one_run_alone_are_not_compared() -> None:
     old = run_of(rounds("direct", [100.0]), rounds("plain", [100.0]))
     new = run_of(rounds("direct", [1.0], case="another"), rounds("redis", [1.0]))
-    assert changes(old, new, 0.1) == []
+    assert changes(compared(old, new), 0.1) == []
 
 
 @pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.25", 0.25), ("0", 0.0)])
