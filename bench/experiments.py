@@ -187,7 +187,7 @@ def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
 def metrics(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """The same with metrics and without, in turns, on new processes each round: two of the same differ by more than what is looked for."""
     bucket = bucket_of(METRICS_CASES[0].value_bytes)
-    turn_s = max(extent.seconds / TURNS, TURN_MIN_S)
+    turn_s = turn_seconds(extent.seconds, TURNS)
     for number in range(max(METRICS_ROUNDS, extent.rounds)):
         providers = {subject: stage.launch(subject) for subject in (subjects if number % 2 else subjects[::-1])}
         for provider in providers.values():
@@ -245,7 +245,7 @@ def start(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
                 figures={"start_s": provider.start_s, "idle_bytes": idle_bytes},
             )
             stage.fill(provider, bucket, get.key_space, get.value_bytes)
-            load = stage.load(provider, subject, get, bucket, max(extent.seconds / TURNS, TURN_MIN_S))
+            load = stage.load(provider, subject, get, bucket, turn_seconds(extent.seconds, TURNS))
             sides.append(Side(subject, load, provider))
         take_turns(stage, sides, number, TURNS)
         for side in sides:
@@ -267,7 +267,7 @@ def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds
     """A round of set on new processes of these, each with its watcher."""
     case = Case(function="set")
     bucket = bucket_of(case.value_bytes)
-    turn_s = max(seconds / turns, TURN_MIN_S)
+    turn_s = turn_seconds(seconds, turns)
     with ExitStack() as stack:
         sides = []
         for subject in subjects:
@@ -283,6 +283,11 @@ def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds
         take_turns(stage, sides, number, turns)
         for side in sides:
             yield row_of("watch", case, side.subject, number, merged(side.outcomes), side.figures())
+
+
+def turn_seconds(seconds: float, turns: int) -> float:
+    """Of each turn of a load."""
+    return max(seconds / turns, TURN_MIN_S)
 
 
 def take_turns(stage: Stage, sides: Sequence[Side], number: int, turns: int) -> None:

@@ -202,6 +202,16 @@ class Generator(NatsProtocol):
         :raises LoadError: an answer is wrong
         """
 
+    def verify(self, number: int, found: bytes) -> None:
+        """Compare a call's result: with that of a store byte for byte, else its size alone.
+
+        :raises WrongAnswerError: it is another
+        """
+        right = self.script.result(number)
+        if len(found) != len(right) or (self.load.exact and found != right):
+            raise WrongAnswerError(f"call {number}: found the result {found[:100]!r}, expected {right[:100]!r}")
+        self.verified += 1
+
     def refusal(self, message: bytes) -> LoadError:
         """What a message that is no answer means: NATS says by the status 503 that nobody listens, to the subject of the call's answer."""
         line, _, block = message.partition(b"\r\n")

@@ -14,9 +14,9 @@ from threading import Timer
 import pytest
 
 from bench.experiments import EXPERIMENTS, Extent, Side
-from bench.generator import LoadError
+from bench.generator import LoadError, Outcome
 from bench.load import main
-from bench.processes import LoadGenerator, NatsServer, ProcessError, Provider, Watcher
+from bench.processes import LoadGenerator, NatsServer, Process, ProcessError, Provider, Watcher
 from bench.scenarios import Case
 from bench.stage import BARE, DIRECT, EXECUTABLE, PLAIN, STUCK, WATCHED, Stage, Subject
 from bench.usage import UsageError, children, cpu_ns, has_ended, peak_bytes, resident_bytes, restart_peak
@@ -67,6 +67,16 @@ def little(stage: Stage, subject: Subject, case: Case, provider: Provider | None
     return load
 
 
+def run_with_a_stall(stage: Stage, load: Load, process: Process, after_s: float, stall_s: float) -> Outcome:
+    """Carry out a load while a process stands still for some time."""
+    stage.generator.begin(load)
+    time.sleep(after_s)
+    process.popen.send_signal(signal.SIGSTOP)
+    time.sleep(stall_s)
+    process.popen.send_signal(signal.SIGCONT)
+    return stage.generator.end()
+
+
 @pytest.mark.parametrize("subject", [DIRECT, BARE], ids=lambda subject: subject.name)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label.replace(" ", "-"))
 def test_every_call_is_answered_and_measured(stage: Stage, subject: Subject, case: Case) -> None:
@@ -109,12 +119,7 @@ def test_calls_are_compared_with_those_that_are_due_at_the_same_moment(
     load = little(stage, DIRECT, Case(function="get", rate=PAIR_RATE), direct)
     load = replace(load, calls=0, seconds=1.0, beside=stage.launch(BARE).prefix)
     process = direct if stopped == "provider" else stage.nats
-    stage.generator.begin(load)
-    time.sleep(0.3)
-    process.popen.send_signal(signal.SIGSTOP)
-    time.sleep(0.3)
-    process.popen.send_signal(signal.SIGCONT)
-    outcome = stage.generator.end()
+    outcome = run_with_a_stall(stage, load, process, after_s=0.3, stall_s=0.3)
     assert outcome.calls == PAIR_RATE / 2
     assert outcome.max_us > 250_000
     assert (outcome.excess_us > 200_000) == (stopped == "provider")
@@ -126,12 +131,7 @@ def test_the_longest_page_is_told_by_the_clock_of_the_provider(stage: Stage) -> 
         little(stage, DIRECT, Case(function="list-keys", in_flight=1, page_keys=10)), calls=2_000, keys=CALLS
     )
     provider = stage.provider(DIRECT, Case(function="list-keys", page_keys=10))
-    stage.generator.begin(load)
-    time.sleep(0.1)
-    provider.popen.send_signal(signal.SIGSTOP)
-    time.sleep(0.5)
-    provider.popen.send_signal(signal.SIGCONT)
-    outcome = stage.generator.end()
+    outcome = run_with_a_stall(stage, load, provider, after_s=0.1, stall_s=0.5)
     assert outcome.max_us > 400_000
     assert outcome.cpu_us["provider"] <= outcome.page_cpu_us < 300_000
 
