@@ -1,1 +1,1 @@
-"""Benchmarks: of the engine alone (`bench.engine`, `bench.micro`), and of the provider under load."""
+"""Benchmarks: of the engine alone (`bench.run.engine`, `bench.micro`), and of the provider under load."""

@@ -46,19 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command, options = "endtoend", [command, *options]
     match command:
         case "endtoend":
-            from bench.endtoend import main as run
+            from bench.run.endtoend import main as run
         case "report":
-            from bench.report import main as run
+            from bench.report.report import main as run
         case "compare":
-            from bench.report import compare_main as run
+            from bench.report.report import compare_main as run
         case "engine":
-            from bench.engine import main as run
+            from bench.run.engine import main as run
         case "load":
-            from bench.load import main as run
+            from bench.load.generate import main as run
         case "micro" | "functions":
             import pytest
 
-            path = "bench/micro" if command == "micro" else "bench/test_endtoend.py"
+            path = "bench/micro" if command == "micro" else "bench/run/test_functions.py"
             return pytest.main([path, COLUMNS, "--benchmark-sort=name", *options])
         case _ if command in HELP:
             print(USAGE, end="")

@@ -27,11 +27,11 @@ from hypothesis import settings
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
-from provider.options import ProviderOptions
-from provider.settings import host_settings, resolve
-from transport.client import KeyValueClient
-from transport.keyvalue import STORE
-from transport.subjects import invocation_subject, params_subject, results_subject
+from keyvalue_provider.config.options import ProviderOptions
+from keyvalue_provider.config.sources import host_settings, resolve
+from keyvalue_transport.keyvalue.interface import STORE
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc.subjects import invocation_subject, params_subject, results_subject
 
 # An example takes as long as a loaded machine needs: times are for the benchmarks.
 settings.register_profile("no deadline", deadline=None)

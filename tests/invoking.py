@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from transport.handler import Answer, Caller, Handler
-from transport.invocation import Invocations, Step
+from keyvalue_transport.wrpc.handler import Answer, Caller, Handler
+from keyvalue_transport.wrpc.invocation import Invocations, Step
 
 __all__ = ["invoke"]
 

@@ -22,7 +22,10 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from provider.archive import archive_faults, native_target, read_archive
+from keyvalue_provider.packaging.archive import archive_faults, native_target, read_archive
+from keyvalue_transport.keyvalue.interface import STORE, encode_set
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.build import ROOT, built_executable, run_build
 from tests.conftest import (
     DEADLINE_S,
@@ -37,9 +40,6 @@ from tests.conftest import (
     in_thread,
 )
 from tests.nats_configs import Key
-from transport.client import KeyValueClient
-from transport.keyvalue import STORE, encode_set
-from transport.subjects import invocation_subject
 
 # The first test builds.
 pytestmark = pytest.mark.timeout(300)
@@ -336,7 +336,7 @@ from pathlib import Path
 if "poll" in sys.argv:
     del os.pidfd_open
 sys._MEIPASS = sys.argv[1]
-from provider.executable import OuterProcess
+from keyvalue_provider.executable import OuterProcess
 
 async def watch(outer):
     ended = asyncio.Event()
@@ -420,7 +420,7 @@ def test_nothing_of_this_machine_is_in_it(executable: Path) -> None:
     assert "direct_url" not in run.stdout
     names = [line.rpartition("'")[0].rpartition("'")[2] for line in run.stdout.splitlines() if line.endswith("'")]
     extensions = ("uvloop/loop", "msgpack/_cmsgpack", "xxhash/_xxhash", "nacl/_sodium", "_cffi_backend")
-    assert {"provider.process", "nacl.public", "prometheus_client", "sortedcontainers"} <= set(names)
+    assert {"keyvalue_provider.process", "nacl.public", "prometheus_client", "sortedcontainers"} <= set(names)
     assert [name for name in extensions if not any(found.startswith(f"{name}.") for found in names)] == []
     assert not {"tkinter", "unittest", "pytest", "numpy"} & set(names)
 

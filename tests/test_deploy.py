@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from engine import Store
-from provider.options import LinkOptions, ProviderOptions
+from keyvalue_engine import Store
+from keyvalue_provider.config.options import LinkOptions, ProviderOptions
+from keyvalue_transport.wrpc.handler import OUTCOMES
 from tests.conftest import options_of
-from tests.provider.test_metrics import Pieces, promtool
-from transport.handler import OUTCOMES
+from tests.provider.observe.test_metrics import Pieces, promtool
 
 __all__ = ["promtool"]  # the fixture
 

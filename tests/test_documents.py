@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine import Store
-from provider.options import (
+from keyvalue_engine import Store
+from keyvalue_provider.config.options import (
     LINK_OPTIONS,
     OPTIONS,
     STANDALONE_OPTIONS,
@@ -16,9 +16,9 @@ from provider.options import (
     ProviderOptions,
     StandaloneOptions,
 )
-from provider.watch_patterns import WATCH_OPTIONS
-from tests.provider.test_metrics import FUNCTIONS, Pieces
-from transport.handler import OUTCOMES
+from keyvalue_provider.watching.patterns import WATCH_OPTIONS
+from keyvalue_transport.wrpc.handler import OUTCOMES
+from tests.provider.observe.test_metrics import FUNCTIONS, Pieces
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,11 +96,9 @@ def test_the_table_of_metrics_is_the_code() -> None:
 
 def test_the_library_example_of_the_readme_runs(tmp_path: Path) -> None:
     examples = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    library = [example for example in examples if "from engine" in example]
+    library = [example for example in examples if "from keyvalue_engine" in example]
     assert len(library) == 1
-    done = subprocess.run(
-        [sys.executable, "-c", library[0]], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True
-    )
+    done = subprocess.run([sys.executable, "-c", library[0]], cwd=tmp_path, env={}, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
 
 

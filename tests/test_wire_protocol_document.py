@@ -11,19 +11,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from engine import Store, StoreOptions
-from provider.service import Service
-from tests.invoking import invoke
-from tests.transport.test_batch import PlainBatch
-from transport import connection, keyvalue
-from transport.atomics import (
+from keyvalue_engine import Store, StoreOptions
+from keyvalue_provider.keyvalue.service import Service
+from keyvalue_transport.keyvalue import interface as keyvalue
+from keyvalue_transport.keyvalue.atomics import (
     ATOMICS,
     decode_increment,
     decode_increment_result,
     encode_increment,
     encode_increment_result,
 )
-from transport.batch import (
+from keyvalue_transport.keyvalue.batch import (
     BATCH,
     batch_handlers,
     decode_delete_many,
@@ -34,11 +32,7 @@ from transport.batch import (
     encode_get_many_result,
     encode_set_many,
 )
-from transport.call import Call
-from transport.errors import AccessDeniedError, InterfaceError, InvocationEndedError, NoSuchStoreError, OtherError
-from transport.handler import ANONYMOUS
-from transport.invocation import InvocationLimits, Invocations, Send
-from transport.keyvalue import (
+from keyvalue_transport.keyvalue.interface import (
     STORE,
     KeyResponse,
     ParameterLimits,
@@ -60,10 +54,8 @@ from transport.keyvalue import (
     encode_truth_result,
     encode_unit_result,
 )
-from transport.store import store_handlers
-from transport.subjects import invocation_subject
-from transport.values import U64_MAX, read_bool, read_bytes, read_text, read_unsigned, write_length, write_unsigned
-from transport.watcher import (
+from keyvalue_transport.keyvalue.store import store_handlers
+from keyvalue_transport.keyvalue.watcher import (
     WATCHER,
     decode_nothing,
     decode_on_delete,
@@ -71,6 +63,29 @@ from transport.watcher import (
     encode_on_delete,
     encode_on_set,
 )
+from keyvalue_transport.nats import connection
+from keyvalue_transport.wrpc.call import Call
+from keyvalue_transport.wrpc.errors import (
+    AccessDeniedError,
+    InterfaceError,
+    InvocationEndedError,
+    NoSuchStoreError,
+    OtherError,
+)
+from keyvalue_transport.wrpc.handler import ANONYMOUS
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send
+from keyvalue_transport.wrpc.subjects import invocation_subject
+from keyvalue_transport.wrpc.values import (
+    U64_MAX,
+    read_bool,
+    read_bytes,
+    read_text,
+    read_unsigned,
+    write_length,
+    write_unsigned,
+)
+from tests.invoking import invoke
+from tests.transport.keyvalue.test_batch import PlainBatch
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "wire-protocol.md").read_text()
@@ -427,5 +442,5 @@ def test_tables_and_blocks_are_read() -> None:
 
 def test_errors_of_the_table_are_all_there_are() -> None:
     assert {type(error) for error in ERRORS.values()} == {
-        kind for kind in InterfaceError.__subclasses__() if kind.__module__ == "transport.errors"
+        kind for kind in InterfaceError.__subclasses__() if kind.__module__ == "keyvalue_transport.wrpc.errors"
     }

@@ -18,15 +18,23 @@ from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 import pytest
 
-from transport import errors, keyvalue
-from transport.atomics import ATOMICS, AtomicsInterface, atomics_handlers
-from transport.batch import BATCH, BatchInterface, batch_handlers
-from transport.client import KeyValueClient
-from transport.errors import InterfaceError
-from transport.handler import ANONYMOUS, Answer, Caller, Handler
-from transport.keyvalue import STORE, KeyResponse, ParameterLimits, StoreInterface, decode_unit_result, encode_error
-from transport.store import store_handlers
-from transport.watcher import WATCHER, WatcherInterface, watcher_handlers
+from keyvalue_transport.keyvalue import interface as keyvalue
+from keyvalue_transport.keyvalue.atomics import ATOMICS, AtomicsInterface, atomics_handlers
+from keyvalue_transport.keyvalue.batch import BATCH, BatchInterface, batch_handlers
+from keyvalue_transport.keyvalue.interface import (
+    STORE,
+    KeyResponse,
+    ParameterLimits,
+    StoreInterface,
+    decode_unit_result,
+    encode_error,
+)
+from keyvalue_transport.keyvalue.store import store_handlers
+from keyvalue_transport.keyvalue.watcher import WATCHER, WatcherInterface, watcher_handlers
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc import errors
+from keyvalue_transport.wrpc.errors import InterfaceError
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
 
 ROOT = Path(__file__).parent.parent
 WASM_TOOLS = Path(sys.executable).with_name("wasm-tools")
@@ -77,7 +85,7 @@ BATCH_BINDING = Binding(
     asked={"get-many": lambda pairs: [b"not there" if pair is None else pair[0] for pair in pairs]},
 )
 WATCHER_BINDING = Binding(WATCHER, WatcherInterface, watcher_handlers, client=None)
-#: To serve one more instance: its line here, its export in wit/world.wit, its `add` in provider/process.py.
+#: To serve one more instance: its line here, its export in wit/world.wit, its `add` in provider/keyvalue_provider/process.py.
 SERVED = (STORE_BINDING, ATOMICS_BINDING, BATCH_BINDING)
 BINDINGS = (*SERVED, WATCHER_BINDING)
 
@@ -285,7 +293,7 @@ def _record_differences(wit: Wit, interface: dict[str, Any]) -> list[str]:
             case {"record": {"fields": fields}}:
                 record = wit.annotation(type_)
                 if isinstance(record, str):
-                    found.append(f"{name}: a record in wit/, no class of transport.keyvalue")
+                    found.append(f"{name}: a record in wit/, no class of keyvalue_transport.keyvalue.interface")
                     continue
                 here = [(key, _text(hint)) for key, hint in get_type_hints(record).items()]
                 there = [(_snake(field["name"]), _text(wit.annotation(field["type"]))) for field in fields]
@@ -369,7 +377,7 @@ def _error_differences(interface: dict[str, Any], wit: Wit) -> list[str]:
     there = {"".join(map(str.capitalize, case["name"].split("-"))) + "Error": case for case in cases}
     if here.keys() != there.keys():
         names = ", ".join(case["name"] for case in cases)
-        return [f"error: wit/ has the cases {names}, transport.errors has {', '.join(sorted(here))}"]
+        return [f"error: wit/ has the cases {names}, keyvalue_transport.wrpc.errors has {', '.join(sorted(here))}"]
     found = []
     for number, (class_name, case) in enumerate(there.items()):
         message = None if case["type"] is None else "сбой".encode()
@@ -425,7 +433,7 @@ def test_the_code_is_what_wit_says(wit: Wit, binding: Binding) -> None:
 
 def test_the_world_exports_what_the_provider_serves(wit: Wit) -> None:
     assert wit.exports(WORLD) == {binding.instance for binding in SERVED}
-    assert served((ROOT / "provider" / "process.py").read_text()) == wit.exports(WORLD)
+    assert served((ROOT / "provider" / "keyvalue_provider" / "process.py").read_text()) == wit.exports(WORLD)
 
 
 def test_the_world_imports_what_the_provider_calls(wit: Wit) -> None:
@@ -542,7 +550,7 @@ LIST_KEYS = "list-keys: func(bucket: string, cursor: option<u64>) -> result<key-
             "failed(string)",
             [
                 "error: wit/ has the cases no-such-store, access-denied, failed, "
-                "transport.errors has AccessDeniedError, NoSuchStoreError, OtherError"
+                "keyvalue_transport.wrpc.errors has AccessDeniedError, NoSuchStoreError, OtherError"
             ],
             id="another case of error",
         ),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.engine import LockedDict, Subject, fresh, fresh_value, shuffled_keys, tune_collector
 from bench.micro.turns import ROUNDS
-from engine import Bucket, Store
+from bench.run.engine import LockedDict, Subject, fresh, fresh_value, shuffled_keys, tune_collector
+from keyvalue_engine import Bucket, Store
 
 __all__ = [
     "KEY_COUNTS",

@@ -10,9 +10,14 @@ from typing import Any, NamedTuple
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.workload import COUNT_FROM, key_of, value_of
-from transport.atomics import decode_increment, decode_increment_result, encode_increment, encode_increment_result
-from transport.batch import (
+from bench.load.workload import COUNT_FROM, key_of, value_of
+from keyvalue_transport.keyvalue.atomics import (
+    decode_increment,
+    decode_increment_result,
+    encode_increment,
+    encode_increment_result,
+)
+from keyvalue_transport.keyvalue.batch import (
     decode_delete_many,
     decode_get_many,
     decode_get_many_result,
@@ -21,7 +26,7 @@ from transport.batch import (
     encode_get_many_result,
     encode_set_many,
 )
-from transport.keyvalue import (
+from keyvalue_transport.keyvalue.interface import (
     KeyResponse,
     ParameterLimits,
     decode_delete,

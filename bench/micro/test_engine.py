@@ -12,12 +12,12 @@ from collections.abc import Callable
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.engine import PAGE_KEYS, LockedDict, fresh, fresh_value, shuffled_keys
+from bench.load.workload import COUNT_FROM
 from bench.micro.stores import TURN_KEYS, Filled, call_all, entries_of_turn, keys_of_turn, set_all
 from bench.micro.turns import ROUNDS, in_turns
-from bench.workload import COUNT_FROM
-from engine import Bucket, BucketOptions, Store
-from provider.sweep import STEP_KEYS
+from bench.run.engine import PAGE_KEYS, LockedDict, fresh, fresh_value, shuffled_keys
+from keyvalue_engine import Bucket, BucketOptions, Store
+from keyvalue_provider.keyvalue.sweep import STEP_KEYS
 
 KEYS = 1_000_000
 FILL_KEYS = KEYS // ROUNDS

@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.load.workload import INSTANCES, NO_SPAN, SPAN_BYTES, Headers, header_block, key_of, value_of
 from bench.micro.turns import in_turns
-from bench.workload import INSTANCES, NO_SPAN, SPAN_BYTES, Headers, header_block, key_of, value_of
-from engine import Store
-from provider.metrics import Durations
-from provider.service import Service
-from transport.atomics import atomics_handlers, atomics_tallies, encode_increment
-from transport.batch import BATCH, batch_handlers, batch_tallies, encode_bucket_keys, encode_set_many
-from transport.direct import DirectProtocol
-from transport.handler import Handler
-from transport.invocation import Invocations
-from transport.keyvalue import encode_bucket_key, encode_list_keys, encode_set
-from transport.routes import DirectRoutes
-from transport.store import store_handlers, store_tallies
-from transport.subjects import invocation_subject
+from keyvalue_engine import Store
+from keyvalue_provider.keyvalue.service import Service
+from keyvalue_provider.observe.metrics import Durations
+from keyvalue_transport.keyvalue.atomics import atomics_handlers, atomics_tallies, encode_increment
+from keyvalue_transport.keyvalue.batch import BATCH, batch_handlers, batch_tallies, encode_bucket_keys, encode_set_many
+from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_list_keys, encode_set
+from keyvalue_transport.keyvalue.store import store_handlers, store_tallies
+from keyvalue_transport.nats.direct.protocol import DirectProtocol
+from keyvalue_transport.nats.direct.routes import DirectRoutes
+from keyvalue_transport.wrpc.handler import Handler
+from keyvalue_transport.wrpc.invocation import Invocations
+from keyvalue_transport.wrpc.subjects import invocation_subject
 
 FRAMES = 64
 BUCKET = b"default"

@@ -1,6 +1,6 @@
 """What it costs to bring one change into a shard's order, against what a key costs in a fresh one.
 
-Their ratio is where a fresh order becomes the cheaper one: `CHANGES_SHARE` in `engine.shard`. Each round times, on a new shard, the
+Their ratio is where a fresh order becomes the cheaper one: `CHANGES_SHARE` in `keyvalue_engine.shard`. Each round times, on a new shard, the
 page that sorts all, an idle page, and (this is what pytest-benchmark shows) the page that brings the changes in. `extra_info` holds
 nanoseconds a change, nanoseconds a key, and the median of the rounds' ratios. A key that is removed and put back is two changes.
 """
@@ -14,12 +14,12 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from xxhash import xxh3_64_intdigest
 
-from bench.engine import VALUE_BYTES, shuffled_keys, tune_collector
-from engine import StoreOptions
-from engine.context import Context
-from engine.deadlines import Expiry
-from engine.ledger import Account, Ledger
-from engine.shard import CHANGES_SHARE, Shard
+from bench.run.engine import VALUE_BYTES, shuffled_keys, tune_collector
+from keyvalue_engine import StoreOptions
+from keyvalue_engine.context import Context
+from keyvalue_engine.deadlines import Expiry
+from keyvalue_engine.ledger import Account, Ledger
+from keyvalue_engine.shard import CHANGES_SHARE, Shard
 
 ROUNDS = 100
 SEED = 1

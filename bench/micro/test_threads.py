@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.engine import VALUE_BYTES, shuffled_keys
-from engine import Bucket, Store
+from bench.run.engine import VALUE_BYTES, shuffled_keys
+from keyvalue_engine import Bucket, Store
 
 KEYS = 100_000
 CALLS = 100_000

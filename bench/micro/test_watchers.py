@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.engine import VALUE_BYTES, fresh, fresh_value, shuffled_keys
 from bench.micro.stores import set_all
 from bench.micro.turns import in_turns
-from engine import Bucket, Store
-from provider.watch import WatchCounts, Watcher, WatchLimits
-from provider.watch_patterns import Watch, observers
+from bench.run.engine import VALUE_BYTES, fresh, fresh_value, shuffled_keys
+from keyvalue_engine import Bucket, Store
+from keyvalue_provider.watching.patterns import Watch, observers
+from keyvalue_provider.watching.watchers import WatchCounts, Watcher, WatchLimits
 
 KEYS = 10_000
 QUEUE_EVENTS = 10_000

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from bench import responder
-from bench.workload import INSTANCES
+from bench.load import responder
+from bench.load.workload import INSTANCES
 
 #: More than ask whether it is ready.
 READS_MAX = 20

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from engine import Store
-from engine.deadlines import Entry
-from engine.shard import Shard
+from keyvalue_engine import Store
+from keyvalue_engine.deadlines import Entry
+from keyvalue_engine.shard import Shard
 
 
 def shards_of(store: Store, name: bytes = b"b") -> list[Shard]:

@@ -8,7 +8,7 @@ from threading import Barrier, Event, Lock
 from time import monotonic_ns
 from typing import Any
 
-from engine import Bucket, Store, StoreOptions
+from keyvalue_engine import Bucket, Store, StoreOptions
 
 #: For what must happen.
 TIMEOUT_S = 30.0

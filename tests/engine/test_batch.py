@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import Bucket, BucketOptions, LimitError, NoSuchBucketError, Store, StoreOptions
-from engine.ledger import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size, entry_size
+from keyvalue_engine import Bucket, BucketOptions, LimitError, NoSuchBucketError, Store, StoreOptions
+from keyvalue_engine.ledger import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size, entry_size
 from tests.engine.clock import Clock
 from tests.engine.entries import deadlines_of
 from tests.engine.races import TIMEOUT_S, AnnouncedLock, overtaken, placed, run_together

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from engine import Bucket, BucketOptions, CounterError, LimitError, Page, Quota, Store, StoreOptions
-from engine.counter import COUNTER_MAX
-from engine.deadlines import HEAP_MIN, Deadlines, Entry
-from engine.ledger import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size, entry_size
-from engine.options import TTL_MS_MAX
-from engine.shard import Shard
-from engine.store import LOOKS_PER_KEY, ROOM_KEYS
+from keyvalue_engine import Bucket, BucketOptions, CounterError, LimitError, Page, Quota, Store, StoreOptions
+from keyvalue_engine.counter import COUNTER_MAX
+from keyvalue_engine.deadlines import HEAP_MIN, Deadlines, Entry
+from keyvalue_engine.ledger import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size, entry_size
+from keyvalue_engine.options import TTL_MS_MAX
+from keyvalue_engine.shard import Shard
+from keyvalue_engine.store import LOOKS_PER_KEY, ROOM_KEYS
 from tests.engine.clock import NS_PER_MS, Clock, OvertakingClock
 from tests.engine.entries import OvertakenEntries, deadlines_of, shards_of
 from tests.engine.races import TIMEOUT_S, AnnouncedLock, overtaken, placed, run_together

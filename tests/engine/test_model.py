@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from xxhash import xxh3_64_intdigest
 
-from engine import (
+from keyvalue_engine import (
     Bucket,
     BucketOptions,
     CounterError,
@@ -29,9 +29,9 @@ from engine import (
     Store,
     StoreOptions,
 )
-from engine.counter import COUNTER_MAX
-from engine.ledger import DEADLINE_BYTES, bytes_size, entry_size
-from engine.shard import CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES
+from keyvalue_engine.counter import COUNTER_MAX
+from keyvalue_engine.ledger import DEADLINE_BYTES, bytes_size, entry_size
+from keyvalue_engine.shard import CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES
 from tests.engine.clock import NS_PER_MS, Clock
 from tests.engine.entries import deadlines_of, values_of
 

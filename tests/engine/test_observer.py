@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
-from engine import Bucket, BucketOptions, CounterError, LimitError, Observer, Quota, Store, StoreOptions
-from engine.ledger import Account
-from engine.shard import Shard
+from keyvalue_engine import Bucket, BucketOptions, CounterError, LimitError, Observer, Quota, Store, StoreOptions
+from keyvalue_engine.ledger import Account
+from keyvalue_engine.shard import Shard
 from tests.engine.clock import NS_PER_MS, Clock
 from tests.engine.entries import value_of, values_of
 from tests.engine.races import placed, run_together

@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from engine import BucketOptions, LimitError, NoSuchBucketError, SnapshotError, Store, StoreError, StoreOptions
-from engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
-from engine.options import TTL_MS_MAX
+from keyvalue_engine import BucketOptions, LimitError, NoSuchBucketError, SnapshotError, Store, StoreError, StoreOptions
+from keyvalue_engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
+from keyvalue_engine.options import TTL_MS_MAX
 from tests.engine.clock import Clock
 
 Content = dict[bytes, dict[bytes, bytes]]

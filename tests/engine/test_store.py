@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from engine import (
+from keyvalue_engine import (
     Bucket,
     BucketOptions,
     CrowdedPositionError,
@@ -27,8 +27,8 @@ from engine import (
     StoreError,
     StoreOptions,
 )
-from engine.ledger import BUCKET_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, bytes_size, entry_size
-from engine.shard import CHANGES_MIN, CHANGES_SHARE, CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES, Shard
+from keyvalue_engine.ledger import BUCKET_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, bytes_size, entry_size
+from keyvalue_engine.shard import CHANGES_MIN, CHANGES_SHARE, CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES, Shard
 
 CURSOR_MAX = 2**64 - 1
 Content = dict[bytes, dict[bytes, bytes | None]]
@@ -885,7 +885,16 @@ def test_a_shard_that_may_not_be_split_again_grows() -> None:
 # Examples
 
 
-@pytest.mark.parametrize("name", ["engine", "engine.bucket", "engine.counter", "engine.options", "engine.store"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "keyvalue_engine",
+        "keyvalue_engine.bucket",
+        "keyvalue_engine.counter",
+        "keyvalue_engine.options",
+        "keyvalue_engine.store",
+    ],
+)
 def test_the_examples_of_the_documentation_run(name: str) -> None:
     module: Any = importlib.import_module(name)
     results = doctest.testmod(module)

@@ -14,8 +14,8 @@ from threading import Barrier
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from engine import Bucket, LimitError, Store, StoreOptions
-from engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
+from keyvalue_engine import Bucket, LimitError, Store, StoreOptions
+from keyvalue_engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
 from tests.engine.races import overtaken, run_together
 
 SEED = 11

@@ -16,13 +16,13 @@ from urllib.parse import quote
 import nkeys
 import pytest
 
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions, redacted_url
+from keyvalue_transport.nats.tls import TlsOptions
+from keyvalue_transport.wrpc.errors import ConnectError
 from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, in_thread
 from tests.log_lines import LogLines
 from tests.nats_configs import Authority, Key, Operator, nkey_config, token_config, user_config
-from transport.client import KeyValueClient
-from transport.connection import Connection, ConnectionOptions, redacted_url
-from transport.errors import ConnectError
-from transport.tls import TlsOptions
 
 NewServer = Callable[[str], NatsServer]
 #: What a URL gives a meaning to, what JSON escapes, and what is no ASCII.
@@ -31,7 +31,7 @@ ODD = 'p@s:s/w?o#r%d,"\\ %41+é[]'
 
 @pytest.fixture
 async def log_lines() -> AsyncIterator[LogLines]:
-    with LogLines.of("transport") as lines:
+    with LogLines.of("keyvalue_transport") as lines:
         yield lines
 
 
@@ -247,7 +247,7 @@ async def test_who_may_not(
         assert time.monotonic() - began_s < 8, "it waited for what does not come: 10 s"
         (line,) = provider.output.splitlines()
         reason = f"{re.escape(redacted_url(means.url(server)))}: {means.reason}"
-        assert re.search(f" ERROR provider: {reason}$", line), line
+        assert re.search(f" ERROR keyvalue_provider: {reason}$", line), line
         discreet(provider.output, means)
         with pytest.raises(ConnectError) as caught:
             async with means.client(server, "default.kv"):

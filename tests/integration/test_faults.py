@@ -14,10 +14,7 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import NoRespondersError
 
-from tests.conftest import DEADLINE_S, HOST_CAPTURE, HOST_ID, Launch, NatsServer, Provider, RawInvocation, in_thread
-from transport.client import KeyValueClient
-from transport.errors import NoProviderError, OtherError
-from transport.keyvalue import (
+from keyvalue_transport.keyvalue.interface import (
     STORE,
     encode_bucket_key,
     encode_error,
@@ -26,8 +23,11 @@ from transport.keyvalue import (
     encode_set,
     encode_unit_result,
 )
-from transport.subjects import invocation_subject, params_subject
-from transport.values import write_length
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc.errors import NoProviderError, OtherError
+from keyvalue_transport.wrpc.subjects import invocation_subject, params_subject
+from keyvalue_transport.wrpc.values import write_length
+from tests.conftest import DEADLINE_S, HOST_CAPTURE, HOST_ID, Launch, NatsServer, Provider, RawInvocation, in_thread
 
 MIB = 1024 * 1024
 OK = encode_unit_result(None)

@@ -24,8 +24,9 @@ import pytest
 from nacl.public import Box, PrivateKey
 from nats.aio.client import Client
 
-from provider.nkey_text import encode_public_key, encode_seed
-from provider.options import OPTIONS
+from keyvalue_provider.config.options import OPTIONS
+from keyvalue_provider.host.nkey_text import encode_public_key, encode_seed
+from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_get_result, encode_set, encode_unit_result
 from tests.conftest import (
     DEADLINE_S,
     HOST_CAPTURE,
@@ -41,7 +42,6 @@ from tests.conftest import (
     host_environment,
     in_thread,
 )
-from transport.keyvalue import encode_bucket_key, encode_get_result, encode_set, encode_unit_result
 
 HEALTHY = {"healthy": True, "message": "serving"}
 STOPPED = b"provider shutdown handled successfully"
@@ -182,18 +182,21 @@ async def test_everything_of_the_capture(launch: Launch, raw: Client) -> None:
     assert await in_thread(provider.wait) == 0
     log = [line.partition("Z ")[2] for line in provider.output.splitlines()]
     component, key = HOST_CAPTURE["host_data"]["link_definitions"][0]["source_id"], provider.key
-    assert [line for line in log if "provider.host: link" in line] == [
-        f"INFO provider.host: link put: {component} -> {key} (second), store, atomics, batch; options set: URL",
-        f"INFO provider.host: link put: {key} -> {component} (default), watcher; options set: URL, watch",
-        f"INFO provider.host: link deleted: {key} -> {component} (default)",
-        f"INFO provider.host: link deleted: {component} -> {key} (second)",
+    assert [line for line in log if "keyvalue_provider.host.host: link" in line] == [
+        f"INFO keyvalue_provider.host.host: link put: {component} -> {key} (second), store, atomics, batch; options set: URL",
+        f"INFO keyvalue_provider.host.host: link put: {key} -> {component} (default), watcher; options set: URL, watch",
+        f"INFO keyvalue_provider.host.host: link deleted: {key} -> {component} (default)",
+        f"INFO keyvalue_provider.host.host: link deleted: {component} -> {key} (second)",
     ]
     links = [f"{component} -> {key} (default)", f"{component} -> {key} (second)", f"{key} -> {component} (default)"]
     assert seen == set(links)
     assert sorted(line for line in log if line.startswith("WARNING")) == [
-        *(f"WARNING provider.access: link {link}: ignored, since no option has this name: URL" for link in links[:2]),
-        f"WARNING provider.watch: link {links[2]}: ignored, since no option of a watcher has this name: URL",
-        "WARNING provider: config: ignored, since no option has this name: note, sample",
+        *(
+            f"WARNING keyvalue_provider.keyvalue.access: link {link}: ignored, since no option has this name: URL"
+            for link in links[:2]
+        ),
+        f"WARNING keyvalue_provider.watching.watchers: link {links[2]}: ignored, since no option of a watcher has this name: URL",
+        "WARNING keyvalue_provider: config: ignored, since no option has this name: note, sample",
     ]
 
 
@@ -553,7 +556,7 @@ def test_nats_cannot_be_reached() -> None:
     assert ended.returncode == 1
     assert ended.stdout == ""
     last = ended.stderr.splitlines()[-1]
-    assert f" ERROR provider: {url}: no NATS server reached within 0.3 s: " in last
+    assert f" ERROR keyvalue_provider: {url}: no NATS server reached within 0.3 s: " in last
     assert "refused" in last
     assert "Traceback" not in ended.stderr
 
@@ -594,7 +597,7 @@ async def test_a_structured_log_is_json(launch: Launch, raw: Client) -> None:
     lines = lines_of(provider)
     assert all(line.keys() == {"timestamp", "level", "target", "fields"} for line in lines)
     messages = [(line["level"], line["target"], line["fields"]["message"]) for line in lines]
-    assert ("WARNING", "provider", "config: ignored, since no option has this name: no_option") in messages
+    assert ("WARNING", "keyvalue_provider", "config: ignored, since no option has this name: no_option") in messages
     assert any('"quoted"\nand over a line' in message for _, _, message in messages)
     assert any(message.startswith("ready: serving") for _, _, message in messages)
 
@@ -626,8 +629,8 @@ async def test_level_and_form_of_the_log_change_with_the_configuration(
     await tell(raw, provider, "linkdefs.del", link_to(provider))
     await tell(raw, provider, "config.update", {"log_level": "loud"})
     line = await in_thread(provider.wait_for, "log_level: found 'loud', allowed trace, debug")
-    assert " ERROR provider: config: " in line
-    assert await unhealthy(raw, provider) == line.split(" provider: ")[1].split("; what")[0]
+    assert " ERROR keyvalue_provider: config: " in line
+    assert await unhealthy(raw, provider) == line.split(" keyvalue_provider: ")[1].split("; what")[0]
     assert "link deleted" not in ended(provider)
 
 

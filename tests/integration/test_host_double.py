@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc.errors import AccessDeniedError, OtherError
 from tests.build import built_executable
 from tests.conftest import COMPONENT, DEADLINE_S, HOST_CAPTURE, PROVIDER, Connect, NatsServer, connecting, in_thread
 from tests.host_double import (
@@ -22,8 +24,6 @@ from tests.host_double import (
     Secrets,
     XKey,
 )
-from transport.client import KeyValueClient
-from transport.errors import AccessDeniedError, OtherError
 
 # The first test of what is built builds.
 pytestmark = pytest.mark.timeout(300)

@@ -20,6 +20,10 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from keyvalue_transport.keyvalue.interface import STORE, encode_set, encode_unit_result
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc.errors import AccessDeniedError, InterfaceError, NoSuchStoreError
+from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import COMPONENT, DEADLINE_S, PROVIDER, Connect, NatsServer, RawInvocation, in_thread, settled
 from tests.host_double import PATIENCE_S, HostDouble, Hosted, Link, Secrets, written
 from tests.integration.test_host_double import (
@@ -37,10 +41,6 @@ from tests.integration.test_host_double import (
     server,
     until,
 )
-from transport.client import KeyValueClient
-from transport.errors import AccessDeniedError, InterfaceError, NoSuchStoreError
-from transport.keyvalue import STORE, encode_set, encode_unit_result
-from transport.subjects import invocation_subject
 
 # The first test of what is built builds.
 pytestmark = pytest.mark.timeout(300)

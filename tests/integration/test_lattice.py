@@ -12,13 +12,13 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-import provider.lattice
-from provider.host import Host
-from provider.host_data import HostData
-from provider.lattice import LatticeLink, lattice_links
-from provider.links import Links
+from keyvalue_provider.host import lattice as lattice_module
+from keyvalue_provider.host.host import Host
+from keyvalue_provider.host.host_data import HostData
+from keyvalue_provider.host.lattice import LatticeLink, lattice_links
+from keyvalue_provider.host.links import Links
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message, Subscription
 from tests.conftest import DEADLINE_S, NatsServer, in_thread, settled
-from transport.connection import Connection, ConnectionOptions, Message, Subscription
 
 KEY = "kv"
 LINK = {"source_id": "component", "target": KEY, "name": "default", "interfaces": ["store"]}
@@ -56,7 +56,7 @@ class Lattice:
 
 @pytest.fixture
 async def lattice(raw: Client, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lattice:
-    monkeypatch.setattr(provider.lattice, "REQUEST_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(lattice_module, "REQUEST_TIMEOUT_S", 0.2)
     lattice = Lattice(raw, f"lattice-{abs(hash(request.node.name))}")
     await lattice.start()
     return lattice
@@ -137,7 +137,7 @@ async def test_answers_that_are_none(
 ) -> None:
     lattice.answers = {"link.get": answer}
     assert await lattice_links(connection, lattice.name, KEY) == ([] if not warning else None)
-    assert [record.getMessage() for record in caplog.records if record.name == "provider.lattice"] == (
+    assert [record.getMessage() for record in caplog.records if record.name == "keyvalue_provider.host.lattice"] == (
         [f"the links of the lattice: {warning}"] if warning else []
     )
 
@@ -149,7 +149,7 @@ async def test_nobody_answers(connection: Connection) -> None:
 async def test_too_many(
     connection: Connection, lattice: Lattice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(provider.lattice, "LINKS_MAX", 2)
+    monkeypatch.setattr(lattice_module, "LINKS_MAX", 2)
     lattice.answers = {"link.get": [LINK | {"name": str(number)} for number in range(3)]}
     assert await lattice_links(connection, lattice.name, KEY) is None
     assert "found 3 of this provider, allowed 2" in caplog.text
@@ -261,7 +261,7 @@ async def test_links_are_put_and_deleted_in_the_order_of_the_host(
 async def test_the_lattice_is_asked_again_when_nats_is_back(
     new_nats_server: Callable[[], NatsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("provider.host.RECONNECTED", [0.05] * 100)
+    monkeypatch.setattr("keyvalue_provider.host.host.RECONNECTED", [0.05] * 100)
     server = new_nats_server()
     client = await nats.connect(server.url, reconnect_time_wait=0.05)
     lattice = Lattice(client, "a-lattice")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from tests.conftest import COMPONENT, DEADLINE_S, HOST_CAPTURE, Connect, Launch, NatsServer, Provider, connecting
-from transport.client import KeyValueClient
-from transport.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 
 HEALTHY = {"healthy": True, "message": "serving"}
 SECRET = "hush-Xq9"

@@ -20,14 +20,14 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from engine import Store, StoreOptions
-from provider.endpoint import CONNECTION_TIMEOUT_S, CONNECTIONS_MAX
+from keyvalue_engine import Store, StoreOptions
+from keyvalue_provider.observe.endpoint import CONNECTION_TIMEOUT_S, CONNECTIONS_MAX
+from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_get_result, encode_set, encode_unit_result
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc.errors import NoSuchStoreError, OtherError
+from keyvalue_transport.wrpc.handler import OUTCOMES
 from tests.conftest import DEADLINE_S, HOST_CAPTURE, Launch, NatsServer, Provider, RawInvocation, in_thread
-from tests.provider.test_metrics import FUNCTIONS, PREFIX, Pieces
-from transport.client import KeyValueClient
-from transport.errors import NoSuchStoreError, OtherError
-from transport.handler import OUTCOMES
-from transport.keyvalue import encode_bucket_key, encode_get_result, encode_set, encode_unit_result
+from tests.provider.observe.test_metrics import FUNCTIONS, PREFIX, Pieces
 
 ON = {"metrics_address": "127.0.0.1:0"}
 DAMAGED = b"\x02\xc3\x28\x01k"  # a bucket's name that is not UTF-8

@@ -13,10 +13,10 @@ from urllib.parse import urlencode
 
 import pytest
 
+from keyvalue_transport.nats.client import KeyValueClient
 from tests.conftest import DEADLINE_S, Launch, NatsServer, Process, in_thread
 from tests.integration.test_metrics import ON, Endpoint
-from tests.provider.test_metrics import debian_program
-from transport.client import KeyValueClient
+from tests.provider.observe.test_metrics import debian_program
 
 RULES = Path(__file__).parent.parent.parent / "deploy" / "prometheus-rules.yml"
 CONFIG = """\

@@ -23,12 +23,13 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 
-from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread, settled
-from transport import connection as connection_module
-from transport import server as server_module
-from transport.client import Invoker, KeyValueClient
-from transport.connection import Connection, ConnectionOptions, Message, redacted_url, split_urls
-from transport.errors import (
+from keyvalue_transport.nats import connection as connection_module
+from keyvalue_transport.nats import server as server_module
+from keyvalue_transport.nats.client import Invoker, KeyValueClient
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message, redacted_url, split_urls
+from keyvalue_transport.nats.server import Server
+from keyvalue_transport.nats.subscriptions import AtOnce
+from keyvalue_transport.wrpc.errors import (
     ConnectError,
     DecodeError,
     DisconnectedError,
@@ -37,11 +38,10 @@ from transport.errors import (
     NeedMoreBytes,
     NoProviderError,
 )
-from transport.handler import Answer, Caller, Handler
-from transport.invocation import InvocationLimits, Invocations
-from transport.server import Server
-from transport.subjects import invocation_subject
-from transport.subscriptions import AtOnce
+from keyvalue_transport.wrpc.handler import Answer, Caller, Handler
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
+from keyvalue_transport.wrpc.subjects import invocation_subject
+from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread, settled
 
 INSTANCE = "test:instance/functions@1.0.0"
 PREFIXES = (f"default.in-process-{number}" for number in count())
@@ -975,7 +975,7 @@ class Heard:
 async def test_subscriptions_outlive_the_server(
     new_nats_server: Callable[[], NatsServer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "transport")
+    caplog.set_level(logging.INFO, "keyvalue_transport")
     server = new_nats_server()
     connection = await Connection.open(ConnectionOptions((server.url,)))
     heard = Heard()
@@ -1006,7 +1006,7 @@ async def test_subscriptions_outlive_the_server(
 async def test_comes_back_when_the_server_lets_it_in_again(
     new_nats_server: Callable[[str], NatsServer], path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "transport")
+    caplog.set_level(logging.INFO, "keyvalue_transport")
     server = new_nats_server(user_config("first"))
     connection = await Connection.open(ConnectionOptions((with_user(server.url, "somebody:first"),), path=path))
     heard = Heard()
@@ -1041,7 +1041,7 @@ async def test_comes_back_where_nats_py_gives_up(
     serve: Serve, nats_server: NatsServer, raw: Client, caplog: pytest.LogCaptureFixture, error: str
 ) -> None:
     """An error that the server sends makes nats-py close its client for good."""
-    caplog.set_level(logging.INFO, "transport")
+    caplog.set_level(logging.INFO, "keyvalue_transport")
     proxy = Proxy()
     async with proxy.before(nats_server.port) as url:
         setup = await serve({"f": echo}, url=url)

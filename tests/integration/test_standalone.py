@@ -12,11 +12,11 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import NoRespondersError
 
-from provider.options import OPTIONS, STANDALONE_OPTIONS
+from keyvalue_provider.config.options import OPTIONS, STANDALONE_OPTIONS
+from keyvalue_transport.nats.client import KeyValueClient
 from tests.conftest import DEADLINE_S, HOST_CAPTURE, PROVIDER, NatsServer, Process, host_environment
 from tests.host_double import XKey
 from tests.nats_configs import Key, Operator, credentials_file, nkey_config
-from transport.client import KeyValueClient
 
 SECRET = "a-s3cret"
 

@@ -10,12 +10,18 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
+from keyvalue_transport.keyvalue.interface import (
+    STORE,
+    encode_bucket_key,
+    encode_get_result,
+    encode_set,
+    encode_unit_result,
+)
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.wrpc.errors import InvocationEndedError, NoSuchStoreError, OtherError
+from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, RawInvocation
-from transport.client import KeyValueClient
-from transport.connection import Connection, ConnectionOptions
-from transport.errors import InvocationEndedError, NoSuchStoreError, OtherError
-from transport.keyvalue import STORE, encode_bucket_key, encode_get_result, encode_set, encode_unit_result
-from transport.subjects import invocation_subject
 
 MIB = 1024 * 1024
 #: NATS' own largest message; the server of these tests keeps it.

@@ -16,23 +16,23 @@ from urllib.parse import urlparse
 import pytest
 from nats.aio.client import Client
 
-from engine import Store
-from provider.service import Service
+from keyvalue_engine import Store
+from keyvalue_provider.keyvalue.service import Service
+from keyvalue_transport.keyvalue.interface import STORE, encode_bucket_key, encode_get_result, encode_set
+from keyvalue_transport.keyvalue.store import store_handlers
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.nats.direct.protocol import DirectProtocol
+from keyvalue_transport.nats.direct.routes import PARAMS, DirectRoutes
+from keyvalue_transport.nats.direct.transport import DirectTransport
+from keyvalue_transport.nats.server import Server
+from keyvalue_transport.nats.tls import TlsOptions, TlsRefusedError
+from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
+from keyvalue_transport.wrpc.invocation import Invocations
+from keyvalue_transport.wrpc.subjects import invocation_subject, params_subject
 from tests.conftest import DEADLINE_S, PATHS, NatsServer, RawInvocation, in_thread
 from tests.log_lines import LogLines
 from tests.nats_configs import Authority, user_config
-from transport.client import KeyValueClient
-from transport.connection import Connection, ConnectionOptions
-from transport.direct import DirectProtocol
-from transport.errors import ConnectError, DisconnectedError
-from transport.invocation import Invocations
-from transport.keyvalue import STORE, encode_bucket_key, encode_get_result, encode_set
-from transport.nats_transport import DirectTransport
-from transport.routes import PARAMS, DirectRoutes
-from transport.server import Server
-from transport.store import store_handlers
-from transport.subjects import invocation_subject, params_subject
-from transport.tls import TlsOptions, TlsRefusedError
 
 NewServer = Callable[[str], NatsServer]
 MAX_PAYLOAD = 100_000
@@ -136,7 +136,7 @@ def path(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def log_lines() -> AsyncIterator[LogLines]:
-    with LogLines.of("transport") as lines:
+    with LogLines.of("keyvalue_transport") as lines:
         yield lines
 
 

@@ -8,9 +8,9 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from keyvalue_transport.nats.client import KeyValueClient
 from tests.conftest import DEADLINE_S, Provider
 from tests.vectors import Replay, Vector, load, preparation, results_allowed
-from transport.client import KeyValueClient
 
 #: Above this the parameters are cut as they were captured, and not at every byte.
 SMALL_BYTES_MAX = 64

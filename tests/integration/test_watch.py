@@ -18,19 +18,19 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from engine import ObserverOf, Store
-from provider.links import LinkDefinition, Links
-from provider.watch import CALLS_MAX, Watchers, WatchLimits
+from keyvalue_engine import ObserverOf, Store
+from keyvalue_provider.host.links import LinkDefinition, Links
+from keyvalue_provider.watching.watchers import CALLS_MAX, Watchers, WatchLimits
+from keyvalue_transport.keyvalue.interface import ParameterLimits
+from keyvalue_transport.keyvalue.watcher import WATCHER, watcher_handlers
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.nats.server import Server
+from keyvalue_transport.wrpc.handler import Caller
+from keyvalue_transport.wrpc.subjects import results_subject
 from tests.conftest import DEADLINE_S, HOST_CAPTURE, Launch, NatsServer, Provider, in_thread
 from tests.integration.test_host import HEALTHY, health, tell
 from tests.integration.test_metrics import ON, scraped
-from transport.client import KeyValueClient
-from transport.connection import Connection, ConnectionOptions
-from transport.handler import Caller
-from transport.keyvalue import ParameterLimits
-from transport.server import Server
-from transport.subjects import results_subject
-from transport.watcher import WATCHER, watcher_handlers
 
 LATTICE = "default"
 EVERYTHING = {"watch": "SET@*,DEL@*"}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from provider import client_command
+from keyvalue_provider import client_command
 from tests.conftest import DEADLINE_S, SCRIPTS, Launch, NatsServer, Process, Provider, host_environment
 from tests.nats_configs import Authority, Key, Operator, credentials_file, nkey_config
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from provider.executable import OuterProcess
-from provider.host_data import HostData
-from provider.launch import launch_of_host, resolve_host
-from provider.log import JsonFormatter, PlainFormatter, set_up_log
-from provider.process import Provider, _log_form
-from provider.secret import Secret
+from keyvalue_provider.config.start_plan import launch_of_host, resolve_host
+from keyvalue_provider.executable import OuterProcess
+from keyvalue_provider.host.host_data import HostData
+from keyvalue_provider.host.secret import Secret
+from keyvalue_provider.observe.log import JsonFormatter, PlainFormatter, set_up_log
+from keyvalue_provider.process import Provider, _log_form
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The load generator and what it calls: workloads, answers, the bare responder."""

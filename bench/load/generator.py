@@ -1,0 +1,274 @@
+"""What both kinds of load generator share: what is measured when, how many calls go out, and the clock of an open loop.
+
+    WARM ── `warm_calls` answered ──> MEASURE ── time is over ──> DRAIN ── all answered ──> `ended`
+                                         └─────── `calls` answered ────────────────────────────^
+
+A closed loop that time ends is measured up to that moment; what is in flight then is waited for, and checked, but not counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from secrets import token_hex
+from threading import Event, Thread
+
+from bench.load.latency import Latencies
+from bench.load.wire import NatsProtocol, Subscription
+from bench.load.workload import Load, Script
+from bench.run.usage import cpu_ns
+
+__all__ = ["MEASURE", "Generator", "LoadError", "Outcome", "WrongAnswerError", "merged"]
+
+TICK_NS = 1_000_000
+PERCENTS = (50, 99, 99.9)
+
+WARM, MEASURE, DRAIN = range(3)
+
+
+class LoadError(Exception):
+    """A load that measures nothing: an answer is wrong, or missing."""
+
+
+class WrongAnswerError(LoadError):
+    """An answer that is not that of a store whose keys are those of the load."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a load measured. CPU times are microseconds a call; `cpu_us` has the watched processes by their names.
+
+    :ivar latencies: a histogram, encoded; of nanoseconds
+    :ivar page_cpu_us: the most CPU time that the provider took from the end of one page to the end of the next, of a walk with one call in flight
+    :ivar excess_us: by how much, at the most, a call took longer than the one that was due at the same moment and went to the provider beside
+    :ivar keys: that were read, written or listed
+    :ivar verified: calls whose answer was compared byte for byte
+    """
+
+    calls: int
+    seconds: float
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+    cpu_us: dict[str, float]
+    generator_cpu_us: float
+    keys: int
+    verified: int
+    latencies: str
+    excess_us: float = 0.0
+    page_cpu_us: float = 0.0
+
+    @property
+    def calls_per_s(self) -> float:
+        return self.calls / self.seconds
+
+    @property
+    def keys_per_s(self) -> float:
+        return self.keys / self.seconds
+
+
+def merged(outcomes: Sequence[Outcome]) -> Outcome:
+    """What several loads measured, as if they were one."""
+    calls = sum(outcome.calls for outcome in outcomes)
+    latencies = Latencies.merged(outcome.latencies for outcome in outcomes)
+    max_us = max(outcome.max_us for outcome in outcomes)
+    p50, p99, p999 = (min(found, max_us) for found in latencies.percentiles_us(PERCENTS))
+
+    def mean(costs: Iterable[float]) -> float:
+        return sum(cost * outcome.calls for cost, outcome in zip(costs, outcomes, strict=True)) / calls
+
+    return Outcome(
+        calls=calls,
+        seconds=sum(outcome.seconds for outcome in outcomes),
+        p50_us=p50,
+        p99_us=p99,
+        p999_us=p999,
+        max_us=max_us,
+        cpu_us={name: mean(outcome.cpu_us[name] for outcome in outcomes) for name in outcomes[0].cpu_us},
+        generator_cpu_us=mean(outcome.generator_cpu_us for outcome in outcomes),
+        keys=sum(outcome.keys for outcome in outcomes),
+        verified=sum(outcome.verified for outcome in outcomes),
+        latencies=latencies.encoded(),
+        excess_us=max(outcome.excess_us for outcome in outcomes),
+        page_cpu_us=max(outcome.page_cpu_us for outcome in outcomes),
+    )
+
+
+class Generator(NatsProtocol):
+    """The common part: what is measured when, and how many calls go out. `ended` is done when all answers are there."""
+
+    script: Script
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.inbox = b"_INBOX.%b" % token_hex(11).encode()
+        super().__init__("bench load", [Subscription(self.inbox + b".>")])
+        self.sent = 0
+        self.answered = 0
+        self.verified = 0
+        self.keys = 0
+        self.excess_ns = self.page_cpu_ns = 0
+        self.phase = WARM
+        self._latencies: list[int] = []
+        self._begin_ns = self._end_ns = self._deadline_ns = 0
+        self._cpu: list[tuple[int, ...]] = []
+        self._ticks_done = 0
+        self._stop_ticks = Event()
+
+    def fire(self, count: int, start_ns: int) -> None:
+        """Begin so many calls."""
+        raise NotImplementedError
+
+    def serve(self) -> None:
+        """Begin."""
+        load = self.load
+        self.script = Script(load, self.inbox, self.max_payload)
+        now = time.perf_counter_ns()
+        if not load.warm_calls:
+            self._measure(now)
+        if load.rate:
+            self._start_ticks(now)
+        else:
+            self.fire(min(load.in_flight, load.calls_max or load.in_flight), now)
+
+    def outcome(self) -> Outcome:
+        """The figures, once `ended` is done."""
+        latencies = Latencies(self._latencies)
+        max_us = max(self._latencies) / 1e3
+        # A histogram gives the upper end of the range that it counted a latency in.
+        p50, p99, p999 = (min(found, max_us) for found in latencies.percentiles_us(PERCENTS))
+        calls = len(self._latencies)
+        own, *watched = ((end - begin) / 1e3 / calls for begin, end in zip(*self._cpu, strict=True))
+        return Outcome(
+            calls=calls,
+            seconds=(self._end_ns - self._begin_ns) / 1e9,
+            p50_us=p50,
+            p99_us=p99,
+            p999_us=p999,
+            max_us=max_us,
+            cpu_us=dict(zip(self.load.watched, watched, strict=True)),
+            generator_cpu_us=own,
+            keys=self.keys + calls * self.load.keys_a_call,
+            verified=self.verified,
+            latencies=latencies.encoded(),
+            excess_us=self.excess_ns / 1e3,
+            page_cpu_us=self.page_cpu_ns / 1e3,
+        )
+
+    def stop(self) -> None:
+        """Stop what goes on beside the connection."""
+        self._stop_ticks.set()
+
+    def count(self, latencies: list[int], now: int, others: int = 0) -> int:
+        """Note calls that ended; how many are to follow them.
+
+        :param others: calls that ended too, and are not measured
+        """
+        load = self.load
+        self.answered += len(latencies) + others
+        if self.phase == MEASURE:
+            self._latencies += latencies
+            if self._deadline_ns and now >= self._deadline_ns:
+                self._drain(now)
+        elif self.phase == WARM and self.answered >= load.warm_calls:
+            self._measure(now)
+        if load.rate:
+            self.fire_due(now)
+        more = 0 if load.rate or self.phase == DRAIN else len(latencies)
+        if load.calls_max:
+            more = min(more, load.calls_max - self.sent)
+        if self.answered == self.sent and not more and (self.phase == DRAIN or self.sent == load.calls_max):
+            self._finish(now)
+        return more
+
+    def fire_due(self, now: int) -> None:
+        """Begin the calls of all bursts that are due."""
+        load = self.load
+        while self.sent < load.calls_max and (due_ns := self._begin_ns + (self._ticks_done + 1) * TICK_NS) <= now:
+            self._ticks_done += 1
+            until = min(int(load.rate * self._ticks_done * TICK_NS / 1e9), load.calls_max)
+            if until > self.sent:
+                self.fire(until - self.sent, due_ns)
+
+    def check(self) -> None:
+        """Look at what can only be told at the end.
+
+        :raises LoadError: an answer is wrong
+        """
+
+    def verify(self, number: int, found: bytes) -> None:
+        """Compare a call's result: with that of a store byte for byte, else its size alone.
+
+        :raises WrongAnswerError: it is another
+        """
+        right = self.script.result(number)
+        if len(found) != len(right) or (self.load.exact and found != right):
+            raise WrongAnswerError(f"call {number}: found the result {found[:100]!r}, expected {right[:100]!r}")
+        self.verified += 1
+
+    def refusal(self, message: bytes) -> LoadError:
+        """What a message that is no answer means: NATS says by the status 503 that nobody listens, to the subject of the call's answer."""
+        line, _, block = message.partition(b"\r\n")
+        if not block.startswith(b"NATS/1.0 503"):
+            return LoadError(f"found no answer, but {message[:200]!r}")
+        number = int(line.split(b" ")[1].rpartition(b".")[2])
+        prefix, _, rest = self.script.frame(number).head.split()[1].decode().partition(".wrpc.")
+        return LoadError(f"nobody serves {rest.rpartition('.')[2]} at {prefix}")
+
+    def _measure(self, now: int) -> None:
+        self.phase = MEASURE
+        self._cpu.append(self._cpu_now())
+        self._begin_ns = now
+        if not (self.load.calls or self.load.rate):
+            self._deadline_ns = now + int(self.load.seconds * 1e9)
+
+    def _drain(self, now: int) -> None:
+        self.phase = DRAIN
+        self._end_ns = now
+        self._cpu.append(self._cpu_now())
+
+    def _finish(self, now: int) -> None:
+        if self.phase == MEASURE:
+            self._drain(now)
+        try:
+            self.check()
+        except LoadError as error:
+            self.fail(error)
+        else:
+            self.ended.set_result(None)
+
+    def _cpu_now(self) -> tuple[int, ...]:
+        return (time.process_time_ns(), *map(cpu_ns, self.load.watched.values()))
+
+    def _start_ticks(self, begin_ns: int) -> None:
+        """A thread that wakes the loop each millisecond: the loop's own timers count in whole ones, and would be late by up to one."""
+        wake, waker = os.pipe2(os.O_NONBLOCK)
+        loop = asyncio.get_running_loop()
+        sys.setswitchinterval(0.0002)
+
+        def tick() -> None:
+            number = 0
+            while not self._stop_ticks.is_set():
+                number += 1
+                wait_ns = begin_ns + number * TICK_NS - time.perf_counter_ns()
+                if wait_ns > 0:
+                    time.sleep(wait_ns / 1e9)
+                    with suppress(BlockingIOError):
+                        os.write(waker, b"\0")
+            os.close(waker)
+
+        def wake_up() -> None:
+            if not os.read(wake, 4096):
+                loop.remove_reader(wake)
+                os.close(wake)
+            elif not self.ended.done():
+                self.fire_due(time.perf_counter_ns())
+
+        loop.add_reader(wake, wake_up)
+        Thread(target=tick, daemon=True).start()

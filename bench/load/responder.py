@@ -1,0 +1,169 @@
+"""The bare responder: the least that a provider in Python can do, as the limit that providers are measured against.
+
+It is launched like a provider, takes whole frames out of a read with `bytes.find`, and answers each with one constant result of the right
+shape, all in one write. No NATS library, no decoding, no keys, no values. Large parameters are waited for, and large results sent in
+pieces, with the same handshakes as a provider's; payloads are passed over without a copy.
+
+Its configuration: `page_keys`, `batch_keys` that get-many answers, and `value_bytes` of what both gets answer and set is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from secrets import token_hex
+
+import uvloop
+
+from bench.load.wire import NatsProtocol, Subscription, split_address
+from bench.load.workload import COUNT_FROM, INSTANCES, get_many_result_of, key_of, set_params_bytes, value_of
+from keyvalue_provider.host.host_data import HostData, read_host_data
+from keyvalue_transport.keyvalue.atomics import encode_increment_result
+from keyvalue_transport.keyvalue.interface import KeyResponse, encode_get_result, encode_key_response
+from keyvalue_transport.wrpc.subjects import invocation_subject
+
+__all__ = ["NUMBERS", "main"]
+
+#: Ids of the subscriptions: the functions from 1 on, then the further pieces of parameters.
+NUMBERS = {name: number for number, name in enumerate((*INSTANCES, "params"), 1)}
+SET = b"%d" % NUMBERS["set"]
+PARAMS = b"%d" % NUMBERS["params"]
+CURSOR = 2**63
+SIZES = {b"%d" % size: size for size in range(4096)}
+LAST = b".results 0\r\n\r\n"
+
+
+class Responder(NatsProtocol):
+    """Answers all that comes."""
+
+    def __init__(self, host_data: HostData) -> None:
+        prefix = f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}"
+        self._inbox = b"_INBOX.%b" % token_hex(11).encode()
+        super().__init__(
+            "bench responder",
+            [
+                *(
+                    Subscription(invocation_subject(prefix, instance, name).encode(), prefix.encode())
+                    for name, instance in INSTANCES.items()
+                ),
+                Subscription(self._inbox + b".*.params"),
+            ],
+        )
+        config = host_data.config
+        value_bytes = int(config.get("value_bytes", "64"))
+        page = KeyResponse([key_of(index) for index in range(int(config.get("page_keys", "1000")))], CURSOR)
+        batch = [key_of(index) for index in range(int(config.get("batch_keys", "1")))]
+        results = {
+            "get": encode_get_result(value_of(key_of(0), value_bytes)),
+            "exists": b"\0\1",
+            "list-keys": encode_key_response(page),
+            "get-many": get_many_result_of(batch, value_bytes),
+            "increment": encode_increment_result(COUNT_FROM + 1),
+        }
+        self._results = {b"%d" % NUMBERS[name]: results.get(name, b"\0") for name in INSTANCES}
+        self._set_bytes = set_params_bytes(value_bytes)
+        self._handshake = b" _INBOX.%b 0\r\n\r\nPUB " % token_hex(11).encode()
+        self._middles: dict[bytes, bytes] = {}  # between the reply subjects of an answer in one message
+        self._pieces: dict[bytes, list[bytes]] = {}
+        self._tokens = 0
+        self._half_open: dict[bytes, tuple[bytes, int]] = {}  # reply subject, and bytes that are to come
+        self._line = b""
+        self._left = 0  # of a frame whose words are known
+        self._words: list[bytes] = []
+
+    def serve(self) -> None:
+        """Now max_payload is known, and with it which functions always take and give one message."""
+        size = self.max_payload
+        for number, result in self._results.items():
+            if max(len(result), self._set_bytes if number == SET else 0) <= size // 2:
+                self._middles[number] = b".results %d\r\n%b\r\nPUB " % (len(result), result)
+            self._pieces[number] = [result[at : at + size] for at in range(0, len(result), size)]
+
+    def receive(self, read: bytes) -> None:
+        at = 0
+        out: list[bytes] = []
+        if self._left:
+            if self._left > len(read):
+                self._left -= len(read)
+                return
+            at, self._left = self._left, 0
+            self._answer(self._words, out)
+        elif self._line:
+            read = self._line + read
+            self._line = b""
+        find = read.find
+        end = len(read)
+        middle_of = self._middles.get
+        handshake = self._handshake
+        while at < end:
+            line_end = find(b"\r\n", at)
+            if line_end < 0:
+                self._line = read[at:]
+                break
+            words = read[at:line_end].split(b" ")
+            if len(words) < 4:
+                if words[0] == b"PING":
+                    out.append(b"PONG\r\n")
+                at = line_end + 2
+                continue
+            at = line_end + 4 + (SIZES.get(words[-1]) or int(words[-1]))
+            if at > end:
+                self._left = at - end
+                self._words = words
+                break
+            middle = middle_of(words[2])
+            if middle is None:
+                self._answer(words, out)
+            else:
+                reply = words[3]
+                out += (b"PUB ", reply, handshake, reply, middle, reply, LAST)
+        if out:
+            self.transport.write(b"".join(out))
+
+    def _answer(self, words: list[bytes], out: list[bytes]) -> None:
+        """Answer a frame of any kind, whose payload is there."""
+        number = words[2]
+        size = int(words[-1])
+        if number == PARAMS:
+            token = words[1].split(b".")[-2]
+            if token not in self._half_open:
+                return
+            reply, left = self._half_open.pop(token)
+            if size < left:
+                if size:
+                    self._half_open[token] = reply, left - size
+                return
+            number = SET
+        else:
+            reply = words[3]
+            left = self._set_bytes - size + (int(words[-2]) if words[0] == b"HMSG" else 0)
+            if number == SET and left > 0:
+                self._tokens += 1
+                token = b"%d" % self._tokens
+                self._half_open[token] = reply, left
+                out.append(b"PUB %b %b.%b 0\r\n\r\n" % (reply, self._inbox, token))
+                return
+            out += (b"PUB ", reply, self._handshake[:-4])
+        for piece in self._pieces[number]:
+            out += (b"PUB %b.results %d\r\n" % (reply, len(piece)), piece, b"\r\n")
+        out += (b"PUB ", reply, LAST)
+
+
+async def serve(host_data: HostData) -> None:
+    """Answer until the connection is over."""
+    host, port = split_address(host_data.lattice_rpc_url)
+    _, responder = await asyncio.get_running_loop().create_connection(lambda: Responder(host_data), host, port)
+    gc.disable()  # it makes no cycles
+    await responder.ended
+
+
+def main() -> int:
+    """Serve as the host data on standard input says."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(read_host_data(sys.stdin.fileno())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

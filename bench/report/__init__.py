@@ -1,0 +1,1 @@
+"""What a run says: figures, bars, tables, plots, comparisons."""

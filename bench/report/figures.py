@@ -1,0 +1,159 @@
+"""What runs measured, and what can be said of it: rows, spreads over rounds, ratios of one round. Pure, but for reading and writing a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from bench.report.shapes import RUN, faults
+
+__all__ = ["FIGURES", "REFERENCE", "Figure", "Row", "Run", "Spread", "case_ratios", "grouped", "ratios", "spread"]
+
+#: The subject that others are measured against: the bare responder.
+REFERENCE = "bare"
+FORMAT = 1
+
+
+class Figure(NamedTuple):
+    """How a figure is shown: as `value * scale`. `better`: 1 where more is better, -1 where less is, 0 where neither."""
+
+    title: str
+    scale: float
+    digits: int
+    better: int
+
+
+FIGURES: Mapping[str, Figure] = {
+    "calls_per_s": Figure("calls/s", 1, 0, 1),
+    "keys_per_s": Figure("keys/s", 1, 0, 1),
+    "p50_us": Figure("p50 us", 1, 0, -1),
+    "p99_us": Figure("p99 us", 1, 0, -1),
+    "p999_us": Figure("p99.9 us", 1, 0, 0),
+    "max_us": Figure("max us", 1, 0, 0),
+    "excess_us": Figure("beyond bare us", 1, 0, 0),
+    "page_cpu_us": Figure("longest page CPU us", 1, 0, -1),
+    "provider_cpu_us": Figure("provider CPU us", 1, 2, -1),
+    "nats_cpu_us": Figure("NATS CPU us", 1, 2, 0),
+    "generator_cpu_us": Figure("load CPU us", 1, 2, 0),
+    "peak_bytes": Figure("peak MiB", 1 / 2**20, 0, -1),
+    "scrape_us": Figure("scrape us", 1, 0, -1),
+    "start_s": Figure("start to first answer ms", 1000, 0, -1),
+    "idle_bytes": Figure("idle MiB", 1 / 2**20, 1, -1),
+    "events_per_s": Figure("events/s", 1, 0, 0),
+    "bytes_a_key": Figure("bytes a key", 1, 0, -1),
+    "above_store_bytes": Figure("above the store MiB", 1 / 2**20, 0, -1),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one subject gave in one case, in one round.
+
+    :ivar fields: of the case
+    :ivar latencies: a histogram, encoded
+    """
+
+    scenario: str
+    case: str
+    fields: Mapping[str, float | str]
+    subject: str
+    round: int
+    figures: Mapping[str, float]
+    latencies: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run: when, where and of what, and its rows.
+
+    :ivar void: why its figures cannot be used; empty where they can
+    """
+
+    about: Mapping[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    void: list[str] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [asdict(row) for row in self.rows]
+        path.write_text(json.dumps({"format": FORMAT, "about": self.about, "void": self.void, "rows": rows}, indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Read one.
+
+        :raises ValueError: the file is none
+        :raises OSError: it cannot be read
+        """
+        try:
+            fields = json.loads(path.read_text())
+            if isinstance(fields, dict) and fields.get("format") != FORMAT:
+                raise ValueError(f"found format {fields.get('format')}, allowed {FORMAT}")
+            for fault in faults(fields, RUN):
+                raise ValueError(fault)
+            return cls(fields["about"], [Row(**row) for row in fields["rows"]], fields["void"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: no run of this benchmark: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median and extremes over rounds."""
+
+    median: float
+    min: float
+    max: float
+
+    def text(self, digits: int = 0, scale: float = 1) -> str:
+        """Without the extremes where there is one value.
+
+        >>> Spread(1200.0, 1000.0, 1500.0).text(), Spread(1200.0, 1200.0, 1200.0).text()
+        ('1,200 (1,000 .. 1,500)', '1,200')
+        """
+        middle, least, greatest = (f"{value * scale:,.{digits}f}" for value in (self.median, self.min, self.max))
+        return middle if self.min == self.max else f"{middle} ({least} .. {greatest})"
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """The spread of at least one value.
+
+    >>> spread([3.0, 1.0, 2.0])
+    Spread(median=2.0, min=1.0, max=3.0)
+    """
+    ordered = sorted(values)
+    return Spread(median(ordered), ordered[0], ordered[-1])
+
+
+def ratios(rows: Iterable[Row], subject: str, figure: str, reference: str = REFERENCE) -> list[float]:
+    """A subject's figure over the reference's of the same scenario, case and round: machines drift, rounds do not."""
+    values = {(row.scenario, row.case, row.round, row.subject): row.figures.get(figure) for row in rows}
+    found = []
+    for (scenario, case, number, name), value in values.items():
+        other = values.get((scenario, case, number, reference))
+        if name == subject and value is not None and other:
+            found.append(value / other)
+    return found
+
+
+def case_ratios(rows: Iterable[Row], subject: str, figure: str, case: str, reference_case: str) -> list[float]:
+    """A subject's figure in one case over its own in another case of the same scenario and round."""
+    values = {(row.scenario, row.round, row.case): row.figures.get(figure) for row in rows if row.subject == subject}
+    found = []
+    for (scenario, number, name), value in values.items():
+        other = values.get((scenario, number, reference_case))
+        if name == case and value is not None and other:
+            found.append(value / other)
+    return found
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[Any, list[Row]]]:
+    """Rows of equal key, in the order of first appearance."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    yield from groups.items()

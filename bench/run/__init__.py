@@ -1,0 +1,1 @@
+"""Runs: processes, stages, scenarios, and what is measured of them."""

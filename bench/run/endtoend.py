@@ -1,0 +1,308 @@
+"""End to end: a NATS server, providers launched as a host does it, a load generator; all subjects in turns, round by round.
+
+Machines drift, so a figure alone says little: each case is measured for one subject after the other, in every round in another order, and
+what is quoted is the ratio of a round to the bare responder of the same round, as median and extremes over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryFile
+from typing import NamedTuple
+
+from bench.load.generator import LoadError
+from bench.report.figures import REFERENCE, Row, Run
+from bench.report.report import RESULTS, Failure, missed, say_changes, share, write
+from bench.run.experiments import EXPERIMENTS, Experiment, Extent
+from bench.run.machine import about, load_average
+from bench.run.processes import ProcessError, one_line
+from bench.run.scenarios import CASES, QUICK_CASES, REFERENCE_CASE, SCENARIOS, Case
+from bench.run.stage import BARE, DIRECT, PLAIN, VARIANTS, PeerError, Stage, Subject, peer
+from bench.run.usage import UsageError
+
+__all__ = ["main", "measure"]
+
+#: CPU time of the bare responder for a call of `REFERENCE_CASE`. Above it figures say more of machine and interpreter than of providers.
+REFERENCE_CPU_US_MAX = 2.2
+SUBJECTS = (BARE, DIRECT, PLAIN)
+
+EPILOG = """\
+scenarios:
+{scenarios}
+
+subjects: bare (the bare responder: the limit), direct and plain (ours, over its two paths, with metrics), and every --peer.
+growth measures bare and direct, memory direct and plain; pages, metrics, expiry, start and watch measure direct, the last four also direct
+without metrics, with a deadline for every key, without a host and as the executable (which is built), and with a watcher.
+
+peers: a COMMAND is launched in this repository's folder with an empty environment and host data, in base64, on standard input. For one that
+takes no host data, {{nats}} in its words is replaced by the NATS server's URL, and {{prefix}} by LATTICE.PROVIDER_KEY. No option of ours is
+in its host data: list-keys is compared where its pages have the size. A case in which a peer fails is left out for it from then on, all are
+where its process has ended; the report lists them.
+
+examples:
+  scripts/bench endtoend --quick                       under a minute, for a first look
+  scripts/bench endtoend                               all of it: about twenty-five minutes on a quiet machine
+  scripts/bench endtoend --scenario in-flight --scenario values
+  scripts/bench endtoend --scenario batch --scenario increment --scenario expiry --scenario watch --subject direct
+  scripts/bench endtoend --peer redis=/opt/keyvalue-redis --compare bench/results/OLD/run.json
+
+exit status: 0; 1 if an answer was wrong, a peer failed, the run is void, --compare found something slower, or with --strict a bar is missed;
+2 for wrong arguments, or if --compare found nothing in common; 130 after Ctrl-C. What was measured before a run ended early is written, and void.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured."""
+
+    scenarios: Sequence[str]
+    subjects: Sequence[Subject]
+    is_quick: bool
+    extent: Extent
+
+    def cases(self) -> list[tuple[str, Case]]:
+        """The cases of all scenarios that are lists of them. The one that tells whether a run is void comes first."""
+        table = QUICK_CASES if self.is_quick else CASES
+        cases = [(name, case) for name in self.scenarios for case in table.get(name, ())]
+        return [(REFERENCE, REFERENCE_CASE), *cases]
+
+    def subjects_of(self, experiment: Experiment) -> list[Subject]:
+        """Whom an experiment measures."""
+        chosen = (*self.subjects, *(VARIANTS if DIRECT in self.subjects else ()))
+        return [subject for subject in experiment.subjects if subject in chosen]
+
+
+def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
+    """All rows of a run, as they come.
+
+    :param failures: is told what peers failed in
+    """
+    with Stage() as stage:
+        cases = plan.cases()
+        extent = plan.extent
+        for number in range(extent.rounds):
+            turn = number % len(plan.subjects)
+            order = [*plan.subjects[turn:], *plan.subjects[:turn]]
+            for place, (scenario, case) in enumerate(cases, 1):
+                rows = []
+                for subject in [BARE] if scenario == REFERENCE else order:
+                    if any(failure.covers(subject.name, case.label) for failure in failures):
+                        continue
+                    try:
+                        row = stage.row(scenario, case, subject, number, extent.seconds)
+                    except PeerError as error:
+                        failure = Failure(subject.name, case.label, number, str(error), error.is_gone)
+                        failures.append(failure)
+                        say(f"bench: {failure.text}")
+                        continue
+                    rows.append(row)
+                    yield row
+                say(f"round {number + 1}/{extent.rounds} {place:>3}/{len(cases)}  {case.label:<34} {line_of(rows)}")
+        for name, experiment in EXPERIMENTS.items():
+            if name in plan.scenarios:
+                for row in experiment.measure(stage, plan.subjects_of(experiment), extent):
+                    yield row
+                    say(f"{name} round {row.round + 1}  {row.case:<46} {line_of([row])}")
+
+
+def line_of(rows: Sequence[Row]) -> str:
+    """Rows of one case and round in a line, as ratios where the bare responder is among them."""
+    bare = next((row for row in rows if row.subject == REFERENCE), None)
+    parts = []
+    for row in sorted(rows, key=lambda row: row.subject != REFERENCE):
+        figures = row.figures
+        if "start_s" in figures:
+            parts.append(f"{row.subject} {figures['start_s']:.2f} s, {figures['idle_bytes'] / 2**20:.1f} MiB idle")
+            continue
+        if "bytes_a_key" in figures:
+            parts.append(f"{row.subject} {figures['bytes_a_key']:.0f} B a key")
+            continue
+        text = f"{row.subject} {figures['calls_per_s']:,.0f}/s"
+        if bare is not None and row is not bare:
+            text += f" ({figures['calls_per_s'] / bare.figures['calls_per_s']:.2f}x)"
+        text += f" {figures['provider_cpu_us']:.1f} us CPU, p50 {figures['p50_us']:,.0f} us"
+        if "keys_per_s" in figures:
+            text += f", {figures['keys_per_s']:,.0f} keys/s"
+        if "events_per_s" in figures:
+            text += f", {figures['events_per_s']:,.0f} events/s"
+        if "above_store_bytes" in figures:
+            text += f", {figures['above_store_bytes'] / 2**20:.0f} MiB above the store"
+        parts.append(text)
+    return " | ".join(parts)
+
+
+def faults(rows: Sequence[Row]) -> list[str]:
+    """Why a run is void."""
+    costs = [row.figures["provider_cpu_us"] for row in rows if row.scenario == REFERENCE]
+    if costs and median(costs) > REFERENCE_CPU_US_MAX:
+        return [
+            f"the bare responder took {median(costs):.2f} us of CPU a call ({REFERENCE_CASE.label}), allowed "
+            f"{REFERENCE_CPU_US_MAX}: the machine is busy with something else, or its interpreter is slow: docs/performance.md"
+        ]
+    return []
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench endtoend",
+        description="Measure providers under load beside a bare responder, and write a report to bench/results/.",
+        epilog=EPILOG.format(scenarios="\n".join(f"  {name:<12} {what}" for name, what in SCENARIOS.items())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--scenario", action="append", choices=list(SCENARIOS), metavar="NAME", help="only this one; can be repeated")
+    add("--subject", action="append", metavar="NAME", help="only this one of direct and plain; can be repeated")
+    add(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="another provider, launched as a host does it: see below",
+    )
+    add("--rounds", type=int, metavar="N", help="how often all is measured (default 5, quick 3)")
+    add("--seconds", type=float, metavar="S", help="of each load (default 1, quick 0.25)")
+    add("--quick", action="store_true", help="few cases, short loads: under a minute")
+    add("--large", action="store_true", help="growth goes on to 10^7 keys: 4 GB of memory and some minutes more")
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where run.json, report.md and plots go (default bench/results/TIME)",
+    )
+    add("--compare", type=Path, metavar="OLD.json", help="say what got slower than in an older run")
+    add("--strict", action="store_true", help="exit status 1 if a bar is missed, too")
+    add("--threshold", type=share, default=0.1, metavar="SHARE", help="with --compare: as 0.1 or 10%% (the default)")
+    return parser
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """
+    :raises ValueError: the options do not fit
+    """
+    quick = options.quick
+    rounds = (3 if quick else 5) if options.rounds is None else options.rounds
+    seconds = (0.25 if quick else 1.0) if options.seconds is None else options.seconds
+    if rounds < 1 or seconds < 0.05:
+        raise ValueError(f"--rounds, --seconds: found {rounds}, {seconds}, allowed from 1, from 0.05")
+    named = options.subject or [subject.name for subject in SUBJECTS]
+    unknown = set(named) - {subject.name for subject in SUBJECTS}
+    if unknown:
+        raise ValueError(f"--subject: found {', '.join(sorted(unknown))}, allowed direct, plain")
+    subjects = [subject for subject in SUBJECTS if subject is BARE or subject.name in named]
+    subjects += [peer(text) for text in options.peer]
+    if len({subject.name for subject in subjects}) < len(subjects):
+        raise ValueError("--peer: found a name twice")
+    scenarios = options.scenario or [name for name in SCENARIOS if not quick or QUICK_CASES.get(name)]
+    last = 5 if quick else 7 if options.large else 6
+    extent = Extent(
+        rounds,
+        seconds,
+        growth_keys=[10**power for power in range(3, last + 1)],
+        pages_keys=100_000 if quick else 1_000_000,
+        expiry_keys=100_000 if quick else 1_000_000,
+        memory_calls=200 if quick else 2_000,
+    )
+    return Plan(scenarios, subjects, quick, extent)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        plan = plan_of(options)
+        old = Run.load(options.compare) if options.compare else None
+        run = Run({**about(), "settings": settings(plan), "load_average_before": load_average()})
+        folder = options.output or RESULTS / str(run.about["when"]).replace(":", "").replace("+0000", "Z")
+        is_new = make(folder)
+    except (ValueError, OSError) as error:
+        parser().error(str(error))
+    failures: list[Failure] = []
+    began_s = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the processes end with this one
+    early = collect(run, plan, failures)
+    if early and not run.rows:
+        say(f"bench: {early.why}; nothing was measured, and nothing is written")
+        if is_new:
+            folder.rmdir()
+        return early.status
+    after = {"load_average_after": load_average(), "minutes": round((time.monotonic() - began_s) / 60, 1)}
+    failed = [asdict(failure) for failure in failures]
+    void = [*([early.why] if early else []), *faults(run.rows)]
+    run = Run({**run.about, **after, "failed": failed}, run.rows, void)
+    print(write(run, folder))
+    for fault in run.void:
+        say(f"bench: this run is void: {fault}")
+    for failure in failures:
+        say(f"bench: {failure.text}")
+    if early:
+        return early.status
+    bars = missed(run.rows) if options.strict else []
+    for bar in bars:
+        say(f"bench: missed: {bar}")
+    compared = say_changes(old, run, options.threshold) if old else 0
+    return compared or int(bool(run.void or failures or bars))
+
+
+def make(folder: Path) -> bool:
+    """Make the folder for the results, before anything is measured; whether there was none.
+
+    :raises ValueError: nothing can be written there
+    """
+    try:
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"--output: found {folder}, allowed a folder that can be written to: {error.strerror}"
+        ) from None
+    return is_new
+
+
+class EarlyEnd(NamedTuple):
+    """Why a run ended before all was measured, and the exit status."""
+
+    why: str
+    status: int
+
+
+def collect(run: Run, plan: Plan, failures: list[Failure]) -> EarlyEnd | None:
+    """Put all that is measured into a run."""
+    try:
+        with closing(measure(plan, failures)) as rows:
+            for row in rows:
+                run.rows.append(row)
+    except (LoadError, ProcessError, UsageError) as error:
+        say(f"bench: {error}")
+        return EarlyEnd(f"it ended early: {one_line(str(error))}", 1)
+    except KeyboardInterrupt:
+        return EarlyEnd("stopped", 128 + signal.SIGINT)
+    except SystemExit:  # as SIGTERM is answered
+        return EarlyEnd("stopped", 128 + signal.SIGTERM)
+    return None
+
+
+def settings(plan: Plan) -> dict[str, object]:
+    """The plan, as a report shows it."""
+    return {
+        "rounds": plan.extent.rounds,
+        "seconds": plan.extent.seconds,
+        "scenarios": list(plan.scenarios),
+        "subjects": {subject.name: dict(subject.config) for subject in plan.subjects},
+    }
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What a run was made on and of: versions, machine, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.run.processes import ROOT, SCRIPTS
+
+__all__ = ["about", "load_average"]
+
+PACKAGES = ("keyvalue-inmemory", "nats-py", "uvloop", "xxhash", "sortedcontainers")
+UNKNOWN = "unknown"
+
+
+def about() -> dict[str, Any]:
+    """All that a figure needs beside it, as JSON takes it."""
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def load_average() -> str:
+    """Of one, five and fifteen minutes."""
+    return " ".join(f"{average:.2f}" for average in os.getloadavg())
+
+
+def commit() -> dict[str, Any]:
+    """The commit that is checked out, and whether files differ from it."""
+    return {
+        "id": _output("git", "rev-parse", "HEAD"),
+        "changed": bool(_output("git", "status", "--porcelain", otherwise="")),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of all that has a part in the figures."""
+    found = {"python": f"{platform.python_implementation()} {platform.python_version()}"}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = UNKNOWN
+    found["nats-server"] = _output(SCRIPTS / "nats-server", "--version").rpartition(" ")[2]
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The processor as Linux names it, and memory."""
+    model = platform.processor() or UNKNOWN
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                model = value.strip()
+                break
+    return {
+        "processor": model,
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def _output(*command: str | Path, otherwise: str = UNKNOWN) -> str:
+    """What a command writes."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return otherwise
+    return done.stdout.strip() if done.returncode == 0 else otherwise

@@ -1,0 +1,331 @@
+"""The processes of a benchmark: a NATS server, providers launched as a wasmCloud host does it, the load generator; and what they cost.
+
+All are in a session of their own, so that Ctrl-C reaches the benchmark alone, which then stops each by its id. What they write goes to a
+file, whose end is shown when one fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bench.load.generator import LoadError, Outcome
+from bench.load.workload import LINK_NAME, SOURCE_ID, Load
+from bench.run.usage import children
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc.errors import InterfaceError, TransportError
+
+__all__ = [
+    "ROOT",
+    "SCRIPTS",
+    "LoadGenerator",
+    "NatsServer",
+    "Process",
+    "ProcessError",
+    "Provider",
+    "Watcher",
+    "one_line",
+]
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(sys.executable).parent
+START_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 15.0
+#: From when a process answers no more to when it has ended.
+ENDING_S = 0.5
+POLL_INTERVAL_S = 0.01
+LATTICE = "default"
+#: A NATS server drops a client that is 64 MiB behind: thousands of large answers in flight are, and the load generator would be dropped.
+NATS_CONFIG = "max_pending: 4GB\nwrite_deadline: 60s\n"
+
+
+class ProcessError(Exception):
+    """A process did not start, or failed; with the end of what it wrote."""
+
+
+def one_line(text: str) -> str:
+    """What went wrong, in one line: of what a process wrote the last says most.
+
+    >>> one_line("kv-1: it ended; it wrote last:\\nstarting\\nno host data")
+    'kv-1: it ended; it wrote last: no host data'
+    """
+    first, *rest = text.splitlines()
+    return " ".join((first, *rest[-1:]))
+
+
+class Process:
+    """A process and what it writes. A context manager that stops it."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        directory: Path,
+        environment: Mapping[str, str] | None = None,
+        standard_input: bytes | None = b"",
+        standard_output: int | None = None,
+    ) -> None:
+        self.name = name
+        self._log = directory / f"{name}.log"
+        with self._log.open("wb") as log:
+            try:
+                self.popen = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=log if standard_output is None else standard_output,
+                    stderr=log,
+                    cwd=ROOT,
+                    env=None if environment is None else dict(environment),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise ProcessError(f"{name}: {error}") from None
+        assert self.popen.stdin is not None
+        if standard_input is not None:
+            with suppress(BrokenPipeError), self.popen.stdin as pipe:
+                pipe.write(standard_input)
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def log(self) -> str:
+        """What it wrote so far."""
+        return self._log.read_text(errors="replace")
+
+    def failure(self, what: str) -> ProcessError:
+        """An error that says what went wrong, and what the process wrote last."""
+        text = self.log.strip()
+        return ProcessError(f"{self.name}: {what}" + (f"; it wrote last:\n{text[-2000:]}" if text else ""))
+
+    def exit_status(self) -> int | None:
+        """Of a process that has ended or is about to; None of one that runs."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.popen.wait(ENDING_S)
+        return None
+
+    def stop(self) -> None:
+        """End it: by a signal, and if it does not heed that, at once."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            try:
+                self.popen.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+        self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class NatsServer(Process):
+    """A real NATS server, on a port that the system chose."""
+
+    def __init__(self, directory: Path) -> None:
+        config = directory / "nats.conf"
+        config.write_text(NATS_CONFIG)
+        ports = directory / "ports"
+        ports.mkdir()
+        command = (SCRIPTS / "nats-server", "-a", "127.0.0.1", "-p", "-1", "-c", config, "--ports_file_dir", ports)
+        super().__init__("nats-server", command, directory)
+        self.url = self._wait(ports)
+
+    def _wait(self, ports: Path) -> str:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while self.popen.poll() is None and time.monotonic() < deadline_s:
+            with suppress(ValueError):  # it is not written in one stroke
+                for path in ports.iterdir():
+                    urls: list[str] = json.loads(path.read_text())["nats"]
+                    return urls[0]
+            time.sleep(POLL_INTERVAL_S)
+        failure = self.failure("it did not start")
+        self.stop()
+        raise failure
+
+
+class Provider(Process):
+    """A provider: launched with an empty environment and host data on standard input; ready when it has answered a call.
+
+    :ivar start_s: from its launch to that answer, seen every `POLL_INTERVAL_S`
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        config: Mapping[str, str],
+        nats: NatsServer,
+        directory: Path,
+        watcher: str = "",
+    ) -> None:
+        self.prefix = f"{LATTICE}.{name}"
+        text = base64.b64encode(json.dumps(host_data(name, nats.url, config, watcher)).encode()) + b"\r\n"
+        words = [str(word).replace("{nats}", nats.url).replace("{prefix}", self.prefix) for word in command]
+        began_s = time.perf_counter()
+        super().__init__(name, words, directory, {}, text)
+        try:
+            asyncio.run(self._wait(nats.url))
+            self.start_s = time.perf_counter() - began_s
+            self._pids = [self.popen.pid, *children(self.popen.pid)]
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The process that serves: the one that a self-contained executable has started, or itself."""
+        return self._pids[-1]
+
+    @property
+    def pids(self) -> list[int]:
+        """All its processes."""
+        return self._pids
+
+    async def _wait(self, url: str) -> None:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        last: Exception | None = None
+        async with KeyValueClient(url, self.prefix, source_id=SOURCE_ID, link_name=LINK_NAME, timeout_s=2) as client:
+            while self.popen.poll() is None and time.monotonic() < deadline_s:
+                try:
+                    await client.exists("default", "ready")
+                    return
+                except InterfaceError:
+                    return
+                except TransportError as error:
+                    last = error
+                await asyncio.sleep(POLL_INTERVAL_S)
+        if self.popen.poll() is not None:
+            raise self.failure(f"it ended with exit status {self.popen.returncode}")
+        raise self.failure(f"it answered no call within {START_TIMEOUT_S:g} s: {last}")
+
+
+def host_data(provider_key: str, url: str, config: Mapping[str, str], watcher: str = "") -> dict[str, Any]:
+    """Host data of a provider with a link from the component that the load calls as, and one to a watcher, if there is one."""
+    links = [link_of(SOURCE_ID, provider_key, ["store", "atomics", "batch"])]
+    if watcher:
+        links.append(link_of(provider_key, watcher, ["watcher"], {"watch": "SET@*"}))
+    return {
+        "host_id": "",
+        "lattice_rpc_prefix": LATTICE,
+        "link_name": LINK_NAME,
+        "lattice_rpc_user_jwt": "",
+        "lattice_rpc_user_seed": "",
+        "lattice_rpc_url": url,
+        "provider_key": provider_key,
+        "env_values": {},
+        "instance_id": provider_key,
+        "link_definitions": links,
+        "cluster_issuers": [],
+        "config": dict(config),
+        "secrets": {},
+        "default_rpc_timeout_ms": 5000,
+        "structured_logging": False,
+        "log_level": "info",
+    }
+
+
+def link_of(
+    source_id: str, target: str, interfaces: Sequence[str], source_config: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A link, as a host defines it."""
+    return {
+        "source_id": source_id,
+        "target": target,
+        "name": LINK_NAME,
+        "wit_namespace": "wasi",
+        "wit_package": "keyvalue",
+        "interfaces": list(interfaces),
+        "source_config": dict(source_config or {}),
+        "target_config": {},
+        "source_secrets": None,
+        "target_secrets": None,
+    }
+
+
+class Watcher(Process):
+    """A component that a provider tells of changes; it answers, or takes each call and never does. Listens when it is made."""
+
+    def __init__(self, component: str, nats: NatsServer, directory: Path, is_stuck: bool) -> None:
+        command = (sys.executable, "-m", "bench.load.watching_component", nats.url, f"{LATTICE}.{component}")
+        super().__init__(
+            component,
+            (*command, "--stuck") if is_stuck else command,
+            directory,
+            standard_input=None,
+            standard_output=subprocess.PIPE,
+        )
+        try:
+            self.told()
+        except BaseException:
+            self.stop()
+            raise
+
+    def told(self) -> int:
+        """How many calls came so far."""
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        try:
+            self.popen.stdin.write(b"\n")
+            self.popen.stdin.flush()
+            return int(self.popen.stdout.readline())
+        except (ValueError, BrokenPipeError):
+            raise self.failure("it ended") from None
+
+
+class LoadGenerator(Process):
+    """The load generator's process; it carries out one load after the other."""
+
+    def __init__(self, directory: Path, name: str = "load") -> None:
+        command = (sys.executable, "-m", "bench.load.generate", "--stdin")
+        super().__init__(name, command, directory, standard_input=None, standard_output=subprocess.PIPE)
+
+    def run(self, load: Load) -> Outcome:
+        """Carry out a load.
+
+        :raises LoadError: it measures nothing
+        """
+        self.begin(load)
+        return self.end()
+
+    def begin(self, load: Load) -> None:
+        """Have a load carried out, without waiting."""
+        assert self.popen.stdin is not None
+        try:
+            self.popen.stdin.write(json.dumps(asdict(load)).encode() + b"\n")
+            self.popen.stdin.flush()
+        except BrokenPipeError:
+            raise self.failure("it ended") from None
+
+    def end(self) -> Outcome:
+        """The outcome of the load that was begun.
+
+        :raises LoadError: it measures nothing
+        """
+        assert self.popen.stdout is not None
+        line = self.popen.stdout.readline()
+        if not line:
+            raise self.failure("it ended")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise LoadError(answer["error"])
+        return Outcome(**answer)

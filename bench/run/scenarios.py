@@ -1,0 +1,127 @@
+"""What is measured: the cases of each scenario. A case is one load; most scenarios are lists of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bench.load.workload import BATCHES, Function, Headers
+
+__all__ = ["CASES", "QUICK_CASES", "REFERENCE_CASE", "SCENARIOS", "Case", "size_text"]
+
+#: Bytes of values in one bucket, so that large ones do not fill the machine.
+BUCKET_BYTES = 64 * 1024 * 1024
+KEYS_MAX = 10_000
+LARGE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One load: see `bench.load.workload.Load`. `keys` 0: as many as fit."""
+
+    function: Function
+    value_bytes: int = 64
+    in_flight: int = 64
+    headers: Headers = "host"
+    page_keys: int = 1_000
+    batch_keys: int = 100
+    rate: float = 0.0
+    keys: int = 0
+
+    @property
+    def label(self) -> str:
+        """Its name in tables.
+
+        >>> Case(function="list-keys", page_keys=100).label, Case(function="get-many").label
+        ('list-keys of 100, 64 in flight', 'get-many of 100 x 64 B, 64 in flight')
+        """
+        what = f"list-keys of {self.page_keys:,}" if self.function == "list-keys" else self.function
+        if self.function in BATCHES:
+            what += f" of {self.batch_keys:,} x {size_text(self.value_bytes)}"
+        elif self.function in ("get", "set", "mixed"):
+            what += f" {size_text(self.value_bytes)}"
+        what += f" at {self.rate:,.0f}/s" if self.rate else f", {self.in_flight} in flight"
+        if self.headers != "host":
+            what += ", traced" if self.headers == "traced" else ", no headers"
+        return what + (f", {self.keys:,} keys" if self.keys else "")
+
+    @property
+    def key_space(self) -> int:
+        """Keys that are used."""
+        return self.keys or max(1, min(KEYS_MAX, BUCKET_BYTES // self.value_bytes))
+
+    @property
+    def warm_calls(self) -> int:
+        """Calls before the measurement."""
+        if self.rate:
+            return 0
+        return self.in_flight if self.value_bytes >= LARGE_BYTES else max(200, 4 * self.in_flight)
+
+
+def size_text(size: int) -> str:
+    """
+    >>> size_text(64), size_text(65536), size_text(4194304)
+    ('64 B', '64 KiB', '4 MiB')
+    """
+    for unit, bytes_each in (("MiB", 2**20), ("KiB", 2**10)):
+        if size >= bytes_each:
+            return f"{size / bytes_each:g} {unit}"
+    return f"{size} B"
+
+
+#: A run is void where the bare responder is too dear here: then the machine did something else.
+REFERENCE_CASE = Case(function="get")
+
+VALUE_SIZES = (64, 1024, 64 * 1024, 1024 * 1024, 4 * 1024 * 1024)
+
+CASES: Mapping[str, Sequence[Case]] = {
+    "functions": (
+        *(Case(function=function) for function in ("get", "set", "exists", "delete", "mixed")),
+        *(Case(function="list-keys", page_keys=keys) for keys in (10, 100, 1_000)),
+    ),
+    "in-flight": tuple(
+        Case(function=function, in_flight=in_flight) for function in ("get", "set") for in_flight in (1, 8, 64, 512)
+    ),
+    "headers": tuple(
+        Case(function="get", in_flight=in_flight, headers=headers)
+        for in_flight in (64, 512)
+        for headers in ("none", "host", "traced")
+    ),
+    "values": tuple(
+        Case(function=function, value_bytes=size, in_flight=8) for function in ("get", "set") for size in VALUE_SIZES
+    ),
+    "idle": tuple(Case(function=function, in_flight=1) for function in ("get", "set")),
+    "fixed-rate": tuple(Case(function=function, rate=10_000.0) for function in ("get", "mixed")),
+    "batch": tuple(Case(function=function) for function in ("get", "get-many", "set", "set-many")),
+    "increment": tuple(Case(function=function) for function in ("set", "increment")),
+}
+
+QUICK_CASES: Mapping[str, Sequence[Case]] = {
+    "functions": (Case(function="get"), Case(function="set"), Case(function="list-keys")),
+    "in-flight": (Case(function="get", in_flight=1), Case(function="get", in_flight=512)),
+    "headers": (Case(function="get", headers="traced"),),
+    "values": tuple(replace(REFERENCE_CASE, function=name, value_bytes=2**20, in_flight=8) for name in ("get", "set")),
+    "idle": (),
+    "fixed-rate": (Case(function="get", rate=10_000.0),),
+    "batch": tuple(Case(function=function) for function in ("get", "get-many")),
+    "increment": (),
+}
+
+#: What each shows, for --help.
+SCENARIOS: Mapping[str, str] = {
+    "functions": "each function, 64 B values, 64 in flight; pages of 10, 100, 1,000; mixed is 95 % get, 5 % set",
+    "in-flight": "get and set of 64 B with 1, 8, 64, 512 in flight",
+    "headers": "get with no headers, a host's, and a host's that trace each call",
+    "values": "get and set of 64 B, 1 KiB, 64 KiB, 1 MiB, 4 MiB, 8 in flight",
+    "idle": "get and set with one in flight: latency of a provider that has nothing else to do",
+    "fixed-rate": "open loop, 10,000 calls/s: latency from when a call was due, so that a stall is seen",
+    "batch": "get-many and set-many of 100 keys beside single get and set, 64 B values, 64 in flight: keys/s",
+    "increment": "increment beside set, 64 in flight",
+    "growth": "get, set and a page at 10^3 to 10^6 keys (10^7 with --large); memory a key",
+    "memory": "2,000 gets of 1 MiB at once: memory above the store",
+    "metrics": "get and set with metrics and without, at least 20 rounds",
+    "pages": "walks of a million keys that nobody listed yet, and the longest wait of a get beside them, beyond what the machine makes the bare responder wait",
+    "expiry": "get and set over a million keys that all have a deadline, and over as many without; memory a key",
+    "start": "time to a first answer, idle memory, and get: started as by a host, as `serve`, as the self-contained executable; at least 10 rounds",
+    "watch": "set with no watcher, with one that answers, with one that never does; at least 10 rounds, on new processes each",
+}

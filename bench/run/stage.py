@@ -1,0 +1,278 @@
+"""What a run is made with: the NATS server, the load generator, the providers that were launched. All end with the stage."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Literal, Self
+
+from bench.load.generator import LoadError, Outcome
+from bench.load.workload import BATCHES, COUNT_FROM, Load, bucket_of
+from bench.report.figures import REFERENCE, Row
+from bench.run.processes import ROOT, SCRIPTS, LoadGenerator, NatsServer, ProcessError, Provider, one_line
+from bench.run.scenarios import Case
+from bench.run.usage import UsageError, peak_bytes, restart_peak
+
+__all__ = [
+    "BARE",
+    "DIRECT",
+    "EXECUTABLE",
+    "EXPIRING",
+    "PLAIN",
+    "STANDALONE",
+    "STUCK",
+    "UNMETERED",
+    "VARIANTS",
+    "WATCHED",
+    "PeerError",
+    "Stage",
+    "Subject",
+    "peer",
+    "row_of",
+]
+
+FILL_IN_FLIGHT = 256
+FILL_BYTES_IN_FLIGHT = 16 * 1024 * 1024
+#: Of a provider that answers so slowly, a fill still ends.
+FILL_TIMEOUT_S = 60.0
+DELETES_PER_S = 20_000
+#: Keys of counters, behind those of values: some providers have one key space for all buckets.
+COUNTERS_FROM = 500_000_000
+HOUR_MS = 3_600_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A provider to be measured: what is launched, and its configuration, to which a case adds what it wants.
+
+    :ivar command: with {nats} and {prefix} in place of the server's URL and the prefix, where it takes no host data
+    :ivar is_store: its answers are checked as a store's; else only their shape is
+    :ivar watcher: whether a component watches every set, and answers or never does
+    :ivar is_peer: not ours: no option of ours means anything to it, and where it fails the run goes on
+    """
+
+    name: str
+    command: tuple[str, ...]
+    config: Mapping[str, str] = field(default_factory=dict)
+    is_store: bool = True
+    watcher: Literal["", "answering", "stuck"] = ""
+    is_peer: bool = False
+
+
+class PeerError(Exception):
+    """A peer gave nothing in a case; in one line.
+
+    :ivar is_gone: nor will it in any other: its process has ended, or never answered
+    """
+
+    def __init__(self, text: str, is_gone: bool) -> None:
+        super().__init__(text)
+        self.is_gone = is_gone
+
+
+OURS = (str(SCRIPTS / "keyvalue-inmemory"),)
+METERED = {"metrics_address": "127.0.0.1:0"}
+DIRECT = Subject("direct", OURS, {"transport": "direct", **METERED})
+PLAIN = Subject("plain", OURS, {"transport": "plain", **METERED})
+UNMETERED = Subject("direct-unmetered", OURS, {"transport": "direct"})
+EXPIRING = Subject("direct-expiring", OURS, {**DIRECT.config, "ttl_ms": str(HOUR_MS)})
+WATCHED = Subject("direct-watched", OURS, DIRECT.config, watcher="answering")
+STUCK = Subject("direct-stuck", OURS, DIRECT.config, watcher="stuck")
+STANDALONE = Subject("serve", (*OURS, "serve", "--nats", "{nats}", "--prefix", "{prefix}", "--metrics-address", "0"))
+EXECUTABLE = Subject("executable", (str(ROOT / "build" / "keyvalue-inmemory"),), DIRECT.config)
+#: Of DIRECT, for the scenarios that compare it with them.
+VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK, STANDALONE, EXECUTABLE)
+BARE = Subject(REFERENCE, (sys.executable, "-m", "bench.load.responder"), is_store=False)
+
+
+def peer(text: str) -> Subject:
+    """A subject from NAME=COMMAND.
+
+    >>> peer("redis=/opt/keyvalue-redis --verbose").command
+    ('/opt/keyvalue-redis', '--verbose')
+
+    :raises ValueError: it is none, or the name is taken
+    """
+    name, _, command = text.partition("=")
+    words = tuple(shlex.split(command))
+    if not (name.isascii() and name.replace("-", "").isalnum() and words):
+        raise ValueError(f"--peer: found {text!r}, allowed NAME=COMMAND, the name of letters, digits and '-'")
+    if name in {subject.name for subject in (BARE, DIRECT, PLAIN, *VARIANTS)}:
+        raise ValueError(f"--peer: found the name {name}, which is taken")
+    return Subject(name, words, is_peer=True)
+
+
+class Stage:
+    """Launches what is needed when it is needed, and measures. A context manager."""
+
+    nats: NatsServer
+    generator: LoadGenerator
+    directory: Path
+
+    def __init__(self) -> None:
+        self._exit = ExitStack()
+        self._providers: dict[tuple[str, tuple[tuple[str, str], ...]], Provider] = {}
+        self._filled: dict[tuple[Provider, str], int] = {}
+        self._counters = 0
+        self._launched = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
+            self.nats = stack.enter_context(NatsServer(self.directory))
+            self.generator = stack.enter_context(LoadGenerator(self.directory))
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.close()
+
+    def launch(self, subject: Subject, config: Mapping[str, str] | None = None, watcher: str = "") -> Provider:
+        """A new process of a subject; it ends with the stage, or before by its `stop`.
+
+        :param watcher: the component that is linked to it as one
+        """
+        self._launched += 1
+        name = f"{subject.name}-{self._launched}"
+        own = {**subject.config, **(config or {})}
+        return self._exit.enter_context(Provider(name, subject.command, own, self.nats, self.directory, watcher))
+
+    def provider(self, subject: Subject, case: Case) -> Provider:
+        """The process of a subject that serves such cases: one for each configuration, kept."""
+        config = {}
+        if subject.is_peer:
+            pass  # it has what it has: the answers tell whether they can be compared
+        elif case.function == "list-keys":
+            config["page_keys"] = str(case.page_keys)
+        elif not subject.is_store:
+            config["value_bytes"] = str(case.value_bytes)
+            if case.function in BATCHES:
+                config["batch_keys"] = str(case.batch_keys)
+        key = subject.name, tuple(config.items())
+        if key not in self._providers:
+            self._providers[key] = self.launch(subject, config)
+        return self._providers[key]
+
+    def load(self, provider: Provider, subject: Subject, case: Case, bucket: str, seconds: float) -> Load:
+        """The load of a case. Deletes are counted and not timed, since each needs a key."""
+        deletes = case.function == "delete"
+        keys = max(1, int(seconds * DELETES_PER_S)) if deletes else case.key_space
+        return Load(
+            url=self.nats.url,
+            prefix=provider.prefix,
+            function=case.function,
+            bucket=bucket,
+            value_bytes=case.value_bytes,
+            in_flight=case.in_flight,
+            rate=case.rate,
+            calls=keys if deletes else 0,
+            seconds=seconds,
+            warm_calls=0 if deletes else case.warm_calls,
+            headers=case.headers,
+            keys=keys,
+            each_once=deletes,
+            page_keys=case.page_keys,
+            batch_keys=case.batch_keys,
+            counted=COUNT_FROM if case.function == "increment" else 0,
+            exact=subject.is_store,
+            watched={"provider": provider.pid, "nats": self.nats.pid},
+        )
+
+    def fill(self, provider: Provider, bucket: str, keys: int, value_bytes: int, first_key: int = 0) -> None:
+        """Set each key once."""
+        load = Load(
+            url=self.nats.url,
+            prefix=provider.prefix,
+            function="set",
+            bucket=bucket,
+            value_bytes=value_bytes,
+            in_flight=max(1, min(FILL_IN_FLIGHT, FILL_BYTES_IN_FLIGHT // value_bytes)),
+            keys=keys,
+            first_key=first_key,
+            watched={"provider": provider.pid},
+        )
+        self._run_each_once(load)
+
+    def fill_counters(self, load: Load) -> Load:
+        """A load of increments on keys that are new, and hold what it says that they do."""
+        load = replace(load, first_key=COUNTERS_FROM + self._counters)
+        self._counters += load.keys
+        self._run_each_once(replace(load, in_flight=FILL_IN_FLIGHT, delta=load.counted, counted=0))
+        return load
+
+    def _run_each_once(self, load: Load) -> None:
+        load = replace(load, calls=load.keys, warm_calls=0, each_once=True, timeout_s=FILL_TIMEOUT_S)
+        self.generator.run(load)
+
+    def measure(self, subject: Subject, case: Case, seconds: float) -> Outcome:
+        """Carry out a case once; what it needs is launched and filled before."""
+        provider = self.provider(subject, case)
+        bucket = {"delete": "deletes", "increment": "counters"}.get(case.function, bucket_of(case.value_bytes))
+        load = self.load(provider, subject, case, bucket, seconds)
+        if subject.is_store:
+            if case.function == "delete":
+                self.fill(provider, bucket, load.keys, case.value_bytes)
+            elif case.function == "increment":
+                load = self.fill_counters(load)
+            elif self._filled.get((provider, bucket), 0) != load.keys:
+                self.fill(provider, bucket, load.keys, case.value_bytes)
+                self._filled[provider, bucket] = load.keys
+        restart_peak(provider.pid)
+        return self.generator.run(load)
+
+    def row(self, scenario: str, case: Case, subject: Subject, number: int, seconds: float) -> Row:
+        """What a case gave.
+
+        :raises PeerError: a peer failed; where one of ours does, it is the error of that
+        """
+        try:
+            outcome = self.measure(subject, case, seconds)
+            peak = peak_bytes(self.provider(subject, case).pid)
+        except (LoadError, ProcessError, UsageError) as error:
+            is_ours = any(process.popen.poll() is not None for process in (self.nats, self.generator))
+            if is_ours or not subject.is_peer:
+                raise type(error)(f"{subject.name}: {case.label}: {error}") from None
+            raise self._peer_error(subject, str(error)) from None
+        return row_of(scenario, case, subject, number, outcome, {"peak_bytes": float(peak)})
+
+    def _peer_error(self, subject: Subject, text: str) -> PeerError:
+        provider = self._providers.get((subject.name, ()))
+        status = None if provider is None else provider.exit_status()
+        if provider is not None and status is not None:
+            text = str(provider.failure(f"{text}; its process has ended with exit status {status}"))
+        return PeerError(one_line(text), is_gone=provider is None or status is not None)
+
+
+def row_of(
+    scenario: str, case: Case, subject: Subject, number: int, outcome: Outcome, more: Mapping[str, float]
+) -> Row:
+    """An outcome as a row, with what else was measured. Beside batches, keys are what single calls are compared by, too."""
+    has_keys = scenario == "batch" or case.function in (*BATCHES, "list-keys")
+    figures = {
+        "calls_per_s": outcome.calls_per_s,
+        "p50_us": outcome.p50_us,
+        "p99_us": outcome.p99_us,
+        "p999_us": outcome.p999_us,
+        "max_us": outcome.max_us,
+        **{f"{name}_cpu_us": cpu_us for name, cpu_us in outcome.cpu_us.items()},
+        "generator_cpu_us": outcome.generator_cpu_us,
+        **({"keys_per_s": outcome.keys_per_s} if has_keys else {}),
+        **more,
+    }
+    return Row(
+        scenario=scenario,
+        case=case.label,
+        fields=asdict(case),
+        subject=subject.name,
+        round=number,
+        figures=figures,
+        latencies=outcome.latencies,
+    )

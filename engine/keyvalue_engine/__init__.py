@@ -1,0 +1,43 @@
+"""The engine: a sharded, lock-striped key-value store in memory, with ordered keys and cursors that need no state.
+
+>>> from keyvalue_engine import Store
+>>> bucket = Store().bucket(b"b")
+>>> bucket.set(b"k", b"v")
+>>> bucket.get(b"k")
+b'v'
+
+Synchronous and thread-safe; knows nothing of asyncio, NATS, wRPC, metrics or wasmCloud. Start reading at `keyvalue_engine.store`, whose header
+explains the order of keys and the cursor, then `table`, `shard`.
+"""
+
+from keyvalue_engine.bucket import Bucket, Page
+from keyvalue_engine.errors import (
+    CounterError,
+    CrowdedPositionError,
+    FullError,
+    LimitError,
+    NoSuchBucketError,
+    SnapshotError,
+    StoreError,
+)
+from keyvalue_engine.ledger import Observer, Quota
+from keyvalue_engine.options import BucketOptions, StoreOptions
+from keyvalue_engine.store import ObserverOf, Store
+
+__all__ = [
+    "Bucket",
+    "BucketOptions",
+    "CounterError",
+    "CrowdedPositionError",
+    "FullError",
+    "LimitError",
+    "NoSuchBucketError",
+    "Observer",
+    "ObserverOf",
+    "Page",
+    "Quota",
+    "SnapshotError",
+    "Store",
+    "StoreError",
+    "StoreOptions",
+]

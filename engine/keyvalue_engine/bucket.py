@@ -1,0 +1,350 @@
+"""Buckets and pages: the handle through which a bucket is used. `keyvalue_engine.store` says what cursors promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from keyvalue_engine.errors import FullError, LimitError, NoSuchBucketError, StoreError
+from keyvalue_engine.options import TTL_MS_MAX, BucketOptions
+from keyvalue_engine.table import Table
+
+if TYPE_CHECKING:
+    from keyvalue_engine.store import Store
+
+__all__ = ["CURSOR_MAX", "NS_PER_MS", "Bucket", "Page"]
+
+T = TypeVar("T")
+
+CURSOR_MAX = 2**64 - 1
+NS_PER_MS = 1_000_000
+
+
+class Page(NamedTuple):
+    """Keys in the bucket's order, and the cursor of the next page (None: no key is left)."""
+
+    keys: list[bytes]
+    cursor: int | None
+
+
+class Bucket:
+    """A handle for one bucket of a store: cheap, stateless, good for ever, also while the bucket does not exist.
+
+    Reading a bucket that was never written is reading an empty one, unless the store is strict about buckets: then `get`, `exists` and
+    `delete` raise `NoSuchBucketError`.
+    """
+
+    __slots__ = (
+        "_expiry",
+        "_hash",
+        "_is_strict",
+        "_key_bytes_max",
+        "_page_bytes_max",
+        "_page_keys_max",
+        "_quota",
+        "_seed",
+        "_shard_keys_max",
+        "_store",
+        "_tables",
+        "_ttl_ns",
+        "_value_bytes_max",
+        "name",
+    )
+
+    def __init__(self, store: Store, name: bytes, options: BucketOptions) -> None:
+        self.name = name
+        self._store = store
+        self._tables = store._tables
+        self._expiry = store._expiry
+        self._hash = store._hash
+        self._seed = store._seed
+        self._shard_keys_max = store.options.shard_keys_max
+        self._key_bytes_max = options.key_bytes_max or store.options.key_bytes_max
+        self._value_bytes_max = options.value_bytes_max or store.options.value_bytes_max
+        self._page_keys_max = options.page_keys_max or store.options.page_keys_max
+        self._page_bytes_max = options.page_bytes_max or store.options.page_bytes_max
+        self._ttl_ns = (options.ttl_ms or 0) * NS_PER_MS
+        self._quota = options.quota
+        self._is_strict = store.options.strict_buckets if options.strict_buckets is None else options.strict_buckets
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key, or None. O(1), takes no lock: see `keyvalue_engine.table.Table.read`.
+
+        :raises NoSuchBucketError: with `strict_buckets`
+        """
+        table = self._tables.get(self.name)
+        if table is None:
+            self._absent()
+            return None
+        shift, shards = table.ring
+        entry = shards[self._hash(key, self._seed) >> shift].entries.get(key)
+        if not self._expiry.was_used or entry.__class__ is not tuple:  # to ask for the class alone costs 15 ns more
+            return entry  # type: ignore[return-value]  # mypy does not know that it is no tuple
+        value, deadline_ns = entry
+        now_ns = self._expiry.clock()
+        return value if deadline_ns > now_ns else table.read(key, now_ns)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of keys, in their order, None for each that is not there.
+
+        Sees all of a `set_many` or nothing, also where its time ends meanwhile.
+
+        :raises NoSuchBucketError: with `strict_buckets`
+        """
+        table = self._tables.get(self.name)
+        if table is None:
+            self._absent()
+            return [None] * len(keys)
+        return table.get_many(keys)
+
+    def exists(self, key: bytes) -> bool:
+        """Whether the key is there. O(1), takes no lock.
+
+        :raises NoSuchBucketError: with `strict_buckets`
+        """
+        return self.get(key) is not None
+
+    def set(self, key: bytes, value: bytes, ttl_ms: int | None = None) -> None:
+        """Store a value. O(1); now and then a shard is split, which moves at most `shard_keys_max` keys.
+
+        >>> from keyvalue_engine import Store, StoreOptions
+        >>> Store(StoreOptions(value_bytes_max=3)).bucket(b"b").set(b"k", b"long")
+        Traceback (most recent call last):
+        keyvalue_engine.errors.LimitError: value in bytes: found 4, allowed 3
+
+        :param ttl_ms: milliseconds after which the key is gone; None: what the handle's options say, or never
+        :raises LimitError: key, value, the store or the quota would pass a limit, though keys whose time is over were removed; the
+            store is as before
+        """
+        if len(key) > self._key_bytes_max:
+            raise LimitError("key in bytes", len(key), self._key_bytes_max)
+        if len(value) > self._value_bytes_max:
+            raise LimitError("value in bytes", len(value), self._value_bytes_max)
+        ttl_ns = self._ttl_ns if ttl_ms is None else _ns_of(ttl_ms)
+        table = self._tables.get(self.name)
+        if table is not None:  # the common case in few steps; pays: bench engine overwrite
+            shift, shards = table.ring
+            shard = shards[self._hash(key, self._seed) >> shift]
+            try:
+                keys = shard.set(key, value, self._quota, ttl_ns)
+            except FullError:
+                keys = 0  # there may be room to be found
+            if keys:
+                if keys > self._shard_keys_max:
+                    table.split(shard)
+                return
+        self._set(key, value, ttl_ns)
+
+    def _set(self, key: bytes, value: bytes, ttl_ns: int) -> None:
+        """`set`, in the general case: there is no table yet, the shard is retired, or room must be found."""
+
+        def put(table: Table) -> int | None:
+            shard = table.shard_of(key)
+            keys = shard.set(key, value, self._quota, ttl_ns)
+            if keys > self._shard_keys_max:
+                table.split(shard)
+            return keys or None
+
+        self._write(put)
+
+    def set_many(self, entries: Mapping[bytes, bytes]) -> None:
+        """Store all of these, or nothing. O(keys). Who reads with `get_many` sees all or nothing; who gets key by key may see both.
+
+        :raises LimitError: as `set`; nothing is stored
+        """
+        for key, value in entries.items():
+            if len(key) > self._key_bytes_max:
+                raise LimitError("key in bytes", len(key), self._key_bytes_max)
+            if len(value) > self._value_bytes_max:
+                raise LimitError("value in bytes", len(value), self._value_bytes_max)
+        if entries:
+            self._write(lambda table: table.set_many(entries, self._quota, self._ttl_ns) or None)
+
+    def increment(self, key: bytes, delta: int) -> int:
+        """Add to a counter, and return the sum. A counter is the decimal text of a number; a key that is not there counts as 0. O(1).
+
+        The key's deadline stays as it is, unless the handle's options give it one.
+
+        >>> from keyvalue_engine import Store
+        >>> bucket = Store().bucket(b"b")
+        >>> bucket.increment(b"n", 2), bucket.increment(b"n", 3), bucket.get(b"n")
+        (2, 5, b'5')
+
+        :raises CounterError: the value is no such text, or the sum would not be below 2**64; the value is as before
+        :raises LimitError: as `set`
+        """
+        if len(key) > self._key_bytes_max:
+            raise LimitError("key in bytes", len(key), self._key_bytes_max)
+
+        table = self._tables.get(self.name)
+        if table is not None:  # the common case in few steps; pays: bench end-to-end increment
+            try:
+                total = self._add(table, key, delta)
+            except StoreError:
+                total = None  # `_write` finds room, or raises it again
+            if total is not None:
+                return total
+        return self._write(lambda table: self._add(table, key, delta))
+
+    def _add(self, table: Table, key: bytes, delta: int) -> int | None:
+        shift, shards = table.ring
+        shard = shards[self._hash(key, self._seed) >> shift]
+        total = shard.increment(key, delta, self._value_bytes_max, self._quota, self._ttl_ns)
+        if len(shard.entries) > self._shard_keys_max:
+            table.split(shard)
+        return total
+
+    def _write(self, write: Callable[[Table], T | None]) -> T:
+        """Have a table written, which is made if there is none; `write` returns None where a shard or the table is retired."""
+        store = self._store
+        table = self._tables.get(self.name)
+        while True:
+            try:
+                if table is None:
+                    table, written = store._write_first(self.name, write)
+                else:
+                    written = write(table)
+            except StoreError as error:
+                if isinstance(error, FullError) and store._find_room(error):
+                    continue
+                store._free_if_empty(self.name)  # its last key may be one that was found to have expired
+                raise
+            if written is not None:
+                return written
+            table = store._settled(self.name)
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key; whether it was there. O(1), and O(shards) when a shard's last key goes. The last key takes the bucket with it.
+
+        :raises NoSuchBucketError: with `strict_buckets`
+        """
+        table = self._tables.get(self.name)
+        while table is not None:
+            shard = table.shard_of(key)
+            removed = shard.delete(key)
+            if removed is None:
+                table = self._store._settled(self.name)
+                continue
+            if not shard.entries:
+                self._tidy(table)
+            return removed
+        self._absent()
+        return False
+
+    def delete_many(self, keys: Sequence[bytes]) -> int:
+        """Remove keys; how many were there. O(keys).
+
+        :raises NoSuchBucketError: with `strict_buckets`
+        """
+        table = self._tables.get(self.name)
+        while table is not None:
+            removed = table.delete_many(keys)
+            if removed is None:
+                table = self._store._settled(self.name)
+                continue
+            self._tidy(table)
+            return removed
+        self._absent()
+        return 0
+
+    def ttl_ms(self, key: bytes) -> int | None:
+        """Milliseconds until a key is gone, at least 1; None where it has no deadline, or is not there. O(1), takes no lock.
+
+        >>> from keyvalue_engine import Store
+        >>> bucket = Store(clock=lambda: 0).bucket(b"b")
+        >>> bucket.set(b"k", b"v", ttl_ms=1500)
+        >>> bucket.ttl_ms(b"k"), bucket.persist(b"k"), bucket.ttl_ms(b"k")
+        (1500, True, None)
+        """
+        table = self._tables.get(self.name)
+        if table is None:
+            return None
+        now_ns = self._expiry.clock()
+        entry = table.shard_of(key).entries.get(key)
+        if not isinstance(entry, tuple) or entry[1] <= now_ns:
+            return None
+        return -((now_ns - entry[1]) // NS_PER_MS)
+
+    def persist(self, key: bytes) -> bool:
+        """Take a key's deadline away; whether it had one. O(1)."""
+        table = self._tables.get(self.name)
+        while table is not None:
+            shard = table.shard_of(key)
+            persisted = shard.persist(key)
+            if persisted is not None:
+                if not shard.entries:
+                    self._tidy(table)
+                return persisted
+            table = self._store._settled(self.name)
+        return False
+
+    def _tidy(self, table: Table) -> None:
+        """Free a table that has no key left."""
+        if table.looks_empty():
+            self._store._free_if_empty(self.name)
+
+    def page(self, cursor: int | None = None, keys_max: int | None = None) -> Page:
+        """Keys from `cursor` on (None: from the beginning), at most `keys_max` (default: `page_keys_max` of the handle or the store).
+
+        A page holds fewer keys where it would pass `page_bytes_max`, and at least one if any is left. Never raises
+        `NoSuchBucketError`. O(changes since the last page + log n + page), and the sort of a shard that never had a page.
+
+        >>> from keyvalue_engine import Store
+        >>> bucket = Store().bucket(b"b")
+        >>> for key in (b"x", b"y", b"z"):
+        ...     bucket.set(key, b"")
+        >>> first = bucket.page(keys_max=2)
+        >>> second = bucket.page(first.cursor)
+        >>> sorted(first.keys + second.keys), second.cursor
+        ([b'x', b'y', b'z'], None)
+
+        :raises CrowdedPositionError: more keys stand at one position than a page may hold
+        """
+        if cursor is not None and not 0 <= cursor <= CURSOR_MAX:
+            raise ValueError(f"cursor: found {cursor}, allowed 0 to 2**64 - 1")
+        if keys_max is None:
+            keys_max = self._page_keys_max
+        elif keys_max < 1:
+            raise ValueError(f"keys_max: found {keys_max}, allowed at least 1")
+        table = self._tables.get(self.name)
+        if table is None:
+            return Page([], None)
+        page = Page(*table.page(cursor or 0, keys_max, self._page_bytes_max))
+        if not page.keys:
+            self._tidy(table)  # its keys may have expired
+        return page
+
+    def keys(self) -> Iterator[bytes]:
+        """All keys, in the bucket's order, page by page: each that is there for the whole walk exactly once.
+
+        >>> from keyvalue_engine import Store
+        >>> bucket = Store().bucket(b"b")
+        >>> bucket.set(b"k", b"v")
+        >>> list(bucket.keys())
+        [b'k']
+        """
+        cursor: int | None = None
+        while True:
+            page = self.page(cursor)
+            yield from page.keys
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    def __len__(self) -> int:
+        """Keys in this bucket: exact when no write is under way. O(shards)."""
+        table = self._tables.get(self.name)
+        return 0 if table is None else len(table)
+
+    def __repr__(self) -> str:
+        return f"Bucket({self.name[:64]!r})"
+
+    def _absent(self) -> None:
+        if self._is_strict:
+            raise NoSuchBucketError(self.name)
+
+
+def _ns_of(ttl_ms: int) -> int:
+    if not 1 <= ttl_ms <= TTL_MS_MAX:
+        raise ValueError(f"ttl_ms: found {ttl_ms}, allowed 1 to {TTL_MS_MAX}")
+    return ttl_ms * NS_PER_MS

@@ -1,0 +1,31 @@
+"""What shards share, and what they give: the types between a table and its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from keyvalue_engine.deadlines import Entry, Expiry
+from keyvalue_engine.ledger import Account
+
+__all__ = ["Context", "Copy"]
+
+
+class Context(NamedTuple):
+    """What all shards of a bucket share.
+
+    :ivar position_of: `hash_function` with the seed; batches call that itself, which is cheaper
+    """
+
+    position_of: Callable[[bytes], int]
+    hash_function: Callable[[bytes, int], int]
+    seed: int
+    account: Account
+    expiry: Expiry
+
+
+class Copy(NamedTuple):
+    """Keys of a shard with what they hold, as of one moment, and the end of its arc."""
+
+    entries: list[tuple[bytes, Entry]]
+    end: int

@@ -1,0 +1,30 @@
+"""Counters: values that are the decimal text of a number below 2**64."""
+
+from __future__ import annotations
+
+from keyvalue_engine.errors import CounterError
+
+__all__ = ["COUNTER_MAX", "counter_sum"]
+
+COUNTER_MAX = 2**64 - 1
+DIGITS_MAX = 20
+#: Of a value that is none, so many bytes are shown.
+SHOWN_MAX = 32
+
+
+def counter_sum(value: bytes, delta: int) -> int:
+    """What a counter comes to.
+
+    >>> counter_sum(b"41", 1)
+    42
+
+    :raises CounterError: the value is no such text, or the sum would not be below 2**64
+    """
+    if not (len(value) <= DIGITS_MAX and value.isdigit()):
+        shown = repr(value[:SHOWN_MAX])[1:] + ("..." if len(value) > SHOWN_MAX else "")
+        raise CounterError(f"value: found {shown}, allowed a decimal number from 0 to {COUNTER_MAX}")
+    number = int(value)
+    total = number + delta
+    if not 0 <= total <= COUNTER_MAX:
+        raise CounterError(f"counter: found {number} + {delta}, allowed a sum up to {COUNTER_MAX}")
+    return total

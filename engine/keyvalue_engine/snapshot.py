@@ -1,0 +1,219 @@
+"""A snapshot: a store in a file.
+
+A stream of msgpack objects, each a frame whose head has a fixed size:
+
+    0        1        2                 10       11             15
+    +--------+--------+-----------------+--------+--------------+---------- - -
+    | 0x92   | 0xcf   | checksum u64 BE | 0xc6   | size u32 BE  | body
+    +--------+--------+-----------------+--------+--------------+---------- - -
+     array(2) uint64                     bin32
+
+checksum = xxh3_64(body, seed = the frame's offset), so that a frame that was moved, lost or doubled is found too. A body is a msgpack array:
+
+    [0, "keyvalue-inmemory snapshot", version, seed]     the first frame
+    [1, bucket name, [key, value, key, value, ...],      any number; a bucket's keys may be spread over several
+        {number of a key in it: its deadline}]           in milliseconds of Unix time; version 1 had no deadlines
+    [2, blocks, keys]                                    the last frame; nothing follows
+
+The file is written beside its place under another name, fsynced, renamed, and the directory fsynced: a crash leaves the old file or the
+new one. The mode is 0600, since values may be secret.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from os import PathLike
+from struct import Struct
+from tempfile import NamedTemporaryFile
+from types import TracebackType
+from typing import IO, Any
+
+import msgpack
+from xxhash import xxh3_64_intdigest
+
+from keyvalue_engine.errors import SnapshotError
+from keyvalue_engine.table import Table
+
+__all__ = ["FORMAT", "VERSION", "Reader", "save"]
+
+FORMAT = "keyvalue-inmemory snapshot"
+VERSION = 2
+VERSIONS = (1, 2)
+HEADER, BLOCK, END = 0, 1, 2
+HEAD = Struct(">BBQBI")
+ARRAY2, UINT64, BIN32 = 0x92, 0xCF, 0xC6
+#: A block is written once it holds so many bytes of keys and values, so memory stays at a block, a shard and the largest value.
+BLOCK_BYTES = 1024 * 1024
+
+
+def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table], unix_ms_of: Callable[[int], int]) -> None:
+    """Write the tables to `path` at one stroke.
+
+    :param unix_ms_of: Unix time in milliseconds from a time of the store's clock
+    :raises OSError: the file could not be written; `path` is as it was, and the unfinished file is removed. Where only the directory
+        could not be fsynced, `path` is the new file, and it is not sure that it outlives a crash.
+    """
+    path = os.path.abspath(path)
+    directory = os.path.dirname(path)
+    with NamedTemporaryFile(dir=directory, prefix=".snapshot-", suffix=".tmp", delete=False) as file:
+        try:
+            _write(file, seed, tables, unix_ms_of)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(file.name)
+            raise
+    _fsync_directory(directory)
+
+
+def _write(file: IO[bytes], seed: int, tables: Mapping[bytes, Table], unix_ms_of: Callable[[int], int]) -> None:
+    offset = _write_frame(file, 0, [HEADER, FORMAT, VERSION, seed])
+    blocks = keys = 0
+    for name, table in tables.items():
+        for entries, deadlines in _blocks(table, unix_ms_of):
+            offset = _write_frame(file, offset, [BLOCK, name, entries, deadlines])
+            blocks += 1
+            keys += len(entries) // 2
+    _write_frame(file, offset, [END, blocks, keys])
+
+
+def _blocks(table: Table, unix_ms_of: Callable[[int], int]) -> Iterator[tuple[list[bytes], dict[int, int]]]:
+    """The table's entries as [key, value, key, value, ...] of about BLOCK_BYTES, with their deadlines; at least one block."""
+    entries: list[bytes] = []
+    deadlines: dict[int, int] = {}
+    size_bytes = blocks = position = 0
+    while not position >> 64:
+        shard = table.copy_shard(position)
+        position = shard.end
+        for key, entry in shard.entries:
+            if isinstance(entry, bytes):
+                value = entry
+            else:
+                value, deadline_ns = entry
+                deadlines[len(entries) // 2] = unix_ms_of(deadline_ns)
+            entries += (key, value)
+            size_bytes += len(key) + len(value)
+            if size_bytes >= BLOCK_BYTES:
+                yield entries, deadlines
+                blocks += 1
+                entries = []
+                deadlines = {}
+                size_bytes = 0
+    if entries or not blocks:
+        yield entries, deadlines
+
+
+def _write_frame(file: IO[bytes], offset: int, body: list[Any]) -> int:
+    packed: bytes = msgpack.packb(body)
+    file.write(HEAD.pack(ARRAY2, UINT64, xxh3_64_intdigest(packed, offset), BIN32, len(packed)))
+    file.write(packed)
+    return offset + HEAD.size + len(packed)
+
+
+def _fsync_directory(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Reader:
+    """Reads a snapshot: `seed`, then by iteration (bucket name, [(key, value, deadline or None), ...]). A context manager.
+
+    Everything is checked before it is believed; a length never allocates more than the file holds.
+
+    :raises SnapshotError: from the constructor or the iteration, with the offset of the damaged frame
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by __exit__, or below
+        self._offset = 0
+        try:
+            self._left = os.fstat(self._file.fileno()).st_size
+            self.seed = self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Iterator[tuple[bytes, list[tuple[bytes, bytes, int | None]]]]:
+        blocks = keys = 0
+        while True:
+            at = self._offset
+            match self._read_frame():
+                case [1, bytes(name), list(entries), *rest] if _is_block(entries, rest):
+                    deadlines = rest[0] if rest else {}
+                    blocks += 1
+                    keys += len(entries) // 2
+                    pairs = zip(entries[::2], entries[1::2], strict=True)
+                    yield name, [(key, value, deadlines.get(number)) for number, (key, value) in enumerate(pairs)]
+                case [2, int(blocks_written), int(keys_written)]:
+                    if (blocks, keys) != (blocks_written, keys_written):
+                        raise self._error(
+                            at,
+                            f"found {blocks} blocks and {keys} keys, written were {blocks_written} and {keys_written}",
+                        )
+                    if self._left:
+                        raise self._error(self._offset, f"found {self._left} bytes behind the end")
+                    return
+                case _:
+                    raise self._error(at, "found a frame that is neither a block nor the end")
+
+    def _read_header(self) -> int:
+        match self._read_frame():
+            case [0, str(name), int(version), int(seed)] if name == FORMAT:
+                if version not in VERSIONS:
+                    raise self._error(0, f"found version {version}, known are {VERSIONS[0]} to {VERSIONS[-1]}")
+                if 0 <= seed < 1 << 64:
+                    return seed
+        raise self._error(0, f"found no header of a {FORMAT}")
+
+    def _read_frame(self) -> list[Any]:
+        at = self._offset
+        if self._left < HEAD.size:
+            raise self._error(at, f"found {self._left} bytes where a frame should begin: the file was cut")
+        array, number, checksum, binary, size = HEAD.unpack(self._file.read(HEAD.size))
+        if (array, number, binary) != (ARRAY2, UINT64, BIN32):
+            raise self._error(at, "found no head of a frame")
+        if size > self._left - HEAD.size:
+            raise self._error(at, f"found {self._left - HEAD.size} bytes of a frame of {size}: the file was cut")
+        body = self._file.read(size)
+        if xxh3_64_intdigest(body, at) != checksum:
+            raise self._error(at, "found a frame whose checksum does not match")
+        self._offset += HEAD.size + size
+        self._left -= HEAD.size + size
+        try:
+            frame = msgpack.unpackb(body, strict_map_key=False)  # numbers
+        except (TypeError, ValueError, msgpack.exceptions.UnpackException) as error:  # TypeError: an array as a key
+            raise self._error(at, f"found a frame that is not msgpack: {error}") from error
+        if not isinstance(frame, list):
+            raise self._error(at, "found a frame that is not an array")
+        return frame
+
+    def _error(self, offset: int, reason: str) -> SnapshotError:
+        return SnapshotError(self._path, offset, reason)
+
+
+def _is_block(entries: list[Any], rest: list[Any]) -> bool:
+    """Whether these are the last parts of a block: entries, and from version 2 on their deadlines."""
+    if len(entries) % 2 or not all(type(part) is bytes for part in entries):
+        return False
+    match rest:
+        case []:
+            return True
+        case [dict(deadlines)]:
+            return all(type(part) is int for pair in deadlines.items() for part in pair)
+    return False

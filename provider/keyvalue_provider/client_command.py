@@ -1,0 +1,311 @@
+"""wrpc-kv: the functions of `wrpc:keyvalue` over the wire, for people and scripts."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keyvalue_provider.config.user_files import read_credentials, read_nkey
+from keyvalue_transport.wrpc.errors import InterfaceError, NoProviderError, TransportError
+
+if TYPE_CHECKING:
+    from keyvalue_transport.nats.client import KeyValueClient
+
+# What calls is imported by whoever needs it: `--help` need not wait for nats-py and the rest.
+
+__all__ = ["main"]
+
+WAIT_INTERVAL_S = 0.05
+
+
+class MissingKeyError(Exception):
+    """The key that was asked for is not there."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `wrpc-kv`. Returns the exit code: 0, or 1 after a line on standard error."""
+    arguments = _parser().parse_args(argv)
+    import asyncio
+
+    try:
+        asyncio.run(_run(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (InterfaceError, TransportError, MissingKeyError, OSError, ValueError) as error:
+        if arguments.json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}), file=sys.stderr)
+        else:
+            print(f"wrpc-kv: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    if arguments.command == "set":
+        arguments.value = _value(arguments)
+    from keyvalue_transport.nats.client import KeyValueClient
+    from keyvalue_transport.nats.tls import TlsOptions
+
+    user_jwt, user_seed = _credentials(arguments)
+    tls = TlsOptions(arguments.tls_ca, arguments.tls_certificate, arguments.tls_key)
+    async with KeyValueClient(
+        arguments.url,
+        arguments.prefix,
+        source_id=arguments.source_id,
+        link_name=arguments.link_name,
+        timeout_s=arguments.timeout,
+        user_jwt=user_jwt,
+        user_seed=user_seed,
+        tls=None if tls == TlsOptions() else tls,
+    ) as client:
+        if arguments.wait:
+            await _wait(client, arguments.bucket, arguments.wait)
+        await COMMANDS[arguments.command](client, arguments)
+
+
+async def _get(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    found = await client.get(arguments.bucket, arguments.key)
+    if found is None:
+        raise _missing([arguments.key], arguments.bucket)
+    if arguments.json:
+        _print_value(arguments.key, found)
+    else:
+        sys.stdout.buffer.write(found)
+        sys.stdout.buffer.flush()
+
+
+async def _set(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    await client.set(arguments.bucket, arguments.key, arguments.value)
+    if arguments.json:
+        _print_json({"key": arguments.key, "value_bytes": len(arguments.value)})
+
+
+async def _delete(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    await client.delete(arguments.bucket, arguments.key)
+    if arguments.json:
+        _print_json({"key": arguments.key})
+
+
+async def _exists(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    exists = await client.exists(arguments.bucket, arguments.key)
+    if arguments.json:
+        _print_json({"key": arguments.key, "exists": exists})
+    else:
+        print("true" if exists else "false")
+
+
+async def _keys(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    async for key in client.keys(arguments.bucket):
+        print(json.dumps(key) if arguments.json else key)
+
+
+async def _increment(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    number = await client.increment(arguments.bucket, arguments.key, arguments.delta)
+    if arguments.json:
+        _print_json({"key": arguments.key, "number": number})
+    else:
+        print(number)
+
+
+async def _get_many(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    """Lines and keys go together, so a key that is not there has a line too; the error comes behind the last."""
+    values = await client.get_many(arguments.bucket, arguments.keys)
+    for key, value in zip(arguments.keys, values, strict=True):
+        if arguments.json:
+            _print_value(key, value)
+        else:
+            sys.stdout.buffer.write((value or b"") + b"\n")
+    sys.stdout.flush()
+    missing = [key for key, value in zip(arguments.keys, values, strict=True) if value is None]
+    if missing:
+        raise _missing(missing, arguments.bucket)
+
+
+async def _set_many(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    texts = arguments.entries
+    if len(texts) % 2:
+        raise ValueError(f"found {len(texts)} keys and values, allowed pairs of them")
+    entries = {key: _bytes(value) for key, value in zip(texts[::2], texts[1::2], strict=True)}
+    await client.set_many(arguments.bucket, entries)
+    if arguments.json:
+        for key, value in entries.items():
+            _print_json({"key": key, "value_bytes": len(value)})
+
+
+async def _delete_many(client: KeyValueClient, arguments: argparse.Namespace) -> None:
+    await client.delete_many(arguments.bucket, arguments.keys)
+    if arguments.json:
+        for key in arguments.keys:
+            _print_json({"key": key})
+
+
+COMMANDS: dict[str, Callable[[KeyValueClient, argparse.Namespace], Coroutine[object, object, None]]] = {
+    "get": _get,
+    "set": _set,
+    "delete": _delete,
+    "exists": _exists,
+    "keys": _keys,
+    "increment": _increment,
+    "get-many": _get_many,
+    "set-many": _set_many,
+    "delete-many": _delete_many,
+}
+
+
+async def _wait(client: KeyValueClient, bucket: str, timeout_s: float) -> None:
+    """Return once a provider answers; raises what the last attempt did when none has in time."""
+    import asyncio
+
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        try:
+            await client.exists(bucket, "")
+            return
+        except InterfaceError:
+            return
+        except NoProviderError:
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise
+        await asyncio.sleep(WAIT_INTERVAL_S)
+
+
+def _value(arguments: argparse.Namespace) -> bytes:
+    if arguments.file is not None:
+        return Path(arguments.file).read_bytes()
+    if arguments.value == "-" or (arguments.value is None and not sys.stdin.isatty()):
+        return sys.stdin.buffer.read()
+    if arguments.value is None:
+        raise ValueError("found no value, allowed an argument, --file PATH, or standard input")
+    return _bytes(arguments.value)
+
+
+def _credentials(arguments: argparse.Namespace) -> tuple[str, str]:
+    """JWT and seed of the user, empty where there is none."""
+    if arguments.creds is not None:
+        return read_credentials(arguments.creds)
+    return "", "" if arguments.nkey is None else read_nkey(arguments.nkey)
+
+
+def _bytes(value: str) -> bytes:
+    return value.encode("utf-8", "surrogateescape")
+
+
+def _missing(keys: Sequence[str], bucket: str) -> MissingKeyError:
+    return MissingKeyError(f"no key {', '.join(map(repr, keys))} in bucket {bucket!r}")
+
+
+def _print_value(key: str, value: bytes | None) -> None:
+    _print_json({"key": key, "value_base64": None if value is None else base64.b64encode(value).decode()})
+
+
+def _print_json(answer: dict[str, object]) -> None:
+    print(json.dumps(answer, ensure_ascii=False))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wrpc-kv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Reads and writes keys of a wrpc:keyvalue provider over NATS.",
+        epilog="examples:\n"
+        "  wrpc-kv set hello world\n"
+        "  wrpc-kv get hello\n"
+        "  wrpc-kv --bucket pictures set cat --file cat.png\n"
+        "  wrpc-kv --bucket pictures get cat > copy.png\n"
+        "  date | wrpc-kv set now -\n"
+        "  wrpc-kv keys\n"
+        "  wrpc-kv increment visits\n"
+        "  wrpc-kv set-many sky blue grass green\n"
+        "  wrpc-kv get-many sky grass",
+    )
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("NATS_URL", "127.0.0.1:4222"),
+        help="NATS server, as nats:// or tls://USER:PASSWORD@HOST:PORT; default: $NATS_URL or 127.0.0.1:4222",
+    )
+    parser.add_argument(
+        "--prefix", default="default.keyvalue-inmemory", help="{lattice}.{provider key}; default: %(default)s"
+    )
+    parser.add_argument("--bucket", default="default", help="default: %(default)s")
+    _add_credentials(parser)
+    parser.add_argument("--source-id", help="call as this component, as a host's headers say it")
+    parser.add_argument("--link-name", help="call over the link of this name")
+    parser.add_argument(
+        "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="for each call; default: %(default)g"
+    )
+    parser.add_argument(
+        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long for a provider to be there"
+    )
+    parser.add_argument("--json", action="store_true", help="answers and errors as JSON, one object or string a line")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what in (
+        ("get", "write a key's value to standard output, its bytes untouched"),
+        ("set", "store a value: an argument, a file, or standard input"),
+        ("delete", "remove a key; no error where it is not there"),
+        ("exists", "print true or false"),
+        ("increment", "add to the number that a key holds, 0 where it is not there, and print the sum"),
+    ):
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("key")
+        if name == "set":
+            source = command.add_mutually_exclusive_group()
+            source.add_argument("value", nargs="?", help="the value, or - for standard input")
+            source.add_argument("--file", metavar="PATH", help="a file that holds the value")
+        elif name == "increment":
+            command.add_argument("delta", nargs="?", type=_delta, default=1, help="default: %(default)s")
+    for name, what in (
+        ("get-many", "print a line for each key: its value, or nothing"),
+        ("delete-many", "remove keys; no error where one is not there"),
+    ):
+        commands.add_parser(name, help=what, description=what).add_argument("keys", nargs="+", metavar="key")
+    what = "store a value for each key, or, where one is refused, none"
+    commands.add_parser("set-many", help=what, description=what).add_argument("entries", nargs="+", metavar="key value")
+    commands.add_parser(
+        "keys", help="print all keys of the bucket, one a line", description="print all keys of the bucket"
+    )
+    return parser
+
+
+def _add_credentials(parser: argparse.ArgumentParser) -> None:
+    user = parser.add_mutually_exclusive_group()
+    user.add_argument(
+        "--creds", metavar="FILE", help="connect as the user of this file: JWT and seed, as nsc writes it"
+    )
+    user.add_argument("--nkey", metavar="FILE", help="connect as the user of the nkey seed in this file")
+    for name, what in (
+        (
+            "ca",
+            "authorities that the server's certificate is checked against; with one of these, or tls://, TLS is required",
+        ),
+        ("certificate", "the certificate that the server is shown"),
+        ("key", "its private key, unless it stands in the same file"),
+    ):
+        parser.add_argument(f"--tls-{name}", default="", metavar="FILE", help=what)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"found {text}, allowed 0 to 86400")
+    return seconds
+
+
+def _delta(text: str) -> int:
+    delta = int(text)
+    if not 0 <= delta < 2**64:
+        raise argparse.ArgumentTypeError(f"found {text}, allowed 0 to {2**64 - 1}")
+    return delta
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The contract with a wasmCloud 1.x host: host data, links, lattice, secrets, health, shutdown. Knows nothing of key-value."""

@@ -1,0 +1,169 @@
+"""Host data: what a host writes to a provider's standard input, once, as a line of base64 of JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+import select
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from keyvalue_provider.host.json_fields import Fields, shown_name
+from keyvalue_provider.host.links import LinkDefinition
+from keyvalue_provider.host.secret import Secret
+from keyvalue_transport.wrpc.subjects import check_subject
+
+__all__ = ["HostData", "HostDataError", "parse_host_data", "read_host_data"]
+
+HOST_DATA_BYTES_MAX = 16 * 1024 * 1024
+READ_TIMEOUT_S = 5.0
+
+EXPECTED = (
+    "expected host data: one line of base64 of a JSON object, as a wasmCloud host writes it, "
+    'or: echo \'{"lattice_rpc_url": "127.0.0.1:4222"}\' | base64 | keyvalue-inmemory'
+)
+
+
+class HostDataError(ValueError):
+    """Standard input holds no host data; the message names the field and what was expected, never a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostData:
+    """Host data, with defaults for what is missing. Names are those of the JSON; what is secret does not show in `repr`.
+
+    :ivar link_definitions: each the JSON of a well-formed link, whose secrets are still sealed
+    """
+
+    host_id: str = ""
+    lattice_rpc_prefix: str = "default"
+    lattice_rpc_url: str = field(default="nats://127.0.0.1:4222", repr=False)
+    lattice_rpc_user_jwt: Secret = field(default_factory=lambda: Secret(""))
+    lattice_rpc_user_seed: Secret = field(default_factory=lambda: Secret(""))
+    provider_key: str = "keyvalue-inmemory"
+    link_name: str = "default"
+    instance_id: str = ""
+    link_definitions: tuple[Any, ...] = field(default=(), repr=False)
+    cluster_issuers: tuple[str, ...] = ()
+    config: Mapping[str, str] = field(default_factory=dict, repr=False)
+    env_values: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    host_xkey_public_key: str = ""
+    provider_xkey_private_key: Secret = field(default_factory=lambda: Secret(""))
+    default_rpc_timeout_ms: int = 2000
+    structured_logging: bool = False
+    log_level: str = "info"
+    otel_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def read_host_data(descriptor: int, timeout_s: float = READ_TIMEOUT_S) -> HostData:
+    """Host data from a pipe or file, which may stay open behind it. Waits at most `timeout_s`.
+
+    :raises HostDataError: nothing whole came in time, or what came is no host data
+    """
+    try:
+        return _read_host_data(descriptor, timeout_s)
+    except OSError as error:
+        raise HostDataError(f"standard input can't be read ({error.strerror}), {EXPECTED}") from None
+
+
+def _read_host_data(descriptor: int, timeout_s: float) -> HostData:
+    deadline_s = time.monotonic() + timeout_s
+    text = b""
+    while True:
+        left_s = max(0.0, deadline_s - time.monotonic())
+        if not select.select([descriptor], [], [], left_s)[0]:
+            if not text.strip():
+                raise HostDataError(f"found nothing on standard input within {timeout_s:g} s, {EXPECTED}")
+            return parse_host_data(text)  # it says what is wrong with it
+        piece = os.read(descriptor, 64 * 1024)
+        text += piece
+        if len(text) > HOST_DATA_BYTES_MAX:
+            raise HostDataError(f"found more than {HOST_DATA_BYTES_MAX} bytes on standard input, {EXPECTED}")
+        if not piece:
+            return parse_host_data(text)
+        if piece.endswith(b"\n") and _is_whole(text):
+            return parse_host_data(text)
+
+
+def parse_host_data(text: bytes) -> HostData:
+    """Host data from its base64, which may be wrapped over lines.
+
+    :raises HostDataError: it is none
+    """
+    if not text.strip():
+        raise HostDataError(f"found an empty standard input, {EXPECTED}")
+    value = _decoded(text)
+    try:
+        host_data = _from_json(value)
+        for name in ("lattice_rpc_prefix", "provider_key", "link_name"):
+            check_subject(getattr(host_data, name), name)
+    except ValueError as error:
+        raise HostDataError(f"host data: {error}") from None
+    return host_data
+
+
+def _is_whole(text: bytes) -> bool:
+    """Whether nothing more need be waited for: the text is JSON, or can never become base64."""
+    if re.search(rb"[^A-Za-z0-9+/=\s]", text):
+        return True
+    try:
+        _decoded(text)
+    except HostDataError:
+        return False
+    return True
+
+
+def _decoded(text: bytes) -> Any:
+    joined = b"".join(text.split())
+    try:
+        decoded = base64.b64decode(joined, validate=True)
+    except binascii.Error:
+        raise HostDataError(
+            f"found {len(joined)} characters on standard input that are not base64, {EXPECTED}"
+        ) from None
+    try:
+        return json.loads(decoded)
+    except (ValueError, RecursionError):
+        raise HostDataError(f"found base64 of {len(decoded)} bytes that are not JSON, {EXPECTED}") from None
+
+
+def _from_json(value: Any) -> HostData:
+    fields = Fields(value)
+    defaults = HostData()
+    return HostData(
+        host_id=fields.text("host_id"),
+        lattice_rpc_prefix=fields.text("lattice_rpc_prefix", defaults.lattice_rpc_prefix),
+        lattice_rpc_url=fields.text("lattice_rpc_url", defaults.lattice_rpc_url),
+        lattice_rpc_user_jwt=Secret(fields.text("lattice_rpc_user_jwt")),
+        lattice_rpc_user_seed=Secret(fields.text("lattice_rpc_user_seed")),
+        provider_key=fields.text("provider_key", defaults.provider_key),
+        link_name=fields.text("link_name", defaults.link_name),
+        instance_id=fields.text("instance_id"),
+        link_definitions=_links(fields.array("link_definitions")),
+        cluster_issuers=fields.texts("cluster_issuers"),
+        config=fields.text_map("config"),
+        env_values=fields.text_map("env_values"),
+        secrets={
+            name: Secret.from_json(secret, f"secrets.{shown_name(name)}.")
+            for name, secret in fields.mapping("secrets").items()
+        },
+        host_xkey_public_key=fields.text("host_xkey_public_key"),
+        provider_xkey_private_key=Secret(fields.text("provider_xkey_private_key")),
+        default_rpc_timeout_ms=fields.number("default_rpc_timeout_ms", defaults.default_rpc_timeout_ms),
+        structured_logging=fields.flag("structured_logging"),
+        log_level=fields.text("log_level", defaults.log_level),
+        otel_config=fields.mapping("otel_config"),
+    )
+
+
+def _links(values: list[Any]) -> tuple[Any, ...]:
+    """These, if all are links."""
+    for index, value in enumerate(values):
+        LinkDefinition.from_json(value, f"link_definitions[{index}].", unseal=lambda _: b"{}")
+    return tuple(values)

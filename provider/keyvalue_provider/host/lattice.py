@@ -1,0 +1,141 @@
+"""Asking the lattice for the provider's links: those that were put while it started are told to nobody again.
+
+wasmbus.ctl.v1.{lattice}.link.get            -> {"success", "message", "response": [links]}, which name their configurations
+wasmbus.ctl.v1.{lattice}.config.get.{name}   -> {"success", "message", "response": {option: text}}
+
+A configuration whose name begins with SECRET is a secret, which the lattice does not tell. A link with one, or with a configuration that
+can't be had, can't be read: what it allows is not known.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from keyvalue_provider.host.json_fields import FieldError, Fields
+from keyvalue_provider.host.links import LINKS_MAX, LinkKey, key_of
+from keyvalue_transport.nats.connection import Connection
+from keyvalue_transport.wrpc.subjects import check_subject
+
+__all__ = ["LatticeLink", "lattice_links"]
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_S = 2.0
+#: Of the name of a configuration, so much is told.
+NAME_CHARACTERS_MAX = 64
+#: And so much of what the lattice says of a failure.
+MESSAGE_CHARACTERS_MAX = 256
+#: A NATS server ends the connection at a control line of more than 4 KiB.
+NAME_BYTES_MAX = 1024
+SECRET_PREFIX = "SECRET"
+CONFIG_FIELDS = ("source_config", "target_config")
+
+
+class LatticeLink(NamedTuple):
+    """A link as the lattice tells it.
+
+    :param value: as a host would put it
+    :param unreadable: why it can't be used; empty if it can
+    """
+
+    key: LinkKey
+    value: Mapping[str, Any]
+    unreadable: str
+
+
+async def lattice_links(connection: Connection, lattice: str, provider_key: str) -> list[LatticeLink] | None:
+    """The links of this provider; None where nobody answers well, as where there is no lattice.
+
+    :raises DisconnectedError: NATS is away
+    """
+    prefix = f"wasmbus.ctl.v1.{lattice}"
+    try:
+        answer = await _asked(connection, f"{prefix}.link.get")
+        fields = Fields(answer)
+        if not fields.flag("success", True):
+            raise FieldError(f"found no success: {fields.text('message')[:MESSAGE_CHARACTERS_MAX]!r}")
+        links = fields.array("response")
+    except TimeoutError:
+        log.debug("nobody answers for the links of the lattice")
+        return None
+    except FieldError as error:
+        log.warning("the links of the lattice: %s", error)
+        return None
+    mine = {key: link for link in links if (key := key_of(link)) is not None and provider_key in key[:2]}
+    if len(mine) > LINKS_MAX:
+        log.warning("the links of the lattice: found %d of this provider, allowed %d", len(mine), LINKS_MAX)
+        return None
+    configs = Configs(connection, prefix)
+    return [await _read(key, link, configs) for key, link in mine.items()]
+
+
+class Configs:
+    """Named configurations, each asked for once, and none any more once one had no answer."""
+
+    def __init__(self, connection: Connection, prefix: str) -> None:
+        self._connection = connection
+        self._prefix = prefix
+        self._found: dict[str, dict[str, str] | FieldError] = {}
+        self._silent = False
+
+    async def get(self, name: str) -> dict[str, str]:
+        """The options of one.
+
+        :raises FieldError: it can't be had
+        :raises DisconnectedError: NATS is away
+        """
+        if name not in self._found:
+            try:
+                self._found[name] = await self._ask(name)
+            except FieldError as error:
+                self._found[name] = FieldError(f"{name[:NAME_CHARACTERS_MAX]}: {error}")
+        found = self._found[name]
+        if isinstance(found, FieldError):
+            raise found
+        return found
+
+    async def _ask(self, name: str) -> dict[str, str]:
+        if name.startswith(SECRET_PREFIX):
+            raise FieldError("found a secret, which the lattice does not tell: the link must be put again")
+        try:
+            check_subject(name, "name")
+        except ValueError as error:
+            raise FieldError(str(error)) from None
+        if (name_bytes := len(name.encode())) > NAME_BYTES_MAX:
+            raise FieldError(f"name: found {name_bytes} bytes, allowed {NAME_BYTES_MAX}")
+        try:
+            if self._silent:
+                raise TimeoutError
+            fields = Fields(await _asked(self._connection, f"{self._prefix}.config.get.{name}"))
+        except TimeoutError:
+            self._silent = True
+            raise FieldError(f"found no answer of the lattice within {REQUEST_TIMEOUT_S:g} s") from None
+        if "response" not in fields:
+            raise FieldError("found no such configuration")
+        return fields.text_map("response")
+
+
+async def _asked(connection: Connection, subject: str) -> Any:
+    answer = await connection.request(subject, b"", REQUEST_TIMEOUT_S)
+    try:
+        return json.loads(answer)
+    except (ValueError, RecursionError):
+        raise FieldError(f"found {len(answer)} bytes that are not JSON") from None
+
+
+async def _read(key: LinkKey, link: Any, configs: Configs) -> LatticeLink:
+    """A link with its configurations in place of their names; of options of the same name the last counts."""
+    value: dict[str, Any] = {**link}
+    try:
+        fields = Fields(link)
+        for field in CONFIG_FIELDS:
+            options: dict[str, str] = {}
+            for name in fields.texts(field):
+                options |= await configs.get(name)
+            value[field] = options
+    except FieldError as error:
+        return LatticeLink(key, value, f"its configuration {error}")
+    return LatticeLink(key, value, "")

@@ -1,0 +1,1 @@
+"""Metrics, the HTTP endpoint and the log."""

@@ -1,0 +1,177 @@
+"""What Prometheus sees. The hot path adds to plain lists of integers; families are made of them at each scrape.
+
+Labels come from closed sets: functions, outcomes, versions. Never a key, nor a bucket, nor anything that a caller named.
+"""
+
+from __future__ import annotations
+
+import platform
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from keyvalue_engine import Store
+from keyvalue_provider.host.links import Links
+from keyvalue_provider.watching.watchers import Watchers
+from keyvalue_transport.nats.connection import Connection
+from keyvalue_transport.nats.server import Server
+from keyvalue_transport.wrpc.handler import NONE, OK, OUTCOMES, Tally
+
+__all__ = ["DURATION_BOUNDS_S", "Durations", "Metrics"]
+
+PREFIX = "wrpc_keyvalue"
+
+#: Upper bounds of the histogram's buckets, from 1 us to 1 s.
+DURATION_BOUNDS_S = (
+    *(1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4),
+    *(1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 1e-1, 2.5e-1, 5e-1, 1.0),
+)
+
+
+class Durations:
+    """How long calls took, by function: from the read that held the frame to the write of its answer.
+
+    The clock is read once for each batch of frames; all calls of a batch took as long as the batch. `observe` is told of each
+    batch, and finds in the tallies how many calls of which function it held.
+    """
+
+    def __init__(self, tallies: Mapping[str, Tally]) -> None:
+        self.counts = {name: [0] * (len(DURATION_BOUNDS_S) + 1) for name in tallies}
+        self.sums_s = dict.fromkeys(tallies, 0.0)
+        self._seen = [(name, tally, tally.copy(), self.counts[name]) for name, tally in tallies.items()]
+
+    def observe(self, duration_s: float) -> None:
+        """A batch was answered in this time."""
+        for name, tally, seen, counts in self._seen:
+            if tally != seen:
+                calls = sum(tally) - sum(seen)
+                seen[:] = tally
+                counts[bisect_left(DURATION_BOUNDS_S, duration_s)] += calls
+                self.sums_s[name] += calls * duration_s
+
+
+class Metrics(Collector):
+    """Collects at a scrape. O(functions x outcomes), whatever the store holds."""
+
+    def __init__(
+        self,
+        tallies: Mapping[str, Tally],
+        durations: Durations,
+        store: Store,
+        server: Server,
+        connection: Connection,
+        links: Links,
+        watchers: Watchers,
+    ) -> None:
+        self._tallies = tallies
+        self._durations = durations
+        self._store = store
+        self._server = server
+        self._connection = connection
+        self._links = links
+        self._watchers = watchers
+        # Looked up once: the version is read from files.
+        self._build = {
+            "version": version("keyvalue-inmemory"),
+            "python": platform.python_version(),
+            "transport": "plain" if connection.direct is None else "direct",
+        }
+
+    def collect(self) -> Iterable[Metric]:
+        """All families."""
+        yield from self._operations()
+        yield from self._invocations()
+        yield from self._keyspace()
+        connection = self._connection
+        yield _counter(
+            "nats_reconnects", "Times the connection to NATS was lost and made again.", connection.reconnects
+        )
+        yield _gauge("nats_connected", "1 while a NATS server is connected, 0 while not.", connection.connected)
+        yield _counter("nats_dropped_messages", "Messages that came faster than they were handled.", connection.dropped)
+        yield from self._watched()
+        yield _gauge("links", "Links that the host has put.", len(self._links))
+        yield InfoMetricFamily(f"{PREFIX}_build", "What runs.", self._build)
+
+    def _operations(self) -> Iterable[Metric]:
+        operations = CounterMetricFamily(
+            f"{PREFIX}_operations", "Calls, by function and by how they ended.", labels=("operation", "result")
+        )
+        durations = HistogramMetricFamily(
+            f"{PREFIX}_operation_duration_seconds",
+            "Time from the read that held a call to the write of its answer.",
+            labels=("operation",),
+        )
+        for name, tally in self._tallies.items():
+            for outcome, count in zip(OUTCOMES, tally, strict=True):
+                operations.add_metric((name, outcome), count)
+            buckets = []
+            total = 0
+            for bound_s, count in zip((*DURATION_BOUNDS_S, "+Inf"), self._durations.counts[name], strict=True):
+                total += count
+                buckets.append((str(bound_s), total))
+            durations.add_metric((name,), buckets, self._durations.sums_s[name])
+        yield operations
+        yield durations
+
+    def _invocations(self) -> Iterable[Metric]:
+        server, counts = self._server, self._server.counts
+        yield _gauge("invocations_in_flight", "Invocations that were taken and not ended.", server.in_flight)
+        yield _gauge("half_open_invocations", "Invocations whose parameters are not whole.", server.half_open)
+        yield _counter(
+            "received_bytes",
+            "Bytes that came from NATS for invocations; on the direct path with framing.",
+            counts.received_bytes,
+        )
+        yield _counter(
+            "sent_bytes", "Bytes that went to NATS for answers; on the direct path with framing.", counts.sent_bytes
+        )
+        yield _counter("decode_errors", "Invocations ended since their parameters are no values.", counts.damaged)
+        yield _counter("expired_invocations", "Half-open invocations ended since no piece came.", counts.expired)
+        yield _counter("refused_invocations", "Invocations ended since too much was held already.", counts.refused)
+        yield _counter("failed_invocations", "Invocations ended by a failure of the provider.", counts.failed)
+        yield _counter("invocations_without_reply", "Invocations that named no reply subject.", counts.without_reply)
+        yield _counter("stray_pieces", "Pieces of parameters that no invocation waited for.", counts.stray_pieces)
+        yield _counter("unsent_messages", "Messages of answers that found no connection.", server.unsent)
+
+    def _watched(self) -> Iterable[Metric]:
+        watchers, counts = self._watchers, self._watchers.counts
+        events = CounterMetricFamily(
+            f"{PREFIX}_watch_events", "Events that watching components were called for.", labels=("result",)
+        )
+        events.add_metric(("ok",), counts.delivered)
+        events.add_metric(("failed",), counts.failed)
+        yield events
+        yield _counter("watch_dropped", "Events dropped: the queue was full, or the watcher ended.", counts.dropped)
+        yield _gauge(
+            "watch_queue_length", "Events that wait for a component, or for its answer.", watchers.queue_length
+        )
+
+    def _keyspace(self) -> Iterable[Metric]:
+        store = self._store
+        limit = store.options.memory_bytes_max
+        yield _gauge("buckets", "Buckets that hold a key.", store.bucket_count)
+        yield _gauge("keys", "Keys in all buckets.", len(store))
+        yield _gauge("memory_bytes", "Memory of keys and values, by the engine's formula.", store.memory_bytes)
+        yield _gauge("memory_limit_bytes", "What memory_bytes may reach.", float("inf") if limit is None else limit)
+        reads = [self._tallies[name] for name in ("get", "exists")]
+        yield _counter("keyspace_hits", "Keys that get and exists found.", sum(tally[OK] for tally in reads))
+        yield _counter("keyspace_misses", "Keys that get and exists did not find.", sum(tally[NONE] for tally in reads))
+        yield _counter("expired_keys", "Keys that were removed since their time was over.", store.expired_keys)
+        yield _counter("pages", "Pages that list-keys gave.", self._tallies["list-keys"][OK])
+
+
+def _counter(name: str, what: str, value: float) -> Metric:
+    return CounterMetricFamily(f"{PREFIX}_{name}", what, value)
+
+
+def _gauge(name: str, what: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", what, value)

@@ -1,0 +1,1 @@
+"""The provider archive and its claims."""

@@ -1,0 +1,1 @@
+"""Watchers: components that are called when keys change."""

@@ -1,0 +1,230 @@
+r"""What is watched: the patterns of a link, and who is told of a change in a bucket by them.
+
+    pattern                     told of
+    SET@key    DEL@key          writes, deletions (expiry is one) of this key, in every bucket
+    SET@text*  DEL@text*        of keys that begin so; of all keys where no text is there
+    SET@bucket/key  DEL@bucket/text*    in this bucket alone
+
+A backslash takes the next character as it is, so that every bucket and key can be written: `\,` `\/` `\*` `\\`, and `\ ` at an end, where white space
+is otherwise cut off. A key is not empty. Patterns stand with commas between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from keyvalue_engine import Observer, ObserverOf
+from keyvalue_provider.config.options import OptionError
+from keyvalue_provider.watching.queue import WatchQueue
+
+__all__ = ["PATTERNS_MAX", "WATCH_OPTIONS", "Pattern", "Watch", "observers"]
+
+#: Options of a link that makes a watcher, in its source_config.
+WATCH_OPTIONS: Mapping[str, str] = {
+    "watch": "what the component is told of: patterns with commas between, as SET@key, DEL@key, SET@text*, DEL@bucket/*",
+    "watch_bucket": "bucket argument of the calls, {bucket} for the bucket's own name; 0 unless set, since a wasmCloud 1.x host takes only a number",
+}
+BUCKET_ARGUMENT = "0"
+OWN_NAME = "{bucket}"
+#: Of one link. A write to a watched bucket compares its key with every beginning.
+PATTERNS_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Of which changes a component is told. Keys and names of buckets do not show in `repr`.
+
+    :param deletes: of deletions, not of writes
+    :param bucket: None: of every bucket
+    :param is_prefix: of all keys that begin with `key`
+    """
+
+    deletes: bool
+    bucket: bytes | None = field(repr=False)
+    key: bytes = field(repr=False)
+    is_prefix: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What a link says.
+
+    :param bucket_argument: of the calls; None: the bucket's own name
+    """
+
+    patterns: tuple[Pattern, ...]
+    bucket_argument: bytes | None = field(repr=False)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, str]) -> Watch | None:
+        """From a link's source_config; None where it names nothing to watch.
+
+        :raises OptionError: a pattern is malformed
+        """
+        text = config.get("watch")
+        if text is None:
+            return None
+        argument = config.get("watch_bucket", BUCKET_ARGUMENT)
+        return cls(_patterns(text), None if argument == OWN_NAME else _encoded("watch_bucket", argument))
+
+
+def _encoded(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+        raise OptionError.of(name, text, "text that can be encoded in UTF-8") from None
+
+
+def _patterns(text: str) -> tuple[Pattern, ...]:
+    _encoded("watch", text)
+    parts: list[list[str]] = [[]]
+    characters = iter(text)
+    for character in characters:
+        if character == ",":
+            parts.append([])
+        elif character == "\\":
+            parts[-1].append(character + next(characters, ""))
+        else:
+            parts[-1].append(character)
+    if len(parts) > PATTERNS_MAX:
+        raise OptionError(f"watch: found {len(parts)} patterns, allowed {PATTERNS_MAX}")
+    return tuple(_pattern(index, part) for index, part in enumerate(parts))
+
+
+def _pattern(index: int, units: list[str]) -> Pattern:
+    """A pattern from its characters; one that is escaped still has its backslash."""
+    begin, end = 0, len(units)
+    while begin < end and units[begin].isspace():
+        begin += 1
+    while begin < end and units[end - 1].isspace():
+        end -= 1
+    units = units[begin:end]
+    verb, rest = "".join(units[:4]), units[4:]
+    is_prefix = rest[-1:] == ["*"]
+    names = rest[:-1] if is_prefix else rest
+    key_at = names.index("/") + 1 if "/" in names else 0
+    allowed = ""
+    if verb not in ("SET@", "DEL@"):
+        allowed = "SET@ or DEL@, and then a key"
+    elif units[-1] == "\\":
+        allowed = "a character behind the last backslash"
+    elif "*" in names:
+        allowed = r"* at the end alone; \* for the character"
+    elif "/" in names[key_at:]:
+        allowed = r"one / between bucket and key; \/ for the character"
+    elif not names[key_at:] and not is_prefix:
+        allowed = "a key at the end, or *"
+    if allowed:
+        raise OptionError.of(f"watch[{index}]", "".join(units), allowed)
+    bucket = _plain(names[: key_at - 1]) if key_at else None
+    return Pattern(verb == "DEL@", bucket, _plain(names[key_at:]), is_prefix)
+
+
+def _plain(units: list[str]) -> bytes:
+    return "".join(unit[-1] for unit in units).encode()
+
+
+class Route(NamedTuple):
+    """Changes of one kind in one bucket that one component is told of."""
+
+    queue: WatchQueue
+    keys: frozenset[bytes]
+    prefixes: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, queue: WatchQueue, patterns: Iterable[Pattern], deletes: bool) -> Route:
+        """No prefix begins with another, and no key with a prefix: so nobody is told twice."""
+        own = [pattern for pattern in patterns if pattern.deletes is deletes]
+        prefixes: tuple[bytes, ...] = ()
+        for key in sorted(pattern.key for pattern in own if pattern.is_prefix):
+            if not key.startswith(prefixes):
+                prefixes += (key,)
+        keys = (pattern.key for pattern in own if not pattern.is_prefix)
+        return cls(queue, frozenset(key for key in keys if not key.startswith(prefixes)), prefixes)
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every key fits."""
+        return self.prefixes == (b"",)
+
+
+def observers(watched: Iterable[tuple[Watch, WatchQueue]]) -> ObserverOf | None:
+    """Who is told of the changes in each bucket; None where nobody is told of any. What can be worked out is, before any change."""
+    everywhere: dict[WatchQueue, list[Pattern]] = {}
+    named: dict[bytes, dict[WatchQueue, list[Pattern]]] = {}
+    for watch, queue in watched:
+        for pattern in watch.patterns:
+            place = everywhere if pattern.bucket is None else named.setdefault(pattern.bucket, {})
+            place.setdefault(queue, []).append(pattern)
+    if not everywhere and not named:
+        return None
+    of_others = _observer(everywhere) if everywhere else None
+    of_named = {}
+    for bucket, own in named.items():
+        queues = dict.fromkeys([*everywhere, *own])
+        of_named[bucket] = _observer({queue: [*everywhere.get(queue, ()), *own.get(queue, ())] for queue in queues})
+    return lambda bucket: of_named.get(bucket, of_others)
+
+
+def _observer(patterns: Mapping[WatchQueue, list[Pattern]]) -> Observer:
+    sets = [Route.of(queue, own, deletes=False) for queue, own in patterns.items()]
+    deletes = [Route.of(queue, own, deletes=True) for queue, own in patterns.items()]
+    if len(patterns) == 1:
+        return _observer_for_one(sets[0], deletes[0])
+    return _observer_for_many(sets, deletes)
+
+
+def _observer_for_one(sets: Route, deletes: Route) -> Observer:
+    """Pays: bench end-to-end watch."""
+    queue, set_keys, set_prefixes = sets
+    _, delete_keys, delete_prefixes = deletes
+    every_set, every_delete = sets.takes_all, deletes.takes_all
+    push, waiting, append, small_bytes = queue.push, queue.waiting, queue.waiting.append, queue.small_bytes
+
+    def observe(bucket: bytes, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            if every_delete or key in delete_keys or key.startswith(delete_prefixes):
+                push((bucket, key, None))
+        elif every_set or key in set_keys or (set_prefixes and key.startswith(set_prefixes)):
+            if len(key) + len(value) > small_bytes:
+                push((bucket, key, value))
+                return
+            append((bucket, key, value))  # `push`, written out
+            if len(waiting) >= queue.full_at:
+                queue.settle()
+
+    return observe
+
+
+def _observer_for_many(sets: Sequence[Route], deletes: Sequence[Route]) -> Observer:
+    """One look-up finds all that watch this key by its name; those with prefixes are asked one by one, and only where a prefix fits."""
+    set_queues, set_prefixes, set_routes = _joined(sets)
+    delete_queues, delete_prefixes, delete_routes = _joined(deletes)
+
+    def observe(bucket: bytes, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            queues, prefixes, routes = delete_queues.get(key, ()), delete_prefixes, delete_routes
+        else:
+            queues, prefixes, routes = set_queues.get(key, ()), set_prefixes, set_routes
+        for queue in queues:
+            queue.push((bucket, key, value))
+        if key.startswith(prefixes):
+            for queue, _, own_prefixes in routes:
+                if key.startswith(own_prefixes):
+                    queue.push((bucket, key, value))
+
+    return observe
+
+
+def _joined(
+    routes: Sequence[Route],
+) -> tuple[dict[bytes, tuple[WatchQueue, ...]], tuple[bytes, ...], tuple[Route, ...]]:
+    """By key who watches it by its name, all prefixes, and the routes that have some."""
+    queues: dict[bytes, tuple[WatchQueue, ...]] = {}
+    for route in routes:
+        for key in route.keys:
+            queues[key] = (*queues.get(key, ()), route.queue)
+    wide = tuple(route for route in routes if route.prefixes)
+    return queues, tuple({prefix: None for route in wide for prefix in route.prefixes}), wide

@@ -1,0 +1,185 @@
+"""The command `endtoend`: what fails without the run, how it ends early, what its exit status says."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.load.generator import LoadError
+from bench.report.figures import REFERENCE, Row, Run
+from bench.run.endtoend import main, parser
+from bench.run.processes import ROOT
+from tests.bench.report.test_report import rounds, row
+
+QUICK = ("--rounds", "1", "--seconds", "0.05")
+PEER = f"{sys.executable} -m tests.bench.peer"
+SCRIPTS = Path(sys.executable).parent
+
+
+@pytest.fixture(autouse=True)
+def _handler() -> Iterator[None]:
+    """The command handles SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets rows be what is measured, and then an error be raised."""
+
+    def let(*rows: Row, error: BaseException | None = None) -> None:
+        def measure(*_: object) -> Iterator[Row]:
+            yield from rows
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr("bench.run.endtoend.measure", measure)
+
+    return let
+
+
+# Peers.
+
+
+def test_a_peer_that_fails_costs_its_own_cases_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--rounds", "2", "--seconds", "0.05", "--scenario", "increment", "--subject", "direct"]
+    peers = {"absent": "/bin/false", "dying": f"{PEER} dying", "setting": f"{PEER} setting"}
+    for name, command in peers.items():
+        arguments += ["--peer", f"{name}={command}"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 1
+    run = Run.load(tmp_path / "run.json")
+    sets, increments = "set 64 B, 64 in flight", "increment, 64 in flight"
+    found = {(one.subject, one.case, one.round) for one in run.rows if one.scenario == "increment"}
+    expected = {
+        (name, case, number) for name in (REFERENCE, "direct") for case in (sets, increments) for number in (0, 1)
+    }
+    assert found == expected | {("setting", sets, 0), ("setting", sets, 1)}
+    said = capsys.readouterr()
+    failed = [
+        rf"absent: {sets}, round 1: absent-\d: it ended with exit status 1; all its cases are left out",
+        rf"dying: {sets}, round 1: dying-\d: .*; its process has ended with exit status 7; it wrote last: out of memory; "
+        "all its cases are left out",
+        rf"setting: {increments}, round 1: nobody serves increment at default\.setting-\d",
+    ]
+    for text in failed:
+        assert re.search(f"^bench: {text}$", said.err, re.MULTILINE)
+        assert re.search(f"### Failed\n(.*\n)+- {text}\n", said.out)
+    assert [(one["subject"], one["is_gone"]) for one in run.about["failed"]] == [
+        ("absent", True),
+        ("dying", True),
+        ("setting", False),
+    ]
+
+
+def test_pages_of_another_size_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no option of ours is given to a peer."""
+    peer = f"fewer={SCRIPTS / 'keyvalue-inmemory'} serve --nats {{nats}} --prefix {{prefix}} --metrics-address 0 --page-keys 500"
+    arguments = ["--quick", *QUICK, "--scenario", "functions", "--subject", "direct", "--output", str(tmp_path)]
+    assert main([*arguments, "--peer", peer, "--peer", f"ours={SCRIPTS / 'keyvalue-inmemory'}"]) == 1
+    page = "list-keys of 1,000, 64 in flight"
+    assert (
+        f"bench: fewer: {page}, round 1: call 0: found a page of 500 keys, expected 1000\n" in capsys.readouterr().err
+    )
+    run = Run.load(tmp_path / "run.json")
+    assert {one.subject for one in run.rows if one.case == page} == {REFERENCE, "direct", "ours"}
+    assert {one.subject for one in run.rows} == {REFERENCE, "direct", "ours", "fewer"}
+
+
+# Runs that end early.
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "why"),
+    [
+        (KeyboardInterrupt(), 130, "stopped"),
+        (SystemExit(143), 143, "stopped"),
+        (
+            LoadError("direct-1: it ended; it wrote last:\na\nb"),
+            1,
+            "it ended early: direct-1: it ended; it wrote last: b",
+        ),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "failure"],
+)
+def test_what_was_measured_before_the_end_is_written_and_void(
+    measured: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    why: str,
+) -> None:
+    rows = rounds("bare", [100.0, 90.0])
+    measured(*rows, error=error)
+    assert main(["--output", str(tmp_path / "run")]) == status
+    run = Run.load(tmp_path / "run" / "run.json")
+    assert (run.rows, run.void) == (rows, [why])
+    said = capsys.readouterr()
+    assert f"bench: this run is void: {why}\n" in said.err
+    assert f"**This run is void: {why}.**" in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), 130), (LoadError("none"), 1)], ids=["Ctrl-C", "failure"]
+)
+def test_where_nothing_was_measured_nothing_is_written(
+    measured: Callable[..., None], tmp_path: Path, error: BaseException, status: int
+) -> None:
+    measured(error=error)
+    assert main(["--output", str(tmp_path / "run")]) == status
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_processes_and_leaves_what_there_is(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "bench", "endtoend", "--quick", "--scenario", "functions", "--output", tmp_path)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as popen:
+        assert popen.stderr is not None
+        assert popen.stderr.readline().startswith("round 1/3")
+        popen.send_signal(signal.SIGINT)
+        said = popen.stderr.read()
+    assert popen.returncode == 130
+    assert "this run is void: stopped" in said
+    assert "Traceback" not in said
+    assert Run.load(tmp_path / "run.json").void[0] == "stopped"
+
+
+# Options.
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
+    measured: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(error=AssertionError("measured"))
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", Path("/proc/nope")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["--output", str(folder)])
+        assert f"--output: found {folder}, allowed a folder that can be written to: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("bytes_a_key", "status"), [(330.0, 0), (331.0, 1)])
+def test_a_missed_bar_fails_a_strict_run_alone(
+    measured: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    bytes_a_key: float,
+    status: int,
+) -> None:
+    measured(row("direct", 0, "growth", "memory, 1,000,000 keys", bytes_a_key=bytes_a_key))
+    assert main(["--output", str(tmp_path)]) == 0
+    assert main(["--output", str(tmp_path), "--strict"]) == status
+    text = "bench: missed: 1,000,000 keys: bytes a key: found 331, allowed at most 330\n"
+    assert (text in capsys.readouterr().err) == bool(status)
+
+
+def test_help_says_how_a_peer_is_launched() -> None:
+    text = parser().format_help()
+    for part in ("an empty environment", "standard input", "{nats}", "{prefix}"):
+        assert part in text

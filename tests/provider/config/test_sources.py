@@ -1,0 +1,158 @@
+"""Where options come from, which counts, and what is said of those that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyvalue_provider.config.options import OPTIONS, STANDALONE_OPTIONS, ProviderOptions, StandaloneOptions
+from keyvalue_provider.config.sources import (
+    FILE_BYTES_MAX,
+    Setting,
+    SettingsError,
+    environment_settings,
+    file_settings,
+    flag_settings,
+    host_settings,
+    resolve,
+)
+from keyvalue_provider.host.secret import Secret
+
+HUSH = "hush-hush"
+
+
+def written(directory: Path, text: str | bytes) -> Path:
+    path = directory / "keyvalue.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_nothing_is_all_defaults() -> None:
+    resolved = resolve({}, {}, standalone=True)
+    assert (resolved.options, resolved.standalone) == (ProviderOptions(), StandaloneOptions())
+    assert (resolved.settings, resolved.faults, resolved.unknown) == ({}, (), {})
+
+
+def test_the_later_goes_before_the_earlier(tmp_path: Path) -> None:
+    path = written(tmp_path, "page_keys = 1\nkeys_max = 1\nvalue_bytes_max = 1\nnats = 'file'\n")
+    environment = {"KEYVALUE_PAGE_KEYS": "2", "KEYVALUE_KEYS_MAX": "2", "KEYVALUE_NATS": "variable", "PAGE_KEYS": "9"}
+    resolved = resolve(
+        file_settings(path),
+        environment_settings(environment),
+        flag_settings({"page_keys": "3", "keys_max": None}),
+        standalone=True,
+    )
+    assert resolved.faults == ()
+    options = resolved.options
+    assert (options.page_keys, options.keys_max, options.value_bytes_max) == (3, 2, 1)
+    assert resolved.standalone.nats == "variable"
+    assert {name: setting.origin for name, setting in resolved.settings.items()} == {
+        "page_keys": "command line",
+        "keys_max": "environment",
+        "value_bytes_max": str(path),
+        "nats": "environment",
+    }
+
+
+def test_a_secret_goes_before_the_configuration_and_is_not_shown() -> None:
+    secrets = {"page_keys": Secret(HUSH), "bucket": Secret(b"b"), "access": Secret(b"\xff"), "other": Secret(HUSH)}
+    config = {"page_keys": "7", "bucket": "c", "unknown": HUSH}
+    resolved = resolve(environment_settings({"KEYVALUE_BUCKET": "d"}), host_settings(config, secrets))
+    assert resolved.options == ProviderOptions(bucket=b"b")
+    assert sorted(resolved.faults) == [
+        "secrets: access: found 1 characters, allowed read-write or read-only",
+        "secrets: page_keys: found 9 characters, allowed a whole number from 1",
+    ]
+    assert resolved.unknown == {"config": ("unknown",), "secrets": ("other",)}
+    assert resolved.settings["bucket"] == Setting("b", "secrets", is_secret=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("metrics_address", "h:hush"), ("shards_min", "7031"), ("page_keys", "9" * 19)]
+)
+def test_a_fault_of_a_secret_does_not_show_it(name: str, text: str) -> None:
+    resolved = resolve(host_settings({}, {name: Secret(text)}))
+    (fault,) = resolved.faults
+    assert fault.startswith(f"secrets: {name}: found ")
+    assert text not in fault
+
+
+def test_every_fault_is_told_with_its_origin() -> None:
+    resolved = resolve(
+        environment_settings({"KEYVALUE_TTL_MS": "soon"}), host_settings({"page_keys": "0", "shards_min": "3"}, {})
+    )
+    assert resolved.faults == (
+        "environment: ttl_ms: found 'soon', allowed a whole number from 1",
+        "config: page_keys: found '0', allowed a whole number from 1",
+        "config: shards_min: found 3, allowed a power of two from 1 to 65536",
+    )
+
+
+def test_a_host_does_not_say_what_host_data_says() -> None:
+    resolved = resolve(environment_settings({"KEYVALUE_NATS": "elsewhere"}), host_settings({"nats": "here"}, {}))
+    assert resolved.unknown == {"config": ("nats",)}
+    assert resolved.standalone == StandaloneOptions()
+
+
+def test_values_of_a_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "page_keys = 1_000\nrequire_link = true\nbuckets = ['a', 'b']\nprefix = 'default.kv'\n")
+    resolved = resolve(file_settings(path), standalone=True)
+    assert resolved.options == ProviderOptions(require_link=True, buckets=frozenset({b"a", b"b"}))
+    assert resolved.standalone.prefix == "default.kv"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"page_keys = {'1' * 5_000}", "Exceeds the limit"),
+        ("page_keys", "Expected '=' after a key"),
+        (b"page_keys = '\xff'", "found bytes that are not UTF-8, allowed TOML"),
+        ("#" * (FILE_BYTES_MAX + 1), f"found more than {FILE_BYTES_MAX} bytes"),
+        ("a = " + "[" * 5_000, ""),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(SettingsError) as caught:
+        file_settings(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_every_value_of_a_file_that_is_no_option_is_a_fault(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "page_keys = 1.5\nbuckets = ['a', 1]\nnats = ['a', 'b,c']\n[prefix]\npage_keys = 1\n[other]\n"
+    )
+    resolved = resolve(file_settings(path), standalone=True)
+    kinds = "allowed a string, a whole number, a boolean or an array of strings"
+    assert resolved.faults == (
+        f"{path}: page_keys: found 1.5, {kinds}",
+        f"{path}: buckets: found an array not of strings alone, {kinds}",
+        f"{path}: nats: found a comma in a string of an array, allowed between them alone",
+        f"{path}: prefix: found a table, {kinds}",
+    )
+    assert resolved.wrong == {"page_keys", "buckets", "nats", "prefix"}
+    assert resolved.unknown == {str(path): ("other",)}
+
+
+def test_a_variable_that_is_no_option_is_named() -> None:
+    resolved = resolve(environment_settings({"KEYVALUE_PAGE_KYES": "1", "PAGE_KEYS": "2"}))
+    assert resolved.unknown == {"environment": ("page_kyes",)}
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"none\.toml: No such file or directory$"):
+        file_settings(tmp_path / "none.toml")
+
+
+TABLE = {**OPTIONS, **STANDALONE_OPTIONS}
+
+
+@given(config=st.dictionaries(st.sampled_from(sorted(TABLE)) | st.text(), st.text() | st.integers().map(str)))
+def test_any_settings_give_options_or_faults(config: dict[str, str]) -> None:
+    resolved = resolve(flag_settings(dict(config)), standalone=True)
+    assert {*resolved.unknown.get("command line", ())} == config.keys() - TABLE.keys()
+    assert len(resolved.faults) <= len(config)
+    assert resolved.options.store_options().key_bytes_max == resolved.options.key_bytes_max

@@ -1,0 +1,50 @@
+"""Files that say as which NATS user to connect: what is taken, and that nothing of a secret shows."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+from keyvalue_provider.config import user_files
+from keyvalue_provider.config.user_files import read_credentials, read_nkey, shown_path
+from tests.nats_configs import credentials_file
+
+SEED = "SU" + "A" * 56
+CREDENTIALS = credentials_file("a.jwt", SEED)
+
+
+def test_credentials_and_nkeys_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "user"
+    path.write_text(CREDENTIALS)
+    assert read_credentials(str(path)) == ("a.jwt", SEED)
+    assert read_nkey(str(path)) == SEED
+    path.write_text(f" {SEED}\n")
+    assert read_nkey(str(path)) == SEED
+
+
+@pytest.mark.parametrize("given", [SEED, f"./{SEED[:-1]}", CREDENTIALS])
+def test_what_should_stand_in_a_file_does_not_show(given: str) -> None:
+    for read in (read_credentials, read_nkey):
+        with pytest.raises(ValueError, match=r"^<redacted>: .*, allowed the path of a file$"):
+            read(given)
+    assert shown_path(given) == "<redacted>"
+
+
+def test_a_path_shows(tmp_path: Path) -> None:
+    path = str(tmp_path / f"UA{SEED}.nk")  # so nsc calls it
+    with pytest.raises(ValueError, match=f"^{path}: No such file or directory, allowed the path of a file$"):
+        read_nkey(path)
+
+
+@pytest.mark.parametrize("text", ["-" * 65_536, "BEGIN NATS USER JWT" + "-" * 65_000])
+def test_a_file_of_dashes_takes_no_time(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "user"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="found no JWT of a user"):
+        read_credentials(str(path))
+
+
+def test_examples() -> None:
+    assert doctest.testmod(user_files).failed == 0

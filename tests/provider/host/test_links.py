@@ -1,0 +1,410 @@
+"""Links: what is kept, what is found, and what is said about those that can't be used."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyvalue_provider.host.json_fields import FieldError
+from keyvalue_provider.host.links import LINES_MAX, LINKS_MAX, LinkDefinition, Links, parse_link
+from tests.conftest import HOST_CAPTURE
+
+KEY = "kv"
+LINK: dict[str, Any] = {
+    "source_id": "component",
+    "target": KEY,
+    "name": "default",
+    "wit_namespace": "wasi",
+    "wit_package": "keyvalue",
+    "interfaces": ["store", "batch"],
+    "source_config": {"watch": "SET@hush"},
+    "target_config": {"bucket": "hush", "URL": "redis://hush"},
+    "source_secrets": None,
+    "target_secrets": None,
+}
+HUSH = "hush"
+
+
+def payload(**fields: object) -> bytes:
+    return json.dumps(LINK | fields).encode()
+
+
+def delete_json(links: Links, payload: bytes) -> tuple[str, str, str] | None:
+    """The key of a link that was known, and is no more."""
+    key = LinkDefinition.from_json(parse_link(payload)).key
+    return key if links.delete(key) else None
+
+
+def known(links: Links) -> list[tuple[str, str, str]]:
+    return [link.key for link in links]
+
+
+def test_a_link_from_json() -> None:
+    assert LinkDefinition.from_json(LINK) == LinkDefinition(
+        source_id="component",
+        target=KEY,
+        name="default",
+        wit_namespace="wasi",
+        wit_package="keyvalue",
+        interfaces=("store", "batch"),
+        source_config={"watch": "SET@hush"},
+        target_config={"bucket": "hush", "URL": "redis://hush"},
+    )
+
+
+def test_all_but_source_and_target_may_be_missing() -> None:
+    nulls = dict.fromkeys(LINK) | {"source_id": "a", "target": "b"}
+    expected = LinkDefinition("a", "b", "default")
+    assert LinkDefinition.from_json({"source_id": "a", "target": "b"}) == expected
+    assert LinkDefinition.from_json(nulls) == expected
+    assert LinkDefinition.from_json({"source_id": "a", "target": "b", "name": "", "new_in_1_10": [1]}) == expected
+
+
+@pytest.mark.parametrize("name", ["link_put", "watch_link_put", "watch_link_delete", "link_delete"])
+def test_links_of_the_capture(name: str) -> None:
+    sent = json.loads(HOST_CAPTURE[name]["payload"])
+    link = LinkDefinition.from_json(sent)
+    assert link.key == (sent["source_id"], sent["target"], sent["name"])
+    assert link.source_config == sent["source_config"]
+    assert link.target_config == sent["target_config"]
+    assert list(link.interfaces) == sent["interfaces"]
+
+
+WRONG: list[tuple[object, str]] = [
+    ([], "the whole: found an array, expected an object"),
+    (None, "the whole: found null, expected an object"),
+    ({}, "source_id: found nothing, expected a name"),
+    ({"source_id": "", "target": KEY}, "source_id: found nothing, expected a name"),
+    ({"source_id": "a"}, "target: found nothing, expected a name"),
+    ({"source_id": 1, "target": KEY}, "source_id: found a number, expected a string"),
+    (LINK | {"name": ["hush"]}, "name: found an array, expected a string"),
+    (LINK | {"interfaces": "hush"}, "interfaces: found a string, expected an array"),
+    (LINK | {"interfaces": ["store", 1.5]}, "interfaces[1]: found a number, expected a string"),
+    (LINK | {"source_config": ["hush"]}, "source_config: found an array, expected an object"),
+    (LINK | {"target_config": {"a": True}}, "target_config.a: found a boolean, expected a string"),
+    (LINK | {"target_config": {"a": {"b": "hush"}}}, "target_config.a: found an object, expected a string"),
+    (LINK | {"source_secrets": "hush"}, "source_secrets: found a string, expected an array"),
+    (LINK | {"target_secrets": [256]}, "target_secrets: expected an array of numbers from 0 to 255"),
+    (LINK | {"target_secrets": ["hush"]}, "target_secrets: expected an array of numbers from 0 to 255"),
+    (LINK | {"target_secrets": [1.5]}, "target_secrets: expected an array of numbers from 0 to 255"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), WRONG)
+def test_what_is_no_link(value: object, message: str) -> None:
+    with pytest.raises(FieldError) as caught:
+        LinkDefinition.from_json(value)
+    assert str(caught.value) == message
+    with pytest.raises(FieldError) as caught:
+        LinkDefinition.from_json(value, "link_definitions[2].")
+    assert str(caught.value).startswith("link_definitions[2]")
+    assert HUSH not in str(caught.value)
+
+
+def test_only_names_of_options_show() -> None:
+    link = LinkDefinition.from_json(LINK)
+    assert str(link) == "component -> kv (default), store, batch; options set: URL, bucket, watch"
+    assert str(LinkDefinition("a", "b", "c")) == "a -> b (c), no interface; options set: none"
+    assert HUSH not in repr(link)
+    assert "120" not in repr(link)
+
+
+def test_links_are_known_by_source_target_and_name() -> None:
+    links = Links(KEY)
+    assert links.put_json(payload()) is not None
+    assert links.put_json(payload(name="second")) is not None
+    assert links.put_json(payload(source_id="another")) is not None
+    assert links.put_json(payload(source_id=KEY, target="component")) is not None
+    assert len(links) == 4
+    assert known(links) == [
+        ("component", KEY, "default"),
+        ("component", KEY, "second"),
+        ("another", KEY, "default"),
+        (KEY, "component", "default"),
+    ]
+    found = links.find("component", "second")
+    assert found is not None
+    assert found.name == "second"
+    assert links.find("component", "third") is None
+    assert links.find(KEY, "default") is None  # it is the source there, and nobody's callee
+    assert delete_json(links, payload(name="second", source_config={}, target_config={})) == (
+        "component",
+        KEY,
+        "second",
+    )
+    assert links.find("component", "second") is None
+    assert links.find("component", "default") is not None
+
+
+def test_the_same_again_is_no_news() -> None:
+    links = Links(KEY)
+    first = links.put_json(payload())
+    assert first == LinkDefinition.from_json(LINK)
+    assert links.put_json(payload()) is None
+    changed = links.put_json(payload(target_config={"bucket": "b"}))
+    assert changed is not None
+    assert links.find("component", "default") == changed
+    assert delete_json(links, payload()) == changed.key
+    assert delete_json(links, payload()) is None
+    assert len(links) == 0
+
+
+def test_links_of_others_are_not_kept() -> None:
+    links = Links(KEY)
+    with pytest.raises(FieldError, match=r"^found a link from component to another, expected kv as one of them$"):
+        links.put_json(payload(target="another"))
+    assert delete_json(links, payload(target="another")) is None
+    assert (len(links), links.unusable) == (0, [])
+
+
+@pytest.mark.parametrize("wrong", [b"", b"{", b"\xff", b"hush", b"[" * 100_000])
+def test_a_payload_that_is_not_json(wrong: bytes) -> None:
+    links = Links(KEY)
+    for function in (links.put_json, parse_link):
+        with pytest.raises(FieldError) as caught:
+            function(wrong)
+        assert str(caught.value) == f"found {len(wrong)} bytes that are not JSON, expected a link definition"
+    assert links.unusable == []
+
+
+def test_an_unusable_link_is_noted_until_it_is_mended() -> None:
+    links = Links(KEY)
+    links.put_json(payload())
+    with pytest.raises(FieldError):
+        links.put_json(payload(target_config={"bucket": 1}))
+    note = "link component -> kv (default): target_config.bucket: found a number, expected a string"
+    assert links.unusable == [note]
+    assert links.find("component", "default") is None  # what it replaced no longer holds
+    with pytest.raises(FieldError):
+        links.put_json(payload(interfaces=1))
+    assert links.unusable == ["link component -> kv (default): interfaces: found a number, expected an array"]
+    assert links.put_json(payload()) is not None
+    assert links.unusable == []
+    assert links.find("component", "default") is not None
+
+
+def test_long_names_are_cut_where_they_are_told() -> None:
+    long = "x" * 100_000
+    links = opened(**{long: HUSH})
+    for name, wrong in (("config", {"target_config": {long: 1}}), ("secrets", {"target_secrets": list(SEALED)})):
+        with pytest.raises(FieldError) as caught:
+            links.put_json(payload(source_id=long, name=name, **wrong))
+        assert len(str(caught.value)) < 400
+    with pytest.raises(FieldError) as caught:
+        links.put_json(payload(source_id=long, target=long))
+    assert len(str(caught.value)) < 400
+    assert [len(line) < 600 for line in links.unusable] == [True, True]
+
+
+def test_an_unusable_link_is_noted_until_it_is_deleted() -> None:
+    links = Links(KEY)
+    with pytest.raises(FieldError):
+        links.put_json(payload(name=None, source_config=[]))
+    assert links.unusable == ["link component -> kv (default): source_config: found an array, expected an object"]
+    assert delete_json(links, payload()) == ("component", KEY, "default")
+    assert links.unusable == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"source_id": 1}, {"target": ["kv"]}, {"name": 1}, {"source_id": ""}, {"target": "another", "interfaces": 1}],
+)
+def test_an_unusable_link_that_is_not_ours_is_not_noted(fields: dict[str, object]) -> None:
+    links = Links(KEY)
+    with pytest.raises(FieldError):
+        links.put_json(payload(**fields))
+    assert links.unusable == []
+
+
+def test_links_are_told_apart_by_who_calls() -> None:
+    links = Links(KEY)
+    for fields in ({}, {"name": "second"}, {"source_id": KEY, "target": "component"}, {"source_id": KEY}):
+        links.put_json(payload(**fields))
+    assert [link.key for link in links.callers()] == [
+        ("component", KEY, "default"),
+        ("component", KEY, "second"),
+        (KEY, KEY, "default"),
+    ]
+    assert [link.key for link in links.callees()] == [(KEY, "component", "default"), (KEY, KEY, "default")]
+
+
+def test_every_change_is_counted_and_nothing_else() -> None:
+    links = Links(KEY)
+    seen = [links.changes]
+
+    def changed() -> bool:
+        seen.append(links.changes)
+        return seen[-1] > seen[-2]
+
+    links.put_json(payload())
+    assert changed()
+    links.put_json(payload())
+    assert not changed()
+    links.put_json(payload(target_config={}))
+    assert changed()
+    delete_json(links, payload(name="second"))
+    assert not changed()
+    for wrong in (payload(target="another"), b"{", payload(source_id=1)):
+        with pytest.raises(FieldError):
+            links.put_json(wrong)
+        assert not changed()
+    with pytest.raises(FieldError):
+        links.put_json(payload(target_config={"bucket": 1}))
+    assert changed()  # what it replaced no longer holds
+    delete_json(links, payload())
+    assert changed()
+
+
+NOTES = ("unusable", "remarks")
+
+
+def note(links: Links, notes: str, link: LinkDefinition, what: str) -> None:
+    if notes == "unusable":
+        links.refuse(link, what)
+    else:
+        links.remark(link, what)
+
+
+@pytest.mark.parametrize("notes", NOTES)
+def test_what_is_noted_of_a_link_stays_until_it_changes(notes: str) -> None:
+    links = Links(KEY)
+    link = links.put_json(payload())
+    second = links.put_json(payload(name="second"))
+    assert link is not None
+    assert second is not None
+    note(links, notes, link, "odd")
+    note(links, notes, second, "odder")
+    assert links.put_json(payload()) is None
+    lines = ["link component -> kv (default): odd", "link component -> kv (second): odder"]
+    assert getattr(links, notes) == lines
+    assert len(links) == 2
+    assert links.find("component", "default") is link
+    links.put_json(payload(target_config={}))
+    assert getattr(links, notes) == lines[1:]
+    delete_json(links, payload(name="second"))
+    assert getattr(links, notes) == []
+    note(links, notes, link, "odd")
+    with pytest.raises(FieldError):
+        links.put_json(payload(interfaces=1))
+    assert links.remarks == []
+    assert links.unusable == ["link component -> kv (default): interfaces: found a number, expected an array"]
+
+
+@pytest.mark.parametrize(
+    ("notes", "more"), [("unusable", "and 2 links more can't be used"), ("remarks", "and 2 remarks more on links")]
+)
+def test_of_many_notes_the_first_are_told(notes: str, more: str) -> None:
+    links = Links(KEY)
+    for number in range(LINES_MAX + 2):
+        if number == LINES_MAX:
+            assert len(getattr(links, notes)) == LINES_MAX
+        link = links.put_json(payload(name=str(number)))
+        assert link is not None
+        note(links, notes, link, "odd")
+    lines = getattr(links, notes)
+    assert len(lines) == LINES_MAX + 1
+    assert lines[0] == "link component -> kv (0): odd"
+    assert lines[-1] == more
+
+
+def test_links_are_kept_up_to_a_limit() -> None:
+    links = Links(KEY)
+    for number in range(LINKS_MAX):
+        links.put(LinkDefinition("component", KEY, str(number)))
+    with pytest.raises(FieldError, match=rf"^links: found {LINKS_MAX + 1}, allowed {LINKS_MAX}$"):
+        links.put(LinkDefinition("component", KEY, "one more"))
+    assert links.put(LinkDefinition("component", KEY, "0", target_config={"bucket": "b"}))
+    assert len(links) == LINKS_MAX
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=3), children, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(LINK)), JSON))
+def test_anything_else_is_a_field_error(fields: dict[str, object]) -> None:
+    links = Links(KEY)
+    link = LINK | fields
+    try:
+        put = links.put_json(json.dumps(link).encode())
+    except FieldError:
+        assert len(links) == 0
+        assert len(links.unusable) <= 1
+    else:
+        assert put is not None
+        assert known(links) == [put.key]
+        assert links.unusable == []
+
+
+SEALED = b"sealed"
+
+
+def opened(**secrets: object) -> Links:
+    """Links whose sealed secrets are always these."""
+
+    def unseal(sealed: bytes) -> bytes:
+        if sealed != SEALED:
+            raise ValueError("found something else")
+        return json.dumps(secrets).encode()
+
+    return Links(KEY, unseal)
+
+
+def test_secrets_go_before_the_configuration() -> None:
+    links = opened(bucket={"kind": "String", "value": "secret-one"}, ttl={"kind": "Bytes", "value": [0xFF, 0x37]})
+    link = links.put_json(payload(target_secrets=list(SEALED), source_secrets=list(SEALED)))
+    assert link is not None
+    assert link.target_options == {"bucket": "secret-one", "URL": "redis://hush", "ttl": "\udcff7"}
+    assert link.source_options == {"watch": "SET@hush", "bucket": "secret-one", "ttl": "\udcff7"}
+    assert str(link).endswith("; options set: URL, bucket, watch; secrets: bucket, ttl")
+    assert "secret-one" not in f"{link} {link!r} {link.target_secrets}"
+
+
+def test_the_same_secrets_sealed_anew_are_no_news() -> None:
+    links = Links(KEY, lambda sealed: b'{"a": {"kind": "String", "value": "b"}}')
+    assert links.put_json(payload(target_secrets=[1])) is not None
+    assert links.put_json(payload(target_secrets=[2])) is None
+    assert links.changes == 1
+
+
+@pytest.mark.parametrize(
+    ("links", "message"),
+    [
+        (Links(KEY), "target_secrets: found 6 sealed bytes, and no keys in the host data to open them"),
+        (Links(KEY, lambda _: b"hush"), "target_secrets: expected a JSON object to be sealed"),
+        (Links(KEY, lambda _: b"\xff"), "target_secrets: expected a JSON object to be sealed"),
+        (Links(KEY, lambda _: b"[" * 100_000), "target_secrets: expected a JSON object to be sealed"),
+        (
+            Links(KEY, lambda _: b'["hush"]'),
+            "target_secrets: expected a JSON object to be sealed",
+        ),
+        (opened(a="hush"), "target_secrets.a: found a string, expected an object"),
+        (opened(a={"kind": "hush"}), "target_secrets.a.kind: expected String or Bytes"),
+        (
+            opened(a={"kind": "Bytes", "value": ["hush"]}),
+            "target_secrets.a.value: expected an array of numbers from 0 to 255",
+        ),
+    ],
+)
+def test_secrets_that_cannot_be_read(links: Links, message: str) -> None:
+    with pytest.raises(FieldError) as caught:
+        links.put_json(payload(target_secrets=list(SEALED)))
+    assert str(caught.value) == message
+    assert links.unusable == [f"link component -> kv (default): {message}"]
+    assert links.refused_callers() == [("component", "default")]
+
+
+def test_too_many_that_cannot_be_read_deny_callers_without_a_link() -> None:
+    links = Links(KEY)
+    for number in range(LINKS_MAX + 1):
+        assert not links.overflowed
+        links.put_unreadable(("component", KEY, str(number)), "why")
+    assert links.overflowed
+    assert links.unusable[0].startswith(f"more than {LINKS_MAX} links can't be used: callers without a link are denied")

@@ -1,0 +1,142 @@
+"""The service: the functions, and the store's errors as the interface's. Who may do what is tests/provider/keyvalue/test_access.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from keyvalue_engine import Store, StoreOptions
+from keyvalue_engine.shard import CROWD_KEYS_MAX
+from keyvalue_provider.keyvalue.service import Service
+from keyvalue_transport.keyvalue.interface import ParameterLimits
+from keyvalue_transport.wrpc.errors import InterfaceError, NoSuchStoreError, OtherError
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
+
+LINKED = Caller("component", "default")
+
+
+def service(**options: int | bool) -> Service:
+    return Service(Store(StoreOptions(**options)))  # type: ignore[arg-type] # by name
+
+
+@pytest.mark.parametrize("caller", [ANONYMOUS, LINKED])
+def test_every_function(caller: Caller) -> None:
+    kv = service()
+    assert kv.get(caller, b"b", b"k") is None
+    kv.set(caller, b"b", b"k", b"v")
+    assert kv.get(caller, b"b", b"k") == b"v"
+    assert kv.exists(caller, b"b", b"k") is True
+    assert kv.list_keys(caller, b"b", None) == ([b"k"], None)
+    assert kv.list_keys(caller, b"another", None) == ([], None)
+    kv.delete(caller, b"b", b"k")
+    kv.delete(caller, b"b", b"k")
+    assert kv.exists(caller, b"b", b"k") is False
+    assert kv.increment(caller, b"b", b"n", 2) == 2
+    assert kv.increment(caller, b"b", b"n", 2**64 - 3) == 2**64 - 1
+    assert kv.get(caller, b"b", b"n") == b"18446744073709551615"
+    kv.set_many(caller, b"b", {b"1": b"one", b"2": b"", b"n": b"0"})
+    assert kv.get_many(caller, b"b", [b"2", b"no", b"1", b"2", b"n"]) == [b"", None, b"one", b"", b"0"]
+    kv.delete_many(caller, b"b", [b"1", b"no", b"2", b"1"])
+    kv.delete_many(caller, b"b", [])
+    kv.set_many(caller, b"b", {})
+    assert kv.get_many(caller, b"b", []) == []
+    assert kv.list_keys(caller, b"b", None) == ([b"n"], None)
+    kv.delete(caller, b"b", b"n")
+    assert len(kv.store) == 0
+
+
+def test_pages_and_cursors_are_the_stores() -> None:
+    kv = service(page_keys_max=2)
+    for number in range(5):
+        kv.set(ANONYMOUS, b"b", b"%d" % number, b"")
+    found: list[bytes] = []
+    cursor: int | None = None
+    for size in (2, 2, 1):
+        keys, cursor = kv.list_keys(ANONYMOUS, b"b", cursor)
+        assert len(keys) == size
+        found += keys
+    assert cursor is None
+    assert sorted(found) == [b"%d" % number for number in range(5)]
+
+
+STRICT: list[Callable[[Service], object]] = [
+    lambda kv: kv.get(ANONYMOUS, b"b", b"k"),
+    lambda kv: kv.exists(ANONYMOUS, b"b", b"k"),
+    lambda kv: kv.delete(ANONYMOUS, b"b", b"k"),
+    lambda kv: any(kv.get_many(ANONYMOUS, b"b", [b"k"])),
+    lambda kv: kv.delete_many(ANONYMOUS, b"b", [b"k"]),
+]
+
+
+@pytest.mark.parametrize("call", STRICT)
+def test_a_bucket_that_was_never_written(call: Callable[[Service], object]) -> None:
+    assert not call(service())
+    with pytest.raises(NoSuchStoreError):
+        call(service(strict_buckets=True))
+
+
+@pytest.mark.parametrize(
+    ("bucket", "key", "value", "message"),
+    [
+        (b"b", b"k", b"1234", "value in bytes: found 4, allowed 3"),
+        (b"b", b"12345", b"", "key in bytes: found 5, allowed 4"),
+        (b"123456", b"k", b"", "bucket name in bytes: found 6, allowed 5"),
+        (b"b", b"2nd", b"", "found 2, allowed 1"),
+    ],
+)
+def test_limits_become_other(bucket: bytes, key: bytes, value: bytes, message: str) -> None:
+    kv = service(value_bytes_max=3, key_bytes_max=4, bucket_name_bytes_max=5, keys_max=1)
+    kv.set(ANONYMOUS, b"b", b"k", b"v")
+    with pytest.raises(OtherError) as caught:
+        kv.set(ANONYMOUS, bucket, key, value)
+    assert caught.value.message.endswith(message)
+    assert isinstance(caught.value, InterfaceError)
+    assert kv.get(ANONYMOUS, b"b", b"k") == b"v"
+    assert len(kv.store) == 1
+
+
+def test_keys_of_one_position_become_other() -> None:
+    kv = Service(Store(StoreOptions(page_keys_max=10), hash_function=lambda key, seed: 0))
+    for number in range(CROWD_KEYS_MAX + 1):
+        kv.set(ANONYMOUS, b"b", b"%d" % number, b"")
+    with pytest.raises(OtherError, match=r"position 0: found at least .* keys"):
+        kv.list_keys(ANONYMOUS, b"b", None)
+    assert kv.get(ANONYMOUS, b"b", b"7") == b""
+
+
+@pytest.mark.parametrize(
+    ("value", "delta", "message"),
+    [
+        (b"seven", 1, "value: found 'seven', allowed a decimal number from 0 to 18446744073709551615"),
+        (b"-1", 1, "value: found '-1', allowed a decimal number from 0 to 18446744073709551615"),
+        (
+            b"\xff" * 40,
+            1,
+            "value: found '" + r"\xff" * 32 + "'..., allowed a decimal number from 0 to 18446744073709551615",
+        ),
+        (b"7", 2**64 - 1, "counter: found 7 + 18446744073709551615, allowed a sum up to 18446744073709551615"),
+    ],
+)
+def test_what_cannot_be_incremented_becomes_other(value: bytes, delta: int, message: str) -> None:
+    kv = service()
+    kv.set(ANONYMOUS, b"b", b"k", value)
+    with pytest.raises(OtherError) as caught:
+        kv.increment(ANONYMOUS, b"b", b"k", delta)
+    assert caught.value.message == message
+    assert kv.get(ANONYMOUS, b"b", b"k") == value
+
+
+def test_a_batch_that_passes_a_limit_becomes_other() -> None:
+    kv = service(keys_max=2)
+    kv.set(ANONYMOUS, b"b", b"1", b"v")
+    with pytest.raises(OtherError, match=r"^keys limit: found 3, allowed 2$"):
+        kv.set_many(ANONYMOUS, b"b", {b"1": b"w", b"2": b"", b"3": b""})
+    assert kv.list_keys(ANONYMOUS, b"b", None) == ([b"1"], None)
+    assert kv.get(ANONYMOUS, b"b", b"1") == b"v"
+
+
+def test_a_reader_of_parameters_need_not_read_more_than_the_store_takes() -> None:
+    kv = service(bucket_name_bytes_max=1, key_bytes_max=2, value_bytes_max=3)
+    assert kv.parameter_limits == ParameterLimits(bucket_bytes_max=1, key_bytes_max=2, value_bytes_max=3)
+    assert Service(Store()).parameter_limits == ParameterLimits()

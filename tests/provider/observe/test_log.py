@@ -1,0 +1,156 @@
+"""The log: its two forms, its levels, one line an event."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from keyvalue_provider.observe.log import LEVELS, MESSAGE_CHARACTERS_MAX, JsonFormatter, PlainFormatter, set_up_log
+
+#: All that Python takes as the end of a line; JSON has only the first two.
+LINE_ENDS = "[\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029]"
+MOMENT_S = 1_767_225_599.0049  # 2025-12-31T23:59:59.004Z
+
+
+def record(
+    message: str, *arguments: object, level: int = logging.INFO, error: BaseException | None = None
+) -> logging.LogRecord:
+    trace = None if error is None else (type(error), error, error.__traceback__)
+    made = logging.LogRecord("provider", level, __file__, 1, message, arguments, trace)
+    made.created = MOMENT_S
+    made.msecs = 4.9
+    return made
+
+
+def raised() -> ZeroDivisionError:
+    try:
+        1 / 0  # noqa: B018 # for the traceback
+    except ZeroDivisionError as error:
+        return error
+    raise AssertionError
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The root logger, as it was afterwards."""
+    root, asyncio_log = logging.getLogger(), logging.getLogger("asyncio")
+    handlers, level, asyncio_level = root.handlers[:], root.level, asyncio_log.level
+    yield root
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    asyncio_log.setLevel(asyncio_level)
+
+
+def test_a_plain_line() -> None:
+    assert (
+        PlainFormatter().format(record("ready: %d links", 3))
+        == "2025-12-31T23:59:59.004Z INFO provider: ready: 3 links"
+    )
+
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_the_callers_trace_stands_in_the_line() -> None:
+    traced = record("failed: %s", "why", level=logging.ERROR)
+    traced.traceparent = TRACEPARENT
+    line = "2025-12-31T23:59:59.004Z ERROR provider: failed: why"
+    assert PlainFormatter().format(traced) == f"{line} (traceparent {TRACEPARENT})"
+    traced = record("failed: %s", "why", level=logging.ERROR)
+    traced.traceparent = f"{TRACEPARENT}\nforged"
+    assert PlainFormatter().format(traced) == f"{line} (traceparent {TRACEPARENT}\\nforged)"
+    fields = json.loads(JsonFormatter().format(traced))["fields"]
+    assert fields == {"message": "failed: why", "traceparent": f"{TRACEPARENT}\nforged"}
+
+
+@pytest.mark.parametrize("formatter", [PlainFormatter(), JsonFormatter()])
+def test_a_line_has_an_end(formatter: logging.Formatter) -> None:
+    line = formatter.format(record("link put: %s", "x" * 1_000_000))
+    assert len(line) < MESSAGE_CHARACTERS_MAX + 200
+    assert "... (1000010 characters)" in line
+
+
+def test_a_plain_line_with_a_traceback() -> None:
+    lines = PlainFormatter().format(record("failed", level=logging.ERROR, error=raised())).splitlines()
+    assert lines[0] == "2025-12-31T23:59:59.004Z ERROR provider: failed"
+    assert lines[1] == "Traceback (most recent call last):"
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
+@pytest.mark.parametrize("formatter", [PlainFormatter(), JsonFormatter()])
+def test_a_name_cannot_begin_a_line(formatter: logging.Formatter, end: str) -> None:
+    line = formatter.format(record("link put: %s", f"a{end}2026-01-01T00:00:00.000Z ERROR provider: forged"))
+    assert len(re.split("[\r\n]" if isinstance(formatter, JsonFormatter) else LINE_ENDS, line)) == 1
+
+
+def test_names_of_any_script_are_kept() -> None:
+    assert (
+        PlainFormatter().format(record("link put: %s", "ключ 键 \U0001f511")).endswith(": link put: ключ 键 \U0001f511")
+    )
+
+
+def test_a_structured_line() -> None:
+    assert json.loads(JsonFormatter().format(record('"%s"', "a\nb", level=logging.WARNING))) == {
+        "timestamp": "2025-12-31T23:59:59.004Z",
+        "level": "WARNING",
+        "target": "provider",
+        "fields": {"message": '"a\nb"'},
+    }
+
+
+def test_a_structured_line_with_a_traceback() -> None:
+    line = JsonFormatter().format(record("failed", error=raised()))
+    assert "\n" not in line
+    assert json.loads(line)["fields"].keys() == {"message", "exception"}
+    assert "ZeroDivisionError: division by zero" in json.loads(line)["fields"]["exception"]
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        *(("trace", logging.DEBUG), ("debug", logging.DEBUG), ("info", logging.INFO), ("warn", logging.WARNING)),
+        *(
+            ("warning", logging.WARNING),
+            ("error", logging.ERROR),
+            ("critical", logging.CRITICAL),
+            ("INFO", logging.INFO),
+        ),
+    ],
+)
+def test_levels(root: logging.Logger, name: str, level: int) -> None:
+    set_up_log(name, structured=False)
+    assert root.level == level
+    assert name.lower() in LEVELS
+
+
+def test_it_goes_to_standard_error_once(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_log("info", structured=True)
+    set_up_log("info", structured=False)
+    logging.getLogger("provider").info("said once")
+    logging.getLogger("provider").debug("not said")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO provider: said once\n", captured.err)
+
+
+@pytest.mark.parametrize("level", ["", "loud", "l" * 1000])
+def test_an_unknown_level_is_info(root: logging.Logger, capsys: pytest.CaptureFixture[str], level: str) -> None:
+    set_up_log(level, structured=False)
+    assert root.level == logging.INFO
+    err = capsys.readouterr().err
+    assert f"WARNING root: log_level: found {level[:32]!r}, allowed trace, debug, info, warn," in err
+    assert sys.stderr is not None
+
+
+def test_asyncio_is_quiet_at_debug(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_log("debug", structured=False)
+    logging.getLogger("asyncio").debug("Using selector")
+    logging.getLogger("keyvalue_transport.nats.server").debug("of ours")
+    assert "Using selector" not in (err := capsys.readouterr().err)
+    assert "of ours" in err

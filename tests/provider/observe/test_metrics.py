@@ -1,0 +1,481 @@
+"""Metrics and their endpoint in one process: real tallies, store, server and links, on a connection that was never opened."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+import prometheus_client.exposition
+import pytest
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from keyvalue_engine import Store, StoreOptions
+from keyvalue_provider.host.links import LinkDefinition, Links
+from keyvalue_provider.observe.endpoint import CONNECTION_TIMEOUT_S, CONNECTIONS_MAX, Endpoint
+from keyvalue_provider.observe.metrics import DURATION_BOUNDS_S, Durations, Metrics
+from keyvalue_provider.watching.watchers import Watchers, WatchLimits
+from keyvalue_transport.keyvalue.atomics import atomics_tallies
+from keyvalue_transport.keyvalue.batch import batch_tallies
+from keyvalue_transport.keyvalue.store import store_tallies
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.nats.server import Server
+from keyvalue_transport.wrpc.handler import FAILED, NONE, OK, OTHER, OUTCOMES, Tally
+
+FUNCTIONS = (
+    *("get", "set", "delete", "exists", "list-keys"),
+    "increment",
+    *("get-many", "set-many", "delete-many"),
+)
+PREFIX = "wrpc_keyvalue"
+DURATION = f"{PREFIX}_operation_duration_seconds"
+
+
+def debian_program(name: str) -> str:
+    """Path of a program of Debian's package prometheus. Where it is missing the test is skipped, and fails in CI."""
+    path = shutil.which(name)
+    if path is None:
+        reason = f"{name} is not installed: apt-get install prometheus"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    return debian_program("promtool")
+
+
+class Pieces(NamedTuple):
+    """What metrics are collected from."""
+
+    tallies: dict[str, Tally]
+    durations: Durations
+    store: Store
+    server: Server
+    connection: Connection
+    links: Links
+    watchers: Watchers
+
+    @classmethod
+    def of(cls, store: Store, path: str = "plain") -> Pieces:
+        tallies = store_tallies() | atomics_tallies() | batch_tallies()
+        connection = Connection(ConnectionOptions(("nats://127.0.0.1:4222",), path=path))
+        server = Server(connection, "default.kv")
+        links = Links("kv")
+        watchers = Watchers(connection, "default", "kv", store, links, WatchLimits(1, 1, 1.0))
+        return cls(tallies, Durations(tallies), store, server, connection, links, watchers)
+
+    def families(self) -> dict[str, Metric]:
+        """The families of a scrape, by name."""
+        return {family.name: family for family in Metrics(*self).collect()}
+
+    def value(self, sample: str, **labels: str) -> float:
+        """The one sample of this name and labels."""
+        samples = [one for family in self.families().values() for one in family.samples]
+        (value,) = (one.value for one in samples if one.name == sample and one.labels == labels)
+        return float(value)
+
+    def registry(self) -> CollectorRegistry:
+        """What the endpoint exposes."""
+        registry = CollectorRegistry()
+        registry.register(Metrics(*self))
+        ProcessCollector(registry=registry)
+        return registry
+
+
+@pytest.fixture
+def pieces() -> Pieces:
+    return Pieces.of(Store())
+
+
+# Durations
+
+
+def counts(durations: Durations, function: str) -> dict[int, int]:
+    """Buckets of the histogram that are not empty, by index."""
+    return {index: count for index, count in enumerate(durations.counts[function]) if count}
+
+
+@pytest.mark.parametrize("index", range(len(DURATION_BOUNDS_S)))
+def test_an_upper_bound_belongs_to_its_bucket(index: int) -> None:
+    bound_s = DURATION_BOUNDS_S[index]
+    tallies = store_tallies()
+    durations = Durations(tallies)
+    for duration_s in (bound_s * 0.999, bound_s, bound_s * 1.001):
+        tallies["get"][OK] += 1
+        durations.observe(duration_s)
+    assert counts(durations, "get") == {index: 2, index + 1: 1}
+    assert durations.sums_s["get"] == pytest.approx(3 * bound_s)
+
+
+def test_bounds_ascend_from_a_microsecond_to_a_second() -> None:
+    assert list(DURATION_BOUNDS_S) == sorted(set(DURATION_BOUNDS_S))
+    assert (DURATION_BOUNDS_S[0], DURATION_BOUNDS_S[-1]) == (1e-6, 1.0)
+
+
+@pytest.mark.parametrize(("duration_s", "index"), [(0.0, 0), (3600.0, len(DURATION_BOUNDS_S))])
+def test_the_first_and_the_last_bucket_take_the_rest(duration_s: float, index: int) -> None:
+    tallies = store_tallies()
+    durations = Durations(tallies)
+    tallies["set"][OK] += 1
+    durations.observe(duration_s)
+    assert counts(durations, "set") == {index: 1}
+
+
+def test_a_batch_of_several_functions_and_outcomes() -> None:
+    tallies = store_tallies()
+    durations = Durations(tallies)
+    tallies["get"][OK] += 3
+    tallies["get"][NONE] += 2
+    tallies["set"][OTHER] += 1
+    durations.observe(2e-6)
+    tallies["get"][FAILED] += 1
+    tallies["list-keys"][OK] += 4
+    durations.observe(0.3)
+    durations.observe(0.4)  # a read that held no call
+    assert counts(durations, "get") == {1: 5, 17: 1}
+    assert counts(durations, "set") == {1: 1}
+    assert counts(durations, "list-keys") == {17: 4}
+    assert counts(durations, "delete") == counts(durations, "exists") == {}
+    assert durations.sums_s == pytest.approx(
+        {"get": 5 * 2e-6 + 0.3, "set": 2e-6, "delete": 0.0, "exists": 0.0, "list-keys": 4 * 0.3}
+    )
+
+
+# Families
+
+
+#: What must be there: type, and names of labels.
+FAMILIES = {
+    "operations": ("counter", {"operation", "result"}),
+    "operation_duration_seconds": ("histogram", {"operation", "le"}),
+    "invocations_in_flight": ("gauge", set()),
+    "half_open_invocations": ("gauge", set()),
+    "received_bytes": ("counter", set()),
+    "sent_bytes": ("counter", set()),
+    "decode_errors": ("counter", set()),
+    "buckets": ("gauge", set()),
+    "keys": ("gauge", set()),
+    "memory_bytes": ("gauge", set()),
+    "memory_limit_bytes": ("gauge", set()),
+    "keyspace_hits": ("counter", set()),
+    "keyspace_misses": ("counter", set()),
+    "pages": ("counter", set()),
+    "nats_reconnects": ("counter", set()),
+    "nats_connected": ("gauge", set()),
+    "links": ("gauge", set()),
+    "build": ("info", {"version", "python", "transport"}),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_its_type_and_labels(pieces: Pieces, name: str) -> None:
+    family = pieces.families()[f"{PREFIX}_{name}"]
+    labels = {label for sample in family.samples for label in sample.labels}
+    assert (family.type, labels) == FAMILIES[name]
+    assert family.documentation.endswith(".")
+    assert family.samples
+
+
+def test_all_families_are_ours_and_come_once(pieces: Pieces) -> None:
+    names = [family.name for family in Metrics(*pieces).collect()]
+    assert len(names) == len(set(names))
+    assert [name for name in names if not name.startswith(f"{PREFIX}_")] == []
+
+
+def test_labels_come_from_closed_sets(pieces: Pieces) -> None:
+    """Whatever the store and the links hold: no label names it, and the number of samples stays."""
+    before = [(one.name, one.labels) for family in pieces.families().values() for one in family.samples]
+    for number in range(100):
+        pieces.store.bucket(b"bucket-%d" % number).set(b"key", b"value")
+        pieces.links.put(LinkDefinition(f"component-{number}", "kv", "default"))
+    after = [(one.name, one.labels) for family in pieces.families().values() for one in family.samples]
+    assert after == before
+    allowed = {"operation": set(FUNCTIONS), "result": set(OUTCOMES), "transport": {"plain", "direct"}}
+    for name, values in allowed.items():
+        assert {labels[name] for _, labels in after if name in labels} <= values
+
+
+def test_every_function_and_outcome_is_there_from_the_start(pieces: Pieces) -> None:
+    samples = pieces.families()[f"{PREFIX}_operations"].samples
+    assert [(one.labels["operation"], one.labels["result"], one.value) for one in samples] == [
+        (function, outcome, 0) for function in FUNCTIONS for outcome in OUTCOMES
+    ]
+
+
+# Values
+
+
+def test_operations_and_what_follows_from_them(pieces: Pieces) -> None:
+    pieces.tallies["get"][:] = [1, 2, 3, 4, 5, 6]
+    pieces.tallies["exists"][:] = [10, 20, 0, 0, 0, 0]
+    pieces.tallies["list-keys"][:] = [100, 0, 0, 0, 7, 0]
+    for count, outcome in enumerate(OUTCOMES, 1):
+        assert pieces.value(f"{PREFIX}_operations_total", operation="get", result=outcome) == count
+    assert pieces.value(f"{PREFIX}_keyspace_hits_total") == 11
+    assert pieces.value(f"{PREFIX}_keyspace_misses_total") == 22
+    assert pieces.value(f"{PREFIX}_pages_total") == 100
+
+
+def test_buckets_of_the_histogram_are_cumulative(pieces: Pieces) -> None:
+    for duration_s in (1e-6, 2e-6, 0.9, 2.0):
+        pieces.tallies["delete"][OK] += 2
+        pieces.durations.observe(duration_s)
+    buckets = {
+        one.labels["le"]: one.value
+        for one in pieces.families()[DURATION].samples
+        if one.name == f"{DURATION}_bucket" and one.labels["operation"] == "delete"
+    }
+    assert list(buckets) == [*map(str, DURATION_BOUNDS_S), "+Inf"]
+    assert [buckets[bound] for bound in ("1e-06", "2.5e-06", "0.5", "1.0", "+Inf")] == [2, 4, 4, 6, 8]
+    assert pieces.value(f"{DURATION}_count", operation="delete") == 8
+    assert pieces.value(f"{DURATION}_sum", operation="delete") == pytest.approx(2 * (1e-6 + 2e-6 + 0.9 + 2.0))
+
+
+def test_the_store_is_seen() -> None:
+    pieces = Pieces.of(Store(StoreOptions(memory_bytes_max=10_000)))
+    for bucket, key in ((b"a", b"1"), (b"a", b"2"), (b"b", b"1")):
+        pieces.store.bucket(bucket).set(key, b"value")
+    assert pieces.value(f"{PREFIX}_buckets") == 2
+    assert pieces.value(f"{PREFIX}_keys") == 3
+    assert 0 < pieces.value(f"{PREFIX}_memory_bytes") == pieces.store.memory_bytes
+    assert pieces.value(f"{PREFIX}_memory_limit_bytes") == 10_000
+
+
+def test_no_limit_is_infinite(pieces: Pieces) -> None:
+    assert pieces.value(f"{PREFIX}_memory_limit_bytes") == float("inf")
+
+
+INVOCATION_COUNTS = {
+    "received_bytes": "received_bytes",
+    "sent_bytes": "sent_bytes",
+    "decode_errors": "damaged",
+    "expired_invocations": "expired",
+    "refused_invocations": "refused",
+    "failed_invocations": "failed",
+    "invocations_without_reply": "without_reply",
+    "stray_pieces": "stray_pieces",
+}
+
+
+def test_the_server_and_the_connection_are_seen(pieces: Pieces) -> None:
+    for value, count in enumerate(INVOCATION_COUNTS.values(), 1):
+        setattr(pieces.server.counts, count, value)
+    pieces.server.unsent = 20
+    pieces.connection.reconnects = 21
+    pieces.connection.dropped = 22
+    for value, name in enumerate(INVOCATION_COUNTS, 1):
+        assert pieces.value(f"{PREFIX}_{name}_total") == value
+    assert pieces.value(f"{PREFIX}_unsent_messages_total") == 20
+    assert pieces.value(f"{PREFIX}_nats_reconnects_total") == 21
+    assert pieces.value(f"{PREFIX}_nats_dropped_messages_total") == 22
+    assert pieces.value(f"{PREFIX}_nats_connected") == 0
+    assert pieces.value(f"{PREFIX}_invocations_in_flight") == pieces.value(f"{PREFIX}_half_open_invocations") == 0
+
+
+def test_watchers_are_seen(pieces: Pieces) -> None:
+    counts = pieces.watchers.counts
+    counts.delivered, counts.failed, counts.dropped = 3, 4, 5
+    assert pieces.value(f"{PREFIX}_watch_events_total", result="ok") == 3
+    assert pieces.value(f"{PREFIX}_watch_events_total", result="failed") == 4
+    assert pieces.value(f"{PREFIX}_watch_dropped_total") == 5
+    assert pieces.value(f"{PREFIX}_watch_queue_length") == 0
+
+
+def test_expired_keys_are_counted() -> None:
+    now_ns = [0]
+    pieces = Pieces.of(Store(clock=lambda: now_ns[0]))
+    pieces.store.bucket(b"b").set(b"k", b"v", ttl_ms=1)
+    assert pieces.value(f"{PREFIX}_expired_keys_total") == 0
+    now_ns[0] = 1_000_000
+    pieces.store.sweep()
+    assert pieces.value(f"{PREFIX}_expired_keys_total") == 1
+    assert pieces.value(f"{PREFIX}_keys") == 0
+
+
+def test_links_are_counted(pieces: Pieces) -> None:
+    pieces.links.put(LinkDefinition("component", "kv", "default"))
+    pieces.links.put(LinkDefinition("component", "kv", "second"))
+    assert pieces.value(f"{PREFIX}_links") == 2
+
+
+@pytest.mark.parametrize("path", ["plain", "direct"])
+def test_the_build_names_the_path_in_use(path: str) -> None:
+    (build,) = Pieces.of(Store(), path).families()[f"{PREFIX}_build"].samples
+    assert build.name == f"{PREFIX}_build_info"
+    assert build.value == 1
+    assert build.labels["transport"] == path
+    assert build.labels["version"].count(".") == 2
+
+
+# What is exposed
+
+
+def test_promtool_finds_no_fault(pieces: Pieces, promtool: str) -> None:
+    text = prometheus_client.exposition.generate_latest(pieces.registry())
+    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_promtool_finds_faults(promtool: str) -> None:
+    text = b"# HELP calls_count Calls.\n# TYPE calls_count counter\ncalls_count 1\n"
+    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True)
+    assert done.returncode != 0
+    assert b"calls_count" in done.stderr
+
+
+def test_both_formats_say_the_same(pieces: Pieces) -> None:
+    pieces.tallies["get"][OK] += 1
+    pieces.durations.observe(1e-5)
+    registry = CollectorRegistry()
+    registry.register(Metrics(*pieces))  # without the process, which changes meanwhile
+    text = prometheus_client.exposition.generate_latest(registry).decode()
+    strict = openmetrics.generate_latest(registry).decode()  # type: ignore[no-untyped-call]
+    assert strict.endswith("# EOF\n")
+
+    def samples(families: Iterable[Metric]) -> set[tuple[str, frozenset[tuple[str, str]], float]]:
+        return {(one.name, frozenset(one.labels.items()), one.value) for family in families for one in family.samples}
+
+    expected = samples(pieces.families().values())
+    assert samples(parse_openmetrics(strict)) == expected  # type: ignore[no-untyped-call]
+    assert samples(text_string_to_metric_families(text)) == expected
+
+
+# The endpoint
+
+
+class Served(NamedTuple):
+    """An endpoint on a port of the loopback address, and what it says of the process."""
+
+    endpoint: Endpoint
+    ailments: list[str]
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.endpoint.port, timeout=CONNECTION_TIMEOUT_S)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def connect(self) -> socket.socket:
+        """A connection that says nothing."""
+        return socket.create_connection(("127.0.0.1", self.endpoint.port), CONNECTION_TIMEOUT_S)
+
+
+@pytest.fixture
+def served(pieces: Pieces) -> Iterator[Served]:
+    ailments: list[str] = []
+    endpoint = Endpoint(Metrics(*pieces), lambda: ailments, lambda: "dead" not in ailments)
+    endpoint.start("127.0.0.1", 0)
+    yield Served(endpoint, ailments)
+    endpoint.stop()
+
+
+def test_paths(served: Served) -> None:
+    status, text = served.get("/metrics")
+    assert status == 200
+    assert f"\n{PREFIX}_keys 0.0\n" in text
+    assert "\nprocess_cpu_seconds_total " in text
+    assert served.get("/livez") == served.get("/readyz") == (200, '{"ok": true, "message": "serving"}\n')
+    assert served.get("/") == (404, "found another path, allowed /metrics, /livez and /readyz\n")
+
+
+def test_ailments_are_named(served: Served) -> None:
+    served.ailments.extend(("one", "another"))
+    assert served.get("/readyz") == (503, '{"ok": false, "message": "one; another"}\n')
+    assert served.get("/livez")[0] == 200
+    served.ailments.append("dead")
+    assert served.get("/livez") == (503, '{"ok": false, "message": "the event loop does not answer"}\n')
+
+
+def test_idle_connections_make_room(served: Served) -> None:
+    idle = [served.connect() for _ in range(2 * CONNECTIONS_MAX)]
+    began_s = time.monotonic()
+    assert served.get("/livez")[0] == 200
+    assert time.monotonic() - began_s < CONNECTION_TIMEOUT_S
+    for connection in idle[
+        : CONNECTIONS_MAX + 1
+    ]:  # those before the last 15, for which there was room beside the scrape
+        assert connection.recv(1) == b""
+    assert served.get("/metrics")[0] == 200
+    for connection in idle:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "answer"),
+    [
+        (b"", b""),
+        (b"\r\n", b""),
+        (b"GET", b"Error code: 400"),
+        (b"\xff" * 100 + b"\r\n", b"Error code: 400"),
+        (b"GET /" + b"a" * 70_000, b""),  # the answer may be lost with what was not read
+        (b"GET /metrics HTTP/9.9\r\n\r\n", b"Error code: 505"),
+        (b"GET /metrics HTTP/1.1\r\n" + b"A: b\r\n" * 200, b""),
+    ],
+)
+def test_a_request_that_is_none_is_refused_in_silence(
+    served: Served, capfd: pytest.CaptureFixture[str], request_bytes: bytes, answer: bytes
+) -> None:
+    with served.connect() as connection:
+        connection.sendall(request_bytes)
+        connection.shutdown(socket.SHUT_WR)
+        found = b""
+        with suppress(ConnectionResetError):  # it is not read to its end
+            while piece := connection.recv(4096):
+                found += piece
+    assert answer in found
+    assert served.get("/livez")[0] == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_port_that_is_taken(served: Served, pieces: Pieces) -> None:
+    second = Endpoint(Metrics(*pieces), list, lambda: True)
+    with pytest.raises(OSError, match="Address already in use"):
+        second.start("127.0.0.1", served.endpoint.port)
+    assert second.port == 0
+    second.stop()  # there is nothing to stop
+    assert served.get("/livez")[0] == 200
+
+
+def test_stop_ends_listening_at_once(pieces: Pieces) -> None:
+    endpoint = Endpoint(Metrics(*pieces), list, lambda: True)
+    stops_s = []
+    for _ in range(3):
+        endpoint.start("127.0.0.1", 0)
+        address = ("127.0.0.1", endpoint.port)
+        socket.create_connection(address).close()
+        began_s = time.monotonic()
+        endpoint.stop()
+        stops_s.append(time.monotonic() - began_s)
+        assert endpoint.port == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+    assert min(stops_s) < 0.1
+
+
+def test_ipv6(pieces: Pieces) -> None:
+    endpoint = Endpoint(Metrics(*pieces), list, lambda: True)
+    try:
+        endpoint.start("::1", 0)
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6: {error}")
+    connection = http.client.HTTPConnection("::1", endpoint.port, timeout=CONNECTION_TIMEOUT_S)
+    connection.request("GET", "/livez")
+    assert connection.getresponse().status == 200
+    connection.close()
+    endpoint.stop()

@@ -1,0 +1,628 @@
+"""Provider archives: what is made is taken, and whatever was changed, cut or added since is not."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import stat
+import tarfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyvalue_provider.host.nkey_text import encode_seed
+from keyvalue_provider.host.secret import Secret
+from keyvalue_provider.packaging import archive as archive_module
+from keyvalue_provider.packaging.archive import (
+    Archive,
+    ArchiveError,
+    archive_faults,
+    main,
+    make_archive,
+    native_target,
+    read_archive,
+    target_hashes,
+)
+from keyvalue_provider.packaging.claims import (
+    ACCOUNT,
+    SERVICE,
+    Claims,
+    ClaimsError,
+    claims_faults,
+    given_seed,
+    public_key,
+    read_claims,
+    sign_claims,
+    stored_seed,
+)
+
+#: An account's key pair that the Go library of nkeys has made; the Rust library's tests have it too.
+GO_SEED = "SAAPN4W3EG6KCJGUQTKTJ5GSB5NHK5CHAJL4DBGFUM3HHROI4XUEP4OBK4"
+GO_PUBLIC_KEY = "ACODERUVFFAWZQDSS6SBIACUA5O6SXF7HJ3YTYXBALHZP3P7R4BUO4J2"
+ISSUER = Secret(GO_SEED)
+SUBJECT = Secret(encode_seed("V", bytes(range(32))))
+NOW_S = 1_800_000_000
+
+
+def elf(machine: int, size_bytes: int) -> bytes:
+    """What looks like an executable of Linux."""
+    return (b"\x7fELF" + bytes(14) + machine.to_bytes(2, "little")).ljust(size_bytes, b"\x90")
+
+
+BINARIES = {"aarch64-linux": elf(183, 2100), "x86_64-linux": elf(62, 1200)}
+WORLD = b"\0asm world"
+
+
+def claims_of(binaries: dict[str, bytes], world: bytes | None = None) -> Claims:
+    return Claims(
+        issuer=GO_PUBLIC_KEY,
+        subject=public_key(SERVICE, SUBJECT),
+        name="keyvalue",
+        vendor="tests",
+        version="1.2.3",
+        revision=4,
+        target_hashes=target_hashes(binaries, world),
+        issued_at_s=NOW_S,
+    )
+
+
+@cache
+def token() -> str:
+    return sign_claims(claims_of(BINARIES, WORLD), ISSUER)
+
+
+def faults_of(archive: bytes) -> list[str]:
+    return archive_faults(read_archive(io.BytesIO(archive)), NOW_S)
+
+
+def tar_of(*entries: tuple[str, bytes] | tuple[tarfile.TarInfo, bytes], end: bytes = bytes(1024)) -> bytes:
+    """A tar of what no archive would hold."""
+    tar = b""
+    for header, content in entries:
+        if isinstance(header, str):
+            header = tarfile.TarInfo(header)
+            header.size = len(content)
+        tar += header.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+    return tar + end
+
+
+def entries() -> list[tuple[str, bytes]]:
+    return [("claims.jwt", token().encode()), ("world.wasm", WORLD), *((f"{t}.bin", b) for t, b in BINARIES.items())]
+
+
+def token_of(header: Any, claims: Any, key: Secret = ISSUER) -> str:
+    """A signed token of any JSON."""
+    from nacl.signing import SigningKey
+
+    from keyvalue_provider.host.nkey_text import decode_seed
+
+    parts = ".".join(
+        base64.urlsafe_b64encode(part if isinstance(part, bytes) else json.dumps(part).encode()).decode().rstrip("=")
+        for part in (header, claims)
+    )
+    signature = SigningKey(decode_seed("A", key.reveal())).sign(parts.encode()).signature
+    return f"{parts}.{base64.urlsafe_b64encode(signature).decode().rstrip('=')}"
+
+
+HEADER = {"typ": "jwt", "alg": "Ed25519"}
+
+
+def stated() -> dict[str, Any]:
+    """The claims as they stand in the token."""
+    payload = token().split(".")[1]
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return claims
+
+
+# Made and taken
+
+
+def test_what_is_made_is_taken() -> None:
+    made = make_archive(token(), BINARIES, WORLD)
+    archive = read_archive(io.BytesIO(made))
+    assert archive_faults(archive, NOW_S) == []
+    assert archive.hashes() == {
+        "aarch64-linux": hashlib.sha256(BINARIES["aarch64-linux"]).hexdigest().upper(),
+        "x86_64-linux": hashlib.sha256(BINARIES["x86_64-linux"]).hexdigest().upper(),
+        "world.wasm": hashlib.sha256(WORLD).hexdigest().upper(),
+    }
+    assert archive.binaries["x86_64-linux"].size_bytes == 1200
+    assert read_claims(archive.token) == claims_of(BINARIES, WORLD)
+
+
+def test_the_same_makes_the_same_bytes() -> None:
+    made = make_archive(token(), BINARIES, WORLD)
+    turned = dict(reversed(BINARIES.items()))
+    assert make_archive(sign_claims(claims_of(turned, WORLD), ISSUER), turned, WORLD) == made
+
+
+def test_it_is_the_tar_that_hosts_know() -> None:
+    """As `tar` sees it: names, order, and nothing of the machine that made it."""
+    with tarfile.open(fileobj=io.BytesIO(make_archive(token(), BINARIES, WORLD)), mode="r:gz") as tar:
+        members = tar.getmembers()
+        names = ["claims.jwt", "world.wasm", "aarch64-linux.bin", "x86_64-linux.bin"]
+        assert [member.name for member in members] == names
+        assert {(member.mtime, member.uid, member.gid, member.uname, member.gname) for member in members} == {
+            (0, 0, 0, "", "")
+        }
+        binary = tar.extractfile("x86_64-linux.bin")
+        assert binary is not None
+        assert binary.read() == BINARIES["x86_64-linux"]
+
+
+def test_the_token_is_that_of_wascap() -> None:
+    header = token().split(".")[0]
+    assert json.loads(base64.urlsafe_b64decode(header + "==")) == HEADER
+    claims = stated()
+    assert claims.pop("jti")
+    assert claims == {
+        "iat": NOW_S,
+        "iss": GO_PUBLIC_KEY,
+        "sub": public_key(SERVICE, SUBJECT),
+        "wascap": {
+            "name": "keyvalue",
+            "vendor": "tests",
+            "rev": 4,
+            "ver": "1.2.3",
+            "target_hashes": target_hashes(BINARIES, WORLD),
+        },
+        "wascap_revision": 3,
+    }
+
+
+def test_a_plain_tar_is_taken() -> None:
+    assert faults_of(tar_of(*entries())) == []
+
+
+def test_keys_are_those_of_other_libraries() -> None:
+    assert public_key(ACCOUNT, ISSUER) == GO_PUBLIC_KEY
+    assert public_key(SERVICE, SUBJECT)[0] == "V"
+    with pytest.raises(ClaimsError, match="expected a seed SV"):
+        public_key(SERVICE, ISSUER)
+
+
+def test_the_target_of_this_machine_can_be_made() -> None:
+    binaries = {native_target(): b"here"}
+    assert faults_of(make_archive(sign_claims(claims_of(binaries), ISSUER), binaries)) == []
+
+
+@pytest.mark.parametrize(
+    ("binaries", "message"),
+    [
+        ({}, "found no binary, needed is one at least"),
+        ({"../x-y": b""}, "found '../x-y' as a target, allowed architecture-system, as x86_64-linux"),
+        ({"world": b""}, "found 'world' as a target"),
+        ({f"a-{number}": b"" for number in range(64)}, "found 65 entries, allowed 64"),
+    ],
+)
+def test_what_no_host_would_take_is_not_made(binaries: dict[str, bytes], message: str) -> None:
+    with pytest.raises(ArchiveError, match=f"^{message}"):
+        make_archive("token", binaries)
+
+
+# Changed
+
+
+@given(st.data())
+def test_a_changed_byte_of_a_binary_fails(data: st.DataObject) -> None:
+    name, content = data.draw(st.sampled_from(entries()[1:]))
+    at = data.draw(st.integers(0, len(content) - 1))
+    changed = bytearray(content)
+    changed[at] ^= data.draw(st.integers(1, 255))
+    (fault,) = faults_of(tar_of(*(dict(entries()) | {name: bytes(changed)}).items()))
+    assert fault.startswith(f"{name.removesuffix('.bin')}: found SHA-256 ")
+
+
+@given(st.integers(0, len(token()) - 1), st.integers(1, 255))
+def test_a_changed_byte_of_the_claims_fails(at: int, change: int) -> None:
+    changed = bytearray(token().encode())
+    changed[at] ^= change
+    faults = faults_of(tar_of(*(dict(entries()) | {"claims.jwt": bytes(changed)}).items()))
+    assert faults
+    assert all(fault.startswith("claims.jwt: ") or "SHA-256" in fault or "hash" in fault for fault in faults)
+
+
+@given(st.integers(0), st.integers(1, 255))
+def test_a_changed_byte_of_the_gzip_is_never_taken_for_another_archive(at: int, change: int) -> None:
+    made = bytearray(make_archive(token(), BINARIES, WORLD))
+    made[at % len(made)] ^= change
+    try:
+        archive = read_archive(io.BytesIO(bytes(made)))
+    except ArchiveError:
+        return
+    # In gzip's own header are bytes without a meaning.
+    assert (archive.token, archive.hashes()) == (token(), target_hashes(BINARIES, WORLD))
+
+
+@given(st.binary(max_size=2048) | st.builds(gzip.compress, st.binary(max_size=2048)))
+def test_anything_else_is_refused_with_a_reason(octets: bytes) -> None:
+    with pytest.raises(ArchiveError, match=r"."):
+        read_archive(io.BytesIO(octets))
+
+
+def test_every_cut_is_refused() -> None:
+    made, plain = make_archive(token(), BINARIES, WORLD), tar_of(*entries())
+    for whole in made, plain:
+        for length in range(0, len(whole) - 1024, 37):
+            with pytest.raises(ArchiveError, match=r"damaged or cut gzip|bytes are missing"):
+                read_archive(io.BytesIO(whole[:length]))
+
+
+def replaced(**changes: object) -> bytes:
+    """The archive under claims that say something else, well signed."""
+    claims = replace(claims_of(BINARIES, WORLD), **changes)  # type: ignore[arg-type] # whatever the test says
+    return make_archive(sign_claims(claims, ISSUER), BINARIES, WORLD)
+
+
+@pytest.mark.parametrize(
+    ("archive", "fault"),
+    [
+        (replaced(expires_s=NOW_S), "claims.jwt: claims.exp: expired 0 s ago"),
+        (replaced(not_before_s=NOW_S + 60), "claims.jwt: claims.nbf: valid in 60 s"),
+        (replaced(wascap_revision=2), "claims.jwt: claims.wascap_revision: found 2, allowed 3"),
+        (replaced(subject=GO_PUBLIC_KEY), "claims.jwt: claims.sub: found a key of another kind"),
+        (replaced(subject=""), "claims.jwt: claims.sub: found a key of another kind"),
+        (
+            replaced(target_hashes=target_hashes(BINARIES)),
+            "world.wasm: found in the archive, and the claims have no hash of it",
+        ),
+        (
+            replaced(target_hashes=target_hashes(BINARIES, WORLD) | {"arm-linux": "AB"}),
+            "'arm-linux': the claims have a hash, and the archive has no such entry",
+        ),
+        (
+            replaced(target_hashes={name: h.lower() for name, h in target_hashes(BINARIES, WORLD).items()}),
+            "aarch64-linux: found SHA-256 ",
+        ),
+    ],
+)
+def test_what_the_claims_do_not_cover_is_a_fault(archive: bytes, fault: str) -> None:
+    faults = faults_of(archive)
+    assert faults
+    assert faults[0].startswith(fault), faults
+
+
+def test_claims_that_another_has_signed_are_a_fault() -> None:
+    other = token_of(HEADER, stated(), Secret(encode_seed("A", bytes(32))))
+    assert claims_faults(other, NOW_S) == [
+        f"signature: not made by the issuer {GO_PUBLIC_KEY} for these claims",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "claims", "fault"),
+    [
+        ({"typ": "jwt", "alg": "none"}, stated(), 'header: found {"typ": "jwt", "alg": "none"}, allowed'),
+        ([], stated(), "header: found [], allowed"),
+        (HEADER, stated() | {"iss": public_key(SERVICE, SUBJECT)}, "claims.iss: found a key of another kind"),
+        (HEADER, stated() | {"iss": ""}, "claims.iss: found a key of another kind"),
+        (HEADER, stated() | {"iss": "é"}, "claims.iss: found 1 characters that are not base32"),
+    ],
+)
+def test_a_token_of_another_kind_is_a_fault(header: Any, claims: Any, fault: str) -> None:
+    faults = claims_faults(token_of(header, claims), NOW_S)
+    assert faults
+    assert faults[0].startswith(fault), faults
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "found 1 parts of a token, allowed 3: header.claims.signature"),
+        ("a.b", "found 2 parts of a token"),
+        ("é.é.é", "found 1 characters in a token that are not base64url"),
+        (token() + "=", "found 87 characters in a token that are not base64url"),
+        (token() + "\n", "found 87 characters in a token that are not base64url"),
+        (token_of(HEADER, b"{"), "claims: found 1 bytes that are not JSON"),
+        (token_of(HEADER, b"[" * 10_000), "claims: found 10000 bytes that are not JSON"),
+        (token_of(HEADER, b"\xff"), "claims: found 1 bytes that are not JSON"),
+        (token_of(HEADER, []), "claims: found an array, expected an object"),
+        (token_of(HEADER, b'{"iss": "a", "iss": "b"}'), "found two fields of one name in an object of the token"),
+        (token_of(HEADER, {"iat": -1}), "claims.iat: found a number, expected a whole number from 0"),
+        (token_of(HEADER, {"wascap": 1}), "claims.wascap: found a number, expected an object"),
+        (
+            token_of(HEADER, {"wascap": {"target_hashes": {"a": 1}}}),
+            "claims.wascap.target_hashes.a: found a number, expected a string",
+        ),
+    ],
+)
+def test_what_is_no_token_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ClaimsError, match=f"^{message}"):
+        read_claims(text)
+    assert archive_faults(Archive(text, {}, None), NOW_S)[0].startswith(f"claims.jwt: {message}")
+
+
+# Added
+
+
+def typed(name: str, kind: bytes, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
+    header = tarfile.TarInfo(name)
+    header.type, header.linkname = kind, link
+    return header, b""
+
+
+def sized(name: str, size_bytes: int) -> tuple[tarfile.TarInfo, bytes]:
+    header = tarfile.TarInfo(name)
+    header.size = size_bytes
+    return header, b""
+
+
+@pytest.mark.parametrize(
+    ("tar", "message"),
+    [
+        (tar_of(*entries(), entries()[0]), "claims.jwt: found twice, allowed once"),
+        (tar_of(*entries(), entries()[2]), "aarch64-linux.bin: found twice, allowed once"),
+        (tar_of(*entries()[1:]), "found no claims.jwt"),
+        (tar_of(*entries()[:2]), "found no binary, needed is one at least"),
+        (tar_of(*entries(), ("claims.txt", b"")), "'claims.txt': found as a name, allowed claims.jwt, world.wasm"),
+        (tar_of(*entries(), ("a/x86_64-linux.bin", b"")), "'a/x86_64-linux.bin': found as a name"),
+        (tar_of(*entries(), ("../../evil", b"")), "'../../evil': found as a name"),
+        (tar_of(*entries(), typed("arm-linux.bin", tarfile.SYMTYPE, "/etc/passwd")), "'arm-linux.bin': found an entry"),
+        (tar_of(*entries(), typed("arm-linux.bin", tarfile.DIRTYPE)), "'arm-linux.bin/?': found an entry of type b'5'"),
+        (tar_of(typed("x", tarfile.XHDTYPE), *entries()), "'x': found an entry of type b'x', allowed plain files"),
+        (tar_of(typed("x", tarfile.GNUTYPE_LONGNAME), *entries()), "'x': found an entry of type b'L'"),
+        (tar_of(sized("claims.jwt", 65_537)), "claims.jwt: found 65537 bytes, allowed 65536"),
+        (tar_of(sized("x86_64-linux.bin", 2**40)), "x86_64-linux.bin: found 1099511627776 bytes, allowed 536870912"),
+        (tar_of(sized("x86_64-linux.bin", 2**29)), "ends in x86_64-linux.bin: "),
+        (tar_of(*((f"a-{n}.bin", b"") for n in range(65))), "found more than 64 entries"),
+        (tar_of(*entries(), end=bytes(512) + b"\1" * 512), "found bytes behind the end of the archive, allowed zeros"),
+        (tar_of(*entries(), end=b""), "ends before the end of the archive: 512 bytes are missing"),
+        (tar_of(*entries(), end=b"\1" * 512), "found no header of a tar where one should be: "),
+        (b"", "ends before the end of the archive: 512 bytes are missing"),
+        (gzip.compress(b""), "ends before the end of the archive: 512 bytes are missing"),
+    ],
+)
+def test_an_archive_that_another_may_read_otherwise_is_refused(tar: bytes, message: str) -> None:
+    for packed in (tar,) if tar[:2] == b"\x1f\x8b" else (tar, gzip.compress(tar)):
+        with pytest.raises(ArchiveError, match=f"^{message}"):
+            read_archive(io.BytesIO(packed))
+
+
+def test_a_second_archive_behind_the_first_is_refused() -> None:
+    made = make_archive(token(), BINARIES, WORLD)
+    with pytest.raises(ArchiveError, match="found bytes behind the end"):
+        read_archive(io.BytesIO(made + made))
+
+
+def test_a_short_gzip_of_many_bytes_ends_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_module, "ARCHIVE_BYTES_MAX", 2**20)
+    monkeypatch.setattr(archive_module, "ENTRY_BYTES_MAX", 2**30)
+    header, _ = sized("x86_64-linux.bin", 2**30)
+    bomb = gzip.compress(header.tobuf() + bytes(2**26))
+    assert len(bomb) < 2**17
+    read = 0
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            nonlocal read
+            piece = super().read(size)
+            read += len(piece)
+            return piece
+
+    with pytest.raises(ArchiveError, match=r"^found more than 1048576 bytes in all"):
+        read_archive(Counted(bomb))
+    assert read < len(bomb)
+
+
+# Seeds
+
+
+def test_missing_seeds_are_made_once_and_for_their_user_alone(tmp_path: Path) -> None:
+    directory = tmp_path / "home" / "keys"
+    seed, made = stored_seed(ACCOUNT, directory, "alice")
+    assert made == directory / "alice_account.nk"
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert made.read_text() == seed.reveal()  # without a line feed: wash would not take it
+    assert public_key(ACCOUNT, seed).startswith("A")
+    assert stored_seed(ACCOUNT, directory, "alice") == (seed, None)
+    assert stored_seed(SERVICE, directory, "alice")[1] == directory / "alice_service.nk"
+
+
+@pytest.mark.parametrize("text", ["", "hush", encode_seed("V", bytes(32)), GO_SEED[:-1], GO_SEED.lower(), "\xff"])
+def test_what_is_no_seed_is_refused_and_not_shown(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "alice_account.nk"
+    path.write_text(text)
+    for read in (lambda: stored_seed(ACCOUNT, tmp_path, "alice"), lambda: given_seed(ACCOUNT, str(path))):
+        with pytest.raises(ClaimsError, match="expected a seed SA") as caught:
+            read()
+        assert not text or text not in str(caught.value)
+
+
+@pytest.mark.parametrize("owner", ["", "../alice", "/alice"])
+def test_a_key_stays_in_its_directory(tmp_path: Path, owner: str) -> None:
+    with pytest.raises(ClaimsError, match="as the owner of a key, allowed what can be part of the name of a file"):
+        stored_seed(ACCOUNT, tmp_path, owner)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_seed_is_given_as_a_file_or_as_itself(tmp_path: Path) -> None:
+    (tmp_path / "seed").write_text(GO_SEED + "\n")
+    assert given_seed(ACCOUNT, str(tmp_path / "seed")) == given_seed(ACCOUNT, GO_SEED) == ISSUER
+    with pytest.raises(ClaimsError, match="a seed that can't be read: Is a directory"):
+        given_seed(ACCOUNT, str(tmp_path))
+
+
+# The command
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs it in a directory of its own, with keys there; gives exit code, output and errors."""
+    for name in ("WASH_ISSUER_KEY", "WASH_SUBJECT_KEY", "SOURCE_DATE_EPOCH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WASH_KEYS", str(tmp_path / "keys"))
+    monkeypatch.setenv("USER", "alice")
+    monkeypatch.chdir(tmp_path)
+    for target, binary in BINARIES.items():
+        (tmp_path / target).write_bytes(binary)
+    (tmp_path / "world").write_bytes(WORLD)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(arguments)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+MAKE = ("make", "a.par.gz", "--binary", "x86_64-linux=x86_64-linux")
+
+
+def test_make_says_which_keys_it_made_and_verify_takes_it(command: Command, tmp_path: Path) -> None:
+    both = (*MAKE, "--binary", "aarch64-linux=aarch64-linux", "--world", "world")
+    code, output, errors = command(*both)
+    assert (code, output) == (0, "")
+    account, service = errors.splitlines()
+    assert account.startswith(f"{tmp_path}/keys/alice_account.nk: made, the seed of the account A")
+    assert service.startswith(f"{tmp_path}/keys/keyvalue-inmemory_service.nk: made, the seed of the service V")
+    assert command(*both) == (0, "", "")
+    seeds = [path.read_text() for path in (tmp_path / "keys").iterdir()]
+    assert len(seeds) == 2
+    assert not any(seed in errors for seed in seeds)
+    code, output, errors = command("verify", "a.par.gz")
+    assert (code, errors) == (0, "")
+    assert (
+        output
+        == f"a.par.gz: {service.split()[-1]} as signed by {account.split()[-1]}, for aarch64-linux, x86_64-linux\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.par.gz",
+        "aarch64-linux",
+        "keys",
+        "world",
+        "x86_64-linux",
+    ]
+
+
+def test_make_takes_keys_and_time_from_the_environment(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "subject").write_text(SUBJECT.reveal())
+    monkeypatch.setenv("WASH_ISSUER_KEY", GO_SEED)
+    monkeypatch.setenv("WASH_SUBJECT_KEY", str(tmp_path / "subject"))
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(NOW_S))
+    assert command(*MAKE, "--vendor", "tests", "--version", "1.2.3", "--revision", "4", "--name", "keyvalue") == (
+        0,
+        "",
+        "",
+    )
+    assert not (tmp_path / "keys").exists()
+    with (tmp_path / "a.par.gz").open("rb") as file:
+        only = {"x86_64-linux": BINARIES["x86_64-linux"]}
+        assert read_claims(read_archive(file).token) == claims_of(only)
+
+
+def test_inspect_prints_what_is_claimed_and_held(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WASH_ISSUER_KEY", GO_SEED)
+    monkeypatch.setenv("WASH_SUBJECT_KEY", SUBJECT.reveal())
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(NOW_S))
+    command(*MAKE, "--vendor", "es\x1b[2Jcape", "--world", "world")
+    code, output, errors = command("inspect", "a.par.gz")
+    assert (code, errors) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in output.splitlines())
+    assert lines["vendor"] == r"'es\x1b[2Jcape'"
+    assert lines["issuer"] == GO_PUBLIC_KEY
+    assert lines["issued"] == "2027-01-15T08:00:00Z"
+    assert lines["x86_64-linux"] == f"1200 bytes, SHA-256 {target_hashes(BINARIES)['x86_64-linux']}"
+    code, output, errors = command("inspect", "a.par.gz", "--json")
+    shown = json.loads(output)
+    assert shown["claims"]["target_hashes"] == target_hashes({"x86_64-linux": BINARIES["x86_64-linux"]}, WORLD)
+    assert shown["entries"]["world.wasm"]["size_bytes"] == len(WORLD)
+
+
+def test_verify_has_a_line_for_each_fault(command: Command, tmp_path: Path) -> None:
+    claims = replace(claims_of(BINARIES), subject="V", target_hashes={"x86_64-linux": "AB", "arm-linux": "CD"})
+    archive = make_archive(sign_claims(claims, ISSUER), BINARIES)
+    (tmp_path / "a.par.gz").write_bytes(archive)
+    code, output, errors = command("verify", "a.par.gz")
+    assert (code, output) == (1, "")
+    assert [line.split(": ")[1] for line in errors.splitlines()] == [
+        "claims.jwt",
+        "aarch64-linux",
+        "'arm-linux'",
+        "x86_64-linux",
+    ]
+    assert all(line.startswith("verify a.par.gz: ") for line in errors.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("verify", "none"), "verify none: none: No such file or directory"),
+        (("inspect", "world"), "inspect world: ends before the end of the archive: 502 bytes are missing"),
+        (("verify", "."), "verify .: .: Is a directory"),
+        ((*MAKE, *MAKE[2:]), "make a.par.gz: found two binaries for x86_64-linux, allowed one"),
+        ((*MAKE, "--world", "none"), "make a.par.gz: none: No such file or directory"),
+        ((*MAKE, "--issuer", "hush"), "make a.par.gz: the account's key: found no such file, nor a seed: found 4 char"),
+        (("make", "none/a", *MAKE[2:]), "make none/a: none/a."),
+    ],
+)
+def test_what_can_not_be_done_is_said_in_one_line(command: Command, arguments: Iterable[str], line: str) -> None:
+    code, output, errors = command(*arguments)
+    assert (code, output) == (1, "")
+    assert errors.splitlines()[-1].startswith(line), errors
+    assert "hush" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("make", "a", "--binary", "x86_64-linux"), "found 'x86_64-linux', allowed TARGET=FILE"),
+        (("make", "a", "--binary", "../a=b"), "found '../a=b', allowed TARGET=FILE"),
+        ((*MAKE, "--revision", "-1"), "found '-1', allowed 0 to 2147483647"),
+        ((*MAKE, "--revision", "2147483648"), "found '2147483648', allowed 0 to 2147483647"),
+        ((), "the following arguments are required: COMMAND"),
+    ],
+)
+def test_a_malformed_command_line_is_refused(
+    command: Command, capsys: pytest.CaptureFixture[str], arguments: Iterable[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command(*arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("binary", "message"),
+    [
+        ("x86_64-linux=world", "world: found no ELF file, allowed an executable for x86_64-linux"),
+        (
+            "x86_64-linux=aarch64-linux",
+            "aarch64-linux: found an ELF file for machine 183, allowed one for x86_64-linux",
+        ),
+    ],
+)
+def test_what_cannot_be_run_there_is_refused(command: Command, tmp_path: Path, binary: str, message: str) -> None:
+    code, _, errors = command("make", "a.par.gz", "--binary", binary)
+    assert code == 1
+    assert errors.endswith(f"{message}\n")
+    assert not (tmp_path / "a.par.gz").exists()
+
+
+def test_a_time_that_is_none_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    code, _, errors = command(*MAKE)
+    assert code == 1
+    assert errors.endswith("SOURCE_DATE_EPOCH: found 'yesterday', allowed seconds since 1970\n")
+
+
+def test_an_archive_of_now_is_valid_now() -> None:
+    binaries = {"x86_64-linux": b"x"}
+    claims = replace(claims_of(binaries), issued_at_s=int(time.time()), expires_s=int(time.time()) + 3600)
+    archive = read_archive(io.BytesIO(make_archive(sign_claims(claims, ISSUER), binaries)))
+    assert archive_faults(archive, time.time()) == []

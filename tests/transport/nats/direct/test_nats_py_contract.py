@@ -1,0 +1,294 @@
+"""What the direct path uses of nats-py's inside, over the oldest and the newest version that are supported. Where one fails, read
+`keyvalue_transport.nats.direct.transport` again before its NATS_PY_VERSIONS are changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport, Transport
+
+from keyvalue_engine import Store
+from keyvalue_provider.keyvalue.service import Service
+from keyvalue_transport.keyvalue.interface import STORE
+from keyvalue_transport.keyvalue.store import store_handlers
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.nats.direct import transport as direct_transport
+from keyvalue_transport.nats.direct.routes import DirectRoutes
+from keyvalue_transport.nats.direct.transport import NATS_PY_VERSIONS, DirectTransport, direct_path_unknown
+from keyvalue_transport.nats.server import Server
+from keyvalue_transport.nats.tls import TlsOptions
+from keyvalue_transport.wrpc.errors import ConnectError
+from keyvalue_transport.wrpc.handler import Answer, Caller, Handler
+from keyvalue_transport.wrpc.invocation import Invocations
+from tests.conftest import DEADLINE_S, NatsServer
+
+ROOT = Path(__file__).parents[4]
+#: What is run over the oldest version too.
+FILES = (
+    "tests/transport/nats/direct/test_nats_py_contract.py",
+    "tests/transport/nats/direct/test_protocol.py",
+    "tests/integration/test_tls.py",
+)
+PREFIX = "default.contract"
+MIB = 1024 * 1024
+
+
+def constant(result: bytes) -> Handler:
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+        return result
+
+    return handle
+
+
+async def connect(server: NatsServer, routes: DirectRoutes, reconnected: asyncio.Event) -> Client:
+    """A client over our transport."""
+
+    async def note() -> None:
+        reconnected.set()
+
+    async def ignore(error: Exception) -> None:
+        pass  # of attempts to reconnect
+
+    client = Client()
+    client._transport = DirectTransport(routes)
+    times = {"reconnect_time_wait": 0.01, "max_reconnect_attempts": -1}
+    await client.connect(server.url, reconnected_cb=note, error_cb=ignore, **times)  # type: ignore[arg-type] # takes any number
+    return client
+
+
+async def result_of(client: Client, subject: str) -> bytes:
+    """The result of an invocation without parameters."""
+    reply = client.new_inbox()
+    results = await client.subscribe(reply + ".results")
+    await client.publish(subject, b"", reply)
+    await client.flush()
+    result = (await results.next_msg(DEADLINE_S)).data
+    assert (await results.next_msg(DEADLINE_S)).data == b""
+    await results.unsubscribe()
+    return result
+
+
+def routes_of(client: Client) -> DirectRoutes:
+    """Routes of a client; they answer with the names of its inboxes."""
+    routes = DirectRoutes()
+    routes.invocations = Invocations(client.new_inbox(), client.new_inbox(), lambda: "token")
+    return routes
+
+
+async def never(message: object) -> None:
+    raise AssertionError("nats-py saw a message of a subscription that is routed")
+
+
+# The classes.
+
+
+def test_a_client_has_no_transport_before_it_connects() -> None:
+    assert Client()._transport is None
+
+
+def test_the_methods_of_a_transport() -> None:
+    assert Transport.__abstractmethods__ == {
+        *("connect", "connect_tls", "write", "writelines", "read", "readline", "drain"),
+        *("wait_closed", "close", "at_eof", "__bool__"),
+    }
+    assert set(vars(TcpTransport)) >= Transport.__abstractmethods__
+
+
+def test_the_attributes_of_a_tcp_transport() -> None:
+    carried = TcpTransport()  # type: ignore[no-untyped-call]
+    names = {"_io_reader", "_io_writer", "_bare_io_reader", "_bare_io_writer"}
+    assert vars(carried) == dict.fromkeys(names)
+    assert vars(DirectTransport(DirectRoutes())).keys() == names | {
+        *("_routes", "_tls_required", "_has_certificate", "_clear", "_info", "_judged"),
+    }
+
+
+@pytest.mark.parametrize("name", ["connect", "connect_tls", "readline", "drain", "write", "writelines", "close"])
+def test_what_is_overridden_is_called_as_before(name: str) -> None:
+    ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (DirectTransport, TcpTransport))
+    assert list(ours) == list(theirs)
+    assert inspect.iscoroutinefunction(getattr(DirectTransport, name)) is (
+        name in ("connect", "connect_tls", "readline", "drain")
+    )
+
+
+def test_a_transport_that_never_connected_closes() -> None:
+    ours = DirectTransport(DirectRoutes())
+    assert bool(ours) is True
+    ours.close()
+
+
+# Over a NATS server.
+
+
+async def test_a_subscriptions_id_is_the_one_on_the_wire(nats_server: NatsServer) -> None:
+    client = Client()
+    routes = routes_of(client)
+    client = await connect(nats_server, routes, asyncio.Event())
+    assert client._transport is not None
+    for number in range(12):
+        subscription = await client.subscribe(f"contract.{number}", cb=never)
+        routes.add(subscription._id, constant(b"%d" % number))
+    for number in range(12):
+        assert await result_of(client, f"contract.{number}") == b"%d" % number
+    await client.close()
+
+
+async def test_a_preset_transport_stays_over_reconnects(new_nats_server: Callable[[], NatsServer]) -> None:
+    server = new_nats_server()
+    routes = routes_of(Client())
+    reconnected = asyncio.Event()
+    client = await connect(server, routes, reconnected)
+    carried = client._transport
+    assert type(carried) is DirectTransport
+    subscription = await client.subscribe("contract.first", cb=never)
+    routes.add(subscription._id, constant(b"first"))
+    for _ in range(2):
+        writer = carried._io_writer
+        reconnected.clear()
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        await asyncio.wait_for(reconnected.wait(), DEADLINE_S)
+        assert client._transport is carried
+        assert carried._io_writer is not writer
+        assert await result_of(client, "contract.first") == b"first"
+    late = await client.subscribe("contract.late", cb=never)
+    assert late._id != subscription._id
+    routes.add(late._id, constant(b"late"))
+    assert await result_of(client, "contract.late") == b"late"
+    await client.close()
+
+
+async def serve(server: NatsServer, connection: Connection) -> None:
+    """Set and get over a connection, which is closed then."""
+    service = Service(Store())
+    provider = Server(connection, PREFIX)
+    provider.add(STORE, store_handlers(service, service.parameter_limits))
+    await provider.start()
+    await connection.flush(DEADLINE_S)
+    seen_by_nats_py = connection._client.stats["in_msgs"]
+    async with KeyValueClient(server.url, PREFIX, timeout_s=DEADLINE_S, source_id="a", link_name="default") as client:
+        for size in (0, 64, MIB, 5 * MIB):
+            value = os.urandom(size)
+            await client.set("b", "k", value)
+            assert await client.get("b", "k") == value
+    seen_by_nats_py = connection._client.stats["in_msgs"] - seen_by_nats_py
+    assert (seen_by_nats_py == 0) is (connection.direct is not None)
+    assert provider.counts.answered == 8
+    await provider.stop(DEADLINE_S)
+    await connection.close()
+
+
+async def test_a_round_trip_on_the_direct_path(nats_server: NatsServer) -> None:
+    await serve(nats_server, await Connection.open(ConnectionOptions((nats_server.url,))))
+
+
+# Versions.
+
+
+def test_the_installed_version_is_known() -> None:
+    assert direct_path_unknown() is None
+
+
+def test_known_versions() -> None:
+    assert NATS_PY_VERSIONS == ((2, 10), (2, 16))
+    for installed in ("2.10.0", "2.10.0rc1", "2.11", "2.16.0", "2.16.99", "2.16.0.post1"):
+        assert direct_path_unknown(installed) is None, installed
+
+
+@pytest.mark.parametrize("installed", ["2.9.1", "1.10.0", "2.17.0", "2.100.0", "3.0.0", "3.12.0", "0.0.0"])
+def test_unknown_versions(installed: str) -> None:
+    found = direct_path_unknown(installed)
+    assert found == f"nats-py {installed} is not known to the direct path, known are 2.10 to 2.16"
+
+
+async def test_an_unknown_version_is_told_once_and_takes_the_plain_path(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "keyvalue_transport")
+    with monkeypatch.context() as patches:
+        patches.setattr(direct_transport, "version", lambda name: "9.9.9")
+        connection = await Connection.open(ConnectionOptions((nats_server.url,)))
+    assert connection.direct is None
+    await serve(nats_server, connection)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "nats-py 9.9.9 is not known to the direct path, known are 2.10 to 2.16: the plain path it is")
+    ]
+    caplog.clear()
+    connection = Connection(ConnectionOptions((nats_server.url,), path="plain"))
+    assert connection.direct is None
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("path", ["direct", "plain"])
+@pytest.mark.parametrize("options", [{"tls": TlsOptions()}, {"urls": ("tls://127.0.0.1:1",)}])
+def test_tls_is_required_of_known_versions_alone(
+    path: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds the credentials back is a transport that nats-py must take."""
+    monkeypatch.setattr(direct_transport, "version", lambda name: "9.9.9")
+    with pytest.raises(ConnectError, match=r"nats-py 9\.9\.9 is not known .* TLS is required, and only with these"):
+        Connection(ConnectionOptions(**{"urls": ("nats://127.0.0.1:1",), "path": path} | options))
+
+
+@pytest.mark.timeout(300)
+def test_the_direct_path_over_the_oldest_version(tmp_path: Path) -> None:
+    oldest = ".".join(map(str, NATS_PY_VERSIONS[0]))
+    install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", tmp_path)
+    subprocess.run([sys.executable, *install, f"nats-py=={oldest}.*"], check=True, timeout=120)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    code = "import importlib.metadata, nats; print(importlib.metadata.version('nats-py'), nats.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert found.stdout.startswith(f"{oldest}."), found.stdout
+    assert str(tmp_path) in found.stdout
+    assert not version("nats-py").startswith(f"{oldest}."), "the other tests run over the newest"
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES, "-k", "not over_the_oldest")
+    run = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+async def test_what_drain_uses(nats_server: NatsServer) -> None:
+    """An UNSUB that leaves the subscription known, and the queue of what has come and is not handled."""
+    client = Client()
+    await client.connect(servers=[nats_server.url])
+    heard: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.data)
+
+    subscription = await client.subscribe("contract.drain", cb=hear)
+    await client.publish("contract.drain", b"before")
+    await client._send_unsubscribe(subscription._id)
+    await client.flush()
+    await client.flush()
+    await subscription._pending_queue.join()
+    assert heard == [b"before"]
+    await subscription.unsubscribe()
+    await client.close()
+
+
+@pytest.mark.skipif(
+    "skip_subject_validation" not in inspect.signature(Client.connect).parameters, reason="has no such check"
+)
+async def test_nats_py_does_not_check_subjects_again(nats_server: NatsServer) -> None:
+    connection = await Connection.open(ConnectionOptions((nats_server.url,)))
+    try:
+        assert connection._client._skip_subject_validation is True
+    finally:
+        await connection.close()

@@ -1,0 +1,284 @@
+"""Certificates: what `TlsOptions` takes, what it says of what it does not, and what INFO means where TLS is required."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import ssl
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyvalue_transport.nats.tls import PEM_BYTES_MAX, TlsOptions, TlsRefusedError, require_tls, tls_refusal
+from tests.nats_configs import Authority
+
+ALLOWED = "allowed the path of a PEM file, or its text"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def pair(authority: Authority) -> tuple[Path, Path]:
+    """Certificate and key."""
+    return authority.issue("client.test")
+
+
+def fault(options: TlsOptions) -> str:
+    with pytest.raises(ValueError, match=r"found|allowed") as caught:
+        options.context()
+    return str(caught.value)
+
+
+# What is taken
+
+
+def test_nothing_is_given() -> None:
+    context = TlsOptions().context()
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize("memory", [True, False], ids=["memory", "file"])
+def test_paths_and_texts(
+    authority: Authority, pair: tuple[Path, Path], memory: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not memory:
+        monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    certificate, key = pair
+    both = key.read_text() + certificate.read_text()
+    for options in (
+        TlsOptions(str(authority.ca), str(certificate), str(key)),
+        TlsOptions(authority.ca.read_text(), certificate.read_text(), key.read_text()),
+        TlsOptions(str(authority.ca), certificate.read_text(), str(key)),
+        TlsOptions(authority.ca.read_text(), both),
+        TlsOptions("# Autorität, центр\r\n" + authority.ca.read_text().replace("\n", "\r\n"), both, str(key)),
+    ):
+        context = options.context()
+        assert context.verify_mode is ssl.CERT_REQUIRED
+        assert context.check_hostname
+        assert context.cert_store_stats()["x509_ca"] == 1, "no authority but the given one"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_is_handed_over_unseen_by_others(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    modes = []
+
+    def load(context: ssl.SSLContext, path: str, password: object) -> None:
+        modes.append(Path(path).stat().st_mode & 0o777)
+
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load)
+    TlsOptions("", *(path.read_text() for path in pair)).context()
+    assert modes == [0o600]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_given_key_comes_before_one_in_the_certificates_file(authority: Authority, pair: tuple[Path, Path]) -> None:
+    other, _ = authority.issue("another.test")
+    TlsOptions("", pair[0].read_text() + authority.issue("x")[1].read_text(), str(pair[1])).context()
+    assert "found the key of another certificate" in fault(
+        TlsOptions("", other.read_text() + pair[1].read_text(), str(pair[1]))
+    )
+
+
+def test_options_show_nothing() -> None:
+    assert repr(TlsOptions("s3cret", "s3cret", "s3cret")) == "TlsOptions()"
+
+
+# What is not
+
+
+def test_files_that_cannot_be_used(authority: Authority, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    certificate, key = map(str, pair)
+    missing, empty, long = (tmp_path / name for name in ("missing", "empty", "long"))
+    empty.write_bytes(b"")
+    long.write_bytes(b"x" * (PEM_BYTES_MAX + 1))
+    os.mkfifo(tmp_path / "fifo")
+    for options, message in (
+        (TlsOptions(ca=str(missing)), f"ca: '{missing}': No such file or directory, {ALLOWED}"),
+        (TlsOptions(ca=str(tmp_path)), f"ca: '{tmp_path}': found no file, {ALLOWED}"),
+        (TlsOptions(ca=f"{tmp_path}/fifo"), f"ca: '{tmp_path}/fifo': found no file, {ALLOWED}"),
+        (TlsOptions(ca=str(empty)), f"ca: '{empty}': found no certificate, {ALLOWED}"),
+        (TlsOptions(ca=key), f"ca: '{key}': found no certificate, {ALLOWED}"),
+        (TlsOptions(ca=str(long)), f"ca: '{long}': found more than {PEM_BYTES_MAX} bytes, allowed {PEM_BYTES_MAX}"),
+        (TlsOptions(ca="a\0b"), rf"ca: 'a\x00b': found no file, {ALLOWED}"),
+        (TlsOptions(ca="\ud800"), rf"ca: '\ud800': found no file, {ALLOWED}"),
+        (TlsOptions(certificate=str(missing)), f"certificate: '{missing}': No such file or directory, {ALLOWED}"),
+        (TlsOptions(certificate=key), f"certificate: '{key}': found no certificate, {ALLOWED}"),
+        (
+            TlsOptions(certificate=certificate),
+            f"certificate: '{certificate}': found no private key behind the certificate, allowed there or as `key`",
+        ),
+        (TlsOptions("", certificate, str(missing)), f"key: '{missing}': No such file or directory, {ALLOWED}"),
+        (TlsOptions("", certificate, certificate), f"key: '{certificate}': found no private key, {ALLOWED}"),
+        (TlsOptions(key=key), "key: found a key without a certificate, allowed with its certificate alone"),
+        (
+            TlsOptions("", certificate, str(authority.issue("x")[1])),
+            r"key: '.*': found the key of another certificate",
+        ),
+    ):
+        found = fault(options)
+        assert found == message or re.fullmatch(message, found), found
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert fault(TlsOptions(ca=str(loop))).startswith(f"ca: '{loop}': Too many levels of symbolic links")
+
+
+def damaged(text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    return "".join([*lines[:2], "s3cret!\n", *lines[3:]])
+
+
+def test_texts_that_cannot_be_used(authority: Authority, pair: tuple[Path, Path]) -> None:
+    ca, certificate, key = (path.read_text() for path in (authority.ca, *pair))
+    begin = "-----BEGIN s3cret"
+    for options, message in (
+        (TlsOptions(ca=begin), f"ca: found no certificate, {ALLOWED}"),
+        (TlsOptions(ca=key), f"ca: found no certificate, {ALLOWED}"),
+        (TlsOptions(ca=damaged(ca)), f"ca: found a damaged certificate, {ALLOWED}"),
+        (TlsOptions(ca=ca[:-40]), f"ca: found a damaged certificate, {ALLOWED}"),
+        (TlsOptions(ca=ca + damaged(ca)), f"ca: found a damaged certificate, {ALLOWED}"),
+        (TlsOptions("", begin, key), f"certificate: found no certificate, {ALLOWED}"),
+        (TlsOptions("", certificate, begin), f"key: found no private key, {ALLOWED}"),
+        (TlsOptions("", damaged(certificate), key), f"certificate and key: found a damaged certificate or key, {ALLOWED}"),
+        (TlsOptions("", certificate, damaged(key)), f"certificate and key: found a damaged certificate or key, {ALLOWED}"),
+        (TlsOptions("", certificate + damaged(key)), f"certificate: found a damaged certificate or key, {ALLOWED}"),
+    ):  # fmt: skip
+        assert fault(options) == message
+
+
+@pytest.mark.parametrize("slash", ["/", "+"])
+def test_what_may_be_the_body_of_a_key_is_not_shown(pair: tuple[Path, Path], slash: str) -> None:
+    """Any of 64 characters can stand anywhere in it; where slashes do, its parts look like directories."""
+    body = "".join(pair[1].read_text().splitlines()[1:-1]).replace("/", slash)
+    for value in (body, f"/{body}", f"nowhere/{body}"):
+        message = fault(TlsOptions("", str(pair[0]), value))
+        assert message.startswith("key: a path, not shown: ")
+        assert body not in message
+
+
+@pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
+def test_an_encrypted_key_is_refused_and_no_password_asked_for(
+    pair: tuple[Path, Path], form: PrivateFormat, tmp_path: Path
+) -> None:
+    """In a process with a terminal of its own, from which OpenSSL would read."""
+    encrypted = tmp_path / "encrypted.pem"
+    key = load_pem_private_key(pair[1].read_bytes(), None)
+    encrypted.write_bytes(key.private_bytes(Encoding.PEM, form, BestAvailableEncryption(b"s3cret")))
+    assert "ENCRYPTED" in encrypted.read_text()
+    code = f"from keyvalue_transport.nats.tls import TlsOptions; TlsOptions('', {str(pair[0])!r}, {str(encrypted)!r}).context()"
+    reader, terminal = os.openpty()
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, text=True, timeout=30,
+            start_new_session=True,
+        )  # fmt: skip
+    finally:
+        os.close(reader)
+        os.close(terminal)
+    message = f"ValueError: key: '{encrypted}': found an encrypted key, allowed one that is not"
+    assert ended.stderr.splitlines()[-1] == message
+    inline = TlsOptions("", pair[0].read_text() + encrypted.read_text())
+    assert fault(inline) == "certificate: found an encrypted key, allowed one that is not"
+
+
+@given(st.text(), st.text(), st.text())
+def test_any_texts(ca: str, certificate: str, key: str) -> None:
+    """They give a context, or a ValueError that holds no text."""
+    marker = "-----BEGIN CERTIFICATE-----\nPRIVATE KEY-----"
+    for options in (TlsOptions(marker + ca), TlsOptions("", marker + certificate, marker + key)):
+        assert len(fault(options)) < 200
+
+
+# INFO
+
+
+def line(**fields: object) -> bytes:
+    return b"INFO " + json.dumps({"server_id": "A"} | fields).encode() + b" \r\n"
+
+
+@pytest.mark.parametrize(
+    "offer", [{"tls_required": True}, {"tls_available": True}, {"tls_required": True, "a": "\u00e9"}]
+)
+def test_a_server_that_has_tls(offer: dict[str, object]) -> None:
+    seen, judged = require_tls(line(**offer), False)
+    assert seen.startswith(b"INFO {")
+    assert seen.endswith(b"}\r\n")
+    assert json.loads(seen[5:]) == {"server_id": "A"} | offer | {"tls_required": True}
+    assert not judged
+
+
+def test_a_server_that_wants_a_certificate() -> None:
+    _, judged = require_tls(line(tls_required=True, tls_verify=True), True)
+    assert judged
+    with pytest.raises(TlsRefusedError, match="the server demands a client certificate, and none is given"):
+        require_tls(line(tls_required=True, tls_verify=True), False)
+
+
+@pytest.mark.parametrize("offer", [{}, {"tls_required": False}, {"tls_required": 1}, {"tls_available": "true"}])
+def test_a_server_without_tls(offer: dict[str, object]) -> None:
+    with pytest.raises(TlsRefusedError, match="TLS is required, and the server has none: nothing was sent to it"):
+        require_tls(line(**offer), True)
+
+
+@given(st.binary().filter(lambda line: b"{" not in line))
+def test_what_is_no_info_is_left_to_nats_py(line: bytes) -> None:
+    for other in (line, b"INFO " + line, b"INFO []\r\n", b"INFO " + b"[" * 100_000):
+        assert require_tls(other, False) == (other, False)
+
+
+# Errors
+
+
+def ssl_error(kind: type[ssl.SSLError], reason: str) -> ssl.SSLError:
+    error = kind(1, f"[SSL: {reason}] (_ssl.c:1000)")
+    error.reason = reason
+    return error
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "the server demands a client certificate, and none is given"),
+        ("TLSV1_ALERT_UNKNOWN_CA", "the server does not accept the client certificate: unknown ca"),
+        ("SSL/TLS_ALERT_BAD_CERTIFICATE", "the server does not accept the client certificate: bad certificate"),
+        ("TLSV1_ALERT_PROTOCOL_VERSION", "TLS with the server failed: tlsv1 alert protocol version"),
+        ("WRONG_VERSION_NUMBER", "TLS with the server failed: wrong version number"),
+    ],
+)
+def test_errors_that_repeat(reason: str, text: str) -> None:
+    assert tls_refusal(ssl_error(ssl.SSLError, reason)) == text
+
+
+def test_errors_that_may_pass() -> None:
+    for error in (
+        ssl_error(ssl.SSLEOFError, "UNEXPECTED_EOF_WHILE_READING"),
+        ssl.SSLZeroReturnError(),
+        ConnectionResetError(),
+        TimeoutError(),
+        ValueError(),
+    ):
+        assert tls_refusal(error) is None

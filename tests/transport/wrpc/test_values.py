@@ -1,0 +1,376 @@
+"""Readers and writers of values: tables of encodings, and what holds for any bytes and any `end`."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeAlias
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keyvalue_transport.wrpc import values
+from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
+from keyvalue_transport.wrpc.values import (
+    U64_MAX,
+    read_bool,
+    read_bytes,
+    read_tag,
+    read_text,
+    read_unsigned,
+    write_length,
+    write_unsigned,
+)
+
+U32_MAX = 2**32 - 1
+BYTES_MAX = 40
+#: More than an error, its traceback and tracemalloc's own frames take; nothing beside what the tests announce.
+PEAK_BYTES_MAX = 64 * 1024
+
+Reader: TypeAlias = Callable[[bytes, int, int], tuple[object, int]]
+
+READERS: dict[str, Reader] = {
+    "u32": lambda buffer, at, end: read_unsigned(buffer, at, end, 32),
+    "u64": lambda buffer, at, end: read_unsigned(buffer, at, end, 64),
+    "list<u8>": lambda buffer, at, end: read_bytes(buffer, at, end, BYTES_MAX, "value in bytes"),
+    "list<u8> of any length": lambda buffer, at, end: read_bytes(buffer, at, end, 2**32, "value in bytes"),
+    "string": lambda buffer, at, end: read_text(buffer, at, end, BYTES_MAX, "key in bytes"),
+    "tag of two": lambda buffer, at, end: read_tag(buffer, at, end, 2, "an option"),
+    "tag of three": lambda buffer, at, end: read_tag(buffer, at, end, 3, "an error"),
+    "bool": read_bool,
+}
+#: Those that refuse a length by a limit.
+LIMITED = {"list<u8>", "string"}
+
+names = st.sampled_from(sorted(READERS))
+lengths = st.integers(0, BYTES_MAX + 2) | st.sampled_from([127, 128, U32_MAX, 2**32, 2**63, U64_MAX])
+overlong = st.builds(
+    lambda number, zeros: longer(write_unsigned(number), zeros), st.integers(0, 300), st.integers(0, 9)
+)
+#: Any bytes; also those that begin with a length, since a random byte seldom is the length of what follows it.
+wild = st.binary(max_size=20) | st.builds(
+    lambda length, rest: length + rest, lengths.map(write_length) | overlong, st.binary(max_size=BYTES_MAX + 4)
+)
+
+
+def longer(encoded: bytes, zeros: int) -> bytes:
+    """The same number in `zeros` more bytes than it needs."""
+    if not zeros:
+        return encoded
+    return encoded[:-1] + bytes([encoded[-1] | 128]) + b"\x80" * (zeros - 1) + b"\x00"
+
+
+def outcome(read: Reader, buffer: bytes, at: int, end: int) -> tuple[object, ...]:
+    """What a reader does, in a form that compares. Any other exception than a reader may raise fails the test."""
+    try:
+        value, behind = read(buffer, at, end)
+    except NeedMoreBytes as more:
+        return "more", more.end_min
+    except (DecodeError, LengthLimitError) as error:
+        return type(error), str(error)
+    return "value", value, behind
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Memory that a call takes at its peak."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        with suppress(NeedMoreBytes, DecodeError, LengthLimitError):
+            function()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    ("number", "encoded"),
+    [
+        (0, "00"),
+        (1, "01"),
+        (127, "7f"),
+        (128, "8001"),
+        (300, "ac02"),
+        (2**14 - 1, "ff7f"),
+        (2**14, "808001"),
+        (2**28 - 1, "ffffff7f"),
+        (2**28, "8080808001"),
+        (U32_MAX, "ffffffff0f"),
+        (2**32, "8080808010"),
+        (2**63 - 1, "ffffffffffffffff7f"),
+        (2**63, "80808080808080808001"),
+        (U64_MAX, "ffffffffffffffffff01"),
+    ],
+)
+def test_a_number_and_its_leb128(number: int, encoded: str) -> None:
+    written = bytes.fromhex(encoded)
+    assert write_unsigned(number) == written
+    assert write_length(number) == written
+    assert read_unsigned(written, 0, len(written), 64) == (number, len(written))
+    if number <= U32_MAX:
+        assert read_unsigned(written, 0, len(written), 32) == (number, len(written))
+    else:
+        with pytest.raises(DecodeError, match=r"^found a number that does not fit in 32 bits$"):
+            read_unsigned(written, 0, len(written), 32)
+
+
+@pytest.mark.parametrize("number", [-1, -128, -(2**64)])
+def test_a_number_below_zero_is_not_written(number: int) -> None:
+    with pytest.raises(ValueError, match=f"^found {number}, allowed numbers from 0$"):
+        write_unsigned(number)
+
+
+@pytest.mark.parametrize(
+    ("bits", "encoded", "number"),
+    [
+        (32, "8000", 0),
+        (32, "ff8000", 127),
+        (32, "8080808000", 0),
+        (32, "ffffffff00", 2**28 - 1),
+        (64, "8080808000", 0),
+        (64, "80808080808080808000", 0),
+        (64, "ffffffffffffffffff00", 2**63 - 1),
+    ],
+)
+def test_longer_forms_than_needed_are_read(bits: int, encoded: str, number: int) -> None:
+    buffer = bytes.fromhex(encoded)
+    assert read_unsigned(buffer, 0, len(buffer), bits) == (number, len(buffer))
+
+
+@pytest.mark.parametrize(
+    ("bits", "encoded"),
+    [
+        (32, "ffffffff10"),  # bit 32
+        (32, "ffffffff7f"),
+        (32, "8080808080"),  # a sixth byte would follow
+        (32, "80808080808000"),
+        (64, "ffffffffffffffffff02"),  # bit 64
+        (64, "ffffffffffffffffff7f"),
+        (64, "80808080808080808080"),  # an eleventh byte would follow
+        (64, "ffffffffffffffffffff"),
+    ],
+)
+def test_a_number_that_does_not_fit_is_damage_at_once(bits: int, encoded: str) -> None:
+    buffer = bytes.fromhex(encoded)
+    last = 5 if bits == 32 else 10
+    with pytest.raises(DecodeError, match=f"^found a number that does not fit in {bits} bits$"):
+        read_unsigned(buffer, 0, last, bits)
+    with pytest.raises(NeedMoreBytes) as raised:
+        read_unsigned(buffer, 0, last - 1, bits)
+    assert raised.value.end_min == last
+
+
+@pytest.mark.parametrize(
+    ("value", "encoded"),
+    [
+        (b"", "00"),
+        (b"\x00", "0100"),
+        (b"hi", "026869"),
+        (b"v" * 127, "7f" + "76" * 127),
+        (b"v" * 128, "8001" + "76" * 128),
+    ],
+)
+def test_bytes_and_their_length(value: bytes, encoded: str) -> None:
+    buffer = bytes.fromhex(encoded)
+    assert write_length(len(value)) + value == buffer
+    assert read_bytes(buffer, 0, len(buffer), 128, "value in bytes") == (value, len(buffer))
+    assert read_text(buffer, 0, len(buffer), 128, "key in bytes") == (value, len(buffer))
+
+
+def test_bytes_need_not_be_utf8() -> None:
+    assert read_bytes(b"\x02\xff\xfe", 0, 3, 2, "value in bytes") == (b"\xff\xfe", 3)
+
+
+@pytest.mark.parametrize("read", [read_bytes, read_text])
+@pytest.mark.parametrize("length", [11, 127, 128, 2**21, U32_MAX])
+def test_a_length_over_its_limit_is_refused_before_its_bytes_are_there(
+    read: Callable[[bytes, int, int, int, str], tuple[bytes, int]], length: int
+) -> None:
+    buffer = write_length(length)
+    with pytest.raises(LengthLimitError, match=f"^key in bytes: found {length}, allowed 10$"):
+        read(buffer, 0, len(buffer), 10, "key in bytes")
+    whole = write_length(10) + b"k" * 10
+    assert read(whole, 0, len(whole), 10, "key in bytes") == (b"k" * 10, 11)
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        (b"\xff", 0),
+        (b"ab\xffcd", 2),
+        (b"\x80", 0),  # goes on, but nothing began
+        (b"caf\xc3", 3),  # begins, but does not go on
+        (b"\xc0\x80", 0),  # zero in two bytes
+        (b"\xed\xa0\x80", 0),  # half of a surrogate pair
+        (b"\xf4\x90\x80\x80", 0),  # behind the last code point
+    ],
+)
+def test_a_string_that_is_not_utf8_is_damage(text: bytes, position: int) -> None:
+    buffer = write_length(len(text)) + text
+    with pytest.raises(DecodeError, match=f"^found a string that is not UTF-8 at its byte {position}$"):
+        read_text(buffer, 0, len(buffer), BYTES_MAX, "key in bytes")
+
+
+def test_a_character_does_not_go_on_in_the_next_callers_bytes() -> None:
+    with pytest.raises(DecodeError, match=r"^found a string that is not UTF-8 at its byte 0$"):
+        read_text(b"\x01\xc3\xa9", 0, 2, BYTES_MAX, "key in bytes")
+    with pytest.raises(NeedMoreBytes) as raised:
+        read_text(b"\x02\xc3\xa9", 0, 2, BYTES_MAX, "key in bytes")
+    assert raised.value.end_min == 3
+
+
+@pytest.mark.parametrize(("byte", "tags"), [(2, 2), (127, 2), (128, 2), (255, 2), (3, 3), (128, 3)])
+def test_an_unknown_tag_is_damage(byte: int, tags: int) -> None:
+    with pytest.raises(DecodeError, match=f"^found {byte} as the tag of an option, allowed 0 to {tags - 1}$"):
+        read_tag(bytes([byte, 0]), 0, 2, tags, "an option")
+
+
+@pytest.mark.parametrize("tag", [0, 1, 2])
+def test_a_tag_is_one_byte(tag: int) -> None:
+    assert read_tag(bytes([9, tag, 9]), 1, 3, 3, "an error") == (tag, 2)
+
+
+def test_a_bool_is_0_or_1() -> None:
+    assert read_bool(b"\x00", 0, 1) == (False, 1)
+    assert read_bool(b"\x01", 0, 1) == (True, 1)
+    with pytest.raises(DecodeError, match=r"^found 2 as the tag of a bool, allowed 0 to 1$"):
+        read_bool(b"\x02", 0, 1)
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
+def test_no_bytes_need_one(name: str) -> None:
+    with pytest.raises(NeedMoreBytes) as raised:
+        READERS[name](b"another's", 3, 3)
+    assert raised.value.end_min == 4
+
+
+# Lengths that promise more than there is
+
+
+@pytest.mark.parametrize(
+    ("length", "error", "message"),
+    [
+        (U32_MAX, NeedMoreBytes, f"^{U32_MAX + 5}$"),
+        (2**32, DecodeError, "^found a number that does not fit in 32 bits$"),
+        (2**63, DecodeError, "^found a number that does not fit in 32 bits$"),
+        (U64_MAX, DecodeError, "^found a number that does not fit in 32 bits$"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_bytes, read_text])
+def test_nothing_is_allocated_on_the_word_of_a_length(
+    read: Callable[[bytes, int, int, int, str], tuple[bytes, int]], length: int, error: type[Exception], message: str
+) -> None:
+    buffer = write_length(length).ljust(10, b"\x00")
+    with pytest.raises(error, match=message):
+        read(buffer, 0, len(buffer), 2**32, "value in bytes")
+    assert peak_bytes(lambda: read(buffer, 0, len(buffer), 2**32, "value in bytes")) < PEAK_BYTES_MAX
+
+
+# Properties
+
+
+@settings(deadline=None)
+@given(st.integers(0, U64_MAX) | st.integers(0, 64).map(lambda bits: 2**bits - 1), st.binary(max_size=3))
+def test_numbers_come_back(number: int, behind: bytes) -> None:
+    written = write_unsigned(number)
+    assert len(written) == max(1, -(-number.bit_length() // 7)), "the shortest form"
+    assert read_unsigned(b"\xff" + written + behind, 1, 1 + len(written), 64) == (number, 1 + len(written))
+
+
+@settings(deadline=None)
+@given(st.integers(0, U32_MAX), st.integers(0, 9))
+def test_longer_forms_come_back_while_they_fit(number: int, zeros: int) -> None:
+    encoded = longer(write_unsigned(number), zeros)
+    for bits, bytes_max in ((32, 5), (64, 10)):
+        if len(encoded) <= bytes_max:
+            assert read_unsigned(encoded, 0, len(encoded), bits) == (number, len(encoded))
+        else:
+            with pytest.raises(DecodeError, match=f"^found a number that does not fit in {bits} bits$"):
+                read_unsigned(encoded, 0, len(encoded), bits)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300), st.binary(max_size=3))
+def test_bytes_come_back(value: bytes, behind: bytes) -> None:
+    written = write_length(len(value)) + value
+    assert read_bytes(written + behind, 0, len(written), 300, "value in bytes") == (value, len(written))
+
+
+@settings(deadline=None)
+@given(st.text(max_size=80), st.binary(max_size=3))
+def test_texts_come_back_as_their_utf8(text: str, behind: bytes) -> None:
+    encoded = text.encode()
+    written = write_length(len(encoded)) + encoded
+    assert read_text(written + behind, 0, len(written), 320, "key in bytes") == (encoded, len(written))
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=12) | st.text(max_size=4).map(str.encode))
+def test_a_string_is_read_if_it_is_utf8(text: bytes) -> None:
+    buffer = write_length(len(text)) + text
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        with pytest.raises(DecodeError, match=re.escape(f"at its byte {error.start}")):
+            read_text(buffer, 0, len(buffer), BYTES_MAX, "key in bytes")
+    else:
+        assert read_text(buffer, 0, len(buffer), BYTES_MAX, "key in bytes") == (text, len(buffer))
+
+
+@settings(deadline=None)
+@given(st.booleans(), st.binary(max_size=3))
+def test_bools_come_back(truth: bool, behind: bytes) -> None:
+    assert read_bool(bytes([truth]) + behind, 0, 1) == (truth, 1)
+
+
+@settings(deadline=None)
+@given(names, st.binary(max_size=5), wild, st.binary(max_size=60))
+def test_any_bytes_have_an_outcome_that_what_is_behind_the_end_does_not_change(
+    name: str, before: bytes, own: bytes, behind: bytes
+) -> None:
+    read = READERS[name]
+    at, end = len(before), len(before + own)
+    found = outcome(read, before + own + behind, at, end)
+    assert found == outcome(read, before + own, at, end)
+    match found:
+        case ("value", _, int(offset)):
+            assert at < offset <= end
+        case ("more", int(end_min)):
+            assert end_min > end
+        case _:
+            assert found[0] is DecodeError or name in LIMITED
+
+
+@settings(deadline=None)
+@given(names, wild, st.data())
+def test_what_is_needed_never_overshoots(name: str, encoded: bytes, choice: st.DataObject) -> None:
+    """From any prefix of a value, asking for what is needed leads to it, and never behind it."""
+    read = READERS[name]
+    whole = outcome(read, encoded, 0, len(encoded))
+    end = choice.draw(st.integers(0, len(encoded)))
+    while (found := outcome(read, encoded, 0, end))[0] == "more":
+        end_min = found[1]
+        assert isinstance(end_min, int)
+        assert end_min > end
+        if end_min > len(encoded):
+            assert whole == found, "the value is not whole, and every prefix of it that knows its length says the same"
+            return
+        end = end_min
+    assert found == whole
+    if whole[0] == "value":
+        assert isinstance(whole[2], int)
+        for cut in range(whole[2]):
+            assert outcome(read, encoded, 0, cut)[0] == "more"
+
+
+def test_the_examples_of_the_documentation_run() -> None:
+    results = doctest.testmod(values)
+    assert results.attempted > 0
+    assert results.failed == 0

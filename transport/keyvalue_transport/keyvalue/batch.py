@@ -1,0 +1,305 @@
+"""`wrpc:keyvalue/batch`: parameters and results of its functions, both ways, and the handlers a server calls.
+
+    batch.get-many     bucket: string, keys: list<string>                          -> result<list<option<tuple<string, list<u8>>>>, error>
+    batch.set-many     bucket: string, key-values: list<tuple<string, list<u8>>>   -> result<_, error>
+    batch.delete-many  bucket: string, keys: list<string>                          -> result<_, error>
+
+The error, and what else all interfaces share, is in transport/keyvalue_transport/keyvalue/interface.py. Number and lengths are checked before anything is kept on their
+word, and the answer of get-many is counted before it is made: of few keys, asked for often enough, it would be of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+from keyvalue_transport.keyvalue.interface import (
+    BUCKET,
+    KEY,
+    NEVER,
+    OK_UNIT,
+    VALUE,
+    ParameterLimits,
+    Waited,
+    encode_unit_result,
+    function_handler,
+    read_ok,
+    refused,
+)
+from keyvalue_transport.wrpc.errors import DecodeError, InterfaceError, LengthLimitError, NeedMoreBytes, OtherError
+from keyvalue_transport.wrpc.handler import FAILED, OK, Answer, Caller, Handler, NeedMoreElements, Tally, new_tally
+from keyvalue_transport.wrpc.values import (
+    ONE_BYTE,
+    check_text,
+    read_bytes,
+    read_tag,
+    read_text,
+    read_unsigned,
+    write_length,
+)
+
+__all__ = [
+    "BATCH",
+    "BatchInterface",
+    "batch_handlers",
+    "batch_tallies",
+    "decode_delete_many",
+    "decode_get_many",
+    "decode_get_many_result",
+    "decode_set_many",
+    "encode_bucket_keys",
+    "encode_get_many_result",
+    "encode_set_many",
+]
+
+#: The instance that serves `batch`.
+BATCH = "wrpc:keyvalue/batch@0.2.0-draft"
+
+KEYS = "keys of a batch"
+ANSWER = "answer in bytes"
+ABSENT = b"\x00"
+SOME_SHORT = tuple(b"\x01" + length for length in ONE_BYTE)
+
+
+class BatchInterface(Protocol):
+    """`wrpc:keyvalue/batch`. Each function may be a coroutine function. Errors are raised: InterfaceError and its kinds."""
+
+    def get_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[list[bytes | None]]:
+        """The values in the order of `keys`, None where a key is not there."""
+
+    def set_many(self, caller: Caller, bucket: bytes, entries: dict[bytes, bytes], /) -> Answer[None]:
+        """Of equal keys on the wire, `entries` has the last."""
+
+    def delete_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[None]: ...
+
+
+# Parameters. Decoders return them with the offset behind the last.
+
+
+def encode_bucket_keys(bucket: bytes, keys: Collection[bytes]) -> bytes:
+    """Parameters of get-many and delete-many."""
+    parts = [write_length(len(bucket)), bucket, write_length(len(keys))]
+    for key in keys:
+        parts += (write_length(len(key)), key)
+    return b"".join(parts)
+
+
+def decode_get_many(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, list[bytes]], int]:
+    """Bucket and keys."""
+    start = at
+    bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
+    count, at = _read_count(buffer, at, end, limits.batch_keys_max)
+    key_bytes_max = limits.key_bytes_max
+    short_max = min(127, key_bytes_max)
+    keys: list[bytes] = []
+    append, began = keys.append, at
+    try:
+        for _ in range(count):  # pays: bench end-to-end batch
+            if at < end and (length := buffer[at]) <= short_max and (stop := at + 1 + length) <= end:
+                append(buffer[at + 1 : stop])
+                at = stop
+            else:
+                key, at = read_bytes(buffer, at, end, key_bytes_max, KEY)
+                append(key)
+    except NeedMoreBytes as more:
+        _check_texts(keys)
+        raise _cut(more, at - start, count - len(keys), key_bytes_max, key_bytes_max) from None
+    if not buffer[began:at].isascii():  # where they are, the lengths in between are below 128
+        _check_texts(keys)
+    return (bucket, keys), at
+
+
+decode_delete_many = decode_get_many
+
+
+def encode_set_many(bucket: bytes, entries: Collection[tuple[bytes, bytes]]) -> bytes:
+    """Parameters of set-many."""
+    parts = [write_length(len(bucket)), bucket, write_length(len(entries))]
+    for key, value in entries:
+        parts += (write_length(len(key)), key, write_length(len(value)), value)
+    return b"".join(parts)
+
+
+def decode_set_many(
+    buffer: bytes, at: int, end: int, limits: ParameterLimits
+) -> tuple[tuple[bytes, dict[bytes, bytes]], int]:
+    """Bucket, and values by their keys; of equal keys the last."""
+    start = at
+    bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
+    count, at = _read_count(buffer, at, end, limits.batch_keys_max)
+    key_bytes_max, value_bytes_max = limits.key_bytes_max, limits.value_bytes_max
+    short_key_max, short_value_max = min(127, key_bytes_max), min(127, value_bytes_max)
+    entries: dict[bytes, bytes] = {}
+    unread = 2 * count  # keys and values
+    try:
+        while unread:  # pays: bench end-to-end batch
+            if at < end and (length := buffer[at]) <= short_key_max and (stop := at + 1 + length) <= end:
+                key = buffer[at + 1 : stop]
+                at = stop
+            else:
+                key, at = read_bytes(buffer, at, end, key_bytes_max, KEY)
+            unread -= 1
+            if at < end and (length := buffer[at]) <= short_value_max and (stop := at + 1 + length) <= end:
+                entries[key] = buffer[at + 1 : stop]
+                at = stop
+            else:
+                entries[key], at = read_bytes(buffer, at, end, value_bytes_max, VALUE)
+            unread -= 1
+    except NeedMoreBytes as more:
+        _check_texts(entries)
+        raise _cut(more, at - start, unread, key_bytes_max, value_bytes_max) from None
+    if not b"".join(entries).isascii():
+        _check_texts(entries)
+    return (bucket, entries), at
+
+
+def _read_count(buffer: bytes, at: int, end: int, keys_max: int) -> tuple[int, int]:
+    count, at = read_unsigned(buffer, at, end, 32)
+    if count > keys_max:
+        raise LengthLimitError(KEYS, count, keys_max)
+    return count, at
+
+
+def _cut(more: NeedMoreBytes, at: int, unread: int, even_max: int, odd_max: int) -> NeedMoreElements:
+    """The list ends within the string at `at`, counted from where the parameters begin; each further one has a byte at the least."""
+    return NeedMoreElements(more.end_min + unread - 1, _Measure(at, unread, even_max, odd_max))
+
+
+class _Measure:
+    """Finds the end of a list whose elements are strings or bytes, or pairs of them, as it comes.
+
+    Invariant: the parameters have `at + unread` bytes at the least, as a length stands at `at`, or nothing any more.
+
+    :param at: from where the parameters begin
+    :param unread: strings that were not read
+    :param even_max: of the length of a string before which an even number is unread; `odd_max`: an odd number
+    """
+
+    __slots__ = ("_at", "_bytes_max", "_unread")
+
+    def __init__(self, at: int, unread: int, even_max: int, odd_max: int) -> None:
+        self._at = at
+        self._unread = unread
+        self._bytes_max = even_max, odd_max
+
+    def __call__(self, params: bytearray) -> int:
+        at, unread, end = self._at, self._unread, len(params)
+        try:
+            while unread and at < end:
+                length, behind = read_unsigned(params, at, end, 32)  # type: ignore[arg-type] # it takes one byte at a time
+                if length > self._bytes_max[unread & 1]:
+                    return end  # the decoder will say it
+                at = behind + length
+                unread -= 1
+        except NeedMoreBytes:
+            return end + unread
+        except DecodeError:
+            return end
+        finally:
+            self._at, self._unread = at, unread
+        return at + unread
+
+
+def _check_texts(texts: Iterable[bytes]) -> None:
+    for text in texts:
+        check_text(text)
+
+
+# Results. Decoders raise the interface's error where the result is one.
+
+
+def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None], bytes_max: int) -> bytes:
+    """result<list<option<tuple<string, list<u8>>>>, error> that is ok.
+
+    :param values: of the keys, in their order; None where a key is not there
+    :param bytes_max: of the keys that are there, and their values
+    :raises OtherError: they are more
+    """
+    parts = [OK_UNIT, write_length(len(keys))]
+    answer_bytes = 0
+    for key, value in zip(keys, values, strict=True):  # pays: bench end-to-end batch
+        if value is None:
+            parts.append(ABSENT)
+            continue
+        key_bytes, value_bytes = len(key), len(value)
+        answer_bytes += key_bytes + value_bytes
+        parts += (
+            SOME_SHORT[key_bytes] if key_bytes < 128 else b"\x01" + write_length(key_bytes),
+            key,
+            ONE_BYTE[value_bytes] if value_bytes < 128 else write_length(value_bytes),
+            value,
+        )
+    if answer_bytes > bytes_max:
+        raise OtherError(f"{ANSWER}: found at least {answer_bytes}, allowed {bytes_max}")
+    return b"".join(parts)
+
+
+def decode_get_many_result(buffer: bytes, at: int, end: int) -> tuple[list[tuple[bytes, bytes] | None], int]:
+    """result<list<option<tuple<string, list<u8>>>>, error>: keys with their values."""
+    at = read_ok(buffer, at, end)
+    count, at = read_unsigned(buffer, at, end, 32)
+    if count > end - at:  # an option takes a byte at the least
+        raise NeedMoreBytes(at + count)
+    pairs: list[tuple[bytes, bytes] | None] = []
+    for _ in range(count):
+        some, at = read_tag(buffer, at, end, 2, "an option")
+        if some:
+            key, at = read_text(buffer, at, end, 2**32, KEY)
+            value, at = read_bytes(buffer, at, end, 2**32, VALUE)
+            pairs.append((key, value))
+        else:
+            pairs.append(None)
+    return pairs, at
+
+
+# Handlers.
+
+
+def batch_tallies() -> dict[str, Tally]:
+    """A tally for each function of `batch`, by its name on the wire."""
+    return {name: new_tally() for name in ("get-many", "set-many", "delete-many")}
+
+
+def batch_handlers(
+    batch: BatchInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
+) -> dict[str, Handler]:
+    """A handler for each function of `batch`, by its name on the wire.
+
+    :param tallies: by the same names; each call is counted, `none` never
+    """
+    tally = tallies or batch_tallies()
+    return {
+        "get-many": _get_many_handler(batch, limits, tally["get-many"]),
+        "set-many": function_handler(
+            decode_set_many, batch.set_many, encode_unit_result, NEVER, limits, tally["set-many"]
+        ),
+        "delete-many": function_handler(
+            decode_delete_many, batch.delete_many, encode_unit_result, NEVER, limits, tally["delete-many"]
+        ),
+    }
+
+
+def _get_many_handler(batch: BatchInterface, limits: ParameterLimits, tally: Tally) -> Handler:
+    """`function_handler`, with a result that has the keys too."""
+    get_many = batch.get_many
+
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+        try:
+            (bucket, keys), _ = decode_get_many(buffer, start, end, limits)
+            answer = get_many(caller, bucket, keys)
+            if isinstance(answer, Awaitable):
+                encode = partial(encode_get_many_result, keys, bytes_max=limits.answer_bytes_max)
+                return Waited(answer, encode, NEVER, tally)
+            result = encode_get_many_result(keys, answer, limits.answer_bytes_max)
+        except (LengthLimitError, InterfaceError) as error:
+            return refused(error, tally)
+        except NeedMoreBytes:
+            raise
+        except Exception:
+            tally[FAILED] += 1
+            raise
+        tally[OK] += 1
+        return result
+
+    return handle

@@ -1,0 +1,1 @@
+"""wRPC over NATS: connection, credentials, TLS, server and client. `direct` is the fast path."""

@@ -1,0 +1,289 @@
+"""Clients: `Invoker` calls any function over wRPC, `KeyValueClient` those of `wrpc:keyvalue`.
+
+async with KeyValueClient("nats://127.0.0.1:4222", "default.keyvalue-inmemory") as client:
+    await client.set("bucket", "key", b"value")
+    async for key in client.keys("bucket"):
+        ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+from keyvalue_transport.keyvalue.atomics import ATOMICS, decode_increment_result, encode_increment
+from keyvalue_transport.keyvalue.batch import BATCH, decode_get_many_result, encode_bucket_keys, encode_set_many
+from keyvalue_transport.keyvalue.interface import (
+    STORE,
+    KeyResponse,
+    decode_get_result,
+    decode_key_response,
+    decode_truth_result,
+    decode_unit_result,
+    encode_bucket_key,
+    encode_list_keys,
+    encode_set,
+)
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message, Subscription, split_urls
+from keyvalue_transport.nats.tls import TlsOptions
+from keyvalue_transport.wrpc.call import Call
+from keyvalue_transport.wrpc.errors import InvocationTimeoutError, NoProviderError
+from keyvalue_transport.wrpc.subjects import check_subject, invocation_subject
+
+__all__ = ["Invoker", "KeyValueClient"]
+
+T = TypeVar("T")
+
+#: "NATS/1.0" and two line ends; each header adds its name, its value, ": " and a line end.
+HEADER_BLOCK_BYTES = 12
+HEADER_BYTES = 4
+CLOSE_TIMEOUT_S = 1.0
+STATUS = "Status"
+NO_RESPONDERS = "503"
+
+
+class Invoker:
+    """Invokes functions over a connection, any number at the same time. One inbox serves them all.
+
+    :param headers: sent with every invocation; a host sends `source-id` and `link-name`
+    """
+
+    def __init__(self, connection: Connection, headers: Mapping[str, str] | None = None) -> None:
+        self._connection = connection
+        self._inbox = connection.new_inbox()
+        self._headers = dict(headers) if headers else None
+        self._header_bytes = (
+            HEADER_BLOCK_BYTES
+            + sum(len(name.encode()) + len(value.encode()) + HEADER_BYTES for name, value in headers.items())
+            if headers
+            else 0
+        )
+        self._tokens = 0
+        self._calls: dict[str, _Pending] = {}
+        self._subscribing: asyncio.Task[Subscription] | None = None
+
+    async def close(self) -> None:
+        """Listen no more. Calls that wait run into their time-outs."""
+        subscribing, self._subscribing = self._subscribing, None
+        if subscribing is not None and subscribing.done() and subscribing.exception() is None:
+            await self._connection.drain([subscribing.result()], CLOSE_TIMEOUT_S)
+
+    async def invoke(
+        self,
+        subject: str,
+        params: bytes,
+        decode: Callable[[bytes, int, int], tuple[T, int]],
+        timeout_s: float,
+    ) -> T:
+        """The result of a function.
+
+        :raises InterfaceError: the result is an error of the interface
+        :raises NoProviderError: nobody listens on the subject
+        :raises InvocationTimeoutError: no whole result in time
+        :raises InvocationEndedError: the provider ended the invocation without one
+        :raises DecodeError: what came is no result of the function
+        :raises DisconnectedError: the parameters could not be sent
+        """
+        if self._subscribing is None or (self._subscribing.done() and self._subscribing.exception() is not None):
+            self._subscribing = asyncio.create_task(self._subscribe())
+        await asyncio.shield(self._subscribing)
+        self._tokens += 1
+        token = f"{self._tokens:x}"
+        connection = self._connection
+        call = Call(
+            subject, f"{self._inbox}.{token}", params, decode, connection.max_payload, header_bytes=self._header_bytes
+        )
+        pending = self._calls[token] = _Pending(call)
+        try:
+            async with asyncio.timeout(timeout_s):
+                first = call.start()
+                await connection.publish(first.subject, first.payload, first.reply, self._headers)
+                while not call.done:
+                    await pending.woken.wait()
+                    pending.woken.clear()
+                    await self._send_rest(pending)
+                await self._send_rest(pending)
+        except TimeoutError:
+            raise InvocationTimeoutError(f"{subject}: no result within {timeout_s:g} s") from None
+        finally:
+            del self._calls[token]
+        if call.error is not None:
+            raise call.error
+        return call.value  # type: ignore[return-value] # it is done, and without an error
+
+    async def _send_rest(self, pending: _Pending) -> None:
+        """What may be sent once the handshake is there: further pieces, and the closing message."""
+        inbox, pending.server_inbox = pending.server_inbox, ""
+        if inbox:
+            for send in pending.call.handshake(inbox):
+                await self._connection.publish(send.subject, send.payload)
+
+    async def _subscribe(self) -> Subscription:
+        return await self._connection.subscribe(f"{self._inbox}.>", self._on_message)
+
+    async def _on_message(self, message: Message) -> None:
+        token, _, part = message.subject[len(self._inbox) + 1 :].partition(".")
+        pending = self._calls.get(token)
+        if pending is None:
+            return
+        call = pending.call
+        if part == "results":
+            call.result(message.data)
+        elif message.reply:
+            pending.server_inbox = message.reply
+        elif message.headers and message.headers.get(STATUS) == NO_RESPONDERS:
+            call.fail(NoProviderError("nobody serves this function: is the provider running, and the prefix right?"))
+        if call.done or pending.server_inbox:
+            pending.woken.set()
+
+
+class _Pending:
+    """A call that waits: `woken` when it is done, or may go on sending to `server_inbox`."""
+
+    __slots__ = ("call", "server_inbox", "woken")
+
+    def __init__(self, call: Call[Any]) -> None:
+        self.call = call
+        self.server_inbox = ""
+        self.woken = asyncio.Event()
+
+
+class KeyValueClient:
+    """A client of `wrpc:keyvalue`. A context manager; or `open` and `close` it.
+
+    Names and keys are str, or bytes of UTF-8; keys come back as str. All functions raise what `Invoker.invoke` raises, foremost
+    NoSuchStoreError, AccessDeniedError and OtherError; entering raises ConnectError, and ValueError where `tls` can't be used.
+
+    :param nats: one or more NATS URLs with commas between, or a Connection, which is then left open
+    :param prefix: `{lattice}.{provider key}`
+    :param source_id: with `link_name`, as whom to call: sent as a host's headers
+    :param timeout_s: for each invocation
+    :param user_jwt: with `user_seed`, as which decentralized user to connect; the seed alone is an nkey user
+    :param tls: certificates; unless None TLS is required, as by a `tls://` URL
+    """
+
+    def __init__(
+        self,
+        nats: str | Connection,
+        prefix: str,
+        *,
+        source_id: str | None = None,
+        link_name: str | None = None,
+        timeout_s: float = 10.0,
+        user_jwt: str = "",
+        user_seed: str = "",
+        tls: TlsOptions | None = None,
+    ) -> None:
+        self.prefix = check_subject(prefix, "prefix")
+        self.timeout_s = timeout_s
+        self._nats: Connection | ConnectionOptions
+        self._nats = (
+            nats
+            if isinstance(nats, Connection)
+            else ConnectionOptions(
+                split_urls(nats),
+                user_jwt=user_jwt,
+                user_seed=user_seed,
+                open_timeout_s=timeout_s,
+                path="plain",  # it serves nothing
+                tls=tls,
+            )
+        )
+        self._headers = {
+            name: value for name, value in (("source-id", source_id), ("link-name", link_name)) if value is not None
+        }
+        self._connection: Connection | None = None
+        self._invoker: Invoker | None = None
+
+    async def open(self) -> None:
+        """Connect."""
+        if isinstance(self._nats, Connection):
+            connection = self._nats
+        else:
+            connection = self._connection = await Connection.open(self._nats)
+        self._invoker = Invoker(connection, self._headers)
+
+    async def close(self) -> None:
+        """Close the connection, if this client opened it."""
+        invoker, self._invoker = self._invoker, None
+        if invoker is not None and self._connection is None:
+            await invoker.close()
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    async def __aenter__(self) -> KeyValueClient:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def get(self, bucket: str | bytes, key: str | bytes) -> bytes | None:
+        """The value of a key, or None."""
+        return await self._invoke(STORE, "get", encode_bucket_key(_text(bucket), _text(key)), decode_get_result)
+
+    async def set(self, bucket: str | bytes, key: str | bytes, value: bytes) -> None:
+        """Store a value."""
+        await self._invoke(STORE, "set", encode_set(_text(bucket), _text(key), value), decode_unit_result)
+
+    async def delete(self, bucket: str | bytes, key: str | bytes) -> None:
+        """Remove a key; no error where it is not there."""
+        await self._invoke(STORE, "delete", encode_bucket_key(_text(bucket), _text(key)), decode_unit_result)
+
+    async def exists(self, bucket: str | bytes, key: str | bytes) -> bool:
+        """Whether a key is there."""
+        return await self._invoke(STORE, "exists", encode_bucket_key(_text(bucket), _text(key)), decode_truth_result)
+
+    async def list_keys(self, bucket: str | bytes, cursor: int | None = None) -> KeyResponse:
+        """A page of keys, as bytes, from the cursor on; and the cursor of the next page, None where no key is left."""
+        return await self._invoke(STORE, "list-keys", encode_list_keys(_text(bucket), cursor), decode_key_response)
+
+    async def keys(self, bucket: str | bytes) -> AsyncIterator[str]:
+        """All keys of a bucket, in the provider's order. Ours gives each that is there for the whole walk exactly once."""
+        cursor: int | None = None
+        while True:
+            page = await self.list_keys(bucket, cursor)
+            for key in page.keys:
+                yield key.decode()
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def increment(self, bucket: str | bytes, key: str | bytes, delta: int = 1) -> int:
+        """Add to the number that a key holds (0 where it is not there), and give the sum."""
+        params = encode_increment(_text(bucket), _text(key), delta)
+        return await self._invoke(ATOMICS, "increment", params, decode_increment_result)
+
+    async def get_many(self, bucket: str | bytes, keys: Iterable[str | bytes]) -> list[bytes | None]:
+        """The values in the order of the keys, None where one is not there."""
+        asked = list(map(_text, keys))
+        pairs = await self._invoke(BATCH, "get-many", encode_bucket_keys(_text(bucket), asked), decode_get_many_result)
+        values = dict(filter(None, pairs))
+        return list(map(values.get, asked))
+
+    async def set_many(self, bucket: str | bytes, entries: Mapping[str, bytes] | Mapping[bytes, bytes]) -> None:
+        """Store a value for each key. Ours stores all or, where one is refused, none."""
+        pairs = [(_text(key), value) for key, value in entries.items()]
+        await self._invoke(BATCH, "set-many", encode_set_many(_text(bucket), pairs), decode_unit_result)
+
+    async def delete_many(self, bucket: str | bytes, keys: Iterable[str | bytes]) -> None:
+        """Remove keys; no error where one is not there."""
+        params = encode_bucket_keys(_text(bucket), list(map(_text, keys)))
+        await self._invoke(BATCH, "delete-many", params, decode_unit_result)
+
+    async def _invoke(
+        self, instance: str, function: str, params: bytes, decode: Callable[[bytes, int, int], tuple[T, int]]
+    ) -> T:
+        if self._invoker is None:
+            raise RuntimeError("the client is not open: use `async with`, or `open`")
+        subject = invocation_subject(self.prefix, instance, function)
+        return await self._invoker.invoke(subject, params, decode, self.timeout_s)
+
+
+def _text(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
