@@ -29,7 +29,7 @@ from nats.aio.subscription import Subscription
 
 from keyvalue_provider.config.options import ProviderOptions
 from keyvalue_provider.config.sources import host_settings, resolve
-from keyvalue_transport.keyvalue.interface import STORE
+from keyvalue_transport.keyvalue.store import STORE
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.subjects import invocation_subject, params_subject, results_subject
 

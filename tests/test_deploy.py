@@ -15,7 +15,7 @@ import yaml
 
 from keyvalue_engine import Store
 from keyvalue_provider.config.options import LinkOptions, ProviderOptions
-from keyvalue_transport.wrpc.handler import OUTCOMES
+from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from tests.conftest import options_of
 from tests.provider.observe.test_metrics import Pieces, promtool
 

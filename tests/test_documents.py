@@ -17,7 +17,7 @@ from keyvalue_provider.config.options import (
     StandaloneOptions,
 )
 from keyvalue_provider.watching.patterns import WATCH_OPTIONS
-from keyvalue_transport.wrpc.handler import OUTCOMES
+from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from tests.provider.observe.test_metrics import FUNCTIONS, Pieces
 
 ROOT = Path(__file__).parent.parent

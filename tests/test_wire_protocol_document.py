@@ -32,10 +32,17 @@ from keyvalue_transport.keyvalue.batch import (
     encode_get_many_result,
     encode_set_many,
 )
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import (
+    ParameterLimits,
+    decode_unit_result,
+    encode_bucket_key,
+    encode_error,
+    encode_unit_result,
+)
+from keyvalue_transport.keyvalue.store import (
     STORE,
     KeyResponse,
-    ParameterLimits,
     decode_delete,
     decode_exists,
     decode_get,
@@ -44,17 +51,13 @@ from keyvalue_transport.keyvalue.interface import (
     decode_list_keys,
     decode_set,
     decode_truth_result,
-    decode_unit_result,
-    encode_bucket_key,
-    encode_error,
     encode_get_result,
     encode_key_response,
     encode_list_keys,
     encode_set,
     encode_truth_result,
-    encode_unit_result,
+    store_handlers,
 )
-from keyvalue_transport.keyvalue.store import store_handlers
 from keyvalue_transport.keyvalue.watcher import (
     WATCHER,
     decode_nothing,
@@ -65,13 +68,7 @@ from keyvalue_transport.keyvalue.watcher import (
 )
 from keyvalue_transport.nats import connection
 from keyvalue_transport.wrpc.call import Call
-from keyvalue_transport.wrpc.errors import (
-    AccessDeniedError,
-    InterfaceError,
-    InvocationEndedError,
-    NoSuchStoreError,
-    OtherError,
-)
+from keyvalue_transport.wrpc.errors import InvocationEndedError
 from keyvalue_transport.wrpc.handler import ANONYMOUS
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send
 from keyvalue_transport.wrpc.subjects import invocation_subject
@@ -442,5 +439,5 @@ def test_tables_and_blocks_are_read() -> None:
 
 def test_errors_of_the_table_are_all_there_are() -> None:
     assert {type(error) for error in ERRORS.values()} == {
-        kind for kind in InterfaceError.__subclasses__() if kind.__module__ == "keyvalue_transport.wrpc.errors"
+        kind for kind in InterfaceError.__subclasses__() if kind.__module__ == "keyvalue_transport.keyvalue.errors"
     }

@@ -18,22 +18,14 @@ from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 import pytest
 
-from keyvalue_transport.keyvalue import interface as keyvalue
+from keyvalue_transport.keyvalue import errors, store
 from keyvalue_transport.keyvalue.atomics import ATOMICS, AtomicsInterface, atomics_handlers
 from keyvalue_transport.keyvalue.batch import BATCH, BatchInterface, batch_handlers
-from keyvalue_transport.keyvalue.interface import (
-    STORE,
-    KeyResponse,
-    ParameterLimits,
-    StoreInterface,
-    decode_unit_result,
-    encode_error,
-)
-from keyvalue_transport.keyvalue.store import store_handlers
+from keyvalue_transport.keyvalue.errors import InterfaceError
+from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_unit_result, encode_error
+from keyvalue_transport.keyvalue.store import STORE, KeyResponse, StoreInterface, store_handlers
 from keyvalue_transport.keyvalue.watcher import WATCHER, WatcherInterface, watcher_handlers
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc import errors
-from keyvalue_transport.wrpc.errors import InterfaceError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
 
 ROOT = Path(__file__).parent.parent
@@ -152,7 +144,7 @@ class Wit:
                 return tuple.__class_getitem__(tuple(map(self.annotation, types)))
             case {"record": _}:
                 name = self._types[int(type_)]["name"]
-                return getattr(keyvalue, "".join(map(str.capitalize, name.split("-"))), name)
+                return getattr(store, "".join(map(str.capitalize, name.split("-"))), name)
             case kind:
                 pytest.fail(f"no annotation is known for {kind}")
 
@@ -293,7 +285,7 @@ def _record_differences(wit: Wit, interface: dict[str, Any]) -> list[str]:
             case {"record": {"fields": fields}}:
                 record = wit.annotation(type_)
                 if isinstance(record, str):
-                    found.append(f"{name}: a record in wit/, no class of keyvalue_transport.keyvalue.interface")
+                    found.append(f"{name}: a record in wit/, no class of keyvalue_transport.keyvalue.store")
                     continue
                 here = [(key, _text(hint)) for key, hint in get_type_hints(record).items()]
                 there = [(_snake(field["name"]), _text(wit.annotation(field["type"]))) for field in fields]
@@ -377,7 +369,7 @@ def _error_differences(interface: dict[str, Any], wit: Wit) -> list[str]:
     there = {"".join(map(str.capitalize, case["name"].split("-"))) + "Error": case for case in cases}
     if here.keys() != there.keys():
         names = ", ".join(case["name"] for case in cases)
-        return [f"error: wit/ has the cases {names}, keyvalue_transport.wrpc.errors has {', '.join(sorted(here))}"]
+        return [f"error: wit/ has the cases {names}, keyvalue_transport.keyvalue.errors has {', '.join(sorted(here))}"]
     found = []
     for number, (class_name, case) in enumerate(there.items()):
         message = None if case["type"] is None else "сбой".encode()
@@ -550,7 +542,7 @@ LIST_KEYS = "list-keys: func(bucket: string, cursor: option<u64>) -> result<key-
             "failed(string)",
             [
                 "error: wit/ has the cases no-such-store, access-denied, failed, "
-                "keyvalue_transport.wrpc.errors has AccessDeniedError, NoSuchStoreError, OtherError"
+                "keyvalue_transport.keyvalue.errors has AccessDeniedError, NoSuchStoreError, OtherError"
             ],
             id="another case of error",
         ),

@@ -12,7 +12,7 @@ import time
 from bench.load.generator import MEASURE, Generator, LoadError, WrongAnswerError
 from bench.load.workload import KEY_BYTES, Load, result_sizes
 from bench.run.usage import cpu_ns
-from keyvalue_transport.keyvalue.interface import decode_key_response
+from keyvalue_transport.keyvalue.store import decode_key_response
 from keyvalue_transport.wrpc.errors import NeedMoreBytes, TransportError
 from keyvalue_transport.wrpc.values import read_unsigned
 

@@ -14,13 +14,8 @@ from typing import Literal, NamedTuple, get_args
 
 from keyvalue_transport.keyvalue.atomics import ATOMICS, encode_increment, encode_increment_result
 from keyvalue_transport.keyvalue.batch import BATCH, encode_bucket_keys, encode_get_many_result, encode_set_many
-from keyvalue_transport.keyvalue.interface import (
-    STORE,
-    encode_bucket_key,
-    encode_get_result,
-    encode_list_keys,
-    encode_set,
-)
+from keyvalue_transport.keyvalue.interface import encode_bucket_key
+from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_list_keys, encode_set
 from keyvalue_transport.wrpc.subjects import invocation_subject
 
 __all__ = [

@@ -27,8 +27,13 @@ from keyvalue_transport.keyvalue.batch import (
     encode_set_many,
 )
 from keyvalue_transport.keyvalue.interface import (
-    KeyResponse,
     ParameterLimits,
+    decode_unit_result,
+    encode_bucket_key,
+    encode_unit_result,
+)
+from keyvalue_transport.keyvalue.store import (
+    KeyResponse,
     decode_delete,
     decode_exists,
     decode_get,
@@ -37,14 +42,11 @@ from keyvalue_transport.keyvalue.interface import (
     decode_list_keys,
     decode_set,
     decode_truth_result,
-    decode_unit_result,
-    encode_bucket_key,
     encode_get_result,
     encode_key_response,
     encode_list_keys,
     encode_set,
     encode_truth_result,
-    encode_unit_result,
 )
 
 BUCKET = b"default"

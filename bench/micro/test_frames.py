@@ -20,8 +20,8 @@ from keyvalue_provider.keyvalue.service import Service
 from keyvalue_provider.observe.metrics import Durations
 from keyvalue_transport.keyvalue.atomics import atomics_handlers, atomics_tallies, encode_increment
 from keyvalue_transport.keyvalue.batch import BATCH, batch_handlers, batch_tallies, encode_bucket_keys, encode_set_many
-from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_list_keys, encode_set
-from keyvalue_transport.keyvalue.store import store_handlers, store_tallies
+from keyvalue_transport.keyvalue.interface import encode_bucket_key
+from keyvalue_transport.keyvalue.store import encode_list_keys, encode_set, store_handlers, store_tallies
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
 from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.wrpc.handler import Handler

@@ -22,8 +22,9 @@ from typing import Any, Self
 from bench.load.generator import LoadError, Outcome
 from bench.load.workload import LINK_NAME, SOURCE_ID, Load
 from bench.run.usage import children
+from keyvalue_transport.keyvalue.errors import InterfaceError
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.errors import InterfaceError, TransportError
+from keyvalue_transport.wrpc.errors import TransportError
 
 __all__ = [
     "ROOT",

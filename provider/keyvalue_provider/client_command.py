@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keyvalue_provider.config.user_files import read_credentials, read_nkey
-from keyvalue_transport.wrpc.errors import InterfaceError, NoProviderError, TransportError
+from keyvalue_transport.keyvalue.errors import InterfaceError
+from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
 
 if TYPE_CHECKING:
     from keyvalue_transport.nats.client import KeyValueClient

@@ -32,8 +32,7 @@ from keyvalue_provider.observe.metrics import Durations, Metrics
 from keyvalue_provider.watching.watchers import Watchers, WatchLimits
 from keyvalue_transport.keyvalue.atomics import ATOMICS, atomics_handlers, atomics_tallies
 from keyvalue_transport.keyvalue.batch import BATCH, batch_handlers, batch_tallies
-from keyvalue_transport.keyvalue.interface import STORE
-from keyvalue_transport.keyvalue.store import store_handlers, store_tallies
+from keyvalue_transport.keyvalue.store import STORE, store_handlers, store_tallies
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError

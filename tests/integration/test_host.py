@@ -26,7 +26,8 @@ from nats.aio.client import Client
 
 from keyvalue_provider.config.options import OPTIONS
 from keyvalue_provider.host.nkey_text import encode_public_key, encode_seed
-from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_get_result, encode_set, encode_unit_result
+from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_unit_result
+from keyvalue_transport.keyvalue.store import encode_get_result, encode_set
 from tests.conftest import (
     DEADLINE_S,
     HOST_CAPTURE,

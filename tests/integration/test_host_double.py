@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, OtherError
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.errors import AccessDeniedError, OtherError
 from tests.build import built_executable
 from tests.conftest import COMPONENT, DEADLINE_S, HOST_CAPTURE, PROVIDER, Connect, NatsServer, connecting, in_thread
 from tests.host_double import (

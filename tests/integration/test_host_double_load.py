@@ -20,9 +20,10 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from keyvalue_transport.keyvalue.interface import STORE, encode_set, encode_unit_result
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError
+from keyvalue_transport.keyvalue.interface import encode_unit_result
+from keyvalue_transport.keyvalue.store import STORE, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.errors import AccessDeniedError, InterfaceError, NoSuchStoreError
 from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import COMPONENT, DEADLINE_S, PROVIDER, Connect, NatsServer, RawInvocation, in_thread, settled
 from tests.host_double import PATIENCE_S, HostDouble, Hosted, Link, Secrets, written

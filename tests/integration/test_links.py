@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from tests.conftest import COMPONENT, DEADLINE_S, HOST_CAPTURE, Connect, Launch, NatsServer, Provider, connecting
 
 HEALTHY = {"healthy": True, "message": "serving"}

@@ -22,10 +22,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.observe.endpoint import CONNECTION_TIMEOUT_S, CONNECTIONS_MAX
-from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_get_result, encode_set, encode_unit_result
+from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
+from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_unit_result
+from keyvalue_transport.keyvalue.outcomes import OUTCOMES
+from keyvalue_transport.keyvalue.store import encode_get_result, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.errors import NoSuchStoreError, OtherError
-from keyvalue_transport.wrpc.handler import OUTCOMES
 from tests.conftest import DEADLINE_S, HOST_CAPTURE, Launch, NatsServer, Provider, RawInvocation, in_thread
 from tests.provider.observe.test_metrics import FUNCTIONS, PREFIX, Pieces
 

@@ -25,8 +25,9 @@ from nats.errors import NoRespondersError
 
 from keyvalue_transport.nats import connection as connection_module
 from keyvalue_transport.nats import server as server_module
-from keyvalue_transport.nats.client import Invoker, KeyValueClient
+from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message, redacted_url, split_urls
+from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.nats.subscriptions import AtOnce
 from keyvalue_transport.wrpc.errors import (

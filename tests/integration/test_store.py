@@ -10,16 +10,12 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from keyvalue_transport.keyvalue.interface import (
-    STORE,
-    encode_bucket_key,
-    encode_get_result,
-    encode_set,
-    encode_unit_result,
-)
+from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
+from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_unit_result
+from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
-from keyvalue_transport.wrpc.errors import InvocationEndedError, NoSuchStoreError, OtherError
+from keyvalue_transport.wrpc.errors import InvocationEndedError
 from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, RawInvocation
 

@@ -18,8 +18,8 @@ from nats.aio.client import Client
 
 from keyvalue_engine import Store
 from keyvalue_provider.keyvalue.service import Service
-from keyvalue_transport.keyvalue.interface import STORE, encode_bucket_key, encode_get_result, encode_set
-from keyvalue_transport.keyvalue.store import store_handlers
+from keyvalue_transport.keyvalue.interface import encode_bucket_key
+from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_set, store_handlers
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.direct.protocol import DirectProtocol

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from keyvalue_engine import Bucket, BucketOptions, Quota, Store
 from keyvalue_provider.config.options import READ_WRITE, LinkOptions, OptionError, ProviderOptions
 from keyvalue_provider.host.links import LinkDefinition, LinkKey, Links
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, NoSuchStoreError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
-from keyvalue_transport.wrpc.errors import AccessDeniedError, NoSuchStoreError
 from keyvalue_transport.wrpc.handler import ANONYMOUS
 
 __all__ = ["HANDLES_MAX", "Access", "Accesses"]

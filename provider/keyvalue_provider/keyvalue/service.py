@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from keyvalue_engine import NoSuchBucketError, Store, StoreError
 from keyvalue_provider.keyvalue.access import Accesses
-from keyvalue_transport.keyvalue.interface import KeyResponse
-from keyvalue_transport.wrpc.errors import NoSuchStoreError, OtherError
+from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
+from keyvalue_transport.keyvalue.store import KeyResponse
 from keyvalue_transport.wrpc.handler import Caller
 
 __all__ = ["Service"]

@@ -22,9 +22,9 @@ from prometheus_client.registry import Collector
 from keyvalue_engine import Store
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.watching.watchers import Watchers
+from keyvalue_transport.keyvalue.outcomes import NONE, OK, OUTCOMES, Tally
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.server import Server
-from keyvalue_transport.wrpc.handler import NONE, OK, OUTCOMES, Tally
 
 __all__ = ["DURATION_BOUNDS_S", "Durations", "Metrics"]
 

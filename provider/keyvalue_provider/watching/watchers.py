@@ -23,8 +23,8 @@ from keyvalue_provider.host.links import LinkDefinition, LinkKey, Links
 from keyvalue_provider.watching.patterns import WATCH_OPTIONS, Watch, observers
 from keyvalue_provider.watching.queue import Event, WatchCounts, WatchLimits, WatchQueue
 from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, encode_on_delete, encode_on_set
-from keyvalue_transport.nats.client import Invoker
 from keyvalue_transport.nats.connection import Connection
+from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
 from keyvalue_transport.wrpc.subjects import check_subject, invocation_subject
 

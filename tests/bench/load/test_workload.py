@@ -22,9 +22,9 @@ from bench.load.workload import BATCHES, COUNT_FROM, Function, Headers, Load, Sc
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_transport.keyvalue.atomics import decode_increment, decode_increment_result, encode_increment_result
 from keyvalue_transport.keyvalue.batch import decode_get_many, decode_get_many_result, decode_set_many
-from keyvalue_transport.keyvalue.interface import (
+from keyvalue_transport.keyvalue.interface import ParameterLimits
+from keyvalue_transport.keyvalue.store import (
     KeyResponse,
-    ParameterLimits,
     decode_get,
     decode_list_keys,
     decode_set,

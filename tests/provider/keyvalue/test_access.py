@@ -21,8 +21,8 @@ from keyvalue_provider.host.links import LinkDefinition, Links
 from keyvalue_provider.host.secret import Secret
 from keyvalue_provider.keyvalue.access import HANDLES_MAX, Accesses, Reach
 from keyvalue_provider.keyvalue.service import Service
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
-from keyvalue_transport.wrpc.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 from tests.conftest import options_of
 from tests.engine.clock import Clock

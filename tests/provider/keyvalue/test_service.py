@@ -9,8 +9,8 @@ import pytest
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_engine.shard import CROWD_KEYS_MAX
 from keyvalue_provider.keyvalue.service import Service
+from keyvalue_transport.keyvalue.errors import InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
-from keyvalue_transport.wrpc.errors import InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 
 LINKED = Caller("component", "default")

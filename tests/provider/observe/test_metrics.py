@@ -26,10 +26,10 @@ from keyvalue_provider.observe.metrics import DURATION_BOUNDS_S, Durations, Metr
 from keyvalue_provider.watching.watchers import Watchers, WatchLimits
 from keyvalue_transport.keyvalue.atomics import atomics_tallies
 from keyvalue_transport.keyvalue.batch import batch_tallies
+from keyvalue_transport.keyvalue.outcomes import FAILED, NONE, OK, OTHER, OUTCOMES, Tally
 from keyvalue_transport.keyvalue.store import store_tallies
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.server import Server
-from keyvalue_transport.wrpc.handler import FAILED, NONE, OK, OTHER, OUTCOMES, Tally
 
 FUNCTIONS = (
     *("get", "set", "delete", "exists", "list-keys"),

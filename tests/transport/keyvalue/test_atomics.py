@@ -24,19 +24,12 @@ from keyvalue_transport.keyvalue.atomics import (
     encode_increment,
     encode_increment_result,
 )
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits, encode_error
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.server import Server
-from keyvalue_transport.wrpc.errors import (
-    AccessDeniedError,
-    DecodeError,
-    InterfaceError,
-    LengthLimitError,
-    NeedMoreBytes,
-    NoSuchStoreError,
-    OtherError,
-)
+from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send, Step
 from keyvalue_transport.wrpc.values import U64_MAX, write_length

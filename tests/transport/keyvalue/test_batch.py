@@ -28,17 +28,10 @@ from keyvalue_transport.keyvalue.batch import (
     encode_get_many_result,
     encode_set_many,
 )
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_unit_result, encode_error, encode_unit_result
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.errors import (
-    AccessDeniedError,
-    DecodeError,
-    InterfaceError,
-    LengthLimitError,
-    NeedMoreBytes,
-    NoSuchStoreError,
-    OtherError,
-)
+from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step
 from keyvalue_transport.wrpc.values import write_length

@@ -15,10 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import (
+    ParameterLimits,
+    decode_unit_result,
+    encode_bucket_key,
+    encode_error,
+    encode_unit_result,
+)
+from keyvalue_transport.keyvalue.outcomes import OUTCOMES, Tally
+from keyvalue_transport.keyvalue.store import (
     STORE,
     KeyResponse,
-    ParameterLimits,
     StoreInterface,
     decode_delete,
     decode_exists,
@@ -28,27 +36,16 @@ from keyvalue_transport.keyvalue.interface import (
     decode_list_keys,
     decode_set,
     decode_truth_result,
-    decode_unit_result,
-    encode_bucket_key,
-    encode_error,
     encode_get_result,
     encode_key_response,
     encode_list_keys,
     encode_set,
     encode_truth_result,
-    encode_unit_result,
+    store_handlers,
+    store_tallies,
 )
-from keyvalue_transport.keyvalue.store import store_handlers, store_tallies
-from keyvalue_transport.wrpc.errors import (
-    AccessDeniedError,
-    DecodeError,
-    InterfaceError,
-    LengthLimitError,
-    NeedMoreBytes,
-    NoSuchStoreError,
-    OtherError,
-)
-from keyvalue_transport.wrpc.handler import ANONYMOUS, OUTCOMES, Answer, Caller, Handler, Tally, narrow
+from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler, narrow
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send, Step
 from keyvalue_transport.wrpc.values import U64_MAX, write_length
 from tests.invoking import invoke

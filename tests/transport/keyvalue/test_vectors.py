@@ -12,10 +12,17 @@ from xxhash import xxh3_64_intdigest
 
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.keyvalue.service import Service
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import (
+    ParameterLimits,
+    decode_unit_result,
+    encode_bucket_key,
+    encode_error,
+    encode_unit_result,
+)
+from keyvalue_transport.keyvalue.store import (
     STORE,
     KeyResponse,
-    ParameterLimits,
     decode_delete,
     decode_exists,
     decode_get,
@@ -24,27 +31,15 @@ from keyvalue_transport.keyvalue.interface import (
     decode_list_keys,
     decode_set,
     decode_truth_result,
-    decode_unit_result,
-    encode_bucket_key,
-    encode_error,
     encode_get_result,
     encode_key_response,
     encode_list_keys,
     encode_set,
     encode_truth_result,
-    encode_unit_result,
+    store_handlers,
 )
-from keyvalue_transport.keyvalue.store import store_handlers
 from keyvalue_transport.wrpc.call import Call
-from keyvalue_transport.wrpc.errors import (
-    AccessDeniedError,
-    DecodeError,
-    InterfaceError,
-    InvocationEndedError,
-    NeedMoreBytes,
-    NoSuchStoreError,
-    OtherError,
-)
+from keyvalue_transport.wrpc.errors import DecodeError, InvocationEndedError, NeedMoreBytes
 from keyvalue_transport.wrpc.handler import Answer, Caller, Handler
 from keyvalue_transport.wrpc.invocation import InvocationCounts, Invocations, Step
 from keyvalue_transport.wrpc.subjects import invocation_subject, params_token

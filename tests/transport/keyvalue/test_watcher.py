@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_unit_result
 from keyvalue_transport.keyvalue.watcher import (
     WATCHER,
@@ -23,7 +24,7 @@ from keyvalue_transport.keyvalue.watcher import (
     encode_on_set,
     watcher_handlers,
 )
-from keyvalue_transport.nats.client import Invoker
+from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import (
     DecodeError,
@@ -31,7 +32,6 @@ from keyvalue_transport.wrpc.errors import (
     LengthLimitError,
     NeedMoreBytes,
     NoProviderError,
-    OtherError,
 )
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step

@@ -9,25 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyvalue_transport.keyvalue.interface import (
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
+from keyvalue_transport.keyvalue.interface import encode_error
+from keyvalue_transport.keyvalue.store import (
     KeyResponse,
     decode_get_result,
     decode_key_response,
-    encode_error,
     encode_get_result,
     encode_key_response,
 )
 from keyvalue_transport.wrpc.call import Call
-from keyvalue_transport.wrpc.errors import (
-    AccessDeniedError,
-    DecodeError,
-    InterfaceError,
-    InvocationEndedError,
-    LengthLimitError,
-    NoProviderError,
-    NoSuchStoreError,
-    OtherError,
-)
+from keyvalue_transport.wrpc.errors import DecodeError, InvocationEndedError, LengthLimitError, NoProviderError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 from keyvalue_transport.wrpc.invocation import InvocationCounts, Invocations, Send
 from keyvalue_transport.wrpc.subjects import params_token
@@ -268,6 +260,19 @@ def test_a_limit_of_the_decoder_is_a_typed_error_at_once() -> None:
     invocation.result(b"\x04")
     assert isinstance(invocation.error, LengthLimitError)
     assert str(invocation.error) == "name in bytes: found 4, allowed 3"
+
+
+def test_whatever_else_a_decoder_raises_is_the_error_at_once() -> None:
+    """The core knows the errors of no interface; and a decoder's fault is told to the caller, who would else wait for its time-out."""
+
+    def decode(buffer: bytes, at: int, end: int) -> tuple[None, int]:
+        raise LookupError(buffer)
+
+    invocation = Call(SUBJECT, INBOX, b"", decode, 1024)
+    invocation.result(b"piece")
+    assert invocation.done
+    assert isinstance(invocation.error, LookupError)
+    assert invocation.error.args == (b"piece",)
 
 
 def test_it_can_be_told_that_it_failed() -> None:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_set, encode_set
+from keyvalue_transport.keyvalue.interface import ParameterLimits
+from keyvalue_transport.keyvalue.store import decode_set, encode_set
 from keyvalue_transport.wrpc.errors import DecodeError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step, Waiting

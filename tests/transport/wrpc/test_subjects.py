@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from keyvalue_transport.keyvalue.interface import STORE
+from keyvalue_transport.keyvalue.store import STORE
 from keyvalue_transport.wrpc import subjects
 from keyvalue_transport.wrpc.subjects import (
     PROTOCOL,

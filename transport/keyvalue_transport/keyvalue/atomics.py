@@ -18,7 +18,8 @@ from keyvalue_transport.keyvalue.interface import (
     read_bucket_and_key,
     read_ok,
 )
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, Tally, new_tally
+from keyvalue_transport.keyvalue.outcomes import Tally, new_tally
+from keyvalue_transport.wrpc.handler import Answer, Caller, Handler
 from keyvalue_transport.wrpc.values import U64_MAX, read_unsigned, write_length, write_unsigned
 
 __all__ = [

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+from keyvalue_transport.keyvalue.errors import InterfaceError, OtherError
 from keyvalue_transport.keyvalue.interface import (
     BUCKET,
     KEY,
@@ -27,8 +28,9 @@ from keyvalue_transport.keyvalue.interface import (
     read_ok,
     refused,
 )
-from keyvalue_transport.wrpc.errors import DecodeError, InterfaceError, LengthLimitError, NeedMoreBytes, OtherError
-from keyvalue_transport.wrpc.handler import FAILED, OK, Answer, Caller, Handler, NeedMoreElements, Tally, new_tally
+from keyvalue_transport.keyvalue.outcomes import FAILED, OK, Tally, new_tally
+from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
+from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, NeedMoreElements
 from keyvalue_transport.wrpc.values import (
     ONE_BYTE,
     check_text,

@@ -1,50 +1,213 @@
-"""Handlers of `wrpc:keyvalue/store`: its functions, called with parameters as they come, and answered with results as they leave.
+"""`wrpc:keyvalue/store`: parameters and results of its functions, both ways, and the handlers a server calls.
 
-`keyvalue_transport.keyvalue.interface` has the codec and the general handler. Those of get and set are written out, since they are called most, and can be
-narrowed to parameters that name the same bucket.
+    store.get        bucket: string, key: string                      -> result<option<list<u8>>, error>
+    store.set        bucket: string, key: string, value: list<u8>     -> result<_, error>
+    store.delete     bucket: string, key: string                      -> result<_, error>
+    store.exists     bucket: string, key: string                      -> result<bool, error>
+    store.list-keys  bucket: string, cursor: option<u64>              -> result<key-response, error>
+
+    key-response     record { keys: list<string>, cursor: option<u64> }
+
+The error, and what else all interfaces share, is in transport/keyvalue_transport/keyvalue/interface.py. The handlers of get and set are written
+out, since they are called most, and can be narrowed to parameters that name the same bucket.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
+from keyvalue_transport.keyvalue.errors import InterfaceError
 from keyvalue_transport.keyvalue.interface import (
+    BUCKET,
+    KEY,
     NEVER,
-    OK_NONE,
-    OK_SOME_SHORT,
     OK_UNIT,
     VALUE,
     ParameterLimits,
-    StoreInterface,
     Waited,
-    decode_delete,
-    decode_exists,
-    decode_list_keys,
-    encode_get_result,
-    encode_key_response,
-    encode_truth_result,
     encode_unit_result,
     function_handler,
     read_bucket_and_key,
+    read_ok,
     refused,
 )
-from keyvalue_transport.wrpc.errors import DecodeError, InterfaceError, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import (
-    FAILED,
-    NONE,
-    OK,
-    Answer,
-    Caller,
-    Handler,
-    Narrowed,
-    Tally,
-    narrowable,
-    new_tally,
+from keyvalue_transport.keyvalue.outcomes import FAILED, NONE, OK, Tally, new_tally
+from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
+from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, Narrowed, narrowable
+from keyvalue_transport.wrpc.values import (
+    ONE_BYTE,
+    U64_MAX,
+    read_bool,
+    read_bytes,
+    read_tag,
+    read_text,
+    read_unsigned,
+    write_length,
+    write_unsigned,
 )
-from keyvalue_transport.wrpc.values import read_bytes
 
-__all__ = ["store_handlers", "store_tallies"]
+__all__ = [
+    "STORE",
+    "KeyResponse",
+    "StoreInterface",
+    "decode_delete",
+    "decode_exists",
+    "decode_get",
+    "decode_get_result",
+    "decode_key_response",
+    "decode_list_keys",
+    "decode_set",
+    "decode_truth_result",
+    "encode_get_result",
+    "encode_key_response",
+    "encode_list_keys",
+    "encode_set",
+    "encode_truth_result",
+    "store_handlers",
+    "store_tallies",
+]
+
+#: The instance that serves `store`.
+STORE = "wrpc:keyvalue/store@0.2.0-draft"
+
+OK_NONE = b"\x00\x00"
+OK_SOME = b"\x00\x01"
+OK_SOME_SHORT = tuple(OK_SOME + length for length in ONE_BYTE)
+OK_FALSE = b"\x00\x00"
+OK_TRUE = b"\x00\x01"
+
+
+class KeyResponse(NamedTuple):
+    """A page of keys, and the cursor of the next page (None: no key is left)."""
+
+    keys: Sequence[bytes]
+    cursor: int | None
+
+
+class StoreInterface(Protocol):
+    """`wrpc:keyvalue/store`. Each function may be a coroutine function. Errors are raised: InterfaceError and its kinds."""
+
+    def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bytes | None]: ...
+
+    def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]: ...
+
+    def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]: ...
+
+    def exists(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bool]: ...
+
+    def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]: ...
+
+
+# Parameters. Decoders return them with the offset behind the last.
+
+
+def decode_get(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes], int]:
+    """Bucket and key."""
+    bucket, key, at = read_bucket_and_key(buffer, at, end, limits)
+    return (bucket, key), at
+
+
+decode_delete = decode_get
+decode_exists = decode_get
+
+
+def encode_set(bucket: bytes, key: bytes, value: bytes) -> bytes:
+    """Parameters of set."""
+    return b"".join((write_length(len(bucket)), bucket, write_length(len(key)), key, write_length(len(value)), value))
+
+
+def decode_set(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes, bytes], int]:
+    """Bucket, key and value."""
+    bucket, key, at = read_bucket_and_key(buffer, at, end, limits)
+    value, at = read_bytes(buffer, at, end, limits.value_bytes_max, VALUE)
+    return (bucket, key, value), at
+
+
+def encode_list_keys(bucket: bytes, cursor: int | None) -> bytes:
+    """Parameters of list-keys."""
+    return write_length(len(bucket)) + bucket + _write_cursor(cursor)
+
+
+def decode_list_keys(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, int | None], int]:
+    """Bucket and cursor."""
+    bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
+    cursor, at = _read_cursor(buffer, at, end)
+    return (bucket, cursor), at
+
+
+# Results. Decoders raise the interface's error where the result is one.
+
+
+def encode_get_result(value: bytes | None) -> bytes:
+    """result<option<list<u8>>, error> that is ok."""
+    if value is None:
+        return OK_NONE
+    return b"".join((OK_SOME, write_length(len(value)), value))
+
+
+def decode_get_result(buffer: bytes, at: int, end: int) -> tuple[bytes | None, int]:
+    """result<option<list<u8>>, error>."""
+    at = read_ok(buffer, at, end)
+    some, at = read_tag(buffer, at, end, 2, "an option")
+    if not some:
+        return None, at
+    return read_bytes(buffer, at, end, 2**32, VALUE)
+
+
+def encode_truth_result(truth: bool) -> bytes:
+    """result<bool, error> that is ok."""
+    return OK_TRUE if truth else OK_FALSE
+
+
+def decode_truth_result(buffer: bytes, at: int, end: int) -> tuple[bool, int]:
+    """result<bool, error>."""
+    return read_bool(buffer, read_ok(buffer, at, end), end)
+
+
+def encode_key_response(response: KeyResponse) -> bytes:
+    """result<key-response, error> that is ok."""
+    keys, cursor = response
+    parts = [OK_UNIT, write_length(len(keys))]
+    append = parts.append
+    for key in keys:  # pays: bench end-to-end list-keys
+        length = len(key)
+        append(ONE_BYTE[length] if length < 128 else write_length(length))
+        append(key)
+    append(_write_cursor(cursor))
+    return b"".join(parts)
+
+
+def decode_key_response(buffer: bytes, at: int, end: int) -> tuple[KeyResponse, int]:
+    """result<key-response, error>."""
+    at = read_ok(buffer, at, end)
+    count, at = read_unsigned(buffer, at, end, 32)
+    if at + count + 1 > end:  # a key takes at least its length, and the cursor its tag
+        raise NeedMoreBytes(at + count + 1)
+    keys = []
+    for _ in range(count):
+        key, at = read_text(buffer, at, end, 2**32, KEY)
+        keys.append(key)
+    cursor, at = _read_cursor(buffer, at, end)
+    return KeyResponse(keys, cursor), at
+
+
+def _write_cursor(cursor: int | None) -> bytes:
+    if cursor is None:
+        return b"\x00"
+    if not 0 <= cursor <= U64_MAX:
+        raise ValueError(f"cursor: found {cursor}, allowed 0 to 2**64 - 1")
+    return b"\x01" + write_unsigned(cursor)
+
+
+def _read_cursor(buffer: bytes, at: int, end: int) -> tuple[int | None, int]:
+    some, at = read_tag(buffer, at, end, 2, "an option")
+    if not some:
+        return None, at
+    return read_unsigned(buffer, at, end, 64)
+
+
+# Handlers.
 
 
 def store_tallies() -> dict[str, Tally]:

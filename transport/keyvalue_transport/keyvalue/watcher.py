@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 from typing import Protocol
 
-from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_get, decode_set, encode_bucket_key, encode_set
+from keyvalue_transport.keyvalue.interface import ParameterLimits, encode_bucket_key
+from keyvalue_transport.keyvalue.store import decode_delete, decode_set, encode_set
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError
 from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, drop_answer
 
@@ -48,7 +49,7 @@ decode_on_set = decode_set
 
 #: Parameters of on-delete: those of `store.delete`.
 encode_on_delete = encode_bucket_key
-decode_on_delete = decode_get
+decode_on_delete = decode_delete
 
 
 def decode_nothing(buffer: bytes, at: int, end: int) -> tuple[None, int]:

@@ -1,4 +1,4 @@
-"""Clients: `Invoker` calls any function over wRPC, `KeyValueClient` those of `wrpc:keyvalue`.
+"""The client of `wrpc:keyvalue`.
 
 async with KeyValueClient("nats://127.0.0.1:4222", "default.keyvalue-inmemory") as client:
     await client.set("bucket", "key", b"value")
@@ -8,153 +8,38 @@ async with KeyValueClient("nats://127.0.0.1:4222", "default.keyvalue-inmemory") 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from keyvalue_transport.keyvalue.atomics import ATOMICS, decode_increment_result, encode_increment
 from keyvalue_transport.keyvalue.batch import BATCH, decode_get_many_result, encode_bucket_keys, encode_set_many
-from keyvalue_transport.keyvalue.interface import (
+from keyvalue_transport.keyvalue.interface import decode_unit_result, encode_bucket_key
+from keyvalue_transport.keyvalue.store import (
     STORE,
     KeyResponse,
     decode_get_result,
     decode_key_response,
     decode_truth_result,
-    decode_unit_result,
-    encode_bucket_key,
     encode_list_keys,
     encode_set,
 )
-from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message, Subscription, split_urls
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions, split_urls
+from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.nats.tls import TlsOptions
-from keyvalue_transport.wrpc.call import Call
-from keyvalue_transport.wrpc.errors import InvocationTimeoutError, NoProviderError
 from keyvalue_transport.wrpc.subjects import check_subject, invocation_subject
 
-__all__ = ["Invoker", "KeyValueClient"]
+__all__ = ["KeyValueClient"]
 
 T = TypeVar("T")
-
-#: "NATS/1.0" and two line ends; each header adds its name, its value, ": " and a line end.
-HEADER_BLOCK_BYTES = 12
-HEADER_BYTES = 4
-CLOSE_TIMEOUT_S = 1.0
-STATUS = "Status"
-NO_RESPONDERS = "503"
-
-
-class Invoker:
-    """Invokes functions over a connection, any number at the same time. One inbox serves them all.
-
-    :param headers: sent with every invocation; a host sends `source-id` and `link-name`
-    """
-
-    def __init__(self, connection: Connection, headers: Mapping[str, str] | None = None) -> None:
-        self._connection = connection
-        self._inbox = connection.new_inbox()
-        self._headers = dict(headers) if headers else None
-        self._header_bytes = (
-            HEADER_BLOCK_BYTES
-            + sum(len(name.encode()) + len(value.encode()) + HEADER_BYTES for name, value in headers.items())
-            if headers
-            else 0
-        )
-        self._tokens = 0
-        self._calls: dict[str, _Pending] = {}
-        self._subscribing: asyncio.Task[Subscription] | None = None
-
-    async def close(self) -> None:
-        """Listen no more. Calls that wait run into their time-outs."""
-        subscribing, self._subscribing = self._subscribing, None
-        if subscribing is not None and subscribing.done() and subscribing.exception() is None:
-            await self._connection.drain([subscribing.result()], CLOSE_TIMEOUT_S)
-
-    async def invoke(
-        self,
-        subject: str,
-        params: bytes,
-        decode: Callable[[bytes, int, int], tuple[T, int]],
-        timeout_s: float,
-    ) -> T:
-        """The result of a function.
-
-        :raises InterfaceError: the result is an error of the interface
-        :raises NoProviderError: nobody listens on the subject
-        :raises InvocationTimeoutError: no whole result in time
-        :raises InvocationEndedError: the provider ended the invocation without one
-        :raises DecodeError: what came is no result of the function
-        :raises DisconnectedError: the parameters could not be sent
-        """
-        if self._subscribing is None or (self._subscribing.done() and self._subscribing.exception() is not None):
-            self._subscribing = asyncio.create_task(self._subscribe())
-        await asyncio.shield(self._subscribing)
-        self._tokens += 1
-        token = f"{self._tokens:x}"
-        connection = self._connection
-        call = Call(
-            subject, f"{self._inbox}.{token}", params, decode, connection.max_payload, header_bytes=self._header_bytes
-        )
-        pending = self._calls[token] = _Pending(call)
-        try:
-            async with asyncio.timeout(timeout_s):
-                first = call.start()
-                await connection.publish(first.subject, first.payload, first.reply, self._headers)
-                while not call.done:
-                    await pending.woken.wait()
-                    pending.woken.clear()
-                    await self._send_rest(pending)
-                await self._send_rest(pending)
-        except TimeoutError:
-            raise InvocationTimeoutError(f"{subject}: no result within {timeout_s:g} s") from None
-        finally:
-            del self._calls[token]
-        if call.error is not None:
-            raise call.error
-        return call.value  # type: ignore[return-value] # it is done, and without an error
-
-    async def _send_rest(self, pending: _Pending) -> None:
-        """What may be sent once the handshake is there: further pieces, and the closing message."""
-        inbox, pending.server_inbox = pending.server_inbox, ""
-        if inbox:
-            for send in pending.call.handshake(inbox):
-                await self._connection.publish(send.subject, send.payload)
-
-    async def _subscribe(self) -> Subscription:
-        return await self._connection.subscribe(f"{self._inbox}.>", self._on_message)
-
-    async def _on_message(self, message: Message) -> None:
-        token, _, part = message.subject[len(self._inbox) + 1 :].partition(".")
-        pending = self._calls.get(token)
-        if pending is None:
-            return
-        call = pending.call
-        if part == "results":
-            call.result(message.data)
-        elif message.reply:
-            pending.server_inbox = message.reply
-        elif message.headers and message.headers.get(STATUS) == NO_RESPONDERS:
-            call.fail(NoProviderError("nobody serves this function: is the provider running, and the prefix right?"))
-        if call.done or pending.server_inbox:
-            pending.woken.set()
-
-
-class _Pending:
-    """A call that waits: `woken` when it is done, or may go on sending to `server_inbox`."""
-
-    __slots__ = ("call", "server_inbox", "woken")
-
-    def __init__(self, call: Call[Any]) -> None:
-        self.call = call
-        self.server_inbox = ""
-        self.woken = asyncio.Event()
 
 
 class KeyValueClient:
     """A client of `wrpc:keyvalue`. A context manager; or `open` and `close` it.
 
-    Names and keys are str, or bytes of UTF-8; keys come back as str. All functions raise what `Invoker.invoke` raises, foremost
-    NoSuchStoreError, AccessDeniedError and OtherError; entering raises ConnectError, and ValueError where `tls` can't be used.
+    Names and keys are str, or bytes of UTF-8; keys come back as str. All functions raise InterfaceError and its kinds (NoSuchStoreError,
+    AccessDeniedError, OtherError) for what the provider answers, and what `Invoker.invoke` raises: TransportError and its kinds. Entering
+    raises ConnectError, and ValueError where `tls` can't be used.
 
     :param nats: one or more NATS URLs with commas between, or a Connection, which is then left open
     :param prefix: `{lattice}.{provider key}`

@@ -12,13 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from keyvalue_transport.wrpc.errors import (
-    DecodeError,
-    InterfaceError,
-    InvocationEndedError,
-    NeedMoreBytes,
-    TransportError,
-)
+from keyvalue_transport.wrpc.errors import DecodeError, InvocationEndedError, NeedMoreBytes
 from keyvalue_transport.wrpc.invocation import Send
 from keyvalue_transport.wrpc.subjects import params_subject
 
@@ -32,7 +26,7 @@ class Call(Generic[T]):
 
     :param inbox: R_c, the client's inbox of this invocation
     :param header_bytes: size of the header block that the first message carries
-    :param decode: reader of the result
+    :param decode: reader of the result. What it raises besides NeedMoreBytes becomes `error`: a DecodeError, or an error of its interface
     :param result_bytes_max: a result longer than this is refused
     """
 
@@ -102,7 +96,7 @@ class Call(Generic[T]):
         except NeedMoreBytes as more:
             self._pieces = [buffer]
             self._needed = more.end_min
-        except (InterfaceError, TransportError) as error:
+        except Exception as error:  # the caller of the invocation gets it raised
             self.fail(error)
         else:
             self.done = True

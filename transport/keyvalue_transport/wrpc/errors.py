@@ -1,6 +1,5 @@
-"""The errors of the transport, of three kinds that are never mixed.
+"""The errors of wRPC. They are never mixed with those of an interface, which are in band: typed, and part of a result.
 
-InterfaceError      the interface's own: in band, typed, part of a result. A handler raises one, a client gets one raised.
 TransportError      the peer's or the network's: this invocation has ended, or this connection.
 NeedMoreBytes       no error at all: a decoder's word that the value goes on.
 
@@ -10,46 +9,16 @@ Messages give what was found and what is allowed, and never a value or a secret.
 from __future__ import annotations
 
 __all__ = [
-    "AccessDeniedError",
     "ConnectError",
     "DecodeError",
     "DisconnectedError",
-    "InterfaceError",
     "InvocationEndedError",
     "InvocationTimeoutError",
     "LengthLimitError",
     "NeedMoreBytes",
     "NoProviderError",
-    "NoSuchStoreError",
-    "OtherError",
     "TransportError",
 ]
-
-
-class InterfaceError(Exception):
-    """`wrpc:keyvalue`'s variant `error`."""
-
-
-class NoSuchStoreError(InterfaceError):
-    """`no-such-store`: the bucket is not known."""
-
-    def __init__(self) -> None:
-        super().__init__("no such store")
-
-
-class AccessDeniedError(InterfaceError):
-    """`access-denied`: the caller may not do this."""
-
-    def __init__(self) -> None:
-        super().__init__("access denied")
-
-
-class OtherError(InterfaceError):
-    """`other(message)`: anything else, in words."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
 
 
 class TransportError(Exception):

@@ -8,25 +8,16 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
 
 __all__ = [
-    "ACCESS_DENIED",
     "ANONYMOUS",
-    "FAILED",
-    "NONE",
-    "NO_SUCH_STORE",
-    "OK",
-    "OTHER",
-    "OUTCOMES",
     "Answer",
     "Caller",
     "Handler",
     "Measure",
     "Narrowed",
     "NeedMoreElements",
-    "Tally",
     "drop_answer",
     "narrow",
     "narrowable",
-    "new_tally",
 ]
 
 T = TypeVar("T")
@@ -89,15 +80,3 @@ def drop_answer(answer: Awaitable[object]) -> None:
     drop = getattr(answer, "close", None) or getattr(answer, "cancel", None)
     if drop is not None:
         drop()
-
-
-#: How many calls of one function ended how: a list of counts, by OUTCOMES. A plain list, since each call adds to it.
-Tally: TypeAlias = list[int]
-
-OUTCOMES = ("ok", "none", "no_such_store", "access_denied", "other", "failed")
-OK, NONE, NO_SUCH_STORE, ACCESS_DENIED, OTHER, FAILED = range(len(OUTCOMES))
-
-
-def new_tally() -> Tally:
-    """A tally of no calls."""
-    return [0] * len(OUTCOMES)

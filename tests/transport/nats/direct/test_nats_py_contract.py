@@ -22,8 +22,7 @@ from nats.aio.transport import TcpTransport, Transport
 
 from keyvalue_engine import Store
 from keyvalue_provider.keyvalue.service import Service
-from keyvalue_transport.keyvalue.interface import STORE
-from keyvalue_transport.keyvalue.store import store_handlers
+from keyvalue_transport.keyvalue.store import STORE, store_handlers
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.direct import transport as direct_transport

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.keyvalue.service import Service
-from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_list_keys, encode_set
-from keyvalue_transport.keyvalue.store import store_handlers, store_tallies
+from keyvalue_transport.keyvalue.interface import encode_bucket_key
+from keyvalue_transport.keyvalue.outcomes import OUTCOMES
+from keyvalue_transport.keyvalue.store import encode_list_keys, encode_set, store_handlers, store_tallies
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
 from keyvalue_transport.nats.direct.routes import PARAMS, DirectRoutes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, OUTCOMES, Answer, Caller
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send, Waiting
 from tests.invoking import invoke
 from tests.transport.nats.direct.test_protocol import INBOX, NOBODY, Reader, Socket, cut, publications

@@ -17,8 +17,8 @@ from nats.aio.client import Client
 
 from keyvalue_engine import Store
 from keyvalue_provider.keyvalue.service import Service
-from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_get_result, encode_set
-from keyvalue_transport.keyvalue.store import store_handlers
+from keyvalue_transport.keyvalue.interface import encode_bucket_key
+from keyvalue_transport.keyvalue.store import encode_get_result, encode_set, store_handlers
 from keyvalue_transport.nats.direct.callers import CALLERS_MAX, parse_caller, traceparent_of
 from keyvalue_transport.nats.direct.protocol import LINE_BYTES_MAX, OUTPUT_BYTES, DirectProtocol
 from keyvalue_transport.nats.direct.read_flow import ReadFlow
