@@ -42,8 +42,16 @@ PACKAGES = {ENGINE: "engine", TRANSPORT: "transport", PROVIDER: "provider", "ben
 #: A module belongs to the room with the longest name that its own begins with.
 ROOMS = {
     ENGINE: Room(libraries=frozenset({"msgpack", "sortedcontainers", "xxhash"}), never=frozenset({"asyncio"})),
-    # The package's own module gives KeyValueClient to whoever asks for it.
-    TRANSPORT: Room(frozenset({f"{TRANSPORT}.nats.client"})),
+    # The package's own module names what a caller of a provider needs, and imports it when it is asked for.
+    TRANSPORT: Room(
+        frozenset(
+            f"{TRANSPORT}.{module}"
+            for module in (
+                *("keyvalue.errors", "keyvalue.store", "wrpc.errors"),
+                *("nats.client", "nats.connection", "nats.tls"),
+            )
+        )
+    ),
     f"{TRANSPORT}.wrpc": Room(without_io=True),
     f"{TRANSPORT}.keyvalue": Room(frozenset({f"{TRANSPORT}.wrpc"}), without_io=True),
     f"{TRANSPORT}.nats": Room(frozenset({f"{TRANSPORT}.wrpc", f"{TRANSPORT}.nats"})),
@@ -221,6 +229,12 @@ def opened_at_import(module: Module) -> Iterator[str]:
 def test_imports_are_those_of_the_table() -> None:
     faults = import_faults(ROOT, declared_libraries(ROOT / "pyproject.toml"))
     assert not faults, "\n".join(faults)
+
+
+def test_the_transport_knows_no_program() -> None:
+    paths = [*(ROOT / "transport").rglob("*.py")]
+    assert paths
+    assert not [path for path in paths if "keyvalue-inmemory" in path.read_text()]
 
 
 def test_nothing_is_opened_or_started_by_an_import() -> None:

@@ -2,4 +2,85 @@
 
 Bytes flow values → keyvalue (codec) → invocation (the server's state machine) or call (the client's), all without I/O; connection,
 server and client are the shell around them that speaks NATS through nats-py.
+
+    wrpc/      wRPC without I/O
+    keyvalue/  the interface `wrpc:keyvalue`, without I/O
+    nats/      both over NATS
+
+A program that calls a provider needs only the names below. Each is imported when it is first asked for: `wrpc/` and `keyvalue/` can be
+used without loading nats-py.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
+    from keyvalue_transport.keyvalue.store import KeyResponse
+    from keyvalue_transport.nats.client import KeyValueClient
+    from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+    from keyvalue_transport.nats.tls import TlsOptions
+    from keyvalue_transport.wrpc.errors import (
+        ConnectError,
+        DecodeError,
+        DisconnectedError,
+        InvocationEndedError,
+        InvocationTimeoutError,
+        NoProviderError,
+        TransportError,
+    )
+
+__all__ = [
+    "AccessDeniedError",
+    "ConnectError",
+    "Connection",
+    "ConnectionOptions",
+    "DecodeError",
+    "DisconnectedError",
+    "InterfaceError",
+    "InvocationEndedError",
+    "InvocationTimeoutError",
+    "KeyResponse",
+    "KeyValueClient",
+    "NoProviderError",
+    "NoSuchStoreError",
+    "OtherError",
+    "TlsOptions",
+    "TransportError",
+]
+
+#: The module of each name.
+_MODULES = {
+    "AccessDeniedError": "keyvalue.errors",
+    "ConnectError": "wrpc.errors",
+    "Connection": "nats.connection",
+    "ConnectionOptions": "nats.connection",
+    "DecodeError": "wrpc.errors",
+    "DisconnectedError": "wrpc.errors",
+    "InterfaceError": "keyvalue.errors",
+    "InvocationEndedError": "wrpc.errors",
+    "InvocationTimeoutError": "wrpc.errors",
+    "KeyResponse": "keyvalue.store",
+    "KeyValueClient": "nats.client",
+    "NoProviderError": "wrpc.errors",
+    "NoSuchStoreError": "keyvalue.errors",
+    "OtherError": "keyvalue.errors",
+    "TlsOptions": "nats.tls",
+    "TransportError": "wrpc.errors",
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take any name
+
+    def __getattr__(name: str) -> object:
+        """Import a name of `__all__` from its module (PEP 562)."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the names that can be imported."""
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """The client of `wrpc:keyvalue`.
 
-async with KeyValueClient("nats://127.0.0.1:4222", "default.keyvalue-inmemory") as client:
+async with KeyValueClient("nats://127.0.0.1:4222", "default.kv") as client:
     await client.set("bucket", "key", b"value")
     async for key in client.keys("bucket"):
         ...

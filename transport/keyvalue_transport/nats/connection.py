@@ -53,6 +53,7 @@ class ConnectionOptions:
     """Where and as whom to connect. Secrets do not show in `repr`.
 
     :param urls: as `split_urls` gives them, with user and password or a token in them; a `tls://` URL requires TLS of all
+    :param name: what the server's lists of connections show; none unless given
     :param user_jwt: with `user_seed`, a decentralized user; a seed alone is an nkey user
     :param open_timeout_s: for `Connection.open` in all, over all attempts
     :param path: direct (`keyvalue_transport.nats.direct.protocol`), where the installed nats-py is known to it, or plain
@@ -60,7 +61,7 @@ class ConnectionOptions:
     """
 
     urls: tuple[str, ...] = field(repr=False)
-    name: str = "keyvalue-inmemory"
+    name: str = ""
     user_jwt: str = field(default="", repr=False)
     user_seed: str = field(default="", repr=False)
     open_timeout_s: float = 10.0
@@ -305,7 +306,7 @@ class Connection:
             client.connect(
                 servers=list(map(without_login, options.urls)),
                 tls=self._tls,
-                name=options.name,
+                name=options.name or None,
                 error_cb=self._on_error,
                 disconnected_cb=self._on_disconnected,
                 reconnected_cb=self._on_reconnected,
