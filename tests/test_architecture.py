@@ -58,9 +58,11 @@ ROOMS = {
     # The client is the one module of the room that knows the interface.
     f"{TRANSPORT}.nats.client": Room(frozenset({f"{TRANSPORT}.{room}" for room in ("wrpc", "keyvalue", "nats")})),
     # The modules that know nats-py.
-    f"{TRANSPORT}.nats.connection": Room(
+    f"{TRANSPORT}.nats.connection": Room(frozenset({f"{TRANSPORT}.wrpc", f"{TRANSPORT}.nats"}), frozenset({"nats"})),
+    f"{TRANSPORT}.nats.opening": Room(
         frozenset({f"{TRANSPORT}.wrpc", f"{TRANSPORT}.nats"}), frozenset({"nats", "nkeys"})
     ),
+    f"{TRANSPORT}.nats.nats_py_errors": Room(frozenset({f"{TRANSPORT}.nats"}), frozenset({"nats"})),
     f"{TRANSPORT}.nats.direct.transport": Room(frozenset({f"{TRANSPORT}.nats"}), frozenset({"nats"})),
     f"{PROVIDER}.host": Room(
         frozenset({f"{TRANSPORT}.nats.connection", f"{TRANSPORT}.wrpc.errors", f"{TRANSPORT}.wrpc.subjects"}),
@@ -338,7 +340,8 @@ def test_an_edge_too_many_is_found(tmp_path: Path, module: str, source: str, fau
         (f"{E}.a", f"import os, xxhash\nfrom {E}.store import Store\nfrom . import store"),
         (f"{T}.wrpc.a", f"import re\nfrom {T}.wrpc.a import read_bool\nfrom . import a"),
         (f"{T}.keyvalue.a", f"from {T}.wrpc.a import read_bool"),
-        (f"{T}.nats.connection", "import asyncio, nats.errors, nkeys"),
+        (f"{T}.nats.connection", "import asyncio, nats.errors"),
+        (f"{T}.nats.opening", "import asyncio, nats.errors, nkeys"),
         (f"{T}.nats.direct.a", f"import asyncio\nfrom {T}.wrpc.a import read_bool\nimport {T}.nats.connection"),
         (f"{T}.nats.client", f"from {T}.keyvalue.a import encode\nfrom . import connection"),
         (f"{P}.host.a", f"import nacl\nfrom {T}.nats.connection import Connection"),

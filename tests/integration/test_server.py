@@ -24,6 +24,7 @@ from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 
 from keyvalue_transport.nats import connection as connection_module
+from keyvalue_transport.nats import opening as opening_module
 from keyvalue_transport.nats import server as server_module
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message, redacted_url, split_urls
@@ -1117,7 +1118,7 @@ async def test_nothing_goes_on_after_close(
     new_nats_server: Callable[[], NatsServer], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """nats-py's reconnecting can swallow a cancellation that comes as an attempt fails; it must not go on for ever."""
-    monkeypatch.setattr(connection_module, "RECONNECT_WAIT_S", 0)
+    monkeypatch.setattr(opening_module, "RECONNECT_WAIT_S", 0)
     server = new_nats_server()
     before = asyncio.all_tasks()
     connections = [await Connection.open(ConnectionOptions((server.url,), path=path)) for _ in range(20)]

@@ -1,8 +1,17 @@
-"""The NATS connection: the one place that uses nats-py's client, and translates its errors.
+"""The NATS connection: it uses nats-py's client, outlives it, and translates its errors.
 
 nats-py does connect, credentials, reconnect and the parsing of frames. This adds what a process that runs for months needs: it opens within a
 bounded time or says why not, reconnects for ever, comes back also where nats-py gives up for good (it closes the client at most errors that
 a server sends), tells the log once when the connection is lost and once when it is back, and reports what had to be dropped.
+
+                   connected            lost, told once
+    NEW ──> OPENING ───────> CONNECTED ─────────────────> AWAY     nats-py reconnects its client, for ever
+               │                 ^  ^                     │  │
+               │ ConnectError    │  └── back, told once ──┘  │ nats-py has given its client up
+               v                 │                           v
+            CLOSED               └──── back, told once ── REOPENING   another client connects, for ever, and carries what is subscribed
+
+`close` leads to CLOSED from everywhere, and nothing leads out of it.
 """
 
 from __future__ import annotations
@@ -11,19 +20,18 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from inspect import signature
+from enum import Enum, auto
 from typing import Any
 
 import nats.errors
-import nkeys
-from nats.aio.client import Client, RawCredentials
+from nats.aio.client import Client
 
 from keyvalue_transport.nats.direct.routes import DirectRoutes
-from keyvalue_transport.nats.direct.transport import DirectTransport, direct_path_unknown
+from keyvalue_transport.nats.direct.transport import direct_path_unknown
+from keyvalue_transport.nats.nats_py_errors import Kind, kind_of, refusal_of, text_of
+from keyvalue_transport.nats.opening import RECONNECT_WAIT_S, ClientEvents, ConnectionOptions, Opening, close_client
 from keyvalue_transport.nats.subscriptions import AtOnce, Callback, Message, Subscription
-from keyvalue_transport.nats.tls import TlsOptions, tls_refusal
-from keyvalue_transport.nats.urls import login_of, redacted_url, requires_tls, split_urls, without_login
+from keyvalue_transport.nats.urls import login_of, redacted_url, split_urls
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 from keyvalue_transport.wrpc.handler import Handler
 
@@ -31,43 +39,22 @@ __all__ = ["Connection", "ConnectionOptions", "Message", "Subscription", "redact
 
 log = logging.getLogger(__name__)
 
-ATTEMPT_TIMEOUT_S = 2
-RECONNECT_WAIT_S = 0.5
-PING_INTERVAL_S = 20
-PINGS_UNANSWERED_MAX = 2
-#: For writing what waits when the connection is closed.
-CLOSE_TIMEOUT_S = 0.5
 FLUSH_TIMEOUT_S = 10.0
 FLUSH_ABANDONED_S = 3600
-#: Bytes that may wait to be written before `publish` waits, and all that is kept while the server is away.
-WRITE_BUFFER_BYTES = 2 * 1024 * 1024
-#: Subjects are checked where they come in, or stood in a message: to do so again costs 6 % of a call on the plain path.
-NO_SUBJECT_CHECK = "skip_subject_validation"
 #: Of one subscription, received and not yet handled. What passes this is dropped, and told to `on_drop`.
 PENDING_MESSAGES_MAX = 65_536
 PENDING_BYTES_MAX = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionOptions:
-    """Where and as whom to connect. Secrets do not show in `repr`.
+class State(Enum):
+    """Where a connection is in its life; the diagram is at the top."""
 
-    :param urls: as `split_urls` gives them, with user and password or a token in them; a `tls://` URL requires TLS of all
-    :param name: what the server's lists of connections show; none unless given
-    :param user_jwt: with `user_seed`, a decentralized user; a seed alone is an nkey user
-    :param open_timeout_s: for `Connection.open` in all, over all attempts
-    :param path: direct (`keyvalue_transport.nats.direct.protocol`), where the installed nats-py is known to it, or plain
-    :param tls: unless None TLS is required, as by a `tls://` URL; the certificates are read once
-    """
-
-    urls: tuple[str, ...] = field(repr=False)
-    name: str = ""
-    user_jwt: str = field(default="", repr=False)
-    user_seed: str = field(default="", repr=False)
-    open_timeout_s: float = 10.0
-    inbox_prefix: str = "_INBOX"
-    path: str = "direct"
-    tls: TlsOptions | None = None
+    NEW = auto()
+    OPENING = auto()
+    CONNECTED = auto()
+    AWAY = auto()
+    REOPENING = auto()
+    CLOSED = auto()
 
 
 class Connection:
@@ -79,11 +66,10 @@ class Connection:
 
     def __init__(self, options: ConnectionOptions) -> None:
         self.options = options
-        self._login = login_of(options.urls)
-        self._tls = None if options.tls is None else options.tls.context()
-        self._tls_required = options.tls is not None or requires_tls(options.urls)
-        unknown = direct_path_unknown() if options.path == "direct" or self._tls_required else None
-        if unknown is not None and self._tls_required:
+        login_of(options.urls)  # says what is wrong with it
+        self._tls_context = None if options.tls is None else options.tls.context()
+        unknown = direct_path_unknown() if options.path == "direct" or options.tls_required else None
+        if unknown is not None and options.tls_required:
             raise ConnectError(
                 f"{unknown}: TLS is required, and only with these it is sure that nothing is sent in clear"
             )
@@ -94,16 +80,12 @@ class Connection:
         self.dropped = 0  # messages that came faster than they were handled
         self.on_reconnected: Callable[[], None] | None = None  # told each time that the connection is back
         self.refusal: str | None = None  # the last subject that the server does not permit
+        self._state = State.NEW
         self._client = Client()
         self._subscriptions: list[Subscription] = []
-        self._opening: asyncio.Future[str] | None = None  # while `_connect` runs; why no further attempt makes sense
-        self._tls_refusals = 0  # while `_connect` runs
         self._flushing: set[asyncio.Task[None]] = set()
-        self._closing = False
-        self._away = False
-        self._reopening: asyncio.Task[None] | None = None
-        self._last_error: BaseException | None = None
-        self._told: str | None = None  # while away, the refusal that was logged
+        self._reopening: asyncio.Task[None] | None = None  # of the state REOPENING
+        self._told: str | None = None  # of the states AWAY and REOPENING: the refusal that was logged last
 
     @classmethod
     async def open(cls, options: ConnectionOptions) -> Connection:
@@ -113,7 +95,13 @@ class Connection:
         :raises ValueError: what a certificate of the options is read from can't be used
         """
         connection = cls(options)
-        await connection._connect()
+        connection._state = State.OPENING
+        try:
+            await connection._new_opening(first=True).run()
+        except BaseException:
+            connection._state = State.CLOSED
+            raise
+        connection._state = State.CONNECTED
         return connection
 
     @property
@@ -153,7 +141,7 @@ class Connection:
         try:
             await self._client.publish(subject, payload, reply, None if headers is None else dict(headers))
         except (nats.errors.Error, OSError) as error:
-            raise DisconnectedError(f"a message of {len(payload)} bytes was not sent: {_text(error)}") from error
+            raise DisconnectedError(f"a message of {len(payload)} bytes was not sent: {text_of(error)}") from error
 
     async def publish_all(self, messages: Sequence[tuple[str, bytes, str]]) -> int:
         """Send messages (subject, payload, reply) in order, without headers, as `publish` does; how many bytes their payloads have.
@@ -169,7 +157,7 @@ class Connection:
                 sent_bytes += len(payload)
         except (nats.errors.Error, OSError) as error:
             unsent = len(messages) - sent
-            raise DisconnectedError(f"{unsent} messages were not sent: {_text(error)}", unsent) from error
+            raise DisconnectedError(f"{unsent} messages were not sent: {text_of(error)}", unsent) from error
         return sent_bytes
 
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
@@ -183,7 +171,7 @@ class Connection:
         except (nats.errors.TimeoutError, nats.errors.NoRespondersError) as error:
             raise TimeoutError(f"no answer to {subject}") from error
         except (nats.errors.Error, OSError) as error:
-            raise DisconnectedError(_text(error)) from error
+            raise DisconnectedError(text_of(error)) from error
         return reply.data
 
     async def subscribe(
@@ -254,7 +242,7 @@ class Connection:
             raise DisconnectedError(f"the NATS server did not answer within {timeout_s:g} s")
         error = None if flushing.cancelled() else flushing.exception()
         if error is not None:
-            raise DisconnectedError(_text(error)) from error
+            raise DisconnectedError(text_of(error)) from error
 
     def _flushed(self, flushing: asyncio.Task[None]) -> None:
         self._flushing.discard(flushing)
@@ -268,92 +256,24 @@ class Connection:
 
     async def close(self) -> None:
         """Write what waits, and close. The connection is of no use after it."""
-        self._closing = True
+        self._state = State.CLOSED
         if self._reopening is not None:
             self._reopening.cancel()
         await self._close_client()
 
     async def _close_client(self) -> None:
-        # In a task of its own: nats-py may wait for a future that a task of its own has cancelled.
         for flushing in self._flushing:
             flushing.cancel()
-        closing = asyncio.create_task(self._client.close())
-        await asyncio.wait((closing,), timeout=CLOSE_TIMEOUT_S)
-        if not closing.done():
-            closing.cancel()
-        elif not closing.cancelled() and (error := closing.exception()) is not None:
-            # As when the server is away, and nats-py writes all the same; when it never began to connect, which it asserts;
-            # and before 2.12 when there is nothing to close.
-            log.debug("NATS: at the close: %r", error)
+        await close_client(self._client)
 
-    async def _connect(self) -> None:
-        """A client that is connected; from then on nats-py reconnects it for ever."""
-        options = self.options
-        credentials = self._credentials()
-        self._tls_refusals = 0
-        self._opening = asyncio.get_running_loop().create_future()
-        self._client = client = Client()
+    def _new_opening(self, first: bool) -> Opening:
+        """Put a new client in the place of the one there is, if any."""
+        events = ClientEvents(self._on_error, self._on_disconnected, self._on_reconnected, self._on_closed)
+        opening = Opening(self.options, self._tls_context, self.direct, events, first)
+        self._client = opening.client
         if self.direct is not None:
             self.direct.clear()
-        if self.direct is not None or self._tls_required:
-            has_certificate = options.tls is not None and bool(options.tls.certificate)
-            client._transport = DirectTransport(self.direct, self._tls_required, has_certificate)
-        # The public options take whole numbers of seconds by their types, and any number by what nats-py does with them.
-        more: dict[str, Any] = {"connect_timeout": ATTEMPT_TIMEOUT_S, "reconnect_time_wait": RECONNECT_WAIT_S}
-        if NO_SUBJECT_CHECK in signature(Client.connect).parameters:  # in nats-py from 2.15 on
-            more[NO_SUBJECT_CHECK] = True
-        connecting = asyncio.create_task(
-            client.connect(
-                servers=list(map(without_login, options.urls)),
-                tls=self._tls,
-                name=options.name or None,
-                error_cb=self._on_error,
-                disconnected_cb=self._on_disconnected,
-                reconnected_cb=self._on_reconnected,
-                closed_cb=self._on_closed,
-                max_reconnect_attempts=-1,
-                ping_interval=PING_INTERVAL_S,
-                max_outstanding_pings=PINGS_UNANSWERED_MAX,
-                pending_size=WRITE_BUFFER_BYTES,
-                inbox_prefix=options.inbox_prefix,
-                **more,
-                **credentials,
-            )
-        )
-        try:
-            await asyncio.wait(
-                (connecting, self._opening), timeout=options.open_timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if client.is_connected and connecting.done():
-                return
-            error = connecting.exception() if connecting.done() else self._last_error
-            servers = ", ".join(redacted_url(url) for url in options.urls)
-            if self._opening.done():
-                raise ConnectError(f"{servers}: {self._opening.result()}")
-            if connecting.done():
-                raise ConnectError(f"{servers}: could not connect: {_text(error)}")
-            raise ConnectError(f"{servers}: no NATS server reached within {options.open_timeout_s:g} s: {_text(error)}")
-        finally:
-            if not client.is_connected:
-                if not self._opening.done():
-                    self._opening.cancel()
-                while not connecting.done():  # nats-py swallows a cancellation here and there
-                    connecting.cancel()
-                    await asyncio.wait((connecting,), timeout=0.05)
-                await self._close_client()
-            self._opening = None
-
-    def _credentials(self) -> dict[str, Any]:
-        """As whom to connect, in nats-py's options."""
-        options = self.options
-        credentials: dict[str, Any] = dict(self._login)
-        if options.user_seed:
-            _check_seed(options.user_seed)
-        if options.user_seed and options.user_jwt:
-            credentials["user_credentials"] = RawCredentials(_credentials_file(options.user_jwt, options.user_seed))
-        elif options.user_seed:
-            credentials["nkeys_seed_str"] = options.user_seed
-        return credentials
+        return opening
 
     async def _carry(self, subscription: Subscription) -> None:
         take = subscription.take
@@ -367,48 +287,40 @@ class Connection:
                 pending_bytes_limit=PENDING_BYTES_MAX,
             )
         except (nats.errors.Error, OSError) as error:
-            raise DisconnectedError(f"{subscription.subject}: not subscribed: {_text(error)}") from error
+            raise DisconnectedError(f"{subscription.subject}: not subscribed: {text_of(error)}") from error
         if self.direct is not None and subscription.route is not None:
             self.direct.add(subscription.carried._id, subscription.route)
 
     # Callbacks of nats-py, which wants coroutine functions.
 
     async def _on_error(self, error: Exception) -> None:
-        if self._closing:
+        if self._state is State.CLOSED:
             # nats-py's reconnecting swallows a cancellation that comes as an attempt fails, and would go on for ever.
             raise asyncio.CancelledError
         if isinstance(error, nats.errors.SlowConsumerError):
-            self.dropped += 1
-            for subscription in self._subscriptions:
-                if subscription.carried is error.sub and subscription.on_drop is not None and error.reply:
-                    await subscription.on_drop(error.reply)
+            await self._drop(error)
             return
-        text = _text(error)
-        if self._opening is not None:
-            if self._opening.done():
-                return  # the attempts were given up, and why is told
-            refusal, tls_refused = _refusal(error), tls_refusal(error) is not None
-            self._tls_refusals += tls_refused
-            if refusal is not None and (not tls_refused or self._tls_refusals >= len(self.options.urls)):
-                self._opening.set_result(refusal)
-                if self._away:
-                    self._tell(refusal)
-            elif self._last_error is None:
-                log.warning("NATS: %s; trying again for up to %g s", text, self.options.open_timeout_s)
-            self._last_error = error
-        elif "permissions violation for subscription" in text.lower():
+        kind, text = kind_of(error), text_of(error)
+        if kind is Kind.SUBSCRIPTION_DENIED:
             self.refusal = text
             log.error("NATS: %s", text)
-        elif "permissions violation" in text.lower():
+        elif kind is Kind.PUBLISH_DENIED:
             log.debug("NATS: %s", text)  # of a reply subject, which a caller has named
-        elif self._away and (refusal := _refusal(error)) is not None:
+        elif self._state is not State.CONNECTED and (refusal := refusal_of(error)) is not None:
             self._tell(refusal)
-        elif self._away or isinstance(error, nats.errors.UnexpectedEOF):
+        elif self._state is not State.CONNECTED or kind is Kind.STREAM_ENDED:
             log.debug("NATS: %s", text)  # at each attempt to reconnect; what the end of the stream means is told once
-        elif isinstance(error, nats.errors.Error | OSError | asyncio.TimeoutError):
+        elif kind is Kind.CONNECTION:
             log.warning("NATS: %s", text)
         else:
             log.error("a message was not handled", exc_info=error)  # what a subscription's callback raised
+
+    async def _drop(self, error: nats.errors.SlowConsumerError) -> None:
+        """Count a message that came faster than messages are handled, and tell its subscription."""
+        self.dropped += 1
+        for subscription in self._subscriptions:
+            if subscription.carried is error.sub and subscription.on_drop is not None and error.reply:
+                await subscription.on_drop(error.reply)
 
     def _tell(self, refusal: str) -> None:
         """Why nobody takes us back: once while it is the same."""
@@ -419,74 +331,45 @@ class Connection:
             log.warning("NATS: %s; reconnecting goes on", refusal)
 
     async def _on_disconnected(self) -> None:
-        if self._opening is None and not self._closing and not self._away:
-            self._away = True
+        if self._state is State.CONNECTED:
+            self._state = State.AWAY
             log.warning("NATS: the connection is lost; reconnecting for as long as it takes")
 
     async def _on_reconnected(self) -> None:
-        self._away = False
+        if self._state in (State.AWAY, State.CONNECTED):
+            self._note_back()
+
+    async def _on_closed(self) -> None:
+        if self._state in (State.AWAY, State.CONNECTED):
+            self._state = State.REOPENING
+            self._reopening = asyncio.create_task(self._reopen())
+
+    async def _reopen(self) -> None:
+        """nats-py has given up the client for an error that the server sent: go on with another."""
+        while True:
+            opening = self._new_opening(first=False)
+            try:
+                await opening.run()
+                for subscription in tuple(self._subscriptions):
+                    await self._carry(subscription)
+                await self.flush(FLUSH_TIMEOUT_S)
+                if self._client.is_closed:  # since it answered: nobody else would say so
+                    raise DisconnectedError("the client was given up again")
+            except (ConnectError, DisconnectedError) as error:
+                log.debug("NATS: %s", error)
+                if opening.refusal is not None:
+                    self._tell(opening.refusal)
+                await self._close_client()
+                await asyncio.sleep(RECONNECT_WAIT_S)
+            else:
+                self._note_back()
+                return
+
+    def _note_back(self) -> None:
+        self._state = State.CONNECTED
         self._told = None
         self.refusal = None  # the server says it again if it still holds
         self.reconnects += 1
         log.info("NATS: connected again, to %s", self.server)
         if self.on_reconnected is not None:
             self.on_reconnected()
-
-    async def _on_closed(self) -> None:
-        if self._opening is None and not self._closing and (self._reopening is None or self._reopening.done()):
-            self._reopening = asyncio.create_task(self._reopen())
-
-    async def _reopen(self) -> None:
-        """nats-py has given up the client for an error that the server sent: go on with another."""
-        while True:
-            try:
-                await self._connect()
-                for subscription in tuple(self._subscriptions):
-                    await self._carry(subscription)
-                await self.flush(FLUSH_TIMEOUT_S)
-            except (ConnectError, DisconnectedError) as error:
-                log.debug("NATS: %s", error)
-                await self._close_client()
-                await asyncio.sleep(RECONNECT_WAIT_S)
-            else:
-                await self._on_reconnected()
-                return
-
-
-def _text(error: BaseException | None) -> str:
-    """What happened, for people: nats-py's errors often say little."""
-    if error is None:
-        return "no answer"
-    if (refusal := tls_refusal(error)) is not None:
-        return refusal
-    if isinstance(error, asyncio.TimeoutError):
-        return f"no greeting of a NATS server within {ATTEMPT_TIMEOUT_S} s"
-    if isinstance(error, OSError):
-        return error.strerror or str(error) or type(error).__name__
-    text = " ".join(str(error).removeprefix("nats: ").split())
-    if not isinstance(error, nats.errors.Error) or "info message" in text.lower():
-        return "what listens there is not a NATS server"
-    return text[:256] or type(error).__name__
-
-
-def _refusal(error: BaseException) -> str | None:
-    """Why a server does not take us, or we not it, where the next attempt would end the same; None for all other errors."""
-    text = _text(error)
-    if "authorization" in text.lower() or "authentication" in text.lower():
-        return f"the NATS server refuses the connection: {text}"
-    return tls_refusal(error)
-
-
-def _check_seed(seed: str) -> None:
-    try:
-        nkeys.from_seed(bytearray(seed.encode())).wipe()
-    except (nkeys.NkeysError, ValueError):
-        raise ConnectError("the user's seed is no nkey seed") from None
-
-
-def _credentials_file(user_jwt: str, user_seed: str) -> str:
-    """The text of a credentials file, as nats-py reads it."""
-    return (
-        f"-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n"
-        f"-----BEGIN USER NKEY SEED-----\n{user_seed}\n------END USER NKEY SEED------\n"
-    )
