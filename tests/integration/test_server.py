@@ -30,7 +30,7 @@ from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message, redacted_url, split_urls
 from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.nats.server import Server
-from keyvalue_transport.nats.subscriptions import AtOnce
+from keyvalue_transport.nats.subscriptions import InlineCallback
 from keyvalue_transport.wrpc.errors import (
     ConnectError,
     DecodeError,
@@ -322,7 +322,7 @@ async def test_answers_that_find_no_connection_are_counted(serve: Serve, caplog:
     await setup.begin("wait", b"")
     await gate.reached(1)
     (subscription,) = [each for each in setup.connection._subscriptions if each.subject.endswith(".echo")]
-    assert not isinstance(subscription.take, AtOnce)
+    assert not isinstance(subscription.take, InlineCallback)
     await setup.connection.close()
     before = setup.server.counts.sent_bytes
     await subscription.take(Msg(setup.raw, subscription.subject, "_INBOX.late", b"late"))

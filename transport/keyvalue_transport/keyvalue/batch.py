@@ -21,8 +21,8 @@ from keyvalue_transport.keyvalue.interface import (
     NEVER,
     OK_UNIT,
     VALUE,
+    AwaitedResult,
     ParameterLimits,
-    Waited,
     encode_unit_result,
     function_handler,
     read_ok,
@@ -292,7 +292,7 @@ def _get_many_handler(batch: BatchInterface, limits: ParameterLimits, tally: Tal
             answer = get_many(caller, bucket, keys)
             if isinstance(answer, Awaitable):
                 encode = partial(encode_get_many_result, keys, bytes_max=limits.answer_bytes_max)
-                return Waited(answer, encode, NEVER, tally)
+                return AwaitedResult(answer, encode, NEVER, tally)
             result = encode_get_many_result(keys, answer, limits.answer_bytes_max)
         except (LengthLimitError, InterfaceError) as error:
             return refused(error, tally)

@@ -27,8 +27,8 @@ __all__ = [
     "NEVER",
     "OK_UNIT",
     "VALUE",
+    "AwaitedResult",
     "ParameterLimits",
-    "Waited",
     "decode_unit_result",
     "encode_bucket_key",
     "encode_error",
@@ -162,14 +162,14 @@ def function_handler(
             tally[FAILED] += 1
             raise
         if type(answer) not in VALUES and not isinstance(answer, tuple) and isinstance(answer, Awaitable):
-            return Waited(answer, encode, missing, tally)
+            return AwaitedResult(answer, encode, missing, tally)
         tally[NONE if answer is missing else OK] += 1
         return encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
 
     return handle
 
 
-class Waited(Generic[T]):
+class AwaitedResult(Generic[T]):
     """An answer that must be waited for, then is what a handler's is. `close` drops it unawaited."""
 
     __slots__ = ("_answer", "_encode", "_missing", "_tally")

@@ -24,8 +24,8 @@ from keyvalue_transport.keyvalue.interface import (
     NEVER,
     OK_UNIT,
     VALUE,
+    AwaitedResult,
     ParameterLimits,
-    Waited,
     encode_unit_result,
     function_handler,
     read_bucket_and_key,
@@ -291,7 +291,7 @@ def _get_handler(
         if value is None:
             tally[NONE] += 1
             return OK_NONE
-        return Waited(value, encode_get_result, None, tally)
+        return AwaitedResult(value, encode_get_result, None, tally)
 
     return narrowable(
         handle,
@@ -332,7 +332,7 @@ def _set_handler(
             tally[FAILED] += 1
             raise
         if answer is not None:
-            return Waited(answer, encode_unit_result, NEVER, tally)
+            return AwaitedResult(answer, encode_unit_result, NEVER, tally)
         tally[OK] += 1
         return OK_UNIT
 

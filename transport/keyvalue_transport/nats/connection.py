@@ -30,7 +30,7 @@ from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.nats.direct.transport import direct_path_unknown
 from keyvalue_transport.nats.nats_py_errors import Kind, kind_of, refusal_of, text_of
 from keyvalue_transport.nats.opening import RECONNECT_WAIT_S, ClientEvents, ConnectionOptions, Opening, close_client
-from keyvalue_transport.nats.subscriptions import AtOnce, Callback, Message, Subscription
+from keyvalue_transport.nats.subscriptions import Callback, InlineCallback, Message, Subscription
 from keyvalue_transport.nats.urls import login_of, redacted_url, split_urls
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 from keyvalue_transport.wrpc.handler import Handler
@@ -194,7 +194,7 @@ class Connection:
 
         :raises DisconnectedError: the connection is closed
         """
-        return await self._subscribe(Subscription(subject, AtOnce(handle)))
+        return await self._subscribe(Subscription(subject, InlineCallback(handle)))
 
     async def _subscribe(self, subscription: Subscription) -> Subscription:
         await self._carry(subscription)
@@ -277,7 +277,7 @@ class Connection:
 
     async def _carry(self, subscription: Subscription) -> None:
         take = subscription.take
-        taker: dict[str, Any] = {"future" if isinstance(take, AtOnce) else "cb": take}
+        taker: dict[str, Any] = {"future" if isinstance(take, InlineCallback) else "cb": take}
         try:
             subscription.carried = await self._client.subscribe(
                 subscription.subject,

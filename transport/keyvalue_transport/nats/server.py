@@ -20,7 +20,14 @@ from keyvalue_transport.nats.connection import Connection, Message, Subscription
 from keyvalue_transport.nats.direct.routes import PARAMS
 from keyvalue_transport.wrpc.errors import DecodeError, DisconnectedError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
-from keyvalue_transport.wrpc.invocation import Failure, InvocationCounts, InvocationLimits, Invocations, Step, Waiting
+from keyvalue_transport.wrpc.invocation import (
+    InvocationCounts,
+    InvocationFailure,
+    InvocationLimits,
+    Invocations,
+    Step,
+    Waiting,
+)
 from keyvalue_transport.wrpc.subjects import (
     check_subject,
     invocation_subject,
@@ -253,7 +260,7 @@ class Server:
         result = b""  # a traceback of an exception holds this frame
         await self._carry_out(step)
 
-    def _log_failure(self, failure: Failure) -> None:
+    def _log_failure(self, failure: InvocationFailure) -> None:
         if not self._failures.allows(monotonic()):
             return
         error, traceparent = failure

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from keyvalue_transport.wrpc.handler import Handler
 
-__all__ = ["AtOnce", "Callback", "Message", "Subscription"]
+__all__ = ["Callback", "InlineCallback", "Message", "Subscription"]
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Message(Protocol):
 Callback = Callable[[Message], Awaitable[None]]
 
 
-class AtOnce:
+class InlineCallback:
     """Calls a plain function with each message as it comes, in the order in which they come, over all subscriptions that have one.
 
     nats-py handles the messages of each subscription in a task of its own, so that the order between two is lost. To a subscription with a future
@@ -58,11 +58,11 @@ class AtOnce:
 class Subscription:
     """A subscription that outlives the clients that carry it.
 
-    :ivar take: a coroutine function that is called for one message after the other, or AtOnce
+    :ivar take: a coroutine function that is called for one message after the other, or InlineCallback
     """
 
     subject: str
-    take: Callback | AtOnce
+    take: Callback | InlineCallback
     queue: str = ""
     on_drop: Callable[[str], Awaitable[None]] | None = None
     route: Handler | str | None = None

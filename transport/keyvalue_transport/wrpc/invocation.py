@@ -75,7 +75,7 @@ class Waiting(NamedTuple):
     answer: Awaitable[bytes]
 
 
-class Failure(NamedTuple):
+class InvocationFailure(NamedTuple):
     """Why an invocation was ended without a result: what its handler raised, or what is wrong with its parameters.
 
     :ivar traceparent: the header of this name, which says what trace the invocation is part of
@@ -90,7 +90,7 @@ class Step(NamedTuple):
 
     sends: list[Send]
     waiting: Waiting | None = None
-    failure: Failure | None = None
+    failure: InvocationFailure | None = None
 
 
 @dataclass(slots=True)
@@ -303,4 +303,4 @@ class Invocations:
         else:
             self.counts.failed += 1
         sends.append(Send(results_subject(reply), b""))
-        return Step(sends, failure=Failure(error, traceparent))
+        return Step(sends, failure=InvocationFailure(error, traceparent))

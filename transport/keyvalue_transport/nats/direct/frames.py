@@ -11,7 +11,7 @@ from keyvalue_transport.nats.direct.callers import CRLF, TRACEPARENT
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Narrowed
 from keyvalue_transport.wrpc.invocation import Send
 
-__all__ = ["NO_SHAPE", "Cut", "NotNatsError", "Other", "Run", "Shape", "shape_of", "write_frames"]
+__all__ = ["NO_SHAPE", "Cut", "FrameRun", "NotNatsError", "Other", "Shape", "shape_of", "write_frames"]
 
 #: An invocation with a reply subject, cut out of a buffer: its handler, reply subject and caller, where its parameters begin and end.
 Cut: TypeAlias = tuple[Handler, bytes, Caller, int, int]
@@ -89,7 +89,7 @@ def shape_of(
     )
 
 
-class Run(NamedTuple):
+class FrameRun(NamedTuple):
     """How to cut frames that follow each other and have one shape and one size: all their reply subjects and traces are as long as the first's.
 
     :ivar frames: of a frame: prefix, reply, suffix, trace, rest; the last two are empty without a trace
@@ -102,7 +102,7 @@ class Run(NamedTuple):
     shape: Shape
 
     @classmethod
-    def of(cls, shape: Shape, at: int, reply_end: int, payload_end: int) -> Run:
+    def of(cls, shape: Shape, at: int, reply_end: int, payload_end: int) -> FrameRun:
         """A run that begins at `at` with a frame of this shape."""
         frame_bytes = payload_end + 2 - at
         reply_bytes = reply_end - at - shape.prefix_bytes

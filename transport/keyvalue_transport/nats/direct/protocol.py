@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from time import monotonic, perf_counter
 
 from keyvalue_transport.nats.direct.callers import CRLF, traceparent_of
-from keyvalue_transport.nats.direct.frames import Cut, NotNatsError, Other, Run, write_frames
+from keyvalue_transport.nats.direct.frames import Cut, FrameRun, NotNatsError, Other, write_frames
 from keyvalue_transport.nats.direct.read_flow import ReadFlow, Writable
 from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
@@ -182,7 +182,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 if may_run and end - at >= RUN_FRAMES_MIN * (payload_end + 2 - at):
                     if passed < at:
                         super().data_received(buffer[passed:at])
-                    run = Run.of(shape, at, reply_end, payload_end)
+                    run = FrameRun.of(shape, at, reply_end, payload_end)
                     passed, count, out_bytes = self._answer_run(run, handshake, buffer, at, out, out_bytes)
                     may_run = passed - at >= RUN_FRAMES_MIN * run.frame_bytes
                     at = passed
@@ -237,7 +237,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._keep(buffer[at:], needed)
 
     def _answer_run(
-        self, run: Run, handshake: bytes, buffer: bytes, at: int, out: list[bytes], out_bytes: int
+        self, run: FrameRun, handshake: bytes, buffer: bytes, at: int, out: list[bytes], out_bytes: int
     ) -> tuple[int, int, int]:
         """Answer the frames of a run that begins at `at`, as `_parse` answers one. Pays: bench end-to-end get.
 
