@@ -35,8 +35,8 @@ from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Se
 from keyvalue_transport.wrpc.values import U64_MAX, write_length
 from tests.conftest import DEADLINE_S, NatsServer
 from tests.invoking import invoke
+from tests.transport.keyvalue.test_interface import QuotaError
 from tests.transport.keyvalue.test_store import (
-    QuotaError,
     buckets,
     carried_out,
     counted,

@@ -38,8 +38,8 @@ from keyvalue_transport.wrpc.values import write_length
 from tests.conftest import NatsServer
 from tests.invoking import invoke
 from tests.transport.keyvalue.test_atomics import check_written, serving
+from tests.transport.keyvalue.test_interface import QuotaError
 from tests.transport.keyvalue.test_store import (
-    QuotaError,
     answered,
     buckets,
     carried_out,

@@ -1,24 +1,271 @@
-"""The life of a connection where nats-py's client ends before it; tests/integration/test_server.py and test_credentials.py have the rest."""
+"""A connection that its server or nats-py's client leaves, and that comes back; requests, flushes, and what is not permitted."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 
+import nats
 import pytest
+from nats.aio.client import Client
 
-from keyvalue_transport.nats.connection import Connection, ConnectionOptions
-from tests.conftest import DEADLINE_S, NatsServer
+from keyvalue_transport.nats import opening as opening_module
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message
+from keyvalue_transport.nats.server import Server
+from keyvalue_transport.wrpc.errors import (
+    DisconnectedError,
+)
+from keyvalue_transport.wrpc.subjects import invocation_subject
+from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread, settled
+from tests.transport.nats.in_process import (
+    INSTANCE,
+    PREFIXES,
+    Heard,
+    Proxy,
+    Serve,
+    Setup,
+    echo,
+    until,
+    user_config,
+    with_user,
+)
+
+# Coming back
 
 
-class Back:
-    """Tells that a connection is back."""
+async def test_subscriptions_outlive_the_server(
+    new_nats_server: Callable[[], NatsServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "keyvalue_transport")
+    server = new_nats_server()
+    connection = await Connection.open(ConnectionOptions((server.url,)))
+    heard = Heard()
+    await connection.subscribe("a.subject", heard.hear)
+    await in_thread(server.kill)
+    await until(lambda: not connection.connected)
+    await connection.publish("a.subject", b"kept while it is away")
+    with pytest.raises(
+        DisconnectedError, match=r"a message of 1048576 bytes was not sent: outbound buffer limit exceeded"
+    ):
+        for _ in range(3):
+            await connection.publish("a.subject", bytes(1024 * 1024))
+    assert connection.server == "none"
+    await in_thread(server.start)
+    await until(lambda: connection.reconnects == 1)
+    await connection.publish("a.subject", b"after")
+    assert await heard.next() == b"kept while it is away"
+    while (message := await heard.next()) == bytes(1024 * 1024):
+        pass
+    assert message == b"after"
+    assert connection.server == server.url
+    await connection.close()
+    assert not connection.connected
+    assert caplog.text.count("the connection is lost") == 1
+    assert caplog.text.count("connected again") == 1
 
-    def __init__(self, connection: Connection) -> None:
-        self._back = asyncio.Event()
-        connection.on_reconnected = self._back.set
 
-    async def wait(self) -> None:
-        await asyncio.wait_for(self._back.wait(), DEADLINE_S)
+async def test_comes_back_when_the_server_lets_it_in_again(
+    new_nats_server: Callable[[str], NatsServer], path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "keyvalue_transport")
+    server = new_nats_server(user_config("first"))
+    connection = await Connection.open(ConnectionOptions((with_user(server.url, "somebody:first"),), path=path))
+    heard = Heard()
+    await connection.subscribe("a.subject", heard.hear)
+    functions = Server(connection, next(PREFIXES))
+    functions.add(INSTANCE, {"f": echo})
+    await functions.start()
+    await connection.flush(DEADLINE_S)
+    await in_thread(server.reload, user_config("second"))
+    await until(lambda: "the connection is lost" in caplog.text)
+    raw = await nats.connect(with_user(server.url, "somebody:second"))
+    await raw.flush()
+    assert not connection.connected
+    await in_thread(server.reload, user_config("first"))
+    await until(lambda: connection.reconnects == 1)
+    await raw.close()
+    raw = await nats.connect(with_user(server.url, "somebody:first"))
+    setup = Setup(functions, connection, raw)
+    assert await (await setup.begin("f", b"after")).result() == b"after from nobody"
+    await raw.publish("a.subject", b"after")
+    assert await heard.next() == b"after"
+    assert heard.messages.empty()
+    await functions.stop(1)
+    await raw.close()
+    await connection.close()
+    assert caplog.text.count("the connection is lost") == 1
+    assert caplog.text.count("connected again") == 1
+
+
+@pytest.mark.parametrize("error", ["User Authentication Expired", "Maximum Connections Exceeded"])
+async def test_comes_back_where_nats_py_gives_up(
+    serve: Serve, nats_server: NatsServer, raw: Client, caplog: pytest.LogCaptureFixture, error: str
+) -> None:
+    """An error that the server sends makes nats-py close its client for good."""
+    caplog.set_level(logging.INFO, "keyvalue_transport")
+    proxy = Proxy()
+    async with proxy.before(nats_server.port) as url:
+        setup = await serve({"f": echo}, url=url)
+        subject = invocation_subject(setup.server.prefix, INSTANCE, "f")
+        heard = Heard()
+        await setup.connection.subscribe(f"{setup.server.prefix}.heard", heard.hear)
+        await setup.raw.close()
+        for turn in (1, 2):
+            proxy.say(f"-ERR '{error}'\r\n".encode())
+            await until(lambda turn=turn: setup.connection.reconnects == turn)  # type: ignore[misc] # a default
+            await setup.connection.publish(f"{setup.server.prefix}.heard", b"after")
+            assert await heard.next() == b"after"
+            assert await (await RawInvocation.begin(raw, subject, b"after")).result() == b"after from nobody"
+        assert heard.messages.empty()
+        await setup.stop(1)
+        await setup.connection.close()
+    assert caplog.text.count("the connection is lost") == 2
+    assert caplog.text.count("connected again") == 2
+
+
+async def test_comes_back_with_less_room(serve: Serve, new_nats_server: Callable[[str], NatsServer]) -> None:
+    """A server that takes smaller messages since today closes the connection at one that is too large."""
+    server = new_nats_server("max_payload: 4096")
+    setup = await serve({"f": echo}, url=server.url)
+    assert await (await setup.begin("f", b"before")).result() == b"before from nobody"
+    await in_thread(server.reload, "max_payload: 1024")
+    await setup.connection.publish("a.subject", bytes(4096))
+    await until(lambda: setup.connection.reconnects == 1)
+    assert setup.connection.max_payload == 1024
+    assert await (await setup.begin("f", b"after")).result() == b"after from nobody"
+
+
+async def test_close_while_it_is_shut_out(new_nats_server: Callable[[str], NatsServer], path: str) -> None:
+    server = new_nats_server(user_config("first"))
+    connection = await Connection.open(ConnectionOptions((with_user(server.url, "somebody:first"),), path=path))
+    await in_thread(server.reload, user_config("second"))
+    await until(lambda: not connection.connected)
+    await connection.close()
+    await in_thread(server.reload, user_config("first"))
+    with pytest.raises(DisconnectedError, match="connection closed"):
+        await connection.publish("a.subject", b"")
+    assert not connection.connected
+    assert connection.reconnects == 0
+
+
+async def test_close_while_the_server_is_away(new_nats_server: Callable[[], NatsServer], path: str) -> None:
+    server = new_nats_server()
+    connection = await Connection.open(ConnectionOptions((server.url,), path=path))
+    await in_thread(server.kill)
+    await until(lambda: not connection.connected)
+    await connection.publish("a.subject", b"never sent")
+    await connection.close()
+    assert not connection.connected
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_close_as_the_server_goes(new_nats_server: Callable[[], NatsServer], path: str, steps: int) -> None:
+    """Closing, so many steps of the event loop after the loss: nats-py is in the middle of its own closing then."""
+    server = new_nats_server()
+    connection = await Connection.open(ConnectionOptions((server.url,), path=path))
+    server.kill(wait=False)
+    async with asyncio.timeout(DEADLINE_S):
+        while connection.connected:  # noqa: ASYNC110 # the step at which it is seen matters
+            await asyncio.sleep(0)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    await connection.close()
+    assert not connection.connected
+
+
+async def test_nothing_goes_on_after_close(
+    new_nats_server: Callable[[], NatsServer], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py's reconnecting can swallow a cancellation that comes as an attempt fails; it must not go on for ever."""
+    monkeypatch.setattr(opening_module, "RECONNECT_WAIT_S", 0)
+    server = new_nats_server()
+    before = asyncio.all_tasks()
+    connections = [await Connection.open(ConnectionOptions((server.url,), path=path)) for _ in range(20)]
+    await in_thread(server.kill)
+    await until(lambda: not any(connection.connected for connection in connections))
+    for steps, connection in enumerate(connections):
+        for _ in range(steps):  # so that each is at another step of its attempt
+            await asyncio.sleep(0)
+        await connection.close()
+    going_on = asyncio.all_tasks() - before
+    if going_on:
+        _, going_on = await asyncio.wait(going_on, timeout=1)
+    for task in (left := list(going_on)):
+        while not task.done():  # or the event loop of this test would never end
+            task.cancel()
+            await asyncio.sleep(0)
+    assert left == []
+
+
+async def test_requests(connection: Connection, raw: Client) -> None:
+    async def answer(message: Message) -> None:
+        await connection.publish(message.reply, b"answer to " + message.data)
+
+    subject = f"{next(PREFIXES)}.asked"
+    subscription = await connection.subscribe(subject, answer)
+    assert await connection.request(subject, b"question", DEADLINE_S) == b"answer to question"
+    await connection.drain([subscription], DEADLINE_S)
+    with pytest.raises(TimeoutError, match=f"^no answer to {subject}$"):
+        await connection.request(subject, b"question", DEADLINE_S)
+    silent = await raw.subscribe(subject)
+    await settled(raw)
+    with pytest.raises(TimeoutError, match=f"^no answer to {subject}$"):
+        await connection.request(subject, b"question", 0.02)
+    assert (await silent.next_msg(DEADLINE_S)).data == b"question"
+    await connection.close()
+    with pytest.raises(DisconnectedError, match="connection closed"):
+        await connection.request(subject, b"question", DEADLINE_S)
+    with pytest.raises(DisconnectedError, match="connection closed"):
+        await connection.flush(DEADLINE_S)
+
+
+async def test_flush_waits_for_subscriptions(connection: Connection, raw: Client) -> None:
+    async def answer(message: Message) -> None:
+        await connection.publish(message.reply, b"answer")
+
+    for _ in range(50):
+        subject = f"{next(PREFIXES)}.asked"
+        await connection.subscribe(subject, answer)
+        await connection.flush(DEADLINE_S)
+        assert (await raw.request(subject, timeout=DEADLINE_S)).data == b"answer"
+
+
+async def test_a_flush_that_is_too_late_does_no_harm(new_nats_server: Callable[[], NatsServer], path: str) -> None:
+    server = new_nats_server()
+    connection = await Connection.open(ConnectionOptions((server.url,), path=path))
+    heard = Heard()
+    await connection.subscribe("a.subject", heard.hear)
+    await connection.flush(DEADLINE_S)
+    with server.silence(), pytest.raises(DisconnectedError):
+        await connection.flush(0.05)
+    await connection.publish("a.subject", b"after")
+    assert await heard.next() == b"after"
+    assert connection.reconnects == 0
+    await connection.close()
+
+
+async def test_a_message_over_max_payload_is_not_sent(connection: Connection) -> None:
+    with pytest.raises(DisconnectedError, match="a message of 1048577 bytes was not sent: maximum payload exceeded"):
+        await connection.publish("a.subject", bytes(connection.max_payload + 1))
+
+
+async def test_what_is_not_permitted_is_noted(new_nats_server: Callable[[str], NatsServer]) -> None:
+    permissions = 'permissions: { publish: "allowed.>", subscribe: ["allowed.>", "_INBOX.>"] }'
+    server = new_nats_server(f"authorization {{ users: [ {{ user: u, password: p, {permissions} }} ] }}")
+    connection = await Connection.open(ConnectionOptions((with_user(server.url, "u:p"),)))
+    heard = Heard()
+    await connection.subscribe("allowed.subject", heard.hear)
+    await connection.flush(DEADLINE_S)
+    refusals = [connection.refusal]
+    await connection.subscribe("forbidden.subject", heard.hear)
+    await until(lambda: connection.refusal is not None)
+    assert refusals == [None]
+    assert connection.refusal == 'permissions violation for subscription to "forbidden.subject"'
+    await connection.publish("allowed.subject", b"still there")
+    assert await heard.next() == b"still there"
+    assert connection.connected
+    await connection.close()
 
 
 async def test_a_client_that_is_given_up_as_it_comes_back_is_replaced(
@@ -26,7 +273,7 @@ async def test_a_client_that_is_given_up_as_it_comes_back_is_replaced(
 ) -> None:
     """nats-py says that it has given up a client once, and nobody listens while another one takes its place."""
     connection = await Connection.open(ConnectionOptions((nats_server.url,)))
-    back, flush = Back(connection), connection.flush
+    flush = connection.flush
     lost: list[object] = []
 
     async def flush_and_lose(timeout_s: float) -> None:
@@ -38,7 +285,7 @@ async def test_a_client_that_is_given_up_as_it_comes_back_is_replaced(
     with monkeypatch.context() as patches:
         patches.setattr(connection, "flush", flush_and_lose)
         await connection._client.close()
-        await back.wait()
+        await until(lambda: connection.reconnects == 1)
     assert lost
     await connection.flush(DEADLINE_S)
     assert (connection.connected, connection.reconnects, connection.failed) == (True, 1, None)

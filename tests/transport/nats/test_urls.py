@@ -8,12 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyvalue_transport.nats.urls import login_of, requires_tls, split_urls, without_login
+from keyvalue_transport.nats.urls import login_of, redacted_url, requires_tls, split_urls, without_login
 
 
 @pytest.mark.parametrize(
     ("text", "urls"),
     [
+        ("127.0.0.1", ("nats://127.0.0.1:4222",)),
+        ("127.0.0.1:4223", ("nats://127.0.0.1:4223",)),
+        ("nats://a", ("nats://a:4222",)),
+        ("nats://a:", ("nats://a:4222",)),
+        ("nats://user:pass@a", ("nats://user:pass@a:4222",)),
+        ("token@a:1", ("nats://token@a:1",)),
+        ("nats://[::1]", ("nats://[::1]:4222",)),
+        ("nats://[::1]:1", ("nats://[::1]:1",)),
+        (" a , nats://b:2,, ", ("nats://a:4222", "nats://b:2")),
         ("tls://a", ("tls://a:4222",)),
         ("TLS://a:1,NATS://b", ("tls://a:1", "nats://b:4222")),
         ("nats://a/", ("nats://a:4222",)),
@@ -76,3 +85,47 @@ def test_any_user_can_be_written(user: str, password: str) -> None:
     assert without_login(url) == "tls://host:4222"
     (url,) = split_urls(f"{quote(user, safe='')}@host")
     assert login_of((url,)) == {"token": user}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "found no URL, allowed nats://HOST:PORT or tls://HOST:PORT"),
+        (" , ", "found no URL, allowed nats://HOST:PORT or tls://HOST:PORT"),
+        ("ws://a:1", "found 'ws://a:1', allowed nats://HOST:PORT or tls://HOST:PORT"),
+        ("http://user:pass@a:1", "found 'http://<redacted>@a:1', allowed nats://HOST:PORT or tls://HOST:PORT"),
+        ("nats://", "found 'nats://', allowed nats://HOST:PORT or tls://HOST:PORT"),
+        ("nats://:4222", "found 'nats://:4222', allowed nats://HOST:PORT or tls://HOST:PORT"),
+        ("user:pass@a:http", "found a URL whose host or port is none, allowed nats://HOST:PORT or tls://HOST:PORT"),
+        (
+            "nats://user:pass@a:65536",
+            "found a URL whose host or port is none, allowed nats://HOST:PORT or tls://HOST:PORT",
+        ),
+        ("a:1,nats://pass@[b", "found a URL whose host or port is none, allowed nats://HOST:PORT or tls://HOST:PORT"),
+    ],
+)
+def test_what_is_no_url_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match="allowed") as caught:
+        split_urls(text)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("url", "redacted"),
+    [
+        ("nats://a:1", "nats://a:1"),
+        ("nats://user:pass@a:1", "nats://<redacted>@a:1"),
+        ("nats://token@a:1", "nats://<redacted>@a:1"),
+        ("user:pass@a", "<redacted>@a"),
+        ("a", "a"),
+        ("nats://user:p@ss@a:1", "nats://<redacted>@a:1"),
+        ("nats://user:p://ss@a:1", "nats://<redacted>@a:1"),
+    ],
+)
+def test_urls_are_redacted(url: str, redacted: str) -> None:
+    assert redacted_url(url) == redacted
+
+
+@given(st.text(), st.text())
+def test_no_user_and_password_shows(user: str, password: str) -> None:
+    assert redacted_url(f"nats://{user}:{password}@host:4222") == "nats://<redacted>@host:4222"

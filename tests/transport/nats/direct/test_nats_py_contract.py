@@ -40,6 +40,7 @@ ROOT = Path(__file__).parents[4]
 FILES = (
     "tests/transport/nats/direct/test_nats_py_contract.py",
     "tests/transport/nats/direct/test_protocol.py",
+    "tests/transport/nats/test_nats_py_errors.py",
     "tests/integration/test_tls.py",
 )
 PREFIX = "default.contract"

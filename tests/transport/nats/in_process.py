@@ -1,0 +1,163 @@
+"""Server, connection and client in this process, over a real NATS server: what their tests share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+
+from nats.aio.client import Client
+
+from keyvalue_transport.nats.connection import Connection, Message
+from keyvalue_transport.nats.server import Server
+from keyvalue_transport.wrpc.handler import Answer, Caller
+from keyvalue_transport.wrpc.subjects import invocation_subject
+from tests.conftest import DEADLINE_S, RawInvocation
+
+INSTANCE = "test:instance/functions@1.0.0"
+PREFIXES = (f"default.in-process-{number}" for number in count())
+
+
+def echo(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    """What came, and the name of who sent it."""
+    return b"%s from %s" % (buffer[start:end], (caller.source_id or "nobody").encode())
+
+
+def read_all(buffer: bytes, at: int, end: int) -> tuple[bytes, int]:
+    """Takes any result of one message."""
+    return buffer[at:end], end
+
+
+class Gate:
+    """A handler that waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.cancelled = 0
+        self._open = asyncio.Event()
+        self._reached = asyncio.Condition()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def reached(self, number: int) -> None:
+        """Return once so many wait."""
+        async with self._reached:
+            await self._reached.wait_for(lambda: self.waiting >= number)
+
+    async def handle(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
+        async with self._reached:
+            self.waiting += 1
+            self._reached.notify_all()
+        try:
+            await self._open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return b"let go: " + buffer[start:end]
+
+
+class Proxy:
+    """Stands before a NATS server, and does what a network and a server can do at the wrong moment.
+
+    After `hold` it lets through what its client sends before its next UNSUB, and nothing more until `release`. `say` speaks in the server's
+    place.
+    """
+
+    def __init__(self) -> None:
+        self.held = asyncio.Event()
+        self._holding = False
+        self._released = asyncio.Event()
+        self._clients: list[asyncio.StreamWriter] = []
+
+    def hold(self) -> None:
+        self._holding = True
+
+    def release(self) -> None:
+        self._released.set()
+
+    def say(self, line: bytes) -> None:
+        """A line to all clients that are there."""
+        for writer in self._clients:
+            if not writer.is_closing():
+                writer.write(line)
+
+    @asynccontextmanager
+    async def before(self, port: int) -> AsyncIterator[str]:
+        """The URL of the proxy of the server at this port, while it stands."""
+        async with AsyncExitStack() as stack:
+
+            async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+                self._clients.append(writer)
+                for end in (writer, server_writer):
+                    stack.callback(end.close)
+                async with asyncio.TaskGroup() as pumps:
+                    pumps.create_task(self._pump(reader, server_writer, holds=True))
+                    pumps.create_task(self._pump(server_reader, writer, holds=False))
+
+            async with await asyncio.start_server(connect, "127.0.0.1", 0) as listener:
+                yield f"nats://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, holds: bool) -> None:
+        while piece := await reader.read(65_536):
+            before, unsub, behind = piece.partition(b"UNSUB ")
+            writer.write(before)
+            if holds and self._holding and unsub:
+                self._holding = False
+                self.held.set()
+                await self._released.wait()
+            writer.write(unsub + behind)
+        writer.close()
+
+
+class Setup:
+    """A server with its connection, and a NATS client that is not ours."""
+
+    def __init__(self, server: Server, connection: Connection, raw: Client) -> None:
+        self.server = server
+        self.connection = connection
+        self.raw = raw
+        self.stopped = False
+
+    async def stop(self, timeout_s: float) -> None:
+        """Stop the server, once."""
+        self.stopped = True
+        await self.server.stop(timeout_s)
+
+    async def begin(self, function: str, piece: bytes, headers: dict[str, str] | None = None) -> RawInvocation:
+        subject = invocation_subject(self.server.prefix, INSTANCE, function)
+        return await RawInvocation.begin(self.raw, subject, piece, headers)
+
+
+Serve = Callable[..., Awaitable[Setup]]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds: for what has no event of its own."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 # what is waited for is in another library, and tells nobody
+            await asyncio.sleep(0.005)
+
+
+class Heard:
+    """A subscription's messages."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def hear(self, message: Message) -> None:
+        await self.messages.put(message.data)
+
+    async def next(self) -> bytes:
+        async with asyncio.timeout(DEADLINE_S):
+            return await self.messages.get()
+
+
+def user_config(password: str) -> str:
+    return f'authorization {{ user: somebody, password: "{password}" }}'
+
+
+def with_user(url: str, user: str) -> str:
+    return url.replace("//", f"//{user}@")

@@ -1,0 +1,121 @@
+"""The client of any interface, against a server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from keyvalue_transport.nats.invoker import Invoker
+from keyvalue_transport.wrpc.errors import (
+    DecodeError,
+    InvocationEndedError,
+    InvocationTimeoutError,
+    NeedMoreBytes,
+    NoProviderError,
+)
+from keyvalue_transport.wrpc.handler import Caller
+from keyvalue_transport.wrpc.subjects import invocation_subject
+from tests.conftest import DEADLINE_S, NatsServer
+from tests.transport.nats.in_process import INSTANCE, Gate, Serve, echo, read_all
+
+
+async def test_a_call_has_a_time_out(serve: Serve) -> None:
+    gate = Gate()
+    setup = await serve({"wait": gate.handle, "echo": echo})
+    invoker = Invoker(setup.connection)
+    subject = invocation_subject(setup.server.prefix, INSTANCE, "wait")
+    with pytest.raises(InvocationTimeoutError, match=r"functions@1\.0\.0\.wait: no result within 0\.02 s$"):
+        await invoker.invoke(subject, b"", read_all, 0.02)
+    gate.open()
+    assert (
+        await invoker.invoke(subject, b"again", read_all, DEADLINE_S) == b"let go: again"
+    )  # the late result is not taken
+    assert setup.server.counts.answered == 2
+    assert invoker._calls == {}
+
+
+async def test_a_cancelled_call_leaves_nothing_behind(serve: Serve) -> None:
+    gate = Gate()
+    setup = await serve({"wait": gate.handle})
+    invoker = Invoker(setup.connection)
+    subject = invocation_subject(setup.server.prefix, INSTANCE, "wait")
+    calls = [asyncio.create_task(invoker.invoke(subject, b"", read_all, DEADLINE_S)) for _ in range(3)]
+    await gate.reached(3)
+    for call in calls[:2]:
+        call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calls[0]
+    with pytest.raises(asyncio.CancelledError):
+        await calls[1]
+    assert len(invoker._calls) == 1
+    gate.open()
+    assert await calls[2] == b"let go: "
+    assert invoker._calls == {}
+
+
+async def test_a_call_cancelled_before_anything_was_sent(serve: Serve) -> None:
+    setup = await serve({"f": echo})
+    invoker = Invoker(setup.connection, {"source-id": "me"})
+    subject = invocation_subject(setup.server.prefix, INSTANCE, "f")
+    call = asyncio.create_task(invoker.invoke(subject, b"", read_all, DEADLINE_S))
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert await invoker.invoke(subject, b"the next", read_all, DEADLINE_S) == b"the next from me"
+    assert invoker._calls == {}
+
+
+@pytest.mark.parametrize("size", [0, 1023, 1024, 5000])
+@pytest.mark.parametrize("headers", [{}, {"source-id": "component-with-a-name"}])
+async def test_parameters_in_pieces(
+    serve: Serve, new_nats_server: Callable[[str], NatsServer], size: int, headers: dict[str, str]
+) -> None:
+    server = new_nats_server("max_payload: 1024")
+    taken = []
+
+    def handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
+        if end - start < size:
+            raise NeedMoreBytes(size)
+        taken.append(buffer[start:end])
+        return b"taken"
+
+    setup = await serve({"f": handler}, url=server.url)
+    params = os.urandom(size)
+    invoker = Invoker(setup.connection, headers)
+    subject = invocation_subject(setup.server.prefix, INSTANCE, "f")
+    assert await invoker.invoke(subject, params, read_all, DEADLINE_S) == b"taken"
+    assert taken == [params]
+    assert setup.server.counts.stray_pieces == 0
+
+
+async def test_errors_of_a_call(serve: Serve) -> None:
+    def fails(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
+        raise DecodeError("found nothing good")
+
+    def refuse(buffer: bytes, at: int, end: int) -> tuple[bytes, int]:
+        raise DecodeError("found nothing that a client could read")
+
+    setup = await serve({"fails": fails, "echo": echo})
+    invoker = Invoker(setup.connection)
+
+    def call(function: str, decode: Callable[[bytes, int, int], tuple[bytes, int]] = read_some) -> Awaitable[bytes]:
+        return invoker.invoke(invocation_subject(setup.server.prefix, INSTANCE, function), b"", decode, DEADLINE_S)
+
+    with pytest.raises(InvocationEndedError, match="after 0 bytes of its result"):
+        await call("fails")
+    with pytest.raises(DecodeError, match="found nothing that a client could read"):
+        await call("echo", refuse)
+    with pytest.raises(NoProviderError, match="nobody serves this function"):
+        await call("of-nobody")
+    assert await call("echo") == b" from nobody"
+
+
+def read_some(buffer: bytes, at: int, end: int) -> tuple[bytes, int]:
+    """Takes a result that has at least a byte."""
+    if at == end:
+        raise NeedMoreBytes(at + 1)
+    return read_all(buffer, at, end)
