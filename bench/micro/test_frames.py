@@ -63,7 +63,7 @@ class Socket:
         return default
 
 
-class Subject:
+class FilledProtocol:
     """A protocol over a filled store."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, is_metered: bool) -> None:
@@ -142,7 +142,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
-def receive_all(benchmark: BenchmarkFixture, subject: Subject, function: str, headers: Headers) -> None:
+def receive_all(benchmark: BenchmarkFixture, subject: FilledProtocol, function: str, headers: Headers) -> None:
     read = subject.read(function, headers)
     subject.protocol.data_received(read)
     assert subject.socket.ends == FRAMES
@@ -164,21 +164,21 @@ def receive_all(benchmark: BenchmarkFixture, subject: Subject, function: str, he
 def test_function(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, function: str) -> None:
     what = "many keys" if function in OF_KEYS else "a key"
     benchmark.group = f"frames: {FRAMES} calls of {what}, a host's headers, metered"
-    receive_all(benchmark, Subject(loop, is_metered=True), function, "host")
+    receive_all(benchmark, FilledProtocol(loop, is_metered=True), function, "host")
 
 
 @pytest.mark.parametrize("headers", ["none", "host", "traced"])
 def test_headers(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, headers: Headers) -> None:
     benchmark.group = f"frames: {FRAMES} gets with headers, metered"
-    receive_all(benchmark, Subject(loop, is_metered=True), "get", headers)
+    receive_all(benchmark, FilledProtocol(loop, is_metered=True), "get", headers)
 
 
 def test_metrics(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop) -> None:
     """What metrics cost: reads of gets with them, and without, in turns."""
     benchmark.group = f"frames: {TURN_READS} reads of {FRAMES} gets, a host's headers"
-    metered, unmetered = Subject(loop, is_metered=True), Subject(loop, is_metered=False)
+    metered, unmetered = FilledProtocol(loop, is_metered=True), FilledProtocol(loop, is_metered=False)
 
-    def receive(subject: Subject) -> Callable[[bytes], None]:
+    def receive(subject: FilledProtocol) -> Callable[[bytes], None]:
         def act(read: bytes) -> None:
             for _ in range(TURN_READS):
                 subject.protocol.data_received(read)

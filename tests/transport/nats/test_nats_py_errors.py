@@ -10,7 +10,7 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from keyvalue_transport.nats.nats_py_errors import ATTEMPT_TIMEOUT_S, Kind, kind_of, refusal_of, text_of
+from keyvalue_transport.nats.nats_py_errors import ATTEMPT_TIMEOUT_S, ErrorKind, kind_of, refusal_of, text_of
 from keyvalue_transport.nats.tls import TlsRefusedError
 from tests.conftest import DEADLINE_S
 
@@ -23,35 +23,35 @@ Error: Any = nats.errors.Error
 @pytest.mark.parametrize(
     ("error", "kind", "text", "refusal"),
     [
-        (Error("nats: 'Authorization Violation'"), Kind.CONNECTION, "'Authorization Violation'", True),
-        (nats.errors.AuthorizationError(), Kind.CONNECTION, "authorization failed", True),
-        (Error("nats: user authentication expired"), Kind.CONNECTION, "user authentication expired", True),
-        (Error("nats: maximum connections exceeded"), Kind.CONNECTION, "maximum connections exceeded", False),
+        (Error("nats: 'Authorization Violation'"), ErrorKind.CONNECTION, "'Authorization Violation'", True),
+        (nats.errors.AuthorizationError(), ErrorKind.CONNECTION, "authorization failed", True),
+        (Error("nats: user authentication expired"), ErrorKind.CONNECTION, "user authentication expired", True),
+        (Error("nats: maximum connections exceeded"), ErrorKind.CONNECTION, "maximum connections exceeded", False),
         (
             Error('nats: permissions violation for subscription to "a"'),
-            *(Kind.SUBSCRIPTION_DENIED, 'permissions violation for subscription to "a"', False),
+            *(ErrorKind.SUBSCRIPTION_DENIED, 'permissions violation for subscription to "a"', False),
         ),
         (
             Error('nats: Permissions Violation for Publish to "a"'),
-            *(Kind.PUBLISH_DENIED, 'Permissions Violation for Publish to "a"', False),
+            *(ErrorKind.PUBLISH_DENIED, 'Permissions Violation for Publish to "a"', False),
         ),
-        (Error("nats: empty response from server when expecting INFO message"), Kind.CONNECTION, NOT_NATS, False),
-        (Error("nats: info message, json parse error"), Kind.CONNECTION, NOT_NATS, False),
-        (Error(), Kind.CONNECTION, "Error", False),
-        (Error("nats: two\r\n lines"), Kind.CONNECTION, "two lines", False),
-        (Error("nats: " + 300 * "x"), Kind.CONNECTION, 256 * "x", False),
-        (nats.errors.UnexpectedEOF(), Kind.STREAM_ENDED, "unexpected EOF", False),
-        (nats.errors.StaleConnectionError(), Kind.CONNECTION, "stale connection", False),
-        (TimeoutError(), Kind.CONNECTION, f"no greeting of a NATS server within {ATTEMPT_TIMEOUT_S} s", False),
-        (ConnectionRefusedError(111, "Connection refused"), Kind.CONNECTION, "Connection refused", False),
-        (OSError("Multiple exceptions"), Kind.CONNECTION, "Multiple exceptions", False),
-        (ConnectionResetError(), Kind.CONNECTION, "ConnectionResetError", False),
-        (ssl.SSLEOFError(8, "EOF occurred"), Kind.CONNECTION, "EOF occurred", False),
-        (ValueError("not enough values to unpack"), Kind.CALLBACK, NOT_NATS, False),
-        (ValueError("permissions violation for subscription"), Kind.CALLBACK, NOT_NATS, False),
+        (Error("nats: empty response from server when expecting INFO message"), ErrorKind.CONNECTION, NOT_NATS, False),
+        (Error("nats: info message, json parse error"), ErrorKind.CONNECTION, NOT_NATS, False),
+        (Error(), ErrorKind.CONNECTION, "Error", False),
+        (Error("nats: two\r\n lines"), ErrorKind.CONNECTION, "two lines", False),
+        (Error("nats: " + 300 * "x"), ErrorKind.CONNECTION, 256 * "x", False),
+        (nats.errors.UnexpectedEOF(), ErrorKind.STREAM_ENDED, "unexpected EOF", False),
+        (nats.errors.StaleConnectionError(), ErrorKind.CONNECTION, "stale connection", False),
+        (TimeoutError(), ErrorKind.CONNECTION, f"no greeting of a NATS server within {ATTEMPT_TIMEOUT_S} s", False),
+        (ConnectionRefusedError(111, "Connection refused"), ErrorKind.CONNECTION, "Connection refused", False),
+        (OSError("Multiple exceptions"), ErrorKind.CONNECTION, "Multiple exceptions", False),
+        (ConnectionResetError(), ErrorKind.CONNECTION, "ConnectionResetError", False),
+        (ssl.SSLEOFError(8, "EOF occurred"), ErrorKind.CONNECTION, "EOF occurred", False),
+        (ValueError("not enough values to unpack"), ErrorKind.CALLBACK, NOT_NATS, False),
+        (ValueError("permissions violation for subscription"), ErrorKind.CALLBACK, NOT_NATS, False),
     ],
 )
-def test_what_an_error_means(error: Exception, kind: Kind, text: str, refusal: bool) -> None:
+def test_what_an_error_means(error: Exception, kind: ErrorKind, text: str, refusal: bool) -> None:
     assert (kind_of(error), text_of(error)) == (kind, text)
     assert refusal_of(error) == (REFUSES + text if refusal else None)
 
@@ -59,7 +59,7 @@ def test_what_an_error_means(error: Exception, kind: Kind, text: str, refusal: b
 def test_a_refusal_of_tls_is_told_as_it_is() -> None:
     error = TlsRefusedError("TLS is required, and the server has none")
     assert (text_of(error), refusal_of(error)) == (str(error), str(error))
-    assert kind_of(error) is Kind.CONNECTION
+    assert kind_of(error) is ErrorKind.CONNECTION
 
 
 def test_no_error_is_no_answer() -> None:
@@ -69,22 +69,28 @@ def test_no_error_is_no_answer() -> None:
 @pytest.mark.parametrize(
     ("greeting", "after_connect", "kind", "text", "refusal"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n", b"", Kind.CONNECTION, NOT_NATS, False),
-        (b"INFO {]\r\n", b"", Kind.CONNECTION, NOT_NATS, False),
-        (b"INFO {}\r\n", b"-ERR 'Authorization Violation'\r\n", Kind.CONNECTION, "'Authorization Violation'", True),
-        (b"INFO {}\r\n", b"-ERR 'Authentication Timeout'\r\n", Kind.CONNECTION, "'Authentication Timeout'", True),
+        (b"HTTP/1.1 400 Bad Request\r\n", b"", ErrorKind.CONNECTION, NOT_NATS, False),
+        (b"INFO {]\r\n", b"", ErrorKind.CONNECTION, NOT_NATS, False),
+        (
+            b"INFO {}\r\n",
+            b"-ERR 'Authorization Violation'\r\n",
+            ErrorKind.CONNECTION,
+            "'Authorization Violation'",
+            True,
+        ),
+        (b"INFO {}\r\n", b"-ERR 'Authentication Timeout'\r\n", ErrorKind.CONNECTION, "'Authentication Timeout'", True),
         (
             *(b"INFO {}\r\n", b"PONG\r\n-ERR 'Permissions Violation for Subscription to \"a\"'\r\n"),
-            *(Kind.SUBSCRIPTION_DENIED, 'permissions violation for subscription to "a"', False),
+            *(ErrorKind.SUBSCRIPTION_DENIED, 'permissions violation for subscription to "a"', False),
         ),
         (
             *(b"INFO {}\r\n", b"PONG\r\n-ERR 'Permissions Violation for Publish to \"a\"'\r\n"),
-            *(Kind.PUBLISH_DENIED, 'permissions violation for publish to "a"', False),
+            *(ErrorKind.PUBLISH_DENIED, 'permissions violation for publish to "a"', False),
         ),
     ],
 )
 async def test_nats_py_has_the_texts(
-    greeting: bytes, after_connect: bytes, kind: Kind, text: str, refusal: bool
+    greeting: bytes, after_connect: bytes, kind: ErrorKind, text: str, refusal: bool
 ) -> None:
     """A server that speaks by the line; tests/integration/ has the real one."""
     reported: asyncio.Queue[Exception] = asyncio.Queue()

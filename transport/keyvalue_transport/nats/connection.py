@@ -28,7 +28,7 @@ from nats.aio.client import Client
 
 from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.nats.direct.transport import direct_path_unknown
-from keyvalue_transport.nats.nats_py_errors import Kind, kind_of, refusal_of, text_of
+from keyvalue_transport.nats.nats_py_errors import ErrorKind, kind_of, refusal_of, text_of
 from keyvalue_transport.nats.opening import RECONNECT_WAIT_S, ClientEvents, ConnectionOptions, Opening, close_client
 from keyvalue_transport.nats.subscriptions import Callback, InlineCallback, Message, Subscription
 from keyvalue_transport.nats.urls import login_of, redacted_url, split_urls
@@ -46,7 +46,7 @@ PENDING_MESSAGES_MAX = 65_536
 PENDING_BYTES_MAX = 64 * 1024 * 1024
 
 
-class State(Enum):
+class ConnectionState(Enum):
     """Where a connection is in its life; the diagram is at the top."""
 
     NEW = auto()
@@ -80,7 +80,7 @@ class Connection:
         self.dropped = 0  # messages that came faster than they were handled
         self.on_reconnected: Callable[[], None] | None = None  # told each time that the connection is back
         self.refusal: str | None = None  # the last subject that the server does not permit
-        self._state = State.NEW
+        self._state = ConnectionState.NEW
         self._client = Client()
         self._subscriptions: list[Subscription] = []
         self._flushing: set[asyncio.Task[None]] = set()
@@ -95,13 +95,13 @@ class Connection:
         :raises ValueError: what a certificate of the options is read from can't be used
         """
         connection = cls(options)
-        connection._state = State.OPENING
+        connection._state = ConnectionState.OPENING
         try:
             await connection._new_opening(first=True).run()
         except BaseException:
-            connection._state = State.CLOSED
+            connection._state = ConnectionState.CLOSED
             raise
-        connection._state = State.CONNECTED
+        connection._state = ConnectionState.CONNECTED
         return connection
 
     @property
@@ -256,7 +256,7 @@ class Connection:
 
     async def close(self) -> None:
         """Write what waits, and close. The connection is of no use after it."""
-        self._state = State.CLOSED
+        self._state = ConnectionState.CLOSED
         if self._reopening is not None:
             self._reopening.cancel()
         await self._close_client()
@@ -294,23 +294,23 @@ class Connection:
     # Callbacks of nats-py, which wants coroutine functions.
 
     async def _on_error(self, error: Exception) -> None:
-        if self._state is State.CLOSED:
+        if self._state is ConnectionState.CLOSED:
             # nats-py's reconnecting swallows a cancellation that comes as an attempt fails, and would go on for ever.
             raise asyncio.CancelledError
         if isinstance(error, nats.errors.SlowConsumerError):
             await self._drop(error)
             return
         kind, text = kind_of(error), text_of(error)
-        if kind is Kind.SUBSCRIPTION_DENIED:
+        if kind is ErrorKind.SUBSCRIPTION_DENIED:
             self.refusal = text
             log.error("NATS: %s", text)
-        elif kind is Kind.PUBLISH_DENIED:
+        elif kind is ErrorKind.PUBLISH_DENIED:
             log.debug("NATS: %s", text)  # of a reply subject, which a caller has named
-        elif self._state is not State.CONNECTED and (refusal := refusal_of(error)) is not None:
+        elif self._state is not ConnectionState.CONNECTED and (refusal := refusal_of(error)) is not None:
             self._tell(refusal)
-        elif self._state is not State.CONNECTED or kind is Kind.STREAM_ENDED:
+        elif self._state is not ConnectionState.CONNECTED or kind is ErrorKind.STREAM_ENDED:
             log.debug("NATS: %s", text)  # at each attempt to reconnect; what the end of the stream means is told once
-        elif kind is Kind.CONNECTION:
+        elif kind is ErrorKind.CONNECTION:
             log.warning("NATS: %s", text)
         else:
             log.error("a message was not handled", exc_info=error)  # what a subscription's callback raised
@@ -331,17 +331,17 @@ class Connection:
             log.warning("NATS: %s; reconnecting goes on", refusal)
 
     async def _on_disconnected(self) -> None:
-        if self._state is State.CONNECTED:
-            self._state = State.AWAY
+        if self._state is ConnectionState.CONNECTED:
+            self._state = ConnectionState.AWAY
             log.warning("NATS: the connection is lost; reconnecting for as long as it takes")
 
     async def _on_reconnected(self) -> None:
-        if self._state in (State.AWAY, State.CONNECTED):
+        if self._state in (ConnectionState.AWAY, ConnectionState.CONNECTED):
             self._note_back()
 
     async def _on_closed(self) -> None:
-        if self._state in (State.AWAY, State.CONNECTED):
-            self._state = State.REOPENING
+        if self._state in (ConnectionState.AWAY, ConnectionState.CONNECTED):
+            self._state = ConnectionState.REOPENING
             self._reopening = asyncio.create_task(self._reopen())
 
     async def _reopen(self) -> None:
@@ -366,7 +366,7 @@ class Connection:
                 return
 
     def _note_back(self) -> None:
-        self._state = State.CONNECTED
+        self._state = ConnectionState.CONNECTED
         self._told = None
         self.refusal = None  # the server says it again if it still holds
         self.reconnects += 1

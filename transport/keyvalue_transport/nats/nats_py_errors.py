@@ -13,14 +13,14 @@ import nats.errors
 
 from keyvalue_transport.nats.tls import tls_refusal
 
-__all__ = ["ATTEMPT_TIMEOUT_S", "Kind", "kind_of", "refusal_of", "text_of"]
+__all__ = ["ATTEMPT_TIMEOUT_S", "ErrorKind", "kind_of", "refusal_of", "text_of"]
 
 #: How long nats-py waits for a server's greeting. It raises a TimeoutError then, and nowhere else that has no text.
 ATTEMPT_TIMEOUT_S = 2
 TEXT_CHARACTERS_MAX = 256
 
 
-class Kind(Enum):
+class ErrorKind(Enum):
     """What an error that nats-py reports is about."""
 
     SUBSCRIPTION_DENIED = auto()  # the server does not permit a subject
@@ -30,19 +30,19 @@ class Kind(Enum):
     CALLBACK = auto()  # what a subscription's callback raised
 
 
-def kind_of(error: BaseException) -> Kind:
+def kind_of(error: BaseException) -> ErrorKind:
     """Return what an error that nats-py reported is about."""
     text = str(error).lower()
     match error:
         case nats.errors.Error() if "permissions violation for subscription" in text:
-            return Kind.SUBSCRIPTION_DENIED
+            return ErrorKind.SUBSCRIPTION_DENIED
         case nats.errors.Error() if "permissions violation" in text:
-            return Kind.PUBLISH_DENIED
+            return ErrorKind.PUBLISH_DENIED
         case nats.errors.UnexpectedEOF():
-            return Kind.STREAM_ENDED
+            return ErrorKind.STREAM_ENDED
         case nats.errors.Error() | OSError() | asyncio.TimeoutError():
-            return Kind.CONNECTION
-    return Kind.CALLBACK
+            return ErrorKind.CONNECTION
+    return ErrorKind.CALLBACK
 
 
 def text_of(error: BaseException | None) -> str:
