@@ -290,3 +290,28 @@ async def test_a_client_that_is_given_up_as_it_comes_back_is_replaced(
     await connection.flush(DEADLINE_S)
     assert (connection.connected, connection.reconnects, connection.failed) == (True, 1, None)
     await connection.close()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_nothing_is_subscribed_while_another_client_connects(
+    new_nats_server: Callable[[], NatsServer], steps: int
+) -> None:
+    """It would be lost with the first attempt that fails, or heard twice."""
+    server = new_nats_server()
+    connection = await Connection.open(ConnectionOptions((server.url,)))
+    heard = Heard()
+    await in_thread(server.kill)
+    await connection._client.close()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    with pytest.raises(DisconnectedError, match=r"^a\.subject: not subscribed: "):
+        await connection.subscribe("a.subject", heard.hear)
+    await in_thread(server.start)
+    await until(lambda: connection.reconnects == 1)
+    await connection.subscribe("a.subject", heard.hear)
+    await connection.publish("a.subject", b"once")
+    await connection.flush(DEADLINE_S)
+    assert await heard.next() == b"once"
+    await connection.flush(DEADLINE_S)
+    assert heard.messages.empty()
+    await connection.close()

@@ -185,18 +185,22 @@ class Connection:
         """Have `callback` (a coroutine function) called for each message, one after the other, also after a reconnect.
 
         :param on_drop: told the reply subject of a message that was dropped because too many wait for the callback
-        :raises DisconnectedError: the connection is closed
+        :raises DisconnectedError: the connection is closed, or lost
         """
         return await self._subscribe(Subscription(subject, callback, queue, on_drop, route))
 
     async def subscribe_at_once(self, subject: str, handle: Callable[[Message], None]) -> Subscription:
         """Have a plain function, which must be quick, called as each message comes: in the order of all that are subscribed to so.
 
-        :raises DisconnectedError: the connection is closed
+        :raises DisconnectedError: the connection is closed, or lost
         """
         return await self._subscribe(Subscription(subject, InlineCallback(handle)))
 
     async def _subscribe(self, subscription: Subscription) -> Subscription:
+        if (
+            self._state is ConnectionState.REOPENING
+        ):  # it would be carried a second time, or be lost with an attempt that fails
+            raise DisconnectedError(f"{subscription.subject}: not subscribed: the connection is lost")
         await self._carry(subscription)
         self._subscriptions.append(subscription)
         return subscription
