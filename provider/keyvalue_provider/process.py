@@ -1,6 +1,6 @@
 """One process of the provider: composes everything once, serves, stops in order.
 
-Launch ─> Connection ─┬─ Server ─ handlers ─ Service ─ Accesses ─ Store
+Launch ─> Connection ─┬─ Server ─ handlers ─ Service ─ handles ─ Store
                       ├─ Host (health, links, configuration, shutdown), where there is one
                       └─ Watchers <─ changes in the Store
 """
@@ -23,9 +23,9 @@ from keyvalue_provider.executable import OuterProcess
 from keyvalue_provider.host.host import Host
 from keyvalue_provider.host.json_fields import FieldError
 from keyvalue_provider.host.links import Links
-from keyvalue_provider.keyvalue.access import Accesses
+from keyvalue_provider.keyvalue.expiry_sweep import sweep_expired
+from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_provider.keyvalue.service import Service
-from keyvalue_provider.keyvalue.sweep import sweep
 from keyvalue_provider.observe.endpoint import Endpoint
 from keyvalue_provider.observe.log import set_up_log
 from keyvalue_provider.observe.metrics import Durations, Metrics
@@ -86,7 +86,8 @@ class Provider:
         self._server: Server | None = None
         self._endpoint: Endpoint | None = None
         self._host: Host | None = None
-        self._accesses: Accesses | None = None
+        self._policy: Policy | None = None
+        self._service: Service | None = None
         self._watchers: Watchers | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._serving = False
@@ -124,8 +125,8 @@ class Provider:
             xkey = "" if self._launch.xkeys is None else self._launch.xkeys.public_key
             self._host = Host(connection, host_data, links, xkey, self, stop_requested)
             self._put(host_data.link_definitions)
-        accesses = self._accesses = Accesses(store, links, options)
-        service = Service(store, accesses)
+        policy = self._policy = Policy(store.options, links, options)
+        service = self._service = Service(store, policy)
         watchers = self._watchers = Watchers(
             connection,
             "" if host_data is None else host_data.lattice_rpc_prefix,
@@ -149,7 +150,7 @@ class Provider:
         server.add(BATCH, batch_handlers(service, limits, tallies))
         if durations is not None:
             self._start_endpoint(Metrics(tallies, durations, store, server, connection, links, watchers))
-        self._sweeping = asyncio.create_task(sweep(store))
+        self._sweeping = asyncio.create_task(sweep_expired(store))
         if self._host is not None:
             await self._host.start()
         await server.start()
@@ -251,8 +252,9 @@ class Provider:
 
     def links_changed(self) -> None:
         """The host has put or deleted a link: calls that come from now on are carried out by the links as they are."""
-        if self._accesses is not None and self._watchers is not None:
-            self._accesses.links_changed()
+        if self._policy is not None and self._service is not None and self._watchers is not None:
+            self._policy.links_changed()
+            self._service.policy_changed()
             self._watchers.links_changed()
 
     def refuse_configuration(self, reason: str) -> None:
@@ -279,8 +281,9 @@ class Provider:
             self._log_form = log_form
             set_up_log(*log_form)
         self._warn_of(resolved.unknown)
-        if self._accesses is not None:
-            self._accesses.configure(options)
+        if self._policy is not None and self._service is not None:
+            self._policy.configure(options)
+            self._service.policy_changed()
         changed = [name for name in self._options.changed(options) if name not in LIVE_OPTIONS]
         if changed:
             log.warning("config: changed at the next start of the provider: %s", ", ".join(changed))

@@ -192,7 +192,7 @@ async def test_everything_of_the_capture(launch: Launch, raw: Client) -> None:
     assert seen == set(links)
     assert sorted(line for line in log if line.startswith("WARNING")) == [
         *(
-            f"WARNING keyvalue_provider.keyvalue.access: link {link}: ignored, since no option has this name: URL"
+            f"WARNING keyvalue_provider.keyvalue.policy: link {link}: ignored, since no option has this name: URL"
             for link in links[:2]
         ),
         f"WARNING keyvalue_provider.watching.watchers: link {links[2]}: ignored, since no option of a watcher has this name: URL",
