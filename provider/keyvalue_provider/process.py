@@ -29,7 +29,8 @@ from keyvalue_provider.keyvalue.service import Service
 from keyvalue_provider.observe.endpoint import Endpoint
 from keyvalue_provider.observe.log import set_up_log
 from keyvalue_provider.observe.metrics import Durations, Metrics
-from keyvalue_provider.watching.watchers import Watchers, WatchLimits
+from keyvalue_provider.watching.queue import WatchLimits
+from keyvalue_provider.watching.watchers import Watchers
 from keyvalue_transport.keyvalue.atomics import ATOMICS, atomics_handlers, atomics_tallies
 from keyvalue_transport.keyvalue.batch import BATCH, batch_handlers, batch_tallies
 from keyvalue_transport.keyvalue.interface import STORE

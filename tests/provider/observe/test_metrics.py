@@ -23,7 +23,8 @@ from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.host.links import LinkDefinition, Links
 from keyvalue_provider.observe.endpoint import CONNECTION_TIMEOUT_S, CONNECTIONS_MAX, Endpoint
 from keyvalue_provider.observe.metrics import DURATION_BOUNDS_S, Durations, Metrics
-from keyvalue_provider.watching.watchers import Watchers, WatchLimits
+from keyvalue_provider.watching.queue import WatchLimits
+from keyvalue_provider.watching.watchers import Watchers
 from keyvalue_transport.keyvalue.atomics import atomics_tallies
 from keyvalue_transport.keyvalue.batch import batch_tallies
 from keyvalue_transport.keyvalue.store import store_tallies
