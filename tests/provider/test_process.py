@@ -1,0 +1,49 @@
+"""What a running provider says of itself, on a connection that was never opened. Whole processes are tested in tests/integration."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from keyvalue_engine import Store
+from keyvalue_provider import process
+from keyvalue_provider.config.start_plan import launch_of_host, resolve_host
+from keyvalue_provider.host.host_data import HostData
+from keyvalue_provider.host.links import Links
+from keyvalue_provider.live_configuration import LiveConfiguration
+from keyvalue_transport.nats.connection import Connection
+
+
+@pytest.fixture(autouse=True)
+def root() -> Iterator[None]:
+    """Leave the log as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+async def test_ailments_are_of_connection_background_tasks_and_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def die(store: Store) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(process, "sweep_expired", die)
+    host_data = HostData()
+    resolved = resolve_host(host_data, {}, {})
+    launch = launch_of_host(host_data, resolved, {})
+    configuration = LiveConfiguration(launch, resolved)
+    parts = process._compose(launch, resolved.options, Connection(launch.connection), Links(""))
+    provider = process.RunningProvider(parts, configuration)
+    assert provider.ailments() == ["NATS is not connected"]
+    await asyncio.wait([parts.sweeping])
+    provider.refuse_configuration("found an array")
+    provider.configure({"page_keys": "none"})
+    dead = "a background task died: ZeroDivisionError"
+    fault = "config: page_keys: found 'none', allowed a whole number from 1"
+    assert provider.ailments() == ["NATS is not connected", dead, fault]
+    provider.configure({"require_link": "true"})
+    assert provider.ailments() == ["NATS is not connected", dead]
+    assert parts.policy.linkless.right.value == "denied"
