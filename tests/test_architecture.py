@@ -103,7 +103,17 @@ OPENING = frozenset(
         *("open", "socket", "connect", "create_connection", "Popen", "Thread", "Timer", "start"),
         *("ThreadPoolExecutor", "ProcessPoolExecutor", "Lock", "RLock", "Event", "Queue", "basicConfig", "signal"),
         *("run", "run_forever", "create_task", "ensure_future", "get_event_loop", "new_event_loop"),
-        *("Store", "Connection", "Server", "Invoker", "KeyValueClient", "Service", "Host", "Provider"),
+        *(
+            "Store",
+            "Connection",
+            "Server",
+            "Invoker",
+            "KeyValueClient",
+            "Service",
+            "HostSession",
+            "RunningProvider",
+            "Provider",
+        ),
     }
 )
 

@@ -336,7 +336,7 @@ from pathlib import Path
 if "poll" in sys.argv:
     del os.pidfd_open
 sys._MEIPASS = sys.argv[1]
-from keyvalue_provider.executable import OuterProcess
+from keyvalue_provider.outer_process import OuterProcess
 
 async def watch(outer):
     ended = asyncio.Event()

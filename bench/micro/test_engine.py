@@ -17,7 +17,7 @@ from bench.micro.stores import TURN_KEYS, Filled, call_all, entries_of_turn, key
 from bench.micro.turns import ROUNDS, in_turns
 from bench.run.engine import PAGE_KEYS, LockedDict, fresh, fresh_value, shuffled_keys
 from keyvalue_engine import Bucket, BucketOptions, Store
-from keyvalue_provider.keyvalue.sweep import STEP_KEYS
+from keyvalue_provider.keyvalue.expiry_sweep import STEP_KEYS
 
 KEYS = 1_000_000
 FILL_KEYS = KEYS // ROUNDS

@@ -67,8 +67,9 @@ class FilledProtocol:
     """A protocol over a filled store."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, is_metered: bool) -> None:
-        service = Service(Store())
-        self.bucket = service.store.bucket(BUCKET)
+        store = Store()
+        service = Service(store)
+        self.bucket = store.bucket(BUCKET)
         self.put(map(key_of, range(KEYS)))
         self.bucket.page()
         tallies = store_tallies() | atomics_tallies() | batch_tallies()

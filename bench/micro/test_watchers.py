@@ -15,8 +15,9 @@ from bench.micro.stores import set_all
 from bench.micro.turns import in_turns
 from bench.run.engine import VALUE_BYTES, fresh, fresh_value, shuffled_keys
 from keyvalue_engine import Bucket, Store
+from keyvalue_provider.watching.delivery import ChangeDelivery
 from keyvalue_provider.watching.patterns import Watch, observers
-from keyvalue_provider.watching.watchers import WatchCounts, Watcher, WatchLimits
+from keyvalue_provider.watching.queue import WatchCounts, WatchLimits
 
 KEYS = 10_000
 QUEUE_EVENTS = 10_000
@@ -43,13 +44,13 @@ def counts() -> WatchCounts:
 
 
 @pytest.fixture
-def watcher(counts: WatchCounts) -> Iterator[Watcher]:
+def watcher(counts: WatchCounts) -> Iterator[ChangeDelivery]:
     """One that is called, and whose queue is full."""
     component = Stuck()
 
-    async def make() -> Watcher:
+    async def make() -> ChangeDelivery:
         limits = WatchLimits(QUEUE_EVENTS, QUEUE_BYTES, 5.0)
-        watcher = Watcher("stuck", "default.stuck", component, lambda: True, limits, counts, lambda: None)
+        watcher = ChangeDelivery("stuck", "default.stuck", component, lambda: True, limits, counts, lambda: None)
         for key in shuffled_keys(KEYS):
             watcher.queue.push((BUCKET, key, bytes(VALUE_BYTES)))
         await component.called.wait()
@@ -72,7 +73,7 @@ def entries(_: int) -> list[tuple[bytes, bytes]]:
     return [(fresh(key), fresh_value()) for key in shuffled_keys(KEYS)]
 
 
-def test_set_with_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: Watcher, counts: WatchCounts) -> None:
+def test_set_with_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: ChangeDelivery, counts: WatchCounts) -> None:
     benchmark.group = f"watchers: {KEYS:,} sets"
     watched, unwatched = Store(), Store()
     watch = Watch.from_config({"watch": "SET@*"})
@@ -84,7 +85,7 @@ def test_set_with_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: Watcher,
     assert counts.dropped > before
 
 
-def test_push_to_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: Watcher, counts: WatchCounts) -> None:
+def test_push_to_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: ChangeDelivery, counts: WatchCounts) -> None:
     benchmark.group = "watchers: push"
     event = (BUCKET, b"key", bytes(VALUE_BYTES))
     benchmark(watcher.queue.push, event)

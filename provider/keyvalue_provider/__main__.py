@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from keyvalue_provider.config.command_line import command_line
-from keyvalue_provider.executable import OuterProcess
+from keyvalue_provider.outer_process import OuterProcess
 
 __all__ = ["main"]
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from keyvalue_engine import Store
 from keyvalue_provider.config.command_line import flags_of
 from keyvalue_provider.config.options import OPTIONS, STANDALONE_OPTIONS, ProviderOptions
 from keyvalue_provider.config.sources import Resolved
@@ -35,7 +34,7 @@ from keyvalue_provider.host.host_data import HostData, read_host_data
 from keyvalue_provider.host.json_fields import FieldError
 from keyvalue_provider.host.links import Links, key_of
 from keyvalue_provider.host.xkeys import Xkeys
-from keyvalue_provider.keyvalue.access import Accesses
+from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_provider.observe.log import printable
 from keyvalue_provider.watching.watchers import INTERFACE, watch_of
 from keyvalue_transport.nats.urls import redacted_url
@@ -179,7 +178,7 @@ def _describe_links(report: Report, host_data: HostData, xkeys: Xkeys | None, op
             key = key_of(value)
             if key is None or not links.knows(key):  # else it stands in `unusable`
                 report.faults.append(f"a link of the host data: {error}")
-    Accesses(Store(options.store_options()), links, options)
+    Policy(options.store_options(), links, options)
     for link in links.callees():
         if INTERFACE in link.interfaces:
             watch_of(link, links, host_data.lattice_rpc_prefix)

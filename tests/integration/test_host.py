@@ -183,17 +183,17 @@ async def test_everything_of_the_capture(launch: Launch, raw: Client) -> None:
     assert await in_thread(provider.wait) == 0
     log = [line.partition("Z ")[2] for line in provider.output.splitlines()]
     component, key = HOST_CAPTURE["host_data"]["link_definitions"][0]["source_id"], provider.key
-    assert [line for line in log if "keyvalue_provider.host.host: link" in line] == [
-        f"INFO keyvalue_provider.host.host: link put: {component} -> {key} (second), store, atomics, batch; options set: URL",
-        f"INFO keyvalue_provider.host.host: link put: {key} -> {component} (default), watcher; options set: URL, watch",
-        f"INFO keyvalue_provider.host.host: link deleted: {key} -> {component} (default)",
-        f"INFO keyvalue_provider.host.host: link deleted: {component} -> {key} (second)",
+    assert [line for line in log if "keyvalue_provider.host.session: link" in line] == [
+        f"INFO keyvalue_provider.host.session: link put: {component} -> {key} (second), store, atomics, batch; options set: URL",
+        f"INFO keyvalue_provider.host.session: link put: {key} -> {component} (default), watcher; options set: URL, watch",
+        f"INFO keyvalue_provider.host.session: link deleted: {key} -> {component} (default)",
+        f"INFO keyvalue_provider.host.session: link deleted: {component} -> {key} (second)",
     ]
     links = [f"{component} -> {key} (default)", f"{component} -> {key} (second)", f"{key} -> {component} (default)"]
     assert seen == set(links)
     assert sorted(line for line in log if line.startswith("WARNING")) == [
         *(
-            f"WARNING keyvalue_provider.keyvalue.access: link {link}: ignored, since no option has this name: URL"
+            f"WARNING keyvalue_provider.keyvalue.policy: link {link}: ignored, since no option has this name: URL"
             for link in links[:2]
         ),
         f"WARNING keyvalue_provider.watching.watchers: link {links[2]}: ignored, since no option of a watcher has this name: URL",

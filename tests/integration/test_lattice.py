@@ -13,10 +13,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from keyvalue_provider.host import lattice as lattice_module
-from keyvalue_provider.host.host import Host
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.lattice import LatticeLink, lattice_links
 from keyvalue_provider.host.links import Links
+from keyvalue_provider.host.session import HostSession
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message, Subscription
 from tests.conftest import DEADLINE_S, NatsServer, in_thread, settled
 
@@ -183,7 +183,7 @@ async def test_a_link_that_is_deleted_before_the_lattice_is_asked_does_not_come_
     lattice.answers = {"link.get": [LINK]}
     links = Links(KEY)
     host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
-    host = Host(connection, host_data, links, "", Unconcerned(), asyncio.Event())
+    host = HostSession(connection, host_data, links, "", Unconcerned(), asyncio.Event())
     subscribe = connection.subscribe_at_once
 
     async def subscribe_and_hear(subject: str, handle: Callable[[Message], None]) -> Subscription:
@@ -207,7 +207,7 @@ async def test_of_links_in_thousands_the_capability_is_told_a_few_times(
     connection: Connection, lattice: Lattice, raw: Client
 ) -> None:
     capability, links = Unconcerned(), Links(KEY)
-    host = Host(
+    host = HostSession(
         connection, HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY), links, "", capability, asyncio.Event()
     )
     await host.start()
@@ -242,7 +242,7 @@ async def test_links_are_put_and_deleted_in_the_order_of_the_host(
 ) -> None:
     links = Links(KEY)
     host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
-    host = Host(connection, host_data, links, X, Unconcerned(), asyncio.Event())
+    host = HostSession(connection, host_data, links, X, Unconcerned(), asyncio.Event())
     await host.start()
     await connection.flush(DEADLINE_S)
     prefix = f"wasmbus.rpc.{lattice.name}"
@@ -261,7 +261,7 @@ async def test_links_are_put_and_deleted_in_the_order_of_the_host(
 async def test_the_lattice_is_asked_again_when_nats_is_back(
     new_nats_server: Callable[[], NatsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("keyvalue_provider.host.host.RECONNECTED", [0.05] * 100)
+    monkeypatch.setattr("keyvalue_provider.host.session.RECONNECTED", [0.05] * 100)
     server = new_nats_server()
     client = await nats.connect(server.url, reconnect_time_wait=0.05)
     lattice = Lattice(client, "a-lattice")
@@ -270,7 +270,7 @@ async def test_the_lattice_is_asked_again_when_nats_is_back(
     connection = await Connection.open(ConnectionOptions((server.url,)))
     links, capability = Links(KEY), Unconcerned()
     host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
-    host = Host(connection, host_data, links, "", capability, asyncio.Event())
+    host = HostSession(connection, host_data, links, "", capability, asyncio.Event())
     await host.start()
     assert host._asking is not None
     await host._asking
@@ -293,7 +293,7 @@ async def test_a_link_that_the_lattice_does_not_have_is_told(
     links = Links(KEY)
     links.put_value(LINK)
     host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
-    host = Host(connection, host_data, links, "", Unconcerned(), asyncio.Event())
+    host = HostSession(connection, host_data, links, "", Unconcerned(), asyncio.Event())
     await host.start()
     assert host._asking is not None
     await host._asking

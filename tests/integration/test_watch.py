@@ -20,7 +20,9 @@ from nats.aio.client import Client
 
 from keyvalue_engine import ObserverOf, Store
 from keyvalue_provider.host.links import LinkDefinition, Links
-from keyvalue_provider.watching.watchers import CALLS_MAX, Watchers, WatchLimits
+from keyvalue_provider.watching.delivery import CALLS_MAX
+from keyvalue_provider.watching.queue import WatchLimits
+from keyvalue_provider.watching.watchers import Watchers
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.watcher import WATCHER, watcher_handlers
 from keyvalue_transport.nats.client import KeyValueClient

@@ -1,60 +1,49 @@
-"""What a running provider takes of a new configuration, as far as no connection is needed for it."""
+"""What a running provider says of itself, on a connection that was never opened. Whole processes are tested in tests/integration."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 
 import pytest
 
+from keyvalue_engine import Store
+from keyvalue_provider import process
 from keyvalue_provider.config.start_plan import launch_of_host, resolve_host
-from keyvalue_provider.executable import OuterProcess
 from keyvalue_provider.host.host_data import HostData
-from keyvalue_provider.host.secret import Secret
-from keyvalue_provider.observe.log import JsonFormatter, PlainFormatter, set_up_log
-from keyvalue_provider.process import Provider, _log_form
+from keyvalue_provider.host.links import Links
+from keyvalue_provider.live_configuration import LiveConfiguration
+from keyvalue_transport.nats.connection import Connection
 
 
-@pytest.fixture
-def root() -> Iterator[logging.Logger]:
+@pytest.fixture(autouse=True)
+def root() -> Iterator[None]:
+    """Leave the log as it was."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    yield root
+    yield
     root.handlers[:], root.level = handlers, level
 
 
-@pytest.mark.parametrize("config", [{}, {"log_level": "info", "structured_logging": "false"}])
-def test_the_log_goes_back_to_what_it_was(root: logging.Logger, config: dict[str, str]) -> None:
-    host_data = HostData(config=config)
-    resolved = resolve_host(host_data, config, {})
-    launch = launch_of_host(host_data, resolved, {})
-    set_up_log(*_log_form(launch, resolved.options))
-    provider = Provider(launch, resolved, OuterProcess())
-    for _ in range(2):
-        provider.configure({"log_level": "error", "structured_logging": "true"})
-        assert root.level == logging.ERROR
-        assert isinstance(root.handlers[0].formatter, JsonFormatter)
-        provider.configure(config)
-        assert root.level == logging.INFO
-        assert isinstance(root.handlers[0].formatter, PlainFormatter)
+async def test_ailments_are_of_connection_background_tasks_and_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def die(store: Store) -> None:
+        raise ZeroDivisionError
 
-
-def test_a_certificate_that_cannot_be_used_changes_nothing() -> None:
+    monkeypatch.setattr(process, "sweep_expired", die)
     host_data = HostData()
     resolved = resolve_host(host_data, {}, {})
-    provider = Provider(launch_of_host(host_data, resolved, {}), resolved, OuterProcess())
-    provider.configure({"tls_ca": "/of/nobody.pem"})
-    fault = provider.ailments()[-1]
-    assert fault.startswith("config: tls_ca: ")
-    assert "/of/nobody.pem" in fault
-    provider.configure({})
-    assert fault not in provider.ailments()
-
-
-def test_a_token_without_a_seed_is_refused() -> None:
-    host_data = HostData(lattice_rpc_user_jwt=Secret("a-token"))
-    with pytest.raises(
-        ValueError, match=r"^host data: lattice_rpc_user_seed: found none beside lattice_rpc_user_jwt"
-    ) as caught:
-        launch_of_host(host_data, resolve_host(host_data, {}, {}), {})
-    assert "a-token" not in str(caught.value)
+    launch = launch_of_host(host_data, resolved, {})
+    configuration = LiveConfiguration(launch, resolved)
+    parts = process._compose(launch, resolved.options, Connection(launch.connection), Links(""))
+    provider = process.RunningProvider(parts, configuration)
+    assert provider.ailments() == ["NATS is not connected"]
+    await asyncio.wait([parts.sweeping])
+    provider.refuse_configuration("found an array")
+    provider.configure({"page_keys": "none"})
+    dead = "a background task died: ZeroDivisionError"
+    fault = "config: page_keys: found 'none', allowed a whole number from 1"
+    assert provider.ailments() == ["NATS is not connected", dead, fault]
+    provider.configure({"require_link": "true"})
+    assert provider.ailments() == ["NATS is not connected", dead]
+    assert parts.policy.linkless.right.value == "denied"

@@ -1,1 +1,1 @@
-"""What a caller may do, and the service that carries out calls."""
+"""What a caller may do (policy), how it uses buckets (handles), and the service that carries out calls."""

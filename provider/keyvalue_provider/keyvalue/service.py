@@ -1,105 +1,159 @@
-"""The service: `wrpc:keyvalue` carried out on the engine. The only room door between transport and engine.
+"""The service: `wrpc:keyvalue` carried out on a store's handles.
 
-Every function takes the caller's access once, and is carried out by it whole. The one place that turns the engine's errors into the
-interface's. A wasmCloud 1.x host traps a component at an error of every function but get and increment, so errors are for what must be refused.
+Every function takes the caller's handles once, and is carried out by them whole. This is the one place that turns the store's errors into the
+interface's: `_interface_error`, for what a handle raises at once and for what it raises while it is awaited (`Translated`). A wasmCloud 1.x
+host traps a component at an error of every function but get and increment, so errors are for what must be refused.
 """
 
 from __future__ import annotations
 
-from keyvalue_engine import NoSuchBucketError, Store, StoreError
-from keyvalue_provider.keyvalue.access import Accesses
+from collections.abc import Awaitable, Callable, Generator
+from typing import Generic, TypeVar
+
+from keyvalue_engine import NoSuchBucketError, Page, StoreError
+from keyvalue_provider.keyvalue.handles import BucketStore, CallerHandles
+from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.store import KeyResponse
-from keyvalue_transport.wrpc.handler import Caller
+from keyvalue_transport.wrpc.handler import Answer, Caller, drop_answer
 
 __all__ = ["Service"]
 
+S = TypeVar("S")
+T = TypeVar("T")
+
 
 class Service:
-    """The functions of `store`, `atomics` and `batch`, over one engine store. Any may raise `AccessDeniedError` and `NoSuchStoreError`.
+    """The functions of `store`, `atomics` and `batch`, over one store. Any may raise `AccessDeniedError` and `NoSuchStoreError`.
 
-    :param accesses: what each caller may do; unless given, everybody may do everything
+    An answer is the value where the store gives it at once, else something to wait for.
+
+    :param policy: what each caller may do; unless given, everybody may do everything
+    :ivar parameter_limits: lengths that a request may have. One object for ever, whose fields change with the policy
     """
 
-    def __init__(self, store: Store, accesses: Accesses | None = None) -> None:
-        accesses = Accesses(store) if accesses is None else accesses
-        self.store = store
-        #: Lengths that a request may have. One object for ever, which changes with the links.
-        self.parameter_limits = accesses.parameter_limits
-        self._accesses = accesses
+    def __init__(self, store: BucketStore, policy: Policy | None = None) -> None:
+        policy = Policy(store.options) if policy is None else policy
+        self.parameter_limits = policy.parameter_limits
+        self._handles = CallerHandles(store, policy)
+
+    def policy_changed(self) -> None:
+        """Carry out the calls that come from now on by the policy as it is now. O(callers)."""
+        self._handles.policy_changed()
 
     # store
 
-    def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> bytes | None:
-        """The value of a key, or None."""
+    def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bytes | None]:
+        """Return the value of a key, or None."""
         try:
-            return self._accesses[caller].readable[bucket].get(key)
+            answer = self._handles[caller].readable[bucket].get(key)
         except StoreError as error:
             raise _interface_error(error) from error
+        return answer if answer is None or isinstance(answer, bytes) else Translated(answer, _as_it_is)
 
-    def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> None:
+    def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]:
         """Store a value."""
         try:
-            self._accesses[caller].writable[bucket].set(key, value)
+            answer = self._handles[caller].writable[bucket].set(key, value)
         except StoreError as error:
             raise _interface_error(error) from error
+        return None if answer is None else Translated(answer, _as_it_is)
 
-    def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> None:
-        """Remove a key; no error where it is not there."""
+    def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]:
+        """Remove a key; a missing one is no error."""
         try:
-            self._accesses[caller].writable[bucket].delete(key)
+            answer = self._handles[caller].writable[bucket].delete(key)
         except StoreError as error:
             raise _interface_error(error) from error
+        return None if isinstance(answer, bool) else Translated(answer, _nothing)
 
-    def exists(self, caller: Caller, bucket: bytes, key: bytes, /) -> bool:
-        """Whether a key is there."""
+    def exists(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bool]:
+        """Return True if the key exists."""
         try:
-            return self._accesses[caller].readable[bucket].exists(key)
+            answer = self._handles[caller].readable[bucket].exists(key)
         except StoreError as error:
             raise _interface_error(error) from error
+        return answer if isinstance(answer, bool) else Translated(answer, _as_it_is)
 
-    def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> KeyResponse:
-        """A page of keys from the cursor on."""
+    def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]:
+        """Return a page of keys from the cursor on."""
         try:
-            page = self._accesses[caller].readable[bucket].page(cursor)
+            answer = self._handles[caller].readable[bucket].page(cursor)
         except StoreError as error:
             raise _interface_error(error) from error
-        return KeyResponse(page.keys, page.cursor)
+        return _key_response(answer) if isinstance(answer, Page) else Translated(answer, _key_response)
 
     # atomics
 
-    def increment(self, caller: Caller, bucket: bytes, key: bytes, delta: int, /) -> int:
-        """Add to a counter, which is 0 where it is not there; the sum."""
+    def increment(self, caller: Caller, bucket: bytes, key: bytes, delta: int, /) -> Answer[int]:
+        """Add to a counter, which is 0 where it is missing, and return the sum."""
         try:
-            return self._accesses[caller].writable[bucket].increment(key, delta)
+            answer = self._handles[caller].writable[bucket].increment(key, delta)
         except StoreError as error:
             raise _interface_error(error) from error
+        return answer if isinstance(answer, int) else Translated(answer, _as_it_is)
 
     # batch
 
-    def get_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> list[bytes | None]:
-        """The values in the order of the keys, None for each that is not there."""
+    def get_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[list[bytes | None]]:
+        """Return the values in the order of the keys, None for each that is missing."""
         try:
-            return self._accesses[caller].readable[bucket].get_many(keys)
+            answer = self._handles[caller].readable[bucket].get_many(keys)
         except StoreError as error:
             raise _interface_error(error) from error
+        return answer if isinstance(answer, list) else Translated(answer, _as_it_is)
 
-    def set_many(self, caller: Caller, bucket: bytes, entries: dict[bytes, bytes], /) -> None:
+    def set_many(self, caller: Caller, bucket: bytes, entries: dict[bytes, bytes], /) -> Answer[None]:
         """Store all of these, or nothing."""
         try:
-            self._accesses[caller].writable[bucket].set_many(entries)
+            answer = self._handles[caller].writable[bucket].set_many(entries)
         except StoreError as error:
             raise _interface_error(error) from error
+        return None if answer is None else Translated(answer, _as_it_is)
 
-    def delete_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> None:
-        """Remove keys; no error where one is not there."""
+    def delete_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[None]:
+        """Remove keys; missing ones are no error."""
         try:
-            self._accesses[caller].writable[bucket].delete_many(keys)
+            answer = self._handles[caller].writable[bucket].delete_many(keys)
         except StoreError as error:
             raise _interface_error(error) from error
+        return None if isinstance(answer, int) else Translated(answer, _nothing)
+
+
+class Translated(Generic[S, T]):
+    """A store's answer that must be waited for, as the interface's: its value converted, its errors translated. `close` drops it unawaited."""
+
+    __slots__ = ("_answer", "_convert")
+
+    def __init__(self, answer: Awaitable[S], convert: Callable[[S], T]) -> None:
+        self._answer = answer
+        self._convert = convert
+
+    def __await__(self) -> Generator[object, None, T]:
+        try:
+            value = yield from self._answer.__await__()
+        except StoreError as error:
+            raise _interface_error(error) from error
+        return self._convert(value)
+
+    def close(self) -> None:
+        """Drop the answer."""
+        drop_answer(self._answer)
 
 
 def _interface_error(error: StoreError) -> NoSuchStoreError | OtherError:
     if isinstance(error, NoSuchBucketError):
         return NoSuchStoreError()
     return OtherError(str(error))
+
+
+def _as_it_is(value: T) -> T:
+    return value
+
+
+def _nothing(_: object) -> None:
+    return None
+
+
+def _key_response(page: Page) -> KeyResponse:
+    return KeyResponse(page.keys, page.cursor)

@@ -1,4 +1,4 @@
-"""Options: a table of the provider's and one of a link's, what each takes, and where it goes. What a link's do is test_access.py's."""
+"""Options: a table of the provider's and one of a link's, what each takes, and where it goes. What a link's do is tested in tests/provider/keyvalue."""
 
 from __future__ import annotations
 

@@ -1,17 +1,24 @@
-"""The service: the functions, and the store's errors as the interface's. Who may do what is tests/provider/keyvalue/test_access.py's."""
+"""The service: the functions, and the store's errors as the interface's. Who may do what is tests/provider/keyvalue/test_policy.py's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import pytest
 
-from keyvalue_engine import Store, StoreOptions
+from keyvalue_engine import LimitError, Store, StoreOptions
 from keyvalue_engine.shard import CROWD_KEYS_MAX
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_transport.keyvalue.errors import InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
+from keyvalue_transport.keyvalue.store import KeyResponse
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, drop_answer
+from tests.provider.keyvalue.scene import at_once
+from tests.provider.keyvalue.waiting_store import LATER, Later, WaitingStore
+
+T = TypeVar("T")
 
 LINKED = Caller("component", "default")
 
@@ -22,7 +29,8 @@ def service(**options: int | bool) -> Service:
 
 @pytest.mark.parametrize("caller", [ANONYMOUS, LINKED])
 def test_every_function(caller: Caller) -> None:
-    kv = service()
+    store = Store()
+    kv = Service(store)
     assert kv.get(caller, b"b", b"k") is None
     kv.set(caller, b"b", b"k", b"v")
     assert kv.get(caller, b"b", b"k") == b"v"
@@ -43,7 +51,7 @@ def test_every_function(caller: Caller) -> None:
     assert kv.get_many(caller, b"b", []) == []
     assert kv.list_keys(caller, b"b", None) == ([b"n"], None)
     kv.delete(caller, b"b", b"n")
-    assert len(kv.store) == 0
+    assert len(store) == 0
 
 
 def test_pages_and_cursors_are_the_stores() -> None:
@@ -53,7 +61,7 @@ def test_pages_and_cursors_are_the_stores() -> None:
     found: list[bytes] = []
     cursor: int | None = None
     for size in (2, 2, 1):
-        keys, cursor = kv.list_keys(ANONYMOUS, b"b", cursor)
+        keys, cursor = at_once(kv.list_keys(ANONYMOUS, b"b", cursor))
         assert len(keys) == size
         found += keys
     assert cursor is None
@@ -64,7 +72,7 @@ STRICT: list[Callable[[Service], object]] = [
     lambda kv: kv.get(ANONYMOUS, b"b", b"k"),
     lambda kv: kv.exists(ANONYMOUS, b"b", b"k"),
     lambda kv: kv.delete(ANONYMOUS, b"b", b"k"),
-    lambda kv: any(kv.get_many(ANONYMOUS, b"b", [b"k"])),
+    lambda kv: any(at_once(kv.get_many(ANONYMOUS, b"b", [b"k"]))),
     lambda kv: kv.delete_many(ANONYMOUS, b"b", [b"k"]),
 ]
 
@@ -86,14 +94,15 @@ def test_a_bucket_that_was_never_written(call: Callable[[Service], object]) -> N
     ],
 )
 def test_limits_become_other(bucket: bytes, key: bytes, value: bytes, message: str) -> None:
-    kv = service(value_bytes_max=3, key_bytes_max=4, bucket_name_bytes_max=5, keys_max=1)
+    store = Store(StoreOptions(value_bytes_max=3, key_bytes_max=4, bucket_name_bytes_max=5, keys_max=1))
+    kv = Service(store)
     kv.set(ANONYMOUS, b"b", b"k", b"v")
     with pytest.raises(OtherError) as caught:
         kv.set(ANONYMOUS, bucket, key, value)
     assert caught.value.message.endswith(message)
     assert isinstance(caught.value, InterfaceError)
     assert kv.get(ANONYMOUS, b"b", b"k") == b"v"
-    assert len(kv.store) == 1
+    assert len(store) == 1
 
 
 def test_keys_of_one_position_become_other() -> None:
@@ -140,3 +149,36 @@ def test_a_reader_of_parameters_need_not_read_more_than_the_store_takes() -> Non
     kv = service(bucket_name_bytes_max=1, key_bytes_max=2, value_bytes_max=3)
     assert kv.parameter_limits == ParameterLimits(bucket_bytes_max=1, key_bytes_max=2, value_bytes_max=3)
     assert Service(Store()).parameter_limits == ParameterLimits()
+
+
+# Answers that must be waited for. Every function is carried out so over both paths by tests/integration/test_waiting_store.py.
+
+
+async def waited(answer: Answer[T]) -> T:
+    """Return an answer that is not there at once."""
+    assert isinstance(answer, Awaitable)
+    return await answer
+
+
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+async def test_an_answer_to_wait_for_is_translated_when_it_is_awaited(later: Later) -> None:
+    store = WaitingStore(later, StoreOptions(value_bytes_max=1))
+    kv = Service(store)
+    await waited(kv.set(ANONYMOUS, b"b", b"k", b"v"))
+    assert await waited(kv.list_keys(ANONYMOUS, b"b", None)) == KeyResponse([b"k"], None)
+    deleted: object = await waited(kv.delete(ANONYMOUS, b"b", b"k"))
+    assert deleted is None
+    answer = kv.set(ANONYMOUS, b"b", b"k", b"vv")
+    with pytest.raises(OtherError, match=r"^value in bytes: found 2, allowed 1$") as caught:
+        await waited(answer)
+    assert isinstance(caught.value.__cause__, LimitError)
+
+
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+async def test_an_answer_that_is_dropped_is_not_carried_out(later: Later) -> None:
+    store = WaitingStore(later)
+    answer = Service(store).set(ANONYMOUS, b"b", b"k", b"v")
+    assert answer is not None
+    drop_answer(answer)
+    await asyncio.sleep(0)
+    assert len(store.held) == 0

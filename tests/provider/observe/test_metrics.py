@@ -1,15 +1,11 @@
-"""Metrics and their endpoint in one process: real tallies, store, server and links, on a connection that was never opened."""
+"""Metrics in one process: real tallies, store, server and links, on a connection that was never opened."""
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
-import socket
 import subprocess
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import prometheus_client.exposition
@@ -21,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.host.links import LinkDefinition, Links
-from keyvalue_provider.observe.endpoint import CONNECTION_TIMEOUT_S, CONNECTIONS_MAX, Endpoint
 from keyvalue_provider.observe.metrics import DURATION_BOUNDS_S, Durations, Metrics
-from keyvalue_provider.watching.watchers import Watchers, WatchLimits
+from keyvalue_provider.watching.queue import WatchLimits
+from keyvalue_provider.watching.watchers import Watchers
 from keyvalue_transport.keyvalue.atomics import atomics_tallies
 from keyvalue_transport.keyvalue.batch import batch_tallies
 from keyvalue_transport.keyvalue.outcomes import FAILED, NONE, OK, OTHER, OUTCOMES, Tally
@@ -350,132 +346,3 @@ def test_both_formats_say_the_same(pieces: Pieces) -> None:
     expected = samples(pieces.families().values())
     assert samples(parse_openmetrics(strict)) == expected  # type: ignore[no-untyped-call]
     assert samples(text_string_to_metric_families(text)) == expected
-
-
-# The endpoint
-
-
-class Served(NamedTuple):
-    """An endpoint on a port of the loopback address, and what it says of the process."""
-
-    endpoint: Endpoint
-    ailments: list[str]
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.endpoint.port, timeout=CONNECTION_TIMEOUT_S)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
-
-    def connect(self) -> socket.socket:
-        """A connection that says nothing."""
-        return socket.create_connection(("127.0.0.1", self.endpoint.port), CONNECTION_TIMEOUT_S)
-
-
-@pytest.fixture
-def served(pieces: Pieces) -> Iterator[Served]:
-    ailments: list[str] = []
-    endpoint = Endpoint(Metrics(*pieces), lambda: ailments, lambda: "dead" not in ailments)
-    endpoint.start("127.0.0.1", 0)
-    yield Served(endpoint, ailments)
-    endpoint.stop()
-
-
-def test_paths(served: Served) -> None:
-    status, text = served.get("/metrics")
-    assert status == 200
-    assert f"\n{PREFIX}_keys 0.0\n" in text
-    assert "\nprocess_cpu_seconds_total " in text
-    assert served.get("/livez") == served.get("/readyz") == (200, '{"ok": true, "message": "serving"}\n')
-    assert served.get("/") == (404, "found another path, allowed /metrics, /livez and /readyz\n")
-
-
-def test_ailments_are_named(served: Served) -> None:
-    served.ailments.extend(("one", "another"))
-    assert served.get("/readyz") == (503, '{"ok": false, "message": "one; another"}\n')
-    assert served.get("/livez")[0] == 200
-    served.ailments.append("dead")
-    assert served.get("/livez") == (503, '{"ok": false, "message": "the event loop does not answer"}\n')
-
-
-def test_idle_connections_make_room(served: Served) -> None:
-    idle = [served.connect() for _ in range(2 * CONNECTIONS_MAX)]
-    began_s = time.monotonic()
-    assert served.get("/livez")[0] == 200
-    assert time.monotonic() - began_s < CONNECTION_TIMEOUT_S
-    for connection in idle[
-        : CONNECTIONS_MAX + 1
-    ]:  # those before the last 15, for which there was room beside the scrape
-        assert connection.recv(1) == b""
-    assert served.get("/metrics")[0] == 200
-    for connection in idle:
-        connection.close()
-
-
-@pytest.mark.parametrize(
-    ("request_bytes", "answer"),
-    [
-        (b"", b""),
-        (b"\r\n", b""),
-        (b"GET", b"Error code: 400"),
-        (b"\xff" * 100 + b"\r\n", b"Error code: 400"),
-        (b"GET /" + b"a" * 70_000, b""),  # the answer may be lost with what was not read
-        (b"GET /metrics HTTP/9.9\r\n\r\n", b"Error code: 505"),
-        (b"GET /metrics HTTP/1.1\r\n" + b"A: b\r\n" * 200, b""),
-    ],
-)
-def test_a_request_that_is_none_is_refused_in_silence(
-    served: Served, capfd: pytest.CaptureFixture[str], request_bytes: bytes, answer: bytes
-) -> None:
-    with served.connect() as connection:
-        connection.sendall(request_bytes)
-        connection.shutdown(socket.SHUT_WR)
-        found = b""
-        with suppress(ConnectionResetError):  # it is not read to its end
-            while piece := connection.recv(4096):
-                found += piece
-    assert answer in found
-    assert served.get("/livez")[0] == 200
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_port_that_is_taken(served: Served, pieces: Pieces) -> None:
-    second = Endpoint(Metrics(*pieces), list, lambda: True)
-    with pytest.raises(OSError, match="Address already in use"):
-        second.start("127.0.0.1", served.endpoint.port)
-    assert second.port == 0
-    second.stop()  # there is nothing to stop
-    assert served.get("/livez")[0] == 200
-
-
-def test_stop_ends_listening_at_once(pieces: Pieces) -> None:
-    endpoint = Endpoint(Metrics(*pieces), list, lambda: True)
-    stops_s = []
-    for _ in range(3):
-        endpoint.start("127.0.0.1", 0)
-        address = ("127.0.0.1", endpoint.port)
-        socket.create_connection(address).close()
-        began_s = time.monotonic()
-        endpoint.stop()
-        stops_s.append(time.monotonic() - began_s)
-        assert endpoint.port == 0
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(address)
-    assert min(stops_s) < 0.1
-
-
-def test_ipv6(pieces: Pieces) -> None:
-    endpoint = Endpoint(Metrics(*pieces), list, lambda: True)
-    try:
-        endpoint.start("::1", 0)
-    except OSError as error:
-        pytest.skip(f"this machine has no IPv6: {error}")
-    connection = http.client.HTTPConnection("::1", endpoint.port, timeout=CONNECTION_TIMEOUT_S)
-    connection.request("GET", "/livez")
-    assert connection.getresponse().status == 200
-    connection.close()
-    endpoint.stop()

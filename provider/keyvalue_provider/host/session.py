@@ -1,10 +1,7 @@
-"""The host's side of a provider's life: its subjects, and what is said on them. Knows nothing of key-value.
+"""A provider's life as its host directs it: health, links, configuration, shutdown. Knows nothing of what the provider does (`Capability`).
 
-wasmbus.rpc.{lattice}.{provider}.health                  answered with {"healthy", "message"}
-wasmbus.rpc.{lattice}.{provider}.linkdefs.put|del        a link definition; no answer. Also under the provider's xkey in place of its key,
-                                                         where those with secrets come alone, and the others a second time
-wasmbus.rpc.{lattice}.{provider}.config.update           the whole configuration; no answer
-wasmbus.rpc.{lattice}.{provider}.{link name}.shutdown    for the host that started us: answered last of all
+What the host says comes on the subjects of `keyvalue_provider.host.subjects`. A host puts a link once, also while the provider starts and
+does not listen yet; so the session asks the lattice for links at the start, and whenever NATS was away.
 """
 
 from __future__ import annotations
@@ -14,59 +11,30 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.json_fields import FieldError, Fields, text_map
 from keyvalue_provider.host.lattice import lattice_links
 from keyvalue_provider.host.links import LINKS_MAX, LinkDefinition, LinkKey, Links, key_of, parse_link
+from keyvalue_provider.host.subjects import host_subjects
 from keyvalue_transport.nats.connection import Connection, Message
 from keyvalue_transport.wrpc.errors import DisconnectedError
 
-__all__ = ["Capability", "Host", "HostSubjects", "host_subjects"]
+__all__ = ["Capability", "HostSession"]
 
 log = logging.getLogger(__name__)
-
 
 #: When the lattice is asked for links. Hosts come back after a reconnect, as we do, and are not there at once.
 AT_ONCE = (0.0,)
 RECONNECTED = (0.0, 1.0, 3.0, 10.0)
 
 
-class HostSubjects(NamedTuple):
-    """The subjects on which a host speaks to a provider."""
-
-    health: str
-    link_puts: tuple[str, ...]
-    link_deletes: tuple[str, ...]
-    config_update: str
-    shutdown: str
-
-
-def host_subjects(lattice: str, provider_key: str, link_name: str, xkey: str = "") -> HostSubjects:
-    """Subjects from what the host data says.
-
-    :param xkey: the provider's public one, if the host has given it keys
-
-    >>> host_subjects("default", "kv", "default").shutdown
-    'wasmbus.rpc.default.kv.default.shutdown'
-    """
-    prefix = f"wasmbus.rpc.{lattice}.{provider_key}"
-    prefixes = (prefix, f"wasmbus.rpc.{lattice}.{xkey}") if xkey else (prefix,)
-    return HostSubjects(
-        health=f"{prefix}.health",
-        link_puts=tuple(f"{prefix}.linkdefs.put" for prefix in prefixes),
-        link_deletes=tuple(f"{prefix}.linkdefs.del" for prefix in prefixes),
-        config_update=f"{prefix}.config.update",
-        shutdown=f"{prefix}.{link_name}.shutdown",
-    )
-
-
 class Capability(Protocol):
     """What a provider does with what its host says."""
 
     def ailments(self) -> list[str]:
-        """What keeps the provider from serving well, a line each; none if it is healthy."""
+        """Return what keeps the provider from serving well, a line each; none if it is healthy."""
         ...
 
     def configure(self, config: Mapping[str, str]) -> None:
@@ -74,7 +42,7 @@ class Capability(Protocol):
         ...
 
     def refuse_configuration(self, reason: str) -> None:
-        """Know that there is a new configuration that can't be read."""
+        """Note that there is a new configuration that can't be read."""
         ...
 
     def links_changed(self) -> None:
@@ -82,8 +50,8 @@ class Capability(Protocol):
         ...
 
 
-class Host:
-    """Listens to the host. Sets `stop_requested` when it asks the provider to stop; then `acknowledge_stop`, last of all.
+class HostSession:
+    """Listens to the host from `start` on. Sets `stop_requested` when it asks the provider to stop; then `acknowledge_stop`, last of all.
 
     :param links: those of the host data, to which those that come are added
     :param xkey: the provider's public one, if the host has given it keys
@@ -100,7 +68,7 @@ class Host:
     ) -> None:
         self._links = links
         self._stop_requested = stop_requested
-        self.connection = connection
+        self._connection = connection
         self._host_id = host_data.host_id
         self._capability = capability
         self._lattice, self._provider_key = host_data.lattice_rpc_prefix, host_data.provider_key
@@ -111,12 +79,13 @@ class Host:
         self._telling: asyncio.Handle | None = None  # while the capability does not know of the last changes
         self._deleted: set[LinkKey] = set()  # before the lattice was asked, and while it is
 
-    @property
-    def failed(self) -> BaseException | None:
-        """What a background task died of, if one did."""
+    def ailments(self) -> list[str]:
+        """Return what keeps the session from listening well, a line each."""
         if self._asking is not None and self._asking.done() and not self._asking.cancelled():
-            return self._asking.exception()
-        return None
+            error = self._asking.exception()
+            if error is not None:
+                return [f"a background task died: {type(error).__name__}"]
+        return []
 
     async def start(self) -> None:
         """Subscribe, and then begin to ask the lattice for links that were put before.
@@ -130,18 +99,18 @@ class Host:
             *((subject, self._on_link_delete) for subject in subjects.link_deletes),
             (subjects.config_update, self._on_config_update),
         ):
-            await self.connection.subscribe_at_once(subject, handle)
+            await self._connection.subscribe_at_once(subject, handle)
         for subject, callback in (
             (subjects.health, self._on_health),
             (subjects.shutdown, self._on_shutdown),
         ):
-            await self.connection.subscribe(subject, callback)
+            await self._connection.subscribe(subject, callback)
         self._ask(AT_ONCE)
-        self.connection.on_reconnected = partial(self._ask, RECONNECTED)  # for what was put while NATS was away
+        self._connection.on_reconnected = partial(self._ask, RECONNECTED)  # for what was put while NATS was away
 
     def stop(self) -> None:
         """Ask no more; what the host says is still heard."""
-        self.connection.on_reconnected = None
+        self._connection.on_reconnected = None
         if self._asking is not None:
             self._asking.cancel()
 
@@ -168,7 +137,7 @@ class Host:
 
     async def _on_health(self, message: Message) -> None:
         self._tell()  # what is wrong with links that came before the question stands in the answer
-        ailments = [*self._capability.ailments(), *self._links.unusable]
+        ailments = [*self._capability.ailments(), *self.ailments(), *self._links.unusable]
         lines = [*(ailments or ["serving"]), *self._links.remarks]
         health = {"healthy": not ailments, "message": "; ".join(lines)}
         await self._answer(message.reply, json.dumps(health).encode())
@@ -211,7 +180,7 @@ class Host:
         for pause_s in pauses_s:
             await asyncio.sleep(pause_s)
             try:
-                found = await lattice_links(self.connection, self._lattice, self._provider_key)
+                found = await lattice_links(self._connection, self._lattice, self._provider_key)
             except DisconnectedError as error:
                 log.warning("the lattice was not asked for links: %s", error)
                 return
@@ -267,6 +236,6 @@ class Host:
         if not reply:
             return
         try:
-            await self.connection.publish(reply, payload)
+            await self._connection.publish(reply, payload)
         except DisconnectedError as error:
             log.warning("the host was not answered: %s", error)

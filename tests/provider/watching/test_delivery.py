@@ -1,4 +1,4 @@
-"""A watcher's queue and its calls: order, bounds, counts, and components that fail, are stuck or not there."""
+"""Delivery to one component, from its queue: order, bounds, counts, and components that fail, are stuck or not there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyvalue_provider.watching.delivery import ABSENT_PAUSE_MIN_S, CALLS_MAX, DISCONNECTED_PAUSE_S, ChangeDelivery
 from keyvalue_provider.watching.queue import LOOKS_MAX, WatchCounts, WatchLimits
-from keyvalue_provider.watching.watchers import ABSENT_PAUSE_MIN_S, CALLS_MAX, DISCONNECTED_PAUSE_S, Watcher
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, decode_on_delete, decode_on_set
 from keyvalue_transport.wrpc.errors import DisconnectedError, InvocationTimeoutError, NoProviderError
@@ -89,7 +89,7 @@ def answer(call: Call, error: Exception | None = None) -> None:
 
 
 class Watched:
-    """A watcher with its component. Values are numbers, in the order of the writes."""
+    """A delivery with its component. Values are numbers, in the order of the writes."""
 
     def __init__(self, queue_events: int = 1000, queue_bytes: int = 1_000_000) -> None:
         self.component = Component()
@@ -97,7 +97,7 @@ class Watched:
         self.ends = 0
         self.pushed = 0
         limits = WatchLimits(queue_events, queue_bytes, TIMEOUT_S)
-        self.watcher = Watcher(
+        self.delivery = ChangeDelivery(
             "component (default)",
             PREFIX,
             self.component,
@@ -110,7 +110,7 @@ class Watched:
     def push(self, key: bytes, value: bytes | None = b"v") -> None:
         """A write to a key of bucket b."""
         self.pushed += 1
-        self.watcher.queue.push((b"b", key, value))
+        self.delivery.queue.push((b"b", key, value))
 
     def push_all(self, keys: Iterable[bytes]) -> None:
         for key in keys:
@@ -119,29 +119,29 @@ class Watched:
     def check(self) -> None:
         """Every event is somewhere, once."""
         counts = self.counts
-        assert counts.delivered + counts.failed + counts.dropped + self.watcher.queue_length == self.pushed
-        self.watcher.check()
+        assert counts.delivered + counts.failed + counts.dropped + self.delivery.queue_length == self.pushed
+        self.delivery.check()
 
     def _end(self) -> None:
         self.ends += 1
 
     async def close(self) -> None:
         """Leave no call behind."""
-        self.watcher.close()
-        for call in self.watcher.calls:
+        self.delivery.close()
+        for call in self.delivery.calls:
             call.cancel()
         await turn()
-        assert self.watcher.queue_length == 0
+        assert self.delivery.queue_length == 0
 
     @property
     def counted(self) -> tuple[int, int, int, int]:
         """Delivered, failed, dropped, queued."""
         self.check()
-        return self.counts.delivered, self.counts.failed, self.counts.dropped, self.watcher.queue_length
+        return self.counts.delivered, self.counts.failed, self.counts.dropped, self.delivery.queue_length
 
 
 class Watch(Protocol):
-    """Makes watchers, and closes them."""
+    """Makes deliveries, and closes them."""
 
     def __call__(self, queue_events: int = 1000, queue_bytes: int = 1_000_000) -> Watched: ...
 
@@ -188,7 +188,7 @@ async def test_a_write_and_a_deletion(watch: Watch) -> None:
 async def test_the_bucket_argument(watch: Watch) -> None:
     watched = watch()
     for argument in (b"0", None, b"7"):
-        watched.watcher.open(argument)
+        watched.delivery.open(argument)
         watched.push(b"k" + (argument or b""))
         await turn()
     assert [call.bucket for call in watched.component.calls] == [b"0", b"b", b"7"]
@@ -223,9 +223,9 @@ async def test_a_slow_key_holds_up_no_other(watch: Watch) -> None:
 
 async def test_keys_of_different_buckets_do_not_wait_for_each_other(watch: Watch) -> None:
     watched = watch()
-    watched.watcher.open(None)
+    watched.delivery.open(None)
     for bucket in (b"b", b"c"):
-        watched.watcher.queue.push((bucket, b"k", b"v"))
+        watched.delivery.queue.push((bucket, b"k", b"v"))
     await turn()
     assert [call.bucket for call in watched.component.calls] == [b"b", b"c"]
 
@@ -303,7 +303,7 @@ async def test_events_of_many_threads(watch: Watch, queue_events: int) -> None:
     def write(key: bytes) -> None:
         barrier.wait()
         for number in range(writes):
-            watched.watcher.queue.push((b"b", key, b"%d" % number))
+            watched.delivery.queue.push((b"b", key, b"%d" % number))
 
     writers = [Thread(target=write, args=(key,)) for key in keys(threads)]
     watched.pushed = threads * writes
@@ -312,7 +312,7 @@ async def test_events_of_many_threads(watch: Watch, queue_events: int) -> None:
     for writer in writers:
         await asyncio.to_thread(writer.join, DEADLINE_S)
     async with asyncio.timeout(DEADLINE_S):
-        while watched.watcher.queue_length:
+        while watched.delivery.queue_length:
             await turn()
     delivered, failed, dropped, queued = watched.counted
     assert (failed, queued) == (0, 0)
@@ -370,11 +370,11 @@ class Model:
     def close(self) -> None:
         self.is_closed = True
         self.drop(len(self.waiting))
-        self.watched.watcher.close()
+        self.watched.delivery.close()
 
     def open(self) -> None:
         self.is_closed = False
-        self.watched.watcher.open(b"0")
+        self.watched.delivery.open(b"0")
 
     async def turn(self) -> None:
         """Let calls begin, and look at those that did."""
@@ -504,7 +504,7 @@ async def test_a_closed_watcher_drops_what_waits_and_ends_with_its_last_call(wat
     watched = watch()
     watched.push_all(keys(20))
     await turn()
-    watched.watcher.close()
+    watched.delivery.close()
     assert watched.counted == (0, 0, 4, 16)
     watched.push(b"too late")
     watched.pushed -= 1
@@ -519,7 +519,7 @@ async def test_a_closed_watcher_drops_what_waits_and_ends_with_its_last_call(wat
 
 async def test_an_idle_watcher_ends_at_once(watch: Watch) -> None:
     watched = watch()
-    watched.watcher.close()
+    watched.delivery.close()
     assert watched.ends == 1
 
 
@@ -527,8 +527,8 @@ async def test_a_closed_watcher_that_is_opened_keeps_the_order_of_a_key(watch: W
     watched = watch()
     watched.push(b"k", b"before")
     await turn()
-    watched.watcher.close()
-    watched.watcher.open(b"0")
+    watched.delivery.close()
+    watched.delivery.open(b"0")
     watched.push(b"k", b"after")
     await turn()
     assert len(watched.component.calls) == 1
@@ -546,7 +546,7 @@ async def test_the_last_calls_of_a_closed_watcher_begin_nothing(
     watched = watch()
     watched.push_all(keys(20))
     await turn()
-    watched.watcher.close()
+    watched.delivery.close()
     watched.component.is_connected = is_connected
     answer(watched.component.calls[0], error)
     await turn()
@@ -561,10 +561,10 @@ async def test_a_watcher_that_was_closed_in_a_pause_can_be_opened(watch: Watch, 
     watched.component.is_connected = why == "nobody listens"
     watched.push_all(keys(20))
     await turn()
-    watched.watcher.close()
+    watched.delivery.close()
     watched.component.is_connected = True
     watched.component.answers = [None]
-    watched.watcher.open(b"0")
+    watched.delivery.open(b"0")
     watched.push(b"after")
     await turn()
     assert watched.component.calls[-1].key == b"after"
@@ -577,7 +577,7 @@ async def test_a_closed_watcher_leaves_nothing_to_do(watch: Watch) -> None:
     watched.component.is_connected = False
     watched.push(b"k")
     await turn()
-    watched.watcher.close()
+    watched.delivery.close()
     assert asyncio.all_tasks() == {asyncio.current_task()}
     watched.check()
 
@@ -586,7 +586,7 @@ async def test_a_closed_watcher_leaves_nothing_to_do(watch: Watch) -> None:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "keyvalue_provider.watching.watchers"]
+    return [record.getMessage() for record in caplog.records if record.name == "keyvalue_provider.watching.delivery"]
 
 
 FAILS = "watcher component (default): it is not told of changes: no result within 2 s"
@@ -610,7 +610,7 @@ async def test_each_failure_is_told_where_they_are_far_apart(
     watch: Watch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("keyvalue_provider.watching.watchers.FAILURE_LOG_INTERVAL_S", 0.0)
+    monkeypatch.setattr("keyvalue_provider.watching.delivery.FAILURE_LOG_INTERVAL_S", 0.0)
     watched = watch()
     error = InvocationTimeoutError("no result within 2 s")
     for outcome in (error, error, None, error, error):
@@ -637,5 +637,5 @@ async def test_keys_and_values_do_not_show(watch: Watch) -> None:
     watched = watch()
     watched.push(b"hush", b"hush")
     await turn()
-    (call,) = watched.watcher.calls
-    assert "hush" not in f"{watched.watcher!r} {call!r} {watched.counts!r}"
+    (call,) = watched.delivery.calls
+    assert "hush" not in f"{watched.delivery!r} {call!r} {watched.counts!r}"

@@ -1,0 +1,157 @@
+"""How buckets are used: a handle for each caller and bucket name, opened as the policy says and kept ready.
+
+    caller ── CallerHandles ──> Handles ── the name that the caller gives ──> the handle of the store's bucket
+
+A call costs two look-ups. A call that has taken its `Handles` is carried out by them whole, also where the policy changes meanwhile.
+
+The two Protocols are all that the provider needs of a store. The engine's answers at once; a store that has to ask others first may answer
+with something to wait for, in any function and at any call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from keyvalue_engine import BucketOptions, Page, Quota, StoreOptions
+from keyvalue_provider.keyvalue.policy import Access, CallerKey, Policy, QuotaTerms, Right
+from keyvalue_transport.keyvalue.errors import AccessDeniedError
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer
+
+__all__ = ["HANDLES_MAX", "BucketHandle", "BucketStore", "CallerHandles", "Handles"]
+
+#: Handles that are kept ready for one access; when there are more, all are forgotten and opened anew.
+HANDLES_MAX = 1024
+
+
+class BucketHandle(Protocol):
+    """A bucket, used under the options that it was opened with.
+
+    Each method returns the value, or something to wait for that gives it. What is asked wrongly raises `StoreError`: the method, or the wait.
+    """
+
+    def get(self, key: bytes, /) -> Answer[bytes | None]: ...
+
+    def set(self, key: bytes, value: bytes, /) -> Answer[None]: ...
+
+    def delete(self, key: bytes, /) -> Answer[bool]: ...
+
+    def exists(self, key: bytes, /) -> Answer[bool]: ...
+
+    def page(self, cursor: int | None, /) -> Answer[Page]: ...
+
+    def increment(self, key: bytes, delta: int, /) -> Answer[int]: ...
+
+    def get_many(self, keys: Sequence[bytes], /) -> Answer[list[bytes | None]]: ...
+
+    def set_many(self, entries: Mapping[bytes, bytes], /) -> Answer[None]: ...
+
+    def delete_many(self, keys: Sequence[bytes], /) -> Answer[int]: ...
+
+
+class BucketStore(Protocol):
+    """What opens handles, and counts for quotas."""
+
+    @property
+    def options(self) -> StoreOptions: ...
+
+    def bucket(self, name: bytes, options: BucketOptions, /) -> BucketHandle:
+        """Open a bucket. Raise nothing: a name that can't be used is refused at the first write."""
+        ...
+
+    def add_quota(self, quota: Quota, /) -> None: ...
+
+    def remove_quota(self, quota: Quota, /) -> None: ...
+
+
+class OpenedHandles(dict[bytes, BucketHandle]):
+    """The handles of one access, by the name that the caller gives; opened when they are missing."""
+
+    def __init__(self, store: BucketStore, access: Access, options: BucketOptions) -> None:
+        super().__init__()
+        self._store = store
+        self._access = access
+        self._options = options
+
+    def __missing__(self, name: bytes) -> BucketHandle:
+        """:raises NoSuchStoreError: the caller may not give this name"""
+        reached = self._access.reached(name)
+        if len(self) >= HANDLES_MAX:
+            self.clear()
+        handle = self[name] = self._store.bucket(reached, self._options)
+        return handle
+
+
+class DeniedHandles(dict[bytes, BucketHandle]):
+    """No handle for any bucket."""
+
+    def __missing__(self, name: bytes) -> BucketHandle:
+        """:raises AccessDeniedError: always"""
+        raise AccessDeniedError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handles:
+    """One caller's handles by the name that it gives. A look-up raises the interface's error where the caller may not."""
+
+    readable: dict[bytes, BucketHandle]
+    writable: dict[bytes, BucketHandle]
+
+
+class CallerHandles(dict[CallerKey, Handles]):
+    """The handles of each caller. Callers without a link share some, and no entry is kept for them: anybody can name any number.
+
+    Look-ups may come from any thread; `policy_changed` is called from one.
+    """
+
+    def __init__(self, store: BucketStore, policy: Policy) -> None:
+        super().__init__()
+        self._store = store
+        self._policy = policy
+        self._of_accesses: dict[Access, Handles] = {}
+        self._quotas: dict[QuotaTerms, Quota] = {}
+        self.policy_changed()
+
+    def __missing__(self, caller: CallerKey) -> Handles:
+        """Return the handles of callers without a link."""
+        return self._linkless
+
+    def policy_changed(self) -> None:
+        """Take the policy as it is now. O(callers). An access that is as before keeps its handles."""
+        known, self._of_accesses = self._of_accesses, {}
+
+        def handles_of(access: Access) -> Handles:
+            handles = self._of_accesses.get(access)
+            if handles is None:
+                handles = self._of_accesses[access] = known.get(access) or self._open(access)
+            return handles
+
+        self._linkless = handles_of(self._policy.linkless)
+        entries = {caller: handles_of(access) for caller, access in self._policy.accesses.items()}
+        entries[ANONYMOUS] = self._linkless  # kept, since it is looked up as often as a link's
+        self.update(entries)
+        for caller in self.keys() - entries.keys():
+            del self[caller]
+        self._remove_quotas()
+
+    def _open(self, access: Access) -> Handles:
+        if access.right is Right.DENIED:
+            return Handles(DeniedHandles(), DeniedHandles())
+        options = access.limits
+        if access.quota is not None:
+            options = replace(options, quota=self._quota(access.quota))
+        readable = OpenedHandles(self._store, access, options)
+        return Handles(readable, readable if access.right is Right.READ_WRITE else DeniedHandles())
+
+    def _quota(self, terms: QuotaTerms) -> Quota:
+        quota = self._quotas.get(terms)
+        if quota is None:
+            quota = self._quotas[terms] = Quota(terms.reach.covers, terms.keys_max, terms.bytes_max)
+            self._store.add_quota(quota)
+        return quota
+
+    def _remove_quotas(self) -> None:
+        """Remove the quotas that no access has any more."""
+        for terms in self._quotas.keys() - {access.quota for access in self._of_accesses}:
+            self._store.remove_quota(self._quotas.pop(terms))

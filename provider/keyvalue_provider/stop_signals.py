@@ -1,0 +1,32 @@
+"""The signals that stop the process: SIGTERM and SIGINT in order at the first, at once at the second."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+
+from keyvalue_provider.outer_process import OuterProcess
+
+__all__ = ["stop_at_signals"]
+
+log = logging.getLogger("keyvalue_provider")
+
+
+def stop_at_signals(stop_requested: asyncio.Event, outer: OuterProcess) -> list[int]:
+    """Handle the signals in the running loop from now on. Return a list to which each that comes is added."""
+    came: list[int] = []
+
+    def stop(number: int) -> None:
+        if outer.is_echo(number):
+            return
+        if came:
+            os._exit(128 + number)
+        came.append(number)
+        log.info("%s: stopping; a second signal ends at once", signal.Signals(number).name)
+        stop_requested.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    return came

@@ -1,0 +1,198 @@
+"""The delivery of changes to one component: calls of on-set and on-delete, from a queue.
+
+Delivery is in the order of writes to a key, and at most once: a call that fails, or has no answer in time, is counted and not repeated (one
+without an answer may still be carried out, and then later than the next of its key). While NATS is away events wait. While nobody listens one
+call is tried at a time, after growing pauses, and counts as failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from keyvalue_provider.watching.queue import Event, WatchCounts, WatchLimits, WatchQueue
+from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, encode_on_delete, encode_on_set
+from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
+from keyvalue_transport.wrpc.subjects import invocation_subject
+
+__all__ = ["CALLS_MAX", "ChangeDelivery", "ComponentInvoker"]
+
+log = logging.getLogger(__name__)
+
+#: Calls in flight at a component.
+CALLS_MAX = 16
+#: While nobody listens, one call is tried after each pause; they grow from the first to the second.
+ABSENT_PAUSE_MIN_S = 0.05
+ABSENT_PAUSE_MAX_S = 1.0
+DISCONNECTED_PAUSE_S = 0.25
+#: A component that fails now and then is logged at most once in this interval.
+FAILURE_LOG_INTERVAL_S = 10.0
+
+
+class ComponentInvoker(Protocol):
+    """A component that can be called (`keyvalue_transport.nats.client.Invoker` calls one)."""
+
+    async def invoke(
+        self, subject: str, params: bytes, decode: Callable[[bytes, int, int], tuple[None, int]], timeout_s: float
+    ) -> None: ...
+
+
+class ChangeDelivery:
+    """The calls to one component, from its queue. To be used on the event loop, but for the queue's `push`.
+
+    :param name: for the log
+    :param connected: whether a call has a chance at all
+    :param on_end: told when it is closed and its last call has ended
+    """
+
+    __slots__ = (
+        *("_calls", "_closed", "_component", "_connected", "_counts", "_failing", "_loop", "_on_end", "_pause", "_pause_s"),
+        *("_quiet_until_s", "_subjects", "_timeout_s", "_told", "bucket_argument", "name", "queue"),
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        prefix: str,
+        component: ComponentInvoker,
+        connected: Callable[[], bool],
+        limits: WatchLimits,
+        counts: WatchCounts,
+        on_end: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.queue = WatchQueue(limits, counts, self._wake)
+        self.bucket_argument: bytes | None = None
+        self._subjects = invocation_subject(prefix, WATCHER, "on-set"), invocation_subject(prefix, WATCHER, "on-delete")
+        self._component = component
+        self._connected = connected
+        self._timeout_s = limits.timeout_s
+        self._counts = counts
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._calls: dict[asyncio.Task[None], Event] = {}
+        self._closed = False
+        self._pause: asyncio.TimerHandle | None = None
+        self._pause_s = 0.0  # the last pause since nobody listens; 0: somebody does
+        self._failing = False
+        self._told = False  # the log knows that it fails
+        self._quiet_until_s = 0.0
+
+    @property
+    def queue_length(self) -> int:
+        """Events that are queued or in flight."""
+        return len(self.queue) + len(self._calls)
+
+    @property
+    def calls(self) -> list[asyncio.Task[None]]:
+        """What is in flight."""
+        return list(self._calls)
+
+    def open(self, bucket_argument: bytes | None) -> None:
+        """Take events; those that are queued already have this bucket argument too."""
+        self.bucket_argument = bucket_argument
+        self._closed = False
+        self.queue.open()
+        self._start_calls()
+
+    def close(self) -> None:
+        """Take no more events and drop those that wait. Calls that are in flight go on to their end."""
+        self._closed = True
+        self.queue.close()
+        self._stop_pausing()
+        self._end_if_idle()
+
+    def abandon(self) -> int:
+        """Call no more, at the end of the process; how many events are left. O(1), however many they are."""
+        self._closed = True
+        self._stop_pausing()
+        return len(self.queue)
+
+    def check(self) -> None:
+        """Assert every invariant. For tests, while no other thread pushes. O(n)."""
+        self.queue.check(self._calls.values())
+        assert len(self._calls) <= CALLS_MAX
+        assert not self._closed or self._pause is None
+
+    def _end_if_idle(self) -> None:
+        if self._closed and not self._calls:
+            self._on_end()
+
+    def _wake(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to deliver
+            self._loop.call_soon_threadsafe(self._start_calls)
+
+    def _start_calls(self) -> None:
+        """As many as may be in flight. Called whenever that may have changed: an event came, a call ended, a pause is over."""
+        while not self._closed and self._pause is None and len(self._calls) < (1 if self._pause_s else CALLS_MAX):
+            if not self._connected():
+                self._pause_for(DISCONNECTED_PAUSE_S)
+                return
+            event = self.queue.take()
+            if event is None:
+                return
+            call = self._loop.create_task(self._call(event))
+            self._calls[call] = event
+            call.add_done_callback(self._end_call)
+
+    async def _call(self, event: Event) -> None:
+        bucket, key, value = event
+        on_set, on_delete = self._subjects
+        argument = bucket if self.bucket_argument is None else self.bucket_argument
+        if value is None:
+            subject, params = on_delete, encode_on_delete(argument, key)
+        else:
+            subject, params = on_set, encode_on_set(argument, key, value)
+        await self._component.invoke(subject, params, decode_nothing, self._timeout_s)
+
+    def _end_call(self, call: asyncio.Task[None]) -> None:
+        self.queue.end(self._calls.pop(call))
+        error = asyncio.CancelledError() if call.cancelled() else call.exception()
+        if error is None:
+            self._counts.delivered += 1
+            self._note_answer()
+        else:
+            self._counts.failed += 1
+            self._note_failure(error)
+        self._start_calls()
+        self._end_if_idle()
+
+    def _note_answer(self) -> None:
+        self._pause_s = 0.0
+        if self._failing:
+            self._failing = False
+            if self._told:
+                self._told = False
+                log.info("watcher %s: it answers again", self.name)
+
+    def _note_failure(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            return
+        if not isinstance(error, NoProviderError):
+            self._pause_s = 0.0
+        elif self._pause is None and not self._closed:
+            self._pause_s = min(max(2 * self._pause_s, ABSENT_PAUSE_MIN_S), ABSENT_PAUSE_MAX_S)
+            self._pause_for(self._pause_s)
+        if not self._failing:
+            self._failing = True
+            now_s = self._loop.time()
+            if now_s >= self._quiet_until_s:
+                self._quiet_until_s = now_s + FAILURE_LOG_INTERVAL_S
+                self._told = True
+                ours = None if isinstance(error, TransportError) else error
+                log.warning("watcher %s: it is not told of changes: %s", self.name, error, exc_info=ours)
+
+    def _pause_for(self, seconds: float) -> None:
+        self._pause = self._loop.call_later(seconds, self._resume)
+
+    def _stop_pausing(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._start_calls()

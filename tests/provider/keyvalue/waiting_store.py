@@ -1,0 +1,98 @@
+"""A store whose handles answer with something to wait for, as one does that asks others first. It holds what an engine store holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from keyvalue_engine import Bucket, BucketOptions, Page, Quota, Store, StoreError, StoreOptions
+from keyvalue_provider.keyvalue.handles import BucketHandle
+
+__all__ = ["LATER", "Later", "WaitingStore"]
+
+T = TypeVar("T")
+#: Makes an answer of a function and its arguments, which is called while it is awaited.
+Later = Callable[..., Awaitable[Any]]
+
+
+async def in_coroutine(function: Callable[..., T], *arguments: object) -> T:
+    await asyncio.sleep(0)
+    return function(*arguments)
+
+
+def in_future(function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+    """Return a future that a callback sets, without any task."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def answer() -> None:
+        if future.cancelled():
+            return
+        try:
+            future.set_result(function(*arguments))
+        except (StoreError, RuntimeError) as error:
+            future.set_exception(error)
+
+    loop.call_soon(answer)
+    return future
+
+
+#: The kinds of things to wait for.
+LATER: dict[str, Later] = {"coroutine": in_coroutine, "future": in_future}
+
+
+class WaitingHandle:
+    """A handle that takes its time."""
+
+    def __init__(self, bucket: Bucket, later: Later) -> None:
+        self._bucket = bucket
+        self._later = later
+
+    def get(self, key: bytes, /) -> Awaitable[bytes | None]:
+        return self._later(self._bucket.get, key)
+
+    def set(self, key: bytes, value: bytes, /) -> Awaitable[None]:
+        return self._later(self._bucket.set, key, value)
+
+    def delete(self, key: bytes, /) -> Awaitable[bool]:
+        return self._later(self._bucket.delete, key)
+
+    def exists(self, key: bytes, /) -> Awaitable[bool]:
+        return self._later(self._bucket.exists, key)
+
+    def page(self, cursor: int | None, /) -> Awaitable[Page]:
+        return self._later(self._bucket.page, cursor)
+
+    def increment(self, key: bytes, delta: int, /) -> Awaitable[int]:
+        return self._later(self._bucket.increment, key, delta)
+
+    def get_many(self, keys: Sequence[bytes], /) -> Awaitable[list[bytes | None]]:
+        return self._later(self._bucket.get_many, keys)
+
+    def set_many(self, entries: Mapping[bytes, bytes], /) -> Awaitable[None]:
+        return self._later(self._bucket.set_many, entries)
+
+    def delete_many(self, keys: Sequence[bytes], /) -> Awaitable[int]:
+        return self._later(self._bucket.delete_many, keys)
+
+
+class WaitingStore:
+    """Opens such handles. Writes and reads of `held` are seen through them."""
+
+    def __init__(self, later: Later, options: StoreOptions | None = None) -> None:
+        self.held = Store(options)
+        self._later = later
+
+    @property
+    def options(self) -> StoreOptions:
+        return self.held.options
+
+    def bucket(self, name: bytes, options: BucketOptions, /) -> BucketHandle:
+        return WaitingHandle(self.held.bucket(name, options), self._later)
+
+    def add_quota(self, quota: Quota, /) -> None:
+        self.held.add_quota(quota)
+
+    def remove_quota(self, quota: Quota, /) -> None:
+        self.held.remove_quota(quota)

@@ -1,0 +1,149 @@
+"""The HTTP endpoint in one process: what it answers, connections that say nothing, requests that are none, start and stop."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+import pytest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from keyvalue_provider.observe.endpoint import CONNECTION_TIMEOUT_S, CONNECTIONS_MAX, Endpoint
+
+
+class Seven(Collector):
+    """Collects one number."""
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily("wonders", "Wonders of the world.", 7)
+
+
+class Served(NamedTuple):
+    """An endpoint on a port of the loopback address, and what it says of the process."""
+
+    endpoint: Endpoint
+    ailments: list[str]
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.endpoint.port, timeout=CONNECTION_TIMEOUT_S)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def connect(self) -> socket.socket:
+        """A connection that says nothing."""
+        return socket.create_connection(("127.0.0.1", self.endpoint.port), CONNECTION_TIMEOUT_S)
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    ailments: list[str] = []
+    endpoint = Endpoint(Seven(), lambda: ailments, lambda: "dead" not in ailments)
+    endpoint.start("127.0.0.1", 0)
+    yield Served(endpoint, ailments)
+    endpoint.stop()
+
+
+def test_paths(served: Served) -> None:
+    status, text = served.get("/metrics")
+    assert status == 200
+    assert "\nwonders 7.0\n" in text
+    assert "\nprocess_cpu_seconds_total " in text
+    assert served.get("/livez") == served.get("/readyz") == (200, '{"ok": true, "message": "serving"}\n')
+    assert served.get("/") == (404, "found another path, allowed /metrics, /livez and /readyz\n")
+
+
+def test_ailments_are_named(served: Served) -> None:
+    served.ailments.extend(("one", "another"))
+    assert served.get("/readyz") == (503, '{"ok": false, "message": "one; another"}\n')
+    assert served.get("/livez")[0] == 200
+    served.ailments.append("dead")
+    assert served.get("/livez") == (503, '{"ok": false, "message": "the event loop does not answer"}\n')
+
+
+def test_idle_connections_make_room(served: Served) -> None:
+    idle = [served.connect() for _ in range(2 * CONNECTIONS_MAX)]
+    began_s = time.monotonic()
+    assert served.get("/livez")[0] == 200
+    assert time.monotonic() - began_s < CONNECTION_TIMEOUT_S
+    for connection in idle[
+        : CONNECTIONS_MAX + 1
+    ]:  # those before the last 15, for which there was room beside the scrape
+        assert connection.recv(1) == b""
+    assert served.get("/metrics")[0] == 200
+    for connection in idle:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "answer"),
+    [
+        (b"", b""),
+        (b"\r\n", b""),
+        (b"GET", b"Error code: 400"),
+        (b"\xff" * 100 + b"\r\n", b"Error code: 400"),
+        (b"GET /" + b"a" * 70_000, b""),  # the answer may be lost with what was not read
+        (b"GET /metrics HTTP/9.9\r\n\r\n", b"Error code: 505"),
+        (b"GET /metrics HTTP/1.1\r\n" + b"A: b\r\n" * 200, b""),
+    ],
+)
+def test_a_request_that_is_none_is_refused_in_silence(
+    served: Served, capfd: pytest.CaptureFixture[str], request_bytes: bytes, answer: bytes
+) -> None:
+    with served.connect() as connection:
+        connection.sendall(request_bytes)
+        connection.shutdown(socket.SHUT_WR)
+        found = b""
+        with suppress(ConnectionResetError):  # it is not read to its end
+            while piece := connection.recv(4096):
+                found += piece
+    assert answer in found
+    assert served.get("/livez")[0] == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_port_that_is_taken(served: Served) -> None:
+    second = Endpoint(Seven(), list, lambda: True)
+    with pytest.raises(OSError, match="Address already in use"):
+        second.start("127.0.0.1", served.endpoint.port)
+    assert second.port == 0
+    second.stop()  # there is nothing to stop
+    assert served.get("/livez")[0] == 200
+
+
+def test_stop_ends_listening_at_once() -> None:
+    endpoint = Endpoint(Seven(), list, lambda: True)
+    stops_s = []
+    for _ in range(3):
+        endpoint.start("127.0.0.1", 0)
+        address = ("127.0.0.1", endpoint.port)
+        socket.create_connection(address).close()
+        began_s = time.monotonic()
+        endpoint.stop()
+        stops_s.append(time.monotonic() - began_s)
+        assert endpoint.port == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+    assert min(stops_s) < 0.1
+
+
+def test_ipv6() -> None:
+    endpoint = Endpoint(Seven(), list, lambda: True)
+    try:
+        endpoint.start("::1", 0)
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6: {error}")
+    connection = http.client.HTTPConnection("::1", endpoint.port, timeout=CONNECTION_TIMEOUT_S)
+    connection.request("GET", "/livez")
+    assert connection.getresponse().status == 200
+    connection.close()
+    endpoint.stop()

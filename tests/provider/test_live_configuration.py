@@ -1,0 +1,58 @@
+"""What a running provider takes of a new configuration. What callers may do by it is tested in tests/provider/keyvalue/test_policy.py."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from keyvalue_provider.config.start_plan import launch_of_host, resolve_host
+from keyvalue_provider.host.host_data import HostData
+from keyvalue_provider.live_configuration import LiveConfiguration
+from keyvalue_provider.observe.log import JsonFormatter, PlainFormatter
+
+
+@pytest.fixture(autouse=True)
+def root() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:], root.level = handlers, level
+
+
+def started(host_data: HostData) -> LiveConfiguration:
+    resolved = resolve_host(host_data, host_data.config, {})
+    return LiveConfiguration(launch_of_host(host_data, resolved, {}), resolved)
+
+
+@pytest.mark.parametrize("config", [{}, {"log_level": "info", "structured_logging": "false"}])
+def test_the_log_goes_back_to_what_it_was(root: logging.Logger, config: dict[str, str]) -> None:
+    configuration = started(HostData(config=config))
+    for _ in range(2):
+        assert configuration.take({"log_level": "error", "structured_logging": "true"}) is not None
+        assert root.level == logging.ERROR
+        assert isinstance(root.handlers[0].formatter, JsonFormatter)
+        assert configuration.take(config) is not None
+        assert root.level == logging.INFO
+        assert isinstance(root.handlers[0].formatter, PlainFormatter)
+
+
+def test_a_certificate_that_cannot_be_used_changes_nothing() -> None:
+    configuration = started(HostData())
+    assert configuration.take({"tls_ca": "/of/nobody.pem", "require_link": "true"}) is None
+    assert configuration.fault is not None
+    assert configuration.fault.startswith("config: tls_ca: ")
+    assert "/of/nobody.pem" in configuration.fault
+    options = configuration.take({"require_link": "true"})
+    assert options is not None
+    assert options.require_link
+    assert configuration.fault is None
+
+
+def test_a_configuration_that_cannot_be_read_is_a_fault_until_one_can() -> None:
+    configuration = started(HostData())
+    configuration.refuse("found an array")
+    assert configuration.fault == "config: found an array"
+    assert configuration.take({}) is not None
+    assert configuration.fault is None
