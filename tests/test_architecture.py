@@ -118,8 +118,8 @@ OPENING = frozenset(
 )
 
 
-#: Class names that two modules of bench or provider share, until they are renamed there.
-SHARED_YET = frozenset({"Call", "Provider", "Report", "Subject", "Subscription", "Watcher"})
+#: Class names that modules of bench share with others, until they are renamed there.
+SHARED_YET = frozenset({"Call", "Report", "Subject", "Subscription", "Watcher"})
 
 
 class Module(NamedTuple):
