@@ -1,8 +1,8 @@
 """One process of the provider: composes everything once, serves, stops in order.
 
-Launch ─> Connection ─┬─ Server ─ handlers ─ Service ─ Accesses ─ Store
-                      ├─ Host (health, links, configuration, shutdown), where there is one
-                      └─ Watchers <─ changes in the Store
+StartPlan ─> Connection ─┬─ Server ─ handlers ─ Service ─ Accesses ─ Store
+                         ├─ Host (health, links, configuration, shutdown), where there is one
+                         └─ Watchers <─ changes in the Store
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Mapping
 from threading import Event
 
 from keyvalue_engine import Store
-from keyvalue_provider.config.options import LIVE_OPTIONS, ProviderOptions, split_address
-from keyvalue_provider.config.sources import Resolved
-from keyvalue_provider.config.start_plan import Launch, tls_of
+from keyvalue_provider.config.options import LIVE_OPTIONS, ProviderOptions
+from keyvalue_provider.config.sources import Configuration
+from keyvalue_provider.config.start_plan import StartPlan, tls_of
+from keyvalue_provider.config.values import split_address
 from keyvalue_provider.executable import OuterProcess
 from keyvalue_provider.host.host import Host
 from keyvalue_provider.host.json_fields import FieldError
@@ -55,7 +56,7 @@ ALIVE_TIMEOUT_S = 1.0
 GC_THRESHOLDS = (50_000, 50, 100)
 
 
-def run(launch: Launch, resolved: Resolved, outer: OuterProcess) -> int:
+def run(launch: StartPlan, resolved: Configuration, outer: OuterProcess) -> int:
     """Serve until it is asked to stop; the exit code."""
     set_up_log(*_log_form(launch, resolved.options))
     provider = Provider(launch, resolved, outer)
@@ -72,7 +73,7 @@ def run(launch: Launch, resolved: Resolved, outer: OuterProcess) -> int:
 class Provider:
     """All that one process holds."""
 
-    def __init__(self, launch: Launch, resolved: Resolved, outer: OuterProcess) -> None:
+    def __init__(self, launch: StartPlan, resolved: Configuration, outer: OuterProcess) -> None:
         self._launch = launch
         self._options = resolved.options
         self._log_form = _log_form(launch, resolved.options)
@@ -81,7 +82,8 @@ class Provider:
         self._links = Links(self._provider_key, None if launch.xkeys is None else launch.xkeys.open)
         self._config_error: str | None = None
         self._unknown: Mapping[str, tuple[str, ...]] = {}
-        self._warn_of(resolved.unknown)
+        self._deprecated: tuple[str, ...] = ()
+        self._warn_of(resolved)
         self._connection: Connection | None = None
         self._server: Server | None = None
         self._endpoint: Endpoint | None = None
@@ -242,12 +244,15 @@ class Provider:
             except FieldError as error:
                 log.warning("a link of the host data can't be used: %s", error)
 
-    def _warn_of(self, unknown: Mapping[str, tuple[str, ...]]) -> None:
-        """Say once which names are no options."""
-        for origin, names in unknown.items():
+    def _warn_of(self, configuration: Configuration) -> None:
+        """Say once which names are no options, and which are old names."""
+        for origin, names in configuration.unknown.items():
             if news := set(names) - set(self._unknown.get(origin, ())):
                 log.warning("%s: ignored, since no option has this name: %s", origin, ", ".join(sorted(news)))
-        self._unknown = unknown
+        for remark in configuration.deprecated:
+            if remark not in self._deprecated:
+                log.warning("%s", remark)
+        self._unknown, self._deprecated = configuration.unknown, configuration.deprecated
 
     def links_changed(self) -> None:
         """The host has put or deleted a link: calls that come from now on are carried out by the links as they are."""
@@ -278,7 +283,7 @@ class Provider:
         if log_form != self._log_form:
             self._log_form = log_form
             set_up_log(*log_form)
-        self._warn_of(resolved.unknown)
+        self._warn_of(resolved)
         if self._accesses is not None:
             self._accesses.configure(options)
         changed = [name for name in self._options.changed(options) if name not in LIVE_OPTIONS]
@@ -304,7 +309,7 @@ def _stop_at_signals(stop_requested: asyncio.Event, outer: OuterProcess) -> list
     return came
 
 
-def _log_form(launch: Launch, options: ProviderOptions) -> tuple[str, bool]:
+def _log_form(launch: StartPlan, options: ProviderOptions) -> tuple[str, bool]:
     """Level, and whether it is structured."""
     structured = options.structured_logging
     return options.log_level or launch.log_level, launch.structured_logging if structured is None else structured

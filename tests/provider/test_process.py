@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from keyvalue_provider.config.start_plan import launch_of_host, resolve_host
+from keyvalue_provider.config.start_plan import plan_hosted, resolve_host
 from keyvalue_provider.executable import OuterProcess
 from keyvalue_provider.host.host_data import HostData
-from keyvalue_provider.host.secret import Secret
 from keyvalue_provider.observe.log import JsonFormatter, PlainFormatter, set_up_log
 from keyvalue_provider.process import Provider, _log_form
 
@@ -27,9 +26,9 @@ def root() -> Iterator[logging.Logger]:
 def test_the_log_goes_back_to_what_it_was(root: logging.Logger, config: dict[str, str]) -> None:
     host_data = HostData(config=config)
     resolved = resolve_host(host_data, config, {})
-    launch = launch_of_host(host_data, resolved, {})
-    set_up_log(*_log_form(launch, resolved.options))
-    provider = Provider(launch, resolved, OuterProcess())
+    plan = plan_hosted(host_data, resolved, {})
+    set_up_log(*_log_form(plan, resolved.options))
+    provider = Provider(plan, resolved, OuterProcess())
     for _ in range(2):
         provider.configure({"log_level": "error", "structured_logging": "true"})
         assert root.level == logging.ERROR
@@ -42,19 +41,10 @@ def test_the_log_goes_back_to_what_it_was(root: logging.Logger, config: dict[str
 def test_a_certificate_that_cannot_be_used_changes_nothing() -> None:
     host_data = HostData()
     resolved = resolve_host(host_data, {}, {})
-    provider = Provider(launch_of_host(host_data, resolved, {}), resolved, OuterProcess())
+    provider = Provider(plan_hosted(host_data, resolved, {}), resolved, OuterProcess())
     provider.configure({"tls_ca": "/of/nobody.pem"})
     fault = provider.ailments()[-1]
     assert fault.startswith("config: tls_ca: ")
     assert "/of/nobody.pem" in fault
     provider.configure({})
     assert fault not in provider.ailments()
-
-
-def test_a_token_without_a_seed_is_refused() -> None:
-    host_data = HostData(lattice_rpc_user_jwt=Secret("a-token"))
-    with pytest.raises(
-        ValueError, match=r"^host data: lattice_rpc_user_seed: found none beside lattice_rpc_user_jwt"
-    ) as caught:
-        launch_of_host(host_data, resolve_host(host_data, {}, {}), {})
-    assert "a-token" not in str(caught.value)

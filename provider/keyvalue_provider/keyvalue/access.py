@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 HANDLES_MAX = 1024
 #: The link of a caller that names none, as a host calls it that is told no name.
 DEFAULT_LINK = "default"
-#: Of a link's unknown options, so many characters are shown.
-UNKNOWN_CHARACTERS_MAX = 256
 
 
 class Reach(NamedTuple):
@@ -58,15 +56,15 @@ class Terms(NamedTuple):
     """What tells one quota from others."""
 
     reach: Reach
-    keys_max: int | None
-    bytes_max: int | None
+    quota_keys: int | None
+    quota_bytes: int | None
 
     @classmethod
     def of(cls, options: LinkOptions | None) -> Terms | None:
         """The quota of these options; None where they set none, or there are none since all is denied."""
-        if options is None or (options.keys_max is None and options.bytes_max is None):
+        if options is None or (options.quota_keys is None and options.quota_bytes is None):
             return None
-        return cls(Reach.of(options), options.keys_max, options.bytes_max)
+        return cls(Reach.of(options), options.quota_keys, options.quota_bytes)
 
 
 class Handles(dict[bytes, Bucket]):
@@ -144,15 +142,16 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
         self._links = Links("") if links is None else links
         self._grants: dict[LinkKey, Grant] = {}
         self._quotas: dict[Terms, Quota] = {}
-        self.configure(ProviderOptions() if options is None else options)
+        self._provider = ProviderOptions.of_store(store.options) if options is None else options
+        self.configure(self._provider)
 
     def __missing__(self, caller: tuple[str | None, str | None]) -> Access:
         """What callers without a link may do. Nothing is kept of them: anybody can name any number."""
         return self._linkless.access
 
     def configure(self, options: ProviderOptions) -> None:
-        """Take those of the provider's options that are for callers alone (LIVE_OPTIONS); the rest is as the store was made."""
-        self._provider = options
+        """Take those of the provider's options that take effect at once (LIVE_OPTIONS); the rest stays as it was at the start."""
+        self._provider = self._provider.with_live_options(options)
         self._grant_linkless()
         self.links_changed()
 
@@ -180,18 +179,17 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
         self._linkless = self._grant(None, None if denied else LinkOptions.from_config(self._provider, {})[0])
 
     def _read(self, link: LinkDefinition, *, is_news: bool) -> LinkOptions | None:
-        """The options of a link; None where one can't be read. What is wrong or unknown is said once, and noted."""
+        """The options of a link; None where one can't be read. What is wrong or odd is said once, and noted."""
         try:
-            options, unknown = LinkOptions.from_config(self._provider, link.target_options)
+            options, remarks = LinkOptions.from_config(self._provider, link.target_options)
         except OptionError as error:
             if is_news:
                 log.warning("link %s -> %s (%s): all is denied: %s", *link.key, error.discreet)
             self._links.refuse(link, f"all is denied: {error.discreet}")
             return None
-        if unknown and is_news:
-            remark = f"ignored, since no option has this name: {', '.join(sorted(unknown))[:UNKNOWN_CHARACTERS_MAX]}"
-            log.warning("link %s -> %s (%s): %s", *link.key, remark)
-            self._links.remark(link, remark)
+        if remarks and is_news:
+            log.warning("link %s -> %s (%s): %s", *link.key, "; ".join(remarks))
+            self._links.remark(link, "; ".join(remarks))
         return options
 
     def _grant(self, link: LinkDefinition | None, options: LinkOptions | None) -> Grant:
@@ -209,7 +207,7 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
             return None
         quota = self._quotas.get(terms)
         if quota is None:
-            quota = self._quotas[terms] = Quota(terms.reach.covers, terms.keys_max, terms.bytes_max)
+            quota = self._quotas[terms] = Quota(terms.reach.covers, terms.quota_keys, terms.quota_bytes)
             self._store.add_quota(quota)
         return quota
 
@@ -231,8 +229,8 @@ class Accesses(dict[tuple[str | None, str | None], Access]):
         store, provider, limits = self._store.options, self._provider, self.parameter_limits
         options = [grant.options for grant in self._grants.values() if grant.options is not None]
         limits.bucket_bytes_max = store.bucket_name_bytes_max
-        limits.key_bytes_max = max([store.key_bytes_max, *(link.key_bytes_max or 0 for link in options)])
-        limits.value_bytes_max = max([store.value_bytes_max, *(link.value_bytes_max or 0 for link in options)])
+        limits.key_bytes_max = max([store.key_bytes_max, *(link.key_bytes_max for link in options)])
+        limits.value_bytes_max = max([store.value_bytes_max, *(link.value_bytes_max for link in options)])
         limits.batch_keys_max = provider.batch_keys_max
         limits.answer_bytes_max = provider.answer_bytes_max
 

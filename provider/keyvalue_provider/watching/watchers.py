@@ -18,9 +18,9 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from keyvalue_engine import Store
-from keyvalue_provider.config.options import OptionError
+from keyvalue_provider.config.options import OptionError, WatchingLinkOptions
 from keyvalue_provider.host.links import LinkDefinition, LinkKey, Links
-from keyvalue_provider.watching.patterns import WATCH_OPTIONS, Watch, observers
+from keyvalue_provider.watching.patterns import Watch, observers
 from keyvalue_provider.watching.queue import Event, WatchCounts, WatchLimits, WatchQueue
 from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, encode_on_delete, encode_on_set
 from keyvalue_transport.nats.client import Invoker
@@ -28,7 +28,7 @@ from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
 from keyvalue_transport.wrpc.subjects import check_subject, invocation_subject
 
-__all__ = ["INTERFACE", "WatchCounts", "WatchLimits", "Watcher", "Watchers", "watch_of"]
+__all__ = ["INTERFACE", "WATCHES_NOTHING", "WatchCounts", "WatchLimits", "Watcher", "Watchers", "watch_of"]
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,9 @@ ABSENT_PAUSE_MAX_S = 1.0
 DISCONNECTED_PAUSE_S = 0.25
 #: For the calls that a stop ends to have ended.
 CANCEL_TIMEOUT_S = 0.02
+WATCHES_NOTHING = "it watches nothing: the option watch is not set"
 #: A component that fails now and then is told of at most so often.
 FAILURE_LOG_INTERVAL_S = 10.0
-#: Of a link's unknown options, so many characters are shown.
-UNKNOWN_CHARACTERS_MAX = 256
 
 
 class Component(Protocol):
@@ -334,7 +333,8 @@ class Watchers:
 def watch_of(link: LinkDefinition, links: Links, lattice: str) -> Watch | None:
     """What a link whose interfaces contain `watcher` watches; None where nothing. What is wrong with it is said, and noted in the links."""
     try:
-        watch = Watch.from_config(link.source_options)
+        options, remarks = WatchingLinkOptions.from_config(link.source_options)
+        watch = Watch.of(options)
         check_subject(f"{lattice}.{link.target}", "target")
         if not link.name.isprintable():
             raise OptionError(f"name: found {link.name[:64]!r}, allowed printable characters")
@@ -343,10 +343,8 @@ def watch_of(link: LinkDefinition, links: Links, lattice: str) -> Watch | None:
         log.warning("link %s -> %s (%s) watches nothing: %s", *link.key, reason)
         links.refuse(link, reason)
         return None
-    remarks = [] if watch is not None else ["it watches nothing: the option watch is not set"]
-    unknown = ", ".join(sorted(link.source_options.keys() - WATCH_OPTIONS.keys()))[:UNKNOWN_CHARACTERS_MAX]
-    if unknown:
-        remarks.append(f"ignored, since no option of a watcher has this name: {unknown}")
+    if watch is None:
+        remarks.insert(0, WATCHES_NOTHING)
     if remarks:
         log.warning("link %s -> %s (%s): %s", *link.key, "; ".join(remarks))
         links.remark(link, "; ".join(remarks))
