@@ -1,72 +1,59 @@
-"""The documents say what the code does: the table of options, and Python examples that run."""
+"""The documents say what the code does: the tables of options and metrics, and Python examples that run."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from keyvalue_engine import Store
 from keyvalue_provider.config.options import (
     LINK_OPTIONS,
     OPTIONS,
     STANDALONE_OPTIONS,
-    LinkOptions,
-    ProviderOptions,
-    StandaloneOptions,
+    WATCHING_LINK_OPTIONS,
+    Option,
+    OptionTable,
 )
-from keyvalue_provider.watching.patterns import WATCH_OPTIONS
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from tests.provider.observe.test_metrics import FUNCTIONS, Pieces
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_table_of_options_is_the_code() -> None:
+def provider_row(option: Option) -> str:
+    change = "at once" if option.is_live else "at the next start"
+    return f"| `{option.name}` | {option.shown(option.default)} | {change} | {option.help} |"
+
+
+def link_row(option: Option) -> str:
+    return f"| `{option.name}` | as the provider | {option.help} |"
+
+
+def row(option: Option) -> str:
+    return f"| `{option.name}` | {option.shown(option.default)} | {option.help} |"
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "row_of"),
+    [
+        ("| option | default | a change takes effect | what |", OPTIONS, provider_row),
+        ("| option of a link | default | what |", LINK_OPTIONS, link_row),
+        ("| option of serve | default | what |", STANDALONE_OPTIONS, row),
+        ("| option of a watching link | default | what |", WATCHING_LINK_OPTIONS, row),
+    ],
+)
+def test_the_tables_of_options_are_the_declarations(
+    head: str, options: OptionTable, row_of: Callable[[Option], str]
+) -> None:
+    lines = [head, "|---" * (head.count("|") - 1) + "|", *map(row_of, options.values())]
     text = (ROOT / "docs" / "operating.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", text, re.MULTILINE)
-    defaults = ProviderOptions()
-    expected = []
-    for name, option in OPTIONS.items():
-        default = getattr(defaults, name)
-        expected.append((name, "none" if default is None else str(default).lower(), option.what))
-    assert rows == expected
-
-
-def test_every_field_of_the_options_is_an_option() -> None:
-    assert list(OPTIONS) == list(ProviderOptions.__dataclass_fields__)
-    assert list(LINK_OPTIONS) == list(LinkOptions.__dataclass_fields__)
-
-
-def rows_under(heading: str) -> list[tuple[str, str, str]]:
-    """Cells of a table of three columns in docs/operating.md, without its head."""
-    _, _, section = (
-        (ROOT / "docs" / "operating.md").read_text().partition(f"\n| {heading} | default | what |\n|---|---|---|\n")
-    )
-    return re.findall(r"^\| (\w+) \| (.+) \| (.+) \|$", section.partition("\n\n")[0], re.MULTILINE)
-
-
-def test_the_table_of_a_links_options_is_the_code() -> None:
-    shared = OPTIONS.keys() - {"keys_max"}
-    assert rows_under("option of a link") == [
-        (name, "as the provider" if name in shared else "none", option.what) for name, option in LINK_OPTIONS.items()
-    ]
-
-
-def test_the_table_of_standalone_options_is_the_code() -> None:
-    defaults = StandaloneOptions()
-    assert rows_under("option of serve") == [
-        (name, "none" if getattr(defaults, name) is None else getattr(defaults, name), option.what)
-        for name, option in STANDALONE_OPTIONS.items()
-    ]
-
-
-def test_the_table_of_a_watching_links_options_is_the_code() -> None:
-    defaults = {"watch": "none", "watch_bucket": "0"}
-    assert rows_under("option of a watching link") == [
-        (name, defaults[name], what) for name, what in WATCH_OPTIONS.items()
-    ]
+    found = text[text.index(f"\n{head}\n") + 1 :].partition("\n\n")[0]
+    assert found.splitlines() == lines, "the table in docs/operating.md must be\n\n" + "\n".join(lines)
 
 
 def rows_of_metrics() -> list[tuple[str, str, str, str]]:

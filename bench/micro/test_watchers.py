@@ -15,6 +15,7 @@ from bench.micro.stores import set_all
 from bench.micro.turns import in_turns
 from bench.run.engine import VALUE_BYTES, fresh, fresh_value, shuffled_keys
 from keyvalue_engine import Bucket, Store
+from keyvalue_provider.config.options import WatchingLinkOptions
 from keyvalue_provider.watching.delivery import ChangeDelivery
 from keyvalue_provider.watching.patterns import Watch, observers
 from keyvalue_provider.watching.queue import WatchCounts, WatchLimits
@@ -76,7 +77,7 @@ def entries(_: int) -> list[tuple[bytes, bytes]]:
 def test_set_with_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: ChangeDelivery, counts: WatchCounts) -> None:
     benchmark.group = f"watchers: {KEYS:,} sets"
     watched, unwatched = Store(), Store()
-    watch = Watch.from_config({"watch": "SET@*"})
+    watch = Watch.of(WatchingLinkOptions(watch="SET@*"))
     assert watch is not None
     mine, others = bucket_of(watched), bucket_of(unwatched)
     watched.observe(observers([(watch, watcher.queue)]))

@@ -45,16 +45,16 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
     except ValueError as error:
         return _refuse(error)
     try:
-        from keyvalue_provider.config.start_plan import hosted, standalone
+        from keyvalue_provider.config.start_plan import read_hosted_plan, read_standalone_plan
         from keyvalue_provider.process import run
 
         if arguments.command == "serve":
-            launch, resolved = standalone(arguments, os.environ)
+            plan, configuration = read_standalone_plan(arguments, os.environ)
         else:
-            launch, resolved = hosted(STANDARD_INPUT, os.environ)
+            plan, configuration = read_hosted_plan(STANDARD_INPUT, os.environ)
     except ValueError as error:
         return _refuse(error)
-    return run(launch, resolved, outer)
+    return run(plan, configuration, outer)
 
 
 def _refuse(error: ValueError) -> int:

@@ -1,8 +1,8 @@
 """One process of the provider: composes everything once, serves, stops in order.
 
-Launch ─> Connection ─┬─ Server ─ handlers ─ Service ─ handles ─ Store
-                      ├─ HostSession (health, links, configuration, shutdown), where there is a host
-                      └─ Watchers <─ changes in the Store
+StartPlan ─> Connection ─┬─ Server ─ handlers ─ Service ─ handles ─ Store
+                         ├─ HostSession (health, links, configuration, shutdown), where there is a host
+                         └─ Watchers <─ changes in the Store
 
 `run` is the process, `Parts` what it is made of, `RunningProvider` what it does with what its host says.
 """
@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from threading import Event
 
 from keyvalue_engine import Store
-from keyvalue_provider.config.options import ProviderOptions, split_address
-from keyvalue_provider.config.sources import Resolved
-from keyvalue_provider.config.start_plan import Launch
+from keyvalue_provider.config.options import ProviderOptions
+from keyvalue_provider.config.sources import Configuration
+from keyvalue_provider.config.start_plan import StartPlan
+from keyvalue_provider.config.values import split_address
 from keyvalue_provider.host.json_fields import FieldError
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.host.session import HostSession
@@ -58,13 +59,13 @@ ALIVE_TIMEOUT_S = 1.0
 GC_THRESHOLDS = (50_000, 50, 100)
 
 
-def run(launch: Launch, resolved: Resolved, outer: OuterProcess) -> int:
+def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess) -> int:
     """Serve until the host or a signal asks to stop, and return the exit code."""
-    configuration = LiveConfiguration(launch, resolved)
+    live_configuration = LiveConfiguration(plan, configuration)
     stopped_by_host = False
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            stopped_by_host = runner.run(_run(launch, resolved.options, configuration, outer))
+            stopped_by_host = runner.run(_run(plan, configuration.options, live_configuration, outer))
     except (ConnectError, DisconnectedError) as error:
         log.error("%s", error)
         return 1
@@ -95,10 +96,10 @@ class RunningProvider:
     :ivar is_serving: between the start and the stop
     """
 
-    def __init__(self, parts: Parts, configuration: LiveConfiguration) -> None:
+    def __init__(self, parts: Parts, live_configuration: LiveConfiguration) -> None:
         self.is_serving = False
         self._parts = parts
-        self._configuration = configuration
+        self._live_configuration = live_configuration
 
     def ailments(self) -> list[str]:
         """Return what keeps the provider from serving well, a line each."""
@@ -108,19 +109,19 @@ class RunningProvider:
         if sweeping.done() and not sweeping.cancelled():
             failures.append(sweeping.exception())
         ailments += [f"a background task died: {type(error).__name__}" for error in failures if error is not None]
-        ailments += filter(None, (connection.refusal, self._configuration.fault))
+        ailments += filter(None, (connection.refusal, self._live_configuration.fault))
         return ailments
 
     def configure(self, config: Mapping[str, str]) -> None:
         """Take what can change while it runs: what callers may do, and the log."""
-        options = self._configuration.take(config)
+        options = self._live_configuration.take(config)
         if options is not None:
             self._parts.policy.configure(options)
             self._parts.service.policy_changed()
 
     def refuse_configuration(self, reason: str) -> None:
         """Note a configuration that can't be read."""
-        self._configuration.refuse(reason)
+        self._live_configuration.refuse(reason)
 
     def links_changed(self) -> None:
         """Carry out the calls that come from now on by the links as they are now."""
@@ -129,7 +130,9 @@ class RunningProvider:
         self._parts.watchers.links_changed()
 
 
-async def _run(launch: Launch, options: ProviderOptions, configuration: LiveConfiguration, outer: OuterProcess) -> bool:
+async def _run(
+    plan: StartPlan, options: ProviderOptions, live_configuration: LiveConfiguration, outer: OuterProcess
+) -> bool:
     """Serve until the host or a signal asks to stop, and return True if it was the host.
 
     :raises ConnectError: NATS can't be reached
@@ -144,27 +147,27 @@ async def _run(launch: Launch, options: ProviderOptions, configuration: LiveConf
     outer.watch(asyncio.get_running_loop(), stop_with_outer)
     async with AsyncExitStack() as stack:
         after_connection = stack.enter_context(ExitStack())  # a probe may ask until the end
-        connection = await _open(launch.connection, stop_requested)
+        connection = await _open(plan.connection, stop_requested)
         if connection is None:
             return False
         stack.push_async_callback(connection.close)
-        links = _links_of(launch)
-        parts = _compose(launch, options, connection, links)
+        links = _links_of(plan)
+        parts = _compose(plan, options, connection, links)
         stack.callback(parts.sweeping.cancel)
-        provider = RunningProvider(parts, configuration)
-        host = _host_of(launch, connection, links, provider, stop_requested)
+        provider = RunningProvider(parts, live_configuration)
+        host = _host_of(plan, connection, links, provider, stop_requested)
         if parts.metrics is not None:
             endpoint = _start_endpoint(options, parts.metrics, provider, host)
             after_connection.callback(endpoint.stop)
         if host is not None:
             await host.start()
         await parts.server.start()
-        await connection.flush(launch.connection.open_timeout_s)
+        await connection.flush(plan.connection.open_timeout_s)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         provider.is_serving = True
-        log.info("ready: serving %s at %s with %d links", launch.prefix, connection.server, len(links))
+        log.info("ready: serving %s at %s with %d links", plan.prefix, connection.server, len(links))
         await stop_requested.wait()
         provider.is_serving = False
         stopped_by_host = host is not None and host.asks_to_stop and not signals
@@ -185,12 +188,12 @@ async def _open(options: ConnectionOptions, stop_requested: asyncio.Event) -> Co
     return None
 
 
-def _links_of(launch: Launch) -> Links:
+def _links_of(plan: StartPlan) -> Links:
     """Return the links of the host data, without those that can't be used."""
-    host_data = launch.host_data
+    host_data = plan.host_data
     if host_data is None:
         return Links("")
-    links = Links(host_data.provider_key, None if launch.xkeys is None else launch.xkeys.open)
+    links = Links(host_data.provider_key, None if plan.xkeys is None else plan.xkeys.open)
     for value in host_data.link_definitions:
         try:
             links.put_value(value)
@@ -199,8 +202,8 @@ def _links_of(launch: Launch) -> Links:
     return links
 
 
-def _compose(launch: Launch, options: ProviderOptions, connection: Connection, links: Links) -> Parts:
-    host_data = launch.host_data
+def _compose(plan: StartPlan, options: ProviderOptions, connection: Connection, links: Links) -> Parts:
+    host_data = plan.host_data
     store = Store(options.store_options())
     policy = Policy(store.options, links, options)
     service = Service(store, policy)
@@ -216,7 +219,7 @@ def _compose(launch: Launch, options: ProviderOptions, connection: Connection, l
     tallies = store_tallies() | atomics_tallies() | batch_tallies()
     durations = Durations(tallies) if options.metrics_address else None
     on_batch = None if durations is None else durations.observe
-    server = Server(connection, launch.prefix, options.invocation_limits(), on_batch)
+    server = Server(connection, plan.prefix, options.invocation_limits(), on_batch)
     limits = service.parameter_limits
     server.add(STORE, store_handlers(service, limits, tallies))
     server.add(ATOMICS, atomics_handlers(service, limits, tallies))
@@ -227,12 +230,12 @@ def _compose(launch: Launch, options: ProviderOptions, connection: Connection, l
 
 
 def _host_of(
-    launch: Launch, connection: Connection, links: Links, provider: RunningProvider, stop_requested: asyncio.Event
+    plan: StartPlan, connection: Connection, links: Links, provider: RunningProvider, stop_requested: asyncio.Event
 ) -> HostSession | None:
-    if launch.host_data is None:
+    if plan.host_data is None:
         return None
-    xkey = "" if launch.xkeys is None else launch.xkeys.public_key
-    return HostSession(connection, launch.host_data, links, xkey, provider, stop_requested)
+    xkey = "" if plan.xkeys is None else plan.xkeys.public_key
+    return HostSession(connection, plan.host_data, links, xkey, provider, stop_requested)
 
 
 def _start_endpoint(

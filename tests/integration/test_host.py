@@ -139,9 +139,11 @@ async def test_a_configuration_that_is_malformed_makes_it_unhealthy(launch: Laun
     assert await unhealthy(raw, provider) == "config: page_keys: found 'none', allowed a whole number from 1"
     await tell(raw, provider, "config.update", {"page_keys": "10", "strict_buckets": "yes"})
     assert await unhealthy(raw, provider) == "config: strict_buckets: found 'yes', allowed true or false"
+    await tell(raw, provider, "config.update", {"Acess": "read-only", "page_keys": "10"})
+    assert await unhealthy(raw, provider) == "config: Acess: no option has this name; did you mean access?"
     await tell(raw, provider, "config.update", {})
     assert await health(raw, provider) == HEALTHY
-    assert ended(provider).count("what was in force stays") == 2
+    assert ended(provider).count("what was in force stays") == 3
 
 
 async def test_what_nats_does_not_permit_makes_it_unhealthy(
@@ -285,8 +287,9 @@ async def test_a_configuration_that_is_none_is_not_taken(
 
 
 async def test_unknown_options_are_named(launch: Launch) -> None:
-    provider = launch({"page_key": "10", "Strict_Buckets": "true"})
-    assert "config: ignored, since no option has this name: Strict_Buckets, page_key\n" in provider.output
+    provider = launch({"url": "10", "cluster": "true", "bytes_max": "1000"})
+    assert "config: ignored, since no option has this name: cluster, url\n" in provider.output
+    assert provider.output.count("config: bytes_max is deprecated (use quota_bytes)\n") == 1
 
 
 # Stopping
@@ -518,6 +521,7 @@ LINK = {"source_id": "c", "target": "kv"}
             {"provider_key": "a key"},
             "provider_key: found 'a key', allowed printable tokens without white space, '*' and '>', joined by '.'",
         ),
+        ({"config": {"acess": SECRET}}, "config: acess: no option has this name; did you mean access?"),
         ({"provider_key": "\ud800"}, "provider_key: found '\\ud800'"),
         (
             {"lattice_rpc_url": f"nats://user:{SECRET}@a:b"},

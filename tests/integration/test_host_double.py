@@ -174,7 +174,7 @@ async def test_the_whole_life(
     assert await linked.get("b", "k") is None
     with pytest.raises(AccessDeniedError):
         await linked.set("b", "k", b"v")
-    await host.put(link(hosted, secrets={"bucket": "hidden", "keys_max": b"2"}, access="read-write"))
+    await host.put(link(hosted, secrets={"bucket": "hidden", "quota_keys": b"2"}, access="read-write"))
     assert await host.health(hosted) == SERVING
     await linked.set_many("any", {"1": b"", "2": b""})
     assert await other(linked.set("b", "3", b"")) == "keys of this link's buckets: found 3, allowed 2"

@@ -206,7 +206,7 @@ async def test_a_quota_of_a_link(host: Host, provider: Provider, connect: Connec
     linked, stranger = await connect(provider), await connect(provider, "stranger")
     prefix = f"{bucket}/"
     await stranger.set(f"{prefix}a", "before", b"")
-    await host.put(bucket_prefix=prefix, keys_max="3")
+    await host.put(bucket_prefix=prefix, quota_keys="3")
     await linked.set_many("a", {"1": b"", "2": b""})
     message = "keys of this link's buckets: found {}, allowed 3"
     for call in (linked.set("b", "3", b""), linked.increment("b", "3"), linked.set_many("b", {"3": b""})):
@@ -216,7 +216,7 @@ async def test_a_quota_of_a_link(host: Host, provider: Provider, connect: Connec
     assert await linked.get("a", "1") == b""
     await linked.delete_many("a", ["1", "2"])
     await linked.set("b", "3", b"")
-    await host.put(bucket_prefix=prefix, bytes_max="1000")
+    await host.put(bucket_prefix=prefix, quota_bytes="1000")
     refusal = await other(linked.set("b", "3", bytes(2000)))
     assert refusal.startswith("memory in bytes of this link's buckets: found ")
     assert refusal.endswith(", allowed 1000")
@@ -288,7 +288,11 @@ async def test_a_malformed_option_denies_everything(launch: Launch, raw: Client,
         await call(stranger, "c")
     assert await host.put(access="read-only") == HEALTHY
     assert await linked.get("b", "k") == b"1"
-    await host.put(ttl_ms="0")
+    misspelt = await host.put(acess="read-only")
+    assert misspelt["message"].endswith("all is denied: acess: no option has this name; did you mean access?")
+    assert misspelt["healthy"] is False
+    with pytest.raises(AccessDeniedError):
+        await linked.set("b", "k", b"2")
     assert await host.delete() == HEALTHY
     assert await linked.get("b", "k") == b"1"
     assert provider.stop() == 0

@@ -264,6 +264,10 @@ async def test_links_change_while_it_runs(
         ailment = f"{link}watch[1]: found 5 characters, allowed SET@ or DEL@, and then a key"
         assert await health(raw, provider) == {"healthy": False, "message": ailment}
         await client.set("b", "b", b"4")
+        await put(watch="SET@b", watch_bukcet="7")
+        ailment = f"{link}watch_bukcet: no option has this name; did you mean watch_bucket?"
+        assert await health(raw, provider) == {"healthy": False, "message": ailment}
+        await client.set("b", "b", b"4")
         await put(watch="SET@*")
         assert await health(raw, provider) == HEALTHY
         await client.set("b", "c", b"5")

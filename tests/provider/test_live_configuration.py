@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from keyvalue_provider.config.start_plan import launch_of_host, resolve_host
+from keyvalue_provider.config.start_plan import plan_hosted, resolve_host
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.live_configuration import LiveConfiguration
 from keyvalue_provider.observe.log import JsonFormatter, PlainFormatter
@@ -22,8 +22,8 @@ def root() -> Iterator[logging.Logger]:
 
 
 def started(host_data: HostData) -> LiveConfiguration:
-    resolved = resolve_host(host_data, host_data.config, {})
-    return LiveConfiguration(launch_of_host(host_data, resolved, {}), resolved)
+    configuration = resolve_host(host_data, host_data.config, {})
+    return LiveConfiguration(plan_hosted(host_data, configuration, {}), configuration)
 
 
 @pytest.mark.parametrize("config", [{}, {"log_level": "info", "structured_logging": "false"}])

@@ -10,7 +10,7 @@ import pytest
 
 from keyvalue_engine import Store
 from keyvalue_provider import process
-from keyvalue_provider.config.start_plan import launch_of_host, resolve_host
+from keyvalue_provider.config.start_plan import plan_hosted, resolve_host
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.live_configuration import LiveConfiguration
@@ -32,11 +32,10 @@ async def test_ailments_are_of_connection_background_tasks_and_configuration(mon
 
     monkeypatch.setattr(process, "sweep_expired", die)
     host_data = HostData()
-    resolved = resolve_host(host_data, {}, {})
-    launch = launch_of_host(host_data, resolved, {})
-    configuration = LiveConfiguration(launch, resolved)
-    parts = process._compose(launch, resolved.options, Connection(launch.connection), Links(""))
-    provider = process.RunningProvider(parts, configuration)
+    configuration = resolve_host(host_data, {}, {})
+    plan = plan_hosted(host_data, configuration, {})
+    parts = process._compose(plan, configuration.options, Connection(plan.connection), Links(""))
+    provider = process.RunningProvider(parts, LiveConfiguration(plan, configuration))
     assert provider.ailments() == ["NATS is not connected"]
     await asyncio.wait([parts.sweeping])
     provider.refuse_configuration("found an array")

@@ -1,44 +1,17 @@
-"""The command line of `keyvalue-inmemory`: what can be asked for, and its help. Starts nothing."""
+"""The command line of `keyvalue-inmemory`: the parser and its help, made of the declared options. Starts nothing."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from keyvalue_provider.config.options import (
-    FLAGS,
-    OPTIONS,
-    STANDALONE_OPTIONS,
-    Option,
-    ProviderOptions,
-    StandaloneOptions,
-)
+from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS, Option, OptionTable
 
 __all__ = ["command_line", "flags_of"]
 
 EXIT_CODES = "exit codes: 0 stopped in order (by the host, SIGTERM or SIGINT); 1 NATS can't be reached, or refuses us; 2 host data or an option can't be used"
 NAME_COLUMN = 22
-#: By the end of an option's name; others are numbers.
-METAVARS = {
-    "_ms": "MS",
-    "bytes": "BYTES",
-    "bytes_max": "BYTES",
-    "nats": "URL",
-    "bucket_prefix": "TEXT",
-    "prefix": "LATTICE.KEY",
-    "bucket": "NAME",
-    "buckets": "NAME,...",
-    "access": "read-write|read-only",
-    "transport": "direct|plain",
-    "metrics_address": "HOST:PORT",
-    "log_level": "LEVEL",
-    **dict.fromkeys(("credentials", "nkey", "tls_ca", "tls_certificate", "tls_key"), "FILE"),
-}
-DEFAULTS = {
-    **dict.fromkeys(OPTIONS, ProviderOptions()),
-    **dict.fromkeys(STANDALONE_OPTIONS, StandaloneOptions()),
-}
 
 
 class Version(argparse.Action):
@@ -56,7 +29,7 @@ class Version(argparse.Action):
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The parser. Without a command, host data is on standard input."""
+    """Return the parser. Without a command, host data is on standard input."""
     parser = argparse.ArgumentParser(
         prog="keyvalue-inmemory",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -76,8 +49,8 @@ def command_line() -> argparse.ArgumentParser:
         usage="keyvalue-inmemory serve [--nats URL] [--prefix LATTICE.KEY] [--config FILE] [--OPTION VALUE]...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{what.capitalize()}: NATS and options come from a file, the environment and flags.\n"
-        "A flag goes before KEYVALUE_NAME in the environment, and that before the file.",
-        epilog="A password in a flag is seen by whoever lists processes: KEYVALUE_NATS or the file keeps it.\n\n"
+        "A flag overrides KEYVALUE_NAME in the environment, and that overrides the file.",
+        epilog="Anyone who lists processes sees a password in a flag: put it into KEYVALUE_NATS or the file.\n\n"
         "  keyvalue-inmemory serve --nats 127.0.0.1:4222 --prefix default.keyvalue-inmemory --memory-bytes-max 1_000_000_000\n"
         f"  keyvalue-inmemory serve --config keyvalue.toml\n\n{EXIT_CODES}",
     )
@@ -99,40 +72,31 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def flags_of(arguments: argparse.Namespace) -> dict[str, str | None]:
-    """The options among the arguments, by name."""
-    return {name: getattr(arguments, name) for name in (*STANDALONE_OPTIONS, *OPTIONS)}
+    """Return the options among the arguments by name; an old name is one too."""
+    return {name: getattr(arguments, name) for name in (*SERVE_OPTIONS, *SERVE_OPTIONS.old_names)}
 
 
-def metavar_of(name: str) -> str:
-    """What stands for the value of an option.
-
-    >>> metavar_of("ttl_ms"), metavar_of("page_keys")
-    ('MS', 'N')
-    """
-    for end, metavar in METAVARS.items():
-        if name.endswith(end):
-            return metavar
-    return "N"
-
-
-def _with_default(name: str, option: Option) -> str:
-    default = getattr(DEFAULTS.get(name), name, None)
-    return option.what if default is None else f"{option.what}; default: {str(default).lower()}"
+def _help_of(option: Option) -> str:
+    return option.help if option.default is None else f"{option.help}; default: {option.shown(option.default)}"
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="FILE", help="a TOML file: lines NAME = VALUE, of the names below with _ in place of -"
     )
-    for table in (STANDALONE_OPTIONS, OPTIONS):
-        for name, option in table.items():
-            what = _with_default(name, option).replace("%", "%%")
-            flag = f"--{name.replace('_', '-')}"
-            if name in FLAGS:
-                parser.add_argument(flag, dest=name, nargs="?", const="true", metavar="true|false", help=what)
-            else:
-                parser.add_argument(flag, dest=name, metavar=metavar_of(name), help=what)
+    for name, option in SERVE_OPTIONS.items():
+        _add_flag(parser, name, option, _help_of(option).replace("%", "%%"))
+    for name, present_name in SERVE_OPTIONS.old_names.items():
+        _add_flag(parser, name, SERVE_OPTIONS[present_name], argparse.SUPPRESS)
 
 
-def _listed(table: Mapping[str, Option]) -> str:
-    return "\n".join(f"  {name:<{NAME_COLUMN}} {_with_default(name, option)}" for name, option in table.items())
+def _add_flag(parser: argparse.ArgumentParser, name: str, option: Option, what: str) -> None:
+    flag, value_type = f"--{name.replace('_', '-')}", option.value_type
+    if value_type.bare is None:
+        parser.add_argument(flag, dest=name, metavar=value_type.metavar, help=what)
+    else:
+        parser.add_argument(flag, dest=name, nargs="?", const=value_type.bare, metavar=value_type.metavar, help=what)
+
+
+def _listed(table: OptionTable) -> str:
+    return "\n".join(f"  {name:<{NAME_COLUMN}} {_help_of(option)}" for name, option in table.items())

@@ -1,6 +1,6 @@
-"""Where options come from, and which of several counts. The later of these goes before the earlier:
+"""Where options come from, and which source wins. A later one of these overrides an earlier one:
 
-launched by a host   environment (a host passes none), the host's configuration, the host's secrets
+started by a host    environment (a host passes none), the host's configuration, the host's secrets
 standalone           file, environment, flags
 """
 
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from keyvalue_provider.config.options import (
     OPTIONS,
+    SERVE_OPTIONS,
     STANDALONE_OPTIONS,
     OptionError,
     ProviderOptions,
@@ -22,9 +23,9 @@ from keyvalue_provider.config.options import (
 from keyvalue_provider.host.secret import Secret
 
 __all__ = [
-    "Resolved",
+    "Configuration",
     "Setting",
-    "SettingsError",
+    "SourceError",
     "environment_settings",
     "file_settings",
     "flag_settings",
@@ -36,31 +37,33 @@ VARIABLE_PREFIX = "KEYVALUE_"
 FILE_BYTES_MAX = 1024 * 1024
 
 
-class SettingsError(ValueError):
+class SourceError(ValueError):
     """A source can't be read; the message names it, what was found and what is allowed."""
 
 
-class Setting(NamedTuple):
-    """What one source says of one option.
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The text that one source sets for one option. It does not show in `repr`: it may be a secret, or a URL with a password.
 
     :ivar origin: the source, for people
     :ivar fault: what is wrong with it before it is looked at as an option
     """
 
-    text: str
+    text: str = field(repr=False)
     origin: str
     is_secret: bool = False
     fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
-    """What all sources together say.
+class Configuration:
+    """The options that all sources together set, and what is wrong with them.
 
-    :ivar settings: what counts, by name; what is not there has its default
-    :ivar faults: what is wrong, a line each, without secrets; the options are as if it were not set
-    :ivar wrong: the names of these
-    :ivar unknown: names that are no options, by origin
+    :ivar settings: the settings that count, by option; an option that is not there has its default
+    :ivar faults: what is wrong, a line each, without secrets; such an option has its default here
+    :ivar wrong: the options that have one
+    :ivar unknown: names that resemble no option, by origin
+    :ivar deprecated: remarks on old names, a line each
     """
 
     options: ProviderOptions
@@ -69,10 +72,11 @@ class Resolved:
     faults: tuple[str, ...]
     wrong: frozenset[str]
     unknown: Mapping[str, tuple[str, ...]]
+    deprecated: tuple[str, ...]
 
 
 def environment_settings(environment: Mapping[str, str]) -> dict[str, Setting]:
-    """What the environment sets: KEYVALUE_ and the name in capitals. Other variables are not ours."""
+    """Return the settings of the environment: KEYVALUE_ and the name in capitals. Other variables are not ours."""
     return {
         variable.removeprefix(VARIABLE_PREFIX).lower(): Setting(text, "environment")
         for variable, text in environment.items()
@@ -81,7 +85,7 @@ def environment_settings(environment: Mapping[str, str]) -> dict[str, Setting]:
 
 
 def host_settings(config: Mapping[str, str], secrets: Mapping[str, Secret]) -> dict[str, Setting]:
-    """What a host says. A secret can stand in for any option."""
+    """Return the settings of a host. A secret can stand in for any option."""
     return {
         **{name: Setting(text, "config") for name, text in config.items()},
         **{name: Setting(secret.reveal(), "secrets", is_secret=True) for name, secret in secrets.items()},
@@ -89,67 +93,76 @@ def host_settings(config: Mapping[str, str], secrets: Mapping[str, Secret]) -> d
 
 
 def file_settings(path: Path) -> dict[str, Setting]:
-    """The options in a TOML file: `name = value` lines, where a value is a string, a whole number, a boolean, or an array of strings.
+    """Return the settings of a TOML file: `name = value` lines, where a value is a string, a whole number, a boolean, or an array of strings.
 
-    :raises SettingsError: it can't be read, or holds something else
+    :raises SourceError: it can't be read, or holds something else
     """
     try:
         with path.open("rb") as file:
             text = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
+        raise SourceError(f"{path}: {error.strerror}") from None
     if len(text) > FILE_BYTES_MAX:
-        raise SettingsError(f"{path}: found more than {FILE_BYTES_MAX} bytes")
+        raise SourceError(f"{path}: found more than {FILE_BYTES_MAX} bytes")
     try:
         values = tomllib.loads(text.decode())
     except UnicodeDecodeError:
-        raise SettingsError(f"{path}: found bytes that are not UTF-8, allowed TOML") from None
+        raise SourceError(f"{path}: found bytes that are not UTF-8, allowed TOML") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is no TOMLDecodeError
-        raise SettingsError(f"{path}: {error}") from None
+        raise SourceError(f"{path}: {error}") from None
     return {name: _setting(value, str(path)) for name, value in values.items()}
 
 
 def flag_settings(flags: Mapping[str, str | None]) -> dict[str, Setting]:
-    """Options from the command line, by name; None: the flag was not given."""
+    """Return the settings of the command line, by option; None: the flag was not given."""
     return {name: Setting(text, "command line") for name, text in flags.items() if text is not None}
 
 
-def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Resolved:
-    """What these say together; a later one goes before an earlier one.
+def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Configuration:
+    """Return what these sources say together; a later one overrides an earlier one.
 
     :param standalone: STANDALONE_OPTIONS are options too
     """
-    table = OPTIONS if not standalone else {**OPTIONS, **STANDALONE_OPTIONS}
+    table = SERVE_OPTIONS if standalone else OPTIONS
     settings: dict[str, Setting] = {}
-    for source in sources:
-        settings |= source
-    values: dict[str, Any] = {}
+    given_names: dict[str, str] = {}
     faults: list[str] = []
+    wrong: set[str] = set()
     unknown: dict[str, tuple[str, ...]] = {}
-    wrong = set()
-    for name, (text, origin, is_secret, fault) in settings.items():
-        if name not in table:
-            unknown[origin] = (*unknown.get(origin, ()), name)
-            continue
+    deprecated: list[str] = []
+    for source in sources:
+        names = table.sort_names(source)
+        for name, option in names.options.items():
+            settings[option], given_names[option] = source[name], name
+        for name in names.unknown:
+            unknown[source[name].origin] = (*unknown.get(source[name].origin, ()), name)
+        for name, fault in names.faults.items():
+            faults.append(f"{source[name].origin}: {fault}")
+            wrong.update(option for old_name, option in table.old_names.items() if old_name == name)
+        deprecated += [f"{source[name].origin}: {remark}" for name, remark in names.deprecated.items()]
+    values: dict[str, Any] = {}
+    for option, setting in settings.items():
+        name = given_names[option]
         try:
-            if fault:
-                raise OptionError(f"{name}: {fault}")
-            values[name] = table[name].parse(name, text)
+            if setting.fault:
+                raise OptionError(f"{name}: {setting.fault}")
+            values[option] = table[option].value_type.parse(name, setting.text)
         except OptionError as error:
-            faults.append(f"{origin}: {error.discreet if is_secret else error}")
-            wrong.add(name)
-    return Resolved(
+            faults.append(f"{setting.origin}: {error.discreet if setting.is_secret else error}")
+            wrong.add(option)
+    return Configuration(
         ProviderOptions(**{name: value for name, value in values.items() if name in OPTIONS}),
         StandaloneOptions(**{name: value for name, value in values.items() if name in STANDALONE_OPTIONS}),
         settings,
         tuple(faults),
         frozenset(wrong),
         unknown,
+        tuple(deprecated),
     )
 
 
 def _setting(value: Any, origin: str) -> Setting:
-    """What a file says of an option, as the text that the other sources have."""
+    """Return what a file says of an option, as the text that the other sources have."""
     match value:
         case str():
             return Setting(value, origin)

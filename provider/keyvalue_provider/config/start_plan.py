@@ -1,4 +1,4 @@
-"""What a provider is started as: from host data, or from flags, environment and file."""
+"""The plan of a start: which subjects, which connection, which options. It comes from host data, or from flags, environment and file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from keyvalue_provider.config.command_line import flags_of
 from keyvalue_provider.config.sources import (
-    Resolved,
+    Configuration,
     environment_settings,
     file_settings,
     flag_settings,
@@ -25,14 +25,14 @@ from keyvalue_transport.nats.tls import SHOWN_MAX, TlsOptions
 from keyvalue_transport.nats.urls import split_urls
 
 __all__ = [
-    "Launch",
-    "hosted",
-    "launch_of_host",
-    "launch_standalone",
+    "StartPlan",
+    "plan_hosted",
+    "plan_standalone",
+    "read_hosted_plan",
+    "read_standalone_plan",
     "refuse_links",
     "resolve_host",
     "resolve_standalone",
-    "standalone",
     "tls_of",
     "urls_of_host",
     "user_of",
@@ -44,14 +44,14 @@ NAME = "keyvalue-inmemory"
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """As what a provider is started.
+class StartPlan:
+    """How a provider starts, besides its options.
 
-    :param prefix: of the subjects of its functions: {lattice}.{provider key} of who calls them
-    :param host_data: None: there is no host; signals alone stop it, and there are no links
-    :param xkeys: the keys by which the host seals secrets, if it has given any
-    :param log_level: unless the option of this name says otherwise; so `structured_logging`
-    :param resolve: options from a new configuration of the host
+    :param prefix: of the subjects that callers use: {lattice}.{provider key}
+    :param host_data: None: there is no host; only signals stop it, and there are no links
+    :param xkeys: the keys with which the host seals secrets, if it gave any
+    :param log_level: unless the option of this name is set; `structured_logging` likewise
+    :param resolve: returns the options of a new configuration from the host
     """
 
     prefix: str
@@ -60,39 +60,41 @@ class Launch:
     xkeys: Xkeys | None
     log_level: str
     structured_logging: bool
-    resolve: Callable[[Mapping[str, str]], Resolved]
+    resolve: Callable[[Mapping[str, str]], Configuration]
 
 
-def hosted(descriptor: int, environment: Mapping[str, str]) -> tuple[Launch, Resolved]:
-    """As a host starts it, with host data from a pipe.
+def read_hosted_plan(descriptor: int, environment: Mapping[str, str]) -> tuple[StartPlan, Configuration]:
+    """Return the plan of a start by a host, from the host data in a pipe, and its options.
 
-    :raises ValueError: what is there can't be used; the message says where it stands
+    :raises ValueError: host data or an option can't be used; the message says where it stands
     """
     host_data = read_host_data(descriptor)
-    resolved = resolve_host(host_data, host_data.config, environment)
-    _refuse_faults(resolved)
-    return launch_of_host(host_data, resolved, environment), resolved
+    configuration = resolve_host(host_data, host_data.config, environment)
+    _refuse_faults(configuration)
+    return plan_hosted(host_data, configuration, environment), configuration
 
 
-def standalone(arguments: argparse.Namespace, environment: Mapping[str, str]) -> tuple[Launch, Resolved]:
-    """Without a host.
+def read_standalone_plan(
+    arguments: argparse.Namespace, environment: Mapping[str, str]
+) -> tuple[StartPlan, Configuration]:
+    """Return the plan of a start without a host, from the command line, and its options.
 
     :raises ValueError: an option can't be used; the message says where it stands
     """
-    resolved = resolve_standalone(arguments, environment)
-    _refuse_faults(resolved)
-    return launch_standalone(resolved), resolved
+    configuration = resolve_standalone(arguments, environment)
+    _refuse_faults(configuration)
+    return plan_standalone(configuration), configuration
 
 
-def launch_of_host(host_data: HostData, resolved: Resolved, environment: Mapping[str, str]) -> Launch:
-    """What `hosted` starts, where nothing is wrong with the options.
+def plan_hosted(host_data: HostData, configuration: Configuration, environment: Mapping[str, str]) -> StartPlan:
+    """Return the plan of a start by a host, whose options have no fault.
 
     :raises ValueError: something else can't be used
     """
     user_jwt, user_seed = user_of_host(host_data)
-    return Launch(
+    return StartPlan(
         prefix=f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}",
-        connection=_connection(urls_of_host(host_data), host_data.provider_key, resolved, user_jwt, user_seed),
+        connection=_connection(urls_of_host(host_data), host_data.provider_key, configuration, user_jwt, user_seed),
         host_data=host_data,
         xkeys=xkeys_of(host_data),
         log_level=host_data.log_level,
@@ -101,29 +103,29 @@ def launch_of_host(host_data: HostData, resolved: Resolved, environment: Mapping
     )
 
 
-def launch_standalone(resolved: Resolved) -> Launch:
-    """What `standalone` starts, where nothing is wrong with the options.
+def plan_standalone(configuration: Configuration) -> StartPlan:
+    """Return the plan of a start without a host, whose options have no fault.
 
     :raises ValueError: something else can't be used
     """
-    options = resolved.standalone
-    refuse_links(resolved)
-    user_jwt, user_seed = user_of(resolved)
-    return Launch(
+    options = configuration.standalone
+    refuse_links(configuration)
+    user_jwt, user_seed = user_of(configuration)
+    return StartPlan(
         prefix=options.prefix,
-        connection=_connection(split_urls(options.nats), NAME, resolved, user_jwt, user_seed),
+        connection=_connection(split_urls(options.nats), NAME, configuration, user_jwt, user_seed),
         host_data=None,
         xkeys=None,
         log_level="info",
         structured_logging=False,
-        resolve=lambda _: resolved,
+        resolve=lambda _: configuration,
     )
 
 
 def urls_of_host(host_data: HostData) -> tuple[str, ...]:
-    """Where NATS is.
+    """Return the URLs of NATS.
 
-    :raises ValueError: host data says it badly; so of the next ones
+    :raises ValueError: the host data has none that can be used
     """
     try:
         return split_urls(host_data.lattice_rpc_url)
@@ -132,7 +134,10 @@ def urls_of_host(host_data: HostData) -> tuple[str, ...]:
 
 
 def user_of_host(host_data: HostData) -> tuple[str, str]:
-    """JWT and seed of the NATS user, empty where there is none."""
+    """Return JWT and seed of the NATS user, empty if there is none.
+
+    :raises ValueError: the host data has none that can be used
+    """
     user_jwt, user_seed = host_data.lattice_rpc_user_jwt.reveal(), host_data.lattice_rpc_user_seed.reveal()
     if user_jwt and not user_seed:
         raise ValueError(
@@ -146,9 +151,12 @@ def user_of_host(host_data: HostData) -> tuple[str, str]:
     return user_jwt, user_seed
 
 
-def user_of(resolved: Resolved) -> tuple[str, str]:
-    """The same where there is no host: from the files that the options name."""
-    options = resolved.standalone
+def user_of(configuration: Configuration) -> tuple[str, str]:
+    """Return the same without a host: from the files that the options name.
+
+    :raises ValueError: a file can't be used
+    """
+    options = configuration.standalone
     if options.credentials is not None and options.nkey is not None:
         raise ValueError("credentials, nkey: found both, allowed one of them")
     name = "nkey" if options.credentials is None else "credentials"
@@ -157,27 +165,27 @@ def user_of(resolved: Resolved) -> tuple[str, str]:
             return read_credentials(options.credentials)
         return "", "" if options.nkey is None else read_nkey(options.nkey)
     except ValueError as error:
-        raise ValueError(f"{resolved.settings[name].origin}: {name}: {error}") from None
+        raise ValueError(f"{configuration.settings[name].origin}: {name}: {error}") from None
 
 
-def refuse_links(resolved: Resolved) -> None:
-    """Without a host nobody has a link.
+def refuse_links(configuration: Configuration) -> None:
+    """Refuse to require links where there is no host to give them.
 
     :raises ValueError: links are required
     """
-    if resolved.options.require_link:
+    if configuration.options.require_link:
         raise ValueError("require_link: found true, allowed false without a host: there are no links")
 
 
-def resolve_host(host_data: HostData, config: Mapping[str, str], environment: Mapping[str, str]) -> Resolved:
-    """The options of a provider that a host has started, with this configuration."""
+def resolve_host(host_data: HostData, config: Mapping[str, str], environment: Mapping[str, str]) -> Configuration:
+    """Return the options of a provider that a host has started, with this configuration."""
     return resolve(environment_settings(environment), host_settings(config, host_data.secrets))
 
 
-def resolve_standalone(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Resolved:
-    """The options of a provider without a host.
+def resolve_standalone(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Configuration:
+    """Return the options of a provider without a host.
 
-    :raises SettingsError: the file can't be read
+    :raises SourceError: the file can't be read
     """
     return resolve(
         {} if arguments.config is None else file_settings(Path(arguments.config)),
@@ -188,9 +196,9 @@ def resolve_standalone(arguments: argparse.Namespace, environment: Mapping[str, 
 
 
 def _connection(
-    urls: tuple[str, ...], name: str, resolved: Resolved, user_jwt: str, user_seed: str
+    urls: tuple[str, ...], name: str, configuration: Configuration, user_jwt: str, user_seed: str
 ) -> ConnectionOptions:
-    options = resolved.options
+    options = configuration.options
     return ConnectionOptions(
         urls=urls,
         name=name,
@@ -198,36 +206,36 @@ def _connection(
         user_seed=user_seed,
         open_timeout_s=options.connect_timeout_ms / 1000,
         path=options.transport,
-        tls=tls_of(resolved),
+        tls=tls_of(configuration),
     )
 
 
-def tls_of(resolved: Resolved) -> TlsOptions | None:
-    """The certificates of the options, if they set any.
+def tls_of(configuration: Configuration) -> TlsOptions | None:
+    """Return the certificates that the options set, if any.
 
     :raises ValueError: one can't be used
     """
-    tls = resolved.options.tls_options()
+    tls = configuration.options.tls_options()
     if tls is not None:
         try:
             tls.context()  # only to find out now what is wrong with it
         except ValueError as error:
-            raise ValueError(_discreet(f"tls_{error}", resolved)) from None
+            raise ValueError(_discreet(f"tls_{error}", configuration)) from None
     return tls
 
 
-def _discreet(message: str, resolved: Resolved) -> str:
-    """What is wrong with a certificate, without a path that came as a secret: it may be no path at all."""
-    for setting in resolved.settings.values():
+def _discreet(message: str, configuration: Configuration) -> str:
+    """Return what is wrong with a certificate, without a path that came as a secret: it may be no path at all."""
+    for setting in configuration.settings.values():
         if setting.is_secret:
             message = message.replace(repr(setting.text[:SHOWN_MAX]), "<redacted>")
     return message
 
 
 def xkeys_of(host_data: HostData) -> Xkeys | None:
-    """The keys that the host has given; None where it has not given both.
+    """Return the keys that the host has given, or None if it has not given both.
 
-    :raises ValueError: one of them is none
+    :raises ValueError: one of them is malformed
     """
     if not (host_data.provider_xkey_private_key and host_data.host_xkey_public_key):
         return None
@@ -237,6 +245,6 @@ def xkeys_of(host_data: HostData) -> Xkeys | None:
         raise ValueError(f"host data: {error}") from None
 
 
-def _refuse_faults(resolved: Resolved) -> None:
-    if resolved.faults:
-        raise ValueError("; ".join(resolved.faults))
+def _refuse_faults(configuration: Configuration) -> None:
+    if configuration.faults:
+        raise ValueError("; ".join(configuration.faults))

@@ -147,7 +147,7 @@ class CallerHandles(dict[CallerKey, Handles]):
     def _quota(self, terms: QuotaTerms) -> Quota:
         quota = self._quotas.get(terms)
         if quota is None:
-            quota = self._quotas[terms] = Quota(terms.reach.covers, terms.keys_max, terms.bytes_max)
+            quota = self._quotas[terms] = Quota(terms.reach.covers, terms.quota_keys, terms.quota_bytes)
             self._store.add_quota(quota)
         return quota
 

@@ -33,8 +33,6 @@ CallerKey: TypeAlias = tuple[str | None, str | None]
 
 #: The link of a caller that names none: a host that was told no name calls so.
 DEFAULT_LINK = "default"
-#: Characters that are shown of a link's unknown options.
-UNKNOWN_CHARACTERS_MAX = 256
 
 
 class Right(Enum):
@@ -70,15 +68,15 @@ class QuotaTerms(NamedTuple):
     """What tells one quota from others."""
 
     reach: Reach
-    keys_max: int | None
-    bytes_max: int | None
+    quota_keys: int | None
+    quota_bytes: int | None
 
     @classmethod
     def of(cls, options: LinkOptions) -> QuotaTerms | None:
         """Return the quota that these options set, or None."""
-        if options.keys_max is None and options.bytes_max is None:
+        if options.quota_keys is None and options.quota_bytes is None:
             return None
-        return cls(Reach.of(options), options.keys_max, options.bytes_max)
+        return cls(Reach.of(options), options.quota_keys, options.quota_bytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,15 +154,16 @@ class Policy:
         self._store = store
         self._links = Links("") if links is None else links
         self._grants: dict[LinkKey, Grant] = {}
-        self.configure(ProviderOptions() if options is None else options)
+        self._provider = ProviderOptions.of_store(store) if options is None else options
+        self.configure(self._provider)
 
     def access_of(self, caller: CallerKey) -> Access:
         """Return what a caller may do."""
         return self.accesses.get(caller, self.linkless)
 
     def configure(self, options: ProviderOptions) -> None:
-        """Take the provider's options that are for callers alone (LIVE_OPTIONS); the others are as the store was made."""
-        self._provider = options
+        """Take the provider's options that take effect at once (LIVE_OPTIONS); the others stay as they were at the start."""
+        self._provider = self._provider.with_live_options(options)
         self._set_linkless()
         self.links_changed()
 
@@ -191,18 +190,17 @@ class Policy:
         self.linkless = DENIED if is_denied else Access.of(LinkOptions.from_config(self._provider, {})[0])
 
     def _read(self, link: LinkDefinition, *, is_news: bool) -> Access:
-        """Return the access of a link. What is wrong or unknown in its options is logged once, and noted in the links."""
+        """Return the access of a link. What is wrong or odd in its options is logged once, and noted in the links."""
         try:
-            options, unknown = LinkOptions.from_config(self._provider, link.target_options)
+            options, remarks = LinkOptions.from_config(self._provider, link.target_options)
         except OptionError as error:
             if is_news:
                 log.warning("link %s -> %s (%s): all is denied: %s", *link.key, error.discreet)
             self._links.refuse(link, f"all is denied: {error.discreet}")
             return DENIED
-        if unknown and is_news:
-            remark = f"ignored, since no option has this name: {', '.join(sorted(unknown))[:UNKNOWN_CHARACTERS_MAX]}"
-            log.warning("link %s -> %s (%s): %s", *link.key, remark)
-            self._links.remark(link, remark)
+        if remarks and is_news:
+            log.warning("link %s -> %s (%s): %s", *link.key, "; ".join(remarks))
+            self._links.remark(link, "; ".join(remarks))
         return Access.of(options)
 
     def _set_accesses(self) -> None:

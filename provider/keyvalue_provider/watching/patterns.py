@@ -16,18 +16,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from keyvalue_engine import Observer, ObserverOf
-from keyvalue_provider.config.options import OptionError
+from keyvalue_provider.config.options import OptionError, WatchingLinkOptions
 from keyvalue_provider.watching.queue import WatchQueue
 
-__all__ = ["PATTERNS_MAX", "WATCH_OPTIONS", "Pattern", "Watch", "observers"]
+__all__ = ["PATTERNS_MAX", "Pattern", "Watch", "observers"]
 
-#: Options of a link that makes a watcher, in its source_config.
-WATCH_OPTIONS: Mapping[str, str] = {
-    "watch": "what the component is told of: patterns with commas between, as SET@key, DEL@key, SET@text*, DEL@bucket/*",
-    "watch_bucket": "bucket argument of the calls, {bucket} for the bucket's own name; 0 unless set, since a wasmCloud 1.x host takes only a number",
-}
-BUCKET_ARGUMENT = "0"
-OWN_NAME = "{bucket}"
+#: As a bucket argument: the bucket's own name.
+OWN_NAME = b"{bucket}"
 #: Of one link. A write to a watched bucket compares its key with every beginning.
 PATTERNS_MAX = 256
 
@@ -58,27 +53,18 @@ class Watch:
     bucket_argument: bytes | None = field(repr=False)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, str]) -> Watch | None:
-        """From a link's source_config; None where it names nothing to watch.
+    def of(cls, options: WatchingLinkOptions) -> Watch | None:
+        """Return what a link watches, or None if it names nothing to watch.
 
         :raises OptionError: a pattern is malformed
         """
-        text = config.get("watch")
-        if text is None:
+        if options.watch is None:
             return None
-        argument = config.get("watch_bucket", BUCKET_ARGUMENT)
-        return cls(_patterns(text), None if argument == OWN_NAME else _encoded("watch_bucket", argument))
-
-
-def _encoded(name: str, text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
-        raise OptionError.of(name, text, "text that can be encoded in UTF-8") from None
+        argument = options.watch_bucket
+        return cls(_patterns(options.watch), None if argument == OWN_NAME else argument)
 
 
 def _patterns(text: str) -> tuple[Pattern, ...]:
-    _encoded("watch", text)
     parts: list[list[str]] = [[]]
     characters = iter(text)
     for character in characters:

@@ -15,16 +15,16 @@ from functools import partial
 from typing import NamedTuple
 
 from keyvalue_engine import Store
-from keyvalue_provider.config.options import OptionError
+from keyvalue_provider.config.options import OptionError, WatchingLinkOptions
 from keyvalue_provider.host.links import LinkDefinition, LinkKey, Links
 from keyvalue_provider.watching.delivery import ChangeDelivery
-from keyvalue_provider.watching.patterns import WATCH_OPTIONS, Watch, observers
+from keyvalue_provider.watching.patterns import Watch, observers
 from keyvalue_provider.watching.queue import WatchCounts, WatchLimits
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.wrpc.subjects import check_subject
 
-__all__ = ["INTERFACE", "Watchers", "watch_of"]
+__all__ = ["INTERFACE", "WATCHES_NOTHING", "Watchers", "watch_of"]
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,7 @@ log = logging.getLogger(__name__)
 INTERFACE = "watcher"
 #: For the calls that a stop cancels to end.
 CANCEL_TIMEOUT_S = 0.02
-#: Characters that are shown of a link's unknown options.
-UNKNOWN_CHARACTERS_MAX = 256
+WATCHES_NOTHING = "it watches nothing: the option watch is not set"
 
 
 class WatchingLink(NamedTuple):
@@ -154,7 +153,8 @@ class Watchers:
 def watch_of(link: LinkDefinition, links: Links, lattice: str) -> Watch | None:
     """What a link whose interfaces contain `watcher` watches; None where nothing. What is wrong with it is said, and noted in the links."""
     try:
-        watch = Watch.from_config(link.source_options)
+        options, remarks = WatchingLinkOptions.from_config(link.source_options)
+        watch = Watch.of(options)
         check_subject(f"{lattice}.{link.target}", "target")
         if not link.name.isprintable():
             raise OptionError(f"name: found {link.name[:64]!r}, allowed printable characters")
@@ -163,10 +163,8 @@ def watch_of(link: LinkDefinition, links: Links, lattice: str) -> Watch | None:
         log.warning("link %s -> %s (%s) watches nothing: %s", *link.key, reason)
         links.refuse(link, reason)
         return None
-    remarks = [] if watch is not None else ["it watches nothing: the option watch is not set"]
-    unknown = ", ".join(sorted(link.source_options.keys() - WATCH_OPTIONS.keys()))[:UNKNOWN_CHARACTERS_MAX]
-    if unknown:
-        remarks.append(f"ignored, since no option of a watcher has this name: {unknown}")
+    if watch is None:
+        remarks.insert(0, WATCHES_NOTHING)
     if remarks:
         log.warning("link %s -> %s (%s): %s", *link.key, "; ".join(remarks))
         links.remark(link, "; ".join(remarks))

@@ -1,9 +1,9 @@
-"""Options: a table of the provider's and one of a link's, what each takes, and where it goes. What a link's do is tested in tests/provider/keyvalue."""
+"""The declared options: their tables, the numbers that they take, and where each goes. What a link's do is tested in tests/provider/keyvalue."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 from hypothesis import given
@@ -11,41 +11,44 @@ from hypothesis import strategies as st
 
 from keyvalue_engine import BucketOptions, StoreOptions
 from keyvalue_provider.config.options import (
-    LINK_DEFAULTS,
     LINK_OPTIONS,
     LIVE_OPTIONS,
     OPTIONS,
+    SERVE_OPTIONS,
+    WATCHING_LINK_OPTIONS,
     LinkOptions,
-    Option,
     OptionError,
+    OptionTable,
     ProviderOptions,
+    StandaloneOptions,
+    WatchingLinkOptions,
 )
 from keyvalue_provider.config.sources import host_settings, resolve
+from keyvalue_provider.host.secret import Secret
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.conftest import options_of
 
 NUMBERS = sorted(field.name for field in fields(ProviderOptions) if field.type in ("int", "int | None"))
-LINK_NUMBERS = sorted(field.name for field in fields(LinkOptions) if field.type == "int | None")
+LINK_NUMBERS = sorted(set(NUMBERS) & LINK_OPTIONS.keys())
 
 
 def set_to(name: str, text: str) -> ProviderOptions:
-    return ProviderOptions(**{name: OPTIONS[name].parse(name, text)})
+    return ProviderOptions(**{name: OPTIONS[name].value_type.parse(name, text)})
 
 
 def set_on_link(name: str, text: str) -> LinkOptions:
-    options, unknown = LinkOptions.from_config(ProviderOptions(), {name: text})
-    assert unknown == []
+    options, remarks = LinkOptions.from_config(ProviderOptions(), {name: text})
+    assert remarks == []
     return options
 
 
-@pytest.mark.parametrize(("table", "options"), [(OPTIONS, ProviderOptions), (LINK_OPTIONS, LinkOptions)])
-def test_the_table_has_every_option(
-    table: dict[str, Option], options: type[ProviderOptions] | type[LinkOptions]
-) -> None:
-    assert list(table) == [field.name for field in fields(options)]
+@pytest.mark.parametrize("table", [SERVE_OPTIONS, LINK_OPTIONS, WATCHING_LINK_OPTIONS])
+def test_every_option_can_be_shown_in_a_table(table: OptionTable) -> None:
     for name, option in table.items():
-        assert option.what, name
-        assert "|" not in option.what, "the documents show it in a table"
+        assert option.name == name
+        assert option.help, name
+        assert "|" not in option.help, "the documents show it in a table"
+        assert option.shown(option.default)
 
 
 def test_numbers_are_found() -> None:
@@ -81,7 +84,7 @@ def test_numbers_of_a_link(name: str) -> None:
 ENGINE_NAMES = {"page_keys": "page_keys_max", "page_bytes": "page_bytes_max"}
 
 
-@pytest.mark.parametrize("name", sorted(set(LINK_NUMBERS) - {"keys_max", "bytes_max"}))
+@pytest.mark.parametrize("name", sorted(set(LINK_NUMBERS) - {"quota_keys", "quota_bytes"}))
 def test_the_largest_number_of_a_link_is_the_engines(name: str) -> None:
     with pytest.raises(OptionError) as caught:
         set_on_link(name, "9" * 19)
@@ -92,20 +95,6 @@ def test_the_largest_number_of_a_link_is_the_engines(name: str) -> None:
     BucketOptions(**{engine_name: int(most)})  # type: ignore[arg-type] # by name
     with pytest.raises(ValueError, match=f"found {int(most) + 1}, allowed 1 to {most}"):
         BucketOptions(**{engine_name: int(most) + 1})  # type: ignore[arg-type] # by name
-
-
-@pytest.mark.parametrize(
-    ("text", "flag"), [("true", True), ("TRUE", True), (" 1 ", True), ("false", False), ("False", False), ("0", False)]
-)
-def test_flags(text: str, flag: bool) -> None:
-    assert set_to("strict_buckets", text).strict_buckets is flag
-
-
-@pytest.mark.parametrize("text", ["", "yes", "on", "2", "truefalse", "t" * 100])
-def test_what_is_no_flag(text: str) -> None:
-    with pytest.raises(OptionError) as caught:
-        set_to("strict_buckets", text)
-    assert str(caught.value) == f"strict_buckets: found {text[:64]!r}, allowed true or false"
 
 
 @pytest.mark.parametrize(
@@ -126,59 +115,42 @@ def test_what_the_store_does_not_take(name: str, text: str, message: str) -> Non
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("bucket", "b", b"b"),
-        ("bucket", " b,c ", b" b,c "),
-        ("bucket", "\u00fc", b"\xc3\xbc"),
-        ("bucket_prefix", "p-", b"p-"),
-        ("bucket_prefix", "", b""),
-        ("buckets", "b", frozenset({b"b"})),
-        ("buckets", " a,b c\t,, \u00fc,a", frozenset({b"a", b"b c", b"\xc3\xbc"})),
-        ("access", "read-only", "read-only"),
-        ("access", " Read-Write\n", "read-write"),
-    ],
-)
-def test_what_names_and_access_take(name: str, text: str, value: object) -> None:
-    assert getattr(set_on_link(name, text), name) == value
-    assert getattr(set_to(name, text), name) == value
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "allowed"),
-    [
-        ("bucket", "", "the name of a bucket"),
-        ("bucket", "\ud800", "text that can be encoded in UTF-8"),
-        ("bucket_prefix", "p\ud800", "text that can be encoded in UTF-8"),
-        ("buckets", "", "names of buckets with commas between"),
-        ("buckets", " , ,", "names of buckets with commas between"),
-        ("buckets", "a,\ud800", "text that can be encoded in UTF-8"),
-        ("access", "", "read-write or read-only"),
-        ("access", "readonly", "read-write or read-only"),
-        ("access", "x" * 100, "read-write or read-only"),
-        ("strict_buckets", "maybe", "true or false"),
-    ],
-)
-def test_what_names_and_access_do_not_take(name: str, text: str, allowed: str) -> None:
-    shown = text if name != "buckets" or "\ud800" not in text else "\ud800"
-    for set_option in (set_to, set_on_link):
-        with pytest.raises(OptionError) as caught:
-            set_option(name, text)
-        assert str(caught.value) == f"{name}: found {shown[:64]!r}, allowed {allowed}"
-
-
 def test_unknown_names_are_told_and_ignored() -> None:
-    config = {"Page_Keys": "none", "page_keys": "7", "": "", "url": "redis://"}
-    resolved = resolve(host_settings(config, {}))
-    assert resolved.options == ProviderOptions(page_keys=7)
-    assert resolved.unknown == {"config": ("Page_Keys", "", "url")}
-    assert resolved.faults == ()
-    link_options, unknown = LinkOptions.from_config(
-        resolved.options, {"Bucket": "b", "page_keys": "9", "buckets_max": "1"}
-    )
-    assert link_options == LinkOptions(page_keys=9)
-    assert unknown == ["Bucket", "buckets_max"]
+    options, remarks = LinkOptions.from_config(ProviderOptions(), {"url": "b", "page_keys": "9", "buckets_max": "1"})
+    assert options == LinkOptions(page_keys=9)
+    assert remarks == ["ignored, since no option has this name: buckets_max, url"]
+    watching, remarks = WatchingLinkOptions.from_config({"URL": "b", "watch": "SET@*", "bucket": "1"})
+    assert watching == WatchingLinkOptions("SET@*")
+    assert remarks == ["ignored, since no option of a watcher has this name: URL, bucket"]
+
+
+@pytest.mark.parametrize(
+    ("config", "fault"),
+    [
+        ({"acess": "read-only"}, "acess: no option has this name; did you mean access?"),
+        ({"page_keys": "7", "acess": "x", "url": ""}, "acess: no option has this name; did you mean access?"),
+        (
+            {"keys_max": "7", "quota_keys": "7"},
+            "keys_max: found beside quota_keys, allowed one of them: it is the old name of the other",
+        ),
+        ({"bytes_max": "all"}, "bytes_max: found 'all', allowed a whole number from 1"),
+    ],
+)
+def test_a_link_with_a_name_that_cannot_be_used(config: dict[str, str], fault: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        LinkOptions.from_config(ProviderOptions(), config)
+    assert str(caught.value) == fault
+
+
+def test_a_watching_link_with_a_misspelt_name() -> None:
+    with pytest.raises(OptionError, match=r"^wacth_bucket: no option has this name; did you mean watch_bucket\?$"):
+        WatchingLinkOptions.from_config({"watch": "SET@*", "wacth_bucket": "1"})
+
+
+def test_old_names_of_a_link_still_work() -> None:
+    options, remarks = LinkOptions.from_config(ProviderOptions(keys_max=9), {"keys_max": "7", "bytes_max": "8"})
+    assert options == LinkOptions(quota_keys=7, quota_bytes=8)
+    assert remarks == ["keys_max is deprecated (use quota_keys)", "bytes_max is deprecated (use quota_bytes)"]
 
 
 #: What a link may set, as text and as the value that comes of it; another than the default, and than OF_PROVIDER.
@@ -200,28 +172,36 @@ OF_PROVIDER = {
 
 
 @pytest.mark.parametrize("name", sorted(LINK_OPTIONS))
-def test_a_links_option_goes_before_the_providers_and_that_before_the_default(name: str) -> None:
+def test_a_links_option_overrides_the_providers_and_that_the_default(name: str) -> None:
     text, value = OF_LINK[name]
     assert getattr(LinkOptions(), name) != value
-    options = set_to(name, text) if name in OPTIONS else ProviderOptions()
-    inherited = LinkOptions.from_config(options, {})[0]
-    if name in LINK_DEFAULTS:
-        assert getattr(inherited, name) == value
-    else:
-        assert inherited == LinkOptions()  # None: as the store was made by the provider's options; keys_max: no quota
-    other = set_to(name, OF_PROVIDER.get(name, "8")) if name in OPTIONS else ProviderOptions()
+    options = set_to(name, text)
+    assert getattr(LinkOptions.from_config(options, {})[0], name) == value
+    other = set_to(name, OF_PROVIDER.get(name, "8"))
     assert getattr(LinkOptions.from_config(other, {name: text})[0], name) == value
 
 
 def test_what_a_link_inherits() -> None:
     assert LinkOptions.from_config(ProviderOptions(), {}) == (LinkOptions(), [])
-    store_wide = {field.name for field in fields(StoreOptions)} | STORE_NAMES.keys()
-    assert set(LINK_OPTIONS) == set(LINK_DEFAULTS) | (set(LINK_OPTIONS) & store_wide)
-    assert store_wide.isdisjoint(LINK_DEFAULTS)
+    assert LinkOptions.from_config(ProviderOptions(keys_max=7), {}) == (LinkOptions(), [])  # no default of a quota
+    assert LINK_OPTIONS.keys() < OPTIONS.keys()
+
+
+def test_a_store_without_a_provider_is_used_by_its_own_options() -> None:
+    store = StoreOptions(
+        strict_buckets=True, page_keys_max=2, page_bytes_max=300, key_bytes_max=4, value_bytes_max=5, keys_max=6
+    )
+    options = ProviderOptions.of_store(store)
+    assert replace(options.store_options(), keys_max=6) == store
+
+
+def test_what_a_running_provider_takes_of_a_new_configuration() -> None:
+    before, after = ProviderOptions(page_keys=1, access="read-only"), ProviderOptions(page_keys=2, ttl_ms=3)
+    assert before.with_live_options(after) == ProviderOptions(page_keys=1, ttl_ms=3)
 
 
 def test_what_takes_effect_at_once_is_not_the_stores() -> None:
-    assert set(OPTIONS) >= LIVE_OPTIONS
+    assert {"access", "quota_keys", "quota_bytes", "require_link", "log_level"} <= LIVE_OPTIONS
     for name in LIVE_OPTIONS:
         options = set_to(name, {"log_level": "warn"}.get(name) or OF_LINK.get(name, ("1",))[0])
         assert options.store_options() == StoreOptions()
@@ -261,29 +241,43 @@ def test_options_do_not_change() -> None:
         ProviderOptions().page_keys = 1  # type: ignore[misc] # that is the point
 
 
-def configs(table: dict[str, Option]) -> st.SearchStrategy[dict[str, str]]:
+def test_secrets_do_not_show() -> None:
+    hush = "hush-hush"
+    for options in (
+        StandaloneOptions(nats=f"nats://u:{hush}@a", credentials=hush, nkey=hush),
+        ProviderOptions(tls_key=Secret(hush)),
+    ):
+        assert hush not in repr(options)
+
+
+def configs(table: OptionTable) -> st.SearchStrategy[dict[str, str]]:
     return st.dictionaries(st.sampled_from(sorted(table)) | st.text(), st.text() | st.integers().map(str))
 
 
-def is_refusal(error: str, table: dict[str, Option]) -> bool:
-    return re.match(rf"({'|'.join(table)}): found .*, allowed ", error, re.DOTALL) is not None
+def is_refusal(error: str, table: OptionTable) -> bool:
+    """Return True if an error names an option, and what is allowed or meant."""
+    return (
+        re.match(rf"({'|'.join([*table, *table.old_names])}): found .*, allowed ", error, re.DOTALL) is not None
+        or re.search(rf": no option has this name; did you mean ({'|'.join(table)})( or \w+)*\?$", error) is not None
+    )
 
 
-@given(configs(dict(OPTIONS)))
+@given(configs(OPTIONS))
 def test_any_configuration_gives_options_and_faults(config: dict[str, str]) -> None:
     resolved = resolve(host_settings(config, {}))
-    assert all(is_refusal(fault.removeprefix("config: "), dict(OPTIONS)) for fault in resolved.faults)
-    assert set(resolved.unknown.get("config", ())) == set(config) - set(OPTIONS)
-    assert set(ProviderOptions().changed(resolved.options)) <= set(config) - resolved.wrong
+    assert all(is_refusal(fault.removeprefix("config: "), OPTIONS) for fault in resolved.faults)
+    names = OPTIONS.sort_names(config)
+    assert set(resolved.unknown.get("config", ())) == set(names.unknown)
+    assert set(config) == {*names.options, *names.unknown, *names.faults}
+    assert set(ProviderOptions().changed(resolved.options)) <= set(names.options.values()) - resolved.wrong
 
 
-@given(configs(dict(LINK_OPTIONS)))
+@given(configs(LINK_OPTIONS))
 def test_any_configuration_of_a_link_gives_options_or_an_option_error(config: dict[str, str]) -> None:
     try:
-        options, unknown = LinkOptions.from_config(ProviderOptions(), config)
+        options, _ = LinkOptions.from_config(ProviderOptions(), config)
     except OptionError as error:
-        assert is_refusal(str(error), dict(LINK_OPTIONS))
+        assert is_refusal(str(error), LINK_OPTIONS)
     else:
-        assert set(unknown) == set(config) - set(LINK_OPTIONS)
         changed = {f.name for f in fields(options) if getattr(options, f.name) != getattr(LinkOptions(), f.name)}
-        assert changed <= set(config)
+        assert changed <= set(LINK_OPTIONS.sort_names(config).options.values())

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyvalue_provider.config.options import OPTIONS, STANDALONE_OPTIONS, ProviderOptions, StandaloneOptions
+from keyvalue_provider.config.options import SERVE_OPTIONS, ProviderOptions, StandaloneOptions
 from keyvalue_provider.config.sources import (
     FILE_BYTES_MAX,
     Setting,
-    SettingsError,
+    SourceError,
     environment_settings,
     file_settings,
     flag_settings,
@@ -36,7 +36,7 @@ def test_nothing_is_all_defaults() -> None:
     assert (resolved.settings, resolved.faults, resolved.unknown) == ({}, (), {})
 
 
-def test_the_later_goes_before_the_earlier(tmp_path: Path) -> None:
+def test_a_later_source_overrides_an_earlier_one(tmp_path: Path) -> None:
     path = written(tmp_path, "page_keys = 1\nkeys_max = 1\nvalue_bytes_max = 1\nnats = 'file'\n")
     environment = {"KEYVALUE_PAGE_KEYS": "2", "KEYVALUE_KEYS_MAX": "2", "KEYVALUE_NATS": "variable", "PAGE_KEYS": "9"}
     resolved = resolve(
@@ -57,7 +57,7 @@ def test_the_later_goes_before_the_earlier(tmp_path: Path) -> None:
     }
 
 
-def test_a_secret_goes_before_the_configuration_and_is_not_shown() -> None:
+def test_a_secret_overrides_the_configuration_and_is_not_shown() -> None:
     secrets = {"page_keys": Secret(HUSH), "bucket": Secret(b"b"), "access": Secret(b"\xff"), "other": Secret(HUSH)}
     config = {"page_keys": "7", "bucket": "c", "unknown": HUSH}
     resolved = resolve(environment_settings({"KEYVALUE_BUCKET": "d"}), host_settings(config, secrets))
@@ -68,6 +68,7 @@ def test_a_secret_goes_before_the_configuration_and_is_not_shown() -> None:
     ]
     assert resolved.unknown == {"config": ("unknown",), "secrets": ("other",)}
     assert resolved.settings["bucket"] == Setting("b", "secrets", is_secret=True)
+    assert HUSH not in repr(resolved)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_every_fault_is_told_with_its_origin() -> None:
 
 def test_a_host_does_not_say_what_host_data_says() -> None:
     resolved = resolve(environment_settings({"KEYVALUE_NATS": "elsewhere"}), host_settings({"nats": "here"}, {}))
-    assert resolved.unknown == {"config": ("nats",)}
+    assert resolved.unknown == {"environment": ("nats",), "config": ("nats",)}
     assert resolved.standalone == StandaloneOptions()
 
 
@@ -116,7 +117,7 @@ def test_values_of_a_file(tmp_path: Path) -> None:
 )
 def test_a_file_that_cannot_be_used(tmp_path: Path, text: str | bytes, message: str) -> None:
     path = written(tmp_path, text)
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(SourceError) as caught:
         file_settings(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
@@ -137,22 +138,58 @@ def test_every_value_of_a_file_that_is_no_option_is_a_fault(tmp_path: Path) -> N
     assert resolved.unknown == {str(path): ("other",)}
 
 
-def test_a_variable_that_is_no_option_is_named() -> None:
-    resolved = resolve(environment_settings({"KEYVALUE_PAGE_KYES": "1", "PAGE_KEYS": "2"}))
-    assert resolved.unknown == {"environment": ("page_kyes",)}
+def test_unknown_names_are_told_and_ignored() -> None:
+    config = {"page_keys": "7", "": "", "url": "redis://"}
+    resolved = resolve(environment_settings({"KEYVALUE_PORT": "1", "PAGE_KYES": "2"}), host_settings(config, {}))
+    assert resolved.options == ProviderOptions(page_keys=7)
+    assert resolved.unknown == {"config": ("", "url"), "environment": ("port",)}
+    assert resolved.faults == ()
+
+
+def test_a_misspelt_name_is_a_fault_in_every_source(tmp_path: Path) -> None:
+    path = written(tmp_path, "acess = 'read-only'\n[Buckets]\n")
+    resolved = resolve(
+        file_settings(path), environment_settings({"KEYVALUE_PAGE_KYES": "1", "KEYVALUE_ACCESS": "read-only"})
+    )
+    assert resolved.faults == (
+        f"{path}: acess: no option has this name; did you mean access?",
+        f"{path}: Buckets: no option has this name; did you mean buckets?",
+        "environment: page_kyes: no option has this name; did you mean page_keys?",
+    )
+    assert resolved.unknown == {}
+    assert resolve(host_settings({"ttl-ms": HUSH}, {"tls_kye": Secret(HUSH)})).faults == (
+        "config: ttl-ms: no option has this name; did you mean ttl_ms?",
+        "secrets: tls_kye: no option has this name; did you mean tls_key?",
+    )
+
+
+def test_old_names_still_work() -> None:
+    resolved = resolve(environment_settings({"KEYVALUE_BYTES_MAX": "7"}), host_settings({"keys_max": "8"}, {}))
+    assert resolved.options == ProviderOptions(quota_bytes=7, keys_max=8)
+    assert resolved.deprecated == ("environment: bytes_max is deprecated (use quota_bytes)",)
+    assert resolved.faults == ()
+    assert resolved.settings["quota_bytes"].origin == "environment"
+    overridden = resolve(environment_settings({"KEYVALUE_BYTES_MAX": "7"}), host_settings({"quota_bytes": "8"}, {}))
+    assert overridden.options == ProviderOptions(quota_bytes=8)
+
+
+def test_an_old_name_beside_the_present_one_is_a_fault() -> None:
+    resolved = resolve(host_settings({"quota_bytes": "8", "bytes_max": "8"}, {}))
+    assert resolved.faults == (
+        "config: bytes_max: found beside quota_bytes, allowed one of them: it is the old name of the other",
+    )
+    assert resolved.wrong == {"quota_bytes"}
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"none\.toml: No such file or directory$"):
+    with pytest.raises(SourceError, match=r"none\.toml: No such file or directory$"):
         file_settings(tmp_path / "none.toml")
 
 
-TABLE = {**OPTIONS, **STANDALONE_OPTIONS}
-
-
-@given(config=st.dictionaries(st.sampled_from(sorted(TABLE)) | st.text(), st.text() | st.integers().map(str)))
+@given(config=st.dictionaries(st.sampled_from(sorted(SERVE_OPTIONS)) | st.text(), st.text() | st.integers().map(str)))
 def test_any_settings_give_options_or_faults(config: dict[str, str]) -> None:
     resolved = resolve(flag_settings(dict(config)), standalone=True)
-    assert {*resolved.unknown.get("command line", ())} == config.keys() - TABLE.keys()
-    assert len(resolved.faults) <= len(config)
+    names = SERVE_OPTIONS.sort_names(config)
+    assert {*resolved.unknown.get("command line", ())} == {*names.unknown}
+    assert len(names.faults) <= len(resolved.faults) <= len(config)
     assert resolved.options.store_options().key_bytes_max == resolved.options.key_bytes_max

@@ -210,7 +210,7 @@ def refused(function: Callable[..., object], *arguments: object) -> str:
 )
 def test_a_quota_is_of_all_buckets_of_a_link_together(options: dict[str, str], names: list[bytes]) -> None:
     scene = Scene()
-    scene.put(keys_max="3", **options)
+    scene.put(quota_keys="3", **options)
     kv = scene.service
     for number, name in enumerate(names):
         kv.set(LINKED, name, b"%d" % number, b"v")
@@ -231,7 +231,7 @@ def test_a_quota_counts_what_others_write_and_does_not_bind_them() -> None:
     kv = scene.service
     kv.set(ANONYMOUS, b"p-a", b"before", b"v")
     kv.set(ANONYMOUS, b"elsewhere", b"k", b"v")
-    scene.put(keys_max="2", bucket_prefix="p-")
+    scene.put(quota_keys="2", bucket_prefix="p-")
     kv.set(ANONYMOUS, b"p-b", b"meanwhile", b"v")
     assert refused(kv.set, LINKED, b"c", b"k", b"v") == KEYS_MAX.format(3, 2)
     kv.set(ANONYMOUS, b"p-b", b"not bound", b"v")
@@ -244,7 +244,7 @@ def test_a_quota_counts_what_others_write_and_does_not_bind_them() -> None:
 
 def test_a_quota_of_memory() -> None:
     scene = Scene()
-    scene.put(bytes_max="1000", bucket_prefix="p-")
+    scene.put(quota_bytes="1000", bucket_prefix="p-")
     kv = scene.service
     kv.set(LINKED, b"a", b"k", bytes(400))
     message = refused(kv.set, LINKED, b"b", b"k", bytes(500))
@@ -259,7 +259,7 @@ def test_a_quota_of_memory() -> None:
 
 def test_a_quota_gives_back_what_expires() -> None:
     scene = Scene()
-    scene.put(keys_max="1", ttl_ms="1000")
+    scene.put(quota_keys="1", ttl_ms="1000")
     scene.service.set(LINKED, b"b", b"k", b"v")
     assert refused(scene.service.set, LINKED, b"b", b"new", b"v") == KEYS_MAX.format(2, 1)
     scene.clock.move_ms(1000)
@@ -269,18 +269,18 @@ def test_a_quota_gives_back_what_expires() -> None:
 def test_a_changed_link_is_held_to_what_its_buckets_hold() -> None:
     scene = Scene()
     kv = scene.service
-    scene.put(keys_max="3", bucket_prefix="p-")
+    scene.put(quota_keys="3", bucket_prefix="p-")
     kv.set_many(LINKED, b"a", {b"1": b"", b"2": b"", b"3": b""})
-    scene.put(keys_max="4", bucket_prefix="p-")
+    scene.put(quota_keys="4", bucket_prefix="p-")
     kv.set(LINKED, b"b", b"4", b"")
     assert refused(kv.set, LINKED, b"b", b"5", b"") == KEYS_MAX.format(5, 4)
-    scene.put(keys_max="2", bucket_prefix="p-")
+    scene.put(quota_keys="2", bucket_prefix="p-")
     assert refused(kv.set, LINKED, b"b", b"5", b"") == KEYS_MAX.format(5, 2)
-    scene.put(keys_max="2", bucket_prefix="p-", page_keys="7")  # the quota is as before
+    scene.put(quota_keys="2", bucket_prefix="p-", page_keys="7")  # the quota is as before
     assert refused(kv.set, LINKED, b"b", b"5", b"") == KEYS_MAX.format(5, 2)
-    scene.put(keys_max="2", bucket_prefix="q-")
+    scene.put(quota_keys="2", bucket_prefix="q-")
     kv.set(LINKED, b"a", b"1", b"")
-    scene.put(keys_max="2", bucket_prefix="p-")
+    scene.put(quota_keys="2", bucket_prefix="p-")
     kv.delete_many(LINKED, b"a", [b"1", b"2", b"3"])
     kv.set(LINKED, b"a", b"1", b"")
     assert refused(kv.set, LINKED, b"a", b"2", b"") == KEYS_MAX.format(3, 2)
@@ -291,12 +291,12 @@ def test_a_changed_link_is_held_to_what_its_buckets_hold() -> None:
 def test_quotas_go_with_their_links() -> None:
     scene = Scene()
     kv = scene.service
-    scene.put(keys_max="1")
-    scene.put(OTHER, bytes_max="1")
-    scene.put(STRANGER, buckets="a", keys_max="1")
+    scene.put(quota_keys="1")
+    scene.put(OTHER, quota_bytes="1")
+    scene.put(STRANGER, buckets="a", quota_keys="1")
     assert scene.quotas == 3
     scene.put(OTHER)
-    scene.put(STRANGER, buckets="a", keys_max="one")  # malformed: it may do nothing, and needs none
+    scene.put(STRANGER, buckets="a", quota_keys="one")  # malformed: it may do nothing, and needs none
     assert scene.quotas == 1
     kv.set(LINKED, b"b", b"k", b"v")
     assert refused(kv.set, LINKED, b"b", b"new", b"v") == KEYS_MAX.format(2, 1)
@@ -308,11 +308,11 @@ def test_quotas_go_with_their_links() -> None:
 
 def test_links_that_reach_the_same_under_the_same_limits_share_a_quota() -> None:
     """What buckets hold is the same for all that reach them; so thousands of links with a default quota cost a write as much as one."""
-    scene = Scene(bytes_max="10_000")
+    scene = Scene(quota_bytes="10_000")
     for number in range(100):
         scene.put(Caller(f"component-{number}", "default"))
     assert scene.quotas == 1
-    scene.put(Caller("component-7", "default"), bytes_max="20_000")
+    scene.put(Caller("component-7", "default"), quota_bytes="20_000")
     assert scene.quotas == 2
     kv = scene.service
     kv.set(Caller("component-7", "default"), b"b", b"k", bytes(15_000))
@@ -331,7 +331,7 @@ def test_the_keys_max_of_the_provider_is_no_quota() -> None:
 def test_quotas_are_exact_under_threads(hasty_threads: None) -> None:
     keys_max, threads = 500, 8
     scene = Scene()
-    scene.put(keys_max=str(keys_max), bucket_prefix="p-")
+    scene.put(quota_keys=str(keys_max), bucket_prefix="p-")
     kv = scene.service
 
     def write(thread: int) -> int:

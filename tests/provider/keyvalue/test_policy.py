@@ -16,7 +16,7 @@ from keyvalue_provider.config.options import LINK_OPTIONS, LinkOptions, Provider
 from keyvalue_provider.host.links import LinkDefinition
 from keyvalue_provider.host.secret import Secret
 from keyvalue_provider.keyvalue.policy import Access, Reach
-from keyvalue_transport.keyvalue.errors import AccessDeniedError, NoSuchStoreError
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 from tests.conftest import options_of
@@ -255,9 +255,9 @@ def test_options_of_the_provider_that_change_while_it_runs(caplog: pytest.LogCap
 def test_an_unknown_option_is_ignored_warned_of_once_and_named(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene()
     for _ in range(2):
-        scene.put(url="redis://" + SECRET, Bucket="b", page_keys="1")
+        scene.put(url="redis://" + SECRET, timeout="b", page_keys="1")
         scene.put(OTHER)
-    remark = "ignored, since no option has this name: Bucket, url"
+    remark = "ignored, since no option has this name: timeout, url"
     assert warnings(caplog) == [f"link component -> kv (default): {remark}"]
     assert scene.links.remarks == [f"link component -> kv (default): {remark}"]
     assert scene.links.unusable == []
@@ -269,6 +269,41 @@ def test_an_unknown_option_is_ignored_warned_of_once_and_named(caplog: pytest.Lo
     scene.put()
     assert scene.links.remarks == []
     assert len(warnings(caplog)) == 2
+
+
+def test_a_misspelt_option_denies_everything(caplog: pytest.LogCaptureFixture) -> None:
+    """It would be ignored, and the link writable."""
+    scene = Scene()
+    scene.put(OTHER)
+    for _ in range(2):
+        scene.put(acess="read-only", url=SECRET)
+    for call in CALLS.values():
+        with pytest.raises(AccessDeniedError):
+            call(scene.service, LINKED, b"b")
+        call(scene.service, OTHER, b"c")
+    line = "link component -> kv (default): all is denied: acess: no option has this name; did you mean access?"
+    assert scene.links.unusable == warnings(caplog) == [line]
+    scene.put(access="read-only")
+    assert scene.links.unusable == []
+    scene.service.get(LINKED, b"b", b"k")
+
+
+def test_an_old_name_works_is_warned_of_once_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene()
+    for _ in range(2):
+        scene.put(keys_max="1", url=SECRET)
+        scene.put(OTHER)
+    line = (
+        "link component -> kv (default): ignored, since no option has this name: url; "
+        "keys_max is deprecated (use quota_keys)"
+    )
+    assert scene.links.remarks == warnings(caplog) == [line]
+    scene.service.set(LINKED, b"b", b"k", b"v")
+    with pytest.raises(OtherError, match=r"keys of this link's buckets: found 2, allowed 1"):
+        scene.service.set(LINKED, b"b", b"new", b"v")
+    scene.put(keys_max="1", quota_keys="2")
+    with pytest.raises(AccessDeniedError):
+        scene.service.get(LINKED, b"b", b"k")
 
 
 def test_of_many_unknown_options_the_first_are_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -290,8 +325,8 @@ MALFORMED = {
     "page_bytes": "-1",
     "key_bytes_max": "1e3",
     "value_bytes_max": str(2**30 + 1),
-    "keys_max": "",
-    "bytes_max": "many",
+    "quota_keys": "",
+    "quota_bytes": "many",
     "ttl_ms": "9" * 19,
 }
 
@@ -372,9 +407,9 @@ def test_secrets_do_not_show(caplog: pytest.LogCaptureFixture) -> None:
                 KEY,
                 "default",
                 source_config={"password": SECRET},
-                target_config={"url": f"redis://:{SECRET}@host", "keys_max": "7", **malformed},
+                target_config={"url": f"redis://:{SECRET}@host", "quota_keys": "7", **malformed},
                 source_secrets={"password": Secret(SECRET)},
-                target_secrets={"password": Secret(SECRET.encode()), "keys_max": Secret(SECRET)},
+                target_secrets={"password": Secret(SECRET.encode()), "quota_keys": Secret(SECRET)},
             )
         )
         scene.links_changed()

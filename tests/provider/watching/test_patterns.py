@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyvalue_engine import BucketOptions, CounterError, LimitError, Observer, ObserverOf, Store, StoreOptions
-from keyvalue_provider.config.options import OptionError
+from keyvalue_provider.config.options import OptionError, WatchingLinkOptions
 from keyvalue_provider.watching.patterns import PATTERNS_MAX, Pattern, Watch, observers
 from keyvalue_provider.watching.queue import WatchCounts, WatchLimits, WatchQueue
 from tests.conftest import HOST_CAPTURE
@@ -21,7 +21,7 @@ Change = tuple[bytes, bytes, bytes | None]
 
 
 def watch(text: str, **config: str) -> Watch:
-    found = Watch.from_config({"watch": text, **config})
+    found = Watch.of(WatchingLinkOptions.from_config({"watch": text, **config})[0])
     assert found is not None
     return found
 
@@ -135,12 +135,12 @@ def test_the_bucket_argument() -> None:
 
 
 def test_a_link_without_patterns_watches_nothing() -> None:
-    assert Watch.from_config({"watch_bucket": "7", "URL": "redis://"}) is None
+    assert Watch.of(WatchingLinkOptions(watch_bucket=b"7")) is None
 
 
 def test_a_link_of_the_capture() -> None:
     link = json.loads(HOST_CAPTURE["watch_link_put"]["payload"])
-    found = Watch.from_config(link["source_config"])
+    found = Watch.of(WatchingLinkOptions.from_config(link["source_config"])[0])
     assert found == Watch((sets(b"wkey"), deletes(b"wkey")), b"0")
 
 

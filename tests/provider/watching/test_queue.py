@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyvalue_provider.config.options import WatchingLinkOptions
 from keyvalue_provider.watching.patterns import Watch, observers
 from keyvalue_provider.watching.queue import EVENT_BYTES, LOOKS_MAX, Event, WatchCounts, WatchLimits, WatchQueue
 from tests.conftest import DEADLINE_S
@@ -431,7 +432,7 @@ def test_events_of_many_threads(queue_events: int, value_bytes: int) -> None:
     threads, writes = 4, 3000
     counts, woken, written = WatchCounts(), Flag(), Flag()
     queue = WatchQueue(WatchLimits(queue_events, queue_events * 1000 * 3, 1), counts, woken.set)
-    watch = Watch.from_config({"watch": "SET@*"})
+    watch = Watch.of(WatchingLinkOptions(watch="SET@*"))
     assert watch is not None
     observer_of = observers([(watch, queue)])
     assert observer_of is not None

@@ -1,0 +1,254 @@
+"""Types of options' values: how a value is read from text, how it is shown, and what stands for it in help.
+
+An error names the option, the value that was found, and what is allowed. Nothing here knows which options there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from keyvalue_engine.options import LENGTH_MAX, SHARD_BITS_MAX, TTL_MS_MAX
+from keyvalue_provider.config.user_files import shown_path
+from keyvalue_provider.host.secret import Secret
+from keyvalue_provider.observe.log import LEVELS
+from keyvalue_transport.nats.urls import redacted_url, split_urls
+from keyvalue_transport.wrpc.subjects import check_subject
+
+__all__ = [
+    "ADDRESS",
+    "BUCKET_NAME",
+    "BUCKET_NAMES",
+    "BYTES",
+    "COUNT",
+    "ENCODED_TEXT",
+    "FLAG",
+    "LENGTH",
+    "LOG_LEVEL",
+    "MILLISECONDS",
+    "NATS_URLS",
+    "PEM",
+    "PEM_SECRET",
+    "SHARDS",
+    "SUBJECT_PREFIX",
+    "TEXT",
+    "TTL",
+    "USER_FILE",
+    "OptionError",
+    "ValueType",
+    "one_of",
+    "split_address",
+]
+
+#: The engine's largest number, where it is neither a length nor a time.
+NUMBER_MAX = 2**63 - 1
+ADDRESS_FORM = "HOST:PORT, with a port from 0 to 65535"
+#: An error shows this many characters of a malformed value.
+SHOWN_MAX = 64
+
+T = TypeVar("T")
+
+
+class OptionError(ValueError):
+    """An option that can't be used; the message names it, what was found and what is allowed.
+
+    :ivar discreet: the message without the value, which in a link's configuration may be a secret
+    """
+
+    def __init__(self, message: str, discreet: str | None = None) -> None:
+        super().__init__(message)
+        self.discreet = message if discreet is None else discreet
+
+    @classmethod
+    def of(cls, name: str, text: str, allowed: str) -> OptionError:
+        """Return the error for an option whose text is malformed."""
+        return cls(
+            f"{name}: found {text[:SHOWN_MAX]!r}, allowed {allowed}",
+            f"{name}: found {len(text)} characters, allowed {allowed}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ValueType(Generic[T]):
+    """A type of values.
+
+    :param parse: reads a value, given the option's name and the text; raises OptionError
+    :param metavar: stands for a value in help
+    :param show: returns the value as people may see it: no password, key or seed
+    :param bare: the text that a flag without a value means; None: a value must follow
+    :param is_secret: the value is left out of `repr`
+    """
+
+    parse: Callable[[str, str], T]
+    metavar: str
+    show: Callable[[T], str] = str
+    bare: str | None = None
+    is_secret: bool = False
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Return host and port from HOST:PORT; a port alone is one of the loopback address.
+
+    >>> split_address("9464")
+    ('127.0.0.1', 9464)
+
+    :raises ValueError: it is neither
+    """
+    host, _, port = text.strip().rpartition(":")
+    is_bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
+    if is_bare or not (
+        port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65_536 and host.isprintable()
+    ):
+        raise ValueError(f"found {text[:SHOWN_MAX]!r}, allowed {ADDRESS_FORM}")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def one_of(*texts: str) -> ValueType[str]:
+    """Return the type whose values are these texts, in small letters or capitals."""
+
+    def parse(name: str, text: str) -> str:
+        value = text.strip().lower()
+        if value in texts:
+            return value
+        raise OptionError.of(name, text, " or ".join(texts))
+
+    return ValueType(parse, "|".join(texts))
+
+
+def _number(metavar: str, number_max: int = NUMBER_MAX) -> ValueType[int]:
+    """Return the type of whole numbers from 1 to `number_max`."""
+
+    def parse(name: str, text: str) -> int:
+        digits = text.strip().replace("_", "")
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) > 0):
+            raise OptionError.of(name, text, "a whole number from 1")
+        if int(digits) > number_max:
+            raise OptionError(
+                f"{name}: found {int(digits)}, allowed 1 to {number_max}",
+                f"{name}: found a number of {len(digits)} digits, allowed 1 to {number_max}",
+            )
+        return int(digits)
+
+    return ValueType(parse, metavar)
+
+
+def _parse_flag(name: str, text: str) -> bool:
+    match text.strip().lower():
+        case "true" | "1":
+            return True
+        case "false" | "0":
+            return False
+    raise OptionError.of(name, text, "true or false")
+
+
+def _show_flag(flag: bool) -> str:
+    return str(flag).lower()
+
+
+def _parse_shards(name: str, text: str) -> int:
+    number = COUNT.parse(name, text)
+    if number > 1 << SHARD_BITS_MAX or number & (number - 1):
+        allowed = f"allowed a power of two from 1 to {1 << SHARD_BITS_MAX}"
+        raise OptionError(f"{name}: found {number}, {allowed}", f"{name}: found {len(text)} characters, {allowed}")
+    return number
+
+
+def _parse_subject_prefix(name: str, text: str) -> str:
+    try:
+        return check_subject(text.strip(), name)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+
+
+def _parse_urls(name: str, text: str) -> str:
+    try:
+        split_urls(text)
+    except ValueError as error:
+        raise OptionError(f"{name}: {error}") from None
+    return text
+
+
+def _show_urls(urls: str) -> str:
+    return ", ".join(redacted_url(url.strip()) for url in urls.split(","))
+
+
+def _parse_level(name: str, text: str) -> str:
+    level = text.strip().lower()
+    if level in LEVELS:
+        return level
+    raise OptionError.of(name, text, "trace, debug, info, warn or error")
+
+
+def _parse_some_text(name: str, text: str) -> str:
+    if text:
+        return text
+    raise OptionError.of(name, text, "some text")
+
+
+def _parse_secret(name: str, text: str) -> Secret:
+    return Secret(_parse_some_text(name, text))
+
+
+def _show_pem(text: str) -> str:
+    return "the text of a PEM file" if "-----BEGIN" in text else text
+
+
+def _parse_text(name: str, text: str) -> str:
+    _encoded(name, text)
+    return text
+
+
+def _parse_bucket_name(name: str, text: str) -> bytes:
+    if text:
+        return _encoded(name, text)
+    raise OptionError.of(name, text, "the name of a bucket")
+
+
+def _parse_bucket_names(name: str, text: str) -> frozenset[bytes]:
+    buckets = frozenset(_encoded(name, bucket.strip()) for bucket in text.split(",") if bucket.strip())
+    if buckets:  # a list that is empty by mistake must not open all buckets
+        return buckets
+    raise OptionError.of(name, text, "names of buckets with commas between")
+
+
+def _show_bucket_names(buckets: frozenset[bytes]) -> str:
+    return ",".join(sorted(bucket.decode() for bucket in buckets))
+
+
+def _encoded(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+        raise OptionError.of(name, text, "text that can be encoded in UTF-8") from None
+
+
+def _parse_address(name: str, text: str) -> str:
+    try:
+        split_address(text)
+    except ValueError as error:
+        raise OptionError(f"{name}: {error}", f"{name}: found {len(text)} characters, allowed {ADDRESS_FORM}") from None
+    return text
+
+
+FLAG = ValueType(_parse_flag, "true|false", _show_flag, bare="true")
+COUNT = _number("N")
+SHARDS = ValueType(_parse_shards, "N")
+BYTES = _number("BYTES")
+#: Bytes of one key, value or name.
+LENGTH = _number("BYTES", LENGTH_MAX)
+MILLISECONDS = _number("MS")
+TTL = _number("MS", TTL_MS_MAX)
+TEXT = ValueType(_parse_text, "TEXT")
+BUCKET_NAME = ValueType(_parse_bucket_name, "NAME", bytes.decode)
+BUCKET_NAMES = ValueType(_parse_bucket_names, "NAME,...", _show_bucket_names)
+ENCODED_TEXT = ValueType(_encoded, "TEXT", bytes.decode)
+LOG_LEVEL = ValueType(_parse_level, "LEVEL")
+ADDRESS = ValueType(_parse_address, "HOST:PORT")
+NATS_URLS = ValueType(_parse_urls, "URL", _show_urls, is_secret=True)
+SUBJECT_PREFIX = ValueType(_parse_subject_prefix, "LATTICE.KEY")
+#: The path of a file that holds a seed. It may be the seed itself by mistake.
+USER_FILE = ValueType(_parse_some_text, "FILE", shown_path, is_secret=True)
+#: The path of a PEM file, or its text.
+PEM = ValueType(_parse_some_text, "FILE", _show_pem)
+PEM_SECRET: ValueType[Secret] = ValueType(_parse_secret, "FILE", is_secret=True)

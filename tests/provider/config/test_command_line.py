@@ -1,0 +1,54 @@
+"""The parser and its help: every declared option is a flag, and help shows it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from keyvalue_provider.config.command_line import command_line, flags_of
+from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS
+from tests.conftest import DEADLINE_S, PROVIDER
+
+
+def flags(*arguments: str) -> dict[str, str]:
+    """The options that a command line sets."""
+    given = flags_of(command_line().parse_args(["serve", *arguments]))
+    return {name: text for name, text in given.items() if text is not None}
+
+
+@pytest.mark.parametrize("name", [*SERVE_OPTIONS, *SERVE_OPTIONS.old_names])
+def test_every_option_is_a_flag(name: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    assert flags(flag, "text") == {name: "text"}
+    assert flags() == {}
+
+
+@pytest.mark.parametrize("name", [name for name, option in SERVE_OPTIONS.items() if option.value_type.bare])
+def test_a_flag_alone_is_true(name: str) -> None:
+    assert flags(f"--{name.replace('_', '-')}") == {name: "true"}
+
+
+def test_help_names_every_flag() -> None:
+    ended = subprocess.run([PROVIDER, "serve", "--help"], capture_output=True, timeout=DEADLINE_S, text=True)
+    assert ended.returncode == 0
+    for name, option in (*SERVE_OPTIONS.items(), ("config", None)):
+        assert f"  --{name.replace('_', '-')} " in ended.stdout, name
+        if option is not None and option.default is not None:
+            assert f"default: {option.shown(option.default)}" in " ".join(ended.stdout.split()), name
+    for name in SERVE_OPTIONS.old_names:
+        assert f"--{name.replace('_', '-')}" not in ended.stdout, name
+
+
+def test_help_of_the_command_names_every_option() -> None:
+    text = command_line().format_help()
+    for name, option in OPTIONS.items():
+        assert f"  {name:<22} {option.help}" in text
+
+
+def test_help_waits_for_nothing_that_serves() -> None:
+    """Each of these takes tens of milliseconds to import."""
+    code = "import sys; from keyvalue_provider.config.command_line import command_line; command_line(); print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=DEADLINE_S, text=True, check=True)
+    assert not {"ssl", "nats", "nacl", "asyncio", "prometheus_client"} & set(ended.stdout.split())
