@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import pytest
 from bench.load.generator import LoadError
 from bench.report.figures import REFERENCE, Row, Run
 from bench.run.endtoend import main, parser
-from bench.run.processes import ROOT
+from bench.run.processes import ROOT, SCRIPTS
 from tests.bench.report.test_report import rounds, row
 
 QUICK = ("--rounds", "1", "--seconds", "0.05")
-PEER = f"{sys.executable} -m tests.bench.peer"
-SCRIPTS = Path(sys.executable).parent
+#: A path may hold a space.
+PEER = f"{shlex.quote(sys.executable)} -m tests.bench.peer"
+OURS = shlex.quote(str(SCRIPTS / "keyvalue-inmemory"))
 
 
 @pytest.fixture(autouse=True)
@@ -80,9 +82,9 @@ def test_a_peer_that_fails_costs_its_own_cases_alone(tmp_path: Path, capsys: pyt
 
 def test_pages_of_another_size_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And no option of ours is given to a peer."""
-    peer = f"fewer={SCRIPTS / 'keyvalue-inmemory'} serve --nats {{nats}} --prefix {{prefix}} --metrics-address 0 --page-keys 500"
+    peer = f"fewer={OURS} serve --nats {{nats}} --prefix {{prefix}} --metrics-address 0 --page-keys 500"
     arguments = ["--quick", *QUICK, "--scenario", "functions", "--subject", "direct", "--output", str(tmp_path)]
-    assert main([*arguments, "--peer", peer, "--peer", f"ours={SCRIPTS / 'keyvalue-inmemory'}"]) == 1
+    assert main([*arguments, "--peer", peer, "--peer", f"ours={OURS}"]) == 1
     page = "list-keys of 1,000, 64 in flight"
     assert (
         f"bench: fewer: {page}, round 1: call 0: found a page of 500 keys, expected 1000\n" in capsys.readouterr().err
