@@ -13,14 +13,15 @@ from threading import Timer
 
 import pytest
 
-from bench.load.generate import main
-from bench.load.generator import LoadError, Outcome
+from bench.load.generator_process import main
+from bench.load.outcome import LoadError, Outcome
+from bench.load.usage import UsageError, children, cpu_ns, has_ended, peak_bytes, resident_bytes, restart_peak
 from bench.load.workload import BATCHES, PAIR_RATE, Load, bucket_of, key_of
 from bench.run.experiments import EXPERIMENTS, Extent, Side
-from bench.run.processes import LoadGenerator, NatsServer, Process, ProcessError, Provider, Watcher
+from bench.run.processes import GeneratorProcess, NatsProcess, Process, ProcessError, ProviderProcess, WatcherProcess
 from bench.run.scenarios import Case
-from bench.run.stage import BARE, DIRECT, EXECUTABLE, PLAIN, STUCK, WATCHED, Stage, Subject
-from bench.run.usage import UsageError, children, cpu_ns, has_ended, peak_bytes, resident_bytes, restart_peak
+from bench.run.stage import Stage
+from bench.run.subjects import BARE, DIRECT, EXECUTABLE, PLAIN, STUCK, WATCHED, Subject
 from keyvalue_transport.nats.client import KeyValueClient
 from tests.build import built_executable
 
@@ -50,11 +51,11 @@ def stage() -> Iterator[Stage]:
 
 
 @pytest.fixture(scope="module")
-def direct(stage: Stage) -> Provider:
+def direct(stage: Stage) -> ProviderProcess:
     return stage.launch(DIRECT)
 
 
-def little(stage: Stage, subject: Subject, case: Case, provider: Provider | None = None) -> Load:
+def little(stage: Stage, subject: Subject, case: Case, provider: ProviderProcess | None = None) -> Load:
     """The load of a case, with few calls; its bucket is filled."""
     provider = provider or stage.provider(subject, case)
     calls = LARGE_CALLS if case.value_bytes >= MIB else CALLS
@@ -113,7 +114,7 @@ def test_an_open_loop_makes_the_calls_of_its_rate(stage: Stage) -> None:
 
 @pytest.mark.parametrize("stopped", ["provider", "the server that both share"])
 def test_calls_are_compared_with_those_that_are_due_at_the_same_moment(
-    stage: Stage, direct: Provider, stopped: str
+    stage: Stage, direct: ProviderProcess, stopped: str
 ) -> None:
     """A stall of the provider is an excess, one that hits both is none."""
     load = little(stage, DIRECT, Case(function="get", rate=PAIR_RATE), direct)
@@ -141,7 +142,7 @@ def test_without_closing_messages_whole_parameters_are_answered_too(stage: Stage
 
 
 @pytest.mark.parametrize("value_bytes", [64, 64 * 1024])
-async def test_a_wrong_value_fails_the_load(stage: Stage, direct: Provider, value_bytes: int) -> None:
+async def test_a_wrong_value_fails_the_load(stage: Stage, direct: ProviderProcess, value_bytes: int) -> None:
     load = replace(little(stage, DIRECT, Case(function="get", value_bytes=value_bytes), direct), keys=1, bucket="wrong")
     async with KeyValueClient(stage.nats.url, direct.prefix) as client:
         await client.set("wrong", key_of(0), b"x" * value_bytes)
@@ -149,25 +150,25 @@ async def test_a_wrong_value_fails_the_load(stage: Stage, direct: Provider, valu
         stage.generator.run(load)
 
 
-def test_a_value_that_is_not_there_fails_the_load(stage: Stage, direct: Provider) -> None:
+def test_a_value_that_is_not_there_fails_the_load(stage: Stage, direct: ProviderProcess) -> None:
     load = replace(little(stage, DIRECT, Case(function="get"), direct), bucket="empty")
     with pytest.raises(LoadError, match=r"call 0: found the result b'\\x00\\x00'"):
         stage.generator.run(load)
 
 
-def test_a_walk_that_misses_keys_fails_the_load(stage: Stage, direct: Provider) -> None:
+def test_a_walk_that_misses_keys_fails_the_load(stage: Stage, direct: ProviderProcess) -> None:
     load = little(stage, DIRECT, Case(function="list-keys", in_flight=1), direct)
     with pytest.raises(LoadError, match="found 200 keys at a walk's end, expected 201"):
         stage.generator.run(replace(load, keys=201))
 
 
-def test_a_load_that_nobody_answers_fails(stage: Stage, direct: Provider) -> None:
+def test_a_load_that_nobody_answers_fails(stage: Stage, direct: ProviderProcess) -> None:
     load = replace(little(stage, DIRECT, Case(function="get"), direct), prefix="default.nobody")
     with pytest.raises(LoadError, match=r"^nobody serves get at default\.nobody$"):
         stage.generator.run(load)
 
 
-def test_answers_that_do_not_come_fail_the_load(stage: Stage, direct: Provider) -> None:
+def test_answers_that_do_not_come_fail_the_load(stage: Stage, direct: ProviderProcess) -> None:
     load = replace(little(stage, DIRECT, Case(function="get"), direct), timeout_s=0.5)
     direct.popen.send_signal(signal.SIGSTOP)
     try:
@@ -206,10 +207,10 @@ def test_a_row_that_cannot_be_measured_says_whose_it_is(stage: Stage, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--url", "foo"], "bench.load.generate: found the URL 'foo', allowed nats://HOST:PORT\n"),
+        (["--url", "foo"], "bench.load.generator_process: found the URL 'foo', allowed nats://HOST:PORT\n"),
         (
             ["--url", "{nats}", "--prefix", "default.nobody"],
-            "bench.load.generate: nobody serves get at default.nobody\n",
+            "bench.load.generator_process: nobody serves get at default.nobody\n",
         ),
         (
             ["--url", "{nats}", "--prefix", "{prefix}", "--bucket", "new", "--keys", "50"],
@@ -218,7 +219,7 @@ def test_a_row_that_cannot_be_measured_says_whose_it_is(stage: Stage, monkeypatc
     ],
 )
 def test_the_command_says_why_nothing_was_measured(
-    stage: Stage, direct: Provider, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], expected: str
+    stage: Stage, direct: ProviderProcess, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], expected: str
 ) -> None:
     words = {"{nats}": stage.nats.url, "{prefix}": direct.prefix}
     assert main([words.get(word, word) for word in arguments]) == 1
@@ -226,7 +227,7 @@ def test_the_command_says_why_nothing_was_measured(
 
 
 def test_the_command_sets_what_it_reads_as_it_advises(
-    stage: Stage, direct: Provider, capsys: pytest.CaptureFixture[str]
+    stage: Stage, direct: ProviderProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--url", stage.nats.url, "--prefix", direct.prefix, "--bucket", "advised", "--keys", "50"]
     assert main([*where, "--function", "set", "--each-once", "--calls", "50"]) == 0
@@ -234,7 +235,7 @@ def test_the_command_sets_what_it_reads_as_it_advises(
     assert '"verified"' in capsys.readouterr().out
 
 
-def test_large_parameters_leave_no_memory_behind(stage: Stage, direct: Provider) -> None:
+def test_large_parameters_leave_no_memory_behind(stage: Stage, direct: ProviderProcess) -> None:
     case = Case(function="set", value_bytes=MIB, in_flight=4)
     load = replace(stage.load(direct, DIRECT, case, bucket_of(MIB), 1.0), calls=100, warm_calls=0, keys=4)
     stage.generator.run(load)
@@ -274,7 +275,7 @@ def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_watcher_is_told_of_each_set(stage: Stage) -> None:
-    with Watcher("component", stage.nats, stage.directory, is_stuck=False) as watcher:
+    with WatcherProcess("component", stage.nats, stage.directory, is_stuck=False) as watcher:
         assert watcher.told() == 0
         provider = stage.launch(WATCHED, watcher=watcher.name)
         stage.fill(provider, "watched", CALLS, 64)
@@ -288,8 +289,8 @@ def test_a_watcher_is_told_of_each_set(stage: Stage) -> None:
         assert watcher.told() == 2 * CALLS
 
 
-def test_a_watcher_that_nobody_calls_fails_the_load(stage: Stage, direct: Provider) -> None:
-    with Watcher("nobody", stage.nats, stage.directory, is_stuck=True) as watcher:
+def test_a_watcher_that_nobody_calls_fails_the_load(stage: Stage, direct: ProviderProcess) -> None:
+    with WatcherProcess("nobody", stage.nats, stage.directory, is_stuck=True) as watcher:
         side = Side(STUCK, little(stage, DIRECT, Case(function="set"), direct), direct, watcher)
         side.run(stage.generator)
         with pytest.raises(LoadError, match="nobody: found no call, expected them for what is set"):
@@ -297,10 +298,10 @@ def test_a_watcher_that_nobody_calls_fails_the_load(stage: Stage, direct: Provid
 
 
 def test_a_watcher_that_cannot_listen_says_why(tmp_path: Path) -> None:
-    with NatsServer(tmp_path) as gone:
+    with NatsProcess(tmp_path) as gone:
         pass
     with pytest.raises(ProcessError, match=r"(?s)late: it ended; .*Connect"):
-        Watcher("late", gone, tmp_path, is_stuck=False)
+        WatcherProcess("late", gone, tmp_path, is_stuck=False)
 
 
 # Processes.
@@ -319,7 +320,7 @@ def test_a_provider_that_does_not_start_says_why(stage: Stage, command: Sequence
 
 
 def test_a_load_generator_that_ended_says_so(stage: Stage, tmp_path: Path) -> None:
-    with LoadGenerator(tmp_path) as generator:
+    with GeneratorProcess(tmp_path) as generator:
         generator.popen.kill()
         generator.popen.wait()
         with pytest.raises(ProcessError, match="load: it ended"):

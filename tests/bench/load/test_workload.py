@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.load.answers import FrameGenerator, SmallGenerator, read_page
-from bench.load.generate import is_small
-from bench.load.generator import Generator, LoadError, merged
+from bench.load.generator_base import Generator
+from bench.load.generator_process import is_small
 from bench.load.latency import Latencies
+from bench.load.outcome import LoadError, merged
 from bench.load.responder import NUMBERS, Responder
-from bench.load.watching_component import Watcher
+from bench.load.watching_component import WatchingComponent
 from bench.load.wire import NatsProtocol, WireError, split_address
 from bench.load.workload import BATCHES, COUNT_FROM, Function, Headers, Load, Script, key_of, spread_indices, value_of
 from keyvalue_provider.host.host_data import HostData
@@ -615,7 +616,7 @@ async def test_the_bare_responder_waits_for_all_of_a_large_set(responder: Respon
 @pytest.mark.parametrize("is_stuck", [False, True])
 @pytest.mark.parametrize("step", [1, 11, 10_000])
 async def test_a_watcher_counts_calls_and_answers_unless_it_is_stuck(is_stuck: bool, step: int) -> None:
-    watcher = Watcher("default.component", is_stuck)
+    watcher = WatchingComponent("default.component", is_stuck)
     socket = connected(watcher)
     subject = b"default.component.wrpc.0.0.1.wrpc:keyvalue/watcher@0.2.0-draft.*"
     assert b"SUB %b default.component 1\r\n" % subject in socket.written
@@ -633,7 +634,7 @@ async def test_a_watcher_counts_calls_and_answers_unless_it_is_stuck(is_stuck: b
 
 
 async def test_what_is_no_call_ends_a_watcher() -> None:
-    watcher = Watcher("default.component", is_stuck=False)
+    watcher = WatchingComponent("default.component", is_stuck=False)
     socket = connected(watcher)
     watcher.data_received(b"-ERR 'Slow Consumer'\r\n")
     with pytest.raises(LoadError, match=r"found no call, but .*Slow Consumer"):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.figures import Row
-from bench.report.report import changes, compare_main, compared, main
-from bench.run.endtoend import main as endtoend_main
+from bench.endtoend import main as endtoend_main
+from bench.report.commands import compare_main, main
+from bench.report.comparison import changes, compared
+from bench.run.rows import Row
 from tests.bench.report.test_report import rounds, run_of
 
 
@@ -68,7 +69,7 @@ def test_what_the_old_run_alone_has_is_named(tmp_path: Path, capsys: pytest.Capt
 def test_a_run_that_has_nothing_in_common_with_the_old_one_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bench.run.endtoend.measure", lambda *_: (one for one in rounds("direct", [1.0])))
+    monkeypatch.setattr("bench.endtoend.measure", lambda *_: (one for one in rounds("direct", [1.0])))
     old = saved(tmp_path, "old", rounds("plain", [1.0]))
     assert endtoend_main(["--output", str(tmp_path / "run"), "--compare", old]) == 2
     assert "found nothing in common" in capsys.readouterr().err

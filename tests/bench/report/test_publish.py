@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench.report.bars import BARS
-from bench.report.figures import Row
-from bench.report.report import BEGIN, END, main
+from bench.report.commands import main
+from bench.report.markdown import BEGIN, END
+from bench.run.rows import Row
 from tests.bench.report.test_compare import saved
 from tests.bench.report.test_report import row
 

@@ -9,15 +9,20 @@ from typing import Any
 
 import pytest
 
+from bench.endtoend import parser, plan_of
 from bench.load.latency import Latencies
 from bench.report.bars import BARS, standings
-from bench.report.figures import FIGURES, REFERENCE, Row, Run, Spread, case_ratios, grouped, ratios, spread
+from bench.report.commands import compare_main, main
+from bench.report.comparison import changes, compared, share
+from bench.report.figures import FIGURES, Spread, case_ratios, grouped, ratios, spread
+from bench.report.markdown import BEGIN, END, fill, markdown
 from bench.report.plots import plot
-from bench.report.report import BEGIN, END, changes, compare_main, compared, fill, main, markdown, share
-from bench.run.endtoend import faults, parser, plan_of
+from bench.report.run_file import Run
 from bench.run.experiments import EXPERIMENTS, GROWTH_LOADS
+from bench.run.plan import faults
+from bench.run.rows import REFERENCE, Row
 from bench.run.scenarios import CASES, QUICK_CASES, SCENARIOS, Case
-from bench.run.stage import BARE, DIRECT, EXPIRING, PLAIN, STUCK, VARIANTS, WATCHED, peer
+from bench.run.subjects import BARE, DIRECT, EXPIRING, PLAIN, STUCK, VARIANTS, WATCHED, peer
 from tests.conftest import options_of
 
 ABOUT: dict[str, Any] = {
@@ -317,7 +322,7 @@ def test_report_prints_a_run(saved: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_report_takes_the_newest_run(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bench.report.report.RESULTS", tmp_path / "results")
+    monkeypatch.setattr("bench.report.commands.RESULTS", tmp_path / "results")
     assert main([]) == 2
     assert "found no run in" in capsys.readouterr().err
     for name, written_s in (("2026-02", 2), ("before", 1)):

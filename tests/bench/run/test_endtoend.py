@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.load.generator import LoadError
-from bench.report.figures import REFERENCE, Row, Run
-from bench.run.endtoend import main, parser
-from bench.run.processes import ROOT, SCRIPTS
+from bench.endtoend import main, parser
+from bench.load.outcome import LoadError
+from bench.report.run_file import Run
+from bench.run.paths import ROOT, SCRIPTS
+from bench.run.rows import REFERENCE, Row
 from tests.bench.report.test_report import rounds, row
 
 QUICK = ("--rounds", "1", "--seconds", "0.05")
@@ -42,7 +43,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if error is not None:
                 raise error
 
-        monkeypatch.setattr("bench.run.endtoend.measure", measure)
+        monkeypatch.setattr("bench.endtoend.measure", measure)
 
     return let
 
