@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 
+import pytest
+
+import keyvalue_engine
+import keyvalue_transport
 from keyvalue_engine import Store
 from keyvalue_provider.config.options import (
     LINK_OPTIONS,
@@ -90,6 +95,13 @@ def test_the_table_of_metrics_is_the_code() -> None:
     assert [row[:3] for row in found] == [row[:3] for row in expected]
     assert f"`operation` is one of {', '.join(FUNCTIONS)}." in section
     assert f"`result` is one of {', '.join(OUTCOMES)}:" in section
+
+
+@pytest.mark.parametrize("package", [keyvalue_engine, keyvalue_transport], ids=lambda package: package.__name__)
+def test_the_stable_names_are_those_of_the_packages(package: ModuleType) -> None:
+    text = (ROOT / "docs" / "stability.md").read_text()
+    (row,) = re.findall(rf"^\| `{package.__name__}` \| (.+) \|$", text, re.MULTILINE)
+    assert row == ", ".join(f"`{name}`" for name in sorted(package.__all__))
 
 
 def test_links_between_documents_lead_somewhere() -> None:
