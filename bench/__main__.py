@@ -46,15 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command, options = "endtoend", [command, *options]
     match command:
         case "endtoend":
-            from bench.run.endtoend import main as run
+            from bench.endtoend import main as run
         case "report":
-            from bench.report.report import main as run
+            from bench.report.commands import main as run
         case "compare":
-            from bench.report.report import compare_main as run
+            from bench.report.commands import compare_main as run
         case "engine":
-            from bench.run.engine import main as run
+            from bench.micro.store_beside_dict import main as run
         case "load":
-            from bench.load.generate import main as run
+            from bench.load.generator_process import main as run
         case "micro" | "functions":
             import pytest
 

@@ -89,7 +89,15 @@ ROOMS = {
     f"{PROVIDER}.packaging": Room(frozenset({f"{PROVIDER}.host"}), frozenset({"nacl"})),
     # Composes everything.
     PROVIDER: Room(frozenset({ENGINE, TRANSPORT, PROVIDER}), None, frozenset({"nats"})),
-    "bench": Room(frozenset({ENGINE, TRANSPORT, PROVIDER}), None),
+    "bench.load": Room(
+        frozenset({f"{TRANSPORT}.wrpc", f"{TRANSPORT}.keyvalue", f"{PROVIDER}.host.host_data"}),
+        frozenset({"hdrh", "uvloop"}),
+    ),
+    "bench.run": Room(frozenset({"bench.load", TRANSPORT}), frozenset({"pytest", "pytest_benchmark"})),
+    "bench.report": Room(frozenset({"bench.load.latency", "bench.run"}), frozenset({"matplotlib"})),
+    "bench.micro": Room(frozenset({"bench.load.workload", ENGINE, TRANSPORT, PROVIDER}), None),
+    # The commands.
+    "bench": Room(frozenset({"bench"}), frozenset({"pytest"})),
 }
 #: All that is ours and can be imported.
 OURS = frozenset({*PACKAGES, "tests"})
@@ -116,10 +124,6 @@ OPENING = frozenset(
         ),
     }
 )
-
-
-#: Class names that modules of bench share with others, until they are renamed there.
-SHARED_YET = frozenset({"Call", "Report", "Subject", "Subscription", "Watcher"})
 
 
 class Module(NamedTuple):
@@ -264,7 +268,7 @@ def test_the_transport_knows_no_program() -> None:
 
 
 def test_no_two_classes_share_a_name() -> None:
-    assert shared_class_names(modules(ROOT)).keys() <= SHARED_YET
+    assert shared_class_names(modules(ROOT)) == {}
 
 
 def test_nothing_is_opened_or_started_by_an_import() -> None:
@@ -293,7 +297,7 @@ DECLARED = {
     ENGINE: frozenset({"msgpack", "sortedcontainers", "xxhash"}),
     TRANSPORT: frozenset({"nats", "nkeys"}),
     PROVIDER: frozenset({"nats", "nacl", "msgpack", "prometheus_client", "uvloop"}),
-    "bench": frozenset({"nats", "msgpack", "pytest"}),
+    "bench": frozenset({"nats", "msgpack", "pytest", "hdrh", "matplotlib", "uvloop"}),
 }
 
 
@@ -352,9 +356,14 @@ E, T, P = ENGINE, TRANSPORT, PROVIDER
         (f"{P}.a", "import requests", "imports requests: pyproject.toml does not declare it"),
         (f"{P}.a", "try:\n    import pytest\nexcept ImportError: ...", "imports pytest: pyproject.toml does not"),
         (f"{P}.a", "import bench.load", f"imports bench.load: {P} imports of ours only"),
+        ("bench.load.a", "import bench.run.a", "imports bench.run.a: bench.load imports of ours only"),
+        ("bench.run.a", "import bench.report.a", "imports bench.report.a: bench.run imports of ours only"),
+        ("bench.report.a", "import bench.load.wire", "imports bench.load.wire: bench.report imports of ours only"),
         (f"{P}.a", "from tests import test_wit", f"imports tests: {P} imports of ours only"),
         ("bench.a", "import tests.test_wit", "imports tests.test_wit: bench imports of ours only"),
-        ("bench.a", "import numpy", "imports numpy: pyproject.toml does not declare it"),
+        ("bench.a", f"import {E}", f"imports {E}: bench imports of ours only bench"),
+        ("bench.micro.a", "import bench.run.a", "imports bench.run.a: bench.micro imports of ours only"),
+        ("bench.micro.a", "import numpy", "imports numpy: pyproject.toml does not declare it"),
     ],
 )
 def test_an_edge_too_many_is_found(tmp_path: Path, module: str, source: str, fault: str) -> None:
@@ -374,7 +383,11 @@ def test_an_edge_too_many_is_found(tmp_path: Path, module: str, source: str, fau
         (f"{T}.nats.client", f"from {T}.keyvalue.a import encode\nfrom . import connection"),
         (f"{P}.host.a", f"import nacl\nfrom {T}.nats.connection import Connection"),
         (f"{P}.a", f"import asyncio, uvloop, {E}\nfrom {T}.nats.a import Server\nfrom {P}.host import a"),
-        ("bench.a", f"import nats, pytest, {E}, {P}.keyvalue.a, bench.load"),
+        ("bench.load.a", f"import uvloop, hdrh\nfrom {T}.wrpc import a\nfrom . import a"),
+        ("bench.run.a", f"import pytest, bench.load.a\nfrom {T}.nats import a"),
+        ("bench.report.a", "import matplotlib, bench.run.a"),
+        ("bench.micro.a", f"import nats, pytest, {E}, {P}.keyvalue.a"),
+        ("bench.a", "import pytest, bench.load.a, bench.report.a"),
     ],
 )
 def test_edges_of_the_table_are_taken(tmp_path: Path, module: str, source: str) -> None:

@@ -1,1 +1,1 @@
-"""The load generator and what it calls: workloads, answers, the bare responder."""
+"""Processes that load a provider, or stand beside one: the generator, the bare responder, a watching component; and what they cost."""

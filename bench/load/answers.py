@@ -1,4 +1,4 @@
-"""The two load generators: how answers are read.
+"""The two load generators, by how they read answers.
 
 Small answers (`SmallGenerator`): regular expressions over all that a read holds, so that a call costs about two microseconds here. Large
 ones, and pages (`FrameGenerator`): frame by frame, payloads passed over without a copy.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import time
 
-from bench.load.generator import MEASURE, Generator, LoadError, WrongAnswerError
+from bench.load.generator_base import MEASURE, Generator
+from bench.load.outcome import LoadError, WrongAnswerError
+from bench.load.usage import cpu_ns
 from bench.load.workload import KEY_BYTES, Load, result_sizes
-from bench.run.usage import cpu_ns
 from keyvalue_transport.keyvalue.store import decode_key_response
 from keyvalue_transport.wrpc.errors import NeedMoreBytes, TransportError
 from keyvalue_transport.wrpc.values import read_unsigned
@@ -162,7 +163,7 @@ class Walk:
         self.keys = 0
 
 
-class Call:
+class PendingCall:
     """A call that is not answered; `pieces` of its result are kept where they will be looked at."""
 
     __slots__ = ("bytes", "number", "pieces", "start_ns", "walk")
@@ -180,11 +181,11 @@ class FrameGenerator(Generator):
 
     def __init__(self, load: Load) -> None:
         super().__init__(load)
-        self._calls: dict[bytes, Call] = {}
+        self._calls: dict[bytes, PendingCall] = {}
         self._walks = [Walk() for _ in range(load.in_flight)] if load.function == "list-keys" else []
         self._line = b""  # the begin of a control line
         self._left = 0  # of a message's payload and its line end
-        self._call: Call | None = None  # whose payload that is
+        self._call: PendingCall | None = None  # whose payload that is
         self._out: list[bytes] = []
         self._latencies_now: list[int] = []
         self._page_ended_ns = 0  # by the provider's CPU clock
@@ -239,7 +240,7 @@ class FrameGenerator(Generator):
             self.sent += 1
             token = b"%d" % number
             walk = self._walks.pop() if self._walks else None
-            self._calls[token] = Call(number, start_ns, walk, walk is not None or number % SAMPLE_ONE_IN == 0)
+            self._calls[token] = PendingCall(number, start_ns, walk, walk is not None or number % SAMPLE_ONE_IN == 0)
             head, middle, tail = script.frame(number) if walk is None else script.walk_frame(walk.cursor)
             span = script.span(number) if traced else b""
             if len(tail) > SMALL_RESULT_BYTES:
@@ -286,7 +287,7 @@ class FrameGenerator(Generator):
         self._left -= stop - at
         return stop
 
-    def _end(self, call: Call, now: int) -> None:
+    def _end(self, call: PendingCall, now: int) -> None:
         self._latencies_now.append(now - call.start_ns)
         if call.walk is not None:
             self._end_page(call, call.walk)
@@ -298,7 +299,7 @@ class FrameGenerator(Generator):
         if call.pieces is not None:
             self.verify(call.number, b"".join(call.pieces))
 
-    def _end_page(self, call: Call, walk: Walk) -> None:
+    def _end_page(self, call: PendingCall, walk: Walk) -> None:
         assert call.pieces is not None
         found = b"".join(call.pieces)
         sampled = call.number % SAMPLE_ONE_IN == 0

@@ -16,7 +16,7 @@ from secrets import token_hex
 
 import uvloop
 
-from bench.load.wire import NatsProtocol, Subscription, split_address
+from bench.load.wire import NatsProtocol, WireSubscription, split_address
 from bench.load.workload import COUNT_FROM, INSTANCES, get_many_result_of, key_of, set_params_bytes, value_of
 from keyvalue_provider.host.host_data import HostData, read_host_data
 from keyvalue_transport.keyvalue.atomics import encode_increment_result
@@ -44,10 +44,10 @@ class Responder(NatsProtocol):
             "bench responder",
             [
                 *(
-                    Subscription(invocation_subject(prefix, instance, name).encode(), prefix.encode())
+                    WireSubscription(invocation_subject(prefix, instance, name).encode(), prefix.encode())
                     for name, instance in INSTANCES.items()
                 ),
-                Subscription(self._inbox + b".*.params"),
+                WireSubscription(self._inbox + b".*.params"),
             ],
         )
         config = host_data.config

@@ -14,15 +14,15 @@ from secrets import token_hex
 
 import uvloop
 
-from bench.load.generator import LoadError
-from bench.load.wire import NatsProtocol, Subscription, split_address
+from bench.load.outcome import LoadError
+from bench.load.wire import NatsProtocol, WireSubscription, split_address
 from keyvalue_transport.keyvalue.watcher import WATCHER
 from keyvalue_transport.wrpc.subjects import invocation_subject
 
-__all__ = ["Watcher", "main"]
+__all__ = ["WatchingComponent", "main"]
 
 
-class Watcher(NatsProtocol):
+class WatchingComponent(NatsProtocol):
     """Counts the calls that come, and answers them unless it is stuck. Events are small: whole in their first message.
 
     :ivar told: calls so far
@@ -30,7 +30,7 @@ class Watcher(NatsProtocol):
 
     def __init__(self, prefix: str, is_stuck: bool) -> None:
         subject = invocation_subject(prefix, WATCHER, "*")
-        super().__init__("bench watcher", [Subscription(subject.encode(), prefix.encode())])
+        super().__init__("bench watcher", [WireSubscription(subject.encode(), prefix.encode())])
         self.told = 0
         self.listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_stuck = is_stuck
@@ -70,7 +70,7 @@ async def serve(url: str, prefix: str, is_stuck: bool) -> None:
     """Take calls until standard input ends."""
     host, port = split_address(url)
     loop = asyncio.get_running_loop()
-    _, watcher = await loop.create_connection(lambda: Watcher(prefix, is_stuck), host, port)
+    _, watcher = await loop.create_connection(lambda: WatchingComponent(prefix, is_stuck), host, port)
     await asyncio.wait((watcher.listening, watcher.ended), return_when=asyncio.FIRST_COMPLETED)
 
     def answer() -> None:

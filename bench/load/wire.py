@@ -7,14 +7,14 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-__all__ = ["NatsProtocol", "Subscription", "WireError", "split_address"]
+__all__ = ["NatsProtocol", "WireError", "WireSubscription", "split_address"]
 
 
 class WireError(Exception):
     """The NATS server refused something, or went away."""
 
 
-class Subscription(NamedTuple):
+class WireSubscription(NamedTuple):
     """What is listened to. Its id on the wire is its place in the sequence, from 1."""
 
     subject: bytes
@@ -40,7 +40,7 @@ class NatsProtocol(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, name: str, subscriptions: Sequence[Subscription]) -> None:
+    def __init__(self, name: str, subscriptions: Sequence[WireSubscription]) -> None:
         self._name = name
         self._subscriptions = subscriptions
         self._greeting = b""

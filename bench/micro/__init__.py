@@ -1,1 +1,1 @@
-"""Micro benchmarks under pytest-benchmark: `pytest bench/micro`. Each measures beside it what it is to be compared with."""
+"""Micro benchmarks under pytest-benchmark (`pytest bench/micro`), and the store beside a dict. Each measures beside it what it is compared with."""

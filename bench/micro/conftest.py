@@ -9,9 +9,9 @@ from functools import cache
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.micro.locked_dict import tune_collector
 from bench.micro.stores import KEY_COUNTS, Filled, fill
 from bench.micro.summary import Figures, tables
-from bench.run.engine import tune_collector
 
 FOUND: pytest.StashKey[list[Figures]] = pytest.StashKey()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench.micro.locked_dict import KeyedStore, LockedDict, fresh, fresh_value, shuffled_keys, tune_collector
 from bench.micro.turns import ROUNDS
-from bench.run.engine import LockedDict, Subject, fresh, fresh_value, shuffled_keys, tune_collector
 from keyvalue_engine import Bucket, Store
 
 __all__ = [
@@ -78,7 +78,7 @@ def call_all(call: Callable[[bytes], object]) -> Callable[[list[bytes]], None]:
     return act
 
 
-def set_all(subject: Subject) -> Callable[[Entries], None]:
+def set_all(subject: KeyedStore) -> Callable[[Entries], None]:
     set_value = subject.set
 
     def act(entries: Entries) -> None:

@@ -13,9 +13,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.load.workload import COUNT_FROM
+from bench.micro.locked_dict import LockedDict, fresh, fresh_value, shuffled_keys
+from bench.micro.store_beside_dict import PAGE_KEYS
 from bench.micro.stores import TURN_KEYS, Filled, call_all, entries_of_turn, keys_of_turn, set_all
 from bench.micro.turns import ROUNDS, in_turns
-from bench.run.engine import PAGE_KEYS, LockedDict, fresh, fresh_value, shuffled_keys
 from keyvalue_engine import Bucket, BucketOptions, Store
 from keyvalue_provider.keyvalue.expiry_sweep import STEP_KEYS
 

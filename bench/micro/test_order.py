@@ -14,7 +14,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from xxhash import xxh3_64_intdigest
 
-from bench.run.engine import VALUE_BYTES, shuffled_keys, tune_collector
+from bench.micro.locked_dict import VALUE_BYTES, shuffled_keys, tune_collector
 from keyvalue_engine import StoreOptions
 from keyvalue_engine.context import Context
 from keyvalue_engine.deadlines import Expiry

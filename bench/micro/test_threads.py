@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.run.engine import VALUE_BYTES, shuffled_keys
+from bench.micro.locked_dict import VALUE_BYTES, shuffled_keys
 from keyvalue_engine import Bucket, Store
 
 KEYS = 100_000

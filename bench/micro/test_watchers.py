@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.micro.locked_dict import VALUE_BYTES, fresh, fresh_value, shuffled_keys
 from bench.micro.stores import set_all
 from bench.micro.turns import in_turns
-from bench.run.engine import VALUE_BYTES, fresh, fresh_value, shuffled_keys
 from keyvalue_engine import Bucket, Store
 from keyvalue_provider.config.options import WatchingLinkOptions
 from keyvalue_provider.watching.delivery import ChangeDelivery

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.report.figures import FIGURES, REFERENCE, Row, Spread, case_ratios, ratios, spread
+from bench.report.figures import FIGURES, Spread, case_ratios, ratios, spread
+from bench.run.rows import REFERENCE, Row
 
-__all__ = ["BARS", "Bar", "Standing", "standings"]
+__all__ = ["BARS", "Bar", "Standing", "missed", "standings", "unmeasured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,3 +208,14 @@ BARS: Sequence[Bar] = (
     *_growth(),
     Bar("1,000,000 keys: bytes a key", "growth", "memory, 1,000,000 keys", "bytes_a_key", 330),
 )
+
+
+def unmeasured(found: Iterable[Standing]) -> list[str]:
+    """The bars that a run says nothing about."""
+    return [standing.bar.what for standing in found if standing.found is None]
+
+
+def missed(rows: Sequence[Row]) -> list[str]:
+    """The bars that a run does not keep, with what was found and what is allowed."""
+    missing = (standing for standing in standings(rows) if standing.is_kept is False)
+    return [f"{standing.bar.what}: found {', allowed '.join(standing.texts)}" for standing in missing]

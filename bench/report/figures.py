@@ -1,21 +1,15 @@
-"""What runs measured, and what can be said of it: rows, spreads over rounds, ratios of one round. Pure, but for reading and writing a run."""
+"""What can be said of rows: the figures and their units, spreads over rounds, ratios of one round. Pure functions."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
-from bench.report.shapes import RUN, faults
+from bench.run.rows import REFERENCE, Row
 
-__all__ = ["FIGURES", "REFERENCE", "Figure", "Row", "Run", "Spread", "case_ratios", "grouped", "ratios", "spread"]
-
-#: The subject that others are measured against: the bare responder.
-REFERENCE = "bare"
-FORMAT = 1
+__all__ = ["FIGURES", "RATIO_DIGITS", "Figure", "Spread", "case_ratios", "grouped", "has_figure", "ratios", "spread"]
 
 
 class Figure(NamedTuple):
@@ -27,6 +21,8 @@ class Figure(NamedTuple):
     better: int
 
 
+#: Of a ratio, where it is written.
+RATIO_DIGITS = 2
 FIGURES: Mapping[str, Figure] = {
     "calls_per_s": Figure("calls/s", 1, 0, 1),
     "keys_per_s": Figure("keys/s", 1, 0, 1),
@@ -47,58 +43,6 @@ FIGURES: Mapping[str, Figure] = {
     "bytes_a_key": Figure("bytes a key", 1, 0, -1),
     "above_store_bytes": Figure("above the store MiB", 1 / 2**20, 0, -1),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What one subject gave in one case, in one round.
-
-    :ivar fields: of the case
-    :ivar latencies: a histogram, encoded
-    """
-
-    scenario: str
-    case: str
-    fields: Mapping[str, float | str]
-    subject: str
-    round: int
-    figures: Mapping[str, float]
-    latencies: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One run: when, where and of what, and its rows.
-
-    :ivar void: why its figures cannot be used; empty where they can
-    """
-
-    about: Mapping[str, Any]
-    rows: list[Row] = field(default_factory=list)
-    void: list[str] = field(default_factory=list)
-
-    def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [asdict(row) for row in self.rows]
-        path.write_text(json.dumps({"format": FORMAT, "about": self.about, "void": self.void, "rows": rows}, indent=1))
-
-    @classmethod
-    def load(cls, path: Path) -> Run:
-        """Read one.
-
-        :raises ValueError: the file is none
-        :raises OSError: it cannot be read
-        """
-        try:
-            fields = json.loads(path.read_text())
-            if isinstance(fields, dict) and fields.get("format") != FORMAT:
-                raise ValueError(f"found format {fields.get('format')}, allowed {FORMAT}")
-            for fault in faults(fields, RUN):
-                raise ValueError(fault)
-            return cls(fields["about"], [Row(**row) for row in fields["rows"]], fields["void"])
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: no run of this benchmark: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +101,8 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[An
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     yield from groups.items()
+
+
+def has_figure(rows: Iterable[Row], figure: str) -> bool:
+    """Return True if any of the rows has the figure."""
+    return any(figure in row.figures for row in rows)

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bench.load.latency import Latencies
-from bench.report.figures import FIGURES, Row, Run, grouped, spread
+from bench.report.figures import FIGURES, grouped, spread
+from bench.report.run_file import Run
+from bench.run.rows import Row
 from bench.run.scenarios import size_text
 
 __all__ = ["plot"]

@@ -1,1 +1,1 @@
-"""Runs: processes, stages, scenarios, and what is measured of them."""
+"""A run: what is measured (scenarios, experiments, subjects), with what (stage, processes), and what it gives (rows)."""

@@ -12,26 +12,15 @@ from statistics import median
 from typing import NamedTuple
 from urllib.request import urlopen
 
-from bench.load.generator import LoadError, Outcome, merged
+from bench.load.outcome import LoadError, Outcome, merged
+from bench.load.usage import peak_bytes, resident_bytes, restart_peak
 from bench.load.workload import PAIR_RATE, Function, Load, bucket_of
-from bench.report.figures import Row
-from bench.run.processes import ROOT, LoadGenerator, ProcessError, Provider, Watcher
+from bench.run.paths import ROOT
+from bench.run.processes import GeneratorProcess, ProcessError, ProviderProcess, WatcherProcess
+from bench.run.rows import Row
 from bench.run.scenarios import Case
-from bench.run.stage import (
-    BARE,
-    DIRECT,
-    EXECUTABLE,
-    EXPIRING,
-    PLAIN,
-    STANDALONE,
-    STUCK,
-    UNMETERED,
-    WATCHED,
-    Stage,
-    Subject,
-    row_of,
-)
-from bench.run.usage import peak_bytes, resident_bytes, restart_peak
+from bench.run.stage import Stage, row_of
+from bench.run.subjects import BARE, DIRECT, EXECUTABLE, EXPIRING, PLAIN, STANDALONE, STUCK, UNMETERED, WATCHED, Subject
 
 __all__ = ["EXPERIMENTS", "Experiment", "Extent", "Side"]
 
@@ -114,7 +103,7 @@ def memory_row(scenario: str, subject: Subject, keys: int, size_bytes: int) -> R
     )
 
 
-def time_scrape(provider: Provider) -> float | None:
+def time_scrape(provider: ProviderProcess) -> float | None:
     """Microseconds of a scrape, the median of some; None where the provider has no metrics."""
     address = METRICS.search(provider.log)
     if address is None:
@@ -160,7 +149,7 @@ def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
     get = Case(function="get", rate=PAIR_RATE, keys=keys)
     walk = Case(function="list-keys", in_flight=1, page_keys=PAGE_KEYS, keys=keys)
     bare = stage.provider(BARE, get)
-    with LoadGenerator(stage.directory, "load-beside") as beside:
+    with GeneratorProcess(stage.directory, "load-beside") as beside:
         for number in range(extent.rounds):
             for subject in subjects:
                 provider = stage.launch(subject)
@@ -275,7 +264,7 @@ def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds
             if subject.watcher:
                 name = f"watcher-{subject.name}-{number}"
                 is_stuck = subject.watcher == "stuck"
-                watcher = stack.enter_context(Watcher(name, stage.nats, stage.directory, is_stuck))
+                watcher = stack.enter_context(WatcherProcess(name, stage.nats, stage.directory, is_stuck))
             provider = stage.launch(subject, watcher="" if watcher is None else watcher.name)
             stack.callback(provider.stop)
             stage.fill(provider, bucket, case.key_space, case.value_bytes)
@@ -303,13 +292,13 @@ class Side:
 
     subject: Subject
     load: Load
-    provider: Provider
-    watcher: Watcher | None = None
+    provider: ProviderProcess
+    watcher: WatcherProcess | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     told: int = 0
     told_s: float = 0.0
 
-    def run(self, generator: LoadGenerator) -> None:
+    def run(self, generator: GeneratorProcess) -> None:
         """Take a turn."""
         if self.watcher is None:
             self.outcomes.append(generator.run(self.load))

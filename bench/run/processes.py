@@ -19,27 +19,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bench.load.generator import LoadError, Outcome
+from bench.load.outcome import LoadError, Outcome
+from bench.load.usage import children
 from bench.load.workload import LINK_NAME, SOURCE_ID, Load
-from bench.run.usage import children
+from bench.run.paths import ROOT, SCRIPTS
 from keyvalue_transport.keyvalue.errors import InterfaceError
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import TransportError
 
 __all__ = [
-    "ROOT",
-    "SCRIPTS",
-    "LoadGenerator",
-    "NatsServer",
+    "GeneratorProcess",
+    "NatsProcess",
     "Process",
     "ProcessError",
-    "Provider",
-    "Watcher",
+    "ProviderProcess",
+    "WatcherProcess",
     "one_line",
 ]
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = Path(sys.executable).parent
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 15.0
 #: From when a process answers no more to when it has ended.
@@ -139,7 +136,7 @@ class Process:
         self.stop()
 
 
-class NatsServer(Process):
+class NatsProcess(Process):
     """A real NATS server, on a port that the system chose."""
 
     def __init__(self, directory: Path) -> None:
@@ -164,7 +161,7 @@ class NatsServer(Process):
         raise failure
 
 
-class Provider(Process):
+class ProviderProcess(Process):
     """A provider: launched with an empty environment and host data on standard input; ready when it has answered a call.
 
     :ivar start_s: from its launch to that answer, seen every `POLL_INTERVAL_S`
@@ -175,7 +172,7 @@ class Provider(Process):
         name: str,
         command: Sequence[str | Path],
         config: Mapping[str, str],
-        nats: NatsServer,
+        nats: NatsProcess,
         directory: Path,
         watcher: str = "",
     ) -> None:
@@ -263,10 +260,10 @@ def link_of(
     }
 
 
-class Watcher(Process):
+class WatcherProcess(Process):
     """A component that a provider tells of changes; it answers, or takes each call and never does. Listens when it is made."""
 
-    def __init__(self, component: str, nats: NatsServer, directory: Path, is_stuck: bool) -> None:
+    def __init__(self, component: str, nats: NatsProcess, directory: Path, is_stuck: bool) -> None:
         command = (sys.executable, "-m", "bench.load.watching_component", nats.url, f"{LATTICE}.{component}")
         super().__init__(
             component,
@@ -293,11 +290,11 @@ class Watcher(Process):
             raise self.failure("it ended") from None
 
 
-class LoadGenerator(Process):
+class GeneratorProcess(Process):
     """The load generator's process; it carries out one load after the other."""
 
     def __init__(self, directory: Path, name: str = "load") -> None:
-        command = (sys.executable, "-m", "bench.load.generate", "--stdin")
+        command = (sys.executable, "-m", "bench.load.generator_process", "--stdin")
         super().__init__(name, command, directory, standard_input=None, standard_output=subprocess.PIPE)
 
     def run(self, load: Load) -> Outcome:

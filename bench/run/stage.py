@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
-from bench.load.generator import LoadError, Outcome
+from bench.load.outcome import LoadError, Outcome
+from bench.load.usage import UsageError, peak_bytes, restart_peak
 from bench.load.workload import BATCHES, COUNT_FROM, Load, bucket_of
-from bench.report.figures import REFERENCE, Row
-from bench.run.processes import ROOT, SCRIPTS, LoadGenerator, NatsServer, ProcessError, Provider, one_line
+from bench.run.processes import GeneratorProcess, NatsProcess, ProcessError, ProviderProcess, one_line
+from bench.run.rows import Row
 from bench.run.scenarios import Case
-from bench.run.usage import UsageError, peak_bytes, restart_peak
+from bench.run.subjects import Subject
 
-__all__ = [
-    "BARE",
-    "DIRECT",
-    "EXECUTABLE",
-    "EXPIRING",
-    "PLAIN",
-    "STANDALONE",
-    "STUCK",
-    "UNMETERED",
-    "VARIANTS",
-    "WATCHED",
-    "PeerError",
-    "Stage",
-    "Subject",
-    "peer",
-    "row_of",
-]
+__all__ = ["PeerError", "Stage", "row_of"]
 
 FILL_IN_FLIGHT = 256
 FILL_BYTES_IN_FLIGHT = 16 * 1024 * 1024
@@ -44,25 +27,6 @@ FILL_TIMEOUT_S = 60.0
 DELETES_PER_S = 20_000
 #: Keys of counters, behind those of values: some providers have one key space for all buckets.
 COUNTERS_FROM = 500_000_000
-HOUR_MS = 3_600_000
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Subject:
-    """A provider to be measured: what is launched, and its configuration, to which a case adds what it wants.
-
-    :ivar command: with {nats} and {prefix} in place of the server's URL and the prefix, where it takes no host data
-    :ivar is_store: its answers are checked as a store's; else only their shape is
-    :ivar watcher: whether a component watches every set, and answers or never does
-    :ivar is_peer: not ours: no option of ours means anything to it, and where it fails the run goes on
-    """
-
-    name: str
-    command: tuple[str, ...]
-    config: Mapping[str, str] = field(default_factory=dict)
-    is_store: bool = True
-    watcher: Literal["", "answering", "stuck"] = ""
-    is_peer: bool = False
 
 
 class PeerError(Exception):
@@ -76,57 +40,25 @@ class PeerError(Exception):
         self.is_gone = is_gone
 
 
-OURS = (str(SCRIPTS / "keyvalue-inmemory"),)
-METERED = {"metrics_address": "127.0.0.1:0"}
-DIRECT = Subject("direct", OURS, {"transport": "direct", **METERED})
-PLAIN = Subject("plain", OURS, {"transport": "plain", **METERED})
-UNMETERED = Subject("direct-unmetered", OURS, {"transport": "direct"})
-EXPIRING = Subject("direct-expiring", OURS, {**DIRECT.config, "ttl_ms": str(HOUR_MS)})
-WATCHED = Subject("direct-watched", OURS, DIRECT.config, watcher="answering")
-STUCK = Subject("direct-stuck", OURS, DIRECT.config, watcher="stuck")
-STANDALONE = Subject("serve", (*OURS, "serve", "--nats", "{nats}", "--prefix", "{prefix}", "--metrics-address", "0"))
-EXECUTABLE = Subject("executable", (str(ROOT / "build" / "keyvalue-inmemory"),), DIRECT.config)
-#: Of DIRECT, for the scenarios that compare it with them.
-VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK, STANDALONE, EXECUTABLE)
-BARE = Subject(REFERENCE, (sys.executable, "-m", "bench.load.responder"), is_store=False)
-
-
-def peer(text: str) -> Subject:
-    """A subject from NAME=COMMAND.
-
-    >>> peer("redis=/opt/keyvalue-redis --verbose").command
-    ('/opt/keyvalue-redis', '--verbose')
-
-    :raises ValueError: it is none, or the name is taken
-    """
-    name, _, command = text.partition("=")
-    words = tuple(shlex.split(command))
-    if not (name.isascii() and name.replace("-", "").isalnum() and words):
-        raise ValueError(f"--peer: found {text!r}, allowed NAME=COMMAND, the name of letters, digits and '-'")
-    if name in {subject.name for subject in (BARE, DIRECT, PLAIN, *VARIANTS)}:
-        raise ValueError(f"--peer: found the name {name}, which is taken")
-    return Subject(name, words, is_peer=True)
-
-
 class Stage:
     """Launches what is needed when it is needed, and measures. A context manager."""
 
-    nats: NatsServer
-    generator: LoadGenerator
+    nats: NatsProcess
+    generator: GeneratorProcess
     directory: Path
 
     def __init__(self) -> None:
         self._exit = ExitStack()
-        self._providers: dict[tuple[str, tuple[tuple[str, str], ...]], Provider] = {}
-        self._filled: dict[tuple[Provider, str], int] = {}
+        self._providers: dict[tuple[str, tuple[tuple[str, str], ...]], ProviderProcess] = {}
+        self._filled: dict[tuple[ProviderProcess, str], int] = {}
         self._counters = 0
         self._launched = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
-            self.nats = stack.enter_context(NatsServer(self.directory))
-            self.generator = stack.enter_context(LoadGenerator(self.directory))
+            self.nats = stack.enter_context(NatsProcess(self.directory))
+            self.generator = stack.enter_context(GeneratorProcess(self.directory))
             self._exit = stack.pop_all()
         return self
 
@@ -135,7 +67,7 @@ class Stage:
     ) -> None:
         self._exit.close()
 
-    def launch(self, subject: Subject, config: Mapping[str, str] | None = None, watcher: str = "") -> Provider:
+    def launch(self, subject: Subject, config: Mapping[str, str] | None = None, watcher: str = "") -> ProviderProcess:
         """A new process of a subject; it ends with the stage, or before by its `stop`.
 
         :param watcher: the component that is linked to it as one
@@ -143,9 +75,9 @@ class Stage:
         self._launched += 1
         name = f"{subject.name}-{self._launched}"
         own = {**subject.config, **(config or {})}
-        return self._exit.enter_context(Provider(name, subject.command, own, self.nats, self.directory, watcher))
+        return self._exit.enter_context(ProviderProcess(name, subject.command, own, self.nats, self.directory, watcher))
 
-    def provider(self, subject: Subject, case: Case) -> Provider:
+    def provider(self, subject: Subject, case: Case) -> ProviderProcess:
         """The process of a subject that serves such cases: one for each configuration, kept."""
         config = {}
         if subject.is_peer:
@@ -161,7 +93,7 @@ class Stage:
             self._providers[key] = self.launch(subject, config)
         return self._providers[key]
 
-    def load(self, provider: Provider, subject: Subject, case: Case, bucket: str, seconds: float) -> Load:
+    def load(self, provider: ProviderProcess, subject: Subject, case: Case, bucket: str, seconds: float) -> Load:
         """The load of a case. Deletes are counted and not timed, since each needs a key."""
         deletes = case.function == "delete"
         keys = max(1, int(seconds * DELETES_PER_S)) if deletes else case.key_space
@@ -186,7 +118,7 @@ class Stage:
             watched={"provider": provider.pid, "nats": self.nats.pid},
         )
 
-    def fill(self, provider: Provider, bucket: str, keys: int, value_bytes: int, first_key: int = 0) -> None:
+    def fill(self, provider: ProviderProcess, bucket: str, keys: int, value_bytes: int, first_key: int = 0) -> None:
         """Set each key once."""
         load = Load(
             url=self.nats.url,

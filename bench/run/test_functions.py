@@ -13,9 +13,10 @@ from statistics import median
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.load.generator import Outcome
+from bench.load.outcome import Outcome
 from bench.run.scenarios import CASES, Case
-from bench.run.stage import BARE, DIRECT, PLAIN, Stage, Subject
+from bench.run.stage import Stage
+from bench.run.subjects import BARE, DIRECT, PLAIN, Subject
 
 ROUNDS = 5
 SECONDS = 0.3

@@ -169,6 +169,7 @@ async def test_the_whole_life(
 
     await host.put(link(hosted, bucket_prefix="linked-", access="read-only"))
     assert await host.health(hosted) == SERVING
+    await in_thread(hosted.wait_for, "link put: ")  # the log is read by a thread, which may be behind
     assert len(lines_with(hosted, "link put: ")) == 1
     await stranger.set("b", "k", b"of all")
     assert await linked.get("b", "k") is None

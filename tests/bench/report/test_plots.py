@@ -1,12 +1,18 @@
-"""The axes of plots: ticks that say numbers."""
+"""Plots: which are drawn, and ticks that say numbers."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bench.report.plots import ticks_of_numbers
+from bench.load.latency import Latencies
+from bench.report.plots import plot, ticks_of_numbers
+from bench.report.run_file import Run
+from bench.run.rows import Row
+from tests.bench.rows import ABOUT, rounds
 
 
 @pytest.mark.parametrize(
@@ -35,3 +41,26 @@ def test_less_than_a_decade_has_ticks_and_many_have_not_too_many(
         if least <= tick <= greatest
     ]
     assert shown == expected
+
+
+def test_plots_are_drawn_of_what_is_there(tmp_path: Path) -> None:
+    latencies = Latencies(range(1_000, 100_000, 1_000)).encoded()
+    rows = [
+        Row(
+            scenario=scenario,
+            case=f"{scenario} {size}",
+            fields={"function": "get", "in_flight": size, "value_bytes": 64 * size, "keys": 10 * size},
+            subject=subject,
+            round=number,
+            figures={"calls_per_s": 1e5 / size, "provider_cpu_us": 2.0 * size},
+            latencies=latencies,
+        )
+        for scenario in ("in-flight", "growth", "values", "fixed-rate")
+        for size in (1, 64)
+        for subject in ("bare", "direct")
+        for number in range(2)
+    ]
+    drawn = plot(Run(ABOUT, rows), tmp_path / "plots")
+    assert [path.name for path in drawn] == ["throughput.png", "latency.png", "keys.png", "values.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    assert plot(Run(ABOUT, rounds("direct", [1.0])), tmp_path / "none") == []

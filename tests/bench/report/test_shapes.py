@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bench.report.report import main
-from tests.bench.report.test_report import ABOUT
+from bench.report.commands import main
+from tests.bench.rows import ABOUT
 
 A_ROW = {"scenario": "s", "case": "c", "fields": {}, "subject": "direct", "round": 0, "figures": {"p50_us": 1.0}}
 

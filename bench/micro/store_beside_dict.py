@@ -8,28 +8,31 @@ and the greatest ratio of a round.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from random import Random
 from statistics import median
-from threading import Lock
 from time import perf_counter_ns
-from typing import Protocol
 
+from bench.micro.locked_dict import (
+    KEY_BYTES,
+    VALUE_BYTES,
+    KeyedStore,
+    LockedDict,
+    fresh,
+    fresh_value,
+    shuffled_keys,
+    tune_collector,
+)
 from keyvalue_engine import Bucket, Store
 
-__all__ = ["LockedDict", "main"]
+__all__ = ["main"]
 
-KEY_BYTES = 12
-VALUE_BYTES = 64
 TURN_KEYS = 10_000
 PAGE_KEYS = 1_000
 #: What the engine may cost: times a dict under one lock, milliseconds a page, bytes a key.
@@ -48,68 +51,7 @@ not comparable with those of large ones: more of a small dict fits the processor
 """
 
 
-class Subject(Protocol):
-    def get(self, key: bytes, /) -> bytes | None: ...
-    def set(self, key: bytes, value: bytes, /) -> None: ...
-
-
-class LockedDict:
-    """What the store is measured against: no limits, no order, one lock for all."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._entries: dict[bytes, bytes] = {}
-
-    def get(self, key: bytes) -> bytes | None:
-        with self._lock:
-            return self._entries.get(key)
-
-    def set(self, key: bytes, value: bytes) -> None:
-        with self._lock:
-            self._entries[key] = value
-
-    def delete(self, key: bytes) -> bool:
-        with self._lock:
-            return self._entries.pop(key, None) is not None
-
-    def increment(self, key: bytes, delta: int) -> int:
-        with self._lock:
-            total = int(self._entries.get(key, b"0")) + delta
-            self._entries[key] = b"%d" % total
-            return total
-
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        with self._lock:
-            return list(map(self._entries.get, keys))
-
-    def set_many(self, entries: Mapping[bytes, bytes]) -> None:
-        with self._lock:
-            self._entries.update(entries)
-
-    def page(self, offset: int, keys_max: int) -> list[bytes]:
-        """Skip and take: all that a dict has to offer, and O(offset)."""
-        with self._lock:
-            return list(islice(self._entries, offset, offset + keys_max))
-
-
-def shuffled_keys(count: int) -> list[bytes]:
-    """Keys of 12 bytes, always in the same random order."""
-    keys = [b"%0*d" % (KEY_BYTES, number) for number in range(count)]
-    Random(1).shuffle(keys)
-    return keys
-
-
-def fresh(key: bytes) -> bytes:
-    """Another object of the same bytes, whose hash is not known yet."""
-    return key[:1] + key[1:]
-
-
-def fresh_value() -> bytes:
-    """A value that nobody else holds."""
-    return bytes(bytearray(VALUE_BYTES))
-
-
-def time_gets(subject: Subject, keys: Sequence[bytes]) -> int:
+def time_gets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
     """Nanoseconds of a get of each key, and of the loop around it."""
     keys = [fresh(key) for key in keys]
     get = subject.get
@@ -119,7 +61,7 @@ def time_gets(subject: Subject, keys: Sequence[bytes]) -> int:
     return perf_counter_ns() - start
 
 
-def time_sets(subject: Subject, keys: Sequence[bytes]) -> int:
+def time_sets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
     """Nanoseconds of a set of each key to a new value, and of the loop around it."""
     entries = [(fresh(key), fresh_value()) for key in keys]
     set_value = subject.set
@@ -139,13 +81,6 @@ def time_pages(bucket: Bucket) -> Iterator[int]:
         cursor = page.cursor
         if cursor is None:
             return
-
-
-def tune_collector() -> None:
-    """Set the cyclic garbage collector as the provider does: what is there now is never looked at again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
 
 
 @dataclass
@@ -175,17 +110,17 @@ class Walks:
 
 
 @dataclass
-class Report:
+class Timings:
     calls: dict[str, Comparison] = field(default_factory=lambda: {name: Comparison() for name in TIMES_MAX})
     walks: dict[str, Walks] = field(default_factory=lambda: {"first walk": Walks(), "second walk": Walks()})
     skips_ms: list[float] = field(default_factory=list)
 
 
-def run_round(keys: Sequence[bytes], report: Report, is_store_first: bool) -> None:
+def run_round(keys: Sequence[bytes], report: Timings, is_store_first: bool) -> None:
     """Fill, read, overwrite and walk one new store and one new dict, in turns."""
     bucket = Store().bucket(b"bench")
     plain = LockedDict()
-    timers: dict[str, Callable[[Subject, Sequence[bytes]], int]] = {
+    timers: dict[str, Callable[[KeyedStore, Sequence[bytes]], int]] = {
         "new key": time_sets,
         "get": time_gets,
         "overwrite": time_sets,
@@ -250,7 +185,7 @@ def verdict(figure: float, bar: float) -> str:
     return "ok" if figure <= bar else "over"
 
 
-def lines_of(report: Report, memory: Memory) -> Iterator[str]:
+def lines_of(report: Timings, memory: Memory) -> Iterator[str]:
     """The tables, each line that has a bar ending in "ok" or "over"."""
     yield f"{'a call':<22}{'store':>10}{'dict+lock':>12}{'ratio':>9}{'spread':>16}{'bar':>10}"
     for name, comparison in report.calls.items():
@@ -315,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
         memory = processes.submit(measure_memory, options.keys).result()
     keys = shuffled_keys(options.keys)
-    report = Report()
+    report = Timings()
     tune_collector()
     for number in range(options.rounds):
         say(f"round {number + 1} of {options.rounds} ...")

@@ -26,7 +26,7 @@ def test_options_without_a_command_are_those_of_endtoend(
         given.append(options)
         return 7
 
-    monkeypatch.setattr("bench.run.endtoend.main", endtoend)
+    monkeypatch.setattr("bench.endtoend.main", endtoend)
     assert main(arguments) == 7
     assert given == [options]
 

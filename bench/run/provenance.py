@@ -1,4 +1,4 @@
-"""What a run was made on and of: versions, machine, commit."""
+"""Where the figures of a run come from: versions, machine, commit, load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench.run.processes import ROOT, SCRIPTS
+from bench.run.paths import ROOT, SCRIPTS
 
 __all__ = ["about", "load_average"]
 

@@ -1,8 +1,4 @@
-"""End to end: a NATS server, providers launched as a host does it, a load generator; all subjects in turns, round by round.
-
-Machines drift, so a figure alone says little: each case is measured for one subject after the other, in every round in another order, and
-what is quoted is the ratio of a round to the bare responder of the same round, as median and extremes over the rounds.
-"""
+"""The command `endtoend`: its options as a plan, the run, its report, and how it ends early. `bench.run.plan` measures."""
 
 from __future__ import annotations
 
@@ -10,29 +6,29 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
-from bench.load.generator import LoadError
-from bench.report.figures import REFERENCE, Row, Run
-from bench.report.report import RESULTS, Failure, missed, say_changes, share, write
-from bench.run.experiments import EXPERIMENTS, Experiment, Extent
-from bench.run.machine import about, load_average
+from bench.load.outcome import LoadError
+from bench.load.usage import UsageError
+from bench.report.bars import missed
+from bench.report.commands import RESULTS, write
+from bench.report.comparison import say_changes, share
+from bench.report.run_file import Run
+from bench.run.experiments import Extent
+from bench.run.plan import SUBJECTS, Plan, faults, measure, say, settings
 from bench.run.processes import ProcessError, one_line
-from bench.run.scenarios import CASES, QUICK_CASES, REFERENCE_CASE, SCENARIOS, Case
-from bench.run.stage import BARE, DIRECT, PLAIN, VARIANTS, PeerError, Stage, Subject, peer
-from bench.run.usage import UsageError
+from bench.run.provenance import about, load_average
+from bench.run.rows import Failure
+from bench.run.scenarios import QUICK_CASES, SCENARIOS
+from bench.run.subjects import BARE, peer
 
-__all__ = ["main", "measure"]
+__all__ = ["main"]
 
-#: CPU time of the bare responder for a call of `REFERENCE_CASE`. Above it figures say more of machine and interpreter than of providers.
-REFERENCE_CPU_US_MAX = 2.2
-SUBJECTS = (BARE, DIRECT, PLAIN)
 
 EPILOG = """\
 scenarios:
@@ -45,7 +41,7 @@ without metrics, with a deadline for every key, without a host and as the execut
 peers: a COMMAND is launched in this repository's folder with an empty environment and host data, in base64, on standard input. For one that
 takes no host data, {{nats}} in its words is replaced by the NATS server's URL, and {{prefix}} by LATTICE.PROVIDER_KEY. No option of ours is
 in its host data: list-keys is compared where its pages have the size. A case in which a peer fails is left out for it from then on, all are
-where its process has ended; the report lists them.
+where its process has ended; the report lists them. COMMAND is split into words as a shell does it: quote a path that holds a space.
 
 examples:
   scripts/bench endtoend --quick                       under a minute, for a first look
@@ -57,97 +53,6 @@ examples:
 exit status: 0; 1 if an answer was wrong, a peer failed, the run is void, --compare found something slower, or with --strict a bar is missed;
 2 for wrong arguments, or if --compare found nothing in common; 130 after Ctrl-C. What was measured before a run ended early is written, and void.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is measured."""
-
-    scenarios: Sequence[str]
-    subjects: Sequence[Subject]
-    is_quick: bool
-    extent: Extent
-
-    def cases(self) -> list[tuple[str, Case]]:
-        """The cases of all scenarios that are lists of them. The one that tells whether a run is void comes first."""
-        table = QUICK_CASES if self.is_quick else CASES
-        cases = [(name, case) for name in self.scenarios for case in table.get(name, ())]
-        return [(REFERENCE, REFERENCE_CASE), *cases]
-
-    def subjects_of(self, experiment: Experiment) -> list[Subject]:
-        """Whom an experiment measures."""
-        chosen = (*self.subjects, *(VARIANTS if DIRECT in self.subjects else ()))
-        return [subject for subject in experiment.subjects if subject in chosen]
-
-
-def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
-    """All rows of a run, as they come.
-
-    :param failures: is told what peers failed in
-    """
-    with Stage() as stage:
-        cases = plan.cases()
-        extent = plan.extent
-        for number in range(extent.rounds):
-            turn = number % len(plan.subjects)
-            order = [*plan.subjects[turn:], *plan.subjects[:turn]]
-            for place, (scenario, case) in enumerate(cases, 1):
-                rows = []
-                for subject in [BARE] if scenario == REFERENCE else order:
-                    if any(failure.covers(subject.name, case.label) for failure in failures):
-                        continue
-                    try:
-                        row = stage.row(scenario, case, subject, number, extent.seconds)
-                    except PeerError as error:
-                        failure = Failure(subject.name, case.label, number, str(error), error.is_gone)
-                        failures.append(failure)
-                        say(f"bench: {failure.text}")
-                        continue
-                    rows.append(row)
-                    yield row
-                say(f"round {number + 1}/{extent.rounds} {place:>3}/{len(cases)}  {case.label:<34} {line_of(rows)}")
-        for name, experiment in EXPERIMENTS.items():
-            if name in plan.scenarios:
-                for row in experiment.measure(stage, plan.subjects_of(experiment), extent):
-                    yield row
-                    say(f"{name} round {row.round + 1}  {row.case:<46} {line_of([row])}")
-
-
-def line_of(rows: Sequence[Row]) -> str:
-    """Rows of one case and round in a line, as ratios where the bare responder is among them."""
-    bare = next((row for row in rows if row.subject == REFERENCE), None)
-    parts = []
-    for row in sorted(rows, key=lambda row: row.subject != REFERENCE):
-        figures = row.figures
-        if "start_s" in figures:
-            parts.append(f"{row.subject} {figures['start_s']:.2f} s, {figures['idle_bytes'] / 2**20:.1f} MiB idle")
-            continue
-        if "bytes_a_key" in figures:
-            parts.append(f"{row.subject} {figures['bytes_a_key']:.0f} B a key")
-            continue
-        text = f"{row.subject} {figures['calls_per_s']:,.0f}/s"
-        if bare is not None and row is not bare:
-            text += f" ({figures['calls_per_s'] / bare.figures['calls_per_s']:.2f}x)"
-        text += f" {figures['provider_cpu_us']:.1f} us CPU, p50 {figures['p50_us']:,.0f} us"
-        if "keys_per_s" in figures:
-            text += f", {figures['keys_per_s']:,.0f} keys/s"
-        if "events_per_s" in figures:
-            text += f", {figures['events_per_s']:,.0f} events/s"
-        if "above_store_bytes" in figures:
-            text += f", {figures['above_store_bytes'] / 2**20:.0f} MiB above the store"
-        parts.append(text)
-    return " | ".join(parts)
-
-
-def faults(rows: Sequence[Row]) -> list[str]:
-    """Why a run is void."""
-    costs = [row.figures["provider_cpu_us"] for row in rows if row.scenario == REFERENCE]
-    if costs and median(costs) > REFERENCE_CPU_US_MAX:
-        return [
-            f"the bare responder took {median(costs):.2f} us of CPU a call ({REFERENCE_CASE.label}), allowed "
-            f"{REFERENCE_CPU_US_MAX}: the machine is busy with something else, or its interpreter is slow: docs/performance.md"
-        ]
-    return []
 
 
 def parser() -> argparse.ArgumentParser:
@@ -288,20 +193,6 @@ def collect(run: Run, plan: Plan, failures: list[Failure]) -> EarlyEnd | None:
     except SystemExit:  # as SIGTERM is answered
         return EarlyEnd("stopped", 128 + signal.SIGTERM)
     return None
-
-
-def settings(plan: Plan) -> dict[str, object]:
-    """The plan, as a report shows it."""
-    return {
-        "rounds": plan.extent.rounds,
-        "seconds": plan.extent.seconds,
-        "scenarios": list(plan.scenarios),
-        "subjects": {subject.name: dict(subject.config) for subject in plan.subjects},
-    }
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

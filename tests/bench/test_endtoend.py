@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from bench.load.generator import LoadError
-from bench.report.figures import REFERENCE, Row, Run
-from bench.run.endtoend import main, parser
-from bench.run.processes import ROOT
-from tests.bench.report.test_report import rounds, row
+from bench.endtoend import main, parser, plan_of
+from bench.load.outcome import LoadError
+from bench.report.run_file import Run
+from bench.run.paths import ROOT, SCRIPTS
+from bench.run.rows import REFERENCE, Row
+from bench.run.scenarios import CASES, QUICK_CASES, SCENARIOS
+from tests.bench.rows import rounds, row, saved
 
 QUICK = ("--rounds", "1", "--seconds", "0.05")
-PEER = f"{sys.executable} -m tests.bench.peer"
-SCRIPTS = Path(sys.executable).parent
+#: A path may hold a space.
+PEER = f"{shlex.quote(sys.executable)} -m tests.bench.peer"
+OURS = shlex.quote(str(SCRIPTS / "keyvalue-inmemory"))
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +44,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if error is not None:
                 raise error
 
-        monkeypatch.setattr("bench.run.endtoend.measure", measure)
+        monkeypatch.setattr("bench.endtoend.measure", measure)
 
     return let
 
@@ -80,9 +84,9 @@ def test_a_peer_that_fails_costs_its_own_cases_alone(tmp_path: Path, capsys: pyt
 
 def test_pages_of_another_size_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And no option of ours is given to a peer."""
-    peer = f"fewer={SCRIPTS / 'keyvalue-inmemory'} serve --nats {{nats}} --prefix {{prefix}} --metrics-address 0 --page-keys 500"
+    peer = f"fewer={OURS} serve --nats {{nats}} --prefix {{prefix}} --metrics-address 0 --page-keys 500"
     arguments = ["--quick", *QUICK, "--scenario", "functions", "--subject", "direct", "--output", str(tmp_path)]
-    assert main([*arguments, "--peer", peer, "--peer", f"ours={SCRIPTS / 'keyvalue-inmemory'}"]) == 1
+    assert main([*arguments, "--peer", peer, "--peer", f"ours={OURS}"]) == 1
     page = "list-keys of 1,000, 64 in flight"
     assert (
         f"bench: fewer: {page}, round 1: call 0: found a page of 500 keys, expected 1000\n" in capsys.readouterr().err
@@ -183,3 +187,64 @@ def test_help_says_how_a_peer_is_launched() -> None:
     text = parser().format_help()
     for part in ("an empty environment", "standard input", "{nats}", "{prefix}"):
         assert part in text
+
+
+def test_a_plan_without_options_measures_everything_five_times() -> None:
+    plan = plan_of(parser().parse_args([]))
+    assert list(plan.scenarios) == list(SCENARIOS)
+    assert [subject.name for subject in plan.subjects] == ["bare", "direct", "plain"]
+    assert (plan.extent.rounds, plan.extent.growth_keys) == (5, [10**3, 10**4, 10**5, 10**6])
+    assert plan.cases()[0][0] == REFERENCE
+    assert len(plan.cases()) == 1 + sum(map(len, CASES.values()))
+
+
+def test_a_quick_plan_measures_less() -> None:
+    plan = plan_of(parser().parse_args(["--quick"]))
+    loads = plan.extent.rounds * len(plan.cases()) * len(plan.subjects)
+    assert loads * plan.extent.seconds < 40
+    assert {name for name, _ in plan.cases()} == {REFERENCE, *(name for name, cases in QUICK_CASES.items() if cases)}
+
+
+def test_options_choose_scenarios_subjects_and_peers() -> None:
+    arguments = [
+        "--scenario",
+        "idle",
+        "--subject",
+        "direct",
+        "--peer",
+        "redis=/opt/redis -v",
+        "--rounds",
+        "7",
+        "--large",
+    ]
+    plan = plan_of(parser().parse_args(arguments))
+    assert list(plan.scenarios) == ["idle"]
+    assert [subject.name for subject in plan.subjects] == ["bare", "direct", "redis"]
+    assert plan.subjects[2].command == ("/opt/redis", "-v")
+    assert (plan.extent.rounds, plan.extent.growth_keys[-1]) == (7, 10**7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--rounds", "-1"], "found -1, 1.0, allowed from 1"),
+        (["--rounds", "0"], "found 0, 1.0, allowed from 1"),
+        (["--seconds", "0.01"], "found 5, 0.01, allowed from 1, from 0.05"),
+        (["--seconds", "0"], "found 5, 0.0, allowed from 1, from 0.05"),
+        (["--subject", "fast"], "--subject: found fast, allowed direct, plain"),
+        (["--peer", "a=x", "--peer", "a=y"], "found a name twice"),
+    ],
+)
+def test_plans_that_do_not_fit_are_refused(arguments: list[str], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        plan_of(parser().parse_args(arguments))
+
+
+def test_a_run_that_has_nothing_in_common_with_the_old_one_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.endtoend.measure", lambda *_: (one for one in rounds("direct", [1.0])))
+    old = saved(tmp_path, "old", rounds("plain", [1.0]))
+    assert main(["--output", str(tmp_path / "run"), "--compare", old]) == 2
+    assert "found nothing in common" in capsys.readouterr().err
+    assert (tmp_path / "run" / "run.json").exists()

@@ -24,10 +24,10 @@ from typing import get_args
 import uvloop
 
 from bench.load.answers import SMALL_RESULT_BYTES, FrameGenerator, SmallGenerator
-from bench.load.generator import LoadError, Outcome, WrongAnswerError
+from bench.load.outcome import LoadError, Outcome, WrongAnswerError
+from bench.load.usage import UsageError, has_ended
 from bench.load.wire import WireError, split_address
 from bench.load.workload import Function, Headers, Load, result_sizes
-from bench.run.usage import UsageError, has_ended
 
 __all__ = ["generate", "main", "run"]
 
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(json.dumps(asdict(run(Load(**options))), indent=2))
     except (LoadError, WireError, OSError, ValueError) as error:
-        print(f"bench.load.generate: {error}", file=sys.stderr)
+        print(f"bench.load.generator_process: {error}", file=sys.stderr)
         if isinstance(error, WrongAnswerError) and options["function"] in READING:
             print(
                 f"are the keys there? --function set --each-once --calls {options['keys']} sets them, the other options the same",

@@ -1,4 +1,4 @@
-"""What both kinds of load generator share: what is measured when, how many calls go out, and the clock of an open loop.
+"""What both load generators of `answers` share: what is measured when, how many calls go out, and the clock of an open loop.
 
     WARM ── `warm_calls` answered ──> MEASURE ── time is over ──> DRAIN ── all answered ──> `ended`
                                          └─────── `calls` answered ────────────────────────────^
@@ -12,92 +12,21 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from secrets import token_hex
 from threading import Event, Thread
 
 from bench.load.latency import Latencies
-from bench.load.wire import NatsProtocol, Subscription
+from bench.load.outcome import PERCENTS, LoadError, Outcome, WrongAnswerError
+from bench.load.usage import cpu_ns
+from bench.load.wire import NatsProtocol, WireSubscription
 from bench.load.workload import Load, Script
-from bench.run.usage import cpu_ns
 
-__all__ = ["MEASURE", "Generator", "LoadError", "Outcome", "WrongAnswerError", "merged"]
+__all__ = ["MEASURE", "Generator"]
 
 TICK_NS = 1_000_000
-PERCENTS = (50, 99, 99.9)
 
 WARM, MEASURE, DRAIN = range(3)
-
-
-class LoadError(Exception):
-    """A load that measures nothing: an answer is wrong, or missing."""
-
-
-class WrongAnswerError(LoadError):
-    """An answer that is not that of a store whose keys are those of the load."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a load measured. CPU times are microseconds a call; `cpu_us` has the watched processes by their names.
-
-    :ivar latencies: a histogram, encoded; of nanoseconds
-    :ivar page_cpu_us: the most CPU time that the provider took from the end of one page to the end of the next, of a walk with one call in flight
-    :ivar excess_us: by how much, at the most, a call took longer than the one that was due at the same moment and went to the provider beside
-    :ivar keys: that were read, written or listed
-    :ivar verified: calls whose answer was compared byte for byte
-    """
-
-    calls: int
-    seconds: float
-    p50_us: float
-    p99_us: float
-    p999_us: float
-    max_us: float
-    cpu_us: dict[str, float]
-    generator_cpu_us: float
-    keys: int
-    verified: int
-    latencies: str
-    excess_us: float = 0.0
-    page_cpu_us: float = 0.0
-
-    @property
-    def calls_per_s(self) -> float:
-        return self.calls / self.seconds
-
-    @property
-    def keys_per_s(self) -> float:
-        return self.keys / self.seconds
-
-
-def merged(outcomes: Sequence[Outcome]) -> Outcome:
-    """What several loads measured, as if they were one."""
-    calls = sum(outcome.calls for outcome in outcomes)
-    latencies = Latencies.merged(outcome.latencies for outcome in outcomes)
-    max_us = max(outcome.max_us for outcome in outcomes)
-    p50, p99, p999 = (min(found, max_us) for found in latencies.percentiles_us(PERCENTS))
-
-    def mean(costs: Iterable[float]) -> float:
-        return sum(cost * outcome.calls for cost, outcome in zip(costs, outcomes, strict=True)) / calls
-
-    return Outcome(
-        calls=calls,
-        seconds=sum(outcome.seconds for outcome in outcomes),
-        p50_us=p50,
-        p99_us=p99,
-        p999_us=p999,
-        max_us=max_us,
-        cpu_us={name: mean(outcome.cpu_us[name] for outcome in outcomes) for name in outcomes[0].cpu_us},
-        generator_cpu_us=mean(outcome.generator_cpu_us for outcome in outcomes),
-        keys=sum(outcome.keys for outcome in outcomes),
-        verified=sum(outcome.verified for outcome in outcomes),
-        latencies=latencies.encoded(),
-        excess_us=max(outcome.excess_us for outcome in outcomes),
-        page_cpu_us=max(outcome.page_cpu_us for outcome in outcomes),
-    )
 
 
 class Generator(NatsProtocol):
@@ -108,7 +37,7 @@ class Generator(NatsProtocol):
     def __init__(self, load: Load) -> None:
         self.load = load
         self.inbox = b"_INBOX.%b" % token_hex(11).encode()
-        super().__init__("bench load", [Subscription(self.inbox + b".>")])
+        super().__init__("bench load", [WireSubscription(self.inbox + b".>")])
         self.sent = 0
         self.answered = 0
         self.verified = 0

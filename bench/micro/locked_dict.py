@@ -1,0 +1,92 @@
+"""What the store is measured against: a plain dict under one lock. And the keys and values that both are given."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from random import Random
+from threading import Lock
+from typing import Protocol
+
+__all__ = [
+    "KEY_BYTES",
+    "VALUE_BYTES",
+    "KeyedStore",
+    "LockedDict",
+    "fresh",
+    "fresh_value",
+    "shuffled_keys",
+    "tune_collector",
+]
+
+KEY_BYTES = 12
+VALUE_BYTES = 64
+
+
+class KeyedStore(Protocol):
+    def get(self, key: bytes, /) -> bytes | None: ...
+    def set(self, key: bytes, value: bytes, /) -> None: ...
+
+
+class LockedDict:
+    """What the store is measured against: no limits, no order, one lock for all."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._entries: dict[bytes, bytes] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        with self._lock:
+            return self._entries.get(key)
+
+    def set(self, key: bytes, value: bytes) -> None:
+        with self._lock:
+            self._entries[key] = value
+
+    def delete(self, key: bytes) -> bool:
+        with self._lock:
+            return self._entries.pop(key, None) is not None
+
+    def increment(self, key: bytes, delta: int) -> int:
+        with self._lock:
+            total = int(self._entries.get(key, b"0")) + delta
+            self._entries[key] = b"%d" % total
+            return total
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        with self._lock:
+            return list(map(self._entries.get, keys))
+
+    def set_many(self, entries: Mapping[bytes, bytes]) -> None:
+        with self._lock:
+            self._entries.update(entries)
+
+    def page(self, offset: int, keys_max: int) -> list[bytes]:
+        """Skip and take: all that a dict has to offer, and O(offset)."""
+        with self._lock:
+            return list(islice(self._entries, offset, offset + keys_max))
+
+
+def shuffled_keys(count: int) -> list[bytes]:
+    """Keys of 12 bytes, always in the same random order."""
+    keys = [b"%0*d" % (KEY_BYTES, number) for number in range(count)]
+    Random(1).shuffle(keys)
+    return keys
+
+
+def fresh(key: bytes) -> bytes:
+    """Another object of the same bytes, whose hash is not known yet."""
+    return key[:1] + key[1:]
+
+
+def fresh_value() -> bytes:
+    """A value that nobody else holds."""
+    return bytes(bytearray(VALUE_BYTES))
+
+
+def tune_collector() -> None:
+    """Set the cyclic garbage collector as the provider does: what is there now is never looked at again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)

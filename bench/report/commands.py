@@ -1,0 +1,129 @@
+"""The commands `report` and `compare`, and what a run leaves in its folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.report.bars import standings, unmeasured
+from bench.report.comparison import say_changes, share
+from bench.report.markdown import fill, markdown
+from bench.report.run_file import RUN_FILE, Run
+from bench.run.paths import ROOT
+
+__all__ = ["RESULTS", "compare_main", "main", "write"]
+
+RESULTS = ROOT / "bench" / "results"
+DOCUMENT = ROOT / "docs" / "performance.md"
+
+
+def unfit(run: Run) -> list[str]:
+    """Why a run is none to put into a document: it is void, which it is too if it ended early, or says nothing about a bar."""
+    reasons = [f"the run is void: {fault}" for fault in run.void]
+    if bars := unmeasured(standings(run.rows)):
+        reasons.append(f"{len(bars)} bars were not measured, the first: {bars[0]}")
+    return reasons
+
+
+def write(run: Run, folder: Path) -> str:
+    """Write run, report and plots into a folder; what to tell of it."""
+    from bench.report.plots import plot  # it takes a second to import
+
+    run.save(folder / RUN_FILE)
+    pictures = plot(run, folder)
+    text = markdown(run)
+    links = "".join(f"![{path.stem}]({path.name})\n" for path in pictures)
+    (folder / "report.md").write_text(f"# Run of {run.about['when']}\n\n{text}\n{links}")
+    return f"{text}\nwritten to {folder}"
+
+
+def put(run: Run, document: Path, is_forced: bool) -> int:
+    """Put a run into a document, if it is fit for one or that is forced. Returns the exit status.
+
+    :raises ValueError: the document has no place for it
+    """
+    reasons = [] if is_forced else unfit(run)
+    if reasons:
+        for reason in reasons:
+            print(f"bench: {reason}", file=sys.stderr)
+        print(f"bench: {document} is left as it is; --force fills it", file=sys.stderr)
+        return 1
+    document.write_text(fill(document.read_text(), markdown(run)))
+    print(f"{document} holds the run of {run.about['when']}")
+    return 0
+
+
+def newest() -> Path:
+    """The newest run in bench/results.
+
+    :raises ValueError: there is none
+    """
+    found = list(RESULTS.glob(f"*/{RUN_FILE}"))
+    if not found:
+        raise ValueError(f"found no run in {RESULTS}: `scripts/bench endtoend` makes one")
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `report`. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench report",
+        description="Print a run as Markdown, put it into the document, or compare it.",
+        epilog="exit status: 0; 1 if the run is none for a document, or something got slower; 2 a run cannot be read, or --compare found "
+        "nothing in common",
+    )
+    parser.add_argument("run", nargs="?", type=Path, help="a run.json (default: the newest in bench/results)")
+    parser.add_argument(
+        "--markdown",
+        nargs="?",
+        const=DOCUMENT,
+        type=Path,
+        metavar="FILE",
+        help="rewrite its part between the marks (default docs/performance.md)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="with --markdown: even if it is void, or says nothing about a bar"
+    )
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw its plots anew, there")
+    _add_compare(parser)
+    options = parser.parse_args(arguments)
+    try:
+        run = Run.load(options.run or newest())
+        if options.compare:
+            return say_changes(Run.load(options.compare), run, options.threshold)
+        if options.plots:
+            from bench.report.plots import plot
+
+            for path in plot(run, options.plots):
+                print(path)
+        elif options.markdown:
+            return put(run, options.markdown, options.force)
+        else:
+            print(markdown(run))
+    except (OSError, ValueError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare_main(arguments: Sequence[str] | None = None) -> int:
+    """The command `compare`. Returns the exit status: 1 where something got slower."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench compare",
+        description="Say what got slower from one run to another: by more than the threshold, and beyond the spread of the rounds.",
+        epilog="exit status: 0 nothing; 1 something got slower; 2 a run cannot be read, or the runs have nothing in common",
+    )
+    parser.add_argument("old", type=Path, help="run.json of then")
+    parser.add_argument("new", nargs="?", type=Path, help="run.json of now (default: the newest in bench/results)")
+    parser.add_argument("--threshold", type=share, default=0.1, metavar="SHARE", help="as 0.1 or 10%% (the default)")
+    options = parser.parse_args(arguments)
+    return main(
+        [str(options.new)] * bool(options.new) + ["--compare", str(options.old), "--threshold", str(options.threshold)]
+    )
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="say what got slower than in an older run")
+    parser.add_argument("--threshold", type=share, default=0.1, metavar="SHARE", help="as 0.1 or 10%% (the default)")

@@ -1,0 +1,152 @@
+"""Two runs compared: what got worse by more than a share, and beyond the spread of both."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from bench.report.figures import FIGURES, RATIO_DIGITS, Spread, grouped, has_figure, ratios, spread
+from bench.report.run_file import Run
+from bench.run.rows import REFERENCE, Row
+
+__all__ = ["Change", "changes", "compared", "say_changes", "share"]
+
+NOTHING_IN_COMMON = 2
+
+
+class Change(NamedTuple):
+    """A figure of two runs: its spread then and now, over the bare responder's if `is_ratio`."""
+
+    scenario: str
+    case: str
+    subject: str
+    figure: str
+    is_ratio: bool
+    old: Spread
+    new: Spread
+
+    @property
+    def worse(self) -> float:
+        """By which share."""
+        return worse_share(self.old.median, self.new.median, FIGURES[self.figure].better)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether neither median lies in the other's range."""
+        old, new = self.old, self.new
+        return not old.min <= new.median <= old.max and not new.min <= old.median <= new.max
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        figure = FIGURES[self.figure]
+        digits, scale = (RATIO_DIGITS, 1.0) if self.is_ratio else (figure.digits, figure.scale)
+        title = figure.title + (" of bare" if self.is_ratio else "")
+        return (
+            f"{self.scenario}: {self.case}: {self.subject}: {title}: {self.worse:.0%} worse: "
+            f"{self.old.text(digits, scale)} -> {self.new.text(digits, scale)}"
+        )
+
+
+def worse_share(old: float, new: float, better: int) -> float:
+    """By which share a figure got worse; negative where it got better.
+
+    >>> worse_share(100.0, 80.0, better=1), worse_share(100.0, 125.0, better=-1)
+    (0.25, 0.25)
+    """
+    was, now = (old, new) if better < 0 else (new, old)
+    return now / was - 1 if was else 0.0
+
+
+def compared(old: Run, new: Run) -> Iterator[Change]:
+    """All figures that two runs can be compared by: of the same case and subject, where more is better or less is.
+
+    Compared are the ratios to the bare responder where both runs have it, since those of two machines, or of one on two days, can be.
+    """
+    new_cases = _cases(new)
+    for key, old_rows in _cases(old).items():
+        new_rows = new_cases.get(key, [])
+        for subject, own in grouped(old_rows, lambda row: row.subject):
+            if subject == REFERENCE:
+                continue
+            for name in (name for name, figure in FIGURES.items() if figure.better and has_figure(own, name)):
+                is_ratio = all(
+                    any(row.subject == REFERENCE and name in row.figures for row in rows)
+                    for rows in (old_rows, new_rows)
+                )
+                before, after = (_spread_of(rows, subject, name, is_ratio) for rows in (old_rows, new_rows))
+                if before is not None and after is not None:
+                    yield Change(*key, subject, name, is_ratio, before, after)
+
+
+def changes(pairs: Iterable[Change], threshold: float) -> list[Change]:
+    """What got worse by more than a share, and beyond the spread of both runs."""
+    return [change for change in pairs if change.worse > threshold and change.is_apart]
+
+
+def absent(old: Run, new: Run) -> list[str]:
+    """What the old run alone has: subjects, scenarios, and of those that both have, cases."""
+    subjects, scenarios = ({row.subject for row in new.rows}, {row.scenario for row in new.rows})
+    there = {(row.scenario, row.case, row.subject) for row in new.rows}
+    found = []
+    for row in old.rows:
+        if row.subject == REFERENCE or (row.scenario, row.case, row.subject) in there:
+            continue
+        if row.subject not in subjects:
+            found.append(row.subject)
+        elif row.scenario not in scenarios:
+            found.append(row.scenario)
+        else:
+            found.append(f"{row.scenario}: {row.case}: {row.subject}")
+    return list(dict.fromkeys(found))
+
+
+def _cases(run: Run) -> dict[tuple[str, str], list[Row]]:
+    return dict(grouped(run.rows, lambda row: (row.scenario, row.case)))
+
+
+def _spread_of(rows: Sequence[Row], subject: str, name: str, is_ratio: bool) -> Spread | None:
+    if is_ratio:
+        values = ratios(rows, subject, name)
+    else:
+        values = [row.figures[name] for row in rows if row.subject == subject and name in row.figures]
+    return spread(values) if values else None
+
+
+def say_changes(old: Run, new: Run, threshold: float) -> int:
+    """Print what got slower. Returns the exit status: 1 if anything did, 2 if there is nothing to compare."""
+    pairs = list(compared(old, new))
+    if not pairs:
+        print(
+            "found nothing in common: no case of a subject beside the bare responder is in both runs", file=sys.stderr
+        )
+        return NOTHING_IN_COMMON
+    found = changes(pairs, threshold)
+    if old.about["machine"] != new.about["machine"]:
+        print("the machines differ: figures that are no ratios compare them, and not the code")
+    for name, run in (("old", old), ("new", new)):
+        for fault in run.void:
+            print(f"the {name} run is void: {fault}")
+    if alone := absent(old, new):
+        print(f"only the old run has: {'; '.join(alone)}")
+    for change in found:
+        print(change.text)
+    if not found:
+        cases = {(change.scenario, change.case) for change in pairs}
+        print(
+            f"nothing got slower by more than {threshold:.0%} and beyond the spread, in {len(cases)} cases that both runs have"
+        )
+    return int(bool(found))
+
+
+def share(text: str) -> float:
+    """A share from text.
+
+    >>> share("10%"), share("0.1")
+    (0.1, 0.1)
+    """
+    value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 <= value < 10:
+        raise ValueError(f"found {text}, allowed a share as 0.1 or 10%")
+    return value

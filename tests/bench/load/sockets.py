@@ -1,0 +1,62 @@
+"""A socket that keeps what is written, and what a server sends to it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bench.load.generator_base import Generator
+from bench.load.wire import NatsProtocol
+from bench.load.workload import Load
+from keyvalue_transport.keyvalue.interface import ParameterLimits
+
+INBOX = b"_INBOX.client"
+MAX_PAYLOAD = 1024
+INFO = b'INFO {"max_payload": 1024}\r\n'
+LIMITS = ParameterLimits()
+
+
+def load_of(**fields: object) -> Load:
+    return Load(url="nats://127.0.0.1:1", prefix="default.kv", **fields)  # type: ignore[arg-type]
+
+
+class Socket(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def connected(protocol: NatsProtocol) -> Socket:
+    """The socket of a protocol that a server has greeted."""
+    socket = Socket()
+    protocol.connection_made(socket)
+    protocol.data_received(INFO + b"PONG\r\n")
+    return socket
+
+
+def answers(generator: Generator, result: bytes, calls: int) -> bytes:
+    """What a server sends of the first calls, with large results in pieces."""
+    frames = []
+    for number in range(calls):
+        reply = b"%b.%d" % (generator.inbox, number)
+        frames.append(b"MSG %b 1 _INBOX.server.%d 0\r\n\r\n" % (reply, number))
+        for at in range(0, len(result), MAX_PAYLOAD):
+            piece = result[at : at + MAX_PAYLOAD]
+            frames.append(b"MSG %b.results 1 %d\r\n%b\r\n" % (reply, len(piece), piece))
+        frames.append(b"MSG %b.results 1 0\r\n\r\n" % reply)
+    return b"".join(frames)
+
+
+def invocation(number: int, call: int, params: bytes) -> bytes:
+    """A call as the server passes it on."""
+    block = b"NATS/1.0\r\n\r\n"
+    sizes = b"%d %d" % (len(block), len(block) + len(params))
+    return b"HMSG some.subject %d _INBOX.c.%d %b\r\n%b%b\r\n" % (number, call, sizes, block, params)

@@ -1,0 +1,70 @@
+"""The bare responder without a socket: what it answers, wherever a frame is cut."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bench.load.answers import FrameGenerator
+from bench.load.responder import NUMBERS, Responder
+from bench.load.workload import Function
+from keyvalue_provider.host.host_data import HostData
+from tests.bench.load.sockets import MAX_PAYLOAD, Socket, connected, invocation, load_of
+
+
+@pytest.fixture
+async def responder() -> AsyncIterator[Responder]:
+    responder = Responder(HostData(config={"value_bytes": "5000", "page_keys": "3", "batch_keys": "7"}))
+    connected(responder)
+    yield responder
+    responder.ended.cancel()
+
+
+RESULT_BYTES: dict[Function, int] = {
+    "get": 5_004,
+    "delete": 1,
+    "exists": 2,
+    "list-keys": 2 + 3 * 13 + 11,
+    "get-many": 2 + 7 * (1 + 13 + 5_002),
+    "set-many": 1,
+    "increment": 4,
+}
+
+
+@pytest.mark.parametrize("function", RESULT_BYTES)
+@pytest.mark.parametrize("step", [1, 11, 10_000])
+async def test_the_bare_responder_answers_wherever_a_frame_is_cut(
+    responder: Responder, function: Function, step: int
+) -> None:
+    number = NUMBERS[function]
+    socket = responder.transport
+    assert isinstance(socket, Socket)
+    socket.written = b""
+    stream = invocation(number, 0, b"params") + b"PING\r\n" + invocation(number, 1, b"\r\nparams\r\n")
+    for at in range(0, len(stream), step):
+        responder.data_received(stream[at : at + step])
+    assert socket.written.count(b"PONG\r\n") == 1
+    for call in (0, 1):
+        assert re.search(rb"PUB _INBOX\.c\.%d _INBOX\.\w+ 0\r\n\r\n" % call, socket.written)
+        sizes = re.findall(rb"PUB _INBOX\.c\.%d\.results (\d+)\r\n" % call, socket.written)
+        assert sizes[-1] == b"0"
+        assert sum(map(int, sizes)) == RESULT_BYTES[function]
+        assert max(map(int, sizes)) <= MAX_PAYLOAD
+
+
+async def test_the_bare_responder_waits_for_all_of_a_large_set(responder: Responder) -> None:
+    socket = responder.transport
+    assert isinstance(socket, Socket)
+    generator = FrameGenerator(load_of(function="set", calls=1, in_flight=1, value_bytes=5_000, headers="none"))
+    connected(generator)
+    responder.data_received(invocation(NUMBERS["set"], 0, generator.script.frame(0).tail[:-2]))
+    assert b".results" not in socket.written
+    (inbox,) = re.findall(rb"PUB _INBOX\.c\.0 (\S+) 0\r\n", socket.written)
+    params = b"%b.params %d" % (inbox, NUMBERS["params"])
+    pieces = [b"MSG %b %d\r\n%b\r\n" % (params, len(piece), piece) for piece in generator.script.later]
+    responder.data_received(b"".join(pieces[:-1]))
+    assert b".results" not in socket.written
+    responder.data_received(pieces[-1] + b"MSG %b 0\r\n\r\n" % params)
+    assert socket.written.endswith(b"PUB _INBOX.c.0.results 1\r\n\0\r\nPUB _INBOX.c.0.results 0\r\n\r\n")

@@ -1,0 +1,39 @@
+"""What a process costs, read from real processes."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench.load.usage import UsageError, children, cpu_ns, has_ended, peak_bytes, resident_bytes, restart_peak
+from bench.run.stage import Stage
+from bench.run.subjects import BARE
+from tests.bench.loads import MIB
+
+
+def test_the_cost_of_a_process_is_read(stage: Stage) -> None:
+    pid = stage.nats.pid
+    assert cpu_ns(pid) > 0
+    restart_peak(pid)
+    assert peak_bytes(pid) >= resident_bytes(pid) - MIB > 0
+
+
+@pytest.mark.parametrize("read", [cpu_ns, peak_bytes, resident_bytes, restart_peak, children])
+def test_a_process_that_is_not_there_has_no_cost(stage: Stage, tmp_path: Path, read: object) -> None:
+    with stage.launch(BARE) as provider:
+        pass
+    assert callable(read)
+    with pytest.raises(UsageError, match=f"of process {provider.pid}: .*it has ended$"):
+        read(provider.pid)
+
+
+def test_a_process_that_has_ended_is_told_from_one_that_runs() -> None:
+    popen = subprocess.Popen(("cat",), stdin=subprocess.PIPE)
+    assert not has_ended(popen.pid)
+    popen.kill()
+    while not has_ended(popen.pid):  # nobody has asked yet how it ended
+        pass
+    popen.communicate()
+    assert has_ended(popen.pid)

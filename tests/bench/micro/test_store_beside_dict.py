@@ -1,0 +1,44 @@
+"""The command `engine`: a small run, and bars that it misses."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from bench.micro.store_beside_dict import main
+
+SMALL = ["--keys", "3000", "--rounds", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _collector() -> Iterator[None]:
+    """The command tunes the cyclic garbage collector."""
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
+def test_every_figure_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(SMALL) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("3,000 keys of 12 bytes, values of 64; one thread; 1 rounds")
+    judged = [line for line in lines if line.endswith(("  ok", "  over"))]
+    names = [re.split(" {2,}", line)[0] for line in judged]
+    assert names == ["new key", "get", "overwrite", "first walk", "second walk", "its place in the order"]
+
+
+def test_a_missed_bar_fails_a_strict_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.micro.store_beside_dict.PAGE_MS_MAX", 0.0)
+    assert main([*SMALL, "--strict"]) == 1
+    assert main(SMALL) == 0
+
+
+@pytest.mark.parametrize(("option", "error"), [("--keys", "--keys: found 0"), ("--rounds", "--rounds: found 0")])
+def test_a_run_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], option: str, error: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([option, "0"])
+    assert error in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""Two runs compared: what is a change, and what is not compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.report.commands import compare_main, main
+from bench.report.comparison import changes, compared, share
+from bench.run.rows import Row
+from tests.bench.rows import CASE, rounds, run_of, saved
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "figure", "worse"),
+    [
+        ([100, 101, 102], [80, 81, 82], "calls_per_s", True),
+        ([100, 101, 102], [95, 96, 97], "calls_per_s", False),  # within the threshold
+        ([100, 101, 102], [120, 121, 122], "calls_per_s", False),  # better
+        ([100, 101, 102], [120, 121, 122], "p50_us", True),
+        ([100, 101, 102], [80, 81, 82], "p50_us", False),
+        ([70, 100, 130], [75, 85, 95], "calls_per_s", False),  # within the spread of then
+        ([99, 100, 101], [70, 85, 110], "calls_per_s", False),  # within the spread of now
+        ([100, 101, 102], [200, 200, 200], "max_us", False),  # a figure that is not judged
+    ],
+)
+def test_changes_are_beyond_threshold_and_spread(old: list[float], new: list[float], figure: str, worse: bool) -> None:
+    found = changes(compared(run_of(rounds("direct", old, figure)), run_of(rounds("direct", new, figure))), 0.1)
+    assert [(change.case, change.subject, change.figure) for change in found] == [(CASE, "direct", figure)] * worse
+
+
+def test_ratios_are_compared_where_both_runs_have_the_reference() -> None:
+    old = run_of(rounds("bare", [100.0, 100.0]), rounds("direct", [80.0, 82.0]))
+    slow_machine = run_of(rounds("bare", [50.0, 50.0]), rounds("direct", [40.0, 41.0]))
+    slow_code = run_of(rounds("bare", [200.0, 200.0]), rounds("direct", [100.0, 102.0]))
+    assert changes(compared(old, slow_machine), 0.1) == []
+    (change,) = changes(compared(old, slow_code), 0.1)
+    assert change.text == (
+        "functions: get 64 B, 64 in flight: direct: calls/s of bare: 60% worse: 0.81 (0.80 .. 0.82) -> 0.51 (0.50 .. 0.51)"
+    )
+
+
+def test_the_reference_is_never_slower() -> None:
+    assert changes(compared(run_of(rounds("bare", [100.0])), run_of(rounds("bare", [10.0]))), 0.1) == []
+
+
+def test_cases_and_subjects_of_one_run_alone_are_not_compared() -> None:
+    old = run_of(rounds("direct", [100.0]), rounds("plain", [100.0]))
+    new = run_of(rounds("direct", [1.0], case="another"), rounds("redis", [1.0]))
+    assert changes(compared(old, new), 0.1) == []
+
+
+@pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.25", 0.25), ("0", 0.0)])
+def test_a_share_is_read(text: str, value: float) -> None:
+    assert share(text) == value
+
+
+@pytest.mark.parametrize("text", ["-1%", "1000%", "much"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"found -1%|found 1000%|could not convert"):
+        share(text)
+
+
+def test_figures_that_are_not_known_are_passed_over(tmp_path: Path) -> None:
+    rows = rounds("direct", [1.0], "of_a_later_version"), rounds("direct", [5.0])
+    run = run_of(*rows)
+    assert changes(compared(run, run), 0.1) == []
+    assert main([saved(tmp_path, "run", *rows)]) == 0
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        [],
+        rounds("bare", [1.0]),
+        rounds("direct", [1.0], case="another"),
+        rounds("plain", [1.0]),
+        rounds("direct", [1.0], "max_us"),
+    ],
+    ids=["nothing", "the reference", "another case", "another subject", "a figure that is not judged"],
+)
+def test_runs_with_nothing_in_common_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], new: list[Row]
+) -> None:
+    old = saved(tmp_path, "old", rounds("bare", [2.0]), rounds("direct", [1.0]))
+    assert compare_main([old, saved(tmp_path, "new", new)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("found nothing in common: ")
+    assert said.out == ""
+
+
+def test_what_the_old_run_alone_has_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = rounds("bare", [2.0]), rounds("direct", [1.0])
+    alone = (
+        *(rounds("plain", [1.0], case=case) for case in ("one", "two")),
+        rounds("direct", [1.0], case="gone"),
+        rounds("direct", [1.0], scenario="growth"),
+        rounds("bare", [1.0], case="gone"),
+    )
+    old, new = saved(tmp_path, "old", *both, *alone), saved(tmp_path, "new", *both, rounds("redis", [1.0]))
+    assert compare_main([old, new]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "only the old run has: plain; functions: gone: direct; growth\nnothing got slower by more than 10%"
+    )
+    assert said.endswith("in 1 cases that both runs have\n")
+    assert compare_main([new, old]) == 0
+    assert capsys.readouterr().out.startswith("only the old run has: redis\n")

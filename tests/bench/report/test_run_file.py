@@ -1,0 +1,26 @@
+"""A run is read as it was written, and nothing else is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.report.run_file import Run
+from tests.bench.rows import rounds, run_of
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    run = run_of(rounds("bare", [1.0]), rounds("direct", [2.0]), void=("busy",))
+    run.save(tmp_path / "deep" / "run.json")
+    assert Run.load(tmp_path / "deep" / "run.json") == run
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "about": {}, "rows": [{}], "void": []}']
+)
+def test_what_is_no_run_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json: no run of this benchmark"):
+        Run.load(path)

@@ -1,0 +1,47 @@
+"""Rows and runs as they would be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.report.run_file import Run
+from bench.run.rows import Row
+
+ABOUT: dict[str, Any] = {
+    "when": "2026-01-31T12:00:00+00:00",
+    "commit": {"id": "0123456789abcdef", "changed": False},
+    "versions": {"python": "CPython 3.11.0", "nats-server": "v2.12.0"},
+    "machine": {
+        "processor": "A processor",
+        "architecture": "x86_64",
+        "cores": 2,
+        "memory_bytes": 8 * 2**30,
+        "system": "Linux 6",
+    },
+    "settings": {"rounds": 3, "seconds": 1.0, "subjects": {"bare": {}, "direct": {}}},
+    "load_average_before": "0.10 0.10 0.10",
+    "load_average_after": "1.00 0.50 0.20",
+    "minutes": 1.5,
+}
+CASE = "get 64 B, 64 in flight"
+
+
+def row(subject: str, number: int, scenario: str = "functions", case: str = CASE, **figures: float) -> Row:
+    return Row(scenario=scenario, case=case, fields={"function": "get"}, subject=subject, round=number, figures=figures)
+
+
+def rounds(subject: str, values: Iterable[float], figure: str = "calls_per_s", **where: str) -> list[Row]:
+    """Rows of one figure, one a round."""
+    return [row(subject, number, **where, **{figure: value}) for number, value in enumerate(values)]  # type: ignore[arg-type]
+
+
+def run_of(*rows: list[Row], void: tuple[str, ...] = ()) -> Run:
+    return Run(ABOUT, [one for several in rows for one in several], list(void))
+
+
+def saved(folder: Path, name: str, *rows: list[Row], void: tuple[str, ...] = ()) -> str:
+    path = folder / f"{name}.json"
+    run_of(*rows, void=void).save(path)
+    return str(path)

@@ -1,0 +1,78 @@
+"""Experiments, cut short, and what takes turns in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.load.outcome import LoadError
+from bench.run.experiments import EXPERIMENTS, Extent, Side
+from bench.run.processes import ProcessError, ProviderProcess, WatcherProcess
+from bench.run.scenarios import Case
+from bench.run.stage import Stage
+from bench.run.subjects import DIRECT, EXECUTABLE, STUCK, WATCHED
+from tests.bench.loads import CALLS, little
+from tests.build import built_executable
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("bench.run.experiments.METRICS_ROUNDS", 1)
+    monkeypatch.setattr("bench.run.experiments.WATCH_ROUNDS", 1)
+    monkeypatch.setattr("bench.run.experiments.START_ROUNDS", 1)
+    monkeypatch.setattr("bench.run.experiments.TURNS", 2)
+    monkeypatch.setattr("bench.run.experiments.BEGIN_S", 0.05)
+    extent = Extent(1, 0.05, growth_keys=[100, 300], pages_keys=2_000, expiry_keys=2_000, memory_calls=10)
+    experiment = EXPERIMENTS[name]
+    if name == "start":
+        built_executable()  # else it is built with this process's environment, and measured by coverage
+    rows = list(experiment.measure(stage, experiment.subjects, extent))
+    assert {row.scenario for row in rows} == {name}
+    assert {row.subject for row in rows} == {subject.name for subject in experiment.subjects}
+    figures = {figure for row in rows for figure in row.figures}
+    expected = {
+        "growth": {"bytes_a_key", "scrape_us"},
+        "memory": {"above_store_bytes"},
+        "pages": {"keys_per_s", "excess_us", "page_cpu_us"},
+        "expiry": {"bytes_a_key"},
+        "start": {"start_s", "idle_bytes"},
+        "watch": {"events_per_s"},
+    }
+    assert figures >= expected.get(name, set()) | {"calls_per_s", "provider_cpu_us"}
+
+
+def test_a_watcher_is_told_of_each_set(stage: Stage) -> None:
+    with WatcherProcess("component", stage.nats, stage.directory, is_stuck=False) as watcher:
+        assert watcher.told() == 0
+        provider = stage.launch(WATCHED, watcher=watcher.name)
+        stage.fill(provider, "watched", CALLS, 64)
+        while watcher.told() < CALLS:
+            pass
+        side = Side(WATCHED, little(stage, WATCHED, Case(function="set"), provider), provider, watcher)
+        side.run(stage.generator)
+        assert set(side.figures()) == {"events_per_s"}
+        while watcher.told() < 2 * CALLS:
+            pass
+        assert watcher.told() == 2 * CALLS
+
+
+def test_a_watcher_that_nobody_calls_fails_the_load(stage: Stage, direct: ProviderProcess) -> None:
+    with WatcherProcess("nobody", stage.nats, stage.directory, is_stuck=True) as watcher:
+        side = Side(STUCK, little(stage, DIRECT, Case(function="set"), direct), direct, watcher)
+        side.run(stage.generator)
+        with pytest.raises(LoadError, match="nobody: found no call, expected them for what is set"):
+            side.figures()
+
+
+def test_an_executable_that_cannot_be_built_ends_the_run(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bench.run.experiments.ROOT", tmp_path)
+    build = tmp_path / "scripts" / "build"
+    build.parent.mkdir()
+    build.write_text("#!/bin/sh\nexit 3\n")
+    build.chmod(0o700)
+    extent = Extent(1, 0.05, growth_keys=[], pages_keys=1, expiry_keys=1, memory_calls=1)
+    with pytest.raises(ProcessError, match="scripts/build: it ended with exit status 3"):
+        next(EXPERIMENTS["start"].measure(stage, [EXECUTABLE], extent))

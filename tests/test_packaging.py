@@ -1,0 +1,170 @@
+"""What pip installs: the files of wheel and sdist, and the commands and the README's examples in a fresh environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import ZipFile
+
+import pytest
+
+from tests.conftest import NatsServer, Process
+
+ROOT = Path(__file__).parent.parent
+#: The packages, and the folder of each.
+PACKAGES = {"keyvalue_engine": "engine", "keyvalue_transport": "transport", "keyvalue_provider": "provider"}
+#: Nothing of this environment, so that only what was installed is found.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.startswith("PIP_")}
+INSTALL_TIMEOUT_S = 120
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    """Run a command in the empty environment. Return what it writes to standard output."""
+    done = subprocess.run(
+        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+class Built(NamedTuple):
+    """The distributions: both built from the tree, and a wheel built from the sdist."""
+
+    sdist: Path
+    wheel: Path
+    wheel_of_sdist: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Build the distributions with this environment's hatchling: an isolated build would download it each time."""
+    of_tree, of_sdist = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("sdist")
+    build = (sys.executable, "-m", "build", "--no-isolation", "--outdir")
+    run(*build, of_tree, "--sdist", "--wheel")
+    run(*build, of_sdist)  # without --wheel, the wheel is built from the sdist
+    (sdist,), (wheel,) = of_tree.glob("*.tar.gz"), of_tree.glob("*.whl")
+    return Built(sdist, wheel, next(of_sdist.glob("*.whl")))
+
+
+def files_of(folder: str = ".") -> set[str]:
+    """Return the paths below a folder of the repository that git knows, or would add."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT / folder)
+    return set(listed.split("\0")) - {""}
+
+
+def contents_of(wheel: Path) -> dict[str, bytes]:
+    with ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_wheel_has_the_files_of_the_packages_and_no_others(built: Built) -> None:
+    names = contents_of(built.wheel).keys()
+    expected = {name for folder in PACKAGES.values() for name in files_of(folder)}
+    assert {name for name in names if ".dist-info/" not in name} == expected
+    assert expected >= {f"{package}/py.typed" for package in PACKAGES}
+
+
+def test_the_wheel_takes_no_name_that_others_use(built: Built) -> None:
+    tops = {name.partition("/")[0] for name in contents_of(built.wheel)}
+    assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES.keys()
+    assert len(tops) == len(PACKAGES) + 1
+
+
+def test_the_sdist_has_the_files_of_the_repository(built: Built) -> None:
+    with tarfile.open(built.sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names == {*files_of(), "PKG-INFO"}
+
+
+def test_the_wheel_built_from_the_sdist_is_the_same(built: Built) -> None:
+    assert contents_of(built.wheel_of_sdist) == contents_of(built.wheel)
+
+
+def test_twine_takes_both(built: Built) -> None:
+    printed = run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", built.sdist, built.wheel)
+    assert printed.count("PASSED") == 2
+
+
+# Installed.
+
+
+@pytest.fixture(scope="module")
+def commands(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel into a fresh environment. Return the folder of its commands."""
+    environment = tmp_path_factory.mktemp("fresh")
+    run(sys.executable, "-m", "venv", environment)
+    run(environment / "bin" / "pip", "install", "--quiet", built.wheel)
+    return environment / "bin"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's folder, with modules of the names that our packages had once. They must not be in the way, nor we in theirs."""
+    for name in PACKAGES.values():
+        (tmp_path / f"{name}.py").write_text(f"print('the {name} of the user')\n")
+    return tmp_path
+
+
+@pytest.fixture
+def served(commands: Path, nats_server: NatsServer, tmp_path: Path) -> Iterator[NatsServer]:
+    """A NATS server at which the installed command serves, started as the README says."""
+    provider = Process([commands / "keyvalue-inmemory", "serve", "--nats", nats_server.url], tmp_path, {})
+    try:
+        provider.wait_for("ready: serving")
+        yield nats_server
+        provider.process.terminate()
+        assert provider.wait() == 0
+    finally:
+        provider.kill()
+
+
+def example(package: str) -> str:
+    """Return the README's Python example of a package."""
+    examples = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (found,) = (one for one in examples if f"from {package}" in one)
+    return str(found)
+
+
+def run_script(commands: Path, folder: Path, text: str) -> list[str]:
+    """Run a script beside a user's modules. Return the lines that it prints."""
+    script = folder / "script.py"
+    script.write_text(text)
+    return run(commands / "python", script, cwd=folder).splitlines()
+
+
+@pytest.mark.timeout(2 * INSTALL_TIMEOUT_S)
+def test_the_packages_and_a_users_modules_do_not_meet(commands: Path, folder: Path) -> None:
+    text = "".join(f"import {package}, {name}\nprint({package}.__file__)\n" for package, name in PACKAGES.items())
+    printed = run_script(commands, folder, text)
+    assert printed[::2] == [f"the {name} of the user" for name in PACKAGES.values()]
+    for package, path in zip(PACKAGES, printed[1::2], strict=True):
+        assert Path(path).parent.name == package
+        assert Path(path).is_relative_to(commands.parent)
+
+
+def test_the_commands_are_installed(commands: Path, built: Built) -> None:
+    version = built.wheel.name.split("-")[1]
+    assert run(commands / "keyvalue-inmemory", "--version") == f"keyvalue-inmemory {version}\n"
+    for command in ("keyvalue-inmemory", "wrpc-kv"):
+        assert run(commands / command, "--help").startswith(f"usage: {command} ")
+
+
+def test_the_library_example_of_the_readme_runs(commands: Path, folder: Path) -> None:
+    assert run_script(commands, folder, example("keyvalue_engine")) == []
+    assert (folder / "store.snapshot").exists()
+
+
+def test_the_client_example_of_the_readme_runs(commands: Path, folder: Path, served: NatsServer) -> None:
+    text = example("keyvalue_transport")
+    assert text.count("127.0.0.1:4222") == 1
+    *values, keys = run_script(commands, folder, text.replace("127.0.0.1:4222", served.url))
+    assert values == ["b'value'", "[b'value', None] 1"]
+    assert keys in ("['key', 'visits']", "['visits', 'key']")  # a store's order is its own
+    client = (commands / "wrpc-kv", "--url", served.url, "--bucket", "bucket")
+    assert run(*client, "get", "key") == "value"
