@@ -17,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 from bench.micro.locked_dict import VALUE_BYTES, shuffled_keys, tune_collector
 from keyvalue_engine import StoreOptions
 from keyvalue_engine.context import Context
-from keyvalue_engine.deadlines import Expiry
+from keyvalue_engine.expiry import Expiry
 from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.shard import CHANGES_SHARE, Shard
 

@@ -11,6 +11,7 @@ explains the order of keys and the cursor, then `table`, `shard`.
 """
 
 from keyvalue_engine.bucket import Bucket, Page
+from keyvalue_engine.changes import Observer, ObserverOf
 from keyvalue_engine.errors import (
     CounterError,
     CrowdedPositionError,
@@ -20,9 +21,9 @@ from keyvalue_engine.errors import (
     SnapshotError,
     StoreError,
 )
-from keyvalue_engine.ledger import Observer, Quota
 from keyvalue_engine.options import BucketOptions, StoreOptions
-from keyvalue_engine.store import ObserverOf, Store
+from keyvalue_engine.quota import Quota
+from keyvalue_engine.store import Store
 
 __all__ = [
     "Bucket",

@@ -24,9 +24,10 @@ from sortedcontainers import SortedKeyList
 
 from keyvalue_engine.context import Context, Copy
 from keyvalue_engine.counter import counter_sum
-from keyvalue_engine.deadlines import Deadlines, Entry
+from keyvalue_engine.deadlines import Deadlines
+from keyvalue_engine.entry import DEADLINE_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, Entry, entry_size
 from keyvalue_engine.errors import CrowdedPositionError, LimitError
-from keyvalue_engine.ledger import DEADLINE_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, Quota, entry_size
+from keyvalue_engine.quota import Quota
 
 __all__ = ["CROWD_KEYS_MAX", "CROWD_PAGES_MAX", "KEY_OVERHEAD_BYTES", "Shard"]
 

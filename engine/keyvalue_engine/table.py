@@ -24,8 +24,9 @@ from threading import Lock
 from typing import Any
 
 from keyvalue_engine.context import Context, Copy
-from keyvalue_engine.ledger import Account, Quota
+from keyvalue_engine.ledger import Account
 from keyvalue_engine.options import SHARD_BITS_MAX, StoreOptions
+from keyvalue_engine.quota import Quota
 from keyvalue_engine.shard import Shard
 
 __all__ = ["Table"]

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from keyvalue_engine import Store
-from keyvalue_engine.deadlines import Entry
+from keyvalue_engine.entry import Entry
 from keyvalue_engine.shard import Shard
 
 
 def shards_of(store: Store, name: bytes = b"b") -> list[Shard]:
     """Shards of a bucket in the ring's order; none where there is no such bucket."""
-    table = store._tables.get(name)
+    table = store._tables.by_name.get(name)
     return [] if table is None else list(table.shards())
 
 

@@ -30,7 +30,7 @@ from keyvalue_engine import (
     StoreOptions,
 )
 from keyvalue_engine.counter import COUNTER_MAX
-from keyvalue_engine.ledger import DEADLINE_BYTES, bytes_size, entry_size
+from keyvalue_engine.entry import DEADLINE_BYTES, bytes_size, entry_size
 from keyvalue_engine.shard import CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES
 from tests.engine.clock import NS_PER_MS, Clock
 from tests.engine.entries import deadlines_of, values_of
@@ -433,14 +433,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     def held(self) -> dict[bytes, dict[bytes, bytes]]:
         """All entries that take memory."""
-        return {name: values_of(self.store, name) for name in self.store._tables}
+        return {name: values_of(self.store, name) for name in self.store._tables.by_name}
 
     @invariant()
     def agrees(self) -> None:
         self.store.check()
-        tables = self.store._tables.values()
+        tables = self.store._tables.by_name.values()
         assert {shard for table in tables for shard in table.shards() if shard.deadlines} == {
-            *self.store._expiry._shards
+            *self.store._tables.expiry._shards
         }
         assert len(self.store) == sum(map(len, self.held().values()))
         live = {name: self.live(name) for name in BUCKETS}

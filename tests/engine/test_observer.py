@@ -202,8 +202,8 @@ def test_an_observer_that_is_taken_away_during_a_write_harms_nothing(
 ) -> None:
     store = Store(clock=clock)
     store.bucket(b"b").set(b"k", b"v")
-    [known] = store._tables[b"b"].shards()
-    account = FleetingAccount(b"b", store._ledger)
+    [known] = store._tables.by_name[b"b"].shards()
+    account = FleetingAccount(b"b", store._tables.ledger)
     shard = Shard(0, 0, known._context._replace(account=account))
     shard.set(b"k", b"7")
     record = account.observer = Record()
@@ -221,7 +221,7 @@ def test_a_split_tells_nothing() -> None:
     bucket = store.bucket(b"b")
     keys = [b"0", b"1", b"2", b"3"]
     bucket.set_many(dict.fromkeys(keys, b"v"))
-    assert len(list(store._tables[b"b"].shards())) == 4
+    assert len(list(store._tables.by_name[b"b"].shards())) == 4
     assert record.take() == [(key, b"v") for key in keys]
 
 
@@ -272,7 +272,7 @@ def test_events_of_a_key_come_in_the_order_of_its_writes_under_threads(shard_key
     run_together(*[lambda n=n: write(n) for n in range(1, 6)], count_up, *[sweep] * 2)
     store.check()
     store.observe(None)
-    held = {key: value for name in store._tables for key, value in values_of(store, name).items()}
+    held = {key: value for name in store._tables.by_name for key, value in values_of(store, name).items()}
     assert {key: values[-1] for key, values in events.items() if values and values[-1] is not None} == held
     for values in events.values():
         assert (None, None) not in pairwise([None, *values]), "what is gone is removed once"
