@@ -33,6 +33,7 @@ class Bucket:
     """
 
     __slots__ = (
+        "_by_name",
         "_expiry",
         "_hash",
         "_is_strict",
@@ -42,7 +43,6 @@ class Bucket:
         "_quota",
         "_seed",
         "_shard_keys_max",
-        "_table_of",
         "_tables",
         "_ttl_ns",
         "_value_bytes_max",
@@ -53,7 +53,7 @@ class Bucket:
         of_store = tables.options
         self.name = name
         self._tables = tables
-        self._table_of = tables.by_name.get
+        self._by_name = tables.by_name
         self._expiry = tables.expiry
         self._hash = tables.hash_function
         self._seed = tables.seed
@@ -71,7 +71,7 @@ class Bucket:
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
-        table = self._table_of(self.name)
+        table = self._by_name.get(self.name)
         if table is None:
             self._absent()
             return None
@@ -90,7 +90,7 @@ class Bucket:
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
-        table = self._table_of(self.name)
+        table = self._by_name.get(self.name)
         if table is None:
             self._absent()
             return [None] * len(keys)
@@ -120,7 +120,7 @@ class Bucket:
         if len(value) > self._value_bytes_max:
             raise LimitError("value in bytes", len(value), self._value_bytes_max)
         ttl_ns = self._ttl_ns if ttl_ms is None else _ns_of(ttl_ms)
-        table = self._table_of(self.name)
+        table = self._by_name.get(self.name)
         if table is not None:  # the common case in few steps; pays: bench engine overwrite
             shift, shards = table.ring
             shard = shards[self._hash(key, self._seed) >> shift]
@@ -175,19 +175,22 @@ class Bucket:
         if len(key) > self._key_bytes_max:
             raise LimitError("key in bytes", len(key), self._key_bytes_max)
 
-        table = self._table_of(self.name)
-        if table is not None:  # the common case in few steps; pays: bench end-to-end increment
+        table = self._by_name.get(self.name)
+        if table is not None:  # `_add`, written out; pays: bench end-to-end increment
+            shift, shards = table.ring
+            shard = shards[self._hash(key, self._seed) >> shift]
             try:
-                total = self._add(table, key, delta)
+                total = shard.increment(key, delta, self._value_bytes_max, self._quota, self._ttl_ns)
             except StoreError:
                 total = None  # `_write` finds room, or raises it again
             if total is not None:
+                if len(shard.entries) > self._shard_keys_max:
+                    table.split(shard)
                 return total
         return self._write(lambda table: self._add(table, key, delta))
 
     def _add(self, table: Table, key: bytes, delta: int) -> int | None:
-        shift, shards = table.ring
-        shard = shards[self._hash(key, self._seed) >> shift]
+        shard = table.shard_of(key)
         total = shard.increment(key, delta, self._value_bytes_max, self._quota, self._ttl_ns)
         if len(shard.entries) > self._shard_keys_max:
             table.split(shard)
@@ -195,7 +198,7 @@ class Bucket:
 
     def _write(self, write: Callable[[Table], T | None]) -> T:
         """Have a table written, which is made if there is none; `write` returns None where a shard or the table is retired."""
-        table = self._table_of(self.name)
+        table = self._by_name.get(self.name)
         while True:
             try:
                 if table is None:
@@ -216,9 +219,10 @@ class Bucket:
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
-        table = self._table_of(self.name)
+        table = self._by_name.get(self.name)
         while table is not None:
-            shard = table.shard_of(key)
+            shift, shards = table.ring
+            shard = shards[self._hash(key, self._seed) >> shift]
             removed = shard.delete(key)
             if removed is None:
                 table = self._tables.settled(self.name)
@@ -234,7 +238,7 @@ class Bucket:
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
-        table = self._table_of(self.name)
+        table = self._by_name.get(self.name)
         while table is not None:
             removed = table.delete_many(keys)
             if removed is None:
@@ -254,7 +258,7 @@ class Bucket:
         >>> bucket.ttl_ms(b"k"), bucket.persist(b"k"), bucket.ttl_ms(b"k")
         (1500, True, None)
         """
-        table = self._table_of(self.name)
+        table = self._by_name.get(self.name)
         if table is None:
             return None
         now_ns = self._expiry.clock()
@@ -265,7 +269,7 @@ class Bucket:
 
     def persist(self, key: bytes) -> bool:
         """Take a key's deadline away; whether it had one. O(1)."""
-        table = self._table_of(self.name)
+        table = self._by_name.get(self.name)
         while table is not None:
             shard = table.shard_of(key)
             persisted = shard.persist(key)
@@ -304,7 +308,7 @@ class Bucket:
             keys_max = self._page_keys_max
         elif keys_max < 1:
             raise ValueError(f"keys_max: found {keys_max}, allowed at least 1")
-        table = self._table_of(self.name)
+        table = self._by_name.get(self.name)
         if table is None:
             return Page([], None)
         page = Page(*table.page(cursor or 0, keys_max, self._page_bytes_max))
@@ -331,7 +335,7 @@ class Bucket:
 
     def __len__(self) -> int:
         """Keys in this bucket: exact when no write is under way. O(shards)."""
-        table = self._table_of(self.name)
+        table = self._by_name.get(self.name)
         return 0 if table is None else len(table)
 
     def __repr__(self) -> str:

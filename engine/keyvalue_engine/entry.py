@@ -58,5 +58,12 @@ def bytes_size(length: int) -> int:
 def entry_size(key: bytes, entry: Entry) -> int:
     """Return the memory of a key with what it holds, by the formula above."""
     if entry.__class__ is tuple:
-        return ENTRY_BYTES + bytes_size(len(key)) + bytes_size(len(entry[0])) + DEADLINE_BYTES
-    return ENTRY_BYTES + bytes_size(len(key)) + bytes_size(len(entry))
+        return ENTRY_BYTES + (len(key) + 48 & ~15) + (len(entry[0]) + 48 & ~15) + DEADLINE_BYTES
+    return ENTRY_BYTES + (len(key) + 48 & ~15) + (len(entry) + 48 & ~15)
+
+
+def value_size(entry: Entry) -> int:
+    """Return the part of `entry_size` that depends on what the key holds."""
+    if entry.__class__ is tuple:
+        return (len(entry[0]) + 48 & ~15) + DEADLINE_BYTES
+    return len(entry) + 48 & ~15

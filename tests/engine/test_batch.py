@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyvalue_engine import Bucket, BucketOptions, LimitError, NoSuchBucketError, Store, StoreOptions
+from keyvalue_engine import Bucket, BucketOptions, Change, Entry, LimitError, NoSuchBucketError, Store, StoreOptions
 from keyvalue_engine.entry import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size, entry_size
 from tests.engine.clock import Clock
 from tests.engine.entries import deadlines_of
@@ -401,7 +401,7 @@ def test_a_get_many_that_comes_upon_a_batch_at_work_waits_for_its_end(shard_keys
     found: list[list[bytes | None]] = []
     reader = Thread(target=lambda: found.append(bucket.get_many(keys)))
 
-    def read_meanwhile(name: bytes, key: bytes, value: bytes | None) -> None:
+    def read_meanwhile(change: Change, name: bytes, key: bytes, entry: Entry | None) -> None:
         if key == b"1":
             reader.start()
             assert batch.awaited.wait(TIMEOUT_S)
