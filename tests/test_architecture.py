@@ -1,5 +1,7 @@
 """The rooms: which folder may import what, which parts of the transport are without I/O, and what an import may not start.
 
+No modules import each other in a circle, not even for their types.
+
 bytes → transport → provider → engine → back. The table below is that of docs/architecture.md.
 """
 
@@ -7,11 +9,13 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import NamedTuple
@@ -190,6 +194,18 @@ def import_faults(root: Path, declared: dict[str, frozenset[str]]) -> list[str]:
     return faults
 
 
+def import_cycle(root: Path) -> str:
+    """Return modules that import each other in a circle, as "a -> b -> a"; "" if none do. Imports under TYPE_CHECKING count."""
+    found = list(modules(root))
+    known = frozenset(module.name for module in found)
+    graph = {module.name: {edge.target for edge in edges(module, known)} & known for module in found}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return " -> ".join(reversed(error.args[1]))  # it names the imported module first
+    return ""
+
+
 def _fault(importer: str, target: str, declared: dict[str, frozenset[str]]) -> str | None:
     room_name, top = room_of(importer), target.partition(".")[0]
     room = ROOMS[room_name]
@@ -269,6 +285,20 @@ def test_the_transport_knows_no_program() -> None:
 
 def test_no_two_classes_share_a_name() -> None:
     assert shared_class_names(modules(ROOT)) == {}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert import_cycle(ROOT) == ""
+
+
+def test_the_engine_loads_no_other_room_no_library_of_theirs_and_no_event_loop() -> None:
+    """In a fresh interpreter: a library of its own may load modules that nobody else knows."""
+    code = "import sys; before = {*sys.modules}; import keyvalue_engine; print(*{*sys.modules} - before)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    tops = {name.partition(".")[0] for name in loaded}
+    own = {ENGINE, *(ROOMS[ENGINE].libraries or ())}
+    assert own <= tops
+    assert tops.isdisjoint((OURS | declared_libraries(ROOT / "pyproject.toml")[PROVIDER]) - own | {"asyncio"})
 
 
 def test_nothing_is_opened_or_started_by_an_import() -> None:
@@ -399,6 +429,23 @@ def test_a_name_that_two_classes_share_is_found(tmp_path: Path) -> None:
     project(tmp_path, "bench.a", "def f():\n    class Frame: ...")
     project(tmp_path, f"{E}.a", "class Own(_Own): ...\nclass _Own: ...")
     assert shared_class_names(modules(tmp_path)) == {"Frame": [f"{P}.a", "bench.a"], "_Own": [f"{E}.a", f"{P}.a"]}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "cycle"),
+    [
+        (f"{E}.a", f"from {E}.b import B", f"{E}.a -> {E}.b -> {E}.a"),
+        (f"{E}.a", "from . import b", f"{E}.a -> {E}.b -> {E}.a"),
+        (f"{E}.a", f"def f():\n    import {E}.b", f"{E}.a -> {E}.b -> {E}.a"),
+        (f"{E}.a", f"if TYPE_CHECKING:\n    from {E}.b import B", f"{E}.a -> {E}.b -> {E}.a"),
+        (f"{E}.a", f"import {E}.a", f"{E}.a -> {E}.a"),
+        (f"{P}.a", f"from {E} import b", ""),
+    ],
+)
+def test_modules_that_import_each_other_are_found(tmp_path: Path, module: str, source: str, cycle: str) -> None:
+    root = project(tmp_path, module, source)
+    (root / path_of(f"{E}.b")).write_text(f"from {E} import a")
+    assert import_cycle(root) in {cycle, " -> ".join([*cycle.split(" -> ")[1:], *cycle.split(" -> ")[1:2]])}
 
 
 def test_a_library_is_declared_by_its_distribution(tmp_path: Path) -> None:

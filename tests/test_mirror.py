@@ -31,6 +31,10 @@ class Elsewhere(NamedTuple):
 
 ELSEWHERE: Mapping[str, Elsewhere] = {
     "engine/keyvalue_engine/bucket.py": Elsewhere("tests/engine/test_store.py", "a bucket is used through its store"),
+    "engine/keyvalue_engine/changes.py": Elsewhere("tests/engine/test_observer.py", "what an observer is told"),
+    "engine/keyvalue_engine/entry.py": Elsewhere("tests/engine/test_memory.py", "its formula, against a process"),
+    "engine/keyvalue_engine/order.py": Elsewhere("tests/engine/test_walk.py", "a walk is what the order is for"),
+    "engine/keyvalue_engine/tables.py": Elsewhere("tests/engine/test_store.py", "the buckets of a store"),
     "engine/keyvalue_engine/context.py": Elsewhere(
         "tests/engine/test_store.py", "what the parts of a store share, without behaviour"
     ),

@@ -1,6 +1,6 @@
 """What it costs to bring one change into a shard's order, against what a key costs in a fresh one.
 
-Their ratio is where a fresh order becomes the cheaper one: `CHANGES_SHARE` in `keyvalue_engine.shard`. Each round times, on a new shard, the
+Their ratio is where a fresh order becomes the cheaper one: `CHANGES_SHARE` in `keyvalue_engine.order`. Each round times, on a new shard, the
 page that sorts all, an idle page, and (this is what pytest-benchmark shows) the page that brings the changes in. `extra_info` holds
 nanoseconds a change, nanoseconds a key, and the median of the rounds' ratios. A key that is removed and put back is two changes.
 """
@@ -17,9 +17,10 @@ from xxhash import xxh3_64_intdigest
 from bench.micro.locked_dict import VALUE_BYTES, shuffled_keys, tune_collector
 from keyvalue_engine import StoreOptions
 from keyvalue_engine.context import Context
-from keyvalue_engine.deadlines import Expiry
+from keyvalue_engine.expiry import Expiry
 from keyvalue_engine.ledger import Account, Ledger
-from keyvalue_engine.shard import CHANGES_SHARE, Shard
+from keyvalue_engine.order import CHANGES_SHARE
+from keyvalue_engine.shard import Shard
 
 ROUNDS = 100
 SEED = 1
@@ -62,7 +63,7 @@ def test_change(benchmark: BenchmarkFixture, keys: int, kind: str) -> None:
                 shard.delete(key)
             if kind != "removed":
                 shard.set(key, value)
-        kept.append(len(shard._changes) == changes)
+        kept.append(shard._order is not None and len(shard._order.changes) == changes)
         return (shard,), {}
 
     benchmark.pedantic(page_of_one_key, setup=setup, rounds=ROUNDS)  # type: ignore[no-untyped-call]

@@ -7,10 +7,12 @@
 b'v'
 
 Synchronous and thread-safe; knows nothing of asyncio, NATS, wRPC, metrics or wasmCloud. Start reading at `keyvalue_engine.store`, whose header
-explains the order of keys and the cursor, then `table`, `shard`.
+explains the order of keys and the cursor, then `tables`, `table`, `shard`. `changes` says what an observer is told.
 """
 
 from keyvalue_engine.bucket import Bucket, Page
+from keyvalue_engine.changes import DELETE, EXPIRE, PERSIST, SET, Change, Observer, ObserverOf
+from keyvalue_engine.entry import Entry
 from keyvalue_engine.errors import (
     CounterError,
     CrowdedPositionError,
@@ -20,15 +22,21 @@ from keyvalue_engine.errors import (
     SnapshotError,
     StoreError,
 )
-from keyvalue_engine.ledger import Observer, Quota
 from keyvalue_engine.options import BucketOptions, StoreOptions
-from keyvalue_engine.store import ObserverOf, Store
+from keyvalue_engine.quota import Quota
+from keyvalue_engine.store import Store
 
 __all__ = [
+    "DELETE",
+    "EXPIRE",
+    "PERSIST",
+    "SET",
     "Bucket",
     "BucketOptions",
+    "Change",
     "CounterError",
     "CrowdedPositionError",
+    "Entry",
     "FullError",
     "LimitError",
     "NoSuchBucketError",

@@ -1,16 +1,14 @@
-"""Buckets and pages: the handle through which a bucket is used. `keyvalue_engine.store` says what cursors promise."""
+"""Own the handle through which a bucket is used, and the page. `keyvalue_engine.store` says what cursors promise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from keyvalue_engine.errors import FullError, LimitError, NoSuchBucketError, StoreError
 from keyvalue_engine.options import TTL_MS_MAX, BucketOptions
 from keyvalue_engine.table import Table
-
-if TYPE_CHECKING:
-    from keyvalue_engine.store import Store
+from keyvalue_engine.tables import Tables
 
 __all__ = ["CURSOR_MAX", "NS_PER_MS", "Bucket", "Page"]
 
@@ -35,6 +33,7 @@ class Bucket:
     """
 
     __slots__ = (
+        "_by_name",
         "_expiry",
         "_hash",
         "_is_strict",
@@ -44,35 +43,35 @@ class Bucket:
         "_quota",
         "_seed",
         "_shard_keys_max",
-        "_store",
         "_tables",
         "_ttl_ns",
         "_value_bytes_max",
         "name",
     )
 
-    def __init__(self, store: Store, name: bytes, options: BucketOptions) -> None:
+    def __init__(self, tables: Tables, name: bytes, options: BucketOptions) -> None:
+        of_store = tables.options
         self.name = name
-        self._store = store
-        self._tables = store._tables
-        self._expiry = store._expiry
-        self._hash = store._hash
-        self._seed = store._seed
-        self._shard_keys_max = store.options.shard_keys_max
-        self._key_bytes_max = options.key_bytes_max or store.options.key_bytes_max
-        self._value_bytes_max = options.value_bytes_max or store.options.value_bytes_max
-        self._page_keys_max = options.page_keys_max or store.options.page_keys_max
-        self._page_bytes_max = options.page_bytes_max or store.options.page_bytes_max
+        self._tables = tables
+        self._by_name = tables.by_name
+        self._expiry = tables.expiry
+        self._hash = tables.hash_function
+        self._seed = tables.seed
+        self._shard_keys_max = of_store.shard_keys_max
+        self._key_bytes_max = options.key_bytes_max or of_store.key_bytes_max
+        self._value_bytes_max = options.value_bytes_max or of_store.value_bytes_max
+        self._page_keys_max = options.page_keys_max or of_store.page_keys_max
+        self._page_bytes_max = options.page_bytes_max or of_store.page_bytes_max
         self._ttl_ns = (options.ttl_ms or 0) * NS_PER_MS
         self._quota = options.quota
-        self._is_strict = store.options.strict_buckets if options.strict_buckets is None else options.strict_buckets
+        self._is_strict = of_store.strict_buckets if options.strict_buckets is None else options.strict_buckets
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, or None. O(1), takes no lock: see `keyvalue_engine.table.Table.read`.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
-        table = self._tables.get(self.name)
+        table = self._by_name.get(self.name)
         if table is None:
             self._absent()
             return None
@@ -91,7 +90,7 @@ class Bucket:
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
-        table = self._tables.get(self.name)
+        table = self._by_name.get(self.name)
         if table is None:
             self._absent()
             return [None] * len(keys)
@@ -121,7 +120,7 @@ class Bucket:
         if len(value) > self._value_bytes_max:
             raise LimitError("value in bytes", len(value), self._value_bytes_max)
         ttl_ns = self._ttl_ns if ttl_ms is None else _ns_of(ttl_ms)
-        table = self._tables.get(self.name)
+        table = self._by_name.get(self.name)
         if table is not None:  # the common case in few steps; pays: bench engine overwrite
             shift, shards = table.ring
             shard = shards[self._hash(key, self._seed) >> shift]
@@ -176,19 +175,22 @@ class Bucket:
         if len(key) > self._key_bytes_max:
             raise LimitError("key in bytes", len(key), self._key_bytes_max)
 
-        table = self._tables.get(self.name)
-        if table is not None:  # the common case in few steps; pays: bench end-to-end increment
+        table = self._by_name.get(self.name)
+        if table is not None:  # `_add`, written out; pays: bench end-to-end increment
+            shift, shards = table.ring
+            shard = shards[self._hash(key, self._seed) >> shift]
             try:
-                total = self._add(table, key, delta)
+                total = shard.increment(key, delta, self._value_bytes_max, self._quota, self._ttl_ns)
             except StoreError:
                 total = None  # `_write` finds room, or raises it again
             if total is not None:
+                if len(shard.entries) > self._shard_keys_max:
+                    table.split(shard)
                 return total
         return self._write(lambda table: self._add(table, key, delta))
 
     def _add(self, table: Table, key: bytes, delta: int) -> int | None:
-        shift, shards = table.ring
-        shard = shards[self._hash(key, self._seed) >> shift]
+        shard = table.shard_of(key)
         total = shard.increment(key, delta, self._value_bytes_max, self._quota, self._ttl_ns)
         if len(shard.entries) > self._shard_keys_max:
             table.split(shard)
@@ -196,34 +198,34 @@ class Bucket:
 
     def _write(self, write: Callable[[Table], T | None]) -> T:
         """Have a table written, which is made if there is none; `write` returns None where a shard or the table is retired."""
-        store = self._store
-        table = self._tables.get(self.name)
+        table = self._by_name.get(self.name)
         while True:
             try:
                 if table is None:
-                    table, written = store._write_first(self.name, write)
+                    table, written = self._tables.write_first(self.name, write)
                 else:
                     written = write(table)
             except StoreError as error:
-                if isinstance(error, FullError) and store._find_room(error):
+                if isinstance(error, FullError) and self._tables.find_room(error):
                     continue
-                store._free_if_empty(self.name)  # its last key may be one that was found to have expired
+                self._tables.free_if_empty(self.name)  # its last key may be one that was found to have expired
                 raise
             if written is not None:
                 return written
-            table = store._settled(self.name)
+            table = self._tables.settled(self.name)
 
     def delete(self, key: bytes) -> bool:
         """Remove a key; whether it was there. O(1), and O(shards) when a shard's last key goes. The last key takes the bucket with it.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
-        table = self._tables.get(self.name)
+        table = self._by_name.get(self.name)
         while table is not None:
-            shard = table.shard_of(key)
+            shift, shards = table.ring
+            shard = shards[self._hash(key, self._seed) >> shift]
             removed = shard.delete(key)
             if removed is None:
-                table = self._store._settled(self.name)
+                table = self._tables.settled(self.name)
                 continue
             if not shard.entries:
                 self._tidy(table)
@@ -236,11 +238,11 @@ class Bucket:
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
-        table = self._tables.get(self.name)
+        table = self._by_name.get(self.name)
         while table is not None:
             removed = table.delete_many(keys)
             if removed is None:
-                table = self._store._settled(self.name)
+                table = self._tables.settled(self.name)
                 continue
             self._tidy(table)
             return removed
@@ -256,7 +258,7 @@ class Bucket:
         >>> bucket.ttl_ms(b"k"), bucket.persist(b"k"), bucket.ttl_ms(b"k")
         (1500, True, None)
         """
-        table = self._tables.get(self.name)
+        table = self._by_name.get(self.name)
         if table is None:
             return None
         now_ns = self._expiry.clock()
@@ -267,7 +269,7 @@ class Bucket:
 
     def persist(self, key: bytes) -> bool:
         """Take a key's deadline away; whether it had one. O(1)."""
-        table = self._tables.get(self.name)
+        table = self._by_name.get(self.name)
         while table is not None:
             shard = table.shard_of(key)
             persisted = shard.persist(key)
@@ -275,13 +277,13 @@ class Bucket:
                 if not shard.entries:
                     self._tidy(table)
                 return persisted
-            table = self._store._settled(self.name)
+            table = self._tables.settled(self.name)
         return False
 
     def _tidy(self, table: Table) -> None:
         """Free a table that has no key left."""
         if table.looks_empty():
-            self._store._free_if_empty(self.name)
+            self._tables.free_if_empty(self.name)
 
     def page(self, cursor: int | None = None, keys_max: int | None = None) -> Page:
         """Keys from `cursor` on (None: from the beginning), at most `keys_max` (default: `page_keys_max` of the handle or the store).
@@ -306,7 +308,7 @@ class Bucket:
             keys_max = self._page_keys_max
         elif keys_max < 1:
             raise ValueError(f"keys_max: found {keys_max}, allowed at least 1")
-        table = self._tables.get(self.name)
+        table = self._by_name.get(self.name)
         if table is None:
             return Page([], None)
         page = Page(*table.page(cursor or 0, keys_max, self._page_bytes_max))
@@ -333,7 +335,7 @@ class Bucket:
 
     def __len__(self) -> int:
         """Keys in this bucket: exact when no write is under way. O(shards)."""
-        table = self._tables.get(self.name)
+        table = self._by_name.get(self.name)
         return 0 if table is None else len(table)
 
     def __repr__(self) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from keyvalue_engine.deadlines import Entry, Expiry
+from keyvalue_engine.entry import Entry
+from keyvalue_engine.expiry import Expiry
 from keyvalue_engine.ledger import Account
 
 __all__ = ["Context", "Copy"]

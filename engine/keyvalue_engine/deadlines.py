@@ -1,29 +1,17 @@
-"""Expiry: when the keys of a shard end, and which shards of a store have such keys.
+"""Own the deadlines of one shard's keys: how many there are, and which are due.
 
-A deadline is a time of the store's clock in nanoseconds. It stands in the shard's entries beside its value, where readers find it; a heap says
-what is due, at the price of O(log n) for a key that gets its first deadline. A key whose deadline moves later keeps its place in the heap
-and is put in again when that comes; so a key that is written again and again stands there once, and what is out of date is at most half of the
-heap.
+A deadline stands in the shard's entries beside its value, where readers find it; a heap says what is due, at the price of O(log n) for a
+key that gets its first deadline. A key whose deadline moves later keeps its place in the heap, and is put in again when that place comes
+up. So a key that is written again and again stands there once, and at most half of the heap is out of date.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
 from heapq import heapify, heappop, heappush, heapreplace
-from threading import Lock
-from typing import TYPE_CHECKING, TypeAlias
 
-if TYPE_CHECKING:
-    from keyvalue_engine.shard import Shard
+from keyvalue_engine.entry import Entry
 
-__all__ = ["Deadlines", "Entry", "Expiry", "Timed"]
-
-#: A value and its deadline. A write replaces both at one stroke, so nobody sees the one without the other. A plain tuple: a NamedTuple costs
-#: many times as much to make, and the garbage collector would never cease to track it.
-Timed: TypeAlias = tuple[bytes, int]
-#: What a key holds. Who asks often compares the class: `isinstance` costs more where the answer is no.
-Entry: TypeAlias = bytes | Timed
+__all__ = ["Deadlines"]
 
 #: The heap is made anew when it has more places than this, and more than two a deadline.
 HEAP_MIN = 64
@@ -95,51 +83,3 @@ class Deadlines:
             earliest[key] = min(deadline_ns, earliest.get(key, deadline_ns))
         assert all(earliest[key] <= deadline_ns for key, deadline_ns in deadlines_ns.items())
         assert len(self._heap) <= max(HEAP_MIN, 2 * self.count)
-
-
-class Expiry:
-    """The shards of a store in which keys have deadlines, in the order in which they are swept.
-
-    :param clock: nanoseconds that never go back
-    """
-
-    __slots__ = ("_lock", "_shards", "clock", "expired_keys", "was_used")
-
-    def __init__(self, clock: Callable[[], int]) -> None:
-        self.clock = clock
-        self.expired_keys = 0
-        #: Whether any key ever had a deadline. Set before the first is written, so who finds it unset after a look-up has found none.
-        self.was_used = False
-        self._lock = Lock()  # protects expired_keys and _shards; a leaf, as the ledger's
-        self._shards: OrderedDict[Shard, None] = OrderedDict()  # it finds its first in O(1), where a dict would not
-
-    def deadline_ns(self, ttl_ns: int) -> int | None:
-        """When what lives so long from now on ends; None where that is 0: never."""
-        return self.clock() + ttl_ns if ttl_ns else None
-
-    def add(self, shard: Shard) -> None:
-        """A shard is about to get its first deadline, or got it before it was in the ring."""
-        self.was_used = True
-        with self._lock:
-            self._shards[shard] = None
-
-    def remove(self, shard: Shard) -> None:
-        """A shard has none any more."""
-        with self._lock:
-            self._shards.pop(shard, None)
-
-    def rotate(self) -> Shard | None:
-        """The shard whose turn it is; it goes to the end of the row."""
-        with self._lock:
-            for shard in self._shards:
-                self._shards.move_to_end(shard)
-                return shard
-        return None
-
-    def count(self, keys: int) -> None:
-        """Keys have expired, and are removed."""
-        with self._lock:
-            self.expired_keys += keys
-
-    def __len__(self) -> int:
-        return len(self._shards)

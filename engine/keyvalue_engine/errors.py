@@ -5,10 +5,7 @@ Every one leaves the store as it was. Messages say what was found and what is al
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from keyvalue_engine.ledger import Quota
+from keyvalue_engine.quota import Quota
 
 __all__ = [
     "CounterError",

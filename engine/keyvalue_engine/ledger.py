@@ -1,83 +1,19 @@
-"""What the store holds, counted: keys, memory. One ledger a store, one account a bucket, and quotas over buckets.
+"""Own the counts of what a store holds: keys and memory. One ledger a store, one account a bucket, and quotas over buckets.
 
-Memory is a formula, not a measurement, so that it is the same everywhere and costs O(1). In bytes:
-
-    a key and its value   ENTRY + (len(key) + 48 & ~15) + (len(value) + 48 & ~15)
-    a key with a deadline, besides                DEADLINE
-    a key that is in a shard's order, besides     ORDER
-    a shard               SHARD
-    a bucket              BUCKET + (len(name) + 48 & ~15)
-
-`len + 48 & ~15` is a bytes object: 33 bytes of header and terminator, rounded up as CPython's allocator does. ENTRY is a dict's
-share for one key, DEADLINE the pair of value and deadline, the deadline's int object, and a place in the heap with its tuple, ORDER the share
-of the sorted lists and of the position's int object. tests/engine/test_memory.py compares the formula with the growth of the process at a
-million keys.
+Memory is counted by the formula of `keyvalue_engine.entry`. A count may be read without the lock: it is one attribute, and each value that
+it ever has was right at some moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from threading import Lock
-from typing import TypeAlias
 
-from keyvalue_engine.deadlines import Entry
+from keyvalue_engine.changes import Observer
 from keyvalue_engine.errors import FullError
 from keyvalue_engine.options import StoreOptions
+from keyvalue_engine.quota import UNLIMITED, Quota
 
-__all__ = [
-    "BUCKET_BYTES",
-    "DEADLINE_BYTES",
-    "ENTRY_BYTES",
-    "ORDER_BYTES",
-    "SHARD_BYTES",
-    "Account",
-    "Ledger",
-    "Observer",
-    "Quota",
-    "bytes_size",
-    "entry_size",
-]
-
-ENTRY_BYTES = 40
-DEADLINE_BYTES = 186
-ORDER_BYTES = 62
-SHARD_BYTES = 500
-BUCKET_BYTES = 700
-UNLIMITED = 2**63
-
-#: Told of a change: bucket, key, and the value, or None where the key was deleted or has expired. Called under the stripe, so in the
-#: order of writes to a key: it must not block, nor raise, nor use the store.
-Observer: TypeAlias = Callable[[bytes, bytes, bytes | None], None]
-
-
-def bytes_size(length: int) -> int:
-    """Memory of a bytes object of `length` bytes."""
-    return length + 48 & ~15
-
-
-def entry_size(key: bytes, entry: Entry) -> int:
-    """Memory of a key with what it holds, by the formula above."""
-    if entry.__class__ is tuple:
-        return ENTRY_BYTES + (len(key) + 48 & ~15) + (len(entry[0]) + 48 & ~15) + DEADLINE_BYTES
-    return ENTRY_BYTES + (len(key) + 48 & ~15) + (len(entry) + 48 & ~15)
-
-
-class Quota:
-    """What some buckets may hold together, for the handles that are given it; counted whoever writes. `Store.add_quota` begins the count.
-
-    :param covers: whether a bucket of this name belongs to it
-    :param keys_max: None is no limit
-    :param memory_bytes_max: of keys and values with their deadlines, by the formula above; None is no limit
-    """
-
-    __slots__ = ("covers", "keys", "keys_max", "memory_bytes", "memory_bytes_max")
-
-    def __init__(self, covers: Callable[[bytes], bool], keys_max: int | None, memory_bytes_max: int | None) -> None:
-        self.covers = covers
-        self.keys_max = UNLIMITED if keys_max is None else keys_max
-        self.memory_bytes_max = UNLIMITED if memory_bytes_max is None else memory_bytes_max
-        self.keys = 0
-        self.memory_bytes = 0
+__all__ = ["Account", "Ledger"]
 
 
 class Ledger:

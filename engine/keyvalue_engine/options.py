@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from keyvalue_engine.ledger import Quota
+from keyvalue_engine.quota import Quota
 
 __all__ = ["LENGTH_MAX", "SHARD_BITS_MAX", "TTL_MS_MAX", "BucketOptions", "StoreOptions"]
 
@@ -40,7 +38,7 @@ class StoreOptions:
     buckets_max: int = 65_536
     #: Keys in all buckets together.
     keys_max: int = 2**32
-    #: Memory by the formula of `keyvalue_engine.ledger`, in bytes; None is no limit.
+    #: Memory by the formula of `keyvalue_engine.entry`, in bytes; None is no limit.
     memory_bytes_max: int | None = None
     #: Keys a page.
     page_keys_max: int = 1_000

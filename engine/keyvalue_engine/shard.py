@@ -1,15 +1,24 @@
-"""A shard: the keys of one arc of the ring, under one lock, its stripe.
+"""Own the entries of one arc of the ring, under one lock, the stripe.
 
     position   0                                                        2**64 - 1
     ring       |----- shard, depth 1 -----|- depth 2 -|-- depth 2 --|
                start                       start + 2**(64 - depth)
 
-`entries` (a dict) is the data. The order of the keys is lazy: there is none until a page is asked for; from then on a write appends
-its key to `changes`, and the next page brings `order` up to date from the entries. When that would cost more than to sort anew, order and
-changes are dropped, so that writes without pages never make anything grow.
+`entries` (a dict) is what the shard holds. All else is worked out from it and kept beside it: `deadlines` while any key has one, and the
+order of the keys (keyvalue_engine.order) from the first page on.
 
-A key may have a deadline, which its entry then holds beside the value. From then on no reader sees it; it is removed by the sweep, or by a write
-or a page that comes across it.
+A key may have a deadline, which its entry then holds beside the value. After the deadline no reader sees the key; it is removed by the sweep,
+or by a write or a page that comes across it.
+
+Every write is one call of `_commit`, which changes the entries and all that depends on them, and tells the observer:
+
+    set, increment, set_many ──┐
+    persist ───────────────────┤                 ┌──> account    counts, which may refuse the write
+    delete ────────────────────┼──> _commit ─────┼──> entries    with the deadline beside the value
+    sweep, and whatever finds  │                 ├──> deadlines, order
+    an expired key ────────────┘                 └──> observer
+
+A few writes are written out, next to the name of the benchmark that pays for them. tests/engine/test_commit.py holds each against `_commit`.
 
 A shard knows of its bucket what all its shards share, the account, and never takes another shard's stripe.
 """
@@ -17,47 +26,37 @@ A shard knows of its bucket what all its shards share, the account, and never ta
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from threading import Lock
 
-from sortedcontainers import SortedKeyList
-
+from keyvalue_engine.changes import DELETE, EXPIRE, PERSIST, SET, Change
 from keyvalue_engine.context import Context, Copy
 from keyvalue_engine.counter import counter_sum
-from keyvalue_engine.deadlines import Deadlines, Entry
-from keyvalue_engine.errors import CrowdedPositionError, LimitError
-from keyvalue_engine.ledger import DEADLINE_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, Quota, entry_size
+from keyvalue_engine.deadlines import Deadlines
+from keyvalue_engine.entry import ENTRY_BYTES, SHARD_BYTES, Entry, entry_size, value_size
+from keyvalue_engine.errors import LimitError
+from keyvalue_engine.order import LazyOrder
+from keyvalue_engine.quota import Quota
 
-__all__ = ["CROWD_KEYS_MAX", "CROWD_PAGES_MAX", "KEY_OVERHEAD_BYTES", "Shard"]
+__all__ = ["Shard"]
 
-#: A key counts its length and this against a page's bytes: enough for a LEB128 length of a key up to 256 MiB.
-KEY_OVERHEAD_BYTES = 4
-#: More keys than this, or more than so many pages of bytes, at one position are refused.
-CROWD_KEYS_MAX = 64
-CROWD_PAGES_MAX = 4
-#: The order is dropped when more than `CHANGES_MIN` and more than one key in `CHANGES_SHARE` changed since the last page: to bring in a
-#: change costs about so many times what a key costs in a new order (bench/micro/test_order.py).
-CHANGES_MIN = 64
-CHANGES_SHARE = 6
+#: No bound on the looks at expired keys.
 ALL = 2**63
 
 
 class Shard:
     """Keys and values of an arc. `stripe` protects everything else here.
 
-    Without the stripe only `entries.get`, `key in entries` and `len(entries)` may be used: a dict does each of them at one instant, with
-    the GIL and on free-threaded builds. The entries of a retired shard are never changed again, so a reader that still
-    holds one sees the values of the moment at which the shard was replaced, which is within the time of its call. How it learns whether the
-    time of a value is over: `keyvalue_engine.table.Table.read`.
+    Without the stripe only `entries.get`, `key in entries` and `len(entries)` may be used, and `deadlines` compared with None: each is one
+    step, with the GIL and on free-threaded builds. The entries of a retired shard are never changed again. So a reader that still holds
+    one sees the values of the moment at which the shard was replaced, which is within the time of its call. How a reader learns
+    if an entry has expired: `keyvalue_engine.table.Table.read`.
     """
 
     __slots__ = (
         "_account",
-        "_changes",
         "_context",
         "_expiry",
         "_order",
-        "_position_of",
         "deadlines",
         "depth",
         "entries",
@@ -69,35 +68,37 @@ class Shard:
     def __init__(self, start: int, depth: int, context: Context) -> None:
         self.stripe = Lock()
         self.entries: dict[bytes, Entry] = {}
-        #: None while no key has a deadline, and then a write need not ask.
+        #: None while no key has a deadline: then a write need not look at the clock.
         self.deadlines: Deadlines | None = None
         self.retired = False
         self.start = start
         self.depth = depth
         self._context = context
-        self._position_of = context.position_of
         self._account = context.account
         self._expiry = context.expiry
-        self._order: SortedKeyList[bytes] | None = None
-        self._changes: list[bytes] = []
+        self._order: LazyOrder | None = None
         context.account.adjust(SHARD_BYTES)
 
     @property
     def end(self) -> int:
-        """The position behind the arc."""
+        """Return the position after the arc."""
         return self.start + (1 << (64 - self.depth))
 
     @property
     def bucket_name(self) -> bytes:
-        """Name of the bucket that this is a shard of."""
+        """Return the name of the bucket that this is a shard of."""
         return self._account.name
 
+    def counts_for(self, quota: Quota) -> bool:
+        """Return True if the shard's entries are counted for this quota. Without the stripe: the tuple is replaced, never changed."""
+        return quota in self._account.quotas
+
     def set(self, key: bytes, value: bytes, quota: Quota | None = None, ttl_ns: int = 0) -> int:
-        """Store a value. O(1). Takes the stripe. Pays: bench engine overwrite.
+        """Store a value. O(1). Takes the stripe.
 
-        Returns 0 when the shard is retired and took nothing, how many keys it holds when the key is new, at least 1 when it is not.
+        Return 0 when the shard is retired and took nothing, the number of keys it holds when the key is new, at least 1 when it is not.
 
-        :param ttl_ns: the key has a deadline after so long; 0: it has none
+        :param ttl_ns: the key's deadline, from now on; 0: it has none
         :raises LimitError: keys or memory of the store or the quota would pass their limit
         """
         stripe = self.stripe
@@ -107,7 +108,7 @@ class Shard:
                 return 0
             if ttl_ns or self.deadlines is not None:
                 return self._set_timed(key, value, quota, ttl_ns)
-            # `put` without deadlines, written out.
+            # `_commit` of a key without a deadline, written out; pays: bench engine overwrite, new key
             entries = self.entries
             account = self._account
             old = entries.get(key)
@@ -115,7 +116,7 @@ class Shard:
                 account.charge(1, ENTRY_BYTES + (len(key) + 48 & ~15) + (len(value) + 48 & ~15), quota)
                 entries[key] = value
                 if self._order is not None:
-                    self._note_change(key)
+                    self._note(key)
                 keys = len(entries)
             else:
                 if len(value) != len(old):
@@ -126,17 +127,18 @@ class Shard:
                 keys = 1
             observer = account.observer
             if observer is not None:
-                observer(account.name, key, value)
+                observer(SET, account.name, key, value)
             return keys
         finally:
             stripe.release()
 
     def _set_timed(self, key: bytes, value: bytes, quota: Quota | None, ttl_ns: int) -> int:
+        """`set` where this key or another one has a deadline."""
         now_ns = self._expiry.clock()
         entries = self.entries
         old = entries.get(key)
         if ttl_ns and old.__class__ is tuple and old[1] > now_ns:
-            # `put` of a key that has a deadline, written out; pays: bench end-to-end expiry
+            # `_commit` of a key that has a deadline, written out; pays: bench end-to-end expiry
             old_value, before_ns = old
             account = self._account
             if len(value) != len(old_value):
@@ -144,115 +146,126 @@ class Shard:
                 if growth:
                     account.charge(0, growth, quota)
             deadline_ns = now_ns + ttl_ns
-            entries[key] = value, deadline_ns
+            entries[key] = entry = value, deadline_ns
             if deadline_ns < before_ns:
-                self._deadlines().put(key, deadline_ns, before_ns)
+                self._timed().put(key, deadline_ns, before_ns)
             observer = account.observer
             if observer is not None:
-                observer(account.name, key, value)
+                observer(SET, account.name, key, entry)
             return 1
-        self.put(key, (value, now_ns + ttl_ns) if ttl_ns else value, self._live(key, now_ns), quota)
+        self._commit(SET, key, (value, now_ns + ttl_ns) if ttl_ns else value, self._live(key, now_ns), quota)
         return len(entries)
 
     def delete(self, key: bytes) -> bool | None:
-        """Remove a key; whether it was there, or None when the shard is retired. O(1). Takes the stripe."""
-        with self.stripe:
+        """Remove a key. Return True if it was there, None when the shard is retired. O(1). Takes the stripe."""
+        stripe = self.stripe
+        stripe.acquire()
+        try:
             return None if self.retired else self.remove(key)
+        finally:
+            stripe.release()
 
     def increment(self, key: bytes, delta: int, value_bytes_max: int, quota: Quota | None, ttl_ns: int) -> int | None:
-        """Add to a counter, which is the decimal text of a number; the sum, or None when the shard is retired. O(1). Takes the stripe.
+        """Add to a counter, which is the decimal text of a number. Return the sum, or None when the shard is retired. O(1). Takes the stripe.
 
-        :param ttl_ns: 0: the key keeps the deadline that it has
+        :param ttl_ns: the key's deadline, from now on; 0: it keeps the one that it has
         :raises CounterError: the value is no such text, or the sum would not be below 2**64; the value is as before
         :raises LimitError: as `set`
         """
-        with self.stripe:
+        stripe = self.stripe
+        stripe.acquire()
+        try:
             if self.retired:
                 return None
-            deadline_ns: int | None = None
-            is_timed = ttl_ns > 0 or self.deadlines is not None
-            if is_timed:
+            now_ns = 0
+            if ttl_ns or self.deadlines is not None:
                 now_ns = self._expiry.clock()
                 old = self._live(key, now_ns)
-                before, deadline_ns = old if isinstance(old, tuple) else (old, None)
-                if ttl_ns:
-                    deadline_ns = now_ns + ttl_ns
             else:
-                before = old = self.entries.get(key)  # type: ignore[assignment]  # no key has a deadline
-            total = counter_sum(b"0" if before is None else before, delta)
+                old = self.entries.get(key)
+            deadline_ns = None
+            if isinstance(old, tuple):
+                before, deadline_ns = old
+            else:
+                before = b"0" if old is None else old
+            total = counter_sum(before, delta)
             value = b"%d" % total
             if len(value) > value_bytes_max:
                 raise LimitError("value in bytes", len(value), value_bytes_max)
-            if is_timed or before is None or self._account.observer is not None:
-                self.put(key, value if deadline_ns is None else (value, deadline_ns), old, quota)
-                return total
-            # `put` of a key that is there, written out.
-            growth = (len(value) + 48 & ~15) - (len(before) + 48 & ~15)
-            if growth:
-                self._account.charge(0, growth, quota)
-            self.entries[key] = value
+            if ttl_ns:
+                deadline_ns = now_ns + ttl_ns
+            self._commit(SET, key, value if deadline_ns is None else (value, deadline_ns), old, quota)
             return total
+        finally:
+            stripe.release()
 
     def persist(self, key: bytes) -> bool | None:
-        """Take a key's deadline away; whether it had one, or None when the shard is retired. Takes the stripe."""
+        """Take a key's deadline away. Return True if it had one, None when the shard is retired. O(1). Takes the stripe."""
         with self.stripe:
             if self.retired:
                 return None
             entry = None if self.deadlines is None else self._live(key, self._expiry.clock())
             if not isinstance(entry, tuple):
                 return False
-            self._account.charge(0, -DEADLINE_BYTES)
-            self.entries[key] = entry[0]
-            self._drop_deadline()
+            self._commit(PERSIST, key, entry[0], entry)
             return True
 
     def sweep(self, looks_max: int) -> int:
-        """Remove keys whose time is over, looking at so many at most, with those whose time was put off; at how many. Takes the stripe."""
+        """Remove expired keys, after at most `looks_max` looks at keys, expired or with a deadline that moved. Return the looks. Takes the stripe."""
         with self.stripe:
             return 0 if self.retired else self._expire_due(looks_max)
 
-    def counts_for(self, quota: Quota) -> bool:
-        """Whether what the shard holds is counted for this quota."""
-        return quota in self._account.quotas
-
-    def copy(self) -> Copy:
-        """What is there now. Under the stripe. O(n)."""
-        self._expire_due(ALL)
-        return Copy(list(self.entries.items()), self.end)
-
     # Under the stripe, which the caller holds, from here on.
 
-    def put(
-        self, key: bytes, entry: Entry, old: Entry | None, quota: Quota | None = None, *, charged: bool = False
+    def _commit(
+        self,
+        change: Change,
+        key: bytes,
+        entry: Entry | None,
+        old: Entry | None,
+        quota: Quota | None = None,
+        charged: bool = False,
     ) -> None:
-        """`set`, in the general case.
+        """Make a change, in whole or not at all, and tell the observer.
 
-        :param old: what the key holds, its time not over
+        Room that the change gives back is given back first: another thread may take it a moment before it is there. There is no
+        keyword-only parameter, since CPython does not specialize calls of functions that have one (bench/micro/test_engine.py, delete).
+
+        :param entry: what the key will hold; None: it is removed
+        :param old: what the key holds, not expired unless it is removed now; None: it is not there
         :param charged: the account knows of it already: a batch is charged whole, before its first write
+        :raises FullError: keys or memory of the store or the quota would pass their limit; nothing has changed
         """
         account = self._account
-        if not charged:
-            growth = entry_size(key, entry) - (0 if old is None else entry_size(key, old))
-            if growth or old is None:
-                account.charge(int(old is None), growth, quota)
         before_ns = old[1] if isinstance(old, tuple) else None
+        if charged:
+            pass
+        elif old is None or entry is None:
+            growth = (0 if entry is None else entry_size(key, entry)) - (0 if old is None else entry_size(key, old))
+            account.charge(1 if old is None else -1, growth, quota)
+        elif len(entry) != len(old) or before_ns is not None or isinstance(entry, tuple):
+            growth = value_size(entry) - value_size(old)
+            if growth:
+                account.charge(0, growth, quota)
         if isinstance(entry, tuple):
-            value, deadline_ns = entry
-            deadlines = self._deadlines()  # first: see `Expiry.was_used`
+            deadlines = self._timed()  # before the entry: see `Expiry.was_used`
             self.entries[key] = entry
-            deadlines.put(key, deadline_ns, before_ns)
+            deadlines.put(key, entry[1], before_ns)
         else:
-            self.entries[key] = value = entry
+            if entry is None:
+                del self.entries[key]
+            else:
+                self.entries[key] = entry
             if before_ns is not None:
                 self._drop_deadline()
-        if old is None and self._order is not None:
-            self._note_change(key)
+        if (old is None or entry is None) and self._order is not None:
+            self._note(key)
         observer = account.observer
         if observer is not None:
-            observer(account.name, key, value)
+            observer(change, account.name, key, entry)
 
     def growth(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> tuple[int, int]:
-        """Keys and memory that `put_many` would charge for this part of the entries; each key stands there once."""
+        """Return the keys and the memory that `put_many` of this part of the entries needs; each key stands there once."""
         keys = memory_bytes = 0
         old_of = self.entries.get
         if self.deadlines is None and deadline_ns is None:  # written out; pays: bench end-to-end batch
@@ -272,24 +285,27 @@ class Shard:
         return keys, memory_bytes
 
     def put_many(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> None:
-        """Store this part of the entries, for which the account was charged."""
+        """Store this part of the entries, for which the account was charged. None of the keys has expired: see `expire`."""
         known = self.entries
         if deadline_ns is None and self.deadlines is None and self._order is None and self._account.observer is None:
-            for key in part:
+            for key in part:  # `_commit` of what is charged, written out; pays: bench end-to-end batch
                 known[key] = entries[key]
             return
         for key in part:
             value = entries[key]
-            self.put(key, value if deadline_ns is None else (value, deadline_ns), known.get(key), charged=True)
+            entry = value if deadline_ns is None else (value, deadline_ns)
+            self._commit(SET, key, entry, known.get(key), charged=True)
 
     def remove(self, key: bytes) -> bool:
-        """Remove a key; whether it was there, its time not over."""
-        if self.deadlines is not None and self._live(key, self._expiry.clock()) is None:
+        """Remove a key. Return True if it was there, and not expired."""
+        entry = self.entries.get(key) if self.deadlines is None else self._live(key, self._expiry.clock())
+        if entry is None:
             return False
-        return self._remove(key)
+        self._commit(DELETE, key, None, entry)
+        return True
 
     def expire(self, keys: Iterable[bytes]) -> None:
-        """Remove those of the keys whose time is over."""
+        """Remove those of the keys that have expired."""
         if self.deadlines is None:
             return
         now_ns = self._expiry.clock()
@@ -297,10 +313,10 @@ class Shard:
             self._live(key, now_ns)
 
     def _live(self, key: bytes, now_ns: int) -> Entry | None:
-        """What a key holds; where its time is over it is removed, and that is None."""
+        """Return what a key holds. An expired key is removed, and holds nothing."""
         entry = self.entries.get(key)
         if entry.__class__ is tuple and entry[1] <= now_ns:
-            self._remove(key)
+            self._commit(EXPIRE, key, None, entry)
             self._expiry.count(1)
             return None
         return entry
@@ -312,30 +328,15 @@ class Shard:
         removed, looks_before, left = 0, deadlines.looks, looks_max
         now_ns = self._expiry.clock()
         while left > 0 and (key := deadlines.next_due(now_ns, left)) is not None:
-            self._remove(key)
+            self._commit(EXPIRE, key, None, self.entries[key])
             removed += 1
             left = looks_max - removed - (deadlines.looks - looks_before)
         if removed:
             self._expiry.count(removed)
         return removed + deadlines.looks - looks_before
 
-    def _remove(self, key: bytes) -> bool:
-        entry = self.entries.pop(key, None)
-        if entry is None:
-            return False
-        account = self._account
-        account.charge(-1, -entry_size(key, entry))
-        if isinstance(entry, tuple):
-            self._drop_deadline()
-        if self._order is not None:
-            self._note_change(key)
-        observer = account.observer
-        if observer is not None:
-            observer(account.name, key, None)
-        return True
-
-    def _deadlines(self) -> Deadlines:
-        """The deadlines, to which one is to be added."""
+    def _timed(self) -> Deadlines:
+        """Return the deadlines, to which one is to be added."""
         deadlines = self.deadlines
         if deadlines is None:
             deadlines = self.deadlines = Deadlines(self.entries)
@@ -349,56 +350,27 @@ class Shard:
             self.deadlines = None
             self._expiry.remove(self)
 
+    def _note(self, key: bytes) -> None:
+        """Tell the order, which there is, that a key was added or removed."""
+        if self._order is not None and not self._order.note(key):
+            self._order = None
+
     def take(
         self, position: int, keys: list[bytes], keys_max: int, size_bytes: int, page_bytes_max: int
     ) -> tuple[int | None, int]:
-        """Append the keys at and behind `position` to a page that holds `keys` of `size_bytes` so far.
-
-        Returns the position of the first key that found no room (None: all had room), and the page's bytes. Keys of one position
-        never part: they come whole, or begin the next page. O(changes + log n + keys taken).
-
-        :raises CrowdedPositionError: the page is empty, and the keys of its first position are too many for any page
-        """
+        """Append keys to a page, as `LazyOrder.take`. O(changes * log n + keys taken); O(n log n) where there is no order yet."""
         self._expire_due(ALL)
-        order = self._current_order()
-        room = max(0, min(keys_max - len(keys), len(order)))  # a crowd may have passed keys_max
-        found = list(islice(order.irange_key(position), room + 1))
-        found_bytes = sum(map(len, found)) + KEY_OVERHEAD_BYTES * len(found)
-        if not found or (len(found) <= room and size_bytes + found_bytes <= page_bytes_max):
-            keys += found
-            return None, size_bytes + found_bytes
+        if self._order is None:
+            self._order = LazyOrder(self.entries, self._context.position_of, self._account)
+        return self._order.take(position, keys, keys_max, size_bytes, page_bytes_max)
 
-        count = 0
-        for key in islice(found, room):
-            after = size_bytes + len(key) + KEY_OVERHEAD_BYTES
-            if after > page_bytes_max:
-                break
-            size_bytes = after
-            count += 1
-        next_position = self._position_of(found[count])
-        while count and self._position_of(found[count - 1]) == next_position:
-            count -= 1
-            size_bytes -= len(found[count]) + KEY_OVERHEAD_BYTES
-        keys += found[:count]
-        if keys:
-            return next_position, size_bytes
-        return self._take_crowd(next_position, keys, page_bytes_max)
-
-    def _take_crowd(self, position: int, keys: list[bytes], page_bytes_max: int) -> tuple[int | None, int]:
-        """Fill an empty page with all keys of one position, which are more than a page holds."""
-        order = self._current_order()
-        crowd = list(islice(order.irange_key(position, position), CROWD_KEYS_MAX + 1))
-        size_bytes = sum(map(len, crowd)) + KEY_OVERHEAD_BYTES * len(crowd)
-        size_bytes_max = page_bytes_max * CROWD_PAGES_MAX
-        if len(crowd) > 1 and (len(crowd) > CROWD_KEYS_MAX or size_bytes > size_bytes_max):
-            raise CrowdedPositionError(position, len(crowd), CROWD_KEYS_MAX, size_bytes, size_bytes_max)
-        keys += crowd
-        for key in order.irange_key(position + 1):
-            return self._position_of(key), size_bytes
-        return None, size_bytes
+    def copy(self) -> Copy:
+        """Return what is there now. O(n)."""
+        self._expire_due(ALL)
+        return Copy(list(self.entries.items()), self.end)
 
     def split(self, bits: int) -> list[Shard]:
-        """The 2**bits shards that take this one's place, in the ring's order. This one is retired, its entries stay as they are."""
+        """Return the 2**bits shards that take this one's place, in the ring's order. This one is retired; its entries stay as they are."""
         depth = self.depth + bits
         shift = 64 - depth
         shards = [Shard(self.start + (index << shift), depth, self._context) for index in range(1 << bits)]
@@ -422,14 +394,16 @@ class Shard:
             self.deadlines = deadlines
 
     def enter_expiry(self) -> None:
-        """Be swept from now on, if a key has a deadline: of a piece of a shard that was split, once it is in the ring. Takes the stripe."""
+        """Be swept from now on, if a key has a deadline: for a piece of a shard that was split, once it is in the ring. Takes the stripe."""
         with self.stripe:
             if self.deadlines is not None and not self.retired:
                 self._expiry.add(self)
 
     def retire(self) -> None:
-        """Mark the shard as replaced: whoever takes the stripe next must look for its successor. Its entries stay, for who still reads here."""
-        self._drop_order()
+        """Mark the shard as replaced: a writer that takes the stripe next must look for its successor. Its entries stay, for readers."""
+        if self._order is not None:
+            self._order.drop()
+            self._order = None
         self.retired = True
         self._account.adjust(-SHARD_BYTES)
 
@@ -442,58 +416,19 @@ class Shard:
             assert type(key) is bytes
             assert type(entry[0] if isinstance(entry, tuple) else entry) is bytes
             assert type(entry) is bytes or self.deadlines is not None
-            assert self.start <= self._position_of(key) < self.end
+            assert self.start <= self._context.position_of(key) < self.end
         if self.deadlines is not None:
             self.deadlines.check()
             assert self.deadlines.count, "a shard without deadlines says so"
-        if self._order is None:
-            assert not self._changes
-            return
-        self._order._check()
-        assert len(self._changes) <= max(CHANGES_MIN, len(self.entries) // CHANGES_SHARE)
-        changed = set(self._changes)
-        assert set(self._order) - changed == set(self.entries) - changed
-        positions = [self._position_of(key) for key in self._order]
-        assert positions == sorted(positions)
-        assert len(set(self._order)) == len(self._order)
+        if self._order is not None:
+            self._order.check()
 
     @property
     def entries_bytes(self) -> int:
-        """What the account must hold for this shard, counted anew. O(n)."""
+        """Return what the account must hold for this shard, counted anew. O(n)."""
         return sum(entry_size(*entry) for entry in self.entries.items())
 
     @property
     def memory_bytes(self) -> int:
-        """What the ledger must hold for this shard, counted anew. O(n)."""
-        ordered = 0 if self._order is None else len(self._order)
-        return SHARD_BYTES + ORDER_BYTES * ordered + self.entries_bytes
-
-    def _note_change(self, key: bytes) -> None:
-        changes = self._changes
-        changes.append(key)
-        if len(changes) > CHANGES_MIN and len(changes) * CHANGES_SHARE > len(self.entries):
-            self._drop_order()
-
-    def _drop_order(self) -> None:
-        if self._order is not None:
-            self._account.adjust(-ORDER_BYTES * len(self._order))
-            self._order = None
-            self._changes = []
-
-    def _current_order(self) -> SortedKeyList[bytes]:
-        order = self._order
-        if order is None:
-            order = self._order = SortedKeyList(self.entries, key=self._position_of)
-            self._account.adjust(ORDER_BYTES * len(order))
-        elif self._changes:
-            length_before = len(order)
-            entries = self.entries
-            for key in set(self._changes):
-                if key in order:
-                    if key not in entries:
-                        order.remove(key)
-                elif key in entries:
-                    order.add(key)
-            self._account.adjust(ORDER_BYTES * (len(order) - length_before))
-            self._changes = []
-        return order
+        """Return what the ledger must hold for this shard, counted anew. O(n)."""
+        return SHARD_BYTES + (0 if self._order is None else self._order.memory_bytes) + self.entries_bytes

@@ -86,7 +86,7 @@ def overtaken(
     bucket = store.bucket(b"b")
     for key in keys:
         bucket.set(key, b"old")
-    shards: list[Any] = list(store._tables[b"b"].shards())
+    shards: list[Any] = list(store._tables.by_name[b"b"].shards())
     assert len(shards) == 1
 
     def by(overtake: Callable[[], object]) -> None:

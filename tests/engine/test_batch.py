@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyvalue_engine import Bucket, BucketOptions, LimitError, NoSuchBucketError, Store, StoreOptions
-from keyvalue_engine.ledger import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size, entry_size
+from keyvalue_engine import Bucket, BucketOptions, Change, Entry, LimitError, NoSuchBucketError, Store, StoreOptions
+from keyvalue_engine.entry import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size, entry_size
 from tests.engine.clock import Clock
 from tests.engine.entries import deadlines_of
 from tests.engine.races import TIMEOUT_S, AnnouncedLock, overtaken, placed, run_together
@@ -91,7 +91,7 @@ def test_a_batch_splits_the_shards_that_it_filled() -> None:
     bucket = store.bucket(b"b")
     bucket.set_many(numbered(1_000))
     store.check()
-    assert len(list(store._tables[b"b"].shards())) >= 1_000 // 8
+    assert len(list(store._tables.by_name[b"b"].shards())) >= 1_000 // 8
     assert sorted(bucket.keys()) == sorted(numbered(1_000))
 
 
@@ -116,7 +116,7 @@ def test_a_batch_takes_each_stripe_once_and_in_the_order_of_the_ring() -> None:
     bucket = store.bucket(b"b")
     bucket.set_many({b"0": b"", b"1": b"", b"2": b"", b"3": b""})
     taken: list[int] = []
-    shards: list[Any] = [*store._tables[b"b"].shards()]
+    shards: list[Any] = [*store._tables.by_name[b"b"].shards()]
     assert len(shards) == 4
     for number, shard in enumerate(shards):
         shard.stripe = RecordedStripe(shard.stripe, number, taken)
@@ -380,7 +380,7 @@ def test_a_get_many_overtaken_by_a_batch_reads_again(
     bucket = store.bucket(b"b")
     keys = [b"0", b"1", b"3"]
     bucket.set_many(dict.fromkeys(keys, b"old"))
-    assert len(list(store._tables[b"b"].shards())) == (4 if split_before else 1)
+    assert len(list(store._tables.by_name[b"b"].shards())) == (4 if split_before else 1)
     hash_function.calls[keys[at]] = lambda: overtake(bucket, keys)
     found = bucket.get_many(keys)
     assert hash_function.calls == {}
@@ -396,12 +396,12 @@ def test_a_get_many_that_comes_upon_a_batch_at_work_waits_for_its_end(shard_keys
     bucket = store.bucket(b"b")
     keys = [b"0", b"1", b"2", b"3"]
     bucket.set_many(dict.fromkeys(keys, b"old"))
-    table: Any = store._tables[b"b"]
+    table: Any = store._tables.by_name[b"b"]
     batch = table._batch = AnnouncedLock(table._batch)
     found: list[list[bytes | None]] = []
     reader = Thread(target=lambda: found.append(bucket.get_many(keys)))
 
-    def read_meanwhile(name: bytes, key: bytes, value: bytes | None) -> None:
+    def read_meanwhile(change: Change, name: bytes, key: bytes, entry: Entry | None) -> None:
         if key == b"1":
             reader.start()
             assert batch.awaited.wait(TIMEOUT_S)

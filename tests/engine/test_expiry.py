@@ -16,11 +16,12 @@ from xxhash import xxh3_64_intdigest
 
 from keyvalue_engine import Bucket, BucketOptions, CounterError, LimitError, Page, Quota, Store, StoreOptions
 from keyvalue_engine.counter import COUNTER_MAX
-from keyvalue_engine.deadlines import HEAP_MIN, Deadlines, Entry
-from keyvalue_engine.ledger import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, bytes_size, entry_size
+from keyvalue_engine.deadlines import HEAP_MIN, Deadlines
+from keyvalue_engine.entry import BUCKET_BYTES, DEADLINE_BYTES, SHARD_BYTES, Entry, bytes_size, entry_size
 from keyvalue_engine.options import TTL_MS_MAX
 from keyvalue_engine.shard import Shard
-from keyvalue_engine.store import LOOKS_PER_KEY, ROOM_KEYS
+from keyvalue_engine.store import LOOKS_PER_KEY
+from keyvalue_engine.tables import ROOM_KEYS
 from tests.engine.clock import NS_PER_MS, Clock, OvertakingClock
 from tests.engine.entries import OvertakenEntries, deadlines_of, shards_of
 from tests.engine.races import TIMEOUT_S, AnnouncedLock, overtaken, placed, run_together
@@ -180,11 +181,11 @@ def test_a_key_without_deadline_costs_nothing_for_others_deadlines(clock: Clock)
     bucket = store.bucket(b"name")
     bucket.set(b"k", b"v")
     [shard] = shards_of(store, b"name")
-    assert (shard.deadlines, store.memory_bytes, len(store._expiry)) == (None, PLAIN_BYTES, 0)
+    assert (shard.deadlines, store.memory_bytes, len(store._tables.expiry)) == (None, PLAIN_BYTES, 0)
     bucket.set(b"l", b"v", ttl_ms=1)
     assert store.memory_bytes == PLAIN_BYTES + entry_size(b"l", b"v") + DEADLINE_BYTES
     assert deadlines_of(store, b"name") == {b"l": NS_PER_MS}
-    assert len(store._expiry) == 1
+    assert len(store._tables.expiry) == 1
     assert clock.looks == 1, "nothing but the timed key looked at the clock"
 
 
@@ -216,7 +217,7 @@ def test_a_shard_whose_last_deadline_goes_is_as_one_that_never_had_any(
     end(store, bucket)
     [shard] = shards_of(store, b"name")
     assert shard.deadlines is None
-    assert len(store._expiry) == 0
+    assert len(store._tables.expiry) == 0
     assert not store.sweep()
     bucket.delete(b"l")
     bucket.page()
@@ -268,7 +269,7 @@ def test_the_last_key_that_expires_takes_the_bucket_with_it(
     clock.move_ms(1)
     assert (len(store), bucket.get(b"k")) == (2, None)
     remove(store, bucket)
-    assert (len(store), len(store._expiry), store.expired_keys) == (1, 0, 1)
+    assert (len(store), len(store._tables.expiry), store.expired_keys) == (1, 0, 1)
     assert store.bucket_names() == ([b"stays", b"goes"] if strict else [b"stays"])
     if not strict:
         assert store.memory_bytes == memory_bytes
@@ -418,7 +419,7 @@ def test_a_split_takes_deadlines_along(walked: bool, clock: Clock) -> None:
         store.check()
     assert len(shards_of(store)) > 200 // 4
     assert deadlines_of(store) == deadlines_ns
-    assert {*store._expiry._shards} == {shard for shard in shards_of(store) if shard.deadlines is not None}
+    assert {*store._tables.expiry._shards} == {shard for shard in shards_of(store) if shard.deadlines is not None}
     assert any(shard.deadlines is None for shard in shards_of(store))
     for number in range(200):
         clock.move_ms(1)
@@ -521,7 +522,7 @@ def test_between_a_shard_and_its_pieces_nothing_that_has_expired_is_seen_and_not
     store, bucket, _ = overtaken(2, b"0", clock=clock)
     timed = store.bucket(b"b", BucketOptions(ttl_ms=1))
     timed.set_many({b"0": b"v", b"1": b"v"})
-    table: Any = store._tables[b"b"]
+    table: Any = store._tables.by_name[b"b"]
     shift, (shard,) = table.ring
     stripe = shard.stripe = AnnouncedLock(shard.stripe)
     found: list[list[bytes | None]] = []
@@ -535,7 +536,7 @@ def test_between_a_shard_and_its_pieces_nothing_that_has_expired_is_seen_and_not
     def overtake() -> None:  # the shard is retired, and its pieces are not in the ring yet
         assert shard.retired
         clock.move_ms(1)
-        store._expiry.rotate()  # behind the pieces, if they were in the row already
+        store._tables.expiry.rotate()  # behind the pieces, if they were in the row already
         sweeper.start()
         assert stripe.awaited.wait(TIMEOUT_S), "the sweep has neither ended nor come upon the split"
         found.append(bucket.get_many([b"0", b"1", b"2"]))
@@ -569,7 +570,7 @@ def renew(bucket: Bucket, clock: Clock) -> None:
 
 def expire_and_sweep(bucket: Bucket, clock: Clock) -> None:
     clock.move_ms(10)
-    bucket._store.sweep()
+    bucket._tables.sweep(1_000, 4_000)
 
 
 @pytest.mark.parametrize("read", [lambda bucket: bucket.get(b"0"), lambda bucket: bucket.get_many([b"0"])[0]])
@@ -700,7 +701,7 @@ def test_a_read_overtaken_by_a_split_knows_of_a_deadline_that_was_moved_since(
 
     def split_and_persist() -> None:
         bucket.set(b"2", b"v")
-        assert len(list(store._tables[b"b"].shards())) == 4
+        assert len(list(store._tables.by_name[b"b"].shards())) == 4
         assert bucket.persist(b"3")
         clock.move_ms(5)
         if freed:
@@ -766,7 +767,7 @@ def test_a_get_many_overtaken_by_a_split_and_the_end_of_all_deadlines(
     entries.behind_gets = [split_and_end]
     values = bucket.get_many([b"0", b"1"])
     assert len(shards_of(store)) == 4
-    assert len(store._expiry) == 0
+    assert len(store._tables.expiry) == 0
     if is_over:
         assert values == [None, b"old"]
     else:
@@ -1146,7 +1147,7 @@ def test_threads_that_write_while_others_sweep_lose_nothing(shard_keys_max: int)
         clock()
     while len(store):
         store.sweep()
-    assert (store.bucket_names(), store.memory_bytes, len(store._expiry)) == ([], 0, 0)
+    assert (store.bucket_names(), store.memory_bytes, len(store._tables.expiry)) == ([], 0, 0)
 
 
 @pytest.mark.usefixtures("hasty_threads")
@@ -1180,12 +1181,14 @@ def test_a_sweep_of_keys_whose_time_was_put_off_is_bounded(clock: Clock) -> None
         for number in range(3_000):
             bucket.set(b"%d" % number, b"v", ttl_ms=10)
         clock.move_ms(9)
-    looks = [sum(shard.deadlines.looks for shard in store._tables[b"b"].shards() if shard.deadlines is not None)]
+    looks = [
+        sum(shard.deadlines.looks for shard in store._tables.by_name[b"b"].shards() if shard.deadlines is not None)
+    ]
     steps = 1
     while store.sweep(100):
         steps += 1
         looks.append(
-            sum(shard.deadlines.looks for shard in store._tables[b"b"].shards() if shard.deadlines is not None)
+            sum(shard.deadlines.looks for shard in store._tables.by_name[b"b"].shards() if shard.deadlines is not None)
         )
     assert max(after - before for before, after in pairwise(looks)) <= 100
     assert steps >= 30

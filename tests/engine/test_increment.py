@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keyvalue_engine import BucketOptions, CounterError, LimitError, Store, StoreError, StoreOptions
 from keyvalue_engine.counter import COUNTER_MAX
-from keyvalue_engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
+from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
 from tests.engine.clock import Clock
 from tests.engine.entries import deadlines_of
 from tests.engine.races import overtaken, run_together

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from keyvalue_engine import Store
-from keyvalue_engine.ledger import DEADLINE_BYTES, ORDER_BYTES
+from keyvalue_engine.entry import DEADLINE_BYTES, ORDER_BYTES
 
 KEYS = 1_000_000
 TIMED_KEYS = 500_000

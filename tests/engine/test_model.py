@@ -1,12 +1,13 @@
 """The store against dicts: any sequence of calls while the clock moves, walks that go on in between, saves and loads.
 
 Pages are predicted key by key (`predicted_page`), apart from the order of keys that stand at one position. A second model is made of
-nothing but what an observer is told: it must hold what the store holds.
+nothing but what an observer is told: it must hold what the store holds, deadlines included.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -19,10 +20,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from xxhash import xxh3_64_intdigest
 
 from keyvalue_engine import (
+    DELETE,
+    EXPIRE,
+    PERSIST,
+    SET,
     Bucket,
     BucketOptions,
+    Change,
     CounterError,
     CrowdedPositionError,
+    Entry,
     LimitError,
     NoSuchBucketError,
     Quota,
@@ -30,10 +37,10 @@ from keyvalue_engine import (
     StoreOptions,
 )
 from keyvalue_engine.counter import COUNTER_MAX
-from keyvalue_engine.ledger import DEADLINE_BYTES, bytes_size, entry_size
-from keyvalue_engine.shard import CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES
+from keyvalue_engine.entry import DEADLINE_BYTES, bytes_size, entry_size
+from keyvalue_engine.order import CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES
 from tests.engine.clock import NS_PER_MS, Clock
-from tests.engine.entries import deadlines_of, values_of
+from tests.engine.entries import deadlines_of, entries_of
 
 SEED = 7
 HashFunction = Callable[[bytes, int], int]
@@ -125,6 +132,10 @@ class Stored:
     value: bytes
     deadline_ns: int | None
 
+    @property
+    def entry(self) -> Entry:
+        return self.value if self.deadline_ns is None else (self.value, self.deadline_ns)
+
 
 class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
@@ -134,10 +145,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.model: dict[bytes, dict[bytes, Stored]] = {}
         self.written: set[bytes] = set()
         self.walks: list[Walk] = []
-        self.events: list[tuple[bytes, bytes, bytes | None]] = []
-        self.told: dict[bytes, dict[bytes, bytes]] = {}
-        self.told_removals = 0
-        self.deleted_keys = 0
+        self.events: list[tuple[Change, bytes, bytes, Entry | None]] = []
+        self.told: dict[bytes, dict[bytes, Entry]] = {}
+        self.told_of: Counter[Change] = Counter()
+        self.deleted_keys = self.persisted_keys = 0
 
     def teardown(self) -> None:
         self.directory.cleanup()
@@ -170,7 +181,7 @@ class StoreMachine(RuleBasedStateMachine):
     def take_up(self, store: Store) -> None:
         self.store = store
         store.add_quota(self.quota)
-        store.observe(lambda name: lambda bucket, key, value: self.events.append((bucket, key, value)))
+        store.observe(lambda name: lambda *event: self.events.append(event))
 
     def bounded(self, options: StoreOptions) -> StoreOptions:
         """Without shards that no split makes smaller: they end in the largest ring, which takes long to check."""
@@ -340,7 +351,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(name=names, key=keys)
     def persist(self, name: bytes, key: bytes) -> None:
         stored = self.live(name).get(key)
-        assert self.store.bucket(name).persist(key) is (stored is not None and stored.deadline_ns is not None)
+        persisted = self.store.bucket(name).persist(key)
+        assert persisted is (stored is not None and stored.deadline_ns is not None)
+        self.persisted_keys += persisted
         if stored is not None:
             self.model[name][key] = replace(stored, deadline_ns=None)
 
@@ -412,7 +425,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.remove_quota(self.quota)
         self.take_up(self.kind.load(path, self.options))
         self.events.clear()
-        self.told_removals = self.deleted_keys = 0
+        self.told_of.clear()
+        self.deleted_keys = self.persisted_keys = 0
         self.told = self.held()
         for name in BUCKETS:
             self.model[name] = dict(self.reloaded(name))
@@ -431,16 +445,16 @@ class StoreMachine(RuleBasedStateMachine):
                 assert -NS_PER_MS < left_ns - (deadline_ns - self.clock.now_ns) <= LOAD_MS * NS_PER_MS
             yield key, Stored(stored.value, deadline_ns)
 
-    def held(self) -> dict[bytes, dict[bytes, bytes]]:
+    def held(self) -> dict[bytes, dict[bytes, Entry]]:
         """All entries that take memory."""
-        return {name: values_of(self.store, name) for name in self.store._tables}
+        return {name: entries_of(self.store, name) for name in self.store._tables.by_name}
 
     @invariant()
     def agrees(self) -> None:
         self.store.check()
-        tables = self.store._tables.values()
+        tables = self.store._tables.by_name.values()
         assert {shard for table in tables for shard in table.shards() if shard.deadlines} == {
-            *self.store._expiry._shards
+            *self.store._tables.expiry._shards
         }
         assert len(self.store) == sum(map(len, self.held().values()))
         live = {name: self.live(name) for name in BUCKETS}
@@ -457,12 +471,18 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_was_told_is_what_is_held(self) -> None:
-        for name, key, value in self.events:
-            if value is None:
+        for change, name, key, entry in self.events:
+            self.told_of[change] += 1
+            if entry is None:
+                assert change in (DELETE, EXPIRE)
                 del self.told[name][key]
+            elif change == PERSIST:
+                assert isinstance(before := self.told[name][key], tuple)
+                assert entry == before[0]
+                self.told[name][key] = entry
             else:
-                self.told.setdefault(name, {})[key] = value
-        self.told_removals += sum(value is None for _, _, value in self.events)
+                assert change == SET
+                self.told.setdefault(name, {})[key] = entry
         self.events.clear()
         held = self.held()
         assert {name: entries for name, entries in self.told.items() if entries} == {
@@ -472,9 +492,11 @@ class StoreMachine(RuleBasedStateMachine):
         for name in BUCKETS:
             live = self.live(name)
             entries = held.get(name, {})
-            assert {key: entries.get(key) for key in live} == {key: stored.value for key, stored in live.items()}
+            assert {key: entries.get(key) for key in live} == {key: stored.entry for key, stored in live.items()}
             assert entries.keys() - live.keys() <= self.model.get(name, {}).keys()
-        assert self.store.expired_keys == self.told_removals - self.deleted_keys
+        assert self.told_of[EXPIRE] == self.store.expired_keys
+        assert self.told_of[DELETE] == self.deleted_keys
+        assert self.told_of[PERSIST] == self.persisted_keys
 
 
 StoreMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

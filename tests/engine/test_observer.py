@@ -1,4 +1,4 @@
-"""Observers: told of each change in their bucket, in the order of writes to a key."""
+"""Observers: told of each change in their bucket, with its kind and the key's deadline, in the order of writes to a key."""
 
 from __future__ import annotations
 
@@ -9,56 +9,88 @@ from random import Random
 
 import pytest
 
-from keyvalue_engine import Bucket, BucketOptions, CounterError, LimitError, Observer, Quota, Store, StoreOptions
+from keyvalue_engine import (
+    DELETE,
+    EXPIRE,
+    PERSIST,
+    SET,
+    Bucket,
+    BucketOptions,
+    Change,
+    CounterError,
+    Entry,
+    LimitError,
+    Observer,
+    Quota,
+    Store,
+    StoreOptions,
+)
 from keyvalue_engine.ledger import Account
 from keyvalue_engine.shard import Shard
 from tests.engine.clock import NS_PER_MS, Clock
-from tests.engine.entries import value_of, values_of
+from tests.engine.entries import shards_of
 from tests.engine.races import placed, run_together
 
-Event = tuple[bytes, bytes, bytes | None]
+#: What happened to a key, and what it holds now.
+Event = tuple[Change, bytes, Entry | None]
+
+
+def was_set(key: bytes, value: bytes, deadline_ms: int | None = None) -> Event:
+    return SET, key, value if deadline_ms is None else (value, deadline_ms * NS_PER_MS)
 
 
 class Record:
     """An observer that notes what it is told."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.events: list[tuple[Change, bytes, bytes, Entry | None]] = []
 
-    def __call__(self, bucket: bytes, key: bytes, value: bytes | None) -> None:
-        self.events.append((bucket, key, value))
+    def __call__(self, change: Change, bucket: bytes, key: bytes, entry: Entry | None) -> None:
+        self.events.append((change, bucket, key, entry))
 
-    def take(self) -> list[tuple[bytes, bytes | None]]:
-        """Keys and values since the last time, all of bucket b"b"."""
-        assert {bucket for bucket, _, _ in self.events} <= {b"b"}
-        taken = [(key, value) for _, key, value in self.events]
+    def take(self) -> list[Event]:
+        """What it was told since the last time, all of bucket b"b"."""
+        assert {bucket for _, bucket, _, _ in self.events} <= {b"b"}
+        taken = [(change, key, entry) for change, _, key, entry in self.events]
         self.events.clear()
         return taken
 
 
-CALLS: list[tuple[Callable[[Store, Bucket], object], list[tuple[bytes, bytes | None]]]] = [
-    (lambda store, bucket: bucket.set(b"k", b"new"), [(b"k", b"new")]),
-    (lambda store, bucket: bucket.set(b"k", b"7"), [(b"k", b"7")]),
-    (lambda store, bucket: bucket.set(b"l", b""), [(b"l", b"")]),
-    (lambda store, bucket: bucket.set(b"l", b"v", ttl_ms=1), [(b"l", b"v")]),
-    (lambda store, bucket: bucket.set(b"timed", b"v"), [(b"timed", None), (b"timed", b"v")]),
-    (lambda store, bucket: bucket.set(b"lasts", b"v", ttl_ms=1), [(b"lasts", b"v")]),
-    (lambda store, bucket: bucket.set(b"lasts", b"v"), [(b"lasts", b"v")]),
-    (lambda store, bucket: bucket.persist(b"lasts"), []),
-    (lambda store, bucket: bucket.increment(b"k", 2), [(b"k", b"9")]),
-    (lambda store, bucket: bucket.increment(b"n", 2), [(b"n", b"2")]),
-    (lambda store, bucket: bucket.increment(b"timed", 2), [(b"timed", None), (b"timed", b"2")]),
-    (lambda store, bucket: bucket.set_many({b"l": b"1", b"k": b"2"}), [(b"l", b"1"), (b"k", b"2")]),
-    (lambda store, bucket: bucket.set_many({b"timed": b"1"}), [(b"timed", None), (b"timed", b"1")]),
+def expiring(store: Store) -> Bucket:
+    """The bucket, through a handle whose writes expire after a millisecond."""
+    return store.bucket(b"b", BucketOptions(ttl_ms=1))
+
+
+EXPIRED = (EXPIRE, b"timed", None)
+#: At 1 ms, of keys k (7), timed (old, until 1 ms), lasts (5, until 9 ms).
+CALLS: list[tuple[Callable[[Store, Bucket], object], list[Event]]] = [
+    (lambda store, bucket: bucket.set(b"k", b"new"), [was_set(b"k", b"new")]),
+    (lambda store, bucket: bucket.set(b"k", b"7"), [was_set(b"k", b"7")]),
+    (lambda store, bucket: bucket.set(b"k", b"7", ttl_ms=1), [was_set(b"k", b"7", 2)]),
+    (lambda store, bucket: bucket.set(b"l", b""), [was_set(b"l", b"")]),
+    (lambda store, bucket: bucket.set(b"l", b"v", ttl_ms=1), [was_set(b"l", b"v", 2)]),
+    (lambda store, bucket: bucket.set(b"timed", b"v"), [EXPIRED, was_set(b"timed", b"v")]),
+    (lambda store, bucket: bucket.set(b"lasts", b"v", ttl_ms=1), [was_set(b"lasts", b"v", 2)]),
+    (lambda store, bucket: bucket.set(b"lasts", b"v"), [was_set(b"lasts", b"v")]),
+    (lambda store, bucket: bucket.persist(b"lasts"), [(PERSIST, b"lasts", b"5")]),
+    (lambda store, bucket: bucket.increment(b"k", 2), [was_set(b"k", b"9")]),
+    (lambda store, bucket: bucket.increment(b"n", 2), [was_set(b"n", b"2")]),
+    (lambda store, bucket: bucket.increment(b"lasts", 2), [was_set(b"lasts", b"7", 9)]),
+    (lambda store, bucket: bucket.increment(b"timed", 2), [EXPIRED, was_set(b"timed", b"2")]),
+    (lambda store, bucket: expiring(store).increment(b"k", 2), [was_set(b"k", b"9", 2)]),
+    (lambda store, bucket: bucket.set_many({b"l": b"1", b"k": b"2"}), [was_set(b"l", b"1"), was_set(b"k", b"2")]),
+    (lambda store, bucket: bucket.set_many({b"timed": b"1"}), [EXPIRED, was_set(b"timed", b"1")]),
+    (lambda store, bucket: expiring(store).set_many({b"k": b"1"}), [was_set(b"k", b"1", 2)]),
     (lambda store, bucket: bucket.set_many({}), []),
-    (lambda store, bucket: bucket.delete(b"k"), [(b"k", None)]),
+    (lambda store, bucket: bucket.delete(b"k"), [(DELETE, b"k", None)]),
+    (lambda store, bucket: bucket.delete(b"lasts"), [(DELETE, b"lasts", None)]),
     (lambda store, bucket: bucket.delete(b"missing"), []),
-    (lambda store, bucket: bucket.delete(b"timed"), [(b"timed", None)]),
-    (lambda store, bucket: bucket.delete_many([b"missing", b"k", b"k"]), [(b"k", None)]),
-    (lambda store, bucket: bucket.delete_many([b"timed"]), [(b"timed", None)]),
-    (lambda store, bucket: store.sweep(), [(b"timed", None)]),
-    (lambda store, bucket: bucket.page(), [(b"timed", None)]),
-    (lambda store, bucket: bucket.persist(b"timed"), [(b"timed", None)]),
+    (lambda store, bucket: bucket.delete(b"timed"), [EXPIRED]),
+    (lambda store, bucket: bucket.delete_many([b"missing", b"k", b"k"]), [(DELETE, b"k", None)]),
+    (lambda store, bucket: bucket.delete_many([b"timed"]), [EXPIRED]),
+    (lambda store, bucket: store.sweep(), [EXPIRED]),
+    (lambda store, bucket: bucket.page(), [EXPIRED]),
+    (lambda store, bucket: bucket.persist(b"timed"), [EXPIRED]),
     (lambda store, bucket: bucket.persist(b"k"), []),
     (lambda store, bucket: bucket.get(b"timed"), []),
     (lambda store, bucket: bucket.get_many([b"timed", b"k"]), []),
@@ -70,7 +102,7 @@ CALLS: list[tuple[Callable[[Store, Bucket], object], list[tuple[bytes, bytes | N
 @pytest.mark.parametrize(("call", "events"), CALLS)
 def test_each_change_is_told_once(
     call: Callable[[Store, Bucket], object],
-    events: list[tuple[bytes, bytes | None]],
+    events: list[Event],
     shard_keys_max: int,
     clock: Clock,
 ) -> None:
@@ -80,9 +112,9 @@ def test_each_change_is_told_once(
     bucket = store.bucket(b"b")
     bucket.set(b"k", b"7")
     bucket.set(b"timed", b"old", ttl_ms=1)
-    bucket.set(b"lasts", b"old", ttl_ms=9)
+    bucket.set(b"lasts", b"5", ttl_ms=9)
     store.bucket(b"other").set(b"k", b"v")
-    assert record.take() == [(b"k", b"7"), (b"timed", b"old"), (b"lasts", b"old")]
+    assert record.take() == [was_set(b"k", b"7"), was_set(b"timed", b"old", 1), was_set(b"lasts", b"5", 9)]
     clock.move_ms(1)
     call(store, bucket)
     assert sorted(record.take(), key=str) == sorted(events, key=str)
@@ -96,17 +128,17 @@ def test_a_key_that_expires_as_it_is_written_is_told_to_have_gone_first(clock: C
     record = Record()
     store.observe(lambda name: record)
     bucket = store.bucket(b"b")
-    writes: list[Callable[[], object]] = [
-        lambda: bucket.set(b"k", b"1", ttl_ms=1),
-        lambda: bucket.increment(b"k", 1),
-        lambda: store.bucket(b"b", BucketOptions(ttl_ms=1)).set_many({b"k": b"1"}),
+    writes: list[tuple[Callable[[], object], int | None]] = [
+        (lambda: bucket.set(b"k", b"1", ttl_ms=1), 2),
+        (lambda: bucket.increment(b"k", 1), None),
+        (lambda: expiring(store).set_many({b"k": b"1"}), 4),
     ]
-    for write in writes:
+    for write, deadline_ms in writes:
         bucket.set(b"k", b"5", ttl_ms=1)
         clock.move_ms(1)
         record.take()
         write()
-        assert record.take() == [(b"k", None), (b"k", b"1")]
+        assert record.take() == [(EXPIRE, b"k", None), was_set(b"k", b"1", deadline_ms)]
 
 
 def test_what_was_refused_is_not_told() -> None:
@@ -117,7 +149,7 @@ def test_what_was_refused_is_not_told() -> None:
     store.observe(lambda name: record)
     bucket = store.bucket(b"b")
     bucket.set(b"k", b"text")
-    assert record.take() == [(b"k", b"text")]
+    assert record.take() == [was_set(b"k", b"text")]
     refused: list[Callable[[], object]] = [
         lambda: bucket.set(b"l", b"v"),
         lambda: bucket.set(b"k", b"123456"),
@@ -153,7 +185,7 @@ def test_who_is_told_is_asked_for_each_bucket_once() -> None:
     store.bucket(b"after").delete(b"k")
     store.bucket(b"after").set(b"k", b"anew")
     assert asked[3:] == [b"after"], "a bucket that was freed is another one when it is made anew"
-    assert records[b"after"].events[3:] == [(b"after", b"k", None), (b"after", b"k", b"anew")]
+    assert records[b"after"].events[3:] == [(DELETE, b"after", b"k", None), (SET, b"after", b"k", b"anew")]
 
 
 def test_observers_may_be_replaced_and_taken_away() -> None:
@@ -169,8 +201,8 @@ def test_observers_may_be_replaced_and_taken_away() -> None:
     bucket.set(b"k", b"3")
     bucket.set_many({b"k": b"4"})
     bucket.delete(b"k")
-    assert first.take() == [(b"k", b"1")]
-    assert second.take() == [(b"k", b"2"), (b"k", None)]
+    assert first.take() == [was_set(b"k", b"1")]
+    assert second.take() == [was_set(b"k", b"2"), (DELETE, b"k", None)]
 
 
 class FleetingAccount(Account):
@@ -189,28 +221,28 @@ class FleetingAccount(Account):
 
 
 @pytest.mark.parametrize(
-    ("write", "value"),
+    ("write", "event"),
     [
-        (lambda shard: shard.set(b"k", b"new"), b"new"),
-        (lambda shard: shard.set(b"k", b"new", None, 1), b"new"),
-        (lambda shard: shard.increment(b"k", 1, 99, None, 0), b"8"),
-        (lambda shard: shard.delete(b"k"), None),
+        (lambda shard: shard.set(b"k", b"new"), was_set(b"k", b"new")),
+        (lambda shard: shard.set(b"k", b"new", None, NS_PER_MS), was_set(b"k", b"new", 1)),
+        (lambda shard: shard.increment(b"k", 1, 99, None, 0), was_set(b"k", b"8")),
+        (lambda shard: shard.put_many([b"k"], {b"k": b"5"}, None), was_set(b"k", b"5")),
+        (lambda shard: shard.delete(b"k"), (DELETE, b"k", None)),
     ],
 )
 def test_an_observer_that_is_taken_away_during_a_write_harms_nothing(
-    write: Callable[[Shard], object], value: bytes | None, clock: Clock
+    write: Callable[[Shard], object], event: Event, clock: Clock
 ) -> None:
     store = Store(clock=clock)
     store.bucket(b"b").set(b"k", b"v")
-    [known] = store._tables[b"b"].shards()
-    account = FleetingAccount(b"b", store._ledger)
+    [known] = store._tables.by_name[b"b"].shards()
+    account = FleetingAccount(b"b", store._tables.ledger)
     shard = Shard(0, 0, known._context._replace(account=account))
     shard.set(b"k", b"7")
     record = account.observer = Record()
     write(shard)
-    entry = shard.entries.get(b"k")
-    assert (None if entry is None else value_of(entry)) == value
-    assert record.take() in ([(b"k", value)], []), "a write that is under way may still be told"
+    assert shard.entries.get(b"k") == event[2]
+    assert record.take() in ([event], []), "a write that is under way may still be told"
     shard.check()
 
 
@@ -221,21 +253,24 @@ def test_a_split_tells_nothing() -> None:
     bucket = store.bucket(b"b")
     keys = [b"0", b"1", b"2", b"3"]
     bucket.set_many(dict.fromkeys(keys, b"v"))
-    assert len(list(store._tables[b"b"].shards())) == 4
-    assert record.take() == [(key, b"v") for key in keys]
+    assert len(list(store._tables.by_name[b"b"].shards())) == 4
+    assert record.take() == [was_set(key, b"v") for key in keys]
 
 
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("shard_keys_max", [1, 4_096])
 def test_events_of_a_key_come_in_the_order_of_its_writes_under_threads(shard_keys_max: int) -> None:
     """By all kinds of writes, while a sweep goes on, shards split and the bucket is emptied: replayed, they are the store at each moment."""
-    ticks = count(step=NS_PER_MS // 20)
+    ticks = count(step=NS_PER_MS // 4)
     store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=ticks.__next__, seed=1)
-    events: dict[bytes, list[bytes | None]] = {b"%d" % number: [] for number in range(6)}
+    events: dict[bytes, list[Entry | None]] = {b"%d" % number: [] for number in range(6)}
+    kinds: list[Change] = []
     removals: list[int] = []
+    persisted: list[int] = []
 
-    def note(name: bytes, key: bytes, value: bytes | None) -> None:
-        events[key].append(value)
+    def note(change: Change, name: bytes, key: bytes, entry: Entry | None) -> None:
+        events[key].append(entry)
+        kinds.append(change)
 
     store.observe(lambda name: note)
     keys = [*events]
@@ -243,7 +278,7 @@ def test_events_of_a_key_come_in_the_order_of_its_writes_under_threads(shard_key
 
     def write(writer: int) -> None:
         rng = Random(writer)
-        removed = 0
+        removed = kept = 0
         for step in range(400):
             key, value = rng.choice(keys), b"%d" % (writer * 10**6 + step)
             match rng.randrange(6):
@@ -258,8 +293,9 @@ def test_events_of_a_key_come_in_the_order_of_its_writes_under_threads(shard_key
                 case 4:
                     removed += bucket.delete_many(keys)
                 case 5:
-                    bucket.persist(key)
+                    kept += bucket.persist(key)
         removals.append(removed)
+        persisted.append(kept)
 
     def count_up() -> None:
         for _ in range(800):
@@ -272,13 +308,14 @@ def test_events_of_a_key_come_in_the_order_of_its_writes_under_threads(shard_key
     run_together(*[lambda n=n: write(n) for n in range(1, 6)], count_up, *[sweep] * 2)
     store.check()
     store.observe(None)
-    held = {key: value for name in store._tables for key, value in values_of(store, name).items()}
-    assert {key: values[-1] for key, values in events.items() if values and values[-1] is not None} == held
-    for values in events.values():
-        assert (None, None) not in pairwise([None, *values]), "what is gone is removed once"
-    told_removals = sum(values.count(None) for values in events.values())
-    assert told_removals == sum(removals) + store.expired_keys
-    assert told_removals > 0
+    held = {key: entry for shard in shards_of(store) for key, entry in shard.entries.items()}
+    assert {key: told[-1] for key, told in events.items() if told and told[-1] is not None} == held
+    for told in events.values():
+        assert (None, None) not in pairwise([None, *told]), "what is gone is removed once"
+    assert kinds.count(DELETE) == sum(removals) > 0
+    assert kinds.count(EXPIRE) == store.expired_keys > 0
+    assert kinds.count(PERSIST) == sum(persisted) > 0
+    assert sum(told.count(None) for told in events.values()) == kinds.count(DELETE) + kinds.count(EXPIRE)
 
 
 @pytest.mark.usefixtures("hasty_threads")
@@ -292,7 +329,7 @@ def test_every_sum_of_a_counter_is_told_in_its_order() -> None:
             store.bucket(b"b").increment(b"n", 1)
 
     run_together(*[increment] * 8)
-    assert record.take() == [(b"n", b"%d" % total) for total in range(1, 4_001)]
+    assert record.take() == [was_set(b"n", b"%d" % total) for total in range(1, 4_001)]
 
 
 @pytest.mark.usefixtures("hasty_threads")
@@ -321,4 +358,4 @@ def test_observers_come_and_go_under_threads() -> None:
     assert record.events == []
     store.observe(lambda name: record)
     store.bucket(b"b").delete(b"k")
-    assert record.take() == [(b"k", None)]
+    assert record.take() == [(DELETE, b"k", None)]

@@ -8,7 +8,7 @@ from threading import Barrier
 import pytest
 
 from keyvalue_engine import Bucket, BucketOptions, LimitError, Quota, Store, StoreOptions
-from keyvalue_engine.ledger import DEADLINE_BYTES, entry_size
+from keyvalue_engine.entry import DEADLINE_BYTES, entry_size
 from tests.engine.clock import Clock
 from tests.engine.races import run_together
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from keyvalue_engine import BucketOptions, LimitError, NoSuchBucketError, SnapshotError, Store, StoreError, StoreOptions
-from keyvalue_engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
+from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
 from keyvalue_engine.options import TTL_MS_MAX
 from tests.engine.clock import Clock
 
@@ -157,7 +157,7 @@ def test_any_content_is_loaded(content: Content, seed: int, path: Path) -> None:
     loaded.check()
     assert content_of(loaded) == content
     loaded.save(path.with_name("again"))
-    assert Store.load(path.with_name("again"))._seed == seed
+    assert Store.load(path.with_name("again"))._tables.seed == seed
 
 
 def test_an_emptied_bucket_is_known_after_a_load_into_a_strict_store(path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_file_of_version_1_stays_readable(path: Path) -> None:
     )
     store = Store.load(path)
     assert content_of(store) == {b"b": {b"k": b"v", b"": b""}, b"c": {b"k": b""}}
-    assert store._seed == 99
+    assert store._tables.seed == 99
     store.check()
     strict = Store.load(path, StoreOptions(strict_buckets=True))
     assert content_of(strict) == content_of(store), "a block of no key empties nothing"

@@ -27,8 +27,9 @@ from keyvalue_engine import (
     StoreError,
     StoreOptions,
 )
-from keyvalue_engine.ledger import BUCKET_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, bytes_size, entry_size
-from keyvalue_engine.shard import CHANGES_MIN, CHANGES_SHARE, CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES, Shard
+from keyvalue_engine.entry import BUCKET_BYTES, ENTRY_BYTES, ORDER_BYTES, SHARD_BYTES, bytes_size, entry_size
+from keyvalue_engine.order import CHANGES_MIN, CHANGES_SHARE, CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES
+from keyvalue_engine.shard import Shard
 
 CURSOR_MAX = 2**64 - 1
 Content = dict[bytes, dict[bytes, bytes | None]]
@@ -58,7 +59,7 @@ def pages(bucket: Bucket, keys_max: int | None = None, cursor: int | None = None
 
 
 def shards(store: Store, name: bytes = b"b") -> list[Shard]:
-    return list(store._tables[name].shards())
+    return list(store._tables.by_name[name].shards())
 
 
 def filled(count: int, options: StoreOptions | None = None, *, seed: int = 1) -> tuple[Store, Bucket, list[bytes]]:
@@ -774,7 +775,7 @@ def test_a_crowded_position_is_a_typed_error(options: StoreOptions, key_bytes: i
             f"position 7: found at least {found}, allowed {CROWD_KEYS_MAX} keys and {CROWD_PAGES_MAX * 1_000} bytes"
         )
     assert [placed(key, 0) for key in bucket.page(8).keys] == [9], "the walk may be taken up behind the crowd"
-    bucket._store.check()
+    bucket._tables.check()
 
 
 def test_a_crowd_that_shrinks_comes_again() -> None:
@@ -783,7 +784,7 @@ def test_a_crowd_that_shrinks_comes_again() -> None:
         bucket.page()
     assert bucket.delete(b"7:64....")
     assert len(bucket.page().keys) == 64
-    bucket._store.check()
+    bucket._tables.check()
 
 
 # Churn and splits
@@ -804,7 +805,7 @@ def test_churn_of_one_key_a_million_times_grows_nothing(others: int) -> None:
             assert store.memory_bytes == ordered_bytes, "the next page makes the order anew"
         for _ in range(5_000):
             bucket.set(b"churn", b"v")
-            assert len(shard._changes) <= changes_max
+            assert shard._order is None or len(shard._order.changes) <= changes_max
             bucket.delete(b"churn")
         assert store.memory_bytes in (ordered_bytes, unordered_bytes)
         bucket.set(b"churn", b"v")
@@ -816,11 +817,13 @@ def test_churn_of_one_key_a_million_times_grows_nothing(others: int) -> None:
 
 def test_writes_without_pages_note_nothing() -> None:
     store, bucket, keys = filled(1_000)
-    assert not any(shard._changes for shard in shards(store))
+    assert not any(shard._order for shard in shards(store))
     bucket.page()
     for key in keys:
         bucket.set(key, b"overwritten")
-    assert not any(shard._changes for shard in shards(store)), "an overwrite moves no key"
+    orders = [shard._order for shard in shards(store) if shard._order is not None]
+    assert orders
+    assert not any(order.changes for order in orders), "an overwrite moves no key"
     store.check()
 
 
@@ -873,7 +876,7 @@ def test_a_shard_that_may_not_be_split_again_grows() -> None:
     bucket = store.bucket(b"b")
     for number in range(100):
         bucket.set(b"5:%d" % number, b"")
-    assert len(store._tables[b"b"].ring[1]) == 2**16
+    assert len(store._tables.by_name[b"b"].ring[1]) == 2**16
     assert max(shard.depth for shard in shards(store)) == 16
     assert len(bucket.page().keys) == 100
     store.check()
@@ -891,6 +894,7 @@ def test_a_shard_that_may_not_be_split_again_grows() -> None:
         "keyvalue_engine",
         "keyvalue_engine.bucket",
         "keyvalue_engine.counter",
+        "keyvalue_engine.entry",
         "keyvalue_engine.options",
         "keyvalue_engine.store",
     ],

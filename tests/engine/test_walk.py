@@ -15,7 +15,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from keyvalue_engine import Bucket, LimitError, Store, StoreOptions
-from keyvalue_engine.ledger import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
+from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
 from tests.engine.races import overtaken, run_together
 
 SEED = 11
@@ -203,7 +203,7 @@ def test_the_freeing_of_a_bucket_overtaken_by_a_set_does_not_happen() -> None:
 @pytest.mark.parametrize("by_delete", [False, True])
 def test_a_split_that_is_no_longer_needed_does_not_happen(by_delete: bool) -> None:
     store, bucket, by = overtaken(2, b"0", b"1")
-    table = store._tables[b"b"]
+    table = store._tables.by_name[b"b"]
     [shard] = table.shards()
     if by_delete:
         by(lambda: by(lambda: bucket.delete(b"2")))  # before the second taking: that of the split

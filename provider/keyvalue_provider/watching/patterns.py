@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from keyvalue_engine import Observer, ObserverOf
+from keyvalue_engine import PERSIST, SET, Change, Entry, Observer, ObserverOf
 from keyvalue_provider.config.options import OptionError, WatchingLinkOptions
 from keyvalue_provider.watching.queue import WatchQueue
 
@@ -137,7 +137,10 @@ class Route(NamedTuple):
 
 
 def observers(watched: Iterable[tuple[Watch, WatchQueue]]) -> ObserverOf | None:
-    """Who is told of the changes in each bucket; None where nobody is told of any. What can be worked out is, before any change."""
+    """Return what gives each bucket its observer, or None where nothing is watched. What can be worked out is, before any change.
+
+    A watcher is told of values, not of deadlines: taking one away is no event, and expiry is a deletion.
+    """
     everywhere: dict[WatchQueue, list[Pattern]] = {}
     named: dict[bytes, dict[WatchQueue, list[Pattern]]] = {}
     for watch, queue in watched:
@@ -169,11 +172,12 @@ def _observer_for_one(sets: Route, deletes: Route) -> Observer:
     every_set, every_delete = sets.takes_all, deletes.takes_all
     push, waiting, append, small_bytes = queue.push, queue.waiting, queue.waiting.append, queue.small_bytes
 
-    def observe(bucket: bytes, key: bytes, value: bytes | None) -> None:
-        if value is None:
+    def observe(change: Change, bucket: bytes, key: bytes, entry: Entry | None) -> None:
+        if entry is None:
             if every_delete or key in delete_keys or key.startswith(delete_prefixes):
                 push((bucket, key, None))
-        elif every_set or key in set_keys or (set_prefixes and key.startswith(set_prefixes)):
+        elif change == SET and (every_set or key in set_keys or (set_prefixes and key.startswith(set_prefixes))):
+            value = entry[0] if isinstance(entry, tuple) else entry
             if len(key) + len(value) > small_bytes:
                 push((bucket, key, value))
                 return
@@ -189,7 +193,10 @@ def _observer_for_many(sets: Sequence[Route], deletes: Sequence[Route]) -> Obser
     set_queues, set_prefixes, set_routes = _joined(sets)
     delete_queues, delete_prefixes, delete_routes = _joined(deletes)
 
-    def observe(bucket: bytes, key: bytes, value: bytes | None) -> None:
+    def observe(change: Change, bucket: bytes, key: bytes, entry: Entry | None) -> None:
+        if change == PERSIST:
+            return
+        value = entry[0] if isinstance(entry, tuple) else entry
         if value is None:
             queues, prefixes, routes = delete_queues.get(key, ()), delete_prefixes, delete_routes
         else:

@@ -85,7 +85,7 @@ class Scene:
     @property
     def quotas(self) -> int:
         """Return the number of quotas that the store counts for."""
-        return len(self.store._ledger.quotas)
+        return len(self.store._tables.ledger.quotas)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 
 from keyvalue_engine import LimitError, Store, StoreOptions
-from keyvalue_engine.shard import CROWD_KEYS_MAX
+from keyvalue_engine.order import CROWD_KEYS_MAX
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_transport.keyvalue.errors import InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits

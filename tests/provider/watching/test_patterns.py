@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyvalue_engine import BucketOptions, CounterError, LimitError, Observer, ObserverOf, Store, StoreOptions
+from keyvalue_engine import (
+    DELETE,
+    SET,
+    BucketOptions,
+    CounterError,
+    LimitError,
+    Observer,
+    ObserverOf,
+    Store,
+    StoreOptions,
+)
 from keyvalue_provider.config.options import OptionError, WatchingLinkOptions
 from keyvalue_provider.watching.patterns import PATTERNS_MAX, Pattern, Watch, observers
 from keyvalue_provider.watching.queue import WatchCounts, WatchLimits, WatchQueue
@@ -181,7 +191,7 @@ def changes_told(text: str, *changes: Change) -> list[Change]:
     for bucket, key, value in changes:
         observe = observer_of({told: text}, bucket)
         if observe is not None:
-            observe(bucket, key, value)
+            observe(DELETE if value is None else SET, bucket, key, value)
     return told.changes()
 
 
@@ -266,7 +276,7 @@ def test_each_watcher_is_told_once_of_what_fits(watched: list[list[Pattern]], ch
     for change in changes:
         observe = of(change[0])
         if observe is not None:
-            observe(*change)
+            observe(DELETE if change[2] is None else SET, *change)
     for own, watcher in zip(watched, told, strict=True):
         assert watcher.changes() == [change for change in changes if any(fits(pattern, change) for pattern in own)]
 
@@ -312,7 +322,7 @@ def test_every_change_is_an_event(watched: tuple[Told, ObserverOf]) -> None:
     assert told.changes() == []
 
 
-def test_expiry_is_a_deletion(watched: tuple[Told, ObserverOf]) -> None:
+def test_expiry_is_a_deletion_and_to_persist_is_no_event(watched: tuple[Told, ObserverOf]) -> None:
     told, observer_of = watched
     clock = Clock()
     store = Store(clock=clock)
@@ -321,7 +331,9 @@ def test_expiry_is_a_deletion(watched: tuple[Told, ObserverOf]) -> None:
     bucket.set(b"swept", b"v")
     bucket.set(b"written", b"v")
     bucket.set(b"kept", b"v", ttl_ms=1000)
-    told.changes()
+    assert told.changes() == [(b"b", key, b"v") for key in (b"swept", b"written", b"kept")]
+    assert bucket.persist(b"kept")
+    assert told.changes() == []  # a watcher is told of no deadlines
     clock.move_ms(10)
     assert bucket.get(b"swept") is None
     assert told.changes() == []  # a reader changes nothing

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyvalue_engine import SET
 from keyvalue_provider.config.options import WatchingLinkOptions
 from keyvalue_provider.watching.patterns import Watch, observers
 from keyvalue_provider.watching.queue import EVENT_BYTES, LOOKS_MAX, Event, WatchCounts, WatchLimits, WatchQueue
@@ -445,7 +446,7 @@ def test_events_of_many_threads(queue_events: int, value_bytes: int) -> None:
     def write(key: bytes) -> None:
         barrier.wait()
         for number in range(writes):
-            observe(b"b", key, b"%d" % number + bytes(value_bytes * (number % 3)))
+            observe(SET, b"b", key, b"%d" % number + bytes(value_bytes * (number % 3)))
 
     def read() -> None:
         barrier.wait()

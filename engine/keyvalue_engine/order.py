@@ -1,0 +1,157 @@
+"""Own the order of a shard's keys, by position: how it is kept up to date, and how a page is taken from it.
+
+The order is lazy
+-----------------
+Most buckets are never listed, and to keep keys sorted at each write would cost more than the write. So
+
+- a shard has no order until a page is asked for. That page sorts the keys: O(n log n), and a split bounds n.
+- From then on a write that adds or removes a key appends it to `changes`: O(1). An overwrite moves no key, and appends nothing.
+- The next page brings the changes in: it looks up each changed key in the shard's entries, which say if the key is there now. So it
+  does not matter how often the key came and went, or in which order: O(changes * log n).
+- When that would cost more than to sort anew, the order is dropped with its changes, and the next page makes another one. So writes
+  without pages never make anything grow.
+
+    first page ──> kept ── note ──> kept, with changes ── too many changes ──> dropped (the shard has none again)
+                    ^                     │
+                    └──── page: update ───┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+
+from sortedcontainers import SortedKeyList
+
+from keyvalue_engine.entry import ORDER_BYTES, Entry
+from keyvalue_engine.errors import CrowdedPositionError
+from keyvalue_engine.ledger import Account
+
+__all__ = [
+    "CHANGES_MIN",
+    "CHANGES_SHARE",
+    "CROWD_KEYS_MAX",
+    "CROWD_PAGES_MAX",
+    "KEY_OVERHEAD_BYTES",
+    "LazyOrder",
+]
+
+#: A key counts its length and this against a page's bytes: enough for a LEB128 length of a key up to 256 MiB.
+KEY_OVERHEAD_BYTES = 4
+#: Keys at one position are refused if they are more than this, or take more than this many pages of bytes.
+CROWD_KEYS_MAX = 64
+CROWD_PAGES_MAX = 4
+#: The order is dropped when more than `CHANGES_MIN` and more than one key in `CHANGES_SHARE` changed since the last page: to bring in one
+#: change costs about `CHANGES_SHARE` times what one key costs in a new order (bench/micro/test_order.py).
+CHANGES_MIN = 64
+CHANGES_SHARE = 6
+
+
+class LazyOrder:
+    """The keys of a shard by position. Protected by the shard's stripe, and made by its first page.
+
+    :param entries: the shard's, which are changed before `note` is called: they say which keys there are
+    :param account: counts the memory of the order
+    """
+
+    __slots__ = ("_account", "_entries", "_keys", "_position_of", "changes")
+
+    def __init__(self, entries: Mapping[bytes, Entry], position_of: Callable[[bytes], int], account: Account) -> None:
+        self._entries = entries
+        self._position_of = position_of
+        self._account = account
+        self._keys: SortedKeyList[bytes] = SortedKeyList(entries, key=position_of)
+        #: Keys that were added or removed since the last page; a key may stand here several times.
+        self.changes: list[bytes] = []
+        account.adjust(self.memory_bytes)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Return what the ledger must hold for the order. O(1)."""
+        return ORDER_BYTES * len(self._keys)
+
+    def note(self, key: bytes) -> bool:
+        """Note that a key was added or removed. Return False if the order was dropped for that, and must be forgotten. O(1)."""
+        changes = self.changes
+        changes.append(key)
+        if len(changes) > CHANGES_MIN and len(changes) * CHANGES_SHARE > len(self._entries):
+            self.drop()
+            return False
+        return True
+
+    def drop(self) -> None:
+        """Give back the memory of the order, which is not used again."""
+        self._account.adjust(-self.memory_bytes)
+
+    def current(self) -> SortedKeyList[bytes]:
+        """Return the keys as they are now, in their order. O(changes * log n)."""
+        keys = self._keys
+        if self.changes:
+            before_bytes = self.memory_bytes
+            entries = self._entries
+            for key in set(self.changes):
+                if key in keys:
+                    if key not in entries:
+                        keys.remove(key)
+                elif key in entries:
+                    keys.add(key)
+            self._account.adjust(self.memory_bytes - before_bytes)
+            self.changes = []
+        return keys
+
+    def take(
+        self, position: int, keys: list[bytes], keys_max: int, size_bytes: int, page_bytes_max: int
+    ) -> tuple[int | None, int]:
+        """Append the keys at and after `position` to a page that holds `keys` of `size_bytes` so far.
+
+        Return the position of the first key that found no room (None: all had room), and the page's bytes. Keys of one position
+        are never split: they come whole, or begin the next page. O(changes * log n + keys taken).
+
+        :raises CrowdedPositionError: the page is empty, and the keys of its first position are too many for any page
+        """
+        order = self.current()
+        room = max(0, min(keys_max - len(keys), len(order)))  # a crowd may have passed keys_max
+        found = list(islice(order.irange_key(position), room + 1))
+        found_bytes = sum(map(len, found)) + KEY_OVERHEAD_BYTES * len(found)
+        if not found or (len(found) <= room and size_bytes + found_bytes <= page_bytes_max):
+            keys += found
+            return None, size_bytes + found_bytes
+
+        count = 0
+        for key in islice(found, room):
+            after = size_bytes + len(key) + KEY_OVERHEAD_BYTES
+            if after > page_bytes_max:
+                break
+            size_bytes = after
+            count += 1
+        next_position = self._position_of(found[count])
+        while count and self._position_of(found[count - 1]) == next_position:
+            count -= 1
+            size_bytes -= len(found[count]) + KEY_OVERHEAD_BYTES
+        keys += found[:count]
+        if keys:
+            return next_position, size_bytes
+        return self._take_crowd(next_position, keys, page_bytes_max)
+
+    def _take_crowd(self, position: int, keys: list[bytes], page_bytes_max: int) -> tuple[int | None, int]:
+        """Fill an empty page with all keys of one position, which are more than a page holds."""
+        order = self._keys
+        crowd = list(islice(order.irange_key(position, position), CROWD_KEYS_MAX + 1))
+        size_bytes = sum(map(len, crowd)) + KEY_OVERHEAD_BYTES * len(crowd)
+        size_bytes_max = page_bytes_max * CROWD_PAGES_MAX
+        if len(crowd) > 1 and (len(crowd) > CROWD_KEYS_MAX or size_bytes > size_bytes_max):
+            raise CrowdedPositionError(position, len(crowd), CROWD_KEYS_MAX, size_bytes, size_bytes_max)
+        keys += crowd
+        for key in order.irange_key(position + 1):
+            return self._position_of(key), size_bytes
+        return None, size_bytes
+
+    def check(self) -> None:
+        """Assert every invariant. O(n)."""
+        self._keys._check()
+        assert len(self.changes) <= max(CHANGES_MIN, len(self._entries) // CHANGES_SHARE)
+        changed = set(self.changes)
+        assert set(self._keys) - changed == set(self._entries) - changed
+        positions = [self._position_of(key) for key in self._keys]
+        assert positions == sorted(positions)
+        assert len(set(self._keys)) == len(self._keys)
