@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
@@ -45,6 +45,15 @@ NATS_SERVER = SCRIPTS / "nats-server"
 #: What a real host wrote and published, see the file's `about`.
 HOST_CAPTURE: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "host_1_9_2_spawn.json").read_text())
 HOST_ID: str = HOST_CAPTURE["host_data"]["host_id"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make what a test logged fit to be sent between processes: a log may quote half of a surrogate pair."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
 
 Environment = Mapping[str, str]
 

@@ -52,9 +52,9 @@ ROUNDS = 30
 #: Invocations that wait for their answers at a time, and how many are answered before the host asks to stop.
 WINDOW = 256
 ANSWERED = 2_000
-#: Lives of providers, and how many at a time: a start is a third of a second of one processor, and more of what unpacks itself.
-CYCLES = 200
-CYCLES_OF_BUILT = 10
+#: Lives of providers, and how many at a time: a start takes a third of a second of one processor, and of the executable more.
+CYCLES = 10
+CYCLES_LONG = 200
 ABREAST = 3
 
 
@@ -234,7 +234,10 @@ def scraped(url: str) -> str:
 # Many lives
 
 
-async def test_many_lives_leave_nothing(host: HostDouble, server: MonitoredNatsServer, executable: Path) -> None:
+@pytest.mark.parametrize("cycles", [CYCLES, pytest.param(CYCLES_LONG, marks=pytest.mark.long)])
+async def test_many_lives_leave_nothing(
+    host: HostDouble, server: MonitoredNatsServer, executable: Path, cycles: int
+) -> None:
     async def live(number: int) -> None:
         hosted = await host.start(executable)
         definition = link(hosted, bucket=f"bucket-{number}")
@@ -259,7 +262,7 @@ async def test_many_lives_leave_nothing(host: HostDouble, server: MonitoredNatsS
     await live(0)  # what the host itself listens to is there from now on
     await until(nobody_listens(server, f"{host.lattice}.kv"), "subscriptions are left")
     before = await in_thread(server.listening)
-    numbers = iter(range(1, CYCLES if executable == PROVIDER else CYCLES_OF_BUILT))
+    numbers = iter(range(1, cycles if executable == PROVIDER else CYCLES))
     async with asyncio.TaskGroup() as group:
         for _ in range(ABREAST):
             group.create_task(lives())

@@ -245,6 +245,7 @@ def test_tls_is_required_of_known_versions_alone(
         Connection(ConnectionOptions(**{"urls": ("nats://127.0.0.1:1",), "path": path} | options))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_direct_path_over_the_oldest_version(tmp_path: Path) -> None:
     oldest = ".".join(map(str, NATS_PY_VERSIONS[0]))
