@@ -137,6 +137,18 @@ def test_a_write_that_would_pass_its_quota_is_refused_and_changes_nothing(
     store.check()
 
 
+def test_a_key_with_a_deadline_may_not_grow_beyond_its_quota() -> None:
+    store = Store()
+    quota = Quota(everything, None, entry_size(b"1", (b"v", 1)))
+    store.add_quota(quota)
+    bucket = limited(store, b"b", quota)
+    bucket.set(b"1", b"v", ttl_ms=10**6)
+    with pytest.raises(LimitError, match=f"^{MEMORY}: found {quota.memory_bytes_max + 16}, "):
+        bucket.set(b"1", bytes(16), ttl_ms=10**6)
+    assert bucket.get(b"1") == b"v"
+    store.check()
+
+
 @pytest.mark.parametrize(
     "write",
     [
