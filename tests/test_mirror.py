@@ -32,9 +32,6 @@ class Elsewhere(NamedTuple):
 ELSEWHERE: Mapping[str, Elsewhere] = {
     "engine/keyvalue_engine/bucket.py": Elsewhere("tests/engine/test_store.py", "a bucket is used through its store"),
     "engine/keyvalue_engine/changes.py": Elsewhere("tests/engine/test_observer.py", "what an observer is told"),
-    "engine/keyvalue_engine/entry.py": Elsewhere("tests/engine/test_memory.py", "its formula, against a process"),
-    "engine/keyvalue_engine/order.py": Elsewhere("tests/engine/test_walk.py", "a walk is what the order is for"),
-    "engine/keyvalue_engine/tables.py": Elsewhere("tests/engine/test_store.py", "the buckets of a store"),
     "engine/keyvalue_engine/context.py": Elsewhere(
         "tests/engine/test_store.py", "what the parts of a store share, without behaviour"
     ),
@@ -43,10 +40,10 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "engine/keyvalue_engine/errors.py": Elsewhere("tests/engine/test_store.py", "each is raised by a store"),
     "engine/keyvalue_engine/ledger.py": Elsewhere("tests/engine/test_memory.py", "by what it is for"),
     "engine/keyvalue_engine/options.py": Elsewhere("tests/engine/test_store.py", "each is an option of a store"),
-    "engine/keyvalue_engine/shard.py": Elsewhere(
-        "tests/engine/test_model.py", "the model checks every shard after every step"
-    ),
+    "engine/keyvalue_engine/order.py": Elsewhere("tests/engine/test_store.py", "pages, and how many changes are kept"),
+    "engine/keyvalue_engine/shard.py": Elsewhere("tests/engine/test_commit.py", "by what all its writes go through"),
     "engine/keyvalue_engine/table.py": Elsewhere("tests/engine/test_walk.py", "a walk crosses the shards of a table"),
+    "engine/keyvalue_engine/tables.py": Elsewhere("tests/engine/test_store.py", "a store is made of them"),
     "transport/keyvalue_transport/keyvalue/errors.py": Elsewhere(
         "tests/transport/keyvalue/test_interface.py", "how the interface writes each"
     ),

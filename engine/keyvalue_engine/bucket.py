@@ -26,7 +26,7 @@ class Page(NamedTuple):
 
 
 class Bucket:
-    """A handle for one bucket of a store: cheap, stateless, good for ever, also while the bucket does not exist.
+    """A handle for one bucket of a store: cheap, stateless, and valid for ever, also while the bucket does not exist.
 
     Reading a bucket that was never written is reading an empty one, unless the store is strict about buckets: then `get`, `exists` and
     `delete` raise `NoSuchBucketError`.
@@ -67,7 +67,7 @@ class Bucket:
         self._is_strict = of_store.strict_buckets if options.strict_buckets is None else options.strict_buckets
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of a key, or None. O(1), takes no lock: see `keyvalue_engine.table.Table.read`.
+        """Return the value of a key, or None. O(1), takes no lock: see `keyvalue_engine.table.Table.read`.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -84,9 +84,9 @@ class Bucket:
         return value if deadline_ns > now_ns else table.read(key, now_ns)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of keys, in their order, None for each that is not there.
+        """Return the values of keys, in their order, None for each that is not there.
 
-        Sees all of a `set_many` or nothing, also where its time ends meanwhile.
+        Sees all of a `set_many` or nothing, also where it expires meanwhile.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -97,7 +97,7 @@ class Bucket:
         return table.get_many(keys)
 
     def exists(self, key: bytes) -> bool:
-        """Whether the key is there. O(1), takes no lock.
+        """Return True if the key exists. O(1), takes no lock.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -112,8 +112,7 @@ class Bucket:
         keyvalue_engine.errors.LimitError: value in bytes: found 4, allowed 3
 
         :param ttl_ms: milliseconds after which the key is gone; None: what the handle's options say, or never
-        :raises LimitError: key, value, the store or the quota would pass a limit, though keys whose time is over were removed; the
-            store is as before
+        :raises LimitError: key, value, the store or the quota would pass a limit, though expired keys were removed; the store is as before
         """
         if len(key) > self._key_bytes_max:
             raise LimitError("key in bytes", len(key), self._key_bytes_max)
@@ -147,7 +146,7 @@ class Bucket:
         self._write(put)
 
     def set_many(self, entries: Mapping[bytes, bytes]) -> None:
-        """Store all of these, or nothing. O(keys). Who reads with `get_many` sees all or nothing; who gets key by key may see both.
+        """Store all of these, or nothing. O(keys). `get_many` sees either all of it or none. Separate gets may see a mix.
 
         :raises LimitError: as `set`; nothing is stored
         """
@@ -197,7 +196,7 @@ class Bucket:
         return total
 
     def _write(self, write: Callable[[Table], T | None]) -> T:
-        """Have a table written, which is made if there is none; `write` returns None where a shard or the table is retired."""
+        """Write to the bucket's table, which is made if there is none; `write` returns None where a shard or the table is retired."""
         table = self._by_name.get(self.name)
         while True:
             try:
@@ -215,7 +214,7 @@ class Bucket:
             table = self._tables.settled(self.name)
 
     def delete(self, key: bytes) -> bool:
-        """Remove a key; whether it was there. O(1), and O(shards) when a shard's last key goes. The last key takes the bucket with it.
+        """Remove a key. Return True if it was there. O(1), and O(shards) when a shard's last key goes. The last key takes the bucket with it.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -234,7 +233,7 @@ class Bucket:
         return False
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
-        """Remove keys; how many were there. O(keys).
+        """Remove keys. Return the number that were there. O(keys).
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -250,7 +249,7 @@ class Bucket:
         return 0
 
     def ttl_ms(self, key: bytes) -> int | None:
-        """Milliseconds until a key is gone, at least 1; None where it has no deadline, or is not there. O(1), takes no lock.
+        """Return the milliseconds until a key expires, at least 1; None where it has no deadline, or is not there. O(1), takes no lock.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store(clock=lambda: 0).bucket(b"b")
@@ -268,7 +267,7 @@ class Bucket:
         return -((now_ns - entry[1]) // NS_PER_MS)
 
     def persist(self, key: bytes) -> bool:
-        """Take a key's deadline away; whether it had one. O(1)."""
+        """Take a key's deadline away. Return True if it had one. O(1)."""
         table = self._by_name.get(self.name)
         while table is not None:
             shard = table.shard_of(key)
@@ -286,7 +285,7 @@ class Bucket:
             self._tables.free_if_empty(self.name)
 
     def page(self, cursor: int | None = None, keys_max: int | None = None) -> Page:
-        """Keys from `cursor` on (None: from the beginning), at most `keys_max` (default: `page_keys_max` of the handle or the store).
+        """Return the keys from `cursor` on (None: from the beginning), at most `keys_max` (default: `page_keys_max` of the handle or the store).
 
         A page holds fewer keys where it would pass `page_bytes_max`, and at least one if any is left. Never raises
         `NoSuchBucketError`. O(changes since the last page + log n + page), and the sort of a shard that never had a page.
@@ -317,7 +316,7 @@ class Bucket:
         return page
 
     def keys(self) -> Iterator[bytes]:
-        """All keys, in the bucket's order, page by page: each that is there for the whole walk exactly once.
+        """Yield all keys, in the bucket's order, page by page: each that is there for the whole walk exactly once.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store().bucket(b"b")
@@ -334,7 +333,7 @@ class Bucket:
                 return
 
     def __len__(self) -> int:
-        """Keys in this bucket: exact when no write is under way. O(shards)."""
+        """Return the number of keys in this bucket: exact when no write is under way. O(shards)."""
         table = self._by_name.get(self.name)
         return 0 if table is None else len(table)
 

@@ -1,4 +1,4 @@
-"""What shards share, and what they give: the types between a table and its shards."""
+"""Own the types between a table and its shards: what shards share, and a copy of one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Context", "Copy"]
 
 
 class Context(NamedTuple):
-    """What all shards of a bucket share.
+    """What all shards of a bucket share. It is never changed.
 
     :ivar position_of: `hash_function` with the seed; batches call that itself, which is cheaper
     """

@@ -1,4 +1,4 @@
-"""Counters: values that are the decimal text of a number below 2**64."""
+"""Own counters: values that are the decimal text of a number below 2**64."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ __all__ = ["COUNTER_MAX", "counter_sum"]
 
 COUNTER_MAX = 2**64 - 1
 DIGITS_MAX = 20
-#: Of a value that is none, so many bytes are shown.
+#: Bytes that are shown of a value that is not a counter.
 SHOWN_MAX = 32
 
 
 def counter_sum(value: bytes, delta: int) -> int:
-    """What a counter comes to.
+    """Return the sum of a counter and a number.
 
     >>> counter_sum(b"41", 1)
     42

@@ -1,6 +1,6 @@
-"""The typed errors of the store.
+"""Own the typed errors of the store.
 
-Every one leaves the store as it was. Messages say what was found and what is allowed, and hold of a value only what stands where a counter should.
+Each leaves the store as it was. Messages say what was found and what is allowed. They never show a value, except one that should be a counter.
 """
 
 from __future__ import annotations

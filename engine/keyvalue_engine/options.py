@@ -1,4 +1,4 @@
-"""Options of a store: limits, the shape of its buckets, the size of a page."""
+"""Own the options of a store: limits, the shape of its buckets, the size of a page."""
 
 from __future__ import annotations
 

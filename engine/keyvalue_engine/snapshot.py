@@ -1,4 +1,4 @@
-"""A snapshot: a store in a file.
+"""Own the snapshot: a store in a file.
 
 A stream of msgpack objects, each a frame whose head has a fixed size:
 

@@ -10,10 +10,10 @@ data. A page begins at a position and ends before one; that one is the cursor, s
 - there is no state between pages, any number is a valid cursor, and cursors outlive a restart on the same data and any number of shards;
 - a key's place never depends on other keys: a key that is there for the whole walk comes exactly once, one that is added or removed
   meanwhile at most once;
-- a cursor is returned only if a key stands at or behind it at that moment, so a walk ends with its last key.
+- a cursor is returned only if a key stands at or after it at that moment, so a walk ends with its last key.
 
-Keys of equal position never part over two pages. With 64 bits there are none by chance; who knows the seed could make them, so a
-page refuses more than it can bear (`CrowdedPositionError`).
+Keys of equal position are never split over two pages. With 64 bits there are none by chance. A caller that knew the seed could make them,
+so a page refuses more than it can hold (`CrowdedPositionError`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Store:
     (1, [b'colours'])
 
     :param options: limits and shape; the defaults are generous but finite
-    :param seed: of the order of keys, 64 bits; random unless given. Keep it secret: who knows it can make keys of equal position.
+    :param seed: of the order of keys, 64 bits; random unless given. Keep it secret: a caller that knows it can make keys of equal position.
     :param hash_function: (key, seed) to a position of 64 bits; tests give one that collides
     :param clock: nanoseconds that never go back; tests give one that they move
     """
@@ -77,14 +77,14 @@ class Store:
         self._tables = Tables(self.options, seed, hash_function, clock)
 
     def bucket(self, name: bytes, options: BucketOptions | None = None) -> Bucket:
-        """A handle for the bucket of this name. Creates nothing: the first `set` does.
+        """Return a handle for the bucket of this name. Creates nothing: the first `set` does.
 
         :param options: of this handle alone, over the store's
         """
         return Bucket(self._tables, name, BucketOptions() if options is None else options)
 
     def bucket_names(self) -> list[bytes]:
-        """Names of the buckets that hold a key (with `strict_buckets`: that were ever written), in the order of their making."""
+        """Return the names of the buckets that hold a key (with `strict_buckets`: that were ever written), in the order of their making."""
         return list(self._tables.by_name)
 
     @property
@@ -136,7 +136,7 @@ class Store:
         return self._tables.ledger.memory_bytes
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write all buckets to a file, at one stroke: whoever reads `path` finds the old file or the new one.
+        """Write all buckets to a file, in one step: a reader of `path` finds the old file or the new one.
 
         Each shard is saved as of one moment; writes go on meanwhile. The format is drawn in `keyvalue_engine.snapshot`.
 
@@ -153,7 +153,7 @@ class Store:
 
     @classmethod
     def load(cls, path: str | PathLike[str], options: StoreOptions | None = None) -> Store:
-        """A store with the buckets of a file, and the seed they were saved with: cursors of before go on.
+        """Return a store with the buckets of a file, and the seed they were saved with, so that cursors stay valid.
 
         Keys and values may be longer than the options say: a handle's options allowed it when they were written.
 

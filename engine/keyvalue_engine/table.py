@@ -9,11 +9,11 @@ in a row. So a shard that has grown too large is split alone, and no write ever 
 A ring is never changed once it is published: a split publishes a new (shift, shards) tuple, and retires the shard it replaced. Whoever
 then takes the retired shard's stripe is told so, and looks again.
 
-A batch takes the stripes of its keys in the ring's order, each once, and holds them till its last write. Who reads many keys takes none: it
-reads, and if a batch was at work meanwhile it reads again while none is (`_batches`).
+A batch takes the stripes of its keys in the ring's order, each once, and holds them until its last write. `get_many` takes none: it reads, and
+if a batch was at work meanwhile it reads again while none is (`_batches`).
 
-Locks, in the order in which they are taken: the store's lock, `_growth` or `_batch`, one stripe (a batch, and who frees a table: several, in the
-ring's order), the ledger's or the expiry's.
+Locks, in the order in which they are taken: that of `Tables`; `_growth` or `_batch`; one stripe (a batch, and the freeing of a table: several,
+in the ring's order); the ledger's or the expiry's.
 """
 
 from __future__ import annotations
