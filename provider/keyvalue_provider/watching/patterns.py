@@ -173,17 +173,18 @@ def _observer_for_one(sets: Route, deletes: Route) -> Observer:
     push, waiting, append, small_bytes = queue.push, queue.waiting, queue.waiting.append, queue.small_bytes
 
     def observe(change: Change, bucket: bytes, key: bytes, entry: Entry | None) -> None:
-        if entry is None:
-            if every_delete or key in delete_keys or key.startswith(delete_prefixes):
-                push((bucket, key, None))
-        elif change == SET and (every_set or key in set_keys or (set_prefixes and key.startswith(set_prefixes))):
-            value = entry[0] if isinstance(entry, tuple) else entry
-            if len(key) + len(value) > small_bytes:
-                push((bucket, key, value))
-                return
-            append((bucket, key, value))  # `push`, written out
-            if len(waiting) >= queue.full_at:
-                queue.settle()
+        if change == SET:
+            if every_set or key in set_keys or (set_prefixes and key.startswith(set_prefixes)):
+                # Not `isinstance`, which costs 40 ns more. After SET there is an entry, which mypy does not know.
+                value: bytes = entry[0] if entry.__class__ is tuple else entry  # type: ignore[assignment]
+                if len(key) + len(value) > small_bytes:
+                    push((bucket, key, value))
+                    return
+                append((bucket, key, value))  # `push`, written out
+                if len(waiting) >= queue.full_at:
+                    queue.settle()
+        elif change != PERSIST and (every_delete or key in delete_keys or key.startswith(delete_prefixes)):
+            push((bucket, key, None))
 
     return observe
 
