@@ -58,7 +58,7 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "transport/keyvalue_transport/wrpc/handler.py": Elsewhere(
         "tests/transport/wrpc/test_invocation.py", "the contract of what an invocation calls"
     ),
-    "transport/keyvalue_transport/nats/direct/callers.py": Elsewhere(
+    "transport/keyvalue_transport/nats/headers.py": Elsewhere(
         "tests/transport/nats/direct/test_protocol.py", "a part of the protocol"
     ),
     "transport/keyvalue_transport/nats/direct/frames.py": Elsewhere(

@@ -67,11 +67,12 @@ from keyvalue_transport.keyvalue.watcher import (
     encode_on_set,
 )
 from keyvalue_transport.nats import connection
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import InvocationEndedError
 from keyvalue_transport.wrpc.handler import ANONYMOUS
-from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send
-from keyvalue_transport.wrpc.subjects import invocation_subject
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
+from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.values import (
     U64_MAX,
     read_bool,

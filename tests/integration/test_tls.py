@@ -23,13 +23,14 @@ from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_s
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
-from keyvalue_transport.nats.direct.routes import PARAMS, DirectRoutes
+from bench.load.responder import PARAMS
+from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.nats.direct.transport import DirectTransport
 from keyvalue_transport.nats.server import Server
+from keyvalue_transport.nats.subjects import invocation_subject, params_subject
 from keyvalue_transport.nats.tls import TlsOptions, TlsRefusedError
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 from keyvalue_transport.wrpc.invocation import Invocations
-from keyvalue_transport.wrpc.subjects import invocation_subject, params_subject
 from tests.conftest import DEADLINE_S, PATHS, NatsServer, RawInvocation, in_thread
 from tests.log_lines import LogLines
 from tests.nats_configs import Authority, user_config

@@ -31,7 +31,8 @@ from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
-from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send, Step
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step
+from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.values import U64_MAX, write_length
 from tests.conftest import DEADLINE_S, NatsServer
 from tests.invoking import invoke

@@ -33,7 +33,8 @@ from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_unit_r
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
-from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step
+from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Step
+from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.values import write_length
 from tests.conftest import NatsServer
 from tests.invoking import invoke

@@ -46,7 +46,8 @@ from keyvalue_transport.keyvalue.store import (
 )
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler, narrow
-from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send, Step
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step
+from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.values import U64_MAX, write_length
 from tests.invoking import invoke
 from tests.transport.keyvalue.test_interface import QuotaError

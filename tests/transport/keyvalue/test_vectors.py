@@ -38,11 +38,11 @@ from keyvalue_transport.keyvalue.store import (
     encode_truth_result,
     store_handlers,
 )
+from keyvalue_transport.nats.subjects import invocation_subject, params_token
 from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import DecodeError, InvocationEndedError, NeedMoreBytes
 from keyvalue_transport.wrpc.handler import Answer, Caller, Handler
 from keyvalue_transport.wrpc.invocation import InvocationCounts, Invocations, Step
-from keyvalue_transport.wrpc.subjects import invocation_subject, params_token
 from tests.invoking import invoke
 from tests.vectors import MAX_PAYLOAD, Publish, Replay, Vector, load, preparation, results_allowed
 

@@ -25,6 +25,7 @@ from keyvalue_transport.keyvalue.watcher import (
     watcher_handlers,
 )
 from keyvalue_transport.nats.invoker import Invoker
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import (
     DecodeError,
@@ -34,8 +35,8 @@ from keyvalue_transport.wrpc.errors import (
     NoProviderError,
 )
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
-from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step
-from keyvalue_transport.wrpc.subjects import invocation_subject
+from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Step
+from keyvalue_transport.nats.replies import Send
 from tests.conftest import DEADLINE_S, NatsServer
 from tests.invoking import invoke
 from tests.transport.keyvalue.test_atomics import check_written, connected, serving

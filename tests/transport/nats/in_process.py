@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 
+from keyvalue_transport.nats.subjects import invocation_subject
 from nats.aio.client import Client
 
 from keyvalue_transport.nats.connection import Connection, Message
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.wrpc.handler import Answer, Caller
-from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, RawInvocation
 
 INSTANCE = "test:instance/functions@1.0.0"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import nats
 import pytest
+from keyvalue_transport.nats.subjects import invocation_subject
 from nats.aio.client import Client
 
 from keyvalue_transport.nats import opening as opening_module
@@ -16,7 +17,6 @@ from keyvalue_transport.nats.server import Server
 from keyvalue_transport.wrpc.errors import (
     DisconnectedError,
 )
-from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread, settled
 from tests.transport.nats.in_process import (
     INSTANCE,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Awaitable, Callable
 
 import pytest
+from keyvalue_transport.nats.subjects import invocation_subject
 
 from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.wrpc.errors import (
@@ -17,7 +18,6 @@ from keyvalue_transport.wrpc.errors import (
     NoProviderError,
 )
 from keyvalue_transport.wrpc.handler import Caller
-from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, NatsServer
 from tests.transport.nats.in_process import INSTANCE, Gate, Serve, echo, read_all
 

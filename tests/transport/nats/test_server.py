@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import nats
 import pytest
+from keyvalue_transport.nats.subjects import invocation_subject
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
@@ -29,7 +30,6 @@ from keyvalue_transport.wrpc.errors import (
 )
 from keyvalue_transport.wrpc.handler import Caller
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
-from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread, settled
 from tests.transport.nats.in_process import INSTANCE, Gate, Proxy, Serve, Setup, echo, read_all, until
 

@@ -18,11 +18,12 @@ from keyvalue_transport.keyvalue.store import (
     encode_get_result,
     encode_key_response,
 )
+from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import DecodeError, InvocationEndedError, LengthLimitError, NoProviderError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
-from keyvalue_transport.wrpc.invocation import InvocationCounts, Invocations, Send
-from keyvalue_transport.wrpc.subjects import params_token
+from keyvalue_transport.wrpc.invocation import InvocationCounts, Invocations
+from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.values import read_bytes, write_length
 from tests.invoking import invoke
 

@@ -14,10 +14,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.store import decode_set, encode_set
+from keyvalue_transport.nats.subjects import params_token, results_subject
 from keyvalue_transport.wrpc.errors import DecodeError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
-from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step, Waiting
-from keyvalue_transport.wrpc.subjects import params_token, results_subject
+from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Step, Waiting
+from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.values import read_bytes, write_length
 from tests.invoking import invoke
 

@@ -20,9 +20,11 @@ from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from keyvalue_transport.keyvalue.store import encode_list_keys, encode_set, store_handlers, store_tallies
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
-from keyvalue_transport.nats.direct.routes import PARAMS, DirectRoutes
+from bench.load.responder import PARAMS
+from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller
-from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send, Waiting
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Waiting
+from keyvalue_transport.nats.replies import Send
 from tests.invoking import invoke
 from tests.transport.nats.direct.test_protocol import INBOX, NOBODY, Reader, Socket, cut, publications
 

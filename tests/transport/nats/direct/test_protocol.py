@@ -19,14 +19,17 @@ from keyvalue_engine import Store
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.store import encode_get_result, encode_set, store_handlers
-from keyvalue_transport.nats.direct.callers import CALLERS_MAX, parse_caller, traceparent_of
 from keyvalue_transport.nats.direct.protocol import LINE_BYTES_MAX, OUTPUT_BYTES, DirectProtocol
 from keyvalue_transport.nats.direct.read_flow import ReadFlow
-from keyvalue_transport.nats.direct.routes import PARAMS, SHAPES_MAX, DirectRoutes
+from bench.load.responder import PARAMS
+from keyvalue_transport.nats.direct.alike import SHAPES_MAX
+from keyvalue_transport.nats.direct.routes import DirectRoutes
+from keyvalue_transport.nats.headers import CALLERS_MAX, parse_caller, traceparent_of
 from keyvalue_transport.nats.server import caller_of
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler, Narrowed, narrowable
-from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send, Step
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step
+from keyvalue_transport.nats.replies import Send
 
 T = TypeVar("T")
 
