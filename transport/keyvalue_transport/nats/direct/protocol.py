@@ -158,10 +158,11 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             for _ in self._groups(buffer):
                 raise AssertionError("there is a route to a handler, and no server")
             return
-        counts, handshake, size_max = server.invocations.counts, server.replies.handshake, self._max_payload
+        counts, handshake = server.invocations.counts, server.replies.handshake
         answered = out_bytes = 0
         out = self._out = []
         for handler, caller, frames in self._groups(buffer):
+            size_max = self._max_payload  # which an INFO before this group may have changed
             for reply, at, start, end in frames:
                 result: bytes | Pending | Exception
                 try:
