@@ -446,6 +446,27 @@ def test_large_results_in_flight_are_bounded(new_direct: NewDirect, size: int, n
     assert not direct.protocol._pieces
 
 
+@pytest.mark.parametrize("number", [1, 100])
+def test_results_of_parameters_in_pieces_are_bounded_too(new_direct: NewDirect, number: int) -> None:
+    """All of the last pieces come in one read, and other calls and lines with them."""
+    direct = new_direct(high_water_bytes=MIB)
+    direct.store.bucket(b"b").set(b"k", bytes(MIB // 2))
+    params = get_params(b"k")
+    direct.read(*(msg(GET, params[:-1], b"cut%d" % token) for token in range(number)))
+    last = (piece(str(token), params[-1:]) + b"PING\r\n" for token in range(number))
+    direct.protocol.data_received(b"".join(last) + msg(GET, params, b"whole"))
+    sends: list[Send] = []
+    while direct.socket.buffer:
+        assert direct.passed.count(b"PING\r\n") <= len(sends) // 2 + 4
+        sends += publications(direct.socket.take())
+    result = encode_get_result(bytes(MIB // 2))
+    expected = [answer(f"cut{token}", result, handshake=False) for token in range(number)]
+    assert sends == [*itertools.chain(*expected), *answer("whole", result)]
+    assert direct.passed == b"PING\r\n" * number
+    assert direct.socket.buffer_bytes_max < 2 * (MIB + OUTPUT_BYTES)
+    assert direct.invocations.counts.received_bytes == direct.protocol.received_bytes
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 6])
 def test_reading_goes_on_when_both_want_it(length: int) -> None:
     changes = {"pause_reading": (0, True), "resume_reading": (0, False), "hold": (1, True), "release": (1, False)}

@@ -193,7 +193,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def _groups(self, buffer: bytes) -> Iterator[InvocationGroup]:
         """Yield invocations that follow each other and have one handler and one caller. In between pass on other frames and lines, and at the end keep what is not whole."""
         routes, alike = self._routes, self._routes.alike
-        at = passed = needed = 0  # buffer[passed:at] is whole and goes on to nats-py
+        at = passed = needed = taken_bytes = 0  # buffer[passed:at] is whole and goes on to nats-py
         end = len(buffer)
         while at < end:
             shape = alike.shape
@@ -226,9 +226,15 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 caller = self._caller_of(buffer, at, frame, route)
                 yield route, caller, ((frame.reply, at, frame.payload_at, frame.payload_end),)
             elif route is not None:
-                self._take(route, frame, buffer)
+                taken_bytes += self._take(route, frame, buffer)
             # Else a line that is no text, at which nats-py's reading would end for good.
             passed = at = frame.payload_end + 2
+            if taken_bytes >= OUTPUT_BYTES:
+                self._write(self._out)
+                self._out.clear()
+                taken_bytes = 0
+                if self._blocked:
+                    break
         self._pass_on(buffer, passed, at)
         if routes.server is not None:
             routes.server.invocations.counts.received_bytes += at
@@ -274,8 +280,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         server.on_step(step)
         return sum(map(len, step.sends))
 
-    def _take(self, route: Handler | InOrder | Further, frame: Frame, buffer: bytes) -> None:
-        """Take a frame of ours that is no invocation which can be answered."""
+    def _take(self, route: Handler | InOrder | Further, frame: Frame, buffer: bytes) -> int:
+        """Take a frame of ours that is no invocation which can be answered, and return the number of bytes that it was answered with."""
         payload, server = buffer[frame.payload_at : frame.payload_end], self._routes.server
         if isinstance(route, InOrder):
             subject, reply = frame.words[1].decode(errors="replace"), frame.reply.decode(errors="replace")
@@ -291,8 +297,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             step = server.invocations.receive_params(token, payload, monotonic())
             self._out += step.sends
             server.on_step(step)
+            return sum(map(len, step.sends))
         else:  # an invocation without a reply subject is not carried out
             server.invocations.counts.without_reply += 1
+        return 0
 
     def send(self, frames: list[bytes]) -> bool:
         """Write frames at the end of this turn of the loop, with all others of it. Return False if the connection is gone."""
