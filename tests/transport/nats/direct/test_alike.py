@@ -16,6 +16,7 @@ from keyvalue_transport.keyvalue.store import encode_get_result
 from keyvalue_transport.nats.direct import protocol
 from keyvalue_transport.nats.direct.alike import SHAPES_MAX
 from keyvalue_transport.nats.direct.frames import read_frame
+from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX
 from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
 from keyvalue_transport.wrpc.handler import Caller, Handler, Pending
@@ -290,6 +291,20 @@ def test_shapes_are_bounded(direct: Direct) -> None:
         assert len(direct.read(bucket_get(b"b", b"k" * size) * 3)) == 3 * len(answer("r", UNIT))
         assert len(shapes) <= SHAPES_MAX
     assert bool(shapes) is direct.routes.alike.is_on
+
+
+def test_the_bytes_of_shapes_are_bounded(direct: Direct) -> None:
+    """A caller writes the block. A shape holds nothing that is longer than what is kept of callers."""
+    direct.limits.bucket_bytes_max = MIB
+    longest = BLOCK_BYTES_MAX - len(b"NATS/1.0\r\n\r\n")
+    for bucket_bytes, block_bytes, is_kept in ((100_000, 9, True), (1, longest, True), (1, longest + 1, False)):
+        block = b"NATS/1.0\r\n%b\r\n" % (b"x" * block_bytes)  # no header, so all of them have one caller
+        frame = hmsg(GET, encode_bucket_key(b"b" * bucket_bytes, b"k"), b"r", headers=block)
+        direct.routes.alike.forget()
+        assert direct.read(frame * 6) == answer("r", encode_get_result(None)) * 6
+        assert (direct.routes.alike.shape is not None) == (is_kept and direct.routes.alike.is_on)
+        for shape in direct.routes.alike._shapes.values():
+            assert len(shape.prefix + shape.suffix + shape.rest) < BLOCK_BYTES_MAX + 100
 
 
 def test_a_route_that_changes_is_not_remembered(direct: Direct, new_direct: NewDirect) -> None:

@@ -19,7 +19,7 @@ from struct import Struct
 from typing import TypeAlias
 
 from keyvalue_transport.nats.direct.frames import Frame
-from keyvalue_transport.nats.headers import CRLF, TRACEPARENT_LINE
+from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX, CRLF, TRACEPARENT_LINE
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
 
 __all__ = ["RUN_FRAMES_MIN", "SHAPES_MAX", "Alike", "InvocationFrame", "InvocationGroup", "Shape"]
@@ -143,7 +143,7 @@ class Alike:
             kind = (subscription, size, caller)
             known = self._shapes.get(kind)
             if known is None or known is self.shape:
-                if _is_untraced_or_traced_once(block):
+                if len(block) <= BLOCK_BYTES_MAX and _is_untraced_or_traced_once(block):
                     if len(self._shapes) >= SHAPES_MAX:
                         self._shapes.clear()
                     known = self._shapes[kind] = Shape(frame, block, handler, caller)
