@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 from keyvalue_transport.wrpc.handler import Pending
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
 
-__all__ = ["Core", "Later", "Reply", "accept", "closing", "new_core", "outcome_of", "result", "waited"]
+__all__ = ["Core", "Later", "Reply", "accept", "ended", "new_core", "outcome_of", "result", "waited"]
 
 
 class Reply(NamedTuple):
@@ -33,7 +33,7 @@ def result(to: str, result: bytes) -> Reply:
     return Reply("result", to, result)
 
 
-def closing(to: str) -> Reply:
+def ended(to: str) -> Reply:
     return Reply("end", to)
 
 
@@ -48,7 +48,7 @@ class RecordedReplies:
         return [result(reply, content)]
 
     def end(self, reply: str, /) -> list[Reply]:
-        return [closing(reply)]
+        return [ended(reply)]
 
 
 Core: TypeAlias = Invocations[str, Reply]

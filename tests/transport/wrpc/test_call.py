@@ -24,7 +24,7 @@ from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 from keyvalue_transport.wrpc.invocation import InvocationCounts
 from keyvalue_transport.wrpc.values import read_bytes, write_length
 from tests.invoking import invoke
-from tests.recorded_replies import closing, new_core
+from tests.recorded_replies import ended, new_core
 
 
 def call(
@@ -302,7 +302,7 @@ def test_a_call_and_the_server_agree_whatever_the_pieces_are(
     assert received == [params]
     assert server.counts == InvocationCounts(answered=1)
     assert server.half_open_bytes == 0
-    assert coming.pop() == closing("client")
+    assert coming.pop() == ended("client")
     (message,) = coming
     joined = message.content
     assert isinstance(joined, bytes)

@@ -19,10 +19,10 @@ from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Step, Waiting
 from keyvalue_transport.wrpc.values import read_bytes, write_length
 from tests.invoking import invoke
-from tests.recorded_replies import Core, Later, Reply, accept, closing, new_core, outcome_of, result
+from tests.recorded_replies import Core, Later, Reply, accept, ended, new_core, outcome_of, result
 
 REPLY = "client"
-END = closing(REPLY)
+END = ended(REPLY)
 #: Of value "val".
 RESULT = result(REPLY, b"result of val")
 
@@ -259,7 +259,7 @@ def test_a_handler_that_raises_at_a_further_piece_ends_the_invocation(
 
 
 def test_pieces_that_nobody_waits_for_are_counted_and_an_empty_one_is_not() -> None:
-    """The empty one is the closing message, which comes after the result more often than not."""
+    """The empty one is the ended message, which comes after the result more often than not."""
     invocations, _ = opened()
     assert invocations.receive_params("17", b"stray", 0.0) == Step([])
     assert invocations.receive_params("17", b"", 0.0) == Step([])
@@ -321,7 +321,7 @@ def test_the_handler_is_called_a_handful_of_times_for_the_smallest_pieces(size: 
 def test_half_open_invocations_are_limited_in_number() -> None:
     invocations, served = opened(InvocationLimits(half_open_max=1))
     step = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x03", 0.0)
-    assert step == Step([accept("R2"), closing("R2")])
+    assert step == Step([accept("R2"), ended("R2")])
     assert invocations.counts == InvocationCounts(refused=1)
     assert held(invocations) == (1, 3, 0)
     assert invocations.receive_params("0", b"", 0.0).sends == [END]
@@ -331,13 +331,13 @@ def test_half_open_invocations_are_limited_in_number() -> None:
 def test_whole_parameters_are_taken_when_no_half_open_ones_are() -> None:
     invocations, served = opened(InvocationLimits(half_open_max=1, half_open_bytes_max=3))
     step = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x04long", 0.0)
-    assert step.sends == [accept("R2"), result("R2", b"result of long"), closing("R2")]
+    assert step.sends == [accept("R2"), result("R2", b"result of long"), ended("R2")]
 
 
 def test_half_open_invocations_are_limited_in_bytes() -> None:
     invocations, served = opened(InvocationLimits(half_open_bytes_max=5))
     refused = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09xx", 0.0)
-    assert refused == Step([accept("R2"), closing("R2")])
+    assert refused == Step([accept("R2"), ended("R2")])
     assert held(invocations) == (1, 3, 0)
     taken = invoke(invocations, served.plain, "R3", ANONYMOUS, b"\x09x", 0.0)
     assert taken.sends == [accept("R3", "2")]
@@ -350,7 +350,7 @@ def test_a_further_piece_over_the_limit_ends_its_invocation_alone() -> None:
     assert invocations.receive_params("0", b"a", 0.0) == Step([])
     other = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
     assert other.sends == [accept("R2", "1")]
-    assert invocations.receive_params("1", b"y", 0.0) == Step([closing("R2")])
+    assert invocations.receive_params("1", b"y", 0.0) == Step([ended("R2")])
     assert invocations.counts == InvocationCounts(refused=1)
     assert held(invocations) == (1, 3, 0)
     assert invocations.receive_params("0", b"lu", 0.0) == Step([result(REPLY, b"result of valu"), END])
@@ -428,7 +428,7 @@ def test_a_closed_server_holds_nothing_more() -> None:
     invocations, served = opened(InvocationLimits())
     assert invocations.close() == Step([END])
     refused = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
-    assert refused == Step([accept("R2"), closing("R2")])
+    assert refused == Step([accept("R2"), ended("R2")])
     assert held(invocations) == NOTHING_HELD
 
 
@@ -441,10 +441,10 @@ def test_a_half_open_invocation_expires_after_its_last_piece() -> None:
     assert invocations.counts == InvocationCounts(damaged=1)
     assert held(invocations) == (2, 5, 0)
     assert invocations.expire(15.9) == Step([])
-    assert invocations.expire(16.0) == Step([closing("R3")])
+    assert invocations.expire(16.0) == Step([ended("R3")])
     assert held(invocations) == (1, 3, 0)
     assert invocations.expire(17.9) == Step([])
-    assert invocations.expire(18.0) == Step([closing("R2")])
+    assert invocations.expire(18.0) == Step([ended("R2")])
     assert invocations.counts == InvocationCounts(damaged=1, expired=2)
     assert held(invocations) == NOTHING_HELD
     assert invocations.receive_params("1", b"late", 18.0) == Step([])
@@ -463,7 +463,7 @@ def test_an_answer_that_is_waited_for_does_not_expire() -> None:
 def test_close_ends_all_that_are_half_open() -> None:
     invocations, served = opened()
     invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
-    assert invocations.close() == Step([END, closing("R2")])
+    assert invocations.close() == Step([END, ended("R2")])
     assert invocations.counts == InvocationCounts(refused=2)
     assert held(invocations) == NOTHING_HELD
     assert invocations.close() == Step([])
@@ -610,7 +610,7 @@ class InvocationsMachine(RuleBasedStateMachine):
 
     @rule(expected=invocations)
     def end_params(self, expected: Expected) -> None:
-        """The closing message, in whatever state the invocation is."""
+        """The ended message, in whatever state the invocation is."""
         if expected.token is None:
             return
         step = self.receive_params(expected, b"")
@@ -631,7 +631,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         self.now_s += seconds
         late = [expected for expected in self.half_open if expected.deadline_s <= self.now_s]
         step = self.core.expire(self.now_s)
-        assert step == Step([closing(expected.reply) for expected in late])
+        assert step == Step([ended(expected.reply) for expected in late])
         for expected in late:
             self.half_open.remove(expected)
             expected.ends += 1
@@ -641,7 +641,7 @@ class InvocationsMachine(RuleBasedStateMachine):
     def close(self) -> None:
         step = self.core.close()
         self.closed = True
-        assert step == Step([closing(expected.reply) for expected in self.half_open])
+        assert step == Step([ended(expected.reply) for expected in self.half_open])
         for expected in self.half_open:
             expected.ends += 1
         self.counts.refused += len(self.half_open)
@@ -728,7 +728,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         self.counts.answered += 1
 
     def check_end(self, expected: Expected, step: Step[str, Reply], failure: str | None = None) -> None:
-        assert step.sends == [closing(expected.reply)]
+        assert step.sends == [ended(expected.reply)]
         assert step.waiting is None
         if failure is None:
             assert step.failure is None
