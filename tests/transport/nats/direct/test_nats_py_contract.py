@@ -42,6 +42,7 @@ FILES = (
     "tests/transport/nats/direct/test_nats_py_contract.py",
     "tests/transport/nats/direct/test_alike.py",
     "tests/transport/nats/direct/test_protocol.py",
+    "tests/transport/nats/test_headers.py",
     "tests/transport/nats/test_nats_py_errors.py",
     "tests/integration/test_tls.py",
 )

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 from operator import eq
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nats.aio.client import Client
 
 from keyvalue_transport.keyvalue.store import encode_get_result
 from keyvalue_transport.nats.direct.frames import LINE_BYTES_MAX
 from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES
 from keyvalue_transport.nats.direct.read_flow import ReadFlow
-from keyvalue_transport.nats.headers import CALLERS_MAX, Headers, headers_of, read_headers
+from keyvalue_transport.nats.headers import CALLERS_MAX, read_headers
 from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Pending
 from keyvalue_transport.wrpc.invocation import InvocationLimits
@@ -562,57 +560,6 @@ def test_callers_are_forgotten_when_there_are_too_many(direct: Direct) -> None:
     assert len(callers.callers) == CALLERS_MAX
     assert sent_caller(direct, HEADERS) == CALLER
     assert callers.callers == {HEADERS: CALLER}
-
-
-def nats_py_headers(block: bytes) -> Headers:
-    """Caller and trace as the plain path finds them: nats-py reads the headers."""
-    errors: list[Exception] = []
-
-    async def parse() -> Any:
-        client = Client()
-
-        async def note(error: Exception) -> None:
-            errors.append(error)
-
-        client._error_cb = note
-        return await client._process_headers(block)
-
-    headers = asyncio.run(parse())
-    assert errors == []
-    return headers_of(headers)
-
-
-NAMES = st.sampled_from(["source-id", "link-name", "traceparent", "other", "x-source-id", "link-name-2"])
-WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=":"), min_size=1, max_size=12)
-
-
-@given(
-    lines=st.lists(
-        st.tuples(NAMES, st.sampled_from(["", " ", "  "]), WORDS, st.sampled_from(["", " "])), min_size=1, max_size=6
-    )
-)
-def test_headers_are_read_as_nats_py_reads_them(lines: list[tuple[str, str, str, str]]) -> None:
-    block = "".join(f"{name}:{before}{value}{after}\r\n" for name, before, value, after in lines)
-    headers = f"NATS/1.0\r\n{block}\r\n".encode()
-    assert read_headers(headers) == nats_py_headers(headers)
-
-
-@pytest.mark.parametrize(
-    ("block", "caller"),
-    [
-        (b"NATS/1.0\r\n\r\n", ANONYMOUS),
-        (b"", ANONYMOUS),
-        (b"NATS/1.0 503\r\n\r\n", ANONYMOUS),
-        (b"NATS/1.0\r\nsource-id:a:b\r\n\r\n", Caller("a:b", None)),
-        (b"NATS/1.0\r\nsource-id: \xd0\xb6\r\nlink-name: \xe2\x82\xac\r\n\r\n", Caller("\u0436", "\u20ac")),
-        (b"NATS/1.0\r\nother: source-id: a\r\n\r\n", ANONYMOUS),
-        (b"NATS/1.0\r\nsource-id: first\r\nsource-id: last\r\n\r\n", Caller("last", None)),
-    ],
-)
-def test_header_blocks(block: bytes, caller: Caller) -> None:
-    assert read_headers(block).caller == caller
-    if block and block.isascii():  # nats-py 2.10 takes no others
-        assert nats_py_headers(block).caller == caller
 
 
 def test_a_header_that_is_not_utf_8_ends_nothing(direct: Direct) -> None:
