@@ -24,7 +24,7 @@ class Lane:
     """The calls of one subscription.
 
     :ivar began: the number of its calls whose handling has begun: they may wait in `ArrivalOrder.enter`
-    :ivar handled: the number of its calls whose handlers were called
+    :ivar handled: the number of its calls whose handlers were called, or that were given up
     """
 
     __slots__ = ("began", "handled")
@@ -63,9 +63,8 @@ class ArrivalOrder:
         self._advance()
 
     def forget_calls(self) -> None:
-        """Carry out all changes that wait: the calls before them are lost with their client."""
-        for change in self._changes:
-            change.calls.clear()
+        """Carry out all changes that wait, and forget the lanes: their queued calls are lost with the client. Add the lanes again."""
+        self._lanes.clear()
         self._advance()
 
     def change(self, act: Callable[[], None]) -> None:
@@ -86,7 +85,7 @@ class ArrivalOrder:
             while self._changes and lane.handled >= self._changes[0].calls.get(lane, lane.handled):
                 await self._changed.wait()
         except BaseException:
-            lane.began -= 1
+            self.leave(lane)  # it is given up: changes that came after it wait no longer for it
             raise
         act, self._before_next_call = self._before_next_call, None
         if act is not None:

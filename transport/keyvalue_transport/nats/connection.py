@@ -219,8 +219,6 @@ class Connection:
             raise DisconnectedError(f"{subscription.subject}: not subscribed: the connection is lost")
         await self._carry(subscription)
         self._subscriptions.append(subscription)
-        if subscription.lane is not None:
-            self.order.add(subscription.lane, lambda: subscription.queued)
         return subscription
 
     async def drain(self, subscriptions: Sequence[Subscription], timeout_s: float) -> None:
@@ -315,6 +313,8 @@ class Connection:
             raise DisconnectedError(f"{subscription.subject}: not subscribed: {text_of(error)}") from error
         if self.direct is not None and subscription.route is not None:
             self.direct.add(subscription.carried._id, subscription.route)
+        if subscription.lane is not None:
+            self.order.add(subscription.lane, lambda: subscription.queued)
 
     # Callbacks of nats-py, which wants coroutine functions.
 
