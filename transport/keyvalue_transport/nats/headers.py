@@ -68,7 +68,9 @@ class CallerCache:
 
     def find(self, block: bytes) -> Caller:
         """Return the caller of a block that is not in `callers`. The rest of a traced block is looked up, since it repeats."""
-        at = block.find(TRACEPARENT_LINE, FIRST_LINE_BYTES - 2)  # without an earlier one, all that follows would be shifted
+        at = block.find(
+            TRACEPARENT_LINE, FIRST_LINE_BYTES - 2
+        )  # without an earlier one, all that follows would be shifted
         if at < 0:
             caller = read_headers(block).caller
             if len(block) <= BLOCK_BYTES_MAX:
