@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -313,7 +314,9 @@ def test_conversations_at_the_provider(lines: list[Line]) -> None:
     store.bucket(b"colours").set(b"sky", b"blue")
     handlers = store_handlers(Service(store), LIMITS)
     first, *_ = pieces(lines, to_provider=False)
-    invocations = Invocations(SubjectReplies("inbox", "R_s", len(first) or 1), lambda: "token")
+    invocations = Invocations(
+        SubjectReplies("inbox", "R_s", SimpleNamespace(max_payload=len(first) or 1)), lambda: "token"
+    )
     sends: list[Send] = []
     for to_provider, send in lines:
         if not to_provider:

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,7 +161,7 @@ class Server:
         else:
             handlers = store_handlers(service, service.parameter_limits)
         tokens = count()
-        replies = SubjectReplies(SERVER_INBOX, NOBODY, MAX_PAYLOAD)
+        replies = SubjectReplies(SERVER_INBOX, NOBODY, SimpleNamespace(max_payload=MAX_PAYLOAD))
         self.invocations = Invocations(replies, lambda: str(next(tokens)))
         self.callers: list[Caller] = []
         self.failures: list[Exception] = []

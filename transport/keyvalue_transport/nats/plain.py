@@ -39,8 +39,7 @@ class PlainPath:
     ) -> None:
         self._connection = connection
         self._nobody = nobody
-        self._replies = SubjectReplies(inbox, nobody, connection.max_payload)
-        self.invocations = Invocations(self._replies, new_token, limits)
+        self.invocations = Invocations(SubjectReplies(inbox, nobody, connection), new_token, limits)
         self._on_step, self._on_unsent, self._on_batch = on_step, on_unsent, on_batch
         self._batch_began_s: float | None = None
         self._outbox: list[Send] = []
@@ -73,7 +72,7 @@ class PlainPath:
             except Exception as error:  # of every kind, NeedMoreBytes too
                 outcome = error
             order.leave(lane)
-            if isinstance(outcome, bytes) and 0 < len(outcome) <= self._replies.max_payload:
+            if isinstance(outcome, bytes) and 0 < len(outcome) <= connection.max_payload:
                 # The messages of `Invocations.receive`, written out. Pays: bench end-to-end functions, plain
                 counts.answered += 1
                 results = results_subject(reply)
@@ -100,8 +99,10 @@ class PlainPath:
                 self._begin_batch()
             self.invocations.counts.received_bytes += len(message.data)
             await order.enter(lane)
-            step = self.invocations.receive_params(params_token(message.subject), message.data, monotonic())
-            order.leave(lane)
+            try:
+                step = self.invocations.receive_params(params_token(message.subject), message.data, monotonic())
+            finally:
+                order.leave(lane)
             await self._carry_out(step)
 
         return await self._connection.subscribe(subject, receive, lane=lane)
@@ -123,9 +124,11 @@ class PlainPath:
             await self._publish(sends)
 
     async def _carry_out(self, step: Step[str, Send]) -> None:
-        if step.sends:
-            await self._publish(step.sends)
-        self._on_step(step)
+        try:
+            if step.sends:
+                await self._publish(step.sends)
+        finally:
+            self._on_step(step)  # even if this is cancelled, as at a stop: the step may hold an answer to wait for
 
     async def _publish(self, sends: list[Send] | list[tuple[str, bytes, str]]) -> None:
         try:
@@ -139,7 +142,6 @@ class PlainPath:
 
     def _begin_batch(self) -> None:
         self._batch_began_s = monotonic()
-        self._replies.max_payload = self._connection.max_payload  # another server may have another
         asyncio.get_running_loop().call_soon(self._end_batch)
 
     def _end_batch(self) -> None:

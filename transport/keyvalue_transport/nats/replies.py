@@ -10,7 +10,7 @@ The direct path writes the same messages as frames (`direct/answers.py`).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from keyvalue_transport.nats.subjects import results_subject
 
@@ -25,18 +25,23 @@ class Send(NamedTuple):
     reply: str = ""
 
 
+class Limited(Protocol):
+    """A connection, whose server may be another one by the next message."""
+
+    @property
+    def max_payload(self) -> int:
+        """Return the bytes of a message that the server takes now."""
+
+
 class SubjectReplies:
-    """Writes messages to the subjects of an invocation's reply subject R_c.
+    """Writes messages to the subjects of an invocation's reply subject R_c."""
 
-    :ivar max_payload: bytes of a message that the server takes; it may change
-    """
+    __slots__ = ("_connection", "_inbox", "_nobody")
 
-    __slots__ = ("_inbox", "_nobody", "max_payload")
-
-    def __init__(self, inbox: str, nobody: str, max_payload: int) -> None:
+    def __init__(self, inbox: str, nobody: str, connection: Limited) -> None:
         self._inbox = inbox
         self._nobody = nobody
-        self.max_payload = max_payload
+        self._connection = connection
 
     def accept(self, reply: str, token: str | None) -> list[Send]:
         """Return the handshake."""
@@ -44,7 +49,7 @@ class SubjectReplies:
 
     def result(self, reply: str, result: bytes) -> list[Send]:
         """Return the pieces of a result."""
-        subject, size = results_subject(reply), self.max_payload
+        subject, size = results_subject(reply), self._connection.max_payload
         return [Send(subject, result[at : at + size]) for at in range(0, len(result), size)]
 
     def end(self, reply: str) -> list[Send]:

@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from hypothesis import given, settings
@@ -214,8 +215,8 @@ def plain(stream: list[Message], tokens: dict[int, str]) -> Outcome:
     """As the server's callbacks do it. Notes under which token an invocation is half-open."""
     core = Core()
     new_tokens = itertools.count()
-    replies = SubjectReplies(INBOX, NOBODY, MAX_PAYLOAD)
-    invocations = Invocations(replies, lambda: str(next(new_tokens)), LIMITS)
+    server = SimpleNamespace(max_payload=MAX_PAYLOAD)
+    invocations = Invocations(SubjectReplies(INBOX, NOBODY, server), lambda: str(next(new_tokens)), LIMITS)
     sends: list[Send] = []
     for message in stream:
         match message:
@@ -227,7 +228,7 @@ def plain(stream: list[Message], tokens: dict[int, str]) -> Outcome:
             case Piece(invocation, piece):
                 step = invocations.receive_params(tokens.get(invocation, "none"), piece, 0.0)
             case Limit(max_payload):
-                replies.max_payload = max_payload
+                server.max_payload = max_payload
                 continue
             case Line():
                 continue

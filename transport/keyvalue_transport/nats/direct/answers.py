@@ -42,11 +42,9 @@ class FrameReplies:
 
     def result(self, reply: bytes, result: bytes) -> list[bytes]:
         """Return the pieces of a result."""
-        size, frames = self.max_payload, []
-        for at in range(0, len(result), size):
-            piece = result[at : at + size]
-            frames += [b"PUB %b.results %d\r\n" % (reply, len(piece)), piece, b"\r\n"]
-        return frames
+        size, whole = self.max_payload, memoryview(result)
+        pieces = [whole[at : at + size] for at in range(0, len(result), size)]
+        return [b"".join((b"PUB %b.results %d\r\n" % (reply, len(piece)), piece, b"\r\n")) for piece in pieces]
 
     def end(self, reply: bytes) -> list[bytes]:
         """Return the frame that ends the invocation."""

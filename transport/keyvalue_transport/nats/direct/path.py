@@ -51,7 +51,9 @@ class DirectPath:
         """Write messages that belong to no read, at the end of this turn of the loop."""
         protocol = self._routes.protocol
         if sends and (protocol is None or not protocol.send(sends)):
-            self._on_unsent(DisconnectedError("the connection is lost", len(sends)))
+            self._on_unsent(
+                DisconnectedError(f"{len(sends)} messages were not sent: the connection is lost", len(sends))
+            )
 
     async def flush(self) -> None:
         """Write everything that `send` was given."""
