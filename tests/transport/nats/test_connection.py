@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import nats
 import pytest
-from keyvalue_transport.nats.subjects import invocation_subject
 from nats.aio.client import Client
 
 from keyvalue_transport.nats import opening as opening_module
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message
 from keyvalue_transport.nats.server import Server
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import (
     DisconnectedError,
 )

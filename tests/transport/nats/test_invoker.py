@@ -7,9 +7,9 @@ import os
 from collections.abc import Awaitable, Callable
 
 import pytest
-from keyvalue_transport.nats.subjects import invocation_subject
 
 from keyvalue_transport.nats.invoker import Invoker
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import (
     DecodeError,
     InvocationEndedError,

@@ -154,12 +154,21 @@ class Server:
         if step.failure is not None:
             self._log_failure(step.failure)
         if step.waiting is not None:
-            # A future is waited for as it is. Only a coroutine costs a task.
-            answer = asyncio.ensure_future(step.waiting.pending.answer)
-            self._answers.add(answer)
-            answer.add_done_callback(partial(self._finish, step.waiting))
+            self._wait(step.waiting)
         if self._idle is not None and not self.in_flight:
             self._idle.set()
+
+    def _wait(self, waiting: Waiting[Any]) -> None:
+        """Have `_finish` called with an answer. A future is waited for as it is. Only a coroutine costs a task."""
+        try:
+            answer = asyncio.ensure_future(waiting.pending.answer)
+        except (
+            Exception
+        ) as error:  # it is no awaitable: a fault of the handler, which must not end the connection's reading
+            self._send(self._path.invocations.finish(waiting, error))
+            return
+        self._answers.add(answer)
+        answer.add_done_callback(partial(self._finish, waiting))
 
     def _finish(self, waiting: Waiting[Any], answer: asyncio.Future[Any]) -> None:
         """Answer an invocation whose answer was waited for."""

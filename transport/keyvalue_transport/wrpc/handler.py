@@ -46,7 +46,11 @@ class Pending(Protocol):
 
     @property
     def answer(self) -> Awaitable[object]:
-        """The function's answer, which nobody else awaits. A future costs no task."""
+        """Return the function's answer. A future costs no task.
+
+        It is cancelled if the server refuses the invocation or stops. Several invocations may share a future, but one that others too depend
+        on must be shielded.
+        """
 
     def encode(self, read: Callable[[], object], /) -> bytes:
         """Return the encoded result.
