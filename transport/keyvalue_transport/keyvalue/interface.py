@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.outcomes import ACCESS_DENIED, FAILED, NO_SUCH_STORE, NONE, OK, OTHER, Tally
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, Pending
+from keyvalue_transport.wrpc.handler import Answer, Caller, Derived, Handler, Pending
 from keyvalue_transport.wrpc.values import read_bytes, read_tag, read_text, write_length
 
 __all__ = [
@@ -177,10 +177,13 @@ def function_handler(
 class AwaitedResult(Generic[T]):
     """An answer that must be waited for, and then is encoded and counted as one that was there at once."""
 
-    __slots__ = ("_encode", "_missing", "_tally", "answer")
+    __slots__ = ("_derive", "_encode", "_missing", "_tally", "answer")
 
     def __init__(self, answer: Awaitable[T], encode: Callable[[T], bytes], missing: object, tally: Tally) -> None:
-        self.answer = answer
+        self.answer: Awaitable[object] = answer
+        self._derive: Callable[[Callable[[], object]], object] | None = None
+        if isinstance(answer, Derived):
+            self.answer, self._derive = answer.source, answer.derive
         self._encode = encode
         self._missing = missing
         self._tally = tally
@@ -191,7 +194,7 @@ class AwaitedResult(Generic[T]):
         :param read: returns the answer, or raises what the function raised
         """
         try:
-            value = read()
+            value = read() if self._derive is None else self._derive(read)
             result = self._encode(value)  # type: ignore[arg-type] # what `answer` gave
         except Exception as error:
             return error_result(error, self._tally)

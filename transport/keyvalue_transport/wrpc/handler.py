@@ -8,8 +8,8 @@ A handler sees `buffer[start:end]` alone, although the buffer may go on with the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
 
@@ -17,6 +17,7 @@ __all__ = [
     "ANONYMOUS",
     "Answer",
     "Caller",
+    "Derived",
     "Handler",
     "Measure",
     "NeedMoreElements",
@@ -77,6 +78,37 @@ class NeedMoreElements(NeedMoreBytes):
     def __init__(self, end_min: int, measure: Measure) -> None:
         super().__init__(end_min)
         self.measure = measure
+
+
+class Derived(Generic[T]):
+    """An answer that is made of another one once that is there. A server waits for the other one, so this costs no task.
+
+    :ivar source: the other answer
+    :ivar derive: returns the answer, or raises. It is called with what returns the other one, or raises what that raised
+    """
+
+    __slots__ = ("derive", "source")
+
+    def __init__(self, source: Awaitable[object], derive: Callable[[Callable[[], Any]], T]) -> None:
+        self.source = source
+        self.derive = derive
+
+    def __await__(self) -> Generator[object, None, T]:
+        try:
+            value = yield from self.source.__await__()
+        except Exception as error:
+            raised = error
+        else:
+            return self.derive(lambda: value)
+
+        def fail() -> object:
+            raise raised
+
+        return self.derive(fail)
+
+    def close(self) -> None:
+        """Give up the other answer."""
+        drop_answer(self.source)
 
 
 def drop_answer(answer: Awaitable[object]) -> None:
