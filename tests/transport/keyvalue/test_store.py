@@ -751,6 +751,19 @@ def test_calls_are_counted_by_their_outcome(kind: Callable[[PlainStore], StoreIn
 
 
 @KINDS
+def test_an_answer_that_has_no_encoding_is_a_failure(kind: Callable[[PlainStore], StoreInterface]) -> None:
+    class Endless(PlainStore):
+        def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> KeyResponse:
+            return KeyResponse([], 2**64)
+
+    tallies = store_tallies()
+    handler = store_handlers(kind(Endless()), LIMITS, tallies)["list-keys"]
+    with pytest.raises(ValueError, match=r"^cursor: found 18446744073709551616, allowed 0 to 2\*\*64 - 1$"):
+        carried_out(handler, encode_list_keys(b"bucket", None))
+    assert counted(tallies["list-keys"]) == {"failed": 1}
+
+
+@KINDS
 def test_an_empty_value_that_is_found_is_not_counted_as_none(kind: Callable[[PlainStore], StoreInterface]) -> None:
     store = PlainStore()
     store.entries[b"bucket", b"key"] = b""

@@ -164,12 +164,13 @@ def function_handler(
         try:
             parameters, _ = decode(buffer, start, end, limits)
             answer = function(caller, *parameters)
+            if type(answer) not in VALUES and not isinstance(answer, tuple) and isinstance(answer, Awaitable):
+                return AwaitedResult(answer, encode, missing, tally)
+            result = encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
         except Exception as error:
             return error_result(error, tally)
-        if type(answer) not in VALUES and not isinstance(answer, tuple) and isinstance(answer, Awaitable):
-            return AwaitedResult(answer, encode, missing, tally)
         tally[NONE if answer is missing else OK] += 1
-        return encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
+        return result
 
     return handle
 
