@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from random import Random
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from keyvalue_engine import Store, StoreOptions
@@ -295,8 +296,8 @@ def plain(case: Case) -> Outcome:
     """Return what the plain path makes of a case."""
     world = World(case.seed)
     numbers = itertools.count()
-    replies = SubjectReplies(INBOX, NOBODY, MAX_PAYLOAD)
-    invocations = Invocations(replies, lambda: str(next(numbers)), LIMITS)
+    server = SimpleNamespace(max_payload=MAX_PAYLOAD)
+    invocations = Invocations(SubjectReplies(INBOX, NOBODY, server), lambda: str(next(numbers)), LIMITS)
     sent: list[Send] = []
     waiting = []
     failures: list[tuple[str, str | None]] = []
@@ -315,7 +316,7 @@ def plain(case: Case) -> Outcome:
                     world.tell()
                 continue
             case Limit(max_payload):
-                replies.max_payload = max_payload
+                server.max_payload = max_payload
                 continue
             case _:
                 continue
