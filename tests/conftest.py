@@ -31,7 +31,7 @@ from keyvalue_provider.config.options import ProviderOptions
 from keyvalue_provider.config.sources import host_settings, resolve
 from keyvalue_transport.keyvalue.store import STORE
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.subjects import invocation_subject, params_subject, results_subject
+from keyvalue_transport.nats.subjects import invocation_subject, params_subject, results_subject
 
 # An example takes as long as a loaded machine needs: times are for the benchmarks.
 settings.register_profile("no deadline", deadline=None)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler
+from typing import TypeVar
+
+from keyvalue_transport.wrpc.handler import Caller, Handler, Pending
 from keyvalue_transport.wrpc.invocation import Invocations, Step
+
+A = TypeVar("A")
+M = TypeVar("M")
 
 __all__ = ["invoke"]
 
 
 def invoke(
-    invocations: Invocations,
+    invocations: Invocations[A, M],
     handler: Handler,
-    reply: str,
+    reply: A,
     caller: Caller,
     piece: bytes,
     now_s: float,
     traceparent: str | None = None,
-) -> Step:
+) -> Step[A, M]:
     """Have the handler called, and the core told what it returned or raised."""
-    outcome: Answer[bytes] | Exception
+    outcome: bytes | Pending | Exception
     try:
         outcome = handler(caller, piece, 0, len(piece))
     except Exception as error:  # of all kinds, NeedMoreBytes too

@@ -69,7 +69,7 @@ ROOMS = {
     f"{TRANSPORT}.nats.nats_py_errors": Room(frozenset({f"{TRANSPORT}.nats"}), frozenset({"nats"})),
     f"{TRANSPORT}.nats.direct.transport": Room(frozenset({f"{TRANSPORT}.nats"}), frozenset({"nats"})),
     f"{PROVIDER}.host": Room(
-        frozenset({f"{TRANSPORT}.nats.connection", f"{TRANSPORT}.wrpc.errors", f"{TRANSPORT}.wrpc.subjects"}),
+        frozenset({f"{TRANSPORT}.nats.connection", f"{TRANSPORT}.wrpc.errors", f"{TRANSPORT}.nats.subjects"}),
         frozenset({"nacl"}),
     ),
     f"{PROVIDER}.config": Room(

@@ -25,7 +25,7 @@ from nats.aio.client import Client
 from keyvalue_provider.packaging.archive import archive_faults, native_target, read_archive
 from keyvalue_transport.keyvalue.store import STORE, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.subjects import invocation_subject
+from keyvalue_transport.nats.subjects import invocation_subject
 from tests.build import ROOT, built_executable, run_build
 from tests.conftest import (
     DEADLINE_S,

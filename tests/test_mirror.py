@@ -59,8 +59,11 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "transport/keyvalue_transport/wrpc/handler.py": Elsewhere(
         "tests/transport/wrpc/test_invocation.py", "the contract of what an invocation calls"
     ),
-    "transport/keyvalue_transport/nats/direct/callers.py": Elsewhere(
-        "tests/transport/nats/direct/test_protocol.py", "a part of the protocol"
+    "transport/keyvalue_transport/nats/direct/answers.py": Elsewhere(
+        "tests/transport/nats/test_replies.py", "it says the same as the replies of the plain path"
+    ),
+    "transport/keyvalue_transport/nats/direct/path.py": Elsewhere(
+        "tests/transport/nats/test_server.py", "a server is tested over both paths"
     ),
     "transport/keyvalue_transport/nats/direct/frames.py": Elsewhere(
         "tests/transport/nats/direct/test_protocol.py", "a part of the protocol"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -67,11 +68,12 @@ from keyvalue_transport.keyvalue.watcher import (
     encode_on_set,
 )
 from keyvalue_transport.nats import connection
+from keyvalue_transport.nats.replies import Send, SubjectReplies
+from keyvalue_transport.nats.subjects import invocation_subject, params_subject
 from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import InvocationEndedError
 from keyvalue_transport.wrpc.handler import ANONYMOUS
-from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send
-from keyvalue_transport.wrpc.subjects import invocation_subject
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
 from keyvalue_transport.wrpc.values import (
     U64_MAX,
     read_bool,
@@ -312,7 +314,9 @@ def test_conversations_at_the_provider(lines: list[Line]) -> None:
     store.bucket(b"colours").set(b"sky", b"blue")
     handlers = store_handlers(Service(store), LIMITS)
     first, *_ = pieces(lines, to_provider=False)
-    invocations = Invocations("inbox", "R_s", lambda: "token", max_payload=len(first) or 1)
+    invocations = Invocations(
+        SubjectReplies("inbox", "R_s", SimpleNamespace(max_payload=len(first) or 1)), lambda: "token"
+    )
     sends: list[Send] = []
     for to_provider, send in lines:
         if not to_provider:
@@ -330,11 +334,11 @@ def test_conversations_at_the_provider(lines: list[Line]) -> None:
 
 def test_conversations_at_the_client(lines: list[Line]) -> None:
     sent = pieces(lines, to_provider=True)
-    subject = lines[0].send.subject
-    room = len(subject) + len("R_c") + len(sent[0])
-    call = Call(subject, "R_c", b"".join(sent), decode_get_result, max_payload=room)
-    assert call.start() == lines[0].send
-    assert call.handshake("R_s") == [line.send for line in lines[1:] if line.to_provider]
+    call = Call(b"".join(sent), decode_get_result, len(sent[0]), len(sent[0]))
+    subject = invocation_subject("default.kv", STORE, "get")
+    assert Send(subject, call.start(), "R_c") == lines[0].send
+    further = [Send(params_subject("R_s"), piece) for piece in call.accepted()]
+    assert further == [line.send for line in lines[1:] if line.to_provider]
     for result in pieces(lines, to_provider=False):
         call.result(result)
     assert call.done

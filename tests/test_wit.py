@@ -26,7 +26,7 @@ from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_unit_r
 from keyvalue_transport.keyvalue.store import STORE, KeyResponse, StoreInterface, store_handlers
 from keyvalue_transport.keyvalue.watcher import WATCHER, WatcherInterface, watcher_handlers
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler, Pending
 
 ROOT = Path(__file__).parent.parent
 WASM_TOOLS = Path(sys.executable).with_name("wasm-tools")
@@ -338,7 +338,7 @@ def _byte_differences(
     answers = wit.samples(result_type)
     asked = binding.asked.get(name)
 
-    def called(parameters: tuple[Any, ...], answer: Any) -> tuple[tuple[Any, ...], bytes, Answer[bytes]]:
+    def called(parameters: tuple[Any, ...], answer: Any) -> tuple[tuple[Any, ...], bytes, bytes | Pending]:
         """What should have been read, what was sent, and what was written."""
         if asked is not None:
             parameters = (*parameters[:-1], asked(answer))
@@ -596,7 +596,7 @@ def handlers_that_mix_up(store: Any, limits: ParameterLimits) -> dict[str, Handl
 def handlers_of_a_page_without_its_cursor(store: Any, limits: ParameterLimits) -> dict[str, Handler]:
     handlers = store_handlers(store, limits)
 
-    def list_keys(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def list_keys(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         result = handlers["list-keys"](caller, buffer, start, end)
         assert isinstance(result, bytes)
         return result[:-1]
@@ -722,7 +722,7 @@ def test_a_result_that_is_not_none_is_named(wit: Wit) -> None:
     def handlers(watcher: Any, limits: ParameterLimits) -> dict[str, Handler]:
         made = watcher_handlers(watcher, limits)
 
-        def on_set(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+        def on_set(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
             made["on-set"](caller, buffer, start, end)
             return b"\x00"
 

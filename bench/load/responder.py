@@ -21,7 +21,7 @@ from bench.load.workload import COUNT_FROM, INSTANCES, get_many_result_of, key_o
 from keyvalue_provider.host.host_data import HostData, read_host_data
 from keyvalue_transport.keyvalue.atomics import encode_increment_result
 from keyvalue_transport.keyvalue.store import KeyResponse, encode_get_result, encode_key_response
-from keyvalue_transport.wrpc.subjects import invocation_subject
+from keyvalue_transport.nats.subjects import invocation_subject
 
 __all__ = ["NUMBERS", "main"]
 

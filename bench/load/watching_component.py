@@ -17,7 +17,7 @@ import uvloop
 from bench.load.outcome import LoadError
 from bench.load.wire import NatsProtocol, WireSubscription, split_address
 from keyvalue_transport.keyvalue.watcher import WATCHER
-from keyvalue_transport.wrpc.subjects import invocation_subject
+from keyvalue_transport.nats.subjects import invocation_subject
 
 __all__ = ["WatchingComponent", "main"]
 

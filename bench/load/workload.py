@@ -16,7 +16,7 @@ from keyvalue_transport.keyvalue.atomics import ATOMICS, encode_increment, encod
 from keyvalue_transport.keyvalue.batch import BATCH, encode_bucket_keys, encode_get_many_result, encode_set_many
 from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_list_keys, encode_set
-from keyvalue_transport.wrpc.subjects import invocation_subject
+from keyvalue_transport.nats.subjects import invocation_subject
 
 __all__ = [
     "BATCHES",

@@ -22,11 +22,12 @@ from keyvalue_transport.keyvalue.atomics import atomics_handlers, atomics_tallie
 from keyvalue_transport.keyvalue.batch import BATCH, batch_handlers, batch_tallies, encode_bucket_keys, encode_set_many
 from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.store import encode_list_keys, encode_set, store_handlers, store_tallies
+from keyvalue_transport.nats.direct.answers import FrameReplies
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
-from keyvalue_transport.nats.direct.routes import DirectRoutes
+from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.handler import Handler
 from keyvalue_transport.wrpc.invocation import Invocations
-from keyvalue_transport.wrpc.subjects import invocation_subject
 
 FRAMES = 64
 BUCKET = b"default"
@@ -80,11 +81,11 @@ class FilledProtocol:
             **batch_handlers(service, limits, tallies),
         }
         routes = DirectRoutes()
-        routes.invocations = Invocations("_INBOX." + "a" * 22, "_INBOX." + "b" * 22, lambda: "token")
+        replies = FrameReplies("_INBOX." + "a" * 22, "_INBOX." + "b" * 22, 1024 * 1024)
+        on_batch = Durations(tallies).observe if is_metered else None
+        routes.serve(DirectServer(Invocations(replies, lambda: "token"), replies, lambda step: None, on_batch))
         for number, handler in enumerate(self.handlers.values(), 1):
             routes.add(number, handler)
-        if is_metered:
-            routes.on_batch = Durations(tallies).observe
         self.socket = Socket()
         self.protocol = DirectProtocol(asyncio.StreamReader(loop=loop), routes, loop)
         self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what it uses of a transport

@@ -18,8 +18,8 @@ from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_error, encode_unit_result
 from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_list_keys, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.nats.subjects import invocation_subject, params_subject
 from keyvalue_transport.wrpc.errors import NoProviderError
-from keyvalue_transport.wrpc.subjects import invocation_subject, params_subject
 from keyvalue_transport.wrpc.values import write_length
 from tests.conftest import DEADLINE_S, HOST_CAPTURE, HOST_ID, Launch, NatsServer, Provider, RawInvocation, in_thread
 

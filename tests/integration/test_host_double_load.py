@@ -24,7 +24,7 @@ from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError
 from keyvalue_transport.keyvalue.interface import encode_unit_result
 from keyvalue_transport.keyvalue.store import STORE, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.subjects import invocation_subject
+from keyvalue_transport.nats.subjects import invocation_subject
 from tests.conftest import COMPONENT, DEADLINE_S, PROVIDER, Connect, NatsServer, RawInvocation, in_thread, settled
 from tests.host_double import PATIENCE_S, HostDouble, Hosted, Link, Secrets, written
 from tests.integration.test_host_double import (

@@ -184,7 +184,7 @@ async def test_a_link_that_is_deleted_before_the_lattice_is_asked_does_not_come_
     links = Links(KEY)
     host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
     host = HostSession(connection, host_data, links, "", Unconcerned(), asyncio.Event())
-    subscribe = connection.subscribe_at_once
+    subscribe = connection.subscribe_in_order
 
     async def subscribe_and_hear(subject: str, handle: Callable[[Message], None]) -> Subscription:
         subscription = await subscribe(subject, handle)
@@ -195,7 +195,7 @@ async def test_a_link_that_is_deleted_before_the_lattice_is_asked_does_not_come_
         await connection.flush(DEADLINE_S)
         return subscription
 
-    monkeypatch.setattr(connection, "subscribe_at_once", subscribe_and_hear)
+    monkeypatch.setattr(connection, "subscribe_in_order", subscribe_and_hear)
     await host.start()
     assert host._asking is not None
     await host._asking
@@ -316,7 +316,7 @@ async def test_a_message_that_fails_is_logged_with_its_traceback(
         raise KeyError("ours")
 
     await connection.subscribe("fail", fail)
-    await connection.subscribe_at_once("fail-at-once", fail_at_once)
+    await connection.subscribe_in_order("fail-at-once", fail_at_once)
     await connection.flush(DEADLINE_S)
     await raw.publish("fail-at-once", b"")
     await raw.publish("fail", b"")

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
 from nats.aio.client import Client
 
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
+from keyvalue_transport.keyvalue.interface import OK_UNIT, encode_error
+from keyvalue_transport.keyvalue.store import encode_set
 from keyvalue_transport.nats.client import KeyValueClient
-from tests.conftest import COMPONENT, DEADLINE_S, HOST_CAPTURE, Connect, Launch, NatsServer, Provider, connecting
+from keyvalue_transport.nats.subjects import results_subject
+from tests.conftest import (
+    COMPONENT,
+    DEADLINE_S,
+    HOST_CAPTURE,
+    Connect,
+    Launch,
+    NatsServer,
+    Provider,
+    RawInvocation,
+    connecting,
+    settled,
+)
 
 HEALTHY = {"healthy": True, "message": "serving"}
 SECRET = "hush-Xq9"
 #: Of a test that waits for a deadline of a key: long enough to be read before, short enough to wait for.
 TTL_MS = 500
 ROUNDS = 50
+#: Calls that are sent right after the link that they need.
+AT_ONCE = 20
 Call = Callable[[KeyValueClient, str], Awaitable[object]]
 
 READS: dict[str, Call] = {
@@ -315,6 +331,49 @@ async def test_a_link_that_is_replaced_by_what_can_not_be_read_denies_everything
     await (await connect(provider, None, None)).set(bucket, "k", b"v")
     assert await host.delete() == HEALTHY
     assert await linked.get(bucket, "k") == b"v"
+
+
+async def after_link(
+    raw: Client, provider: Provider, function: str, params: bytes, source_id: str, target_config: Mapping[str, str]
+) -> bytes:
+    """Put a link and call a function at once, on one NATS connection. Return the result."""
+    link: dict[str, object] = HOST_CAPTURE["host_data"]["link_definitions"][0]
+    link = link | {"source_id": source_id, "target": provider.key, "name": "default", "target_config": target_config}
+    reply = raw.new_inbox()
+    invocation = RawInvocation(raw, reply, await raw.subscribe(reply), await raw.subscribe(results_subject(reply)))
+    await settled(raw)
+    await raw.publish(provider.host_subject("linkdefs.put"), json.dumps(link).encode())
+    headers = {"source-id": source_id, "link-name": "default"}
+    await raw.publish(provider.subject(function), params, reply, headers)
+    return await invocation.result()
+
+
+async def test_a_call_right_after_a_read_only_link_is_refused(
+    raw: Client, provider: Provider, client: KeyValueClient, bucket: str
+) -> None:
+    for number in range(AT_ONCE):
+        params = encode_set(bucket.encode(), b"k%d" % number, b"v")
+        result = await after_link(raw, provider, "set", params, f"read-only-{number}", {"access": "read-only"})
+        assert result == encode_error(AccessDeniedError())
+    assert await client.list_keys(bucket) == ([], None)
+
+
+async def test_a_first_write_goes_to_the_bucket_of_its_link(
+    raw: Client, provider: Provider, client: KeyValueClient, bucket: str
+) -> None:
+    for number in range(AT_ONCE):
+        params = encode_set(bucket.encode(), b"k%d" % number, b"v")
+        result = await after_link(raw, provider, "set", params, f"prefixed-{number}", {"bucket_prefix": "mine-"})
+        assert result == OK_UNIT
+    assert await client.list_keys(bucket) == ([], None)
+    assert len((await client.list_keys(f"mine-{bucket}")).keys) == AT_ONCE
+
+
+async def test_the_first_call_of_a_link_that_is_required_is_allowed(launch: Launch, raw: Client) -> None:
+    provider = launch({"require_link": "true"})
+    for number in range(AT_ONCE):
+        params = encode_set(b"b", b"k%d" % number, b"v")
+        assert await after_link(raw, provider, "set", params, f"good-{number}", {}) == OK_UNIT
 
 
 async def test_links_that_change_under_load(launch: Launch, raw: Client, connect: Connect) -> None:

@@ -15,8 +15,8 @@ from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_unit
 from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import InvocationEndedError
-from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, RawInvocation
 
 MIB = 1024 * 1024

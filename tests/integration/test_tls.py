@@ -22,14 +22,15 @@ from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_set, store_handlers
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.nats.direct.answers import FrameReplies
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
-from keyvalue_transport.nats.direct.routes import PARAMS, DirectRoutes
+from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further
 from keyvalue_transport.nats.direct.transport import DirectTransport
 from keyvalue_transport.nats.server import Server
+from keyvalue_transport.nats.subjects import invocation_subject, params_subject
 from keyvalue_transport.nats.tls import TlsOptions, TlsRefusedError
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 from keyvalue_transport.wrpc.invocation import Invocations
-from keyvalue_transport.wrpc.subjects import invocation_subject, params_subject
 from tests.conftest import DEADLINE_S, PATHS, NatsServer, RawInvocation, in_thread
 from tests.log_lines import LogLines
 from tests.nats_configs import Authority, user_config
@@ -90,13 +91,14 @@ async def test_the_direct_path_over_tls(
             **times,  # type: ignore[arg-type] # takes any number
         )
     inbox = provider.new_inbox()
-    routes.invocations = Invocations(inbox, provider.new_inbox(), lambda: "token", None, provider.max_payload)
+    replies = FrameReplies(inbox, provider.new_inbox(), provider.max_payload)
+    routes.serve(DirectServer(Invocations(replies, lambda: "token"), replies, lambda step: None))
     service = Service(Store())
     for name, handler in store_handlers(service, service.parameter_limits).items():
         subscription = await provider.subscribe(name, cb=never)
         routes.add(subscription._id, handler)
     pieces = await provider.subscribe(params_subject(f"{inbox}.*"), cb=never)
-    routes.add(pieces._id, PARAMS)
+    routes.add(pieces._id, Further.PIECES)
     await provider.flush()
 
     value = bytes(number % 251 for number in range(3 * MAX_PAYLOAD))

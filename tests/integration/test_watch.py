@@ -28,8 +28,8 @@ from keyvalue_transport.keyvalue.watcher import WATCHER, watcher_handlers
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.server import Server
+from keyvalue_transport.nats.subjects import results_subject
 from keyvalue_transport.wrpc.handler import Caller
-from keyvalue_transport.wrpc.subjects import results_subject
 from tests.conftest import DEADLINE_S, HOST_CAPTURE, Launch, NatsServer, Provider, in_thread
 from tests.integration.test_host import HEALTHY, health, tell
 from tests.integration.test_metrics import ON, scraped

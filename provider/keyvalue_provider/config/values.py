@@ -13,8 +13,8 @@ from keyvalue_engine.options import LENGTH_MAX, SHARD_BITS_MAX, TTL_MS_MAX
 from keyvalue_provider.config.user_files import shown_path
 from keyvalue_provider.host.secret import Secret
 from keyvalue_provider.observe.log import LEVELS
+from keyvalue_transport.nats.subjects import check_subject
 from keyvalue_transport.nats.urls import redacted_url, split_urls
-from keyvalue_transport.wrpc.subjects import check_subject
 
 __all__ = [
     "ADDRESS",

@@ -16,7 +16,7 @@ from typing import Any
 from keyvalue_provider.host.json_fields import Fields, shown_name
 from keyvalue_provider.host.links import LinkDefinition
 from keyvalue_provider.host.secret import Secret
-from keyvalue_transport.wrpc.subjects import check_subject
+from keyvalue_transport.nats.subjects import check_subject
 
 __all__ = ["HostData", "HostDataError", "parse_host_data", "read_host_data"]
 

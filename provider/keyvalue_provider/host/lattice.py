@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from keyvalue_provider.host.json_fields import FieldError, Fields
 from keyvalue_provider.host.links import LINKS_MAX, LinkKey, key_of
 from keyvalue_transport.nats.connection import Connection
-from keyvalue_transport.wrpc.subjects import check_subject
+from keyvalue_transport.nats.subjects import check_subject
 
 __all__ = ["LatticeLink", "lattice_links"]
 

@@ -99,7 +99,7 @@ class HostSession:
             *((subject, self._on_link_delete) for subject in subjects.link_deletes),
             (subjects.config_update, self._on_config_update),
         ):
-            await self._connection.subscribe_at_once(subject, handle)
+            await self._connection.subscribe_in_order(subject, handle)
         for subject, callback in (
             (subjects.health, self._on_health),
             (subjects.shutdown, self._on_shutdown),
@@ -125,9 +125,13 @@ class HostSession:
             await self._answer(reply, b"provider shutdown handled successfully")
 
     def _tell_soon(self) -> None:
-        """Have the capability take the links as they are: once for all that has come, since that is O(links), and they may come in thousands."""
+        """Have the capability take the links as they are, before the next call is carried out.
+
+        Once for all changes that come together: it is O(links), and they may come in thousands.
+        """
         if self._telling is None:
             self._telling = asyncio.get_running_loop().call_soon(self._tell)
+            self._connection.before_next_call(self._tell)
 
     def _tell(self) -> None:
         if self._telling is not None:

@@ -1,21 +1,22 @@
 """The service: `wrpc:keyvalue` carried out on a store's handles.
 
 Every function takes the caller's handles once, and is carried out by them whole. This is the one place that turns the store's errors into the
-interface's: `_interface_error`, for what a handle raises at once and for what it raises while it is awaited (`Translated`). A wasmCloud 1.x
+interface's: `_interface_error`, for what a handle raises at once and for what it raises while it is awaited (`_later`). A wasmCloud 1.x
 host traps a component at an error of every function but get and increment, so errors are for what must be refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 from keyvalue_engine import NoSuchBucketError, Page, StoreError
-from keyvalue_provider.keyvalue.handles import BucketStore, CallerHandles
+from keyvalue_provider.keyvalue.handles import BucketStore, CallerHandles, Handles
 from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.store import KeyResponse
-from keyvalue_transport.wrpc.handler import Answer, Caller, drop_answer
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Derived
 
 __all__ = ["Service"]
 
@@ -36,28 +37,41 @@ class Service:
         policy = Policy(store.options) if policy is None else policy
         self.parameter_limits = policy.parameter_limits
         self._handles = CallerHandles(store, policy)
+        self._last = self._remember(ANONYMOUS)
 
     def policy_changed(self) -> None:
         """Carry out the calls that come from now on by the policy as it is now. O(callers)."""
         self._handles.policy_changed()
+        self._last = self._remember(ANONYMOUS)
+
+    def _remember(self, caller: Caller) -> tuple[Caller, Handles]:
+        """Return a caller with its handles, which are likely to be asked for next: calls come in runs. Pays: bench end-to-end get."""
+        last = self._last = caller, self._handles[caller]  # in one, so that no thread sees another caller's handles
+        return last
 
     # store
 
     def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bytes | None]:
         """Return the value of a key, or None."""
+        last = self._last
+        if caller is not last[0]:
+            last = self._remember(caller)
         try:
-            answer = self._handles[caller].readable[bucket].get(key)
+            answer = last[1].readable[bucket].get(key)
         except StoreError as error:
             raise _interface_error(error) from error
-        return answer if answer is None or isinstance(answer, bytes) else Translated(answer, _as_it_is)
+        return answer if answer is None or type(answer) is bytes else _later(answer, _as_it_is)  # type: ignore[arg-type]
 
     def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]:
         """Store a value."""
+        last = self._last
+        if caller is not last[0]:
+            last = self._remember(caller)
         try:
-            answer = self._handles[caller].writable[bucket].set(key, value)
+            answer = last[1].writable[bucket].set(key, value)
         except StoreError as error:
             raise _interface_error(error) from error
-        return None if answer is None else Translated(answer, _as_it_is)
+        return None if answer is None else _later(answer, _as_it_is)
 
     def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]:
         """Remove a key; a missing one is no error."""
@@ -65,7 +79,7 @@ class Service:
             answer = self._handles[caller].writable[bucket].delete(key)
         except StoreError as error:
             raise _interface_error(error) from error
-        return None if isinstance(answer, bool) else Translated(answer, _nothing)
+        return None if isinstance(answer, bool) else _later(answer, _nothing)
 
     def exists(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bool]:
         """Return True if the key exists."""
@@ -73,7 +87,7 @@ class Service:
             answer = self._handles[caller].readable[bucket].exists(key)
         except StoreError as error:
             raise _interface_error(error) from error
-        return answer if isinstance(answer, bool) else Translated(answer, _as_it_is)
+        return answer if isinstance(answer, bool) else _later(answer, _as_it_is)
 
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]:
         """Return a page of keys from the cursor on."""
@@ -81,7 +95,7 @@ class Service:
             answer = self._handles[caller].readable[bucket].page(cursor)
         except StoreError as error:
             raise _interface_error(error) from error
-        return _key_response(answer) if isinstance(answer, Page) else Translated(answer, _key_response)
+        return _key_response(answer) if isinstance(answer, Page) else _later(answer, _key_response)
 
     # atomics
 
@@ -91,7 +105,7 @@ class Service:
             answer = self._handles[caller].writable[bucket].increment(key, delta)
         except StoreError as error:
             raise _interface_error(error) from error
-        return answer if isinstance(answer, int) else Translated(answer, _as_it_is)
+        return answer if isinstance(answer, int) else _later(answer, _as_it_is)
 
     # batch
 
@@ -101,7 +115,7 @@ class Service:
             answer = self._handles[caller].readable[bucket].get_many(keys)
         except StoreError as error:
             raise _interface_error(error) from error
-        return answer if isinstance(answer, list) else Translated(answer, _as_it_is)
+        return answer if isinstance(answer, list) else _later(answer, _as_it_is)
 
     def set_many(self, caller: Caller, bucket: bytes, entries: dict[bytes, bytes], /) -> Answer[None]:
         """Store all of these, or nothing."""
@@ -109,7 +123,7 @@ class Service:
             answer = self._handles[caller].writable[bucket].set_many(entries)
         except StoreError as error:
             raise _interface_error(error) from error
-        return None if answer is None else Translated(answer, _as_it_is)
+        return None if answer is None else _later(answer, _as_it_is)
 
     def delete_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[None]:
         """Remove keys; missing ones are no error."""
@@ -117,28 +131,20 @@ class Service:
             answer = self._handles[caller].writable[bucket].delete_many(keys)
         except StoreError as error:
             raise _interface_error(error) from error
-        return None if isinstance(answer, int) else Translated(answer, _nothing)
+        return None if isinstance(answer, int) else _later(answer, _nothing)
 
 
-class Translated(Generic[S, T]):
-    """A store's answer that must be waited for, as the interface's: its value converted, its errors translated. `close` drops it unawaited."""
+def _later(answer: Awaitable[S], convert: Callable[[S], T]) -> Derived[T]:
+    """Return a store's answer that must be waited for, as the interface's: its value converted, its errors translated."""
+    return Derived(answer, partial(_translate, convert))
 
-    __slots__ = ("_answer", "_convert")
 
-    def __init__(self, answer: Awaitable[S], convert: Callable[[S], T]) -> None:
-        self._answer = answer
-        self._convert = convert
-
-    def __await__(self) -> Generator[object, None, T]:
-        try:
-            value = yield from self._answer.__await__()
-        except StoreError as error:
-            raise _interface_error(error) from error
-        return self._convert(value)
-
-    def close(self) -> None:
-        """Drop the answer."""
-        drop_answer(self._answer)
+def _translate(convert: Callable[[S], T], read: Callable[[], S]) -> T:
+    try:
+        value = read()
+    except StoreError as error:
+        raise _interface_error(error) from error
+    return convert(value)
 
 
 def _interface_error(error: StoreError) -> NoSuchStoreError | OtherError:

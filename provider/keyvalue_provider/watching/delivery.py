@@ -15,8 +15,8 @@ from typing import Protocol
 
 from keyvalue_provider.watching.queue import Event, WatchCounts, WatchLimits, WatchQueue
 from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, encode_on_delete, encode_on_set
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
-from keyvalue_transport.wrpc.subjects import invocation_subject
 
 __all__ = ["CALLS_MAX", "ChangeDelivery", "ComponentInvoker"]
 

@@ -22,7 +22,7 @@ from keyvalue_provider.watching.patterns import Watch, observers
 from keyvalue_provider.watching.queue import WatchCounts, WatchLimits
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.invoker import Invoker
-from keyvalue_transport.wrpc.subjects import check_subject
+from keyvalue_transport.nats.subjects import check_subject
 
 __all__ = ["INTERFACE", "WATCHES_NOTHING", "Watchers", "watch_of"]
 

@@ -8,12 +8,14 @@ from typing import TypeVar
 
 import pytest
 
-from keyvalue_engine import LimitError, Store, StoreOptions
+from keyvalue_engine import LimitError, Store, StoreError, StoreOptions
 from keyvalue_engine.order import CROWD_KEYS_MAX
 from keyvalue_provider.keyvalue.service import Service
+from keyvalue_transport.keyvalue.atomics import atomics_handlers, encode_increment
+from keyvalue_transport.keyvalue.batch import batch_handlers, encode_bucket_keys, encode_set_many
 from keyvalue_transport.keyvalue.errors import InterfaceError, NoSuchStoreError, OtherError
-from keyvalue_transport.keyvalue.interface import ParameterLimits
-from keyvalue_transport.keyvalue.store import KeyResponse
+from keyvalue_transport.keyvalue.interface import ParameterLimits, encode_bucket_key
+from keyvalue_transport.keyvalue.store import KeyResponse, encode_list_keys, encode_set, store_handlers
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, drop_answer
 from tests.provider.keyvalue.scene import at_once
 from tests.provider.keyvalue.waiting_store import LATER, Later, WaitingStore
@@ -172,6 +174,47 @@ async def test_an_answer_to_wait_for_is_translated_when_it_is_awaited(later: Lat
     with pytest.raises(OtherError, match=r"^value in bytes: found 2, allowed 1$") as caught:
         await waited(answer)
     assert isinstance(caught.value.__cause__, LimitError)
+
+
+async def test_a_future_of_the_store_is_what_a_server_waits_for() -> None:
+    """Of every function, so that no task is made for it. What comes out is what a store that answers at once gives."""
+    made: list[asyncio.Future[object]] = []
+
+    def later(function: Callable[..., object], *arguments: object) -> asyncio.Future[object]:
+        answer = asyncio.get_running_loop().create_future()
+        try:
+            answer.set_result(function(*arguments))
+        except StoreError as error:
+            answer.set_exception(error)
+        made.append(answer)
+        return answer
+
+    options = StoreOptions(value_bytes_max=2, keys_max=3)
+    immediate, waiting = Service(Store(options)), Service(WaitingStore(later, options))
+    limits = ParameterLimits()
+    handlers, expected = (
+        {**store_handlers(kv, limits), **atomics_handlers(kv, limits), **batch_handlers(kv, limits)}
+        for kv in (waiting, immediate)
+    )
+    key = encode_bucket_key(b"b", b"k")
+    calls = {
+        "set": [encode_set(b"b", b"k", b"v"), encode_set(b"b", b"k", b"too long")],
+        "get": [key, encode_bucket_key(b"b", b"none")],
+        "exists": [key],
+        "increment": [encode_increment(b"b", b"n", 2), encode_increment(b"b", b"k", 1)],
+        "get-many": [encode_bucket_keys(b"b", [b"k", b"none"])],
+        "set-many": [encode_set_many(b"b", [(b"1", b""), (b"2", b""), (b"3", b"")])],
+        "delete-many": [encode_bucket_keys(b"b", [b"n"])],
+        "list-keys": [encode_list_keys(b"b", None)],
+        "delete": [key],
+    }
+    assert set(calls) == set(handlers)
+    for name, parameters in calls.items():
+        for params in parameters:
+            pending = handlers[name](ANONYMOUS, params, 0, len(params))
+            assert not isinstance(pending, bytes)
+            assert pending.answer is made[-1]
+            assert pending.encode(made[-1].result) == expected[name](ANONYMOUS, params, 0, len(params)), name
 
 
 @pytest.mark.parametrize("later", LATER.values(), ids=LATER)

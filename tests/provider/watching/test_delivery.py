@@ -17,8 +17,8 @@ from keyvalue_provider.watching.delivery import ABSENT_PAUSE_MIN_S, CALLS_MAX, D
 from keyvalue_provider.watching.queue import LOOKS_MAX, WatchCounts, WatchLimits
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, decode_on_delete, decode_on_set
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import DisconnectedError, InvocationTimeoutError, NoProviderError
-from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import DEADLINE_S
 
 PREFIX = "default.component"

@@ -31,10 +31,11 @@ from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
-from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send, Step
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Step
 from keyvalue_transport.wrpc.values import U64_MAX, write_length
 from tests.conftest import DEADLINE_S, NatsServer
 from tests.invoking import invoke
+from tests.recorded_replies import accept, ended, new_core
 from tests.transport.keyvalue.test_interface import QuotaError
 from tests.transport.keyvalue.test_store import (
     buckets,
@@ -293,12 +294,12 @@ def test_limits_are_read_at_each_call() -> None:
 def test_a_coroutine_that_is_refused_is_closed() -> None:
     atomics = PlainAtomics()
     handler = atomics_handlers(waiting(atomics), LIMITS)["increment"]
-    invocations = Invocations("inbox", "nobody", lambda: "token", InvocationLimits(waiting_max=0))
+    invocations = new_core(InvocationLimits(waiting_max=0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         step = invoke(invocations, handler, "R_c", ANONYMOUS, PARAMS, 0.0)
         gc.collect()
-    assert step == Step([Send("R_c", b"", "nobody"), Send("R_c.results", b"")])
+    assert step == Step([accept("R_c"), ended("R_c")])
     assert [str(warning.message) for warning in caught] == []
     assert atomics.callers == []
 

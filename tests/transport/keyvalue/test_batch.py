@@ -8,7 +8,7 @@ import re
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -32,15 +32,15 @@ from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError
 from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_unit_result, encode_error, encode_unit_result
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
-from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
+from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Step
 from keyvalue_transport.wrpc.values import write_length
 from tests.conftest import NatsServer
 from tests.invoking import invoke
+from tests.recorded_replies import Reply, accept, ended, new_core, result
 from tests.transport.keyvalue.test_atomics import check_written, serving
 from tests.transport.keyvalue.test_interface import QuotaError
 from tests.transport.keyvalue.test_store import (
-    answered,
     buckets,
     carried_out,
     counted,
@@ -49,7 +49,7 @@ from tests.transport.keyvalue.test_store import (
     mutated,
     value_bytes,
 )
-from tests.transport.nats.direct.test_protocol import PIECES, Direct, cut, hmsg, piece
+from tests.transport.nats.direct.scene import PIECES, Direct, cut, hmsg, piece
 from tests.vectors.by_hand import Written, load
 
 LIMITS = ParameterLimits(bucket_bytes_max=8, key_bytes_max=200, value_bytes_max=300, batch_keys_max=200)
@@ -577,12 +577,12 @@ def test_values_of_another_number_end_the_invocation() -> None:
 def test_a_coroutine_that_is_refused_is_closed(name: str) -> None:
     batch = PlainBatch()
     handler = batch_handlers(waiting(batch), LIMITS)[name]
-    invocations = Invocations("inbox", "nobody", lambda: "token", InvocationLimits(waiting_max=0))
+    invocations = new_core(InvocationLimits(waiting_max=0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         step = invoke(invocations, handler, "R_c", ANONYMOUS, CALLS[name], 0.0)
         gc.collect()
-    assert step == Step([Send("R_c", b"", "nobody"), Send("R_c.results", b"")])
+    assert step == Step([accept("R_c"), ended("R_c")])
     assert [str(warning.message) for warning in caught] == []
     assert batch.callers == []
 
@@ -597,21 +597,20 @@ class Attempts:
         self._handler = handler
         self.count = 0
 
-    def __call__(self, caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def __call__(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         self.count += 1
         return self._handler(caller, buffer, start, end)
 
 
 class Core:
-    """Invocations of one function, on the plain path: what it was called with, and how often its handler was."""
+    """Invocations of one function: what it was called with, and how often its handler was."""
 
     def __init__(self, name: str, limits: ParameterLimits = LIMITS) -> None:
         self.batch = PlainBatch()
         self.handler = Attempts(batch_handlers(self.batch, limits)[name])
-        tokens = count()
-        self.invocations = Invocations("inbox", "nobody", lambda: str(next(tokens)))
+        self.invocations = new_core()
 
-    def take(self, pieces: list[bytes]) -> Iterator[list[Send]]:
+    def take(self, pieces: list[bytes]) -> Iterator[list[Reply]]:
         """What is sent after each piece but for the handshake."""
         first, *rest = pieces
         step = invoke(self.invocations, self.handler, "R_c", ANONYMOUS, first, 0.0)
@@ -647,7 +646,7 @@ def test_a_list_is_not_read_anew_at_each_piece(name: str, first: int, reads: int
     core = Core(name)
     pieces = [encoded[:first], *(encoded[at : at + size] for at in range(first, len(encoded), size))]
     *_, last = core.take(pieces)
-    assert last[-1] == Send("R_c.results", b"")
+    assert last[-1] == ended("R_c")
     assert core.handler.count <= reads
     assert core.batch.seen == (dict(entries) if name == "set-many" else list(dict(entries)))
 
@@ -667,7 +666,7 @@ def test_a_length_over_its_limit_is_answered_with_the_piece_it_comes_in(
     core = Core(name, ParameterLimits(key_bytes_max=2, value_bytes_max=4))
     *before, last = core.take(pieces)
     assert before == [[]] * (len(pieces) - 1)
-    assert last == [Send("R_c.results", encode_error(OtherError(message))), Send("R_c.results", b"")]
+    assert last == [result("R_c", encode_error(OtherError(message))), ended("R_c")]
     assert core.batch.callers == []
 
 
@@ -675,7 +674,7 @@ def test_a_damaged_length_ends_the_invocation_with_the_piece_it_comes_in() -> No
     core = Core("get-many")
     *before, last = core.take([b"\x01b\x02", b"\x01k\xff\xff", b"\xff\xff", b"\x10"])
     assert before == [[]] * 3
-    assert last == [Send("R_c.results", b"")]
+    assert last == [ended("R_c")]
     assert core.invocations.counts == InvocationCounts(damaged=1)
 
 
@@ -686,7 +685,7 @@ def test_limits_may_be_raised_while_a_list_comes() -> None:
     assert [next(coming), next(coming)] == [[], []]
     limits.key_bytes_max = 3
     assert next(coming) == []
-    assert next(coming)[-1] == Send("R_c.results", b"")
+    assert next(coming)[-1] == ended("R_c")
     assert core.batch.seen == [b"k", b"kk", b"kkk"]
 
 
@@ -702,11 +701,12 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @each_function
-def test_a_list_that_is_cut_between_other_frames(loop: asyncio.AbstractEventLoop, name: str) -> None:
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_list_that_is_cut_between_other_frames(loop: asyncio.AbstractEventLoop, name: str, alike: bool) -> None:
     """The measure counts from where the parameters begin, and not from where the read does."""
     params = CALLS[name]
     for edges in pairwise(range(1, len(params))):
-        direct = Direct(loop)
+        direct = Direct(loop, alike)
         expected, batch = PlainBatch(), PlainBatch()
         for each in (expected, batch):
             each.entries[b"a"] = b"before"
@@ -719,7 +719,7 @@ def test_a_list_that_is_cut_between_other_frames(loop: asyncio.AbstractEventLoop
             piece("0", third) + piece("0", b""),
         )
         answers = [send.payload for send in sends if send.subject == "R_c.results"]
-        assert answers == [answered(batch_handlers(expected, LIMITS)[name](ANONYMOUS, params, 0, len(params))), b""]
+        assert answers == [carried_out(batch_handlers(expected, LIMITS)[name], params), b""]
         assert batch.seen == expected.seen
         assert direct.invocations.counts.answered == 3
 

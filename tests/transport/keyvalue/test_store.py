@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import (
+    NEVER,
     ParameterLimits,
     decode_unit_result,
     encode_bucket_key,
     encode_error,
     encode_unit_result,
+    function_handler,
 )
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES, Tally
 from keyvalue_transport.keyvalue.store import (
@@ -45,10 +47,11 @@ from keyvalue_transport.keyvalue.store import (
     store_tallies,
 )
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler, narrow
-from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send, Step
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Step
 from keyvalue_transport.wrpc.values import U64_MAX, write_length
 from tests.invoking import invoke
+from tests.recorded_replies import accept, ended, new_core, waited
 from tests.transport.keyvalue.test_interface import QuotaError
 
 LIMITS = ParameterLimits(bucket_bytes_max=8, key_bytes_max=16, value_bytes_max=32)
@@ -253,16 +256,9 @@ def waiting(store: PlainStore) -> StoreInterface:
 KINDS = pytest.mark.parametrize("kind", [plain, waiting])
 
 
-def answered(answer: Answer[bytes]) -> bytes:
+def answered(answer: bytes | Pending) -> bytes:
     """The answer of a handler, waited for where it must be."""
-    if isinstance(answer, bytes):
-        return answer
-
-    async def wait(answer: Awaitable[bytes]) -> bytes:
-        return await answer
-
-    with asyncio.Runner() as runner:
-        return runner.run(wait(answer))
+    return answer if isinstance(answer, bytes) else waited(answer)
 
 
 def counted(tally: Tally) -> dict[str, int]:
@@ -557,63 +553,68 @@ def test_plain_and_coroutine_functions_give_the_same_results(name: str, choice: 
     assert stores[0].entries == stores[1].entries
 
 
-@settings(deadline=None, max_examples=300)
-@given(st.sampled_from(["get", "set"]), st.data())
-def test_a_narrowed_handler_answers_as_the_one_it_was_made_of(name: str, choice: st.DataObject) -> None:
-    """For all parameters that begin with its head and are not shorter, damaged ones too; and wherever in a buffer they are."""
-    function = FUNCTIONS[name]
-    made_for = function.encode(*choice.draw(function.parameters))
-    entries = choice.draw(st.dictionaries(st.tuples(buckets, keys), value_bytes, max_size=4))
-    stores, tallies = (PlainStore(), PlainStore()), (store_tallies(), store_tallies())
-    for store in stores:
-        store.entries = dict(entries)
-    wide, other = (
-        store_handlers(plain(store), LIMITS, tally)[name] for store, tally in zip(stores, tallies, strict=True)
-    )
-    narrowed = narrow(other, made_for)
-    assert narrowed is not None
-    head, handler = narrowed
-    assert made_for.startswith(head)
-    rest_bytes = len(made_for) - len(head)
-    rest = choice.draw(
-        st.one_of(
-            st.binary(min_size=rest_bytes, max_size=rest_bytes + 8),
-            st.text("ab", min_size=rest_bytes, max_size=rest_bytes).map(str.encode),
-            st.just(made_for[len(head) :]),
-        )
-    )
+def decoded_handler(name: str, store: StoreInterface, limits: ParameterLimits, tally: Tally) -> Handler:
+    """Return what the handler of get or set is written out of."""
+    if name == "get":
+        return function_handler(decode_get, store.get, encode_get_result, None, limits, tally)
+    return function_handler(decode_set, store.set, encode_unit_result, NEVER, limits, tally)
+
+
+def outcome_at(handler: Handler, buffer: bytes, start: int, end: int) -> object:
+    """Return what a handler does, in a form that compares."""
+    try:
+        return answered(handler(CALLER, buffer, start, end))
+    except NeedMoreBytes as error:
+        return error.end_min
+    except Exception as error:
+        return repr(error)
+
+
+#: Lengths beside those at which something changes: one byte of a length, and the limits below.
+lengths = st.sampled_from([0, 1, 2, 7, 8, 9, 126, 127, 128, 129, 200])
+texts = st.builds(lambda size, unit: (unit * size)[:size], lengths, st.sampled_from([b"k", "é".encode(), b"\xff"]))
+
+
+@settings(deadline=None, max_examples=600)
+@given(
+    st.sampled_from(["get", "set"]),
+    st.sampled_from([plain, waiting]),
+    st.builds(ParameterLimits, lengths, lengths, lengths),
+    st.data(),
+)
+def test_the_handlers_that_are_written_out_do_what_their_decoders_say(
+    name: str, kind: Callable[[PlainStore], StoreInterface], limits: ParameterLimits, choice: st.DataObject
+) -> None:
+    """For any bytes and any limits, which change after the handlers were made; and wherever in a buffer they are."""
+    encoded = st.builds(FUNCTIONS[name].encode, *[texts] * (2 if name == "get" else 3))
+    parameters = choice.draw(encoded | mutated(encoded) | st.binary(max_size=12))
+    entries = choice.draw(st.dictionaries(st.tuples(texts, texts), texts, max_size=3))
+    (bucket, key), _ = next(iter(entries.items()), ((b"", b""), b""))
+    if choice.draw(st.booleans()):
+        parameters = FUNCTIONS[name].encode(bucket, key, *([b"new"] if name == "set" else []))
+    error = choice.draw(st.none() | interface_errors | st.builds(RuntimeError, st.just("the disk is on fire")))
     before, behind = choice.draw(st.binary(max_size=3)), choice.draw(st.binary(max_size=3))
-    parameters = head + rest
-    buffer = before + parameters + behind
-    outcomes = []
-    for handle in (wide, handler):
-        outcome: object
-        try:
-            outcome = handle(CALLER, buffer, len(before), len(before) + len(parameters))
-        except NeedMoreBytes as error:
-            outcome = error.end_min
-        except DecodeError as error:
-            outcome = str(error)
-        outcomes.append(outcome)
-    assert outcomes[0] == outcomes[1]
-    assert stores[0].entries == stores[1].entries
-    assert tallies[0] == tallies[1]
-
-
-@pytest.mark.parametrize("name", ["get", "set"])
-@pytest.mark.parametrize("parameters", [b"", b"\x01", b"\x01b\x05key", b"\x01\xff\x01k"])
-def test_damaged_parameters_narrow_nothing(name: str, parameters: bytes) -> None:
-    assert narrow(store_handlers(PlainStore(), LIMITS)[name], parameters) is None
-
-
-def test_functions_that_are_called_seldom_are_not_narrowed() -> None:
-    params = encode_bucket_key(b"bucket", b"key")
-    assert narrow(store_handlers(PlainStore(), LIMITS)["delete"], params) is None
+    in_force, seen = ParameterLimits(), []
+    for is_written_out in (True, False):
+        store, tallies = PlainStore(), store_tallies()
+        store.entries = dict(entries)
+        if error is not None:
+            store.errors[bucket] = error
+        if is_written_out:
+            handler = store_handlers(kind(store), in_force, tallies)[name]
+        else:
+            handler = decoded_handler(name, kind(store), in_force, tallies[name])
+        in_force.bucket_bytes_max, in_force.key_bytes_max = limits.bucket_bytes_max, limits.key_bytes_max
+        in_force.value_bytes_max = limits.value_bytes_max
+        buffer = before + parameters + behind
+        outcome = outcome_at(handler, buffer, len(before), len(before) + len(parameters))
+        seen.append((outcome, store.entries, store.callers, tallies))
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_what_a_plain_function_returns_is_waited_for_where_it_must_be(name: str) -> None:
-    """The interface's type allows it: `Answer` is a value, or something to wait for."""
+    """The interface's type allows it: `Answer` is a value, or an awaitable of it."""
     stores = PlainStore(), PlainStore()
     for store in stores:
         store.entries[b"bucket", b"key"] = b"before"
@@ -750,6 +751,19 @@ def test_calls_are_counted_by_their_outcome(kind: Callable[[PlainStore], StoreIn
 
 
 @KINDS
+def test_an_answer_that_has_no_encoding_is_a_failure(kind: Callable[[PlainStore], StoreInterface]) -> None:
+    class Endless(PlainStore):
+        def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> KeyResponse:
+            return KeyResponse([], 2**64)
+
+    tallies = store_tallies()
+    handler = store_handlers(kind(Endless()), LIMITS, tallies)["list-keys"]
+    with pytest.raises(ValueError, match=r"^cursor: found 18446744073709551616, allowed 0 to 2\*\*64 - 1$"):
+        carried_out(handler, encode_list_keys(b"bucket", None))
+    assert counted(tallies["list-keys"]) == {"failed": 1}
+
+
+@KINDS
 def test_an_empty_value_that_is_found_is_not_counted_as_none(kind: Callable[[PlainStore], StoreInterface]) -> None:
     store = PlainStore()
     store.entries[b"bucket", b"key"] = b""
@@ -760,15 +774,15 @@ def test_an_empty_value_that_is_found_is_not_counted_as_none(kind: Callable[[Pla
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_a_coroutine_that_is_refused_is_closed(name: str) -> None:
-    """The handler wraps the function's coroutine in its own; where that never runs, the inner one must not warn."""
+    """Else it would warn that nobody awaited it."""
     store = PlainStore()
     handler = store_handlers(waiting(store), LIMITS)[name]
-    invocations = Invocations("inbox", "nobody", lambda: "token", InvocationLimits(waiting_max=0))
+    invocations = new_core(InvocationLimits(waiting_max=0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         step = invoke(invocations, handler, "R_c", ANONYMOUS, FUNCTIONS[name].encode(*CALLS[name]), 0.0)
         gc.collect()
-    assert step == Step([Send("R_c", b"", "nobody"), Send("R_c.results", b"")])
+    assert step == Step([accept("R_c"), ended("R_c")])
     assert [str(warning.message) for warning in caught] == []
     assert store.callers == []
 

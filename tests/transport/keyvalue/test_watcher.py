@@ -25,6 +25,8 @@ from keyvalue_transport.keyvalue.watcher import (
     watcher_handlers,
 )
 from keyvalue_transport.nats.invoker import Invoker
+from keyvalue_transport.nats.replies import Send
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import (
     DecodeError,
@@ -34,13 +36,13 @@ from keyvalue_transport.wrpc.errors import (
     NoProviderError,
 )
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
-from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step
-from keyvalue_transport.wrpc.subjects import invocation_subject
+from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Step
 from tests.conftest import DEADLINE_S, NatsServer
 from tests.invoking import invoke
+from tests.recorded_replies import accept, ended, new_core
 from tests.transport.keyvalue.test_atomics import check_written, connected, serving
 from tests.transport.keyvalue.test_store import buckets, carried_out, keys, mutated, value_bytes
-from tests.transport.nats.direct.test_protocol import PIECES, Direct, hmsg, piece
+from tests.transport.nats.direct.scene import INBOX, PIECES, Direct, answer, hmsg, piece
 from tests.vectors.by_hand import Written, load
 
 LIMITS = ParameterLimits(bucket_bytes_max=8, key_bytes_max=16, value_bytes_max=32)
@@ -56,7 +58,7 @@ PARAMETERS: dict[str, st.SearchStrategy[tuple[bytes, ...]]] = {
 }
 #: A valid call of each function.
 CALLS: dict[str, tuple[bytes, ...]] = {"on-set": (b"0", b"key", b"value"), "on-delete": (b"0", b"key")}
-END = Send("R_c.results", b"")
+END = ended("R_c")
 
 functions = st.sampled_from(sorted(CALLS))
 each_function = pytest.mark.parametrize("name", sorted(CALLS))
@@ -197,8 +199,8 @@ def test_a_length_over_its_limit_is_damage(kind: Kind, name: str) -> None:
     params = ENCODE[name](*CALLS[name])
     with pytest.raises(DecodeError, match=r"^key in bytes: found 3, allowed 2$"):
         handler(ANONYMOUS, params, 0, len(params))
-    invocations = Invocations("inbox", "nobody", lambda: "token")
-    assert invoke(invocations, handler, "R_c", ANONYMOUS, params, 0.0).sends == [Send("R_c", b"", "nobody"), END]
+    invocations = new_core()
+    assert invoke(invocations, handler, "R_c", ANONYMOUS, params, 0.0).sends == [accept("R_c"), END]
     assert invocations.counts == InvocationCounts(damaged=1)
     assert watcher.told == []
     limits.key_bytes_max = 3
@@ -209,12 +211,12 @@ def test_a_length_over_its_limit_is_damage(kind: Kind, name: str) -> None:
 def test_a_coroutine_that_is_refused_is_closed(name: str) -> None:
     watcher = PlainWatcher()
     handler = watcher_handlers(waiting(watcher), LIMITS)[name]
-    invocations = Invocations("inbox", "nobody", lambda: "token", InvocationLimits(waiting_max=0))
+    invocations = new_core(InvocationLimits(waiting_max=0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         step = invoke(invocations, handler, "R_c", ANONYMOUS, ENCODE[name](*CALLS[name]), 0.0)
         gc.collect()
-    assert step == Step([Send("R_c", b"", "nobody"), END])
+    assert step == Step([accept("R_c"), END])
     assert [str(warning.message) for warning in caught] == []
     assert watcher.told == []
 
@@ -224,18 +226,18 @@ def test_a_coroutine_that_is_refused_is_closed(name: str) -> None:
 
 @each_function
 def test_no_result_is_the_end_alone(name: str) -> None:
-    """On the plain path, wherever the parameters are cut."""
+    """Wherever the parameters are cut."""
     params = ENCODE[name](*CALLS[name])
     for cut in range(len(params) + 1):
         watcher = PlainWatcher()
         handler = watcher_handlers(watcher, LIMITS)[name]
-        invocations = Invocations("inbox", "nobody", lambda: "token")
+        invocations = new_core()
         step = invoke(invocations, handler, "R_c", CALLER, params[:cut], 0.0)
         if cut == len(params):
-            assert step == Step([Send("R_c", b"", "nobody"), END])
+            assert step == Step([accept("R_c"), END])
         else:
-            assert step == Step([Send("R_c", b"", "inbox.token")])
-            assert invocations.receive_params("token", params[cut:], 0.0) == Step([END])
+            assert step == Step([accept("R_c", "0")])
+            assert invocations.receive_params("0", params[cut:], 0.0) == Step([END])
         assert invocations.counts == InvocationCounts(answered=1)
         assert watcher.told == [(name, CALLER, *CALLS[name])]
 
@@ -244,12 +246,15 @@ def test_no_result_is_the_end_alone(name: str) -> None:
 async def test_no_result_that_was_waited_for_is_the_end_alone(name: str) -> None:
     watcher = PlainWatcher()
     handler = watcher_handlers(waiting(watcher), LIMITS)[name]
-    invocations = Invocations("inbox", "nobody", lambda: "token")
+    invocations = new_core()
     step = invoke(invocations, handler, "R_c", CALLER, ENCODE[name](*CALLS[name]), 0.0)
-    assert step.sends == [Send("R_c", b"", "nobody")]
+    assert step.sends == [accept("R_c")]
     assert step.waiting is not None
     assert watcher.told == []
-    assert invocations.finish(step.waiting, await step.waiting.answer) == Step([END])
+    pending = step.waiting.pending
+    answer = asyncio.ensure_future(pending.answer)
+    await answer
+    assert invocations.finish(step.waiting, pending.encode(answer.result)) == Step([END])
     assert invocations.counts == InvocationCounts(answered=1)
     assert watcher.told == [(name, CALLER, *CALLS[name])]
 
@@ -263,19 +268,19 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @each_function
-def test_no_result_is_the_end_alone_on_the_direct_path(loop: asyncio.AbstractEventLoop, name: str) -> None:
+@pytest.mark.parametrize("alike", [True, False])
+def test_no_result_is_the_end_alone_on_the_direct_path(loop: asyncio.AbstractEventLoop, name: str, alike: bool) -> None:
     """More than two that are alike, as then a frame is no longer taken apart; and one whose parameters are cut."""
-    direct = Direct(loop)
+    direct = Direct(loop, alike)
     watcher = PlainWatcher()
     direct.routes.add(PIECES + 1, watcher_handlers(watcher, LIMITS)[name])
     params = ENCODE[name](*CALLS[name])
     whole = b"".join(hmsg(PIECES + 1, params, b"R_%d" % number) for number in range(4))
     sends = direct.read(whole + hmsg(PIECES + 1, params[:-1], b"R_c"), piece("0", params[-1:]))
-    expected = [(f"R_{number}", b"", "_INBOX.nobody") for number in range(4)]
     assert sends == [
-        *(send for to in expected for send in (Send(*to), Send(f"{to[0]}.results", b""))),
-        Send("R_c", b"", "_INBOX.server.0"),
-        END,
+        *(send for number in range(4) for send in answer(f"R_{number}")),
+        Send("R_c", b"", f"{INBOX}.0"),
+        *answer("R_c", handshake=False),
     ]
     assert [told[0] for told in watcher.told] == [name] * 5
     assert [told[2:] for told in watcher.told] == [CALLS[name]] * 5
@@ -284,7 +289,7 @@ def test_no_result_is_the_end_alone_on_the_direct_path(loop: asyncio.AbstractEve
 
 
 def called() -> Call[None]:
-    call = Call("subject", "R_c", encode_on_delete(b"0", b"key"), decode_nothing, 1024)
+    call = Call(encode_on_delete(b"0", b"key"), decode_nothing, 1024, 1024)
     call.start()
     return call
 
@@ -293,11 +298,11 @@ def called() -> Call[None]:
 def test_the_end_is_success_at_the_client(handshake_first: bool) -> None:
     call = called()
     if handshake_first:
-        assert call.handshake("R_s") == [Send("R_s.params", b"")]
+        assert call.accepted() == [b""]
         assert not call.done
     call.result(b"")
     assert (call.done, call.value, call.error) == (True, None, None)
-    assert call.handshake("R_s") == ([] if handshake_first else [Send("R_s.params", b"")])
+    assert call.accepted() == ([] if handshake_first else [b""])
 
 
 def test_nobody_who_is_told_is_no_success() -> None:
@@ -308,7 +313,7 @@ def test_nobody_who_is_told_is_no_success() -> None:
 
 
 def test_the_end_alone_is_no_success_of_a_function_that_has_a_result() -> None:
-    call = Call("subject", "R_c", b"", decode_unit_result, 1024)
+    call = Call(b"", decode_unit_result, 1024, 1024)
     call.result(b"")
     assert isinstance(call.error, InvocationEndedError)
 

@@ -11,15 +11,16 @@ from nats.aio.client import Client
 
 from keyvalue_transport.nats.connection import Connection, Message
 from keyvalue_transport.nats.server import Server
-from keyvalue_transport.wrpc.handler import Answer, Caller
-from keyvalue_transport.wrpc.subjects import invocation_subject
+from keyvalue_transport.nats.subjects import invocation_subject
+from keyvalue_transport.wrpc.handler import Caller, Pending
 from tests.conftest import DEADLINE_S, RawInvocation
+from tests.recorded_replies import Later
 
 INSTANCE = "test:instance/functions@1.0.0"
 PREFIXES = (f"default.in-process-{number}" for number in count())
 
 
-def echo(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+def echo(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
     """What came, and the name of who sent it."""
     return b"%s from %s" % (buffer[start:end], (caller.source_id or "nobody").encode())
 
@@ -46,7 +47,10 @@ class Gate:
         async with self._reached:
             await self._reached.wait_for(lambda: self.waiting >= number)
 
-    async def handle(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
+    def handle(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
+        return Later(self._wait(buffer[start:end]))
+
+    async def _wait(self, params: bytes) -> bytes:
         async with self._reached:
             self.waiting += 1
             self._reached.notify_all()
@@ -55,7 +59,7 @@ class Gate:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return b"let go: " + buffer[start:end]
+        return b"let go: " + params
 
 
 class Proxy:

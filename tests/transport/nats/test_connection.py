@@ -13,10 +13,10 @@ from nats.aio.client import Client
 from keyvalue_transport.nats import opening as opening_module
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message
 from keyvalue_transport.nats.server import Server
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import (
     DisconnectedError,
 )
-from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread, settled
 from tests.transport.nats.in_process import (
     INSTANCE,
@@ -102,11 +102,14 @@ async def test_comes_back_when_the_server_lets_it_in_again(
 async def test_comes_back_where_nats_py_gives_up(
     serve: Serve, nats_server: NatsServer, raw: Client, caplog: pytest.LogCaptureFixture, error: str
 ) -> None:
-    """An error that the server sends makes nats-py close its client for good."""
+    """An error that the server sends makes nats-py close its client for good. The order of arrival holds with the next one too."""
     caplog.set_level(logging.INFO, "keyvalue_transport")
     proxy = Proxy()
+    changes: list[object] = []
     async with proxy.before(nats_server.port) as url:
-        setup = await serve({"f": echo}, url=url)
+        setup = await serve({"f": echo, "changes": lambda *_: b"%d" % len(changes)}, url=url)
+        counted, change = (invocation_subject(setup.server.prefix, INSTANCE, name) for name in ("changes", "change"))
+        await setup.connection.subscribe_in_order(change, changes.append)
         subject = invocation_subject(setup.server.prefix, INSTANCE, "f")
         heard = Heard()
         await setup.connection.subscribe(f"{setup.server.prefix}.heard", heard.hear)
@@ -117,6 +120,9 @@ async def test_comes_back_where_nats_py_gives_up(
             await setup.connection.publish(f"{setup.server.prefix}.heard", b"after")
             assert await heard.next() == b"after"
             assert await (await RawInvocation.begin(raw, subject, b"after")).result() == b"after from nobody"
+            for number in range(5 * turn - 4, 5 * turn + 1):
+                await raw.publish(change, b"")
+                assert await (await RawInvocation.begin(raw, counted, b"")).result() == b"%d" % number
         assert heard.messages.empty()
         await setup.stop(1)
         await setup.connection.close()

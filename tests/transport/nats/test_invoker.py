@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from keyvalue_transport.nats.invoker import Invoker
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import (
     DecodeError,
     InvocationEndedError,
@@ -17,7 +20,6 @@ from keyvalue_transport.wrpc.errors import (
     NoProviderError,
 )
 from keyvalue_transport.wrpc.handler import Caller
-from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, NatsServer
 from tests.transport.nats.in_process import INSTANCE, Gate, Serve, echo, read_all
 
@@ -90,6 +92,65 @@ async def test_parameters_in_pieces(
     assert await invoker.invoke(subject, params, read_all, DEADLINE_S) == b"taken"
     assert taken == [params]
     assert setup.server.counts.stray_pieces == 0
+
+
+class Published:
+    """A connection that notes what is published, and whose provider accepts and answers everything at once."""
+
+    def __init__(self, max_payload: int) -> None:
+        self.max_payload = max_payload
+        self.published: list[tuple[str, bytes, str, Mapping[str, str] | None]] = []
+
+    def new_inbox(self) -> str:
+        return "R_c"
+
+    async def subscribe(self, subject: str, callback: Callable[[Any], Awaitable[None]]) -> None:
+        assert subject == "R_c.>"
+        self._hear = callback
+
+    async def publish(
+        self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.published.append((subject, payload, reply, headers))
+        if reply:
+            await self._hear(SimpleNamespace(subject=reply, data=b"", reply="R_s", headers=None))
+            await self._hear(SimpleNamespace(subject=f"{reply}.results", data=b"result", reply="", headers=None))
+
+
+#: Its block is NATS/1.0 CRLF a: b CRLF CRLF.
+HEADERS = {"a": "b"}
+HEADERS_BYTES = 18
+
+
+@pytest.mark.parametrize(
+    ("max_payload", "subject", "headers", "pieces"),
+    [
+        # subject and inbox take 15 bytes
+        (25, "prefix.get", None, [b"0123456789"]),
+        (24, "prefix.get", {}, [b"012345678", b"9"]),
+        (25 + HEADERS_BYTES, "prefix.get", HEADERS, [b"0123456789"]),
+        (22 + HEADERS_BYTES, "prefix.get", HEADERS, [b"0123456", b"789"]),
+        (17, "prefix.get", None, [b"01", b"23456789"]),
+        (16, "prefix.get", None, [b"0", b"123456789"]),
+        (8, "prefix.get", None, [b"0", b"12345678", b"9"]),
+        (3, "prefix.get", HEADERS, [b"0", b"123", b"456", b"789"]),
+        (1, "prefix.get", None, [b"%d" % digit for digit in range(10)]),
+        (17, "ключ", None, [b"0123", b"456789"]),
+        (16, "", {"я": "ж"}, [b"0", b"123456789"]),
+        (24, "", {"я": "ж"}, [b"0", b"123456789"]),
+        (27, "", {"я": "ж"}, [b"01", b"23456789"]),
+    ],
+)
+async def test_the_first_message_leaves_room_for_subjects_and_headers(
+    max_payload: int, subject: str, headers: dict[str, str] | None, pieces: list[bytes]
+) -> None:
+    """In bytes, as the peers in other languages do."""
+    connection: Any = Published(max_payload)
+    invoker = Invoker(connection, headers)
+    assert await invoker.invoke(subject, b"0123456789", read_some, DEADLINE_S) == b"result"
+    first, *further = connection.published
+    assert first == (subject, pieces[0], "R_c.1", headers or None)
+    assert further == [("R_s.params", piece, "", None) for piece in [*pieces[1:], b""]]
 
 
 async def test_errors_of_a_call(serve: Serve) -> None:

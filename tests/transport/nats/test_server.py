@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import nats
 import pytest
@@ -19,6 +20,7 @@ from keyvalue_transport.nats import server as server_module
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.nats.server import Server
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.nats.subscriptions import InlineCallback
 from keyvalue_transport.wrpc.errors import (
     DecodeError,
@@ -27,10 +29,10 @@ from keyvalue_transport.wrpc.errors import (
     NeedMoreBytes,
     NoProviderError,
 )
-from keyvalue_transport.wrpc.handler import Caller
+from keyvalue_transport.wrpc.handler import Caller, Handler, Pending
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
-from keyvalue_transport.wrpc.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread, settled
+from tests.recorded_replies import Later
 from tests.transport.nats.in_process import INSTANCE, Gate, Proxy, Serve, Setup, echo, read_all, until
 
 
@@ -111,14 +113,15 @@ async def test_a_handler_that_fails_ends_its_invocation_alone(serve: Serve, capl
     def plain(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
         raise RuntimeError("plain boom")
 
-    async def waiting(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
+    async def wait() -> bytes:
         await asyncio.sleep(0)
         raise RuntimeError("waiting boom")
 
-    async def damaged(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
-        raise DecodeError("found late that they are damaged")
+    async def find() -> bytes:
+        raise DecodeError("found late that they are malformed")
 
-    setup = await serve({"plain": plain, "waiting": waiting, "damaged": damaged, "echo": echo})
+    functions = {"plain": plain, "waiting": lambda *_: Later(wait()), "damaged": lambda *_: Later(find())}
+    setup = await serve({**functions, "echo": echo})
     for function in ("plain", "waiting", "damaged"):
         assert await (await setup.begin(function, b"secret parameters")).result() == b""
     assert await (await setup.begin("echo", b"after")).result() == b"after from nobody"
@@ -127,22 +130,35 @@ async def test_a_handler_that_fails_ends_its_invocation_alone(serve: Serve, capl
     assert setup.server.in_flight == 0
     assert "RuntimeError: plain boom" in caplog.text
     assert "RuntimeError: waiting boom" in caplog.text
-    assert "damaged parameters: found late that they are damaged" in caplog.text
+    assert "malformed parameters: found late that they are malformed" in caplog.text
     assert "secret parameters" not in caplog.text
 
 
-async def test_failures_are_logged_at_a_limited_rate(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_failures_are_logged_at_a_limited_rate(
+    serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def plain(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
         raise RuntimeError("boom")
 
+    now_s = [1000.0]
+    monkeypatch.setattr(server_module, "monotonic", lambda: now_s[0])
     setup = await serve({"f": plain})
     for _ in range(20):
         assert await (await setup.begin("f", b"")).result() == b""
-    assert caplog.text.count("RuntimeError: boom") == server_module.FAILURES_LOGGED_MAX
+    ended = "an invocation was ended without a result: its handler failed"
+    assert caplog.text.count("RuntimeError: boom") == server_module.LOGGED_MAX == 5
+    assert [record.getMessage() for record in caplog.records] == [ended] * 5
     assert setup.server.counts.failed == 20
+    now_s[0] += server_module.LOG_INTERVAL_S
+    caplog.clear()
+    for _ in range(2):
+        assert await (await setup.begin("f", b"")).result() == b""
+    assert [record.getMessage() for record in caplog.records] == [f"{ended} (15 more like it were not logged)", ended]
 
 
-async def test_answers_that_find_no_connection_are_counted(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_answers_that_find_no_connection_are_counted(
+    serve: Serve, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of an invocation that was read before the connection closed, and of one whose handler was waited for."""
     gate = Gate()
     setup = await serve({"wait": gate.handle, "echo": echo})
@@ -151,15 +167,56 @@ async def test_answers_that_find_no_connection_are_counted(serve: Serve, caplog:
     (subscription,) = [each for each in setup.connection._subscriptions if each.subject.endswith(".echo")]
     assert not isinstance(subscription.take, InlineCallback)
     await setup.connection.close()
-    before = setup.server.counts.sent_bytes
-    await subscription.take(Msg(setup.raw, subscription.subject, "_INBOX.late", b"late"))
-    assert setup.server.unsent == 3
+    before, late = setup.server.counts.sent_bytes, 0
+    if path == "plain":  # on the direct path an invocation that was read is answered
+        await subscription.take(Msg(setup.raw, subscription.subject, "_INBOX.late", b"late"))
+        late = 3
+    assert setup.server.unsent == late
     gate.open()
     await setup.stop(DEADLINE_S)
-    assert setup.server.unsent == 5
+    assert setup.server.unsent == late + 2
     assert setup.server.counts.sent_bytes == before
-    assert "an answer is lost: 3 messages were not sent" in caplog.text
+    assert ("an answer is lost: 3 messages were not sent" in caplog.text) is (path == "plain")
     assert "an answer is lost: 2 messages were not sent" in caplog.text
+
+
+async def test_lost_answers_are_logged_apart_from_failures(
+    serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were said to be invocations that were ended without a result, and were hidden by these."""
+    now_s = [1000.0]
+    monkeypatch.setattr(server_module, "monotonic", lambda: now_s[0])
+    answers: list[asyncio.Future[bytes]] = []
+    setup = await serve({"wait": waiting_in(answers)})
+    for _ in range(22):
+        await setup.begin("wait", b"")
+    await until(lambda: setup.server.in_flight == 22)
+    for answer in answers[:8]:
+        answer.set_exception(RuntimeError("boom"))
+    await until(lambda: setup.server.counts.failed == 8)
+    await setup.connection.close()
+    lost = "an answer is lost: 2 messages were not sent: "
+
+    async def lose_one(answer: asyncio.Future[bytes]) -> None:
+        unsent = setup.server.unsent
+        answer.set_result(b"result")
+        await until(lambda: setup.server.unsent == unsent + 2)
+
+    async def lose(those: list[asyncio.Future[bytes]]) -> list[str]:
+        caplog.clear()
+        for answer in those:
+            await lose_one(answer)
+        return [record.getMessage() for record in caplog.records]
+
+    lines = await lose(answers[8:20])
+    assert len(lines) == 5
+    assert all(line.startswith(lost) and not line.endswith(")") for line in lines)
+    now_s[0] += server_module.LOG_INTERVAL_S
+    (line,) = await lose(answers[20:21])
+    assert line.startswith(lost)
+    assert line.endswith(" (7 more like it were not logged)")
+    (line,) = await lose(answers[21:])
+    assert not line.endswith(")")
 
 
 async def test_results_over_max_payload_go_in_pieces(
@@ -190,6 +247,31 @@ async def test_results_fit_a_server_that_came_back_with_less_room(
     await raw.close()
 
 
+async def test_an_answer_that_was_waited_for_fits_a_server_that_came_back_with_less_room(
+    serve: Serve, new_nats_server: Callable[[str], NatsServer]
+) -> None:
+    """Although no other invocation came in between."""
+    server = new_nats_server("max_payload: 4096")
+    answers: list[asyncio.Future[bytes]] = []
+    setup = await serve({"wait": waiting_in(answers)}, url=server.url)
+    reply, result = "_INBOX.who-comes-back", os.urandom(5000)
+    await setup.raw.publish(invocation_subject(setup.server.prefix, INSTANCE, "wait"), b"", reply)
+    await until(lambda: setup.server.in_flight == 1)
+    await in_thread(server.kill)
+    await in_thread(server.start, "max_payload: 1024")
+    await until(lambda: setup.connection.reconnects == 1)
+    raw = await nats.connect(server.url)
+    results = await raw.subscribe(f"{reply}.results")
+    await raw.flush()
+    answers[0].set_result(result)
+    pieces = []
+    while piece := (await results.next_msg(DEADLINE_S)).data:
+        pieces.append(piece)
+    assert b"".join(pieces) == result
+    assert setup.server.unsent == 0
+    await raw.close()
+
+
 async def test_servers_of_one_prefix_share_invocations(serve: Serve, path: str, nats_server: NatsServer) -> None:
     first = await serve({"f": lambda caller, buffer, start, end: b"first"})
     connection = await Connection.open(ConnectionOptions((nats_server.url,), path=path))
@@ -217,7 +299,7 @@ async def test_half_open_invocations_expire(serve: Serve) -> None:
 
 
 async def test_the_death_of_the_background_task_is_seen(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(self: Invocations, now_s: float) -> None:
+    def die(self: Invocations[Any, Any], now_s: float) -> None:
         raise RuntimeError("boom")
 
     setup = await serve({"f": echo})
@@ -226,6 +308,146 @@ async def test_the_death_of_the_background_task_is_seen(serve: Serve, monkeypatc
     await until(lambda: setup.server.failed is not None)
     assert str(setup.server.failed) == "boom"
     assert await (await setup.begin("f", b"still")).result() == b"still from nobody"
+
+
+def test_a_second_server_on_a_direct_connection_is_refused() -> None:
+    """It would take the invocations of the first."""
+    direct, plain = (Connection(ConnectionOptions(("nats://127.0.0.1:1",), path=path)) for path in ("direct", "plain"))
+    Server(direct, "default.first")
+    with pytest.raises(ValueError, match=r"^found a second server on one direct connection, allowed one: open a conn"):
+        Server(direct, "default.second")
+    for prefix in ("default.first", "default.second"):
+        Server(plain, prefix)
+
+
+# Answers that are waited for
+
+
+def waiting_in(answers: list[asyncio.Future[bytes]]) -> Handler:
+    """Return a handler whose answers are futures, which it adds to a list."""
+
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        answers.append(answer)
+        return Later(answer)
+
+    return handle
+
+
+@pytest.mark.parametrize("is_future", [True, False])
+async def test_a_future_costs_no_task(serve: Serve, is_future: bool) -> None:
+    answers: list[asyncio.Future[bytes]] = []
+    gate = Gate()
+    setup = await serve({"wait": waiting_in(answers) if is_future else gate.handle, "echo": echo})
+    assert await (await setup.begin("echo", b"")).result() == b" from nobody"
+    before = asyncio.all_tasks()
+    waiting = [await setup.begin("wait", b"") for _ in range(20)]
+    await until(lambda: setup.server.in_flight == 20)
+    await settled(setup.raw)
+    assert len(asyncio.all_tasks() - before) == (0 if is_future else 20)
+    gate.open()
+    for answer in answers:
+        answer.set_result(b"let go: ")
+    for invocation in waiting:
+        await invocation.handshake()
+        assert await invocation.result() == b"let go: "
+    assert setup.server.in_flight == 0
+    assert setup.server.counts.answered == 21
+    assert setup.server._answers == set()
+
+
+async def test_futures_are_answered_as_they_are_done_in_any_order(serve: Serve) -> None:
+    """One in the turn in which it was asked for, and some together, with results of many messages."""
+    answers: list[asyncio.Future[bytes]] = []
+    handler = waiting_in(answers)
+
+    def done(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
+        pending = handler(caller, buffer, start, end)
+        answers.pop().set_result(b"done")
+        return pending
+
+    setup = await serve({"wait": handler, "done": done})
+    waiting = [await setup.begin("wait", b"") for _ in range(6)]
+    await until(lambda: len(answers) == 6)
+    assert await (await setup.begin("done", b"")).result() == b"done"
+    large = os.urandom(setup.connection.max_payload * 2 + 1)
+    for number in (4, 1, 5):
+        answers[number].set_result(b"%d" % number)
+    answers[0].set_result(large)
+    assert await waiting[0].result() == large
+    for number in (1, 4, 5):
+        assert await waiting[number].result() == b"%d" % number
+    answers[2].set_result(b"")
+    answers[3].set_exception(RuntimeError("boom"))
+    assert await waiting[2].result() == await waiting[3].result() == b""
+    counts = setup.server.counts
+    assert (counts.answered, counts.failed, setup.server.in_flight) == (6, 1, 0)
+
+
+async def test_futures_are_bounded_counted_and_ended_by_a_stop(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    answers: list[asyncio.Future[bytes]] = []
+    setup = await serve({"wait": waiting_in(answers)}, InvocationLimits(waiting_max=3))
+    waiting = [await setup.begin("wait", b"") for _ in range(3)]
+    await until(lambda: setup.server.in_flight == 3)
+    refused = await setup.begin("wait", b"")
+    assert await refused.result() == b""
+    assert answers[3].cancelled()
+    assert (setup.server.in_flight, setup.server.counts.refused) == (3, 1)
+    answers[0].cancel()
+    assert await waiting[0].result() == b""
+    await setup.stop(0.01)
+    for invocation in waiting[1:]:
+        assert await invocation.result() == b""
+    assert all(answer.cancelled() for answer in answers)
+    assert (setup.server.in_flight, setup.server.counts.failed, setup.server.counts.answered) == (0, 3, 0)
+    raised = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert [repr(error) for error in raised] == [
+        "TimeoutError('the answer was cancelled')",
+        "TimeoutError('the server stops')",
+        "TimeoutError('the server stops')",
+    ]
+
+
+@pytest.mark.parametrize("outcome", [b"shared", RuntimeError("boom")])
+async def test_two_invocations_may_share_one_future(serve: Serve, outcome: bytes | Exception) -> None:
+    shared: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    setup = await serve({"wait": lambda *_: Later(shared)})
+    waiting = [await setup.begin("wait", b"") for _ in range(2)]
+    await until(lambda: setup.server.in_flight == 2)
+    if isinstance(outcome, bytes):
+        shared.set_result(outcome)
+    else:
+        shared.set_exception(outcome)
+    waiting.append(await setup.begin("wait", b""))
+    for invocation in waiting:
+        assert await invocation.result() == (outcome if isinstance(outcome, bytes) else b"")
+    counts = setup.server.counts
+    assert (counts.answered, counts.failed) == ((3, 0) if isinstance(outcome, bytes) else (0, 3))
+    assert setup.server.in_flight == 0
+
+
+async def test_a_shared_future_is_ended_by_a_stop(serve: Serve) -> None:
+    shared: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    setup = await serve({"wait": lambda *_: Later(shared)})
+    waiting = [await setup.begin("wait", b"") for _ in range(2)]
+    await until(lambda: setup.server.in_flight == 2)
+    await setup.stop(0)
+    for invocation in waiting:
+        assert await invocation.result() == b""
+    assert (setup.server.in_flight, setup.server.counts.failed) == (0, 2)
+
+
+async def test_an_answer_that_nobody_can_wait_for_ends_its_invocation_alone(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault of ours. It must not reach the loop that reads."""
+    not_awaitable: Any = 17
+    setup = await serve({"f": lambda *_: not_awaitable, "g": lambda *_: Later(not_awaitable), "echo": echo})
+    for function in ("f", "g"):
+        assert await (await setup.begin(function, b"")).result() == b""
+    assert await (await setup.begin("echo", b"after")).result() == b"after from nobody"
+    assert (setup.server.counts.failed, setup.server.in_flight, setup.connection.reconnects) == (2, 0, 0)
+    assert caplog.text.count("its handler failed") == 2
 
 
 # Too fast

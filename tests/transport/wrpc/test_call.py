@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import count, pairwise
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -21,21 +21,16 @@ from keyvalue_transport.keyvalue.store import (
 from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import DecodeError, InvocationEndedError, LengthLimitError, NoProviderError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
-from keyvalue_transport.wrpc.invocation import InvocationCounts, Invocations, Send
-from keyvalue_transport.wrpc.subjects import params_token
+from keyvalue_transport.wrpc.invocation import InvocationCounts
 from keyvalue_transport.wrpc.values import read_bytes, write_length
 from tests.invoking import invoke
-
-SUBJECT = "prefix.get"
-INBOX = "R_c"
-SERVER = "R_s"
-END = Send("R_s.params", b"")
+from tests.recorded_replies import ended, new_core
 
 
 def call(
-    params: bytes = b"params", max_payload: int = 1024, header_bytes: int = 0, result_bytes_max: int = 1024
+    params: bytes = b"params", first_bytes_max: int = 1024, piece_bytes_max: int = 1024, result_bytes_max: int = 1024
 ) -> Call[bytes | None]:
-    return Call(SUBJECT, INBOX, params, decode_get_result, max_payload, header_bytes, result_bytes_max)
+    return Call(params, decode_get_result, first_bytes_max, piece_bytes_max, result_bytes_max)
 
 
 def nothing(buffer: bytes, at: int, end: int) -> tuple[None, int]:
@@ -47,13 +42,9 @@ def state(call: Call[bytes | None]) -> tuple[bool, bytes | None, Exception | Non
     return call.done, call.value, call.error
 
 
-def params_of(call: Call[bytes | None], server_inbox: str = SERVER) -> list[bytes]:
-    """Payloads of all that a call sends."""
-    first = call.start()
-    assert first[::2] == (SUBJECT, INBOX)
-    others = call.handshake(server_inbox)
-    assert {send[::2] for send in others} == {(f"{server_inbox}.params", "")}
-    return [first.payload, *(send.payload for send in others)]
+def params_of(call: Call[bytes | None]) -> list[bytes]:
+    """All that a call sends."""
+    return [call.start(), *call.accepted()]
 
 
 # What it sends
@@ -61,8 +52,8 @@ def params_of(call: Call[bytes | None], server_inbox: str = SERVER) -> list[byte
 
 def test_small_parameters_go_at_once_and_their_end_after_the_handshake() -> None:
     invocation = call(b"params")
-    assert invocation.start() == Send(SUBJECT, b"params", INBOX)
-    assert invocation.handshake(SERVER) == [END]
+    assert invocation.start() == b"params"
+    assert invocation.accepted() == [b""]
     assert not invocation.done
 
 
@@ -71,35 +62,29 @@ def test_no_parameters_are_an_empty_message_and_an_empty_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_payload", "header_bytes", "pieces"),
+    ("first_bytes_max", "piece_bytes_max", "pieces"),
     [
-        # subject and inbox take 13 bytes
-        (23, 0, [b"0123456789", b""]),
-        (22, 0, [b"012345678", b"9", b""]),
-        (23, 3, [b"0123456", b"789", b""]),
-        (15, 0, [b"01", b"23456789", b""]),
-        (14, 0, [b"0", b"123456789", b""]),
-        (8, 0, [b"0", b"12345678", b"9", b""]),
-        (3, 20, [b"0", b"123", b"456", b"789", b""]),
-        (1, 0, [*(b"%d" % digit for digit in range(10)), b""]),
+        (10, 23, [b"0123456789", b""]),
+        (9, 22, [b"012345678", b"9", b""]),
+        (7, 23, [b"0123456", b"789", b""]),
+        (2, 15, [b"01", b"23456789", b""]),
+        (1, 14, [b"0", b"123456789", b""]),
+        (0, 8, [b"0", b"12345678", b"9", b""]),
+        (-20, 3, [b"0", b"123", b"456", b"789", b""]),
+        (1, 1, [*(b"%d" % digit for digit in range(10)), b""]),
     ],
 )
-def test_the_first_message_leaves_room_for_subjects_and_headers(
-    max_payload: int, header_bytes: int, pieces: list[bytes]
+def test_parameters_are_cut_where_messages_are_full(
+    first_bytes_max: int, piece_bytes_max: int, pieces: list[bytes]
 ) -> None:
-    assert params_of(call(b"0123456789", max_payload, header_bytes)) == pieces
-
-
-def test_subjects_are_counted_in_bytes() -> None:
-    invocation = Call("ключ", "я", b"0123456789", decode_get_result, 14)
-    assert invocation.start().payload == b"0123"
+    assert params_of(call(b"0123456789", first_bytes_max, piece_bytes_max)) == pieces
 
 
 def test_a_second_handshake_sends_nothing() -> None:
-    invocation = call(b"0123456789", 8)
+    invocation = call(b"0123456789", 0, 8)
     assert len(params_of(invocation)) == 4
-    assert invocation.handshake(SERVER) == []
-    assert invocation.handshake("another") == []
+    assert invocation.accepted() == []
+    assert invocation.accepted() == []
 
 
 def test_a_handshake_after_the_result_still_ends_the_parameters() -> None:
@@ -108,7 +93,7 @@ def test_a_handshake_after_the_result_still_ends_the_parameters() -> None:
     invocation.start()
     invocation.result(encode_get_result(b"value"))
     assert invocation.done
-    assert invocation.handshake(SERVER) == [END]
+    assert invocation.accepted() == [b""]
 
 
 # What it makes of results
@@ -119,7 +104,7 @@ def test_a_result_is_read_before_and_after_the_handshake(handshake_first: bool) 
     invocation = call()
     invocation.start()
     if handshake_first:
-        invocation.handshake(SERVER)
+        invocation.accepted()
     assert not invocation.done
     invocation.result(encode_get_result(b"value"))
     assert state(invocation) == (True, b"value", None)
@@ -138,7 +123,7 @@ def test_a_result_is_read_wherever_it_is_cut(result: bytes | None) -> None:
 
 def test_a_result_is_read_byte_by_byte() -> None:
     encoded = encode_key_response(KeyResponse([b"a", b"k" * 200, b""], 300))
-    invocation = Call(SUBJECT, INBOX, b"", decode_key_response, 1024)
+    invocation = Call(b"", decode_key_response, 1024, 1024)
     for at in range(len(encoded)):
         assert not invocation.done
         invocation.result(encoded[at : at + 1])
@@ -164,7 +149,7 @@ def test_a_result_is_read_only_when_what_it_needs_is_there() -> None:
 
     value = bytes(range(256)) * 4096
     encoded = write_length(len(value)) + value
-    invocation = Call(SUBJECT, INBOX, b"", decode, 1024)
+    invocation = Call(b"", decode, 1024, 1024)
     for at in range(0, len(encoded), 1024):
         assert not invocation.done
         invocation.result(encoded[at : at + 1024])
@@ -173,7 +158,7 @@ def test_a_result_is_read_only_when_what_it_needs_is_there() -> None:
 
 
 def test_a_function_without_a_result_ends_by_the_empty_message() -> None:
-    invocation: Call[None] = Call(SUBJECT, INBOX, b"", nothing, 1024)
+    invocation: Call[None] = Call(b"", nothing, 1024, 1024)
     assert not invocation.done
     invocation.result(b"")
     assert (invocation.done, invocation.value, invocation.error) == (True, None, None)
@@ -221,7 +206,7 @@ def test_a_result_over_the_largest_size_is_refused_before_it_is_whole(pieces: li
 
 def test_a_result_is_bounded_by_default() -> None:
     invocation: Call[bytes] = Call(
-        SUBJECT, INBOX, b"", lambda buffer, at, end: read_bytes(buffer, at, end, 2**32, "value in bytes"), 1024
+        b"", lambda buffer, at, end: read_bytes(buffer, at, end, 2**32, "value in bytes"), 1024, 1024
     )
     piece = write_length(2**31).ljust(1024 * 1024)  # the same bytes again and again, and never joined
     for _ in range(64):
@@ -254,9 +239,7 @@ def test_a_damaged_result_is_a_typed_error_at_once() -> None:
 
 
 def test_a_limit_of_the_decoder_is_a_typed_error_at_once() -> None:
-    invocation = Call(
-        SUBJECT, INBOX, b"", lambda buffer, at, end: read_bytes(buffer, at, end, 3, "name in bytes"), 1024
-    )
+    invocation = Call(b"", lambda buffer, at, end: read_bytes(buffer, at, end, 3, "name in bytes"), 1024, 1024)
     invocation.result(b"\x04")
     assert isinstance(invocation.error, LengthLimitError)
     assert str(invocation.error) == "name in bytes: found 4, allowed 3"
@@ -268,7 +251,7 @@ def test_whatever_else_a_decoder_raises_is_the_error_at_once() -> None:
     def decode(buffer: bytes, at: int, end: int) -> tuple[None, int]:
         raise LookupError(buffer)
 
-    invocation = Call(SUBJECT, INBOX, b"", decode, 1024)
+    invocation = Call(b"", decode, 1024, 1024)
     invocation.result(b"piece")
     assert invocation.done
     assert isinstance(invocation.error, LookupError)
@@ -291,20 +274,14 @@ def test_it_can_be_told_that_it_failed() -> None:
 @given(
     st.binary(max_size=200),
     st.none() | st.binary(max_size=200),
-    st.integers(1, 60),
-    st.integers(0, 70),
+    st.integers(-10, 60),
     st.integers(1, 60),
     st.lists(st.integers(0, 210), max_size=4),
 )
 def test_a_call_and_the_server_agree_whatever_the_pieces_are(
-    params: bytes,
-    result: bytes | None,
-    client_max_payload: int,
-    header_bytes: int,
-    server_max_payload: int,
-    cuts: list[int],
+    params: bytes, result: bytes | None, first_bytes_max: int, piece_bytes_max: int, cuts: list[int]
 ) -> None:
-    """Parameters cut by the client, the result cut by the server and again on its way."""
+    """Parameters cut by the client, the result cut on its way."""
     received: list[bytes] = []
 
     def handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
@@ -312,22 +289,23 @@ def test_a_call_and_the_server_agree_whatever_the_pieces_are(
         received.append(value)
         return encode_get_result(result)
 
-    tokens = count()
-    server = Invocations("_INBOX.server", "_INBOX.nobody", lambda: str(next(tokens)), None, server_max_payload)
-    client = call(write_length(len(params)) + params, client_max_payload, header_bytes)
+    server = new_core()
+    client = call(write_length(len(params)) + params, first_bytes_max, piece_bytes_max)
     first = client.start()
-    coming = invoke(server, handler, first.reply, ANONYMOUS, first.payload, 0.0).sends
-    handshake = coming.pop(0)
-    assert handshake[:2] == (INBOX, b"")
-    for send in client.handshake(handshake.reply):
-        assert len(send.payload) <= client_max_payload
-        if handshake.reply != "_INBOX.nobody":
-            coming += server.receive_params(params_token(send.subject), send.payload, 0.0).sends
+    assert len(first) <= max(1, first_bytes_max)
+    handshake, *coming = invoke(server, handler, "client", ANONYMOUS, first, 0.0).sends
+    assert handshake[:2] == ("accept", "client")
+    for piece in client.accepted():
+        assert len(piece) <= piece_bytes_max
+        if handshake.content is not None:
+            coming += server.receive_params("0", piece, 0.0).sends
     assert received == [params]
     assert server.counts == InvocationCounts(answered=1)
     assert server.half_open_bytes == 0
-    assert coming.pop() == Send(f"{INBOX}.results", b"")
-    joined = b"".join(send.payload for send in coming)
+    assert coming.pop() == ended("client")
+    (message,) = coming
+    joined = message.content
+    assert isinstance(joined, bytes)
     bounds = sorted({0, len(joined), *(cut for cut in cuts if cut < len(joined))})
     for at, end in pairwise(bounds):
         assert not client.done

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Awaitable, Generator
-from dataclasses import astuple, dataclass, field
-from itertools import count, pairwise
+from collections.abc import Generator
+from dataclasses import astuple, dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -15,18 +15,16 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.store import decode_set, encode_set
 from keyvalue_transport.wrpc.errors import DecodeError
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
-from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Send, Step, Waiting
-from keyvalue_transport.wrpc.subjects import params_token, results_subject
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
+from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Step, Waiting
 from keyvalue_transport.wrpc.values import read_bytes, write_length
 from tests.invoking import invoke
+from tests.recorded_replies import Core, Later, Reply, accept, ended, new_core, outcome_of, result
 
-INBOX = "_INBOX.server"
-NOBODY = "_INBOX.nobody"
-REPLY = "_INBOX.client"
-RESULTS = "_INBOX.client.results"
-TAKEN_WHOLE = Send(REPLY, b"", NOBODY)
-END = Send(RESULTS, b"")
+REPLY = "client"
+END = ended(REPLY)
+#: Of value "val".
+RESULT = result(REPLY, b"result of val")
 
 
 class Served:
@@ -42,32 +40,32 @@ class Served:
         self.received.append((caller, value))
         return value
 
-    def plain(self, caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def plain(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         return result_of(self._read(caller, buffer, start, end))
 
-    def waiting(self, caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def waiting(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         value = self._read(caller, buffer, start, end)
 
         async def wait() -> bytes:
             return result_of(value)
 
-        return wait()
+        return Later(wait())
 
-    def damaged(self, caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def damaged(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         self._read(caller, buffer, start, end)
         raise DecodeError("found 7, allowed 3")
 
-    def failing(self, caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def failing(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         self._read(caller, buffer, start, end)
         raise RuntimeError("the disk is on fire")
 
-    def failing_later(self, caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def failing_later(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         self._read(caller, buffer, start, end)
 
         async def wait() -> bytes:
             raise RuntimeError("the disk is on fire")
 
-        return wait()
+        return Later(wait())
 
 
 class Ready:
@@ -78,6 +76,10 @@ class Ready:
         return b"ready"
 
 
+def ready(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
+    return Later(Ready())
+
+
 def result_of(value: bytes) -> bytes:
     return b"result of " + value
 
@@ -86,36 +88,17 @@ def encode(value: bytes) -> bytes:
     return write_length(len(value)) + value
 
 
-def outcome_of(answer: Awaitable[bytes]) -> bytes | Exception:
-    """What a server tells `finish`. The answers of these tests never give way."""
-    steps = answer.__await__()
-    try:
-        next(steps)
-    except StopIteration as stopped:
-        assert isinstance(stopped.value, bytes)
-        return stopped.value
-    except Exception as error:
-        return error
-    raise AssertionError("the answer gave way")
-
-
-def made(limits: InvocationLimits | None = None, max_payload: int = 1024) -> Invocations:
-    """Invocations whose half-open ones get the inboxes `_INBOX.server.0`, `.1` and so on."""
-    tokens = count()
-    return Invocations(INBOX, NOBODY, lambda: str(next(tokens)), limits, max_payload)
-
-
-def opened(limits: InvocationLimits | None = None, piece: bytes = b"\x03va") -> tuple[Invocations, Served]:
+def opened(limits: InvocationLimits | None = None, piece: bytes = b"\x03va") -> tuple[Core, Served]:
     """One half-open invocation, of token 0, at time 0."""
-    invocations = made(limits)
+    invocations = new_core(limits)
     served = Served()
     step = invoke(invocations, served.plain, REPLY, ANONYMOUS, piece, 0.0)
-    assert step == Step([Send(REPLY, b"", f"{INBOX}.0")])
+    assert step == Step([accept(REPLY, "0")])
     assert held(invocations) == (1, len(piece), 0)
     return invocations, served
 
 
-def held(invocations: Invocations) -> tuple[int, int, int]:
+def held(invocations: Core) -> tuple[int, int, int]:
     return invocations.half_open, invocations.half_open_bytes, invocations.waiting
 
 
@@ -126,71 +109,39 @@ NOTHING_HELD = (0, 0, 0)
 
 
 def test_whole_parameters_are_answered_at_once() -> None:
-    invocations = made()
+    invocations = new_core()
     served = Served()
     caller = Caller("component", "default")
     step = invoke(invocations, served.plain, REPLY, caller, b"\x03val", 0.0)
-    assert step == Step([TAKEN_WHOLE, Send(RESULTS, b"result of val"), END])
+    assert step == Step([accept(REPLY), RESULT, END])
     assert served.received == [(caller, b"val")]
     assert invocations.counts == InvocationCounts(answered=1)
     assert held(invocations) == NOTHING_HELD
 
 
-@pytest.mark.parametrize(
-    ("max_payload", "pieces"),
-    [
-        (13, [b"result of val"]),
-        (12, [b"result of va", b"l"]),
-        (7, [b"result ", b"of val"]),
-        (5, [b"resul", b"t of ", b"val"]),
-        (1, [b"%c" % byte for byte in b"result of val"]),
-    ],
-)
-def test_a_result_is_cut_at_max_payload(max_payload: int, pieces: list[bytes]) -> None:
-    invocations = made(max_payload=max_payload)
-    step = invoke(invocations, Served().plain, REPLY, ANONYMOUS, b"\x03val", 0.0)
-    assert step.sends == [TAKEN_WHOLE, *(Send(RESULTS, piece) for piece in pieces), END]
-
-
-def test_max_payload_may_change() -> None:
-    """Another server of the cluster may take less."""
-    invocations = made(max_payload=1024)
-    invocations.max_payload = 10
-    step = invoke(invocations, Served().plain, REPLY, ANONYMOUS, b"\x03val", 0.0)
-    assert [send.payload for send in step.sends] == [b"", b"result of ", b"val", b""]
-
-
 def test_an_empty_result_is_its_end() -> None:
-    invocations = made()
+    invocations = new_core()
     step = invoke(invocations, lambda *_: b"", REPLY, ANONYMOUS, b"", 0.0)
-    assert step == Step([TAKEN_WHOLE, END])
+    assert step == Step([accept(REPLY), END])
     assert invocations.counts == InvocationCounts(answered=1)
 
 
 def test_an_answer_is_waited_for() -> None:
-    invocations = made()
+    invocations = new_core()
     served = Served()
     caller = Caller("component", "default")
     step = invoke(invocations, served.waiting, REPLY, caller, b"\x03val", 0.0, "00-trace")
-    assert step.sends == [TAKEN_WHOLE]
+    assert step.sends == [accept(REPLY)]
     assert step.failure is None
     assert step.waiting is not None
     assert step.waiting[:2] == (REPLY, "00-trace")
     assert served.received == [(caller, b"val")]
     assert invocations.counts == InvocationCounts()
     assert held(invocations) == (0, 0, 1)
-    finished = invocations.finish(step.waiting, outcome_of(step.waiting.answer))
-    assert finished == Step([Send(RESULTS, b"result of val"), END])
+    finished = invocations.finish(step.waiting, outcome_of(step.waiting.pending))
+    assert finished == Step([RESULT, END])
     assert invocations.counts == InvocationCounts(answered=1)
     assert held(invocations) == NOTHING_HELD
-
-
-def test_an_answer_that_was_waited_for_is_cut_at_max_payload() -> None:
-    invocations = made(max_payload=10)
-    waiting = invoke(invocations, Served().waiting, REPLY, ANONYMOUS, b"\x03val", 0.0).waiting
-    assert waiting is not None
-    step = invocations.finish(waiting, outcome_of(waiting.answer))
-    assert step == Step([Send(RESULTS, b"result of "), Send(RESULTS, b"val"), END])
 
 
 @pytest.mark.parametrize(
@@ -201,9 +152,9 @@ def test_an_answer_that_was_waited_for_is_cut_at_max_payload() -> None:
     ],
 )
 def test_a_handler_that_raises_ends_the_invocation(handler: Handler, message: str, counts: InvocationCounts) -> None:
-    invocations = made()
+    invocations = new_core()
     step = invoke(invocations, handler, REPLY, ANONYMOUS, b"\x00", 0.0)
-    assert step.sends == [TAKEN_WHOLE, END]
+    assert step.sends == [accept(REPLY), END]
     assert step.failure is not None
     assert str(step.failure.error) == message
     assert invocations.counts == counts
@@ -211,10 +162,10 @@ def test_a_handler_that_raises_ends_the_invocation(handler: Handler, message: st
 
 
 def test_an_answer_that_fails_later_ends_the_invocation() -> None:
-    invocations = made()
+    invocations = new_core()
     waiting = invoke(invocations, Served().failing_later, REPLY, ANONYMOUS, b"\x00", 0.0).waiting
     assert waiting is not None
-    step = invocations.finish(waiting, outcome_of(waiting.answer))
+    step = invocations.finish(waiting, outcome_of(waiting.pending))
     assert step.sends == [END]
     assert step.failure is not None
     assert str(step.failure.error) == "the disk is on fire"
@@ -227,7 +178,7 @@ def test_an_answer_that_fails_later_ends_the_invocation() -> None:
 
 def test_a_further_piece_makes_it_whole() -> None:
     invocations, served = opened()
-    assert invocations.receive_params("0", b"l", 1.0) == Step([Send(RESULTS, b"result of val"), END])
+    assert invocations.receive_params("0", b"l", 1.0) == Step([RESULT, END])
     assert served.received == [(ANONYMOUS, b"val")]
     assert invocations.counts == InvocationCounts(answered=1)
     assert held(invocations) == NOTHING_HELD
@@ -238,32 +189,32 @@ def test_many_pieces_make_it_whole() -> None:
     for size, piece in enumerate((b"\x03", b"v", b"a"), 1):
         assert invocations.receive_params("0", piece, 0.0) == Step([])
         assert held(invocations) == (1, size, 0)
-    assert invocations.receive_params("0", b"l and more", 0.0) == Step([Send(RESULTS, b"result of val"), END])
+    assert invocations.receive_params("0", b"l and more", 0.0) == Step([RESULT, END])
     assert served.received == [(ANONYMOUS, b"val")]
     assert invocations.counts == InvocationCounts(answered=1)
     assert held(invocations) == NOTHING_HELD
 
 
 def test_an_answer_to_cut_parameters_is_waited_for() -> None:
-    invocations = made()
+    invocations = new_core()
     invoke(invocations, Served().waiting, REPLY, ANONYMOUS, b"\x03va", 0.0)
     step = invocations.receive_params("0", b"l", 0.0)
     assert step.sends == []
     assert step.waiting is not None
     assert held(invocations) == (0, 0, 1)
-    finished = invocations.finish(step.waiting, outcome_of(step.waiting.answer))
-    assert finished == Step([Send(RESULTS, b"result of val"), END])
+    finished = invocations.finish(step.waiting, outcome_of(step.waiting.pending))
+    assert finished == Step([RESULT, END])
     assert held(invocations) == NOTHING_HELD
 
 
 def test_each_half_open_invocation_has_its_own_inbox() -> None:
-    invocations = made()
+    invocations = new_core()
     served = Served()
     first = invoke(invocations, served.plain, "R1", ANONYMOUS, b"\x02a", 0.0)
     second = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x02x", 0.0)
-    assert (first.sends[0].reply, second.sends[0].reply) == (f"{INBOX}.0", f"{INBOX}.1")
-    assert invocations.receive_params("1", b"y", 0.0).sends[0] == Send("R2.results", b"result of xy")
-    assert invocations.receive_params("0", b"b", 0.0).sends[0] == Send("R1.results", b"result of ab")
+    assert (first.sends, second.sends) == ([accept("R1", "0")], [accept("R2", "1")])
+    assert invocations.receive_params("1", b"y", 0.0).sends[0] == result("R2", b"result of xy")
+    assert invocations.receive_params("0", b"b", 0.0).sends[0] == result("R1", b"result of ab")
 
 
 @pytest.mark.parametrize(
@@ -297,7 +248,7 @@ def test_parameters_that_end_too_soon_are_damaged(piece: bytes, message: str) ->
 def test_a_handler_that_raises_at_a_further_piece_ends_the_invocation(
     handler: Handler, message: str, counts: InvocationCounts
 ) -> None:
-    invocations = made()
+    invocations = new_core()
     assert invoke(invocations, handler, REPLY, ANONYMOUS, b"", 0.0).failure is None
     step = invocations.receive_params("0", b"\x00", 0.0)
     assert step.sends == [END]
@@ -308,7 +259,7 @@ def test_a_handler_that_raises_at_a_further_piece_ends_the_invocation(
 
 
 def test_pieces_that_nobody_waits_for_are_counted_and_an_empty_one_is_not() -> None:
-    """The empty one is the closing message, which comes after the result more often than not."""
+    """The empty one is the ended message, which comes after the result more often than not."""
     invocations, _ = opened()
     assert invocations.receive_params("17", b"stray", 0.0) == Step([])
     assert invocations.receive_params("17", b"", 0.0) == Step([])
@@ -335,12 +286,12 @@ def test_the_handler_is_called_only_when_what_it_needs_is_there() -> None:
     value = bytes(range(256)) * 4096
     params = encode_set(b"bucket", b"key", value)
     pieces = [params[at : at + 1024] for at in range(0, len(params), 1024)]
-    invocations = made()
+    invocations = new_core()
     step = invoke(invocations, handler, REPLY, ANONYMOUS, pieces[0], 0.0)
     for piece in pieces[1:]:
         assert step.sends[1:] == []
         step = invocations.receive_params("0", piece, 0.0)
-    assert step == Step([Send(RESULTS, b"\x00"), END])
+    assert step == Step([result(REPLY, b"\x00"), END])
     assert values == [value]
     assert attempts == 2
 
@@ -356,7 +307,7 @@ def test_the_handler_is_called_a_handful_of_times_for_the_smallest_pieces(size: 
         return b"\x00"
 
     params = encode_set(b"bucket", b"key", b"v" * 5000)
-    invocations = made()
+    invocations = new_core()
     invoke(invocations, handler, REPLY, ANONYMOUS, b"", 0.0)
     for at in range(0, len(params), size):
         invocations.receive_params("0", params[at : at + size], 0.0)
@@ -370,26 +321,26 @@ def test_the_handler_is_called_a_handful_of_times_for_the_smallest_pieces(size: 
 def test_half_open_invocations_are_limited_in_number() -> None:
     invocations, served = opened(InvocationLimits(half_open_max=1))
     step = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x03", 0.0)
-    assert step == Step([Send("R2", b"", NOBODY), Send("R2.results", b"")])
+    assert step == Step([accept("R2"), ended("R2")])
     assert invocations.counts == InvocationCounts(refused=1)
     assert held(invocations) == (1, 3, 0)
     assert invocations.receive_params("0", b"", 0.0).sends == [END]
-    assert invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x03", 0.0).sends[0].reply.startswith(INBOX)
+    assert invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x03", 0.0).sends == [accept("R2", "2")]
 
 
 def test_whole_parameters_are_taken_when_no_half_open_ones_are() -> None:
     invocations, served = opened(InvocationLimits(half_open_max=1, half_open_bytes_max=3))
     step = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x04long", 0.0)
-    assert step.sends == [Send("R2", b"", NOBODY), Send("R2.results", b"result of long"), Send("R2.results", b"")]
+    assert step.sends == [accept("R2"), result("R2", b"result of long"), ended("R2")]
 
 
 def test_half_open_invocations_are_limited_in_bytes() -> None:
     invocations, served = opened(InvocationLimits(half_open_bytes_max=5))
     refused = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09xx", 0.0)
-    assert refused == Step([Send("R2", b"", NOBODY), Send("R2.results", b"")])
+    assert refused == Step([accept("R2"), ended("R2")])
     assert held(invocations) == (1, 3, 0)
     taken = invoke(invocations, served.plain, "R3", ANONYMOUS, b"\x09x", 0.0)
-    assert taken.sends[0].reply.startswith(INBOX)
+    assert taken.sends == [accept("R3", "2")]
     assert invocations.counts == InvocationCounts(refused=1)
     assert held(invocations) == (2, 5, 0)
 
@@ -398,53 +349,52 @@ def test_a_further_piece_over_the_limit_ends_its_invocation_alone() -> None:
     invocations, served = opened(InvocationLimits(half_open_bytes_max=5), piece=b"\x04v")
     assert invocations.receive_params("0", b"a", 0.0) == Step([])
     other = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
-    assert other.sends[0].reply == f"{INBOX}.1"
-    assert invocations.receive_params("1", b"y", 0.0) == Step([Send("R2.results", b"")])
+    assert other.sends == [accept("R2", "1")]
+    assert invocations.receive_params("1", b"y", 0.0) == Step([ended("R2")])
     assert invocations.counts == InvocationCounts(refused=1)
     assert held(invocations) == (1, 3, 0)
-    assert invocations.receive_params("0", b"lu", 0.0) == Step([Send(RESULTS, b"result of valu"), END])
+    assert invocations.receive_params("0", b"lu", 0.0) == Step([result(REPLY, b"result of valu"), END])
     assert held(invocations) == NOTHING_HELD
 
 
 def test_the_piece_that_makes_it_whole_is_not_held() -> None:
     invocations, _ = opened(InvocationLimits(half_open_bytes_max=3))
-    assert invocations.receive_params("0", b"l" * 100, 0.0).sends == [Send(RESULTS, b"result of val"), END]
+    assert invocations.receive_params("0", b"l" * 100, 0.0).sends == [RESULT, END]
 
 
 @pytest.mark.parametrize("pieces", [[b"\x00"], [b"", b"\x00"]])
 def test_answers_that_are_waited_for_are_limited_in_number(pieces: list[bytes]) -> None:
     """The answer that is refused is closed: a coroutine that nobody awaits would warn."""
-    invocations = made(InvocationLimits(waiting_max=1))
+    invocations = new_core(InvocationLimits(waiting_max=1))
     served = Served()
     first = invoke(invocations, served.waiting, "R1", ANONYMOUS, b"\x00", 0.0).waiting
     assert first is not None
     sends = list(invoke(invocations, served.waiting, REPLY, ANONYMOUS, pieces[0], 0.0).sends)
     for piece in pieces[1:]:
         sends += invocations.receive_params("0", piece, 0.0).sends
-    assert [send._replace(reply="") for send in sends] == [Send(REPLY, b""), END]
+    assert sends == [accept(REPLY, "0" if len(pieces) > 1 else None), END]
     assert invocations.counts == InvocationCounts(refused=1)
     assert held(invocations) == (0, 0, 1)
-    invocations.finish(first, outcome_of(first.answer))
+    invocations.finish(first, outcome_of(first.pending))
     again = invoke(invocations, served.waiting, REPLY, ANONYMOUS, b"\x00", 0.0).waiting
     assert again is not None
-    invocations.finish(again, outcome_of(again.answer))
+    invocations.finish(again, outcome_of(again.pending))
     assert invocations.counts == InvocationCounts(answered=2, refused=1)
     assert held(invocations) == NOTHING_HELD
 
 
 def test_what_is_waited_for_need_not_be_a_coroutine() -> None:
-    invocations = made(InvocationLimits(waiting_max=1))
-    first = invoke(invocations, lambda *_: Ready(), "R1", ANONYMOUS, b"", 0.0).waiting
+    invocations = new_core(InvocationLimits(waiting_max=1))
+    first = invoke(invocations, ready, "R1", ANONYMOUS, b"", 0.0).waiting
     assert first is not None
-    refused = invoke(invocations, lambda *_: Ready(), REPLY, ANONYMOUS, b"", 0.0)
-    assert refused == Step([TAKEN_WHOLE, END])
-    assert invocations.finish(first, outcome_of(first.answer)).sends[0] == Send("R1.results", b"ready")
+    refused = invoke(invocations, ready, REPLY, ANONYMOUS, b"", 0.0)
+    assert refused == Step([accept(REPLY), END])
+    assert invocations.finish(first, outcome_of(first.pending)).sends[0] == result("R1", b"ready")
 
 
 def test_the_default_limits() -> None:
     assert astuple(InvocationLimits()) == (1024, 256 * 1024 * 1024, 10.0, 4096, 60.0)
-    invocations = Invocations(INBOX, NOBODY, lambda: "token")
-    assert invocations.max_payload == 1024 * 1024
+    invocations = new_core()
     invoke(invocations, Served().plain, REPLY, ANONYMOUS, b"", 0.0)
     assert invocations.expire(9.9) == Step([])
     assert invocations.expire(10.0) == Step([END])
@@ -477,8 +427,8 @@ def test_small_pieces_take_no_more_memory_than_they_are_counted_for() -> None:
 def test_a_closed_server_holds_nothing_more() -> None:
     invocations, served = opened(InvocationLimits())
     assert invocations.close() == Step([END])
-    handshake, end = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0).sends
-    assert (handshake, end) == (Send("R2", b"", NOBODY), Send("R2.results", b""))
+    refused = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
+    assert refused == Step([accept("R2"), ended("R2")])
     assert held(invocations) == NOTHING_HELD
 
 
@@ -491,10 +441,10 @@ def test_a_half_open_invocation_expires_after_its_last_piece() -> None:
     assert invocations.counts == InvocationCounts(damaged=1)
     assert held(invocations) == (2, 5, 0)
     assert invocations.expire(15.9) == Step([])
-    assert invocations.expire(16.0) == Step([Send("R3.results", b"")])
+    assert invocations.expire(16.0) == Step([ended("R3")])
     assert held(invocations) == (1, 3, 0)
     assert invocations.expire(17.9) == Step([])
-    assert invocations.expire(18.0) == Step([Send("R2.results", b"")])
+    assert invocations.expire(18.0) == Step([ended("R2")])
     assert invocations.counts == InvocationCounts(damaged=1, expired=2)
     assert held(invocations) == NOTHING_HELD
     assert invocations.receive_params("1", b"late", 18.0) == Step([])
@@ -502,54 +452,48 @@ def test_a_half_open_invocation_expires_after_its_last_piece() -> None:
 
 
 def test_an_answer_that_is_waited_for_does_not_expire() -> None:
-    invocations = made(InvocationLimits(half_open_timeout_s=1.0))
+    invocations = new_core(InvocationLimits(half_open_timeout_s=1.0))
     waiting = invoke(invocations, Served().waiting, REPLY, ANONYMOUS, b"\x00", 0.0).waiting
     assert waiting is not None
     assert invocations.expire(1e9) == Step([])
     assert invocations.close() == Step([])
-    assert invocations.finish(waiting, outcome_of(waiting.answer)).sends[-1] == END
+    assert invocations.finish(waiting, outcome_of(waiting.pending)).sends[-1] == END
 
 
 def test_close_ends_all_that_are_half_open() -> None:
     invocations, served = opened()
     invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
-    assert invocations.close() == Step([END, Send("R2.results", b"")])
+    assert invocations.close() == Step([END, ended("R2")])
     assert invocations.counts == InvocationCounts(refused=2)
     assert held(invocations) == NOTHING_HELD
     assert invocations.close() == Step([])
 
 
 def test_an_invocation_that_cannot_be_carried_out_now_is_refused_unread() -> None:
-    invocations = made()
-    assert invocations.refuse(REPLY) == Step([TAKEN_WHOLE, END])
-    assert invocations.refuse("") == Step([])
-    assert invocations.counts == InvocationCounts(refused=1, without_reply=1)
+    invocations = new_core()
+    assert invocations.refuse(REPLY) == Step([accept(REPLY), END])
+    assert invocations.counts == InvocationCounts(refused=1)
+    assert held(invocations) == NOTHING_HELD
 
 
 # Properties
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=300), st.binary(max_size=5), st.lists(st.integers(0, 310), max_size=6), st.integers(1, 40))
+@given(st.binary(max_size=300), st.binary(max_size=5), st.lists(st.integers(0, 310), max_size=6))
 def test_wherever_parameters_are_cut_the_result_is_that_of_the_whole(
-    value: bytes, trailing: bytes, cuts: list[int], max_payload: int
+    value: bytes, trailing: bytes, cuts: list[int]
 ) -> None:
     params = encode(value)
     bounds = sorted({0, len(params), *(cut for cut in cuts if cut < len(params))})
     pieces = [params[at:end] for at, end in pairwise(bounds)]
     pieces[-1] += trailing
-    invocations = made(max_payload=max_payload)
+    invocations = new_core()
     served = Served()
     sends = list(invoke(invocations, served.plain, REPLY, ANONYMOUS, pieces[0], 0.0).sends)
-    assert sends[0].reply == (f"{INBOX}.0" if len(pieces) > 1 else NOBODY)
     for piece in [*pieces[1:], b""]:
         sends += invocations.receive_params("0", piece, 0.0).sends
-    assert [send.subject for send in sends] == [REPLY] + [RESULTS] * (len(sends) - 1)
-    assert sends[-1] == END
-    results = [send.payload for send in sends[1:-1]]
-    assert b"".join(results) == result_of(value)
-    assert all(len(piece) == max_payload for piece in results[:-1])
-    assert 0 < len(results[-1]) <= max_payload
+    assert sends == [accept(REPLY, "0" if len(pieces) > 1 else None), result(REPLY, result_of(value)), END]
     assert invocations.counts == InvocationCounts(answered=1)
     assert held(invocations) == NOTHING_HELD
 
@@ -564,11 +508,11 @@ class Expected:
     value: bytes
     params: bytes
     sent: int = 0
-    inbox: str = ""
+    token: str | None = None
     deadline_s: float = 0.0
-    waiting: Waiting | None = None
+    waiting: Waiting[str] | None = None
     ends: int = 0
-    results: list[bytes] = field(default_factory=list)
+    results: int = 0
 
     @property
     def whole(self) -> bool:
@@ -603,11 +547,10 @@ class InvocationsMachine(RuleBasedStateMachine):
         half_open_max=st.integers(1, 4),
         half_open_bytes_max=st.integers(1, 60),
         waiting_max=st.integers(1, 3),
-        max_payload=st.integers(1, 40),
     )
-    def start(self, half_open_max: int, half_open_bytes_max: int, waiting_max: int, max_payload: int) -> None:
+    def start(self, half_open_max: int, half_open_bytes_max: int, waiting_max: int) -> None:
         self.limits = InvocationLimits(half_open_max, half_open_bytes_max, 10.0, waiting_max, 25.0)
-        self.core = made(self.limits, max_payload)
+        self.core = new_core(self.limits)
 
     @rule(
         target=invocations,
@@ -628,24 +571,25 @@ class InvocationsMachine(RuleBasedStateMachine):
         handler = getattr(self.served, kind)
         step = invoke(self.core, handler, expected.reply, caller, piece, self.now_s, expected.trace)
         handshake, *rest = step.sends
-        assert handshake[:2] == (expected.reply, b"")
-        expected.inbox = handshake.reply
+        assert handshake[:2] == ("accept", expected.reply)
+        assert not isinstance(handshake.content, bytes)
+        expected.token = handshake.content
         if expected.whole:
-            assert expected.inbox == NOBODY
+            assert expected.token is None
             self.check_called(expected, Step(rest, step.waiting, step.failure))
         elif self.has_room(expected):
             assert step == Step([handshake])
-            assert expected.inbox.startswith(f"{INBOX}.")
+            assert expected.token not in (None, *(other.token for other in self.taken if other is not expected))
             self.hold(expected)
         else:
-            assert expected.inbox == NOBODY
+            assert expected.token is None
             self.check_end(expected, Step(rest, step.waiting, step.failure))
             self.counts.refused += 1
         return expected
 
     @rule(expected=invocations, size=st.integers(1, 100))
     def send_piece(self, expected: Expected, size: int) -> None:
-        if expected.inbox == NOBODY:
+        if expected.token is None:
             return
         piece = expected.params[expected.sent : expected.sent + size]
         if expected not in self.half_open:
@@ -666,8 +610,8 @@ class InvocationsMachine(RuleBasedStateMachine):
 
     @rule(expected=invocations)
     def end_params(self, expected: Expected) -> None:
-        """The closing message, in whatever state the invocation is."""
-        if expected.inbox == NOBODY:
+        """The ended message, in whatever state the invocation is."""
+        if expected.token is None:
             return
         step = self.receive_params(expected, b"")
         if expected in self.half_open:
@@ -687,21 +631,17 @@ class InvocationsMachine(RuleBasedStateMachine):
         self.now_s += seconds
         late = [expected for expected in self.half_open if expected.deadline_s <= self.now_s]
         step = self.core.expire(self.now_s)
-        assert step == Step([Send(results_subject(expected.reply), b"") for expected in late])
+        assert step == Step([ended(expected.reply) for expected in late])
         for expected in late:
             self.half_open.remove(expected)
             expected.ends += 1
         self.counts.expired += len(late)
 
-    @rule(max_payload=st.integers(1, 40))
-    def change_max_payload(self, max_payload: int) -> None:
-        self.core.max_payload = max_payload
-
     @rule()
     def close(self) -> None:
         step = self.core.close()
         self.closed = True
-        assert step == Step([Send(results_subject(expected.reply), b"") for expected in self.half_open])
+        assert step == Step([ended(expected.reply) for expected in self.half_open])
         for expected in self.half_open:
             expected.ends += 1
         self.counts.refused += len(self.half_open)
@@ -730,10 +670,11 @@ class InvocationsMachine(RuleBasedStateMachine):
         ended = counts.answered + counts.damaged + counts.expired + counts.refused + counts.failed
         assert ended == len(self.taken)
         for expected in self.taken:
-            assert b"".join(expected.results) in (b"", result_of(expected.value))
+            assert expected.results <= 1
 
-    def receive_params(self, expected: Expected, piece: bytes) -> Step:
-        return self.core.receive_params(params_token(f"{expected.inbox}.params"), piece, self.now_s)
+    def receive_params(self, expected: Expected, piece: bytes) -> Step[str, Reply]:
+        assert expected.token is not None
+        return self.core.receive_params(expected.token, piece, self.now_s)
 
     def has_room(self, expected: Expected) -> bool:
         held_bytes = sum(other.sent for other in self.half_open)
@@ -747,7 +688,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         expected.deadline_s = min(self.now_s + self.limits.half_open_timeout_s, self.ends_s[expected.reply])
         self.half_open.append(expected)
 
-    def check_called(self, expected: Expected, step: Step) -> None:
+    def check_called(self, expected: Expected, step: Step[str, Reply]) -> None:
         """The handler got the parameters; `step` is what it led to, less the handshake."""
         self.called.append((expected.caller, expected.value))
         match expected.kind:
@@ -764,13 +705,13 @@ class InvocationsMachine(RuleBasedStateMachine):
                 self.counts.refused += 1
             case _:
                 assert step.waiting is not None
-                assert step == Step([], Waiting(expected.reply, expected.trace, step.waiting.answer))
+                assert step == Step([], Waiting(expected.reply, expected.trace, step.waiting.pending))
                 expected.waiting = step.waiting
                 self.waiting += 1
 
     def finish_waiting(self, expected: Expected) -> None:
         assert expected.waiting is not None
-        step = self.core.finish(expected.waiting, outcome_of(expected.waiting.answer))
+        step = self.core.finish(expected.waiting, outcome_of(expected.waiting.pending))
         expected.waiting = None
         self.waiting -= 1
         if expected.kind == "waiting":
@@ -779,18 +720,15 @@ class InvocationsMachine(RuleBasedStateMachine):
             self.check_end(expected, step, "the disk is on fire")
             self.counts.failed += 1
 
-    def check_result(self, expected: Expected, step: Step) -> None:
-        *results, end = step.sends
-        self.check_end(expected, Step([end], step.waiting, step.failure))
-        assert {send.subject for send in results} == {results_subject(expected.reply)}
-        expected.results = [send.payload for send in results]
-        size = self.core.max_payload
-        result = result_of(expected.value)
-        assert expected.results == [result[at : at + size] for at in range(0, len(result), size)]
+    def check_result(self, expected: Expected, step: Step[str, Reply]) -> None:
+        first, *rest = step.sends
+        assert first == result(expected.reply, result_of(expected.value))
+        expected.results += 1
+        self.check_end(expected, Step(rest, step.waiting, step.failure))
         self.counts.answered += 1
 
-    def check_end(self, expected: Expected, step: Step, failure: str | None = None) -> None:
-        assert step.sends == [Send(results_subject(expected.reply), b"")]
+    def check_end(self, expected: Expected, step: Step[str, Reply], failure: str | None = None) -> None:
+        assert step.sends == [ended(expected.reply)]
         assert step.waiting is None
         if failure is None:
             assert step.failure is None

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from keyvalue_transport.keyvalue.errors import InterfaceError, OtherError
+from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.keyvalue.interface import (
     BUCKET,
     KEY,
@@ -24,13 +24,13 @@ from keyvalue_transport.keyvalue.interface import (
     AwaitedResult,
     ParameterLimits,
     encode_unit_result,
+    error_result,
     function_handler,
     read_ok,
-    refused,
 )
-from keyvalue_transport.keyvalue.outcomes import FAILED, OK, Tally, new_tally
+from keyvalue_transport.keyvalue.outcomes import OK, Tally, new_tally
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, NeedMoreElements
+from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, NeedMoreElements, Pending
 from keyvalue_transport.wrpc.values import (
     ONE_BYTE,
     check_text,
@@ -286,7 +286,7 @@ def _get_many_handler(batch: BatchInterface, limits: ParameterLimits, tally: Tal
     """`function_handler`, with a result that has the keys too."""
     get_many = batch.get_many
 
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:
             (bucket, keys), _ = decode_get_many(buffer, start, end, limits)
             answer = get_many(caller, bucket, keys)
@@ -294,13 +294,8 @@ def _get_many_handler(batch: BatchInterface, limits: ParameterLimits, tally: Tal
                 encode = partial(encode_get_many_result, keys, bytes_max=limits.answer_bytes_max)
                 return AwaitedResult(answer, encode, NEVER, tally)
             result = encode_get_many_result(keys, answer, limits.answer_bytes_max)
-        except (LengthLimitError, InterfaceError) as error:
-            return refused(error, tally)
-        except NeedMoreBytes:
-            raise
-        except Exception:
-            tally[FAILED] += 1
-            raise
+        except Exception as error:
+            return error_result(error, tally)
         tally[OK] += 1
         return result
 

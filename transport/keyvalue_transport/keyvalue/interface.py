@@ -11,14 +11,14 @@ Then add the client's method (nats/client.py) and the service's. tests/test_wit.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.outcomes import ACCESS_DENIED, FAILED, NO_SUCH_STORE, NONE, OK, OTHER, Tally
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, drop_answer
+from keyvalue_transport.wrpc.handler import Answer, Caller, Derived, Handler, Pending
 from keyvalue_transport.wrpc.values import read_bytes, read_tag, read_text, write_length
 
 __all__ = [
@@ -33,10 +33,10 @@ __all__ = [
     "encode_bucket_key",
     "encode_error",
     "encode_unit_result",
+    "error_result",
     "function_handler",
     "read_bucket_and_key",
     "read_ok",
-    "refused",
 ]
 
 T = TypeVar("T")
@@ -53,13 +53,23 @@ MESSAGE_BYTES_MAX = 64 * 1024
 
 @dataclass(slots=True)
 class ParameterLimits:
-    """What a reader of parameters accepts. Handlers read it at each call: it may change while a server runs."""
+    """What a reader of parameters accepts. Handlers read it at each call: it may change while a server runs.
+
+    :ivar short_bucket_bytes_max: the longest name whose length takes one byte, for handlers that try the common case first; so `short_key_bytes_max`
+    """
 
     bucket_bytes_max: int = 1024
     key_bytes_max: int = 64 * 1024
     value_bytes_max: int = 16 * 1024 * 1024
     batch_keys_max: int = 10_000
     answer_bytes_max: int = 32 * 1024 * 1024  # keys and values that get-many answers with
+    short_bucket_bytes_max: int = field(init=False)
+    short_key_bytes_max: int = field(init=False)
+
+    def __setattr__(self, name: str, value: int) -> None:
+        object.__setattr__(self, name, value)
+        if name in ("bucket_bytes_max", "key_bytes_max"):
+            object.__setattr__(self, f"short_{name}", min(value, 127))
 
 
 # Parameters.
@@ -148,61 +158,64 @@ def function_handler(
     limits: ParameterLimits,
     tally: Tally,
 ) -> Handler:
-    """Decode, call, encode. Parameters are decoded before a coroutine function is called, so that what is cut is seen at once."""
+    """Return a handler that decodes, calls and encodes. Parameters are decoded before a coroutine function is called, so that cut ones are seen at once."""
 
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:
             parameters, _ = decode(buffer, start, end, limits)
             answer = function(caller, *parameters)
-        except (LengthLimitError, InterfaceError) as error:
-            return refused(error, tally)
-        except NeedMoreBytes:
-            raise
-        except Exception:
-            tally[FAILED] += 1
-            raise
-        if type(answer) not in VALUES and not isinstance(answer, tuple) and isinstance(answer, Awaitable):
-            return AwaitedResult(answer, encode, missing, tally)
+            if type(answer) not in VALUES and not isinstance(answer, tuple) and isinstance(answer, Awaitable):
+                return AwaitedResult(answer, encode, missing, tally)
+            result = encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
+        except Exception as error:
+            return error_result(error, tally)
         tally[NONE if answer is missing else OK] += 1
-        return encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
+        return result
 
     return handle
 
 
 class AwaitedResult(Generic[T]):
-    """An answer that must be waited for, then is what a handler's is. `close` drops it unawaited."""
+    """An answer that must be waited for, and then is encoded and counted as one that was there at once."""
 
-    __slots__ = ("_answer", "_encode", "_missing", "_tally")
+    __slots__ = ("_derive", "_encode", "_missing", "_tally", "answer")
 
     def __init__(self, answer: Awaitable[T], encode: Callable[[T], bytes], missing: object, tally: Tally) -> None:
-        self._answer = answer
+        self.answer: Awaitable[object] = answer
+        self._derive: Callable[[Callable[[], object]], object] | None = None
+        if isinstance(answer, Derived):
+            self.answer, self._derive = answer.source, answer.derive
         self._encode = encode
         self._missing = missing
         self._tally = tally
 
-    def __await__(self) -> Generator[object, None, bytes]:
+    def encode(self, read: Callable[[], object]) -> bytes:
+        """Return the result, and count it.
+
+        :param read: returns the answer, or raises what the function raised
+        """
         try:
-            value = yield from self._answer.__await__()
-            result = self._encode(value)
-        except InterfaceError as error:
-            return refused(error, self._tally)
-        except Exception:
-            self._tally[FAILED] += 1
-            raise
+            value = read() if self._derive is None else self._derive(read)
+            result = self._encode(value)  # type: ignore[arg-type] # what `answer` gave
+        except Exception as error:
+            return error_result(error, self._tally)
         self._tally[NONE if value is self._missing else OK] += 1
         return result
 
-    def close(self) -> None:
-        """Drop the answer."""
-        drop_answer(self._answer)
 
+def error_result(error: Exception, tally: Tally) -> bytes:
+    """Return the result that is an error of the interface, counted. Raise every other error, counted if it is a failure.
 
-def refused(error: InterfaceError | LengthLimitError, tally: Tally) -> bytes:
-    """The result that is an error, counted."""
+    :raises NeedMoreBytes: `error` is one
+    """
     if isinstance(error, NoSuchStoreError):
         tally[NO_SUCH_STORE] += 1
     elif isinstance(error, AccessDeniedError):
         tally[ACCESS_DENIED] += 1
-    else:
+    elif isinstance(error, InterfaceError | LengthLimitError):
         tally[OTHER] += 1
+    else:
+        if not isinstance(error, NeedMoreBytes):
+            tally[FAILED] += 1
+        raise error
     return encode_error(error if isinstance(error, InterfaceError) else OtherError(str(error)))

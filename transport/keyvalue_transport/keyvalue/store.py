@@ -9,7 +9,7 @@
     key-response     record { keys: list<string>, cursor: option<u64> }
 
 The error, and what else all interfaces share, is in transport/keyvalue_transport/keyvalue/interface.py. The handlers of get and set are written
-out, since they are called most, and can be narrowed to parameters that name the same bucket.
+out, since they are called most.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from keyvalue_transport.keyvalue.errors import InterfaceError
 from keyvalue_transport.keyvalue.interface import (
     BUCKET,
     KEY,
@@ -27,14 +26,14 @@ from keyvalue_transport.keyvalue.interface import (
     AwaitedResult,
     ParameterLimits,
     encode_unit_result,
+    error_result,
     function_handler,
     read_bucket_and_key,
     read_ok,
-    refused,
 )
-from keyvalue_transport.keyvalue.outcomes import FAILED, NONE, OK, Tally, new_tally
-from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, Narrowed, narrowable
+from keyvalue_transport.keyvalue.outcomes import NONE, OK, Tally, new_tally
+from keyvalue_transport.wrpc.errors import NeedMoreBytes
+from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, Pending
 from keyvalue_transport.wrpc.values import (
     ONE_BYTE,
     U64_MAX,
@@ -234,89 +233,57 @@ def store_handlers(
     }
 
 
-class Known(NamedTuple):
-    """What parameters that begin alike have in common: the bucket, and where the key stands."""
-
-    bucket: bytes
-    key_at: int
-    key_end: int
-
-
-def _narrow(parameters: bytes, limits: ParameterLimits, handler_of: Callable[[Known], Handler]) -> Narrowed | None:
-    """A handler for parameters with the same bucket and a key as long as in these."""
-    try:
-        bucket, key, key_end = read_bucket_and_key(parameters, 0, len(parameters), limits)
-    except (DecodeError, LengthLimitError, NeedMoreBytes):
-        return None
-    key_at = key_end - len(key)
-    return Narrowed(parameters[:key_at], handler_of(Known(bucket, key_at, key_end)))
-
-
-#: Of parameters of which nothing is known: there is no key so long.
-UNKNOWN = Known(b"", 0, 2**63)
-
-
 def _get_handler(
-    function: Callable[[Caller, bytes, bytes], Answer[bytes | None]],
-    limits: ParameterLimits,
-    tally: Tally,
-    known: Known = UNKNOWN,
+    function: Callable[[Caller, bytes, bytes], Answer[bytes | None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """`function_handler` of `decode_get` and `encode_get_result`, with these written out; pays: bench end-to-end get."""
-    known_bucket, key_at, key_end = known
-    bucket_bytes, key_bytes = len(known_bucket), key_end - key_at
+    """`function_handler` of `decode_get` and `encode_get_result`, with these written out. Pays: bench end-to-end get."""
 
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:
             if (
-                key_bytes <= limits.key_bytes_max
-                and bucket_bytes <= limits.bucket_bytes_max
-                and (key := buffer[start + key_at : start + key_end]).isascii()
+                start < end
+                and (bucket_bytes := buffer[start]) <= limits.short_bucket_bytes_max
+                and (key_at := start + bucket_bytes + 2) <= end
+                and (key_bytes := buffer[key_at - 1]) <= limits.short_key_bytes_max
+                and key_at + key_bytes == end
+                and (bucket := buffer[start + 1 : key_at - 1]).isascii()
+                and (key := buffer[key_at:end]).isascii()
             ):
-                bucket = known_bucket
+                value = function(caller, bucket, key)
             else:
                 bucket, key, _ = read_bucket_and_key(buffer, start, end, limits)
-            value = function(caller, bucket, key)
-        except (LengthLimitError, InterfaceError) as error:
-            return refused(error, tally)
-        except NeedMoreBytes:
-            raise
-        except Exception:
-            tally[FAILED] += 1
-            raise
-        if isinstance(value, bytes):
+                value = function(caller, bucket, key)
+        except Exception as error:
+            return error_result(error, tally)
+        if type(value) is bytes:
             tally[OK] += 1
             length = len(value)
             return OK_SOME_SHORT[length] + value if length < 128 else encode_get_result(value)
         if value is None:
             tally[NONE] += 1
             return OK_NONE
-        return AwaitedResult(value, encode_get_result, None, tally)
+        return AwaitedResult(value, encode_get_result, None, tally)  # type: ignore[arg-type] # no bytes, so an Awaitable
 
-    return narrowable(
-        handle,
-        lambda parameters: _narrow(parameters, limits, lambda known: _get_handler(function, limits, tally, known)),
-    )
+    return handle
 
 
 def _set_handler(
-    function: Callable[[Caller, bytes, bytes, bytes], Answer[None]],
-    limits: ParameterLimits,
-    tally: Tally,
-    known: Known = UNKNOWN,
+    function: Callable[[Caller, bytes, bytes, bytes], Answer[None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """`function_handler` of `decode_set`, with that written out; pays: bench end-to-end set."""
-    known_bucket, key_at, key_end = known
-    bucket_bytes, key_bytes = len(known_bucket), key_end - key_at
+    """`function_handler` of `decode_set`, with that written out. Pays: bench end-to-end set."""
 
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:
             if (
-                key_bytes <= limits.key_bytes_max
-                and bucket_bytes <= limits.bucket_bytes_max
-                and (key := buffer[start + key_at : start + key_end]).isascii()
+                start < end
+                and (bucket_bytes := buffer[start]) <= limits.short_bucket_bytes_max
+                and (key_at := start + bucket_bytes + 2) < end
+                and (key_bytes := buffer[key_at - 1]) <= limits.short_key_bytes_max
+                and (at := key_at + key_bytes) < end
+                and (bucket := buffer[start + 1 : key_at - 1]).isascii()
+                and (key := buffer[key_at:at]).isascii()
             ):
-                bucket, at = known_bucket, start + key_end
+                pass
             else:
                 bucket, key, at = read_bucket_and_key(buffer, start, end, limits)
             if at < end and (length := buffer[at]) < 128 and length < end - at and length <= limits.value_bytes_max:
@@ -324,19 +291,11 @@ def _set_handler(
             else:
                 value, _ = read_bytes(buffer, at, end, limits.value_bytes_max, VALUE)
             answer = function(caller, bucket, key, value)
-        except (LengthLimitError, InterfaceError) as error:
-            return refused(error, tally)
-        except NeedMoreBytes:
-            raise
-        except Exception:
-            tally[FAILED] += 1
-            raise
+        except Exception as error:
+            return error_result(error, tally)
         if answer is not None:
             return AwaitedResult(answer, encode_unit_result, NEVER, tally)
         tally[OK] += 1
         return OK_UNIT
 
-    return narrowable(
-        handle,
-        lambda parameters: _narrow(parameters, limits, lambda known: _set_handler(function, limits, tally, known)),
-    )
+    return handle

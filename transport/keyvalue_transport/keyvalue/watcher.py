@@ -9,13 +9,13 @@ is all that comes, from one who was told as from one who failed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
 
 from keyvalue_transport.keyvalue.interface import ParameterLimits, encode_bucket_key
 from keyvalue_transport.keyvalue.store import decode_delete, decode_set, encode_set
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, drop_answer
+from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, Pending
 
 __all__ = [
     "WATCHER",
@@ -72,29 +72,23 @@ def _handler(
 ) -> Handler:
     """Decode and call."""
 
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:
             parameters, _ = decode(buffer, start, end, limits)
         except LengthLimitError as error:
             raise DecodeError(str(error)) from None  # no result could say it
         answer = function(caller, *parameters)
-        return NOTHING if answer is None else _Told(answer)
+        return NOTHING if answer is None else _WaitedForNothing(answer)
 
     return handle
 
 
-class _Told:
-    """An answer that must be waited for, then is no result. `close` drops it unawaited."""
+class _WaitedForNothing(NamedTuple):
+    """An answer that must be waited for, and then is no result."""
 
-    __slots__ = ("_answer",)
+    answer: Awaitable[object]
 
-    def __init__(self, answer: Awaitable[None]) -> None:
-        self._answer = answer
-
-    def __await__(self) -> Generator[object, None, bytes]:
-        yield from self._answer.__await__()
+    def encode(self, read: Callable[[], object]) -> bytes:
+        """Return no bytes. Raise what the function raised."""
+        read()
         return NOTHING
-
-    def close(self) -> None:
-        """Drop the answer."""
-        drop_answer(self._answer)

@@ -26,8 +26,8 @@ from keyvalue_transport.keyvalue.store import (
 )
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, split_urls
 from keyvalue_transport.nats.invoker import Invoker
+from keyvalue_transport.nats.subjects import check_subject, invocation_subject
 from keyvalue_transport.nats.tls import TlsOptions
-from keyvalue_transport.wrpc.subjects import check_subject, invocation_subject
 
 __all__ = ["KeyValueClient"]
 

@@ -21,19 +21,20 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
 
-from keyvalue_transport.nats.direct.routes import DirectRoutes
+from keyvalue_transport.nats.arrival_order import ArrivalOrder, Lane
+from keyvalue_transport.nats.direct.routes import DirectRoutes, InOrder, Route, RoutedMessage
 from keyvalue_transport.nats.direct.transport import direct_path_unknown
 from keyvalue_transport.nats.nats_py_errors import ErrorKind, kind_of, refusal_of, text_of
 from keyvalue_transport.nats.opening import RECONNECT_WAIT_S, ClientEvents, ConnectionOptions, Opening, close_client
 from keyvalue_transport.nats.subscriptions import Callback, InlineCallback, Message, Subscription
 from keyvalue_transport.nats.urls import login_of, redacted_url, split_urls
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
-from keyvalue_transport.wrpc.handler import Handler
 
 __all__ = ["Connection", "ConnectionOptions", "Message", "Subscription", "redacted_url", "split_urls"]
 
@@ -76,6 +77,7 @@ class Connection:
         if unknown is not None:
             log.warning("%s: the plain path it is", unknown)
         self.direct = DirectRoutes() if options.path == "direct" and unknown is None else None
+        self.order = ArrivalOrder()  # of the plain path
         self.reconnects = 0
         self.dropped = 0  # messages that came faster than they were handled
         self.on_reconnected: Callable[[], None] | None = None  # told each time that the connection is back
@@ -180,21 +182,35 @@ class Connection:
         callback: Callback,
         queue: str = "",
         on_drop: Callable[[str], Awaitable[None]] | None = None,
-        route: Handler | str | None = None,
+        route: Route | None = None,
+        lane: Lane | None = None,
     ) -> Subscription:
         """Have `callback` (a coroutine function) called for each message, one after the other, also after a reconnect.
 
         :param on_drop: told the reply subject of a message that was dropped because too many wait for the callback
+        :param route: on the direct path, what is done with the messages instead
+        :param lane: the messages are calls, which keep their order among those of `subscribe_in_order`
         :raises DisconnectedError: the connection is closed, or lost
         """
-        return await self._subscribe(Subscription(subject, callback, queue, on_drop, route))
+        return await self._subscribe(Subscription(subject, callback, queue, on_drop, route, lane))
 
-    async def subscribe_at_once(self, subject: str, handle: Callable[[Message], None]) -> Subscription:
-        """Have a plain function, which must be quick, called as each message comes: in the order of all that are subscribed to so.
+    async def subscribe_in_order(self, subject: str, handle: Callable[[RoutedMessage | Message], None]) -> Subscription:
+        """Have a plain function, which must be quick, called with each message, in the order of arrival.
+
+        A message takes effect after every invocation that came before it on this connection, and before every one that comes after it.
+        So it is for all subjects that are subscribed to in this way.
 
         :raises DisconnectedError: the connection is closed, or lost
         """
-        return await self._subscribe(Subscription(subject, InlineCallback(handle)))
+
+        def take(message: Message) -> None:
+            self.order.change(partial(handle, message))
+
+        return await self._subscribe(Subscription(subject, InlineCallback(take), route=InOrder(handle)))
+
+    def before_next_call(self, act: Callable[[], None]) -> None:
+        """Have `act` called once, before the next invocation is handled: for what changes at once and takes effect together."""
+        (self.order if self.direct is None else self.direct).before_next_call(act)
 
     async def _subscribe(self, subscription: Subscription) -> Subscription:
         if (
@@ -227,6 +243,8 @@ class Connection:
                 await self.flush(FLUSH_TIMEOUT_S)
                 await carried._pending_queue.join()
         finally:
+            if subscription.lane is not None:
+                self.order.remove(subscription.lane)
             if self.direct is not None:
                 self.direct.remove(carried._id)
             with suppress(nats.errors.Error, OSError):
@@ -275,6 +293,7 @@ class Connection:
         events = ClientEvents(self._on_error, self._on_disconnected, self._on_reconnected, self._on_closed)
         opening = Opening(self.options, self._tls_context, self.direct, events, first)
         self._client = opening.client
+        self.order.forget_calls()
         if self.direct is not None:
             self.direct.clear()
         return opening
@@ -294,6 +313,8 @@ class Connection:
             raise DisconnectedError(f"{subscription.subject}: not subscribed: {text_of(error)}") from error
         if self.direct is not None and subscription.route is not None:
             self.direct.add(subscription.carried._id, subscription.route)
+        if subscription.lane is not None:
+            self.order.add(subscription.lane, lambda: subscription.queued)
 
     # Callbacks of nats-py, which wants coroutine functions.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from keyvalue_transport.nats.connection import Connection, Message, Subscription
+from keyvalue_transport.nats.subjects import params_subject
 from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import InvocationTimeoutError, NoProviderError
 
@@ -70,14 +71,14 @@ class Invoker:
         self._tokens += 1
         token = f"{self._tokens:x}"
         connection = self._connection
-        call = Call(
-            subject, f"{self._inbox}.{token}", params, decode, connection.max_payload, header_bytes=self._header_bytes
-        )
+        inbox = f"{self._inbox}.{token}"
+        # The first message leaves room for its subjects and headers, as the peers in other languages do.
+        first_bytes_max = connection.max_payload - self._header_bytes - len(subject.encode()) - len(inbox.encode())
+        call = Call(params, decode, first_bytes_max, connection.max_payload)
         pending = self._calls[token] = _Pending(call)
         try:
             async with asyncio.timeout(timeout_s):
-                first = call.start()
-                await connection.publish(first.subject, first.payload, first.reply, self._headers)
+                await connection.publish(subject, call.start(), inbox, self._headers)
                 while not call.done:
                     await pending.woken.wait()
                     pending.woken.clear()
@@ -95,8 +96,9 @@ class Invoker:
         """What may be sent once the handshake is there: further pieces, and the closing message."""
         inbox, pending.server_inbox = pending.server_inbox, ""
         if inbox:
-            for send in pending.call.handshake(inbox):
-                await self._connection.publish(send.subject, send.payload)
+            params = params_subject(inbox)
+            for piece in pending.call.accepted():
+                await self._connection.publish(params, piece)
 
     async def _subscribe(self) -> Subscription:
         return await self._connection.subscribe(f"{self._inbox}.>", self._on_message)

@@ -1,10 +1,12 @@
-"""A wRPC server on a NATS connection: subscribes, and carries out what `Invocations` says. The plain path: nats-py's callbacks.
+"""A wRPC server on a NATS connection: subscribes, waits for answers, logs what went wrong, and stops in order.
 
-    NATS ── message ──> Invocations.receive ── Step ──> NATS
-                              │  ^
-                       handler│  │finish, where the handler must be waited for (a task each)
+    NATS ── message ──> path ── Invocations.receive ── Step ──> messages to NATS
+                                      ^                 │
+                                      │ finish          v
+                                      └────────── answers that must be waited for, failures for the log
 
-Everything about an invocation is decided in `keyvalue_transport.wrpc.invocation`; here are only the clock, the subscriptions, the tasks and the log.
+Everything about an invocation is decided in `keyvalue_transport.wrpc.invocation`. A path (`direct/path.py`, `plain.py`) brings messages in
+and out. Here are only the clock, the subscriptions, the answers that are waited for, and the log.
 """
 
 from __future__ import annotations
@@ -14,27 +16,18 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from time import monotonic
+from typing import Any
 
-from keyvalue_transport.nats.connection import Connection, Message, Subscription
-from keyvalue_transport.nats.direct.routes import PARAMS
+from keyvalue_transport.nats.connection import Connection, Subscription
+from keyvalue_transport.nats.direct.path import DirectPath
+from keyvalue_transport.nats.plain import PlainPath
+from keyvalue_transport.nats.rate_limit import RateLimit
+from keyvalue_transport.nats.subjects import check_subject, invocation_subject, params_subject
 from keyvalue_transport.wrpc.errors import DecodeError, DisconnectedError
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
-from keyvalue_transport.wrpc.invocation import (
-    InvocationCounts,
-    InvocationFailure,
-    InvocationLimits,
-    Invocations,
-    Step,
-    Waiting,
-)
-from keyvalue_transport.wrpc.subjects import (
-    check_subject,
-    invocation_subject,
-    params_subject,
-    params_token,
-    results_subject,
-)
+from keyvalue_transport.wrpc.handler import Handler
+from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationFailure, InvocationLimits, Step, Waiting
 
 __all__ = ["Server"]
 
@@ -43,10 +36,10 @@ log = logging.getLogger(__name__)
 EXPIRY_INTERVAL_S = 0.5
 #: Pieces that come now are of invocations that were ended.
 PARAMS_DRAIN_TIMEOUT_S = 0.02
-#: Failures that are logged in full; of the others in the same interval only their number.
-FAILURES_LOGGED_MAX = 5
-FAILURES_INTERVAL_S = 10.0
-#: Of a caller's traceparent, which has 55, so many are logged.
+#: Lines of the log about failures in an interval, and as many about lost answers.
+LOGGED_MAX = 5
+LOG_INTERVAL_S = 10.0
+#: A caller's traceparent has 55. More of it is not logged.
 TRACEPARENT_CHARACTERS_MAX = 64
 
 
@@ -54,6 +47,7 @@ class Server:
     """Serves instances under a prefix. `add` them, `start`, and `stop`.
 
     :param on_batch: told how many seconds the invocations of one read took, from the read to the write of their answers
+    :raises ValueError: the prefix is no subject, or another server has the direct path of this connection
     """
 
     def __init__(
@@ -64,46 +58,49 @@ class Server:
         on_batch: Callable[[float], None] | None = None,
     ) -> None:
         self.prefix = check_subject(prefix, "prefix")
+        self.unsent = 0  # messages that found no connection
         self._connection = connection
-        self._on_batch = on_batch
         self._inbox = connection.new_inbox()
-        self._invocations = Invocations(
-            self._inbox, connection.new_inbox(), lambda: secrets.token_hex(8), limits, connection.max_payload
-        )
+        self._path: DirectPath | PlainPath
+        ends = self._inbox, connection.new_inbox(), lambda: secrets.token_hex(8), limits
+        hooks = self._on_step, self._on_unsent, on_batch
+        if connection.direct is not None:
+            self._path = DirectPath(connection, connection.direct, *ends, *hooks)
+        else:
+            self._path = PlainPath(connection, *ends, *hooks)
         self._handlers: list[tuple[str, Handler]] = []
         self._functions: list[Subscription] = []
         self._params: Subscription | None = None
         self._expiry: asyncio.Task[None] | None = None
-        self._waiting: set[asyncio.Task[None]] = set()
+        self._answers: set[asyncio.Future[Any]] = set()  # that are waited for
         self._idle: asyncio.Event | None = None  # while the server stops
-        self._failures = RateLimit(FAILURES_LOGGED_MAX, FAILURES_INTERVAL_S)
-        self._batch_began_s: float | None = None  # on the plain path, while one is answered
-        self.unsent = 0  # messages that found no connection
+        self._failures = RateLimit(LOGGED_MAX, LOG_INTERVAL_S)
+        self._losses = RateLimit(LOGGED_MAX, LOG_INTERVAL_S)
 
     @property
     def counts(self) -> InvocationCounts:
-        """How invocations went."""
-        return self._invocations.counts
+        """Return how invocations went."""
+        return self._path.invocations.counts
 
     @property
     def in_flight(self) -> int:
-        """Invocations that were taken and not ended."""
-        return self._invocations.half_open + self._invocations.waiting
+        """Return the number of invocations that were taken and not ended."""
+        return self._path.invocations.half_open + self._path.invocations.waiting
 
     @property
     def half_open(self) -> int:
-        """Those of them whose parameters are not whole."""
-        return self._invocations.half_open
+        """Return the number of those whose parameters are not whole."""
+        return self._path.invocations.half_open
 
     @property
     def failed(self) -> BaseException | None:
-        """What a background task of the server died of, if one did."""
+        """Return what a background task of the server died of, if one did."""
         if self._expiry is not None and self._expiry.done() and not self._expiry.cancelled():
             return self._expiry.exception()
         return None
 
     def add(self, instance: str, handlers: Mapping[str, Handler]) -> None:
-        """Serve an instance: its handlers by the functions' names. Before `start`."""
+        """Serve an instance: its handlers by the functions' names. Call it before `start`."""
         self._handlers += [
             (invocation_subject(self.prefix, instance, name), handler) for name, handler in handlers.items()
         ]
@@ -113,20 +110,13 @@ class Server:
 
         :raises DisconnectedError: the connection is closed
         """
-        direct = self._connection.direct
-        if direct is not None:
-            direct.invocations = self._invocations
-            direct.on_step = self._on_direct_step
-            direct.on_batch = self._on_batch
         self._expiry = asyncio.create_task(self._expire())
-        self._params = await self._connection.subscribe(
-            params_subject(f"{self._inbox}.*"), self._on_params, route=PARAMS
-        )
+        self._params = await self._path.subscribe_params(params_subject(f"{self._inbox}.*"))
         for subject, handler in self._handlers:
-            self._functions.append(await self._subscribe(subject, handler))
+            self._functions.append(await self._path.subscribe_function(subject, handler, self.prefix))
 
     async def stop(self, timeout_s: float) -> None:
-        """Take no further invocation, answer those that were taken, and end what is not answered within `timeout_s`."""
+        """Take no further invocation, answer those that were taken, and end those that are not answered within `timeout_s`."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         functions, self._functions = self._functions, []
@@ -137,166 +127,81 @@ class Server:
                 async with asyncio.timeout_at(deadline_s):
                     await self._idle.wait()
         await asyncio.sleep(0)  # a task that was never begun would leave its handler's coroutine unawaited
-        for task in self._waiting:
-            task.cancel()
-        if self._waiting:
-            await asyncio.wait(self._waiting)
-        await self._carry_out(self._invocations.close())
+        answers = list(self._answers)
+        for answer in answers:
+            answer.cancel()
+        if answers:
+            await asyncio.wait(answers)
+            await asyncio.sleep(0)  # their callbacks end the invocations
+        self._send(self._path.invocations.close())
+        await self._path.flush()
         if self._expiry is not None:
             self._expiry.cancel()
         if self._params is not None:
             await self._connection.drain([self._params], PARAMS_DRAIN_TIMEOUT_S)
 
-    async def _subscribe(self, subject: str, handler: Handler) -> Subscription:
-        invocations, counts, connection = self._invocations, self.counts, self._connection
-
-        async def receive(message: Message) -> None:
-            if self._batch_began_s is None:
-                self._begin_batch()
-            piece, reply = message.data, message.reply
-            counts.received_bytes += len(piece)
-            if not reply:
-                counts.without_reply += 1
-                return
-            caller = caller_of(message.headers)
-            outcome: Answer[bytes] | Exception
-            try:
-                outcome = handler(caller, piece, 0, len(piece))
-            except Exception as error:  # of all kinds, NeedMoreBytes too
-                outcome = error
-            if isinstance(outcome, bytes) and 0 < len(outcome) <= invocations.max_payload:
-                # The messages of `Invocations.receive`, written out; pays: bench end-to-end functions, plain
-                counts.answered += 1
-                results = results_subject(reply)
-                try:
-                    sent_bytes = await connection.publish_all(
-                        ((reply, b"", invocations.nobody), (results, outcome, ""), (results, b"", ""))
-                    )
-                    counts.sent_bytes += sent_bytes
-                except DisconnectedError as error:
-                    self._note_unsent(error)
-            else:
-                traceparent = (message.headers or {}).get("traceparent")
-                step = invocations.receive(handler, reply, caller, piece, outcome, monotonic(), traceparent)
-                outcome = b""  # a traceback of an exception holds this frame
-                await self._carry_out(step)
-
-        async def refuse(reply: str) -> None:
-            await self._carry_out(invocations.refuse(reply))
-
-        return await self._connection.subscribe(subject, receive, self.prefix, refuse, route=handler)
-
-    async def _on_params(self, message: Message) -> None:
-        if self._batch_began_s is None:
-            self._begin_batch()
-        self.counts.received_bytes += len(message.data)
-        token = params_token(message.subject)
-        await self._carry_out(self._invocations.receive_params(token, message.data, monotonic()))
-
-    # Callbacks of a subscription are called one after the other for all messages of a read, unless one waits for the socket: a batch.
-
-    def _begin_batch(self) -> None:
-        self._batch_began_s = monotonic()
-        self._invocations.max_payload = self._connection.max_payload  # another server may have another
-        asyncio.get_running_loop().call_soon(self._end_batch)
-
-    def _end_batch(self) -> None:
-        began_s, self._batch_began_s = self._batch_began_s, None
-        if self._on_batch is not None and began_s is not None:
-            self._on_batch(monotonic() - began_s)
-
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
-            await self._carry_out(self._invocations.expire(monotonic()))
+            self._send(self._path.invocations.expire(monotonic()))
 
-    async def _carry_out(self, step: Step) -> None:
-        """Do what a step says."""
-        if step.failure is not None or step.waiting is not None:
-            self._begin(step)
-        if step.sends:
-            try:
-                sent_bytes = await self._connection.publish_all(step.sends)
-                self.counts.sent_bytes += sent_bytes  # not read before the wait: others count meanwhile
-            except DisconnectedError as error:
-                self._note_unsent(error)
-        self._note_idle()
+    def _send(self, step: Step[Any, Any]) -> None:
+        self._path.send(step.sends)
+        self._on_step(step)
 
-    def _note_unsent(self, error: DisconnectedError) -> None:
-        """The client is gone with the connection, or will run into its time-out."""
-        self.unsent += error.unsent
-        if self._failures.allows(monotonic()):
-            log.warning("an answer is lost: %s", error)
-
-    def _on_direct_step(self, step: Step) -> None:
-        self._begin(step)
-        self._note_idle()
-
-    def _note_idle(self) -> None:
-        if self._idle is not None and not self.in_flight:
-            self._idle.set()
-
-    def _begin(self, step: Step) -> None:
-        """What a step has besides messages."""
+    def _on_step(self, step: Step[Any, Any]) -> None:
+        """Do what a step says besides its messages."""
         if step.failure is not None:
             self._log_failure(step.failure)
         if step.waiting is not None:
-            # The handshake is in step.sends: the task runs after it was written.
-            task = asyncio.create_task(self._wait(step.waiting))
-            self._waiting.add(task)
-            task.add_done_callback(self._waiting.discard)
+            self._wait(step.waiting)
+        if self._idle is not None and not self.in_flight:
+            self._idle.set()
 
-    async def _wait(self, waiting: Waiting) -> None:
+    def _wait(self, waiting: Waiting[Any]) -> None:
+        """Have `_finish` called with an answer. A future is waited for as it is. Only a coroutine costs a task."""
+        try:
+            answer = asyncio.ensure_future(waiting.pending.answer)
+        except (
+            Exception
+        ) as error:  # it is no awaitable: a fault of the handler, which must not end the connection's reading
+            self._send(self._path.invocations.finish(waiting, error))
+            return
+        self._answers.add(answer)
+        answer.add_done_callback(partial(self._finish, waiting))
+
+    def _finish(self, waiting: Waiting[Any], answer: asyncio.Future[Any]) -> None:
+        """Answer an invocation whose answer was waited for."""
+        self._answers.discard(answer)
         result: bytes | Exception
         try:
-            result = await waiting.answer
+            result = waiting.pending.encode(answer.result)
         except asyncio.CancelledError:
-            await self._carry_out(self._invocations.finish(waiting, TimeoutError("the server stops")))
-            raise
-        except Exception as error:  # the boundary of the task: counted and logged
+            result = TimeoutError("the server stops" if self._idle is not None else "the answer was cancelled")
+        except Exception as error:  # the boundary of the answer: counted and logged
             result = error
-        self._invocations.max_payload = self._connection.max_payload
-        step = self._invocations.finish(waiting, result)
+        step = self._path.invocations.finish(waiting, result)
         result = b""  # a traceback of an exception holds this frame
-        await self._carry_out(step)
+        self._send(step)
+
+    def _on_unsent(self, error: DisconnectedError) -> None:
+        """Count messages whose client is gone with the connection, or will run into its time-out."""
+        self.unsent += error.unsent
+        if (suppressed := self._losses.admit(monotonic())) is not None:
+            log.warning("an answer is lost: %s%s", error, _more(suppressed))
 
     def _log_failure(self, failure: InvocationFailure) -> None:
-        if not self._failures.allows(monotonic()):
+        suppressed = self._failures.admit(monotonic())
+        if suppressed is None:
             return
         error, traceparent = failure
         trace = {} if traceparent is None else {"traceparent": traceparent[:TRACEPARENT_CHARACTERS_MAX]}
+        what, more = "an invocation was ended without a result", _more(suppressed)
         if isinstance(error, DecodeError):
-            log.warning("an invocation was ended without a result: damaged parameters: %s", error, extra=trace)
+            log.warning("%s: malformed parameters: %s%s", what, error, more, extra=trace)
         else:
-            log.error("an invocation was ended without a result: its handler failed", exc_info=error, extra=trace)
+            log.error("%s: its handler failed%s", what, more, exc_info=error, extra=trace)
 
 
-def caller_of(headers: Mapping[str, str] | None) -> Caller:
-    """The caller that the headers of an invocation name."""
-    return Caller(headers.get("source-id"), headers.get("link-name")) if headers else ANONYMOUS
-
-
-class RateLimit:
-    """Allows so many in an interval of time; the log says how many it was silent about."""
-
-    __slots__ = ("_allowed", "_interval_s", "_number_max", "_silent", "_until_s")
-
-    def __init__(self, number_max: int, interval_s: float) -> None:
-        self._number_max = number_max
-        self._interval_s = interval_s
-        self._until_s = 0.0
-        self._allowed = 0
-        self._silent = 0
-
-    def allows(self, now_s: float) -> bool:
-        """Whether one more may be logged at this time."""
-        if now_s >= self._until_s:
-            if self._silent:
-                log.warning("%d more invocations were ended without a result", self._silent)
-            self._until_s = now_s + self._interval_s
-            self._allowed = self._silent = 0
-        self._allowed += 1
-        if self._allowed <= self._number_max:
-            return True
-        self._silent += 1
-        return False
+def _more(suppressed: int) -> str:
+    return f" ({suppressed} more like it were not logged)" if suppressed else ""

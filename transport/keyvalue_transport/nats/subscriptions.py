@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from keyvalue_transport.wrpc.handler import Handler
+from keyvalue_transport.nats.arrival_order import Lane
+from keyvalue_transport.nats.direct.routes import Route
 
 __all__ = ["Callback", "InlineCallback", "Message", "Subscription"]
 
@@ -31,10 +32,10 @@ Callback = Callable[[Message], Awaitable[None]]
 
 
 class InlineCallback:
-    """Calls a plain function with each message as it comes, in the order in which they come, over all subscriptions that have one.
+    """Calls a plain function with each message when nats-py has read it, in the order in which messages come.
 
-    nats-py handles the messages of each subscription in a task of its own, so that the order between two is lost. To a subscription with a future
-    it tells each message at once: this stands in the future's place.
+    nats-py handles the messages of each subscription in a task of its own, so that the order between two is lost. It tells a subscription
+    that has a future of each message at once; this stands in the future's place.
     """
 
     __slots__ = ("_handle",)
@@ -43,11 +44,11 @@ class InlineCallback:
         self._handle = handle
 
     def cancelled(self) -> bool:
-        """Never: nats-py asks before each message."""
+        """Return False: nats-py asks before each message."""
         return False
 
     def set_result(self, message: Message) -> None:
-        """A message has come. What the function raises ends here: behind this is nats-py's reading."""
+        """Take a message. What the function raises ends here: nats-py's reading goes on after it."""
         try:
             self._handle(message)
         except Exception:
@@ -59,11 +60,21 @@ class Subscription:
     """A subscription that outlives the clients that carry it.
 
     :ivar take: a coroutine function that is called for one message after the other, or InlineCallback
+    :ivar on_drop: told the reply subject of a message that came faster than messages are handled
+    :ivar route: what the direct path answers it with
+    :ivar lane: its place in the order of the plain path
+    :ivar carried: nats-py's subscription, of the client that is alive
     """
 
     subject: str
     take: Callback | InlineCallback
     queue: str = ""
     on_drop: Callable[[str], Awaitable[None]] | None = None
-    route: Handler | str | None = None
-    carried: Any = None  # nats-py's subscription, of the client that is alive
+    route: Route | None = None
+    lane: Lane | None = None
+    carried: Any = None
+
+    @property
+    def queued(self) -> int:
+        """Return the number of messages that have come and that are not being handled."""
+        return 0 if self.carried is None else int(self.carried.pending_msgs)

@@ -1,10 +1,10 @@
-"""One invocation at the client, without I/O.
+"""One invocation at the client, without I/O and without NATS.
 
-    start ──> first piece sent ── handshake(R_s) ──> the other pieces and the end sent
+    start ──> first piece sent ── accepted ──> the other pieces and the empty one that ends them, sent
                      └──────────── result pieces ──> whole: DONE
                                                      empty piece before that: failed
 
-Results may come before the handshake. A `Call` is told what comes and returns what to send; `done` says when `value` or `error` is there.
+Results may come before the handshake. Tell a `Call` what comes; it returns what to send. `done` says that `value` or `error` is there.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from keyvalue_transport.wrpc.errors import DecodeError, InvocationEndedError, NeedMoreBytes
-from keyvalue_transport.wrpc.invocation import Send
-from keyvalue_transport.wrpc.subjects import params_subject
 
 __all__ = ["Call"]
 
@@ -22,33 +20,29 @@ T = TypeVar("T")
 
 
 class Call(Generic[T]):
-    """An invocation of `subject` with parameters, and what became of it.
+    """An invocation with its parameters, and what became of it.
 
-    :param inbox: R_c, the client's inbox of this invocation
-    :param header_bytes: size of the header block that the first message carries
     :param decode: reader of the result. What it raises besides NeedMoreBytes becomes `error`: a DecodeError, or an error of its interface
+    :param first_bytes_max: bytes of the parameters that fit into the first message
+    :param piece_bytes_max: bytes that fit into each further message
     :param result_bytes_max: a result longer than this is refused
     """
 
-    __slots__ = ("_decode", "_needed", "_pieces", "_result_bytes_max", "_sends", "_size", "done", "error", "value")
+    __slots__ = ("_decode", "_needed", "_pieces", "_result_bytes_max", "_size", "_unsent", "done", "error", "value")
 
     def __init__(
         self,
-        subject: str,
-        inbox: str,
         params: bytes,
         decode: Callable[[bytes, int, int], tuple[T, int]],
-        max_payload: int,
-        header_bytes: int = 0,
+        first_bytes_max: int,
+        piece_bytes_max: int,
         result_bytes_max: int = 64 * 1024 * 1024,
     ) -> None:
-        # The first message leaves room for its subjects and headers, as the peers in other languages do.
-        size = max(1, max_payload - header_bytes - len(subject.encode()) - len(inbox.encode()))
-        first = params if len(params) <= size else params[:size]
-        rest = params[len(first) :]
-        self._sends = [Send(subject, first, inbox)]
-        self._sends += [Send("", rest[at : at + max_payload]) for at in range(0, len(rest), max_payload)]
-        self._sends.append(Send("", b""))
+        first_bytes_max = max(1, first_bytes_max)
+        first = params if len(params) <= first_bytes_max else params[:first_bytes_max]
+        self._unsent = [first]
+        self._unsent += [params[at : at + piece_bytes_max] for at in range(len(first), len(params), piece_bytes_max)]
+        self._unsent.append(b"")
         self._decode = decode
         self._result_bytes_max = result_bytes_max
         self._pieces: list[bytes] = []
@@ -58,16 +52,14 @@ class Call(Generic[T]):
         self.value: T | None = None
         self.error: Exception | None = None
 
-    def start(self) -> Send:
-        """The first message."""
-        return self._sends.pop(0)
+    def start(self) -> bytes:
+        """Return the first piece of the parameters."""
+        return self._unsent.pop(0)
 
-    def handshake(self, server_inbox: str) -> list[Send]:
-        """The other messages, now that the server's inbox is known; none at a second handshake."""
-        subject = params_subject(server_inbox)
-        sends = [Send(subject, send.payload) for send in self._sends]
-        self._sends = []
-        return sends
+    def accepted(self) -> list[bytes]:
+        """Return the other pieces, with the empty one that ends them: the server has accepted. Empty at a second handshake."""
+        unsent, self._unsent = self._unsent, []
+        return unsent
 
     def result(self, piece: bytes) -> None:
         """A piece of the result; an empty one ends it (and is all that comes from a function without a result)."""

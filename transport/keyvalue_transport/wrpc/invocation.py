@@ -1,36 +1,41 @@
-"""The life of invocations at the server, without I/O.
+"""The life of invocations at the server, without I/O and without NATS.
 
-    first piece ──┬─ whole ──────────────────────────> CALLED ─┬─ bytes ─────────────────────────> result, end
-                  │                                      ^     └─ something to wait for: WAITING ── result, end
-                  │ cut                                  │
-                  └──────> HALF-OPEN ── piece: whole ────┘
-                              │  ── piece: still cut ──> HALF-OPEN
-                              └─ empty piece (the parameters end), damaged parameters, expiry, a limit ──> end without a result
+    first piece ──┬─ whole ──> CALLED ─┬─ bytes ─────────────────────────────────> result, end
+                  │              ^     └─ a Pending answer: WAITING ── finish ───> result, end
+                  │ cut          │
+                  └──> HALF-OPEN ┴─ piece: whole
+                           │  ── piece: still cut ──> HALF-OPEN
+                           └─ empty piece (the parameters end), malformed parameters, expiry, a limit ──> end without a result
 
-What comes in is told to `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`); each returns a `Step`: messages to
-send in order, and what to wait for or to log. Messages for an invocation:
+Report what comes in to `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`). Each method returns a `Step`: messages to
+send in this order, an answer to wait for, and a failure to log.
 
-    handshake   to R_c, reply R_s, empty. An invocation whose parameters came whole gets an R_s that nobody listens to, since the
-                client still sends its closing message there
-    result      to R_c.results, in pieces of at most max_payload
-    end         to R_c.results, empty; alone, where there is no result (no bytes are none, as of a function that has no result), so that
-                no client waits for its time-out
+How a message looks is the business of `Replies`, the seam to the transport. It writes three kinds of message for an invocation:
 
-Invariant: an invocation that was taken (it has a reply subject) gets exactly one end. What is held is bounded: half-open invocations by
-number, bytes and time since their last piece; waiting ones by number.
+    accept   the handshake. With a token, further pieces of the parameters are expected under it
+    result   the encoded result, in as many pieces as it takes
+    end      nothing more comes; alone, if there is no result, so that no client waits for its time-out
+
+Invariant: an invocation that was taken gets exactly one `end`. Everything held is bounded: half-open invocations by number, bytes, time
+since their last piece and time since their first; waiting ones by number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, Measure, NeedMoreElements, drop_answer
-from keyvalue_transport.wrpc.subjects import results_subject
+from keyvalue_transport.wrpc.handler import Caller, Handler, Measure, NeedMoreElements, Pending, drop_answer
 
-__all__ = ["InvocationCounts", "InvocationLimits", "Invocations", "Send", "Step", "Waiting"]
+__all__ = ["InvocationCounts", "InvocationFailure", "InvocationLimits", "Invocations", "Replies", "Step", "Waiting"]
+
+#: Where the answers to one invocation go, as the transport names it.
+A = TypeVar("A")
+A_contra = TypeVar("A_contra", contravariant=True)
+#: A message of the transport.
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +54,39 @@ class InvocationCounts:
     """How invocations went, since the start."""
 
     answered: int = 0
-    damaged: int = 0  # parameters that are no values of their types, or end too soon
+    damaged: int = 0  # malformed parameters, or parameters that end too soon
     expired: int = 0
     refused: int = 0
     failed: int = 0  # the handler raised
     without_reply: int = 0  # not carried out
-    stray_pieces: int = 0  # of parameters that nobody waits for
+    stray_pieces: int = 0  # further pieces of parameters that no invocation waits for
     received_bytes: int = 0  # of invocations; on the direct path with their framing
     sent_bytes: int = 0
 
 
-class Send(NamedTuple):
-    """A message to publish."""
+class Replies(Protocol[A_contra, M]):
+    """Writes the messages that answer an invocation."""
 
-    subject: str
-    payload: bytes
-    reply: str = ""
+    def accept(self, reply: A_contra, token: str | None, /) -> list[M]:
+        """Return the handshake. If `token` is given, further pieces come under it."""
+
+    def result(self, reply: A_contra, result: bytes, /) -> list[M]:
+        """Return the pieces of a result that is not empty."""
+
+    def end(self, reply: A_contra, /) -> list[M]:
+        """Return the message that ends an invocation."""
 
 
-class Waiting(NamedTuple):
-    """A handler's answer that must be waited for; then `Invocations.finish(waiting, result)`."""
+class Waiting(NamedTuple, Generic[A]):
+    """An answer that must be waited for; then call `Invocations.finish(waiting, result)`."""
 
-    reply: str
+    reply: A
     traceparent: str | None
-    answer: Awaitable[bytes]
+    pending: Pending
 
 
 class InvocationFailure(NamedTuple):
-    """Why an invocation was ended without a result: what its handler raised, or what is wrong with its parameters.
+    """Why an invocation ended without a result: what its handler raised, or what is wrong with its parameters.
 
     :ivar traceparent: the header of this name, which says what trace the invocation is part of
     """
@@ -85,24 +95,25 @@ class InvocationFailure(NamedTuple):
     traceparent: str | None
 
 
-class Step(NamedTuple):
+class Step(NamedTuple, Generic[A, M]):
     """What to do next, in this order: log the failure, send the messages, wait for the answer."""
 
-    sends: list[Send]
-    waiting: Waiting | None = None
+    sends: list[M]
+    waiting: Waiting[A] | None = None
     failure: InvocationFailure | None = None
 
 
 @dataclass(slots=True)
-class HalfOpen:
-    """An invocation whose parameters are not whole yet. `needed` is how many bytes they have at the least, by `measure` if there is one.
+class HalfOpen(Generic[A]):
+    """An invocation whose parameters are not whole yet.
 
-    :ivar first: their first piece as it came, which of a large value is most; none where `measure` wants all in one buffer
-    :ivar more: the other pieces in one buffer: many small ones would take more memory than they are counted for
+    :ivar first: the first piece as it came, which is most of a large value; empty if `measure` wants everything in one buffer
+    :ivar more: the other pieces in one buffer, since many small ones would take more memory than is counted for them
+    :ivar needed: the least number of bytes that the parameters have, found by `measure` if there is one
     """
 
     handler: Handler
-    reply: str
+    reply: A
     caller: Caller
     traceparent: str | None
     first: bytes
@@ -116,75 +127,67 @@ class HalfOpen:
         return len(self.first) + len(self.more)
 
     def need(self, error: NeedMoreBytes) -> None:
-        """A handler needs more than there is."""
+        """Note that a handler needs more than there is."""
         self.needed = error.end_min
         self.measure = error.measure if isinstance(error, NeedMoreElements) else None
         if self.measure is not None and self.first:
             self.first, self.more = b"", bytearray(self.first) + self.more
 
 
-class Invocations:
+class Invocations(Generic[A, M]):
     """All invocations of one server.
 
-    :param inbox: the server's inbox; pieces of parameters come to `{inbox}.{token}.params`
-    :param nobody: an inbox of which nobody listens to `.params`
-    :param new_token: gives tokens that cannot be guessed, so that no client can reach into another's invocation
+    :param replies: writes the messages
+    :param new_token: returns tokens that cannot be guessed, so that no client can reach into another's invocation
     """
 
     def __init__(
-        self,
-        inbox: str,
-        nobody: str,
-        new_token: Callable[[], str],
-        limits: InvocationLimits | None = None,
-        max_payload: int = 1024 * 1024,
+        self, replies: Replies[A, M], new_token: Callable[[], str], limits: InvocationLimits | None = None
     ) -> None:
-        self.max_payload = max_payload
         self.counts = InvocationCounts()
+        self._replies = replies
         self._limits = limits or InvocationLimits()
-        self._inbox = inbox
-        self.nobody = nobody
         self._new_token = new_token
-        self._half_open: dict[str, HalfOpen] = {}
+        self._half_open: dict[str, HalfOpen[A]] = {}
         self._closed = False
         self._half_open_bytes = 0
         self._waiting = 0
 
     @property
     def half_open(self) -> int:
-        """Invocations whose parameters are not whole."""
+        """Return the number of invocations whose parameters are not whole."""
         return len(self._half_open)
 
     @property
     def half_open_bytes(self) -> int:
-        """Bytes of parameters held for them."""
+        """Return the bytes of parameters held for them."""
         return self._half_open_bytes
 
     @property
     def waiting(self) -> int:
-        """Invocations whose handler is being waited for."""
+        """Return the number of invocations whose answer is being waited for."""
         return self._waiting
 
     def receive(
         self,
         handler: Handler,
-        reply: str,
+        reply: A,
         caller: Caller,
         piece: bytes,
-        outcome: Answer[bytes] | Exception,
+        outcome: bytes | Pending | Exception,
         now_s: float,
         traceparent: str | None,
-    ) -> Step:
-        """The first piece of an invocation's parameters, maybe all of them, and what its handler returned or raised for it."""
+    ) -> Step[A, M]:
+        """Take the first piece of an invocation's parameters, maybe all of them, and what its handler returned or raised for it."""
         if isinstance(outcome, NeedMoreBytes):
             return self._cut(handler, reply, caller, traceparent, piece, outcome, now_s)
-        handshake = Send(reply, b"", self.nobody)
+        handshake = self._replies.accept(reply, None)
         if isinstance(outcome, Exception):
-            return self._fail(reply, outcome, traceparent, [handshake])
-        return self._answer(reply, outcome, traceparent, [handshake])
+            return self._fail(reply, outcome, traceparent, handshake)
+        return self._answer(reply, outcome, traceparent, handshake)
 
-    def receive_params(self, token: str, piece: bytes, now_s: float) -> Step:
-        """A further piece of the parameters of a half-open invocation; an empty one ends them."""
+    def receive_params(self, token: str, piece: bytes, now_s: float) -> Step[A, M]:
+        """Take a further piece of the parameters of a half-open invocation; an empty one ends them."""
         half_open = self._half_open.pop(token, None)
         if half_open is None:
             self.counts.stray_pieces += bool(piece)
@@ -212,45 +215,39 @@ class Invocations:
             return Step([])
         return self._refuse(reply, [])
 
-    def finish(self, waiting: Waiting, result: bytes | Exception) -> Step:
-        """The answer that was waited for: a result, or what the handler raised."""
+    def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
+        """Take the result of an answer that was waited for, or what it raised."""
         self._waiting -= 1
         if isinstance(result, Exception):
             return self._fail(waiting.reply, result, waiting.traceparent, [])
         return Step(self._result(waiting.reply, result, []))
 
-    def expire(self, now_s: float) -> Step:
+    def expire(self, now_s: float) -> Step[A, M]:
         """End the half-open invocations that got no piece for too long, or are not whole after very long."""
         late = [token for token, half_open in self._half_open.items() if half_open.deadline_s <= now_s]
         self.counts.expired += len(late)
-        return Step([self._drop(token) for token in late])
+        return Step([message for token in late for message in self._drop(token)])
 
-    def close(self) -> Step:
-        """End all half-open invocations, and hold no other: the server stops."""
+    def close(self) -> Step[A, M]:
+        """End all half-open invocations and hold no other: the server stops."""
         self._closed = True
-        sends = []
-        while self._half_open:
-            sends.append(self._drop(next(iter(self._half_open))))
-            self.counts.refused += 1
-        return Step(sends)
+        self.counts.refused += len(self._half_open)
+        return Step([message for token in list(self._half_open) for message in self._drop(token)])
 
-    def refuse(self, reply: str) -> Step:
-        """End an invocation at its first piece, unread: it can't be carried out now."""
-        if not reply:
-            self.counts.without_reply += 1
-            return Step([])
-        return self._refuse(reply, [Send(reply, b"", self.nobody)])
+    def refuse(self, reply: A) -> Step[A, M]:
+        """End an invocation at its first piece, unread, because it can't be carried out now."""
+        return self._refuse(reply, self._replies.accept(reply, None))
 
     def _cut(
         self,
         handler: Handler,
-        reply: str,
+        reply: A,
         caller: Caller,
         traceparent: str | None,
         piece: bytes,
         more: NeedMoreBytes,
         now_s: float,
-    ) -> Step:
+    ) -> Step[A, M]:
         end_s = now_s + self._limits.half_open_lifetime_s
         half_open = HalfOpen(handler, reply, caller, traceparent, piece, end_s)
         half_open.need(more)
@@ -258,9 +255,9 @@ class Invocations:
         if not self._hold(token, half_open, now_s):
             return self.refuse(reply)
         # Registered before the handshake leaves.
-        return Step([Send(reply, b"", f"{self._inbox}.{token}")])
+        return Step(self._replies.accept(reply, token))
 
-    def _hold(self, token: str, half_open: HalfOpen, now_s: float) -> bool:
+    def _hold(self, token: str, half_open: HalfOpen[A], now_s: float) -> bool:
         limits = self._limits
         held_bytes = self._half_open_bytes + len(half_open)
         if self._closed or len(self._half_open) >= limits.half_open_max or held_bytes > limits.half_open_bytes_max:
@@ -270,37 +267,34 @@ class Invocations:
         self._half_open_bytes = held_bytes
         return True
 
-    def _drop(self, token: str) -> Send:
+    def _drop(self, token: str) -> list[M]:
         half_open = self._half_open.pop(token)
         self._half_open_bytes -= len(half_open)
-        return Send(results_subject(half_open.reply), b"")
+        return self._replies.end(half_open.reply)
 
-    def _answer(self, reply: str, answer: Answer[bytes], traceparent: str | None, sends: list[Send]) -> Step:
+    def _answer(self, reply: A, answer: bytes | Pending, traceparent: str | None, sends: list[M]) -> Step[A, M]:
         if isinstance(answer, bytes):
             return Step(self._result(reply, answer, sends))
         if self._waiting >= self._limits.waiting_max:
-            drop_answer(answer)
+            drop_answer(answer.answer)
             return self._refuse(reply, sends)
         self._waiting += 1
         return Step(sends, Waiting(reply, traceparent, answer))
 
-    def _result(self, reply: str, result: bytes, sends: list[Send]) -> list[Send]:
+    def _result(self, reply: A, result: bytes, sends: list[M]) -> list[M]:
         self.counts.answered += 1
-        subject = results_subject(reply)
-        size = self.max_payload
-        sends += [Send(subject, result[at : at + size]) for at in range(0, len(result), size)]
-        sends.append(Send(subject, b""))
+        if result:
+            sends += self._replies.result(reply, result)
+        sends += self._replies.end(reply)
         return sends
 
-    def _refuse(self, reply: str, sends: list[Send]) -> Step:
+    def _refuse(self, reply: A, sends: list[M]) -> Step[A, M]:
         self.counts.refused += 1
-        sends.append(Send(results_subject(reply), b""))
-        return Step(sends)
+        return Step([*sends, *self._replies.end(reply)])
 
-    def _fail(self, reply: str, error: Exception, traceparent: str | None, sends: list[Send]) -> Step:
+    def _fail(self, reply: A, error: Exception, traceparent: str | None, sends: list[M]) -> Step[A, M]:
         if isinstance(error, DecodeError):
             self.counts.damaged += 1
         else:
             self.counts.failed += 1
-        sends.append(Send(results_subject(reply), b""))
-        return Step(sends, failure=InvocationFailure(error, traceparent))
+        return Step([*sends, *self._replies.end(reply)], failure=InvocationFailure(error, traceparent))

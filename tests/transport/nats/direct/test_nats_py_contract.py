@@ -26,12 +26,13 @@ from keyvalue_transport.keyvalue.store import STORE, store_handlers
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.direct import transport as direct_transport
-from keyvalue_transport.nats.direct.routes import DirectRoutes
+from keyvalue_transport.nats.direct.answers import FrameReplies
+from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer
 from keyvalue_transport.nats.direct.transport import NATS_PY_VERSIONS, DirectTransport, direct_path_unknown
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.nats.tls import TlsOptions
 from keyvalue_transport.wrpc.errors import ConnectError
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler
+from keyvalue_transport.wrpc.handler import Caller, Handler
 from keyvalue_transport.wrpc.invocation import Invocations
 from tests.conftest import DEADLINE_S, NatsServer
 
@@ -39,7 +40,9 @@ ROOT = Path(__file__).parents[4]
 #: What is run over the oldest version too.
 FILES = (
     "tests/transport/nats/direct/test_nats_py_contract.py",
+    "tests/transport/nats/direct/test_alike.py",
     "tests/transport/nats/direct/test_protocol.py",
+    "tests/transport/nats/test_headers.py",
     "tests/transport/nats/test_nats_py_errors.py",
     "tests/integration/test_tls.py",
 )
@@ -48,7 +51,7 @@ MIB = 1024 * 1024
 
 
 def constant(result: bytes) -> Handler:
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
         return result
 
     return handle
@@ -85,7 +88,8 @@ async def result_of(client: Client, subject: str) -> bytes:
 def routes_of(client: Client) -> DirectRoutes:
     """Routes of a client; they answer with the names of its inboxes."""
     routes = DirectRoutes()
-    routes.invocations = Invocations(client.new_inbox(), client.new_inbox(), lambda: "token")
+    replies = FrameReplies(client.new_inbox(), client.new_inbox(), MIB)
+    routes.serve(DirectServer(Invocations(replies, lambda: "token"), replies, lambda step: None))
     return routes
 
 

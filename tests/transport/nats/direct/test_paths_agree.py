@@ -6,11 +6,11 @@ import asyncio
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import NamedTuple
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,14 +20,25 @@ from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from keyvalue_transport.keyvalue.store import encode_list_keys, encode_set, store_handlers, store_tallies
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
-from keyvalue_transport.nats.direct.routes import PARAMS, DirectRoutes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller
-from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Send, Waiting
+from keyvalue_transport.nats.replies import Send, SubjectReplies
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
+from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations
 from tests.invoking import invoke
-from tests.transport.nats.direct.test_protocol import INBOX, NOBODY, Reader, Socket, cut, publications
+from tests.transport.nats.direct.scene import (
+    INBOX,
+    NOBODY,
+    PIECES,
+    Reader,
+    Socket,
+    Unawaited,
+    cut,
+    direct_core,
+    publications,
+)
 
 FAILING, WAITING = "failing", "waiting"
-PIECES = 50  # the subscription to further pieces of parameters
+FUNCTIONS = PIECES + 1  # the first of the functions' subscriptions
+MAX_PAYLOAD = 5000
 GREETING = b'INFO {"max_payload": 5000}\r\n'
 LIMITS = InvocationLimits(half_open_max=4, half_open_bytes_max=600, waiting_max=2)
 OPTIONS = StoreOptions(key_bytes_max=20, value_bytes_max=400, bucket_name_bytes_max=8, buckets_max=2, keys_max=6)
@@ -160,70 +171,64 @@ class Outcome:
 
 
 class Core:
-    """What both paths end in: a store, its handlers, and the life of invocations."""
+    """What both paths end in: a store and its handlers."""
 
     def __init__(self) -> None:
         self.store = Store(OPTIONS)
         self.tallies = store_tallies()
         service = Service(self.store)
-        self.handlers = store_handlers(service, service.parameter_limits, self.tallies)
         self.callers: list[Caller] = []
         self.failures: list[str] = []
-        self.waiting: list[Waiting] = []
-        self.handlers[FAILING] = self._failing
-        self.handlers[WAITING] = self._waiting
-        tokens = itertools.count()
-        self.invocations = Invocations(INBOX, NOBODY, lambda: str(next(tokens)), LIMITS, 5000)
+        self.handlers: dict[str, Handler] = {
+            **store_handlers(service, service.parameter_limits, self.tallies),
+            FAILING: self._failing,
+            WAITING: self._waiting,
+        }
 
-    def _failing(self, caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def _failing(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         self.callers.append(caller)
         raise RuntimeError("the disk is on fire")
 
-    def _waiting(self, caller: Caller, buffer: bytes, start: int, end: int) -> Answer[bytes]:
+    def _waiting(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         self.callers.append(caller)
-        return Ready()
+        return Unawaited()
 
-    def outcome(self, sends: list[Send]) -> Outcome:
+    def outcome(self, sends: list[Send], counts: InvocationCounts, held: tuple[int, int, int]) -> Outcome:
         sent = defaultdict(list)
         for subject, payload, reply in sends:
             sent[subject.removesuffix(".results")].append((f"{subject} {reply}", payload))
         buckets = ((name, self.store.bucket(name)) for name in self.store.bucket_names())
-        counts = asdict(self.invocations.counts)
-        del counts["received_bytes"], counts["sent_bytes"]  # with their framing, on the direct path
         self.store.check()
         return Outcome(
             dict(sent),
             {name: {key: bucket.get(key) for key in set(bucket.keys())} for name, bucket in buckets},
-            counts,
+            # The bytes are with their framing, on the direct path.
+            {name: number for name, number in asdict(counts).items() if not name.endswith("_bytes")},
             {name: dict(zip(OUTCOMES, tally, strict=True)) for name, tally in self.tallies.items()},
             self.callers,
             self.failures,
-            (self.invocations.half_open, self.invocations.half_open_bytes, self.invocations.waiting),
+            held,
         )
-
-
-class Ready:
-    """An answer to wait for, that these tests never get."""
-
-    def __await__(self) -> Generator[object, object, bytes]:
-        raise AssertionError("nobody waits")
 
 
 def plain(stream: list[Message], tokens: dict[int, str]) -> Outcome:
     """As the server's callbacks do it. Notes under which token an invocation is half-open."""
     core = Core()
+    new_tokens = itertools.count()
+    server = SimpleNamespace(max_payload=MAX_PAYLOAD)
+    invocations = Invocations(SubjectReplies(INBOX, NOBODY, server), lambda: str(next(new_tokens)), LIMITS)
     sends: list[Send] = []
     for message in stream:
         match message:
             case Invoked(function, reply, caller, piece, traceparent):
                 if not reply:
-                    core.invocations.counts.without_reply += 1
+                    invocations.counts.without_reply += 1
                     continue
-                step = invoke(core.invocations, core.handlers[function], reply, caller, piece, 0.0, traceparent)
+                step = invoke(invocations, core.handlers[function], reply, caller, piece, 0.0, traceparent)
             case Piece(invocation, piece):
-                step = core.invocations.receive_params(tokens.get(invocation, "none"), piece, 0.0)
+                step = invocations.receive_params(tokens.get(invocation, "none"), piece, 0.0)
             case Limit(max_payload):
-                core.invocations.max_payload = max_payload
+                server.max_payload = max_payload
                 continue
             case Line():
                 continue
@@ -233,7 +238,8 @@ def plain(stream: list[Message], tokens: dict[int, str]) -> Outcome:
         sends += step.sends
         if step.failure is not None:
             core.failures.append(repr(step.failure))
-    return core.outcome(sends)
+    held = invocations.half_open, invocations.half_open_bytes, invocations.waiting
+    return core.outcome(sends, invocations.counts, held)
 
 
 def frames(stream: Sequence[Message], subscriptions: dict[str, int], tokens: dict[int, str]) -> bytes:
@@ -266,17 +272,19 @@ def frames(stream: Sequence[Message], subscriptions: dict[str, int], tokens: dic
 
 
 def direct(
-    loop: asyncio.AbstractEventLoop, stream: list[Message], tokens: dict[int, str], cuts: list[int], takes: list[bool]
+    loop: asyncio.AbstractEventLoop,
+    alike: bool,
+    stream: list[Message],
+    tokens: dict[int, str],
+    cuts: list[int],
+    takes: list[bool],
 ) -> tuple[Outcome, bytes]:
     """As `DirectProtocol` does it, and what it left to nats-py. The socket blocks after each write, until a true one of `takes`."""
     core = Core()
-    routes = DirectRoutes()
-    routes.invocations = core.invocations
-    routes.on_step = lambda step: None if step.failure is None else core.failures.append(repr(step.failure))
-    subscriptions = {name: number for number, name in enumerate(core.handlers, 1)}
+    routes, invocations, steps = direct_core(LIMITS, alike=alike, max_payload=MAX_PAYLOAD)
+    subscriptions = {name: number for number, name in enumerate(core.handlers, FUNCTIONS)}
     for name, number in subscriptions.items():
         routes.add(number, core.handlers[name])
-    routes.add(PIECES, PARAMS)
     socket, reader = Socket(high_water_bytes=0), Reader(loop)
     protocol = socket.protocol = DirectProtocol(reader, routes, loop)
     protocol.connection_made(socket)  # type: ignore[arg-type] # what is used of it
@@ -292,15 +300,9 @@ def direct(
     while socket.buffer:
         sent.append(socket.take())
     assert not socket.aborted
-    return core.outcome(publications(b"".join(sent))), b"".join(reader.pieces)
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop that is asked for its time alone."""
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
+    core.failures += [repr(step.failure) for step in steps if step.failure is not None]
+    held = invocations.half_open, invocations.half_open_bytes, invocations.waiting
+    return core.outcome(publications(b"".join(sent)), invocations.counts, held), b"".join(reader.pieces)
 
 
 @settings(max_examples=400)
@@ -314,10 +316,9 @@ def test_the_paths_agree(
 ) -> None:
     tokens: dict[int, str] = {}
     expected = plain(stream, tokens)
-    outcome, passed = direct(loop, stream, tokens, cuts, takes)
-    assert outcome == expected
     left = [message for message in stream if isinstance(message, Line | Limit)]
-    assert passed == frames(left, {}, {})
+    for alike in (True, False):
+        assert direct(loop, alike, stream, tokens, cuts, takes) == (expected, frames(left, {}, {}))
 
 
 def test_streams_hold_what_they_should(loop: asyncio.AbstractEventLoop) -> None:
@@ -338,8 +339,9 @@ def test_streams_hold_what_they_should(loop: asyncio.AbstractEventLoop) -> None:
     tokens: dict[int, str] = {}
     expected = plain(stream, tokens)
     assert tokens == {0: "0", 1: "1"}
-    outcome, _ = direct(loop, stream, tokens, [], [True])
-    assert outcome == expected
+    for alike in (True, False):
+        outcome, _ = direct(loop, alike, stream, tokens, [], [True])
+        assert outcome == expected
     counts = outcome.counts
     assert (counts["answered"], counts["damaged"], counts["refused"], counts["failed"]) == (2, 1, 1, 1)
     assert (counts["without_reply"], counts["stray_pieces"]) == (1, 1)

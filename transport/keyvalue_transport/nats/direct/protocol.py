@@ -5,56 +5,55 @@
                               │                       └─ all other whole lines and frames ──> nats-py's StreamReader │ write
     socket <── write ─────────┴──────────────────────────────────────────────────────────────────────────────────────┘
 
+What happens to a frame, in the order of this file:
+
+    data_received   a piece of the stream is parsed, or kept until the frame that it ends in is whole
+    _parse          each invocation in it: its handler is called, and its answer written. The only place that does either
+    _groups         finds them: frames like one before them (alike.py), or taken apart (frames.py). Everything else leaves the stream here
+    _enter_core     an invocation that is not answered by a whole small result goes to wrpc/invocation.py: cut parameters, large results,
+                    answers that must be waited for, handlers that raised
+    send            messages of the core that belong to no read: expired invocations, answers that were waited for
+
 A call costs no task, no coroutine and no message object: one read holds many frames, each is a few slices of the same bytes, and their
-answers leave in one write. Frames are much alike (`keyvalue_transport.nats.direct.frames.Shape`): one that is like a frame before it is compared and not taken apart,
-and a run of frames that have one size too is cut by one call of `struct`. nats-py is never in the middle of a frame.
+answers leave in one write.
 
 Invariants:
-- A handler sees buffer[start:end] of its own frame alone; what is cut there is cut, though the buffer goes on.
+- A handler sees buffer[start:end] of its own frame alone; parameters that are cut there are cut, although the buffer goes on.
+- nats-py is never in the middle of a frame.
+- What arrives on the connection takes effect in its order: messages of `InOrder` routes before every invocation behind them.
 - Output is bounded: after OUTPUT_BYTES it is written, and while the socket's buffer is above its high-water mark nothing more is parsed
   and reading is paused. Input is bounded: a frame is held until it is whole, and one that claims more than max_payload aborts the connection.
 - Reading is paused while the socket wants it (`DirectProtocol`) or nats-py's StreamReader does; `ReadFlow` owns the pausing.
 - An exception of a handler ends its invocation, never the connection.
-- What belongs to one connection lives in its protocol; `keyvalue_transport.nats.direct.transport` makes a new one at each reconnect.
+- What belongs to one connection lives in its protocol; `direct/transport.py` makes a new one at each reconnect.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator
 from time import monotonic, perf_counter
 
-from keyvalue_transport.nats.direct.callers import CRLF, traceparent_of
-from keyvalue_transport.nats.direct.frames import Cut, FrameRun, NotNatsError, Other, write_frames
+from keyvalue_transport.nats.direct.alike import InvocationGroup
+from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, NEXT_PUB, PUB, RESULT_LINES, SMALL
+from keyvalue_transport.nats.direct.frames import HMSG, INFO, LINE_BYTES_MAX, Frame, Line, NotNatsError, read_frame
 from keyvalue_transport.nats.direct.read_flow import ReadFlow, Writable
-from keyvalue_transport.nats.direct.routes import DirectRoutes
+from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further, InOrder, RoutedMessage
+from keyvalue_transport.nats.headers import CRLF, read_headers
+from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler
-from keyvalue_transport.wrpc.invocation import Invocations
-from keyvalue_transport.wrpc.subjects import params_token
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
 
 __all__ = ["DirectProtocol"]
+
+log = logging.getLogger(__name__)
 
 #: Output that is written before more input is parsed.
 OUTPUT_BYTES = 1024 * 1024
 #: Bytes in the socket's buffer above which reading is paused.
 HIGH_WATER_BYTES = 1024 * 1024
-#: About what the lines of an answer take beside its result.
-LINES_BYTES = 256
-#: A line of the protocol (INFO is the longest) and the control line and headers of a frame stay below this.
-LINE_BYTES_MAX = 1024 * 1024
-
-#: Frames alike that are worth being answered as a run.
-RUN_FRAMES_MIN = 4
-
-HMSG, MSG, INFO = b"HMI"
-SPACE, CR = b" \r"
-#: Sizes below this are looked up: `int` of bytes costs as much as the rest of a control line.
-SMALL = 4096
-SIZES = {b"%d" % size: size for size in range(SMALL)}
-PUB, NEXT_PUB, END = b"PUB ", b"\r\nPUB ", b".results 0\r\n\r\n"
-RESULTS = tuple(b".results %d\r\n" % size for size in range(SMALL))
 
 
 class DirectProtocol(asyncio.StreamReaderProtocol):
@@ -62,6 +61,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
 
     def __init__(self, reader: asyncio.StreamReader, routes: DirectRoutes, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
+        self._loop_of_writes = loop
         self._routes = routes
         self._socket: Writable | None = None
         self._flow: ReadFlow | None = None
@@ -69,17 +69,17 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._blocked = False  # the socket's buffer is above its high-water mark
         self._max_payload = 1024 * 1024  # until the server's INFO says what it is
         self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
-        # Of the last invocation that was taken apart: where they repeat, the next one may be alike.
-        self._size = self._subscription = b""
-        self._caller = ANONYMOUS
         # What was read and not parsed: pieces, their size, and the size at which parsing can go on.
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
         self._needed_bytes = 0
+        self._out: list[bytes] = []  # of the read that is parsed
+        self._later: list[bytes] = []  # of `send`, until the end of this turn of the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's word that the connection is there; after a TLS upgrade the one who upgrades calls it."""
         self._socket = transport  # type: ignore[assignment]
+        self._routes.protocol = self
         self._flow = ReadFlow(transport)  # type: ignore[arg-type]
         super().connection_made(self._flow)  # type: ignore[arg-type] # it hands it to the reader, which pauses
 
@@ -91,6 +91,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         """asyncio's word that the connection is gone: what was not parsed is gone with it."""
         self._socket = None
+        if self._routes.protocol is self:
+            self._routes.protocol = None
         self._pieces = []
         self._pieces_bytes = self._needed_bytes = 0
         super().connection_lost(error)
@@ -135,13 +137,13 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._parse_timed(buffer)
 
     def _parse_timed(self, buffer: bytes) -> None:
-        on_batch = self._routes.on_batch
-        if on_batch is None:
+        server = self._routes.server
+        if server is None or server.on_batch is None:
             self._parse(buffer)
         else:
             began_s = perf_counter()
             self._parse(buffer)
-            on_batch(perf_counter() - began_s)
+            server.on_batch(perf_counter() - began_s)
 
     def _keep(self, rest: bytes, needed_bytes: int) -> None:
         if rest:
@@ -150,226 +152,180 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._needed_bytes = needed_bytes
 
     def _parse(self, buffer: bytes) -> None:
-        """Answer the whole frames that are routed, pass on what else is whole, keep the rest. Pays: bench end-to-end get."""
-        routes, invocations = self._routes, self._routes.invocations
-        handshake = b"" if invocations is None else b" %b 0\r\n\r\nPUB " % invocations.nobody.encode()
-        find, startswith, end = buffer.find, buffer.startswith, len(buffer)
-        at = passed = answered = out_bytes = needed = 0  # buffer[passed:at] is whole and goes on to nats-py
-        out: list[bytes] = []
-        shape, may_run = None, True
-        while at < end:
-            if shape is not routes.shape:
-                shape = routes.shape
-                prefix, prefix_bytes, suffix, suffix_bytes, rest, rest_bytes, ahead, payload_bytes, usual, whose = shape
-            if out_bytes >= OUTPUT_BYTES:
-                self._write(out)
-                out, out_bytes = [], 0
-                if self._blocked:
-                    break
-            if (
-                startswith(prefix, at)
-                and startswith(suffix, reply_end := find(b" ", at + prefix_bytes))
-                and (payload_end := (payload_at := reply_end + ahead) + payload_bytes) + 2 <= end
-                and (
-                    not rest_bytes
-                    or (rest_bytes < 0 and find(CRLF, at, reply_end) < 0)
-                    or (
-                        0 < rest_bytes == payload_at - find(CRLF, reply_end + suffix_bytes)
-                        and startswith(rest, payload_at - rest_bytes)
-                    )
-                )
-            ):
-                if may_run and end - at >= RUN_FRAMES_MIN * (payload_end + 2 - at):
-                    if passed < at:
-                        super().data_received(buffer[passed:at])
-                    run = FrameRun.of(shape, at, reply_end, payload_end)
-                    passed, count, out_bytes = self._answer_run(run, handshake, buffer, at, out, out_bytes)
-                    may_run = passed - at >= RUN_FRAMES_MIN * run.frame_bytes
-                    at = passed
-                    answered += count
-                    continue
-                handler, reply, caller = usual, buffer[at + prefix_bytes : reply_end], whose
-            else:
+        """Answer the invocations in a buffer, pass on what else is whole, keep the rest. Pays: bench end-to-end get."""
+        server = self._routes.server
+        if server is None:
+            for _ in self._groups(buffer):
+                raise AssertionError("there is a route to a handler, and no server")
+            return
+        counts, handshake = server.invocations.counts, server.replies.handshake
+        answered = out_bytes = 0
+        out = self._out = []
+        for handler, caller, frames in self._groups(buffer):
+            size_max = self._max_payload  # which an INFO before this group may have changed
+            for reply, at, start, end in frames:
+                result: bytes | Pending | Exception
                 try:
-                    taken = self._take_apart(buffer, at, end)
-                except NotNatsError:
-                    return self._abort()
-                if isinstance(taken, Other):
-                    if taken.words is not None:
-                        if passed < at:
-                            super().data_received(buffer[passed:at])
-                        passed = taken.end
-                        out.append(self._other(taken.words, taken.payload))
-                        out_bytes += len(out[-1])
-                    at = taken.end
-                    continue
-                if isinstance(taken, int):
-                    needed = taken
-                    break
-                handler, reply, caller, payload_at, payload_end = taken
-            if passed < at:
-                super().data_received(buffer[passed:at])
-            passed = payload_end + 2
-            result: Answer[bytes] | Exception
-            try:
-                result = handler(caller, buffer, payload_at, payload_end)
-            except Exception as error:  # of all kinds, NeedMoreBytes too
-                result = error
-            if type(result) is bytes and 0 < (size := len(result)) <= self._max_payload:
-                answered += 1
-                line = RESULTS[size] if size < SMALL else b".results %d\r\n" % size
-                out += (PUB, reply, handshake, reply, line, result, NEXT_PUB, reply, END)
-                out_bytes += size + LINES_BYTES
-            else:
-                out.append(self._outcome(handler, reply, caller, buffer, at, payload_at, payload_end, result))
-                out_bytes += len(out[-1])
-                result = b""  # a traceback of an exception holds this frame, and so the buffer
-            at = passed
+                    result = handler(caller, buffer, start, end)
+                except Exception as error:  # of every kind, NeedMoreBytes too
+                    result = error
+                if type(result) is bytes and 0 < (size := len(result)) <= size_max:
+                    answered += 1
+                    line = RESULT_LINES[size] if size < SMALL else b".results %d\r\n" % size
+                    out += (PUB, reply, handshake, reply, line, result, NEXT_PUB, reply, END)
+                    out_bytes += size + ANSWER_BYTES
+                else:
+                    out_bytes += self._enter_core(server, handler, caller, reply, buffer, at, start, end, result)
+                    result = b""  # a traceback of an exception holds this frame, and so the buffer
+                if out_bytes >= OUTPUT_BYTES:
+                    self._write(out)
+                    out.clear()
+                    out_bytes = 0
+                    if self._blocked:
+                        self._keep(buffer[end + 2 :], 0)
+                        counts.received_bytes += end + 2
+                        counts.answered += answered
+                        return
+        counts.answered += answered
         if out:
             self._write(out)
-        if invocations is not None:
-            counts = invocations.counts
-            counts.answered += answered
-            counts.received_bytes += at
-        if passed < at:
-            super().data_received(buffer[passed:at])
+
+    def _groups(self, buffer: bytes) -> Iterator[InvocationGroup]:
+        """Yield invocations that follow each other and have one handler and one caller. In between pass on other frames and lines, and at the end keep what is not whole."""
+        routes, alike = self._routes, self._routes.alike
+        at = passed = needed = taken_bytes = 0  # buffer[passed:at] is whole and goes on to nats-py
+        end = len(buffer)
+        while at < end:
+            shape = alike.shape
+            if shape is not None and buffer.startswith(shape.prefix, at):
+                self._pass_on(buffer, passed, at)
+                yield shape.handler, shape.caller, shape.frames(buffer, at, end)
+                passed = at = shape.stopped_at
+                if at == end:
+                    break
+            try:
+                frame = read_frame(buffer, at, end, self._frame_bytes_max)
+            except NotNatsError:
+                self._abort()
+                return
+            if isinstance(frame, int):
+                needed = frame
+                break
+            if isinstance(frame, Line):
+                if frame.kind == INFO:
+                    self._read_info(buffer[at : frame.end])
+                at = frame.end
+                continue
+            route = routes.routes.get(frame.subscription)
+            if route is None and _is_text(buffer[at : frame.headers_at]):
+                at = frame.payload_end + 2
+                continue
+            self._pass_on(buffer, passed, at)
+            if callable(route) and frame.reply:
+                routes.settle()
+                caller = self._caller_of(buffer, at, frame, route)
+                yield route, caller, ((frame.reply, at, frame.payload_at, frame.payload_end),)
+            elif route is not None:
+                taken_bytes += self._take(route, frame, buffer)
+            # Else a line that is no text, at which nats-py's reading would end for good.
+            passed = at = frame.payload_end + 2
+            if taken_bytes >= OUTPUT_BYTES:
+                self._write(self._out)
+                self._out.clear()
+                taken_bytes = 0
+                if self._blocked:
+                    break
+        self._pass_on(buffer, passed, at)
+        if routes.server is not None:
+            routes.server.invocations.counts.received_bytes += at
         if at < end:
             self._keep(buffer[at:], needed)
 
-    def _answer_run(
-        self, run: FrameRun, handshake: bytes, buffer: bytes, at: int, out: list[bytes], out_bytes: int
-    ) -> tuple[int, int, int]:
-        """Answer the frames of a run that begins at `at`, as `_parse` answers one. Pays: bench end-to-end get.
+    def _caller_of(self, buffer: bytes, at: int, frame: Frame, handler: Handler) -> Caller:
+        block, caller = b"", ANONYMOUS
+        if buffer[at] == HMSG:
+            block = buffer[frame.headers_at : frame.payload_at]
+            callers = self._routes.callers
+            caller = callers.callers.get(block) or callers.find(block)
+        self._routes.alike.learn(frame, block, handler, caller)
+        return caller
 
-        Returns where the first frame begins that is not of the run, how many were answered whole, and how many bytes `out` has now, about.
-        """
-        frames, frame_bytes, payload_ahead, payload_bytes, shape = run
-        prefix, suffix, rest, handler, caller = shape.prefix, shape.suffix, shape.rest, shape.handler, shape.caller
-        answered, size_max = 0, self._max_payload
-        whole_bytes = (len(buffer) - at) // frame_bytes * frame_bytes
-        for its_prefix, reply, its_suffix, trace, its_rest in frames.iter_unpack(
-            memoryview(buffer)[at : at + whole_bytes]
-        ):
-            if (
-                its_prefix != prefix
-                or its_suffix != suffix
-                or SPACE in reply
-                or CR in reply
-                or (its_rest and (its_rest != rest or CR in trace))
-                or out_bytes >= OUTPUT_BYTES
-            ):
-                break
-            payload_at = at + payload_ahead
-            payload_end = payload_at + payload_bytes
-            result: Answer[bytes] | Exception
-            try:
-                result = handler(caller, buffer, payload_at, payload_end)
-            except Exception as error:  # of all kinds, NeedMoreBytes too
-                result = error
-            if type(result) is bytes and 0 < (size := len(result)) <= size_max:
-                answered += 1
-                line = RESULTS[size] if size < SMALL else b".results %d\r\n" % size
-                out += (PUB, reply, handshake, reply, line, result, NEXT_PUB, reply, END)
-                out_bytes += size + LINES_BYTES
-            else:
-                out.append(self._outcome(handler, reply, caller, buffer, at, payload_at, payload_end, result))
-                out_bytes += len(out[-1])
-                result = b""  # a traceback of an exception holds this frame, and so the buffer
-            at += frame_bytes
-        return at, answered, out_bytes
-
-    def _take_apart(self, buffer: bytes, at: int, end: int) -> Cut | Other | int:
-        """What stands there, by the words of its control line; where it is not whole, how many bytes it has at least.
-
-        :raises NotNatsError: it is not the protocol, or claims too much
-        """
-        line_end = buffer.find(CRLF, at)
-        if line_end < 0:
-            if end - at > LINE_BYTES_MAX:
-                raise NotNatsError
-            return 0
-        kind = buffer[at]
-        if kind != HMSG and kind != MSG:
-            if kind == INFO:
-                self._read_info(buffer[at:line_end])
-            return Other(line_end + 2)
-        words = buffer[at:line_end].split(b" ")
-        head_at = payload_at = line_end + 2
-        try:
-            size = words[-1]
-            payload_end = payload_at + (SIZES.get(size) or int(size))
-            if kind == HMSG:
-                payload_at += SIZES.get(words[-2]) or int(words[-2])
-            subscription = words[2]
-        except (ValueError, IndexError):
-            raise NotNatsError from None
-        if not head_at <= payload_at <= payload_end <= line_end + self._frame_bytes_max:
-            raise NotNatsError
-        if payload_end + 2 > end:
-            return payload_end + 2 - at
-        routes = self._routes
-        handler = routes.handlers.get(subscription)
-        if handler is None or len(words) != (6 if kind == HMSG else 5):
-            if len(words) - (kind == HMSG) not in (4, 5):
-                raise NotNatsError
-            if handler is None and subscription not in routes.params and _is_text(buffer[at:line_end]):
-                return Other(payload_end + 2)
-            return Other(payload_end + 2, words, buffer[payload_at:payload_end])
-        block = buffer[head_at:payload_at]
-        caller = ANONYMOUS if kind == MSG else routes.callers.callers.get(block) or routes.callers.find(block)
-        cut = handler, words[3], caller, payload_at, payload_end
-        if size == self._size and caller is self._caller and subscription == self._subscription:
-            routes.learn_shape(words, block, buffer, cut)
-        self._size, self._subscription, self._caller = size, subscription, caller
-        return cut
+    def _pass_on(self, buffer: bytes, start: int, end: int) -> None:
+        if start < end:
+            super().data_received(buffer[start:end])
 
     # What is not an invocation with whole parameters and a small result.
 
-    def _outcome(
+    def _enter_core(
         self,
+        server: DirectServer,
         handler: Handler,
-        reply_to: bytes,
         caller: Caller,
+        reply: bytes,
         buffer: bytes,
         at: int,
         start: int,
         end: int,
-        outcome: Answer[bytes] | Exception,
-    ) -> bytes:
-        """The frames for what a handler returned or raised for the parameters buffer[start:end] of the frame that begins at `at`."""
-        reply = reply_to.decode(errors="replace")  # NATS takes a subject that is no text: nobody gets the answer
-        traceparent = traceparent_of(buffer[buffer.find(CRLF, at) + 2 : start])
+        outcome: bytes | Pending | Exception,
+    ) -> int:
+        """Write what the core says to what a handler returned or raised for buffer[start:end], and return the number of bytes.
+
+        :param at: where the frame begins, whose headers name the trace
+        """
+        traceparent = read_headers(buffer[buffer.find(CRLF, at) + 2 : start]).traceparent
         if isinstance(outcome, NeedMoreBytes):
             outcome.end_min -= start
-        step = self._invocations.receive(handler, reply, caller, buffer[start:end], outcome, monotonic(), traceparent)
-        self._routes.on_step(step)
-        return write_frames(step.sends)
+        step = server.invocations.receive(handler, reply, caller, buffer[start:end], outcome, monotonic(), traceparent)
+        self._out += step.sends
+        server.on_step(step)
+        return sum(map(len, step.sends))
 
-    def _other(self, words: Sequence[bytes], payload: bytes) -> bytes:
-        """The frames for what is no invocation that can be answered, and not nats-py's."""
-        if words[2] in self._routes.params:  # a further piece of parameters
-            token = params_token(words[1].decode(errors="replace"))
-            step = self._invocations.receive_params(token, payload, monotonic())
-            self._routes.on_step(step)
-            return write_frames(step.sends)
-        if words[2] in self._routes.handlers:  # an invocation without a reply subject: not carried out
-            self._invocations.counts.without_reply += 1
-        return b""  # or a line that is no text, at which nats-py's reading would end for good
+    def _take(self, route: Handler | InOrder | Further, frame: Frame, buffer: bytes) -> int:
+        """Take a frame of ours that is no invocation which can be answered, and return the number of bytes that it was answered with."""
+        payload, server = buffer[frame.payload_at : frame.payload_end], self._routes.server
+        if isinstance(route, InOrder):
+            subject, reply = frame.words[1].decode(errors="replace"), frame.reply.decode(errors="replace")
+            try:
+                route.handle(RoutedMessage(subject, reply, payload))
+            except Exception:  # the connection and its calls go on
+                log.exception("a message to %s was not handled", subject[:128])
+        elif server is None:
+            pass
+        elif route is Further.PIECES:
+            self._routes.settle()
+            token = params_token(frame.words[1].decode(errors="replace"))
+            step = server.invocations.receive_params(token, payload, monotonic())
+            self._out += step.sends
+            server.on_step(step)
+            return sum(map(len, step.sends))
+        else:  # an invocation without a reply subject is not carried out
+            server.invocations.counts.without_reply += 1
+        return 0
 
-    @property
-    def _invocations(self) -> Invocations:
-        invocations = self._routes.invocations
-        assert invocations is not None, "there are routes"
-        return invocations
+    def send(self, frames: list[bytes]) -> bool:
+        """Write frames at the end of this turn of the loop, with all others of it. Return False if the connection is gone."""
+        if self._socket is None:
+            return False
+        if not self._later:
+            self._loop_of_writes.call_soon(self.flush)
+        self._later += frames
+        return True
+
+    def flush(self) -> None:
+        """Write what `send` was given."""
+        later, self._later = self._later, []
+        if later:
+            self._write(later)
 
     def _write(self, out: list[bytes]) -> None:
         frames = out[0] if len(out) == 1 else b"".join(out)
-        self._invocations.counts.sent_bytes += len(frames)
+        if self._routes.server is not None:
+            self._routes.server.invocations.counts.sent_bytes += len(frames)
         if self._socket is not None:
             self._socket.write(frames)
 
     def _read_info(self, line: bytes) -> None:
-        """The server's limits may change at any INFO."""
+        """Read the server's limits, which may change at any INFO."""
         try:
             max_payload = int(json.loads(line[4:])["max_payload"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -378,15 +334,16 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             return
         self._max_payload = max_payload
         self._frame_bytes_max = max_payload + LINE_BYTES_MAX
-        self._routes.forget_shapes()  # they claim what was allowed before
-        if self._routes.invocations is not None:
-            self._routes.invocations.max_payload = max_payload
+        self._routes.alike.forget()  # the shapes claim what was allowed before
+        if self._routes.server is not None:
+            self._routes.server.replies.max_payload = max_payload
 
     def _abort(self) -> None:
-        """What comes is not the protocol: nats-py sees the end of the stream, and reconnects."""
+        """End the connection: what comes is not the protocol. nats-py sees the end of the stream, and reconnects."""
         self._routes.violations += 1
         if self._socket is not None:
             self._socket.abort()
+            self._socket = None
 
 
 def _is_text(line: bytes) -> bool:

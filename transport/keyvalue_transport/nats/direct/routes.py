@@ -1,87 +1,113 @@
-"""What the direct path answers: which handler a subscription of nats-py's client belongs to."""
+"""What the direct path answers: which handler a subscription of nats-py's client belongs to. Outlives connections."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from keyvalue_transport.nats.direct.callers import CallerCache
-from keyvalue_transport.nats.direct.frames import NO_SHAPE, Cut, Shape, shape_of
-from keyvalue_transport.wrpc.handler import Caller, Handler, narrow
+from keyvalue_transport.nats.direct.alike import Alike
+from keyvalue_transport.nats.direct.answers import FrameReplies
+from keyvalue_transport.nats.headers import CallerCache
+from keyvalue_transport.wrpc.handler import Handler
 from keyvalue_transport.wrpc.invocation import Invocations, Step
 
-__all__ = ["PARAMS", "DirectRoutes"]
+if TYPE_CHECKING:
+    from keyvalue_transport.nats.direct.protocol import DirectProtocol
 
-#: The route of the subscription to further pieces of parameters.
-PARAMS = "params"
-#: Shapes that are kept; when there are more, all are forgotten.
-SHAPES_MAX = 256
-#: Of parameters, what a handler is narrowed by stands within so many bytes: a shape keeps it.
-NARROWED_BYTES_MAX = 2048
+__all__ = ["DirectRoutes", "DirectServer", "Further", "InOrder", "Route", "RoutedMessage"]
+
+log = logging.getLogger(__name__)
 
 
-class DirectRoutes:
-    """What the direct path answers: handlers by subscription id, over one core. Outlives connections.
+class Further(Enum):
+    """The route of the subscription to further pieces of parameters."""
 
-    :ivar shape: of the last invocation that was taken apart and like the one before it
-    :ivar on_step: told of each step but those of invocations that were answered whole; their messages are sent by then, or about to be
+    PIECES = auto()
+
+
+class RoutedMessage(NamedTuple):
+    """A message that is no invocation, as a function of `subscribe_in_order` gets it."""
+
+    subject: str
+    reply: str
+    data: bytes
+    headers: None = None
+
+
+class InOrder(NamedTuple):
+    """The route of a subscription whose messages take effect before every invocation that comes after them."""
+
+    handle: Callable[[RoutedMessage], None]
+
+
+Route: TypeAlias = Handler | InOrder | Further
+
+
+class DirectServer(NamedTuple):
+    """The server whose invocations the direct path answers.
+
+    :ivar on_step: told of each step but those of invocations that were answered whole; its messages are sent by then, or about to be
     :ivar on_batch: told how many seconds the frames of a read took, from the read to the write of their answers
     """
 
+    invocations: Invocations[bytes, bytes]
+    replies: FrameReplies
+    on_step: Callable[[Step[bytes, bytes]], None]
+    on_batch: Callable[[float], None] | None = None
+
+
+class DirectRoutes:
+    """Routes by subscription id, over one server.
+
+    :ivar protocol: of the connection that is alive, if one is
+    :ivar violations: connections aborted for a frame that claims too much
+    """
+
     def __init__(self) -> None:
-        self.on_batch: Callable[[float], None] | None = None
-        self.handlers: dict[bytes, Handler] = {}
-        self.params: set[bytes] = set()
-        self.shape = NO_SHAPE
-        self._shapes: dict[tuple[bytes, bytes, Caller], Shape] = {}
+        self.routes: dict[bytes, Route] = {}
+        self.alike = Alike()
         self.callers = CallerCache()
-        self.invocations: Invocations | None = None
-        self.on_step: Callable[[Step], None] = lambda step: None
-        self.violations = 0  # connections aborted for a frame that claims too much
+        self.server: DirectServer | None = None
+        self.protocol: DirectProtocol | None = None
+        self.violations = 0
+        self._before_next_call: Callable[[], None] | None = None
 
-    def add(self, subscription_id: int, route: Handler | str) -> None:
-        """Answer a subscription from now on."""
-        self.forget_shapes()
-        key = b"%d" % subscription_id
-        if route == PARAMS:
-            self.params.add(key)
-        else:
-            assert callable(route)
-            self.handlers[key] = route
+    def serve(self, server: DirectServer) -> None:
+        """Answer the invocations of this server.
 
-    def learn_shape(self, words: Sequence[bytes], block: bytes, buffer: bytes, cut: Cut) -> None:
-        """Take the shape of an invocation that was like the one before it, and does not have the shape that there is.
-
-        A shape is for parameters that begin alike, until it is found here that others of the same size come, which begin otherwise.
+        :raises ValueError: another server has them
         """
-        handler, _, caller, start, end = cut
-        kind = (words[2], words[-1], caller)
-        known = self._shapes.get(kind)
-        if known is None or known is self.shape:
-            narrowed = None
-            if known is None:
-                narrowed = narrow(handler, buffer[start : min(end, start + NARROWED_BYTES_MAX)])
-            known = shape_of(words, block, end - start, handler, caller, narrowed)
-            if known is None:
-                return
-            if len(self._shapes) >= SHAPES_MAX:
-                self._shapes.clear()
-            self._shapes[kind] = known
-        self.shape = known
+        if self.server is not None:
+            raise ValueError("found a second server on one direct connection, allowed one: open a connection for each")
+        self.server = server
 
-    def forget_shapes(self) -> None:
-        """Take the next frames apart as if they were the first."""
-        self.shape = NO_SHAPE
-        self._shapes.clear()
+    def add(self, subscription_id: int, route: Route) -> None:
+        """Answer a subscription from now on."""
+        self.alike.forget()
+        self.routes[b"%d" % subscription_id] = route
 
     def remove(self, subscription_id: int) -> None:
         """Leave a subscription to nats-py."""
-        key = b"%d" % subscription_id
-        self.handlers.pop(key, None)
-        self.params.discard(key)
-        self.forget_shapes()
+        self.alike.forget()
+        self.routes.pop(b"%d" % subscription_id, None)
 
     def clear(self) -> None:
         """Forget all subscriptions: another client, whose numbers begin anew, takes the place of the one that had them."""
-        self.handlers.clear()
-        self.params.clear()
-        self.forget_shapes()
+        self.alike.forget()
+        self.routes.clear()
+
+    def before_next_call(self, act: Callable[[], None]) -> None:
+        """Have `act` called once, before the next invocation is handled."""
+        self._before_next_call = act
+        self.alike.pause()  # a frame that is taken apart asks for it
+
+    def settle(self) -> None:
+        """Do what must be done before the next invocation is handled."""
+        act, self._before_next_call = self._before_next_call, None
+        if act is not None:
+            try:
+                act()
+            except Exception:  # the connection and its other calls go on
+                log.exception("a change was not carried out")

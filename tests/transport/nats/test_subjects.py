@@ -8,8 +8,8 @@ import re
 import pytest
 
 from keyvalue_transport.keyvalue.store import STORE
-from keyvalue_transport.wrpc import subjects
-from keyvalue_transport.wrpc.subjects import (
+from keyvalue_transport.nats import subjects
+from keyvalue_transport.nats.subjects import (
     PROTOCOL,
     check_subject,
     invocation_subject,

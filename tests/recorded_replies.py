@@ -1,0 +1,106 @@
+"""Replies that are recorded, so that the core is tested without NATS, and answers that are waited for without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Any, NamedTuple, TypeAlias
+
+from keyvalue_transport.wrpc.handler import Pending
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
+
+__all__ = ["Core", "Later", "Reply", "accept", "ended", "new_core", "outcome_of", "result", "waited"]
+
+
+class Reply(NamedTuple):
+    """A message that answers an invocation.
+
+    :ivar kind: accept, result or end
+    :ivar content: the token of a handshake, a result, or None
+    """
+
+    kind: str
+    to: str
+    content: str | bytes | None = None
+
+
+def accept(to: str, token: str | None = None) -> Reply:
+    return Reply("accept", to, token)
+
+
+def result(to: str, result: bytes) -> Reply:
+    return Reply("result", to, result)
+
+
+def ended(to: str) -> Reply:
+    return Reply("end", to)
+
+
+class RecordedReplies:
+    """Notes each message as what it is. A result is one message, however long."""
+
+    def accept(self, reply: str, token: str | None, /) -> list[Reply]:
+        return [accept(reply, token)]
+
+    def result(self, reply: str, content: bytes, /) -> list[Reply]:
+        assert content, "no bytes are no result"
+        return [result(reply, content)]
+
+    def end(self, reply: str, /) -> list[Reply]:
+        return [ended(reply)]
+
+
+Core: TypeAlias = Invocations[str, Reply]
+
+
+def new_core(limits: InvocationLimits | None = None) -> Core:
+    """Return invocations whose half-open ones get the tokens 0, 1 and so on."""
+    tokens = count()
+    return Invocations(RecordedReplies(), lambda: str(next(tokens)), limits)
+
+
+class Later:
+    """An answer that is waited for, and is its own result.
+
+    :ivar answer: what the server waits for
+    """
+
+    def __init__(self, answer: Awaitable[bytes]) -> None:
+        self.answer = answer
+
+    def encode(self, read: Callable[[], object]) -> bytes:
+        """Return the answer as it is."""
+        value = read()
+        assert isinstance(value, bytes)
+        return value
+
+
+def waited(pending: Pending) -> bytes:
+    """Return the result of an answer, waited for on a loop of its own. Raise what its function raised."""
+
+    async def wait() -> object:
+        return await pending.answer
+
+    def read() -> object:
+        with asyncio.Runner() as runner:
+            return runner.run(wait())
+
+    return pending.encode(read)
+
+
+def outcome_of(pending: Pending) -> bytes | Exception:
+    """Return what a server tells `finish`. The answer must not give way to others."""
+    steps: Any = pending.answer.__await__()
+
+    def read() -> object:
+        try:
+            next(steps)
+        except StopIteration as stopped:
+            return stopped.value
+        raise AssertionError("the answer gave way")
+
+    try:
+        return pending.encode(read)
+    except Exception as error:
+        return error

@@ -1,0 +1,263 @@
+"""The direct path without a socket: one connection of a server, whose reads a test makes and whose writes it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from typing import Any, NamedTuple, TypeAlias
+
+from keyvalue_engine import Store
+from keyvalue_provider.keyvalue.service import Service
+from keyvalue_transport.keyvalue.interface import encode_bucket_key
+from keyvalue_transport.keyvalue.store import encode_set, store_handlers
+from keyvalue_transport.nats.direct.answers import FrameReplies
+from keyvalue_transport.nats.direct.protocol import DirectProtocol
+from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further
+from keyvalue_transport.nats.replies import Send
+from keyvalue_transport.wrpc.handler import Caller, Handler
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step
+
+MIB = 1024 * 1024
+INBOX = "_INBOX.server"
+NOBODY = "_INBOX.nobody"
+GET, SET, DELETE, EXISTS, LIST_KEYS, PIECES = range(1, 7)  # subscriptions that are routed
+OTHERS = 77  # one that is not
+UNIT = b"\x00"
+HEADERS = b"NATS/1.0\r\nlink-name: default\r\nsource-id: component\r\n\r\n"
+CALLER = Caller("component", "default")
+
+
+class Socket:
+    """asyncio's transport, with a peer that takes what was written when it is told to.
+
+    :param high_water_bytes: above them the protocol is told to pause
+    """
+
+    def __init__(self, high_water_bytes: int = 2**40) -> None:
+        self.protocol: DirectProtocol | None = None
+        self.reading = True
+        self.aborted = False
+        self.buffer: list[bytes] = []
+        self.buffer_bytes = self.buffer_bytes_max = 0
+        self._high_water_bytes = high_water_bytes
+        self._paused = False
+
+    def write(self, frames: bytes, /) -> None:
+        self.buffer.append(frames)
+        self.buffer_bytes += len(frames)
+        self.buffer_bytes_max = max(self.buffer_bytes_max, self.buffer_bytes)
+        if self.buffer_bytes > self._high_water_bytes and not self._paused:
+            self._paused = True
+            assert self.protocol is not None
+            self.protocol.pause_writing()
+
+    def take(self) -> bytes:
+        """Return what the peer reads, which is all. Then the protocol may go on."""
+        taken = b"".join(self.buffer)
+        self.buffer = []
+        self.buffer_bytes = 0
+        if self._paused:
+            self._paused = False
+            assert self.protocol is not None
+            self.protocol.resume_writing()
+        return taken
+
+    def pause_reading(self) -> None:
+        assert self.reading, "paused twice"
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.reading, "resumed twice"
+        self.reading = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+
+class Reader(asyncio.StreamReader):
+    """asyncio's, which notes in what pieces it was fed."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit=64 * 1024, loop=loop)
+        self.pieces: list[bytes] = []
+
+    def feed_data(self, data: Any) -> None:
+        self.pieces.append(data)
+        super().feed_data(data)
+
+
+class Counted(DirectProtocol):
+    """Notes the size of each buffer that is parsed."""
+
+    def __init__(self, reader: asyncio.StreamReader, routes: DirectRoutes, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(reader, routes, loop)
+        self.parsed: list[int] = []
+        self.received_bytes = 0
+
+    def data_received(self, piece: bytes) -> None:
+        self.received_bytes += len(piece)
+        super().data_received(piece)
+
+    def _parse(self, buffer: bytes) -> None:
+        self.parsed.append(len(buffer))
+        super()._parse(buffer)
+
+
+class Unawaited:
+    """A pending answer that nobody awaits."""
+
+    @property
+    def answer(self) -> Awaitable[object]:
+        return self
+
+    def encode(self, read: Callable[[], object]) -> bytes:
+        raise AssertionError("nobody waits")
+
+    def __await__(self) -> Generator[None, None, object]:
+        raise AssertionError("nobody waits")
+
+    def close(self) -> None:
+        """Be dropped."""
+
+
+class DirectCore(NamedTuple):
+    """Routes that answer as a server's do, and what its steps are noted in."""
+
+    routes: DirectRoutes
+    invocations: Invocations[bytes, bytes]
+    steps: list[Step[bytes, bytes]]
+
+
+def direct_core(limits: InvocationLimits | None = None, *, alike: bool = True, max_payload: int = MIB) -> DirectCore:
+    """Return routes over invocations whose tokens are 0, 1, 2 ..., with the route to further pieces of parameters.
+
+    :param alike: False to take each frame apart
+    """
+    tokens = itertools.count()
+    routes = DirectRoutes()
+    routes.alike.is_on = alike
+    replies = FrameReplies(INBOX, NOBODY, max_payload)
+    invocations = Invocations(replies, lambda: str(next(tokens)), limits)
+    steps: list[Step[bytes, bytes]] = []
+    routes.serve(DirectServer(invocations, replies, steps.append))
+    routes.add(PIECES, Further.PIECES)
+    return DirectCore(routes, invocations, steps)
+
+
+class Direct:
+    """The routes of a store's handlers, and one connection that speaks to them. `reconnect` makes another."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        alike: bool,
+        limits: InvocationLimits | None = None,
+        high_water_bytes: int = 2**40,
+        greeting: bytes | None = None,
+    ) -> None:
+        self._loop = loop
+        self._high_water_bytes = high_water_bytes
+        self.store = Store()
+        self.routes, self.invocations, self.steps = direct_core(limits, alike=alike)
+        service = Service(self.store)
+        self.limits = service.parameter_limits
+        for number, handler in enumerate(store_handlers(service, self.limits).values(), GET):
+            self.routes.add(number, handler)
+        self.connect(info(MIB) if greeting is None else greeting)
+
+    def connect(self, greeting: bytes) -> None:
+        """Make a new connection. The greeting is not noted as passed on."""
+        self.socket = Socket(self._high_water_bytes)
+        self.reader = Reader(self._loop)
+        self.protocol = Counted(self.reader, self.routes, self._loop)
+        self.socket.protocol = self.protocol
+        self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what is used of it
+        if greeting:
+            self.protocol.data_received(greeting)
+            self.reader.pieces.clear()
+            self.protocol.parsed.clear()
+
+    def read(self, *pieces: bytes) -> list[Send]:
+        """Return what is sent for what is read."""
+        for piece in pieces:
+            self.protocol.data_received(piece)
+        return publications(self.socket.take())
+
+    @property
+    def passed(self) -> bytes:
+        """What nats-py was given."""
+        return b"".join(self.reader.pieces)
+
+    def route(self, subscription: int) -> Handler:
+        """Return the handler of a subscription."""
+        handler = self.routes.routes[b"%d" % subscription]
+        assert callable(handler)
+        return handler
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.store.bucket(b"b").get(key)
+
+
+#: Makes a `Direct` of a test's loop and switch.
+NewDirect: TypeAlias = Callable[..., Direct]
+
+
+def info(max_payload: object) -> bytes:
+    return b"INFO %b \r\n" % json.dumps({"server_id": "N", "headers": True, "max_payload": max_payload}).encode()
+
+
+def msg(subscription: int, payload: bytes, reply: bytes = b"r", subject: bytes = b"f") -> bytes:
+    """Return a frame without headers."""
+    to = b"%b %d %b" % (subject, subscription, reply + b" " if reply else b"")
+    return b"MSG %b%d\r\n%b\r\n" % (to, len(payload), payload)
+
+
+def hmsg(subscription: int, payload: bytes, reply: bytes = b"r", headers: bytes = HEADERS) -> bytes:
+    """Return a frame with headers."""
+    to = b"f %d %b" % (subscription, reply + b" " if reply else b"")
+    return b"HMSG %b%d %d\r\n%b%b\r\n" % (to, len(headers), len(headers) + len(payload), headers, payload)
+
+
+def set_params(key: bytes, value: bytes) -> bytes:
+    return encode_set(b"b", key, value)
+
+
+def get_params(key: bytes) -> bytes:
+    return encode_bucket_key(b"b", key)
+
+
+def piece(token: str, payload: bytes) -> bytes:
+    """Return the frame of a further piece of parameters."""
+    return msg(PIECES, payload, b"", b"%b.%b.params" % (INBOX.encode(), token.encode()))
+
+
+def answer(reply: str, *pieces: bytes, handshake: bool = True) -> list[Send]:
+    """Return what is sent for an invocation whose parameters came whole."""
+    handshakes = [Send(reply, b"", NOBODY)] if handshake else []
+    return [*handshakes, *(Send(reply + ".results", piece) for piece in pieces), Send(reply + ".results", b"")]
+
+
+def publications(stream: bytes) -> list[Send]:
+    """Return the messages of a client's stream, which must be nothing but whole PUB frames."""
+    sends = []
+    at = 0
+    while at < len(stream):
+        line_end = stream.index(b"\r\n", at)
+        command, subject, *reply, size = stream[at:line_end].decode(errors="surrogateescape").split(" ")
+        start, at = line_end + 2, line_end + 2 + int(size)
+        assert command == "PUB"
+        assert stream[at : at + 2] == b"\r\n"
+        sends.append(Send(subject, stream[start:at], *reply))
+        at += 2
+    return sends
+
+
+def cut(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
+    """Return the stream in pieces, none empty."""
+    edges = sorted({0, *cuts, len(stream)})
+    return [stream[start:end] for start, end in itertools.pairwise(edges)]

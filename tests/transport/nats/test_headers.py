@@ -1,0 +1,133 @@
+"""The headers of an invocation: one table of blocks over both readers, ours and nats-py's, and callers that are kept by their block."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from nats.aio.client import Client
+
+from keyvalue_transport.nats.headers import CallerCache, Headers, headers_of, read_headers
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
+
+FIRST = b"NATS/1.0\r\n"
+#: The newest nats-py reads lines, as we do. An older one reads an e-mail's headers, and so malformed ones in another way.
+READS_LINES = hasattr(Client, "_parse_header_lines")
+
+
+def nats_py_headers(block: bytes) -> Headers:
+    """Return what the plain path finds: nats-py reads the headers."""
+    errors: list[Exception] = []
+
+    async def read() -> Any:
+        client = Client()
+
+        async def note(error: Exception) -> None:
+            errors.append(error)
+
+        client._error_cb = note
+        return await client._process_headers(block)
+
+    headers = asyncio.run(read())
+    assert errors == []
+    return headers_of(headers)
+
+
+WELL_FORMED = {
+    "no headers": (b"\r\n", None, None, None),
+    "all": (b"source-id: a\r\nlink-name: l\r\ntraceparent: 00-1-2-01\r\n\r\n", "a", "l", "00-1-2-01"),
+    "another order": (b"traceparent: t\r\nlink-name: l\r\nsource-id: a\r\n\r\n", "a", "l", "t"),
+    "one of them": (b"link-name: l\r\n\r\n", None, "l", None),
+    "no space": (b"source-id:a\r\n\r\n", "a", None, None),
+    "colons": (b"source-id:a:b\r\nlink-name: : \r\n\r\n", "a:b", ":", None),
+    "others": (b"other: source-id: a\r\nx-source-id: b\r\nlink-name-2: l\r\n\r\n", None, None, None),
+    "equal names": (b"source-id: first\r\nlink-name: l\r\nsource-id: last\r\n\r\n", "last", "l", None),
+}
+MALFORMED = {
+    "no end": (b"source-id: ab", "ab", None, None),
+    "an end that is cut": (b"source-id: ab\r\nlink-name: l\r", "ab", "l", None),
+    "no empty line": (b"source-id: ab\r\n", "ab", None, None),
+    "cut within a name": (b"link-name: l\r\nsource-i", None, "l", None),
+    "no first line's end": (b"", None, None, None),
+    "an empty value": (b"source-id:\r\nlink-name: \r\n\r\n", "", "", None),
+    "a value cleared by a later one": (b"source-id: a\r\nsource-id:\r\n\r\n", "", None, None),
+    "white space around a name": (b" source-id: a\r\nlink-name\t: l\r\n\r\n", "a", "l", None),
+    "white space around a value": (b"source-id: \t a \t\r\nlink-name: a b\r\n\r\n", "a", "a b", None),
+    "white space within a name": (b"source- id: a\r\nlink name: l\r\n\r\n", None, None, None),
+    "no colon": (b"source-id\r\nlink-name l\r\ntraceparent: t\r\n\r\n", None, None, "t"),
+    "a folded line": (b"source-id: a\r\n b\r\nlink-name: l\r\n\r\n", "a", "l", None),
+    "a folded line with a colon": (b"source-id: a\r\n link-name: l\r\n\r\n", "a", "l", None),
+    "LF alone": (b"source-id: a\nlink-name: l\r\n\r\n", "a\nlink-name: l", None, None),
+    "another case": (b"Source-Id: a\r\nLINK-NAME: l\r\n\r\n", None, None, None),
+    "not ASCII": (b"source-id: \xd0\xb6\r\nlink-name: \xe2\x82\xac\r\n\r\n", "\u0436", "\u20ac", None),
+    "not UTF-8": (b"source-id: a\xff\r\nlink-name: l\r\n\r\n", "a\ufffd", "l", None),
+    "a name that is not ASCII": (b"source-id\xd0\xb6: a\r\n\xa0link-name: l\r\n\r\n", None, None, None),
+    "an empty line between": (b"source-id: a\r\n\r\nlink-name: l\r\n\r\n", "a", "l", None),
+}
+
+
+@pytest.mark.parametrize("case", [*WELL_FORMED, *MALFORMED])
+def test_blocks(case: str) -> None:
+    lines, source_id, link_name, traceparent = (WELL_FORMED | MALFORMED)[case]
+    block = (FIRST + lines)[:-2] if case == "no first line's end" else FIRST + lines
+    expected = Headers(Caller(source_id, link_name), traceparent)
+    assert read_headers(block) == expected
+    assert CallerCache().find(block) == expected.caller
+    if (case in WELL_FORMED or READS_LINES) and case != "no first line's end":  # which ends nats-py's reading for good
+        assert nats_py_headers(block) == expected
+
+
+def test_no_block_is_no_caller() -> None:
+    assert read_headers(b"") == headers_of(None) == headers_of({}) == Headers(ANONYMOUS, None)
+
+
+@pytest.mark.parametrize("status", [b" 503", b" 100 Idle Heartbeat", b" 404 No: Messages"])
+def test_a_status_is_no_header(status: bytes) -> None:
+    block = b"NATS/1.0%b\r\nsource-id: a\r\n\r\n" % status
+    assert read_headers(block) == Headers(Caller("a", None), None)
+    if READS_LINES:
+        assert nats_py_headers(block) == read_headers(block)
+    bare = b"NATS/1.0%b\r\n\r\n" % status
+    assert read_headers(bare) == nats_py_headers(bare) == Headers(ANONYMOUS, None)
+
+
+NAMES = st.sampled_from([b"source-id", b"link-name", b"traceparent", b"other", b"x-source-id", b"link-name-2"])
+WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=":"), min_size=1, max_size=12)
+WELL_FORMED_LINES = st.builds(
+    lambda name, before, value, after: b"%b:%b%b%b\r\n" % (name, before, value.encode(), after),
+    NAMES,
+    st.sampled_from([b"", b" ", b"  "]),
+    WORDS,
+    st.sampled_from([b"", b" "]),
+)
+#: What lines are made of, and what can be wrong with them.
+PARTS = NAMES | st.sampled_from(
+    [b":", b": ", b" ", b"\t", b"\r", b"\n", b"\r\n", b"a", b"\xff", b"\x85", b"\r\ntraceparent:"]
+)
+
+
+@given(st.lists(WELL_FORMED_LINES, min_size=1, max_size=6))
+def test_headers_are_read_as_nats_py_reads_them(lines: list[bytes]) -> None:
+    block = FIRST + b"".join(lines) + b"\r\n"
+    assert read_headers(block) == nats_py_headers(block)
+    assert CallerCache().find(block) == read_headers(block).caller
+
+
+@pytest.mark.skipif(not READS_LINES, reason="this nats-py reads malformed headers as an e-mail's")
+@given(st.lists(PARTS, max_size=14).map(b"".join))
+def test_any_bytes_are_read_as_nats_py_reads_them(lines: bytes) -> None:
+    block = FIRST + lines
+    assert read_headers(block) == nats_py_headers(block)
+
+
+@given(st.lists(PARTS, max_size=8).map(b"".join), st.lists(PARTS, max_size=14).map(b"".join))
+@example(b"NATS", b"\r\ntraceparent: t\r\nsource-id: a\r\n")
+def test_a_block_without_its_trace_has_the_same_caller(first: bytes, lines: bytes) -> None:
+    """Even if it does not begin as blocks do: nothing before us checks that."""
+    cache = CallerCache()
+    for block in (FIRST + lines, first + lines):
+        for _ in range(2):  # the second time it may be kept
+            assert (cache.callers.get(block) or cache.find(block)) == read_headers(block).caller

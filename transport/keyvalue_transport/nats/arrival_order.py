@@ -1,0 +1,112 @@
+"""The order in which messages arrive, for subscriptions whose messages nats-py handles in a task each.
+
+    lane (a function's subscription)    call 1   call 2                  call 3 ...
+    in order (a change by the host)                       change
+                                        calls 1 and 2 are handled, then the change, then call 3
+
+A change takes effect once each lane has handled the calls that it held when the change arrived. Until then later calls wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+__all__ = ["ArrivalOrder", "Lane"]
+
+log = logging.getLogger(__name__)
+
+
+class Lane:
+    """The calls of one subscription.
+
+    :ivar began: the number of its calls whose handling has begun: they may wait in `ArrivalOrder.enter`
+    :ivar handled: the number of its calls whose handlers were called, or that were given up
+    """
+
+    __slots__ = ("began", "handled")
+
+    def __init__(self) -> None:
+        self.began = 0
+        self.handled = 0
+
+
+class _Change(NamedTuple):
+    """A change that waits for the calls before it: by lane the number of calls that must be handled."""
+
+    act: Callable[[], None]
+    calls: dict[Lane, int]
+
+
+class ArrivalOrder:
+    """Carries out changes in their order among the calls of all lanes. Everything runs on the event loop."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[Lane, Callable[[], int]] = {}
+        self._changes: deque[_Change] = deque()
+        self._changed = asyncio.Event()
+        self._before_next_call: Callable[[], None] | None = None
+
+    def add(self, lane: Lane, queued: Callable[[], int]) -> None:
+        """Take the calls of a lane into the order.
+
+        :param queued: returns the number of its calls that have arrived and whose handling has not begun
+        """
+        self._lanes[lane] = queued
+
+    def remove(self, lane: Lane) -> None:
+        """Wait for no further call of a lane."""
+        self._lanes.pop(lane, None)
+        self._advance()
+
+    def forget_calls(self) -> None:
+        """Carry out all changes that wait, and forget the lanes: their queued calls are lost with the client. Add the lanes again."""
+        self._lanes.clear()
+        self._advance()
+
+    def change(self, act: Callable[[], None]) -> None:
+        """Carry out a change that has arrived, after the calls that came before it."""
+        arrived = {lane: lane.began + queued() for lane, queued in self._lanes.items()}
+        calls = {lane: calls for lane, calls in arrived.items() if calls > lane.handled}
+        self._changes.append(_Change(act, calls))
+        self._advance()
+
+    def before_next_call(self, act: Callable[[], None]) -> None:
+        """Have `act` called once, before the next call is handled."""
+        self._before_next_call = act
+
+    async def enter(self, lane: Lane) -> None:
+        """Wait until a lane's next call may be handled. Then call its handler and `leave`, without waiting in between."""
+        lane.began += 1
+        try:
+            while self._changes and lane.handled >= self._changes[0].calls.get(lane, lane.handled):
+                await self._changed.wait()
+        except BaseException:
+            self.leave(lane)  # it is given up: changes that came after it wait no longer for it
+            raise
+        act, self._before_next_call = self._before_next_call, None
+        if act is not None:
+            self._carry_out(act)
+
+    def leave(self, lane: Lane) -> None:
+        """Note that the handler of a lane's call was called."""
+        lane.handled += 1
+        if self._changes:
+            self._advance()
+
+    def _advance(self) -> None:
+        while self._changes and all(
+            lane.handled >= calls for lane, calls in self._changes[0].calls.items() if lane in self._lanes
+        ):
+            self._carry_out(self._changes.popleft().act)
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def _carry_out(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception:  # calls and other changes go on
+            log.exception("a change was not carried out")

@@ -1,0 +1,180 @@
+"""Everything the direct path learns about frames: those of one function and one caller are much alike.
+
+A shape is what such frames have in common while their sizes are the same. A frame of a known shape is compared, not taken apart:
+
+    prefix             reply     suffix                                            trace     rest         payload
+    HMSG subject 1 SP  _INBOX.x  SP 91 112 CRLF NATS/1.0 CRLF ... traceparent:     SP 00-... CRLF CRLF    ...
+    MSG subject 1 SP   _INBOX.x  SP 21 CRLF                                                               ...
+
+Frames of one shape that follow each other, and whose reply subjects are of one length, are a run: `struct` cuts all of them. Each comparison
+costs a third of taking a frame apart (bench/micro/test_frames.py).
+
+Invariant: with `is_on` or without, the same frames are found with the same handler, caller, reply and parameters. A property test holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from struct import Struct
+from typing import TypeAlias
+
+from keyvalue_transport.nats.direct.frames import Frame
+from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX, CRLF, TRACEPARENT_LINE
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
+
+__all__ = ["RUN_FRAMES_MIN", "SHAPES_MAX", "Alike", "InvocationFrame", "InvocationGroup", "Shape"]
+
+#: An invocation's frame, cut out of a buffer: its reply subject, and where the frame, its parameters and their end are. A plain tuple: one
+#: is made for each call.
+InvocationFrame: TypeAlias = tuple[bytes, int, int, int]
+#: Frames that follow each other, with the handler and the caller of all of them.
+InvocationGroup: TypeAlias = tuple[Handler, Caller, Iterable[InvocationFrame]]
+
+#: Shapes that are kept; if there are more, all are forgotten.
+SHAPES_MAX = 256
+#: The fewest frames that are worth cutting as a run.
+RUN_FRAMES_MIN = 4
+SPACE, CR = b" \r"
+
+
+class Shape:
+    """What the frames of one function and one caller have in common while their sizes are the same.
+
+    :ivar suffix: from the reply subject to the trace, or to the payload if there is no trace
+    :ivar rest: from the trace to the payload; empty if there is no trace
+    :ivar stopped_at: where the frames ended that `frames` was asked for last
+    """
+
+    __slots__ = (
+        *("caller", "handler", "prefix", "rest", "stopped_at", "suffix"),
+        *("_head_bytes", "_payload_bytes", "_runs"),
+    )
+
+    def __init__(self, frame: Frame, block: bytes, handler: Handler, caller: Caller) -> None:
+        words = frame.words
+        head = b" %b\r\n%b" % (b" ".join(words[4:]), block)
+        trace_at, rest_at = _trace_of(head)
+        self.prefix = b"%b %b %b " % (words[0], words[1], words[2])
+        self.suffix, self.rest = head[:trace_at], head[rest_at:]
+        self.handler, self.caller = handler, caller
+        self.stopped_at = 0
+        self._head_bytes = len(head)
+        self._payload_bytes = frame.payload_end - frame.payload_at
+        self._runs: dict[int, Struct] = {}
+
+    def frames(self, buffer: bytes, at: int, end: int) -> Iterator[InvocationFrame]:
+        """Yield the invocations from `at` on whose frames have this shape, as long as they follow each other. Pays: bench end-to-end get."""
+        find, startswith = buffer.find, buffer.startswith
+        prefix, suffix, rest, payload_bytes = self.prefix, self.suffix, self.rest, self._payload_bytes
+        may_run = True
+        while startswith(prefix, at):
+            reply_at = at + len(prefix)
+            reply_end = find(b" ", reply_at)
+            start = reply_end + self._head_bytes
+            stop = start + payload_bytes
+            if not startswith(suffix, reply_end) or stop + 2 > end:
+                break
+            if rest:
+                rest_at = start - len(rest)
+                if not startswith(rest, rest_at) or find(CRLF, reply_end + len(suffix)) != rest_at:
+                    break
+            reply = buffer[reply_at:reply_end]
+            if not reply or CR in reply:
+                break
+            frame_bytes = stop + 2 - at
+            if not may_run or end - at < RUN_FRAMES_MIN * frame_bytes:
+                yield reply, at, start, stop
+                at += frame_bytes
+                continue
+            began = at
+            whole = memoryview(buffer)[at : end - (end - at) % frame_bytes]
+            for its_prefix, its_reply, its_suffix, trace, its_rest in self._run(len(reply), frame_bytes).iter_unpack(
+                whole
+            ):
+                if (
+                    its_prefix != prefix
+                    or its_suffix != suffix
+                    or SPACE in its_reply
+                    or CR in its_reply
+                    or (rest and (its_rest != rest or CR in trace))
+                ):
+                    break
+                yield its_reply, at, start, start + payload_bytes
+                at += frame_bytes
+                start += frame_bytes
+            may_run = at - began >= RUN_FRAMES_MIN * frame_bytes
+        self.stopped_at = at
+
+    def _run(self, reply_bytes: int, frame_bytes: int) -> Struct:
+        """Return what cuts frames of this size: prefix, reply, suffix, trace, rest; the last two are empty without a trace."""
+        run = self._runs.get(reply_bytes)
+        if run is None:
+            suffix_bytes, rest_bytes = len(self.suffix), len(self.rest)
+            trace_bytes = self._head_bytes - suffix_bytes - rest_bytes
+            sizes = (len(self.prefix), reply_bytes, suffix_bytes, trace_bytes, rest_bytes)
+            fields = "".join(f"{size}s" for size in sizes)
+            if len(self._runs) >= SHAPES_MAX:
+                self._runs.clear()
+            run = self._runs[reply_bytes] = Struct(f"{fields}{frame_bytes - sum(sizes)}x")
+        return run
+
+
+class Alike:
+    """The shapes of the frames that were taken apart. Takes a shape when two frames in a row are alike.
+
+    :ivar shape: the one to compare with next, if any
+    :ivar is_on: False to learn nothing, so that each frame is taken apart
+    """
+
+    __slots__ = ("_caller", "_shapes", "_size", "_subscription", "is_on", "shape")
+
+    def __init__(self, is_on: bool = True) -> None:
+        self.is_on = is_on
+        self.shape: Shape | None = None
+        self._shapes: dict[tuple[bytes, bytes, Caller], Shape] = {}
+        # Of the frame before.
+        self._size = self._subscription = b""
+        self._caller = ANONYMOUS
+
+    def learn(self, frame: Frame, block: bytes, handler: Handler, caller: Caller) -> None:
+        """Take note of an invocation that was taken apart, because it does not have the shape that there is."""
+        size, subscription = frame.words[-1], frame.subscription
+        if size == self._size and caller is self._caller and subscription == self._subscription and self.is_on:
+            kind = (subscription, size, caller)
+            known = self._shapes.get(kind)
+            if known is None or known is self.shape:
+                if len(block) <= BLOCK_BYTES_MAX and _is_untraced_or_traced_once(block):
+                    if len(self._shapes) >= SHAPES_MAX:
+                        self._shapes.clear()
+                    known = self._shapes[kind] = Shape(frame, block, handler, caller)
+                else:
+                    return
+            self.shape = known
+        self._size, self._subscription, self._caller = size, subscription, caller
+
+    def pause(self) -> None:
+        """Have the next frame taken apart, and keep the shapes."""
+        self.shape = None
+
+    def forget(self) -> None:
+        """Forget every shape."""
+        self.shape = None
+        self._shapes.clear()
+
+
+def _trace_of(head: bytes) -> tuple[int, int]:
+    """Return where the trace begins and ends; the end of `head` twice if there is none."""
+    traced_at = head.find(TRACEPARENT_LINE)
+    if traced_at < 0:
+        return len(head), len(head)
+    trace_at = traced_at + len(TRACEPARENT_LINE)
+    return trace_at, head.find(CRLF, trace_at)
+
+
+def _is_untraced_or_traced_once(block: bytes) -> bool:
+    """Return True if a block has no trace, or one that ends as one. A shape can't say more."""
+    traced_at = block.find(TRACEPARENT_LINE)
+    if traced_at < 0:
+        return True
+    rest_at = block.find(CRLF, traced_at + len(TRACEPARENT_LINE))
+    return rest_at >= 0 and TRACEPARENT_LINE not in block[rest_at:]

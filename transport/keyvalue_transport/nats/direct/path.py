@@ -1,0 +1,65 @@
+"""The direct path of a server: `DirectProtocol` receives its invocations and answers them; what belongs to no read is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from keyvalue_transport.nats.connection import Connection, Message, Subscription
+from keyvalue_transport.nats.direct.answers import FrameReplies
+from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further
+from keyvalue_transport.wrpc.errors import DisconnectedError
+from keyvalue_transport.wrpc.handler import Handler
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step
+
+__all__ = ["DirectPath"]
+
+
+class DirectPath:
+    """Has the direct path of a connection answer the invocations of a server. The parameters are those of `PlainPath`.
+
+    :raises ValueError: it answers those of another server
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        routes: DirectRoutes,
+        inbox: str,
+        nobody: str,
+        new_token: Callable[[], str],
+        limits: InvocationLimits | None,
+        on_step: Callable[[Step[bytes, bytes]], None],
+        on_unsent: Callable[[DisconnectedError], None],
+        on_batch: Callable[[float], None] | None,
+    ) -> None:
+        self._connection = connection
+        self._routes = routes
+        self._on_unsent = on_unsent
+        replies = FrameReplies(inbox, nobody, connection.max_payload)
+        self.invocations = Invocations(replies, new_token, limits)
+        routes.serve(DirectServer(self.invocations, replies, on_step, on_batch))
+
+    async def subscribe_function(self, subject: str, handler: Handler, queue: str) -> Subscription:
+        """Receive the invocations of a function."""
+        return await self._connection.subscribe(subject, _never, queue, route=handler)
+
+    async def subscribe_params(self, subject: str) -> Subscription:
+        """Receive further pieces of parameters."""
+        return await self._connection.subscribe(subject, _never, route=Further.PIECES)
+
+    def send(self, sends: list[bytes]) -> None:
+        """Write messages that belong to no read, at the end of this turn of the loop."""
+        protocol = self._routes.protocol
+        if sends and (protocol is None or not protocol.send(sends)):
+            self._on_unsent(
+                DisconnectedError(f"{len(sends)} messages were not sent: the connection is lost", len(sends))
+            )
+
+    async def flush(self) -> None:
+        """Write everything that `send` was given."""
+        if self._routes.protocol is not None:
+            self._routes.protocol.flush()
+
+
+async def _never(message: Message) -> None:
+    raise AssertionError("the direct path takes these frames before nats-py sees them")

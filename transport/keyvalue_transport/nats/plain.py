@@ -1,0 +1,150 @@
+"""The plain path: invocations come by nats-py's callbacks. It serves nats-py versions that the direct path does not know."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+
+from keyvalue_transport.nats.arrival_order import Lane
+from keyvalue_transport.nats.connection import Connection, Message, Subscription
+from keyvalue_transport.nats.headers import headers_of
+from keyvalue_transport.nats.replies import Send, SubjectReplies
+from keyvalue_transport.nats.subjects import params_token, results_subject
+from keyvalue_transport.wrpc.errors import DisconnectedError
+from keyvalue_transport.wrpc.handler import Handler, Pending
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step
+
+__all__ = ["PlainPath"]
+
+
+class PlainPath:
+    """Receives invocations by callbacks, and publishes their answers.
+
+    :param on_step: told of each step that the core returns, after its messages were sent
+    :param on_unsent: told why messages found no connection
+    :param on_batch: told how many seconds the invocations of one read took
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        inbox: str,
+        nobody: str,
+        new_token: Callable[[], str],
+        limits: InvocationLimits | None,
+        on_step: Callable[[Step[str, Send]], None],
+        on_unsent: Callable[[DisconnectedError], None],
+        on_batch: Callable[[float], None] | None,
+    ) -> None:
+        self._connection = connection
+        self._nobody = nobody
+        self.invocations = Invocations(SubjectReplies(inbox, nobody, connection), new_token, limits)
+        self._on_step, self._on_unsent, self._on_batch = on_step, on_unsent, on_batch
+        self._batch_began_s: float | None = None
+        self._outbox: list[Send] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    async def subscribe_function(self, subject: str, handler: Handler, queue: str) -> Subscription:
+        """Receive the invocations of a function."""
+        order, invocations, counts, connection = (
+            self._connection.order,
+            self.invocations,
+            self.invocations.counts,
+            self._connection,
+        )
+        lane = Lane()
+
+        async def receive(message: Message) -> None:
+            if self._batch_began_s is None:
+                self._begin_batch()
+            piece, reply = message.data, message.reply
+            counts.received_bytes += len(piece)
+            await order.enter(lane)
+            if not reply:
+                counts.without_reply += 1
+                order.leave(lane)
+                return
+            caller, traceparent = headers_of(message.headers)
+            outcome: bytes | Pending | Exception
+            try:
+                outcome = handler(caller, piece, 0, len(piece))
+            except Exception as error:  # of every kind, NeedMoreBytes too
+                outcome = error
+            order.leave(lane)
+            if isinstance(outcome, bytes) and 0 < len(outcome) <= connection.max_payload:
+                # The messages of `Invocations.receive`, written out. Pays: bench end-to-end functions, plain
+                counts.answered += 1
+                results = results_subject(reply)
+                await self._publish([(reply, b"", self._nobody), (results, outcome, ""), (results, b"", "")])
+            else:
+                step = invocations.receive(handler, reply, caller, piece, outcome, monotonic(), traceparent)
+                outcome = b""  # a traceback of an exception holds this frame
+                await self._carry_out(step)
+
+        async def refuse(reply: str) -> None:
+            if reply:
+                await self._carry_out(invocations.refuse(reply))
+            else:
+                counts.without_reply += 1
+
+        return await connection.subscribe(subject, receive, queue, refuse, lane=lane)
+
+    async def subscribe_params(self, subject: str) -> Subscription:
+        """Receive further pieces of parameters."""
+        order, lane = self._connection.order, Lane()
+
+        async def receive(message: Message) -> None:
+            if self._batch_began_s is None:
+                self._begin_batch()
+            self.invocations.counts.received_bytes += len(message.data)
+            await order.enter(lane)
+            try:
+                step = self.invocations.receive_params(params_token(message.subject), message.data, monotonic())
+            finally:
+                order.leave(lane)
+            await self._carry_out(step)
+
+        return await self._connection.subscribe(subject, receive, lane=lane)
+
+    def send(self, sends: list[Send]) -> None:
+        """Publish messages that belong to no callback, in their order."""
+        self._outbox += sends
+        if self._outbox and (self._sending is None or self._sending.done()):
+            self._sending = asyncio.create_task(self._send_all())
+
+    async def flush(self) -> None:
+        """Wait until everything that `send` was given is published."""
+        if self._sending is not None:
+            await self._sending
+
+    async def _send_all(self) -> None:
+        while self._outbox:
+            sends, self._outbox = self._outbox, []
+            await self._publish(sends)
+
+    async def _carry_out(self, step: Step[str, Send]) -> None:
+        try:
+            if step.sends:
+                await self._publish(step.sends)
+        finally:
+            self._on_step(step)  # even if this is cancelled, as at a stop: the step may hold an answer to wait for
+
+    async def _publish(self, sends: list[Send] | list[tuple[str, bytes, str]]) -> None:
+        try:
+            sent_bytes = await self._connection.publish_all(sends)
+        except DisconnectedError as error:
+            self._on_unsent(error)
+        else:
+            self.invocations.counts.sent_bytes += sent_bytes
+
+    # nats-py calls a subscription's callback one message after the other for all of a read, unless it waits for the socket: a batch.
+
+    def _begin_batch(self) -> None:
+        self._batch_began_s = monotonic()
+        asyncio.get_running_loop().call_soon(self._end_batch)
+
+    def _end_batch(self) -> None:
+        began_s, self._batch_began_s = self._batch_began_s, None
+        if self._on_batch is not None and began_s is not None:
+            self._on_batch(monotonic() - began_s)

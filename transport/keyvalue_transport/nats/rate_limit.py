@@ -1,0 +1,38 @@
+"""Limits how often something is logged that others can cause."""
+
+from __future__ import annotations
+
+__all__ = ["RateLimit"]
+
+
+class RateLimit:
+    """Admits a number of events in each interval of time, and counts the others.
+
+    :param number_max: events in an interval
+    """
+
+    __slots__ = ("_admitted", "_interval_s", "_number_max", "_suppressed", "_until_s")
+
+    def __init__(self, number_max: int, interval_s: float) -> None:
+        self._number_max = number_max
+        self._interval_s = interval_s
+        self._until_s = 0.0
+        self._admitted = 0
+        self._suppressed = 0
+
+    def admit(self, now_s: float) -> int | None:
+        """Return the number of events that were not admitted before this one, or None if this one is not.
+
+        >>> limit = RateLimit(1, 10.0)
+        >>> limit.admit(0.0), limit.admit(1.0), limit.admit(2.0), limit.admit(10.0)
+        (0, None, None, 2)
+        """
+        if now_s >= self._until_s:
+            self._until_s = now_s + self._interval_s
+            self._admitted = 0
+        if self._admitted >= self._number_max:
+            self._suppressed += 1
+            return None
+        self._admitted += 1
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed
