@@ -64,9 +64,6 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "transport/keyvalue_transport/nats/direct/path.py": Elsewhere(
         "tests/transport/nats/test_server.py", "a server is tested over both paths"
     ),
-    "transport/keyvalue_transport/nats/direct/answers.py": Elsewhere(
-        "tests/transport/nats/direct/test_protocol.py", "what the protocol writes"
-    ),
     "transport/keyvalue_transport/nats/direct/frames.py": Elsewhere(
         "tests/transport/nats/direct/test_protocol.py", "a part of the protocol"
     ),
