@@ -186,7 +186,7 @@ async def test_a_link_that_is_deleted_before_the_lattice_is_asked_does_not_come_
     host = HostSession(connection, host_data, links, "", Unconcerned(), asyncio.Event())
     subscribe = connection.subscribe_in_order
 
-    async def subscribe_and_hear(subject: str, handle: Callable[[Message], None]) -> Subscription:
+    async def subscribe_and_hear(subject: str, handle: Callable[[bytes], None]) -> Subscription:
         subscription = await subscribe(subject, handle)
         await connection.flush(DEADLINE_S)
         if is_deleted:
@@ -312,7 +312,7 @@ async def test_a_message_that_fails_is_logged_with_its_traceback(
         failed.set()
         raise KeyError("ours")
 
-    def fail_at_once(message: Message) -> None:
+    def fail_at_once(payload: bytes) -> None:
         raise KeyError("ours")
 
     await connection.subscribe("fail", fail)

@@ -473,9 +473,9 @@ def test_changes_of_all_kinds(path: str, waits: bool, alike: bool) -> None:
 def late_changes(patches: pytest.MonkeyPatch) -> Iterator[None]:
     """Have changes take effect when nats-py comes to them, as it was before there was an order."""
 
-    async def subscribe(connection: Connection, subject: str, handle: Callable[[Message], None]) -> object:
+    async def subscribe(connection: Connection, subject: str, handle: Callable[[bytes], None]) -> object:
         async def take(message: Message) -> None:
-            handle(message)
+            handle(message.data)
 
         return await connection.subscribe(subject, take)
 

@@ -146,15 +146,15 @@ class HostSession:
         health = {"healthy": not ailments, "message": "; ".join(lines)}
         await self._answer(message.reply, json.dumps(health).encode())
 
-    def _on_link_put(self, message: Message) -> None:
+    def _on_link_put(self, payload: bytes) -> None:
         changes = self._links.changes
-        self._put(partial(self._links.put_json, message.data), "put")
+        self._put(partial(self._links.put_json, payload), "put")
         if self._links.changes != changes:  # also where what can't be used was in place of what could
             self._tell_soon()
 
-    def _on_link_delete(self, message: Message) -> None:
+    def _on_link_delete(self, payload: bytes) -> None:
         try:
-            value = parse_link(message.data)
+            value = parse_link(payload)
             key = key_of(value) or LinkDefinition.from_json(value).key
         except FieldError as error:
             log.warning("a link was not deleted: %s", error)
@@ -208,13 +208,13 @@ class HostSession:
         if self._links.changes != changes:
             self._tell_soon()
 
-    def _on_config_update(self, message: Message) -> None:
+    def _on_config_update(self, payload: bytes) -> None:
         try:
-            config = text_map(json.loads(message.data), "config")
+            config = text_map(json.loads(payload), "config")
         except FieldError as error:
             reason = str(error)
         except (ValueError, RecursionError):
-            reason = f"found {len(message.data)} bytes that are not JSON"
+            reason = f"found {len(payload)} bytes that are not JSON"
         else:
             self._capability.configure(config)
             return

@@ -28,7 +28,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from keyvalue_transport.nats.arrival_order import ArrivalOrder, Lane
-from keyvalue_transport.nats.direct.routes import DirectRoutes, InOrder, Route, RoutedMessage
+from keyvalue_transport.nats.direct.routes import DirectRoutes, InOrder, Route
 from keyvalue_transport.nats.direct.transport import direct_path_unknown
 from keyvalue_transport.nats.nats_py_errors import ErrorKind, kind_of, refusal_of, text_of
 from keyvalue_transport.nats.opening import RECONNECT_WAIT_S, ClientEvents, ConnectionOptions, Opening, close_client
@@ -194,8 +194,8 @@ class Connection:
         """
         return await self._subscribe(Subscription(subject, callback, queue, on_drop, route, lane))
 
-    async def subscribe_in_order(self, subject: str, handle: Callable[[RoutedMessage | Message], None]) -> Subscription:
-        """Have a plain function, which must be quick, called with each message, in the order of arrival.
+    async def subscribe_in_order(self, subject: str, handle: Callable[[bytes], None]) -> Subscription:
+        """Have a plain function, which must be quick, called with each message's payload, in the order of arrival.
 
         A message takes effect after every invocation that came before it on this connection, and before every one that comes after it.
         So it is for all subjects that are subscribed to in this way.
@@ -204,7 +204,7 @@ class Connection:
         """
 
         def take(message: Message) -> None:
-            self.order.change(partial(handle, message))
+            self.order.change(partial(handle, message.data))
 
         return await self._subscribe(Subscription(subject, InlineCallback(take), route=InOrder(handle)))
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.config.options import ProviderOptions
 from keyvalue_provider.host.json_fields import FieldError
-from keyvalue_provider.host.links import Links, key_of, parse_link
+from keyvalue_provider.host.links import Links, key_of
 from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_transport.keyvalue.atomics import atomics_handlers, atomics_tallies, encode_increment
@@ -36,7 +36,7 @@ from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.store import encode_list_keys, encode_set, store_handlers, store_tallies
 from keyvalue_transport.nats.direct import protocol as protocol_module
 from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES, DirectProtocol
-from keyvalue_transport.nats.direct.routes import InOrder, RoutedMessage
+from keyvalue_transport.nats.direct.routes import InOrder
 from keyvalue_transport.nats.headers import headers_of
 from keyvalue_transport.nats.replies import Send, SubjectReplies
 from keyvalue_transport.wrpc.handler import Caller, Handler, Pending
@@ -119,7 +119,6 @@ class Piece(NamedTuple):
 
 
 class Change(NamedTuple):
-    verb: str
     payload: bytes
 
 
@@ -172,20 +171,20 @@ class World:
 
         return handle
 
-    def change(self, verb: str, payload: bytes) -> bool:
+    def change(self, payload: bytes) -> bool:
         """Take what the host says as its session does. Return True if the policy must be told of links."""
-        match verb:
-            case "put":
-                with suppress(FieldError):  # it is noted in the links
-                    self.links.put_json(payload)
-            case "del":
-                key = key_of(parse_link(payload))
-                assert key is not None
-                self.links.delete(key)
-            case _:
-                self.policy.configure(options_of(json.loads(payload)))
-                self.service.policy_changed()
-                return False
+        told = json.loads(payload)
+        if "source_id" not in told:
+            self.policy.configure(options_of(told))
+            self.service.policy_changed()
+            return False
+        key = key_of(told)
+        assert key is not None
+        if told.get("deleted"):
+            self.links.delete(key)
+        else:
+            with suppress(FieldError):  # it is noted in the links
+                self.links.put_value(told)
         return True
 
     def tell(self) -> None:
@@ -250,8 +249,8 @@ def direct(loop: asyncio.AbstractEventLoop, case: Case, together: bool) -> Outco
     protocol_module.OUTPUT_BYTES = case.output_bytes
     routes, invocations, steps = direct_core(LIMITS, alike=together, max_payload=MAX_PAYLOAD)
 
-    def take(message: RoutedMessage) -> None:
-        if world.change(message.subject, message.data):
+    def take(payload: bytes) -> None:
+        if world.change(payload):
             if together:
                 routes.before_next_call(world.tell)
             else:
@@ -311,8 +310,8 @@ def plain(case: Case) -> Outcome:
                 step = invoke(invocations, world.handlers[function], reply, caller, piece, 0.0, traceparent)
             case Piece(token, piece):
                 step = invocations.receive_params(token, piece, 0.0)
-            case Change(verb, payload):
-                if world.change(verb, payload):
+            case Change(payload):
+                if world.change(payload):
                     world.tell()
                 continue
             case Limit(max_payload):
@@ -505,14 +504,14 @@ class Writer:
     def _changes(self) -> list[Wire]:
         random, wires = self._random, []
         for _ in range(random.choice((1, 1, 3))):
-            verb = random.choice(("put", "put", "put", "del", "config"))
-            if verb == "config":
-                payload = json.dumps(random.choice(CONFIGS)).encode()
-            else:
-                link = {"source_id": random.choice("abc"), "target": PROVIDER, "name": "default"}
-                payload = json.dumps(link | {"target_config": random.choice(LINK_CONFIGS)}).encode()
-            frame = b"MSG %b %d %d\r\n%b\r\n" % (verb.encode(), CHANGES, len(payload), payload)
-            wires.append(Wire(frame, Change(verb, payload)))
+            told: dict[str, object] = {**random.choice(CONFIGS)}
+            if random.random() < 0.8:
+                config, is_deleted = random.choice(LINK_CONFIGS), random.random() < 0.25
+                told = {"source_id": random.choice("abc"), "target": PROVIDER, "name": "default"}
+                told |= {"target_config": config, "deleted": is_deleted}
+            payload = json.dumps(told).encode()
+            frame = b"MSG host %d %d\r\n%b\r\n" % (CHANGES, len(payload), payload)
+            wires.append(Wire(frame, Change(payload)))
         return wires
 
     def _others(self) -> list[Wire]:

@@ -40,7 +40,7 @@ from keyvalue_transport.nats.direct.alike import InvocationGroup
 from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, NEXT_PUB, PUB, RESULT_LINES, SMALL
 from keyvalue_transport.nats.direct.frames import HMSG, INFO, LINE_BYTES_MAX, Frame, Line, NotNatsError, read_frame
 from keyvalue_transport.nats.direct.read_flow import ReadFlow, Writable
-from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further, InOrder, RoutedMessage
+from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further, InOrder
 from keyvalue_transport.nats.headers import CRLF, read_headers
 from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
@@ -284,11 +284,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         """Take a frame of ours that is no invocation which can be answered, and return the number of bytes that it was answered with."""
         payload, server = buffer[frame.payload_at : frame.payload_end], self._routes.server
         if isinstance(route, InOrder):
-            subject, reply = frame.words[1].decode(errors="replace"), frame.reply.decode(errors="replace")
             try:
-                route.handle(RoutedMessage(subject, reply, payload))
+                route.handle(payload)
             except Exception:  # the connection and its calls go on
-                log.exception("a message to %s was not handled", subject[:128])
+                log.exception("a message to %s was not handled", frame.words[1][:128].decode(errors="replace"))
         elif server is None:
             pass
         elif route is Further.PIECES:

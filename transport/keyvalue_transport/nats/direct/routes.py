@@ -16,7 +16,7 @@ from keyvalue_transport.wrpc.invocation import Invocations, Step
 if TYPE_CHECKING:
     from keyvalue_transport.nats.direct.protocol import DirectProtocol
 
-__all__ = ["DirectRoutes", "DirectServer", "Further", "InOrder", "Route", "RoutedMessage"]
+__all__ = ["DirectRoutes", "DirectServer", "Further", "InOrder", "Route"]
 
 log = logging.getLogger(__name__)
 
@@ -27,19 +27,10 @@ class Further(Enum):
     PIECES = auto()
 
 
-class RoutedMessage(NamedTuple):
-    """A message that is no invocation, as a function of `subscribe_in_order` gets it."""
-
-    subject: str
-    reply: str
-    data: bytes
-    headers: None = None
-
-
 class InOrder(NamedTuple):
-    """The route of a subscription whose messages take effect before every invocation that comes after them."""
+    """The route of a subscription whose payloads take effect before every invocation that comes after them."""
 
-    handle: Callable[[RoutedMessage], None]
+    handle: Callable[[bytes], None]
 
 
 Route: TypeAlias = Handler | InOrder | Further
