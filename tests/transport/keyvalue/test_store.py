@@ -612,6 +612,25 @@ def test_the_handlers_that_are_written_out_do_what_their_decoders_say(
     assert seen[0] == seen[1]
 
 
+@pytest.mark.parametrize("name", ["get", "set"])
+@pytest.mark.parametrize(
+    ("bucket_bytes", "key_bytes"), [(128, 106), (200, 106), (255, 106), (1, 128), (1, 200), (1, 255)]
+)
+def test_a_length_of_two_bytes_is_never_read_as_one(name: str, bucket_bytes: int, key_bytes: int) -> None:
+    """Of texts whose bytes could be lengths ("k" is 107), wherever they are cut."""
+    limits, value = ParameterLimits(), [b"k" * 20] if name == "set" else []
+    params = FUNCTIONS[name].encode(b"k" * bucket_bytes, b"k" * key_bytes, *value)
+    for cut in range(len(params) + 1):
+        seen = []
+        for is_written_out in (True, False):
+            store, tally = PlainStore(), store_tallies()
+            handlers = store_handlers(store, limits, tally)
+            handler = handlers[name] if is_written_out else decoded_handler(name, store, limits, tally[name])
+            seen.append((outcome_at(handler, params, 0, cut), store.entries, store.callers, tally))
+        assert seen[0] == seen[1]
+    assert seen[0][2] == [CALLER]
+
+
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_what_a_plain_function_returns_is_waited_for_where_it_must_be(name: str) -> None:
     """The interface's type allows it: `Answer` is a value, or an awaitable of it."""

@@ -138,6 +138,7 @@ EVENTS = st.lists(
 @settings(deadline=None, max_examples=300)
 @given(EVENTS)
 @example([Call(0), Call(1, 3), Call(1), Change(), Call(0), Call(1), Change(False), Call(0)])
+@example([Call(1, 5), Turn(), Turn(), Call(1), Change(), Call(0), Turn(), Turn(), Change(), Call(0)])
 @example([Call(1), Turn(), Call(1), Change(), Call(0), Turn(), Change(), Cancel(0), Call(0)])
 def test_calls_find_what_they_would_one_by_one(events: list[Event]) -> None:
     async def run() -> Scene:

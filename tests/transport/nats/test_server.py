@@ -502,6 +502,21 @@ async def test_stop_answers_what_is_in_flight(serve: Serve) -> None:
     assert setup.server.counts.answered == 5
 
 
+async def test_stop_waits_for_the_last_answer(serve: Serve) -> None:
+    answers: list[asyncio.Future[bytes]] = []
+    setup = await serve({"wait": waiting_in(answers)})
+    waiting = [await setup.begin("wait", b"") for _ in range(3)]
+    await until(lambda: len(answers) == 3)
+    stopping = asyncio.create_task(setup.stop(DEADLINE_S))
+    for invocation, answer in zip(waiting, answers, strict=True):
+        await setup.connection.flush(DEADLINE_S)
+        assert not stopping.done()
+        answer.set_result(b"in time")
+        assert await invocation.result() == b"in time"
+    await stopping
+    assert setup.server.counts.answered == 3
+
+
 async def refusal(setup: Setup) -> None:
     """Invoke until the server takes no more; what is taken until then is not waited for."""
     invoker = Invoker(setup.connection)
