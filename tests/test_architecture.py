@@ -94,7 +94,9 @@ ROOMS = {
     # Composes everything.
     PROVIDER: Room(frozenset({ENGINE, TRANSPORT, PROVIDER}), None, frozenset({"nats"})),
     "bench.load": Room(
-        frozenset({f"{TRANSPORT}.wrpc", f"{TRANSPORT}.keyvalue", f"{PROVIDER}.host.host_data"}),
+        frozenset(
+            {f"{TRANSPORT}.{room}" for room in ("wrpc", "keyvalue", "nats.subjects")} | {f"{PROVIDER}.host.host_data"}
+        ),
         frozenset({"hdrh", "uvloop"}),
     ),
     "bench.run": Room(frozenset({"bench.load", TRANSPORT}), frozenset({"pytest", "pytest_benchmark"})),

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from keyvalue_transport.keyvalue.atomics import decode_increment_result
 from keyvalue_transport.keyvalue.batch import decode_get_many_result
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
-from keyvalue_transport.keyvalue.interface import decode_unit_result, encode_error
-from keyvalue_transport.keyvalue.store import decode_get_result, decode_key_response, decode_truth_result
-from keyvalue_transport.wrpc.errors import DecodeError
+from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_unit_result, encode_error, function_handler
+from keyvalue_transport.keyvalue.outcomes import new_tally
+from keyvalue_transport.keyvalue.store import (
+    decode_exists,
+    decode_get_result,
+    decode_key_response,
+    decode_truth_result,
+    encode_truth_result,
+)
+from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 from keyvalue_transport.wrpc.values import write_length
 
 #: Of all results that may be an error.
@@ -81,3 +91,22 @@ def test_a_message_that_is_not_utf8_is_mended() -> None:
     with pytest.raises(OtherError) as raised:
         decode_unit_result(b"\x01\x02\x03a\xffb", 0, 6)
     assert raised.value.message == "a\N{REPLACEMENT CHARACTER}b"
+
+
+@pytest.mark.parametrize("params", [b"\x01b\x05cut", b"\x01b\x01\xff"], ids=["cut", "malformed"])
+def test_what_a_handler_raises_holds_no_parameters(params: bytes) -> None:
+    """An exception whose traceback holds itself keeps the caller's bytes until the garbage collector comes, which is seldom."""
+
+    def function(caller: Caller, bucket: bytes, key: bytes) -> bool:
+        raise AssertionError
+
+    handle = function_handler(decode_exists, function, encode_truth_result, False, ParameterLimits(), new_tally())
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            with suppress(NeedMoreBytes, DecodeError):
+                handle(ANONYMOUS, params, 0, len(params))
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -217,5 +217,8 @@ def error_result(error: Exception, tally: Tally) -> bytes:
     else:
         if not isinstance(error, NeedMoreBytes):
             tally[FAILED] += 1
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # a traceback holds this frame: the two would hold each other, and the caller's buffer
     return encode_error(error if isinstance(error, InterfaceError) else OtherError(str(error)))

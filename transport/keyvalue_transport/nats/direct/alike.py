@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import TypeAlias
 
-from keyvalue_transport.nats.direct.frames import Frame
+from keyvalue_transport.nats.direct.frames import MessageFrame
 from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX, CRLF, TRACEPARENT_LINE
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
 
@@ -50,7 +50,7 @@ class Shape:
         *("_head_bytes", "_payload_bytes", "_runs"),
     )
 
-    def __init__(self, frame: Frame, block: bytes, handler: Handler, caller: Caller) -> None:
+    def __init__(self, frame: MessageFrame, block: bytes, handler: Handler, caller: Caller) -> None:
         words = frame.words
         head = b" %b\r\n%b" % (b" ".join(words[4:]), block)
         trace_at, rest_at = _trace_of(head)
@@ -136,7 +136,7 @@ class Alike:
         self._size = self._subscription = b""
         self._caller = ANONYMOUS
 
-    def learn(self, frame: Frame, block: bytes, handler: Handler, caller: Caller) -> None:
+    def learn(self, frame: MessageFrame, block: bytes, handler: Handler, caller: Caller) -> None:
         """Take note of an invocation that was taken apart, because it does not have the shape that there is."""
         size, subscription = frame.words[-1], frame.subscription
         if size == self._size and caller is self._caller and subscription == self._subscription and self.is_on:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from keyvalue_transport.nats.headers import CRLF
 
-__all__ = ["HMSG", "INFO", "LINE_BYTES_MAX", "MSG", "Frame", "Line", "NotNatsError", "read_frame"]
+__all__ = ["HMSG", "INFO", "LINE_BYTES_MAX", "MSG", "Line", "MessageFrame", "NotNatsError", "read_frame"]
 
 HMSG, MSG, INFO = b"HMI"
 #: A line of the protocol (INFO is the longest) and the control line and headers of a frame stay below this.
@@ -24,7 +24,7 @@ class NotNatsError(Exception):
     """What came is not the protocol, or claims too much."""
 
 
-class Frame(NamedTuple):
+class MessageFrame(NamedTuple):
     """A whole MSG or HMSG frame. `buffer[headers_at:payload_at]` are its headers.
 
     :ivar reply: empty if there is none
@@ -45,7 +45,7 @@ class Line(NamedTuple):
     end: int
 
 
-def read_frame(buffer: bytes, at: int, end: int, frame_bytes_max: int) -> Frame | Line | int:
+def read_frame(buffer: bytes, at: int, end: int, frame_bytes_max: int) -> MessageFrame | Line | int:
     """Return what stands at `at`. If it is not whole, return the least number of bytes that it has, or 0 if that is not known.
 
     :param frame_bytes_max: headers and payload of a frame
@@ -72,4 +72,4 @@ def read_frame(buffer: bytes, at: int, end: int, frame_bytes_max: int) -> Frame 
         raise NotNatsError
     if payload_end + 2 > end:
         return payload_end + 2 - at
-    return Frame(words, words[2], words[3] if count == 5 else b"", headers_at, payload_at, payload_end)
+    return MessageFrame(words, words[2], words[3] if count == 5 else b"", headers_at, payload_at, payload_end)

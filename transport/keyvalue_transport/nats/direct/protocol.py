@@ -38,7 +38,15 @@ from time import monotonic, perf_counter
 
 from keyvalue_transport.nats.direct.alike import InvocationGroup
 from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, NEXT_PUB, PUB, RESULT_LINES, SMALL
-from keyvalue_transport.nats.direct.frames import HMSG, INFO, LINE_BYTES_MAX, Frame, Line, NotNatsError, read_frame
+from keyvalue_transport.nats.direct.frames import (
+    HMSG,
+    INFO,
+    LINE_BYTES_MAX,
+    Line,
+    MessageFrame,
+    NotNatsError,
+    read_frame,
+)
 from keyvalue_transport.nats.direct.read_flow import ReadFlow, Writable
 from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further, InOrder
 from keyvalue_transport.nats.headers import CRLF, read_headers
@@ -241,7 +249,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if at < end:
             self._keep(buffer[at:], needed)
 
-    def _caller_of(self, buffer: bytes, at: int, frame: Frame, handler: Handler) -> Caller:
+    def _caller_of(self, buffer: bytes, at: int, frame: MessageFrame, handler: Handler) -> Caller:
         block, caller = b"", ANONYMOUS
         if buffer[at] == HMSG:
             block = buffer[frame.headers_at : frame.payload_at]
@@ -280,7 +288,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         server.on_step(step)
         return sum(map(len, step.sends))
 
-    def _take(self, route: Handler | InOrder | Further, frame: Frame, buffer: bytes) -> int:
+    def _take(self, route: Handler | InOrder | Further, frame: MessageFrame, buffer: bytes) -> int:
         """Take a frame of ours that is no invocation which can be answered, and return the number of bytes that it was answered with."""
         payload, server = buffer[frame.payload_at : frame.payload_end], self._routes.server
         if isinstance(route, InOrder):

@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from keyvalue_transport.nats.direct.alike import Alike
 from keyvalue_transport.nats.direct.answers import FrameReplies
 from keyvalue_transport.nats.headers import CallerCache
 from keyvalue_transport.wrpc.handler import Handler
 from keyvalue_transport.wrpc.invocation import Invocations, Step
-
-if TYPE_CHECKING:
-    from keyvalue_transport.nats.direct.protocol import DirectProtocol
 
 __all__ = ["DirectRoutes", "DirectServer", "Further", "InOrder", "Route"]
 
@@ -34,6 +31,14 @@ class InOrder(NamedTuple):
 
 
 Route: TypeAlias = Handler | InOrder | Further
+
+
+class FrameWriter(Protocol):
+    """Writes frames to the connection that is alive (`DirectProtocol` does)."""
+
+    def send(self, frames: list[bytes], /) -> bool: ...
+
+    def flush(self) -> None: ...
 
 
 class DirectServer(NamedTuple):
@@ -61,7 +66,7 @@ class DirectRoutes:
         self.alike = Alike()
         self.callers = CallerCache()
         self.server: DirectServer | None = None
-        self.protocol: DirectProtocol | None = None
+        self.protocol: FrameWriter | None = None
         self.violations = 0
         self._before_next_call: Callable[[], None] | None = None
 
