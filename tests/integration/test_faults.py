@@ -143,7 +143,7 @@ async def test_damage_is_logged_at_a_limited_rate(launch: Launch, raw: Client) -
         damaged = await RawInvocation.begin(raw, provider.subject("get"), b"\x01\xff")
         assert await damaged.result() == b""
     assert provider.stop() == 0
-    assert provider.output.count("damaged parameters: found a string that is not UTF-8 at its byte 0") == 5
+    assert provider.output.count("malformed parameters: found a string that is not UTF-8 at its byte 0") == 5
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -613,7 +613,7 @@ async def test_a_failed_call_is_logged_with_its_trace(launch: Launch, raw: Clien
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     provider = launch({"transport": path}, structured_logging=structured)
     await raw.publish(provider.subject("get"), b"\x01b\x01\xff", "of.nobody", {"traceparent": trace})
-    line = await in_thread(provider.wait_for, "damaged parameters")
+    line = await in_thread(provider.wait_for, "malformed parameters")
     if structured:
         assert json.loads(line)["fields"]["traceparent"] == trace
     else:
