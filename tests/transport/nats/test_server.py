@@ -262,7 +262,7 @@ async def test_an_answer_that_was_waited_for_fits_a_server_that_came_back_with_l
     await until(lambda: setup.connection.reconnects == 1)
     raw = await nats.connect(server.url)
     results = await raw.subscribe(f"{reply}.results")
-    await raw.flush()
+    await settled(raw)
     answers[0].set_result(result)
     pieces = []
     while piece := (await results.next_msg(DEADLINE_S)).data:

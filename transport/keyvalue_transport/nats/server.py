@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 EXPIRY_INTERVAL_S = 0.5
 #: Pieces that come now are of invocations that were ended.
 PARAMS_DRAIN_TIMEOUT_S = 0.02
+#: For writing the last answers, if the stop has taken all of its time.
+FLUSH_TIMEOUT_S = 0.02
 #: Lines of the log about failures in an interval, and as many about lost answers.
 LOGGED_MAX = 5
 LOG_INTERVAL_S = 10.0
@@ -134,7 +136,9 @@ class Server:
             await asyncio.wait(answers)
             await asyncio.sleep(0)  # their callbacks end the invocations
         self._send(self._path.invocations.close())
-        await self._path.flush()
+        with suppress(TimeoutError):  # a connection that takes nothing holds up no stop
+            async with asyncio.timeout_at(max(deadline_s, loop.time() + FLUSH_TIMEOUT_S)):
+                await self._path.flush()
         if self._expiry is not None:
             self._expiry.cancel()
         if self._params is not None:
