@@ -63,9 +63,11 @@ def command_line() -> argparse.ArgumentParser:
         usage="keyvalue-inmemory config check [--json] [--host-data FILE | the flags of serve]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{what.capitalize()}: of `serve` with the same flags, or of a start with host data. Connects to nothing.",
-        epilog="exit codes: 0 nothing is wrong; 2 the provider would not start, or a link can't be used",
+        epilog="exit codes: 0 nothing is wrong; 2 the provider would not start, a link can't be used, or a name is unknown",
     )
-    check.add_argument("--host-data", metavar="FILE", help="as a host writes it; - is standard input")
+    check.add_argument(
+        "--host-data", metavar="FILE", help="a line of base64 of JSON, as a host writes it; - is standard input"
+    )
     check.add_argument("--json", action="store_true", help="one JSON object")
     _add_flags(check)
     return parser

@@ -186,7 +186,7 @@ class LinkOptions:
     )
     quota_bytes: int | None = option(
         values.BYTES,
-        "quota: memory of these keys and values, as counted in engine/ledger.py",
+        "quota: memory of these keys and values, by the formula of the engine",
         live=True,
         old_name="bytes_max",
     )
@@ -230,7 +230,7 @@ class ProviderOptions(LinkOptions):
         default=STORE_DEFAULTS.keys_max,
     )
     memory_bytes_max: int | None = option(
-        values.BYTES, "memory of all keys and values, as counted in engine/ledger.py; unlimited unless set"
+        values.BYTES, "memory of all keys and values, by the formula of the engine; unlimited unless set"
     )
     shards_min: int = option(
         values.SHARDS, "shards of a bucket once it is large, a power of two", default=STORE_DEFAULTS.shards_min
