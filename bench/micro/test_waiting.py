@@ -1,0 +1,156 @@
+"""Calls whose answers must be waited for, on the direct path without a socket: one read of 64 frames, answered in the next turn of the loop.
+
+A figure is one read, from its bytes to the last answer; `extra_info` has nanoseconds a call. "future" is what a replicated store or another
+listener answers with, set by a callback of the loop. "coroutine" is beside it: a server must make a task of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.load.workload import header_block, key_of
+from bench.micro.turns import in_turns
+from keyvalue_transport.keyvalue.interface import NEVER, AwaitedResult, encode_bucket_key
+from keyvalue_transport.keyvalue.outcomes import new_tally
+from keyvalue_transport.keyvalue.store import encode_get_result
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.nats.direct.protocol import DirectProtocol
+from keyvalue_transport.nats.server import Server
+from keyvalue_transport.nats.subscriptions import Subscription
+from keyvalue_transport.wrpc.handler import Caller, Pending
+
+FRAMES = 64
+TURN_READS = 10
+VALUE = b"v" * 64
+GET, BESIDE = 2, 3  # subscriptions; 1 is of further pieces of parameters
+
+Later = Callable[[], Awaitable[bytes]]
+
+
+class Unconnected(Connection):
+    """A connection that has no server: subscriptions are routed, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(ConnectionOptions(("nats://127.0.0.1:1",)))
+        self._numbers = itertools.count(1)
+
+    async def subscribe(self, subject: str, callback: Any, *arguments: Any, **keywords: Any) -> Subscription:
+        assert self.direct is not None
+        self.direct.add(next(self._numbers), keywords["route"])
+        return Subscription(subject, callback)
+
+
+class Socket:
+    """Takes what is written, and counts answers. `answered` is done once all of a read are there."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.ends = 0
+        self.answered = loop.create_future()
+
+    def write(self, frames: bytes) -> None:
+        self.ends += frames.count(b".results 0\r\n")
+        if self.ends == FRAMES:
+            self.answered.set_result(None)
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def abort(self) -> None:
+        raise AssertionError("the connection was aborted")
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+
+def later_in(loop: asyncio.AbstractEventLoop) -> Later:
+    """Return a function that answers with a future, which a callback sets in the next turn."""
+
+    def answer() -> asyncio.Future[bytes]:
+        future: asyncio.Future[bytes] = loop.create_future()
+        loop.call_soon(future.set_result, VALUE)
+        return future
+
+    return answer
+
+
+async def in_coroutine() -> bytes:
+    """Answer in the next turn."""
+    await asyncio.sleep(0)
+    return VALUE
+
+
+class WaitingServer:
+    """A server with two functions that answer later, and one connection that speaks to it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        connection = Unconnected()
+        server = Server(connection, "default.bench")
+        server.add("bench:waiting/store", {"get": self._handler(later_in(loop)), "beside": self._handler(in_coroutine)})
+        loop.run_until_complete(server.start())
+        assert connection.direct is not None
+        self.server = server
+        self.socket = Socket(loop)
+        self.protocol = DirectProtocol(asyncio.StreamReader(loop=loop), connection.direct, loop)
+        self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what it uses of a transport
+        self.protocol.data_received(b'INFO {"max_payload": 1048576}\r\n')
+
+    def _handler(self, later: Later) -> Callable[[Caller, bytes, int, int], Pending]:
+        tally = new_tally()
+
+        def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Pending:
+            return AwaitedResult(later(), encode_get_result, NEVER, tally)
+
+        return handle
+
+    def receive(self, read: bytes) -> None:
+        """Have all frames of a read answered."""
+        self.socket.ends = 0
+        self.socket.answered = self._loop.create_future()
+        self._loop.call_soon(self.protocol.data_received, read)
+        self._loop.run_until_complete(self.socket.answered)
+
+
+def read_of(number: int) -> bytes:
+    """Return the bytes of frames that invoke a function."""
+    block, params = header_block("host"), encode_bucket_key(b"default", key_of(1))
+    sizes = b"%d %d" % (len(block), len(block) + len(params))
+    frame = b"HMSG default.bench.get %d _INBOX.%b.%d %b\r\n%b%b\r\n"
+    return b"".join(frame % (number, b"c" * 22, index, sizes, block, params) for index in range(10, 10 + FRAMES))
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = uvloop.new_event_loop()
+    yield loop
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+def test_waiting(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop) -> None:
+    """What a future costs, and a coroutine, in turns."""
+    benchmark.group = f"waiting: {TURN_READS} reads of {FRAMES} calls that wait, a host's headers"
+    waiting = WaitingServer(loop)
+    reads = {name: read_of(number) for name, number in (("future", GET), ("coroutine", BESIDE))}
+
+    def receive(name: str) -> Callable[[int], None]:
+        def act(turn: int) -> None:
+            for _ in range(TURN_READS):
+                waiting.receive(reads[name])
+
+        return act
+
+    calls = TURN_READS * FRAMES
+    in_turns(benchmark, calls, lambda _: 0, receive("future"), receive("coroutine"), "future", "coroutine")
+    assert waiting.server.counts.answered % calls == 0
+    assert waiting.server.in_flight == 0
