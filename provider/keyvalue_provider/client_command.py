@@ -216,6 +216,7 @@ def _print_json(answer: dict[str, object]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wrpc-kv",
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Reads and writes keys of a wrpc:keyvalue provider over NATS.",
         epilog="examples:\n"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
+from keyvalue_provider.config.names import nearest_names
 from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS, Option, OptionTable
 
 __all__ = ["command_line", "flags_of"]
@@ -28,9 +29,26 @@ class Version(argparse.Action):
         parser.exit()
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Takes whole flags only, as every other source takes whole names, and says which flag a misspelt one resembles."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, and exit with 2."""
+        what, _, unknown = message.partition(": ")
+        if what == "unrecognized arguments":
+            flags = (word[2:].partition("=")[0] for word in unknown.split() if word.startswith("--"))
+            for nearest in filter(None, (nearest_names(flag, SERVE_OPTIONS) for flag in flags)):
+                meant = " or ".join("--" + name.replace("_", "-") for name in nearest)
+                message += f"; did you mean {meant}?"
+        super().error(message)
+
+
 def command_line() -> argparse.ArgumentParser:
     """Return the parser. Without a command, host data is on standard input."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="keyvalue-inmemory",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="A wasmCloud capability provider that serves wrpc:keyvalue from memory, over NATS.\n\n"

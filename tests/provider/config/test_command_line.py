@@ -30,6 +30,25 @@ def test_a_flag_alone_is_true(name: str) -> None:
     assert flags(f"--{name.replace('_', '-')}") == {name: "true"}
 
 
+@pytest.mark.parametrize(
+    ("flag", "more"),
+    [
+        ("--acess=read-only", "; did you mean --access?\n"),
+        ("--page-key", "; did you mean --page-keys?\n"),  # not taken as short for it
+        ("--bytes", "\n"),  # nor for an old name
+        ("--colour", "\n"),
+    ],
+)
+@pytest.mark.parametrize("command", [["serve"], ["config", "check"]])
+def test_a_flag_that_is_not_known_is_refused(
+    command: list[str], flag: str, more: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command_line().parse_args([*command, flag, "3"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(f"unrecognized arguments: {flag} 3{more}")
+
+
 def test_help_names_every_flag() -> None:
     ended = subprocess.run([PROVIDER, "serve", "--help"], capture_output=True, timeout=DEADLINE_S, text=True)
     assert ended.returncode == 0
