@@ -47,7 +47,7 @@ class Unconnected(Connection):
         return Subscription(subject, callback)
 
 
-class Socket:
+class AwaitedSocket:
     """Takes what is written, and counts answers. `answered` is done once all of a read are there."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -98,7 +98,7 @@ class WaitingServer:
         loop.run_until_complete(server.start())
         assert connection.direct is not None
         self.server = server
-        self.socket = Socket(loop)
+        self.socket = AwaitedSocket(loop)
         self.protocol = DirectProtocol(asyncio.StreamReader(loop=loop), connection.direct, loop)
         self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what it uses of a transport
         self.protocol.data_received(b'INFO {"max_payload": 1048576}\r\n')
