@@ -603,6 +603,27 @@ async def test_stop_ends_what_is_not_answered_in_time(serve: Serve) -> None:
     assert setup.server.in_flight == 0
 
 
+async def test_stop_waits_for_no_answer_that_does_not_end_when_it_is_cancelled(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    let_go = asyncio.Event()
+
+    async def stubborn() -> bytes:
+        while not let_go.is_set():
+            with suppress(asyncio.CancelledError):
+                await let_go.wait()
+        return b"late"
+
+    setup = await serve({"f": lambda *_: Later(stubborn())})
+    await setup.begin("f", b"")
+    await until(lambda: setup.server.in_flight == 1)
+    async with asyncio.timeout(5):
+        await setup.stop(0.01)
+    assert "1 answers did not end when they were cancelled" in caplog.text
+    let_go.set()
+    await until(lambda: setup.server.in_flight == 0)
+
+
 async def test_stop_ends_half_open_invocations(serve: Serve) -> None:
     def needs_more(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
         raise NeedMoreBytes(end + 1)

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 EXPIRY_INTERVAL_S = 0.5
 #: Pieces that come now are of invocations that were ended.
 PARAMS_DRAIN_TIMEOUT_S = 0.02
+#: For answers that are cancelled at a stop to end.
+CANCEL_TIMEOUT_S = 0.02
 #: Lines of the log about failures in an interval, and as many about lost answers.
 LOGGED_MAX = 5
 LOG_INTERVAL_S = 10.0
@@ -131,7 +133,9 @@ class Server:
         for answer in answers:
             answer.cancel()
         if answers:
-            await asyncio.wait(answers)
+            _, late = await asyncio.wait(answers, timeout=CANCEL_TIMEOUT_S)
+            if late:
+                log.warning("%d answers did not end when they were cancelled: nobody waits for them", len(late))
             await asyncio.sleep(0)  # their callbacks end the invocations
         self._send(self._path.invocations.close())
         await self._path.flush()
