@@ -37,17 +37,24 @@ class Service:
         policy = Policy(store.options) if policy is None else policy
         self.parameter_limits = policy.parameter_limits
         self._handles = CallerHandles(store, policy)
+        self._policy_changes = 0
         self._last = self._remember(ANONYMOUS)
 
     def policy_changed(self) -> None:
         """Carry out the calls that come from now on by the policy as it is now. O(callers)."""
         self._handles.policy_changed()
+        self._policy_changes += 1  # before the next line: see `_remember`
         self._last = self._remember(ANONYMOUS)
 
     def _remember(self, caller: Caller) -> tuple[Caller, Handles]:
         """Return a caller with its handles, which are likely to be asked for next: calls come in runs. Pays: bench end-to-end get."""
-        last = self._last = caller, self._handles[caller]  # in one, so that no thread sees another caller's handles
-        return last
+        while True:
+            changes = self._policy_changes
+            last = self._last = caller, self._handles[caller]  # in one, so that no thread sees another caller's handles
+            if (
+                changes == self._policy_changes
+            ):  # else these may be of before, and would be kept in place of the change's
+                return last
 
     # store
 

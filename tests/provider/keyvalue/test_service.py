@@ -10,14 +10,15 @@ import pytest
 
 from keyvalue_engine import LimitError, Store, StoreError, StoreOptions
 from keyvalue_engine.order import CROWD_KEYS_MAX
+from keyvalue_provider.keyvalue.handles import CallerHandles, Handles
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_transport.keyvalue.atomics import atomics_handlers, encode_increment
 from keyvalue_transport.keyvalue.batch import batch_handlers, encode_bucket_keys, encode_set_many
-from keyvalue_transport.keyvalue.errors import InterfaceError, NoSuchStoreError, OtherError
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits, encode_bucket_key
 from keyvalue_transport.keyvalue.store import KeyResponse, encode_list_keys, encode_set, store_handlers
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, drop_answer
-from tests.provider.keyvalue.scene import at_once
+from tests.provider.keyvalue.scene import Scene, at_once
 from tests.provider.keyvalue.waiting_store import LATER, Later, WaitingStore
 
 T = TypeVar("T")
@@ -54,6 +55,25 @@ def test_every_function(caller: Caller) -> None:
     assert kv.list_keys(caller, b"b", None) == ([b"n"], None)
     kv.delete(caller, b"b", b"n")
     assert len(store) == 0
+
+
+def test_handles_of_before_a_change_are_not_kept_where_another_thread_finds_them_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(access="read-write")
+    kv, find = scene.service, CallerHandles.__getitem__
+
+    def find_late(handles: CallerHandles, caller: Caller) -> Handles:
+        found = find(handles, caller)
+        monkeypatch.setattr(CallerHandles, "__getitem__", find, raising=False)
+        scene.put(access="read-only")
+        return found
+
+    kv.get(ANONYMOUS, b"b", b"k")
+    monkeypatch.setattr(CallerHandles, "__getitem__", find_late, raising=False)
+    kv.get(LINKED, b"b", b"k")
+    with pytest.raises(AccessDeniedError):
+        kv.set(LINKED, b"b", b"k", b"v")
 
 
 def test_pages_and_cursors_are_the_stores() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import nats
 import pytest
@@ -320,3 +321,27 @@ async def test_nothing_is_subscribed_while_another_client_connects(
     await connection.flush(DEADLINE_S)
     assert heard.messages.empty()
     await connection.close()
+
+
+async def test_a_drain_ends_though_nats_py_swallows_its_cancellation(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does while the socket is full: the UNSUB waits for it, and then a PONG is waited for that does not come."""
+
+    async def ignore(message: Message) -> None:
+        pass
+
+    subscription = await connection.subscribe("connection.swallowed", ignore)
+    waits = 0
+
+    async def swallow(*_: object) -> None:
+        nonlocal waits
+        waits += 1
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(connection._client, "_send_unsubscribe", swallow)
+    monkeypatch.setattr(connection._client, "flush", swallow)
+    async with asyncio.timeout(5):
+        await connection.drain([subscription], 0.01)
+    assert waits >= 2

@@ -17,7 +17,7 @@ from nats.errors import NoRespondersError
 
 from keyvalue_transport.nats import connection as connection_module
 from keyvalue_transport.nats import server as server_module
-from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message
 from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.nats.subjects import invocation_subject
@@ -50,6 +50,41 @@ async def test_an_invocation_without_a_reply_subject_is_not_carried_out(serve: S
     assert calls == [b"with"]
     assert setup.server.counts.without_reply == 1
     assert setup.server.counts.answered == 1
+
+
+UNREADABLE = {
+    "no line": b"HPUB %b %b 8 8\r\nNATS/1.0\r\n",
+    "no block": b"HPUB %b %b 1 1\r\nN\r\n",
+    "a status that is no text": b"HPUB %b %b 15 15\r\nNATS/1.0 \xff\xff\r\n\r\n\r\n",
+    "a remark that is no text": b"HPUB %b %b 19 19\r\nNATS/1.0 404 \xff\xff\r\n\r\n\r\n",
+    "a reply subject that is no text": b"PUB %b %b\xff 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("message", UNREADABLE)
+async def test_messages_that_nats_py_cannot_read_do_not_end_its_reading(
+    serve: Serve, message: str, nats_server: NatsServer
+) -> None:
+    setup = await serve({"f": echo})
+    heard = asyncio.Event()
+
+    async def hear(message: Message) -> None:
+        if message.data:
+            heard.set()
+
+    await setup.connection.subscribe("in-process.other", hear)
+    await setup.connection.flush(DEADLINE_S)
+    function = invocation_subject(setup.server.prefix, INSTANCE, "f")
+    _, writer = await asyncio.open_connection("127.0.0.1", nats_server.port)
+    writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+    for subject in (function.encode(), b"in-process.other"):
+        writer.write(UNREADABLE[message] % (subject, b"reply"))
+    writer.write(b"PUB in-process.other 1\r\nx\r\n")
+    async with asyncio.timeout(DEADLINE_S):
+        await heard.wait()
+    invocation = await setup.begin("f", b"x", {"source-id": "a"})
+    assert await invocation.result() == b"x from a"
+    writer.close()
 
 
 # Handlers
@@ -566,6 +601,27 @@ async def test_stop_ends_what_is_not_answered_in_time(serve: Serve) -> None:
     assert gate.cancelled == 3
     assert setup.server.counts.failed == 3
     assert setup.server.in_flight == 0
+
+
+async def test_stop_waits_for_no_answer_that_does_not_end_when_it_is_cancelled(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    let_go = asyncio.Event()
+
+    async def stubborn() -> bytes:
+        while not let_go.is_set():
+            with suppress(asyncio.CancelledError):
+                await let_go.wait()
+        return b"late"
+
+    setup = await serve({"f": lambda *_: Later(stubborn())})
+    await setup.begin("f", b"")
+    await until(lambda: setup.server.in_flight == 1)
+    async with asyncio.timeout(5):
+        await setup.stop(0.01)
+    assert "1 answers did not end when they were cancelled" in caplog.text
+    let_go.set()
+    await until(lambda: setup.server.in_flight == 0)
 
 
 async def test_stop_ends_half_open_invocations(serve: Serve) -> None:

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT_S = 10.0
 FLUSH_ABANDONED_S = 3600
+CANCEL_INTERVAL_S = 0.05
 #: Of one subscription, received and not yet handled. What passes this is dropped, and told to `on_drop`.
 PENDING_MESSAGES_MAX = 65_536
 PENDING_BYTES_MAX = 64 * 1024 * 1024
@@ -229,10 +230,10 @@ class Connection:
         drains = [asyncio.create_task(self._drain(subscription)) for subscription in ending]
         if drains:
             _, late = await asyncio.wait(drains, timeout=timeout_s)
-            for drain in late:
-                drain.cancel()
-            if late:
-                await asyncio.wait(late)
+            while late:  # nats-py swallows a cancellation while it waits for a socket that is full
+                for drain in late:
+                    drain.cancel()
+                _, late = await asyncio.wait(late, timeout=CANCEL_INTERVAL_S)
 
     async def _drain(self, subscription: Subscription) -> None:
         # Not nats-py's drain: it forgets the subscription at a PONG whose PING has overtaken the UNSUB.

@@ -13,7 +13,16 @@ from typing import NamedTuple
 
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 
-__all__ = ["CALLERS_MAX", "CRLF", "TRACEPARENT_LINE", "CallerCache", "Headers", "headers_of", "read_headers"]
+__all__ = [
+    "CALLERS_MAX",
+    "CRLF",
+    "TRACEPARENT_LINE",
+    "CallerCache",
+    "Headers",
+    "headers_of",
+    "read_headers",
+    "read_lines",
+]
 
 CALLERS_MAX = 1024
 #: A longer block is not kept: its sender decides how long it is.
@@ -50,12 +59,17 @@ def read_headers(block: bytes) -> Headers:
     >>> read_headers(b"NATS/1.0\\r\\nsource-id: a\\r\\n\\r\\n")
     Headers(caller=Caller(source_id='a', link_name=None), traceparent=None)
     """
+    return headers_of(read_lines(block))
+
+
+def read_lines(block: bytes) -> dict[str, str]:
+    """Return the values of a header block by their names."""
     read: dict[str, str] = {}
     for line in block[FIRST_LINE_BYTES:].split(CRLF):
         name, colon, value = line.partition(b":")
         if colon:
             read[name.strip().decode("ascii", "replace")] = value.strip().decode("utf-8", "replace")
-    return headers_of(read)
+    return read
 
 
 class CallerCache:

@@ -19,6 +19,7 @@ from nats.aio.client import Client, RawCredentials
 
 from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.nats.direct.transport import DirectTransport
+from keyvalue_transport.nats.headers import read_lines
 from keyvalue_transport.nats.nats_py_errors import ATTEMPT_TIMEOUT_S, refusal_of, text_of
 from keyvalue_transport.nats.tls import TlsOptions, tls_refusal
 from keyvalue_transport.nats.urls import login_of, redacted_url, requires_tls, without_login
@@ -37,6 +38,8 @@ CLOSE_TIMEOUT_S = 0.5
 WRITE_BUFFER_BYTES = 2 * 1024 * 1024
 #: Subjects are checked where they come in, or stood in a message: to do so again costs 6 % of a call on the plain path.
 NO_SUBJECT_CHECK = "skip_subject_validation"
+#: What each block of headers begins with that has no status, and that nats-py can read.
+BLOCK_BEGIN = b"NATS/1.0\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,30 @@ class ClientEvents(NamedTuple):
     on_closed: Callable[[], Awaitable[None]]
 
 
+class LastingClient(Client):
+    """A client whose reading goes on after a message that nats-py can't read. nats-py's own ends for good, and still says that it is connected."""
+
+    def _process_headers(self, headers: bytes) -> Any:
+        """Read headers. nats-py fails at a block without lines, and at a status that is no text: of these the status is not read."""
+        if headers and not headers.startswith(BLOCK_BEGIN):
+            return self._process_odd_headers(headers)
+        return super()._process_headers(headers)
+
+    async def _process_odd_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, UnicodeDecodeError):
+            return read_lines(headers) or None
+
+    def _build_message(self, *parts: Any, **named_parts: Any) -> Any:
+        """Return the message, or None, which nats-py ignores, where its subjects are no text: it could not be answered."""
+        try:
+            return super()._build_message(*parts, **named_parts)
+        except UnicodeDecodeError:
+            log.debug("NATS: a message was ignored, whose subject or reply subject is no text")
+            return None
+
+
 class Opening:
     """One try to open a client. `events.on_error` hears of errors once the client is open; before that they are the opening's.
 
@@ -91,7 +118,7 @@ class Opening:
         events: ClientEvents,
         first: bool,
     ) -> None:
-        self.client = Client()
+        self.client = LastingClient()
         self._options = options
         self._context = context
         self._events = events

@@ -38,6 +38,8 @@ EXPIRY_INTERVAL_S = 0.5
 PARAMS_DRAIN_TIMEOUT_S = 0.02
 #: For writing the last answers, if the stop has taken all of its time.
 FLUSH_TIMEOUT_S = 0.02
+#: For answers that are cancelled at a stop to end.
+CANCEL_TIMEOUT_S = 0.02
 #: Lines of the log about failures in an interval, and as many about lost answers.
 LOGGED_MAX = 5
 LOG_INTERVAL_S = 10.0
@@ -133,7 +135,9 @@ class Server:
         for answer in answers:
             answer.cancel()
         if answers:
-            await asyncio.wait(answers)
+            _, late = await asyncio.wait(answers, timeout=CANCEL_TIMEOUT_S)
+            if late:
+                log.warning("%d answers did not end when they were cancelled: nobody waits for them", len(late))
             await asyncio.sleep(0)  # their callbacks end the invocations
         self._send(self._path.invocations.close())
         with suppress(TimeoutError):  # a connection that takes nothing holds up no stop
