@@ -51,9 +51,8 @@ class Service:
         while True:
             changes = self._policy_changes
             last = self._last = caller, self._handles[caller]  # in one, so that no thread sees another caller's handles
-            if (
-                changes == self._policy_changes
-            ):  # else these may be of before, and would be kept in place of the change's
+            # If the policy changed meanwhile, these handles may be the old ones: look again.
+            if changes == self._policy_changes:
                 return last
 
     # store

@@ -132,7 +132,7 @@ class Alike:
         self.is_on = is_on
         self.shape: Shape | None = None
         self._shapes: dict[tuple[bytes, bytes, Caller], Shape] = {}
-        # Of the frame before.
+        # What the frame before this one had.
         self._size = self._subscription = b""
         self._caller = ANONYMOUS
 
