@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def provider_row(option: Option) -> str:
-    change = "at once" if option.is_live else "at the next start"
+    change = "at once" if option.is_live else "at restart"
     return f"| `{option.name}` | {option.shown(option.default)} | {change} | {option.help} |"
 
 

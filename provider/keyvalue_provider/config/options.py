@@ -148,51 +148,47 @@ class OptionTable(dict[str, Option]):
 class LinkOptions:
     """Options that decide what a caller may do: those of its link or, without a link, those of the provider."""
 
-    bucket: bytes | None = option(
-        values.BUCKET_NAME, "the bucket that is used, whatever name the caller gives", live=True
-    )
+    bucket: bytes | None = option(values.BUCKET_NAME, "use this bucket, whatever name the caller gives", live=True)
     bucket_prefix: bytes | None = option(
-        values.ENCODED_TEXT, "prefix of the caller's bucket names; no effect with `bucket`", live=True
+        values.ENCODED_TEXT, "prefix of the caller's bucket names; ignored if `bucket` is set", live=True
     )
     buckets: frozenset[bytes] | None = option(
         values.BUCKET_NAMES,
-        "names that the caller may give, with commas between; others give no-such-store",
+        "allowed bucket names, separated by commas; others get no-such-store",
         live=True,
     )
     strict_buckets: bool = option(
         values.FLAG,
-        "get, exists and delete on a bucket that was never written give no-such-store",
+        "get, exists and delete on a bucket that was never written get no-such-store",
         default=STORE_DEFAULTS.strict_buckets,
     )
     access: str = option(
         values.one_of(READ_WRITE, READ_ONLY),
-        "read-write, or read-only: writes give access-denied",
+        "read-write, or read-only: writes get access-denied",
         default=READ_WRITE,
         live=True,
     )
-    page_keys: int = option(values.COUNT, "keys in one list-keys answer", default=STORE_DEFAULTS.page_keys_max)
+    page_keys: int = option(values.COUNT, "maximum keys in one list-keys answer", default=STORE_DEFAULTS.page_keys_max)
     page_bytes: int = option(
         values.BYTES,
-        "bytes in one list-keys answer; the default fits into one NATS message of 1 MiB",
+        "maximum bytes in one list-keys answer; the default fits 1 MiB messages",
         default=STORE_DEFAULTS.page_bytes_max,
     )
-    key_bytes_max: int = option(values.LENGTH, "bytes of a key", default=STORE_DEFAULTS.key_bytes_max)
-    value_bytes_max: int = option(values.LENGTH, "bytes of a value", default=STORE_DEFAULTS.value_bytes_max)
+    key_bytes_max: int = option(values.LENGTH, "maximum bytes of a key", default=STORE_DEFAULTS.key_bytes_max)
+    value_bytes_max: int = option(values.LENGTH, "maximum bytes of a value", default=STORE_DEFAULTS.value_bytes_max)
     quota_keys: int | None = option(
         values.COUNT,
-        "quota: keys in the buckets that a link reaches, no matter who wrote them",
+        "quota: keys in the buckets that a link reaches, from all writers",
         live=True,
         old_name="keys_max",
     )
     quota_bytes: int | None = option(
         values.BYTES,
-        "quota: memory of these keys and values, by the formula of the engine",
+        "quota: memory of these keys and values, as the engine counts it",
         live=True,
         old_name="bytes_max",
     )
-    ttl_ms: int | None = option(
-        values.TTL, "milliseconds after which a written key expires; never unless set", live=True
-    )
+    ttl_ms: int | None = option(values.TTL, "milliseconds until a written key expires", live=True)
 
     @classmethod
     def from_config(cls, provider: ProviderOptions, config: Mapping[str, str]) -> tuple[LinkOptions, list[str]]:
@@ -209,36 +205,36 @@ class ProviderOptions(LinkOptions):
     """Options of the provider. Those of LinkOptions are the defaults of links, and hold for callers without a link."""
 
     bucket_name_bytes_max: int = option(
-        values.LENGTH, "bytes of a bucket's name", default=STORE_DEFAULTS.bucket_name_bytes_max
+        values.LENGTH, "maximum bytes of a bucket's name", default=STORE_DEFAULTS.bucket_name_bytes_max
     )
     batch_keys_max: int = option(
         values.COUNT,
-        "keys of one get-many, set-many or delete-many",
+        "maximum keys of one get-many, set-many or delete-many",
         default=PARAMETER_DEFAULTS.batch_keys_max,
         live=True,
     )
     answer_bytes_max: int = option(
         values.BYTES,
-        "bytes of keys and values of one get-many answer",
+        "maximum bytes of keys and values in one get-many answer",
         default=PARAMETER_DEFAULTS.answer_bytes_max,
         live=True,
     )
-    buckets_max: int = option(values.COUNT, "buckets that hold a key", default=STORE_DEFAULTS.buckets_max)
+    buckets_max: int = option(values.COUNT, "maximum buckets that hold a key", default=STORE_DEFAULTS.buckets_max)
     keys_max: int = option(
         values.COUNT,
-        "keys in all buckets together, no matter who wrote them",
+        "maximum keys in all buckets together",
         default=STORE_DEFAULTS.keys_max,
     )
     memory_bytes_max: int | None = option(
-        values.BYTES, "memory of all keys and values, by the formula of the engine; unlimited unless set"
+        values.BYTES, "maximum memory of all keys and values, as the engine counts it"
     )
     shards_min: int = option(
-        values.SHARDS, "shards of a bucket once it is large, a power of two", default=STORE_DEFAULTS.shards_min
+        values.SHARDS, "shards of a large bucket, a power of two", default=STORE_DEFAULTS.shards_min
     )
     require_link: bool = option(values.FLAG, "callers without a link get access-denied", default=False, live=True)
     watch_queue_events: int = option(
         values.COUNT,
-        "events of one watcher that wait or are in flight; the oldest are dropped first",
+        "events waiting or in flight for a watcher; the oldest are dropped",
         default=10_000,
     )
     watch_queue_bytes: int = option(
@@ -249,49 +245,49 @@ class ProviderOptions(LinkOptions):
     )
     half_open_max: int = option(
         values.COUNT,
-        "invocations whose parameters are not complete yet",
+        "maximum invocations with incomplete parameters",
         default=INVOCATION_DEFAULTS.half_open_max,
     )
     half_open_bytes_max: int = option(
-        values.BYTES, "bytes held for these invocations", default=INVOCATION_DEFAULTS.half_open_bytes_max
+        values.BYTES, "maximum bytes held for these invocations", default=INVOCATION_DEFAULTS.half_open_bytes_max
     )
     half_open_timeout_ms: int = option(
         values.MILLISECONDS,
-        "milliseconds without a further piece after which they are ended",
+        "milliseconds without another piece until they are ended",
         default=round(INVOCATION_DEFAULTS.half_open_timeout_s * 1000),
     )
     transport: str = option(
         values.one_of("direct", "plain"),
-        "direct: invocations are answered where their bytes arrive; plain: by nats-py's callbacks",
+        "direct: answer calls as their bytes arrive; plain: in nats-py's callbacks",
         default="direct",
     )
     tls_ca: str | None = option(
         values.PEM,
-        "authorities that NATS' certificate is checked against: a PEM file, or its text; TLS is required then",
+        "authorities that may sign the server's certificate: PEM file or text; requires TLS",
     )
     tls_certificate: str | None = option(
-        values.PEM, "the certificate that NATS is shown: a PEM file, or its text; TLS is required then"
+        values.PEM, "certificate to show to the server: PEM file or text; requires TLS"
     )
     tls_key: Secret | None = option(  # noqa: RUF009 # it returns a field
-        values.PEM_SECRET, "its private key: a PEM file, or its text"
+        values.PEM_SECRET, "private key of that certificate: PEM file or text"
     )
-    metrics_address: str | None = option(values.ADDRESS, "HOST:PORT for /metrics, /livez and /readyz; off unless set")
+    metrics_address: str | None = option(values.ADDRESS, "HOST:PORT of /metrics, /livez and /readyz; off unless set")
     log_level: str | None = option(
         values.LOG_LEVEL,
-        "trace, debug, info, warn or error; unless set, as in the host data, or info",
+        "trace, debug, info, warn or error; if not set: from host data, or info",
         live=True,
     )
     structured_logging: bool | None = option(
-        values.FLAG, "true: the log is JSON; unless set, as in the host data, or false", live=True
+        values.FLAG, "write the log as JSON; if not set: from host data, or false", live=True
     )
     connect_timeout_ms: int = option(
         values.MILLISECONDS,
-        "milliseconds for reaching NATS at the start, all attempts together",
+        "milliseconds to reach NATS at the start, all attempts together",
         default=10_000,
     )
     stop_timeout_ms: int = option(
         values.MILLISECONDS,
-        "milliseconds for answering what is in flight at SIGTERM or SIGINT",
+        "milliseconds to answer calls in flight at SIGTERM or SIGINT",
         default=5_000,
     )
 
@@ -356,16 +352,16 @@ class StandaloneOptions:
 
     nats: str = option(
         values.NATS_URLS,
-        "NATS servers with commas between: HOST:PORT, nats://USER:PASSWORD@HOST:PORT, nats://TOKEN@HOST, tls://HOST",
+        "NATS servers, separated by commas: HOST:PORT, nats://USER:PASSWORD@HOST:PORT, tls://HOST",
         default="127.0.0.1:4222",
     )
     prefix: str = option(
         values.SUBJECT_PREFIX,
-        "subjects begin so: {lattice}.{provider key} of the callers",
+        "prefix of the subjects that callers use: {lattice}.{provider key}",
         default="default.keyvalue-inmemory",
     )
-    credentials: str | None = option(values.USER_FILE, "a file with the user's JWT and seed, as `nsc` writes it")
-    nkey: str | None = option(values.USER_FILE, "a file with the seed of an nkey user")
+    credentials: str | None = option(values.USER_FILE, "file with the user's JWT and seed, as `nsc` writes it")
+    nkey: str | None = option(values.USER_FILE, "file with the seed of an nkey user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,11 +370,11 @@ class WatchingLinkOptions:
 
     watch: str | None = option(
         values.TEXT,
-        "what the component is told of: patterns with commas between, as SET@key, DEL@key, SET@text*, DEL@bucket/*",
+        "changes to report: patterns separated by commas, like SET@key, DEL@text*, SET@bucket/*",
     )
     watch_bucket: bytes = option(
         values.ENCODED_TEXT,
-        "bucket argument of the calls, {bucket} for the bucket's own name; a wasmCloud 1.x host takes only a number",
+        "bucket argument of the calls; {bucket}: the bucket's name; wasmCloud 1.x needs a number",
         default=b"0",
     )
 

@@ -92,22 +92,24 @@ class Metrics(Collector):
         yield from self._invocations()
         yield from self._keyspace()
         connection = self._connection
-        yield _counter(
-            "nats_reconnects", "Times the connection to NATS was lost and made again.", connection.reconnects
-        )
+        yield _counter("nats_reconnects", "Reconnects to NATS after a lost connection.", connection.reconnects)
         yield _gauge("nats_connected", "1 while a NATS server is connected, 0 while not.", connection.connected)
-        yield _counter("nats_dropped_messages", "Messages that came faster than they were handled.", connection.dropped)
+        yield _counter(
+            "nats_dropped_messages",
+            "Messages dropped because they arrived too fast.",
+            connection.dropped,
+        )
         yield from self._watched()
         yield _gauge("links", "Links that the host has put.", len(self._links))
-        yield InfoMetricFamily(f"{PREFIX}_build", "What runs.", self._build)
+        yield InfoMetricFamily(f"{PREFIX}_build", "Version, Python and transport of this process.", self._build)
 
     def _operations(self) -> Iterable[Metric]:
         operations = CounterMetricFamily(
-            f"{PREFIX}_operations", "Calls, by function and by how they ended.", labels=("operation", "result")
+            f"{PREFIX}_operations", "Calls by function and result.", labels=("operation", "result")
         )
         durations = HistogramMetricFamily(
             f"{PREFIX}_operation_duration_seconds",
-            "Time from the read that held a call to the write of its answer.",
+            "Time from reading a call to writing its answer.",
             labels=("operation",),
         )
         for name, tally in self._tallies.items():
@@ -124,49 +126,49 @@ class Metrics(Collector):
 
     def _invocations(self) -> Iterable[Metric]:
         server, counts = self._server, self._server.counts
-        yield _gauge("invocations_in_flight", "Invocations that were taken and not ended.", server.in_flight)
-        yield _gauge("half_open_invocations", "Invocations whose parameters are not whole.", server.half_open)
+        yield _gauge("invocations_in_flight", "Invocations that were accepted and have not ended.", server.in_flight)
+        yield _gauge("half_open_invocations", "Invocations with incomplete parameters.", server.half_open)
         yield _counter(
             "received_bytes",
-            "Bytes that came from NATS for invocations; on the direct path with framing.",
+            "Bytes received for invocations, on the direct path with framing.",
             counts.received_bytes,
         )
+        yield _counter("sent_bytes", "Bytes sent for answers, on the direct path with framing.", counts.sent_bytes)
+        yield _counter("decode_errors", "Invocations ended because of malformed parameters.", counts.damaged)
         yield _counter(
-            "sent_bytes", "Bytes that went to NATS for answers; on the direct path with framing.", counts.sent_bytes
+            "expired_invocations", "Half-open invocations ended because no piece arrived in time.", counts.expired
         )
-        yield _counter("decode_errors", "Invocations ended since their parameters are no values.", counts.damaged)
-        yield _counter("expired_invocations", "Half-open invocations ended since no piece came.", counts.expired)
-        yield _counter("refused_invocations", "Invocations ended since too much was held already.", counts.refused)
+        yield _counter("refused_invocations", "Invocations refused because too much was held already.", counts.refused)
         yield _counter("failed_invocations", "Invocations ended by a failure of the provider.", counts.failed)
-        yield _counter("invocations_without_reply", "Invocations that named no reply subject.", counts.without_reply)
-        yield _counter("stray_pieces", "Pieces of parameters that no invocation waited for.", counts.stray_pieces)
-        yield _counter("unsent_messages", "Messages of answers that found no connection.", server.unsent)
+        yield _counter("invocations_without_reply", "Invocations without a reply subject.", counts.without_reply)
+        yield _counter("stray_pieces", "Pieces of parameters that belong to no invocation.", counts.stray_pieces)
+        yield _counter("unsent_messages", "Messages of answers lost because there was no connection.", server.unsent)
 
     def _watched(self) -> Iterable[Metric]:
         watchers, counts = self._watchers, self._watchers.counts
         events = CounterMetricFamily(
-            f"{PREFIX}_watch_events", "Events that watching components were called for.", labels=("result",)
+            f"{PREFIX}_watch_events", "Events for which a watching component was called.", labels=("result",)
         )
         events.add_metric(("ok",), counts.delivered)
         events.add_metric(("failed",), counts.failed)
         yield events
-        yield _counter("watch_dropped", "Events dropped: the queue was full, or the watcher ended.", counts.dropped)
-        yield _gauge(
-            "watch_queue_length", "Events that wait for a component, or for its answer.", watchers.queue_length
+        yield _counter(
+            "watch_dropped", "Events dropped because the queue was full or the watcher was removed.", counts.dropped
         )
+        yield _gauge("watch_queue_length", "Events waiting for a component or for its answer.", watchers.queue_length)
 
     def _keyspace(self) -> Iterable[Metric]:
         store = self._store
         limit = store.options.memory_bytes_max
         yield _gauge("buckets", "Buckets that hold a key.", store.bucket_count)
         yield _gauge("keys", "Keys in all buckets.", len(store))
-        yield _gauge("memory_bytes", "Memory of keys and values, by the engine's formula.", store.memory_bytes)
-        yield _gauge("memory_limit_bytes", "What memory_bytes may reach.", float("inf") if limit is None else limit)
+        yield _gauge("memory_bytes", "Memory of keys and values, as the engine counts it.", store.memory_bytes)
+        yield _gauge("memory_limit_bytes", "Limit of memory_bytes.", float("inf") if limit is None else limit)
         reads = [self._tallies[name] for name in ("get", "exists")]
         yield _counter("keyspace_hits", "Keys that get and exists found.", sum(tally[OK] for tally in reads))
         yield _counter("keyspace_misses", "Keys that get and exists did not find.", sum(tally[NONE] for tally in reads))
-        yield _counter("expired_keys", "Keys that were removed since their time was over.", store.expired_keys)
-        yield _counter("pages", "Pages that list-keys gave.", self._tallies["list-keys"][OK])
+        yield _counter("expired_keys", "Expired keys that were removed.", store.expired_keys)
+        yield _counter("pages", "Pages that list-keys returned.", self._tallies["list-keys"][OK])
 
 
 def _counter(name: str, what: str, value: float) -> Metric:
