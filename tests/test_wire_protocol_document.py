@@ -368,18 +368,18 @@ def test_limits() -> None:
         "bytes of a key": parameters.key_bytes_max,
         "bytes of a value": parameters.value_bytes_max,
         "keys of a batch": parameters.batch_keys_max,
-        "bytes of the keys and values that `get-many` answers with": parameters.answer_bytes_max,
+        "bytes of the keys and values in an answer of `get-many`": parameters.answer_bytes_max,
         "half-open invocations": invocations.half_open_max,
         "bytes held for them": invocations.half_open_bytes_max,
         "seconds until the next piece of a half-open invocation": invocations.half_open_timeout_s,
         "seconds until all pieces of a half-open invocation": invocations.half_open_lifetime_s,
-        "invocations whose answer is being waited for": invocations.waiting_max,
-        "messages received and not handled yet, for each function (plain path; the direct path stops reading)": connection.PENDING_MESSAGES_MAX,
+        "invocations that wait for an answer": invocations.waiting_max,
+        "messages received but not handled, for each function (plain path; the direct path stops reading)": connection.PENDING_MESSAGES_MAX,
         "bytes of such messages": connection.PENDING_BYTES_MAX,
         "keys of a page of `list-keys`": store.page_keys_max,
         "bytes of a page of `list-keys`": store.page_bytes_max,
-        "bytes of an error's message, as our client reads it": keyvalue.MESSAGE_BYTES_MAX,
-        "bytes of a result, as our client reads it": inspect.signature(Call).parameters["result_bytes_max"].default,
+        "bytes of an error's message, in our client": keyvalue.MESSAGE_BYTES_MAX,
+        "bytes of a result, in our client": inspect.signature(Call).parameters["result_bytes_max"].default,
     }
 
 
