@@ -22,10 +22,12 @@ START = r"(?:^|(?<=[.;:!?)] )|(?<=[.;:!?)]  ))"
 REFUSED = {
     "a sentence that begins with 'Of'": re.compile(START + r"Of (?!course)"),
     "a statement that begins with 'Whether'": re.compile(START + r"Whether [^?]*(?:[.;:]|$)"),
-    "'who' or 'what' as a subject": re.compile(START + r"(?:[Ww]ho|[Ww]hat|[Ww]hoever|[Ww]hatever) \w[^?]*(?:[.;:]|$)"),
+    "'who' or 'what' as a subject": re.compile(
+        r"(?:^|(?<=[.:!?)] ))(?:Who|What|Whatever) \w[^?]*(?:[.;:]|$)|(?<=; )(?:who|what|whatever) \w[^?]*(?:[.;:]|$)"
+    ),
     "'whoever' as a subject": re.compile(r"\b[Ww]hoever\b"),
     "'so many' for 'at most' or 'this many'": re.compile(r"\b[Ss]o (?:many|much)\b(?! (?:faster|slower|more|that)\b)"),
-    "'behind' for 'after'": re.compile(r"(?<!fall )(?<!falls )(?<!fell )(?<!far )(?<!lags )\bbehind\b(?! a proxy)"),
+    "'behind' for 'after'": re.compile(r"(?<!fall )(?<!falls )(?<!fell )(?<!far )(?<!lags )(?<!nothing )\bbehind\b(?! a proxy)"),
     "'whose time is over' for 'expired'": re.compile(r"\btimes? (?:is|are|was|were) over\b"),
     "'no values' for 'malformed'": re.compile(r"\b(?:is|are|was|were) no values?\b"),
     "'wants a' for 'needs'": re.compile(r"\bwants? an?\b"),
@@ -147,7 +149,8 @@ def test_documents_have_short_lines_and_paragraphs() -> None:
             for line, _, lines in paragraphs(document):
                 faults += [f"{path}:{line}: {len(lines)} lines"] if len(lines) >= PARAGRAPH_LINES_MAX else []
             for line, text in enumerate(document.splitlines(), 1):
-                faults += [f"{path}:{line}: {len(text)} columns"] if len(text) > LINE_COLUMNS_MAX else []
+                is_wide = len(text) > LINE_COLUMNS_MAX and not text.startswith("|")  # a table has no place to wrap
+                faults += [f"{path}:{line}: {len(text)} columns"] if is_wide else []
     assert not faults, "\n".join(faults)
 
 
@@ -159,7 +162,7 @@ def test_documents_have_short_lines_and_paragraphs() -> None:
         "Whether a key is there.",
         "True; whether it is there.".replace("whether", "Whether"),
         "Who reads sees all.",
-        "It is bounded: what is queued is dropped.",
+        "It is bounded; what is queued is dropped.",
         "Let whoever asks wait.",
         "So many keys as fit.",
         "the bytes behind it",
