@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from keyvalue_engine.errors import FullError, LimitError, NoSuchBucketError, StoreError
+from keyvalue_engine.errors import KEY_BYTES, VALUE_BYTES, FullError, LimitError, NoSuchBucketError, StoreError
 from keyvalue_engine.options import TTL_MS_MAX, BucketOptions
 from keyvalue_engine.table import Table
 from keyvalue_engine.tables import Tables
@@ -109,15 +109,15 @@ class Bucket:
         >>> from keyvalue_engine import Store, StoreOptions
         >>> Store(StoreOptions(value_bytes_max=3)).bucket(b"b").set(b"k", b"long")
         Traceback (most recent call last):
-        keyvalue_engine.errors.LimitError: value in bytes: found 4, allowed 3
+        keyvalue_engine.errors.LimitError: value is 4 bytes; the limit is 3 (value_bytes_max)
 
         :param ttl_ms: milliseconds after which the key is gone; None: what the handle's options say, or never
         :raises LimitError: key, value, the store or the quota would pass a limit, though expired keys were removed; the store is as before
         """
         if len(key) > self._key_bytes_max:
-            raise LimitError("key in bytes", len(key), self._key_bytes_max)
+            raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
         if len(value) > self._value_bytes_max:
-            raise LimitError("value in bytes", len(value), self._value_bytes_max)
+            raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
         ttl_ns = self._ttl_ns if ttl_ms is None else _ns_of(ttl_ms)
         table = self._by_name.get(self.name)
         if table is not None:  # the common case in few steps; pays: bench engine overwrite
@@ -152,9 +152,9 @@ class Bucket:
         """
         for key, value in entries.items():
             if len(key) > self._key_bytes_max:
-                raise LimitError("key in bytes", len(key), self._key_bytes_max)
+                raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
             if len(value) > self._value_bytes_max:
-                raise LimitError("value in bytes", len(value), self._value_bytes_max)
+                raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
         if entries:
             self._write(lambda table: table.set_many(entries, self._quota, self._ttl_ns) or None)
 
@@ -172,7 +172,7 @@ class Bucket:
         :raises LimitError: as `set`
         """
         if len(key) > self._key_bytes_max:
-            raise LimitError("key in bytes", len(key), self._key_bytes_max)
+            raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
 
         table = self._by_name.get(self.name)
         if table is not None:  # `_add`, written out; pays: bench end-to-end increment

@@ -5,9 +5,19 @@ Each leaves the store as it was. Messages say what was found and what is allowed
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from keyvalue_engine.quota import Quota
 
 __all__ = [
+    "BUCKETS",
+    "BUCKET_NAME_BYTES",
+    "KEYS",
+    "KEY_BYTES",
+    "MEMORY_BYTES",
+    "QUOTA_KEYS",
+    "QUOTA_MEMORY_BYTES",
+    "VALUE_BYTES",
     "CounterError",
     "CrowdedPositionError",
     "FullError",
@@ -22,24 +32,46 @@ class StoreError(Exception):
     """Base of all errors that the engine raises for what its caller asked."""
 
 
-class LimitError(StoreError):
-    """A limit of the store would be passed: `found` is what was asked for, `allowed` the limit, `what` its name and unit."""
+class Limit(NamedTuple):
+    """A limit, for error texts: what a call would need, with {} for the number, and the option that sets the limit."""
 
-    def __init__(self, what: str, found: int, allowed: int) -> None:
-        super().__init__(f"{what}: found {found}, allowed {allowed}")
-        self.what = what
+    need: str
+    option: str
+
+
+KEY_BYTES = Limit("key is {} bytes", "key_bytes_max")
+VALUE_BYTES = Limit("value is {} bytes", "value_bytes_max")
+BUCKET_NAME_BYTES = Limit("bucket name is {} bytes", "bucket_name_bytes_max")
+BUCKETS = Limit("the store would hold {} buckets", "buckets_max")
+KEYS = Limit("the store would hold {} keys", "keys_max")
+MEMORY_BYTES = Limit("the store would take {} bytes of memory", "memory_bytes_max")
+QUOTA_KEYS = Limit("the buckets of this quota would hold {} keys", "quota_keys")
+QUOTA_MEMORY_BYTES = Limit("the buckets of this quota would take {} bytes of memory", "quota_bytes")
+
+
+class LimitError(StoreError):
+    """A call would pass a limit of the store.
+
+    :ivar found: the length, number or memory that the call needs
+    :ivar allowed: the limit
+    :ivar option: the option that sets the limit
+    """
+
+    def __init__(self, limit: Limit, found: int, allowed: int) -> None:
+        super().__init__(f"{limit.need.format(found)}; the limit is {allowed} ({limit.option})")
         self.found = found
         self.allowed = allowed
+        self.option = limit.option
 
 
 class FullError(LimitError):
-    """There is no room in the store, or in a quota; keys whose time is over may give way.
+    """The store or a quota is full, even after expired keys were removed.
 
-    :ivar quota: the quota that is full; None: the store
+    :ivar quota: the quota that is full, or None for the store
     """
 
-    def __init__(self, what: str, found: int, allowed: int, quota: Quota | None = None) -> None:
-        super().__init__(what, found, allowed)
+    def __init__(self, limit: Limit, found: int, allowed: int, quota: Quota | None = None) -> None:
+        super().__init__(limit, found, allowed)
         self.quota = quota
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from threading import Lock
 
 from keyvalue_engine.changes import Observer
-from keyvalue_engine.errors import FullError
+from keyvalue_engine.errors import KEYS, MEMORY_BYTES, QUOTA_KEYS, QUOTA_MEMORY_BYTES, FullError
 from keyvalue_engine.options import StoreOptions
 from keyvalue_engine.quota import UNLIMITED, Quota
 
@@ -40,7 +40,7 @@ class Ledger:
         with self.lock:
             memory_after = self.memory_bytes + memory_bytes
             if memory_after > self.memory_bytes_max and memory_bytes > 0:
-                raise FullError("memory limit in bytes", memory_after, self.memory_bytes_max)
+                raise FullError(MEMORY_BYTES, memory_after, self.memory_bytes_max)
             self.memory_bytes = memory_after
 
 
@@ -73,9 +73,9 @@ class Account:
             keys_after = ledger.keys + keys
             memory_after = ledger.memory_bytes + memory_bytes
             if keys_after > ledger.keys_max and keys > 0:
-                raise FullError("keys limit", keys_after, ledger.keys_max)
+                raise FullError(KEYS, keys_after, ledger.keys_max)
             if memory_after > ledger.memory_bytes_max and memory_bytes > 0:
-                raise FullError("memory limit in bytes", memory_after, ledger.memory_bytes_max)
+                raise FullError(MEMORY_BYTES, memory_after, ledger.memory_bytes_max)
             if self.quotas or quota is not None:
                 self._charge_quotas(keys, memory_bytes, quota)
             ledger.keys = keys_after
@@ -90,11 +90,9 @@ class Account:
             keys_after = limited_by.keys + keys
             memory_after = limited_by.memory_bytes + memory_bytes
             if keys_after > limited_by.keys_max and keys > 0:
-                raise FullError("keys of this link's buckets", keys_after, limited_by.keys_max, limited_by)
+                raise FullError(QUOTA_KEYS, keys_after, limited_by.keys_max, limited_by)
             if memory_after > limited_by.memory_bytes_max and memory_bytes > 0:
-                raise FullError(
-                    "memory in bytes of this link's buckets", memory_after, limited_by.memory_bytes_max, limited_by
-                )
+                raise FullError(QUOTA_MEMORY_BYTES, memory_after, limited_by.memory_bytes_max, limited_by)
         for quota in self.quotas:
             quota.keys += keys
             quota.memory_bytes += memory_bytes

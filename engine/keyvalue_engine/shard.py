@@ -33,7 +33,7 @@ from keyvalue_engine.context import Context, Copy
 from keyvalue_engine.counter import counter_sum
 from keyvalue_engine.deadlines import Deadlines
 from keyvalue_engine.entry import ENTRY_BYTES, SHARD_BYTES, Entry, entry_size, value_size
-from keyvalue_engine.errors import LimitError
+from keyvalue_engine.errors import VALUE_BYTES, LimitError
 from keyvalue_engine.order import LazyOrder
 from keyvalue_engine.quota import Quota
 
@@ -191,7 +191,7 @@ class Shard:
             total = counter_sum(before, delta)
             value = b"%d" % total
             if len(value) > value_bytes_max:
-                raise LimitError("value in bytes", len(value), value_bytes_max)
+                raise LimitError(VALUE_BYTES, len(value), value_bytes_max)
             if ttl_ns:
                 deadline_ns = now_ns + ttl_ns
             self._commit(SET, key, value if deadline_ns is None else (value, deadline_ns), old, quota)

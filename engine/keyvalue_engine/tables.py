@@ -17,7 +17,7 @@ from typing import TypeVar
 from keyvalue_engine.changes import ObserverOf
 from keyvalue_engine.context import Context
 from keyvalue_engine.entry import BUCKET_BYTES, bytes_size
-from keyvalue_engine.errors import FullError, LimitError, StoreError
+from keyvalue_engine.errors import BUCKET_NAME_BYTES, BUCKETS, FullError, LimitError, StoreError
 from keyvalue_engine.expiry import Expiry
 from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.options import StoreOptions
@@ -93,9 +93,9 @@ class Tables:
     def _new_table(self, name: bytes) -> Table:
         options = self.options
         if len(name) > options.bucket_name_bytes_max:
-            raise LimitError("bucket name in bytes", len(name), options.bucket_name_bytes_max)
+            raise LimitError(BUCKET_NAME_BYTES, len(name), options.bucket_name_bytes_max)
         if len(self.by_name) >= options.buckets_max:
-            raise FullError("buckets", len(self.by_name) + 1, options.buckets_max)
+            raise FullError(BUCKETS, len(self.by_name) + 1, options.buckets_max)
         self.ledger.hold(BUCKET_BYTES + bytes_size(len(name)))
         observer = None if self._observer_of is None else self._observer_of(name)
         account = Account(name, self.ledger, observer)

@@ -29,7 +29,7 @@ from keyvalue_transport.keyvalue.interface import (
     read_ok,
 )
 from keyvalue_transport.keyvalue.outcomes import OK, Tally, new_tally
-from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
+from keyvalue_transport.wrpc.errors import DecodeError, Length, LengthLimitError, NeedMoreBytes
 from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, NeedMoreElements, Pending
 from keyvalue_transport.wrpc.values import (
     ONE_BYTE,
@@ -58,8 +58,7 @@ __all__ = [
 #: The instance that serves `batch`.
 BATCH = "wrpc:keyvalue/batch@0.2.0-draft"
 
-KEYS = "keys of a batch"
-ANSWER = "answer in bytes"
+KEYS = Length("the batch has {} keys", "batch_keys_max")
 ABSENT = b"\x00"
 SOME_SHORT = tuple(b"\x01" + length for length in ONE_BYTE)
 
@@ -233,7 +232,7 @@ def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None]
             value,
         )
     if answer_bytes > bytes_max:
-        raise OtherError(f"{ANSWER}: found at least {answer_bytes}, allowed {bytes_max}")
+        raise OtherError(f"the answer is at least {answer_bytes} bytes; the limit is {bytes_max} (answer_bytes_max)")
     return b"".join(parts)
 
 

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.outcomes import ACCESS_DENIED, FAILED, NO_SUCH_STORE, NONE, OK, OTHER, Tally
-from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
+from keyvalue_transport.wrpc.errors import DecodeError, Length, LengthLimitError, NeedMoreBytes
 from keyvalue_transport.wrpc.handler import Answer, Caller, Derived, Handler, Pending
 from keyvalue_transport.wrpc.values import read_bytes, read_tag, read_text, write_length
 
@@ -44,9 +44,10 @@ P = TypeVar("P")
 
 OK_UNIT = b"\x00"
 
-BUCKET = "bucket name in bytes"
-KEY = "key in bytes"
-VALUE = "value in bytes"
+BUCKET = Length("bucket name is {} bytes", "bucket_name_bytes_max")
+KEY = Length("key is {} bytes", "key_bytes_max")
+VALUE = Length("value is {} bytes", "value_bytes_max")
+MESSAGE = Length("error message is {} bytes")
 #: Of an error's message. A longer one is cut where it is written, and refused where it is read.
 MESSAGE_BYTES_MAX = 64 * 1024
 
@@ -136,7 +137,7 @@ def read_ok(buffer: bytes, at: int, end: int) -> int:
     if kind == 1:
         raise AccessDeniedError
     try:
-        message, at = read_bytes(buffer, at, end, MESSAGE_BYTES_MAX, "error message in bytes")
+        message, at = read_bytes(buffer, at, end, MESSAGE_BYTES_MAX, MESSAGE)
     except LengthLimitError as error:
         raise DecodeError(str(error)) from None
     raise OtherError(message.decode(errors="replace"))

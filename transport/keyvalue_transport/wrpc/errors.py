@@ -8,12 +8,15 @@ Messages give what was found and what is allowed, and never a value or a secret.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 __all__ = [
     "ConnectError",
     "DecodeError",
     "DisconnectedError",
     "InvocationEndedError",
     "InvocationTimeoutError",
+    "Length",
     "LengthLimitError",
     "NeedMoreBytes",
     "NoProviderError",
@@ -29,11 +32,19 @@ class DecodeError(TransportError):
     """The bytes are no value of the type, whatever would follow them."""
 
 
-class LengthLimitError(TransportError):
-    """A length in the parameters passes a limit: answered with `other` at once, before the bytes it announces are there."""
+class Length(NamedTuple):
+    """A length with a limit, for error texts: what was found, with {} for the number, and the option that sets the limit, if any."""
 
-    def __init__(self, what: str, found: int, allowed: int) -> None:
-        super().__init__(f"{what}: found {found}, allowed {allowed}")
+    need: str
+    option: str = ""
+
+
+class LengthLimitError(TransportError):
+    """A length in the parameters passes a limit. The call is answered with `other` before the announced bytes arrive."""
+
+    def __init__(self, length: Length, found: int, allowed: int) -> None:
+        option = length.option and f" ({length.option})"
+        super().__init__(f"{length.need.format(found)}; the limit is {allowed}{option}")
 
 
 class InvocationEndedError(TransportError):

@@ -19,7 +19,7 @@ and allocates nothing for a length before its bytes are there.
 
 from __future__ import annotations
 
-from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
+from keyvalue_transport.wrpc.errors import DecodeError, Length, LengthLimitError, NeedMoreBytes
 
 __all__ = [
     "ONE_BYTE",
@@ -85,10 +85,10 @@ def read_unsigned(buffer: bytes, at: int, end: int, bits: int) -> tuple[int, int
             return value, at
 
 
-def read_bytes(buffer: bytes, at: int, end: int, bytes_max: int, what: str) -> tuple[bytes, int]:
+def read_bytes(buffer: bytes, at: int, end: int, bytes_max: int, what: Length) -> tuple[bytes, int]:
     """A list<u8> of at most `bytes_max` bytes; `what` names it in the error.
 
-    >>> read_bytes(b"\\x02hi and more", 0, 13, 64, "value in bytes")
+    >>> read_bytes(b"\\x02hi and more", 0, 13, 64, Length("value is {} bytes"))
     (b'hi', 3)
     """
     if at >= end:
@@ -106,7 +106,7 @@ def read_bytes(buffer: bytes, at: int, end: int, bytes_max: int, what: str) -> t
     return buffer[at:stop], stop
 
 
-def read_text(buffer: bytes, at: int, end: int, bytes_max: int, what: str) -> tuple[bytes, int]:
+def read_text(buffer: bytes, at: int, end: int, bytes_max: int, what: Length) -> tuple[bytes, int]:
     """A string of at most `bytes_max` bytes, as its UTF-8, which is checked."""
     text, at = read_bytes(buffer, at, end, bytes_max, what)
     check_text(text)
