@@ -11,7 +11,7 @@ from tests.bench.load.sockets import INFO, Socket, connected, load_of
 
 @pytest.mark.parametrize("url", ["foo", "nats://", "nats://host", ":4222", "host:", "host:0", "host:65536", "host:-1"])
 def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=f"found the URL '{url}', allowed nats://HOST:PORT"):
+    with pytest.raises(ValueError, match=f"the URL is '{url}', expected nats://HOST:PORT"):
         split_address(url)
 
 

@@ -32,7 +32,7 @@ def test_report_takes_the_newest_run(
 ) -> None:
     monkeypatch.setattr("bench.report.commands.RESULTS", tmp_path / "results")
     assert main([]) == 2
-    assert "found no run in" in capsys.readouterr().err
+    assert "no run in" in capsys.readouterr().err
     for name, written_s in (("2026-02", 2), ("before", 1)):
         folder = tmp_path / "results" / name
         Run(ABOUT | {"when": name}, rounds("bare", [1.0])).save(folder / "run.json")
@@ -96,7 +96,7 @@ def every_bar() -> list[Row]:
         (
             [one for one in every_bar() if one.scenario != "memory"],
             (),
-            "1 bars were not measured, the first: 2,000 gets",
+            "bars not measured: 1, the first is 2,000 gets",
         ),
     ],
     ids=["void", "partial"],
