@@ -42,7 +42,7 @@ class Change(NamedTuple):
         """One line of text."""
         figure = FIGURES[self.figure]
         digits, scale = (RATIO_DIGITS, 1.0) if self.is_ratio else (figure.digits, figure.scale)
-        title = figure.title + (" of bare" if self.is_ratio else "")
+        title = figure.title + (" over bare" if self.is_ratio else "")
         return (
             f"{self.scenario}: {self.case}: {self.subject}: {title}: {self.worse:.0%} worse: "
             f"{self.old.text(digits, scale)} -> {self.new.text(digits, scale)}"

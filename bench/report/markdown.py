@@ -80,7 +80,7 @@ def _scenario_lines(rows: Sequence[Row]) -> Iterator[str]:
     """Yield a line for each case and subject: medians over the rounds, and ratios with their spread."""
     names = [name for name in FIGURES if has_figure(rows, name)]
     has_ratios = any(row.subject == REFERENCE for row in rows)
-    titles = ["case", "subject", *(["calls/s of bare", "p50 of bare"] if has_ratios else [])]
+    titles = ["case", "subject", *(["calls/s over bare", "p50 over bare"] if has_ratios else [])]
     titles += [FIGURES[name].title for name in names]
     yield f"| {' | '.join(titles)} |"
     yield "|---|---|" + "---:|" * (len(titles) - 2)

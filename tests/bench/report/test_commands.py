@@ -61,7 +61,7 @@ def test_compare_exits_with_1_where_something_got_slower(
     slower = tmp_path / "slower.json"
     run_of(rounds("bare", [100.0] * 3), rounds("direct", [60.0, 61.0, 62.0])).save(slower)
     assert compare_main([str(run_path), str(slower)]) == 1
-    assert "direct: calls/s of bare: 33% worse" in capsys.readouterr().out
+    assert "direct: calls/s over bare: 33% worse" in capsys.readouterr().out
     assert compare_main([str(run_path), str(slower), "--threshold", "50%"]) == 0
     assert "nothing got slower by more than 50%" in capsys.readouterr().out
     assert compare_main([str(slower), str(run_path)]) == 0

@@ -37,7 +37,7 @@ def test_ratios_are_compared_where_both_runs_have_the_reference() -> None:
     assert changes(compared(old, slow_machine), 0.1) == []
     (change,) = changes(compared(old, slow_code), 0.1)
     assert change.text == (
-        "functions: get 64 B, 64 in flight: direct: calls/s of bare: 60% worse: 0.81 (0.80 .. 0.82) -> 0.51 (0.50 .. 0.51)"
+        "functions: get 64 B, 64 in flight: direct: calls/s over bare: 60% worse: 0.81 (0.80 .. 0.82) -> 0.51 (0.50 .. 0.51)"
     )
 
 
