@@ -83,4 +83,4 @@ def _status_bytes(pid: int, name: str) -> int:
     for line in text.splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise UsageError(f"memory of process {pid}: found no {name}, so it has ended")
+    raise UsageError(f"cannot read memory of process {pid}: {name} is missing, so it has ended")

@@ -19,7 +19,7 @@ async def test_a_lost_connection_is_an_error() -> None:
     generator = SmallGenerator(load_of())
     connected(generator)
     generator.connection_lost(None)
-    with pytest.raises(WireError, match="the NATS connection is lost: closed by the server"):
+    with pytest.raises(WireError, match="the NATS connection was lost: closed by the server"):
         await generator.ended
 
 
@@ -27,5 +27,5 @@ async def test_a_refusal_in_the_greeting_is_an_error() -> None:
     generator = SmallGenerator(load_of())
     generator.connection_made(Socket())
     generator.data_received(INFO + b"-ERR 'Authorization Violation'\r\n")
-    with pytest.raises(WireError, match="the NATS server says -ERR 'Authorization Violation'"):
+    with pytest.raises(WireError, match="the NATS server reports -ERR 'Authorization Violation'"):
         await generator.ended
