@@ -134,7 +134,7 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, run: Run) -> None:
 
     second = subprocess.run(["./run.sh"], cwd=copy, env=run.environment, capture_output=True, text=True, timeout=30)
     assert second.returncode == 1
-    assert "a provider serves default.keyvalue-inmemory" in second.stderr
+    assert "a provider already serves default.keyvalue-inmemory" in second.stderr
 
     assert listens(run.port)
     assert run.interrupt() == 130
@@ -182,7 +182,7 @@ def test_host_data_that_is_none(host_data: str) -> None:
     environment = {"PATH": os.environ["PATH"], "HOST_DATA": host_data}
     done = subprocess.run(["./run.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "HOST_DATA is no JSON object, or LATTICE_RPC_URL no URL" in done.stderr
+    assert "HOST_DATA is not a JSON object, or LATTICE_RPC_URL is not a URL" in done.stderr
 
 
 def test_run_sh_says_what_it_takes() -> None:

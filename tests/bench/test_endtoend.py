@@ -67,14 +67,14 @@ def test_a_peer_that_fails_costs_its_own_cases_alone(tmp_path: Path, capsys: pyt
     assert found == expected | {("setting", sets, 0), ("setting", sets, 1)}
     said = capsys.readouterr()
     failed = [
-        rf"absent: {sets}, round 1: absent-\d: it ended with exit status 1; all its cases are left out",
-        rf"dying: {sets}, round 1: dying-\d: .*; its process has ended with exit status 7; it wrote last: out of memory; "
-        "all its cases are left out",
+        rf"absent: {sets}, round 1: absent-\d: the process ended with exit status 1; all its cases are skipped",
+        rf"dying: {sets}, round 1: dying-\d: .*; its process ended with exit status 7; last output: out of memory; "
+        "all its cases are skipped",
         rf"setting: {increments}, round 1: nobody serves increment at default\.setting-\d",
     ]
     for text in failed:
         assert re.search(f"^bench: {text}$", said.err, re.MULTILINE)
-        assert re.search(f"### Failed\n(.*\n)+- {text}\n", said.out)
+        assert re.search(f"### Failures\n(.*\n)+- {text}\n", said.out)
     assert [(one["subject"], one["is_gone"]) for one in run.about["failed"]] == [
         ("absent", True),
         ("dying", True),
@@ -88,9 +88,7 @@ def test_pages_of_another_size_are_not_compared(tmp_path: Path, capsys: pytest.C
     arguments = ["--quick", *QUICK, "--scenario", "functions", "--subject", "direct", "--output", str(tmp_path)]
     assert main([*arguments, "--peer", peer, "--peer", f"ours={OURS}"]) == 1
     page = "list-keys of 1,000, 64 in flight"
-    assert (
-        f"bench: fewer: {page}, round 1: call 0: found a page of 500 keys, expected 1000\n" in capsys.readouterr().err
-    )
+    assert f"bench: fewer: {page}, round 1: call 0: the page has 500 keys, expected 1000\n" in capsys.readouterr().err
     run = Run.load(tmp_path / "run.json")
     assert {one.subject for one in run.rows if one.case == page} == {REFERENCE, "direct", "ours"}
     assert {one.subject for one in run.rows} == {REFERENCE, "direct", "ours", "fewer"}
@@ -105,9 +103,9 @@ def test_pages_of_another_size_are_not_compared(tmp_path: Path, capsys: pytest.C
         (KeyboardInterrupt(), 130, "stopped"),
         (SystemExit(143), 143, "stopped"),
         (
-            LoadError("direct-1: it ended; it wrote last:\na\nb"),
+            LoadError("direct-1: the process ended; last output:\na\nb"),
             1,
-            "it ended early: direct-1: it ended; it wrote last: b",
+            "it ended early: direct-1: the process ended; last output: b",
         ),
     ],
     ids=["Ctrl-C", "SIGTERM", "failure"],
@@ -165,7 +163,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
     for folder in (tmp_path / "file", Path("/proc/nope")):
         with pytest.raises(SystemExit, match="2"):
             main(["--output", str(folder)])
-        assert f"--output: found {folder}, allowed a folder that can be written to: " in capsys.readouterr().err
+        assert f"--output: {folder} is not a writable folder: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("bytes_a_key", "status"), [(330.0, 0), (331.0, 1)])
@@ -179,7 +177,7 @@ def test_a_missed_bar_fails_a_strict_run_alone(
     measured(row("direct", 0, "growth", "memory, 1,000,000 keys", bytes_a_key=bytes_a_key))
     assert main(["--output", str(tmp_path)]) == 0
     assert main(["--output", str(tmp_path), "--strict"]) == status
-    text = "bench: missed: 1,000,000 keys: bytes a key: found 331, allowed at most 330\n"
+    text = "bench: bar missed: 1,000,000 keys: bytes per key: found 331, allowed at most 330\n"
     assert (text in capsys.readouterr().err) == bool(status)
 
 
@@ -227,12 +225,12 @@ def test_options_choose_scenarios_subjects_and_peers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--rounds", "-1"], "found -1, 1.0, allowed from 1"),
-        (["--rounds", "0"], "found 0, 1.0, allowed from 1"),
-        (["--seconds", "0.01"], "found 5, 0.01, allowed from 1, from 0.05"),
-        (["--seconds", "0"], "found 5, 0.0, allowed from 1, from 0.05"),
+        (["--rounds", "-1"], "--rounds is -1 and --seconds 1.0; the minimum is 1"),
+        (["--rounds", "0"], "--rounds is 0 and --seconds 1.0; the minimum is 1"),
+        (["--seconds", "0.01"], "--rounds is 5 and --seconds 0.01; the minimum is 1 and 0.05"),
+        (["--seconds", "0"], "--rounds is 5 and --seconds 0.0; the minimum is 1 and 0.05"),
         (["--subject", "fast"], "--subject: found fast, allowed direct, plain"),
-        (["--peer", "a=x", "--peer", "a=y"], "found a name twice"),
+        (["--peer", "a=x", "--peer", "a=y"], "a name is used twice"),
     ],
 )
 def test_plans_that_do_not_fit_are_refused(arguments: list[str], error: str) -> None:
@@ -246,5 +244,5 @@ def test_a_run_that_has_nothing_in_common_with_the_old_one_says_so(
     monkeypatch.setattr("bench.endtoend.measure", lambda *_: (one for one in rounds("direct", [1.0])))
     old = saved(tmp_path, "old", rounds("plain", [1.0]))
     assert main(["--output", str(tmp_path / "run"), "--compare", old]) == 2
-    assert "found nothing in common" in capsys.readouterr().err
+    assert "the runs have nothing in common" in capsys.readouterr().err
     assert (tmp_path / "run" / "run.json").exists()

@@ -40,4 +40,4 @@ def test_help_is_that_of_all_commands(capsys: pytest.CaptureFixture[str], argume
 
 def test_what_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fast"]) == 2
-    assert "found the command 'fast'" in capsys.readouterr().err
+    assert "unknown command 'fast'" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_pages_are_read() -> None:
     ],
 )
 def test_pages_of_other_keys_are_refused(result: bytes) -> None:
-    with pytest.raises(LoadError, match="found no page of our keys"):
+    with pytest.raises(LoadError, match="expected a page of the load's keys, found"):
         read_page(result, is_looked_at=True)
 
 
@@ -90,7 +90,7 @@ async def test_the_keys_of_batches_are_counted() -> None:
     [
         (b"mno", b"xxx", "call 0: found the result .*xxx.*, expected .*mno"),  # a value
         (b"000000000001", b"000000000009", "call 0: found the result"),  # a key
-        (b"\x01\x0c000000000001@" + value_of(key_of(1), 64), b"\x00", "found a result of 161 bytes, expected 239"),
+        (b"\x01\x0c000000000001@" + value_of(key_of(1), 64), b"\x00", "the result is 161 bytes, expected 239"),
     ],
 )
 async def test_a_batch_with_one_wrong_value_fails_the_load(old: bytes, new: bytes, error: str) -> None:
@@ -118,8 +118,8 @@ WRONG = encode_get_result(value_of(key_of(1), 64))
     ("result", "error"),
     [
         (WRONG, r"call 0: found the result .*000000000001m.*, expected .*000000000000m"),
-        (b"\0\0", r"call 0: found (the result b'\\x00\\x00'|a result of 2 bytes, expected 67)"),
-        (b"", r"call 0: found (the result b''|a result of 0 bytes, expected 67)"),
+        (b"\0\0", r"call 0: (found the result b'\\x00\\x00'|the result is 2 bytes, expected 67)"),
+        (b"", r"call 0: (found the result b''|the result is 0 bytes, expected 67)"),
     ],
 )
 @pytest.mark.parametrize("kind", [SmallGenerator, FrameGenerator])
@@ -139,7 +139,7 @@ async def test_each_answer_has_its_size_looked_at() -> None:
     right = answers(generator, generator.script.result(0), 2)
     at = right.index(b".1.results 1 67")
     generator.data_received(right[:at] + b".1.results 1 2\r\n\0\0\r\nMSG %b.1.results 1 0\r\n\r\n" % generator.inbox)
-    with pytest.raises(LoadError, match="found 1 answers of the right size to 2 calls"):
+    with pytest.raises(LoadError, match="1 of 2 answers have the right size"):
         await generator.ended
 
 
@@ -157,8 +157,8 @@ async def test_the_shape_alone_is_looked_at_where_a_load_says_so(kind: type[Smal
     ("frames", "error"),
     [
         (b"HMSG %b.0 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n", "^nobody serves get at default.kv$"),
-        (b"HMSG %b.0 1 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", "found no answer, but .*HMSG"),
-        (b"-ERR 'Slow Consumer'\r\nMSG %b", "found no answer, but .*Slow Consumer"),
+        (b"HMSG %b.0 1 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", "expected an answer, found .*HMSG"),
+        (b"-ERR 'Slow Consumer'\r\nMSG %b", "expected an answer, found .*Slow Consumer"),
     ],
 )
 async def test_what_is_no_answer_fails_the_load(
@@ -193,5 +193,5 @@ async def test_a_second_end_fails_the_load() -> None:
         connected(generator)
         first = answers(generator, generator.script.result(0), 1)
         generator.data_received(first + first[-len(b"MSG %b.0.results 1 0\r\n\r\n" % generator.inbox) :])
-        with pytest.raises(LoadError, match=r"call 0: found a (second end|message behind the end)"):
+        with pytest.raises(LoadError, match=r"call 0: a (second end arrived|message arrived after the end)"):
             await generator.ended

@@ -131,7 +131,7 @@ def test_a_value_that_is_not_there_fails_the_load(stage: Stage, direct: Provider
 
 def test_a_walk_that_misses_keys_fails_the_load(stage: Stage, direct: ProviderProcess) -> None:
     load = little(stage, DIRECT, Case(function="list-keys", in_flight=1), direct)
-    with pytest.raises(LoadError, match="found 200 keys at a walk's end, expected 201"):
+    with pytest.raises(LoadError, match="the walk ended after 200 keys, expected 201"):
         stage.generator.run(replace(load, keys=201))
 
 
@@ -145,7 +145,7 @@ def test_answers_that_do_not_come_fail_the_load(stage: Stage, direct: ProviderPr
     load = replace(little(stage, DIRECT, Case(function="get"), direct), timeout_s=0.5)
     direct.popen.send_signal(signal.SIGSTOP)
     try:
-        with pytest.raises(LoadError, match=r"found 0 answers to 64 calls, and no further one in 0\.5 s"):
+        with pytest.raises(LoadError, match=r"no answer for 0\.5 s \(timeout_s\), after 0 answers to 64 calls"):
             stage.generator.run(load)
     finally:
         direct.popen.send_signal(signal.SIGCONT)
@@ -154,14 +154,14 @@ def test_answers_that_do_not_come_fail_the_load(stage: Stage, direct: ProviderPr
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--url", "foo"], "bench.load.generator_process: found the URL 'foo', allowed nats://HOST:PORT\n"),
+        (["--url", "foo"], "bench.load.generator_process: the URL is 'foo', expected nats://HOST:PORT\n"),
         (
             ["--url", "{nats}", "--prefix", "default.nobody"],
             "bench.load.generator_process: nobody serves get at default.nobody\n",
         ),
         (
             ["--url", "{nats}", "--prefix", "{prefix}", "--bucket", "new", "--keys", "50"],
-            "are the keys there? --function set --each-once --calls 50 sets them, the other options the same\n",
+            "are the keys missing? set them with --function set --each-once --calls 50, and otherwise the same options\n",
         ),
     ],
 )

@@ -19,8 +19,8 @@ def test_the_table_has_medians_and_ratios_with_their_spread() -> None:
 def test_only_bars_that_were_measured_are_listed() -> None:
     where = {"scenario": "growth", "case": "memory, 1,000,000 keys"}
     text = markdown(run_of(rounds("direct", [331.0], "bytes_a_key", **where)))
-    assert "| 1,000,000 keys: bytes a key | 331 | at most 330 | **missed** |" in text
-    assert f"{len(BARS) - 1} of {len(BARS)} bars were not measured in this run:\n\n- get of 64 B, a host's" in text
+    assert "| 1,000,000 keys: bytes per key | 331 | at most 330 | **missed** |" in text
+    assert f"Bars that this run did not measure: {len(BARS) - 1} of {len(BARS)}.\n\n- get of 64 B, a host's" in text
     assert text.count("\n- ") >= len(BARS) - 1
 
 
@@ -55,5 +55,5 @@ def test_a_document_is_filled_between_its_marks_alone() -> None:
 
 @pytest.mark.parametrize("document", ["", BEGIN, END, END + BEGIN, BEGIN + BEGIN + END, BEGIN + END + END])
 def test_a_document_without_its_marks_is_left_alone(document: str) -> None:
-    with pytest.raises(ValueError, match="found no place for the run, expected <!-- run: begin -->"):
+    with pytest.raises(ValueError, match="the document has no place for the run: expected <!-- run: begin -->"):
         fill(document, "text")

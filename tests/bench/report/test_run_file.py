@@ -22,5 +22,5 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"run\.json: no run of this benchmark"):
+    with pytest.raises(ValueError, match=r"run\.json is not a run of this benchmark"):
         Run.load(path)

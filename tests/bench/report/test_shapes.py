@@ -18,15 +18,15 @@ A_ROW = {"scenario": "s", "case": "c", "fields": {}, "subject": "direct", "round
 @pytest.mark.parametrize(
     ("about", "rows", "fault"),
     [
-        ({}, [], "about.when: found nothing, allowed text"),
-        ([], [], "about: found [], allowed an object"),
-        (ABOUT | {"commit": None}, [], "about.commit: found None, allowed an object"),
-        (ABOUT | {"machine": {}}, [], "about.machine.processor: found nothing, allowed text"),
-        (ABOUT | {"failed": [{}]}, [], "about.failed[0].subject: found nothing, allowed text"),
-        (ABOUT, [{}], "rows[0].scenario: found nothing, allowed text"),
-        (ABOUT, [A_ROW | {"round": True}], "rows[0].round: found True, allowed a whole number"),
-        (ABOUT, [A_ROW, A_ROW | {"figures": {"p50_us": "1"}}], "rows[1].figures.p50_us: found '1', allowed a number"),
-        (ABOUT, {}, "rows: found {}, allowed a list"),
+        ({}, [], "about.when is missing, expected text"),
+        ([], [], "about: found [], expected an object"),
+        (ABOUT | {"commit": None}, [], "about.commit: found None, expected an object"),
+        (ABOUT | {"machine": {}}, [], "about.machine.processor is missing, expected text"),
+        (ABOUT | {"failed": [{}]}, [], "about.failed[0].subject is missing, expected text"),
+        (ABOUT, [{}], "rows[0].scenario is missing, expected text"),
+        (ABOUT, [A_ROW | {"round": True}], "rows[0].round: found True, expected a whole number"),
+        (ABOUT, [A_ROW, A_ROW | {"figures": {"p50_us": "1"}}], "rows[1].figures.p50_us: found '1', expected a number"),
+        (ABOUT, {}, "rows: found {}, expected a list"),
         (ABOUT, [A_ROW | {"figure": 1}], "unexpected keyword argument 'figure'"),
     ],
 )
@@ -36,4 +36,4 @@ def test_a_file_that_is_almost_a_run_is_refused(
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"format": 1, "about": about, "void": [], "rows": rows}))
     assert main([str(path)]) == 2
-    assert re.search(f"run\\.json: no run of this benchmark: .*{re.escape(fault)}", capsys.readouterr().err)
+    assert re.search(f"run\\.json is not a run of this benchmark: .*{re.escape(fault)}", capsys.readouterr().err)

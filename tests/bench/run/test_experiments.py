@@ -61,7 +61,7 @@ def test_a_watcher_that_nobody_calls_fails_the_load(stage: Stage, direct: Provid
     with WatcherProcess("nobody", stage.nats, stage.directory, is_stuck=True) as watcher:
         side = Side(STUCK, little(stage, DIRECT, Case(function="set"), direct), direct, watcher)
         side.run(stage.generator)
-        with pytest.raises(LoadError, match="nobody: found no call, expected them for what is set"):
+        with pytest.raises(LoadError, match="nobody received no event, expected one for each set"):
             side.figures()
 
 
@@ -74,5 +74,5 @@ def test_an_executable_that_cannot_be_built_ends_the_run(
     build.write_text("#!/bin/sh\nexit 3\n")
     build.chmod(0o700)
     extent = Extent(1, 0.05, growth_keys=[], pages_keys=1, expiry_keys=1, memory_calls=1)
-    with pytest.raises(ProcessError, match="scripts/build: it ended with exit status 3"):
+    with pytest.raises(ProcessError, match="scripts/build ended with exit status 3"):
         next(EXPERIMENTS["start"].measure(stage, [EXECUTABLE], extent))

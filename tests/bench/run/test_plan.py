@@ -23,6 +23,8 @@ def test_a_run_is_void_where_the_bare_responder_is_dear() -> None:
     where = {"scenario": REFERENCE}
     assert faults(rounds("bare", [2.0, 2.2, 9.0], "provider_cpu_us", **where)) == []
     (fault,) = faults(rounds("bare", [2.0, 2.3, 9.0], "provider_cpu_us", **where))
-    assert fault.startswith("the bare responder took 2.30 us of CPU a call (get 64 B, 64 in flight), allowed 2.2")
-    assert fault.endswith("the machine is busy with something else, or its interpreter is slow: docs/performance.md")
+    assert fault.startswith(
+        "the bare responder took 2.30 us of CPU per call (get 64 B, 64 in flight); the limit is 2.2"
+    )
+    assert fault.endswith("the machine is busy with something else, or its Python is slow (docs/performance.md)")
     assert faults(rounds("bare", [9.0], "provider_cpu_us")) == []  # of another scenario

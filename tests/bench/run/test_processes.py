@@ -17,7 +17,7 @@ from bench.run.subjects import Subject
 def test_a_watcher_that_cannot_listen_says_why(tmp_path: Path) -> None:
     with NatsProcess(tmp_path) as gone:
         pass
-    with pytest.raises(ProcessError, match=r"(?s)late: it ended; .*Connect"):
+    with pytest.raises(ProcessError, match=r"(?s)late: the process ended; .*Connect"):
         WatcherProcess("late", gone, tmp_path, is_stuck=False)
 
 
@@ -25,7 +25,10 @@ def test_a_watcher_that_cannot_listen_says_why(tmp_path: Path) -> None:
     ("command", "error"),
     [
         (("/nowhere/provider",), "broken-.*: .*No such file or directory"),
-        ((sys.executable, "-c", "import sys; sys.exit('no data')"), "(?s)it ended with exit status 1; .*no data"),
+        (
+            (sys.executable, "-c", "import sys; sys.exit('no data')"),
+            "(?s): the process ended with exit status 1; .*no data",
+        ),
     ],
 )
 def test_a_provider_that_does_not_start_says_why(stage: Stage, command: Sequence[str], error: str) -> None:
@@ -37,5 +40,5 @@ def test_a_load_generator_that_ended_says_so(stage: Stage, tmp_path: Path) -> No
     with GeneratorProcess(tmp_path) as generator:
         generator.popen.kill()
         generator.popen.wait()
-        with pytest.raises(ProcessError, match="load: it ended"):
+        with pytest.raises(ProcessError, match="load: the process ended"):
             generator.run(Load(url=stage.nats.url, prefix="default.kv"))

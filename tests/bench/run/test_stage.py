@@ -27,7 +27,7 @@ def test_a_provider_that_ends_fails_the_load_at_once(stage: Stage, is_filling: b
         kill = Timer(0.3, provider.popen.kill)
         kill.start()
         began_s = time.monotonic()
-        with pytest.raises(LoadError, match=r"found .* answers to .* calls, and then the end of the process provider"):
+        with pytest.raises(LoadError, match=r"the process provider ended after .* answers to .* calls"):
             if is_filling:
                 stage.fill(provider, "filling", 10_000_000, 64)
             else:
