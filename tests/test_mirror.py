@@ -97,12 +97,14 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "provider/keyvalue_provider/watching/watchers.py": Elsewhere(
         "tests/integration/test_watch.py", "it needs links and a component"
     ),
+    "bench/load/latency.py": Elsewhere("tests/bench/load/test_outcome.py", "latencies of outcomes"),
     "bench/micro/locked_dict.py": Elsewhere(
         "tests/bench/micro/test_store_beside_dict.py", "what the store is measured against"
     ),
     "bench/micro/stores.py": Elsewhere(
         "tests/bench/micro/test_turns.py", "fixtures of the micro benchmarks, which a test would repeat"
     ),
+    "bench/report/shapes.py": Elsewhere("tests/bench/report/test_run_file.py", "what is wrong with a file of a run"),
     "bench/run/paths.py": Elsewhere("tests/bench/run/test_provenance.py", "two constants"),
     "bench/run/rows.py": Elsewhere("tests/bench/test_endtoend.py", "what a run gives"),
 }
