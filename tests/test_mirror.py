@@ -105,8 +105,11 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
         "tests/bench/micro/test_turns.py", "fixtures of the micro benchmarks, which a test would repeat"
     ),
     "bench/report/shapes.py": Elsewhere("tests/bench/report/test_run_file.py", "what is wrong with a file of a run"),
-    "bench/run/paths.py": Elsewhere("tests/bench/run/test_provenance.py", "two constants"),
+    "bench/run/paths.py": Elsewhere("tests/bench/run/test_plan.py", "two constants"),
+    "bench/run/provenance.py": Elsewhere("tests/bench/run/test_plan.py", "it goes with each run"),
     "bench/run/rows.py": Elsewhere("tests/bench/test_endtoend.py", "what a run gives"),
+    "bench/run/scenarios.py": Elsewhere("tests/bench/run/test_plan.py", "what a plan chooses from"),
+    "bench/run/subjects.py": Elsewhere("tests/bench/run/test_plan.py", "what a plan chooses from"),
 }
 
 

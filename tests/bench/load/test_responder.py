@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -11,15 +10,12 @@ from bench.load.answers import FrameGenerator
 from bench.load.responder import NUMBERS, Responder
 from bench.load.workload import Function
 from keyvalue_provider.host.host_data import HostData
-from tests.bench.load.sockets import MAX_PAYLOAD, Socket, connected, invocation, load_of
+from tests.bench.load.sockets import MAX_PAYLOAD, connected, invocation, load_of
 
 
 @pytest.fixture
-async def responder() -> AsyncIterator[Responder]:
-    responder = Responder(HostData(config={"value_bytes": "5000", "page_keys": "3", "batch_keys": "7"}))
-    connected(responder)
-    yield responder
-    responder.ended.cancel()
+async def responder() -> Responder:
+    return Responder(HostData(config={"value_bytes": "5000", "page_keys": "3", "batch_keys": "7"}))
 
 
 RESULT_BYTES: dict[Function, int] = {
@@ -39,9 +35,7 @@ async def test_the_bare_responder_answers_wherever_a_frame_is_cut(
     responder: Responder, function: Function, step: int
 ) -> None:
     number = NUMBERS[function]
-    socket = responder.transport
-    assert isinstance(socket, Socket)
-    socket.written = b""
+    socket = connected(responder)
     stream = invocation(number, 0, b"params") + b"PING\r\n" + invocation(number, 1, b"\r\nparams\r\n")
     for at in range(0, len(stream), step):
         responder.data_received(stream[at : at + step])
@@ -55,8 +49,7 @@ async def test_the_bare_responder_answers_wherever_a_frame_is_cut(
 
 
 async def test_the_bare_responder_waits_for_all_of_a_large_set(responder: Responder) -> None:
-    socket = responder.transport
-    assert isinstance(socket, Socket)
+    socket = connected(responder)
     generator = FrameGenerator(load_of(function="set", calls=1, in_flight=1, value_bytes=5_000, headers="none"))
     connected(generator)
     responder.data_received(invocation(NUMBERS["set"], 0, generator.script.frame(0).tail[:-2]))
