@@ -104,6 +104,7 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "bench/micro/stores.py": Elsewhere(
         "tests/bench/micro/test_turns.py", "fixtures of the micro benchmarks, which a test would repeat"
     ),
+    "bench/report/figures.py": Elsewhere("tests/bench/report/test_bars.py", "what bars and tables are made of"),
     "bench/report/shapes.py": Elsewhere("tests/bench/report/test_run_file.py", "what is wrong with a file of a run"),
     "bench/run/paths.py": Elsewhere("tests/bench/run/test_plan.py", "two constants"),
     "bench/run/provenance.py": Elsewhere("tests/bench/run/test_plan.py", "it goes with each run"),

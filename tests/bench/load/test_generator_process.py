@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -113,27 +112,16 @@ def test_answers_that_do_not_come_fail_the_load(stage: Stage, direct: ProviderPr
         direct.popen.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--url", "foo"], "bench.load.generator_process: found the URL 'foo', allowed nats://HOST:PORT\n"),
-        (
-            ["--url", "{nats}", "--prefix", "default.nobody"],
-            "bench.load.generator_process: nobody serves get at default.nobody\n",
-        ),
-    ],
-)
-def test_the_command_says_why_nothing_was_measured(
-    stage: Stage, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], expected: str
-) -> None:
-    assert main([stage.nats.url if word == "{nats}" else word for word in arguments]) == 1
-    assert capsys.readouterr().err == expected
-
-
-def test_the_command_advises_how_to_set_what_it_reads(
+def test_the_command_says_why_nothing_was_measured_and_how_to_set_what_it_reads(
     stage: Stage, direct: ProviderProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where = ["--url", stage.nats.url, "--prefix", direct.prefix, "--bucket", "advised", "--keys", "50"]
+    nats = ["--url", stage.nats.url]
+    name = "bench.load.generator_process"
+    assert main(["--url", "foo"]) == 1
+    assert capsys.readouterr().err == f"{name}: found the URL 'foo', allowed nats://HOST:PORT\n"
+    assert main([*nats, "--prefix", "default.nobody"]) == 1
+    assert capsys.readouterr().err == f"{name}: nobody serves get at default.nobody\n"
+    where = [*nats, "--prefix", direct.prefix, "--bucket", "advised", "--keys", "50"]
     assert main([*where, "--seconds", "0.05"]) == 1
     advice = "are the keys there? --function set --each-once --calls 50 sets them, the other options the same\n"
     assert capsys.readouterr().err.endswith(advice)

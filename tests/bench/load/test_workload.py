@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.load.workload import COUNT_FROM, Headers, Script, key_of, spread_indices, value_of
-from keyvalue_transport.keyvalue.atomics import decode_increment, decode_increment_result
+from bench.load.workload import Headers, Script, key_of, spread_indices, value_of
 from keyvalue_transport.keyvalue.batch import decode_get_many, decode_get_many_result, decode_set_many
-from keyvalue_transport.keyvalue.store import decode_get, decode_list_keys, decode_set
+from keyvalue_transport.keyvalue.store import decode_get
 from tests.bench.load.sockets import INBOX, LIMITS, MAX_PAYLOAD, load_of
 
 
@@ -63,45 +59,6 @@ def test_each_call_is_a_trace_of_its_own() -> None:
     assert len({span[:32] for span in spans}) == len({span[33:] for span in spans}) == 100
 
 
-def params_of(script: Script, number: int, decode: Callable[..., tuple[Any, int]]) -> Any:
-    """Return the decoded parameters of a call without headers, all pieces of them."""
-    params = b"".join((script.frame(number).tail[:-2], *script.later))
-    decoded, end = decode(params, 0, len(params), LIMITS)
-    assert end == len(params)
-    return decoded
-
-
-def result_of(script: Script, number: int, decode: Callable[..., tuple[Any, int]]) -> Any:
-    """Return the decoded result of a call, which has the size that the script says."""
-    result = script.result(number)
-    assert len(result) == script.result_size(number)
-    decoded, end = decode(result, 0, len(result))
-    assert end == len(result)
-    return decoded
-
-
-@pytest.mark.parametrize("value_bytes", [64, 700, 5_000])
-def test_the_pieces_of_a_set_are_its_parameters(value_bytes: int) -> None:
-    script = Script(load_of(function="set", headers="none", value_bytes=value_bytes, keys=10), INBOX, MAX_PAYLOAD)
-    for number in range(10):
-        assert len(script.frame(number).tail) - 2 <= MAX_PAYLOAD
-        assert all(0 < len(piece) <= MAX_PAYLOAD for piece in script.later)
-        assert script.is_cut(number) == bool(script.later) == (value_bytes > MAX_PAYLOAD)
-        _, key, value = params_of(script, number, decode_set)
-        assert value == value_of(key, value_bytes)
-
-
-def test_a_fill_has_each_key_once_in_order() -> None:
-    load = load_of(each_once=True, calls=3, keys=3, first_key=100, headers="none", function="set")
-    keys = [key_of(index) for index in (100, 101, 102)]
-    script = Script(load, INBOX, MAX_PAYLOAD)
-    assert [params_of(script, number, decode_set)[1] for number in range(3)] == keys
-    script = Script(replace(load, function="increment", delta=COUNT_FROM), INBOX, MAX_PAYLOAD)
-    found = [params_of(script, number, decode_increment)[1:] for number in range(3)]
-    assert found == [(key, COUNT_FROM) for key in keys]
-    assert [result_of(script, number, decode_increment_result) for number in range(3)] == [COUNT_FROM] * 3
-
-
 def test_a_mixed_load_has_one_set_in_twenty() -> None:
     script = Script(load_of(function="mixed", keys=1_000), INBOX, MAX_PAYLOAD)
     assert sum(b".set " in script.frame(number).head for number in range(1_000)) == 50
@@ -110,47 +67,25 @@ def test_a_mixed_load_has_one_set_in_twenty() -> None:
 
 
 def test_batches_have_all_keys_and_no_key_is_in_two() -> None:
-    script = Script(load_of(function="get-many", headers="none", keys=1_000, batch_keys=30, first_key=7), INBOX, 2**20)
+    """What is set in a batch are the values that are read in the same one."""
+    fields = {"headers": "none", "keys": 1_000, "batch_keys": 30, "first_key": 7}
+    reads, writes = (Script(load_of(function=name, **fields), INBOX, 2**20) for name in ("get-many", "set-many"))
     seen: list[bytes] = []
     for number in range(33):
-        assert b".wrpc:keyvalue/batch@0.2.0-draft.get-many " in script.frame(number).head
-        bucket, keys = params_of(script, number, decode_get_many)
-        assert (bucket, len(keys)) == (b"values-0000000064", 30)
-        assert result_of(script, number, decode_get_many_result) == [(key, value_of(key, 64)) for key in keys]
+        assert b".wrpc:keyvalue/batch@0.2.0-draft.get-many " in reads.frame(number).head
+        params, written = reads.frame(number).tail[:-2], writes.frame(number).tail[:-2]
+        (bucket, keys), end = decode_get_many(params, 0, len(params), LIMITS)
+        assert (bucket, len(keys), end) == (b"values-0000000064", 30, len(params))
+        values = [(key, value_of(key, 64)) for key in keys]
+        assert decode_set_many(written, 0, len(written), LIMITS) == ((bucket, dict(values)), len(written))
+        result = reads.result(number)
+        assert decode_get_many_result(result, 0, len(result)) == (values, reads.result_size(number))
         seen += keys
     assert len(set(seen)) == len(seen) == 990
     assert set(seen) < {key_of(index) for index in range(7, 1_007)}
-    assert script.frame(33).tail == script.frame(0).tail
-    assert script.result(33) == script.result(0)
-
-
-def test_a_batch_that_is_set_has_the_values_of_its_keys() -> None:
-    reads, writes = (Script(load_of(function=name, headers="none"), INBOX, 2**20) for name in ("get-many", "set-many"))
-    for number in (0, 1, 99):
-        bucket, keys = params_of(reads, number, decode_get_many)
-        assert len(keys) == 100
-        assert params_of(writes, number, decode_set_many) == (bucket, {key: value_of(key, 64) for key in keys})
+    assert reads.frame(33).tail == reads.frame(0).tail
+    assert reads.result(33) == reads.result(0)
     assert writes.result(0) == b"\0"
-    assert writes.result_size(0) == 1
-
-
-def test_counters_go_on_from_what_they_hold() -> None:
-    load = load_of(function="increment", headers="none", keys=3, first_key=5, counted=COUNT_FROM, delta=2)
-    script = Script(load, INBOX, MAX_PAYLOAD)
-    sums = dict.fromkeys(map(key_of, (5, 6, 7)), COUNT_FROM)
-    for number in range(12):
-        assert b".wrpc:keyvalue/atomics@0.2.0-draft.increment " in script.frame(number).head
-        _, key, delta = params_of(script, number, decode_increment)
-        sums[key] += delta
-        assert result_of(script, number, decode_increment_result) == sums[key]
-    assert set(sums.values()) == {COUNT_FROM + 8}
-
-
-def test_a_walk_goes_on_from_its_cursor() -> None:
-    script = Script(load_of(function="list-keys", headers="none"), INBOX, MAX_PAYLOAD)
-    for cursor in (None, 2**64 - 1):
-        params = script.walk_frame(cursor).tail[:-2]
-        assert decode_list_keys(params, 0, len(params), LIMITS)[0] == (b"values-0000000064", cursor)
 
 
 @pytest.mark.parametrize(
