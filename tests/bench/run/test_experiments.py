@@ -26,6 +26,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.timeout(300)  # it may build the executable, or wait for it
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for constant in ("METRICS_ROUNDS", "WATCH_ROUNDS", "START_ROUNDS", "TURNS"):
