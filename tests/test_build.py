@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import select
-import shutil
 import signal
 import stat
 import subprocess
@@ -295,65 +295,49 @@ async def test_it_is_gone_when_its_outer_process_ends_before_there_is_host_data(
 
 # Without the executable
 
-INNER = """
-import asyncio, os, sys
-from pathlib import Path
-if "poll" in sys.argv:
-    del os.pidfd_open
-sys._MEIPASS = sys.argv[1]
-from keyvalue_provider.outer_process import OuterProcess
-
-async def watch(outer):
-    ended = asyncio.Event()
-    outer.watch(asyncio.get_running_loop(), ended.set)
-    print("watching", outer.ended, flush=True)
-    await ended.wait()
-
-outer = OuterProcess()
-outer.clean_up()
-asyncio.run(watch(outer))
-print("ended", outer.ended, flush=True)
-outer.clean_up(1)
-outer.clean_up()
-"""
+SAME_EXECUTABLE = (sys.executable, "-c", "input()")
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """A directory as PyInstaller unpacks one."""
-    directory = tmp_path / "_MEIabc"
+def unpack(monkeypatch: pytest.MonkeyPatch, directory: Path, parent: int) -> OuterProcess:
+    """Let this process be one that a parent has unpacked into a directory, and started."""
     directory.mkdir()
-    (directory / "lib.so").touch()
-    return directory
+    monkeypatch.setattr(sys, "_MEIPASS", str(directory), raising=False)
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    return OuterProcess()
 
 
-def test_the_end_of_the_outer_process_is_looked_for_where_it_is_no_event(directory: Path) -> None:
-    outer = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
-    process = Process([sys.executable, "-c", outer, "-c", INNER, directory, "poll"], ROOT, os.environ)
-    process.wait_for("watching False")
-    assert directory.exists()
-    process.signal(signal.SIGKILL)
-    process.wait()
-    assert "ended True" in process.output
-    assert not directory.exists()
-
-
-def test_an_orphan_knows_that_it_is_one(directory: Path) -> None:
-    """The process that started it, and may have adopted it, does not run the same executable."""
-    shell = shutil.which("sh")
-    assert shell is not None
-    process = Process([shell, "-c", '"$0" "$@"; true', sys.executable, "-c", INNER, directory], ROOT, os.environ)
-    process.wait()
-    assert process.output.splitlines() == ["watching True", "ended True"]
-    assert not directory.exists()
+@pytest.mark.parametrize(
+    ("program", "way"), [(SAME_EXECUTABLE, "by an event"), (SAME_EXECUTABLE, "by looking"), (("cat",), "at once")]
+)
+async def test_the_end_of_the_outer_process_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, program: Sequence[str], way: str
+) -> None:
+    """At once where the parent runs another executable: it has adopted an orphan."""
+    parent = await asyncio.create_subprocess_exec(*program, stdin=subprocess.PIPE)
+    if way == "by looking":
+        monkeypatch.delattr(os, "pidfd_open")
+    ended = asyncio.Event()
+    process = unpack(monkeypatch, tmp_path / "_MEIabc", parent.pid)
+    assert process.ended == (way == "at once")
+    process.watch(asyncio.get_running_loop(), ended.set)
+    if way != "at once":
+        process.clean_up()
+        assert left_in(tmp_path) == ["_MEIabc"]
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    parent.kill()
+    await parent.wait()
+    async with asyncio.timeout(DEADLINE_S):
+        await ended.wait()
+    process.clean_up(1)
+    process.clean_up()  # nothing is left to do, or to say
+    assert left_in(tmp_path) == []
+    assert caplog.text == ""
 
 
 def test_a_directory_that_nobody_unpacked_is_never_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `_internal` of an executable that is installed as a directory."""
-    monkeypatch.setattr(sys, "_MEIPASS", str(tmp_path / "_internal"), raising=False)
-    (tmp_path / "_internal").mkdir()
-    process = OuterProcess()
-    monkeypatch.setattr(os, "getppid", lambda: 0)
+    process = unpack(monkeypatch, tmp_path / "_internal", os.getppid())
+    monkeypatch.setattr(os, "getppid", lambda: 1)
     process.clean_up()
     assert not process.ended
     assert left_in(tmp_path) == ["_internal"]
