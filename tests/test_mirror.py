@@ -72,10 +72,14 @@ REASONS = {
     """,
     "bench": """
         load/latency.py       load/test_outcome.py             latencies of outcomes
+        load/responder.py     load/test_wire.py                it speaks NATS, without a socket
+        load/watching_component.py  load/test_wire.py          it speaks NATS, without a socket
         micro/locked_dict.py  micro/test_store_beside_dict.py  what the store is measured against
+        micro/summary.py      micro/test_turns.py              what is printed of turns
         micro/stores.py       micro/test_turns.py              fixtures of the micro benchmarks, which a test would repeat
         report/figures.py     report/test_bars.py              what bars and tables are made of
         report/shapes.py      report/test_run_file.py          what is wrong with a file of a run
+        run/processes.py      run/test_stage.py                those of a stage
         run/paths.py          run/test_plan.py                 two constants
         run/provenance.py     run/test_plan.py                 it goes with each run
         run/rows.py           test_endtoend.py                 what a run gives

@@ -1,9 +1,11 @@
-"""The stage: what it launches, how a load ends with its provider, and what is left behind."""
+"""The stage and its processes: what it launches, what says why when one does not start or ends early, what is left behind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import nats
 import pytest
@@ -11,10 +13,10 @@ import pytest
 from bench.load.outcome import LoadError
 from bench.load.usage import resident_bytes
 from bench.load.workload import Load, bucket_of
-from bench.run.processes import ProviderProcess
+from bench.run.processes import GeneratorProcess, NatsProcess, ProcessError, ProviderProcess, WatcherProcess
 from bench.run.scenarios import Case
 from bench.run.stage import Stage
-from bench.run.subjects import BARE, DIRECT, peer
+from bench.run.subjects import BARE, DIRECT, Subject, peer
 from tests.bench.loads import MIB, little
 from tests.conftest import DEADLINE_S
 
@@ -65,3 +67,33 @@ def test_large_parameters_leave_no_memory_behind(stage: Stage, direct: ProviderP
     stage.generator.run(load)
     grown = resident_bytes(direct.pid) - before
     assert grown < 32 * MIB, f"100 sets of 1 MiB over the same four keys grew the process by {grown / MIB:.0f} MiB"
+
+
+# Processes that do not start
+
+
+def test_a_watcher_that_cannot_listen_says_why(tmp_path: Path) -> None:
+    with NatsProcess(tmp_path) as gone:
+        pass
+    with pytest.raises(ProcessError, match=r"(?s)late: it ended; .*Connect"):
+        WatcherProcess("late", gone, tmp_path, is_stuck=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (("/nowhere/provider",), "broken-.*: .*No such file or directory"),
+        ((sys.executable, "-c", "import sys; sys.exit('no data')"), "(?s)it ended with exit status 1; .*no data"),
+    ],
+)
+def test_a_provider_that_does_not_start_says_why(stage: Stage, command: Sequence[str], error: str) -> None:
+    with pytest.raises(ProcessError, match=error):
+        stage.launch(Subject("broken", tuple(command)))
+
+
+def test_a_load_generator_that_ended_says_so(stage: Stage, tmp_path: Path) -> None:
+    with GeneratorProcess(tmp_path) as generator:
+        generator.popen.kill()
+        generator.popen.wait()
+        with pytest.raises(ProcessError, match="load: it ended"):
+            generator.run(Load(url=stage.nats.url, prefix="default.kv"))
