@@ -1,4 +1,4 @@
-"""What is dear to make: made once for all processes of the tests, each of which has session fixtures of its own."""
+"""Make what is costly once for all processes of the tests: pytest makes a session fixture in each of them."""
 
 from __future__ import annotations
 

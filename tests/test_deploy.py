@@ -49,7 +49,7 @@ def check(program: str, *arguments: str) -> str:
 
 
 def alerts() -> dict[str, str]:
-    """The text of each rule by its name."""
+    """Return the text of each rule by its name."""
     _, *parts = re.split(r"^ +- alert: (\w+)$", RULES.read_text(), flags=re.MULTILINE)
     return dict(zip(parts[::2], parts[1::2], strict=True))
 

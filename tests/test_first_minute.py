@@ -51,7 +51,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment_of(**more: str) -> dict[str, str]:
-    """What a newcomer's environment has, and what pip needs."""
+    """Return what a newcomer's environment has, and what pip needs."""
     inherited = {
         name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.startswith("PIP_")
     }

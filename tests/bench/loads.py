@@ -11,13 +11,13 @@ from bench.run.stage import Stage
 from bench.run.subjects import Subject
 
 CALLS = 200
-#: Of a mebibyte and more.
+#: For values of a mebibyte and more.
 LARGE_CALLS = 10
 MIB = 2**20
 
 
 def little(stage: Stage, subject: Subject, case: Case, provider: ProviderProcess | None = None) -> Load:
-    """The load of a case, with few calls; its bucket is filled."""
+    """Return the load of a case, with few calls. Fill its bucket."""
     provider = provider or stage.provider(subject, case)
     calls = LARGE_CALLS if case.value_bytes >= MIB else CALLS
     load = stage.load(provider, subject, case, f"{case.function}-{case.value_bytes}", seconds=0.0)

@@ -1,4 +1,4 @@
-"""The commands of the suite: which is meant."""
+"""The command line chooses a command of the suite."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Socket(asyncio.Transport):
 
 
 def connected(protocol: NatsProtocol) -> Socket:
-    """The socket of a protocol that a server has greeted."""
+    """Return the socket of a protocol that a server has greeted."""
     socket = Socket()
     protocol.connection_made(socket)
     protocol.data_received(INFO + b"PONG\r\n")
@@ -43,7 +43,7 @@ def connected(protocol: NatsProtocol) -> Socket:
 
 
 def answer(generator: Generator, number: int, result: bytes) -> bytes:
-    """What a server sends in answer to a call, a large result in pieces."""
+    """Return what a server sends in answer to a call, a large result in pieces."""
     reply = b"%b.%d" % (generator.inbox, number)
     frames = [b"MSG %b 1 _INBOX.server.%d 0\r\n\r\n" % (reply, number)]
     for at in range(0, len(result), MAX_PAYLOAD):
@@ -54,7 +54,7 @@ def answer(generator: Generator, number: int, result: bytes) -> bytes:
 
 
 def answers(generator: Generator, result: bytes, calls: int) -> bytes:
-    """What a server sends in answer to the first calls, the same to each."""
+    """Return what a server sends in answer to the first calls, the same to each."""
     return b"".join(answer(generator, number, result) for number in range(calls))
 
 

@@ -1,4 +1,4 @@
-"""What is measured when, and the figures that compare clocks: a stall is played with clocks of the test, not waited for."""
+"""The phases of a load, and the figures that compare times. The tests move the clocks, so no test waits for a stall."""
 
 from __future__ import annotations
 

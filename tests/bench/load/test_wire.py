@@ -1,4 +1,4 @@
-"""What speaks NATS beside the generators, without a socket: the greeting, the bare responder, the watching component."""
+"""The connection, without a socket: the greeting, the bare responder, the watching component."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_a_mixed_load_has_one_set_in_twenty() -> None:
 
 
 def test_batches_have_all_keys_and_no_key_is_in_two() -> None:
-    """What is set in a batch are the values that are read in the same one."""
+    """A batch sets the values that the same batch reads."""
     fields = {"headers": "none", "keys": 1_000, "batch_keys": 30, "first_key": 7}
     reads, writes = (Script(load_of(function=name, **fields), INBOX, 2**20) for name in ("get-many", "set-many"))
     seen: list[bytes] = []

@@ -1,4 +1,4 @@
-"""The stage and its processes: what it launches, what says why when one does not start or ends early, what is left behind."""
+"""The stage and its processes: how they are launched, what they say when one does not start or ends early, what is left."""
 
 from __future__ import annotations
 
