@@ -44,11 +44,14 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "engine/keyvalue_engine/shard.py": Elsewhere("tests/engine/test_commit.py", "by what all its writes go through"),
     "engine/keyvalue_engine/table.py": Elsewhere("tests/engine/test_walk.py", "a walk crosses the shards of a table"),
     "engine/keyvalue_engine/tables.py": Elsewhere("tests/engine/test_store.py", "a store is made of them"),
+    "transport/keyvalue_transport/keyvalue/atomics.py": Elsewhere(
+        "tests/transport/keyvalue/test_interface.py", "its function keeps the rules of all, and has none of its own"
+    ),
     "transport/keyvalue_transport/keyvalue/errors.py": Elsewhere(
         "tests/transport/keyvalue/test_interface.py", "how the interface writes each"
     ),
     "transport/keyvalue_transport/keyvalue/outcomes.py": Elsewhere(
-        "tests/transport/keyvalue/test_store.py", "how a call of a store ended"
+        "tests/transport/keyvalue/test_interface.py", "how the calls of all functions are counted"
     ),
     "transport/keyvalue_transport/nats/subscriptions.py": Elsewhere(
         "tests/transport/nats/test_server.py", "the server's"
