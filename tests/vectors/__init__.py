@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain, permutations
 from pathlib import Path
-from typing import NamedTuple, NotRequired, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypeAlias
 
 __all__ = ["MAX_PAYLOAD", "Message", "Publish", "Replay", "State", "Vector", "load", "preparation", "results_allowed"]
 
@@ -71,34 +71,6 @@ NOTHING = {
     "first repetition: bucket never written or listed",
     "bucket never written, but listed: list-keys made it",
 }
-
-
-RawMessage = TypedDict(  # "from" is no name that a class could have
-    "RawMessage",
-    {
-        "from": str,
-        "what": str,
-        "subject": str,
-        "reply": str | None,
-        "header_hex": str | None,
-        "payload_len": int,
-        "payload_hex": NotRequired[str],
-        "payload_sha256": NotRequired[str],
-    },
-)
-
-
-class RawVector(TypedDict):
-    """A vector in the file."""
-
-    name: str
-    op: str
-    server: str
-    args: dict[str, str | None]
-    state_before: str
-    outcome_at_client: str
-    orders_seen: dict[str, int]
-    messages: list[RawMessage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +151,7 @@ def load() -> list[Vector]:
 
     :raises ValueError: a message that the file gives by its checksum is not what this module takes it for
     """
-    raw: list[RawVector] = json.loads(PATH.read_text(encoding="utf-8"))["vectors"]
+    raw: list[dict[str, Any]] = json.loads(PATH.read_text(encoding="utf-8"))["vectors"]
     return [_vector(vector) for vector in raw]
 
 
@@ -297,7 +269,7 @@ class Replay:
         return Publish(f"{self._server_inbox}.params", b"")
 
 
-def _vector(raw: RawVector) -> Vector:
+def _vector(raw: dict[str, Any]) -> Vector:
     arguments = _arguments(raw)
     return Vector(
         name=raw["name"],
@@ -311,7 +283,7 @@ def _vector(raw: RawVector) -> Vector:
     )
 
 
-def _messages(raw: RawVector) -> Iterator[Message]:
+def _messages(raw: dict[str, Any]) -> Iterator[Message]:
     streams = {"client": BIG_PARAMS, "server": BIG_RESULT}
     for message in raw["messages"]:
         sender = message["from"]
@@ -329,7 +301,7 @@ def _messages(raw: RawVector) -> Iterator[Message]:
         yield Message(sender, message["what"], message["subject"], message["reply"], header_block, payload)
 
 
-def _arguments(raw: RawVector) -> Arguments | None:
+def _arguments(raw: dict[str, Any]) -> Arguments | None:
     args = raw["args"]
     match raw["op"], args:
         case _, {"params_hex": _}:
@@ -345,7 +317,7 @@ def _arguments(raw: RawVector) -> Arguments | None:
     raise ValueError(f"{raw['name']}: found arguments of another form: {sorted(args)}")
 
 
-def _state(raw: RawVector, arguments: Arguments | None) -> State:
+def _state(raw: dict[str, Any], arguments: Arguments | None) -> State:
     before = raw["state_before"]
     if raw["name"] == "trailing-bytes":  # its arguments are not told; its bytes ask for "bb"
         return {b"bucket": {b"bb": b"2"}}

@@ -13,27 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 from hypothesis import strategies as st
 
-from keyvalue_transport.keyvalue.atomics import (
-    ATOMICS,
-    atomics_handlers,
-    atomics_tallies,
-    decode_increment,
-    decode_increment_result,
-    encode_increment,
-    encode_increment_result,
-)
-from keyvalue_transport.keyvalue.batch import (
-    BATCH,
-    batch_handlers,
-    batch_tallies,
-    decode_delete_many,
-    decode_get_many,
-    decode_get_many_result,
-    decode_set_many,
-    encode_bucket_keys,
-    encode_get_many_result,
-    encode_set_many,
-)
+from keyvalue_transport.keyvalue import atomics, batch, store, watcher
+from keyvalue_transport.keyvalue.atomics import ATOMICS
+from keyvalue_transport.keyvalue.batch import BATCH
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import (
     ParameterLimits,
@@ -42,34 +24,8 @@ from keyvalue_transport.keyvalue.interface import (
     encode_unit_result,
 )
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES, Tally
-from keyvalue_transport.keyvalue.store import (
-    STORE,
-    KeyResponse,
-    decode_delete,
-    decode_exists,
-    decode_get,
-    decode_get_result,
-    decode_key_response,
-    decode_list_keys,
-    decode_set,
-    decode_truth_result,
-    encode_get_result,
-    encode_key_response,
-    encode_list_keys,
-    encode_set,
-    encode_truth_result,
-    store_handlers,
-    store_tallies,
-)
-from keyvalue_transport.keyvalue.watcher import (
-    WATCHER,
-    decode_nothing,
-    decode_on_delete,
-    decode_on_set,
-    encode_on_delete,
-    encode_on_set,
-    watcher_handlers,
-)
+from keyvalue_transport.keyvalue.store import STORE, KeyResponse
+from keyvalue_transport.keyvalue.watcher import WATCHER
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
@@ -125,27 +81,39 @@ class Function(NamedTuple):
 def write_pairs(pairs: Pairs) -> bytes:
     """Return the result of get-many with these pairs."""
     asked = [b"not there" if pair is None else pair[0] for pair in pairs]
-    return encode_get_many_result(asked, [pair and pair[1] for pair in pairs], 10_000)
+    return batch.encode_get_many_result(asked, [pair and pair[1] for pair in pairs], 10_000)
 
 
 def write_entries(bucket: bytes, entries: Mapping[bytes, bytes]) -> bytes:
     """Return the parameters of set-many, whose entries are a dict where they are read."""
-    return encode_set_many(bucket, entries.items())
+    return batch.encode_set_many(bucket, entries.items())
 
 
 BUCKET_KEY = b"bucket", b"key"
 BUCKET_KEYS = b"bucket", [b"a", b"none", b"a"]
-GET = (STORE, encode_bucket_key, decode_get, encode_get_result, decode_get_result)
-SET = (STORE, encode_set, decode_set, encode_unit_result, decode_unit_result)
-DELETE = (STORE, encode_bucket_key, decode_delete, encode_unit_result, decode_unit_result)
-EXISTS = (STORE, encode_bucket_key, decode_exists, encode_truth_result, decode_truth_result)
-LIST_KEYS = (STORE, encode_list_keys, decode_list_keys, encode_key_response, decode_key_response)
-INCREMENT = (ATOMICS, encode_increment, decode_increment, encode_increment_result, decode_increment_result)
-GET_MANY = (BATCH, encode_bucket_keys, decode_get_many, write_pairs, decode_get_many_result)
-SET_MANY = (BATCH, write_entries, decode_set_many, encode_unit_result, decode_unit_result)
-DELETE_MANY = (BATCH, encode_bucket_keys, decode_delete_many, encode_unit_result, decode_unit_result)
-ON_SET = (WATCHER, encode_on_set, decode_on_set, lambda _: b"", decode_nothing)
-ON_DELETE = (WATCHER, encode_on_delete, decode_on_delete, lambda _: b"", decode_nothing)
+GET = (STORE, encode_bucket_key, store.decode_get, store.encode_get_result, store.decode_get_result)
+SET = (STORE, store.encode_set, store.decode_set, encode_unit_result, decode_unit_result)
+DELETE = (STORE, encode_bucket_key, store.decode_delete, encode_unit_result, decode_unit_result)
+EXISTS = (STORE, encode_bucket_key, store.decode_exists, store.encode_truth_result, store.decode_truth_result)
+LIST_KEYS = (
+    STORE,
+    store.encode_list_keys,
+    store.decode_list_keys,
+    store.encode_key_response,
+    store.decode_key_response,
+)
+INCREMENT = (
+    ATOMICS,
+    atomics.encode_increment,
+    atomics.decode_increment,
+    atomics.encode_increment_result,
+    atomics.decode_increment_result,
+)
+GET_MANY = (BATCH, batch.encode_bucket_keys, batch.decode_get_many, write_pairs, batch.decode_get_many_result)
+SET_MANY = (BATCH, write_entries, batch.decode_set_many, encode_unit_result, decode_unit_result)
+DELETE_MANY = (BATCH, batch.encode_bucket_keys, batch.decode_delete_many, encode_unit_result, decode_unit_result)
+ON_SET = (WATCHER, watcher.encode_on_set, watcher.decode_on_set, lambda _: b"", watcher.decode_nothing)
+ON_DELETE = (WATCHER, watcher.encode_on_delete, watcher.decode_on_delete, lambda _: b"", watcher.decode_nothing)
 
 FOUND: Pairs = [(b"a", b"1"), None, (b"a", b"1")]
 PAGE = KeyResponse([b"a", b"k" * 130], 300)
@@ -242,7 +210,7 @@ KINDS: tuple[Kind, ...] = (plain, Waiting)
 
 
 def tallies_of(instance: str) -> dict[str, Tally]:
-    return {STORE: store_tallies, ATOMICS: atomics_tallies, BATCH: batch_tallies}[instance]()
+    return {STORE: store.store_tallies, ATOMICS: atomics.atomics_tallies, BATCH: batch.batch_tallies}[instance]()
 
 
 def handlers_of(
@@ -250,11 +218,11 @@ def handlers_of(
 ) -> dict[str, Handler]:
     """Return the handlers of one interface."""
     if instance == WATCHER:
-        return watcher_handlers(service, limits)
+        return watcher.watcher_handlers(service, limits)
     made: dict[str, Callable[..., dict[str, Handler]]] = {
-        STORE: store_handlers,
-        ATOMICS: atomics_handlers,
-        BATCH: batch_handlers,
+        STORE: store.store_handlers,
+        ATOMICS: atomics.atomics_handlers,
+        BATCH: batch.batch_handlers,
     }
     return made[instance](service, limits, tallies)
 

@@ -258,11 +258,6 @@ def test_half_open_invocations_are_limited(limits: InvocationLimits, taken: byte
         assert held(invocations) == (2, 5, 0)
 
 
-def test_the_piece_that_makes_it_whole_is_not_held() -> None:
-    invocations, _ = opened(InvocationLimits(half_open_bytes_max=3))
-    assert invocations.receive_params("0", b"l" * 100, 0.0).sends == [RESULT, END]
-
-
 @pytest.mark.parametrize("pieces", [[b"\x00"], [b"", b"\x00"]])
 def test_answers_that_are_waited_for_are_limited_in_number(pieces: list[bytes]) -> None:
     """The answer that is refused is closed: a coroutine that nobody awaits would warn."""
@@ -323,14 +318,6 @@ def test_small_pieces_take_no_more_memory_than_they_are_counted_for() -> None:
     tracemalloc.stop()
     assert invocations.half_open_bytes == 10_003
     assert taken < 2 * invocations.half_open_bytes
-
-
-def test_a_closed_server_holds_nothing_more() -> None:
-    invocations, served = opened(InvocationLimits())
-    assert invocations.close() == Step([END])
-    refused = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0)
-    assert refused == Step([accept("R2"), ended("R2")])
-    assert held(invocations) == NOTHING_HELD
 
 
 def test_a_half_open_invocation_expires_after_its_last_piece() -> None:
