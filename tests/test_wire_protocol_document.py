@@ -16,7 +16,7 @@ from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_transport.keyvalue import interface as keyvalue
 from keyvalue_transport.keyvalue.atomics import ATOMICS
-from keyvalue_transport.keyvalue.batch import BATCH, batch_handlers
+from keyvalue_transport.keyvalue.batch import BATCH
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits, encode_bucket_key, encode_error
 from keyvalue_transport.keyvalue.store import (
@@ -24,7 +24,6 @@ from keyvalue_transport.keyvalue.store import (
     KeyResponse,
     decode_get_result,
     encode_get_result,
-    encode_set,
     store_handlers,
 )
 from keyvalue_transport.keyvalue.watcher import WATCHER
@@ -35,9 +34,8 @@ from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import InvocationEndedError
 from keyvalue_transport.wrpc.handler import ANONYMOUS
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
-from keyvalue_transport.wrpc.values import write_length
 from tests.invoking import invoke
-from tests.transport.keyvalue.functions import FUNCTIONS, Noted
+from tests.transport.keyvalue.functions import FUNCTIONS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "wire-protocol.md").read_text()
@@ -290,22 +288,6 @@ def test_limits() -> None:
         "bytes of an error's message, as our client reads it": keyvalue.MESSAGE_BYTES_MAX,
         "bytes of a result, as our client reads it": inspect.signature(Call).parameters["result_bytes_max"].default,
     }
-
-
-def test_a_length_beyond_its_limit_is_answered_before_its_bytes_come() -> None:
-    handlers = store_handlers(Service(Store()), LIMITS)
-    sent = encode_set(b"b", b"k", b"")[:-1] + write_length(LIMITS.value_bytes_max + 1)
-    result = handlers["set"](ANONYMOUS, sent, 0, len(sent))
-    assert result == encode_error(OtherError("value in bytes: found 16777217, allowed 16777216"))
-
-
-def test_a_batch_beyond_its_limit_is_answered_before_its_keys_come() -> None:
-    service = Noted()
-    sent = b"\x01b" + write_length(LIMITS.batch_keys_max + 1)
-    for name, handler in batch_handlers(service, LIMITS).items():
-        result = handler(ANONYMOUS, sent, 0, len(sent))
-        assert result == encode_error(OtherError("keys of a batch: found 10001, allowed 10000")), name
-    assert service.calls == []
 
 
 @pytest.mark.parametrize("instance", [STORE, ATOMICS, BATCH, WATCHER])

@@ -27,6 +27,7 @@ from keyvalue_transport.keyvalue.store import STORE, KeyResponse, StoreInterface
 from keyvalue_transport.keyvalue.watcher import WATCHER, WatcherInterface, watcher_handlers
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler, Pending
+from tests.transport.keyvalue.functions import Noted
 
 ROOT = Path(__file__).parent.parent
 WASM_TOOLS = Path(sys.executable).with_name("wasm-tools")
@@ -216,30 +217,13 @@ def leb128(number: int) -> bytes:
     return bytes([*(group | 128 for group in groups[:-1]), groups[-1]])
 
 
-class Backend:
-    """Stands behind the handlers: notes with what it was called, and answers as it is told."""
-
-    def __init__(self) -> None:
-        self.called: tuple[Any, ...] | None = None
-        self.answer: Any = None
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def function(caller: Caller, *parameters: Any) -> Any:
-            self.called = (name, *parameters)
-            if isinstance(self.answer, InterfaceError):
-                raise self.answer
-            return self.answer
-
-        return function
-
-
 def differences(wit: Wit, binding: Binding) -> list[str]:
     """What one interface of `wit/` and the code say differently, a line for each. Each names the function."""
     interface = wit.instances.get(binding.instance)
     if interface is None:
         return [f"the code serves {binding.instance}, wit/ has {', '.join(sorted(wit.instances))}"]
     functions = interface["functions"]
-    backend = Backend()
+    backend = Noted()
     handlers = binding.handlers(backend, ParameterLimits())
     protocol = {
         name.replace("_", "-"): member for name, member in vars(binding.protocol).items() if not name.startswith("_")
@@ -329,7 +313,7 @@ def _client_differences(wit: Wit, binding: Binding, client: type, name: str, fun
 
 
 def _byte_differences(
-    wit: Wit, binding: Binding, name: str, function: dict[str, Any], handler: Handler, backend: Backend
+    wit: Wit, binding: Binding, name: str, function: dict[str, Any], handler: Handler, backend: Noted
 ) -> Iterator[str]:
     """Sends samples of every type through the handler."""
     names = [each["name"] for each in function["params"]]
@@ -343,14 +327,15 @@ def _byte_differences(
         if asked is not None:
             parameters = (*parameters[:-1], asked(answer))
         sent = b"".join(map(wit.encode, types, parameters))
-        backend.called, backend.answer = None, _made(binding, name, answer)
+        backend.answer = _made(binding, name, answer)
         read = [_made(binding, f"{name} {each}", value) for each, value in zip(names, parameters, strict=True)]
-        return (_snake(name), *read), sent, handler(ANONYMOUS, sent, 0, len(sent))
+        return (name, *read), sent, handler(ANONYMOUS, sent, 0, len(sent))
 
     for index, parameters in enumerate(wit.rows(types)):
         read, sent, _ = called(parameters, answers[index % len(answers)])
-        if backend.called != read:
-            yield f"{name}: {sent.hex()} was read as {backend.called}, wit/ says {read[1:]}"
+        function_read, _, *values = backend.calls.pop()
+        if (function_read, *values) != read:
+            yield f"{name}: {sent.hex()} was read as {function_read}{tuple(values)}, wit/ says {read[1:]}"
     for answer in answers:
         _, _, result = called(parameters, answer)
         expected = wit.encode(result_type, answer)
@@ -423,13 +408,10 @@ def test_the_code_is_what_wit_says(wit: Wit, binding: Binding) -> None:
     assert not found, "\n".join(found)
 
 
-def test_the_world_exports_what_the_provider_serves(wit: Wit) -> None:
+def test_the_world_exports_what_the_provider_serves_and_imports_what_it_calls(wit: Wit) -> None:
+    assert wit.imports(WORLD) == {WATCHER}
     assert wit.exports(WORLD) == {binding.instance for binding in SERVED}
     assert served((ROOT / "provider" / "keyvalue_provider" / "process.py").read_text()) == wit.exports(WORLD)
-
-
-def test_the_world_imports_what_the_provider_calls(wit: Wit) -> None:
-    assert wit.imports(WORLD) == {WATCHER}
 
 
 def test_the_package_has_all_four_interfaces(wit: Wit) -> None:
@@ -613,7 +595,7 @@ TOO_MUCH = altered_handlers(lambda found: {"on-set": with_result(found["on-set"]
         (replace(STORE_BINDING, client=ClientThatBlocks), "exists: ClientThatBlocks has no coroutine function exists"),
         (
             replace(STORE_BINDING, handlers=MIXED_UP),
-            "exists: 0000 was read as ('delete', b'', b''), wit/ says (b'', b'')",
+            "exists: 0000 was read as delete(b'', b''), wit/ says (b'', b'')",
         ),
         (
             replace(STORE_BINDING, handlers=WITHOUT_CURSOR),
@@ -649,9 +631,3 @@ def test_a_missing_tool_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(sys.modules[__name__], "WASM_TOOLS", tmp_path / "wasm-tools")
     with pytest.raises(pytest.fail.Exception, match="needed is wasm-tools: scripts/setup installs it"):
         Wit(ROOT / "wit")
-
-
-def test_keys_with_their_values_are_encoded(wit: Wit) -> None:
-    result = wit.instances[BATCH]["functions"]["get-many"]["result"]
-    assert wit.annotation(result) == Sequence[tuple[bytes, bytes] | None]
-    assert wit.encode(result, [(b"k", b"v"), None]).hex() == "000201016b017600"

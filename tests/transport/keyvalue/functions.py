@@ -209,29 +209,20 @@ def plain(noted: Noted) -> Any:
 KINDS: tuple[Kind, ...] = (plain, Waiting)
 
 
-def tallies_of(instance: str) -> dict[str, Tally]:
-    return {STORE: store.store_tallies, ATOMICS: atomics.atomics_tallies, BATCH: batch.batch_tallies}[instance]()
-
-
-def handlers_of(
-    instance: str, service: Any, limits: ParameterLimits = LIMITS, tallies: dict[str, Tally] | None = None
-) -> dict[str, Handler]:
-    """Return the handlers of one interface."""
-    if instance == WATCHER:
-        return watcher.watcher_handlers(service, limits)
-    made: dict[str, Callable[..., dict[str, Handler]]] = {
-        STORE: store.store_handlers,
-        ATOMICS: atomics.atomics_handlers,
-        BATCH: batch.batch_handlers,
-    }
-    return made[instance](service, limits, tallies)
+TALLIES = {STORE: store.store_tallies, ATOMICS: atomics.atomics_tallies, BATCH: batch.batch_tallies}
+HANDLERS: dict[str, Callable[..., dict[str, Handler]]] = {
+    STORE: store.store_handlers,
+    ATOMICS: atomics.atomics_handlers,
+    BATCH: batch.batch_handlers,
+    WATCHER: lambda service, limits, _tallies: watcher.watcher_handlers(service, limits),
+}
 
 
 def handler_of(
     name: str, service: Any, limits: ParameterLimits = LIMITS, tallies: dict[str, Tally] | None = None
 ) -> Handler:
     """Return the handler of one function."""
-    return handlers_of(FUNCTIONS[name].instance, service, limits, tallies)[name]
+    return HANDLERS[FUNCTIONS[name].instance](service, limits, tallies)[name]
 
 
 def counted(tally: Tally) -> dict[str, int]:

@@ -23,7 +23,9 @@ from tests.invoking import invoke
 from tests.recorded_replies import Reply, ended, new_core, result
 from tests.transport.keyvalue.functions import (
     FUNCTIONS,
+    HANDLERS,
     KINDS,
+    TALLIES,
     Kind,
     Noted,
     buckets,
@@ -31,11 +33,9 @@ from tests.transport.keyvalue.functions import (
     counted,
     functions_of,
     handler_of,
-    handlers_of,
     keys,
     params_of,
     serving,
-    tallies_of,
     value_bytes,
 )
 from tests.transport.nats.direct.scene import PIECES, Direct, cut, hmsg, piece
@@ -107,16 +107,9 @@ def test_any_bytes_are_measured(name: str, choice: st.DataObject, further: st.Da
 # The answer of get-many
 
 
-def test_an_answer_is_bounded_by_its_keys_and_values() -> None:
-    asked, values = [b"kk", b"none" * 100, b"kk"], [b"vvv", None, b"vvv"]
-    encode_get_many_result(asked, values, 10)
-    with pytest.raises(OtherError, match=r"^answer in bytes: found at least 10, allowed 9$"):
-        encode_get_many_result(asked, values, 9)
-
-
 @each_kind
 def test_an_answer_over_its_limit_is_an_error_of_the_interface(kind: Kind) -> None:
-    limits, tallies = ParameterLimits(answer_bytes_max=3), tallies_of(BATCH)
+    limits, tallies = ParameterLimits(answer_bytes_max=3), TALLIES[BATCH]()
     handler = handler_of("get-many", kind(Noted([b"1", None, b"1"])), limits, tallies)
     refused = encode_error(OtherError("answer in bytes: found at least 4, allowed 3"))
     assert carried_out(handler, params_of("get-many")) == refused
@@ -277,7 +270,7 @@ async def test_a_batch_larger_than_a_message(nats_server: NatsServer, path: str)
     entries = {b"key %d" % number: b"%d" % number * 2000 for number in range(1000)}
     service = OfKeys(entries)
     async with (
-        serving(nats_server, path, {BATCH: handlers_of(BATCH, service, ParameterLimits())}) as prefix,
+        serving(nats_server, path, {BATCH: HANDLERS[BATCH](service, ParameterLimits(), None)}) as prefix,
         KeyValueClient(nats_server.url, prefix) as client,
     ):
         await client.set_many("bucket", entries)

@@ -17,24 +17,24 @@ from hypothesis import strategies as st
 from keyvalue_transport.keyvalue.atomics import ATOMICS
 from keyvalue_transport.keyvalue.batch import BATCH
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
-from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_unit_result, encode_error
-from keyvalue_transport.keyvalue.outcomes import new_tally
+from keyvalue_transport.keyvalue.interface import AwaitedResult, ParameterLimits, decode_unit_result, encode_error
 from keyvalue_transport.keyvalue.store import STORE, KeyResponse
 from keyvalue_transport.keyvalue.watcher import WATCHER
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import ANONYMOUS
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Derived
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Step
 from keyvalue_transport.wrpc.values import write_length
 from tests.conftest import NatsServer
 from tests.invoking import invoke
-from tests.recorded_replies import accept, ended, new_core
+from tests.recorded_replies import accept, ended, new_core, waited
 from tests.transport.keyvalue.functions import (
     ANSWERED,
     CALLER,
     FUNCTIONS,
     KINDS,
     LIMITS,
+    TALLIES,
     Kind,
     Noted,
     Waiting,
@@ -43,12 +43,10 @@ from tests.transport.keyvalue.functions import (
     counted,
     functions_of,
     handler_of,
-    handlers_of,
     interface_errors,
     mutated,
     params_of,
     serving,
-    tallies_of,
 )
 from tests.vectors.by_hand import Failure, Written, load
 
@@ -144,6 +142,34 @@ def test_values_come_back(name: str, choice: st.DataObject, before: bytes, behin
     check_encoding(function.encode_result(result), function.decode_result, result, before, behind)
 
 
+@pytest.mark.parametrize("size", [127, 128, 129])
+@each_function
+def test_lengths_of_one_byte_and_of_two(name: str, size: int) -> None:
+    """Each text and value is of the size, so that its bytes might be taken for a length."""
+    function = FUNCTIONS[name]
+    parameters, result = sized(function.call, size), sized(function.result, size)
+    params = function.encode(*parameters)
+    check_encoding(params, read_parameters(name, ParameterLimits()), parameters, b"", b"k" * 130)
+    check_encoding(function.encode_result(result), function.decode_result, result, b"", b"k" * 130)
+    service = Noted(sized(function.answer, size))
+    assert carried_out(handler_of(name, service, ParameterLimits()), params) == function.encode_result(result)
+    assert service.calls == [(name, ANONYMOUS, *parameters)]
+
+
+def sized(value: Any, size: int) -> Any:
+    """Return the value with texts and bytes of another size."""
+    match value:
+        case bytes():
+            return value[:1] * size
+        case dict():
+            return {sized(key, size): sized(element, size) for key, element in value.items()}
+        case KeyResponse(keys, cursor):
+            return KeyResponse(sized(keys, size), cursor)
+        case list() | tuple():
+            return type(value)(sized(element, size) for element in value)
+    return value
+
+
 @each_function
 @settings(max_examples=60)
 @given(choice=st.data())
@@ -204,6 +230,8 @@ def test_a_number_that_is_no_u64_is_not_written(number: int) -> None:
         ("list-keys", "result", "00 ffffffff0f", 6 + 2**32 - 1 + 1),
         ("list-keys", "result", "00 ffffff7f 016101620163", 5 + 2**28 - 1 + 1),
         ("list-keys", "result", "0001 ffffffff0f 61", 7 + 2**32 - 1),
+        ("list-keys", "result", "00 02 00", 2 + 2 + 1),
+        ("get-many", "result", "00 03 00", 2 + 3),
         ("get-many", "result", "00 ffffffff0f 00", 6 + 2**32 - 1),
         ("get-many", "result", "00 01 01 ffffffff0f", 8 + 2**32 - 1),
     ],
@@ -327,6 +355,7 @@ def test_damaged_parameters_call_nothing(name: str, params: bytes, message: str)
         ("list-keys", "000101ff00", f"{NOT_UTF8} 0"),
         ("list-keys", "000002", "found 2 as the tag of an option, allowed 0 to 1"),
         ("list-keys", "000001ffffffffffffffffff02", "found a number that does not fit in 64 bits"),
+        ("increment", "00ffffffffffffffffff02", "found a number that does not fit in 64 bits"),
         ("get-many", "000102", "found 2 as the tag of an option, allowed 0 to 1"),
         ("get-many", "00010101ff00", f"{NOT_UTF8} 0"),
         ("get-many", "00ffffffff10", "found a number that does not fit in 32 bits"),
@@ -388,13 +417,6 @@ def test_a_message_that_is_not_utf8_is_mended() -> None:
 # Handlers
 
 
-@pytest.mark.parametrize("instance", sorted({function.instance for function in FUNCTIONS.values()}))
-def test_there_is_a_handler_and_a_tally_for_each_function(instance: str) -> None:
-    names = {name for name, function in FUNCTIONS.items() if function.instance == instance}
-    assert handlers_of(instance, Noted()).keys() == names
-    assert instance == WATCHER or tallies_of(instance).keys() == names
-
-
 @each_kind
 @each_function
 def test_a_handler_calls_its_function_with_the_parameters_alone(name: str, kind: Kind) -> None:
@@ -419,7 +441,7 @@ def test_a_handler_calls_its_function_with_the_parameters_alone(name: str, kind:
 @each_answered
 def test_calls_are_counted_by_their_outcome(name: str, kind: Kind) -> None:
     function = FUNCTIONS[name]
-    service, tallies = Noted(function.answer), tallies_of(function.instance)
+    service, tallies = Noted(function.answer), TALLIES[function.instance]()
     handler = handler_of(name, kind(service), LIMITS, tallies)
     params = params_of(name)
     carried_out(handler, params)
@@ -445,7 +467,7 @@ def test_calls_are_counted_by_their_outcome(name: str, kind: Kind) -> None:
     [("get", None, "none"), ("get", b"", "ok"), ("exists", False, "none"), ("increment", 0, "ok")],
 )
 def test_only_a_key_that_is_not_there_is_counted_as_none(name: str, answer: object, outcome: str, kind: Kind) -> None:
-    tallies = tallies_of(FUNCTIONS[name].instance)
+    tallies = TALLIES[FUNCTIONS[name].instance]()
     result = carried_out(handler_of(name, kind(Noted(answer)), LIMITS, tallies), params_of(name))
     assert FUNCTIONS[name].decode_result(result, 0, len(result)) == (answer, len(result))
     assert counted(tallies[name]) == {outcome: 1}
@@ -460,10 +482,21 @@ def test_only_a_key_that_is_not_there_is_counted_as_none(name: str, answer: obje
     ],
 )
 def test_an_answer_that_has_no_encoding_is_a_failure(name: str, answer: object, message: str, kind: Kind) -> None:
-    tallies = tallies_of(FUNCTIONS[name].instance)
+    tallies = TALLIES[FUNCTIONS[name].instance]()
     with pytest.raises(ValueError, match=message):
         carried_out(handler_of(name, kind(Noted(answer)), LIMITS, tallies), params_of(name))
     assert counted(tallies[name]) == {"failed": 1}
+
+
+def test_a_derived_answer_is_waited_for_at_its_source() -> None:
+    async def source() -> bytes:
+        return b"value"
+
+    answer = source()
+    pending = handler_of("get", Noted(Derived(answer, lambda read: read()[1:])))(CALLER, params_of("get"), 0, 11)
+    assert isinstance(pending, AwaitedResult)
+    assert pending.answer is answer
+    assert waited(pending) == FUNCTIONS["get"].encode_result(b"alue")
 
 
 @each_function
@@ -483,7 +516,7 @@ def test_a_coroutine_that_is_refused_is_closed(name: str) -> None:
 @pytest.mark.parametrize("params", [b"\x01b\x05cut", b"\x01b\x01\xff"], ids=["cut", "malformed"])
 def test_what_a_handler_raises_holds_no_parameters(params: bytes) -> None:
     """An exception whose traceback holds itself keeps the caller's bytes until the garbage collector comes, which is seldom."""
-    handler = handler_of("exists", Noted(), LIMITS, {"exists": new_tally()} | tallies_of(FUNCTIONS["exists"].instance))
+    handler = handler_of("exists", Noted())
     gc.collect()
     gc.disable()
     try:

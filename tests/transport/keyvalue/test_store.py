@@ -22,13 +22,13 @@ from tests.transport.keyvalue.functions import (
     CALLER,
     FUNCTIONS,
     KINDS,
+    TALLIES,
     Kind,
     Noted,
     Parameters,
     answered,
     interface_errors,
     mutated,
-    tallies_of,
 )
 
 #: Lengths beside those at which something changes: one byte of a length, and the limits below.
@@ -52,7 +52,7 @@ def outcomes(
     """Return what both handlers do: result or error, calls and counts. The limits change after the handlers were made."""
     seen = []
     for is_written_out in (True, False):
-        service, tallies, in_force = Noted(answer), tallies_of(STORE), ParameterLimits()
+        service, tallies, in_force = Noted(answer), TALLIES[STORE](), ParameterLimits()
         if is_written_out:
             handler = store_handlers(kind(service), in_force, tallies)[name]
         else:
@@ -95,11 +95,16 @@ def test_the_handlers_that_are_written_out_do_what_their_decoders_say(
 
 @pytest.mark.parametrize("name", ["get", "set"])
 @pytest.mark.parametrize(
-    ("bucket_bytes", "key_bytes"), [(128, 106), (200, 106), (255, 106), (1, 128), (1, 200), (1, 255)]
+    ("bucket", "key"),
+    [
+        *((b"k" * size, b"k" * 106) for size in (128, 200, 255)),
+        *((b"k", b"k" * size) for size in (128, 200, 255)),
+        (b"b", b"\x04kkkk"),
+    ],
 )
-def test_a_length_of_two_bytes_is_never_read_as_one(name: str, bucket_bytes: int, key_bytes: int) -> None:
-    """The texts' bytes could be lengths ("k" is 107), wherever the parameters are cut."""
-    parameters = (b"k" * bucket_bytes, b"k" * key_bytes, b"k" * 20)[: len(FUNCTIONS[name].call)]
+def test_bytes_of_a_text_are_never_read_as_a_length(name: str, bucket: bytes, key: bytes) -> None:
+    """Wherever the parameters are cut. The second byte of a length, "k" (107) and 4 would be lengths that lead to the end."""
+    parameters = (bucket, key, b"k" * 20)[: len(FUNCTIONS[name].call)]
     params = FUNCTIONS[name].encode(*parameters)
     for cut in range(len(params) + 1):
         written, decoded = outcomes(name, KINDS[0], None, ParameterLimits(), params, 0, cut)

@@ -20,6 +20,7 @@ from tests.recorded_replies import accept, ended, new_core, waited
 from tests.transport.keyvalue.functions import (
     CALLER,
     FUNCTIONS,
+    HANDLERS,
     KINDS,
     Kind,
     Noted,
@@ -27,7 +28,6 @@ from tests.transport.keyvalue.functions import (
     connected,
     functions_of,
     handler_of,
-    handlers_of,
     params_of,
     serving,
 )
@@ -36,11 +36,6 @@ from tests.transport.nats.direct.scene import INBOX, PIECES, Direct, answer, hms
 END = ended("R_c")
 each_function = pytest.mark.parametrize("name", functions_of(WATCHER))
 each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def test_nothing_is_read_of_no_bytes() -> None:
-    assert decode_nothing(b"", 0, 0) == (None, 0)
-    assert decode_nothing(b"\x01\x02", 1, 1) == (None, 1)
 
 
 @each_kind
@@ -96,7 +91,7 @@ def test_no_result_is_the_end_alone_on_the_direct_path(loop: asyncio.AbstractEve
 async def test_a_component_is_told_and_the_caller_knows(nats_server: NatsServer, path: str, kind: Kind) -> None:
     service = Noted()
     value = bytes(range(256)) * 5000  # more than one message
-    handlers = {WATCHER: handlers_of(WATCHER, kind(service), ParameterLimits())}
+    handlers = {WATCHER: HANDLERS[WATCHER](kind(service), ParameterLimits(), None)}
     async with (
         serving(nats_server, path, handlers) as prefix,
         connected(nats_server, "plain") as connection,

@@ -15,6 +15,7 @@ from keyvalue_transport.keyvalue.store import (
     decode_get_result,
     encode_get_result,
 )
+from keyvalue_transport.keyvalue.watcher import decode_nothing
 from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import DecodeError, InvocationEndedError, LengthLimitError, NoProviderError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
@@ -30,11 +31,6 @@ def call(
     return Call(params, decode_get_result, first_bytes_max, piece_bytes_max, result_bytes_max)
 
 
-def nothing(buffer: bytes, at: int, end: int) -> tuple[None, int]:
-    """Decoder of a function without a result."""
-    return None, at
-
-
 def state(call: Call[bytes | None]) -> tuple[bool, bytes | None, Exception | None]:
     return call.done, call.value, call.error
 
@@ -45,13 +41,6 @@ def params_of(call: Call[bytes | None]) -> list[bytes]:
 
 
 # What it sends
-
-
-def test_small_parameters_go_at_once_and_their_end_after_the_handshake() -> None:
-    invocation = call(b"params")
-    assert invocation.start() == b"params"
-    assert invocation.accepted() == [b""]
-    assert not invocation.done
 
 
 @pytest.mark.parametrize(
@@ -71,14 +60,10 @@ def test_parameters_are_cut_where_messages_are_full(
     first_bytes_max: int, piece_bytes_max: int, pieces: list[bytes]
 ) -> None:
     assert params_of(call(b"", first_bytes_max, piece_bytes_max)) == [b"", b""]
-    assert params_of(call(b"0123456789", first_bytes_max, piece_bytes_max)) == pieces
-
-
-def test_a_second_handshake_sends_nothing() -> None:
-    invocation = call(b"0123456789", 0, 8)
-    assert len(params_of(invocation)) == 4
-    assert invocation.accepted() == []
-    assert invocation.accepted() == []
+    invocation = call(b"0123456789", first_bytes_max, piece_bytes_max)
+    assert params_of(invocation) == pieces
+    assert not invocation.done
+    assert invocation.accepted() == [], "a second handshake sends nothing"
 
 
 def test_a_handshake_after_the_result_still_ends_the_parameters() -> None:
@@ -142,7 +127,7 @@ def test_a_result_is_read_only_when_what_it_needs_is_there() -> None:
 
 
 def test_a_function_without_a_result_ends_by_the_empty_message() -> None:
-    invocation: Call[None] = Call(b"", nothing, 1024, 1024)
+    invocation: Call[None] = Call(b"", decode_nothing, 1024, 1024)
     assert not invocation.done
     invocation.result(b"")
     assert (invocation.done, invocation.value, invocation.error) == (True, None, None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import tracemalloc
-from collections.abc import Generator
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -15,11 +16,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.store import decode_set, encode_set
 from keyvalue_transport.wrpc.errors import DecodeError
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Derived, Handler, Pending, drop_answer
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Step, Waiting
 from keyvalue_transport.wrpc.values import read_bytes, write_length
 from tests.invoking import invoke
-from tests.recorded_replies import Core, Later, Reply, accept, ended, new_core, outcome_of, result
+from tests.recorded_replies import Core, Later, Reply, accept, ended, new_core, outcome_of, result, waited
 
 REPLY = "client"
 END = ended(REPLY)
@@ -165,17 +166,6 @@ def test_a_handler_that_raises_ends_the_invocation(
 # Cut parameters
 
 
-def test_many_pieces_make_it_whole() -> None:
-    invocations, served = opened(piece=b"")
-    for size, piece in enumerate((b"\x03", b"v", b"a"), 1):
-        assert invocations.receive_params("0", piece, 0.0) == Step([])
-        assert held(invocations) == (1, size, 0)
-    assert invocations.receive_params("0", b"l and more", 0.0) == Step([RESULT, END])
-    assert served.received == [(ANONYMOUS, b"val")]
-    assert invocations.counts == InvocationCounts(answered=1)
-    assert held(invocations) == NOTHING_HELD
-
-
 @pytest.mark.parametrize(
     ("piece", "message"),
     [
@@ -258,6 +248,16 @@ def test_half_open_invocations_are_limited(limits: InvocationLimits, taken: byte
         assert held(invocations) == (2, 5, 0)
 
 
+def test_a_further_piece_over_the_limit_ends_its_invocation_alone() -> None:
+    invocations, served = opened(InvocationLimits(half_open_bytes_max=5), piece=b"\x04v")
+    assert invocations.receive_params("0", b"a", 0.0) == Step([])
+    assert invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0).sends == [accept("R2", "1")]
+    assert invocations.receive_params("1", b"y", 0.0) == Step([ended("R2")])
+    assert invocations.counts == InvocationCounts(refused=1)
+    assert held(invocations) == (1, 3, 0)
+    assert invocations.receive_params("0", b"lu", 0.0) == Step([result(REPLY, b"result of valu"), END])
+
+
 @pytest.mark.parametrize("pieces", [[b"\x00"], [b"", b"\x00"]])
 def test_answers_that_are_waited_for_are_limited_in_number(pieces: list[bytes]) -> None:
     """The answer that is refused is closed: a coroutine that nobody awaits would warn."""
@@ -279,21 +279,31 @@ def test_answers_that_are_waited_for_are_limited_in_number(pieces: list[bytes]) 
     assert held(invocations) == NOTHING_HELD
 
 
-def test_an_answer_that_can_neither_be_closed_nor_cancelled_is_left() -> None:
-    class Ready:
-        def __await__(self) -> Generator[object, object, bytes]:
-            raise AssertionError("nobody waits")
+def test_a_derived_answer_is_made_of_another_one_or_of_its_error() -> None:
+    async def source(error: Exception | None) -> bytes:
+        if error is not None:
+            raise error
+        return b"value"
 
-    refused = invoke(new_core(InvocationLimits(waiting_max=0)), lambda *_: Later(Ready()), REPLY, ANONYMOUS, b"", 0.0)
-    assert refused == Step([accept(REPLY), END])
+    def derive(read: Callable[[], bytes]) -> bytes:
+        try:
+            return b"derived " + read()
+        except LookupError:
+            return b"no value"
+
+    assert waited(Later(Derived(source(None), derive))) == b"derived value"
+    assert waited(Later(Derived(source(LookupError()), derive))) == b"no value"
+    given_up = source(None)
+    drop_answer(Derived(given_up, derive))
+    assert inspect.getcoroutinestate(given_up) == inspect.CORO_CLOSED
+    drop_answer(Ready())
 
 
-def test_the_default_limits() -> None:
-    assert astuple(InvocationLimits()) == (1024, 256 * 1024 * 1024, 10.0, 4096, 60.0)
-    invocations = new_core()
-    invoke(invocations, Served().plain, REPLY, ANONYMOUS, b"", 0.0)
-    assert invocations.expire(9.9) == Step([])
-    assert invocations.expire(10.0) == Step([END])
+class Ready:
+    """An answer that can neither be closed nor cancelled."""
+
+    def __await__(self) -> Generator[object, object, bytes]:
+        raise AssertionError("nobody waits")
 
 
 # Expiry, and the server's end

@@ -133,29 +133,10 @@ def test_a_number_that_does_not_fit_is_damage_at_once(bits: int, encoded: str) -
     assert raised.value.end_min == last
 
 
-@pytest.mark.parametrize("read", [read_bytes, read_text])
-@pytest.mark.parametrize("length", [11, 127, 128, 2**21, U32_MAX])
-def test_a_length_over_its_limit_is_refused_before_its_bytes_are_there(
-    read: Callable[[bytes, int, int, int, str], tuple[bytes, int]], length: int
-) -> None:
-    buffer = write_length(length)
-    with pytest.raises(LengthLimitError, match=f"^key in bytes: found {length}, allowed 10$"):
-        read(buffer, 0, len(buffer), 10, "key in bytes")
-    whole = write_length(10) + b"k" * 10
-    assert read(whole, 0, len(whole), 10, "key in bytes") == (b"k" * 10, 11)
-
-
 @pytest.mark.parametrize(("byte", "tags"), [(2, 2), (127, 2), (128, 2), (255, 2), (3, 3), (128, 3)])
 def test_an_unknown_tag_is_damage(byte: int, tags: int) -> None:
     with pytest.raises(DecodeError, match=f"^found {byte} as the tag of an option, allowed 0 to {tags - 1}$"):
         read_tag(bytes([byte, 0]), 0, 2, tags, "an option")
-
-
-@pytest.mark.parametrize("tag", [0, 1, 2])
-def test_a_tag_is_one_byte(tag: int) -> None:
-    assert read_tag(bytes([9, tag, 9]), 1, 3, 3, "an error") == (tag, 2)
-    if tag < 2:
-        assert read_bool(bytes([9, tag, 9]), 1, 3) == (tag == 1, 2)
 
 
 # Properties
