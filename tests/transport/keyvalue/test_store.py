@@ -100,10 +100,11 @@ def test_the_handlers_that_are_written_out_do_what_their_decoders_say(
         *((b"k" * size, b"k" * 106) for size in (128, 200, 255)),
         *((b"k", b"k" * size) for size in (128, 200, 255)),
         (b"b", b"\x04kkkk"),
+        (b"b\x06", b"kkkkk"),
     ],
 )
 def test_bytes_of_a_text_are_never_read_as_a_length(name: str, bucket: bytes, key: bytes) -> None:
-    """Wherever the parameters are cut. The second byte of a length, "k" (107) and 4 would be lengths that lead to the end."""
+    """Wherever the parameters are cut. The second byte of a length, "k" (107), 4 and 6 would be lengths that lead to the end."""
     parameters = (bucket, key, b"k" * 20)[: len(FUNCTIONS[name].call)]
     params = FUNCTIONS[name].encode(*parameters)
     for cut in range(len(params) + 1):
