@@ -315,7 +315,7 @@ def _client_differences(wit: Wit, binding: Binding, client: type, name: str, fun
 def _byte_differences(
     wit: Wit, binding: Binding, name: str, function: dict[str, Any], handler: Handler, backend: Noted
 ) -> Iterator[str]:
-    """Sends samples of every type through the handler."""
+    """Send samples of every type through the handler. Yield what is read or written in another way."""
     names = [each["name"] for each in function["params"]]
     types = [each["type"] for each in function["params"]]
     result_type = function.get("result")
@@ -344,7 +344,7 @@ def _byte_differences(
 
 
 def _error_differences(interface: dict[str, Any], wit: Wit) -> list[str]:
-    """Compares the cases of the variant `error`: classes, order, payloads, bytes both ways."""
+    """Compare the cases of the variant `error`: classes, order, payloads, bytes both ways."""
     cases = wit.kind(interface["types"]["error"])["variant"]["cases"]
     here = {
         name: kind

@@ -1,4 +1,4 @@
-"""Captured invocations, and their client once more: see README.md for the file.
+"""Captured invocations, and a client that replays them: README.md describes the file.
 
     load() ──> Vector ── state ──> preparation(state): calls that bring a server there
                   └──> Replay: what the captured client sends, and what comes back ──> results_allowed(vector)
@@ -86,7 +86,7 @@ class Message:
 
     @property
     def headers(self) -> dict[str, str] | None:
-        """What the header block says; None without one."""
+        """Return the headers, or None without a header block."""
         if self.header_block is None:
             return None
         lines = self.header_block.decode().removesuffix("\r\n\r\n").split("\r\n")
@@ -116,38 +116,38 @@ class Vector:
 
     @property
     def invocation(self) -> Message:
-        """The first message."""
+        """Return the first message."""
         return self.messages[0]
 
     @property
     def pieces(self) -> list[bytes]:
-        """Parameters, as the client cut them."""
+        """Return the parameters, as the client cut them."""
         return [message.payload for message in self.messages if message.what in ("invocation", "params")]
 
     @property
     def params(self) -> bytes:
-        """Parameters, joined."""
+        """Return the parameters, joined."""
         return b"".join(self.pieces)
 
     @property
     def answer(self) -> list[tuple[str, bytes]]:
-        """What the server sent, in order: `what` and payload."""
+        """Return what the server sent, in order: `what` and payload."""
         return [(message.what, message.payload) for message in self.messages if message.sender == "server"]
 
     @property
     def result(self) -> bytes | None:
-        """The result, joined; None where the invocation ended without one."""
+        """Return the result, joined, or None if the invocation ended without one."""
         pieces = [message.payload for message in self.messages if message.what == "result"]
         return b"".join(pieces) if pieces else None
 
     @property
     def closings_last(self) -> list[bool]:
-        """Whether the client's closing message was seen behind the end of the result; both may have been."""
+        """Return where the client's closing message was seen: after the end of the result (True), before it, or both."""
         return sorted({order.index("params-end") > order.index("result-end") for order in self.orders})
 
 
 def load() -> list[Vector]:
-    """All vectors of the file.
+    """Return all vectors of the file.
 
     :raises ValueError: a message that the file gives by its checksum is not what this module takes it for
     """
@@ -156,7 +156,7 @@ def load() -> list[Vector]:
 
 
 def preparation(state: State) -> Iterator[tuple[str, tuple[bytes, ...]]]:
-    """Calls, by function and arguments, that bring an empty server into a state."""
+    """Yield calls, by function and arguments, that bring an empty server into a state."""
     for bucket, entries in state.items():
         for key, value in entries.items():
             yield "set", (bucket, key, value)
@@ -166,7 +166,7 @@ def preparation(state: State) -> Iterator[tuple[str, tuple[bytes, ...]]]:
 
 
 def results_allowed(vector: Vector, *, strict_buckets: bool = False) -> frozenset[bytes]:
-    """Results by which our provider may answer a vector of the example; none: it ends the invocation without one.
+    """Return the results that our provider may answer a vector with. Empty: it ends the invocation without one.
 
     They are the captured one, but for
 
@@ -206,7 +206,7 @@ class Publish(NamedTuple):
 
 
 class Replay:
-    """The client of a vector once more, without I/O. `answer` is what came back, as `Vector.answer`.
+    """A client that replays a vector, without I/O. `answer` is what came back, as `Vector.answer`.
 
     :param inbox: R_c: what comes to it and to `{inbox}.results` must be told to `receive`
     :param prefix: of the server; None: the captured one
@@ -235,21 +235,21 @@ class Replay:
 
     @property
     def ended(self) -> bool:
-        """Whether the result has ended."""
+        """Return True if the result has ended."""
         return bool(self.answer) and self.answer[-1][0] == "result-end"
 
     @property
     def result(self) -> bytes | None:
-        """The result that came, joined; None: none came."""
+        """Return the result that came, joined, or None."""
         pieces = [payload for what, payload in self.answer if what == "result"]
         return b"".join(pieces) if pieces else None
 
     def start(self) -> Publish:
-        """The invocation."""
+        """Return the invocation."""
         return self._first
 
     def receive(self, subject: str, payload: bytes, reply: str = "") -> list[Publish]:
-        """A message of the server; what to send next. Asserts that it comes in its turn."""
+        """Take a message of the server, which must come in its turn. Return what to send next."""
         if subject == self._inbox:
             assert self.answer == [], "the handshake comes first, and once"
             assert reply, "the handshake names the server's inbox"

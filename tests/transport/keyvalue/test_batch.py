@@ -61,7 +61,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60)
 @given(functions, st.data(), st.binary(max_size=5), st.binary(max_size=300))
 def test_every_prefix_needs_more(name: str, choice: st.DataObject, before: bytes, behind: bytes) -> None:
-    """As does the measure that comes with it, when it is asked about any longer one."""
+    """The measure that comes with the error needs more, too, when it is asked about a longer prefix."""
     encoded, decode = choice.draw(ENCODED[name]), FUNCTIONS[name].decode
     start = len(before)
     for cut_at in range(len(encoded)):

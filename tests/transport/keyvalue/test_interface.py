@@ -80,10 +80,7 @@ def test_vectors_written_by_hand(vector: Written) -> None:
         if vector.function == "get-many" and isinstance(value, list):
             value = [pair and tuple(pair) for pair in value]
     else:
-        read, write = (
-            read_parameters(vector.function, ParameterLimits()),
-            lambda parameters: function.encode(*parameters),
-        )
+        read, write = read_parameters(vector.function, ParameterLimits()), write_parameters(vector.function)
         if vector.function == "set-many":
             value = (value[0], dict(value[1]))
     check_encoding(
@@ -103,6 +100,10 @@ def read_parameters(name: str, limits: ParameterLimits) -> Reader:
     return lambda buffer, at, end: FUNCTIONS[name].decode(buffer, at, end, limits)
 
 
+def write_parameters(name: str) -> Callable[[Any], bytes]:
+    return lambda parameters: FUNCTIONS[name].encode(*parameters)
+
+
 def outcome(read: Reader, buffer: bytes, start: int, end: int) -> tuple[Any, int]:
     """Return what is read, an error of the interface too."""
     try:
@@ -120,7 +121,7 @@ def error_of(failure: Failure) -> InterfaceError:
 
 
 def check_encoding(encoded: bytes, read: Reader, value: Any, before: bytes, behind: bytes) -> None:
-    """Check that a value is read between other bytes, and that its beginning needs more, whatever comes behind."""
+    """Check that a value is read between other bytes, and that every prefix of it needs more."""
     start, end = len(before), len(before + encoded)
     assert read(encoded, 0, len(encoded)) == (value, len(encoded))
     assert read(before + encoded + behind, start, end) == (value, end)
@@ -176,7 +177,7 @@ def sized(value: Any, size: int) -> Any:
 def test_any_bytes_have_an_outcome(name: str, choice: st.DataObject) -> None:
     function = FUNCTIONS[name]
     params = choice.draw(st.binary(max_size=40) | mutated(function.parameters.map(lambda each: function.encode(*each))))
-    check_outcome(params, read_parameters(name, LIMITS), lambda value: function.encode(*value))
+    check_outcome(params, read_parameters(name, LIMITS), write_parameters(name))
     results = function.results.map(function.encode_result) | interface_errors.map(encode_error)
     check_outcome(
         choice.draw(st.binary(max_size=40) | mutated(results)), function.decode_result, function.encode_result
@@ -420,7 +421,7 @@ def test_a_message_that_is_not_utf8_is_mended() -> None:
 @each_kind
 @each_function
 def test_a_handler_calls_its_function_with_the_parameters_alone(name: str, kind: Kind) -> None:
-    """One read may hold the frames of several callers: the buffer goes on behind the parameters, and bytes of their own behind them are ignored."""
+    """One read may hold the frames of several callers, so the buffer goes on after the parameters. Trailing bytes of a caller are ignored."""
     function = FUNCTIONS[name]
     service = Noted(function.answer)
     handler = handler_of(name, kind(service))
@@ -501,7 +502,7 @@ def test_a_derived_answer_is_waited_for_at_its_source() -> None:
 
 @each_function
 def test_a_coroutine_that_is_refused_is_closed(name: str) -> None:
-    """Else it would warn that nobody awaited it."""
+    """Otherwise it would warn that nothing awaited it."""
     service = Noted()
     invocations = new_core(InvocationLimits(waiting_max=0))
     with warnings.catch_warnings(record=True) as caught:

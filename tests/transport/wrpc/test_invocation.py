@@ -206,7 +206,7 @@ def test_pieces_that_nobody_waits_for_are_counted_and_an_empty_one_is_not() -> N
 def test_the_handler_is_called_only_when_what_it_needs_is_there(
     value_bytes: int, piece_bytes: int, attempts: int
 ) -> None:
-    """Else each piece would be joined and read again. The smallest pieces lead to a call for each text and each byte of a length."""
+    """Otherwise each piece would be joined and read again. The smallest pieces lead to a call for each text and each byte of a length."""
     called = 0
 
     def handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
