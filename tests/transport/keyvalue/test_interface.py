@@ -172,7 +172,7 @@ def sized(value: Any, size: int) -> Any:
 
 
 @each_function
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(choice=st.data())
 def test_any_bytes_have_an_outcome(name: str, choice: st.DataObject) -> None:
     function = FUNCTIONS[name]
@@ -500,16 +500,16 @@ def test_a_derived_answer_is_waited_for_at_its_source() -> None:
     assert waited(pending) == FUNCTIONS["get"].encode_result(b"alue")
 
 
-@each_function
-def test_a_coroutine_that_is_refused_is_closed(name: str) -> None:
+def test_a_coroutine_that_is_refused_is_closed() -> None:
     """Otherwise it would warn that nothing awaited it."""
     service = Noted()
     invocations = new_core(InvocationLimits(waiting_max=0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        step = invoke(invocations, handler_of(name, Waiting(service)), "R_c", ANONYMOUS, params_of(name), 0.0)
+        for name in FUNCTIONS:
+            step = invoke(invocations, handler_of(name, Waiting(service)), "R_c", ANONYMOUS, params_of(name), 0.0)
+            assert step == Step([accept("R_c"), ended("R_c")])
         gc.collect()
-    assert step == Step([accept("R_c"), ended("R_c")])
     assert [str(warning.message) for warning in caught] == []
     assert service.calls == []
 
