@@ -46,8 +46,9 @@ REASONS = {
         tables.py     test_store.py      a store is made of them
     """,
     "transport/keyvalue_transport": """
+        keyvalue/atomics.py       keyvalue/test_interface.py            its function keeps the rules of all, and has none of its own
         keyvalue/errors.py        keyvalue/test_interface.py            how the interface writes each
-        keyvalue/outcomes.py      keyvalue/test_store.py                how a call of a store ended
+        keyvalue/outcomes.py      keyvalue/test_interface.py            how the calls of all functions are counted
         nats/subscriptions.py     nats/test_server.py                   the server's
         wrpc/errors.py            wrpc/test_invocation.py               each is raised by an invocation or a value
         wrpc/handler.py           wrpc/test_invocation.py               the contract of what an invocation calls
