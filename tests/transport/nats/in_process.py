@@ -144,9 +144,5 @@ class Heard:
             return await self.messages.get()
 
 
-def user_config(password: str) -> str:
-    return f'authorization {{ user: somebody, password: "{password}" }}'
-
-
 def with_user(url: str, user: str) -> str:
     return url.replace("//", f"//{user}@") if user else url
