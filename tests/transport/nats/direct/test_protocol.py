@@ -118,6 +118,12 @@ def test_what_is_no_nats_server_is_left_to_nats_py(new_direct: NewDirect) -> Non
     assert direct.routes.violations == 0
 
 
+def test_over_tls_the_info_that_came_in_clear_is_followed(new_direct: NewDirect) -> None:
+    direct = new_direct(greeting=b"")
+    direct.protocol.follow(info(1))
+    assert direct.read(msg(GET, get_params(b"k"))) == answer("r", b"\x00", b"\x00")
+
+
 def test_a_subscription_is_answered_as_long_as_it_is_routed(direct: Direct) -> None:
     """Although its frames were learnt before."""
     gets = msg(GET, get_params(b"k")) * 3
