@@ -409,7 +409,7 @@ def test_a_file_that_passes_a_limit_is_refused(
 def test_every_changed_byte_is_found(small: bytes, path: Path) -> None:
     for start, whole in frames_of(small):
         for at in range(start, start + len(whole)):
-            for flip in (1, 2, 4, 8, 16, 32, 64, 128, 0xFF):
+            for flip in (1, 0x80, 0xFF):
                 damaged = bytearray(small)
                 damaged[at] ^= flip
                 assert refusal(path, bytes(damaged)).offset == start
