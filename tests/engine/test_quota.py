@@ -8,7 +8,7 @@ import pytest
 
 from keyvalue_engine import Bucket, BucketOptions, LimitError, Quota, Store, StoreOptions
 from keyvalue_engine.entry import entry_size
-from tests.engine.races import run_together
+from tests.engine.races import TIMEOUT_S, run_together
 
 KEYS = "keys of this link's buckets"
 MEMORY = "memory in bytes of this link's buckets"
@@ -132,7 +132,7 @@ def test_counts_are_exact_while_quotas_come_and_go() -> None:
     store = Store(StoreOptions(shard_keys_max=4, shards_min=1))
     quotas = [Quota(of_a, None, None) for _ in range(3)]
     rounds = 200
-    together = Barrier(7, timeout=30)
+    together = Barrier(7, timeout=TIMEOUT_S)
 
     def write(thread: int) -> None:
         bucket = store.bucket(b"a%d" % (thread % 2))

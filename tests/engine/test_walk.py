@@ -15,7 +15,7 @@ from xxhash import xxh3_64_intdigest
 
 from keyvalue_engine import Bucket, LimitError, Store, StoreOptions
 from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
-from tests.engine.races import placed, run_together
+from tests.engine.races import TIMEOUT_S, placed, run_together
 
 SEED = 11
 
@@ -202,7 +202,7 @@ def test_threads_that_empty_and_refill_a_bucket_lose_no_write(strict: bool, shar
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("shard_keys_max", [1, 2, 5])
 def test_threads_that_split_shards_lose_no_write(shard_keys_max: int) -> None:
-    for _ in range(20):
+    for _ in range(8):
         store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), seed=SEED)
         bucket = store.bucket(b"b")
 
@@ -264,7 +264,7 @@ def test_failed_first_sets_by_threads_leave_the_bucket_unknown(strict: bool) -> 
     store = Store(StoreOptions(keys_max=1, strict_buckets=strict), seed=SEED)
     store.bucket(b"full").set(b"k", b"v")
     memory_bytes = store.memory_bytes
-    together = Barrier(8, timeout=10)
+    together = Barrier(8, timeout=TIMEOUT_S)
 
     def fail(key: bytes) -> None:
         for _ in range(300):
@@ -281,7 +281,7 @@ def test_failed_first_sets_by_threads_leave_the_bucket_unknown(strict: bool) -> 
 @pytest.mark.usefixtures("hasty_threads")
 def test_a_failed_first_set_forgets_no_bucket_that_another_thread_wrote() -> None:
     store = Store(StoreOptions(memory_bytes_max=1_000_000, strict_buckets=True), seed=SEED)
-    together = Barrier(8, timeout=10)
+    together = Barrier(8, timeout=TIMEOUT_S)
 
     def fail() -> None:
         for number in range(200):
