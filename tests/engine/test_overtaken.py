@@ -1,8 +1,8 @@
-"""Calls that overtake each other: a call gives what it would give before, after, or between the steps that got in, and leaves the same store.
+"""Calls that overtake each other: each must give what it gives in one of the possible orders, and leave the same store.
 
-One thread is enough to try every place at which another thread could get in. Locks, the clock, the hash function and the entries of the
-store under test are places (`Places`): at one of them, the steps of the other calls are run. Steps that would wait for a lock of the call
-that they overtake cannot happen at that place, so that try is left out (`Blocked`).
+One thread is enough to try every place at which another thread could get in. In the store under test, taking a lock, looking at the clock,
+hashing a key, and reading or writing an entry are such places. At one of them, which is another one in each try, the steps of other calls
+are run (`Places`). Steps that need a lock of the overtaken call cannot be run there, so that try does not count (`Blocked`).
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ TTL_MS = 5
 
 
 class Blocked(Exception):
-    """A call would wait for a lock that the call that it overtakes holds: in one thread, for ever."""
+    """A step needs a lock that the overtaken call holds. In one thread it would wait for ever."""
 
 
 class Places:
-    """The places that a call comes by. At one of them, other calls get in.
+    """The places that a call reaches, one after the other. At one of them, other calls get in.
 
-    :ivar at: the number of that place; None: nothing gets in
+    :ivar at: how many places are left before that one; None: nothing gets in
+    :ivar overtake: makes the other calls
     """
 
     def __init__(self) -> None:
         self.at: int | None = None
         self.overtake: Callable[[], object] = int
 
-    def come_by(self) -> None:
+    def reach(self) -> None:
+        """Let the other calls get in, if this is the place."""
         if self.at is None:
             return
         self.at -= 1
@@ -63,7 +65,7 @@ class PlacedLock:
         self.is_held = False
 
     def acquire(self) -> bool:
-        self.places.come_by()
+        self.places.reach()
         if self.is_held:
             raise Blocked
         self.is_held = True
@@ -85,7 +87,7 @@ class PlacedClock(Clock):
         self.places = places
 
     def __call__(self) -> int:
-        self.places.come_by()
+        self.places.reach()
         return super().__call__()
 
 
@@ -101,17 +103,17 @@ class PlacedEntries(dict[bytes, Entry]):
 
     def get(self, key: bytes, default: Any = None) -> Any:
         entry = super().get(key, default)
-        self.places.come_by()
+        self.places.reach()
         return entry
 
     def __setitem__(self, key: bytes, entry: Entry) -> None:
         super().__setitem__(key, entry)
-        self.places.come_by()
+        self.places.reach()
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The store before a call: keys, and those of them that expire; `shard_keys_max` 2 and four keys are four shards."""
+    """The store before a call: keys that stay, and keys that expire. More than `shard_keys_max` are in four shards."""
 
     keys: Sequence[bytes]
     timed_keys: Sequence[bytes] = ()
@@ -142,7 +144,7 @@ class Stage:
         self.clock = PlacedClock(places)
 
         def hash_function(key: bytes, seed: int) -> int:
-            places.come_by()
+            places.reach()
             return placed(key, seed)
 
         options = StoreOptions(shard_keys_max=scene.shard_keys_max, shards_min=1, strict_buckets=scene.strict)
@@ -157,7 +159,7 @@ class Stage:
             self.clock.move_ms(TTL_MS)
 
     def save(self) -> list[bytes]:
-        """Save, as the fixture `places` lets it: return the keys."""
+        """Save by `save_without_file`, and return the keys."""
         keys: list[bytes] = []
         self.store.save(keys)  # type: ignore[arg-type]
         return sorted(keys)
@@ -204,9 +206,9 @@ CALLS: dict[str, Call] = {
     "page of one key": lambda stage: stage.bucket.page(keys_max=1),
     "save": Stage.save,
 }
-#: These see one shard after the other, so not all as of one moment.
+#: These see one shard after the other, not all as of one moment.
 SHARD_BY_SHARD = ("page", "page of one key", "save")
-#: These look at the clock, and then may be held up. They go by the time at which they looked.
+#: These look at the clock before they write or read. If they are held up in between, the earlier time counts.
 HELD_UP = ("set with a deadline", "set_many with a deadline", "increment with a deadline", "persist", "ttl_ms")
 
 STEPS: dict[str, Call] = {
@@ -284,7 +286,7 @@ def orders(name: str, steps: Sequence[str], stage_of: Callable[[], Stage]) -> It
 
 
 def overtakings(name: str, steps: Sequence[str], stage_of: Callable[[], Stage], places: Places) -> Iterator[object]:
-    """Yield what is found if the steps get in, for each place that the call comes by."""
+    """Yield what is found if the steps get in, for each place that the call reaches."""
     for place in count():
         stage = stage_of()
         others: list[object] = []
@@ -294,7 +296,7 @@ def overtakings(name: str, steps: Sequence[str], stage_of: Callable[[], Stage], 
             own = found(CALLS[name], stage)
         except Blocked:
             continue
-        if not places.end():  # the call comes by no more places
+        if not places.end():  # the call reaches no more places
             return
         yield own, others, stage.end()
 
