@@ -1,7 +1,7 @@
 """Expiry: what it costs, how a sweep is bounded, how room is made, and what only threads can break.
 
-That an expired key is gone for every reader, and that its memory comes back, is the model's to show (test_model.py); what may get in
-between is test_overtaken.py's.
+The model (test_model.py) shows that an expired key is gone for every reader, and that its memory comes back. test_overtaken.py shows what
+a call gives if time passes meanwhile.
 """
 
 from __future__ import annotations
@@ -303,7 +303,7 @@ def test_what_never_finds_room_is_refused_though_all_that_has_expired_is_swept(c
     store.check()
 
 
-def test_room_is_made_of_a_key_behind_many_shards_that_have_none_to_give(clock: Clock) -> None:
+def test_room_is_made_of_a_key_after_many_shards_that_have_none_to_give(clock: Clock) -> None:
     count = LOOKS_PER_KEY * ROOM_KEYS + 10
     store = Store(StoreOptions(keys_max=count), clock=clock)
     for number in range(count):

@@ -100,8 +100,8 @@ def predicted_page(
     present: Iterable[bytes], position_of: Callable[[bytes], int], cursor: int, keys_max: int, bytes_max: int
 ) -> Prediction | None:
     """As many whole runs as fit, or one crowded run that is not too crowded; None: it is."""
-    behind = sorted((key for key in present if position_of(key) >= cursor), key=position_of)
-    left = [(position, set(run)) for position, run in groupby(behind, position_of)]
+    after = sorted((key for key in present if position_of(key) >= cursor), key=position_of)
+    left = [(position, set(run)) for position, run in groupby(after, position_of)]
     taken: list[tuple[int, set[bytes]]] = []
     count = size_bytes = 0
     while left:

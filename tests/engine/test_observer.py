@@ -1,4 +1,7 @@
-"""Observers: told of each change in their bucket, with its kind and the key's deadline, in the order of writes to a key."""
+"""Observers that come, go and are replaced, and the order of events under threads.
+
+The model (test_model.py) replays what an observer is told, and compares it with the store after each step.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class Record:
         return taken
 
 
-def test_who_is_told_is_asked_for_each_bucket_once() -> None:
+def test_the_observer_of_a_bucket_is_asked_for_once() -> None:
     store = Store()
     store.bucket(b"before").set(b"k", b"v")
     asked: list[bytes] = []

@@ -1,4 +1,7 @@
-"""Quotas: what some buckets may hold together, counted whoever writes, and exact."""
+"""Quotas: several over one bucket, quotas that come and go, and exact counts under threads.
+
+The model (test_model.py) shows what a quota counts, and which writes it refuses.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def test_a_bucket_may_belong_to_several_quotas() -> None:
     with pytest.raises(LimitError, match=f"^{KEYS}: found 3, allowed 2$"):
         limited(store, b"a", quotas[0]).set(b"2", b"")
     limited(store, b"a", quotas[1]).set(b"2", b"")
-    assert [quota.keys for quota in quotas] == [3, 3], "each limits those alone who write with it"
+    assert [quota.keys for quota in quotas] == [3, 3], "each limits only the handles that were made with it"
     with pytest.raises(LimitError, match=f"^{KEYS}: found 4, allowed 3$"):
         limited(store, b"b", quotas[1]).set(b"k", b"")
     assert store.bucket_names() == [b"a"]

@@ -298,6 +298,30 @@ def test_a_file_is_for_its_owner_alone_and_no_other_is_left(path: Path) -> None:
         os.umask(before)
 
 
+def test_a_save_reaches_the_disk_before_its_rename_and_after_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash must leave the old file or the new one. See the header of `keyvalue_engine.snapshot`."""
+    steps: list[str] = []
+    descriptors: list[int] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        steps.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        descriptors.append(descriptor)
+        fsync(descriptor)
+
+    def noted_replace(source: str, target: str) -> None:
+        steps.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    stored({b"b": {b"k": b"v"}}).save(path)
+    assert steps == ["file", "rename", "directory"]
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
 def test_a_path_may_be_relative_and_its_directory_must_be_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     stored({b"b": {b"k": b"v"}}).save("snapshot")
@@ -396,7 +420,7 @@ def test_every_cut_is_found(small: bytes, path: Path) -> None:
 
 
 @pytest.mark.parametrize("trailing", [b"\0", b"\n", b"x" * 1_000])
-def test_bytes_behind_the_end_are_refused(small: bytes, path: Path, trailing: bytes) -> None:
+def test_bytes_after_the_end_are_refused(small: bytes, path: Path, trailing: bytes) -> None:
     error = refusal(path, small + trailing)
     assert (error.offset, error.reason) == (len(small), f"found {len(trailing)} bytes behind the end")
 

@@ -1,4 +1,4 @@
-"""What the store does, in tables: keys and buckets, limits, pages, crowded positions, splits."""
+"""Tables of what the model (test_model.py) leaves out: memory limits, limits of a handle, options, crowded positions, splits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from keyvalue_engine import (
     StoreOptions,
 )
 from keyvalue_engine.entry import BUCKET_BYTES, DEADLINE_BYTES, ORDER_BYTES, SHARD_BYTES, bytes_size, entry_size
-from keyvalue_engine.order import CHANGES_MIN, CHANGES_SHARE, CROWD_KEYS_MAX, CROWD_PAGES_MAX
+from keyvalue_engine.order import CHANGES_MIN, CHANGES_SHARE, CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES
 from keyvalue_engine.shard import Shard
 
 CURSOR_MAX = 2**64 - 1
@@ -105,7 +105,7 @@ def test_a_strict_handle_refuses_to_read_a_bucket_that_was_never_written(
     store.check()
 
 
-# Limits. The model (test_model.py) predicts which writes are refused; here are those of memory, and those of a handle.
+# Limits of memory and of a handle
 
 TIMED = BucketOptions(ttl_ms=1)
 BUCKET_SIZE = BUCKET_BYTES + bytes_size(1)
@@ -140,8 +140,11 @@ def test_a_write_just_fits_the_memory_limit_or_is_refused_and_changes_nothing(
         assert store.memory_bytes == held_bytes
         return store
 
-    for growth_bytes in {first_bytes, all_bytes}:
-        found, allowed = held_bytes + growth_bytes, held_bytes + growth_bytes - 1
+    refusals = {(first_bytes - 1, first_bytes), (all_bytes - 1, all_bytes)}
+    if first_bytes < all_bytes:
+        refusals.add((first_bytes, all_bytes))
+    for room_bytes, needed_bytes in refusals:
+        allowed, found = held_bytes + room_bytes, held_bytes + needed_bytes
         store = store_of(allowed)
         for _ in range(2):
             with pytest.raises(LimitError) as caught:
@@ -301,6 +304,16 @@ def test_keys_at_both_ends_of_the_ring() -> None:
         assert store.bucket(b"b").page(placed(key, 0), 1).keys == [key]
 
 
+def test_the_bytes_of_a_page_are_counted_over_shards() -> None:
+    options = StoreOptions(page_bytes_max=2 * (24 + KEY_OVERHEAD_BYTES), shard_keys_max=1, shards_min=1)
+    store = Store(options, hash_function=placed)
+    keys = [(b"%d:" % (quarter << 62)).ljust(24, b"k") for quarter in range(4)]
+    for key in keys:
+        store.bucket(b"b").set(key, b"")
+    assert len(shards(store)) == 4
+    assert pages(store.bucket(b"b")) == [keys[:2], keys[2:]]
+
+
 # Crowded positions
 
 
@@ -405,12 +418,15 @@ def test_a_shard_that_grows_too_large_is_split_alone() -> None:
         bucket.set(b"%d:" % (quarter + place * quarter // 4), b"")
     assert [shard.depth for shard in shards(store)] == [2, 4, 4, 4, 4, 2, 2]
     assert [shard.start for shard in shards(store)] == sorted(shard.start for shard in shards(store))
-    assert all(before.end == behind.start for before, behind in pairwise(shards(store)))
+    assert all(before.end == after.start for before, after in pairwise(shards(store)))
     store.check()
 
 
-def test_a_shard_that_may_not_be_split_again_grows() -> None:
-    store = Store(StoreOptions(shard_keys_max=1, page_keys_max=200), hash_function=placed)
+@pytest.mark.parametrize("shards_min", [64, 2**15])
+def test_a_shard_that_may_not_be_split_again_grows(shards_min: int) -> None:
+    """The last split but one leaves a depth of 14 or 15, so the last one makes four shards or two."""
+    options = StoreOptions(shard_keys_max=1, shards_min=shards_min, page_keys_max=200)
+    store = Store(options, hash_function=placed)
     bucket = store.bucket(b"b")
     for number in range(100):
         bucket.set(b"5:%d" % number, b"")

@@ -1,4 +1,4 @@
-"""The guarantee of a walk, under churn and under threads; and what else only threads can break.
+"""The guarantee of a walk, under churn and under threads, and other writes by threads.
 
 The guarantee: a key that is there for the whole walk comes exactly once; one that is added or removed meanwhile at most once.
 """
@@ -46,7 +46,7 @@ class Walk:
         return self
 
     def check(self, stayed: set[bytes], churned: set[bytes]) -> None:
-        """Assert the guarantee, for keys at and behind the start."""
+        """Assert the guarantee, for keys at and after the start."""
         assert self.is_done
         positions = [position_of(key) for key in self.seen]
         assert positions == sorted(positions)
@@ -219,7 +219,7 @@ def test_threads_that_split_shards_lose_no_write(shard_keys_max: int) -> None:
 
 
 def memory_of(keys: int, bucket_names: int) -> int:
-    """Memory of buckets of one shard, that hold so many keys in all."""
+    """Return the memory of buckets of one shard, which hold this number of keys in all."""
     buckets_bytes = bucket_names * (BUCKET_BYTES + bytes_size(1) + SHARD_BYTES)
     return buckets_bytes + keys * entry_size(b"0 000", b"v")
 
