@@ -28,6 +28,7 @@ class RecordedStripe:
 
     def acquire(self) -> bool:
         self.taken.append(self.number)
+        assert len(self.taken) < 100, "the batch never ends"
         return self.stripe.acquire()
 
     def release(self) -> None:

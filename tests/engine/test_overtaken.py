@@ -25,6 +25,8 @@ from tests.engine.races import placed
 
 #: The time to live of every key that has one, in milliseconds.
 TTL_MS = 5
+#: Far more places than the calls on one stage reach.
+PLACES_MAX = 10_000
 
 
 class Blocked(Exception):
@@ -36,14 +38,18 @@ class Places:
 
     :ivar at: how many places are left before that one; None: nothing gets in
     :ivar overtake: makes the other calls
+    :ivar left: how many more may be reached before it is clear that a call never ends
     """
 
     def __init__(self) -> None:
         self.at: int | None = None
         self.overtake: Callable[[], object] = int
+        self.left = PLACES_MAX
 
     def reach(self) -> None:
         """Let the other calls get in, if this is the place."""
+        self.left -= 1
+        assert self.left, "the call never ends"
         if self.at is None:
             return
         self.at -= 1
@@ -141,6 +147,7 @@ class Stage:
     """A store, in a scene."""
 
     def __init__(self, scene: Scene, places: Places) -> None:
+        places.left = PLACES_MAX
         self.clock = PlacedClock(places)
 
         def hash_function(key: bytes, seed: int) -> int:
