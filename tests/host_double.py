@@ -5,18 +5,16 @@
     XKey           the key pairs by which a host seals a link's secrets
 
 Written from the sources of the 1.9 host and of nkeys, and from a capture (tests/vectors/host_1_9_2_spawn.json), and not from the provider's code:
-nothing here is imported from it, so that one checks the other. A host asks for health every 30 s; this one every 100 ms.
+nothing here is imported from it, so that one checks the other.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import itertools
 import json
 import os
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +25,6 @@ import nats
 from nacl.public import Box, PrivateKey, PublicKey
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import NoRespondersError
 
 from tests.conftest import (
     DEADLINE_S,
@@ -39,10 +36,6 @@ from tests.conftest import (
     host_environment,
     in_thread,
 )
-
-HEALTH_INTERVAL_S = 0.1
-#: From its request to stop a host waits so long for the reply; then, or when the reply has come, it kills.
-PATIENCE_S = 0.3
 
 #: Where an executable that has no environment puts temporary files.
 TEMPORARY = Path("/tmp").resolve()
@@ -214,10 +207,9 @@ class Health(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """How a provider stopped at its host's request; no answer where the patience was over first."""
+    """How a provider stopped at its host's request."""
 
-    answer: bytes | None
-    took_s: float
+    answer: bytes
     exit_code: int
 
 
@@ -226,10 +218,8 @@ class Hosted(Process):
 
     :ivar key: its id
     :ivar prefix: what the subjects of its invocations begin with
-    :ivar ready_s: seconds from its start until its log said that it serves
     :ivar healths: its answers to the host's questions for its health
     :ivar temporary: temporary files and directories that its processes use, and that were not there before
-    :ivar asking: asks for it
     """
 
     def __init__(
@@ -241,13 +231,9 @@ class Hosted(Process):
         self.xkey = xkey
         self.key: str = host_data["provider_key"]
         self.prefix = f"{host_data['lattice_rpc_prefix']}.{self.key}"
-        self.ready_s = 0.0
-        self.serving = self.stops = False
         self.healths: list[Health] = []
-        self.asking: asyncio.Task[None]
         self._before = set(TEMPORARY.iterdir())
         self.temporary: set[Path] = set()
-        self._began_s = time.monotonic()
         super().__init__([executable], directory, environment, subprocess.PIPE)
         assert self.process.stdin is not None
         with self.process.stdin as pipe:
@@ -259,8 +245,6 @@ class Hosted(Process):
 
     async def ready(self) -> None:
         await in_thread(self.wait_for, "ready: serving")
-        self.ready_s = time.monotonic() - self._began_s
-        self.serving = True
         self.note_temporary()
 
     def note_temporary(self) -> None:
@@ -334,11 +318,8 @@ class HostDouble:
             await client.flush()
         try:
             yield host
-            for hosted in host._hosted.values():
-                await host._stop_asking(hosted)
         finally:
             for hosted in host._hosted.values():
-                hosted.asking.cancel()
                 hosted.kill()
             await client.close()
 
@@ -405,36 +386,24 @@ class HostDouble:
         hosted.healths.append(Health.of(message.data))
         return hosted.healths[-1]
 
-    async def ask_to_stop(self, hosted: Hosted, host_id: str = HOST_ID, timeout_s: float = PATIENCE_S) -> bytes | None:
-        """Its answer to a request to stop; None if there is none in time."""
+    async def ask_to_stop(self, hosted: Hosted, host_id: str = HOST_ID) -> bytes:
+        """Its answer to a request to stop."""
         request = json.dumps({"host_id": host_id}).encode()
-        try:
-            return bytes((await self.client.request(hosted.subject("default.shutdown"), request, timeout_s)).data)
-        except TimeoutError:
-            return None
+        return bytes((await self.client.request(hosted.subject("default.shutdown"), request, DEADLINE_S)).data)
 
     async def shutdown(self, hosted: Hosted, *, kill: bool = True) -> Stop:
-        """Stop it as a host does: SIGKILL when it has answered, or when the patience is over. Without the kill it ends by itself."""
-        await self._stop_asking(hosted)
+        """Stop it as a host does: SIGKILL when it has answered. Without the kill it ends by itself."""
         hosted.note_temporary()
-        began_s = time.monotonic()
         answer = await self.ask_to_stop(hosted)
-        took_s = time.monotonic() - began_s
         if kill:
             hosted.process.kill()
-        return Stop(answer, took_s, await in_thread(hosted.wait))
+        return Stop(answer, await in_thread(hosted.wait))
 
     async def kill(self, hosted: Hosted) -> None:
         """SIGKILL without a word; returns when all its processes have closed their output."""
-        await self._stop_asking(hosted)
         hosted.note_temporary()
         hosted.process.kill()
         await in_thread(hosted.wait)
-
-    async def ended(self, hosted: Hosted) -> int:
-        """The exit code of a provider that ends by itself."""
-        await self._stop_asking(hosted)
-        return int(await in_thread(hosted.wait))
 
     def lattice_answer(self, subject: str) -> bytes | None:
         """What a host's control interface answers."""
@@ -463,31 +432,11 @@ class HostDouble:
         known = [link.resolved(self.xkey, xkey) for link in self.links.values() if key in link.key[:2]]
         hosted = Hosted(executable, directory, {**host_data, "link_definitions": known}, xkey, self.environment)
         self._hosted[key] = hosted
-        hosted.asking = asyncio.create_task(self._ask_for_health(hosted))
         await self.configure(hosted, host_data["config"])
         await self.put(*links)
         if wait:
             await hosted.ready()
         return hosted
-
-    async def _ask_for_health(self, hosted: Hosted) -> None:
-        while not hosted.stops:
-            serving = hosted.serving
-            with suppress(NoRespondersError):
-                await self.health(hosted)
-                serving = False
-            assert hosted.stops or not serving, "it serves, and nobody answers for its health"
-            await asyncio.sleep(HEALTH_INTERVAL_S)
-
-    async def _stop_asking(self, hosted: Hosted) -> None:
-        """Ask no more for its health.
-
-        :raises AssertionError: an answer was none
-        """
-        hosted.stops = True  # a request whose answer has just come swallows the cancellation
-        hosted.asking.cancel()
-        with suppress(asyncio.CancelledError):
-            await hosted.asking
 
     async def _tell(self, end: str, rest: str, message: object) -> None:
         await self.client.publish(f"wasmbus.rpc.{self.lattice}.{end}.{rest}", json.dumps(message).encode())
