@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,12 +29,6 @@ NewServer = Callable[[str], NatsServer]
 OPEN_TIMEOUT_S = 600
 #: What a URL gives a meaning to, what JSON escapes, and what is no ASCII.
 ODD = 'p@s:s/w?o#r%d,"\\ %41+é[]'
-
-
-@pytest.fixture
-async def log_lines() -> AsyncIterator[LogLines]:
-    with LogLines.of("keyvalue_transport") as lines:
-        yield lines
 
 
 @dataclass(frozen=True)

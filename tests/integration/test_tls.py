@@ -136,12 +136,6 @@ def path(request: pytest.FixtureRequest) -> str:
     return path
 
 
-@pytest.fixture
-async def log_lines() -> AsyncIterator[LogLines]:
-    with LogLines.of("keyvalue_transport") as lines:
-        yield lines
-
-
 def options_of(port: int, authority: Authority, path: str) -> ConnectionOptions:
     tls = TlsOptions(authority.ca.read_text())
     return ConnectionOptions((f"nats://u:passw0rd@127.0.0.1:{port}",), path=path, tls=tls, open_timeout_s=DEADLINE_S)
