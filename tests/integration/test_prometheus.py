@@ -99,7 +99,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         prometheus.wait()
 
 
-async def test_prometheus_scrapes_and_answers(launch: Launch, nats_server: NatsServer, start: Start) -> None:
+async def test_prometheus_scrapes_answers_and_evaluates_the_rules(
+    launch: Launch, nats_server: NatsServer, start: Start
+) -> None:
     provider = launch(ON)
     async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
         for number in range(7):
@@ -123,10 +125,6 @@ async def test_prometheus_scrapes_and_answers(launch: Launch, nats_server: NatsS
     assert await in_thread(prometheus.query, "count(wrpc_keyvalue_build_info)") == {frozenset(): 1}
     (target,) = (await in_thread(prometheus.ask, "targets"))["activeTargets"]
     assert (target["health"], target["lastError"]) == ("up", "")
-
-
-async def test_the_rules_are_evaluated_on_real_metrics(launch: Launch, start: Start) -> None:
-    prometheus = await in_thread(start, Endpoint.of(launch(ON)))
 
     async def rules() -> list[dict[str, Any]]:
         (group,) = (await in_thread(prometheus.ask, "rules"))["groups"]
