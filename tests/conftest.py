@@ -193,11 +193,13 @@ class NatsServer:
 class Provider(Process):
     """The provider's process. Host data goes to its standard input as a host writes it, which is then closed."""
 
-    def __init__(self, host_data: Mapping[str, Any], cwd: Path, environment: Environment) -> None:
+    def __init__(
+        self, host_data: Mapping[str, Any], cwd: Path, environment: Environment, executable: Path = PROVIDER
+    ) -> None:
         self.host_data = host_data
         self.key: str = host_data["provider_key"]
         self.prefix = f"{host_data['lattice_rpc_prefix']}.{self.key}"
-        super().__init__([PROVIDER], cwd, environment, subprocess.PIPE)
+        super().__init__([executable], cwd, environment, subprocess.PIPE)
         assert self.process.stdin is not None
         with self.process.stdin as pipe:
             pipe.write(host_data_line(host_data))

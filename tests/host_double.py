@@ -14,7 +14,6 @@ import base64
 import itertools
 import json
 import os
-import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,8 +30,7 @@ from tests.conftest import (
     HOST_CAPTURE,
     HOST_ID,
     Environment,
-    Process,
-    host_data_line,
+    Provider,
     host_environment,
     in_thread,
 )
@@ -213,11 +211,9 @@ class Stop(NamedTuple):
     exit_code: int
 
 
-class Hosted(Process):
+class Hosted(Provider):
     """A provider's process: an empty environment, one line on standard input, which is closed then.
 
-    :ivar key: its id
-    :ivar prefix: what the subjects of its invocations begin with
     :ivar healths: its answers to the host's questions for its health
     :ivar temporary: temporary files and directories that its processes use, and that were not there before
     """
@@ -227,21 +223,11 @@ class Hosted(Process):
     ) -> None:
         self.executable = executable
         self.directory = directory
-        self.host_data = host_data
         self.xkey = xkey
-        self.key: str = host_data["provider_key"]
-        self.prefix = f"{host_data['lattice_rpc_prefix']}.{self.key}"
         self.healths: list[Health] = []
         self._before = set(TEMPORARY.iterdir())
         self.temporary: set[Path] = set()
-        super().__init__([executable], directory, environment, subprocess.PIPE)
-        assert self.process.stdin is not None
-        with self.process.stdin as pipe:
-            pipe.write(host_data_line(host_data))
-
-    def subject(self, rest: str) -> str:
-        """Where the host speaks to it."""
-        return f"wasmbus.rpc.{self.prefix}.{rest}"
+        super().__init__(host_data, directory, environment, executable)
 
     async def ready(self) -> None:
         await in_thread(self.wait_for, "ready: serving")
@@ -382,14 +368,14 @@ class HostDouble:
 
     async def health(self, hosted: Hosted) -> Health:
         """Its health. It has heard what was told before."""
-        message = await self.client.request(hosted.subject("health"), timeout=DEADLINE_S)
+        message = await self.client.request(hosted.host_subject("health"), timeout=DEADLINE_S)
         hosted.healths.append(Health.of(message.data))
         return hosted.healths[-1]
 
     async def ask_to_stop(self, hosted: Hosted, host_id: str = HOST_ID) -> bytes:
         """Its answer to a request to stop."""
         request = json.dumps({"host_id": host_id}).encode()
-        return bytes((await self.client.request(hosted.subject("default.shutdown"), request, DEADLINE_S)).data)
+        return bytes((await self.client.request(hosted.host_subject("default.shutdown"), request, DEADLINE_S)).data)
 
     async def shutdown(self, hosted: Hosted, *, kill: bool = True) -> Stop:
         """Stop it as a host does: SIGKILL when it has answered. Without the kill it ends by itself."""

@@ -291,6 +291,9 @@ async def test_no_secret_is_seen(
         async with KeyValueClient(url, hosted.prefix, source_id=COMPONENT, link_name="broken") as client:
             with pytest.raises(AccessDeniedError):
                 await client.get("b", "k")
+        async with KeyValueClient(url, hosted.prefix, source_id=clear, link_name=clear) as client:
+            await client.set(clear, clear, clear.encode())
+            assert await client.get(clear, clear) == clear.encode()
         of_another = replace(known, name="third").resolved(host.xkey, host.xkey)
         for message in (
             of_another,
@@ -298,15 +301,17 @@ async def test_no_secret_is_seen(
             known.emptied() | {"name": "fifth", "target_secrets": clear},
             [clear],
         ):
-            await host.client.publish(hosted.subject("linkdefs.put"), json.dumps(message).encode())
+            await host.client.publish(hosted.host_subject("linkdefs.put"), json.dumps(message).encode())
         for config in (b"not JSON: " + clear.encode(), json.dumps([clear]).encode()):
-            await host.client.publish(hosted.subject("config.update"), config)
+            await host.client.publish(hosted.host_subject("config.update"), config)
         for function in ("get", "set"):
-            subject = f"{hosted.prefix}.wrpc.0.0.1.wrpc:keyvalue/store@0.2.0-draft.{function}"
-            await host.client.publish(subject, b"\x01b\x0a" + clear.encode() + b"\xff" * 9, "of.nobody")
+            await host.client.publish(
+                hosted.subject(function), b"\x01b\x0a" + clear.encode() + b"\xff" * 9, "of.nobody"
+            )
         await host.configure(hosted, {"unknown": clear, "page_keys": "none"})
         assert "page_keys" in (await host.health(hosted)).message
-        metrics = await in_thread(scraped, hosted.wait_for("metrics at").split()[-1])
+        endpoint = hosted.wait_for("metrics at").split()[-1].removesuffix("/metrics")
+        metrics, alive = [await in_thread(fetched, f"{endpoint}/{path}") for path in ("metrics", "livez")]
         await in_thread(nats_server.kill)
         await in_thread(hosted.wait_for, "the connection is lost")
         await in_thread(nats_server.start)
@@ -317,7 +322,7 @@ async def test_no_secret_is_seen(
     assert "link put: " in hosted.output
     assert "malformed parameters" in hosted.output
     assert "wrpc_keyvalue_links " in metrics
-    seen = "\n".join((hosted.output, metrics, *(health.message for health in hosted.healths)))
+    seen = "\n".join((hosted.output, metrics, alive, *(health.message for health in hosted.healths)))
     for secret in (password, text, octets, clear, user.seed, hosted.xkey.seed):
         octets_of_secret = secret.encode()
         for form in (
@@ -329,7 +334,7 @@ async def test_no_secret_is_seen(
             assert form not in seen
 
 
-def scraped(url: str) -> str:
+def fetched(url: str) -> str:
     with urllib.request.urlopen(url, timeout=DEADLINE_S) as answer:
         return str(answer.read().decode())
 

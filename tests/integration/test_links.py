@@ -130,39 +130,6 @@ async def test_what_a_name_means_changes_with_the_link(
     assert await client.get(f"mine-{bucket}", "k") == b"with a prefix"
 
 
-async def test_a_link_may_only_read(host: Host, provider: Provider, connect: Connect, bucket: str) -> None:
-    linked, stranger = await connect(provider), await connect(provider, "stranger")
-    await stranger.set(bucket, "k", b"7")
-    await host.put(access="read-only")
-    assert await linked.get(bucket, "k") == b"7"
-    assert await linked.exists(bucket, "k") is True
-    assert await linked.list_keys(bucket) == ([b"k"], None)
-    assert await linked.get_many(bucket, ["k", "no"]) == [b"7", None]
-    for call in WRITES.values():
-        with pytest.raises(AccessDeniedError):
-            await call(linked, bucket)
-    assert await stranger.get(bucket, "k") == b"7"
-    await host.delete()
-    assert await linked.increment(bucket, "k") == 8
-
-
-async def test_links_of_several_names(host: Host, provider: Provider, connect: Connect, bucket: str) -> None:
-    await host.put(bucket_prefix="default-")
-    await host.put("second", bucket_prefix="second-")
-    for source_id, link_name, prefix in (
-        (COMPONENT, "default", "default-"),
-        (COMPONENT, "second", "second-"),
-        (COMPONENT, None, "default-"),
-        (COMPONENT, "third", ""),
-        ("another", "default", ""),
-        (None, "default", ""),
-        (None, None, ""),
-    ):
-        value = f"{source_id} {link_name}".encode()
-        await (await connect(provider, source_id, link_name)).set(bucket, "k", value)
-        assert await (await connect(provider, None, None)).get(prefix + bucket, "k") == value
-
-
 async def test_a_link_can_be_required_and_those_of_host_data_hold_from_the_start(
     launch: Launch, raw: Client, connect: Connect
 ) -> None:

@@ -7,11 +7,10 @@ import json
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nats
 import pytest
 from nats.aio.client import Client
 from prometheus_client.exposition import generate_latest
@@ -274,39 +273,6 @@ async def test_the_format_is_negotiated(provider: Provider, client: KeyValueClie
     families = parse_openmetrics(strict.text)  # type: ignore[no-untyped-call]
     assert samples(families) == samples(parse_text(text.text))
     assert samples(parse_text(text.text))[f"{PREFIX}_keys[]"] >= 1
-
-
-async def test_nothing_that_a_caller_or_the_host_named_is_told(
-    launch: Launch, new_nats_server: Callable[[str], NatsServer]
-) -> None:
-    server = new_nats_server(f"authorization {{ user: u, password: {PASSWORD} }}")
-    url = server.url.replace("//", f"//u:{PASSWORD}@")
-    link = HOST_CAPTURE["host_data"]["link_definitions"][0] | {
-        "target": "kv-of-secrets",
-        "source_id": "secret-component",
-        "target_config": {"password": PASSWORD},
-    }
-    provider = launch(
-        ON, lattice_rpc_url=url, provider_key="kv-of-secrets", link_definitions=[link], env_values={"P": PASSWORD}
-    )
-    headers: dict[str, Any] = {"source_id": "secret-component", "link_name": "secret-link"}
-    async with KeyValueClient(url, provider.prefix, timeout_s=DEADLINE_S, **headers) as client:
-        await client.set("secret-bucket", "secret-key", b"secret-value")
-        assert await client.get("secret-bucket", "secret-key") == b"secret-value"
-        assert await client.list_keys("secret-bucket") == ([b"secret-key"], None)
-    raw = await nats.connect(url)
-    damaged = await RawInvocation.begin(raw, provider.subject("get"), b"\x0dsecret-bucket\x02\xc3\x28")
-    assert await damaged.result() == b""
-    await raw.close()
-    endpoint = Endpoint.of(provider)
-    assert (await scraped(provider)).value("links") == 1
-    for path in ("/metrics", "/livez", "/readyz", "/secret-path"):
-        for accept in ("*/*", OPENMETRICS):
-            text = (await in_thread(endpoint.get, path, accept)).text
-            assert text
-            assert "secret" not in text
-            assert PASSWORD not in text
-            assert provider.key not in text
 
 
 # Where it listens

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -17,10 +16,8 @@ from nats.aio.msg import Msg
 
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_unit_result
-from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_set
+from keyvalue_transport.keyvalue.store import encode_get_result, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.nats.connection import Connection, ConnectionOptions
-from keyvalue_transport.nats.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, RawInvocation
 from tests.vectors import Replay, load, preparation, results_allowed
 
@@ -76,29 +73,6 @@ async def test_values_of_every_size(client: KeyValueClient, caller: KeyValueClie
     await caller.set(bucket, "with headers", value[::-1])
     assert await caller.get(bucket, "plain") == value
     assert await client.get(bucket, "with headers") == value[::-1]
-
-
-async def first_piece_size(url: str, prefix: str, headers: bool) -> int:
-    """How many bytes of a `set` a client puts into its first message; with headers, those of HEADERS."""
-    connection = await Connection.open(ConnectionOptions((url,)))
-    room = connection.max_payload - len(invocation_subject(prefix, STORE, "set")) - len(connection.new_inbox() + ".1")
-    await connection.close()
-    lines = (f"{name.replace('_', '-')}: {value}\r\n" for name, value in HEADERS.items())
-    return room - (len("NATS/1.0\r\n" + "".join(lines) + "\r\n") if headers else 0)
-
-
-@pytest.mark.parametrize("headers", [False, True])
-@pytest.mark.parametrize("more", [0, 1])
-async def test_parameters_at_the_edge_of_the_first_message(
-    nats_server: NatsServer, provider: Provider, bucket: str, headers: bool, more: int
-) -> None:
-    size = await first_piece_size(nats_server.url, provider.prefix, headers) + more
-    value = content(size - len(encode_set(bucket.encode(), b"k", b"")) - 2)  # the value's length takes three bytes
-    assert len(encode_set(bucket.encode(), b"k", value)) == size
-    names = HEADERS if headers else {}
-    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S, **names) as client:
-        await client.set(bucket, "k", value)
-        assert await client.get(bucket, "k") == value
 
 
 async def test_a_first_message_that_a_host_has_filled(provider: Provider, raw: Client, bucket: str) -> None:
@@ -186,31 +160,7 @@ async def test_pages(launch: Launch, nats_server: NatsServer) -> None:
         assert await client.list_keys("b", U64_MAX) == ([], None)
 
 
-@pytest.mark.parametrize("cursor", [-1, U64_MAX + 1])
-async def test_a_cursor_that_is_no_u64_is_not_sent(client: KeyValueClient, bucket: str, cursor: int) -> None:
-    with pytest.raises(ValueError, match=rf"^cursor: found {cursor}, allowed 0 to 2\*\*64 - 1$"):
-        await client.list_keys(bucket, cursor)
-
-
 # Many
-
-
-async def test_16_clients_read_what_they_wrote(nats_server: NatsServer, provider: Provider, bucket: str) -> None:
-    async def work(client: KeyValueClient, number: int) -> None:
-        for turn in range(10):
-            key, value = f"{number} {turn % 3}", b"%d of %d" % (turn, number) * (turn + 1)
-            await client.set(bucket, key, value)
-            assert await client.get(bucket, key) == value
-            assert await client.exists(bucket, key)
-        await client.delete(bucket, f"{number} 0")
-
-    async with AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S))
-            for _ in range(16)
-        ]
-        await asyncio.gather(*(work(client, number) for number, client in enumerate(clients)))
-        assert {key async for key in clients[0].keys(bucket)} == {f"{n} {turn}" for n in range(16) for turn in (1, 2)}
 
 
 async def test_one_client_many_calls_at_once(client: KeyValueClient, bucket: str) -> None:

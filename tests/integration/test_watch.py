@@ -254,29 +254,6 @@ async def test_a_stuck_component_holds_up_nobody(
     assert "Traceback" not in provider.output
 
 
-@pytest.mark.parametrize("path", ["direct"])
-async def test_keys_and_values_are_never_written(
-    launch: Launch, nats_server: NatsServer, raw: Client, component: Component, bucket: str
-) -> None:
-    key = key_of(bucket)
-    config = {"watch": "SET@hush*,DEL@hush/hush", "watch_bucket": "hush", "url": "hush"}
-    component.answering.clear()
-    provider = launch(
-        {"watch_timeout_ms": "20"},
-        provider_key=key,
-        log_level="trace",
-        link_definitions=[watch_link(key, component.name, config), watch_link(key, "absent", config)],
-    )
-    async with KeyValueClient(nats_server.url, provider.prefix) as client:
-        for number in range(3):
-            await client.set("hush", f"hush{number}", b"hush")
-    await in_thread(provider.wait_for, "it is not told of changes", 2)
-    component.answering.set()
-    assert "hush" not in json.dumps(await health(raw, provider))
-    await in_thread(provider.stop)
-    assert "hush" not in provider.output
-
-
 # The watchers alone
 
 
