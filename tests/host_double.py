@@ -35,9 +35,6 @@ from tests.conftest import (
     in_thread,
 )
 
-#: Where an executable that has no environment puts temporary files.
-TEMPORARY = Path("/tmp").resolve()
-
 NUMBERS = itertools.count()
 
 Secrets = Mapping[str, str | bytes]
@@ -215,7 +212,6 @@ class Hosted(Provider):
     """A provider's process: an empty environment, one line on standard input, which is closed then.
 
     :ivar healths: its answers to the host's questions for its health
-    :ivar temporary: temporary files and directories that its processes use, and that were not there before
     """
 
     def __init__(
@@ -225,46 +221,24 @@ class Hosted(Provider):
         self.directory = directory
         self.xkey = xkey
         self.healths: list[Health] = []
-        self._before = set(TEMPORARY.iterdir())
-        self.temporary: set[Path] = set()
         super().__init__(host_data, directory, environment, executable)
 
     async def ready(self) -> None:
         await in_thread(self.wait_for, "ready: serving")
-        self.note_temporary()
-
-    def note_temporary(self) -> None:
-        """Add to `temporary` what is there by now."""
-        self.temporary |= temporary_paths(self.directory) - self._before
 
     def left(self) -> list[str]:
-        """What it left behind: processes, temporary files, files in its directory."""
+        """What is left of it: processes, files in its directory. tests/test_build.py looks for what an executable unpacks."""
         processes = [f"process {number}" for number in processes_in(self.directory)]
-        paths = [*self.temporary, *self.directory.iterdir()]
-        return processes + [str(path) for path in paths if path.exists()]
+        return processes + [str(path) for path in self.directory.iterdir()]
 
 
 def processes_in(directory: Path) -> list[int]:
-    """The processes whose working directory this is: a provider and what it started, whoever is their parent by now."""
+    """The processes whose working directory this is: a provider and what it started, also without their parent."""
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):  # it has ended, or is another's
             if entry.name.isdigit() and os.path.samefile(entry / "cwd", directory):
                 found.append(int(entry.name))
-    return found
-
-
-def temporary_paths(directory: Path) -> set[Path]:
-    """What these processes have mapped or open below the system's temporary directory: the uppermost paths."""
-    found = set()
-    for number in processes_in(directory):
-        used = []
-        with suppress(OSError):  # it has ended
-            used = [line.split(maxsplit=5)[5:] for line in Path(f"/proc/{number}/maps").read_text().splitlines()]
-            used += [[os.readlink(entry)] for entry in Path(f"/proc/{number}/fd").iterdir()]
-        for path in (Path(*names) for names in used if names):
-            if path.is_relative_to(TEMPORARY):
-                found.add(TEMPORARY / path.relative_to(TEMPORARY).parts[0])
     return found
 
 
@@ -379,7 +353,6 @@ class HostDouble:
 
     async def shutdown(self, hosted: Hosted, *, kill: bool = True) -> Stop:
         """Stop it as a host does: SIGKILL when it has answered. Without the kill it ends by itself."""
-        hosted.note_temporary()
         answer = await self.ask_to_stop(hosted)
         if kill:
             hosted.process.kill()
@@ -387,7 +360,6 @@ class HostDouble:
 
     async def kill(self, hosted: Hosted) -> None:
         """SIGKILL without a word; returns when all its processes have closed their output."""
-        hosted.note_temporary()
         hosted.process.kill()
         await in_thread(hosted.wait)
 

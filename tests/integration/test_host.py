@@ -266,9 +266,9 @@ async def test_the_reply_to_the_hosts_request_comes_last(launch: Launch, raw: Cl
     results: dict[str, bytes] = {}
     subjects: list[str] = []
     while subjects[-2:] != [f"{inbox}.stop.0", f"{inbox}.stop.1"]:
-        message = await everything.next_msg(DEADLINE_S)
-        subjects.append(message.subject)
-        results[message.subject] = results.get(message.subject, b"") + message.data
+        came = await everything.next_msg(DEADLINE_S)
+        subjects.append(came.subject)
+        results[came.subject] = results.get(came.subject, b"") + came.data
     assert results[f"{inbox}.stop.0"] == results[f"{inbox}.stop.1"] == STOPPED
     assert subjects.count(f"{inbox}.stop.0") == 1
     assert await half.result() == b""  # nobody sends its rest: ended, so that no client waits

@@ -137,7 +137,6 @@ async def test_the_whole_life(host: HostDouble, server: MonitoredNatsServer, is_
     config = {"bucket_prefix": "own-"}
     hosted = await host.start(built_executable() if is_built else PROVIDER, config)
     assert hosted.left()  # what `gone` looks for is seen while it is there
-    assert bool(hosted.temporary) is is_built
     assert not await nobody_listens(server, hosted.prefix)()
     linked, stranger = await connect(hosted), await connect(hosted, None, None)
     assert await host.health(hosted) == SERVING

@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -372,20 +371,6 @@ async def test_a_link_that_goes_takes_with_it_what_is_queued(home: Home, compone
     assert [key for _, key, _ in component.told] == [*keys(0, CALLS_MAX), b"again"]
 
 
-async def test_a_link_that_goes_and_comes_keeps_the_order_of_a_key(home: Home, component: Component) -> None:
-    component.answering.clear()
-    home.put(component.name)
-    home.bucket.set(b"k", b"before")
-    await component.told_of(1)
-    home.delete(component.name)
-    home.put(component.name)
-    home.bucket.set(b"k", b"after")
-    home.write([b"other"])
-    await component.told_last(b"other")
-    component.answering.set()
-    assert await component.told_of(3) == [(b"0", b"k", b"before"), (b"0", b"other", b"v"), (b"0", b"k", b"after")]
-
-
 async def test_other_links_do_not_disturb_a_watcher(home: Home, component: Component) -> None:
     component.answering.clear()
     home.put(component.name)
@@ -450,31 +435,6 @@ async def test_a_component_that_comes_back(home: Home, nats_server: NatsServer, 
     numbers = [int(value or b"") for _, _, value in told]
     assert numbers == list(range(numbers[0], 100)), "in order, and none lost but those that were tried"
     assert home.counted == (len(numbers), numbers[0], 0, 0)
-
-
-async def test_writes_of_many_threads(home: Home, component: Component) -> None:
-    home.put(component.name)
-    threads, writes = 4, 200
-
-    def write(thread: int) -> None:
-        for number in range(writes):
-            home.bucket.set(b"k%d" % thread, b"%d" % number)
-            home.store.bucket(b"other").increment(b"n", 1)
-
-    writers = [Thread(target=write, args=(thread,)) for thread in range(threads)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        await asyncio.to_thread(writer.join, DEADLINE_S)
-    await home.settled()
-    delivered, failed, dropped, queued = home.counted
-    assert (failed, queued) == (0, 0)
-    assert delivered + dropped == threads * writes * 2
-    assert delivered == len(component.told)
-    for key in (b"n", *(b"k%d" % thread for thread in range(threads))):
-        numbers = [int(value or b"") for _, known, value in component.told if known == key]
-        assert numbers == sorted(set(numbers)), "in the order of the writes, and none twice"
-    assert component.told[-1][1:] in {(b"n", b"800"), *((b"k%d" % thread, b"199") for thread in range(threads))}
 
 
 async def test_events_wait_for_nats(
