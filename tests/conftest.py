@@ -59,12 +59,12 @@ Environment = Mapping[str, str]
 
 
 def host_environment() -> dict[str, str]:
-    """The empty environment of a host; under coverage, with what coverage needs to follow into the process."""
+    """Return the empty environment of a host; under coverage, with the variables by which coverage follows into the process."""
     return {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_PROCESS_")}
 
 
 class Process:
-    """A process, and what it writes (standard output and error in one)."""
+    """A process, and its output (standard output and error in one)."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Process:
 
     @property
     def output(self) -> str:
-        """All that was written so far."""
+        """Return the whole output so far."""
         with self._changed:
             return "".join(self._lines)
 
@@ -93,7 +93,7 @@ class Process:
         return self.process.poll() is None
 
     def wait_for(self, text: str, times: int = 1) -> str:
-        """The line that is the so-manieth to contain the text, once it is written."""
+        """Return the n-th line that contains the text (`times`), once it is written."""
 
         def found() -> list[str]:
             return [line for line in self._lines if text in line][times - 1 :]
@@ -108,14 +108,14 @@ class Process:
         self.process.send_signal(number)
 
     def wait(self, timeout_s: float = DEADLINE_S) -> int:
-        """The exit code; what is left of the output is read first."""
+        """Return the exit code, after the rest of the output was read."""
         code = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
-        assert not self._reader.is_alive(), "somebody else holds the pipe of its output"
+        assert not self._reader.is_alive(), "another process holds the pipe of its output"
         return code
 
     def kill(self) -> None:
-        """SIGKILL, and what it leaves behind. Nothing where it has ended."""
+        """Send SIGKILL, and read the rest of the output. Do nothing if it has ended."""
         self.process.kill()
         self.wait()
 
@@ -149,7 +149,7 @@ class NatsServer:
         return f"nats://127.0.0.1:{self.port}"
 
     def start(self, config: str | None = None) -> None:
-        """Start, and wait until it takes connections. With another configuration, or that of before."""
+        """Start, and wait until it takes connections. Without a configuration the previous one counts."""
         if config is not None:
             self._config.write_text(config)
         arguments = (NATS_SERVER, "-a", "127.0.0.1", "-p", str(self.port), "-c", self._config)
@@ -170,7 +170,7 @@ class NatsServer:
 
     @contextmanager
     def silence(self) -> Iterator[None]:
-        """It says nothing for a while, as behind a network that drops everything: connections stand, and no answer comes."""
+        """Let it say nothing for a while, as if a network dropped everything: connections stand, and no answer comes."""
         self._process.signal(signal.SIGSTOP)
         os.waitpid(self._process.process.pid, os.WUNTRACED)
         try:
@@ -205,21 +205,21 @@ class Provider(Process):
             pipe.write(host_data_line(host_data))
 
     def subject(self, function: str) -> str:
-        """Where a function of its store is invoked."""
+        """Return the subject at which a function of its store is invoked."""
         return invocation_subject(self.prefix, STORE, function)
 
     def host_subject(self, rest: str) -> str:
-        """Where the host speaks to it."""
+        """Return a subject at which the host speaks to it."""
         return f"wasmbus.rpc.{self.host_data['lattice_rpc_prefix']}.{self.key}.{rest}"
 
     def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """Send SIGTERM. Return the exit code."""
         self.process.terminate()
         return self.wait()
 
 
 def host_data_line(host_data: Mapping[str, Any]) -> bytes:
-    """Host data as a host writes it."""
+    """Return host data as a host writes it."""
     return base64.b64encode(json.dumps(host_data).encode()) + b"\r\n"
 
 
@@ -299,24 +299,24 @@ class RawInvocation:
         return invocation
 
     async def handshake(self) -> str:
-        """The server's inbox."""
+        """Return the server's inbox."""
         message = await self._handshakes.next_msg(DEADLINE_S)
         assert message.data == b""
         return str(message.reply)
 
     async def taken(self) -> bool:
-        """Whether somebody took it, which is in the first reply: a handshake, or the word of NATS that nobody listens."""
+        """Return True if a server took it. The first reply tells: a handshake, or NATS' word that nobody listens."""
         message = await self._handshakes.next_msg(DEADLINE_S)
         return not (message.headers and message.headers.get("Status") == "503")
 
     async def send(self, server_inbox: str, *pieces: bytes) -> None:
-        """Further pieces of the parameters."""
+        """Send further pieces of the parameters."""
         for piece in pieces:
             await self._client.publish(params_subject(server_inbox), piece)
         await self._client.flush()
 
     async def result(self) -> bytes:
-        """The whole result, up to the message that ends it."""
+        """Return the whole result, up to the message that ends it."""
         pieces = []
         while piece := (await self._results.next_msg(DEADLINE_S)).data:
             pieces.append(piece)
@@ -324,7 +324,7 @@ class RawInvocation:
 
     @property
     def unread(self) -> tuple[int, int]:
-        """Handshakes, and messages of the result, that came and were not read."""
+        """Return the numbers of handshakes, and of messages of the result, that came and were not read."""
         return self._handshakes.pending_msgs, self._results.pending_msgs
 
 
@@ -336,7 +336,7 @@ async def settled(client: Client) -> None:
 
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """The NATS server of all tests that need nothing special of theirs."""
+    """Start the NATS server of all tests that need none of their own."""
     server = NatsServer(tmp_path_factory.mktemp("nats"))
     yield server
     server.stop()
@@ -344,7 +344,7 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
 
 @pytest.fixture
 def new_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], NatsServer]]:
-    """Starts a NATS server of the test's own, with a configuration."""
+    """Return a function that starts a NATS server of the test's own, with a configuration."""
     servers = []
 
     def start(config: str = "") -> NatsServer:
@@ -359,35 +359,35 @@ def new_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
 
 @pytest.fixture(scope="module", params=PATHS)
 def path(request: pytest.FixtureRequest) -> str | None:
-    """The transport's path of `provider`. A module for which it does not matter overrides this with None, the default."""
+    """Choose the transport's path of `provider`. A module that does not depend on it overrides this with None, the default."""
     path: str = request.param
     return path
 
 
 @pytest.fixture
 def launch(nats_server: NatsServer, tmp_path: Path) -> Iterator[Launch]:
-    """Launches providers, on the default path unless their configuration names another."""
+    """Return a function that launches providers, on the default path unless their configuration names another."""
     with launching(nats_server.url, tmp_path) as launch:
         yield launch
 
 
 @pytest.fixture(scope="module")
 def provider(nats_server: NatsServer, path: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
-    """One provider for all tests of a module that need nothing special of theirs."""
+    """Launch one provider for all tests of a module that need none of their own."""
     with launching(nats_server.url, tmp_path_factory.mktemp("provider")) as launch:
         yield launch({"stop_timeout_ms": "500"} | ({} if path is None else {"transport": path}))
 
 
 @pytest.fixture
 async def client(nats_server: NatsServer, provider: Provider) -> AsyncIterator[KeyValueClient]:
-    """A client of `provider`."""
+    """Open a client of `provider`."""
     async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
         yield client
 
 
 @pytest.fixture
 async def raw(nats_server: NatsServer) -> AsyncIterator[Client]:
-    """A NATS client without anything of ours."""
+    """Open a NATS client without anything of ours."""
     client = await nats.connect(nats_server.url)
     yield client
     await client.close()
@@ -395,7 +395,7 @@ async def raw(nats_server: NatsServer) -> AsyncIterator[Client]:
 
 @pytest.fixture
 def bucket(request: pytest.FixtureRequest) -> str:
-    """A bucket that no other test uses."""
+    """Return the name of a bucket that no other test uses."""
     name: str = request.node.name
     return name[:200]
 
@@ -406,7 +406,7 @@ Connect = Callable[..., Awaitable[KeyValueClient]]
 
 
 class Served(Protocol):
-    """What serves invocations."""
+    """A server of invocations."""
 
     @property
     def prefix(self) -> str: ...
@@ -414,7 +414,7 @@ class Served(Protocol):
 
 @asynccontextmanager
 async def connecting(url: str) -> AsyncIterator[Connect]:
-    """Connects as a caller with these headers, the component's unless said otherwise; what is connected is closed at the end."""
+    """Yield a function that connects as a caller with these headers, by default the component's. It is all closed at the end."""
     async with AsyncExitStack() as stack:
 
         async def connect(
@@ -427,12 +427,12 @@ async def connecting(url: str) -> AsyncIterator[Connect]:
 
 
 def options_of(config: Mapping[str, str]) -> ProviderOptions:
-    """The provider's options of a configuration that has no fault."""
+    """Return the provider's options of a configuration without faults."""
     resolved = resolve(host_settings(config, {}))
     assert (resolved.faults, resolved.unknown) == ((), {})
     return resolved.options
 
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of what waits for a process, while the event loop goes on."""
+    """Return the result of a function that blocks, while the event loop goes on."""
     return await asyncio.wait_for(asyncio.to_thread(function, *arguments), 2 * DEADLINE_S)

@@ -44,7 +44,7 @@ Secrets = Mapping[str, str | bytes]
 
 
 def crc16(raw: bytes) -> int:
-    """CRC-16/XMODEM."""
+    """Return the CRC-16/XMODEM."""
     crc = 0
     for byte in raw:
         crc ^= byte << 8
@@ -54,7 +54,7 @@ def crc16(raw: bytes) -> int:
 
 
 def nkey_text(prefix: bytes, key: bytes) -> str:
-    """base32 without padding of a prefix, a key and the checksum of both."""
+    """Return the base32 text, without padding, of a prefix, a key and the checksum of both."""
     raw = prefix + key
     return base64.b32encode(raw + crc16(raw).to_bytes(2, "little")).decode().rstrip("=")
 
@@ -82,7 +82,7 @@ class XKey:
         return key
 
     def seal(self, message: bytes, recipient: XKey) -> bytes:
-        """What the recipient alone can open: "xkv1", a nonce of 24 bytes, and a NaCl box."""
+        """Seal a message for the recipient alone: "xkv1", a nonce of 24 bytes, and a NaCl box."""
         nonce = os.urandom(Box.NONCE_SIZE)
         return b"xkv1" + nonce + Box(self._private, recipient._public).encrypt(message, nonce).ciphertext
 
@@ -99,7 +99,7 @@ class XKey:
 
 
 def written(secrets: Secrets) -> dict[str, object]:
-    """Secrets as a host writes them: text, or an array of byte numbers."""
+    """Return secrets as a host writes them: text, or an array of byte numbers."""
     return {
         name: {"kind": "String", "value": value} if isinstance(value, str) else {"kind": "Bytes", "value": list(value)}
         for name, value in secrets.items()
@@ -132,11 +132,11 @@ class Link:
         return bool(self.source_secrets or self.target_secrets)
 
     def emptied(self) -> dict[str, object]:
-        """As in `linkdefs.del`: nothing of its configurations."""
+        """Return it as in `linkdefs.del`, without its configurations."""
         return self._fields(source_config={}, target_config={}, source_secrets=None, target_secrets=None)
 
     def resolved(self, host: XKey, provider: XKey) -> dict[str, object]:
-        """As in host data and `linkdefs.put`: with configurations, and with secrets sealed for the provider."""
+        """Return it as in host data and `linkdefs.put`: with configurations, and with secrets sealed for the provider."""
 
         def sealed(secrets: Secrets) -> list[int] | None:
             return list(host.seal(json.dumps(written(secrets)).encode(), provider)) if secrets else None
@@ -149,7 +149,7 @@ class Link:
         )
 
     def named(self) -> dict[str, object]:
-        """As in the answer to `link.get`: with the names of configurations, those of secrets among them."""
+        """Return it as in the answer to `link.get`: with the names of configurations, those of secrets among them."""
         names = list(self.configurations())
         return self._fields(
             source_config=[name for name in names if name.endswith("-source")],
@@ -157,7 +157,7 @@ class Link:
         )
 
     def configurations(self) -> dict[str, dict[str, str]]:
-        """The lattice's configurations of this link, by name. A reference to a secret says where it is, not what."""
+        """Return the lattice's configurations of this link, by name. A reference to a secret names a place, not the value."""
         whole = "-".join(self.key)
         found = {}
         for end, config, secrets in (
@@ -187,7 +187,7 @@ class Link:
 
 
 class Health(NamedTuple):
-    """What a provider said of itself."""
+    """A provider's answer to a question for its health."""
 
     healthy: bool
     message: str
@@ -202,7 +202,7 @@ class Health(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """How a provider stopped at its host's request."""
+    """The end of a provider at its host's request."""
 
     answer: bytes
     exit_code: int
@@ -227,13 +227,13 @@ class Hosted(Provider):
         await in_thread(self.wait_for, "ready: serving")
 
     def left(self) -> list[str]:
-        """What is left of it: processes, files in its directory. tests/test_build.py looks for what an executable unpacks."""
+        """Return what is left of it: processes, files in its directory. tests/test_build.py looks for what an executable unpacks."""
         processes = [f"process {number}" for number in processes_in(self.directory)]
         return processes + [str(path) for path in self.directory.iterdir()]
 
 
 def processes_in(directory: Path) -> list[int]:
-    """The processes whose working directory this is: a provider and what it started, also without their parent."""
+    """Return the processes whose working directory this is: a provider and what it started, also without their parent."""
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):  # it has ended, or is another's
@@ -270,7 +270,7 @@ class HostDouble:
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, directory: Path, *, has_lattice: bool = True) -> AsyncIterator[HostDouble]:
-        """A host, which ends what it started. Without a lattice nobody listens to requests for links."""
+        """Open a host, which ends what it started. Without a lattice nobody listens to requests for links."""
         client = await nats.connect(url)
         host = cls(client, url, directory)
         if has_lattice:
@@ -312,7 +312,7 @@ class HostDouble:
         return await self._spawn(executable, directory, host_data | fields, xkey, links, wait)
 
     async def restart(self, hosted: Hosted) -> Hosted:
-        """Start it again after its end: with the same keys and configuration, and with the links that the lattice has by now."""
+        """Start it again after its end: with the same keys and configuration, and with the links that the lattice has now."""
         assert not hosted.running
         return await self._spawn(hosted.executable, hosted.directory, hosted.host_data, hosted.xkey, (), wait=True)
 
@@ -341,13 +341,13 @@ class HostDouble:
         await self.client.flush()
 
     async def health(self, hosted: Hosted) -> Health:
-        """Its health. It has heard what was told before."""
+        """Return its health. It has heard what was told before."""
         message = await self.client.request(hosted.host_subject("health"), timeout=DEADLINE_S)
         hosted.healths.append(Health.of(message.data))
         return hosted.healths[-1]
 
     async def ask_to_stop(self, hosted: Hosted, host_id: str = HOST_ID) -> bytes:
-        """Its answer to a request to stop."""
+        """Return its answer to a request to stop."""
         request = json.dumps({"host_id": host_id}).encode()
         return bytes((await self.client.request(hosted.host_subject("default.shutdown"), request, DEADLINE_S)).data)
 
@@ -359,12 +359,12 @@ class HostDouble:
         return Stop(answer, await in_thread(hosted.wait))
 
     async def kill(self, hosted: Hosted) -> None:
-        """SIGKILL without a word; returns when all its processes have closed their output."""
+        """Send SIGKILL without a word. Return when all its processes have closed their output."""
         hosted.process.kill()
         await in_thread(hosted.wait)
 
     def lattice_answer(self, subject: str) -> bytes | None:
-        """What a host's control interface answers."""
+        """Return the answer of a host's control interface."""
         request = subject.removeprefix(self._control)
         answer: dict[str, object] = {"success": True, "message": ""}
         if request == "link.get":

@@ -11,6 +11,6 @@ from tests.log_lines import LogLines
 
 @pytest.fixture
 async def log_lines() -> AsyncIterator[LogLines]:
-    """All that the transport logs."""
+    """Collect the lines that the transport logs."""
     with LogLines.of("keyvalue_transport") as lines:
         yield lines

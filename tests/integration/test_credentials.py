@@ -1,4 +1,4 @@
-"""As whom the provider connects to NATS: real servers that want something, and connections that have it, or something else.
+"""Credentials of the provider: real NATS servers that demand some, and connections that have these or others.
 
 What is refused is told at once and without a secret, as everywhere. It ends a provider with exit code 1.
 """
@@ -33,7 +33,7 @@ ODD = 'p@s:s/w?o#r%d,"\\ %41+é[]'
 
 @dataclass(frozen=True)
 class Means:
-    """What connects: what stands in the URL before the host, an nkey user, certificates.
+    """Means to connect: what stands in the URL before the host, an nkey user, certificates.
 
     :ivar reason: why it is not taken
     :ivar secrets: what no output may hold
@@ -60,7 +60,7 @@ class Means:
         )
 
     def launch(self, launch: Launch, server: NatsServer, wait: bool = True) -> Provider:
-        """A provider with these, which logs all it can."""
+        """Launch a provider with these means. It logs all it can."""
         tls = self.tls or TlsOptions()
         options = {"tls_ca": tls.ca, "tls_certificate": tls.certificate, "tls_key": tls.key}
         return launch(
@@ -128,7 +128,7 @@ def with_odd_user(directory: Path) -> Case:
 
 
 def with_nkey(directory: Path) -> Case:
-    """Keys of other kinds sign too; the server knows none of them."""
+    """Return a case in which keys of other kinds sign too; the server knows none of them."""
     key = Key.new()
     others = (nkey(Key.new(kind)) for kind in (nkeys.PREFIX_BYTE_USER, nkeys.PREFIX_BYTE_ACCOUNT))
     return Case(nkey_config(key.public_key), (nkey(key),), (*others, user("u", "passw0rd-hush"), Means()))
@@ -180,7 +180,7 @@ NOT_ACCEPTED = "the server's certificate is not accepted: "
 
 
 def with_a_certificate_of_another_authority(directory: Path) -> Case:
-    """The provider knows another one, or the system's alone."""
+    """Return a case in which the provider knows another authority, or only the system's."""
     (directory / "other").mkdir()
     tls = TlsOptions(str(Authority(directory / "other").ca))
     reason = NOT_ACCEPTED + "(unable to get local issuer certificate|self[- ]signed certificate in certificate chain)"
@@ -292,7 +292,7 @@ async def test_a_user_is_one_of_all_urls(new_nats_server: NewServer) -> None:
 
 
 def test_certificates_that_cannot_be_used_are_faults_of_the_configuration(launch: Launch, tmp_path: Path) -> None:
-    """They are found before NATS is asked, and told without what may be a key. All that is wrong: tests/transport/nats/test_tls.py."""
+    """They are found before NATS is asked, and no error shows what may be a key. All faults: tests/transport/nats/test_tls.py."""
     certificate, key = Authority(tmp_path).issue("client.test")
     body = key.read_text().splitlines()[1]
     missing = tmp_path / "missing.pem"

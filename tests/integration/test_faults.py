@@ -102,7 +102,7 @@ async def test_nobody_listens_on_a_function_that_is_none(
 async def test_nats_is_killed_and_comes_back(
     new_nats_server: Callable[[], NatsServer], launch: Launch, path: str
 ) -> None:
-    """What was stored is there, what was half-open goes on, probes tell of it, and the host is heard again."""
+    """Stored keys are kept, half-open invocations go on, probes see the loss, and the host is heard again."""
     server = new_nats_server()
     provider = launch(ON | {"transport": path}, lattice_rpc_url=server.url)
     endpoint = Endpoint.of(provider)
@@ -161,7 +161,7 @@ async def test_a_stop_does_not_wait_for_nats(
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_sigterm_under_load(launch: Launch, nats_server: NatsServer, path: str) -> None:
-    """Each call is answered, or refused by NATS since nobody listens any more."""
+    """Each call is answered, or NATS refuses it since nobody listens any more."""
     provider = launch({"transport": path})
     succeeded = 0
     refused: list[type[Exception]] = []

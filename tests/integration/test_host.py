@@ -44,16 +44,16 @@ MARKERS = count()
 
 @pytest.fixture(scope="module")
 def path() -> None:
-    """Nothing here depends on it."""
+    """Use the default path: nothing here depends on it."""
 
 
 async def ask(raw: Client, provider: Provider, subject: str, payload: bytes = b"") -> bytes:
-    """The provider's answer to a request of the host."""
+    """Return the provider's answer to a request of the host."""
     return bytes((await raw.request(provider.host_subject(subject), payload, timeout=DEADLINE_S)).data)
 
 
 async def tell(raw: Client, provider: Provider, subject: str, message: object) -> None:
-    """Publish what the host would: bytes, or something as JSON."""
+    """Publish what the host would: bytes, or an object as JSON."""
     payload = message if isinstance(message, bytes) else json.dumps(message).encode()
     await raw.publish(provider.host_subject(subject), payload)
     await raw.flush()
@@ -65,20 +65,20 @@ async def health(raw: Client, provider: Provider) -> Mapping[str, Any]:
 
 
 async def unhealthy(raw: Client, provider: Provider) -> str:
-    """Why it is not healthy."""
+    """Return why it is not healthy."""
     answer = await health(raw, provider)
     assert answer["healthy"] is False
     return str(answer["message"])
 
 
 def link_to(provider: Provider, **fields: object) -> dict[str, object]:
-    """A link of a component to the provider, without options of others."""
+    """Return a link of a component to the provider, without the captured options."""
     link: dict[str, object] = HOST_CAPTURE["host_data"]["link_definitions"][0]
     return link | {"target": provider.key, "target_config": {}} | fields
 
 
 async def logged(raw: Client, provider: Provider) -> str:
-    """All that it has logged so far. A thread reads the log, so a marker is logged last and waited for."""
+    """Return its whole log so far. A thread reads the log, so this logs a marker last and waits for it."""
     marker = f"marker {next(MARKERS)}"
     for verb in ("put", "del"):
         await tell(raw, provider, f"linkdefs.{verb}", link_to(provider, name=marker))
@@ -248,7 +248,7 @@ async def test_what_nats_does_not_permit_makes_it_unhealthy(
 
 
 async def test_the_reply_to_the_hosts_request_comes_last(launch: Launch, raw: Client) -> None:
-    """A host kills when it has the reply, or after 300 ms: the provider's own limit of a stop does not count."""
+    """A host kills when it has the reply, or after 300 ms, so the provider's own limit of a stop does not count."""
     provider = launch({"stop_timeout_ms": STOP_TIMEOUT_MS}, link_name="other", log_level="debug")
     for message in (b"", b"{", b"[]", b'{"host_id": 1}', b"{}", stop_request("NANOTHERHOST")):
         await raw.publish(provider.host_subject("other.shutdown"), message, "of.nobody")
@@ -289,7 +289,7 @@ async def test_without_a_host_id_any_host_stops_it_and_needs_no_reply_subject(la
 
 
 async def half_a_set(raw: Client, provider: Provider) -> tuple[RawInvocation, str]:
-    """A `set` whose last byte is missing, and the provider's inbox for it."""
+    """Begin a `set` whose last byte is missing. Return it and the provider's inbox for it."""
     half = await RawInvocation.begin(raw, provider.subject("set"), encode_set(b"b", b"k", b"v")[:-1])
     return half, await half.handshake()
 

@@ -43,14 +43,14 @@ class MonitoredNatsServer(NatsServer):
         self._monitor = "http://" + self._process.wait_for("Starting http monitor on").split()[-1]
 
     def listening(self) -> list[str]:
-        """The subjects of all subscriptions."""
+        """Return the subjects of all subscriptions."""
         with urllib.request.urlopen(f"{self._monitor}/connz?subs=1", timeout=DEADLINE_S) as answer:
             connections = json.load(answer)["connections"]
         return sorted(subject for connection in connections for subject in connection.get("subscriptions_list", ()))
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Return once it holds, for what nobody tells of. Each look is a request, so it takes its time."""
+    """Return once the condition holds. Each check is a request, so it takes its time."""
     try:
         async with asyncio.timeout(DEADLINE_S):
             while not await condition():
@@ -68,7 +68,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MonitoredNatsSe
 
 @pytest.fixture
 async def host(server: MonitoredNatsServer, tmp_path: Path) -> AsyncIterator[HostDouble]:
-    """A host with a lattice of its own. After the test nothing of it may listen."""
+    """Open a host with a lattice of its own. After the test nothing of it may listen."""
     async with HostDouble.open(server.url, tmp_path) as host:
         yield host
     await until(nobody_listens(server, host.lattice), "subscriptions are left")
@@ -91,7 +91,7 @@ def nobody_listens(server: MonitoredNatsServer, *texts: str) -> Callable[[], Awa
 
 
 def link(hosted: Hosted | str = KEY, name: str = "default", secrets: Secrets | None = None, **config: str) -> Link:
-    """The component's link with these options."""
+    """Return the component's link with these options."""
     target = hosted if isinstance(hosted, str) else hosted.key
     return Link(COMPONENT, target, name, target_config=config, target_secrets=secrets or {})
 
@@ -104,18 +104,18 @@ async def other(call: Awaitable[object]) -> str:
 
 
 def lines_with(hosted: Hosted, text: str) -> list[str]:
-    """The lines of its log that contain the text."""
+    """Return the lines of its log that contain the text."""
     return [line for line in hosted.output.splitlines() if text in line]
 
 
 async def gone(server: MonitoredNatsServer, hosted: Hosted) -> None:
-    """Nothing of an ended provider is left."""
+    """Return once nothing of an ended provider is left."""
     assert hosted.left() == []
     await until(nobody_listens(server, hosted.prefix, hosted.xkey.public_key), f"{hosted.prefix} listens")
 
 
 def test_xkeys_are_those_of_a_host_and_of_nkeys() -> None:
-    """A pair of the capture, and what stands in the tests of nkeys: a pair, and what it has sealed."""
+    """The texts are a pair of the capture and, from the tests of nkeys, a pair and a sealed message."""
     own = XKey.from_seed(HOST_CAPTURE["host_data"]["provider_xkey_private_key"])
     assert own.public_key == HOST_CAPTURE["link_put"]["subjects"][-1].split(".")[3]
     sender = XKey.from_seed("SXAKIYZX2POLIHZ5W5YZEWVTH24NLEUETBW3TKIVYRSS3GNHFXO5D4JJZM")
@@ -197,7 +197,7 @@ async def test_killed_and_started_again(host: HostDouble, server: MonitoredNatsS
 
 
 async def test_links_that_were_put_before_it_listens_are_found(host: HostDouble, connect: Connect) -> None:
-    """The lattice tells the links in this order, so those before were looked at when the last holds. None takes the place of one of host data."""
+    """The lattice tells the links in this order: when the last is in force, the provider has seen those before. Links of host data stay."""
     for known in (link(secrets={"bucket": "hidden"}, bucket="open"), link(name="plain", access="read-only")):
         host.links[known.key] = known
     hosted = await host.start(PROVIDER, links=[link(name="late", bucket="late")], provider_key=KEY)
@@ -216,7 +216,7 @@ async def test_links_that_were_put_before_it_listens_are_found(host: HostDouble,
 
 
 async def test_a_link_whose_secrets_nobody_tells_denies_everything(host: HostDouble, connect: Connect) -> None:
-    """What a host takes for a reference to a secret, the lattice hands out as the configuration that it is: nothing in it is an option."""
+    """The lattice hands out a reference to a secret as a configuration. Nothing in it is an option."""
     sealed = replace(link(secrets={"bucket": "hidden"}, page_keys="5"), reference="SECRET")
     hosted = await host.start(PROVIDER, links=[sealed, link(name="plain", bucket="plain")], provider_key=KEY)
     linked, stranger = await connect(hosted), await connect(hosted, None, None)
@@ -261,7 +261,7 @@ async def holds(linked: KeyValueClient, stranger: KeyValueClient, bucket: str) -
 async def test_no_secret_is_seen(
     new_nats_server: Callable[[str], NatsServer], tmp_path: Path, credentials: str
 ) -> None:
-    """Not in the log at its finest level, not in health, not in metrics: of NATS, links, configurations and calls."""
+    """No secret of NATS, links, configurations or calls is in the log at its finest level, in health or in metrics."""
     password, text, octets, clear = (f"{name}-Hu5h" for name in ("password", "text", "octets", "clear"))
     user = Key.new()
     users = f"{{ nkey: {user.public_key} }}, {{ user: u, password: {password} }}"

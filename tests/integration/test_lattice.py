@@ -33,7 +33,7 @@ async def connection(nats_server: NatsServer) -> AsyncIterator[Connection]:
 
 
 class Lattice:
-    """Answers for links and configurations, and notes what it was asked for."""
+    """A lattice that answers for links and configurations, and notes each request."""
 
     def __init__(self, client: Client, name: str) -> None:
         self._client = client
@@ -155,7 +155,7 @@ async def test_too_many(
 
 
 class Unconcerned:
-    """A capability to which all is the same; notes how often it was told of links."""
+    """A capability that does nothing; it notes how often it was told of links."""
 
     def __init__(self) -> None:
         self.told = 0
@@ -178,7 +178,7 @@ class Unconcerned:
 def session(
     connection: Connection, lattice: Lattice, links: Links, capability: Unconcerned | None = None, xkey: str = ""
 ) -> HostSession:
-    """A session that is not started yet."""
+    """Return a session that is not started yet."""
     host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
     return HostSession(connection, host_data, links, xkey, capability or Unconcerned(), asyncio.Event())
 

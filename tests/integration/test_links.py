@@ -71,16 +71,16 @@ class Host:
         }
 
     async def put(self, name: str = "default", /, **target_config: str) -> Mapping[str, Any]:
-        """Put the component's link; health after it."""
+        """Put the component's link. Return health after it."""
         return await self.put_value(self.link(name, **target_config))
 
     async def put_value(self, link: dict[str, object]) -> Mapping[str, Any]:
-        """Put what may be no link; health after it."""
+        """Put a link that may be malformed. Return health after it."""
         self._links.add(str(link["name"]))
         return await self._tell("put", link)
 
     async def delete(self, name: str = "default") -> Mapping[str, Any]:
-        """Delete the component's link; health after it."""
+        """Delete the component's link. Return health after it."""
         self._links.discard(name)
         return await self._tell("del", self.link(name))
 
@@ -96,7 +96,7 @@ class Host:
 
 @pytest.fixture
 async def host(raw: Client, provider: Provider) -> AsyncIterator[Host]:
-    """The host of the provider that tests share. What is put is deleted after the test."""
+    """Open the host of the shared provider. What is put is deleted after the test."""
     host = Host(raw, provider)
     yield host
     await host.delete_all()
@@ -187,7 +187,7 @@ async def test_limits_of_a_link(launch: Launch, raw: Client, connect: Connect) -
 async def test_a_link_that_is_replaced_by_a_malformed_one_denies_everything(
     host: Host, provider: Provider, connect: Connect, bucket: str, target_config: dict[str, object], reason: str
 ) -> None:
-    """Else its caller would be one without a link, and might do more than before."""
+    """Otherwise its caller would be one without a link, and might do more than before."""
     linked, stranger = await connect(provider), await connect(provider, "stranger")
     await host.put(bucket_prefix="mine-", access="read-only")
     told = await host.put_value(host.link() | {"target_config": target_config})

@@ -42,7 +42,7 @@ PASSWORD = "Xq9-never-to-be-seen"
 
 
 class Reply(NamedTuple):
-    """What an HTTP server answered."""
+    """An answer of an HTTP server."""
 
     status: int
     content_type: str
@@ -57,7 +57,7 @@ class Endpoint(NamedTuple):
 
     @classmethod
     def of(cls, provider: Provider) -> Endpoint:
-        """As the log says where it is."""
+        """Return the endpoint that the log names."""
         line = provider.wait_for("metrics at ")
         found = re.search(r"metrics at http://(.+):(\d+)/metrics\s*$", line)
         assert found is not None, line
@@ -73,7 +73,7 @@ class Endpoint(NamedTuple):
             connection.close()
 
     def scrape(self) -> Scrape:
-        """All samples. /livez is answered by the event loop: what was answered before is counted by then."""
+        """Return all samples. The event loop answers /livez, so all calls before it are counted."""
         assert self.get("/livez").status == 200
         samples = {}
         for family in parse_text(self.get("/metrics").text):
@@ -87,11 +87,11 @@ class Scrape(NamedTuple):
     samples: Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
     def value(self, name: str, **labels: str) -> float:
-        """Of one of our metrics, its name without the prefix."""
+        """Return one of our metrics, its name without the prefix."""
         return self.samples[f"{PREFIX}_{name}", frozenset(labels.items())]
 
     def operations(self) -> dict[tuple[str, str], float]:
-        """Calls by function and outcome, where there were any."""
+        """Return the calls by function and outcome, where there were any."""
         pairs = [(function, outcome) for function in FUNCTIONS for outcome in OUTCOMES]
         values = {pair: self.value("operations_total", operation=pair[0], result=pair[1]) for pair in pairs}
         return {pair: value for pair, value in values.items() if value}
@@ -103,14 +103,14 @@ async def scraped(provider: Provider) -> Scrape:
 
 
 async def end_damaged(provider: Provider, raw: Client, function: str) -> None:
-    """An invocation whose parameters are no values; it is ended."""
+    """Send malformed parameters, and wait until the invocation is ended."""
     damaged = await RawInvocation.begin(raw, provider.subject(function), DAMAGED)
     assert await damaged.result() == b""
 
 
 @pytest.fixture(scope="module")
 def provider(nats_server: NatsServer, path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
-    """One provider with metrics, for all tests that see only what changes."""
+    """Launch one provider with metrics, for all tests that only see what changes."""
     with launching(nats_server.url, tmp_path_factory.mktemp("provider")) as launch:
         yield launch(ON | {"transport": path})
 
@@ -120,7 +120,7 @@ def provider(nats_server: NatsServer, path: str, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_counts_are_those_of_the_calls(launch: Launch, nats_server: NatsServer, raw: Client, path: str) -> None:
-    """How each invocation that was ended is counted, too: by its cause."""
+    """Invocations that were ended without a result are counted by their cause."""
     limits = {"half_open_bytes_max": "100", "half_open_timeout_ms": "100"}
     provider = launch(
         ON | limits | {"transport": path, "strict_buckets": "true", "page_keys": "2", "value_bytes_max": "9"}
@@ -232,7 +232,7 @@ async def test_bytes_are_those_of_the_values(provider: Provider, nats_server: Na
 
 
 async def test_half_open_invocations_are_seen_until_they_are_whole(provider: Provider, raw: Client) -> None:
-    """A call in pieces takes its time also where its last piece is the last that comes: no later batch would count it."""
+    """The duration of a call in pieces is counted at once: there may be no later batch that would count it."""
     before = await scraped(provider)
     params = encode_set(b"b", b"k", b"value")
     half = await RawInvocation.begin(raw, provider.subject("set"), params[:-1])
@@ -252,7 +252,7 @@ async def test_half_open_invocations_are_seen_until_they_are_whole(provider: Pro
 
 
 async def test_the_format_is_negotiated(provider: Provider) -> None:
-    """Both say the same: tests/provider/observe/test_metrics.py."""
+    """That both formats say the same is held by tests/provider/observe/test_metrics.py."""
     endpoint = Endpoint.of(provider)
     text = await in_thread(endpoint.get, "/metrics")
     strict = await in_thread(endpoint.get, "/metrics", f"{OPENMETRICS};version=1.0.0;q=0.5,text/plain;q=0.1")
@@ -281,7 +281,7 @@ async def test_a_port_that_is_taken_is_said_once(launch: Launch, nats_server: Na
 
 
 def listening(pid: int) -> list[str]:
-    """Addresses at which a process listens for TCP connections, as the kernel writes them."""
+    """Return the addresses at which a process listens for TCP connections, as the kernel writes them."""
     links = [Path(f"/proc/{pid}/fd/{entry.name}") for entry in Path(f"/proc/{pid}/fd").iterdir()]
     sockets = {str(link.readlink()) for link in links}
     rows = [
@@ -303,7 +303,7 @@ def test_nothing_listens_unless_asked_and_a_port_alone_is_of_the_loopback_addres
 
 
 def test_a_scrape_does_not_depend_on_the_keys() -> None:
-    """Measured in calls of functions, which are the same on every machine."""
+    """The measure is the number of function calls, which is the same on every machine."""
     store = Store()
     registry = Pieces.of(store).registry()
 

@@ -59,7 +59,7 @@ READS = ("get", "exists", "list-keys", "get-many")
 
 
 class Call(NamedTuple):
-    """A call of a function. Unless `cut` is None, only so many bytes of its parameters come with it, and the rest with `Rest`."""
+    """A call of a function. Unless `cut` is None, only that many bytes of its parameters come with it, and the rest with `Rest`."""
 
     function: str
     source_id: str
@@ -194,7 +194,7 @@ def params_of(function: str, number: int) -> bytes:
 
 
 class ScriptedServer:
-    """Takes one client, and keeps what it says: its subscriptions by subject, and its publications by subject."""
+    """A NATS server that takes one client, and keeps its subscriptions and publications by subject."""
 
     def __init__(self) -> None:
         self.subscriptions: dict[str, int] = {}
@@ -253,7 +253,7 @@ def _wildcard(subject: str) -> str:
 
 
 class Capability:
-    """What a provider does with what its host says, but for the log."""
+    """The provider's part of what its host says, without the log."""
 
     def __init__(self, policy: Policy, service: Service) -> None:
         self._policy, self._service = policy, service
@@ -328,7 +328,7 @@ async def receive(events: Sequence[Event], way: Way) -> tuple[list[bytes], set[t
 
 
 async def _say(scripted: ScriptedServer, events: Sequence[Event], way: Way) -> None:
-    """Send the events in pieces. The rest of parameters comes after the handshake, as of every client."""
+    """Send the events in pieces. The rest of parameters comes after the handshake, as with every client."""
     numbers = itertools.count()
     calls = [event for event in events if isinstance(event, Call)]
     cuts, pauses = itertools.cycle(way.cuts or [2**20]), itertools.cycle(way.pauses)
@@ -405,7 +405,7 @@ CHANGES: st.SearchStrategy[Change] = st.one_of(
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Event]:
-    """Calls and changes, with the rest of what is cut somewhere after it."""
+    """Draw calls and changes, with the rest of what is cut somewhere after it."""
     events: list[Call | Change] = []
     for event in draw(st.lists(CALLS | CALLS | CHANGES, max_size=24)):
         # Frames of one caller and one function are learnt and come in runs.
@@ -473,7 +473,7 @@ def test_changes_of_all_kinds(path: str, later: str | None, alike: bool) -> None
 
 @contextmanager
 def late_changes(patches: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have changes take effect when nats-py comes to them, as it was before there was an order."""
+    """Have changes take effect when nats-py comes to them, as before there was an order."""
 
     async def subscribe(connection: Connection, subject: str, handle: Callable[[bytes], None]) -> object:
         async def take(message: Message) -> None:

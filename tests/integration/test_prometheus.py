@@ -30,7 +30,7 @@ scrape_configs:
 
 @pytest.fixture(scope="module")
 def path() -> None:
-    """Prometheus sees no difference."""
+    """Use the default path: Prometheus sees no difference."""
 
 
 class Prometheus(Process):
@@ -50,7 +50,7 @@ class Prometheus(Process):
         super().__init__(arguments, directory)
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """The answer of its HTTP interface."""
+        """Return the answer of its HTTP interface."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
         try:
             connection.request("GET", f"/api/v1/{path}?{urlencode(parameters)}")
@@ -61,7 +61,7 @@ class Prometheus(Process):
         return answer["data"]
 
     def query(self, expression: str) -> dict[frozenset[tuple[str, str]], float]:
-        """Values by labels, without those that say where they are from."""
+        """Return values by labels, without the labels that say where they are from."""
         where = {"__name__", "job", "instance"}
         return {
             frozenset((name, value) for name, value in series["metric"].items() if name not in where): float(
@@ -72,7 +72,7 @@ class Prometheus(Process):
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Return once the condition holds: for what has no event of its own."""
+    """Return once the condition holds, for what has no event of its own."""
     async with asyncio.timeout(DEADLINE_S):
         while not await condition():  # noqa: ASYNC110 # what is waited for is in another process, and tells nobody
             await asyncio.sleep(0.05)

@@ -32,13 +32,13 @@ HEADERS: dict[str, Any] = {"source_id": "holdout-component", "link_name": "defau
 
 @pytest.fixture
 async def caller(nats_server: NatsServer, provider: Provider) -> AsyncIterator[KeyValueClient]:
-    """A client that sends a host's headers."""
+    """Open a client that sends a host's headers."""
     async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S, **HEADERS) as client:
         yield client
 
 
 def content(size: int) -> bytes:
-    """Bytes of which no two pieces are alike."""
+    """Return bytes of which no two pieces are alike."""
     return b"".join(number.to_bytes(4, "big") for number in range(size // 4 + 1))[:size]
 
 
@@ -76,7 +76,7 @@ async def test_values_of_every_size(client: KeyValueClient, caller: KeyValueClie
 
 
 async def test_a_first_message_that_a_host_has_filled(provider: Provider, raw: Client, bucket: str) -> None:
-    """A host puts as much into the first message as NATS takes, its headers counted."""
+    """A host fills the first message up to the limit of NATS, with its headers counted."""
     headers = {"source-id": "component", "link-name": "default", "traceparent": "00-1-2-01"}
     value = content(2 * MIB)
     params = encode_set(bucket.encode(), b"k", value)
@@ -127,7 +127,7 @@ async def test_limits_refuse_and_leave_the_store_as_it_was(launch: Launch, nats_
 
 
 async def filled(client: KeyValueClient, bucket: str, number: int) -> set[str]:
-    """The keys of a bucket that was filled with so many."""
+    """Fill a bucket with this number of keys, and return them."""
     keys = [f"key {index}" for index in range(number)]
     for at in range(0, number, 500):
         await asyncio.gather(*(client.set(bucket, key, b"") for key in keys[at : at + 500]))
@@ -182,7 +182,7 @@ async def test_large_values_at_once(client: KeyValueClient, bucket: str) -> None
 async def test_the_provider_answers_as_the_captured_one(
     provider: Provider, client: KeyValueClient, raw: Client
 ) -> None:
-    """What the captured client sent, once more. tests/transport/keyvalue/test_vectors.py cuts it at every byte."""
+    """Replay each captured invocation. tests/transport/keyvalue/test_vectors.py cuts them at every byte."""
     for vector in (vector for vector in load() if not vector.fixed):
         for closing_last in vector.closings_last:
             named = vector.arguments[0] if vector.arguments else None

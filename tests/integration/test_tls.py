@@ -1,6 +1,6 @@
 """TLS: nats-py upgrades the connection after the server's INFO; where it is required, nothing leaves in clear.
 
-What a server may offer, and what certificates may be, is in tests/transport/nats/test_tls.py; who is let in, in test_credentials.py.
+Offers of servers and certificates are in tests/transport/nats/test_tls.py, credentials in test_credentials.py.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest) -> str:
-    """The transport's path, in this process."""
+    """Choose the transport's path, in this process."""
     path: str = request.param
     return path
 
@@ -58,7 +58,7 @@ def options_of(port: int, authority: Authority, path: str) -> ConnectionOptions:
 
 
 def cipher(connection: Connection) -> object:
-    """What the connection is encrypted with, None in clear."""
+    """Return what the connection is encrypted with, or None in clear."""
     carried = connection._client._transport
     assert isinstance(carried, DirectTransport)
     assert carried._io_writer is not None
@@ -66,7 +66,7 @@ def cipher(connection: Connection) -> object:
 
 
 def is_direct(connection: Connection) -> bool:
-    """Return True if what arrives is read by the direct path."""
+    """Return True if the direct path reads what arrives."""
     carried = connection._client._transport
     assert isinstance(carried, DirectTransport)
     assert carried._io_writer is not None
@@ -75,7 +75,7 @@ def is_direct(connection: Connection) -> bool:
 
 @asynccontextmanager
 async def serving(connection: Connection) -> AsyncIterator[Store]:
-    """The store that is served over a connection."""
+    """Serve a store over a connection."""
     store = Store()
     service = Service(store)
     server = Server(connection, PREFIX)
@@ -87,10 +87,10 @@ async def serving(connection: Connection) -> AsyncIterator[Store]:
 
 
 class Middle:
-    """Between a connection and a NATS server: passes on what comes, or answers in clear itself.
+    """A proxy before a NATS server: it passes on what comes, or answers in clear itself.
 
     :ivar answer: what it says in place of the server, None to pass on
-    :ivar inject: what it says behind the server's first words
+    :ivar inject: what it says after the server's first words
     :ivar heard: all that came while it answered
     """
 
@@ -106,7 +106,7 @@ class Middle:
     @classmethod
     @asynccontextmanager
     async def before(cls, port: int) -> AsyncIterator[tuple[Middle, int]]:
-        """One before a port, and its own port."""
+        """Open one before a port. Return it and its own port."""
         middle = cls(port)
         server = await asyncio.start_server(middle._take, "127.0.0.1", 0)
         try:
@@ -151,13 +151,13 @@ class Middle:
 
 
 def info(**fields: object) -> bytes:
-    """The first line of a NATS server that wants credentials."""
+    """Return the first line of a NATS server that wants credentials."""
     known = {"server_id": "A", "version": "2.12.0", "proto": 1, "headers": True, "max_payload": 1_048_576}
     return b"INFO %b \r\n" % json.dumps(known | {"auth_required": True, "nonce": "abcdefgh"} | fields).encode()
 
 
 def frames() -> bytes:
-    """Invocations that would change what is stored, under each number that a subscription may have."""
+    """Return invocations that would change what is stored, under each number that a subscription may have."""
     subject = invocation_subject(PREFIX, STORE, "set").encode()
     params = encode_set(b"b", b"k", b"forged")
     lines = (b"MSG %b %d _INBOX.forger %d\r\n%b\r\n" % (subject, sid, len(params), params) for sid in range(1, 20))
@@ -202,7 +202,7 @@ async def test_one_url_with_tls_requires_it_of_all(path: str, new_nats_server: N
 async def test_nothing_is_sent_in_clear_at_a_reconnect(
     path: str, greeting: bytes, new_nats_server: NewServer, authority: Authority, log_lines: LogLines
 ) -> None:
-    """Somebody in the middle answers the reconnect in clear, offers TLS and has no certificate, or says nothing."""
+    """An attacker in the middle answers the reconnect in clear, offers TLS without a certificate, or says nothing."""
     server = new_nats_server(authority.config() + user_config("u", "passw0rd"))
     async with Middle.before(server.port) as (middle, port):
         connection = await Connection.open(options_of(port, authority, path))
@@ -227,7 +227,7 @@ async def test_nothing_is_sent_in_clear_at_a_reconnect(
             ) as client:
                 assert await client.get("b", "k") == b"kept"
         await connection.close()
-        # Of an offered TLS the first message, which names nothing but the host.
+        # Where TLS was offered, its first message came, which names nothing but the host.
         assert b"passw0rd" not in middle.heard
         if b'"tls_required": true' in greeting:
             assert re.match(rb"\x16\x03[\x00-\x03]", middle.heard)
@@ -240,7 +240,7 @@ async def test_nothing_is_sent_in_clear_at_a_reconnect(
 
 @pytest.mark.parametrize("routes", [None, DirectRoutes()], ids=PATHS)
 async def test_a_transport_writes_nothing_in_clear(routes: DirectRoutes | None) -> None:
-    """Whatever nats-py does: a flush writes a PING between the connection and TLS."""
+    """It does not depend on nats-py, whose flush writes a PING between the connection and TLS."""
     async with Middle.before(0) as (middle, port):
         middle.answer = info()
         carried = DirectTransport(routes, tls_required=True)
@@ -295,7 +295,7 @@ async def test_what_comes_in_clear_before_tls_is_not_handled(
 async def test_it_serves_over_tls(
     path: str, new_nats_server: NewServer, authority: Authority, log_lines: LogLines
 ) -> None:
-    """Also where the server would take a connection in clear, in many messages, and over the next connection."""
+    """The server would also take a connection in clear. Values take many messages, and the next connection serves too."""
     user = user_config("u", "passw0rd")
     server = new_nats_server(f"max_payload: {MAX_PAYLOAD}\n{authority.config()}allow_non_tls: true\n{user}")
     options = options_of(server.port, authority, path)
@@ -321,7 +321,7 @@ async def test_it_serves_over_tls(
 async def test_servers_of_a_cluster_that_are_found_are_reached_over_tls(
     path: str, new_nats_server: NewServer, authority: Authority, log_lines: LogLines
 ) -> None:
-    """And with the user of the URL, though the server's announcement names none."""
+    """The user of the URL counts there too, though the server's announcement names none."""
     config = authority.config() + user_config("u", "passw0rd")
     first = new_nats_server(config + 'cluster { name: c, listen: "127.0.0.1:-1" }\n')
     route = re.search(r"connections on (\S+)", first._process.wait_for("Listening for route"))

@@ -40,7 +40,7 @@ Change = tuple[bytes, bytes, bytes | None]
 
 
 class Component:
-    """A component that is told of changes. It answers so long as `answering` is set.
+    """A component that is told of changes. It answers while `answering` is set.
 
     :ivar told: what it was called for: bucket, key, value
     :ivar together: the most calls that were in flight at one time
@@ -74,7 +74,7 @@ class Component:
         self._in_flight.remove((bucket, key))
 
     async def until(self, reached: Callable[[list[Change]], bool]) -> list[Change]:
-        """What it was told, once that is so."""
+        """Return the changes it was told of, once the condition holds for them."""
         async with asyncio.timeout(DEADLINE_S):
             while not reached(self.told):
                 self._changed.clear()
@@ -82,17 +82,17 @@ class Component:
         return self.told
 
     async def told_of(self, times: int) -> list[Change]:
-        """What it was told, once it was so many times."""
+        """Return the changes it was told of, once there are that many."""
         return await self.until(lambda told: len(told) >= times)
 
     async def told_last(self, key: bytes) -> list[Change]:
-        """What it was told, once it was of this key."""
+        """Return the changes it was told of, once one is of this key."""
         return await self.until(lambda told: any(known == key for _, known, _ in told))
 
 
 @asynccontextmanager
 async def serving(url: str, component: Component, path: str) -> AsyncIterator[None]:
-    """While the component is there."""
+    """Serve the component."""
     connection = await Connection.open(ConnectionOptions((url,), path=path))
     server = Server(connection, f"{LATTICE}.{component.name}")
     server.add(WATCHER, watcher_handlers(component, ParameterLimits()))
@@ -108,25 +108,25 @@ async def serving(url: str, component: Component, path: str) -> AsyncIterator[No
 
 @pytest.fixture
 async def component(nats_server: NatsServer, path: str, bucket: str) -> AsyncIterator[Component]:
-    """A component that is there for the whole test, on a connection of its own."""
+    """Serve a component during the whole test, on a connection of its own."""
     component = Component(component_name(bucket))
     async with serving(nats_server.url, component, path):
         yield component
 
 
 def component_name(bucket: str) -> str:
-    """A component that no other test has."""
+    """Return the name of a component that no other test has."""
     return f"component-{abs(hash(bucket)):x}"
 
 
 def watch_link(source: str, target: str, config: Mapping[str, str], **fields: object) -> dict[str, Any]:
-    """A link that makes a watcher."""
+    """Return a link that makes a watcher."""
     link: dict[str, Any] = json.loads(HOST_CAPTURE["watch_link_put"]["payload"])
     return link | {"source_id": source, "target": target, "source_config": dict(config)} | fields
 
 
 def key_of(bucket: str) -> str:
-    """A provider's key that no other test has."""
+    """Return a provider's key that no other test has."""
     return f"kv-watch-{abs(hash(bucket)):x}"
 
 
@@ -257,7 +257,7 @@ async def test_a_stuck_component_holds_up_nobody(
 
 
 class ObservedStore(Store):
-    """A store that notes who asked for its changes last."""
+    """A store that notes each observer it is given."""
 
     __slots__ = ("asked",)
 
@@ -298,14 +298,14 @@ class Home:
             self.bucket.set(key, b"v")
 
     async def settled(self, queued: int = 0) -> None:
-        """Return once no more than so many events are queued or in flight."""
+        """Return once at most `queued` events are queued or in flight."""
         async with asyncio.timeout(DEADLINE_S):
             while self.watchers.queue_length > queued:
                 await self.connection.flush(DEADLINE_S)
 
     @property
     def counted(self) -> tuple[int, int, int, int]:
-        """Delivered, failed, dropped, queued."""
+        """Return the numbers of events that were delivered, failed, dropped, and that are queued."""
         counts = self.watchers.counts
         return counts.delivered, counts.failed, counts.dropped, self.watchers.queue_length
 
