@@ -405,22 +405,17 @@ COMPONENT = "component"
 Connect = Callable[..., Awaitable[KeyValueClient]]
 
 
-class Served(Protocol):
-    """A server of invocations."""
-
-    @property
-    def prefix(self) -> str: ...
-
-
 @asynccontextmanager
 async def connecting(url: str) -> AsyncIterator[Connect]:
     """Yield a function that connects as a caller with these headers, by default the component's. It is all closed at the end."""
     async with AsyncExitStack() as stack:
 
         async def connect(
-            served: Served, source_id: str | None = COMPONENT, link_name: str | None = "default"
+            provider: Provider, source_id: str | None = COMPONENT, link_name: str | None = "default"
         ) -> KeyValueClient:
-            client = KeyValueClient(url, served.prefix, source_id=source_id, link_name=link_name, timeout_s=DEADLINE_S)
+            client = KeyValueClient(
+                url, provider.prefix, source_id=source_id, link_name=link_name, timeout_s=DEADLINE_S
+            )
             return await stack.enter_async_context(client)
 
         yield connect
@@ -436,3 +431,13 @@ def options_of(config: Mapping[str, str]) -> ProviderOptions:
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return the result of a function that blocks, while the event loop goes on."""
     return await asyncio.wait_for(asyncio.to_thread(function, *arguments), 2 * DEADLINE_S)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Return once the condition holds, for what has no event of its own. Each check is a request, so it takes its time."""
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not await condition():
+                pass
+    except TimeoutError:
+        raise AssertionError(f"not within {DEADLINE_S:g} s: {what}") from None

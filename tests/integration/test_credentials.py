@@ -114,10 +114,6 @@ def with_token(directory: Path) -> Case:
     )
 
 
-def with_odd_token(directory: Path) -> Case:
-    return Case(token_config(ODD), (token(ODD),), (token(quote(ODD)),))
-
-
 def with_user(directory: Path) -> Case:
     wrong = (user("somebody", "passw0rd-other"), user("another", "passw0rd-hush"), token("passw0rd-hush"), Means())
     return Case(user_config("somebody", "passw0rd-hush"), (user("somebody", "passw0rd-hush"),), wrong)
@@ -213,16 +209,14 @@ def without_tls(directory: Path) -> Case:
 
 
 CASES = (
-    *(no_authentication, with_token, with_odd_token, with_user, with_odd_user, with_nkey, with_jwt),
+    *(no_authentication, with_token, with_user, with_odd_user, with_nkey, with_jwt),
     *(with_tls_and_user, with_mutual_tls),
-)
-REFUSING = (
     *(with_a_certificate_of_another_authority, with_a_certificate_of_another_name),
     *(with_a_certificate_that_has_expired, without_tls),
 )
 
 
-@pytest.mark.parametrize("case_of", CASES + REFUSING)
+@pytest.mark.parametrize("case_of", CASES)
 async def test_who_may_connect_and_who_may_not(
     case_of: Callable[[Path], Case], new_nats_server: NewServer, log_lines: LogLines, tmp_path: Path
 ) -> None:

@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack
 import nats
 import pytest
 from nats.aio.client import Client
-from nats.errors import NoRespondersError
 
 from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_error, encode_unit_result
@@ -83,16 +82,6 @@ async def test_damage_and_lengths_over_their_limits_end_the_invocation_at_once(
     await too_short.send(await too_short.handshake(), b"")
     assert await too_short.result() == b""
     assert await client.get("b", "k") == b"as before"
-
-
-async def test_nobody_listens_on_a_function_that_is_none(
-    nats_server: NatsServer, provider: Provider, raw: Client
-) -> None:
-    with pytest.raises(NoRespondersError):
-        await raw.request(provider.subject("increment"), b"", timeout=DEADLINE_S)
-    async with KeyValueClient(nats_server.url, provider.prefix + "-of-nobody") as client:
-        with pytest.raises(NoProviderError, match="nobody serves this function"):
-            await client.get("b", "k")
 
 
 # NATS dies

@@ -398,18 +398,6 @@ def test_what_cannot_be_used_is_refused_in_one_line(stdin: bytes, message: str) 
     assert SECRET not in line
 
 
-def test_nats_cannot_be_reached() -> None:
-    with socket.socket() as bound:  # and it does not listen
-        bound.bind(("127.0.0.1", 0))
-        url = f"nats://127.0.0.1:{bound.getsockname()[1]}"
-        stdin = host_data_line({"lattice_rpc_url": url, "config": {"connect_timeout_ms": "300"}})
-        ended = subprocess.run([PROVIDER], input=stdin, env=host_environment(), capture_output=True, timeout=DEADLINE_S)
-    assert (ended.returncode, ended.stdout) == (1, b"")
-    last = ended.stderr.decode().splitlines()[-1]
-    assert f" ERROR keyvalue_provider: {url}: no NATS server reached within 0.3 s: " in last
-    assert b"Traceback" not in ended.stderr
-
-
 # The log
 
 

@@ -19,7 +19,17 @@ import pytest
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, OtherError
 from keyvalue_transport.nats.client import KeyValueClient
 from tests.build import built_executable
-from tests.conftest import COMPONENT, DEADLINE_S, HOST_CAPTURE, PROVIDER, Connect, NatsServer, connecting, in_thread
+from tests.conftest import (
+    COMPONENT,
+    DEADLINE_S,
+    HOST_CAPTURE,
+    PROVIDER,
+    Connect,
+    NatsServer,
+    connecting,
+    in_thread,
+    until,
+)
 from tests.host_double import Health, HostDouble, Hosted, Link, Secrets, XKey, written
 from tests.nats_configs import Key
 
@@ -47,16 +57,6 @@ class MonitoredNatsServer(NatsServer):
         with urllib.request.urlopen(f"{self._monitor}/connz?subs=1", timeout=DEADLINE_S) as answer:
             connections = json.load(answer)["connections"]
         return sorted(subject for connection in connections for subject in connection.get("subscriptions_list", ()))
-
-
-async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Return once the condition holds. Each check is a request, so it takes its time."""
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not await condition():
-                pass
-    except TimeoutError:
-        raise AssertionError(f"not within {DEADLINE_S:g} s: {what}") from None
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +94,6 @@ def link(hosted: Hosted | str = KEY, name: str = "default", secrets: Secrets | N
     """Return the component's link with these options."""
     target = hosted if isinstance(hosted, str) else hosted.key
     return Link(COMPONENT, target, name, target_config=config, target_secrets=secrets or {})
-
-
-async def other(call: Awaitable[object]) -> str:
-    """The message of `other`."""
-    with pytest.raises(OtherError) as caught:
-        await call
-    return caught.value.message
 
 
 def lines_with(hosted: Hosted, text: str) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -14,7 +13,7 @@ from urllib.parse import urlencode
 import pytest
 
 from keyvalue_transport.nats.client import KeyValueClient
-from tests.conftest import DEADLINE_S, Launch, NatsServer, Process, in_thread
+from tests.conftest import DEADLINE_S, Launch, NatsServer, Process, in_thread, until
 from tests.integration.test_metrics import ON, Endpoint
 from tests.provider.observe.test_metrics import debian_program
 
@@ -71,13 +70,6 @@ class Prometheus(Process):
         }
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Return once the condition holds, for what has no event of its own."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not await condition():  # noqa: ASYNC110 # what is waited for is in another process, and tells nobody
-            await asyncio.sleep(0.05)
-
-
 Start = Callable[[Endpoint], Prometheus]
 
 
@@ -114,7 +106,7 @@ async def test_prometheus_scrapes_answers_and_evaluates_the_rules(
         count = await in_thread(prometheus.query, "count_over_time(wrpc_keyvalue_keys[1m]) >= 2")
         return bool(count)
 
-    await until(scraped)
+    await until(scraped, "two scrapes")
     operations = await in_thread(prometheus.query, "wrpc_keyvalue_operations_total > 0")
     assert operations == {
         frozenset({("operation", "set"), ("result", "ok")}): 7,
@@ -135,5 +127,5 @@ async def test_prometheus_scrapes_answers_and_evaluates_the_rules(
         up = await in_thread(prometheus.query, "up == 1")
         return bool(up) and all(rule["health"] == "ok" and rule["state"] == "inactive" for rule in await rules())
 
-    await until(evaluated)
+    await until(evaluated, "the rules are evaluated")
     assert {rule.get("lastError", "") for rule in await rules()} == {""}

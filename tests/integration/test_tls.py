@@ -183,9 +183,8 @@ async def test_one_url_with_tls_requires_it_of_all(path: str, new_nats_server: N
     good = new_nats_server(authority.config())
     async with Middle.before(0) as (middle, port):
         middle.answer = info()
-        with pytest.raises(ConnectError) as caught:
+        with pytest.raises(ConnectError, match=REFUSED):
             await Connection.open(ConnectionOptions((f"nats://127.0.0.1:{port}", f"tls://127.0.0.1:{port}"), path=path))
-        assert str(caught.value).endswith(REFUSED)
         urls = (f"nats://127.0.0.1:{port}", good.url.replace("nats:", "tls:"))
         connection = await Connection.open(ConnectionOptions(urls, path=path, tls=TlsOptions(str(authority.ca))))
         assert cipher(connection)

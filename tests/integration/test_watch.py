@@ -35,6 +35,7 @@ from tests.integration.test_metrics import ON, scraped
 from tests.log_lines import LogLines
 
 LATTICE = "default"
+LIMITS = WatchLimits(queue_events=100, queue_bytes=10_000_000, timeout_s=60)
 EVERYTHING = {"watch": "SET@*,DEL@*"}
 Change = tuple[bytes, bytes, bytes | None]
 
@@ -275,11 +276,11 @@ class Home:
 
     KEY = "kv-home"
 
-    def __init__(self, connection: Connection, limits: WatchLimits) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.store = ObservedStore()
         self.links = Links(self.KEY)
         self.connection = connection
-        self.watchers = Watchers(connection, LATTICE, self.KEY, self.store, self.links, limits)
+        self.watchers = Watchers(connection, LATTICE, self.KEY, self.store, self.links, LIMITS)
         self.bucket = self.store.bucket(b"b")
 
     def put(self, target: str, watch: str | None = "SET@*,DEL@*", name: str = "default", **config: str) -> None:
@@ -297,10 +298,10 @@ class Home:
         for key in keys:
             self.bucket.set(key, b"v")
 
-    async def settled(self, queued: int = 0) -> None:
-        """Return once at most `queued` events are queued or in flight."""
+    async def settled(self) -> None:
+        """Return once no event is queued or in flight."""
         async with asyncio.timeout(DEADLINE_S):
-            while self.watchers.queue_length > queued:
+            while self.watchers.queue_length:
                 await self.connection.flush(DEADLINE_S)
 
     @property
@@ -310,13 +311,10 @@ class Home:
         return counts.delivered, counts.failed, counts.dropped, self.watchers.queue_length
 
 
-LIMITS = WatchLimits(queue_events=100, queue_bytes=10_000_000, timeout_s=60)
-
-
 @asynccontextmanager
-async def at_home(url: str, path: str, limits: WatchLimits = LIMITS) -> AsyncIterator[Home]:
+async def at_home(url: str, path: str) -> AsyncIterator[Home]:
     connection = await Connection.open(ConnectionOptions((url,), path=path))
-    home = Home(connection, limits)
+    home = Home(connection)
     try:
         yield home
         await home.watchers.stop(0)
