@@ -37,8 +37,8 @@ from tests.conftest import (
 
 HEALTHY = {"healthy": True, "message": "serving"}
 STOPPED = b"provider shutdown handled successfully"
-#: Longer than any test: a stop that waited so long would fail.
-STOP_TIMEOUT_MS = "600_000"
+#: Longer than any test: a stop that waited for what is half-open would not end.
+LONG_STOP = {"stop_timeout_ms": "600_000", "half_open_timeout_ms": "600_000"}
 MARKERS = count()
 
 
@@ -249,7 +249,7 @@ async def test_what_nats_does_not_permit_makes_it_unhealthy(
 
 async def test_the_reply_to_the_hosts_request_comes_last(launch: Launch, raw: Client) -> None:
     """A host kills when it has the reply, or after 300 ms, so the provider's own limit of a stop does not count."""
-    provider = launch({"stop_timeout_ms": STOP_TIMEOUT_MS}, link_name="other", log_level="debug")
+    provider = launch(LONG_STOP, link_name="other", log_level="debug")
     for message in (b"", b"{", b"[]", b'{"host_id": 1}', b"{}", stop_request("NANOTHERHOST")):
         await raw.publish(provider.host_subject("other.shutdown"), message, "of.nobody")
     assert await health(raw, provider) == HEALTHY
@@ -309,7 +309,7 @@ async def test_a_signal_waits_for_what_is_in_flight(launch: Launch, raw: Client,
 
 
 async def test_a_signal_ends_what_is_never_answered(launch: Launch, raw: Client) -> None:
-    provider = launch({"stop_timeout_ms": "100"})
+    provider = launch(LONG_STOP | {"stop_timeout_ms": "100"})
     half, _ = await half_a_set(raw, provider)
     provider.signal(signal.SIGTERM)
     assert await half.result() == b""
@@ -320,7 +320,7 @@ async def test_a_signal_ends_what_is_never_answered(launch: Launch, raw: Client)
 async def test_a_second_signal_ends_at_once(
     launch: Launch, raw: Client, first: signal.Signals, second: signal.Signals
 ) -> None:
-    provider = launch({"stop_timeout_ms": STOP_TIMEOUT_MS})
+    provider = launch(LONG_STOP)
     await half_a_set(raw, provider)
     provider.signal(first)
     await in_thread(provider.wait_for, f"{first.name}: stopping")

@@ -59,7 +59,7 @@ class Lattice:
 
 @pytest.fixture
 async def lattice(raw: Client, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lattice:
-    monkeypatch.setattr(lattice_module, "REQUEST_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(lattice_module, "REQUEST_TIMEOUT_S", DEADLINE_S)
     lattice = Lattice(raw, f"lattice-{abs(hash(request.node.name))}")
     await lattice.start()
     return lattice
@@ -102,7 +102,6 @@ async def test_configurations_stand_in_for_their_names(connection: Connection, l
         (["damaged"], "damaged: found 1 bytes that are not JSON"),
         (["a b"], "a b: name: found 'a b', allowed printable tokens"),
         (["n" * 1025], f"{'n' * 64}: name: found 1025 bytes, allowed 1024"),
-        (["silent", "also silent"], "silent: found no answer of the lattice within"),
         ("none", "target_config: found a string, expected an array"),
         ([1], "target_config[0]: found a number, expected a string"),
     ],
@@ -139,6 +138,20 @@ async def test_answers_that_are_none(
     assert [record.getMessage() for record in caplog.records if record.name == "keyvalue_provider.host.lattice"] == (
         [f"the links of the lattice: {warning}"] if warning else []
     )
+
+
+async def test_a_lattice_that_has_become_silent_is_asked_no_more(
+    connection: Connection, lattice: Lattice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lattice.answers = {"link.get": [LINK | {"name": name, "target_config": [name]} for name in ("one", "two")]}
+
+    async def be_impatient() -> None:
+        monkeypatch.setattr(lattice_module, "REQUEST_TIMEOUT_S", 0.05)
+
+    lattice.before_answer = be_impatient
+    for (_, _, name), _, unreadable in await found(connection, lattice):
+        assert unreadable == f"its configuration {name}: found no answer of the lattice within 0.05 s"
+    assert lattice.asked == ["link.get", "config.get.one"]
 
 
 async def test_nobody_answers(connection: Connection) -> None:

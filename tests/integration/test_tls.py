@@ -351,10 +351,8 @@ async def test_a_server_whose_certificate_is_not_accepted_is_passed_over(
         await connection.close()
 
 
-async def test_a_server_that_wants_tls_first_is_not_reached(
-    path: str, new_nats_server: NewServer, authority: Authority
-) -> None:
-    server = new_nats_server(authority.config(more="handshake_first: true, timeout: 0.2"))
-    options = ConnectionOptions((server.url,), path=path, tls=TlsOptions(str(authority.ca)), open_timeout_s=0.6)
+async def test_a_server_that_wants_tls_first_is_not_reached(new_nats_server: NewServer, authority: Authority) -> None:
+    server = new_nats_server(authority.config(more="handshake_first: true, timeout: 0.1"))
+    options = ConnectionOptions((server.url,), tls=TlsOptions(str(authority.ca)), open_timeout_s=1.5)
     with pytest.raises(ConnectError, match="before its INFO: handshake_first is not supported"):
         await Connection.open(options)
