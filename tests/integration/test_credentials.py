@@ -269,9 +269,6 @@ async def test_refused_at_a_reconnect_is_told_once(new_nats_server: NewServer, l
     assert "t0ken-hush" not in log_lines.text
 
 
-# Several servers
-
-
 async def test_a_user_is_one_of_all_urls(new_nats_server: NewServer) -> None:
     server = new_nats_server(user_config("u", ODD))
     means = user("u", ODD)

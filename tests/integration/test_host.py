@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import signal
@@ -33,6 +32,7 @@ from tests.conftest import (
     host_data_line,
     host_environment,
     in_thread,
+    until,
 )
 
 HEALTHY = {"healthy": True, "message": "serving"}
@@ -421,7 +421,11 @@ async def test_a_failed_call_is_logged_with_its_trace(launch: Launch, raw: Clien
 
 async def test_level_and_form_of_the_log_change_with_the_configuration(launch: Launch, raw: Client) -> None:
     provider = launch({"log_level": "error"}, wait=False, log_level="debug")
-    await served(raw, provider)
+
+    async def serves() -> bool:
+        return await (await RawInvocation.begin(raw, provider.subject("get"), b"")).taken()
+
+    await until(serves, "it serves, and its log does not tell")
     assert provider.output == ""
     await tell(raw, provider, "config.update", {"structured_logging": "true"})
     await tell(raw, provider, "linkdefs.put", link_to(provider))
@@ -435,14 +439,3 @@ async def test_level_and_form_of_the_log_change_with_the_configuration(launch: L
     assert await unhealthy(raw, provider) == line.split(" keyvalue_provider: ")[1].split("; what")[0]
     assert provider.stop() == 0
     assert "link deleted" not in provider.output
-
-
-async def served(raw: Client, provider: Provider) -> None:
-    """Return once the provider answers, where its log does not tell."""
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            try:
-                await raw.request(provider.subject("get"), encode_bucket_key(b"b", b"k"), timeout=DEADLINE_S)
-                break
-            except NoRespondersError:
-                assert provider.running

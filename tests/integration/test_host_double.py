@@ -31,13 +31,13 @@ from tests.conftest import (
     until,
 )
 from tests.host_double import Health, HostDouble, Hosted, Link, Secrets, XKey, written
+from tests.integration.test_host import STOPPED
 from tests.nats_configs import Key
 
 # The first test of what is built builds.
 pytestmark = pytest.mark.timeout(300)
 
 SERVING = Health(True, "serving")
-STOPPED = b"provider shutdown handled successfully"
 KEY = "keyvalue"
 #: Lives of providers, and how many at a time: a start takes a third of a second of one processor, and of the executable more.
 CYCLES = 6

@@ -26,7 +26,6 @@ MIB = 1024 * 1024
 MAX_PAYLOAD = MIB
 #: A get result of a value this long is `ok`, `some` and three bytes of length longer.
 RESULT_OVERHEAD = 5
-U64_MAX = 2**64 - 1
 HEADERS: dict[str, Any] = {"source_id": "holdout-component", "link_name": "default"}
 
 
@@ -140,7 +139,7 @@ async def test_pages(launch: Launch, nats_server: NatsServer) -> None:
             cursor = page.cursor
         assert sizes == [10, 10, 5]
         assert found == {key.encode() for key in keys}
-        assert await client.list_keys("b", U64_MAX) == ([], None)
+        assert await client.list_keys("b", 2**64 - 1) == ([], None)
 
 
 # Many
