@@ -17,9 +17,9 @@ from nats.aio.client import Client
 
 from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_error, encode_unit_result
-from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_set
+from keyvalue_transport.keyvalue.store import encode_get_result, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.nats.subjects import invocation_subject, params_subject
+from keyvalue_transport.nats.subjects import params_subject
 from keyvalue_transport.wrpc.errors import NoProviderError
 from keyvalue_transport.wrpc.values import write_length
 from tests.conftest import DEADLINE_S, PATHS, Launch, NatsServer, Provider, RawInvocation, in_thread
@@ -31,19 +31,14 @@ OK = encode_unit_result(None)
 
 
 async def test_a_client_that_is_gone_in_the_middle(
-    client: KeyValueClient, nats_server: NatsServer, bucket: str
+    provider: Provider, client: KeyValueClient, nats_server: NatsServer, bucket: str
 ) -> None:
-    large = bytes(5 * MIB)
+    large, name = bytes(5 * MIB), bucket.encode()
     await client.set(bucket, "large", large)
     for _ in range(5):
         gone = await nats.connect(nats_server.url)
-        name = bucket.encode()
-        await RawInvocation.begin(
-            gone, invocation_subject(client.prefix, STORE, "set"), encode_set(name, b"k", b"v")[:-1]
-        )
-        await RawInvocation.begin(
-            gone, invocation_subject(client.prefix, STORE, "get"), encode_bucket_key(name, b"large")
-        )
+        await RawInvocation.begin(gone, provider.subject("set"), encode_set(name, b"k", b"v")[:-1])
+        await RawInvocation.begin(gone, provider.subject("get"), encode_bucket_key(name, b"large"))
         await gone.close()
     assert await client.get(bucket, "large") == large
     assert await client.exists(bucket, "k") is False

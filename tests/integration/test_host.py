@@ -39,6 +39,7 @@ HEALTHY = {"healthy": True, "message": "serving"}
 STOPPED = b"provider shutdown handled successfully"
 #: Longer than any test: a stop that waited for what is half-open would not end.
 LONG_STOP = {"stop_timeout_ms": "600_000", "half_open_timeout_ms": "600_000"}
+GET = encode_bucket_key(b"b", b"k")
 MARKERS = count()
 
 
@@ -260,7 +261,7 @@ async def test_the_reply_to_the_hosts_request_comes_last(launch: Launch, raw: Cl
     inbox = raw.new_inbox()
     everything = await raw.subscribe(f"{inbox}.>")
     for number in range(200):
-        await raw.publish(provider.subject("get"), encode_bucket_key(b"b", b"k"), f"{inbox}.{number}")
+        await raw.publish(provider.subject("get"), GET, f"{inbox}.{number}")
     for number in range(2):  # both requests are answered
         await raw.publish(provider.host_subject("other.shutdown"), stop_request(), f"{inbox}.stop.{number}")
     results: dict[str, bytes] = {}
@@ -423,7 +424,7 @@ async def test_level_and_form_of_the_log_change_with_the_configuration(launch: L
     provider = launch({"log_level": "error"}, wait=False, log_level="debug")
 
     async def serves() -> bool:
-        return await (await RawInvocation.begin(raw, provider.subject("get"), b"")).taken()
+        return await (await RawInvocation.begin(raw, provider.subject("get"), GET)).taken()
 
     await until(serves, "it serves, and its log does not tell")
     assert provider.output == ""
