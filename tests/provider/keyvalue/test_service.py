@@ -173,7 +173,7 @@ def test_a_reader_of_parameters_need_not_read_more_than_the_store_takes() -> Non
     assert Service(Store()).parameter_limits == ParameterLimits()
 
 
-# Answers that must be waited for. Every function is carried out so over both paths by tests/integration/test_waiting_store.py.
+# Answers that must be waited for. Every function is carried out so over both paths by tests/integration/test_order.py.
 
 
 async def waited(answer: Answer[T]) -> T:
