@@ -194,42 +194,6 @@ async def test_the_bucket_argument(watch: Watch) -> None:
     assert [call.bucket for call in watched.component.calls] == [b"0", b"b", b"7"]
 
 
-async def test_calls_in_flight_are_limited(watch: Watch) -> None:
-    watched = watch()
-    watched.push_all(keys(40))
-    await turn()
-    assert [call.key for call in watched.component.calls] == keys(CALLS_MAX)
-    for _ in range(3):
-        answer(watched.component.unanswered[5])
-        await turn()
-        assert len(watched.component.unanswered) == CALLS_MAX
-    assert [call.key for call in watched.component.calls] == keys(CALLS_MAX + 3)
-    assert watched.counted == (3, 0, 0, 37)
-
-
-async def test_a_slow_key_holds_up_no_other(watch: Watch) -> None:
-    watched = watch()
-    for number in range(3):
-        watched.push(b"slow", b"%d" % number)
-    watched.push(b"other")
-    await turn()
-    slow, other = watched.component.calls
-    assert (slow.value, other.key) == (b"0", b"other")
-    answer(slow)
-    await turn()
-    assert watched.component.calls[-1].value == b"1"
-    assert len(watched.component.unanswered) == 2
-
-
-async def test_keys_of_different_buckets_do_not_wait_for_each_other(watch: Watch) -> None:
-    watched = watch()
-    watched.delivery.open(None)
-    for bucket in (b"b", b"c"):
-        watched.delivery.queue.push((bucket, b"k", b"v"))
-    await turn()
-    assert [call.bucket for call in watched.component.calls] == [b"b", b"c"]
-
-
 async def test_a_long_backlog_of_one_key_is_passed_in_steps(watch: Watch) -> None:
     watched = watch(queue_events=10 * LOOKS_MAX)
     for number in range(5 * LOOKS_MAX):
@@ -260,37 +224,6 @@ async def test_a_call_that_failed_is_not_repeated(watch: Watch, error: Exception
 
 
 # Bounds
-
-
-async def test_overflow_drops_the_oldest(watch: Watch) -> None:
-    watched = watch(queue_events=20)
-    watched.push_all(keys(20))
-    await turn()
-    assert watched.counted == (0, 0, 0, 20)
-    for number in range(100, 106):  # 16 in flight, 4 wait
-        watched.push(b"key %d" % number)
-    assert watched.counted == (0, 0, 6, 20)
-    watched.component.answers = [None]
-    for call in watched.component.unanswered:
-        answer(call)
-    await turn()
-    told = [call.key for call in watched.component.calls]
-    assert told == [*keys(16), *(b"key %d" % number for number in range(102, 106))]
-    assert watched.counted == (20, 0, 6, 0)
-
-
-async def test_a_queue_full_of_calls_in_flight_drops_what_is_new(watch: Watch) -> None:
-    watched = watch(queue_events=2)
-    watched.push_all(keys(2))
-    await turn()
-    watched.push(b"new")
-    await turn()
-    assert watched.counted == (0, 0, 1, 2)
-    answer(watched.component.calls[0])
-    await turn()
-    watched.push(b"newer")
-    await turn()
-    assert watched.component.calls[-1].key == b"newer"
 
 
 @pytest.mark.parametrize("queue_events", [50, 100_000])
@@ -515,27 +448,6 @@ async def test_a_closed_watcher_drops_what_waits_and_ends_with_its_last_call(wat
     assert watched.ends == 1
     assert watched.counted == (16, 0, 4, 0)
     assert len(watched.component.calls) == 16
-
-
-async def test_an_idle_watcher_ends_at_once(watch: Watch) -> None:
-    watched = watch()
-    watched.delivery.close()
-    assert watched.ends == 1
-
-
-async def test_a_closed_watcher_that_is_opened_keeps_the_order_of_a_key(watch: Watch) -> None:
-    watched = watch()
-    watched.push(b"k", b"before")
-    await turn()
-    watched.delivery.close()
-    watched.delivery.open(b"0")
-    watched.push(b"k", b"after")
-    await turn()
-    assert len(watched.component.calls) == 1
-    answer(watched.component.calls[0])
-    await turn()
-    assert [call.value for call in watched.component.calls] == [b"before", b"after"]
-    assert watched.ends == 0
 
 
 @pytest.mark.parametrize("error", [None, ABSENT])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -195,31 +194,6 @@ def changes_told(text: str, *changes: Change) -> list[Change]:
     return told.changes()
 
 
-CHANGES = [
-    (bucket, key, value)
-    for bucket, key, value in product((b"a", b"b"), (b"k", b"k1", b"other", b""), (b"value", b"", None))
-]
-
-
-@pytest.mark.parametrize(
-    ("text", "fits"),
-    [
-        ("SET@k", lambda bucket, key, value: key == b"k" and value is not None),
-        ("DEL@k", lambda bucket, key, value: key == b"k" and value is None),
-        ("SET@k*", lambda bucket, key, value: key[:1] == b"k" and value is not None),
-        ("DEL@*", lambda bucket, key, value: value is None),
-        ("SET@*,DEL@*", lambda bucket, key, value: True),
-        ("SET@a/*", lambda bucket, key, value: bucket == b"a" and value is not None),
-        ("DEL@b/k", lambda bucket, key, value: (bucket, key, value) == (b"b", b"k", None)),
-        ("SET@a/k,SET@k1", lambda bucket, key, value: (key == b"k1" or (bucket, key) == (b"a", b"k")) and value is not None),
-        ("SET@k,SET@k*,SET@a/*,SET@a/k", lambda bucket, key, value: (key[:1] == b"k" or bucket == b"a") and value is not None),
-        ("SET@absent", lambda bucket, key, value: False),
-    ],
-)  # fmt: skip
-def test_what_a_watcher_is_told_of(text: str, fits: Callable[[bytes, bytes, bytes | None], bool]) -> None:
-    assert changes_told(text, *CHANGES) == [change for change in CHANGES if fits(*change)]
-
-
 def test_nothing_is_computed_where_nobody_watches() -> None:
     assert observers([]) is None
     assert observer_of({Told(): "SET@a/*", Told(): "DEL@b/k"}, b"c") is None
@@ -341,15 +315,3 @@ def test_expiry_is_a_deletion_and_to_persist_is_no_event(watched: tuple[Told, Ob
     assert told.changes() == [(b"b", b"written", None), (b"b", b"written", b"again")]
     store.sweep()
     assert told.changes() == [(b"b", b"swept", None)]
-
-
-def test_who_watches_no_more_is_told_no_more(watched: tuple[Told, ObserverOf]) -> None:
-    told, observer_of = watched
-    store = Store()
-    bucket = store.bucket(b"b")
-    bucket.set(b"before", b"")
-    store.observe(observer_of)
-    bucket.set(b"k", b"")
-    store.observe(None)
-    bucket.set(b"after", b"")
-    assert told.changes() == [(b"b", b"k", b"")]
