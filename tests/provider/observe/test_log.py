@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -33,17 +32,6 @@ def raised() -> ZeroDivisionError:
     except ZeroDivisionError as error:
         return error
     raise AssertionError
-
-
-@pytest.fixture
-def root() -> Iterator[logging.Logger]:
-    """The root logger, as it was afterwards."""
-    root, asyncio_log = logging.getLogger(), logging.getLogger("asyncio")
-    handlers, level, asyncio_level = root.handlers[:], root.level, asyncio_log.level
-    yield root
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    asyncio_log.setLevel(asyncio_level)
 
 
 def test_a_plain_line() -> None:
