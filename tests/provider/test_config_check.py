@@ -102,10 +102,10 @@ def test_check_of_host_data(check: Check) -> None:
     }
     code, output = check(host_data=host_data)
     assert code == 2
-    command = [PROVIDER, "config", "check", "--host-data", "-"]
     ended = subprocess.run(
-        command, input=encoded(host_data), env=host_environment(), capture_output=True, timeout=DEADLINE_S
-    )
+        [PROVIDER, "config", "check", "--host-data", "-"],
+        input=encoded(host_data), env=host_environment(), capture_output=True, timeout=DEADLINE_S,
+    )  # fmt: skip
     assert (ended.returncode, ended.stdout.decode(), ended.stderr) == (2, output, b""), "a process says the same"
     shown = rows(output)
     assert shown["page_keys"] == ("7", "config")

@@ -144,26 +144,20 @@ def test_every_change_is_counted_and_nothing_else() -> None:
     assert link is not None
     assert links.find("component", "default") == link
     assert changed()
-    assert delete_json(links, payload(name="second")) is None
+    assert delete_json(links, payload(name="second")) is delete_json(links, payload(target="another")) is None
     assert not changed()
-    for wrong in (payload(target="another"), b"{", payload(source_id=1)):
-        with pytest.raises(FieldError):
+    of_others = "found a link from component to another, expected kv as one of them"
+    for wrong, message in ((payload(target="another"), of_others), (b"{", "JSON"), (payload(source_id=1), "source_id")):
+        with pytest.raises(FieldError, match=message):
             links.put_json(wrong)
         assert not changed()
+    assert links.unusable == []
     with pytest.raises(FieldError):
         links.put_json(payload(target_config={"bucket": 1}))
     assert changed(), "what it replaced no longer holds"
     assert delete_json(links, payload()) == link.key
     assert changed()
     assert len(links) == 0
-
-
-def test_links_of_others_are_not_kept() -> None:
-    links = Links(KEY)
-    with pytest.raises(FieldError, match=r"^found a link from component to another, expected kv as one of them$"):
-        links.put_json(payload(target="another"))
-    assert delete_json(links, payload(target="another")) is None
-    assert (len(links), links.unusable) == (0, [])
 
 
 @pytest.mark.parametrize("wrong", [b"", b"{", b"\xff", b"hush", b"[" * 100_000])

@@ -1,17 +1,13 @@
-"""Handles: how buckets are used under a link's options, quotas, and calls that a change of links overtakes. A real service over a real store."""
+"""Handles: buckets under a link's options, quotas, and calls that a change of links overtakes. A real service over a real store."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle, islice
-from threading import Event
+from collections.abc import Callable
 
 import pytest
 
 from keyvalue_provider.keyvalue.handles import HANDLES_MAX
-from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, NoSuchStoreError, OtherError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 from tests.provider.keyvalue.scene import (
     CALLS,
@@ -23,16 +19,6 @@ from tests.provider.keyvalue.scene import (
     Scene,
     at_once,
 )
-
-
-@pytest.fixture
-def hasty_threads() -> Iterator[None]:
-    """Let threads take turns as often as the interpreter allows."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
 
 # Which are kept
 
@@ -200,30 +186,6 @@ def test_a_quota_counts_what_others_write_and_does_not_bind_them() -> None:
     scene.store.check()
 
 
-def test_a_quota_of_memory() -> None:
-    scene = Scene()
-    scene.put(quota_bytes="1000", bucket_prefix="p-")
-    kv = scene.service
-    kv.set(LINKED, b"a", b"k", bytes(400))
-    message = refused(kv.set, LINKED, b"b", b"k", bytes(500))
-    assert message.startswith("memory in bytes of this link's buckets: found ")
-    assert message.endswith(", allowed 1000")
-    kv.set(LINKED, b"a", b"k", bytes(100))
-    kv.set(LINKED, b"b", b"k", bytes(500))
-    assert refused(kv.set, LINKED, b"b", b"k", bytes(800)).endswith(", allowed 1000")
-    assert len(at_once(kv.get(LINKED, b"b", b"k")) or b"") == 500
-    scene.store.check()
-
-
-def test_a_quota_gives_back_what_expires() -> None:
-    scene = Scene()
-    scene.put(quota_keys="1", ttl_ms="1000")
-    scene.service.set(LINKED, b"b", b"k", b"v")
-    assert refused(scene.service.set, LINKED, b"b", b"new", b"v") == KEYS_MAX.format(2, 1)
-    scene.clock.move_ms(1000)
-    scene.service.set(LINKED, b"b", b"new", b"v")
-
-
 def test_a_changed_link_is_held_to_what_its_buckets_hold() -> None:
     scene = Scene()
     kv = scene.service
@@ -324,57 +286,3 @@ def test_a_call_that_a_change_overtakes_is_carried_out_as_it_was_begun(
     assert outcomes[0] == outcomes[1]
     with pytest.raises((AccessDeniedError, NoSuchStoreError)):
         WRITES["set"](scene.service, LINKED, b"b")
-
-
-#: Definitions that differ in all that one call needs: what a name means, who may write, how long a value may be.
-DEFINITIONS: list[dict[str, str] | None] = [
-    {"bucket": "four", "buckets": "a,b", "value_bytes_max": "4"},
-    {"bucket": "eight", "buckets": "b,c", "value_bytes_max": "8"},
-    {"bucket": "read", "access": "read-only", "value_bytes_max": "16"},
-    {"bucket": "malformed", "access": "neither"},
-    None,
-]
-
-
-def test_no_call_is_answered_by_a_mix_of_two_definitions(hasty_threads: None) -> None:
-    """Threads write while the link changes. A value of 4 bytes fits some definitions, and only into the buckets of those."""
-    scene = Scene(bucket="linkless", value_bytes_max="2")
-    store, kv = scene.store, scene.service
-    stopped = Event()
-
-    def write(name: bytes) -> set[str]:
-        outcomes = set()
-        for size in cycle((2, 4, 8, 16)):
-            for function, value in ((kv.set, (b"k", bytes(size))), (kv.set_many, ({b"k": bytes(size), b"l": b""},))):
-                try:
-                    function(LINKED, name, *value)
-                    outcomes.add("ok")
-                except InterfaceError as error:
-                    outcomes.add(str(error))
-            if stopped.is_set():
-                break
-        return outcomes
-
-    names = (b"a", b"b", b"c")
-    with ThreadPoolExecutor(len(names)) as pool:
-        writers = [pool.submit(write, name) for name in names]
-        try:
-            for definition in islice(cycle(DEFINITIONS), 1000):
-                if definition is None:
-                    scene.delete()
-                else:
-                    scene.put(**definition)
-        finally:
-            stopped.set()
-        of_a, of_b, of_c = (writer.result() for writer in writers)
-    both = {"ok", "access denied", *(f"value in bytes: found {found}, allowed 2" for found in (4, 8, 16))}
-    four = {f"value in bytes: found {found}, allowed 4" for found in (8, 16)}
-    eight = {"value in bytes: found 16, allowed 8"}
-    assert of_a <= both | four | {"no such store"}
-    assert of_b <= both | four | eight
-    assert of_c <= both | eight | {"no such store"}
-    assert {"ok", "access denied"} <= of_a & of_b & of_c
-    for bucket, size in ((b"four", 4), (b"eight", 8), (b"linkless", 2)):
-        assert all(len(value or b"") <= size for value in store.bucket(bucket).get_many([b"k", b"l"])), bucket
-    assert set(store.bucket_names()) <= {b"four", b"eight", b"linkless"}
-    store.check()

@@ -99,27 +99,20 @@ def counts(durations: Durations, function: str) -> dict[int, int]:
     return {index: count for index, count in enumerate(durations.counts[function]) if count}
 
 
-@pytest.mark.parametrize("index", range(len(DURATION_BOUNDS_S)))
-def test_an_upper_bound_belongs_to_its_bucket(index: int) -> None:
-    bound_s = DURATION_BOUNDS_S[index]
-    tallies = store_tallies()
-    durations = Durations(tallies)
-    for duration_s in (bound_s * 0.999, bound_s, bound_s * 1.001):
-        tallies["get"][OK] += 1
-        durations.observe(duration_s)
-    assert counts(durations, "get") == {index: 2, index + 1: 1}
-    assert durations.sums_s["get"] == pytest.approx(3 * bound_s)
-
-
-def test_bounds_ascend_and_the_first_and_last_bucket_take_the_rest() -> None:
+def test_each_duration_belongs_to_one_bucket() -> None:
+    """A bucket has its upper bound. The first and the last take the rest."""
     assert list(DURATION_BOUNDS_S) == sorted(set(DURATION_BOUNDS_S))
     assert (DURATION_BOUNDS_S[0], DURATION_BOUNDS_S[-1]) == (1e-6, 1.0)
-    tallies = store_tallies()
-    durations = Durations(tallies)
-    for duration_s in (0.0, 3600.0):
-        tallies["set"][OK] += 1
+    cases = [(0.0, 0), (3600.0, len(DURATION_BOUNDS_S))]
+    for index, bound_s in enumerate(DURATION_BOUNDS_S):
+        cases += [(bound_s * 0.999, index), (bound_s, index), (bound_s * 1.001, index + 1)]
+    for duration_s, index in cases:
+        tallies = store_tallies()
+        durations = Durations(tallies)
+        tallies["get"][OK] += 1
         durations.observe(duration_s)
-    assert counts(durations, "set") == {0: 1, len(DURATION_BOUNDS_S): 1}
+        assert counts(durations, "get") == {index: 1}, duration_s
+        assert durations.sums_s["get"] == duration_s
 
 
 def test_a_batch_of_several_functions_and_outcomes() -> None:

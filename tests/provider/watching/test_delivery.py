@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from threading import Thread
-from typing import Protocol
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +23,7 @@ from keyvalue_provider.watching.queue import LOOKS_MAX, WatchCounts, WatchLimits
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, decode_on_delete, decode_on_set
 from keyvalue_transport.nats.subjects import invocation_subject
-from keyvalue_transport.wrpc.errors import DisconnectedError, InvocationTimeoutError, NoProviderError
+from keyvalue_transport.wrpc.errors import InvocationTimeoutError, NoProviderError
 from tests.conftest import DEADLINE_S
 
 PREFIX = "default.component"
@@ -146,10 +145,8 @@ class Watched:
         return self.counts.delivered, self.counts.failed, self.counts.dropped, self.delivery.queue_length
 
 
-class Watch(Protocol):
-    """Makes deliveries, and closes them."""
-
-    def __call__(self, queue_events: int = 1000, queue_bytes: int = 1_000_000) -> Watched: ...
+#: Makes deliveries, and closes them.
+Watch = Callable[..., Watched]
 
 
 @pytest.fixture
@@ -176,21 +173,6 @@ def keys(count: int) -> list[bytes]:
     return [b"key %d" % number for number in range(count)]
 
 
-async def test_a_write_and_a_deletion(watch: Watch) -> None:
-    watched = watch()
-    watched.push(b"k", b"value")
-    watched.push(b"d", None)
-    written, deleted = await watched.component.called(2)
-    assert (written.bucket, written.key, written.value) == (b"b", b"k", b"value")
-    assert (deleted.bucket, deleted.key, deleted.value) == (b"b", b"d", None)
-    answer(written)
-    await turn()
-    assert watched.counted == (1, 0, 0, 1)
-    answer(deleted)
-    await turn()
-    assert watched.counted == (2, 0, 0, 0)
-
-
 async def test_the_bucket_argument(watch: Watch) -> None:
     watched = watch()
     for argument in (b"0", None, b"7"):
@@ -212,21 +194,6 @@ async def test_a_long_backlog_of_one_key_is_passed_in_steps(watch: Watch) -> Non
     answer(first)
     calls = await watched.component.called(5 * LOOKS_MAX + 1)
     assert [call.value for call in calls if call.key == b"slow"] == [b"%d" % n for n in range(5 * LOOKS_MAX)]
-
-
-@pytest.mark.parametrize("error", [InvocationTimeoutError("no result"), DisconnectedError("not sent"), ABSENT])
-async def test_a_call_that_failed_is_not_repeated(watch: Watch, error: Exception) -> None:
-    watched = watch()
-    watched.push(b"k", b"1")
-    watched.push(b"k", b"2")
-    await turn()
-    answer(watched.component.calls[0], error)
-    _, second = await watched.component.called(2)
-    assert second.value == b"2"
-    answer(second)
-    await turn()
-    assert watched.counted == (1, 1, 0, 0)
-    assert len(watched.component.calls) == 2
 
 
 # Threads
@@ -261,11 +228,11 @@ steps = st.one_of(
 
 
 class Model:
-    """What a watcher does, told slowly: a list of what waits, and one of what is in flight. Keys, and values that are all different."""
+    """The same, told slowly: a list of the events that wait, and one of the keys in flight. Values are all different; some events are deletions."""
 
     def __init__(self, events_max: int) -> None:
         self.watched = Watched(events_max)
-        self.waiting: list[tuple[bytes, bytes]] = []
+        self.waiting: list[tuple[bytes, bytes | None]] = []
         self.in_flight: list[bytes] = []
         self.calls_seen = 0
         self.counts: Counter[str] = Counter()
@@ -273,7 +240,8 @@ class Model:
         self.ends = 0  # times that it was closed with nothing in flight, or that its last call ended then
 
     def push(self, number: int) -> None:
-        event = b"key %d" % number, b"%d" % self.watched.pushed
+        pushed = self.watched.pushed
+        event = b"key %d" % number, None if pushed % 4 == 3 else b"%d" % pushed
         self.watched.push(*event)
         if self.is_closed:
             self.watched.pushed -= 1
@@ -293,13 +261,14 @@ class Model:
 
     def open(self) -> None:
         self.is_closed = False
-        self.watched.delivery.open(b"0")
+        self.watched.delivery.open(None)
 
     async def turn(self) -> None:
         """Let calls begin, and look at those that did."""
         await turn()
         for call in self.watched.component.calls[self.calls_seen :]:
-            assert call.key not in self.in_flight
+            assert call.bucket == b"b"
+            assert call.key not in self.in_flight, "one call of a key at a time, and none is repeated"
             event = next(event for event in self.waiting if event[0] == call.key)
             assert event[1] == call.value, "the oldest of its key"
             self.waiting.remove(event)

@@ -1,4 +1,4 @@
-"""A watcher's queue: order, places, what is dropped and counted, who is woken; with one thread and with several."""
+"""A watcher's queue: order, places, dropped events, and waking the taker; with one thread and with several."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Queue:
         return event
 
     def take_all(self) -> list[Event]:
-        """All that can be taken while nothing ends."""
+        """Take all that can be taken while nothing ends."""
         return [event for event in iter(self.take, None) if event is not None]
 
     def end(self, event: Event) -> None:
@@ -55,7 +55,7 @@ class Queue:
         self.check()
 
     def drain(self) -> list[Event]:
-        """All that is left, each ended before the next is taken."""
+        """Take the rest, and end each event before the next is taken."""
         events = []
         for event in self.taken.copy():
             self.end(event)
@@ -155,24 +155,6 @@ def test_a_large_queue_drops_some_at_a_time() -> None:
     queue.push(*keys(1000, 1010))
     assert queue.counts.dropped == 11
     assert keys_of(queue.take_all()) == [*keys(11, 640), b"one more", *keys(1000, 1010)]
-
-
-PLACE = 1000
-
-
-def of_places(places: int) -> bytes:
-    """The value that makes an event of key `k` just so large."""
-    return bytes(places * PLACE - EVENT_BYTES - 1)
-
-
-@pytest.mark.parametrize(("value", "fit"), [(of_places(1), 10), (of_places(1) + b"!", 5), (of_places(2), 5), (b"", 10)])
-def test_a_large_event_takes_more_places(value: bytes, fit: int) -> None:
-    queue = Queue(queue_events=10, queue_bytes=10 * PLACE)
-    for number in range(12):
-        queue.queue.push((b"%d" % number, b"k", value))
-        queue.check()
-    assert queue.counts.dropped == 12 - fit
-    assert [int(bucket) for bucket, _, _ in queue.take_all()] == list(range(12 - fit, 12))
 
 
 def test_keys_and_values_do_not_show() -> None:
