@@ -1,4 +1,4 @@
-"""The engine: a sharded, lock-striped key-value store in memory, with ordered keys and cursors that need no state.
+"""The engine: an in-memory key-value store with shards, lock striping, ordered keys and stateless cursors.
 
 >>> from keyvalue_engine import Store
 >>> bucket = Store().bucket(b"b")
@@ -6,8 +6,9 @@
 >>> bucket.get(b"k")
 b'v'
 
-Synchronous and thread-safe; knows nothing of asyncio, NATS, wRPC, metrics or wasmCloud. Start reading at `keyvalue_engine.store`, whose header
-explains the order of keys and the cursor, then `tables`, `table`, `shard`. `changes` says what an observer is told.
+It is synchronous and thread-safe. It knows nothing of asyncio, NATS, wRPC, metrics or wasmCloud. Start reading at
+`keyvalue_engine.store`, which explains the order of keys and the cursor. Then read `tables`, `table` and `shard`.
+`changes` describes what an observer gets.
 """
 
 from keyvalue_engine.bucket import Bucket, Page

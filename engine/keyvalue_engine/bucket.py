@@ -1,4 +1,4 @@
-"""Own the handle through which a bucket is used, and the page. `keyvalue_engine.store` says what cursors promise."""
+"""The handle of a bucket, and a page of its keys. `keyvalue_engine.store` explains the cursor."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ NS_PER_MS = 1_000_000
 
 
 class Page(NamedTuple):
-    """Keys in the bucket's order, and the cursor of the next page (None: no key is left)."""
+    """Keys in the bucket's order, and the cursor of the next page, or None after the last page."""
 
     keys: list[bytes]
     cursor: int | None
 
 
 class Bucket:
-    """A handle for one bucket of a store: cheap, stateless, and valid for ever, also while the bucket does not exist.
+    """A handle for one bucket of a store. It is cheap, has no state, and stays valid while the bucket does not exist.
 
-    Reading a bucket that was never written is reading an empty one, unless the store is strict about buckets: then `get`, `exists` and
-    `delete` raise `NoSuchBucketError`.
+    A bucket that was never written reads as empty. With `strict_buckets`, `get`, `exists` and `delete` raise
+    `NoSuchBucketError` instead.
     """
 
     __slots__ = (
@@ -67,7 +67,7 @@ class Bucket:
         self._is_strict = of_store.strict_buckets if options.strict_buckets is None else options.strict_buckets
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of a key, or None. O(1), takes no lock: see `keyvalue_engine.table.Table.read`.
+        """Return the value of a key, or None. O(1), takes no lock; `keyvalue_engine.table.Table.read` explains why.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -77,16 +77,16 @@ class Bucket:
             return None
         shift, shards = table.ring
         entry = shards[self._hash(key, self._seed) >> shift].entries.get(key)
-        if not self._expiry.was_used or entry.__class__ is not tuple:  # to ask for the class alone costs 15 ns more
-            return entry  # type: ignore[return-value]  # mypy does not know that it is no tuple
+        if not self._expiry.was_used or entry.__class__ is not tuple:  # testing only the class costs 15 ns more
+            return entry  # type: ignore[return-value]  # mypy does not see that this is not a tuple
         value, deadline_ns = entry
         now_ns = self._expiry.clock()
         return value if deadline_ns > now_ns else table.read(key, now_ns)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of keys, in their order, None for each that is not there.
+        """Return the values of keys, in the order of the keys, with None for each missing key.
 
-        Sees all of a `set_many` or nothing, also where it expires meanwhile.
+        It sees either all of a `set_many` or none of it, even if the keys expire during the call.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -104,15 +104,15 @@ class Bucket:
         return self.get(key) is not None
 
     def set(self, key: bytes, value: bytes, ttl_ms: int | None = None) -> None:
-        """Store a value. O(1); now and then a shard is split, which moves at most `shard_keys_max` keys.
+        """Store a value. O(1), except when it splits a shard, which moves about `shard_keys_max` keys.
 
         >>> from keyvalue_engine import Store, StoreOptions
         >>> Store(StoreOptions(value_bytes_max=3)).bucket(b"b").set(b"k", b"long")
         Traceback (most recent call last):
         keyvalue_engine.errors.LimitError: value is 4 bytes; the limit is 3 (value_bytes_max)
 
-        :param ttl_ms: milliseconds after which the key is gone; None: what the handle's options say, or never
-        :raises LimitError: key, value, the store or the quota would pass a limit, though expired keys were removed; the store is as before
+        :param ttl_ms: milliseconds until the key expires; None uses the handle's options
+        :raises LimitError: the key or value is too long, or there is no room even after removing expired keys
         """
         if len(key) > self._key_bytes_max:
             raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
@@ -120,13 +120,13 @@ class Bucket:
             raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
         ttl_ns = self._ttl_ns if ttl_ms is None else _ns_of(ttl_ms)
         table = self._by_name.get(self.name)
-        if table is not None:  # the common case in few steps; pays: bench engine overwrite
+        if table is not None:  # the common case, inlined; pays: bench engine overwrite
             shift, shards = table.ring
             shard = shards[self._hash(key, self._seed) >> shift]
             try:
                 keys = shard.set(key, value, self._quota, ttl_ns)
             except FullError:
-                keys = 0  # there may be room to be found
+                keys = 0  # `_set` may find room
             if keys:
                 if keys > self._shard_keys_max:
                     table.split(shard)
@@ -134,7 +134,7 @@ class Bucket:
         self._set(key, value, ttl_ns)
 
     def _set(self, key: bytes, value: bytes, ttl_ns: int) -> None:
-        """`set`, in the general case: there is no table yet, the shard is retired, or room must be found."""
+        """Store a value when there is no table yet, the shard is retired, or the store is full."""
 
         def put(table: Table) -> int | None:
             shard = table.shard_of(key)
@@ -146,9 +146,11 @@ class Bucket:
         self._write(put)
 
     def set_many(self, entries: Mapping[bytes, bytes]) -> None:
-        """Store all of these, or nothing. O(keys). `get_many` sees either all of it or none. Separate gets may see a mix.
+        """Store all entries or none. O(keys).
 
-        :raises LimitError: as `set`; nothing is stored
+        `get_many` sees either all of them or none. Separate gets may see a mix.
+
+        :raises LimitError: as in `set`
         """
         for key, value in entries.items():
             if len(key) > self._key_bytes_max:
@@ -159,29 +161,30 @@ class Bucket:
             self._write(lambda table: table.set_many(entries, self._quota, self._ttl_ns) or None)
 
     def increment(self, key: bytes, delta: int) -> int:
-        """Add to a counter, and return the sum. A counter is the decimal text of a number; a key that is not there counts as 0. O(1).
+        """Add to a counter, and return the sum. O(1).
 
-        The key's deadline stays as it is, unless the handle's options give it one.
+        A counter is the decimal text of a number. A missing key counts as 0. The key keeps its deadline, unless the
+        handle's options set a new one.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store().bucket(b"b")
         >>> bucket.increment(b"n", 2), bucket.increment(b"n", 3), bucket.get(b"n")
         (2, 5, b'5')
 
-        :raises CounterError: the value is no such text, or the sum would not be below 2**64; the value is as before
-        :raises LimitError: as `set`
+        :raises CounterError: the value is not a counter, or the sum is below 0 or at least 2**64
+        :raises LimitError: as in `set`
         """
         if len(key) > self._key_bytes_max:
             raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
 
         table = self._by_name.get(self.name)
-        if table is not None:  # `_add`, written out; pays: bench end-to-end increment
+        if table is not None:  # `_add`, inlined; pays: bench end-to-end increment
             shift, shards = table.ring
             shard = shards[self._hash(key, self._seed) >> shift]
             try:
                 total = shard.increment(key, delta, self._value_bytes_max, self._quota, self._ttl_ns)
             except StoreError:
-                total = None  # `_write` finds room, or raises it again
+                total = None  # `_write` makes room, or raises the error again
             if total is not None:
                 if len(shard.entries) > self._shard_keys_max:
                     table.split(shard)
@@ -196,7 +199,10 @@ class Bucket:
         return total
 
     def _write(self, write: Callable[[Table], T | None]) -> T:
-        """Write to the bucket's table, which is made if there is none; `write` returns None where a shard or the table is retired."""
+        """Write to the bucket's table, and create it if it is missing.
+
+        `write` returns None if a shard or the table is retired. It is then called again.
+        """
         table = self._by_name.get(self.name)
         while True:
             try:
@@ -207,14 +213,16 @@ class Bucket:
             except StoreError as error:
                 if isinstance(error, FullError) and self._tables.find_room(error):
                     continue
-                self._tables.free_if_empty(self.name)  # its last key may be one that was found to have expired
+                self._tables.free_if_empty(self.name)  # the write may have removed an expired last key
                 raise
             if written is not None:
                 return written
             table = self._tables.settled(self.name)
 
     def delete(self, key: bytes) -> bool:
-        """Remove a key. Return True if it was there. O(1), and O(shards) when a shard's last key goes. The last key takes the bucket with it.
+        """Remove a key. Return True if it existed. Removing the last key frees the bucket.
+
+        O(1), and O(shards) if it was the last key of its shard.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -233,7 +241,7 @@ class Bucket:
         return False
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
-        """Remove keys. Return the number that were there. O(keys).
+        """Remove keys. Return how many of them existed. O(keys).
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -249,7 +257,9 @@ class Bucket:
         return 0
 
     def ttl_ms(self, key: bytes) -> int | None:
-        """Return the milliseconds until a key expires, at least 1; None where it has no deadline, or is not there. O(1), takes no lock.
+        """Return the milliseconds until a key expires, at least 1. Return None if it is missing or has no deadline.
+
+        O(1), takes no lock.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store(clock=lambda: 0).bucket(b"b")
@@ -267,7 +277,7 @@ class Bucket:
         return -((now_ns - entry[1]) // NS_PER_MS)
 
     def persist(self, key: bytes) -> bool:
-        """Take a key's deadline away. Return True if it had one. O(1)."""
+        """Remove a key's deadline. Return True if it had one. O(1)."""
         table = self._by_name.get(self.name)
         while table is not None:
             shard = table.shard_of(key)
@@ -280,15 +290,16 @@ class Bucket:
         return False
 
     def _tidy(self, table: Table) -> None:
-        """Free a table that has no key left."""
+        """Free the table if it is empty."""
         if table.looks_empty():
             self._tables.free_if_empty(self.name)
 
     def page(self, cursor: int | None = None, keys_max: int | None = None) -> Page:
-        """Return the keys from `cursor` on (None: from the beginning), at most `keys_max` (default: `page_keys_max` of the handle or the store).
+        """Return a page of keys, from `cursor` on, or from the beginning.
 
-        A page holds fewer keys where it would pass `page_bytes_max`, and at least one if any is left. Never raises
-        `NoSuchBucketError`. O(changes since the last page + log n + page), and the sort of a shard that never had a page.
+        A page ends before it would pass `keys_max` or `page_bytes_max`, but it holds at least one key if any is left.
+        A missing bucket gives an empty page, even with `strict_buckets`. O(changes since the last page + log n +
+        page), plus a sort for each shard that has no order yet.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store().bucket(b"b")
@@ -299,7 +310,8 @@ class Bucket:
         >>> sorted(first.keys + second.keys), second.cursor
         ([b'x', b'y', b'z'], None)
 
-        :raises CrowdedPositionError: more keys stand at one position than a page may hold
+        :param keys_max: None uses `page_keys_max` of the handle or the store
+        :raises CrowdedPositionError: one position has more keys than a page can hold
         """
         if cursor is not None and not 0 <= cursor <= CURSOR_MAX:
             raise ValueError(f"cursor: found {cursor}, allowed 0 to 2**64 - 1")
@@ -316,7 +328,9 @@ class Bucket:
         return page
 
     def keys(self) -> Iterator[bytes]:
-        """Yield all keys, in the bucket's order, page by page: each that is there for the whole walk exactly once.
+        """Yield all keys in the bucket's order, page by page.
+
+        A key that exists during the whole walk comes exactly once.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store().bucket(b"b")
@@ -333,7 +347,7 @@ class Bucket:
                 return
 
     def __len__(self) -> int:
-        """Return the number of keys in this bucket: exact when no write is under way. O(shards)."""
+        """Return the number of keys in this bucket. It is exact if no write is in progress. O(shards)."""
         table = self._by_name.get(self.name)
         return 0 if table is None else len(table)
 

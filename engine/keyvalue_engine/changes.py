@@ -1,4 +1,4 @@
-"""Own the shape of a change, as an observer is told of it."""
+"""The changes that a store reports to observers."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from keyvalue_engine.entry import Entry
 
 __all__ = ["DELETE", "EXPIRE", "PERSIST", "SET", "Change", "Observer", "ObserverOf"]
 
-#: The kind of a change. Plain ints: an enum's members cost more to compare, and every watched write compares one.
+#: The kind of a change. These are plain ints, because every watched write compares one, and an enum is slower.
 Change: TypeAlias = int
-#: The key got a value, and the deadline that comes with it or none: by set, set_many or increment.
+#: The key was written by set, set_many or increment, with or without a deadline.
 SET = 0
-#: The key's deadline was taken away; its value is as before.
+#: The key's deadline was removed. Its value is unchanged.
 PERSIST = 1
 #: The key was deleted.
 DELETE = 2
 #: The key was removed because its deadline had passed.
 EXPIRE = 3
 
-#: Told of a change in a bucket: observer(change, bucket, key, entry).
+#: A function that the store calls for each change in a bucket: observer(change, bucket, key, entry).
 #:
-#: `entry` is what the key now holds: its value (bytes), or a tuple of its value and its deadline. It is None after DELETE and EXPIRE, and
-#: never a tuple after PERSIST. The deadline is in nanoseconds of the store's clock (`Store(clock=...)`; by default
-#: `time.monotonic_ns`, which means nothing in another process).
+#: `entry` is what the key now holds: its value (bytes), or a tuple of its value and its deadline. It is None after
+#: DELETE and EXPIRE, and never a tuple after PERSIST. The deadline is in nanoseconds of the store's clock
+#: (`Store(clock=...)`). The default clock, `time.monotonic_ns`, has no meaning in another process.
 #:
-#: Called once for each change, after the change, in the thread that made it, under the stripe of the key's shard. So changes of one key come
-#: in their order; those of different keys may come at the same time, from several threads. It must not block, raise, or use the store.
-#: An expired key is told of when it is removed, which may be long after its deadline, but before the key's next change.
-#: Nothing is told of what a split moves, or of a write that was refused.
+#: The call comes once, after the change, in the thread that made the change, under the stripe of the key's shard. So
+#: changes of one key come in order. Changes of different keys may come at the same time from several threads. An
+#: observer must not block, raise, or use the store.
+#:
+#: An expired key is reported when it is removed. That may be long after its deadline, but before the key's next
+#: change. Keys that a split moves and writes that were refused are not reported.
 Observer: TypeAlias = Callable[[Change, bytes, bytes, Entry | None], None]
 
 #: Returns the observer of the bucket of this name, or None for no observer.

@@ -1,4 +1,4 @@
-"""Own the types between a table and its shards: what shards share, and a copy of one."""
+"""The types that a table and its shards exchange: what shards share, and a copy of a shard."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Context", "Copy"]
 
 
 class Context(NamedTuple):
-    """What all shards of a bucket share. It is never changed.
+    """The parts that all shards of a bucket share. They never change.
 
-    :ivar position_of: `hash_function` with the seed; batches call that itself, which is cheaper
+    :ivar position_of: `hash_function` with the seed; batches call `hash_function` directly, which is cheaper
     """
 
     position_of: Callable[[bytes], int]
@@ -26,7 +26,7 @@ class Context(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """Keys of a shard with what they hold, as of one moment, and the end of its arc."""
+    """The entries of a shard at one moment, and the end of its arc."""
 
     entries: list[tuple[bytes, Entry]]
     end: int

@@ -1,4 +1,4 @@
-"""Own counters: values that are the decimal text of a number below 2**64."""
+"""Counters: values that are the decimal text of a number below 2**64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["COUNTER_MAX", "counter_sum"]
 
 COUNTER_MAX = 2**64 - 1
 DIGITS_MAX = 20
-#: Bytes that are shown of a value that is not a counter.
+#: Bytes that an error shows of a value that is not a counter.
 SHOWN_MAX = 32
 
 
@@ -18,13 +18,13 @@ def counter_sum(value: bytes, delta: int) -> int:
     >>> counter_sum(b"41", 1)
     42
 
-    :raises CounterError: the value is no such text, or the sum would not be below 2**64
+    :raises CounterError: the value is not a counter, or the sum is below 0 or at least 2**64
     """
     if not (len(value) <= DIGITS_MAX and value.isdigit()):
         shown = repr(value[:SHOWN_MAX])[1:] + ("..." if len(value) > SHOWN_MAX else "")
-        raise CounterError(f"value: found {shown}, allowed a decimal number from 0 to {COUNTER_MAX}")
+        raise CounterError(f"the value {shown} is not a decimal number from 0 to {COUNTER_MAX}")
     number = int(value)
     total = number + delta
     if not 0 <= total <= COUNTER_MAX:
-        raise CounterError(f"counter: found {number} + {delta}, allowed a sum up to {COUNTER_MAX}")
+        raise CounterError(f"the sum {number} + {delta} is outside the range 0 to {COUNTER_MAX}")
     return total

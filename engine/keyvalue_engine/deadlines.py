@@ -1,8 +1,8 @@
-"""Own the deadlines of one shard's keys: how many there are, and which are due.
+"""The deadlines of one shard's keys: how many there are, and which keys are due.
 
-A deadline stands in the shard's entries beside its value, where readers find it; a heap says what is due, at the price of O(log n) for a
-key that gets its first deadline. A key whose deadline moves later keeps its place in the heap, and is put in again when that place comes
-up. So a key that is written again and again stands there once, and at most half of the heap is out of date.
+A deadline is stored beside the value, where readers find it. A heap finds the keys that are due. Adding a key's first
+deadline to it takes O(log n). If a deadline moves to a later time, the heap keeps the old item, and corrects it when
+it comes up. So a key that is written again and again has one item, and at most half of the items are stale.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from keyvalue_engine.entry import Entry
 
 __all__ = ["Deadlines"]
 
-#: The heap is made anew when it has more places than this, and more than two a deadline.
+#: The heap is rebuilt when it has more items than this, and more than two for each deadline.
 HEAP_MIN = 64
 
 
 class Deadlines:
-    """How many keys of a shard have deadlines, and what is due. Protected by the shard's stripe.
+    """The deadlines of a shard. The shard's stripe protects them.
 
-    :param entries: the shard's, which are changed first: what they say is the deadline of a key
+    :param entries: the shard's entries; they change first and hold the current deadline of each key
     """
 
     __slots__ = ("_entries", "_heap", "count", "looks")
 
     def __init__(self, entries: dict[bytes, Entry]) -> None:
         self.count = 0
-        #: Places of the heap that were out of date and looked at, so far.
+        #: Stale items of the heap that were looked at so far.
         self.looks = 0
         self._entries = entries
         self._heap: list[tuple[int, bytes]] = []
 
     def of(self, key: bytes) -> int | None:
-        """The deadline of a key, if it has one."""
+        """Return the deadline of a key, or None."""
         entry = self._entries.get(key)
         return entry[1] if isinstance(entry, tuple) else None
 
     def put(self, key: bytes, deadline_ns: int, before_ns: int | None) -> None:
-        """A key got a deadline, in place of another one or none."""
+        """Note a key's new deadline, and the one that it replaces, if any."""
         if before_ns is None:
             self.count += 1
         elif before_ns <= deadline_ns:
@@ -47,7 +47,7 @@ class Deadlines:
         self._tidy()
 
     def drop(self) -> None:
-        """A key has none any more."""
+        """Note that a key lost its deadline."""
         self.count -= 1
         self._tidy()
 
@@ -58,7 +58,10 @@ class Deadlines:
             heapify(self._heap)
 
     def next_due(self, now_ns: int, looks_max: int = 2**63) -> bytes | None:
-        """A key whose time is over; None if there is none, or so many places were out of date. It is to be removed next."""
+        """Return an expired key, which the caller must remove next.
+
+        Return None if no key has expired, or after `looks_max` looks at stale items.
+        """
         heap = self._heap
         looks_end = self.looks + looks_max
         while heap and heap[0][0] <= now_ns and self.looks < looks_end:
@@ -75,7 +78,7 @@ class Deadlines:
         return None
 
     def check(self) -> None:
-        """Assert that every deadline is counted, and has a place in the heap that is not too late. O(n)."""
+        """Assert that every deadline is counted, and has an item in the heap that is not too late. O(n)."""
         deadlines_ns = {key: entry[1] for key, entry in self._entries.items() if isinstance(entry, tuple)}
         assert self.count == len(deadlines_ns)
         earliest: dict[bytes, int] = {}

@@ -1,6 +1,7 @@
-"""Own the typed errors of the store.
+"""The typed errors of the store.
 
-Each leaves the store as it was. Messages say what was found and what is allowed. They never show a value, except one that should be a counter.
+A call that raises one of them leaves the store unchanged. A message gives the limit and what the call needs. It never
+shows a stored value, except one that should be a counter.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ __all__ = [
 
 
 class StoreError(Exception):
-    """Base of all errors that the engine raises for what its caller asked."""
+    """Base class of the errors that a caller's request can cause."""
 
 
 class Limit(NamedTuple):
-    """A limit, for error texts: what a call would need, with {} for the number, and the option that sets the limit."""
+    """A limit, as error texts name it.
+
+    :ivar need: what the call needs, with {} for the number
+    :ivar option: the option that sets the limit
+    """
 
     need: str
     option: str
@@ -76,33 +81,36 @@ class FullError(LimitError):
 
 
 class CounterError(StoreError):
-    """A value that is no counter was to be incremented, or a counter beyond its largest number."""
+    """An increment failed: the value is not a counter, or the sum does not fit in 64 bits."""
 
 
 class NoSuchBucketError(StoreError):
-    """A bucket that was never written was read, and the store is strict about buckets."""
+    """The bucket was never written, and `strict_buckets` is set."""
 
     def __init__(self, bucket: bytes) -> None:
-        super().__init__(f"no bucket {bucket[:64]!r} was ever written")
+        super().__init__(f"bucket {bucket[:64]!r} was never written, and strict_buckets is set")
         self.bucket = bucket
 
 
 class CrowdedPositionError(StoreError):
-    """Too many keys stand at one position for a page to hold them; a page never parts them.
+    """More keys have the same position than a page can hold. A page never splits them.
 
-    With a 64-bit hash and a secret seed this does not happen by chance.
+    With a 64-bit hash and a secret seed, this does not happen by chance.
     """
 
     def __init__(self, position: int, keys: int, keys_max: int, size_bytes: int, size_bytes_max: int) -> None:
         super().__init__(
-            f"position {position}: found at least {keys} keys of {size_bytes} bytes, "
-            f"allowed {keys_max} keys and {size_bytes_max} bytes"
+            f"position {position} has at least {keys} keys of {size_bytes} bytes; "
+            f"the limit is {keys_max} keys and {size_bytes_max} bytes (a multiple of page_bytes_max)"
         )
         self.position = position
 
 
 class SnapshotError(StoreError):
-    """A snapshot file is damaged or of another format; `offset` is the byte at which the reader gave up."""
+    """A snapshot file is damaged or has another format.
+
+    :ivar offset: the byte at which the reader gave up
+    """
 
     def __init__(self, path: str, offset: int, reason: str) -> None:
         super().__init__(f"{path}: byte {offset}: {reason}")

@@ -1,4 +1,4 @@
-"""Own the list of a store's shards in which keys have deadlines, and the clock of the deadlines."""
+"""The shards of a store that have keys with deadlines, and the clock of the deadlines."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ __all__ = ["Expiry", "Swept"]
 
 
 class Swept(Protocol):
-    """A shard, as a sweep uses it."""
+    """A shard, as a sweep sees it."""
 
     @property
     def bucket_name(self) -> bytes:
-        """Name of the bucket that this is a shard of."""
+        """The name of the shard's bucket."""
 
     @property
     def entries(self) -> Mapping[bytes, Entry]:
-        """Its keys; a sweep asks only if there are any."""
+        """The shard's entries. A sweep only asks if there are any."""
 
     def counts_for(self, quota: Quota) -> bool:
-        """Return True if its entries are counted for this quota."""
+        """Return True if the shard's entries count towards this quota."""
 
     def sweep(self, looks_max: int) -> int:
-        """Remove expired keys, after at most `looks_max` looks. Return the number of looks."""
+        """Remove expired keys, with at most `looks_max` looks. Return the number of looks."""
 
 
 class Expiry:
-    """The shards of a store in which keys have deadlines, in the order in which they are swept.
+    """The shards of a store that have keys with deadlines, in the order of the sweep.
 
-    :param clock: nanoseconds that never go back
+    :param clock: returns nanoseconds that never go back
     """
 
     __slots__ = ("_lock", "_shards", "clock", "expired_keys", "was_used")
@@ -42,29 +42,29 @@ class Expiry:
     def __init__(self, clock: Callable[[], int]) -> None:
         self.clock = clock
         self.expired_keys = 0
-        #: True once any key had a deadline. Set before the first such key is written, and never unset. So a reader that finds it unset
-        #: after a look-up has found a key without a deadline.
+        #: True once any key has had a deadline. It is set before the first such key is written, and never unset. So
+        #: if a reader finds it unset after a look-up, the key that it found has no deadline.
         self.was_used = False
-        self._lock = Lock()  # protects expired_keys and _shards; a leaf, as the ledger's
-        self._shards: OrderedDict[Swept, None] = OrderedDict()  # finds its first in O(1), where a dict would not
+        self._lock = Lock()  # protects expired_keys and _shards; a leaf lock, like the ledger's
+        self._shards: OrderedDict[Swept, None] = OrderedDict()  # finds its first item in O(1), unlike a dict
 
     def deadline_ns(self, ttl_ns: int) -> int | None:
-        """Return the deadline of an entry that lives `ttl_ns` from now on; None where that is 0: it lives for ever."""
+        """Return the deadline that is `ttl_ns` from now, or None if `ttl_ns` is 0."""
         return self.clock() + ttl_ns if ttl_ns else None
 
     def add(self, shard: Swept) -> None:
-        """Enter a shard that is about to get its first deadline, or got it before it was in the ring."""
+        """Add a shard that is about to get its first deadline, or got one before it was in the ring."""
         self.was_used = True
         with self._lock:
             self._shards[shard] = None
 
     def remove(self, shard: Swept) -> None:
-        """Forget a shard that has no deadline any more."""
+        """Remove a shard that has no more deadlines."""
         with self._lock:
             self._shards.pop(shard, None)
 
     def rotate(self) -> Swept | None:
-        """Return the shard whose turn it is, and put it at the end of the row."""
+        """Return the shard that is next, and move it to the end."""
         with self._lock:
             for shard in self._shards:
                 self._shards.move_to_end(shard)
@@ -72,10 +72,10 @@ class Expiry:
         return None
 
     def count(self, keys: int) -> None:
-        """Count keys that expired and were removed."""
+        """Count expired keys that were removed."""
         with self._lock:
             self.expired_keys += keys
 
     def __len__(self) -> int:
-        """Return the number of shards. Without the lock: `len` of a dict is one step, and callers need only an estimate."""
+        """Return the number of shards. `len` of a dict is atomic, so it needs no lock for an estimate."""
         return len(self._shards)

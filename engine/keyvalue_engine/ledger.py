@@ -1,7 +1,7 @@
-"""Own the counts of what a store holds: keys and memory. One ledger a store, one account a bucket, and quotas over buckets.
+"""The counts of keys and memory. A store has one ledger, a bucket has one account, and a quota covers some buckets.
 
-Memory is counted by the formula of `keyvalue_engine.entry`. A count may be read without the lock: it is one attribute, and each value that
-it ever has was right at some moment.
+Memory is counted by the formula of `keyvalue_engine.entry`. You may read a count without the lock: it is one
+attribute, and each of its values was right at some moment.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["Account", "Ledger"]
 
 
 class Ledger:
-    """Keys and memory of one store, and their limits."""
+    """The keys and memory of a store, and their limits."""
 
     __slots__ = ("keys", "keys_max", "lock", "memory_bytes", "memory_bytes_max", "quotas")
 
     def __init__(self, options: StoreOptions) -> None:
-        #: Protects all counts: of the ledger, its accounts, its quotas. A leaf: taken under a stripe, and nothing is taken under it. One
-        #: for the whole store keeps limits exact over all threads; an overwrite by a value of the same memory size, the common one,
-        #: does not come here.
+        #: Protects all counts: those of the ledger, its accounts and its quotas. It is a leaf lock: it is taken under
+        #: a stripe, and no lock is taken under it. One lock for the whole store keeps limits exact over all threads.
+        #: The common overwrite, by a value of the same memory size, does not take it.
         self.lock = Lock()
         self.keys_max = options.keys_max
         self.memory_bytes_max = UNLIMITED if options.memory_bytes_max is None else options.memory_bytes_max
@@ -33,9 +33,9 @@ class Ledger:
         self.quotas: tuple[Quota, ...] = ()
 
     def hold(self, memory_bytes: int) -> None:
-        """Count memory of what is no entry. Less than before is never refused.
+        """Count memory that belongs to no entry. A negative number is never refused.
 
-        :raises FullError: the limit would be passed; nothing is counted then
+        :raises FullError: it would pass the limit; nothing is counted
         """
         with self.lock:
             memory_after = self.memory_bytes + memory_bytes
@@ -45,9 +45,11 @@ class Ledger:
 
 
 class Account:
-    """Keys and memory of one bucket's entries, which its ledger counts too; and what all shards of the bucket share beside that.
+    """The keys and memory of one bucket's entries. The ledger counts them too.
 
-    :ivar observer: told of each change in the bucket, if there is one
+    It also holds what the shards of the bucket look up through it: name, quotas and observer.
+
+    :ivar observer: the function to call for each change in the bucket, or None
     """
 
     __slots__ = ("keys", "ledger", "memory_bytes", "name", "observer", "quotas")
@@ -62,9 +64,9 @@ class Account:
             self.quotas = tuple(quota for quota in ledger.quotas if quota.covers(name))
 
     def charge(self, keys: int, memory_bytes: int, quota: Quota | None = None) -> None:
-        """Count new keys, and memory that entries take or give back; what grows nothing is never refused.
+        """Count keys and memory that are added, or removed if negative. A removal is never refused.
 
-        :raises FullError: a limit of the store or of the quota would be passed; nothing is counted then
+        :raises FullError: it would pass a limit of the store or the quota; nothing is counted
         """
         ledger = self.ledger
         lock = ledger.lock
@@ -98,6 +100,6 @@ class Account:
             quota.memory_bytes += memory_bytes
 
     def adjust(self, memory_bytes: int) -> None:
-        """Count memory of shards and orders, in the ledger alone: no limit applies."""
+        """Count memory of shards and orders in the ledger. No limit applies."""
         with self.ledger.lock:
             self.ledger.memory_bytes += memory_bytes

@@ -1,4 +1,4 @@
-"""Own the options of a store: limits, the shape of its buckets, the size of a page."""
+"""The options of a store: limits, the shape of its buckets, the size of a page."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from keyvalue_engine.quota import Quota
 
 __all__ = ["LENGTH_MAX", "SHARD_BITS_MAX", "TTL_MS_MAX", "BucketOptions", "StoreOptions"]
 
-#: A bucket has at most 2**16 shards; a shard that may not be split again just grows.
+#: A bucket has at most 2**16 shards. A shard that cannot be split again grows without limit.
 SHARD_BITS_MAX = 16
-#: A block of a snapshot holds at least one key with its value, and has at most 4 GiB.
+#: A block of a snapshot has at most 4 GiB, and must hold at least one key with its value.
 LENGTH_MAX = 2**30
-#: About 292 years: more would not fit in 63 bits of nanoseconds.
+#: About 292 years. A longer time in nanoseconds does not fit in 63 bits.
 TTL_MS_MAX = 2**63 // 1_000_000
 LENGTHS = frozenset({"key_bytes_max", "value_bytes_max", "bucket_name_bytes_max"})
 
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How large things may be. All are checked when made; a wrong one raises `ValueError` or `TypeError`.
+    """The options of a store. The constructor raises `ValueError` or `TypeError` for a wrong one.
 
     >>> StoreOptions(keys_max=10).keys_max
     10
@@ -28,27 +28,30 @@ class StoreOptions:
     ValueError: shards_min: found 48, allowed a power of two from 1 to 65536
     """
 
-    #: Bytes of a key.
+    #: Limit for the bytes of a key.
     key_bytes_max: int = 64 * 1024
-    #: Bytes of a value. A NATS server drops a consumer that is 64 MiB behind, so the default stays well below.
+    #: Limit for the bytes of a value. A NATS server drops a consumer with 64 MiB of unread data, so the default is
+    #: smaller.
     value_bytes_max: int = 16 * 1024 * 1024
-    #: Bytes of a bucket's name.
+    #: Limit for the bytes of a bucket's name.
     bucket_name_bytes_max: int = 1024
-    #: Buckets that hold a key (with `strict_buckets`: that were ever written).
+    #: Limit for the buckets that hold a key. With `strict_buckets`, all buckets that were ever written count.
     buckets_max: int = 65_536
-    #: Keys in all buckets together.
+    #: Limit for the keys in all buckets together.
     keys_max: int = 2**32
-    #: Memory by the formula of `keyvalue_engine.entry`, in bytes; None is no limit.
+    #: Limit for the memory in bytes, by the formula of `keyvalue_engine.entry`, or None.
     memory_bytes_max: int | None = None
-    #: Keys a page.
+    #: Limit for the keys of a page.
     page_keys_max: int = 1_000
-    #: Bytes of a page as it is encoded; the default leaves room for the rest of the answer in one NATS message of 1 MiB.
+    #: Limit for the bytes of an encoded page. By default, the whole answer fits in a NATS message of 1 MiB.
     page_bytes_max: int = 1024 * 1024 - 64
-    #: Shards of a bucket once it outgrows its first shard; a power of two.
+    #: Shards of a bucket once it outgrows its first shard. Must be a power of two.
     shards_min: int = 64
-    #: Keys after which a shard is split. Bounds how long a page may sort and how long a split holds a stripe.
+    #: A shard with more keys than this is split. This limits how long a page sorts, and how long a split holds a
+    #: stripe.
     shard_keys_max: int = 2_048
-    #: Reading a bucket that was never written raises `NoSuchBucketError`, and an emptied bucket stays known.
+    #: If True, reading a bucket that was never written raises `NoSuchBucketError`, and an emptied bucket still
+    #: exists.
     strict_buckets: bool = False
 
     def __post_init__(self) -> None:
@@ -74,17 +77,17 @@ class StoreOptions:
 
 @dataclass(frozen=True, slots=True)
 class BucketOptions:
-    """How one handle uses its bucket; None stands for what the store's options say."""
+    """The options of one handle. None means that the store's option applies."""
 
     key_bytes_max: int | None = None
     value_bytes_max: int | None = None
     page_keys_max: int | None = None
     page_bytes_max: int | None = None
-    #: Milliseconds after which what is written through the handle expires; None: never.
+    #: Milliseconds until a key that is written through the handle expires. None means never.
     ttl_ms: int | None = None
-    #: As the store's: reading a bucket that the store does not know raises `NoSuchBucketError`.
+    #: If True, reading a bucket that does not exist raises `NoSuchBucketError`.
     strict_buckets: bool | None = None
-    #: Writes through the handle are refused where they would pass it.
+    #: A write through the handle is refused if it would pass this quota.
     quota: Quota | None = None
 
     def __post_init__(self) -> None:

@@ -1,17 +1,18 @@
-"""Own the order of a shard's keys, by position: how it is kept up to date, and how a page is taken from it.
+"""The order of a shard's keys by position: how it is kept up to date, and how it fills a page.
 
 The order is lazy
 -----------------
-Most buckets are never listed, and to keep keys sorted at each write would cost more than the write. So
+Most buckets are never listed, and sorting the keys at each write would cost more than the write. So
 
-- a shard has no order until a page is asked for. That page sorts the keys: O(n log n), and a split bounds n.
-- From then on a write that adds or removes a key appends it to `changes`: O(1). An overwrite moves no key, and appends nothing.
-- The next page brings the changes in: it looks up each changed key in the shard's entries, which say if the key is there now. So it
-  does not matter how often the key came and went, or in which order: O(changes * log n).
-- When that would cost more than to sort anew, the order is dropped with its changes, and the next page makes another one. So writes
-  without pages never make anything grow.
+- A shard has no order until its first page. That page sorts the keys: O(n log n), where splits keep n small.
+- Then a write that adds or removes a key appends it to `changes`: O(1). An overwrite moves no key, and appends
+  nothing.
+- The next page applies the changes. It looks up each changed key in the shard's entries, so it does not matter how
+  often or in which order the key was added and removed: O(changes * log n).
+- If that would cost more than sorting again, the order is dropped with its changes, and the next page makes a new
+  one. So writes without pages do not let `changes` grow.
 
-    first page ──> kept ── note ──> kept, with changes ── too many changes ──> dropped (the shard has none again)
+    first page ──> kept ── note ──> kept, with changes ── too many changes ──> dropped (the shard has no order again)
                     ^                     │
                     └──── page: update ───┘
 """
@@ -36,22 +37,23 @@ __all__ = [
     "LazyOrder",
 ]
 
-#: A key counts its length and this against a page's bytes: enough for a LEB128 length of a key up to 256 MiB.
+#: Bytes of a page that a key takes beside its own: enough for the LEB128 length of a key up to 256 MiB.
 KEY_OVERHEAD_BYTES = 4
-#: Keys at one position are refused if they are more than this, or take more than this many pages of bytes.
+#: Keys with the same position are refused if there are more than this, or if they fill more than this many pages.
 CROWD_KEYS_MAX = 64
 CROWD_PAGES_MAX = 4
-#: The order is dropped when more than `CHANGES_MIN` and more than one key in `CHANGES_SHARE` changed since the last page: to bring in one
-#: change costs about `CHANGES_SHARE` times what one key costs in a new order (bench/micro/test_order.py).
+#: The order is dropped if more than `CHANGES_MIN` keys, and more than one in `CHANGES_SHARE`, changed since the last
+#: page. Applying one change costs about `CHANGES_SHARE` times as much as one key of a new order
+#: (bench/micro/test_order.py).
 CHANGES_MIN = 64
 CHANGES_SHARE = 6
 
 
 class LazyOrder:
-    """The keys of a shard by position. Protected by the shard's stripe, and made by its first page.
+    """The keys of a shard, ordered by position. The shard's stripe protects it, and its first page creates it.
 
-    :param entries: the shard's, which are changed before `note` is called: they say which keys there are
-    :param account: counts the memory of the order
+    :param entries: the shard's entries; they change before `note` is called
+    :param account: where the memory of the order is counted
     """
 
     __slots__ = ("_account", "_entries", "_keys", "_position_of", "changes")
@@ -61,17 +63,17 @@ class LazyOrder:
         self._position_of = position_of
         self._account = account
         self._keys: SortedKeyList[bytes] = SortedKeyList(entries, key=position_of)
-        #: Keys that were added or removed since the last page; a key may stand here several times.
+        #: Keys that were added or removed since the last page. A key may occur several times.
         self.changes: list[bytes] = []
         account.adjust(self.memory_bytes)
 
     @property
     def memory_bytes(self) -> int:
-        """Return what the ledger must hold for the order. O(1)."""
+        """The memory that the ledger counts for the order. O(1)."""
         return ORDER_BYTES * len(self._keys)
 
     def note(self, key: bytes) -> bool:
-        """Note that a key was added or removed. Return False if the order was dropped for that, and must be forgotten. O(1)."""
+        """Note that a key was added or removed. Return False if this dropped the order; do not use it again. O(1)."""
         changes = self.changes
         changes.append(key)
         if len(changes) > CHANGES_MIN and len(changes) * CHANGES_SHARE > len(self._entries):
@@ -80,11 +82,11 @@ class LazyOrder:
         return True
 
     def drop(self) -> None:
-        """Give back the memory of the order, which is not used again."""
+        """Give back the memory of the order. Do not use it again."""
         self._account.adjust(-self.memory_bytes)
 
     def current(self) -> SortedKeyList[bytes]:
-        """Return the keys as they are now, in their order. O(changes * log n)."""
+        """Return the current keys in order. O(changes * log n)."""
         keys = self._keys
         if self.changes:
             before_bytes = self.memory_bytes
@@ -102,15 +104,16 @@ class LazyOrder:
     def take(
         self, position: int, keys: list[bytes], keys_max: int, size_bytes: int, page_bytes_max: int
     ) -> tuple[int | None, int]:
-        """Append the keys at and after `position` to a page that holds `keys` of `size_bytes` so far.
+        """Append the keys at and after `position` to a page that already holds `keys`, which take `size_bytes`.
 
-        Return the position of the first key that found no room (None: all had room), and the page's bytes. Keys of one position
-        are never split: they come whole, or begin the next page. O(changes * log n + keys taken).
+        Return the position of the first key that did not fit, or None if all keys did, and the page's bytes. Keys
+        with the same position stay together: if they do not all fit, they begin the next page.
+        O(changes * log n + keys taken).
 
-        :raises CrowdedPositionError: the page is empty, and the keys of its first position are too many for any page
+        :raises CrowdedPositionError: the page is empty, and its first position has too many keys for any page
         """
         order = self.current()
-        room = max(0, min(keys_max - len(keys), len(order)))  # a crowd may have passed keys_max
+        room = max(0, min(keys_max - len(keys), len(order)))  # keys with the same position may have passed keys_max
         found = list(islice(order.irange_key(position), room + 1))
         found_bytes = sum(map(len, found)) + KEY_OVERHEAD_BYTES * len(found)
         if not found or (len(found) <= room and size_bytes + found_bytes <= page_bytes_max):
@@ -134,7 +137,7 @@ class LazyOrder:
         return self._take_crowd(next_position, keys, page_bytes_max)
 
     def _take_crowd(self, position: int, keys: list[bytes], page_bytes_max: int) -> tuple[int | None, int]:
-        """Fill an empty page with all keys of one position, which are more than a page holds."""
+        """Fill an empty page with all keys of one position, although they pass the page's limits."""
         order = self._keys
         crowd = list(islice(order.irange_key(position, position), CROWD_KEYS_MAX + 1))
         size_bytes = sum(map(len, crowd)) + KEY_OVERHEAD_BYTES * len(crowd)

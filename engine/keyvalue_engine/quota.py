@@ -1,4 +1,4 @@
-"""Own quotas: limits on what some of a store's buckets hold together."""
+"""Quotas: limits on what some buckets of a store hold together."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Callable
 
 __all__ = ["UNLIMITED", "Quota"]
 
-#: Stands for a limit that is not set. No count reaches it.
+#: The limit when none is set. No count reaches it.
 UNLIMITED = 2**63
 
 
 class Quota:
-    """A limit on what some buckets hold together, with its counts.
+    """A limit on what some buckets hold together, and the current counts.
 
-    It counts the writes of every handle, and limits the handles that are given it. `Store.add_quota` begins the count.
+    It counts the writes of every handle, but limits only the handles that were created with it. Counting starts with
+    `Store.add_quota`.
 
-    :param covers: returns True if the bucket of this name belongs to it
-    :param keys_max: None is no limit
-    :param memory_bytes_max: of keys and values with their deadlines, by the formula of `keyvalue_engine.entry`; None is no limit
+    :param covers: returns True if the bucket of this name belongs to the quota
+    :param keys_max: limit for keys, or None
+    :param memory_bytes_max: limit for the memory of entries, by the formula of `keyvalue_engine.entry`, or None
     """
 
     __slots__ = ("covers", "keys", "keys_max", "memory_bytes", "memory_bytes_max")

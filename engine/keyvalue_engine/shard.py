@@ -1,26 +1,28 @@
-"""Own the entries of one arc of the ring, under one lock, the stripe.
+"""The entries of one arc of the ring, under one lock, the stripe.
 
     position   0                                                        2**64 - 1
     ring       |----- shard, depth 1 -----|- depth 2 -|-- depth 2 --|
                start                       start + 2**(64 - depth)
 
-`entries` (a dict) is what the shard holds. All else is worked out from it and kept beside it: `deadlines` while any key has one, and the
-order of the keys (keyvalue_engine.order) from the first page on.
+`entries` (a dict) holds the keys. Everything else is derived from it: `deadlines`, while any key has one, and the
+order of the keys (keyvalue_engine.order), from the first page on.
 
-A key may have a deadline, which its entry then holds beside the value. After the deadline no reader sees the key; it is removed by the sweep,
-or by a write or a page that comes across it.
+A key may have a deadline, which its entry then holds beside the value. After the deadline, no reader sees the key.
+The sweep removes it, or a write or page that finds it.
 
-Every write is one call of `_commit`, which changes the entries and all that depends on them, and tells the observer:
+Every write is one call of `_commit`, which changes the entries and everything derived from them, and calls the
+observer:
 
     set, increment, set_many ──┐
     persist ───────────────────┤                 ┌──> account    counts, which may refuse the write
     delete ────────────────────┼──> _commit ─────┼──> entries    with the deadline beside the value
-    sweep, and whatever finds  │                 ├──> deadlines, order
-    an expired key ────────────┘                 └──> observer
+    sweep, and each call that  │                 ├──> deadlines, order
+    finds an expired key ──────┘                 └──> observer
 
-A few writes are written out, next to the name of the benchmark that pays for them. tests/engine/test_commit.py holds each against `_commit`.
+A few writes inline `_commit`. A comment names the benchmark that pays for each, and tests/engine/test_commit.py
+compares each with `_commit`.
 
-A shard knows of its bucket what all its shards share, the account, and never takes another shard's stripe.
+A shard knows the context that all shards of its bucket share. It never takes another shard's stripe.
 """
 
 from __future__ import annotations
@@ -39,17 +41,18 @@ from keyvalue_engine.quota import Quota
 
 __all__ = ["Shard"]
 
-#: No bound on the looks at expired keys.
+#: No limit for the looks at expired keys.
 ALL = 2**63
 
 
 class Shard:
-    """Keys and values of an arc. `stripe` protects everything else here.
+    """The keys and values of an arc. `stripe` protects everything else here.
 
-    Without the stripe only `entries.get`, `key in entries` and `len(entries)` may be used, and `deadlines` compared with None: each is one
-    step, with the GIL and on free-threaded builds. The entries of a retired shard are never changed again. So a reader that still holds
-    one sees the values of the moment at which the shard was replaced, which is within the time of its call. How a reader learns
-    if an entry has expired: `keyvalue_engine.table.Table.read`.
+    Without the stripe you may only use `entries.get`, `key in entries` and `len(entries)`, and compare `deadlines`
+    with None. Each of these is atomic, with the GIL and on free-threaded builds. The entries of a retired shard never
+    change again. So a reader that still holds one sees the values at the moment when the shard was replaced, which is
+    during the reader's call. `keyvalue_engine.table.Table.read` explains how a reader finds that an entry has
+    expired.
     """
 
     __slots__ = (
@@ -68,7 +71,7 @@ class Shard:
     def __init__(self, start: int, depth: int, context: Context) -> None:
         self.stripe = Lock()
         self.entries: dict[bytes, Entry] = {}
-        #: None while no key has a deadline: then a write need not look at the clock.
+        #: None while no key has a deadline. A write then does not need the clock.
         self.deadlines: Deadlines | None = None
         self.retired = False
         self.start = start
@@ -81,25 +84,29 @@ class Shard:
 
     @property
     def end(self) -> int:
-        """Return the position after the arc."""
+        """The position after the arc."""
         return self.start + (1 << (64 - self.depth))
 
     @property
     def bucket_name(self) -> bytes:
-        """Return the name of the bucket that this is a shard of."""
+        """The name of the shard's bucket."""
         return self._account.name
 
     def counts_for(self, quota: Quota) -> bool:
-        """Return True if the shard's entries are counted for this quota. Without the stripe: the tuple is replaced, never changed."""
+        """Return True if the shard's entries count towards this quota.
+
+        It needs no stripe, because the tuple of quotas is replaced, never changed.
+        """
         return quota in self._account.quotas
 
     def set(self, key: bytes, value: bytes, quota: Quota | None = None, ttl_ns: int = 0) -> int:
         """Store a value. O(1). Takes the stripe.
 
-        Return 0 when the shard is retired and took nothing, the number of keys it holds when the key is new, at least 1 when it is not.
+        Return 0 if the shard is retired and nothing was stored. For a new key, return the number of keys in the
+        shard, otherwise at least 1.
 
-        :param ttl_ns: the key's deadline, from now on; 0: it has none
-        :raises LimitError: keys or memory of the store or the quota would pass their limit
+        :param ttl_ns: nanoseconds until the key expires, or 0 for no deadline
+        :raises LimitError: the keys or memory of the store or the quota would pass a limit
         """
         stripe = self.stripe
         stripe.acquire()  # a with statement costs 70 ns more
@@ -108,7 +115,7 @@ class Shard:
                 return 0
             if ttl_ns or self.deadlines is not None:
                 return self._set_timed(key, value, quota, ttl_ns)
-            # `_commit` of a key without a deadline, written out; pays: bench engine overwrite, new key
+            # `_commit` of a key without a deadline, inlined; pays: bench engine overwrite, new key
             entries = self.entries
             account = self._account
             old = entries.get(key)
@@ -133,12 +140,12 @@ class Shard:
             stripe.release()
 
     def _set_timed(self, key: bytes, value: bytes, quota: Quota | None, ttl_ns: int) -> int:
-        """`set` where this key or another one has a deadline."""
+        """Store a value when a key of the shard has or gets a deadline."""
         now_ns = self._expiry.clock()
         entries = self.entries
         old = entries.get(key)
         if ttl_ns and old.__class__ is tuple and old[1] > now_ns:
-            # `_commit` of a key that has a deadline, written out; pays: bench end-to-end expiry
+            # `_commit` of a key that has a deadline, inlined; pays: bench end-to-end expiry
             old_value, before_ns = old
             account = self._account
             if len(value) != len(old_value):
@@ -157,7 +164,7 @@ class Shard:
         return len(entries)
 
     def delete(self, key: bytes) -> bool | None:
-        """Remove a key. Return True if it was there, None when the shard is retired. O(1). Takes the stripe."""
+        """Remove a key. Return True if it existed, or None if the shard is retired. O(1). Takes the stripe."""
         stripe = self.stripe
         stripe.acquire()
         try:
@@ -166,11 +173,11 @@ class Shard:
             stripe.release()
 
     def increment(self, key: bytes, delta: int, value_bytes_max: int, quota: Quota | None, ttl_ns: int) -> int | None:
-        """Add to a counter, which is the decimal text of a number. Return the sum, or None when the shard is retired. O(1). Takes the stripe.
+        """Add to a counter. Return the sum, or None if the shard is retired. O(1). Takes the stripe.
 
-        :param ttl_ns: the key's deadline, from now on; 0: it keeps the one that it has
-        :raises CounterError: the value is no such text, or the sum would not be below 2**64; the value is as before
-        :raises LimitError: as `set`
+        :param ttl_ns: nanoseconds until the key expires, or 0 to keep its deadline
+        :raises CounterError: the value is not a counter, or the sum is below 0 or at least 2**64
+        :raises LimitError: as in `set`
         """
         stripe = self.stripe
         stripe.acquire()
@@ -200,7 +207,7 @@ class Shard:
             stripe.release()
 
     def persist(self, key: bytes) -> bool | None:
-        """Take a key's deadline away. Return True if it had one, None when the shard is retired. O(1). Takes the stripe."""
+        """Remove a key's deadline. Return True if it had one, None if the shard is retired. O(1). Takes the stripe."""
         with self.stripe:
             if self.retired:
                 return None
@@ -211,11 +218,14 @@ class Shard:
             return True
 
     def sweep(self, looks_max: int) -> int:
-        """Remove expired keys, after at most `looks_max` looks at keys, expired or with a deadline that moved. Return the looks. Takes the stripe."""
+        """Remove expired keys. Return the number of looks, at most `looks_max`. Takes the stripe.
+
+        A look is at a key that has expired, or whose deadline has moved.
+        """
         with self.stripe:
             return 0 if self.retired else self._expire_due(looks_max)
 
-    # Under the stripe, which the caller holds, from here on.
+    # The caller of everything below holds the stripe.
 
     def _commit(
         self,
@@ -226,15 +236,17 @@ class Shard:
         quota: Quota | None = None,
         charged: bool = False,
     ) -> None:
-        """Make a change, in whole or not at all, and tell the observer.
+        """Make a change completely or not at all, and call the observer.
 
-        Room that the change gives back is given back first: another thread may take it a moment before it is there. There is no
-        keyword-only parameter, since CPython does not specialize calls of functions that have one (bench/micro/test_engine.py, delete).
+        The account is updated before the entries. So another thread may use freed room a moment before it is free.
+        No parameter is keyword-only, because CPython does not specialize calls of such functions
+        (bench/micro/test_engine.py, delete).
 
-        :param entry: what the key will hold; None: it is removed
-        :param old: what the key holds, not expired unless it is removed now; None: it is not there
-        :param charged: the account knows of it already: a batch is charged whole, before its first write
-        :raises FullError: keys or memory of the store or the quota would pass their limit; nothing has changed
+        :param entry: what the key will hold, or None to remove it
+        :param old: what the key holds now, or None if it is missing; it is expired only if this change removes it
+        :param charged: True if the account already counts the change, because a batch is charged before its first
+            write
+        :raises FullError: the keys or memory of the store or the quota would pass a limit; nothing has changed
         """
         account = self._account
         before_ns = old[1] if isinstance(old, tuple) else None
@@ -248,7 +260,7 @@ class Shard:
             if growth:
                 account.charge(0, growth, quota)
         if isinstance(entry, tuple):
-            deadlines = self._timed()  # before the entry: see `Expiry.was_used`
+            deadlines = self._timed()  # before the entry is stored: see `Expiry.was_used`
             self.entries[key] = entry
             deadlines.put(key, entry[1], before_ns)
         else:
@@ -265,10 +277,10 @@ class Shard:
             observer(change, account.name, key, entry)
 
     def growth(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> tuple[int, int]:
-        """Return the keys and the memory that `put_many` of this part of the entries needs; each key stands there once."""
+        """Return the keys and memory that `put_many` of this part adds. Each key must occur once."""
         keys = memory_bytes = 0
         old_of = self.entries.get
-        if self.deadlines is None and deadline_ns is None:  # written out; pays: bench end-to-end batch
+        if self.deadlines is None and deadline_ns is None:  # inlined; pays: bench end-to-end batch
             for key in part:
                 old, length = old_of(key), len(entries[key])
                 if old is None:
@@ -285,10 +297,10 @@ class Shard:
         return keys, memory_bytes
 
     def put_many(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> None:
-        """Store this part of the entries, for which the account was charged. None of the keys has expired: see `expire`."""
+        """Store this part of the entries. The account must be charged, and `expire` called for the keys, before."""
         known = self.entries
         if deadline_ns is None and self.deadlines is None and self._order is None and self._account.observer is None:
-            for key in part:  # `_commit` of what is charged, written out; pays: bench end-to-end batch
+            for key in part:  # `_commit` of a charged change, inlined; pays: bench end-to-end batch
                 known[key] = entries[key]
             return
         for key in part:
@@ -297,7 +309,7 @@ class Shard:
             self._commit(SET, key, entry, known.get(key), charged=True)
 
     def remove(self, key: bytes) -> bool:
-        """Remove a key. Return True if it was there, and not expired."""
+        """Remove a key. Return True if it existed and had not expired."""
         entry = self.entries.get(key) if self.deadlines is None else self._live(key, self._expiry.clock())
         if entry is None:
             return False
@@ -305,7 +317,7 @@ class Shard:
         return True
 
     def expire(self, keys: Iterable[bytes]) -> None:
-        """Remove those of the keys that have expired."""
+        """Remove the keys that have expired."""
         if self.deadlines is None:
             return
         now_ns = self._expiry.clock()
@@ -313,7 +325,7 @@ class Shard:
             self._live(key, now_ns)
 
     def _live(self, key: bytes, now_ns: int) -> Entry | None:
-        """Return what a key holds. An expired key is removed, and holds nothing."""
+        """Return what a key holds, or None. If it has expired, remove it first."""
         entry = self.entries.get(key)
         if entry.__class__ is tuple and entry[1] <= now_ns:
             self._commit(EXPIRE, key, None, entry)
@@ -336,7 +348,7 @@ class Shard:
         return removed + deadlines.looks - looks_before
 
     def _timed(self) -> Deadlines:
-        """Return the deadlines, to which one is to be added."""
+        """Return the deadlines, and create them if there are none, because the caller adds one."""
         deadlines = self.deadlines
         if deadlines is None:
             deadlines = self.deadlines = Deadlines(self.entries)
@@ -351,26 +363,32 @@ class Shard:
             self._expiry.remove(self)
 
     def _note(self, key: bytes) -> None:
-        """Tell the order, which there is, that a key was added or removed."""
+        """Tell the order that a key was added or removed."""
         if self._order is not None and not self._order.note(key):
             self._order = None
 
     def take(
         self, position: int, keys: list[bytes], keys_max: int, size_bytes: int, page_bytes_max: int
     ) -> tuple[int | None, int]:
-        """Append keys to a page, as `LazyOrder.take`. O(changes * log n + keys taken); O(n log n) where there is no order yet."""
+        """Append keys to a page, as `LazyOrder.take` does.
+
+        O(changes * log n + keys taken), or O(n log n) if there is no order yet.
+        """
         self._expire_due(ALL)
         if self._order is None:
             self._order = LazyOrder(self.entries, self._context.position_of, self._account)
         return self._order.take(position, keys, keys_max, size_bytes, page_bytes_max)
 
     def copy(self) -> Copy:
-        """Return what is there now. O(n)."""
+        """Return a copy of the current entries. O(n)."""
         self._expire_due(ALL)
         return Copy(list(self.entries.items()), self.end)
 
     def split(self, bits: int) -> list[Shard]:
-        """Return the 2**bits shards that take this one's place, in the ring's order. This one is retired; its entries stay as they are."""
+        """Retire this shard, and return the 2**bits shards that replace it, in the ring's order.
+
+        The entries of this shard do not change.
+        """
         depth = self.depth + bits
         shift = 64 - depth
         shards = [Shard(self.start + (index << shift), depth, self._context) for index in range(1 << bits)]
@@ -394,13 +412,19 @@ class Shard:
             self.deadlines = deadlines
 
     def enter_expiry(self) -> None:
-        """Be swept from now on, if a key has a deadline: for a piece of a shard that was split, once it is in the ring. Takes the stripe."""
+        """Add the shard to the sweep if a key has a deadline. Takes the stripe.
+
+        A piece of a split shard needs this once it is in the ring.
+        """
         with self.stripe:
             if self.deadlines is not None and not self.retired:
                 self._expiry.add(self)
 
     def retire(self) -> None:
-        """Mark the shard as replaced: a writer that takes the stripe next must look for its successor. Its entries stay, for readers."""
+        """Mark the shard as replaced. Its entries stay for readers.
+
+        The next writer that takes the stripe must look for the shard's successor.
+        """
         if self._order is not None:
             self._order.drop()
             self._order = None
@@ -419,16 +443,16 @@ class Shard:
             assert self.start <= self._context.position_of(key) < self.end
         if self.deadlines is not None:
             self.deadlines.check()
-            assert self.deadlines.count, "a shard without deadlines says so"
+            assert self.deadlines.count, "`deadlines` is None if no key has a deadline"
         if self._order is not None:
             self._order.check()
 
     @property
     def entries_bytes(self) -> int:
-        """Return what the account must hold for this shard, counted anew. O(n)."""
+        """The memory that the account must count for this shard, calculated again. O(n)."""
         return sum(entry_size(*entry) for entry in self.entries.items())
 
     @property
     def memory_bytes(self) -> int:
-        """Return what the ledger must hold for this shard, counted anew. O(n)."""
+        """The memory that the ledger must count for this shard, calculated again. O(n)."""
         return SHARD_BYTES + (0 if self._order is None else self._order.memory_bytes) + self.entries_bytes

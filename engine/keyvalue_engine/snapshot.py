@@ -1,6 +1,6 @@
-"""Own the snapshot: a store in a file.
+"""Snapshots: a store in a file.
 
-A stream of msgpack objects, each a frame whose head has a fixed size:
+The file is a stream of msgpack objects. Each is a frame, whose head has a fixed size:
 
     0        1        2                 10       11             15
     +--------+--------+-----------------+--------+--------------+---------- - -
@@ -8,15 +8,16 @@ A stream of msgpack objects, each a frame whose head has a fixed size:
     +--------+--------+-----------------+--------+--------------+---------- - -
      array(2) uint64                     bin32
 
-checksum = xxh3_64(body, seed = the frame's offset), so that a frame that was moved, lost or doubled is found too. A body is a msgpack array:
+checksum = xxh3_64(body, seed = the frame's offset), so a frame that was moved, lost or repeated is found too. A body
+is a msgpack array:
 
-    [0, "keyvalue-inmemory snapshot", version, seed]     the first frame
-    [1, bucket name, [key, value, key, value, ...],      any number; a bucket's keys may be spread over several
-        {number of a key in it: its deadline}]           in milliseconds of Unix time; version 1 had no deadlines
-    [2, blocks, keys]                                    the last frame; nothing follows
+    [0, "keyvalue-inmemory snapshot", version, seed]     header: the first frame
+    [1, bucket name, [key, value, key, value, ...],      block: any number of frames, several for a large bucket
+        {index of a key in this block: its deadline}]    in milliseconds of Unix time; version 1 has no deadlines
+    [2, blocks, keys]                                    end: the last frame, with the counts
 
-The file is written beside its place under another name, fsynced, renamed, and the directory fsynced: a crash leaves the old file or the
-new one. The mode is 0600, since values may be secret.
+The file is written to the same directory under another name, synced and renamed. Then the directory is synced. So a
+crash leaves either the old file or the new one. The mode is 0600, because values may be secret.
 """
 
 from __future__ import annotations
@@ -44,16 +45,17 @@ VERSIONS = (1, 2)
 HEADER, BLOCK, END = 0, 1, 2
 HEAD = Struct(">BBQBI")
 ARRAY2, UINT64, BIN32 = 0x92, 0xCF, 0xC6
-#: A block is written once it holds so many bytes of keys and values, so memory stays at a block, a shard and the largest value.
+#: A block is written once its keys and values reach this size. So saving needs memory
+#: for one block, one shard and the largest value.
 BLOCK_BYTES = 1024 * 1024
 
 
 def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table], unix_ms_of: Callable[[int], int]) -> None:
-    """Write the tables to `path` at one stroke.
+    """Write the tables to `path`. A reader sees the complete old file or the complete new one.
 
-    :param unix_ms_of: Unix time in milliseconds from a time of the store's clock
-    :raises OSError: the file could not be written; `path` is as it was, and the unfinished file is removed. Where only the directory
-        could not be fsynced, `path` is the new file, and it is not sure that it outlives a crash.
+    :param unix_ms_of: returns the Unix time in milliseconds for a time of the store's clock
+    :raises OSError: the file could not be written. `path` is unchanged, and the unfinished file is removed. If only
+        the sync of the directory failed, `path` is the new file, but it may not survive a crash.
     """
     path = os.path.abspath(path)
     directory = os.path.dirname(path)
@@ -82,7 +84,10 @@ def _write(file: IO[bytes], seed: int, tables: Mapping[bytes, Table], unix_ms_of
 
 
 def _blocks(table: Table, unix_ms_of: Callable[[int], int]) -> Iterator[tuple[list[bytes], dict[int, int]]]:
-    """The table's entries as [key, value, key, value, ...] of about BLOCK_BYTES, with their deadlines; at least one block."""
+    """Yield the table's entries in blocks of about BLOCK_BYTES, at least one.
+
+    A block is [key, value, key, value, ...], with its deadlines.
+    """
     entries: list[bytes] = []
     deadlines: dict[int, int] = {}
     size_bytes = blocks = position = 0
@@ -123,11 +128,12 @@ def _fsync_directory(directory: str) -> None:
 
 
 class Reader:
-    """Reads a snapshot: `seed`, then by iteration (bucket name, [(key, value, deadline or None), ...]). A context manager.
+    """A reader of a snapshot, and a context manager.
 
-    Everything is checked before it is believed; a length never allocates more than the file holds.
+    The constructor reads `seed`. Iteration yields (bucket name, [(key, value, deadline or None), ...]). Everything is
+    checked before it is used, and a damaged length never allocates more memory than the file's size.
 
-    :raises SnapshotError: from the constructor or the iteration, with the offset of the damaged frame
+    :raises SnapshotError: by the constructor or the iteration, with the offset of the damaged frame
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -164,43 +170,48 @@ class Reader:
                     if (blocks, keys) != (blocks_written, keys_written):
                         raise self._error(
                             at,
-                            f"found {blocks} blocks and {keys} keys, written were {blocks_written} and {keys_written}",
+                            f"the file has {blocks} blocks and {keys} keys; "
+                            f"its end says {blocks_written} blocks and {keys_written} keys",
                         )
                     if self._left:
-                        raise self._error(self._offset, f"found {self._left} bytes behind the end")
+                        raise self._error(self._offset, f"the file has {self._left} bytes after its end")
                     return
                 case _:
-                    raise self._error(at, "found a frame that is neither a block nor the end")
+                    raise self._error(at, "the frame is neither a block nor the end")
 
     def _read_header(self) -> int:
         match self._read_frame():
             case [0, str(name), int(version), int(seed)] if name == FORMAT:
                 if version not in VERSIONS:
-                    raise self._error(0, f"found version {version}, known are {VERSIONS[0]} to {VERSIONS[-1]}")
+                    raise self._error(0, f"format version is {version}; supported: {VERSIONS[0]} to {VERSIONS[-1]}")
                 if 0 <= seed < 1 << 64:
                     return seed
-        raise self._error(0, f"found no header of a {FORMAT}")
+        raise self._error(0, f"the file is not a {FORMAT}")
 
     def _read_frame(self) -> list[Any]:
         at = self._offset
         if self._left < HEAD.size:
-            raise self._error(at, f"found {self._left} bytes where a frame should begin: the file was cut")
+            raise self._error(
+                at, f"the file is cut short: {self._left} bytes left for a frame's head of {HEAD.size} bytes"
+            )
         array, number, checksum, binary, size = HEAD.unpack(self._file.read(HEAD.size))
         if (array, number, binary) != (ARRAY2, UINT64, BIN32):
-            raise self._error(at, "found no head of a frame")
+            raise self._error(at, "the frame's head is malformed")
         if size > self._left - HEAD.size:
-            raise self._error(at, f"found {self._left - HEAD.size} bytes of a frame of {size}: the file was cut")
+            raise self._error(
+                at, f"the file is cut short: {self._left - HEAD.size} bytes left for a frame's body of {size} bytes"
+            )
         body = self._file.read(size)
         if xxh3_64_intdigest(body, at) != checksum:
-            raise self._error(at, "found a frame whose checksum does not match")
+            raise self._error(at, "the frame's checksum does not match")
         self._offset += HEAD.size + size
         self._left -= HEAD.size + size
         try:
-            frame = msgpack.unpackb(body, strict_map_key=False)  # numbers
+            frame = msgpack.unpackb(body, strict_map_key=False)  # keys of deadlines are numbers
         except (TypeError, ValueError, msgpack.exceptions.UnpackException) as error:  # TypeError: an array as a key
-            raise self._error(at, f"found a frame that is not msgpack: {error}") from error
+            raise self._error(at, f"the frame is not msgpack: {error}") from error
         if not isinstance(frame, list):
-            raise self._error(at, "found a frame that is not an array")
+            raise self._error(at, "the frame is not an array")
         return frame
 
     def _error(self, offset: int, reason: str) -> SnapshotError:
@@ -208,7 +219,7 @@ class Reader:
 
 
 def _is_block(entries: list[Any], rest: list[Any]) -> bool:
-    """Whether these are the last parts of a block: entries, and from version 2 on their deadlines."""
+    """Return True if these parts belong to a block: its entries and, from version 2 on, their deadlines."""
     if len(entries) % 2 or not all(type(part) is bytes for part in entries):
         return False
     match rest:

@@ -1,19 +1,20 @@
-"""Own the store as a user sees it: the way to its buckets, its counts, quotas and observers, and its file.
+"""The store as a user sees it: its buckets, counts, quotas and observers, and its file.
 
     Store ── Tables ── name ──> Table ── position ──> Shard ── key ──> Entry      (keyvalue_engine.tables has the rest)
 
 The order of keys, and the cursor
 ---------------------------------
-position(key) = xxh3_64(key, seed), a number of 64 bits; keys are ordered by it. The seed is random, one per store, and saved with the
-data. A page begins at a position and ends before one; that one is the cursor, so
+Keys are ordered by position(key) = xxh3_64(key, seed), a 64-bit number. Each store has its own random seed, which is
+saved with the data. The cursor is the position at which the next page begins. So
 
-- there is no state between pages, any number is a valid cursor, and cursors outlive a restart on the same data and any number of shards;
-- a key's place never depends on other keys: a key that is there for the whole walk comes exactly once, one that is added or removed
-  meanwhile at most once;
-- a cursor is returned only if a key stands at or after it at that moment, so a walk ends with its last key.
+- The store keeps no state between pages, and every 64-bit number is a valid cursor. A cursor stays valid when a shard
+  is split, and after a restart with the same data.
+- A key's position does not depend on other keys. A key that exists during the whole walk comes exactly once. A key
+  that is added or removed during the walk comes at most once.
+- A page has a cursor only if a key exists at or after it at that moment. So a walk ends with its last key.
 
-Keys of equal position are never split over two pages. With 64 bits there are none by chance. A caller that knew the seed could make them,
-so a page refuses more than it can hold (`CrowdedPositionError`).
+Keys with the same position are always on the same page. With 64 bits this does not happen by chance, but a caller who
+knows the seed could create such keys. A page refuses more of them than it can hold (`CrowdedPositionError`).
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ from keyvalue_engine.tables import Tables
 
 __all__ = ["Store"]
 
-#: Shards that a sweep may look at for each key that it may remove.
+#: A sweep's limit for shards, as a multiple of its limit for keys.
 LOOKS_PER_KEY = 4
 
-#: For the handles through which a file is loaded: its lengths were allowed when they were written.
+#: Options of the handles that load a file. Its lengths were allowed when they were written.
 AS_WRITTEN = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX)
 
 
 class Store:
-    """Buckets of keys and values in memory. All methods are synchronous and may be called from any thread.
+    """A store of buckets, keys and values in memory. Methods are synchronous. You may call them from any thread.
 
     >>> store = Store()
     >>> colours = store.bucket(b"colours")
@@ -54,10 +55,11 @@ class Store:
     >>> len(store), store.bucket_names()
     (1, [b'colours'])
 
-    :param options: limits and shape; the defaults are generous but finite
-    :param seed: of the order of keys, 64 bits; random unless given. Keep it secret: a caller that knows it can make keys of equal position.
-    :param hash_function: (key, seed) to a position of 64 bits; tests give one that collides
-    :param clock: nanoseconds that never go back; tests give one that they move
+    :param options: limits and shape; all limits have defaults
+    :param seed: 64 bits that determine the order of keys; random by default. Keep it secret, because a caller who
+        knows it can create keys with the same position.
+    :param hash_function: returns the 64-bit position for (key, seed); tests use one that collides
+    :param clock: returns nanoseconds that never go back; tests use one that they control
     """
 
     __slots__ = ("_tables", "options")
@@ -77,14 +79,17 @@ class Store:
         self._tables = Tables(self.options, seed, hash_function, clock)
 
     def bucket(self, name: bytes, options: BucketOptions | None = None) -> Bucket:
-        """Return a handle for the bucket of this name. Creates nothing: the first `set` does.
+        """Return a handle for the bucket of this name. The bucket is created by the first write, not by this call.
 
-        :param options: of this handle alone, over the store's
+        :param options: options of this handle, which override the store's
         """
         return Bucket(self._tables, name, BucketOptions() if options is None else options)
 
     def bucket_names(self) -> list[bytes]:
-        """Return the names of the buckets that hold a key (with `strict_buckets`: that were ever written), in the order of their making."""
+        """Return the names of all buckets, oldest first.
+
+        A bucket exists while it holds a key. With `strict_buckets`, it exists once it was written.
+        """
         return list(self._tables.by_name)
 
     @property
@@ -94,40 +99,42 @@ class Store:
 
     @property
     def expired_keys(self) -> int:
-        """Return the number of keys that expired and were removed."""
+        """Return the number of expired keys that were removed."""
         return self._tables.expiry.expired_keys
 
     def sweep(self, keys_max: int = 1_000) -> bool:
         """Remove expired keys in one bounded step. Return True if more may remain.
 
-        No reader sees an expired key in any case. A sweep gives back its memory.
+        Readers never see an expired key. A sweep frees its memory.
 
-        :param keys_max: keys to look at, including those whose deadline has moved; four times as many shards
+        :param keys_max: keys to look at, including keys whose deadline has moved; up to four times as many shards
         """
         if keys_max < 1:
             raise ValueError(f"keys_max: found {keys_max}, allowed at least 1")
         return not self._tables.sweep(keys_max, keys_max * LOOKS_PER_KEY)
 
     def add_quota(self, quota: Quota) -> None:
-        """Begin to count what the buckets that it covers hold; handles made with it are limited by it. O(buckets).
+        """Start counting the buckets that a quota covers. O(buckets).
 
-        :raises ValueError: it is counted already
+        The quota limits the handles that were created with it.
+
+        :raises ValueError: the quota was already added
         """
         self._tables.add_quota(quota)
 
     def remove_quota(self, quota: Quota) -> None:
-        """Stop counting for a quota; handles made with it are limited by its last counts. O(buckets)."""
+        """Stop counting for a quota. Its last counts still limit the handles that were created with it. O(buckets)."""
         self._tables.remove_quota(quota)
 
     def observe(self, observer_of: ObserverOf | None) -> None:
         """Register `observer_of`, which returns the observer of a bucket, or None for no observer. O(buckets).
 
-        It replaces the one before; None removes it. A write that is under way may still be told to the observer of before.
+        It replaces the previous one; None removes it. A write in progress may still call the previous observer.
         """
         self._tables.observe(observer_of)
 
     def __len__(self) -> int:
-        """Return the number of keys in all buckets, including expired keys that are not swept yet. O(1)."""
+        """Return the number of keys in all buckets, including expired keys that are not removed yet. O(1)."""
         return self._tables.ledger.keys
 
     @property
@@ -136,13 +143,14 @@ class Store:
         return self._tables.ledger.memory_bytes
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write all buckets to a file, in one step: a reader of `path` finds the old file or the new one.
+        """Write all buckets to a file. A reader of `path` finds the old file or the new one.
 
-        Each shard is saved as of one moment; writes go on meanwhile. The format is drawn in `keyvalue_engine.snapshot`.
+        Writes may continue meanwhile. Each shard is saved as it is at one moment. `keyvalue_engine.snapshot`
+        describes the format.
 
-        :raises OSError: the file could not be written; `path` is as it was
+        :raises OSError: the file could not be written; `path` is unchanged
         """
-        unix_ns = time_ns() - self._tables.expiry.clock()  # of the clock's zero
+        unix_ns = time_ns() - self._tables.expiry.clock()  # the Unix time at which the clock was 0
         tables = self._tables.by_name.copy()
         try:
             snapshot.save(path, self._tables.seed, tables, lambda deadline_ns: (deadline_ns + unix_ns) // NS_PER_MS)
@@ -153,19 +161,19 @@ class Store:
 
     @classmethod
     def load(cls, path: str | PathLike[str], options: StoreOptions | None = None) -> Store:
-        """Return a store with the buckets of a file, and the seed they were saved with, so that cursors stay valid.
+        """Return a store with the buckets of a file. It uses the saved seed, so cursors stay valid.
 
-        Keys and values may be longer than the options say: a handle's options allowed it when they were written.
+        Keys and values may be longer than the options allow, because a handle's options may have allowed them.
 
-        :raises SnapshotError: the file is damaged, with the offset
-        :raises LimitError: the file holds more, or longer names, than the options allow
+        :raises SnapshotError: the file is damaged
+        :raises LimitError: the file has more keys or buckets, or longer bucket names, than the options allow
         :raises OSError: the file could not be read
         """
         with snapshot.Reader(path) as reader:
             store = cls(options, seed=reader.seed)
             for name, entries in reader:
                 if store.options.strict_buckets:
-                    store._tables.keep_empty(name)  # where its keys have expired, or it had none
+                    store._tables.keep_empty(name)  # even if all its keys have expired, or it had none
                 bucket = store.bucket(name, AS_WRITTEN)
                 now_ms = time_ns() // NS_PER_MS
                 for key, value, deadline_ms in entries:
@@ -176,5 +184,5 @@ class Store:
         return store
 
     def check(self) -> None:
-        """Assert every invariant of the store. For tests, while no other thread writes. O(n)."""
+        """Assert every invariant of the store. Only for tests, while no other thread writes. O(n)."""
         self._tables.check()

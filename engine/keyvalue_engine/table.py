@@ -1,19 +1,20 @@
-"""Own the shards of one bucket, and the ring that finds a key's shard.
+"""The shards of one bucket, and the ring that finds a key's shard.
 
-The ring is a list of 2**bits shards; the top `bits` of a position are its index. A shard of smaller depth stands in the list several times
-in a row. So a shard that has grown too large is split alone, and no write ever waits for more than one shard to be moved:
+The ring is a list of 2**bits shards, indexed by the top `bits` bits of a position. A shard of smaller depth occurs
+several times in a row. So a shard that has grown too large is split alone, and a write waits for the move of at most
+one shard:
 
     bits 2    [ A | B | C | D ]
     split B   [ A | A | A | A | B0 | B1 | B2 | B3 | C | C | C | C | D | D | D | D ]     bits 4
 
-A ring is never changed once it is published: a split publishes a new (shift, shards) tuple, and retires the shard it replaced. Whoever
-then takes the retired shard's stripe is told so, and looks again.
+A published ring never changes. A split publishes a new (shift, shards) tuple, and retires the shard that it replaced.
+A writer that takes the stripe of a retired shard finds this out, and looks the shard up again.
 
-A batch takes the stripes of its keys in the ring's order, each once, and holds them until its last write. `get_many` takes none: it reads, and
-if a batch was at work meanwhile it reads again while none is (`_batches`).
+A batch takes the stripes of its keys, in the ring's order, and holds them until its last write. `get_many` takes no
+stripe. If a batch ran while it read, it reads again while no batch runs (`_batches`).
 
-Locks, in the order in which they are taken: that of `Tables`; `_growth` or `_batch`; one stripe (a batch, and the freeing of a table: several,
-in the ring's order); the ledger's or the expiry's.
+Locks are taken in this order: the one of `Tables`; `_growth` or `_batch`; one stripe, or several in the ring's order
+(for a batch, or to free a table); the ledger's or the expiry's.
 """
 
 from __future__ import annotations
@@ -33,20 +34,21 @@ __all__ = ["Table"]
 
 Ring = tuple[int, list[Shard]]
 
-#: A shard is split into four: into two, a bucket of a million keys has moved each of them once more (bench/micro/test_engine.py, fill).
-#: Into more, keys are moved less often, but shards are smaller on the way: with sixteen, a get among 200,000 keys takes 1.2 times as long.
+#: A shard is split into four. With two, a bucket that grows to a million keys moves each key once more
+#: (bench/micro/test_engine.py, fill). With more, keys move less often, but shards are smaller in between: with
+#: sixteen, a get among 200,000 keys takes 1.2 times as long.
 SPLIT_BITS = 2
 
 
 class Table:
-    """Keys and values of one bucket. Once freed (all shards retired, the ring as it was) it takes no write any more."""
+    """The keys and values of one bucket. A freed table takes no more writes, because all its shards are retired."""
 
     __slots__ = ("_batch", "_batches", "_context", "_growth", "_shard_keys_max", "_shards_min", "ring")
 
     def __init__(self, options: StoreOptions, context: Context) -> None:
-        self._growth = Lock()  # protects the publishing of `ring`; reading it needs no lock, it is one attribute
-        self._batch = Lock()  # held by the batch that is at work
-        self._batches = 0  # odd while one is; changed under `_batch`, and read without
+        self._growth = Lock()  # protects changes of `ring`; reading this one attribute needs no lock
+        self._batch = Lock()  # held by the batch that runs
+        self._batches = 0  # odd while a batch runs; changed under `_batch`, read without it
         self._shards_min = options.shards_min
         self._shard_keys_max = options.shard_keys_max
         self._context = context
@@ -54,15 +56,15 @@ class Table:
 
     @property
     def account(self) -> Account:
-        """What the bucket's entries are counted in."""
+        """The account that counts the bucket's entries."""
         return self._context.account
 
     def __len__(self) -> int:
-        """Keys of the bucket: exact when no write is under way."""
+        """Return the number of keys. It is exact if no write is in progress."""
         return sum(len(shard.entries) for shard in self.shards())
 
     def shards(self) -> Iterator[Shard]:
-        """Each shard of the ring as it is now, once, in the ring's order."""
+        """Yield each shard of the current ring once, in the ring's order."""
         last = None
         for shard in self.ring[1]:
             if shard is not last:
@@ -70,19 +72,21 @@ class Table:
                 yield shard
 
     def shard_of(self, key: bytes) -> Shard:
-        """The shard that holds a key, if any does. It may be retired meanwhile."""
+        """Return the shard for a key. It may be retired by the time you use it."""
         shift, shards = self.ring
         _, hash_function, seed, _, _ = self._context
         return shards[hash_function(key, seed) >> shift]
 
     def looks_empty(self) -> bool:
-        """Whether no key is left. Without stripes: `free` makes sure."""
+        """Return True if no key is left. It takes no stripes; `free` checks again."""
         return not any(shard.entries for shard in self.ring[1])
 
     def page(self, position: int, page_keys_max: int, page_bytes_max: int) -> tuple[list[bytes], int | None]:
-        """Keys at and behind `position`, and the position at which the next page begins. One stripe at a time.
+        """Return the keys at and after `position`, and the position of the next page, or None.
 
-        :raises CrowdedPositionError: more keys stand at the first position than any page may hold
+        It takes one stripe at a time.
+
+        :raises CrowdedPositionError: the first position has more keys than a page can hold
         """
         keys: list[bytes] = []
         size_bytes = 0
@@ -90,8 +94,8 @@ class Table:
         while True:
             shift, shards = ring = self.ring
             shard = shards[position >> shift]
-            may_expire = shard.deadlines is not None  # then only the stripe tells whether a key is left
-            if shard.entries:  # without the stripe: a shard that is empty at this moment has nothing to give
+            may_expire = shard.deadlines is not None  # then only `take`, under the stripe, finds out if a key is left
+            if shard.entries:  # needs no stripe: a shard that is empty now adds no keys
                 if len(keys) >= page_keys_max and not may_expire:
                     return keys, position
                 with shard.stripe:
@@ -107,14 +111,15 @@ class Table:
                 return keys, None
 
     def read(self, key: bytes, now_ns: int) -> bytes | None:
-        """The value of a key whose time is not over. O(1), without a stripe.
+        """Return the value of a key, or None if it is missing or has expired. O(1), takes no stripe.
 
-        A reader looks up the entry and then, only if that has a deadline, looks at the clock. If the deadline is still to come, the value was
-        there at the look-up, and is given: it is shown too long by no more than the way from the clock to the return. If not, the
-        key may have been written again meanwhile, perhaps in a shard that replaced the one that was read. So it is looked up once more, here,
-        from the ring on: what is found after a look at the clock, and was over at that look, is over.
+        A reader looks up the entry. If the entry has a deadline, the reader then reads the clock. If the deadline is
+        in the future, the value was valid at the look-up, and the reader returns it. The value may expire between the
+        clock and the return. If the deadline has passed, the key may have been written again since the look-up,
+        perhaps in a shard that replaced the first one. So this method looks it up once more, from the ring on. An
+        entry that is found after the clock was read, and had expired at that time, has expired.
 
-        :param now_ns: the clock's time, looked at before
+        :param now_ns: the time of the clock, read before this call
         """
         entry = self.shard_of(key).entries.get(key)
         if isinstance(entry, tuple):
@@ -122,7 +127,7 @@ class Table:
         return entry
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Values in the order of the keys, as of a moment at which no batch was at work."""
+        """Return the values in the order of the keys. No batch runs between the first and the last look-up."""
         batches = self._batches
         if not batches & 1:
             values = self._read_many(keys)
@@ -132,7 +137,10 @@ class Table:
             return self._read_many(keys)
 
     def _read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """As `read`, with one time for all, so that what has one deadline is there whole, or not at all. Pays: bench end-to-end batch."""
+        """Return the values of several keys, as `read` does. Pays: bench end-to-end batch.
+
+        All keys are compared with the same time. So keys with the same deadline expire together.
+        """
         _, hash_function, seed, _, expiry = self._context
         shift, shards = self.ring
         entries: list[Any] = [shards[hash_function(key, seed) >> shift].entries.get(key) for key in keys]
@@ -146,9 +154,9 @@ class Table:
         return entries
 
     def set_many(self, entries: Mapping[bytes, bytes], quota: Quota | None, ttl_ns: int) -> bool:
-        """Store all, or nothing; False when the table is freed and took nothing.
+        """Store all entries or none. Return False if the table is freed and nothing was stored.
 
-        :raises LimitError: before the first write
+        :raises LimitError: the keys or memory would pass a limit; nothing was stored
         """
         with self._stripes_of(entries) as parts:
             if parts is None:
@@ -169,7 +177,7 @@ class Table:
         return True
 
     def delete_many(self, keys: Iterable[bytes]) -> int | None:
-        """Remove all of these that are there; how many were, or None when the table is freed."""
+        """Remove keys. Return how many of them existed, or None if the table is freed."""
         with self._stripes_of(dict.fromkeys(keys)) as parts:
             if parts is None:
                 return None
@@ -177,7 +185,10 @@ class Table:
 
     @contextmanager
     def _stripes_of(self, keys: Iterable[bytes]) -> Iterator[dict[Shard, list[bytes]] | None]:
-        """Be at work as a batch: all shards of the keys, each with its keys, and its stripe held. None when the table is freed."""
+        """Run a batch: hold the stripes of all shards of the keys, and give the keys of each shard.
+
+        It gives None if the table is freed.
+        """
         with self._batch:
             self._batches += 1
             taken: list[Shard] = []
@@ -195,7 +206,7 @@ class Table:
                     parts: dict[Shard, list[bytes]] = {}
                     for index in sorted(indexes):
                         shard = shards[index]
-                        if shard in parts:  # it stands in the ring several times
+                        if shard in parts:  # it occurs several times in the ring
                             parts[shard] += indexes[index]
                         else:
                             parts[shard] = indexes[index]
@@ -216,7 +227,7 @@ class Table:
                 self._batches += 1
 
     def copy_shard(self, position: int) -> Copy:
-        """What the shard that holds `position` has, as of one moment. A freed table's shards have nothing."""
+        """Return a copy of the shard at `position`, as it is at one moment. The shards of a freed table are empty."""
         while True:
             shift, shards = ring = self.ring
             shard = shards[position >> shift]
@@ -225,10 +236,10 @@ class Table:
                     return shard.copy()
 
     def split(self, shard: Shard) -> None:
-        """Replace a shard that has grown too large by several; nothing if that was done already."""
+        """Split a shard that has grown too large, unless another thread already did."""
         for piece in self._replace(shard):
             if len(piece.entries) > self._shard_keys_max:
-                self.split(piece)  # its positions are close together
+                self.split(piece)  # most keys fell into one piece
 
     def _replace(self, shard: Shard) -> list[Shard]:
         with self._growth:
@@ -252,7 +263,7 @@ class Table:
             return pieces
 
     def free(self) -> bool:
-        """Retire all shards if no key is left, at one moment; whether it was so."""
+        """Retire all shards at once if no key is left. Return True if they were retired."""
         with self._growth, ExitStack() as stripes:
             shards = list(self.shards())
             for shard in shards:
@@ -264,7 +275,7 @@ class Table:
             return True
 
     def check(self) -> None:
-        """Assert every invariant of the table and its shards. Takes one stripe at a time. O(n)."""
+        """Assert every invariant of the table and its shards, with one stripe at a time. O(n)."""
         assert not self._batches & 1
         assert self.account.keys == len(self)
         assert self.account.memory_bytes == sum(shard.entries_bytes for shard in self.shards())

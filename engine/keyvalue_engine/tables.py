@@ -1,11 +1,12 @@
-"""Own the tables of a store by bucket name: what the store and the handles of its buckets share.
+"""The tables of a store by bucket name. The store and the handles of its buckets share them.
 
     Store ──┐
             ├──> Tables ── name ──> Table ── position ──> Shard ── key ──> Entry
-    Bucket ─┘      ├── Ledger: keys and memory of all; an Account a bucket, Quotas over some
-                   └── Expiry: shards in which keys have deadlines
+    Bucket ─┘      ├── Ledger: all keys and memory, an Account for each bucket, Quotas over some buckets
+                   └── Expiry: the shards that have keys with deadlines
 
-A table begins with its bucket's first key, and is freed with its last one, unless the store is strict about buckets.
+The first key of a bucket creates its table, and removing the last key frees it. With `strict_buckets`, the table
+stays.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ __all__ = ["ROOM_KEYS", "ROOM_SHARDS", "Tables"]
 
 T = TypeVar("T")
 
-#: Keys and shards that a write looks at when it finds no room.
+#: Keys and shards that a write looks at to find room in a full store.
 ROOM_KEYS = 1_000
 ROOM_SHARDS = 4_096
 
 
 class Tables:
-    """Tables by bucket name. All methods may be called from any thread.
+    """The tables by bucket name. You may call all methods from any thread.
 
-    :param hash_function: (key, seed) to a position of 64 bits
-    :param clock: nanoseconds that never go back
-    :ivar by_name: read without a lock, since a look-up is one operation of a dict; only this class adds and removes
+    :param hash_function: returns the 64-bit position for (key, seed)
+    :param clock: returns nanoseconds that never go back
+    :ivar by_name: the tables; a look-up is atomic and needs no lock, and only this class adds and removes
     """
 
     __slots__ = (
@@ -64,12 +65,15 @@ class Tables:
         self.by_name: dict[bytes, Table] = {}
         self._position_of: Callable[[bytes], int] = lambda key: hash_function(key, seed)
         self._observer_of: ObserverOf | None = None
-        self._lock = Lock()  # protects adding to and removing from by_name, _observer_of, and what accounts are given
+        self._lock = Lock()  # protects changes of by_name, _observer_of, and the quotas and observers of accounts
 
     def write_first(self, name: bytes, write: Callable[[Table], T]) -> tuple[Table, T | None]:
-        """Write the first keys of a bucket and publish its table, in one step. If there is a table already, return it, and None.
+        """Write the first keys of a bucket, and then publish its table. Return the table and the result of `write`.
 
-        :raises StoreError: the name is too long, the buckets are too many, or `write` raised it; no table is made
+        If the table already exists, return it and None.
+
+        :raises StoreError: the name is too long, there are too many buckets, or `write` raised it; no table is
+            created
         """
         with self._lock:
             known = self.by_name.get(name)
@@ -85,7 +89,7 @@ class Tables:
             return table, written
 
     def keep_empty(self, name: bytes) -> None:
-        """Make a bucket known that was written and emptied."""
+        """Create a bucket without keys, because it was written and emptied before."""
         with self._lock:
             if name not in self.by_name:
                 self.by_name[name] = self._new_table(name)
@@ -102,19 +106,19 @@ class Tables:
         return Table(options, Context(self._position_of, self.hash_function, self.seed, account, self.expiry))
 
     def _drop_table(self, name: bytes, table: Table) -> bool:
-        """Give up a table that holds no key. Return False if it holds one."""
+        """Free a table and its memory. Return False if it holds a key."""
         if not table.free():
             return False
         self.ledger.hold(-BUCKET_BYTES - bytes_size(len(name)))
         return True
 
     def settled(self, name: bytes) -> Table | None:
-        """Return the table of this name at a moment when none is being freed."""
+        """Return the table of this name. If a table is being created or freed, wait for that first."""
         with self._lock:
             return self.by_name.get(name)
 
     def free_if_empty(self, name: bytes) -> None:
-        """Free the table of this name if no key is left in it. With `strict_buckets` it stays."""
+        """Free the table of this name if it is empty. With `strict_buckets`, keep it."""
         with self._lock:
             table = self.by_name.get(name)
             if table is None or self.options.strict_buckets or not table.looks_empty():
@@ -123,15 +127,15 @@ class Tables:
                 del self.by_name[name]
 
     def sweep(self, keys_max: int, shards_max: int, quota: Quota | None = None) -> int:
-        """Remove expired keys, after looks at `keys_max` keys in `shards_max` shards at most. Return the number of looks that were left.
+        """Remove expired keys, with at most `keys_max` looks in `shards_max` shards. Return the remaining looks.
 
-        :param quota: look only into the buckets that it covers
+        :param quota: if given, look only at buckets that it covers
         """
         left = keys_max
         for _ in range(min(len(self.expiry), shards_max)):
             if (
                 not left or (shard := self.expiry.rotate()) is None
-            ):  # in this order: a shard that is rotated has had its turn
+            ):  # tested last: a shard that is rotated has had its turn
                 break
             if quota is None or shard.counts_for(quota):
                 left -= shard.sweep(left)
@@ -140,19 +144,19 @@ class Tables:
         return left
 
     def find_room(self, error: FullError) -> bool:
-        """Remove expired keys where room is missing. Return True if any were removed. Bounded by ROOM_KEYS and ROOM_SHARDS."""
+        """Remove expired keys to make room, within ROOM_KEYS and ROOM_SHARDS. Return True if any were removed."""
         expired = self.expiry.expired_keys
         self.sweep(ROOM_KEYS, ROOM_SHARDS, error.quota)
         return self.expiry.expired_keys != expired
 
     def add_quota(self, quota: Quota) -> None:
-        """Begin to count what the buckets that it covers hold. O(buckets).
+        """Start counting the buckets that a quota covers. O(buckets).
 
-        :raises ValueError: it is counted already
+        :raises ValueError: the quota was already added
         """
         with self._lock, self.ledger.lock:
             if quota in self.ledger.quotas:
-                raise ValueError("the quota is counted already")
+                raise ValueError("the quota was already added")
             self.ledger.quotas += (quota,)
             quota.keys = quota.memory_bytes = 0
             for table in self.by_name.values():
@@ -171,14 +175,14 @@ class Tables:
                 account.quotas = tuple(known for known in account.quotas if known is not quota)
 
     def observe(self, observer_of: ObserverOf | None) -> None:
-        """Give each bucket, also each that is made later, the observer that `observer_of` returns. O(buckets)."""
+        """Give each bucket, and each bucket that is created later, the observer from `observer_of`. O(buckets)."""
         with self._lock:
             self._observer_of = observer_of
             for name, table in self.by_name.items():
                 table.account.observer = None if observer_of is None else observer_of(name)
 
     def check(self) -> None:
-        """Assert every invariant, recounting keys and memory by the formula. For tests, while no other thread writes. O(n)."""
+        """Assert every invariant, and count keys and memory again. For tests, while no other thread writes. O(n)."""
         keys = 0
         memory_bytes = 0
         for name, table in self.by_name.items():

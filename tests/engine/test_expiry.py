@@ -65,21 +65,25 @@ def test_a_key_without_deadline_costs_nothing_for_others_deadlines(clock: Clock)
 
 
 @pytest.mark.parametrize(
-    ("write", "error"),
+    ("write", "error", "message"),
     [
-        (lambda bucket: bucket.increment(b"k", COUNTER_MAX + 1), CounterError),
-        (lambda bucket: bucket.set(b"k", bytes(4_000)), LimitError),
-        (lambda bucket: bucket.set_many({b"k": bytes(4_000)}), LimitError),
+        (
+            lambda bucket: bucket.increment(b"k", COUNTER_MAX + 1),
+            CounterError,
+            f"^the sum 0 .+ {COUNTER_MAX + 1} is outside",
+        ),
+        (lambda bucket: bucket.set(b"k", bytes(4_000)), LimitError, r"the limit is 4000 \(memory_bytes_max\)$"),
+        (lambda bucket: bucket.set_many({b"k": bytes(4_000)}), LimitError, r"the limit is 4000 \(memory_bytes_max\)$"),
     ],
 )
 def test_a_refused_write_that_found_the_last_key_expired_frees_the_bucket(
-    write: Callable[[Bucket], object], error: type[Exception], clock: Clock
+    write: Callable[[Bucket], object], error: type[Exception], message: str, clock: Clock
 ) -> None:
     store = Store(StoreOptions(memory_bytes_max=4_000), clock=clock)
     bucket = store.bucket(b"b")
     bucket.set(b"k", b"v", ttl_ms=1)
     clock.move_ms(1)
-    with pytest.raises(error, match="found "):
+    with pytest.raises(error, match=message):
         write(bucket)
     assert (store.bucket_names(), store.memory_bytes, store.expired_keys) == ([], 0, 1)
     store.check()
@@ -275,7 +279,7 @@ def test_room_is_made_of_what_has_expired_as_far_as_is_needed(
     write: Callable[[Bucket], object], limit: str, name: bytes, clock: Clock
 ) -> None:
     store = full(clock, limit)
-    with pytest.raises(LimitError, match=r"^(keys limit|memory limit in bytes|buckets): found "):
+    with pytest.raises(LimitError, match=rf"^the store would .*; the limit is \d+ \({limit}\)$"):
         write(store.bucket(b"n"))
     assert store.expired_keys == 0, "nothing has expired"
     clock.move_ms(1)
@@ -297,7 +301,9 @@ def test_room_for_many_is_made_of_many(clock: Clock) -> None:
 def test_what_never_finds_room_is_refused_though_all_that_has_expired_is_swept(clock: Clock) -> None:
     store = full(clock, "memory_bytes_max")
     clock.move_ms(1)
-    with pytest.raises(LimitError, match="memory limit in bytes: found "):
+    with pytest.raises(
+        LimitError, match=r"^the store would take \d+ bytes of memory; the limit is \d+ \(memory_bytes_max\)$"
+    ):
         store.bucket(b"n").set(b"new", bytes(10**6))
     assert (store.expired_keys, store.bucket_names()) == (TIMED_KEYS, [b"s"])
     store.check()
@@ -312,7 +318,9 @@ def test_room_is_made_of_a_key_after_many_shards_that_have_none_to_give(clock: C
     store.bucket(b"new").set(b"k", b"v")
     assert store.expired_keys == 1
     assert b"%d" % (count - 1) not in store.bucket_names()
-    with pytest.raises(LimitError, match=f"keys limit: found {count + 1}, allowed {count}"):
+    with pytest.raises(
+        LimitError, match=rf"^the store would hold {count + 1} keys; the limit is {count} \(keys_max\)$"
+    ):
         store.bucket(b"newer").set(b"k", b"v")
     store.check()
 
@@ -325,7 +333,9 @@ def test_a_length_beyond_its_limit_sweeps_nothing(
     store = Store(options, clock=clock)
     store.bucket(b"b").set(b"k", b"v", ttl_ms=1)
     clock.move_ms(1)
-    with pytest.raises(LimitError, match=r"^(key|bucket name) in bytes: found 3, allowed 2$"):
+    with pytest.raises(
+        LimitError, match=r"^(key|bucket name) is 3 bytes; the limit is 2 \((key|bucket_name)_bytes_max\)$"
+    ):
         write(store.bucket(b"new"))
     assert store.expired_keys == 0
 
@@ -522,7 +532,9 @@ def test_a_full_quota_sweeps_its_own_buckets_alone(clock: Clock) -> None:
     mine = store.bucket(b"mine", BucketOptions(quota=quota))
     mine.set(b"k", b"v")
     clock.move_ms(1)
-    with pytest.raises(LimitError, match="keys of this link's buckets: found 2, allowed 1"):
+    with pytest.raises(
+        LimitError, match=r"^the buckets of this quota would hold 2 keys; the limit is 1 \(quota_keys\)$"
+    ):
         mine.set(b"more", b"v")
     assert store.expired_keys == 0
     mine.set(b"k", b"v", ttl_ms=1)

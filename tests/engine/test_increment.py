@@ -51,7 +51,7 @@ def test_a_counter_is_decimal_text(value: bytes, delta: int, total: int) -> None
 def test_a_value_that_is_no_number_is_refused(value: bytes, shown: str) -> None:
     with pytest.raises(CounterError) as caught:
         counter_sum(value, 1)
-    assert str(caught.value) == f"value: found {shown}, allowed a decimal number from 0 to 18446744073709551615"
+    assert str(caught.value) == f"the value {shown} is not a decimal number from 0 to 18446744073709551615"
     assert isinstance(caught.value, StoreError)
 
 
@@ -69,7 +69,7 @@ def test_a_value_that_is_no_number_is_refused(value: bytes, shown: str) -> None:
 def test_a_counter_never_passes_its_largest_number(value: bytes, delta: int) -> None:
     with pytest.raises(CounterError) as caught:
         counter_sum(value, delta)
-    assert str(caught.value) == f"counter: found {int(value)} + {delta}, allowed a sum up to 18446744073709551615"
+    assert str(caught.value) == f"the sum {int(value)} + {delta} is outside the range 0 to 18446744073709551615"
 
 
 # Threads

@@ -214,7 +214,7 @@ class StoreMachine(RuleBasedStateMachine):
     def predicted_refusal(
         self, name: bytes, changes: Mapping[bytes, Stored], limited: bool
     ) -> list[tuple[str, int, int]]:
-        """The limit that these writes would pass, if they would: what, found, allowed. Keys that have expired take no room."""
+        """The limit that these writes would pass, if they would: option, found, allowed. Keys that have expired take no room."""
         options, live = self.options, self.live(name)
         bucket_names = self.written if options.strict_buckets else {known for known in BUCKETS if self.live(known)}
         new_keys = len(changes.keys() - live.keys())
@@ -229,12 +229,12 @@ class StoreMachine(RuleBasedStateMachine):
                 growth -= (old.deadline_ns is not None) * DEADLINE_BYTES
         limits: list[tuple[str, int, int, int]] = []
         for key, stored in changes.items():
-            limits.append(("key in bytes", len(key), options.key_bytes_max, True))
-            limits.append(("value in bytes", len(stored.value), options.value_bytes_max, True))
-        limits.append(("bucket name in bytes", len(name), options.bucket_name_bytes_max, True))
-        limits.append(("buckets", len(bucket_names | {name}), options.buckets_max, name not in bucket_names))
+            limits.append(("key_bytes_max", len(key), options.key_bytes_max, True))
+            limits.append(("value_bytes_max", len(stored.value), options.value_bytes_max, True))
+        limits.append(("bucket_name_bytes_max", len(name), options.bucket_name_bytes_max, True))
+        limits.append(("buckets_max", len(bucket_names | {name}), options.buckets_max, name not in bucket_names))
         limits.append(
-            ("keys limit", sum(len(self.live(known)) for known in BUCKETS) + new_keys, options.keys_max, new_keys)
+            ("keys_max", sum(len(self.live(known)) for known in BUCKETS) + new_keys, options.keys_max, new_keys)
         )
         if limited and self.quota.covers(name):
             covered = [entry for known in BUCKETS if self.quota.covers(known) for entry in self.live(known).items()]
@@ -242,11 +242,11 @@ class StoreMachine(RuleBasedStateMachine):
                 entry_size(key, stored.value) + (stored.deadline_ns is not None) * DEADLINE_BYTES
                 for key, stored in covered
             )
-            limits.append(("keys of this link's buckets", len(covered) + new_keys, self.quota.keys_max, new_keys))
-            limits.append(
-                ("memory in bytes of this link's buckets", memory_bytes + growth, self.quota.memory_bytes_max, growth)
-            )
-        return [(what, found, allowed) for what, found, allowed, grows in limits if found > allowed and grows > 0][:1]
+            limits.append(("quota_keys", len(covered) + new_keys, self.quota.keys_max, new_keys))
+            limits.append(("quota_bytes", memory_bytes + growth, self.quota.memory_bytes_max, growth))
+        return [(option, found, allowed) for option, found, allowed, grows in limits if found > allowed and grows > 0][
+            :1
+        ]
 
     def write(self, name: bytes, changes: Mapping[bytes, Stored], limited: bool, call: Callable[[], object]) -> None:
         """Make a call that writes all of these, or nothing."""
@@ -254,7 +254,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             call()
         except LimitError as error:
-            assert [(error.what, error.found, error.allowed)] == expected
+            assert [(error.option, error.found, error.allowed)] == expected
         else:
             assert not expected
             if changes:
@@ -300,7 +300,7 @@ class StoreMachine(RuleBasedStateMachine):
                 error := caught.value, LimitError
             ):  # looked at first, so far as it is known before the value is
                 changes = {key: Stored(b"", None)}
-                assert [(error.what, error.found, error.allowed)] == self.predicted_refusal(name, changes, limited)
+                assert [(error.option, error.found, error.allowed)] == self.predicted_refusal(name, changes, limited)
             return
         total = int(old.value) + delta
         stored = Stored(b"%d" % total, old.deadline_ns if ttl_ms is None else self.deadline_ns(ttl_ms))

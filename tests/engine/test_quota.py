@@ -13,8 +13,7 @@ from keyvalue_engine import Bucket, BucketOptions, LimitError, Quota, Store, Sto
 from keyvalue_engine.entry import entry_size
 from tests.engine.races import TIMEOUT_S, run_together
 
-KEYS = "keys of this link's buckets"
-MEMORY = "memory in bytes of this link's buckets"
+KEYS = r"the buckets of this quota would hold {} keys; the limit is {} \(quota_keys\)"
 
 
 def everything(name: bytes) -> bool:
@@ -37,11 +36,11 @@ def test_a_bucket_may_belong_to_several_quotas() -> None:
     for number in range(2):
         limited(store, b"a", quotas[0]).set(b"%d" % number, b"")
     assert [quota.keys for quota in quotas] == [2, 2]
-    with pytest.raises(LimitError, match=f"^{KEYS}: found 3, allowed 2$"):
+    with pytest.raises(LimitError, match=f"^{KEYS.format(3, 2)}$"):
         limited(store, b"a", quotas[0]).set(b"2", b"")
     limited(store, b"a", quotas[1]).set(b"2", b"")
     assert [quota.keys for quota in quotas] == [3, 3], "each limits only the handles that were made with it"
-    with pytest.raises(LimitError, match=f"^{KEYS}: found 4, allowed 3$"):
+    with pytest.raises(LimitError, match=f"^{KEYS.format(4, 3)}$"):
         limited(store, b"b", quotas[1]).set(b"k", b"")
     assert store.bucket_names() == [b"a"]
     store.check()
@@ -75,25 +74,25 @@ def test_a_handle_stays_held_to_a_quota_that_was_removed(others: int) -> None:
     bucket = limited(store, b"b", quota)
     bucket.set(b"1", b"v")
     store.remove_quota(quota)
-    with pytest.raises(LimitError, match=f"^{KEYS}: found 2, allowed 1$"):
+    with pytest.raises(LimitError, match=f"^{KEYS.format(2, 1)}$"):
         bucket.set(b"2", b"v")
     store.check()
 
 
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize(
-    ("quota", "what", "excess"),
+    ("quota", "option", "excess"),
     [
-        (Quota(of_a, 500, None), KEYS, {1, 2, 3}),
+        (Quota(of_a, 500, None), "quota_keys", {1, 2, 3}),
         (
             Quota(of_a, None, 500 * entry_size(b"0 000", b"v")),
-            MEMORY,
+            "quota_bytes",
             {entry_size(b"0 000", b"v") * n for n in (1, 2, 3)},
         ),
     ],
 )
 @pytest.mark.parametrize("shard_keys_max", [20, 4_096])
-def test_quotas_are_exact_under_threads(quota: Quota, what: str, excess: set[int], shard_keys_max: int) -> None:
+def test_quotas_are_exact_under_threads(quota: Quota, option: str, excess: set[int], shard_keys_max: int) -> None:
     """Over buckets, by single writes, batches and increments; at the end not one more key finds room."""
     store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1))
     store.add_quota(quota)
@@ -117,7 +116,7 @@ def test_quotas_are_exact_under_threads(quota: Quota, what: str, excess: set[int
             assert quota.memory_bytes <= quota.memory_bytes_max
 
     run_together(*[lambda n=n: fill(n) for n in range(8)])
-    assert {error.what for error in refused} == {what}
+    assert {error.option for error in refused} == {option}
     assert {error.found - error.allowed for error in refused} <= excess
     assert sum(admitted) == quota.keys == len(store)
     for number in range(3):
@@ -166,7 +165,7 @@ def test_a_quota_is_counted_once() -> None:
     store = Store()
     quota = Quota(lambda name: True, 9, None)
     store.add_quota(quota)
-    with pytest.raises(ValueError, match="the quota is counted already"):
+    with pytest.raises(ValueError, match="the quota was already added"):
         store.add_quota(quota)
     store.bucket(b"b").set(b"k", b"v")
     assert quota.keys == 1

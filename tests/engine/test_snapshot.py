@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import stat
 import tracemalloc
@@ -160,7 +161,7 @@ def test_an_emptied_bucket_is_known_after_a_load_into_a_strict_store(path: Path)
     loaded = Store.load(path, strict)
     assert loaded.bucket_names() == [b"emptied", b"full"]
     assert loaded.bucket(b"emptied").get(b"k") is None
-    with pytest.raises(NoSuchBucketError, match="no bucket b'never' was ever written"):
+    with pytest.raises(NoSuchBucketError, match="bucket b'never' was never written"):
         loaded.bucket(b"never").get(b"k")
     loaded.check()
     lenient = Store.load(path)
@@ -377,24 +378,26 @@ def test_what_a_handle_allowed_is_loaded_again(path: Path) -> None:
     store.save(path)
     loaded = Store.load(path, options)
     assert loaded.bucket(b"b").get(b"12345") == b"123456789"
-    with pytest.raises(LimitError, match=r"^key in bytes: found 5, allowed 4$"):
+    with pytest.raises(LimitError, match=r"^key is 5 bytes; the limit is 4 \(key_bytes_max\)$"):
         loaded.bucket(b"b").set(b"12345", b"")
 
 
 @pytest.mark.parametrize(
-    ("options", "what", "found", "allowed"),
+    ("options", "needed", "limit"),
     [
-        (StoreOptions(bucket_name_bytes_max=5), "bucket name in bytes", 6, 5),
-        (StoreOptions(buckets_max=1), "buckets", 2, 1),
-        (StoreOptions(keys_max=2), "keys limit", 3, 2),
-        (StoreOptions(memory_bytes_max=1_000), "memory limit in bytes", FIRST_KEY_BYTES, 1_000),
+        (StoreOptions(bucket_name_bytes_max=5), "bucket name is 6 bytes", "5 (bucket_name_bytes_max)"),
+        (StoreOptions(buckets_max=1), "the store would hold 2 buckets", "1 (buckets_max)"),
+        (StoreOptions(keys_max=2), "the store would hold 3 keys", "2 (keys_max)"),
+        (
+            StoreOptions(memory_bytes_max=1_000),
+            f"the store would take {FIRST_KEY_BYTES} bytes of memory",
+            "1000 (memory_bytes_max)",
+        ),
     ],
 )
-def test_a_file_that_passes_a_limit_is_refused(
-    options: StoreOptions, what: str, found: int, allowed: int, path: Path
-) -> None:
+def test_a_file_that_passes_a_limit_is_refused(options: StoreOptions, needed: str, limit: str, path: Path) -> None:
     stored({b"bucket": {b"12345": b"123456789"}, b"second": {b"12345": b"1", b"2": b"2"}}).save(path)
-    with pytest.raises(LimitError, match=f"^{what}: found {found}, allowed {allowed}$"):
+    with pytest.raises(LimitError, match=f"^{re.escape(f'{needed}; the limit is {limit}')}$"):
         Store.load(path, options)
 
 
@@ -415,14 +418,15 @@ def test_every_cut_is_found(small: bytes, path: Path) -> None:
         for end in range(start, start + len(whole)):
             error = refusal(path, small[:end])
             assert error.offset == start
-            assert error.reason.endswith("the file was cut")
-            assert f"found {end - start if end - start < HEAD.size else end - start - HEAD.size} bytes" in error.reason
+            part, left = ("head", end - start) if end - start < HEAD.size else ("body", end - start - HEAD.size)
+            size = HEAD.size if part == "head" else len(whole) - HEAD.size
+            assert error.reason == f"the file is cut short: {left} bytes left for a frame's {part} of {size} bytes"
 
 
 @pytest.mark.parametrize("trailing", [b"\0", b"\n", b"x" * 1_000])
 def test_bytes_after_the_end_are_refused(small: bytes, path: Path, trailing: bytes) -> None:
     error = refusal(path, small + trailing)
-    assert (error.offset, error.reason) == (len(small), f"found {len(trailing)} bytes behind the end")
+    assert (error.offset, error.reason) == (len(small), f"the file has {len(trailing)} bytes after its end")
 
 
 def joined(frames: list[tuple[int, bytes]]) -> bytes:
@@ -449,7 +453,10 @@ def test_a_frame_of_another_file_is_refused_by_the_end(path: Path) -> None:
     (header, (offset, block), end), (_, (_, other), _) = files
     assert len(block) == len(other)
     error = refusal(path, joined([header, (offset, other), end]))
-    assert (error.offset, error.reason) == (end[0], "found 1 blocks and 1 keys, written were 1 and 2")
+    assert (error.offset, error.reason) == (
+        end[0],
+        "the file has 1 blocks and 1 keys; its end says 1 blocks and 2 keys",
+    )
 
 
 def test_a_frame_of_4_gib_allocates_nothing(path: Path) -> None:
@@ -464,22 +471,22 @@ def test_a_frame_of_4_gib_allocates_nothing(path: Path) -> None:
         path.write_bytes(file)
         tracemalloc.start()
         try:
-            with pytest.raises(SnapshotError, match="found"):
+            with pytest.raises(SnapshotError, match=r"the file is cut short|the frame is not msgpack"):
                 Store.load(path)
             assert tracemalloc.get_traced_memory()[1] < 500_000
         finally:
             tracemalloc.stop()
 
 
-NO_HEADER = "found no header of a keyvalue-inmemory snapshot"
-NO_BLOCK = "found a frame that is neither a block nor the end"
+NO_HEADER = "the file is not a keyvalue-inmemory snapshot"
+NO_BLOCK = "the frame is neither a block nor the end"
 
 
 @pytest.mark.parametrize(
     ("bodies", "index", "reason"),
     [
-        ([[0, "keyvalue-inmemory snapshot", 3, 99], [2, 0, 0]], 0, "found version 3, known are 1 to 2"),
-        ([[0, "keyvalue-inmemory snapshot", 0, 99]], 0, "found version 0, known are 1 to 2"),
+        ([[0, "keyvalue-inmemory snapshot", 3, 99], [2, 0, 0]], 0, "format version is 3; supported: 1 to 2"),
+        ([[0, "keyvalue-inmemory snapshot", 0, 99]], 0, "format version is 0; supported: 1 to 2"),
         ([[0, "keyvalue-inmemory snapshot", 2**63, "of another kind"]], 0, NO_HEADER),
         ([[0, "another format", 1, 99], [2, 0, 0]], 0, NO_HEADER),
         ([[0, b"keyvalue-inmemory snapshot", 1, 99]], 0, NO_HEADER),
@@ -499,16 +506,20 @@ NO_BLOCK = "found a frame that is neither a block nor the end"
         ([HEADER, [1, b"b", [b"k", b"v"], {0: True}]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k", b"v"], {"0": 1}]], 1, NO_BLOCK),
         ([HEADER, [2, 0]], 1, NO_BLOCK),
-        ([HEADER, [2, 1, 0]], 1, "found 0 blocks and 0 keys, written were 1 and 0"),
-        ([HEADER, [2, 0, 1]], 1, "found 0 blocks and 0 keys, written were 0 and 1"),
-        ([HEADER, [1, b"b", [b"k", b"v"]], [2, 1, 2]], 2, "found 1 blocks and 1 keys, written were 1 and 2"),
-        ([HEADER, {}], 1, "found a frame that is not an array"),
-        ([HEADER, b"\xc1"], 1, "found a frame that is not msgpack: "),
-        ([HEADER, b"\x93\x01"], 1, "found a frame that is not msgpack: "),
-        ([HEADER, b"\xa1\xff"], 1, "found a frame that is not msgpack: "),
-        ([HEADER, b"\x94\x01\xc4\x01b\x90\x81\x91\x01\x01"], 1, "found a frame that is not msgpack: "),  # {[1]: 1}
-        ([HEADER, msgpack.packb([2, 0, 0]) + b"\0"], 1, "found a frame that is not msgpack: "),
-        ([HEADER, b"\x91" * 100_000], 1, "found a frame that is not msgpack: "),
+        ([HEADER, [2, 1, 0]], 1, "the file has 0 blocks and 0 keys; its end says 1 blocks and 0 keys"),
+        ([HEADER, [2, 0, 1]], 1, "the file has 0 blocks and 0 keys; its end says 0 blocks and 1 keys"),
+        (
+            [HEADER, [1, b"b", [b"k", b"v"]], [2, 1, 2]],
+            2,
+            "the file has 1 blocks and 1 keys; its end says 1 blocks and 2 keys",
+        ),
+        ([HEADER, {}], 1, "the frame is not an array"),
+        ([HEADER, b"\xc1"], 1, "the frame is not msgpack: "),
+        ([HEADER, b"\x93\x01"], 1, "the frame is not msgpack: "),
+        ([HEADER, b"\xa1\xff"], 1, "the frame is not msgpack: "),
+        ([HEADER, b"\x94\x01\xc4\x01b\x90\x81\x91\x01\x01"], 1, "the frame is not msgpack: "),  # {[1]: 1}
+        ([HEADER, msgpack.packb([2, 0, 0]) + b"\0"], 1, "the frame is not msgpack: "),
+        ([HEADER, b"\x91" * 100_000], 1, "the frame is not msgpack: "),
     ],
 )
 def test_a_frame_that_is_sound_but_wrong_is_refused(bodies: list[Any], index: int, reason: str, path: Path) -> None:

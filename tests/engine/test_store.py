@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -97,7 +98,7 @@ def test_a_strict_handle_refuses_to_read_a_bucket_that_was_never_written(
         else:
             with pytest.raises(NoSuchBucketError) as caught:
                 read()
-            assert str(caught.value) == f"no bucket b'{'n' * 64}' was ever written"
+            assert str(caught.value) == f"bucket b'{'n' * 64}' was never written, and strict_buckets is set"
             assert caught.value.bucket == b"n" * 100
             assert isinstance(caught.value, StoreError)
     bucket.set(b"k", b"v")
@@ -150,8 +151,9 @@ def test_a_write_just_fits_the_memory_limit_or_is_refused_and_changes_nothing(
             with pytest.raises(LimitError) as caught:
                 write(store)
             error = caught.value
-            assert (error.what, error.found, error.allowed) == ("memory limit in bytes", found, allowed)
-            assert str(error) == f"memory limit in bytes: found {found}, allowed {allowed}"
+            assert (error.option, error.found, error.allowed) == ("memory_bytes_max", found, allowed)
+            needed = f"the store would take {found} bytes of memory"
+            assert str(error) == f"{needed}; the limit is {allowed} (memory_bytes_max)"
         assert (store.bucket_names(), store.memory_bytes, len(store)) == ([b"full"], held_bytes, 2)
         assert store.bucket(b"full").get_many([b"1", b"2", b"k"]) == [b"v", b"v", None]
         store.check()
@@ -171,7 +173,8 @@ def test_at_the_memory_limit_an_overwrite_may_shrink_or_stay() -> None:
     bucket.set(b"k", b"1" * 100)
     bucket.set(b"k", b"2" * 84)
     assert store.memory_bytes == full_bytes + ORDER_BYTES - 16, "still beyond the limit"
-    with pytest.raises(LimitError, match=f"found {full_bytes + ORDER_BYTES}, allowed {full_bytes}"):
+    needed = f"{full_bytes + ORDER_BYTES} bytes of memory"
+    with pytest.raises(LimitError, match=rf"{needed}; the limit is {full_bytes} \(memory_bytes_max\)$"):
         bucket.set(b"k", bytes(100))
     bucket.set(b"k", b"")
     assert bucket.get(b"k") == b""
@@ -196,7 +199,8 @@ def test_a_handle_has_limits_of_its_own() -> None:
             (partial(bucket.increment, b"k" * allowed, 10**allowed), "value"),
         ]
         for write, what in writes:
-            with pytest.raises(LimitError, match=f"^{what} in bytes: found {allowed + 1}, allowed {allowed}$"):
+            message = f"{what} is {allowed + 1} bytes; the limit is {allowed} ({what}_bytes_max)"
+            with pytest.raises(LimitError, match=f"^{re.escape(message)}$"):
                 write()
         assert bucket.get(b"k" * allowed) == b"1" * allowed
     assert [len(bucket.page().keys) for bucket in (tight, plain, loose)] == [1, 2, 2]
@@ -347,7 +351,8 @@ def test_a_crowded_position_is_a_typed_error(options: StoreOptions, key_bytes: i
         assert caught.value.position == 7
         assert isinstance(caught.value, StoreError)
         assert str(caught.value) == (
-            f"position 7: found at least {found}, allowed {CROWD_KEYS_MAX} keys and {CROWD_PAGES_MAX * 1_000} bytes"
+            f"position 7 has at least {found}; the limit is {CROWD_KEYS_MAX} keys and "
+            f"{CROWD_PAGES_MAX * 1_000} bytes (a multiple of page_bytes_max)"
         )
     assert [placed(key, 0) for key in bucket.page(8).keys] == [9], "the walk may be taken up after the crowd"
     bucket._tables.check()

@@ -226,13 +226,13 @@ def memory_of(keys: int, bucket_names: int) -> int:
 
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize(
-    ("options", "what"),
+    ("options", "option"),
     [
-        (StoreOptions(keys_max=1_000), "keys limit"),
-        (StoreOptions(memory_bytes_max=memory_of(1_000, 1)), "memory limit in bytes"),
+        (StoreOptions(keys_max=1_000), "keys_max"),
+        (StoreOptions(memory_bytes_max=memory_of(1_000, 1)), "memory_bytes_max"),
     ],
 )
-def test_limits_are_exact_under_threads(options: StoreOptions, what: str) -> None:
+def test_limits_are_exact_under_threads(options: StoreOptions, option: str) -> None:
     store = Store(options, seed=SEED)
     bucket = store.bucket(b"b")
     admitted: list[bytes] = []
@@ -250,9 +250,9 @@ def test_limits_are_exact_under_threads(options: StoreOptions, what: str) -> Non
 
     run_together(*[lambda n=n: fill(n) for n in range(8)])
     assert (len(admitted), len(refused), len(store)) == (1_000, 1_000, 1_000)
-    assert {error.what for error in refused} == {what}
+    assert {error.option for error in refused} == {option}
     assert {error.found - error.allowed for error in refused} == {
-        1 if what == "keys limit" else entry_size(b"0 000", b"v")
+        1 if option == "keys_max" else entry_size(b"0 000", b"v")
     }
     assert {*bucket.keys()} == {*admitted}
     store.check()
@@ -269,7 +269,7 @@ def test_failed_first_sets_by_threads_leave_the_bucket_unknown(strict: bool) -> 
     def fail(key: bytes) -> None:
         for _ in range(300):
             together.wait()
-            with pytest.raises(LimitError, match="keys limit: found 2, allowed 1"):
+            with pytest.raises(LimitError, match=r"^the store would hold 2 keys; the limit is 1 \(keys_max\)$"):
                 store.bucket(b"fresh").set(key, b"v")
 
     run_together(*[lambda n=n: fail(b"%d" % n) for n in range(8)])
@@ -286,7 +286,10 @@ def test_a_failed_first_set_forgets_no_bucket_that_another_thread_wrote() -> Non
     def fail() -> None:
         for number in range(200):
             together.wait()
-            with pytest.raises(LimitError, match="memory limit in bytes: found "):
+            with pytest.raises(
+                LimitError,
+                match=r"^the store would take \d+ bytes of memory; the limit is 1000000 \(memory_bytes_max\)$",
+            ):
                 store.bucket(b"%d" % number).set(b"large", bytes(1_000_000))
 
     def write(key: bytes) -> None:

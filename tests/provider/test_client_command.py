@@ -173,7 +173,7 @@ def test_increment(kv: Command) -> None:
     assert (kv("--json", "increment", "visits"), json.loads(kv.out)) == (0, {"key": "visits", "number": 301})
     assert kv("set", "visits", "many") == 0
     assert (kv("increment", "visits"), kv.out) == (1, b"")
-    assert kv.err.startswith("wrpc-kv: value: found 'many'")
+    assert kv.err.startswith("wrpc-kv: the value 'many' is not a decimal number")
 
 
 def test_many_keys(kv: Command, bucket: str) -> None:
@@ -217,7 +217,7 @@ def test_json(kv: Command, bucket: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("set", "k" * 65_537, "v"), "key in bytes: found 65537, allowed 65536"),
+        (("set", "k" * 65_537, "v"), "key is 65537 bytes; the limit is 65536 (key_bytes_max)"),
         (("--prefix", "default.of-nobody", "get", "k"), "nobody serves this function: is the provider running"),
         (("--prefix", "default.of-nobody", "--wait", "0.1", "get", "k"), "nobody serves this function"),
         (("--prefix", "a b", "get", "k"), "prefix: found 'a b', allowed"),

@@ -74,9 +74,9 @@ def test_lengths_of_a_link() -> None:
     for caller, key_bytes, value_bytes in ((LINKED, 2, 3), (STRANGER, 8, 8), (OTHER, 16, 32)):
         kv.set(caller, b"b", b"k" * key_bytes, b"v" * value_bytes)
         key, value = b"n" * (key_bytes + 1), b"v" * (value_bytes + 1)
-        too_long = f"key in bytes: found {key_bytes + 1}, allowed {key_bytes}"
+        too_long = f"key is {key_bytes + 1} bytes; the limit is {key_bytes} (key_bytes_max)"
         assert refused(kv.set, caller, b"b", key, b"") == refused(kv.increment, caller, b"b", key, 1) == too_long
-        too_long = f"value in bytes: found {value_bytes + 1}, allowed {value_bytes}"
+        too_long = f"value is {value_bytes + 1} bytes; the limit is {value_bytes} (value_bytes_max)"
         assert refused(kv.set_many, caller, b"b", {b"n": b"", b"m": value}) == too_long
     assert len(scene.store) == 3
 
@@ -139,7 +139,7 @@ def test_strictness_of_a_link(name: str, of_store: dict[str, str], of_link: str 
 # Quotas
 
 
-KEYS_MAX = "keys of this link's buckets: found {}, allowed {}"
+KEYS_MAX = "the buckets of this quota would hold {} keys; the limit is {} (quota_keys)"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,9 @@ def test_links_that_reach_the_same_under_the_same_limits_share_a_quota() -> None
     kv = scene.service
     kv.set(Caller("component-7", "default"), b"b", b"k", bytes(15_000))
     for caller in (Caller("component-8", "default"), ANONYMOUS):
-        assert "of this link's buckets: found 15" in refused(kv.set, caller, b"b", b"n", b"")
+        message = refused(kv.set, caller, b"b", b"n", b"")
+        assert message.startswith("the buckets of this quota would take 15")
+        assert message.endswith("bytes of memory; the limit is 10000 (quota_bytes)")
 
 
 def test_the_keys_max_of_the_provider_is_no_quota() -> None:
@@ -245,7 +247,9 @@ def test_the_keys_max_of_the_provider_is_no_quota() -> None:
     scene.put()
     assert scene.quotas == 0
     scene.service.set_many(LINKED, b"b", {b"1": b"", b"2": b""})
-    assert refused(scene.service.set, LINKED, b"b", b"3", b"") == "keys limit: found 3, allowed 2"
+    assert (
+        refused(scene.service.set, LINKED, b"b", b"3", b"") == "the store would hold 3 keys; the limit is 2 (keys_max)"
+    )
 
 
 # Changes

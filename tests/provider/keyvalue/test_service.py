@@ -80,18 +80,24 @@ def test_handles_of_before_a_change_are_not_kept_where_another_thread_finds_them
         kv.set(LINKED, b"b", b"k", b"v")
 
 
-NUMBER = "allowed a decimal number from 0 to 18446744073709551615"
+NUMBER = "a decimal number from 0 to 18446744073709551615"
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda kv: kv.set(ANONYMOUS, b"b", b"k", b"123456789"), "value in bytes: found 9, allowed 8"),
-        (lambda kv: kv.set(ANONYMOUS, b"b", b"12345", b""), "key in bytes: found 5, allowed 4"),
-        (lambda kv: kv.set(ANONYMOUS, b"123456", b"k", b""), "bucket name in bytes: found 6, allowed 5"),
-        (lambda kv: kv.set(ANONYMOUS, b"b", b"2nd", b""), "keys limit: found 2, allowed 1"),
-        (lambda kv: kv.set_many(ANONYMOUS, b"b", {b"k": b"w", b"2": b"", b"3": b""}), "keys limit: found 3, allowed 1"),
-        (lambda kv: kv.increment(ANONYMOUS, b"b", b"k", 1), f"value: found 'seven', {NUMBER}"),
+        (lambda kv: kv.set(ANONYMOUS, b"b", b"k", b"123456789"), "value is 9 bytes; the limit is 8 (value_bytes_max)"),
+        (lambda kv: kv.set(ANONYMOUS, b"b", b"12345", b""), "key is 5 bytes; the limit is 4 (key_bytes_max)"),
+        (
+            lambda kv: kv.set(ANONYMOUS, b"123456", b"k", b""),
+            "bucket name is 6 bytes; the limit is 5 (bucket_name_bytes_max)",
+        ),
+        (lambda kv: kv.set(ANONYMOUS, b"b", b"2nd", b""), "the store would hold 2 keys; the limit is 1 (keys_max)"),
+        (
+            lambda kv: kv.set_many(ANONYMOUS, b"b", {b"k": b"w", b"2": b"", b"3": b""}),
+            "the store would hold 3 keys; the limit is 1 (keys_max)",
+        ),
+        (lambda kv: kv.increment(ANONYMOUS, b"b", b"k", 1), f"the value 'seven' is not {NUMBER}"),
     ],
 )
 def test_errors_of_the_store_become_other(call: Callable[[Service], object], message: str) -> None:
@@ -110,7 +116,7 @@ def test_keys_of_one_position_become_other() -> None:
     kv = Service(Store(StoreOptions(page_keys_max=10), hash_function=lambda key, seed: 0))
     for number in range(CROWD_KEYS_MAX + 1):
         kv.set(ANONYMOUS, b"b", b"%d" % number, b"")
-    with pytest.raises(OtherError, match=r"position 0: found at least .* keys"):
+    with pytest.raises(OtherError, match=r"^position 0 has at least .* keys of .* bytes; the limit is \d+ keys"):
         kv.list_keys(ANONYMOUS, b"b", None)
     assert kv.get(ANONYMOUS, b"b", b"7") == b""
 
@@ -139,7 +145,7 @@ async def test_an_answer_to_wait_for_is_translated_when_it_is_awaited(later: Lat
     deleted: object = await waited(kv.delete(ANONYMOUS, b"b", b"k"))
     assert deleted is None
     answer = kv.set(ANONYMOUS, b"b", b"k", b"vv")
-    with pytest.raises(OtherError, match=r"^value in bytes: found 2, allowed 1$") as caught:
+    with pytest.raises(OtherError, match=r"^value is 2 bytes; the limit is 1 \(value_bytes_max\)$") as caught:
         await waited(answer)
     assert isinstance(caught.value.__cause__, LimitError)
 
