@@ -111,7 +111,7 @@ def test_any_bytes_are_measured(name: str, choice: st.DataObject, further: st.Da
 def test_an_answer_over_its_limit_is_an_error_of_the_interface(kind: Kind) -> None:
     limits, tallies = ParameterLimits(answer_bytes_max=3), TALLIES[BATCH]()
     handler = handler_of("get-many", kind(Noted([b"1", None, b"1"])), limits, tallies)
-    refused = encode_error(OtherError("answer in bytes: found at least 4, allowed 3"))
+    refused = encode_error(OtherError("the answer is at least 4 bytes; the limit is 3 (answer_bytes_max)"))
     assert carried_out(handler, params_of("get-many")) == refused
     assert counted(tallies["get-many"]) == {"other": 1}
     limits.answer_bytes_max = 4
@@ -125,7 +125,8 @@ def test_an_answer_over_its_limit_is_never_made() -> None:
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        with pytest.raises(OtherError, match=r"^answer in bytes: found at least 167772170000, allowed 33554432$"):
+        refused = r"^the answer is at least 167772170000 bytes; the limit is 33554432 \(answer_bytes_max\)$"
+        with pytest.raises(OtherError, match=refused):
             encode_get_many_result([b"k"] * 10_000, [value] * 10_000, ParameterLimits().answer_bytes_max)
         assert tracemalloc.get_traced_memory()[1] - before < 4 * 1024 * 1024
     finally:
@@ -208,10 +209,18 @@ def test_a_list_is_not_read_anew_at_each_piece(name: str, first: int, reads: int
 @pytest.mark.parametrize(
     ("name", "pieces", "message"),
     [
-        ("get-many", [b"\x01b\x03\x01k", b"\x01k", b"\x03"], "key in bytes: found 3, allowed 2"),
-        ("set-many", [b"\x01b\x02\x01k\x01v", b"\x03k"], "key in bytes: found 3, allowed 2"),
-        ("set-many", [b"\x01b\x02\x01k", b"\x01v", b"\x01k", b"\x05"], "value in bytes: found 5, allowed 4"),
-        ("set-many", [b"\x01b\x02\x01k", b"\x01v\x01", b"k", b"\x80", b"\x02"], "value in bytes: found 256, allowed 4"),
+        ("get-many", [b"\x01b\x03\x01k", b"\x01k", b"\x03"], "key is 3 bytes; the limit is 2 (key_bytes_max)"),
+        ("set-many", [b"\x01b\x02\x01k\x01v", b"\x03k"], "key is 3 bytes; the limit is 2 (key_bytes_max)"),
+        (
+            "set-many",
+            [b"\x01b\x02\x01k", b"\x01v", b"\x01k", b"\x05"],
+            "value is 5 bytes; the limit is 4 (value_bytes_max)",
+        ),
+        (
+            "set-many",
+            [b"\x01b\x02\x01k", b"\x01v\x01", b"k", b"\x80", b"\x02"],
+            "value is 256 bytes; the limit is 4 (value_bytes_max)",
+        ),
     ],
 )
 def test_a_length_over_its_limit_is_answered_with_the_piece_it_comes_in(

@@ -46,10 +46,10 @@ FIXED: dict[str, object] = {
 }
 #: What our server finds wrong with parameters; only its log says it.
 FAULTS = {
-    "damaged-no-params": "found 0 bytes of parameters of at least 1",
-    "damaged-not-utf8": "found a string that is not UTF-8 at its byte 1",
-    "damaged-option-tag": "found 2 as the tag of an option, allowed 0 to 1",
-    "chunked-set-library-as-it-is": "found 1048413 bytes of parameters of at least 2621455",
+    "damaged-no-params": "the parameters end after 0 bytes; at least 1 are needed",
+    "damaged-not-utf8": "a string is not UTF-8 at byte 1",
+    "damaged-option-tag": "the tag of an option is 2; the limit is 1",
+    "chunked-set-library-as-it-is": "the parameters end after 1048413 bytes; at least 2621455 are needed",
 }
 
 VECTORS = load()

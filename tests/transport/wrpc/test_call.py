@@ -17,7 +17,7 @@ from keyvalue_transport.keyvalue.store import (
 )
 from keyvalue_transport.keyvalue.watcher import decode_nothing
 from keyvalue_transport.wrpc.call import Call
-from keyvalue_transport.wrpc.errors import DecodeError, InvocationEndedError, LengthLimitError, NoProviderError
+from keyvalue_transport.wrpc.errors import DecodeError, InvocationEndedError, Length, LengthLimitError, NoProviderError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 from keyvalue_transport.wrpc.invocation import InvocationCounts
 from keyvalue_transport.wrpc.values import read_bytes, write_length
@@ -114,7 +114,7 @@ def test_a_result_is_read_only_when_what_it_needs_is_there() -> None:
     def decode(buffer: bytes, at: int, end: int) -> tuple[bytes, int]:
         nonlocal attempts
         attempts += 1
-        return read_bytes(buffer, at, end, 2**32, "value in bytes")
+        return read_bytes(buffer, at, end, 2**32, Length("value is {} bytes"))
 
     value = bytes(range(256)) * 4096
     encoded = write_length(len(value)) + value
@@ -152,9 +152,9 @@ def test_an_end_before_the_result_is_whole_fails(cut: int) -> None:
     [
         (b"7 bytes", [10], None),
         (b"7 bytes", [4, 3, 3], None),
-        (b"v" * 100, [11], "result in bytes: found 11, allowed 10"),
-        (b"v" * 100, [10, 1], "result in bytes: found 11, allowed 10"),
-        (b"v" * 100, [4, 4, 4], "result in bytes: found 12, allowed 10"),
+        (b"v" * 100, [11], "result is 11 bytes; the limit is 10"),
+        (b"v" * 100, [10, 1], "result is 11 bytes; the limit is 10"),
+        (b"v" * 100, [4, 4, 4], "result is 12 bytes; the limit is 10"),
     ],
 )
 def test_a_result_over_the_largest_size_is_refused_before_it_is_whole(
@@ -174,7 +174,9 @@ def test_a_result_over_the_largest_size_is_refused_before_it_is_whole(
         assert str(invocation.error) == message
 
 
-@pytest.mark.parametrize("error", [DecodeError("found 7"), LengthLimitError("name", 4, 3), LookupError("a fault")])
+@pytest.mark.parametrize(
+    "error", [DecodeError("found 7"), LengthLimitError(Length("name is {} bytes"), 4, 3), LookupError("a fault")]
+)
 def test_whatever_a_decoder_raises_is_the_error_at_once(error: Exception) -> None:
     """The core knows the errors of no interface; and a decoder's fault is told to the caller, who would else wait for its time-out."""
 
@@ -214,7 +216,7 @@ def test_a_call_and_the_server_agree_whatever_the_pieces_are(
     received: list[bytes] = []
 
     def handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
-        value, _ = read_bytes(buffer, start, end, 2**32, "value in bytes")
+        value, _ = read_bytes(buffer, start, end, 2**32, Length("value is {} bytes"))
         received.append(value)
         return encode_get_result(result)
 

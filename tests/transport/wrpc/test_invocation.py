@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.store import decode_set, encode_set
-from keyvalue_transport.wrpc.errors import DecodeError
+from keyvalue_transport.wrpc.errors import DecodeError, Length
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Derived, Handler, Pending, drop_answer
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Step, Waiting
 from keyvalue_transport.wrpc.values import read_bytes, write_length
@@ -37,7 +37,7 @@ class Served:
 
     def _read(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
         self.attempts += 1
-        value, _ = read_bytes(buffer, start, end, 2**32, "value in bytes")
+        value, _ = read_bytes(buffer, start, end, 2**32, Length("value is {} bytes"))
         self.received.append((caller, value))
         return value
 
@@ -169,10 +169,10 @@ def test_a_handler_that_raises_ends_the_invocation(
 @pytest.mark.parametrize(
     ("piece", "message"),
     [
-        (b"", "found 0 bytes of parameters of at least 1"),
-        (b"\x03", "found 1 bytes of parameters of at least 4"),
-        (b"\x03va", "found 3 bytes of parameters of at least 4"),
-        (b"\xff\xff", "found 2 bytes of parameters of at least 3"),
+        (b"", "the parameters end after 0 bytes; at least 1 are needed"),
+        (b"\x03", "the parameters end after 1 bytes; at least 4 are needed"),
+        (b"\x03va", "the parameters end after 3 bytes; at least 4 are needed"),
+        (b"\xff\xff", "the parameters end after 2 bytes; at least 3 are needed"),
     ],
 )
 def test_parameters_that_end_too_soon_are_damaged(piece: bytes, message: str) -> None:
@@ -495,7 +495,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         step = self.receive_params(expected, b"")
         if expected in self.half_open:
             self.half_open.remove(expected)
-            self.check_end(expected, step, "bytes of parameters of at least")
+            self.check_end(expected, step, "the parameters end after")
             self.counts.damaged += 1
         else:
             assert step == Step([])

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keyvalue_transport.wrpc import values
-from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
+from keyvalue_transport.wrpc.errors import DecodeError, Length, LengthLimitError, NeedMoreBytes
 from keyvalue_transport.wrpc.values import (
     U64_MAX,
     read_bool,
@@ -25,15 +25,17 @@ from keyvalue_transport.wrpc.values import (
 
 U32_MAX = 2**32 - 1
 BYTES_MAX = 40
+KEY = Length("key is {} bytes", "key_bytes_max")
+VALUE = Length("value is {} bytes")
 
 Reader: TypeAlias = Callable[[bytes, int, int], tuple[object, int]]
 
 READERS: dict[str, Reader] = {
     "u32": lambda buffer, at, end: read_unsigned(buffer, at, end, 32),
     "u64": lambda buffer, at, end: read_unsigned(buffer, at, end, 64),
-    "list<u8>": lambda buffer, at, end: read_bytes(buffer, at, end, BYTES_MAX, "value in bytes"),
-    "list<u8> of any length": lambda buffer, at, end: read_bytes(buffer, at, end, 2**32, "value in bytes"),
-    "string": lambda buffer, at, end: read_text(buffer, at, end, BYTES_MAX, "key in bytes"),
+    "list<u8>": lambda buffer, at, end: read_bytes(buffer, at, end, BYTES_MAX, VALUE),
+    "list<u8> of any length": lambda buffer, at, end: read_bytes(buffer, at, end, 2**32, VALUE),
+    "string": lambda buffer, at, end: read_text(buffer, at, end, BYTES_MAX, KEY),
     "tag of two": lambda buffer, at, end: read_tag(buffer, at, end, 2, "an option"),
     "tag of three": lambda buffer, at, end: read_tag(buffer, at, end, 3, "an error"),
     "bool": read_bool,
@@ -100,13 +102,13 @@ def test_a_number_and_its_leb128(number: int, encoded: str) -> None:
     if number <= U32_MAX:
         assert read_unsigned(written, 0, len(written), 32) == (number, len(written))
     else:
-        with pytest.raises(DecodeError, match=r"^found a number that does not fit in 32 bits$"):
+        with pytest.raises(DecodeError, match=r"^a number does not fit in 32 bits$"):
             read_unsigned(written, 0, len(written), 32)
 
 
 @pytest.mark.parametrize("number", [-1, -128, -(2**64)])
 def test_a_number_below_zero_is_not_written(number: int) -> None:
-    with pytest.raises(ValueError, match=f"^found {number}, allowed numbers from 0$"):
+    with pytest.raises(ValueError, match=f"^number is {number}; the minimum is 0$"):
         write_unsigned(number)
 
 
@@ -126,7 +128,7 @@ def test_a_number_below_zero_is_not_written(number: int) -> None:
 def test_a_number_that_does_not_fit_is_damage_at_once(bits: int, encoded: str) -> None:
     buffer = bytes.fromhex(encoded)
     last = 5 if bits == 32 else 10
-    with pytest.raises(DecodeError, match=f"^found a number that does not fit in {bits} bits$"):
+    with pytest.raises(DecodeError, match=f"^a number does not fit in {bits} bits$"):
         read_unsigned(buffer, 0, last, bits)
     with pytest.raises(NeedMoreBytes) as raised:
         read_unsigned(buffer, 0, last - 1, bits)
@@ -135,7 +137,7 @@ def test_a_number_that_does_not_fit_is_damage_at_once(bits: int, encoded: str) -
 
 @pytest.mark.parametrize(("byte", "tags"), [(2, 2), (127, 2), (128, 2), (255, 2), (3, 3), (128, 3)])
 def test_an_unknown_tag_is_damage(byte: int, tags: int) -> None:
-    with pytest.raises(DecodeError, match=f"^found {byte} as the tag of an option, allowed 0 to {tags - 1}$"):
+    with pytest.raises(DecodeError, match=f"^the tag of an option is {byte}; the limit is {tags - 1}$"):
         read_tag(bytes([byte, 0]), 0, 2, tags, "an option")
 
 
@@ -156,7 +158,7 @@ def test_longer_forms_come_back_while_they_fit(number: int, zeros: int) -> None:
         if len(encoded) <= bytes_max:
             assert read_unsigned(encoded, 0, len(encoded), bits) == (number, len(encoded))
         else:
-            with pytest.raises(DecodeError, match=f"^found a number that does not fit in {bits} bits$"):
+            with pytest.raises(DecodeError, match=f"^a number does not fit in {bits} bits$"):
                 read_unsigned(encoded, 0, len(encoded), bits)
 
 
@@ -165,7 +167,7 @@ def test_longer_forms_come_back_while_they_fit(number: int, zeros: int) -> None:
 @given(st.binary(max_size=300), st.binary(max_size=3))
 def test_bytes_come_back(value: bytes, behind: bytes) -> None:
     written = write_length(len(value)) + value
-    assert read_bytes(written + behind, 0, len(written), 300, "value in bytes") == (value, len(written))
+    assert read_bytes(written + behind, 0, len(written), 300, VALUE) == (value, len(written))
 
 
 @example(b"caf\xc3")  # begins a character, but does not go on
@@ -178,10 +180,10 @@ def test_a_string_is_read_if_it_is_utf8(text: bytes) -> None:
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        with pytest.raises(DecodeError, match=f"^found a string that is not UTF-8 at its byte {error.start}$"):
-            read_text(buffer, 0, len(buffer), 160, "key in bytes")
+        with pytest.raises(DecodeError, match=f"^a string is not UTF-8 at byte {error.start}$"):
+            read_text(buffer, 0, len(buffer), 160, KEY)
     else:
-        assert read_text(buffer, 0, len(buffer), 160, "key in bytes") == (text, len(buffer))
+        assert read_text(buffer, 0, len(buffer), 160, KEY) == (text, len(buffer))
 
 
 @given(names, st.binary(max_size=5), wild, st.binary(max_size=60))

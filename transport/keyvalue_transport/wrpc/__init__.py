@@ -1,1 +1,4 @@
-"""wRPC without I/O: value encoding, the handler contract, the life of an invocation at server and client. Knows no interface and no socket."""
+"""wRPC without I/O: value encoding, the handler contract, and the life of an invocation on the server and the client.
+
+It knows no interface and no socket.
+"""

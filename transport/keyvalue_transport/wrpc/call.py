@@ -1,10 +1,11 @@
 """One invocation at the client, without I/O and without NATS.
 
-    start ──> first piece sent ── accepted ──> the other pieces and the empty one that ends them, sent
-                     └──────────── result pieces ──> whole: DONE
+    start ──> first piece sent ── accepted ──> the other pieces and the empty end piece sent
+                     └──────────── result pieces ──> complete: DONE
                                                      empty piece before that: failed
 
-Results may come before the handshake. Tell a `Call` what comes; it returns what to send. `done` says that `value` or `error` is there.
+Results may arrive before the handshake. Pass what arrives to a `Call`, and send what it returns. When `done` is True,
+`value` or `error` is set.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ T = TypeVar("T")
 
 
 class Call(Generic[T]):
-    """An invocation with its parameters, and what became of it.
+    """An invocation, with its parameters and its outcome.
 
-    :param decode: reader of the result. What it raises besides NeedMoreBytes becomes `error`: a DecodeError, or an error of its interface
-    :param first_bytes_max: bytes of the parameters that fit into the first message
-    :param piece_bytes_max: bytes that fit into each further message
-    :param result_bytes_max: a result longer than this is refused
+    :param decode: reads the result; an error that it raises, except NeedMoreBytes, becomes `error`: a DecodeError or
+        an error of the interface
+    :param first_bytes_max: limit for the bytes of parameters in the first message
+    :param piece_bytes_max: limit for the bytes in each further message
+    :param result_bytes_max: limit for the bytes of the result
     """
 
     __slots__ = ("_decode", "_needed", "_pieces", "_result_bytes_max", "_size", "_unsent", "done", "error", "value")
@@ -57,18 +59,24 @@ class Call(Generic[T]):
         return self._unsent.pop(0)
 
     def accepted(self) -> list[bytes]:
-        """Return the other pieces, with the empty one that ends them: the server has accepted. Empty at a second handshake."""
+        """Return the other pieces, with the empty end piece, after the server's handshake.
+
+        Return nothing at a second handshake.
+        """
         unsent, self._unsent = self._unsent, []
         return unsent
 
     def result(self, piece: bytes) -> None:
-        """A piece of the result; an empty one ends it (and is all that comes from a function without a result)."""
+        """Take a piece of the result. An empty piece ends it.
+
+        A function without a result sends only the empty piece.
+        """
         if self.done:
             return
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size > self._result_bytes_max:
-            self.fail(DecodeError(f"result in bytes: found {self._size}, allowed {self._result_bytes_max}"))
+            self.fail(DecodeError(f"result is {self._size} bytes; the limit is {self._result_bytes_max}"))
             return
         if self._size >= self._needed:
             self._try_decode()
@@ -88,7 +96,7 @@ class Call(Generic[T]):
         except NeedMoreBytes as more:
             self._pieces = [buffer]
             self._needed = more.end_min
-        except Exception as error:  # the caller of the invocation gets it raised
+        except Exception as error:  # the invocation's caller raises it
             self.fail(error)
         else:
             self.done = True

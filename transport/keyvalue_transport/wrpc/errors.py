@@ -1,9 +1,9 @@
-"""The errors of wRPC. They are never mixed with those of an interface, which are in band: typed, and part of a result.
+"""The errors of wRPC. The errors of an interface are separate: they are part of a result.
 
-TransportError      the peer's or the network's: this invocation has ended, or this connection.
-NeedMoreBytes       no error at all: a decoder's word that the value goes on.
+TransportError      a failure of the peer or the network: the invocation or the connection has ended
+NeedMoreBytes       not a failure: a decoder needs more bytes
 
-Messages give what was found and what is allowed, and never a value or a secret.
+Messages say what is wrong and what the limit is. They never show a value or a secret.
 """
 
 from __future__ import annotations
@@ -25,22 +25,26 @@ __all__ = [
 
 
 class TransportError(Exception):
-    """Base of what ends an invocation or a connection below the interface."""
+    """Base class of the errors that end an invocation or a connection below the interface."""
 
 
 class DecodeError(TransportError):
-    """The bytes are no value of the type, whatever would follow them."""
+    """The bytes are malformed. More bytes would not help."""
 
 
 class Length(NamedTuple):
-    """A length with a limit, for error texts: what was found, with {} for the number, and the option that sets the limit, if any."""
+    """A length that has a limit, as error texts name it.
+
+    :ivar need: what was found, with {} for the number
+    :ivar option: the option that sets the limit, or an empty string
+    """
 
     need: str
     option: str = ""
 
 
 class LengthLimitError(TransportError):
-    """A length in the parameters passes a limit. The call is answered with `other` before the announced bytes arrive."""
+    """A length in the parameters is above its limit. The answer is `other`, before the announced bytes arrive."""
 
     def __init__(self, length: Length, found: int, allowed: int) -> None:
         option = length.option and f" ({length.option})"
@@ -48,11 +52,11 @@ class LengthLimitError(TransportError):
 
 
 class InvocationEndedError(TransportError):
-    """The provider closed the result stream before a whole result: it could not read the parameters, or failed."""
+    """The provider ended the invocation without a complete result: it failed, or could not read the parameters."""
 
 
 class InvocationTimeoutError(TransportError, TimeoutError):
-    """No whole result came in time. The provider may have carried out the invocation all the same."""
+    """No complete result arrived in time. The provider may still have executed the invocation."""
 
 
 class NoProviderError(TransportError):
@@ -60,9 +64,9 @@ class NoProviderError(TransportError):
 
 
 class DisconnectedError(TransportError):
-    """The message could not be sent: the connection to NATS is closed, or down and its buffer full.
+    """A message could not be sent. The connection to NATS is closed, or it is down and its buffer is full.
 
-    :ivar unsent: how many messages, where it were several
+    :ivar unsent: the number of messages that were not sent
     """
 
     def __init__(self, message: str, unsent: int = 1) -> None:
@@ -71,11 +75,14 @@ class DisconnectedError(TransportError):
 
 
 class ConnectError(TransportError):
-    """No NATS server could be reached, or none that lets us in."""
+    """No NATS server was reachable, or all of them refused the connection."""
 
 
 class NeedMoreBytes(Exception):
-    """The value goes on behind the bytes that are there: `end_min` is the least offset at which it can end."""
+    """The value needs more bytes than have arrived.
+
+    :ivar end_min: the smallest offset at which the value can end
+    """
 
     def __init__(self, end_min: int) -> None:
         super().__init__(end_min)

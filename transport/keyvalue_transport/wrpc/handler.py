@@ -1,9 +1,9 @@
 """The handler contract: what a server calls for an invocation, and what it gets back.
 
-    handler(caller, buffer, start, end)  ->  the encoded result, or a Pending answer that must be waited for
-                                         or raises NeedMoreBytes, DecodeError, or anything else
+    handler(caller, buffer, start, end)  ->  the encoded result, or a Pending answer to wait for
+                                         or raises NeedMoreBytes, DecodeError, or another exception
 
-A handler sees `buffer[start:end]` alone, although the buffer may go on with the bytes of another caller.
+A handler reads only `buffer[start:end]`. The bytes after `end` may belong to another caller.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Caller(NamedTuple):
-    """The component that invokes, and the name of its link. None where the header is absent."""
+    """The component that calls, and the name of its link. None if the header is missing."""
 
     source_id: str | None
     link_name: str | None
@@ -38,19 +38,19 @@ class Caller(NamedTuple):
 #: A caller that sent no header.
 ANONYMOUS = Caller(None, None)
 
-#: What a function returns: the value, or an awaitable of it.
+#: The return value of a function: the value, or an awaitable of it.
 Answer: TypeAlias = T | Awaitable[T]
 
 
 class Pending(Protocol):
-    """What a handler returns if its function's answer must be waited for."""
+    """The return value of a handler if the answer of its function is not ready."""
 
     @property
     def answer(self) -> Awaitable[object]:
-        """Return the function's answer. A future costs no task.
+        """The function's answer. A future needs no task.
 
-        It is cancelled if the server refuses the invocation or stops. Several invocations may share a future, but one that others too depend
-        on must be shielded.
+        The server cancels it if it refuses the invocation or stops. Several invocations may share a future. Shield a
+        future that other code depends on too.
         """
 
     def encode(self, read: Callable[[], object], /) -> bytes:
@@ -60,19 +60,21 @@ class Pending(Protocol):
         """
 
 
-#: Called with parameters `buffer[start:end]`. Returns the encoded result, empty if the function has none. Raises NeedMoreBytes if the
-#: parameters are cut, DecodeError if they are malformed; both at once, also if the answer must be waited for.
+#: A handler is called with the parameters in `buffer[start:end]`. It returns the encoded result, which is empty if
+#: the function has no result. It raises NeedMoreBytes if the parameters are incomplete, and DecodeError if they are
+#: malformed. It raises both before it returns a Pending answer.
 Handler: TypeAlias = Callable[[Caller, bytes, int, int], bytes | Pending]
 
-#: Called with all parameters that have arrived, more each time. Returns the least number of bytes that they have in all.
+#: A measure is called with all parameters that have arrived so far. It returns the smallest total number of bytes
+#: that they can have.
 Measure: TypeAlias = Callable[[bytearray], int]
 
 
 class NeedMoreElements(NeedMoreBytes):
-    """The parameters are cut inside a list, whose size is not known before its last element is there.
+    """The parameters end inside a list, whose size is unknown until its last element arrives.
 
-    Calling the handler again for each piece would read a large list once for each piece. `measure` reads only the lengths that are new,
-    and says when to call.
+    If the handler were called for each piece, it would read a large list from its beginning each time. `measure`
+    reads only the new lengths, and tells the server when to call the handler.
     """
 
     def __init__(self, end_min: int, measure: Measure) -> None:
@@ -81,10 +83,12 @@ class NeedMoreElements(NeedMoreBytes):
 
 
 class Derived(Generic[T]):
-    """An answer that is made of another one once that is there. A server waits for the other one, so this costs no task.
+    """An answer that is calculated from another answer, the source. A server waits for the source, so it needs no
+    task.
 
-    :ivar source: the other answer
-    :ivar derive: returns the answer, or raises. It is called with what returns the other one, or raises what that raised
+    :ivar source: the answer to wait for
+    :ivar derive: returns this answer, or raises an error; its argument returns the source's value, or raises its
+        error
     """
 
     __slots__ = ("derive", "source")
@@ -107,12 +111,12 @@ class Derived(Generic[T]):
         return self.derive(fail)
 
     def close(self) -> None:
-        """Give up the other answer."""
+        """Drop the source."""
         drop_answer(self.source)
 
 
 def drop_answer(answer: Awaitable[object]) -> None:
-    """Give up an answer: close a coroutine, so that it does not warn, or cancel a future."""
+    """Drop an answer: cancel a future, or close a coroutine, so that it does not warn."""
     drop = getattr(answer, "close", None) or getattr(answer, "cancel", None)
     if drop is not None:
         drop()

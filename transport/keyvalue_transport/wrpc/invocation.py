@@ -1,23 +1,23 @@
 """The life of invocations at the server, without I/O and without NATS.
 
-    first piece ──┬─ whole ──> CALLED ─┬─ bytes ─────────────────────────────────> result, end
-                  │              ^     └─ a Pending answer: WAITING ── finish ───> result, end
-                  │ cut          │
-                  └──> HALF-OPEN ┴─ piece: whole
-                           │  ── piece: still cut ──> HALF-OPEN
-                           └─ empty piece (the parameters end), malformed parameters, expiry, a limit ──> end without a result
+    first piece ──┬─ complete ──> CALLED ─┬─ bytes ──────────────────────────────> result, end
+                  │                 ^     └─ a Pending answer: WAITING ── finish ─> result, end
+                  │ incomplete      │
+                  └──> HALF-OPEN ───┴─ piece: complete
+                           │  ── piece: still incomplete ──> HALF-OPEN
+                           └─ empty piece (the parameters end), malformed parameters, expiry, a limit ──> end
 
-Report what comes in to `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`). Each method returns a `Step`: messages to
-send in this order, an answer to wait for, and a failure to log.
+Report each event to `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`). Each method returns a
+`Step`: messages to send in order, an answer to wait for, and a failure to log.
 
-How a message looks is the business of `Replies`, the seam to the transport. It writes three kinds of message for an invocation:
+`Replies` writes the messages. It is the seam to the transport. There are three kinds of message for an invocation:
 
-    accept   the handshake. With a token, further pieces of the parameters are expected under it
-    result   the encoded result, in as many pieces as it takes
-    end      nothing more comes; alone, if there is no result, so that no client waits for its time-out
+    accept   the handshake; with a token, the client sends further pieces of the parameters under it
+    result   the encoded result, in one or more pieces
+    end      the end of the invocation; without a result, it tells the client not to wait for one
 
-Invariant: an invocation that was taken gets exactly one `end`. Everything held is bounded: half-open invocations by number, bytes, time
-since their last piece and time since their first; waiting ones by number.
+Invariant: an accepted invocation gets exactly one `end`. Everything that is held has a limit: half-open invocations
+by number, bytes, time since the last piece and time since the first; waiting invocations by number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from keyvalue_transport.wrpc.handler import Caller, Handler, Measure, NeedMoreEl
 
 __all__ = ["InvocationCounts", "InvocationFailure", "InvocationLimits", "Invocations", "Replies", "Step", "Waiting"]
 
-#: Where the answers to one invocation go, as the transport names it.
+#: The address for the answers of one invocation, in the transport's form.
 A = TypeVar("A")
 A_contra = TypeVar("A_contra", contravariant=True)
 #: A message of the transport.
@@ -40,7 +40,7 @@ M = TypeVar("M")
 
 @dataclass(frozen=True, slots=True)
 class InvocationLimits:
-    """What invocations may hold. Beyond it they are refused: their result stream is closed at once."""
+    """Limits for what invocations hold. An invocation above a limit is refused: it ends at once without a result."""
 
     half_open_max: int = 1024
     half_open_bytes_max: int = 256 * 1024 * 1024
@@ -51,16 +51,16 @@ class InvocationLimits:
 
 @dataclass(slots=True)
 class InvocationCounts:
-    """How invocations went, since the start."""
+    """Counts of invocations since the start."""
 
     answered: int = 0
-    damaged: int = 0  # malformed parameters, or parameters that end too soon
+    damaged: int = 0  # the parameters were malformed, or ended too early
     expired: int = 0
     refused: int = 0
     failed: int = 0  # the handler raised
-    without_reply: int = 0  # not carried out
-    stray_pieces: int = 0  # further pieces of parameters that no invocation waits for
-    received_bytes: int = 0  # of invocations; on the direct path with their framing
+    without_reply: int = 0  # not executed
+    stray_pieces: int = 0  # pieces of parameters for which there is no invocation
+    received_bytes: int = 0  # of invocations; on the direct path, with the framing
     sent_bytes: int = 0
 
 
@@ -68,17 +68,17 @@ class Replies(Protocol[A_contra, M]):
     """Writes the messages that answer an invocation."""
 
     def accept(self, reply: A_contra, token: str | None, /) -> list[M]:
-        """Return the handshake. If `token` is given, further pieces come under it."""
+        """Return the handshake. If `token` is given, the client sends further pieces under it."""
 
     def result(self, reply: A_contra, result: bytes, /) -> list[M]:
-        """Return the pieces of a result that is not empty."""
+        """Return the pieces of a result. The result must not be empty."""
 
     def end(self, reply: A_contra, /) -> list[M]:
         """Return the message that ends an invocation."""
 
 
 class Waiting(NamedTuple, Generic[A]):
-    """An answer that must be waited for; then call `Invocations.finish(waiting, result)`."""
+    """An answer to wait for. When it is ready, call `Invocations.finish(waiting, result)`."""
 
     reply: A
     traceparent: str | None
@@ -86,9 +86,9 @@ class Waiting(NamedTuple, Generic[A]):
 
 
 class InvocationFailure(NamedTuple):
-    """Why an invocation ended without a result: what its handler raised, or what is wrong with its parameters.
+    """The reason why an invocation ended without a result: an error of its handler or its parameters.
 
-    :ivar traceparent: the header of this name, which says what trace the invocation is part of
+    :ivar traceparent: the header of this name, which identifies the trace of the invocation
     """
 
     error: Exception
@@ -96,7 +96,7 @@ class InvocationFailure(NamedTuple):
 
 
 class Step(NamedTuple, Generic[A, M]):
-    """What to do next, in this order: log the failure, send the messages, wait for the answer."""
+    """The next steps of a transport, in this order: log the failure, send the messages, wait for the answer."""
 
     sends: list[M]
     waiting: Waiting[A] | None = None
@@ -105,11 +105,11 @@ class Step(NamedTuple, Generic[A, M]):
 
 @dataclass(slots=True)
 class HalfOpen(Generic[A]):
-    """An invocation whose parameters are not whole yet.
+    """An invocation whose parameters are incomplete.
 
-    :ivar first: the first piece as it came, which is most of a large value; empty if `measure` wants everything in one buffer
-    :ivar more: the other pieces in one buffer, since many small ones would take more memory than is counted for them
-    :ivar needed: the least number of bytes that the parameters have, found by `measure` if there is one
+    :ivar first: the first piece as it arrived, without a copy; empty if `measure` needs all pieces in one buffer
+    :ivar more: the other pieces in one buffer, because many small pieces would take more memory than is counted
+    :ivar needed: the smallest number of bytes that the parameters can have, updated by `measure` if it is set
     """
 
     handler: Handler
@@ -127,7 +127,7 @@ class HalfOpen(Generic[A]):
         return len(self.first) + len(self.more)
 
     def need(self, error: NeedMoreBytes) -> None:
-        """Note that a handler needs more than there is."""
+        """Note what the handler needs."""
         self.needed = error.end_min
         self.measure = error.measure if isinstance(error, NeedMoreElements) else None
         if self.measure is not None and self.first:
@@ -135,10 +135,10 @@ class HalfOpen(Generic[A]):
 
 
 class Invocations(Generic[A, M]):
-    """All invocations of one server.
+    """The invocations of one server.
 
     :param replies: writes the messages
-    :param new_token: returns tokens that cannot be guessed, so that no client can reach into another's invocation
+    :param new_token: returns tokens that cannot be guessed, so that a client cannot send to another's invocation
     """
 
     def __init__(
@@ -155,17 +155,17 @@ class Invocations(Generic[A, M]):
 
     @property
     def half_open(self) -> int:
-        """Return the number of invocations whose parameters are not whole."""
+        """The number of invocations whose parameters are incomplete."""
         return len(self._half_open)
 
     @property
     def half_open_bytes(self) -> int:
-        """Return the bytes of parameters held for them."""
+        """The bytes of parameters that half-open invocations hold."""
         return self._half_open_bytes
 
     @property
     def waiting(self) -> int:
-        """Return the number of invocations whose answer is being waited for."""
+        """The number of invocations that wait for their answer."""
         return self._waiting
 
     def receive(
@@ -178,7 +178,7 @@ class Invocations(Generic[A, M]):
         now_s: float,
         traceparent: str | None,
     ) -> Step[A, M]:
-        """Take the first piece of an invocation's parameters, maybe all of them, and what its handler returned or raised for it."""
+        """Take the first piece of an invocation's parameters, and what the handler returned or raised for it."""
         if isinstance(outcome, NeedMoreBytes):
             return self._cut(handler, reply, caller, traceparent, piece, outcome, now_s)
         handshake = self._replies.accept(reply, None)
@@ -187,7 +187,7 @@ class Invocations(Generic[A, M]):
         return self._answer(reply, outcome, traceparent, handshake)
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step[A, M]:
-        """Take a further piece of the parameters of a half-open invocation; an empty one ends them."""
+        """Take a further piece of the parameters of a half-open invocation. An empty piece ends them."""
         half_open = self._half_open.pop(token, None)
         if half_open is None:
             self.counts.stray_pieces += bool(piece)
@@ -195,13 +195,15 @@ class Invocations(Generic[A, M]):
         self._half_open_bytes -= len(half_open)
         reply = half_open.reply
         if not piece:
-            error = DecodeError(f"found {len(half_open)} bytes of parameters of at least {half_open.needed}")
+            error = DecodeError(
+                f"the parameters end after {len(half_open)} bytes; at least {half_open.needed} are needed"
+            )
             return self._fail(reply, error, half_open.traceparent, [])
         half_open.more += piece
         if len(half_open) >= half_open.needed and half_open.measure is not None:
             half_open.needed = half_open.measure(half_open.more)
         if len(half_open) >= half_open.needed:
-            # Only when the length that is known is there, so that large parameters are copied once.
+            # Join the pieces only when enough bytes have arrived, so that large parameters are copied once.
             buffer = half_open.first + half_open.more
             try:
                 answer = half_open.handler(half_open.caller, buffer, 0, len(buffer))
@@ -216,26 +218,29 @@ class Invocations(Generic[A, M]):
         return self._refuse(reply, [])
 
     def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
-        """Take the result of an answer that was waited for, or what it raised."""
+        """Take the encoded result of a waiting invocation, or the error that it raised."""
         self._waiting -= 1
         if isinstance(result, Exception):
             return self._fail(waiting.reply, result, waiting.traceparent, [])
         return Step(self._result(waiting.reply, result, []))
 
     def expire(self, now_s: float) -> Step[A, M]:
-        """End the half-open invocations that got no piece for too long, or are not whole after very long."""
+        """End the half-open invocations that have passed their deadline.
+
+        The deadline depends on the times of the last piece and of the first.
+        """
         late = [token for token, half_open in self._half_open.items() if half_open.deadline_s <= now_s]
         self.counts.expired += len(late)
         return Step([message for token in late for message in self._drop(token)])
 
     def close(self) -> Step[A, M]:
-        """End all half-open invocations and hold no other: the server stops."""
+        """End all half-open invocations, and accept no more, because the server stops."""
         self._closed = True
         self.counts.refused += len(self._half_open)
         return Step([message for token in list(self._half_open) for message in self._drop(token)])
 
     def refuse(self, reply: A) -> Step[A, M]:
-        """End an invocation at its first piece, unread, because it can't be carried out now."""
+        """End an invocation at its first piece without reading it, because it cannot be executed now."""
         return self._refuse(reply, self._replies.accept(reply, None))
 
     def _cut(
@@ -254,7 +259,7 @@ class Invocations(Generic[A, M]):
         token = self._new_token()
         if not self._hold(token, half_open, now_s):
             return self.refuse(reply)
-        # Registered before the handshake leaves.
+        # The invocation is registered before the handshake is sent, because the next piece may arrive at once.
         return Step(self._replies.accept(reply, token))
 
     def _hold(self, token: str, half_open: HalfOpen[A], now_s: float) -> bool:
