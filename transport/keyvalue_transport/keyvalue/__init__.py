@@ -1,1 +1,1 @@
-"""The interface `wrpc:keyvalue`: error variant, outcomes, codec and handlers of store, atomics, batch and watcher. Without I/O."""
+"""The interface `wrpc:keyvalue`, without I/O: errors, outcomes, and the codec and handlers of each interface."""

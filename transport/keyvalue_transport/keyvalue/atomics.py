@@ -1,8 +1,8 @@
-"""`wrpc:keyvalue/atomics`: parameters and results of its function, both ways, and the handler a server calls.
+"""`wrpc:keyvalue/atomics`: the codec of its function, and the handler that a server calls.
 
     atomics.increment  bucket: string, key: string, delta: u64  -> result<u64, error>
 
-The error, and what else all interfaces share, is in transport/keyvalue_transport/keyvalue/interface.py.
+transport/keyvalue_transport/keyvalue/interface.py has the error, and everything else that all interfaces share.
 """
 
 from __future__ import annotations
@@ -33,53 +33,53 @@ __all__ = [
     "encode_increment_result",
 ]
 
-#: The instance that serves `atomics`.
+#: The name of the instance `atomics` on the wire.
 ATOMICS = "wrpc:keyvalue/atomics@0.2.0-draft"
 
 
 class AtomicsInterface(Protocol):
-    """`wrpc:keyvalue/atomics`. Each function may be a coroutine function. Errors are raised: InterfaceError and its kinds."""
+    """The functions of `wrpc:keyvalue/atomics`. Each may be a coroutine function, and may raise an InterfaceError."""
 
     def increment(self, caller: Caller, bucket: bytes, key: bytes, delta: int, /) -> Answer[int]: ...
 
 
 def encode_increment(bucket: bytes, key: bytes, delta: int) -> bytes:
-    """Parameters of increment."""
+    """Encode the parameters of increment."""
     if not 0 <= delta <= U64_MAX:
         raise ValueError(f"delta: found {delta}, allowed 0 to 2**64 - 1")
     return b"".join((write_length(len(bucket)), bucket, write_length(len(key)), key, write_unsigned(delta)))
 
 
 def decode_increment(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes, int], int]:
-    """Bucket, key and delta."""
+    """Read bucket, key and delta."""
     bucket, key, at = read_bucket_and_key(buffer, at, end, limits)
-    if at < end and buffer[at] < 128:  # a step of one is one byte
+    if at < end and buffer[at] < 128:  # a delta below 128 is one byte
         return (bucket, key, buffer[at]), at + 1
     delta, at = read_unsigned(buffer, at, end, 64)
     return (bucket, key, delta), at
 
 
 def encode_increment_result(number: int) -> bytes:
-    """result<u64, error> that is ok."""
+    """Encode a successful result<u64, error>."""
     return OK_UNIT + write_unsigned(number)
 
 
 def decode_increment_result(buffer: bytes, at: int, end: int) -> tuple[int, int]:
-    """result<u64, error>."""
+    """Read a result<u64, error>. Raise its error."""
     return read_unsigned(buffer, read_ok(buffer, at, end), end, 64)
 
 
 def atomics_tallies() -> dict[str, Tally]:
-    """A tally for each function of `atomics`, by its name on the wire."""
+    """Return a tally for each function of `atomics`, by its name on the wire."""
     return {"increment": new_tally()}
 
 
 def atomics_handlers(
     atomics: AtomicsInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
 ) -> dict[str, Handler]:
-    """A handler for each function of `atomics`, by its name on the wire.
+    """Return a handler for each function of `atomics`, by its name on the wire.
 
-    :param tallies: by the same names; each call is counted
+    :param tallies: the tallies that count the calls, by the same names
     """
     tally = tallies or atomics_tallies()
     return {

@@ -1,11 +1,15 @@
-"""`wrpc:keyvalue/batch`: parameters and results of its functions, both ways, and the handlers a server calls.
+"""`wrpc:keyvalue/batch`: the codec of its functions, and the handlers that a server calls.
 
-    batch.get-many     bucket: string, keys: list<string>                          -> result<list<option<tuple<string, list<u8>>>>, error>
-    batch.set-many     bucket: string, key-values: list<tuple<string, list<u8>>>   -> result<_, error>
-    batch.delete-many  bucket: string, keys: list<string>                          -> result<_, error>
+    batch.get-many     bucket: string, keys: list<string>
+                       -> result<list<option<tuple<string, list<u8>>>>, error>
+    batch.set-many     bucket: string, key-values: list<tuple<string, list<u8>>>
+                       -> result<_, error>
+    batch.delete-many  bucket: string, keys: list<string>
+                       -> result<_, error>
 
-The error, and what else all interfaces share, is in transport/keyvalue_transport/keyvalue/interface.py. Number and lengths are checked before anything is kept on their
-word, and the answer of get-many is counted before it is made: of few keys, asked for often enough, it would be of any size.
+transport/keyvalue_transport/keyvalue/interface.py has the error, and everything else that all interfaces share.
+Decoders check counts and lengths before they allocate memory for them. The answer of get-many is measured before it
+is built, because a request that repeats a few keys could make it as large as it likes.
 """
 
 from __future__ import annotations
@@ -55,7 +59,7 @@ __all__ = [
     "encode_set_many",
 ]
 
-#: The instance that serves `batch`.
+#: The name of the instance `batch` on the wire.
 BATCH = "wrpc:keyvalue/batch@0.2.0-draft"
 
 KEYS = Length("the batch has {} keys", "batch_keys_max")
@@ -64,22 +68,22 @@ SOME_SHORT = tuple(b"\x01" + length for length in ONE_BYTE)
 
 
 class BatchInterface(Protocol):
-    """`wrpc:keyvalue/batch`. Each function may be a coroutine function. Errors are raised: InterfaceError and its kinds."""
+    """The functions of `wrpc:keyvalue/batch`. Each may be a coroutine function, and may raise an InterfaceError."""
 
     def get_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[list[bytes | None]]:
-        """The values in the order of `keys`, None where a key is not there."""
+        """Return the values in the order of `keys`, with None for each missing key."""
 
     def set_many(self, caller: Caller, bucket: bytes, entries: dict[bytes, bytes], /) -> Answer[None]:
-        """Of equal keys on the wire, `entries` has the last."""
+        """Store all entries. If a key occurs several times on the wire, `entries` has its last value."""
 
     def delete_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[None]: ...
 
 
-# Parameters. Decoders return them with the offset behind the last.
+# Parameters. A decoder returns them, and the offset after the last.
 
 
 def encode_bucket_keys(bucket: bytes, keys: Collection[bytes]) -> bytes:
-    """Parameters of get-many and delete-many."""
+    """Encode the parameters of get-many and delete-many."""
     parts = [write_length(len(bucket)), bucket, write_length(len(keys))]
     for key in keys:
         parts += (write_length(len(key)), key)
@@ -87,7 +91,7 @@ def encode_bucket_keys(bucket: bytes, keys: Collection[bytes]) -> bytes:
 
 
 def decode_get_many(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, list[bytes]], int]:
-    """Bucket and keys."""
+    """Read bucket and keys."""
     start = at
     bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
     count, at = _read_count(buffer, at, end, limits.batch_keys_max)
@@ -106,7 +110,7 @@ def decode_get_many(buffer: bytes, at: int, end: int, limits: ParameterLimits) -
     except NeedMoreBytes as more:
         _check_texts(keys)
         raise _cut(more, at - start, count - len(keys), key_bytes_max, key_bytes_max) from None
-    if not buffer[began:at].isascii():  # where they are, the lengths in between are below 128
+    if not buffer[began:at].isascii():  # the lengths in between are below 128 if all keys are ASCII
         _check_texts(keys)
     return (bucket, keys), at
 
@@ -115,7 +119,7 @@ decode_delete_many = decode_get_many
 
 
 def encode_set_many(bucket: bytes, entries: Collection[tuple[bytes, bytes]]) -> bytes:
-    """Parameters of set-many."""
+    """Encode the parameters of set-many."""
     parts = [write_length(len(bucket)), bucket, write_length(len(entries))]
     for key, value in entries:
         parts += (write_length(len(key)), key, write_length(len(value)), value)
@@ -125,7 +129,7 @@ def encode_set_many(bucket: bytes, entries: Collection[tuple[bytes, bytes]]) -> 
 def decode_set_many(
     buffer: bytes, at: int, end: int, limits: ParameterLimits
 ) -> tuple[tuple[bytes, dict[bytes, bytes]], int]:
-    """Bucket, and values by their keys; of equal keys the last."""
+    """Read the bucket, and the values by key. If a key occurs several times, its last value counts."""
     start = at
     bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
     count, at = _read_count(buffer, at, end, limits.batch_keys_max)
@@ -163,18 +167,19 @@ def _read_count(buffer: bytes, at: int, end: int, keys_max: int) -> tuple[int, i
 
 
 def _cut(more: NeedMoreBytes, at: int, unread: int, even_max: int, odd_max: int) -> NeedMoreElements:
-    """The list ends within the string at `at`, counted from where the parameters begin; each further one has a byte at the least."""
+    """Return the error for a list that is cut in the string at `at`. Each unread string takes at least one byte."""
     return NeedMoreElements(more.end_min + unread - 1, _Measure(at, unread, even_max, odd_max))
 
 
 class _Measure:
-    """Finds the end of a list whose elements are strings or bytes, or pairs of them, as it comes.
+    """Finds the end of a list of strings or bytes, or of pairs of them, while it arrives.
 
-    Invariant: the parameters have `at + unread` bytes at the least, as a length stands at `at`, or nothing any more.
+    Invariant: the parameters have at least `at + unread` bytes. At `at` is the length of the next string, or the end.
 
-    :param at: from where the parameters begin
-    :param unread: strings that were not read
-    :param even_max: of the length of a string before which an even number is unread; `odd_max`: an odd number
+    :param at: offset from the beginning of the parameters
+    :param unread: the number of strings that are not read yet
+    :param even_max: limit for the length of a string when `unread` is even
+    :param odd_max: the same when `unread` is odd
     """
 
     __slots__ = ("_at", "_bytes_max", "_unread")
@@ -188,9 +193,9 @@ class _Measure:
         at, unread, end = self._at, self._unread, len(params)
         try:
             while unread and at < end:
-                length, behind = read_unsigned(params, at, end, 32)  # type: ignore[arg-type] # it takes one byte at a time
+                length, behind = read_unsigned(params, at, end, 32)  # type: ignore[arg-type] # it only indexes single bytes
                 if length > self._bytes_max[unread & 1]:
-                    return end  # the decoder will say it
+                    return end  # the decoder will raise the error
                 at = behind + length
                 unread -= 1
         except NeedMoreBytes:
@@ -207,15 +212,15 @@ def _check_texts(texts: Iterable[bytes]) -> None:
         check_text(text)
 
 
-# Results. Decoders raise the interface's error where the result is one.
+# Results. A decoder raises the interface's error if the result is one.
 
 
 def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None], bytes_max: int) -> bytes:
-    """result<list<option<tuple<string, list<u8>>>>, error> that is ok.
+    """Encode a successful result<list<option<tuple<string, list<u8>>>>, error>.
 
-    :param values: of the keys, in their order; None where a key is not there
-    :param bytes_max: of the keys that are there, and their values
-    :raises OtherError: they are more
+    :param values: the values in the order of the keys, with None for each missing key
+    :param bytes_max: limit for the bytes of the existing keys and their values
+    :raises OtherError: they are above the limit
     """
     parts = [OK_UNIT, write_length(len(keys))]
     answer_bytes = 0
@@ -237,10 +242,10 @@ def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None]
 
 
 def decode_get_many_result(buffer: bytes, at: int, end: int) -> tuple[list[tuple[bytes, bytes] | None], int]:
-    """result<list<option<tuple<string, list<u8>>>>, error>: keys with their values."""
+    """Read a result<list<option<tuple<string, list<u8>>>>, error>: keys with their values. Raise its error."""
     at = read_ok(buffer, at, end)
     count, at = read_unsigned(buffer, at, end, 32)
-    if count > end - at:  # an option takes a byte at the least
+    if count > end - at:  # an option takes at least one byte
         raise NeedMoreBytes(at + count)
     pairs: list[tuple[bytes, bytes] | None] = []
     for _ in range(count):
@@ -258,16 +263,16 @@ def decode_get_many_result(buffer: bytes, at: int, end: int) -> tuple[list[tuple
 
 
 def batch_tallies() -> dict[str, Tally]:
-    """A tally for each function of `batch`, by its name on the wire."""
+    """Return a tally for each function of `batch`, by its name on the wire."""
     return {name: new_tally() for name in ("get-many", "set-many", "delete-many")}
 
 
 def batch_handlers(
     batch: BatchInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
 ) -> dict[str, Handler]:
-    """A handler for each function of `batch`, by its name on the wire.
+    """Return a handler for each function of `batch`, by its name on the wire.
 
-    :param tallies: by the same names; each call is counted, `none` never
+    :param tallies: the tallies that count the calls, by the same names; the outcome `none` never occurs
     """
     tally = tallies or batch_tallies()
     return {
@@ -282,7 +287,7 @@ def batch_handlers(
 
 
 def _get_many_handler(batch: BatchInterface, limits: ParameterLimits, tally: Tally) -> Handler:
-    """`function_handler`, with a result that has the keys too."""
+    """Return a handler like `function_handler`, but for a result that contains the keys too."""
     get_many = batch.get_many
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:

@@ -1,8 +1,9 @@
-"""The error variant of `wrpc:keyvalue`: in band, typed, part of a result. A service raises one; a client that gets one raises it.
+"""The error variant of `wrpc:keyvalue`, which is part of a result. A service raises it, and the client raises it
+again.
 
     variant error { no-such-store, access-denied, other(string) }
 
-The errors of a peer or the network are those of `keyvalue_transport.wrpc.errors`.
+`keyvalue_transport.wrpc.errors` has the errors of the peer and the network.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ __all__ = ["AccessDeniedError", "InterfaceError", "NoSuchStoreError", "OtherErro
 
 
 class InterfaceError(Exception):
-    """`wrpc:keyvalue`'s variant `error`."""
+    """Base class of the cases of the variant `error`."""
 
 
 class NoSuchStoreError(InterfaceError):
-    """`no-such-store`: the bucket is not known."""
+    """`no-such-store`: the bucket does not exist."""
 
     def __init__(self) -> None:
         super().__init__("no such store")
@@ -29,7 +30,7 @@ class AccessDeniedError(InterfaceError):
 
 
 class OtherError(InterfaceError):
-    """`other(message)`: anything else, in words."""
+    """`other(message)`: any other error, as text."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

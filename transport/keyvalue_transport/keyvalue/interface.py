@@ -1,12 +1,15 @@
-"""What the interfaces of `wrpc:keyvalue` share: the limits of parameters, the error in a result, and the general handler.
+"""The shared parts of the interfaces of `wrpc:keyvalue`: limits of parameters, the error in a result, and the general
+handler.
 
     error  variant { 0 no-such-store, 1 access-denied, 2 other(string) }
 
-Each interface has a module of its own beside this one, with its Protocol, its codec and its handlers: store.py, atomics.py, batch.py, watcher.py.
-Strings stay bytes on both sides (their UTF-8 is checked where they come in): a key is bytes in the engine too, and is never decoded.
+Each interface has its own module, with its Protocol, codec and handlers: store.py, atomics.py, batch.py, watcher.py.
+Strings stay bytes, because the engine's keys are bytes too. A reader checks that they are UTF-8, but does not decode
+them.
 
-To add a function, edit the module of its interface: a line in the Protocol, the codec of parameters and result in both directions, and the handler.
-Then add the client's method (nats/client.py) and the service's. tests/test_wit.py fails until Protocol, handlers, client and `wit/` agree.
+To add a function, edit the module of its interface: the Protocol, the codec of parameters and result in both
+directions, and the handler. Then add a method to the client (nats/client.py) and to the service. tests/test_wit.py
+fails until Protocol, handlers, client and `wit/` agree.
 """
 
 from __future__ import annotations
@@ -48,22 +51,24 @@ BUCKET = Length("bucket name is {} bytes", "bucket_name_bytes_max")
 KEY = Length("key is {} bytes", "key_bytes_max")
 VALUE = Length("value is {} bytes", "value_bytes_max")
 MESSAGE = Length("error message is {} bytes")
-#: Of an error's message. A longer one is cut where it is written, and refused where it is read.
+#: Limit for the message of an error. The writer cuts a longer one, and the reader refuses it.
 MESSAGE_BYTES_MAX = 64 * 1024
 
 
 @dataclass(slots=True)
 class ParameterLimits:
-    """What a reader of parameters accepts. Handlers read it at each call: it may change while a server runs.
+    """Limits for parameters. Handlers read them at each call, so they may change while a server runs.
 
-    :ivar short_bucket_bytes_max: the longest name whose length takes one byte, for handlers that try the common case first; so `short_key_bytes_max`
+    :ivar short_bucket_bytes_max: limit for a name whose length takes one byte, for handlers that try the common case
+        first
+    :ivar short_key_bytes_max: the same for a key
     """
 
     bucket_bytes_max: int = 1024
     key_bytes_max: int = 64 * 1024
     value_bytes_max: int = 16 * 1024 * 1024
     batch_keys_max: int = 10_000
-    answer_bytes_max: int = 32 * 1024 * 1024  # keys and values that get-many answers with
+    answer_bytes_max: int = 32 * 1024 * 1024  # keys and values in the answer of get-many
     short_bucket_bytes_max: int = field(init=False)
     short_key_bytes_max: int = field(init=False)
 
@@ -77,13 +82,13 @@ class ParameterLimits:
 
 
 def encode_bucket_key(bucket: bytes, key: bytes) -> bytes:
-    """Parameters of get, delete and exists."""
+    """Encode the parameters of get, delete and exists."""
     return b"".join((write_length(len(bucket)), bucket, write_length(len(key)), key))
 
 
 def read_bucket_and_key(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[bytes, bytes, int]:
-    """`read_text` twice: what the parameters of most functions begin with. Pays: bench end-to-end get."""
-    if at < end:  # the common case first: both below 128 bytes, in ASCII, and there
+    """Read a bucket and a key, with which the parameters of most functions begin. Pays: bench end-to-end get."""
+    if at < end:  # the common case first: both are complete, ASCII, and shorter than 128 bytes
         length = buffer[at]
         bucket_end = at + 1 + length
         if length < 128 and bucket_end < end and length <= limits.bucket_bytes_max:
@@ -98,11 +103,11 @@ def read_bucket_and_key(buffer: bytes, at: int, end: int, limits: ParameterLimit
     return bucket, key, at
 
 
-# Results. Decoders raise the interface's error where the result is one.
+# Results. A decoder raises the interface's error if the result is one.
 
 
 def encode_error(error: InterfaceError) -> bytes:
-    """A result that is an error; kinds that the variant does not know become `other`."""
+    """Encode a result that is an error. A class that has no case of its own becomes `other`."""
     if isinstance(error, NoSuchStoreError):
         return b"\x01\x00"
     if isinstance(error, AccessDeniedError):
@@ -114,19 +119,19 @@ def encode_error(error: InterfaceError) -> bytes:
 
 
 def encode_unit_result(value: None) -> bytes:
-    """result<_, error> that is ok."""
+    """Encode a successful result<_, error>."""
     return OK_UNIT
 
 
 def decode_unit_result(buffer: bytes, at: int, end: int) -> tuple[None, int]:
-    """result<_, error>."""
+    """Read a result<_, error>. Raise its error."""
     return None, read_ok(buffer, at, end)
 
 
 def read_ok(buffer: bytes, at: int, end: int) -> int:
-    """Where the value of a result begins that is ok.
+    """Read the beginning of a result, and return the offset of its value.
 
-    :raises InterfaceError: it is none
+    :raises InterfaceError: the result is this error
     """
     failed, at = read_tag(buffer, at, end, 2, "a result")
     if not failed:
@@ -145,9 +150,9 @@ def read_ok(buffer: bytes, at: int, end: int) -> int:
 
 # Handlers.
 
-#: What no function returns: the `missing` of functions whose answer never says that a key is not there.
+#: The `missing` of functions whose answer never says that a key is missing. No function returns it.
 NEVER = object()
-#: Types of values, for telling them from what must be waited for at the price of a look-up. A record is a tuple.
+#: The types of most answers. Looking an answer's type up here is the fastest way to see that it is not awaitable.
 VALUES = frozenset({bytes, bool, int, type(None)})
 
 
@@ -159,7 +164,12 @@ def function_handler(
     limits: ParameterLimits,
     tally: Tally,
 ) -> Handler:
-    """Return a handler that decodes, calls and encodes. Parameters are decoded before a coroutine function is called, so that cut ones are seen at once."""
+    """Return a handler that decodes the parameters, calls the function and encodes the answer.
+
+    It decodes before it calls, even for a coroutine function, so it raises at once if parameters are incomplete.
+
+    :param missing: the answer that means that a key is missing, to be counted as `none`
+    """
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:
@@ -167,7 +177,7 @@ def function_handler(
             answer = function(caller, *parameters)
             if type(answer) not in VALUES and not isinstance(answer, tuple) and isinstance(answer, Awaitable):
                 return AwaitedResult(answer, encode, missing, tally)
-            result = encode(answer)  # type: ignore[arg-type] # no Awaitable, so a T
+            result = encode(answer)  # type: ignore[arg-type] # not an Awaitable, so a T
         except Exception as error:
             return error_result(error, tally)
         tally[NONE if answer is missing else OK] += 1
@@ -177,7 +187,7 @@ def function_handler(
 
 
 class AwaitedResult(Generic[T]):
-    """An answer that must be waited for, and then is encoded and counted as one that was there at once."""
+    """An answer to wait for. It is then encoded and counted like an answer that was ready at once."""
 
     __slots__ = ("_derive", "_encode", "_missing", "_tally", "answer")
 
@@ -191,13 +201,13 @@ class AwaitedResult(Generic[T]):
         self._tally = tally
 
     def encode(self, read: Callable[[], object]) -> bytes:
-        """Return the result, and count it.
+        """Return the encoded result, and count it.
 
-        :param read: returns the answer, or raises what the function raised
+        :param read: returns the answer, or raises the function's error
         """
         try:
             value = read() if self._derive is None else self._derive(read)
-            result = self._encode(value)  # type: ignore[arg-type] # what `answer` gave
+            result = self._encode(value)  # type: ignore[arg-type] # the value of `answer`
         except Exception as error:
             return error_result(error, self._tally)
         self._tally[NONE if value is self._missing else OK] += 1
@@ -205,9 +215,11 @@ class AwaitedResult(Generic[T]):
 
 
 def error_result(error: Exception, tally: Tally) -> bytes:
-    """Return the result that is an error of the interface, counted. Raise every other error, counted if it is a failure.
+    """Return the encoded result for an error of the interface, and count it. Raise any other error again.
 
-    :raises NeedMoreBytes: `error` is one
+    Other errors are counted as failures, except NeedMoreBytes.
+
+    :raises Exception: `error`, if it is not an error of the interface or a length above its limit
     """
     if isinstance(error, NoSuchStoreError):
         tally[NO_SUCH_STORE] += 1
@@ -221,5 +233,5 @@ def error_result(error: Exception, tally: Tally) -> bytes:
         try:
             raise error
         finally:
-            del error  # a traceback holds this frame: the two would hold each other, and the caller's buffer
+            del error  # its traceback holds this frame: a cycle would keep the caller's buffer alive
     return encode_error(error if isinstance(error, InterfaceError) else OtherError(str(error)))

@@ -1,4 +1,4 @@
-"""How calls of an interface's functions end, and the counts of it."""
+"""The outcomes of calls, and their counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ __all__ = [
     "new_tally",
 ]
 
-#: The number of calls of one function that ended in each way, in the order of OUTCOMES. A plain list, since each call adds to it.
+#: The number of calls of one function with each outcome, in the order of OUTCOMES. It is a plain list, because every
+#: call adds to it.
 Tally: TypeAlias = list[int]
 
 OUTCOMES = ("ok", "none", "no_such_store", "access_denied", "other", "failed")
@@ -24,5 +25,5 @@ OK, NONE, NO_SUCH_STORE, ACCESS_DENIED, OTHER, FAILED = range(len(OUTCOMES))
 
 
 def new_tally() -> Tally:
-    """Return a tally of no calls."""
+    """Return a tally with all counts at 0."""
     return [0] * len(OUTCOMES)

@@ -1,4 +1,4 @@
-"""`wrpc:keyvalue/store`: parameters and results of its functions, both ways, and the handlers a server calls.
+"""`wrpc:keyvalue/store`: the codec of its functions, and the handlers that a server calls.
 
     store.get        bucket: string, key: string                      -> result<option<list<u8>>, error>
     store.set        bucket: string, key: string, value: list<u8>     -> result<_, error>
@@ -8,8 +8,8 @@
 
     key-response     record { keys: list<string>, cursor: option<u64> }
 
-The error, and what else all interfaces share, is in transport/keyvalue_transport/keyvalue/interface.py. The handlers of get and set are written
-out, since they are called most.
+transport/keyvalue_transport/keyvalue/interface.py has the error, and everything else that all interfaces share. The
+handlers of get and set inline their decoders, because they are called most.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ __all__ = [
     "store_tallies",
 ]
 
-#: The instance that serves `store`.
+#: The name of the instance `store` on the wire.
 STORE = "wrpc:keyvalue/store@0.2.0-draft"
 
 OK_NONE = b"\x00\x00"
@@ -78,14 +78,14 @@ OK_TRUE = b"\x00\x01"
 
 
 class KeyResponse(NamedTuple):
-    """A page of keys, and the cursor of the next page (None: no key is left)."""
+    """A page of keys, and the cursor of the next page, or None after the last page."""
 
     keys: Sequence[bytes]
     cursor: int | None
 
 
 class StoreInterface(Protocol):
-    """`wrpc:keyvalue/store`. Each function may be a coroutine function. Errors are raised: InterfaceError and its kinds."""
+    """The functions of `wrpc:keyvalue/store`. Each may be a coroutine function, and may raise an InterfaceError."""
 
     def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bytes | None]: ...
 
@@ -98,11 +98,11 @@ class StoreInterface(Protocol):
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]: ...
 
 
-# Parameters. Decoders return them with the offset behind the last.
+# Parameters. A decoder returns them, and the offset after the last.
 
 
 def decode_get(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes], int]:
-    """Bucket and key."""
+    """Read bucket and key."""
     bucket, key, at = read_bucket_and_key(buffer, at, end, limits)
     return (bucket, key), at
 
@@ -112,41 +112,41 @@ decode_exists = decode_get
 
 
 def encode_set(bucket: bytes, key: bytes, value: bytes) -> bytes:
-    """Parameters of set."""
+    """Encode the parameters of set."""
     return b"".join((write_length(len(bucket)), bucket, write_length(len(key)), key, write_length(len(value)), value))
 
 
 def decode_set(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes, bytes], int]:
-    """Bucket, key and value."""
+    """Read bucket, key and value."""
     bucket, key, at = read_bucket_and_key(buffer, at, end, limits)
     value, at = read_bytes(buffer, at, end, limits.value_bytes_max, VALUE)
     return (bucket, key, value), at
 
 
 def encode_list_keys(bucket: bytes, cursor: int | None) -> bytes:
-    """Parameters of list-keys."""
+    """Encode the parameters of list-keys."""
     return write_length(len(bucket)) + bucket + _write_cursor(cursor)
 
 
 def decode_list_keys(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, int | None], int]:
-    """Bucket and cursor."""
+    """Read bucket and cursor."""
     bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
     cursor, at = _read_cursor(buffer, at, end)
     return (bucket, cursor), at
 
 
-# Results. Decoders raise the interface's error where the result is one.
+# Results. A decoder raises the interface's error if the result is one.
 
 
 def encode_get_result(value: bytes | None) -> bytes:
-    """result<option<list<u8>>, error> that is ok."""
+    """Encode a successful result<option<list<u8>>, error>."""
     if value is None:
         return OK_NONE
     return b"".join((OK_SOME, write_length(len(value)), value))
 
 
 def decode_get_result(buffer: bytes, at: int, end: int) -> tuple[bytes | None, int]:
-    """result<option<list<u8>>, error>."""
+    """Read a result<option<list<u8>>, error>. Raise its error."""
     at = read_ok(buffer, at, end)
     some, at = read_tag(buffer, at, end, 2, "an option")
     if not some:
@@ -155,17 +155,17 @@ def decode_get_result(buffer: bytes, at: int, end: int) -> tuple[bytes | None, i
 
 
 def encode_truth_result(truth: bool) -> bytes:
-    """result<bool, error> that is ok."""
+    """Encode a successful result<bool, error>."""
     return OK_TRUE if truth else OK_FALSE
 
 
 def decode_truth_result(buffer: bytes, at: int, end: int) -> tuple[bool, int]:
-    """result<bool, error>."""
+    """Read a result<bool, error>. Raise its error."""
     return read_bool(buffer, read_ok(buffer, at, end), end)
 
 
 def encode_key_response(response: KeyResponse) -> bytes:
-    """result<key-response, error> that is ok."""
+    """Encode a successful result<key-response, error>."""
     keys, cursor = response
     parts = [OK_UNIT, write_length(len(keys))]
     append = parts.append
@@ -178,10 +178,10 @@ def encode_key_response(response: KeyResponse) -> bytes:
 
 
 def decode_key_response(buffer: bytes, at: int, end: int) -> tuple[KeyResponse, int]:
-    """result<key-response, error>."""
+    """Read a result<key-response, error>. Raise its error."""
     at = read_ok(buffer, at, end)
     count, at = read_unsigned(buffer, at, end, 32)
-    if at + count + 1 > end:  # a key takes at least its length, and the cursor its tag
+    if at + count + 1 > end:  # each key takes at least its length byte, and the cursor its tag
         raise NeedMoreBytes(at + count + 1)
     keys = []
     for _ in range(count):
@@ -210,16 +210,16 @@ def _read_cursor(buffer: bytes, at: int, end: int) -> tuple[int | None, int]:
 
 
 def store_tallies() -> dict[str, Tally]:
-    """A tally for each function of `store`, by its name on the wire."""
+    """Return a tally for each function of `store`, by its name on the wire."""
     return {name: new_tally() for name in ("get", "set", "delete", "exists", "list-keys")}
 
 
 def store_handlers(
     store: StoreInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
 ) -> dict[str, Handler]:
-    """A handler for each function of `store`, by its name on the wire.
+    """Return a handler for each function of `store`, by its name on the wire.
 
-    :param tallies: by the same names; each call is counted, `none` where get or exists found no key
+    :param tallies: the tallies that count the calls, by the same names; `none` counts missing keys of get and exists
     """
     tally = tallies or store_tallies()
     return {
@@ -236,7 +236,7 @@ def store_handlers(
 def _get_handler(
     function: Callable[[Caller, bytes, bytes], Answer[bytes | None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """`function_handler` of `decode_get` and `encode_get_result`, with these written out. Pays: bench end-to-end get."""
+    """Return a handler for get. It inlines `decode_get` and `encode_get_result`. Pays: bench end-to-end get."""
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:
@@ -262,7 +262,7 @@ def _get_handler(
         if value is None:
             tally[NONE] += 1
             return OK_NONE
-        return AwaitedResult(value, encode_get_result, None, tally)  # type: ignore[arg-type] # no bytes, so an Awaitable
+        return AwaitedResult(value, encode_get_result, None, tally)  # type: ignore[arg-type] # not bytes, so an Awaitable
 
     return handle
 
@@ -270,7 +270,7 @@ def _get_handler(
 def _set_handler(
     function: Callable[[Caller, bytes, bytes, bytes], Answer[None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """`function_handler` of `decode_set`, with that written out. Pays: bench end-to-end set."""
+    """Return a handler for set. It inlines `decode_set`. Pays: bench end-to-end set."""
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:

@@ -1,10 +1,10 @@
-"""`wrpc:keyvalue/watcher`: parameters of its functions, both ways, and the handlers of one who is told of changes.
+"""`wrpc:keyvalue/watcher`: the codec of its functions, and the handlers of a component that watches.
 
     watcher.on-set     bucket: string, key: string, value: list<u8>
     watcher.on-delete  bucket: string, key: string
 
-The provider is the caller here, and a component the server. The functions have no result: the empty message that closes the result stream
-is all that comes, from one who was told as from one who failed.
+Here the provider is the caller, and a component is the server. The functions have no result. The component answers
+with only the empty message that ends the invocation, both after success and after a failure.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ __all__ = [
     "watcher_handlers",
 ]
 
-#: The instance that a component serves `watcher` under.
+#: The name of the instance `watcher` on the wire. A component serves it.
 WATCHER = "wrpc:keyvalue/watcher@0.2.0-draft"
 
-#: The result of a function that has none.
+#: The encoded result of a function without a result.
 NOTHING = b""
 
 
 class WatcherInterface(Protocol):
-    """`wrpc:keyvalue/watcher`. Each function may be a coroutine function. There is no error that the caller could be told."""
+    """The functions of `wrpc:keyvalue/watcher`. Each may be a coroutine function. None can return an error."""
 
     def on_set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]: ...
 
     def on_delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]: ...
 
 
-#: Parameters of on-set: those of `store.set`.
+#: The parameters of on-set are those of `store.set`.
 encode_on_set = encode_set
 decode_on_set = decode_set
 
-#: Parameters of on-delete: those of `store.delete`.
+#: The parameters of on-delete are those of `store.delete`.
 encode_on_delete = encode_bucket_key
 decode_on_delete = decode_delete
 
 
 def decode_nothing(buffer: bytes, at: int, end: int) -> tuple[None, int]:
-    """The result of a function that has none."""
+    """Read the result of a function without a result."""
     return None, at
 
 
 def watcher_handlers(watcher: WatcherInterface, limits: ParameterLimits) -> dict[str, Handler]:
-    """A handler for each function of `watcher`, by its name on the wire."""
+    """Return a handler for each function of `watcher`, by its name on the wire."""
     return {
         "on-set": _handler(decode_on_set, watcher.on_set, limits),
         "on-delete": _handler(decode_on_delete, watcher.on_delete, limits),
@@ -70,13 +70,13 @@ def _handler(
     function: Callable[..., Answer[None]],
     limits: ParameterLimits,
 ) -> Handler:
-    """Decode and call."""
+    """Return a handler that decodes the parameters and calls the function."""
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:
             parameters, _ = decode(buffer, start, end, limits)
         except LengthLimitError as error:
-            raise DecodeError(str(error)) from None  # no result could say it
+            raise DecodeError(str(error)) from None  # there is no result that could hold it
         answer = function(caller, *parameters)
         return NOTHING if answer is None else _WaitedForNothing(answer)
 
@@ -84,11 +84,11 @@ def _handler(
 
 
 class _WaitedForNothing(NamedTuple):
-    """An answer that must be waited for, and then is no result."""
+    """An answer to wait for, of a function without a result."""
 
     answer: Awaitable[object]
 
     def encode(self, read: Callable[[], object]) -> bytes:
-        """Return no bytes. Raise what the function raised."""
+        """Return no bytes, or raise the function's error."""
         read()
         return NOTHING
