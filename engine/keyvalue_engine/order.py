@@ -37,7 +37,7 @@ __all__ = [
     "LazyOrder",
 ]
 
-#: Bytes of a page that a key takes beside its own: enough for the LEB128 length of a key up to 256 MiB.
+#: Bytes that a key takes of a page in addition to its own: enough for the LEB128 length of a key up to 256 MiB.
 KEY_OVERHEAD_BYTES = 4
 #: Keys with the same position are refused if there are more than this, or if they fill more than this many pages.
 CROWD_KEYS_MAX = 64

@@ -1,5 +1,4 @@
-"""The shared parts of the interfaces of `wrpc:keyvalue`: limits of parameters, the error in a result, and the general
-handler.
+"""The parts that all interfaces of `wrpc:keyvalue` share: limits of parameters, errors in results, general handler.
 
     error  variant { 0 no-such-store, 1 access-denied, 2 other(string) }
 
@@ -59,8 +58,7 @@ MESSAGE_BYTES_MAX = 64 * 1024
 class ParameterLimits:
     """Limits for parameters. Handlers read them at each call, so they may change while a server runs.
 
-    :ivar short_bucket_bytes_max: limit for a name whose length takes one byte, for handlers that try the common case
-        first
+    :ivar short_bucket_bytes_max: limit for a name whose length takes one byte; handlers try this common case first
     :ivar short_key_bytes_max: the same for a key
     """
 
@@ -87,7 +85,7 @@ def encode_bucket_key(bucket: bytes, key: bytes) -> bytes:
 
 
 def read_bucket_and_key(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[bytes, bytes, int]:
-    """Read a bucket and a key, with which the parameters of most functions begin. Pays: bench end-to-end get."""
+    """Read the bucket and key with which most parameters begin. Pays: bench end-to-end get."""
     if at < end:  # the common case first: both are complete, ASCII, and shorter than 128 bytes
         length = buffer[at]
         bucket_end = at + 1 + length

@@ -83,8 +83,9 @@ class NeedMoreElements(NeedMoreBytes):
 
 
 class Derived(Generic[T]):
-    """An answer that is calculated from another answer, the source. A server waits for the source, so it needs no
-    task.
+    """An answer that is calculated from another answer, the source.
+
+    A server waits for the source, so this needs no task.
 
     :ivar source: the answer to wait for
     :ivar derive: returns this answer, or raises an error; its argument returns the source's value, or raises its

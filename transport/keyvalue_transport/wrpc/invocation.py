@@ -1,11 +1,11 @@
 """The life of invocations at the server, without I/O and without NATS.
 
-    first piece ──┬─ complete ──> CALLED ─┬─ bytes ──────────────────────────────> result, end
-                  │                 ^     └─ a Pending answer: WAITING ── finish ─> result, end
+    first piece ──┬─ complete ──> CALLED ─┬─ bytes ────────────────────────────────> result, end
+                  │                 ^     └─ a Pending answer: WAITING ── finish ──> result, end
                   │ incomplete      │
                   └──> HALF-OPEN ───┴─ piece: complete
                            │  ── piece: still incomplete ──> HALF-OPEN
-                           └─ empty piece (the parameters end), malformed parameters, expiry, a limit ──> end
+                           └─ empty piece (the parameters end), malformed parameters, expiry, a limit ──> end alone
 
 Report each event to `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`). Each method returns a
 `Step`: messages to send in order, an answer to wait for, and a failure to log.
