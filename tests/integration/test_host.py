@@ -128,7 +128,7 @@ async def test_links_of_others_and_no_links_do_not_make_it_unhealthy(launch: Lau
         await tell(raw, provider, "linkdefs.del", message)
     assert await health(raw, provider) == HEALTHY
     output = ended(provider)
-    assert output.count("a link can't be used") == 4
+    assert output.count("a link is unusable") == 4
     assert output.count("a link was not deleted") == 2  # those of another are just not known
     assert "found 1 bytes that are not JSON, expected a link definition" in output
 
@@ -266,18 +266,18 @@ async def test_a_changed_configuration_wants_a_restart(launch: Launch, raw: Clie
 @pytest.mark.parametrize(
     ("message", "warning"),
     [
-        (b"{", "a configuration was not taken: found 1 bytes that are not JSON"),
-        (b"\xff\xfe", "a configuration was not taken: found 2 bytes that are not JSON"),
-        (b"[" * 100_000, "a configuration was not taken: found 100000 bytes that are not JSON"),
-        ([], "a configuration was not taken: config: found an array, expected an object of strings"),
-        ({"page_keys": 10}, "a configuration was not taken: config.page_keys: found a number, expected a string"),
+        (b"{", "a configuration is refused: found 1 bytes that are not JSON"),
+        (b"\xff\xfe", "a configuration is refused: found 2 bytes that are not JSON"),
+        (b"[" * 100_000, "a configuration is refused: found 100000 bytes that are not JSON"),
+        ([], "a configuration is refused: config: found an array, expected an object of strings"),
+        ({"page_keys": 10}, "a configuration is refused: config.page_keys: found a number, expected a string"),
     ],
 )
 async def test_a_configuration_that_is_none_is_not_taken(
     provider: Provider, raw: Client, message: object, warning: str
 ) -> None:
     await tell(raw, provider, "config.update", message)
-    reason = warning.removeprefix("a configuration was not taken: ")
+    reason = warning.removeprefix("a configuration is refused: ")
     told = await health(raw, provider)
     assert told["healthy"] is False
     assert told["message"].startswith(f"config: {reason}")
@@ -304,9 +304,9 @@ async def test_stop_by_the_host(launch: Launch, raw: Client) -> None:
     assert await ask(raw, provider, "default.shutdown", stop_request()) == STOPPED
     assert time.monotonic() - began_s < HOST_PATIENCE_S
     assert await in_thread(provider.wait) == 0
-    assert provider.output.count("a request to stop was ignored") == 4
-    assert provider.output.count("a request to stop for another host was ignored") == 2
-    assert provider.output.count("the host asks to stop") == 1
+    assert provider.output.count("a shutdown request is ignored") == 4
+    assert provider.output.count("a shutdown request of another host is ignored") == 2
+    assert provider.output.count("the host requests a shutdown") == 1
 
 
 @pytest.mark.parametrize("link_name", ["default", "other"])
@@ -501,7 +501,7 @@ LINK = {"source_id": "c", "target": "kv"}
 @pytest.mark.parametrize(
     ("host_data", "message"),
     [
-        ([SECRET], "the whole: found an array, expected an object"),
+        ([SECRET], "top level: found an array, expected an object"),
         ({"host_id": [SECRET]}, "host_id: found an array, expected a string"),
         ({"lattice_rpc_url": {"url": SECRET}}, "lattice_rpc_url: found an object, expected a string"),
         ({"lattice_rpc_user_seed": [SECRET]}, "lattice_rpc_user_seed: found an array, expected a string"),

@@ -93,15 +93,15 @@ async def test_configurations_stand_in_for_their_names(connection: Connection, l
     [
         (
             ["SECRET_password"],
-            "SECRET_password: found a secret, which the lattice does not tell: the link must be put again",
+            "SECRET_password: the lattice does not give secrets; delete the link and put it again",
         ),
-        (["none"], "none: found no such configuration"),
+        (["none"], "none: the lattice has no such configuration"),
         (["list"], "list: response: found an array, expected an object"),
         (["numbers"], "numbers: response.a: found a number, expected a string"),
         (["damaged"], "damaged: found 1 bytes that are not JSON"),
         (["a b"], "a b: name: found 'a b', allowed printable tokens"),
         (["n" * 1025], f"{'n' * 64}: name: found 1025 bytes, allowed 1024"),
-        (["silent", "also silent"], "silent: found no answer of the lattice within"),
+        (["silent", "also silent"], "silent: the lattice has not answered within"),
         ("none", "target_config: found a string, expected an array"),
         ([1], "target_config[0]: found a number, expected a string"),
     ],
@@ -118,7 +118,7 @@ async def test_a_link_that_cannot_be_read(
     }
     ((key, _, unreadable),) = await found(connection, lattice)
     assert key == MINE
-    assert unreadable.startswith(f"its configuration {reason}")
+    assert unreadable.startswith(f"configuration {reason}")
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,10 @@ async def test_a_link_that_cannot_be_read(
     [
         (b"", "found 0 bytes that are not JSON"),
         (b"[" * 100_000, "found 100000 bytes that are not JSON"),
-        (b"[]", "the whole: found an array, expected an object"),
+        (b"[]", "top level: found an array, expected an object"),
         (b'{"response": {}}', "response: found an object, expected an array"),
         (b'{"response": null}', ""),
-        (b'{"success": false, "message": "no quorum", "response": null}', "found no success: 'no quorum'"),
+        (b'{"success": false, "message": "no quorum", "response": null}', "the request failed: 'no quorum'"),
     ],
 )
 async def test_answers_that_are_none(
@@ -297,7 +297,7 @@ async def test_a_link_that_the_lattice_does_not_have_is_told(
     await host.start()
     assert host._asking is not None
     await host._asking
-    assert "link component -> kv (default): the lattice has none like it; it stays in force" in caplog.text
+    assert "link component -> kv (default): missing in the lattice; it stays in force" in caplog.text
     assert links.knows(MINE)
 
 

@@ -114,7 +114,7 @@ def test_check_of_host_data(tmp_path: Path) -> None:
     assert "link component -> kv (default), store; options set: access, url\n" in output
     wrong = [line.removeprefix("wrong: ") for line in output.splitlines() if line.startswith("wrong: ")]
     assert wrong[0] == "config: no option has this name: other"
-    assert wrong[1].startswith("link component -> kv (sealed): target_secrets: found 8 bytes of another form")
+    assert wrong[1].startswith("link component -> kv (sealed): target_secrets: found 8 bytes that do not begin with xkv1")
     assert wrong[2].startswith("link component -> kv (second): all is denied: access: found 8 characters")
     assert wrong[3].startswith("link kv -> component (w): watch[0]: found 1 characters")
     assert wrong[4] == "link component -> kv (default): no option has this name: url"

@@ -75,8 +75,8 @@ def test_links_of_the_capture(name: str) -> None:
 
 
 WRONG: list[tuple[object, str]] = [
-    ([], "the whole: found an array, expected an object"),
-    (None, "the whole: found null, expected an object"),
+    ([], "top level: found an array, expected an object"),
+    (None, "top level: found null, expected an object"),
     ({}, "source_id: found nothing, expected a name"),
     ({"source_id": "", "target": KEY}, "source_id: found nothing, expected a name"),
     ({"source_id": "a"}, "target: found nothing, expected a name"),
@@ -155,7 +155,9 @@ def test_the_same_again_is_no_news() -> None:
 
 def test_links_of_others_are_not_kept() -> None:
     links = Links(KEY)
-    with pytest.raises(FieldError, match=r"^found a link from component to another, expected kv as one of them$"):
+    with pytest.raises(
+        FieldError, match=r"^the link from component to another does not belong to this provider \(kv\)$"
+    ):
         links.put_json(payload(target="another"))
     assert delete_json(links, payload(target="another")) is None
     assert (len(links), links.unusable) == (0, [])
@@ -295,7 +297,7 @@ def test_what_is_noted_of_a_link_stays_until_it_changes(notes: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("notes", "more"), [("unusable", "and 2 links more can't be used"), ("remarks", "and 2 remarks more on links")]
+    ("notes", "more"), [("unusable", "and 2 more unusable links"), ("remarks", "and 2 more remarks on links")]
 )
 def test_of_many_notes_the_first_are_told(notes: str, more: str) -> None:
     links = Links(KEY)
@@ -315,7 +317,7 @@ def test_links_are_kept_up_to_a_limit() -> None:
     links = Links(KEY)
     for number in range(LINKS_MAX):
         links.put(LinkDefinition("component", KEY, str(number)))
-    with pytest.raises(FieldError, match=rf"^links: found {LINKS_MAX + 1}, allowed {LINKS_MAX}$"):
+    with pytest.raises(FieldError, match=rf"^there are {LINKS_MAX} links already, which is the limit$"):
         links.put(LinkDefinition("component", KEY, "one more"))
     assert links.put(LinkDefinition("component", KEY, "0", target_config={"bucket": "b"}))
     assert len(links) == LINKS_MAX
@@ -377,13 +379,13 @@ def test_the_same_secrets_sealed_anew_are_no_news() -> None:
 @pytest.mark.parametrize(
     ("links", "message"),
     [
-        (Links(KEY), "target_secrets: found 6 sealed bytes, and no keys in the host data to open them"),
-        (Links(KEY, lambda _: b"hush"), "target_secrets: expected a JSON object to be sealed"),
-        (Links(KEY, lambda _: b"\xff"), "target_secrets: expected a JSON object to be sealed"),
-        (Links(KEY, lambda _: b"[" * 100_000), "target_secrets: expected a JSON object to be sealed"),
+        (Links(KEY), "target_secrets: the host data has no keys to open these secrets"),
+        (Links(KEY, lambda _: b"hush"), "target_secrets: the opened secrets are not a JSON object"),
+        (Links(KEY, lambda _: b"\xff"), "target_secrets: the opened secrets are not a JSON object"),
+        (Links(KEY, lambda _: b"[" * 100_000), "target_secrets: the opened secrets are not a JSON object"),
         (
             Links(KEY, lambda _: b'["hush"]'),
-            "target_secrets: expected a JSON object to be sealed",
+            "target_secrets: the opened secrets are not a JSON object",
         ),
         (opened(a="hush"), "target_secrets.a: found a string, expected an object"),
         (opened(a={"kind": "hush"}), "target_secrets.a.kind: expected String or Bytes"),
@@ -407,4 +409,4 @@ def test_too_many_that_cannot_be_read_deny_callers_without_a_link() -> None:
         assert not links.overflowed
         links.put_unreadable(("component", KEY, str(number)), "why")
     assert links.overflowed
-    assert links.unusable[0].startswith(f"more than {LINKS_MAX} links can't be used: callers without a link are denied")
+    assert links.unusable[0].startswith(f"more than {LINKS_MAX} links are unusable: callers without a link are denied")

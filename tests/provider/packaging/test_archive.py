@@ -270,8 +270,8 @@ def replaced(**changes: object) -> bytes:
         (replaced(expires_s=NOW_S), "claims.jwt: claims.exp: expired 0 s ago"),
         (replaced(not_before_s=NOW_S + 60), "claims.jwt: claims.nbf: valid in 60 s"),
         (replaced(wascap_revision=2), "claims.jwt: claims.wascap_revision: found 2, allowed 3"),
-        (replaced(subject=GO_PUBLIC_KEY), "claims.jwt: claims.sub: found a key of another kind"),
-        (replaced(subject=""), "claims.jwt: claims.sub: found a key of another kind"),
+        (replaced(subject=GO_PUBLIC_KEY), "claims.jwt: claims.sub: found another kind of key"),
+        (replaced(subject=""), "claims.jwt: claims.sub: found another kind of key"),
         (
             replaced(target_hashes=target_hashes(BINARIES)),
             "world.wasm: found in the archive, and the claims have no hash of it",
@@ -304,8 +304,8 @@ def test_claims_that_another_has_signed_are_a_fault() -> None:
     [
         ({"typ": "jwt", "alg": "none"}, stated(), 'header: found {"typ": "jwt", "alg": "none"}, allowed'),
         ([], stated(), "header: found [], allowed"),
-        (HEADER, stated() | {"iss": public_key(SERVICE, SUBJECT)}, "claims.iss: found a key of another kind"),
-        (HEADER, stated() | {"iss": ""}, "claims.iss: found a key of another kind"),
+        (HEADER, stated() | {"iss": public_key(SERVICE, SUBJECT)}, "claims.iss: found another kind of key"),
+        (HEADER, stated() | {"iss": ""}, "claims.iss: found another kind of key"),
         (HEADER, stated() | {"iss": "é"}, "claims.iss: found 1 characters that are not base32"),
     ],
 )
