@@ -390,7 +390,7 @@ def test_a_credentials_file(
     ):
         path.write_text(text)
         assert kv(*at, "--creds", str(path), "get", "k") == 1
-        assert kv.err == f"wrpc-kv: {path}: found no {missing} of a user, allowed a file as nsc writes it\n"
+        assert kv.err == f"wrpc-kv: {path}: the {missing} is missing; expected a credentials file of nsc\n"
     path.write_text(credentials_file(user_jwt, Key.new().seed))
     assert kv(*at, "--creds", str(path), "get", "k") == 1
     assert kv.err == f"wrpc-kv: {at[1]}: the NATS server refuses the connection: 'Authorization Violation'\n"
@@ -406,7 +406,7 @@ def test_a_seed_file(kv: Command, new_nats_server: Callable[[str], NatsServer], 
     for text in ("", key.public_key, key.seed[:-1], key.seed * 2):
         path.write_text(text)
         assert kv(*at, "--nkey", str(path), "get", "k") == 1
-        assert kv.err == f"wrpc-kv: {path}: found no seed, allowed a file that holds an nkey seed alone\n"
+        assert kv.err == f"wrpc-kv: {path}: the seed is missing; expected a file that holds only an nkey seed\n"
 
 
 def test_certificates(

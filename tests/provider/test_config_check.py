@@ -191,7 +191,7 @@ def test_check_does_not_show_a_seed_in_place_of_its_file() -> None:
     assert code == 2
     assert rows(output)["nkey"] == ("<redacted>", "command line")
     assert output.endswith(
-        "wrong: command line: nkey: <redacted>: No such file or directory, allowed the path of a file\n"
+        "wrong: command line: nkey: <redacted>: No such file or directory; expected the path of a file\n"
     )
     assert seed not in output
 
@@ -204,7 +204,7 @@ def test_check_says_what_is_wrong_with_the_user(tmp_path: Path) -> None:
         ),
         (
             {"lattice_rpc_user_jwt": SECRET},
-            "lattice_rpc_user_seed: found none beside lattice_rpc_user_jwt, allowed both or none",
+            "lattice_rpc_user_seed: the seed is missing, and lattice_rpc_user_jwt needs it",
         ),
     ):
         line = base64.b64encode(json.dumps(fields).encode())

@@ -27,14 +27,14 @@ def test_credentials_and_nkeys_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [SEED, f"./{SEED[:-1]}", CREDENTIALS])
 def test_what_should_stand_in_a_file_does_not_show(given: str) -> None:
     for read in (read_credentials, read_nkey):
-        with pytest.raises(ValueError, match=r"^<redacted>: .*, allowed the path of a file$"):
+        with pytest.raises(ValueError, match=r"^<redacted>: .*; expected the path of a file$"):
             read(given)
     assert shown_path(given) == "<redacted>"
 
 
 def test_a_path_shows(tmp_path: Path) -> None:
     path = str(tmp_path / f"UA{SEED}.nk")  # so nsc calls it
-    with pytest.raises(ValueError, match=f"^{path}: No such file or directory, allowed the path of a file$"):
+    with pytest.raises(ValueError, match=f"^{path}: No such file or directory; expected the path of a file$"):
         read_nkey(path)
 
 
@@ -42,7 +42,7 @@ def test_a_path_shows(tmp_path: Path) -> None:
 def test_a_file_of_dashes_takes_no_time(tmp_path: Path, text: str) -> None:
     path = tmp_path / "user"
     path.write_text(text)
-    with pytest.raises(ValueError, match="found no JWT of a user"):
+    with pytest.raises(ValueError, match="the JWT is missing"):
         read_credentials(str(path))
 
 
