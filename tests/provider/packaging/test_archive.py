@@ -199,10 +199,10 @@ def test_the_target_of_this_machine_can_be_made() -> None:
 @pytest.mark.parametrize(
     ("binaries", "message"),
     [
-        ({}, "found no binary, needed is one at least"),
-        ({"../x-y": b""}, "found '../x-y' as a target, allowed architecture-system, as x86_64-linux"),
-        ({"world": b""}, "found 'world' as a target"),
-        ({f"a-{number}": b"" for number in range(64)}, "found 65 entries, allowed 64"),
+        ({}, "the archive has no binary; it needs at least one"),
+        ({"../x-y": b""}, "target '../x-y' is malformed; expected ARCHITECTURE-SYSTEM, like x86_64-linux"),
+        ({"world": b""}, "target 'world' is malformed"),
+        ({f"a-{number}": b"" for number in range(64)}, "the archive has 65 entries; the limit is 64"),
     ],
 )
 def test_what_no_host_would_take_is_not_made(binaries: dict[str, bytes], message: str) -> None:
@@ -254,7 +254,7 @@ def test_every_cut_is_refused() -> None:
     made, plain = make_archive(token(), BINARIES, WORLD), tar_of(*entries())
     for whole in made, plain:
         for length in range(0, len(whole) - 1024, 37):
-            with pytest.raises(ArchiveError, match=r"damaged or cut gzip|bytes are missing"):
+            with pytest.raises(ArchiveError, match=r"damaged or truncated gzip|bytes are missing"):
                 read_archive(io.BytesIO(whole[:length]))
 
 
@@ -268,17 +268,17 @@ def replaced(**changes: object) -> bytes:
     ("archive", "fault"),
     [
         (replaced(expires_s=NOW_S), "claims.jwt: claims.exp: expired 0 s ago"),
-        (replaced(not_before_s=NOW_S + 60), "claims.jwt: claims.nbf: valid in 60 s"),
+        (replaced(not_before_s=NOW_S + 60), "claims.jwt: claims.nbf: not valid for another 60 s"),
         (replaced(wascap_revision=2), "claims.jwt: claims.wascap_revision: found 2, allowed 3"),
         (replaced(subject=GO_PUBLIC_KEY), "claims.jwt: claims.sub: found another kind of key"),
         (replaced(subject=""), "claims.jwt: claims.sub: found another kind of key"),
         (
             replaced(target_hashes=target_hashes(BINARIES)),
-            "world.wasm: found in the archive, and the claims have no hash of it",
+            "world.wasm: the claims have no hash of this entry",
         ),
         (
             replaced(target_hashes=target_hashes(BINARIES, WORLD) | {"arm-linux": "AB"}),
-            "'arm-linux': the claims have a hash, and the archive has no such entry",
+            "'arm-linux': the claims have a hash of this entry, but the archive does not have the entry",
         ),
         (
             replaced(target_hashes={name: h.lower() for name, h in target_hashes(BINARIES, WORLD).items()}),
@@ -295,7 +295,7 @@ def test_what_the_claims_do_not_cover_is_a_fault(archive: bytes, fault: str) -> 
 def test_claims_that_another_has_signed_are_a_fault() -> None:
     other = token_of(HEADER, stated(), Secret(encode_seed("A", bytes(32))))
     assert claims_faults(other, NOW_S) == [
-        f"signature: not made by the issuer {GO_PUBLIC_KEY} for these claims",
+        f"signature: the issuer {GO_PUBLIC_KEY} has not signed these claims",
     ]
 
 
@@ -318,16 +318,16 @@ def test_a_token_of_another_kind_is_a_fault(header: Any, claims: Any, fault: str
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "found 1 parts of a token, allowed 3: header.claims.signature"),
-        ("a.b", "found 2 parts of a token"),
-        ("é.é.é", "found 1 characters in a token that are not base64url"),
-        (token() + "=", "found 87 characters in a token that are not base64url"),
-        (token() + "\n", "found 87 characters in a token that are not base64url"),
+        ("", "parts of the token: found 1, expected 3: header.claims.signature"),
+        ("a.b", "parts of the token: found 2, expected 3"),
+        ("é.é.é", "found 1 characters of a token that are not base64url"),
+        (token() + "=", "found 87 characters of a token that are not base64url"),
+        (token() + "\n", "found 87 characters of a token that are not base64url"),
         (token_of(HEADER, b"{"), "claims: found 1 bytes that are not JSON"),
         (token_of(HEADER, b"[" * 10_000), "claims: found 10000 bytes that are not JSON"),
         (token_of(HEADER, b"\xff"), "claims: found 1 bytes that are not JSON"),
         (token_of(HEADER, []), "claims: found an array, expected an object"),
-        (token_of(HEADER, b'{"iss": "a", "iss": "b"}'), "found two fields of one name in an object of the token"),
+        (token_of(HEADER, b'{"iss": "a", "iss": "b"}'), "an object of the token has two fields with the same name"),
         (token_of(HEADER, {"iat": -1}), "claims.iat: found a number, expected a whole number from 0"),
         (token_of(HEADER, {"wascap": 1}), "claims.wascap: found a number, expected an object"),
         (
@@ -360,26 +360,29 @@ def sized(name: str, size_bytes: int) -> tuple[tarfile.TarInfo, bytes]:
 @pytest.mark.parametrize(
     ("tar", "message"),
     [
-        (tar_of(*entries(), entries()[0]), "claims.jwt: found twice, allowed once"),
-        (tar_of(*entries(), entries()[2]), "aarch64-linux.bin: found twice, allowed once"),
-        (tar_of(*entries()[1:]), "found no claims.jwt"),
-        (tar_of(*entries()[:2]), "found no binary, needed is one at least"),
-        (tar_of(*entries(), ("claims.txt", b"")), "'claims.txt': found as a name, allowed claims.jwt, world.wasm"),
-        (tar_of(*entries(), ("a/x86_64-linux.bin", b"")), "'a/x86_64-linux.bin': found as a name"),
-        (tar_of(*entries(), ("../../evil", b"")), "'../../evil': found as a name"),
-        (tar_of(*entries(), typed("arm-linux.bin", tarfile.SYMTYPE, "/etc/passwd")), "'arm-linux.bin': found an entry"),
-        (tar_of(*entries(), typed("arm-linux.bin", tarfile.DIRTYPE)), "'arm-linux.bin/?': found an entry of type b'5'"),
-        (tar_of(typed("x", tarfile.XHDTYPE), *entries()), "'x': found an entry of type b'x', allowed plain files"),
-        (tar_of(typed("x", tarfile.GNUTYPE_LONGNAME), *entries()), "'x': found an entry of type b'L'"),
-        (tar_of(sized("claims.jwt", 65_537)), "claims.jwt: found 65537 bytes, allowed 65536"),
-        (tar_of(sized("x86_64-linux.bin", 2**40)), "x86_64-linux.bin: found 1099511627776 bytes, allowed 536870912"),
-        (tar_of(sized("x86_64-linux.bin", 2**29)), "ends in x86_64-linux.bin: "),
-        (tar_of(*((f"a-{n}.bin", b"") for n in range(65))), "found more than 64 entries"),
-        (tar_of(*entries(), end=bytes(512) + b"\1" * 512), "found bytes behind the end of the archive, allowed zeros"),
-        (tar_of(*entries(), end=b""), "ends before the end of the archive: 512 bytes are missing"),
-        (tar_of(*entries(), end=b"\1" * 512), "found no header of a tar where one should be: "),
-        (b"", "ends before the end of the archive: 512 bytes are missing"),
-        (gzip.compress(b""), "ends before the end of the archive: 512 bytes are missing"),
+        (tar_of(*entries(), entries()[0]), "claims.jwt: the entry occurs twice"),
+        (tar_of(*entries(), entries()[2]), "aarch64-linux.bin: the entry occurs twice"),
+        (tar_of(*entries()[1:]), "claims.jwt is missing"),
+        (tar_of(*entries()[:2]), "the archive has no binary; it needs at least one"),
+        (tar_of(*entries(), ("claims.txt", b"")), "found an entry 'claims.txt', allowed claims.jwt, world.wasm"),
+        (tar_of(*entries(), ("a/x86_64-linux.bin", b"")), "found an entry 'a/x86_64-linux.bin', allowed "),
+        (tar_of(*entries(), ("../../evil", b"")), "found an entry '../../evil', allowed "),
+        (
+            tar_of(*entries(), typed("arm-linux.bin", tarfile.SYMTYPE, "/etc/passwd")),
+            "'arm-linux.bin': the entry has type",
+        ),
+        (tar_of(*entries(), typed("arm-linux.bin", tarfile.DIRTYPE)), "'arm-linux.bin/?': the entry has type b'5'"),
+        (tar_of(typed("x", tarfile.XHDTYPE), *entries()), "'x': the entry has type b'x'; only plain files are allowed"),
+        (tar_of(typed("x", tarfile.GNUTYPE_LONGNAME), *entries()), "'x': the entry has type b'L'"),
+        (tar_of(sized("claims.jwt", 65_537)), "claims.jwt is 65537 bytes; the limit is 65536"),
+        (tar_of(sized("x86_64-linux.bin", 2**40)), "x86_64-linux.bin is 1099511627776 bytes; the limit is 536870912"),
+        (tar_of(sized("x86_64-linux.bin", 2**29)), "truncated in x86_64-linux.bin: "),
+        (tar_of(*((f"a-{n}.bin", b"") for n in range(65))), "the archive has more entries than the limit of 64"),
+        (tar_of(*entries(), end=bytes(512) + b"\1" * 512), "found other bytes than zeros after the end of the archive"),
+        (tar_of(*entries(), end=b""), "truncated before the end of the archive: 512 bytes are missing"),
+        (tar_of(*entries(), end=b"\1" * 512), "malformed tar header: "),
+        (b"", "truncated before the end of the archive: 512 bytes are missing"),
+        (gzip.compress(b""), "truncated before the end of the archive: 512 bytes are missing"),
     ],
 )
 def test_an_archive_that_another_may_read_otherwise_is_refused(tar: bytes, message: str) -> None:
@@ -390,7 +393,7 @@ def test_an_archive_that_another_may_read_otherwise_is_refused(tar: bytes, messa
 
 def test_a_second_archive_behind_the_first_is_refused() -> None:
     made = make_archive(token(), BINARIES, WORLD)
-    with pytest.raises(ArchiveError, match="found bytes behind the end"):
+    with pytest.raises(ArchiveError, match="found other bytes than zeros after the end"):
         read_archive(io.BytesIO(made + made))
 
 
@@ -409,7 +412,7 @@ def test_a_short_gzip_of_many_bytes_ends_at_the_limit(monkeypatch: pytest.Monkey
             read += len(piece)
             return piece
 
-    with pytest.raises(ArchiveError, match=r"^found more than 1048576 bytes in all"):
+    with pytest.raises(ArchiveError, match=r"^the unpacked archive is larger than the limit of 1048576 bytes"):
         read_archive(Counted(bomb))
     assert read < len(bomb)
 
@@ -441,7 +444,7 @@ def test_what_is_no_seed_is_refused_and_not_shown(tmp_path: Path, text: str) -> 
 
 @pytest.mark.parametrize("owner", ["", "../alice", "/alice"])
 def test_a_key_stays_in_its_directory(tmp_path: Path, owner: str) -> None:
-    with pytest.raises(ClaimsError, match="as the owner of a key, allowed what can be part of the name of a file"):
+    with pytest.raises(ClaimsError, match=r"^the owner of a key is .*, which cannot be part of a file name"):
         stored_seed(ACCOUNT, tmp_path, owner)
     assert list(tmp_path.iterdir()) == []
 
@@ -449,7 +452,7 @@ def test_a_key_stays_in_its_directory(tmp_path: Path, owner: str) -> None:
 def test_a_seed_is_given_as_a_file_or_as_itself(tmp_path: Path) -> None:
     (tmp_path / "seed").write_text(GO_SEED + "\n")
     assert given_seed(ACCOUNT, str(tmp_path / "seed")) == given_seed(ACCOUNT, GO_SEED) == ISSUER
-    with pytest.raises(ClaimsError, match="a seed that can't be read: Is a directory"):
+    with pytest.raises(ClaimsError, match="the file of the seed is unreadable: Is a directory"):
         given_seed(ACCOUNT, str(tmp_path))
 
 
@@ -487,8 +490,10 @@ def test_make_says_which_keys_it_made_and_verify_takes_it(command: Command, tmp_
     code, output, errors = command(*both)
     assert (code, output) == (0, "")
     account, service = errors.splitlines()
-    assert account.startswith(f"{tmp_path}/keys/alice_account.nk: made, the seed of the account A")
-    assert service.startswith(f"{tmp_path}/keys/keyvalue-inmemory_service.nk: made, the seed of the service V")
+    assert account.startswith(f"{tmp_path}/keys/alice_account.nk: created; it holds the seed of the account A")
+    assert service.startswith(
+        f"{tmp_path}/keys/keyvalue-inmemory_service.nk: created; it holds the seed of the service V"
+    )
     assert command(*both) == (0, "", "")
     seeds = [path.read_text() for path in (tmp_path / "keys").iterdir()]
     assert len(seeds) == 2
@@ -496,8 +501,7 @@ def test_make_says_which_keys_it_made_and_verify_takes_it(command: Command, tmp_
     code, output, errors = command("verify", "a.par.gz")
     assert (code, errors) == (0, "")
     assert (
-        output
-        == f"a.par.gz: {service.split()[-1]} as signed by {account.split()[-1]}, for aarch64-linux, x86_64-linux\n"
+        output == f"a.par.gz: {service.split()[-1]}, signed by {account.split()[-1]}, for aarch64-linux, x86_64-linux\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a.par.gz",
@@ -563,11 +567,11 @@ def test_verify_has_a_line_for_each_fault(command: Command, tmp_path: Path) -> N
     ("arguments", "line"),
     [
         (("verify", "none"), "verify none: none: No such file or directory"),
-        (("inspect", "world"), "inspect world: ends before the end of the archive: 502 bytes are missing"),
+        (("inspect", "world"), "inspect world: truncated before the end of the archive: 502 bytes are missing"),
         (("verify", "."), "verify .: .: Is a directory"),
-        ((*MAKE, *MAKE[2:]), "make a.par.gz: found two binaries for x86_64-linux, allowed one"),
+        ((*MAKE, *MAKE[2:]), "make a.par.gz: x86_64-linux has two binaries; give only one"),
         ((*MAKE, "--world", "none"), "make a.par.gz: none: No such file or directory"),
-        ((*MAKE, "--issuer", "hush"), "make a.par.gz: the account's key: found no such file, nor a seed: found 4 char"),
+        ((*MAKE, "--issuer", "hush"), "make a.par.gz: the account's key: neither a file nor a seed: found 4 char"),
         (("make", "none/a", *MAKE[2:]), "make none/a: none/a."),
     ],
 )
@@ -581,8 +585,8 @@ def test_what_can_not_be_done_is_said_in_one_line(command: Command, arguments: I
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("make", "a", "--binary", "x86_64-linux"), "found 'x86_64-linux', allowed TARGET=FILE"),
-        (("make", "a", "--binary", "../a=b"), "found '../a=b', allowed TARGET=FILE"),
+        (("make", "a", "--binary", "x86_64-linux"), "found 'x86_64-linux', expected TARGET=FILE"),
+        (("make", "a", "--binary", "../a=b"), "found '../a=b', expected TARGET=FILE"),
         ((*MAKE, "--revision", "-1"), "found '-1', allowed 0 to 2147483647"),
         ((*MAKE, "--revision", "2147483648"), "found '2147483648', allowed 0 to 2147483647"),
         ((), "the following arguments are required: COMMAND"),
@@ -600,10 +604,10 @@ def test_a_malformed_command_line_is_refused(
 @pytest.mark.parametrize(
     ("binary", "message"),
     [
-        ("x86_64-linux=world", "world: found no ELF file, allowed an executable for x86_64-linux"),
+        ("x86_64-linux=world", "world: this is not an ELF file; expected an executable for x86_64-linux"),
         (
             "x86_64-linux=aarch64-linux",
-            "aarch64-linux: found an ELF file for machine 183, allowed one for x86_64-linux",
+            "aarch64-linux: found an ELF file for machine 183, expected one for x86_64-linux",
         ),
     ],
 )
@@ -618,7 +622,7 @@ def test_a_time_that_is_none_is_refused(command: Command, monkeypatch: pytest.Mo
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
     code, _, errors = command(*MAKE)
     assert code == 1
-    assert errors.endswith("SOURCE_DATE_EPOCH: found 'yesterday', allowed seconds since 1970\n")
+    assert errors.endswith("SOURCE_DATE_EPOCH: found 'yesterday', expected seconds since 1970\n")
 
 
 def test_an_archive_of_now_is_valid_now() -> None:
