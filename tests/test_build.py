@@ -262,7 +262,7 @@ async def test_a_second_signal_ends_it_at_once(start: Start, raw: Client, unpack
     process = start()
     await hold(raw, process)
     process.signal(signal.SIGTERM)
-    await in_thread(process.wait_for, "SIGTERM: stopping; a second signal ends at once")
+    await in_thread(process.wait_for, "SIGTERM: stopping; send a second signal to exit at once")
     assert process.running
     process.signal(signal.SIGINT)
     assert await in_thread(process.wait) == 128 + signal.SIGINT

@@ -400,7 +400,7 @@ async def test_a_second_signal_ends_at_once(
     half = await RawInvocation.begin(raw, provider.subject("set"), encode_set(b"b", b"k", b"v")[:-1])
     await half.handshake()
     provider.signal(first)
-    await in_thread(provider.wait_for, f"{first.name}: stopping; a second signal ends at once")
+    await in_thread(provider.wait_for, f"{first.name}: stopping; send a second signal to exit at once")
     assert provider.running
     provider.signal(second)
     assert await in_thread(provider.wait) == 128 + second

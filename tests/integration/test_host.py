@@ -143,7 +143,7 @@ async def test_a_configuration_that_is_malformed_makes_it_unhealthy(launch: Laun
     assert await unhealthy(raw, provider) == "config: Acess: no option has this name; did you mean access?"
     await tell(raw, provider, "config.update", {})
     assert await health(raw, provider) == HEALTHY
-    assert ended(provider).count("what was in force stays") == 3
+    assert ended(provider).count("the previous configuration stays in force") == 3
 
 
 async def test_what_nats_does_not_permit_makes_it_unhealthy(
@@ -240,7 +240,7 @@ async def test_links_of_host_data(launch: Launch, raw: Client) -> None:
         ],
     )
     assert "with 3 links" in provider.output
-    assert "a link of the host data can't be used: found a link from holdout-component to of-another" in provider.output
+    assert "a link of the host data is unusable: the link from holdout-component to of-another " in provider.output
     await tell(raw, provider, "linkdefs.put", link | {"target": "kv-with-links"})
     assert await health(raw, provider) == HEALTHY
     assert "link put" not in ended(provider)  # it was known
@@ -260,7 +260,7 @@ async def test_a_changed_configuration_wants_a_restart(launch: Launch, raw: Clie
     provider = launch({"page_keys": "10"})
     await tell(raw, provider, "config.update", {"key_bytes_max": "100", "strict_buckets": "false"})
     assert await health(raw, provider) == HEALTHY
-    assert "config: changed at the next start of the provider: page_keys, key_bytes_max\n" in ended(provider)
+    assert "config: these changes take effect at the next start: page_keys, key_bytes_max\n" in ended(provider)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ async def test_signals_stop_it(launch: Launch, number: signal.Signals) -> None:
     provider = launch(environment={})  # the empty environment of a host, whatever these tests run under
     provider.signal(number)
     assert await in_thread(provider.wait) == 0
-    assert f"{number.name}: stopping; a second signal ends at once" in provider.output
+    assert f"{number.name}: stopping; send a second signal to exit at once" in provider.output
     assert "stopped: 0 invocations answered" in provider.output
 
 

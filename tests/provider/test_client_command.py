@@ -130,7 +130,7 @@ def test_no_value_on_a_terminal(kv: Command, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(sys, "stdin", Terminal())
     assert kv("set", "k") == 1
-    assert kv.err == "wrpc-kv: found no value, allowed an argument, --file PATH, or standard input\n"
+    assert kv.err == "wrpc-kv: the value is missing: give it as an argument, with --file PATH, or on standard input\n"
 
 
 # Keys
@@ -214,7 +214,7 @@ def test_many_keys_as_json(kv: Command, bucket: str) -> None:
 
 def test_a_key_without_a_value(kv: Command) -> None:
     assert kv("set-many", "a", "1", "b") == 1
-    assert kv.err == "wrpc-kv: found 3 keys and values, allowed pairs of them\n"
+    assert kv.err == "wrpc-kv: found 3 arguments, expected pairs of key and value\n"
     assert kv("get-many", "a") == 1
 
 

@@ -114,7 +114,9 @@ def test_check_of_host_data(tmp_path: Path) -> None:
     assert "link component -> kv (default), store; options set: access, url\n" in output
     wrong = [line.removeprefix("wrong: ") for line in output.splitlines() if line.startswith("wrong: ")]
     assert wrong[0] == "config: no option has this name: other"
-    assert wrong[1].startswith("link component -> kv (sealed): target_secrets: found 8 bytes that do not begin with xkv1")
+    assert wrong[1].startswith(
+        "link component -> kv (sealed): target_secrets: found 8 bytes that do not begin with xkv1"
+    )
     assert wrong[2].startswith("link component -> kv (second): all is denied: access: found 8 characters")
     assert wrong[3].startswith("link kv -> component (w): watch[0]: found 1 characters")
     assert wrong[4] == "link component -> kv (default): no option has this name: url"
@@ -226,7 +228,7 @@ def test_check_as_json() -> None:
     ("flags", "message"),
     [
         (("--host-data", "none"), "--host-data: none: No such file or directory"),
-        (("--host-data", "-", "--page-keys", "1"), "--host-data: found also --page-keys, allowed alone"),
+        (("--host-data", "-", "--page-keys", "1"), "--host-data: not allowed together with --page-keys"),
         (("--host-data", "-"), "found an empty standard input, expected host data"),
     ],
 )
