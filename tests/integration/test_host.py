@@ -635,7 +635,7 @@ async def test_level_and_form_of_the_log_change_with_the_configuration(
     await tell(raw, provider, "config.update", {"log_level": "loud"})
     line = await in_thread(provider.wait_for, "log_level: found 'loud', allowed trace, debug")
     assert " ERROR keyvalue_provider: config: " in line
-    assert await unhealthy(raw, provider) == line.split(" keyvalue_provider: ")[1].split("; what")[0]
+    assert await unhealthy(raw, provider) == line.split(" keyvalue_provider: ")[1].split("; the previous")[0]
     assert "link deleted" not in ended(provider)
 
 

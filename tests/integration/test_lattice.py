@@ -100,7 +100,7 @@ async def test_configurations_stand_in_for_their_names(connection: Connection, l
         (["numbers"], "numbers: response.a: found a number, expected a string"),
         (["damaged"], "damaged: found 1 bytes that are not JSON"),
         (["a b"], "a b: name: found 'a b', allowed printable tokens"),
-        (["n" * 1025], f"{'n' * 64}: name: found 1025 bytes, allowed 1024"),
+        (["n" * 1025], f"{'n' * 64}: the name is 1025 bytes; the limit is 1024"),
         (["silent", "also silent"], "silent: the lattice has not answered within"),
         ("none", "target_config: found a string, expected an array"),
         ([1], "target_config[0]: found a number, expected a string"),
@@ -152,7 +152,7 @@ async def test_too_many(
     monkeypatch.setattr(lattice_module, "LINKS_MAX", 2)
     lattice.answers = {"link.get": [LINK | {"name": str(number)} for number in range(3)]}
     assert await lattice_links(connection, lattice.name, KEY) is None
-    assert "found 3 of this provider, allowed 2" in caplog.text
+    assert "3 links of this provider; the limit is 2" in caplog.text
 
 
 class Unconcerned:

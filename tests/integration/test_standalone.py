@@ -100,7 +100,7 @@ async def test_it_hears_no_host(serve: Serve, nats_server: NatsServer, raw: Clie
         (("--nats", f"ws://u:{SECRET}@a"), "command line: nats: found 'ws://<redacted>@a', allowed"),
         (("--config", "none.toml"), "none.toml: No such file or directory"),
         (("--metrics-address", "a\u200bb:1"), "command line: metrics_address: found 'a\\u200bb:1', allowed HOST:PORT"),
-        (("--require-link",), "require_link: found true, allowed false without a host"),
+        (("--require-link",), "require_link: without a host there are no links, so this must be false"),
         (("--shards-min", "3"), "command line: shards_min: found 3, allowed a power of two"),
         (("--config", "misspelt.toml"), "misspelt.toml: acess: no option has this name; did you mean access?"),
     ],
