@@ -387,7 +387,7 @@ def test_a_length_beyond_its_limit_is_answered_before_its_bytes_come() -> None:
     handlers = store_handlers(Service(Store()), LIMITS)
     sent = encode_set(b"b", b"k", b"")[:-1] + write_length(LIMITS.value_bytes_max + 1)
     result = handlers["set"](ANONYMOUS, sent, 0, len(sent))
-    assert result == encode_error(OtherError("value in bytes: found 16777217, allowed 16777216"))
+    assert result == encode_error(OtherError("value is 16777217 bytes; the limit is 16777216 (value_bytes_max)"))
 
 
 def test_a_batch_beyond_its_limit_is_answered_before_its_keys_come() -> None:
@@ -395,12 +395,12 @@ def test_a_batch_beyond_its_limit_is_answered_before_its_keys_come() -> None:
     sent = b"\x01b" + write_length(LIMITS.batch_keys_max + 1)
     for name, handler in batch_handlers(batch, LIMITS).items():
         result = handler(ANONYMOUS, sent, 0, len(sent))
-        assert result == encode_error(OtherError("keys of a batch: found 10001, allowed 10000")), name
+        assert result == encode_error(OtherError("the batch has 10001 keys; the limit is 10000 (batch_keys_max)")), name
     assert batch.callers == []
 
 
 def test_an_answer_of_get_many_beyond_its_limit() -> None:
-    with pytest.raises(OtherError, match=r"^answer in bytes: found at least 3, allowed 2$"):
+    with pytest.raises(OtherError, match=r"^the answer is at least 3 bytes; the limit is 2 \(answer_bytes_max\)$"):
         encode_get_many_result([b"k"], [b"vv"], 2)
 
 

@@ -239,9 +239,12 @@ def test_json(kv: Command) -> None:
 
 def test_errors_of_the_interface(kv: Command) -> None:
     assert kv("set", "k" * 65_537, "v") == 1
-    assert (kv.out, kv.err) == (b"", "wrpc-kv: key in bytes: found 65537, allowed 65536\n")
+    assert (kv.out, kv.err) == (b"", "wrpc-kv: key is 65537 bytes; the limit is 65536 (key_bytes_max)\n")
     assert kv("--json", "set", "k" * 65_537, "v") == 1
-    assert json.loads(kv.err) == {"error": "OtherError", "message": "key in bytes: found 65537, allowed 65536"}
+    assert json.loads(kv.err) == {
+        "error": "OtherError",
+        "message": "key is 65537 bytes; the limit is 65536 (key_bytes_max)",
+    }
 
 
 def test_no_such_store(launch: Launch, kv: Command) -> None:
