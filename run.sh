@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets everything up, starts a NATS server if none listens, runs the provider as a wasmCloud host would, and says what to try.
+# Sets everything up, starts a NATS server if none listens, runs the provider as a wasmCloud host would, and prints
+# commands to try.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -7,18 +8,18 @@ usage() {
   cat <<'EOF'
 usage: ./run.sh
 
-Makes .venv and installs what is needed (the first time), starts a NATS server on 127.0.0.1 if nothing listens at the port, and runs
-the provider with host data on its standard input. Ctrl-C ends what it has started.
+Creates .venv the first time, starts a NATS server on 127.0.0.1 if none listens, and runs the provider with host data on
+its standard input. Ctrl-C stops the provider and the NATS server, if it was started here.
 
 environment, with defaults:
-  LATTICE_RPC_URL     0.0.0.0:4222         where NATS is; a server is started only for this machine's own addresses
+  LATTICE_RPC_URL     0.0.0.0:4222         address of NATS; a server is started only on this machine
   LATTICE_RPC_PREFIX  default
   PROVIDER_KEY        keyvalue-inmemory
   LINK_NAME           default
   LOG_LEVEL           debug                trace, debug, info, warn or error
   METRICS_ADDRESS     127.0.0.1:9464       for Prometheus: /metrics, /livez, /readyz
-  HOST_DATA           made from these      the whole JSON, in place of the five from LATTICE_RPC_URL to LOG_LEVEL
-  PYTHON              python3              3.11 or newer
+  HOST_DATA           made from the above  the host data as JSON; replaces the first five variables
+  PYTHON              python3              Python 3.11 or newer
 EOF
 }
 
@@ -30,7 +31,7 @@ esac
 
 scripts/setup demo
 
-# Host data as one line, and what it says: NATS' host, port, the prefix, and the address to show, which holds no password.
+# Prints, one per line: the host data, the URL, host and port of NATS, the prefix, and the metrics address.
 read_host_data() {
   .venv/bin/python - <<'EOF'
 import json, os, sys
@@ -55,17 +56,17 @@ for line in json.dumps(host_data), url, host, parts.port or 4222, prefix, metric
 EOF
 }
 if ! settings=$(read_host_data 2>/dev/null); then
-  echo "run.sh: HOST_DATA is no JSON object, or LATTICE_RPC_URL no URL" >&2
+  echo "run.sh: HOST_DATA is not a JSON object, or LATTICE_RPC_URL is not a URL" >&2
   exit 2
 fi
 { read -r host_data; read -r url; read -r host; read -r port; read -r prefix; read -r metrics; } <<<"$settings"
 
 listens() { (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; }
 say() { printf 'run.sh: %s\n' "$*" >&2; }
-# The URL may hold a password, so it is in no command line.
+# The URL may hold a password, so it must not be on a command line.
 client() { NATS_URL=$url .venv/bin/wrpc-kv --prefix "$prefix" "$@"; }
 
-# Each process in a process group of its own: Ctrl-C reaches this script alone, which then ends them in order.
+# Each process gets its own process group, so that Ctrl-C reaches only this script, which then stops them in order.
 set -m
 nats='' provider='' work=$(mktemp -d)
 finish() {
@@ -82,7 +83,7 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# Whether a provider answers, be it that it refuses.
+# Succeeds if a provider answers, even if it refuses the call.
 answers() {
   local answer
   answer=$(client "$@" exists '' 2>&1) && return 0
@@ -93,7 +94,7 @@ answers() {
 if ! listens; then
   case "$host" in
     127.* | localhost) ;;
-    *) say "nothing listens at $host:$port, and a NATS server is started only on this machine"; exit 1 ;;
+    *) say "nothing listens at $host:$port; run.sh starts a NATS server only on this machine"; exit 1 ;;
   esac
   .venv/bin/nats-server --addr "$host" --port "$port" >"$work/nats.log" 2>&1 &
   nats=$!
@@ -104,7 +105,7 @@ if ! listens; then
   done
   say "NATS server started on $host:$port"
 elif answers --timeout 2; then
-  say "a provider serves $prefix at $host:$port already: stop it, or set PROVIDER_KEY to another name"
+  say "a provider already serves $prefix at $host:$port; stop it, or set PROVIDER_KEY to another name"
   exit 1
 fi
 
@@ -122,7 +123,7 @@ if kill -0 "$provider" 2>/dev/null; then
   [ "$prefix" = default.keyvalue-inmemory ] || try="$try --prefix $prefix"
   cat <<EOF
 
-ready. In another terminal, in this folder:
+Ready. In another terminal, in this folder, try:
 
   $try set hello world
   $try get hello

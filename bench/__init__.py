@@ -1,6 +1,6 @@
-"""Benchmarks: of single pieces (`micro`), and of providers under load (`load`, `run`, `report`).
+"""Benchmarks of single parts (`micro`), and of providers under load (`load`, `run`, `report`).
 
-load <- run <- report <- endtoend, __main__     load: the processes that call, and the least that answers
-  ^                                             run: launches and measures, and gives rows
-micro                                           report: says what rows mean
+load <- run <- report <- endtoend, __main__     load: the load generator and the bare responder
+  ^                                             run: launches processes, measures, and yields rows
+micro                                           report: turns rows into figures, tables and plots
 """

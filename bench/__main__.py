@@ -1,4 +1,4 @@
-"""The commands of the benchmark suite. Each is imported when it is asked for, so that help needs nothing but Python."""
+"""The commands of the benchmark suite. A command is imported when it runs, so that help needs only Python."""
 
 from __future__ import annotations
 
@@ -10,37 +10,39 @@ __all__ = ["main"]
 USAGE = """\
 usage: scripts/bench [COMMAND] [OPTIONS]
 
-  endtoend    providers under load beside a bare responder: a real NATS server, providers launched as a host does it, a load generator.
-              Writes JSON, a report and plots to bench/results/. --quick takes under a minute
-  report      a run as Markdown; --markdown puts it into docs/performance.md
-  compare     what got slower from one run to another; exit status 1 if anything did
-  functions   the same under pytest-benchmark, a group for each function; OPTIONS are pytest's
-  micro       pytest-benchmark over codec, frames, engine, pages, threads, watchers; OPTIONS are pytest's,
-              as -k NAME and --benchmark-json=FILE
-  engine      the store beside a dict under one lock: time a call, a page, memory a key
-  load        call a provider that runs already; prints JSON
+  endtoend    compare providers under load with a bare responder, through a real NATS server.
+              Writes JSON, a report and plots to bench/results/. With --quick it takes under a minute
+  report      print a run as Markdown; --markdown puts it into docs/performance.md
+  compare     show what got slower from one run to another; exit status 1 if anything did
+  functions   the end-to-end calls under pytest-benchmark, one group per function; OPTIONS are pytest's
+  micro       pytest-benchmark over codec, frames, engine, pages, threads and watchers; OPTIONS are pytest's,
+              for example -k NAME or --benchmark-json=FILE
+  engine      compare the store with a dict under one lock: time per call and page, memory per key
+  load        call a running provider and print JSON
 
-scripts/bench COMMAND --help says what its options are. Without a COMMAND, OPTIONS are those of endtoend. A first look:
+scripts/bench COMMAND --help lists the options of a command. Without a COMMAND, OPTIONS are those of endtoend.
+
+For a first look:
 
   scripts/bench --quick
 
-What is not `store`, with its bars: batches, counters, deadlines, watchers:
+To measure batches, counters, deadlines and watchers, with their bars:
 
   scripts/bench endtoend --scenario batch --scenario increment --scenario expiry --scenario watch
 
-Before and after a change, on a quiet machine, without anything else that runs:
+To measure before and after a change, on a machine that runs nothing else:
 
   scripts/bench endtoend --output bench/results/before
   scripts/bench endtoend --compare bench/results/before/run.json
 
-Quote ratios to the bare responder with their spread, never a figure alone: docs/performance.md says how to read them.
+Quote ratios to the bare responder with their spread, never a figure alone. docs/performance.md says how to read them.
 """
 HELP = ("-h", "--help")
 COLUMNS = "--benchmark-columns=min,median,max,rounds"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns its exit status."""
+    """Run a command. Return its exit status."""
     command, *options = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command.startswith("-") and command not in HELP:
         command, options = "endtoend", [command, *options]
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(USAGE, end="")
             return 0
         case _:
-            print(f"scripts/bench: found the command {command!r}\n\n{USAGE}", file=sys.stderr, end="")
+            print(f"scripts/bench: unknown command {command!r}\n\n{USAGE}", file=sys.stderr, end="")
             return 2
     return run(options)
 

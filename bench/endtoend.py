@@ -1,4 +1,4 @@
-"""The command `endtoend`: its options as a plan, the run, its report, and how it ends early. `bench.run.plan` measures."""
+"""The command `endtoend`: options, run, report, and the end of an interrupted run. `bench.run.plan` measures."""
 
 from __future__ import annotations
 
@@ -34,69 +34,90 @@ EPILOG = """\
 scenarios:
 {scenarios}
 
-subjects: bare (the bare responder: the limit), direct and plain (ours, over its two paths, with metrics), and every --peer.
-growth measures bare and direct, memory direct and plain; pages, metrics, expiry, start and watch measure direct, the last four also direct
-without metrics, with a deadline for every key, without a host and as the executable (which is built), and with a watcher.
+subjects:
+  bare                 the bare responder, which shows the limit
+  direct, plain        our provider over its two paths, with metrics
+  every --peer NAME    another provider
 
-peers: a COMMAND is launched in this repository's folder with an empty environment and host data, in base64, on standard input. For one that
-takes no host data, {{nats}} in its words is replaced by the NATS server's URL, and {{prefix}} by LATTICE.PROVIDER_KEY. No option of ours is
-in its host data: list-keys is compared where its pages have the size. A case in which a peer fails is left out for it from then on, all are
-where its process has ended; the report lists them. COMMAND is split into words as a shell does it: quote a path that holds a space.
+These scenarios have subjects of their own:
+  growth               bare, direct
+  memory               direct, plain
+  pages                direct
+  metrics              direct, and direct without metrics
+  expiry               direct, and direct with a deadline for every key
+  start                direct, without a host (serve), and as the executable (which is built first)
+  watch                direct, and direct with a watcher that answers or never does
+
+peers:
+  COMMAND is launched in this repository's folder with an empty environment and, on standard input, host data in base64.
+  For a provider that takes no host data, use {{nats}} and {{prefix}} in COMMAND. They are replaced by the NATS server's
+  URL and by LATTICE.PROVIDER_KEY. COMMAND is split into words as a shell does, so quote a path with a space.
+
+  The host data has none of our options, so list-keys is compared only if the peer's pages have the same size as ours.
+  If a peer fails in a case, the case is skipped for it from then on. If its process ends, all its cases are skipped.
+  The report lists them.
 
 examples:
   scripts/bench endtoend --quick                       under a minute, for a first look
-  scripts/bench endtoend                               all of it: about twenty-five minutes on a quiet machine
+  scripts/bench endtoend                               everything: about twenty-five minutes on a quiet machine
   scripts/bench endtoend --scenario in-flight --scenario values
   scripts/bench endtoend --scenario batch --scenario increment --scenario expiry --scenario watch --subject direct
   scripts/bench endtoend --peer redis=/opt/keyvalue-redis --compare bench/results/OLD/run.json
 
-exit status: 0; 1 if an answer was wrong, a peer failed, the run is void, --compare found something slower, or with --strict a bar is missed;
-2 for wrong arguments, or if --compare found nothing in common; 130 after Ctrl-C. What was measured before a run ended early is written, and void.
+exit status:
+  0      success
+  1      an answer was wrong, a peer failed, the run is void, --compare found something slower,
+         or a bar is missed (with --strict)
+  2      wrong arguments, or the runs of --compare have nothing in common
+  130    Ctrl-C
+
+If a run ends early, its rows are written, and it is marked as void.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/bench endtoend",
-        description="Measure providers under load beside a bare responder, and write a report to bench/results/.",
+        description="Compare providers under load with a bare responder, and write a report to bench/results/.",
         epilog=EPILOG.format(scenarios="\n".join(f"  {name:<12} {what}" for name, what in SCENARIOS.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--scenario", action="append", choices=list(SCENARIOS), metavar="NAME", help="only this one; can be repeated")
-    add("--subject", action="append", metavar="NAME", help="only this one of direct and plain; can be repeated")
+    add("--scenario", action="append", choices=list(SCENARIOS), metavar="NAME", help="run only this; can be repeated")
+    add("--subject", action="append", metavar="NAME", help="measure only direct or only plain; can be repeated")
     add(
         "--peer",
         action="append",
         default=[],
         metavar="NAME=COMMAND",
-        help="another provider, launched as a host does it: see below",
+        help="another provider, launched as a host launches it; see below",
     )
-    add("--rounds", type=int, metavar="N", help="how often all is measured (default 5, quick 3)")
-    add("--seconds", type=float, metavar="S", help="of each load (default 1, quick 0.25)")
+    add("--rounds", type=int, metavar="N", help="number of rounds (default 5, quick 3)")
+    add("--seconds", type=float, metavar="S", help="duration of each load (default 1, quick 0.25)")
     add("--quick", action="store_true", help="few cases, short loads: under a minute")
-    add("--large", action="store_true", help="growth goes on to 10^7 keys: 4 GB of memory and some minutes more")
+    add("--large", action="store_true", help="continue growth to 10^7 keys: 4 GB of memory and some more minutes")
     add(
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="where run.json, report.md and plots go (default bench/results/TIME)",
+        help="folder for run.json, report.md and plots (default bench/results/TIME)",
     )
-    add("--compare", type=Path, metavar="OLD.json", help="say what got slower than in an older run")
-    add("--strict", action="store_true", help="exit status 1 if a bar is missed, too")
-    add("--threshold", type=share, default=0.1, metavar="SHARE", help="with --compare: as 0.1 or 10%% (the default)")
+    add("--compare", type=Path, metavar="OLD.json", help="show what got slower than in an older run")
+    add("--strict", action="store_true", help="exit with status 1 if a bar is missed")
+    add("--threshold", type=share, default=0.1, metavar="SHARE", help="for --compare: 0.1 or 10%% (the default)")
     return parser
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
-    """
-    :raises ValueError: the options do not fit
+    """Return the plan that the options describe.
+
+    :raises ValueError: an option is out of range or unknown
     """
     quick = options.quick
     rounds = (3 if quick else 5) if options.rounds is None else options.rounds
     seconds = (0.25 if quick else 1.0) if options.seconds is None else options.seconds
     if rounds < 1 or seconds < 0.05:
-        raise ValueError(f"--rounds, --seconds: found {rounds}, {seconds}, allowed from 1, from 0.05")
+        raise ValueError(f"--rounds is {rounds} and --seconds {seconds}; the minimum is 1 and 0.05")
     named = options.subject or [subject.name for subject in SUBJECTS]
     unknown = set(named) - {subject.name for subject in SUBJECTS}
     if unknown:
@@ -104,7 +125,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     subjects = [subject for subject in SUBJECTS if subject is BARE or subject.name in named]
     subjects += [peer(text) for text in options.peer]
     if len({subject.name for subject in subjects}) < len(subjects):
-        raise ValueError("--peer: found a name twice")
+        raise ValueError("--peer: a name is used twice")
     scenarios = options.scenario or [name for name in SCENARIOS if not quick or QUICK_CASES.get(name)]
     last = 5 if quick else 7 if options.large else 6
     extent = Extent(
@@ -119,7 +140,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status."""
+    """Run the command. Return its exit status."""
     options = parser().parse_args(arguments)
     try:
         plan = plan_of(options)
@@ -131,10 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(str(error))
     failures: list[Failure] = []
     began_s = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the processes end with this one
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that all processes are stopped
     early = collect(run, plan, failures)
     if early and not run.rows:
-        say(f"bench: {early.why}; nothing was measured, and nothing is written")
+        say(f"bench: {early.why}; nothing was measured, so nothing is written")
         if is_new:
             folder.rmdir()
         return early.status
@@ -151,36 +172,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return early.status
     bars = missed(run.rows) if options.strict else []
     for bar in bars:
-        say(f"bench: missed: {bar}")
+        say(f"bench: bar missed: {bar}")
     compared = say_changes(old, run, options.threshold) if old else 0
     return compared or int(bool(run.void or failures or bars))
 
 
 def make(folder: Path) -> bool:
-    """Make the folder for the results, before anything is measured; whether there was none.
+    """Create the folder for the results before anything is measured. Return True if it is new.
 
-    :raises ValueError: nothing can be written there
+    :raises ValueError: the folder is not writable
     """
     try:
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(
-            f"--output: found {folder}, allowed a folder that can be written to: {error.strerror}"
-        ) from None
+        raise ValueError(f"--output: {folder} is not a writable folder: {error.strerror}") from None
     return is_new
 
 
 class EarlyEnd(NamedTuple):
-    """Why a run ended before all was measured, and the exit status."""
+    """The reason why a run ended early, and its exit status."""
 
     why: str
     status: int
 
 
 def collect(run: Run, plan: Plan, failures: list[Failure]) -> EarlyEnd | None:
-    """Put all that is measured into a run."""
+    """Measure, and add each row to the run. Return None if the run is complete."""
     try:
         with closing(measure(plan, failures)) as rows:
             for row in rows:
@@ -190,7 +209,7 @@ def collect(run: Run, plan: Plan, failures: list[Failure]) -> EarlyEnd | None:
         return EarlyEnd(f"it ended early: {one_line(str(error))}", 1)
     except KeyboardInterrupt:
         return EarlyEnd("stopped", 128 + signal.SIGINT)
-    except SystemExit:  # as SIGTERM is answered
+    except SystemExit:  # raised by the handler of SIGTERM
         return EarlyEnd("stopped", 128 + signal.SIGTERM)
     return None
 

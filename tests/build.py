@@ -1,14 +1,50 @@
-"""The self-contained executable, built once for all tests that run it."""
+"""Make what is costly once for all processes of the tests: pytest makes a session fixture in each of them."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 BUILD_TIMEOUT_S = 240
+
+
+def files_of(folder: str = ".") -> set[str]:
+    """Return the paths below a folder of the repository that git knows, or would add."""
+    command = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = subprocess.run(command, cwd=ROOT / folder, capture_output=True, text=True, check=True).stdout
+    return {name for name in listed.split("\0") if (ROOT / folder / name).is_file()}
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that one process of the tests can hold at a time. It ends with the process, too."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that the first process to ask has filled by `make`. The others wait meanwhile."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = shared / name, shared / f"{name}.made"
+    with locked(shared / f"{name}.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # another process failed
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
 
 
 def run_build(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +61,8 @@ def run_build(*arguments: str, **environment: str) -> subprocess.CompletedProces
 
 @cache
 def built_executable() -> Path:
-    """The executable as scripts/build makes it of the sources as they are."""
-    run = run_build()
+    """Return the executable as scripts/build makes it of the sources as they are."""
+    with locked(ROOT / "build" / "tests.lock"):
+        run = run_build()
     assert run.returncode == 0, run.stderr
     return ROOT / "build" / "keyvalue-inmemory"

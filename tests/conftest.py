@@ -37,8 +37,8 @@ from keyvalue_transport.nats.subjects import invocation_subject, params_subject,
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
-#: For anything that must happen; a loaded machine is slow, and a test that fails may be.
-DEADLINE_S = 15.0
+#: For anything that must happen. It only ends a hang: a loaded machine is slow, and a test that fails may be.
+DEADLINE_S = 30.0
 SCRIPTS = Path(sys.executable).parent
 PROVIDER = SCRIPTS / "keyvalue-inmemory"
 NATS_SERVER = SCRIPTS / "nats-server"
@@ -59,12 +59,12 @@ Environment = Mapping[str, str]
 
 
 def host_environment() -> dict[str, str]:
-    """The empty environment of a host; under coverage, with what coverage needs to follow into the process."""
+    """Return the empty environment of a host; under coverage, with the variables by which coverage follows into the process."""
     return {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_PROCESS_")}
 
 
 class Process:
-    """A process, and what it writes (standard output and error in one)."""
+    """A process, and its output (standard output and error in one)."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Process:
 
     @property
     def output(self) -> str:
-        """All that was written so far."""
+        """Return the whole output so far."""
         with self._changed:
             return "".join(self._lines)
 
@@ -93,7 +93,7 @@ class Process:
         return self.process.poll() is None
 
     def wait_for(self, text: str, times: int = 1) -> str:
-        """The line that is the so-manieth to contain the text, once it is written."""
+        """Return the n-th line that contains the text (`times`), once it is written."""
 
         def found() -> list[str]:
             return [line for line in self._lines if text in line][times - 1 :]
@@ -108,14 +108,14 @@ class Process:
         self.process.send_signal(number)
 
     def wait(self, timeout_s: float = DEADLINE_S) -> int:
-        """The exit code; what is left of the output is read first."""
+        """Return the exit code, after the rest of the output was read."""
         code = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
-        assert not self._reader.is_alive(), "somebody else holds the pipe of its output"
+        assert not self._reader.is_alive(), "another process holds the pipe of its output"
         return code
 
     def kill(self) -> None:
-        """SIGKILL, and what it leaves behind. Nothing where it has ended."""
+        """Send SIGKILL, and read the rest of the output. Do nothing if it has ended."""
         self.process.kill()
         self.wait()
 
@@ -149,7 +149,7 @@ class NatsServer:
         return f"nats://127.0.0.1:{self.port}"
 
     def start(self, config: str | None = None) -> None:
-        """Start, and wait until it takes connections. With another configuration, or that of before."""
+        """Start, and wait until it takes connections. Without a configuration the previous one counts."""
         if config is not None:
             self._config.write_text(config)
         arguments = (NATS_SERVER, "-a", "127.0.0.1", "-p", str(self.port), "-c", self._config)
@@ -170,7 +170,7 @@ class NatsServer:
 
     @contextmanager
     def silence(self) -> Iterator[None]:
-        """It says nothing for a while, as behind a network that drops everything: connections stand, and no answer comes."""
+        """Let it say nothing for a while, as if a network dropped everything: connections stand, and no answer comes."""
         self._process.signal(signal.SIGSTOP)
         os.waitpid(self._process.process.pid, os.WUNTRACED)
         try:
@@ -193,31 +193,33 @@ class NatsServer:
 class Provider(Process):
     """The provider's process. Host data goes to its standard input as a host writes it, which is then closed."""
 
-    def __init__(self, host_data: Mapping[str, Any], cwd: Path, environment: Environment) -> None:
+    def __init__(
+        self, host_data: Mapping[str, Any], cwd: Path, environment: Environment, executable: Path = PROVIDER
+    ) -> None:
         self.host_data = host_data
         self.key: str = host_data["provider_key"]
         self.prefix = f"{host_data['lattice_rpc_prefix']}.{self.key}"
-        super().__init__([PROVIDER], cwd, environment, subprocess.PIPE)
+        super().__init__([executable], cwd, environment, subprocess.PIPE)
         assert self.process.stdin is not None
         with self.process.stdin as pipe:
             pipe.write(host_data_line(host_data))
 
     def subject(self, function: str) -> str:
-        """Where a function of its store is invoked."""
+        """Return the subject at which a function of its store is invoked."""
         return invocation_subject(self.prefix, STORE, function)
 
     def host_subject(self, rest: str) -> str:
-        """Where the host speaks to it."""
+        """Return a subject at which the host speaks to it."""
         return f"wasmbus.rpc.{self.host_data['lattice_rpc_prefix']}.{self.key}.{rest}"
 
     def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """Send SIGTERM. Return the exit code."""
         self.process.terminate()
         return self.wait()
 
 
 def host_data_line(host_data: Mapping[str, Any]) -> bytes:
-    """Host data as a host writes it."""
+    """Return host data as a host writes it."""
     return base64.b64encode(json.dumps(host_data).encode()) + b"\r\n"
 
 
@@ -239,8 +241,10 @@ KEYS = (f"kv-{number}" for number in count())
 PATHS = ("plain", "direct")
 
 
-def launcher(nats_url: str, cwd: Path, path: str | None, launched: list[Provider]) -> Launch:
-    """Launches providers at a NATS server, under a key each, and notes them in the list."""
+@contextmanager
+def launching(nats_url: str, cwd: Path) -> Iterator[Launch]:
+    """Launch providers at a NATS server, under a key each, and stop those that still run: in order, or the test fails."""
+    launched: list[Provider] = []
 
     def launch(
         config: Mapping[str, str] | None = None,
@@ -253,7 +257,7 @@ def launcher(nats_url: str, cwd: Path, path: str | None, launched: list[Provider
             "lattice_rpc_url": nats_url,
             "provider_key": next(KEYS),
             "link_definitions": [],
-            "config": dict(config or {}) | ({} if path is None else {"transport": path}),
+            "config": dict(config or {}),
             **fields,
         }
         provider = Provider(host_data, cwd, host_environment() if environment is None else environment)
@@ -262,16 +266,16 @@ def launcher(nats_url: str, cwd: Path, path: str | None, launched: list[Provider
             provider.wait_for("ready: serving")
         return provider
 
-    return launch
-
-
-def end(providers: list[Provider]) -> None:
-    """Stop what still runs; it must stop in order. None may have left a traceback."""
-    codes = [provider.stop() if provider.running else 0 for provider in providers]
-    assert codes == [0] * len(providers), "".join(provider.output for provider in providers)
-    for provider in providers:
-        provider.wait()
-        assert "Traceback" not in provider.output
+    try:
+        yield launch
+        codes = [provider.stop() if provider.running else 0 for provider in launched]
+        assert codes == [0] * len(launched), "".join(provider.output for provider in launched)
+        for provider in launched:
+            provider.wait()
+            assert "Traceback" not in provider.output
+    finally:
+        for provider in launched:
+            provider.kill()
 
 
 class RawInvocation:
@@ -295,24 +299,24 @@ class RawInvocation:
         return invocation
 
     async def handshake(self) -> str:
-        """The server's inbox."""
+        """Return the server's inbox."""
         message = await self._handshakes.next_msg(DEADLINE_S)
         assert message.data == b""
         return str(message.reply)
 
     async def taken(self) -> bool:
-        """Whether somebody took it, which is in the first reply: a handshake, or the word of NATS that nobody listens."""
+        """Return True if a server took it. The first reply tells: a handshake, or NATS' word that nobody listens."""
         message = await self._handshakes.next_msg(DEADLINE_S)
         return not (message.headers and message.headers.get("Status") == "503")
 
     async def send(self, server_inbox: str, *pieces: bytes) -> None:
-        """Further pieces of the parameters."""
+        """Send further pieces of the parameters."""
         for piece in pieces:
             await self._client.publish(params_subject(server_inbox), piece)
         await self._client.flush()
 
     async def result(self) -> bytes:
-        """The whole result, up to the message that ends it."""
+        """Return the whole result, up to the message that ends it."""
         pieces = []
         while piece := (await self._results.next_msg(DEADLINE_S)).data:
             pieces.append(piece)
@@ -320,7 +324,7 @@ class RawInvocation:
 
     @property
     def unread(self) -> tuple[int, int]:
-        """Handshakes, and messages of the result, that came and were not read."""
+        """Return the numbers of handshakes, and of messages of the result, that came and were not read."""
         return self._handshakes.pending_msgs, self._results.pending_msgs
 
 
@@ -332,7 +336,7 @@ async def settled(client: Client) -> None:
 
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """The NATS server of all tests that need nothing special of theirs."""
+    """Start the NATS server of all tests that need none of their own."""
     server = NatsServer(tmp_path_factory.mktemp("nats"))
     yield server
     server.stop()
@@ -340,7 +344,7 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
 
 @pytest.fixture
 def new_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], NatsServer]]:
-    """Starts a NATS server of the test's own, with a configuration."""
+    """Return a function that starts a NATS server of the test's own, with a configuration."""
     servers = []
 
     def start(config: str = "") -> NatsServer:
@@ -355,45 +359,35 @@ def new_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
 
 @pytest.fixture(scope="module", params=PATHS)
 def path(request: pytest.FixtureRequest) -> str | None:
-    """The transport's path in launched providers. A module for which it does not matter overrides this with None, the default."""
+    """Choose the transport's path of `provider`. A module that does not depend on it overrides this with None, the default."""
     path: str = request.param
     return path
 
 
 @pytest.fixture
-def launch(nats_server: NatsServer, path: str | None, tmp_path: Path) -> Iterator[Launch]:
-    """Launches providers, and stops those that still run: in order, or the test fails."""
-    launched: list[Provider] = []
-    try:
-        yield launcher(nats_server.url, tmp_path, path, launched)
-        end(launched)
-    finally:
-        for provider in launched:
-            provider.kill()
+def launch(nats_server: NatsServer, tmp_path: Path) -> Iterator[Launch]:
+    """Return a function that launches providers, on the default path unless their configuration names another."""
+    with launching(nats_server.url, tmp_path) as launch:
+        yield launch
 
 
 @pytest.fixture(scope="module")
 def provider(nats_server: NatsServer, path: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
-    """One provider for all tests of a module that need nothing special of theirs."""
-    launched: list[Provider] = []
-    try:
-        yield launcher(nats_server.url, tmp_path_factory.mktemp("provider"), path, launched)({"stop_timeout_ms": "500"})
-        end(launched)
-    finally:
-        for provider in launched:
-            provider.kill()
+    """Launch one provider for all tests of a module that need none of their own."""
+    with launching(nats_server.url, tmp_path_factory.mktemp("provider")) as launch:
+        yield launch({"stop_timeout_ms": "500"} | ({} if path is None else {"transport": path}))
 
 
 @pytest.fixture
 async def client(nats_server: NatsServer, provider: Provider) -> AsyncIterator[KeyValueClient]:
-    """A client of `provider`."""
+    """Open a client of `provider`."""
     async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
         yield client
 
 
 @pytest.fixture
 async def raw(nats_server: NatsServer) -> AsyncIterator[Client]:
-    """A NATS client without anything of ours."""
+    """Open a NATS client without anything of ours."""
     client = await nats.connect(nats_server.url)
     yield client
     await client.close()
@@ -401,7 +395,7 @@ async def raw(nats_server: NatsServer) -> AsyncIterator[Client]:
 
 @pytest.fixture
 def bucket(request: pytest.FixtureRequest) -> str:
-    """A bucket that no other test uses."""
+    """Return the name of a bucket that no other test uses."""
     name: str = request.node.name
     return name[:200]
 
@@ -411,34 +405,39 @@ COMPONENT = "component"
 Connect = Callable[..., Awaitable[KeyValueClient]]
 
 
-class Served(Protocol):
-    """What serves invocations."""
-
-    @property
-    def prefix(self) -> str: ...
-
-
 @asynccontextmanager
 async def connecting(url: str) -> AsyncIterator[Connect]:
-    """Connects as a caller with these headers, the component's unless said otherwise; what is connected is closed at the end."""
+    """Yield a function that connects as a caller with these headers, by default the component's. It is all closed at the end."""
     async with AsyncExitStack() as stack:
 
         async def connect(
-            served: Served, source_id: str | None = COMPONENT, link_name: str | None = "default"
+            provider: Provider, source_id: str | None = COMPONENT, link_name: str | None = "default"
         ) -> KeyValueClient:
-            client = KeyValueClient(url, served.prefix, source_id=source_id, link_name=link_name, timeout_s=DEADLINE_S)
+            client = KeyValueClient(
+                url, provider.prefix, source_id=source_id, link_name=link_name, timeout_s=DEADLINE_S
+            )
             return await stack.enter_async_context(client)
 
         yield connect
 
 
 def options_of(config: Mapping[str, str]) -> ProviderOptions:
-    """The provider's options of a configuration that has no fault."""
+    """Return the provider's options of a configuration without faults."""
     resolved = resolve(host_settings(config, {}))
     assert (resolved.faults, resolved.unknown) == ((), {})
     return resolved.options
 
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of what waits for a process, while the event loop goes on."""
+    """Return the result of a function that blocks, while the event loop goes on."""
     return await asyncio.wait_for(asyncio.to_thread(function, *arguments), 2 * DEADLINE_S)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Return once the condition holds, for what has no event of its own. Each check is a request, so it takes its time."""
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not await condition():
+                pass
+    except TimeoutError:
+        raise AssertionError(f"not within {DEADLINE_S:g} s: {what}") from None

@@ -5,18 +5,15 @@
     XKey           the key pairs by which a host seals a link's secrets
 
 Written from the sources of the 1.9 host and of nkeys, and from a capture (tests/vectors/host_1_9_2_spawn.json), and not from the provider's code:
-nothing here is imported from it, so that one checks the other. A host asks for health every 30 s; this one every 100 ms.
+nothing here is imported from it, so that one checks the other.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import itertools
 import json
 import os
-import subprocess
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,25 +24,16 @@ import nats
 from nacl.public import Box, PrivateKey, PublicKey
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import NoRespondersError
 
 from tests.conftest import (
     DEADLINE_S,
     HOST_CAPTURE,
     HOST_ID,
     Environment,
-    Process,
-    host_data_line,
+    Provider,
     host_environment,
     in_thread,
 )
-
-HEALTH_INTERVAL_S = 0.1
-#: From its request to stop a host waits so long for the reply; then, or when the reply has come, it kills.
-PATIENCE_S = 0.3
-
-#: Where an executable that has no environment puts temporary files.
-TEMPORARY = Path("/tmp").resolve()
 
 NUMBERS = itertools.count()
 
@@ -56,7 +44,7 @@ Secrets = Mapping[str, str | bytes]
 
 
 def crc16(raw: bytes) -> int:
-    """CRC-16/XMODEM."""
+    """Return the CRC-16/XMODEM."""
     crc = 0
     for byte in raw:
         crc ^= byte << 8
@@ -66,7 +54,7 @@ def crc16(raw: bytes) -> int:
 
 
 def nkey_text(prefix: bytes, key: bytes) -> str:
-    """base32 without padding of a prefix, a key and the checksum of both."""
+    """Return the base32 text, without padding, of a prefix, a key and the checksum of both."""
     raw = prefix + key
     return base64.b32encode(raw + crc16(raw).to_bytes(2, "little")).decode().rstrip("=")
 
@@ -94,7 +82,7 @@ class XKey:
         return key
 
     def seal(self, message: bytes, recipient: XKey) -> bytes:
-        """What the recipient alone can open: "xkv1", a nonce of 24 bytes, and a NaCl box."""
+        """Seal a message for the recipient alone: "xkv1", a nonce of 24 bytes, and a NaCl box."""
         nonce = os.urandom(Box.NONCE_SIZE)
         return b"xkv1" + nonce + Box(self._private, recipient._public).encrypt(message, nonce).ciphertext
 
@@ -111,7 +99,7 @@ class XKey:
 
 
 def written(secrets: Secrets) -> dict[str, object]:
-    """Secrets as a host writes them: text, or an array of byte numbers."""
+    """Return secrets as a host writes them: text, or an array of byte numbers."""
     return {
         name: {"kind": "String", "value": value} if isinstance(value, str) else {"kind": "Bytes", "value": list(value)}
         for name, value in secrets.items()
@@ -144,11 +132,11 @@ class Link:
         return bool(self.source_secrets or self.target_secrets)
 
     def emptied(self) -> dict[str, object]:
-        """As in `linkdefs.del`: nothing of its configurations."""
+        """Return it as in `linkdefs.del`, without its configurations."""
         return self._fields(source_config={}, target_config={}, source_secrets=None, target_secrets=None)
 
     def resolved(self, host: XKey, provider: XKey) -> dict[str, object]:
-        """As in host data and `linkdefs.put`: with configurations, and with secrets sealed for the provider."""
+        """Return it as in host data and `linkdefs.put`: with configurations, and with secrets sealed for the provider."""
 
         def sealed(secrets: Secrets) -> list[int] | None:
             return list(host.seal(json.dumps(written(secrets)).encode(), provider)) if secrets else None
@@ -161,7 +149,7 @@ class Link:
         )
 
     def named(self) -> dict[str, object]:
-        """As in the answer to `link.get`: with the names of configurations, those of secrets among them."""
+        """Return it as in the answer to `link.get`: with the names of configurations, those of secrets among them."""
         names = list(self.configurations())
         return self._fields(
             source_config=[name for name in names if name.endswith("-source")],
@@ -169,7 +157,7 @@ class Link:
         )
 
     def configurations(self) -> dict[str, dict[str, str]]:
-        """The lattice's configurations of this link, by name. A reference to a secret says where it is, not what."""
+        """Return the lattice's configurations of this link, by name. A reference to a secret names a place, not the value."""
         whole = "-".join(self.key)
         found = {}
         for end, config, secrets in (
@@ -199,7 +187,7 @@ class Link:
 
 
 class Health(NamedTuple):
-    """What a provider said of itself."""
+    """A provider's answer to a question for its health."""
 
     healthy: bool
     message: str
@@ -214,22 +202,16 @@ class Health(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """How a provider stopped at its host's request; no answer where the patience was over first."""
+    """The end of a provider at its host's request."""
 
-    answer: bytes | None
-    took_s: float
+    answer: bytes
     exit_code: int
 
 
-class Hosted(Process):
+class Hosted(Provider):
     """A provider's process: an empty environment, one line on standard input, which is closed then.
 
-    :ivar key: its id
-    :ivar prefix: what the subjects of its invocations begin with
-    :ivar ready_s: seconds from its start until its log said that it serves
     :ivar healths: its answers to the host's questions for its health
-    :ivar temporary: temporary files and directories that its processes use, and that were not there before
-    :ivar asking: asks for it
     """
 
     def __init__(
@@ -237,64 +219,26 @@ class Hosted(Process):
     ) -> None:
         self.executable = executable
         self.directory = directory
-        self.host_data = host_data
         self.xkey = xkey
-        self.key: str = host_data["provider_key"]
-        self.prefix = f"{host_data['lattice_rpc_prefix']}.{self.key}"
-        self.ready_s = 0.0
-        self.serving = self.stops = False
         self.healths: list[Health] = []
-        self.asking: asyncio.Task[None]
-        self._before = set(TEMPORARY.iterdir())
-        self.temporary: set[Path] = set()
-        self._began_s = time.monotonic()
-        super().__init__([executable], directory, environment, subprocess.PIPE)
-        assert self.process.stdin is not None
-        with self.process.stdin as pipe:
-            pipe.write(host_data_line(host_data))
-
-    def subject(self, rest: str) -> str:
-        """Where the host speaks to it."""
-        return f"wasmbus.rpc.{self.prefix}.{rest}"
+        super().__init__(host_data, directory, environment, executable)
 
     async def ready(self) -> None:
         await in_thread(self.wait_for, "ready: serving")
-        self.ready_s = time.monotonic() - self._began_s
-        self.serving = True
-        self.note_temporary()
-
-    def note_temporary(self) -> None:
-        """Add to `temporary` what is there by now."""
-        self.temporary |= temporary_paths(self.directory) - self._before
 
     def left(self) -> list[str]:
-        """What it left behind: processes, temporary files, files in its directory."""
+        """Return what is left of it: processes, files in its directory. tests/test_build.py looks for what an executable unpacks."""
         processes = [f"process {number}" for number in processes_in(self.directory)]
-        paths = [*self.temporary, *self.directory.iterdir()]
-        return processes + [str(path) for path in paths if path.exists()]
+        return processes + [str(path) for path in self.directory.iterdir()]
 
 
 def processes_in(directory: Path) -> list[int]:
-    """The processes whose working directory this is: a provider and what it started, whoever is their parent by now."""
+    """Return the processes whose working directory this is: a provider and what it started, also without their parent."""
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):  # it has ended, or is another's
             if entry.name.isdigit() and os.path.samefile(entry / "cwd", directory):
                 found.append(int(entry.name))
-    return found
-
-
-def temporary_paths(directory: Path) -> set[Path]:
-    """What these processes have mapped or open below the system's temporary directory: the uppermost paths."""
-    found = set()
-    for number in processes_in(directory):
-        used = []
-        with suppress(OSError):  # it has ended
-            used = [line.split(maxsplit=5)[5:] for line in Path(f"/proc/{number}/maps").read_text().splitlines()]
-            used += [[os.readlink(entry)] for entry in Path(f"/proc/{number}/fd").iterdir()]
-        for path in (Path(*names) for names in used if names):
-            if path.is_relative_to(TEMPORARY):
-                found.add(TEMPORARY / path.relative_to(TEMPORARY).parts[0])
     return found
 
 
@@ -326,7 +270,7 @@ class HostDouble:
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, directory: Path, *, has_lattice: bool = True) -> AsyncIterator[HostDouble]:
-        """A host, which ends what it started. Without a lattice nobody listens to requests for links."""
+        """Open a host, which ends what it started. Without a lattice nobody listens to requests for links."""
         client = await nats.connect(url)
         host = cls(client, url, directory)
         if has_lattice:
@@ -334,11 +278,8 @@ class HostDouble:
             await client.flush()
         try:
             yield host
-            for hosted in host._hosted.values():
-                await host._stop_asking(hosted)
         finally:
             for hosted in host._hosted.values():
-                hosted.asking.cancel()
                 hosted.kill()
             await client.close()
 
@@ -371,7 +312,7 @@ class HostDouble:
         return await self._spawn(executable, directory, host_data | fields, xkey, links, wait)
 
     async def restart(self, hosted: Hosted) -> Hosted:
-        """Start it again after its end: with the same keys and configuration, and with the links that the lattice has by now."""
+        """Start it again after its end: with the same keys and configuration, and with the links that the lattice has now."""
         assert not hosted.running
         return await self._spawn(hosted.executable, hosted.directory, hosted.host_data, hosted.xkey, (), wait=True)
 
@@ -400,44 +341,30 @@ class HostDouble:
         await self.client.flush()
 
     async def health(self, hosted: Hosted) -> Health:
-        """Its health. It has heard what was told before."""
-        message = await self.client.request(hosted.subject("health"), timeout=DEADLINE_S)
+        """Return its health. It has heard what was told before."""
+        message = await self.client.request(hosted.host_subject("health"), timeout=DEADLINE_S)
         hosted.healths.append(Health.of(message.data))
         return hosted.healths[-1]
 
-    async def ask_to_stop(self, hosted: Hosted, host_id: str = HOST_ID, timeout_s: float = PATIENCE_S) -> bytes | None:
-        """Its answer to a request to stop; None if there is none in time."""
+    async def ask_to_stop(self, hosted: Hosted, host_id: str = HOST_ID) -> bytes:
+        """Return its answer to a request to stop."""
         request = json.dumps({"host_id": host_id}).encode()
-        try:
-            return bytes((await self.client.request(hosted.subject("default.shutdown"), request, timeout_s)).data)
-        except TimeoutError:
-            return None
+        return bytes((await self.client.request(hosted.host_subject("default.shutdown"), request, DEADLINE_S)).data)
 
     async def shutdown(self, hosted: Hosted, *, kill: bool = True) -> Stop:
-        """Stop it as a host does: SIGKILL when it has answered, or when the patience is over. Without the kill it ends by itself."""
-        await self._stop_asking(hosted)
-        hosted.note_temporary()
-        began_s = time.monotonic()
+        """Stop it as a host does: SIGKILL when it has answered. Without the kill it ends by itself."""
         answer = await self.ask_to_stop(hosted)
-        took_s = time.monotonic() - began_s
         if kill:
             hosted.process.kill()
-        return Stop(answer, took_s, await in_thread(hosted.wait))
+        return Stop(answer, await in_thread(hosted.wait))
 
     async def kill(self, hosted: Hosted) -> None:
-        """SIGKILL without a word; returns when all its processes have closed their output."""
-        await self._stop_asking(hosted)
-        hosted.note_temporary()
+        """Send SIGKILL without a word. Return when all its processes have closed their output."""
         hosted.process.kill()
         await in_thread(hosted.wait)
 
-    async def ended(self, hosted: Hosted) -> int:
-        """The exit code of a provider that ends by itself."""
-        await self._stop_asking(hosted)
-        return int(await in_thread(hosted.wait))
-
     def lattice_answer(self, subject: str) -> bytes | None:
-        """What a host's control interface answers."""
+        """Return the answer of a host's control interface."""
         request = subject.removeprefix(self._control)
         answer: dict[str, object] = {"success": True, "message": ""}
         if request == "link.get":
@@ -463,31 +390,11 @@ class HostDouble:
         known = [link.resolved(self.xkey, xkey) for link in self.links.values() if key in link.key[:2]]
         hosted = Hosted(executable, directory, {**host_data, "link_definitions": known}, xkey, self.environment)
         self._hosted[key] = hosted
-        hosted.asking = asyncio.create_task(self._ask_for_health(hosted))
         await self.configure(hosted, host_data["config"])
         await self.put(*links)
         if wait:
             await hosted.ready()
         return hosted
-
-    async def _ask_for_health(self, hosted: Hosted) -> None:
-        while not hosted.stops:
-            serving = hosted.serving
-            with suppress(NoRespondersError):
-                await self.health(hosted)
-                serving = False
-            assert hosted.stops or not serving, "it serves, and nobody answers for its health"
-            await asyncio.sleep(HEALTH_INTERVAL_S)
-
-    async def _stop_asking(self, hosted: Hosted) -> None:
-        """Ask no more for its health.
-
-        :raises AssertionError: an answer was none
-        """
-        hosted.stops = True  # a request whose answer has just come swallows the cancellation
-        hosted.asking.cancel()
-        with suppress(asyncio.CancelledError):
-            await hosted.asking
 
     async def _tell(self, end: str, rest: str, message: object) -> None:
         await self.client.publish(f"wasmbus.rpc.{self.lattice}.{end}.{rest}", json.dumps(message).encode())

@@ -21,7 +21,7 @@ class LogLines(logging.Handler):
     @classmethod
     @contextmanager
     def of(cls, name: str) -> Iterator[LogLines]:
-        """All that a logger logs."""
+        """Collect all that a logger logs."""
         handler, logger = cls(), logging.getLogger(name)
         level = logger.level
         logger.addHandler(handler)
@@ -41,7 +41,7 @@ class LogLines(logging.Handler):
         self._more.set()
 
     async def wait_for(self, text: str, times: int = 1) -> None:
-        """Return once so many lines contain the text."""
+        """Return once this number of lines contains the text."""
         async with asyncio.timeout(DEADLINE_S):
             while sum(text in line for line in self.lines) < times:
                 self._more.clear()

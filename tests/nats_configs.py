@@ -1,4 +1,4 @@
-"""Who may connect to a NATS server, and how: configurations, certificates and decentralized users, made for a test."""
+"""Users and certificates of NATS servers: configurations, certificates and decentralized users, made for a test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Key:
         return cls(seed.decode(), nkeys.from_seed(bytearray(seed)).public_key.decode())
 
     def jwt(self, subject: str, kind: str, claims: dict[str, Any], **times: int) -> str:
-        """A JWT of version 2 about a subject, which this key issues."""
+        """Return a JWT of version 2 about a subject, which this key issues."""
         body = {
             **{"iat": int(time.time()), "iss": self.public_key, "name": kind, "sub": subject},
             **{"nats": claims | {"type": kind, "version": 2}, **times},
@@ -51,7 +51,7 @@ class Operator:
 
     @property
     def config(self) -> str:
-        """Of the server."""
+        """Return the configuration of the server."""
         names = ("subs", "data", "payload", "imports", "exports", "conn", "leaf")
         limits = dict.fromkeys(names, UNLIMITED) | {"wildcards": True}
         account = self._key.jwt(self._account.public_key, "account", {"limits": limits})
@@ -62,14 +62,14 @@ class Operator:
         )
 
     def user(self, user: Key, **times: int) -> str:
-        """The JWT of a user; `exp` may say until when."""
+        """Return the JWT of a user; `exp` may say until when it is valid."""
         return self._account.jwt(
             user.public_key, "user", dict.fromkeys(("subs", "data", "payload"), UNLIMITED), **times
         )
 
 
 def credentials_file(user_jwt: str, user_seed: str) -> str:
-    """The text of a credentials file, as nsc writes it."""
+    """Return the text of a credentials file, as nsc writes it."""
     return (
         f"-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n"
         "************************* IMPORTANT *************************\n"
@@ -93,7 +93,7 @@ def nkey_config(public_key: str) -> str:
 
 
 class Authority:
-    """A certificate authority in a directory: `ca.pem`, and of each certificate NAME.pem with the chain, and NAME.key."""
+    """A certificate authority in a directory: `ca.pem`, and for each certificate NAME.pem with the chain, and NAME.key."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -102,7 +102,7 @@ class Authority:
         self._ca.cert_pem.write_to_path(self.ca)
 
     def issue(self, *names: str, days: int = 1) -> tuple[Path, Path]:
-        """Certificate and key for host names or addresses; with negative days it has expired so long ago."""
+        """Return certificate and key for host names or addresses. With negative days it expired that long ago."""
         ends = datetime.now(UTC) + timedelta(days=days)
         issued = self._ca.issue_cert(*names, not_before=ends - timedelta(days=30), not_after=ends)
         stem = self._directory / f"{len(list(self._directory.iterdir()))}"
@@ -112,7 +112,7 @@ class Authority:
         return certificate, key
 
     def config(self, *names: str, days: int = 1, clients: Path | None = None, more: str = "") -> str:
-        """Of a server that shows a certificate of these names; it demands one of authority `clients` where that is given."""
+        """Return the configuration of a server that shows a certificate of these names, and demands one of authority `clients` if given."""
         certificate, key = self.issue(*(names or ("127.0.0.1",)), days=days)
         verify = "" if clients is None else f'ca_file: "{clients}", verify: true, '
         return f'tls {{ cert_file: "{certificate}", key_file: "{key}", {verify} {more} }}\n'

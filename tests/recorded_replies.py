@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from keyvalue_transport.wrpc.handler import Pending
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
@@ -90,17 +90,8 @@ def waited(pending: Pending) -> bytes:
 
 
 def outcome_of(pending: Pending) -> bytes | Exception:
-    """Return what a server tells `finish`. The answer must not give way to others."""
-    steps: Any = pending.answer.__await__()
-
-    def read() -> object:
-        try:
-            next(steps)
-        except StopIteration as stopped:
-            return stopped.value
-        raise AssertionError("the answer gave way")
-
+    """Return what a server tells `finish`."""
     try:
-        return pending.encode(read)
+        return waited(pending)
     except Exception as error:
         return error

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import select
-import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
+from keyvalue_provider.outer_process import OuterProcess
 from keyvalue_provider.packaging.archive import archive_faults, native_target, read_archive
 from keyvalue_transport.keyvalue.store import STORE, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
@@ -51,37 +52,38 @@ def executable() -> Path:
 
 
 class Built(Process):
-    """The executable as a host starts it, with an empty environment but for the directory that it unpacks into."""
+    """The executable as a host starts it: with host data, and an environment that says at most where to unpack."""
 
-    def __init__(self, executable: Path, nats_url: str, unpacked: Path, **fields: object) -> None:
-        self.key = next(KEYS)
-        self.prefix = f"{HOST_CAPTURE['host_data']['lattice_rpc_prefix']}.{self.key}"
+    def __init__(
+        self, executable: Path, nats_url: str, cwd: Path, environment: Mapping[str, str], **fields: object
+    ) -> None:
         host_data = HOST_CAPTURE["host_data"] | {
             "lattice_rpc_url": nats_url,
-            "provider_key": self.key,
+            "provider_key": next(KEYS),
             "link_definitions": [],
             "config": {"stop_timeout_ms": "60_000"},
             **fields,
         }
-        super().__init__([executable], unpacked, {"TMPDIR": str(unpacked)}, subprocess.PIPE)
+        self.prefix = f"{host_data['lattice_rpc_prefix']}.{host_data['provider_key']}"
+        super().__init__([executable], cwd, environment, subprocess.PIPE)
         assert self.process.stdin is not None
         with self.process.stdin as pipe:
             pipe.write(host_data_line(host_data))
 
-    @property
-    def shutdown(self) -> str:
-        """The subject on which its host asks it to stop."""
-        return f"wasmbus.rpc.{HOST_CAPTURE['host_data']['lattice_rpc_prefix']}.{self.key}.default.shutdown"
+    async def shut_down(self, raw: Client) -> None:
+        """Ask it to stop as its host does. Return at its reply, when a host kills."""
+        subject = f"wasmbus.rpc.{self.prefix}.default.shutdown"
+        await raw.request(subject, json.dumps({"host_id": HOST_ID}).encode(), timeout=DEADLINE_S)
 
     def end(self) -> None:
-        """SIGKILL to both processes."""
+        """Send SIGKILL to both processes."""
         for pid in children(self.process.pid):
             os.kill(pid, signal.SIGKILL)
         self.kill()
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and not waited for."""
+    """Return the processes that a process has started and not waited for."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
@@ -89,7 +91,7 @@ def children(pid: int) -> list[int]:
 
 
 def inner_of(pid: int) -> int:
-    """The inner process, once it is one: PyInstaller's child waits for its parent first, and for ever if that is killed in that moment."""
+    """Return the inner process, once it is one: PyInstaller's child waits for its parent first, and for ever if that is killed then."""
     deadline_s = time.monotonic() + DEADLINE_S
     while True:
         for child in children(pid):
@@ -99,7 +101,7 @@ def inner_of(pid: int) -> int:
 
 
 def unpacked_by(pid: int) -> Path:
-    """The directory that the libraries of an inner process come from."""
+    """Return the directory that the libraries of an inner process come from."""
     maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return next(Path(line.split()[-1]).parent for line in maps if "_MEI" in line and "libpython" in line)
 
@@ -110,7 +112,7 @@ def left_in(directory: Path) -> list[str]:
 
 @contextmanager
 def ends(pid: int) -> Iterator[Callable[[], None]]:
-    """What waits for a process to end; it may be nobody's child."""
+    """Give a function that waits for the end of a process, which need not be a child."""
     descriptor = os.pidfd_open(pid)
     try:
 
@@ -135,11 +137,19 @@ def unpacked(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(executable: Path, nats_server: NatsServer, unpacked: Path) -> Iterator[Start]:
-    """Starts executables, and ends those that still run. Keywords are fields of the host data."""
+    """Starts executables, and ends those that still run. Further keywords are fields of the host data."""
     started: list[Built] = []
 
-    def launch(*, wait: bool = True, nats_url: str = nats_server.url, **fields: object) -> Built:
-        started.append(Built(executable, nats_url, unpacked, **fields))
+    def launch(
+        *,
+        wait: bool = True,
+        nats_url: str = nats_server.url,
+        environment: Mapping[str, str] | None = None,
+        **fields: object,
+    ) -> Built:
+        if environment is None:
+            environment = {"TMPDIR": str(unpacked)}
+        started.append(Built(executable, nats_url, unpacked, environment, **fields))
         if wait:
             started[-1].wait_for("ready: serving")
         return started[-1]
@@ -160,91 +170,70 @@ async def hold(raw: Client, process: Built) -> None:
 # As the installed command
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["--unknown"]])
-def test_it_answers_as_the_installed_command(executable: Path, tmp_path: Path, arguments: list[str]) -> None:
-    answers = [
-        subprocess.run([program, *arguments], env={}, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S)
-        for program in (executable, PROVIDER)
-    ]
-    built, installed = ((answer.returncode, answer.stdout, answer.stderr) for answer in answers)
-    assert built == installed
-    assert built[0] == 0 or "--unknown" in built[2]
-
-
-@pytest.mark.parametrize("host_data", ["", "hush", "e30="])
-def test_bad_host_data_ends_it_as_the_installed_command(executable: Path, unpacked: Path, host_data: str) -> None:
-    answers = [
+@pytest.mark.parametrize(
+    ("arguments", "host_data", "status"),
+    [(["--version"], "", 0), (["--help"], "", 0), (["--unknown"], "", 2), ([], "hush", 2)],
+    ids=["version", "help", "unknown option", "bad host data"],
+)
+def test_it_answers_as_the_installed_command(
+    executable: Path, unpacked: Path, arguments: Sequence[str], host_data: str, status: int
+) -> None:
+    built, installed = (
         subprocess.run(
-            [program],
+            [program, *arguments],
             input=f"{host_data}\n",
             env={"TMPDIR": str(unpacked), "KEYVALUE_PAGE_KEYS": "none"},
+            cwd=unpacked,
             capture_output=True,
             text=True,
             timeout=DEADLINE_S,
         )
         for program in (executable, PROVIDER)
-    ]
-    built, installed = ((answer.returncode, answer.stdout, answer.stderr) for answer in answers)
-    assert built == installed
-    assert built[0] == 2
+    )
+    assert (built.returncode, built.stdout, built.stderr) == (status, installed.stdout, installed.stderr)
+    assert installed.returncode == status
     assert left_in(unpacked) == []
 
 
-async def test_it_serves_with_an_empty_environment(executable: Path, nats_server: NatsServer, tmp_path: Path) -> None:
-    """Not even TMPDIR is there; it unpacks into the system's directory, and serves on the direct path."""
-    process = Process([executable], tmp_path, {}, subprocess.PIPE)
-    try:
-        fields = {"lattice_rpc_url": nats_server.url, "provider_key": next(KEYS), "link_definitions": []}
-        host_data = HOST_CAPTURE["host_data"] | fields
-        assert process.process.stdin is not None
-        with process.process.stdin as pipe:
-            pipe.write(host_data_line(host_data))
-        await in_thread(process.wait_for, "ready: serving")
-        prefix = f"{host_data['lattice_rpc_prefix']}.{host_data['provider_key']}"
-        async with KeyValueClient(nats_server.url, prefix, timeout_s=DEADLINE_S) as client:
-            await client.set("b", "k", b"value")
-            assert await client.get("b", "k") == b"value"
-            assert [key async for key in client.keys("b")] == ["k"]
-        (inner,) = children(process.process.pid)
-        directory = unpacked_by(inner)
-        assert directory.is_dir()
-        process.signal(signal.SIGTERM)
-        assert await in_thread(process.wait) == 0
-        assert not directory.exists()
-        assert "plain path" not in process.output
-        assert "Traceback" not in process.output
-    finally:
-        process.kill()
-
-
-async def test_its_extensions_are_whole(start: Start, new_nats_server: Callable[[str], NatsServer]) -> None:
-    """An nkey signs by libsodium, behind two extensions: unpacked and stripped as the others are."""
+async def test_it_serves_with_an_empty_environment(start: Start, new_nats_server: Callable[[str], NatsServer]) -> None:
+    """Not even TMPDIR is there: it unpacks into the system's directory. It signs with an nkey: libsodium, below two extensions, is whole."""
     key = Key.new()
-    server = new_nats_server(f"authorization: {{ users: [ {{ nkey: {key.public_key} }} ] }}")
-    process = start(nats_url=server.url, lattice_rpc_user_seed=key.seed)
+    server = new_nats_server(f"authorization: {{ users: [{{nkey: {key.public_key}}}, {{user: u, password: p}}] }}")
+    process = start(nats_url=server.url, environment={}, lattice_rpc_user_seed=key.seed)
+    url = server.url.replace("//", "//u:p@")
+    async with KeyValueClient(url, process.prefix, timeout_s=DEADLINE_S) as client:
+        await client.set("b", "k", b"value")
+        assert await client.get("b", "k") == b"value"
+        assert [key async for key in client.keys("b")] == ["k"]
+    (inner,) = children(process.process.pid)
+    directory = unpacked_by(inner)
+    assert directory.is_dir()
     process.signal(signal.SIGTERM)
     assert await in_thread(process.wait) == 0
-    assert key.seed not in process.output
+    assert not directory.exists()
+    assert [text for text in ("plain path", "Traceback", key.seed) if text in process.output] == []
 
 
 # The end of it
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_to_the_outer_process_stops_it_in_order(
-    start: Start, unpacked: Path, number: signal.Signals
-) -> None:
+@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "shutdown"])
+async def test_it_stops_in_order_when_it_is_asked_to(start: Start, raw: Client, unpacked: Path, way: str) -> None:
+    """By a signal to the outer process, or by a host that does not kill it then."""
     process = start()
     assert len(left_in(unpacked)) == 1
-    process.signal(number)
+    if way == "shutdown":
+        await process.shut_down(raw)
+    else:
+        process.signal(signal.Signals[way])
     assert await in_thread(process.wait) == 0
-    assert f"{number.name}: stopping" in process.output
+    assert f"{way}: stopping" in process.output or way == "shutdown"
     assert "stopped: 0 invocations answered" in process.output
     assert left_in(unpacked) == []
 
 
 async def test_a_signal_to_both_processes_counts_once(start: Start, raw: Client, unpacked: Path) -> None:
-    """As from a terminal, or systemd; the outer process passes it on, too. What is in flight is still waited for."""
+    """As from a terminal, or systemd; the outer process passes it on, too. What is in flight is still waited for, up to another signal."""
     process = start()
     (inner,) = children(process.process.pid)
     await hold(raw, process)
@@ -258,24 +247,18 @@ async def test_a_signal_to_both_processes_counts_once(start: Start, raw: Client,
     assert left_in(unpacked) == []
 
 
-async def test_a_second_signal_ends_it_at_once(start: Start, raw: Client, unpacked: Path) -> None:
-    process = start()
-    await hold(raw, process)
-    process.signal(signal.SIGTERM)
-    await in_thread(process.wait_for, "SIGTERM: stopping; send a second signal to exit at once")
-    assert process.running
-    process.signal(signal.SIGINT)
-    assert await in_thread(process.wait) == 128 + signal.SIGINT
-    assert left_in(unpacked) == []
-
-
-async def test_it_stops_in_order_when_the_outer_process_is_killed(start: Start, raw: Client, unpacked: Path) -> None:
+@pytest.mark.parametrize("is_asked", [False, True], ids=["at any time", "at the reply to a shutdown"])
+async def test_it_stops_in_order_when_the_outer_process_is_killed(
+    start: Start, raw: Client, unpacked: Path, is_asked: bool
+) -> None:
     process = start()
     (inner,) = children(process.process.pid)
     with ends(inner) as wait:
+        if is_asked:
+            await process.shut_down(raw)
         process.signal(signal.SIGKILL)
         await in_thread(wait)
-    assert await in_thread(process.wait) == -signal.SIGKILL
+    await in_thread(process.wait)
     assert "stopped: 0 invocations answered" in process.output
     assert "Traceback" not in process.output
     assert left_in(unpacked) == []
@@ -306,92 +289,58 @@ async def test_it_is_gone_when_its_outer_process_ends_before_there_is_host_data(
         process.signal(signal.SIGKILL)
         process.process.stdin.close()
         await in_thread(wait)
-    assert await in_thread(process.wait) == -signal.SIGKILL
+    await in_thread(process.wait)
     assert left_in(unpacked) == []
 
 
-async def test_nothing_is_left_when_the_host_kills_at_the_reply(start: Start, raw: Client, unpacked: Path) -> None:
-    process = start()
-    (inner,) = children(process.process.pid)
-    with ends(inner) as wait:
-        await raw.request(process.shutdown, json.dumps({"host_id": HOST_ID}).encode(), timeout=DEADLINE_S)
-        process.signal(signal.SIGKILL)
-        await in_thread(wait)
-    assert await in_thread(process.wait) == -signal.SIGKILL
-    assert left_in(unpacked) == []
+# Without the executable
+
+SAME_EXECUTABLE = (sys.executable, "-c", "input()")
 
 
-async def test_it_ends_in_order_when_the_host_does_not_kill(start: Start, raw: Client, unpacked: Path) -> None:
-    process = start()
-    await raw.request(process.shutdown, json.dumps({"host_id": HOST_ID}).encode(), timeout=DEADLINE_S)
-    assert await in_thread(process.wait) == 0
-    assert left_in(unpacked) == []
+def unpack(monkeypatch: pytest.MonkeyPatch, directory: Path, parent: int) -> OuterProcess:
+    """Let this process be one that a parent has unpacked into a directory, and started."""
+    directory.mkdir()
+    monkeypatch.setattr(sys, "_MEIPASS", str(directory), raising=False)
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    return OuterProcess()
 
 
-# Where the end of a process is no event, and in a process that nobody has unpacked
-
-INNER = """
-import asyncio, os, sys
-from pathlib import Path
-if "poll" in sys.argv:
-    del os.pidfd_open
-sys._MEIPASS = sys.argv[1]
-from keyvalue_provider.outer_process import OuterProcess
-
-async def watch(outer):
+@pytest.mark.parametrize(
+    ("program", "way"), [(SAME_EXECUTABLE, "by an event"), (SAME_EXECUTABLE, "by looking"), (("cat",), "at once")]
+)
+async def test_the_end_of_the_outer_process_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, program: Sequence[str], way: str
+) -> None:
+    """At once where the parent runs another executable: it has adopted an orphan."""
+    parent = await asyncio.create_subprocess_exec(*program, stdin=subprocess.PIPE)
+    if way == "by looking":
+        monkeypatch.delattr(os, "pidfd_open")
     ended = asyncio.Event()
-    outer.watch(asyncio.get_running_loop(), ended.set)
-    print("watching", outer.ended, flush=True)
-    await ended.wait()
-
-outer = OuterProcess()
-outer.clean_up()
-asyncio.run(watch(outer))
-print("ended", outer.ended, flush=True)
-outer.clean_up(1)
-outer.clean_up()
-"""
-OUTER = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
-
-
-@pytest.mark.parametrize("way", ["event", "poll"])
-async def test_the_end_of_the_outer_process_is_noticed(tmp_path: Path, way: str) -> None:
-    directory = tmp_path / "_MEIabc"
-    directory.mkdir()
-    (directory / "lib.so").touch()
-    process = Process([sys.executable, "-c", OUTER, "-c", INNER, directory, way], ROOT, os.environ)
-    await in_thread(process.wait_for, "watching False")
-    assert directory.exists()
-    process.signal(signal.SIGKILL)
-    await in_thread(process.wait)
-    assert "ended True" in process.output
-    assert not directory.exists()
+    process = unpack(monkeypatch, tmp_path / "_MEIabc", parent.pid)
+    assert process.ended == (way == "at once")
+    process.watch(asyncio.get_running_loop(), ended.set)
+    if way != "at once":
+        process.clean_up()
+        assert left_in(tmp_path) == ["_MEIabc"]
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    parent.kill()
+    await parent.wait()
+    async with asyncio.timeout(DEADLINE_S):
+        await ended.wait()
+    process.clean_up(1)
+    process.clean_up()  # nothing is left to do, or to say
+    assert left_in(tmp_path) == []
+    assert caplog.text == ""
 
 
-async def test_an_orphan_knows_that_it_is_one(tmp_path: Path) -> None:
-    """Who has started it is no process of the same executable, but who has adopted it."""
-    directory = tmp_path / "_MEIabc"
-    directory.mkdir()
-    shell = shutil.which("sh")
-    assert shell is not None
-    process = Process(
-        [shell, "-c", '"$0" "$@"; true', sys.executable, "-c", INNER, directory, "event"], ROOT, os.environ
-    )
-    await in_thread(process.wait)
-    assert process.output.splitlines() == ["watching True", "ended True"]
-    assert not directory.exists()
-
-
-async def test_a_directory_that_nobody_unpacked_is_never_removed(tmp_path: Path) -> None:
+def test_a_directory_that_nobody_unpacked_is_never_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `_internal` of an executable that is installed as a directory."""
-    directory = tmp_path / "_internal"
-    directory.mkdir()
-    process = Process([sys.executable, "-c", OUTER, "-c", INNER, directory, "event"], ROOT, os.environ)
-    await in_thread(process.wait_for, "watching False")
-    for pid in children(process.process.pid):
-        os.kill(pid, signal.SIGKILL)
-    await in_thread(process.wait)
-    assert directory.exists()
+    process = unpack(monkeypatch, tmp_path / "_internal", os.getppid())
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    process.clean_up()
+    assert not process.ended
+    assert left_in(tmp_path) == ["_internal"]
 
 
 # The archive
@@ -432,7 +381,7 @@ def test_nothing_is_made_where_no_source_is_newer(executable: Path) -> None:
     assert executable.stat() == made
 
 
-@pytest.mark.parametrize("arguments", [["--add", "x86_64-linux=a"], ["--issuer", "a"], ["--par", "--add"]])
+@pytest.mark.parametrize("arguments", [["--add", "x86_64-linux=a"], ["--par", "--add"]])
 def test_a_command_line_of_another_form_is_refused(arguments: list[str]) -> None:
     run = run_build(*arguments)
     assert (run.returncode, run.stdout) == (2, "")
@@ -442,34 +391,23 @@ def test_a_command_line_of_another_form_is_refused(arguments: list[str]) -> None
 def test_help_teaches() -> None:
     run = run_build("--help")
     assert (run.returncode, run.stderr) == (0, "")
-    for word in (
-        "build/keyvalue-inmemory",
-        "--par",
-        "--add",
-        "WASH_ISSUER_KEY",
-        "WASH_SUBJECT_KEY",
-        "WASH_KEYS",
-        "glibc",
-    ):
-        assert word in run.stdout
+    words = ("build/keyvalue-inmemory", "--par", "--add", "WASH_ISSUER_KEY", "WASH_SUBJECT_KEY", "WASH_KEYS", "glibc")
+    assert [word for word in words if word not in run.stdout] == []
 
 
 # wash
 
 
-def test_wash_finds_what_it_needs(executable: Path) -> None:
-    """As `wash build` does it: the go command of wasmcloud.toml, in the project, for the file of provider.bin_name."""
+def test_wash_finds_what_it_needs(executable: Path, tmp_path: Path) -> None:
+    """As `wash build` does it: the go command of wasmcloud.toml, in the project."""
     config = wasmcloud_toml()
-    command = [config["go"]["go_path"], "build", "-o", config["provider"]["bin_name"]]
-    made = ROOT / config["provider"]["bin_name"]
-    try:
-        run = subprocess.run(command, cwd=ROOT, env=without_coverage(), capture_output=True, text=True, timeout=240)
-        assert run.returncode == 0, run.stderr
-        assert made.read_bytes() == executable.read_bytes()
-        assert stat.S_IMODE(made.stat().st_mode) & 0o111
-    finally:
-        made.unlink(missing_ok=True)
-    assert not list(ROOT.glob(f"{made.name}.*"))
+    made = tmp_path / config["provider"]["bin_name"]
+    command = [config["go"]["go_path"], "build", "-o", made]
+    run = subprocess.run(command, cwd=ROOT, env=without_coverage(), capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    assert made.read_bytes() == executable.read_bytes()
+    assert stat.S_IMODE(made.stat().st_mode) & 0o111
+    assert left_in(tmp_path) == [made.name]
 
 
 def test_wasmcloud_toml_says_what_the_project_is() -> None:
@@ -480,9 +418,7 @@ def test_wasmcloud_toml_says_what_the_project_is() -> None:
     assert (ROOT / config["wit"] / "world.wit").read_text().count(f"world {config['provider']['wit_world']} ") == 1
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["generate", "./..."], ["build"], ["build", "-o"], ["build", "-o", "a", "b"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["generate", "-o", "a"], ["build", "-v", "a"], ["build", "-o", "a", "b"]])
 def test_the_go_command_does_nothing_else(arguments: list[str]) -> None:
     run = subprocess.run([ROOT / "scripts" / "wash-go", *arguments], capture_output=True, text=True, timeout=DEADLINE_S)
     assert (run.returncode, run.stdout, run.stderr) == (2, "", "usage: scripts/wash-go build -o FILE\n")

@@ -58,7 +58,7 @@ def test_the_tables_of_options_are_the_declarations(
 
 
 def rows_of_metrics() -> list[tuple[str, str, str, str]]:
-    """Name, type, labels and meaning of each metric that the provider exposes."""
+    """Return name, type, labels and meaning of each metric that the provider exposes."""
     suffixes = {"counter": "_total", "info": "_info"}
     rows = []
     for family in Pieces.of(Store()).registry().collect():
@@ -73,11 +73,9 @@ def test_the_table_of_metrics_is_the_code() -> None:
     section = section.partition("\n## ")[0]
     found = re.findall(r"^\| (\w+) \| (\w+) \| ?(.*?) \| (.+) \|$", section, re.MULTILINE)[1:]  # without the head
     expected = rows_of_metrics()
-    assert [row for row in found if row[0].startswith("wrpc_")] == [
-        row for row in expected if row[0].startswith("wrpc_")
-    ]
-    # What the process metrics mean is prometheus-client's to say.
     assert [row[:3] for row in found] == [row[:3] for row in expected]
+    own, expected_own = ([row for row in rows if row[0].startswith("wrpc_")] for rows in (found, expected))
+    assert own == expected_own  # what the process metrics mean is for prometheus-client to say
     assert f"`operation` is one of {', '.join(FUNCTIONS)}." in section
     assert f"`result` is one of {', '.join(OUTCOMES)}:" in section
 

@@ -27,7 +27,9 @@ REFUSED = {
     ),
     "'whoever' as a subject": re.compile(r"\b[Ww]hoever\b"),
     "'so many' for 'at most' or 'this many'": re.compile(r"\b[Ss]o (?:many|much)\b(?! (?:faster|slower|more|that)\b)"),
-    "'behind' for 'after'": re.compile(r"(?<!fall )(?<!falls )(?<!fell )(?<!far )(?<!lags )(?<!nothing )\bbehind\b(?! a proxy)"),
+    "'behind' for 'after'": re.compile(
+        r"(?<!fall )(?<!falls )(?<!fell )(?<!far )(?<!lags )(?<!nothing )\bbehind\b(?! a proxy)"
+    ),
     "'whose time is over' for 'expired'": re.compile(r"\btimes? (?:is|are|was|were) over\b"),
     "'no values' for 'malformed'": re.compile(r"\b(?:is|are|was|were) no values?\b"),
     "'wants a' for 'needs'": re.compile(r"\bwants? an?\b"),
@@ -35,9 +37,9 @@ REFUSED = {
     "'is to be had', 'be it'": re.compile(r"\bto be had\b|\b(?:can't|cannot) be had\b|\bbe it\b"),
 }
 #: Words that no docstring of a function begins with: it begins with an imperative verb.
-NO_VERBS = frozenset(
-    "A After All An And Any As At Before Both Each Every First For From How If In It Its Later More Nothing Now None Of On "
-    "One Only Other Same Some That The Their These They This Those True Two What When Where Whether Which Who Whole With".split()
+NO_VERBS = re.compile(
+    r"(?:A|After|All|An|And|Any|As|At|Before|Both|Each|Every|First|For|From|How|If|In|It|Its|Later|More|"
+    r"Nothing|Now|None|Of|On|One|Only|Other|Same|Some|That|The|Their|These|They|This|Those|True|Two|What|When|Where|Whether|Which|Who|Whole|With)"
 )
 DECORATORS_OF_NOUNS = ("property", "cached_property", "setter", "fixture", "overload")
 
@@ -93,7 +95,7 @@ def noun_docstrings(source: str) -> Iterator[tuple[int, str]]:
             continue
         decorators = [ast.unparse(decorator).split("(")[0].rpartition(".")[2] for decorator in node.decorator_list]
         words = (ast.get_docstring(node) or "").split()
-        if words and words[0].rstrip(",;:") in NO_VERBS and not set(decorators) & set(DECORATORS_OF_NOUNS):
+        if words and NO_VERBS.fullmatch(words[0].rstrip(",;:")) and not set(decorators) & set(DECORATORS_OF_NOUNS):
             yield node.lineno, " ".join(words[:6])
 
 

@@ -10,16 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.build import ROOT, files_of, made_once
+from tests.conftest import DEADLINE_S, NatsServer, Process
+
 INSTALL_TIMEOUT_S = 240
-READY_TIMEOUT_S = 30
+
+# The first test installs, or waits for another process to do so.
+pytestmark = pytest.mark.timeout(INSTALL_TIMEOUT_S + 60)
 
 
 def free_port() -> int:
@@ -34,72 +36,72 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the repository, and nothing that was made from them."""
-    copy = tmp_path_factory.mktemp("copy") / "keyvalue-inmemory"
-    made = {str(ROOT): ["build", "keyvalue-inmemory"]}  # by scripts/build, and by wash
-    ignored = shutil.ignore_patterns(
-        ".git", ".venv", ".*_cache", ".hypothesis", ".coverage*", ".benchmarks", "__pycache__", "results"
+    """A folder with the files of the repository, in which ./run.sh was started once: it made .venv before it read what it is to do."""
+
+    def make(folder: Path) -> None:
+        for name in files_of():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+        assert "HOST_DATA is no JSON object" in refused(folder, "{")
+        assert (folder / ".venv" / "bin" / "keyvalue-inmemory").exists()
+
+    return made_once(tmp_path_factory, "copy", make)
+
+
+def environment_of(**more: str) -> dict[str, str]:
+    """Return what a newcomer's environment has, and what pip needs."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.startswith("PIP_")
+    }
+    return inherited | {"PYTHON": sys.executable} | more
+
+
+def refused(copy: Path, host_data: str) -> str:
+    """Start ./run.sh with host data that it must refuse. Return what it says."""
+    done = subprocess.run(
+        ["./run.sh"],
+        cwd=copy,
+        env=environment_of(HOST_DATA=host_data),
+        capture_output=True,
+        text=True,
+        timeout=INSTALL_TIMEOUT_S,
     )
-    shutil.copytree(ROOT, copy, ignore=lambda folder, names: {*ignored(folder, names), *made.get(folder, ())})
-    return copy
+    assert done.returncode == 2, done.stderr
+    return done.stderr
 
 
-class Run:
-    """`./run.sh` in a copy, on a port of its own."""
+class Run(Process):
+    """`./run.sh` in a copy, at a port of its own."""
 
-    def __init__(self, copy: Path, port: int, **environment: str) -> None:
-        self.port = port
-        self.url = f"127.0.0.1:{port}"
-        self.environment = (
-            {
-                "PATH": os.environ["PATH"],
-                "HOME": os.environ.get("HOME", "/"),
-                "PYTHON": sys.executable,
-                "LATTICE_RPC_URL": self.url,
-                "METRICS_ADDRESS": str(free_port()),
-            }
-            | environment
-            | {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-        )
-        self.began_s = time.monotonic()
-        self.process = subprocess.Popen(
-            ["./run.sh"], cwd=copy, env=self.environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
-        self.output = ""
-        self._reader = Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def wait_ready(self, timeout_s: float) -> float:
-        """Seconds from the start to "ready"."""
-        while "Ctrl-C stops" not in self.output:
-            assert self.process.poll() is None, self.output
-            assert time.monotonic() - self.began_s < timeout_s, self.output
-            self._reader.join(0.02)
-        return time.monotonic() - self.began_s
+    def __init__(self, copy: Path, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"127.0.0.1:{self.port}"
+        addresses = {"LATTICE_RPC_URL": self.url, "METRICS_ADDRESS": str(free_port())}
+        self.environment = environment_of(**addresses, **environment)
+        super().__init__(["./run.sh"], copy, self.environment)
 
     def interrupt(self) -> int:
-        """Ctrl-C, as a terminal sends it: to the foreground process group, which is run.sh alone."""
-        os.killpg(self.process.pid, signal.SIGINT)
-        code = self.process.wait(READY_TIMEOUT_S)
-        self._reader.join(READY_TIMEOUT_S)
-        return code
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout:
-            for line in self.process.stdout:
-                self.output += line
+        """Send what Ctrl-C sends to the foreground process group, which is run.sh alone. Return the exit code."""
+        self.signal(signal.SIGINT)
+        return self.wait()
 
 
 @pytest.fixture
-def run(copy: Path) -> Iterator[Run]:
-    run = Run(copy, free_port())
-    yield run
-    if run.process.poll() is None:
-        run.interrupt()
+def running(copy: Path) -> Iterator[Callable[..., Run]]:
+    """Starts `./run.sh` and waits until it is ready. Keywords are variables of its environment."""
+    runs = []
+
+    def start(**environment: str) -> Run:
+        runs.append(Run(copy, **environment))
+        runs[-1].wait_for("Ctrl-C stops")
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.running:
+            run.interrupt()
 
 
 def readme_commands() -> list[str]:
@@ -108,31 +110,29 @@ def readme_commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
-@pytest.mark.timeout(INSTALL_TIMEOUT_S + 60)
-def test_run_sh_and_the_commands_of_the_readme(copy: Path, run: Run) -> None:
+def test_run_sh_and_the_commands_of_the_readme(copy: Path, running: Callable[..., Run]) -> None:
+    run = running()
     commands = readme_commands()
     assert commands[0] == "./run.sh"
     assert commands[-1] == "scripts/test"
-    run.wait_ready(INSTALL_TIMEOUT_S)
+    assert "NATS server started" in run.output
 
-    printed = [
-        subprocess.run(
-            command.split(), cwd=copy, env={"NATS_URL": run.url}, capture_output=True, text=True, check=True, timeout=30
+    def said_by(command: str, **environment: str) -> str:
+        return subprocess.run(
+            command.split(), cwd=copy, env=environment, capture_output=True, text=True, check=True, timeout=DEADLINE_S
         ).stdout
-        for command in commands[1:-1]
-    ]
+
+    printed = [said_by(command, NATS_URL=run.url) for command in commands[1:-1]]
     assert printed == ["", "world", "true\n", "hello\n", "", "1\n"]
 
     suggested = re.findall(r"^ +(\.venv/bin/wrpc-kv .*)$", run.output, re.MULTILINE)
-    assert len(suggested) == 3
-    done = [
-        subprocess.run(command.split(), cwd=copy, env={}, capture_output=True, text=True, check=True, timeout=30).stdout
-        for command in suggested
-    ]
-    assert done[:2] == ["", "world"]
-    assert sorted(done[2].split()) == ["hello", "visits"]  # the latter from the increment above
+    *printed, keys = map(said_by, suggested)
+    assert printed == ["", "world"]
+    assert sorted(keys.split()) == ["hello", "visits"]  # the latter from the increment above
 
-    second = subprocess.run(["./run.sh"], cwd=copy, env=run.environment, capture_output=True, text=True, timeout=30)
+    second = subprocess.run(
+        ["./run.sh"], cwd=copy, env=run.environment, capture_output=True, text=True, timeout=DEADLINE_S
+    )
     assert second.returncode == 1
     assert "a provider serves default.keyvalue-inmemory" in second.stderr
 
@@ -142,47 +142,23 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, run: Run) -> None:
     assert not listens(run.port)
 
 
-@pytest.mark.timeout(INSTALL_TIMEOUT_S + 60)
-def test_a_nats_server_that_was_there_stays(copy: Path) -> None:
-    if not (copy / ".venv").exists():
-        subprocess.run(["scripts/setup", "demo"], cwd=copy, check=True, timeout=INSTALL_TIMEOUT_S)
-    port = free_port()
-    server = subprocess.Popen(
-        [copy / ".venv" / "bin" / "nats-server", "-a", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline_s = time.monotonic() + READY_TIMEOUT_S
-        while not listens(port):
-            assert time.monotonic() < deadline_s
-        run = Run(copy, port)
-        run.wait_ready(READY_TIMEOUT_S)
-        assert "NATS server started" not in run.output
-        assert run.interrupt() == 130
-        assert listens(port)
-        assert server.poll() is None
-    finally:
-        server.terminate()
-        server.wait(READY_TIMEOUT_S)
-
-
-@pytest.mark.timeout(INSTALL_TIMEOUT_S + 60)
-def test_host_data_of_ones_own(copy: Path) -> None:
-    """Everything is taken from it; no password is shown."""
-    port = free_port()
-    host_data = json.dumps({"lattice_rpc_url": f"nats://u:s3cret@127.0.0.1:{port}", "provider_key": 'other"s'})
-    run = Run(copy, port, HOST_DATA=host_data)
-    run.wait_ready(INSTALL_TIMEOUT_S)
-    assert f'--url 127.0.0.1:{port} --prefix default.other"s set hello world' in run.output
+def test_host_data_of_ones_own_at_a_nats_server_that_stays(
+    running: Callable[..., Run], new_nats_server: Callable[[str], NatsServer]
+) -> None:
+    """Everything is taken from the host data; its password is not shown."""
+    server = new_nats_server("authorization: { user: u, password: s3cret }")
+    host_data = {"lattice_rpc_url": f"nats://u:s3cret@127.0.0.1:{server.port}", "provider_key": 'other"s'}
+    run = running(HOST_DATA=json.dumps(host_data))
+    assert "NATS server started" not in run.output
+    assert f'--url 127.0.0.1:{server.port} --prefix default.other"s set hello world' in run.output
     assert run.interrupt() == 130
     assert "s3cret" not in run.output
+    assert listens(server.port)
 
 
-@pytest.mark.parametrize("host_data", ["{", "[]", '{"lattice_rpc_url": "127.0.0.1:port"}'])
-def test_host_data_that_is_none(host_data: str) -> None:
-    environment = {"PATH": os.environ["PATH"], "HOST_DATA": host_data}
-    done = subprocess.run(["./run.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "HOST_DATA is no JSON object, or LATTICE_RPC_URL no URL" in done.stderr
+@pytest.mark.parametrize("host_data", ["[]", '{"lattice_rpc_url": "127.0.0.1:port"}'])
+def test_other_host_data_is_refused(copy: Path, host_data: str) -> None:
+    assert "HOST_DATA is no JSON object, or LATTICE_RPC_URL no URL" in refused(copy, host_data)
 
 
 def test_run_sh_says_what_it_takes() -> None:

@@ -14,21 +14,22 @@ from zipfile import ZipFile
 
 import pytest
 
+from tests.build import ROOT, files_of, made_once
 from tests.conftest import NatsServer, Process
 
-ROOT = Path(__file__).parent.parent
 #: The packages, and the folder of each.
 PACKAGES = {"keyvalue_engine": "engine", "keyvalue_transport": "transport", "keyvalue_provider": "provider"}
 #: Nothing of this environment, so that only what was installed is found.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.startswith("PIP_")}
 INSTALL_TIMEOUT_S = 120
 
+# The first test builds and installs, or waits for another process to do so.
+pytestmark = pytest.mark.timeout(3 * INSTALL_TIMEOUT_S)
+
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
     """Run a command in the empty environment. Return what it writes to standard output."""
-    done = subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S
-    )  # fmt: skip
+    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -41,21 +42,18 @@ class Built(NamedTuple):
     wheel_of_sdist: Path
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def build(folder: Path) -> None:
     """Build the distributions with this environment's hatchling: an isolated build would download it each time."""
-    of_tree, of_sdist = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("sdist")
-    build = (sys.executable, "-m", "build", "--no-isolation", "--outdir")
-    run(*build, of_tree, "--sdist", "--wheel")
-    run(*build, of_sdist)  # without --wheel, the wheel is built from the sdist
-    (sdist,), (wheel,) = of_tree.glob("*.tar.gz"), of_tree.glob("*.whl")
-    return Built(sdist, wheel, next(of_sdist.glob("*.whl")))
+    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir")
+    run(*command, folder / "tree", "--sdist", "--wheel")
+    run(*command, folder / "sdist")  # without --wheel, the wheel is built from the sdist
 
 
-def files_of(folder: str = ".") -> set[str]:
-    """Return the paths below a folder of the repository that git knows, or would add."""
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT / folder)
-    return set(listed.split("\0")) - {""}
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = made_once(tmp_path_factory, "distributions", build)
+    (sdist,), (wheel,) = folder.glob("tree/*.tar.gz"), folder.glob("tree/*.whl")
+    return Built(sdist, wheel, next(folder.glob("sdist/*.whl")))
 
 
 def contents_of(wheel: Path) -> dict[str, bytes]:
@@ -64,16 +62,13 @@ def contents_of(wheel: Path) -> dict[str, bytes]:
 
 
 def test_the_wheel_has_the_files_of_the_packages_and_no_others(built: Built) -> None:
+    """So it takes no name in site-packages that others use."""
     names = contents_of(built.wheel).keys()
     expected = {name for folder in PACKAGES.values() for name in files_of(folder)}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert expected >= {f"{package}/py.typed" for package in PACKAGES}
-
-
-def test_the_wheel_takes_no_name_that_others_use(built: Built) -> None:
-    tops = {name.partition("/")[0] for name in contents_of(built.wheel)}
-    assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES.keys()
-    assert len(tops) == len(PACKAGES) + 1
+    assert {name.partition("/")[0] for name in expected} == PACKAGES.keys()
+    assert len({name.partition("/")[0] for name in names}) == len(PACKAGES) + 1
 
 
 def test_the_sdist_has_the_files_of_the_repository(built: Built) -> None:
@@ -86,7 +81,7 @@ def test_the_wheel_built_from_the_sdist_is_the_same(built: Built) -> None:
     assert contents_of(built.wheel_of_sdist) == contents_of(built.wheel)
 
 
-def test_twine_takes_both(built: Built) -> None:
+def test_twine_accepts_both(built: Built) -> None:
     printed = run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", built.sdist, built.wheel)
     assert printed.count("PASSED") == 2
 
@@ -94,18 +89,20 @@ def test_twine_takes_both(built: Built) -> None:
 # Installed.
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def commands(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the wheel into a fresh environment. Return the folder of its commands."""
-    environment = tmp_path_factory.mktemp("fresh")
-    run(sys.executable, "-m", "venv", environment)
-    run(environment / "bin" / "pip", "install", "--quiet", built.wheel)
-    return environment / "bin"
+
+    def install(folder: Path) -> None:
+        run(sys.executable, "-m", "venv", "--without-pip", folder)
+        run(sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet", built.wheel)
+
+    return made_once(tmp_path_factory, "installed", install) / "bin"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's folder, with modules of the names that our packages had once. They must not be in the way, nor we in theirs."""
+    """A user's folder, with modules that have the names of our folders. Neither may hide the other."""
     for name in PACKAGES.values():
         (tmp_path / f"{name}.py").write_text(f"print('the {name} of the user')\n")
     return tmp_path
@@ -138,7 +135,6 @@ def run_script(commands: Path, folder: Path, text: str) -> list[str]:
     return run(commands / "python", script, cwd=folder).splitlines()
 
 
-@pytest.mark.timeout(2 * INSTALL_TIMEOUT_S)
 def test_the_packages_and_a_users_modules_do_not_meet(commands: Path, folder: Path) -> None:
     text = "".join(f"import {package}, {name}\nprint({package}.__file__)\n" for package, name in PACKAGES.items())
     printed = run_script(commands, folder, text)

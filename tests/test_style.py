@@ -24,14 +24,14 @@ WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def sources(root: Path) -> Iterator[tuple[str, str]]:
-    """All modules of the rooms: path below the root, and text."""
+    """Give all modules of the rooms: path below the root, and text."""
     for room in ROOMS:
         for path in sorted((root / room).rglob("*.py")):
             yield path.relative_to(root).as_posix(), path.read_text()
 
 
 def size_faults(path: str, source: str) -> Iterator[str]:
-    """A module or functions that do not fit."""
+    """Find a module and functions that are too long."""
     lines = len(source.splitlines())
     if lines > MODULE_LINES_MAX:
         yield f"{path}: found {lines} lines, allowed {MODULE_LINES_MAX}"
@@ -44,14 +44,14 @@ def size_faults(path: str, source: str) -> Iterator[str]:
 
 
 def note_faults(path: str, source: str) -> Iterator[str]:
-    """Notes to self: they belong in an issue."""
+    """Find notes to self, which belong in an issue."""
     for number, line in enumerate(source.splitlines(), 1):
         if found := NOTE.search(line):
             yield f"{path}:{number}: found {found[0]}"
 
 
 def word_faults(path: str, source: str) -> Iterator[str]:
-    """Forbidden words in names that the module defines, and in its own. Names that are only used are others'."""
+    """Find forbidden words in the names that a module defines, and in its own. Names that it only uses are others'."""
     for line, name in [(1, Path(path).stem), *_defined(ast.parse(source))]:
         if name.startswith("__") and name.endswith("__"):  # Python's: __getitem__
             continue
@@ -98,18 +98,14 @@ def test_the_code_has_no_fault(check: Callable[[str, str], Iterator[str]]) -> No
 # Each check can fail.
 
 
-def test_modules_that_are_too_long_are_found() -> None:
+def test_modules_and_functions_that_are_too_long_are_found() -> None:
     assert list(size_faults("a.py", "\n" * 500)) == []
     assert list(size_faults("a.py", "\n" * 501)) == ["a.py: found 501 lines, allowed 500"]
-
-
-def test_functions_that_are_too_long_are_found() -> None:
-    source = "class A:\n    async def f(self):\n" + "        pass\n" * 69
-    assert list(size_faults("a.py", source)) == []
-    assert list(size_faults("a.py", source + "        pass\n")) == ["a.py:2: f: found 71 lines, allowed 70"]
-    path, source = "transport/keyvalue_transport/nats/direct/a.py", "def f():\n" + "    pass\n" * 59
-    assert list(size_faults(path, source)) == []
-    assert list(size_faults(path, source + "    pass\n")) == [f"{path}:1: f: found 61 lines, allowed 60"]
+    for path, allowed in (("a.py", 70), ("transport/keyvalue_transport/nats/direct/a.py", 60)):
+        source = "class A:\n    async def f(self):\n" + "        pass\n" * (allowed - 1)
+        assert list(size_faults(path, source)) == []
+        fault = f"{path}:2: f: found {allowed + 1} lines, allowed {allowed}"
+        assert list(size_faults(path, source + "        pass\n")) == [fault]
 
 
 @pytest.mark.parametrize("note", ["TODO", "FIXME", "XXX"])
@@ -123,20 +119,15 @@ def test_notes_are_found(note: str) -> None:
     [
         ("class KeyManager: ...", "KeyManager"),
         ("class HTTPUtil: ...", "HTTPUtil"),
-        ("def read_items(): ...", "read_items"),
-        ("async def helper(): ...", "helper"),
-        ("def f(data): ...", "data"),
-        ("def f(*, item): ...", "item"),
+        ("async def read_items(): ...", "read_items"),
+        ("def f(*, helper): ...", "helper"),
         ("lambda data: 1", "data"),
-        ("class A:\n    data: bytes", "data"),
         ("class A:\n    def data(self): ...", "data"),
         ("class A:\n    def f(self): self._data = 1", "_data"),
-        ("for item in (): ...", "item"),
         ("a, *items = b", "items"),
         ("if (data := 1): ...", "data"),
         ("import a as utils", "utils"),
         ("match a:\n    case [item]: ...", "item"),
-        ("DATA = 1", "DATA"),
         ("class A(Protocol):\n    def item(self): ...", "item"),
     ],
 )
@@ -145,22 +136,20 @@ def test_names_that_say_nothing_are_found(source: str, name: str) -> None:
     assert found.endswith(f": the name {name} says nothing")
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "host_data = metadata = 1",
-        "class A:\n    def __getitem__(self, key): ...",
-        "class Message(Protocol):\n    @property\n    def data(self): ...",
-        "for key, value in message.data.items(): ...",
-        "from inspect import utils\nutility = utils.item",
-        "asyncio.TaskManager(data=1)",
-    ],
-)
-def test_names_of_others_and_names_that_say_more_are_taken(source: str) -> None:
+def test_names_of_others_and_names_that_say_more_are_taken() -> None:
+    source = """
+host_data = metadata = 1
+class A:
+    def __getitem__(self, key): ...
+class Message(Protocol):
+    @property
+    def data(self): ...
+for key, value in message.data.items(): ...
+from inspect import utils
+utility = utils.item
+asyncio.TaskManager(data=1)
+"""
     assert list(word_faults("a.py", source)) == []
-
-
-def test_a_module_of_such_a_name_is_found() -> None:
     assert list(word_faults("engine/utils.py", "")) == ["engine/utils.py:1: the name utils says nothing"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,58 +15,18 @@ import pytest
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_transport.keyvalue import interface as keyvalue
-from keyvalue_transport.keyvalue.atomics import (
-    ATOMICS,
-    decode_increment,
-    decode_increment_result,
-    encode_increment,
-    encode_increment_result,
-)
-from keyvalue_transport.keyvalue.batch import (
-    BATCH,
-    batch_handlers,
-    decode_delete_many,
-    decode_get_many,
-    decode_get_many_result,
-    decode_set_many,
-    encode_bucket_keys,
-    encode_get_many_result,
-    encode_set_many,
-)
+from keyvalue_transport.keyvalue.atomics import ATOMICS
+from keyvalue_transport.keyvalue.batch import BATCH
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
-from keyvalue_transport.keyvalue.interface import (
-    ParameterLimits,
-    decode_unit_result,
-    encode_bucket_key,
-    encode_error,
-    encode_unit_result,
-)
+from keyvalue_transport.keyvalue.interface import ParameterLimits, encode_bucket_key, encode_error
 from keyvalue_transport.keyvalue.store import (
     STORE,
     KeyResponse,
-    decode_delete,
-    decode_exists,
-    decode_get,
     decode_get_result,
-    decode_key_response,
-    decode_list_keys,
-    decode_set,
-    decode_truth_result,
     encode_get_result,
-    encode_key_response,
-    encode_list_keys,
-    encode_set,
-    encode_truth_result,
     store_handlers,
 )
-from keyvalue_transport.keyvalue.watcher import (
-    WATCHER,
-    decode_nothing,
-    decode_on_delete,
-    decode_on_set,
-    encode_on_delete,
-    encode_on_set,
-)
+from keyvalue_transport.keyvalue.watcher import WATCHER
 from keyvalue_transport.nats import connection
 from keyvalue_transport.nats.replies import Send, SubjectReplies
 from keyvalue_transport.nats.subjects import invocation_subject, params_subject
@@ -74,17 +34,8 @@ from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import InvocationEndedError
 from keyvalue_transport.wrpc.handler import ANONYMOUS
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
-from keyvalue_transport.wrpc.values import (
-    U64_MAX,
-    read_bool,
-    read_bytes,
-    read_text,
-    read_unsigned,
-    write_length,
-    write_unsigned,
-)
 from tests.invoking import invoke
-from tests.transport.keyvalue.test_batch import PlainBatch
+from tests.transport.keyvalue.functions import FUNCTIONS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "wire-protocol.md").read_text()
@@ -109,142 +60,98 @@ def hex_bytes(cell: str) -> bytes:
     return bytes.fromhex(cell.strip("`"))
 
 
-class Example(NamedTuple):
-    """What the codec writes for a value, and how it reads it."""
-
-    written: bytes
-    value: object
-    read: Callable[[bytes], tuple[object, int]]
-
-
-def whole(
-    read: Callable[..., tuple[Any, int]], *arguments: object, before: bytes = b"", behind: bytes = b""
-) -> Callable[[bytes], tuple[object, int]]:
-    """Reads a value between bytes that make it a whole parameter or result; the offset is the one in the value."""
-
-    def read_all(written: bytes) -> tuple[object, int]:
-        buffer = before + written + behind
-        value, at = read(buffer, 0, len(buffer), *arguments)
-        return value, at - len(before) - len(behind)
-
-    return read_all
+def value_of(label: str) -> Any:
+    """Return the value that the document names, as the codec has it: b"blue" for `ok(some("blue"))`."""
+    words: dict[str, Any] = {
+        "none": None,
+        "true": True,
+        "ok": lambda value: value,
+        "some": lambda value: value,
+        "other": OtherError,
+    }
+    words |= {"err": lambda error: error, "no_such_store": NoSuchStoreError(), "access_denied": AccessDeniedError()}
+    words |= {"keys": "keys", "cursor": "cursor"}
+    return as_bytes(eval(label.replace("-", "_"), words))
 
 
-VALUES = {
-    "300": Example(write_unsigned(300), 300, whole(read_unsigned, 64)),
-    "18446744073709551615": Example(write_unsigned(U64_MAX), U64_MAX, whole(read_unsigned, 64)),
-    "true": Example(encode_truth_result(True)[1:], True, whole(read_bool)),
-    '"ключ"': Example(write_length(8) + "ключ".encode(), "ключ".encode(), whole(read_text, 64, "text")),
-    "[255, 0]": Example(encode_get_result(b"\xff\x00")[2:], b"\xff\x00", whole(read_bytes, 64, "value")),
-    '["a", "bc"]': Example(
-        encode_key_response(KeyResponse([b"a", b"bc"], None))[1:-1],
-        KeyResponse([b"a", b"bc"], None),
-        whole(decode_key_response, before=b"\x00", behind=b"\x00"),
-    ),
-    "some(300)": Example(encode_list_keys(b"", 300)[1:], (b"", 300), whole(decode_list_keys, LIMITS, before=b"\x00")),
-    '{keys: ["a"], cursor: none}': Example(
-        encode_key_response(KeyResponse([b"a"], None))[1:],
-        KeyResponse([b"a"], None),
-        whole(decode_key_response, before=b"\x00"),
-    ),
+def as_bytes(value: Any) -> Any:
+    """Return a value with its texts as bytes, and its records as what they are."""
+    match value:
+        case str():
+            return value.encode()
+        case {"keys": keys, "cursor": cursor}:
+            return KeyResponse(as_bytes(keys), cursor)
+        case list() | tuple():
+            return type(value)(map(as_bytes, value))
+    return value
+
+
+def call_of(label: str) -> tuple[str, tuple[Any, ...]]:
+    """Return function and parameters of a call, as the codec has them."""
+    name, _, parameters = label.partition("(")
+    values = value_of(f"({parameters.removesuffix(')')},)")
+    return name, (values[0], dict(values[1])) if name == "set-many" else values
+
+
+def check(label: str, found: bytes) -> None:
+    """Check the parameters of a call."""
+    name, parameters = call_of(label)
+    assert found.hex(" ") == FUNCTIONS[name].encode(*parameters).hex(" ")
+    assert FUNCTIONS[name].decode(found, 0, len(found), LIMITS) == (parameters, len(found))
+
+
+def check_result(name: str, label: str, found: bytes) -> None:
+    """Check a result of a function; a function without one has no bytes."""
+    value = None if label in ("ok", "it has none") else value_of(label)
+    if isinstance(value, InterfaceError):
+        assert found.hex(" ") == encode_error(value).hex(" ")
+        with pytest.raises(type(value), match=re.escape(str(value))):
+            FUNCTIONS[name].decode_result(found, 0, len(found))
+    else:
+        assert found.hex(" ") == FUNCTIONS[name].encode_result(value).hex(" ")
+        assert FUNCTIONS[name].decode_result(found, 0, len(found)) == (value, len(found))
+
+
+#: A result or parameters in which a value of each type stands: what is before it, and what is behind it.
+AROUND: dict[str, tuple[str, str, str]] = {
+    "u64": ("increment", "00", ""),
+    "bool": ("exists", "00", ""),
+    "string": ("list-keys", "00 01", "00"),
+    "list<u8>": ("get", "00 01", ""),
+    "list<string>": ("list-keys", "00", "00"),
+    "option<u64>": ("list-keys", "00 00", ""),
+    "error": ("get", "01", ""),
+    "key-response": ("list-keys", "00", ""),
 }
-ERRORS = {
-    "no-such-store": NoSuchStoreError(),
-    "access-denied": AccessDeniedError(),
-    'other("full")': OtherError("full"),
-}
-SKY = (b"colours", b"sky")
-SEA = (b"colours", b"sea")
-PARAMETERS = {
-    'get("colours", "sky")': Example(encode_bucket_key(*SKY), SKY, whole(decode_get, LIMITS)),
-    'get("colours", "sea")': Example(encode_bucket_key(*SEA), SEA, whole(decode_get, LIMITS)),
-    'set("colours", "sea", "")': Example(encode_set(*SEA, b""), (*SEA, b""), whole(decode_set, LIMITS)),
-    'set("colours", "sky", "blue")': Example(encode_set(*SKY, b"blue"), (*SKY, b"blue"), whole(decode_set, LIMITS)),
-    'exists("colours", "sea")': Example(encode_bucket_key(*SEA), SEA, whole(decode_exists, LIMITS)),
-    'delete("colours", "sea")': Example(encode_bucket_key(*SEA), SEA, whole(decode_delete, LIMITS)),
-    'list-keys("colours", none)': Example(
-        encode_list_keys(b"colours", None), (b"colours", None), whole(decode_list_keys, LIMITS)
-    ),
-    'list-keys("colours", some(300))': Example(
-        encode_list_keys(b"colours", 300), (b"colours", 300), whole(decode_list_keys, LIMITS)
-    ),
-    'increment("colours", "seen", 300)': Example(
-        encode_increment(b"colours", b"seen", 300), (b"colours", b"seen", 300), whole(decode_increment, LIMITS)
-    ),
-    'get-many("colours", ["sky", "sun"])': Example(
-        encode_bucket_keys(b"colours", [b"sky", b"sun"]),
-        (b"colours", [b"sky", b"sun"]),
-        whole(decode_get_many, LIMITS),
-    ),
-    'set-many("colours", [("sky", "blue"), ("sea", "")])': Example(
-        encode_set_many(b"colours", [(b"sky", b"blue"), (b"sea", b"")]),
-        (b"colours", {b"sky": b"blue", b"sea": b""}),
-        whole(decode_set_many, LIMITS),
-    ),
-    'delete-many("colours", ["sky"])': Example(
-        encode_bucket_keys(b"colours", [b"sky"]), (b"colours", [b"sky"]), whole(decode_delete_many, LIMITS)
-    ),
-    'on-set("0", "sky", "blue")': Example(
-        encode_on_set(b"0", b"sky", b"blue"), (b"0", b"sky", b"blue"), whole(decode_on_set, LIMITS)
-    ),
-    'on-delete("0", "sky")': Example(encode_on_delete(b"0", b"sky"), (b"0", b"sky"), whole(decode_on_delete, LIMITS)),
-}
-PAGE, LAST_PAGE = KeyResponse([b"sky"], 300), KeyResponse([], None)
-RESULTS = {
-    'ok(some("blue"))': Example(encode_get_result(b"blue"), b"blue", whole(decode_get_result)),
-    'ok(some(""))': Example(encode_get_result(b""), b"", whole(decode_get_result)),
-    "ok(none)": Example(encode_get_result(None), None, whole(decode_get_result)),
-    "ok": Example(encode_unit_result(None), None, whole(decode_unit_result)),
-    "ok(true)": Example(encode_truth_result(True), True, whole(decode_truth_result)),
-    'ok({keys: ["sky"], cursor: some(300)})': Example(encode_key_response(PAGE), PAGE, whole(decode_key_response)),
-    "ok({keys: [], cursor: none})": Example(encode_key_response(LAST_PAGE), LAST_PAGE, whole(decode_key_response)),
-    "ok(300)": Example(encode_increment_result(300), 300, whole(decode_increment_result)),
-    'ok([some(("sky", "blue")), none])': Example(
-        encode_get_many_result([b"sky", b"sun"], [b"blue", None], 100),
-        [(b"sky", b"blue"), None],
-        whole(decode_get_many_result),
-    ),
-    "it has none": Example(b"", None, whole(decode_nothing)),
-}
-
-
-def check(example: Example, found: bytes) -> None:
-    assert found.hex(" ") == example.written.hex(" ")
-    assert example.read(found) == (example.value, len(found))
-
-
-def check_error(label: str, found: bytes) -> None:
-    """Compares a result that is an error, from its tag on."""
-    error = ERRORS[label]
-    assert found == encode_error(error)
-    with pytest.raises(type(error), match=re.escape(str(error))):
-        decode_unit_result(found, 0, len(found))
+#: The same in the document's words.
+LABELS = {"string": "{{keys: [{}], cursor: none}}", "list<string>": "{{keys: {}, cursor: none}}"}
+LABELS |= {"option<u64>": "{{keys: [], cursor: {}}}", "list<u8>": "bytes({})"}
 
 
 def test_values() -> None:
     rows = table("type")
-    assert len(rows) == len(VALUES) + 1
-    for _type, _wire, label, found in rows:
-        if label.strip("`") in ERRORS:
-            check_error(label.strip("`"), b"\x01" + hex_bytes(found))
-        else:
-            check(VALUES[label.strip("`")], hex_bytes(found))
+    shown = []
+    for cell, _wire, label, found in rows:
+        type_ = cell.split("`")[1]
+        name, before, behind = AROUND[type_]
+        whole = bytes.fromhex(f"{before} {found.strip('`')} {behind}")
+        check_result(name, LABELS.get(type_, "{}").format(label.strip("`")), whole)
+        shown.append(type_)
+    assert set(shown) == set(AROUND)
 
 
 def test_parameters_and_results() -> None:
-    rows = table("call")
-    assert {call.removesuffix(" after it").strip("`") for call, *_ in rows} == {
-        "any",
-        *PARAMETERS.keys() - {'set("colours", "sky", "blue")'},
-    }
-    labels = {result.strip("`") for _, _, result, _ in rows}
-    assert labels == {*RESULTS, *(f"err({name})" for name in ERRORS)}
-    for call, parameters, result, found in rows:
-        if call == "any":
-            check_error(result.strip("`").removeprefix("err(").removesuffix(")"), hex_bytes(found))
-        else:
-            check(PARAMETERS[call.removesuffix(" after it").strip("`")], hex_bytes(parameters))
-            check(RESULTS[result.strip("`")], hex_bytes(found))
+    called, answered = set(), set()
+    for call, parameters, result, found in table("call"):
+        label = call.removesuffix(" after it").strip("`")
+        name = "get" if label == "any" else call_of(label)[0]
+        if label != "any":
+            check(label, hex_bytes(parameters))
+            called.add(name)
+        check_result(name, result.strip("`"), hex_bytes(found))
+        answered.add(result.strip("`"))
+    assert called == set(FUNCTIONS)
+    assert {"err(no-such-store)", "err(access-denied)", 'err(other("full"))'} < answered
 
 
 def test_the_parameters_that_are_explained() -> None:
@@ -258,7 +165,7 @@ def test_the_parameters_that_are_explained() -> None:
         assert written == bytes([int(line[3])]) + line[4].encode()
         explained.append((line[2], written))
     assert [name for name, _ in explained] == ["bucket", "key", "value"]
-    check(PARAMETERS[text], b"".join(written for _, written in explained))
+    check(text, b"".join(written for _, written in explained))
 
 
 def test_no_bytes_are_left_unchecked() -> None:
@@ -350,10 +257,10 @@ def test_conversations_at_the_client(lines: list[Line]) -> None:
 
 def test_the_conversations_show_what_their_sections_say() -> None:
     found = list(conversations())
-    (sky,) = (example for label, example in PARAMETERS.items() if label == 'get("colours", "sky")')
-    assert pieces(found[WHOLE], to_provider=True) == [sky.written, b""]
-    assert pieces(found[CUT], to_provider=True) == [sky.written[:10], sky.written[10:], b""]
-    assert pieces(found[WHOLE], to_provider=False) == [RESULTS['ok(some("blue"))'].written, b""]
+    sky = encode_bucket_key(b"colours", b"sky")
+    assert pieces(found[WHOLE], to_provider=True) == [sky, b""]
+    assert pieces(found[CUT], to_provider=True) == [sky[:10], sky[10:], b""]
+    assert pieces(found[WHOLE], to_provider=False) == [encode_get_result(b"blue"), b""]
     assert len(pieces(found[CUT], to_provider=False)) == 3
     assert pieces(found[FAILED], to_provider=True) == [encode_bucket_key(b"a\xff", b"sky"), b""]
     assert pieces(found[FAILED], to_provider=False) == [b""]
@@ -383,27 +290,6 @@ def test_limits() -> None:
     }
 
 
-def test_a_length_beyond_its_limit_is_answered_before_its_bytes_come() -> None:
-    handlers = store_handlers(Service(Store()), LIMITS)
-    sent = encode_set(b"b", b"k", b"")[:-1] + write_length(LIMITS.value_bytes_max + 1)
-    result = handlers["set"](ANONYMOUS, sent, 0, len(sent))
-    assert result == encode_error(OtherError("value is 16777217 bytes; the limit is 16777216 (value_bytes_max)"))
-
-
-def test_a_batch_beyond_its_limit_is_answered_before_its_keys_come() -> None:
-    batch = PlainBatch()
-    sent = b"\x01b" + write_length(LIMITS.batch_keys_max + 1)
-    for name, handler in batch_handlers(batch, LIMITS).items():
-        result = handler(ANONYMOUS, sent, 0, len(sent))
-        assert result == encode_error(OtherError("the batch has 10001 keys; the limit is 10000 (batch_keys_max)")), name
-    assert batch.callers == []
-
-
-def test_an_answer_of_get_many_beyond_its_limit() -> None:
-    with pytest.raises(OtherError, match=r"^the answer is at least 3 bytes; the limit is 2 \(answer_bytes_max\)$"):
-        encode_get_many_result([b"k"], [b"vv"], 2)
-
-
 @pytest.mark.parametrize("instance", [STORE, ATOMICS, BATCH, WATCHER])
 def test_the_interfaces_are_those_of_wit(instance: str) -> None:
     package = (ROOT / "wit" / "deps" / "wrpc-keyvalue-0.2.0-draft" / "package.wit").read_text()
@@ -428,10 +314,11 @@ def normal_wit(text: str) -> str:
 
 
 def test_a_changed_byte_is_found() -> None:
-    with pytest.raises(AssertionError, match="assert 'ac 03' == 'ac 02'"):
-        check(VALUES["300"], bytes.fromhex("ac 03"))
-    with pytest.raises(AssertionError):
-        check_error("no-such-store", b"\x01\x01")
+    for name, label, changed in (("increment", "ok(300)", "00 ac 03"), ("get", "err(no-such-store)", "01 01")):
+        with pytest.raises(AssertionError, match=f"assert '{changed}' == "):
+            check_result(name, label, bytes.fromhex(changed))
+    with pytest.raises(AssertionError, match="assert '01 30 01 6c' == '01 30 01 6b'"):
+        check('on-delete("0", "k")', bytes.fromhex("01 30 01 6c"))
 
 
 def test_tables_and_blocks_are_read() -> None:
@@ -439,9 +326,3 @@ def test_tables_and_blocks_are_read() -> None:
     assert table("a", text) == [["1", "`2`"]]
     assert blocks(text) == ["x\n", "y\nz\n"]
     assert normal_wit("a: b; /// why\n  c { d, }") == "a: b; c { d }"
-
-
-def test_errors_of_the_table_are_all_there_are() -> None:
-    assert {type(error) for error in ERRORS.values()} == {
-        kind for kind in InterfaceError.__subclasses__() if kind.__module__ == "keyvalue_transport.keyvalue.errors"
-    }

@@ -1,6 +1,6 @@
 """`wit/` and the code say the same: the interface's functions, the handlers, the client, the bytes, and what the provider serves.
 
-`differences` compares one interface; the tests below it prove, on altered copies of `wit/` and on altered code, that it finds what it looks for.
+`differences` compares one interface; the tests below it alter copies of `wit/`, and the code, to prove that it finds each kind of difference.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from keyvalue_transport.keyvalue.store import STORE, KeyResponse, StoreInterface
 from keyvalue_transport.keyvalue.watcher import WATCHER, WatcherInterface, watcher_handlers
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler, Pending
+from tests.transport.keyvalue.functions import Noted
 
 ROOT = Path(__file__).parent.parent
 WASM_TOOLS = Path(sys.executable).with_name("wasm-tools")
@@ -216,30 +217,13 @@ def leb128(number: int) -> bytes:
     return bytes([*(group | 128 for group in groups[:-1]), groups[-1]])
 
 
-class Backend:
-    """Stands behind the handlers: notes with what it was called, and answers as it is told."""
-
-    def __init__(self) -> None:
-        self.called: tuple[Any, ...] | None = None
-        self.answer: Any = None
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def function(caller: Caller, *parameters: Any) -> Any:
-            self.called = (name, *parameters)
-            if isinstance(self.answer, InterfaceError):
-                raise self.answer
-            return self.answer
-
-        return function
-
-
 def differences(wit: Wit, binding: Binding) -> list[str]:
     """What one interface of `wit/` and the code say differently, a line for each. Each names the function."""
     interface = wit.instances.get(binding.instance)
     if interface is None:
         return [f"the code serves {binding.instance}, wit/ has {', '.join(sorted(wit.instances))}"]
     functions = interface["functions"]
-    backend = Backend()
+    backend = Noted()
     handlers = binding.handlers(backend, ParameterLimits())
     protocol = {
         name.replace("_", "-"): member for name, member in vars(binding.protocol).items() if not name.startswith("_")
@@ -329,9 +313,9 @@ def _client_differences(wit: Wit, binding: Binding, client: type, name: str, fun
 
 
 def _byte_differences(
-    wit: Wit, binding: Binding, name: str, function: dict[str, Any], handler: Handler, backend: Backend
+    wit: Wit, binding: Binding, name: str, function: dict[str, Any], handler: Handler, backend: Noted
 ) -> Iterator[str]:
-    """Sends samples of every type through the handler."""
+    """Send samples of every type through the handler. Yield what is read or written in another way."""
     names = [each["name"] for each in function["params"]]
     types = [each["type"] for each in function["params"]]
     result_type = function.get("result")
@@ -343,14 +327,15 @@ def _byte_differences(
         if asked is not None:
             parameters = (*parameters[:-1], asked(answer))
         sent = b"".join(map(wit.encode, types, parameters))
-        backend.called, backend.answer = None, _made(binding, name, answer)
+        backend.answer = _made(binding, name, answer)
         read = [_made(binding, f"{name} {each}", value) for each, value in zip(names, parameters, strict=True)]
-        return (_snake(name), *read), sent, handler(ANONYMOUS, sent, 0, len(sent))
+        return (name, *read), sent, handler(ANONYMOUS, sent, 0, len(sent))
 
     for index, parameters in enumerate(wit.rows(types)):
         read, sent, _ = called(parameters, answers[index % len(answers)])
-        if backend.called != read:
-            yield f"{name}: {sent.hex()} was read as {backend.called}, wit/ says {read[1:]}"
+        function_read, _, *values = backend.calls.pop()
+        if (function_read, *values) != read:
+            yield f"{name}: {sent.hex()} was read as {function_read}{tuple(values)}, wit/ says {read[1:]}"
     for answer in answers:
         _, _, result = called(parameters, answer)
         expected = wit.encode(result_type, answer)
@@ -359,7 +344,7 @@ def _byte_differences(
 
 
 def _error_differences(interface: dict[str, Any], wit: Wit) -> list[str]:
-    """Compares the cases of the variant `error`: classes, order, payloads, bytes both ways."""
+    """Compare the cases of the variant `error`: classes, order, payloads, bytes both ways."""
     cases = wit.kind(interface["types"]["error"])["variant"]["cases"]
     here = {
         name: kind
@@ -423,13 +408,10 @@ def test_the_code_is_what_wit_says(wit: Wit, binding: Binding) -> None:
     assert not found, "\n".join(found)
 
 
-def test_the_world_exports_what_the_provider_serves(wit: Wit) -> None:
+def test_the_world_exports_what_the_provider_serves_and_imports_what_it_calls(wit: Wit) -> None:
+    assert wit.imports(WORLD) == {WATCHER}
     assert wit.exports(WORLD) == {binding.instance for binding in SERVED}
     assert served((ROOT / "provider" / "keyvalue_provider" / "process.py").read_text()) == wit.exports(WORLD)
-
-
-def test_the_world_imports_what_the_provider_calls(wit: Wit) -> None:
-    assert wit.imports(WORLD) == {WATCHER}
 
 
 def test_the_package_has_all_four_interfaces(wit: Wit) -> None:
@@ -463,15 +445,17 @@ LIST_KEYS = "list-keys: func(bucket: string, cursor: option<u64>) -> result<key-
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "found"),
+    ("binding", "old", "new", "found"),
     [
         pytest.param(
+            STORE_BINDING,
             "  exists: func(bucket: string, key: string) -> result<bool, error>;",
             "",
             ["exists: in StoreInterface, not in wit/", "exists: in the handlers, not in wit/"],
             id="missing in wit",
         ),
         pytest.param(
+            STORE_BINDING,
             LIST_KEYS,
             f"{LIST_KEYS}\n  touch: func(bucket: string) -> result<_, error>;",
             [
@@ -482,25 +466,7 @@ LIST_KEYS = "list-keys: func(bucket: string, cursor: option<u64>) -> result<key-
             id="missing in the code",
         ),
         pytest.param(
-            "cursor: option<u64>) ->",
-            "after: option<u64>) ->",
-            [
-                "list-keys: KeyValueClient takes (bucket, cursor), wit/ says (bucket, after)",
-                "list-keys: the Protocol takes (caller: Caller, bucket: bytes, cursor: int | None), "
-                "wit/ says (caller: Caller, bucket: bytes, after: int | None)",
-            ],
-            id="parameter of another name",
-        ),
-        pytest.param(
-            "cursor: option<u64>) ->",
-            "cursor: option<string>) ->",
-            [
-                "list-keys: the Protocol takes (caller: Caller, bucket: bytes, cursor: int | None), "
-                "wit/ says (caller: Caller, bucket: bytes, cursor: bytes | None)",
-            ],
-            id="parameter of another type",
-        ),
-        pytest.param(
+            STORE_BINDING,
             "set: func(bucket: string, key: string, value: list<u8>)",
             "set: func(key: string, bucket: string, value: list<u8>)",
             [
@@ -511,24 +477,17 @@ LIST_KEYS = "list-keys: func(bucket: string, cursor: option<u64>) -> result<key-
             id="parameters in another order",
         ),
         pytest.param(
-            "result<bool, error>",
-            "result<u64, error>",
-            [
-                "exists: KeyValueClient gives bool, wit/ says int",
-                "exists: the Protocol gives bool, wit/ says int",
-            ],
-            id="another result",
-        ),
-        pytest.param(
+            STORE_BINDING,
             "result<option<list<u8>>, error>",
             "result<list<u8>, error>",
             [
                 "get: KeyValueClient gives bytes | None, wit/ says bytes",
                 "get: the Protocol gives bytes | None, wit/ says bytes",
             ],
-            id="result without its option",
+            id="another result",
         ),
         pytest.param(
+            STORE_BINDING,
             "cursor: option<u64>,",
             "cursor: u64,",
             [
@@ -538,6 +497,7 @@ LIST_KEYS = "list-keys: func(bucket: string, cursor: option<u64>) -> result<key-
             id="field of another type",
         ),
         pytest.param(
+            STORE_BINDING,
             "other(string)",
             "failed(string)",
             [
@@ -547,6 +507,7 @@ LIST_KEYS = "list-keys: func(bucket: string, cursor: option<u64>) -> result<key-
             id="another case of error",
         ),
         pytest.param(
+            STORE_BINDING,
             "    access-denied,\n    /// Anything else, in words.\n    other(string),",
             "    other(string),\n    access-denied,",
             [
@@ -556,6 +517,7 @@ LIST_KEYS = "list-keys: func(bucket: string, cursor: option<u64>) -> result<key-
             id="error's cases in another order",
         ),
         pytest.param(
+            STORE_BINDING,
             "@0.2.0-draft",
             "@0.3.0",
             [
@@ -564,10 +526,26 @@ LIST_KEYS = "list-keys: func(bucket: string, cursor: option<u64>) -> result<key-
             ],
             id="another version",
         ),
+        pytest.param(
+            BATCH_BINDING,
+            "result<list<option<tuple<string, list<u8>>>>, error>",
+            "result<list<tuple<string, option<list<u8>>>>, error>",
+            ["get-many: [(b'', None), (b'\\xd0\\xb2\\xd0\\xb5\\xd0\\xb4\\xd1\\x80\\xd0\\xbe', b''), "],
+            id="an option in another place",
+        ),
+        pytest.param(
+            WATCHER_BINDING,
+            "on-delete: func(bucket: string, key: string);",
+            "on-delete: func(bucket: string, key: string) -> bool;",
+            ["on-delete: the Protocol gives NoneType, wit/ says bool"],
+            id="a result where there is none",
+        ),
     ],
 )
-def test_a_difference_in_wit_is_named(tmp_path: Path, old: str, new: str, found: list[str]) -> None:
-    assert differences(altered(tmp_path, old, new), STORE_BINDING) == found
+def test_a_difference_in_wit_is_named(tmp_path: Path, binding: Binding, old: str, new: str, found: list[str]) -> None:
+    named = differences(altered(tmp_path, old, new), binding)
+    assert len(named) == len(found)
+    assert all(line.startswith(start) for line, start in zip(named, found, strict=True)), named
 
 
 class WithoutExists(Protocol):
@@ -582,61 +560,58 @@ class ClientThatBlocks(KeyValueClient):
         return False
 
 
-def handlers_without_exists(store: Any, limits: ParameterLimits) -> dict[str, Handler]:
-    handlers = store_handlers(store, limits)
-    del handlers["exists"]
+def altered_handlers(
+    change: Callable[[dict[str, Handler]], Mapping[str, Handler]],
+    made: Callable[..., dict[str, Handler]] = store_handlers,
+) -> Callable[[Any, ParameterLimits], dict[str, Handler]]:
+    """Return the handlers of an interface, with some of them in another way."""
+
+    def handlers(service: Any, limits: ParameterLimits) -> dict[str, Handler]:
+        found = made(service, limits)
+        return {**found, **change(found)}
+
     return handlers
 
 
-def handlers_that_mix_up(store: Any, limits: ParameterLimits) -> dict[str, Handler]:
-    handlers = store_handlers(store, limits)
-    return {**handlers, "exists": handlers["delete"]}
-
-
-def handlers_of_a_page_without_its_cursor(store: Any, limits: ParameterLimits) -> dict[str, Handler]:
-    handlers = store_handlers(store, limits)
-
-    def list_keys(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
-        result = handlers["list-keys"](caller, buffer, start, end)
+def with_result(handler: Handler, change: Callable[[bytes], bytes]) -> Handler:
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
+        result = handler(caller, buffer, start, end)
         assert isinstance(result, bytes)
-        return result[:-1]
+        return change(result)
 
-    return {**handlers, "list-keys": list_keys}
-
-
-def test_a_function_that_the_protocol_lacks_is_named(wit: Wit) -> None:
-    assert differences(wit, replace(STORE_BINDING, protocol=WithoutExists)) == ["exists: in wit/, not in WithoutExists"]
+    return handle
 
 
-def test_a_function_that_the_handlers_lack_is_named(wit: Wit) -> None:
-    assert differences(wit, replace(STORE_BINDING, handlers=handlers_without_exists)) == [
-        "exists: in wit/, not in the handlers"
-    ]
+MIXED_UP = altered_handlers(lambda found: {"exists": found["delete"]})
+WITHOUT_CURSOR = altered_handlers(lambda found: {"list-keys": with_result(found["list-keys"], lambda page: page[:-1])})
+TOO_MUCH = altered_handlers(lambda found: {"on-set": with_result(found["on-set"], lambda _: b"\x00")}, watcher_handlers)
 
 
-def test_a_function_that_the_client_lacks_is_named(wit: Wit) -> None:
-    assert differences(wit, replace(STORE_BINDING, client=ClientThatBlocks)) == [
-        "exists: ClientThatBlocks has no coroutine function exists"
-    ]
+@pytest.mark.parametrize(
+    ("changed", "first"),
+    [
+        (replace(STORE_BINDING, protocol=WithoutExists), "exists: in wit/, not in WithoutExists"),
+        (replace(STORE_BINDING, handlers=lambda *_: {}), "get: in wit/, not in the handlers"),
+        (replace(STORE_BINDING, client=ClientThatBlocks), "exists: ClientThatBlocks has no coroutine function exists"),
+        (
+            replace(STORE_BINDING, handlers=MIXED_UP),
+            "exists: 0000 was read as delete(b'', b''), wit/ says (b'', b'')",
+        ),
+        (
+            replace(STORE_BINDING, handlers=WITHOUT_CURSOR),
+            "list-keys: KeyResponse(keys=[], cursor=None) was written as 0000, wit/ says 000000",
+        ),
+        (replace(WATCHER_BINDING, handlers=TOO_MUCH), "on-set: None was written as 00, wit/ says "),
+    ],
+    ids=["Protocol", "handlers", "client", "another function's handler", "bytes", "a result where there is none"],
+)
+def test_a_difference_in_the_code_is_named(wit: Wit, changed: Binding, first: str) -> None:
+    assert differences(wit, changed)[0] == first
 
 
-def test_a_handler_of_another_function_is_named(wit: Wit) -> None:
-    found = differences(wit, replace(STORE_BINDING, handlers=handlers_that_mix_up))
-    assert found[0] == "exists: 0000 was read as ('delete', b'', b''), wit/ says (b'', b'')"
-    assert found[-1] == "exists: True was written as 00, wit/ says 0001"
-
-
-def test_a_result_of_other_bytes_is_named(wit: Wit) -> None:
-    found = differences(wit, replace(STORE_BINDING, handlers=handlers_of_a_page_without_its_cursor))
-    assert found[0] == "list-keys: KeyResponse(keys=[], cursor=None) was written as 0000, wit/ says 000000"
-
-
-def test_another_export_is_seen(tmp_path: Path) -> None:
+def test_another_world_is_seen(tmp_path: Path) -> None:
     wit = altered(tmp_path, f"export {BATCH};", f"export {WATCHER};")
     assert wit.exports(WORLD) == {STORE, ATOMICS, WATCHER}
-
-
-def test_another_import_is_seen(tmp_path: Path) -> None:
     assert altered(tmp_path, f"import {WATCHER};", f"import {STORE};").imports(WORLD) == {STORE}
 
 
@@ -656,84 +631,3 @@ def test_a_missing_tool_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(sys.modules[__name__], "WASM_TOOLS", tmp_path / "wasm-tools")
     with pytest.raises(pytest.fail.Exception, match="needed is wasm-tools: scripts/setup installs it"):
         Wit(ROOT / "wit")
-
-
-@pytest.mark.parametrize(
-    ("binding", "old", "new", "found"),
-    [
-        pytest.param(
-            ATOMICS_BINDING,
-            "delta: u64",
-            "by: bool",
-            [
-                "increment: KeyValueClient takes (bucket, key, delta), wit/ says (bucket, key, by)",
-                "increment: the Protocol takes (caller: Caller, bucket: bytes, key: bytes, delta: int), "
-                "wit/ says (caller: Caller, bucket: bytes, key: bytes, by: bool)",
-            ],
-            id="another parameter",
-        ),
-        pytest.param(
-            ATOMICS_BINDING,
-            "use store.{error};\n\n  /// Add",
-            "/// Why not.\n  variant error { other(string), no-such-store, access-denied }\n\n  /// Add",
-            [
-                "error: other is written as 010208d181d0b1d0bed0b9, wit/ says 010008d181d0b1d0bed0b9",
-                "error: no-such-store is written as 0100, wit/ says 0101",
-                "error: access-denied is written as 0101, wit/ says 0102",
-            ],
-            id="an error of its own",
-        ),
-        pytest.param(
-            BATCH_BINDING,
-            "result<list<option<tuple<string, list<u8>>>>, error>",
-            "result<list<tuple<string, option<list<u8>>>>, error>",
-            ["get-many: [(b'', None), (b'\\xd0\\xb2\\xd0\\xb5\\xd0\\xb4\\xd1\\x80\\xd0\\xbe', b''), "],
-            id="an option in another place",
-        ),
-        pytest.param(
-            BATCH_BINDING,
-            "delete-many: func(bucket: string, keys: list<string>)",
-            "delete-many: func(bucket: string, names: list<string>)",
-            [
-                "delete-many: KeyValueClient takes (bucket, keys), wit/ says (bucket, names)",
-                "delete-many: the Protocol takes (caller: Caller, bucket: bytes, keys: list[bytes]), "
-                "wit/ says (caller: Caller, bucket: bytes, names: Sequence[bytes])",
-            ],
-            id="a form of another parameter",
-        ),
-        pytest.param(
-            WATCHER_BINDING,
-            "on-delete: func(bucket: string, key: string);",
-            "on-delete: func(bucket: string, key: string) -> bool;",
-            ["on-delete: the Protocol gives NoneType, wit/ says bool"],
-            id="a result where there is none",
-        ),
-    ],
-)
-def test_a_difference_of_another_interface_is_named(
-    tmp_path: Path, binding: Binding, old: str, new: str, found: list[str]
-) -> None:
-    named = differences(altered(tmp_path, old, new), binding)
-    assert len(named) == len(found)
-    assert all(line.startswith(start) for line, start in zip(named, found, strict=True)), named
-
-
-def test_a_result_that_is_not_none_is_named(wit: Wit) -> None:
-    def handlers(watcher: Any, limits: ParameterLimits) -> dict[str, Handler]:
-        made = watcher_handlers(watcher, limits)
-
-        def on_set(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
-            made["on-set"](caller, buffer, start, end)
-            return b"\x00"
-
-        return {**made, "on-set": on_set}
-
-    assert differences(wit, replace(WATCHER_BINDING, handlers=handlers)) == [
-        "on-set: None was written as 00, wit/ says "
-    ]
-
-
-def test_keys_with_their_values_are_encoded(wit: Wit) -> None:
-    result = wit.instances[BATCH]["functions"]["get-many"]["result"]
-    assert wit.annotation(result) == Sequence[tuple[bytes, bytes] | None]
-    assert wit.encode(result, [(b"k", b"v"), None]).hex() == "000201016b017600"

@@ -1,1 +1,1 @@
-"""Processes that load a provider, or stand beside one: the generator, the bare responder, a watching component; and what they cost."""
+"""The processes of the benchmark itself: load generator, bare responder and watching component."""

@@ -1,7 +1,8 @@
-"""The two load generators, by how they read answers.
+"""The two load generators. They differ in how they read answers.
 
-Small answers (`SmallGenerator`): regular expressions over all that a read holds, so that a call costs about two microseconds here. Large
-ones, and pages (`FrameGenerator`): frame by frame, payloads passed over without a copy.
+`SmallGenerator` is for small answers. It runs regular expressions over a whole read, so a call costs it about two
+microseconds. `FrameGenerator` is for large answers and pages. It goes frame by frame and skips payloads without a
+copy.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ __all__ = ["SMALL_RESULT_BYTES", "FrameGenerator", "SmallGenerator", "read_page"
 END = b".results 1 0\r\n\r\n"
 HANDSHAKES = re.compile(rb" 1 (\S+) 0\r\n")
 ENDS = re.compile(rb"\.(\d+)\.results 1 0\r\n")
-#: Results up to this size are looked for by expressions: behind it, looking through the bytes costs more than taking frames apart.
+#: Regular expressions are used for results up to this size. Above it, going frame by frame is cheaper.
 SMALL_RESULT_BYTES = 2048
-#: One call in so many has the bytes of its answer looked at.
+#: One call in this many has its answer compared byte for byte.
 SAMPLE_ONE_IN = 61
 
 
 class SmallGenerator(Generator):
-    """For results of one small message each."""
+    """A generator for results of one small message each."""
 
     def __init__(self, load: Load) -> None:
         super().__init__(load)
         self._rest = b""
         self._starts: dict[bytes, int] = {}
         self._sizes = [b".results 1 %d\r\n" % size for size in set(result_sizes(load).values())]
-        self._right = 0  # results of a size that is right
-        self._sample: tuple[bytes, int] | None = None  # its token, and number
+        self._right = 0  # results of the right size
+        self._sample: tuple[bytes, int] | None = None  # token and number of the sampled call
         self._next_sample = 0
-        self._latencies_here: dict[int, int] = {}  # by the moment at which the calls were due
+        self._latencies_here: dict[int, int] = {}  # by the moment when the call was due
         self._latencies_beside: dict[int, int] = {}
 
     def fire(self, count: int, start_ns: int) -> None:
@@ -53,7 +54,7 @@ class SmallGenerator(Generator):
             self.transport.write(b"PONG\r\n")
             read = read.replace(b"PING\r\n", b"")
         if b"-ERR " in read:
-            return self.fail(LoadError(f"found no answer, but {read[-200:]!r}"))
+            return self.fail(LoadError(f"expected an answer, found {read[-200:]!r}"))
         if b"HMSG " in read:
             message = whole_message(read[read.index(b"HMSG ") :])
             if message:
@@ -76,7 +77,7 @@ class SmallGenerator(Generator):
             if self._sample is not None:
                 self._look(read, stop)
         except KeyError as error:
-            return self.fail(LoadError(f"call {error.args[0].decode()}: found a second end"))
+            return self.fail(LoadError(f"call {error.args[0].decode()}: a second end arrived"))
         except LoadError as error:
             return self.fail(error)
         for size in self._sizes:
@@ -92,9 +93,9 @@ class SmallGenerator(Generator):
 
     def check(self) -> None:
         if self._right != self.answered:
-            raise WrongAnswerError(f"found {self._right} answers of the right size to {self.answered} calls")
+            raise WrongAnswerError(f"{self._right} of {self.answered} answers have the right size")
         if self._sample is not None:
-            raise LoadError(f"call {self._sample[1]}: found no result")
+            raise LoadError(f"call {self._sample[1]}: the result is missing")
         here, beside = self._latencies_here, self._latencies_beside
         self.excess_ns = max((here[due_ns] - beside[due_ns] for due_ns in here.keys() & beside.keys()), default=0)
 
@@ -117,7 +118,7 @@ class SmallGenerator(Generator):
         return out
 
     def _take_pairs(self, tokens: list[bytes], now: int) -> tuple[list[int], int]:
-        """Latencies of the calls among these that are measured, and how many went to the provider beside."""
+        """Return the latencies of the measured calls, and the number of calls that went to the other provider."""
         latencies = []
         for token in tokens:
             start_ns = self._starts.pop(token)
@@ -129,7 +130,7 @@ class SmallGenerator(Generator):
         return latencies, len(tokens) - len(latencies)
 
     def _look(self, read: bytes, stop: int) -> None:
-        """Compare the sampled call's result, if it is in these bytes; in one write with its size it is whole."""
+        """Compare the sampled call's result, if it is in these bytes. It is complete, because its end is here too."""
         assert self._sample is not None
         token, number = self._sample
         at = read.find(b".%b.results 1 " % token, 0, stop)
@@ -141,7 +142,7 @@ class SmallGenerator(Generator):
 
 
 def whole_message(read: bytes) -> bytes:
-    """The message with headers that bytes begin with; empty where its end is not there yet.
+    """Return the message with headers at the start of these bytes, or b"" if it is incomplete.
 
     >>> whole_message(b"HMSG s 1 12 14\\r\\nNATS/1.0\\r\\n\\r\\nhi\\r\\nPING\\r\\n")
     b'HMSG s 1 12 14\\r\\nNATS/1.0\\r\\n\\r\\nhi\\r\\n'
@@ -154,7 +155,7 @@ def whole_message(read: bytes) -> bytes:
 
 
 class Walk:
-    """One walk over all keys after another."""
+    """The state of repeated walks over all keys."""
 
     __slots__ = ("cursor", "keys")
 
@@ -164,7 +165,7 @@ class Walk:
 
 
 class PendingCall:
-    """A call that is not answered; `pieces` of its result are kept where they will be looked at."""
+    """A call in flight. `pieces` of its result are kept only if they will be checked."""
 
     __slots__ = ("bytes", "number", "pieces", "start_ns", "walk")
 
@@ -177,15 +178,15 @@ class PendingCall:
 
 
 class FrameGenerator(Generator):
-    """For results of any size, and for walks."""
+    """A generator for results of any size, and for walks."""
 
     def __init__(self, load: Load) -> None:
         super().__init__(load)
         self._calls: dict[bytes, PendingCall] = {}
         self._walks = [Walk() for _ in range(load.in_flight)] if load.function == "list-keys" else []
-        self._line = b""  # the begin of a control line
-        self._left = 0  # of a message's payload and its line end
-        self._call: PendingCall | None = None  # whose payload that is
+        self._line = b""  # an incomplete control line
+        self._left = 0  # missing bytes of a payload and its line end
+        self._call: PendingCall | None = None  # the call that the payload belongs to
         self._out: list[bytes] = []
         self._latencies_now: list[int] = []
         self._page_ended_ns = 0  # by the provider's CPU clock
@@ -249,19 +250,19 @@ class FrameGenerator(Generator):
                 self._out.append(b"".join((head, token, middle, span, tail)))
 
     def _open(self, words: list[bytes], now: int) -> None:
-        """A control line: what its message means, and how much of it is to follow."""
+        """Handle a control line, and note how many bytes of its message follow."""
         if words[0] != b"MSG":
             if words[0] == b"PING":
                 self._out.append(b"PONG\r\n")
                 return
-            raise LoadError(f"found no answer, but {b' '.join(words)[:200]!r}")
+            raise LoadError(f"expected an answer, found {b' '.join(words)[:200]!r}")
         token, is_result, _ = words[1][len(self.inbox) + 1 :].partition(b".results")
         size = int(words[-1])
         self._left = size + 2
         call = self._call = self._calls.get(token)
         if is_result:
             if call is None:
-                raise LoadError(f"call {token.decode()}: found a message behind the end")
+                raise LoadError(f"call {token.decode()}: a message arrived after the end")
             call.bytes += size
             if not size:
                 del self._calls[token]
@@ -269,10 +270,10 @@ class FrameGenerator(Generator):
         elif len(words) == 5:
             self._go_on(words[3], self.script.is_cut(int(token)))
         else:
-            raise LoadError(f"call {token.decode()}: found a handshake without an inbox")
+            raise LoadError(f"call {token.decode()}: the handshake has no inbox")
 
     def _go_on(self, server_inbox: bytes, is_cut: bool) -> None:
-        """The further pieces of the parameters, and the closing message."""
+        """Send the remaining pieces of the parameters, and the closing message."""
         if is_cut:
             for piece in self.script.later:
                 self._out += (b"PUB %b.params %d\r\n" % (server_inbox, len(piece)), piece, b"\r\n")
@@ -280,7 +281,7 @@ class FrameGenerator(Generator):
             self._out.append(b"PUB %b.params 0\r\n\r\n" % server_inbox)
 
     def _take(self, read: bytes, at: int) -> int:
-        """Payload, and its line end; the offset behind."""
+        """Take a payload and its line end. Return the offset after them."""
         stop = min(at + self._left, len(read))
         if self._call is not None and self._call.pieces is not None and self._left > 2:
             self._call.pieces.append(read[at : min(stop, at + self._left - 2)])
@@ -295,7 +296,7 @@ class FrameGenerator(Generator):
             return
         expected = self.script.result_size(call.number)
         if call.bytes != expected:
-            raise WrongAnswerError(f"call {call.number}: found a result of {call.bytes} bytes, expected {expected}")
+            raise WrongAnswerError(f"call {call.number}: the result is {call.bytes} bytes, expected {expected}")
         if call.pieces is not None:
             self.verify(call.number, b"".join(call.pieces))
 
@@ -308,7 +309,7 @@ class FrameGenerator(Generator):
         load = self.load
         is_last = load.exact and cursor is None and count < load.page_keys
         if count != load.page_keys and not is_last:
-            raise WrongAnswerError(f"call {call.number}: found a page of {count} keys, expected {load.page_keys}")
+            raise WrongAnswerError(f"call {call.number}: the page has {count} keys, expected {load.page_keys}")
         walk.keys += count
         walk.cursor = cursor
         if load.in_flight == 1 and "provider" in load.watched:
@@ -321,29 +322,30 @@ class FrameGenerator(Generator):
         if cursor is None:
             if load.exact and walk.keys != load.keys:
                 raise WrongAnswerError(
-                    f"call {call.number}: found {walk.keys} keys at a walk's end, expected {load.keys}"
+                    f"call {call.number}: the walk ended after {walk.keys} keys, expected {load.keys}"
                 )
             walk.keys = 0
 
 
 def read_page(result: bytes, is_looked_at: bool) -> tuple[int, int | None]:
-    """Number of keys, and cursor, of a page of our keys, which all have one size; each is looked at if `is_looked_at`.
+    """Return the number of keys and the cursor of a page of the load's keys, which all have the same size.
 
-    :raises LoadError: it is no such page
+    :param is_looked_at: check each key
+    :raises LoadError: the result is not such a page
     """
     try:
         count, at = read_unsigned(result, 1, len(result), 32)
         keys_end = at + count * (KEY_BYTES + 1)
         if not result.startswith(b"\x00") or (is_looked_at and not are_keys(result)):
-            raise LoadError(f"found no page of our keys, but {result[:100]!r}")
+            raise LoadError(f"expected a page of the load's keys, found {result[:100]!r}")
         rest = b"\x00\x00" + result[keys_end:]  # an empty page with the same cursor
         return count, decode_key_response(rest, 0, len(rest))[0].cursor
     except (TransportError, NeedMoreBytes) as error:
-        raise LoadError(f"found no page of our keys, but {result[:100]!r}: {error}") from None
+        raise LoadError(f"expected a page of the load's keys, found {result[:100]!r}: {error}") from None
 
 
 def are_keys(result: bytes) -> bool:
-    """Whether a page's keys are those of a load, each once."""
+    """Return True if a page holds keys of a load, each only once."""
     response, end = decode_key_response(result, 0, len(result))
     keys = response.keys
     return (

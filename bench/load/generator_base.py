@@ -1,9 +1,10 @@
-"""What both load generators of `answers` share: what is measured when, how many calls go out, and the clock of an open loop.
+"""The base of both load generators in `answers`: phases, the number of calls to send, and the clock of an open loop.
 
-    WARM ── `warm_calls` answered ──> MEASURE ── time is over ──> DRAIN ── all answered ──> `ended`
-                                         └─────── `calls` answered ────────────────────────────^
+    WARM ── `warm_calls` answered ──> MEASURE ── `seconds` passed ──> DRAIN ── all answered ──> `ended`
+                                         └─────── `calls` answered ────────────────────────────────^
 
-A closed loop that time ends is measured up to that moment; what is in flight then is waited for, and checked, but not counted.
+A closed loop with a time limit is measured until that moment. Calls that are still in flight then are awaited and
+checked, but not counted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ WARM, MEASURE, DRAIN = range(3)
 
 
 class Generator(NatsProtocol):
-    """The common part: what is measured when, and how many calls go out. `ended` is done when all answers are there."""
+    """The base of both generators. `ended` is done when all calls are answered."""
 
     script: Script
 
@@ -51,11 +52,11 @@ class Generator(NatsProtocol):
         self._stop_ticks = Event()
 
     def fire(self, count: int, start_ns: int) -> None:
-        """Begin so many calls."""
+        """Send `count` calls."""
         raise NotImplementedError
 
     def serve(self) -> None:
-        """Begin."""
+        """Start the load."""
         load = self.load
         self.script = Script(load, self.inbox, self.max_payload)
         now = time.perf_counter_ns()
@@ -67,10 +68,10 @@ class Generator(NatsProtocol):
             self.fire(min(load.in_flight, load.calls_max or load.in_flight), now)
 
     def outcome(self) -> Outcome:
-        """The figures, once `ended` is done."""
+        """Return the figures. Call it once `ended` is done."""
         latencies = Latencies(self._latencies)
         max_us = max(self._latencies) / 1e3
-        # A histogram gives the upper end of the range that it counted a latency in.
+        # A histogram returns the upper end of a range, which may be above the greatest latency.
         p50, p99, p999 = (min(found, max_us) for found in latencies.percentiles_us(PERCENTS))
         calls = len(self._latencies)
         own, *watched = ((end - begin) / 1e3 / calls for begin, end in zip(*self._cpu, strict=True))
@@ -91,13 +92,13 @@ class Generator(NatsProtocol):
         )
 
     def stop(self) -> None:
-        """Stop what goes on beside the connection."""
+        """Stop the thread of ticks."""
         self._stop_ticks.set()
 
     def count(self, latencies: list[int], now: int, others: int = 0) -> int:
-        """Note calls that ended; how many are to follow them.
+        """Count calls that ended. Return the number of calls to send in their place.
 
-        :param others: calls that ended too, and are not measured
+        :param others: calls that ended too, but are not measured
         """
         load = self.load
         self.answered += len(latencies) + others
@@ -117,7 +118,7 @@ class Generator(NatsProtocol):
         return more
 
     def fire_due(self, now: int) -> None:
-        """Begin the calls of all bursts that are due."""
+        """Send the calls of all bursts that are due."""
         load = self.load
         while self.sent < load.calls_max and (due_ns := self._begin_ns + (self._ticks_done + 1) * TICK_NS) <= now:
             self._ticks_done += 1
@@ -126,15 +127,15 @@ class Generator(NatsProtocol):
                 self.fire(until - self.sent, due_ns)
 
     def check(self) -> None:
-        """Look at what can only be told at the end.
+        """Make the checks that are only possible at the end.
 
         :raises LoadError: an answer is wrong
         """
 
     def verify(self, number: int, found: bytes) -> None:
-        """Compare a call's result: with that of a store byte for byte, else its size alone.
+        """Compare a call's result with the right one: byte for byte if the load is `exact`, otherwise only its size.
 
-        :raises WrongAnswerError: it is another
+        :raises WrongAnswerError: the result is wrong
         """
         right = self.script.result(number)
         if len(found) != len(right) or (self.load.exact and found != right):
@@ -142,10 +143,13 @@ class Generator(NatsProtocol):
         self.verified += 1
 
     def refusal(self, message: bytes) -> LoadError:
-        """What a message that is no answer means: NATS says by the status 503 that nobody listens, to the subject of the call's answer."""
+        """Return the error for a message that is not an answer.
+
+        If nobody listens on a call's subject, NATS sends the status 503 to its reply subject.
+        """
         line, _, block = message.partition(b"\r\n")
         if not block.startswith(b"NATS/1.0 503"):
-            return LoadError(f"found no answer, but {message[:200]!r}")
+            return LoadError(f"expected an answer, found {message[:200]!r}")
         number = int(line.split(b" ")[1].rpartition(b".")[2])
         prefix, _, rest = self.script.frame(number).head.split()[1].decode().partition(".wrpc.")
         return LoadError(f"nobody serves {rest.rpartition('.')[2]} at {prefix}")
@@ -176,7 +180,7 @@ class Generator(NatsProtocol):
         return (time.process_time_ns(), *map(cpu_ns, self.load.watched.values()))
 
     def _start_ticks(self, begin_ns: int) -> None:
-        """A thread that wakes the loop each millisecond: the loop's own timers count in whole ones, and would be late by up to one."""
+        """Start a thread that wakes the loop every millisecond. The loop's own timers could be a millisecond late."""
         wake, waker = os.pipe2(os.O_NONBLOCK)
         loop = asyncio.get_running_loop()
         sys.setswitchinterval(0.0002)

@@ -1,12 +1,14 @@
-"""The load generator: a process of its own that calls a provider as wRPC clients do, and must cost less than what it measures.
+"""The load generator: a process that calls a provider as wRPC clients do. It must use less CPU than what it measures.
 
-    fire ──> calls' first messages ──> provider          closed loop: a call for each that ended; open loop: bursts at their time
-    receive <── handshakes, results, ends                 ──> closing messages and further pieces, with the next calls, in one write
+    fire ──> first messages of calls ──> provider       closed loop: one call for each that ended
+                                                        open loop: bursts at fixed times
+    receive <── handshakes, results, ends               then one write: closing messages, further pieces, next calls
 
-A call is done at its end message. Every answer's size is checked, and the bytes of a sample; one that is wrong or missing ends the load
-with a `LoadError`, for a figure of wrong answers is none.
+A call is done when its end message arrives. The size of every answer is checked, and the bytes of a sample. A wrong
+or missing answer ends the load with a `LoadError`, because figures of wrong answers mean nothing.
 
-Open loop: calls come in a burst each millisecond, and a call's latency counts from when its burst was due, so that a stall is seen in full.
+In an open loop, a burst of calls is due every millisecond. Latency counts from the moment when the burst was due, so
+a stall shows in full.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ from bench.load.workload import Function, Headers, Load, result_sizes
 __all__ = ["generate", "main", "run"]
 
 STALL_CHECK_S = 0.5
-#: Functions whose answers hold what a load before them has set.
+#: Functions that read what an earlier load has set.
 READING = frozenset({"get", "exists", "mixed", "list-keys", "get-many"})
 
 
 def is_small(load: Load) -> bool:
-    """Whether parameters and results fit into one message each, and results are small."""
+    """Return True if parameters and results fit into one message each, and results are small."""
     if load.function == "list-keys":
         return False
     written_bytes = load.value_bytes if load.function in ("set", "mixed") else 0
@@ -45,10 +47,10 @@ def is_small(load: Load) -> bool:
 
 
 async def generate(load: Load) -> Outcome:
-    """Carry out a load.
+    """Run a load.
 
-    :raises LoadError: it measures nothing
-    :raises WireError: the NATS server refused something, or went away
+    :raises LoadError: an answer is wrong or missing, so the load is not valid
+    :raises WireError: the NATS server reported an error or closed the connection
     """
     host, port = split_address(load.url)
     kind = SmallGenerator if is_small(load) else FrameGenerator
@@ -60,13 +62,14 @@ async def generate(load: Load) -> Outcome:
         while not (await asyncio.wait((generator.ended,), timeout=STALL_CHECK_S))[0]:
             if gone := [name for name, pid in load.watched.items() if has_ended(pid)]:
                 raise LoadError(
-                    f"found {generator.answered} answers to {generator.sent} calls, and then the end of the process {gone[0]}"
+                    f"the process {gone[0]} ended after {generator.answered} answers to {generator.sent} calls"
                 )
             if generator.answered != answered:
                 answered, since = generator.answered, time.monotonic()
             elif time.monotonic() - since > load.timeout_s:
                 raise LoadError(
-                    f"found {answered} answers to {generator.sent} calls, and no further one in {load.timeout_s:g} s"
+                    f"no answer for {load.timeout_s:g} s (timeout_s), "
+                    f"after {answered} answers to {generator.sent} calls"
                 )
         generator.ended.result()
         return generator.outcome()
@@ -76,9 +79,9 @@ async def generate(load: Load) -> Outcome:
 
 
 def run(load: Load) -> Outcome:
-    """Carry out a load on an event loop of its own."""
+    """Run a load on its own event loop."""
     gc.collect()
-    gc.disable()  # a collection would count as a wait of some call
+    gc.disable()  # the time of a collection would count as latency
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(generate(load))
@@ -87,19 +90,22 @@ def run(load: Load) -> Outcome:
 
 
 def serve(lines: Iterable[str]) -> None:
-    """Carry out the loads of standard input, a JSON object a line; each is answered by one line, an `Outcome` or {"error": text}."""
+    """Run the loads that arrive on standard input, one JSON object per line.
+
+    Each is answered by one line: an `Outcome`, or {"error": text}.
+    """
     for line in lines:
         try:
             answer = asdict(run(Load(**json.loads(line))))
         except (LoadError, WireError, UsageError) as error:
             answer = {"error": str(error)}
-        except Exception as error:  # the boundary: who asked is told
+        except Exception as error:  # the boundary of the process: every error is reported to the caller
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit status 1 after a line on standard error where the load measured nothing."""
+    """Run the command. Print an error and return 1 if the load is not valid."""
     options = vars(parser().parse_args(arguments))
     if options.pop("stdin"):
         serve(sys.stdin)
@@ -110,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench.load.generator_process: {error}", file=sys.stderr)
         if isinstance(error, WrongAnswerError) and options["function"] in READING:
             print(
-                f"are the keys there? --function set --each-once --calls {options['keys']} sets them, the other options the same",
+                f"are the keys missing? set them with --function set --each-once --calls {options['keys']}, "
+                "and otherwise the same options",
                 file=sys.stderr,
             )
         return 1
@@ -120,39 +127,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/bench load",
-        description="Call a provider that runs, and print what was measured as JSON.",
+        description="Call a running provider, and print the figures as JSON.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--stdin", action="store_true", help="carry out loads that come as JSON objects, one a line")
+    add("--stdin", action="store_true", help="run the loads that arrive on standard input, one JSON object per line")
     add("--url", default="nats://127.0.0.1:4222", help="NATS server")
     add("--prefix", default="default.keyvalue-inmemory", help="{lattice}.{provider key}")
     add("--function", choices=get_args(Function), help="mixed: 95 %% get, 5 %% set")
     add("--bucket", help="bucket name")
     add("--value-bytes", type=int, metavar="BYTES", help="size of a value")
-    add("--in-flight", type=int, metavar="N", help="closed loop: calls at any time")
+    add("--in-flight", type=int, metavar="N", help="closed loop: number of calls in flight")
     add(
-        "--rate", type=float, metavar="CALLS", help="open loop: calls a second; latency counts from when a call was due"
+        "--rate",
+        type=float,
+        metavar="CALLS",
+        help="open loop: calls per second; latency counts from when a call was due",
     )
-    add("--calls", type=int, metavar="N", help="end after so many calls; 0: after --seconds")
-    add("--seconds", type=float, help="how long")
+    add("--calls", type=int, metavar="N", help="end after this many calls; 0: after --seconds")
+    add("--seconds", type=float, help="duration of the measurement")
     add("--warm-calls", type=int, metavar="N", help="closed loop: calls before the measurement")
-    add("--headers", choices=get_args(Headers), help="as a host sends them; traced: each call is a trace of its own")
-    add("--keys", type=int, metavar="N", help="key space")
-    add("--first-key", type=int, metavar="N", help="where the key space begins")
-    add("--each-once", action="store_true", help="keys in order, each once; with set this fills a bucket")
-    add("--page-keys", type=int, metavar="N", help="list-keys: keys of a page at the most")
-    add("--batch-keys", type=int, metavar="N", help="get-many, set-many: keys of a call")
-    add("--counted", type=int, metavar="N", help="increment: what each counter of the key space holds before")
-    add("--delta", type=int, metavar="N", help="increment: what a call adds")
+    add("--headers", choices=get_args(Headers), help="host: as a host sends them; traced: also a new trace per call")
+    add("--keys", type=int, metavar="N", help="number of keys")
+    add("--first-key", type=int, metavar="N", help="number of the first key")
+    add("--each-once", action="store_true", help="call for each key once, in order; with set this fills a bucket")
+    add("--page-keys", type=int, metavar="N", help="list-keys: maximum keys of a page")
+    add("--batch-keys", type=int, metavar="N", help="get-many, set-many: keys per call")
+    add("--counted", type=int, metavar="N", help="increment: value of every counter before the load")
+    add("--delta", type=int, metavar="N", help="increment: amount that a call adds")
     add("--beside", metavar="PREFIX", help="another provider, which gets every second call, for comparison: excess_us")
     add("--closing", action=argparse.BooleanOptionalAction, help="end parameters with an empty message, as clients do")
     add(
         "--exact",
         action=argparse.BooleanOptionalAction,
-        help="answers are a store's; else only their shape is looked at",
+        help="expect the answers of a store; otherwise only check their shape",
     )
-    add("--timeout-s", type=float, metavar="SECONDS", help="give up after so long without an answer")
+    add("--timeout-s", type=float, metavar="SECONDS", help="give up after this time without an answer")
     parser.set_defaults(**{known.name: known.default for known in fields(Load) if known.default is not MISSING})
     return parser
 

@@ -1,4 +1,4 @@
-"""Latencies in an HdrHistogram: three digits, from a nanosecond to ten minutes, whatever their number."""
+"""Latencies in an HdrHistogram: three digits, from a nanosecond to ten minutes, in constant memory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Latencies:
 
     @classmethod
     def merged(cls, encoded: Iterable[str]) -> Latencies:
-        """All latencies of several histograms."""
+        """Return one histogram with the latencies of several."""
         merged = cls()
         for text in encoded:
             merged._histogram.decode_and_add(text.encode())
         return merged
 
     def encoded(self) -> str:
-        """The histogram in HdrHistogram's own format, which its libraries in other languages read too."""
+        """Return the histogram in HdrHistogram's own format, which its libraries in other languages can read."""
         encoded: bytes = self._histogram.encode()
         return encoded.decode()
 
@@ -38,5 +38,5 @@ class Latencies:
         return int(self._histogram.get_total_count())
 
     def percentiles_us(self, percents: Sequence[float]) -> list[float]:
-        """Latencies that so many per cent do not pass, in microseconds."""
+        """Return the latency at each percentile, in microseconds."""
         return [self._histogram.get_value_at_percentile(percent) / 1e3 for percent in percents]

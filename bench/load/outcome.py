@@ -1,4 +1,4 @@
-"""What a load gives: an outcome, or an error where an answer is wrong or missing."""
+"""The result of a load: an outcome, or an error if an answer is wrong or missing."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ PERCENTS = (50, 99, 99.9)
 
 
 class LoadError(Exception):
-    """A load that measures nothing: an answer is wrong, or missing."""
+    """The load is not valid: an answer is wrong or missing."""
 
 
 class WrongAnswerError(LoadError):
-    """An answer that is not that of a store whose keys are those of the load."""
+    """An answer differs from that of a store that holds the load's keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a load measured. CPU times are microseconds a call; `cpu_us` has the watched processes by their names.
+    """The figures of a load. CPU times are microseconds per call; `cpu_us` has one for each watched process, by name.
 
-    :ivar latencies: a histogram, encoded; of nanoseconds
-    :ivar page_cpu_us: the most CPU time that the provider took from the end of one page to the end of the next, of a walk with one call in flight
-    :ivar excess_us: by how much, at the most, a call took longer than the one that was due at the same moment and went to the provider beside
-    :ivar keys: that were read, written or listed
-    :ivar verified: calls whose answer was compared byte for byte
+    :ivar latencies: an encoded histogram of nanoseconds
+    :ivar page_cpu_us: the provider's greatest CPU time from the end of one page to the end of the next, for a walk
+        with one call in flight
+    :ivar excess_us: the most that a call took longer than the call due at the same moment on the other provider
+    :ivar keys: number of keys read, written or listed
+    :ivar verified: number of calls whose answer was compared byte for byte
     """
 
     calls: int
@@ -55,7 +56,7 @@ class Outcome:
 
 
 def merged(outcomes: Sequence[Outcome]) -> Outcome:
-    """What several loads measured, as if they were one."""
+    """Return the outcome of several loads as if they were one."""
     calls = sum(outcome.calls for outcome in outcomes)
     latencies = Latencies.merged(outcome.latencies for outcome in outcomes)
     max_us = max(outcome.max_us for outcome in outcomes)

@@ -1,10 +1,12 @@
-"""The bare responder: the least that a provider in Python can do, as the limit that providers are measured against.
+"""The bare responder: the least work a provider in Python can do. Providers are measured against it.
 
-It is launched like a provider, takes whole frames out of a read with `bytes.find`, and answers each with one constant result of the right
-shape, all in one write. No NATS library, no decoding, no keys, no values. Large parameters are waited for, and large results sent in
-pieces, with the same handshakes as a provider's; payloads are passed over without a copy.
+It is launched like a provider. It finds the frames of a read with `bytes.find`, answers each with a constant result
+of the right shape, and writes all answers at once. It has no NATS library, no decoding, no keys and no values. It
+waits for large parameters and sends large results in pieces, with the same handshakes as a provider. It skips
+payloads without a copy.
 
-Its configuration: `page_keys`, `batch_keys` that get-many answers, and `value_bytes` of what both gets answer and set is sent.
+It takes three options: `page_keys`, `batch_keys` (the keys of a get-many) and `value_bytes` (the size of a value in
+get, get-many and set).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from keyvalue_transport.nats.subjects import invocation_subject
 
 __all__ = ["NUMBERS", "main"]
 
-#: Ids of the subscriptions: the functions from 1 on, then the further pieces of parameters.
+#: Ids of the subscriptions: the functions from 1 on, then the remaining pieces of parameters.
 NUMBERS = {name: number for number, name in enumerate((*INSTANCES, "params"), 1)}
 SET = b"%d" % NUMBERS["set"]
 PARAMS = b"%d" % NUMBERS["params"]
@@ -35,7 +37,7 @@ LAST = b".results 0\r\n\r\n"
 
 
 class Responder(NatsProtocol):
-    """Answers all that comes."""
+    """A connection to NATS that answers every call."""
 
     def __init__(self, host_data: HostData) -> None:
         prefix = f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}"
@@ -64,16 +66,19 @@ class Responder(NatsProtocol):
         self._results = {b"%d" % NUMBERS[name]: results.get(name, b"\0") for name in INSTANCES}
         self._set_bytes = set_params_bytes(value_bytes)
         self._handshake = b" _INBOX.%b 0\r\n\r\nPUB " % token_hex(11).encode()
-        self._middles: dict[bytes, bytes] = {}  # between the reply subjects of an answer in one message
+        self._middles: dict[bytes, bytes] = {}  # the bytes between the reply subjects of a one-message answer
         self._pieces: dict[bytes, list[bytes]] = {}
         self._tokens = 0
-        self._half_open: dict[bytes, tuple[bytes, int]] = {}  # reply subject, and bytes that are to come
+        self._half_open: dict[bytes, tuple[bytes, int]] = {}  # token to reply subject and missing bytes
         self._line = b""
-        self._left = 0  # of a frame whose words are known
+        self._left = 0  # missing bytes of the frame that `_words` began
         self._words: list[bytes] = []
 
     def serve(self) -> None:
-        """Now max_payload is known, and with it which functions always take and give one message."""
+        """Prepare the answers, now that max_payload is known.
+
+        A function whose parameters and result fit in one message each is answered in `receive` itself.
+        """
         size = self.max_payload
         for number, result in self._results.items():
             if max(len(result), self._set_bytes if number == SET else 0) <= size // 2:
@@ -122,7 +127,7 @@ class Responder(NatsProtocol):
             self.transport.write(b"".join(out))
 
     def _answer(self, words: list[bytes], out: list[bytes]) -> None:
-        """Answer a frame of any kind, whose payload is there."""
+        """Answer a complete frame of any kind."""
         number = words[2]
         size = int(words[-1])
         if number == PARAMS:
@@ -151,15 +156,15 @@ class Responder(NatsProtocol):
 
 
 async def serve(host_data: HostData) -> None:
-    """Answer until the connection is over."""
+    """Answer calls until the connection ends."""
     host, port = split_address(host_data.lattice_rpc_url)
     _, responder = await asyncio.get_running_loop().create_connection(lambda: Responder(host_data), host, port)
-    gc.disable()  # it makes no cycles
+    gc.disable()  # the responder makes no cycles
     await responder.ended
 
 
 def main() -> int:
-    """Serve as the host data on standard input says."""
+    """Read host data from standard input and serve."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(read_host_data(sys.stdin.fileno())))
     return 0

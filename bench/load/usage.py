@@ -1,4 +1,4 @@
-"""What a process costs: CPU time and memory, as Linux counts them."""
+"""CPU time and memory of a process, as Linux counts them."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ __all__ = ["UsageError", "children", "cpu_ns", "has_ended", "peak_bytes", "resid
 
 
 class UsageError(Exception):
-    """There is no such process, or this system does not tell."""
+    """The process does not exist, or this system does not report its usage."""
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time of all threads of a process so far. Its clock counts nanoseconds, where /proc/PID/stat counts in steps of 10 ms.
+    """Return the CPU time that all threads of a process have used so far.
 
-    :raises UsageError: there is no such process, or no such clock on this system
+    The kernel's clock of a process counts nanoseconds; /proc/PID/stat counts steps of 10 ms.
+
+    :raises UsageError: the process does not exist, or this system has no such clock
     """
     try:
-        return time.clock_gettime_ns(~pid << 3 | 2)  # as glibc's clock_getcpuclockid makes it, for Linux alone
+        return time.clock_gettime_ns(~pid << 3 | 2)  # the id that glibc's clock_getcpuclockid returns on Linux
     except OSError as error:
         raise _unreadable("CPU time", pid, error) from None
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process now."""
+    """Return the resident memory of a process."""
     return _status_bytes(pid, "VmRSS")
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a process had since `restart_peak`."""
+    """Return the peak memory of a process since `restart_peak`."""
     return _status_bytes(pid, "VmHWM")
 
 
 def restart_peak(pid: int) -> None:
-    """Forget the most memory that a process had so far.
+    """Reset the peak memory of a process.
 
-    :raises UsageError: there is no such process, or this system does not tell
+    :raises UsageError: the process does not exist, or this system does not report its usage
     """
     try:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
@@ -45,9 +47,9 @@ def restart_peak(pid: int) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started, and that run.
+    """Return the ids of a process's running children.
 
-    :raises UsageError: there is no such process, or this system does not tell
+    :raises UsageError: the process does not exist, or this system does not report its usage
     """
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
@@ -57,7 +59,10 @@ def children(pid: int) -> list[int]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or waits for its parent to ask how it ended. Its CPU time can be read then, too."""
+    """Return True if a process has ended, even if its parent has not waited for it yet.
+
+    The CPU time of such a zombie can still be read.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -66,8 +71,8 @@ def has_ended(pid: int) -> bool:
 
 
 def _unreadable(what: str, pid: int, error: OSError) -> UsageError:
-    why = "it has ended" if Path("/proc/self").exists() and has_ended(pid) else f"{error}; Linux alone tells"
-    return UsageError(f"{what} of process {pid}: {why}")
+    why = "it has ended" if Path("/proc/self").exists() and has_ended(pid) else f"{error}; this needs Linux"
+    return UsageError(f"cannot read {what} of process {pid}: {why}")
 
 
 def _status_bytes(pid: int, name: str) -> int:
@@ -78,4 +83,4 @@ def _status_bytes(pid: int, name: str) -> int:
     for line in text.splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise UsageError(f"memory of process {pid}: found no {name}, so it has ended")
+    raise UsageError(f"cannot read memory of process {pid}: {name} is missing, so it has ended")

@@ -1,6 +1,7 @@
-"""A component that watches, as a process of its own: it takes the calls that tell of changes, and answers them, or never does.
+"""A process that watches for changes as a component does. It takes the calls, and either answers all or none of them.
 
-Whoever started it asks how many calls came by a line on standard input, and is answered by a line once it listens.
+Write an empty line to its standard input, and it prints the number of calls so far. The first answer comes once it
+listens.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ __all__ = ["WatchingComponent", "main"]
 
 
 class WatchingComponent(NatsProtocol):
-    """Counts the calls that come, and answers them unless it is stuck. Events are small: whole in their first message.
+    """A connection that counts calls, and answers them unless it is stuck. An event fits in one message.
 
-    :ivar told: calls so far
+    :ivar told: number of calls so far
     """
 
     def __init__(self, prefix: str, is_stuck: bool) -> None:
@@ -58,7 +59,7 @@ class WatchingComponent(NatsProtocol):
             elif words[0] == b"PING":
                 out.append(b"PONG\r\n")
             else:
-                return self.fail(LoadError(f"found no call, but {b' '.join(words)[:200]!r}"))
+                return self.fail(LoadError(f"expected a call, found {b' '.join(words)[:200]!r}"))
             at = stop
         self._rest = read[at:]
         if out:
@@ -67,7 +68,7 @@ class WatchingComponent(NatsProtocol):
 
 
 async def serve(url: str, prefix: str, is_stuck: bool) -> None:
-    """Take calls until standard input ends."""
+    """Count calls until standard input ends."""
     host, port = split_address(url)
     loop = asyncio.get_running_loop()
     _, watcher = await loop.create_connection(lambda: WatchingComponent(prefix, is_stuck), host, port)
@@ -85,13 +86,13 @@ async def serve(url: str, prefix: str, is_stuck: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Take calls as the arguments say."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.load.watching_component", description="A component that watches."
+        prog="python -m bench.load.watching_component", description="Watch for changes as a component does."
     )
     parser.add_argument("url", help="NATS server")
     parser.add_argument("prefix", help="{lattice}.{component}")
-    parser.add_argument("--stuck", action="store_true", help="never answer")
+    parser.add_argument("--stuck", action="store_true", help="never answer a call")
     options = parser.parse_args(arguments)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(options.url, options.prefix, options.stuck))

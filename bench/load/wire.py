@@ -1,4 +1,4 @@
-"""NATS at its least: enough to measure with, so that a NATS library's cost is in what is measured and never in the measure."""
+"""A minimal NATS client for the benchmark's own processes, so that no library's cost is added to what is measured."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ __all__ = ["NatsProtocol", "WireError", "WireSubscription", "split_address"]
 
 
 class WireError(Exception):
-    """The NATS server refused something, or went away."""
+    """The NATS server reported an error or closed the connection."""
 
 
 class WireSubscription(NamedTuple):
-    """What is listened to. Its id on the wire is its place in the sequence, from 1."""
+    """A subject to subscribe to. Its id on the wire is its place in the sequence, counted from 1."""
 
     subject: bytes
     queue: bytes = b""
 
 
 def split_address(url: str) -> tuple[str, int]:
-    """Host and port of a NATS URL.
+    """Return host and port of a NATS URL.
 
     >>> split_address("nats://127.0.0.1:4222")
     ('127.0.0.1', 4222)
 
-    :raises ValueError: it is none
+    :raises ValueError: the URL is malformed
     """
     host, _, port = url.rpartition("://")[2].rpartition(":")
     if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise ValueError(f"found the URL {url!r}, allowed nats://HOST:PORT")
+        raise ValueError(f"the URL is {url!r}, expected nats://HOST:PORT")
     return host, int(port)
 
 
 class NatsProtocol(asyncio.Protocol):
-    """Greets a server and subscribes; from then on all bytes go to `receive`. `ended` is done when the connection is over, for good or ill."""
+    """A connection that subscribes and then passes all bytes to `receive`.
+
+    `ended` is done when the connection has ended, with an exception if it failed.
+    """
 
     transport: asyncio.Transport
 
@@ -49,24 +52,24 @@ class NatsProtocol(asyncio.Protocol):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def serve(self) -> None:
-        """Called once the server knows the subscriptions."""
+        """Start work. Called once the server knows the subscriptions."""
 
     def receive(self, read: bytes) -> None:
-        """Bytes from the server, cut anywhere."""
+        """Take bytes from the server. A read may begin and end anywhere."""
         raise NotImplementedError
 
     def fail(self, error: Exception) -> None:
-        """End the connection, with what went wrong."""
+        """End the connection with an error."""
         if not self.ended.done():
             self.ended.set_exception(error)
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio's word that the connection is there."""
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        """Keep the transport. Called by asyncio."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's class is not derived from it
 
     def data_received(self, read: bytes) -> None:
-        """asyncio's word that bytes came."""
+        """Handle the greeting, and pass on all later bytes. Called by asyncio."""
         if self._greeted:
             self.receive(read)
             return
@@ -75,7 +78,7 @@ class NatsProtocol(asyncio.Protocol):
             if line.startswith(b"INFO "):
                 self._introduce(json.loads(line[5:]))
             elif line.startswith(b"-ERR"):
-                self.fail(WireError(f"the NATS server says {line.decode(errors='replace')}"))
+                self.fail(WireError(f"the NATS server reports {line.decode(errors='replace')}"))
             elif line == b"PING":
                 self.transport.write(b"PONG\r\n")
             elif line == b"PONG":
@@ -83,9 +86,9 @@ class NatsProtocol(asyncio.Protocol):
                 self.serve()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """asyncio's word that the connection is over."""
+        """Fail unless `ended` is already done. Called by asyncio."""
         if not self.ended.done():
-            self.ended.set_exception(WireError(f"the NATS connection is lost: {error or 'closed by the server'}"))
+            self.ended.set_exception(WireError(f"the NATS connection was lost: {error or 'closed by the server'}"))
 
     def _introduce(self, info: dict[str, object]) -> None:
         max_payload = info["max_payload"]

@@ -1,7 +1,7 @@
-"""What a load is: the calls, the bytes that a client sends for them, and what is right as an answer. No I/O.
+"""A load: its calls, the bytes that a client sends for them, and the right answers. No I/O.
 
-Keys are numbers of 12 digits. A value begins with its key, so an answer with another key's value is seen; it holds no '.' and no
-white space, so nothing in it looks like a frame.
+Keys are numbers of 12 digits. A value begins with its key, so that an answer with another key's value is found. It
+holds no '.' and no white space, so no part of it looks like a frame.
 """
 
 from __future__ import annotations
@@ -44,36 +44,36 @@ __all__ = [
 Function = Literal["get", "set", "exists", "delete", "list-keys", "mixed", "get-many", "set-many", "increment"]
 Headers = Literal["none", "host", "traced"]
 
-#: The instance that serves a function, by the function's name on the wire.
+#: The instance of each function. The keys are the functions' names on the wire.
 INSTANCES: Mapping[str, str] = {
     **dict.fromkeys(("get", "set", "delete", "exists", "list-keys"), STORE),
     **dict.fromkeys(("get-many", "set-many"), BATCH),
     "increment": ATOMICS,
 }
-#: Functions of `batch_keys` keys a call.
+#: Functions that take `batch_keys` keys per call.
 BATCHES = frozenset(name for name, instance in INSTANCES.items() if instance == BATCH)
 
 KEY_BYTES = 12
 LINK_NAME = "default"
 SOURCE_ID = "bench-component"
-#: Calls a second of which two are due at one moment.
+#: Calls per second, of which two are due at the same moment.
 PAIR_RATE = 2_000.0
-#: Of a mixed load, one call in so many is a set: 95 % reads.
+#: One call in this many of a mixed load is a set, so 95 % are gets.
 MIXED_SET_ONE_IN = 20
-#: Frames that are made beforehand; a larger key space is sampled evenly.
+#: Maximum frames that are made before the load; a larger key space is sampled evenly.
 FRAMES_MAX = 20_000
 FRAMES_BYTES_MAX = 128 * 1024 * 1024
-#: 61 bytes, a prime number, so that pieces in a wrong order do not fit.
+#: Its length, 61 bytes, is prime, so that pieces in the wrong order do not match.
 PATTERN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_+=/:;,!"
 
-#: What counters hold before they are measured: neither the text of a sum nor an answer changes its size then, in any run.
+#: The value of counters before a measurement. It is so large that sums and answers keep their size during any run.
 COUNT_FROM = 1_000_000
-#: Of a batch: parameters and answer fit into one message each, with its headers.
+#: Maximum bytes of a batch: parameters and answer then fit into one message each, with headers.
 BATCH_BYTES_MAX = 512 * 1024
-#: The tag of an option, and the lengths of a key and a value.
+#: Bytes of an option's tag and of the lengths of a key and a value.
 PAIR_OVERHEAD_BYTES = 8
 
-#: Digits of a call's number, at the most.
+#: Maximum digits of a call's number.
 NUMBER_BYTES = 20
 SET_OK = b"\x00"
 EXISTS_TRUE = b"\x00\x01"
@@ -81,21 +81,21 @@ EXISTS_TRUE = b"\x00\x01"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """One load. Closed loop: `in_flight` calls at any time; open loop: `rate` calls a second, however many are in flight.
+    """One load. A closed loop keeps `in_flight` calls in flight; an open loop sends `rate` calls per second.
 
-    :ivar bucket: its name; empty: `bucket_of` the size of values
-    :ivar calls: ends after so many calls, if not 0; else after `seconds`
-    :ivar warm_calls: calls before the measurement; of a closed loop only
-    :ivar keys: the key space, from `first_key` on
-    :ivar each_once: calls go through the key space in order, once; else over and over, spread
-    :ivar batch_keys: of one get-many or set-many; the batches share no key, until all keys had their turn
-    :ivar counted: increment: what each counter of the key space holds before
-    :ivar delta: increment: what a call adds
-    :ivar beside: `{lattice}.{provider key}` of another provider, whose answers are right by their shape: every second call goes there, and is
-        not measured but compared with
+    :ivar bucket: name of the bucket; if empty, `bucket_of` the size of values
+    :ivar calls: end after this many calls; if 0, after `seconds`
+    :ivar warm_calls: calls before the measurement; only for a closed loop
+    :ivar keys: number of keys, from `first_key` on
+    :ivar each_once: call for each key once, in order; otherwise repeatedly, in a spread order
+    :ivar batch_keys: keys of one get-many or set-many; a key is repeated only after all keys have been used
+    :ivar counted: increment: value of every counter before the load
+    :ivar delta: increment: amount that a call adds
+    :ivar beside: `{lattice}.{provider key}` of another provider, which gets every second call. Only the shape of its
+        answers is checked. Its latencies are not reported, but compared with
     :ivar closing: send the empty message that ends the parameters, as every client does
-    :ivar exact: the answers are a store's; else only their shape is right
-    :ivar watched: processes by a name, whose CPU time is to be measured
+    :ivar exact: expect the answers of a store; otherwise only check their shape
+    :ivar watched: ids of processes whose CPU time is measured, by name
     """
 
     url: str
@@ -130,51 +130,54 @@ class Load:
             if found not in allowed:
                 raise ValueError(f"{name}: found {found!r}, allowed {', '.join(allowed)}")
         if self.value_bytes < KEY_BYTES:
-            raise ValueError(f"value_bytes: found {self.value_bytes}, allowed from {KEY_BYTES}: a value holds its key")
+            raise ValueError(
+                f"value_bytes is {self.value_bytes}; the minimum is {KEY_BYTES}, because a value holds its key"
+            )
         if min(self.in_flight, self.keys, self.page_keys) < 1:
             raise ValueError(
-                f"in_flight, keys, page_keys: found {self.in_flight}, {self.keys}, {self.page_keys}, allowed from 1"
+                f"in_flight, keys, page_keys: found {self.in_flight}, {self.keys}, {self.page_keys}; the minimum is 1"
             )
         if self.rate and self.function == "list-keys":
-            raise ValueError("rate: found one with list-keys, allowed without: a walk waits for its cursor")
+            raise ValueError("rate cannot be used with list-keys, because each page needs the cursor of the last one")
         if self.beside and (self.function != "get" or self.rate != PAIR_RATE):
             raise ValueError(
-                f"beside: found it with {self.function} at {self.rate:g} calls/s, allowed with get at {PAIR_RATE:g}: "
-                "two that are due at one moment are compared"
+                f"beside needs get at {PAIR_RATE:g} calls/s, found {self.function} at {self.rate:g}: "
+                "it compares two calls that are due at the same moment"
             )
         if self.rate and self.warm_calls:
-            raise ValueError(f"warm_calls: found {self.warm_calls} with a rate, allowed 0")
+            raise ValueError(f"warm_calls must be 0 with a rate, found {self.warm_calls}")
         if self.each_once and self.calls > self.keys:
-            raise ValueError(f"calls: found {self.calls} with each of {self.keys} keys once")
+            raise ValueError(f"calls is {self.calls}; with each_once the limit is the number of keys, {self.keys}")
         if self.function in BATCHES:
             self._check_batch()
 
     def _check_batch(self) -> None:
         if self.each_once:
-            raise ValueError(f"each_once: found it with {self.function}, allowed with functions of one key")
+            raise ValueError(f"each_once cannot be used with {self.function}, only with functions of one key")
         keys_max = min(self.keys, BATCH_BYTES_MAX // (KEY_BYTES + self.value_bytes + PAIR_OVERHEAD_BYTES))
         if not 1 <= self.batch_keys <= keys_max:
             raise ValueError(
-                f"batch_keys: found {self.batch_keys}, allowed 1 to {keys_max}: keys that there are, in one message"
+                f"batch_keys: found {self.batch_keys}, allowed 1 to {keys_max}: "
+                "a batch needs distinct keys and must fit in one message"
             )
 
     @property
     def calls_max(self) -> int:
-        """Calls after which no further one is made; 0: time ends it."""
+        """The number of calls after which the load ends; 0 if `seconds` ends it."""
         if self.calls:
             return self.warm_calls + self.calls
         return max(1, round(self.rate * self.seconds)) if self.rate else 0
 
     @property
     def keys_a_call(self) -> int:
-        """Keys that a call reads or writes; 0 of list-keys, whose answers tell."""
+        """The number of keys that a call reads or writes; 0 for list-keys, whose answers are counted."""
         if self.function == "list-keys":
             return 0
         return self.batch_keys if self.function in BATCHES else 1
 
 
 def result_sizes(load: Load) -> dict[str, int]:
-    """Sizes of the right results of a load's functions; of list-keys none is known."""
+    """Return the size of the right result of each function of a load; 0 for list-keys, where it is unknown."""
     return {name: _result_size(load, name) for name in names_of(load)}
 
 
@@ -194,12 +197,14 @@ def _result_size(load: Load, name: str) -> int:
 
 
 def names_of(load: Load) -> tuple[str, ...]:
-    """The functions on the wire."""
+    """Return the names on the wire of the functions that a load calls."""
     return ("get", "set") if load.function == "mixed" else (load.function,)
 
 
 def bucket_of(value_bytes: int) -> str:
-    """The bucket of values of this size; its name has one length, so that the bare responder knows how long parameters are.
+    """Return the name of the bucket of values of this size.
+
+    All names have the same length, so that the bare responder knows the length of parameters.
 
     >>> bucket_of(64)
     'values-0000000064'
@@ -208,7 +213,8 @@ def bucket_of(value_bytes: int) -> str:
 
 
 def key_of(index: int) -> bytes:
-    """
+    """Return the key of a number.
+
     >>> key_of(17)
     b'000000000017'
     """
@@ -216,28 +222,28 @@ def key_of(index: int) -> bytes:
 
 
 def value_of(key: bytes, value_bytes: int) -> bytes:
-    """The value of a key: it begins with the key."""
+    """Return the value of a key. It begins with the key."""
     return key + (PATTERN * (value_bytes // len(PATTERN) + 1))[len(key) : value_bytes]
 
 
 def get_result_bytes(value_bytes: int) -> int:
-    """Size of the result of a get."""
+    """Return the size of the result of a get."""
     return len(encode_get_result(bytes(value_bytes)))
 
 
 def get_many_result_of(keys: Sequence[bytes], value_bytes: int) -> bytes:
-    """The result of a get-many of keys that are there."""
+    """Return the result of a get-many of existing keys."""
     values = [value_of(key, value_bytes) for key in keys]
     return encode_get_many_result(keys, values, bytes_max=sum(map(len, (*keys, *values))))
 
 
 def set_params_bytes(value_bytes: int) -> int:
-    """Size of the parameters of a set, into `bucket_of` its size."""
+    """Return the size of the parameters of a set into the bucket of values of this size."""
     return len(encode_set(bucket_of(value_bytes).encode(), key_of(0), bytes(value_bytes)))
 
 
 class Frame(NamedTuple):
-    """The message that begins a call: `head`, the call's number, `middle`, its span where it is traced, `tail`."""
+    """The parts of a call's first message: `head`, the call's number, `middle`, its span if it is traced, `tail`."""
 
     head: bytes
     middle: bytes
@@ -245,7 +251,7 @@ class Frame(NamedTuple):
 
 
 class Script:
-    """The messages of a load's calls, by their numbers from 0 on, and what is right as an answer.
+    """The messages of a load's calls and their right answers. Calls are numbered from 0.
 
     :ivar later: pieces of the parameters after the first message; the same for every key
     """
@@ -263,7 +269,7 @@ class Script:
         }
         subject = invocation_subject(load.beside, INSTANCES["get"], "get").encode()
         self._head_beside = b"%b %b %b." % (verb, subject, inbox) if load.beside else b""
-        # A first message leaves room for its subjects and headers, as the clients in other languages do.
+        # Leave room in the first message for its subjects and headers, as the clients in other languages do.
         room = max_payload - len(self._block) - max(map(len, self._heads.values())) - NUMBER_BYTES
         self._value = value_of(b"", load.value_bytes)
         first = encode_set(self._bucket, key_of(0), self._value) if "set" in self._names else b""
@@ -279,25 +285,25 @@ class Script:
         self._frames = [self._frame(number) for number in range(self._picked)]
 
     def frame(self, number: int) -> Frame:
-        """How a call begins."""
+        """Return the first message of a call."""
         frames = self._frames
         frame = frames[number % len(frames)] if frames else self._frame(number)
         return frame._replace(head=self._head_beside) if self._head_beside and number % 2 else frame
 
     def walk_frame(self, cursor: int | None) -> Frame:
-        """How a call of list-keys begins."""
+        """Return the first message of a list-keys call."""
         return self._pack("list-keys", encode_list_keys(self._bucket, cursor))
 
     def span(self, number: int) -> bytes:
-        """The middle of a traceparent: each call is a trace of its own."""
+        """Return trace and span of a call's traceparent. Each call is a new trace."""
         return b"%032x-%016x" % ((self.trace + number) % 2**128 or 1, number + 1)
 
     def is_cut(self, number: int) -> bool:
-        """Whether the parameters go on behind the first message."""
+        """Return True if the parameters do not fit in the first message."""
         return bool(self.later) and self._name(number) == "set"
 
     def result(self, number: int) -> bytes:
-        """The right result of a call."""
+        """Return the right result of a call."""
         name = self._name(number)
         load = self._load
         match name:
@@ -306,7 +312,7 @@ class Script:
             case "get-many":
                 return get_many_result_of(self._keys(number), load.value_bytes)
             case "increment":
-                # NATS keeps the order of one connection's calls, and no other load has these keys.
+                # NATS keeps the order of calls of one connection, and no other load uses these keys.
                 turns = number // (len(self._indices) or load.keys) + 1
                 return encode_increment_result(load.counted + turns * load.delta)
             case "exists":
@@ -314,7 +320,7 @@ class Script:
         return SET_OK
 
     def result_size(self, number: int) -> int:
-        """The size of the right result of a call; of list-keys none is known."""
+        """Return the size of the right result of a call; 0 for list-keys, where it is unknown."""
         return self._sizes[self._name(number)]
 
     def _name(self, number: int) -> str:
@@ -329,7 +335,7 @@ class Script:
         return key_of(self._load.first_key + index)
 
     def _keys(self, number: int) -> list[bytes]:
-        """The keys of a batch."""
+        """Return the keys of a batch."""
         first = number % self._picked * self._load.batch_keys
         indices = self._indices[first : first + self._load.batch_keys]
         return [key_of(self._load.first_key + index) for index in indices]
@@ -363,13 +369,13 @@ class Script:
         return Frame(self._heads[name], sizes + before, b"%b%b\r\n" % (behind, params))
 
 
-#: Trace and span of a traceparent, before they are put in.
+#: The placeholder for trace and span in a traceparent.
 NO_SPAN = b"0" * 32 + b"-" + b"0" * 16
 SPAN_BYTES = len(NO_SPAN)
 
 
 def header_block(headers: Headers) -> bytes:
-    """The NATS headers of a call, as a wasmCloud host sends them."""
+    """Return the NATS headers of a call as a wasmCloud host sends them."""
     if headers == "none":
         return b""
     traced = b"traceparent: 00-%b-01\r\ntracestate: \r\n" % NO_SPAN if headers == "traced" else b""
@@ -378,7 +384,7 @@ def header_block(headers: Headers) -> bytes:
 
 
 def spread_indices(keys: int, picked: int) -> list[int]:
-    """Indices of `picked` of the keys, all over the key space, neighbours far apart; each once.
+    """Return `picked` distinct indices from all over the key space. Successive indices are far apart.
 
     >>> spread_indices(10, 5)
     [0, 6, 2, 8, 4]

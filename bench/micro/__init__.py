@@ -1,1 +1,1 @@
-"""Micro benchmarks under pytest-benchmark (`pytest bench/micro`), and the store beside a dict. Each measures beside it what it is compared with."""
+"""Micro benchmarks under pytest-benchmark (`pytest bench/micro`), and a comparison of the store with a dict."""

@@ -1,4 +1,4 @@
-"""What the micro benchmarks share: stores, the collector as the provider sets it, and the figures at the end of the run."""
+"""Fixtures of the micro benchmarks: stores, garbage collector settings, and the figures at the end of the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def figures(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Iterator[None]:
-    """Keep what a benchmark adds to its time, for the end of the run."""
+    """Keep the extra figures of a benchmark for the end of the run."""
     yield
     pytestconfig.stash[FOUND].append(Figures(benchmark.group or "", benchmark.name, benchmark.extra_info))
 
@@ -35,7 +35,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     terminalreporter.section("figures of the benchmarks above", sep="-")
     terminalreporter.line(
-        "Medians of the rounds. A ratio is the first time over the second, in one round. --benchmark-json=FILE keeps all."
+        "Medians over the rounds. A ratio is the first time over the second, in the same round. "
+        "--benchmark-json=FILE keeps everything."
     )
     for line in lines:
         terminalreporter.line(line)
@@ -43,7 +44,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session", autouse=True)
 def collector() -> Iterator[None]:
-    """The cyclic garbage collector as the provider sets it, whichever benchmarks run."""
+    """Set the cyclic garbage collector as the provider does, for all benchmarks."""
     thresholds = gc.get_threshold()
     tune_collector()
     yield
@@ -53,7 +54,7 @@ def collector() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stores() -> Callable[[int], Filled]:
-    """A store of so many keys, made when it is first asked for. Who changes it puts it back."""
+    """Return a function from a number of keys to a shared store. A benchmark that changes a store must restore it."""
     return cache(fill)
 
 
@@ -64,5 +65,5 @@ def million(stores: Callable[[int], Filled]) -> Filled:
 
 @pytest.fixture(params=KEY_COUNTS, ids=lambda keys: f"{keys:,}-keys")
 def filled(request: pytest.FixtureRequest, stores: Callable[[int], Filled]) -> Filled:
-    """At each number of keys."""
+    """Return a store for each number of keys."""
     return stores(request.param)

@@ -1,4 +1,4 @@
-"""What the store is measured against: a plain dict under one lock. And the keys and values that both are given."""
+"""A plain dict under one lock, which the store is compared with, and the keys and values for both."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class KeyedStore(Protocol):
 
 
 class LockedDict:
-    """What the store is measured against: no limits, no order, one lock for all."""
+    """The comparison for the store: no limits, no order, one lock for everything."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -63,30 +63,30 @@ class LockedDict:
             self._entries.update(entries)
 
     def page(self, offset: int, keys_max: int) -> list[bytes]:
-        """Skip and take: all that a dict has to offer, and O(offset)."""
+        """Return a page by skipping `offset` keys, because a dict has no other way. O(offset)."""
         with self._lock:
             return list(islice(self._entries, offset, offset + keys_max))
 
 
 def shuffled_keys(count: int) -> list[bytes]:
-    """Keys of 12 bytes, always in the same random order."""
+    """Return keys of 12 bytes, always in the same random order."""
     keys = [b"%0*d" % (KEY_BYTES, number) for number in range(count)]
     Random(1).shuffle(keys)
     return keys
 
 
 def fresh(key: bytes) -> bytes:
-    """Another object of the same bytes, whose hash is not known yet."""
+    """Return a new object with the same bytes, whose hash is not cached yet."""
     return key[:1] + key[1:]
 
 
 def fresh_value() -> bytes:
-    """A value that nobody else holds."""
+    """Return a new value object."""
     return bytes(bytearray(VALUE_BYTES))
 
 
 def tune_collector() -> None:
-    """Set the cyclic garbage collector as the provider does: what is there now is never looked at again."""
+    """Set the cyclic garbage collector as the provider does. It never scans the objects that exist now again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)

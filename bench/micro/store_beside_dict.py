@@ -1,8 +1,8 @@
-"""The engine beside a plain dict under one lock: the price of order, limits and shards, in time and memory.
+"""A comparison of the engine with a plain dict under one lock: the price of order, limits and shards.
 
-Both do the same on one thread, in turns of a few thousand calls, so that what else the machine does falls on both. Keys and values
-are fresh objects, as a decoder makes them: a key's hash is not known yet. A figure is the median over the rounds; beside it the least
-and the greatest ratio of a round.
+Both do the same work on one thread, in turns of a few thousand calls, so that other work of the machine affects both.
+Keys and values are new objects, as a decoder makes them, so a key's hash is not cached yet. A figure is the median
+over the rounds, with the least and the greatest ratio of a round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["main"]
 
 TURN_KEYS = 10_000
 PAGE_KEYS = 1_000
-#: What the engine may cost: times a dict under one lock, milliseconds a page, bytes a key.
+#: Bars: time over that of a dict under one lock, milliseconds per page, bytes per key.
 TIMES_MAX = {"new key": 2.5, "get": 2.0, "overwrite": 2.0}
 PAGE_MS_MAX = 0.3
 ORDER_BYTES_MAX = 110
@@ -46,13 +46,13 @@ examples:
   scripts/bench engine --quick       a tenth of the keys, three rounds: a few seconds, for a first look
   scripts/bench engine --strict      exit status 1 if a figure is over its bar, for a pipeline
 
-The table goes to standard output, progress to standard error. "ok" and "over" compare a median with its bar. Ratios of small runs are
-not comparable with those of large ones: more of a small dict fits the processor's caches.
+The table goes to standard output, progress to standard error. "ok" and "over" compare a median with its bar. Do not
+compare ratios of small runs with those of large ones: a greater part of a small dict fits in the processor's caches.
 """
 
 
 def time_gets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
-    """Nanoseconds of a get of each key, and of the loop around it."""
+    """Return the nanoseconds that a loop of gets takes, one for each key."""
     keys = [fresh(key) for key in keys]
     get = subject.get
     start = perf_counter_ns()
@@ -62,7 +62,7 @@ def time_gets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
 
 
 def time_sets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
-    """Nanoseconds of a set of each key to a new value, and of the loop around it."""
+    """Return the nanoseconds that a loop of sets takes, one for each key."""
     entries = [(fresh(key), fresh_value()) for key in keys]
     set_value = subject.set
     start = perf_counter_ns()
@@ -72,7 +72,7 @@ def time_sets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
 
 
 def time_pages(bucket: Bucket) -> Iterator[int]:
-    """Nanoseconds of each page of a walk."""
+    """Yield the nanoseconds of each page of a walk."""
     cursor: int | None = None
     while True:
         start = perf_counter_ns()
@@ -85,7 +85,7 @@ def time_pages(bucket: Bucket) -> Iterator[int]:
 
 @dataclass
 class Comparison:
-    """Nanoseconds a call, one figure a round."""
+    """Nanoseconds per call, one figure for each round."""
 
     store: list[float] = field(default_factory=list)
     plain: list[float] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Comparison:
 
 @dataclass
 class Walks:
-    """Milliseconds of a walk's pages, one figure a round."""
+    """Milliseconds of a walk's pages, one figure for each round."""
 
     medians: list[float] = field(default_factory=list)
     maxima: list[float] = field(default_factory=list)
@@ -117,7 +117,7 @@ class Timings:
 
 
 def run_round(keys: Sequence[bytes], report: Timings, is_store_first: bool) -> None:
-    """Fill, read, overwrite and walk one new store and one new dict, in turns."""
+    """Fill, read, overwrite and walk a new store and a new dict, in turns."""
     bucket = Store().bucket(b"bench")
     plain = LockedDict()
     timers: dict[str, Callable[[KeyedStore, Sequence[bytes]], int]] = {
@@ -149,13 +149,13 @@ def run_round(keys: Sequence[bytes], report: Timings, is_store_first: bool) -> N
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use, as Linux counts it."""
+    """Return the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a key: growth of the process, and growth by the engine's formula."""
+    """Bytes per key: growth of the process, and growth by the engine's formula."""
 
     key: float
     key_formula: float
@@ -164,7 +164,7 @@ class Memory:
 
 
 def measure_memory(count: int) -> Memory:
-    """Fill and walk a store. To be run in a process that did nothing else."""
+    """Fill and walk a store, and return its memory. Run it in a new process."""
     store = Store()
     bucket = store.bucket(b"bench")
     start = resident_bytes()
@@ -186,8 +186,8 @@ def verdict(figure: float, bar: float) -> str:
 
 
 def lines_of(report: Timings, memory: Memory) -> Iterator[str]:
-    """The tables, each line that has a bar ending in "ok" or "over"."""
-    yield f"{'a call':<22}{'store':>10}{'dict+lock':>12}{'ratio':>9}{'spread':>16}{'bar':>10}"
+    """Yield the lines of the tables. A line that has a bar ends in "ok" or "over"."""
+    yield f"{'per call':<22}{'store':>10}{'dict+lock':>12}{'ratio':>9}{'spread':>16}{'bar':>10}"
     for name, comparison in report.calls.items():
         ratios, bar = comparison.ratios, TIMES_MAX[name]
         ratio = median(ratios)
@@ -195,7 +195,7 @@ def lines_of(report: Timings, memory: Memory) -> Iterator[str]:
         times = f"{median(comparison.store):>7.0f} ns{median(comparison.plain):>9.0f} ns"
         yield f"{name:<22}{times}{ratio:>8.2f}x{spread:>16}{f'{bar:.1f}x':>10}  {verdict(ratio, bar)}"
     yield ""
-    yield f"{f'a page of {PAGE_KEYS:,} keys':<22}{'median':>10}{'slowest':>12}{'walk':>9}{'spread':>16}{'bar':>10}"
+    yield f"{f'page of {PAGE_KEYS:,} keys':<22}{'median':>10}{'slowest':>12}{'walk':>9}{'spread':>16}{'bar':>10}"
     for name, walks in report.walks.items():
         page_ms = median(walks.medians)
         spread = f"{min(walks.medians):.3f} .. {max(walks.medians):.3f}"
@@ -204,31 +204,31 @@ def lines_of(report: Timings, memory: Memory) -> Iterator[str]:
     spread = f"{min(report.skips_ms):.3f} .. {max(report.skips_ms):.3f}"
     yield f"{'dict: skip and take':<22}{median(report.skips_ms):>7.3f} ms{'':>21}{spread:>16}"
     yield ""
-    yield f"{'memory':<22}{'resident':>10}{'formula':>12}{'':>25}{'bar':>10}"
-    yield f"{'a key and its value':<22}{memory.key:>8.0f} B{memory.key_formula:>10.0f} B"
+    yield f"{'memory per key':<22}{'resident':>10}{'formula':>12}{'':>25}{'bar':>10}"
+    yield f"{'key and value':<22}{memory.key:>8.0f} B{memory.key_formula:>10.0f} B"
     order = f"{memory.order:>8.0f} B{memory.order_formula:>10.0f} B"
     order_bar = f"{ORDER_BYTES_MAX} B"
-    yield f"{'its place in the order':<22}{order}{'':>25}{order_bar:>10}  {verdict(memory.order, ORDER_BYTES_MAX)}"
+    yield f"{'place in the order':<22}{order}{'':>25}{order_bar:>10}  {verdict(memory.order, ORDER_BYTES_MAX)}"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench engine",
-        description="Measure the engine's store beside a plain dict under one lock, in turns, and its memory a key.",
+        description="Compare the engine's store with a plain dict under one lock, and measure its memory per key.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="how often all is measured anew (default 5, quick 3)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="number of rounds (default 5, quick 3)")
     parser.add_argument("--keys", type=int, metavar="N", help="keys in the bucket (default 1000000, quick 100000)")
     parser.add_argument("--quick", action="store_true", help="fewer keys and rounds")
-    parser.add_argument("--strict", action="store_true", help="exit status 1 if a figure is over its bar")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 if a figure is over its bar")
     options = parser.parse_args(arguments)
     if options.rounds is None:
         options.rounds = 3 if options.quick else 5
     if options.keys is None:
         options.keys = 100_000 if options.quick else 1_000_000
     if options.rounds < 1:
-        parser.error(f"--rounds: found {options.rounds}, allowed at least 1")
+        parser.error(f"--rounds: found {options.rounds}; the minimum is 1")
     if not 1 <= options.keys <= 10**KEY_BYTES:
         parser.error(f"--keys: found {options.keys}, allowed 1 to {10**KEY_BYTES}")
     return options
@@ -243,10 +243,10 @@ def load() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit status."""
+    """Run the benchmark. Return its exit status."""
     options = parse(arguments)
     load_before = load()
-    say(f"memory of {options.keys:,} keys, in a process of its own ...")
+    say(f"measuring the memory of {options.keys:,} keys, in a new process ...")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
         memory = processes.submit(measure_memory, options.keys).result()
     keys = shuffled_keys(options.keys)

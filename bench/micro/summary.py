@@ -1,4 +1,4 @@
-"""What the benchmarks put into `extra_info`, as tables: pytest-benchmark's own do not show it."""
+"""Tables of the benchmarks' `extra_info`, which pytest-benchmark's own tables do not show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Figures", "tables"]
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one benchmark: its group and name, and figures under names that say their unit."""
+    """The extra figures of one benchmark. Their names include the unit."""
 
     group: str
     name: str
@@ -18,7 +18,7 @@ class Figures:
 
 
 def tables(found: Sequence[Figures]) -> Iterator[str]:
-    """The lines of a table a group, each column as wide as it must be. Benchmarks without figures are left out."""
+    """Yield the lines of a table for each group. Benchmarks without figures are left out."""
     groups: dict[str, list[Figures]] = {}
     for figures in found:
         if figures.figures:

@@ -1,5 +1,6 @@
-"""Encode and decode of every function, parameters and results: 12-byte keys, 64-byte values, pages of 1,000 keys, batches of 100. One call
-a figure.
+"""Encoding and decoding of the parameters and results of every function. A figure is one call.
+
+Keys have 12 bytes, values 64 bytes, pages 1,000 keys and batches 100 keys.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ ANSWER_BYTES_MAX = 2**20
 
 
 class Codec(NamedTuple):
-    """Of parameters or a result: what the encoder takes, and what the decoder gives."""
+    """Encoder and decoder of parameters or a result, with the encoder's arguments and the value that is decoded."""
 
     arguments: tuple[Any, ...]
     encode: Callable[..., bytes]
@@ -69,7 +70,7 @@ class Codec(NamedTuple):
 
 
 def alike(arguments: tuple[Any, ...], encode: Callable[..., bytes], decode: Callable[..., tuple[Any, int]]) -> Codec:
-    """Of parameters that are decoded to what was encoded."""
+    """Return the codec of parameters whose decoder returns the encoder's arguments."""
     return Codec(arguments, encode, decode, arguments)
 
 

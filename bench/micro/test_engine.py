@@ -1,8 +1,9 @@
-"""Calls of the engine, one thread; a plain dict under one lock does the same in turns. Calls on keys with deadlines are beside the same on
-keys without.
+"""Calls of the engine on one thread, in turns with a plain dict under one lock.
 
-pytest-benchmark's table gives the time of a round of calls to the store. `extra_info`, which is printed below it, gives nanoseconds a call of
-both (of a batch: a key), and the median of the rounds' ratios.
+Calls on keys with deadlines take turns with the same calls on keys without.
+
+pytest-benchmark's table has the time of a round of calls to the store. `extra_info`, which is printed below it, has
+nanoseconds per call (for batches, per key) of both, and the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def test_get(benchmark: BenchmarkFixture, filled: Filled) -> None:
 
 
 def test_set_new(benchmark: BenchmarkFixture, filled: Filled) -> None:
-    """Beside those that are there. They are deleted again."""
+    """Add keys to a filled store. They are deleted after each round."""
     benchmark.group = f"engine: {TURN_KEYS:,} sets of new keys"
 
     def undo(entries: list[tuple[bytes, bytes]]) -> None:
@@ -49,7 +50,7 @@ def test_set_new(benchmark: BenchmarkFixture, filled: Filled) -> None:
 
 
 def test_overwrite(benchmark: BenchmarkFixture, filled: Filled) -> None:
-    benchmark.group = f"engine: {TURN_KEYS:,} sets of keys that are there"
+    benchmark.group = f"engine: {TURN_KEYS:,} sets of existing keys"
     memory_bytes = filled.store.memory_bytes
     in_turns(benchmark, TURN_KEYS, entries_of_turn(filled.keys), set_all(filled.bucket), set_all(filled.plain))
     assert len(filled.store) == len(filled.keys)
@@ -57,8 +58,8 @@ def test_overwrite(benchmark: BenchmarkFixture, filled: Filled) -> None:
 
 
 def test_delete(benchmark: BenchmarkFixture, filled: Filled) -> None:
-    """Of keys that are there. They are set anew."""
-    benchmark.group = f"engine: {TURN_KEYS:,} deletes of keys that are there"
+    """Delete existing keys. They are set again after each round."""
+    benchmark.group = f"engine: {TURN_KEYS:,} deletes of existing keys"
     keys = keys_of_turn(filled.keys)
     in_turns(benchmark, TURN_KEYS, keys, call_all(filled.bucket.delete), call_all(filled.plain.delete), undo=filled.put)
     assert all(map(filled.bucket.exists, filled.keys))
@@ -66,7 +67,7 @@ def test_delete(benchmark: BenchmarkFixture, filled: Filled) -> None:
 
 
 def test_fill(benchmark: BenchmarkFixture) -> None:
-    """From the first key to the millionth, splits and all."""
+    """Set a million keys in an empty store, including the splits of shards."""
     benchmark.group = f"engine: {FILL_KEYS:,} sets of new keys, up to a million"
     store, plain = Store(), LockedDict()
     entries = entries_of_turn(shuffled_keys(KEYS), FILL_KEYS)
@@ -131,7 +132,7 @@ def test_set_many(benchmark: BenchmarkFixture, million: Filled) -> None:
 
 @pytest.fixture(scope="module")
 def timed(million: Filled) -> Bucket:
-    """A bucket of which every key has a deadline."""
+    """Return a bucket in which every key has a deadline."""
     bucket = Store().bucket(b"bench", BucketOptions(ttl_ms=HOUR_MS))
     for key in million.keys:
         bucket.set(fresh(key), fresh_value())
@@ -153,8 +154,8 @@ def test_overwrite_with_deadlines(benchmark: BenchmarkFixture, million: Filled, 
 
 
 def test_sweep(benchmark: BenchmarkFixture, million: Filled) -> None:
-    """One step as the provider makes it, of keys that are all due: what a call waits for at the most."""
-    benchmark.group = f"engine: a step of the sweep, {STEP_KEYS} keys"
+    """Remove expired keys in a step of the provider's size. It is the longest wait that a sweep causes for a call."""
+    benchmark.group = f"engine: one step of a sweep, {STEP_KEYS} keys"
     now_ns = 0
     store = Store(clock=lambda: now_ns)
     bucket = store.bucket(b"bench")
@@ -170,8 +171,8 @@ def test_sweep(benchmark: BenchmarkFixture, million: Filled) -> None:
 
 
 def test_page(benchmark: BenchmarkFixture, million: Filled) -> None:
-    """A page of an order that exists, beside what a dict has to offer: skip and take, from another offset each round."""
-    benchmark.group = f"engine: a page of {PAGE_KEYS:,} keys"
+    """Take a page once the key order exists. The dict skips to another offset in each round."""
+    benchmark.group = f"engine: page of {PAGE_KEYS:,} keys"
     walked = list(million.bucket.keys())
     assert len(walked) == KEYS
     cursors: list[int | None] = []

@@ -1,7 +1,7 @@
-"""The direct path without a socket: one read that holds 64 whole frames, answered in one write.
+"""The direct path without a socket: one read of 64 complete frames, answered in one write.
 
-A figure is one read; `extra_info` has nanoseconds a call. "metered" is as the provider runs with metrics on. Keys that are deleted are
-there: they are set anew before each read, which is not timed.
+A figure is one read; `extra_info` has nanoseconds per call. "metered" means with metrics, as the provider runs them.
+Before each read of deletes, the deleted keys are set again; this is not timed.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ COUNTERS = b"counters"
 KEYS = 10_000
 BATCH_KEYS = 100
 STRIDE = KEYS // FRAMES
-#: Reads of a round with metrics, and of one without.
+#: Reads in a round, both with and without metrics.
 TURN_READS = 20
-#: Functions of one key, and of many, whose frames cost two magnitudes more.
+#: Functions of one key, and of many keys, whose frames cost about a hundred times as much.
 OF_A_KEY = ["get", "set", "delete", "exists", "increment"]
 OF_KEYS = ["list-keys", "get-many", "set-many", "delete-many"]
-#: Rounds of what must be undone after each.
+#: Number of rounds for functions that must be undone after each round.
 UNDONE_ROUNDS = {"delete": 2_000, "delete-many": 100}
 
 
 class Socket:
-    """Takes what is written, and counts answers."""
+    """A transport that counts answers."""
 
     def __init__(self) -> None:
         self.ends = 0
@@ -65,7 +65,7 @@ class Socket:
 
 
 class FilledProtocol:
-    """A protocol over a filled store."""
+    """A direct protocol that serves a filled store."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, is_metered: bool) -> None:
         store = Store()
@@ -96,7 +96,7 @@ class FilledProtocol:
             self.bucket.set(key, value_of(key, 64))
 
     def read(self, function: str, headers: Headers) -> bytes:
-        """The bytes of frames that invoke a function for one key after the other."""
+        """Return the bytes of frames that call a function for one key after the other."""
         number = list(self.handlers).index(function) + 1
         instance = INSTANCES.get(function, BATCH)  # the load has no delete-many
         subject = invocation_subject("default.keyvalue-inmemory", instance, function).encode()
@@ -112,7 +112,7 @@ class FilledProtocol:
 
 
 def batch_of(frame: int) -> list[bytes]:
-    """Keys from all over the bucket. Frames have none in common."""
+    """Return the keys of a frame, spread over the bucket. No two frames share a key."""
     return [key_of(frame + place * FRAMES) for place in range(BATCH_KEYS)]
 
 
@@ -164,7 +164,7 @@ def receive_all(benchmark: BenchmarkFixture, subject: FilledProtocol, function: 
 
 @pytest.mark.parametrize("function", [*OF_A_KEY, *OF_KEYS])
 def test_function(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, function: str) -> None:
-    what = "many keys" if function in OF_KEYS else "a key"
+    what = "many keys" if function in OF_KEYS else "one key"
     benchmark.group = f"frames: {FRAMES} calls of {what}, a host's headers, metered"
     receive_all(benchmark, FilledProtocol(loop, is_metered=True), function, "host")
 
@@ -176,7 +176,7 @@ def test_headers(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, h
 
 
 def test_metrics(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop) -> None:
-    """What metrics cost: reads of gets with them, and without, in turns."""
+    """Read gets with and without metrics, in turns."""
     benchmark.group = f"frames: {TURN_READS} reads of {FRAMES} gets, a host's headers"
     metered, unmetered = FilledProtocol(loop, is_metered=True), FilledProtocol(loop, is_metered=False)
 

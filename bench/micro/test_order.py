@@ -1,8 +1,9 @@
-"""What it costs to bring one change into a shard's order, against what a key costs in a fresh one.
+"""The cost of one change to a shard's key order, compared with the cost of a key in a new order.
 
-Their ratio is where a fresh order becomes the cheaper one: `CHANGES_SHARE` in `keyvalue_engine.order`. Each round times, on a new shard, the
-page that sorts all, an idle page, and (this is what pytest-benchmark shows) the page that brings the changes in. `extra_info` holds
-nanoseconds a change, nanoseconds a key, and the median of the rounds' ratios. A key that is removed and put back is two changes.
+Their ratio shows when a new order is cheaper, which `CHANGES_SHARE` in `keyvalue_engine.order` decides. Each round
+times three pages on a new shard: one that sorts all keys, one without changes, and one that applies the changes.
+pytest-benchmark shows the last. `extra_info` has nanoseconds per change, nanoseconds per key, and the median of the
+rounds' ratios. A key that is removed and put back counts as two changes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def position_of(key: bytes) -> int:
 
 
 def page_of_one_key(shard: Shard) -> int:
-    """Nanoseconds of a page that is nothing but its order."""
+    """Return the nanoseconds of a page of one key, which are almost only the cost of the order."""
     start = perf_counter_ns()
     shard.take(0, [], 1, 0, 1_000)
     return perf_counter_ns() - start

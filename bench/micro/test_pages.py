@@ -1,4 +1,7 @@
-"""A page of 10, 100 and 1,000 keys at 10 k, 100 k and 1 M keys, once the order is there: it must cost the keys it gives, and not those it skips."""
+"""A page of 10, 100 and 1,000 keys in a bucket of 10 k, 100 k and 1 M keys, once the key order exists.
+
+Its cost must depend on the keys that it returns, not on those before them.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ ROUNDS = 500
 def test_page(benchmark: BenchmarkFixture, filled: Filled, page_keys: int) -> None:
     benchmark.group = f"pages: {page_keys:,} keys"
     bucket = filled.bucket
-    assert len(list(bucket.keys())) == len(filled.keys)  # now there is an order
-    # Any number is a cursor. All are in the first half, so that no page is cut short by the last key.
+    assert len(list(bucket.keys())) == len(filled.keys)  # builds the key order
+    # Any number is a cursor. All cursors are in the first half, so that every page is full.
     cursors = iter(number * 2**63 // ROUNDS for number in range(ROUNDS))
     sizes = set()
 

@@ -1,4 +1,7 @@
-"""The engine with 1, 2 and 4 threads: the same number of calls in all, shared out. With the GIL it shows what locks cost, without it what they allow."""
+"""The engine with 1, 2 and 4 threads, which share the same number of calls.
+
+With the GIL, this shows the cost of locks. Without it, it shows how far threads scale.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from keyvalue_engine import Bucket, Store
 KEYS = 100_000
 CALLS = 100_000
 ROUNDS = 20
-#: Of a mixed load, one call in so many is a set.
+#: One call in this many of a mixed load is a set.
 SET_ONE_IN = 20
 
 
@@ -39,7 +42,7 @@ def threads(request: pytest.FixtureRequest) -> int:
 def in_threads(
     benchmark: BenchmarkFixture, threads: int, keys: Sequence[bytes], act: Callable[[Sequence[bytes]], int]
 ) -> None:
-    """Benchmark `act` on all keys, each thread with its share; it returns how many of its calls went right."""
+    """Benchmark `act` on all keys, divided among the threads. `act` returns the number of its successful calls."""
     shares = [keys[number::threads] for number in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         assert benchmark.pedantic(lambda: sum(pool.map(act, shares)), rounds=ROUNDS, warmup_rounds=1) == CALLS  # type: ignore[no-untyped-call]
@@ -58,7 +61,7 @@ def test_get(benchmark: BenchmarkFixture, threads: int, keys: list[bytes], bucke
 
 
 def test_set(benchmark: BenchmarkFixture, threads: int, keys: list[bytes], bucket: Bucket) -> None:
-    benchmark.group = f"threads: {CALLS:,} sets of keys that are there"
+    benchmark.group = f"threads: {CALLS:,} sets of existing keys"
     value = bytes(VALUE_BYTES)
 
     def set_all(keys: Sequence[bytes]) -> int:

@@ -1,7 +1,8 @@
-"""Calls whose answers must be waited for, on the direct path without a socket: one read of 64 frames, answered in the next turn of the loop.
+"""Calls that are answered later, on the direct path without a socket: one read of 64 frames.
 
-A figure is one read, from its bytes to the last answer; `extra_info` has nanoseconds a call. "future" is what a replicated store or another
-listener answers with, set by a callback of the loop. "coroutine" is beside it: a server must make a task of each.
+The answers come in the next turn of the event loop. A figure is one read, from its bytes to the last answer;
+`extra_info` has nanoseconds per call. In "future", the handler returns a future that a callback of the loop sets, as
+a replicated store would. It takes turns with "coroutine", where the server has to create a task for each call.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from keyvalue_transport.wrpc.handler import Caller, Pending
 FRAMES = 64
 TURN_READS = 10
 VALUE = b"v" * 64
-GET, BESIDE = 2, 3  # subscriptions; 1 is of further pieces of parameters
+GET, BESIDE = 2, 3  # subscriptions; 1 is for the remaining pieces of parameters
 
 Later = Callable[[], Awaitable[bytes]]
 
 
 class Unconnected(Connection):
-    """A connection that has no server: subscriptions are routed, and nothing else."""
+    """A connection without a server. It only routes subscriptions."""
 
     def __init__(self) -> None:
         super().__init__(ConnectionOptions(("nats://127.0.0.1:1",)))
@@ -48,7 +49,7 @@ class Unconnected(Connection):
 
 
 class AwaitedSocket:
-    """Takes what is written, and counts answers. `answered` is done once all of a read are there."""
+    """A transport that counts answers. `answered` is done once all frames of a read are answered."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.ends = 0
@@ -71,7 +72,7 @@ class AwaitedSocket:
 
 
 def later_in(loop: asyncio.AbstractEventLoop) -> Later:
-    """Return a function that answers with a future, which a callback sets in the next turn."""
+    """Return a function that returns a future, which a callback sets in the next turn of the loop."""
 
     def answer() -> asyncio.Future[bytes]:
         future: asyncio.Future[bytes] = loop.create_future()
@@ -82,13 +83,13 @@ def later_in(loop: asyncio.AbstractEventLoop) -> Later:
 
 
 async def in_coroutine() -> bytes:
-    """Answer in the next turn."""
+    """Return the value in the next turn of the loop."""
     await asyncio.sleep(0)
     return VALUE
 
 
 class WaitingServer:
-    """A server with two functions that answer later, and one connection that speaks to it."""
+    """A server with two functions that answer later, and a connection to it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -112,7 +113,7 @@ class WaitingServer:
         return handle
 
     def receive(self, read: bytes) -> None:
-        """Have all frames of a read answered."""
+        """Receive a read, and wait until all its frames are answered."""
         self.socket.ends = 0
         self.socket.answered = self._loop.create_future()
         self._loop.call_soon(self.protocol.data_received, read)
@@ -120,7 +121,7 @@ class WaitingServer:
 
 
 def read_of(number: int) -> bytes:
-    """Return the bytes of frames that invoke a function."""
+    """Return the bytes of frames that call a function."""
     block, params = header_block("host"), encode_bucket_key(b"default", key_of(1))
     sizes = b"%d %d" % (len(block), len(block) + len(params))
     frame = b"HMSG default.bench.get %d _INBOX.%b.%d %b\r\n%b%b\r\n"
@@ -138,7 +139,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def test_waiting(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop) -> None:
-    """What a future costs, and a coroutine, in turns."""
+    """Answer with futures and with coroutines, in turns."""
     benchmark.group = f"waiting: {TURN_READS} reads of {FRAMES} calls that wait, a host's headers"
     waiting = WaitingServer(loop)
     reads = {name: read_of(number) for name, number in (("future", GET), ("coroutine", BESIDE))}

@@ -1,6 +1,6 @@
-"""What a watcher that never answers costs who writes: set beside the same without one, and a push alone.
+"""The cost of a watcher that never answers: set with and without it, and a push to its queue.
 
-The queue is full, so each event drops the oldest. Keys are those of a small bucket, as a load end to end has them.
+The queue is full, so each event drops the oldest. The keys are those of a small bucket, as in the end-to-end loads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BUCKET = b"bench"
 
 
 class Stuck:
-    """A component that takes a call and never answers."""
+    """A component that takes a call and never answers it."""
 
     def __init__(self) -> None:
         self.called = asyncio.Event()
@@ -46,7 +46,7 @@ def counts() -> WatchCounts:
 
 @pytest.fixture
 def watcher(counts: WatchCounts) -> Iterator[ChangeDelivery]:
-    """One that is called, and whose queue is full."""
+    """Yield a watcher with a call in flight and a full queue."""
     component = Stuck()
 
     async def make() -> ChangeDelivery:

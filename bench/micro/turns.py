@@ -1,4 +1,4 @@
-"""Rounds that take turns: the store, and what it is measured against, so that what else the machine does falls on both."""
+"""Rounds in which the store and its comparison take turns, so that other work of the machine affects both."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def in_turns(
     beside: str = "dict+lock",
     undo: Callable[[T], None] | None = None,
 ) -> None:
-    """Benchmark rounds of `calls` of `act`, and of `act_beside`: before it in one round, after it in the next. Arguments are made anew.
+    """Benchmark `act` and `act_beside` in rounds of `calls` calls each.
 
-    `undo` follows both. Neither it nor the making of arguments is timed. `extra_info` gets nanoseconds a call of both, under their names,
-    and the median of the rounds' ratios.
+    `act_beside` runs before `act` in one round and after it in the next. Both get new arguments in each round. `undo`
+    runs after both. `arguments` and `undo` are not timed. `extra_info` gets nanoseconds per call for both names, and
+    the median of the rounds' ratios.
     """
     beside_ns: list[float] = []
-    left: list[Callable[[], None]] = []  # to do of the last round, once `act` was timed
+    left: list[Callable[[], None]] = []  # remaining steps of the last round, after `act` was timed
 
     def time_beside(others: T) -> None:
         start = perf_counter_ns()

@@ -1,1 +1,1 @@
-"""What a run says: figures, bars, tables, plots, comparisons."""
+"""Reports of a run: figures, bars, tables, plots and comparisons."""

@@ -1,4 +1,4 @@
-"""The bars: what the project has promised itself, and how a run stands against them."""
+"""The bars: the performance goals of the project, and how a run compares with them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ __all__ = ["BARS", "Bar", "Standing", "missed", "standings", "unmeasured"]
 class Bar:
     """A limit for one figure of one subject in one case.
 
-    :ivar is_ratio: the figure over that of `reference` or, where there is a `reference_case`, over the subject's own in that case
-    :ivar is_least: the figure must reach the limit; else it must not pass it
-    :ivar is_worst: the worst round counts; else the median
+    :ivar is_ratio: divide the figure by that of `reference`, or by the subject's own in `reference_case` if that is
+        set
+    :ivar is_least: the limit is a minimum; otherwise it is a maximum
+    :ivar is_worst: the worst round counts; otherwise the median
     """
 
     what: str
@@ -35,14 +36,14 @@ class Bar:
 
 
 class Standing(NamedTuple):
-    """A bar, and what was found; None where the run did not measure it."""
+    """A bar and the figure that a run found, or None if the run did not measure it."""
 
     bar: Bar
     found: Spread | None
 
     @property
     def is_kept(self) -> bool | None:
-        """Whether the figure keeps to the limit."""
+        """True if the figure is within the limit; None if it was not measured."""
         if self.found is None:
             return None
         if self.bar.is_least:
@@ -51,7 +52,7 @@ class Standing(NamedTuple):
 
     @property
     def texts(self) -> tuple[str, str]:
-        """What was found, and the limit, in the figure's unit."""
+        """The figure that was found, and the limit, in the figure's unit."""
         bar = self.bar
         figure = FIGURES[bar.figure]
         scale, digits = (1.0, 2) if bar.is_ratio else (figure.scale, figure.digits)
@@ -61,7 +62,7 @@ class Standing(NamedTuple):
 
 
 def standings(rows: Sequence[Row]) -> Iterator[Standing]:
-    """How each bar stands in a run."""
+    """Yield the standing of each bar in a run."""
     for bar in BARS:
         here = [row for row in rows if row.scenario == bar.scenario and row.case in (bar.case, bar.reference_case)]
         if bar.reference_case:
@@ -81,7 +82,7 @@ def _throughput() -> Iterator[Bar]:
             case = f"get 64 B, {in_flight} in flight{suffix}"
             what = f"get of 64 B, {headers}, {in_flight} in flight"
             yield Bar(f"{what}: calls/s", "headers", case, "calls_per_s", 0.75, is_ratio=True, is_least=True)
-            yield Bar(f"{what}: CPU us a call", "headers", case, "provider_cpu_us", cpu_us)
+            yield Bar(f"{what}: CPU us per call", "headers", case, "provider_cpu_us", cpu_us)
 
 
 def _large_values() -> Iterator[Bar]:
@@ -93,20 +94,20 @@ def _large_values() -> Iterator[Bar]:
 
 
 def _waits() -> Iterator[Bar]:
-    what = "1,000,000 keys that nobody listed: longest"
+    what = "first walk of 1,000,000 keys: longest"
     walk, gets = "first walk, 1,000,000 keys", "gets beside the first walk, 1,000,000 keys"
     yield Bar(f"{what} page by the provider's CPU clock, us", "pages", walk, "page_cpu_us", 5_000, is_worst=True)
-    yield Bar(f"{what} wait of a page, us", "pages", walk, "max_us", 5_000)
-    wait = f"{what} wait of a get beyond the bare responder's at the same moment, us"
+    yield Bar(f"{what} wait for a page, us", "pages", walk, "max_us", 5_000)
+    wait = f"{what} wait for a get, less the bare responder's at the same moment, us"
     yield Bar(wait, "pages", gets, "excess_us", 5_000)
 
 
 def _growth() -> Iterator[Bar]:
-    """The logarithm doubles from a thousand keys to a million."""
+    # From a thousand keys to a million, the logarithm of their number doubles.
     for call in ("get 64 B, 64 in flight", "set 64 B, 64 in flight", "list-keys of 1,000, 4 in flight"):
         function, _, _ = call.partition(" ")
         yield Bar(
-            f"{function} of 1,000,000 keys: CPU a call over that of 1,000",
+            f"{function}: CPU per call with 1,000,000 keys over that with 1,000",
             "growth",
             f"{call}, 1,000,000 keys",
             "provider_cpu_us",
@@ -119,9 +120,9 @@ def _growth() -> Iterator[Bar]:
 def _metrics() -> Iterator[Bar]:
     for in_flight in (64, 512):
         case = f"get 64 B, {in_flight} in flight"
-        what = f"get of 64 B, {in_flight} in flight: CPU a call with metrics over that without"
+        what = f"get of 64 B, {in_flight} in flight: CPU per call with metrics over that without"
         yield Bar(what, "metrics", case, "provider_cpu_us", 1.05, is_ratio=True, reference="direct-unmetered")
-    yield Bar("1,000,000 keys: a scrape, us", "growth", "memory, 1,000,000 keys", "scrape_us", 5_000)
+    yield Bar("1,000,000 keys: time of a scrape, us", "growth", "memory, 1,000,000 keys", "scrape_us", 5_000)
 
 
 def _batches() -> Iterator[Bar]:
@@ -140,17 +141,17 @@ def _batches() -> Iterator[Bar]:
 
 def _expiry() -> Iterator[Bar]:
     for function in ("get", "set"):
-        what = f"1,000,000 keys with deadlines: CPU a call of {function} over that without"
+        what = f"{function}, 1,000,000 keys: CPU per call with deadlines over that without"
         case = f"{function} 64 B, 64 in flight, 1,000,000 keys"
         yield Bar(what, "expiry", case, "provider_cpu_us", 1.3, "direct-expiring", is_ratio=True, reference="direct")
 
 
 def _starts() -> Iterator[Bar]:
     for subject, start_s in (("serve", 0.6), ("executable", 1.5)):
-        yield Bar(f"{subject}: from its start to a first answer, ms", "start", "start", "start_s", start_s, subject)
+        yield Bar(f"{subject}: time from start to first answer, ms", "start", "start", "start_s", start_s, subject)
     yield Bar("idle memory, MiB", "start", "start", "idle_bytes", 45 * 2**20)
     yield Bar(
-        "executable, get of 64 B: calls/s over those of the installed command",
+        "get of 64 B: calls/s of the executable over those of the installed command",
         "start",
         "get 64 B, 64 in flight",
         "calls_per_s",
@@ -165,7 +166,12 @@ def _starts() -> Iterator[Bar]:
 BARS: Sequence[Bar] = (
     *_throughput(),
     Bar(
-        "plain path, get of 64 B: CPU us a call", "functions", "get 64 B, 64 in flight", "provider_cpu_us", 20, "plain"
+        "plain path, get of 64 B: CPU us per call",
+        "functions",
+        "get 64 B, 64 in flight",
+        "provider_cpu_us",
+        20,
+        "plain",
     ),
     Bar("one in flight: median latency", "idle", "get 64 B, 1 in flight", "p50_us", 1.15, is_ratio=True),
     *_large_values(),
@@ -176,7 +182,7 @@ BARS: Sequence[Bar] = (
     *_metrics(),
     *_batches(),
     Bar(
-        "increment: CPU a call over that of set",
+        "increment: CPU per call over that of set",
         "increment",
         "increment, 64 in flight",
         "provider_cpu_us",
@@ -187,7 +193,7 @@ BARS: Sequence[Bar] = (
     *_expiry(),
     *_starts(),
     Bar(
-        "set with a watcher that never answers: calls/s over those without",
+        "set: calls/s with a watcher that never answers over those without one",
         "watch",
         "set 64 B, 64 in flight",
         "calls_per_s",
@@ -206,16 +212,16 @@ BARS: Sequence[Bar] = (
         is_worst=True,
     ),
     *_growth(),
-    Bar("1,000,000 keys: bytes a key", "growth", "memory, 1,000,000 keys", "bytes_a_key", 330),
+    Bar("1,000,000 keys: bytes per key", "growth", "memory, 1,000,000 keys", "bytes_a_key", 330),
 )
 
 
 def unmeasured(found: Iterable[Standing]) -> list[str]:
-    """The bars that a run says nothing about."""
+    """Return the bars that a run did not measure."""
     return [standing.bar.what for standing in found if standing.found is None]
 
 
 def missed(rows: Sequence[Row]) -> list[str]:
-    """The bars that a run does not keep, with what was found and what is allowed."""
+    """Return the missed bars of a run, each with the figure found and the limit."""
     missing = (standing for standing in standings(rows) if standing.is_kept is False)
     return [f"{standing.bar.what}: found {', allowed '.join(standing.texts)}" for standing in missing]

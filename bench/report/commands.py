@@ -1,4 +1,4 @@
-"""The commands `report` and `compare`, and what a run leaves in its folder."""
+"""The commands `report` and `compare`, and the files that a run writes to its folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ DOCUMENT = ROOT / "docs" / "performance.md"
 
 
 def unfit(run: Run) -> list[str]:
-    """Why a run is none to put into a document: it is void, which it is too if it ended early, or says nothing about a bar."""
+    """Return the reasons why a run cannot be put into a document: it is void, or did not measure every bar."""
     reasons = [f"the run is void: {fault}" for fault in run.void]
     if bars := unmeasured(standings(run.rows)):
-        reasons.append(f"{len(bars)} bars were not measured, the first: {bars[0]}")
+        reasons.append(f"bars not measured: {len(bars)}, the first is {bars[0]}")
     return reasons
 
 
 def write(run: Run, folder: Path) -> str:
-    """Write run, report and plots into a folder; what to tell of it."""
+    """Write run, report and plots to a folder. Return the text to print."""
     from bench.report.plots import plot  # it takes a second to import
 
     run.save(folder / RUN_FILE)
@@ -40,39 +40,39 @@ def write(run: Run, folder: Path) -> str:
 
 
 def put(run: Run, document: Path, is_forced: bool) -> int:
-    """Put a run into a document, if it is fit for one or that is forced. Returns the exit status.
+    """Put a run into a document if it is valid and complete, or if forced. Return the exit status.
 
-    :raises ValueError: the document has no place for it
+    :raises ValueError: the document has no place for a run
     """
     reasons = [] if is_forced else unfit(run)
     if reasons:
         for reason in reasons:
             print(f"bench: {reason}", file=sys.stderr)
-        print(f"bench: {document} is left as it is; --force fills it", file=sys.stderr)
+        print(f"bench: {document} stays unchanged; use --force to put the run there", file=sys.stderr)
         return 1
     document.write_text(fill(document.read_text(), markdown(run)))
-    print(f"{document} holds the run of {run.about['when']}")
+    print(f"{document} now holds the run of {run.about['when']}")
     return 0
 
 
 def newest() -> Path:
-    """The newest run in bench/results.
+    """Return the path of the newest run in bench/results.
 
-    :raises ValueError: there is none
+    :raises ValueError: there are no runs
     """
     found = list(RESULTS.glob(f"*/{RUN_FILE}"))
     if not found:
-        raise ValueError(f"found no run in {RESULTS}: `scripts/bench endtoend` makes one")
+        raise ValueError(f"no run in {RESULTS}; make one with `scripts/bench endtoend`")
     return max(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `report`. Returns the exit status."""
+    """Run the command `report`. Return its exit status."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench report",
         description="Print a run as Markdown, put it into the document, or compare it.",
-        epilog="exit status: 0; 1 if the run is none for a document, or something got slower; 2 a run cannot be read, or --compare found "
-        "nothing in common",
+        epilog="exit status: 0 success; 1 the run is void or incomplete and was not put into the document, "
+        "or something got slower; 2 a run is unreadable, or the runs have nothing in common",
     )
     parser.add_argument("run", nargs="?", type=Path, help="a run.json (default: the newest in bench/results)")
     parser.add_argument(
@@ -81,12 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         const=DOCUMENT,
         type=Path,
         metavar="FILE",
-        help="rewrite its part between the marks (default docs/performance.md)",
+        help="put the run between the marks of FILE (default docs/performance.md)",
     )
     parser.add_argument(
-        "--force", action="store_true", help="with --markdown: even if it is void, or says nothing about a bar"
+        "--force",
+        action="store_true",
+        help="for --markdown: take a run even if it is void or did not measure every bar",
     )
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw its plots anew, there")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the plots again, into FOLDER")
     _add_compare(parser)
     options = parser.parse_args(arguments)
     try:
@@ -109,15 +111,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare_main(arguments: Sequence[str] | None = None) -> int:
-    """The command `compare`. Returns the exit status: 1 where something got slower."""
+    """Run the command `compare`. Return its exit status: 1 if something got slower."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench compare",
-        description="Say what got slower from one run to another: by more than the threshold, and beyond the spread of the rounds.",
-        epilog="exit status: 0 nothing; 1 something got slower; 2 a run cannot be read, or the runs have nothing in common",
+        description="Show what got slower from one run to another: by more than the threshold, and beyond the spread.",
+        epilog="exit status: 0 nothing got slower; 1 something got slower; "
+        "2 a run is unreadable, or the runs have nothing in common",
     )
-    parser.add_argument("old", type=Path, help="run.json of then")
-    parser.add_argument("new", nargs="?", type=Path, help="run.json of now (default: the newest in bench/results)")
-    parser.add_argument("--threshold", type=share, default=0.1, metavar="SHARE", help="as 0.1 or 10%% (the default)")
+    parser.add_argument("old", type=Path, help="run.json of the older run")
+    parser.add_argument(
+        "new", nargs="?", type=Path, help="run.json of the newer run (default: the newest in bench/results)"
+    )
+    parser.add_argument("--threshold", type=share, default=0.1, metavar="SHARE", help="0.1 or 10%% (the default)")
     options = parser.parse_args(arguments)
     return main(
         [str(options.new)] * bool(options.new) + ["--compare", str(options.old), "--threshold", str(options.threshold)]
@@ -125,5 +130,7 @@ def compare_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="say what got slower than in an older run")
-    parser.add_argument("--threshold", type=share, default=0.1, metavar="SHARE", help="as 0.1 or 10%% (the default)")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show what got slower than in an older run")
+    parser.add_argument(
+        "--threshold", type=share, default=0.1, metavar="SHARE", help="for --compare: 0.1 or 10%% (the default)"
+    )

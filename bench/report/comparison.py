@@ -1,4 +1,4 @@
-"""Two runs compared: what got worse by more than a share, and beyond the spread of both."""
+"""A comparison of two runs: figures that got worse by more than a threshold, and beyond the spread of both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTHING_IN_COMMON = 2
 
 
 class Change(NamedTuple):
-    """A figure of two runs: its spread then and now, over the bare responder's if `is_ratio`."""
+    """A figure in two runs: its old and new spread, as a ratio to the bare responder's if `is_ratio`."""
 
     scenario: str
     case: str
@@ -28,21 +28,21 @@ class Change(NamedTuple):
 
     @property
     def worse(self) -> float:
-        """By which share."""
+        """The share by which the figure got worse."""
         return worse_share(self.old.median, self.new.median, FIGURES[self.figure].better)
 
     @property
     def is_apart(self) -> bool:
-        """Whether neither median lies in the other's range."""
+        """True if each median lies outside the other run's range."""
         old, new = self.old, self.new
         return not old.min <= new.median <= old.max and not new.min <= old.median <= new.max
 
     @property
     def text(self) -> str:
-        """One line."""
+        """One line of text."""
         figure = FIGURES[self.figure]
         digits, scale = (RATIO_DIGITS, 1.0) if self.is_ratio else (figure.digits, figure.scale)
-        title = figure.title + (" of bare" if self.is_ratio else "")
+        title = figure.title + (" over bare" if self.is_ratio else "")
         return (
             f"{self.scenario}: {self.case}: {self.subject}: {title}: {self.worse:.0%} worse: "
             f"{self.old.text(digits, scale)} -> {self.new.text(digits, scale)}"
@@ -50,7 +50,7 @@ class Change(NamedTuple):
 
 
 def worse_share(old: float, new: float, better: int) -> float:
-    """By which share a figure got worse; negative where it got better.
+    """Return the share by which a figure got worse; negative if it got better.
 
     >>> worse_share(100.0, 80.0, better=1), worse_share(100.0, 125.0, better=-1)
     (0.25, 0.25)
@@ -60,9 +60,10 @@ def worse_share(old: float, new: float, better: int) -> float:
 
 
 def compared(old: Run, new: Run) -> Iterator[Change]:
-    """All figures that two runs can be compared by: of the same case and subject, where more is better or less is.
+    """Yield the figures that can be compared: of the same case and subject, and where more or less is better.
 
-    Compared are the ratios to the bare responder where both runs have it, since those of two machines, or of one on two days, can be.
+    If both runs have the bare responder, the ratios to it are compared. Only ratios can be compared between two
+    machines, or two days on one machine.
     """
     new_cases = _cases(new)
     for key, old_rows in _cases(old).items():
@@ -81,12 +82,12 @@ def compared(old: Run, new: Run) -> Iterator[Change]:
 
 
 def changes(pairs: Iterable[Change], threshold: float) -> list[Change]:
-    """What got worse by more than a share, and beyond the spread of both runs."""
+    """Return the changes for the worse that exceed the threshold and the spread of both runs."""
     return [change for change in pairs if change.worse > threshold and change.is_apart]
 
 
 def absent(old: Run, new: Run) -> list[str]:
-    """What the old run alone has: subjects, scenarios, and of those that both have, cases."""
+    """Return the subjects, scenarios and cases that only the old run has, each only at the highest level."""
     subjects, scenarios = ({row.subject for row in new.rows}, {row.scenario for row in new.rows})
     there = {(row.scenario, row.case, row.subject) for row in new.rows}
     found = []
@@ -115,16 +116,17 @@ def _spread_of(rows: Sequence[Row], subject: str, name: str, is_ratio: bool) -> 
 
 
 def say_changes(old: Run, new: Run, threshold: float) -> int:
-    """Print what got slower. Returns the exit status: 1 if anything did, 2 if there is nothing to compare."""
+    """Print what got slower. Return the exit status: 1 if anything did, 2 if there is nothing to compare."""
     pairs = list(compared(old, new))
     if not pairs:
         print(
-            "found nothing in common: no case of a subject beside the bare responder is in both runs", file=sys.stderr
+            "the runs have nothing in common: no case of a subject, other than the bare responder, is in both",
+            file=sys.stderr,
         )
         return NOTHING_IN_COMMON
     found = changes(pairs, threshold)
     if old.about["machine"] != new.about["machine"]:
-        print("the machines differ: figures that are no ratios compare them, and not the code")
+        print("the machines differ: figures that are not ratios compare the machines, not the code")
     for name, run in (("old", old), ("new", new)):
         for fault in run.void:
             print(f"the {name} run is void: {fault}")
@@ -135,18 +137,18 @@ def say_changes(old: Run, new: Run, threshold: float) -> int:
     if not found:
         cases = {(change.scenario, change.case) for change in pairs}
         print(
-            f"nothing got slower by more than {threshold:.0%} and beyond the spread, in {len(cases)} cases that both runs have"
+            f"nothing got slower by more than {threshold:.0%} and beyond the spread; cases in both runs: {len(cases)}"
         )
     return int(bool(found))
 
 
 def share(text: str) -> float:
-    """A share from text.
+    """Parse a share.
 
     >>> share("10%"), share("0.1")
     (0.1, 0.1)
     """
     value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if not 0 <= value < 10:
-        raise ValueError(f"found {text}, allowed a share as 0.1 or 10%")
+        raise ValueError(f"expected a share such as 0.1 or 10%, found {text}")
     return value

@@ -1,4 +1,4 @@
-"""What can be said of rows: the figures and their units, spreads over rounds, ratios of one round. Pure functions."""
+"""Figures and their units, spreads over rounds, and ratios within a round. Pure functions of rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ __all__ = ["FIGURES", "RATIO_DIGITS", "Figure", "Spread", "case_ratios", "groupe
 
 
 class Figure(NamedTuple):
-    """How a figure is shown: as `value * scale`. `better`: 1 where more is better, -1 where less is, 0 where neither."""
+    """The format of a figure, which is shown as `value * scale`.
+
+    :ivar better: 1 if more is better, -1 if less is better, 0 if the figure is not judged
+    """
 
     title: str
     scale: float
@@ -21,7 +24,7 @@ class Figure(NamedTuple):
     better: int
 
 
-#: Of a ratio, where it is written.
+#: Decimal places of a ratio.
 RATIO_DIGITS = 2
 FIGURES: Mapping[str, Figure] = {
     "calls_per_s": Figure("calls/s", 1, 0, 1),
@@ -30,31 +33,31 @@ FIGURES: Mapping[str, Figure] = {
     "p99_us": Figure("p99 us", 1, 0, -1),
     "p999_us": Figure("p99.9 us", 1, 0, 0),
     "max_us": Figure("max us", 1, 0, 0),
-    "excess_us": Figure("beyond bare us", 1, 0, 0),
+    "excess_us": Figure("excess over bare us", 1, 0, 0),
     "page_cpu_us": Figure("longest page CPU us", 1, 0, -1),
     "provider_cpu_us": Figure("provider CPU us", 1, 2, -1),
     "nats_cpu_us": Figure("NATS CPU us", 1, 2, 0),
-    "generator_cpu_us": Figure("load CPU us", 1, 2, 0),
+    "generator_cpu_us": Figure("generator CPU us", 1, 2, 0),
     "peak_bytes": Figure("peak MiB", 1 / 2**20, 0, -1),
     "scrape_us": Figure("scrape us", 1, 0, -1),
     "start_s": Figure("start to first answer ms", 1000, 0, -1),
     "idle_bytes": Figure("idle MiB", 1 / 2**20, 1, -1),
     "events_per_s": Figure("events/s", 1, 0, 0),
-    "bytes_a_key": Figure("bytes a key", 1, 0, -1),
+    "bytes_a_key": Figure("bytes per key", 1, 0, -1),
     "above_store_bytes": Figure("above the store MiB", 1 / 2**20, 0, -1),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Median and extremes over rounds."""
+    """Median, minimum and maximum over the rounds."""
 
     median: float
     min: float
     max: float
 
     def text(self, digits: int = 0, scale: float = 1) -> str:
-        """Without the extremes where there is one value.
+        """Return the median, followed by the range unless all values are equal.
 
         >>> Spread(1200.0, 1000.0, 1500.0).text(), Spread(1200.0, 1200.0, 1200.0).text()
         ('1,200 (1,000 .. 1,500)', '1,200')
@@ -64,7 +67,7 @@ class Spread:
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """The spread of at least one value.
+    """Return the spread of one or more values.
 
     >>> spread([3.0, 1.0, 2.0])
     Spread(median=2.0, min=1.0, max=3.0)
@@ -74,7 +77,10 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def ratios(rows: Iterable[Row], subject: str, figure: str, reference: str = REFERENCE) -> list[float]:
-    """A subject's figure over the reference's of the same scenario, case and round: machines drift, rounds do not."""
+    """Return a subject's figure over the reference's, for each case and round.
+
+    Both figures are of the same round, because a machine's speed drifts during a run.
+    """
     values = {(row.scenario, row.case, row.round, row.subject): row.figures.get(figure) for row in rows}
     found = []
     for (scenario, case, number, name), value in values.items():
@@ -85,7 +91,7 @@ def ratios(rows: Iterable[Row], subject: str, figure: str, reference: str = REFE
 
 
 def case_ratios(rows: Iterable[Row], subject: str, figure: str, case: str, reference_case: str) -> list[float]:
-    """A subject's figure in one case over its own in another case of the same scenario and round."""
+    """Return a subject's figure in one case over its own in another case of the same scenario, for each round."""
     values = {(row.scenario, row.round, row.case): row.figures.get(figure) for row in rows if row.subject == subject}
     found = []
     for (scenario, number, name), value in values.items():
@@ -96,7 +102,7 @@ def case_ratios(rows: Iterable[Row], subject: str, figure: str, case: str, refer
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[Any, list[Row]]]:
-    """Rows of equal key, in the order of first appearance."""
+    """Yield each key with its rows, in order of first appearance."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)

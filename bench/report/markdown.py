@@ -1,4 +1,4 @@
-"""A run as Markdown, and the place of a document that holds one. Pure functions."""
+"""Markdown for a run, and its place in a document. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ BEGIN, END = "<!-- run: begin -->", "<!-- run: end -->"
 
 
 def markdown(run: Run) -> str:
-    """A run as Markdown: what it was made on, how the bars stand, a table for each scenario."""
+    """Return a run as Markdown: machine and versions, the bars, and a table for each scenario."""
     parts = ["\n".join(_about_lines(run))]
     if failed := run.about.get("failed"):
         lines = [f"- {Failure(**fields).text}" for fields in failed]
-        parts.append("### Failed\n\nPeers, and what was left out for them from then on:\n\n" + "\n".join(lines))
+        parts.append(
+            "### Failures\n\nCases in which a peer failed, and which were then skipped for it:\n\n" + "\n".join(lines)
+        )
     if run.void:
         parts.append("\n".join(f"**This run is void: {fault}.**" for fault in run.void))
     parts.append("### Bars\n\n" + "\n".join(_bar_lines(run.rows)))
@@ -31,51 +33,54 @@ def markdown(run: Run) -> str:
 
 
 def fill(document: str, text: str) -> str:
-    """The document with `text` between its two marks.
+    """Return the document with `text` between its two marks.
 
     >>> fill(f"a\\n{BEGIN}\\nold\\n{END}\\nb\\n", "new\\n")
     'a\\n<!-- run: begin -->\\nnew\\n<!-- run: end -->\\nb\\n'
 
-    :raises ValueError: the marks are not there, once each and in order
+    :raises ValueError: a mark is missing, repeated or out of order
     """
     before, begin, rest = document.partition(BEGIN)
     _, end, behind = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in before or END in behind:
-        raise ValueError(f"found no place for the run, expected {BEGIN} and behind it {END}, each once")
+        raise ValueError(f"the document has no place for the run: expected {BEGIN} and later {END}, each once")
     return f"{before}{BEGIN}\n{text}{END}{behind}"
 
 
 def _about_lines(run: Run) -> Iterator[str]:
     about = run.about
     machine, commit, settings = about["machine"], about["commit"], about["settings"]
-    changed = ", with changes that are in no commit" if commit["changed"] else ""
+    changed = ", with uncommitted changes" if commit["changed"] else ""
     yield f"- {about['when']}, {about.get('minutes', '?')} minutes, commit `{commit['id'][:12]}`{changed}"
     memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
     yield f"- {machine['processor']} ({machine['architecture']}), {machine['cores']} cores, {memory}, {machine['system']}"
     yield f"- load average {about['load_average_before']} before, {about.get('load_average_after', '?')} after"
     yield "- " + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    yield f"- {settings['rounds']} rounds, {settings['seconds']:g} s a load; subjects: {', '.join(settings['subjects'])}"
+    yield (
+        f"- {settings['rounds']} rounds, {settings['seconds']:g} s per load; subjects: "
+        f"{', '.join(settings['subjects'])}"
+    )
 
 
 def _bar_lines(rows: Sequence[Row]) -> Iterator[str]:
     found = list(standings(rows))
     measured = [standing for standing in found if standing.found]
     if measured:
-        yield "| bar | found | allowed | |"
+        yield "| bar | found | limit | |"
         yield "|---|---|---|---|"
     for standing in measured:
         verdict = "ok" if standing.is_kept else "**missed**"
         yield f"| {standing.bar.what} | {' | '.join(standing.texts)} | {verdict} |"
     if absent := unmeasured(found):
-        yield f"\n{len(absent)} of {len(found)} bars were not measured in this run:\n"
+        yield f"\nBars that this run did not measure: {len(absent)} of {len(found)}.\n"
         yield from (f"- {what}" for what in absent)
 
 
 def _scenario_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """One line for each case and subject: medians over the rounds, and ratios with their spread."""
+    """Yield a line for each case and subject: medians over the rounds, and ratios with their spread."""
     names = [name for name in FIGURES if has_figure(rows, name)]
     has_ratios = any(row.subject == REFERENCE for row in rows)
-    titles = ["case", "subject", *(["calls/s of bare", "p50 of bare"] if has_ratios else [])]
+    titles = ["case", "subject", *(["calls/s over bare", "p50 over bare"] if has_ratios else [])]
     titles += [FIGURES[name].title for name in names]
     yield f"| {' | '.join(titles)} |"
     yield "|---|---|" + "---:|" * (len(titles) - 2)

@@ -1,4 +1,4 @@
-"""Plots of a run, as PNG. One that the run has no rows for is left out."""
+"""Plots of a run, as PNG. A plot without rows is left out."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from bench.run.scenarios import size_text
 
 __all__ = ["plot"]
 
-#: Nines from 0 to 99.99 %, evenly on the axis.
+#: From 0 to 99.99 %, at even steps on the axis of nines.
 PERCENTS = [100 * (1 - 10 ** (-step / 10)) for step in range(41)]
 INCHES = (6.0, 4.0)
-#: Of decades, before the locator leaves some out.
+#: Maximum decades with ticks; above it, the locator leaves some out.
 TICKS_MAX = 12
 
 
 def plot(run: Run, folder: Path) -> list[Path]:
-    """Draw all plots that the run has rows for; their files."""
+    """Draw all plots that the run has rows for. Return their files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in PLOTS.items():
@@ -52,7 +52,7 @@ Panels = Mapping[str, Callable[[Axes], None]]
 
 
 def throughput(rows: Sequence[Row]) -> Panels:
-    """Calls a second against calls in flight."""
+    """Plot calls per second against calls in flight."""
     here = [row for row in rows if row.scenario == "in-flight"]
     return {
         f"{function} of 64 B": partial(lines, own, "in_flight", "calls_per_s", "in flight")
@@ -61,13 +61,13 @@ def throughput(rows: Sequence[Row]) -> Panels:
 
 
 def latency(rows: Sequence[Row]) -> Panels:
-    """Percentiles of latency, at a fixed rate: a stall is seen in full there."""
+    """Plot percentiles of latency at a fixed rate, where a stall shows in full."""
     here = [row for row in rows if row.scenario == "fixed-rate" and row.latencies]
     return {case: partial(percentiles, own) for case, own in grouped(here, lambda row: row.case)}
 
 
 def keys(rows: Sequence[Row]) -> Panels:
-    """Cost of a call against the number of keys."""
+    """Plot CPU time per call against the number of keys."""
     here = [row for row in rows if row.scenario == "growth" and "provider_cpu_us" in row.figures]
     return {
         str(function): partial(lines, own, "keys", "provider_cpu_us", "keys")
@@ -76,7 +76,7 @@ def keys(rows: Sequence[Row]) -> Panels:
 
 
 def values(rows: Sequence[Row]) -> Panels:
-    """Cost of a call against the size of a value."""
+    """Plot CPU time per call against the size of a value."""
     here = [row for row in rows if row.scenario == "values"]
     return {
         str(function): partial(lines, own, "value_bytes", "provider_cpu_us", "value")
@@ -93,7 +93,7 @@ PLOTS: Mapping[str, Callable[[Sequence[Row]], Panels]] = {
 
 
 def lines(rows: Sequence[Row], field: str, figure: str, what: str, axes: Axes) -> None:
-    """One line a subject, over a field of the case: median, with the range of the rounds behind it."""
+    """Draw a line for each subject over a field of the case: the median, on a band for the range of the rounds."""
     text = size_text if field == "value_bytes" else "{:,}".format
     ticks: set[float] = set()
     for subject, own in grouped(rows, lambda row: row.subject):
@@ -118,7 +118,7 @@ def lines(rows: Sequence[Row], field: str, figure: str, what: str, axes: Axes) -
 
 
 def percentiles(rows: Sequence[Row], axes: Axes) -> None:
-    """One line a subject: the latency of all its rounds that so many per cent of the calls do not pass."""
+    """Draw a line for each subject: the percentiles of the latencies of all its rounds."""
     for subject, own in grouped(rows, lambda row: row.subject):
         merged = Latencies.merged(row.latencies for row in own)
         axes.plot([100 / (100 - percent) for percent in PERCENTS], merged.percentiles_us(PERCENTS), label=subject)
@@ -128,12 +128,12 @@ def percentiles(rows: Sequence[Row], axes: Axes) -> None:
     axes.set_xticks(nines, ["0 %", "90 %", "99 %", "99.9 %", "99.99 %"])
     axes.xaxis.set_minor_locator(NullLocator())
     ticks_of_numbers(axes.yaxis)
-    axes.set_xlabel("calls that took no longer")
+    axes.set_xlabel("share of calls")
     axes.set_ylabel("latency us")
 
 
 def ticks_of_numbers(axis: Axis) -> None:
-    """Of a logarithmic axis: at 1, 2 and 5 of each decade, written out, so that less than a decade has ticks too."""
+    """Set the ticks of a logarithmic axis to 1, 2 and 5 of each decade, so that less than a decade has ticks too."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=TICKS_MAX))
     axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}" if number >= 1 else f"{number:g}"))
     axis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""A run, and the file that keeps it."""
+"""A run and its file, run.json."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: when, where and of what, and its rows.
+    """One run: time, machine, versions, settings and rows.
 
-    :ivar void: why its figures cannot be used; empty where they can
+    :ivar void: reasons why its figures cannot be used; empty if they can
     """
 
     about: Mapping[str, Any]
@@ -29,17 +29,17 @@ class Run:
     void: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the run as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [asdict(row) for row in self.rows]
         path.write_text(json.dumps({"format": FORMAT, "about": self.about, "void": self.void, "rows": rows}, indent=1))
 
     @classmethod
     def load(cls, path: Path) -> Run:
-        """Read one.
+        """Read a run.
 
-        :raises ValueError: the file is none
-        :raises OSError: it cannot be read
+        :raises ValueError: the file is not a run
+        :raises OSError: the file cannot be read
         """
         try:
             fields = json.loads(path.read_text())
@@ -49,4 +49,4 @@ class Run:
                 raise ValueError(fault)
             return cls(fields["about"], [Row(**row) for row in fields["rows"]], fields["void"])
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: no run of this benchmark: {error}") from None
+            raise ValueError(f"{path} is not a run of this benchmark: {error}") from None

@@ -1,7 +1,11 @@
-"""What a run.json must hold, and where JSON does not hold what it must.
+"""The shape of a run.json, and a check of JSON against a shape.
 
-A shape is a type; {name: shape} of an object, a name with '?' behind it may be missing; (shape,) of every value of an object whose names
-are free; [shape] of every element of a list.
+A shape is one of:
+
+- a type;
+- {name: shape} for an object, where a name that ends in '?' may be missing;
+- (shape,) for an object with any names, whose values all have this shape;
+- [shape] for a list, whose elements all have this shape.
 """
 
 from __future__ import annotations
@@ -48,15 +52,15 @@ RUN: Shape = {
 
 
 def faults(found: object, shape: Shape, where: str = "") -> Iterator[str]:
-    """Where a value of JSON has another shape: what is found there, and what is allowed.
+    """Yield an error for each place where a JSON value does not have its shape.
 
     >>> list(faults({"a": [1, "2"]}, {"a": [int], "b": str, "c?": str}))
-    ["a[1]: found '2', allowed a whole number", 'b: found nothing, allowed text']
+    ["a[1]: found '2', expected a whole number", 'b is missing, expected text']
     """
     kind = kind_of(shape)
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         text = repr(found)
-        yield f"{where or 'all'}: found {text if len(text) <= 60 else text[:57] + '...'}, allowed {NAMES[kind]}"
+        yield f"{where or 'all'}: found {text if len(text) <= 60 else text[:57] + '...'}, expected {NAMES[kind]}"
     elif isinstance(shape, list):
         for index, value in enumerate(found):
             yield from faults(value, shape[0], f"{where}[{index}]")
@@ -70,11 +74,11 @@ def faults(found: object, shape: Shape, where: str = "") -> Iterator[str]:
             if bare_name in found:
                 yield from faults(found[bare_name], part, path)
             elif bare_name == name:
-                yield f"{path}: found nothing, allowed {NAMES[kind_of(part)]}"
+                yield f"{path} is missing, expected {NAMES[kind_of(part)]}"
 
 
 def kind_of(shape: Shape) -> Any:
-    """The type of what has a shape."""
+    """Return the type of the values that have a shape."""
     if isinstance(shape, dict | tuple):
         return dict
     return list if isinstance(shape, list) else shape

@@ -1,1 +1,1 @@
-"""A run: what is measured (scenarios, experiments, subjects), with what (stage, processes), and what it gives (rows)."""
+"""A run: the plan (scenarios, experiments, subjects), the processes (stage, processes), and the results (rows)."""

@@ -1,4 +1,4 @@
-"""The scenarios that are more than a list of cases. Each launches providers of its own, and ends them."""
+"""The scenarios that are not lists of cases. Each launches its own providers and stops them."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0
 WATCH_ROUNDS = 10
 START_ROUNDS = 10
-#: Of each load of a round, since machines drift within one too, and the bar is at two per cent.
+#: Turns per load and round. A machine's speed drifts within a round too, and the bar is at two per cent.
 TURNS = 10
 TURN_MIN_S = 0.05
-#: In which the gets beside a walk have begun.
+#: Seconds until the gets have started, before a walk starts beside them.
 BEGIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much is measured.
+    """How much to measure.
 
-    :ivar seconds: of one load
-    :ivar growth_keys: ascending
-    :ivar memory_calls: gets at once
+    :ivar seconds: duration of one load
+    :ivar growth_keys: numbers of keys, ascending
+    :ivar memory_calls: gets in flight at once
     """
 
     rounds: int
@@ -61,7 +61,7 @@ class Extent:
 
 
 def growth(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """get, set and a page with more and more keys; and what a key weighs by the resident memory, its place in the order included."""
+    """Measure get, set and a page with more and more keys, and the memory per key, including the key order."""
     stores = {subject: stage.launch(subject) for subject in subjects if subject.is_store}
     empty = {subject: resident_bytes(provider.pid) for subject, provider in stores.items()}
     bucket = bucket_of(GROWTH_VALUE_BYTES)
@@ -69,7 +69,7 @@ def growth(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
     for keys in extent.growth_keys:
         for subject, provider in stores.items():
             stage.fill(provider, bucket, keys - filled, GROWTH_VALUE_BYTES, first_key=filled)
-            # A whole walk, so that the pages that are measured find their order, and memory has all of it.
+            # A complete walk builds the key order, so that no measured page has to, and memory includes all of it.
             walk = Case(function="list-keys", in_flight=1, page_keys=PAGE_KEYS, keys=keys)
             load = stage.load(provider, subject, walk, bucket, extent.seconds)
             stage.generator.run(replace(load, calls=-(-keys // PAGE_KEYS), warm_calls=0))
@@ -92,7 +92,7 @@ def growth(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
 
 
 def memory_row(scenario: str, subject: Subject, keys: int, size_bytes: int) -> Row:
-    """What keys weigh."""
+    """Return a row with the memory per key."""
     return Row(
         scenario=scenario,
         case=f"memory, {keys:,} keys",
@@ -104,7 +104,7 @@ def memory_row(scenario: str, subject: Subject, keys: int, size_bytes: int) -> R
 
 
 def time_scrape(provider: ProviderProcess) -> float | None:
-    """Microseconds of a scrape, the median of some; None where the provider has no metrics."""
+    """Return the median time of a few scrapes in microseconds, or None if the provider has no metrics."""
     address = METRICS.search(provider.log)
     if address is None:
         return None
@@ -121,7 +121,7 @@ def time_scrape(provider: ProviderProcess) -> float | None:
 
 
 def memory(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Gets of large values, all at once: how far memory rises above what it was with the store filled."""
+    """Measure how far memory rises above that of the filled store during many gets of large values at once."""
     case = Case(
         function="get", value_bytes=MEMORY_VALUE_BYTES, in_flight=extent.memory_calls, keys=MEMORY_KEYS
     )  # fmt: skip
@@ -140,9 +140,10 @@ def memory(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
 
 
 def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """A walk of keys that nobody has listed, so that each page sorts, with gets beside it; the same gets alone; and a second walk.
+    """Measure a first and a second walk with gets beside them, and the same gets alone.
 
-    At the moment of each get the bare responder gets one too: what that waits for is the machine, and no page.
+    Nobody has listed the keys before the first walk, so each of its pages has to sort. For each get, another one is
+    due at the same moment on the bare responder. That one waits only for the machine, never for a page.
     """
     bucket = bucket_of(GROWTH_VALUE_BYTES)
     keys = extent.pages_keys
@@ -174,7 +175,10 @@ def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
 
 
 def metrics(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """The same with metrics and without, in turns, on new processes each round: two of the same differ by more than what is looked for."""
+    """Measure get and set with and without metrics, in turns.
+
+    Each round uses new processes, because two processes of the same program differ by more than the cost of metrics.
+    """
     bucket = bucket_of(METRICS_CASES[0].value_bytes)
     turn_s = turn_seconds(extent.seconds, TURNS)
     for number in range(max(METRICS_ROUNDS, extent.rounds)):
@@ -194,7 +198,7 @@ def metrics(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterat
 
 
 def expiry(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """get and set, in turns, over keys that have a deadline and over keys without; and what a key weighs, which nobody listed."""
+    """Measure get and set over keys with and without deadlines, in turns, and the memory per key without an order."""
     bucket = bucket_of(GROWTH_VALUE_BYTES)
     keys = extent.expiry_keys
     providers = {}
@@ -213,11 +217,11 @@ def expiry(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
 
 
 def start(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """The command as a host starts it, alone, and as a self-contained executable: the time to a first answer, memory when idle, calls."""
+    """Measure time to first answer, idle memory and gets: started by a host, as `serve`, and as the executable."""
     if EXECUTABLE in subjects:
         status = subprocess.run([ROOT / "scripts" / "build"]).returncode
         if status:
-            raise ProcessError(f"scripts/build: it ended with exit status {status}")
+            raise ProcessError(f"scripts/build ended with exit status {status}")
     get = Case(function="get")
     bucket = bucket_of(get.value_bytes)
     for number in range(max(START_ROUNDS, extent.rounds)):
@@ -243,9 +247,12 @@ def start(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
 
 
 def watch(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """set, watched and not. A round launches its processes: else a ratio would be more of two processes than of a watcher."""
+    """Measure set with and without watchers.
+
+    Each round launches new processes; otherwise a ratio would say more about two processes than about a watcher.
+    """
     for number in range(max(WATCH_ROUNDS, extent.rounds)):
-        # A watcher that answers is told of what is queued when the load is over, too: nobody takes turns with it.
+        # An answering watcher is still called for queued events after the load, which would disturb the other turns.
         alone = [subject for subject in subjects if subject.watcher == "answering"]
         others = [subject for subject in subjects if subject not in alone]
         yield from watched_rows(stage, others, number, extent.seconds, TURNS)
@@ -253,7 +260,7 @@ def watch(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
 
 
 def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds: float, turns: int) -> Iterator[Row]:
-    """A round of set on new processes of these, each with its watcher."""
+    """Measure a round of set on new processes, each with its watcher."""
     case = Case(function="set")
     bucket = bucket_of(case.value_bytes)
     turn_s = turn_seconds(seconds, turns)
@@ -275,12 +282,12 @@ def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds
 
 
 def turn_seconds(seconds: float, turns: int) -> float:
-    """Of each turn of a load."""
+    """Return the duration of each turn of a load."""
     return max(seconds / turns, TURN_MIN_S)
 
 
 def take_turns(stage: Stage, sides: Sequence[Side], number: int, turns: int) -> None:
-    """The loads of all, one after the other, so many times."""
+    """Run the loads of all sides, one after the other, `turns` times."""
     for turn in range(turns):
         for side in sides if (number + turn) % 2 else reversed(sides):
             side.run(stage.generator)
@@ -288,7 +295,7 @@ def take_turns(stage: Stage, sides: Sequence[Side], number: int, turns: int) -> 
 
 @dataclass(slots=True)
 class Side:
-    """One of those that take turns: its load, its process, and who watches it."""
+    """One of the subjects that take turns, with its load, process and watcher."""
 
     subject: Subject
     load: Load
@@ -309,19 +316,19 @@ class Side:
         self.told_s += time.monotonic() - began_s
 
     def figures(self) -> dict[str, float]:
-        """How many events a second an answering watcher was told of.
+        """Return the events per second that an answering watcher received; empty for any other side.
 
-        :raises LoadError: there is a watcher that nobody called
+        :raises LoadError: the watcher received no event
         """
         if self.watcher is None:
             return {}
         if not self.watcher.told():
-            raise LoadError(f"{self.watcher.name}: found no call, expected them for what is set")
+            raise LoadError(f"{self.watcher.name} received no event, expected one for each set")
         return {"events_per_s": self.told / self.told_s} if self.subject.watcher == "answering" else {}
 
 
 class Experiment(NamedTuple):
-    """A scenario of this module, and the subjects that it is about."""
+    """A scenario of this module, and the subjects that it compares."""
 
     measure: Callable[[Stage, Sequence[Subject], Extent], Iterator[Row]]
     subjects: tuple[Subject, ...]

@@ -1,4 +1,4 @@
-"""Where things are: the repository, and the commands of the environment that runs."""
+"""Paths of the repository and of the commands in this Python environment."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What a run measures, and the measuring: all subjects in turns, round by round.
+"""The plan of a run, and the loop that measures it: all subjects in turns, round by round.
 
-Machines drift, so a figure alone says little: each case is measured for one subject after the other, in every round in another order, and
-what is quoted is the ratio of a round to the bare responder of the same round, as median and extremes over the rounds.
+A machine's speed drifts, so a figure alone says little. Each case is measured for one subject after the other, in a
+different order in each round. Reports quote ratios to the bare responder of the same round, as median and range over
+the rounds.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from bench.run.subjects import BARE, DIRECT, PLAIN, VARIANTS, Subject
 
 __all__ = ["SUBJECTS", "Plan", "faults", "measure", "say", "settings"]
 
-#: CPU time of the bare responder for a call of `REFERENCE_CASE`. Above it figures say more of machine and interpreter than of providers.
+#: Maximum CPU time of the bare responder for a call of `REFERENCE_CASE`. Above it, figures say more about the machine
+#: and the interpreter than about providers.
 REFERENCE_CPU_US_MAX = 2.2
 SUBJECTS = (BARE, DIRECT, PLAIN)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured."""
+    """The scenarios and subjects of a run, and its extent."""
 
     scenarios: Sequence[str]
     subjects: Sequence[Subject]
@@ -34,21 +36,21 @@ class Plan:
     extent: Extent
 
     def cases(self) -> list[tuple[str, Case]]:
-        """The cases of all scenarios that are lists of them. The one that tells whether a run is void comes first."""
+        """Return the cases of all scenarios that are lists of cases, after the case that decides if a run is void."""
         table = QUICK_CASES if self.is_quick else CASES
         cases = [(name, case) for name in self.scenarios for case in table.get(name, ())]
         return [(REFERENCE, REFERENCE_CASE), *cases]
 
     def subjects_of(self, experiment: Experiment) -> list[Subject]:
-        """Whom an experiment measures."""
+        """Return the subjects that an experiment measures."""
         chosen = (*self.subjects, *(VARIANTS if DIRECT in self.subjects else ()))
         return [subject for subject in experiment.subjects if subject in chosen]
 
 
 def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
-    """All rows of a run, as they come.
+    """Measure, and yield each row as soon as it is measured.
 
-    :param failures: is told what peers failed in
+    :param failures: failures of peers are appended to it
     """
     with Stage() as stage:
         cases = plan.cases()
@@ -79,7 +81,7 @@ def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
 
 
 def line_of(rows: Sequence[Row]) -> str:
-    """Rows of one case and round in a line, as ratios where the bare responder is among them."""
+    """Return one line for the rows of a case and round, with ratios if the bare responder is among them."""
     bare = next((row for row in rows if row.subject == REFERENCE), None)
     parts = []
     for row in sorted(rows, key=lambda row: row.subject != REFERENCE):
@@ -88,7 +90,7 @@ def line_of(rows: Sequence[Row]) -> str:
             parts.append(f"{row.subject} {figures['start_s']:.2f} s, {figures['idle_bytes'] / 2**20:.1f} MiB idle")
             continue
         if "bytes_a_key" in figures:
-            parts.append(f"{row.subject} {figures['bytes_a_key']:.0f} B a key")
+            parts.append(f"{row.subject} {figures['bytes_a_key']:.0f} B per key")
             continue
         text = f"{row.subject} {figures['calls_per_s']:,.0f}/s"
         if bare is not None and row is not bare:
@@ -105,18 +107,19 @@ def line_of(rows: Sequence[Row]) -> str:
 
 
 def faults(rows: Sequence[Row]) -> list[str]:
-    """Why a run is void."""
+    """Return the reasons why a run is void."""
     costs = [row.figures["provider_cpu_us"] for row in rows if row.scenario == REFERENCE]
     if costs and median(costs) > REFERENCE_CPU_US_MAX:
         return [
-            f"the bare responder took {median(costs):.2f} us of CPU a call ({REFERENCE_CASE.label}), allowed "
-            f"{REFERENCE_CPU_US_MAX}: the machine is busy with something else, or its interpreter is slow: docs/performance.md"
+            f"the bare responder took {median(costs):.2f} us of CPU per call ({REFERENCE_CASE.label}); the limit is "
+            f"{REFERENCE_CPU_US_MAX}: the machine is busy with something else, "
+            "or its Python is slow (docs/performance.md)"
         ]
     return []
 
 
 def settings(plan: Plan) -> dict[str, object]:
-    """The plan, as a report shows it."""
+    """Return the plan in the form that a report shows."""
     return {
         "rounds": plan.extent.rounds,
         "seconds": plan.extent.seconds,

@@ -1,7 +1,7 @@
-"""The processes of a benchmark: a NATS server, providers launched as a wasmCloud host does it, the load generator; and what they cost.
+"""The processes of a benchmark: a NATS server, the load generator, and providers launched as by a wasmCloud host.
 
-All are in a session of their own, so that Ctrl-C reaches the benchmark alone, which then stops each by its id. What they write goes to a
-file, whose end is shown when one fails.
+Each runs in its own session, so that Ctrl-C reaches only the benchmark, which then stops each by its id. Their output
+goes to a file. If a process fails, the error shows the end of the file.
 """
 
 from __future__ import annotations
@@ -39,30 +39,31 @@ __all__ = [
 
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 15.0
-#: From when a process answers no more to when it has ended.
+#: Seconds from when a process stops answering until it has ended.
 ENDING_S = 0.5
 POLL_INTERVAL_S = 0.01
 LATTICE = "default"
-#: A NATS server drops a client that is 64 MiB behind: thousands of large answers in flight are, and the load generator would be dropped.
+#: By default, a NATS server drops a client with 64 MiB of pending messages. Thousands of large answers in flight are
+#: more.
 NATS_CONFIG = "max_pending: 4GB\nwrite_deadline: 60s\n"
 
 
 class ProcessError(Exception):
-    """A process did not start, or failed; with the end of what it wrote."""
+    """A process did not start, or failed. The text has the end of its output."""
 
 
 def one_line(text: str) -> str:
-    """What went wrong, in one line: of what a process wrote the last says most.
+    """Return an error in one line: its first line, and the last line of the process's output.
 
-    >>> one_line("kv-1: it ended; it wrote last:\\nstarting\\nno host data")
-    'kv-1: it ended; it wrote last: no host data'
+    >>> one_line("kv-1: the process ended; last output:\\nstarting\\nno host data")
+    'kv-1: the process ended; last output: no host data'
     """
     first, *rest = text.splitlines()
     return " ".join((first, *rest[-1:]))
 
 
 class Process:
-    """A process and what it writes. A context manager that stops it."""
+    """A process and its output. It is a context manager, which stops the process."""
 
     def __init__(
         self,
@@ -99,22 +100,22 @@ class Process:
 
     @property
     def log(self) -> str:
-        """What it wrote so far."""
+        """The output so far."""
         return self._log.read_text(errors="replace")
 
     def failure(self, what: str) -> ProcessError:
-        """An error that says what went wrong, and what the process wrote last."""
+        """Return an error with the end of the process's output."""
         text = self.log.strip()
-        return ProcessError(f"{self.name}: {what}" + (f"; it wrote last:\n{text[-2000:]}" if text else ""))
+        return ProcessError(f"{self.name}: {what}" + (f"; last output:\n{text[-2000:]}" if text else ""))
 
     def exit_status(self) -> int | None:
-        """Of a process that has ended or is about to; None of one that runs."""
+        """Return the exit status of a process that has ended or is about to, or None if it keeps running."""
         with suppress(subprocess.TimeoutExpired):
             return self.popen.wait(ENDING_S)
         return None
 
     def stop(self) -> None:
-        """End it: by a signal, and if it does not heed that, at once."""
+        """Stop the process with SIGTERM, or with SIGKILL if it does not end in time."""
         if self.popen.poll() is None:
             self.popen.terminate()
             try:
@@ -137,7 +138,7 @@ class Process:
 
 
 class NatsProcess(Process):
-    """A real NATS server, on a port that the system chose."""
+    """A real NATS server, on a port that the system chooses."""
 
     def __init__(self, directory: Path) -> None:
         config = directory / "nats.conf"
@@ -151,20 +152,20 @@ class NatsProcess(Process):
     def _wait(self, ports: Path) -> str:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while self.popen.poll() is None and time.monotonic() < deadline_s:
-            with suppress(ValueError):  # it is not written in one stroke
+            with suppress(ValueError):  # the server may not have finished writing the file
                 for path in ports.iterdir():
                     urls: list[str] = json.loads(path.read_text())["nats"]
                     return urls[0]
             time.sleep(POLL_INTERVAL_S)
-        failure = self.failure("it did not start")
+        failure = self.failure("the process did not start")
         self.stop()
         raise failure
 
 
 class ProviderProcess(Process):
-    """A provider: launched with an empty environment and host data on standard input; ready when it has answered a call.
+    """A provider, launched with an empty environment and host data on standard input, and waited for.
 
-    :ivar start_s: from its launch to that answer, seen every `POLL_INTERVAL_S`
+    :ivar start_s: seconds from the launch to the first answer; it is called every `POLL_INTERVAL_S`
     """
 
     def __init__(
@@ -191,12 +192,12 @@ class ProviderProcess(Process):
 
     @property
     def pid(self) -> int:
-        """The process that serves: the one that a self-contained executable has started, or itself."""
+        """The id of the process that serves: the inner process of an executable, or the process itself."""
         return self._pids[-1]
 
     @property
     def pids(self) -> list[int]:
-        """All its processes."""
+        """The ids of all its processes."""
         return self._pids
 
     async def _wait(self, url: str) -> None:
@@ -213,12 +214,12 @@ class ProviderProcess(Process):
                     last = error
                 await asyncio.sleep(POLL_INTERVAL_S)
         if self.popen.poll() is not None:
-            raise self.failure(f"it ended with exit status {self.popen.returncode}")
-        raise self.failure(f"it answered no call within {START_TIMEOUT_S:g} s: {last}")
+            raise self.failure(f"the process ended with exit status {self.popen.returncode}")
+        raise self.failure(f"the process did not answer a call within {START_TIMEOUT_S:g} s: {last}")
 
 
 def host_data(provider_key: str, url: str, config: Mapping[str, str], watcher: str = "") -> dict[str, Any]:
-    """Host data of a provider with a link from the component that the load calls as, and one to a watcher, if there is one."""
+    """Return host data with a link from the component that the load calls as, and one to the watcher, if any."""
     links = [link_of(SOURCE_ID, provider_key, ["store", "atomics", "batch"])]
     if watcher:
         links.append(link_of(provider_key, watcher, ["watcher"], {"watch": "SET@*"}))
@@ -245,7 +246,7 @@ def host_data(provider_key: str, url: str, config: Mapping[str, str], watcher: s
 def link_of(
     source_id: str, target: str, interfaces: Sequence[str], source_config: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """A link, as a host defines it."""
+    """Return a link definition as a host sends it."""
     return {
         "source_id": source_id,
         "target": target,
@@ -261,7 +262,7 @@ def link_of(
 
 
 class WatcherProcess(Process):
-    """A component that a provider tells of changes; it answers, or takes each call and never does. Listens when it is made."""
+    """A component that watches for changes, and answers all calls or none. It listens once it is constructed."""
 
     def __init__(self, component: str, nats: NatsProcess, directory: Path, is_stuck: bool) -> None:
         command = (sys.executable, "-m", "bench.load.watching_component", nats.url, f"{LATTICE}.{component}")
@@ -279,7 +280,7 @@ class WatcherProcess(Process):
             raise
 
     def told(self) -> int:
-        """How many calls came so far."""
+        """Return the number of calls so far."""
         assert self.popen.stdin is not None
         assert self.popen.stdout is not None
         try:
@@ -287,42 +288,42 @@ class WatcherProcess(Process):
             self.popen.stdin.flush()
             return int(self.popen.stdout.readline())
         except (ValueError, BrokenPipeError):
-            raise self.failure("it ended") from None
+            raise self.failure("the process ended") from None
 
 
 class GeneratorProcess(Process):
-    """The load generator's process; it carries out one load after the other."""
+    """The load generator's process, which runs one load after the other."""
 
     def __init__(self, directory: Path, name: str = "load") -> None:
         command = (sys.executable, "-m", "bench.load.generator_process", "--stdin")
         super().__init__(name, command, directory, standard_input=None, standard_output=subprocess.PIPE)
 
     def run(self, load: Load) -> Outcome:
-        """Carry out a load.
+        """Run a load.
 
-        :raises LoadError: it measures nothing
+        :raises LoadError: the load is not valid
         """
         self.begin(load)
         return self.end()
 
     def begin(self, load: Load) -> None:
-        """Have a load carried out, without waiting."""
+        """Start a load without waiting for its end."""
         assert self.popen.stdin is not None
         try:
             self.popen.stdin.write(json.dumps(asdict(load)).encode() + b"\n")
             self.popen.stdin.flush()
         except BrokenPipeError:
-            raise self.failure("it ended") from None
+            raise self.failure("the process ended") from None
 
     def end(self) -> Outcome:
-        """The outcome of the load that was begun.
+        """Wait for the load that `begin` started, and return its outcome.
 
-        :raises LoadError: it measures nothing
+        :raises LoadError: the load is not valid
         """
         assert self.popen.stdout is not None
         line = self.popen.stdout.readline()
         if not line:
-            raise self.failure("it ended")
+            raise self.failure("the process ended")
         answer = json.loads(line)
         if "error" in answer:
             raise LoadError(answer["error"])

@@ -1,4 +1,4 @@
-"""Where the figures of a run come from: versions, machine, commit, load."""
+"""The provenance of a run's figures: versions, machine, commit and load average."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNKNOWN = "unknown"
 
 
 def about() -> dict[str, Any]:
-    """All that a figure needs beside it, as JSON takes it."""
+    """Return time, commit, versions and machine of a run, as JSON values."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -30,12 +30,12 @@ def about() -> dict[str, Any]:
 
 
 def load_average() -> str:
-    """Of one, five and fifteen minutes."""
+    """Return the load averages of one, five and fifteen minutes."""
     return " ".join(f"{average:.2f}" for average in os.getloadavg())
 
 
 def commit() -> dict[str, Any]:
-    """The commit that is checked out, and whether files differ from it."""
+    """Return the checked-out commit, and whether there are uncommitted changes."""
     return {
         "id": _output("git", "rev-parse", "HEAD"),
         "changed": bool(_output("git", "status", "--porcelain", otherwise="")),
@@ -43,7 +43,7 @@ def commit() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of all that has a part in the figures."""
+    """Return the versions of everything that influences the figures."""
     found = {"python": f"{platform.python_implementation()} {platform.python_version()}"}
     for name in PACKAGES:
         try:
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor as Linux names it, and memory."""
+    """Return processor, cores, memory and operating system."""
     model = platform.processor() or UNKNOWN
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -73,7 +73,7 @@ def machine() -> dict[str, Any]:
 
 
 def _output(*command: str | Path, otherwise: str = UNKNOWN) -> str:
-    """What a command writes."""
+    """Return the output of a command, or `otherwise` if it fails."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What a run gives: a row for each case, subject and round, and the failures of peers."""
+"""The results of a run: a row for each case, subject and round, and the failures of peers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ REFERENCE = "bare"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one subject gave in one case, in one round.
+    """The figures of one subject in one case and round.
 
-    :ivar fields: of the case
-    :ivar latencies: a histogram, encoded
+    :ivar fields: the fields of the case
+    :ivar latencies: an encoded histogram
     """
 
     scenario: str
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A case in which a peer gave nothing, and which is left out for it from then on; if `is_gone`, all its cases are."""
+    """A case in which a peer failed, and which is skipped for it from then on. If `is_gone`, all its cases are."""
 
     subject: str
     case: str
@@ -39,11 +39,11 @@ class Failure:
     is_gone: bool
 
     def covers(self, subject: str, case: str) -> bool:
-        """Whether a case is left out for a subject."""
+        """Return True if a case is skipped for a subject."""
         return subject == self.subject and (self.is_gone or case == self.case)
 
     @property
     def text(self) -> str:
-        """One line."""
-        left_out = "; all its cases are left out" if self.is_gone else ""
+        """One line of text."""
+        left_out = "; all its cases are skipped" if self.is_gone else ""
         return f"{self.subject}: {self.case}, round {self.round + 1}: {self.why}{left_out}"

@@ -1,4 +1,4 @@
-"""What is measured: the cases of each scenario. A case is one load; most scenarios are lists of them."""
+"""The cases of each scenario. A case is one load. Most scenarios are lists of cases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.load.workload import BATCHES, Function, Headers
 
 __all__ = ["CASES", "QUICK_CASES", "REFERENCE_CASE", "SCENARIOS", "Case", "size_text"]
 
-#: Bytes of values in one bucket, so that large ones do not fill the machine.
+#: Maximum bytes of values in one bucket, so that large values do not fill the machine's memory.
 BUCKET_BYTES = 64 * 1024 * 1024
 KEYS_MAX = 10_000
 LARGE_BYTES = 64 * 1024
@@ -17,7 +17,7 @@ LARGE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One load: see `bench.load.workload.Load`. `keys` 0: as many as fit."""
+    """One load, see `bench.load.workload.Load`. If `keys` is 0, the key space is as large as fits."""
 
     function: Function
     value_bytes: int = 64
@@ -30,7 +30,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Its name in tables.
+        """The case's name in tables.
 
         >>> Case(function="list-keys", page_keys=100).label, Case(function="get-many").label
         ('list-keys of 100, 64 in flight', 'get-many of 100 x 64 B, 64 in flight')
@@ -47,19 +47,20 @@ class Case:
 
     @property
     def key_space(self) -> int:
-        """Keys that are used."""
+        """The number of keys that the load uses."""
         return self.keys or max(1, min(KEYS_MAX, BUCKET_BYTES // self.value_bytes))
 
     @property
     def warm_calls(self) -> int:
-        """Calls before the measurement."""
+        """The number of calls before the measurement."""
         if self.rate:
             return 0
         return self.in_flight if self.value_bytes >= LARGE_BYTES else max(200, 4 * self.in_flight)
 
 
 def size_text(size: int) -> str:
-    """
+    """Return a number of bytes as text.
+
     >>> size_text(64), size_text(65536), size_text(4194304)
     ('64 B', '64 KiB', '4 MiB')
     """
@@ -69,7 +70,7 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
-#: A run is void where the bare responder is too dear here: then the machine did something else.
+#: A run is void if the bare responder uses too much CPU here, because then the machine was busy with something else.
 REFERENCE_CASE = Case(function="get")
 
 VALUE_SIZES = (64, 1024, 64 * 1024, 1024 * 1024, 4 * 1024 * 1024)
@@ -107,21 +108,21 @@ QUICK_CASES: Mapping[str, Sequence[Case]] = {
     "increment": (),
 }
 
-#: What each shows, for --help.
+#: The description of each scenario, for --help and reports.
 SCENARIOS: Mapping[str, str] = {
     "functions": "each function, 64 B values, 64 in flight; pages of 10, 100, 1,000; mixed is 95 % get, 5 % set",
     "in-flight": "get and set of 64 B with 1, 8, 64, 512 in flight",
-    "headers": "get with no headers, a host's, and a host's that trace each call",
+    "headers": "get with no headers, with a host's, and with a host's that trace each call",
     "values": "get and set of 64 B, 1 KiB, 64 KiB, 1 MiB, 4 MiB, 8 in flight",
-    "idle": "get and set with one in flight: latency of a provider that has nothing else to do",
-    "fixed-rate": "open loop, 10,000 calls/s: latency from when a call was due, so that a stall is seen",
-    "batch": "get-many and set-many of 100 keys beside single get and set, 64 B values, 64 in flight: keys/s",
-    "increment": "increment beside set, 64 in flight",
-    "growth": "get, set and a page at 10^3 to 10^6 keys (10^7 with --large); memory a key",
-    "memory": "2,000 gets of 1 MiB at once: memory above the store",
-    "metrics": "get and set with metrics and without, at least 20 rounds",
-    "pages": "walks of a million keys that nobody listed yet, and the longest wait of a get beside them, beyond what the machine makes the bare responder wait",
-    "expiry": "get and set over a million keys that all have a deadline, and over as many without; memory a key",
-    "start": "time to a first answer, idle memory, and get: started as by a host, as `serve`, as the self-contained executable; at least 10 rounds",
-    "watch": "set with no watcher, with one that answers, with one that never does; at least 10 rounds, on new processes each",
+    "idle": "get and set with one in flight: latency of an otherwise idle provider",
+    "fixed-rate": "open loop, 10,000 calls/s: latency counts from when a call was due, so that a stall shows",
+    "batch": "get-many and set-many of 100 keys, compared with single get and set, 64 B values, 64 in flight: keys/s",
+    "increment": "increment compared with set, 64 in flight",
+    "growth": "get, set and a page at 10^3 to 10^6 keys (10^7 with --large); memory per key",
+    "memory": "2,000 gets of 1 MiB at once: memory above the filled store",
+    "metrics": "get and set with and without metrics; at least 20 rounds",
+    "pages": "first and second walk of a million keys, with gets beside them: longest waits, less the bare responder's",
+    "expiry": "get and set over a million keys with a deadline, and over a million without; memory per key",
+    "start": "time to first answer, idle memory, get: under a host, as `serve`, as the executable; at least 10 rounds",
+    "watch": "set without a watcher, with one that answers, with one that never does; at least 10 rounds",
 }

@@ -1,4 +1,4 @@
-"""What a run is made with: the NATS server, the load generator, the providers that were launched. All end with the stage."""
+"""The stage of a run: its NATS server, load generator and providers. All of them end with the stage."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ __all__ = ["PeerError", "Stage", "row_of"]
 
 FILL_IN_FLIGHT = 256
 FILL_BYTES_IN_FLIGHT = 16 * 1024 * 1024
-#: Of a provider that answers so slowly, a fill still ends.
+#: Seconds to wait for an answer during a fill; long enough for slow peers.
 FILL_TIMEOUT_S = 60.0
 DELETES_PER_S = 20_000
-#: Keys of counters, behind those of values: some providers have one key space for all buckets.
+#: Number of the first counter's key, above those of values, because some providers have one key space for all
+#: buckets.
 COUNTERS_FROM = 500_000_000
 
 
 class PeerError(Exception):
-    """A peer gave nothing in a case; in one line.
+    """A peer failed in a case. The text is one line.
 
-    :ivar is_gone: nor will it in any other: its process has ended, or never answered
+    :ivar is_gone: its process has ended or never answered, so it will fail in every other case too
     """
 
     def __init__(self, text: str, is_gone: bool) -> None:
@@ -41,7 +42,7 @@ class PeerError(Exception):
 
 
 class Stage:
-    """Launches what is needed when it is needed, and measures. A context manager."""
+    """A context manager that measures cases, and launches processes when they are needed."""
 
     nats: NatsProcess
     generator: GeneratorProcess
@@ -68,9 +69,9 @@ class Stage:
         self._exit.close()
 
     def launch(self, subject: Subject, config: Mapping[str, str] | None = None, watcher: str = "") -> ProviderProcess:
-        """A new process of a subject; it ends with the stage, or before by its `stop`.
+        """Launch a new process of a subject. It ends with the stage, or earlier if its `stop` is called.
 
-        :param watcher: the component that is linked to it as one
+        :param watcher: name of the component that is linked as a watcher
         """
         self._launched += 1
         name = f"{subject.name}-{self._launched}"
@@ -78,10 +79,10 @@ class Stage:
         return self._exit.enter_context(ProviderProcess(name, subject.command, own, self.nats, self.directory, watcher))
 
     def provider(self, subject: Subject, case: Case) -> ProviderProcess:
-        """The process of a subject that serves such cases: one for each configuration, kept."""
+        """Return the process of a subject for a case. There is one for each configuration."""
         config = {}
         if subject.is_peer:
-            pass  # it has what it has: the answers tell whether they can be compared
+            pass  # a peer does not know our options; a check of its answers decides if they can be compared
         elif case.function == "list-keys":
             config["page_keys"] = str(case.page_keys)
         elif not subject.is_store:
@@ -94,7 +95,7 @@ class Stage:
         return self._providers[key]
 
     def load(self, provider: ProviderProcess, subject: Subject, case: Case, bucket: str, seconds: float) -> Load:
-        """The load of a case. Deletes are counted and not timed, since each needs a key."""
+        """Return the load of a case. Deletes are limited by number instead of time, because each needs a key."""
         deletes = case.function == "delete"
         keys = max(1, int(seconds * DELETES_PER_S)) if deletes else case.key_space
         return Load(
@@ -134,7 +135,7 @@ class Stage:
         self._run_each_once(load)
 
     def fill_counters(self, load: Load) -> Load:
-        """A load of increments on keys that are new, and hold what it says that they do."""
+        """Fill new keys with the value `load.counted`. Return the load with these keys."""
         load = replace(load, first_key=COUNTERS_FROM + self._counters)
         self._counters += load.keys
         self._run_each_once(replace(load, in_flight=FILL_IN_FLIGHT, delta=load.counted, counted=0))
@@ -145,7 +146,7 @@ class Stage:
         self.generator.run(load)
 
     def measure(self, subject: Subject, case: Case, seconds: float) -> Outcome:
-        """Carry out a case once; what it needs is launched and filled before."""
+        """Measure a case once. Launch its provider and fill its keys first, if needed."""
         provider = self.provider(subject, case)
         bucket = {"delete": "deletes", "increment": "counters"}.get(case.function, bucket_of(case.value_bytes))
         load = self.load(provider, subject, case, bucket, seconds)
@@ -161,9 +162,9 @@ class Stage:
         return self.generator.run(load)
 
     def row(self, scenario: str, case: Case, subject: Subject, number: int, seconds: float) -> Row:
-        """What a case gave.
+        """Measure a case and return its row.
 
-        :raises PeerError: a peer failed; where one of ours does, it is the error of that
+        :raises PeerError: a peer failed; a failure of our own processes raises its own error
         """
         try:
             outcome = self.measure(subject, case, seconds)
@@ -179,14 +180,17 @@ class Stage:
         provider = self._providers.get((subject.name, ()))
         status = None if provider is None else provider.exit_status()
         if provider is not None and status is not None:
-            text = str(provider.failure(f"{text}; its process has ended with exit status {status}"))
+            text = str(provider.failure(f"{text}; its process ended with exit status {status}"))
         return PeerError(one_line(text), is_gone=provider is None or status is not None)
 
 
 def row_of(
     scenario: str, case: Case, subject: Subject, number: int, outcome: Outcome, more: Mapping[str, float]
 ) -> Row:
-    """An outcome as a row, with what else was measured. Beside batches, keys are what single calls are compared by, too."""
+    """Return an outcome and further figures as a row.
+
+    Single calls in the scenario `batch` have keys per second too, so that batches can be compared with them.
+    """
     has_keys = scenario == "batch" or case.function in (*BATCHES, "list-keys")
     figures = {
         "calls_per_s": outcome.calls_per_s,

@@ -1,4 +1,4 @@
-"""What is measured: ours in its variants, the bare responder, and peers."""
+"""The subjects of a run: our provider in its variants, the bare responder, and peers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ HOUR_MS = 3_600_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """A provider to be measured: what is launched, and its configuration, to which a case adds what it wants.
+    """A provider to measure: its command and its configuration, to which a case may add options.
 
-    :ivar command: with {nats} and {prefix} in place of the server's URL and the prefix, where it takes no host data
-    :ivar is_store: its answers are checked as a store's; else only their shape is
-    :ivar watcher: whether a component watches every set, and answers or never does
-    :ivar is_peer: not ours: no option of ours means anything to it, and where it fails the run goes on
+    :ivar command: may contain {nats} and {prefix}, for a provider that takes no host data
+    :ivar is_store: expect the answers of a store; otherwise only check their shape
+    :ivar watcher: the kind of component that watches every set, if any
+    :ivar is_peer: another project's provider. It does not know our options, and the run continues if it fails
     """
 
     name: str
@@ -57,23 +57,23 @@ WATCHED = Subject("direct-watched", OURS, DIRECT.config, watcher="answering")
 STUCK = Subject("direct-stuck", OURS, DIRECT.config, watcher="stuck")
 STANDALONE = Subject("serve", (*OURS, "serve", "--nats", "{nats}", "--prefix", "{prefix}", "--metrics-address", "0"))
 EXECUTABLE = Subject("executable", (str(ROOT / "build" / "keyvalue-inmemory"),), DIRECT.config)
-#: Of DIRECT, for the scenarios that compare it with them.
+#: Variants of DIRECT, for the scenarios that compare them with it.
 VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK, STANDALONE, EXECUTABLE)
 BARE = Subject(REFERENCE, (sys.executable, "-m", "bench.load.responder"), is_store=False)
 
 
 def peer(text: str) -> Subject:
-    """A subject from NAME=COMMAND.
+    """Return a subject from NAME=COMMAND.
 
     >>> peer("redis=/opt/keyvalue-redis --verbose").command
     ('/opt/keyvalue-redis', '--verbose')
 
-    :raises ValueError: it is none, or the name is taken
+    :raises ValueError: the text is malformed, or the name is taken
     """
     name, _, command = text.partition("=")
     words = tuple(shlex.split(command))
     if not (name.isascii() and name.replace("-", "").isalnum() and words):
-        raise ValueError(f"--peer: found {text!r}, allowed NAME=COMMAND, the name of letters, digits and '-'")
+        raise ValueError(f"--peer: found {text!r}, expected NAME=COMMAND; NAME may have letters, digits and '-'")
     if name in {subject.name for subject in (BARE, DIRECT, PLAIN, *VARIANTS)}:
-        raise ValueError(f"--peer: found the name {name}, which is taken")
+        raise ValueError(f"--peer: found the name {name}, which one of our subjects has")
     return Subject(name, words, is_peer=True)

@@ -1,8 +1,8 @@
-"""Calls end to end under pytest-benchmark, a group for each function: `scripts/bench functions`.
+"""End-to-end calls under pytest-benchmark, one group per function: `scripts/bench functions`.
 
-Each round is one load of real processes, the providers launched as a host does it. The clock is the load generator's: a figure is the
-time of a load over its calls, so OPS is calls a second. `extra_info` has latencies and CPU time. Subjects do not take turns here: for
-ratios use `scripts/bench endtoend`.
+Each round is one load on real processes. The clock is the load generator's: a figure is the time of a load divided by
+its calls, so OPS is calls per second. `extra_info` has latencies and CPU time. Subjects do not take turns here; for
+ratios, use `scripts/bench endtoend`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FUNCTIONS = [
 
 
 class LoadClock:
-    """Goes on by the seconds that a call of a load took."""
+    """A clock that each load advances by the seconds per call."""
 
     def __init__(self) -> None:
         self.now_s = 0.0

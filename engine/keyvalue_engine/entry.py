@@ -11,7 +11,7 @@ Memory is a formula, not a measurement, so that it is the same on every machine 
 `bytes_size` is a bytes object: 33 bytes of header and terminator, rounded up as CPython's allocator does. ENTRY is the share of
 one key in a dict. DEADLINE is the pair of value and deadline, the deadline's int object, and a tuple with a place in the heap. ORDER is
 the share of the sorted lists and of the position's int object. tests/engine/test_memory.py compares the formula with the growth of a
-process at a million keys.
+process at 200,000 keys.
 """
 
 from __future__ import annotations

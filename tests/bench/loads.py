@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from dataclasses import replace
 
-from bench.load.outcome import Outcome
 from bench.load.workload import Load
-from bench.run.processes import Process, ProviderProcess
+from bench.run.processes import ProviderProcess
 from bench.run.scenarios import Case
 from bench.run.stage import Stage
 from bench.run.subjects import Subject
 
 CALLS = 200
-#: Of a mebibyte and more.
+#: For values of a mebibyte and more.
 LARGE_CALLS = 10
 MIB = 2**20
 
 
 def little(stage: Stage, subject: Subject, case: Case, provider: ProviderProcess | None = None) -> Load:
-    """The load of a case, with few calls; its bucket is filled."""
+    """Return the load of a case, with few calls. Fill its bucket."""
     provider = provider or stage.provider(subject, case)
     calls = LARGE_CALLS if case.value_bytes >= MIB else CALLS
     load = stage.load(provider, subject, case, f"{case.function}-{case.value_bytes}", seconds=0.0)
@@ -30,13 +27,3 @@ def little(stage: Stage, subject: Subject, case: Case, provider: ProviderProcess
     if subject.is_store and case.function not in ("set", "set-many"):
         stage.fill(provider, load.bucket, load.keys, case.value_bytes)
     return load
-
-
-def run_with_a_stall(stage: Stage, load: Load, process: Process, after_s: float, stall_s: float) -> Outcome:
-    """Carry out a load while a process stands still for some time."""
-    stage.generator.begin(load)
-    time.sleep(after_s)
-    process.popen.send_signal(signal.SIGSTOP)
-    time.sleep(stall_s)
-    process.popen.send_signal(signal.SIGCONT)
-    return stage.generator.end()

@@ -160,7 +160,7 @@ def outcome(call: Call, subject: Subject) -> object:
         return type(error), str(error)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200)
 @given(conditions=conditions, steps=st.lists(st.tuples(st.integers(0, 4), calls), min_size=10, max_size=40))
 def test_a_write_that_is_written_out_does_what_the_commit_point_does(
     conditions: Conditions, steps: list[tuple[int, Call]]

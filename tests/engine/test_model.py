@@ -63,6 +63,8 @@ KEYS = [b"", b"a", b"b", b"key", *(b"key %d" % number for number in range(30)), 
 names = st.sampled_from(BUCKETS)
 keys = st.sampled_from(KEYS)
 numbers = st.sampled_from([0, 1, 9, 10**9, COUNTER_MAX - 1, COUNTER_MAX])
+#: One more than a counter may be, in all.
+deltas = numbers | st.just(COUNTER_MAX + 1)
 values = st.binary(max_size=40) | numbers.map(lambda number: b"%d" % number) | st.just(b"%d" % (COUNTER_MAX + 1))
 #: Short ones may be over after a load, since a file's deadlines are those of the system's time.
 ttls_ms = st.none() | st.sampled_from([1, 1_000, 3_600_000])
@@ -73,6 +75,8 @@ LOAD_MS = 60_000
 @st.composite
 def store_options(draw: st.DrawFn) -> StoreOptions:
     return StoreOptions(
+        key_bytes_max=draw(st.sampled_from([80, 100])),
+        bucket_name_bytes_max=draw(st.sampled_from([1, 7])),
         value_bytes_max=draw(st.sampled_from([30, 100])),
         buckets_max=draw(st.sampled_from([2, 100])),
         keys_max=draw(st.sampled_from([10, 1_000])),
@@ -96,8 +100,8 @@ def predicted_page(
     present: Iterable[bytes], position_of: Callable[[bytes], int], cursor: int, keys_max: int, bytes_max: int
 ) -> Prediction | None:
     """As many whole runs as fit, or one crowded run that is not too crowded; None: it is."""
-    behind = sorted((key for key in present if position_of(key) >= cursor), key=position_of)
-    left = [(position, set(run)) for position, run in groupby(behind, position_of)]
+    after = sorted((key for key in present if position_of(key) >= cursor), key=position_of)
+    left = [(position, set(run)) for position, run in groupby(after, position_of)]
     taken: list[tuple[int, set[bytes]]] = []
     count = size_bytes = 0
     while left:
@@ -148,7 +152,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.events: list[tuple[Change, bytes, bytes, Entry | None]] = []
         self.told: dict[bytes, dict[bytes, Entry]] = {}
         self.told_of: Counter[Change] = Counter()
-        self.deleted_keys = self.persisted_keys = 0
+        self.set_keys = self.deleted_keys = self.persisted_keys = 0
 
     def teardown(self) -> None:
         self.directory.cleanup()
@@ -223,10 +227,11 @@ class StoreMachine(RuleBasedStateMachine):
             else:
                 growth += bytes_size(len(stored.value)) - bytes_size(len(old.value))
                 growth -= (old.deadline_ns is not None) * DEADLINE_BYTES
-        limits = [
-            ("value in bytes", len(stored.value), options.value_bytes_max, len(stored.value))
-            for stored in changes.values()
-        ]
+        limits: list[tuple[str, int, int, int]] = []
+        for key, stored in changes.items():
+            limits.append(("key in bytes", len(key), options.key_bytes_max, True))
+            limits.append(("value in bytes", len(stored.value), options.value_bytes_max, True))
+        limits.append(("bucket name in bytes", len(name), options.bucket_name_bytes_max, True))
         limits.append(("buckets", len(bucket_names | {name}), options.buckets_max, name not in bucket_names))
         limits.append(
             ("keys limit", sum(len(self.live(known)) for known in BUCKETS) + new_keys, options.keys_max, new_keys)
@@ -254,6 +259,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert not expected
             if changes:
                 self.model.setdefault(name, {}).update(changes)
+                self.set_keys += len(changes)
                 self.written.add(name)
 
     def deadline_ns(self, ttl_ms: int | None) -> int | None:
@@ -283,13 +289,18 @@ class StoreMachine(RuleBasedStateMachine):
         changes = {key: Stored(value, self.deadline_ns(ttl_ms)) for key, value in entries.items()}
         self.write(name, changes, limited, lambda: self.handle(name, ttl_ms, limited=limited).set_many(entries))
 
-    @rule(name=names, key=keys, delta=numbers, ttl_ms=ttls_ms, limited=st.booleans())
+    @rule(name=names, key=keys, delta=deltas, ttl_ms=ttls_ms, limited=st.booleans())
     def increment(self, name: bytes, key: bytes, delta: int, ttl_ms: int | None, limited: bool) -> None:
         bucket = self.handle(name, ttl_ms, limited=limited)
         old = self.live(name).get(key, Stored(b"0", None))
         if not (old.value.isdigit() and len(old.value) <= 20 and int(old.value) + delta <= COUNTER_MAX):
-            with pytest.raises(CounterError, match="found "):
+            with pytest.raises((CounterError, LimitError)) as caught:
                 bucket.increment(key, delta)
+            if isinstance(
+                error := caught.value, LimitError
+            ):  # looked at first, so far as it is known before the value is
+                changes = {key: Stored(b"", None)}
+                assert [(error.what, error.found, error.allowed)] == self.predicted_refusal(name, changes, limited)
             return
         total = int(old.value) + delta
         stored = Stored(b"%d" % total, old.deadline_ns if ttl_ms is None else self.deadline_ns(ttl_ms))
@@ -331,6 +342,10 @@ class StoreMachine(RuleBasedStateMachine):
     def get(self, name: bytes, key: bytes) -> None:
         bucket = self.store.bucket(name)
         stored = self.live(name).get(key)
+        deadline_ns = None if stored is None else stored.deadline_ns
+        assert bucket.ttl_ms(key) == (
+            None if deadline_ns is None else -(-(deadline_ns - self.clock.now_ns) // NS_PER_MS)
+        ), "what is left is rounded up"
         try:
             assert bucket.get(key) == (None if stored is None else stored.value)
             assert bucket.exists(key) is (stored is not None)
@@ -370,6 +385,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert is_more_due or swept < keys_max
         if keys_max == 1_000:
             assert len(self.store) == sum(len(self.live(name)) for name in BUCKETS)
+
+    @rule()
+    def count_quota_anew(self) -> None:
+        self.store.remove_quota(self.quota)
+        self.store.add_quota(self.quota)
 
     @rule(name=names, cursor=st.none() | st.integers(0, 2**64 - 1) | st.integers(0, 100))
     def begin_walk(self, name: bytes, cursor: int | None) -> None:
@@ -419,14 +439,22 @@ class StoreMachine(RuleBasedStateMachine):
     def save_and_load(self, options: StoreOptions) -> None:
         path = Path(self.directory.name, "snapshot")
         self.store.save(path)
-        limits = ("value_bytes_max", "buckets_max", "keys_max", "strict_buckets")
+        self.store.check()
+        limits = (
+            "key_bytes_max",
+            "value_bytes_max",
+            "bucket_name_bytes_max",
+            "buckets_max",
+            "keys_max",
+            "strict_buckets",
+        )
         kept = {name: getattr(self.options, name) for name in limits}
         self.options = self.bounded(replace(options, **kept))
         self.store.remove_quota(self.quota)
         self.take_up(self.kind.load(path, self.options))
         self.events.clear()
         self.told_of.clear()
-        self.deleted_keys = self.persisted_keys = 0
+        self.set_keys = self.deleted_keys = self.persisted_keys = 0
         self.told = self.held()
         for name in BUCKETS:
             self.model[name] = dict(self.reloaded(name))
@@ -457,15 +485,12 @@ class StoreMachine(RuleBasedStateMachine):
             *self.store._tables.expiry._shards
         }
         assert len(self.store) == sum(map(len, self.held().values()))
+        assert self.store.bucket_count == len(self.store.bucket_names())
         live = {name: self.live(name) for name in BUCKETS}
         for name in self.store.bucket_names():
             handle = self.store.bucket(name)
+            assert len(handle) == len(entries_of(self.store, name))
             assert all(handle.get(key) == stored.value for key, stored in live[name].items())
-            assert all(
-                handle.ttl_ms(key)
-                == (None if stored.deadline_ns is None else -(-(stored.deadline_ns - self.clock.now_ns) // NS_PER_MS))
-                for key, stored in live[name].items()
-            )
         for walk in self.walks:
             walk.stayed &= live[walk.name].keys()
 
@@ -495,9 +520,10 @@ class StoreMachine(RuleBasedStateMachine):
             assert {key: entries.get(key) for key in live} == {key: stored.entry for key, stored in live.items()}
             assert entries.keys() - live.keys() <= self.model.get(name, {}).keys()
         assert self.told_of[EXPIRE] == self.store.expired_keys
+        assert self.told_of[SET] == self.set_keys, "each write is told once, and none that was refused"
         assert self.told_of[DELETE] == self.deleted_keys
         assert self.told_of[PERSIST] == self.persisted_keys
 
 
-StoreMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestStore = StoreMachine.TestCase

@@ -1,4 +1,7 @@
-"""Observers: told of each change in their bucket, with its kind and the key's deadline, in the order of writes to a key."""
+"""Observers that come, go and are replaced, and the order of events under threads.
+
+The model (test_model.py) replays what an observer is told, and compares it with the store after each step.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,10 @@ from keyvalue_engine import (
     EXPIRE,
     PERSIST,
     SET,
-    Bucket,
     BucketOptions,
     Change,
-    CounterError,
     Entry,
-    LimitError,
     Observer,
-    Quota,
     Store,
     StoreOptions,
 )
@@ -29,7 +28,7 @@ from keyvalue_engine.ledger import Account
 from keyvalue_engine.shard import Shard
 from tests.engine.clock import NS_PER_MS, Clock
 from tests.engine.entries import shards_of
-from tests.engine.races import placed, run_together
+from tests.engine.races import run_together
 
 #: What happened to a key, and what it holds now.
 Event = tuple[Change, bytes, Entry | None]
@@ -56,116 +55,7 @@ class Record:
         return taken
 
 
-def expiring(store: Store) -> Bucket:
-    """The bucket, through a handle whose writes expire after a millisecond."""
-    return store.bucket(b"b", BucketOptions(ttl_ms=1))
-
-
-EXPIRED = (EXPIRE, b"timed", None)
-#: At 1 ms, of keys k (7), timed (old, until 1 ms), lasts (5, until 9 ms).
-CALLS: list[tuple[Callable[[Store, Bucket], object], list[Event]]] = [
-    (lambda store, bucket: bucket.set(b"k", b"new"), [was_set(b"k", b"new")]),
-    (lambda store, bucket: bucket.set(b"k", b"7"), [was_set(b"k", b"7")]),
-    (lambda store, bucket: bucket.set(b"k", b"7", ttl_ms=1), [was_set(b"k", b"7", 2)]),
-    (lambda store, bucket: bucket.set(b"l", b""), [was_set(b"l", b"")]),
-    (lambda store, bucket: bucket.set(b"l", b"v", ttl_ms=1), [was_set(b"l", b"v", 2)]),
-    (lambda store, bucket: bucket.set(b"timed", b"v"), [EXPIRED, was_set(b"timed", b"v")]),
-    (lambda store, bucket: bucket.set(b"lasts", b"v", ttl_ms=1), [was_set(b"lasts", b"v", 2)]),
-    (lambda store, bucket: bucket.set(b"lasts", b"v"), [was_set(b"lasts", b"v")]),
-    (lambda store, bucket: bucket.persist(b"lasts"), [(PERSIST, b"lasts", b"5")]),
-    (lambda store, bucket: bucket.increment(b"k", 2), [was_set(b"k", b"9")]),
-    (lambda store, bucket: bucket.increment(b"n", 2), [was_set(b"n", b"2")]),
-    (lambda store, bucket: bucket.increment(b"lasts", 2), [was_set(b"lasts", b"7", 9)]),
-    (lambda store, bucket: bucket.increment(b"timed", 2), [EXPIRED, was_set(b"timed", b"2")]),
-    (lambda store, bucket: expiring(store).increment(b"k", 2), [was_set(b"k", b"9", 2)]),
-    (lambda store, bucket: bucket.set_many({b"l": b"1", b"k": b"2"}), [was_set(b"l", b"1"), was_set(b"k", b"2")]),
-    (lambda store, bucket: bucket.set_many({b"timed": b"1"}), [EXPIRED, was_set(b"timed", b"1")]),
-    (lambda store, bucket: expiring(store).set_many({b"k": b"1"}), [was_set(b"k", b"1", 2)]),
-    (lambda store, bucket: bucket.set_many({}), []),
-    (lambda store, bucket: bucket.delete(b"k"), [(DELETE, b"k", None)]),
-    (lambda store, bucket: bucket.delete(b"lasts"), [(DELETE, b"lasts", None)]),
-    (lambda store, bucket: bucket.delete(b"missing"), []),
-    (lambda store, bucket: bucket.delete(b"timed"), [EXPIRED]),
-    (lambda store, bucket: bucket.delete_many([b"missing", b"k", b"k"]), [(DELETE, b"k", None)]),
-    (lambda store, bucket: bucket.delete_many([b"timed"]), [EXPIRED]),
-    (lambda store, bucket: store.sweep(), [EXPIRED]),
-    (lambda store, bucket: bucket.page(), [EXPIRED]),
-    (lambda store, bucket: bucket.persist(b"timed"), [EXPIRED]),
-    (lambda store, bucket: bucket.persist(b"k"), []),
-    (lambda store, bucket: bucket.get(b"timed"), []),
-    (lambda store, bucket: bucket.get_many([b"timed", b"k"]), []),
-    (lambda store, bucket: bucket.ttl_ms(b"timed"), []),
-]
-
-
-@pytest.mark.parametrize("shard_keys_max", [1, 4_096])
-@pytest.mark.parametrize(("call", "events"), CALLS)
-def test_each_change_is_told_once(
-    call: Callable[[Store, Bucket], object],
-    events: list[Event],
-    shard_keys_max: int,
-    clock: Clock,
-) -> None:
-    store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=clock, seed=1)
-    record = Record()
-    store.observe(lambda name: record if name == b"b" else None)
-    bucket = store.bucket(b"b")
-    bucket.set(b"k", b"7")
-    bucket.set(b"timed", b"old", ttl_ms=1)
-    bucket.set(b"lasts", b"5", ttl_ms=9)
-    store.bucket(b"other").set(b"k", b"v")
-    assert record.take() == [was_set(b"k", b"7"), was_set(b"timed", b"old", 1), was_set(b"lasts", b"5", 9)]
-    clock.move_ms(1)
-    call(store, bucket)
-    assert sorted(record.take(), key=str) == sorted(events, key=str)
-    store.bucket(b"other").delete(b"k")
-    assert record.take() == []
-    store.check()
-
-
-def test_a_key_that_expires_as_it_is_written_is_told_to_have_gone_first(clock: Clock) -> None:
-    store = Store(clock=clock)
-    record = Record()
-    store.observe(lambda name: record)
-    bucket = store.bucket(b"b")
-    writes: list[tuple[Callable[[], object], int | None]] = [
-        (lambda: bucket.set(b"k", b"1", ttl_ms=1), 2),
-        (lambda: bucket.increment(b"k", 1), None),
-        (lambda: expiring(store).set_many({b"k": b"1"}), 4),
-    ]
-    for write, deadline_ms in writes:
-        bucket.set(b"k", b"5", ttl_ms=1)
-        clock.move_ms(1)
-        record.take()
-        write()
-        assert record.take() == [(EXPIRE, b"k", None), was_set(b"k", b"1", deadline_ms)]
-
-
-def test_what_was_refused_is_not_told() -> None:
-    store = Store(StoreOptions(keys_max=1, value_bytes_max=5))
-    quota = Quota(lambda name: True, None, 1)
-    store.add_quota(quota)
-    record = Record()
-    store.observe(lambda name: record)
-    bucket = store.bucket(b"b")
-    bucket.set(b"k", b"text")
-    assert record.take() == [was_set(b"k", b"text")]
-    refused: list[Callable[[], object]] = [
-        lambda: bucket.set(b"l", b"v"),
-        lambda: bucket.set(b"k", b"123456"),
-        lambda: bucket.set_many({b"k": b"v", b"l": b"v"}),
-        lambda: store.bucket(b"b", BucketOptions(quota=quota)).set(b"k", b"v", ttl_ms=1),
-        lambda: store.bucket(b"fresh").set(b"k", b"v"),
-    ]
-    for call in refused:
-        with pytest.raises(LimitError, match="found "):
-            call()
-    with pytest.raises(CounterError, match="found 'text'"):
-        bucket.increment(b"k", 1)
-    assert record.take() == []
-
-
-def test_who_is_told_is_asked_for_each_bucket_once() -> None:
+def test_the_observer_of_a_bucket_is_asked_for_once() -> None:
     store = Store()
     store.bucket(b"before").set(b"k", b"v")
     asked: list[bytes] = []
@@ -244,17 +134,6 @@ def test_an_observer_that_is_taken_away_during_a_write_harms_nothing(
     assert shard.entries.get(b"k") == event[2]
     assert record.take() in ([event], []), "a write that is under way may still be told"
     shard.check()
-
-
-def test_a_split_tells_nothing() -> None:
-    store = Store(StoreOptions(shard_keys_max=2, shards_min=1), hash_function=placed)
-    record = Record()
-    store.observe(lambda name: record)
-    bucket = store.bucket(b"b")
-    keys = [b"0", b"1", b"2", b"3"]
-    bucket.set_many(dict.fromkeys(keys, b"v"))
-    assert len(list(store._tables.by_name[b"b"].shards())) == 4
-    assert record.take() == [was_set(key, b"v") for key in keys]
 
 
 @pytest.mark.usefixtures("hasty_threads")

@@ -112,12 +112,9 @@ def small(path: Path) -> bytes:
 # Round trips
 
 CONTENTS: dict[str, Content] = {
-    "nothing": {},
-    "empty key, value and name": {b"": {b"": b""}},
-    "one key": {b"b": {b"k": b"v"}},
     "any bytes": {bytes(range(256)): {bytes(range(256)): bytes(range(256))}},
-    "many buckets": {b"bucket %d" % number: {b"k": b"%d" % number} for number in range(2_000)},
-    "many keys": {b"b": {b"%d" % number: b"value" for number in range(20_000)}},
+    "many buckets": {b"bucket %d" % number: {b"k": b"%d" % number} for number in range(300)},
+    "many keys": {b"b": {b"%d" % number: b"value" for number in range(5_000)}},
     "values of several blocks": {
         b"b": {b"%d" % number: bytes([number]) * 1_000_000 for number in range(5)},
         b"c": {b"k": b""},
@@ -126,24 +123,24 @@ CONTENTS: dict[str, Content] = {
 }
 
 
-@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-@pytest.mark.parametrize(
-    "options", [None, StoreOptions(shards_min=1, shard_keys_max=300)], ids=["default", "other shards"]
-)
-def test_what_was_saved_is_loaded(content: Content, options: StoreOptions | None, path: Path) -> None:
-    store = stored(content)
+def save_and_load(store: Store, content: Content, path: Path, options: StoreOptions | None = None) -> Store:
+    """Return the store that a snapshot of this one gives, which holds the same."""
     store.save(path)
     loaded = Store.load(path, options)
     loaded.check()
-    assert content_of(loaded) == content
+    assert content_of(loaded) == content_of(store) == content
     assert loaded.bucket_names() == store.bucket_names()
-    assert len(loaded) == len(store)
     for name in content:
         assert list(loaded.bucket(name).keys()) == list(store.bucket(name).keys()), "the order is that of before"
-    assert content_of(store) == content
+    return loaded
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_what_was_saved_is_loaded(content: Content, path: Path) -> None:
+    save_and_load(stored(content), content, path, StoreOptions(shards_min=1, shard_keys_max=300))
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.dictionaries(
         st.binary(max_size=9), st.dictionaries(st.binary(max_size=9), st.binary(max_size=99), min_size=1)
@@ -151,13 +148,8 @@ def test_what_was_saved_is_loaded(content: Content, options: StoreOptions | None
     seed=st.integers(0, 2**64 - 1),
 )
 def test_any_content_is_loaded(content: Content, seed: int, path: Path) -> None:
-    store = stored(content, seed=seed)
-    store.save(path)
-    loaded = Store.load(path)
-    loaded.check()
-    assert content_of(loaded) == content
-    loaded.save(path.with_name("again"))
-    assert Store.load(path.with_name("again"))._tables.seed == seed
+    loaded = save_and_load(stored(content, seed=seed), content, path)
+    assert save_and_load(loaded, content, path.with_name("again"))._tables.seed == seed
 
 
 def test_an_emptied_bucket_is_known_after_a_load_into_a_strict_store(path: Path) -> None:
@@ -230,26 +222,6 @@ def test_a_file_of_version_1_stays_readable(path: Path) -> None:
 
 
 # Deadlines
-
-
-def test_deadlines_go_on_after_a_load(path: Path, clock: Clock) -> None:
-    """A file's are those of the system's time; the store's clock is another one."""
-    store = Store(clock=clock)
-    bucket = store.bucket(b"b")
-    for number in range(3_000):
-        bucket.set(b"%d" % number, b"v", ttl_ms=HOUR_MS + 1_000 * number if number % 3 else None)
-    clock.move_ms(HOUR_MS // 2)
-    store.save(path)
-    loaded = Store.load(path, StoreOptions(shard_keys_max=100))
-    loaded.check()
-    assert content_of(loaded) == content_of(store)
-    for number in range(3_000):
-        before_ms, after_ms = (known.bucket(b"b").ttl_ms(b"%d" % number) for known in (store, loaded))
-        if before_ms is None or after_ms is None:
-            assert number % 3 == 0
-            assert (before_ms, after_ms) == (None, None)
-        else:
-            assert -1 <= before_ms - after_ms < LOAD_MS
 
 
 def test_deadlines_are_found_in_the_block_of_their_keys(path: Path) -> None:
@@ -326,24 +298,52 @@ def test_a_file_is_for_its_owner_alone_and_no_other_is_left(path: Path) -> None:
         os.umask(before)
 
 
-def test_a_relative_path_and_a_text_path_will_do(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_reaches_the_disk_before_its_rename_and_after_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash must leave the old file or the new one. See the header of `keyvalue_engine.snapshot`."""
+    steps: list[str] = []
+    descriptors: list[int] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        steps.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        descriptors.append(descriptor)
+        fsync(descriptor)
+
+    def noted_replace(source: str, target: str) -> None:
+        steps.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    stored({b"b": {b"k": b"v"}}).save(path)
+    assert steps == ["file", "rename", "directory"]
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
+def test_a_path_may_be_relative_and_its_directory_must_be_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     stored({b"b": {b"k": b"v"}}).save("snapshot")
     assert content_of(Store.load(str(path))) == {b"b": {b"k": b"v"}}
+    missing = path.parent / "missing" / "snapshot"
+    for call in (stored({}).save, Store.load):
+        with pytest.raises(FileNotFoundError, match="No such file or directory"):
+            call(missing)
+    assert os.listdir(path.parent) == ["snapshot"]
 
 
-def test_a_save_into_a_missing_directory_is_an_error_of_the_system(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="No such file or directory"):
-        stored({}).save(tmp_path / "missing" / "snapshot")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_save_that_may_not_be_renamed_leaves_nothing(path: Path) -> None:
+def test_a_save_that_may_not_be_renamed_leaves_nothing(path: Path, clock: Clock) -> None:
     path.mkdir()
+    store = Store(clock=clock)
+    store.bucket(b"b").set(b"k", b"v", ttl_ms=1)
+    clock.move_ms(1)
     with pytest.raises(IsADirectoryError, match="Is a directory"):
-        stored({b"b": {b"k": b"v"}}).save(path)
+        store.save(path)
     assert os.listdir(path.parent) == ["snapshot"]
     assert os.listdir(path) == []
+    assert store.bucket_names() == [], "it came upon an expired key, the last of its bucket"
+    store.check()
 
 
 @pytest.mark.parametrize("size_bytes_max", [0, 100, 1_500_000])
@@ -381,11 +381,6 @@ def test_what_a_handle_allowed_is_loaded_again(path: Path) -> None:
         loaded.bucket(b"b").set(b"12345", b"")
 
 
-def test_a_missing_file_is_an_error_of_the_system(path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="snapshot"):
-        Store.load(path)
-
-
 @pytest.mark.parametrize(
     ("options", "what", "found", "allowed"),
     [
@@ -409,7 +404,7 @@ def test_a_file_that_passes_a_limit_is_refused(
 def test_every_changed_byte_is_found(small: bytes, path: Path) -> None:
     for start, whole in frames_of(small):
         for at in range(start, start + len(whole)):
-            for flip in (1, 2, 4, 8, 16, 32, 64, 128, 0xFF):
+            for flip in (1, 0x80, 0xFF):
                 damaged = bytearray(small)
                 damaged[at] ^= flip
                 assert refusal(path, bytes(damaged)).offset == start
@@ -425,39 +420,24 @@ def test_every_cut_is_found(small: bytes, path: Path) -> None:
 
 
 @pytest.mark.parametrize("trailing", [b"\0", b"\n", b"x" * 1_000])
-def test_bytes_behind_the_end_are_refused(small: bytes, path: Path, trailing: bytes) -> None:
+def test_bytes_after_the_end_are_refused(small: bytes, path: Path, trailing: bytes) -> None:
     error = refusal(path, small + trailing)
     assert (error.offset, error.reason) == (len(small), f"found {len(trailing)} bytes behind the end")
-
-
-def test_a_second_snapshot_behind_the_end_is_refused(small: bytes, path: Path) -> None:
-    assert refusal(path, small * 2).offset == len(small)
 
 
 def joined(frames: list[tuple[int, bytes]]) -> bytes:
     return b"".join(whole for _, whole in frames)
 
 
-def test_swapped_frames_are_refused(small: bytes, path: Path) -> None:
-    frames = frames_of(small)
-    for first in range(len(frames)):
-        for second in range(first + 1, len(frames)):
-            swapped = frames.copy()
-            swapped[first], swapped[second] = swapped[second], swapped[first]
-            assert refusal(path, joined(swapped)).offset == frames[first][0]
-
-
-def test_doubled_frames_are_refused(small: bytes, path: Path) -> None:
+def test_swapped_doubled_and_dropped_frames_are_refused(small: bytes, path: Path) -> None:
     frames = frames_of(small)
     for index, (offset, whole) in enumerate(frames):
-        doubled = refusal(path, joined([*frames[: index + 1], *frames[index:]]))
-        assert doubled.offset == offset + len(whole)
-
-
-def test_dropped_frames_are_refused(small: bytes, path: Path) -> None:
-    frames = frames_of(small)
-    for index, (offset, _) in enumerate(frames):
-        assert refusal(path, joined([*frames[:index], *frames[index + 1 :]])).offset == offset
+        rest = frames[index + 1 :]
+        assert refusal(path, joined([*frames[: index + 1], *frames[index:]])).offset == offset + len(whole)
+        assert refusal(path, joined([*frames[:index], *rest])).offset == offset
+        for number, other in enumerate(rest):
+            swapped = [*frames[:index], other, *rest[:number], frames[index], *rest[number + 1 :]]
+            assert refusal(path, joined(swapped)).offset == offset
 
 
 def test_a_frame_of_another_file_is_refused_by_the_end(path: Path) -> None:
@@ -506,33 +486,23 @@ NO_BLOCK = "found a frame that is neither a block nor the end"
         ([[0, "keyvalue-inmemory snapshot", 1, -1]], 0, NO_HEADER),
         ([[0, "keyvalue-inmemory snapshot", 1, 1.5]], 0, NO_HEADER),
         ([[0, "keyvalue-inmemory snapshot", 1]], 0, NO_HEADER),
-        ([[2, 0, 0]], 0, NO_HEADER),
         ([[]], 0, NO_HEADER),
         ([HEADER, HEADER, [2, 0, 0]], 1, NO_BLOCK),
         ([HEADER, [3, b"b", []]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k"]]], 1, NO_BLOCK),
-        ([HEADER, [1, b"b", [b"k", b"v", b"k"]]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k", "v"]]], 1, NO_BLOCK),
-        ([HEADER, [1, b"b", [b"k", None]]], 1, NO_BLOCK),
         ([HEADER, [1, "b", [b"k", b"v"]]], 1, NO_BLOCK),
-        ([HEADER, [1, b"b", b"kv"]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", {b"k": b"v"}]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k", b"v"], 0]], 1, NO_BLOCK),
-        ([HEADER, [1, b"b", [b"k", b"v"], []]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k", b"v"], {}, {}]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k", b"v"], {0: None}]], 1, NO_BLOCK),
-        ([HEADER, [1, b"b", [b"k", b"v"], {0: 1.5}]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k", b"v"], {0: True}]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k", b"v"], {"0": 1}]], 1, NO_BLOCK),
-        ([HEADER, [1, b"b", [b"k", b"v"], {b"k": 1}]], 1, NO_BLOCK),
         ([HEADER, [2, 0]], 1, NO_BLOCK),
-        ([HEADER, [2, 0, None]], 1, NO_BLOCK),
         ([HEADER, [2, 1, 0]], 1, "found 0 blocks and 0 keys, written were 1 and 0"),
         ([HEADER, [2, 0, 1]], 1, "found 0 blocks and 0 keys, written were 0 and 1"),
         ([HEADER, [1, b"b", [b"k", b"v"]], [2, 1, 2]], 2, "found 1 blocks and 1 keys, written were 1 and 2"),
         ([HEADER, {}], 1, "found a frame that is not an array"),
-        ([HEADER, 1], 1, "found a frame that is not an array"),
-        ([HEADER, b""], 1, "found a frame that is not msgpack: "),
         ([HEADER, b"\xc1"], 1, "found a frame that is not msgpack: "),
         ([HEADER, b"\x93\x01"], 1, "found a frame that is not msgpack: "),
         ([HEADER, b"\xa1\xff"], 1, "found a frame that is not msgpack: "),
@@ -548,7 +518,7 @@ def test_a_frame_that_is_sound_but_wrong_is_refused(bodies: list[Any], index: in
     assert error.reason.startswith(reason)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=st.binary(max_size=300))
 def test_any_bytes_are_refused(file: bytes, path: Path) -> None:
     assert 0 <= refusal(path, file).offset <= len(file)
@@ -570,7 +540,7 @@ bodies_alike = (
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies=st.lists(objects | bodies_alike | st.binary(max_size=30), max_size=4))
 def test_frames_of_anything_are_loaded_or_refused(bodies: list[object], path: Path) -> None:
     file = crafted(HEADER, *bodies)
@@ -589,7 +559,7 @@ def test_frames_of_anything_are_loaded_or_refused(bodies: list[object], path: Pa
 
 def test_a_save_among_writers_is_loaded(path: Path) -> None:
     options = StoreOptions(shard_keys_max=50, shards_min=1)
-    stayed = {b"stays %d" % number: b"%d" % number for number in range(3_000)}
+    stayed = {b"stays %d" % number: b"%d" % number for number in range(1_000)}
     store = stored({b"b": stayed}, options)
     is_over = Event()
 
@@ -610,7 +580,7 @@ def test_a_save_among_writers_is_loaded(path: Path) -> None:
     for writer in writers:
         writer.start()
     try:
-        for _ in range(10):
+        for _ in range(5):
             store.save(path)
             loaded = Store.load(path, options)
             loaded.check()

@@ -1,4 +1,4 @@
-"""The guarantee of a walk, under churn and under threads; and what else only threads can break.
+"""The guarantee of a walk, under churn and under threads, and other writes by threads.
 
 The guarantee: a key that is there for the whole walk comes exactly once; one that is added or removed meanwhile at most once.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 from threading import Barrier
 
@@ -16,7 +15,7 @@ from xxhash import xxh3_64_intdigest
 
 from keyvalue_engine import Bucket, LimitError, Store, StoreOptions
 from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
-from tests.engine.races import overtaken, run_together
+from tests.engine.races import TIMEOUT_S, placed, run_together
 
 SEED = 11
 
@@ -47,7 +46,7 @@ class Walk:
         return self
 
     def check(self, stayed: set[bytes], churned: set[bytes]) -> None:
-        """Assert the guarantee, for keys at and behind the start."""
+        """Assert the guarantee, for keys at and after the start."""
         assert self.is_done
         positions = [position_of(key) for key in self.seen]
         assert positions == sorted(positions)
@@ -59,7 +58,7 @@ class Walk:
 
 
 # A population of which one half stays, a quarter goes and a quarter comes.
-COUNT = 100_000
+COUNT = 20_000
 STAYED = [b"stays %d" % number for number in range(COUNT // 2)]
 REMOVED = [b"goes %d" % number for number in range(COUNT // 4)]
 ADDED = [b"comes %d" % number for number in range(COUNT // 4)]
@@ -83,19 +82,19 @@ def churn(bucket: Bucket, rng: Random) -> Iterator[None]:
             bucket.set(key, b"v")
         else:
             assert bucket.delete(key)
-        if number % 500 == 0:
+        if number % 100 == 0:
             yield
 
 
 @pytest.mark.parametrize(
     ("shards_min", "shard_keys_max"),
-    [(1, 2**20), (1, 1_000), (64, 2_000), (1024, 4_096), (1024, 30)],
+    [(1, 2**20), (1, 1_000), (64, 30)],
 )
 def test_walks_under_churn(shards_min: int, shard_keys_max: int) -> None:
     store = populated(StoreOptions(shards_min=shards_min, shard_keys_max=shard_keys_max))
     bucket = store.bucket(b"b")
     rng = Random(SEED)
-    walks = [Walk(), Walk(0, 500), Walk(2**63), Walk(rng.getrandbits(64), 800), Walk(2**64 - 1)]
+    walks = [Walk(keys_max=200), Walk(0, 100), Walk(2**63, 150), Walk(rng.getrandbits(64), 160), Walk(2**64 - 1)]
     changes = churn(bucket, rng)
     under_way = [*walks]
     pages_under_churn = 0
@@ -113,123 +112,21 @@ def test_walks_under_churn(shards_min: int, shard_keys_max: int) -> None:
     store.check()
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [((1, 2**20), (1024, 40)), ((64, 500), (1, 2**20)), ((64, 500), (64, 499))]
-)
-def test_a_walk_goes_on_after_a_load(before: tuple[int, int], after: tuple[int, int], tmp_path: Path) -> None:
-    store = populated(StoreOptions(shards_min=before[0], shard_keys_max=before[1]))
+def test_a_split_that_is_not_needed_does_not_happen() -> None:
+    """Another thread may have split the shard, or have deleted a key of it, since the write that asks for the split."""
+    store = Store(StoreOptions(shard_keys_max=2, shards_min=1), hash_function=placed)
     bucket = store.bucket(b"b")
-    changes = churn(bucket, Random(SEED))
-    walks = [Walk(keys_max=keys_max) for keys_max in (100, 700, 1_000)]
-    for walk in walks:
-        for _ in range(40):
-            walk.step(bucket)
-            next(changes, None)
-    assert not any(walk.is_done for walk in walks)
-    store.save(tmp_path / "snapshot")
-    loaded = Store.load(tmp_path / "snapshot", StoreOptions(shards_min=after[0], shard_keys_max=after[1]))
-    loaded.check()
-    assert loaded.memory_bytes != store.memory_bytes, "there are as many shards as before"
-    for walk in walks:
-        walk.finish(loaded.bucket(b"b")).check({*STAYED}, CHURNED)
-
-
-# One call overtakes another, at the only place where it can: before a stripe is taken
-
-
-def test_a_page_overtaken_by_the_last_delete_is_empty() -> None:
-    store, bucket, by = overtaken(9, b"1")
-    by(lambda: bucket.delete(b"1"))
-    assert bucket.page() == ([], None)
-    assert store.memory_bytes == 0
-
-
-def test_a_page_overtaken_by_a_split_is_whole() -> None:
-    store, bucket, by = overtaken(2, b"0", b"2")
-    by(lambda: bucket.set(b"1", b"v"))
-    assert bucket.page() == ([b"0", b"1", b"2"], None)
-    store.check()
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_a_set_overtaken_by_the_last_delete_is_not_lost(strict: bool) -> None:
-    store, bucket, by = overtaken(9, b"1", strict=strict)
-    by(lambda: bucket.delete(b"1"))
-    bucket.set(b"1", b"new")
-    assert bucket.get(b"1") == b"new"
-    assert (len(store), store.bucket_names()) == (1, [b"b"])
-    store.check()
-
-
-def test_a_set_overtaken_by_a_split_is_not_lost_and_splits_in_its_turn() -> None:
-    store, bucket, by = overtaken(2, b"0 a", b"0 b")
-    by(lambda: bucket.set(b"3", b"v"))
-    bucket.set(b"0 c", b"new")
-    assert bucket.get(b"0 c") == b"new"
-    assert len(list(bucket.keys())) == 4
-    store.check()
-
-
-@pytest.mark.parametrize("again", [False, True])
-def test_a_delete_overtaken_by_the_last_delete(again: bool) -> None:
-    store, bucket, by = overtaken(9, b"1")
-
-    def delete() -> None:
-        bucket.delete(b"1")
-        if again:
-            bucket.set(b"1", b"new")
-
-    by(delete)
-    assert bucket.delete(b"1") is again
-    assert (len(store), store.bucket_names(), store.memory_bytes) == (0, [], 0)
-
-
-def test_a_delete_overtaken_by_a_split_removes_the_key() -> None:
-    store, bucket, by = overtaken(2, b"0", b"1")
-    by(lambda: bucket.set(b"2", b"v"))
-    assert bucket.delete(b"0") is True
-    assert list(bucket.keys()) == [b"1", b"2"]
-    store.check()
-
-
-def test_the_freeing_of_a_bucket_overtaken_by_a_set_does_not_happen() -> None:
-    store, bucket, by = overtaken(9, b"1")
-    by(lambda: by(lambda: bucket.set(b"2", b"new")))  # before the second taking: that of the freeing
-    assert bucket.delete(b"1") is True
-    assert list(bucket.keys()) == [b"2"]
-    store.check()
-
-
-@pytest.mark.parametrize("by_delete", [False, True])
-def test_a_split_that_is_no_longer_needed_does_not_happen(by_delete: bool) -> None:
-    store, bucket, by = overtaken(2, b"0", b"1")
+    bucket.set_many({b"0": b"", b"1": b""})
     table = store._tables.by_name[b"b"]
-    [shard] = table.shards()
-    if by_delete:
-        by(lambda: by(lambda: bucket.delete(b"2")))  # before the second taking: that of the split
-    bucket.set(b"2", b"v")
+    [shard] = before = [*table.shards()]
+    table.split(shard)
+    assert [*table.shards()] == before
+    bucket.set(b"2", b"")
     after = [*table.shards()]
-    assert len(after) == (1 if by_delete else 4)
-    assert shard.retired is not by_delete
+    assert shard.retired and len(after) == 4
     table.split(shard)
     assert [*table.shards()] == after
     store.check()
-
-
-@pytest.mark.parametrize("by_split", [False, True])
-def test_a_save_overtaken(by_split: bool, tmp_path: Path) -> None:
-    store, bucket, by = overtaken(2, b"0", b"1")
-
-    def empty() -> None:
-        for key in (b"0", b"1"):
-            bucket.delete(key)
-
-    by((lambda: bucket.set(b"2", b"v")) if by_split else empty)
-    store.save(tmp_path / "snapshot")
-    loaded = Store.load(tmp_path / "snapshot")
-    assert sorted(loaded.bucket(b"b").keys()) == ([b"0", b"1", b"2"] if by_split else [])
-    assert loaded.bucket_names() == store.bucket_names()
-    loaded.check()
 
 
 # Threads
@@ -305,7 +202,7 @@ def test_threads_that_empty_and_refill_a_bucket_lose_no_write(strict: bool, shar
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("shard_keys_max", [1, 2, 5])
 def test_threads_that_split_shards_lose_no_write(shard_keys_max: int) -> None:
-    for _ in range(20):
+    for _ in range(8):
         store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), seed=SEED)
         bucket = store.bucket(b"b")
 
@@ -322,7 +219,7 @@ def test_threads_that_split_shards_lose_no_write(shard_keys_max: int) -> None:
 
 
 def memory_of(keys: int, bucket_names: int) -> int:
-    """Memory of buckets of one shard, that hold so many keys in all."""
+    """Return the memory of buckets of one shard, which hold this number of keys in all."""
     buckets_bytes = bucket_names * (BUCKET_BYTES + bytes_size(1) + SHARD_BYTES)
     return buckets_bytes + keys * entry_size(b"0 000", b"v")
 
@@ -367,7 +264,7 @@ def test_failed_first_sets_by_threads_leave_the_bucket_unknown(strict: bool) -> 
     store = Store(StoreOptions(keys_max=1, strict_buckets=strict), seed=SEED)
     store.bucket(b"full").set(b"k", b"v")
     memory_bytes = store.memory_bytes
-    together = Barrier(8, timeout=10)
+    together = Barrier(8, timeout=TIMEOUT_S)
 
     def fail(key: bytes) -> None:
         for _ in range(300):
@@ -384,7 +281,7 @@ def test_failed_first_sets_by_threads_leave_the_bucket_unknown(strict: bool) -> 
 @pytest.mark.usefixtures("hasty_threads")
 def test_a_failed_first_set_forgets_no_bucket_that_another_thread_wrote() -> None:
     store = Store(StoreOptions(memory_bytes_max=1_000_000, strict_buckets=True), seed=SEED)
-    together = Barrier(8, timeout=10)
+    together = Barrier(8, timeout=TIMEOUT_S)
 
     def fail() -> None:
         for number in range(200):

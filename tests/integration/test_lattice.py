@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import nats
@@ -33,7 +33,7 @@ async def connection(nats_server: NatsServer) -> AsyncIterator[Connection]:
 
 
 class Lattice:
-    """Answers for links and configurations, and notes what it was asked for."""
+    """A lattice that answers for links and configurations, and notes each request."""
 
     def __init__(self, client: Client, name: str) -> None:
         self._client = client
@@ -41,6 +41,7 @@ class Lattice:
         self.prefix = f"wasmbus.ctl.v1.{name}."
         self.answers: dict[str, Any] = {}
         self.asked: list[str] = []
+        self.before_answer: Callable[[], Awaitable[None]] | None = None
 
     async def start(self) -> None:
         await self._client.subscribe(f"{self.prefix}>", cb=self._answer)
@@ -49,6 +50,8 @@ class Lattice:
     async def _answer(self, message: Msg) -> None:
         what = message.subject.removeprefix(self.prefix)
         self.asked.append(what)
+        if self.before_answer is not None:
+            await self.before_answer()
         if what in self.answers:
             answer = self.answers[what]
             await message.respond(answer if isinstance(answer, bytes) else json.dumps({"response": answer}).encode())
@@ -56,7 +59,7 @@ class Lattice:
 
 @pytest.fixture
 async def lattice(raw: Client, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lattice:
-    monkeypatch.setattr(lattice_module, "REQUEST_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(lattice_module, "REQUEST_TIMEOUT_S", DEADLINE_S)
     lattice = Lattice(raw, f"lattice-{abs(hash(request.node.name))}")
     await lattice.start()
     return lattice
@@ -96,12 +99,9 @@ async def test_configurations_stand_in_for_their_names(connection: Connection, l
             "SECRET_password: the lattice does not give secrets; delete the link and put it again",
         ),
         (["none"], "none: the lattice has no such configuration"),
-        (["list"], "list: response: found an array, expected an object"),
-        (["numbers"], "numbers: response.a: found a number, expected a string"),
         (["damaged"], "damaged: found 1 bytes that are not JSON"),
         (["a b"], "a b: name: found 'a b', allowed printable tokens"),
         (["n" * 1025], f"{'n' * 64}: the name is 1025 bytes; the limit is 1024"),
-        (["silent", "also silent"], "silent: the lattice has not answered within"),
         ("none", "target_config: found a string, expected an array"),
         ([1], "target_config[0]: found a number, expected a string"),
     ],
@@ -112,8 +112,6 @@ async def test_a_link_that_cannot_be_read(
     lattice.answers = {
         "link.get": [LINK | {"target_config": config}],
         "config.get.none": None,
-        "config.get.list": [],
-        "config.get.numbers": {"a": 1},
         "config.get.damaged": b"{",
     }
     ((key, _, unreadable),) = await found(connection, lattice)
@@ -124,9 +122,7 @@ async def test_a_link_that_cannot_be_read(
 @pytest.mark.parametrize(
     ("answer", "warning"),
     [
-        (b"", "found 0 bytes that are not JSON"),
         (b"[" * 100_000, "found 100000 bytes that are not JSON"),
-        (b"[]", "top level: found an array, expected an object"),
         (b'{"response": {}}', "response: found an object, expected an array"),
         (b'{"response": null}', ""),
         (b'{"success": false, "message": "no quorum", "response": null}', "the request failed: 'no quorum'"),
@@ -140,6 +136,20 @@ async def test_answers_that_are_none(
     assert [record.getMessage() for record in caplog.records if record.name == "keyvalue_provider.host.lattice"] == (
         [f"the links of the lattice: {warning}"] if warning else []
     )
+
+
+async def test_a_lattice_that_has_become_silent_is_asked_no_more(
+    connection: Connection, lattice: Lattice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lattice.answers = {"link.get": [LINK | {"name": name, "target_config": [name]} for name in ("one", "two")]}
+
+    async def be_impatient() -> None:
+        monkeypatch.setattr(lattice_module, "REQUEST_TIMEOUT_S", 0.05)
+
+    lattice.before_answer = be_impatient
+    for (_, _, name), _, unreadable in await found(connection, lattice):
+        assert unreadable == f"configuration {name}: the lattice has not answered within 0.05 s"
+    assert lattice.asked == ["link.get", "config.get.one"]
 
 
 async def test_nobody_answers(connection: Connection) -> None:
@@ -156,7 +166,7 @@ async def test_too_many(
 
 
 class Unconcerned:
-    """A capability to which all is the same; notes how often it was told of links."""
+    """A capability that does nothing; it notes how often it was told of links."""
 
     def __init__(self) -> None:
         self.told = 0
@@ -176,40 +186,56 @@ class Unconcerned:
         self.changed.set()
 
 
-@pytest.mark.parametrize("is_deleted", [True, False])
-async def test_a_link_that_is_deleted_before_the_lattice_is_asked_does_not_come_back(
-    connection: Connection, lattice: Lattice, raw: Client, monkeypatch: pytest.MonkeyPatch, is_deleted: bool
+def session(
+    connection: Connection, lattice: Lattice, links: Links, capability: Unconcerned | None = None, xkey: str = ""
+) -> HostSession:
+    """Return a session that is not started yet."""
+    host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
+    return HostSession(connection, host_data, links, xkey, capability or Unconcerned(), asyncio.Event())
+
+
+async def asked(host: HostSession) -> None:
+    """Return once the session has asked the lattice, and taken its answers."""
+    assert host._asking is not None
+    await asyncio.wait_for(host._asking, DEADLINE_S)
+
+
+@pytest.mark.parametrize("deleted", ["before it is asked", "while it is asked", "never"])
+async def test_a_link_that_is_deleted_before_the_lattice_answers_does_not_come_back(
+    connection: Connection, lattice: Lattice, raw: Client, monkeypatch: pytest.MonkeyPatch, deleted: str
 ) -> None:
+    """The lattice answers with what it knew when it was asked; what the host says meanwhile is newer."""
     lattice.answers = {"link.get": [LINK]}
     links = Links(KEY)
-    host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
-    host = HostSession(connection, host_data, links, "", Unconcerned(), asyncio.Event())
+    host = session(connection, lattice, links)
     subscribe = connection.subscribe_in_order
+
+    async def delete() -> None:
+        await raw.publish(f"wasmbus.rpc.{lattice.name}.{KEY}.linkdefs.del", json.dumps(LINK).encode())
 
     async def subscribe_and_hear(subject: str, handle: Callable[[bytes], None]) -> Subscription:
         subscription = await subscribe(subject, handle)
         await connection.flush(DEADLINE_S)
-        if is_deleted:
-            await raw.publish(f"wasmbus.rpc.{lattice.name}.{KEY}.linkdefs.del", json.dumps(LINK).encode())
-            await settled(raw)
+        await delete()
+        await settled(raw)
         await connection.flush(DEADLINE_S)
         return subscription
 
-    monkeypatch.setattr(connection, "subscribe_in_order", subscribe_and_hear)
+    if deleted == "before it is asked":
+        monkeypatch.setattr(connection, "subscribe_in_order", subscribe_and_hear)
+    elif deleted == "while it is asked":
+        lattice.before_answer = delete  # on the connection that answers, so it comes first
     await host.start()
-    assert host._asking is not None
-    await host._asking
+    await asked(host)
     assert lattice.asked == ["link.get"]
-    assert len(links) == (0 if is_deleted else 1)
+    assert len(links) == (1 if deleted == "never" else 0)
 
 
 async def test_of_links_in_thousands_the_capability_is_told_a_few_times(
     connection: Connection, lattice: Lattice, raw: Client
 ) -> None:
     capability, links = Unconcerned(), Links(KEY)
-    host = HostSession(
-        connection, HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY), links, "", capability, asyncio.Event()
-    )
+    host = session(connection, lattice, links, capability)
     await host.start()
     await connection.flush(DEADLINE_S)
     prefix = f"wasmbus.rpc.{lattice.name}.{KEY}"
@@ -232,7 +258,6 @@ K, X = KEY, "XKEY"
     [
         ([(K, "del", "default"), (K, "put", "default")], True),
         ([(K, "put", "default"), (K, "del", "default")], False),
-        ([(K, "put", "default"), (X, "put", "default"), (K, "del", "default")], False),
         ([(X, "put", "other"), (K, "del", "default"), (X, "put", "default")], True),
         ([(X, "del", "other"), (K, "put", "other"), (X, "del", "default"), (K, "put", "default")], True),
     ],
@@ -241,8 +266,7 @@ async def test_links_are_put_and_deleted_in_the_order_of_the_host(
     connection: Connection, lattice: Lattice, raw: Client, messages: list[tuple[str, str, str]], is_known: bool
 ) -> None:
     links = Links(KEY)
-    host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
-    host = HostSession(connection, host_data, links, X, Unconcerned(), asyncio.Event())
+    host = session(connection, lattice, links, xkey=X)
     await host.start()
     await connection.flush(DEADLINE_S)
     prefix = f"wasmbus.rpc.{lattice.name}"
@@ -269,11 +293,9 @@ async def test_the_lattice_is_asked_again_when_nats_is_back(
     await lattice.start()
     connection = await Connection.open(ConnectionOptions((server.url,)))
     links, capability = Links(KEY), Unconcerned()
-    host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
-    host = HostSession(connection, host_data, links, "", capability, asyncio.Event())
+    host = session(connection, lattice, links, capability)
     await host.start()
-    assert host._asking is not None
-    await host._asking
+    await asked(host)
     assert len(links) == 0
     lattice.answers = {"link.get": [LINK]}
     await in_thread(server.kill)
@@ -292,11 +314,9 @@ async def test_a_link_that_the_lattice_does_not_have_is_told(
     lattice.answers = {"link.get": []}
     links = Links(KEY)
     links.put_value(LINK)
-    host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
-    host = HostSession(connection, host_data, links, "", Unconcerned(), asyncio.Event())
+    host = session(connection, lattice, links)
     await host.start()
-    assert host._asking is not None
-    await host._asking
+    await asked(host)
     assert "link component -> kv (default): missing in the lattice; it stays in force" in caplog.text
     assert links.knows(MINE)
 
@@ -304,8 +324,7 @@ async def test_a_link_that_the_lattice_does_not_have_is_told(
 async def test_a_message_that_fails_is_logged_with_its_traceback(
     connection: Connection, raw: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of ours, and not taken for a fault of NATS."""
-
+    """The fault is ours, and not taken for one of NATS."""
     failed = asyncio.Event()
 
     async def fail(message: Message) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -14,7 +13,7 @@ from urllib.parse import urlencode
 import pytest
 
 from keyvalue_transport.nats.client import KeyValueClient
-from tests.conftest import DEADLINE_S, Launch, NatsServer, Process, in_thread
+from tests.conftest import DEADLINE_S, Launch, NatsServer, Process, in_thread, until
 from tests.integration.test_metrics import ON, Endpoint
 from tests.provider.observe.test_metrics import debian_program
 
@@ -30,7 +29,7 @@ scrape_configs:
 
 @pytest.fixture(scope="module")
 def path() -> None:
-    """Prometheus sees no difference."""
+    """Use the default path: Prometheus sees no difference."""
 
 
 class Prometheus(Process):
@@ -50,7 +49,7 @@ class Prometheus(Process):
         super().__init__(arguments, directory)
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """The answer of its HTTP interface."""
+        """Return the answer of its HTTP interface."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
         try:
             connection.request("GET", f"/api/v1/{path}?{urlencode(parameters)}")
@@ -61,7 +60,7 @@ class Prometheus(Process):
         return answer["data"]
 
     def query(self, expression: str) -> dict[frozenset[tuple[str, str]], float]:
-        """Values by labels, without those that say where they are from."""
+        """Return values by labels, without the labels that say where they are from."""
         where = {"__name__", "job", "instance"}
         return {
             frozenset((name, value) for name, value in series["metric"].items() if name not in where): float(
@@ -69,13 +68,6 @@ class Prometheus(Process):
             )
             for series in self.ask("query", query=expression)["result"]
         }
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Return once the condition holds: for what has no event of its own."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not await condition():  # noqa: ASYNC110 # what is waited for is in another process, and tells nobody
-            await asyncio.sleep(0.05)
 
 
 Start = Callable[[Endpoint], Prometheus]
@@ -99,7 +91,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         prometheus.wait()
 
 
-async def test_prometheus_scrapes_and_answers(launch: Launch, nats_server: NatsServer, start: Start) -> None:
+async def test_prometheus_scrapes_answers_and_evaluates_the_rules(
+    launch: Launch, nats_server: NatsServer, start: Start
+) -> None:
     provider = launch(ON)
     async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
         for number in range(7):
@@ -112,7 +106,7 @@ async def test_prometheus_scrapes_and_answers(launch: Launch, nats_server: NatsS
         count = await in_thread(prometheus.query, "count_over_time(wrpc_keyvalue_keys[1m]) >= 2")
         return bool(count)
 
-    await until(scraped)
+    await until(scraped, "two scrapes")
     operations = await in_thread(prometheus.query, "wrpc_keyvalue_operations_total > 0")
     assert operations == {
         frozenset({("operation", "set"), ("result", "ok")}): 7,
@@ -124,10 +118,6 @@ async def test_prometheus_scrapes_and_answers(launch: Launch, nats_server: NatsS
     (target,) = (await in_thread(prometheus.ask, "targets"))["activeTargets"]
     assert (target["health"], target["lastError"]) == ("up", "")
 
-
-async def test_the_rules_are_evaluated_on_real_metrics(launch: Launch, start: Start) -> None:
-    prometheus = await in_thread(start, Endpoint.of(launch(ON)))
-
     async def rules() -> list[dict[str, Any]]:
         (group,) = (await in_thread(prometheus.ask, "rules"))["groups"]
         found: list[dict[str, Any]] = group["rules"]
@@ -137,5 +127,5 @@ async def test_the_rules_are_evaluated_on_real_metrics(launch: Launch, start: St
         up = await in_thread(prometheus.query, "up == 1")
         return bool(up) and all(rule["health"] == "ok" and rule["state"] == "inactive" for rule in await rules())
 
-    await until(evaluated)
+    await until(evaluated, "the rules are evaluated")
     assert {rule.get("lastError", "") for rule in await rules()} == {""}

@@ -1,51 +1,66 @@
-"""What `keyvalue-inmemory config check` says. Real processes; no NATS server, since it connects to nothing."""
+"""`keyvalue-inmemory config check`: what it says of options, host data and links. It connects to nothing."""
 
 from __future__ import annotations
 
 import base64
 import json
+import logging
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from keyvalue_provider.__main__ import main
 from keyvalue_provider.config.options import SERVE_OPTIONS
 from tests.conftest import DEADLINE_S, HOST_CAPTURE, PROVIDER, host_environment
 from tests.host_double import XKey
 
 SECRET = "a-s3cret"
+LINK = {"source_id": "component", "target": "kv", "name": "default", "interfaces": ["store"]}
+WATCHING = {"source_id": "kv", "target": "component", "interfaces": ["watcher"]}
 
 
-def check(*flags: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Exit code and output of `keyvalue-inmemory config check`."""
-    ended = subprocess.run(
-        [PROVIDER, "config", "check", *flags],
-        input=stdin,
-        env=host_environment() | dict(environment or {}),
-        capture_output=True,
-        timeout=DEADLINE_S,
-    )
-    assert b"Traceback" not in ended.stderr
-    return ended.returncode, (ended.stdout + ended.stderr).decode()
+Check = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def check(
+    root: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Check:
+    """Run the command in this process, with host data as an object; give its exit code and output."""
+
+    def run(*flags: str, host_data: object = None, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+        if host_data is not None:
+            path = tmp_path / "host_data"
+            path.write_bytes(encoded(host_data))
+            flags = ("--host-data", str(path), *flags)
+        with monkeypatch.context() as patch:
+            for name, value in (environment or {}).items():
+                patch.setenv(name, value)
+            code = main(["config", "check", *flags])
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+def encoded(host_data: object) -> bytes:
+    return base64.b64encode(json.dumps(host_data).encode())
+
+
+def wrong(output: str) -> list[str]:
+    return [line.removeprefix("wrong: ") for line in output.splitlines() if line.startswith("wrong: ")]
 
 
 def rows(output: str) -> dict[str, tuple[str, str]]:
     return {line.split()[0]: (line[24:56].strip(), line[58:]) for line in output.splitlines()}
 
 
-def test_check_shows_every_option_and_where_it_came_from(tmp_path: Path) -> None:
+def test_check_shows_every_option_and_where_it_came_from(check: Check, tmp_path: Path) -> None:
     path = tmp_path / "keyvalue.toml"
     path.write_text("page_keys = 7\nbuckets = ['b', 'a']\nkeys_max = 1\n")
-    code, output = check(
-        "--config",
-        str(path),
-        "--strict-buckets",
-        "--nats",
-        f"nats://u:{SECRET}@a",
-        environment={"KEYVALUE_KEYS_MAX": "2"},
-    )
+    flags = ("--config", str(path), "--strict-buckets", "--nats", f"nats://u:{SECRET}@a")
+    code, output = check(*flags, environment={"KEYVALUE_KEYS_MAX": "2"})
     assert code == 0
     shown = rows(output)
     assert shown["page_keys"] == ("7", str(path))
@@ -59,90 +74,71 @@ def test_check_shows_every_option_and_where_it_came_from(tmp_path: Path) -> None
     assert SECRET not in output
 
 
-def test_check_says_all_that_is_wrong() -> None:
-    code, output = check(
-        "--page-keys",
-        "x",
-        "--tls-ca",
-        "none.pem",
-        environment={"KEYVALUE_ACCESS": "all", "KEYVALUE_TTL_M": "1", "KEYVALUE_HOST": "1"},
-    )
+def test_check_says_all_that_is_wrong(check: Check) -> None:
+    environment = {"KEYVALUE_ACCESS": "all", "KEYVALUE_TTL_M": "1", "KEYVALUE_HOST": "1"}
+    code, output = check("--page-keys", "x", "--tls-ca", "none.pem", environment=environment)
     assert code == 2
-    wrong = [line for line in output.splitlines() if line.startswith("wrong: ")]
-    assert wrong == [
-        "wrong: environment: ttl_m: no option has this name; did you mean ttl_ms?",
-        "wrong: environment: access: found 'all', allowed read-write or read-only",
-        "wrong: command line: page_keys: found 'x', allowed a whole number from 1",
-        "wrong: environment: no option has this name: host",
-        "wrong: tls_ca: 'none.pem': No such file or directory, allowed the path of a PEM file, or its text",
+    assert wrong(output) == [
+        "environment: ttl_m: no option has this name; did you mean ttl_ms?",
+        "environment: access: found 'all', allowed read-write or read-only",
+        "command line: page_keys: found 'x', allowed a whole number from 1",
+        "environment: no option has this name: host",
+        "tls_ca: 'none.pem': No such file or directory, allowed the path of a PEM file, or its text",
     ]
     assert rows(output)["page_keys"] == ("-", "command line")
-    code, output = check("--tls-ca", "none.pem")
-    assert code == 2
-    assert "none.pem" in output.splitlines()[-1]
 
 
-def test_check_of_host_data(tmp_path: Path) -> None:
-    link = {"source_id": "component", "target": "kv", "name": "default", "interfaces": ["store"]}
+def test_check_of_host_data(check: Check) -> None:
     host_data = HOST_CAPTURE["host_data"] | {
         "provider_key": "kv",
         "config": {"page_keys": "7", "other": "1"},
         "secrets": {"bucket": {"kind": "String", "value": SECRET}},
         "link_definitions": [
-            link | {"target_config": {"access": "read-only", "url": "redis://"}},
-            link | {"name": "second", "target_config": {"access": SECRET}},
-            link | {"name": "sealed", "target_secrets": list(SECRET.encode())},
-            {
-                "source_id": "kv",
-                "target": "component",
-                "name": "w",
-                "interfaces": ["watcher"],
-                "source_config": {"watch": "x"},
-            },
+            LINK | {"target_config": {"access": "read-only", "url": "redis://"}},
+            LINK | {"name": "second", "target_config": {"access": SECRET}},
+            LINK | {"name": "sealed", "target_secrets": list(SECRET.encode())},
+            WATCHING | {"name": "w", "source_config": {"watch": "x"}},
         ],
     }
-    line = base64.b64encode(json.dumps(host_data).encode())
-    (tmp_path / "host_data").write_bytes(line)
-    code, output = check("--host-data", str(tmp_path / "host_data"))
-    assert (code, output) == check("--host-data", "-", stdin=line)
+    code, output = check(host_data=host_data)
     assert code == 2
+    ended = subprocess.run(
+        [PROVIDER, "config", "check", "--host-data", "-"],
+        input=encoded(host_data), env=host_environment(), capture_output=True, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout.decode(), ended.stderr) == (2, output, b""), "a process says the same"
     shown = rows(output)
     assert shown["page_keys"] == ("7", "config")
     assert shown["bucket"] == ("<redacted>", "secrets")
     assert shown["prefix"] == ("default.kv", "host data")
     assert shown["log_level"] == (HOST_CAPTURE["host_data"]["log_level"], "host data")
     assert "link component -> kv (default), store; options set: access, url\n" in output
-    wrong = [line.removeprefix("wrong: ") for line in output.splitlines() if line.startswith("wrong: ")]
-    assert wrong[0] == "config: no option has this name: other"
-    assert wrong[1].startswith(
-        "link component -> kv (sealed): target_secrets: found 8 bytes that do not begin with xkv1"
-    )
-    assert wrong[2].startswith("link component -> kv (second): all is denied: access: found 8 characters")
-    assert wrong[3].startswith("link kv -> component (w): watch[0]: found 1 characters")
-    assert wrong[4] == "link component -> kv (default): no option has this name: url"
+    for line, begin in zip(
+        wrong(output),
+        [
+            "config: no option has this name: other",
+            "link component -> kv (sealed): target_secrets: found 8 bytes that do not begin with xkv1",
+            "link component -> kv (second): all is denied: access: found 8 characters",
+            "link kv -> component (w): watch[0]: found 1 characters",
+            "link component -> kv (default): no option has this name: url",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(begin)
     assert SECRET not in output
 
 
-def check_links(*links: dict[str, Any], **fields: object) -> list[str]:
-    """What `config check` says of host data with these links, without its tables."""
-    host_data = {"provider_key": "kv", "link_definitions": links, **fields}
-    code, output = check("--host-data", "-", stdin=base64.b64encode(json.dumps(host_data).encode()))
-    said = [line for line in output.splitlines() if line.startswith(("remark: ", "wrong: "))]
-    assert code == (2 if any(line.startswith("wrong: ") for line in said) else 0)
-    return said
-
-
-def test_check_tells_unknown_misspelt_and_old_names_apart() -> None:
-    link = {"source_id": "component", "target": "kv", "interfaces": ["store"]}
-    watching = {"source_id": "kv", "target": "component", "interfaces": ["watcher"]}
-    said = check_links(
-        link | {"target_config": {"keys_max": "7", "url": "redis://", "timeout": "1"}},
-        link | {"name": "second", "target_config": {"acess": "read-only"}},
-        watching | {"source_config": {"URL": "redis://"}},
-        watching | {"name": "second", "source_config": {"watch": "SET@*", "watch_buckets": "1"}},
-        config={"bytes_max": "7", "note": ""},
-    )
-    assert said == [
+def test_check_tells_unknown_misspelt_and_old_names_apart(check: Check) -> None:
+    links = [
+        LINK | {"target_config": {"keys_max": "7", "url": "redis://", "timeout": "1"}},
+        LINK | {"name": "second", "target_config": {"acess": "read-only"}},
+        WATCHING | {"source_config": {"URL": "redis://"}},
+        WATCHING | {"name": "second", "source_config": {"watch": "SET@*", "watch_buckets": "1"}},
+    ]
+    config = {"bytes_max": "7", "note": ""}
+    code, output = check(host_data={"provider_key": "kv", "link_definitions": links, "config": config})
+    assert code == 2
+    assert [line for line in output.splitlines() if line.startswith(("remark: ", "wrong: "))] == [
         "remark: config: bytes_max is deprecated (use quota_bytes)",
         "remark: link component -> kv (default): keys_max is deprecated (use quota_keys)",
         "remark: link kv -> component (default): it watches nothing: the option watch is not set",
@@ -154,12 +150,17 @@ def test_check_tells_unknown_misspelt_and_old_names_apart() -> None:
     ]
 
 
-def test_an_old_name_is_only_a_remark() -> None:
-    link = {"source_id": "component", "target": "kv", "target_config": {"keys_max": "7"}}
-    assert check_links(link) == ["remark: link component -> kv (default): keys_max is deprecated (use quota_keys)"]
+def test_an_old_name_is_only_a_remark(check: Check) -> None:
+    links = [LINK | {"target_config": {"keys_max": "7"}}]
+    code, output = check(host_data={"provider_key": "kv", "link_definitions": links})
+    assert code == 0
+    assert output.splitlines()[-2:] == [
+        "remark: link component -> kv (default): keys_max is deprecated (use quota_keys)",
+        "nothing is wrong",
+    ]
 
 
-def test_check_reads_links_also_where_an_option_is_wrong() -> None:
+def test_check_reads_links_also_where_an_option_is_wrong(check: Check) -> None:
     own, host = XKey.generate(), XKey.generate()
     sealed = list(host.seal(json.dumps({"bucket": {"kind": "String", "value": SECRET}}).encode(), own))
     host_data = {
@@ -169,25 +170,14 @@ def test_check_reads_links_also_where_an_option_is_wrong() -> None:
         "host_xkey_public_key": host.public_key,
         "link_definitions": [{"source_id": "component\ud800", "target": "kv", "target_secrets": sealed}],
     }
-    code, output = check("--host-data", "-", stdin=base64.b64encode(json.dumps(host_data).encode()))
+    code, output = check(host_data=host_data)
     assert code == 2
     assert rows(output)["shards_min"] == ("-", "config")
     assert "link component\\ud800 -> kv (default), no interface; options set: none; secrets: bucket\n" in output
-    assert [line for line in output.splitlines() if line.startswith("wrong: ")] == [
-        "wrong: config: shards_min: found 3, allowed a power of two from 1 to 65536"
-    ]
+    assert wrong(output) == ["config: shards_min: found 3, allowed a power of two from 1 to 65536"]
 
 
-@pytest.mark.parametrize("name", ["tls_ca", "tls_certificate", "tls_key"])
-def test_check_does_not_show_a_certificate_that_came_as_a_secret(name: str) -> None:
-    host_data = {"secrets": {name: {"kind": "String", "value": SECRET}}}
-    code, output = check("--host-data", "-", stdin=base64.b64encode(json.dumps(host_data).encode()))
-    assert code == 2
-    assert f"wrong: {name}: " in output
-    assert SECRET not in output
-
-
-def test_check_does_not_show_a_seed_in_place_of_its_file() -> None:
+def test_check_does_not_show_a_seed_in_place_of_its_file(check: Check) -> None:
     seed = "SU" + "A" * 56
     code, output = check("--nkey", seed)
     assert code == 2
@@ -198,25 +188,28 @@ def test_check_does_not_show_a_seed_in_place_of_its_file() -> None:
     assert seed not in output
 
 
-def test_check_says_what_is_wrong_with_the_user(tmp_path: Path) -> None:
-    for fields, wrong in (
+@pytest.mark.parametrize(
+    ("host_data", "fault"),
+    [
+        *(({"secrets": {name: {"kind": "String", "value": SECRET}}}, f"{name}: ") for name in ("tls_ca", "tls_key")),
         (
             {"lattice_rpc_user_seed": SECRET},
-            "lattice_rpc_user_seed: found 8 characters that are not base32, expected a seed SU...",
+            "host data: lattice_rpc_user_seed: found 8 characters that are not base32, expected a seed SU...",
         ),
         (
             {"lattice_rpc_user_jwt": SECRET},
-            "lattice_rpc_user_seed: the seed is missing, and lattice_rpc_user_jwt needs it",
+            "host data: lattice_rpc_user_seed: the seed is missing, and lattice_rpc_user_jwt needs it",
         ),
-    ):
-        line = base64.b64encode(json.dumps(fields).encode())
-        code, output = check("--host-data", "-", stdin=line)
-        assert code == 2
-        assert output.endswith(f"\nwrong: host data: {wrong}\n")
-        assert SECRET not in output
+    ],
+)
+def test_check_does_not_show_a_secret_of_host_data(check: Check, host_data: dict[str, object], fault: str) -> None:
+    code, output = check(host_data=host_data)
+    assert code == 2
+    assert wrong(output)[0].startswith(fault)
+    assert SECRET not in output
 
 
-def test_check_as_json() -> None:
+def test_check_as_json(check: Check) -> None:
     code, output = check("--json", "--page-keys", "7")
     assert code == 0
     report = json.loads(output)
@@ -229,10 +222,10 @@ def test_check_as_json() -> None:
     [
         (("--host-data", "none"), "--host-data: none: No such file or directory"),
         (("--host-data", "-", "--page-keys", "1"), "--host-data: not allowed together with --page-keys"),
-        (("--host-data", "-"), "found an empty standard input, expected host data"),
+        (("--host-data", "/dev/null"), "found an empty standard input, expected host data"),
     ],
 )
-def test_check_of_nothing(flags: tuple[str, ...], message: str) -> None:
+def test_check_of_nothing(check: Check, flags: tuple[str, ...], message: str) -> None:
     code, output = check(*flags)
     assert code == 2
     assert output.startswith(f"keyvalue-inmemory: {message}")

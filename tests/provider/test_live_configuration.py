@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,13 +11,7 @@ from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.live_configuration import LiveConfiguration
 from keyvalue_provider.observe.log import JsonFormatter, PlainFormatter
 
-
-@pytest.fixture(autouse=True)
-def root() -> Iterator[logging.Logger]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield root
-    root.handlers[:], root.level = handlers, level
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def started(host_data: HostData) -> LiveConfiguration:

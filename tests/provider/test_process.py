@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,15 +15,7 @@ from keyvalue_provider.live_configuration import LiveConfiguration
 from keyvalue_transport.nats.connection import Connection
 
 
-@pytest.fixture(autouse=True)
-def root() -> Iterator[None]:
-    """Leave the log as it was."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-
-
+@pytest.mark.usefixtures("root")
 async def test_ailments_are_of_connection_background_tasks_and_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     async def die(store: Store) -> None:
         raise ZeroDivisionError

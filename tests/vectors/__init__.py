@@ -1,4 +1,4 @@
-"""Captured invocations, and their client once more: see README.md for the file.
+"""Captured invocations, and a client that replays them: README.md describes the file.
 
     load() ──> Vector ── state ──> preparation(state): calls that bring a server there
                   └──> Replay: what the captured client sends, and what comes back ──> results_allowed(vector)
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain, permutations
 from pathlib import Path
-from typing import NamedTuple, NotRequired, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypeAlias
 
 __all__ = ["MAX_PAYLOAD", "Message", "Publish", "Replay", "State", "Vector", "load", "preparation", "results_allowed"]
 
@@ -73,34 +73,6 @@ NOTHING = {
 }
 
 
-RawMessage = TypedDict(  # "from" is no name that a class could have
-    "RawMessage",
-    {
-        "from": str,
-        "what": str,
-        "subject": str,
-        "reply": str | None,
-        "header_hex": str | None,
-        "payload_len": int,
-        "payload_hex": NotRequired[str],
-        "payload_sha256": NotRequired[str],
-    },
-)
-
-
-class RawVector(TypedDict):
-    """A vector in the file."""
-
-    name: str
-    op: str
-    server: str
-    args: dict[str, str | None]
-    state_before: str
-    outcome_at_client: str
-    orders_seen: dict[str, int]
-    messages: list[RawMessage]
-
-
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message; `{R_c}` and `{R_s}` stand for the inboxes of client and server."""
@@ -114,7 +86,7 @@ class Message:
 
     @property
     def headers(self) -> dict[str, str] | None:
-        """What the header block says; None without one."""
+        """Return the headers, or None without a header block."""
         if self.header_block is None:
             return None
         lines = self.header_block.decode().removesuffix("\r\n\r\n").split("\r\n")
@@ -144,47 +116,47 @@ class Vector:
 
     @property
     def invocation(self) -> Message:
-        """The first message."""
+        """Return the first message."""
         return self.messages[0]
 
     @property
     def pieces(self) -> list[bytes]:
-        """Parameters, as the client cut them."""
+        """Return the parameters, as the client cut them."""
         return [message.payload for message in self.messages if message.what in ("invocation", "params")]
 
     @property
     def params(self) -> bytes:
-        """Parameters, joined."""
+        """Return the parameters, joined."""
         return b"".join(self.pieces)
 
     @property
     def answer(self) -> list[tuple[str, bytes]]:
-        """What the server sent, in order: `what` and payload."""
+        """Return what the server sent, in order: `what` and payload."""
         return [(message.what, message.payload) for message in self.messages if message.sender == "server"]
 
     @property
     def result(self) -> bytes | None:
-        """The result, joined; None where the invocation ended without one."""
+        """Return the result, joined, or None if the invocation ended without one."""
         pieces = [message.payload for message in self.messages if message.what == "result"]
         return b"".join(pieces) if pieces else None
 
     @property
     def closings_last(self) -> list[bool]:
-        """Whether the client's closing message was seen behind the end of the result; both may have been."""
+        """Return where the client's closing message was seen: after the end of the result (True), before it, or both."""
         return sorted({order.index("params-end") > order.index("result-end") for order in self.orders})
 
 
 def load() -> list[Vector]:
-    """All vectors of the file.
+    """Return all vectors of the file.
 
     :raises ValueError: a message that the file gives by its checksum is not what this module takes it for
     """
-    raw: list[RawVector] = json.loads(PATH.read_text(encoding="utf-8"))["vectors"]
+    raw: list[dict[str, Any]] = json.loads(PATH.read_text(encoding="utf-8"))["vectors"]
     return [_vector(vector) for vector in raw]
 
 
 def preparation(state: State) -> Iterator[tuple[str, tuple[bytes, ...]]]:
-    """Calls, by function and arguments, that bring an empty server into a state."""
+    """Yield calls, by function and arguments, that bring an empty server into a state."""
     for bucket, entries in state.items():
         for key, value in entries.items():
             yield "set", (bucket, key, value)
@@ -194,7 +166,7 @@ def preparation(state: State) -> Iterator[tuple[str, tuple[bytes, ...]]]:
 
 
 def results_allowed(vector: Vector, *, strict_buckets: bool = False) -> frozenset[bytes]:
-    """Results by which our provider may answer a vector of the example; none: it ends the invocation without one.
+    """Return the results that our provider may answer a vector with. Empty: it ends the invocation without one.
 
     They are the captured one, but for
 
@@ -234,7 +206,7 @@ class Publish(NamedTuple):
 
 
 class Replay:
-    """The client of a vector once more, without I/O. `answer` is what came back, as `Vector.answer`.
+    """A client that replays a vector, without I/O. `answer` is what came back, as `Vector.answer`.
 
     :param inbox: R_c: what comes to it and to `{inbox}.results` must be told to `receive`
     :param prefix: of the server; None: the captured one
@@ -263,21 +235,21 @@ class Replay:
 
     @property
     def ended(self) -> bool:
-        """Whether the result has ended."""
+        """Return True if the result has ended."""
         return bool(self.answer) and self.answer[-1][0] == "result-end"
 
     @property
     def result(self) -> bytes | None:
-        """The result that came, joined; None: none came."""
+        """Return the result that came, joined, or None."""
         pieces = [payload for what, payload in self.answer if what == "result"]
         return b"".join(pieces) if pieces else None
 
     def start(self) -> Publish:
-        """The invocation."""
+        """Return the invocation."""
         return self._first
 
     def receive(self, subject: str, payload: bytes, reply: str = "") -> list[Publish]:
-        """A message of the server; what to send next. Asserts that it comes in its turn."""
+        """Take a message of the server, which must come in its turn. Return what to send next."""
         if subject == self._inbox:
             assert self.answer == [], "the handshake comes first, and once"
             assert reply, "the handshake names the server's inbox"
@@ -297,7 +269,7 @@ class Replay:
         return Publish(f"{self._server_inbox}.params", b"")
 
 
-def _vector(raw: RawVector) -> Vector:
+def _vector(raw: dict[str, Any]) -> Vector:
     arguments = _arguments(raw)
     return Vector(
         name=raw["name"],
@@ -311,7 +283,7 @@ def _vector(raw: RawVector) -> Vector:
     )
 
 
-def _messages(raw: RawVector) -> Iterator[Message]:
+def _messages(raw: dict[str, Any]) -> Iterator[Message]:
     streams = {"client": BIG_PARAMS, "server": BIG_RESULT}
     for message in raw["messages"]:
         sender = message["from"]
@@ -329,7 +301,7 @@ def _messages(raw: RawVector) -> Iterator[Message]:
         yield Message(sender, message["what"], message["subject"], message["reply"], header_block, payload)
 
 
-def _arguments(raw: RawVector) -> Arguments | None:
+def _arguments(raw: dict[str, Any]) -> Arguments | None:
     args = raw["args"]
     match raw["op"], args:
         case _, {"params_hex": _}:
@@ -345,7 +317,7 @@ def _arguments(raw: RawVector) -> Arguments | None:
     raise ValueError(f"{raw['name']}: found arguments of another form: {sorted(args)}")
 
 
-def _state(raw: RawVector, arguments: Arguments | None) -> State:
+def _state(raw: dict[str, Any], arguments: Arguments | None) -> State:
     before = raw["state_before"]
     if raw["name"] == "trailing-bytes":  # its arguments are not told; its bytes ask for "bb"
         return {b"bucket": {b"bb": b"2"}}

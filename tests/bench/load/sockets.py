@@ -35,24 +35,27 @@ class Socket(asyncio.Transport):
 
 
 def connected(protocol: NatsProtocol) -> Socket:
-    """The socket of a protocol that a server has greeted."""
+    """Return the socket of a protocol that a server has greeted."""
     socket = Socket()
     protocol.connection_made(socket)
     protocol.data_received(INFO + b"PONG\r\n")
     return socket
 
 
-def answers(generator: Generator, result: bytes, calls: int) -> bytes:
-    """What a server sends of the first calls, with large results in pieces."""
-    frames = []
-    for number in range(calls):
-        reply = b"%b.%d" % (generator.inbox, number)
-        frames.append(b"MSG %b 1 _INBOX.server.%d 0\r\n\r\n" % (reply, number))
-        for at in range(0, len(result), MAX_PAYLOAD):
-            piece = result[at : at + MAX_PAYLOAD]
-            frames.append(b"MSG %b.results 1 %d\r\n%b\r\n" % (reply, len(piece), piece))
-        frames.append(b"MSG %b.results 1 0\r\n\r\n" % reply)
+def answer(generator: Generator, number: int, result: bytes) -> bytes:
+    """Return what a server sends in answer to a call, a large result in pieces."""
+    reply = b"%b.%d" % (generator.inbox, number)
+    frames = [b"MSG %b 1 _INBOX.server.%d 0\r\n\r\n" % (reply, number)]
+    for at in range(0, len(result), MAX_PAYLOAD):
+        piece = result[at : at + MAX_PAYLOAD]
+        frames.append(b"MSG %b.results 1 %d\r\n%b\r\n" % (reply, len(piece), piece))
+    frames.append(b"MSG %b.results 1 0\r\n\r\n" % reply)
     return b"".join(frames)
+
+
+def answers(generator: Generator, result: bytes, calls: int) -> bytes:
+    """Return what a server sends in answer to the first calls, the same to each."""
+    return b"".join(answer(generator, number, result) for number in range(calls))
 
 
 def invocation(number: int, call: int, params: bytes) -> bytes:

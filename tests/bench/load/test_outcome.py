@@ -1,4 +1,4 @@
-"""Outcomes that are merged."""
+"""Latencies, and outcomes that are merged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from bench.load.answers import SmallGenerator
 from bench.load.latency import Latencies
 from bench.load.outcome import merged
 from tests.bench.load.sockets import answers, connected, load_of
+
+
+def test_latencies_beyond_the_histogram_are_counted_at_its_ends() -> None:
+    latencies = Latencies([0, 10**15])
+    assert len(latencies) == 2
+    assert latencies.percentiles_us([100]) == pytest.approx([6e8], rel=0.001)
 
 
 async def test_loads_are_merged_as_if_they_were_one() -> None:
@@ -28,6 +34,6 @@ async def test_loads_are_merged_as_if_they_were_one() -> None:
     assert (both.calls, both.seconds, both.keys, both.verified) == (4, 3.0, 4, slow.verified + fast.verified)
     assert (both.cpu_us, both.generator_cpu_us) == ({"provider": 5.0}, 1.25)
     assert both.p50_us == pytest.approx(2, rel=0.001)
+    assert both.p99_us == pytest.approx(5_000, rel=0.001)
     assert both.max_us == 5_000.0
     assert len(Latencies.merged([both.latencies])) == 4
-    assert merged([fast]).p99_us == pytest.approx(3, rel=0.001)

@@ -12,42 +12,21 @@ from bench.report.commands import compare_main, main
 from bench.report.markdown import BEGIN, END
 from bench.report.run_file import Run
 from bench.run.rows import Row
-from tests.bench.rows import ABOUT, rounds, row, run_of, saved
-
-
-@pytest.fixture
-def run_path(tmp_path: Path) -> Path:
-    path = tmp_path / "run.json"
-    run_of(rounds("bare", [100.0] * 3), rounds("direct", [80.0, 81.0, 82.0])).save(path)
-    return path
-
-
-def test_report_prints_a_run(run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(run_path)]) == 0
-    assert "### functions" in capsys.readouterr().out
+from tests.bench.rows import ABOUT, rounds, row, saved
 
 
 def test_report_takes_the_newest_run(
-    run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("bench.report.commands.RESULTS", tmp_path / "results")
     assert main([]) == 2
     assert "found no run in" in capsys.readouterr().err
     for name, written_s in (("2026-02", 2), ("before", 1)):
-        folder = tmp_path / "results" / name
-        Run(ABOUT | {"when": name}, rounds("bare", [1.0])).save(folder / "run.json")
-        os.utime(folder / "run.json", (written_s, written_s))
+        path = tmp_path / "results" / name / "run.json"
+        Run(ABOUT | {"when": name}, rounds("bare", [1.0])).save(path)
+        os.utime(path, (written_s, written_s))
     assert main([]) == 0
     assert "- 2026-02, 1.5 minutes" in capsys.readouterr().out
-
-
-def test_report_fills_a_document(run_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document = tmp_path / "performance.md"
-    document.write_text(f"before\n{BEGIN}\n{END}\nbehind\n")
-    assert main([str(run_path), "--markdown", str(document), "--force"]) == 0
-    assert document.read_text().startswith(f"before\n{BEGIN}\n- 2026-01-31")
-    assert document.read_text().endswith(f"{END}\nbehind\n")
-    assert "holds the run of 2026-01-31" in capsys.readouterr().out
 
 
 def test_report_says_what_is_wrong_with_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,25 +34,23 @@ def test_report_says_what_is_wrong_with_a_file(tmp_path: Path, capsys: pytest.Ca
     assert "missing.json" in capsys.readouterr().err
 
 
-def test_compare_exits_with_1_where_something_got_slower(
-    run_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_compare_says_what_got_slower_and_what_makes_runs_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slower = tmp_path / "slower.json"
-    run_of(rounds("bare", [100.0] * 3), rounds("direct", [60.0, 61.0, 62.0])).save(slower)
-    assert compare_main([str(run_path), str(slower)]) == 1
+    bare = rounds("bare", [100.0] * 3)
+    old, slower = (
+        saved(tmp_path, name, bare, rounds("direct", values))
+        for name, values in (("old", [80.0, 81.0, 82.0]), ("slower", [60.0, 61.0, 62.0]))
+    )
+    assert compare_main([old, slower]) == 1
     assert "direct: calls/s of bare: 33% worse" in capsys.readouterr().out
-    assert compare_main([str(run_path), str(slower), "--threshold", "50%"]) == 0
+    assert compare_main([old, slower, "--threshold", "50%"]) == 0
     assert "nothing got slower by more than 50%" in capsys.readouterr().out
-    assert compare_main([str(slower), str(run_path)]) == 0
-
-
-def test_compare_says_that_machines_differ_and_that_runs_are_void(
-    run_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = tmp_path / "other.json"
+    assert compare_main([slower, old]) == 0
     machine = ABOUT["machine"] | {"processor": "Another"}
-    Run(ABOUT | {"machine": machine}, rounds("direct", [80.0]), ["busy"]).save(other)
-    assert compare_main([str(run_path), str(other)]) == 0
+    Run(ABOUT | {"machine": machine}, rounds("direct", [80.0]), ["busy"]).save(tmp_path / "other.json")
+    capsys.readouterr()
+    assert compare_main([old, str(tmp_path / "other.json")]) == 0
     said = capsys.readouterr().out
     assert "the machines differ" in said
     assert "the new run is void: busy" in said
@@ -90,27 +67,24 @@ def every_bar() -> list[Row]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "void", "reason"),
+    ("without", "void", "reason"),
     [
-        (every_bar(), ("stopped",), "the run is void: stopped"),
-        (
-            [one for one in every_bar() if one.scenario != "memory"],
-            (),
-            "1 bars were not measured, the first: 2,000 gets",
-        ),
+        ("", ("stopped",), "the run is void: stopped"),
+        ("memory", (), "1 bars were not measured, the first: 2,000 gets"),
     ],
     ids=["void", "partial"],
 )
-def test_a_run_that_is_void_or_partial_is_not_put_into_a_document(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[Row], void: tuple[str, ...], reason: str
+def test_only_a_whole_run_is_put_into_a_document_unless_forced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without: str, void: tuple[str, ...], reason: str
 ) -> None:
     document = tmp_path / "performance.md"
-    empty = f"{BEGIN}\n{END}\n"
-    document.write_text(empty)
-    bad, good = saved(tmp_path, "bad", rows, void=void), saved(tmp_path, "good", every_bar())
+    document.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    bad = saved(tmp_path, "bad", [one for one in every_bar() if one.scenario != without], void=void)
     assert main([bad, "--markdown", str(document)]) == 1
     assert f"bench: {reason}" in capsys.readouterr().err
-    assert document.read_text() == empty
+    assert document.read_text() == f"before\n{BEGIN}\n{END}\nafter\n"
     assert main([bad, "--markdown", str(document), "--force"]) == 0
-    assert document.read_text() != empty
-    assert main([good, "--markdown", str(document)]) == 0
+    assert document.read_text().startswith(f"before\n{BEGIN}\n- 2026-01-31")
+    assert document.read_text().endswith(f"{END}\nafter\n")
+    assert "holds the run of 2026-01-31" in capsys.readouterr().out
+    assert main([saved(tmp_path, "good", every_bar()), "--markdown", str(document)]) == 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.report.run_file import Run
-from tests.bench.rows import rounds, run_of
+from tests.bench.rows import ABOUT, rounds, run_of
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -16,11 +19,34 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert Run.load(tmp_path / "deep" / "run.json") == run
 
 
+A_ROW = {"scenario": "s", "case": "c", "fields": {}, "subject": "direct", "round": 0, "figures": {"p50_us": 1.0}}
+
+
+def text_of(about: Any, rows: Any = ()) -> str:
+    return json.dumps({"format": 1, "about": about, "void": [], "rows": rows})
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "about": {}, "rows": [{}], "void": []}']
+    ("text", "fault"),
+    [
+        ("", ""),
+        ("[]", ""),
+        ("{}", ""),
+        ('{"format": 99}', ""),
+        (text_of({}), "about.when: found nothing, allowed text"),
+        (text_of([]), "about: found [], allowed an object"),
+        (text_of(ABOUT | {"commit": None}), "about.commit: found None, allowed an object"),
+        (text_of(ABOUT | {"machine": {}}), "about.machine.processor: found nothing, allowed text"),
+        (text_of(ABOUT | {"failed": [{}]}), "about.failed[0].subject: found nothing, allowed text"),
+        (text_of(ABOUT, [{}]), "rows[0].scenario: found nothing, allowed text"),
+        (text_of(ABOUT, [A_ROW | {"round": True}]), "rows[0].round: found True, allowed a whole number"),
+        (text_of(ABOUT, [A_ROW, A_ROW | {"figures": {"p50_us": "1"}}]), "rows[1].figures.p50_us: found '1', allowed"),
+        (text_of(ABOUT, {}), "rows: found {}, allowed a list"),
+        (text_of(ABOUT, [A_ROW | {"figure": 1}]), "unexpected keyword argument 'figure'"),
+    ],
 )
-def test_what_is_no_run_is_refused(tmp_path: Path, text: str) -> None:
+def test_what_is_no_run_is_refused_with_what_is_wrong(tmp_path: Path, text: str, fault: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"run\.json: no run of this benchmark"):
+    with pytest.raises(ValueError, match=rf"run\.json: no run of this benchmark.*{re.escape(fault)}"):
         Run.load(path)

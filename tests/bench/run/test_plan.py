@@ -1,13 +1,41 @@
-"""Plans: whom an experiment measures, and which run is void."""
+"""Plans: what there is to measure, whom an experiment measures, which run is void, and where figures come from."""
 
 from __future__ import annotations
 
+import subprocess
+
+import pytest
+
 from bench.endtoend import parser, plan_of
 from bench.run.experiments import EXPERIMENTS
+from bench.run.paths import ROOT
 from bench.run.plan import faults
+from bench.run.provenance import UNKNOWN, about, load_average
 from bench.run.rows import REFERENCE
-from bench.run.subjects import DIRECT, PLAIN, STUCK, WATCHED
+from bench.run.scenarios import CASES, SCENARIOS
+from bench.run.subjects import DIRECT, EXPIRING, PLAIN, STUCK, VARIANTS, WATCHED, peer
 from tests.bench.rows import rounds
+from tests.conftest import options_of
+
+
+def test_every_scenario_is_taught() -> None:
+    assert set(SCENARIOS) == {*CASES, *EXPERIMENTS}
+    text = parser().format_help()
+    assert [name for name in SCENARIOS if f"\n  {name} " not in text] == []
+
+
+def test_subjects_set_options_that_there_are() -> None:
+    """A provider ignores a name that it does not know, and then nothing would be measured."""
+    for subject in (DIRECT, PLAIN, *VARIANTS):
+        assert options_of(subject.config).ttl_ms == (3_600_000 if subject is EXPIRING else None)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "name", "name=", "=command", "a b=command", "bare=command", "direct-stuck=command"]
+)
+def test_what_is_no_peer_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="--peer: found"):
+        peer(text)
 
 
 def test_experiments_measure_variants_beside_what_they_vary() -> None:
@@ -23,6 +51,18 @@ def test_a_run_is_void_where_the_bare_responder_is_dear() -> None:
     where = {"scenario": REFERENCE}
     assert faults(rounds("bare", [2.0, 2.2, 9.0], "provider_cpu_us", **where)) == []
     (fault,) = faults(rounds("bare", [2.0, 2.3, 9.0], "provider_cpu_us", **where))
-    assert fault.startswith("the bare responder took 2.30 us of CPU a call (get 64 B, 64 in flight), allowed 2.2")
-    assert fault.endswith("the machine is busy with something else, or its interpreter is slow: docs/performance.md")
+    assert fault.startswith(
+        "the bare responder took 2.30 us of CPU per call (get 64 B, 64 in flight); the limit is 2.2"
+    )
+    assert fault.endswith("the machine is busy with something else, or its Python is slow (docs/performance.md)")
     assert faults(rounds("bare", [9.0], "provider_cpu_us")) == []  # of another scenario
+
+
+def test_a_run_names_commit_versions_and_machine() -> None:
+    found = about()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found["commit"]["id"] == head.stdout.strip()
+    assert UNKNOWN not in found["versions"].values()
+    assert found["versions"]["nats-server"].startswith("v2.")
+    assert min(found["machine"]["cores"], found["machine"]["memory_bytes"]) > 0
+    assert len(list(map(float, load_average().split()))) == 3

@@ -1,39 +1,53 @@
-"""The stage: rows, fills, and what is left behind."""
+"""The stage and its processes: how they are launched, what they say when one does not start or ends early, what is left."""
 
 from __future__ import annotations
 
-import signal
-import time
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from threading import Timer
+from pathlib import Path
 
+import nats
 import pytest
 
 from bench.load.outcome import LoadError
 from bench.load.usage import resident_bytes
 from bench.load.workload import Load, bucket_of
-from bench.run.processes import ProviderProcess
+from bench.run.processes import GeneratorProcess, NatsProcess, ProcessError, ProviderProcess, WatcherProcess
 from bench.run.scenarios import Case
 from bench.run.stage import Stage
-from bench.run.subjects import BARE, DIRECT
+from bench.run.subjects import BARE, DIRECT, Subject, peer
 from tests.bench.loads import MIB, little
+from tests.conftest import DEADLINE_S
 
 
-@pytest.mark.parametrize("is_filling", [False, True])
-def test_a_provider_that_ends_fails_the_load_at_once(stage: Stage, is_filling: bool) -> None:
-    with stage.launch(DIRECT) as provider:
-        load = replace(little(stage, DIRECT, Case(function="get"), provider), calls=0, seconds=60.0)
-        provider.popen.send_signal(signal.SIGSTOP)  # calls that it has taken are answered by nobody, NATS included
-        kill = Timer(0.3, provider.popen.kill)
-        kill.start()
-        began_s = time.monotonic()
-        with pytest.raises(LoadError, match=r"found .* answers to .* calls, and then the end of the process provider"):
-            if is_filling:
-                stage.fill(provider, "filling", 10_000_000, 64)
-            else:
-                stage.generator.run(load)
-        assert time.monotonic() - began_s < 0.3 + 2.0  # it is looked for twice a second
-        kill.join()
+def test_a_peer_is_given_no_option_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may know another by that name. Its pages say whether they can be compared."""
+    given: list[Mapping[str, str]] = []
+    monkeypatch.setattr(Stage, "launch", lambda _, subject, config: given.append(config))
+    for subject in (DIRECT, peer("redis=/opt/redis")):
+        Stage().provider(subject, Case(function="list-keys", page_keys=10))
+    assert given == [{"page_keys": "10"}, {}]
+
+
+@pytest.fixture
+def provider(stage: Stage) -> ProviderProcess:
+    """A provider for one test, which ends it."""
+    return stage.launch(DIRECT)
+
+
+async def test_a_provider_that_ends_fails_the_load(stage: Stage, provider: ProviderProcess) -> None:
+    """It is seen before an answer is missed. Calls go on to somebody who listens too, or NATS would say that nobody does."""
+    load = replace(little(stage, DIRECT, Case(function="get"), provider), calls=0, seconds=3_600.0)
+    client = await nats.connect(stage.nats.url)
+    calls = await client.subscribe(f"{provider.prefix}.>")
+    await client.flush()
+    stage.generator.begin(load)
+    await calls.next_msg(DEADLINE_S)
+    provider.popen.kill()
+    with pytest.raises(LoadError, match=r"found .* answers to .* calls, and then the end of the process provider"):
+        stage.generator.end()
+    await client.close()
 
 
 def test_a_row_that_cannot_be_measured_says_whose_it_is(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +67,33 @@ def test_large_parameters_leave_no_memory_behind(stage: Stage, direct: ProviderP
     stage.generator.run(load)
     grown = resident_bytes(direct.pid) - before
     assert grown < 32 * MIB, f"100 sets of 1 MiB over the same four keys grew the process by {grown / MIB:.0f} MiB"
+
+
+# Processes that do not start
+
+
+def test_a_watcher_that_cannot_listen_says_why(tmp_path: Path) -> None:
+    with NatsProcess(tmp_path) as gone:
+        pass
+    with pytest.raises(ProcessError, match=r"(?s)late: it ended; .*Connect"):
+        WatcherProcess("late", gone, tmp_path, is_stuck=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (("/nowhere/provider",), "broken-.*: .*No such file or directory"),
+        ((sys.executable, "-c", "import sys; sys.exit('no data')"), "(?s)it ended with exit status 1; .*no data"),
+    ],
+)
+def test_a_provider_that_does_not_start_says_why(stage: Stage, command: Sequence[str], error: str) -> None:
+    with pytest.raises(ProcessError, match=error):
+        stage.launch(Subject("broken", tuple(command)))
+
+
+def test_a_load_generator_that_ended_says_so(stage: Stage, tmp_path: Path) -> None:
+    with GeneratorProcess(tmp_path) as generator:
+        generator.popen.kill()
+        generator.popen.wait()
+        with pytest.raises(ProcessError, match="load: it ended"):
+            generator.run(Load(url=stage.nats.url, prefix="default.kv"))

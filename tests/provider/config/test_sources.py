@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from keyvalue_provider.config.options import SERVE_OPTIONS, ProviderOptions, StandaloneOptions
+from keyvalue_provider.config.options import ProviderOptions, StandaloneOptions
 from keyvalue_provider.config.sources import (
     FILE_BYTES_MAX,
     Setting,
@@ -28,12 +26,6 @@ def written(directory: Path, text: str | bytes) -> Path:
     path = directory / "keyvalue.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
-
-
-def test_nothing_is_all_defaults() -> None:
-    resolved = resolve({}, {}, standalone=True)
-    assert (resolved.options, resolved.standalone) == (ProviderOptions(), StandaloneOptions())
-    assert (resolved.settings, resolved.faults, resolved.unknown) == ({}, (), {})
 
 
 def test_a_later_source_overrides_an_earlier_one(tmp_path: Path) -> None:
@@ -184,12 +176,3 @@ def test_an_old_name_beside_the_present_one_is_a_fault() -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.toml: No such file or directory$"):
         file_settings(tmp_path / "none.toml")
-
-
-@given(config=st.dictionaries(st.sampled_from(sorted(SERVE_OPTIONS)) | st.text(), st.text() | st.integers().map(str)))
-def test_any_settings_give_options_or_faults(config: dict[str, str]) -> None:
-    resolved = resolve(flag_settings(dict(config)), standalone=True)
-    names = SERVE_OPTIONS.sort_names(config)
-    assert {*resolved.unknown.get("command line", ())} == {*names.unknown}
-    assert len(names.faults) <= len(resolved.faults) <= len(config)
-    assert resolved.options.store_options().key_bytes_max == resolved.options.key_bytes_max

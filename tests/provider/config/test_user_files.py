@@ -17,11 +17,33 @@ CREDENTIALS = credentials_file("a.jwt", SEED)
 
 def test_credentials_and_nkeys_are_read(tmp_path: Path) -> None:
     path = tmp_path / "user"
-    path.write_text(CREDENTIALS)
-    assert read_credentials(str(path)) == ("a.jwt", SEED)
-    assert read_nkey(str(path)) == SEED
+    for text in (CREDENTIALS, CREDENTIALS.replace("\n", "\r\n")):
+        path.write_text(text, newline="")
+        assert read_credentials(str(path)) == ("a.jwt", SEED)
+        assert read_nkey(str(path)) == SEED
     path.write_text(f" {SEED}\n")
     assert read_nkey(str(path)) == SEED
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [(credentials_file("a.jwt", ""), "seed"), (credentials_file("", SEED), "JWT"), (SEED, "JWT"), ("", "JWT")],
+)
+def test_a_file_without_credentials_is_refused(tmp_path: Path, text: str, missing: str) -> None:
+    path = tmp_path / "user"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"^{path}: the {missing} is missing; expected a credentials file of nsc$"):
+        read_credentials(str(path))
+
+
+@pytest.mark.parametrize("text", ["", f"U{SEED[2:]}", SEED[:-1], SEED * 2])
+def test_a_file_without_a_seed_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "user"
+    path.write_text(text)
+    with pytest.raises(
+        ValueError, match=f"^{path}: the seed is missing; expected a file that holds only an nkey seed$"
+    ):
+        read_nkey(str(path))
 
 
 @pytest.mark.parametrize("given", [SEED, f"./{SEED[:-1]}", CREDENTIALS])

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import textwrap
-import time
 from dataclasses import fields
 from pathlib import Path
 from threading import Thread
@@ -19,9 +18,13 @@ from hypothesis import strategies as st
 from keyvalue_provider.host import host_data as host_data_module
 from keyvalue_provider.host.host_data import HostData, HostDataError, parse_host_data, read_host_data
 from keyvalue_provider.host.secret import Secret
-from tests.conftest import DEADLINE_S, HOST_CAPTURE
+from tests.conftest import HOST_CAPTURE
 
 HUSH = "hush-hush"
+FIELDS = {field.name: field.type for field in fields(HostData)}
+TEXTS = [name for name, kind in FIELDS.items() if kind in ("str", "Secret")]
+MAPPINGS = [name for name, kind in FIELDS.items() if str(kind).startswith("Mapping")]
+ARRAYS = [name for name, kind in FIELDS.items() if str(kind).startswith("tuple")]
 
 
 def encoded(value: object) -> bytes:
@@ -41,8 +44,13 @@ def refusal(value: object) -> str:
 # Fields
 
 
-def test_nothing_but_an_object() -> None:
+def test_missing_null_empty_and_new_fields_leave_the_defaults() -> None:
     assert parsed() == HostData()
+    assert parsed(new_field=[1], another={"a": None}) == HostData()
+    for name in FIELDS:
+        assert parsed(**{name: None}) == HostData(), name
+    for name in ("lattice_rpc_prefix", "lattice_rpc_url", "provider_key", "link_name", "log_level"):
+        assert parsed(**{name: ""}) == HostData(), name
 
 
 def test_what_the_capture_holds() -> None:
@@ -58,21 +66,8 @@ def test_what_the_capture_holds() -> None:
     assert link == sent["link_definitions"][0]
     assert host_data.cluster_issuers == ()
     assert host_data.secrets == {}
-    assert sent.keys() == {field.name for field in fields(HostData)}
-
-
-@pytest.mark.parametrize("name", [field.name for field in fields(HostData)])
-def test_null_is_as_good_as_missing(name: str) -> None:
-    assert parsed(**{name: None}) == HostData()
-
-
-@pytest.mark.parametrize("name", ["lattice_rpc_prefix", "lattice_rpc_url", "provider_key", "link_name", "log_level"])
-def test_empty_text_is_as_good_as_missing(name: str) -> None:
-    assert parsed(**{name: ""}) == HostData()
-
-
-def test_fields_of_later_hosts_are_ignored() -> None:
-    assert parsed(new_field=[1], another={"a": None}) == HostData()
+    assert sent.keys() == FIELDS.keys()
+    assert FIELDS.keys() - {*TEXTS, *MAPPINGS, *ARRAYS} == {"default_rpc_timeout_ms", "structured_logging"}
 
 
 def test_secrets_are_text_or_bytes() -> None:
@@ -103,56 +98,25 @@ def test_no_secret_shows() -> None:
     assert HUSH not in repr(host_data)
 
 
-TEXTS = (
-    *(
-        "host_id",
-        "lattice_rpc_prefix",
-        "lattice_rpc_url",
-        "lattice_rpc_user_jwt",
-        "lattice_rpc_user_seed",
-        "provider_key",
-    ),
-    *("link_name", "instance_id", "host_xkey_public_key", "provider_xkey_private_key", "log_level"),
-)
-MAPPINGS = ("config", "env_values", "secrets", "otel_config")
-ARRAYS = ("link_definitions", "cluster_issuers")
-
-
-def test_the_tables_have_every_field() -> None:
-    others = {"default_rpc_timeout_ms", "structured_logging"}
-    assert {*TEXTS, *MAPPINGS, *ARRAYS} | others == {field.name for field in fields(HostData)}
-
-
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         *((name, [HUSH], f"{name}: found an array, expected a string") for name in TEXTS),
-        *((name, 1, f"{name}: found a number, expected a string") for name in TEXTS),
-        *((name, HUSH, f"{name}: found a string, expected an object") for name in MAPPINGS),
         *((name, [HUSH], f"{name}: found an array, expected an object") for name in MAPPINGS),
         *((name, {HUSH: HUSH}, f"{name}: found an object, expected an array") for name in ARRAYS),
         ("default_rpc_timeout_ms", HUSH, "default_rpc_timeout_ms: found a string, expected a whole number"),
-        ("default_rpc_timeout_ms", 1.5, "default_rpc_timeout_ms: found a number, expected a whole number"),
         ("default_rpc_timeout_ms", -1, "default_rpc_timeout_ms: found a number, expected a whole number from 0"),
         ("default_rpc_timeout_ms", True, "default_rpc_timeout_ms: found a boolean, expected a whole number from 0"),
-        ("structured_logging", HUSH, "structured_logging: found a string, expected a boolean"),
         ("structured_logging", 1, "structured_logging: found a number, expected a boolean"),
         ("cluster_issuers", ["C", 1], "cluster_issuers[1]: found a number, expected a string"),
         ("config", {"a": 1}, "config.a: found a number, expected a string"),
-        ("config", {"a": None}, "config.a: found null, expected a string"),
         ("env_values", {"a": [HUSH]}, "env_values.a: found an array, expected a string"),
         ("link_definitions", [HUSH], "link_definitions[0]: found a string, expected an object"),
         ("link_definitions", [{}], "link_definitions[0].source_id: found nothing, expected a name"),
         ("secrets", {"a": HUSH}, "secrets.a: found a string, expected an object"),
         ("secrets", {"a": {"kind": HUSH}}, "secrets.a.kind: expected String or Bytes"),
-        ("secrets", {"a": {"value": HUSH}}, "secrets.a.kind: expected String or Bytes"),
         ("secrets", {"a": {"kind": "String", "value": [1]}}, "secrets.a.value: found an array, expected a string"),
         ("secrets", {"a": {"kind": "Bytes", "value": HUSH}}, "secrets.a.value: found a string, expected an array"),
-        (
-            "secrets",
-            {"a": {"kind": "Bytes", "value": [HUSH]}},
-            "secrets.a.value: expected an array of numbers from 0 to 255",
-        ),
     ],
 )
 def test_a_field_of_the_wrong_type(name: str, value: object, message: str) -> None:
@@ -207,7 +171,7 @@ JSON = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from([field.name for field in fields(HostData)]), JSON))
+@given(st.dictionaries(st.sampled_from(list(FIELDS)), JSON))
 def test_any_fields_give_host_data_or_its_error(host_data: dict[str, object]) -> None:
     try:
         found = parse_host_data(encoded(host_data))
@@ -230,15 +194,15 @@ def pipe() -> Any:
 
 
 LINE = encoded({"provider_key": "from-a-pipe"})
+#: A test that waits for so long ends by its own timeout, and fails.
+NEVER_S = 3600.0
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_a_line_is_enough_where_the_pipe_stays_open(pipe: Any, end: bytes) -> None:
     reader, writer = pipe
     writer.write(LINE + end)
-    began_s = time.monotonic()
-    assert read_host_data(reader.fileno(), DEADLINE_S).provider_key == "from-a-pipe"
-    assert time.monotonic() - began_s < DEADLINE_S / 2
+    assert read_host_data(reader.fileno(), NEVER_S).provider_key == "from-a-pipe"
 
 
 @pytest.mark.parametrize("text", [LINE, LINE + b"\n", LINE[:20] + b"\n" + LINE[20:]])
@@ -246,7 +210,7 @@ def test_the_end_is_enough_too(pipe: Any, text: bytes) -> None:
     reader, writer = pipe
     writer.write(text)
     writer.close()
-    assert read_host_data(reader.fileno(), DEADLINE_S).provider_key == "from-a-pipe"
+    assert read_host_data(reader.fileno(), NEVER_S).provider_key == "from-a-pipe"
 
 
 def test_it_may_come_in_pieces(pipe: Any) -> None:
@@ -257,38 +221,34 @@ def test_it_may_come_in_pieces(pipe: Any) -> None:
         target=lambda: [writer.write(line.encode() + b"\n") for line in textwrap.wrap(lines.decode(), 7_600)]
     )
     thread.start()
-    assert read_host_data(reader.fileno(), DEADLINE_S).provider_key == "from-a-pipe"
+    assert read_host_data(reader.fileno(), NEVER_S).provider_key == "from-a-pipe"
     thread.join()
 
 
-def test_what_came_without_an_end_is_taken_at_the_time_out(pipe: Any) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LINE, None),  # a line without its end
+        (LINE[:20] + b"\n", r"^found base64 of 15 bytes that are not JSON, expected host data"),
+        (b"", r"^found nothing on standard input within 0\.05 s, expected host data"),
+        (b"  \n", r"^found nothing on standard input within 0\.05 s, expected host data"),
+    ],
+)
+def test_at_the_time_out_it_is_taken_as_it_is(pipe: Any, text: bytes, message: str | None) -> None:
     reader, writer = pipe
-    writer.write(LINE)
-    assert read_host_data(reader.fileno(), 0.05).provider_key == "from-a-pipe"
+    writer.write(text)
+    if message is None:
+        assert read_host_data(reader.fileno(), 0.05).provider_key == "from-a-pipe"
+    else:
+        with pytest.raises(HostDataError, match=message):
+            read_host_data(reader.fileno(), 0.05)
 
 
-def test_half_of_it_is_refused_at_the_time_out(pipe: Any) -> None:
-    reader, writer = pipe
-    writer.write(LINE[:20] + b"\n")
-    with pytest.raises(HostDataError, match=r"^found base64 of 15 bytes that are not JSON, expected host data"):
-        read_host_data(reader.fileno(), 0.05)
-
-
-@pytest.mark.parametrize("blank", [b"", b"\n", b"  \n"])
-def test_nothing_is_refused_at_the_time_out(pipe: Any, blank: bytes) -> None:
-    reader, writer = pipe
-    writer.write(blank)
-    with pytest.raises(HostDataError, match=r"^found nothing on standard input within 0\.05 s, expected host data"):
-        read_host_data(reader.fileno(), 0.05)
-
-
-def test_what_can_never_be_base64_is_refused_at_once(pipe: Any) -> None:
+def test_text_that_can_never_be_base64_is_refused_at_once(pipe: Any) -> None:
     reader, writer = pipe
     writer.write(b'{"provider_key": "of JSON itself"}\n')
-    began_s = time.monotonic()
     with pytest.raises(HostDataError, match="characters on standard input that are not base64"):
-        read_host_data(reader.fileno(), DEADLINE_S)
-    assert time.monotonic() - began_s < DEADLINE_S / 2
+        read_host_data(reader.fileno(), NEVER_S)
 
 
 def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,4 +259,4 @@ def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         path.open("rb", 0) as file,
         pytest.raises(HostDataError, match="found more than 100000 bytes on standard input"),
     ):
-        read_host_data(file.fileno(), DEADLINE_S)
+        read_host_data(file.fileno(), NEVER_S)

@@ -1,25 +1,18 @@
-"""Handles: how buckets are used under a link's options, quotas, and calls that a change of links overtakes. A real service over a real store."""
+"""Handles: buckets under a link's options, quotas, and calls that a change of links overtakes. A real service over a real store."""
 
 from __future__ import annotations
 
-import gc
-import sys
-import tracemalloc
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle, islice
-from threading import Event
+from collections.abc import Callable
 
 import pytest
 
 from keyvalue_provider.keyvalue.handles import HANDLES_MAX
-from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, NoSuchStoreError, OtherError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 from tests.provider.keyvalue.scene import (
     CALLS,
     LINKED,
     OTHER,
-    READS,
     STRANGER,
     WRITES,
     Call,
@@ -27,42 +20,18 @@ from tests.provider.keyvalue.scene import (
     at_once,
 )
 
-
-@pytest.fixture
-def hasty_threads() -> Iterator[None]:
-    """Threads take turns as often as the interpreter allows."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
 # Which are kept
 
 
 def test_callers_that_nobody_knows_grow_nothing() -> None:
     scene = Scene()
     scene.put()
-
-    def call(numbers: range) -> None:
-        for number in numbers:
-            caller = Caller(f"component-{number}", f"link-{number}")
-            scene.service.set(caller, b"b", b"k", b"v")
-            scene.service.get(Caller(f"component-{number}", None), b"b", b"k")
-
-    call(range(100))
-    entries = len(scene.service._handles)
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        call(range(100, 10_100))
-        gc.collect()
-        grown = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert len(scene.service._handles) == entries
-    assert grown < 16_384  # one entry for each would be more than a MiB
+    handles = scene.service._handles
+    entries = len(handles), len(handles._of_accesses), len(handles._quotas), len(scene.policy.accesses)
+    for number in range(100):
+        for name in (f"link-{number}", None):
+            scene.service.set(Caller(f"component-{number}", name), b"b", b"k", b"v")
+    assert (len(handles), len(handles._of_accesses), len(handles._quotas), len(scene.policy.accesses)) == entries
 
 
 def test_names_of_buckets_grow_to_a_limit() -> None:
@@ -90,26 +59,25 @@ def test_a_link_that_is_as_before_keeps_its_handles() -> None:
 # Lengths, pages, time
 
 
+def refused(function: Callable[..., object], *arguments: object) -> str:
+    """Return the message of `other`."""
+    with pytest.raises(OtherError) as caught:
+        function(*arguments)
+    return caught.value.message
+
+
 def test_lengths_of_a_link() -> None:
     scene = Scene(key_bytes_max="8", value_bytes_max="8")
     scene.put(key_bytes_max="2", value_bytes_max="3")
     scene.put(OTHER, key_bytes_max="16", value_bytes_max="32")
     kv = scene.service
-    kv.set(LINKED, b"b", b"kk", b"vvv")
-    kv.set(STRANGER, b"b", b"k" * 8, b"v" * 8)
-    kv.set(OTHER, b"b", b"k" * 16, b"v" * 32)
-    refused: list[tuple[Callable[[], object], str]] = [
-        (lambda: kv.set(LINKED, b"b", b"kkk", b""), "key in bytes: found 3, allowed 2"),
-        (lambda: kv.set(LINKED, b"b", b"k", b"vvvv"), "value in bytes: found 4, allowed 3"),
-        (lambda: kv.increment(LINKED, b"b", b"kkk", 1), "key in bytes: found 3, allowed 2"),
-        (lambda: kv.set_many(LINKED, b"b", {b"n": b"", b"m": b"vvvv"}), "value in bytes: found 4, allowed 3"),
-        (lambda: kv.set(STRANGER, b"b", b"k" * 9, b""), "key in bytes: found 9, allowed 8"),
-        (lambda: kv.set(OTHER, b"b", b"k", b"v" * 33), "value in bytes: found 33, allowed 32"),
-    ]
-    for call, message in refused:
-        with pytest.raises(OtherError) as caught:
-            call()
-        assert caught.value.message == message
+    for caller, key_bytes, value_bytes in ((LINKED, 2, 3), (STRANGER, 8, 8), (OTHER, 16, 32)):
+        kv.set(caller, b"b", b"k" * key_bytes, b"v" * value_bytes)
+        key, value = b"n" * (key_bytes + 1), b"v" * (value_bytes + 1)
+        too_long = f"key in bytes: found {key_bytes + 1}, allowed {key_bytes}"
+        assert refused(kv.set, caller, b"b", key, b"") == refused(kv.increment, caller, b"b", key, 1) == too_long
+        too_long = f"value in bytes: found {value_bytes + 1}, allowed {value_bytes}"
+        assert refused(kv.set_many, caller, b"b", {b"n": b"", b"m": value}) == too_long
     assert len(scene.store) == 3
 
 
@@ -119,10 +87,8 @@ def test_pages_of_a_link() -> None:
     scene.put(OTHER, page_keys="100", page_bytes="10")
     for number in range(5):
         scene.service.set(ANONYMOUS, b"b", b"%d" % number, b"")
-    sizes = {
-        caller: len(at_once(scene.service.list_keys(caller, b"b", None)).keys) for caller in (LINKED, OTHER, ANONYMOUS)
-    }
-    assert sizes == {LINKED: 2, OTHER: 2, ANONYMOUS: 3}  # a key counts its byte and four more
+    for caller, size in ((LINKED, 2), (OTHER, 2), (ANONYMOUS, 3)):  # a key counts its byte and four more
+        assert len(at_once(scene.service.list_keys(caller, b"b", None)).keys) == size
 
 
 def test_time_to_live_of_a_link() -> None:
@@ -134,68 +100,46 @@ def test_time_to_live_of_a_link() -> None:
     kv.increment(LINKED, b"b", b"counter", 1)
     kv.set(ANONYMOUS, b"b", b"longer", b"v")
     keys = [b"set", b"many", b"counter", b"longer"]
-    scene.clock.move_ms(999)
-    assert kv.get_many(LINKED, b"b", keys) == [b"v", b"v", b"1", b"v"]
-    scene.clock.move_ms(1)
-    assert kv.get_many(LINKED, b"b", keys) == [None, None, None, b"v"]
-    scene.clock.move_ms(4000)
-    assert kv.get_many(LINKED, b"b", keys) == [None] * 4
+    for move_ms, values in ((999, [b"v", b"v", b"1", b"v"]), (1, [None] * 3 + [b"v"]), (4000, [None] * 4)):
+        scene.clock.move_ms(move_ms)
+        assert kv.get_many(LINKED, b"b", keys) == values
 
 
-STRICTEST: dict[str, tuple[Call, object]] = {
-    "get": (READS["get"], None),
-    "exists": (READS["exists"], False),
-    "get-many": (READS["get-many"], [None]),
-    "delete": (WRITES["delete"], None),
-    "delete-many": (WRITES["delete-many"], None),
-}
+NOTHING = {"get": None, "exists": False, "get-many": [None], "delete": None, "delete-many": None}
 
 
-@pytest.mark.parametrize(("call", "nothing"), STRICTEST.values(), ids=STRICTEST)
-@pytest.mark.parametrize("of_store", [None, "true", "false"])
-@pytest.mark.parametrize("of_link", [None, "true", "false"])
-def test_strictness_of_a_link(call: Call, nothing: object, of_store: str | None, of_link: str | None) -> None:
-    scene = Scene(**({} if of_store is None else {"strict_buckets": of_store}))
-    scene.put(**({} if of_link is None else {"strict_buckets": of_link}))
-    kv = scene.service
+@pytest.mark.parametrize("name", NOTHING)
+@pytest.mark.parametrize(
+    ("of_store", "of_link", "is_strict"),
+    [
+        ({}, "false", False),
+        ({}, "true", True),
+        ({"strict_buckets": "true"}, None, True),
+        ({"strict_buckets": "true"}, "false", False),
+    ],
+)
+def test_strictness_of_a_link(name: str, of_store: dict[str, str], of_link: str | None, is_strict: bool) -> None:
+    """A strict link finds no bucket where nothing was written. A missing key is no error."""
+    scene = Scene(**of_store)
+    scene.put(bucket_prefix="p-", **({} if of_link is None else {"strict_buckets": of_link}))
+    kv, call = scene.service, CALLS[name]
+    kv.set(ANONYMOUS, b"b", b"k", b"of another bucket")
     assert kv.list_keys(LINKED, b"b", None) == ([], None)
-    if (of_link or of_store) == "true":
+    if is_strict:
         with pytest.raises(NoSuchStoreError):
             call(kv, LINKED, b"b")
     else:
-        assert call(kv, LINKED, b"b") == nothing
-    kv.set(LINKED, b"b", b"another", b"v")
-    assert call(kv, LINKED, b"b") == nothing  # a missing key is no error
-    kv.set(LINKED, b"b", b"k", b"v")
-    call(kv, LINKED, b"b")
+        assert call(kv, LINKED, b"b") == NOTHING[name]
+    kv.set(ANONYMOUS, b"p-b", b"another", b"v")
+    assert call(kv, LINKED, b"b") == NOTHING[name]
     assert kv.get(LINKED, b"b", b"another") == b"v"
-    kv.delete_many(LINKED, b"b", [b"k", b"another"])
-    if of_store == "true":  # it keeps what was emptied known
-        assert call(kv, LINKED, b"b") == nothing
     scene.store.check()
-
-
-def test_strictness_goes_by_the_bucket_that_a_name_means() -> None:
-    scene = Scene()
-    scene.put(strict_buckets="true", bucket_prefix="p-")
-    scene.service.set(ANONYMOUS, b"b", b"k", b"v")
-    with pytest.raises(NoSuchStoreError):
-        scene.service.get(LINKED, b"b", b"k")
-    scene.service.set(ANONYMOUS, b"p-b", b"k", b"of the link")
-    assert scene.service.get(LINKED, b"b", b"k") == b"of the link"
 
 
 # Quotas
 
 
 KEYS_MAX = "keys of this link's buckets: found {}, allowed {}"
-
-
-def refused(function: Callable[..., object], *arguments: object) -> str:
-    """The message of `other`."""
-    with pytest.raises(OtherError) as caught:
-        function(*arguments)
-    return caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -240,30 +184,6 @@ def test_a_quota_counts_what_others_write_and_does_not_bind_them() -> None:
         kv.delete(ANONYMOUS, bucket, key)
     kv.set(LINKED, b"c", b"k", b"v")
     scene.store.check()
-
-
-def test_a_quota_of_memory() -> None:
-    scene = Scene()
-    scene.put(quota_bytes="1000", bucket_prefix="p-")
-    kv = scene.service
-    kv.set(LINKED, b"a", b"k", bytes(400))
-    message = refused(kv.set, LINKED, b"b", b"k", bytes(500))
-    assert message.startswith("memory in bytes of this link's buckets: found ")
-    assert message.endswith(", allowed 1000")
-    kv.set(LINKED, b"a", b"k", bytes(100))
-    kv.set(LINKED, b"b", b"k", bytes(500))
-    assert refused(kv.set, LINKED, b"b", b"k", bytes(800)).endswith(", allowed 1000")
-    assert len(at_once(kv.get(LINKED, b"b", b"k")) or b"") == 500
-    scene.store.check()
-
-
-def test_a_quota_gives_back_what_expires() -> None:
-    scene = Scene()
-    scene.put(quota_keys="1", ttl_ms="1000")
-    scene.service.set(LINKED, b"b", b"k", b"v")
-    assert refused(scene.service.set, LINKED, b"b", b"new", b"v") == KEYS_MAX.format(2, 1)
-    scene.clock.move_ms(1000)
-    scene.service.set(LINKED, b"b", b"new", b"v")
 
 
 def test_a_changed_link_is_held_to_what_its_buckets_hold() -> None:
@@ -328,41 +248,7 @@ def test_the_keys_max_of_the_provider_is_no_quota() -> None:
     assert refused(scene.service.set, LINKED, b"b", b"3", b"") == "keys limit: found 3, allowed 2"
 
 
-def test_quotas_are_exact_under_threads(hasty_threads: None) -> None:
-    keys_max, threads = 500, 8
-    scene = Scene()
-    scene.put(quota_keys=str(keys_max), bucket_prefix="p-")
-    kv = scene.service
-
-    def write(thread: int) -> int:
-        written = 0
-        for number in range(2 * keys_max // threads):
-            try:
-                kv.set(LINKED, b"%d" % (number % 5), b"%d-%d" % (thread, number), b"v")
-                written += 1
-            except OtherError as error:
-                assert error.message == KEYS_MAX.format(keys_max + 1, keys_max)
-        return written
-
-    with ThreadPoolExecutor(threads) as pool:
-        assert sum(pool.map(write, range(threads))) == keys_max
-    assert len(scene.store) == keys_max
-    scene.store.check()
-
-
 # Changes
-
-
-def test_a_put_and_a_delete_take_effect_at_once() -> None:
-    scene = Scene(bucket="of-strangers")
-    kv = scene.service
-    for bucket in ("one", "two"):
-        scene.put(bucket=bucket)
-        kv.set(LINKED, b"b", b"k", bucket.encode())
-    scene.delete()
-    kv.set(LINKED, b"b", b"k", b"unlinked")
-    names = (b"one", b"two", b"of-strangers")
-    assert [scene.store.bucket(name).get(b"k") for name in names] == [b"one", b"two", b"unlinked"]
 
 
 class OvertakenName(bytes):
@@ -400,77 +286,3 @@ def test_a_call_that_a_change_overtakes_is_carried_out_as_it_was_begun(
     assert outcomes[0] == outcomes[1]
     with pytest.raises((AccessDeniedError, NoSuchStoreError)):
         WRITES["set"](scene.service, LINKED, b"b")
-
-
-#: Definitions that differ in all that one call needs: what a name means, who may write, how long a value may be.
-DEFINITIONS: list[dict[str, str] | None] = [
-    {"bucket": "four", "buckets": "a,b", "value_bytes_max": "4"},
-    {"bucket": "eight", "buckets": "b,c", "value_bytes_max": "8"},
-    {"bucket": "read", "access": "read-only", "value_bytes_max": "16"},
-    {"bucket": "malformed", "access": "neither"},
-    None,
-]
-
-
-def test_no_call_is_answered_by_a_mix_of_two_definitions(hasty_threads: None) -> None:
-    """What a name means, whether it may be given, and how long a value may be, are always of one definition, whoever changes it meanwhile."""
-    scene = Scene(bucket="linkless", value_bytes_max="2")
-    store, kv = scene.store, scene.service
-    store.bucket(b"read").set(b"k", b"rd")
-    stopped = Event()
-
-    def outcome(function: Callable[..., object], *arguments: object) -> str:
-        try:
-            function(LINKED, *arguments)
-        except InterfaceError as error:
-            return str(error)
-        return "ok"
-
-    def write(name: bytes) -> set[str]:
-        outcomes = set()
-        for size in cycle((2, 4, 8, 16)):
-            value = bytes(size)
-            outcomes.add(outcome(kv.set, name, b"k", value))
-            outcomes.add(outcome(kv.set_many, name, {b"k": value, b"l": value}))
-            if stopped.is_set():
-                break
-        return outcomes
-
-    def read(name: bytes) -> set[int]:
-        sizes = set()
-        while not stopped.is_set():
-            try:
-                sizes |= {len(value) for value in at_once(kv.get_many(LINKED, name, [b"k", b"l"])) if value is not None}
-            except InterfaceError:
-                continue
-        return sizes
-
-    names = (b"a", b"b", b"c")
-    with ThreadPoolExecutor(2 * len(names)) as pool:
-        writers = [pool.submit(write, name) for name in names]
-        readers = [pool.submit(read, name) for name in names]
-        try:
-            for definition in islice(cycle(DEFINITIONS), 1000):
-                if definition is None:
-                    scene.delete()
-                else:
-                    scene.put(**definition)
-        finally:
-            stopped.set()
-        of_a, of_b, of_c = (writer.result() for writer in writers)
-        sizes_of_a, sizes_of_b, sizes_of_c = (reader.result() for reader in readers)
-    both = {"ok", "access denied", *(f"value in bytes: found {found}, allowed 2" for found in (4, 8, 16))}
-    four = {f"value in bytes: found {found}, allowed 4" for found in (8, 16)}
-    eight = {"value in bytes: found 16, allowed 8"}
-    assert of_a <= both | four | {"no such store"}
-    assert of_b <= both | four | eight
-    assert of_c <= both | eight | {"no such store"}
-    assert {"ok", "access denied"} <= of_a & of_b & of_c
-    assert sizes_of_a <= {2, 4}
-    assert sizes_of_b <= {2, 4, 8}
-    assert sizes_of_c <= {2, 4, 8}
-    for bucket, size in ((b"four", 4), (b"eight", 8), (b"linkless", 2)):
-        assert all(len(value or b"") <= size for value in store.bucket(bucket).get_many([b"k", b"l"])), bucket
-    assert set(store.bucket_names()) <= {b"four", b"eight", b"read", b"linkless"}
-    assert store.bucket(b"read").get_many([b"k", b"l"]) == [b"rd", None]
-    store.check()

@@ -1,4 +1,4 @@
-"""The service: the functions, and the store's errors as the interface's. Who may do what is tests/provider/keyvalue/test_policy.py's."""
+"""The service: the functions, and the store's errors as the interface's. What each caller may do is tested in test_policy.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keyvalue_provider.keyvalue.handles import CallerHandles, Handles
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_transport.keyvalue.atomics import atomics_handlers, encode_increment
 from keyvalue_transport.keyvalue.batch import batch_handlers, encode_bucket_keys, encode_set_many
-from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
+from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits, encode_bucket_key
 from keyvalue_transport.keyvalue.store import KeyResponse, encode_list_keys, encode_set, store_handlers
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, drop_answer
@@ -32,7 +32,7 @@ def service(**options: int | bool) -> Service:
 
 @pytest.mark.parametrize("caller", [ANONYMOUS, LINKED])
 def test_every_function(caller: Caller) -> None:
-    store = Store()
+    store = Store(StoreOptions(page_keys_max=2))
     kv = Service(store)
     assert kv.get(caller, b"b", b"k") is None
     kv.set(caller, b"b", b"k", b"v")
@@ -47,6 +47,10 @@ def test_every_function(caller: Caller) -> None:
     assert kv.increment(caller, b"b", b"n", 2**64 - 3) == 2**64 - 1
     assert kv.get(caller, b"b", b"n") == b"18446744073709551615"
     kv.set_many(caller, b"b", {b"1": b"one", b"2": b"", b"n": b"0"})
+    first = at_once(kv.list_keys(caller, b"b", None))
+    last = at_once(kv.list_keys(caller, b"b", first.cursor))
+    assert sorted([*first.keys, *last.keys]) == [b"1", b"2", b"n"]
+    assert last.cursor is None
     assert kv.get_many(caller, b"b", [b"2", b"no", b"1", b"2", b"n"]) == [b"", None, b"one", b"", b"0"]
     kv.delete_many(caller, b"b", [b"1", b"no", b"2", b"1"])
     kv.delete_many(caller, b"b", [])
@@ -76,54 +80,29 @@ def test_handles_of_before_a_change_are_not_kept_where_another_thread_finds_them
         kv.set(LINKED, b"b", b"k", b"v")
 
 
-def test_pages_and_cursors_are_the_stores() -> None:
-    kv = service(page_keys_max=2)
-    for number in range(5):
-        kv.set(ANONYMOUS, b"b", b"%d" % number, b"")
-    found: list[bytes] = []
-    cursor: int | None = None
-    for size in (2, 2, 1):
-        keys, cursor = at_once(kv.list_keys(ANONYMOUS, b"b", cursor))
-        assert len(keys) == size
-        found += keys
-    assert cursor is None
-    assert sorted(found) == [b"%d" % number for number in range(5)]
-
-
-STRICT: list[Callable[[Service], object]] = [
-    lambda kv: kv.get(ANONYMOUS, b"b", b"k"),
-    lambda kv: kv.exists(ANONYMOUS, b"b", b"k"),
-    lambda kv: kv.delete(ANONYMOUS, b"b", b"k"),
-    lambda kv: any(at_once(kv.get_many(ANONYMOUS, b"b", [b"k"]))),
-    lambda kv: kv.delete_many(ANONYMOUS, b"b", [b"k"]),
-]
-
-
-@pytest.mark.parametrize("call", STRICT)
-def test_a_bucket_that_was_never_written(call: Callable[[Service], object]) -> None:
-    assert not call(service())
-    with pytest.raises(NoSuchStoreError):
-        call(service(strict_buckets=True))
+NUMBER = "allowed a decimal number from 0 to 18446744073709551615"
 
 
 @pytest.mark.parametrize(
-    ("bucket", "key", "value", "message"),
+    ("call", "message"),
     [
-        (b"b", b"k", b"1234", "value in bytes: found 4, allowed 3"),
-        (b"b", b"12345", b"", "key in bytes: found 5, allowed 4"),
-        (b"123456", b"k", b"", "bucket name in bytes: found 6, allowed 5"),
-        (b"b", b"2nd", b"", "found 2, allowed 1"),
+        (lambda kv: kv.set(ANONYMOUS, b"b", b"k", b"123456789"), "value in bytes: found 9, allowed 8"),
+        (lambda kv: kv.set(ANONYMOUS, b"b", b"12345", b""), "key in bytes: found 5, allowed 4"),
+        (lambda kv: kv.set(ANONYMOUS, b"123456", b"k", b""), "bucket name in bytes: found 6, allowed 5"),
+        (lambda kv: kv.set(ANONYMOUS, b"b", b"2nd", b""), "keys limit: found 2, allowed 1"),
+        (lambda kv: kv.set_many(ANONYMOUS, b"b", {b"k": b"w", b"2": b"", b"3": b""}), "keys limit: found 3, allowed 1"),
+        (lambda kv: kv.increment(ANONYMOUS, b"b", b"k", 1), f"value: found 'seven', {NUMBER}"),
     ],
 )
-def test_limits_become_other(bucket: bytes, key: bytes, value: bytes, message: str) -> None:
-    store = Store(StoreOptions(value_bytes_max=3, key_bytes_max=4, bucket_name_bytes_max=5, keys_max=1))
+def test_errors_of_the_store_become_other(call: Callable[[Service], object], message: str) -> None:
+    store = Store(StoreOptions(value_bytes_max=8, key_bytes_max=4, bucket_name_bytes_max=5, keys_max=1))
     kv = Service(store)
-    kv.set(ANONYMOUS, b"b", b"k", b"v")
+    kv.set(ANONYMOUS, b"b", b"k", b"seven")
     with pytest.raises(OtherError) as caught:
-        kv.set(ANONYMOUS, bucket, key, value)
-    assert caught.value.message.endswith(message)
+        call(kv)
+    assert caught.value.message == message
     assert isinstance(caught.value, InterfaceError)
-    assert kv.get(ANONYMOUS, b"b", b"k") == b"v"
+    assert kv.get(ANONYMOUS, b"b", b"k") == b"seven"
     assert len(store) == 1
 
 
@@ -136,44 +115,13 @@ def test_keys_of_one_position_become_other() -> None:
     assert kv.get(ANONYMOUS, b"b", b"7") == b""
 
 
-@pytest.mark.parametrize(
-    ("value", "delta", "message"),
-    [
-        (b"seven", 1, "value: found 'seven', allowed a decimal number from 0 to 18446744073709551615"),
-        (b"-1", 1, "value: found '-1', allowed a decimal number from 0 to 18446744073709551615"),
-        (
-            b"\xff" * 40,
-            1,
-            "value: found '" + r"\xff" * 32 + "'..., allowed a decimal number from 0 to 18446744073709551615",
-        ),
-        (b"7", 2**64 - 1, "counter: found 7 + 18446744073709551615, allowed a sum up to 18446744073709551615"),
-    ],
-)
-def test_what_cannot_be_incremented_becomes_other(value: bytes, delta: int, message: str) -> None:
-    kv = service()
-    kv.set(ANONYMOUS, b"b", b"k", value)
-    with pytest.raises(OtherError) as caught:
-        kv.increment(ANONYMOUS, b"b", b"k", delta)
-    assert caught.value.message == message
-    assert kv.get(ANONYMOUS, b"b", b"k") == value
-
-
-def test_a_batch_that_passes_a_limit_becomes_other() -> None:
-    kv = service(keys_max=2)
-    kv.set(ANONYMOUS, b"b", b"1", b"v")
-    with pytest.raises(OtherError, match=r"^keys limit: found 3, allowed 2$"):
-        kv.set_many(ANONYMOUS, b"b", {b"1": b"w", b"2": b"", b"3": b""})
-    assert kv.list_keys(ANONYMOUS, b"b", None) == ([b"1"], None)
-    assert kv.get(ANONYMOUS, b"b", b"1") == b"v"
-
-
 def test_a_reader_of_parameters_need_not_read_more_than_the_store_takes() -> None:
     kv = service(bucket_name_bytes_max=1, key_bytes_max=2, value_bytes_max=3)
     assert kv.parameter_limits == ParameterLimits(bucket_bytes_max=1, key_bytes_max=2, value_bytes_max=3)
     assert Service(Store()).parameter_limits == ParameterLimits()
 
 
-# Answers that must be waited for. Every function is carried out so over both paths by tests/integration/test_waiting_store.py.
+# Answers that must be waited for. Every function is carried out so over both paths by tests/integration/test_order.py.
 
 
 async def waited(answer: Answer[T]) -> T:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar, cast
 
-from keyvalue_engine import Bucket, BucketOptions, Page, Quota, Store, StoreError, StoreOptions
+from keyvalue_engine import Bucket, BucketOptions, Quota, Store, StoreError, StoreOptions
 from keyvalue_provider.keyvalue.handles import BucketHandle
 
 __all__ = ["LATER", "Later", "WaitingStore"]
@@ -43,38 +44,14 @@ LATER: dict[str, Later] = {"coroutine": in_coroutine, "future": in_future}
 
 
 class WaitingHandle:
-    """A handle that takes its time."""
+    """A handle that takes its time: each method of the bucket gives something to wait for."""
 
     def __init__(self, bucket: Bucket, later: Later) -> None:
         self._bucket = bucket
         self._later = later
 
-    def get(self, key: bytes, /) -> Awaitable[bytes | None]:
-        return self._later(self._bucket.get, key)
-
-    def set(self, key: bytes, value: bytes, /) -> Awaitable[None]:
-        return self._later(self._bucket.set, key, value)
-
-    def delete(self, key: bytes, /) -> Awaitable[bool]:
-        return self._later(self._bucket.delete, key)
-
-    def exists(self, key: bytes, /) -> Awaitable[bool]:
-        return self._later(self._bucket.exists, key)
-
-    def page(self, cursor: int | None, /) -> Awaitable[Page]:
-        return self._later(self._bucket.page, cursor)
-
-    def increment(self, key: bytes, delta: int, /) -> Awaitable[int]:
-        return self._later(self._bucket.increment, key, delta)
-
-    def get_many(self, keys: Sequence[bytes], /) -> Awaitable[list[bytes | None]]:
-        return self._later(self._bucket.get_many, keys)
-
-    def set_many(self, entries: Mapping[bytes, bytes], /) -> Awaitable[None]:
-        return self._later(self._bucket.set_many, entries)
-
-    def delete_many(self, keys: Sequence[bytes], /) -> Awaitable[int]:
-        return self._later(self._bucket.delete_many, keys)
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        return partial(self._later, getattr(self._bucket, name))
 
 
 class WaitingStore:
@@ -89,7 +66,7 @@ class WaitingStore:
         return self.held.options
 
     def bucket(self, name: bytes, options: BucketOptions, /) -> BucketHandle:
-        return WaitingHandle(self.held.bucket(name, options), self._later)
+        return cast(BucketHandle, WaitingHandle(self.held.bucket(name, options), self._later))
 
     def add_quota(self, quota: Quota, /) -> None:
         self.held.add_quota(quota)

@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -35,22 +34,10 @@ def raised() -> ZeroDivisionError:
     raise AssertionError
 
 
-@pytest.fixture
-def root() -> Iterator[logging.Logger]:
-    """The root logger, as it was afterwards."""
-    root, asyncio_log = logging.getLogger(), logging.getLogger("asyncio")
-    handlers, level, asyncio_level = root.handlers[:], root.level, asyncio_log.level
-    yield root
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    asyncio_log.setLevel(asyncio_level)
-
-
 def test_a_plain_line() -> None:
-    assert (
-        PlainFormatter().format(record("ready: %d links", 3))
-        == "2025-12-31T23:59:59.004Z INFO provider: ready: 3 links"
-    )
+    """Names of any script are kept."""
+    line = PlainFormatter().format(record("%d links: %s", 3, "ключ 键 \U0001f511"))
+    assert line == "2025-12-31T23:59:59.004Z INFO provider: 3 links: ключ 键 \U0001f511"
 
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -75,24 +62,11 @@ def test_a_line_has_an_end(formatter: logging.Formatter) -> None:
     assert "... (1000010 characters)" in line
 
 
-def test_a_plain_line_with_a_traceback() -> None:
-    lines = PlainFormatter().format(record("failed", level=logging.ERROR, error=raised())).splitlines()
-    assert lines[0] == "2025-12-31T23:59:59.004Z ERROR provider: failed"
-    assert lines[1] == "Traceback (most recent call last):"
-    assert lines[-1] == "ZeroDivisionError: division by zero"
-
-
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
 @pytest.mark.parametrize("formatter", [PlainFormatter(), JsonFormatter()])
 def test_a_name_cannot_begin_a_line(formatter: logging.Formatter, end: str) -> None:
     line = formatter.format(record("link put: %s", f"a{end}2026-01-01T00:00:00.000Z ERROR provider: forged"))
     assert len(re.split("[\r\n]" if isinstance(formatter, JsonFormatter) else LINE_ENDS, line)) == 1
-
-
-def test_names_of_any_script_are_kept() -> None:
-    assert (
-        PlainFormatter().format(record("link put: %s", "ключ 键 \U0001f511")).endswith(": link put: ключ 键 \U0001f511")
-    )
 
 
 def test_a_structured_line() -> None:
@@ -104,29 +78,25 @@ def test_a_structured_line() -> None:
     }
 
 
-def test_a_structured_line_with_a_traceback() -> None:
-    line = JsonFormatter().format(record("failed", error=raised()))
+def test_tracebacks() -> None:
+    """They follow a plain line, and are within a structured one."""
+    failed = record("failed", level=logging.ERROR, error=raised())
+    lines = PlainFormatter().format(failed).splitlines()
+    assert lines[0] == "2025-12-31T23:59:59.004Z ERROR provider: failed"
+    assert lines[1] == "Traceback (most recent call last):"
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+    line = JsonFormatter().format(failed)
     assert "\n" not in line
     assert json.loads(line)["fields"].keys() == {"message", "exception"}
     assert "ZeroDivisionError: division by zero" in json.loads(line)["fields"]["exception"]
 
 
-@pytest.mark.parametrize(
-    ("name", "level"),
-    [
-        *(("trace", logging.DEBUG), ("debug", logging.DEBUG), ("info", logging.INFO), ("warn", logging.WARNING)),
-        *(
-            ("warning", logging.WARNING),
-            ("error", logging.ERROR),
-            ("critical", logging.CRITICAL),
-            ("INFO", logging.INFO),
-        ),
-    ],
-)
-def test_levels(root: logging.Logger, name: str, level: int) -> None:
-    set_up_log(name, structured=False)
-    assert root.level == level
-    assert name.lower() in LEVELS
+def test_levels(root: logging.Logger) -> None:
+    assert LEVELS.keys() == {"trace", "debug", "info", "warn", "warning", "error", "critical"}
+    for name in (*LEVELS, "INFO"):
+        set_up_log(name, structured=False)
+        expected = {"trace": "DEBUG", "warn": "WARNING"}.get(name, name.upper())
+        assert root.level == logging.getLevelName(expected), name
 
 
 def test_it_goes_to_standard_error_once(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,11 +27,7 @@ from keyvalue_transport.keyvalue.store import store_tallies
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.server import Server
 
-FUNCTIONS = (
-    *("get", "set", "delete", "exists", "list-keys"),
-    "increment",
-    *("get-many", "set-many", "delete-many"),
-)
+FUNCTIONS = ("get", "set", "delete", "exists", "list-keys", "increment", "get-many", "set-many", "delete-many")
 PREFIX = "wrpc_keyvalue"
 DURATION = f"{PREFIX}_operation_duration_seconds"
 
@@ -103,30 +99,20 @@ def counts(durations: Durations, function: str) -> dict[int, int]:
     return {index: count for index, count in enumerate(durations.counts[function]) if count}
 
 
-@pytest.mark.parametrize("index", range(len(DURATION_BOUNDS_S)))
-def test_an_upper_bound_belongs_to_its_bucket(index: int) -> None:
-    bound_s = DURATION_BOUNDS_S[index]
-    tallies = store_tallies()
-    durations = Durations(tallies)
-    for duration_s in (bound_s * 0.999, bound_s, bound_s * 1.001):
-        tallies["get"][OK] += 1
-        durations.observe(duration_s)
-    assert counts(durations, "get") == {index: 2, index + 1: 1}
-    assert durations.sums_s["get"] == pytest.approx(3 * bound_s)
-
-
-def test_bounds_ascend_from_a_microsecond_to_a_second() -> None:
+def test_each_duration_belongs_to_one_bucket() -> None:
+    """A bucket has its upper bound. The first and the last take the rest."""
     assert list(DURATION_BOUNDS_S) == sorted(set(DURATION_BOUNDS_S))
     assert (DURATION_BOUNDS_S[0], DURATION_BOUNDS_S[-1]) == (1e-6, 1.0)
-
-
-@pytest.mark.parametrize(("duration_s", "index"), [(0.0, 0), (3600.0, len(DURATION_BOUNDS_S))])
-def test_the_first_and_the_last_bucket_take_the_rest(duration_s: float, index: int) -> None:
-    tallies = store_tallies()
-    durations = Durations(tallies)
-    tallies["set"][OK] += 1
-    durations.observe(duration_s)
-    assert counts(durations, "set") == {index: 1}
+    cases = [(0.0, 0), (3600.0, len(DURATION_BOUNDS_S))]
+    for index, bound_s in enumerate(DURATION_BOUNDS_S):
+        cases += [(bound_s * 0.999, index), (bound_s, index), (bound_s * 1.001, index + 1)]
+    for duration_s, index in cases:
+        tallies = store_tallies()
+        durations = Durations(tallies)
+        tallies["get"][OK] += 1
+        durations.observe(duration_s)
+        assert counts(durations, "get") == {index: 1}, duration_s
+        assert durations.sums_s["get"] == duration_s
 
 
 def test_a_batch_of_several_functions_and_outcomes() -> None:
@@ -152,42 +138,24 @@ def test_a_batch_of_several_functions_and_outcomes() -> None:
 # Families
 
 
-#: What must be there: type, and names of labels.
-FAMILIES = {
-    "operations": ("counter", {"operation", "result"}),
-    "operation_duration_seconds": ("histogram", {"operation", "le"}),
-    "invocations_in_flight": ("gauge", set()),
-    "half_open_invocations": ("gauge", set()),
-    "received_bytes": ("counter", set()),
-    "sent_bytes": ("counter", set()),
-    "decode_errors": ("counter", set()),
-    "buckets": ("gauge", set()),
-    "keys": ("gauge", set()),
-    "memory_bytes": ("gauge", set()),
-    "memory_limit_bytes": ("gauge", set()),
-    "keyspace_hits": ("counter", set()),
-    "keyspace_misses": ("counter", set()),
-    "pages": ("counter", set()),
-    "nats_reconnects": ("counter", set()),
-    "nats_connected": ("gauge", set()),
-    "links": ("gauge", set()),
-    "build": ("info", {"version", "python", "transport"}),
-}
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_has_its_type_and_labels(pieces: Pieces, name: str) -> None:
-    family = pieces.families()[f"{PREFIX}_{name}"]
-    labels = {label for sample in family.samples for label in sample.labels}
-    assert (family.type, labels) == FAMILIES[name]
-    assert family.documentation.endswith(".")
-    assert family.samples
-
-
-def test_all_families_are_ours_and_come_once(pieces: Pieces) -> None:
-    names = [family.name for family in Metrics(*pieces).collect()]
-    assert len(names) == len(set(names))
-    assert [name for name in names if not name.startswith(f"{PREFIX}_")] == []
+def test_every_family_has_its_type_and_labels_and_comes_once(pieces: Pieces) -> None:
+    families = list(Metrics(*pieces).collect())
+    found = {}
+    for family in families:
+        assert family.name.startswith(f"{PREFIX}_")
+        assert family.documentation.endswith(".")
+        labels = {label for sample in family.samples for label in sample.labels}
+        found[family.name.removeprefix(f"{PREFIX}_")] = family.type, labels
+    assert len(found) == len(families)
+    counters = {name.removesuffix("_total") for name in NUMBERS if name.endswith("_total")}
+    assert found == {
+        **dict.fromkeys(counters, ("counter", set())),
+        **{name: ("gauge", set()) for name in (*NUMBERS, "memory_bytes") if not name.endswith("_total")},
+        "operations": ("counter", {"operation", "result"}),
+        "operation_duration_seconds": ("histogram", {"operation", "le"}),
+        "watch_events": ("counter", {"result"}),
+        "build": ("info", {"version", "python", "transport"}),
+    }
 
 
 def test_labels_come_from_closed_sets(pieces: Pieces) -> None:
@@ -213,15 +181,72 @@ def test_every_function_and_outcome_is_there_from_the_start(pieces: Pieces) -> N
 # Values
 
 
-def test_operations_and_what_follows_from_them(pieces: Pieces) -> None:
+def set_all_numbers(pieces: Pieces, now_ns: list[int]) -> None:
+    """Give each number of NUMBERS its value, which no other has, except for the gauges of a server that serves nobody."""
+    for bucket, key, ttl_ms in ((b"a", b"1", None), (b"a", b"2", None), (b"b", b"1", None), (b"b", b"expired", 1)):
+        pieces.store.bucket(bucket).set(key, b"value", ttl_ms=ttl_ms)
+    now_ns[0] = 1_000_000
+    pieces.store.sweep()
     pieces.tallies["get"][:] = [1, 2, 3, 4, 5, 6]
     pieces.tallies["exists"][:] = [10, 20, 0, 0, 0, 0]
     pieces.tallies["list-keys"][:] = [100, 0, 0, 0, 7, 0]
+    counts = pieces.server.counts
+    counts.received_bytes, counts.sent_bytes, counts.damaged, counts.expired = 31, 32, 33, 34
+    counts.refused, counts.failed, counts.without_reply, counts.stray_pieces = 35, 36, 37, 38
+    pieces.server.unsent, pieces.connection.reconnects, pieces.connection.dropped = 39, 40, 41
+    watch_counts = pieces.watchers.counts
+    watch_counts.delivered, watch_counts.failed, watch_counts.dropped = 42, 43, 44
+    for number in range(5):
+        pieces.links.put(LinkDefinition("component", "kv", str(number)))
+
+
+#: The samples without labels, as `set_all_numbers` sets them.
+NUMBERS: dict[str, float] = {
+    "invocations_in_flight": 0,
+    "half_open_invocations": 0,
+    "received_bytes_total": 31,
+    "sent_bytes_total": 32,
+    "decode_errors_total": 33,
+    "expired_invocations_total": 34,
+    "refused_invocations_total": 35,
+    "failed_invocations_total": 36,
+    "invocations_without_reply_total": 37,
+    "stray_pieces_total": 38,
+    "unsent_messages_total": 39,
+    "nats_reconnects_total": 40,
+    "nats_dropped_messages_total": 41,
+    "nats_connected": 0,
+    "watch_dropped_total": 44,
+    "watch_queue_length": 0,
+    "buckets": 2,
+    "keys": 3,
+    "expired_keys_total": 1,
+    "memory_limit_bytes": 10_000,
+    "keyspace_hits_total": 11,
+    "keyspace_misses_total": 22,
+    "pages_total": 100,
+    "links": 5,
+}
+
+
+def test_every_number_is_seen() -> None:
+    now_ns = [0]
+    pieces = Pieces.of(Store(StoreOptions(memory_bytes_max=10_000), clock=lambda: now_ns[0]))
+    set_all_numbers(pieces, now_ns)
+    samples = [sample for family in pieces.families().values() for sample in family.samples]
+    assert {one.name.removeprefix(f"{PREFIX}_"): one.value for one in samples if not one.labels} == {
+        **NUMBERS,
+        "memory_bytes": pieces.store.memory_bytes,
+    }
+    assert pieces.store.memory_bytes > 0
     for count, outcome in enumerate(OUTCOMES, 1):
         assert pieces.value(f"{PREFIX}_operations_total", operation="get", result=outcome) == count
-    assert pieces.value(f"{PREFIX}_keyspace_hits_total") == 11
-    assert pieces.value(f"{PREFIX}_keyspace_misses_total") == 22
-    assert pieces.value(f"{PREFIX}_pages_total") == 100
+    assert pieces.value(f"{PREFIX}_watch_events_total", result="ok") == 42
+    assert pieces.value(f"{PREFIX}_watch_events_total", result="failed") == 43
+
+
+def test_no_limit_is_infinite(pieces: Pieces) -> None:
+    assert pieces.value(f"{PREFIX}_memory_limit_bytes") == float("inf")
 
 
 def test_buckets_of_the_histogram_are_cumulative(pieces: Pieces) -> None:
@@ -237,73 +262,6 @@ def test_buckets_of_the_histogram_are_cumulative(pieces: Pieces) -> None:
     assert [buckets[bound] for bound in ("1e-06", "2.5e-06", "0.5", "1.0", "+Inf")] == [2, 4, 4, 6, 8]
     assert pieces.value(f"{DURATION}_count", operation="delete") == 8
     assert pieces.value(f"{DURATION}_sum", operation="delete") == pytest.approx(2 * (1e-6 + 2e-6 + 0.9 + 2.0))
-
-
-def test_the_store_is_seen() -> None:
-    pieces = Pieces.of(Store(StoreOptions(memory_bytes_max=10_000)))
-    for bucket, key in ((b"a", b"1"), (b"a", b"2"), (b"b", b"1")):
-        pieces.store.bucket(bucket).set(key, b"value")
-    assert pieces.value(f"{PREFIX}_buckets") == 2
-    assert pieces.value(f"{PREFIX}_keys") == 3
-    assert 0 < pieces.value(f"{PREFIX}_memory_bytes") == pieces.store.memory_bytes
-    assert pieces.value(f"{PREFIX}_memory_limit_bytes") == 10_000
-
-
-def test_no_limit_is_infinite(pieces: Pieces) -> None:
-    assert pieces.value(f"{PREFIX}_memory_limit_bytes") == float("inf")
-
-
-INVOCATION_COUNTS = {
-    "received_bytes": "received_bytes",
-    "sent_bytes": "sent_bytes",
-    "decode_errors": "damaged",
-    "expired_invocations": "expired",
-    "refused_invocations": "refused",
-    "failed_invocations": "failed",
-    "invocations_without_reply": "without_reply",
-    "stray_pieces": "stray_pieces",
-}
-
-
-def test_the_server_and_the_connection_are_seen(pieces: Pieces) -> None:
-    for value, count in enumerate(INVOCATION_COUNTS.values(), 1):
-        setattr(pieces.server.counts, count, value)
-    pieces.server.unsent = 20
-    pieces.connection.reconnects = 21
-    pieces.connection.dropped = 22
-    for value, name in enumerate(INVOCATION_COUNTS, 1):
-        assert pieces.value(f"{PREFIX}_{name}_total") == value
-    assert pieces.value(f"{PREFIX}_unsent_messages_total") == 20
-    assert pieces.value(f"{PREFIX}_nats_reconnects_total") == 21
-    assert pieces.value(f"{PREFIX}_nats_dropped_messages_total") == 22
-    assert pieces.value(f"{PREFIX}_nats_connected") == 0
-    assert pieces.value(f"{PREFIX}_invocations_in_flight") == pieces.value(f"{PREFIX}_half_open_invocations") == 0
-
-
-def test_watchers_are_seen(pieces: Pieces) -> None:
-    counts = pieces.watchers.counts
-    counts.delivered, counts.failed, counts.dropped = 3, 4, 5
-    assert pieces.value(f"{PREFIX}_watch_events_total", result="ok") == 3
-    assert pieces.value(f"{PREFIX}_watch_events_total", result="failed") == 4
-    assert pieces.value(f"{PREFIX}_watch_dropped_total") == 5
-    assert pieces.value(f"{PREFIX}_watch_queue_length") == 0
-
-
-def test_expired_keys_are_counted() -> None:
-    now_ns = [0]
-    pieces = Pieces.of(Store(clock=lambda: now_ns[0]))
-    pieces.store.bucket(b"b").set(b"k", b"v", ttl_ms=1)
-    assert pieces.value(f"{PREFIX}_expired_keys_total") == 0
-    now_ns[0] = 1_000_000
-    pieces.store.sweep()
-    assert pieces.value(f"{PREFIX}_expired_keys_total") == 1
-    assert pieces.value(f"{PREFIX}_keys") == 0
-
-
-def test_links_are_counted(pieces: Pieces) -> None:
-    pieces.links.put(LinkDefinition("component", "kv", "default"))
-    pieces.links.put(LinkDefinition("component", "kv", "second"))
-    assert pieces.value(f"{PREFIX}_links") == 2
 
 
 @pytest.mark.parametrize("path", ["plain", "direct"])

@@ -1,4 +1,4 @@
-"""Provider archives: what is made is taken, and whatever was changed, cut or added since is not."""
+"""Provider archives: one that was made is taken; one that was changed, cut or added to since is not."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nacl.signing import SigningKey
 
-from keyvalue_provider.host.nkey_text import encode_seed
+from keyvalue_provider.host.nkey_text import decode_seed, encode_seed
 from keyvalue_provider.host.secret import Secret
 from keyvalue_provider.packaging import archive as archive_module
 from keyvalue_provider.packaging.archive import (
@@ -102,10 +103,6 @@ def entries() -> list[tuple[str, bytes]]:
 
 def token_of(header: Any, claims: Any, key: Secret = ISSUER) -> str:
     """A signed token of any JSON."""
-    from nacl.signing import SigningKey
-
-    from keyvalue_provider.host.nkey_text import decode_seed
-
     parts = ".".join(
         base64.urlsafe_b64encode(part if isinstance(part, bytes) else json.dumps(part).encode()).decode().rstrip("=")
         for part in (header, claims)
@@ -127,34 +124,28 @@ def stated() -> dict[str, Any]:
 # Made and taken
 
 
-def test_what_is_made_is_taken() -> None:
-    made = make_archive(token(), BINARIES, WORLD)
-    archive = read_archive(io.BytesIO(made))
-    assert archive_faults(archive, NOW_S) == []
-    assert archive.hashes() == {
-        "aarch64-linux": hashlib.sha256(BINARIES["aarch64-linux"]).hexdigest().upper(),
-        "x86_64-linux": hashlib.sha256(BINARIES["x86_64-linux"]).hexdigest().upper(),
-        "world.wasm": hashlib.sha256(WORLD).hexdigest().upper(),
-    }
-    assert archive.binaries["x86_64-linux"].size_bytes == 1200
-    assert read_claims(archive.token) == claims_of(BINARIES, WORLD)
+def test_an_archive_that_was_made_is_taken() -> None:
+    for made in (make_archive(token(), BINARIES, WORLD), tar_of(*entries())):
+        archive = read_archive(io.BytesIO(made))
+        assert archive_faults(archive, NOW_S) == []
+        assert archive.hashes() == {
+            "aarch64-linux": hashlib.sha256(BINARIES["aarch64-linux"]).hexdigest().upper(),
+            "x86_64-linux": hashlib.sha256(BINARIES["x86_64-linux"]).hexdigest().upper(),
+            "world.wasm": hashlib.sha256(WORLD).hexdigest().upper(),
+        }
+        assert archive.binaries["x86_64-linux"].size_bytes == 1200
+        assert read_claims(archive.token) == claims_of(BINARIES, WORLD)
 
 
-def test_the_same_makes_the_same_bytes() -> None:
+def test_the_tar_depends_on_nothing_else() -> None:
+    """`tar` sees names in order, and nothing of the machine that made it. The order of the binaries does not matter."""
     made = make_archive(token(), BINARIES, WORLD)
     turned = dict(reversed(BINARIES.items()))
     assert make_archive(sign_claims(claims_of(turned, WORLD), ISSUER), turned, WORLD) == made
-
-
-def test_it_is_the_tar_that_hosts_know() -> None:
-    """As `tar` sees it: names, order, and nothing of the machine that made it."""
-    with tarfile.open(fileobj=io.BytesIO(make_archive(token(), BINARIES, WORLD)), mode="r:gz") as tar:
-        members = tar.getmembers()
-        names = ["claims.jwt", "world.wasm", "aarch64-linux.bin", "x86_64-linux.bin"]
-        assert [member.name for member in members] == names
-        assert {(member.mtime, member.uid, member.gid, member.uname, member.gname) for member in members} == {
-            (0, 0, 0, "", "")
-        }
+    with tarfile.open(fileobj=io.BytesIO(made), mode="r:gz") as tar:
+        assert tar.getnames() == ["claims.jwt", "world.wasm", "aarch64-linux.bin", "x86_64-linux.bin"]
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
         binary = tar.extractfile("x86_64-linux.bin")
         assert binary is not None
         assert binary.read() == BINARIES["x86_64-linux"]
@@ -180,10 +171,6 @@ def test_the_token_is_that_of_wascap() -> None:
     }
 
 
-def test_a_plain_tar_is_taken() -> None:
-    assert faults_of(tar_of(*entries())) == []
-
-
 def test_keys_are_those_of_other_libraries() -> None:
     assert public_key(ACCOUNT, ISSUER) == GO_PUBLIC_KEY
     assert public_key(SERVICE, SUBJECT)[0] == "V"
@@ -191,9 +178,11 @@ def test_keys_are_those_of_other_libraries() -> None:
         public_key(SERVICE, ISSUER)
 
 
-def test_the_target_of_this_machine_can_be_made() -> None:
+def test_an_archive_of_this_machine_is_valid_now() -> None:
     binaries = {native_target(): b"here"}
-    assert faults_of(make_archive(sign_claims(claims_of(binaries), ISSUER), binaries)) == []
+    claims = replace(claims_of(binaries), issued_at_s=int(time.time()), expires_s=int(time.time()) + 3600)
+    archive = read_archive(io.BytesIO(make_archive(sign_claims(claims, ISSUER), binaries)))
+    assert archive_faults(archive, time.time()) == []
 
 
 @pytest.mark.parametrize(
@@ -213,23 +202,19 @@ def test_what_no_host_would_take_is_not_made(binaries: dict[str, bytes], message
 # Changed
 
 
-@given(st.data())
-def test_a_changed_byte_of_a_binary_fails(data: st.DataObject) -> None:
-    name, content = data.draw(st.sampled_from(entries()[1:]))
-    at = data.draw(st.integers(0, len(content) - 1))
-    changed = bytearray(content)
-    changed[at] ^= data.draw(st.integers(1, 255))
-    (fault,) = faults_of(tar_of(*(dict(entries()) | {name: bytes(changed)}).items()))
-    assert fault.startswith(f"{name.removesuffix('.bin')}: found SHA-256 ")
-
-
-@given(st.integers(0, len(token()) - 1), st.integers(1, 255))
-def test_a_changed_byte_of_the_claims_fails(at: int, change: int) -> None:
-    changed = bytearray(token().encode())
-    changed[at] ^= change
-    faults = faults_of(tar_of(*(dict(entries()) | {"claims.jwt": bytes(changed)}).items()))
-    assert faults
-    assert all(fault.startswith("claims.jwt: ") or "SHA-256" in fault or "hash" in fault for fault in faults)
+@given(
+    st.sampled_from(["claims.jwt", "world.wasm", *(f"{t}.bin" for t in BINARIES)]), st.integers(0), st.integers(1, 255)
+)
+def test_a_changed_byte_of_an_entry_is_a_fault(name: str, at: int, change: int) -> None:
+    changed = bytearray(dict(entries())[name])
+    changed[at % len(changed)] ^= change
+    faults = faults_of(tar_of(*(dict(entries()) | {name: bytes(changed)}).items()))
+    if name == "claims.jwt":
+        assert faults
+        assert all(fault.startswith("claims.jwt: ") or "SHA-256" in fault or "hash" in fault for fault in faults)
+    else:
+        (fault,) = faults
+        assert fault.startswith(f"{name.removesuffix('.bin')}: found SHA-256 ")
 
 
 @given(st.integers(0), st.integers(1, 255))
@@ -271,7 +256,6 @@ def replaced(**changes: object) -> bytes:
         (replaced(not_before_s=NOW_S + 60), "claims.jwt: claims.nbf: not valid for another 60 s"),
         (replaced(wascap_revision=2), "claims.jwt: claims.wascap_revision: found 2, allowed 3"),
         (replaced(subject=GO_PUBLIC_KEY), "claims.jwt: claims.sub: found another kind of key"),
-        (replaced(subject=""), "claims.jwt: claims.sub: found another kind of key"),
         (
             replaced(target_hashes=target_hashes(BINARIES)),
             "world.wasm: the claims have no hash of this entry",
@@ -292,25 +276,25 @@ def test_what_the_claims_do_not_cover_is_a_fault(archive: bytes, fault: str) -> 
     assert faults[0].startswith(fault), faults
 
 
-def test_claims_that_another_has_signed_are_a_fault() -> None:
-    other = token_of(HEADER, stated(), Secret(encode_seed("A", bytes(32))))
-    assert claims_faults(other, NOW_S) == [
-        f"signature: the issuer {GO_PUBLIC_KEY} has not signed these claims",
-    ]
+OTHER_ISSUER = Secret(encode_seed("A", bytes(32)))
 
 
 @pytest.mark.parametrize(
-    ("header", "claims", "fault"),
+    ("token", "fault"),
     [
-        ({"typ": "jwt", "alg": "none"}, stated(), 'header: found {"typ": "jwt", "alg": "none"}, allowed'),
-        ([], stated(), "header: found [], allowed"),
-        (HEADER, stated() | {"iss": public_key(SERVICE, SUBJECT)}, "claims.iss: found another kind of key"),
-        (HEADER, stated() | {"iss": ""}, "claims.iss: found another kind of key"),
-        (HEADER, stated() | {"iss": "é"}, "claims.iss: found 1 characters that are not base32"),
+        (
+            token_of(HEADER, stated(), OTHER_ISSUER),
+            f"signature: the issuer {GO_PUBLIC_KEY} has not signed these claims",
+        ),
+        (token_of(HEADER | {"alg": "none"}, stated()), 'header: found {"typ": "jwt", "alg": "none"}, allowed'),
+        (token_of([], stated()), "header: found [], allowed"),
+        (token_of(HEADER, stated() | {"iss": public_key(SERVICE, SUBJECT)}), "claims.iss: found another kind of key"),
+        (token_of(HEADER, stated() | {"iss": ""}), "claims.iss: found another kind of key"),
+        (token_of(HEADER, stated() | {"iss": "é"}), "claims.iss: found 1 characters that are not base32"),
     ],
 )
-def test_a_token_of_another_kind_is_a_fault(header: Any, claims: Any, fault: str) -> None:
-    faults = claims_faults(token_of(header, claims), NOW_S)
+def test_a_token_of_another_kind_is_a_fault(token: str, fault: str) -> None:
+    faults = claims_faults(token, NOW_S)
     assert faults
     assert faults[0].startswith(fault), faults
 
@@ -319,13 +303,10 @@ def test_a_token_of_another_kind_is_a_fault(header: Any, claims: Any, fault: str
     ("text", "message"),
     [
         ("", "parts of the token: found 1, expected 3: header.claims.signature"),
-        ("a.b", "parts of the token: found 2, expected 3"),
         ("é.é.é", "found 1 characters of a token that are not base64url"),
         (token() + "=", "found 87 characters of a token that are not base64url"),
-        (token() + "\n", "found 87 characters of a token that are not base64url"),
         (token_of(HEADER, b"{"), "claims: found 1 bytes that are not JSON"),
         (token_of(HEADER, b"[" * 10_000), "claims: found 10000 bytes that are not JSON"),
-        (token_of(HEADER, b"\xff"), "claims: found 1 bytes that are not JSON"),
         (token_of(HEADER, []), "claims: found an array, expected an object"),
         (token_of(HEADER, b'{"iss": "a", "iss": "b"}'), "an object of the token has two fields with the same name"),
         (token_of(HEADER, {"iat": -1}), "claims.iat: found a number, expected a whole number from 0"),
@@ -365,7 +346,6 @@ def sized(name: str, size_bytes: int) -> tuple[tarfile.TarInfo, bytes]:
         (tar_of(*entries()[1:]), "claims.jwt is missing"),
         (tar_of(*entries()[:2]), "the archive has no binary; it needs at least one"),
         (tar_of(*entries(), ("claims.txt", b"")), "found an entry 'claims.txt', allowed claims.jwt, world.wasm"),
-        (tar_of(*entries(), ("a/x86_64-linux.bin", b"")), "found an entry 'a/x86_64-linux.bin', allowed "),
         (tar_of(*entries(), ("../../evil", b"")), "found an entry '../../evil', allowed "),
         (
             tar_of(*entries(), typed("arm-linux.bin", tarfile.SYMTYPE, "/etc/passwd")),
@@ -373,7 +353,6 @@ def sized(name: str, size_bytes: int) -> tuple[tarfile.TarInfo, bytes]:
         ),
         (tar_of(*entries(), typed("arm-linux.bin", tarfile.DIRTYPE)), "'arm-linux.bin/?': the entry has type b'5'"),
         (tar_of(typed("x", tarfile.XHDTYPE), *entries()), "'x': the entry has type b'x'; only plain files are allowed"),
-        (tar_of(typed("x", tarfile.GNUTYPE_LONGNAME), *entries()), "'x': the entry has type b'L'"),
         (tar_of(sized("claims.jwt", 65_537)), "claims.jwt is 65537 bytes; the limit is 65536"),
         (tar_of(sized("x86_64-linux.bin", 2**40)), "x86_64-linux.bin is 1099511627776 bytes; the limit is 536870912"),
         (tar_of(sized("x86_64-linux.bin", 2**29)), "truncated in x86_64-linux.bin: "),
@@ -381,7 +360,7 @@ def sized(name: str, size_bytes: int) -> tuple[tarfile.TarInfo, bytes]:
         (tar_of(*entries(), end=bytes(512) + b"\1" * 512), "found other bytes than zeros after the end of the archive"),
         (tar_of(*entries(), end=b""), "truncated before the end of the archive: 512 bytes are missing"),
         (tar_of(*entries(), end=b"\1" * 512), "malformed tar header: "),
-        (b"", "truncated before the end of the archive: 512 bytes are missing"),
+        (make_archive(token(), BINARIES, WORLD) * 2, "found other bytes than zeros after the end"),
         (gzip.compress(b""), "truncated before the end of the archive: 512 bytes are missing"),
     ],
 )
@@ -389,12 +368,6 @@ def test_an_archive_that_another_may_read_otherwise_is_refused(tar: bytes, messa
     for packed in (tar,) if tar[:2] == b"\x1f\x8b" else (tar, gzip.compress(tar)):
         with pytest.raises(ArchiveError, match=f"^{message}"):
             read_archive(io.BytesIO(packed))
-
-
-def test_a_second_archive_behind_the_first_is_refused() -> None:
-    made = make_archive(token(), BINARIES, WORLD)
-    with pytest.raises(ArchiveError, match="found other bytes than zeros after the end"):
-        read_archive(io.BytesIO(made + made))
 
 
 def test_a_short_gzip_of_many_bytes_ends_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,41 +473,24 @@ def test_make_says_which_keys_it_made_and_verify_takes_it(command: Command, tmp_
     assert not any(seed in errors for seed in seeds)
     code, output, errors = command("verify", "a.par.gz")
     assert (code, errors) == (0, "")
-    assert (
-        output == f"a.par.gz: {service.split()[-1]}, signed by {account.split()[-1]}, for aarch64-linux, x86_64-linux\n"
-    )
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "a.par.gz",
-        "aarch64-linux",
-        "keys",
-        "world",
-        "x86_64-linux",
-    ]
+    keys = f"{service.split()[-1]}, signed by {account.split()[-1]}"
+    assert output == f"a.par.gz: {keys}, for aarch64-linux, x86_64-linux\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.par.gz", "keys", "world", *BINARIES}
 
 
-def test_make_takes_keys_and_time_from_the_environment(
+def test_keys_and_time_from_the_environment_are_inspected(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "subject").write_text(SUBJECT.reveal())
     monkeypatch.setenv("WASH_ISSUER_KEY", GO_SEED)
     monkeypatch.setenv("WASH_SUBJECT_KEY", str(tmp_path / "subject"))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", str(NOW_S))
-    assert command(*MAKE, "--vendor", "tests", "--version", "1.2.3", "--revision", "4", "--name", "keyvalue") == (
-        0,
-        "",
-        "",
-    )
+    named = ("--vendor", "es\x1b[2Jcape", "--version", "1.2.3", "--revision", "4", "--name", "keyvalue")
+    assert command(*MAKE, *named, "--world", "world") == (0, "", "")
     assert not (tmp_path / "keys").exists()
+    only = {"x86_64-linux": BINARIES["x86_64-linux"]}
     with (tmp_path / "a.par.gz").open("rb") as file:
-        only = {"x86_64-linux": BINARIES["x86_64-linux"]}
-        assert read_claims(read_archive(file).token) == claims_of(only)
-
-
-def test_inspect_prints_what_is_claimed_and_held(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WASH_ISSUER_KEY", GO_SEED)
-    monkeypatch.setenv("WASH_SUBJECT_KEY", SUBJECT.reveal())
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(NOW_S))
-    command(*MAKE, "--vendor", "es\x1b[2Jcape", "--world", "world")
+        assert read_claims(read_archive(file).token) == replace(claims_of(only, WORLD), vendor="es\x1b[2Jcape")
     code, output, errors = command("inspect", "a.par.gz")
     assert (code, errors) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in output.splitlines())
@@ -542,9 +498,8 @@ def test_inspect_prints_what_is_claimed_and_held(command: Command, monkeypatch: 
     assert lines["issuer"] == GO_PUBLIC_KEY
     assert lines["issued"] == "2027-01-15T08:00:00Z"
     assert lines["x86_64-linux"] == f"1200 bytes, SHA-256 {target_hashes(BINARIES)['x86_64-linux']}"
-    code, output, errors = command("inspect", "a.par.gz", "--json")
-    shown = json.loads(output)
-    assert shown["claims"]["target_hashes"] == target_hashes({"x86_64-linux": BINARIES["x86_64-linux"]}, WORLD)
+    shown = json.loads(command("inspect", "a.par.gz", "--json")[1])
+    assert shown["claims"]["target_hashes"] == target_hashes(only, WORLD)
     assert shown["entries"]["world.wasm"]["size_bytes"] == len(WORLD)
 
 
@@ -554,18 +509,21 @@ def test_verify_has_a_line_for_each_fault(command: Command, tmp_path: Path) -> N
     (tmp_path / "a.par.gz").write_bytes(archive)
     code, output, errors = command("verify", "a.par.gz")
     assert (code, output) == (1, "")
-    assert [line.split(": ")[1] for line in errors.splitlines()] == [
-        "claims.jwt",
-        "aarch64-linux",
-        "'arm-linux'",
-        "x86_64-linux",
-    ]
-    assert all(line.startswith("verify a.par.gz: ") for line in errors.splitlines())
+    expected = ["claims.jwt", "aarch64-linux", "'arm-linux'", "x86_64-linux"]
+    assert [line.split(": ")[:2] for line in errors.splitlines()] == [["verify a.par.gz", name] for name in expected]
+
+
+NO_ELF = "world: this is not an ELF file; expected an executable for x86_64-linux"
+OTHER_ELF = "aarch64-linux: found an ELF file for machine 183, expected one for x86_64-linux"
+NO_TIME = "SOURCE_DATE_EPOCH: found 'yesterday', expected seconds since 1970"
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        ((*MAKE[:3], "x86_64-linux=world"), f"make a.par.gz: {NO_ELF}"),
+        ((*MAKE[:3], "x86_64-linux=aarch64-linux"), f"make a.par.gz: {OTHER_ELF}"),
+        (MAKE, f"make a.par.gz: {NO_TIME}"),
         (("verify", "none"), "verify none: none: No such file or directory"),
         (("inspect", "world"), "inspect world: truncated before the end of the archive: 502 bytes are missing"),
         (("verify", "."), "verify .: .: Is a directory"),
@@ -575,9 +533,13 @@ def test_verify_has_a_line_for_each_fault(command: Command, tmp_path: Path) -> N
         (("make", "none/a", *MAKE[2:]), "make none/a: none/a."),
     ],
 )
-def test_what_can_not_be_done_is_said_in_one_line(command: Command, arguments: Iterable[str], line: str) -> None:
+def test_a_failure_is_said_in_one_line(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Iterable[str], line: str
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday" if NO_TIME in line else "0")
     code, output, errors = command(*arguments)
     assert (code, output) == (1, "")
+    assert not (tmp_path / "a.par.gz").exists()
     assert errors.splitlines()[-1].startswith(line), errors
     assert "hush" not in errors
 
@@ -599,34 +561,3 @@ def test_a_malformed_command_line_is_refused(
         command(*arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("binary", "message"),
-    [
-        ("x86_64-linux=world", "world: this is not an ELF file; expected an executable for x86_64-linux"),
-        (
-            "x86_64-linux=aarch64-linux",
-            "aarch64-linux: found an ELF file for machine 183, expected one for x86_64-linux",
-        ),
-    ],
-)
-def test_what_cannot_be_run_there_is_refused(command: Command, tmp_path: Path, binary: str, message: str) -> None:
-    code, _, errors = command("make", "a.par.gz", "--binary", binary)
-    assert code == 1
-    assert errors.endswith(f"{message}\n")
-    assert not (tmp_path / "a.par.gz").exists()
-
-
-def test_a_time_that_is_none_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
-    code, _, errors = command(*MAKE)
-    assert code == 1
-    assert errors.endswith("SOURCE_DATE_EPOCH: found 'yesterday', expected seconds since 1970\n")
-
-
-def test_an_archive_of_now_is_valid_now() -> None:
-    binaries = {"x86_64-linux": b"x"}
-    claims = replace(claims_of(binaries), issued_at_s=int(time.time()), expires_s=int(time.time()) + 3600)
-    archive = read_archive(io.BytesIO(make_archive(sign_claims(claims, ISSUER), binaries)))
-    assert archive_faults(archive, time.time()) == []

@@ -6,19 +6,24 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from threading import Barrier, Thread
-from typing import Protocol
+from threading import Thread
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyvalue_provider.watching.delivery import ABSENT_PAUSE_MIN_S, CALLS_MAX, DISCONNECTED_PAUSE_S, ChangeDelivery
+from keyvalue_provider.watching.delivery import (
+    ABSENT_PAUSE_MAX_S,
+    ABSENT_PAUSE_MIN_S,
+    CALLS_MAX,
+    DISCONNECTED_PAUSE_S,
+    ChangeDelivery,
+)
 from keyvalue_provider.watching.queue import LOOKS_MAX, WatchCounts, WatchLimits
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, decode_on_delete, decode_on_set
 from keyvalue_transport.nats.subjects import invocation_subject
-from keyvalue_transport.wrpc.errors import DisconnectedError, InvocationTimeoutError, NoProviderError
+from keyvalue_transport.wrpc.errors import InvocationTimeoutError, NoProviderError
 from tests.conftest import DEADLINE_S
 
 PREFIX = "default.component"
@@ -140,10 +145,8 @@ class Watched:
         return self.counts.delivered, self.counts.failed, self.counts.dropped, self.delivery.queue_length
 
 
-class Watch(Protocol):
-    """Makes deliveries, and closes them."""
-
-    def __call__(self, queue_events: int = 1000, queue_bytes: int = 1_000_000) -> Watched: ...
+#: Makes deliveries, and closes them.
+Watch = Callable[..., Watched]
 
 
 @pytest.fixture
@@ -170,21 +173,6 @@ def keys(count: int) -> list[bytes]:
     return [b"key %d" % number for number in range(count)]
 
 
-async def test_a_write_and_a_deletion(watch: Watch) -> None:
-    watched = watch()
-    watched.push(b"k", b"value")
-    watched.push(b"d", None)
-    written, deleted = await watched.component.called(2)
-    assert (written.bucket, written.key, written.value) == (b"b", b"k", b"value")
-    assert (deleted.bucket, deleted.key, deleted.value) == (b"b", b"d", None)
-    answer(written)
-    await turn()
-    assert watched.counted == (1, 0, 0, 1)
-    answer(deleted)
-    await turn()
-    assert watched.counted == (2, 0, 0, 0)
-
-
 async def test_the_bucket_argument(watch: Watch) -> None:
     watched = watch()
     for argument in (b"0", None, b"7"):
@@ -192,42 +180,6 @@ async def test_the_bucket_argument(watch: Watch) -> None:
         watched.push(b"k" + (argument or b""))
         await turn()
     assert [call.bucket for call in watched.component.calls] == [b"0", b"b", b"7"]
-
-
-async def test_calls_in_flight_are_limited(watch: Watch) -> None:
-    watched = watch()
-    watched.push_all(keys(40))
-    await turn()
-    assert [call.key for call in watched.component.calls] == keys(CALLS_MAX)
-    for _ in range(3):
-        answer(watched.component.unanswered[5])
-        await turn()
-        assert len(watched.component.unanswered) == CALLS_MAX
-    assert [call.key for call in watched.component.calls] == keys(CALLS_MAX + 3)
-    assert watched.counted == (3, 0, 0, 37)
-
-
-async def test_a_slow_key_holds_up_no_other(watch: Watch) -> None:
-    watched = watch()
-    for number in range(3):
-        watched.push(b"slow", b"%d" % number)
-    watched.push(b"other")
-    await turn()
-    slow, other = watched.component.calls
-    assert (slow.value, other.key) == (b"0", b"other")
-    answer(slow)
-    await turn()
-    assert watched.component.calls[-1].value == b"1"
-    assert len(watched.component.unanswered) == 2
-
-
-async def test_keys_of_different_buckets_do_not_wait_for_each_other(watch: Watch) -> None:
-    watched = watch()
-    watched.delivery.open(None)
-    for bucket in (b"b", b"c"):
-        watched.delivery.queue.push((bucket, b"k", b"v"))
-    await turn()
-    assert [call.bucket for call in watched.component.calls] == [b"b", b"c"]
 
 
 async def test_a_long_backlog_of_one_key_is_passed_in_steps(watch: Watch) -> None:
@@ -244,84 +196,16 @@ async def test_a_long_backlog_of_one_key_is_passed_in_steps(watch: Watch) -> Non
     assert [call.value for call in calls if call.key == b"slow"] == [b"%d" % n for n in range(5 * LOOKS_MAX)]
 
 
-@pytest.mark.parametrize("error", [InvocationTimeoutError("no result"), DisconnectedError("not sent"), ABSENT])
-async def test_a_call_that_failed_is_not_repeated(watch: Watch, error: Exception) -> None:
+# Threads
+
+
+async def test_a_push_by_another_thread_wakes_the_loop(watch: Watch) -> None:
     watched = watch()
-    watched.push(b"k", b"1")
-    watched.push(b"k", b"2")
-    await turn()
-    answer(watched.component.calls[0], error)
-    _, second = await watched.component.called(2)
-    assert second.value == b"2"
-    answer(second)
-    await turn()
-    assert watched.counted == (1, 1, 0, 0)
-    assert len(watched.component.calls) == 2
-
-
-# Bounds
-
-
-async def test_overflow_drops_the_oldest(watch: Watch) -> None:
-    watched = watch(queue_events=20)
-    watched.push_all(keys(20))
-    await turn()
-    assert watched.counted == (0, 0, 0, 20)
-    for number in range(100, 106):  # 16 in flight, 4 wait
-        watched.push(b"key %d" % number)
-    assert watched.counted == (0, 0, 6, 20)
-    watched.component.answers = [None]
-    for call in watched.component.unanswered:
-        answer(call)
-    await turn()
-    told = [call.key for call in watched.component.calls]
-    assert told == [*keys(16), *(b"key %d" % number for number in range(102, 106))]
-    assert watched.counted == (20, 0, 6, 0)
-
-
-async def test_a_queue_full_of_calls_in_flight_drops_what_is_new(watch: Watch) -> None:
-    watched = watch(queue_events=2)
-    watched.push_all(keys(2))
-    await turn()
-    watched.push(b"new")
-    await turn()
-    assert watched.counted == (0, 0, 1, 2)
-    answer(watched.component.calls[0])
-    await turn()
-    watched.push(b"newer")
-    await turn()
-    assert watched.component.calls[-1].key == b"newer"
-
-
-@pytest.mark.parametrize("queue_events", [50, 100_000])
-async def test_events_of_many_threads(watch: Watch, queue_events: int) -> None:
-    watched = watch(queue_events, queue_bytes=10**9)
-    watched.component.answers = [None]
-    threads, writes = 8, 500
-    barrier = Barrier(threads)
-
-    def write(key: bytes) -> None:
-        barrier.wait()
-        for number in range(writes):
-            watched.delivery.queue.push((b"b", key, b"%d" % number))
-
-    writers = [Thread(target=write, args=(key,)) for key in keys(threads)]
-    watched.pushed = threads * writes
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        await asyncio.to_thread(writer.join, DEADLINE_S)
-    async with asyncio.timeout(DEADLINE_S):
-        while watched.delivery.queue_length:
-            await turn()
-    delivered, failed, dropped, queued = watched.counted
-    assert (failed, queued) == (0, 0)
-    assert delivered == len(watched.component.calls)
-    if queue_events > threads * writes:
-        assert dropped == 0
-    for key in keys(threads):
-        numbers = [int(call.value or b"") for call in watched.component.calls if call.key == key]
-        assert numbers == sorted(set(numbers))
+    writer = Thread(target=watched.push_all, args=(keys(3),))
+    writer.start()
+    calls = await watched.component.called(3)
+    writer.join()
+    assert [call.key for call in calls] == keys(3)
 
 
 def test_a_loop_that_is_closed() -> None:
@@ -344,18 +228,20 @@ steps = st.one_of(
 
 
 class Model:
-    """What a watcher does, told slowly: a list of what waits, and one of what is in flight. Keys, and values that are all different."""
+    """The same, told slowly: a list of the events that wait, and one of the keys in flight. Values are all different; some events are deletions."""
 
     def __init__(self, events_max: int) -> None:
         self.watched = Watched(events_max)
-        self.waiting: list[tuple[bytes, bytes]] = []
+        self.waiting: list[tuple[bytes, bytes | None]] = []
         self.in_flight: list[bytes] = []
         self.calls_seen = 0
         self.counts: Counter[str] = Counter()
         self.is_closed = False
+        self.ends = 0  # times that it was closed with nothing in flight, or that its last call ended then
 
     def push(self, number: int) -> None:
-        event = b"key %d" % number, b"%d" % self.watched.pushed
+        pushed = self.watched.pushed
+        event = b"key %d" % number, None if pushed % 4 == 3 else b"%d" % pushed
         self.watched.push(*event)
         if self.is_closed:
             self.watched.pushed -= 1
@@ -371,16 +257,18 @@ class Model:
         self.is_closed = True
         self.drop(len(self.waiting))
         self.watched.delivery.close()
+        self.ends += not self.in_flight
 
     def open(self) -> None:
         self.is_closed = False
-        self.watched.delivery.open(b"0")
+        self.watched.delivery.open(None)
 
     async def turn(self) -> None:
         """Let calls begin, and look at those that did."""
         await turn()
         for call in self.watched.component.calls[self.calls_seen :]:
-            assert call.key not in self.in_flight
+            assert call.bucket == b"b"
+            assert call.key not in self.in_flight, "one call of a key at a time, and none is repeated"
             event = next(event for event in self.waiting if event[0] == call.key)
             assert event[1] == call.value, "the oldest of its key"
             self.waiting.remove(event)
@@ -391,6 +279,7 @@ class Model:
             assert all(key in self.in_flight for key, _ in self.waiting), "who could be called is"
         queued = len(self.waiting) + len(self.in_flight)
         assert self.watched.counted == (*(self.counts[name] for name in ("delivered", "failed", "dropped")), queued)
+        assert self.watched.ends == self.ends
 
     async def end(self, number: int, error: Exception | None) -> None:
         await self.turn()
@@ -400,6 +289,7 @@ class Model:
             answer(call, error)
             self.in_flight.remove(call.key)
             self.counts["delivered" if error is None else "failed"] += 1
+            self.ends += self.is_closed and not self.in_flight
             await self.turn()
 
     async def run(self, run: list[tuple[str, int]]) -> None:
@@ -445,29 +335,41 @@ def test_whatever_happens(events_max: int, run: list[tuple[str, int]]) -> None:
 # Components that are not there, or NATS
 
 
-async def test_while_nobody_listens_one_call_is_tried_after_each_pause(watch: Watch) -> None:
+async def test_while_nobody_listens_one_call_is_tried_after_each_pause(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pauses are recorded, and end when the test says so."""
+    pauses_s: list[float] = []
+
+    def pause_for(delivery: ChangeDelivery, seconds: float) -> None:
+        pauses_s.append(seconds)
+        delivery._pause = asyncio.get_running_loop().call_later(3600, delivery._resume)
+
+    async def end_pause() -> None:
+        watched.delivery._stop_pausing()
+        watched.delivery._resume()
+        await turn()
+
+    monkeypatch.setattr(ChangeDelivery, "_pause_for", pause_for)
     watched = watch()
     watched.component.answers = [ABSENT]
     watched.push_all(keys(60))
-    calls = await watched.component.called(CALLS_MAX + 3)
-    assert [call.key for call in calls] == keys(CALLS_MAX + 3)
-    began_s = [call.began_s for call in calls]
-    gaps_s = [later - earlier for earlier, later in zip(began_s[CALLS_MAX - 1 :], began_s[CALLS_MAX:], strict=False)]
-    for times, gap_s in enumerate(gaps_s):
-        assert gap_s > ABSENT_PAUSE_MIN_S * 2**times * 0.9
     await turn()
-    assert watched.counted == (0, CALLS_MAX + 3, 0, 60 - CALLS_MAX - 3)
+    for tries in range(6):
+        assert watched.counted == (0, CALLS_MAX + tries, 0, 60 - CALLS_MAX - tries)
+        await end_pause()
+    assert [call.key for call in watched.component.calls] == keys(CALLS_MAX + 6)
+    assert pauses_s == [0.05, 0.1, 0.2, 0.4, 0.8, ABSENT_PAUSE_MAX_S, ABSENT_PAUSE_MAX_S]
     watched.push(b"meanwhile")
     await turn()
-    assert len(calls) == CALLS_MAX + 3, "a push does not end the pause"
+    assert len(watched.component.calls) == CALLS_MAX + 6, "a push does not end the pause"
     watched.component.answers = [None]
-    await watched.component.called(61)
-    await turn()
-    assert watched.counted == (61 - CALLS_MAX - 3, CALLS_MAX + 3, 0, 0)
+    await end_pause()
+    assert watched.counted == (61 - CALLS_MAX - 6, CALLS_MAX + 6, 0, 0)
     watched.component.answers = [ABSENT]
-    watched.push_all([b"again"] * 2)
-    again = await watched.component.called(63)
-    assert again[-1].began_s - again[-2].began_s < ABSENT_PAUSE_MIN_S * 4, "pauses begin anew"
+    watched.push(b"again")
+    await turn()
+    assert pauses_s[7:] == [ABSENT_PAUSE_MIN_S], "pauses begin anew"
 
 
 async def test_a_component_that_listens_and_does_not_answer_is_not_absent(watch: Watch) -> None:
@@ -498,44 +400,6 @@ async def test_events_wait_while_nats_is_away(watch: Watch) -> None:
 
 
 # The end, and a new beginning
-
-
-async def test_a_closed_watcher_drops_what_waits_and_ends_with_its_last_call(watch: Watch) -> None:
-    watched = watch()
-    watched.push_all(keys(20))
-    await turn()
-    watched.delivery.close()
-    assert watched.counted == (0, 0, 4, 16)
-    watched.push(b"too late")
-    watched.pushed -= 1
-    for call in watched.component.calls:
-        assert watched.ends == 0
-        answer(call)
-        await turn()
-    assert watched.ends == 1
-    assert watched.counted == (16, 0, 4, 0)
-    assert len(watched.component.calls) == 16
-
-
-async def test_an_idle_watcher_ends_at_once(watch: Watch) -> None:
-    watched = watch()
-    watched.delivery.close()
-    assert watched.ends == 1
-
-
-async def test_a_closed_watcher_that_is_opened_keeps_the_order_of_a_key(watch: Watch) -> None:
-    watched = watch()
-    watched.push(b"k", b"before")
-    await turn()
-    watched.delivery.close()
-    watched.delivery.open(b"0")
-    watched.push(b"k", b"after")
-    await turn()
-    assert len(watched.component.calls) == 1
-    answer(watched.component.calls[0])
-    await turn()
-    assert [call.value for call in watched.component.calls] == [b"before", b"after"]
-    assert watched.ends == 0
 
 
 @pytest.mark.parametrize("error", [None, ABSENT])
@@ -593,32 +457,35 @@ FAILS = "watcher component (default): it is not told of changes: no result withi
 ANSWERS = "watcher component (default): it answers again"
 
 
-async def test_a_failure_is_told_once_and_its_end_once(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
+FAILURE = InvocationTimeoutError("no result within 2 s")
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "outcomes", "told"),
+    [
+        (3600.0, (FAILURE, FAILURE, FAILURE, None, None, FAILURE, None), [FAILS, ANSWERS]),
+        (0.0, (FAILURE, FAILURE, None, FAILURE, FAILURE), [FAILS, ANSWERS, FAILS]),
+    ],
+)
+async def test_a_failure_is_logged_once_and_its_end_once(
+    watch: Watch,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    interval_s: float,
+    outcomes: tuple[Exception | None, ...],
+    told: list[str],
+) -> None:
+    """A new failure within the interval is not logged."""
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr("keyvalue_provider.watching.delivery.FAILURE_LOG_INTERVAL_S", interval_s)
     watched = watch()
-    error = InvocationTimeoutError("no result within 2 s")
-    for outcome in (error, error, error, None, None, error, None):  # the last failure comes too soon to be told
+    for outcome in outcomes:
         watched.push(b"hush", b"hush")
         await turn()
         answer(watched.component.calls[-1], outcome)
         await turn()
-    assert lines(caplog) == [FAILS, ANSWERS]
+    assert lines(caplog) == told
     assert "hush" not in caplog.text
-
-
-async def test_each_failure_is_told_where_they_are_far_apart(
-    watch: Watch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr("keyvalue_provider.watching.delivery.FAILURE_LOG_INTERVAL_S", 0.0)
-    watched = watch()
-    error = InvocationTimeoutError("no result within 2 s")
-    for outcome in (error, error, None, error, error):
-        watched.push(b"k")
-        await turn()
-        answer(watched.component.calls[-1], outcome)
-        await turn()
-    assert lines(caplog) == [FAILS, ANSWERS, FAILS]
 
 
 async def test_a_failure_of_ours_has_its_traceback(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,9 +1,8 @@
-"""What is watched: patterns as they are written, and who is told of which change."""
+"""Patterns as they are written, and which watcher is told of which change."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -12,14 +11,11 @@ from hypothesis import strategies as st
 
 from keyvalue_engine import (
     DELETE,
+    EXPIRE,
+    PERSIST,
     SET,
-    BucketOptions,
-    CounterError,
-    LimitError,
     Observer,
-    ObserverOf,
     Store,
-    StoreOptions,
 )
 from keyvalue_provider.config.options import OptionError, WatchingLinkOptions
 from keyvalue_provider.watching.patterns import PATTERNS_MAX, Pattern, Watch, observers
@@ -55,24 +51,13 @@ def deletes_from(text: bytes, bucket: bytes | None = None) -> Pattern:
 @pytest.mark.parametrize(
     ("text", "patterns"),
     [
-        ("SET@k", [sets(b"k")]),
-        ("SET@k,DEL@k", [sets(b"k"), deletes(b"k")]),
         (" SET@k ,\tDEL@k\n", [sets(b"k"), deletes(b"k")]),
         ("SET@ a b ", [sets(b" a b")]),
         ("SET@a\\ ,DEL@\\ ", [sets(b"a "), deletes(b" ")]),
-        ("SET@user*", [sets_from(b"user")]),
-        ("DEL@*", [deletes_from(b"")]),
-        ("SET@b/k", [sets(b"k", b"b")]),
-        ("SET@b/*,DEL@b/k*", [sets_from(b"", b"b"), deletes_from(b"k", b"b")]),
+        ("SET@b/*,DEL@b/k*,DEL@*", [sets_from(b"", b"b"), deletes_from(b"k", b"b"), deletes_from(b"")]),
         ("SET@/k", [sets(b"k", b"")]),
-        ("SET@a@b", [sets(b"a@b")]),
         ("SET@a\\@b,SET@\\a", [sets(b"a@b"), sets(b"a")]),
-        ("SET@a\\,b\\/c\\*\\\\", [sets(b"a,b/c*\\")]),
-        ("SET@a\\,\\*/b", [sets(b"b", b"a,*")]),
-        ("SET@k\\**", [sets_from(b"k*")]),
-        ("SET@k\\\\", [sets(b"k\\")]),
         ("SET@k\\\\*", [sets_from(b"k\\")]),
-        ("SET@café ☕", [sets("café ☕".encode())]),
         ("SET@SET@k", [sets(b"SET@k")]),
     ],
 )
@@ -90,24 +75,16 @@ BACKSLASH = "a character behind the last backslash"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", f"watch[0]: found '', allowed {VERB}"),
         (" ", f"watch[0]: found '', allowed {VERB}"),
-        ("SET@k,", f"watch[1]: found '', allowed {VERB}"),
         ("SET@k,,DEL@k", f"watch[1]: found '', allowed {VERB}"),
-        ("k", f"watch[0]: found 'k', allowed {VERB}"),
         ("SET@k, GET@k ", f"watch[1]: found 'GET@k', allowed {VERB}"),
         ("set@k", f"watch[0]: found 'set@k', allowed {VERB}"),
         ("SET @k", f"watch[0]: found 'SET @k', allowed {VERB}"),
-        ("SETS@k", f"watch[0]: found 'SETS@k', allowed {VERB}"),
-        ("\\SET@k", f"watch[0]: found '\\\\SET@k', allowed {VERB}"),
         ("SET\\@k", f"watch[0]: found 'SET\\\\@k', allowed {VERB}"),
         ("SET@", f"watch[0]: found 'SET@', allowed {KEY}"),
         ("DEL@b/", f"watch[0]: found 'DEL@b/', allowed {KEY}"),
         ("SET@k\\", f"watch[0]: found 'SET@k\\\\', allowed {BACKSLASH}"),
-        ("SET@b\\", f"watch[0]: found 'SET@b\\\\', allowed {BACKSLASH}"),
-        ("SET@a*b", f"watch[0]: found 'SET@a*b', allowed {STAR}"),
         ("SET@**", f"watch[0]: found 'SET@**', allowed {STAR}"),
-        ("SET@b*/k", f"watch[0]: found 'SET@b*/k', allowed {STAR}"),
         ("SET@*/k*", f"watch[0]: found 'SET@*/k*', allowed {STAR}"),
         ("SET@a/b/c", f"watch[0]: found 'SET@a/b/c', allowed {SLASH}"),
         ("SET@a//", f"watch[0]: found 'SET@a//', allowed {SLASH}"),
@@ -195,31 +172,6 @@ def changes_told(text: str, *changes: Change) -> list[Change]:
     return told.changes()
 
 
-CHANGES = [
-    (bucket, key, value)
-    for bucket, key, value in product((b"a", b"b"), (b"k", b"k1", b"other", b""), (b"value", b"", None))
-]
-
-
-@pytest.mark.parametrize(
-    ("text", "fits"),
-    [
-        ("SET@k", lambda bucket, key, value: key == b"k" and value is not None),
-        ("DEL@k", lambda bucket, key, value: key == b"k" and value is None),
-        ("SET@k*", lambda bucket, key, value: key[:1] == b"k" and value is not None),
-        ("DEL@*", lambda bucket, key, value: value is None),
-        ("SET@*,DEL@*", lambda bucket, key, value: True),
-        ("SET@a/*", lambda bucket, key, value: bucket == b"a" and value is not None),
-        ("DEL@b/k", lambda bucket, key, value: (bucket, key, value) == (b"b", b"k", None)),
-        ("SET@a/k,SET@k1", lambda bucket, key, value: (key == b"k1" or (bucket, key) == (b"a", b"k")) and value is not None),
-        ("SET@k,SET@k*,SET@a/*,SET@a/k", lambda bucket, key, value: (key[:1] == b"k" or bucket == b"a") and value is not None),
-        ("SET@absent", lambda bucket, key, value: False),
-    ],
-)  # fmt: skip
-def test_what_a_watcher_is_told_of(text: str, fits: Callable[[bytes, bytes, bytes | None], bool]) -> None:
-    assert changes_told(text, *CHANGES) == [change for change in CHANGES if fits(*change)]
-
-
 def test_nothing_is_computed_where_nobody_watches() -> None:
     assert observers([]) is None
     assert observer_of({Told(): "SET@a/*", Told(): "DEL@b/k"}, b"c") is None
@@ -263,8 +215,14 @@ patterns = st.builds(Pattern, st.booleans(), st.none() | few_names.map(str.encod
 @given(
     st.lists(st.lists(patterns, min_size=1, max_size=4), min_size=1, max_size=4),
     st.lists(st.tuples(few_names.map(str.encode), few_names.map(str.encode), st.none() | st.just(b"v")), max_size=12),
+    st.booleans(),
+    st.sampled_from([DELETE, EXPIRE]),
 )
-def test_each_watcher_is_told_once_of_what_fits(watched: list[list[Pattern]], changes: list[Change]) -> None:
+def test_each_watcher_is_told_once_of_what_fits(
+    watched: list[list[Pattern]], changes: list[Change], have_deadlines: bool, gone: int
+) -> None:
+    """An entry with a deadline is a tuple, and the watcher is told of its value alone."""
+
     def fits(pattern: Pattern, change: Change) -> bool:
         bucket, key, value = change
         is_key = key.startswith(pattern.key) if pattern.is_prefix else key == pattern.key
@@ -276,7 +234,10 @@ def test_each_watcher_is_told_once_of_what_fits(watched: list[list[Pattern]], ch
     for change in changes:
         observe = of(change[0])
         if observe is not None:
-            observe(DELETE if change[2] is None else SET, *change)
+            bucket, key, value = change
+            entry = (value, 1_000) if have_deadlines and value is not None else value
+            observe(gone if value is None else SET, bucket, key, entry)
+            observe(PERSIST, bucket, key, b"v")
     for own, watcher in zip(watched, told, strict=True):
         assert watcher.changes() == [change for change in changes if any(fits(pattern, change) for pattern in own)]
 
@@ -284,72 +245,23 @@ def test_each_watcher_is_told_once_of_what_fits(watched: list[list[Pattern]], ch
 # The engine's changes.
 
 
-@pytest.fixture(params=[1, 2], ids=["one watcher", "two"])
-def watched(request: pytest.FixtureRequest) -> tuple[Told, ObserverOf]:
-    """A watcher of bucket b, alone or beside another: which of the two kinds of observer is asked must not matter."""
+@pytest.mark.parametrize("others", [0, 1])
+def test_every_change_is_an_event(others: int) -> None:
+    """There is one kind of observer for one watcher, and another for several. Both tell the same."""
     told = Told()
-    told_too = [] if request.param == 1 else [(watch("SET@absent*"), Told().queue)]
-    observer_of = observers([(watch("SET@b/*,DEL@b/*"), told.queue), *told_too])
-    assert observer_of is not None
-    return told, observer_of
-
-
-def test_every_change_is_an_event(watched: tuple[Told, ObserverOf]) -> None:
-    told, observer_of = watched
-    clock = Clock()
-    store = Store(StoreOptions(value_bytes_max=20), clock=clock)
-    store.observe(observer_of)
-    bucket = store.bucket(b"b")
-    bucket.set(b"k", b"v")
-    bucket.set(b"k", b"v")
-    store.bucket(b"other").set(b"k", b"v")
-    bucket.increment(b"n", 5)
-    bucket.increment(b"n", 7)
-    bucket.set_many({b"x": b"1", b"y": b"2"})
-    assert told.changes() == [
-        *[(b"b", b"k", b"v")] * 2,
-        *[(b"b", b"n", b"5"), (b"b", b"n", b"12")],
-        *[(b"b", b"x", b"1"), (b"b", b"y", b"2")],
-    ]
-    bucket.delete(b"k")
-    bucket.delete(b"k")
-    assert bucket.delete_many([b"x", b"absent", b"y"]) == 2
-    assert sorted(told.changes()) == [(b"b", b"k", None), (b"b", b"x", None), (b"b", b"y", None)]
-    with pytest.raises(CounterError):
-        bucket.increment(b"n", 2**64 - 1)
-    with pytest.raises(LimitError):
-        bucket.set_many({b"fits": b"", b"too long": bytes(21)})
-    assert told.changes() == []
-
-
-def test_expiry_is_a_deletion_and_to_persist_is_no_event(watched: tuple[Told, ObserverOf]) -> None:
-    told, observer_of = watched
+    observer_of = observers([(watch("SET@b/*,DEL@b/*"), told.queue), *[(watch("SET@absent*"), Told().queue)] * others])
     clock = Clock()
     store = Store(clock=clock)
     store.observe(observer_of)
-    bucket = store.bucket(b"b", BucketOptions(ttl_ms=10))
-    bucket.set(b"swept", b"v")
-    bucket.set(b"written", b"v")
-    bucket.set(b"kept", b"v", ttl_ms=1000)
-    assert told.changes() == [(b"b", key, b"v") for key in (b"swept", b"written", b"kept")]
-    assert bucket.persist(b"kept")
-    assert told.changes() == []  # a watcher is told of no deadlines
-    clock.move_ms(10)
-    assert bucket.get(b"swept") is None
-    assert told.changes() == []  # a reader changes nothing
-    bucket.set(b"written", b"again")
-    assert told.changes() == [(b"b", b"written", None), (b"b", b"written", b"again")]
-    store.sweep()
-    assert told.changes() == [(b"b", b"swept", None)]
-
-
-def test_who_watches_no_more_is_told_no_more(watched: tuple[Told, ObserverOf]) -> None:
-    told, observer_of = watched
-    store = Store()
     bucket = store.bucket(b"b")
-    bucket.set(b"before", b"")
-    store.observe(observer_of)
-    bucket.set(b"k", b"")
-    store.observe(None)
-    bucket.set(b"after", b"")
-    assert told.changes() == [(b"b", b"k", b"")]
+    store.bucket(b"other").set(b"k", b"v")
+    bucket.set(b"k", b"v", ttl_ms=10)
+    bucket.set_many({b"x": b"1", b"y": b"2"})
+    bucket.increment(b"n", 12)
+    assert told.changes() == [(b"b", b"k", b"v"), (b"b", b"x", b"1"), (b"b", b"y", b"2"), (b"b", b"n", b"12")]
+    clock.move_ms(10)
+    assert bucket.get(b"k") is None
+    assert told.changes() == [], "a reader changes nothing"
+    store.sweep()
+    assert bucket.delete_many([b"x", b"absent"]) == 1
+    assert told.changes() == [(b"b", b"k", None), (b"b", b"x", None)]

@@ -12,7 +12,7 @@ from nats.aio.client import Client
 from keyvalue_transport.nats.connection import Connection, Message
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.nats.subjects import invocation_subject
-from keyvalue_transport.wrpc.handler import Caller, Pending
+from keyvalue_transport.wrpc.handler import Caller, Handler, Pending
 from tests.conftest import DEADLINE_S, RawInvocation
 from tests.recorded_replies import Later
 
@@ -30,36 +30,21 @@ def read_all(buffer: bytes, at: int, end: int) -> tuple[bytes, int]:
     return buffer[at:end], end
 
 
-class Gate:
-    """A handler that waits until it is let go."""
+def waiting_in(answers: list[asyncio.Future[bytes]], in_task: bool = False) -> Handler:
+    """Return a handler whose answers are futures, which it adds to a list.
 
-    def __init__(self) -> None:
-        self.waiting = 0
-        self.cancelled = 0
-        self._open = asyncio.Event()
-        self._reached = asyncio.Condition()
+    :param in_task: what is waited for is a coroutine that waits for the future
+    """
 
-    def open(self) -> None:
-        self._open.set()
+    async def wait(answer: asyncio.Future[bytes]) -> bytes:
+        return await answer
 
-    async def reached(self, number: int) -> None:
-        """Return once so many wait."""
-        async with self._reached:
-            await self._reached.wait_for(lambda: self.waiting >= number)
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        answers.append(answer)
+        return Later(wait(answer) if in_task else answer)
 
-    def handle(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
-        return Later(self._wait(buffer[start:end]))
-
-    async def _wait(self, params: bytes) -> bytes:
-        async with self._reached:
-            self.waiting += 1
-            self._reached.notify_all()
-        try:
-            await self._open.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return b"let go: " + params
+    return handle
 
 
 class Proxy:
@@ -159,9 +144,5 @@ class Heard:
             return await self.messages.get()
 
 
-def user_config(password: str) -> str:
-    return f'authorization {{ user: somebody, password: "{password}" }}'
-
-
 def with_user(url: str, user: str) -> str:
-    return url.replace("//", f"//{user}@")
+    return url.replace("//", f"//{user}@") if user else url

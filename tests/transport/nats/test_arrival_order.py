@@ -135,11 +135,13 @@ EVENTS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(EVENTS)
 @example([Call(0), Call(1, 3), Call(1), Change(), Call(0), Call(1), Change(False), Call(0)])
 @example([Call(1, 5), Turn(), Turn(), Call(1), Change(), Call(0), Turn(), Turn(), Change(), Call(0)])
+# A call that is given up blocks neither the changes that came after it, nor the calls of its lane.
 @example([Call(1), Turn(), Call(1), Change(), Call(0), Turn(), Change(), Cancel(0), Call(0)])
+@example([Call(1, 5), *[Turn()] * 2, Call(1), Change(), Call(0), *[Turn()] * 2, Change(), Cancel(0), Call(0)])
 def test_calls_find_what_they_would_one_by_one(events: list[Event]) -> None:
     async def run() -> Scene:
         scene = Scene()
@@ -154,31 +156,8 @@ def test_calls_find_what_they_would_one_by_one(events: list[Event]) -> None:
     assert scene.carried_out == sum(isinstance(event, Change) for event in events)
 
 
-async def test_a_call_that_is_given_up_blocks_nobody() -> None:
-    """Neither the changes that came after it, nor the order of the calls of its lane."""
-    scene = Scene()
-    busy: Event = Call(1, 5)
-    for event in (busy, Turn(), Turn(), Call(1), Change(), Call(0), Turn(), Turn(), Change(), Cancel(0), Call(0)):
-        await scene.take(event)
-    await scene.settle()
-    assert scene.lost == {2}
-    assert scene.found == {0: 0, 1: 0, 3: 2}
-    assert scene.carried_out == 2
-
-
-async def test_a_lane_that_is_removed_is_not_waited_for() -> None:
-    acts: list[int] = []
-    order, lane = ArrivalOrder(), Lane()
-    order.add(lane, lambda: 1)
-    order.change(lambda: acts.append(1))
-    assert acts == []
-    order.remove(lane)
-    order.remove(lane)
-    assert acts == [1]
-
-
-async def test_calls_that_are_lost_with_their_client_are_not_waited_for() -> None:
-    """Neither by the changes that wait, nor by those that come before another client carries the lane."""
+async def test_calls_that_are_lost_are_not_waited_for() -> None:
+    """With their client: neither by the changes that wait, nor by those that come before another client carries the lane. With their lane."""
     acts: list[int] = []
     order, lane = ArrivalOrder(), Lane()
     order.add(lane, lambda: 7)  # nobody empties the queue of a client that was given up
@@ -195,6 +174,11 @@ async def test_calls_that_are_lost_with_their_client_are_not_waited_for() -> Non
     await order.enter(lane)
     order.leave(lane)
     assert acts == [1, 2, 3, 4]
+    order.change(lambda: acts.append(5))
+    assert acts == [1, 2, 3, 4]
+    for _ in range(2):
+        order.remove(lane)
+        assert acts == [1, 2, 3, 4, 5]
 
 
 async def test_a_change_that_fails_is_logged_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,10 +6,7 @@ import pytest
 
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
-from keyvalue_transport.wrpc.errors import (
-    DisconnectedError,
-    NoProviderError,
-)
+from keyvalue_transport.wrpc.errors import DisconnectedError, NoProviderError
 from tests.conftest import NatsServer
 
 

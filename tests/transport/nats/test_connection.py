@@ -7,30 +7,16 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-import nats
 import pytest
 from nats.aio.client import Client
 
 from keyvalue_transport.nats import opening as opening_module
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message
-from keyvalue_transport.nats.server import Server
 from keyvalue_transport.nats.subjects import invocation_subject
-from keyvalue_transport.wrpc.errors import (
-    DisconnectedError,
-)
+from keyvalue_transport.wrpc.errors import DisconnectedError
 from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread, settled
-from tests.transport.nats.in_process import (
-    INSTANCE,
-    PREFIXES,
-    Heard,
-    Proxy,
-    Serve,
-    Setup,
-    echo,
-    until,
-    user_config,
-    with_user,
-)
+from tests.nats_configs import user_config
+from tests.transport.nats.in_process import INSTANCE, PREFIXES, Heard, Proxy, Serve, echo, until, with_user
 
 # Coming back
 
@@ -66,40 +52,34 @@ async def test_subscriptions_outlive_the_server(
     assert caplog.text.count("connected again") == 1
 
 
-async def test_comes_back_when_the_server_lets_it_in_again(
-    new_nats_server: Callable[[str], NatsServer], path: str, caplog: pytest.LogCaptureFixture
+async def test_comes_back_when_the_server_lets_it_in_again_unless_it_is_closed(
+    new_nats_server: Callable[[str], NatsServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "keyvalue_transport")
-    server = new_nats_server(user_config("first"))
-    connection = await Connection.open(ConnectionOptions((with_user(server.url, "somebody:first"),), path=path))
+    let_in, shut_out = user_config("somebody", "first"), user_config("somebody", "second")
+    server = new_nats_server(let_in)
+    connection = await Connection.open(ConnectionOptions((with_user(server.url, "somebody:first"),)))
     heard = Heard()
     await connection.subscribe("a.subject", heard.hear)
-    functions = Server(connection, next(PREFIXES))
-    functions.add(INSTANCE, {"f": echo})
-    await functions.start()
-    await connection.flush(DEADLINE_S)
-    await in_thread(server.reload, user_config("second"))
-    await until(lambda: "the connection is lost" in caplog.text)
-    raw = await nats.connect(with_user(server.url, "somebody:second"))
-    await raw.flush()
+    await in_thread(server.reload, shut_out)
+    await until(lambda: "the NATS server refuses the connection" in caplog.text)
     assert not connection.connected
-    await in_thread(server.reload, user_config("first"))
+    await in_thread(server.reload, let_in)
     await until(lambda: connection.reconnects == 1)
-    await raw.close()
-    raw = await nats.connect(with_user(server.url, "somebody:first"))
-    setup = Setup(functions, connection, raw)
-    assert await (await setup.begin("f", b"after")).result() == b"after from nobody"
-    await raw.publish("a.subject", b"after")
+    await connection.publish("a.subject", b"after")
     assert await heard.next() == b"after"
     assert heard.messages.empty()
-    await functions.stop(1)
-    await raw.close()
+    assert caplog.text.count("the connection is lost") == caplog.text.count("connected again") == 1
+    await in_thread(server.reload, shut_out)
+    await until(lambda: not connection.connected)
     await connection.close()
-    assert caplog.text.count("the connection is lost") == 1
-    assert caplog.text.count("connected again") == 1
+    await in_thread(server.reload, let_in)
+    with pytest.raises(DisconnectedError, match="connection closed"):
+        await connection.publish("a.subject", b"")
+    assert (connection.connected, connection.reconnects) == (False, 1)
 
 
-@pytest.mark.parametrize("error", ["User Authentication Expired", "Maximum Connections Exceeded"])
+@pytest.mark.parametrize("error", ["User Authentication Expired", "Maximum Payload Violation"])
 async def test_comes_back_where_nats_py_gives_up(
     serve: Serve, nats_server: NatsServer, raw: Client, caplog: pytest.LogCaptureFixture, error: str
 ) -> None:
@@ -131,54 +111,23 @@ async def test_comes_back_where_nats_py_gives_up(
     assert caplog.text.count("connected again") == 2
 
 
-async def test_comes_back_with_less_room(serve: Serve, new_nats_server: Callable[[str], NatsServer]) -> None:
-    """A server that takes smaller messages since today closes the connection at one that is too large."""
-    server = new_nats_server("max_payload: 4096")
-    setup = await serve({"f": echo}, url=server.url)
-    assert await (await setup.begin("f", b"before")).result() == b"before from nobody"
-    await in_thread(server.reload, "max_payload: 1024")
-    await setup.connection.publish("a.subject", bytes(4096))
-    await until(lambda: setup.connection.reconnects == 1)
-    assert setup.connection.max_payload == 1024
-    assert await (await setup.begin("f", b"after")).result() == b"after from nobody"
-
-
-async def test_close_while_it_is_shut_out(new_nats_server: Callable[[str], NatsServer], path: str) -> None:
-    server = new_nats_server(user_config("first"))
-    connection = await Connection.open(ConnectionOptions((with_user(server.url, "somebody:first"),), path=path))
-    await in_thread(server.reload, user_config("second"))
-    await until(lambda: not connection.connected)
-    await connection.close()
-    await in_thread(server.reload, user_config("first"))
-    with pytest.raises(DisconnectedError, match="connection closed"):
-        await connection.publish("a.subject", b"")
-    assert not connection.connected
-    assert connection.reconnects == 0
-
-
-async def test_close_while_the_server_is_away(new_nats_server: Callable[[], NatsServer], path: str) -> None:
-    server = new_nats_server()
-    connection = await Connection.open(ConnectionOptions((server.url,), path=path))
-    await in_thread(server.kill)
-    await until(lambda: not connection.connected)
-    await connection.publish("a.subject", b"never sent")
-    await connection.close()
-    assert not connection.connected
-
-
-@pytest.mark.parametrize("steps", range(8))
-async def test_close_as_the_server_goes(new_nats_server: Callable[[], NatsServer], path: str, steps: int) -> None:
+async def test_close_as_the_server_goes(new_nats_server: Callable[[], NatsServer], path: str) -> None:
     """Closing, so many steps of the event loop after the loss: nats-py is in the middle of its own closing then."""
     server = new_nats_server()
-    connection = await Connection.open(ConnectionOptions((server.url,), path=path))
-    server.kill(wait=False)
-    async with asyncio.timeout(DEADLINE_S):
+    connections = [await Connection.open(ConnectionOptions((server.url,), path=path)) for _ in range(8)]
+
+    async def close(connection: Connection, steps: int) -> None:
         while connection.connected:  # noqa: ASYNC110 # the step at which it is seen matters
             await asyncio.sleep(0)
-    for _ in range(steps):
-        await asyncio.sleep(0)
-    await connection.close()
-    assert not connection.connected
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await connection.close()
+        assert not connection.connected
+
+    server.kill(wait=False)
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as closing:
+        for steps, connection in enumerate(connections):
+            closing.create_task(close(connection, steps))
 
 
 async def test_nothing_goes_on_after_close(
@@ -220,6 +169,8 @@ async def test_requests(connection: Connection, raw: Client) -> None:
     with pytest.raises(TimeoutError, match=f"^no answer to {subject}$"):
         await connection.request(subject, b"question", 0.02)
     assert (await silent.next_msg(DEADLINE_S)).data == b"question"
+    with pytest.raises(DisconnectedError, match="a message of 1048577 bytes was not sent: maximum payload exceeded"):
+        await connection.publish(subject, bytes(connection.max_payload + 1))
     await connection.close()
     with pytest.raises(DisconnectedError, match="connection closed"):
         await connection.request(subject, b"question", DEADLINE_S)
@@ -250,11 +201,6 @@ async def test_a_flush_that_is_too_late_does_no_harm(new_nats_server: Callable[[
     assert await heard.next() == b"after"
     assert connection.reconnects == 0
     await connection.close()
-
-
-async def test_a_message_over_max_payload_is_not_sent(connection: Connection) -> None:
-    with pytest.raises(DisconnectedError, match="a message of 1048577 bytes was not sent: maximum payload exceeded"):
-        await connection.publish("a.subject", bytes(connection.max_payload + 1))
 
 
 async def test_what_is_not_permitted_is_noted(new_nats_server: Callable[[str], NatsServer]) -> None:
@@ -299,28 +245,26 @@ async def test_a_client_that_is_given_up_as_it_comes_back_is_replaced(
     await connection.close()
 
 
-@pytest.mark.parametrize("steps", range(6))
-async def test_nothing_is_subscribed_while_another_client_connects(
-    new_nats_server: Callable[[], NatsServer], steps: int
-) -> None:
+async def test_nothing_is_subscribed_while_another_client_connects(new_nats_server: Callable[[], NatsServer]) -> None:
     """It would be lost with the first attempt that fails, or heard twice."""
     server = new_nats_server()
-    connection = await Connection.open(ConnectionOptions((server.url,)))
+    connections = [await Connection.open(ConnectionOptions((server.url,))) for _ in range(6)]
     heard = Heard()
     with server.silence():  # so that no client connects
-        await connection._client.close()
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        with pytest.raises(DisconnectedError, match=r"^a\.subject: not subscribed: "):
-            await connection.subscribe("a.subject", heard.hear)
-    await until(lambda: connection.reconnects == 1)
-    await connection.subscribe("a.subject", heard.hear)
-    await connection.publish("a.subject", b"once")
-    await connection.flush(DEADLINE_S)
-    assert await heard.next() == b"once"
-    await connection.flush(DEADLINE_S)
-    assert heard.messages.empty()
-    await connection.close()
+        for steps, connection in enumerate(connections):
+            await connection._client.close()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            with pytest.raises(DisconnectedError, match=r"^a\.subject: not subscribed: "):
+                await connection.subscribe("a.subject", heard.hear)
+    for connection in connections:
+        await until(lambda connection=connection: connection.reconnects == 1)  # type: ignore[misc] # a default
+        await connection.subscribe("a.subject", heard.hear)
+        await connection.publish("a.subject", b"once")
+        assert await heard.next() == b"once"
+        await connection.flush(DEADLINE_S)
+        await connection.close()
+        assert heard.messages.empty()
 
 
 async def test_a_drain_ends_though_nats_py_swallows_its_cancellation(
@@ -342,6 +286,6 @@ async def test_a_drain_ends_though_nats_py_swallows_its_cancellation(
 
     monkeypatch.setattr(connection._client, "_send_unsubscribe", swallow)
     monkeypatch.setattr(connection._client, "flush", swallow)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_S):
         await connection.drain([subscription], 0.01)
     assert waits >= 2

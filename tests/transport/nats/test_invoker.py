@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -20,78 +19,53 @@ from keyvalue_transport.wrpc.errors import (
     NoProviderError,
 )
 from keyvalue_transport.wrpc.handler import Caller
-from tests.conftest import DEADLINE_S, NatsServer
-from tests.transport.nats.in_process import INSTANCE, Gate, Serve, echo, read_all
+from tests.conftest import DEADLINE_S
+from tests.transport.nats.in_process import INSTANCE, Serve, echo, read_all, until, waiting_in
 
 
 async def test_a_call_has_a_time_out(serve: Serve) -> None:
-    gate = Gate()
-    setup = await serve({"wait": gate.handle, "echo": echo})
+    """The late result is not taken for that of the next call."""
+    answers: list[asyncio.Future[bytes]] = []
+    setup = await serve({"wait": waiting_in(answers)})
     invoker = Invoker(setup.connection)
     subject = invocation_subject(setup.server.prefix, INSTANCE, "wait")
     with pytest.raises(InvocationTimeoutError, match=r"functions@1\.0\.0\.wait: no result within 0\.02 s$"):
         await invoker.invoke(subject, b"", read_all, 0.02)
-    gate.open()
-    assert (
-        await invoker.invoke(subject, b"again", read_all, DEADLINE_S) == b"let go: again"
-    )  # the late result is not taken
+    again = asyncio.create_task(invoker.invoke(subject, b"", read_all, DEADLINE_S))
+    await until(lambda: len(answers) == 2)
+    for answer, result in zip(answers, (b"late", b"in time"), strict=True):
+        answer.set_result(result)
+    assert await again == b"in time"
     assert setup.server.counts.answered == 2
     assert invoker._calls == {}
 
 
 async def test_a_cancelled_call_leaves_nothing_behind(serve: Serve) -> None:
-    gate = Gate()
-    setup = await serve({"wait": gate.handle})
+    """The first is cancelled before anything was sent, as the others would be subscribed for."""
+    answers: list[asyncio.Future[bytes]] = []
+    setup = await serve({"wait": waiting_in(answers)})
     invoker = Invoker(setup.connection)
     subject = invocation_subject(setup.server.prefix, INSTANCE, "wait")
-    calls = [asyncio.create_task(invoker.invoke(subject, b"", read_all, DEADLINE_S)) for _ in range(3)]
-    await gate.reached(3)
-    for call in calls[:2]:
+
+    def call() -> asyncio.Task[bytes]:
+        return asyncio.create_task(invoker.invoke(subject, b"", read_all, DEADLINE_S))
+
+    async def cancel(call: asyncio.Task[bytes]) -> None:
         call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await calls[0]
-    with pytest.raises(asyncio.CancelledError):
-        await calls[1]
-    assert len(invoker._calls) == 1
-    gate.open()
-    assert await calls[2] == b"let go: "
-    assert invoker._calls == {}
+        with pytest.raises(asyncio.CancelledError):
+            await call
 
-
-async def test_a_call_cancelled_before_anything_was_sent(serve: Serve) -> None:
-    setup = await serve({"f": echo})
-    invoker = Invoker(setup.connection, {"source-id": "me"})
-    subject = invocation_subject(setup.server.prefix, INSTANCE, "f")
-    call = asyncio.create_task(invoker.invoke(subject, b"", read_all, DEADLINE_S))
+    first = call()
     await asyncio.sleep(0)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    assert await invoker.invoke(subject, b"the next", read_all, DEADLINE_S) == b"the next from me"
+    await cancel(first)
+    given_up, kept = call(), call()
+    await until(lambda: len(answers) == 2)
+    await cancel(given_up)
+    assert len(invoker._calls) == 1
+    for answer in answers:
+        answer.set_result(b"result")
+    assert await kept == b"result"
     assert invoker._calls == {}
-
-
-@pytest.mark.parametrize("size", [0, 1023, 1024, 5000])
-@pytest.mark.parametrize("headers", [{}, {"source-id": "component-with-a-name"}])
-async def test_parameters_in_pieces(
-    serve: Serve, new_nats_server: Callable[[str], NatsServer], size: int, headers: dict[str, str]
-) -> None:
-    server = new_nats_server("max_payload: 1024")
-    taken = []
-
-    def handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
-        if end - start < size:
-            raise NeedMoreBytes(size)
-        taken.append(buffer[start:end])
-        return b"taken"
-
-    setup = await serve({"f": handler}, url=server.url)
-    params = os.urandom(size)
-    invoker = Invoker(setup.connection, headers)
-    subject = invocation_subject(setup.server.prefix, INSTANCE, "f")
-    assert await invoker.invoke(subject, params, read_all, DEADLINE_S) == b"taken"
-    assert taken == [params]
-    assert setup.server.counts.stray_pieces == 0
 
 
 class Published:

@@ -109,19 +109,6 @@ def test_the_answer_that_is_written_out_is_that_of_the_core(
     asyncio.run(run())
 
 
-async def test_results_are_cut_for_the_server_that_is_there_when_they_are_sent() -> None:
-    plain = Plain(max_payload=1024)
-    answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-    await plain.call(lambda *_: Later(answer), b"")
-    ((_, waiting, _),) = plain.steps
-    assert waiting is not None
-    plain.connection.max_payload = 4
-    plain.path.send(plain.path.invocations.finish(waiting, b"result").sends)
-    await plain.path.flush()
-    assert [send.payload for send in plain.connection.sends] == [b"", b"resu", b"lt", b""]
-    answer.cancel()
-
-
 async def test_what_is_sent_keeps_its_order_while_the_connection_is_slow() -> None:
     plain = Plain()
     plain.connection.open.clear()
@@ -162,14 +149,21 @@ async def test_an_answer_to_wait_for_is_told_even_if_its_handshake_is_given_up()
     gc.collect()
 
 
-async def test_a_dropped_message_is_refused_if_somebody_waits_for_it() -> None:
+async def test_an_invocation_without_a_reply_subject_is_not_carried_out() -> None:
+    """A dropped one is refused only if somebody waits for it."""
     plain = Plain()
-    await plain.path.subscribe_function("f", handler_of(b"result"), "queue")
-    await plain.connection.refuse("R_c")
+    assert await plain.call(handler_of(AssertionError("it was called")), b"", reply="") == []
     await plain.connection.refuse("")
+    await plain.connection.refuse("R_c")
     assert plain.connection.sends == [Send("R_c", b"", NOBODY), Send("R_c.results", b"")]
     counts = plain.path.invocations.counts
-    assert (counts.refused, counts.without_reply) == (1, 1)
+    assert (counts.refused, counts.without_reply, counts.failed) == (1, 2, 0)
+    assert await plain.call(handler_of(b"result"), b"") == [
+        *plain.connection.sends[:2],
+        Send("R_c", b"", NOBODY),
+        Send("R_c.results", b"result"),
+        Send("R_c.results", b""),
+    ]
 
 
 async def test_pieces_that_fail_do_not_hold_up_what_the_host_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote
 
 import pytest
@@ -35,29 +36,37 @@ def test_urls_are_split_and_completed(text: str, urls: tuple[str, ...]) -> None:
     assert requires_tls(urls) is ("tls" in text.lower())
 
 
+ALLOWED = "allowed nats://HOST:PORT or tls://HOST:PORT"
+NO_HOST = "found a URL whose host or port is none, " + ALLOWED
+GOES_ON = "found a URL that goes on behind the port, "
+SEVERAL = "found 2 different users in a list of URLs, allowed one for all of them"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nats://u:s3/cret@a", "found a URL whose host or port is none, allowed"),
-        ("nats://u:1/s3cret@a", "found a URL that goes on behind the port, allowed"),
-        ("nats://s3cret?x@a", "found a URL that goes on behind the port, allowed"),
-        ("nats://s3cret#x@a", "found a URL that goes on behind the port, allowed"),
-        (
-            "nats://u:s3cret@a,nats://u:s3cret2@b",
-            "found 2 different users in a list of URLs, allowed one for all of them",
-        ),
-        (
-            "nats://u:s3cret@a,nats://s3cret@b,c",
-            "found 2 different users in a list of URLs, allowed one for all of them",
-        ),
+        ("", f"found no URL, {ALLOWED}"),
+        (" , ", f"found no URL, {ALLOWED}"),
+        ("ws://a:1", f"found 'ws://a:1', {ALLOWED}"),
+        ("http://user:s3cret@a:1", f"found 'http://<redacted>@a:1', {ALLOWED}"),
+        ("wss://s3cret@a", f"found 'wss://<redacted>@a', {ALLOWED}"),
+        ("nats://", f"found 'nats://', {ALLOWED}"),
+        ("nats://:4222", f"found 'nats://:4222', {ALLOWED}"),
+        ("user:s3cret@a:http", NO_HOST),
+        ("nats://user:s3cret@a:65536", NO_HOST),
+        ("a:1,nats://s3cret@[b", NO_HOST),
+        ("nats://u:s3/cret@a", NO_HOST),
+        ("nats://u:1/s3cret@a", GOES_ON),
+        ("nats://s3cret?x@a", GOES_ON),
+        ("nats://s3cret#x@a", GOES_ON),
+        ("nats://u:s3cret@a,nats://u:s3cret2@b", SEVERAL),
+        ("nats://u:s3cret@a,nats://s3cret@b,c", SEVERAL),
         ("nats://s3cret%ff@a", "found a user or password that is not UTF-8 once decoded, allowed"),
-        ("wss://s3cret@a", "found 'wss://<redacted>@a', allowed nats://HOST:PORT or tls://HOST:PORT"),
     ],
 )
 def test_what_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match="allowed") as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as caught:
         split_urls(text)
-    assert str(caught.value).startswith(message)
     assert "s3cret" not in str(caught.value)
 
 
@@ -87,45 +96,9 @@ def test_any_user_can_be_written(user: str, password: str) -> None:
     assert login_of((url,)) == {"token": user}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "found no URL, allowed nats://HOST:PORT or tls://HOST:PORT"),
-        (" , ", "found no URL, allowed nats://HOST:PORT or tls://HOST:PORT"),
-        ("ws://a:1", "found 'ws://a:1', allowed nats://HOST:PORT or tls://HOST:PORT"),
-        ("http://user:pass@a:1", "found 'http://<redacted>@a:1', allowed nats://HOST:PORT or tls://HOST:PORT"),
-        ("nats://", "found 'nats://', allowed nats://HOST:PORT or tls://HOST:PORT"),
-        ("nats://:4222", "found 'nats://:4222', allowed nats://HOST:PORT or tls://HOST:PORT"),
-        ("user:pass@a:http", "found a URL whose host or port is none, allowed nats://HOST:PORT or tls://HOST:PORT"),
-        (
-            "nats://user:pass@a:65536",
-            "found a URL whose host or port is none, allowed nats://HOST:PORT or tls://HOST:PORT",
-        ),
-        ("a:1,nats://pass@[b", "found a URL whose host or port is none, allowed nats://HOST:PORT or tls://HOST:PORT"),
-    ],
-)
-def test_what_is_no_url_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match="allowed") as caught:
-        split_urls(text)
-    assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    ("url", "redacted"),
-    [
-        ("nats://a:1", "nats://a:1"),
-        ("nats://user:pass@a:1", "nats://<redacted>@a:1"),
-        ("nats://token@a:1", "nats://<redacted>@a:1"),
-        ("user:pass@a", "<redacted>@a"),
-        ("a", "a"),
-        ("nats://user:p@ss@a:1", "nats://<redacted>@a:1"),
-        ("nats://user:p://ss@a:1", "nats://<redacted>@a:1"),
-    ],
-)
-def test_urls_are_redacted(url: str, redacted: str) -> None:
-    assert redacted_url(url) == redacted
-
-
 @given(st.text(), st.text())
 def test_no_user_and_password_shows(user: str, password: str) -> None:
     assert redacted_url(f"nats://{user}:{password}@host:4222") == "nats://<redacted>@host:4222"
+    assert redacted_url("user:pass@host") == "<redacted>@host"
+    for url in ("nats://host:4222", "host"):
+        assert redacted_url(url) == url

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import doctest
-import re
-import tracemalloc
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TypeAlias
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keyvalue_transport.wrpc import values
@@ -28,8 +25,6 @@ from keyvalue_transport.wrpc.values import (
 
 U32_MAX = 2**32 - 1
 BYTES_MAX = 40
-#: More than an error, its traceback and tracemalloc's own frames take; nothing beside what the tests announce.
-PEAK_BYTES_MAX = 64 * 1024
 
 Reader: TypeAlias = Callable[[bytes, int, int], tuple[object, int]]
 
@@ -75,18 +70,6 @@ def outcome(read: Reader, buffer: bytes, at: int, end: int) -> tuple[object, ...
     return "value", value, behind
 
 
-def peak_bytes(function: Callable[[], object]) -> int:
-    """Memory that a call takes at its peak."""
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        with suppress(NeedMoreBytes, DecodeError, LengthLimitError):
-            function()
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
-
-
 # Tables
 
 
@@ -128,23 +111,6 @@ def test_a_number_below_zero_is_not_written(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "encoded", "number"),
-    [
-        (32, "8000", 0),
-        (32, "ff8000", 127),
-        (32, "8080808000", 0),
-        (32, "ffffffff00", 2**28 - 1),
-        (64, "8080808000", 0),
-        (64, "80808080808080808000", 0),
-        (64, "ffffffffffffffffff00", 2**63 - 1),
-    ],
-)
-def test_longer_forms_than_needed_are_read(bits: int, encoded: str, number: int) -> None:
-    buffer = bytes.fromhex(encoded)
-    assert read_unsigned(buffer, 0, len(buffer), bits) == (number, len(buffer))
-
-
-@pytest.mark.parametrize(
     ("bits", "encoded"),
     [
         (32, "ffffffff10"),  # bit 32
@@ -167,116 +133,15 @@ def test_a_number_that_does_not_fit_is_damage_at_once(bits: int, encoded: str) -
     assert raised.value.end_min == last
 
 
-@pytest.mark.parametrize(
-    ("value", "encoded"),
-    [
-        (b"", "00"),
-        (b"\x00", "0100"),
-        (b"hi", "026869"),
-        (b"v" * 127, "7f" + "76" * 127),
-        (b"v" * 128, "8001" + "76" * 128),
-    ],
-)
-def test_bytes_and_their_length(value: bytes, encoded: str) -> None:
-    buffer = bytes.fromhex(encoded)
-    assert write_length(len(value)) + value == buffer
-    assert read_bytes(buffer, 0, len(buffer), 128, "value in bytes") == (value, len(buffer))
-    assert read_text(buffer, 0, len(buffer), 128, "key in bytes") == (value, len(buffer))
-
-
-def test_bytes_need_not_be_utf8() -> None:
-    assert read_bytes(b"\x02\xff\xfe", 0, 3, 2, "value in bytes") == (b"\xff\xfe", 3)
-
-
-@pytest.mark.parametrize("read", [read_bytes, read_text])
-@pytest.mark.parametrize("length", [11, 127, 128, 2**21, U32_MAX])
-def test_a_length_over_its_limit_is_refused_before_its_bytes_are_there(
-    read: Callable[[bytes, int, int, int, str], tuple[bytes, int]], length: int
-) -> None:
-    buffer = write_length(length)
-    with pytest.raises(LengthLimitError, match=f"^key in bytes: found {length}, allowed 10$"):
-        read(buffer, 0, len(buffer), 10, "key in bytes")
-    whole = write_length(10) + b"k" * 10
-    assert read(whole, 0, len(whole), 10, "key in bytes") == (b"k" * 10, 11)
-
-
-@pytest.mark.parametrize(
-    ("text", "position"),
-    [
-        (b"\xff", 0),
-        (b"ab\xffcd", 2),
-        (b"\x80", 0),  # goes on, but nothing began
-        (b"caf\xc3", 3),  # begins, but does not go on
-        (b"\xc0\x80", 0),  # zero in two bytes
-        (b"\xed\xa0\x80", 0),  # half of a surrogate pair
-        (b"\xf4\x90\x80\x80", 0),  # behind the last code point
-    ],
-)
-def test_a_string_that_is_not_utf8_is_damage(text: bytes, position: int) -> None:
-    buffer = write_length(len(text)) + text
-    with pytest.raises(DecodeError, match=f"^found a string that is not UTF-8 at its byte {position}$"):
-        read_text(buffer, 0, len(buffer), BYTES_MAX, "key in bytes")
-
-
-def test_a_character_does_not_go_on_in_the_next_callers_bytes() -> None:
-    with pytest.raises(DecodeError, match=r"^found a string that is not UTF-8 at its byte 0$"):
-        read_text(b"\x01\xc3\xa9", 0, 2, BYTES_MAX, "key in bytes")
-    with pytest.raises(NeedMoreBytes) as raised:
-        read_text(b"\x02\xc3\xa9", 0, 2, BYTES_MAX, "key in bytes")
-    assert raised.value.end_min == 3
-
-
 @pytest.mark.parametrize(("byte", "tags"), [(2, 2), (127, 2), (128, 2), (255, 2), (3, 3), (128, 3)])
 def test_an_unknown_tag_is_damage(byte: int, tags: int) -> None:
     with pytest.raises(DecodeError, match=f"^found {byte} as the tag of an option, allowed 0 to {tags - 1}$"):
         read_tag(bytes([byte, 0]), 0, 2, tags, "an option")
 
 
-@pytest.mark.parametrize("tag", [0, 1, 2])
-def test_a_tag_is_one_byte(tag: int) -> None:
-    assert read_tag(bytes([9, tag, 9]), 1, 3, 3, "an error") == (tag, 2)
-
-
-def test_a_bool_is_0_or_1() -> None:
-    assert read_bool(b"\x00", 0, 1) == (False, 1)
-    assert read_bool(b"\x01", 0, 1) == (True, 1)
-    with pytest.raises(DecodeError, match=r"^found 2 as the tag of a bool, allowed 0 to 1$"):
-        read_bool(b"\x02", 0, 1)
-
-
-@pytest.mark.parametrize("name", sorted(READERS))
-def test_no_bytes_need_one(name: str) -> None:
-    with pytest.raises(NeedMoreBytes) as raised:
-        READERS[name](b"another's", 3, 3)
-    assert raised.value.end_min == 4
-
-
-# Lengths that promise more than there is
-
-
-@pytest.mark.parametrize(
-    ("length", "error", "message"),
-    [
-        (U32_MAX, NeedMoreBytes, f"^{U32_MAX + 5}$"),
-        (2**32, DecodeError, "^found a number that does not fit in 32 bits$"),
-        (2**63, DecodeError, "^found a number that does not fit in 32 bits$"),
-        (U64_MAX, DecodeError, "^found a number that does not fit in 32 bits$"),
-    ],
-)
-@pytest.mark.parametrize("read", [read_bytes, read_text])
-def test_nothing_is_allocated_on_the_word_of_a_length(
-    read: Callable[[bytes, int, int, int, str], tuple[bytes, int]], length: int, error: type[Exception], message: str
-) -> None:
-    buffer = write_length(length).ljust(10, b"\x00")
-    with pytest.raises(error, match=message):
-        read(buffer, 0, len(buffer), 2**32, "value in bytes")
-    assert peak_bytes(lambda: read(buffer, 0, len(buffer), 2**32, "value in bytes")) < PEAK_BYTES_MAX
-
-
 # Properties
 
 
-@settings(deadline=None)
 @given(st.integers(0, U64_MAX) | st.integers(0, 64).map(lambda bits: 2**bits - 1), st.binary(max_size=3))
 def test_numbers_come_back(number: int, behind: bytes) -> None:
     written = write_unsigned(number)
@@ -284,7 +149,6 @@ def test_numbers_come_back(number: int, behind: bytes) -> None:
     assert read_unsigned(b"\xff" + written + behind, 1, 1 + len(written), 64) == (number, 1 + len(written))
 
 
-@settings(deadline=None)
 @given(st.integers(0, U32_MAX), st.integers(0, 9))
 def test_longer_forms_come_back_while_they_fit(number: int, zeros: int) -> None:
     encoded = longer(write_unsigned(number), zeros)
@@ -296,41 +160,30 @@ def test_longer_forms_come_back_while_they_fit(number: int, zeros: int) -> None:
                 read_unsigned(encoded, 0, len(encoded), bits)
 
 
-@settings(deadline=None)
+@example(bytes(127), b"")
+@example(bytes(128), b"\x00")
 @given(st.binary(max_size=300), st.binary(max_size=3))
 def test_bytes_come_back(value: bytes, behind: bytes) -> None:
     written = write_length(len(value)) + value
     assert read_bytes(written + behind, 0, len(written), 300, "value in bytes") == (value, len(written))
 
 
-@settings(deadline=None)
-@given(st.text(max_size=80), st.binary(max_size=3))
-def test_texts_come_back_as_their_utf8(text: str, behind: bytes) -> None:
-    encoded = text.encode()
-    written = write_length(len(encoded)) + encoded
-    assert read_text(written + behind, 0, len(written), 320, "key in bytes") == (encoded, len(written))
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=12) | st.text(max_size=4).map(str.encode))
+@example(b"caf\xc3")  # begins a character, but does not go on
+@example(b"\xc0\x80")  # zero in two bytes
+@example(b"\xed\xa0\x80")  # half of a surrogate pair
+@example(b"\xf4\x90\x80\x80")  # behind the last code point
+@given(st.binary(max_size=12) | st.text(max_size=40).map(str.encode))
 def test_a_string_is_read_if_it_is_utf8(text: bytes) -> None:
     buffer = write_length(len(text)) + text
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        with pytest.raises(DecodeError, match=re.escape(f"at its byte {error.start}")):
-            read_text(buffer, 0, len(buffer), BYTES_MAX, "key in bytes")
+        with pytest.raises(DecodeError, match=f"^found a string that is not UTF-8 at its byte {error.start}$"):
+            read_text(buffer, 0, len(buffer), 160, "key in bytes")
     else:
-        assert read_text(buffer, 0, len(buffer), BYTES_MAX, "key in bytes") == (text, len(buffer))
+        assert read_text(buffer, 0, len(buffer), 160, "key in bytes") == (text, len(buffer))
 
 
-@settings(deadline=None)
-@given(st.booleans(), st.binary(max_size=3))
-def test_bools_come_back(truth: bool, behind: bytes) -> None:
-    assert read_bool(bytes([truth]) + behind, 0, 1) == (truth, 1)
-
-
-@settings(deadline=None)
 @given(names, st.binary(max_size=5), wild, st.binary(max_size=60))
 def test_any_bytes_have_an_outcome_that_what_is_behind_the_end_does_not_change(
     name: str, before: bytes, own: bytes, behind: bytes
@@ -348,7 +201,6 @@ def test_any_bytes_have_an_outcome_that_what_is_behind_the_end_does_not_change(
             assert found[0] is DecodeError or name in LIMITED
 
 
-@settings(deadline=None)
 @given(names, wild, st.data())
 def test_what_is_needed_never_overshoots(name: str, encoded: bytes, choice: st.DataObject) -> None:
     """From any prefix of a value, asking for what is needed leads to it, and never behind it."""

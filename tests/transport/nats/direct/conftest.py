@@ -1,4 +1,4 @@
-"""The direct path's tests run twice: with what is learnt about frames that are alike, and with each frame taken apart."""
+"""The direct path of a test, which learns about frames that are alike. `test_fuzz.py` compares it with one that does not."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["alike", "apart"])
-def new_direct(request: pytest.FixtureRequest, loop: asyncio.AbstractEventLoop) -> NewDirect:
-    return partial(Direct, loop, request.param)
+@pytest.fixture(scope="module")
+def new_direct(loop: asyncio.AbstractEventLoop) -> NewDirect:
+    return partial(Direct, loop)
 
 
 @pytest.fixture

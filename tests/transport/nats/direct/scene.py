@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Generator, Iterable
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 from keyvalue_engine import Store
 from keyvalue_provider.keyvalue.service import Service
@@ -27,6 +27,19 @@ OTHERS = 77  # one that is not
 UNIT = b"\x00"
 HEADERS = b"NATS/1.0\r\nlink-name: default\r\nsource-id: component\r\n\r\n"
 CALLER = Caller("component", "default")
+
+#: Lines that are no frame, so that nothing after them can be read.
+MALFORMED_LINES = tuple(
+    line + b"\r\n"
+    for line in (
+        *(b"MSG", b"MSG 5", b"MSG f 5", b"MSG \xff", b"MSG f 1 r more 5"),
+        *(b"MSG f 1 r -1", b"MSG f 1 r five", b"MSG f 1 r ", b"MSG f 1 r 1.5"),
+        *(b"MSG f 77 r 4294967296", b"MSG f 1 r " + b"9" * 5000),
+        *(b"HMSG", b"HMSG f", b"HMSG f 1", b"HMSG f 1 12", b"HMSG f 1 r more 1 12"),
+        *(b"HMSG f 1 r 12 11", b"HMSG f 1 r -1 11", b"HMSG f 1 r -2 11", b"HMSG f 1 r -12 11", b"HMSG f 1 r x 11"),
+        *(b"HMSG f 1 r 12 -1", b"HMSG f 1 r 4294967296 4294967297"),
+    )
+)
 
 
 class Socket:
@@ -97,44 +110,16 @@ class Counted(DirectProtocol):
     def __init__(self, reader: asyncio.StreamReader, routes: DirectRoutes, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, routes, loop)
         self.parsed: list[int] = []
-        self.received_bytes = 0
-
-    def data_received(self, piece: bytes) -> None:
-        self.received_bytes += len(piece)
-        super().data_received(piece)
 
     def _parse(self, buffer: bytes) -> None:
         self.parsed.append(len(buffer))
         super()._parse(buffer)
 
 
-class Unawaited:
-    """A pending answer that nobody awaits."""
-
-    @property
-    def answer(self) -> Awaitable[object]:
-        return self
-
-    def encode(self, read: Callable[[], object]) -> bytes:
-        raise AssertionError("nobody waits")
-
-    def __await__(self) -> Generator[None, None, object]:
-        raise AssertionError("nobody waits")
-
-    def close(self) -> None:
-        """Be dropped."""
-
-
-class DirectCore(NamedTuple):
-    """Routes that answer as a server's do, and what its steps are noted in."""
-
-    routes: DirectRoutes
-    invocations: Invocations[bytes, bytes]
-    steps: list[Step[bytes, bytes]]
-
-
-def direct_core(limits: InvocationLimits | None = None, *, alike: bool = True, max_payload: int = MIB) -> DirectCore:
-    """Return routes over invocations whose tokens are 0, 1, 2 ..., with the route to further pieces of parameters.
+def direct_core(
+    limits: InvocationLimits | None = None, *, alike: bool = True, max_payload: int = MIB
+) -> tuple[DirectRoutes, Invocations[bytes, bytes], list[Step[bytes, bytes]]]:
+    """Return routes with that of further pieces of parameters, invocations whose tokens are 0, 1, 2 ..., and a list of the steps taken.
 
     :param alike: False to take each frame apart
     """
@@ -146,7 +131,7 @@ def direct_core(limits: InvocationLimits | None = None, *, alike: bool = True, m
     steps: list[Step[bytes, bytes]] = []
     routes.serve(DirectServer(invocations, replies, steps.append))
     routes.add(PIECES, Further.PIECES)
-    return DirectCore(routes, invocations, steps)
+    return routes, invocations, steps
 
 
 class Direct:
@@ -155,15 +140,14 @@ class Direct:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        alike: bool,
-        limits: InvocationLimits | None = None,
+        alike: bool = True,
         high_water_bytes: int = 2**40,
         greeting: bytes | None = None,
     ) -> None:
         self._loop = loop
         self._high_water_bytes = high_water_bytes
         self.store = Store()
-        self.routes, self.invocations, self.steps = direct_core(limits, alike=alike)
+        self.routes, self.invocations, self.steps = direct_core(alike=alike)
         service = Service(self.store)
         self.limits = service.parameter_limits
         for number, handler in enumerate(store_handlers(service, self.limits).values(), GET):
@@ -203,7 +187,7 @@ class Direct:
         return self.store.bucket(b"b").get(key)
 
 
-#: Makes a `Direct` of a test's loop and switch.
+#: Makes a `Direct` of a test's loop.
 NewDirect: TypeAlias = Callable[..., Direct]
 
 

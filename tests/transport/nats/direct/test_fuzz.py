@@ -1,18 +1,18 @@
-"""A short run of the fuzz, which finds no difference and would find one."""
+"""Runs of the fuzz, which find no difference and would find one."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
 from keyvalue_transport.nats.direct import alike
-from keyvalue_transport.nats.direct.alike import Alike
-from keyvalue_transport.nats.direct.routes import DirectRoutes
-from tests.transport.nats.direct.fuzz import run
+from tests.transport.nats.direct.fuzz import direct, new_case, run
 
-FRAMES = 40_000
+FRAMES = 30_000
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +27,21 @@ def test_no_difference_is_found() -> None:
     assert run(FRAMES, seed=1) == ""
 
 
-@pytest.mark.parametrize(
-    ("where", "name", "fault"),
-    [
-        (alike, "CR", b"\x00"),  # a reply subject may reach into the next line
-        (DirectRoutes, "settle", lambda routes: None),  # calls do not wait for links
-        (Alike, "pause", lambda alike: None),  # nor do those of a shape
-    ],
-)
-def test_faults_are_found(where: object, name: str, fault: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(where, name, fault)
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(2, 6))
+def test_no_difference_is_found_in_a_long_run(seed: int) -> None:
+    assert run(250_000, seed) == ""
+
+
+def test_cases_hold_every_outcome(loop: asyncio.AbstractEventLoop) -> None:
+    """The ways agree on more than nothing: parameters that a further piece makes whole, too."""
+    counts = Counter[str]()
+    for number in range(60):
+        counts.update(direct(loop, new_case(1, number), together=True).counts)
+    assert {name for name, number in counts.items() if number < 20} == {"expired"}
+
+
+def test_a_fault_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alike, "CR", b"\x00")  # a reply subject may reach into the next line
     assert " differ" in run(FRAMES, seed=1)

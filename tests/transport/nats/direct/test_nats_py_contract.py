@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import os
@@ -15,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -26,15 +26,14 @@ from keyvalue_transport.keyvalue.store import STORE, store_handlers
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.direct import transport as direct_transport
-from keyvalue_transport.nats.direct.answers import FrameReplies
-from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer
+from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.nats.direct.transport import NATS_PY_VERSIONS, DirectTransport, direct_path_unknown
 from keyvalue_transport.nats.server import Server
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.nats.tls import TlsOptions
 from keyvalue_transport.wrpc.errors import ConnectError
-from keyvalue_transport.wrpc.handler import Caller, Handler
-from keyvalue_transport.wrpc.invocation import Invocations
-from tests.conftest import DEADLINE_S, NatsServer
+from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread
+from tests.transport.nats.in_process import until
 
 ROOT = Path(__file__).parents[4]
 #: What is run over the oldest version too.
@@ -50,58 +49,7 @@ PREFIX = "default.contract"
 MIB = 1024 * 1024
 
 
-def constant(result: bytes) -> Handler:
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
-        return result
-
-    return handle
-
-
-async def connect(server: NatsServer, routes: DirectRoutes, reconnected: asyncio.Event) -> Client:
-    """A client over our transport."""
-
-    async def note() -> None:
-        reconnected.set()
-
-    async def ignore(error: Exception) -> None:
-        pass  # of attempts to reconnect
-
-    client = Client()
-    client._transport = DirectTransport(routes)
-    times = {"reconnect_time_wait": 0.01, "max_reconnect_attempts": -1}
-    await client.connect(server.url, reconnected_cb=note, error_cb=ignore, **times)  # type: ignore[arg-type] # takes any number
-    return client
-
-
-async def result_of(client: Client, subject: str) -> bytes:
-    """The result of an invocation without parameters."""
-    reply = client.new_inbox()
-    results = await client.subscribe(reply + ".results")
-    await client.publish(subject, b"", reply)
-    await client.flush()
-    result = (await results.next_msg(DEADLINE_S)).data
-    assert (await results.next_msg(DEADLINE_S)).data == b""
-    await results.unsubscribe()
-    return result
-
-
-def routes_of(client: Client) -> DirectRoutes:
-    """Routes of a client; they answer with the names of its inboxes."""
-    routes = DirectRoutes()
-    replies = FrameReplies(client.new_inbox(), client.new_inbox(), MIB)
-    routes.serve(DirectServer(Invocations(replies, lambda: "token"), replies, lambda step: None))
-    return routes
-
-
-async def never(message: object) -> None:
-    raise AssertionError("nats-py saw a message of a subscription that is routed")
-
-
 # The classes.
-
-
-def test_a_client_has_no_transport_before_it_connects() -> None:
-    assert Client()._transport is None
 
 
 def test_the_methods_of_a_transport() -> None:
@@ -115,10 +63,14 @@ def test_the_methods_of_a_transport() -> None:
 def test_the_attributes_of_a_tcp_transport() -> None:
     carried = TcpTransport()  # type: ignore[no-untyped-call]
     names = {"_io_reader", "_io_writer", "_bare_io_reader", "_bare_io_writer"}
+    assert Client()._transport is None
     assert vars(carried) == dict.fromkeys(names)
-    assert vars(DirectTransport(DirectRoutes())).keys() == names | {
+    ours = DirectTransport(DirectRoutes())
+    assert vars(ours).keys() == names | {
         *("_routes", "_tls_required", "_has_certificate", "_clear", "_info", "_judged"),
     }
+    assert bool(ours) is True
+    ours.close()  # although it never connected
 
 
 @pytest.mark.parametrize("name", ["connect", "connect_tls", "readline", "drain", "write", "writelines", "close"])
@@ -130,51 +82,34 @@ def test_what_is_overridden_is_called_as_before(name: str) -> None:
     )
 
 
-def test_a_transport_that_never_connected_closes() -> None:
-    ours = DirectTransport(DirectRoutes())
-    assert bool(ours) is True
-    ours.close()
-
-
 # Over a NATS server.
 
 
-async def test_a_subscriptions_id_is_the_one_on_the_wire(nats_server: NatsServer) -> None:
-    client = Client()
-    routes = routes_of(client)
-    client = await connect(nats_server, routes, asyncio.Event())
-    assert client._transport is not None
-    for number in range(12):
-        subscription = await client.subscribe(f"contract.{number}", cb=never)
-        routes.add(subscription._id, constant(b"%d" % number))
-    for number in range(12):
-        assert await result_of(client, f"contract.{number}") == b"%d" % number
-    await client.close()
-
-
 async def test_a_preset_transport_stays_over_reconnects(new_nats_server: Callable[[], NatsServer]) -> None:
+    """The id of a subscription is the one on the wire, and stays too: nats-py sees no message of those that are routed."""
     server = new_nats_server()
-    routes = routes_of(Client())
-    reconnected = asyncio.Event()
-    client = await connect(server, routes, reconnected)
-    carried = client._transport
+    connection = await Connection.open(ConnectionOptions((server.url,)))
+    carried = connection._client._transport
     assert type(carried) is DirectTransport
-    subscription = await client.subscribe("contract.first", cb=never)
-    routes.add(subscription._id, constant(b"first"))
-    for _ in range(2):
+    provider = Server(connection, PREFIX)
+    results = {f"function-{number}": b"%d" % number for number in range(12)}
+    provider.add("contract", {name: lambda *_, result=result: result for name, result in results.items()})
+    await provider.start()
+    for reconnects in (1, 2):
         writer = carried._io_writer
-        reconnected.clear()
-        await asyncio.to_thread(server.kill)
-        await asyncio.to_thread(server.start)
-        await asyncio.wait_for(reconnected.wait(), DEADLINE_S)
-        assert client._transport is carried
+        await in_thread(server.kill)
+        await in_thread(server.start)
+        await until(lambda reconnects=reconnects: connection.reconnects == reconnects)  # type: ignore[misc] # a default
+        assert connection._client._transport is carried
         assert carried._io_writer is not writer
-        assert await result_of(client, "contract.first") == b"first"
-    late = await client.subscribe("contract.late", cb=never)
-    assert late._id != subscription._id
-    routes.add(late._id, constant(b"late"))
-    assert await result_of(client, "contract.late") == b"late"
-    await client.close()
+        raw = await nats.connect(server.url)
+        for name, result in results.items():
+            invocation = await RawInvocation.begin(raw, invocation_subject(PREFIX, "contract", name), b"")
+            assert await invocation.result() == result
+        await raw.close()
+    assert connection._client.stats["in_msgs"] == 0
+    await provider.stop(DEADLINE_S)
+    await connection.close()
 
 
 async def serve(server: NatsServer, connection: Connection) -> None:
@@ -197,33 +132,24 @@ async def serve(server: NatsServer, connection: Connection) -> None:
     await connection.close()
 
 
-async def test_a_round_trip_on_the_direct_path(nats_server: NatsServer) -> None:
-    await serve(nats_server, await Connection.open(ConnectionOptions((nats_server.url,))))
-
-
 # Versions.
 
 
-def test_the_installed_version_is_known() -> None:
-    assert direct_path_unknown() is None
-
-
 def test_known_versions() -> None:
+    assert direct_path_unknown() is None, "the installed one"
     assert NATS_PY_VERSIONS == ((2, 10), (2, 16))
     for installed in ("2.10.0", "2.10.0rc1", "2.11", "2.16.0", "2.16.99", "2.16.0.post1"):
         assert direct_path_unknown(installed) is None, installed
+    for installed in ("2.9.1", "1.10.0", "2.17.0", "2.100.0", "3.0.0", "3.12.0", "0.0.0"):
+        found = direct_path_unknown(installed)
+        assert found == f"nats-py {installed} is not known to the direct path, known are 2.10 to 2.16"
 
 
-@pytest.mark.parametrize("installed", ["2.9.1", "1.10.0", "2.17.0", "2.100.0", "3.0.0", "3.12.0", "0.0.0"])
-def test_unknown_versions(installed: str) -> None:
-    found = direct_path_unknown(installed)
-    assert found == f"nats-py {installed} is not known to the direct path, known are 2.10 to 2.16"
-
-
-async def test_an_unknown_version_is_told_once_and_takes_the_plain_path(
+async def test_a_known_version_takes_the_direct_path_and_another_the_plain_one(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "keyvalue_transport")
+    await serve(nats_server, await Connection.open(ConnectionOptions((nats_server.url,))))
     with monkeypatch.context() as patches:
         patches.setattr(direct_transport, "version", lambda name: "9.9.9")
         connection = await Connection.open(ConnectionOptions((nats_server.url,)))

@@ -1,0 +1,16 @@
+"""What the tests of the interfaces share over the direct path."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Give a loop that is asked for its time alone."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
