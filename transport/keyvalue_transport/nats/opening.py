@@ -162,9 +162,7 @@ class Opening:
         finally:
             self._refused.cancel()
             if not client.is_connected:
-                while not connecting.done():  # nats-py swallows a cancellation here and there
-                    connecting.cancel()
-                    await asyncio.wait((connecting,), timeout=0.05)
+                await cancel_until_done(connecting)
                 await close_client(client)
 
     async def _on_error(self, error: Exception) -> None:
@@ -212,16 +210,25 @@ class Opening:
 
 
 async def close_client(client: Client) -> None:
-    """Write what waits, and close a client, within `CLOSE_TIMEOUT_S`."""
+    """Write what waits and close a client, within `CLOSE_TIMEOUT_S`. Then abort its socket, which may still wait for the peer."""
     # In a task of its own: nats-py may wait for a future that a task of its own has cancelled.
     closing = asyncio.create_task(client.close())
     await asyncio.wait((closing,), timeout=CLOSE_TIMEOUT_S)
-    if not closing.done():
-        closing.cancel()
-    elif not closing.cancelled() and (error := closing.exception()) is not None:
+    writer = getattr(client._transport, "_io_writer", None)  # a web socket has none
+    if writer is not None:
+        writer.transport.abort()  # closing TLS waits for the peer, and a peer that reads nothing keeps what is unwritten
+    await cancel_until_done(closing)
+    if not closing.cancelled() and (error := closing.exception()) is not None:
         # As when the server is away, and nats-py writes all the same; when it never began to connect, which it asserts;
         # and before 2.12 when there is nothing to close.
         log.debug("NATS: at the close: %r", error)
+
+
+async def cancel_until_done(task: asyncio.Task[Any]) -> None:
+    """Cancel a task of nats-py until it ends: nats-py swallows a cancellation here and there."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=0.05)
 
 
 def credentials_of(options: ConnectionOptions) -> dict[str, Any]:
