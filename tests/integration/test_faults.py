@@ -50,16 +50,20 @@ async def test_a_client_that_is_gone_in_the_middle(
         ("set", b"\x01b\x01\xff\x01v", b""),
         ("get", b"\xff\xff\xff\xff\x10", b""),
         ("list-keys", b"\x01b\x02", b""),
-        ("get", write_length(1025), encode_error(OtherError("bucket name in bytes: found 1025, allowed 1024"))),
+        (
+            "get",
+            write_length(1025),
+            encode_error(OtherError("bucket name is 1025 bytes; the limit is 1024 (bucket_name_bytes_max)")),
+        ),
         (
             "exists",
             b"\x01b" + write_length(65_537),
-            encode_error(OtherError("key in bytes: found 65537, allowed 65536")),
+            encode_error(OtherError("key is 65537 bytes; the limit is 65536 (key_bytes_max)")),
         ),
         (
             "set",
             b"\x01b\x01k" + write_length(2**32 - 1),
-            encode_error(OtherError("value in bytes: found 4294967295, allowed 16777216")),
+            encode_error(OtherError("value is 4294967295 bytes; the limit is 16777216 (value_bytes_max)")),
         ),
         ("delete", b"\x01b\x06absent\xff and more", OK),
     ],

@@ -145,7 +145,9 @@ async def test_the_whole_life(host: HostDouble, server: MonitoredNatsServer, is_
     await host.put(link(hosted, secrets={"bucket": "hidden", "quota_keys": b"2"}, access="read-write"))
     assert await host.health(hosted) == SERVING
     await linked.set_many("any", {"1": b"", "2": b""})
-    with pytest.raises(OtherError, match=r"^keys of this link's buckets: found 3, allowed 2$"):
+    with pytest.raises(
+        OtherError, match=r"^the buckets of this quota would hold 3 keys; the limit is 2 \(quota_keys\)$"
+    ):
         await linked.set("b", "3", b"")
     await host.delete(link(hosted))
     assert await host.health(hosted) == SERVING
@@ -219,7 +221,7 @@ async def test_a_link_whose_secrets_nobody_tells_denies_everything(host: HostDou
             await call
     told = await host.health(hosted)
     assert not told.healthy
-    assert told.message.startswith(f"link {COMPONENT} -> {KEY} (default): its configuration SECRET")
+    assert told.message.startswith(f"link {COMPONENT} -> {KEY} (default): configuration SECRET")
     await host.put(sealed)
     assert await host.health(hosted) == SERVING
     await linked.set("b", "k", b"v")

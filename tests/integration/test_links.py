@@ -163,15 +163,15 @@ async def test_limits_of_a_link(launch: Launch, raw: Client, connect: Connect) -
     await host.put(value_bytes_max="5000", page_keys="10", quota_keys="3")
     await linked.set_many("b", {"1": bytes(5000), "2": b"", "3": b""})
     for call, message in (
-        (stranger.set("b", "k", bytes(5000)), "value in bytes: found 5000, allowed 100"),
-        (linked.set("b", "4", b""), "keys of this link's buckets: found 4, allowed 3"),
+        (stranger.set("b", "k", bytes(5000)), r"value is 5000 bytes; the limit is 100 \(value_bytes_max\)"),
+        (linked.set("b", "4", b""), r"the buckets of this quota would hold 4 keys; the limit is 3 \(quota_keys\)"),
     ):
         with pytest.raises(OtherError, match=f"^{message}$"):
             await call
     assert len((await linked.list_keys("b")).keys) == 3
     assert len((await stranger.list_keys("b")).keys) == 2
     await host.delete()
-    with pytest.raises(OtherError, match=r"^value in bytes: found 5000, allowed 100$"):
+    with pytest.raises(OtherError, match=r"^value is 5000 bytes; the limit is 100 \(value_bytes_max\)$"):
         await linked.set("b", "k", bytes(5000))
     assert await linked.get("b", "1") == bytes(5000)
 

@@ -132,7 +132,7 @@ async def test_counts_are_those_of_the_calls(launch: Launch, nats_server: NatsSe
         for key in ("1", "2", "3", "4"):
             await client.set("b", key, b"value")
             twin.bucket(b"b").set(key.encode(), b"value")
-        with pytest.raises(OtherError, match="found 10, allowed 9"):
+        with pytest.raises(OtherError, match="value is 10 bytes; the limit is 9"):
             await client.set("b", "5", bytes(10))
         assert await client.get("b", "1") == b"value"
         assert await client.get("b", "absent") is None
@@ -273,7 +273,7 @@ async def test_a_port_that_is_taken_is_said_once(launch: Launch, nats_server: Na
             await client.set("b", "k", b"v")
             assert await client.get("b", "k") == b"v"
         assert await in_thread(provider.stop) == 0
-    message = f"metrics_address {address}: Address already in use; no metrics are served"
+    message = f"metrics_address {address}: Address already in use; metrics are off"
     assert provider.output.count(message) == 1
     assert provider.output.count("ERROR") == 1
     assert "metrics at" not in provider.output

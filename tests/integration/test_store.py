@@ -103,12 +103,12 @@ async def test_limits_refuse_and_leave_the_store_as_it_was(launch: Launch, nats_
         for name in ("a", "b"):
             await client.set(name, "k", b"as before")
         for bucket, key, value, message in (
-            ("a", "k", bytes(1001), "value in bytes: found 1001, allowed 1000"),
-            ("a", "k" * 101, b"", "key in bytes: found 101, allowed 100"),
-            ("b" * 11, "k", b"", "bucket name in bytes: found 11, allowed 10"),
-            ("a", "a third", b"", "keys limit: found 3, allowed 2"),
-            ("c", "k", b"", "buckets: found 3, allowed 2"),
-            ("a", "k", bytes(999), r"memory limit in bytes: found \d+, allowed 3200"),
+            ("a", "k", bytes(1001), r"value is 1001 bytes; the limit is 1000 \(value_bytes_max\)"),
+            ("a", "k" * 101, b"", r"key is 101 bytes; the limit is 100 \(key_bytes_max\)"),
+            ("b" * 11, "k", b"", r"bucket name is 11 bytes; the limit is 10 \(bucket_name_bytes_max\)"),
+            ("a", "a third", b"", r"the store would hold 3 keys; the limit is 2 \(keys_max\)"),
+            ("c", "k", b"", r"the store would hold 3 buckets; the limit is 2 \(buckets_max\)"),
+            ("a", "k", bytes(999), r"the store would take \d+ bytes of memory; the limit is 3200 \(memory_bytes_max\)"),
         ):
             with pytest.raises(OtherError, match=f"^{message}$"):
                 await client.set(bucket, key, value)

@@ -122,7 +122,7 @@ def test_no_value_on_a_terminal(kv: Command, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(sys, "stdin", Terminal())
     assert kv("set", "k") == 1
-    assert kv.err == "wrpc-kv: found no value, allowed an argument, --file PATH, or standard input\n"
+    assert kv.err == "wrpc-kv: the value is missing: give it as an argument, with --file PATH, or on standard input\n"
 
 
 # Keys
@@ -183,7 +183,7 @@ def test_many_keys(kv: Command, bucket: str) -> None:
     assert kv("get-many", "none", "b", "a") == 1
     assert (kv.out, kv.err) == (b"\n2\n\n", f"wrpc-kv: no key 'none', 'a' in bucket {bucket!r}\n")
     assert kv("set-many", "a", "1", "b") == 1
-    assert kv.err == "wrpc-kv: found 3 keys and values, allowed pairs of them\n"
+    assert kv.err == "wrpc-kv: found 3 arguments, expected pairs of key and value\n"
     assert kv("get-many", "a") == 1, "nothing was set"
 
 
@@ -217,7 +217,7 @@ def test_json(kv: Command, bucket: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("set", "k" * 65_537, "v"), "key in bytes: found 65537, allowed 65536"),
+        (("set", "k" * 65_537, "v"), "key is 65537 bytes; the limit is 65536 (key_bytes_max)"),
         (("--prefix", "default.of-nobody", "get", "k"), "nobody serves this function: is the provider running"),
         (("--prefix", "default.of-nobody", "--wait", "0.1", "get", "k"), "nobody serves this function"),
         (("--prefix", "a b", "get", "k"), "prefix: found 'a b', allowed"),
@@ -330,9 +330,9 @@ def test_files_of_a_user(
     path.write_text(f"{key.seed}\n")
     assert (kv(*at, "--nkey", str(path), "set", "k", "v"), kv.err) == (0, "")
     path.write_text("")
-    for option in ("--creds", "--nkey"):
+    for option, missing in (("--creds", "JWT"), ("--nkey", "seed")):
         assert kv(*at, option, str(path), "get", "k") == 1
-        assert kv.err.startswith(f"wrpc-kv: {path}: found no ")
+        assert kv.err.startswith(f"wrpc-kv: {path}: the {missing} is missing; ")
 
 
 def test_certificates(

@@ -117,7 +117,7 @@ def test_check_of_host_data(check: Check) -> None:
         wrong(output),
         [
             "config: no option has this name: other",
-            "link component -> kv (sealed): target_secrets: found 8 bytes of another form",
+            "link component -> kv (sealed): target_secrets: found 8 bytes that do not begin with xkv1",
             "link component -> kv (second): all is denied: access: found 8 characters",
             "link kv -> component (w): watch[0]: found 1 characters",
             "link component -> kv (default): no option has this name: url",
@@ -183,7 +183,7 @@ def test_check_does_not_show_a_seed_in_place_of_its_file(check: Check) -> None:
     assert code == 2
     assert rows(output)["nkey"] == ("<redacted>", "command line")
     assert output.endswith(
-        "wrong: command line: nkey: <redacted>: No such file or directory, allowed the path of a file\n"
+        "wrong: command line: nkey: <redacted>: No such file or directory; expected the path of a file\n"
     )
     assert seed not in output
 
@@ -198,7 +198,7 @@ def test_check_does_not_show_a_seed_in_place_of_its_file(check: Check) -> None:
         ),
         (
             {"lattice_rpc_user_jwt": SECRET},
-            "host data: lattice_rpc_user_seed: found none beside lattice_rpc_user_jwt, allowed both or none",
+            "host data: lattice_rpc_user_seed: the seed is missing, and lattice_rpc_user_jwt needs it",
         ),
     ],
 )
@@ -221,7 +221,7 @@ def test_check_as_json(check: Check) -> None:
     ("flags", "message"),
     [
         (("--host-data", "none"), "--host-data: none: No such file or directory"),
-        (("--host-data", "-", "--page-keys", "1"), "--host-data: found also --page-keys, allowed alone"),
+        (("--host-data", "-", "--page-keys", "1"), "--host-data: not allowed together with --page-keys"),
         (("--host-data", "/dev/null"), "found an empty standard input, expected host data"),
     ],
 )

@@ -82,7 +82,7 @@ def test_old_names() -> None:
     assert found.options == {"keys_max": "quota_keys", "quota_bytes": "quota_bytes"}
     assert found.deprecated == {"keys_max": "keys_max is deprecated (use quota_keys)"}
     assert found.faults == {
-        "bytes_max": "bytes_max: found beside quota_bytes, allowed one of them: it is the old name of the other"
+        "bytes_max": "bytes_max: this is the old name of quota_bytes, which is set too; set only quota_bytes"
     }
 
 

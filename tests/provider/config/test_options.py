@@ -115,7 +115,7 @@ def test_unknown_names_are_told_and_ignored() -> None:
         ({"page_keys": "7", "acess": "x", "url": ""}, "acess: no option has this name; did you mean access?"),
         (
             {"keys_max": "7", "quota_keys": "7"},
-            "keys_max: found beside quota_keys, allowed one of them: it is the old name of the other",
+            "keys_max: this is the old name of quota_keys, which is set too; set only quota_keys",
         ),
         ({"bytes_max": "all"}, "bytes_max: found 'all', allowed a whole number from 1"),
     ],

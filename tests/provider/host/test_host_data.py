@@ -135,7 +135,7 @@ def test_what_becomes_a_subject_must_be_one(name: str, text: str) -> None:
 @pytest.mark.parametrize("value", [[], HUSH, 1, True, None])
 def test_what_is_no_object(value: object) -> None:
     told = refusal(value)
-    assert told.startswith("host data: the whole: found ")
+    assert told.startswith("host data: top level: found ")
     assert told.endswith(", expected an object")
     assert HUSH not in told
 

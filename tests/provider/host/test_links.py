@@ -75,7 +75,7 @@ def test_links_of_the_capture(name: str) -> None:
 
 
 WRONG: list[tuple[object, str]] = [
-    ([], "the whole: found an array, expected an object"),
+    ([], "top level: found an array, expected an object"),
     ({}, "source_id: found nothing, expected a name"),
     ({"source_id": "a"}, "target: found nothing, expected a name"),
     ({"source_id": 1, "target": KEY}, "source_id: found a number, expected a string"),
@@ -146,7 +146,7 @@ def test_every_change_is_counted_and_nothing_else() -> None:
     assert changed()
     assert delete_json(links, payload(name="second")) is delete_json(links, payload(target="another")) is None
     assert not changed()
-    of_others = "found a link from component to another, expected kv as one of them"
+    of_others = "the link from component to another does not belong to this provider"
     for wrong, message in ((payload(target="another"), of_others), (b"{", "JSON"), (payload(source_id=1), "source_id")):
         with pytest.raises(FieldError, match=message):
             links.put_json(wrong)
@@ -250,7 +250,7 @@ def test_what_is_noted_of_a_link_stays_until_it_changes(notes: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("notes", "more"), [("unusable", "and 2 links more can't be used"), ("remarks", "and 2 remarks more on links")]
+    ("notes", "more"), [("unusable", "and 2 more unusable links"), ("remarks", "and 2 more remarks on links")]
 )
 def test_of_many_notes_the_first_are_told(notes: str, more: str) -> None:
     links = Links(KEY)
@@ -270,7 +270,7 @@ def test_links_are_kept_up_to_a_limit() -> None:
     links = Links(KEY)
     for number in range(LINKS_MAX):
         links.put(LinkDefinition("component", KEY, str(number)))
-    with pytest.raises(FieldError, match=rf"^links: found {LINKS_MAX + 1}, allowed {LINKS_MAX}$"):
+    with pytest.raises(FieldError, match=rf"^there are {LINKS_MAX} links already, which is the limit$"):
         links.put(LinkDefinition("component", KEY, "one more"))
     assert links.put(LinkDefinition("component", KEY, "0", target_config={"bucket": "b"}))
     assert len(links) == LINKS_MAX
@@ -332,9 +332,9 @@ def test_the_same_secrets_sealed_anew_are_no_news() -> None:
 @pytest.mark.parametrize(
     ("links", "message"),
     [
-        (Links(KEY), "target_secrets: found 6 sealed bytes, and no keys in the host data to open them"),
-        (Links(KEY, lambda _: b"\xff"), "target_secrets: expected a JSON object to be sealed"),
-        (Links(KEY, lambda _: b"[" * 100_000), "target_secrets: expected a JSON object to be sealed"),
+        (Links(KEY), "target_secrets: the host data has no keys to open these secrets"),
+        (Links(KEY, lambda _: b"\xff"), "target_secrets: the opened secrets are not a JSON object"),
+        (Links(KEY, lambda _: b"[" * 100_000), "target_secrets: the opened secrets are not a JSON object"),
         (opened(a="hush"), "target_secrets.a: found a string, expected an object"),
         (opened(a={"kind": "hush"}), "target_secrets.a.kind: expected String or Bytes"),
     ],
@@ -353,4 +353,4 @@ def test_too_many_that_cannot_be_read_deny_callers_without_a_link() -> None:
         assert not links.overflowed
         links.put_unreadable(("component", KEY, str(number)), "why")
     assert links.overflowed
-    assert links.unusable[0].startswith(f"more than {LINKS_MAX} links can't be used: callers without a link are denied")
+    assert links.unusable[0].startswith(f"more than {LINKS_MAX} links are unusable: callers without a link are denied")
