@@ -44,7 +44,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in files_of():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-        assert "HOST_DATA is no JSON object" in refused(folder, "{")
+        assert "HOST_DATA is not a JSON object" in refused(folder, "{")
         assert (folder / ".venv" / "bin" / "keyvalue-inmemory").exists()
 
     return made_once(tmp_path_factory, "copy", make)
@@ -134,7 +134,7 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, running: Callable[...
         ["./run.sh"], cwd=copy, env=run.environment, capture_output=True, text=True, timeout=DEADLINE_S
     )
     assert second.returncode == 1
-    assert "a provider serves default.keyvalue-inmemory" in second.stderr
+    assert "a provider already serves default.keyvalue-inmemory" in second.stderr
 
     assert listens(run.port)
     assert run.interrupt() == 130
@@ -158,7 +158,7 @@ def test_host_data_of_ones_own_at_a_nats_server_that_stays(
 
 @pytest.mark.parametrize("host_data", ["[]", '{"lattice_rpc_url": "127.0.0.1:port"}'])
 def test_other_host_data_is_refused(copy: Path, host_data: str) -> None:
-    assert "HOST_DATA is no JSON object, or LATTICE_RPC_URL no URL" in refused(copy, host_data)
+    assert "HOST_DATA is not a JSON object, or LATTICE_RPC_URL is not a URL" in refused(copy, host_data)
 
 
 def test_run_sh_says_what_it_takes() -> None:

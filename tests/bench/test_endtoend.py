@@ -59,14 +59,14 @@ def test_a_peer_that_fails_costs_its_own_cases_alone(tmp_path: Path, capsys: pyt
     assert found == {(*which, number) for which in {*whole, ("setting", sets)} for number in (0, 1)}
     said = capsys.readouterr()
     failed = [
-        rf"absent: {sets}, round 1: absent-\d: it ended with exit status 1; all its cases are left out",
-        rf"dying: {sets}, round 1: dying-\d: .*; its process has ended with exit status 7; it wrote last: out of memory; "
-        "all its cases are left out",
+        rf"absent: {sets}, round 1: absent-\d: the process ended with exit status 1; all its cases are skipped",
+        rf"dying: {sets}, round 1: dying-\d: .*; its process ended with exit status 7; last output: out of memory; "
+        "all its cases are skipped",
         rf"setting: {increments}, round 1: nobody serves increment at default\.setting-\d",
     ]
     for text in failed:
         assert re.search(f"^bench: {text}$", said.err, re.MULTILINE)
-        assert re.search(f"### Failed\n(.*\n)+- {text}\n", said.out)
+        assert re.search(f"### Failures\n(.*\n)+- {text}\n", said.out)
     gone = [(one["subject"], one["is_gone"]) for one in run.about["failed"]]
     assert gone == [("absent", True), ("dying", True), ("setting", False)]
 
@@ -79,7 +79,11 @@ def test_a_peer_that_fails_costs_its_own_cases_alone(tmp_path: Path, capsys: pyt
     [
         (KeyboardInterrupt(), 130, "stopped"),
         (SystemExit(143), 143, "stopped"),
-        (LoadError("kv-1: it ended; it wrote last:\na\nb"), 1, "it ended early: kv-1: it ended; it wrote last: b"),
+        (
+            LoadError("kv-1: the process ended; last output:\na\nb"),
+            1,
+            "it ended early: kv-1: the process ended; last output: b",
+        ),
     ],
     ids=["Ctrl-C", "SIGTERM", "failure"],
 )
@@ -127,7 +131,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
     for folder in (tmp_path / "file", Path("/proc/nope")):
         with pytest.raises(SystemExit, match="2"):
             main(["--output", str(folder)])
-        assert f"--output: found {folder}, allowed a folder that can be written to: " in capsys.readouterr().err
+        assert f"--output: {folder} is not a writable folder: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("bytes_a_key", "status"), [(330.0, 0), (331.0, 1)])
@@ -137,7 +141,7 @@ def test_a_missed_bar_fails_a_strict_run_alone(
     measured(row("direct", 0, "growth", "memory, 1,000,000 keys", bytes_a_key=bytes_a_key))
     assert main(["--output", str(tmp_path)]) == 0
     assert main(["--output", str(tmp_path), "--strict"]) == status
-    text = "bench: missed: 1,000,000 keys: bytes a key: found 331, allowed at most 330\n"
+    text = "bench: bar missed: 1,000,000 keys: bytes per key: found 331, allowed at most 330\n"
     assert (text in capsys.readouterr().err) == bool(status)
 
 
@@ -147,7 +151,7 @@ def test_a_run_that_has_nothing_in_common_with_the_old_one_says_so(
     measured(*rounds("direct", [1.0]))
     old = saved(tmp_path, "old", rounds("plain", [1.0]))
     assert main(["--output", str(tmp_path / "run"), "--compare", old]) == 2
-    assert "found nothing in common" in capsys.readouterr().err
+    assert "the runs have nothing in common" in capsys.readouterr().err
     assert (tmp_path / "run" / "run.json").exists()
 
 
@@ -182,10 +186,10 @@ def test_options_choose_scenarios_subjects_and_peers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--rounds", "0"], "found 0, 1.0, allowed from 1"),
-        (["--seconds", "0.01"], "found 5, 0.01, allowed from 1, from 0.05"),
+        (["--rounds", "0"], "--rounds is 0 and --seconds 1.0; the minimum is 1"),
+        (["--seconds", "0.01"], "--rounds is 5 and --seconds 0.01; the minimum is 1 and 0.05"),
         (["--subject", "fast"], "--subject: found fast, allowed direct, plain"),
-        (["--peer", "a=x", "--peer", "a=y"], "found a name twice"),
+        (["--peer", "a=x", "--peer", "a=y"], "a name is used twice"),
     ],
 )
 def test_plans_that_do_not_fit_are_refused(arguments: list[str], error: str) -> None:

@@ -37,7 +37,7 @@ def test_pages_are_read() -> None:
     ],
 )
 def test_pages_of_other_keys_are_refused(result: bytes) -> None:
-    with pytest.raises(LoadError, match="found no page of our keys"):
+    with pytest.raises(LoadError, match="expected a page of the load's keys, found"):
         read_page(result, is_looked_at=True)
 
 
@@ -66,7 +66,7 @@ async def test_a_page_of_another_size_fails_the_load() -> None:
     generator = FrameGenerator(load_of(function="list-keys", calls=1, in_flight=1, page_keys=2))
     connected(generator)
     generator.data_received(answers(generator, encode_key_response(KeyResponse([key_of(0)], 7)), 1))
-    with pytest.raises(LoadError, match="call 0: found a page of 1 keys, expected 2"):
+    with pytest.raises(LoadError, match="call 0: the page has 1 keys, expected 2"):
         await generator.ended
 
 
@@ -110,13 +110,13 @@ WRONG = encode_get_result(value_of(key_of(1), 64))
 @pytest.mark.parametrize(
     ("fields", "result", "error"),
     [
-        ({}, WRONG, r"the result .*000000000001m.*, expected .*000000000000m"),
-        ({}, b"\0\0", r"(the result b'\\x00\\x00'|a result of 2 bytes, expected 67)"),
-        ({}, b"", r"(the result b''|a result of 0 bytes, expected 67)"),
+        ({}, WRONG, r"found the result .*000000000001m.*, expected .*000000000000m"),
+        ({}, b"\0\0", r"(found the result b'\\x00\\x00'|the result is 2 bytes, expected 67)"),
+        ({}, b"", r"(found the result b''|the result is 0 bytes, expected 67)"),
         (
             {"function": "increment", "counted": COUNT_FROM},
             encode_increment_result(COUNT_FROM),
-            r"the result b'\\x00\\xc0\\x84=', expected b'\\x00\\xc1\\x84='",
+            r"found the result b'\\x00\\xc0\\x84=', expected b'\\x00\\xc1\\x84='",
         ),
     ],
     ids=["another value", "no value", "nothing", "a lost increment"],
@@ -125,7 +125,7 @@ async def test_a_wrong_result_fails_the_load(kind: Kind, fields: dict[str, objec
     generator = kind(load_of(calls=1, in_flight=1, keys=1, **fields))
     connected(generator)
     generator.data_received(answers(generator, result, 1))
-    with pytest.raises(LoadError, match=f"call 0: found {error}"):
+    with pytest.raises(LoadError, match=f"call 0: {error}"):
         await generator.ended
 
 
@@ -135,7 +135,7 @@ async def test_each_answer_has_its_size_looked_at() -> None:
     right = answers(generator, generator.script.result(0), 2)
     at = right.index(b".1.results 1 67")
     generator.data_received(right[:at] + b".1.results 1 2\r\n\0\0\r\nMSG %b.1.results 1 0\r\n\r\n" % generator.inbox)
-    with pytest.raises(LoadError, match="found 1 answers of the right size to 2 calls"):
+    with pytest.raises(LoadError, match="1 of 2 answers have the right size"):
         await generator.ended
 
 
@@ -152,8 +152,8 @@ async def test_the_shape_alone_is_looked_at_where_a_load_says_so(kind: Kind) -> 
 @pytest.mark.parametrize(
     ("frames", "error"),
     [
-        (b"HMSG %b.0 1 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", "found no answer, but .*HMSG"),
-        (b"-ERR 'Slow Consumer'\r\nMSG %b", "found no answer, but .*Slow Consumer"),
+        (b"HMSG %b.0 1 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", "expected an answer, found .*HMSG"),
+        (b"-ERR 'Slow Consumer'\r\nMSG %b", "expected an answer, found .*Slow Consumer"),
     ],
 )
 async def test_what_is_no_answer_fails_the_load(kind: Kind, frames: bytes, error: str) -> None:
@@ -184,5 +184,5 @@ async def test_a_second_end_fails_the_load() -> None:
         connected(generator)
         first = answers(generator, generator.script.result(0), 1)
         generator.data_received(first + first[-len(b"MSG %b.0.results 1 0\r\n\r\n" % generator.inbox) :])
-        with pytest.raises(LoadError, match=r"call 0: found a (second end|message behind the end)"):
+        with pytest.raises(LoadError, match=r"call 0: a (second end arrived|message arrived after the end)"):
             await generator.ended

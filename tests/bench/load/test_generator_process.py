@@ -90,7 +90,7 @@ async def test_a_wrong_value_fails_the_load(stage: Stage, direct: ProviderProces
     ("case", "fields", "error"),
     [
         (Case(function="get"), {"bucket": "empty"}, r"^call 0: found the result b'\\x00\\x00'"),
-        (Case(function="list-keys", in_flight=1), {"keys": 201}, "found 200 keys at a walk's end, expected 201"),
+        (Case(function="list-keys", in_flight=1), {"keys": 201}, "the walk ended after 200 keys, expected 201"),
         (Case(function="get"), {"prefix": "default.nobody"}, r"^nobody serves get at default\.nobody$"),
     ],
     ids=["no value", "no key", "no provider"],
@@ -106,7 +106,7 @@ def test_answers_that_do_not_come_fail_the_load(stage: Stage, direct: ProviderPr
     load = replace(little(stage, DIRECT, Case(function="get"), direct), timeout_s=0.5)
     direct.popen.send_signal(signal.SIGSTOP)
     try:
-        with pytest.raises(LoadError, match=r"found 0 answers to \d+ calls, and no further one in 0\.5 s"):
+        with pytest.raises(LoadError, match=r"no answer for 0\.5 s \(timeout_s\), after 0 answers to \d+ calls"):
             stage.generator.run(load)
     finally:
         direct.popen.send_signal(signal.SIGCONT)
@@ -118,12 +118,14 @@ def test_the_command_says_why_nothing_was_measured_and_how_to_set_what_it_reads(
     nats = ["--url", stage.nats.url]
     name = "bench.load.generator_process"
     assert main(["--url", "foo"]) == 1
-    assert capsys.readouterr().err == f"{name}: found the URL 'foo', allowed nats://HOST:PORT\n"
+    assert capsys.readouterr().err == f"{name}: the URL is 'foo', expected nats://HOST:PORT\n"
     assert main([*nats, "--prefix", "default.nobody"]) == 1
     assert capsys.readouterr().err == f"{name}: nobody serves get at default.nobody\n"
     where = [*nats, "--prefix", direct.prefix, "--bucket", "advised", "--keys", "50"]
     assert main([*where, "--seconds", "0.05"]) == 1
-    advice = "are the keys there? --function set --each-once --calls 50 sets them, the other options the same\n"
+    advice = (
+        "are the keys missing? set them with --function set --each-once --calls 50, and otherwise the same options\n"
+    )
     assert capsys.readouterr().err.endswith(advice)
     assert main([*where, "--function", "set", "--each-once", "--calls", "50"]) == 0
     assert main([*where, "--seconds", "0.05"]) == 0

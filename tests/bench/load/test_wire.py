@@ -108,6 +108,6 @@ async def test_what_is_no_call_ends_a_watcher() -> None:
     watcher = WatchingComponent("default.component", is_stuck=False)
     socket = connected(watcher)
     watcher.data_received(b"-ERR 'Slow Consumer'\r\n")
-    with pytest.raises(LoadError, match=r"found no call, but .*Slow Consumer"):
+    with pytest.raises(LoadError, match=r"expected a call, found .*Slow Consumer"):
         await watcher.ended
     assert socket.aborted

@@ -20,7 +20,7 @@ def test_report_takes_the_newest_run(
 ) -> None:
     monkeypatch.setattr("bench.report.commands.RESULTS", tmp_path / "results")
     assert main([]) == 2
-    assert "found no run in" in capsys.readouterr().err
+    assert "bench: no run in" in capsys.readouterr().err
     for name, written_s in (("2026-02", 2), ("before", 1)):
         path = tmp_path / "results" / name / "run.json"
         Run(ABOUT | {"when": name}, rounds("bare", [1.0])).save(path)
@@ -43,7 +43,7 @@ def test_compare_says_what_got_slower_and_what_makes_runs_differ(
         for name, values in (("old", [80.0, 81.0, 82.0]), ("slower", [60.0, 61.0, 62.0]))
     )
     assert compare_main([old, slower]) == 1
-    assert "direct: calls/s of bare: 33% worse" in capsys.readouterr().out
+    assert "direct: calls/s over bare: 33% worse" in capsys.readouterr().out
     assert compare_main([old, slower, "--threshold", "50%"]) == 0
     assert "nothing got slower by more than 50%" in capsys.readouterr().out
     assert compare_main([slower, old]) == 0
@@ -70,7 +70,7 @@ def every_bar() -> list[Row]:
     ("without", "void", "reason"),
     [
         ("", ("stopped",), "the run is void: stopped"),
-        ("memory", (), "1 bars were not measured, the first: 2,000 gets"),
+        ("memory", (), "bars not measured: 1, the first is 2,000 gets"),
     ],
     ids=["void", "partial"],
 )

@@ -37,14 +37,14 @@ def test_ratios_are_compared_where_both_runs_have_the_reference() -> None:
     assert changes(compared(old, slow_machine), 0.1) == []
     (change,) = changes(compared(old, slow_code), 0.1)
     assert change.text == (
-        "functions: get 64 B, 64 in flight: direct: calls/s of bare: 60% worse: 0.81 (0.80 .. 0.82) -> 0.51 (0.50 .. 0.51)"
+        "functions: get 64 B, 64 in flight: direct: calls/s over bare: 60% worse: 0.81 (0.80 .. 0.82) -> 0.51 (0.50 .. 0.51)"
     )
 
 
 def test_a_share_is_read() -> None:
     assert [share(text) for text in ("10%", "0.25", "0")] == [0.1, 0.25, 0.0]
     for text in ("-1%", "1000%", "much"):
-        with pytest.raises(ValueError, match=r"found -1%|found 1000%|could not convert"):
+        with pytest.raises(ValueError, match=r"share such as 0.1 or 10%, found (-1|1000)%|could not convert"):
             share(text)
 
 
@@ -72,7 +72,7 @@ def test_runs_with_nothing_in_common_are_not_compared(
     old = saved(tmp_path, "old", rounds("bare", [2.0]), rounds("direct", [1.0]))
     assert compare_main([old, saved(tmp_path, "new", new)]) == 2
     said = capsys.readouterr()
-    assert said.err.startswith("found nothing in common: ")
+    assert said.err.startswith("the runs have nothing in common: ")
     assert said.out == ""
 
 
@@ -85,7 +85,7 @@ def test_what_the_old_run_alone_has_is_named(tmp_path: Path, capsys: pytest.Capt
     assert compare_main([old, new]) == 0
     assert capsys.readouterr().out == (
         "only the old run has: plain; functions: gone: direct; growth\n"
-        "nothing got slower by more than 10% and beyond the spread, in 1 cases that both runs have\n"
+        "nothing got slower by more than 10% and beyond the spread; cases in both runs: 1\n"
     )
     assert compare_main([new, old]) == 0
     assert capsys.readouterr().out.startswith("only the old run has: redis\n")

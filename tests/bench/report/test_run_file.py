@@ -33,20 +33,23 @@ def text_of(about: Any, rows: Any = ()) -> str:
         ("[]", ""),
         ("{}", ""),
         ('{"format": 99}', ""),
-        (text_of({}), "about.when: found nothing, allowed text"),
-        (text_of([]), "about: found [], allowed an object"),
-        (text_of(ABOUT | {"commit": None}), "about.commit: found None, allowed an object"),
-        (text_of(ABOUT | {"machine": {}}), "about.machine.processor: found nothing, allowed text"),
-        (text_of(ABOUT | {"failed": [{}]}), "about.failed[0].subject: found nothing, allowed text"),
-        (text_of(ABOUT, [{}]), "rows[0].scenario: found nothing, allowed text"),
-        (text_of(ABOUT, [A_ROW | {"round": True}]), "rows[0].round: found True, allowed a whole number"),
-        (text_of(ABOUT, [A_ROW, A_ROW | {"figures": {"p50_us": "1"}}]), "rows[1].figures.p50_us: found '1', allowed"),
-        (text_of(ABOUT, {}), "rows: found {}, allowed a list"),
+        (text_of({}), "about.when is missing, expected text"),
+        (text_of([]), "about: found [], expected an object"),
+        (text_of(ABOUT | {"commit": None}), "about.commit: found None, expected an object"),
+        (text_of(ABOUT | {"machine": {}}), "about.machine.processor is missing, expected text"),
+        (text_of(ABOUT | {"failed": [{}]}), "about.failed[0].subject is missing, expected text"),
+        (text_of(ABOUT, [{}]), "rows[0].scenario is missing, expected text"),
+        (text_of(ABOUT, [A_ROW | {"round": True}]), "rows[0].round: found True, expected a whole number"),
+        (
+            text_of(ABOUT, [A_ROW, A_ROW | {"figures": {"p50_us": "1"}}]),
+            "rows[1].figures.p50_us: found '1', expected a number",
+        ),
+        (text_of(ABOUT, {}), "rows: found {}, expected a list"),
         (text_of(ABOUT, [A_ROW | {"figure": 1}]), "unexpected keyword argument 'figure'"),
     ],
 )
 def test_what_is_no_run_is_refused_with_what_is_wrong(tmp_path: Path, text: str, fault: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=rf"run\.json: no run of this benchmark.*{re.escape(fault)}"):
+    with pytest.raises(ValueError, match=rf"run\.json is not a run of this benchmark: .*{re.escape(fault)}"):
         Run.load(path)

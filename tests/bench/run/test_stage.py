@@ -45,7 +45,7 @@ async def test_a_provider_that_ends_fails_the_load(stage: Stage, provider: Provi
     stage.generator.begin(load)
     await calls.next_msg(DEADLINE_S)
     provider.popen.kill()
-    with pytest.raises(LoadError, match=r"found .* answers to .* calls, and then the end of the process provider"):
+    with pytest.raises(LoadError, match=r"the process provider ended after .* answers to .* calls"):
         stage.generator.end()
     await client.close()
 
@@ -75,7 +75,7 @@ def test_large_parameters_leave_no_memory_behind(stage: Stage, direct: ProviderP
 def test_a_watcher_that_cannot_listen_says_why(tmp_path: Path) -> None:
     with NatsProcess(tmp_path) as gone:
         pass
-    with pytest.raises(ProcessError, match=r"(?s)late: it ended; .*Connect"):
+    with pytest.raises(ProcessError, match=r"(?s)late: the process ended; .*Connect"):
         WatcherProcess("late", gone, tmp_path, is_stuck=False)
 
 
@@ -83,7 +83,10 @@ def test_a_watcher_that_cannot_listen_says_why(tmp_path: Path) -> None:
     ("command", "error"),
     [
         (("/nowhere/provider",), "broken-.*: .*No such file or directory"),
-        ((sys.executable, "-c", "import sys; sys.exit('no data')"), "(?s)it ended with exit status 1; .*no data"),
+        (
+            (sys.executable, "-c", "import sys; sys.exit('no data')"),
+            "(?s): the process ended with exit status 1; .*no data",
+        ),
     ],
 )
 def test_a_provider_that_does_not_start_says_why(stage: Stage, command: Sequence[str], error: str) -> None:
@@ -95,5 +98,5 @@ def test_a_load_generator_that_ended_says_so(stage: Stage, tmp_path: Path) -> No
     with GeneratorProcess(tmp_path) as generator:
         generator.popen.kill()
         generator.popen.wait()
-        with pytest.raises(ProcessError, match="load: it ended"):
+        with pytest.raises(ProcessError, match="load: the process ended"):
             generator.run(Load(url=stage.nats.url, prefix="default.kv"))
