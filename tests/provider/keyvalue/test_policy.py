@@ -303,15 +303,10 @@ def test_a_malformed_option_denies_everything_to_its_link_alone(name: str, caplo
     scene.put()
     assert scene.links.unusable == []
     assert scene.service.get(LINKED, b"b", b"k") == b"1"
-
-
-def test_a_malformed_link_is_mended_by_its_deletion() -> None:
-    scene = Scene()
-    scene.put(access="")
-    assert len(scene.links.unusable) == 1
+    scene.put(**{name: text})
     scene.delete()
     assert scene.links.unusable == []
-    scene.service.set(LINKED, b"b", b"k", b"v")
+    assert scene.service.get(LINKED, b"b", b"k") == b"1"
 
 
 def secrets_of(scene: Scene) -> Iterator[str]:

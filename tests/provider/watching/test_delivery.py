@@ -1,4 +1,4 @@
-"""Delivery to one component, from its queue: order, bounds, counts, and components that fail, are stuck or not there."""
+"""Delivery to one component, from its queue: order, bounds, counts, and components that fail, are stuck or absent."""
 
 from __future__ import annotations
 
@@ -426,6 +426,8 @@ async def test_a_watcher_that_was_closed_in_a_pause_can_be_opened(watch: Watch, 
     watched.push_all(keys(20))
     await turn()
     watched.delivery.close()
+    watched.check()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
     watched.component.is_connected = True
     watched.component.answers = [None]
     watched.delivery.open(b"0")
@@ -433,16 +435,6 @@ async def test_a_watcher_that_was_closed_in_a_pause_can_be_opened(watch: Watch, 
     await turn()
     assert watched.component.calls[-1].key == b"after"
     assert watched.counts.delivered == 1
-    watched.check()
-
-
-async def test_a_closed_watcher_leaves_nothing_to_do(watch: Watch) -> None:
-    watched = watch()
-    watched.component.is_connected = False
-    watched.push(b"k")
-    await turn()
-    watched.delivery.close()
-    assert asyncio.all_tasks() == {asyncio.current_task()}
     watched.check()
 
 
