@@ -86,7 +86,7 @@ def test_old_names() -> None:
     }
 
 
-def test_what_cannot_be_printed_is_escaped() -> None:
+def test_characters_that_cannot_be_printed_are_escaped() -> None:
     (fault,) = sort_names(["acc\x1bess"], ["access"], {}).faults.values()
     assert fault == "'acc\\x1bess': no option has this name; did you mean access?"
 

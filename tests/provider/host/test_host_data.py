@@ -53,7 +53,7 @@ def test_missing_null_empty_and_new_fields_leave_the_defaults() -> None:
         assert parsed(**{name: ""}) == HostData(), name
 
 
-def test_what_the_capture_holds() -> None:
+def test_the_host_data_of_the_capture() -> None:
     sent: dict[str, Any] = HOST_CAPTURE["host_data"]
     host_data = parse_host_data(HOST_CAPTURE["stdin_line"].encode() + b"\r\n")
     assert host_data == parse_host_data(encoded(sent))
@@ -127,13 +127,13 @@ def test_a_field_of_the_wrong_type(name: str, value: object, message: str) -> No
 
 @pytest.mark.parametrize("name", ["lattice_rpc_prefix", "provider_key", "link_name"])
 @pytest.mark.parametrize("text", ["a b", "a\n", "a.*", ">", ".", "a..b", "a.", "\ud800"])
-def test_what_becomes_a_subject_must_be_one(name: str, text: str) -> None:
+def test_a_field_that_becomes_a_subject_must_be_one(name: str, text: str) -> None:
     told = refusal({name: text})
     assert told.startswith(f"host data: {name}: found {text!r}, allowed printable tokens without white space")
 
 
 @pytest.mark.parametrize("value", [[], HUSH, 1, True, None])
-def test_what_is_no_object(value: object) -> None:
+def test_host_data_must_be_an_object(value: object) -> None:
     told = refusal(value)
     assert told.startswith("host data: the whole: found ")
     assert told.endswith(", expected an object")

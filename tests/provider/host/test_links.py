@@ -215,7 +215,7 @@ def note(links: Links, notes: str, link: LinkDefinition, what: str) -> None:
 
 
 @pytest.mark.parametrize("notes", ["unusable", "remarks"])
-def test_what_is_noted_of_a_link_stays_until_it_changes(notes: str) -> None:
+def test_a_note_on_a_link_stays_until_it_changes(notes: str) -> None:
     links = Links(KEY)
     link = links.put_json(payload())
     second = links.put_json(payload(name="second"))
@@ -242,7 +242,7 @@ def test_what_is_noted_of_a_link_stays_until_it_changes(notes: str) -> None:
 @pytest.mark.parametrize(
     ("notes", "more"), [("unusable", "and 2 links more can't be used"), ("remarks", "and 2 remarks more on links")]
 )
-def test_of_many_notes_the_first_are_told(notes: str, more: str) -> None:
+def test_the_first_of_many_notes_are_told(notes: str, more: str) -> None:
     links = Links(KEY)
     for number in range(LINES_MAX + 2):
         if number == LINES_MAX:

@@ -248,7 +248,7 @@ def test_an_unknown_or_old_name_is_warned_of_once_and_noted(
     assert len(warnings(caplog)) == 1
 
 
-def test_of_many_unknown_options_the_first_are_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_of_many_unknown_options_are_named(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene()
     scene.put(**{f"unknown-{number:05}": "" for number in range(10_000)})
     (remark,) = scene.links.remarks

@@ -194,7 +194,7 @@ def test_an_archive_of_this_machine_is_valid_now() -> None:
         ({f"a-{number}": b"" for number in range(64)}, "found 65 entries, allowed 64"),
     ],
 )
-def test_what_no_host_would_take_is_not_made(binaries: dict[str, bytes], message: str) -> None:
+def test_an_archive_that_no_host_takes_is_not_made(binaries: dict[str, bytes], message: str) -> None:
     with pytest.raises(ArchiveError, match=f"^{message}"):
         make_archive("token", binaries)
 
@@ -267,7 +267,7 @@ def replaced(**changes: object) -> bytes:
         ),
     ],
 )
-def test_what_the_claims_do_not_cover_is_a_fault(archive: bytes, fault: str) -> None:
+def test_an_archive_that_differs_from_its_claims_is_a_fault(archive: bytes, fault: str) -> None:
     faults = faults_of(archive)
     assert faults
     assert faults[0].startswith(fault), faults
@@ -384,7 +384,7 @@ def test_missing_seeds_are_made_once_and_for_their_user_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("text", ["", "hush", encode_seed("V", bytes(32)), GO_SEED[:-1], GO_SEED.lower(), "\xff"])
-def test_what_is_no_seed_is_refused_and_not_shown(tmp_path: Path, text: str) -> None:
+def test_a_malformed_seed_is_refused_and_not_shown(tmp_path: Path, text: str) -> None:
     path = tmp_path / "alice_account.nk"
     path.write_text(text)
     for read in (lambda: stored_seed(ACCOUNT, tmp_path, "alice"), lambda: given_seed(ACCOUNT, str(path))):
