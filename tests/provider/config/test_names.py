@@ -122,7 +122,7 @@ def test_any_single_edit_of_a_name_is_a_fault_that_names_it(edit: tuple[OptionTa
 
 
 def edits_by_table(one: str, other: str) -> int:
-    """The textbook's optimal string alignment."""
+    """Count edits by the textbook's optimal string alignment."""
     table = [[row + column for column in range(len(other) + 1)] for row in range(len(one) + 1)]
     for row in range(1, len(one) + 1):
         for column in range(1, len(other) + 1):

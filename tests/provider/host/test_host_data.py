@@ -187,7 +187,7 @@ def test_any_fields_give_host_data_or_its_error(host_data: dict[str, object]) ->
 
 @pytest.fixture
 def pipe() -> Any:
-    """Both ends of a pipe: read, write."""
+    """Give both ends of a pipe: read, write."""
     read, write = os.pipe()
     with os.fdopen(read, "rb", 0) as reader, os.fdopen(write, "wb", 0) as writer:
         yield reader, writer

@@ -292,7 +292,7 @@ SEALED = b"sealed"
 
 
 def opened(**secrets: object) -> Links:
-    """Links whose sealed secrets are always these."""
+    """Make links whose sealed secrets are always these."""
 
     def unseal(sealed: bytes) -> bytes:
         if sealed != SEALED:

@@ -32,7 +32,7 @@ def test_text_of_keys(key: bytes, letter: str) -> None:
 
 
 def test_text_of_a_key_that_others_made() -> None:
-    """Of the documentation of nkeys: a user's seed, and its public key."""
+    """The seed is from the documentation of nkeys."""
     seed = "SUAGMJH5XLGZKQQWAWKRZJIGMOU4HPFUYLXJMXOO5NLFEO2OOQJ5LPRDPM"
     assert encode_seed("U", decode_seed("U", seed)) == seed
 

@@ -310,7 +310,7 @@ def test_a_malformed_option_denies_everything_to_its_link_alone(name: str, caplo
 
 
 def secrets_of(scene: Scene) -> Iterator[str]:
-    """All that may be shown of what belongs to links."""
+    """Give every text that may be shown of links."""
     yield from scene.links.unusable
     yield from scene.links.remarks
     policy, handles = scene.policy, scene.service._handles

@@ -55,7 +55,7 @@ NOW_S = 1_800_000_000
 
 
 def elf(machine: int, size_bytes: int) -> bytes:
-    """What looks like an executable of Linux."""
+    """Make bytes that begin as an executable of Linux does."""
     return (b"\x7fELF" + bytes(14) + machine.to_bytes(2, "little")).ljust(size_bytes, b"\x90")
 
 
@@ -86,7 +86,7 @@ def faults_of(archive: bytes) -> list[str]:
 
 
 def tar_of(*entries: tuple[str, bytes] | tuple[tarfile.TarInfo, bytes], end: bytes = bytes(1024)) -> bytes:
-    """A tar of what no archive would hold."""
+    """Make a tar of any entries."""
     tar = b""
     for header, content in entries:
         if isinstance(header, str):
@@ -101,7 +101,7 @@ def entries() -> list[tuple[str, bytes]]:
 
 
 def token_of(header: Any, claims: Any, key: Secret = ISSUER) -> str:
-    """A signed token of any JSON."""
+    """Make a signed token of any JSON."""
     parts = ".".join(
         base64.urlsafe_b64encode(part if isinstance(part, bytes) else json.dumps(part).encode()).decode().rstrip("=")
         for part in (header, claims)
@@ -114,7 +114,7 @@ HEADER = {"typ": "jwt", "alg": "Ed25519"}
 
 
 def stated() -> dict[str, Any]:
-    """The claims as they stand in the token."""
+    """Return the claims as they stand in the token."""
     payload = token().split(".")[1]
     claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     return claims

@@ -74,7 +74,7 @@ class Component:
         await call.answer
 
     async def called(self, times: int) -> list[Call]:
-        """All calls, once there were so many."""
+        """Wait until there are this many calls, and return them all."""
         async with asyncio.timeout(DEADLINE_S):
             while len(self.calls) < times:
                 self._began.clear()
@@ -209,7 +209,7 @@ steps = st.one_of(
 
 
 class Model:
-    """The same, told slowly: a list of the events that wait, and one of the keys in flight. Values are all different; some events are deletions."""
+    """A slow model of the delivery: a list of the events that wait, and one of the keys in flight. Some events are deletions."""
 
     def __init__(self, events_max: int) -> None:
         self.watched = Watched(events_max)

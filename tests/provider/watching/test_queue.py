@@ -170,7 +170,7 @@ steps = st.one_of(
 
 
 class Model:
-    """The same, told slowly: a list of what is queued, in the order of the writes."""
+    """A slow model of the queue: a list of the queued events, in the order of the writes."""
 
     def __init__(self, events_max: int, bytes_max: int) -> None:
         self.queue = Queue(events_max, bytes_max)
