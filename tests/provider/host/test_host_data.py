@@ -254,7 +254,10 @@ def test_text_that_can_never_be_base64_is_refused_at_once(pipe: Any) -> None:
 def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_data_module, "HOST_DATA_BYTES_MAX", 100_000)
     path = tmp_path / "host_data"
-    path.write_bytes(b"A" * 100_001)
+    path.write_bytes(LINE.ljust(100_000))
+    with path.open("rb", 0) as file:
+        assert read_host_data(file.fileno(), NEVER_S).provider_key == "from-a-pipe"
+    path.write_bytes(LINE.ljust(100_001))
     with (
         path.open("rb", 0) as file,
         pytest.raises(HostDataError, match="found more than 100000 bytes on standard input"),

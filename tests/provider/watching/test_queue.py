@@ -142,6 +142,17 @@ def test_an_event_that_comes_as_the_taker_falls_asleep_is_seen() -> None:
 # Bounds
 
 
+def test_a_ready_key_whose_events_were_all_dropped_is_passed_over() -> None:
+    """The model seldom reaches this: a key becomes ready, and its parked events are dropped before it is taken."""
+    queue = Queue(queue_events=3)
+    queue.push_numbered(b"k", range(2))
+    (first,) = queue.take_all()
+    queue.end(first)
+    queue.push(*keys(0, 3))
+    assert queue.counts.dropped == 1
+    assert keys_of(queue.take_all()) == keys(0, 3)
+
+
 def test_a_large_queue_drops_some_at_a_time() -> None:
     queue = Queue(queue_events=640)
     queue.push(*keys(0, 640))
