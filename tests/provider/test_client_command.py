@@ -42,14 +42,14 @@ class Command:
         self._capture = capture
 
     def __call__(self, *arguments: str) -> int:
-        """Run it; the exit code."""
+        """Run it, and return the exit code."""
         code = client_command.main([*self.arguments, *arguments])
         self.out, err = self._capture.readouterr()
         self.err = err.decode()
         return code
 
     def process(self, *arguments: str, stdin: bytes = b"") -> int:
-        """Run it as a process."""
+        """Run it as a process, and return the exit code."""
         ended = subprocess.run(
             [WRPC_KV, *self.arguments, *arguments],
             input=stdin, env=host_environment(), capture_output=True, timeout=DEADLINE_S,
@@ -305,7 +305,7 @@ def secured(
     config: Mapping[str, str] | None = None,
     **fields: str,
 ) -> tuple[str, ...]:
-    """The arguments for a provider at a server of this configuration."""
+    """Launch a provider at a server of this configuration; return the arguments that reach it."""
     server = new_nats_server(server_config)
     credentials: dict[str, Any] = {"lattice_rpc_url": server.url, **fields}
     provider = launch(config, **credentials)

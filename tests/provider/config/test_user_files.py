@@ -47,7 +47,7 @@ def test_a_file_without_a_seed_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("given", [SEED, f"./{SEED[:-1]}", CREDENTIALS])
-def test_what_should_stand_in_a_file_does_not_show(given: str) -> None:
+def test_content_given_in_place_of_a_path_does_not_show(given: str) -> None:
     for read in (read_credentials, read_nkey):
         with pytest.raises(ValueError, match=r"^<redacted>: .*; expected the path of a file$"):
             read(given)

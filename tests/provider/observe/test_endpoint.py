@@ -31,7 +31,7 @@ class Served(NamedTuple):
     ailments: list[str]
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body."""
+        """Return status and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.endpoint.port, timeout=DEADLINE_S)
         try:
             connection.request("GET", path)
@@ -41,7 +41,7 @@ class Served(NamedTuple):
             connection.close()
 
     def connect(self) -> socket.socket:
-        """A connection that says nothing."""
+        """Open a connection that says nothing."""
         return socket.create_connection(("127.0.0.1", self.endpoint.port), DEADLINE_S)
 
 
