@@ -170,9 +170,19 @@ async def test_bytes_behind_the_parameters_are_ignored(
 @pytest.mark.parametrize(
     ("function", "begin", "message"),
     [
-        *((function, write_length(1025), "bucket name in bytes: found 1025, allowed 1024") for function in FUNCTIONS),
-        *((f, b"\x01b" + write_length(65_537), "key in bytes: found 65537, allowed 65536") for f in WITH_KEY),
-        ("set", b"\x01b\x01k" + write_length(2**32 - 1), "value in bytes: found 4294967295, allowed 16777216"),
+        *(
+            (function, write_length(1025), "bucket name is 1025 bytes; the limit is 1024 (bucket_name_bytes_max)")
+            for function in FUNCTIONS
+        ),
+        *(
+            (f, b"\x01b" + write_length(65_537), "key is 65537 bytes; the limit is 65536 (key_bytes_max)")
+            for f in WITH_KEY
+        ),
+        (
+            "set",
+            b"\x01b\x01k" + write_length(2**32 - 1),
+            "value is 4294967295 bytes; the limit is 16777216 (value_bytes_max)",
+        ),
     ],
 )
 async def test_a_length_over_its_limit_is_refused_before_its_bytes_are_there(

@@ -178,7 +178,10 @@ async def test_the_whole_life(
     await host.put(link(hosted, secrets={"bucket": "hidden", "quota_keys": b"2"}, access="read-write"))
     assert await host.health(hosted) == SERVING
     await linked.set_many("any", {"1": b"", "2": b""})
-    assert await other(linked.set("b", "3", b"")) == "keys of this link's buckets: found 3, allowed 2"
+    assert (
+        await other(linked.set("b", "3", b""))
+        == "the buckets of this quota would hold 3 keys; the limit is 2 (quota_keys)"
+    )
     await host.delete(link(hosted))
     assert await host.health(hosted) == SERVING
     assert await linked.get("b", "k") == b"of all"

@@ -202,17 +202,17 @@ async def test_lengths_and_pages_of_a_link(launch: Launch, raw: Client, connect:
     provider = launch({"key_bytes_max": "10", "value_bytes_max": "100", "page_keys": "2", "batch_keys_max": "3"})
     host = Host(raw, provider)
     linked, stranger = await connect(provider), await connect(provider, "stranger")
-    too_long = "value in bytes: found 5000, allowed 100"
+    too_long = "value is 5000 bytes; the limit is 100 (value_bytes_max)"
     assert await other(linked.set("b", "k", bytes(5000))) == too_long
     await host.put(key_bytes_max="20", value_bytes_max="5000", page_keys="10")
     await linked.set("b", "k" * 20, bytes(5000))
     await linked.set_many("b", {"1": bytes(5000), "2": b"", "3": b""})
-    assert await other(linked.set("b", "k" * 21, b"")) == "key in bytes: found 21, allowed 20"
+    assert await other(linked.set("b", "k" * 21, b"")) == "key is 21 bytes; the limit is 20 (key_bytes_max)"
     assert await other(stranger.set("b", "k", bytes(5000))) == too_long
     assert await other(stranger.set_many("b", {"k": bytes(5000)})) == too_long
     assert len((await linked.list_keys("b")).keys) == 4
     assert len((await stranger.list_keys("b")).keys) == 2
-    assert (await other(linked.get_many("b", "1234"))).endswith("found 4, allowed 3")
+    assert (await other(linked.get_many("b", "1234"))).endswith("the batch has 4 keys; the limit is 3 (batch_keys_max)")
     await host.delete()
     assert await other(linked.set("b", "k", bytes(5000))) == too_long
     assert (await linked.get_many("b", ["1"]))[0] == bytes(5000)
@@ -224,7 +224,7 @@ async def test_a_quota_of_a_link(host: Host, provider: Provider, connect: Connec
     await stranger.set(f"{prefix}a", "before", b"")
     await host.put(bucket_prefix=prefix, quota_keys="3")
     await linked.set_many("a", {"1": b"", "2": b""})
-    message = "keys of this link's buckets: found {}, allowed 3"
+    message = "the buckets of this quota would hold {} keys; the limit is 3 (quota_keys)"
     for call in (linked.set("b", "3", b""), linked.increment("b", "3"), linked.set_many("b", {"3": b""})):
         assert await other(call) == message.format(4)
     await stranger.set(f"{prefix}b", "not bound", b"")
@@ -234,8 +234,8 @@ async def test_a_quota_of_a_link(host: Host, provider: Provider, connect: Connec
     await linked.set("b", "3", b"")
     await host.put(bucket_prefix=prefix, quota_bytes="1000")
     refusal = await other(linked.set("b", "3", bytes(2000)))
-    assert refusal.startswith("memory in bytes of this link's buckets: found ")
-    assert refusal.endswith(", allowed 1000")
+    assert refusal.startswith("the buckets of this quota would take ")
+    assert refusal.endswith(" bytes of memory; the limit is 1000 (quota_bytes)")
     await host.delete()
     await linked.set(f"{prefix}b", "3", bytes(2000))
 

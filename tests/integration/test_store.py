@@ -139,9 +139,9 @@ async def test_the_longest_key(client: KeyValueClient, bucket: str) -> None:
 @pytest.mark.parametrize(
     ("bucket_bytes", "key_bytes", "value_bytes", "message"),
     [
-        (1025, 1, 0, "bucket name in bytes: found 1025, allowed 1024"),
-        (1, 64 * 1024 + 1, 0, "key in bytes: found 65537, allowed 65536"),
-        (1, 1, 16 * MIB + 1, "value in bytes: found 16777217, allowed 16777216"),
+        (1025, 1, 0, "bucket name is 1025 bytes; the limit is 1024 (bucket_name_bytes_max)"),
+        (1, 64 * 1024 + 1, 0, "key is 65537 bytes; the limit is 65536 (key_bytes_max)"),
+        (1, 1, 16 * MIB + 1, "value is 16777217 bytes; the limit is 16777216 (value_bytes_max)"),
     ],
 )
 async def test_lengths_over_their_limits(
@@ -163,12 +163,12 @@ async def test_lengths_over_their_limits(
 @pytest.mark.parametrize(
     ("bucket", "key", "value", "message"),
     [
-        ("a", "k", bytes(1001), "value in bytes: found 1001, allowed 1000"),
-        ("a", "k" * 101, b"", "key in bytes: found 101, allowed 100"),
-        ("b" * 11, "k", b"", "bucket name in bytes: found 11, allowed 10"),
-        ("a", "a third", b"", "keys limit: found 3, allowed 2"),
-        ("c", "k", b"", "buckets: found 3, allowed 2"),
-        ("a", "k", bytes(999), r"memory limit in bytes: found \d+, allowed 3200"),
+        ("a", "k", bytes(1001), r"value is 1001 bytes; the limit is 1000 \(value_bytes_max\)"),
+        ("a", "k" * 101, b"", r"key is 101 bytes; the limit is 100 \(key_bytes_max\)"),
+        ("b" * 11, "k", b"", r"bucket name is 11 bytes; the limit is 10 \(bucket_name_bytes_max\)"),
+        ("a", "a third", b"", r"the store would hold 3 keys; the limit is 2 \(keys_max\)"),
+        ("c", "k", b"", r"the store would hold 3 buckets; the limit is 2 \(buckets_max\)"),
+        ("a", "k", bytes(999), r"the store would take \d+ bytes of memory; the limit is 3200 \(memory_bytes_max\)"),
     ],
 )
 async def test_a_refused_set_leaves_the_store_as_it_was(

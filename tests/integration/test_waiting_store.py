@@ -136,10 +136,12 @@ async def test_errors_that_are_raised_while_the_answer_is_awaited(
         await kv.set("b", "k", b"no number")
         with pytest.raises(OtherError, match=r"^value: found 'no number', allowed a decimal number"):
             await kv.increment("b", "k")
-        with pytest.raises(OtherError, match=r"^keys limit: found 3, allowed 2$"):
+        with pytest.raises(OtherError, match=r"^the store would hold 3 keys; the limit is 2 \(keys_max\)$"):
             await kv.set_many("b", {"k": b"", "l": b"", "m": b""})
         served.link(keys_max="1")
-        with pytest.raises(OtherError, match=r"^keys of this link's buckets: found 2, allowed 1$"):
+        with pytest.raises(
+            OtherError, match=r"^the buckets of this quota would hold 2 keys; the limit is 1 \(quota_keys\)$"
+        ):
             await kv.set("b", "l", b"")
         assert served.counted("set") == {"ok": 1, "other": 1}
         assert await kv.get("b", "k") == b"no number"

@@ -99,12 +99,15 @@ def test_lengths_of_a_link() -> None:
     kv.set(STRANGER, b"b", b"k" * 8, b"v" * 8)
     kv.set(OTHER, b"b", b"k" * 16, b"v" * 32)
     refused: list[tuple[Callable[[], object], str]] = [
-        (lambda: kv.set(LINKED, b"b", b"kkk", b""), "key in bytes: found 3, allowed 2"),
-        (lambda: kv.set(LINKED, b"b", b"k", b"vvvv"), "value in bytes: found 4, allowed 3"),
-        (lambda: kv.increment(LINKED, b"b", b"kkk", 1), "key in bytes: found 3, allowed 2"),
-        (lambda: kv.set_many(LINKED, b"b", {b"n": b"", b"m": b"vvvv"}), "value in bytes: found 4, allowed 3"),
-        (lambda: kv.set(STRANGER, b"b", b"k" * 9, b""), "key in bytes: found 9, allowed 8"),
-        (lambda: kv.set(OTHER, b"b", b"k", b"v" * 33), "value in bytes: found 33, allowed 32"),
+        (lambda: kv.set(LINKED, b"b", b"kkk", b""), "key is 3 bytes; the limit is 2 (key_bytes_max)"),
+        (lambda: kv.set(LINKED, b"b", b"k", b"vvvv"), "value is 4 bytes; the limit is 3 (value_bytes_max)"),
+        (lambda: kv.increment(LINKED, b"b", b"kkk", 1), "key is 3 bytes; the limit is 2 (key_bytes_max)"),
+        (
+            lambda: kv.set_many(LINKED, b"b", {b"n": b"", b"m": b"vvvv"}),
+            "value is 4 bytes; the limit is 3 (value_bytes_max)",
+        ),
+        (lambda: kv.set(STRANGER, b"b", b"k" * 9, b""), "key is 9 bytes; the limit is 8 (key_bytes_max)"),
+        (lambda: kv.set(OTHER, b"b", b"k", b"v" * 33), "value is 33 bytes; the limit is 32 (value_bytes_max)"),
     ]
     for call, message in refused:
         with pytest.raises(OtherError) as caught:
@@ -188,7 +191,7 @@ def test_strictness_goes_by_the_bucket_that_a_name_means() -> None:
 # Quotas
 
 
-KEYS_MAX = "keys of this link's buckets: found {}, allowed {}"
+KEYS_MAX = "the buckets of this quota would hold {} keys; the limit is {} (quota_keys)"
 
 
 def refused(function: Callable[..., object], *arguments: object) -> str:
@@ -248,11 +251,11 @@ def test_a_quota_of_memory() -> None:
     kv = scene.service
     kv.set(LINKED, b"a", b"k", bytes(400))
     message = refused(kv.set, LINKED, b"b", b"k", bytes(500))
-    assert message.startswith("memory in bytes of this link's buckets: found ")
-    assert message.endswith(", allowed 1000")
+    assert message.startswith("the buckets of this quota would take ")
+    assert message.endswith(" bytes of memory; the limit is 1000 (quota_bytes)")
     kv.set(LINKED, b"a", b"k", bytes(100))
     kv.set(LINKED, b"b", b"k", bytes(500))
-    assert refused(kv.set, LINKED, b"b", b"k", bytes(800)).endswith(", allowed 1000")
+    assert refused(kv.set, LINKED, b"b", b"k", bytes(800)).endswith(" bytes of memory; the limit is 1000 (quota_bytes)")
     assert len(at_once(kv.get(LINKED, b"b", b"k")) or b"") == 500
     scene.store.check()
 
@@ -317,7 +320,7 @@ def test_links_that_reach_the_same_under_the_same_limits_share_a_quota() -> None
     kv = scene.service
     kv.set(Caller("component-7", "default"), b"b", b"k", bytes(15_000))
     for caller in (Caller("component-8", "default"), ANONYMOUS):
-        assert "of this link's buckets: found 15" in refused(kv.set, caller, b"b", b"n", b"")
+        assert "the buckets of this quota would take 15" in refused(kv.set, caller, b"b", b"n", b"")
 
 
 def test_the_keys_max_of_the_provider_is_no_quota() -> None:
@@ -325,7 +328,9 @@ def test_the_keys_max_of_the_provider_is_no_quota() -> None:
     scene.put()
     assert scene.quotas == 0
     scene.service.set_many(LINKED, b"b", {b"1": b"", b"2": b""})
-    assert refused(scene.service.set, LINKED, b"b", b"3", b"") == "keys limit: found 3, allowed 2"
+    assert (
+        refused(scene.service.set, LINKED, b"b", b"3", b"") == "the store would hold 3 keys; the limit is 2 (keys_max)"
+    )
 
 
 def test_quotas_are_exact_under_threads(hasty_threads: None) -> None:
@@ -459,9 +464,13 @@ def test_no_call_is_answered_by_a_mix_of_two_definitions(hasty_threads: None) ->
             stopped.set()
         of_a, of_b, of_c = (writer.result() for writer in writers)
         sizes_of_a, sizes_of_b, sizes_of_c = (reader.result() for reader in readers)
-    both = {"ok", "access denied", *(f"value in bytes: found {found}, allowed 2" for found in (4, 8, 16))}
-    four = {f"value in bytes: found {found}, allowed 4" for found in (8, 16)}
-    eight = {"value in bytes: found 16, allowed 8"}
+    both = {
+        "ok",
+        "access denied",
+        *(f"value is {found} bytes; the limit is 2 (value_bytes_max)" for found in (4, 8, 16)),
+    }
+    four = {f"value is {found} bytes; the limit is 4 (value_bytes_max)" for found in (8, 16)}
+    eight = {"value is 16 bytes; the limit is 8 (value_bytes_max)"}
     assert of_a <= both | four | {"no such store"}
     assert of_b <= both | four | eight
     assert of_c <= both | eight | {"no such store"}

@@ -299,7 +299,7 @@ def test_an_old_name_works_is_warned_of_once_and_named(caplog: pytest.LogCapture
     )
     assert scene.links.remarks == warnings(caplog) == [line]
     scene.service.set(LINKED, b"b", b"k", b"v")
-    with pytest.raises(OtherError, match=r"keys of this link's buckets: found 2, allowed 1"):
+    with pytest.raises(OtherError, match=r"the buckets of this quota would hold 2 keys; the limit is 1 \(quota_keys\)"):
         scene.service.set(LINKED, b"b", b"new", b"v")
     scene.put(keys_max="1", quota_keys="2")
     with pytest.raises(AccessDeniedError):

@@ -109,10 +109,10 @@ def test_a_bucket_that_was_never_written(call: Callable[[Service], object]) -> N
 @pytest.mark.parametrize(
     ("bucket", "key", "value", "message"),
     [
-        (b"b", b"k", b"1234", "value in bytes: found 4, allowed 3"),
-        (b"b", b"12345", b"", "key in bytes: found 5, allowed 4"),
-        (b"123456", b"k", b"", "bucket name in bytes: found 6, allowed 5"),
-        (b"b", b"2nd", b"", "found 2, allowed 1"),
+        (b"b", b"k", b"1234", "value is 4 bytes; the limit is 3 (value_bytes_max)"),
+        (b"b", b"12345", b"", "key is 5 bytes; the limit is 4 (key_bytes_max)"),
+        (b"123456", b"k", b"", "bucket name is 6 bytes; the limit is 5 (bucket_name_bytes_max)"),
+        (b"b", b"2nd", b"", "the store would hold 2 keys; the limit is 1 (keys_max)"),
     ],
 )
 def test_limits_become_other(bucket: bytes, key: bytes, value: bytes, message: str) -> None:
@@ -161,7 +161,7 @@ def test_what_cannot_be_incremented_becomes_other(value: bytes, delta: int, mess
 def test_a_batch_that_passes_a_limit_becomes_other() -> None:
     kv = service(keys_max=2)
     kv.set(ANONYMOUS, b"b", b"1", b"v")
-    with pytest.raises(OtherError, match=r"^keys limit: found 3, allowed 2$"):
+    with pytest.raises(OtherError, match=r"^the store would hold 3 keys; the limit is 2 \(keys_max\)$"):
         kv.set_many(ANONYMOUS, b"b", {b"1": b"w", b"2": b"", b"3": b""})
     assert kv.list_keys(ANONYMOUS, b"b", None) == ([b"1"], None)
     assert kv.get(ANONYMOUS, b"b", b"1") == b"v"
@@ -191,7 +191,7 @@ async def test_an_answer_to_wait_for_is_translated_when_it_is_awaited(later: Lat
     deleted: object = await waited(kv.delete(ANONYMOUS, b"b", b"k"))
     assert deleted is None
     answer = kv.set(ANONYMOUS, b"b", b"k", b"vv")
-    with pytest.raises(OtherError, match=r"^value in bytes: found 2, allowed 1$") as caught:
+    with pytest.raises(OtherError, match=r"^value is 2 bytes; the limit is 1 \(value_bytes_max\)$") as caught:
         await waited(answer)
     assert isinstance(caught.value.__cause__, LimitError)
 
