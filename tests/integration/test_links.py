@@ -293,7 +293,7 @@ async def test_a_malformed_option_denies_everything(launch: Launch, raw: Client,
     await host.put(page_keys="5")
     await linked.set("b", "k", b"1")
     reason = (
-        f"link {COMPONENT} -> {provider.key} (default): all is denied: "
+        f"link {COMPONENT} -> {provider.key} (default): everything is denied: "
         "access: found 4 characters, allowed read-write or read-only"
     )
     for _ in range(2):
@@ -305,7 +305,7 @@ async def test_a_malformed_option_denies_everything(launch: Launch, raw: Client,
     assert await host.put(access="read-only") == HEALTHY
     assert await linked.get("b", "k") == b"1"
     misspelt = await host.put(acess="read-only")
-    assert misspelt["message"].endswith("all is denied: acess: no option has this name; did you mean access?")
+    assert misspelt["message"].endswith("everything is denied: acess: no option has this name; did you mean access?")
     assert misspelt["healthy"] is False
     with pytest.raises(AccessDeniedError):
         await linked.set("b", "k", b"2")

@@ -115,7 +115,7 @@ def test_check_of_host_data(tmp_path: Path) -> None:
     wrong = [line.removeprefix("wrong: ") for line in output.splitlines() if line.startswith("wrong: ")]
     assert wrong[0] == "config: no option has this name: other"
     assert wrong[1].startswith("link component -> kv (sealed): target_secrets: found 8 bytes of another form")
-    assert wrong[2].startswith("link component -> kv (second): all is denied: access: found 8 characters")
+    assert wrong[2].startswith("link component -> kv (second): everything is denied: access: found 8 characters")
     assert wrong[3].startswith("link kv -> component (w): watch[0]: found 1 characters")
     assert wrong[4] == "link component -> kv (default): no option has this name: url"
     assert SECRET not in output
@@ -145,7 +145,7 @@ def test_check_tells_unknown_misspelt_and_old_names_apart() -> None:
         "remark: link component -> kv (default): keys_max is deprecated (use quota_keys)",
         "remark: link kv -> component (default): it watches nothing: the option watch is not set",
         "wrong: config: no option has this name: note",
-        "wrong: link component -> kv (second): all is denied: acess: no option has this name; did you mean access?",
+        "wrong: link component -> kv (second): everything is denied: acess: no option has this name; did you mean access?",
         "wrong: link kv -> component (second): watch_buckets: no option has this name; did you mean watch_bucket?",
         "wrong: link component -> kv (default): no option has this name: url, timeout",
         "wrong: link kv -> component (default): no option has this name: URL",

@@ -281,7 +281,7 @@ def test_a_misspelt_option_denies_everything(caplog: pytest.LogCaptureFixture) -
         with pytest.raises(AccessDeniedError):
             call(scene.service, LINKED, b"b")
         call(scene.service, OTHER, b"c")
-    line = "link component -> kv (default): all is denied: acess: no option has this name; did you mean access?"
+    line = "link component -> kv (default): everything is denied: acess: no option has this name; did you mean access?"
     assert scene.links.unusable == warnings(caplog) == [line]
     scene.put(access="read-only")
     assert scene.links.unusable == []
@@ -349,7 +349,7 @@ def test_a_malformed_option_denies_everything_to_its_link_alone(name: str, caplo
         call(scene.service, OTHER, b"c")
         call(scene.service, ANONYMOUS, b"c")
     (line,) = scene.links.unusable
-    assert line.startswith(f"link component -> kv (default): all is denied: {name}: found ")
+    assert line.startswith(f"link component -> kv (default): everything is denied: {name}: found ")
     assert ", allowed " in line
     assert warnings(caplog) == [line]
     assert scene.links.remarks == []
