@@ -261,7 +261,7 @@ async def test_links_change_while_it_runs(
         assert await health(raw, provider) == {"healthy": True, "message": note}
         await client.set("b", "b", b"3")
         await put(watch="SET@b,GET@b")
-        ailment = f"{link}watch[1]: found 5 characters, allowed SET@ or DEL@, and then a key"
+        ailment = f"{link}watch[1]: found 5 characters, allowed SET@ or DEL@, followed by a key"
         assert await health(raw, provider) == {"healthy": False, "message": ailment}
         await client.set("b", "b", b"4")
         await put(watch="SET@b", watch_bukcet="7")
@@ -342,7 +342,7 @@ async def test_a_component_that_answers_too_late_is_told_of_what_comes_next(
     provider = watching(config={"watch_timeout_ms": "50"})
     async with KeyValueClient(nats_server.url, provider.prefix) as client:
         await client.set("b", "k", b"lost")
-        line = await in_thread(provider.wait_for, "it is not told of changes")
+        line = await in_thread(provider.wait_for, "a change is not delivered")
         assert line.endswith("no result within 0.05 s\n")
         component.answering.set()
         await client.set("b", "other", b"told")
@@ -357,7 +357,7 @@ async def test_a_component_that_comes_back(launch: Launch, nats_server: NatsServ
     async with KeyValueClient(nats_server.url, provider.prefix) as client:
         for number in range(100):
             await client.set("b", "k", b"%d" % number)
-        line = await in_thread(provider.wait_for, "it is not told of changes")
+        line = await in_thread(provider.wait_for, "a change is not delivered")
         assert "nobody serves this function" in line
         async with serving(nats_server.url, component, path):
             told = await component.until(lambda told: told[-1:] == [(b"0", b"k", b"99")])
@@ -397,7 +397,7 @@ async def test_keys_and_values_are_never_written(
     async with KeyValueClient(nats_server.url, provider.prefix) as client:
         for number in range(3):
             await client.set("hush", f"hush{number}", b"hush")
-    await in_thread(provider.wait_for, "it is not told of changes", 2)
+    await in_thread(provider.wait_for, "a change is not delivered", 2)
     component.answering.set()
     assert "hush" not in json.dumps(await health(raw, provider))
     await in_thread(provider.stop)
