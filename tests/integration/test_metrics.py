@@ -362,7 +362,7 @@ async def test_another_path_is_not_found(launch: Launch) -> None:
     endpoint = Endpoint.of(launch(ON))
     for path in ("/", "/metricsz", "/metrics/more", "/livez/"):
         reply = await in_thread(endpoint.get, path)
-        assert (reply.status, reply.text) == (404, "found another path, allowed /metrics, /livez and /readyz\n")
+        assert (reply.status, reply.text) == (404, "no such path; the paths are /metrics, /livez and /readyz\n")
 
 
 async def test_a_port_that_is_taken_is_said_once(launch: Launch, nats_server: NatsServer) -> None:
