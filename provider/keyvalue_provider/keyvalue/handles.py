@@ -85,7 +85,7 @@ class OpenedHandles(dict[bytes, BucketHandle]):
 
 
 class DeniedHandles(dict[bytes, BucketHandle]):
-    """Handles that are all denied."""
+    """A mapping that denies access to every bucket."""
 
     def __missing__(self, name: bytes) -> BucketHandle:
         """:raises AccessDeniedError: always"""

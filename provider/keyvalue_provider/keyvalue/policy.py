@@ -1,4 +1,4 @@
-"""The policy: what a caller may do. Its link decides, or the provider's options if it has no link.
+"""The policy: what a caller may do. The caller's link decides. Without a link, the provider's options decide.
 
     (source id, link name) ── Policy.accesses ──> Access: the right, the buckets that names mean, limits, quota
 

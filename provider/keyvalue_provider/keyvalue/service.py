@@ -101,7 +101,7 @@ class Service:
         return answer if isinstance(answer, bool) else _later(answer, _as_it_is)
 
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]:
-        """Return the page of keys at the cursor."""
+        """Return the page of keys that starts at the cursor."""
         try:
             answer = self._handles[caller].readable[bucket].page(cursor)
         except StoreError as error:

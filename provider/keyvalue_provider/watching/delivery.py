@@ -34,7 +34,7 @@ FAILURE_LOG_INTERVAL_S = 10.0
 
 
 class ComponentInvoker(Protocol):
-    """Calls functions of a component, as `keyvalue_transport.nats.invoker.Invoker` does."""
+    """A caller of a component's functions, such as `keyvalue_transport.nats.invoker.Invoker`."""
 
     async def invoke(
         self, subject: str, params: bytes, decode: Callable[[bytes, int, int], tuple[None, int]], timeout_s: float
