@@ -60,7 +60,7 @@ def test_paths(served: Served) -> None:
     assert "\nwonders 7.0\n" in text
     assert "\nprocess_cpu_seconds_total " in text
     assert served.get("/livez") == served.get("/readyz") == (200, '{"ok": true, "message": "serving"}\n')
-    assert served.get("/") == (404, "found another path, allowed /metrics, /livez and /readyz\n")
+    assert served.get("/") == (404, "no such path; the paths are /metrics, /livez and /readyz\n")
 
 
 def test_ailments_are_named(served: Served) -> None:

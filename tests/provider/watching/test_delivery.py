@@ -421,7 +421,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "keyvalue_provider.watching.delivery"]
 
 
-FAILS = "watcher component (default): it is not told of changes: no result within 2 s"
+FAILS = "watcher component (default): a change is not delivered: no result within 2 s"
 ANSWERS = "watcher component (default): it answers again"
 
 

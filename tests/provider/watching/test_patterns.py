@@ -65,11 +65,11 @@ def test_patterns(text: str, patterns: list[Pattern]) -> None:
     assert watch(text).patterns == tuple(patterns)
 
 
-VERB = "SET@ or DEL@, and then a key"
-STAR = r"* at the end alone; \* for the character"
-SLASH = r"one / between bucket and key; \/ for the character"
+VERB = "SET@ or DEL@, followed by a key"
+STAR = r"* only at the end; \* for the character"
+SLASH = r"only one /, between bucket and key; \/ for the character"
 KEY = "a key at the end, or *"
-BACKSLASH = "a character behind the last backslash"
+BACKSLASH = "a character after the last backslash"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,10 @@ BACKSLASH = "a character behind the last backslash"
         ("SET@a//", f"watch[0]: found 'SET@a//', allowed {SLASH}"),
         ("SET@k,GET@" + "x" * 100, f"watch[1]: found 'GET@{'x' * 60}', allowed {VERB}"),
         ("SET@\ud800", "watch: found 'SET@\\ud800', allowed text that can be encoded in UTF-8"),
-        (",".join(["SET@k"] * (PATTERNS_MAX + 1)), f"watch: found {PATTERNS_MAX + 1} patterns, allowed {PATTERNS_MAX}"),
+        (
+            ",".join(["SET@k"] * (PATTERNS_MAX + 1)),
+            f"watch: found {PATTERNS_MAX + 1} patterns; the limit is {PATTERNS_MAX}",
+        ),
     ],
 )
 def test_patterns_that_are_malformed(text: str, message: str) -> None:
