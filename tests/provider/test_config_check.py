@@ -118,7 +118,7 @@ def test_check_of_host_data(check: Check) -> None:
         [
             "config: no option has this name: other",
             "link component -> kv (sealed): target_secrets: found 8 bytes that do not begin with xkv1",
-            "link component -> kv (second): all is denied: access: found 8 characters",
+            "link component -> kv (second): everything is denied: access: found 8 characters",
             "link kv -> component (w): watch[0]: found 1 characters",
             "link component -> kv (default): no option has this name: url",
         ],
@@ -143,7 +143,7 @@ def test_check_tells_unknown_misspelt_and_old_names_apart(check: Check) -> None:
         "remark: link component -> kv (default): keys_max is deprecated (use quota_keys)",
         "remark: link kv -> component (default): it watches nothing: the option watch is not set",
         "wrong: config: no option has this name: note",
-        "wrong: link component -> kv (second): all is denied: acess: no option has this name; did you mean access?",
+        "wrong: link component -> kv (second): everything is denied: acess: no option has this name; did you mean access?",
         "wrong: link kv -> component (second): watch_buckets: no option has this name; did you mean watch_bucket?",
         "wrong: link component -> kv (default): no option has this name: url, timeout",
         "wrong: link kv -> component (default): no option has this name: URL",

@@ -295,7 +295,7 @@ def test_a_malformed_option_denies_everything_to_its_link_alone(name: str, caplo
         call(scene.service, OTHER, b"c")
         call(scene.service, ANONYMOUS, b"c")
     (line,) = scene.links.unusable
-    assert line.startswith(f"{LINE}all is denied: {name}: {message}")
+    assert line.startswith(f"{LINE}everything is denied: {name}: {message}")
     assert SECRET not in line
     assert warnings(caplog) == [line]
     assert scene.links.remarks == []
