@@ -222,11 +222,11 @@ def test_json(kv: Command, bucket: str) -> None:
         (("--prefix", "default.of-nobody", "--wait", "0.1", "get", "k"), "nobody serves this function"),
         (("--prefix", "a b", "get", "k"), "prefix: found 'a b', allowed"),
         (("--url", "ws://a", "get", "k"), "found 'ws://a', allowed nats://HOST:PORT or tls://HOST:PORT"),
-        (("--url", "user:s3cret@a:b", "get", "k"), "found a URL whose host or port is none"),
+        (("--url", "user:s3cret@a:b", "get", "k"), "found a URL with a malformed host or port"),
         (("set", "k", "--file", "/of/nobody"), "[Errno 2] No such file or directory: '/of/nobody'"),
         (("--creds", "/of/nobody", "get", "k"), "/of/nobody: No such file or directory"),
         (("--nkey", "/of/nobody", "get", "k"), "/of/nobody: No such file or directory"),
-        (("--tls-ca", "/of/nobody", "get", "k"), "ca: '/of/nobody': No such file or directory, allowed"),
+        (("--tls-ca", "/of/nobody", "get", "k"), "ca: '/of/nobody': No such file or directory, expected"),
     ],
 )
 def test_other_errors(kv: Command, arguments: tuple[str, ...], message: str) -> None:

@@ -83,7 +83,7 @@ def test_check_says_all_that_is_wrong(check: Check) -> None:
         "environment: access: found 'all', allowed read-write or read-only",
         "command line: page_keys: found 'x', allowed a whole number from 1",
         "environment: no option has this name: host",
-        "tls_ca: 'none.pem': No such file or directory, allowed the path of a PEM file, or its text",
+        "tls_ca: 'none.pem': No such file or directory, expected the path or the text of a PEM file",
     ]
     assert rows(output)["page_keys"] == ("-", "command line")
 
