@@ -1,7 +1,10 @@
-"""The capability provider: what a wasmCloud host launches. Joins transport and engine; the only room that knows both.
+"""The capability provider that a wasmCloud host starts. It joins the transport and the engine.
 
-host_data, links, host     the host's contract, and nothing of key-value: another provider could be built on them and on transport
-options, service           key-value: what can be set, and the functions
-log, __main__              the process
-client_command             wrpc-kv, a client for people
+host                   the contract with a host; knows nothing of key-value, so another provider could use it
+config                 options, their sources, and the command line
+keyvalue, watching     the functions, and the events for watching components
+observe                log, metrics and health
+packaging              the archive that a host loads
+__main__, process      the command and its process
+client_command         the command `wrpc-kv`
 """

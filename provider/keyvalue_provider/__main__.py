@@ -1,6 +1,6 @@
-"""The command `keyvalue-inmemory`: finds out what is to run, from host data or from flags, environment and file, and runs it.
+"""The command `keyvalue-inmemory`. It reads host data, or flags, environment and file, and runs the provider.
 
-Exit codes: 0 stopped in order; 1 NATS could not be reached, or refuses us; 2 host data or an option can't be used.
+Exit codes: 0 stopped in order; 1 NATS cannot be reached, or refuses the connection; 2 host data or an option is wrong.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["main"]
 
 STANDARD_INPUT = 0
 
-# What serves is imported by whoever needs it: `--help` need not wait for nats-py, uvloop and the rest.
+# The functions below import what they need, so that `--help` does not wait for nats-py, uvloop and the rest.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out a command line; the exit code."""
+    """Run a command line and return the exit code."""
     outer = OuterProcess()
     try:
         return _main(argv, outer)
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
     try:
         try:
-            arguments = command_line().parse_args(argv)  # prints what --help and --version want, and raises SystemExit
+            arguments = command_line().parse_args(argv)  # --help and --version print, and raise SystemExit
             if arguments.command == "config":
                 from keyvalue_provider.config_check import check
 
@@ -39,7 +39,7 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
         finally:
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's own flush fails again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
         sys.stderr.write(f"keyvalue-inmemory: standard output: {error.strerror}\n")
         return 1
     except ValueError as error:
@@ -58,7 +58,7 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
 
 
 def _refuse(error: ValueError) -> int:
-    """What was given to us can't be used; the message says where it stands."""
+    """Print why the input is refused, and return the exit code."""
     sys.stderr.write(f"keyvalue-inmemory: {error}\n")
     return 2
 

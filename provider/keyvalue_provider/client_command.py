@@ -1,4 +1,4 @@
-"""wrpc-kv: the functions of `wrpc:keyvalue` over the wire, for people and scripts."""
+"""The command `wrpc-kv`: a client of `wrpc:keyvalue` for people and scripts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
 if TYPE_CHECKING:
     from keyvalue_transport.nats.client import KeyValueClient
 
-# What calls is imported by whoever needs it: `--help` need not wait for nats-py and the rest.
+# The functions below import the client, so that `--help` does not wait for nats-py and the rest.
 
 __all__ = ["main"]
 
@@ -26,18 +26,18 @@ WAIT_INTERVAL_S = 0.05
 
 
 class MissingKeyError(Exception):
-    """The key that was asked for is not there."""
+    """A requested key is missing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `wrpc-kv`. Returns the exit code: 0, or 1 after a line on standard error."""
+    """Run the command `wrpc-kv`. Return the exit code: 0, or 1 after a line on standard error."""
     arguments = _parser().parse_args(argv)
     import asyncio
 
     try:
         asyncio.run(_run(arguments))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has enough of it
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (InterfaceError, TransportError, MissingKeyError, OSError, ValueError) as error:
@@ -119,7 +119,7 @@ async def _increment(client: KeyValueClient, arguments: argparse.Namespace) -> N
 
 
 async def _get_many(client: KeyValueClient, arguments: argparse.Namespace) -> None:
-    """Lines and keys go together, so a key that is not there has a line too; the error comes behind the last."""
+    """Print one line for each key, also for a missing one. Report the missing keys after the last line."""
     values = await client.get_many(arguments.bucket, arguments.keys)
     for key, value in zip(arguments.keys, values, strict=True):
         if arguments.json:
@@ -135,7 +135,7 @@ async def _get_many(client: KeyValueClient, arguments: argparse.Namespace) -> No
 async def _set_many(client: KeyValueClient, arguments: argparse.Namespace) -> None:
     texts = arguments.entries
     if len(texts) % 2:
-        raise ValueError(f"found {len(texts)} keys and values, allowed pairs of them")
+        raise ValueError(f"found {len(texts)} arguments, expected pairs of key and value")
     entries = {key: _bytes(value) for key, value in zip(texts[::2], texts[1::2], strict=True)}
     await client.set_many(arguments.bucket, entries)
     if arguments.json:
@@ -164,7 +164,10 @@ COMMANDS: dict[str, Callable[[KeyValueClient, argparse.Namespace], Coroutine[obj
 
 
 async def _wait(client: KeyValueClient, bucket: str, timeout_s: float) -> None:
-    """Return once a provider answers; raises what the last attempt did when none has in time."""
+    """Wait until a provider answers.
+
+    :raises NoProviderError: none has answered in time
+    """
     import asyncio
 
     deadline_s = asyncio.get_running_loop().time() + timeout_s
@@ -186,12 +189,12 @@ def _value(arguments: argparse.Namespace) -> bytes:
     if arguments.value == "-" or (arguments.value is None and not sys.stdin.isatty()):
         return sys.stdin.buffer.read()
     if arguments.value is None:
-        raise ValueError("found no value, allowed an argument, --file PATH, or standard input")
+        raise ValueError("the value is missing: give it as an argument, with --file PATH, or on standard input")
     return _bytes(arguments.value)
 
 
 def _credentials(arguments: argparse.Namespace) -> tuple[str, str]:
-    """JWT and seed of the user, empty where there is none."""
+    """Return JWT and seed of the user; empty strings if none is given."""
     if arguments.creds is not None:
         return read_credentials(arguments.creds)
     return "", "" if arguments.nkey is None else read_nkey(arguments.nkey)
@@ -218,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="wrpc-kv",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Reads and writes keys of a wrpc:keyvalue provider over NATS.",
+        description="Read and write keys of a wrpc:keyvalue provider over NATS.",
         epilog="examples:\n"
         "  wrpc-kv set hello world\n"
         "  wrpc-kv get hello\n"
@@ -233,29 +236,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--url",
         default=os.environ.get("NATS_URL", "127.0.0.1:4222"),
-        help="NATS server, as nats:// or tls://USER:PASSWORD@HOST:PORT; default: $NATS_URL or 127.0.0.1:4222",
+        help="NATS server: HOST:PORT, nats://USER:PASSWORD@HOST:PORT, tls://HOST; default: $NATS_URL or 127.0.0.1:4222",
     )
     parser.add_argument(
-        "--prefix", default="default.keyvalue-inmemory", help="{lattice}.{provider key}; default: %(default)s"
+        "--prefix",
+        default="default.keyvalue-inmemory",
+        help="prefix of the provider's subjects: {lattice}.{provider key}; default: %(default)s",
     )
-    parser.add_argument("--bucket", default="default", help="default: %(default)s")
+    parser.add_argument("--bucket", default="default", help="name of the bucket; default: %(default)s")
     _add_credentials(parser)
-    parser.add_argument("--source-id", help="call as this component, as a host's headers say it")
+    parser.add_argument("--source-id", help="call as the component with this id")
     parser.add_argument("--link-name", help="call over the link of this name")
     parser.add_argument(
-        "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="for each call; default: %(default)g"
+        "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="limit for each call; default: %(default)g"
     )
     parser.add_argument(
-        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long for a provider to be there"
+        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait at most this long for a provider"
     )
-    parser.add_argument("--json", action="store_true", help="answers and errors as JSON, one object or string a line")
+    parser.add_argument("--json", action="store_true", help="print answers and errors as JSON, one per line")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, what in (
-        ("get", "write a key's value to standard output, its bytes untouched"),
-        ("set", "store a value: an argument, a file, or standard input"),
-        ("delete", "remove a key; no error where it is not there"),
+        ("get", "write the value's bytes to standard output"),
+        ("set", "store a value from an argument, a file, or standard input"),
+        ("delete", "remove a key; a missing key is no error"),
         ("exists", "print true or false"),
-        ("increment", "add to the number that a key holds, 0 where it is not there, and print the sum"),
+        ("increment", "add to the number of a key, and print the sum; a missing key counts as 0"),
     ):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("key")
@@ -264,16 +269,16 @@ def _parser() -> argparse.ArgumentParser:
             source.add_argument("value", nargs="?", help="the value, or - for standard input")
             source.add_argument("--file", metavar="PATH", help="a file that holds the value")
         elif name == "increment":
-            command.add_argument("delta", nargs="?", type=_delta, default=1, help="default: %(default)s")
+            command.add_argument("delta", nargs="?", type=_delta, default=1, help="number to add; default: %(default)s")
     for name, what in (
-        ("get-many", "print a line for each key: its value, or nothing"),
-        ("delete-many", "remove keys; no error where one is not there"),
+        ("get-many", "print one line for each key: its value, or nothing if the key is missing"),
+        ("delete-many", "remove keys; a missing key is no error"),
     ):
         commands.add_parser(name, help=what, description=what).add_argument("keys", nargs="+", metavar="key")
-    what = "store a value for each key, or, where one is refused, none"
+    what = "store a value for each key; if one is refused, store none"
     commands.add_parser("set-many", help=what, description=what).add_argument("entries", nargs="+", metavar="key value")
     commands.add_parser(
-        "keys", help="print all keys of the bucket, one a line", description="print all keys of the bucket"
+        "keys", help="print all keys of the bucket, one per line", description="print all keys of the bucket"
     )
     return parser
 
@@ -281,16 +286,16 @@ def _parser() -> argparse.ArgumentParser:
 def _add_credentials(parser: argparse.ArgumentParser) -> None:
     user = parser.add_mutually_exclusive_group()
     user.add_argument(
-        "--creds", metavar="FILE", help="connect as the user of this file: JWT and seed, as nsc writes it"
+        "--creds", metavar="FILE", help="connect as the user in this file: JWT and seed, as nsc writes them"
     )
-    user.add_argument("--nkey", metavar="FILE", help="connect as the user of the nkey seed in this file")
+    user.add_argument("--nkey", metavar="FILE", help="connect with the nkey seed in this file")
     for name, what in (
         (
             "ca",
-            "authorities that the server's certificate is checked against; with one of these, or tls://, TLS is required",
+            "authorities that may sign the server's certificate; any of these three options, or tls://, requires TLS",
         ),
-        ("certificate", "the certificate that the server is shown"),
-        ("key", "its private key, unless it stands in the same file"),
+        ("certificate", "certificate to show to the server"),
+        ("key", "private key of that certificate, unless it is in the same file"),
     ):
         parser.add_argument(f"--tls-{name}", default="", metavar="FILE", help=what)
 

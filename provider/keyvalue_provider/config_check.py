@@ -1,4 +1,6 @@
-"""`keyvalue-inmemory config check`: every option, where it comes from, and what is wrong. Connects to nothing.
+"""The command `keyvalue-inmemory config check`. It prints every option with its source, and all faults.
+
+It does not connect to NATS.
 
 option              value       from
 page_keys           500         config
@@ -56,12 +58,12 @@ NAME_COLUMN, VALUE_COLUMN = 24, 32
 
 @dataclass(slots=True)
 class Report:
-    """What `config check` says of a configuration.
+    """The report of `config check` on a configuration.
 
-    :ivar options: value and origin of each, by name; a secret shows as `<redacted>`
-    :ivar links: a line each, with the names of the options that it sets
-    :ivar remarks: what is odd, such as deprecated names
-    :ivar faults: what keeps the provider from starting, or a link from being used; and unknown names, although a start ignores them
+    :ivar options: value and origin of each option, by name; a secret is shown as `<redacted>`
+    :ivar links: one line for each link, with the names of the options that it sets
+    :ivar remarks: oddities, such as deprecated names
+    :ivar faults: why the provider would not start, why a link is unusable, and unknown names, which a start ignores
     """
 
     options: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -70,12 +72,12 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
     def json(self) -> str:
-        """Return one object, of options, links, remarks and faults."""
+        """Return the report as one JSON object."""
         options = {name: {"value": value, "from": origin} for name, (value, origin) in self.options.items()}
         return json.dumps({"options": options, "links": self.links, "remarks": self.remarks, "wrong": self.faults})
 
     def text(self) -> str:
-        """Return lines for people."""
+        """Return the report as lines of text."""
         lines = [_row("option", "value", "from"), *(_row(name, *shown) for name, shown in self.options.items())]
         lines += [f"link {link}" for link in self.links]
         lines += [f"remark: {remark}" for remark in self.remarks]
@@ -84,9 +86,9 @@ class Report:
 
 
 def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
-    """Print the report of a command line, and return the exit code: 2 if something is wrong, else 0.
+    """Print the report for a command line. Return the exit code: 2 if something is wrong, else 0.
 
-    :raises ValueError: there is nothing to report on; the message says where it stands
+    :raises ValueError: the host data, the file or the combination of flags is unusable; the message says which
     """
     report = Report()
     if arguments.host_data is None:
@@ -100,7 +102,7 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     else:
         if given := [name for name, value in {"config": arguments.config, **flags_of(arguments)}.items() if value]:
             raise ValueError(
-                f"--host-data: found also --{given[0].replace('_', '-')}, allowed alone: a host gives all options"
+                f"--host-data: not allowed together with --{given[0].replace('_', '-')}; the host data has all options"
             )
         host_data = _read(arguments.host_data)
         configuration = resolve_host(host_data, host_data.config, environment)
@@ -113,7 +115,7 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         xkeys = _try(report, xkeys_of, host_data)
         _try(report, tls_of, configuration)
         _describe_links(report, host_data, xkeys, configuration.options)
-    print(report.json() if arguments.json else report.text())  # noqa: T201 # what was asked for
+    print(report.json() if arguments.json else report.text())  # noqa: T201 # the command's output
     return 2 if report.faults else 0
 
 
@@ -132,7 +134,7 @@ def _describe(report: Report, configuration: Configuration, *tables: tuple[Optio
         for name, option in table.items():
             setting = configuration.settings.get(name)
             if name in configuration.wrong:
-                shown = "-"  # it does not start with the default in its place
+                shown = "-"  # not the default: the provider would not start with it
             elif setting is not None and setting.is_secret:
                 shown = "<redacted>"
             else:
@@ -145,14 +147,14 @@ def _describe(report: Report, configuration: Configuration, *tables: tuple[Optio
 
 
 def _describe_log(report: Report, level: str, is_structured: bool, origin: str) -> None:
-    """The log's form, where no option says it."""
+    """Add the log's level and form, if no option sets them."""
     for name, shown in (("log_level", level), ("structured_logging", str(is_structured).lower())):
         if report.options[name][0] == "none":
             report.options[name] = shown, origin
 
 
 def _try(report: Report, part: Callable[[S], T], source: S) -> T | None:
-    """A part of a start; None where it would find something wrong beyond the options, which is reported."""
+    """Run one part of a start. If it fails, add its fault to the report and return None."""
     try:
         return part(source)
     except ValueError as error:
@@ -161,14 +163,14 @@ def _try(report: Report, part: Callable[[S], T], source: S) -> T | None:
 
 
 def _describe_links(report: Report, host_data: HostData, xkeys: Xkeys | None, options: ProviderOptions) -> None:
-    logging.getLogger().addHandler(logging.NullHandler())  # what is warned of stands in the report
+    logging.getLogger().addHandler(logging.NullHandler())  # warnings are in the report already
     links = Links(host_data.provider_key, None if xkeys is None else xkeys.open)
     for value in host_data.link_definitions:
         try:
             links.put_value(value)
         except FieldError as error:
             key = key_of(value)
-            if key is None or not links.knows(key):  # else it stands in `unusable`
+            if key is None or not links.knows(key):  # otherwise it is in `unusable`
                 report.faults.append(f"a link of the host data: {error}")
     Policy(options.store_options(), links, options)
     for link in _watching(links):

@@ -1,4 +1,4 @@
-"""The configuration in force: that of the start, and what of a later one may change while the provider runs."""
+"""The configuration in force: the one from the start, with the later changes that take effect at once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ log = logging.getLogger("keyvalue_provider")
 
 
 class LiveConfiguration:
-    """Takes the host's configurations one after the other. Sets up the log, at the start and whenever its options change.
+    """The configuration in force. It also sets up the log, at the start and whenever the log's options change.
 
-    :ivar fault: why the last configuration was not taken; None: it was
+    :ivar fault: why the last configuration was refused; None if it was accepted
     """
 
     def __init__(self, plan: StartPlan, configuration: Configuration) -> None:
@@ -32,21 +32,21 @@ class LiveConfiguration:
         self._warn_of(configuration)
 
     def take(self, config: Mapping[str, str]) -> ProviderOptions | None:
-        """Return the options of a new configuration, of which those in LIVE_OPTIONS take effect; None where it can't be used.
+        """Return the options of a new configuration, or None if it is refused.
 
-        Warn of the others that it changes: they take effect at the next start.
+        Only the options in LIVE_OPTIONS take effect. Log a warning that names the other options that differ.
         """
         configuration = self._plan.resolve(config)
         options = configuration.options
         faults = list(configuration.faults)
         if not faults:
             try:
-                tls_of(configuration)  # else the next start would find out
+                tls_of(configuration)  # else the next start would fail
             except ValueError as error:
                 faults.append(f"config: {error}")
         if faults:
             self.fault = "; ".join(faults)
-            log.error("%s; what was in force stays", self.fault)
+            log.error("%s; the previous configuration stays in force", self.fault)
             return None
         self.fault = None
         log_form = self._log_form_of(options)
@@ -56,15 +56,15 @@ class LiveConfiguration:
         self._warn_of(configuration)
         changed = [name for name in self._at_start.changed(options) if name not in LIVE_OPTIONS]
         if changed:
-            log.warning("config: changed at the next start of the provider: %s", ", ".join(changed))
+            log.warning("config: these changes take effect at the next start: %s", ", ".join(changed))
         return options
 
     def refuse(self, reason: str) -> None:
-        """Note a configuration that can't be read. What was in force stays."""
+        """Record that a configuration is unreadable. The previous one stays in force."""
         self.fault = f"config: {reason}"
 
     def _warn_of(self, configuration: Configuration) -> None:
-        """Log once which names are no options, and which are old names."""
+        """Log each unknown or deprecated name once."""
         for origin, names in configuration.unknown.items():
             if news := set(names) - set(self._unknown.get(origin, ())):
                 log.warning("%s: ignored, since no option has this name: %s", origin, ", ".join(sorted(news)))
@@ -74,7 +74,7 @@ class LiveConfiguration:
         self._unknown, self._deprecated = configuration.unknown, configuration.deprecated
 
     def _log_form_of(self, options: ProviderOptions) -> tuple[str, bool]:
-        """Return the level, and True for a structured log."""
+        """Return the level, and True if the log is structured."""
         structured = options.structured_logging
         plan = self._plan
         return options.log_level or plan.log_level, plan.structured_logging if structured is None else structured

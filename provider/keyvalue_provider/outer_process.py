@@ -1,11 +1,11 @@
-"""The process as the inner one of a self-contained executable.
+"""The outer process of a self-contained executable, as seen from the inner one.
 
     host ── starts ──> outer process ── unpacks a directory, starts ──> inner process: this one
-                       waits, passes signals and the exit code on, removes the directory
+                       waits, passes on signals and the exit code, removes the directory
 
-A host kills the outer process as soon as its shutdown is answered, and cannot know of the inner one. So the inner process watches the outer, stops
-in order when it has ended, and then removes the directory. Who removes is never in doubt: the outer does nothing before the inner has ended,
-and the inner removes only what the outer no longer can.
+A host kills the outer process as soon as its shutdown request is answered. It does not know the inner one. So the
+inner process watches the outer one, and stops in order when it ends. The outer process removes the directory after
+the inner one has ended. The inner process removes it only if the outer one has ended before.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import asyncio  # not at run time: what asks for help need not wait for it
+    import asyncio  # not at run time, so that `--help` does not wait for it
 
 __all__ = ["OuterProcess"]
 
-#: How often the outer process is looked at where its end is no event.
+#: Interval for polling the outer process, on systems that do not report its end.
 POLL_INTERVAL_S = 0.2
-#: A signal to both processes, as from a terminal or systemd, comes a second time from the outer: within this time.
+#: A terminal or systemd signals both processes, and the outer one passes its signal on within this time.
 ECHO_S = 0.25
-#: How the unpacked directory is named. Where nothing is unpacked the program's own directory stands in its place.
+#: Prefix of the unpacked directory's name. If nothing is unpacked, PyInstaller names the program's own directory.
 UNPACKED_PREFIX = "_MEI"
-#: Adopts the orphans, unless it is the outer process itself, as in a container.
+#: This process adopts orphans. In a container it may be the outer process itself.
 INIT_PID = 1
 
 
 class OuterProcess:
-    """The process that has unpacked and started this one. In a process that nobody unpacked, it never ends and nothing is cleaned up."""
+    """The process that unpacked and started this one. If there is none, it never ends and nothing is cleaned up."""
 
     def __init__(self) -> None:
         self._directory = _unpacked_directory()
@@ -43,17 +43,17 @@ class OuterProcess:
         self._orphaned = False
         self._signals: dict[int, float] = {}
         if self._directory is not None:
-            # In this order: a process id can't be given to another between the two, unseen.
+            # Open the descriptor first. The check after it then notices a process id that was reused.
             self._descriptor = _open_process(self._pid)
             self._orphaned = not _runs_this_executable(self._pid)
 
     @property
     def ended(self) -> bool:
-        """Whether there was one, and it is no more."""
+        """True if there was an outer process and it has ended."""
         return self._directory is not None and (self._orphaned or os.getppid() != self._pid)
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_end: Callable[[], object]) -> None:
-        """Call `on_end` once in the loop when it has ended, or soon where it has already."""
+        """Call `on_end` once in the loop when the outer process ends, or soon if it has ended already."""
         if self._directory is None:
             return
         if self.ended:
@@ -64,7 +64,10 @@ class OuterProcess:
             loop.call_later(POLL_INTERVAL_S, self.watch, loop, on_end)
 
     def is_echo(self, number: int) -> bool:
-        """Whether a signal that has come is one that came just before, passed on by the outer process. Ask once a signal."""
+        """Return True if the outer process passed on a signal that this process has just received itself.
+
+        Call it once for each signal.
+        """
         if self._directory is None:
             return False
         now_s = time.monotonic()
@@ -75,9 +78,10 @@ class OuterProcess:
         return False
 
     def clean_up(self, timeout_s: float = 0.0) -> None:
-        """Remove the unpacked directory if the outer process has ended. The last that a process does: nothing can be imported any more.
+        """Remove the unpacked directory if the outer process has ended. Call it last: imports fail afterwards.
 
-        :param timeout_s: how long to wait for that end, where it is near: if it came while the outer removes, half of it would stay
+        :param timeout_s: seconds to wait for the outer process to end. It may be killed while it removes the directory,
+            and would then leave half of it
         """
         if self._directory is None or not self._wait(timeout_s):
             return
@@ -86,11 +90,11 @@ class OuterProcess:
 
         try:
             shutil.rmtree(self._directory)
-        except FileNotFoundError:  # it was cleaned up before
+        except FileNotFoundError:  # already removed
             pass
         except OSError as error:
             logging.getLogger("keyvalue_provider").warning(
-                "%s is left behind: %s", self._directory, error.strerror or error
+                "%s could not be removed: %s", self._directory, error.strerror or error
             )
 
     def _wait(self, timeout_s: float) -> bool:
@@ -118,10 +122,10 @@ def _unpacked_directory() -> Path | None:
 
 
 def _open_process(pid: int) -> int | None:
-    """A descriptor that becomes readable at the process's end; None where the system has none.
+    """Return a descriptor that becomes readable when the process ends, or None if the system has no such descriptors.
 
-    Better than a signal at the parent's death: that one can come before it was asked for, comes at the end of a thread already, and asking for it
-    takes an import of 10 ms.
+    The alternative is a signal at the parent's death. It can be missed before it is requested, it is also sent when
+    a thread of the parent ends, and requesting it takes an import of 10 ms.
     """
     try:
         return os.pidfd_open(pid)
@@ -130,8 +134,8 @@ def _open_process(pid: int) -> int | None:
 
 
 def _runs_this_executable(pid: int) -> bool:
-    """Whether a process is the outer one, and not who has adopted an orphan."""
+    """Return True if the process is the outer one, not one that adopted this process as an orphan."""
     try:
         return os.path.samestat(os.stat(f"/proc/{pid}/exe"), os.stat("/proc/self/exe"))
-    except OSError:  # no /proc, or no right to look
+    except OSError:  # no /proc, or no permission to read it
         return pid != INIT_PID

@@ -1,10 +1,10 @@
-"""One process of the provider: composes everything once, serves, stops in order.
+"""The provider's process. It composes the parts once, serves, and stops in order.
 
 StartPlan ─> Connection ─┬─ Server ─ handlers ─ Service ─ handles ─ Store
-                         ├─ HostSession (health, links, configuration, shutdown), where there is a host
+                         ├─ HostSession (health, links, configuration, shutdown), if there is a host
                          └─ Watchers <─ changes in the Store
 
-`run` is the process, `Parts` what it is made of, `RunningProvider` what it does with what its host says.
+`run` is the whole process. `Parts` holds its parts. `RunningProvider` applies what the host sends.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ __all__ = ["run"]
 
 log = logging.getLogger("keyvalue_provider")
 
-#: The host ends the process 300 ms after its request to stop: 200 ms for everything, with the flush and the end of the parts.
+#: A host kills the process 300 ms after its shutdown request. The whole stop, with the flush, stays under 200 ms.
 HOST_STOP_TIMEOUT_S = 0.11
 FLUSH_TIMEOUT_S = 0.05
-#: The host has ended the outer process by then; for `OuterProcess.clean_up`.
+#: By then the host has killed the outer process; see `OuterProcess.clean_up`.
 HOST_KILL_TIMEOUT_S = 0.5
-#: For telling components of the last changes.
+#: Limit for reporting the last changes to watching components.
 WATCH_STOP_TIMEOUT_S = 0.02
-#: The time in which the event loop must answer /livez.
+#: The event loop must answer /livez within this time.
 ALIVE_TIMEOUT_S = 1.0
-#: Few objects here are in cycles, and a full collection over a million keys takes tens of milliseconds.
+#: Few objects are in cycles, and a full collection over a million keys takes tens of milliseconds.
 GC_THRESHOLDS = (50_000, 50, 100)
 
 
 def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess) -> int:
-    """Serve until the host or a signal asks to stop, and return the exit code."""
+    """Serve until the host or a signal stops the provider. Return the exit code."""
     live_configuration = LiveConfiguration(plan, configuration)
     stopped_by_host = False
     try:
@@ -76,9 +76,9 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess) -> i
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a running provider, but for its host's side.
+    """The parts of a running provider, except the host's side.
 
-    :param metrics: None: they are off
+    :param metrics: None if metrics are off
     """
 
     connection: Connection
@@ -91,9 +91,9 @@ class Parts:
 
 
 class RunningProvider:
-    """What a provider does with what its host says: the `Capability` of its HostSession.
+    """A running provider as its host sees it: the `Capability` of the HostSession.
 
-    :ivar is_serving: between the start and the stop
+    :ivar is_serving: True from the end of the start to the beginning of the stop
     """
 
     def __init__(self, parts: Parts, live_configuration: LiveConfiguration) -> None:
@@ -102,7 +102,7 @@ class RunningProvider:
         self._live_configuration = live_configuration
 
     def ailments(self) -> list[str]:
-        """Return what keeps the provider from serving well, a line each."""
+        """Return why the provider is unhealthy, one line for each reason."""
         connection, server, sweeping = self._parts.connection, self._parts.server, self._parts.sweeping
         ailments = [] if connection.connected else ["NATS is not connected"]
         failures = [server.failed, connection.failed]
@@ -113,18 +113,18 @@ class RunningProvider:
         return ailments
 
     def configure(self, config: Mapping[str, str]) -> None:
-        """Take what can change while it runs: what callers may do, and the log."""
+        """Apply a new configuration: what callers may do, and the log. Other options wait for the next start."""
         options = self._live_configuration.take(config)
         if options is not None:
             self._parts.policy.configure(options)
             self._parts.service.policy_changed()
 
     def refuse_configuration(self, reason: str) -> None:
-        """Note a configuration that can't be read."""
+        """Record that a configuration is unreadable."""
         self._live_configuration.refuse(reason)
 
     def links_changed(self) -> None:
-        """Carry out the calls that come from now on by the links as they are now."""
+        """Apply the changed links to all later calls."""
         self._parts.policy.links_changed()
         self._parts.service.policy_changed()
         self._parts.watchers.links_changed()
@@ -133,20 +133,20 @@ class RunningProvider:
 async def _run(
     plan: StartPlan, options: ProviderOptions, live_configuration: LiveConfiguration, outer: OuterProcess
 ) -> bool:
-    """Serve until the host or a signal asks to stop, and return True if it was the host.
+    """Serve until the host or a signal stops the provider. Return True if it was the host.
 
-    :raises ConnectError: NATS can't be reached
+    :raises ConnectError: NATS cannot be reached
     """
     stop_requested = asyncio.Event()
     signals = stop_at_signals(stop_requested, outer)
 
     def stop_with_outer() -> None:
-        log.info("the process that started this executable has ended: stopping")
+        log.info("the outer process of this executable has ended: stopping")
         stop_requested.set()
 
     outer.watch(asyncio.get_running_loop(), stop_with_outer)
     async with AsyncExitStack() as stack:
-        after_connection = stack.enter_context(ExitStack())  # a probe may ask until the end
+        after_connection = stack.enter_context(ExitStack())  # stopped last: probes may come until the end
         connection = await _open(plan.connection, stop_requested)
         if connection is None:
             return False
@@ -176,7 +176,7 @@ async def _run(
 
 
 async def _open(options: ConnectionOptions, stop_requested: asyncio.Event) -> Connection | None:
-    """Connect; return None when it is asked to stop before."""
+    """Return the open connection, or None if the provider must stop first."""
     opening = asyncio.create_task(Connection.open(options))
     stopping = asyncio.create_task(stop_requested.wait())
     await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -189,7 +189,7 @@ async def _open(options: ConnectionOptions, stop_requested: asyncio.Event) -> Co
 
 
 def _links_of(plan: StartPlan) -> Links:
-    """Return the links of the host data, without those that can't be used."""
+    """Return the links of the host data, without the unusable ones."""
     host_data = plan.host_data
     if host_data is None:
         return Links("")
@@ -198,7 +198,7 @@ def _links_of(plan: StartPlan) -> Links:
         try:
             links.put_value(value)
         except FieldError as error:
-            log.warning("a link of the host data can't be used: %s", error)
+            log.warning("a link of the host data is unusable: %s", error)
     return links
 
 
@@ -241,7 +241,7 @@ def _host_of(
 def _start_endpoint(
     options: ProviderOptions, metrics: Metrics, provider: RunningProvider, host: HostSession | None
 ) -> Endpoint:
-    """Serve metrics. Where the address can't be had, log it once and go on serving keys."""
+    """Start the HTTP endpoint. If its address cannot be used, log an error and go on without it."""
     assert options.metrics_address is not None
     address, port = split_address(options.metrics_address)
     loop = asyncio.get_running_loop()
@@ -253,14 +253,14 @@ def _start_endpoint(
 
     def unready() -> list[str]:
         if not provider.is_serving:
-            return ["not serving: it starts, or stops"]
+            return ["not serving: starting or stopping"]
         return [*provider.ailments(), *(host.ailments() if host is not None else ())]
 
     endpoint = Endpoint(metrics, unready, alive)
     try:
         endpoint.start(address, port)
     except OSError as error:
-        log.error("metrics_address %s: %s; no metrics are served", options.metrics_address, error.strerror or error)
+        log.error("metrics_address %s: %s; metrics are off", options.metrics_address, error.strerror or error)
     else:
         shown = f"[{address}]" if ":" in address else address
         log.info("metrics at http://%s:%d/metrics", shown, endpoint.port)
@@ -268,7 +268,7 @@ def _start_endpoint(
 
 
 async def _stop(parts: Parts, host: HostSession | None, timeout_s: float) -> None:
-    """Stop in this order: what was taken is answered, the answers leave, the host hears of it."""
+    """Stop in order: answer the calls in flight, flush, and acknowledge the host's request."""
     if host is not None:
         host.stop()
     await parts.server.stop(timeout_s)
@@ -286,6 +286,6 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float) -> Non
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         from uvloop import new_event_loop
-    except ImportError:  # not every platform has it
+    except ImportError:  # uvloop does not exist for every platform
         return asyncio.new_event_loop
     return new_event_loop

@@ -1,4 +1,4 @@
-"""The signals that stop the process: SIGTERM and SIGINT in order at the first, at once at the second."""
+"""SIGTERM and SIGINT. The first signal stops the process in order, a second one at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("keyvalue_provider")
 
 
 def stop_at_signals(stop_requested: asyncio.Event, outer: OuterProcess) -> list[int]:
-    """Handle the signals in the running loop from now on. Return a list to which each that comes is added."""
+    """Install the signal handlers in the running loop. Return a list that grows with each signal received."""
     came: list[int] = []
 
     def stop(number: int) -> None:
@@ -24,7 +24,7 @@ def stop_at_signals(stop_requested: asyncio.Event, outer: OuterProcess) -> list[
         if came:
             os._exit(128 + number)
         came.append(number)
-        log.info("%s: stopping; a second signal ends at once", signal.Signals(number).name)
+        log.info("%s: stopping; send a second signal to exit at once", signal.Signals(number).name)
         stop_requested.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

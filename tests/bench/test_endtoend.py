@@ -80,9 +80,9 @@ def test_a_peer_that_fails_costs_its_own_cases_alone(tmp_path: Path, capsys: pyt
         (KeyboardInterrupt(), 130, "stopped"),
         (SystemExit(143), 143, "stopped"),
         (
-            LoadError("direct-1: the process ended; last output:\na\nb"),
+            LoadError("kv-1: the process ended; last output:\na\nb"),
             1,
-            "it ended early: direct-1: the process ended; last output: b",
+            "it ended early: kv-1: the process ended; last output: b",
         ),
     ],
     ids=["Ctrl-C", "SIGTERM", "failure"],

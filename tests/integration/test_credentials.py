@@ -264,7 +264,7 @@ async def test_refused_at_a_reconnect_is_told_once(new_nats_server: NewServer, l
     await connection.close()
     assert [line for line in log_lines.lines if line.startswith("WARNING ")] == [
         "WARNING NATS: the connection is lost; reconnecting for as long as it takes",
-        "WARNING NATS: the NATS server refuses the connection: 'Authorization Violation'; reconnecting goes on",
+        "WARNING NATS: the NATS server refuses the connection: 'Authorization Violation'; still reconnecting",
     ]
     assert "t0ken-hush" not in log_lines.text
 
@@ -287,7 +287,7 @@ def test_certificates_that_cannot_be_used_are_faults_of_the_configuration(launch
     certificate, key = Authority(tmp_path).issue("client.test")
     body = key.read_text().splitlines()[1]
     missing = tmp_path / "missing.pem"
-    allowed = "No such file or directory, allowed the path of a PEM file, or its text"
+    allowed = "No such file or directory, expected the path or the text of a PEM file"
     for config, reason in (
         ({"tls_ca": str(missing)}, f"tls_ca: '{missing}': {allowed}"),
         ({"tls_certificate": certificate.read_text(), "tls_key": key.read_text().replace(body, body[::-1])}, "key: "),

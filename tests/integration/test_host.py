@@ -122,7 +122,7 @@ async def test_links_of_others_and_what_is_no_link_do_not_make_it_unhealthy(prov
         await tell(raw, provider, "linkdefs.del", message)
     assert await health(raw, provider) == HEALTHY
     output = (await logged(raw, provider))[len(before) :]
-    assert output.count("a link can't be used") == 4
+    assert output.count("a link is unusable") == 4
     assert output.count("a link was not deleted") == 2  # those of another are just not known
     assert "found 1 bytes that are not JSON, expected a link definition" in output
 
@@ -155,7 +155,10 @@ async def test_malformed_configurations_make_it_unhealthy_until_a_good_one_comes
         await tell(raw, provider, "config.update", message)
         assert (await unhealthy(raw, provider)).startswith(f"config: {reason}")
         output = await logged(raw, provider)
-        assert f"a configuration was not taken: {reason}" in output or f"config: {reason}; what was in force" in output
+        assert (
+            f"a configuration is refused: {reason}" in output
+            or f"config: {reason}; the previous configuration stays" in output
+        )
     await tell(raw, provider, "config.update", {})
     assert await health(raw, provider) == HEALTHY
 
@@ -174,7 +177,7 @@ async def test_links_and_options_of_host_data(launch: Launch, raw: Client) -> No
         ],
     )
     assert "with 3 links" in provider.output
-    assert "a link of the host data can't be used: found a link from holdout-component to of-another" in provider.output
+    assert "a link of the host data is unusable: the link from holdout-component to of-another " in provider.output
     assert provider.output.count("config: ignored, since no option has this name: cluster, url\n") == 1
     assert provider.output.count("config: bytes_max is deprecated (use quota_bytes)\n") == 1
     started = provider.output
@@ -186,7 +189,7 @@ async def test_links_and_options_of_host_data(launch: Launch, raw: Client) -> No
     assert "config" not in news
     await tell(raw, provider, "config.update", config | {"key_bytes_max": "100", "page_keys": "9"})
     assert await health(raw, provider) == HEALTHY
-    assert "config: changed at the next start of the provider: page_keys, key_bytes_max\n" in await logged(
+    assert "config: these changes take effect at the next start: page_keys, key_bytes_max\n" in await logged(
         raw, provider
     )
 
@@ -278,15 +281,15 @@ async def test_the_reply_to_the_hosts_request_comes_last(launch: Launch, raw: Cl
     assert await in_thread(provider.wait) == 0
     await raw.flush()
     assert everything.pending_msgs == 0
-    assert provider.output.count("a request to stop was ignored") == 4
-    assert provider.output.count("a request to stop for another host was ignored") == 2
+    assert provider.output.count("a shutdown request is ignored") == 4
+    assert provider.output.count("a shutdown request of another host is ignored") == 2
 
 
 async def test_without_a_host_id_any_host_stops_it_and_needs_no_reply_subject(launch: Launch, raw: Client) -> None:
     provider = launch(host_id=None)
     await tell(raw, provider, "default.shutdown", stop_request("NANYHOST"))
     assert await in_thread(provider.wait) == 0
-    assert provider.output.count("the host asks to stop") == 1
+    assert provider.output.count("the host requests a shutdown") == 1
 
 
 async def half_a_set(raw: Client, provider: Provider) -> tuple[RawInvocation, str]:
@@ -300,7 +303,7 @@ async def test_a_signal_waits_for_what_is_in_flight(launch: Launch, raw: Client,
     provider = launch(environment={})  # the empty environment of a host, whatever these tests run under
     half, server_inbox = await half_a_set(raw, provider)
     provider.signal(number)
-    await in_thread(provider.wait_for, f"{number.name}: stopping; a second signal ends at once")
+    await in_thread(provider.wait_for, f"{number.name}: stopping; send a second signal to exit at once")
     await half.send(server_inbox, b"v", b"")
     assert await half.result() == encode_unit_result(None)
     assert await in_thread(provider.wait) == 0
@@ -437,6 +440,6 @@ async def test_level_and_form_of_the_log_change_with_the_configuration(launch: L
     await tell(raw, provider, "config.update", {"log_level": "loud"})
     line = await in_thread(provider.wait_for, "log_level: found 'loud', allowed trace, debug")
     assert " ERROR keyvalue_provider: config: " in line
-    assert await unhealthy(raw, provider) == line.split(" keyvalue_provider: ")[1].split("; what")[0]
+    assert await unhealthy(raw, provider) == line.split(" keyvalue_provider: ")[1].split("; the previous")[0]
     assert provider.stop() == 0
     assert "link deleted" not in provider.output

@@ -221,7 +221,7 @@ async def test_a_link_whose_secrets_nobody_tells_denies_everything(host: HostDou
             await call
     told = await host.health(hosted)
     assert not told.healthy
-    assert told.message.startswith(f"link {COMPONENT} -> {KEY} (default): its configuration SECRET")
+    assert told.message.startswith(f"link {COMPONENT} -> {KEY} (default): configuration SECRET")
     await host.put(sealed)
     assert await host.health(hosted) == SERVING
     await linked.set("b", "k", b"v")

@@ -96,12 +96,12 @@ async def test_configurations_stand_in_for_their_names(connection: Connection, l
     [
         (
             ["SECRET_password"],
-            "SECRET_password: found a secret, which the lattice does not tell: the link must be put again",
+            "SECRET_password: the lattice does not give secrets; delete the link and put it again",
         ),
-        (["none"], "none: found no such configuration"),
+        (["none"], "none: the lattice has no such configuration"),
         (["damaged"], "damaged: found 1 bytes that are not JSON"),
         (["a b"], "a b: name: found 'a b', allowed printable tokens"),
-        (["n" * 1025], f"{'n' * 64}: name: found 1025 bytes, allowed 1024"),
+        (["n" * 1025], f"{'n' * 64}: the name is 1025 bytes; the limit is 1024"),
         ("none", "target_config: found a string, expected an array"),
         ([1], "target_config[0]: found a number, expected a string"),
     ],
@@ -116,7 +116,7 @@ async def test_a_link_that_cannot_be_read(
     }
     ((key, _, unreadable),) = await found(connection, lattice)
     assert key == MINE
-    assert unreadable.startswith(f"its configuration {reason}")
+    assert unreadable.startswith(f"configuration {reason}")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ async def test_a_link_that_cannot_be_read(
         (b"[" * 100_000, "found 100000 bytes that are not JSON"),
         (b'{"response": {}}', "response: found an object, expected an array"),
         (b'{"response": null}', ""),
-        (b'{"success": false, "message": "no quorum", "response": null}', "found no success: 'no quorum'"),
+        (b'{"success": false, "message": "no quorum", "response": null}', "the request failed: 'no quorum'"),
     ],
 )
 async def test_answers_that_are_none(
@@ -148,7 +148,7 @@ async def test_a_lattice_that_has_become_silent_is_asked_no_more(
 
     lattice.before_answer = be_impatient
     for (_, _, name), _, unreadable in await found(connection, lattice):
-        assert unreadable == f"its configuration {name}: found no answer of the lattice within 0.05 s"
+        assert unreadable == f"configuration {name}: the lattice has not answered within 0.05 s"
     assert lattice.asked == ["link.get", "config.get.one"]
 
 
@@ -162,7 +162,7 @@ async def test_too_many(
     monkeypatch.setattr(lattice_module, "LINKS_MAX", 2)
     lattice.answers = {"link.get": [LINK | {"name": str(number)} for number in range(3)]}
     assert await lattice_links(connection, lattice.name, KEY) is None
-    assert "found 3 of this provider, allowed 2" in caplog.text
+    assert "3 links of this provider; the limit is 2" in caplog.text
 
 
 class Unconcerned:
@@ -317,7 +317,7 @@ async def test_a_link_that_the_lattice_does_not_have_is_told(
     host = session(connection, lattice, links)
     await host.start()
     await asked(host)
-    assert "link component -> kv (default): the lattice has none like it; it stays in force" in caplog.text
+    assert "link component -> kv (default): missing in the lattice; it stays in force" in caplog.text
     assert links.knows(MINE)
 
 

@@ -179,8 +179,8 @@ async def test_limits_of_a_link(launch: Launch, raw: Client, connect: Connect) -
 @pytest.mark.parametrize(
     ("target_config", "reason"),
     [
-        ({"access": "read"}, "all is denied: access: found 4 characters, allowed read-write or read-only"),
-        ({"acess": "read-only"}, "all is denied: acess: no option has this name; did you mean access?"),
+        ({"access": "read"}, "everything is denied: access: found 4 characters, allowed read-write or read-only"),
+        ({"acess": "read-only"}, "everything is denied: acess: no option has this name; did you mean access?"),
         ({"page_keys": 5}, "target_config.page_keys: found a number, expected a string"),
     ],
 )

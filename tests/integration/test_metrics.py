@@ -273,7 +273,7 @@ async def test_a_port_that_is_taken_is_said_once(launch: Launch, nats_server: Na
             await client.set("b", "k", b"v")
             assert await client.get("b", "k") == b"v"
         assert await in_thread(provider.stop) == 0
-    message = f"metrics_address {address}: Address already in use; no metrics are served"
+    message = f"metrics_address {address}: Address already in use; metrics are off"
     assert provider.output.count(message) == 1
     assert provider.output.count("ERROR") == 1
     assert "metrics at" not in provider.output

@@ -395,7 +395,7 @@ LINK_CONFIGS = st.sampled_from(
         {"access": "read-only"},
         {"bucket_prefix": "one-"},
         {"bucket_prefix": "two-", "access": "read-write"},
-        {"access": "no such access"},  # all is denied
+        {"access": "no such access"},  # everything is denied
     ]
 )
 CHANGES: st.SearchStrategy[Change] = st.one_of(

@@ -234,7 +234,7 @@ async def test_nothing_is_sent_in_clear_at_a_reconnect(
         else:
             assert middle.heard == b""
         if greeting and b'"tls_required": true' not in greeting:
-            assert f"WARNING NATS: {REFUSED}; reconnecting goes on" in log_lines.lines
+            assert f"WARNING NATS: {REFUSED}; still reconnecting" in log_lines.lines
 
 
 @pytest.mark.parametrize("routes", [None, DirectRoutes()], ids=PATHS)
@@ -244,11 +244,11 @@ async def test_a_transport_writes_nothing_in_clear(routes: DirectRoutes | None) 
         middle.answer = info()
         carried = DirectTransport(routes, tls_required=True)
         await carried.connect(urlparse(f"nats://127.0.0.1:{port}"), 32768, 2)
-        with pytest.raises(TlsRefusedError, match="TLS is required and not up: nothing is sent"):
+        with pytest.raises(TlsRefusedError, match="TLS is required but not established: nothing is sent"):
             carried.write(b"PING\r\n")
         with pytest.raises(TlsRefusedError, match=REFUSED):
             await carried.readline()
-        with pytest.raises(TlsRefusedError, match="TLS is required and not up: nothing is sent"):
+        with pytest.raises(TlsRefusedError, match="TLS is required but not established: nothing is sent"):
             carried.writelines([b"CONNECT {}\r\n"])
         await asyncio.wait_for(middle.ended.acquire(), DEADLINE_S)
         assert middle.heard == b""

@@ -224,7 +224,7 @@ async def test_links_change_while_it_runs(
         assert await health(raw, provider) == {"healthy": True, "message": note}
         await client.set("b", "b", b"3")
         await put(watch="SET@b,GET@b")
-        ailment = f"{link}watch[1]: found 5 characters, allowed SET@ or DEL@, and then a key"
+        ailment = f"{link}watch[1]: found 5 characters, allowed SET@ or DEL@, followed by a key"
         assert await health(raw, provider) == {"healthy": False, "message": ailment}
         await client.set("b", "b", b"4")
         await put(watch="SET@*")
@@ -399,7 +399,7 @@ async def test_nobody_is_asked_where_nobody_watches(home: Home) -> None:
     home.put("component", None)
     assert len(home.links.remarks) == 1
     refused = {
-        ("component", "pattern", "GET@k"): "watch[0]: found 5 characters, allowed SET@ or DEL@, and then a key",
+        ("component", "pattern", "GET@k"): "watch[0]: found 5 characters, allowed SET@ or DEL@, followed by a key",
         ("a component", "default", "SET@*"): "target: found 'default.a component', allowed printable tokens",
         ("a.*", "default", "SET@*"): "target: found 'default.a.*', allowed printable tokens",
         ("component", "a\r\nname: b", "SET@*"): "name: found 'a\\r\\nname: b', allowed printable characters",

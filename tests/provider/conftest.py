@@ -1,4 +1,4 @@
-"""What several tests of the provider share."""
+"""Fixtures that several tests of the provider share."""
 
 from __future__ import annotations
 

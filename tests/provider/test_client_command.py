@@ -42,14 +42,14 @@ class Command:
         self._capture = capture
 
     def __call__(self, *arguments: str) -> int:
-        """Run it; the exit code."""
+        """Run it, and return the exit code."""
         code = client_command.main([*self.arguments, *arguments])
         self.out, err = self._capture.readouterr()
         self.err = err.decode()
         return code
 
     def process(self, *arguments: str, stdin: bytes = b"") -> int:
-        """Run it as a process."""
+        """Run it as a process, and return the exit code."""
         ended = subprocess.run(
             [WRPC_KV, *self.arguments, *arguments],
             input=stdin, env=host_environment(), capture_output=True, timeout=DEADLINE_S,
@@ -122,7 +122,7 @@ def test_no_value_on_a_terminal(kv: Command, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(sys, "stdin", Terminal())
     assert kv("set", "k") == 1
-    assert kv.err == "wrpc-kv: found no value, allowed an argument, --file PATH, or standard input\n"
+    assert kv.err == "wrpc-kv: the value is missing: give it as an argument, with --file PATH, or on standard input\n"
 
 
 # Keys
@@ -183,7 +183,7 @@ def test_many_keys(kv: Command, bucket: str) -> None:
     assert kv("get-many", "none", "b", "a") == 1
     assert (kv.out, kv.err) == (b"\n2\n\n", f"wrpc-kv: no key 'none', 'a' in bucket {bucket!r}\n")
     assert kv("set-many", "a", "1", "b") == 1
-    assert kv.err == "wrpc-kv: found 3 keys and values, allowed pairs of them\n"
+    assert kv.err == "wrpc-kv: found 3 arguments, expected pairs of key and value\n"
     assert kv("get-many", "a") == 1, "nothing was set"
 
 
@@ -222,11 +222,11 @@ def test_json(kv: Command, bucket: str) -> None:
         (("--prefix", "default.of-nobody", "--wait", "0.1", "get", "k"), "nobody serves this function"),
         (("--prefix", "a b", "get", "k"), "prefix: found 'a b', allowed"),
         (("--url", "ws://a", "get", "k"), "found 'ws://a', allowed nats://HOST:PORT or tls://HOST:PORT"),
-        (("--url", "user:s3cret@a:b", "get", "k"), "found a URL whose host or port is none"),
+        (("--url", "user:s3cret@a:b", "get", "k"), "found a URL with a malformed host or port"),
         (("set", "k", "--file", "/of/nobody"), "[Errno 2] No such file or directory: '/of/nobody'"),
         (("--creds", "/of/nobody", "get", "k"), "/of/nobody: No such file or directory"),
         (("--nkey", "/of/nobody", "get", "k"), "/of/nobody: No such file or directory"),
-        (("--tls-ca", "/of/nobody", "get", "k"), "ca: '/of/nobody': No such file or directory, allowed"),
+        (("--tls-ca", "/of/nobody", "get", "k"), "ca: '/of/nobody': No such file or directory, expected"),
     ],
 )
 def test_other_errors(kv: Command, arguments: tuple[str, ...], message: str) -> None:
@@ -305,7 +305,7 @@ def secured(
     config: Mapping[str, str] | None = None,
     **fields: str,
 ) -> tuple[str, ...]:
-    """The arguments for a provider at a server of this configuration."""
+    """Launch a provider at a server of this configuration; return the arguments that reach it."""
     server = new_nats_server(server_config)
     credentials: dict[str, Any] = {"lattice_rpc_url": server.url, **fields}
     provider = launch(config, **credentials)
@@ -330,9 +330,9 @@ def test_files_of_a_user(
     path.write_text(f"{key.seed}\n")
     assert (kv(*at, "--nkey", str(path), "set", "k", "v"), kv.err) == (0, "")
     path.write_text("")
-    for option in ("--creds", "--nkey"):
+    for option, missing in (("--creds", "JWT"), ("--nkey", "seed")):
         assert kv(*at, option, str(path), "get", "k") == 1
-        assert kv.err.startswith(f"wrpc-kv: {path}: found no ")
+        assert kv.err.startswith(f"wrpc-kv: {path}: the {missing} is missing; ")
 
 
 def test_certificates(

@@ -83,7 +83,7 @@ def test_check_says_all_that_is_wrong(check: Check) -> None:
         "environment: access: found 'all', allowed read-write or read-only",
         "command line: page_keys: found 'x', allowed a whole number from 1",
         "environment: no option has this name: host",
-        "tls_ca: 'none.pem': No such file or directory, allowed the path of a PEM file, or its text",
+        "tls_ca: 'none.pem': No such file or directory, expected the path or the text of a PEM file",
     ]
     assert rows(output)["page_keys"] == ("-", "command line")
 
@@ -117,8 +117,8 @@ def test_check_of_host_data(check: Check) -> None:
         wrong(output),
         [
             "config: no option has this name: other",
-            "link component -> kv (sealed): target_secrets: found 8 bytes of another form",
-            "link component -> kv (second): all is denied: access: found 8 characters",
+            "link component -> kv (sealed): target_secrets: found 8 bytes that do not begin with xkv1",
+            "link component -> kv (second): everything is denied: access: found 8 characters",
             "link kv -> component (w): watch[0]: found 1 characters",
             "link component -> kv (default): no option has this name: url",
         ],
@@ -143,7 +143,7 @@ def test_check_tells_unknown_misspelt_and_old_names_apart(check: Check) -> None:
         "remark: link component -> kv (default): keys_max is deprecated (use quota_keys)",
         "remark: link kv -> component (default): it watches nothing: the option watch is not set",
         "wrong: config: no option has this name: note",
-        "wrong: link component -> kv (second): all is denied: acess: no option has this name; did you mean access?",
+        "wrong: link component -> kv (second): everything is denied: acess: no option has this name; did you mean access?",
         "wrong: link kv -> component (second): watch_buckets: no option has this name; did you mean watch_bucket?",
         "wrong: link component -> kv (default): no option has this name: url, timeout",
         "wrong: link kv -> component (default): no option has this name: URL",
@@ -183,7 +183,7 @@ def test_check_does_not_show_a_seed_in_place_of_its_file(check: Check) -> None:
     assert code == 2
     assert rows(output)["nkey"] == ("<redacted>", "command line")
     assert output.endswith(
-        "wrong: command line: nkey: <redacted>: No such file or directory, allowed the path of a file\n"
+        "wrong: command line: nkey: <redacted>: No such file or directory; expected the path of a file\n"
     )
     assert seed not in output
 
@@ -198,7 +198,7 @@ def test_check_does_not_show_a_seed_in_place_of_its_file(check: Check) -> None:
         ),
         (
             {"lattice_rpc_user_jwt": SECRET},
-            "host data: lattice_rpc_user_seed: found none beside lattice_rpc_user_jwt, allowed both or none",
+            "host data: lattice_rpc_user_seed: the seed is missing, and lattice_rpc_user_jwt needs it",
         ),
     ],
 )
@@ -221,7 +221,7 @@ def test_check_as_json(check: Check) -> None:
     ("flags", "message"),
     [
         (("--host-data", "none"), "--host-data: none: No such file or directory"),
-        (("--host-data", "-", "--page-keys", "1"), "--host-data: found also --page-keys, allowed alone"),
+        (("--host-data", "-", "--page-keys", "1"), "--host-data: not allowed together with --page-keys"),
         (("--host-data", "/dev/null"), "found an empty standard input, expected host data"),
     ],
 )

@@ -1,14 +1,11 @@
-"""The transport: wRPC over NATS, both sides. Knows nothing of the engine, of wasmCloud's hosts, or of metrics.
+"""The transport: wRPC over NATS, for servers and clients. It does not know the engine, wasmCloud hosts or metrics.
 
-Bytes flow values → keyvalue (codec) → invocation (the server's state machine) or call (the client's), all without I/O; connection,
-server and client are the shell around them that speaks NATS through nats-py.
+    wrpc/      wRPC without I/O: the encoding of values, the life of an invocation
+    keyvalue/  the interfaces of `wrpc:keyvalue`, without I/O
+    nats/      both over NATS: connection, server, client
 
-    wrpc/      wRPC without I/O
-    keyvalue/  the interface `wrpc:keyvalue`, without I/O
-    nats/      both over NATS
-
-A program that calls a provider needs only the names below. Each is imported when it is first asked for: `wrpc/` and `keyvalue/` can be
-used without loading nats-py.
+A program that calls a provider needs only the names below. Each name is imported at its first use, so you can use
+`wrpc/` and `keyvalue/` without loading nats-py.
 """
 
 from __future__ import annotations
@@ -72,7 +69,7 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would take any name
+if not TYPE_CHECKING:  # with it, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
         """Import a name of `__all__` from its module (PEP 562)."""

@@ -1,4 +1,4 @@
-"""The command line of `keyvalue-inmemory`: the parser and its help, made of the declared options. Starts nothing."""
+"""The command line of `keyvalue-inmemory`: the parser and its help, built from the declared options."""
 
 from __future__ import annotations
 
@@ -11,32 +11,37 @@ from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS, Option, Opt
 
 __all__ = ["command_line", "flags_of"]
 
-EXIT_CODES = "exit codes: 0 stopped in order (by the host, SIGTERM or SIGINT); 1 NATS can't be reached, or refuses us; 2 host data or an option can't be used"
+EXIT_CODES = (
+    "exit codes:\n"
+    "  0  stopped in order by the host, SIGTERM or SIGINT\n"
+    "  1  NATS cannot be reached, or refuses the connection\n"
+    "  2  host data or an option is wrong"
+)
 NAME_COLUMN = 22
 
 
 class Version(argparse.Action):
-    """Reads the version when it is asked for: that takes as long as all else that `--help` needs."""
+    """The flag `--version`. It looks up the version only when used, because that takes as long as all of `--help`."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print the version")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Print it and exit."""
+        """Print the version and exit."""
         from importlib.metadata import version
 
-        print(f"keyvalue-inmemory {version('keyvalue-inmemory')}")  # noqa: T201 # what was asked for
+        print(f"keyvalue-inmemory {version('keyvalue-inmemory')}")  # noqa: T201 # the flag's output
         parser.exit()
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Takes whole flags only, as every other source takes whole names, and says which flag a misspelt one resembles."""
+    """A parser that accepts no abbreviated flags, and suggests the right flag for a misspelt one."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong, and exit with 2."""
+        """Print the error and exit with 2."""
         what, _, unknown = message.partition(": ")
         if what == "unrecognized arguments":
             flags = (word[2:].partition("=")[0] for word in unknown.split() if word.startswith("--"))
@@ -47,15 +52,16 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Return the parser. Without a command, host data is on standard input."""
+    """Return the parser. Without a command, the provider reads host data from standard input."""
     parser = CommandParser(
         prog="keyvalue-inmemory",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="A wasmCloud capability provider that serves wrpc:keyvalue from memory, over NATS.\n\n"
-        "Without a command it is what a wasmCloud host starts, and reads host data from standard input. By hand:\n\n"
+        "A wasmCloud host starts it without a command, and writes host data to its standard input. "
+        "Without a host:\n\n"
         "  keyvalue-inmemory serve --nats 127.0.0.1:4222\n"
         "  wrpc-kv set hello world",
-        epilog="options, as strings in the host data's object `config`, or as KEYVALUE_NAME in the environment:\n"
+        epilog="options, as strings in `config` of the host data, or as KEYVALUE_NAME in the environment:\n"
         f"{_listed(OPTIONS)}\n\n{EXIT_CODES}",
     )
     parser.add_argument("--version", action=Version)
@@ -66,33 +72,36 @@ def command_line() -> argparse.ArgumentParser:
         help=what,
         usage="keyvalue-inmemory serve [--nats URL] [--prefix LATTICE.KEY] [--config FILE] [--OPTION VALUE]...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"{what.capitalize()}: NATS and options come from a file, the environment and flags.\n"
-        "A flag overrides KEYVALUE_NAME in the environment, and that overrides the file.",
-        epilog="Anyone who lists processes sees a password in a flag: put it into KEYVALUE_NATS or the file.\n\n"
-        "  keyvalue-inmemory serve --nats 127.0.0.1:4222 --prefix default.keyvalue-inmemory --memory-bytes-max 1_000_000_000\n"
+        description=f"{what.capitalize()}. The NATS URL and the options come from a file, the environment and flags.\n"
+        "Flags override the environment (KEYVALUE_NAME), and the environment overrides the file.",
+        epilog="A password in a flag is visible in the list of processes. Put it into KEYVALUE_NATS or the file.\n\n"
+        "  keyvalue-inmemory serve --nats 127.0.0.1:4222 --prefix default.mine --memory-bytes-max 1_000_000_000\n"
         f"  keyvalue-inmemory serve --config keyvalue.toml\n\n{EXIT_CODES}",
     )
     _add_flags(serve)
-    config = commands.add_parser("config", help="look at a configuration", description="Look at a configuration.")
-    what = "show every option, where it came from, and what is wrong"
+    config = commands.add_parser("config", help="inspect a configuration", description="Inspect a configuration.")
+    what = "show every option with its value and source, and all faults"
     check = config.add_subparsers(dest="config_command", required=True, metavar="COMMAND").add_parser(
         "check",
         help=what,
         usage="keyvalue-inmemory config check [--json] [--host-data FILE | the flags of serve]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"{what.capitalize()}: of `serve` with the same flags, or of a start with host data. Connects to nothing.",
-        epilog="exit codes: 0 nothing is wrong; 2 the provider would not start, a link can't be used, or a name is unknown",
+        description=f"{what.capitalize()}.\n"
+        "The flags are those of `serve`. With --host-data, it checks a start by a host. It does not connect to NATS.",
+        epilog="exit codes:\n"
+        "  0  nothing is wrong\n"
+        "  2  the provider would not start, a link is unusable, or a name is unknown",
     )
     check.add_argument(
-        "--host-data", metavar="FILE", help="a line of base64 of JSON, as a host writes it; - is standard input"
+        "--host-data", metavar="FILE", help="one line of base64 of JSON, as a host writes it; - is standard input"
     )
-    check.add_argument("--json", action="store_true", help="one JSON object")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
     _add_flags(check)
     return parser
 
 
 def flags_of(arguments: argparse.Namespace) -> dict[str, str | None]:
-    """Return the options among the arguments by name; an old name is one too."""
+    """Return the options among the arguments, by name. Old names count as options too."""
     return {name: getattr(arguments, name) for name in (*SERVE_OPTIONS, *SERVE_OPTIONS.old_names)}
 
 
@@ -102,7 +111,7 @@ def _help_of(option: Option) -> str:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", metavar="FILE", help="a TOML file: lines NAME = VALUE, of the names below with _ in place of -"
+        "--config", metavar="FILE", help="TOML file with lines NAME = VALUE; a NAME is a flag below with _ for -"
     )
     for name, option in SERVE_OPTIONS.items():
         _add_flag(parser, name, option, _help_of(option).replace("%", "%%"))

@@ -1,11 +1,11 @@
-"""Names in a configuration: which are options, which are old names of options, which are misspelt, and which are unknown.
+"""Names in a configuration. Each is an option, an old name of an option, misspelt, or unknown.
 
-A misspelt name is a fault: ignored, it would leave a link that says `acess=read-only` writable. A name that resembles no option is ignored, so
-that a link made for another provider works.
+A misspelt name is a fault, because a link with `acess=read-only` must not stay writable. An unknown name resembles no
+option. It is ignored, so that a link that was made for another provider works.
 
-A name is a misspelling when at most EDITS_MAX edits turn it into an option's name. An edit inserts, removes or replaces a character, or swaps two
-neighbours. Capitals count as small letters, and `-` as `_`. Where either name has fewer than SHORT characters, one edit is the most: two would
-take `path` for `nats`.
+A name is misspelt if at most EDITS_MAX edits turn it into an option's name. An edit inserts, removes or replaces a
+character, or swaps two neighbours. Case is ignored, and `-` is read as `_`. If either name has fewer than SHORT
+characters, only one edit is allowed, because two edits turn `path` into `nats`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ SHORT = 5
 
 
 class SortedNames(NamedTuple):
-    """Names of one configuration, sorted by what they are.
+    """The names of one configuration, sorted by kind.
 
-    :ivar options: the option that each name means, by the name as it was given
+    :ivar options: the option for each name that means one, by the name as given
     :ivar unknown: names that resemble no option
-    :ivar deprecated: for each old name a remark
-    :ivar faults: for each name that can't be used, what is wrong with it
+    :ivar deprecated: a remark for each old name
+    :ivar faults: what is wrong with each misspelt or duplicate name
     """
 
     options: dict[str, str]
@@ -35,9 +35,9 @@ class SortedNames(NamedTuple):
 
 
 def sort_names(given: Iterable[str], options: Collection[str], old_names: Mapping[str, str]) -> SortedNames:
-    """Sort the names of one configuration.
+    """Sort the names of one configuration by kind.
 
-    :param old_names: present names by old ones
+    :param old_names: present names by old names
 
     >>> sort_names(["acess", "url"], ["access"], {}).faults
     {'acess': 'acess: no option has this name; did you mean access?'}
@@ -56,14 +56,14 @@ def sort_names(given: Iterable[str], options: Collection[str], old_names: Mappin
     for name, option in list(found.options.items()):
         if name != option and option in found.options:
             del found.options[name]
-            found.faults[name] = f"{name}: found beside {option}, allowed one of them: it is the old name of the other"
+            found.faults[name] = f"{name}: this is the old name of {option}, which is set too; set only {option}"
         elif name != option:
             found.deprecated[name] = f"{name} is deprecated (use {option})"
     return found
 
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that `name` is a misspelling of, with the fewest edits; none where it resembles none.
+    """Return the known names that `name` misspells, with the fewest edits, or an empty list.
 
     >>> nearest_names("bukcet", ["bucket", "buckets", "access"])
     ['bucket']
@@ -74,7 +74,7 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
     edits_min = EDITS_MAX
     for option in known:
         allowed = edits_min if min(len(plain), len(option)) >= SHORT else min(edits_min, 1)
-        if len(letters.symmetric_difference(option)) > 2 * allowed:  # an edit changes at most two: this is quick
+        if len(letters.symmetric_difference(option)) > 2 * allowed:  # cheap test: an edit changes at most two letters
             continue
         edits = edits_between(plain, option, allowed)
         if edits > allowed:
@@ -87,9 +87,9 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
 
 
 def edits_between(one: str, other: str, edits_max: int) -> int:
-    """Return the number of edits that turn one text into the other; `edits_max + 1` where it takes more than `edits_max`.
+    """Return the number of edits that turn one text into the other, or `edits_max + 1` if it takes more.
 
-    No text between two swapped neighbours is edited again (optimal string alignment).
+    Swapped neighbours are not edited again (optimal string alignment).
 
     >>> edits_between("acess", "access", 2), edits_between("bukcet", "bucket", 2), edits_between("url", "ttl_ms", 2)
     (1, 1, 3)

@@ -1,13 +1,14 @@
-"""The options: each is declared once, in the class of the place where it is set.
+"""The options. Each is declared once, in the class of the place where it is set.
 
 class                 place
-LinkOptions           a link's target_config; the provider's options of these names are the defaults
-ProviderOptions       the provider: those of LinkOptions, and its own
-StandaloneOptions     `keyvalue-inmemory serve`, in place of host data
+LinkOptions           a link's target_config; the provider's options with these names are the defaults
+ProviderOptions       the provider; it has the options of LinkOptions and its own
+StandaloneOptions     `keyvalue-inmemory serve`, instead of host data
 WatchingLinkOptions   the source_config of a link that makes a watcher
 
-A declaration gives the type of the values, the default, the help, and says if a change takes effect while the provider runs. The tables at the end
-are built from the declarations. The command line and its help, all sources, `config check` and the tables in docs/operating.md use these tables.
+A declaration gives the type of the values, the default and the help, and says if a change takes effect at once. The
+tables at the end are built from the declarations. The command line and its help, all sources, `config check` and the
+tables in docs/operating.md use them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ INVOCATION_DEFAULTS = InvocationLimits()
 PARAMETER_DEFAULTS = ParameterLimits()
 
 READ_WRITE, READ_ONLY = "read-write", "read-only"
-#: A remark on a link's unknown options shows this many characters of their names.
+#: A remark on unknown options shows this many characters of their names.
 UNKNOWN_CHARACTERS_MAX = 256
 
 T = TypeVar("T")
@@ -58,12 +59,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option, as it is declared.
+    """The declaration of an option.
 
-    :ivar default: the value where no source sets the option; None: none
-    :ivar help: what it does, for people; fits a table
-    :ivar is_live: a changed configuration takes effect at once, not at the next start
-    :ivar old_name: what it was called once; still accepted
+    :ivar default: the value if no source sets the option; None for no value
+    :ivar help: a short text for the help and for tables
+    :ivar is_live: True if a change takes effect at once, False if at the next start
+    :ivar old_name: its previous name, which is still accepted
     """
 
     name: str
@@ -74,7 +75,7 @@ class Option:
     old_name: str | None = None
 
     def shown(self, value: Any) -> str:
-        """Return a value of the option as people may see it."""
+        """Return a value of the option as text, without secrets."""
         return "none" if value is None else self.value_type.show(value)
 
 
@@ -98,7 +99,7 @@ def option(
     live: bool = False,
     old_name: str | None = None,
 ) -> T | None:
-    """Declare an option, as a field of a dataclass. `Option` says what the parameters are."""
+    """Declare an option as a field of a dataclass. `Option` describes the parameters."""
     declared = Option("", value_type, default, help, live, old_name)
     return field(default=default, repr=not value_type.is_secret, metadata={"option": declared})
 
@@ -107,8 +108,8 @@ class OptionTable(dict[str, Option]):
     """The options of one place, by name.
 
     :param classes: the classes that declare them
-    :param kind: the word for such an option in remarks
-    :ivar old_names: present names by old ones; a name that is another option's today is no old name
+    :param kind: the word for these options in remarks
+    :ivar old_names: present names by old names; an old name that is now the name of another option is left out
     """
 
     def __init__(self, *classes: type, kind: str = "option") -> None:
@@ -125,11 +126,11 @@ class OptionTable(dict[str, Option]):
         }
 
     def sort_names(self, given: Iterable[str]) -> SortedNames:
-        """Sort the names of a configuration by what they are here."""
+        """Sort the names of a configuration by their kind in this table."""
         return sort_names(given, self, self.old_names)
 
     def read(self, config: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-        """Return the values in a link's configuration by the options' names, and remarks on names: those that are ignored or deprecated.
+        """Return a link's values by option, and remarks on ignored and deprecated names.
 
         :raises OptionError: a value is malformed, or a name is misspelt
         """
@@ -146,7 +147,7 @@ class OptionTable(dict[str, Option]):
 
 @dataclass(frozen=True, slots=True)
 class LinkOptions:
-    """Options that decide what a caller may do: those of its link or, without a link, those of the provider."""
+    """Options that decide what a caller may do. They come from its link, or from the provider if it has no link."""
 
     bucket: bytes | None = option(values.BUCKET_NAME, "use this bucket, whatever name the caller gives", live=True)
     bucket_prefix: bytes | None = option(
@@ -192,9 +193,9 @@ class LinkOptions:
 
     @classmethod
     def from_config(cls, provider: ProviderOptions, config: Mapping[str, str]) -> tuple[LinkOptions, list[str]]:
-        """Return the options that a link's target_config sets over those of the provider, and remarks on names in it.
+        """Return the provider's options, overridden by a link's target_config, and remarks on the names in it.
 
-        :raises OptionError: an option can't be used
+        :raises OptionError: a value is malformed, or a name is misspelt
         """
         own, remarks = LINK_OPTIONS.read(config)
         return cls(**({name: getattr(provider, name) for name in LINK_OPTIONS} | own)), remarks
@@ -202,7 +203,7 @@ class LinkOptions:
 
 @dataclass(frozen=True, slots=True)
 class ProviderOptions(LinkOptions):
-    """Options of the provider. Those of LinkOptions are the defaults of links, and hold for callers without a link."""
+    """Options of the provider. Those of LinkOptions are the defaults of links, and apply to callers without a link."""
 
     bucket_name_bytes_max: int = option(
         values.LENGTH, "maximum bytes of a bucket's name", default=STORE_DEFAULTS.bucket_name_bytes_max
@@ -268,7 +269,7 @@ class ProviderOptions(LinkOptions):
     tls_certificate: str | None = option(
         values.PEM, "certificate to show to the server: PEM file or text; requires TLS"
     )
-    tls_key: Secret | None = option(  # noqa: RUF009 # it returns a field
+    tls_key: Secret | None = option(  # noqa: RUF009 # `option` returns a field
         values.PEM_SECRET, "private key of that certificate: PEM file or text"
     )
     metrics_address: str | None = option(values.ADDRESS, "HOST:PORT of /metrics, /livez and /readyz; off unless set")
@@ -293,7 +294,7 @@ class ProviderOptions(LinkOptions):
 
     @classmethod
     def of_store(cls, store: StoreOptions) -> ProviderOptions:
-        """Return options under which callers use a store as its own options say."""
+        """Return options that give callers exactly the limits of a store."""
         return cls(
             strict_buckets=store.strict_buckets,
             page_keys=store.page_keys_max,
@@ -303,7 +304,7 @@ class ProviderOptions(LinkOptions):
         )
 
     def store_options(self) -> StoreOptions:
-        """Return the engine's part."""
+        """Return the options of the engine."""
         return StoreOptions(
             key_bytes_max=self.key_bytes_max,
             value_bytes_max=self.value_bytes_max,
@@ -318,7 +319,7 @@ class ProviderOptions(LinkOptions):
         )
 
     def invocation_limits(self) -> InvocationLimits:
-        """Return the transport's part."""
+        """Return the options of the transport."""
         return InvocationLimits(
             half_open_max=self.half_open_max,
             half_open_bytes_max=self.half_open_bytes_max,
@@ -326,10 +327,10 @@ class ProviderOptions(LinkOptions):
         )
 
     def tls_options(self) -> TlsOptions | None:
-        """Return the part for TLS, or None if nothing is set."""
+        """Return the options for TLS, or None if none of them is set."""
         if self.tls_ca is None and self.tls_certificate is None and self.tls_key is None:
             return None
-        from keyvalue_transport.nats.tls import TlsOptions  # here: it imports ssl, for which `--help` need not wait
+        from keyvalue_transport.nats.tls import TlsOptions  # here, because it imports ssl, which `--help` does not need
 
         return TlsOptions(
             ca=self.tls_ca or "",
@@ -338,17 +339,17 @@ class ProviderOptions(LinkOptions):
         )
 
     def changed(self, other: ProviderOptions) -> list[str]:
-        """Return the names of the options that `other` has another value for."""
+        """Return the names of the options whose values differ in `other`."""
         return [name for name in OPTIONS if getattr(self, name) != getattr(other, name)]
 
     def with_live_options(self, other: ProviderOptions) -> ProviderOptions:
-        """Return these options with the values of `other` where a change takes effect at once."""
+        """Return a copy with the values of `other` for the options in LIVE_OPTIONS."""
         return replace(self, **{name: getattr(other, name) for name in LIVE_OPTIONS})
 
 
 @dataclass(frozen=True, slots=True)
 class StandaloneOptions:
-    """Options in place of host data, for a provider without a host."""
+    """Options of a provider without a host, instead of host data."""
 
     nats: str = option(
         values.NATS_URLS,
@@ -357,7 +358,7 @@ class StandaloneOptions:
     )
     prefix: str = option(
         values.SUBJECT_PREFIX,
-        "prefix of the subjects that callers use: {lattice}.{provider key}",
+        "prefix of the callers' subjects: {lattice}.{provider key}",
         default="default.keyvalue-inmemory",
     )
     credentials: str | None = option(values.USER_FILE, "file with the user's JWT and seed, as `nsc` writes it")
@@ -380,9 +381,9 @@ class WatchingLinkOptions:
 
     @classmethod
     def from_config(cls, config: Mapping[str, str]) -> tuple[WatchingLinkOptions, list[str]]:
-        """Return the options that a link's source_config sets, and remarks on names in it.
+        """Return the options that a link's source_config sets, and remarks on the names in it.
 
-        :raises OptionError: an option can't be used
+        :raises OptionError: a value is malformed, or a name is misspelt
         """
         own, remarks = WATCHING_LINK_OPTIONS.read(config)
         return cls(**own), remarks
@@ -391,9 +392,9 @@ class WatchingLinkOptions:
 LINK_OPTIONS = OptionTable(LinkOptions)
 OPTIONS = OptionTable(ProviderOptions)
 STANDALONE_OPTIONS = OptionTable(StandaloneOptions)
-#: What `keyvalue-inmemory serve` takes.
+#: The options of `keyvalue-inmemory serve`.
 SERVE_OPTIONS = OptionTable(StandaloneOptions, ProviderOptions)
 WATCHING_LINK_OPTIONS = OptionTable(WatchingLinkOptions, kind="option of a watcher")
 
-#: A change of these takes effect at once; a change of the rest at the next start.
+#: Names of the options whose changes take effect at once. Changes of the others take effect at the next start.
 LIVE_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.is_live)

@@ -1,4 +1,4 @@
-"""Where options come from, and which source wins. A later one of these overrides an earlier one:
+"""The sources of options. Later sources override earlier ones.
 
 started by a host    environment (a host passes none), the host's configuration, the host's secrets
 standalone           file, environment, flags
@@ -38,15 +38,15 @@ FILE_BYTES_MAX = 1024 * 1024
 
 
 class SourceError(ValueError):
-    """A source can't be read; the message names it, what was found and what is allowed."""
+    """An unreadable source. The message names it and says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The text that one source sets for one option. It does not show in `repr`: it may be a secret, or a URL with a password.
+    """The text that one source sets for one option. `repr` hides it: it may be a secret, or a URL with a password.
 
-    :ivar origin: the source, for people
-    :ivar fault: what is wrong with it before it is looked at as an option
+    :ivar origin: the name of the source in messages
+    :ivar fault: what is wrong with the text in its source; empty if nothing is
     """
 
     text: str = field(repr=False)
@@ -57,13 +57,13 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The options that all sources together set, and what is wrong with them.
+    """The options that all sources set together, and their faults.
 
-    :ivar settings: the settings that count, by option; an option that is not there has its default
-    :ivar faults: what is wrong, a line each, without secrets; such an option has its default here
-    :ivar wrong: the options that have one
+    :ivar settings: the setting in force for each option; options that are not set are missing
+    :ivar faults: one line for each fault, without secrets; in `options`, a faulty option has its default
+    :ivar wrong: the faulty options
     :ivar unknown: names that resemble no option, by origin
-    :ivar deprecated: remarks on old names, a line each
+    :ivar deprecated: one remark for each old name
     """
 
     options: ProviderOptions
@@ -76,7 +76,7 @@ class Configuration:
 
 
 def environment_settings(environment: Mapping[str, str]) -> dict[str, Setting]:
-    """Return the settings of the environment: KEYVALUE_ and the name in capitals. Other variables are not ours."""
+    """Return the settings in the environment. A variable is named KEYVALUE_ and the option's name in capitals."""
     return {
         variable.removeprefix(VARIABLE_PREFIX).lower(): Setting(text, "environment")
         for variable, text in environment.items()
@@ -85,7 +85,7 @@ def environment_settings(environment: Mapping[str, str]) -> dict[str, Setting]:
 
 
 def host_settings(config: Mapping[str, str], secrets: Mapping[str, Secret]) -> dict[str, Setting]:
-    """Return the settings of a host. A secret can stand in for any option."""
+    """Return the settings that a host gives. A secret may set any option, and overrides the configuration."""
     return {
         **{name: Setting(text, "config") for name, text in config.items()},
         **{name: Setting(secret.reveal(), "secrets", is_secret=True) for name, secret in secrets.items()},
@@ -93,9 +93,11 @@ def host_settings(config: Mapping[str, str], secrets: Mapping[str, Secret]) -> d
 
 
 def file_settings(path: Path) -> dict[str, Setting]:
-    """Return the settings of a TOML file: `name = value` lines, where a value is a string, a whole number, a boolean, or an array of strings.
+    """Return the settings of a TOML file with lines `name = value`.
 
-    :raises SourceError: it can't be read, or holds something else
+    A value is a string, a whole number, a boolean, or an array of strings.
+
+    :raises SourceError: the file is unreadable or too large, or is not TOML
     """
     try:
         with path.open("rb") as file:
@@ -103,25 +105,28 @@ def file_settings(path: Path) -> dict[str, Setting]:
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}") from None
     if len(text) > FILE_BYTES_MAX:
-        raise SourceError(f"{path}: found more than {FILE_BYTES_MAX} bytes")
+        raise SourceError(f"{path}: the file is larger than the limit of {FILE_BYTES_MAX} bytes")
     try:
         values = tomllib.loads(text.decode())
     except UnicodeDecodeError:
-        raise SourceError(f"{path}: found bytes that are not UTF-8, allowed TOML") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no TOMLDecodeError
+        raise SourceError(f"{path}: the file is not UTF-8, as TOML requires") from None
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits raises a plain ValueError
         raise SourceError(f"{path}: {error}") from None
     return {name: _setting(value, str(path)) for name, value in values.items()}
 
 
 def flag_settings(flags: Mapping[str, str | None]) -> dict[str, Setting]:
-    """Return the settings of the command line, by option; None: the flag was not given."""
+    """Return the settings of the command line.
+
+    :param flags: texts by option; None for a flag that was not given
+    """
     return {name: Setting(text, "command line") for name, text in flags.items() if text is not None}
 
 
 def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Configuration:
-    """Return what these sources say together; a later one overrides an earlier one.
+    """Return the configuration of all sources together. Later sources override earlier ones.
 
-    :param standalone: STANDALONE_OPTIONS are options too
+    :param standalone: True to accept STANDALONE_OPTIONS too
     """
     table = SERVE_OPTIONS if standalone else OPTIONS
     settings: dict[str, Setting] = {}
@@ -162,7 +167,7 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Config
 
 
 def _setting(value: Any, origin: str) -> Setting:
-    """Return what a file says of an option, as the text that the other sources have."""
+    """Return a value of a file as a setting, with the text that other sources would have."""
     match value:
         case str():
             return Setting(value, origin)
@@ -172,11 +177,11 @@ def _setting(value: Any, origin: str) -> Setting:
             return Setting(str(value), origin)
         case list() if all(isinstance(element, str) for element in value):
             if any("," in element for element in value):
-                return Setting("", origin, fault="found a comma in a string of an array, allowed between them alone")
+                return Setting("", origin, fault="strings in an array must not contain commas")
             return Setting(",".join(value), origin)
-    found = {dict: "a table", list: "an array not of strings alone", float: f"{value}"}.get(
+    found = {dict: "a table", list: "an array with other values than strings", float: f"{value}"}.get(
         type(value), "a date or time"
     )
     return Setting(
-        "", origin, fault=f"found {found}, allowed a string, a whole number, a boolean or an array of strings"
+        "", origin, fault=f"found {found}, expected a string, a whole number, a boolean or an array of strings"
     )

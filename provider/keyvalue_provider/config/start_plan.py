@@ -1,4 +1,4 @@
-"""The plan of a start: which subjects, which connection, which options. It comes from host data, or from flags, environment and file."""
+"""The plan of a start: subjects, connection and keys. It comes from host data, or from flags, environment and file."""
 
 from __future__ import annotations
 
@@ -45,13 +45,14 @@ NAME = "keyvalue-inmemory"
 
 @dataclass(frozen=True, slots=True)
 class StartPlan:
-    """How a provider starts, besides its options.
+    """The parameters of a start that are not options.
 
-    :param prefix: of the subjects that callers use: {lattice}.{provider key}
-    :param host_data: None: there is no host; only signals stop it, and there are no links
-    :param xkeys: the keys with which the host seals secrets, if it gave any
-    :param log_level: unless the option of this name is set; `structured_logging` likewise
-    :param resolve: returns the options of a new configuration from the host
+    :param prefix: prefix of the callers' subjects: {lattice}.{provider key}
+    :param host_data: None without a host; then there are no links, and only signals stop the provider
+    :param xkeys: the keys that open sealed secrets, or None if the host data has none
+    :param log_level: used if the option `log_level` is not set
+    :param structured_logging: used if the option `structured_logging` is not set
+    :param resolve: returns the options for a new configuration from the host
     """
 
     prefix: str
@@ -64,9 +65,9 @@ class StartPlan:
 
 
 def read_hosted_plan(descriptor: int, environment: Mapping[str, str]) -> tuple[StartPlan, Configuration]:
-    """Return the plan of a start by a host, from the host data in a pipe, and its options.
+    """Read host data from a pipe. Return the plan and the options of a start by a host.
 
-    :raises ValueError: host data or an option can't be used; the message says where it stands
+    :raises ValueError: host data or an option is wrong; the message says where
     """
     host_data = read_host_data(descriptor)
     configuration = resolve_host(host_data, host_data.config, environment)
@@ -77,9 +78,9 @@ def read_hosted_plan(descriptor: int, environment: Mapping[str, str]) -> tuple[S
 def read_standalone_plan(
     arguments: argparse.Namespace, environment: Mapping[str, str]
 ) -> tuple[StartPlan, Configuration]:
-    """Return the plan of a start without a host, from the command line, and its options.
+    """Return the plan and the options of a start without a host, from the command line.
 
-    :raises ValueError: an option can't be used; the message says where it stands
+    :raises ValueError: an option is wrong; the message says where
     """
     configuration = resolve_standalone(arguments, environment)
     _refuse_faults(configuration)
@@ -87,9 +88,10 @@ def read_standalone_plan(
 
 
 def plan_hosted(host_data: HostData, configuration: Configuration, environment: Mapping[str, str]) -> StartPlan:
-    """Return the plan of a start by a host, whose options have no fault.
+    """Return the plan of a start by a host.
 
-    :raises ValueError: something else can't be used
+    :param configuration: options without a fault
+    :raises ValueError: the URLs, the user, a certificate or an xkey is wrong
     """
     user_jwt, user_seed = user_of_host(host_data)
     return StartPlan(
@@ -104,9 +106,10 @@ def plan_hosted(host_data: HostData, configuration: Configuration, environment: 
 
 
 def plan_standalone(configuration: Configuration) -> StartPlan:
-    """Return the plan of a start without a host, whose options have no fault.
+    """Return the plan of a start without a host.
 
-    :raises ValueError: something else can't be used
+    :param configuration: options without a fault
+    :raises ValueError: links are required, or the user or a certificate is wrong
     """
     options = configuration.standalone
     refuse_links(configuration)
@@ -125,7 +128,7 @@ def plan_standalone(configuration: Configuration) -> StartPlan:
 def urls_of_host(host_data: HostData) -> tuple[str, ...]:
     """Return the URLs of NATS.
 
-    :raises ValueError: the host data has none that can be used
+    :raises ValueError: they are malformed
     """
     try:
         return split_urls(host_data.lattice_rpc_url)
@@ -134,15 +137,13 @@ def urls_of_host(host_data: HostData) -> tuple[str, ...]:
 
 
 def user_of_host(host_data: HostData) -> tuple[str, str]:
-    """Return JWT and seed of the NATS user, empty if there is none.
+    """Return JWT and seed of the NATS user; empty strings if there is none.
 
-    :raises ValueError: the host data has none that can be used
+    :raises ValueError: there is a JWT without a seed, or the seed is malformed
     """
     user_jwt, user_seed = host_data.lattice_rpc_user_jwt.reveal(), host_data.lattice_rpc_user_seed.reveal()
     if user_jwt and not user_seed:
-        raise ValueError(
-            "host data: lattice_rpc_user_seed: found none beside lattice_rpc_user_jwt, allowed both or none"
-        )
+        raise ValueError("host data: lattice_rpc_user_seed: the seed is missing, and lattice_rpc_user_jwt needs it")
     if user_seed:
         try:
             decode_seed("U", user_seed)
@@ -152,13 +153,13 @@ def user_of_host(host_data: HostData) -> tuple[str, str]:
 
 
 def user_of(configuration: Configuration) -> tuple[str, str]:
-    """Return the same without a host: from the files that the options name.
+    """Return JWT and seed of the NATS user, from the files that the options name; empty strings if there are none.
 
-    :raises ValueError: a file can't be used
+    :raises ValueError: both options are set, or a file is unreadable or malformed
     """
     options = configuration.standalone
     if options.credentials is not None and options.nkey is not None:
-        raise ValueError("credentials, nkey: found both, allowed one of them")
+        raise ValueError("credentials, nkey: both are set; set only one of them")
     name = "nkey" if options.credentials is None else "credentials"
     try:
         if options.credentials is not None:
@@ -169,23 +170,23 @@ def user_of(configuration: Configuration) -> tuple[str, str]:
 
 
 def refuse_links(configuration: Configuration) -> None:
-    """Refuse to require links where there is no host to give them.
+    """Check that links are not required, as there is no host to put them.
 
     :raises ValueError: links are required
     """
     if configuration.options.require_link:
-        raise ValueError("require_link: found true, allowed false without a host: there are no links")
+        raise ValueError("require_link: without a host there are no links, so this must be false")
 
 
 def resolve_host(host_data: HostData, config: Mapping[str, str], environment: Mapping[str, str]) -> Configuration:
-    """Return the options of a provider that a host has started, with this configuration."""
+    """Return the options of a provider that a host has started with this configuration."""
     return resolve(environment_settings(environment), host_settings(config, host_data.secrets))
 
 
 def resolve_standalone(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Configuration:
     """Return the options of a provider without a host.
 
-    :raises SourceError: the file can't be read
+    :raises SourceError: the file is unreadable
     """
     return resolve(
         {} if arguments.config is None else file_settings(Path(arguments.config)),
@@ -211,21 +212,21 @@ def _connection(
 
 
 def tls_of(configuration: Configuration) -> TlsOptions | None:
-    """Return the certificates that the options set, if any.
+    """Return the options for TLS, or None if none of them is set.
 
-    :raises ValueError: one can't be used
+    :raises ValueError: a certificate or key is unusable
     """
     tls = configuration.options.tls_options()
     if tls is not None:
         try:
-            tls.context()  # only to find out now what is wrong with it
+            tls.context()  # raises if a certificate or key is unusable
         except ValueError as error:
             raise ValueError(_discreet(f"tls_{error}", configuration)) from None
     return tls
 
 
 def _discreet(message: str, configuration: Configuration) -> str:
-    """Return what is wrong with a certificate, without a path that came as a secret: it may be no path at all."""
+    """Return an error of a certificate without paths that came as secrets. Such a path may be a key by mistake."""
     for setting in configuration.settings.values():
         if setting.is_secret:
             message = message.replace(repr(setting.text[:SHOWN_MAX]), "<redacted>")
@@ -233,9 +234,9 @@ def _discreet(message: str, configuration: Configuration) -> str:
 
 
 def xkeys_of(host_data: HostData) -> Xkeys | None:
-    """Return the keys that the host has given, or None if it has not given both.
+    """Return the xkeys of the host data, or None unless it has both.
 
-    :raises ValueError: one of them is malformed
+    :raises ValueError: a key is malformed
     """
     if not (host_data.provider_xkey_private_key and host_data.host_xkey_public_key):
         return None

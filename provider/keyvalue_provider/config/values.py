@@ -1,6 +1,6 @@
-"""Types of options' values: how a value is read from text, how it is shown, and what stands for it in help.
+"""The types of options' values. A type parses a value from text, and shows it again.
 
-An error names the option, the value that was found, and what is allowed. Nothing here knows which options there are.
+An error names the option, the value found, and what is allowed. This module does not know which options exist.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
     "split_address",
 ]
 
-#: The engine's largest number, where it is neither a length nor a time.
+#: The engine's largest number, except for lengths and times.
 NUMBER_MAX = 2**63 - 1
 ADDRESS_FORM = "HOST:PORT, with a port from 0 to 65535"
 #: An error shows this many characters of a malformed value.
@@ -51,9 +51,9 @@ T = TypeVar("T")
 
 
 class OptionError(ValueError):
-    """An option that can't be used; the message names it, what was found and what is allowed.
+    """A malformed or misspelt option. The message names it, the value found, and what is allowed.
 
-    :ivar discreet: the message without the value, which in a link's configuration may be a secret
+    :ivar discreet: the message without the value, which may be a secret
     """
 
     def __init__(self, message: str, discreet: str | None = None) -> None:
@@ -73,11 +73,11 @@ class OptionError(ValueError):
 class ValueType(Generic[T]):
     """A type of values.
 
-    :param parse: reads a value, given the option's name and the text; raises OptionError
-    :param metavar: stands for a value in help
-    :param show: returns the value as people may see it: no password, key or seed
-    :param bare: the text that a flag without a value means; None: a value must follow
-    :param is_secret: the value is left out of `repr`
+    :param parse: returns the value of an option's name and text, or raises OptionError
+    :param metavar: the placeholder for a value in the help
+    :param show: returns the value as text, without passwords, keys and seeds
+    :param bare: the text that a flag without a value stands for; None if the flag needs a value
+    :param is_secret: True to leave the value out of `repr`
     """
 
     parse: Callable[[str, str], T]
@@ -88,12 +88,12 @@ class ValueType(Generic[T]):
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Return host and port from HOST:PORT; a port alone is one of the loopback address.
+    """Return host and port of HOST:PORT. The host of a port alone is 127.0.0.1.
 
     >>> split_address("9464")
     ('127.0.0.1', 9464)
 
-    :raises ValueError: it is neither
+    :raises ValueError: the text is malformed
     """
     host, _, port = text.strip().rpartition(":")
     is_bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
@@ -105,7 +105,7 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def one_of(*texts: str) -> ValueType[str]:
-    """Return the type whose values are these texts, in small letters or capitals."""
+    """Return the type whose values are these texts. Case is ignored."""
 
     def parse(name: str, text: str) -> str:
         value = text.strip().lower()
@@ -207,9 +207,9 @@ def _parse_bucket_name(name: str, text: str) -> bytes:
 
 def _parse_bucket_names(name: str, text: str) -> frozenset[bytes]:
     buckets = frozenset(_encoded(name, bucket.strip()) for bucket in text.split(",") if bucket.strip())
-    if buckets:  # a list that is empty by mistake must not open all buckets
+    if buckets:  # an empty list, perhaps by mistake, must not allow all buckets
         return buckets
-    raise OptionError.of(name, text, "names of buckets with commas between")
+    raise OptionError.of(name, text, "names of buckets, separated by commas")
 
 
 def _show_bucket_names(buckets: frozenset[bytes]) -> str:
@@ -219,7 +219,7 @@ def _show_bucket_names(buckets: frozenset[bytes]) -> str:
 def _encoded(name: str, text: str) -> bytes:
     try:
         return text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can express
         raise OptionError.of(name, text, "text that can be encoded in UTF-8") from None
 
 
@@ -235,7 +235,7 @@ FLAG = ValueType(_parse_flag, "true|false", _show_flag, bare="true")
 COUNT = _number("N")
 SHARDS = ValueType(_parse_shards, "N")
 BYTES = _number("BYTES")
-#: Bytes of one key, value or name.
+#: The length of one key, value or name.
 LENGTH = _number("BYTES", LENGTH_MAX)
 MILLISECONDS = _number("MS")
 TTL = _number("MS", TTL_MS_MAX)
@@ -247,7 +247,7 @@ LOG_LEVEL = ValueType(_parse_level, "LEVEL")
 ADDRESS = ValueType(_parse_address, "HOST:PORT")
 NATS_URLS = ValueType(_parse_urls, "URL", _show_urls, is_secret=True)
 SUBJECT_PREFIX = ValueType(_parse_subject_prefix, "LATTICE.KEY")
-#: The path of a file that holds a seed. It may be the seed itself by mistake.
+#: The path of a file that holds a seed. By mistake it may be the seed itself.
 USER_FILE = ValueType(_parse_some_text, "FILE", shown_path, is_secret=True)
 #: The path of a PEM file, or its text.
 PEM = ValueType(_parse_some_text, "FILE", _show_pem)

@@ -1,1 +1,4 @@
-"""The contract with a wasmCloud 1.x host: host data, links, lattice, secrets, health, shutdown. Knows nothing of key-value."""
+"""The contract with a wasmCloud 1.x host: host data, links, lattice, secrets, health, shutdown.
+
+It knows nothing of key-value.
+"""

@@ -1,4 +1,4 @@
-"""Host data: what a host writes to a provider's standard input, once, as a line of base64 of JSON."""
+"""Host data: one line of base64 of JSON, which a host writes once to a provider's standard input."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ EXPECTED = (
 
 
 class HostDataError(ValueError):
-    """Standard input holds no host data; the message names the field and what was expected, never a value."""
+    """Malformed host data. The message names the field and what was expected, never a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostData:
-    """Host data, with defaults for what is missing. Names are those of the JSON; what is secret does not show in `repr`.
+    """Host data, with defaults for missing fields. The names are those of the JSON. `repr` shows no secrets.
 
-    :ivar link_definitions: each the JSON of a well-formed link, whose secrets are still sealed
+    :ivar link_definitions: the JSON of well-formed links, with their secrets still sealed
     """
 
     host_id: str = ""
@@ -62,14 +62,14 @@ class HostData:
 
 
 def read_host_data(descriptor: int, timeout_s: float = READ_TIMEOUT_S) -> HostData:
-    """Host data from a pipe or file, which may stay open behind it. Waits at most `timeout_s`.
+    """Read host data from a pipe or file, which may stay open afterwards. Wait at most `timeout_s`.
 
-    :raises HostDataError: nothing whole came in time, or what came is no host data
+    :raises HostDataError: the host data is malformed, or incomplete after `timeout_s`
     """
     try:
         return _read_host_data(descriptor, timeout_s)
     except OSError as error:
-        raise HostDataError(f"standard input can't be read ({error.strerror}), {EXPECTED}") from None
+        raise HostDataError(f"standard input cannot be read ({error.strerror}), {EXPECTED}") from None
 
 
 def _read_host_data(descriptor: int, timeout_s: float) -> HostData:
@@ -80,7 +80,7 @@ def _read_host_data(descriptor: int, timeout_s: float) -> HostData:
         if not select.select([descriptor], [], [], left_s)[0]:
             if not text.strip():
                 raise HostDataError(f"found nothing on standard input within {timeout_s:g} s, {EXPECTED}")
-            return parse_host_data(text)  # it says what is wrong with it
+            return parse_host_data(text)  # its error says what is wrong
         piece = os.read(descriptor, 64 * 1024)
         text += piece
         if len(text) > HOST_DATA_BYTES_MAX:
@@ -92,9 +92,9 @@ def _read_host_data(descriptor: int, timeout_s: float) -> HostData:
 
 
 def parse_host_data(text: bytes) -> HostData:
-    """Host data from its base64, which may be wrapped over lines.
+    """Return the host data in a base64 text, which may be wrapped over several lines.
 
-    :raises HostDataError: it is none
+    :raises HostDataError: the text is malformed
     """
     if not text.strip():
         raise HostDataError(f"found an empty standard input, {EXPECTED}")
@@ -109,7 +109,7 @@ def parse_host_data(text: bytes) -> HostData:
 
 
 def _is_whole(text: bytes) -> bool:
-    """Whether nothing more need be waited for: the text is JSON, or can never become base64."""
+    """Return True if there is nothing to wait for: the text is complete, or can never become base64."""
     if re.search(rb"[^A-Za-z0-9+/=\s]", text):
         return True
     try:
@@ -163,7 +163,7 @@ def _from_json(value: Any) -> HostData:
 
 
 def _links(values: list[Any]) -> tuple[Any, ...]:
-    """These, if all are links."""
+    """Return the values as they are, if all are links."""
     for index, value in enumerate(values):
         LinkDefinition.from_json(value, f"link_definitions[{index}].", unseal=lambda _: b"{}")
     return tuple(values)

@@ -1,4 +1,4 @@
-"""Reading JSON objects of known shape: each field with its type, and errors that name the field and never its value."""
+"""Typed access to the fields of a JSON object. Errors name the field, but never its value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["FieldError", "Fields", "shown_name"]
 
-#: Of a name that another has chosen, so much is told: what is told must fit a message.
+#: An error shows this many characters of a name from outside, so that it fits a message.
 NAME_CHARACTERS_MAX = 128
 
 _NAMES: dict[type, str] = {
@@ -22,20 +22,20 @@ _NAMES: dict[type, str] = {
 
 
 class FieldError(ValueError):
-    """A field of another type than expected; the message names it, what was found and what was expected."""
+    """A field of the wrong type. The message names the field, the type found and the type expected."""
 
 
 class Fields:
-    """The fields of one JSON object. A field that is missing or null has its default; unknown ones are ignored.
+    """The fields of one JSON object. A missing or null field has its default. Unknown fields are ignored.
 
-    :param what: the object's name in errors, as `link_definitions[2].`
+    :param what: the object's name in errors, for example `link_definitions[2].`
     """
 
     __slots__ = ("_fields", "_what")
 
     def __init__(self, fields: Any, what: str = "") -> None:
         if not isinstance(fields, dict):
-            raise FieldError(f"{what.rstrip('.') or 'the whole'}: found {_name(fields)}, expected an object")
+            raise FieldError(f"{what.rstrip('.') or 'top level'}: found {_name(fields)}, expected an object")
         self._fields: dict[str, Any] = fields
         self._what = what
 
@@ -43,29 +43,29 @@ class Fields:
         return self._fields.get(name) is not None
 
     def text(self, name: str, default: str = "") -> str:
-        """A string; an empty one is as good as none."""
+        """Return a string. An empty one counts as missing."""
         value: str = self._take(name, str, "a string", default)
         return value or default
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """A boolean."""
+        """Return a boolean."""
         value: bool = self._take(name, bool, "a boolean", default)
         return value
 
     def number(self, name: str, default: int) -> int:
-        """A whole number that is not negative."""
+        """Return a whole number that is not negative."""
         value: int = self._take(name, int, "a whole number", default)
         if isinstance(value, bool) or value < 0:
             raise self._error(name, value, "a whole number from 0")
         return value
 
     def array(self, name: str) -> list[Any]:
-        """An array; its elements are the caller's to check."""
+        """Return an array. The caller checks its elements."""
         value: list[Any] = self._take(name, list, "an array", [])
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """An array of strings."""
+        """Return an array of strings."""
         values = self.array(name)
         for index, value in enumerate(values):
             if not isinstance(value, str):
@@ -73,16 +73,16 @@ class Fields:
         return tuple(values)
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """An object; its values are the caller's to check."""
+        """Return an object. The caller checks its values."""
         value: dict[str, Any] = self._take(name, dict, "an object", {})
         return value
 
     def text_map(self, name: str) -> dict[str, str]:
-        """An object whose values are strings."""
+        """Return an object whose values are strings."""
         return text_map(self.mapping(name), f"{self._what}{name}")
 
     def octets(self, name: str) -> bytes | None:
-        """An array of byte numbers."""
+        """Return the bytes of an array of numbers, or None if it is missing."""
         if name not in self:
             return None
         numbers = self.array(name)
@@ -104,9 +104,9 @@ class Fields:
 
 
 def text_map(value: Any, what: str) -> dict[str, str]:
-    """The object, whose values must be strings.
+    """Return an object whose values are strings.
 
-    :raises FieldError: it is none, or a value is not
+    :raises FieldError: it is not an object, or a value is not a string
     """
     if not isinstance(value, Mapping):
         raise FieldError(f"{what}: found {_name(value)}, expected an object of strings")
@@ -117,7 +117,7 @@ def text_map(value: Any, what: str) -> dict[str, str]:
 
 
 def shown_name(name: str) -> str:
-    """As much of a name in JSON as an error tells."""
+    """Return the part of a name that an error shows."""
     return name[:NAME_CHARACTERS_MAX]
 
 

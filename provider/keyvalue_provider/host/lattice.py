@@ -1,10 +1,11 @@
-"""Asking the lattice for the provider's links: those that were put while it started are told to nobody again.
+"""Requests for the provider's links in the lattice. A host does not repeat links that it put during the start.
 
-wasmbus.ctl.v1.{lattice}.link.get            -> {"success", "message", "response": [links]}, which name their configurations
+wasmbus.ctl.v1.{lattice}.link.get            -> {"success", "message", "response": [links]}
 wasmbus.ctl.v1.{lattice}.config.get.{name}   -> {"success", "message", "response": {option: text}}
 
-A configuration whose name begins with SECRET is a secret, which the lattice does not tell. A link with one, or with a configuration that
-can't be had, can't be read: what it allows is not known.
+The links name their configurations. A configuration whose name begins with SECRET is a secret, which the lattice does
+not give. A link with a secret, or with a configuration that is not available, is unreadable: nobody knows what it
+allows.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ __all__ = ["LatticeLink", "lattice_links"]
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 2.0
-#: Of the name of a configuration, so much is told.
+#: An error shows this many characters of a configuration's name.
 NAME_CHARACTERS_MAX = 64
-#: And so much of what the lattice says of a failure.
+#: An error shows this many characters of the lattice's message.
 MESSAGE_CHARACTERS_MAX = 256
-#: A NATS server ends the connection at a control line of more than 4 KiB.
+#: A NATS server closes the connection at a control line of more than 4 KiB.
 NAME_BYTES_MAX = 1024
 SECRET_PREFIX = "SECRET"
 CONFIG_FIELDS = ("source_config", "target_config")
 
 
 class LatticeLink(NamedTuple):
-    """A link as the lattice tells it.
+    """A link as the lattice gives it.
 
-    :param value: as a host would put it
-    :param unreadable: why it can't be used; empty if it can
+    :param value: the link as a host would put it
+    :param unreadable: why the link is unreadable; empty if it is readable
     """
 
     key: LinkKey
@@ -47,33 +48,33 @@ class LatticeLink(NamedTuple):
 
 
 async def lattice_links(connection: Connection, lattice: str, provider_key: str) -> list[LatticeLink] | None:
-    """The links of this provider; None where nobody answers well, as where there is no lattice.
+    """Return the links of this provider, or None if there is no usable answer, as without a lattice.
 
-    :raises DisconnectedError: NATS is away
+    :raises DisconnectedError: NATS is not connected
     """
     prefix = f"wasmbus.ctl.v1.{lattice}"
     try:
         answer = await _asked(connection, f"{prefix}.link.get")
         fields = Fields(answer)
         if not fields.flag("success", True):
-            raise FieldError(f"found no success: {fields.text('message')[:MESSAGE_CHARACTERS_MAX]!r}")
+            raise FieldError(f"the request failed: {fields.text('message')[:MESSAGE_CHARACTERS_MAX]!r}")
         links = fields.array("response")
     except TimeoutError:
-        log.debug("nobody answers for the links of the lattice")
+        log.debug("the lattice does not answer the request for links")
         return None
     except FieldError as error:
         log.warning("the links of the lattice: %s", error)
         return None
     mine = {key: link for link in links if (key := key_of(link)) is not None and provider_key in key[:2]}
     if len(mine) > LINKS_MAX:
-        log.warning("the links of the lattice: found %d of this provider, allowed %d", len(mine), LINKS_MAX)
+        log.warning("the links of the lattice: %d links of this provider; the limit is %d", len(mine), LINKS_MAX)
         return None
     configs = Configs(connection, prefix)
     return [await _read(key, link, configs) for key, link in mine.items()]
 
 
 class Configs:
-    """Named configurations, each asked for once, and none any more once one had no answer."""
+    """The named configurations of the lattice. Each is requested once, and none after a request without an answer."""
 
     def __init__(self, connection: Connection, prefix: str) -> None:
         self._connection = connection
@@ -82,10 +83,10 @@ class Configs:
         self._silent = False
 
     async def get(self, name: str) -> dict[str, str]:
-        """The options of one.
+        """Return the options of a configuration.
 
-        :raises FieldError: it can't be had
-        :raises DisconnectedError: NATS is away
+        :raises FieldError: the configuration is not available
+        :raises DisconnectedError: NATS is not connected
         """
         if name not in self._found:
             try:
@@ -99,22 +100,22 @@ class Configs:
 
     async def _ask(self, name: str) -> dict[str, str]:
         if name.startswith(SECRET_PREFIX):
-            raise FieldError("found a secret, which the lattice does not tell: the link must be put again")
+            raise FieldError("the lattice does not give secrets; delete the link and put it again")
         try:
             check_subject(name, "name")
         except ValueError as error:
             raise FieldError(str(error)) from None
         if (name_bytes := len(name.encode())) > NAME_BYTES_MAX:
-            raise FieldError(f"name: found {name_bytes} bytes, allowed {NAME_BYTES_MAX}")
+            raise FieldError(f"the name is {name_bytes} bytes; the limit is {NAME_BYTES_MAX}")
         try:
             if self._silent:
                 raise TimeoutError
             fields = Fields(await _asked(self._connection, f"{self._prefix}.config.get.{name}"))
         except TimeoutError:
             self._silent = True
-            raise FieldError(f"found no answer of the lattice within {REQUEST_TIMEOUT_S:g} s") from None
+            raise FieldError(f"the lattice has not answered within {REQUEST_TIMEOUT_S:g} s") from None
         if "response" not in fields:
-            raise FieldError("found no such configuration")
+            raise FieldError("the lattice has no such configuration")
         return fields.text_map("response")
 
 
@@ -127,7 +128,7 @@ async def _asked(connection: Connection, subject: str) -> Any:
 
 
 async def _read(key: LinkKey, link: Any, configs: Configs) -> LatticeLink:
-    """A link with its configurations in place of their names; of options of the same name the last counts."""
+    """Return a link with its configurations in place of their names. Later configurations override earlier ones."""
     value: dict[str, Any] = {**link}
     try:
         fields = Fields(link)
@@ -137,5 +138,5 @@ async def _read(key: LinkKey, link: Any, configs: Configs) -> LatticeLink:
                 options |= await configs.get(name)
             value[field] = options
     except FieldError as error:
-        return LatticeLink(key, value, f"its configuration {error}")
+        return LatticeLink(key, value, f"configuration {error}")
     return LatticeLink(key, value, "")

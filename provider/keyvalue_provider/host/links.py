@@ -1,4 +1,4 @@
-"""Links: who may call the provider, and whom the provider may call. Knows the host's contract, and nothing of key-value."""
+"""Links: which components may call the provider, and which ones the provider may call."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["LINKS_MAX", "LinkDefinition", "LinkKey", "Links", "Unseal", "key_of"
 
 log = logging.getLogger(__name__)
 
-#: Links that are kept, and of those that something is said about how many are told: whoever may publish can put links.
+#: Limits of the links that are kept, and of the lines about them. Anyone who may publish can put links.
 LINKS_MAX = 10_000
 LINES_MAX = 8
-OVERFLOW = f"more than {LINKS_MAX} links can't be used: callers without a link are denied all, until a restart"
-#: Source, target and name: a component may be linked to a provider more than once, under several names.
+OVERFLOW = f"more than {LINKS_MAX} links are unusable: callers without a link are denied everything until a restart"
+#: Source, target and name. A component may have several links to a provider, under different names.
 LinkKey = tuple[str, str, str]
-#: Opens sealed bytes; raises ValueError where it can't.
+#: Opens sealed bytes, or raises ValueError.
 Unseal = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class LinkDefinition:
-    """A link, as the host defines it. Configurations may hold what is secret: only their names show in `str` and `repr`."""
+    """A link as the host defines it. Its configurations may hold secrets, so `str` and `repr` show only the names."""
 
     source_id: str
     target: str
@@ -43,17 +43,17 @@ class LinkDefinition:
 
     @property
     def source_options(self) -> dict[str, str]:
-        """What the source's side sets, in clear: a secret goes before what the configuration says under its name."""
+        """The options of the source's side, in clear text. A secret overrides a configured option of its name."""
         return _options(self.source_config, self.source_secrets)
 
     @property
     def target_options(self) -> dict[str, str]:
-        """The same of the target's side."""
+        """The options of the target's side, in clear text. A secret overrides a configured option of its name."""
         return _options(self.target_config, self.target_secrets)
 
     @property
     def key(self) -> LinkKey:
-        """What tells this link from others."""
+        """The key of this link."""
         return self.source_id, self.target, self.name
 
     def __str__(self) -> str:
@@ -67,10 +67,10 @@ class LinkDefinition:
 
     @classmethod
     def from_json(cls, value: Any, what: str = "", unseal: Unseal | None = None) -> LinkDefinition:
-        """A link from its JSON object.
+        """Return the link of a JSON object.
 
-        :param unseal: opens what the host has sealed; without it a link with secrets can't be read
-        :raises FieldError: a field is of the wrong type, or names nobody, or secrets can't be opened
+        :param unseal: opens sealed secrets; without it a link with secrets is refused
+        :raises FieldError: a field has the wrong type, source or target is missing, or the secrets cannot be opened
         """
         fields = Fields(value, what)
         link = cls(
@@ -92,7 +92,7 @@ class LinkDefinition:
 
 
 class Links:
-    """The links of one provider: those it is the target or the source of, by source, target and name.
+    """The links of one provider, which is the target or the source of each.
 
     :param unseal: opens the secrets of links
     """
@@ -103,9 +103,9 @@ class Links:
         self._links: dict[LinkKey, LinkDefinition] = {}
         self._unusable: dict[LinkKey, str] = {}
         self._remarks: dict[LinkKey, str] = {}
-        #: A link was not kept since there are too many: nobody knows what it allows, so callers without a link may be its.
+        #: True after LINKS_MAX kept an unusable link out. Any caller without a link may then be its source.
         self.overflowed = False
-        #: How often they changed: whoever works something out of them compares.
+        #: Number of changes so far. Compare it to find out if derived data is stale.
         self.changes = 0
 
     def __len__(self) -> int:
@@ -115,19 +115,19 @@ class Links:
         return iter(list(self._links.values()))
 
     def find(self, source_id: str, name: str) -> LinkDefinition | None:
-        """The link by which this source may call the provider."""
+        """Return the link that lets this source call the provider, or None."""
         return self._links.get((source_id, self._provider_key, name))
 
     def callers(self) -> list[LinkDefinition]:
-        """The links by which somebody may call the provider."""
+        """Return the links whose target is the provider."""
         return [link for link in self._links.values() if link.target == self._provider_key]
 
     def callees(self) -> list[LinkDefinition]:
-        """The links by which the provider may call somebody."""
+        """Return the links whose source is the provider."""
         return [link for link in self._links.values() if link.source_id == self._provider_key]
 
     def refused_callers(self) -> list[tuple[str, str]]:
-        """Source id and name of the links by which somebody could call the provider if they could be read."""
+        """Return source id and name of the unreadable links whose target is the provider."""
         return [
             (source_id, name)
             for source_id, target, name in self._unusable.keys() - self._links.keys()
@@ -136,34 +136,34 @@ class Links:
 
     @property
     def unusable(self) -> list[str]:
-        """Why links that were put can't be used: one line each."""
-        return [*([OVERFLOW] if self.overflowed else []), *_first(self._unusable.values(), "links more can't be used")]
+        """Why links are unusable, one line for each link."""
+        return [*([OVERFLOW] if self.overflowed else []), *_first(self._unusable.values(), "more unusable links")]
 
     @property
     def remarks(self) -> list[str]:
-        """What is odd about links that can be used: one line each."""
-        return _first(self._remarks.values(), "remarks more on links")
+        """Oddities of usable links, one line for each link."""
+        return _first(self._remarks.values(), "more remarks on links")
 
     def refuse(self, link: LinkDefinition, reason: str) -> None:
-        """Note in `unusable`, until the link changes or goes, that what it asks for can't be had. It stays among the links."""
+        """Add a link to `unusable` until it is changed or deleted. It stays among the links."""
         self._unusable[link.key] = f"{_named(link.key)}: {reason}"
 
     def remark(self, link: LinkDefinition, what: str) -> None:
-        """Note something in `remarks`, until the link changes or goes."""
+        """Add a remark on a link to `remarks` until the link is changed or deleted."""
         self._remarks[link.key] = f"{_named(link.key)}: {what}"
 
     def put(self, link: LinkDefinition) -> bool:
-        """Keep a link, in place of one of the same key; whether anything changed.
+        """Add or replace a link. Return True if anything changed.
 
-        :raises FieldError: the link has nothing to do with this provider
+        :raises FieldError: the link is not from or to this provider, or there are LINKS_MAX links already
         """
         if self._provider_key not in (link.target, link.source_id):
             raise FieldError(
-                f"found a link from {shown_name(link.source_id)} to {shown_name(link.target)}, "
-                f"expected {self._provider_key} as one of them"
+                f"the link from {shown_name(link.source_id)} to {shown_name(link.target)} "
+                f"does not belong to this provider ({self._provider_key})"
             )
         if link.key not in self._links and len(self._links) >= LINKS_MAX:
-            raise FieldError(f"links: found {LINKS_MAX + 1}, allowed {LINKS_MAX}")
+            raise FieldError(f"there are {LINKS_MAX} links already, which is the limit")
         if self._links.get(link.key) == link:
             return False
         self._forget(link.key)
@@ -171,22 +171,22 @@ class Links:
         return True
 
     def delete(self, key: LinkKey) -> bool:
-        """Forget a link; whether it was known."""
+        """Remove a link. Return True if it was known."""
         was_known = self.knows(key)
         if was_known:
             self._forget(key)
         return was_known
 
     def put_json(self, payload: bytes) -> LinkDefinition | None:
-        """`put_value` of the JSON of a `linkdefs.put`."""
+        """Add or replace the link in a `linkdefs.put` message. Return the link, or None if nothing changed."""
         return self.put_value(parse_link(payload))
 
     def put_value(self, value: Any) -> LinkDefinition | None:
-        """Keep a link as JSON gives it; the link, or None if it was known just so.
+        """Add or replace the link of a JSON value. Return the link, or None if nothing changed.
 
-        One that can't be used is noted in `unusable` until a good one of its key comes, or it is deleted.
+        A malformed link with a readable key is listed in `unusable` until a good one replaces it or it is deleted.
 
-        :raises FieldError: it is no link
+        :raises FieldError: the link is malformed, or `put` refuses it
         """
         try:
             link = LinkDefinition.from_json(value, unseal=self._unseal)
@@ -198,8 +198,8 @@ class Links:
             raise
 
     def put_unreadable(self, key: LinkKey, reason: str) -> None:
-        """Note in `unusable`, in place of a link of this key, that there is one which can't be read."""
-        self._forget(key)  # the old definition no longer holds
+        """Add an unreadable link to `unusable`, in place of any link of the same key."""
+        self._forget(key)  # the old definition is no longer valid
         if len(self._unusable) < LINKS_MAX:
             self._unusable[key] = f"{_named(key)}: {reason}"
         elif not self.overflowed:
@@ -207,7 +207,7 @@ class Links:
             log.error("%s", OVERFLOW)
 
     def knows(self, key: LinkKey) -> bool:
-        """Whether there is a link of this key, readable or not."""
+        """Return True if there is a link of this key, readable or not."""
         return key in self._links or key in self._unusable
 
     def _forget(self, key: LinkKey) -> None:
@@ -223,7 +223,7 @@ def _named(key: LinkKey) -> str:
 
 
 def _first(lines: Collection[str], more: str) -> list[str]:
-    """The first of these, and how many there are besides."""
+    """Return the first LINES_MAX lines, and a line with the number of the rest."""
     first = list(islice(lines, LINES_MAX))
     if len(lines) > LINES_MAX:
         first.append(f"and {len(lines) - LINES_MAX} {more}")
@@ -235,28 +235,28 @@ def _options(config: Mapping[str, str], secrets: Mapping[str, Secret]) -> dict[s
 
 
 def _secrets(sealed: bytes | None, what: str, unseal: Unseal | None) -> dict[str, Secret]:
-    """The secrets of one side of a link, by name."""
+    """Return the secrets of one side of a link, by name."""
     if not sealed:
         return {}
     if unseal is None:
-        raise FieldError(f"{what}: found {len(sealed)} sealed bytes, and no keys in the host data to open them")
+        raise FieldError(f"{what}: the host data has no keys to open these secrets")
     try:
         opened = unseal(sealed)
     except ValueError as error:
         raise FieldError(f"{what}: {error}") from None
     try:
         secrets = json.loads(opened)
-    except (ValueError, RecursionError):  # whose message may quote a secret
+    except (ValueError, RecursionError):  # their messages may quote a secret
         secrets = None
     if not isinstance(secrets, dict):
-        raise FieldError(f"{what}: expected a JSON object to be sealed")
+        raise FieldError(f"{what}: the opened secrets are not a JSON object")
     return {name: Secret.from_json(secret, f"{what}.{shown_name(name)}.") for name, secret in secrets.items()}
 
 
 def parse_link(payload: bytes) -> Any:
-    """The JSON of a `linkdefs.put` or `linkdefs.del`.
+    """Return the JSON value of a `linkdefs.put` or `linkdefs.del` message.
 
-    :raises FieldError: it is none
+    :raises FieldError: the message is not JSON
     """
     try:
         return json.loads(payload)
@@ -265,10 +265,10 @@ def parse_link(payload: bytes) -> Any:
 
 
 def key_of(value: Any) -> LinkKey | None:
-    """The key of a link whose other fields may be wrong."""
+    """Return the key of a link, even if its other fields are wrong, or None if the key is malformed too."""
     if not isinstance(value, dict):
         return None
     names = (value.get("source_id"), value.get("target"), value.get("name") or "default")
     if not all(isinstance(name, str) and name for name in names):
         return None
-    return names[0], names[1], names[2]  # type: ignore[return-value] # checked one by one
+    return names[0], names[1], names[2]  # type: ignore[return-value] # checked above, in a way that mypy does not see

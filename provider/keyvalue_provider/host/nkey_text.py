@@ -1,7 +1,7 @@
-"""nkeys as text: base32 without padding of prefix, 32 bytes of key, and CRC-16/XMODEM (little endian) of both.
+"""nkeys as text: prefix, 32 bytes of key, and CRC-16/XMODEM (little endian) of both, in base32 without padding.
 
-public key   1 byte of prefix: its upper five bits are the first letter of the text
-seed         2 bytes: the letter S, then the five bits of the public key's letter
+prefix of a public key   1 byte; its upper five bits are the first letter of the text
+prefix of a seed         2 bytes; five bits for the letter S, then five for the first letter of the public key
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
 def encode_public_key(letter: str, key: bytes) -> str:
-    """The text of a public key, which begins with this letter.
+    """Return the text of a public key that begins with this letter.
 
     >>> encode_public_key("X", bytes(32))[:4]
     'XAAA'
@@ -26,22 +26,22 @@ def encode_public_key(letter: str, key: bytes) -> str:
 
 
 def encode_seed(letter: str, seed: bytes) -> str:
-    """The text of a seed whose public key begins with this letter."""
+    """Return the text of a seed whose public key begins with this letter."""
     return _encoded(_seed_prefix(letter) + seed)
 
 
 def decode_public_key(letter: str, text: str) -> bytes:
-    """The 32 bytes of a public key.
+    """Return the 32 bytes of a public key.
 
-    :raises ValueError: the text is no public key of this letter; the message does not repeat it
+    :raises ValueError: the text is not a public key with this letter; the message does not repeat it
     """
     return _decoded(bytes([LETTERS.index(letter) << 3]), text, f"a public key {letter}...")
 
 
 def decode_seed(letter: str, text: str) -> bytes:
-    """The 32 bytes of a seed.
+    """Return the 32 bytes of a seed.
 
-    :raises ValueError: the text is no seed of this letter; the message does not repeat it
+    :raises ValueError: the text is not a seed with this letter; the message does not repeat it
     """
     return _decoded(_seed_prefix(letter), text, f"a seed {SEED_LETTER}{letter}...")
 
@@ -63,7 +63,7 @@ def _decoded(prefix: bytes, text: str, expected: str) -> bytes:
         raise ValueError(f"found {len(text)} characters that are not base32, expected {expected}") from None
     key, checksum = raw[:-2], raw[-2:]
     if not key.startswith(prefix) or len(key) != len(prefix) + KEY_BYTES:
-        raise ValueError(f"found a key of another kind, of {len(text)} characters, expected {expected}")
+        raise ValueError(f"found another kind of key with {len(text)} characters, expected {expected}")
     if checksum != binascii.crc_hqx(key, 0).to_bytes(2, "little"):
-        raise ValueError(f"found a key whose checksum is wrong, expected {expected}")
+        raise ValueError(f"found a key with a wrong checksum, expected {expected}")
     return key[len(prefix) :]

@@ -1,4 +1,4 @@
-"""Values that must not be seen."""
+"""Values that must not appear in logs or errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Secret"]
 
 
 class Secret:
-    """Holds a secret; prints, formats and compares without showing it. False when empty.
+    """A secret text. Printing or formatting it does not show it. An empty one is false.
 
     >>> Secret("hush")
     <redacted>
@@ -25,10 +25,12 @@ class Secret:
 
     @classmethod
     def from_json(cls, value: Any, what: str) -> Secret:
-        """A secret as a host writes it: `{"kind": "String", "value": text}` or `{"kind": "Bytes", "value": [numbers]}`.
+        """Return a secret in a host's form.
 
-        :param what: its name in errors, as `secrets.password.`
-        :raises FieldError: it is none; the message does not show its value
+        The form is `{"kind": "String", "value": text}` or `{"kind": "Bytes", "value": [numbers]}`.
+
+        :param what: the secret's name in errors, for example `secrets.password.`
+        :raises FieldError: it is malformed; the message does not show its value
         """
         fields = Fields(value, what)
         match fields.text("kind"):
@@ -39,7 +41,10 @@ class Secret:
         raise FieldError(f"{what}kind: expected String or Bytes")
 
     def reveal(self) -> str:
-        """The secret as text. Bytes are read as UTF-8; what is none comes as half surrogate pairs, which no option takes."""
+        """Return the secret as text.
+
+        Bytes are decoded as UTF-8. Invalid bytes become lone surrogates, which every option refuses.
+        """
         return self._value if isinstance(self._value, str) else self._value.decode(errors="surrogateescape")
 
     def __bool__(self) -> bool:
@@ -55,4 +60,4 @@ class Secret:
         return "<redacted>"
 
     def __reduce__(self) -> str:
-        raise TypeError("a secret is not written anywhere")
+        raise TypeError("a secret cannot be pickled or copied")

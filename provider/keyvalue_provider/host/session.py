@@ -1,7 +1,8 @@
-"""A provider's life as its host directs it: health, links, configuration, shutdown. Knows nothing of what the provider does (`Capability`).
+"""The session with the host: health, links, configuration, shutdown.
 
-What the host says comes on the subjects of `keyvalue_provider.host.subjects`. A host puts a link once, also while the provider starts and
-does not listen yet; so the session asks the lattice for links at the start, and whenever NATS was away.
+It knows the provider only as a `Capability`. `keyvalue_provider.host.subjects` lists the subjects. A host puts each
+link once, even if the provider is still starting and does not listen yet. So the session asks the lattice for links
+at the start and after each reconnect.
 """
 
 from __future__ import annotations
@@ -25,36 +26,38 @@ __all__ = ["Capability", "HostSession"]
 
 log = logging.getLogger(__name__)
 
-#: When the lattice is asked for links. Hosts come back after a reconnect, as we do, and are not there at once.
+#: Pauses in seconds before each request for links. After a reconnect, the hosts must reconnect too, which takes time.
 AT_ONCE = (0.0,)
 RECONNECTED = (0.0, 1.0, 3.0, 10.0)
 
 
 class Capability(Protocol):
-    """What a provider does with what its host says."""
+    """A provider, as the session with its host needs it."""
 
     def ailments(self) -> list[str]:
-        """Return what keeps the provider from serving well, a line each; none if it is healthy."""
+        """Return why the provider is unhealthy, one line for each reason."""
         ...
 
     def configure(self, config: Mapping[str, str]) -> None:
-        """Take the whole new configuration."""
+        """Apply a new configuration, which is always complete."""
         ...
 
     def refuse_configuration(self, reason: str) -> None:
-        """Note that there is a new configuration that can't be read."""
+        """Record that a new configuration is unreadable."""
         ...
 
     def links_changed(self) -> None:
-        """Take the links as they are now: one was put, deleted, or replaced by what can't be used."""
+        """Apply the current links, after some were put, deleted, or replaced by unusable ones."""
         ...
 
 
 class HostSession:
-    """Listens to the host from `start` on. Sets `stop_requested` when it asks the provider to stop; then `acknowledge_stop`, last of all.
+    """The session with a host, from `start` on.
 
-    :param links: those of the host data, to which those that come are added
-    :param xkey: the provider's public one, if the host has given it keys
+    It sets `stop_requested` when the host asks the provider to stop. Call `acknowledge_stop` at the end of the stop.
+
+    :param links: the links of the host data; the session adds and deletes links
+    :param xkey: the provider's public xkey; empty if the host data has no xkeys
     """
 
     def __init__(
@@ -73,14 +76,14 @@ class HostSession:
         self._capability = capability
         self._lattice, self._provider_key = host_data.lattice_rpc_prefix, host_data.provider_key
         self._subjects = host_subjects(self._lattice, self._provider_key, host_data.link_name, xkey)
-        self.asks_to_stop = False  # the host has asked
+        self.asks_to_stop = False
         self._stop_replies: list[str] = []
         self._asking: asyncio.Task[None] | None = None
-        self._telling: asyncio.Handle | None = None  # while the capability does not know of the last changes
-        self._deleted: set[LinkKey] = set()  # before the lattice was asked, and while it is
+        self._telling: asyncio.Handle | None = None  # not None while the capability has to learn of changes
+        self._deleted: set[LinkKey] = set()  # links deleted before the lattice has answered
 
     def ailments(self) -> list[str]:
-        """Return what keeps the session from listening well, a line each."""
+        """Return why the session is unhealthy, one line for each reason."""
         if self._asking is not None and self._asking.done() and not self._asking.cancelled():
             error = self._asking.exception()
             if error is not None:
@@ -88,12 +91,13 @@ class HostSession:
         return []
 
     async def start(self) -> None:
-        """Subscribe, and then begin to ask the lattice for links that were put before.
+        """Subscribe, and then ask the lattice in the background for links that were put before.
 
         :raises DisconnectedError: the connection is closed
         """
         subjects = self._subjects
-        # A link that is put to key and xkey, deleted and put again at once must end as the host means it: in the order of all subjects.
+        # The host may put a link on the subjects of key and xkey, delete it, and put it again at once. The messages of
+        # all these subjects must be handled in the order in which they were sent.
         for subject, handle in (
             *((subject, self._on_link_put) for subject in subjects.link_puts),
             *((subject, self._on_link_delete) for subject in subjects.link_deletes),
@@ -106,10 +110,10 @@ class HostSession:
         ):
             await self._connection.subscribe(subject, callback)
         self._ask(AT_ONCE)
-        self._connection.on_reconnected = partial(self._ask, RECONNECTED)  # for what was put while NATS was away
+        self._connection.on_reconnected = partial(self._ask, RECONNECTED)  # for links put while disconnected
 
     def stop(self) -> None:
-        """Ask no more; what the host says is still heard."""
+        """Stop asking the lattice. The session still listens to the host."""
         self._connection.on_reconnected = None
         if self._asking is not None:
             self._asking.cancel()
@@ -120,14 +124,14 @@ class HostSession:
         self._asking = asyncio.create_task(self._ask_lattice(pauses_s))
 
     async def acknowledge_stop(self) -> None:
-        """Answer the host's request to stop, if it was one. The host ends the process when the answer has come."""
+        """Answer the host's shutdown requests, if there are any. The host then kills the process."""
         for reply in self._stop_replies:
             await self._answer(reply, b"provider shutdown handled successfully")
 
     def _tell_soon(self) -> None:
-        """Have the capability take the links as they are, before the next call is carried out.
+        """Report the changed links to the capability before the next call.
 
-        Once for all changes that come together: it is O(links), and they may come in thousands.
+        Changes that come together are reported once: a report is O(links), and there may be thousands of changes.
         """
         if self._telling is None:
             self._telling = asyncio.get_running_loop().call_soon(self._tell)
@@ -140,7 +144,7 @@ class HostSession:
             self._capability.links_changed()
 
     async def _on_health(self, message: Message) -> None:
-        self._tell()  # what is wrong with links that came before the question stands in the answer
+        self._tell()  # the answer must include the faults of links that came before the request
         ailments = [*self._capability.ailments(), *self.ailments(), *self._links.unusable]
         lines = [*(ailments or ["serving"]), *self._links.remarks]
         health = {"healthy": not ailments, "message": "; ".join(lines)}
@@ -149,7 +153,7 @@ class HostSession:
     def _on_link_put(self, payload: bytes) -> None:
         changes = self._links.changes
         self._put(partial(self._links.put_json, payload), "put")
-        if self._links.changes != changes:  # also where what can't be used was in place of what could
+        if self._links.changes != changes:  # true as well if an unusable link has replaced a usable one
             self._tell_soon()
 
     def _on_link_delete(self, payload: bytes) -> None:
@@ -169,15 +173,15 @@ class HostSession:
         try:
             link = put()
         except FieldError as error:
-            log.warning("a link can't be used: %s", error)
+            log.warning("a link is unusable: %s", error)
         else:
             if link is not None:
                 log.info("link %s: %s", how, link)
 
     async def _ask_lattice(self, pauses_s: Sequence[float]) -> None:
-        """Add the links that nobody has told us of: a host puts a link once, also while the provider starts and does not listen yet.
+        """Add the links of the lattice that the host has not put here.
 
-        :param pauses_s: before each time of asking, until there is an answer
+        :param pauses_s: the pause before each request, until there is an answer
         """
         found = None
         known = {link.key for link in self._links}
@@ -186,21 +190,21 @@ class HostSession:
             try:
                 found = await lattice_links(self._connection, self._lattice, self._provider_key)
             except DisconnectedError as error:
-                log.warning("the lattice was not asked for links: %s", error)
+                log.warning("the request for the lattice's links was not sent: %s", error)
                 return
             if found is not None:
                 break
         else:
             return
-        # Not deleted for that: who answers may not know of the newest yet.
+        # Keep links that the lattice does not have: the host that answers may not know the newest ones yet.
         for source_id, target, name in known - {key for key, _, _ in found} - self._deleted:
-            log.warning("link %s -> %s (%s): the lattice has none like it; it stays in force", source_id, target, name)
+            log.warning("link %s -> %s (%s): missing in the lattice; it stays in force", source_id, target, name)
         changes = self._links.changes
         for key, value, unreadable in found:
-            if self._links.knows(key) or key in self._deleted:  # the host knows better, and tells secrets
+            if self._links.knows(key) or key in self._deleted:  # the host's own link is newer, and has secrets
                 continue
             if unreadable:
-                log.warning("link %s -> %s (%s): all is denied: %s", *key, unreadable)
+                log.warning("link %s -> %s (%s): everything is denied: %s", *key, unreadable)
                 self._links.put_unreadable(key, unreadable)
             else:
                 self._put(partial(self._links.put_value, value), "found in the lattice")
@@ -218,19 +222,19 @@ class HostSession:
         else:
             self._capability.configure(config)
             return
-        log.warning("a configuration was not taken: %s", reason)
+        log.warning("a configuration is refused: %s", reason)
         self._capability.refuse_configuration(reason)
 
     async def _on_shutdown(self, message: Message) -> None:
         try:
             host_id = Fields(json.loads(message.data)).text("host_id")
         except (ValueError, RecursionError):
-            log.warning("a request to stop was ignored: expected a JSON object with the host_id")
+            log.warning("a shutdown request is ignored: expected a JSON object with the host_id")
             return
         if self._host_id and host_id != self._host_id:
-            log.debug("a request to stop for another host was ignored")
+            log.debug("a shutdown request of another host is ignored")
             return
-        log.info("the host asks to stop")
+        log.info("the host requests a shutdown")
         self.asks_to_stop = True
         if message.reply:
             self._stop_replies.append(message.reply)

@@ -1,10 +1,12 @@
-"""The subjects on which a wasmCloud host speaks to a provider.
+"""The subjects on which a wasmCloud host sends messages to a provider.
 
-wasmbus.rpc.{lattice}.{provider}.health                  answered with {"healthy", "message"}
-wasmbus.rpc.{lattice}.{provider}.linkdefs.put|del        a link definition; no answer. Also under the provider's xkey in place of its key,
-                                                         where links with secrets come alone, and the others a second time
+wasmbus.rpc.{lattice}.{provider}.health                  the answer is {"healthy", "message"}
+wasmbus.rpc.{lattice}.{provider}.linkdefs.put|del        a link definition; no answer
+wasmbus.rpc.{lattice}.{xkey}.linkdefs.put|del            the same; the only subject of links with secrets
 wasmbus.rpc.{lattice}.{provider}.config.update           the whole configuration; no answer
-wasmbus.rpc.{lattice}.{provider}.{link name}.shutdown    for the host that started us: answered last of all
+wasmbus.rpc.{lattice}.{provider}.{link name}.shutdown    a shutdown request; answered at the end of the stop
+
+A host sends a link without secrets to the provider's key and again to its xkey.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ __all__ = ["HostSubjects", "host_subjects"]
 
 
 class HostSubjects(NamedTuple):
-    """The subjects on which a host speaks to one provider."""
+    """The subjects on which a host sends messages to one provider."""
 
     health: str
     link_puts: tuple[str, ...]
@@ -25,9 +27,9 @@ class HostSubjects(NamedTuple):
 
 
 def host_subjects(lattice: str, provider_key: str, link_name: str, xkey: str = "") -> HostSubjects:
-    """Return the subjects that host data says.
+    """Return the subjects that follow from the host data.
 
-    :param xkey: the provider's public one, if the host has given it keys
+    :param xkey: the provider's public xkey; empty if the host data has no xkeys
 
     >>> host_subjects("default", "kv", "default").shutdown
     'wasmbus.rpc.default.kv.default.shutdown'

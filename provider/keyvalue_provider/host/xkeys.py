@@ -1,4 +1,4 @@
-"""Xkeys: the key pairs (curve25519) by which a host seals the secrets of links for one provider.
+"""Xkeys: curve25519 key pairs. A host uses them to seal the secrets of links for one provider.
 
 sealed = "xkv1" + nonce (24 bytes) + NaCl box of the secrets, from the host's key to the provider's
 """
@@ -16,20 +16,20 @@ NONCE_BYTES = 24
 
 
 class SealedError(ValueError):
-    """What is sealed can't be opened; the message says why, and nothing of what is in it."""
+    """Sealed secrets that cannot be opened. The message says why, and shows nothing of them."""
 
 
 class Xkeys:
     """The provider's key pair and the host's public key.
 
-    :raises ValueError: one of them is no xkey; the message says which, and does not repeat it
+    :raises ValueError: a key is malformed; the message says which, and does not repeat it
     """
 
     __slots__ = ("_box", "public_key")
 
     def __init__(self, provider_seed: Secret, host_public_key: str) -> None:
         from nacl.exceptions import CryptoError
-        from nacl.public import Box, PrivateKey, PublicKey  # here: 20 ms that `--help` need not wait for
+        from nacl.public import Box, PrivateKey, PublicKey  # here, because it takes 20 ms, which `--help` does not need
 
         try:
             own = PrivateKey(decode_seed(LETTER, provider_seed.reveal()))
@@ -39,7 +39,7 @@ class Xkeys:
             host = PublicKey(decode_public_key(LETTER, host_public_key))
         except ValueError as error:
             raise ValueError(f"host_xkey_public_key: {error}") from None
-        #: X..., by which the host names the provider on subjects.
+        #: The provider's public key, X... It names the provider in subjects.
         self.public_key = encode_public_key(LETTER, bytes(own.public_key))
         try:
             self._box = Box(own, host)
@@ -47,18 +47,18 @@ class Xkeys:
             raise ValueError("host_xkey_public_key: found a point of low order, expected a public key X...") from None
 
     def open(self, sealed: bytes) -> bytes:
-        """What the host has sealed for the provider.
+        """Return the bytes that the host has sealed.
 
-        :raises SealedError: it is not in the form of the only version, or not sealed by these keys
+        :raises SealedError: they have an unknown version, or were sealed with other keys
         """
         from nacl.exceptions import CryptoError
 
         if not sealed.startswith(VERSION):
-            raise SealedError(f"found {len(sealed)} bytes of another form, allowed {VERSION.decode()}")
+            raise SealedError(f"found {len(sealed)} bytes that do not begin with {VERSION.decode()}")
         nonce, box = sealed[len(VERSION) :][:NONCE_BYTES], sealed[len(VERSION) + NONCE_BYTES :]
         try:
             return self._box.decrypt(box, nonce)
         except (CryptoError, ValueError):
             raise SealedError(
-                f"found {len(sealed)} bytes that are damaged, or sealed by other keys than those of the host data"
+                f"found {len(sealed)} bytes that are damaged or sealed with keys other than those of the host data"
             ) from None

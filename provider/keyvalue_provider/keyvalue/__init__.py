@@ -1,1 +1,1 @@
-"""What a caller may do (policy), how it uses buckets (handles), and the service that carries out calls."""
+"""The policy (what callers may do), the handles (how they use buckets), and the service that carries out calls."""

@@ -1,11 +1,11 @@
-"""How buckets are used: a handle for each caller and bucket name, opened as the policy says and kept ready.
+"""The handles: one for each access and bucket name, opened as the policy says, and kept for later calls.
 
-    caller ── CallerHandles ──> Handles ── the name that the caller gives ──> the handle of the store's bucket
+    caller ── CallerHandles ──> Handles ── the caller's bucket name ──> the handle of the store's bucket
 
-A call costs two look-ups. A call that has taken its `Handles` is carried out by them whole, also where the policy changes meanwhile.
+A call costs two look-ups. A call that has its `Handles` keeps using them, even if the policy changes meanwhile.
 
-The two Protocols are all that the provider needs of a store. The engine's answers at once; a store that has to ask others first may answer
-with something to wait for, in any function and at any call.
+The two Protocols are all that the provider needs of a store. The engine answers at once. Another store may return an
+awaitable from any method, at any call.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer
 
 __all__ = ["HANDLES_MAX", "BucketHandle", "BucketStore", "CallerHandles", "Handles"]
 
-#: Handles that are kept ready for one access; when there are more, all are forgotten and opened anew.
+#: Handles kept for one access. At this number, all are dropped, and opened again when they are used.
 HANDLES_MAX = 1024
 
 
 class BucketHandle(Protocol):
-    """A bucket, used under the options that it was opened with.
+    """A bucket, with the options that it was opened with.
 
-    Each method returns the value, or something to wait for that gives it. What is asked wrongly raises `StoreError`: the method, or the wait.
+    Each method returns its value or an awaitable of it. If a call is refused, the method or the awaitable raises
+    `StoreError`.
     """
 
     def get(self, key: bytes, /) -> Answer[bytes | None]: ...
@@ -51,13 +52,13 @@ class BucketHandle(Protocol):
 
 
 class BucketStore(Protocol):
-    """What opens handles, and counts for quotas."""
+    """A store: it opens buckets and counts for quotas."""
 
     @property
     def options(self) -> StoreOptions: ...
 
     def bucket(self, name: bytes, options: BucketOptions, /) -> BucketHandle:
-        """Open a bucket. Raise nothing: a name that can't be used is refused at the first write."""
+        """Open a bucket. Never raise: an unusable name is refused at the first write."""
         ...
 
     def add_quota(self, quota: Quota, /) -> None: ...
@@ -66,7 +67,7 @@ class BucketStore(Protocol):
 
 
 class OpenedHandles(dict[bytes, BucketHandle]):
-    """The handles of one access, by the name that the caller gives; opened when they are missing."""
+    """The handles of one access, by the caller's bucket name. A look-up opens a missing handle."""
 
     def __init__(self, store: BucketStore, access: Access, options: BucketOptions) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class OpenedHandles(dict[bytes, BucketHandle]):
         self._options = options
 
     def __missing__(self, name: bytes) -> BucketHandle:
-        """:raises NoSuchStoreError: the caller may not give this name"""
+        """:raises NoSuchStoreError: the caller may not use this name"""
         reached = self._access.reached(name)
         if len(self) >= HANDLES_MAX:
             self.clear()
@@ -84,7 +85,7 @@ class OpenedHandles(dict[bytes, BucketHandle]):
 
 
 class DeniedHandles(dict[bytes, BucketHandle]):
-    """No handle for any bucket."""
+    """A mapping that denies access to every bucket."""
 
     def __missing__(self, name: bytes) -> BucketHandle:
         """:raises AccessDeniedError: always"""
@@ -93,16 +94,17 @@ class DeniedHandles(dict[bytes, BucketHandle]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Handles:
-    """One caller's handles by the name that it gives. A look-up raises the interface's error where the caller may not."""
+    """The handles of one caller, by its bucket names. A look-up raises the interface's error if access is denied."""
 
     readable: dict[bytes, BucketHandle]
     writable: dict[bytes, BucketHandle]
 
 
 class CallerHandles(dict[CallerKey, Handles]):
-    """The handles of each caller. Callers without a link share some, and no entry is kept for them: anybody can name any number.
+    """The handles of each caller.
 
-    Look-ups may come from any thread; `policy_changed` is called from one.
+    Callers without a link share one `Handles` and get no entries, because anyone can invent any number of callers.
+    Any thread may look up handles. Only one thread may call `policy_changed`.
     """
 
     def __init__(self, store: BucketStore, policy: Policy) -> None:
@@ -118,7 +120,7 @@ class CallerHandles(dict[CallerKey, Handles]):
         return self._linkless
 
     def policy_changed(self) -> None:
-        """Take the policy as it is now. O(callers). An access that is as before keeps its handles."""
+        """Apply the current policy. An unchanged access keeps its handles. O(callers)."""
         known, self._of_accesses = self._of_accesses, {}
 
         def handles_of(access: Access) -> Handles:
@@ -129,7 +131,7 @@ class CallerHandles(dict[CallerKey, Handles]):
 
         self._linkless = handles_of(self._policy.linkless)
         entries = {caller: handles_of(access) for caller, access in self._policy.accesses.items()}
-        entries[ANONYMOUS] = self._linkless  # kept, since it is looked up as often as a link's
+        entries[ANONYMOUS] = self._linkless  # has an entry, because it is looked up often
         self.update(entries)
         for caller in self.keys() - entries.keys():
             del self[caller]
@@ -152,6 +154,6 @@ class CallerHandles(dict[CallerKey, Handles]):
         return quota
 
     def _remove_quotas(self) -> None:
-        """Remove the quotas that no access has any more."""
+        """Remove the quotas that no access uses any longer."""
         for terms in self._quotas.keys() - {access.quota for access in self._of_accesses}:
             self._store.remove_quota(self._quotas.pop(terms))

@@ -1,13 +1,14 @@
-"""What a caller may do: by its link, or without one by the provider's options.
+"""The policy: what a caller may do. The caller's link decides. Without a link, the provider's options decide.
 
-    (source id, link name) ── Policy.accesses ──> Access: whether it reads and writes, which buckets its names mean, limits, quota
+    (source id, link name) ── Policy.accesses ──> Access: the right, the buckets that names mean, limits, quota
 
-The policy is worked out when links or options change, not when a call comes. An access is immutable: a change replaces it, so no call is
-carried out by a mix of two. `keyvalue_provider.keyvalue.handles` opens buckets by it; the policy itself knows no store, only its options.
-The source id and the link name are what a publisher wrote: NATS permissions say who may write them.
+The policy is worked out when links or options change, not at each call. An access is immutable. A change replaces it,
+so no call sees a mix of two. `keyvalue_provider.keyvalue.handles` opens buckets with it. The policy does not use the
+store, only its options.
 
-A quota belongs to the buckets that are reached, not to the caller that reaches them: links that reach the same buckets under the same limits
-share one.
+The publisher of a call sets the source id and the link name. NATS permissions decide who may publish as whom.
+
+A quota belongs to buckets, not to a caller. Links that reach the same buckets with the same quotas share them.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ __all__ = ["Access", "CallerKey", "Policy", "QuotaTerms", "Reach", "Right"]
 
 log = logging.getLogger(__name__)
 
-#: Source id and link name, as a `Caller` has them.
+#: The source id and the link name of a `Caller`.
 CallerKey: TypeAlias = tuple[str | None, str | None]
 
-#: The link of a caller that names none: a host that was told no name calls so.
+#: The name of the link that applies if a caller names none.
 DEFAULT_LINK = "default"
 
 
 class Right(Enum):
-    """What a caller may do with the buckets that it reaches."""
+    """A caller's right to the buckets that it reaches."""
 
     DENIED = "denied"
     READ_ONLY = "read-only"
@@ -44,14 +45,14 @@ class Right(Enum):
 
 
 class Reach(NamedTuple):
-    """The store's buckets that a link reaches: those of these names or, without names, those that begin with the prefix."""
+    """The store's buckets that a link reaches: those with these names, or, if None, all with the prefix."""
 
     names: frozenset[bytes] | None
     prefix: bytes
 
     @classmethod
     def of(cls, options: LinkOptions) -> Reach:
-        """Return what these options let a caller reach, whatever names it gives."""
+        """Return all the buckets that a caller with these options can reach."""
         prefix = options.bucket_prefix or b""
         if options.bucket is not None:
             return cls(frozenset({options.bucket}), b"")
@@ -60,12 +61,12 @@ class Reach(NamedTuple):
         return cls(None, prefix)
 
     def covers(self, name: bytes) -> bool:
-        """Return True if the store's bucket of this name is one of them."""
+        """Return True if the link reaches the store's bucket of this name."""
         return name.startswith(self.prefix) if self.names is None else name in self.names
 
 
 class QuotaTerms(NamedTuple):
-    """What tells one quota from others."""
+    """The buckets and limits of a quota. Links with equal terms share one quota."""
 
     reach: Reach
     quota_keys: int | None
@@ -81,11 +82,13 @@ class QuotaTerms(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Access:
-    """What one caller may do. Two are never equal: a link that is as before keeps its access, and with it its handles.
+    """The access of a caller: its right, buckets and limits.
 
-    :param limits: how the caller uses a bucket; the quota is not in them
-    :param bucket: the store's bucket that every name means; None: a name means the bucket `prefix` + name
-    :param names: the names that the caller may give; None: any
+    Accesses are compared by identity. An unchanged link keeps its access, and with it its handles.
+
+    :param limits: the options of the caller's buckets, without the quota
+    :param bucket: the store's bucket that every name means; if None, a name means the bucket `prefix` + name
+    :param names: the names that the caller may give; None for any name
     """
 
     right: Right
@@ -115,21 +118,21 @@ class Access:
         )
 
     def reached(self, name: bytes) -> bytes:
-        """Return the name of the store's bucket that the caller means.
+        """Return the name of the store's bucket that a caller's name means.
 
-        :raises NoSuchStoreError: the caller may not give this name
+        :raises NoSuchStoreError: the caller may not use this name
         """
         if self.names is not None and name not in self.names:
             raise NoSuchStoreError
         return self.prefix + name if self.bucket is None else self.bucket
 
 
-#: The access by a link that can't be read: what it allows is not known.
+#: The access that denies everything: over a link that cannot be read, or without a link where one is required.
 DENIED = Access(Right.DENIED, BucketOptions())
 
 
 class Grant(NamedTuple):
-    """The access of a link, and what it was worked out from."""
+    """The access of a link, with the link and the provider's options that it was made from."""
 
     link: LinkDefinition
     provider: ProviderOptions
@@ -137,14 +140,15 @@ class Grant(NamedTuple):
 
 
 class Policy:
-    """What each caller may do, by source id and link name. Each link has an access; callers without a link share `linkless`.
+    """The access of each caller, by source id and link name. Callers without a link share the access `linkless`.
 
-    To be changed from one thread. `accesses` and `linkless` are replaced, never changed, and may be read from any.
+    Only one thread may change the policy. Any thread may read `accesses` and `linkless`, which are replaced and never
+    changed.
 
-    :param store: options of the store that is served
-    :param links: what the host has put; call `links_changed` whenever they are others
-    :param options: unless given, everybody may do everything
-    :ivar parameter_limits: what a reader of parameters accepts: the largest limits that any caller has. One object for ever; its fields change
+    :param store: the options of the store
+    :param links: the host's links; call `links_changed` after each change
+    :param options: the provider's options; by default, every caller may do everything
+    :ivar parameter_limits: the largest limits of any caller, for decoders; this object stays, and its fields change
     """
 
     def __init__(self, store: StoreOptions, links: Links | None = None, options: ProviderOptions | None = None) -> None:
@@ -158,19 +162,19 @@ class Policy:
         self.configure(self._provider)
 
     def access_of(self, caller: CallerKey) -> Access:
-        """Return what a caller may do."""
+        """Return the access of a caller."""
         return self.accesses.get(caller, self.linkless)
 
     def configure(self, options: ProviderOptions) -> None:
-        """Take the provider's options that take effect at once (LIVE_OPTIONS); the others stay as they were at the start."""
+        """Apply those of the provider's options that can change while it runs (LIVE_OPTIONS). Ignore the others."""
         self._provider = self._provider.with_live_options(options)
         self._set_linkless()
         self.links_changed()
 
     def links_changed(self) -> None:
-        """Take the links as they are now; what is wrong with them is noted there. O(links).
+        """Apply the current links, and note their faults in them. O(links).
 
-        A link that is as before keeps its access.
+        An unchanged link keeps its access.
         """
         if self._links.overflowed and self.linkless is not DENIED:
             self._set_linkless()
@@ -190,13 +194,13 @@ class Policy:
         self.linkless = DENIED if is_denied else Access.of(LinkOptions.from_config(self._provider, {})[0])
 
     def _read(self, link: LinkDefinition, *, is_news: bool) -> Access:
-        """Return the access of a link. What is wrong or odd in its options is logged once, and noted in the links."""
+        """Return the access of a link. Log faults and oddities of its options once, and note them in the links."""
         try:
             options, remarks = LinkOptions.from_config(self._provider, link.target_options)
         except OptionError as error:
             if is_news:
-                log.warning("link %s -> %s (%s): all is denied: %s", *link.key, error.discreet)
-            self._links.refuse(link, f"all is denied: {error.discreet}")
+                log.warning("link %s -> %s (%s): everything is denied: %s", *link.key, error.discreet)
+            self._links.refuse(link, f"everything is denied: {error.discreet}")
             return DENIED
         if remarks and is_news:
             log.warning("link %s -> %s (%s): %s", *link.key, "; ".join(remarks))
@@ -214,7 +218,7 @@ class Policy:
         self.accesses = accesses
 
     def _set_parameter_limits(self) -> None:
-        """Set what need not be read, because the store would refuse it of every caller."""
+        """Set the limits above which decoders need not read on, because the store would refuse any caller."""
         store, provider, limits = self._store, self._provider, self.parameter_limits
         of_links = [grant.access.limits for grant in self._grants.values()]
         limits.bucket_bytes_max = store.bucket_name_bytes_max

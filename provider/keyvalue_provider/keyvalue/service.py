@@ -1,8 +1,10 @@
-"""The service: `wrpc:keyvalue` carried out on a store's handles.
+"""The service: it carries out the calls of `wrpc:keyvalue` on a store's handles.
 
-Every function takes the caller's handles once, and is carried out by them whole. This is the one place that turns the store's errors into the
-interface's: `_interface_error`, for what a handle raises at once and for what it raises while it is awaited (`_later`). A wasmCloud 1.x
-host traps a component at an error of every function but get and increment, so errors are for what must be refused.
+A call looks up its caller's handles once, so a change of the policy does not affect it halfway.
+
+Only this module turns errors of the store into errors of the interface (`_interface_error`). A handle may raise them
+at once, or when its answer is awaited (`_later`). A wasmCloud 1.x host traps a component at an error of any function
+but get and increment, so only a call that must be refused gets an error.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ T = TypeVar("T")
 
 
 class Service:
-    """The functions of `store`, `atomics` and `batch`, over one store. Any may raise `AccessDeniedError` and `NoSuchStoreError`.
+    """The functions of `store`, `atomics` and `batch` over one store. Each may raise an error of the interface.
 
-    An answer is the value where the store gives it at once, else something to wait for.
+    A function returns its value if the store answers at once, and otherwise an awaitable of the value.
 
-    :param policy: what each caller may do; unless given, everybody may do everything
-    :ivar parameter_limits: lengths that a request may have. One object for ever, whose fields change with the policy
+    :param policy: what each caller may do; by default, every caller may do everything
+    :ivar parameter_limits: the limits of a request's parameters; this object stays, and the policy changes its fields
     """
 
     def __init__(self, store: BucketStore, policy: Policy | None = None) -> None:
@@ -41,17 +43,20 @@ class Service:
         self._last = self._remember(ANONYMOUS)
 
     def policy_changed(self) -> None:
-        """Carry out the calls that come from now on by the policy as it is now. O(callers)."""
+        """Apply the current policy to all later calls. O(callers)."""
         self._handles.policy_changed()
-        self._policy_changes += 1  # before the next line: see `_remember`
+        self._policy_changes += 1  # must come before the next line, see `_remember`
         self._last = self._remember(ANONYMOUS)
 
     def _remember(self, caller: Caller) -> tuple[Caller, Handles]:
-        """Return a caller with its handles, which are likely to be asked for next: calls come in runs. Pays: bench end-to-end get."""
+        """Return a caller and its handles, and remember them, because the next call often has the same caller.
+
+        The end-to-end benchmark of get shows the gain.
+        """
         while True:
             changes = self._policy_changes
-            last = self._last = caller, self._handles[caller]  # in one, so that no thread sees another caller's handles
-            # If the policy changed meanwhile, these handles may be the old ones: look again.
+            last = self._last = caller, self._handles[caller]  # one tuple, so no thread sees a wrong pair
+            # If the policy changed meanwhile, these handles may be outdated. Look them up again.
             if changes == self._policy_changes:
                 return last
 
@@ -80,7 +85,7 @@ class Service:
         return None if answer is None else _later(answer, _as_it_is)
 
     def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]:
-        """Remove a key; a missing one is no error."""
+        """Remove a key. A missing key is no error."""
         try:
             answer = self._handles[caller].writable[bucket].delete(key)
         except StoreError as error:
@@ -96,7 +101,7 @@ class Service:
         return answer if isinstance(answer, bool) else _later(answer, _as_it_is)
 
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]:
-        """Return a page of keys from the cursor on."""
+        """Return the page of keys that starts at the cursor."""
         try:
             answer = self._handles[caller].readable[bucket].page(cursor)
         except StoreError as error:
@@ -106,7 +111,7 @@ class Service:
     # atomics
 
     def increment(self, caller: Caller, bucket: bytes, key: bytes, delta: int, /) -> Answer[int]:
-        """Add to a counter, which is 0 where it is missing, and return the sum."""
+        """Add to a counter and return the sum. A missing counter counts as 0."""
         try:
             answer = self._handles[caller].writable[bucket].increment(key, delta)
         except StoreError as error:
@@ -116,7 +121,7 @@ class Service:
     # batch
 
     def get_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[list[bytes | None]]:
-        """Return the values in the order of the keys, None for each that is missing."""
+        """Return the values in the order of the keys, with None for each missing key."""
         try:
             answer = self._handles[caller].readable[bucket].get_many(keys)
         except StoreError as error:
@@ -124,7 +129,7 @@ class Service:
         return answer if isinstance(answer, list) else _later(answer, _as_it_is)
 
     def set_many(self, caller: Caller, bucket: bytes, entries: dict[bytes, bytes], /) -> Answer[None]:
-        """Store all of these, or nothing."""
+        """Store all entries, or none."""
         try:
             answer = self._handles[caller].writable[bucket].set_many(entries)
         except StoreError as error:
@@ -132,7 +137,7 @@ class Service:
         return None if answer is None else _later(answer, _as_it_is)
 
     def delete_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[None]:
-        """Remove keys; missing ones are no error."""
+        """Remove keys. Missing keys are no error."""
         try:
             answer = self._handles[caller].writable[bucket].delete_many(keys)
         except StoreError as error:
@@ -141,7 +146,7 @@ class Service:
 
 
 def _later(answer: Awaitable[S], convert: Callable[[S], T]) -> Derived[T]:
-    """Return a store's answer that must be waited for, as the interface's: its value converted, its errors translated."""
+    """Return an awaitable that converts the value of a store's answer and translates its errors."""
     return Derived(answer, partial(_translate, convert))
 
 

@@ -1,8 +1,8 @@
-"""The HTTP endpoint: /metrics for Prometheus, /livez and /readyz for whoever watches the process.
+"""The HTTP endpoint: /metrics for Prometheus, and /livez and /readyz for health probes.
 
-prometheus-client's WSGI application behind the standard library's server, in threads of its own: a scrape never holds up the event loop for
-longer than a switch of threads. Connections are bounded by number, and by the time in which nothing comes; who is slow on purpose gives way to whoever
-comes next.
+It runs prometheus-client's WSGI application in the standard library's server, with its own threads. So a scrape delays
+the event loop by at most a thread switch. The number of connections is limited, and so is the time that one may be
+idle. At the limit, a new connection closes the oldest one, so a slow client cannot lock out others.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ StartResponse = Callable[..., Any]
 
 
 class Endpoint:
-    """Serves a collector's metrics, and the state of the process.
+    """An HTTP server for a collector's metrics and the state of the process.
 
-    :param ailments: what keeps the process from serving; ready when there is none
-    :param alive: whether the process does its work at all
+    :param ailments: returns the reasons why the process is not ready; none if it is
+    :param alive: returns True if the process still does its work
     """
 
     def __init__(self, collector: Collector, ailments: Callable[[], list[str]], alive: Callable[[], bool]) -> None:
@@ -45,13 +45,13 @@ class Endpoint:
 
     @property
     def port(self) -> int:
-        """The port that is listened on; 0 before `start`."""
+        """The port of the server; 0 before `start`."""
         return 0 if self._server is None else self._server.server_port
 
     def start(self, host: str, port: int) -> None:
-        """Listen.
+        """Start listening.
 
-        :raises OSError: the address can't be had
+        :raises OSError: the address is not available
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._server = type("Server", (_Server,), {"address_family": family})((host, port), _RequestHandler)
@@ -59,11 +59,10 @@ class Endpoint:
         Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._server is not None:
-            with suppress(
-                OSError
-            ):  # wakes the thread, which else looks for a stop twice a second; not on every platform
+            # This wakes the thread, which otherwise looks for a stop twice a second. It fails on some platforms.
+            with suppress(OSError):
                 self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
             self._server.server_close()
@@ -79,7 +78,7 @@ class Endpoint:
             case "/readyz":
                 return _say(start_response, self._ailments())
         start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [b"found another path, allowed /metrics, /livez and /readyz\n"]
+        return [b"no such path; the paths are /metrics, /livez and /readyz\n"]
 
 
 def _say(start_response: StartResponse, ailments: list[str]) -> Iterable[bytes]:
@@ -94,12 +93,12 @@ class _Server(ThreadingMixIn, WSGIServer):
     request_queue_size = CONNECTIONS_MAX
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
-        self._lock = Lock()  # protects _open, which the threads of connections leave
+        self._lock = Lock()  # protects _open; the threads of connections change it too
         self._open: dict[socket.socket, None] = {}  # the oldest first
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        """Without the look-up of the own name, which may ask a name server."""
+        """Bind without looking up the name of this machine, which may ask a name server."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -107,18 +106,18 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread. Where too many connections are open the oldest is ended, so that idle ones keep no scrape out."""
+        """Answer in a new thread. At the limit, close the oldest connection, so that idle ones block no scrape."""
         with self._lock:
             if len(self._open) >= CONNECTIONS_MAX:
                 oldest = next(iter(self._open))
                 del self._open[oldest]
                 with suppress(OSError):  # its client is gone
-                    oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread then reads the end of the stream
             self._open[request] = None
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """In the thread: answer, and leave."""
+        """Answer in this thread, then forget the connection."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -126,11 +125,11 @@ class _Server(ThreadingMixIn, WSGIServer):
                 self._open.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is nothing to tell."""
+        """Ignore a client that goes away."""
 
 
 class _RequestHandler(WSGIRequestHandler):
     timeout = CONNECTION_TIMEOUT_S
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Scrapes are not events of the log."""
+        """Log nothing about a scrape."""

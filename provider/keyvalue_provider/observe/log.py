@@ -1,4 +1,4 @@
-"""The log: one line an event on standard error, plain or JSON, as the host asks."""
+"""The log: one line for each event on standard error, as text or JSON."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from copy import copy
 
 __all__ = ["LEVELS", "printable", "set_up_log"]
 
-#: Of an event, so much is logged: names that others have chosen stand in it.
+#: Maximum characters of a message. The rest is cut off, because a message can contain names from outside.
 MESSAGE_CHARACTERS_MAX = 8192
 
-#: A host's names of levels, and Python's.
+#: The levels of a host, as levels of Python.
 LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -26,7 +26,7 @@ LEVELS = {
 
 
 def set_up_log(level: str, structured: bool) -> None:
-    """Send the log to standard error. An unknown level is taken as info, and warned of."""
+    """Send the log to standard error. An unknown level counts as info, with a warning."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if structured else PlainFormatter())
     root = logging.getLogger()
@@ -34,11 +34,11 @@ def set_up_log(level: str, structured: bool) -> None:
     root.setLevel(LEVELS.get(level.lower(), logging.INFO))
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     if level.lower() not in LEVELS:
-        root.warning("log_level: found %r, allowed %s; info it is", level[:32], ", ".join(LEVELS))
+        root.warning("log_level: found %r, allowed %s; using info", level[:32], ", ".join(LEVELS))
 
 
 def printable(text: str) -> str:
-    """The text on one line, with escapes for what can't be printed."""
+    """Return the text on one line, with unprintable characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -50,14 +50,14 @@ def _message(record: logging.LogRecord) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO provider: ready`; behind it, where a record has one, the caller's traceparent."""
+    """Lines like `2026-01-31T12:00:00.000Z INFO provider: ready`, followed by the caller's traceparent, if any."""
 
     def __init__(self) -> None:
         self.converter = time.gmtime
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line; what others may have named cannot make a second one of it."""
+        """Return the line. Line breaks are escaped, so a name from outside cannot forge a second line."""
         message = _message(record)
         traceparent = getattr(record, "traceparent", None)
         if traceparent is not None:
@@ -69,7 +69,7 @@ class PlainFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the fields that wasmCloud's own structured log has."""
+    """One JSON object per line, with the fields of wasmCloud's own structured log."""
 
     def __init__(self) -> None:
         self.converter = time.gmtime

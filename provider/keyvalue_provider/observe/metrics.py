@@ -1,6 +1,7 @@
-"""What Prometheus sees. The hot path adds to plain lists of integers; families are made of them at each scrape.
+"""The metrics for Prometheus. The hot path counts in plain lists of integers. Each scrape makes families of them.
 
-Labels come from closed sets: functions, outcomes, versions. Never a key, nor a bucket, nor anything that a caller named.
+Labels come from closed sets: functions, outcomes, versions. No label holds a key, a bucket, or any name that a caller
+chose.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ DURATION_BOUNDS_S = (
 
 
 class Durations:
-    """How long calls took, by function: from the read that held the frame to the write of its answer.
+    """The durations of calls by function, from reading the frame to writing its answer.
 
-    The clock is read once for each batch of frames; all calls of a batch took as long as the batch. `observe` is told of each
-    batch, and finds in the tallies how many calls of which function it held.
+    The clock is read once for each batch of frames. Each call counts with the duration of its whole batch. `observe`
+    is called for each batch, and finds the batch's calls of each function by comparing the tallies with the last ones.
     """
 
     def __init__(self, tallies: Mapping[str, Tally]) -> None:
@@ -50,7 +51,7 @@ class Durations:
         self._seen = [(name, tally, tally.copy(), self.counts[name]) for name, tally in tallies.items()]
 
     def observe(self, duration_s: float) -> None:
-        """A batch was answered in this time."""
+        """Count the calls of a batch that took this long."""
         for name, tally, seen, counts in self._seen:
             if tally != seen:
                 calls = sum(tally) - sum(seen)
@@ -60,7 +61,7 @@ class Durations:
 
 
 class Metrics(Collector):
-    """Collects at a scrape. O(functions x outcomes), whatever the store holds."""
+    """The collector of all metrics. A scrape takes O(functions x outcomes), whatever the store holds."""
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class Metrics(Collector):
         self._connection = connection
         self._links = links
         self._watchers = watchers
-        # Looked up once: the version is read from files.
+        # Looked up once, because the version is read from files.
         self._build = {
             "version": version("keyvalue-inmemory"),
             "python": platform.python_version(),
@@ -87,7 +88,7 @@ class Metrics(Collector):
         }
 
     def collect(self) -> Iterable[Metric]:
-        """All families."""
+        """Yield all families."""
         yield from self._operations()
         yield from self._invocations()
         yield from self._keyspace()

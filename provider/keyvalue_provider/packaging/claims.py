@@ -1,12 +1,13 @@
-"""The claims of a provider archive: a JSON web token in the form of nkeys and wascap, and the keys that sign it.
+"""The claims of a provider archive: a JSON web token in the format of nkeys and wascap, and the keys that sign it.
 
     claims.jwt = header "." claims "." signature, each in base64url without padding
     header     = {"typ": "jwt", "alg": "Ed25519"}
     claims     = {"jti", "iat", "iss": issuer, "sub": subject, "wascap_revision": 3,
-                  "wascap": {"name", "vendor", "rev", "ver", "target_hashes": {target or "world.wasm": upper-case hex of SHA-256}}}
-    signature  = the issuer's, of header "." claims
+                  "wascap": {"name", "vendor", "rev", "ver", "target_hashes": {name: SHA-256 in upper-case hex}}}
+    signature  = the issuer's signature of header "." claims
 
-The issuer is an account (A...), the subject the provider (V...). Seeds are kept as `wash` keeps them, so both sign with the same.
+A name is a target or "world.wasm". The issuer is an account (A...), and the subject is the provider (V...). Seeds are
+stored as `wash` stores them, so that both sign with the same keys.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ SEED_FILE_BYTES_MAX = 1024
 
 
 class ClaimsError(ValueError):
-    """What can't be read as claims, or as a seed; the message gives what was found, and no seed."""
+    """Malformed claims, or a malformed seed. The message never shows a seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of key pair: the first letter of its public keys, and its name in the names of files."""
+    """A kind of key pair: the first letter of its public keys, and its name in file names."""
 
     letter: str
     name: str
@@ -65,7 +66,7 @@ SERVICE = Kind("V", "service")
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What an issuer says of a provider. Times are seconds since 1970; None is a claim that is not made."""
+    """An issuer's claims about a provider. Times are in seconds since 1970. None is a missing claim."""
 
     issuer: str
     subject: str
@@ -81,9 +82,9 @@ class Claims:
 
 
 def sign_claims(claims: Claims, issuer_seed: Secret) -> str:
-    """The token. The same claims give the same token: their id is a hash of them.
+    """Return the signed token. The same claims give the same token, because their id is their hash.
 
-    :raises ClaimsError: the seed is no account's
+    :raises ClaimsError: the seed is not an account's
     """
     assert claims.issuer == public_key(ACCOUNT, issuer_seed)
     wascap = {
@@ -109,9 +110,9 @@ def sign_claims(claims: Claims, issuer_seed: Secret) -> str:
 
 
 def read_claims(token: str) -> Claims:
-    """What a token claims, which `claims_faults` has still to verify.
+    """Return the claims of a token, without verifying them. `claims_faults` verifies them.
 
-    :raises ClaimsError: it is no token of a provider
+    :raises ClaimsError: the token is malformed
     """
     _, payload, _ = _parts(token)
     try:
@@ -136,9 +137,9 @@ def read_claims(token: str) -> Claims:
 
 
 def claims_faults(token: str, now_s: float) -> list[str]:
-    """Why a token is not to be believed, a line each; none if it is: header, keys, signature and times.
+    """Check header, keys, signature and times of a token. Return one line for each fault, or an empty list.
 
-    :raises ClaimsError: it is no token of a provider
+    :raises ClaimsError: the token is malformed
     """
     claims = read_claims(token)
     header, _, signature = _parts(token)
@@ -149,7 +150,7 @@ def claims_faults(token: str, now_s: float) -> list[str]:
     if claims.expires_s is not None and claims.expires_s <= now_s:
         faults.append(f"claims.exp: expired {now_s - claims.expires_s:.0f} s ago")
     if claims.not_before_s is not None and claims.not_before_s > now_s:
-        faults.append(f"claims.nbf: valid in {claims.not_before_s - now_s:.0f} s")
+        faults.append(f"claims.nbf: not valid for another {claims.not_before_s - now_s:.0f} s")
     try:
         decode_public_key(SERVICE.letter, claims.subject)
     except ValueError as error:
@@ -161,41 +162,43 @@ def claims_faults(token: str, now_s: float) -> list[str]:
     try:
         issuer.verify(token.rpartition(".")[0].encode(), signature)
     except (BadSignatureError, ValueError):
-        faults.append(f"signature: not made by the issuer {claims.issuer} for these claims")
+        faults.append(f"signature: the issuer {claims.issuer} has not signed these claims")
     return faults
 
 
 def public_key(kind: Kind, seed: Secret) -> str:
-    """The public key of a seed.
+    """Return the public key of a seed.
 
-    :raises ClaimsError: the seed is of another kind, or none
+    :raises ClaimsError: the seed is malformed, or of another kind
     """
     return encode_public_key(kind.letter, bytes(_signing_key(kind, seed).verify_key))
 
 
 def given_seed(kind: Kind, given: str) -> Secret:
-    """The seed in the file of this path, or, as with `wash`, the seed itself where there is no such file.
+    """Return the seed in the file at this path. If there is no such file, the text is the seed, as with `wash`.
 
-    :raises ClaimsError: neither
+    :raises ClaimsError: the file is unreadable, or the seed is malformed
     """
     try:
         seed = _read_seed(Path(given))
     except FileNotFoundError:
         seed = Secret(given)
     except OSError as error:
-        raise ClaimsError(f"found a file of a seed that can't be read: {error.strerror}") from None
+        raise ClaimsError(f"the file of the seed is unreadable: {error.strerror}") from None
     public_key(kind, seed)
     return seed
 
 
 def stored_seed(kind: Kind, directory: Path, owner: str) -> tuple[Secret, Path | None]:
-    """The seed in a directory of keys, made where it is missing; and in that case its file. Only its user may read it.
+    """Return a seed from a directory of keys. If it is missing, create it and return its file too.
 
-    :raises ClaimsError: what the file holds is none
-    :raises OSError: the directory or the file can't be read or made
+    Only the user may read a new file.
+
+    :raises ClaimsError: the file does not hold a seed of this kind
+    :raises OSError: the directory or the file cannot be read or created
     """
     if not owner or Path(owner).name != owner:
-        raise ClaimsError(f"found {owner!r} as the owner of a key, allowed what can be part of the name of a file")
+        raise ClaimsError(f"the owner of a key is {owner!r}, which cannot be part of a file name")
     path = directory / f"{owner}_{kind.name}.nk"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = Secret(encode_seed(kind.letter, os.urandom(KEY_BYTES)))
@@ -209,7 +212,7 @@ def stored_seed(kind: Kind, directory: Path, owner: str) -> tuple[Secret, Path |
             raise ClaimsError(f"{path}: {error}") from None
         return seed, None
     with open(descriptor, "w") as file:
-        file.write(new.reveal())  # without a line feed, which wash does not take
+        file.write(new.reveal())  # without a line feed, because wash refuses one
     return new, path
 
 
@@ -228,7 +231,7 @@ def _signing_key(kind: Kind, seed: Secret) -> SigningKey:
 def _parts(token: str) -> tuple[bytes, bytes, bytes]:
     parts = token.split(".")
     if len(parts) != 3:
-        raise ClaimsError(f"found {len(parts)} parts of a token, allowed 3: header.claims.signature")
+        raise ClaimsError(f"parts of the token: found {len(parts)}, expected 3: header.claims.signature")
     header, claims, signature = map(_decoded, parts)
     return header, claims, signature
 
@@ -242,9 +245,9 @@ def _decoded(text: str) -> bytes:
         octets = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         octets = b""
-    # Bits behind the last byte, and padding, would be ways to write the same token differently.
+    # Padding, or other bits after the last byte, would allow several spellings of the same token.
     if _encoded(octets) != text:
-        raise ClaimsError(f"found {len(text)} characters in a token that are not base64url without padding")
+        raise ClaimsError(f"found {len(text)} characters of a token that are not base64url without padding")
     return octets
 
 
@@ -262,10 +265,10 @@ def _from_json(text: bytes, what: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; readers differ in which of two fields of one name they take."""
+    """Return an object. Refuse two fields with the same name, because readers differ in which one they use."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ClaimsError("found two fields of one name in an object of the token")
+        raise ClaimsError("an object of the token has two fields with the same name")
     return fields
 
 

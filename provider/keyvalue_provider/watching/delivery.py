@@ -1,8 +1,9 @@
-"""The delivery of changes to one component: calls of on-set and on-delete, from a queue.
+"""The delivery of changes to one component: it calls on-set and on-delete with the events of a queue.
 
-Delivery is in the order of writes to a key, and at most once: a call that fails, or has no answer in time, is counted and not repeated (one
-without an answer may still be carried out, and then later than the next of its key). While NATS is away events wait. While nobody listens one
-call is tried at a time, after growing pauses, and counts as failed.
+Events of a key are delivered in order, and each at most once. A call that fails, or has no answer in time, is counted
+and not repeated. The component may still carry out a call that had no answer, even after the key's next event. While
+NATS is disconnected, events wait. While nobody listens, one call is tried at a time, after growing pauses, and counts
+as failed.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ __all__ = ["CALLS_MAX", "ChangeDelivery", "ComponentInvoker"]
 
 log = logging.getLogger(__name__)
 
-#: Calls in flight at a component.
+#: Maximum calls in flight to a component.
 CALLS_MAX = 16
-#: While nobody listens, one call is tried after each pause; they grow from the first to the second.
+#: While nobody listens, one call is tried after each pause. Pauses grow from the first value to the second.
 ABSENT_PAUSE_MIN_S = 0.05
 ABSENT_PAUSE_MAX_S = 1.0
 DISCONNECTED_PAUSE_S = 0.25
-#: A component that fails now and then is logged at most once in this interval.
+#: The failures of a component are logged at most once in this interval.
 FAILURE_LOG_INTERVAL_S = 10.0
 
 
 class ComponentInvoker(Protocol):
-    """A component that can be called (`keyvalue_transport.nats.client.Invoker` calls one)."""
+    """A caller of a component's functions, such as `keyvalue_transport.nats.invoker.Invoker`."""
 
     async def invoke(
         self, subject: str, params: bytes, decode: Callable[[bytes, int, int], tuple[None, int]], timeout_s: float
@@ -41,11 +42,11 @@ class ComponentInvoker(Protocol):
 
 
 class ChangeDelivery:
-    """The calls to one component, from its queue. To be used on the event loop, but for the queue's `push`.
+    """The calls to one component, with the events of its queue. Use it on the event loop, except for `queue.push`.
 
-    :param name: for the log
-    :param connected: whether a call has a chance at all
-    :param on_end: told when it is closed and its last call has ended
+    :param name: the watcher's name in the log
+    :param connected: returns True while NATS is connected
+    :param on_end: called when the delivery is closed and its last call has ended
     """
 
     __slots__ = (
@@ -76,9 +77,9 @@ class ChangeDelivery:
         self._calls: dict[asyncio.Task[None], Event] = {}
         self._closed = False
         self._pause: asyncio.TimerHandle | None = None
-        self._pause_s = 0.0  # the last pause since nobody listens; 0: somebody does
+        self._pause_s = 0.0  # the last pause for a missing component; 0 if it listens
         self._failing = False
-        self._told = False  # the log knows that it fails
+        self._told = False  # the failure is in the log
         self._quiet_until_s = 0.0
 
     @property
@@ -88,25 +89,25 @@ class ChangeDelivery:
 
     @property
     def calls(self) -> list[asyncio.Task[None]]:
-        """What is in flight."""
+        """The calls in flight."""
         return list(self._calls)
 
     def open(self, bucket_argument: bytes | None) -> None:
-        """Take events; those that are queued already have this bucket argument too."""
+        """Accept events. Use this bucket argument for them, and for those that are queued already."""
         self.bucket_argument = bucket_argument
         self._closed = False
         self.queue.open()
         self._start_calls()
 
     def close(self) -> None:
-        """Take no more events and drop those that wait. Calls that are in flight go on to their end."""
+        """Accept no more events, and drop the queued ones. Calls in flight continue."""
         self._closed = True
         self.queue.close()
         self._stop_pausing()
         self._end_if_idle()
 
     def abandon(self) -> int:
-        """Call no more, at the end of the process; how many events are left. O(1), however many they are."""
+        """Stop calling, because the process ends. Return the number of events that are left. O(1)."""
         self._closed = True
         self._stop_pausing()
         return len(self.queue)
@@ -122,11 +123,11 @@ class ChangeDelivery:
             self._on_end()
 
     def _wake(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to deliver
+        with suppress(RuntimeError):  # the loop is closed, so nothing can be delivered
             self._loop.call_soon_threadsafe(self._start_calls)
 
     def _start_calls(self) -> None:
-        """As many as may be in flight. Called whenever that may have changed: an event came, a call ended, a pause is over."""
+        """Start as many calls as are allowed. Called when an event arrives, and when a call or a pause ends."""
         while not self._closed and self._pause is None and len(self._calls) < (1 if self._pause_s else CALLS_MAX):
             if not self._connected():
                 self._pause_for(DISCONNECTED_PAUSE_S)
@@ -183,7 +184,7 @@ class ChangeDelivery:
                 self._quiet_until_s = now_s + FAILURE_LOG_INTERVAL_S
                 self._told = True
                 ours = None if isinstance(error, TransportError) else error
-                log.warning("watcher %s: it is not told of changes: %s", self.name, error, exc_info=ours)
+                log.warning("watcher %s: a change is not delivered: %s", self.name, error, exc_info=ours)
 
     def _pause_for(self, seconds: float) -> None:
         self._pause = self._loop.call_later(seconds, self._resume)

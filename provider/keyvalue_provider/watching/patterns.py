@@ -1,12 +1,13 @@
-r"""What is watched: the patterns of a link, and who is told of a change in a bucket by them.
+r"""The patterns of a watching link, and the observers that report a bucket's changes to the watchers.
 
-    pattern                     told of
-    SET@key    DEL@key          writes, deletions (expiry is one) of this key, in every bucket
-    SET@text*  DEL@text*        of keys that begin so; of all keys where no text is there
-    SET@bucket/key  DEL@bucket/text*    in this bucket alone
+    pattern                             reports
+    SET@key         DEL@key             writes or deletions of this key, in every bucket; expiry is a deletion
+    SET@text*       DEL@text*           those of keys that begin with the text; without text, those of all keys
+    SET@bucket/key  DEL@bucket/text*    only those in this bucket
 
-A backslash takes the next character as it is, so that every bucket and key can be written: `\,` `\/` `\*` `\\`, and `\ ` at an end, where white space
-is otherwise cut off. A key is not empty. Patterns stand with commas between.
+Patterns are separated by commas, and white space around them is ignored. A backslash takes the next character
+literally, so a pattern can name any bucket and key: `\,` `\/` `\*` `\\`, and `\ ` at either end. A key must not be
+empty.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from keyvalue_provider.watching.queue import WatchQueue
 
 __all__ = ["PATTERNS_MAX", "Pattern", "Watch", "observers"]
 
-#: As a bucket argument: the bucket's own name.
+#: This bucket argument stands for the bucket's own name.
 OWN_NAME = b"{bucket}"
-#: Of one link. A write to a watched bucket compares its key with every beginning.
+#: Maximum patterns of one link. A write to a watched bucket compares its key with every prefix.
 PATTERNS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Of which changes a component is told. Keys and names of buckets do not show in `repr`.
+    """The changes that a component watches by one pattern. `repr` shows no keys or bucket names.
 
-    :param deletes: of deletions, not of writes
-    :param bucket: None: of every bucket
-    :param is_prefix: of all keys that begin with `key`
+    :param deletes: True for deletions, False for writes
+    :param bucket: the bucket to watch; None for every bucket
+    :param is_prefix: True for all keys that begin with `key`
     """
 
     deletes: bool
@@ -44,9 +45,9 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What a link says.
+    """The parsed options of a watching link.
 
-    :param bucket_argument: of the calls; None: the bucket's own name
+    :param bucket_argument: the bucket argument of the calls; None for the bucket's own name
     """
 
     patterns: tuple[Pattern, ...]
@@ -54,7 +55,7 @@ class Watch:
 
     @classmethod
     def of(cls, options: WatchingLinkOptions) -> Watch | None:
-        """Return what a link watches, or None if it names nothing to watch.
+        """Return what a link watches, or None if the option `watch` is not set.
 
         :raises OptionError: a pattern is malformed
         """
@@ -75,12 +76,12 @@ def _patterns(text: str) -> tuple[Pattern, ...]:
         else:
             parts[-1].append(character)
     if len(parts) > PATTERNS_MAX:
-        raise OptionError(f"watch: found {len(parts)} patterns, allowed {PATTERNS_MAX}")
+        raise OptionError(f"watch: found {len(parts)} patterns; the limit is {PATTERNS_MAX}")
     return tuple(_pattern(index, part) for index, part in enumerate(parts))
 
 
 def _pattern(index: int, units: list[str]) -> Pattern:
-    """A pattern from its characters; one that is escaped still has its backslash."""
+    """Parse a pattern from its characters. An escaped character still has its backslash."""
     begin, end = 0, len(units)
     while begin < end and units[begin].isspace():
         begin += 1
@@ -93,13 +94,13 @@ def _pattern(index: int, units: list[str]) -> Pattern:
     key_at = names.index("/") + 1 if "/" in names else 0
     allowed = ""
     if verb not in ("SET@", "DEL@"):
-        allowed = "SET@ or DEL@, and then a key"
+        allowed = "SET@ or DEL@, followed by a key"
     elif units[-1] == "\\":
-        allowed = "a character behind the last backslash"
+        allowed = "a character after the last backslash"
     elif "*" in names:
-        allowed = r"* at the end alone; \* for the character"
+        allowed = r"* only at the end; \* for the character"
     elif "/" in names[key_at:]:
-        allowed = r"one / between bucket and key; \/ for the character"
+        allowed = r"only one /, between bucket and key; \/ for the character"
     elif not names[key_at:] and not is_prefix:
         allowed = "a key at the end, or *"
     if allowed:
@@ -113,7 +114,7 @@ def _plain(units: list[str]) -> bytes:
 
 
 class Route(NamedTuple):
-    """Changes of one kind in one bucket that one component is told of."""
+    """The changes of one kind, in one bucket, that one component watches."""
 
     queue: WatchQueue
     keys: frozenset[bytes]
@@ -121,7 +122,7 @@ class Route(NamedTuple):
 
     @classmethod
     def of(cls, queue: WatchQueue, patterns: Iterable[Pattern], deletes: bool) -> Route:
-        """No prefix begins with another, and no key with a prefix: so nobody is told twice."""
+        """Return the route for one kind of change. It leaves out what a prefix covers, so nothing is reported twice."""
         own = [pattern for pattern in patterns if pattern.deletes is deletes]
         prefixes: tuple[bytes, ...] = ()
         for key in sorted(pattern.key for pattern in own if pattern.is_prefix):
@@ -132,14 +133,15 @@ class Route(NamedTuple):
 
     @property
     def takes_all(self) -> bool:
-        """Whether every key fits."""
+        """True if every key is watched."""
         return self.prefixes == (b"",)
 
 
 def observers(watched: Iterable[tuple[Watch, WatchQueue]]) -> ObserverOf | None:
-    """Return what gives each bucket its observer, or None where nothing is watched. What can be worked out is, before any change.
+    """Return a function that returns a bucket's observer, or None if nothing is watched.
 
-    A watcher is told of values, not of deadlines: taking one away is no event, and expiry is a deletion.
+    Work that does not depend on the change is done here, once. A watcher sees values, not deadlines. So removing a
+    deadline is not reported, and expiry is reported as a deletion.
     """
     everywhere: dict[WatchQueue, list[Pattern]] = {}
     named: dict[bytes, dict[WatchQueue, list[Pattern]]] = {}
@@ -166,7 +168,10 @@ def _observer(patterns: Mapping[WatchQueue, list[Pattern]]) -> Observer:
 
 
 def _observer_for_one(sets: Route, deletes: Route) -> Observer:
-    """Pays: bench end-to-end watch."""
+    """Return the observer for a single watcher: `_observer_for_many`, with less work for each write.
+
+    The end-to-end benchmark of watching shows the gain.
+    """
     queue, set_keys, set_prefixes = sets
     _, delete_keys, delete_prefixes = deletes
     every_set, every_delete = sets.takes_all, deletes.takes_all
@@ -175,12 +180,12 @@ def _observer_for_one(sets: Route, deletes: Route) -> Observer:
     def observe(change: Change, bucket: bytes, key: bytes, entry: Entry | None) -> None:
         if change == SET:
             if every_set or key in set_keys or (set_prefixes and key.startswith(set_prefixes)):
-                # Not `isinstance`, which costs 40 ns more. After SET there is an entry, which mypy does not know.
+                # `isinstance` would take 40 ns more. SET always has an entry, but mypy does not know that.
                 value: bytes = entry[0] if entry.__class__ is tuple else entry  # type: ignore[assignment]
                 if len(key) + len(value) > small_bytes:
                     push((bucket, key, value))
                     return
-                append((bucket, key, value))  # `push`, written out
+                append((bucket, key, value))  # `push`, inlined
                 if len(waiting) >= queue.full_at:
                     queue.settle()
         elif change != PERSIST and (every_delete or key in delete_keys or key.startswith(delete_prefixes)):
@@ -190,7 +195,7 @@ def _observer_for_one(sets: Route, deletes: Route) -> Observer:
 
 
 def _observer_for_many(sets: Sequence[Route], deletes: Sequence[Route]) -> Observer:
-    """One look-up finds all that watch this key by its name; those with prefixes are asked one by one, and only where a prefix fits."""
+    """Return the observer for several watchers. It tries prefixes one by one only if at least one of them matches."""
     set_queues, set_prefixes, set_routes = _joined(sets)
     delete_queues, delete_prefixes, delete_routes = _joined(deletes)
 
@@ -215,7 +220,7 @@ def _observer_for_many(sets: Sequence[Route], deletes: Sequence[Route]) -> Obser
 def _joined(
     routes: Sequence[Route],
 ) -> tuple[dict[bytes, tuple[WatchQueue, ...]], tuple[bytes, ...], tuple[Route, ...]]:
-    """By key who watches it by its name, all prefixes, and the routes that have some."""
+    """Return the queues for each watched key, all prefixes, and the routes that have prefixes."""
     queues: dict[bytes, tuple[WatchQueue, ...]] = {}
     for route in routes:
         for key in route.keys:

@@ -1,16 +1,17 @@
-"""The queue of one watcher: bounded. Events go in from any thread, and out to calls on the event loop, in the order of writes to a key.
+"""The bounded queue of one watcher. Any thread adds events. Calls on the event loop take them, in order for each key.
 
-    push ──> waiting ──> taken                        a key of which no event is taken
-                └──────> parked ── ready ──> taken    a key of which one is: its events wait until that has ended
+    push ──> waiting ──> taken                        if no event of the key is taken
+                └──────> parked ── ready ──> taken    if one is: the event is parked until that one has ended
 
-All that is parked is older than all that waits. Where the queue is full the oldest are dropped; in a large queue some at a time, so that
-who writes does so once for many events.
+All parked events are older than all waiting ones. A full queue drops its oldest events. A large queue drops several
+at a time, so that a writer rarely has to do it.
 
-An event takes a place, and a large one more: one for each queue_bytes / queue_events bytes begun. So places bound events and bytes at once, and of a
-small event nothing need be counted but that it is there.
+The queue has places. A small event takes one. A large one takes one for each queue_bytes / queue_events bytes,
+rounded up. So the number of places limits both events and bytes, and the size of a small event is not counted.
 
-Locks: `waiting` is appended to without a lock, which a deque does at one instant, with the GIL and on free-threaded builds; `full_at` says when more
-is to be done. All else is done under the lock of WatchCounts, a leaf: it is taken under a stripe, and nothing is taken, logged or awaited under it.
+Locks: writers append to `waiting` without a lock. A deque's append is atomic, with the GIL and on free-threaded
+builds. `full_at` tells a writer when to do more. Everything else happens under the lock of WatchCounts. That lock is
+a leaf: it is taken under a stripe, and its holder takes no other lock, logs nothing and awaits nothing.
 """
 
 from __future__ import annotations
@@ -23,22 +24,23 @@ from typing import TypeAlias
 
 __all__ = ["EVENT_BYTES", "LOOKS_MAX", "Event", "WatchCounts", "WatchLimits", "WatchQueue"]
 
-#: Bucket, key, value; None: deleted. A plain tuple, since every watched write makes one.
+#: Bucket, key and value, or None for a deletion. A plain tuple, because every watched write creates one.
 Event: TypeAlias = tuple[bytes, bytes, bytes | None]
 BucketKey: TypeAlias = tuple[bytes, bytes]
 
-#: What an event takes beside key and value: a tuple, its place in the queue, headers of bytes objects. The bucket's name is the store's.
+#: Memory of an event apart from key and value: the tuple, its slot in the queue, and the headers of bytes objects.
+#: The bucket's name belongs to the store.
 EVENT_BYTES = 200
-#: Where the queue is full, as many are dropped as give room to so many more: one in so many places, and not more than that.
+#: A full queue drops events until one place in SLACK_SHARE is free, but at most SLACK_MAX places.
 SLACK_SHARE = 64
 SLACK_MAX = 256
-#: Events that the event loop looks at before it turns to something else.
+#: Maximum events that `take` looks at, so that the event loop can do other work.
 LOOKS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
 class WatchLimits:
-    """Limits of each watcher: of its queue, what is taken and has not ended included, and of its calls."""
+    """The limits of each watcher: on its queue, including events in flight, and on its calls."""
 
     queue_events: int
     queue_bytes: int
@@ -46,10 +48,10 @@ class WatchLimits:
 
 
 class WatchCounts:
-    """How events ended, over all watchers that there are and were. What is neither is queued.
+    """The numbers of events that have ended, for all watchers since the start.
 
-    :ivar lock: protects `dropped`, and the queues of all watchers
-    :ivar failed: calls that had no answer in time, or could not be made
+    :ivar lock: protects `dropped` and the queues of all watchers
+    :ivar failed: calls that failed, or had no answer in time
     """
 
     __slots__ = ("delivered", "dropped", "failed", "lock")
@@ -62,12 +64,12 @@ class WatchCounts:
 
 
 class WatchQueue:
-    """Events of one watcher. `push` and `settle` may be called from any thread, all else on one.
+    """The events of one watcher. Any thread may call `push` and `settle`. Only one thread may call the other methods.
 
-    :param wake: called, from any thread, when `take` gave nothing and there may be something now
-    :ivar waiting: may be appended to by who does what `push` does
-    :ivar small_bytes: key and value of an event that takes one place
-    :ivar full_at: so many that wait make `settle` due
+    :param wake: called if `take` has returned None and there may be an event now; any thread may call it
+    :ivar waiting: the new events; append only as `push` does
+    :ivar small_bytes: maximum bytes of key and value in an event that takes one place
+    :ivar full_at: the length of `waiting` at which `settle` is due
     """
 
     __slots__ = (
@@ -85,22 +87,22 @@ class WatchQueue:
         self.small_bytes = self._place_bytes - EVENT_BYTES
         self.waiting: deque[Event] = deque()
         self.full_at = 1
-        #: Places but for those that are parked or taken, and but for what large ones that wait take beyond their first.
+        #: All places, less those of parked and taken events, and less all but the first place of each waiting event.
         self._room = self._places
-        self._large = 0  # events of more than one place, wherever they are
+        self._large = 0  # events with more than one place: waiting, parked or taken
         self._parked: OrderedDict[int, Event] = OrderedDict()
         self._parkings = 0
-        self._chains: dict[BucketKey, deque[int]] = {}  # keys that are taken or ready: what is parked of each
+        self._chains: dict[BucketKey, deque[int]] = {}  # the parked events of each key that is taken or ready
         self._ready: deque[BucketKey] = deque()
-        self._sleeping = True  # `wake` is due at the next event
+        self._sleeping = True  # the next event calls `wake`
         self._closed = False
 
     def __len__(self) -> int:
-        """Events that are not taken yet."""
+        """Return the number of events that are not taken yet."""
         return len(self.waiting) + len(self._parked)
 
     def push(self, event: Event) -> None:
-        """Take in an event. O(1) but for what a large event drops. `keyvalue_provider.watching.patterns` has it written out for small ones."""
+        """Add an event. O(1), plus the events that a large one drops. `patterns.py` inlines this for small events."""
         _, key, value = event
         if len(key) + (0 if value is None else len(value)) > self.small_bytes:
             self._push_large(event)
@@ -110,7 +112,7 @@ class WatchQueue:
             self.settle()
 
     def settle(self) -> None:
-        """Drop what is too much, and wake who sleeps."""
+        """Drop the oldest events if the queue is too full, and call `wake` if it is due."""
         with self._lock:
             if self._closed:
                 self.waiting.clear()
@@ -128,22 +130,22 @@ class WatchQueue:
         with self._lock:
             if self._closed:
                 return
-            if places > self._places:  # not even an empty queue has room
+            if places > self._places:  # does not even fit into an empty queue
                 self._counts.dropped += 1
                 return
             self.waiting.append(event)
             self._count(places, -1)
-            self._room += 1  # the first place is counted by its being there
+            self._room += 1  # the length of `waiting` counts the first place
             self._set_full_at()
 
     def open(self) -> None:
-        """Take events in."""
+        """Accept events."""
         with self._lock:
             self._closed = False
             self._set_full_at()
 
     def close(self) -> None:
-        """Take in no more, and drop all that is not taken."""
+        """Accept no more events, and drop those that are not taken."""
         with self._lock:
             self._closed = True
             while self.waiting or self._parked:
@@ -151,7 +153,10 @@ class WatchQueue:
             self._set_full_at()
 
     def take(self) -> Event | None:
-        """The oldest event of a key of which none is taken; None where there is none, or none was found so far: then `wake` will be called."""
+        """Return the oldest event of a key that has no taken event.
+
+        Return None if there is none, or if LOOKS_MAX looks found none. `wake` is called when you should try again.
+        """
         for _ in range(LOOKS_MAX):
             with self._lock:
                 if self._ready:
@@ -159,7 +164,7 @@ class WatchQueue:
                     chain = self._chains[key]
                     if chain:
                         return self._parked.pop(chain.popleft())
-                    del self._chains[key]  # what was parked was dropped meanwhile
+                    del self._chains[key]  # its parked events were dropped meanwhile
                 elif self.waiting:
                     event = self.waiting.popleft()
                     self._room -= 1
@@ -175,14 +180,14 @@ class WatchQueue:
                 else:
                     self._sleeping = True
                     self._set_full_at()
-            # Who appends looks at `full_at` behind that, and this looks at `waiting` behind `full_at`: one of the two sees the other.
+            # A writer appends, then reads `full_at`. We set `full_at`, then read `waiting`. So one sees the other.
             if self._sleeping and not self.waiting:
                 return None
         self._wake()
         return None
 
     def end(self, event: Event) -> None:
-        """An event that was taken is done with: now the next of its key can be taken."""
+        """End a taken event, so that the next one of its key can be taken."""
         with self._lock:
             self._count(self._places_of(event), 1)
             self._set_full_at()
@@ -200,23 +205,23 @@ class WatchQueue:
         assert self._room == self._places - sum(places) + len(self.waiting)
         assert self._large == sum(each > 1 for each in places)
         assert self._chains.keys() == {event[:2] for event in taken} | set(self._ready)
-        assert len(self._chains) == len(taken) + len(self._ready), "a key is taken once, or ready"
+        assert len(self._chains) == len(taken) + len(self._ready), "a key has one taken event, or is ready"
         assert sorted(parking for chain in self._chains.values() for parking in chain) == list(self._parked)
         for key, chain in self._chains.items():
             assert list(chain) == sorted(chain)
             assert all(self._parked[parking][:2] == key for parking in chain)
-        assert not self._sleeping or not self.waiting, "nobody would be woken for it"
+        assert not self._sleeping or not self.waiting, "no wake-up is due for the waiting events"
         assert not self._closed or not len(self)
         assert self.full_at == (1 if self._sleeping or self._closed else self._room + 1)
 
-    # Under the lock, from here on.
+    # The lock must be held for the methods below.
 
     def _places_of(self, event: Event) -> int:
         _, key, value = event
         return -(-(EVENT_BYTES + len(key) + (0 if value is None else len(value))) // self._place_bytes)
 
     def _count(self, places: int, sign: int) -> None:
-        """An event goes (sign 1) or comes (-1)."""
+        """Count an event that goes (sign 1) or comes (sign -1)."""
         self._room += sign * places
         if places > 1:
             self._large -= sign
@@ -235,7 +240,7 @@ class WatchQueue:
                 waiting.popleft()
             self._counts.dropped += many
             return
-        while len(waiting) > self._room - slack:  # what is taken had room, so that this ends
+        while len(waiting) > self._room - slack:  # this ends, because the taken events fit
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:

@@ -1,10 +1,10 @@
-"""Watchers: components that are told of changes. A link from the provider whose interfaces contain `watcher` makes one.
+"""Watchers: components that are called when keys change. A link from the provider with interface `watcher` makes one.
 
     Store ── observer of the bucket ──> WatchQueue ── ChangeDelivery ── on-set, on-delete ──> component
              under the stripe           bounded       event loop
 
-A writer never waits: where a queue is full its oldest events are dropped. `keyvalue_provider.watching.patterns` says what is watched,
-`delivery` how a component is called.
+A writer never waits: a full queue drops its oldest events. `patterns.py` decides what is watched, and `delivery.py`
+calls the component.
 """
 
 from __future__ import annotations
@@ -28,25 +28,27 @@ __all__ = ["INTERFACE", "WATCHES_NOTHING", "Watchers", "watch_of"]
 
 log = logging.getLogger(__name__)
 
-#: In the interfaces of a link that makes a watcher.
+#: A link with this interface makes a watcher.
 INTERFACE = "watcher"
-#: For the calls that a stop cancels to end.
+#: A stop waits this long for the calls that it cancels.
 CANCEL_TIMEOUT_S = 0.02
 WATCHES_NOTHING = "it watches nothing: the option watch is not set"
 
 
 class WatchingLink(NamedTuple):
-    """A link that makes a watcher, and what it watches; None where that can't be used, or is nothing."""
+    """A link that makes a watcher, and what it watches. None means nothing, or malformed options."""
 
     link: LinkDefinition
     watch: Watch | None
 
 
 class Watchers:
-    """The watchers of one provider: a delivery for each link that watches. To be made and used on the event loop, but for `counts` and `queue_length`.
+    """The watchers of one provider: a delivery for each watching link.
+
+    Use it only on the event loop. Other threads may read `counts` and `queue_length`.
 
     :param lattice: first part of the components' subjects
-    :param links: what the host has put; `links_changed` is to be called at the start, and whenever they are others
+    :param links: the host's links; call `links_changed` at the start and after each change
     """
 
     def __init__(
@@ -66,20 +68,20 @@ class Watchers:
         self._store = store
         self._limits = limits
         self._watching: dict[LinkKey, WatchingLink] = {}
-        self._deliveries: dict[LinkKey, ChangeDelivery] = {}  # also those that are closed and have calls in flight
+        self._deliveries: dict[LinkKey, ChangeDelivery] = {}  # closed ones stay while they have calls in flight
         self._closing: set[asyncio.Task[None]] = set()
         self._stopped = False
 
     @property
     def queue_length(self) -> int:
-        """Events that are queued or in flight, of all watchers. From any thread."""
+        """Events of all watchers that are queued or in flight. Any thread may read it."""
         return sum(delivery.queue_length for delivery in self._deliveries.copy().values())
 
     def links_changed(self) -> None:
-        """Take the links as they are now; what is wrong with them is noted there. O(links), and O(buckets) where a watcher is another.
+        """Apply the current links, and note their faults in them. O(links), and O(buckets) if a watcher has changed.
 
-        A watcher whose link is as before goes on undisturbed. Where its definition changed, what is queued is delivered all the same, with the new
-        bucket argument; where it is gone, what is queued is dropped.
+        A watcher with an unchanged link continues undisturbed. If the link has changed, queued events are still
+        delivered, with the new bucket argument. If the link is gone, they are dropped.
         """
         watching = {}
         for link in self._links.callees():
@@ -104,12 +106,12 @@ class Watchers:
             self._deliveries[key].close()
 
     async def stop(self, timeout_s: float) -> None:
-        """Watch no more. What is queued is delivered if that can be done within the time; the rest is dropped."""
+        """Stop watching. Deliver queued events for at most `timeout_s`, and drop the rest."""
         self._stopped = True
         self._store.observe(None)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        await asyncio.sleep(0)  # calls for what was pushed last are begun
+        await asyncio.sleep(0)  # starts the calls for the latest events
         while (calls := self._calls()) and (left_s := deadline_s - loop.time()) > 0:
             await asyncio.wait(calls, timeout=left_s)
         tasks = [*self._calls(), *self._closing]
@@ -142,16 +144,16 @@ class Watchers:
         )
 
     def _forget(self, key: LinkKey, invoker: Invoker) -> None:
-        """Forget a delivery that is closed and whose last call has ended."""
-        self._deliveries.pop(key, None)  # none are left where all were stopped
-        if not self._stopped:  # then the connection is closed next
+        """Forget a closed delivery after its last call has ended."""
+        self._deliveries.pop(key, None)  # `stop` may have removed it
+        if not self._stopped:  # after a stop, the connection is closed anyway
             closing = asyncio.create_task(invoker.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
 
 def watch_of(link: LinkDefinition, links: Links, lattice: str) -> Watch | None:
-    """What a link whose interfaces contain `watcher` watches; None where nothing. What is wrong with it is said, and noted in the links."""
+    """Return what a link with interface `watcher` watches, or None. Log the link's faults, and note them in `links`."""
     try:
         options, remarks = WatchingLinkOptions.from_config(link.source_options)
         watch = Watch.of(options)

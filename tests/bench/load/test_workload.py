@@ -107,10 +107,7 @@ def test_batches_have_all_keys_and_no_key_is_in_two() -> None:
             {"function": "get-many", "batch_keys": 0},
             "batch_keys: found 0, allowed 1 to 6241: a batch needs distinct keys and must fit in one",
         ),
-        (
-            {"function": "set-many", "batch_keys": 11, "keys": 10},
-            "batch_keys: found 11, allowed 1 to 10: a batch needs distinct keys",
-        ),
+        ({"function": "set-many", "batch_keys": 11, "keys": 10}, "batch_keys: found 11, allowed 1 to 10"),
         (
             {"function": "set-many", "each_once": True},
             "each_once cannot be used with set-many, only with functions of one",

@@ -20,7 +20,7 @@ def test_report_takes_the_newest_run(
 ) -> None:
     monkeypatch.setattr("bench.report.commands.RESULTS", tmp_path / "results")
     assert main([]) == 2
-    assert "no run in" in capsys.readouterr().err
+    assert "bench: no run in" in capsys.readouterr().err
     for name, written_s in (("2026-02", 2), ("before", 1)):
         path = tmp_path / "results" / name / "run.json"
         Run(ABOUT | {"when": name}, rounds("bare", [1.0])).save(path)

@@ -40,7 +40,10 @@ def text_of(about: Any, rows: Any = ()) -> str:
         (text_of(ABOUT | {"failed": [{}]}), "about.failed[0].subject is missing, expected text"),
         (text_of(ABOUT, [{}]), "rows[0].scenario is missing, expected text"),
         (text_of(ABOUT, [A_ROW | {"round": True}]), "rows[0].round: found True, expected a whole number"),
-        (text_of(ABOUT, [A_ROW, A_ROW | {"figures": {"p50_us": "1"}}]), "rows[1].figures.p50_us: found '1', expected"),
+        (
+            text_of(ABOUT, [A_ROW, A_ROW | {"figures": {"p50_us": "1"}}]),
+            "rows[1].figures.p50_us: found '1', expected a number",
+        ),
         (text_of(ABOUT, {}), "rows: found {}, expected a list"),
         (text_of(ABOUT, [A_ROW | {"figure": 1}]), "unexpected keyword argument 'figure'"),
     ],
@@ -48,5 +51,5 @@ def text_of(about: Any, rows: Any = ()) -> str:
 def test_what_is_no_run_is_refused_with_what_is_wrong(tmp_path: Path, text: str, fault: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=rf"run\.json is not a run of this benchmark.*{re.escape(fault)}"):
+    with pytest.raises(ValueError, match=rf"run\.json is not a run of this benchmark: .*{re.escape(fault)}"):
         Run.load(path)

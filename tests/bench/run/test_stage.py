@@ -85,7 +85,7 @@ def test_a_watcher_that_cannot_listen_says_why(tmp_path: Path) -> None:
         (("/nowhere/provider",), "broken-.*: .*No such file or directory"),
         (
             (sys.executable, "-c", "import sys; sys.exit('no data')"),
-            "(?s)the process ended with exit status 1; .*no data",
+            "(?s): the process ended with exit status 1; .*no data",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from tests.conftest import DEADLINE_S, PROVIDER
 
 
 def flags(*arguments: str) -> dict[str, str]:
-    """The options that a command line sets."""
+    """Return the options that a command line sets."""
     given = flags_of(command_line().parse_args(["serve", *arguments]))
     return {name: text for name, text in given.items() if text is not None}
 

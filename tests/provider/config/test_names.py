@@ -82,11 +82,11 @@ def test_old_names() -> None:
     assert found.options == {"keys_max": "quota_keys", "quota_bytes": "quota_bytes"}
     assert found.deprecated == {"keys_max": "keys_max is deprecated (use quota_keys)"}
     assert found.faults == {
-        "bytes_max": "bytes_max: found beside quota_bytes, allowed one of them: it is the old name of the other"
+        "bytes_max": "bytes_max: this is the old name of quota_bytes, which is set too; set only quota_bytes"
     }
 
 
-def test_what_cannot_be_printed_is_escaped() -> None:
+def test_characters_that_cannot_be_printed_are_escaped() -> None:
     (fault,) = sort_names(["acc\x1bess"], ["access"], {}).faults.values()
     assert fault == "'acc\\x1bess': no option has this name; did you mean access?"
 
@@ -122,7 +122,7 @@ def test_any_single_edit_of_a_name_is_a_fault_that_names_it(edit: tuple[OptionTa
 
 
 def edits_by_table(one: str, other: str) -> int:
-    """The textbook's optimal string alignment."""
+    """Count edits by the textbook's optimal string alignment."""
     table = [[row + column for column in range(len(other) + 1)] for row in range(len(one) + 1)]
     for row in range(1, len(one) + 1):
         for column in range(1, len(other) + 1):

@@ -115,7 +115,7 @@ def test_unknown_names_are_told_and_ignored() -> None:
         ({"page_keys": "7", "acess": "x", "url": ""}, "acess: no option has this name; did you mean access?"),
         (
             {"keys_max": "7", "quota_keys": "7"},
-            "keys_max: found beside quota_keys, allowed one of them: it is the old name of the other",
+            "keys_max: this is the old name of quota_keys, which is set too; set only quota_keys",
         ),
         ({"bytes_max": "all"}, "bytes_max: found 'all', allowed a whole number from 1"),
     ],
@@ -162,7 +162,7 @@ def test_a_links_option_overrides_the_providers_and_that_the_default(name: str) 
     assert getattr(LinkOptions.from_config(other, {name: text})[0], name) == value
 
 
-def test_what_a_link_inherits() -> None:
+def test_a_link_inherits_no_quota() -> None:
     assert LinkOptions.from_config(ProviderOptions(), {}) == (LinkOptions(), [])
     assert LinkOptions.from_config(ProviderOptions(keys_max=7), {}) == (LinkOptions(), [])  # no default of a quota
     assert LINK_OPTIONS.keys() < OPTIONS.keys()
@@ -176,12 +176,12 @@ def test_a_store_without_a_provider_is_used_by_its_own_options() -> None:
     assert replace(options.store_options(), keys_max=6) == store
 
 
-def test_what_a_running_provider_takes_of_a_new_configuration() -> None:
+def test_a_running_provider_takes_live_options_alone() -> None:
     before, after = ProviderOptions(page_keys=1, access="read-only"), ProviderOptions(page_keys=2, ttl_ms=3)
     assert before.with_live_options(after) == ProviderOptions(page_keys=1, ttl_ms=3)
 
 
-def test_what_takes_effect_at_once_is_not_the_stores() -> None:
+def test_live_options_are_not_the_stores() -> None:
     assert {"access", "quota_keys", "quota_bytes", "require_link", "log_level"} <= LIVE_OPTIONS
     for name in LIVE_OPTIONS:
         options = set_to(name, {"log_level": "warn"}.get(name) or OF_LINK.get(name, ("1",))[0])

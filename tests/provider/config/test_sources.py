@@ -102,8 +102,8 @@ def test_values_of_a_file(tmp_path: Path) -> None:
     [
         (f"page_keys = {'1' * 5_000}", "Exceeds the limit"),
         ("page_keys", "Expected '=' after a key"),
-        (b"page_keys = '\xff'", "found bytes that are not UTF-8, allowed TOML"),
-        ("#" * (FILE_BYTES_MAX + 1), f"found more than {FILE_BYTES_MAX} bytes"),
+        (b"page_keys = '\xff'", "the file is not UTF-8, as TOML requires"),
+        ("#" * (FILE_BYTES_MAX + 1), f"the file is larger than the limit of {FILE_BYTES_MAX} bytes"),
         ("a = " + "[" * 5_000, ""),
     ],
 )
@@ -119,11 +119,11 @@ def test_every_value_of_a_file_that_is_no_option_is_a_fault(tmp_path: Path) -> N
         tmp_path, "page_keys = 1.5\nbuckets = ['a', 1]\nnats = ['a', 'b,c']\n[prefix]\npage_keys = 1\n[other]\n"
     )
     resolved = resolve(file_settings(path), standalone=True)
-    kinds = "allowed a string, a whole number, a boolean or an array of strings"
+    kinds = "expected a string, a whole number, a boolean or an array of strings"
     assert resolved.faults == (
         f"{path}: page_keys: found 1.5, {kinds}",
-        f"{path}: buckets: found an array not of strings alone, {kinds}",
-        f"{path}: nats: found a comma in a string of an array, allowed between them alone",
+        f"{path}: buckets: found an array with other values than strings, {kinds}",
+        f"{path}: nats: strings in an array must not contain commas",
         f"{path}: prefix: found a table, {kinds}",
     )
     assert resolved.wrong == {"page_keys", "buckets", "nats", "prefix"}
@@ -168,7 +168,7 @@ def test_old_names_still_work() -> None:
 def test_an_old_name_beside_the_present_one_is_a_fault() -> None:
     resolved = resolve(host_settings({"quota_bytes": "8", "bytes_max": "8"}, {}))
     assert resolved.faults == (
-        "config: bytes_max: found beside quota_bytes, allowed one of them: it is the old name of the other",
+        "config: bytes_max: this is the old name of quota_bytes, which is set too; set only quota_bytes",
     )
     assert resolved.wrong == {"quota_bytes"}
 

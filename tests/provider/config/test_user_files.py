@@ -32,7 +32,7 @@ def test_credentials_and_nkeys_are_read(tmp_path: Path) -> None:
 def test_a_file_without_credentials_is_refused(tmp_path: Path, text: str, missing: str) -> None:
     path = tmp_path / "user"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"^{path}: found no {missing} of a user, allowed a file as nsc writes it$"):
+    with pytest.raises(ValueError, match=f"^{path}: the {missing} is missing; expected a credentials file of nsc$"):
         read_credentials(str(path))
 
 
@@ -40,21 +40,23 @@ def test_a_file_without_credentials_is_refused(tmp_path: Path, text: str, missin
 def test_a_file_without_a_seed_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "user"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"^{path}: found no seed, allowed a file that holds an nkey seed alone$"):
+    with pytest.raises(
+        ValueError, match=f"^{path}: the seed is missing; expected a file that holds only an nkey seed$"
+    ):
         read_nkey(str(path))
 
 
 @pytest.mark.parametrize("given", [SEED, f"./{SEED[:-1]}", CREDENTIALS])
-def test_what_should_stand_in_a_file_does_not_show(given: str) -> None:
+def test_content_given_in_place_of_a_path_does_not_show(given: str) -> None:
     for read in (read_credentials, read_nkey):
-        with pytest.raises(ValueError, match=r"^<redacted>: .*, allowed the path of a file$"):
+        with pytest.raises(ValueError, match=r"^<redacted>: .*; expected the path of a file$"):
             read(given)
     assert shown_path(given) == "<redacted>"
 
 
 def test_a_path_shows(tmp_path: Path) -> None:
     path = str(tmp_path / f"UA{SEED}.nk")  # so nsc calls it
-    with pytest.raises(ValueError, match=f"^{path}: No such file or directory, allowed the path of a file$"):
+    with pytest.raises(ValueError, match=f"^{path}: No such file or directory; expected the path of a file$"):
         read_nkey(path)
 
 
@@ -62,7 +64,7 @@ def test_a_path_shows(tmp_path: Path) -> None:
 def test_a_file_of_dashes_takes_no_time(tmp_path: Path, text: str) -> None:
     path = tmp_path / "user"
     path.write_text(text)
-    with pytest.raises(ValueError, match="found no JWT of a user"):
+    with pytest.raises(ValueError, match="the JWT is missing"):
         read_credentials(str(path))
 
 

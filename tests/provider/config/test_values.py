@@ -45,7 +45,7 @@ CHOICE = values.one_of("read-write", "read-only")
         (values.PEM_SECRET, HUSH, Secret(HUSH), "<redacted>"),
     ],
 )
-def test_what_a_type_reads_and_shows(value_type: ValueType[Any], text: str, value: object, shown: str) -> None:
+def test_a_type_reads_and_shows_its_values(value_type: ValueType[Any], text: str, value: object, shown: str) -> None:
     assert value_type.parse("name", text) == value
     assert value_type.show(value) == shown
 
@@ -59,8 +59,8 @@ def test_what_a_type_reads_and_shows(value_type: ValueType[Any], text: str, valu
         (values.BUCKET_NAME, "\ud800", "\ud800", "text that can be encoded in UTF-8"),
         (values.ENCODED_TEXT, "p\ud800", "p\ud800", "text that can be encoded in UTF-8"),
         (values.TEXT, "\ud800", "\ud800", "text that can be encoded in UTF-8"),
-        (values.BUCKET_NAMES, "", "", "names of buckets with commas between"),
-        (values.BUCKET_NAMES, " , ,", " , ,", "names of buckets with commas between"),
+        (values.BUCKET_NAMES, "", "", "names of buckets, separated by commas"),
+        (values.BUCKET_NAMES, " , ,", " , ,", "names of buckets, separated by commas"),
         (values.BUCKET_NAMES, "a,\ud800", "\ud800", "text that can be encoded in UTF-8"),
         (CHOICE, "", "", "read-write or read-only"),
         (CHOICE, "readonly", "readonly", "read-write or read-only"),
@@ -70,7 +70,7 @@ def test_what_a_type_reads_and_shows(value_type: ValueType[Any], text: str, valu
         (values.ADDRESS, "a:b", "a:b", "HOST:PORT, with a port from 0 to 65535"),
     ],
 )
-def test_what_a_type_does_not_read(value_type: ValueType[Any], text: str, found: str, allowed: str) -> None:
+def test_a_type_refuses_malformed_texts(value_type: ValueType[Any], text: str, found: str, allowed: str) -> None:
     with pytest.raises(OptionError) as caught:
         value_type.parse("name", text)
     assert str(caught.value) == f"name: found {found!r}, allowed {allowed}"
@@ -83,7 +83,7 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "h", "h:", "h:65536", "::1:9", "h:\u0664", "h\x00:1"])
-def test_what_is_no_address(text: str) -> None:
+def test_malformed_addresses(text: str) -> None:
     with pytest.raises(ValueError, match=r"allowed HOST:PORT"):
         values.split_address(text)
 

@@ -53,7 +53,7 @@ def test_missing_null_empty_and_new_fields_leave_the_defaults() -> None:
         assert parsed(**{name: ""}) == HostData(), name
 
 
-def test_what_the_capture_holds() -> None:
+def test_the_host_data_of_the_capture() -> None:
     sent: dict[str, Any] = HOST_CAPTURE["host_data"]
     host_data = parse_host_data(HOST_CAPTURE["stdin_line"].encode() + b"\r\n")
     assert host_data == parse_host_data(encoded(sent))
@@ -127,15 +127,15 @@ def test_a_field_of_the_wrong_type(name: str, value: object, message: str) -> No
 
 @pytest.mark.parametrize("name", ["lattice_rpc_prefix", "provider_key", "link_name"])
 @pytest.mark.parametrize("text", ["a b", "a\n", "a.*", ">", ".", "a..b", "a.", "\ud800"])
-def test_what_becomes_a_subject_must_be_one(name: str, text: str) -> None:
+def test_a_field_that_becomes_a_subject_must_be_one(name: str, text: str) -> None:
     told = refusal({name: text})
     assert told.startswith(f"host data: {name}: found {text!r}, allowed printable tokens without white space")
 
 
 @pytest.mark.parametrize("value", [[], HUSH, 1, True, None])
-def test_what_is_no_object(value: object) -> None:
+def test_host_data_must_be_an_object(value: object) -> None:
     told = refusal(value)
-    assert told.startswith("host data: the whole: found ")
+    assert told.startswith("host data: top level: found ")
     assert told.endswith(", expected an object")
     assert HUSH not in told
 
@@ -187,7 +187,7 @@ def test_any_fields_give_host_data_or_its_error(host_data: dict[str, object]) ->
 
 @pytest.fixture
 def pipe() -> Any:
-    """Both ends of a pipe: read, write."""
+    """Give both ends of a pipe: read, write."""
     read, write = os.pipe()
     with os.fdopen(read, "rb", 0) as reader, os.fdopen(write, "wb", 0) as writer:
         yield reader, writer
@@ -254,7 +254,10 @@ def test_text_that_can_never_be_base64_is_refused_at_once(pipe: Any) -> None:
 def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_data_module, "HOST_DATA_BYTES_MAX", 100_000)
     path = tmp_path / "host_data"
-    path.write_bytes(b"A" * 100_001)
+    path.write_bytes(LINE.ljust(100_000))
+    with path.open("rb", 0) as file:
+        assert read_host_data(file.fileno(), NEVER_S).provider_key == "from-a-pipe"
+    path.write_bytes(LINE.ljust(100_001))
     with (
         path.open("rb", 0) as file,
         pytest.raises(HostDataError, match="found more than 100000 bytes on standard input"),

@@ -54,7 +54,7 @@ def test_it_does_not_show(show: Callable[[Secret], str], value: str | bytes) -> 
     ],
 )
 def test_it_is_not_copied_or_written(copied: Callable[[Secret], object]) -> None:
-    with pytest.raises(TypeError, match="a secret is not written anywhere"):
+    with pytest.raises(TypeError, match="a secret cannot be pickled or copied"):
         copied(Secret(HUSH))
     assert not hasattr(Secret(HUSH), "__dict__")
 

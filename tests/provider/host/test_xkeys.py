@@ -32,7 +32,7 @@ def test_text_of_keys(key: bytes, letter: str) -> None:
 
 
 def test_text_of_a_key_that_others_made() -> None:
-    """Of the documentation of nkeys: a user's seed, and its public key."""
+    """The seed is from the documentation of nkeys."""
     seed = "SUAGMJH5XLGZKQQWAWKRZJIGMOU4HPFUYLXJMXOO5NLFEO2OOQJ5LPRDPM"
     assert encode_seed("U", decode_seed("U", seed)) == seed
 
@@ -40,18 +40,18 @@ def test_text_of_a_key_that_others_made() -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("", "found a key of another kind, of 0 characters"),
+        ("", "found another kind of key with 0 characters"),
         ("hush", "found 4 characters that are not base32"),
         ("é" * 58, "found 58 characters that are not base32"),
         (SEED[:-1], "found 57 characters that are not base32"),
-        (SEED[:-8], "found a key of another kind, of 50 characters"),
-        (SEED + SEED[:8], "found a key of another kind, of 66 characters"),
-        (HOST_PUBLIC, "found a key of another kind, of 56 characters"),
-        (encode_seed("U", bytes(OWN)), "found a key of another kind, of 58 characters"),
-        (SEED[:-3] + ("A" if SEED[-3] != "A" else "B") + SEED[-2:], "found a key whose checksum is wrong"),
+        (SEED[:-8], "found another kind of key with 50 characters"),
+        (SEED + SEED[:8], "found another kind of key with 66 characters"),
+        (HOST_PUBLIC, "found another kind of key with 56 characters"),
+        (encode_seed("U", bytes(OWN)), "found another kind of key with 58 characters"),
+        (SEED[:-3] + ("A" if SEED[-3] != "A" else "B") + SEED[-2:], "found a key with a wrong checksum"),
     ],
 )
-def test_what_is_no_seed(text: str, found: str) -> None:
+def test_a_malformed_seed(text: str, found: str) -> None:
     with pytest.raises(ValueError, match="expected a seed SX") as caught:
         decode_seed("X", text)
     assert str(caught.value).startswith(found)
@@ -60,8 +60,8 @@ def test_what_is_no_seed(text: str, found: str) -> None:
         Xkeys(Secret(text), HOST_PUBLIC)
 
 
-def test_what_is_no_public_key() -> None:
-    with pytest.raises(ValueError, match=r"^host_xkey_public_key: found a key of another kind, of 58 characters"):
+def test_a_malformed_public_key() -> None:
+    with pytest.raises(ValueError, match=r"^host_xkey_public_key: found another kind of key with 58 characters"):
         Xkeys(Secret(SEED), SEED)
     with pytest.raises(ValueError, match=r"^host_xkey_public_key: found a point of low order, expected a public key X"):
         Xkeys(Secret(SEED), encode_public_key("X", bytes(32)))
@@ -72,7 +72,7 @@ def test_the_public_key() -> None:
 
 
 @given(text=st.binary(max_size=300))
-def test_what_the_host_sealed_is_opened(text: bytes) -> None:
+def test_a_seal_of_the_host_is_opened(text: bytes) -> None:
     assert KEYS.open(seal(text)) == text
 
 
@@ -90,10 +90,10 @@ def test_anything_else_is_an_error(sealed: bytes) -> None:
         KEYS.open(sealed)
 
 
-def test_what_others_sealed_is_not_opened() -> None:
+def test_a_seal_of_others_is_not_opened() -> None:
     other = PrivateKey(bytes(32))
     for sealed in (seal(SECRETS, sender=other), seal(SECRETS, receiver=other)):
-        with pytest.raises(SealedError, match="sealed by other keys than those of the host data"):
+        with pytest.raises(SealedError, match="sealed with keys other than those of the host data"):
             KEYS.open(sealed)
 
 

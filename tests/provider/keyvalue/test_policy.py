@@ -248,7 +248,7 @@ def test_an_unknown_or_old_name_is_warned_of_once_and_noted(
     assert len(warnings(caplog)) == 1
 
 
-def test_of_many_unknown_options_the_first_are_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_of_many_unknown_options_are_named(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene()
     scene.put(**{f"unknown-{number:05}": "" for number in range(10_000)})
     (remark,) = scene.links.remarks
@@ -295,7 +295,7 @@ def test_a_malformed_option_denies_everything_to_its_link_alone(name: str, caplo
         call(scene.service, OTHER, b"c")
         call(scene.service, ANONYMOUS, b"c")
     (line,) = scene.links.unusable
-    assert line.startswith(f"{LINE}all is denied: {name}: {message}")
+    assert line.startswith(f"{LINE}everything is denied: {name}: {message}")
     assert SECRET not in line
     assert warnings(caplog) == [line]
     assert scene.links.remarks == []
@@ -303,19 +303,14 @@ def test_a_malformed_option_denies_everything_to_its_link_alone(name: str, caplo
     scene.put()
     assert scene.links.unusable == []
     assert scene.service.get(LINKED, b"b", b"k") == b"1"
-
-
-def test_a_malformed_link_is_mended_by_its_deletion() -> None:
-    scene = Scene()
-    scene.put(access="")
-    assert len(scene.links.unusable) == 1
+    scene.put(**{name: text})
     scene.delete()
     assert scene.links.unusable == []
-    scene.service.set(LINKED, b"b", b"k", b"v")
+    assert scene.service.get(LINKED, b"b", b"k") == b"1"
 
 
 def secrets_of(scene: Scene) -> Iterator[str]:
-    """All that may be shown of what belongs to links."""
+    """Give every text that may be shown of links."""
     yield from scene.links.unusable
     yield from scene.links.remarks
     policy, handles = scene.policy, scene.service._handles

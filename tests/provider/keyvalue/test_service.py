@@ -151,7 +151,7 @@ async def test_an_answer_to_wait_for_is_translated_when_it_is_awaited(later: Lat
 
 
 async def test_a_future_of_the_store_is_what_a_server_waits_for() -> None:
-    """Of every function, so that no task is made for it. What comes out is what a store that answers at once gives."""
+    """So no task is made for any function. The results are those of a store that answers at once."""
     made: list[asyncio.Future[object]] = []
 
     def later(function: Callable[..., object], *arguments: object) -> asyncio.Future[object]:

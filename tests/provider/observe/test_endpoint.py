@@ -31,7 +31,7 @@ class Served(NamedTuple):
     ailments: list[str]
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body."""
+        """Return status and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.endpoint.port, timeout=DEADLINE_S)
         try:
             connection.request("GET", path)
@@ -41,7 +41,7 @@ class Served(NamedTuple):
             connection.close()
 
     def connect(self) -> socket.socket:
-        """A connection that says nothing."""
+        """Open a connection that says nothing."""
         return socket.create_connection(("127.0.0.1", self.endpoint.port), DEADLINE_S)
 
 
@@ -60,7 +60,7 @@ def test_paths(served: Served) -> None:
     assert "\nwonders 7.0\n" in text
     assert "\nprocess_cpu_seconds_total " in text
     assert served.get("/livez") == served.get("/readyz") == (200, '{"ok": true, "message": "serving"}\n')
-    assert served.get("/") == (404, "found another path, allowed /metrics, /livez and /readyz\n")
+    assert served.get("/") == (404, "no such path; the paths are /metrics, /livez and /readyz\n")
 
 
 def test_ailments_are_named(served: Served) -> None:

@@ -33,7 +33,7 @@ DURATION = f"{PREFIX}_operation_duration_seconds"
 
 
 def debian_program(name: str) -> str:
-    """Path of a program of Debian's package prometheus. Where it is missing the test is skipped, and fails in CI."""
+    """Return the path of a program of Debian's package prometheus. If it is missing, skip the test; in CI, fail it."""
     path = shutil.which(name)
     if path is None:
         reason = f"{name} is not installed: apt-get install prometheus"
@@ -49,7 +49,7 @@ def promtool() -> str:
 
 
 class Pieces(NamedTuple):
-    """What metrics are collected from."""
+    """The objects that metrics are collected from."""
 
     tallies: dict[str, Tally]
     durations: Durations
@@ -69,17 +69,17 @@ class Pieces(NamedTuple):
         return cls(tallies, Durations(tallies), store, server, connection, links, watchers)
 
     def families(self) -> dict[str, Metric]:
-        """The families of a scrape, by name."""
+        """Return the families of a scrape, by name."""
         return {family.name: family for family in Metrics(*self).collect()}
 
     def value(self, sample: str, **labels: str) -> float:
-        """The one sample of this name and labels."""
+        """Return the value of the one sample of this name and labels."""
         samples = [one for family in self.families().values() for one in family.samples]
         (value,) = (one.value for one in samples if one.name == sample and one.labels == labels)
         return float(value)
 
     def registry(self) -> CollectorRegistry:
-        """What the endpoint exposes."""
+        """Return the registry that the endpoint exposes."""
         registry = CollectorRegistry()
         registry.register(Metrics(*self))
         ProcessCollector(registry=registry)
@@ -95,7 +95,7 @@ def pieces() -> Pieces:
 
 
 def counts(durations: Durations, function: str) -> dict[int, int]:
-    """Buckets of the histogram that are not empty, by index."""
+    """Return the buckets of the histogram that are not empty, by index."""
     return {index: count for index, count in enumerate(durations.counts[function]) if count}
 
 
@@ -159,7 +159,7 @@ def test_every_family_has_its_type_and_labels_and_comes_once(pieces: Pieces) -> 
 
 
 def test_labels_come_from_closed_sets(pieces: Pieces) -> None:
-    """Whatever the store and the links hold: no label names it, and the number of samples stays."""
+    """No label names a bucket or a link, and the number of samples stays the same."""
     before = [(one.name, one.labels) for family in pieces.families().values() for one in family.samples]
     for number in range(100):
         pieces.store.bucket(b"bucket-%d" % number).set(b"key", b"value")

@@ -1,4 +1,4 @@
-"""Delivery to one component, from its queue: order, bounds, counts, and components that fail, are stuck or not there."""
+"""Delivery to one component, from its queue: order, bounds, counts, and components that fail, are stuck or absent."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Component:
         await call.answer
 
     async def called(self, times: int) -> list[Call]:
-        """All calls, once there were so many."""
+        """Wait until there are this many calls, and return them all."""
         async with asyncio.timeout(DEADLINE_S):
             while len(self.calls) < times:
                 self._began.clear()
@@ -96,24 +96,19 @@ def answer(call: Call, error: Exception | None = None) -> None:
 class Watched:
     """A delivery with its component. Values are numbers, in the order of the writes."""
 
-    def __init__(self, queue_events: int = 1000, queue_bytes: int = 1_000_000) -> None:
+    def __init__(self, queue_events: int = 10 * LOOKS_MAX, queue_bytes: int = 1_000_000) -> None:
         self.component = Component()
         self.counts = WatchCounts()
         self.ends = 0
         self.pushed = 0
         limits = WatchLimits(queue_events, queue_bytes, TIMEOUT_S)
+        name, component = "component (default)", self.component
         self.delivery = ChangeDelivery(
-            "component (default)",
-            PREFIX,
-            self.component,
-            lambda: self.component.is_connected,
-            limits,
-            self.counts,
-            self._end,
+            name, PREFIX, component, lambda: component.is_connected, limits, self.counts, self._end
         )
 
     def push(self, key: bytes, value: bytes | None = b"v") -> None:
-        """A write to a key of bucket b."""
+        """Write to a key of bucket b."""
         self.pushed += 1
         self.delivery.queue.push((b"b", key, value))
 
@@ -122,7 +117,7 @@ class Watched:
             self.push(key)
 
     def check(self) -> None:
-        """Every event is somewhere, once."""
+        """Assert that every event is somewhere, once."""
         counts = self.counts
         assert counts.delivered + counts.failed + counts.dropped + self.delivery.queue_length == self.pushed
         self.delivery.check()
@@ -140,27 +135,16 @@ class Watched:
 
     @property
     def counted(self) -> tuple[int, int, int, int]:
-        """Delivered, failed, dropped, queued."""
+        """Return the numbers of events that are delivered, failed, dropped and queued."""
         self.check()
         return self.counts.delivered, self.counts.failed, self.counts.dropped, self.delivery.queue_length
 
 
-#: Makes deliveries, and closes them.
-Watch = Callable[..., Watched]
-
-
 @pytest.fixture
-async def watch() -> AsyncIterator[Watch]:
-    made = []
-
-    def make(queue_events: int = 1000, queue_bytes: int = 1_000_000) -> Watched:
-        watched = Watched(queue_events, queue_bytes)
-        made.append(watched)
-        return watched
-
-    yield make
-    for watched in made:
-        await watched.close()
+async def watched() -> AsyncIterator[Watched]:
+    made = Watched()
+    yield made
+    await made.close()
 
 
 async def turn() -> None:
@@ -173,8 +157,7 @@ def keys(count: int) -> list[bytes]:
     return [b"key %d" % number for number in range(count)]
 
 
-async def test_the_bucket_argument(watch: Watch) -> None:
-    watched = watch()
+async def test_the_bucket_argument(watched: Watched) -> None:
     for argument in (b"0", None, b"7"):
         watched.delivery.open(argument)
         watched.push(b"k" + (argument or b""))
@@ -182,8 +165,7 @@ async def test_the_bucket_argument(watch: Watch) -> None:
     assert [call.bucket for call in watched.component.calls] == [b"0", b"b", b"7"]
 
 
-async def test_a_long_backlog_of_one_key_is_passed_in_steps(watch: Watch) -> None:
-    watched = watch(queue_events=10 * LOOKS_MAX)
+async def test_a_long_backlog_of_one_key_is_passed_in_steps(watched: Watched) -> None:
     for number in range(5 * LOOKS_MAX):
         watched.push(b"slow", b"%d" % number)
     watched.push(b"other")
@@ -199,8 +181,7 @@ async def test_a_long_backlog_of_one_key_is_passed_in_steps(watch: Watch) -> Non
 # Threads
 
 
-async def test_a_push_by_another_thread_wakes_the_loop(watch: Watch) -> None:
-    watched = watch()
+async def test_a_push_by_another_thread_wakes_the_loop(watched: Watched) -> None:
     writer = Thread(target=watched.push_all, args=(keys(3),))
     writer.start()
     calls = await watched.component.called(3)
@@ -228,7 +209,7 @@ steps = st.one_of(
 
 
 class Model:
-    """The same, told slowly: a list of the events that wait, and one of the keys in flight. Values are all different; some events are deletions."""
+    """A slow model of the delivery: a list of the events that wait, and one of the keys in flight. Some events are deletions."""
 
     def __init__(self, events_max: int) -> None:
         self.watched = Watched(events_max)
@@ -336,7 +317,7 @@ def test_whatever_happens(events_max: int, run: list[tuple[str, int]]) -> None:
 
 
 async def test_while_nobody_listens_one_call_is_tried_after_each_pause(
-    watch: Watch, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pauses are recorded, and end when the test says so."""
     pauses_s: list[float] = []
@@ -351,7 +332,6 @@ async def test_while_nobody_listens_one_call_is_tried_after_each_pause(
         await turn()
 
     monkeypatch.setattr(ChangeDelivery, "_pause_for", pause_for)
-    watched = watch()
     watched.component.answers = [ABSENT]
     watched.push_all(keys(60))
     await turn()
@@ -372,8 +352,7 @@ async def test_while_nobody_listens_one_call_is_tried_after_each_pause(
     assert pauses_s[7:] == [ABSENT_PAUSE_MIN_S], "pauses begin anew"
 
 
-async def test_a_component_that_listens_and_does_not_answer_is_not_absent(watch: Watch) -> None:
-    watched = watch()
+async def test_a_component_that_listens_and_does_not_answer_is_not_absent(watched: Watched) -> None:
     watched.component.answers = [ABSENT]
     watched.push_all(keys(60))
     await watched.component.called(CALLS_MAX)
@@ -386,8 +365,7 @@ async def test_a_component_that_listens_and_does_not_answer_is_not_absent(watch:
     assert len(watched.component.unanswered) == CALLS_MAX
 
 
-async def test_events_wait_while_nats_is_away(watch: Watch) -> None:
-    watched = watch()
+async def test_events_wait_while_nats_is_away(watched: Watched) -> None:
     watched.component.is_connected = False
     began_s = asyncio.get_running_loop().time()
     watched.push_all(keys(3))
@@ -405,9 +383,8 @@ async def test_events_wait_while_nats_is_away(watch: Watch) -> None:
 @pytest.mark.parametrize("error", [None, ABSENT])
 @pytest.mark.parametrize("is_connected", [True, False])
 async def test_the_last_calls_of_a_closed_watcher_begin_nothing(
-    watch: Watch, error: Exception | None, is_connected: bool
+    watched: Watched, error: Exception | None, is_connected: bool
 ) -> None:
-    watched = watch()
     watched.push_all(keys(20))
     await turn()
     watched.delivery.close()
@@ -419,13 +396,14 @@ async def test_the_last_calls_of_a_closed_watcher_begin_nothing(
 
 
 @pytest.mark.parametrize("why", ["nobody listens", "NATS is away"])
-async def test_a_watcher_that_was_closed_in_a_pause_can_be_opened(watch: Watch, why: str) -> None:
-    watched = watch()
+async def test_a_watcher_that_was_closed_in_a_pause_can_be_opened(watched: Watched, why: str) -> None:
     watched.component.answers = [ABSENT]
     watched.component.is_connected = why == "nobody listens"
     watched.push_all(keys(20))
     await turn()
     watched.delivery.close()
+    watched.check()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
     watched.component.is_connected = True
     watched.component.answers = [None]
     watched.delivery.open(b"0")
@@ -436,16 +414,6 @@ async def test_a_watcher_that_was_closed_in_a_pause_can_be_opened(watch: Watch, 
     watched.check()
 
 
-async def test_a_closed_watcher_leaves_nothing_to_do(watch: Watch) -> None:
-    watched = watch()
-    watched.component.is_connected = False
-    watched.push(b"k")
-    await turn()
-    watched.delivery.close()
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-    watched.check()
-
-
 # The log
 
 
@@ -453,7 +421,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "keyvalue_provider.watching.delivery"]
 
 
-FAILS = "watcher component (default): it is not told of changes: no result within 2 s"
+FAILS = "watcher component (default): a change is not delivered: no result within 2 s"
 ANSWERS = "watcher component (default): it answers again"
 
 
@@ -468,7 +436,7 @@ FAILURE = InvocationTimeoutError("no result within 2 s")
     ],
 )
 async def test_a_failure_is_logged_once_and_its_end_once(
-    watch: Watch,
+    watched: Watched,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     interval_s: float,
@@ -478,7 +446,6 @@ async def test_a_failure_is_logged_once_and_its_end_once(
     """A new failure within the interval is not logged."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("keyvalue_provider.watching.delivery.FAILURE_LOG_INTERVAL_S", interval_s)
-    watched = watch()
     for outcome in outcomes:
         watched.push(b"hush", b"hush")
         await turn()
@@ -488,8 +455,7 @@ async def test_a_failure_is_logged_once_and_its_end_once(
     assert "hush" not in caplog.text
 
 
-async def test_a_failure_of_ours_has_its_traceback(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
-    watched = watch()
+async def test_a_failure_of_ours_has_its_traceback(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     watched.push(b"hush", b"hush")
     await turn()
     answer(watched.component.calls[0], RuntimeError("a fault"))
@@ -500,8 +466,7 @@ async def test_a_failure_of_ours_has_its_traceback(watch: Watch, caplog: pytest.
     assert "hush" not in caplog.text
 
 
-async def test_keys_and_values_do_not_show(watch: Watch) -> None:
-    watched = watch()
+async def test_keys_and_values_do_not_show(watched: Watched) -> None:
     watched.push(b"hush", b"hush")
     await turn()
     (call,) = watched.delivery.calls

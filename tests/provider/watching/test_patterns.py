@@ -65,11 +65,11 @@ def test_patterns(text: str, patterns: list[Pattern]) -> None:
     assert watch(text).patterns == tuple(patterns)
 
 
-VERB = "SET@ or DEL@, and then a key"
-STAR = r"* at the end alone; \* for the character"
-SLASH = r"one / between bucket and key; \/ for the character"
+VERB = "SET@ or DEL@, followed by a key"
+STAR = r"* only at the end; \* for the character"
+SLASH = r"only one /, between bucket and key; \/ for the character"
 KEY = "a key at the end, or *"
-BACKSLASH = "a character behind the last backslash"
+BACKSLASH = "a character after the last backslash"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,10 @@ BACKSLASH = "a character behind the last backslash"
         ("SET@a//", f"watch[0]: found 'SET@a//', allowed {SLASH}"),
         ("SET@k,GET@" + "x" * 100, f"watch[1]: found 'GET@{'x' * 60}', allowed {VERB}"),
         ("SET@\ud800", "watch: found 'SET@\\ud800', allowed text that can be encoded in UTF-8"),
-        (",".join(["SET@k"] * (PATTERNS_MAX + 1)), f"watch: found {PATTERNS_MAX + 1} patterns, allowed {PATTERNS_MAX}"),
+        (
+            ",".join(["SET@k"] * (PATTERNS_MAX + 1)),
+            f"watch: found {PATTERNS_MAX + 1} patterns; the limit is {PATTERNS_MAX}",
+        ),
     ],
 )
 def test_patterns_that_are_malformed(text: str, message: str) -> None:
@@ -148,7 +151,7 @@ class Told:
         self.queue = WatchQueue(limits, WatchCounts(), lambda: None)
 
     def changes(self) -> list[Change]:
-        """What it was told since this was asked last."""
+        """Take the changes that are queued."""
         changes = []
         while (event := self.queue.take()) is not None:
             changes.append(event)
@@ -157,13 +160,13 @@ class Told:
 
 
 def observer_of(told: dict[Told, str], bucket: bytes) -> Observer | None:
-    """The bucket's observer, with a watcher for each text."""
+    """Return the bucket's observer, with a watcher for each text."""
     of = observers((watch(text), watcher.queue) for watcher, text in told.items())
     return None if of is None else of(bucket)
 
 
 def changes_told(text: str, *changes: Change) -> list[Change]:
-    """Of these changes, those that one watcher is told of."""
+    """Return the changes that one watcher is told of."""
     told = Told()
     for bucket, key, value in changes:
         observe = observer_of({told: text}, bucket)
@@ -179,7 +182,7 @@ def test_nothing_is_computed_where_nobody_watches() -> None:
 
 
 def escaped(text: str) -> str:
-    """A bucket or key as it is written in a pattern, whatever it is."""
+    """Write a bucket or key for a pattern, with every character escaped."""
     return "".join(f"\\{character}" for character in text)
 
 
@@ -204,7 +207,7 @@ def test_any_bucket_and_key_can_be_written(bucket: str, key: str, other_bucket: 
 
 
 def minimally_escaped(text: str) -> str:
-    """What separates, and white space."""
+    """Write it with only separators and white space escaped."""
     return "".join(f"\\{each}" if each in ",/*\\" or each.isspace() else each for each in text)
 
 

@@ -130,6 +130,24 @@ async def test_close_as_the_server_goes(new_nats_server: Callable[[], NatsServer
             closing.create_task(close(connection, steps))
 
 
+async def test_close_leaves_nothing_while_the_server_reads_nothing(
+    new_nats_server: Callable[[], NatsServer], path: str
+) -> None:
+    """nats-py's tasks wait for the socket, and swallow a cancellation; what they wait to write is lost with the connection."""
+    server = new_nats_server()
+    before = asyncio.all_tasks()
+    connection = await Connection.open(ConnectionOptions((server.url,), path=path))
+    transport = connection._client._transport._io_writer.transport  # type: ignore[union-attr] # nats-py's
+    with server.silence():
+        while transport.get_write_buffer_size() == 0:
+            with suppress(TimeoutError):  # it waits for room at last
+                async with asyncio.timeout(0.1):
+                    await connection.publish("a.subject", bytes(1024 * 1024))
+        await connection.close()
+        assert asyncio.all_tasks() == before
+    assert transport.get_write_buffer_size() == 0
+
+
 async def test_nothing_goes_on_after_close(
     new_nats_server: Callable[[], NatsServer], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from keyvalue_transport.nats.nats_py_errors import ATTEMPT_TIMEOUT_S, ErrorKind,
 from keyvalue_transport.nats.tls import TlsRefusedError
 from tests.conftest import DEADLINE_S
 
-NOT_NATS = "what listens there is not a NATS server"
+NOT_NATS = "the listener there is not a NATS server"
 REFUSES = "the NATS server refuses the connection: "
 #: nats-py's errors have no arguments by their types.
 Error: Any = nats.errors.Error
@@ -38,7 +38,7 @@ NO_PUBLICATION = 'permissions violation for publish to "a"'
         (Error("nats: " + 300 * "x"), ErrorKind.CONNECTION, 256 * "x"),
         (nats.errors.UnexpectedEOF(), ErrorKind.STREAM_ENDED, "unexpected EOF"),
         (nats.errors.StaleConnectionError(), ErrorKind.CONNECTION, "stale connection"),
-        (TimeoutError(), ErrorKind.CONNECTION, f"no greeting of a NATS server within {ATTEMPT_TIMEOUT_S} s"),
+        (TimeoutError(), ErrorKind.CONNECTION, f"no greeting from a NATS server within {ATTEMPT_TIMEOUT_S} s"),
         (ConnectionRefusedError(111, "Connection refused"), ErrorKind.CONNECTION, "Connection refused"),
         (OSError("Multiple exceptions"), ErrorKind.CONNECTION, "Multiple exceptions"),
         (ConnectionResetError(), ErrorKind.CONNECTION, "ConnectionResetError"),

@@ -50,8 +50,8 @@ async def listening(greeting: bytes | None) -> AsyncIterator[str]:
             yield f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-NO_GREETING = "no greeting of a NATS server within 2 s"
-NOT_NATS = "what listens there is not a NATS server"
+NO_GREETING = "no greeting from a NATS server within 2 s"
+NOT_NATS = "the listener there is not a NATS server"
 
 
 @pytest.mark.parametrize(
@@ -143,5 +143,5 @@ async def test_credentials(
 @pytest.mark.parametrize("user_jwt", ["", "of.a.user"])
 async def test_a_seed_that_is_none(seed: str, user_jwt: str) -> None:
     options = ConnectionOptions(("nats://127.0.0.1:1",), user_seed=seed, user_jwt=user_jwt)
-    with pytest.raises(ConnectError, match=r"^the user's seed is no nkey seed$"):
+    with pytest.raises(ConnectError, match=r"^the user's seed is not an nkey seed$"):
         await Connection.open(options)

@@ -422,7 +422,7 @@ async def test_stop_waits_for_no_answer_that_does_not_end_when_it_is_cancelled(
     await until(lambda: setup.server.in_flight == 1)
     async with asyncio.timeout(DEADLINE_S):
         await setup.stop(0.01)
-    assert "1 answers did not end when they were cancelled" in caplog.text
+    assert "1 answers did not end when they were cancelled, and are abandoned" in caplog.text
     let_go.set()
     await until(lambda: setup.server.in_flight == 0)
 

@@ -49,7 +49,7 @@ def test_a_subject_without_wildcards_is_taken_as_it_is(text: str) -> None:
     assert check_subject(text, "prefix") == text
 
 
-WORDS = "allowed printable tokens without white space, '*' and '>', joined by '.'"
+WORDS = "allowed printable tokens without white space, '*' or '>', joined by '.'"
 
 
 @pytest.mark.parametrize(

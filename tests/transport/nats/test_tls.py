@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from keyvalue_transport.nats.tls import PEM_BYTES_MAX, TlsOptions, TlsRefusedError, require_tls, tls_refusal
 from tests.nats_configs import Authority
 
-ALLOWED = "allowed the path of a PEM file, or its text"
+ALLOWED = "expected the path or the text of a PEM file"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def pair(authority: Authority) -> tuple[Path, Path]:
 
 
 def fault(options: TlsOptions) -> str:
-    with pytest.raises(ValueError, match=r"found|allowed") as caught:
+    with pytest.raises(ValueError, match=r"found|expected") as caught:
         options.context()
     return str(caught.value)
 
@@ -122,11 +122,11 @@ def test_files_that_cannot_be_used(authority: Authority, pair: tuple[Path, Path]
         (TlsOptions(certificate=key), f"certificate: '{key}': found no certificate, {ALLOWED}"),
         (
             TlsOptions(certificate=certificate),
-            f"certificate: '{certificate}': found no private key behind the certificate, allowed there or as `key`",
+            f"certificate: '{certificate}': found no private key after the certificate, expected one there or in `key`",
         ),
         (TlsOptions("", certificate, str(missing)), f"key: '{missing}': No such file or directory, {ALLOWED}"),
         (TlsOptions("", certificate, certificate), f"key: '{certificate}': found no private key, {ALLOWED}"),
-        (TlsOptions(key=key), "key: found a key without a certificate, allowed with its certificate alone"),
+        (TlsOptions(key=key), "key: found a key without a certificate, expected both"),
         (
             TlsOptions("", certificate, str(authority.issue("x")[1])),
             r"key: '.*': found the key of another certificate",
@@ -188,10 +188,10 @@ def test_an_encrypted_key_is_refused_and_no_password_asked_for(
     finally:
         os.close(reader)
         os.close(terminal)
-    message = f"ValueError: key: '{encrypted}': found an encrypted key, allowed one that is not"
+    message = f"ValueError: key: '{encrypted}': found an encrypted key, expected one that is not encrypted"
     assert ended.stderr.splitlines()[-1] == message
     inline = TlsOptions("", pair[0].read_text() + encrypted.read_text())
-    assert fault(inline) == "certificate: found an encrypted key, allowed one that is not"
+    assert fault(inline) == "certificate: found an encrypted key, expected one that is not encrypted"
 
 
 @settings(max_examples=10)  # each loads the system's certificates

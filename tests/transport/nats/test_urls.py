@@ -37,9 +37,9 @@ def test_urls_are_split_and_completed(text: str, urls: tuple[str, ...]) -> None:
 
 
 ALLOWED = "allowed nats://HOST:PORT or tls://HOST:PORT"
-NO_HOST = "found a URL whose host or port is none, " + ALLOWED
-GOES_ON = "found a URL that goes on behind the port, "
-SEVERAL = "found 2 different users in a list of URLs, allowed one for all of them"
+NO_HOST = "found a URL with a malformed host or port, " + ALLOWED
+GOES_ON = "found a URL with more text after the port, "
+SEVERAL = "found 2 different users in a list of URLs, allowed one for all"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ SEVERAL = "found 2 different users in a list of URLs, allowed one for all of the
         ("nats://s3cret#x@a", GOES_ON),
         ("nats://u:s3cret@a,nats://u:s3cret2@b", SEVERAL),
         ("nats://u:s3cret@a,nats://s3cret@b,c", SEVERAL),
-        ("nats://s3cret%ff@a", "found a user or password that is not UTF-8 once decoded, allowed"),
+        ("nats://s3cret%ff@a", "found a user or password that is not UTF-8 after decoding, allowed"),
     ],
 )
 def test_what_is_refused(text: str, message: str) -> None:

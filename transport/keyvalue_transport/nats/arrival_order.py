@@ -1,10 +1,10 @@
-"""The order in which messages arrive, for subscriptions whose messages nats-py handles in a task each.
+"""The order of calls and changes on the plain path, where nats-py handles each subscription in its own task.
 
     lane (a function's subscription)    call 1   call 2                  call 3 ...
     in order (a change by the host)                       change
                                         calls 1 and 2 are handled, then the change, then call 3
 
-A change takes effect once each lane has handled the calls that it held when the change arrived. Until then later calls wait.
+A change takes effect once each lane has handled the calls that arrived before the change. Later calls wait for it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class Lane:
     """The calls of one subscription.
 
-    :ivar began: the number of its calls whose handling has begun: they may wait in `ArrivalOrder.enter`
-    :ivar handled: the number of its calls whose handlers were called, or that were given up
+    :ivar began: number of calls whose handling has begun; they may be waiting in `ArrivalOrder.enter`
+    :ivar handled: number of calls whose handler was called, or that were given up
     """
 
     __slots__ = ("began", "handled")
@@ -35,14 +35,17 @@ class Lane:
 
 
 class _Change(NamedTuple):
-    """A change that waits for the calls before it: by lane the number of calls that must be handled."""
+    """A change that waits for earlier calls.
+
+    :ivar calls: for each lane, the number of calls that must be handled first
+    """
 
     act: Callable[[], None]
     calls: dict[Lane, int]
 
 
 class ArrivalOrder:
-    """Carries out changes in their order among the calls of all lanes. Everything runs on the event loop."""
+    """Applies changes in order of arrival among the calls of all lanes. Everything runs on the event loop."""
 
     def __init__(self) -> None:
         self._lanes: dict[Lane, Callable[[], int]] = {}
@@ -51,48 +54,54 @@ class ArrivalOrder:
         self._before_next_call: Callable[[], None] | None = None
 
     def add(self, lane: Lane, queued: Callable[[], int]) -> None:
-        """Take the calls of a lane into the order.
+        """Add a lane, so that changes wait for its calls.
 
-        :param queued: returns the number of its calls that have arrived and whose handling has not begun
+        :param queued: returns the number of calls that have arrived but whose handling has not begun
         """
         self._lanes[lane] = queued
 
     def remove(self, lane: Lane) -> None:
-        """Wait for no further call of a lane."""
+        """Remove a lane, so that no change waits for its calls."""
         self._lanes.pop(lane, None)
         self._advance()
 
     def forget_calls(self) -> None:
-        """Carry out all changes that wait, and forget the lanes: their queued calls are lost with the client. Add the lanes again."""
+        """Forget the lanes and apply all waiting changes. Use it when queued calls are lost with the client.
+
+        Add the lanes again for the next client.
+        """
         self._lanes.clear()
         self._advance()
 
     def change(self, act: Callable[[], None]) -> None:
-        """Carry out a change that has arrived, after the calls that came before it."""
+        """Apply a change that has just arrived, after the calls that arrived before it."""
         arrived = {lane: lane.began + queued() for lane, queued in self._lanes.items()}
         calls = {lane: calls for lane, calls in arrived.items() if calls > lane.handled}
         self._changes.append(_Change(act, calls))
         self._advance()
 
     def before_next_call(self, act: Callable[[], None]) -> None:
-        """Have `act` called once, before the next call is handled."""
+        """Call `act` once, before the next call is handled."""
         self._before_next_call = act
 
     async def enter(self, lane: Lane) -> None:
-        """Wait until a lane's next call may be handled. Then call its handler and `leave`, without waiting in between."""
+        """Wait until a lane's next call may be handled.
+
+        The caller then calls the handler and `leave`, without an await in between.
+        """
         lane.began += 1
         try:
             while self._changes and lane.handled >= self._changes[0].calls.get(lane, lane.handled):
                 await self._changed.wait()
         except BaseException:
-            self.leave(lane)  # it is given up: changes that came after it wait no longer for it
+            self.leave(lane)  # the call is given up, so later changes must not wait for it
             raise
         act, self._before_next_call = self._before_next_call, None
         if act is not None:
             self._carry_out(act)
 
     def leave(self, lane: Lane) -> None:
-        """Note that the handler of a lane's call was called."""
+        """Record that the handler of a lane's call was called."""
         lane.handled += 1
         if self._changes:
             self._advance()
@@ -108,5 +117,5 @@ class ArrivalOrder:
     def _carry_out(self, act: Callable[[], None]) -> None:
         try:
             act()
-        except Exception:  # calls and other changes go on
+        except Exception:  # calls and other changes continue
             log.exception("a change was not carried out")

@@ -1,4 +1,4 @@
-"""The client of `wrpc:keyvalue`.
+"""A client of `wrpc:keyvalue`.
 
 async with KeyValueClient("nats://127.0.0.1:4222", "default.kv") as client:
     await client.set("bucket", "key", b"value")
@@ -35,18 +35,22 @@ T = TypeVar("T")
 
 
 class KeyValueClient:
-    """A client of `wrpc:keyvalue`. A context manager; or `open` and `close` it.
+    """A client of `wrpc:keyvalue`. Use it as a context manager, or call `open` and `close`.
 
-    Names and keys are str, or bytes of UTF-8; keys come back as str. All functions raise InterfaceError and its kinds (NoSuchStoreError,
-    AccessDeniedError, OtherError) for what the provider answers, and what `Invoker.invoke` raises: TransportError and its kinds. Entering
-    raises ConnectError, and ValueError where `tls` can't be used.
+    Bucket names and keys are str or UTF-8 bytes.
 
-    :param nats: one or more NATS URLs with commas between, or a Connection, which is then left open
+    All functions raise InterfaceError or a subclass (NoSuchStoreError, AccessDeniedError, OtherError) if the provider
+    answers with an error. They raise TransportError or a subclass as `Invoker.invoke` does. Opening raises
+    ConnectError, and ValueError if a certificate or key of `tls` is unusable.
+
+    :param nats: NATS URLs separated by commas, or a Connection, which `close` leaves open
     :param prefix: `{lattice}.{provider key}`
-    :param source_id: with `link_name`, as whom to call: sent as a host's headers
-    :param timeout_s: for each invocation
-    :param user_jwt: with `user_seed`, as which decentralized user to connect; the seed alone is an nkey user
-    :param tls: certificates; unless None TLS is required, as by a `tls://` URL
+    :param source_id: the calling component; sent as a header, as a host does
+    :param link_name: the component's link; sent in the same way
+    :param timeout_s: seconds until a call, or the attempt to connect, is given up
+    :param user_jwt: a decentralized user; needs `user_seed`
+    :param user_seed: the user's seed; without `user_jwt`, it is an nkey user's
+    :param tls: certificates; if set, TLS is required, as it is by a `tls://` URL
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class KeyValueClient:
                 user_jwt=user_jwt,
                 user_seed=user_seed,
                 open_timeout_s=timeout_s,
-                path="plain",  # it serves nothing
+                path="plain",  # a client serves nothing
                 tls=tls,
             )
         )
@@ -83,7 +87,7 @@ class KeyValueClient:
         self._invoker: Invoker | None = None
 
     async def open(self) -> None:
-        """Connect."""
+        """Connect to NATS, unless a Connection was given."""
         if isinstance(self._nats, Connection):
             connection = self._nats
         else:
@@ -109,7 +113,7 @@ class KeyValueClient:
         await self.close()
 
     async def get(self, bucket: str | bytes, key: str | bytes) -> bytes | None:
-        """The value of a key, or None."""
+        """Return the value of a key, or None."""
         return await self._invoke(STORE, "get", encode_bucket_key(_text(bucket), _text(key)), decode_get_result)
 
     async def set(self, bucket: str | bytes, key: str | bytes, value: bytes) -> None:
@@ -117,19 +121,25 @@ class KeyValueClient:
         await self._invoke(STORE, "set", encode_set(_text(bucket), _text(key), value), decode_unit_result)
 
     async def delete(self, bucket: str | bytes, key: str | bytes) -> None:
-        """Remove a key; no error where it is not there."""
+        """Remove a key. A missing key is not an error."""
         await self._invoke(STORE, "delete", encode_bucket_key(_text(bucket), _text(key)), decode_unit_result)
 
     async def exists(self, bucket: str | bytes, key: str | bytes) -> bool:
-        """Whether a key is there."""
+        """Return True if the key exists."""
         return await self._invoke(STORE, "exists", encode_bucket_key(_text(bucket), _text(key)), decode_truth_result)
 
     async def list_keys(self, bucket: str | bytes, cursor: int | None = None) -> KeyResponse:
-        """A page of keys, as bytes, from the cursor on; and the cursor of the next page, None where no key is left."""
+        """Return a page of keys, as bytes, and the cursor of the next page. The last page has the cursor None.
+
+        :param cursor: the cursor from the page before; None for the first page
+        """
         return await self._invoke(STORE, "list-keys", encode_list_keys(_text(bucket), cursor), decode_key_response)
 
     async def keys(self, bucket: str | bytes) -> AsyncIterator[str]:
-        """All keys of a bucket, in the provider's order. Ours gives each that is there for the whole walk exactly once."""
+        """Yield all keys of a bucket as str, in the provider's order.
+
+        The provider of this project yields a key that exists during the whole walk exactly once.
+        """
         cursor: int | None = None
         while True:
             page = await self.list_keys(bucket, cursor)
@@ -140,24 +150,24 @@ class KeyValueClient:
                 return
 
     async def increment(self, bucket: str | bytes, key: str | bytes, delta: int = 1) -> int:
-        """Add to the number that a key holds (0 where it is not there), and give the sum."""
+        """Add to the number stored under a key, and return the sum. A missing key counts as 0."""
         params = encode_increment(_text(bucket), _text(key), delta)
         return await self._invoke(ATOMICS, "increment", params, decode_increment_result)
 
     async def get_many(self, bucket: str | bytes, keys: Iterable[str | bytes]) -> list[bytes | None]:
-        """The values in the order of the keys, None where one is not there."""
+        """Return the values in the order of the keys, with None for each missing key."""
         asked = list(map(_text, keys))
         pairs = await self._invoke(BATCH, "get-many", encode_bucket_keys(_text(bucket), asked), decode_get_many_result)
         values = dict(filter(None, pairs))
         return list(map(values.get, asked))
 
     async def set_many(self, bucket: str | bytes, entries: Mapping[str, bytes] | Mapping[bytes, bytes]) -> None:
-        """Store a value for each key. Ours stores all or, where one is refused, none."""
+        """Store a value for each key. The provider of this project stores all of them, or none if it refuses one."""
         pairs = [(_text(key), value) for key, value in entries.items()]
         await self._invoke(BATCH, "set-many", encode_set_many(_text(bucket), pairs), decode_unit_result)
 
     async def delete_many(self, bucket: str | bytes, keys: Iterable[str | bytes]) -> None:
-        """Remove keys; no error where one is not there."""
+        """Remove keys. Missing keys are ignored."""
         params = encode_bucket_keys(_text(bucket), list(map(_text, keys)))
         await self._invoke(BATCH, "delete-many", params, decode_unit_result)
 

@@ -1,17 +1,23 @@
-"""The NATS connection: it uses nats-py's client, outlives it, and translates its errors.
+"""The NATS connection. It uses nats-py's client, outlives it, and translates its errors.
 
-nats-py does connect, credentials, reconnect and the parsing of frames. This adds what a process that runs for months needs: it opens within a
-bounded time or says why not, reconnects for ever, comes back also where nats-py gives up for good (it closes the client at most errors that
-a server sends), tells the log once when the connection is lost and once when it is back, and reports what had to be dropped.
+nats-py connects, authenticates, reconnects and parses frames. This module adds what a process that runs for months
+needs:
 
-                   connected            lost, told once
-    NEW ──> OPENING ───────> CONNECTED ─────────────────> AWAY     nats-py reconnects its client, for ever
-               │                 ^  ^                     │  │
-               │ ConnectError    │  └── back, told once ──┘  │ nats-py has given its client up
-               v                 │                           v
-            CLOSED               └──── back, told once ── REOPENING   another client connects, for ever, and carries what is subscribed
+- Opening succeeds or fails within a limited time.
+- Reconnecting never ends. nats-py gives up at most errors that a server sends, and closes its client. Then a new
+  client takes its place.
+- The log has one line when the connection is lost, and one when it is back.
+- Dropped messages are counted and reported.
 
-`close` leads to CLOSED from everywhere, and nothing leads out of it.
+                   connected           lost, logged once
+    NEW ──> OPENING ───────> CONNECTED ───────────────────> AWAY     nats-py reconnects its client, for ever
+               │                 ^  ^                       │  │
+               │ ConnectError    │  └── back, logged once ──┘  │ nats-py has closed its client
+               v                 │                             v
+            CLOSED               └──── back, logged once ── REOPENING   new clients try to connect, for ever; the one
+                                                                        that succeeds takes over the subscriptions
+
+`close` leads from every state to CLOSED, which is final.
 """
 
 from __future__ import annotations
@@ -43,13 +49,13 @@ log = logging.getLogger(__name__)
 FLUSH_TIMEOUT_S = 10.0
 FLUSH_ABANDONED_S = 3600
 CANCEL_INTERVAL_S = 0.05
-#: Of one subscription, received and not yet handled. What passes this is dropped, and told to `on_drop`.
+#: Limits of one subscription for messages that are received but not handled. Further ones are dropped: see `on_drop`.
 PENDING_MESSAGES_MAX = 65_536
 PENDING_BYTES_MAX = 64 * 1024 * 1024
 
 
 class ConnectionState(Enum):
-    """Where a connection is in its life; the diagram is at the top."""
+    """The state of a connection. The module's docstring has a diagram."""
 
     NEW = auto()
     OPENING = auto()
@@ -62,40 +68,38 @@ class ConnectionState(Enum):
 class Connection:
     """One connection to NATS, from `Connection.open` to `close`.
 
-    :raises ValueError: what a certificate of the options is read from can't be used
-    :raises ConnectError: TLS is required, and it is not known whether the installed nats-py sends nothing before
+    :raises ValueError: a certificate or key is unusable, or the URLs name several users
+    :raises ConnectError: TLS is required, but the direct path does not support the installed nats-py
     """
 
     def __init__(self, options: ConnectionOptions) -> None:
         self.options = options
-        login_of(options.urls)  # says what is wrong with it
+        login_of(options.urls)  # raises ValueError if the URLs name several users
         self._tls_context = None if options.tls is None else options.tls.context()
         unknown = direct_path_unknown() if options.path == "direct" or options.tls_required else None
         if unknown is not None and options.tls_required:
-            raise ConnectError(
-                f"{unknown}: TLS is required, and only with these it is sure that nothing is sent in clear"
-            )
+            raise ConnectError(f"{unknown}; TLS needs one of these versions, so that nothing is sent unencrypted")
         if unknown is not None:
-            log.warning("%s: the plain path it is", unknown)
+            log.warning("%s; using the plain path", unknown)
         self.direct = DirectRoutes() if options.path == "direct" and unknown is None else None
-        self.order = ArrivalOrder()  # of the plain path
+        self.order = ArrivalOrder()  # for the plain path
         self.reconnects = 0
-        self.dropped = 0  # messages that came faster than they were handled
-        self.on_reconnected: Callable[[], None] | None = None  # told each time that the connection is back
-        self.refusal: str | None = None  # the last subject that the server does not permit
+        self.dropped = 0  # messages that arrived faster than they were handled
+        self.on_reconnected: Callable[[], None] | None = None  # called after each reconnect
+        self.refusal: str | None = None  # the server's last refusal of a subscription
         self._state = ConnectionState.NEW
         self._client = Client()
         self._subscriptions: list[Subscription] = []
         self._flushing: set[asyncio.Task[None]] = set()
-        self._reopening: asyncio.Task[None] | None = None  # of the state REOPENING
-        self._told: str | None = None  # of the states AWAY and REOPENING: the refusal that was logged last
+        self._reopening: asyncio.Task[None] | None = None  # in the state REOPENING
+        self._told: str | None = None  # in the states AWAY and REOPENING: the refusal that was logged last
 
     @classmethod
     async def open(cls, options: ConnectionOptions) -> Connection:
-        """Connect, trying for `open_timeout_s` at the most.
+        """Connect, within `open_timeout_s`.
 
-        :raises ConnectError: in that time no server answered; or at once: one refuses us, or TLS fails with each
-        :raises ValueError: what a certificate of the options is read from can't be used
+        :raises ConnectError: no server answered in time; or, at once, one refused us or TLS failed with each of them
+        :raises ValueError: a certificate or key is unusable, or the URLs name several users
         """
         connection = cls(options)
         connection._state = ConnectionState.OPENING
@@ -109,37 +113,37 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Whether a server is there now."""
+        """Return True if a server is connected now."""
         return self._client.is_connected
 
     @property
     def failed(self) -> BaseException | None:
-        """What coming back died of, if it did."""
+        """Return the exception that ended reconnecting, or None."""
         if self._reopening is not None and self._reopening.done() and not self._reopening.cancelled():
             return self._reopening.exception()
         return None
 
     @property
     def max_payload(self) -> int:
-        """Bytes of a message, headers included, that the server takes."""
+        """Return the server's limit for the bytes of a message, headers included."""
         return self._client.max_payload
 
     @property
     def server(self) -> str:
-        """URL of the server in use, without secrets."""
+        """Return the URL of the server in use, without secrets."""
         url = self._client.connected_url
         return "none" if url is None else redacted_url(url.geturl())
 
     def new_inbox(self) -> str:
-        """An inbox that cannot be guessed."""
+        """Return a new inbox that cannot be guessed."""
         return self._client.new_inbox()
 
     async def publish(
         self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send a message. Waits while more than `WRITE_BUFFER_BYTES` wait to be written.
+        """Send a message. Wait while more than `WRITE_BUFFER_BYTES` are waiting to be written.
 
-        :raises DisconnectedError: it was not sent and will not be
+        :raises DisconnectedError: the message was not sent and will not be
         """
         try:
             await self._client.publish(subject, payload, reply, None if headers is None else dict(headers))
@@ -147,9 +151,11 @@ class Connection:
             raise DisconnectedError(f"a message of {len(payload)} bytes was not sent: {text_of(error)}") from error
 
     async def publish_all(self, messages: Sequence[tuple[str, bytes, str]]) -> int:
-        """Send messages (subject, payload, reply) in order, without headers, as `publish` does; how many bytes their payloads have.
+        """Send messages (subject, payload, reply) in order as `publish` does, without headers.
 
-        :raises DisconnectedError: so many as its `unsent` says were not sent and will not be
+        Return the number of bytes of their payloads.
+
+        :raises DisconnectedError: the last `unsent` messages were not sent and will not be
         """
         publish = self._client.publish
         sent = sent_bytes = 0
@@ -164,9 +170,9 @@ class Connection:
         return sent_bytes
 
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
-        """The first reply to a message.
+        """Send a message and return the first reply.
 
-        :raises TimeoutError: none in time, or nobody listens
+        :raises TimeoutError: no reply arrived in time, or nobody listens
         :raises DisconnectedError: the message could not be sent
         """
         try:
@@ -186,22 +192,22 @@ class Connection:
         route: Route | None = None,
         lane: Lane | None = None,
     ) -> Subscription:
-        """Have `callback` (a coroutine function) called for each message, one after the other, also after a reconnect.
+        """Call `callback`, a coroutine function, for each message in turn. The subscription survives reconnects.
 
-        :param on_drop: told the reply subject of a message that was dropped because too many wait for the callback
-        :param route: on the direct path, what is done with the messages instead
-        :param lane: the messages are calls, which keep their order among those of `subscribe_in_order`
-        :raises DisconnectedError: the connection is closed, or lost
+        :param on_drop: called with the reply subject of a message that was dropped because too many were waiting
+        :param route: what the direct path does with the messages instead
+        :param lane: the messages are calls, and keep their order relative to messages of `subscribe_in_order`
+        :raises DisconnectedError: the connection is closed or lost
         """
         return await self._subscribe(Subscription(subject, callback, queue, on_drop, route, lane))
 
     async def subscribe_in_order(self, subject: str, handle: Callable[[bytes], None]) -> Subscription:
-        """Have a plain function, which must be quick, called with each message's payload, in the order of arrival.
+        """Call a plain function with each message's payload, in order of arrival. The function must be quick.
 
-        A message takes effect after every invocation that came before it on this connection, and before every one that comes after it.
-        So it is for all subjects that are subscribed to in this way.
+        A message takes effect after all invocations that arrived before it on this connection, and before all later
+        ones. The messages of all subscriptions made with this method share one order.
 
-        :raises DisconnectedError: the connection is closed, or lost
+        :raises DisconnectedError: the connection is closed or lost
         """
 
         def take(message: Message) -> None:
@@ -210,36 +216,35 @@ class Connection:
         return await self._subscribe(Subscription(subject, InlineCallback(take), route=InOrder(handle)))
 
     def before_next_call(self, act: Callable[[], None]) -> None:
-        """Have `act` called once, before the next invocation is handled: for what changes at once and takes effect together."""
+        """Call `act` once, before the next invocation is handled. So several changes can take effect together."""
         (self.order if self.direct is None else self.direct).before_next_call(act)
 
     async def _subscribe(self, subscription: Subscription) -> Subscription:
-        if (
-            self._state is ConnectionState.REOPENING
-        ):  # it would be carried a second time, or be lost with an attempt that fails
+        # `_reopen` could carry the subscription a second time, or lose it with a failed attempt.
+        if self._state is ConnectionState.REOPENING:
             raise DisconnectedError(f"{subscription.subject}: not subscribed: the connection is lost")
         await self._carry(subscription)
         self._subscriptions.append(subscription)
         return subscription
 
     async def drain(self, subscriptions: Sequence[Subscription], timeout_s: float) -> None:
-        """End subscriptions once all that the server has sent for them is handled; after `timeout_s` just end them."""
+        """End subscriptions once all messages sent for them are handled, or after `timeout_s`."""
         ending = [subscription for subscription in subscriptions if subscription in self._subscriptions]
         for subscription in ending:
             self._subscriptions.remove(subscription)
         drains = [asyncio.create_task(self._drain(subscription)) for subscription in ending]
         if drains:
             _, late = await asyncio.wait(drains, timeout=timeout_s)
-            while late:  # nats-py swallows a cancellation while it waits for a socket that is full
+            while late:  # nats-py swallows a cancellation while it waits for a full socket
                 for drain in late:
                     drain.cancel()
                 _, late = await asyncio.wait(late, timeout=CANCEL_INTERVAL_S)
 
     async def _drain(self, subscription: Subscription) -> None:
-        # Not nats-py's drain: it forgets the subscription at a PONG whose PING has overtaken the UNSUB.
+        # nats-py's drain forgets a subscription at the PONG, but its PING may overtake the UNSUB.
         carried = subscription.carried
         try:
-            with suppress(nats.errors.Error, OSError, DisconnectedError):  # away: the server has forgotten it
+            with suppress(nats.errors.Error, OSError, DisconnectedError):  # a lost connection has ended it
                 await self._client._send_unsubscribe(carried._id)
                 await self.flush(FLUSH_TIMEOUT_S)
                 await carried._pending_queue.join()
@@ -252,11 +257,11 @@ class Connection:
                 await carried.unsubscribe()
 
     async def flush(self, timeout_s: float) -> None:
-        """Wait until the server has taken all that was sent before, and all that it sent before that is here.
+        """Wait until the server has received everything sent so far, and what it sent before that has arrived.
 
-        :raises DisconnectedError: it has not, in time
+        :raises DisconnectedError: the server did not answer in time, or the connection is closed or lost
         """
-        # In a task that goes on when the time is over: nats-py's reading ends for good at a PONG for a flush that was cancelled.
+        # A task that outlives the timeout, because a PONG for a cancelled flush ends nats-py's reading for good.
         flushing = asyncio.create_task(self._flush())
         self._flushing.add(flushing)
         flushing.add_done_callback(self._flushed)
@@ -270,15 +275,15 @@ class Connection:
     def _flushed(self, flushing: asyncio.Task[None]) -> None:
         self._flushing.discard(flushing)
         if not flushing.cancelled():
-            flushing.exception()  # told by flush, if it still waits
+            flushing.exception()  # retrieved, so that asyncio does not warn; `flush` raises it if it still waits
 
     async def _flush(self) -> None:
-        # Twice: nats-py's PING overtakes what waits to be written, which is written by the time of the first PONG.
+        # Twice, because nats-py's PING overtakes bytes that wait to be written. They leave before the first PONG.
         for _ in range(2):
             await self._client.flush(FLUSH_ABANDONED_S)
 
     async def close(self) -> None:
-        """Write what waits, and close. The connection is of no use after it."""
+        """Write pending bytes and close. The connection cannot be used again."""
         self._state = ConnectionState.CLOSED
         if self._reopening is not None:
             self._reopening.cancel()
@@ -290,7 +295,7 @@ class Connection:
         await close_client(self._client)
 
     def _new_opening(self, first: bool) -> Opening:
-        """Put a new client in the place of the one there is, if any."""
+        """Replace the client by a new one, and return what opens it."""
         events = ClientEvents(self._on_error, self._on_disconnected, self._on_reconnected, self._on_closed)
         opening = Opening(self.options, self._tls_context, self.direct, events, first)
         self._client = opening.client
@@ -317,11 +322,11 @@ class Connection:
         if subscription.lane is not None:
             self.order.add(subscription.lane, lambda: subscription.queued)
 
-    # Callbacks of nats-py, which wants coroutine functions.
+    # Callbacks of nats-py, which must be coroutine functions.
 
     async def _on_error(self, error: Exception) -> None:
         if self._state is ConnectionState.CLOSED:
-            # nats-py's reconnecting swallows a cancellation that comes as an attempt fails, and would go on for ever.
+            # nats-py's reconnecting swallows a cancellation while an attempt fails. Without this it would never end.
             raise asyncio.CancelledError
         if isinstance(error, nats.errors.SlowConsumerError):
             await self._drop(error)
@@ -331,30 +336,30 @@ class Connection:
             self.refusal = text
             log.error("NATS: %s", text)
         elif kind is ErrorKind.PUBLISH_DENIED:
-            log.debug("NATS: %s", text)  # of a reply subject, which a caller has named
+            log.debug("NATS: %s", text)  # it is a reply subject, which a caller chose
         elif self._state is not ConnectionState.CONNECTED and (refusal := refusal_of(error)) is not None:
             self._tell(refusal)
         elif self._state is not ConnectionState.CONNECTED or kind is ErrorKind.STREAM_ENDED:
-            log.debug("NATS: %s", text)  # at each attempt to reconnect; what the end of the stream means is told once
+            log.debug("NATS: %s", text)  # repeated at each attempt to reconnect; the loss is logged once
         elif kind is ErrorKind.CONNECTION:
             log.warning("NATS: %s", text)
         else:
-            log.error("a message was not handled", exc_info=error)  # what a subscription's callback raised
+            log.error("a message was not handled", exc_info=error)  # raised by a subscription's callback
 
     async def _drop(self, error: nats.errors.SlowConsumerError) -> None:
-        """Count a message that came faster than messages are handled, and tell its subscription."""
+        """Count a message that arrived faster than messages are handled, and report it to its subscription."""
         self.dropped += 1
         for subscription in self._subscriptions:
             if subscription.carried is error.sub and subscription.on_drop is not None and error.reply:
                 await subscription.on_drop(error.reply)
 
     def _tell(self, refusal: str) -> None:
-        """Why nobody takes us back: once while it is the same."""
+        """Log why the server refuses to reconnect. Log the same reason only once."""
         if refusal == self._told:
             log.debug("NATS: %s", refusal)
         else:
             self._told = refusal
-            log.warning("NATS: %s; reconnecting goes on", refusal)
+            log.warning("NATS: %s; still reconnecting", refusal)
 
     async def _on_disconnected(self) -> None:
         if self._state is ConnectionState.CONNECTED:
@@ -371,7 +376,7 @@ class Connection:
             self._reopening = asyncio.create_task(self._reopen())
 
     async def _reopen(self) -> None:
-        """nats-py has given up the client for an error that the server sent: go on with another."""
+        """Open a new client, because nats-py closed the old one after an error that the server sent."""
         while True:
             opening = self._new_opening(first=False)
             try:
@@ -379,8 +384,8 @@ class Connection:
                 for subscription in tuple(self._subscriptions):
                     await self._carry(subscription)
                 await self.flush(FLUSH_TIMEOUT_S)
-                if self._client.is_closed:  # since it answered: nobody else would say so
-                    raise DisconnectedError("the client was given up again")
+                if self._client.is_closed:  # it was closed after it connected, and nothing else reports this
+                    raise DisconnectedError("nats-py closed the client again")
             except (ConnectError, DisconnectedError) as error:
                 log.debug("NATS: %s", error)
                 if opening.refusal is not None:
@@ -394,8 +399,8 @@ class Connection:
     def _note_back(self) -> None:
         self._state = ConnectionState.CONNECTED
         self._told = None
-        self.refusal = None  # the server says it again if it still holds
+        self.refusal = None  # if it still applies, the server repeats it
         self.reconnects += 1
-        log.info("NATS: connected again, to %s", self.server)
+        log.info("NATS: connected again to %s", self.server)
         if self.on_reconnected is not None:
             self.on_reconnected()

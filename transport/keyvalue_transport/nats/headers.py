@@ -1,9 +1,10 @@
-"""The headers of an invocation: which caller it names, and which trace it is part of.
+"""The headers of an invocation: its caller and its trace.
 
     NATS/1.0 CRLF  source-id: component CRLF  link-name: default CRLF  traceparent: 00-... CRLF  CRLF
 
-The direct path reads the block itself. On the plain path nats-py has read it. Both find the same: a line that has no colon is ignored,
-white space around a name and a value does not count, and the last of equal names does. A block that lacks its end is read up to its own.
+The direct path reads the block itself. On the plain path, nats-py reads it. Both follow the same rules. A line
+without a colon is ignored. White space around names and values is removed. If a name occurs twice, the last value
+counts. A block without the empty line at its end is read to its last byte.
 """
 
 from __future__ import annotations
@@ -25,36 +26,36 @@ __all__ = [
 ]
 
 CALLERS_MAX = 1024
-#: A longer block is not kept: its sender decides how long it is.
+#: Longer blocks are not cached, because their senders choose the length.
 BLOCK_BYTES_MAX = 1024
 CRLF = b"\r\n"
-#: Where the trace begins in a block as every known client writes it. Each header has a line's end before it.
+#: The start of the trace in a block, as all known clients write it. Each header follows a line end.
 TRACEPARENT_LINE = b"\r\ntraceparent:"
-#: "NATS/1.0" and a line's end, which every block begins with.
+#: Every block begins with "NATS/1.0" and a line end.
 FIRST_LINE_BYTES = 10
 SOURCE_ID, LINK_NAME, TRACEPARENT = "source-id", "link-name", "traceparent"
 
 
 class Headers(NamedTuple):
-    """What is read of an invocation's headers."""
+    """The headers of an invocation that are used."""
 
     caller: Caller
     traceparent: str | None
 
 
-#: No headers.
+#: An invocation without headers.
 NONE = Headers(ANONYMOUS, None)
 
 
 def headers_of(read: Mapping[str, str] | None) -> Headers:
-    """Return what the headers say that nats-py has read."""
+    """Return the caller and the trace in headers that nats-py has read."""
     if not read:
         return NONE
     return Headers(Caller(read.get(SOURCE_ID), read.get(LINK_NAME)), read.get(TRACEPARENT))
 
 
 def read_headers(block: bytes) -> Headers:
-    """Return what a header block says.
+    """Return the caller and the trace in a header block.
 
     >>> read_headers(b"NATS/1.0\\r\\nsource-id: a\\r\\n\\r\\n")
     Headers(caller=Caller(source_id='a', link_name=None), traceparent=None)
@@ -63,7 +64,7 @@ def read_headers(block: bytes) -> Headers:
 
 
 def read_lines(block: bytes) -> dict[str, str]:
-    """Return the values of a header block by their names."""
+    """Return the values in a header block by name."""
     read: dict[str, str] = {}
     for line in block[FIRST_LINE_BYTES:].split(CRLF):
         name, colon, value = line.partition(b":")
@@ -73,7 +74,7 @@ def read_lines(block: bytes) -> dict[str, str]:
 
 
 class CallerCache:
-    """Callers by their header block, which repeats. The blocks of traced calls do not, and are not kept."""
+    """A cache of callers by header block. A traced call's block is unique, so it is kept without its trace."""
 
     __slots__ = ("callers",)
 
@@ -81,10 +82,9 @@ class CallerCache:
         self.callers: dict[bytes, Caller] = {}
 
     def find(self, block: bytes) -> Caller:
-        """Return the caller of a block that is not in `callers`. The rest of a traced block is looked up, since it repeats."""
-        at = block.find(
-            TRACEPARENT_LINE, FIRST_LINE_BYTES - 2
-        )  # without an earlier one, all that follows would be shifted
+        """Return the caller of a block that is not in `callers`."""
+        # Start at the first line's end: removing an earlier match would shift the headers.
+        at = block.find(TRACEPARENT_LINE, FIRST_LINE_BYTES - 2)
         if at < 0:
             caller = read_headers(block).caller
             if len(block) <= BLOCK_BYTES_MAX:

@@ -1,4 +1,4 @@
-"""The client of wRPC over NATS: invokes any function of any interface."""
+"""The client side of wRPC over NATS. It can invoke any function of any interface."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Invoker"]
 
 T = TypeVar("T")
 
-#: "NATS/1.0" and two line ends; each header adds its name, its value, ": " and a line end.
+#: Length of "NATS/1.0" and two line ends. Each header adds its name, ": ", its value and a line end.
 HEADER_BLOCK_BYTES = 12
 HEADER_BYTES = 4
 CLOSE_TIMEOUT_S = 1.0
@@ -24,7 +24,7 @@ NO_RESPONDERS = "503"
 
 
 class Invoker:
-    """Invokes functions over a connection, any number at the same time. One inbox serves them all.
+    """Invokes functions over a connection, any number at the same time. All of them share one inbox.
 
     :param headers: sent with every invocation; a host sends `source-id` and `link-name`
     """
@@ -44,7 +44,7 @@ class Invoker:
         self._subscribing: asyncio.Task[Subscription] | None = None
 
     async def close(self) -> None:
-        """Listen no more. Calls that wait run into their time-outs."""
+        """Stop listening. Calls in flight time out."""
         subscribing, self._subscribing = self._subscribing, None
         if subscribing is not None and subscribing.done() and subscribing.exception() is None:
             await self._connection.drain([subscribing.result()], CLOSE_TIMEOUT_S)
@@ -56,13 +56,13 @@ class Invoker:
         decode: Callable[[bytes, int, int], tuple[T, int]],
         timeout_s: float,
     ) -> T:
-        """Invoke a function, and return its result.
+        """Invoke a function and return its result.
 
-        :raises Exception: what `decode` raises where the result is an error of its interface
+        :raises Exception: the result is an error of its interface, and `decode` raised it
         :raises NoProviderError: nobody listens on the subject
-        :raises InvocationTimeoutError: no whole result in time
-        :raises InvocationEndedError: the provider ended the invocation without one
-        :raises DecodeError: what came is no result of the function
+        :raises InvocationTimeoutError: no complete result arrived in time
+        :raises InvocationEndedError: the provider ended the invocation without a complete result
+        :raises DecodeError: the result is malformed
         :raises DisconnectedError: the parameters could not be sent
         """
         if self._subscribing is None or (self._subscribing.done() and self._subscribing.exception() is not None):
@@ -72,7 +72,7 @@ class Invoker:
         token = f"{self._tokens:x}"
         connection = self._connection
         inbox = f"{self._inbox}.{token}"
-        # The first message leaves room for its subjects and headers, as the peers in other languages do.
+        # The first message leaves room for its subjects and headers, as clients in other languages do.
         first_bytes_max = connection.max_payload - self._header_bytes - len(subject.encode()) - len(inbox.encode())
         call = Call(params, decode, first_bytes_max, connection.max_payload)
         pending = self._calls[token] = _Pending(call)
@@ -90,10 +90,10 @@ class Invoker:
             del self._calls[token]
         if call.error is not None:
             raise call.error
-        return call.value  # type: ignore[return-value] # it is done, and without an error
+        return call.value  # type: ignore[return-value] # the call is done and has no error
 
     async def _send_rest(self, pending: _Pending) -> None:
-        """What may be sent once the handshake is there: further pieces, and the closing message."""
+        """Send the remaining pieces and the closing message, if a handshake has arrived."""
         inbox, pending.server_inbox = pending.server_inbox, ""
         if inbox:
             params = params_subject(inbox)
@@ -114,13 +114,13 @@ class Invoker:
         elif message.reply:
             pending.server_inbox = message.reply
         elif message.headers and message.headers.get(STATUS) == NO_RESPONDERS:
-            call.fail(NoProviderError("nobody serves this function: is the provider running, and the prefix right?"))
+            call.fail(NoProviderError("nobody serves this function: is the provider running, and is the prefix right?"))
         if call.done or pending.server_inbox:
             pending.woken.set()
 
 
 class _Pending:
-    """A call that waits: `woken` when it is done, or may go on sending to `server_inbox`."""
+    """A call in flight. `woken` is set when it is done, or when it may send more to `server_inbox`."""
 
     __slots__ = ("call", "server_inbox", "woken")
 

@@ -1,7 +1,8 @@
-"""nats-py's errors: what they say, in words for people, and what they mean for a connection.
+"""nats-py's errors: readable texts, and what they mean for a connection.
 
-The one place that matches nats-py's texts. Its errors have classes of their own where it found the fault, and are `nats.errors.Error` with a
-text where the server told it: "nats: " and the server's words. tests/transport/nats/test_nats_py_errors.py provokes those that are matched.
+Only this module matches nats-py's texts. nats-py has a class for each fault that it finds itself. A fault that the
+server reports is a `nats.errors.Error` with "nats: " and the server's words. The texts that are matched here are
+provoked by tests/transport/nats/test_nats_py_errors.py.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from keyvalue_transport.nats.tls import tls_refusal
 
 __all__ = ["ATTEMPT_TIMEOUT_S", "ErrorKind", "kind_of", "refusal_of", "text_of"]
 
-#: How long nats-py waits for a server's greeting. It raises a TimeoutError then, and nowhere else that has no text.
+#: Seconds that nats-py waits for a server's INFO. Then it raises a TimeoutError without a text, as nowhere else.
 ATTEMPT_TIMEOUT_S = 2
 TEXT_CHARACTERS_MAX = 256
 
 
 class ErrorKind(Enum):
-    """What an error that nats-py reports is about."""
+    """The kind of an error that nats-py reports."""
 
-    SUBSCRIPTION_DENIED = auto()  # the server does not permit a subject
-    PUBLISH_DENIED = auto()  # the same, of a message that was sent
+    SUBSCRIPTION_DENIED = auto()  # the server does not permit a subscription
+    PUBLISH_DENIED = auto()  # the server does not permit a message that was sent
     STREAM_ENDED = auto()
-    CONNECTION = auto()  # other errors of nats-py, of the system and of time
-    CALLBACK = auto()  # what a subscription's callback raised
+    CONNECTION = auto()  # other errors of nats-py, errors of the system, and timeouts
+    CALLBACK = auto()  # raised by a subscription's callback
 
 
 def kind_of(error: BaseException) -> ErrorKind:
-    """Return what an error that nats-py reported is about."""
+    """Return the kind of an error that nats-py reported."""
     text = str(error).lower()
     match error:
         case nats.errors.Error() if "permissions violation for subscription" in text:
@@ -46,23 +47,23 @@ def kind_of(error: BaseException) -> ErrorKind:
 
 
 def text_of(error: BaseException | None) -> str:
-    """Return what happened, for people: nats-py's errors often say little. None: nothing did."""
+    """Return a readable text for an error, since nats-py's own texts often say little. None stands for no answer."""
     if error is None:
         return "no answer"
     if (refusal := tls_refusal(error)) is not None:
         return refusal
     if isinstance(error, asyncio.TimeoutError):
-        return f"no greeting of a NATS server within {ATTEMPT_TIMEOUT_S} s"
+        return f"no greeting from a NATS server within {ATTEMPT_TIMEOUT_S} s"
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
     text = " ".join(str(error).removeprefix("nats: ").split())
     if not isinstance(error, nats.errors.Error) or "info message" in text.lower():
-        return "what listens there is not a NATS server"
+        return "the listener there is not a NATS server"
     return text[:TEXT_CHARACTERS_MAX] or type(error).__name__
 
 
 def refusal_of(error: BaseException) -> str | None:
-    """Return why a server does not take us, or we not it, where the next attempt would end the same; None for all other errors."""
+    """Return why the connection is refused, if the next attempt would fail in the same way. Else return None."""
     text = text_of(error)
     if "authorization" in text.lower() or "authentication" in text.lower():
         return f"the NATS server refuses the connection: {text}"

@@ -1,7 +1,7 @@
-"""Opening a client of nats-py: as whom and how it connects, how long that may take, and when no further attempt makes sense.
+"""Opening a client of nats-py: the options, the credentials, and when to give up.
 
-nats-py makes one attempt after the other for ever. An `Opening` ends them: after `open_timeout_s`, or at once where a server refuses us or TLS
-fails with each server.
+nats-py tries to connect for ever. An `Opening` ends this after `open_timeout_s`. It ends it at once if a server
+refuses us, or if TLS fails with each server.
 """
 
 from __future__ import annotations
@@ -32,26 +32,27 @@ log = logging.getLogger(__name__)
 RECONNECT_WAIT_S = 0.5
 PING_INTERVAL_S = 20
 PINGS_UNANSWERED_MAX = 2
-#: For writing what waits when a client is closed.
+#: Seconds for writing pending bytes when a client is closed.
 CLOSE_TIMEOUT_S = 0.5
-#: Bytes that may wait to be written before `publish` waits, and all that is kept while the server is away.
+#: Bytes that may wait to be written before `publish` waits. It is also the limit while the server is away.
 WRITE_BUFFER_BYTES = 2 * 1024 * 1024
-#: Subjects are checked where they come in, or stood in a message: to do so again costs 6 % of a call on the plain path.
+#: Subjects are checked already, or come from a message. Another check costs 6 % of a call on the plain path.
 NO_SUBJECT_CHECK = "skip_subject_validation"
-#: What each block of headers begins with that has no status, and that nats-py can read.
+#: The start of every header block that has no status and that nats-py can read.
 BLOCK_BEGIN = b"NATS/1.0\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionOptions:
-    """Where and as whom to connect. Secrets do not show in `repr`.
+    """Servers, credentials and other options of a connection. `repr` shows no secrets.
 
-    :param urls: as `split_urls` gives them, with user and password or a token in them; a `tls://` URL requires TLS of all
-    :param name: what the server's lists of connections show; none unless given
-    :param user_jwt: with `user_seed`, a decentralized user; a seed alone is an nkey user
-    :param open_timeout_s: for `Connection.open` in all, over all attempts
-    :param path: direct (`keyvalue_transport.nats.direct.protocol`), where the installed nats-py is known to it, or plain
-    :param tls: unless None TLS is required, as by a `tls://` URL; the certificates are read once
+    :param urls: from `split_urls`, maybe with user and password or a token; one `tls://` URL requires TLS for all
+    :param name: shown in the server's lists of connections
+    :param user_jwt: a decentralized user; needs `user_seed`
+    :param user_seed: the user's seed; without `user_jwt`, it is an nkey user's
+    :param open_timeout_s: seconds for all attempts of `Connection.open` together
+    :param path: direct (`keyvalue_transport.nats.direct.protocol`) if it supports the installed nats-py, or plain
+    :param tls: certificates, which are read once; if set, TLS is required, as it is by a `tls://` URL
     """
 
     urls: tuple[str, ...] = field(repr=False)
@@ -65,12 +66,12 @@ class ConnectionOptions:
 
     @property
     def tls_required(self) -> bool:
-        """Return True if nothing may be sent in clear."""
+        """Return True if nothing may be sent unencrypted."""
         return self.tls is not None or requires_tls(self.urls)
 
 
 class ClientEvents(NamedTuple):
-    """What a client of nats-py reports. It wants coroutine functions."""
+    """Callbacks for the events of a nats-py client. nats-py needs coroutine functions."""
 
     on_error: Callable[[Exception], Awaitable[None]]
     on_disconnected: Callable[[], Awaitable[None]]
@@ -79,10 +80,16 @@ class ClientEvents(NamedTuple):
 
 
 class LastingClient(Client):
-    """A client whose reading goes on after a message that nats-py can't read. nats-py's own ends for good, and still says that it is connected."""
+    """A client that keeps reading after a message that nats-py can't read.
+
+    nats-py's own client stops reading for good, but still claims to be connected.
+    """
 
     def _process_headers(self, headers: bytes) -> Any:
-        """Read headers. nats-py fails at a block without lines, and at a status that is no text: of these the status is not read."""
+        """Read headers. If nats-py fails, read them without the status.
+
+        nats-py fails at a block without lines, and at a status that is not text.
+        """
         if headers and not headers.startswith(BLOCK_BEGIN):
             return self._process_odd_headers(headers)
         return super()._process_headers(headers)
@@ -94,20 +101,20 @@ class LastingClient(Client):
             return read_lines(headers) or None
 
     def _build_message(self, *parts: Any, **named_parts: Any) -> Any:
-        """Return the message, or None, which nats-py ignores, where its subjects are no text: it could not be answered."""
+        """Return the message. If a subject is not text, return None, which nats-py ignores."""
         try:
             return super()._build_message(*parts, **named_parts)
         except UnicodeDecodeError:
-            log.debug("NATS: a message was ignored, whose subject or reply subject is no text")
+            log.debug("NATS: a message was ignored because its subject or reply subject is not text")
             return None
 
 
 class Opening:
-    """One try to open a client. `events.on_error` hears of errors once the client is open; before that they are the opening's.
+    """The opening of one client. It handles errors itself until the client is open; then `events.on_error` gets them.
 
-    :param context: of TLS, from the options
-    :param routes: of the direct path; None on the plain path
-    :param first: the first attempt that fails is logged
+    :param context: the TLS context made from the options
+    :param routes: the routes of the direct path; None on the plain path
+    :param first: log the first attempt that fails
     """
 
     def __init__(
@@ -124,7 +131,7 @@ class Opening:
         self._events = events
         self._first = first
         self._is_open = False
-        self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # cancelled where it is over
+        self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # cancelled when `run` ends
         self._tls_refusals = 0
         self._last_error: BaseException | None = None
         if routes is not None or options.tls_required:
@@ -133,13 +140,14 @@ class Opening:
 
     @property
     def refusal(self) -> str | None:
-        """Why no further attempt makes sense, if that is so."""
+        """Return why a further attempt is pointless, or None."""
         return self._refused.result() if self._refused.done() and not self._refused.cancelled() else None
 
     async def run(self) -> None:
-        """Connect the client; from then on nats-py reconnects it for ever.
+        """Connect the client. From then on nats-py reconnects it, for ever.
 
-        :raises ConnectError: in `open_timeout_s` no server answered; or at once: one refuses us, or TLS fails with each
+        :raises ConnectError: no server answered within `open_timeout_s`; or, at once, one refused us or TLS failed
+            with each of them
         """
         options, client = self._options, self.client
         connecting = asyncio.create_task(client.connect(**self._arguments()))
@@ -162,9 +170,7 @@ class Opening:
         finally:
             self._refused.cancel()
             if not client.is_connected:
-                while not connecting.done():  # nats-py swallows a cancellation here and there
-                    connecting.cancel()
-                    await asyncio.wait((connecting,), timeout=0.05)
+                await cancel_until_done(connecting)
                 await close_client(client)
 
     async def _on_error(self, error: Exception) -> None:
@@ -174,7 +180,7 @@ class Opening:
             self._note(error)
 
     def _note(self, error: Exception) -> None:
-        """Take an error of an attempt."""
+        """Record the error of an attempt, and decide whether to give up."""
         options, refusal, tls_refused = self._options, refusal_of(error), tls_refusal(error) is not None
         self._tls_refusals += tls_refused
         if refusal is not None and (not tls_refused or self._tls_refusals >= len(options.urls)):
@@ -186,7 +192,7 @@ class Opening:
     def _arguments(self) -> dict[str, Any]:
         """Return the arguments of nats-py's `connect`.
 
-        :raises ConnectError: the user's seed is none
+        :raises ConnectError: the user's seed is malformed
         """
         options, events = self._options, self._events
         arguments: dict[str, Any] = {
@@ -197,7 +203,7 @@ class Opening:
             "disconnected_cb": events.on_disconnected,
             "reconnected_cb": events.on_reconnected,
             "closed_cb": events.on_closed,
-            # Whole numbers of seconds by their types, and any number by what nats-py does with them.
+            # nats-py declares some of these as int, but takes any number of seconds.
             "connect_timeout": ATTEMPT_TIMEOUT_S,
             "reconnect_time_wait": RECONNECT_WAIT_S,
             "max_reconnect_attempts": -1,
@@ -206,28 +212,38 @@ class Opening:
             "pending_size": WRITE_BUFFER_BYTES,
             "inbox_prefix": options.inbox_prefix,
         }
-        if NO_SUBJECT_CHECK in signature(Client.connect).parameters:  # in nats-py from 2.15 on
+        if NO_SUBJECT_CHECK in signature(Client.connect).parameters:  # since nats-py 2.15
             arguments[NO_SUBJECT_CHECK] = True
         return arguments | credentials_of(options)
 
 
 async def close_client(client: Client) -> None:
-    """Write what waits, and close a client, within `CLOSE_TIMEOUT_S`."""
-    # In a task of its own: nats-py may wait for a future that a task of its own has cancelled.
+    """Write pending bytes and close a client, within `CLOSE_TIMEOUT_S`. Then abort its socket."""
+    # In a separate task, because nats-py may wait for a future that one of its own tasks has cancelled.
     closing = asyncio.create_task(client.close())
     await asyncio.wait((closing,), timeout=CLOSE_TIMEOUT_S)
-    if not closing.done():
-        closing.cancel()
-    elif not closing.cancelled() and (error := closing.exception()) is not None:
-        # As when the server is away, and nats-py writes all the same; when it never began to connect, which it asserts;
-        # and before 2.12 when there is nothing to close.
-        log.debug("NATS: at the close: %r", error)
+    writer = getattr(client._transport, "_io_writer", None)  # missing on a web socket
+    if writer is not None:
+        # The close of TLS waits for the peer, and unwritten bytes stay if the peer reads nothing.
+        writer.transport.abort()
+    await cancel_until_done(closing)
+    if not closing.cancelled() and (error := closing.exception()) is not None:
+        # nats-py writes even if the server is away, and asserts that the client has begun to connect. Before 2.12, it
+        # also fails if there is nothing to close.
+        log.debug("NATS: closing the client failed: %r", error)
+
+
+async def cancel_until_done(task: asyncio.Task[Any]) -> None:
+    """Cancel a task of nats-py until it ends, because nats-py sometimes swallows a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=0.05)
 
 
 def credentials_of(options: ConnectionOptions) -> dict[str, Any]:
-    """Return as whom to connect, in nats-py's arguments.
+    """Return the credentials as arguments of nats-py's `connect`.
 
-    :raises ConnectError: the user's seed is none
+    :raises ConnectError: the user's seed is malformed
     """
     credentials: dict[str, Any] = dict(login_of(options.urls))
     if options.user_seed:
@@ -243,7 +259,7 @@ def _check_seed(seed: str) -> None:
     try:
         nkeys.from_seed(bytearray(seed.encode())).wipe()
     except (nkeys.NkeysError, ValueError):
-        raise ConnectError("the user's seed is no nkey seed") from None
+        raise ConnectError("the user's seed is not an nkey seed") from None
 
 
 def _credentials_file(user_jwt: str, user_seed: str) -> str:

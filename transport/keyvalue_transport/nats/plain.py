@@ -1,4 +1,4 @@
-"""The plain path: invocations come by nats-py's callbacks. It serves nats-py versions that the direct path does not know."""
+"""The plain path: nats-py's callbacks receive the invocations. It is used if the direct path cannot be."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ __all__ = ["PlainPath"]
 class PlainPath:
     """Receives invocations by callbacks, and publishes their answers.
 
-    :param on_step: told of each step that the core returns, after its messages were sent
-    :param on_unsent: told why messages found no connection
-    :param on_batch: told how many seconds the invocations of one read took
+    :param inbox: where further pieces of parameters arrive, below a token for each invocation
+    :param nobody: an inbox that nobody listens to
+    :param on_step: called with each step that the core returns, after its messages were sent
+    :param on_unsent: called with the error when messages could not be sent
+    :param on_batch: called with the seconds that the invocations of one read took
     """
 
     def __init__(
@@ -69,17 +71,17 @@ class PlainPath:
             outcome: bytes | Pending | Exception
             try:
                 outcome = handler(caller, piece, 0, len(piece))
-            except Exception as error:  # of every kind, NeedMoreBytes too
+            except Exception as error:  # of any kind, including NeedMoreBytes
                 outcome = error
             order.leave(lane)
             if isinstance(outcome, bytes) and 0 < len(outcome) <= connection.max_payload:
-                # The messages of `Invocations.receive`, written out. Pays: bench end-to-end functions, plain
+                # The same as `Invocations.receive`, inlined. For its speed, see bench end-to-end functions, plain
                 counts.answered += 1
                 results = results_subject(reply)
                 await self._publish([(reply, b"", self._nobody), (results, outcome, ""), (results, b"", "")])
             else:
                 step = invocations.receive(handler, reply, caller, piece, outcome, monotonic(), traceparent)
-                outcome = b""  # a traceback of an exception holds this frame
+                outcome = b""  # an exception's traceback keeps this frame alive
                 await self._carry_out(step)
 
         async def refuse(reply: str) -> None:
@@ -108,13 +110,13 @@ class PlainPath:
         return await self._connection.subscribe(subject, receive, lane=lane)
 
     def send(self, sends: list[Send]) -> None:
-        """Publish messages that belong to no callback, in their order."""
+        """Publish messages outside of callbacks, in order."""
         self._outbox += sends
         if self._outbox and (self._sending is None or self._sending.done()):
             self._sending = asyncio.create_task(self._send_all())
 
     async def flush(self) -> None:
-        """Wait until everything that `send` was given is published."""
+        """Wait until all messages given to `send` are published."""
         if self._sending is not None:
             await self._sending
 
@@ -128,7 +130,7 @@ class PlainPath:
             if step.sends:
                 await self._publish(step.sends)
         finally:
-            self._on_step(step)  # even if this is cancelled, as at a stop: the step may hold an answer to wait for
+            self._on_step(step)  # even if a stop cancels this: the step may hold an answer to wait for
 
     async def _publish(self, sends: list[Send] | list[tuple[str, bytes, str]]) -> None:
         try:
@@ -138,7 +140,8 @@ class PlainPath:
         else:
             self.invocations.counts.sent_bytes += sent_bytes
 
-    # nats-py calls a subscription's callback one message after the other for all of a read, unless it waits for the socket: a batch.
+    # A batch is the messages of one read: nats-py calls the callback for all of them in a row, unless it must wait
+    # for the socket.
 
     def _begin_batch(self) -> None:
         self._batch_began_s = monotonic()

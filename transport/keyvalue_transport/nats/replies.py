@@ -1,11 +1,11 @@
 """The messages that answer an invocation over NATS (wRPC 0.0.1), as the plain path publishes them.
 
-    accept   PUB R_c           reply R_s, empty. R_s is an inbox of the server if further pieces are expected, and otherwise one that nobody
-                               listens to, since a client always sends its closing message
-    result   PUB R_c.results   pieces of at most max_payload
+    accept   PUB R_c           reply R_s, empty. R_s is an inbox of the server if further pieces are expected.
+                               Otherwise nobody listens to R_s: a client sends its closing message in any case
+    result   PUB R_c.results   pieces of at most max_payload bytes
     end      PUB R_c.results   empty
 
-The direct path writes the same messages as frames (`direct/answers.py`).
+The direct path makes frames of the same messages (`direct/answers.py`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Send(NamedTuple):
 
 
 class Limited(Protocol):
-    """A connection, whose server may be another one by the next message."""
+    """A connection. Its server, and so the limit, may change at a reconnect."""
 
     @property
     def max_payload(self) -> int:
-        """Return the bytes of a message that the server takes now."""
+        """Return the current server's limit for the bytes of a message."""
 
 
 class SubjectReplies:
-    """Writes messages to the subjects of an invocation's reply subject R_c."""
+    """Makes the messages that answer an invocation with the reply subject R_c."""
 
     __slots__ = ("_connection", "_inbox", "_nobody")
 

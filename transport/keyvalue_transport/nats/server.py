@@ -1,12 +1,14 @@
-"""A wRPC server on a NATS connection: subscribes, waits for answers, logs what went wrong, and stops in order.
+"""A wRPC server on a NATS connection. It subscribes, waits for answers, logs failures and stops in order.
 
-    NATS ── message ──> path ── Invocations.receive ── Step ──> messages to NATS
-                                      ^                 │
-                                      │ finish          v
-                                      └────────── answers that must be waited for, failures for the log
+    NATS ── message ──> path ──┬─ a result of 1 byte to max_payload ───────────────────> messages to NATS
+                               └─ anything else ──> Invocations.receive ── Step ──┬────> messages to NATS
+                                                             ^                    │
+                                                             │ finish             v
+                                                             └──── answers to wait for, failures to log
 
-Everything about an invocation is decided in `keyvalue_transport.wrpc.invocation`. A path (`direct/path.py`, `plain.py`) brings messages in
-and out. Here are only the clock, the subscriptions, the answers that are waited for, and the log.
+A path (`direct/path.py`, `plain.py`) receives invocations, calls their handlers, and sends messages. The core,
+`keyvalue_transport.wrpc.invocation`, decides about every invocation that is not answered at once. This module holds
+the clock, the subscriptions, the answers to wait for, and the log.
 """
 
 from __future__ import annotations
@@ -34,24 +36,24 @@ __all__ = ["Server"]
 log = logging.getLogger(__name__)
 
 EXPIRY_INTERVAL_S = 0.5
-#: Pieces that come now are of invocations that were ended.
+#: Short, because pieces that arrive now belong to invocations that have ended.
 PARAMS_DRAIN_TIMEOUT_S = 0.02
-#: For writing the last answers, if the stop has taken all of its time.
+#: Seconds to write the last answers if the stop has used up its time.
 FLUSH_TIMEOUT_S = 0.02
-#: For answers that are cancelled at a stop to end.
+#: Seconds that a stop waits for cancelled answers to end.
 CANCEL_TIMEOUT_S = 0.02
-#: Lines of the log about failures in an interval, and as many about lost answers.
+#: Maximum log lines about failures in an interval. Lost answers have the same limit.
 LOGGED_MAX = 5
 LOG_INTERVAL_S = 10.0
-#: A caller's traceparent has 55. More of it is not logged.
+#: A valid traceparent has 55 characters. Longer ones are cut in the log.
 TRACEPARENT_CHARACTERS_MAX = 64
 
 
 class Server:
-    """Serves instances under a prefix. `add` them, `start`, and `stop`.
+    """Serves instances under a prefix. Call `add` for each instance, then `start`, and finally `stop`.
 
-    :param on_batch: told how many seconds the invocations of one read took, from the read to the write of their answers
-    :raises ValueError: the prefix is no subject, or another server has the direct path of this connection
+    :param on_batch: called with the seconds from a read of invocations to the write of their answers
+    :raises ValueError: the prefix is not a subject, or another server uses the direct path of this connection
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Server:
         on_batch: Callable[[float], None] | None = None,
     ) -> None:
         self.prefix = check_subject(prefix, "prefix")
-        self.unsent = 0  # messages that found no connection
+        self.unsent = 0  # messages that could not be sent
         self._connection = connection
         self._inbox = connection.new_inbox()
         self._path: DirectPath | PlainPath
@@ -76,43 +78,43 @@ class Server:
         self._functions: list[Subscription] = []
         self._params: Subscription | None = None
         self._expiry: asyncio.Task[None] | None = None
-        self._answers: set[asyncio.Future[Any]] = set()  # that are waited for
-        self._idle: asyncio.Event | None = None  # while the server stops
+        self._answers: set[asyncio.Future[Any]] = set()  # answers to wait for
+        self._idle: asyncio.Event | None = None  # only while the server stops
         self._failures = RateLimit(LOGGED_MAX, LOG_INTERVAL_S)
         self._losses = RateLimit(LOGGED_MAX, LOG_INTERVAL_S)
 
     @property
     def counts(self) -> InvocationCounts:
-        """Return how invocations went."""
+        """Return the counts of invocations and bytes."""
         return self._path.invocations.counts
 
     @property
     def in_flight(self) -> int:
-        """Return the number of invocations that were taken and not ended."""
+        """Return the number of invocations that were accepted and have not ended."""
         return self._path.invocations.half_open + self._path.invocations.waiting
 
     @property
     def half_open(self) -> int:
-        """Return the number of those whose parameters are not whole."""
+        """Return the number of invocations whose parameters are incomplete."""
         return self._path.invocations.half_open
 
     @property
     def failed(self) -> BaseException | None:
-        """Return what a background task of the server died of, if one did."""
+        """Return the exception that ended a background task of the server, or None."""
         if self._expiry is not None and self._expiry.done() and not self._expiry.cancelled():
             return self._expiry.exception()
         return None
 
     def add(self, instance: str, handlers: Mapping[str, Handler]) -> None:
-        """Serve an instance: its handlers by the functions' names. Call it before `start`."""
+        """Serve an instance, given its handlers by function name. Call this before `start`."""
         self._handlers += [
             (invocation_subject(self.prefix, instance, name), handler) for name, handler in handlers.items()
         ]
 
     async def start(self) -> None:
-        """Subscribe. Several servers of one prefix share the invocations (its queue group).
+        """Subscribe. Servers with the same prefix share the invocations, because the prefix is their queue group.
 
-        :raises DisconnectedError: the connection is closed
+        :raises DisconnectedError: the connection is closed or lost
         """
         self._expiry = asyncio.create_task(self._expire())
         self._params = await self._path.subscribe_params(params_subject(f"{self._inbox}.*"))
@@ -120,7 +122,7 @@ class Server:
             self._functions.append(await self._path.subscribe_function(subject, handler, self.prefix))
 
     async def stop(self, timeout_s: float) -> None:
-        """Take no further invocation, answer those that were taken, and end those that are not answered within `timeout_s`."""
+        """Stop taking invocations. Answer those in flight, and end those that are unanswered after `timeout_s`."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         functions, self._functions = self._functions, []
@@ -130,17 +132,17 @@ class Server:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline_s):
                     await self._idle.wait()
-        await asyncio.sleep(0)  # a task that was never begun would leave its handler's coroutine unawaited
+        await asyncio.sleep(0)  # start all tasks: cancelling one before its start would leave a coroutine unawaited
         answers = list(self._answers)
         for answer in answers:
             answer.cancel()
         if answers:
             _, late = await asyncio.wait(answers, timeout=CANCEL_TIMEOUT_S)
             if late:
-                log.warning("%d answers did not end when they were cancelled: nobody waits for them", len(late))
-            await asyncio.sleep(0)  # their callbacks end the invocations
+                log.warning("%d answers did not end when they were cancelled, and are abandoned", len(late))
+            await asyncio.sleep(0)  # let their callbacks end the invocations
         self._send(self._path.invocations.close())
-        with suppress(TimeoutError):  # a connection that takes nothing holds up no stop
+        with suppress(TimeoutError):  # a blocked connection must not delay the stop
             async with asyncio.timeout_at(max(deadline_s, loop.time() + FLUSH_TIMEOUT_S)):
                 await self._path.flush()
         if self._expiry is not None:
@@ -158,7 +160,7 @@ class Server:
         self._on_step(step)
 
     def _on_step(self, step: Step[Any, Any]) -> None:
-        """Do what a step says besides its messages."""
+        """Do everything that a step asks for, except sending its messages."""
         if step.failure is not None:
             self._log_failure(step.failure)
         if step.waiting is not None:
@@ -167,33 +169,31 @@ class Server:
             self._idle.set()
 
     def _wait(self, waiting: Waiting[Any]) -> None:
-        """Have `_finish` called with an answer. A future is waited for as it is. Only a coroutine costs a task."""
+        """Call `_finish` when an answer is done. A future gets a callback; only a coroutine costs a task."""
         try:
             answer = asyncio.ensure_future(waiting.pending.answer)
-        except (
-            Exception
-        ) as error:  # it is no awaitable: a fault of the handler, which must not end the connection's reading
+        except Exception as error:  # a faulty handler's answer is not awaitable; reading must continue
             self._send(self._path.invocations.finish(waiting, error))
             return
         self._answers.add(answer)
         answer.add_done_callback(partial(self._finish, waiting))
 
     def _finish(self, waiting: Waiting[Any], answer: asyncio.Future[Any]) -> None:
-        """Answer an invocation whose answer was waited for."""
+        """Take an answer that is done, and answer its invocation."""
         self._answers.discard(answer)
         result: bytes | Exception
         try:
             result = waiting.pending.encode(answer.result)
         except asyncio.CancelledError:
             result = TimeoutError("the server stops" if self._idle is not None else "the answer was cancelled")
-        except Exception as error:  # the boundary of the answer: counted and logged
+        except Exception as error:  # any error of an answer is counted and logged
             result = error
         step = self._path.invocations.finish(waiting, result)
-        result = b""  # a traceback of an exception holds this frame
+        result = b""  # an exception's traceback keeps this frame alive
         self._send(step)
 
     def _on_unsent(self, error: DisconnectedError) -> None:
-        """Count messages whose client is gone with the connection, or will run into its time-out."""
+        """Count messages that could not be sent. Their callers are gone with the connection, or will time out."""
         self.unsent += error.unsent
         if (suppressed := self._losses.admit(monotonic())) is not None:
             log.warning("an answer is lost: %s%s", error, _more(suppressed))

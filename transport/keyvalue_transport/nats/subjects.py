@@ -1,4 +1,4 @@
-"""The NATS subjects of wRPC 0.0.1. Pure functions; the only place that knows how they look.
+"""The NATS subjects of wRPC 0.0.1, as pure functions. No other module knows how they look.
 
 invocation   {prefix}.wrpc.0.0.1.{instance}.{function}      queue group: {prefix}
 handshake    {R_c}              R_c and R_s are inboxes of client and server
@@ -18,21 +18,24 @@ _TOKENS = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 def check_subject(text: str, what: str) -> str:
-    """The text, if it is a subject without wildcards.
+    """Return the text if it is a subject without wildcards.
 
     >>> check_subject("default.my key", "prefix")
     Traceback (most recent call last):
-    ValueError: prefix: found 'default.my key', allowed printable tokens without white space, '*' and '>', joined by '.'
+    ValueError: prefix: found 'default.my key', allowed printable tokens without white space, '*' or '>', joined by '.'
+
+    :param what: the name of the text in the error
+    :raises ValueError: it is not a subject, or has wildcards or unprintable characters
     """
     if not (_TOKENS.fullmatch(text) and text.isprintable()):
         raise ValueError(
-            f"{what}: found {text[:128]!r}, allowed printable tokens without white space, '*' and '>', joined by '.'"
+            f"{what}: found {text[:128]!r}, allowed printable tokens without white space, '*' or '>', joined by '.'"
         )
     return text
 
 
 def invocation_subject(prefix: str, instance: str, function: str) -> str:
-    """Where a function is invoked.
+    """Return the subject on which a function is invoked.
 
     >>> invocation_subject("default.kv", "wrpc:keyvalue/store@0.2.0-draft", "get")
     'default.kv.wrpc.0.0.1.wrpc:keyvalue/store@0.2.0-draft.get'
@@ -41,12 +44,12 @@ def invocation_subject(prefix: str, instance: str, function: str) -> str:
 
 
 def params_subject(server_inbox: str) -> str:
-    """Where a client sends the pieces of its parameters after the first."""
+    """Return the subject for all pieces of the parameters after the first."""
     return server_inbox + ".params"
 
 
 def params_token(subject: str) -> str:
-    """The last token of the server's inbox in a params subject.
+    """Return the last token of the server's inbox, given the subject for parameters.
 
     >>> params_token("_INBOX.abc.17.params")
     '17'
@@ -55,5 +58,5 @@ def params_token(subject: str) -> str:
 
 
 def results_subject(client_inbox: str) -> str:
-    """Where the server sends the pieces of the result."""
+    """Return the subject for the pieces of the result."""
     return client_inbox + ".results"

@@ -1,4 +1,4 @@
-"""Subscriptions of a connection, and what they call."""
+"""Subscriptions of a connection, and their callbacks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Message(Protocol):
-    """What a subscription's callback gets (nats-py's Msg is one)."""
+    """A message that a subscription's callback gets. nats-py's Msg is one."""
 
     @property
     def subject(self) -> str: ...
@@ -32,10 +32,10 @@ Callback = Callable[[Message], Awaitable[None]]
 
 
 class InlineCallback:
-    """Calls a plain function with each message when nats-py has read it, in the order in which messages come.
+    """Calls a plain function with each message as soon as nats-py has read it, in order of arrival.
 
-    nats-py handles the messages of each subscription in a task of its own, so that the order between two is lost. It tells a subscription
-    that has a future of each message at once; this stands in the future's place.
+    nats-py handles each subscription in its own task, so the order between two subscriptions is lost. But if a
+    subscription has a future, nats-py sets it at once. An object of this class takes the future's place.
     """
 
     __slots__ = ("_handle",)
@@ -44,11 +44,11 @@ class InlineCallback:
         self._handle = handle
 
     def cancelled(self) -> bool:
-        """Return False: nats-py asks before each message."""
+        """Return False. nats-py asks before each message."""
         return False
 
     def set_result(self, message: Message) -> None:
-        """Take a message. What the function raises ends here: nats-py's reading goes on after it."""
+        """Handle a message. Exceptions end here, so that nats-py keeps reading."""
         try:
             self._handle(message)
         except Exception:
@@ -59,11 +59,11 @@ class InlineCallback:
 class Subscription:
     """A subscription that outlives the clients that carry it.
 
-    :ivar take: a coroutine function that is called for one message after the other, or InlineCallback
-    :ivar on_drop: told the reply subject of a message that came faster than messages are handled
-    :ivar route: what the direct path answers it with
-    :ivar lane: its place in the order of the plain path
-    :ivar carried: nats-py's subscription, of the client that is alive
+    :ivar take: a coroutine function that is called for each message in turn, or an InlineCallback
+    :ivar on_drop: called with the reply subject of a message that arrived faster than messages are handled
+    :ivar route: what the direct path does with its messages
+    :ivar lane: its lane in the order of the plain path
+    :ivar carried: nats-py's subscription in the current client
     """
 
     subject: str
@@ -76,5 +76,5 @@ class Subscription:
 
     @property
     def queued(self) -> int:
-        """Return the number of messages that have come and that are not being handled."""
+        """Return the number of messages that have arrived and whose handling has not begun."""
         return 0 if self.carried is None else int(self.carried.pending_msgs)

@@ -1,6 +1,7 @@
-"""TLS of the NATS connection: what a certificate is checked against, which one is shown, and what it means where it fails.
+"""TLS of the NATS connection: certificates, and the meaning of failures.
 
-Where TLS is required, nothing leaves in clear: `keyvalue_transport.nats.direct.transport.DirectTransport` sees to it, at the first connection and at each reconnect.
+If TLS is required, nothing is sent unencrypted. `DirectTransport` in `direct/transport.py` ensures this for the first
+connection and for each reconnect.
 """
 
 from __future__ import annotations
@@ -18,33 +19,33 @@ from typing import NamedTuple, NoReturn
 
 __all__ = ["TlsOptions", "TlsRefusedError", "require_tls", "tls_refusal"]
 
-#: A system's bundle of authorities has a fourth of it.
+#: Four times the size of a system's bundle of authorities.
 PEM_BYTES_MAX = 1024 * 1024
 SHOWN_MAX = 256
-#: Of the shortest private key, 32 bytes in base64.
+#: The shortest private key is 32 bytes, in base64.
 KEY_BODY_CHARACTERS_MIN = 43
-ALLOWED = "allowed the path of a PEM file, or its text"
+ALLOWED = "expected the path or the text of a PEM file"
 CERTIFICATE, PRIVATE_KEY = "CERTIFICATE-----", "PRIVATE KEY-----"
-#: OpenSSL's words for a key that is good, and another certificate's.
+#: OpenSSL's reasons for a valid key that belongs to another certificate.
 MISMATCHES = frozenset(
     {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_PRIVATE_KEY_ASSIGNED", "NO_CERTIFICATE_ASSIGNED"}
 )
-#: What ends a connection that may be better the next time.
+#: Errors that may not occur at the next attempt.
 TRANSIENT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 DEMANDED = "the server demands a client certificate, and none is given"
 
 
 class TlsRefusedError(ConnectionError):
-    """TLS is required and not to be had, or not without a certificate."""
+    """TLS is required but not available, or the server does not accept our certificate or the lack of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """Certificates, each as a path or as the text of a PEM file. None of it shows in `repr`.
+    """Certificates, each as a path or as the text of a PEM file. `repr` shows none of them.
 
-    :param ca: authorities that a server's certificate is checked against; the system's unless given
-    :param certificate: what the server is shown, with the chain behind it
-    :param key: the private key of `certificate`, unless it stands in the same file; not encrypted
+    :param ca: authorities that must have signed the server's certificate; the system's by default
+    :param certificate: our certificate for the server, followed by its chain
+    :param key: the private key of `certificate`, unless it is in the same file; must not be encrypted
     """
 
     ca: str = field(default="", repr=False)
@@ -52,16 +53,17 @@ class TlsOptions:
     key: str = field(default="", repr=False)
 
     def context(self) -> ssl.SSLContext:
-        """What a connection is encrypted with: the server's certificate and name are checked.
+        """Return a TLS context that checks the server's certificate and name.
 
-        :raises ValueError: one of the three can't be used. The message begins with its name, as in `ca: `, and shows the path, never a text
+        :raises ValueError: one of the three is unusable. The message begins with its name, as in `ca: `. It may show
+            a path, but never a text
         """
         ca, certificate = _read("ca", self.ca, CERTIFICATE), _read("certificate", self.certificate, CERTIFICATE)
         key = _read("key", self.key, PRIVATE_KEY)
         if key.text and not certificate.text:
-            raise ValueError("key: found a key without a certificate, allowed with its certificate alone")
+            raise ValueError("key: found a key without a certificate, expected both")
         try:
-            # Comments may be in any language, and cadata is ASCII.
+            # Comments may be in any language, but cadata must be ASCII.
             context = ssl.create_default_context(cadata=ca.text.encode("ascii", "replace").decode() or None)
         except ssl.SSLError:
             raise ValueError(f"{ca.where}: found a damaged certificate, {ALLOWED}") from None
@@ -71,7 +73,7 @@ class TlsOptions:
 
 
 class Pem(NamedTuple):
-    """The text of an option, and how a message calls it."""
+    """The text of an option, and its name in messages."""
 
     where: str
     text: str
@@ -98,7 +100,7 @@ def _file_at(name: str, value: str) -> Pem:
     except OSError as error:
         raise ValueError(f"{name}: {shown}: {error.strerror}, {ALLOWED}") from None
     except ValueError:
-        pass  # no path can be written so
+        pass  # the value cannot be a path
     if content is None:
         raise ValueError(f"{name}: {shown}: found no file, {ALLOWED}")
     if len(content) > PEM_BYTES_MAX:
@@ -107,19 +109,23 @@ def _file_at(name: str, value: str) -> Pem:
 
 
 def _is_plain_path(value: str) -> bool:
-    """Whether it cannot be the body of a key, which may begin with any of 64 characters, / among them."""
+    """Return True if a value cannot be the body of a key, which may begin with any of 64 characters, even with /."""
     directory, file = os.path.split(value)
     return os.path.isdir(directory) and len(file) < KEY_BODY_CHARACTERS_MIN
 
 
 def _show(context: ssl.SSLContext, certificate: Pem, key: Pem) -> None:
-    """Have a context show a certificate."""
+    """Load our certificate into a context."""
 
-    def refuse() -> NoReturn:  # asked for a password, OpenSSL would read it from the terminal
-        raise ValueError(f"{(key if key.text else certificate).where}: found an encrypted key, allowed one that is not")
+    def refuse() -> NoReturn:  # without this, OpenSSL would ask for a password on the terminal
+        raise ValueError(
+            f"{(key if key.text else certificate).where}: found an encrypted key, expected one that is not encrypted"
+        )
 
     if PRIVATE_KEY not in key.text + certificate.text:
-        raise ValueError(f"{certificate.where}: found no private key behind the certificate, allowed there or as `key`")
+        raise ValueError(
+            f"{certificate.where}: found no private key after the certificate, expected one there or in `key`"
+        )
     try:
         with _file(f"{key.text}\n{certificate.text}") as path:
             context.load_cert_chain(path, password=refuse)
@@ -131,35 +137,35 @@ def _show(context: ssl.SSLContext, certificate: Pem, key: Pem) -> None:
         what = " and ".join(pem.where for pem in (certificate, key) if pem.text)
         raise ValueError(f"{what}: found a damaged certificate or key, {ALLOWED}") from None
     except OSError as error:
-        raise ValueError(f"certificate: no place to hand it to OpenSSL: {error.strerror}") from None
+        raise ValueError(f"certificate: cannot write a temporary file for OpenSSL: {error.strerror}") from None
 
 
 @contextmanager
 def _file(text: str) -> Iterator[str]:
-    """The path of a text that nobody else can read, and that is gone afterwards: OpenSSL takes keys from files alone."""
+    """Yield the path of a temporary file that nobody else can read. OpenSSL takes keys only from files."""
     if hasattr(os, "memfd_create"):
-        with open(os.memfd_create("pem"), "wb") as memory:  # on no disk
+        with open(os.memfd_create("pem"), "wb") as memory:  # never on disk
             memory.write(text.encode())
             memory.flush()
             yield f"/proc/self/fd/{memory.fileno()}"
     else:
-        with tempfile.NamedTemporaryFile() as file:  # of mode 0600
+        with tempfile.NamedTemporaryFile() as file:  # mode 0600
             file.write(text.encode())
             file.flush()
             yield file.name
 
 
 def require_tls(line: bytes, has_certificate: bool) -> tuple[bytes, bool]:
-    """A server's INFO as nats-py shall see it, and whether the server judges our certificate.
+    """Return a server's INFO as nats-py must see it, and True if the server will check our certificate.
 
-    nats-py goes on with TLS where a server requires it, and in clear where one only offers it.
+    nats-py uses TLS if the server requires it, but not if the server only offers it.
 
-    :raises TlsRefusedError: the server has no TLS, or wants a certificate
+    :raises TlsRefusedError: the server has no TLS, or demands a certificate that we do not have
     """
     try:
         info = json.loads(line.removeprefix(b"INFO "))
     except (ValueError, RecursionError):
-        return line, False  # nats-py says what it is
+        return line, False  # nats-py reports what is wrong
     if not isinstance(info, dict):
         return line, False
     if not (info.get("tls_required") is True or info.get("tls_available") is True):
@@ -171,7 +177,7 @@ def require_tls(line: bytes, has_certificate: bool) -> tuple[bytes, bool]:
 
 
 def tls_refusal(error: BaseException) -> str | None:
-    """Why TLS failed, in words, where the next attempt would fail too; None for all other errors."""
+    """Return why TLS failed, if the next attempt would fail too. Return None for all other errors."""
     if isinstance(error, TlsRefusedError):
         return str(error)
     if not isinstance(error, ssl.SSLError) or isinstance(error, TRANSIENT):

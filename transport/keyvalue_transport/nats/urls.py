@@ -1,4 +1,4 @@
-"""URLs of NATS servers: what they may be, whom they name, and how they are shown."""
+"""URLs of NATS servers: their form, the user in them, and how to show them without secrets."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from urllib.parse import unquote, urlsplit
 __all__ = ["Login", "login_of", "redacted_url", "requires_tls", "split_urls", "without_login"]
 
 ALLOWED = "allowed nats://HOST:PORT or tls://HOST:PORT"
-#: Names of nats-py's options, and what they are.
+#: Values of nats-py's options for a login, by name.
 Login = dict[str, str]
 
 
 def split_urls(text: str) -> tuple[str, ...]:
-    """NATS URLs from a list with commas; `nats://` and the port 4222 are added where they are missing.
+    """Return the NATS URLs of a list with commas. `nats://` and port 4222 are added if they are missing.
 
-    User and password, or a token in place of both, may stand before the host, percent-encoded; they are of all URLs in the list.
+    A user and a password, or a token, may precede the host, percent-encoded. They apply to all URLs in the list.
 
     >>> split_urls("127.0.0.1:4222, tls://other")
     ('nats://127.0.0.1:4222', 'tls://other:4222')
 
-    :raises ValueError: no URL, one that is none, or different users; the message does not repeat what may hold a password
+    :raises ValueError: there is no URL, one is malformed, or they have different users. The message does not repeat
+        text that may hold a password
     """
     urls = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -29,10 +30,10 @@ def split_urls(text: str) -> tuple[str, ...]:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            raise ValueError(f"found a URL whose host or port is none, {ALLOWED}") from None
+            raise ValueError(f"found a URL with a malformed host or port, {ALLOWED}") from None
         if parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError(
-                f"found a URL that goes on behind the port, {ALLOWED}; in a password / ? # are %2F %3F %23"
+                f"found a URL with more text after the port, {ALLOWED}; in a password, write / ? # as %2F %3F %23"
             )
         if parts.scheme not in ("nats", "tls") or not parts.hostname:
             raise ValueError(f"found {redacted_url(url)!r}, {ALLOWED}")
@@ -45,9 +46,9 @@ def split_urls(text: str) -> tuple[str, ...]:
 
 
 def login_of(urls: Iterable[str]) -> Login:
-    """The user that URLs name: `user` and `password`, or `token`, decoded; empty where they name none.
+    """Return the user in URLs, decoded: `user` and `password`, or `token`. It is empty if they name no user.
 
-    :raises ValueError: they name several
+    :raises ValueError: they name several users, or one that is not UTF-8
     """
     logins: list[Login] = []
     for url in urls:
@@ -56,29 +57,29 @@ def login_of(urls: Iterable[str]) -> Login:
             name, password = unquote(name, errors="strict"), unquote(password, errors="strict")
         except UnicodeDecodeError:
             raise ValueError(
-                "found a user or password that is not UTF-8 once decoded, allowed percent-encoded UTF-8"
+                "found a user or password that is not UTF-8 after decoding, allowed percent-encoded UTF-8"
             ) from None
         login = {"user": name, "password": password} if colon else {"token": name}
         if any(login.values()) and login not in logins:
             logins.append(login)
     if len(logins) > 1:
-        raise ValueError(f"found {len(logins)} different users in a list of URLs, allowed one for all of them")
+        raise ValueError(f"found {len(logins)} different users in a list of URLs, allowed one for all")
     return logins[0] if logins else {}
 
 
 def without_login(url: str) -> str:
-    """The URL without user, password or token."""
+    """Return the URL without user, password or token."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def requires_tls(urls: Iterable[str]) -> bool:
-    """Whether one of the URLs asks for TLS, which then holds for all."""
+    """Return True if one of the URLs asks for TLS, which then applies to all."""
     return any(urlsplit(url).scheme == "tls" for url in urls)
 
 
 def redacted_url(url: str) -> str:
-    """The URL with `<redacted>` for user, password or token."""
+    """Return the URL with `<redacted>` in place of user, password or token."""
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     _, at, host = rest.rpartition("@")
     return f"{scheme}{separator}{'<redacted>@' if at else ''}{host}"

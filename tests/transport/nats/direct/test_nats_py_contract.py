@@ -142,7 +142,7 @@ def test_known_versions() -> None:
         assert direct_path_unknown(installed) is None, installed
     for installed in ("2.9.1", "1.10.0", "2.17.0", "2.100.0", "3.0.0", "3.12.0", "0.0.0"):
         found = direct_path_unknown(installed)
-        assert found == f"nats-py {installed} is not known to the direct path, known are 2.10 to 2.16"
+        assert found == f"the direct path does not support nats-py {installed}, only 2.10 to 2.16"
 
 
 async def test_a_known_version_takes_the_direct_path_and_another_the_plain_one(
@@ -156,7 +156,7 @@ async def test_a_known_version_takes_the_direct_path_and_another_the_plain_one(
     assert connection.direct is None
     await serve(nats_server, connection)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "nats-py 9.9.9 is not known to the direct path, known are 2.10 to 2.16: the plain path it is")
+        ("WARNING", "the direct path does not support nats-py 9.9.9, only 2.10 to 2.16; using the plain path")
     ]
     caplog.clear()
     connection = Connection(ConnectionOptions((nats_server.url,), path="plain"))
@@ -171,7 +171,7 @@ def test_tls_is_required_of_known_versions_alone(
 ) -> None:
     """What holds the credentials back is a transport that nats-py must take."""
     monkeypatch.setattr(direct_transport, "version", lambda name: "9.9.9")
-    with pytest.raises(ConnectError, match=r"nats-py 9\.9\.9 is not known .* TLS is required, and only with these"):
+    with pytest.raises(ConnectError, match=r"does not support nats-py 9\.9\.9, .*; TLS needs one of these versions"):
         Connection(ConnectionOptions(**{"urls": ("nats://127.0.0.1:1",), "path": path} | options))
 
 

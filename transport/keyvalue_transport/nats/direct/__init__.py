@@ -1,1 +1,1 @@
-"""The direct path: our own implementation of nats-py's transport class, which answers invocations where their bytes arrive."""
+"""The direct path: a transport for nats-py that answers invocations as soon as their bytes arrive."""

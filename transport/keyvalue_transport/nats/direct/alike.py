@@ -1,15 +1,17 @@
-"""Everything the direct path learns about frames: those of one function and one caller are much alike.
+"""Shapes of frames, which the direct path learns. Frames of one function and one caller are much alike.
 
-A shape is what such frames have in common while their sizes are the same. A frame of a known shape is compared, not taken apart:
+A shape is the common part of such frames while their sizes are the same. A frame of a known shape is compared instead
+of parsed:
 
     prefix             reply     suffix                                            trace     rest         payload
     HMSG subject 1 SP  _INBOX.x  SP 91 112 CRLF NATS/1.0 CRLF ... traceparent:     SP 00-... CRLF CRLF    ...
     MSG subject 1 SP   _INBOX.x  SP 21 CRLF                                                               ...
 
-Frames of one shape that follow each other, and whose reply subjects are of one length, are a run: `struct` cuts all of them. Each comparison
-costs a third of taking a frame apart (bench/micro/test_frames.py).
+A run is a row of frames that have one shape, and reply subjects of the same length. `struct` splits a run into its
+frames. Comparing a frame costs a third of parsing it (bench/micro/test_frames.py).
 
-Invariant: with `is_on` or without, the same frames are found with the same handler, caller, reply and parameters. A property test holds it.
+Invariant: with or without `is_on`, the same frames are found, with the same handler, caller, reply and parameters. A
+property test checks this.
 """
 
 from __future__ import annotations
@@ -24,25 +26,26 @@ from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
 
 __all__ = ["RUN_FRAMES_MIN", "SHAPES_MAX", "Alike", "InvocationFrame", "InvocationGroup", "Shape"]
 
-#: An invocation's frame, cut out of a buffer: its reply subject, and where the frame, its parameters and their end are. A plain tuple: one
-#: is made for each call.
+#: An invocation's frame in a buffer: its reply subject, and the offsets of the frame, its parameters and their end.
+#: It is a plain tuple, because one is made for each call.
 InvocationFrame: TypeAlias = tuple[bytes, int, int, int]
-#: Frames that follow each other, with the handler and the caller of all of them.
+#: A handler, a caller, and a row of frames that share them.
 InvocationGroup: TypeAlias = tuple[Handler, Caller, Iterable[InvocationFrame]]
 
-#: Shapes that are kept; if there are more, all are forgotten.
+#: The maximum number of shapes. When it is reached, all are forgotten.
 SHAPES_MAX = 256
-#: The fewest frames that are worth cutting as a run.
+#: The fewest frames that are worth splitting as a run.
 RUN_FRAMES_MIN = 4
 SPACE, CR = b" \r"
 
 
 class Shape:
-    """What the frames of one function and one caller have in common while their sizes are the same.
+    """The common part of the frames of one function and one caller, while their sizes are the same.
 
-    :ivar suffix: from the reply subject to the trace, or to the payload if there is no trace
-    :ivar rest: from the trace to the payload; empty if there is no trace
-    :ivar stopped_at: where the frames ended that `frames` was asked for last
+    :ivar prefix: the bytes before the reply subject
+    :ivar suffix: the bytes from the reply subject to the trace, or to the payload if there is no trace
+    :ivar rest: the bytes from the trace to the payload; empty if there is no trace
+    :ivar stopped_at: the offset at which the last call of `frames` stopped
     """
 
     __slots__ = (
@@ -63,7 +66,7 @@ class Shape:
         self._runs: dict[int, Struct] = {}
 
     def frames(self, buffer: bytes, at: int, end: int) -> Iterator[InvocationFrame]:
-        """Yield the invocations from `at` on whose frames have this shape, as long as they follow each other. Pays: bench end-to-end get."""
+        """Yield the consecutive invocations at `at` that have this shape. For its speed, see bench end-to-end get."""
         find, startswith = buffer.find, buffer.startswith
         prefix, suffix, rest, payload_bytes = self.prefix, self.suffix, self.rest, self._payload_bytes
         may_run = True
@@ -106,7 +109,10 @@ class Shape:
         self.stopped_at = at
 
     def _run(self, reply_bytes: int, frame_bytes: int) -> Struct:
-        """Return what cuts frames of this size: prefix, reply, suffix, trace, rest; the last two are empty without a trace."""
+        """Return a Struct that splits frames of this size into prefix, reply, suffix, trace and rest.
+
+        Without a trace, the last two are empty.
+        """
         run = self._runs.get(reply_bytes)
         if run is None:
             suffix_bytes, rest_bytes = len(self.suffix), len(self.rest)
@@ -120,10 +126,10 @@ class Shape:
 
 
 class Alike:
-    """The shapes of the frames that were taken apart. Takes a shape when two frames in a row are alike.
+    """The shapes of parsed frames. It learns a shape from two similar frames in a row.
 
-    :ivar shape: the one to compare with next, if any
-    :ivar is_on: False to learn nothing, so that each frame is taken apart
+    :ivar shape: the shape to compare the next frame with, or None
+    :ivar is_on: False to learn nothing, so that every frame is parsed
     """
 
     __slots__ = ("_caller", "_shapes", "_size", "_subscription", "is_on", "shape")
@@ -132,12 +138,12 @@ class Alike:
         self.is_on = is_on
         self.shape: Shape | None = None
         self._shapes: dict[tuple[bytes, bytes, Caller], Shape] = {}
-        # What the frame before this one had.
+        # From the frame before:
         self._size = self._subscription = b""
         self._caller = ANONYMOUS
 
     def learn(self, frame: MessageFrame, block: bytes, handler: Handler, caller: Caller) -> None:
-        """Take note of an invocation that was taken apart, because it does not have the shape that there is."""
+        """Learn from an invocation that was parsed, because it does not have the current shape."""
         size, subscription = frame.words[-1], frame.subscription
         if size == self._size and caller is self._caller and subscription == self._subscription and self.is_on:
             kind = (subscription, size, caller)
@@ -153,7 +159,7 @@ class Alike:
         self._size, self._subscription, self._caller = size, subscription, caller
 
     def pause(self) -> None:
-        """Have the next frame taken apart, and keep the shapes."""
+        """Cause the next frame to be parsed, and keep the shapes."""
         self.shape = None
 
     def forget(self) -> None:
@@ -163,7 +169,7 @@ class Alike:
 
 
 def _trace_of(head: bytes) -> tuple[int, int]:
-    """Return where the trace begins and ends; the end of `head` twice if there is none."""
+    """Return where the trace begins and ends. Without a trace, return the end of `head` twice."""
     traced_at = head.find(TRACEPARENT_LINE)
     if traced_at < 0:
         return len(head), len(head)
@@ -172,7 +178,7 @@ def _trace_of(head: bytes) -> tuple[int, int]:
 
 
 def _is_untraced_or_traced_once(block: bytes) -> bool:
-    """Return True if a block has no trace, or one that ends as one. A shape can't say more."""
+    """Return True if a block has no trace, or one trace with a line end. A shape can't describe other blocks."""
     traced_at = block.find(TRACEPARENT_LINE)
     if traced_at < 0:
         return True

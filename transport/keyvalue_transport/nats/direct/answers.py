@@ -1,9 +1,10 @@
-"""The frames that answer an invocation on the direct path: the pieces that they are made of, and `Replies` in frames.
+"""The frames that answer an invocation on the direct path: their parts, and `Replies` that makes frames.
 
     PUB R_c nobody 0 CRLF CRLF   PUB R_c.results 67 CRLF result CRLF   PUB R_c.results 0 CRLF CRLF
     PUB [reply] HANDSHAKE        [reply] RESULT_LINE result            NEXT_PUB [reply] END
 
-`DirectProtocol` adds these pieces to its output for each whole result that fits into one message. Everything else is written by `FrameReplies`.
+If a result fits into one message, `DirectProtocol` adds these parts to its output. The core gets all other frames
+from `FrameReplies`.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ __all__ = ["ANSWER_BYTES", "END", "NEXT_PUB", "PUB", "RESULT_LINES", "SMALL", "F
 PUB = b"PUB "
 NEXT_PUB = b"\r\nPUB "
 END = b".results 0\r\n\r\n"
-#: Results of fewer bytes find their line ready: formatting it costs as much as the rest of the answer.
+#: For results of fewer bytes, the line is ready. Formatting it costs as much as the rest of the answer.
 SMALL = 4096
 RESULT_LINES = tuple(b".results %d\r\n" % size for size in range(SMALL))
-#: About the bytes of an answer without its result.
+#: Approximate size of an answer without its result.
 ANSWER_BYTES = 256
 
 
 class FrameReplies:
-    """Writes PUB frames for an invocation's reply subject R_c.
+    """Makes the PUB frames that answer an invocation with the reply subject R_c.
 
-    :ivar handshake: what follows R_c in the handshake of an invocation whose parameters came whole, up to the next frame's subject
-    :ivar max_payload: bytes of a message that the server takes; it may change
+    :ivar handshake: the bytes after R_c in a handshake that expects no further parameters, up to the next frame's
+        subject
+    :ivar max_payload: the NATS server's limit for the bytes of a message; it may change
     """
 
     __slots__ = ("_inbox", "_nobody", "handshake", "max_payload")

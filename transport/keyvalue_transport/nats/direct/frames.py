@@ -1,7 +1,7 @@
-"""Frames of the NATS protocol as a server sends them: reading one, by the words of its control line.
+"""Reads one frame of the NATS protocol, as a server sends it, by the words of its control line.
 
 MSG  subject sid [reply] size CRLF                    payload CRLF
-HMSG subject sid [reply] head_size size CRLF headers  payload CRLF        size is that of headers and payload
+HMSG subject sid [reply] head_size size CRLF headers  payload CRLF        size includes the headers
 INFO {json} CRLF, PING CRLF, +OK CRLF, ...
 """
 
@@ -14,20 +14,20 @@ from keyvalue_transport.nats.headers import CRLF
 __all__ = ["HMSG", "INFO", "LINE_BYTES_MAX", "MSG", "Line", "MessageFrame", "NotNatsError", "read_frame"]
 
 HMSG, MSG, INFO = b"HMI"
-#: A line of the protocol (INFO is the longest) and the control line and headers of a frame stay below this.
+#: The limit for a line of the protocol (INFO is the longest), and for the control line and headers of a frame.
 LINE_BYTES_MAX = 1024 * 1024
-#: Sizes below this are looked up: `int` of bytes costs as much as the rest of a control line.
+#: Small sizes are looked up, because `int` of bytes costs as much as the rest of a control line.
 SIZES = {b"%d" % size: size for size in range(4096)}
 
 
 class NotNatsError(Exception):
-    """What came is not the protocol, or claims too much."""
+    """The bytes are not the NATS protocol, or announce a frame that is too large."""
 
 
 class MessageFrame(NamedTuple):
     """A whole MSG or HMSG frame. `buffer[headers_at:payload_at]` are its headers.
 
-    :ivar reply: empty if there is none
+    :ivar reply: the reply subject; empty if it is missing
     """
 
     words: list[bytes]
@@ -39,17 +39,17 @@ class MessageFrame(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A whole line that is no MSG or HMSG frame. Its first byte tells which."""
+    """A whole line that is not a MSG or HMSG frame. `kind` is its first byte."""
 
     kind: int
     end: int
 
 
 def read_frame(buffer: bytes, at: int, end: int, frame_bytes_max: int) -> MessageFrame | Line | int:
-    """Return what stands at `at`. If it is not whole, return the least number of bytes that it has, or 0 if that is not known.
+    """Return the frame or line at `at`. If it is incomplete, return its minimum size in bytes, or 0 if it is unknown.
 
-    :param frame_bytes_max: headers and payload of a frame
-    :raises NotNatsError: it is not the protocol, or claims too much
+    :param frame_bytes_max: the limit for headers and payload of a frame
+    :raises NotNatsError: the bytes are not the protocol, or announce a frame that is too large
     """
     line_end = buffer.find(CRLF, at)
     if line_end < 0:

@@ -1,4 +1,4 @@
-"""The direct path of a server: `DirectProtocol` receives its invocations and answers them; what belongs to no read is written here."""
+"""The direct path of a server. It sends messages that belong to no read. `DirectProtocol` does the rest."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["DirectPath"]
 
 
 class DirectPath:
-    """Has the direct path of a connection answer the invocations of a server. The parameters are those of `PlainPath`.
+    """Connects a server to the direct path of its connection. The parameters are those of `PlainPath`.
 
-    :raises ValueError: it answers those of another server
+    :raises ValueError: another server uses this direct path
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class DirectPath:
         return await self._connection.subscribe(subject, _never, route=Further.PIECES)
 
     def send(self, sends: list[bytes]) -> None:
-        """Write messages that belong to no read, at the end of this turn of the loop."""
+        """Send messages that belong to no read, at the end of this turn of the loop."""
         protocol = self._routes.protocol
         if sends and (protocol is None or not protocol.send(sends)):
             self._on_unsent(
@@ -56,7 +56,7 @@ class DirectPath:
             )
 
     async def flush(self) -> None:
-        """Write everything that `send` was given."""
+        """Write everything given to `send`."""
         if self._routes.protocol is not None:
             self._routes.protocol.flush()
 

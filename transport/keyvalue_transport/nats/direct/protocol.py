@@ -1,31 +1,41 @@
-"""The direct path: invocations are answered where their bytes arrive, before nats-py sees them.
+"""The direct path: invocations are answered as soon as their bytes arrive, before nats-py sees them.
 
-    socket ── read ──> DirectProtocol.data_received ──┬─ whole MSG and HMSG frames of routed subscriptions ──> handlers ─┐
-                              ^                       │                                                              │ one
-                              │                       └─ all other whole lines and frames ──> nats-py's StreamReader │ write
-    socket <── write ─────────┴──────────────────────────────────────────────────────────────────────────────────────┘
+    socket ── read ──> DirectProtocol.data_received ──┬─ whole frames of routed subscriptions ──> handlers, core ──┐
+                                                      │                                                        one │
+                                                      └─ other whole lines and frames ──> nats-py's StreamReader   │
+                                                                                                             write │
+    socket <───────────────────────────────────────────────────────────────────────────────────────────────────────┘
 
-What happens to a frame, in the order of this file:
+The methods, in the order of this file:
 
-    data_received   a piece of the stream is parsed, or kept until the frame that it ends in is whole
-    _parse          each invocation in it: its handler is called, and its answer written. The only place that does either
-    _groups         finds them: frames like one before them (alike.py), or taken apart (frames.py). Everything else leaves the stream here
-    _enter_core     an invocation that is not answered by a whole small result goes to wrpc/invocation.py: cut parameters, large results,
-                    answers that must be waited for, handlers that raised
-    send            messages of the core that belong to no read: expired invocations, answers that were waited for
+    data_received   keeps bytes until a frame is whole
+    _parse          calls the handler with the first frame of each call, and writes results of 1 byte to max_payload
+    _groups         finds the frames: by shape (alike.py), or parsed (frames.py). Calls go to _parse, other frames
+                    that are ours to _take, and everything else to nats-py
+    _enter_core     gives the other calls to the core (wrpc/invocation.py): cut parameters, large results, answers to
+                    wait for, exceptions
+    _take           applies a change by the host, counts a call without a reply subject, and gives further parameters
+                    to the core, which calls the handler again
+    send            takes messages of the core that belong to no read, for example answers that were waited for
 
-A call costs no task, no coroutine and no message object: one read holds many frames, each is a few slices of the same bytes, and their
-answers leave in one write.
+The core returns a `Step` with the messages to send, which a `Replies` object has made (`direct/answers.py`).
+docs/architecture.md has the whole picture.
+
+A call with a small answer costs no task, no coroutine and no message object. A read holds many frames, each of them a
+few slices of the same bytes. Their answers leave in one write.
 
 Invariants:
-- A handler sees buffer[start:end] of its own frame alone; parameters that are cut there are cut, although the buffer goes on.
-- nats-py is never in the middle of a frame.
-- What arrives on the connection takes effect in its order: messages of `InOrder` routes before every invocation behind them.
-- Output is bounded: after OUTPUT_BYTES it is written, and while the socket's buffer is above its high-water mark nothing more is parsed
-  and reading is paused. Input is bounded: a frame is held until it is whole, and one that claims more than max_payload aborts the connection.
-- Reading is paused while the socket wants it (`DirectProtocol`) or nats-py's StreamReader does; `ReadFlow` owns the pausing.
-- An exception of a handler ends its invocation, never the connection.
-- What belongs to one connection lives in its protocol; `direct/transport.py` makes a new one at each reconnect.
+- A handler sees only buffer[start:end] of its own frame. Parameters that are cut at `end` stay cut, even if the
+  buffer continues.
+- nats-py gets only whole frames.
+- Frames take effect in order of arrival. A message of an `InOrder` route takes effect before all later invocations.
+- Output is bounded. It is written after OUTPUT_BYTES. While the socket's buffer is above its high-water mark, parsing
+  and reading pause.
+- Input is bounded. A frame is held until it is whole. A frame that announces more than max_payload aborts the
+  connection.
+- Reading pauses while the socket (`DirectProtocol`) or nats-py's StreamReader needs it. `ReadFlow` combines the two.
+- An exception in a handler ends its invocation, but never the connection.
+- The state of one connection is in its protocol. `direct/transport.py` makes a new one at each reconnect.
 """
 
 from __future__ import annotations
@@ -58,16 +68,16 @@ __all__ = ["DirectProtocol"]
 
 log = logging.getLogger(__name__)
 
-#: Output that is written before more input is parsed.
+#: When the output has this size, it is written before more input is parsed.
 OUTPUT_BYTES = 1024 * 1024
-#: What a block has that names a trace.
+#: The name of the header for the trace.
 TRACEPARENT = b"traceparent"
-#: Bytes in the socket's buffer above which reading is paused.
+#: Reading pauses while the socket's buffer has more bytes.
 HIGH_WATER_BYTES = 1024 * 1024
 
 
 class DirectProtocol(asyncio.StreamReaderProtocol):
-    """The protocol of one connection: takes frames of routed subscriptions out of the stream, and answers them."""
+    """The protocol of one connection. It takes frames of routed subscriptions out of the stream and answers them."""
 
     def __init__(self, reader: asyncio.StreamReader, routes: DirectRoutes, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
@@ -76,30 +86,30 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._socket: Writable | None = None
         self._flow: ReadFlow | None = None
         self._greeted = self._speaks_nats = False
-        self._blocked = False  # the socket's buffer is above its high-water mark
-        self._max_payload = 1024 * 1024  # until the server's INFO says what it is
+        self._blocked = False  # True while the socket's buffer is above its high-water mark
+        self._max_payload = 1024 * 1024  # until the server's INFO arrives
         self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
-        # What was read and not parsed: pieces, their size, and the size at which parsing can go on.
+        # Bytes that are not parsed yet: pieces, their size, and the size at which parsing can continue.
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
         self._needed_bytes = 0
-        self._out: list[bytes] = []  # of the read that is parsed
-        self._later: list[bytes] = []  # of `send`, until the end of this turn of the loop
+        self._out: list[bytes] = []  # for the read that is being parsed
+        self._later: list[bytes] = []  # from `send`, until the end of this turn of the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio's word that the connection is there; after a TLS upgrade the one who upgrades calls it."""
+        """Note that the connection is made. asyncio calls this; after a TLS upgrade, `DirectTransport` does."""
         self._socket = transport  # type: ignore[assignment]
         self._routes.protocol = self
         self._flow = ReadFlow(transport)  # type: ignore[arg-type]
-        super().connection_made(self._flow)  # type: ignore[arg-type] # it hands it to the reader, which pauses
+        super().connection_made(self._flow)  # type: ignore[arg-type] # passed on to the reader, which pauses it
 
     def follow(self, info: bytes) -> None:
-        """Go on with TLS where the connection in clear ended, with the server's INFO: it does not repeat it."""
+        """Continue with TLS after the unencrypted start, with the INFO from there. The server does not repeat it."""
         self._greeted = self._speaks_nats = True
         self._read_info(info)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """asyncio's word that the connection is gone: what was not parsed is gone with it."""
+        """Drop bytes that are not parsed, because the connection is lost. Called by asyncio."""
         self._socket = None
         if self._routes.protocol is self:
             self._routes.protocol = None
@@ -108,14 +118,14 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         super().connection_lost(error)
 
     def pause_writing(self) -> None:
-        """The socket's buffer is above its high-water mark."""
+        """Pause, because the socket's buffer is above its high-water mark. Called by asyncio."""
         super().pause_writing()
         self._blocked = True
         assert self._flow is not None
         self._flow.hold()
 
     def resume_writing(self) -> None:
-        """The socket's buffer is below its low-water mark: go on with what was not parsed."""
+        """Continue, because the socket's buffer is below its low-water mark. Called by asyncio."""
         super().resume_writing()
         self._blocked = False
         if self._pieces and self._pieces_bytes >= self._needed_bytes:
@@ -124,12 +134,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._flow.release()
 
     def data_received(self, piece: bytes) -> None:
-        """Bytes from the server."""
+        """Take bytes from the server. Called by asyncio."""
         if not self._greeted:
             self._greeted = True
             self._speaks_nats = b"INFO ".startswith(piece[:5])
         if not self._speaks_nats:
-            super().data_received(piece)  # nats-py says what it is
+            super().data_received(piece)  # nats-py reports what is wrong
         elif self._pieces:
             self._pieces.append(piece)
             self._pieces_bytes += len(piece)
@@ -162,7 +172,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._needed_bytes = needed_bytes
 
     def _parse(self, buffer: bytes) -> None:
-        """Answer the invocations in a buffer, pass on what else is whole, keep the rest. Pays: bench end-to-end get."""
+        """Answer the invocations in a buffer. Keep an incomplete rest. For its speed, see bench end-to-end get."""
         server = self._routes.server
         if server is None:
             for _ in self._groups(buffer):
@@ -172,12 +182,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         answered = out_bytes = 0
         out = self._out = []
         for handler, caller, frames in self._groups(buffer):
-            size_max = self._max_payload  # which an INFO before this group may have changed
+            size_max = self._max_payload  # an INFO before this group may have changed it
             for reply, at, start, end in frames:
                 result: bytes | Pending | Exception
                 try:
                     result = handler(caller, buffer, start, end)
-                except Exception as error:  # of every kind, NeedMoreBytes too
+                except Exception as error:  # of any kind, including NeedMoreBytes
                     result = error
                 if type(result) is bytes and 0 < (size := len(result)) <= size_max:
                     answered += 1
@@ -186,7 +196,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     out_bytes += size + ANSWER_BYTES
                 else:
                     out_bytes += self._enter_core(server, handler, caller, reply, buffer, at, start, end, result)
-                    result = b""  # a traceback of an exception holds this frame, and so the buffer
+                    result = b""  # an exception's traceback keeps this frame, and so the buffer, alive
                 if out_bytes >= OUTPUT_BYTES:
                     self._write(out)
                     out.clear()
@@ -201,9 +211,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._write(out)
 
     def _groups(self, buffer: bytes) -> Iterator[InvocationGroup]:
-        """Yield invocations that follow each other and have one handler and one caller. In between pass on other frames and lines, and at the end keep what is not whole."""
+        """Yield rows of invocations of one handler and caller. Handle or pass on other frames. Keep the rest."""
         routes, alike = self._routes, self._routes.alike
-        at = passed = needed = taken_bytes = 0  # buffer[passed:at] is whole and goes on to nats-py
+        at = passed = needed = taken_bytes = 0  # buffer[passed:at] is whole, and for nats-py
         end = len(buffer)
         while at < end:
             shape = alike.shape
@@ -237,7 +247,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 yield route, caller, ((frame.reply, at, frame.payload_at, frame.payload_end),)
             elif route is not None:
                 taken_bytes += self._take(route, frame, buffer)
-            # Else a line that is no text, at which nats-py's reading would end for good.
+            # Else the line is not text. It is dropped, because it would end nats-py's reading for good.
             passed = at = frame.payload_end + 2
             if taken_bytes >= OUTPUT_BYTES:
                 self._write(self._out)
@@ -264,7 +274,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if start < end:
             super().data_received(buffer[start:end])
 
-    # What is not an invocation with whole parameters and a small result.
+    # Everything but invocations with whole parameters and a small result:
 
     def _enter_core(
         self,
@@ -278,14 +288,15 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         end: int,
         outcome: bytes | Pending | Exception,
     ) -> int:
-        """Write what the core says to what a handler returned or raised for buffer[start:end], and return the number of bytes.
+        """Give the core what a handler returned or raised for buffer[start:end].
 
-        :param at: where the frame begins, whose headers name the trace
+        Add the core's messages to the output, and return their number of bytes.
+
+        :param at: the offset of the frame, whose headers hold the trace
         """
         traceparent = None
-        if (
-            buffer.find(TRACEPARENT, at, start) >= 0
-        ):  # reading the headers costs as much as the rest of this. Pays: bench/micro/test_waiting.py
+        # Reading the headers costs as much as the rest of this method: see bench/micro/test_waiting.py.
+        if buffer.find(TRACEPARENT, at, start) >= 0:
             traceparent = read_headers(buffer[buffer.find(CRLF, at) + 2 : start]).traceparent
         if isinstance(outcome, NeedMoreBytes):
             outcome.end_min -= start
@@ -295,12 +306,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         return sum(map(len, step.sends))
 
     def _take(self, route: Handler | InOrder | Further, frame: MessageFrame, buffer: bytes) -> int:
-        """Take a frame of ours that is no invocation which can be answered, and return the number of bytes that it was answered with."""
+        """Handle a frame of ours that does not start an answerable call. Return the bytes added to the output."""
         payload, server = buffer[frame.payload_at : frame.payload_end], self._routes.server
         if isinstance(route, InOrder):
             try:
                 route.handle(payload)
-            except Exception:  # the connection and its calls go on
+            except Exception:  # the connection and its calls continue
                 log.exception("a message to %s was not handled", frame.words[1][:128].decode(errors="replace"))
         elif server is None:
             pass
@@ -316,7 +327,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         return 0
 
     def send(self, frames: list[bytes]) -> bool:
-        """Write frames at the end of this turn of the loop, with all others of it. Return False if the connection is gone."""
+        """Write frames at the end of this turn of the loop, all at once. Return False if the connection is lost."""
         if self._socket is None:
             return False
         if not self._later:
@@ -325,7 +336,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         return True
 
     def flush(self) -> None:
-        """Write what `send` was given."""
+        """Write everything given to `send`."""
         later, self._later = self._later, []
         if later:
             self._write(later)
@@ -338,21 +349,21 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._socket.write(frames)
 
     def _read_info(self, line: bytes) -> None:
-        """Read the server's limits, which may change at any INFO."""
+        """Read the server's limits. Every INFO may change them."""
         try:
             max_payload = int(json.loads(line[4:])["max_payload"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return  # nats-py reads the line too, and says what is wrong with it
+            return  # nats-py reads the line too, and reports what is wrong
         if max_payload < 1:
             return
         self._max_payload = max_payload
         self._frame_bytes_max = max_payload + LINE_BYTES_MAX
-        self._routes.alike.forget()  # the shapes claim what was allowed before
+        self._routes.alike.forget()  # the shapes rely on the old limits
         if self._routes.server is not None:
             self._routes.server.replies.max_payload = max_payload
 
     def _abort(self) -> None:
-        """End the connection: what comes is not the protocol. nats-py sees the end of the stream, and reconnects."""
+        """Abort the connection, because the bytes are not the protocol. nats-py sees its end, and reconnects."""
         self._routes.violations += 1
         if self._socket is not None:
             self._socket.abort()

@@ -1,4 +1,4 @@
-"""Pausing the reading of a connection, which two want to do."""
+"""Pauses the reading of a connection for the protocol and for nats-py's reader."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["ReadFlow", "Writable"]
 
 
 class Writable(Protocol):
-    """What the protocol needs of an asyncio transport."""
+    """The part of an asyncio transport that the protocol uses."""
 
     def write(self, frames: bytes, /) -> None: ...
     def pause_reading(self) -> None: ...
@@ -18,7 +18,11 @@ class Writable(Protocol):
 
 
 class ReadFlow:
-    """Owns the pausing of one transport's reading, which two want: the StreamReader (its names) and the protocol (`hold`, `release`)."""
+    """Pauses and resumes a transport's reading for both.
+
+    The StreamReader calls the methods that asyncio names. The protocol calls `hold` and `release`. Reading resumes
+    when neither of them pauses it.
+    """
 
     __slots__ = ("_held", "_reader_paused", "_transport")
 
@@ -28,30 +32,30 @@ class ReadFlow:
         self._held = False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """The transport's, for asyncio's StreamReaderProtocol."""
+        """Return the transport's information, for asyncio's StreamReaderProtocol."""
         return self._transport.get_extra_info(name, default)
 
     def pause_reading(self) -> None:
-        """nats-py's reader is full."""
+        """Pause reading, because nats-py's reader is full."""
         if not self._held:
             self._transport.pause_reading()
         self._reader_paused = True
 
     def resume_reading(self) -> None:
-        """nats-py's reader has room."""
+        """Stop pausing for nats-py's reader, which has room again."""
         self._reader_paused = False
         if not self._held:
             self._transport.resume_reading()
 
     def hold(self) -> None:
-        """The protocol has output that does not leave."""
+        """Pause reading, because the protocol's output does not leave."""
         if not self._held:
             self._held = True
             if not self._reader_paused:
                 self._transport.pause_reading()
 
     def release(self) -> None:
-        """The protocol's output has left."""
+        """Stop pausing for the protocol, whose output has left."""
         if self._held:
             self._held = False
             if not self._reader_paused:

@@ -1,4 +1,4 @@
-"""What the direct path answers: which handler a subscription of nats-py's client belongs to. Outlives connections."""
+"""The routes of the direct path, from the subscriptions of nats-py's client to handlers. They outlive connections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Further(Enum):
 
 
 class InOrder(NamedTuple):
-    """The route of a subscription whose payloads take effect before every invocation that comes after them."""
+    """The route of a subscription whose payloads take effect in order of arrival, before all later invocations."""
 
     handle: Callable[[bytes], None]
 
@@ -34,7 +34,7 @@ Route: TypeAlias = Handler | InOrder | Further
 
 
 class FrameWriter(Protocol):
-    """Writes frames to the connection that is alive (`DirectProtocol` does)."""
+    """Writes frames to the current connection. `DirectProtocol` is one."""
 
     def send(self, frames: list[bytes], /) -> bool: ...
 
@@ -44,8 +44,8 @@ class FrameWriter(Protocol):
 class DirectServer(NamedTuple):
     """The server whose invocations the direct path answers.
 
-    :ivar on_step: told of each step but those of invocations that were answered whole; its messages are sent by then, or about to be
-    :ivar on_batch: told how many seconds the frames of a read took, from the read to the write of their answers
+    :ivar on_step: called with each step of the core; its messages are already in the output
+    :ivar on_batch: called with the seconds from a read to the write of its answers
     """
 
     invocations: Invocations[bytes, bytes]
@@ -55,10 +55,10 @@ class DirectServer(NamedTuple):
 
 
 class DirectRoutes:
-    """Routes by subscription id, over one server.
+    """Routes to the handlers of one server, by subscription id.
 
-    :ivar protocol: of the connection that is alive, if one is
-    :ivar violations: connections aborted for a frame that claims too much
+    :ivar protocol: the protocol of the current connection, or None
+    :ivar violations: number of connections aborted because of bytes that are not NATS, or a frame that is too large
     """
 
     def __init__(self) -> None:
@@ -71,16 +71,16 @@ class DirectRoutes:
         self._before_next_call: Callable[[], None] | None = None
 
     def serve(self, server: DirectServer) -> None:
-        """Answer the invocations of this server.
+        """Set the server whose invocations are answered.
 
-        :raises ValueError: another server has them
+        :raises ValueError: there is already one
         """
         if self.server is not None:
             raise ValueError("found a second server on one direct connection, allowed one: open a connection for each")
         self.server = server
 
     def add(self, subscription_id: int, route: Route) -> None:
-        """Answer a subscription from now on."""
+        """Route a subscription from now on."""
         self.alike.forget()
         self.routes[b"%d" % subscription_id] = route
 
@@ -90,20 +90,20 @@ class DirectRoutes:
         self.routes.pop(b"%d" % subscription_id, None)
 
     def clear(self) -> None:
-        """Forget all subscriptions: another client, whose numbers begin anew, takes the place of the one that had them."""
+        """Forget all subscriptions, because a new client starts its ids again."""
         self.alike.forget()
         self.routes.clear()
 
     def before_next_call(self, act: Callable[[], None]) -> None:
-        """Have `act` called once, before the next invocation is handled."""
+        """Call `act` once, before the next invocation is handled."""
         self._before_next_call = act
-        self.alike.pause()  # a frame that is taken apart asks for it
+        self.alike.pause()  # only a parsed frame calls `settle`
 
     def settle(self) -> None:
-        """Do what must be done before the next invocation is handled."""
+        """Do what `before_next_call` asked for, if anything."""
         act, self._before_next_call = self._before_next_call, None
         if act is not None:
             try:
                 act()
-            except Exception:  # the connection and its other calls go on
+            except Exception:  # the connection and its other calls continue
                 log.exception("a change was not carried out")

@@ -1,10 +1,11 @@
-"""nats-py's transport over the direct path, and what is known of nats-py's inside.
+"""nats-py's transport over the direct path, and our knowledge of nats-py's internals.
 
-nats-py is given `DirectTransport` in place of the TcpTransport that it is a subclass of. It still does connect, TLS, credentials, reconnect, drain,
-and every subscription that the direct path does not answer, and is never in the middle of a frame.
+`DirectTransport` replaces nats-py's TcpTransport, and is a subclass of it. nats-py still connects, starts TLS,
+authenticates, reconnects and drains. It also handles all subscriptions that the direct path does not. It gets only
+whole frames.
 
-Invariant: where TLS is required no frame that comes in clear is handled, and nothing is written before TLS is up. Each connection is checked, since
-who answers a reconnect may be somebody in the middle.
+Invariant: if TLS is required, no unencrypted frame is handled, and nothing is written before TLS is established. Each
+connection is checked, because an attacker may answer a reconnect.
 """
 
 from __future__ import annotations
@@ -25,61 +26,63 @@ from keyvalue_transport.nats.tls import TlsRefusedError, require_tls
 
 __all__ = ["NATS_PY_VERSIONS", "DirectTransport", "direct_path_unknown"]
 
-#: Versions of nats-py whose inside the direct path knows, first and last: tests/transport/nats/direct/test_nats_py_contract.py says what it uses of it.
+#: The first and last version of nats-py that the direct path supports. It uses internals of nats-py, which
+#: tests/transport/nats/direct/test_nats_py_contract.py lists.
 NATS_PY_VERSIONS = ((2, 10), (2, 16))
 
 
 def direct_path_unknown(installed: str | None = None) -> str | None:
-    """Why the direct path can't be used with the nats-py that is installed; None if it can."""
+    """Return why the direct path does not support the installed nats-py, or None if it does."""
     installed = installed or version("nats-py")
     first, last = NATS_PY_VERSIONS
     numbers = tuple(int(number) for number in re.findall(r"\d+", installed)[:2])
     if first <= numbers <= last:
         return None
     known = " to ".join(".".join(map(str, number)) for number in NATS_PY_VERSIONS)
-    return f"nats-py {installed} is not known to the direct path, known are {known}"
+    return f"the direct path does not support nats-py {installed}, only {known}"
 
 
-NO_WORD = "the server closed the connection, and did not say why"
+NO_WORD = "the server closed the connection without a reason"
 NO_GREETING = "the server closed the connection before its INFO: handshake_first is not supported"
 
 
 class DirectTransport(TcpTransport):
-    """nats-py's transport over `DirectProtocol`, or without routes over asyncio's. One object serves all connections of one client.
+    """nats-py's transport over `DirectProtocol`. One object serves all connections of a client.
 
-    :param tls_required: refuse a server that has no TLS, and write nothing in clear
-    :param has_certificate: TLS shows one
+    :param routes: the routes of the direct path; None for asyncio's StreamReaderProtocol in place of `DirectProtocol`
+    :param tls_required: refuse a server without TLS, and write nothing unencrypted
+    :param has_certificate: we have a certificate for the server
     """
 
     def __init__(self, routes: DirectRoutes | None, tls_required: bool = False, has_certificate: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # nats-py's
         self._routes = routes
         self._tls_required, self._has_certificate = tls_required, has_certificate
-        self._clear = tls_required  # TLS is required, and not up
+        self._clear = tls_required  # TLS is required, but not established yet
         self._info = b""  # the first line of the connection
-        self._judged = False  # the server has our certificate to judge, and has said nothing since
+        self._judged = False  # the server is checking our certificate, and has sent nothing since
 
     def __bool__(self) -> bool:
-        """True from the start: nats-py replaces a transport that is false."""
+        """Always return True, because nats-py replaces a transport that is false."""
         return True
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
-        """Connect in clear."""
+        """Connect, without TLS at first."""
         if self._io_writer is not None:
-            self._io_writer.transport.abort()  # nats-py leaves a connection that the server refused at a reconnect
+            self._io_writer.transport.abort()  # nats-py leaves a refused connection open when it reconnects
         self._clear, self._info, self._judged = self._tls_required, b"", False
         loop = asyncio.get_running_loop()
         reader, protocol = self._new_protocol(buffer_size, self._clear)
         async with asyncio.timeout(connect_timeout):
             transport, _ = await loop.create_connection(lambda: protocol, uri.hostname or "", uri.port or 4222)
         self._use(reader, protocol, transport)
-        # TLS goes over it: a StreamWriter that nobody holds closes its transport.
+        # Kept for TLS, which runs over it: a StreamWriter closes its transport when it is garbage-collected.
         self._bare_io_reader, self._bare_io_writer = self._io_reader, self._io_writer
 
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
     ) -> None:
-        """Go on with TLS; what came in clear behind the server's INFO is lost. `start_tls` does not call connection_made."""
+        """Start TLS. Unencrypted bytes after the server's INFO are dropped."""
         assert self._io_writer is not None, "connect comes first"
         loop = asyncio.get_running_loop()
         reader, protocol = self._new_protocol(buffer_size, clear=False)
@@ -91,15 +94,15 @@ class DirectTransport(TcpTransport):
             async with asyncio.timeout(connect_timeout):
                 transport = await loop.start_tls(clear, protocol, ssl_context, server_hostname=name)
         except BaseException:
-            replaced.connection_lost(None)  # nobody else tells it, and nats-py waits for that
+            replaced.connection_lost(None)  # nothing else calls it, and nats-py waits for it
             raise
         assert transport is not None
-        protocol.connection_made(transport)
+        protocol.connection_made(transport)  # start_tls does not call it
         self._use(reader, protocol, transport)
         self._clear = False
 
     async def readline(self) -> bytes:
-        """A line of the server; of INFO what `require_tls` makes of it. nats-py reads by lines until the server has taken it."""
+        """Return a line from the server. `require_tls` may change the INFO. nats-py reads by line while it connects."""
         with self._judgement():
             line: bytes = await super().readline()  # type: ignore[no-untyped-call] # nats-py's
             if not line and (self._info or self._clear):
@@ -112,30 +115,30 @@ class DirectTransport(TcpTransport):
         return line
 
     async def drain(self) -> None:
-        """Wait until more may be written."""
+        """Wait until more can be written."""
         with self._judgement():
             await super().drain()  # type: ignore[no-untyped-call] # nats-py's
 
     def write(self, payload: bytes) -> None:
-        """Write, but never in clear where TLS is required."""
+        """Write, but nothing unencrypted if TLS is required."""
         self._check_tls()
         super().write(payload)  # type: ignore[no-untyped-call] # nats-py's
 
     def writelines(self, payload: list[bytes]) -> None:
-        """Write, but never in clear where TLS is required."""
+        """Write, but nothing unencrypted if TLS is required."""
         if self._clear and self._io_writer is not None:
-            self._io_writer.transport.abort()  # at its close nats-py writes what waits, and leaves a connection that fails
+            self._io_writer.transport.abort()  # nats-py's close writes, and leaves the connection open if this fails
         self._check_tls()
         super().writelines(payload)  # type: ignore[no-untyped-call] # nats-py's
 
     def close(self) -> None:
-        """Close, if there was a connection."""
+        """Close the connection, if any."""
         if self._io_writer is not None:
             super().close()  # type: ignore[no-untyped-call] # nats-py's
 
     @contextmanager
     def _judgement(self) -> Iterator[None]:
-        # Over TLS 1.3 the server's alert about a certificate follows the handshake, and is lost where a write fails before it is read.
+        # In TLS 1.3, the server's alert about a certificate follows the handshake. A write that fails first hides it.
         try:
             yield
         except ConnectionError:
@@ -147,7 +150,7 @@ class DirectTransport(TcpTransport):
 
     def _check_tls(self) -> None:
         if self._clear:
-            raise TlsRefusedError("TLS is required and not up: nothing is sent")
+            raise TlsRefusedError("TLS is required but not established: nothing is sent")
 
     def _new_protocol(self, buffer_size: int, clear: bool) -> tuple[asyncio.StreamReader, asyncio.StreamReaderProtocol]:
         loop = asyncio.get_running_loop()
