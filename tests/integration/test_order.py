@@ -280,7 +280,7 @@ class Way(NamedTuple):
     """A way to receive a stream.
 
     :ivar later: the kind of awaitable that the store answers with, or None
-    :ivar cuts: lengths of the pieces, repeated from the end of the stream
+    :ivar cuts: lengths of the pieces, repeated to the end of the stream
     :ivar pauses: turns of the loop after each piece
     """
 
