@@ -49,7 +49,7 @@ def test_a_batch_takes_each_stripe_once_and_in_the_order_of_the_ring() -> None:
     assert bucket.delete_many([b"3", b"1", b"3 more", b"3"]) == 3
     assert taken == [0, 2, 3, 1, 3]
     bucket.get_many([b"3", b"0", b"2"])
-    assert taken == [0, 2, 3, 1, 3], "a reader takes none"
+    assert taken == [0, 2, 3, 1, 3], "a reader takes no stripe"
 
 
 @pytest.mark.parametrize("shard_keys_max", [1, 4_096])

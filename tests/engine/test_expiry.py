@@ -61,7 +61,7 @@ def test_a_key_without_deadline_pays_nothing_for_other_keys_deadlines(clock: Clo
     assert store.memory_bytes == plain_bytes + entry_size(b"l", b"v") + DEADLINE_BYTES
     assert deadlines_of(store, b"name") == {b"l": NS_PER_MS}
     assert len(store._tables.expiry) == 1
-    assert clock.looks == 1, "nothing but the timed key looked at the clock"
+    assert clock.looks == 1, "only the timed key read the clock"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_split_shows_no_expired_key_and_sweeps_no_key_too_early(clock: Clock) 
         clock.move_ms(1)
         store._tables.expiry.rotate()  # so that the pieces would be next, if they were in the queue already
         sweeper.start()
-        assert stripe.awaited.wait(TIMEOUT_S), "the sweep has neither ended nor come upon the split"
+        assert stripe.awaited.wait(TIMEOUT_S), "the sweep has neither ended nor reached the split"
         found.append(bucket.get_many([b"0", b"1", b"2"]))
 
     table.ring = (shift, OvertakenRing([shard], overtake))

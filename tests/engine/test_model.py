@@ -357,7 +357,7 @@ class StoreMachine(RuleBasedStateMachine):
         deadline_ns = None if stored is None else stored.deadline_ns
         assert bucket.ttl_ms(key) == (
             None if deadline_ns is None else -(-(deadline_ns - self.clock.now_ns) // NS_PER_MS)
-        ), "what is left is rounded up"
+        ), "the rest is rounded up"
         try:
             assert bucket.get(key) == (None if stored is None else stored.value)
             assert bucket.exists(key) is (stored is not None)
@@ -440,9 +440,9 @@ class StoreMachine(RuleBasedStateMachine):
         walk.cursor = page.cursor
         if page.cursor is None:
             assert expected.cursor_bounds is None
-            assert walk.stayed <= walk.seen, "a key that is there for the whole walk comes"
+            assert walk.stayed <= walk.seen, "a key that exists during the whole walk comes"
             return False
-        assert expected.cursor_bounds is not None, "a cursor comes only if a key is left"
+        assert expected.cursor_bounds is not None, "a cursor comes only if a key remains"
         least, most = expected.cursor_bounds
         assert least <= page.cursor <= most
         return True
@@ -481,7 +481,7 @@ class StoreMachine(RuleBasedStateMachine):
             deadline_ns = deadlines_ns.get(key)
             left_ns = None if stored.deadline_ns is None else stored.deadline_ns - self.clock.now_ns
             if left_ns is not None and key not in self.told.get(name, {}):
-                assert left_ns <= LOAD_MS * NS_PER_MS, "a key that had time left is gone"
+                assert left_ns <= LOAD_MS * NS_PER_MS, "a key that has not expired is missing"
                 continue
             assert (deadline_ns is None) is (left_ns is None)
             if left_ns is not None and deadline_ns is not None:
@@ -535,7 +535,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert {key: entries.get(key) for key in live} == {key: stored.entry for key, stored in live.items()}
             assert entries.keys() - live.keys() <= self.model.get(name, {}).keys()
         assert self.told_of[EXPIRE] == self.store.expired_keys
-        assert self.told_of[SET] == self.set_keys, "each write is told once, and none that was refused"
+        assert self.told_of[SET] == self.set_keys, "the observer is told of each write once, and of no refused one"
         assert self.told_of[DELETE] == self.deleted_keys
         assert self.told_of[PERSIST] == self.persisted_keys
 

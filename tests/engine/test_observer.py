@@ -74,7 +74,7 @@ def test_the_observer_of_a_bucket_is_asked_for_once() -> None:
     assert {name: len(record.events) for name, record in records.items()} == {b"before": 3, b"after": 3}
     store.bucket(b"after").delete(b"k")
     store.bucket(b"after").set(b"k", b"anew")
-    assert asked[3:] == [b"after"], "a bucket that was freed is another one when it is made anew"
+    assert asked[3:] == [b"after"], "a freed bucket is a new one when it is recreated"
     assert records[b"after"].events[3:] == [(DELETE, b"after", b"k", None), (SET, b"after", b"k", b"anew")]
 
 
@@ -132,7 +132,7 @@ def test_removing_an_observer_during_a_write_does_no_harm(
     record = account.observer = Record()
     write(shard)
     assert shard.entries.get(b"k") == event[2]
-    assert record.take() in ([event], []), "a write that is under way may still be told"
+    assert record.take() in ([event], []), "the observer may still be told of a write in progress"
     shard.check()
 
 
@@ -193,7 +193,7 @@ def test_events_of_a_key_come_in_the_order_of_its_writes_under_threads(shard_key
     held = {key: entry for shard in shards_of(store) for key, entry in shard.entries.items()}
     assert {key: told[-1] for key, told in events.items() if told and told[-1] is not None} == held
     for told in events.values():
-        assert (None, None) not in pairwise([None, *told]), "what is gone is removed once"
+        assert (None, None) not in pairwise([None, *told]), "a missing key is removed once"
     assert kinds.count(DELETE) == sum(removals) > 0
     assert kinds.count(EXPIRE) == store.expired_keys > 0
     assert kinds.count(PERSIST) == sum(persisted) > 0

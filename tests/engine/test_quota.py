@@ -39,7 +39,7 @@ def test_a_bucket_may_belong_to_several_quotas() -> None:
     with pytest.raises(LimitError, match=f"^{KEYS.format(3, 2)}$"):
         limited(store, b"a", quotas[0]).set(b"2", b"")
     limited(store, b"a", quotas[1]).set(b"2", b"")
-    assert [quota.keys for quota in quotas] == [3, 3], "each limits only the handles that were made with it"
+    assert [quota.keys for quota in quotas] == [3, 3], "a quota limits only the handles that were made with it"
     with pytest.raises(LimitError, match=f"^{KEYS.format(4, 3)}$"):
         limited(store, b"b", quotas[1]).set(b"k", b"")
     assert store.bucket_names() == [b"a"]

@@ -132,7 +132,7 @@ def save_and_load(store: Store, content: Content, path: Path, options: StoreOpti
     assert content_of(loaded) == content_of(store) == content
     assert loaded.bucket_names() == store.bucket_names()
     for name in content:
-        assert list(loaded.bucket(name).keys()) == list(store.bucket(name).keys()), "the order is that of before"
+        assert list(loaded.bucket(name).keys()) == list(store.bucket(name).keys()), "the order is unchanged"
     return loaded
 
 
@@ -218,7 +218,7 @@ def test_a_file_of_version_1_stays_readable(path: Path) -> None:
     assert store._tables.seed == 99
     store.check()
     strict = Store.load(path, StoreOptions(strict_buckets=True))
-    assert content_of(strict) == content_of(store), "a block of no key empties nothing"
+    assert content_of(strict) == content_of(store), "a block without keys empties nothing"
     strict.check()
 
 
@@ -343,7 +343,7 @@ def test_a_save_whose_rename_fails_leaves_nothing(path: Path, clock: Clock) -> N
         store.save(path)
     assert os.listdir(path.parent) == ["snapshot"]
     assert os.listdir(path) == []
-    assert store.bucket_names() == [], "it came upon an expired key, the last of its bucket"
+    assert store.bucket_names() == [], "it met an expired key, the last of its bucket"
     store.check()
 
 

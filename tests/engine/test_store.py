@@ -270,7 +270,7 @@ def test_a_seed_has_64_bits() -> None:
         assert list(bucket.keys()) == keys
         orders.append(keys)
     assert orders[0] != orders[1]
-    assert Store()._tables.seed != Store()._tables.seed, "it is drawn anew unless it is given"
+    assert Store()._tables.seed != Store()._tables.seed, "it is random unless it is given"
 
 
 # Pages
@@ -354,7 +354,7 @@ def test_a_crowded_position_raises_its_own_error(options: StoreOptions, key_byte
             f"position 7 has at least {found}; the limit is {CROWD_KEYS_MAX} keys and "
             f"{CROWD_PAGES_MAX * 1_000} bytes (a multiple of page_bytes_max)"
         )
-    assert [placed(key, 0) for key in bucket.page(8).keys] == [9], "the walk may be taken up after the crowd"
+    assert [placed(key, 0) for key in bucket.page(8).keys] == [9], "the walk may resume after the crowd"
     bucket._tables.check()
 
 
@@ -372,7 +372,7 @@ def test_the_largest_crowd_is_returned_whole(options: StoreOptions, key_bytes: i
     assert [[placed(key, 0) for key in keys] for keys in found] == [[7] * count, [9]]
     bucket.set(b"7:more".ljust(key_bytes, b"."), b"")
     assert bucket.delete(found[0][0])
-    assert len(bucket.page(2).keys) == count, "as many keys, of which one is another"
+    assert len(bucket.page(2).keys) == count, "the same number of keys, one of them different"
 
 
 # Orders and splits

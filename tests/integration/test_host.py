@@ -188,7 +188,7 @@ async def test_links_and_options_of_host_data(launch: Launch, raw: Client) -> No
     await tell(raw, provider, "config.update", config)
     assert await health(raw, provider) == HEALTHY
     news = (await logged(raw, provider))[len(started) :]
-    assert news.count("link put") == 1, "the marker's: what was known is no news"
+    assert news.count("link put") == 1, "the marker's: known links are not put again"
     assert "config" not in news
     await tell(raw, provider, "config.update", config | {"key_bytes_max": "100", "page_keys": "9"})
     assert await health(raw, provider) == HEALTHY

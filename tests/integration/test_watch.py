@@ -188,7 +188,7 @@ async def test_the_bytes_are_those_of_the_interface(
         assert call.headers == headers
         await raw.publish(call.reply, b"", reply=inbox)
         assert (await rest.next_msg(DEADLINE_S)).data == b""
-        assert deletes.pending_msgs == 0, "of one key, one after the other"
+        assert deletes.pending_msgs == 0, "one after another for each key"
         await raw.publish(results_subject(call.reply), b"")
     await raw.flush()
     async with asyncio.timeout(DEADLINE_S):
@@ -432,7 +432,7 @@ async def test_a_component_that_comes_back(home: Home, nats_server: NatsServer, 
         told = await component.until(lambda told: told[-1:] == [(b"0", b"k", b"99")])
         await home.settled()
     numbers = [int(value or b"") for _, _, value in told]
-    assert numbers == list(range(numbers[0], 100)), "in order, and none lost but those that were tried"
+    assert numbers == list(range(numbers[0], 100)), "in order; only the events that were tried are lost"
     assert home.counted == (len(numbers), numbers[0], 0, 0)
 
 
@@ -464,7 +464,7 @@ async def test_a_stop_delivers_the_events_that_it_can(home: Home, component: Com
     await home.watchers.stop(DEADLINE_S)
     delivered, failed, dropped, queued = home.counted
     assert (delivered, failed + dropped, queued) == (50, 50, 0)
-    assert CALLS_MAX <= failed < 50, "who is absent is tried, and not waited for"
+    assert CALLS_MAX <= failed < 50, "an absent component is tried, but not waited for"
     assert [key for _, key, _ in component.told] == keys(0, 50)
     home.write([b"after"])
     home.put(component.name, "SET@*")

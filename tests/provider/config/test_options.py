@@ -220,14 +220,14 @@ def test_every_option_arrives(name: str) -> None:
     elsewhere = {"transport", "metrics_address", "connect_timeout_ms", "stop_timeout_ms"} | LIVE_OPTIONS
     elsewhere |= {"watch_queue_events", "watch_queue_bytes", "watch_timeout_ms", "tls_ca", "tls_certificate", "tls_key"}
     if name in elsewhere:
-        assert not changed, f"option {name} stands in `elsewhere`, but it changes {sorted(changed)}"
+        assert not changed, f"option {name} is listed in `elsewhere`, but it changes {sorted(changed)}"
     else:
         expected = ARRIVES_AS.get(name, name)
         assert changed, (
             f"option {name} did not arrive: neither store_options nor invocation_limits passes it on as {expected}. "
             "If it takes effect at another place, add it to `elsewhere` in this test"
         )
-        assert changed == {expected}, f"option {name} must change {expected} alone, but it changes {sorted(changed)}"
+        assert changed == {expected}, f"option {name} must change only {expected}, but it changes {sorted(changed)}"
 
 
 def test_milliseconds_become_seconds() -> None:

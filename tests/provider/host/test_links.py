@@ -147,7 +147,7 @@ def test_every_change_is_counted_and_nothing_else() -> None:
     assert links.unusable == []
     with pytest.raises(FieldError):
         links.put_json(payload(target_config={"bucket": 1}))
-    assert changed(), "what it replaced no longer holds"
+    assert changed(), "the link that it replaced is no longer in force"
     assert delete_json(links, payload()) == link.key
     assert changed()
     assert len(links) == 0

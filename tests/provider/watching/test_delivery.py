@@ -263,7 +263,7 @@ class Model:
         self.calls_seen = len(self.watched.component.calls)
         assert len(self.in_flight) <= CALLS_MAX
         if len(self.in_flight) < CALLS_MAX:
-            assert all(key in self.in_flight for key, _ in self.waiting), "who could be called is"
+            assert all(key in self.in_flight for key, _ in self.waiting), "every key that can be called is"
         queued = len(self.waiting) + len(self.in_flight)
         assert self.watched.counted == (*(self.counts[name] for name in ("delivered", "failed", "dropped")), queued)
         assert self.watched.ends == self.ends
@@ -355,7 +355,7 @@ async def test_while_nobody_listens_one_call_is_tried_after_each_pause(
     watched.component.answers = [ABSENT]
     watched.push(b"again")
     await turn()
-    assert pauses_s[7:] == [ABSENT_PAUSE_MIN_S], "pauses begin anew"
+    assert pauses_s[7:] == [ABSENT_PAUSE_MIN_S], "pauses start again"
 
 
 async def test_a_component_that_listens_without_answering_is_not_absent(watched: Watched) -> None:

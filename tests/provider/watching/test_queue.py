@@ -105,7 +105,7 @@ def test_a_taker_that_found_nothing_is_woken_once() -> None:
     assert queue.wakes == 2
     assert keys_of(queue.take_all()) == [b"other"]
     queue.push(b"k", b"last")
-    assert (queue.counts.dropped, queue.wakes) == (2, 3), "what is parked makes room"
+    assert (queue.counts.dropped, queue.wakes) == (2, 3), "parked events make room"
     assert keys_of(queue.take_all()) == [b"last"]
     queue.push(b"fourth")
     assert queue.wakes == 4
@@ -319,7 +319,7 @@ def test_events_of_many_threads(queue_events: int, value_bytes: int) -> None:
     assert not reader.is_alive()
     queue.check([])
     assert len(told) + counts.dropped == threads * writes
-    assert max(lengths) <= queue_events + threads, "of each thread there may be one that is not settled yet"
+    assert max(lengths) <= queue_events + threads, "each thread may have one event that is not settled yet"
     if queue_events > threads * writes:
         assert counts.dropped == 0
     for key in keys(0, threads):

@@ -461,7 +461,7 @@ def test_calls_are_counted_by_their_outcome(name: str, kind: Kind) -> None:
     carried_out(handler, params)
     with pytest.raises(NeedMoreBytes):
         carried_out(handler, params[:-1])
-    assert counted(tallies[name]) == {"ok": 1}, "what is cut is no call yet"
+    assert counted(tallies[name]) == {"ok": 1}, "cut parameters are not a call yet"
     for error in (NoSuchStoreError(), AccessDeniedError(), OtherError("full"), QuotaError("full")):
         service.answer = error
         assert carried_out(handler, params) == encode_error(error)

@@ -91,13 +91,13 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, holds: bool) -> None:
         while piece := await reader.read(65_536):
-            before, unsub, behind = piece.partition(b"UNSUB ")
+            before, unsub, after = piece.partition(b"UNSUB ")
             writer.write(before)
             if holds and self._holding and unsub:
                 self._holding = False
                 self.held.set()
                 await self._released.wait()
-            writer.write(unsub + behind)
+            writer.write(unsub + after)
         writer.close()
 
 

@@ -373,7 +373,7 @@ def test_a_new_connection_starts_clean(direct: Direct, left: int) -> None:
     direct.connect(info(MIB))
     assert direct.read(frame) == answer("r", b"\x00\x00")
     lost.connection_lost(None)
-    assert direct.routes.protocol is direct.protocol, "the loss of the one before is told late"
+    assert direct.routes.protocol is direct.protocol, "the loss of the previous connection is reported late"
     # An invocation outlives its connection: its client may still be connected, to another server.
     assert direct.read(piece("0", whole[-1:])) == answer("cut", UNIT, handshake=False)
     assert (direct.passed, socket.take()) == (b"", b"")
