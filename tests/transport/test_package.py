@@ -22,8 +22,8 @@ from keyvalue_transport.keyvalue import errors as keyvalue_errors
 from keyvalue_transport.nats import client, connection, tls
 from keyvalue_transport.wrpc import errors as wrpc_errors
 
-#: Errors that no caller of a provider meets: a decoder's word that the value goes on, and a server's that parameters pass a limit.
-OF_SERVERS = {"LengthLimitError", "NeedMoreBytes"}
+#: Names that a caller of a provider never meets: a decoder needs more bytes, and a server finds that parameters pass a limit.
+OF_SERVERS = {"Length", "LengthLimitError", "NeedMoreBytes"}
 
 LOADED = """
 import importlib, json, pkgutil, sys
