@@ -25,8 +25,8 @@ from keyvalue_transport.keyvalue import errors as keyvalue_errors
 from keyvalue_transport.nats import client, connection, tls
 from keyvalue_transport.wrpc import errors as wrpc_errors
 
-#: Errors that no caller of a provider sees: a decoder needs more bytes, or a server finds parameters over a limit.
-OF_SERVERS = {"LengthLimitError", "NeedMoreBytes"}
+#: Names that no caller of a provider sees: a decoder needs more bytes, or a server finds parameters over a limit.
+OF_SERVERS = {"Length", "LengthLimitError", "NeedMoreBytes"}
 
 LOADED = """
 import importlib, json, pkgutil, sys
