@@ -1,4 +1,4 @@
-"""Make what is costly once for all processes of the tests: pytest makes a session fixture in each of them."""
+"""Costly builds that all processes of the tests share: pytest makes a session fixture in each of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUILD_TIMEOUT_S = 240
 
 
 def files_of(folder: str = ".") -> set[str]:
-    """Return the paths below a folder of the repository that git knows, or would add."""
+    """Return the paths below a folder of the repository that git tracks, or would add."""
     command = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     listed = subprocess.run(command, cwd=ROOT / folder, capture_output=True, text=True, check=True).stdout
     return {name for name in listed.split("\0") if (ROOT / folder / name).is_file()}
@@ -26,7 +26,7 @@ def files_of(folder: str = ".") -> set[str]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that one process of the tests can hold at a time. It ends with the process, too."""
+    """Hold a lock that one process of the tests can hold at a time. It is released when the process ends, too."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -34,7 +34,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder that the first process to ask has filled by `make`. The others wait meanwhile."""
+    """Return a folder that the first process to ask fills by `make`, while the others wait."""
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, made = shared / name, shared / f"{name}.made"
@@ -48,7 +48,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 def run_build(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run scripts/build, without coverage, which would follow it into PyInstaller."""
+    """Run scripts/build without coverage, which would follow it into PyInstaller."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "WASH_"))}
     return subprocess.run(
         [ROOT / "scripts" / "build", *arguments],
@@ -61,7 +61,7 @@ def run_build(*arguments: str, **environment: str) -> subprocess.CompletedProces
 
 @cache
 def built_executable() -> Path:
-    """Return the executable as scripts/build makes it of the sources as they are."""
+    """Return the executable that scripts/build makes of the current sources."""
     with locked(ROOT / "build" / "tests.lock"):
         run = run_build()
     assert run.returncode == 0, run.stderr

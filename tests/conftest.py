@@ -1,6 +1,7 @@
-"""What the tests of whole processes share: a real NATS server, the provider launched as a wasmCloud host does it, and invocations by hand.
+"""Fixtures for whole processes: a real NATS server, the provider launched as a host does it, and invocations by hand.
 
-Every process writes its log to a pipe that a thread reads, so a test waits for a line and never for a time. Ports are the system's choice.
+Every process writes its log to a pipe that a thread reads, so that a test waits for a line and never for a time. The
+system chooses the ports.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from keyvalue_transport.keyvalue.store import STORE
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.subjects import invocation_subject, params_subject, results_subject
 
-# An example takes as long as a loaded machine needs: times are for the benchmarks.
+# An example may take as long as a loaded machine needs. Benchmarks measure times.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
-#: For anything that must happen. It only ends a hang: a loaded machine is slow, and a test that fails may be.
+#: Seconds to wait for anything that must happen. It only ends a hang, since a loaded machine is slow.
 DEADLINE_S = 30.0
 SCRIPTS = Path(sys.executable).parent
 PROVIDER = SCRIPTS / "keyvalue-inmemory"
 NATS_SERVER = SCRIPTS / "nats-server"
-#: What a real host wrote and published, see the file's `about`.
+#: The data that a real host wrote and published. See the file's `about`.
 HOST_CAPTURE: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "host_1_9_2_spawn.json").read_text())
 HOST_ID: str = HOST_CAPTURE["host_data"]["host_id"]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Make what a test logged fit to be sent between processes: a log may quote half of a surrogate pair."""
+    """Escape a test's log so that it can be sent between processes: it may contain half of a surrogate pair."""
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
@@ -59,12 +60,15 @@ Environment = Mapping[str, str]
 
 
 def host_environment() -> dict[str, str]:
-    """Return the empty environment of a host; under coverage, with the variables by which coverage follows into the process."""
+    """Return the empty environment of a host.
+
+    Under coverage, add the variables that make coverage follow into the process.
+    """
     return {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_PROCESS_")}
 
 
 class Process:
-    """A process, and its output (standard output and error in one)."""
+    """A process and its output (standard output and error in one)."""
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class Process:
         self.process.send_signal(number)
 
     def wait(self, timeout_s: float = DEADLINE_S) -> int:
-        """Return the exit code, after the rest of the output was read."""
+        """Return the exit code, after reading the rest of the output."""
         code = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
         assert not self._reader.is_alive(), "another process holds the pipe of its output"
@@ -132,7 +136,7 @@ class Process:
 
 
 class NatsServer:
-    """A real NATS server on a port that the system chose, and that it keeps when it is started again.
+    """A real NATS server on a port that the system chose. It keeps the port when it is restarted.
 
     :param config: text of its configuration file
     """
@@ -149,7 +153,7 @@ class NatsServer:
         return f"nats://127.0.0.1:{self.port}"
 
     def start(self, config: str | None = None) -> None:
-        """Start, and wait until it takes connections. Without a configuration the previous one counts."""
+        """Start, and wait until it accepts connections. Without a configuration, use the previous one."""
         if config is not None:
             self._config.write_text(config)
         arguments = (NATS_SERVER, "-a", "127.0.0.1", "-p", str(self.port), "-c", self._config)
@@ -162,7 +166,7 @@ class NatsServer:
         socket.create_connection(("127.0.0.1", self.port), DEADLINE_S).close()
 
     def reload(self, config: str) -> None:
-        """Take another configuration while it runs."""
+        """Load another configuration while it runs."""
         self._config.write_text(config)
         reload = (NATS_SERVER, "--signal", f"reload={self._process.process.pid}")
         subprocess.run(reload, check=True, capture_output=True, timeout=DEADLINE_S)
@@ -170,7 +174,7 @@ class NatsServer:
 
     @contextmanager
     def silence(self) -> Iterator[None]:
-        """Let it say nothing for a while, as if a network dropped everything: connections stand, and no answer comes."""
+        """Stop it for a while, as if a network dropped everything: connections stay open, and no answer arrives."""
         self._process.signal(signal.SIGSTOP)
         os.waitpid(self._process.process.pid, os.WUNTRACED)
         try:
@@ -179,7 +183,7 @@ class NatsServer:
             self._process.signal(signal.SIGCONT)
 
     def kill(self, wait: bool = True) -> None:
-        """End it as a crash does."""
+        """Kill it, as in a crash."""
         self._process.signal(signal.SIGKILL)
         if wait:
             self._process.wait()
@@ -191,7 +195,7 @@ class NatsServer:
 
 
 class Provider(Process):
-    """The provider's process. Host data goes to its standard input as a host writes it, which is then closed."""
+    """The provider's process. Its standard input gets host data as a host writes it, and is then closed."""
 
     def __init__(
         self, host_data: Mapping[str, Any], cwd: Path, environment: Environment, executable: Path = PROVIDER
@@ -205,11 +209,11 @@ class Provider(Process):
             pipe.write(host_data_line(host_data))
 
     def subject(self, function: str) -> str:
-        """Return the subject at which a function of its store is invoked."""
+        """Return the subject of a function of its store."""
         return invocation_subject(self.prefix, STORE, function)
 
     def host_subject(self, rest: str) -> str:
-        """Return a subject at which the host speaks to it."""
+        """Return a subject on which the host speaks to it."""
         return f"wasmbus.rpc.{self.host_data['lattice_rpc_prefix']}.{self.key}.{rest}"
 
     def stop(self) -> int:
@@ -224,7 +228,7 @@ def host_data_line(host_data: Mapping[str, Any]) -> bytes:
 
 
 class Launch(Protocol):
-    """Launches a provider and waits until it serves. Keywords are fields of its host data, over those of the capture."""
+    """Launches a provider and waits until it serves. Keywords override fields of the captured host data."""
 
     def __call__(
         self,
@@ -237,13 +241,16 @@ class Launch(Protocol):
 
 
 KEYS = (f"kv-{number}" for number in count())
-#: The two ways on which the transport answers; one behaviour.
+#: The transport's two paths, which behave the same.
 PATHS = ("plain", "direct")
 
 
 @contextmanager
 def launching(nats_url: str, cwd: Path) -> Iterator[Launch]:
-    """Launch providers at a NATS server, under a key each, and stop those that still run: in order, or the test fails."""
+    """Launch providers at a NATS server, each under its own key.
+
+    Stop those that still run; the test fails if one does not stop in order.
+    """
     launched: list[Provider] = []
 
     def launch(
@@ -279,7 +286,7 @@ def launching(nats_url: str, cwd: Path) -> Iterator[Launch]:
 
 
 class RawInvocation:
-    """One invocation, message by message: what no client does can be done with it. Begin with `begin`."""
+    """One invocation, message by message, for cases that no client produces. Begin with `begin`."""
 
     def __init__(self, client: Client, reply: str, handshakes: Subscription, results: Subscription) -> None:
         self.reply = reply
@@ -291,7 +298,7 @@ class RawInvocation:
     async def begin(
         cls, client: Client, subject: str, piece: bytes, headers: dict[str, str] | None = None
     ) -> RawInvocation:
-        """Listen, and send the first piece of the parameters."""
+        """Subscribe, and send the first piece of the parameters."""
         reply = client.new_inbox()
         invocation = cls(client, reply, await client.subscribe(reply), await client.subscribe(results_subject(reply)))
         await client.publish(subject, piece, reply, headers)
@@ -305,7 +312,10 @@ class RawInvocation:
         return str(message.reply)
 
     async def taken(self) -> bool:
-        """Return True if a server took it. The first reply tells: a handshake, or NATS' word that nobody listens."""
+        """Return True if a server took it.
+
+        The first reply shows it: a handshake, or NATS' message that nobody listens.
+        """
         message = await self._handshakes.next_msg(DEADLINE_S)
         return not (message.headers and message.headers.get("Status") == "503")
 
@@ -324,19 +334,22 @@ class RawInvocation:
 
     @property
     def unread(self) -> tuple[int, int]:
-        """Return the numbers of handshakes, and of messages of the result, that came and were not read."""
+        """Return the numbers of handshakes and of result messages that arrived and were not read."""
         return self._handshakes.pending_msgs, self._results.pending_msgs
 
 
 async def settled(client: Client) -> None:
-    """Return once the server has taken all that was sent. nats-py's flush overtakes what still waits to be written; a second does not."""
+    """Return once the server has received all that was sent.
+
+    nats-py's flush overtakes output that still waits to be written. A second flush does not.
+    """
     await client.flush()
     await client.flush()
 
 
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """Start the NATS server of all tests that need none of their own."""
+    """Start the NATS server for all tests that need none of their own."""
     server = NatsServer(tmp_path_factory.mktemp("nats"))
     yield server
     server.stop()
@@ -344,7 +357,7 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
 
 @pytest.fixture
 def new_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], NatsServer]]:
-    """Return a function that starts a NATS server of the test's own, with a configuration."""
+    """Return a function that starts a separate NATS server for the test, with a configuration."""
     servers = []
 
     def start(config: str = "") -> NatsServer:
@@ -359,7 +372,10 @@ def new_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
 
 @pytest.fixture(scope="module", params=PATHS)
 def path(request: pytest.FixtureRequest) -> str | None:
-    """Choose the transport's path of `provider`. A module that does not depend on it overrides this with None, the default."""
+    """Choose the transport's path of `provider`.
+
+    A module that does not depend on it overrides this with None, the default.
+    """
     path: str = request.param
     return path
 
@@ -387,7 +403,7 @@ async def client(nats_server: NatsServer, provider: Provider) -> AsyncIterator[K
 
 @pytest.fixture
 async def raw(nats_server: NatsServer) -> AsyncIterator[Client]:
-    """Open a NATS client without anything of ours."""
+    """Open a NATS client that uses none of our code."""
     client = await nats.connect(nats_server.url)
     yield client
     await client.close()
@@ -407,7 +423,10 @@ Connect = Callable[..., Awaitable[KeyValueClient]]
 
 @asynccontextmanager
 async def connecting(url: str) -> AsyncIterator[Connect]:
-    """Yield a function that connects as a caller with these headers, by default the component's. It is all closed at the end."""
+    """Yield a function that connects as a caller with these headers, by default the component's.
+
+    All clients are closed at the end.
+    """
     async with AsyncExitStack() as stack:
 
         async def connect(
@@ -422,19 +441,22 @@ async def connecting(url: str) -> AsyncIterator[Connect]:
 
 
 def options_of(config: Mapping[str, str]) -> ProviderOptions:
-    """Return the provider's options of a configuration without faults."""
+    """Return the provider's options from a configuration without faults."""
     resolved = resolve(host_settings(config, {}))
     assert (resolved.faults, resolved.unknown) == ((), {})
     return resolved.options
 
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the result of a function that blocks, while the event loop goes on."""
+    """Return the result of a blocking function, while the event loop goes on."""
     return await asyncio.wait_for(asyncio.to_thread(function, *arguments), 2 * DEADLINE_S)
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Return once the condition holds, for what has no event of its own. Each check is a request, so it takes its time."""
+    """Return once the condition holds, for conditions without an event of their own.
+
+    Each check is a request, so it takes time.
+    """
     try:
         async with asyncio.timeout(DEADLINE_S):
             while not await condition():

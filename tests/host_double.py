@@ -1,11 +1,11 @@
-"""A wasmCloud 1.x host, as a provider meets it: a double for tests.
+"""A wasmCloud 1.x host, as a provider sees it: a double for tests.
 
-    HostDouble     one lattice on a NATS server: links, configurations, what the lattice answers
+    HostDouble     one lattice on a NATS server: links, configurations, answers of the lattice
       └─ Hosted    one provider's process, started as a host starts it
     XKey           the key pairs by which a host seals a link's secrets
 
-Written from the sources of the 1.9 host and of nkeys, and from a capture (tests/vectors/host_1_9_2_spawn.json), and not from the provider's code:
-nothing here is imported from it, so that one checks the other.
+It is written from the sources of the 1.9 host and of nkeys, and from a capture (tests/vectors/host_1_9_2_spawn.json).
+It imports nothing of the provider, so that each checks the other.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class XKey:
         return key
 
     def seal(self, message: bytes, recipient: XKey) -> bytes:
-        """Seal a message for the recipient alone: "xkv1", a nonce of 24 bytes, and a NaCl box."""
+        """Seal a message for the recipient only: "xkv1", a nonce of 24 bytes, and a NaCl box."""
         nonce = os.urandom(Box.NONCE_SIZE)
         return b"xkv1" + nonce + Box(self._private, recipient._public).encrypt(message, nonce).ciphertext
 
@@ -110,7 +110,7 @@ def written(secrets: Secrets) -> dict[str, object]:
 class Link:
     """A link of the lattice, with the values of its configurations and secrets.
 
-    :ivar reference: what the names of the lattice's references to secrets begin with; a host knows them by `SECRET` alone
+    :ivar reference: prefix of the lattice's names for references to secrets; a host recognizes only `SECRET`
     """
 
     source_id: str
@@ -132,11 +132,11 @@ class Link:
         return bool(self.source_secrets or self.target_secrets)
 
     def emptied(self) -> dict[str, object]:
-        """Return it as in `linkdefs.del`, without its configurations."""
+        """Return the link as in `linkdefs.del`, without its configurations."""
         return self._fields(source_config={}, target_config={}, source_secrets=None, target_secrets=None)
 
     def resolved(self, host: XKey, provider: XKey) -> dict[str, object]:
-        """Return it as in host data and `linkdefs.put`: with configurations, and with secrets sealed for the provider."""
+        """Return the link as in host data and `linkdefs.put`: with configurations, and with secrets sealed for the provider."""
 
         def sealed(secrets: Secrets) -> list[int] | None:
             return list(host.seal(json.dumps(written(secrets)).encode(), provider)) if secrets else None
@@ -149,7 +149,7 @@ class Link:
         )
 
     def named(self) -> dict[str, object]:
-        """Return it as in the answer to `link.get`: with the names of configurations, those of secrets among them."""
+        """Return the link as in the answer to `link.get`: with the names of configurations, including those of secrets."""
         names = list(self.configurations())
         return self._fields(
             source_config=[name for name in names if name.endswith("-source")],
@@ -157,7 +157,10 @@ class Link:
         )
 
     def configurations(self) -> dict[str, dict[str, str]]:
-        """Return the lattice's configurations of this link, by name. A reference to a secret names a place, not the value."""
+        """Return the lattice's configurations of this link, by name.
+
+        A reference to a secret names a place, not the value.
+        """
         whole = "-".join(self.key)
         found = {}
         for end, config, secrets in (
@@ -187,7 +190,7 @@ class Link:
 
 
 class Health(NamedTuple):
-    """A provider's answer to a question for its health."""
+    """A provider's answer to a health request."""
 
     healthy: bool
     message: str
@@ -209,9 +212,9 @@ class Stop(NamedTuple):
 
 
 class Hosted(Provider):
-    """A provider's process: an empty environment, one line on standard input, which is closed then.
+    """A provider's process, with an empty environment. Standard input gets one line and is then closed.
 
-    :ivar healths: its answers to the host's questions for its health
+    :ivar healths: its answers to the host's health requests
     """
 
     def __init__(
@@ -227,16 +230,19 @@ class Hosted(Provider):
         await in_thread(self.wait_for, "ready: serving")
 
     def left(self) -> list[str]:
-        """Return what is left of it: processes, files in its directory. tests/test_build.py looks for what an executable unpacks."""
+        """Return the remaining processes, and the files in its directory.
+
+        tests/test_build.py checks the files that an executable unpacks.
+        """
         processes = [f"process {number}" for number in processes_in(self.directory)]
         return processes + [str(path) for path in self.directory.iterdir()]
 
 
 def processes_in(directory: Path) -> list[int]:
-    """Return the processes whose working directory this is: a provider and what it started, also without their parent."""
+    """Return the processes in this working directory: a provider and its children, even if their parent has ended."""
     found = []
     for entry in Path("/proc").iterdir():
-        with suppress(OSError):  # it has ended, or is another's
+        with suppress(OSError):  # it has ended, or belongs to another user
             if entry.name.isdigit() and os.path.samefile(entry / "cwd", directory):
                 found.append(int(entry.name))
     return found
@@ -246,11 +252,11 @@ def processes_in(directory: Path) -> list[int]:
 
 
 class HostDouble:
-    """The host of one lattice, whose prefix is its own. Open it with `open`.
+    """The host of one lattice, which has its own prefix. Open it with `open`.
 
     :ivar links: the lattice's links, by source, target and name
-    :ivar answer: what the lattice answers to a request on this subject; None is no answer
-    :ivar asked: the subjects of the requests that the lattice has got
+    :ivar answer: the lattice's answer to a request on this subject; None: no answer
+    :ivar asked: the subjects of the requests that the lattice received
     :ivar environment: of the processes
     """
 
@@ -270,7 +276,10 @@ class HostDouble:
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, directory: Path, *, has_lattice: bool = True) -> AsyncIterator[HostDouble]:
-        """Open a host, which ends what it started. Without a lattice nobody listens to requests for links."""
+        """Open a host.
+
+        At the end it stops the processes that it started. Without a lattice, nobody listens to requests for links.
+        """
         client = await nats.connect(url)
         host = cls(client, url, directory)
         if has_lattice:
@@ -312,12 +321,15 @@ class HostDouble:
         return await self._spawn(executable, directory, host_data | fields, xkey, links, wait)
 
     async def restart(self, hosted: Hosted) -> Hosted:
-        """Start it again after its end: with the same keys and configuration, and with the links that the lattice has now."""
+        """Restart it after its end, with the same keys and configuration, and with the lattice's present links."""
         assert not hosted.running
         return await self._spawn(hosted.executable, hosted.directory, hosted.host_data, hosted.xkey, (), wait=True)
 
     async def put(self, *links: Link) -> None:
-        """Put links into the lattice. Those without secrets are published to both ends' ids too: their provider gets them twice."""
+        """Put links into the lattice.
+
+        Those without secrets are published to the ids of both ends too: their provider gets them twice.
+        """
         for link in links:
             self.links[link.key] = link
             xkeys = [hosted.xkey for key, hosted in self._hosted.items() if key in link.key[:2]]
@@ -329,37 +341,37 @@ class HostDouble:
         await self.client.flush()
 
     async def delete(self, link: Link) -> None:
-        """Delete a link from the lattice. Its provider hears of it once."""
+        """Delete a link from the lattice. Its provider is told once."""
         self.links.pop(link.key, None)
         for end in (link.source_id, link.target):
             await self._tell(end, "linkdefs.del", link.emptied())
         await self.client.flush()
 
     async def configure(self, hosted: Hosted, config: Mapping[str, str]) -> None:
-        """Tell it its whole new configuration."""
+        """Send it its whole new configuration."""
         await self._tell(hosted.key, "config.update", dict(config))
         await self.client.flush()
 
     async def health(self, hosted: Hosted) -> Health:
-        """Return its health. It has heard what was told before."""
+        """Return its health, after it has handled all earlier messages."""
         message = await self.client.request(hosted.host_subject("health"), timeout=DEADLINE_S)
         hosted.healths.append(Health.of(message.data))
         return hosted.healths[-1]
 
     async def ask_to_stop(self, hosted: Hosted, host_id: str = HOST_ID) -> bytes:
-        """Return its answer to a request to stop."""
+        """Return its answer to a stop request."""
         request = json.dumps({"host_id": host_id}).encode()
         return bytes((await self.client.request(hosted.host_subject("default.shutdown"), request, DEADLINE_S)).data)
 
     async def shutdown(self, hosted: Hosted, *, kill: bool = True) -> Stop:
-        """Stop it as a host does: SIGKILL when it has answered. Without the kill it ends by itself."""
+        """Stop it as a host does, with SIGKILL when it has answered. Without the kill it ends by itself."""
         answer = await self.ask_to_stop(hosted)
         if kill:
             hosted.process.kill()
         return Stop(answer, await in_thread(hosted.wait))
 
     async def kill(self, hosted: Hosted) -> None:
-        """Send SIGKILL without a word. Return when all its processes have closed their output."""
+        """Send SIGKILL without notice. Return when all its processes have closed their output."""
         hosted.process.kill()
         await in_thread(hosted.wait)
 

@@ -1,4 +1,4 @@
-"""An invocation's first piece, as both paths take it."""
+"""The first piece of an invocation, handled as on both paths."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def invoke(
     now_s: float,
     traceparent: str | None = None,
 ) -> Step[A, M]:
-    """Have the handler called, and the core told what it returned or raised."""
+    """Call the handler, and pass what it returned or raised to the core."""
     outcome: bytes | Pending | Exception
     try:
         outcome = handler(caller, piece, 0, len(piece))
-    except Exception as error:  # of all kinds, NeedMoreBytes too
+    except Exception as error:  # errors of all kinds, including NeedMoreBytes
         outcome = error
     return invocations.receive(handler, reply, caller, piece, outcome, now_s, traceparent)

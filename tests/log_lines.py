@@ -1,4 +1,4 @@
-"""What this process logs, for tests that wait for a line of it."""
+"""Log lines of this process, for tests that wait for one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conftest import DEADLINE_S
 
 
 class LogLines(logging.Handler):
-    """Lines as `LEVEL message`, of one event loop."""
+    """Lines of the form `LEVEL message`, of one event loop."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -21,7 +21,7 @@ class LogLines(logging.Handler):
     @classmethod
     @contextmanager
     def of(cls, name: str) -> Iterator[LogLines]:
-        """Collect all that a logger logs."""
+        """Collect all lines of a logger."""
         handler, logger = cls(), logging.getLogger(name)
         level = logger.level
         logger.addHandler(handler)

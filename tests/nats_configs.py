@@ -1,4 +1,4 @@
-"""Users and certificates of NATS servers: configurations, certificates and decentralized users, made for a test."""
+"""Users and certificates of NATS servers: configurations, certificates and decentralized users for tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Key:
         return cls(seed.decode(), nkeys.from_seed(bytearray(seed)).public_key.decode())
 
     def jwt(self, subject: str, kind: str, claims: dict[str, Any], **times: int) -> str:
-        """Return a JWT of version 2 about a subject, which this key issues."""
+        """Return a JWT of version 2 about a subject, issued by this key."""
         body = {
             **{"iat": int(time.time()), "iss": self.public_key, "name": kind, "sub": subject},
             **{"nats": claims | {"type": kind, "version": 2}, **times},
@@ -43,7 +43,7 @@ class Key:
 
 
 class Operator:
-    """An operator with one account, whose users need no mention in the server's configuration."""
+    """An operator with one account. The server's configuration need not mention its users."""
 
     def __init__(self) -> None:
         self._key = Key.new(nkeys.PREFIX_BYTE_OPERATOR)
@@ -62,7 +62,7 @@ class Operator:
         )
 
     def user(self, user: Key, **times: int) -> str:
-        """Return the JWT of a user; `exp` may say until when it is valid."""
+        """Return the JWT of a user. `exp` is the time until which it is valid."""
         return self._account.jwt(
             user.public_key, "user", dict.fromkeys(("subs", "data", "payload"), UNLIMITED), **times
         )
@@ -102,7 +102,7 @@ class Authority:
         self._ca.cert_pem.write_to_path(self.ca)
 
     def issue(self, *names: str, days: int = 1) -> tuple[Path, Path]:
-        """Return certificate and key for host names or addresses. With negative days it expired that long ago."""
+        """Return certificate and key for host names or addresses. With negative days, it expired that many days ago."""
         ends = datetime.now(UTC) + timedelta(days=days)
         issued = self._ca.issue_cert(*names, not_before=ends - timedelta(days=30), not_after=ends)
         stem = self._directory / f"{len(list(self._directory.iterdir()))}"
@@ -112,7 +112,10 @@ class Authority:
         return certificate, key
 
     def config(self, *names: str, days: int = 1, clients: Path | None = None, more: str = "") -> str:
-        """Return the configuration of a server that shows a certificate of these names, and demands one of authority `clients` if given."""
+        """Return the configuration of a server with a certificate for these names.
+
+        It requires a client certificate of `clients`, if given.
+        """
         certificate, key = self.issue(*(names or ("127.0.0.1",)), days=days)
         verify = "" if clients is None else f'ca_file: "{clients}", verify: true, '
         return f'tls {{ cert_file: "{certificate}", key_file: "{key}", {verify} {more} }}\n'

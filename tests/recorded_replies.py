@@ -1,4 +1,4 @@
-"""Replies that are recorded, so that the core is tested without NATS, and answers that are waited for without a server."""
+"""Recorded replies, which test the core without NATS, and pending answers without a server."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def ended(to: str) -> Reply:
 
 
 class RecordedReplies:
-    """Notes each message as what it is. A result is one message, however long."""
+    """Records each message by its kind. A result is one message, however long."""
 
     def accept(self, reply: str, token: str | None, /) -> list[Reply]:
         return [accept(reply, token)]
 
     def result(self, reply: str, content: bytes, /) -> list[Reply]:
-        assert content, "no bytes are no result"
+        assert content, "a result has at least one byte"
         return [result(reply, content)]
 
     def end(self, reply: str, /) -> list[Reply]:
@@ -61,9 +61,9 @@ def new_core(limits: InvocationLimits | None = None) -> Core:
 
 
 class Later:
-    """An answer that is waited for, and is its own result.
+    """A pending answer that is its own result.
 
-    :ivar answer: what the server waits for
+    :ivar answer: the awaitable that the server waits for
     """
 
     def __init__(self, answer: Awaitable[bytes]) -> None:
@@ -77,7 +77,7 @@ class Later:
 
 
 def waited(pending: Pending) -> bytes:
-    """Return the result of an answer, waited for on a loop of its own. Raise what its function raised."""
+    """Return the result of a pending answer, awaited on its own loop. Raise what its function raised."""
 
     async def wait() -> object:
         return await pending.answer
@@ -90,7 +90,7 @@ def waited(pending: Pending) -> bytes:
 
 
 def outcome_of(pending: Pending) -> bytes | Exception:
-    """Return what a server tells `finish`."""
+    """Return the argument that a server passes to `finish`."""
     try:
         return waited(pending)
     except Exception as error:

@@ -1,8 +1,8 @@
-"""The rooms: which folder may import what, which parts of the transport are without I/O, and what an import may not start.
+"""The rooms: which folder may import what, which parts of the transport are without I/O, and what an import must not start.
 
 No modules import each other in a circle, not even for their types.
 
-bytes → transport → provider → engine → back. The table below is that of docs/architecture.md.
+bytes → transport → provider → engine → back. docs/architecture.md has the table below.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Room:
-    """What the modules of a room may import besides the standard library and the room itself.
+    """The imports that the modules of a room may have, besides the standard library and the room itself.
 
     :ivar rooms: other rooms of ours, or single modules of them
-    :ivar libraries: None: all that pyproject declares for running, but nats-py
+    :ivar libraries: None: all that pyproject declares for running, except nats-py
     :ivar without_io: the modules take and return bytes: no I/O, clock, thread or log
     """
 
@@ -45,22 +45,22 @@ def words(text: str) -> frozenset[str]:
 
 
 def room(rooms: str = "", libraries: str | None = "", *, never: str = "", without_io: bool = False) -> Room:
-    """A room, from names separated by spaces."""
+    """Return a room, from names separated by spaces."""
     return Room(words(rooms), None if libraries is None else words(libraries), words(never), without_io)
 
 
 E, T, P = "keyvalue_engine", "keyvalue_transport", "keyvalue_provider"
 #: The folder of each package.
 PACKAGES = {E: "engine", T: "transport", P: "provider", "bench": ""}
-#: A module belongs to the room with the longest name that its own begins with.
+#: A module belongs to the room with the longest name that is a prefix of its own.
 ROOMS = {
     E: room("", "msgpack sortedcontainers xxhash", never="asyncio"),
-    # The package's own module names what a caller of a provider needs, and imports it when it is asked for.
+    # The package's own module lists the names for callers of a provider, and imports each when it is first used.
     T: room(f"{T}.keyvalue.errors {T}.keyvalue.store {T}.wrpc.errors {T}.nats.client {T}.nats.connection {T}.nats.tls"),
     f"{T}.wrpc": room(without_io=True),
     f"{T}.keyvalue": room(f"{T}.wrpc", without_io=True),
     f"{T}.nats": room(f"{T}.wrpc {T}.nats"),
-    # The client is the one module of the room that knows the interface.
+    # The client is the only module of the room that knows the interface.
     f"{T}.nats.client": room(f"{T}.wrpc {T}.keyvalue {T}.nats"),
     # The modules that know nats-py.
     f"{T}.nats.connection": room(f"{T}.wrpc {T}.nats", "nats"),
@@ -73,7 +73,7 @@ ROOMS = {
     f"{P}.watching": room(f"{E} {T} {P}.config.options {P}.host.links"),
     f"{P}.observe": room(f"{E} {T} {P}.host.links {P}.watching", "prometheus_client"),
     f"{P}.packaging": room(f"{P}.host", "nacl"),
-    # Composes everything.
+    # The root composes everything.
     P: room(f"{E} {T} {P}", None, never="nats"),
     "bench.load": room(f"{T}.wrpc {T}.keyvalue {T}.nats.subjects {P}.host.host_data", "hdrh uvloop"),
     "bench.run": room(f"bench.load {T}", "pytest pytest_benchmark"),
@@ -82,9 +82,9 @@ ROOMS = {
     # The commands.
     "bench": room("bench", "pytest"),
 }
-#: All that is ours and can be imported.
+#: Everything of ours that can be imported.
 OURS = frozenset({*PACKAGES, "tests"})
-#: What a room without I/O must not import of the standard library.
+#: Modules of the standard library that a room without I/O must not import.
 IO = words("asyncio logging select selectors signal socket ssl subprocess threading time")
 #: Calls that open or start something, by the last part of their name.
 OPENING = words(
@@ -97,7 +97,7 @@ OPENING = words(
 
 
 class Module(NamedTuple):
-    """A module, parsed."""
+    """A parsed module."""
 
     name: str
     package: str
@@ -105,7 +105,7 @@ class Module(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """A module that is imported, and the line that does."""
+    """An imported module, and the line of the import."""
 
     target: str
     line: int
@@ -137,7 +137,10 @@ def is_within(module: str, place: str) -> bool:
 
 
 def edges(module: Module, known: frozenset[str] = frozenset()) -> Iterator[Edge]:
-    """Give everything that a module imports, anywhere in it. `from a import b` is a.b where that is a module of ours (`known`)."""
+    """Yield everything that a module imports, anywhere in it.
+
+    `from a import b` is a.b if that is a module of ours (`known`).
+    """
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -151,7 +154,10 @@ def edges(module: Module, known: frozenset[str] = frozenset()) -> Iterator[Edge]
 
 
 def import_faults(root: Path, declared: dict[str, frozenset[str]]) -> list[str]:
-    """Return the imports that the table does not have. `declared`: the libraries that each room may use by pyproject."""
+    """Return the imports that are not in the table.
+
+    :param declared: the libraries that each room may use by pyproject
+    """
     found = modules(root)
     known = frozenset(module.name for module in found)
     faults = []
@@ -197,7 +203,7 @@ def _fault(importer: str, target: str, declared: dict[str, frozenset[str]]) -> s
 
 @cache
 def declared_libraries(pyproject: Path) -> dict[str, frozenset[str]]:
-    """Return what each room may import by pyproject.toml, as names of modules. Only `bench` may use what the extras bring."""
+    """Return the modules that each room may import by pyproject.toml. Only `bench` may use the extras."""
     project = tomllib.loads(pyproject.read_text())["project"]
     run = _distributions(project["dependencies"])
     extra = _distributions(requirement for group in project["optional-dependencies"].values() for requirement in group)
@@ -217,7 +223,7 @@ def _normal(name: str) -> str:
 
 
 def opened_at_import(module: Module) -> Iterator[str]:
-    """Give the calls that open or start something as soon as the module is imported."""
+    """Yield the calls that open or start something as soon as the module is imported."""
     waiting: list[ast.AST] = list(module.tree.body)
     while waiting:
         node = waiting.pop()
@@ -232,7 +238,7 @@ def opened_at_import(module: Module) -> Iterator[str]:
 
 
 def shared_class_names(found: Iterable[Module]) -> dict[str, list[str]]:
-    """Return the modules of each name that several classes have."""
+    """Return the modules of each class name that is used more than once."""
     places: dict[str, list[str]] = {}
     for module in found:
         for node in ast.walk(module.tree):
@@ -261,7 +267,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_the_engine_loads_no_other_room_no_library_of_theirs_and_no_event_loop() -> None:
-    """In a fresh interpreter. A library of its own may load modules that nobody else knows."""
+    """Use a fresh interpreter. The engine's own libraries may load modules that nothing else uses."""
     code = "import sys; before = {*sys.modules}; import keyvalue_engine; print(*{*sys.modules} - before)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     tops = {name.partition(".")[0] for name in loaded}
@@ -275,8 +281,8 @@ def test_nothing_is_opened_or_started_by_an_import() -> None:
     assert not faults, "\n".join(faults)
 
 
-def test_the_rules_name_modules_that_are_there() -> None:
-    """A module that was renamed would otherwise slip out of its rule."""
+def test_the_rules_name_existing_modules() -> None:
+    """A renamed module would otherwise escape its rule."""
     names = {module.name for module in modules(ROOT)}
     for name, own in ROOMS.items():
         assert {name, *own.rooms} <= names
@@ -301,12 +307,12 @@ DECLARED = {
 
 
 def path_of(module: str) -> str:
-    """Return where a module's file is."""
+    """Return the path of a module's file."""
     return str(Path(PACKAGES[module.partition(".")[0]], f"{module.replace('.', '/')}.py"))
 
 
 def project(root: Path, module: str, source: str) -> Path:
-    """Make a directory with one module, beside empty ones that it may name."""
+    """Return a directory with one module, next to empty ones that it may import."""
     paths = [path_of(f"{name}.a") for name in (*ROOMS, f"{P}.keyvalue", f"{T}.nats.direct")]
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -338,7 +344,7 @@ def project(root: Path, module: str, source: str) -> Path:
         ("bench.micro.a", "import numpy", "imports numpy: pyproject.toml does not declare it"),
     ],
 )
-def test_an_edge_too_many_is_found(tmp_path: Path, module: str, source: str, fault: str) -> None:
+def test_an_import_that_the_table_lacks_is_found(tmp_path: Path, module: str, source: str, fault: str) -> None:
     (found,) = import_faults(project(tmp_path, module, source), DECLARED)
     assert found.startswith(f"{module}:{len(source.splitlines()) - ('try' in source)}: {fault}")
 
@@ -353,7 +359,7 @@ def test_an_edge_too_many_is_found(tmp_path: Path, module: str, source: str, fau
         ("bench.micro.a", f"import nats, pytest, {E}, {P}.keyvalue.a"),
     ],
 )
-def test_edges_of_the_table_are_taken(tmp_path: Path, module: str, source: str) -> None:
+def test_imports_of_the_table_are_accepted(tmp_path: Path, module: str, source: str) -> None:
     assert import_faults(project(tmp_path, module, source), DECLARED) == []
 
 
@@ -401,7 +407,7 @@ def test_a_library_is_declared_by_its_distribution(tmp_path: Path) -> None:
         ("def f():\n    return open('log')\nasync def g():\n    run()\nh = lambda: open('log')", []),
     ],
 )
-def test_what_is_opened_by_an_import_is_found(tmp_path: Path, source: str, calls: list[str]) -> None:
+def test_opening_calls_at_import_are_found(tmp_path: Path, source: str, calls: list[str]) -> None:
     name = f"{P}.a"
     (module,) = (each for each in modules(project(tmp_path, name, source)) if each.name == name)
     found = [fault.split("calls ")[1] for fault in opened_at_import(module)]

@@ -1,4 +1,4 @@
-"""What scripts/build makes: an executable that behaves as the installed command does, ends with its outer process, and leaves nothing behind."""
+"""The result of scripts/build: an executable that behaves like the installed command, ends with its outer process, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.conftest import (
 )
 from tests.nats_configs import Key
 
-# The first test builds.
+# The first test builds the executable.
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -52,7 +52,7 @@ def executable() -> Path:
 
 
 class Built(Process):
-    """The executable as a host starts it: with host data, and an environment that says at most where to unpack."""
+    """The executable as a host starts it: with host data, and an environment that at most names the directory to unpack to."""
 
     def __init__(
         self, executable: Path, nats_url: str, cwd: Path, environment: Mapping[str, str], **fields: object
@@ -71,7 +71,7 @@ class Built(Process):
             pipe.write(host_data_line(host_data))
 
     async def shut_down(self, raw: Client) -> None:
-        """Ask it to stop as its host does. Return at its reply, when a host kills."""
+        """Ask it to stop as its host does. Return at its reply, which is when a host kills."""
         subject = f"wasmbus.rpc.{self.prefix}.default.shutdown"
         await raw.request(subject, json.dumps({"host_id": HOST_ID}).encode(), timeout=DEADLINE_S)
 
@@ -83,7 +83,7 @@ class Built(Process):
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that a process has started and not waited for."""
+    """Return the child processes that a process has not waited for."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
@@ -91,7 +91,10 @@ def children(pid: int) -> list[int]:
 
 
 def inner_of(pid: int) -> int:
-    """Return the inner process, once it is one: PyInstaller's child waits for its parent first, and for ever if that is killed then."""
+    """Return the inner process, once it runs.
+
+    PyInstaller's child first waits for its parent, forever if the parent is killed then.
+    """
     deadline_s = time.monotonic() + DEADLINE_S
     while True:
         for child in children(pid):
@@ -101,7 +104,7 @@ def inner_of(pid: int) -> int:
 
 
 def unpacked_by(pid: int) -> Path:
-    """Return the directory that the libraries of an inner process come from."""
+    """Return the directory that an inner process loads its libraries from."""
     maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return next(Path(line.split()[-1]).parent for line in maps if "_MEI" in line and "libpython" in line)
 
@@ -112,7 +115,7 @@ def left_in(directory: Path) -> list[str]:
 
 @contextmanager
 def ends(pid: int) -> Iterator[Callable[[], None]]:
-    """Give a function that waits for the end of a process, which need not be a child."""
+    """Yield a function that waits for the end of a process, which need not be a child."""
     descriptor = os.pidfd_open(pid)
     try:
 
@@ -129,7 +132,7 @@ Start = Callable[..., Built]
 
 @pytest.fixture
 def unpacked(tmp_path: Path) -> Path:
-    """Where executables unpack themselves."""
+    """Return the directory into which executables unpack themselves."""
     directory = tmp_path / "unpacked"
     directory.mkdir()
     return directory
@@ -137,7 +140,7 @@ def unpacked(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(executable: Path, nats_server: NatsServer, unpacked: Path) -> Iterator[Start]:
-    """Starts executables, and ends those that still run. Further keywords are fields of the host data."""
+    """Start executables, and end those that still run. Further keywords are fields of the host data."""
     started: list[Built] = []
 
     def launch(
@@ -167,7 +170,7 @@ async def hold(raw: Client, process: Built) -> None:
     await (await RawInvocation.begin(raw, subject, encode_set(b"b", b"k", b"v")[:-1])).handshake()
 
 
-# As the installed command
+# Like the installed command
 
 
 @pytest.mark.parametrize(
@@ -175,7 +178,7 @@ async def hold(raw: Client, process: Built) -> None:
     [(["--version"], "", 0), (["--help"], "", 0), (["--unknown"], "", 2), ([], "hush", 2)],
     ids=["version", "help", "unknown option", "bad host data"],
 )
-def test_it_answers_as_the_installed_command(
+def test_it_answers_like_the_installed_command(
     executable: Path, unpacked: Path, arguments: Sequence[str], host_data: str, status: int
 ) -> None:
     built, installed = (
@@ -196,7 +199,10 @@ def test_it_answers_as_the_installed_command(
 
 
 async def test_it_serves_with_an_empty_environment(start: Start, new_nats_server: Callable[[str], NatsServer]) -> None:
-    """Not even TMPDIR is there: it unpacks into the system's directory. It signs with an nkey: libsodium, below two extensions, is whole."""
+    """Not even TMPDIR is set, so it unpacks into the system's directory.
+
+    It signs with an nkey, which shows that libsodium is complete.
+    """
     key = Key.new()
     server = new_nats_server(f"authorization: {{ users: [{{nkey: {key.public_key}}}, {{user: u, password: p}}] }}")
     process = start(nats_url=server.url, environment={}, lattice_rpc_user_seed=key.seed)
@@ -214,12 +220,12 @@ async def test_it_serves_with_an_empty_environment(start: Start, new_nats_server
     assert [text for text in ("plain path", "Traceback", key.seed) if text in process.output] == []
 
 
-# The end of it
+# How it ends
 
 
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "shutdown"])
 async def test_it_stops_in_order_when_it_is_asked_to(start: Start, raw: Client, unpacked: Path, way: str) -> None:
-    """By a signal to the outer process, or by a host that does not kill it then."""
+    """Ask by a signal to the outer process, or as a host that does not kill it."""
     process = start()
     assert len(left_in(unpacked)) == 1
     if way == "shutdown":
@@ -233,7 +239,10 @@ async def test_it_stops_in_order_when_it_is_asked_to(start: Start, raw: Client, 
 
 
 async def test_a_signal_to_both_processes_counts_once(start: Start, raw: Client, unpacked: Path) -> None:
-    """As from a terminal, or systemd; the outer process passes it on, too. What is in flight is still waited for, up to another signal."""
+    """Send it as a terminal or systemd does.
+
+    The outer process passes it on, too. Calls in flight are still waited for, up to another signal.
+    """
     process = start()
     (inner,) = children(process.process.pid)
     await hold(raw, process)
@@ -265,10 +274,10 @@ async def test_it_stops_in_order_when_the_outer_process_is_killed(
     assert not await (await RawInvocation.begin(raw, invocation_subject(process.prefix, STORE, "get"), b"")).taken()
 
 
-async def test_it_is_gone_when_its_outer_process_ends_before_it_serves(
+async def test_it_ends_when_its_outer_process_ends_before_it_serves(
     start: Start, nats_server: NatsServer, unpacked: Path
 ) -> None:
-    """NATS says nothing, so it is still connecting."""
+    """NATS is silent, so it is still connecting."""
     with nats_server.silence():
         process = start(wait=False)
         inner = await in_thread(inner_of, process.process.pid)
@@ -279,9 +288,7 @@ async def test_it_is_gone_when_its_outer_process_ends_before_it_serves(
     assert left_in(unpacked) == []
 
 
-async def test_it_is_gone_when_its_outer_process_ends_before_there_is_host_data(
-    executable: Path, unpacked: Path
-) -> None:
+async def test_it_ends_when_its_outer_process_ends_before_there_is_host_data(executable: Path, unpacked: Path) -> None:
     process = Process([executable], unpacked, {"TMPDIR": str(unpacked)}, subprocess.PIPE)
     inner = await in_thread(inner_of, process.process.pid)
     assert process.process.stdin is not None
@@ -299,7 +306,7 @@ SAME_EXECUTABLE = (sys.executable, "-c", "input()")
 
 
 def unpack(monkeypatch: pytest.MonkeyPatch, directory: Path, parent: int) -> OuterProcess:
-    """Let this process be one that a parent has unpacked into a directory, and started."""
+    """Make this process look like one that a parent has unpacked into a directory and started."""
     directory.mkdir()
     monkeypatch.setattr(sys, "_MEIPASS", str(directory), raising=False)
     monkeypatch.setattr(os, "getppid", lambda: parent)
@@ -312,7 +319,7 @@ def unpack(monkeypatch: pytest.MonkeyPatch, directory: Path, parent: int) -> Out
 async def test_the_end_of_the_outer_process_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, program: Sequence[str], way: str
 ) -> None:
-    """At once where the parent runs another executable: it has adopted an orphan."""
+    """If the parent runs another executable, notice it at once: that parent has adopted an orphan."""
     parent = await asyncio.create_subprocess_exec(*program, stdin=subprocess.PIPE)
     if way == "by looking":
         monkeypatch.delattr(os, "pidfd_open")
@@ -329,13 +336,13 @@ async def test_the_end_of_the_outer_process_is_noticed(
     async with asyncio.timeout(DEADLINE_S):
         await ended.wait()
     process.clean_up(1)
-    process.clean_up()  # nothing is left to do, or to say
+    process.clean_up()  # nothing is left to do or to log
     assert left_in(tmp_path) == []
     assert caplog.text == ""
 
 
-def test_a_directory_that_nobody_unpacked_is_never_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `_internal` of an executable that is installed as a directory."""
+def test_a_directory_that_was_not_unpacked_is_never_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An executable that is installed as a directory has one, named `_internal`."""
     process = unpack(monkeypatch, tmp_path / "_internal", os.getppid())
     monkeypatch.setattr(os, "getppid", lambda: 1)
     process.clean_up()
@@ -361,8 +368,8 @@ def test_the_archive_holds_the_executable_and_the_world(executable: Path, tmp_pa
     assert len(made) < 60_000_000
 
 
-def test_nothing_of_this_machine_is_in_it(executable: Path) -> None:
-    """Directories of sources and of home, which PyInstaller's list of contents and the project's metadata could name."""
+def test_it_contains_nothing_of_this_machine(executable: Path) -> None:
+    """PyInstaller's list of contents or the project's metadata could name source directories or the home directory."""
     viewer = Path(sys.executable).with_name("pyi-archive_viewer")
     run = subprocess.run([viewer, "--list", "--recursive", executable], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
@@ -374,7 +381,7 @@ def test_nothing_of_this_machine_is_in_it(executable: Path) -> None:
     assert not {"tkinter", "unittest", "pytest", "numpy"} & set(names)
 
 
-def test_nothing_is_made_where_no_source_is_newer(executable: Path) -> None:
+def test_nothing_is_built_if_no_source_is_newer(executable: Path) -> None:
     made = executable.stat()
     run = run_build()
     assert (run.returncode, run.stderr) == (0, "scripts/build: build/keyvalue-inmemory is up to date\n")
@@ -382,13 +389,13 @@ def test_nothing_is_made_where_no_source_is_newer(executable: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--add", "x86_64-linux=a"], ["--par", "--add"]])
-def test_a_command_line_of_another_form_is_refused(arguments: list[str]) -> None:
+def test_a_malformed_command_line_is_refused(arguments: list[str]) -> None:
     run = run_build(*arguments)
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("usage: scripts/build [--par [--add TARGET=FILE]... [OPTION]...]")
 
 
-def test_help_teaches() -> None:
+def test_help_explains_the_command() -> None:
     run = run_build("--help")
     assert (run.returncode, run.stderr) == (0, "")
     words = ("build/keyvalue-inmemory", "--par", "--add", "WASH_ISSUER_KEY", "WASH_SUBJECT_KEY", "WASH_KEYS", "glibc")
@@ -399,7 +406,7 @@ def test_help_teaches() -> None:
 
 
 def test_wash_finds_what_it_needs(executable: Path, tmp_path: Path) -> None:
-    """As `wash build` does it: the go command of wasmcloud.toml, in the project."""
+    """Run the go command of wasmcloud.toml in the project, as `wash build` does."""
     config = wasmcloud_toml()
     made = tmp_path / config["provider"]["bin_name"]
     command = [config["go"]["go_path"], "build", "-o", made]
@@ -410,7 +417,7 @@ def test_wash_finds_what_it_needs(executable: Path, tmp_path: Path) -> None:
     assert left_in(tmp_path) == [made.name]
 
 
-def test_wasmcloud_toml_says_what_the_project_is() -> None:
+def test_wasmcloud_toml_describes_the_project() -> None:
     config = wasmcloud_toml()
     assert (config["language"], config["type"], config["go"]["disable_go_generate"]) == ("go", "provider", True)
     assert config["version"] == version("keyvalue-inmemory")

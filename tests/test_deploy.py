@@ -1,4 +1,4 @@
-"""deploy/ is valid by Prometheus' own tool and by wadm's rules, and asks for nothing that the provider does not have."""
+"""deploy/ is valid by Prometheus' own tool and by wadm's rules, and uses only metrics and options that the provider has."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METRIC = re.compile(r"\b(?:wrpc_keyvalue|process)_\w+")
 
 
 def exposed() -> dict[str, set[str]]:
-    """Return all samples that a scrape gives, with their labels."""
+    """Return all samples of a scrape, with their labels."""
     samples: dict[str, set[str]] = {}
     for family in Pieces.of(Store()).registry().collect():
         for sample in family.samples:
@@ -39,7 +39,7 @@ def exposed() -> dict[str, set[str]]:
 
 
 def check(program: str, *arguments: str) -> str:
-    """Run promtool, which must be content. Return what it writes."""
+    """Run promtool, which must find no fault. Return its output."""
     done = subprocess.run([program, *arguments], cwd=DEPLOY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -69,10 +69,10 @@ def test_every_alert_says_what_to_do_and_is_tested_both_ways(name: str) -> None:
     assert "{{ $labels.instance }}" in summary
     assert summary.count(". ") + summary.endswith(".") >= 2  # what is wrong, and what to do
     tests = re.findall(rf"alertname: {name}\b(.*(?:\n +exp_alerts:)?)", RULE_TESTS.read_text())
-    assert {"exp_alerts" in test for test in tests} == {True, False}  # that it fires, and that it does not
+    assert {"exp_alerts" in test for test in tests} == {True, False}  # tests that it fires, and that it does not
 
 
-def test_rules_ask_for_metrics_that_there_are() -> None:
+def test_rules_use_existing_metrics() -> None:
     asked = {name for text in (RULES, RULE_TESTS) for name in METRIC.findall(text.read_text())}
     assert len(asked) > 9
     assert asked - exposed().keys() == set()
@@ -86,7 +86,7 @@ EXPRESSIONS: list[str] = [target["expr"] for panel in PANELS for target in panel
 
 
 def test_the_dashboard_can_be_imported() -> None:
-    assert DASHBOARD["schemaVersion"] >= 36  # from there on a data source is named by an object
+    assert DASHBOARD["schemaVersion"] >= 36  # after the import, a data source is named by an object
     assert DASHBOARD["title"]
     assert re.fullmatch(r"[\w-]{1,40}", DASHBOARD["uid"])
     for name in ("id", "title"):
@@ -118,7 +118,7 @@ def test_the_data_source_is_a_variable() -> None:
     assert all("$instance" in expression for expression in EXPRESSIONS)
 
 
-def test_the_dashboard_asks_for_metrics_and_labels_that_there_are() -> None:
+def test_the_dashboard_uses_existing_metrics_and_labels() -> None:
     found = exposed()
     variables = [variable["query"] for variable in DASHBOARD["templating"]["list"] if variable["type"] == "query"]
     for query in (*EXPRESSIONS, *(variable["query"] for variable in variables)):
@@ -142,7 +142,7 @@ def test_the_dashboards_expressions_are_valid(promtool: str, tmp_path: Path) -> 
     assert f"SUCCESS: {len(EXPRESSIONS)} rules found" in check(promtool, "check", "rules", str(rules))
 
 
-def test_the_dashboard_shows_what_matters() -> None:
+def test_the_dashboard_shows_the_important_metrics() -> None:
     expected = """
         operations_total  histogram_quantile(0.5,  histogram_quantile(0.99,  process_cpu_seconds_total
         wrpc_keyvalue_keys  wrpc_keyvalue_memory_bytes  wrpc_keyvalue_invocations_in_flight
@@ -171,7 +171,7 @@ def manifest() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def parts(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Components and providers of the application, by name."""
+    """Return components and providers of the application, by name."""
     return {part["name"]: part for part in manifest["spec"]["components"]}
 
 
@@ -217,7 +217,7 @@ def test_configurations_of_the_manifest_have_names_and_strings(parts: dict[str, 
         assert all(isinstance(text, str) for text in config["properties"].values())
 
 
-def test_options_of_the_manifest_are_taken(parts: dict[str, dict[str, Any]]) -> None:
+def test_options_of_the_manifest_are_accepted(parts: dict[str, dict[str, Any]]) -> None:
     options = configured(parts["keyvalue"]["properties"])
     provider = options_of(options)
     assert set(ProviderOptions().changed(provider)) == set(options)
@@ -232,6 +232,8 @@ def test_the_manifest_starts_the_archive_that_is_built(manifest: dict[str, Any])
     wasmcloud = tomllib.loads((DEPLOY.parent / "wasmcloud.toml").read_text())
     (provider,) = (part for part in manifest["spec"]["components"] if part["name"] == "keyvalue")
     image = provider["properties"]["image"].removeprefix("file://")
-    archive = (DEPLOY / image).resolve().relative_to(DEPLOY.parent)  # wash looks from where the manifest is
+    archive = (
+        (DEPLOY / image).resolve().relative_to(DEPLOY.parent)
+    )  # wash resolves the path from the manifest's directory
     assert archive.as_posix() == f"build/{wasmcloud['provider']['bin_name']}.par.gz"
     assert manifest["metadata"]["annotations"]["version"] == f"v{wasmcloud['version']}"

@@ -1,4 +1,4 @@
-"""The documents say what the code does: the tables of options and metrics, and links between documents."""
+"""The documents agree with the code: the tables of options and metrics, and links between documents."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_table_of_metrics_is_the_code() -> None:
     expected = rows_of_metrics()
     assert [row[:3] for row in found] == [row[:3] for row in expected]
     own, expected_own = ([row for row in rows if row[0].startswith("wrpc_")] for rows in (found, expected))
-    assert own == expected_own  # what the process metrics mean is for prometheus-client to say
+    assert own == expected_own  # prometheus-client defines the meaning of the process metrics
     assert f"`operation` is one of {', '.join(FUNCTIONS)}." in section
     assert f"`result` is one of {', '.join(OUTCOMES)}:" in section
 
@@ -87,7 +87,7 @@ def test_the_stable_names_are_those_of_the_packages(package: ModuleType) -> None
     assert row == ", ".join(f"`{name}`" for name in sorted(package.__all__))
 
 
-def test_links_between_documents_lead_somewhere() -> None:
+def test_links_between_documents_have_targets() -> None:
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     links = [
         (document, target) for document in documents for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text())

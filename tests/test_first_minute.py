@@ -1,4 +1,4 @@
-"""The README's first minute, as somebody who has never seen the project: a fresh copy, its own .venv, the commands as they stand."""
+"""The README's first minute for a newcomer: a fresh copy, its own .venv, the commands unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import DEADLINE_S, NatsServer, Process
 
 INSTALL_TIMEOUT_S = 240
 
-# The first test installs, or waits for another process to do so.
+# The first test installs, or waits for another process that does.
 pytestmark = pytest.mark.timeout(INSTALL_TIMEOUT_S + 60)
 
 
@@ -38,7 +38,10 @@ def listens(port: int) -> bool:
 
 @pytest.fixture(scope="session")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files of the repository, in which ./run.sh was started once: it made .venv before it read what it is to do."""
+    """Return a folder with the repository's files, in which ./run.sh was started once.
+
+    It made .venv before it read its input.
+    """
 
     def make(folder: Path) -> None:
         for name in files_of():
@@ -51,7 +54,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment_of(**more: str) -> dict[str, str]:
-    """Return what a newcomer's environment has, and what pip needs."""
+    """Return a newcomer's environment, with the variables that pip needs."""
     inherited = {
         name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.startswith("PIP_")
     }
@@ -59,7 +62,7 @@ def environment_of(**more: str) -> dict[str, str]:
 
 
 def refused(copy: Path, host_data: str) -> str:
-    """Start ./run.sh with host data that it must refuse. Return what it says."""
+    """Start ./run.sh with host data that it must refuse. Return its output."""
     done = subprocess.run(
         ["./run.sh"],
         cwd=copy,
@@ -73,7 +76,7 @@ def refused(copy: Path, host_data: str) -> str:
 
 
 class Run(Process):
-    """`./run.sh` in a copy, at a port of its own."""
+    """A running `./run.sh` in a copy, at its own port."""
 
     def __init__(self, copy: Path, **environment: str) -> None:
         self.port = free_port()
@@ -83,14 +86,14 @@ class Run(Process):
         super().__init__(["./run.sh"], copy, self.environment)
 
     def interrupt(self) -> int:
-        """Send what Ctrl-C sends to the foreground process group, which is run.sh alone. Return the exit code."""
+        """Send SIGINT as Ctrl-C does, to the foreground process group, which is only run.sh. Return the exit code."""
         self.signal(signal.SIGINT)
         return self.wait()
 
 
 @pytest.fixture
 def running(copy: Path) -> Iterator[Callable[..., Run]]:
-    """Starts `./run.sh` and waits until it is ready. Keywords are variables of its environment."""
+    """Start `./run.sh` and wait until it is ready. Keywords are variables of its environment."""
     runs = []
 
     def start(**environment: str) -> Run:
@@ -142,10 +145,10 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, running: Callable[...
     assert not listens(run.port)
 
 
-def test_host_data_of_ones_own_at_a_nats_server_that_stays(
+def test_ones_own_host_data_with_a_nats_server_that_stays(
     running: Callable[..., Run], new_nats_server: Callable[[str], NatsServer]
 ) -> None:
-    """Everything is taken from the host data; its password is not shown."""
+    """Everything comes from the host data. Its password is not shown."""
     server = new_nats_server("authorization: { user: u, password: s3cret }")
     host_data = {"lattice_rpc_url": f"nats://u:s3cret@127.0.0.1:{server.port}", "provider_key": 'other"s'}
     run = running(HOST_DATA=json.dumps(host_data))
@@ -161,7 +164,7 @@ def test_other_host_data_is_refused(copy: Path, host_data: str) -> None:
     assert "HOST_DATA is not a JSON object, or LATTICE_RPC_URL is not a URL" in refused(copy, host_data)
 
 
-def test_run_sh_says_what_it_takes() -> None:
+def test_run_sh_describes_its_arguments() -> None:
     helped = subprocess.run(["./run.sh", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "LATTICE_RPC_URL" in helped.stdout
     wrong = subprocess.run(["./run.sh", "--port"], cwd=ROOT, capture_output=True, text=True)

@@ -1,7 +1,7 @@
-"""The tests mirror the rooms: each module has its test module at the same place below tests/, or stands in a list with the reason.
+"""The tests mirror the rooms: each module has a test module at the same place below tests/, or is listed with a reason.
 
-`engine/keyvalue_engine/store.py` is tested by `tests/engine/test_store.py`, `bench/run/plan.py` by `tests/bench/run/test_plan.py`.
-A fault names the line that is missing, or that must go.
+`engine/keyvalue_engine/store.py` is tested by `tests/engine/test_store.py`, `bench/run/plan.py` by
+`tests/bench/run/test_plan.py`. An error names the line that is missing, or that must be removed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-#: Where the tests of each package are.
+#: The tests of each package.
 PACKAGES = {
     "engine/keyvalue_engine": "tests/engine",
     "transport/keyvalue_transport": "tests/transport",
@@ -23,41 +23,41 @@ PACKAGES = {
 
 
 class Elsewhere(NamedTuple):
-    """The tests of a module that has no test module of its own, and why it has none."""
+    """The tests of a module that has no test module of its own, and the reason."""
 
     tests: str
     why: str
 
 
-#: Modules of each package, their tests, and why those are not at the same place. Tests are below the package's tests, or begin with tests/.
+#: Modules whose tests are elsewhere, with the reason. Paths are below the package's tests, unless they begin with tests/.
 REASONS = {
     "engine/keyvalue_engine": """
         bucket.py     test_store.py      a bucket is used through its store
-        changes.py    test_observer.py   what an observer is told
-        context.py    test_store.py      what the parts of a store share, without behaviour
-        counter.py    test_increment.py  by what it is for
-        deadlines.py  test_expiry.py     by what they are for
+        changes.py    test_observer.py   the events that an observer receives
+        context.py    test_store.py      data that the parts of a store share, without behaviour
+        counter.py    test_increment.py  it serves increments
+        deadlines.py  test_expiry.py     they serve expiry
         errors.py     test_store.py      each is raised by a store
-        ledger.py     test_memory.py     by what it is for
+        ledger.py     test_memory.py     it counts memory
         options.py    test_store.py      each is an option of a store
         order.py      test_store.py      pages, and how many changes are kept
-        shard.py      test_commit.py     by what all its writes go through
+        shard.py      test_commit.py     all its writes go through the commit point
         table.py      test_walk.py       a walk crosses the shards of a table
         tables.py     test_store.py      a store is made of them
     """,
     "transport/keyvalue_transport": """
-        keyvalue/atomics.py       keyvalue/test_interface.py            its function keeps the rules of all, and has none of its own
-        keyvalue/errors.py        keyvalue/test_interface.py            how the interface writes each
+        keyvalue/atomics.py       keyvalue/test_interface.py            its function follows the common rules, and has none of its own
+        keyvalue/errors.py        keyvalue/test_interface.py            how the interface encodes each
         keyvalue/outcomes.py      keyvalue/test_interface.py            how the calls of all functions are counted
-        nats/subscriptions.py     nats/test_server.py                   the server's
+        nats/subscriptions.py     nats/test_server.py                   the subscriptions of the server
         wrpc/errors.py            wrpc/test_invocation.py               each is raised by an invocation or a value
-        wrpc/handler.py           wrpc/test_invocation.py               the contract of what an invocation calls
-        nats/direct/answers.py    nats/test_replies.py                  it says the same as the replies of the plain path
+        wrpc/handler.py           wrpc/test_invocation.py               the contract of the handlers that an invocation calls
+        nats/direct/answers.py    nats/test_replies.py                  it gives the same replies as the plain path
         nats/direct/path.py       nats/test_server.py                   a server is tested over both paths
         nats/direct/frames.py     nats/direct/test_protocol.py          a part of the protocol
         nats/direct/read_flow.py  nats/direct/test_protocol.py          a part of the protocol
         nats/direct/routes.py     nats/direct/test_protocol.py          a part of the protocol
-        nats/direct/transport.py  nats/direct/test_nats_py_contract.py  it is what nats-py is given
+        nats/direct/transport.py  nats/direct/test_nats_py_contract.py  nats-py uses it as its transport
     """,
     "provider/keyvalue_provider": """
         __main__.py           tests/integration/test_standalone.py  it is the command
@@ -67,31 +67,31 @@ REASONS = {
         host/lattice.py       tests/integration/test_lattice.py     it needs a NATS server
         host/nkey_text.py     host/test_xkeys.py                    the text of a key
         host/session.py       tests/integration/test_host.py        it needs a NATS server
-        host/subjects.py      tests/integration/test_host.py        what a real host publishes to
-        packaging/claims.py   packaging/test_archive.py             claims are a part of the archive
+        host/subjects.py      tests/integration/test_host.py        the subjects that a real host publishes to
+        packaging/claims.py   packaging/test_archive.py             claims are part of the archive
         watching/watchers.py  tests/integration/test_watch.py       it needs links and a component
     """,
     "bench": """
         load/latency.py       load/test_outcome.py             latencies of outcomes
         load/responder.py     load/test_wire.py                it speaks NATS, without a socket
         load/watching_component.py  load/test_wire.py          it speaks NATS, without a socket
-        micro/locked_dict.py  micro/test_store_beside_dict.py  what the store is measured against
-        micro/summary.py      micro/test_turns.py              what is printed of turns
+        micro/locked_dict.py  micro/test_store_beside_dict.py  the baseline of the store
+        micro/summary.py      micro/test_turns.py              the printed figures of the turns
         micro/stores.py       micro/test_turns.py              fixtures of the micro benchmarks, which a test would repeat
-        report/figures.py     report/test_bars.py              what bars and tables are made of
-        report/shapes.py      report/test_run_file.py          what is wrong with a file of a run
-        run/processes.py      run/test_stage.py                those of a stage
+        report/figures.py     report/test_bars.py              the figures of bars and tables
+        report/shapes.py      report/test_run_file.py          the faults of a run file
+        run/processes.py      run/test_stage.py                the processes of a stage
         run/paths.py          run/test_plan.py                 two constants
-        run/provenance.py     run/test_plan.py                 it goes with each run
-        run/rows.py           test_endtoend.py                 what a run gives
-        run/scenarios.py      run/test_plan.py                 what a plan chooses from
-        run/subjects.py       run/test_plan.py                 what a plan chooses from
+        run/provenance.py     run/test_plan.py                 it is recorded with each run
+        run/rows.py           test_endtoend.py                 the rows that a run gives
+        run/scenarios.py      run/test_plan.py                 the choices of a plan
+        run/subjects.py       run/test_plan.py                 the choices of a plan
     """,
 }
 
 
 def read(reasons: Mapping[str, str]) -> Iterator[tuple[str, Elsewhere]]:
-    """Give the entries of the table by the path of the module."""
+    """Yield the entries of the table by the path of the module."""
     for package, rows in reasons.items():
         for module, tests, why in (row.split(maxsplit=2) for row in rows.strip().splitlines()):
             place = tests if tests.startswith("tests/") else f"{PACKAGES[package]}/{tests}"
@@ -99,7 +99,10 @@ def read(reasons: Mapping[str, str]) -> Iterator[tuple[str, Elsewhere]]:
 
 
 def modules(root: Path) -> Iterator[tuple[str, str]]:
-    """Give each module and the place of its tests. `__init__` has nothing to test, and benchmarks under pytest are tests."""
+    """Yield each module and the place of its tests.
+
+    `__init__` has nothing to test, and benchmarks under pytest are tests.
+    """
     for package, tests in PACKAGES.items():
         for path in sorted((root / package).rglob("*.py")):
             if path.stem not in ("__init__", "conftest") and not path.stem.startswith("test_"):
@@ -109,7 +112,7 @@ def modules(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def faults(root: Path, elsewhere: Mapping[str, Elsewhere]) -> Iterator[str]:
-    """Find modules without tests, and entries of the list that are not true."""
+    """Yield modules without tests, and entries of the list that are wrong."""
     places = dict(modules(root))
     for module, test in places.items():
         if (root / test).exists():
@@ -119,7 +122,7 @@ def faults(root: Path, elsewhere: Mapping[str, Elsewhere]) -> Iterator[str]:
             yield f"{module}: found no {test}, and no entry with the reason"
     for module, entry in elsewhere.items():
         if module not in places:
-            yield f"{module}: found an entry, and no module"
+            yield f"{module}: found an entry, but no module"
         if not (root / entry.tests).exists():
             yield f"{module}: found no {entry.tests}, which its entry names"
 
@@ -151,4 +154,4 @@ def test_each_kind_of_fault_is_found(tmp_path: Path, module: str, test: str) -> 
     assert list(faults(tmp_path, {})) == []
     assert list(faults(tmp_path, entry)) == [f"{module}: found {test}, so it needs no entry"]
     (tmp_path / module).unlink()
-    assert list(faults(tmp_path, entry)) == [f"{module}: found an entry, and no module"]
+    assert list(faults(tmp_path, entry)) == [f"{module}: found an entry, but no module"]

@@ -1,4 +1,4 @@
-"""What pip installs: the files of wheel and sdist, and the commands and the README's examples in a fresh environment."""
+"""The installed packages: the files of wheel and sdist, and the commands and the README's examples in a fresh environment."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tests.conftest import NatsServer, Process
 
 #: The packages, and the folder of each.
 PACKAGES = {"keyvalue_engine": "engine", "keyvalue_transport": "transport", "keyvalue_provider": "provider"}
-#: Nothing of this environment, so that only what was installed is found.
+#: No variable of this environment, so that only the installed packages are found.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.startswith("PIP_")}
 INSTALL_TIMEOUT_S = 120
 
-# The first test builds and installs, or waits for another process to do so.
+# The first test builds and installs, or waits for another process that does.
 pytestmark = pytest.mark.timeout(3 * INSTALL_TIMEOUT_S)
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    """Run a command in the empty environment. Return what it writes to standard output."""
+    """Run a command in the empty environment. Return its standard output."""
     done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -43,7 +43,7 @@ class Built(NamedTuple):
 
 
 def build(folder: Path) -> None:
-    """Build the distributions with this environment's hatchling: an isolated build would download it each time."""
+    """Build the distributions with this environment's hatchling. An isolated build would download it each time."""
     command = (sys.executable, "-m", "build", "--no-isolation", "--outdir")
     run(*command, folder / "tree", "--sdist", "--wheel")
     run(*command, folder / "sdist")  # without --wheel, the wheel is built from the sdist
@@ -62,7 +62,7 @@ def contents_of(wheel: Path) -> dict[str, bytes]:
 
 
 def test_the_wheel_has_the_files_of_the_packages_and_no_others(built: Built) -> None:
-    """So it takes no name in site-packages that others use."""
+    """It must not take names in site-packages that others use."""
     names = contents_of(built.wheel).keys()
     expected = {name for folder in PACKAGES.values() for name in files_of(folder)}
     assert {name for name in names if ".dist-info/" not in name} == expected
@@ -102,7 +102,7 @@ def commands(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's folder, with modules that have the names of our folders. Neither may hide the other."""
+    """Return a user's folder, with modules named like our folders. Neither may hide the other."""
     for name in PACKAGES.values():
         (tmp_path / f"{name}.py").write_text(f"print('the {name} of the user')\n")
     return tmp_path
@@ -110,7 +110,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def served(commands: Path, nats_server: NatsServer, tmp_path: Path) -> Iterator[NatsServer]:
-    """A NATS server at which the installed command serves, started as the README says."""
+    """Yield a NATS server at which the installed command serves, started as in the README."""
     provider = Process([commands / "keyvalue-inmemory", "serve", "--nats", nats_server.url], tmp_path, {})
     try:
         provider.wait_for("ready: serving")
@@ -129,13 +129,13 @@ def example(package: str) -> str:
 
 
 def run_script(commands: Path, folder: Path, text: str) -> list[str]:
-    """Run a script beside a user's modules. Return the lines that it prints."""
+    """Run a script next to a user's modules. Return the lines that it prints."""
     script = folder / "script.py"
     script.write_text(text)
     return run(commands / "python", script, cwd=folder).splitlines()
 
 
-def test_the_packages_and_a_users_modules_do_not_meet(commands: Path, folder: Path) -> None:
+def test_the_packages_and_a_users_modules_do_not_collide(commands: Path, folder: Path) -> None:
     text = "".join(f"import {package}, {name}\nprint({package}.__file__)\n" for package, name in PACKAGES.items())
     printed = run_script(commands, folder, text)
     assert printed[::2] == [f"the {name} of the user" for name in PACKAGES.values()]
@@ -161,6 +161,6 @@ def test_the_client_example_of_the_readme_runs(commands: Path, folder: Path, ser
     assert text.count("127.0.0.1:4222") == 1
     *values, keys = run_script(commands, folder, text.replace("127.0.0.1:4222", served.url))
     assert values == ["b'value'", "[b'value', None] 1"]
-    assert keys in ("['key', 'visits']", "['visits', 'key']")  # a store's order is its own
+    assert keys in ("['key', 'visits']", "['visits', 'key']")  # the order is that of the store
     client = (commands / "wrpc-kv", "--url", served.url, "--bucket", "bucket")
     assert run(*client, "get", "key") == "value"

@@ -1,4 +1,4 @@
-"""How the code is written, where a test can say it: sizes, words, and no notes to self."""
+"""Rules of style that a test can check: sizes, words, and no notes to self."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ MODULE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 #: Rooms where functions must be shorter: the hot path, which is hard enough to follow.
 SHORTER = {"transport/keyvalue_transport/nats/direct/": 60}
-#: Words that say nothing. They are searched for in every word of a name, in singular and plural.
+#: Words without meaning. They are searched for in every word of a name, in singular and plural.
 FORBIDDEN = frozenset({"item", "manager", "helper", "util"})
-#: Says nothing alone; `host_data` says which.
+#: Without meaning if alone; `host_data` is fine.
 FORBIDDEN_ALONE = "data"
 NOTE = re.compile(r"\b(TODO|FIXME|XXX)\b")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def sources(root: Path) -> Iterator[tuple[str, str]]:
-    """Give all modules of the rooms: path below the root, and text."""
+    """Yield all modules of the rooms: path below the root, and text."""
     for room in ROOMS:
         for path in sorted((root / room).rglob("*.py")):
             yield path.relative_to(root).as_posix(), path.read_text()
@@ -51,9 +51,12 @@ def note_faults(path: str, source: str) -> Iterator[str]:
 
 
 def word_faults(path: str, source: str) -> Iterator[str]:
-    """Find forbidden words in the names that a module defines, and in its own. Names that it only uses are others'."""
+    """Find forbidden words in the names that a module defines, and in its own name.
+
+    Names that it only uses belong to others.
+    """
     for line, name in [(1, Path(path).stem), *_defined(ast.parse(source))]:
-        if name.startswith("__") and name.endswith("__"):  # Python's: __getitem__
+        if name.startswith("__") and name.endswith("__"):  # Python's own, such as __getitem__
             continue
         words = {word.lower() for word in WORD.findall(name)}
         words |= {word.removesuffix("s") for word in words}
@@ -71,7 +74,7 @@ def _defined(tree: ast.Module) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name="data") if node in foreign:
-                pass  # a Protocol says what another's object has: nats-py's messages have `data`
+                pass  # a Protocol describes another library's object: nats-py's messages have `data`
             case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
                 yield node.lineno, name
             case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
@@ -131,12 +134,12 @@ def test_notes_are_found(note: str) -> None:
         ("class A(Protocol):\n    def item(self): ...", "item"),
     ],
 )
-def test_names_that_say_nothing_are_found(source: str, name: str) -> None:
+def test_names_without_meaning_are_found(source: str, name: str) -> None:
     (found,) = word_faults("a.py", source)
     assert found.endswith(f": the name {name} says nothing")
 
 
-def test_names_of_others_and_names_that_say_more_are_taken() -> None:
+def test_names_of_others_and_names_with_more_meaning_are_accepted() -> None:
     source = """
 host_data = metadata = 1
 class A:

@@ -44,7 +44,7 @@ LIMITS = ParameterLimits()
 
 
 def table(first_column: str, text: str = DOCUMENT) -> list[list[str]]:
-    """The cells of the table whose first column has this name, without the head."""
+    """Return the cells of the table whose first column has this name, without the head."""
     lines = text.splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
     rows = takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
@@ -52,7 +52,7 @@ def table(first_column: str, text: str = DOCUMENT) -> list[list[str]]:
 
 
 def blocks(text: str = DOCUMENT) -> list[str]:
-    """The fenced blocks."""
+    """Return the fenced blocks."""
     return re.findall(r"^```[a-z]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
@@ -75,7 +75,7 @@ def value_of(label: str) -> Any:
 
 
 def as_bytes(value: Any) -> Any:
-    """Return a value with its texts as bytes, and its records as what they are."""
+    """Return a value with its texts as bytes, and its records unchanged."""
     match value:
         case str():
             return value.encode()
@@ -101,7 +101,7 @@ def check(label: str, found: bytes) -> None:
 
 
 def check_result(name: str, label: str, found: bytes) -> None:
-    """Check a result of a function; a function without one has no bytes."""
+    """Check a result of a function. A function without a result has no bytes."""
     value = None if label in ("ok", "it has none") else value_of(label)
     if isinstance(value, InterfaceError):
         assert found.hex(" ") == encode_error(value).hex(" ")
@@ -112,7 +112,7 @@ def check_result(name: str, label: str, found: bytes) -> None:
         assert FUNCTIONS[name].decode_result(found, 0, len(found)) == (value, len(found))
 
 
-#: A result or parameters in which a value of each type stands: what is before it, and what is behind it.
+#: A result or parameters that contain a value of each type: the bytes before it, and the bytes after it.
 AROUND: dict[str, tuple[str, str, str]] = {
     "u64": ("increment", "00", ""),
     "bool": ("exists", "00", ""),
@@ -133,8 +133,8 @@ def test_values() -> None:
     shown = []
     for cell, _wire, label, found in rows:
         type_ = cell.split("`")[1]
-        name, before, behind = AROUND[type_]
-        whole = bytes.fromhex(f"{before} {found.strip('`')} {behind}")
+        name, before, after = AROUND[type_]
+        whole = bytes.fromhex(f"{before} {found.strip('`')} {after}")
         check_result(name, LABELS.get(type_, "{}").format(label.strip("`")), whole)
         shown.append(type_)
     assert set(shown) == set(AROUND)
@@ -154,7 +154,7 @@ def test_parameters_and_results() -> None:
     assert {"err(no-such-store)", "err(access-denied)", 'err(other("full"))'} < answered
 
 
-def test_the_parameters_that_are_explained() -> None:
+def test_the_explained_parameters() -> None:
     (text,) = re.findall(r"`(set\(.*?\))`:\n\n```", DOCUMENT)
     (block,) = (block for block in blocks() if re.match(HEX, block))
     found = [re.fullmatch(rf"({HEX}) {{4,}}(\w+): (\d+) bytes, \"(.*)\"", line) for line in block.splitlines()]
@@ -169,7 +169,7 @@ def test_the_parameters_that_are_explained() -> None:
 
 
 def test_no_bytes_are_left_unchecked() -> None:
-    """Bytes stand in the two tables, in the block that is explained and in conversations, and nowhere else."""
+    """Bytes are only in the two tables, in the explained block and in conversations."""
     rows = [cell for row in (*table("type"), *table("call")) for cell in row]
     prose = re.sub(r"^```.*?^```$", "", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
     spans = re.findall(rf"`({HEX})`", prose)
@@ -187,7 +187,7 @@ class Line(NamedTuple):
 
 
 def conversations() -> Iterator[list[Line]]:
-    """The blocks that draw messages."""
+    """Return the blocks that draw messages."""
     for block in blocks():
         if not block.startswith("client"):
             continue
@@ -201,7 +201,7 @@ def conversations() -> Iterator[list[Line]]:
 
 
 def pieces(lines: list[Line], to_provider: bool) -> list[bytes]:
-    """The payloads of parameters or of results, closing messages among them."""
+    """Return the payloads of parameters or of results, including closing messages."""
     return [line.send.payload for line in lines if line.to_provider == to_provider and line.send.reply in ("", "R_c")]
 
 
@@ -306,7 +306,7 @@ def test_the_interfaces_are_those_of_wit(instance: str) -> None:
 
 
 def normal_wit(text: str) -> str:
-    """WIT without comments, trailing commas and layout."""
+    """Return WIT without comments, trailing commas and layout."""
     return " ".join(re.sub(r"///.*", "", text).split()).replace(", }", " }")
 
 

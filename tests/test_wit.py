@@ -1,6 +1,7 @@
-"""`wit/` and the code say the same: the interface's functions, the handlers, the client, the bytes, and what the provider serves.
+"""`wit/` and the code agree: the interface's functions, the handlers, the client, the bytes, and the instances that the provider serves.
 
-`differences` compares one interface; the tests below it alter copies of `wit/`, and the code, to prove that it finds each kind of difference.
+`differences` compares one interface. The tests below it alter copies of `wit/`, and the code, to prove that it finds
+each kind of difference.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ WORLD = "provider-keyvalue-inmemory"
 
 @dataclass(frozen=True)
 class Form:
-    """How the code has a list, where that is not the sequence that `wit/` says.
+    """The form in which the code has a list, if it is not the sequence that `wit/` has.
 
-    :param made: of a sample of what `wit/` says
+    :param made: converts a sample of the sequence
     """
 
     name: str
@@ -48,11 +49,11 @@ class Form:
 
 @dataclass(frozen=True)
 class Binding:
-    """The code that one interface stands for.
+    """The code of one interface.
 
-    :param client: None: it is not ours, the provider is the caller
-    :param forms: by "function parameter", and by "function" of results
-    :param asked: of functions whose result repeats their last parameter: what that is, by the result
+    :param client: None: another component serves it, and the provider is the caller
+    :param forms: by "function parameter", and by "function" for results
+    :param asked: for functions whose result repeats their last parameter: returns it from the result
     """
 
     instance: str
@@ -78,22 +79,25 @@ BATCH_BINDING = Binding(
     asked={"get-many": lambda pairs: [b"not there" if pair is None else pair[0] for pair in pairs]},
 )
 WATCHER_BINDING = Binding(WATCHER, WatcherInterface, watcher_handlers, client=None)
-#: To serve one more instance: its line here, its export in wit/world.wit, its `add` in provider/keyvalue_provider/process.py.
+#: To serve another instance, add a line here, an export in wit/world.wit, and its `add` in provider/keyvalue_provider/process.py.
 SERVED = (STORE_BINDING, ATOMICS_BINDING, BATCH_BINDING)
 BINDINGS = (*SERVED, WATCHER_BINDING)
 
 
 class Wit:
-    """A directory of WIT, as wasm-tools resolves it. A type is the name of a primitive, or its index among the types."""
+    """A directory of WIT, as wasm-tools resolves it.
+
+    A type is the name of a primitive, or its index among the types.
+    """
 
     def __init__(self, directory: Path) -> None:
         if not WASM_TOOLS.exists():
-            pytest.fail(f"found no {WASM_TOOLS}, needed is wasm-tools: scripts/setup installs it")
+            pytest.fail(f"{WASM_TOOLS} is missing: scripts/setup installs wasm-tools")
         run = subprocess.run(
             [WASM_TOOLS, "component", "wit", directory, "--json"], capture_output=True, text=True, timeout=20
         )
         if run.returncode:
-            pytest.fail(f"wasm-tools does not take wit/:\n{run.stderr}")
+            pytest.fail(f"wasm-tools does not accept wit/:\n{run.stderr}")
         resolved = json.loads(run.stdout)
         self._types: list[dict[str, Any]] = resolved["types"]
         self._packages: list[dict[str, Any]] = resolved["packages"]
@@ -103,11 +107,11 @@ class Wit:
         self.instances = {self._instance(interface): interface for interface in self._interfaces}
 
     def exports(self, world: str) -> set[str]:
-        """Instances that the world exports."""
+        """Return the instances that the world exports."""
         return self._edges(world, "exports")
 
     def imports(self, world: str) -> set[str]:
-        """Instances that the world imports."""
+        """Return the instances that the world imports."""
         return self._edges(world, "imports")
 
     def _edges(self, world: str, way: str) -> set[str]:
@@ -115,7 +119,7 @@ class Wit:
         return {self._instance(self._interfaces[each["interface"]["id"]]) for each in found[way].values()}
 
     def kind(self, type_: str | int) -> Any:
-        """What a type is made of, aliases resolved."""
+        """Return the definition of a type, with aliases resolved."""
         while not isinstance(type_, str):
             match self._types[type_]["kind"]:
                 case {"type": aliased}:
@@ -125,7 +129,10 @@ class Wit:
         return type_
 
     def annotation(self, type_: str | int | None) -> Any:
-        """How the code writes the type. A result is its ok type: the code raises what is not ok."""
+        """Return the annotation that the code has for the type.
+
+        For a result, it is the ok type: the code raises errors.
+        """
         if type_ is None:
             return type(None)
         match self.kind(type_):
@@ -150,7 +157,7 @@ class Wit:
                 pytest.fail(f"no annotation is known for {kind}")
 
     def samples(self, type_: str | int | None) -> list[Any]:
-        """Values of the type, the ones at its borders among them."""
+        """Return values of the type, including those at its limits."""
         if type_ is None:
             return [None]
         match self.kind(type_):
@@ -176,13 +183,16 @@ class Wit:
                 pytest.fail(f"no samples are known for {kind}")
 
     def rows(self, types: Iterable[str | int]) -> Iterator[tuple[Any, ...]]:
-        """A value of each type at a time, until every sample of every type has come."""
+        """Yield rows with one value of each type, until every sample of every type is used."""
         columns = list(map(self.samples, types))
         for index in range(max(map(len, columns))):
             yield tuple(column[index % len(column)] for column in columns)
 
     def encode(self, type_: str | int | None, value: Any) -> bytes:
-        """The value on the wire, by its type alone: a second opinion, written without the codec. A result is ok."""
+        """Return the value on the wire, from its type only.
+
+        This is a second implementation, independent of the codec. A result is ok.
+        """
         if type_ is None:
             return b""
         match self.kind(type_):
@@ -218,7 +228,7 @@ def leb128(number: int) -> bytes:
 
 
 def differences(wit: Wit, binding: Binding) -> list[str]:
-    """What one interface of `wit/` and the code say differently, a line for each. Each names the function."""
+    """Return the differences between one interface of `wit/` and the code, one per line. Each names the function."""
     interface = wit.instances.get(binding.instance)
     if interface is None:
         return [f"the code serves {binding.instance}, wit/ has {', '.join(sorted(wit.instances))}"]
@@ -243,7 +253,7 @@ def differences(wit: Wit, binding: Binding) -> list[str]:
 
 
 def _parameter(wit: Wit, binding: Binding, name: str, parameter: dict[str, Any]) -> tuple[str, str]:
-    """Name and type of a parameter in the code."""
+    """Return name and type of a parameter in the code."""
     form = binding.forms.get(f"{name} {parameter['name']}")
     if form is None:
         return _snake(parameter["name"]), _text(wit.annotation(parameter["type"]))
@@ -251,13 +261,13 @@ def _parameter(wit: Wit, binding: Binding, name: str, parameter: dict[str, Any])
 
 
 def _result(wit: Wit, binding: Binding, name: str, function: dict[str, Any]) -> Any:
-    """What a function gives in the code."""
+    """Return the type of a function's result in the code."""
     form = binding.forms.get(name)
     return wit.annotation(function.get("result")) if form is None else form.hint
 
 
 def _made(binding: Binding, what: str, sample: Any) -> Any:
-    """A sample as the code has it."""
+    """Return a sample as the code has it."""
     form = binding.forms.get(what)
     return sample if form is None else form.made(sample)
 
@@ -315,7 +325,7 @@ def _client_differences(wit: Wit, binding: Binding, client: type, name: str, fun
 def _byte_differences(
     wit: Wit, binding: Binding, name: str, function: dict[str, Any], handler: Handler, backend: Noted
 ) -> Iterator[str]:
-    """Send samples of every type through the handler. Yield what is read or written in another way."""
+    """Send samples of every type through the handler. Yield what is read or written differently."""
     names = [each["name"] for each in function["params"]]
     types = [each["type"] for each in function["params"]]
     result_type = function.get("result")
@@ -323,7 +333,7 @@ def _byte_differences(
     asked = binding.asked.get(name)
 
     def called(parameters: tuple[Any, ...], answer: Any) -> tuple[tuple[Any, ...], bytes, bytes | Pending]:
-        """What should have been read, what was sent, and what was written."""
+        """Call the handler. Return the expected call, the bytes that were sent, and the answer."""
         if asked is not None:
             parameters = (*parameters[:-1], asked(answer))
         sent = b"".join(map(wit.encode, types, parameters))
@@ -372,7 +382,7 @@ def _error_differences(interface: dict[str, Any], wit: Wit) -> list[str]:
 
 
 def served(source: str) -> set[str]:
-    """The instances that a module adds to its server, by the names of constants in `server.add(CONSTANT, ...)`."""
+    """Return the instances that a module adds to its server, by the names of constants in `server.add(CONSTANT, ...)`."""
     return {
         {"STORE": STORE, "ATOMICS": ATOMICS, "BATCH": BATCH}[instance]
         for node in ast.walk(ast.parse(source))
@@ -403,7 +413,7 @@ def wit() -> Wit:
 
 
 @pytest.mark.parametrize("binding", BINDINGS, ids=lambda binding: binding.instance)
-def test_the_code_is_what_wit_says(wit: Wit, binding: Binding) -> None:
+def test_the_code_agrees_with_wit(wit: Wit, binding: Binding) -> None:
     found = differences(wit, binding)
     assert not found, "\n".join(found)
 
@@ -430,7 +440,7 @@ def test_wit_can_be_encoded_as_a_component(tmp_path: Path) -> None:
 
 
 def altered(directory: Path, old: str, new: str) -> Wit:
-    """`wit/` with one text in place of another."""
+    """Return `wit/` with one text replaced by another."""
     shutil.copytree(ROOT / "wit", directory, dirs_exist_ok=True)
     count = 0
     for path in directory.rglob("*.wit"):
@@ -538,7 +548,7 @@ LIST_KEYS = "list-keys: func(bucket: string, cursor: option<u64>) -> result<key-
             "on-delete: func(bucket: string, key: string);",
             "on-delete: func(bucket: string, key: string) -> bool;",
             ["on-delete: the Protocol gives NoneType, wit/ says bool"],
-            id="a result where there is none",
+            id="a result that should be missing",
         ),
     ],
 )
@@ -564,7 +574,7 @@ def altered_handlers(
     change: Callable[[dict[str, Handler]], Mapping[str, Handler]],
     made: Callable[..., dict[str, Handler]] = store_handlers,
 ) -> Callable[[Any, ParameterLimits], dict[str, Handler]]:
-    """Return the handlers of an interface, with some of them in another way."""
+    """Return the handlers of an interface, with some of them replaced."""
 
     def handlers(service: Any, limits: ParameterLimits) -> dict[str, Handler]:
         found = made(service, limits)
@@ -603,31 +613,31 @@ TOO_MUCH = altered_handlers(lambda found: {"on-set": with_result(found["on-set"]
         ),
         (replace(WATCHER_BINDING, handlers=TOO_MUCH), "on-set: None was written as 00, wit/ says "),
     ],
-    ids=["Protocol", "handlers", "client", "another function's handler", "bytes", "a result where there is none"],
+    ids=["Protocol", "handlers", "client", "another function's handler", "bytes", "a result that should be missing"],
 )
 def test_a_difference_in_the_code_is_named(wit: Wit, changed: Binding, first: str) -> None:
     assert differences(wit, changed)[0] == first
 
 
-def test_another_world_is_seen(tmp_path: Path) -> None:
+def test_another_world_is_noticed(tmp_path: Path) -> None:
     wit = altered(tmp_path, f"export {BATCH};", f"export {WATCHER};")
     assert wit.exports(WORLD) == {STORE, ATOMICS, WATCHER}
     assert altered(tmp_path, f"import {WATCHER};", f"import {STORE};").imports(WORLD) == {STORE}
 
 
-def test_what_is_not_served_is_seen() -> None:
+def test_only_served_instances_are_found() -> None:
     assert served("server.add(STORE, handlers)\nserver.add(BATCH, handlers)\nnames.add(OTHER)") == {STORE, BATCH}
     assert served("server.start()") == set()
 
 
-def test_wit_that_is_wrong_is_refused_with_the_words_of_wasm_tools(tmp_path: Path) -> None:
+def test_malformed_wit_is_refused_with_the_message_of_wasm_tools(tmp_path: Path) -> None:
     with pytest.raises(
-        pytest.fail.Exception, match=r"wasm-tools does not take wit/:\n(?s:.*)name `nobody` does not exist"
+        pytest.fail.Exception, match=r"wasm-tools does not accept wit/:\n(?s:.*)name `nobody` does not exist"
     ):
         altered(tmp_path, "result<bool, error>", "result<nobody, error>")
 
 
 def test_a_missing_tool_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys.modules[__name__], "WASM_TOOLS", tmp_path / "wasm-tools")
-    with pytest.raises(pytest.fail.Exception, match="needed is wasm-tools: scripts/setup installs it"):
+    with pytest.raises(pytest.fail.Exception, match="is missing: scripts/setup installs wasm-tools"):
         Wit(ROOT / "wit")

@@ -11,7 +11,7 @@ from bench.run.stage import Stage
 from bench.run.subjects import Subject
 
 CALLS = 200
-#: For values of a mebibyte and more.
+#: The number of calls with values of a mebibyte and more.
 LARGE_CALLS = 10
 MIB = 2**20
 

@@ -1,4 +1,4 @@
-"""A peer that fails: a bare responder that does not serve increments, or that ends in the midst of a load, with exit status 7."""
+"""A peer that fails: a bare responder that does not serve increments, or one that ends during a load with exit status 7."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 from bench.load import responder
 from bench.load.workload import INSTANCES
 
-#: More than ask whether it is ready.
+#: More reads than it takes to find out if the peer is ready.
 READS_MAX = 20
 
 
 class Dying(responder.Responder):
-    """Ends when it has read so often."""
+    """A responder that ends after this number of reads."""
 
     reads = 0
 

@@ -1,4 +1,4 @@
-"""Rows and runs as they would be measured."""
+"""Rows and runs like measured ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def row(subject: str, number: int, scenario: str = "functions", case: str = CASE
 
 
 def rounds(subject: str, values: Iterable[float], figure: str = "calls_per_s", **where: str) -> list[Row]:
-    """Rows of one figure, one a round."""
+    """Return rows of one figure, one for each round."""
     return [row(subject, number, **where, **{figure: value}) for number, value in enumerate(values)]  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""The command `endtoend`: what fails without the run, how it ends early, what its exit status says."""
+"""The command `endtoend`: failures that do not end the run, runs that end early, and the exit status."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from bench.run.rows import REFERENCE, Row
 from bench.run.scenarios import CASES, QUICK_CASES, SCENARIOS
 from tests.bench.rows import rounds, row, saved
 
-#: A path may hold a space.
+#: The path contains a space, as a path may.
 PEER = f"{shlex.quote(sys.executable)} -m tests.bench.peer"
 
 
 @pytest.fixture(autouse=True)
 def _handler() -> Iterator[None]:
-    """The command handles SIGTERM."""
+    """Restore the handler of SIGTERM, which the command replaces."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -34,7 +34,7 @@ def _handler() -> Iterator[None]:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Lets rows be what is measured, and then an error be raised."""
+    """Return a function that sets the measured rows, and an error to raise after them."""
 
     def let(*rows: Row, error: BaseException | None = None) -> None:
         def measure(*_: object) -> Iterator[Row]:
@@ -47,7 +47,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return let
 
 
-def test_a_peer_that_fails_costs_its_own_cases_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_peer_that_fails_loses_only_its_own_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--rounds", "2", "--seconds", "0.05", "--scenario", "increment", "--subject", "direct"]
     for name, command in {"absent": "/bin/false", "dying": f"{PEER} dying", "setting": f"{PEER} setting"}.items():
         arguments += ["--peer", f"{name}={command}"]
@@ -87,7 +87,7 @@ def test_a_peer_that_fails_costs_its_own_cases_alone(tmp_path: Path, capsys: pyt
     ],
     ids=["Ctrl-C", "SIGTERM", "failure"],
 )
-def test_what_was_measured_before_the_end_is_written_and_void(
+def test_the_rows_measured_before_the_end_are_written_as_a_void_run(
     measured: Callable[..., None],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -107,7 +107,7 @@ def test_what_was_measured_before_the_end_is_written_and_void(
     assert f"**This run is void: {why}.**" in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_ctrl_c_ends_processes_and_leaves_what_there_is(tmp_path: Path) -> None:
+def test_ctrl_c_ends_processes_and_keeps_the_measured_rows(tmp_path: Path) -> None:
     command = (sys.executable, "-m", "bench", "endtoend", "--quick", "--scenario", "functions", "--output", tmp_path)
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as popen:
         assert popen.stderr is not None
@@ -123,7 +123,7 @@ def test_ctrl_c_ends_processes_and_leaves_what_there_is(tmp_path: Path) -> None:
 # Options.
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
+def test_a_folder_that_cannot_be_made_is_refused_before_the_measurement(
     measured: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured(error=AssertionError("measured"))
@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
 
 
 @pytest.mark.parametrize(("bytes_a_key", "status"), [(330.0, 0), (331.0, 1)])
-def test_a_missed_bar_fails_a_strict_run_alone(
+def test_a_missed_bar_fails_only_a_strict_run(
     measured: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str], bytes_a_key: float, status: int
 ) -> None:
     measured(row("direct", 0, "growth", "memory, 1,000,000 keys", bytes_a_key=bytes_a_key))

@@ -20,7 +20,7 @@ def test_options_without_a_command_are_those_of_endtoend(
     endtoend.assert_called_once_with(["--rounds", "3", "--quick"])
 
 
-def test_help_is_that_of_all_commands_and_another_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_covers_all_commands_and_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["-h"], ["--help"]):
         assert main(arguments) == 0
         assert capsys.readouterr().out == USAGE

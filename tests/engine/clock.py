@@ -6,9 +6,9 @@ NS_PER_MS = 1_000_000
 
 
 class Clock:
-    """Nanoseconds that stand still until they are moved.
+    """A clock that stands still until it is moved, in nanoseconds.
 
-    :ivar looks: the number of looks at it
+    :ivar looks: how often it was read
     """
 
     def __init__(self, now_ns: int = 0) -> None:

@@ -17,7 +17,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def hasty_threads() -> Iterator[None]:
-    """Threads take turns as often as the interpreter allows."""
+    """Make threads take turns as often as the interpreter allows."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield

@@ -1,4 +1,4 @@
-"""What tests of races share: threads that begin at one moment, and a lock that says that it is awaited."""
+"""Helpers for tests of races: threads that start together, and a lock that says when it is awaited."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event, Lock
 
-#: For what must happen.
+#: Seconds to wait for something that must happen.
 TIMEOUT_S = 30.0
 
 
 def run_together(*calls: Callable[[], object]) -> None:
-    """Run each call in a thread of its own, begun at one moment; raises what the first of them raised."""
+    """Start each call at the same moment in its own thread. Raise the first one's error, if any."""
     barrier = Barrier(len(calls))
 
     def run(call: Callable[[], object]) -> None:
@@ -24,7 +24,7 @@ def run_together(*calls: Callable[[], object]) -> None:
 
 
 class AnnouncedLock:
-    """A lock that says when somebody is about to wait for it."""
+    """A lock that says when a thread is about to wait for it."""
 
     def __init__(self, lock: Lock) -> None:
         self.lock = lock
@@ -47,5 +47,5 @@ class AnnouncedLock:
 
 
 def placed(key: bytes, seed: int) -> int:
-    """A hash function under which a key says its quarter of the ring: b"3 any"."""
+    """Hash a key by the quarter of the ring that its text names: b"3 any"."""
     return int(key[:1]) << 62

@@ -1,4 +1,4 @@
-"""Batches under threads, and the stripes that they take. What a batch does is in the model (test_model.py)."""
+"""Batches under threads, and the stripes that they take. The model (test_model.py) tests what a batch does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def numbered(count: int, value: bytes = b"v") -> dict[bytes, bytes]:
 
 
 class RecordedStripe:
-    """A stripe that notes each time that it is taken."""
+    """A stripe that records each time it is taken."""
 
     def __init__(self, stripe: Lock, number: int, taken: list[int]) -> None:
         self.stripe = stripe
@@ -49,11 +49,11 @@ def test_a_batch_takes_each_stripe_once_and_in_the_order_of_the_ring() -> None:
     assert bucket.delete_many([b"3", b"1", b"3 more", b"3"]) == 3
     assert taken == [0, 2, 3, 1, 3]
     bucket.get_many([b"3", b"0", b"2"])
-    assert taken == [0, 2, 3, 1, 3], "a reader takes none"
+    assert taken == [0, 2, 3, 1, 3], "a reader takes no stripe"
 
 
 @pytest.mark.parametrize("shard_keys_max", [1, 4_096])
-def test_a_get_many_that_comes_upon_a_batch_at_work_waits_for_its_end(shard_keys_max: int) -> None:
+def test_a_get_many_that_meets_a_running_batch_waits_for_its_end(shard_keys_max: int) -> None:
     store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), hash_function=placed)
     bucket = store.bucket(b"b")
     keys = [b"0", b"1", b"2", b"3"]
@@ -81,7 +81,7 @@ def test_a_get_many_that_comes_upon_a_batch_at_work_waits_for_its_end(shard_keys
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("shard_keys_max", [1, 7, 4_096])
 def test_a_batch_is_seen_whole_or_not_at_all(shard_keys_max: int, strict: bool) -> None:
-    """While shards split, and the bucket is emptied and made anew."""
+    """Split shards meanwhile, and empty and recreate the bucket."""
     store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1, strict_buckets=strict), seed=5)
     bucket = store.bucket(b"b")
     keys = [*numbered(20)]

@@ -1,7 +1,8 @@
-"""The one commit point of a shard, and the writes that are written out for speed: each behaves as `_commit` does.
+"""The single commit point of a shard, and the writes that are inlined for speed: each behaves as `_commit` does.
 
-Two shards do the same: one as it is, one whose every write is a call of `_commit` with sizes by the formula (`Reference`). They must end
-alike in all that a write touches: entries, deadlines, order, counts, what the observer is told, and what is refused.
+Two shards make the same calls. One is the real shard; in the other (`Reference`), every write calls `_commit` and
+computes its sizes by the formula. Afterwards they must agree in all that a write touches: entries, deadlines, order,
+counts, what the observer is told, and what is refused.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from keyvalue_engine.shard import Shard
 from tests.engine.clock import Clock
 
 SEED = 1
-#: Lengths on both sides of each step of the rounding.
+#: Lengths on both sides of each rounding step.
 LENGTHS = [0, 1, 2, 15, 16, 17, 31, 32]
-#: Few, so that a key is written again and again.
+#: Few keys, so that each is written again and again.
 keys = st.sampled_from([b"", b"k" * 15, b"k" * 16])
 values = st.sampled_from([b"1" * length for length in LENGTHS] + [b"9", b"99", b"text"])
 ttls_ns = st.sampled_from([0, 0, 1, 5, 9])
 
 
 class Reference(Shard):
-    """A shard without anything written out."""
+    """A shard with no inlined writes."""
 
     __slots__ = ()
 
@@ -56,7 +57,7 @@ class Reference(Shard):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What decides whether a write may go the short way."""
+    """The conditions that decide whether a write may take the short path."""
 
     observed: bool
     ordered: bool
@@ -78,7 +79,7 @@ conditions = st.builds(
 
 
 class Subject:
-    """A shard with what it depends on."""
+    """A shard and the objects that it depends on."""
 
     def __init__(self, kind: type[Shard], conditions: Conditions, clock: Clock) -> None:
         self.clock = clock
@@ -104,14 +105,14 @@ class Subject:
         return page
 
     def set_many(self, entries: dict[bytes, bytes], ttl_ns: int) -> None:
-        """As `Table.set_many` does."""
+        """Write all pairs in one batch, as `Table.set_many` does."""
         deadline_ns = self.expiry.deadline_ns(ttl_ns)
         self.shard.expire(entries)
         self.account.charge(*self.shard.growth([*entries], entries, deadline_ns), self.quota)
         self.shard.put_many([*entries], entries, deadline_ns)
 
     def state(self) -> object:
-        """All that a write touches."""
+        """Return everything that a write touches."""
         shard = self.shard
         shard.check()
         assert self.account.memory_bytes == shard.entries_bytes == self.covering.memory_bytes
@@ -162,7 +163,7 @@ def outcome(call: Call, subject: Subject) -> object:
 
 @settings(max_examples=200)
 @given(conditions=conditions, steps=st.lists(st.tuples(st.integers(0, 4), calls), min_size=10, max_size=40))
-def test_a_write_that_is_written_out_does_what_the_commit_point_does(
+def test_an_inlined_write_does_what_the_commit_point_does(
     conditions: Conditions, steps: list[tuple[int, Call]]
 ) -> None:
     clock = Clock()
@@ -171,7 +172,7 @@ def test_a_write_that_is_written_out_does_what_the_commit_point_does(
         clock.now_ns += passing_ns
         found, expected = outcome(call, subject), outcome(call, reference)
         if type(found) is int and type(expected) is int and found > 1 and expected == 1:
-            expected = found  # "at least 1" for a key that is there
+            expected = found  # "at least 1" for a key that exists
         assert found == expected
         assert subject.state() == reference.state()
 
@@ -181,10 +182,10 @@ def test_a_write_that_is_written_out_does_what_the_commit_point_does(
 @pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("ttl_ns", [0, 5])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_each_written_out_size_is_that_of_the_formula(
+def test_each_inlined_size_agrees_with_the_formula(
     length: int, ttl_ns: int, timed: bool, observed: bool, ordered: bool
 ) -> None:
-    """`state` counts anew. Each write here has its size written out, in one of these conditions."""
+    """Write under each condition that has an inlined size. `state` counts the memory anew."""
     subject = Subject(Shard, Conditions(observed, ordered, timed, None, None, False), Clock())
     key, before, value = b"k" * length, b"0" * 15, b"1" * length
     calls: list[Callable[[], object]] = [
@@ -203,7 +204,7 @@ def test_each_written_out_size_is_that_of_the_formula(
         subject.state()
 
 
-def test_the_commit_point_changes_nothing_when_it_is_refused() -> None:
+def test_the_commit_point_changes_nothing_when_it_refuses_a_write() -> None:
     subject = Subject(Shard, Conditions(True, True, True, SHARD_BYTES + 900, None, False), Clock())
     before = repr(subject.state())
     for entry in (bytes(BUCKET_BYTES), (bytes(BUCKET_BYTES), 1)):

@@ -8,7 +8,7 @@ from keyvalue_engine.entry import DEADLINE_BYTES, ENTRY_BYTES, bytes_size, entry
 
 
 @pytest.mark.parametrize("length", range(100))
-def test_the_size_of_an_entry_is_made_of_the_sizes_of_its_parts(length: int) -> None:
+def test_the_size_of_an_entry_is_the_sum_of_its_parts(length: int) -> None:
     assert bytes_size(length) == (length + 33 + 15) // 16 * 16, "a header and a terminator, in steps of the allocator"
     for key, value in ((b"k" * length, b""), (b"", b"v" * length)):
         plain = ENTRY_BYTES + bytes_size(len(key)) + bytes_size(len(value))

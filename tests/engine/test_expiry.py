@@ -1,7 +1,7 @@
-"""Expiry: what it costs, how a sweep is bounded, how room is made, and what only threads can break.
+"""Expiry: what it costs, how a sweep is bounded, how it frees memory, and faults that only threads can cause.
 
-The model (test_model.py) shows that an expired key is gone for every reader, and that its memory comes back. test_overtaken.py shows what
-a call gives if time passes meanwhile.
+The model (test_model.py) shows that no reader sees an expired key, and that its memory is freed. test_overtaken.py
+shows what a call returns if time passes during it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_a_time_to_live_is_positive_and_fits_the_clock(wrong: int) -> None:
 # Memory
 
 
-def test_a_key_without_deadline_costs_nothing_for_others_deadlines(clock: Clock) -> None:
+def test_a_key_without_deadline_pays_nothing_for_other_keys_deadlines(clock: Clock) -> None:
     store = Store(clock=clock)
     bucket = store.bucket(b"name")
     bucket.set(b"k", b"v")
@@ -61,7 +61,7 @@ def test_a_key_without_deadline_costs_nothing_for_others_deadlines(clock: Clock)
     assert store.memory_bytes == plain_bytes + entry_size(b"l", b"v") + DEADLINE_BYTES
     assert deadlines_of(store, b"name") == {b"l": NS_PER_MS}
     assert len(store._tables.expiry) == 1
-    assert clock.looks == 1, "nothing but the timed key looked at the clock"
+    assert clock.looks == 1, "only the timed key read the clock"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_step_of_a_sweep_looks_at_a_bounded_number_of_shards(keys_max: int, lo
 
 
 def test_every_shard_has_its_turn(clock: Clock) -> None:
-    """Also while the shards before it have more to give than a step takes."""
+    """Sweep them even while earlier shards have more expired keys than one step removes."""
     store = Store(clock=clock)
     for number in range(1_000):
         store.bucket(b"full").set(b"%d" % number, b"v", ttl_ms=1)
@@ -133,7 +133,7 @@ def test_shards_that_all_have_more_to_give_take_turns(clock: Clock) -> None:
 
 
 class OvertakenRing(list[Shard]):
-    """The shards of a table. Another call gets in before they are gone through, once."""
+    """The shards of a table. Once, another call runs before they are iterated."""
 
     def __init__(self, shards: Iterable[Shard], overtake: Callable[[], object]) -> None:
         super().__init__(shards)
@@ -145,7 +145,7 @@ class OvertakenRing(list[Shard]):
         return super().__iter__()
 
 
-def test_during_a_split_nothing_expired_is_seen_and_nothing_is_swept_too_early(clock: Clock) -> None:
+def test_a_split_shows_no_expired_key_and_sweeps_no_key_too_early(clock: Clock) -> None:
     store = Store(StoreOptions(shard_keys_max=2, shards_min=1), hash_function=placed, clock=clock)
     bucket, timed = store.bucket(b"b"), store.bucket(b"b", BucketOptions(ttl_ms=1))
     timed.set_many({b"0": b"v", b"1": b"v"})
@@ -163,9 +163,9 @@ def test_during_a_split_nothing_expired_is_seen_and_nothing_is_swept_too_early(c
     def overtake() -> None:  # the shard is retired, and its pieces are not in the ring yet
         assert shard.retired
         clock.move_ms(1)
-        store._tables.expiry.rotate()  # so that the pieces would be next, if they were in the row already
+        store._tables.expiry.rotate()  # so that the pieces would be next, if they were in the queue already
         sweeper.start()
-        assert stripe.awaited.wait(TIMEOUT_S), "the sweep has neither ended nor come upon the split"
+        assert stripe.awaited.wait(TIMEOUT_S), "the sweep has neither ended nor reached the split"
         found.append(bucket.get_many([b"0", b"1", b"2"]))
 
     table.ring = (shift, OvertakenRing([shard], overtake))
@@ -182,9 +182,11 @@ def test_during_a_split_nothing_expired_is_seen_and_nothing_is_swept_too_early(c
 
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("shard_keys_max", [2, 4_096])
-def test_no_read_gives_a_value_whose_time_was_over(shard_keys_max: int) -> None:
-    """Its writer notes when a value ended: at the deadline that it got, from what the clock last told that thread, and not before the
-    write was over, since a write that is under way may be seen.
+def test_no_read_returns_an_expired_value(shard_keys_max: int) -> None:
+    """Read while a writer notes when each value expired.
+
+    That is the deadline it was given, counted from the time that the clock last told the writer's thread. It is never
+    before the end of the write, since a write in progress may be seen.
     """
     ticks = count(step=NS_PER_MS // 50)
     told = local()
@@ -235,13 +237,13 @@ def test_no_read_gives_a_value_whose_time_was_over(shard_keys_max: int) -> None:
     store.check()
 
 
-# At a limit what has expired is swept first, as far as is needed
+# At a limit, a write first sweeps as many expired keys as it needs
 
 TIMED_KEYS = 3 * ROOM_KEYS
 
 
 def full(clock: Clock, limit: str) -> Store:
-    """A store at this limit: of three buckets all keys expire in a millisecond, in one stands a key that stays."""
+    """Return a store at this limit. The keys of three buckets expire in a millisecond; the key of the fourth stays."""
     memory_bytes = 4 * (BUCKET_BYTES + bytes_size(1) + SHARD_BYTES) + entry_size(b"stay", b"v")
     memory_bytes += TIMED_KEYS * (entry_size(b"0000", b"v") + DEADLINE_BYTES)
     limits: dict[str, Any] = {
@@ -268,14 +270,14 @@ WRITES: list[Callable[[Bucket], object]] = [
     [
         ("keys_max", b"s"),
         ("keys_max", b"n"),
-        ("keys_max", b"0"),  # a bucket that goes as room is made
+        ("keys_max", b"0"),  # a bucket that is freed by the sweep
         ("memory_bytes_max", b"s"),
         ("memory_bytes_max", b"n"),
         ("memory_bytes_max", b"0"),
         ("buckets_max", b"n"),
     ],
 )
-def test_room_is_made_of_what_has_expired_as_far_as_is_needed(
+def test_a_write_sweeps_only_as_many_expired_keys_as_it_needs(
     write: Callable[[Bucket], object], limit: str, name: bytes, clock: Clock
 ) -> None:
     store = full(clock, limit)
@@ -290,7 +292,7 @@ def test_room_is_made_of_what_has_expired_as_far_as_is_needed(
     store.check()
 
 
-def test_room_for_many_is_made_of_many(clock: Clock) -> None:
+def test_a_large_write_sweeps_many_expired_keys(clock: Clock) -> None:
     store = full(clock, "keys_max")
     clock.move_ms(1)
     store.bucket(b"n").set_many({b"%d" % number: b"v" for number in range(ROOM_KEYS + 1)})
@@ -298,7 +300,7 @@ def test_room_for_many_is_made_of_many(clock: Clock) -> None:
     store.check()
 
 
-def test_what_never_finds_room_is_refused_though_all_that_has_expired_is_swept(clock: Clock) -> None:
+def test_a_write_that_never_fits_is_refused_after_sweeping_all_expired_keys(clock: Clock) -> None:
     store = full(clock, "memory_bytes_max")
     clock.move_ms(1)
     with pytest.raises(
@@ -309,7 +311,7 @@ def test_what_never_finds_room_is_refused_though_all_that_has_expired_is_swept(c
     store.check()
 
 
-def test_room_is_made_of_a_key_after_many_shards_that_have_none_to_give(clock: Clock) -> None:
+def test_a_write_sweeps_an_expired_key_after_many_shards_without_one(clock: Clock) -> None:
     count = LOOKS_PER_KEY * ROOM_KEYS + 10
     store = Store(StoreOptions(keys_max=count), clock=clock)
     for number in range(count):
@@ -327,7 +329,7 @@ def test_room_is_made_of_a_key_after_many_shards_that_have_none_to_give(clock: C
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("options", [StoreOptions(key_bytes_max=2), StoreOptions(bucket_name_bytes_max=2)])
-def test_a_length_beyond_its_limit_sweeps_nothing(
+def test_a_length_above_its_limit_sweeps_nothing(
     write: Callable[[Bucket], object], options: StoreOptions, clock: Clock
 ) -> None:
     store = Store(options, clock=clock)
@@ -344,7 +346,7 @@ def test_a_length_beyond_its_limit_sweeps_nothing(
 
 
 class Keys:
-    """Keys with deadlines, as a shard changes them."""
+    """Keys with deadlines, changed as a shard changes them."""
 
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry] = {}
@@ -372,7 +374,7 @@ def test_a_key_that_is_written_again_and_again_has_one_place_in_the_heap() -> No
 
 
 @pytest.mark.parametrize("persist", [False, True])
-def test_a_heap_holds_at_most_as_much_that_is_out_of_date_as_not(persist: bool) -> None:
+def test_at_most_half_of_a_heap_is_out_of_date(persist: bool) -> None:
     keys = Keys()
     deadlines = keys.deadlines
     for number in range(5_000):
@@ -395,7 +397,7 @@ def test_a_heap_holds_at_most_as_much_that_is_out_of_date_as_not(persist: bool) 
         max_size=300,
     )
 )
-def test_what_is_due_is_what_a_dict_says(steps: list[tuple[bytes, int] | int]) -> None:
+def test_the_due_keys_are_those_of_a_dict(steps: list[tuple[bytes, int] | int]) -> None:
     keys = Keys()
     deadlines = keys.deadlines
     model: dict[bytes, int] = {}
@@ -427,7 +429,10 @@ def test_what_is_due_is_what_a_dict_says(steps: list[tuple[bytes, int] | int]) -
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("shard_keys_max", [2, 4_096])
 def test_threads_that_write_while_others_sweep_lose_nothing(shard_keys_max: int) -> None:
-    """In a bucket that empties and fills, while the clock runs fast; each thread knows what became of its own keys."""
+    """Write to a bucket that empties and fills, while the clock runs fast.
+
+    Each thread knows what became of its own keys.
+    """
     ticks = count(step=NS_PER_MS // 20)
     clock = ticks.__next__
     store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=clock, seed=SEED)
@@ -496,11 +501,11 @@ def test_expired_keys_are_counted_once_by_threads(clock: Clock) -> None:
     store.check()
 
 
-# What a step looks at is bounded, also where it finds nothing to remove
+# The work of a step is bounded, even if it finds nothing to remove
 
 
 def test_a_step_of_a_sweep_is_bounded_by_keys_removed_and_put_off_together(clock: Clock) -> None:
-    """Keys that are written again before they expire: their places in the heap are out of date, and cost a look each."""
+    """Write keys again before they expire. Their old places in the heap are out of date, and each costs a look."""
     store = Store(clock=clock)
     bucket = store.bucket(b"b", BucketOptions(ttl_ms=1))
     keys = [b"%d" % number for number in range(40)]
@@ -523,7 +528,7 @@ def test_a_sweep_of_no_keys_is_refused(keys_max: int) -> None:
         Store().sweep(keys_max)
 
 
-def test_a_full_quota_sweeps_its_own_buckets_alone(clock: Clock) -> None:
+def test_a_full_quota_sweeps_only_its_own_buckets(clock: Clock) -> None:
     store = Store(clock=clock)
     quota = Quota(lambda name: name == b"mine", 1, None)
     store.add_quota(quota)

@@ -1,6 +1,6 @@
-"""Counters: which values are counters and which sums are allowed, and increments by threads.
+"""Counters: which values are counters, which sums are allowed, and increments by threads.
 
-What an increment does to a store is in the model (test_model.py).
+The model (test_model.py) tests the effect of an increment on a store.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_a_counter_is_decimal_text(value: bytes, delta: int, total: int) -> None
         (b"1\n", r"'1\n'"),
         (b"1_000", "'1_000'"),
         (b"1e3", "'1e3'"),
-        ("٣".encode(), r"'\xd9\xa3'"),  # a digit, though not a decimal one
+        ("٣".encode(), r"'\xd9\xa3'"),  # a digit, but not a decimal one
         (b"\x00\xff'", r'"' + r"\x00\xff'" + r'"'),
         (b"0" * 21, "'" + "0" * 21 + "'"),
         (b"x" * 32, "'" + "x" * 32 + "'"),
@@ -48,7 +48,7 @@ def test_a_counter_is_decimal_text(value: bytes, delta: int, total: int) -> None
         (b"\xff" * 1_000_000, "'" + r"\xff" * 32 + "'..."),
     ],
 )
-def test_a_value_that_is_no_number_is_refused(value: bytes, shown: str) -> None:
+def test_an_increment_refuses_a_value_that_is_not_a_number(value: bytes, shown: str) -> None:
     with pytest.raises(CounterError) as caught:
         counter_sum(value, 1)
     assert str(caught.value) == f"the value {shown} is not a decimal number from 0 to 18446744073709551615"
@@ -61,7 +61,7 @@ def test_a_value_that_is_no_number_is_refused(value: bytes, shown: str) -> None:
         (b"%d" % COUNTER_MAX, 1),
         (b"%d" % COUNTER_MAX, COUNTER_MAX),
         (b"1", COUNTER_MAX),
-        (b"99999999999999999999", 0),  # of twenty digits, and beyond the largest number by itself
+        (b"99999999999999999999", 0),  # of twenty digits, and above the largest number by itself
         (b"99999999999999999999", 1),
         (b"4", -5),
     ],
@@ -77,7 +77,7 @@ def test_a_counter_never_passes_its_largest_number(value: bytes, delta: int) -> 
 
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("shard_keys_max", [1, 4_096])
-def test_threads_that_increment_one_key_lose_none(shard_keys_max: int) -> None:
+def test_increments_of_one_key_by_threads_are_all_counted(shard_keys_max: int) -> None:
     store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1))
     totals: list[list[int]] = [[] for _ in range(8)]
 
@@ -96,8 +96,8 @@ def test_threads_that_increment_one_key_lose_none(shard_keys_max: int) -> None:
 
 
 @pytest.mark.usefixtures("hasty_threads")
-def test_threads_that_increment_and_take_the_last_key_away_lose_none() -> None:
-    """Each counter begins with a sum of 1, and ends with a delete that finds it."""
+def test_no_increment_is_lost_to_threads_that_delete_the_counter() -> None:
+    """Start each counter with a sum of 1, and end it with a delete that finds it."""
     store = Store()
     bucket = store.bucket(b"b")
     begun: list[int] = []

@@ -1,6 +1,7 @@
-"""The memory formula of the ledger against the growth of a process: for keys, their order and their deadlines.
+"""The ledger's memory formula against the growth of a process: for keys, their order and their deadlines.
 
-The keys are stored by a fresh process, `python -m tests.engine.test_memory`, so that nothing else has left holes in its memory.
+A fresh process stores the keys (`python -m tests.engine.test_memory`), so that nothing else has left holes in its
+memory.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def resident_bytes() -> int:
-    """Return the memory of this process that is in use, as Linux counts it."""
+    """Return the resident memory of this process, as Linux counts it."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def measure(ttl_ms: int | None) -> list[tuple[int, int]]:
-    """Return the growth of the process, and what the formula says: after the keys were set, and after a walk."""
+    """Return the growth of the process and the formula's figure, after the keys were set and after a walk."""
     gc.collect()
     store = Store()
     bucket = store.bucket(b"b")
@@ -48,12 +49,12 @@ def measured(*arguments: str) -> list[tuple[int, int]]:
     return found
 
 
-def test_the_formula_is_the_growth_of_the_process() -> None:
+def test_the_formula_predicts_the_growth_of_the_process() -> None:
     (plain, ordered), (timed, timed_ordered) = measured(), measured(str(HOUR_MS))
     for growth_bytes, formula_bytes in (plain, ordered, timed, timed_ordered):
         assert growth_bytes == pytest.approx(formula_bytes, rel=0.15)
     for less, more, key_bytes in ((plain, ordered, ORDER_BYTES), (plain, timed, DEADLINE_BYTES)):
-        assert more[1] - less[1] == pytest.approx(KEYS * key_bytes, rel=0.01), "but for the number of shards"
+        assert more[1] - less[1] == pytest.approx(KEYS * key_bytes, rel=0.01), "except for the number of shards"
         assert more[0] - less[0] == pytest.approx(more[1] - less[1], rel=0.15)
 
 

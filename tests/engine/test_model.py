@@ -1,7 +1,7 @@
-"""The store against dicts: any sequence of calls while the clock moves, walks that go on in between, saves and loads.
+"""The store against dicts: any sequence of calls while the clock moves, with walks in between, saves and loads.
 
-Pages are predicted key by key (`predicted_page`), apart from the order of keys that stand at one position. A second model is made of
-nothing but what an observer is told: it must hold what the store holds, deadlines included.
+Pages are predicted key by key (`predicted_page`), except for the order of keys that share a position. A second model
+is built only from what an observer is told. It must hold what the store holds, deadlines included.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ HashFunction = Callable[[bytes, int], int]
 
 
 def scattered(key: bytes, seed: int) -> int:
-    """Positions all over the ring, some of them shared by up to three keys."""
+    """Return positions all over the ring, some of them shared by up to three keys."""
     return xxh3_64_intdigest(key[-1:], seed)
 
 
 def adjacent(key: bytes, seed: int) -> int:
-    """Positions that no split tells apart, some of them shared."""
+    """Return positions that no split separates, some of them shared."""
     return len(key)
 
 
@@ -63,12 +63,12 @@ KEYS = [b"", b"a", b"b", b"key", *(b"key %d" % number for number in range(30)), 
 names = st.sampled_from(BUCKETS)
 keys = st.sampled_from(KEYS)
 numbers = st.sampled_from([0, 1, 9, 10**9, COUNTER_MAX - 1, COUNTER_MAX])
-#: One more than a counter may be, in all.
+#: Up to one more than the largest counter.
 deltas = numbers | st.just(COUNTER_MAX + 1)
 values = st.binary(max_size=40) | numbers.map(lambda number: b"%d" % number) | st.just(b"%d" % (COUNTER_MAX + 1))
-#: Short ones may be over after a load, since a file's deadlines are those of the system's time.
+#: Short ones may have expired after a load, since a file's deadlines use the system's time.
 ttls_ms = st.none() | st.sampled_from([1, 1_000, 3_600_000])
-#: What a save and a load may take.
+#: Seconds that a save and a load may take.
 LOAD_MS = 60_000
 
 
@@ -90,7 +90,7 @@ def store_options(draw: st.DrawFn) -> StoreOptions:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a page must be: its keys by position, and the bounds of its cursor (None: no key is left)."""
+    """The expected page: its keys by position, and the bounds of its cursor, or None if no key remains."""
 
     runs: list[tuple[int, set[bytes]]]
     cursor_bounds: tuple[int, int] | None
@@ -99,7 +99,10 @@ class Prediction:
 def predicted_page(
     present: Iterable[bytes], position_of: Callable[[bytes], int], cursor: int, keys_max: int, bytes_max: int
 ) -> Prediction | None:
-    """As many whole runs as fit, or one crowded run that is not too crowded; None: it is."""
+    """Return as many whole runs as fit, or one run that is within the crowding limit.
+
+    Return None if it is above the limit.
+    """
     after = sorted((key for key in present if position_of(key) >= cursor), key=position_of)
     left = [(position, set(run)) for position, run in groupby(after, position_of)]
     taken: list[tuple[int, set[bytes]]] = []
@@ -123,7 +126,10 @@ def predicted_page(
 
 @dataclass
 class Walk:
-    """A walk under way: `stayed` are the keys that were there from its beginning to now."""
+    """A walk in progress.
+
+    :ivar stayed: the keys that have existed since it began
+    """
 
     name: bytes
     stayed: set[bytes]
@@ -188,19 +194,22 @@ class StoreMachine(RuleBasedStateMachine):
         store.observe(lambda name: lambda *event: self.events.append(event))
 
     def bounded(self, options: StoreOptions) -> StoreOptions:
-        """Without shards that no split makes smaller: they end in the largest ring, which takes long to check."""
+        """Raise `shard_keys_max` to a size that splits can reach.
+
+        Otherwise they go on to the largest ring, which is slow to check.
+        """
         return replace(options, shard_keys_max=max(options.shard_keys_max, SHARD_KEYS_LEAST[self.hash_function]))
 
     def position_of(self, key: bytes) -> int:
         return self.hash_function(key, SEED)
 
     def handle(self, name: bytes, ttl_ms: int | None = None, *, limited: bool = False) -> Bucket:
-        """A handle, held to the quota if that covers its bucket."""
+        """Return a handle. It is held to the quota if the quota covers its bucket."""
         quota = self.quota if limited and self.quota.covers(name) else None
         return self.store.bucket(name, BucketOptions(ttl_ms=ttl_ms, quota=quota))
 
     def live(self, name: bytes) -> dict[bytes, Stored]:
-        """What is there for a reader."""
+        """Return the keys that a reader finds."""
         now_ns = self.clock.now_ns
         return {
             key: stored
@@ -214,7 +223,10 @@ class StoreMachine(RuleBasedStateMachine):
     def predicted_refusal(
         self, name: bytes, changes: Mapping[bytes, Stored], limited: bool
     ) -> list[tuple[str, int, int]]:
-        """The limit that these writes would pass, if they would: option, found, allowed. Keys that have expired take no room."""
+        """Return the limit that these writes would exceed, if any: option, found, allowed.
+
+        Expired keys take no memory.
+        """
         options, live = self.options, self.live(name)
         bucket_names = self.written if options.strict_buckets else {known for known in BUCKETS if self.live(known)}
         new_keys = len(changes.keys() - live.keys())
@@ -249,7 +261,7 @@ class StoreMachine(RuleBasedStateMachine):
         ]
 
     def write(self, name: bytes, changes: Mapping[bytes, Stored], limited: bool, call: Callable[[], object]) -> None:
-        """Make a call that writes all of these, or nothing."""
+        """Make a call that writes all of these pairs, or nothing."""
         expected = self.predicted_refusal(name, changes, limited) if changes else []
         try:
             call()
@@ -298,7 +310,7 @@ class StoreMachine(RuleBasedStateMachine):
                 bucket.increment(key, delta)
             if isinstance(
                 error := caught.value, LimitError
-            ):  # looked at first, so far as it is known before the value is
+            ):  # checked first, as far as it is known before the value is
                 changes = {key: Stored(b"", None)}
                 assert [(error.option, error.found, error.allowed)] == self.predicted_refusal(name, changes, limited)
             return
@@ -345,7 +357,7 @@ class StoreMachine(RuleBasedStateMachine):
         deadline_ns = None if stored is None else stored.deadline_ns
         assert bucket.ttl_ms(key) == (
             None if deadline_ns is None else -(-(deadline_ns - self.clock.now_ns) // NS_PER_MS)
-        ), "what is left is rounded up"
+        ), "the rest is rounded up"
         try:
             assert bucket.get(key) == (None if stored is None else stored.value)
             assert bucket.exists(key) is (stored is not None)
@@ -406,7 +418,7 @@ class StoreMachine(RuleBasedStateMachine):
                 return
 
     def step(self, walk: Walk, keys_max: int | None) -> bool:
-        """One page more; whether the walk goes on."""
+        """Read one more page. Return True if the walk goes on."""
         expected = predicted_page(
             self.live(walk.name),
             self.position_of,
@@ -428,9 +440,9 @@ class StoreMachine(RuleBasedStateMachine):
         walk.cursor = page.cursor
         if page.cursor is None:
             assert expected.cursor_bounds is None
-            assert walk.stayed <= walk.seen, "a key that is there for the whole walk comes"
+            assert walk.stayed <= walk.seen, "a key that exists during the whole walk comes"
             return False
-        assert expected.cursor_bounds is not None, "a cursor comes only if a key is left"
+        assert expected.cursor_bounds is not None, "a cursor comes only if a key remains"
         least, most = expected.cursor_bounds
         assert least <= page.cursor <= most
         return True
@@ -460,13 +472,16 @@ class StoreMachine(RuleBasedStateMachine):
             self.model[name] = dict(self.reloaded(name))
 
     def reloaded(self, name: bytes) -> Iterable[tuple[bytes, Stored]]:
-        """What is there after a load. A key that was about to expire may have done so; a file's deadlines are in milliseconds."""
+        """Return the entries after a load.
+
+        A key that was about to expire may have expired. A file's deadlines are in milliseconds.
+        """
         deadlines_ns = deadlines_of(self.store, name)
         for key, stored in self.live(name).items():
             deadline_ns = deadlines_ns.get(key)
             left_ns = None if stored.deadline_ns is None else stored.deadline_ns - self.clock.now_ns
             if left_ns is not None and key not in self.told.get(name, {}):
-                assert left_ns <= LOAD_MS * NS_PER_MS, "a key that had time left is gone"
+                assert left_ns <= LOAD_MS * NS_PER_MS, "a key that has not expired is missing"
                 continue
             assert (deadline_ns is None) is (left_ns is None)
             if left_ns is not None and deadline_ns is not None:
@@ -474,7 +489,7 @@ class StoreMachine(RuleBasedStateMachine):
             yield key, Stored(stored.value, deadline_ns)
 
     def held(self) -> dict[bytes, dict[bytes, Entry]]:
-        """All entries that take memory."""
+        """Return all entries that take memory."""
         return {name: entries_of(self.store, name) for name in self.store._tables.by_name}
 
     @invariant()
@@ -495,7 +510,7 @@ class StoreMachine(RuleBasedStateMachine):
             walk.stayed &= live[walk.name].keys()
 
     @invariant()
-    def what_was_told_is_what_is_held(self) -> None:
+    def the_events_give_the_content_of_the_store(self) -> None:
         for change, name, key, entry in self.events:
             self.told_of[change] += 1
             if entry is None:
@@ -520,7 +535,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert {key: entries.get(key) for key in live} == {key: stored.entry for key, stored in live.items()}
             assert entries.keys() - live.keys() <= self.model.get(name, {}).keys()
         assert self.told_of[EXPIRE] == self.store.expired_keys
-        assert self.told_of[SET] == self.set_keys, "each write is told once, and none that was refused"
+        assert self.told_of[SET] == self.set_keys, "the observer is told of each write once, and of no refused one"
         assert self.told_of[DELETE] == self.deleted_keys
         assert self.told_of[PERSIST] == self.persisted_keys
 

@@ -30,7 +30,7 @@ from tests.engine.clock import NS_PER_MS, Clock
 from tests.engine.entries import shards_of
 from tests.engine.races import run_together
 
-#: What happened to a key, and what it holds now.
+#: An event of a key, and the value that the key holds now.
 Event = tuple[Change, bytes, Entry | None]
 
 
@@ -39,7 +39,7 @@ def was_set(key: bytes, value: bytes, deadline_ms: int | None = None) -> Event:
 
 
 class Record:
-    """An observer that notes what it is told."""
+    """An observer that records what it is told."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Change, bytes, bytes, Entry | None]] = []
@@ -48,7 +48,7 @@ class Record:
         self.events.append((change, bucket, key, entry))
 
     def take(self) -> list[Event]:
-        """What it was told since the last time, all of bucket b"b"."""
+        """Return the events since the last call, all of bucket b"b"."""
         assert {bucket for _, bucket, _, _ in self.events} <= {b"b"}
         taken = [(change, key, entry) for change, _, key, entry in self.events]
         self.events.clear()
@@ -74,11 +74,11 @@ def test_the_observer_of_a_bucket_is_asked_for_once() -> None:
     assert {name: len(record.events) for name, record in records.items()} == {b"before": 3, b"after": 3}
     store.bucket(b"after").delete(b"k")
     store.bucket(b"after").set(b"k", b"anew")
-    assert asked[3:] == [b"after"], "a bucket that was freed is another one when it is made anew"
+    assert asked[3:] == [b"after"], "a freed bucket is a new one when it is recreated"
     assert records[b"after"].events[3:] == [(DELETE, b"after", b"k", None), (SET, b"after", b"k", b"anew")]
 
 
-def test_observers_may_be_replaced_and_taken_away() -> None:
+def test_observers_may_be_replaced_and_removed() -> None:
     store = Store()
     bucket = store.bucket(b"b")
     first, second = Record(), Record()
@@ -96,7 +96,7 @@ def test_observers_may_be_replaced_and_taken_away() -> None:
 
 
 class FleetingAccount(Account):
-    """An account whose observer another thread takes away as soon as it was looked at."""
+    """An account whose observer another thread removes as soon as it was read."""
 
     left: Observer | None
 
@@ -120,7 +120,7 @@ class FleetingAccount(Account):
         (lambda shard: shard.delete(b"k"), (DELETE, b"k", None)),
     ],
 )
-def test_an_observer_that_is_taken_away_during_a_write_harms_nothing(
+def test_removing_an_observer_during_a_write_does_no_harm(
     write: Callable[[Shard], object], event: Event, clock: Clock
 ) -> None:
     store = Store(clock=clock)
@@ -132,14 +132,17 @@ def test_an_observer_that_is_taken_away_during_a_write_harms_nothing(
     record = account.observer = Record()
     write(shard)
     assert shard.entries.get(b"k") == event[2]
-    assert record.take() in ([event], []), "a write that is under way may still be told"
+    assert record.take() in ([event], []), "the observer may still be told of a write in progress"
     shard.check()
 
 
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("shard_keys_max", [1, 4_096])
 def test_events_of_a_key_come_in_the_order_of_its_writes_under_threads(shard_keys_max: int) -> None:
-    """By all kinds of writes, while a sweep goes on, shards split and the bucket is emptied: replayed, they are the store at each moment."""
+    """Write in every way while a sweep runs, shards split and the bucket is emptied.
+
+    Replayed, the events give the store at each moment.
+    """
     ticks = count(step=NS_PER_MS // 4)
     store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=ticks.__next__, seed=1)
     events: dict[bytes, list[Entry | None]] = {b"%d" % number: [] for number in range(6)}
@@ -190,7 +193,7 @@ def test_events_of_a_key_come_in_the_order_of_its_writes_under_threads(shard_key
     held = {key: entry for shard in shards_of(store) for key, entry in shard.entries.items()}
     assert {key: told[-1] for key, told in events.items() if told and told[-1] is not None} == held
     for told in events.values():
-        assert (None, None) not in pairwise([None, *told]), "what is gone is removed once"
+        assert (None, None) not in pairwise([None, *told]), "a missing key is removed once"
     assert kinds.count(DELETE) == sum(removals) > 0
     assert kinds.count(EXPIRE) == store.expired_keys > 0
     assert kinds.count(PERSIST) == sum(persisted) > 0
@@ -198,7 +201,7 @@ def test_events_of_a_key_come_in_the_order_of_its_writes_under_threads(shard_key
 
 
 @pytest.mark.usefixtures("hasty_threads")
-def test_every_sum_of_a_counter_is_told_in_its_order() -> None:
+def test_every_sum_of_a_counter_is_told_in_order() -> None:
     store = Store()
     record = Record()
     store.observe(lambda name: record)

@@ -1,8 +1,9 @@
-"""Calls that overtake each other: each must give what it gives in one of the possible orders, and leave the same store.
+"""Calls that overtake each other: each must return what it returns in one of the possible orders, and leave the same store.
 
-One thread is enough to try every place at which another thread could get in. In the store under test, taking a lock, looking at the clock,
-hashing a key, and reading or writing an entry are such places. At one of them, which is another one in each try, the steps of other calls
-are run (`Places`). Steps that need a lock of the overtaken call cannot be run there, so that try does not count (`Blocked`).
+One thread is enough to try every place where another thread could get in. In the store under test, these places are:
+taking a lock, reading the clock, hashing a key, and reading or writing an entry. Each try picks one place and runs
+the steps of other calls there (`Places`). Steps that need a lock of the overtaken call cannot run there, so that try
+does not count (`Blocked`).
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from tests.engine.races import placed
 
 #: The time to live of every key that has one, in milliseconds.
 TTL_MS = 5
-#: Far more places than the calls on one stage reach.
+#: Far more places than any call on a stage reaches.
 PLACES_MAX = 10_000
 
 
 class Blocked(Exception):
-    """A step needs a lock that the overtaken call holds. In one thread it would wait for ever."""
+    """A step needs a lock that the overtaken call holds. In one thread it would wait forever."""
 
 
 class Places:
-    """The places that a call reaches, one after the other. At one of them, other calls get in.
+    """The places that a call reaches, one after another. Other calls get in at one of them.
 
-    :ivar at: how many places are left before that one; None: nothing gets in
+    :ivar at: how many places remain before that one; None: nothing gets in
     :ivar overtake: makes the other calls
-    :ivar left: how many more may be reached before it is clear that a call never ends
+    :ivar left: how many more places may be reached before the call is taken to be endless
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,7 @@ class Places:
         self.left = PLACES_MAX
 
     def reach(self) -> None:
-        """Let the other calls get in, if this is the place."""
+        """Let the other calls get in if this is the place."""
         self.left -= 1
         assert self.left, "the call never ends"
         if self.at is None:
@@ -58,13 +59,13 @@ class Places:
             self.overtake()
 
     def end(self) -> bool:
-        """Let nothing get in any more. Return True if the steps did."""
+        """Let nothing else get in. Return True if the steps did."""
         at, self.at = self.at, None
         return at is None
 
 
 class PlacedLock:
-    """A lock of one thread, and a place."""
+    """A single thread's lock that is also a place."""
 
     def __init__(self, places: Places) -> None:
         self.places = places
@@ -98,7 +99,7 @@ class PlacedClock(Clock):
 
 
 class PlacedEntries(dict[bytes, Entry]):
-    """Entries of a shard, with a place after each look-up and each write."""
+    """The entries of a shard, with a place after each lookup and each write."""
 
     def __init__(self, shard: Shard, places: Places) -> None:
         super().__init__(shard.entries)
@@ -119,7 +120,10 @@ class PlacedEntries(dict[bytes, Entry]):
 
 @dataclass(frozen=True)
 class Scene:
-    """The store before a call: keys that stay, and keys that expire. More than `shard_keys_max` are in four shards."""
+    """The store before a call: keys that stay, and keys that expire.
+
+    More than `shard_keys_max` keys are split into four shards.
+    """
 
     keys: Sequence[bytes]
     timed_keys: Sequence[bytes] = ()
@@ -144,7 +148,7 @@ SCENES = {
 
 
 class Stage:
-    """A store, in a scene."""
+    """A store in a scene."""
 
     def __init__(self, scene: Scene, places: Places) -> None:
         places.left = PLACES_MAX
@@ -172,11 +176,11 @@ class Stage:
         return sorted(keys)
 
     def sweep(self) -> None:
-        """Sweep. Leave out what `Store.sweep` returns, which is an estimate."""
+        """Sweep, but do not return the result of `Store.sweep`, which is an estimate."""
         self.store.sweep()
 
     def end(self) -> tuple[object, object]:
-        """Return what a reader finds now, and the buckets that are left after a sweep."""
+        """Return what a reader finds now, and the buckets that remain after a sweep."""
         self.store.check()
         now_ns = self.clock.now_ns
         entries = entries_of(self.store).items()
@@ -213,9 +217,9 @@ CALLS: dict[str, Call] = {
     "page of one key": lambda stage: stage.bucket.page(keys_max=1),
     "save": Stage.save,
 }
-#: These see one shard after the other, not all as of one moment.
+#: These read one shard after another, not all as of one moment.
 SHARD_BY_SHARD = ("page", "page of one key", "save")
-#: These look at the clock before they write or read. If they are held up in between, the earlier time counts.
+#: These read the clock before they write or read. If they are held up in between, the earlier time counts.
 HELD_UP = ("set with a deadline", "set_many with a deadline", "increment with a deadline", "persist", "ttl_ms")
 
 STEPS: dict[str, Call] = {
@@ -226,7 +230,7 @@ STEPS: dict[str, Call] = {
     "set all": lambda stage: stage.bucket.set_many({b"0": b"7", b"1": b"7", b"3": b"7"}),
     "split": lambda stage: stage.bucket.set(b"2", b"8"),  # where the shard is full
 }
-#: What gets in. No step but a batch changes two keys that a call reads, since single writes may be seen one by one.
+#: The calls that get in. Only a batch changes two keys that a call reads, since single writes may be seen one by one.
 OVERTAKING: list[list[str]] = [
     ["set"],
     ["delete"],
@@ -255,13 +259,13 @@ OVERTAKING: list[list[str]] = [
 
 
 def save_without_file(keys: list[bytes], seed: int, tables: Mapping[bytes, Table], unix_ms_of: object) -> None:
-    """Collect the keys that a snapshot would hold. A file for each try would take long."""
+    """Collect the keys that a snapshot would hold. Writing a file for each try would take too long."""
     keys += [key for table in tables.values() for entries, _ in snapshot._blocks(table, int) for key in entries[::2]]
 
 
 @pytest.fixture
 def places(monkeypatch: pytest.MonkeyPatch) -> Places:
-    """Places that all locks of a store under test belong to."""
+    """Return the places that all locks of a store under test belong to."""
     places = Places()
     for module in (shard, table, tables):
         monkeypatch.setattr(module, "Lock", lambda: PlacedLock(places))
@@ -281,7 +285,7 @@ def in_turn(steps: Sequence[str], stage: Stage) -> list[object]:
 
 
 def orders(name: str, steps: Sequence[str], stage_of: Callable[[], Stage]) -> Iterator[object]:
-    """Yield what is found if the call is made before, between and after the steps."""
+    """Yield the result if the call is made before, between and after the steps."""
     for index in range(len(steps) + 1):
         for held_up_ms in (0, TTL_MS) if name in HELD_UP else (0,):
             stage = stage_of()
@@ -293,7 +297,7 @@ def orders(name: str, steps: Sequence[str], stage_of: Callable[[], Stage]) -> It
 
 
 def overtakings(name: str, steps: Sequence[str], stage_of: Callable[[], Stage], places: Places) -> Iterator[object]:
-    """Yield what is found if the steps get in, for each place that the call reaches."""
+    """Yield the result if the steps get in, for each place that the call reaches."""
     for place in count():
         stage = stage_of()
         others: list[object] = []
@@ -309,7 +313,7 @@ def overtakings(name: str, steps: Sequence[str], stage_of: Callable[[], Stage], 
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_an_overtaken_call_does_what_it_does_in_one_of_the_orders(name: str, places: Places) -> None:
+def test_an_overtaken_call_acts_as_in_one_of_the_orders(name: str, places: Places) -> None:
     tries = 0
     for scene, steps in product(SCENES, OVERTAKING):
         if name in SHARD_BY_SHARD and scene.startswith("four shards"):

@@ -1,4 +1,4 @@
-"""Quotas: several over one bucket, quotas that come and go, and exact counts under threads.
+"""Quotas: several for one bucket, quotas that come and go, and exact counts under threads.
 
 The model (test_model.py) shows what a quota counts, and which writes it refuses.
 """
@@ -39,14 +39,14 @@ def test_a_bucket_may_belong_to_several_quotas() -> None:
     with pytest.raises(LimitError, match=f"^{KEYS.format(3, 2)}$"):
         limited(store, b"a", quotas[0]).set(b"2", b"")
     limited(store, b"a", quotas[1]).set(b"2", b"")
-    assert [quota.keys for quota in quotas] == [3, 3], "each limits only the handles that were made with it"
+    assert [quota.keys for quota in quotas] == [3, 3], "a quota limits only the handles that were made with it"
     with pytest.raises(LimitError, match=f"^{KEYS.format(4, 3)}$"):
         limited(store, b"b", quotas[1]).set(b"k", b"")
     assert store.bucket_names() == [b"a"]
     store.check()
 
 
-def test_a_quota_that_is_removed_counts_no_more() -> None:
+def test_a_removed_quota_no_longer_counts() -> None:
     store = Store()
     quota, other = Quota(of_a, 2, None), Quota(of_a, None, None)
     store.add_quota(quota)
@@ -66,7 +66,7 @@ def test_a_quota_that_is_removed_counts_no_more() -> None:
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_a_handle_stays_held_to_a_quota_that_was_removed(others: int) -> None:
+def test_a_handle_stays_held_to_a_removed_quota(others: int) -> None:
     store = Store()
     quota = Quota(everything, 1, None)
     for known in [quota, *[Quota(everything, None, None)] * others]:
@@ -93,7 +93,7 @@ def test_a_handle_stays_held_to_a_quota_that_was_removed(others: int) -> None:
 )
 @pytest.mark.parametrize("shard_keys_max", [20, 4_096])
 def test_quotas_are_exact_under_threads(quota: Quota, option: str, excess: set[int], shard_keys_max: int) -> None:
-    """Over buckets, by single writes, batches and increments; at the end not one more key finds room."""
+    """Write to several buckets by single writes, batches and increments. At the end, not one more key fits."""
     store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1))
     store.add_quota(quota)
     admitted: list[int] = []
@@ -130,7 +130,7 @@ def test_quotas_are_exact_under_threads(quota: Quota, option: str, excess: set[i
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_counts_are_exact_while_quotas_come_and_go() -> None:
-    """And while the buckets that they cover are emptied, freed and made anew."""
+    """Empty, free and recreate the covered buckets meanwhile."""
     store = Store(StoreOptions(shard_keys_max=4, shards_min=1))
     quotas = [Quota(of_a, None, None) for _ in range(3)]
     rounds = 200

@@ -1,4 +1,4 @@
-"""Snapshots: what was saved comes back, what was damaged is refused with the offset of the frame, a failed save harms nothing."""
+"""Snapshots: a load restores what was saved, damage is refused with the frame's offset, and a failed save does no harm."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HEAD = Struct(">BBQBI")
 HEADER = [0, "keyvalue-inmemory snapshot", 2, 99]
 HEADER_1 = [0, "keyvalue-inmemory snapshot", 1, 99]
 HOUR_MS = 3_600_000
-#: What a save and a load may take.
+#: Seconds that a save and a load may take.
 LOAD_MS = 60_000
 
 
@@ -45,7 +45,7 @@ def stored(content: Content, options: StoreOptions | None = None, seed: int = 99
 
 
 def content_of(store: Store) -> Content:
-    """All that the store holds, by its public methods."""
+    """Return all that the store holds, read by its public methods."""
     found: Content = {}
     for name in store.bucket_names():
         bucket = store.bucket(name)
@@ -66,7 +66,7 @@ def frame(body: bytes, offset: int) -> bytes:
 
 
 def crafted(*bodies: object) -> bytes:
-    """A file of frames with right checksums. A body that is bytes is taken as it is."""
+    """Write a file of frames with correct checksums. A body of bytes is used as it is."""
     file = b""
     for body in bodies:
         file += frame(body if isinstance(body, bytes) else msgpack.packb(body), len(file))
@@ -74,7 +74,7 @@ def crafted(*bodies: object) -> bytes:
 
 
 def frames_of(file: bytes) -> list[tuple[int, bytes]]:
-    """The (offset, whole frame) of each frame of a sound file."""
+    """Return the offset and the bytes of each frame of a sound file."""
     found = []
     offset = 0
     while offset < len(file):
@@ -85,7 +85,7 @@ def frames_of(file: bytes) -> list[tuple[int, bytes]]:
 
 
 def refusal(path: Path, file: bytes) -> SnapshotError:
-    """The error with which a file of these bytes is refused."""
+    """Return the error that refuses a file of these bytes."""
     path.write_bytes(file)
     with pytest.raises(SnapshotError) as caught:
         Store.load(path)
@@ -102,7 +102,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small(path: Path) -> bytes:
-    """A small sound file of five frames."""
+    """Return a small sound file of five frames."""
     stored({b"1": {b"k": b"v"}, b"2": {b"key": b"", b"": b"value"}, b"3": {b"k": b"v"}}).save(path)
     file = path.read_bytes()
     assert len(frames_of(file)) == 5
@@ -125,19 +125,19 @@ CONTENTS: dict[str, Content] = {
 
 
 def save_and_load(store: Store, content: Content, path: Path, options: StoreOptions | None = None) -> Store:
-    """Return the store that a snapshot of this one gives, which holds the same."""
+    """Save the store and load the snapshot. Return the new store, which must hold the same."""
     store.save(path)
     loaded = Store.load(path, options)
     loaded.check()
     assert content_of(loaded) == content_of(store) == content
     assert loaded.bucket_names() == store.bucket_names()
     for name in content:
-        assert list(loaded.bucket(name).keys()) == list(store.bucket(name).keys()), "the order is that of before"
+        assert list(loaded.bucket(name).keys()) == list(store.bucket(name).keys()), "the order is unchanged"
     return loaded
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-def test_what_was_saved_is_loaded(content: Content, path: Path) -> None:
+def test_a_load_restores_what_was_saved(content: Content, path: Path) -> None:
     save_and_load(stored(content), content, path, StoreOptions(shards_min=1, shard_keys_max=300))
 
 
@@ -148,12 +148,12 @@ def test_what_was_saved_is_loaded(content: Content, path: Path) -> None:
     ),
     seed=st.integers(0, 2**64 - 1),
 )
-def test_any_content_is_loaded(content: Content, seed: int, path: Path) -> None:
+def test_a_load_restores_any_content(content: Content, seed: int, path: Path) -> None:
     loaded = save_and_load(stored(content, seed=seed), content, path)
     assert save_and_load(loaded, content, path.with_name("again"))._tables.seed == seed
 
 
-def test_an_emptied_bucket_is_known_after_a_load_into_a_strict_store(path: Path) -> None:
+def test_a_strict_store_knows_an_emptied_bucket_after_a_load(path: Path) -> None:
     strict = StoreOptions(strict_buckets=True)
     store = stored({b"emptied": {b"k": b"v"}, b"full": {b"k": b"v"}}, strict)
     store.bucket(b"emptied").delete(b"k")
@@ -218,7 +218,7 @@ def test_a_file_of_version_1_stays_readable(path: Path) -> None:
     assert store._tables.seed == 99
     store.check()
     strict = Store.load(path, StoreOptions(strict_buckets=True))
-    assert content_of(strict) == content_of(store), "a block of no key empties nothing"
+    assert content_of(strict) == content_of(store), "a block without keys empties nothing"
     strict.check()
 
 
@@ -242,7 +242,7 @@ def test_deadlines_are_found_in_the_block_of_their_keys(path: Path) -> None:
     assert [-(-ttl_ms // HOUR_MS) for ttl_ms in ttls_ms] == [0, 2, 0, 4, 0, 6, 0, 8, 0]
 
 
-def test_what_has_expired_is_not_saved(path: Path, clock: Clock) -> None:
+def test_expired_keys_are_not_saved(path: Path, clock: Clock) -> None:
     store = Store(clock=clock)
     store.bucket(b"b", BucketOptions(ttl_ms=5)).set_many({b"%d" % number: b"v" for number in range(9)})
     store.bucket(b"b").set_many({b"3": b"stays", b"4": b"stays"})
@@ -258,7 +258,7 @@ def test_what_has_expired_is_not_saved(path: Path, clock: Clock) -> None:
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("ago_ms", [0, 1, HOUR_MS, None])
-def test_what_has_expired_since_the_save_is_not_loaded(strict: bool, ago_ms: int | None, path: Path) -> None:
+def test_keys_that_expired_since_the_save_are_not_loaded(strict: bool, ago_ms: int | None, path: Path) -> None:
     over_ms = -(2**63) if ago_ms is None else unix_ms() - ago_ms
     path.write_bytes(
         crafted(
@@ -276,7 +276,7 @@ def test_what_has_expired_since_the_save_is_not_loaded(strict: bool, ago_ms: int
     store.check()
 
 
-def test_a_deadline_beyond_all_that_may_be_set_is_the_latest(path: Path) -> None:
+def test_a_deadline_beyond_the_largest_becomes_the_largest(path: Path) -> None:
     path.write_bytes(crafted(HEADER, [1, b"b", [b"k", b"v"], {0: 2**64 - 1}], [2, 1, 1]))
     store = Store.load(path)
     assert 0 <= TTL_MS_MAX - (store.bucket(b"b").ttl_ms(b"k") or 0) < LOAD_MS
@@ -287,7 +287,7 @@ def test_a_deadline_beyond_all_that_may_be_set_is_the_latest(path: Path) -> None
 # The file
 
 
-def test_a_file_is_for_its_owner_alone_and_no_other_is_left(path: Path) -> None:
+def test_only_its_owner_may_read_a_file_and_no_other_file_remains(path: Path) -> None:
     before = os.umask(0)
     try:
         for content in ({b"b": {b"k": b"1"}}, {b"b": {b"k": b"2"}}):
@@ -300,7 +300,7 @@ def test_a_file_is_for_its_owner_alone_and_no_other_is_left(path: Path) -> None:
 
 
 def test_a_save_reaches_the_disk_before_its_rename_and_after_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash must leave the old file or the new one. See the header of `keyvalue_engine.snapshot`."""
+    """A crash must leave either the old file or the new one. See the docstring of `keyvalue_engine.snapshot`."""
     steps: list[str] = []
     descriptors: list[int] = []
     fsync, replace = os.fsync, os.replace
@@ -323,7 +323,7 @@ def test_a_save_reaches_the_disk_before_its_rename_and_after_it(path: Path, monk
             os.fstat(descriptor)
 
 
-def test_a_path_may_be_relative_and_its_directory_must_be_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_may_be_relative_and_its_directory_must_exist(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     stored({b"b": {b"k": b"v"}}).save("snapshot")
     assert content_of(Store.load(str(path))) == {b"b": {b"k": b"v"}}
@@ -334,7 +334,7 @@ def test_a_path_may_be_relative_and_its_directory_must_be_there(path: Path, monk
     assert os.listdir(path.parent) == ["snapshot"]
 
 
-def test_a_save_that_may_not_be_renamed_leaves_nothing(path: Path, clock: Clock) -> None:
+def test_a_save_whose_rename_fails_leaves_nothing(path: Path, clock: Clock) -> None:
     path.mkdir()
     store = Store(clock=clock)
     store.bucket(b"b").set(b"k", b"v", ttl_ms=1)
@@ -343,13 +343,13 @@ def test_a_save_that_may_not_be_renamed_leaves_nothing(path: Path, clock: Clock)
         store.save(path)
     assert os.listdir(path.parent) == ["snapshot"]
     assert os.listdir(path) == []
-    assert store.bucket_names() == [], "it came upon an expired key, the last of its bucket"
+    assert store.bucket_names() == [], "it met an expired key, the last of its bucket"
     store.check()
 
 
 @pytest.mark.parametrize("size_bytes_max", [0, 100, 1_500_000])
 def test_a_save_that_fails_in_the_middle_leaves_the_old_file(path: Path, size_bytes_max: int) -> None:
-    """With the system's limit on the size of a file."""
+    """Make it fail by the system's limit on the size of a file."""
     stored({b"old": {b"k": b"v"}}).save(path)
     old = path.read_bytes()
     store = stored({b"new": {b"%d" % number: bytes(1_000_000) for number in range(3)}})
@@ -370,8 +370,8 @@ def test_a_save_that_fails_in_the_middle_leaves_the_old_file(path: Path, size_by
 FIRST_KEY_BYTES = BUCKET_BYTES + bytes_size(6) + SHARD_BYTES + entry_size(b"12345", b"123456789")
 
 
-def test_what_a_handle_allowed_is_loaded_again(path: Path) -> None:
-    """A handle's limits may be above the store's, as those of a link."""
+def test_a_load_accepts_what_a_handle_allowed(path: Path) -> None:
+    """A handle's limits may be above the store's, as a link's may be."""
     options = StoreOptions(key_bytes_max=4, value_bytes_max=8)
     store = Store(options)
     store.bucket(b"b", BucketOptions(key_bytes_max=5, value_bytes_max=9)).set(b"12345", b"123456789", HOUR_MS)
@@ -395,7 +395,7 @@ def test_what_a_handle_allowed_is_loaded_again(path: Path) -> None:
         ),
     ],
 )
-def test_a_file_that_passes_a_limit_is_refused(options: StoreOptions, needed: str, limit: str, path: Path) -> None:
+def test_a_file_that_exceeds_a_limit_is_refused(options: StoreOptions, needed: str, limit: str, path: Path) -> None:
     stored({b"bucket": {b"12345": b"123456789"}, b"second": {b"12345": b"1", b"2": b"2"}}).save(path)
     with pytest.raises(LimitError, match=f"^{re.escape(f'{needed}; the limit is {limit}')}$"):
         Store.load(path, options)
@@ -444,8 +444,8 @@ def test_swapped_doubled_and_dropped_frames_are_refused(small: bytes, path: Path
             assert refusal(path, joined(swapped)).offset == offset
 
 
-def test_a_frame_of_another_file_is_refused_by_the_end(path: Path) -> None:
-    """A frame of the same offset and size is sound by itself; the counts of the last frame still tell."""
+def test_the_last_frame_shows_that_a_frame_is_from_another_file(path: Path) -> None:
+    """Swap in a frame of the same offset and size. It is sound by itself, but the counts of the last frame differ."""
     files = []
     for entries in ({b"1": b"v", b"2": b""}, {b"1": b"longer"}):
         stored({b"b": entries}).save(path)
@@ -522,7 +522,7 @@ NO_BLOCK = "the frame is neither a block nor the end"
         ([HEADER, b"\x91" * 100_000], 1, "the frame is not msgpack: "),
     ],
 )
-def test_a_frame_that_is_sound_but_wrong_is_refused(bodies: list[Any], index: int, reason: str, path: Path) -> None:
+def test_a_sound_frame_with_wrong_content_is_refused(bodies: list[Any], index: int, reason: str, path: Path) -> None:
     file = crafted(*bodies)
     error = refusal(path, file)
     assert error.offset == frames_of(file)[index][0]
@@ -531,7 +531,7 @@ def test_a_frame_that_is_sound_but_wrong_is_refused(bodies: list[Any], index: in
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=st.binary(max_size=300))
-def test_any_bytes_are_refused(file: bytes, path: Path) -> None:
+def test_arbitrary_bytes_are_refused(file: bytes, path: Path) -> None:
     assert 0 <= refusal(path, file).offset <= len(file)
 
 
@@ -553,7 +553,7 @@ bodies_alike = (
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies=st.lists(objects | bodies_alike | st.binary(max_size=30), max_size=4))
-def test_frames_of_anything_are_loaded_or_refused(bodies: list[object], path: Path) -> None:
+def test_frames_with_arbitrary_content_are_loaded_or_refused(bodies: list[object], path: Path) -> None:
     file = crafted(HEADER, *bodies)
     path.write_bytes(file)
     try:
@@ -568,7 +568,7 @@ def test_frames_of_anything_are_loaded_or_refused(bodies: list[object], path: Pa
 # Saves while writers write
 
 
-def test_a_save_among_writers_is_loaded(path: Path) -> None:
+def test_a_snapshot_saved_during_writes_is_loaded(path: Path) -> None:
     options = StoreOptions(shard_keys_max=50, shards_min=1)
     stayed = {b"stays %d" % number: b"%d" % number for number in range(1_000)}
     store = stored({b"b": stayed}, options)

@@ -1,4 +1,4 @@
-"""Tables of what the model (test_model.py) leaves out: memory limits, limits of a handle, options, crowded positions, splits."""
+"""Tables of cases that the model (test_model.py) leaves out: memory limits, limits of a handle, options, crowded positions, splits."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ CURSOR_MAX = 2**64 - 1
 
 
 def placed(key: bytes, seed: int) -> int:
-    """A hash function under which a key says its position: b"7:a" and b"7:b" both stand at 7."""
+    """Hash a key to the position that its text names: b"7:a" and b"7:b" are both at 7."""
     return int(key.partition(b":")[0])
 
 
 def pages(bucket: Bucket, keys_max: int | None = None, cursor: int | None = None) -> list[list[bytes]]:
-    """A walk as its pages. Fails if a cursor does not rise."""
+    """Yield the pages of a walk. Fail if a cursor does not rise."""
     found = []
     while True:
         page = bucket.page(cursor, keys_max)
@@ -53,7 +53,7 @@ def shards(store: Store, name: bytes = b"b") -> list[Shard]:
 
 
 def filled(count: int, options: StoreOptions | None = None, *, seed: int = 1) -> tuple[Store, Bucket, list[bytes]]:
-    """A store with `count` keys in its bucket b"b", and the keys in the bucket's order."""
+    """Return a store with `count` keys in its bucket b"b", and the keys in the bucket's order."""
     store = Store(options, seed=seed)
     bucket = store.bucket(b"b")
     keys = [b"key %d" % number for number in range(count)]
@@ -106,7 +106,7 @@ def test_a_strict_handle_refuses_to_read_a_bucket_that_was_never_written(
     store.check()
 
 
-# Limits of memory and of a handle
+# Memory limits and limits of a handle
 
 TIMED = BucketOptions(ttl_ms=1)
 BUCKET_SIZE = BUCKET_BYTES + bytes_size(1)
@@ -118,7 +118,7 @@ WRITES: list[tuple[Callable[[Store], object], int, int]] = [
     (lambda store: store.bucket(b"full", TIMED).set(b"1", b"v"), DEADLINE_BYTES, DEADLINE_BYTES),
     (lambda store: store.bucket(b"full").increment(b"k", 1), ENTRY_SIZE, ENTRY_SIZE),
     (lambda store: store.bucket(b"full").set_many({b"1": bytes(16), b"k": b""}), ENTRY_SIZE + 16, ENTRY_SIZE + 16),
-    # a new bucket needs room for itself, then for its keys
+    # a new bucket needs memory for itself, then for its keys
     (lambda store: store.bucket(b"b").set(b"k", b"v"), BUCKET_SIZE, BUCKET_SIZE + SHARD_BYTES + ENTRY_SIZE),
     (
         lambda store: store.bucket(b"b").set_many({b"1": b"v", b"2": b"v"}),
@@ -163,7 +163,7 @@ def test_a_write_just_fits_the_memory_limit_or_is_refused_and_changes_nothing(
     store.check()
 
 
-def test_at_the_memory_limit_an_overwrite_may_shrink_or_stay() -> None:
+def test_at_the_memory_limit_an_overwrite_may_be_smaller_or_of_the_same_size() -> None:
     full_bytes = BUCKET_BYTES + bytes_size(1) + SHARD_BYTES + entry_size(b"k", bytes(100))
     store = Store(StoreOptions(memory_bytes_max=full_bytes))
     bucket = store.bucket(b"b")
@@ -181,7 +181,7 @@ def test_at_the_memory_limit_an_overwrite_may_shrink_or_stay() -> None:
     store.check()
 
 
-def test_a_handle_has_limits_of_its_own() -> None:
+def test_a_handle_has_its_own_limits() -> None:
     store = Store(StoreOptions(key_bytes_max=4, value_bytes_max=4, page_keys_max=2, page_bytes_max=100))
     tight = store.bucket(b"b", BucketOptions(key_bytes_max=1, value_bytes_max=1, page_keys_max=1))
     loose = store.bucket(b"b", BucketOptions(key_bytes_max=9, value_bytes_max=9, page_keys_max=9, page_bytes_max=25))
@@ -270,7 +270,7 @@ def test_a_seed_has_64_bits() -> None:
         assert list(bucket.keys()) == keys
         orders.append(keys)
     assert orders[0] != orders[1]
-    assert Store()._tables.seed != Store()._tables.seed, "it is drawn anew unless it is given"
+    assert Store()._tables.seed != Store()._tables.seed, "it is random unless it is given"
 
 
 # Pages
@@ -322,7 +322,7 @@ def test_the_bytes_of_a_page_are_counted_over_shards() -> None:
 
 
 def crowded(options: StoreOptions, *runs: tuple[int, int], key_bytes: int = 8) -> Bucket:
-    """Make a bucket with (position, count) runs of keys of `key_bytes` each."""
+    """Make a bucket with runs of keys of `key_bytes` each. A run is given as (position, count)."""
     bucket = Store(options, hash_function=placed).bucket(b"b")
     for position, count in runs:
         for number in range(count):
@@ -340,7 +340,7 @@ def crowded(options: StoreOptions, *runs: tuple[int, int], key_bytes: int = 8) -
         (StoreOptions(page_bytes_max=1_000), 2_000, 2, "2 keys of 4008 bytes"),
     ],
 )
-def test_a_crowded_position_is_a_typed_error(options: StoreOptions, key_bytes: int, count: int, found: str) -> None:
+def test_a_crowded_position_raises_its_own_error(options: StoreOptions, key_bytes: int, count: int, found: str) -> None:
     bucket = crowded(options, (1, 1), (7, count), (9, 1), key_bytes=key_bytes)
     first = bucket.page()
     assert [placed(key, 0) for key in first.keys] == [1]
@@ -354,7 +354,7 @@ def test_a_crowded_position_is_a_typed_error(options: StoreOptions, key_bytes: i
             f"position 7 has at least {found}; the limit is {CROWD_KEYS_MAX} keys and "
             f"{CROWD_PAGES_MAX * 1_000} bytes (a multiple of page_bytes_max)"
         )
-    assert [placed(key, 0) for key in bucket.page(8).keys] == [9], "the walk may be taken up after the crowd"
+    assert [placed(key, 0) for key in bucket.page(8).keys] == [9], "the walk may resume after the crowd"
     bucket._tables.check()
 
 
@@ -366,20 +366,20 @@ def test_a_crowded_position_is_a_typed_error(options: StoreOptions, key_bytes: i
         (StoreOptions(page_bytes_max=100), 1_000, 1),
     ],
 )
-def test_the_largest_crowd_comes_whole(options: StoreOptions, key_bytes: int, count: int) -> None:
+def test_the_largest_crowd_is_returned_whole(options: StoreOptions, key_bytes: int, count: int) -> None:
     bucket = crowded(options, (1, 1), (7, count), (9, 1), key_bytes=key_bytes)
     found = pages(bucket, cursor=2)
     assert [[placed(key, 0) for key in keys] for keys in found] == [[7] * count, [9]]
     bucket.set(b"7:more".ljust(key_bytes, b"."), b"")
     assert bucket.delete(found[0][0])
-    assert len(bucket.page(2).keys) == count, "as many keys, of which one is another"
+    assert len(bucket.page(2).keys) == count, "the same number of keys, one of them different"
 
 
 # Orders and splits
 
 
 @pytest.mark.parametrize("others", [1, 1_000])
-def test_writes_without_pages_grow_nothing_but_entries(others: int) -> None:
+def test_writes_without_pages_grow_only_the_entries(others: int) -> None:
     store, bucket, keys = filled(others, StoreOptions(shard_keys_max=20_000))
     [shard] = shards(store)
     assert shards(store)[0]._order is None, "nothing is sorted before a page is asked for"
@@ -412,7 +412,7 @@ def test_a_bucket_has_one_shard_until_it_outgrows_it(shards_min: int, first: int
     store.check()
 
 
-def test_a_shard_that_grows_too_large_is_split_alone() -> None:
+def test_only_the_shard_that_grows_too_large_is_split() -> None:
     store = Store(StoreOptions(shards_min=4, shard_keys_max=4), hash_function=placed)
     bucket = store.bucket(b"b")
     quarter = 2**62
@@ -428,7 +428,7 @@ def test_a_shard_that_grows_too_large_is_split_alone() -> None:
 
 
 @pytest.mark.parametrize("shards_min", [64, 2**15])
-def test_a_shard_that_may_not_be_split_again_grows(shards_min: int) -> None:
+def test_a_shard_at_the_largest_depth_grows(shards_min: int) -> None:
     """The last split but one leaves a depth of 14 or 15, so the last one makes four shards or two."""
     options = StoreOptions(shard_keys_max=1, shards_min=shards_min, page_keys_max=200)
     store = Store(options, hash_function=placed)

@@ -1,6 +1,7 @@
 """The guarantee of a walk, under churn and under threads, and other writes by threads.
 
-The guarantee: a key that is there for the whole walk comes exactly once; one that is added or removed meanwhile at most once.
+The guarantee: a key that exists during the whole walk comes exactly once. A key that is added or removed meanwhile
+comes at most once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def position_of(key: bytes) -> int:
 
 
 class Walk:
-    """A walk of a bucket from `start` on, that keeps no state but its cursor."""
+    """A walk of a bucket from `start` on. Its cursor is its only state."""
 
     def __init__(self, start: int | None = None, keys_max: int | None = None) -> None:
         self.start = start
@@ -57,7 +58,7 @@ class Walk:
         assert counts.keys() <= stayed | churned
 
 
-# A population of which one half stays, a quarter goes and a quarter comes.
+# Half of the keys stay, a quarter are deleted and a quarter are added.
 COUNT = 20_000
 STAYED = [b"stays %d" % number for number in range(COUNT // 2)]
 REMOVED = [b"goes %d" % number for number in range(COUNT // 4)]
@@ -74,7 +75,7 @@ def populated(options: StoreOptions) -> Store:
 
 
 def churn(bucket: Bucket, rng: Random) -> Iterator[None]:
-    """All changes in random order, a few at a time."""
+    """Make all changes in random order, a few at a time."""
     changes = [(key, False) for key in REMOVED] + [(key, True) for key in ADDED]
     rng.shuffle(changes)
     for number, (key, is_added) in enumerate(changes):
@@ -112,8 +113,8 @@ def test_walks_under_churn(shards_min: int, shard_keys_max: int) -> None:
     store.check()
 
 
-def test_a_split_that_is_not_needed_does_not_happen() -> None:
-    """Another thread may have split the shard, or have deleted a key of it, since the write that asks for the split."""
+def test_an_unneeded_split_does_not_happen() -> None:
+    """Another thread may have split the shard, or deleted one of its keys, since the write that asked for the split."""
     store = Store(StoreOptions(shard_keys_max=2, shards_min=1), hash_function=placed)
     bucket = store.bucket(b"b")
     bucket.set_many({b"0": b"", b"1": b""})
@@ -219,7 +220,7 @@ def test_threads_that_split_shards_lose_no_write(shard_keys_max: int) -> None:
 
 
 def memory_of(keys: int, bucket_names: int) -> int:
-    """Return the memory of buckets of one shard, which hold this number of keys in all."""
+    """Return the memory of one-shard buckets that hold this number of keys in all."""
     buckets_bytes = bucket_names * (BUCKET_BYTES + bytes_size(1) + SHARD_BYTES)
     return buckets_bytes + keys * entry_size(b"0 000", b"v")
 
@@ -260,7 +261,7 @@ def test_limits_are_exact_under_threads(options: StoreOptions, option: str) -> N
 
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("strict", [False, True])
-def test_failed_first_sets_by_threads_leave_the_bucket_unknown(strict: bool) -> None:
+def test_first_sets_that_fail_in_threads_leave_the_bucket_unknown(strict: bool) -> None:
     store = Store(StoreOptions(keys_max=1, strict_buckets=strict), seed=SEED)
     store.bucket(b"full").set(b"k", b"v")
     memory_bytes = store.memory_bytes
@@ -279,7 +280,7 @@ def test_failed_first_sets_by_threads_leave_the_bucket_unknown(strict: bool) -> 
 
 
 @pytest.mark.usefixtures("hasty_threads")
-def test_a_failed_first_set_forgets_no_bucket_that_another_thread_wrote() -> None:
+def test_a_failed_first_set_keeps_a_bucket_that_another_thread_wrote() -> None:
     store = Store(StoreOptions(memory_bytes_max=1_000_000, strict_buckets=True), seed=SEED)
     together = Barrier(8, timeout=TIMEOUT_S)
 

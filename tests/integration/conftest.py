@@ -1,4 +1,4 @@
-"""What several tests of connections in this process share."""
+"""Fixtures that several tests of connections in this process share."""
 
 from __future__ import annotations
 

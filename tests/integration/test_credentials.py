@@ -1,6 +1,6 @@
-"""Credentials of the provider: real NATS servers that demand some, and connections that have these or others.
+"""Credentials of the provider: real NATS servers that require some, and connections with right and wrong ones.
 
-What is refused is told at once and without a secret, as everywhere. It ends a provider with exit code 1.
+A refusal is reported at once and without a secret. It ends a provider with exit code 1.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from tests.log_lines import LogLines
 from tests.nats_configs import Authority, Key, Operator, nkey_config, token_config, user_config
 
 NewServer = Callable[[str], NatsServer]
-#: Longer than any test: what is refused is not tried again.
+#: Longer than any test, since a refused connection is not retried.
 OPEN_TIMEOUT_S = 600
-#: What a URL gives a meaning to, what JSON escapes, and what is no ASCII.
+#: Characters with a meaning in a URL, characters that JSON escapes, and some that are not ASCII.
 ODD = 'p@s:s/w?o#r%d,"\\ %41+é[]'
 
 
 @dataclass(frozen=True)
 class Means:
-    """Means to connect: what stands in the URL before the host, an nkey user, certificates.
+    """The means to connect: the user part of the URL, an nkey user, certificates.
 
-    :ivar reason: why it is not taken
-    :ivar secrets: what no output may hold
+    :ivar reason: why the server refuses them
+    :ivar secrets: texts that no output may contain
     """
 
     login: str = ""
@@ -60,7 +60,7 @@ class Means:
         )
 
     def launch(self, launch: Launch, server: NatsServer, wait: bool = True) -> Provider:
-        """Launch a provider with these means. It logs all it can."""
+        """Launch a provider with these means, at the finest log level."""
         tls = self.tls or TlsOptions()
         options = {"tls_ca": tls.ca, "tls_certificate": tls.certificate, "tls_key": tls.key}
         return launch(
@@ -73,7 +73,7 @@ class Means:
         )
 
     def is_reason(self, server: NatsServer, told: str) -> bool:
-        """Return True if what is told is why these are not taken."""
+        """Return True if the error gives the reason why these means are refused."""
         return bool(re.fullmatch(f"{re.escape(redacted_url(self.url(server)))}: {self.reason}", told))
 
     def are_hidden(self, output: str) -> bool:
@@ -82,7 +82,7 @@ class Means:
 
 @dataclass(frozen=True)
 class Case:
-    """A server's configuration, means that it takes, and means that it does not."""
+    """A server's configuration, means that it accepts, and means that it refuses."""
 
     config: str
     right: tuple[Means, ...]
@@ -124,7 +124,7 @@ def with_odd_user(directory: Path) -> Case:
 
 
 def with_nkey(directory: Path) -> Case:
-    """Return a case in which keys of other kinds sign too; the server knows none of them."""
+    """Return a case in which keys of other kinds sign too. The server knows none of them."""
     key = Key.new()
     others = (nkey(Key.new(kind)) for kind in (nkeys.PREFIX_BYTE_USER, nkeys.PREFIX_BYTE_ACCOUNT))
     return Case(nkey_config(key.public_key), (nkey(key),), (*others, user("u", "passw0rd-hush"), Means()))
@@ -176,7 +176,7 @@ NOT_ACCEPTED = "the server's certificate is not accepted: "
 
 
 def with_a_certificate_of_another_authority(directory: Path) -> Case:
-    """Return a case in which the provider knows another authority, or only the system's."""
+    """Return a case in which the provider trusts another authority, or only the system's."""
     (directory / "other").mkdir()
     tls = TlsOptions(str(Authority(directory / "other").ca))
     reason = NOT_ACCEPTED + "(unable to get local issuer certificate|self[- ]signed certificate in certificate chain)"
@@ -217,7 +217,7 @@ CASES = (
 
 
 @pytest.mark.parametrize("case_of", CASES)
-async def test_who_may_connect_and_who_may_not(
+async def test_right_credentials_connect_and_wrong_ones_do_not(
     case_of: Callable[[Path], Case], new_nats_server: NewServer, log_lines: LogLines, tmp_path: Path
 ) -> None:
     case = case_of(tmp_path)
@@ -251,7 +251,7 @@ async def test_a_provider_connects_as_its_host_data_says(
     assert wrong.are_hidden(refused.output)
 
 
-async def test_refused_at_a_reconnect_is_told_once(new_nats_server: NewServer, log_lines: LogLines) -> None:
+async def test_a_refused_reconnect_is_reported_once(new_nats_server: NewServer, log_lines: LogLines) -> None:
     server = new_nats_server(token_config("t0ken-hush"))
     connection = await Connection.open(ConnectionOptions((token("t0ken-hush").url(server),)))
     await in_thread(server.kill)
@@ -269,7 +269,7 @@ async def test_refused_at_a_reconnect_is_told_once(new_nats_server: NewServer, l
     assert "t0ken-hush" not in log_lines.text
 
 
-async def test_a_user_is_one_of_all_urls(new_nats_server: NewServer) -> None:
+async def test_one_user_applies_to_all_urls(new_nats_server: NewServer) -> None:
     server = new_nats_server(user_config("u", ODD))
     means = user("u", ODD)
     async with AsyncExitStack() as stack:
@@ -279,11 +279,14 @@ async def test_a_user_is_one_of_all_urls(new_nats_server: NewServer) -> None:
             assert connection.server == server.url
 
 
-# Certificates that can't be used
+# Certificates that cannot be used
 
 
-def test_certificates_that_cannot_be_used_are_faults_of_the_configuration(launch: Launch, tmp_path: Path) -> None:
-    """They are found before NATS is asked, and no error shows what may be a key. All faults: tests/transport/nats/test_tls.py."""
+def test_unusable_certificates_are_faults_of_the_configuration(launch: Launch, tmp_path: Path) -> None:
+    """They are found before NATS is contacted, and no error shows a possible key.
+
+    tests/transport/nats/test_tls.py has all faults.
+    """
     certificate, key = Authority(tmp_path).issue("client.test")
     body = key.read_text().splitlines()[1]
     missing = tmp_path / "missing.pem"

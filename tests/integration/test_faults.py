@@ -1,6 +1,7 @@
-"""What goes wrong on the wire and around it: clients that send damage or half of it, NATS that dies, a signal under load.
+"""Faults on the wire and around it: clients that send malformed or incomplete data, a NATS server that dies, a signal under load.
 
-What parameters, limits and half-open invocations do is held by tests/transport; here they meet a running provider, whose state is looked at.
+tests/transport tests parameters, limits and half-open invocations. Here they meet a running provider, whose state is
+checked.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MIB = 1024 * 1024
 OK = encode_unit_result(None)
 
 
-async def test_a_client_that_is_gone_in_the_middle(
+async def test_a_client_that_disappears_in_the_middle_of_a_call(
     provider: Provider, client: KeyValueClient, nats_server: NatsServer, bucket: str
 ) -> None:
     large, name = bytes(5 * MIB), bucket.encode()
@@ -68,7 +69,7 @@ async def test_a_client_that_is_gone_in_the_middle(
         ("delete", b"\x01b\x06absent\xff and more", OK),
     ],
 )
-async def test_damage_and_lengths_over_their_limits_end_the_invocation_at_once(
+async def test_malformed_data_and_lengths_over_their_limits_end_the_invocation_at_once(
     provider: Provider, client: KeyValueClient, raw: Client, function: str, params: bytes, result: bytes
 ) -> None:
     await client.set("b", "k", b"as before")
@@ -90,7 +91,7 @@ async def test_damage_and_lengths_over_their_limits_end_the_invocation_at_once(
 async def test_nats_is_killed_and_comes_back(
     new_nats_server: Callable[[], NatsServer], launch: Launch, path: str
 ) -> None:
-    """Stored keys are kept, half-open invocations go on, probes see the loss, and the host is heard again."""
+    """Keep stored keys and half-open invocations, report the loss in probes, and receive the host's messages again."""
     server = new_nats_server()
     provider = launch(ON | {"transport": path}, lattice_rpc_url=server.url)
     endpoint = Endpoint.of(provider)
@@ -149,7 +150,7 @@ async def test_a_stop_does_not_wait_for_nats(
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_sigterm_under_load(launch: Launch, nats_server: NatsServer, path: str) -> None:
-    """Each call is answered, or NATS refuses it since nobody listens any more."""
+    """Answer each call, unless NATS refuses it because nobody listens any more."""
     provider = launch({"transport": path})
     succeeded = 0
     refused: list[type[Exception]] = []
@@ -161,7 +162,7 @@ async def test_sigterm_under_load(launch: Launch, nats_server: NatsServer, path:
         while True:
             try:
                 await client.set("b", f"{number}", value)
-            except Exception as error:  # all of it is compared with what is allowed
+            except Exception as error:  # all errors are compared with those that are allowed
                 refused.append(type(error))
                 return
             succeeded += 1
@@ -181,4 +182,4 @@ async def test_sigterm_under_load(launch: Launch, nats_server: NatsServer, path:
     assert await in_thread(provider.wait) == 0
     answered = re.search(r"stopped: (\d+) invocations answered", provider.output)
     assert answered is not None
-    assert int(answered[1]) == succeeded  # none was taken and not answered
+    assert int(answered[1]) == succeeded  # no call was accepted without being answered

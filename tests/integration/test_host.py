@@ -37,7 +37,7 @@ from tests.conftest import (
 
 HEALTHY = {"healthy": True, "message": "serving"}
 STOPPED = b"provider shutdown handled successfully"
-#: Longer than any test: a stop that waited for what is half-open would not end.
+#: Longer than any test: a stop that waited for half-open invocations would not end.
 LONG_STOP = {"stop_timeout_ms": "600_000", "half_open_timeout_ms": "600_000"}
 GET = encode_bucket_key(b"b", b"k")
 MARKERS = count()
@@ -45,7 +45,7 @@ MARKERS = count()
 
 @pytest.fixture(scope="module")
 def path() -> None:
-    """Use the default path: nothing here depends on it."""
+    """Use only the default path, since nothing here depends on it."""
 
 
 async def ask(raw: Client, provider: Provider, subject: str, payload: bytes = b"") -> bytes:
@@ -54,7 +54,7 @@ async def ask(raw: Client, provider: Provider, subject: str, payload: bytes = b"
 
 
 async def tell(raw: Client, provider: Provider, subject: str, message: object) -> None:
-    """Publish what the host would: bytes, or an object as JSON."""
+    """Publish a message of the host: bytes, or an object as JSON."""
     payload = message if isinstance(message, bytes) else json.dumps(message).encode()
     await raw.publish(provider.host_subject(subject), payload)
     await raw.flush()
@@ -66,20 +66,20 @@ async def health(raw: Client, provider: Provider) -> Mapping[str, Any]:
 
 
 async def unhealthy(raw: Client, provider: Provider) -> str:
-    """Return why it is not healthy."""
+    """Return the reason why it is not healthy."""
     answer = await health(raw, provider)
     assert answer["healthy"] is False
     return str(answer["message"])
 
 
 def link_to(provider: Provider, **fields: object) -> dict[str, object]:
-    """Return a link of a component to the provider, without the captured options."""
+    """Return a link from a component to the provider, without the captured options."""
     link: dict[str, object] = HOST_CAPTURE["host_data"]["link_definitions"][0]
     return link | {"target": provider.key, "target_config": {}} | fields
 
 
 async def logged(raw: Client, provider: Provider) -> str:
-    """Return its whole log so far. A thread reads the log, so this logs a marker last and waits for it."""
+    """Return the whole log so far. A thread reads the log, so this logs a marker last and waits for it."""
     marker = f"marker {next(MARKERS)}"
     for verb in ("put", "del"):
         await tell(raw, provider, f"linkdefs.{verb}", link_to(provider, name=marker))
@@ -94,7 +94,7 @@ def stop_request(host_id: str = HOST_ID) -> bytes:
 # Links and configuration
 
 
-async def test_malformed_links_make_it_unhealthy_until_they_are_mended_or_deleted(
+async def test_malformed_links_make_it_unhealthy_until_they_are_corrected_or_deleted(
     provider: Provider, raw: Client
 ) -> None:
     assert await health(raw, provider) == HEALTHY
@@ -113,7 +113,7 @@ async def test_malformed_links_make_it_unhealthy_until_they_are_mended_or_delete
     assert await health(raw, provider) == HEALTHY
 
 
-async def test_links_of_others_and_what_is_no_link_do_not_make_it_unhealthy(provider: Provider, raw: Client) -> None:
+async def test_links_of_others_and_other_messages_do_not_make_it_unhealthy(provider: Provider, raw: Client) -> None:
     before = await logged(raw, provider)
     of_another = link_to(provider, target="of-another")
     messages: list[object] = [of_another, of_another | {"interfaces": 1}, b"{", []]
@@ -123,12 +123,15 @@ async def test_links_of_others_and_what_is_no_link_do_not_make_it_unhealthy(prov
     assert await health(raw, provider) == HEALTHY
     output = (await logged(raw, provider))[len(before) :]
     assert output.count("a link is unusable") == 4
-    assert output.count("a link was not deleted") == 2  # those of another are just not known
+    assert output.count("a link was not deleted") == 2  # a link of another provider is just unknown
     assert "found 1 bytes that are not JSON, expected a link definition" in output
 
 
 async def test_a_link_is_put_when_it_changes_and_deleted_once(provider: Provider, raw: Client) -> None:
-    """A host publishes each link to several subjects; a provider that listens on some of them hears it that often."""
+    """A host publishes each link to several subjects.
+
+    A provider that listens to several of them receives it as often.
+    """
     for target_config in ({}, {}, {"bucket": "a"}, {"bucket": "b"}, {"bucket": "b"}):
         await tell(raw, provider, "linkdefs.put", link_to(provider, name="news", target_config=target_config))
     for _ in range(2):
@@ -185,7 +188,7 @@ async def test_links_and_options_of_host_data(launch: Launch, raw: Client) -> No
     await tell(raw, provider, "config.update", config)
     assert await health(raw, provider) == HEALTHY
     news = (await logged(raw, provider))[len(started) :]
-    assert news.count("link put") == 1, "the marker's: what was known is no news"
+    assert news.count("link put") == 1, "the marker's: known links are not put again"
     assert "config" not in news
     await tell(raw, provider, "config.update", config | {"key_bytes_max": "100", "page_keys": "9"})
     assert await health(raw, provider) == HEALTHY
@@ -194,7 +197,7 @@ async def test_links_and_options_of_host_data(launch: Launch, raw: Client) -> No
     )
 
 
-async def test_everything_of_the_capture(launch: Launch, raw: Client) -> None:
+async def test_every_link_and_option_of_the_capture(launch: Launch, raw: Client) -> None:
     provider = launch(**{k: v for k, v in HOST_CAPTURE["host_data"].items() if k != "lattice_rpc_url"})
     assert "with 1 links" in provider.output
     seen: set[str] = set()
@@ -235,7 +238,7 @@ async def test_everything_of_the_capture(launch: Launch, raw: Client) -> None:
     ]
 
 
-async def test_what_nats_does_not_permit_makes_it_unhealthy(
+async def test_a_missing_nats_permission_makes_it_unhealthy(
     new_nats_server: Callable[[str], NatsServer], launch: Launch
 ) -> None:
     permissions = 'permissions: { publish: ">", subscribe: { deny: "default.>" } }'
@@ -252,7 +255,7 @@ async def test_what_nats_does_not_permit_makes_it_unhealthy(
 
 
 async def test_the_reply_to_the_hosts_request_comes_last(launch: Launch, raw: Client) -> None:
-    """A host kills when it has the reply, or after 300 ms, so the provider's own limit of a stop does not count."""
+    """A host kills the provider when it has the reply, or after 300 ms, so the provider's own stop limit does not count."""
     provider = launch(LONG_STOP, link_name="other", log_level="debug")
     for message in (b"", b"{", b"[]", b'{"host_id": 1}', b"{}", stop_request("NANOTHERHOST")):
         await raw.publish(provider.host_subject("other.shutdown"), message, "of.nobody")
@@ -275,7 +278,7 @@ async def test_the_reply_to_the_hosts_request_comes_last(launch: Launch, raw: Cl
         results[came.subject] = results.get(came.subject, b"") + came.data
     assert results[f"{inbox}.stop.0"] == results[f"{inbox}.stop.1"] == STOPPED
     assert subjects.count(f"{inbox}.stop.0") == 1
-    assert await half.result() == b""  # nobody sends its rest: ended, so that no client waits
+    assert await half.result() == b""  # its rest is never sent; it is ended so that no client waits
     expected = encode_get_result(bytes(1_000))
     assert [results[f"{inbox}.{number}.results"] == expected for number in range(200)] == [True] * 200
     assert await in_thread(provider.wait) == 0
@@ -285,7 +288,7 @@ async def test_the_reply_to_the_hosts_request_comes_last(launch: Launch, raw: Cl
     assert provider.output.count("a shutdown request of another host is ignored") == 2
 
 
-async def test_without_a_host_id_any_host_stops_it_and_needs_no_reply_subject(launch: Launch, raw: Client) -> None:
+async def test_without_a_host_id_any_host_stops_it_even_without_a_reply_subject(launch: Launch, raw: Client) -> None:
     provider = launch(host_id=None)
     await tell(raw, provider, "default.shutdown", stop_request("NANYHOST"))
     assert await in_thread(provider.wait) == 0
@@ -299,8 +302,8 @@ async def half_a_set(raw: Client, provider: Provider) -> tuple[RawInvocation, st
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_waits_for_what_is_in_flight(launch: Launch, raw: Client, number: signal.Signals) -> None:
-    provider = launch(environment={})  # the empty environment of a host, whatever these tests run under
+async def test_a_signal_waits_for_calls_in_flight(launch: Launch, raw: Client, number: signal.Signals) -> None:
+    provider = launch(environment={})  # the empty environment of a host, whatever the environment of these tests is
     half, server_inbox = await half_a_set(raw, provider)
     provider.signal(number)
     await in_thread(provider.wait_for, f"{number.name}: stopping; send a second signal to exit at once")
@@ -312,7 +315,7 @@ async def test_a_signal_waits_for_what_is_in_flight(launch: Launch, raw: Client,
         await raw.request(provider.subject("get"), timeout=DEADLINE_S)
 
 
-async def test_a_signal_ends_what_is_never_answered(launch: Launch, raw: Client) -> None:
+async def test_a_signal_ends_calls_that_are_never_answered(launch: Launch, raw: Client) -> None:
     provider = launch(LONG_STOP | {"stop_timeout_ms": "100"})
     half, _ = await half_a_set(raw, provider)
     provider.signal(signal.SIGTERM)
@@ -348,7 +351,7 @@ async def test_a_signal_ends_it_while_it_connects(launch: Launch) -> None:
 
 
 class OpenPipe(Process):
-    """A provider whose standard input stays open after what is written to it."""
+    """A provider whose standard input stays open after the host data is written to it."""
 
     def __init__(self, cwd: Path) -> None:
         super().__init__([PROVIDER], cwd, host_environment(), subprocess.PIPE)
@@ -356,8 +359,8 @@ class OpenPipe(Process):
         self.pipe = self.process.stdin
 
 
-def test_standard_input_may_stay_open_and_is_waited_for_so_long(nats_server: NatsServer, tmp_path: Path) -> None:
-    """The ways in which host data may come are in tests/provider/host/test_host_data.py."""
+def test_standard_input_may_stay_open_and_is_read_until_a_timeout(nats_server: NatsServer, tmp_path: Path) -> None:
+    """tests/provider/host/test_host_data.py tests all ways in which host data may arrive."""
     silent, provider = OpenPipe(tmp_path), OpenPipe(tmp_path)
     host_data = HOST_CAPTURE["host_data"] | {"lattice_rpc_url": nats_server.url, "provider_key": "kv-open-pipe"}
     provider.pipe.write(host_data_line(host_data))
@@ -393,8 +396,8 @@ EXPECTED = "expected host data: one line of base64 of a JSON object, as a wasmCl
         ),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(stdin: bytes, message: str) -> None:
-    """All that is refused is in tests/provider/host/test_host_data.py and tests/provider/config/."""
+def test_unusable_input_is_refused_in_one_line(stdin: bytes, message: str) -> None:
+    """tests/provider/host/test_host_data.py and tests/provider/config/ test all refusals."""
     ended = subprocess.run([PROVIDER], input=stdin, env=host_environment(), capture_output=True, timeout=DEADLINE_S)
     assert (ended.returncode, ended.stdout) == (2, b"")
     (line,) = ended.stderr.decode().splitlines()
@@ -423,7 +426,7 @@ async def test_a_failed_call_is_logged_with_its_trace(launch: Launch, raw: Clien
     assert json.loads(line)["fields"]["traceparent"] == trace
 
 
-async def test_level_and_form_of_the_log_change_with_the_configuration(launch: Launch, raw: Client) -> None:
+async def test_level_and_format_of_the_log_change_with_the_configuration(launch: Launch, raw: Client) -> None:
     provider = launch({"log_level": "error"}, wait=False, log_level="debug")
 
     async def serves() -> bool:

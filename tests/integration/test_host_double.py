@@ -1,6 +1,7 @@
 """A provider's life under a double of a wasmCloud 1.x host: links with and without secrets, lost links, stops that kill, many lives.
 
-What the lattice may answer is in tests/integration/test_lattice.py, and how the built executable ends in tests/test_build.py.
+tests/integration/test_lattice.py tests the answers of the lattice, and tests/test_build.py the end of the built
+executable.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ from tests.host_double import Health, HostDouble, Hosted, Link, Secrets, XKey, w
 from tests.integration.test_host import STOPPED
 from tests.nats_configs import Key
 
-# The first test of what is built builds.
+# The first test of a built program builds it.
 pytestmark = pytest.mark.timeout(300)
 
 SERVING = Health(True, "serving")
 KEY = "keyvalue"
-#: Lives of providers, and how many at a time: a start takes a third of a second of one processor, and of the executable more.
+#: Lives of providers, and how many run at a time. A start takes a third of a second of one processor, and more for the executable.
 CYCLES = 6
 CYCLES_LONG = 200
 ABREAST = 3
 
 
 class MonitoredNatsServer(NatsServer):
-    """A NATS server that tells what is listened to."""
+    """A NATS server that reports its subscriptions."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, 'http: "127.0.0.1:-1"')
@@ -68,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MonitoredNatsSe
 
 @pytest.fixture
 async def host(server: MonitoredNatsServer, tmp_path: Path) -> AsyncIterator[HostDouble]:
-    """Open a host with a lattice of its own. After the test nothing of it may listen."""
+    """Open a host with its own lattice. After the test, none of its subjects may have a listener."""
     async with HostDouble.open(server.url, tmp_path) as host:
         yield host
     await until(nobody_listens(server, host.lattice), "subscriptions are left")
@@ -81,7 +82,7 @@ async def connect(server: MonitoredNatsServer) -> AsyncIterator[Connect]:
 
 
 def nobody_listens(server: MonitoredNatsServer, *texts: str) -> Callable[[], Awaitable[bool]]:
-    """Make a condition that holds while no subject that anybody listens to contains one of these texts."""
+    """Return a condition: no subject with a listener contains one of these texts."""
 
     async def condition() -> bool:
         subjects = await in_thread(server.listening)
@@ -97,7 +98,7 @@ def link(hosted: Hosted | str = KEY, name: str = "default", secrets: Secrets | N
 
 
 def lines_with(hosted: Hosted, text: str) -> list[str]:
-    """Return the lines of its log that contain the text."""
+    """Return the lines of the log that contain the text."""
     return [line for line in hosted.output.splitlines() if text in line]
 
 
@@ -108,7 +109,7 @@ async def gone(server: MonitoredNatsServer, hosted: Hosted) -> None:
 
 
 def test_xkeys_are_those_of_a_host_and_of_nkeys() -> None:
-    """The texts are a pair of the capture and, from the tests of nkeys, a pair and a sealed message."""
+    """The texts are a pair from the capture and, from the tests of nkeys, a pair and a sealed message."""
     own = XKey.from_seed(HOST_CAPTURE["host_data"]["provider_xkey_private_key"])
     assert own.public_key == HOST_CAPTURE["link_put"]["subjects"][-1].split(".")[3]
     sender = XKey.from_seed("SXAKIYZX2POLIHZ5W5YZEWVTH24NLEUETBW3TKIVYRSS3GNHFXO5D4JJZM")
@@ -129,7 +130,7 @@ def test_xkeys_are_those_of_a_host_and_of_nkeys() -> None:
 async def test_the_whole_life(host: HostDouble, server: MonitoredNatsServer, is_built: bool, connect: Connect) -> None:
     config = {"bucket_prefix": "own-"}
     hosted = await host.start(built_executable() if is_built else PROVIDER, config)
-    assert hosted.left()  # what `gone` looks for is seen while it is there
+    assert hosted.left()  # `gone` would find these while the provider runs
     assert not await nobody_listens(server, hosted.prefix)()
     linked, stranger = await connect(hosted), await connect(hosted, None, None)
     assert await host.health(hosted) == SERVING
@@ -188,11 +189,14 @@ async def test_killed_and_started_again(host: HostDouble, server: MonitoredNatsS
     await gone(server, again)
 
 
-# Links that were put while it did not listen
+# Links that were put before it listened
 
 
 async def test_links_that_were_put_before_it_listens_are_found(host: HostDouble, connect: Connect) -> None:
-    """The lattice tells the links in this order: when the last is in force, the provider has seen those before. Links of host data stay."""
+    """The lattice sends the links in this order: when the last is in force, the provider has seen the others.
+
+    Links of host data stay.
+    """
     for known in (link(secrets={"bucket": "hidden"}, bucket="open"), link(name="plain", access="read-only")):
         host.links[known.key] = known
     hosted = await host.start(PROVIDER, links=[link(name="late", bucket="late")], provider_key=KEY)
@@ -205,12 +209,12 @@ async def test_links_that_were_put_before_it_listens_are_found(host: HostDouble,
     assert await stranger.get("open", "k") is None
     with pytest.raises(AccessDeniedError):
         await (await connect(hosted, link_name="plain")).set("b", "k", b"v")
-    await host.put(link(name="late", bucket="late"))  # heard twice, and no news
+    await host.put(link(name="late", bucket="late"))  # received twice, and unchanged
     assert await host.health(hosted) == SERVING
     assert lines_with(hosted, "link put: ") == []
 
 
-async def test_a_link_whose_secrets_nobody_tells_denies_everything(host: HostDouble, connect: Connect) -> None:
+async def test_a_link_whose_secrets_are_missing_denies_everything(host: HostDouble, connect: Connect) -> None:
     """The lattice hands out a reference to a secret as a configuration. Nothing in it is an option."""
     sealed = replace(link(secrets={"bucket": "hidden"}, page_keys="5"), reference="SECRET")
     hosted = await host.start(PROVIDER, links=[sealed, link(name="plain", bucket="plain")], provider_key=KEY)
@@ -231,7 +235,7 @@ async def test_a_link_whose_secrets_nobody_tells_denies_everything(host: HostDou
 async def test_a_lattice_that_does_not_answer_delays_nothing(host: HostDouble, connect: Connect) -> None:
     host.answer = lambda subject: None
     hosted = await host.start(PROVIDER, links=[link(access="read-only")], provider_key=KEY)
-    await (await connect(hosted)).set("b", "k", b"v")  # it serves, and the lattice was asked at most
+    await (await connect(hosted)).set("b", "k", b"v")  # it serves, though the lattice has not answered
     assert await host.health(hosted) == SERVING
     stop = await host.shutdown(hosted, kill=False)
     assert (stop.answer, stop.exit_code) == (STOPPED, 0)
@@ -240,7 +244,7 @@ async def test_a_lattice_that_does_not_answer_delays_nothing(host: HostDouble, c
 
 
 async def holds(linked: KeyValueClient, stranger: KeyValueClient, bucket: str) -> None:
-    """Return once the bucket of a link is this one."""
+    """Return once this is the bucket of a link."""
 
     async def condition() -> bool:
         await linked.set("any", "probe", bucket.encode())
@@ -256,7 +260,7 @@ async def holds(linked: KeyValueClient, stranger: KeyValueClient, bucket: str) -
 async def test_no_secret_is_seen(
     new_nats_server: Callable[[str], NatsServer], tmp_path: Path, credentials: str
 ) -> None:
-    """No secret of NATS, links, configurations or calls is in the log at its finest level, in health or in metrics."""
+    """Search the log at its finest level, health and metrics for secrets of NATS, links, configurations and calls."""
     password, text, octets, clear = (f"{name}-Hu5h" for name in ("password", "text", "octets", "clear"))
     user = Key.new()
     users = f"{{ nkey: {user.public_key} }}, {{ user: u, password: {password} }}"
@@ -369,8 +373,8 @@ async def test_many_lives_leave_nothing(
         for number in numbers:
             await live(number)
 
-    host.environment = {}  # whatever measures coverage makes a start three times as long
-    await live(0)  # what the host itself listens to is there from now on
+    host.environment = {}  # measuring coverage makes a start take three times as long
+    await live(0)  # the host's own subscriptions exist from now on
     await until(nobody_listens(server, f"{host.lattice}.kv"), "subscriptions are left")
     before = await in_thread(server.listening)
     numbers = iter(range(1, cycles))

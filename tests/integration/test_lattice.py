@@ -1,4 +1,7 @@
-"""The lattice's links, asked for at the start: what is taken, what can't be read, and answers that are none. A real NATS server, a lattice by hand."""
+"""The lattice's links, which the provider asks for at the start, over a real NATS server and with a lattice by hand.
+
+The tests cover which links are accepted, links that cannot be read, and malformed answers.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ async def connection(nats_server: NatsServer) -> AsyncIterator[Connection]:
 
 
 class Lattice:
-    """A lattice that answers for links and configurations, and notes each request."""
+    """A lattice that answers for links and configurations, and records each request."""
 
     def __init__(self, client: Client, name: str) -> None:
         self._client = client
@@ -71,7 +74,7 @@ async def found(connection: Connection, lattice: Lattice) -> list[LatticeLink]:
     return links
 
 
-async def test_configurations_stand_in_for_their_names(connection: Connection, lattice: Lattice) -> None:
+async def test_the_configurations_that_a_link_names_are_used(connection: Connection, lattice: Lattice) -> None:
     lattice.answers = {
         "link.get": [
             LINK | {"source_config": [], "target_config": ["one", "two"]},
@@ -84,7 +87,7 @@ async def test_configurations_stand_in_for_their_names(connection: Connection, l
         "config.get.two": {"bucket": "b"},
     }
     links = {key: value for key, value, unreadable in await found(connection, lattice) if not unreadable}
-    assert links[MINE]["target_config"] == {"bucket": "b", "access": "read-only"}  # of the same option the last counts
+    assert links[MINE]["target_config"] == {"bucket": "b", "access": "read-only"}  # the last value of an option counts
     assert links["component", KEY, "second"]["target_config"] == {"bucket": "b"}
     assert links[KEY, "component", "watch"]["source_config"] == {"bucket": "a", "access": "read-only"}
     assert len(links) == 3
@@ -128,7 +131,7 @@ async def test_a_link_that_cannot_be_read(
         (b'{"success": false, "message": "no quorum", "response": null}', "the request failed: 'no quorum'"),
     ],
 )
-async def test_answers_that_are_none(
+async def test_malformed_answers(
     connection: Connection, lattice: Lattice, answer: bytes, warning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     lattice.answers = {"link.get": answer}
@@ -138,7 +141,7 @@ async def test_answers_that_are_none(
     )
 
 
-async def test_a_lattice_that_has_become_silent_is_asked_no_more(
+async def test_a_lattice_that_stops_answering_is_not_asked_again(
     connection: Connection, lattice: Lattice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lattice.answers = {"link.get": [LINK | {"name": name, "target_config": [name]} for name in ("one", "two")]}
@@ -152,11 +155,11 @@ async def test_a_lattice_that_has_become_silent_is_asked_no_more(
     assert lattice.asked == ["link.get", "config.get.one"]
 
 
-async def test_nobody_answers(connection: Connection) -> None:
+async def test_no_lattice_answers(connection: Connection) -> None:
     assert await lattice_links(connection, "no-lattice", KEY) is None
 
 
-async def test_too_many(
+async def test_too_many_links(
     connection: Connection, lattice: Lattice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lattice_module, "LINKS_MAX", 2)
@@ -166,7 +169,7 @@ async def test_too_many(
 
 
 class Unconcerned:
-    """A capability that does nothing; it notes how often it was told of links."""
+    """A capability that does nothing except count how often it was told of links."""
 
     def __init__(self) -> None:
         self.told = 0
@@ -189,13 +192,13 @@ class Unconcerned:
 def session(
     connection: Connection, lattice: Lattice, links: Links, capability: Unconcerned | None = None, xkey: str = ""
 ) -> HostSession:
-    """Return a session that is not started yet."""
+    """Return a session that has not started."""
     host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
     return HostSession(connection, host_data, links, xkey, capability or Unconcerned(), asyncio.Event())
 
 
 async def asked(host: HostSession) -> None:
-    """Return once the session has asked the lattice, and taken its answers."""
+    """Return once the session has asked the lattice and handled its answers."""
     assert host._asking is not None
     await asyncio.wait_for(host._asking, DEADLINE_S)
 
@@ -204,7 +207,7 @@ async def asked(host: HostSession) -> None:
 async def test_a_link_that_is_deleted_before_the_lattice_answers_does_not_come_back(
     connection: Connection, lattice: Lattice, raw: Client, monkeypatch: pytest.MonkeyPatch, deleted: str
 ) -> None:
-    """The lattice answers with what it knew when it was asked; what the host says meanwhile is newer."""
+    """The lattice answers with its state at the time of the question. The host's later messages are newer."""
     lattice.answers = {"link.get": [LINK]}
     links = Links(KEY)
     host = session(connection, lattice, links)
@@ -231,7 +234,7 @@ async def test_a_link_that_is_deleted_before_the_lattice_answers_does_not_come_b
     assert len(links) == (1 if deleted == "never" else 0)
 
 
-async def test_of_links_in_thousands_the_capability_is_told_a_few_times(
+async def test_thousands_of_links_are_told_to_the_capability_in_a_few_calls(
     connection: Connection, lattice: Lattice, raw: Client
 ) -> None:
     capability, links = Unconcerned(), Links(KEY)
@@ -272,7 +275,7 @@ async def test_links_are_put_and_deleted_in_the_order_of_the_host(
     prefix = f"wasmbus.rpc.{lattice.name}"
     for verb in ("put", "del"):
         links.put_value(LINK)
-        # In one burst, with something of another link before: what is handled by subscriptions would be handled in their order.
+        # Send one burst, with a message of another link first. Handling by subscription would use their order.
         for key, what, name in [(K, verb, "first"), *messages]:
             await raw.publish(f"{prefix}.{key}.linkdefs.{what}", json.dumps(LINK | {"name": name}).encode())
         await settled(raw)
@@ -308,7 +311,7 @@ async def test_the_lattice_is_asked_again_when_nats_is_back(
     await client.close()
 
 
-async def test_a_link_that_the_lattice_does_not_have_is_told(
+async def test_a_link_that_the_lattice_does_not_have_is_logged(
     connection: Connection, lattice: Lattice, caplog: pytest.LogCaptureFixture
 ) -> None:
     lattice.answers = {"link.get": []}
@@ -324,7 +327,7 @@ async def test_a_link_that_the_lattice_does_not_have_is_told(
 async def test_a_message_that_fails_is_logged_with_its_traceback(
     connection: Connection, raw: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The fault is ours, and not taken for one of NATS."""
+    """It is a fault of ours, and not reported as one of NATS."""
     failed = asyncio.Event()
 
     async def fail(message: Message) -> None:

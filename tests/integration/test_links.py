@@ -1,6 +1,7 @@
-"""Links over the wire: what a caller may do is what the last `linkdefs.put` says, without a restart, on both of the transport's paths.
+"""Links over the wire: the last `linkdefs.put` decides what a caller may do, without a restart, on both of the transport's paths.
 
-What each option of a link means is held by tests/provider/keyvalue, and the order of changes among calls by tests/integration/test_order.py.
+tests/provider/keyvalue tests each option of a link, and tests/integration/test_order.py the order of changes among
+calls.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ WRITES: dict[str, Call] = {
 
 
 class Host:
-    """The host's side of a launched provider. What it tells is in force when it returns."""
+    """The host's side of a launched provider. A change is in force when its method returns."""
 
     def __init__(self, raw: Client, provider: Provider) -> None:
         self.provider = provider
@@ -85,7 +86,7 @@ class Host:
         return await self._tell("del", self.link(name))
 
     async def delete_all(self) -> None:
-        """Delete what was put and not deleted."""
+        """Delete the links that were put and not deleted."""
         for name in list(self._links):
             await self.delete(name)
 
@@ -96,7 +97,7 @@ class Host:
 
 @pytest.fixture
 async def host(raw: Client, provider: Provider) -> AsyncIterator[Host]:
-    """Open the host of the shared provider. What is put is deleted after the test."""
+    """Yield the host of the shared provider. Delete its links after the test."""
     host = Host(raw, provider)
     yield host
     await host.delete_all()
@@ -108,7 +109,7 @@ async def connect(nats_server: NatsServer) -> AsyncIterator[Connect]:
         yield connect
 
 
-async def test_what_a_name_means_changes_with_the_link(
+async def test_the_meaning_of_a_name_changes_with_the_link(
     host: Host, provider: Provider, connect: Connect, client: KeyValueClient, bucket: str
 ) -> None:
     linked = await connect(provider)
@@ -130,7 +131,7 @@ async def test_what_a_name_means_changes_with_the_link(
     assert await client.get(f"mine-{bucket}", "k") == b"with a prefix"
 
 
-async def test_a_link_can_be_required_and_those_of_host_data_hold_from_the_start(
+async def test_a_link_can_be_required_and_links_of_host_data_are_in_force_from_the_start(
     launch: Launch, raw: Client, connect: Connect
 ) -> None:
     key = "kv-of-required-links"
@@ -156,7 +157,7 @@ async def test_a_link_can_be_required_and_those_of_host_data_hold_from_the_start
 
 
 async def test_limits_of_a_link(launch: Launch, raw: Client, connect: Connect) -> None:
-    """A link may allow more than the provider; parameters are read up to the largest of all."""
+    """A link may allow more than the provider. Parameters are read up to the largest limit of all."""
     provider = launch({"value_bytes_max": "100", "page_keys": "2"})
     host = Host(raw, provider)
     linked, stranger = await connect(provider), await connect(provider, "stranger")
@@ -187,7 +188,7 @@ async def test_limits_of_a_link(launch: Launch, raw: Client, connect: Connect) -
 async def test_a_link_that_is_replaced_by_a_malformed_one_denies_everything(
     host: Host, provider: Provider, connect: Connect, bucket: str, target_config: dict[str, object], reason: str
 ) -> None:
-    """Otherwise its caller would be one without a link, and might do more than before."""
+    """Otherwise its caller would count as one without a link, and might be allowed more than before."""
     linked, stranger = await connect(provider), await connect(provider, "stranger")
     await host.put(bucket_prefix="mine-", access="read-only")
     told = await host.put_value(host.link() | {"target_config": target_config})
@@ -216,7 +217,7 @@ async def after_link(
     return await invocation.result()
 
 
-async def test_a_call_right_after_its_link_is_carried_out_by_it(
+async def test_a_call_right_after_its_link_uses_it(
     raw: Client, provider: Provider, client: KeyValueClient, bucket: str
 ) -> None:
     for number in range(AT_ONCE):
@@ -231,7 +232,7 @@ async def test_a_call_right_after_its_link_is_carried_out_by_it(
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_links_that_change_under_load(launch: Launch, raw: Client, connect: Connect, path: str) -> None:
-    """Every call is answered, and by one definition: what it reads and where it writes belong together."""
+    """Answer every call by a single definition: the bucket it reads and the bucket it writes belong together."""
     provider = launch({"require_link": "true", "transport": path})
     host = Host(raw, provider)
     callers = [await connect(provider) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Metrics of a launched provider: what was called is what is scraped."""
+"""Metrics of a launched provider, scraped after real calls."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OPENMETRICS = "application/openmetrics-text"
 
 
 class Reply(NamedTuple):
-    """An answer of an HTTP server."""
+    """An HTTP response."""
 
     status: int
     content_type: str
@@ -72,7 +72,7 @@ class Endpoint(NamedTuple):
             connection.close()
 
     def scrape(self) -> Scrape:
-        """Return all samples. The event loop answers /livez, so all calls before it are counted."""
+        """Return all samples. The event loop answers /livez first, so all earlier calls are counted."""
         assert self.get("/livez").status == 200
         samples = {}
         for family in parse_text(self.get("/metrics").text):
@@ -86,11 +86,11 @@ class Scrape(NamedTuple):
     samples: Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
     def value(self, name: str, **labels: str) -> float:
-        """Return one of our metrics, its name without the prefix."""
+        """Return one of our metrics. The name has no prefix."""
         return self.samples[f"{PREFIX}_{name}", frozenset(labels.items())]
 
     def operations(self) -> dict[tuple[str, str], float]:
-        """Return the calls by function and outcome, where there were any."""
+        """Return the numbers of calls by function and outcome, where they are not 0."""
         pairs = [(function, outcome) for function in FUNCTIONS for outcome in OUTCOMES]
         values = {pair: self.value("operations_total", operation=pair[0], result=pair[1]) for pair in pairs}
         return {pair: value for pair, value in values.items() if value}
@@ -102,14 +102,14 @@ async def scraped(provider: Provider) -> Scrape:
 
 
 async def end_damaged(provider: Provider, raw: Client, function: str) -> None:
-    """Send malformed parameters, and wait until the invocation is ended."""
+    """Send malformed parameters, and wait until the invocation ends."""
     damaged = await RawInvocation.begin(raw, provider.subject(function), DAMAGED)
     assert await damaged.result() == b""
 
 
 @pytest.fixture(scope="module")
 def provider(nats_server: NatsServer, path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
-    """Launch one provider with metrics, for all tests that only see what changes."""
+    """Launch one provider with metrics, for all tests that only compare numbers."""
     with launching(nats_server.url, tmp_path_factory.mktemp("provider")) as launch:
         yield launch(ON | {"transport": path})
 
@@ -119,7 +119,7 @@ def provider(nats_server: NatsServer, path: str, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_counts_are_those_of_the_calls(launch: Launch, nats_server: NatsServer, raw: Client, path: str) -> None:
-    """Invocations that were ended without a result are counted by their cause."""
+    """Invocations that end without a result are counted by cause."""
     limits = {"half_open_bytes_max": "100", "half_open_timeout_ms": "100"}
     provider = launch(
         ON | limits | {"transport": path, "strict_buckets": "true", "page_keys": "2", "value_bytes_max": "9"}
@@ -210,7 +210,11 @@ async def test_counts_are_those_of_the_calls(launch: Launch, nats_server: NatsSe
 
 
 async def test_bytes_are_those_of_the_values(provider: Provider, nats_server: NatsServer) -> None:
-    size, calls, around = 100_000, 3, 1_000  # subjects, framing and what nats-py says are less than `around` a call
+    size, calls, around = (
+        100_000,
+        3,
+        1_000,
+    )  # subjects, framing and nats-py's own messages are less than `around` a call
     async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
         before = await scraped(provider)
         for number in range(calls):
@@ -230,8 +234,8 @@ async def test_bytes_are_those_of_the_values(provider: Provider, nats_server: Na
     assert read.value("memory_bytes") > calls * size
 
 
-async def test_half_open_invocations_are_seen_until_they_are_whole(provider: Provider, raw: Client) -> None:
-    """The duration of a call in pieces is counted at once: there may be no later batch that would count it."""
+async def test_half_open_invocations_are_counted_until_they_are_whole(provider: Provider, raw: Client) -> None:
+    """Count the duration of a call in pieces at once, since there may be no later batch to count it."""
     before = await scraped(provider)
     params = encode_set(b"b", b"k", b"value")
     half = await RawInvocation.begin(raw, provider.subject("set"), params[:-1])
@@ -251,7 +255,7 @@ async def test_half_open_invocations_are_seen_until_they_are_whole(provider: Pro
 
 
 async def test_the_format_is_negotiated(provider: Provider) -> None:
-    """That both formats say the same is held by tests/provider/observe/test_metrics.py."""
+    """tests/provider/observe/test_metrics.py checks that both formats have the same content."""
     endpoint = Endpoint.of(provider)
     text = await in_thread(endpoint.get, "/metrics")
     strict = await in_thread(endpoint.get, "/metrics", f"{OPENMETRICS};version=1.0.0;q=0.5,text/plain;q=0.1")
@@ -264,7 +268,7 @@ async def test_the_format_is_negotiated(provider: Provider) -> None:
 # Where it listens
 
 
-async def test_a_port_that_is_taken_is_said_once(launch: Launch, nats_server: NatsServer) -> None:
+async def test_a_port_in_use_is_reported_once(launch: Launch, nats_server: NatsServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         provider = launch({"metrics_address": address}, wait=False)
@@ -289,7 +293,7 @@ def listening(pid: int) -> list[str]:
     return [row[1] for row in rows if len(row) > 9 and row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
 
 
-def test_nothing_listens_unless_asked_and_a_port_alone_is_of_the_loopback_address(launch: Launch) -> None:
+def test_nothing_listens_by_default_and_a_port_alone_means_the_loopback_address(launch: Launch) -> None:
     silent = launch()
     assert listening(silent.process.pid) == []
     assert "metrics" not in silent.output
@@ -300,8 +304,8 @@ def test_nothing_listens_unless_asked_and_a_port_alone_is_of_the_loopback_addres
 # Cost
 
 
-def test_a_scrape_does_not_depend_on_the_keys() -> None:
-    """The measure is the number of function calls, which is the same on every machine."""
+def test_the_cost_of_a_scrape_does_not_depend_on_the_keys() -> None:
+    """Measure the number of function calls, which is the same on every machine."""
     store = Store()
     registry = Pieces.of(store).registry()
 

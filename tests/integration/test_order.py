@@ -1,8 +1,8 @@
-"""What arrives on a connection takes effect in its order: calls among changes by the host, on both of the transport's paths.
+"""Messages on a connection take effect in their order: calls among changes by the host, on both of the transport's paths.
 
-A scripted NATS server sends one stream, cut anywhere, to a real connection with a real server, policy and session. Each call must be carried
-out by what the host had said before it. Calls have a key each, so that only changes decide how they end: the plain path keeps no order
-among calls of different functions.
+A scripted NATS server sends one stream, cut anywhere, to a real connection with a real server, policy and session.
+Each call must be carried out under the changes that the host sent before it. Every call has its own key, so that only
+changes decide its outcome: the plain path keeps no order among calls of different functions.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ READS = ("get", "exists", "list-keys", "get-many")
 
 
 class Call(NamedTuple):
-    """A call of a function. Unless `cut` is None, only that many bytes of its parameters come with it, and the rest with `Rest`."""
+    """A call of a function.
+
+    Unless `cut` is None, only that many bytes of its parameters come with it, and `Rest` has the others.
+    """
 
     function: str
     source_id: str
@@ -91,12 +94,12 @@ Change = LinkPut | LinkDelete | Config
 Event = Call | Rest | Change
 
 
-# What must come out.
+# The expected outcome.
 
 
 @dataclass
 class Model:
-    """What the host has said so far."""
+    """The host's changes so far."""
 
     config: Mapping[str, str] = field(default_factory=dict)
     links: dict[str, Mapping[str, str]] = field(default_factory=dict)
@@ -142,7 +145,7 @@ def result_of(call: Call, bucket: bytes | None) -> bytes:
 
 
 def expected(events: Sequence[Event]) -> tuple[list[bytes], set[tuple[bytes, bytes]]]:
-    """Return the result of each call, and which keys are written in which buckets, if events are carried out one by one."""
+    """Return the result of each call, and the keys written by bucket, if the events are carried out one by one."""
     model = Model()
     calls = [event for event in events if isinstance(event, Call)]
     results = [b""] * len(calls)
@@ -190,11 +193,11 @@ def params_of(function: str, number: int) -> bytes:
             return encode_bucket_keys(BUCKET, [key_of(number)])
 
 
-# A NATS server that says what it is told to.
+# A scripted NATS server.
 
 
 class ScriptedServer:
-    """A NATS server that takes one client, and keeps its subscriptions and publications by subject."""
+    """A NATS server for one client. It records the client's subscriptions and publications by subject."""
 
     def __init__(self) -> None:
         self.subscriptions: dict[str, int] = {}
@@ -233,7 +236,7 @@ class ScriptedServer:
         self._writer.write(piece)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return once the condition holds of what is published."""
+        """Return once the condition holds for the publications."""
         async with asyncio.timeout(DEADLINE_S), self._changed:
             await self._changed.wait_for(condition)
 
@@ -253,7 +256,7 @@ def _wildcard(subject: str) -> str:
 
 
 class Capability:
-    """The provider's part of what its host says, without the log."""
+    """The provider's handling of the host's messages, without the log."""
 
     def __init__(self, policy: Policy, service: Service) -> None:
         self._policy, self._service = policy, service
@@ -274,10 +277,10 @@ class Capability:
 
 
 class Way(NamedTuple):
-    """How a stream is received.
+    """A way to receive a stream.
 
-    :ivar later: the kind of thing that the store's answers are, if they must be waited for
-    :ivar cuts: where it is cut, from the end of the stream on again and again
+    :ivar later: the kind of awaitable that the store answers with, or None
+    :ivar cuts: lengths of the pieces, repeated to the end of the stream
     :ivar pauses: turns of the loop after each piece
     """
 
@@ -289,7 +292,7 @@ class Way(NamedTuple):
 
 
 async def receive(events: Sequence[Event], way: Way) -> tuple[list[bytes], set[tuple[bytes, bytes]]]:
-    """Return the result of each call, and which keys are written, as a connection receives the events."""
+    """Return the result of each call and the keys that are written, if a connection receives the events."""
     scripted = ScriptedServer()
     held = Store()
     for prefix in PREFIXES:
@@ -328,7 +331,7 @@ async def receive(events: Sequence[Event], way: Way) -> tuple[list[bytes], set[t
 
 
 async def _say(scripted: ScriptedServer, events: Sequence[Event], way: Way) -> None:
-    """Send the events in pieces. The rest of parameters comes after the handshake, as with every client."""
+    """Send the events in pieces. The rest of the parameters follows the handshake, as with every client."""
     numbers = itertools.count()
     calls = [event for event in events if isinstance(event, Call)]
     cuts, pauses = itertools.cycle(way.cuts or [2**20]), itertools.cycle(way.pauses)
@@ -405,10 +408,10 @@ CHANGES: st.SearchStrategy[Change] = st.one_of(
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Event]:
-    """Draw calls and changes, with the rest of what is cut somewhere after it."""
+    """Draw calls and changes. The rest of cut parameters comes anywhere after them."""
     events: list[Call | Change] = []
     for event in draw(st.lists(CALLS | CALLS | CHANGES, max_size=24)):
-        # Frames of one caller and one function are learnt and come in runs.
+        # Frames of one caller and one function come in runs, so that their shape is learned.
         events += [event] * (draw(st.integers(1, 6)) if isinstance(event, Call) and event.cut is None else 1)
     half_open: list[int] = []
     stream: list[Event] = []
@@ -436,7 +439,7 @@ WAYS = st.builds(
 
 @settings(max_examples=100)
 @given(events=streams(), way=WAYS)
-def test_calls_are_carried_out_by_what_the_host_said_before(events: list[Event], way: Way) -> None:
+def test_calls_are_carried_out_under_the_changes_sent_before_them(events: list[Event], way: Way) -> None:
     check(events, way)
 
 
@@ -473,7 +476,7 @@ def test_changes_of_all_kinds(path: str, later: str | None, alike: bool) -> None
 
 @contextmanager
 def late_changes(patches: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have changes take effect when nats-py comes to them, as before there was an order."""
+    """Make changes take effect only when nats-py handles them, as before the order was kept."""
 
     async def subscribe(connection: Connection, subject: str, handle: Callable[[bytes], None]) -> object:
         async def take(message: Message) -> None:
@@ -487,6 +490,6 @@ def late_changes(patches: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("path", ["direct", "plain"])
-def test_changes_that_come_late_are_found(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_changes_are_found(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with late_changes(monkeypatch), pytest.raises(AssertionError):
         check(ALL_KINDS, Way(path))

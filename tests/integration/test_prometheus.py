@@ -29,11 +29,11 @@ scrape_configs:
 
 @pytest.fixture(scope="module")
 def path() -> None:
-    """Use the default path: Prometheus sees no difference."""
+    """Use only the default path, since Prometheus sees no difference."""
 
 
 class Prometheus(Process):
-    """A Prometheus server that scrapes one endpoint. It takes no port 0: it gets one that was free."""
+    """A Prometheus server that scrapes one endpoint. It does not accept port 0, so it gets a port that was free."""
 
     def __init__(self, program: str, directory: Path, endpoint: Endpoint) -> None:
         config = directory / "prometheus.yml"
@@ -49,7 +49,7 @@ class Prometheus(Process):
         super().__init__(arguments, directory)
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """Return the answer of its HTTP interface."""
+        """Return the response of its HTTP interface."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
         try:
             connection.request("GET", f"/api/v1/{path}?{urlencode(parameters)}")
@@ -60,7 +60,7 @@ class Prometheus(Process):
         return answer["data"]
 
     def query(self, expression: str) -> dict[frozenset[tuple[str, str]], float]:
-        """Return values by labels, without the labels that say where they are from."""
+        """Return values by labels, without the labels that name their origin."""
         where = {"__name__", "job", "instance"}
         return {
             frozenset((name, value) for name, value in series["metric"].items() if name not in where): float(
@@ -75,7 +75,7 @@ Start = Callable[[Endpoint], Prometheus]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts Prometheus."""
+    """Start Prometheus."""
     program = debian_program("prometheus")
     started: list[Prometheus] = []
 
@@ -102,7 +102,7 @@ async def test_prometheus_scrapes_answers_and_evaluates_the_rules(
     prometheus = await in_thread(start, Endpoint.of(provider))
 
     async def scraped() -> bool:
-        # Twice, so that rates have two samples.
+        # Scrape twice, so that rates have two samples.
         count = await in_thread(prometheus.query, "count_over_time(wrpc_keyvalue_keys[1m]) >= 2")
         return bool(count)
 

@@ -21,7 +21,7 @@ Serve = Callable[..., Process]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Starts `keyvalue-inmemory serve` with flags and an environment."""
+    """Start `keyvalue-inmemory serve` with flags and an environment."""
     started: list[Process] = []
 
     def start(*flags: str, **environment: str) -> Process:
@@ -34,7 +34,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         process.kill()
 
 
-async def test_it_serves_what_a_host_started_one_serves(
+async def test_it_serves_like_one_started_by_a_host(
     serve: Serve, nats_server: NatsServer, raw: Client, tmp_path: Path
 ) -> None:
     path = tmp_path / "keyvalue.toml"
@@ -58,7 +58,7 @@ async def test_it_serves_what_a_host_started_one_serves(
         assert len((await client.list_keys("bucket")).keys) == 2
         assert await client.increment("bucket", "n", 3) == 3
         assert await client.get_many("bucket", ["a", "n"]) == [b"value", b"3"]
-    for subject in ("health", "config.update", "default.shutdown", "linkdefs.put"):  # it hears no host
+    for subject in ("health", "config.update", "default.shutdown", "linkdefs.put"):  # it does not listen to a host
         with pytest.raises(NoRespondersError):
             await raw.request(f"wasmbus.rpc.a.lattice.kv.{subject}", b"{}", timeout=DEADLINE_S)
     process.process.terminate()
@@ -97,10 +97,10 @@ async def test_it_connects_as_the_user_of_a_file(
         (("--config", "misspelt.toml"), "misspelt.toml: acess: no option has this name; did you mean access?"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(
+def test_unusable_input_is_refused_in_one_line(
     serve: Serve, tmp_path: Path, flags: tuple[str, ...], message: str
 ) -> None:
-    """All that is refused is in tests/provider/config/."""
+    """tests/provider/config/ tests all refusals."""
     (tmp_path / "misspelt.toml").write_text("acess = 'read-only'\n")
     process = serve(*flags)
     assert process.wait() == 2
@@ -109,7 +109,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     assert SECRET not in line
 
 
-def test_output_that_cannot_be_written_is_one_line() -> None:
+def test_output_that_cannot_be_written_is_reported_in_one_line() -> None:
     for arguments in (["--version"], ["config", "check"]):
         with open("/dev/full", "wb") as full:
             ended = subprocess.run([PROVIDER, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=DEADLINE_S)

@@ -1,7 +1,7 @@
-"""The store, over the wire: a client, a NATS server, and the provider's process as a host launches it.
+"""The store over the wire: a client, a NATS server, and the provider's process as a host launches it.
 
-What the functions do is held by the engine's tests, and how they are written by those of the transport. Here are sizes that only a real server
-makes, and each part once, to see that they are put together.
+The engine's tests cover the functions, and the transport's tests their encoding. Here are sizes that only a real
+server reaches, and each function once, to check that the parts fit together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, RawInvocati
 from tests.vectors import Replay, load, preparation, results_allowed
 
 MIB = 1024 * 1024
-#: NATS' own largest message; the server of these tests keeps it.
+#: NATS' own largest message. The server of these tests uses this default.
 MAX_PAYLOAD = MIB
 #: A get result of a value this long is `ok`, `some` and three bytes of length longer.
 RESULT_OVERHEAD = 5
@@ -37,7 +37,7 @@ async def caller(nats_server: NatsServer, provider: Provider) -> AsyncIterator[K
 
 
 def content(size: int) -> bytes:
-    """Return bytes of which no two pieces are alike."""
+    """Return bytes that do not repeat."""
     return b"".join(number.to_bytes(4, "big") for number in range(size // 4 + 1))[:size]
 
 
@@ -49,7 +49,7 @@ async def test_every_function(client: KeyValueClient, bucket: str) -> None:
         assert await client.get(bucket, "k") == value
     assert await client.exists(bucket, "k") is True
     assert await client.list_keys(bucket) == ([b"k"], None)
-    for _ in range(2):  # the second time of an absent key: no error
+    for _ in range(2):  # the second delete of a missing key is no error
         await client.delete(bucket, "k")
         assert await client.get(bucket, "k") is None
         assert await client.list_keys(bucket) == ([], None)
@@ -59,7 +59,9 @@ async def test_every_function(client: KeyValueClient, bucket: str) -> None:
     "size",
     [
         *(0, 64, 16_384),
-        *(MAX_PAYLOAD - RESULT_OVERHEAD + more for more in (0, 1)),  # one message of result, filled; and two
+        *(
+            MAX_PAYLOAD - RESULT_OVERHEAD + more for more in (0, 1)
+        ),  # a result that fills one message, and one that takes two
         *(2 * MAX_PAYLOAD - RESULT_OVERHEAD, 5 * MIB),
     ],
 )
@@ -72,7 +74,7 @@ async def test_values_of_every_size(client: KeyValueClient, caller: KeyValueClie
 
 
 async def test_a_first_message_that_a_host_has_filled(provider: Provider, raw: Client, bucket: str) -> None:
-    """A host fills the first message up to the limit of NATS, with its headers counted."""
+    """A host fills the first message up to the limit of NATS, headers included."""
     headers = {"source-id": "component", "link-name": "default", "traceparent": "00-1-2-01"}
     value = content(2 * MIB)
     params = encode_set(bucket.encode(), b"k", value)
@@ -96,7 +98,7 @@ async def test_names_of_every_kind(client: KeyValueClient) -> None:
         assert await client.list_keys(name) == ([name.encode() * 64], None)
 
 
-async def test_limits_refuse_and_leave_the_store_as_it_was(launch: Launch, nats_server: NatsServer) -> None:
+async def test_limits_refuse_a_write_and_leave_the_store_unchanged(launch: Launch, nats_server: NatsServer) -> None:
     limits = {"value_bytes_max": "1_000", "key_bytes_max": "100", "bucket_name_bytes_max": "10", "keys_max": "2"}
     provider = launch(limits | {"buckets_max": "2", "memory_bytes_max": "3200", "strict_buckets": "true"})
     async with KeyValueClient(nats_server.url, provider.prefix) as client:
@@ -145,7 +147,7 @@ async def test_pages(launch: Launch, nats_server: NatsServer) -> None:
 # Many
 
 
-async def test_one_client_many_calls_at_once(client: KeyValueClient, bucket: str) -> None:
+async def test_one_client_makes_many_calls_at_once(client: KeyValueClient, bucket: str) -> None:
     values = {f"k{number}": content(number * 37) for number in range(200)}
     values |= {f"large {number}": bytes([number]) * (3 * MIB + number) for number in range(8)}
     await asyncio.gather(*(client.set(bucket, key, value) for key, value in values.items()))
@@ -155,7 +157,7 @@ async def test_one_client_many_calls_at_once(client: KeyValueClient, bucket: str
 # Captured
 
 
-async def test_the_provider_answers_as_the_captured_one(
+async def test_the_provider_answers_like_the_captured_one(
     provider: Provider, client: KeyValueClient, raw: Client
 ) -> None:
     """Replay each captured invocation. tests/transport/keyvalue/test_vectors.py cuts them at every byte."""
@@ -178,7 +180,7 @@ async def test_the_provider_answers_as_the_captured_one(
 
 
 async def play(replay: Replay, client: Client, inbox: str) -> None:
-    """Send what the captured client sent, up to the end of the invocation."""
+    """Send the captured client's messages up to the end of the invocation."""
     messages: asyncio.Queue[Msg] = asyncio.Queue()
     subscription = await client.subscribe(f"{inbox.rpartition('.')[0]}.>", cb=messages.put)
     first = replay.start()

@@ -1,6 +1,7 @@
-"""TLS: nats-py upgrades the connection after the server's INFO; where it is required, nothing leaves in clear.
+"""TLS: nats-py upgrades the connection after the server's INFO. Where TLS is required, nothing is sent in clear.
 
-Offers of servers and certificates are in tests/transport/nats/test_tls.py, credentials in test_credentials.py.
+tests/transport/nats/test_tls.py tests what servers offer and which certificates work, and test_credentials.py the
+credentials.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
-# Where TLS is required
+# Required TLS
 
 
 @pytest.fixture(params=PATHS)
@@ -58,7 +59,7 @@ def options_of(port: int, authority: Authority, path: str) -> ConnectionOptions:
 
 
 def cipher(connection: Connection) -> object:
-    """Return what the connection is encrypted with, or None in clear."""
+    """Return the cipher of the connection, or None in clear."""
     carried = connection._client._transport
     assert isinstance(carried, DirectTransport)
     assert carried._io_writer is not None
@@ -66,7 +67,7 @@ def cipher(connection: Connection) -> object:
 
 
 def is_direct(connection: Connection) -> bool:
-    """Return True if the direct path reads what arrives."""
+    """Return True if the direct path reads the connection."""
     carried = connection._client._transport
     assert isinstance(carried, DirectTransport)
     assert carried._io_writer is not None
@@ -87,11 +88,11 @@ async def serving(connection: Connection) -> AsyncIterator[Store]:
 
 
 class Middle:
-    """A proxy before a NATS server: it passes on what comes, or answers in clear itself.
+    """A proxy before a NATS server: it passes on what it receives, or answers in clear itself.
 
-    :ivar answer: what it says in place of the server, None to pass on
-    :ivar inject: what it says after the server's first words
-    :ivar heard: all that came while it answered
+    :ivar answer: what it sends in place of the server; None to pass on
+    :ivar inject: what it sends after the server's first words
+    :ivar heard: all that it received while it answered
     """
 
     def __init__(self, port: int) -> None:
@@ -106,7 +107,7 @@ class Middle:
     @classmethod
     @asynccontextmanager
     async def before(cls, port: int) -> AsyncIterator[tuple[Middle, int]]:
-        """Open one before a port. Return it and its own port."""
+        """Open a proxy before a port. Yield it and its own port."""
         middle = cls(port)
         server = await asyncio.start_server(middle._take, "127.0.0.1", 0)
         try:
@@ -151,13 +152,13 @@ class Middle:
 
 
 def info(**fields: object) -> bytes:
-    """Return the first line of a NATS server that wants credentials."""
+    """Return the first line of a NATS server that requires credentials."""
     known = {"server_id": "A", "version": "2.12.0", "proto": 1, "headers": True, "max_payload": 1_048_576}
     return b"INFO %b \r\n" % json.dumps(known | {"auth_required": True, "nonce": "abcdefgh"} | fields).encode()
 
 
 def frames() -> bytes:
-    """Return invocations that would change what is stored, under each number that a subscription may have."""
+    """Return invocations that would change the store, under every possible subscription number."""
     subject = invocation_subject(PREFIX, STORE, "set").encode()
     params = encode_set(b"b", b"k", b"forged")
     lines = (b"MSG %b %d _INBOX.forger %d\r\n%b\r\n" % (subject, sid, len(params), params) for sid in range(1, 20))
@@ -201,7 +202,7 @@ async def test_one_url_with_tls_requires_it_of_all(path: str, new_nats_server: N
 async def test_nothing_is_sent_in_clear_at_a_reconnect(
     path: str, greeting: bytes, new_nats_server: NewServer, authority: Authority, log_lines: LogLines
 ) -> None:
-    """An attacker in the middle answers the reconnect in clear, offers TLS without a certificate, or says nothing."""
+    """A man in the middle answers the reconnect in clear, offers TLS without a certificate, or stays silent."""
     server = new_nats_server(authority.config() + user_config("u", "passw0rd"))
     async with Middle.before(server.port) as (middle, port):
         connection = await Connection.open(options_of(port, authority, path))
@@ -226,7 +227,7 @@ async def test_nothing_is_sent_in_clear_at_a_reconnect(
             ) as client:
                 assert await client.get("b", "k") == b"kept"
         await connection.close()
-        # Where TLS was offered, its first message came, which names nothing but the host.
+        # If TLS was offered, its first message arrived, which names only the host.
         assert b"passw0rd" not in middle.heard
         if b'"tls_required": true' in greeting:
             assert re.match(rb"\x16\x03[\x00-\x03]", middle.heard)
@@ -239,7 +240,7 @@ async def test_nothing_is_sent_in_clear_at_a_reconnect(
 
 @pytest.mark.parametrize("routes", [None, DirectRoutes()], ids=PATHS)
 async def test_a_transport_writes_nothing_in_clear(routes: DirectRoutes | None) -> None:
-    """It does not depend on nats-py, whose flush writes a PING between the connection and TLS."""
+    """Do not rely on nats-py, whose flush writes a PING between the connection and TLS."""
     async with Middle.before(0) as (middle, port):
         middle.answer = info()
         carried = DirectTransport(routes, tls_required=True)
@@ -254,7 +255,7 @@ async def test_a_transport_writes_nothing_in_clear(routes: DirectRoutes | None) 
         assert middle.heard == b""
 
 
-async def test_what_waits_is_not_sent_in_clear_at_the_close(
+async def test_waiting_output_is_not_sent_in_clear_at_the_close(
     path: str, new_nats_server: NewServer, authority: Authority
 ) -> None:
     server = new_nats_server(authority.config() + user_config("u", "passw0rd"))
@@ -271,7 +272,7 @@ async def test_what_waits_is_not_sent_in_clear_at_the_close(
         assert middle.heard == b""
 
 
-async def test_what_comes_in_clear_before_tls_is_not_handled(
+async def test_bytes_in_clear_before_tls_are_not_handled(
     path: str, new_nats_server: NewServer, authority: Authority, log_lines: LogLines
 ) -> None:
     server = new_nats_server(authority.config() + user_config("u", "passw0rd"))
@@ -288,13 +289,16 @@ async def test_what_comes_in_clear_before_tls_is_not_handled(
         await connection.close()
 
 
-# What works over TLS
+# Service over TLS
 
 
 async def test_it_serves_over_tls(
     path: str, new_nats_server: NewServer, authority: Authority, log_lines: LogLines
 ) -> None:
-    """The server would also take a connection in clear. Values take many messages, and the next connection serves too."""
+    """The server would also accept a connection in clear.
+
+    Values take many messages, and the next connection serves too.
+    """
     user = user_config("u", "passw0rd")
     server = new_nats_server(f"max_payload: {MAX_PAYLOAD}\n{authority.config()}allow_non_tls: true\n{user}")
     options = options_of(server.port, authority, path)
@@ -317,10 +321,10 @@ async def test_it_serves_over_tls(
     await connection.close()
 
 
-async def test_servers_of_a_cluster_that_are_found_are_reached_over_tls(
+async def test_discovered_servers_of_a_cluster_are_reached_over_tls(
     path: str, new_nats_server: NewServer, authority: Authority, log_lines: LogLines
 ) -> None:
-    """The user of the URL counts there too, though the server's announcement names none."""
+    """Use the user of the URL for them too, though the server's announcement names none."""
     config = authority.config() + user_config("u", "passw0rd")
     first = new_nats_server(config + 'cluster { name: c, listen: "127.0.0.1:-1" }\n')
     route = re.search(r"connections on (\S+)", first._process.wait_for("Listening for route"))
@@ -329,7 +333,7 @@ async def test_servers_of_a_cluster_that_are_found_are_reached_over_tls(
     connection = await Connection.open(options_of(first.port, authority, path))
     await in_thread(second._process.wait_for, "Route connection created")
     async with asyncio.timeout(DEADLINE_S):
-        while len(connection._client.servers) < 2:  # each answer is preceded by what is new
+        while len(connection._client.servers) < 2:  # news comes before each answer
             await connection.flush(DEADLINE_S)
     await in_thread(first.kill)
     await log_lines.wait_for("INFO NATS: connected again")
@@ -338,7 +342,7 @@ async def test_servers_of_a_cluster_that_are_found_are_reached_over_tls(
     await connection.close()
 
 
-async def test_a_server_whose_certificate_is_not_accepted_is_passed_over(
+async def test_a_server_whose_certificate_is_not_accepted_is_skipped(
     path: str, new_nats_server: NewServer, authority: Authority
 ) -> None:
     other = new_nats_server(authority.config("localhost"))
@@ -351,7 +355,9 @@ async def test_a_server_whose_certificate_is_not_accepted_is_passed_over(
         await connection.close()
 
 
-async def test_a_server_that_wants_tls_first_is_not_reached(new_nats_server: NewServer, authority: Authority) -> None:
+async def test_a_server_that_requires_tls_first_is_not_reached(
+    new_nats_server: NewServer, authority: Authority
+) -> None:
     server = new_nats_server(authority.config(more="handshake_first: true, timeout: 0.1"))
     options = ConnectionOptions((server.url,), tls=TlsOptions(str(authority.ca)), open_timeout_s=1.5)
     with pytest.raises(ConnectError, match="before its INFO: handshake_first is not supported"):

@@ -1,8 +1,9 @@
-"""Components that watch, over a real NATS server: what they are told of, in which order, and what becomes of the rest.
+"""Components that watch, over a real NATS server: the changes they receive, in which order, and what happens to the others.
 
-The component is a double that serves `watcher` as a host does for a component. With the provider as a host launches it, and with its
-watchers alone in this process where a test must see inside, write from threads, or redefine links at a known moment. What is watched is held by
-tests/provider/watching/test_patterns.py, and delivery to one component by test_delivery.py there.
+The component is a double that serves `watcher` as a host does for a component. Most tests use the provider as a host
+launches it. Tests that must look inside, write from threads, or redefine links at a known moment use only its
+watchers, in this process. tests/provider/watching/test_patterns.py tests the patterns, and test_delivery.py the
+delivery to one component.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ Change = tuple[bytes, bytes, bytes | None]
 
 
 class Component:
-    """A component that is told of changes. It answers while `answering` is set.
+    """A component that receives changes. It answers while `answering` is set.
 
-    :ivar told: what it was called for: bucket, key, value
-    :ivar together: the most calls that were in flight at one time
+    :ivar told: bucket, key and value of each call
+    :ivar together: the most calls in flight at one time
     """
 
     def __init__(self, name: str) -> None:
@@ -75,7 +76,7 @@ class Component:
         self._in_flight.remove((bucket, key))
 
     async def until(self, reached: Callable[[list[Change]], bool]) -> list[Change]:
-        """Return the changes it was told of, once the condition holds for them."""
+        """Return the received changes, once the condition holds for them."""
         async with asyncio.timeout(DEADLINE_S):
             while not reached(self.told):
                 self._changed.clear()
@@ -83,11 +84,11 @@ class Component:
         return self.told
 
     async def told_of(self, times: int) -> list[Change]:
-        """Return the changes it was told of, once there are that many."""
+        """Return the received changes, once there are this many."""
         return await self.until(lambda told: len(told) >= times)
 
     async def told_last(self, key: bytes) -> list[Change]:
-        """Return the changes it was told of, once one is of this key."""
+        """Return the received changes, once one is of this key."""
         return await self.until(lambda told: any(known == key for _, known, _ in told))
 
 
@@ -109,14 +110,14 @@ async def serving(url: str, component: Component, path: str) -> AsyncIterator[No
 
 @pytest.fixture
 async def component(nats_server: NatsServer, path: str, bucket: str) -> AsyncIterator[Component]:
-    """Serve a component during the whole test, on a connection of its own."""
+    """Serve a component during the whole test, on its own connection."""
     component = Component(component_name(bucket))
     async with serving(nats_server.url, component, path):
         yield component
 
 
 def component_name(bucket: str) -> str:
-    """Return the name of a component that no other test has."""
+    """Return the name of a component that no other test uses."""
     return f"component-{abs(hash(bucket)):x}"
 
 
@@ -127,14 +128,14 @@ def watch_link(source: str, target: str, config: Mapping[str, str], **fields: ob
 
 
 def key_of(bucket: str) -> str:
-    """Return a provider's key that no other test has."""
+    """Return a provider key that no other test uses."""
     return f"kv-watch-{abs(hash(bucket)):x}"
 
 
 # The provider as a host launches it
 
 
-async def test_every_change_is_told(
+async def test_every_change_is_delivered(
     launch: Launch, nats_server: NatsServer, component: Component, bucket: str, path: str
 ) -> None:
     key = key_of(bucket)
@@ -187,7 +188,7 @@ async def test_the_bytes_are_those_of_the_interface(
         assert call.headers == headers
         await raw.publish(call.reply, b"", reply=inbox)
         assert (await rest.next_msg(DEADLINE_S)).data == b""
-        assert deletes.pending_msgs == 0, "of one key, one after the other"
+        assert deletes.pending_msgs == 0, "one after another for each key"
         await raw.publish(results_subject(call.reply), b"")
     await raw.flush()
     async with asyncio.timeout(DEADLINE_S):
@@ -235,10 +236,10 @@ async def test_links_change_while_it_runs(
 
 
 @pytest.mark.parametrize("path", ["direct"])
-async def test_a_stuck_component_holds_up_nobody(
+async def test_a_stuck_component_delays_nobody_else(
     launch: Launch, nats_server: NatsServer, component: Component, bucket: str
 ) -> None:
-    """Writes go on, the oldest events are dropped, and a stop does not wait for the calls: their timeout outlasts the test."""
+    """Writes continue, the oldest events are dropped, and a stop does not wait for the calls: their timeout is longer than the test."""
     key = key_of(bucket)
     component.answering.clear()
     config = ON | {"watch_queue_events": "100", "watch_timeout_ms": "600_000", "stop_timeout_ms": "600_000"}
@@ -254,11 +255,11 @@ async def test_a_stuck_component_holds_up_nobody(
     assert "Traceback" not in provider.output
 
 
-# The watchers alone
+# Only the watchers
 
 
 class ObservedStore(Store):
-    """A store that notes each observer it is given."""
+    """A store that records each observer it is given."""
 
     __slots__ = ("asked",)
 
@@ -272,7 +273,7 @@ class ObservedStore(Store):
 
 
 class Home:
-    """Watchers of a store, with their links, on a connection of their own."""
+    """The watchers of a store, with their links, on their own connection."""
 
     KEY = "kv-home"
 
@@ -306,7 +307,7 @@ class Home:
 
     @property
     def counted(self) -> tuple[int, int, int, int]:
-        """Return the numbers of events that were delivered, failed, dropped, and that are queued."""
+        """Return the numbers of events that were delivered, failed and dropped, and that are queued."""
         counts = self.watchers.counts
         return counts.delivered, counts.failed, counts.dropped, self.watchers.queue_length
 
@@ -333,7 +334,7 @@ def keys(begin: int, end: int) -> list[bytes]:
     return [b"k%03d" % number for number in range(begin, end)]
 
 
-async def test_a_link_that_changes_keeps_what_is_queued(home: Home, component: Component) -> None:
+async def test_a_changed_link_keeps_its_queued_events(home: Home, component: Component) -> None:
     component.answering.clear()
     home.put(component.name)
     home.write(keys(0, 20))
@@ -349,7 +350,7 @@ async def test_a_link_that_changes_keeps_what_is_queued(home: Home, component: C
     assert told[CALLS_MAX:] == [(b"7", key, b"v") for key in keys(CALLS_MAX, 25)]
 
 
-async def test_a_link_that_goes_takes_with_it_what_is_queued(home: Home, component: Component) -> None:
+async def test_a_deleted_link_drops_its_queued_events(home: Home, component: Component) -> None:
     component.answering.clear()
     home.put(component.name)
     home.write(keys(0, 50))
@@ -387,8 +388,8 @@ async def test_other_links_do_not_disturb_a_watcher(home: Home, component: Compo
 
 
 @pytest.mark.parametrize("path", ["direct"])
-async def test_nobody_is_asked_where_nobody_watches(home: Home) -> None:
-    """Links of others, links that name no interface of a watcher, and those that can't be used make none."""
+async def test_without_watchers_no_observer_is_set(home: Home) -> None:
+    """Links of others, links without a watcher interface, and unusable links make no watcher."""
     for link in (
         watch_link("component", home.KEY, EVERYTHING),
         watch_link(home.KEY, "c", EVERYTHING, interfaces=["store"]),
@@ -431,7 +432,7 @@ async def test_a_component_that_comes_back(home: Home, nats_server: NatsServer, 
         told = await component.until(lambda told: told[-1:] == [(b"0", b"k", b"99")])
         await home.settled()
     numbers = [int(value or b"") for _, _, value in told]
-    assert numbers == list(range(numbers[0], 100)), "in order, and none lost but those that were tried"
+    assert numbers == list(range(numbers[0], 100)), "in order; only the events that were tried are lost"
     assert home.counted == (len(numbers), numbers[0], 0, 0)
 
 
@@ -447,7 +448,7 @@ async def test_events_wait_for_nats(
             await component.told_of(1)
             await home.settled()
             await in_thread(server.kill)
-            await log_lines.wait_for("the connection is lost", 2)  # the component's, and the watchers'
+            await log_lines.wait_for("the connection is lost", 2)  # one of the component, one of the watchers
             home.write(keys(0, 30))
             assert home.counted == (1, 0, 0, 30)
             await in_thread(server.start)
@@ -456,14 +457,14 @@ async def test_events_wait_for_nats(
         assert home.counted[2] == 0
 
 
-async def test_a_stop_delivers_what_it_can(home: Home, component: Component) -> None:
+async def test_a_stop_delivers_the_events_that_it_can(home: Home, component: Component) -> None:
     home.put(component.name)
     home.put("absent", name="absent")
     home.write(keys(0, 50))
     await home.watchers.stop(DEADLINE_S)
     delivered, failed, dropped, queued = home.counted
     assert (delivered, failed + dropped, queued) == (50, 50, 0)
-    assert CALLS_MAX <= failed < 50, "who is absent is tried, and not waited for"
+    assert CALLS_MAX <= failed < 50, "an absent component is tried, but not waited for"
     assert [key for _, key, _ in component.told] == keys(0, 50)
     home.write([b"after"])
     home.put(component.name, "SET@*")

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """Give the root logger, and leave the log as it was."""
+    """Yield the root logger, and restore the log afterwards."""
     root, asyncio_log = logging.getLogger(), logging.getLogger("asyncio")
     handlers, level, asyncio_level = root.handlers[:], root.level, asyncio_log.level
     yield root

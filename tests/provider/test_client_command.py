@@ -26,13 +26,13 @@ COMMANDS = ("get", "set", "delete", "exists", "keys", "increment", "get-many", "
 
 @pytest.fixture(scope="module")
 def path() -> None:
-    """Nothing here depends on it."""
+    """Use only the default path, since nothing here depends on it."""
 
 
 class Command:
-    """wrpc-kv at a provider. Runs in this process; `process` as a command of its own.
+    """The command wrpc-kv and its provider. It runs in this process, or as its own process (`process`).
 
-    :ivar out: standard output of the last run, and `err` its standard error
+    :ivar out: standard output of the last run; `err` is its standard error
     """
 
     def __init__(self, url: str, prefix: str, bucket: str, capture: pytest.CaptureFixture[bytes]) -> None:
@@ -42,14 +42,14 @@ class Command:
         self._capture = capture
 
     def __call__(self, *arguments: str) -> int:
-        """Run it, and return the exit code."""
+        """Run the command, and return the exit code."""
         code = client_command.main([*self.arguments, *arguments])
         self.out, err = self._capture.readouterr()
         self.err = err.decode()
         return code
 
     def process(self, *arguments: str, stdin: bytes = b"") -> int:
-        """Run it as a process, and return the exit code."""
+        """Run the command as a process, and return the exit code."""
         ended = subprocess.run(
             [WRPC_KV, *self.arguments, *arguments],
             input=stdin, env=host_environment(), capture_output=True, timeout=DEADLINE_S,
@@ -77,7 +77,7 @@ def test_set_and_get(kv: Command) -> None:
     assert (kv("delete", "hello"), kv.out, kv.err) == (0, b"", "")
 
 
-def test_a_key_that_is_not_there(kv: Command, bucket: str) -> None:
+def test_a_missing_key(kv: Command, bucket: str) -> None:
     assert kv("get", "nowhere") == 1
     assert (kv.out, kv.err) == (b"", f"wrpc-kv: no key 'nowhere' in bucket {bucket!r}\n")
 
@@ -101,7 +101,7 @@ def test_values_from_standard_input_or_a_file(
     assert (kv("get", "k"), kv.out) == (0, value)
 
 
-def test_bytes_go_through_the_process_untouched(kv: Command) -> None:
+def test_bytes_pass_through_the_process_unchanged(kv: Command) -> None:
     assert kv.process("set", "k", stdin=EVERY_BYTE) == 0
     assert (kv.process("get", "k"), kv.out, kv.err) == (0, EVERY_BYTE, "")
 
@@ -143,7 +143,7 @@ def test_keys(kv: Command) -> None:
     ("arguments", "size"),
     [(("get", "0"), 1), (("get", "0"), 60_000), (("keys",), 60_000), (("--json", "get-many", "0", "none"), 60_000)],
 )
-def test_a_pipe_that_nobody_reads(kv: Command, arguments: tuple[str, ...], size: int) -> None:
+def test_a_closed_pipe(kv: Command, arguments: tuple[str, ...], size: int) -> None:
     """A short output fails when Python flushes it at its end, a long one while it is written."""
     for number in range(3):
         assert kv("set", f"{number}", "v" * size) == 0
@@ -305,7 +305,7 @@ def secured(
     config: Mapping[str, str] | None = None,
     **fields: str,
 ) -> tuple[str, ...]:
-    """Launch a provider at a server of this configuration; return the arguments that reach it."""
+    """Launch a provider at a server of this configuration. Return the arguments that reach it."""
     server = new_nats_server(server_config)
     credentials: dict[str, Any] = {"lattice_rpc_url": server.url, **fields}
     provider = launch(config, **credentials)

@@ -1,4 +1,4 @@
-"""`keyvalue-inmemory config check`: what it says of options, host data and links. It connects to nothing."""
+"""`keyvalue-inmemory config check`: its report on options, host data and links. It connects to nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Check = Callable[..., tuple[int, str]]
 def check(
     root: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Check:
-    """Run the command in this process, with host data as an object; give its exit code and output."""
+    """Run the command in this process, with host data as an object. Return its exit code and output."""
 
     def run(*flags: str, host_data: object = None, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
         if host_data is not None:
@@ -74,7 +74,7 @@ def test_check_shows_every_option_and_where_it_came_from(check: Check, tmp_path:
     assert SECRET not in output
 
 
-def test_check_says_all_that_is_wrong(check: Check) -> None:
+def test_check_reports_all_faults(check: Check) -> None:
     environment = {"KEYVALUE_ACCESS": "all", "KEYVALUE_TTL_M": "1", "KEYVALUE_HOST": "1"}
     code, output = check("--page-keys", "x", "--tls-ca", "none.pem", environment=environment)
     assert code == 2
@@ -160,7 +160,7 @@ def test_an_old_name_is_only_a_remark(check: Check) -> None:
     ]
 
 
-def test_check_reads_links_also_where_an_option_is_wrong(check: Check) -> None:
+def test_check_reads_links_even_if_an_option_is_wrong(check: Check) -> None:
     own, host = XKey.generate(), XKey.generate()
     sealed = list(host.seal(json.dumps({"bucket": {"kind": "String", "value": SECRET}}).encode(), own))
     host_data = {
@@ -225,7 +225,7 @@ def test_check_as_json(check: Check) -> None:
         (("--host-data", "/dev/null"), "found an empty standard input, expected host data"),
     ],
 )
-def test_check_of_nothing(check: Check, flags: tuple[str, ...], message: str) -> None:
+def test_check_without_any_input(check: Check, flags: tuple[str, ...], message: str) -> None:
     code, output = check(*flags)
     assert code == 2
     assert output.startswith(f"keyvalue-inmemory: {message}")

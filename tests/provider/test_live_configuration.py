@@ -1,4 +1,7 @@
-"""What a running provider takes of a new configuration. What callers may do by it is tested in tests/provider/keyvalue/test_policy.py."""
+"""A running provider's handling of a new configuration.
+
+tests/provider/keyvalue/test_policy.py tests its effect on callers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def started(host_data: HostData) -> LiveConfiguration:
 
 
 @pytest.mark.parametrize("config", [{}, {"log_level": "info", "structured_logging": "false"}])
-def test_the_log_goes_back_to_what_it_was(root: logging.Logger, config: dict[str, str]) -> None:
+def test_the_log_returns_to_its_first_settings(root: logging.Logger, config: dict[str, str]) -> None:
     configuration = started(HostData(config=config))
     for _ in range(2):
         assert configuration.take({"log_level": "error", "structured_logging": "true"}) is not None
@@ -31,7 +34,7 @@ def test_the_log_goes_back_to_what_it_was(root: logging.Logger, config: dict[str
         assert isinstance(root.handlers[0].formatter, PlainFormatter)
 
 
-def test_a_certificate_that_cannot_be_used_changes_nothing() -> None:
+def test_an_unusable_certificate_changes_nothing() -> None:
     configuration = started(HostData())
     assert configuration.take({"tls_ca": "/of/nobody.pem", "require_link": "true"}) is None
     assert configuration.fault is not None
@@ -43,7 +46,7 @@ def test_a_certificate_that_cannot_be_used_changes_nothing() -> None:
     assert configuration.fault is None
 
 
-def test_a_configuration_that_cannot_be_read_is_a_fault_until_one_can() -> None:
+def test_an_unreadable_configuration_is_a_fault_until_a_readable_one_arrives() -> None:
     configuration = started(HostData())
     configuration.refuse("found an array")
     assert configuration.fault == "config: found an array"

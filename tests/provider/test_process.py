@@ -1,4 +1,7 @@
-"""What a running provider says of itself, on a connection that was never opened. Whole processes are tested in tests/integration."""
+"""The ailments of a running provider, on a connection that was never opened.
+
+tests/integration tests whole processes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What `keyvalue_transport` itself gives: the names of a program that calls a provider, each imported when it is asked for."""
+"""The names that `keyvalue_transport` offers to programs that call a provider.
+
+Each is imported when it is first used.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from keyvalue_transport.keyvalue import errors as keyvalue_errors
 from keyvalue_transport.nats import client, connection, tls
 from keyvalue_transport.wrpc import errors as wrpc_errors
 
-#: Names that a caller of a provider never meets: a decoder needs more bytes, and a server finds that parameters pass a limit.
+#: Names that no caller of a provider sees: a decoder needs more bytes, or a server finds parameters over a limit.
 OF_SERVERS = {"Length", "LengthLimitError", "NeedMoreBytes"}
 
 LOADED = """
@@ -57,11 +60,11 @@ def test_all_names_can_be_imported() -> None:
     assert not issubclass(InterfaceError, TransportError)
 
 
-def test_all_errors_of_a_caller_are_there() -> None:
+def test_all_errors_of_a_caller_are_exported() -> None:
     errors = {*keyvalue_errors.__all__, *wrpc_errors.__all__} - OF_SERVERS
     assert errors == {name for name in keyvalue_transport.__all__ if name.endswith("Error")}
 
 
-def test_another_name_is_no_attribute() -> None:
+def test_any_other_name_is_not_an_attribute() -> None:
     with pytest.raises(AttributeError, match="module 'keyvalue_transport' has no attribute 'Store'"):
         _ = keyvalue_transport.Store  # type: ignore[attr-defined] # a type checker says so too

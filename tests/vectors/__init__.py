@@ -3,8 +3,8 @@
     load() ──> Vector ── state ──> preparation(state): calls that bring a server there
                   └──> Replay: what the captured client sends, and what comes back ──> results_allowed(vector)
 
-Knows the file and the wire, and nothing of the code under test: the bytes judge it. `Replay` is without I/O, so that the same replay
-runs against the state machine and, over NATS, against a running provider.
+This module knows the file and the wire, and nothing of the code under test, which is judged by the bytes. `Replay` does
+no I/O, so the same replay runs against the state machine and, over NATS, against a running provider.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ __all__ = ["MAX_PAYLOAD", "Message", "Publish", "Replay", "State", "Vector", "lo
 
 PATH = Path(__file__).parent / "wrpc_nats_store.json"
 
-#: What the NATS server of the capture takes in one message.
+#: The largest message of the capture's NATS server.
 MAX_PAYLOAD = 1024 * 1024
 
 Arguments: TypeAlias = tuple[bytes | int | None, ...]
 
-#: Buckets, and all keys of each with their values. A bucket without keys was written once, and emptied.
+#: Buckets, each with all its keys and values. A bucket without keys was written once, and emptied.
 State: TypeAlias = Mapping[bytes, Mapping[bytes, bytes]]
 
 BIG = (bytes(range(251)) * 10445)[:2621440]
 BIG_LENGTH = bytes.fromhex("8080a001")
-#: What the chunked vectors give by its checksum: parameters of the set, and result of the get.
+#: Bytes that the chunked vectors give only by a checksum: parameters of the set, and result of the get.
 BIG_PARAMS = b"\x06bucket\x03big" + BIG_LENGTH + BIG
 BIG_RESULT = b"\x00\x01" + BIG_LENGTH + BIG
 
 NO_SUCH_STORE = b"\x01\x00"
-#: What is answered for an unknown bucket by a provider that takes it for an empty one.
+#: Results for an unknown bucket of a provider that treats it as an empty one.
 OF_AN_EMPTY_BUCKET = {"get": b"\x00\x00", "exists": b"\x00\x00", "delete": b"\x00"}
 
 KEYS = {b"a": b"1", b"bb": b"2", b"key": b"value"}
-#: What `state_before` says that a key holds.
+#: Values of the key, by a text in `state_before`.
 VALUES = {
     "key exists": b"value",
     'key holds "value"': b"value",
@@ -52,7 +52,7 @@ VALUES = {
     "key holds 2621440 bytes, which stay": BIG,
     "key was set to no bytes": b"",
 }
-#: What it says that a bucket holds.
+#: Content of the bucket, by a text in `state_before`.
 BUCKETS: Mapping[str, Mapping[bytes, bytes]] = {
     "bucket exists": {b"another": b""},
     "bucket exists, key does not": {b"another": b""},
@@ -62,7 +62,7 @@ BUCKETS: Mapping[str, Mapping[bytes, bytes]] = {
     'bucket holds "a", "bb" and "key"': KEYS,
     'bucket holds "键🔑"': {"键🔑".encode(): b"value"},
 }
-#: And what says that nothing was written.
+#: Texts that mean that nothing was written.
 NOTHING = {
     "any",
     "fixed answer",
@@ -75,7 +75,7 @@ NOTHING = {
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message; `{R_c}` and `{R_s}` stand for the inboxes of client and server."""
+    """A message. `{R_c}` and `{R_s}` stand for the inboxes of client and server."""
 
     sender: str  # client | server
     what: str  # invocation | handshake | params | params-end | result | result-end
@@ -96,13 +96,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """One invocation as it was captured.
+    """A captured invocation.
 
-    :param arguments: as the server should read them; None where the client sent bytes that are no parameters
-    :param fixed: the server gave a fixed answer, whatever was asked
-    :param state: what the server holds before
-    :param outcome: what the client made of it, in words
-    :param orders: in which the messages came, over the repetitions
+    :param arguments: as the server should read them; None where the client sent malformed parameters
+    :param fixed: the server gave a fixed answer to any call
+    :param state: the server's content before
+    :param outcome: the client's outcome, in words
+    :param orders: the orders in which the messages came, over the repetitions
     """
 
     name: str
@@ -149,7 +149,7 @@ class Vector:
 def load() -> list[Vector]:
     """Return all vectors of the file.
 
-    :raises ValueError: a message that the file gives by its checksum is not what this module takes it for
+    :raises ValueError: a message given by its checksum is not the one that this module expects
     """
     raw: list[dict[str, Any]] = json.loads(PATH.read_text(encoding="utf-8"))["vectors"]
     return [_vector(vector) for vector in raw]
@@ -166,14 +166,14 @@ def preparation(state: State) -> Iterator[tuple[str, tuple[bytes, ...]]]:
 
 
 def results_allowed(vector: Vector, *, strict_buckets: bool = False) -> frozenset[bytes]:
-    """Return the results that our provider may answer a vector with. Empty: it ends the invocation without one.
+    """Return the results that our provider may give for a vector. If there are none, it ends the invocation without one.
 
-    They are the captured one, but for
+    They are the captured one, except for
 
     - the order of keys, which is free;
-    - a cursor, which the example refuses: a page of what stands at or behind it, whatever the order is;
-    - a key of no bytes, which is none in the example's own language, and some in the interface;
-    - an unknown bucket: empty, unless `strict_buckets`. That list-keys makes one is the example's fault.
+    - a cursor, which the example refuses: a page of the keys at or after it, in any order;
+    - an empty value, which the example cannot distinguish from a missing key;
+    - an unknown bucket: empty, unless `strict_buckets`. The example creates one in list-keys by mistake.
 
     The keys of a page are few and short enough to try all orders.
     """
@@ -206,10 +206,11 @@ class Publish(NamedTuple):
 
 
 class Replay:
-    """A client that replays a vector, without I/O. `answer` is what came back, as `Vector.answer`.
+    """A client that replays a vector, without I/O.
 
-    :param inbox: R_c: what comes to it and to `{inbox}.results` must be told to `receive`
-    :param prefix: of the server; None: the captured one
+    :ivar answer: the messages that came back, as in `Vector.answer`
+    :param inbox: R_c; pass messages to it and to `{inbox}.results` to `receive`
+    :param prefix: the server's; None: the captured one
     :param pieces: of the parameters; None: as captured
     :param closing_last: close the parameters only when the result has ended, and not at once
     """
@@ -249,7 +250,7 @@ class Replay:
         return self._first
 
     def receive(self, subject: str, payload: bytes, reply: str = "") -> list[Publish]:
-        """Take a message of the server, which must come in its turn. Return what to send next."""
+        """Take a message of the server, which must arrive in order. Return the messages to send next."""
         if subject == self._inbox:
             assert self.answer == [], "the handshake comes first, and once"
             assert reply, "the handshake names the server's inbox"
@@ -260,7 +261,7 @@ class Replay:
         assert subject == f"{self._inbox}.results"
         assert not reply
         assert self.answer, "the handshake precedes the result"
-        assert not self.ended, "nothing comes behind the end"
+        assert not self.ended, "nothing comes after the end"
         self.answer.append(("result" if payload else "result-end", payload))
         return [self._closing] if self._closing_last and self.ended else []
 
@@ -319,7 +320,7 @@ def _arguments(raw: dict[str, Any]) -> Arguments | None:
 
 def _state(raw: dict[str, Any], arguments: Arguments | None) -> State:
     before = raw["state_before"]
-    if raw["name"] == "trailing-bytes":  # its arguments are not told; its bytes ask for "bb"
+    if raw["name"] == "trailing-bytes":  # its arguments are not in the file; its bytes ask for "bb"
         return {b"bucket": {b"bb": b"2"}}
     if before in NOTHING:
         return {}

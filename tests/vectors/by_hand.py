@@ -1,6 +1,6 @@
-"""Parameters and results that were written by hand from the encoding's rules: by_hand.json, see README.md for its form.
+"""Parameters and results that were written by hand from the encoding's rules: by_hand.json, whose form README.md describes.
 
-Knows the file, and nothing of the code under test.
+This module knows the file, and nothing of the code under test.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a function is given or gives, and its bytes.
+    """A value that a function takes or returns, and its bytes.
 
     :param part: parameters | result
-    :param read_only: a form that is read and never written
-    :param value: parameters in a tuple; strings and list<u8> as bytes, a list of tuples as one of lists; of a result what is ok, or a Failure
+    :param read_only: a form that is read but never written
+    :param value: parameters in a tuple; strings and list<u8> as bytes, a list of tuples as a list of lists; for a
+      result, the ok value or a Failure
     """
 
     function: str
@@ -44,7 +45,7 @@ class Written:
 
 
 def load(instance: str) -> list[Written]:
-    """All of one interface."""
+    """Return all vectors of one interface."""
     vectors = json.loads(PATH.read_text(encoding="utf-8"))["vectors"]
     return [_written(vector) for vector in vectors if vector["instance"] == instance]
 

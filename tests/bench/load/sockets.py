@@ -1,4 +1,4 @@
-"""A socket that keeps what is written, and what a server sends to it."""
+"""A socket that keeps the written bytes, and the messages that a server sends to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_of(**fields: object) -> Load:
 
 
 class Socket(asyncio.Transport):
-    """Keeps what is written."""
+    """A socket that keeps the written bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def connected(protocol: NatsProtocol) -> Socket:
 
 
 def answer(generator: Generator, number: int, result: bytes) -> bytes:
-    """Return what a server sends in answer to a call, a large result in pieces."""
+    """Return a server's answer to a call. A large result comes in pieces."""
     reply = b"%b.%d" % (generator.inbox, number)
     frames = [b"MSG %b 1 _INBOX.server.%d 0\r\n\r\n" % (reply, number)]
     for at in range(0, len(result), MAX_PAYLOAD):
@@ -54,12 +54,12 @@ def answer(generator: Generator, number: int, result: bytes) -> bytes:
 
 
 def answers(generator: Generator, result: bytes, calls: int) -> bytes:
-    """Return what a server sends in answer to the first calls, the same to each."""
+    """Return a server's answers to the first calls, all with the same result."""
     return b"".join(answer(generator, number, result) for number in range(calls))
 
 
 def invocation(number: int, call: int, params: bytes) -> bytes:
-    """A call as the server passes it on."""
+    """Return a call as the server passes it on."""
     block = b"NATS/1.0\r\n\r\n"
     sizes = b"%d %d" % (len(block), len(block) + len(params))
     return b"HMSG some.subject %d _INBOX.c.%d %b\r\n%b%b\r\n" % (number, call, sizes, block, params)

@@ -1,4 +1,4 @@
-"""The two generators without a socket: what they send, and what they make of answers, cut anywhere."""
+"""The two generators without a socket: what they send, and how they read answers that are cut anywhere."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_a_wrong_result_fails_the_load(kind: Kind, fields: dict[str, objec
         await generator.ended
 
 
-async def test_each_answer_has_its_size_looked_at() -> None:
+async def test_the_size_of_each_answer_is_checked() -> None:
     generator = SmallGenerator(load_of(calls=2, in_flight=2, keys=1))
     connected(generator)
     right = answers(generator, generator.script.result(0), 2)
@@ -140,7 +140,7 @@ async def test_each_answer_has_its_size_looked_at() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_the_shape_alone_is_looked_at_where_a_load_says_so(kind: Kind) -> None:
+async def test_only_the_shape_is_checked_if_a_load_asks_for_that(kind: Kind) -> None:
     generator = kind(load_of(calls=1, in_flight=1, keys=1, exact=False))
     connected(generator)
     generator.data_received(answers(generator, WRONG, 1))
@@ -156,7 +156,7 @@ async def test_the_shape_alone_is_looked_at_where_a_load_says_so(kind: Kind) -> 
         (b"-ERR 'Slow Consumer'\r\nMSG %b", "expected an answer, found .*Slow Consumer"),
     ],
 )
-async def test_what_is_no_answer_fails_the_load(kind: Kind, frames: bytes, error: str) -> None:
+async def test_a_message_that_is_not_an_answer_fails_the_load(kind: Kind, frames: bytes, error: str) -> None:
     generator = kind(load_of(calls=1, in_flight=1))
     socket = connected(generator)
     generator.data_received(frames % generator.inbox)
@@ -167,7 +167,7 @@ async def test_what_is_no_answer_fails_the_load(kind: Kind, frames: bytes, error
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", [1, 7, 1_000])
-async def test_what_nobody_serves_is_said_wherever_the_message_is_cut(kind: Kind, step: int) -> None:
+async def test_a_missing_server_is_reported_wherever_the_message_is_cut(kind: Kind, step: int) -> None:
     generator = kind(load_of(function="mixed", calls=40, in_flight=20))
     connected(generator)
     stream = b"HMSG %b.19 1 33 33\r\nNATS/1.0 503\r\nNats-Subject: x\r\n\r\n\r\n" % generator.inbox

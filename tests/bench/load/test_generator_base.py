@@ -26,7 +26,7 @@ class Clocks:
 
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    """The clocks that generators read. Nothing ticks by itself."""
+    """Return the clocks that generators read. They move only when a test moves them."""
     clocks = Clocks()
     time = SimpleNamespace(perf_counter_ns=lambda: clocks.now_ns, process_time_ns=lambda: clocks.cpu_ns)
     for module in ("answers", "generator_base"):
@@ -36,7 +36,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
     return clocks
 
 
-async def test_calls_are_done_when_all_are_answered_and_the_warm_ones_are_not_measured() -> None:
+async def test_calls_are_done_when_all_are_answered_and_warm_up_calls_are_not_measured() -> None:
     generator = SmallGenerator(load_of(warm_calls=4, calls=6, in_flight=2, keys=1))
     socket = connected(generator)
     for number in range(10):
@@ -48,7 +48,7 @@ async def test_calls_are_done_when_all_are_answered_and_the_warm_ones_are_not_me
 
 
 class Bursts(SmallGenerator):
-    """Keeps how many calls were fired, and when they were due."""
+    """A generator that records how many calls were fired, and when they were due."""
 
     def __init__(self, load: Load) -> None:
         super().__init__(load)
@@ -61,7 +61,7 @@ class Bursts(SmallGenerator):
         self.sent += count
 
 
-async def test_calls_of_an_open_loop_count_from_when_they_were_due() -> None:
+async def test_the_latency_of_calls_of_an_open_loop_starts_when_they_are_due() -> None:
     generator = Bursts(load_of(rate=2_500.0, seconds=0.01))
     generator.fire_due(999_999)
     assert generator.fired == []
@@ -80,10 +80,13 @@ async def test_calls_of_an_open_loop_count_from_when_they_were_due() -> None:
     ],
     ids=["the provider stalls", "both stall", "one stalls after the other"],
 )
-async def test_calls_are_compared_with_those_that_are_due_at_the_same_moment(
+async def test_calls_are_compared_with_those_due_at_the_same_moment(
     clocks: Clocks, answered: dict[int, Sequence[int]], max_ms: int, excess_ms: int
 ) -> None:
-    """Pairs of calls are due at 1, 2 and 3 ms. The second of each pair goes to the provider beside, and is not measured."""
+    """Pairs of calls are due at 1, 2 and 3 ms.
+
+    The second call of each pair goes to the other provider, and is not measured.
+    """
     generator = SmallGenerator(load_of(rate=PAIR_RATE, seconds=0.003, keys=1, beside="default.bare"))
     socket = connected(generator)
     generator.fire_due(3 * MS_NS)
@@ -98,8 +101,8 @@ async def test_calls_are_compared_with_those_that_are_due_at_the_same_moment(
     assert (outcome.calls, outcome.max_us, outcome.excess_us) == (3, max_ms * 1e3, excess_ms * 1e3)
 
 
-async def test_the_longest_page_is_told_by_the_cpu_clock_of_the_provider(clocks: Clocks) -> None:
-    """A provider that stands still for half a second takes no CPU time."""
+async def test_the_longest_page_is_measured_by_the_cpu_clock_of_the_provider(clocks: Clocks) -> None:
+    """A provider that stands still for half a second uses no CPU time."""
     load = load_of(function="list-keys", calls=4, in_flight=1, keys=4, page_keys=2, watched={"provider": 1})
     generator = FrameGenerator(load)
     connected(generator)

@@ -1,4 +1,4 @@
-"""A little load on real processes: each function, small and large values, both loops; and answers that are wrong or missing fail it."""
+"""Small loads on real processes: each function, small and large values, both loops, and wrong or missing answers, which fail the load."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.bench.loads import CALLS, MIB, little
         ({"function": "list-keys"}, False),
     ],
 )
-def test_loads_of_small_messages_are_told_from_others(fields: dict[str, object], small: bool) -> None:
+def test_loads_of_small_messages_are_distinguished_from_others(fields: dict[str, object], small: bool) -> None:
     assert is_small(load_of(**fields)) is small
 
 
@@ -67,7 +67,7 @@ def test_the_plain_path_is_a_subject_and_whole_parameters_need_no_closing_messag
 
 
 def test_both_loops_end_when_they_should(stage: Stage) -> None:
-    """A closed loop ends after its seconds, an open one after the calls of its rate."""
+    """A closed loop ends after its seconds, an open loop after the calls of its rate."""
     closed = replace(little(stage, DIRECT, Case(function="get")), calls=0, seconds=0.05, warm_calls=100)
     outcome = stage.generator.run(closed)
     assert outcome.seconds >= 0.05
@@ -95,14 +95,14 @@ async def test_a_wrong_value_fails_the_load(stage: Stage, direct: ProviderProces
     ],
     ids=["no value", "no key", "no provider"],
 )
-def test_what_is_not_there_fails_the_load(
+def test_a_missing_value_key_or_provider_fails_the_load(
     stage: Stage, direct: ProviderProcess, case: Case, fields: dict[str, object], error: str
 ) -> None:
     with pytest.raises(LoadError, match=error):
         stage.generator.run(replace(little(stage, DIRECT, case, direct), **fields))  # type: ignore[arg-type]
 
 
-def test_answers_that_do_not_come_fail_the_load(stage: Stage, direct: ProviderProcess) -> None:
+def test_missing_answers_fail_the_load(stage: Stage, direct: ProviderProcess) -> None:
     load = replace(little(stage, DIRECT, Case(function="get"), direct), timeout_s=0.5)
     direct.popen.send_signal(signal.SIGSTOP)
     try:

@@ -1,4 +1,4 @@
-"""Latencies, and outcomes that are merged."""
+"""Latencies, and merged outcomes."""
 
 from __future__ import annotations
 

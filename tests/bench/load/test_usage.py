@@ -1,4 +1,4 @@
-"""What a process costs, read from real processes."""
+"""The costs of a process, read from real processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_cost_of_a_process_is_read(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("read", [cpu_ns, peak_bytes, resident_bytes, restart_peak, children])
-def test_a_process_that_is_not_there_has_no_cost(stage: Stage, tmp_path: Path, read: object) -> None:
+def test_a_missing_process_has_no_cost(stage: Stage, tmp_path: Path, read: object) -> None:
     with stage.launch(BARE) as provider:
         pass
     assert callable(read)
@@ -30,8 +30,8 @@ def test_a_process_that_is_not_there_has_no_cost(stage: Stage, tmp_path: Path, r
         read(provider.pid)
 
 
-def test_a_process_that_has_ended_is_told_from_one_that_runs() -> None:
-    """At once, although nobody has asked yet how it ended."""
+def test_a_process_that_has_ended_is_distinguished_from_one_that_runs() -> None:
+    """Notice it at once, although its exit code has not been read."""
     popen = subprocess.Popen(("cat",), stdin=subprocess.PIPE)
     assert not has_ended(popen.pid)
     popen.kill()

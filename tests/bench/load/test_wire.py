@@ -19,7 +19,7 @@ from tests.bench.load.sockets import INFO, MAX_PAYLOAD, Socket, connected, invoc
 
 
 @pytest.mark.parametrize("url", ["foo", "nats://", "nats://host", ":4222", "host:", "host:0", "host:65536", "host:-1"])
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_a_malformed_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=f"the URL is '{url}', expected nats://HOST:PORT"):
         split_address(url)
 
@@ -104,7 +104,7 @@ async def test_a_watcher_counts_calls_and_answers_unless_it_is_stuck(is_stuck: b
     watcher.ended.cancel()
 
 
-async def test_what_is_no_call_ends_a_watcher() -> None:
+async def test_a_message_that_is_not_a_call_ends_a_watcher() -> None:
     watcher = WatchingComponent("default.component", is_stuck=False)
     socket = connected(watcher)
     watcher.data_received(b"-ERR 'Slow Consumer'\r\n")

@@ -1,4 +1,4 @@
-"""The bytes of a load: what a client sends for its calls, and what is right as an answer."""
+"""The bytes of a load: what a client sends for its calls, and which answers are right."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.bench.load.sockets import INBOX, LIMITS, MAX_PAYLOAD, load_of
 
 
 @given(keys=st.integers(1, 2_000), share=st.integers(1, 10))
-def test_indices_are_spread_over_all_keys_each_once(keys: int, share: int) -> None:
+def test_indices_are_spread_over_all_keys_once_each(keys: int, share: int) -> None:
     picked = max(1, keys // share)
     indices = spread_indices(keys, picked)
     assert len(set(indices)) == len(indices) == picked
@@ -53,7 +53,7 @@ def test_a_call_is_one_frame_with_the_headers_of_a_host(headers: Headers) -> Non
     assert bool(re.search(rb"\r\ntraceparent: 00-[0-9a-f]{32}-[0-9a-f]{16}-01\r\n", block)) == (headers == "traced")
 
 
-def test_each_call_is_a_trace_of_its_own() -> None:
+def test_each_call_has_its_own_trace() -> None:
     script = Script(load_of(headers="traced"), INBOX, MAX_PAYLOAD)
     spans = {script.span(number) for number in range(100)}
     assert len({span[:32] for span in spans}) == len({span[33:] for span in spans}) == 100
@@ -66,7 +66,7 @@ def test_a_mixed_load_has_one_set_in_twenty() -> None:
     assert len(script.result(18)) == script.result_size(18) == 67
 
 
-def test_batches_have_all_keys_and_no_key_is_in_two() -> None:
+def test_batches_contain_all_keys_and_no_key_twice() -> None:
     """A batch sets the values that the same batch reads."""
     fields = {"headers": "none", "keys": 1_000, "batch_keys": 30, "first_key": 7}
     reads, writes = (Script(load_of(function=name, **fields), INBOX, 2**20) for name in ("get-many", "set-many"))

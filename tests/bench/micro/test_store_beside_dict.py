@@ -15,7 +15,7 @@ SMALL = ["--keys", "3000", "--rounds", "1"]
 
 @pytest.fixture(autouse=True)
 def _collector() -> Iterator[None]:
-    """The command tunes the cyclic garbage collector."""
+    """Restore the cyclic garbage collector, which the command tunes."""
     thresholds = gc.get_threshold()
     yield
     gc.set_threshold(*thresholds)
@@ -31,14 +31,14 @@ def test_every_figure_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert names == ["new key", "get", "overwrite", "first walk", "second walk", "place in the order"]
 
 
-def test_a_missed_bar_fails_a_strict_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missed_bar_fails_only_a_strict_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.micro.store_beside_dict.PAGE_MS_MAX", 0.0)
     assert main([*SMALL, "--strict"]) == 1
     assert main(SMALL) == 0
 
 
 @pytest.mark.parametrize(("option", "error"), [("--keys", "--keys: found 0"), ("--rounds", "--rounds: found 0")])
-def test_a_run_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], option: str, error: str) -> None:
+def test_an_empty_run_is_refused(capsys: pytest.CaptureFixture[str], option: str, error: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([option, "0"])
     assert error in capsys.readouterr().err

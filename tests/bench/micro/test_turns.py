@@ -1,4 +1,4 @@
-"""Rounds that take turns, and the figures that are printed at the end of the micro benchmarks."""
+"""Rounds in which two subjects take turns, and the figures at the end of the micro benchmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.micro.turns import ROUNDS, in_turns
 
 
 class Benchmark:
-    """As much of pytest-benchmark's fixture as `in_turns` uses."""
+    """The part of pytest-benchmark's fixture that `in_turns` uses."""
 
     def __init__(self) -> None:
         self.extra_info: dict[str, float] = {}
@@ -26,7 +26,7 @@ class Benchmark:
         self.stats = SimpleNamespace(stats=SimpleNamespace(data=[1e-6] * rounds))
 
 
-def test_who_is_first_alternates_and_undo_follows_both() -> None:
+def test_the_first_subject_alternates_and_undo_follows_both() -> None:
     benchmark = Benchmark()
     done: list[tuple[str, int]] = []
 
@@ -60,5 +60,5 @@ def test_figures_are_tables_of_groups() -> None:
     ]
 
 
-def test_there_are_no_tables_without_figures() -> None:
+def test_without_figures_there_are_no_tables() -> None:
     assert list(tables([Figures("codec", "test_encode", {})])) == []

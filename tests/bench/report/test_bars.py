@@ -1,4 +1,4 @@
-"""Bars: they name what is measured, and how a run stands against them."""
+"""Bars: the figure that each one names, and how a run compares with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.run.subjects import BARE, DIRECT, PLAIN, VARIANTS
 from tests.bench.rows import CASE, rounds
 
 
-def test_every_bar_names_a_case_that_is_measured() -> None:
+def test_every_bar_names_a_measured_case() -> None:
     labels = {(name, case.label) for name, cases in CASES.items() for case in cases}
     for function, in_flight in GROWTH_LOADS:
         labels |= {("growth", Case(function=function, in_flight=in_flight, keys=10**power).label) for power in (3, 6)}
@@ -57,13 +57,13 @@ MIB = 2.0**20
     ],
     ids=["median over the bare responder", "over another case", "over another subject", "worst round"],
 )
-def test_a_bar_is_kept_up_to_its_limit(reference: list[Row], measured: list[list[Row]], texts: tuple[str, str]) -> None:
+def test_a_bar_is_met_up_to_its_limit(reference: list[Row], measured: list[list[Row]], texts: tuple[str, str]) -> None:
     kept, missed = (next(found for found in standings(reference + rows) if found.found) for rows in measured)
     assert (kept.is_kept, missed.is_kept) == (True, False)
     assert kept.texts == texts
 
 
-def test_a_bar_that_was_not_measured_is_neither_kept_nor_missed() -> None:
+def test_a_bar_that_was_not_measured_is_neither_met_nor_missed() -> None:
     found = list(standings([]))
     assert len(found) == len(BARS)
     assert {standing.is_kept for standing in found} == {None}

@@ -1,4 +1,4 @@
-"""The commands `report` and `compare`: what they print, and which run is put into no document."""
+"""The commands `report` and `compare`: what they print, and which run is not written into a document."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_report_takes_the_newest_run(
     assert "- 2026-02, 1.5 minutes" in capsys.readouterr().out
 
 
-def test_report_says_what_is_wrong_with_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_names_the_fault_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "missing.json")]) == 2
     assert "missing.json" in capsys.readouterr().err
 
 
-def test_compare_says_what_got_slower_and_what_makes_runs_differ(
+def test_compare_names_slower_figures_and_differences_between_the_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare = rounds("bare", [100.0] * 3)
@@ -57,7 +57,7 @@ def test_compare_says_what_got_slower_and_what_makes_runs_differ(
 
 
 def every_bar() -> list[Row]:
-    """Rows by which each bar is measured."""
+    """Return rows that measure each bar."""
     figures: dict[tuple[str, str, str], dict[str, float]] = {}
     for bar in BARS:
         for case in filter(None, (bar.case, bar.reference_case)):
@@ -74,7 +74,7 @@ def every_bar() -> list[Row]:
     ],
     ids=["void", "partial"],
 )
-def test_only_a_whole_run_is_put_into_a_document_unless_forced(
+def test_only_a_complete_run_is_written_into_a_document_unless_forced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], without: str, void: tuple[str, ...], reason: str
 ) -> None:
     document = tmp_path / "performance.md"

@@ -1,4 +1,4 @@
-"""Two runs compared: what is a change, and what is not compared."""
+"""Comparison of two runs: which differences count as changes, and what is not compared."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.bench.rows import CASE, rounds, run_of, saved
         ([100, 101, 102], [120, 121, 122], "calls_per_s", False),  # better
         ([100, 101, 102], [120, 121, 122], "p50_us", True),
         ([100, 101, 102], [80, 81, 82], "p50_us", False),
-        ([70, 100, 130], [75, 85, 95], "calls_per_s", False),  # within the spread of then
-        ([99, 100, 101], [70, 85, 110], "calls_per_s", False),  # within the spread of now
+        ([70, 100, 130], [75, 85, 95], "calls_per_s", False),  # within the spread of the old run
+        ([99, 100, 101], [70, 85, 110], "calls_per_s", False),  # within the spread of the new run
         ([100, 101, 102], [200, 200, 200], "max_us", False),  # a figure that is not judged
     ],
 )
-def test_changes_are_beyond_threshold_and_spread(old: list[float], new: list[float], figure: str, worse: bool) -> None:
+def test_changes_exceed_threshold_and_spread(old: list[float], new: list[float], figure: str, worse: bool) -> None:
     found = changes(compared(run_of(rounds("direct", old, figure)), run_of(rounds("direct", new, figure))), 0.1)
     assert [(change.case, change.subject, change.figure) for change in found] == [(CASE, "direct", figure)] * worse
 
@@ -48,7 +48,7 @@ def test_a_share_is_read() -> None:
             share(text)
 
 
-def test_figures_that_are_not_known_are_ignored(tmp_path: Path) -> None:
+def test_unknown_figures_are_ignored(tmp_path: Path) -> None:
     rows = rounds("direct", [1.0], "of_a_later_version"), rounds("direct", [5.0])
     run = run_of(*rows)
     assert changes(compared(run, run), 0.1) == []
@@ -76,7 +76,7 @@ def test_runs_with_nothing_in_common_are_not_compared(
     assert said.out == ""
 
 
-def test_what_the_old_run_alone_has_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_only_the_old_run_has_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = rounds("bare", [2.0]) + rounds("direct", [1.0])
     alone = rounds("plain", [1.0], case="one") + rounds("plain", [1.0], case="two")
     alone += rounds("direct", [1.0], case="gone") + rounds("direct", [1.0], scenario="growth")

@@ -29,7 +29,7 @@ def test_tables_without_the_reference_have_no_ratios() -> None:
     assert "| case | subject | above the store MiB |\n|---|---|---:|\n| a case | direct | 1 |" in text
 
 
-def test_a_report_says_on_what_it_was_made_and_whether_it_is_void() -> None:
+def test_a_report_names_the_machine_and_says_if_the_run_is_void() -> None:
     text = markdown(run_of(rounds("bare", [1.0])))
     machine = "A processor (x86_64), 2 cores, 8 GiB, Linux 6"
     parts = ("`0123456789ab`", machine, "nats-server v2.12.0", "load average 0.10")
@@ -39,7 +39,7 @@ def test_a_report_says_on_what_it_was_made_and_whether_it_is_void() -> None:
     assert "**This run is void: the machine was busy.**" in text
 
 
-def test_a_document_is_filled_between_its_marks_alone() -> None:
+def test_a_document_is_filled_only_between_its_marks() -> None:
     document = f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n"
     once = fill(document, "| new |\n")
     assert once == f"# Title\n\n{BEGIN}\n| new |\n{END}\n\nafter\n"
@@ -47,6 +47,6 @@ def test_a_document_is_filled_between_its_marks_alone() -> None:
 
 
 @pytest.mark.parametrize("document", ["", BEGIN, END, END + BEGIN, BEGIN + BEGIN + END, BEGIN + END + END])
-def test_a_document_without_its_marks_is_left_alone(document: str) -> None:
+def test_a_document_without_marks_is_unchanged(document: str) -> None:
     with pytest.raises(ValueError, match="the document has no place for the run: expected <!-- run: begin -->"):
         fill(document, "text")

@@ -1,4 +1,4 @@
-"""Plots: which are drawn, and ticks that say numbers."""
+"""Plots: which ones are drawn, and axis ticks that show numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.run.rows import Row
 from tests.bench.rows import ABOUT, rounds
 
 
-def test_ticks_say_numbers_on_less_than_a_decade_too() -> None:
+def test_ticks_show_numbers_on_less_than_a_decade_too() -> None:
     figure = Figure()
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -25,7 +25,7 @@ def test_ticks_say_numbers_on_less_than_a_decade_too() -> None:
     assert {label.get_text() for label in axes.get_yticklabels()} >= {"0.2", "0.5", "1", "2"}
 
 
-def test_plots_are_drawn_of_what_is_there(tmp_path: Path) -> None:
+def test_only_plots_with_data_are_drawn(tmp_path: Path) -> None:
     latencies = Latencies(range(1_000, 100_000, 1_000)).encoded()
     rows = [
         Row(

@@ -1,4 +1,4 @@
-"""A run is read as it was written, and nothing else is."""
+"""A run file is read back as it was written, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def text_of(about: Any, rows: Any = ()) -> str:
         (text_of(ABOUT, [A_ROW | {"figure": 1}]), "unexpected keyword argument 'figure'"),
     ],
 )
-def test_what_is_no_run_is_refused_with_what_is_wrong(tmp_path: Path, text: str, fault: str) -> None:
+def test_a_malformed_run_is_refused_with_the_reason(tmp_path: Path, text: str, fault: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"run\.json is not a run of this benchmark: .*{re.escape(fault)}"):

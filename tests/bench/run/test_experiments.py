@@ -1,4 +1,4 @@
-"""Experiments, cut short, and what takes turns in them."""
+"""Short runs of the experiments, and the order in which they take turns."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPat
     extent = Extent(1, 0.05, growth_keys=[100, 300], pages_keys=2_000, expiry_keys=2_000, memory_calls=10)
     experiment = EXPERIMENTS[name]
     if name == "start":
-        built_executable()  # else it is built with this process's environment, and measured by coverage
+        built_executable()  # otherwise it is built with this process's environment, and measured by coverage
     rows = list(experiment.measure(stage, experiment.subjects, extent))
     assert {row.scenario for row in rows} == {name}
     assert {row.subject for row in rows} == {subject.name for subject in experiment.subjects}
     assert {figure for row in rows for figure in row.figures} >= FIGURES[name] | {"calls_per_s", "provider_cpu_us"}
 
 
-def test_a_watcher_is_told_of_each_set(stage: Stage) -> None:
+def test_a_watcher_is_called_for_each_set(stage: Stage) -> None:
     with WatcherProcess("component", stage.nats, stage.directory, is_stuck=False) as watcher:
 
         def wait_until_told(calls: int) -> None:

@@ -1,4 +1,4 @@
-"""Plans: what there is to measure, whom an experiment measures, which run is void, and where figures come from."""
+"""Plans: what can be measured, which subjects an experiment measures, which run is void, and the origin of figures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.bench.rows import rounds
 from tests.conftest import options_of
 
 
-def test_every_scenario_is_taught() -> None:
+def test_every_scenario_has_a_description() -> None:
     assert set(SCENARIOS) == {*CASES, *EXPERIMENTS}
     text = parser().format_help()
     assert [name for name in SCENARIOS if f"\n  {name} " not in text] == []
 
 
-def test_subjects_set_options_that_there_are() -> None:
-    """A provider ignores a name that it does not know, and then nothing would be measured."""
+def test_subjects_set_existing_options() -> None:
+    """A provider ignores a name that it does not know, and then the option would measure nothing."""
     for subject in (DIRECT, PLAIN, *VARIANTS):
         assert options_of(subject.config).ttl_ms == (3_600_000 if subject is EXPIRING else None)
 
@@ -33,12 +33,12 @@ def test_subjects_set_options_that_there_are() -> None:
 @pytest.mark.parametrize(
     "text", ["", "name", "name=", "=command", "a b=command", "bare=command", "direct-stuck=command"]
 )
-def test_what_is_no_peer_is_refused(text: str) -> None:
+def test_a_malformed_peer_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="--peer: found"):
         peer(text)
 
 
-def test_experiments_measure_variants_beside_what_they_vary() -> None:
+def test_experiments_measure_variants_next_to_what_they_vary() -> None:
     everything = plan_of(parser().parse_args([]))
     plain = plan_of(parser().parse_args(["--subject", "plain"]))
     assert everything.subjects_of(EXPERIMENTS["watch"]) == [DIRECT, WATCHED, STUCK]
@@ -47,7 +47,7 @@ def test_experiments_measure_variants_beside_what_they_vary() -> None:
     assert plain.subjects_of(EXPERIMENTS["memory"]) == [PLAIN]
 
 
-def test_a_run_is_void_where_the_bare_responder_is_dear() -> None:
+def test_a_run_is_void_if_the_bare_responder_is_too_expensive() -> None:
     where = {"scenario": REFERENCE}
     assert faults(rounds("bare", [2.0, 2.2, 9.0], "provider_cpu_us", **where)) == []
     (fault,) = faults(rounds("bare", [2.0, 2.3, 9.0], "provider_cpu_us", **where))

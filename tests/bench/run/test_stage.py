@@ -1,4 +1,4 @@
-"""The stage and its processes: how they are launched, what they say when one does not start or ends early, what is left."""
+"""The stage and its processes: how they are launched, what is reported if one does not start or ends early, and what remains."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.bench.loads import MIB, little
 from tests.conftest import DEADLINE_S
 
 
-def test_a_peer_is_given_no_option_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may know another by that name. Its pages say whether they can be compared."""
+def test_a_peer_gets_none_of_our_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer may know another option by that name. Its pages show if they can be compared."""
     given: list[Mapping[str, str]] = []
     monkeypatch.setattr(Stage, "launch", lambda _, subject, config: given.append(config))
     for subject in (DIRECT, peer("redis=/opt/redis")):
@@ -32,12 +32,15 @@ def test_a_peer_is_given_no_option_of_ours(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def provider(stage: Stage) -> ProviderProcess:
-    """A provider for one test, which ends it."""
+    """Launch a provider for one test, which ends it."""
     return stage.launch(DIRECT)
 
 
 async def test_a_provider_that_ends_fails_the_load(stage: Stage, provider: ProviderProcess) -> None:
-    """It is seen before an answer is missed. Calls go on to somebody who listens too, or NATS would say that nobody does."""
+    """Notice it before an answer is missing.
+
+    Another subscriber receives calls too, or NATS would report that nobody listens.
+    """
     load = replace(little(stage, DIRECT, Case(function="get"), provider), calls=0, seconds=3_600.0)
     client = await nats.connect(stage.nats.url)
     calls = await client.subscribe(f"{provider.prefix}.>")
@@ -50,7 +53,7 @@ async def test_a_provider_that_ends_fails_the_load(stage: Stage, provider: Provi
     await client.close()
 
 
-def test_a_row_that_cannot_be_measured_says_whose_it_is(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_row_names_its_case(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(load: Load) -> None:
         raise LoadError("wrong")
 
@@ -59,7 +62,7 @@ def test_a_row_that_cannot_be_measured_says_whose_it_is(stage: Stage, monkeypatc
         stage.row("functions", Case(function="exists"), BARE, 0, 0.05)
 
 
-def test_large_parameters_leave_no_memory_behind(stage: Stage, direct: ProviderProcess) -> None:
+def test_large_parameters_leave_no_memory_in_use(stage: Stage, direct: ProviderProcess) -> None:
     case = Case(function="set", value_bytes=MIB, in_flight=4)
     load = replace(stage.load(direct, DIRECT, case, bucket_of(MIB), 1.0), calls=100, warm_calls=0, keys=4)
     stage.generator.run(load)

@@ -26,7 +26,7 @@ def test_every_option_is_a_flag(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, option in SERVE_OPTIONS.items() if option.value_type.bare])
-def test_a_flag_alone_is_true(name: str) -> None:
+def test_a_flag_without_a_value_is_true(name: str) -> None:
     assert flags(f"--{name.replace('_', '-')}") == {name: "true"}
 
 
@@ -34,13 +34,13 @@ def test_a_flag_alone_is_true(name: str) -> None:
     ("flag", "more"),
     [
         ("--acess=read-only", "; did you mean --access?\n"),
-        ("--page-key", "; did you mean --page-keys?\n"),  # not taken as short for it
-        ("--bytes", "\n"),  # nor for an old name
+        ("--page-key", "; did you mean --page-keys?\n"),  # not accepted as short for it
+        ("--bytes", "\n"),  # nor as an old name
         ("--colour", "\n"),
     ],
 )
 @pytest.mark.parametrize("command", [["serve"], ["config", "check"]])
-def test_a_flag_that_is_not_known_is_refused(
+def test_an_unknown_flag_is_refused(
     command: list[str], flag: str, more: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -66,7 +66,7 @@ def test_help_of_the_command_names_every_option() -> None:
         assert f"  {name:<22} {option.help}" in text
 
 
-def test_help_waits_for_nothing_that_serves() -> None:
+def test_help_imports_nothing_that_only_serving_needs() -> None:
     """Each of these takes tens of milliseconds to import."""
     code = "import sys; from keyvalue_provider.config.command_line import command_line; command_line(); print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=DEADLINE_S, text=True, check=True)

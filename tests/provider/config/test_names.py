@@ -1,4 +1,4 @@
-"""Names: which are misspelt, by how many edits, and which belong to others."""
+"""Names: which are misspelt, by how many edits, and which belong to other programs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CHARACTERS = string.ascii_lowercase + string.digits + "_"
         ("link", "pageKeys", "page_keys"),
         ("link", "key-byte-max", "key_bytes_max"),
         ("link", "bucket2", "bucket or buckets"),
-        ("link", "key_max", "quota_keys"),  # of an old name the present one is told
+        ("link", "key_max", "quota_keys"),  # an old name suggests the present one
         ("provider", "byte_max", "quota_bytes"),
         ("provider", "key_max", "keys_max"),
         ("serve", "nkeys", "nkey"),
@@ -49,7 +49,7 @@ def test_misspellings(place: str, name: str, meant: str) -> None:
     assert (found.options, found.unknown, found.deprecated) == ({}, [], {})
 
 
-#: Names that configurations of other providers have, and those that Kubernetes gives to a service called keyvalue.
+#: Names that configurations of other providers have, and names that Kubernetes gives to a service called keyvalue.
 FOREIGN = [
     *("URL", "url", "uri", "urls", "cluster_uri", "cluster_uris", "nats_url", "redis_url", "addr", "host", "port"),
     *("user", "username", "password", "token", "auth", "secret", "client_jwt", "client_seed", "js_domain", "mount"),
@@ -69,7 +69,7 @@ def test_names_of_other_providers_are_unknown(place: str) -> None:
 
 @pytest.mark.parametrize("place", TABLES)
 def test_no_option_of_one_place_resembles_one_of_another(place: str) -> None:
-    """So an option that is set in the wrong place is unknown there, and never a misspelling."""
+    """An option that is set in the wrong place is then unknown there, and never a misspelling."""
     others = {name for table in TABLES.values() for name in (*table, *table.old_names)}
     own = {*TABLES[place], *TABLES[place].old_names}
     assert not TABLES[place].sort_names(others - own).faults
@@ -93,7 +93,7 @@ def test_characters_that_cannot_be_printed_are_escaped() -> None:
 
 @st.composite
 def single_edits(draw: st.DrawFn) -> tuple[OptionTable, str, str]:
-    """A table, a name in it, and the name after one edit."""
+    """Draw a table, a name in it, and the name after one edit."""
     table = draw(st.sampled_from([LINK_OPTIONS, SERVE_OPTIONS, WATCHING_LINK_OPTIONS]))
     name = draw(st.sampled_from([*table, *table.old_names]))
     at, character = draw(st.integers(0, len(name) - 1)), draw(st.sampled_from(CHARACTERS))
@@ -122,7 +122,7 @@ def test_any_single_edit_of_a_name_is_a_fault_that_names_it(edit: tuple[OptionTa
 
 
 def edits_by_table(one: str, other: str) -> int:
-    """Count edits by the textbook's optimal string alignment."""
+    """Count edits by the textbook algorithm, optimal string alignment."""
     table = [[row + column for column in range(len(other) + 1)] for row in range(len(one) + 1)]
     for row in range(1, len(one) + 1):
         for column in range(1, len(other) + 1):
@@ -141,7 +141,7 @@ WORDS = st.text("abc", max_size=8)
 
 
 @given(WORDS, WORDS, st.integers(0, 3))
-def test_edits_are_those_of_the_textbook(one: str, other: str, edits_max: int) -> None:
+def test_edits_agree_with_the_textbook_algorithm(one: str, other: str, edits_max: int) -> None:
     edits = edits_by_table(one, other)
     assert min(edits_between(one, other, edits_max), edits_max + 1) == min(edits, edits_max + 1)
     allowed = 2 if min(len(one), len(other)) >= 5 else 1

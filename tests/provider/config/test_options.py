@@ -1,4 +1,7 @@
-"""The declared options: their tables, the numbers that they take, and where each goes. What a link's do is tested in tests/provider/keyvalue."""
+"""The declared options: their tables, the numbers that they accept, and where each goes.
+
+tests/provider/keyvalue tests the effect of a link's options.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def test_every_option_can_be_shown_in_a_table(table: OptionTable) -> None:
         assert option.shown(option.default)
 
 
-def test_nothing_set_is_all_defaults() -> None:
+def test_without_options_everything_has_its_default() -> None:
     assert options_of({}) == ProviderOptions()
     assert ProviderOptions().store_options() == StoreOptions()
     assert ProviderOptions().invocation_limits() == InvocationLimits()
@@ -59,7 +62,7 @@ def test_nothing_set_is_all_defaults() -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers(name: str) -> None:
-    """The provider and a link read them alike."""
+    """The provider and a link read them the same way."""
     setters = (set_to, set_on_link) if name in LINK_NUMBERS else (set_to,)
     for set_number in setters:
         assert getattr(set_number(name, " 4_096\n"), name) == 4096
@@ -93,13 +96,13 @@ def test_the_largest_number_of_a_link_is_the_engines(name: str) -> None:
         ("keys_max", "9" * 19, "keys_max: found 9999999999999999999, allowed 1 to 9223372036854775807"),
     ],
 )
-def test_numbers_that_the_store_does_not_take(name: str, text: str, message: str) -> None:
+def test_numbers_that_the_store_refuses(name: str, text: str, message: str) -> None:
     with pytest.raises(OptionError) as caught:
         set_to(name, text)
     assert str(caught.value) == message
 
 
-def test_unknown_names_are_told_and_ignored() -> None:
+def test_unknown_names_are_reported_and_ignored() -> None:
     options, remarks = LinkOptions.from_config(ProviderOptions(), {"url": "b", "page_keys": "9", "buckets_max": "1"})
     assert options == LinkOptions(page_keys=9)
     assert remarks == ["ignored, since no option has this name: buckets_max, url"]
@@ -120,7 +123,7 @@ def test_unknown_names_are_told_and_ignored() -> None:
         ({"bytes_max": "all"}, "bytes_max: found 'all', allowed a whole number from 1"),
     ],
 )
-def test_a_link_with_a_name_that_cannot_be_used(config: dict[str, str], fault: str) -> None:
+def test_a_link_with_an_unusable_name(config: dict[str, str], fault: str) -> None:
     with pytest.raises(OptionError) as caught:
         LinkOptions.from_config(ProviderOptions(), config)
     assert str(caught.value) == fault
@@ -134,7 +137,7 @@ def test_old_names_of_a_link_still_work() -> None:
     assert remarks == ["keys_max is deprecated (use quota_keys)", "bytes_max is deprecated (use quota_bytes)"]
 
 
-#: What a link may set, as text and as the value that comes of it; another than the default, and than OF_PROVIDER.
+#: The options of a link: a text and its value, which differs from the default and from OF_PROVIDER.
 OF_LINK: dict[str, tuple[str, object]] = {
     "bucket": ("one", b"one"),
     "bucket_prefix": ("p-", b"p-"),
@@ -153,7 +156,7 @@ OF_PROVIDER = {
 
 
 @pytest.mark.parametrize("name", sorted(LINK_OPTIONS))
-def test_a_links_option_overrides_the_providers_and_that_the_default(name: str) -> None:
+def test_a_links_option_overrides_the_providers_which_overrides_the_default(name: str) -> None:
     text, value = OF_LINK[name]
     assert getattr(LinkOptions(), name) != value
     options = set_to(name, text)
@@ -164,11 +167,11 @@ def test_a_links_option_overrides_the_providers_and_that_the_default(name: str) 
 
 def test_a_link_inherits_no_quota() -> None:
     assert LinkOptions.from_config(ProviderOptions(), {}) == (LinkOptions(), [])
-    assert LinkOptions.from_config(ProviderOptions(keys_max=7), {}) == (LinkOptions(), [])  # no default of a quota
+    assert LinkOptions.from_config(ProviderOptions(keys_max=7), {}) == (LinkOptions(), [])  # a quota has no default
     assert LINK_OPTIONS.keys() < OPTIONS.keys()
 
 
-def test_a_store_without_a_provider_is_used_by_its_own_options() -> None:
+def test_a_store_without_a_provider_uses_its_own_options() -> None:
     store = StoreOptions(
         strict_buckets=True, page_keys_max=2, page_bytes_max=300, key_bytes_max=4, value_bytes_max=5, keys_max=6
     )
@@ -176,12 +179,12 @@ def test_a_store_without_a_provider_is_used_by_its_own_options() -> None:
     assert replace(options.store_options(), keys_max=6) == store
 
 
-def test_a_running_provider_takes_live_options_alone() -> None:
+def test_a_running_provider_accepts_only_live_options() -> None:
     before, after = ProviderOptions(page_keys=1, access="read-only"), ProviderOptions(page_keys=2, ttl_ms=3)
     assert before.with_live_options(after) == ProviderOptions(page_keys=1, ttl_ms=3)
 
 
-def test_live_options_are_not_the_stores() -> None:
+def test_live_options_are_not_options_of_the_store() -> None:
     assert {"access", "quota_keys", "quota_bytes", "require_link", "log_level"} <= LIVE_OPTIONS
     for name in LIVE_OPTIONS:
         options = set_to(name, {"log_level": "warn"}.get(name) or OF_LINK.get(name, ("1",))[0])
@@ -189,7 +192,7 @@ def test_live_options_are_not_the_stores() -> None:
         assert options.invocation_limits() == InvocationLimits()
 
 
-#: What an option is called where it arrives, if it has another name there.
+#: The name of an option where it arrives, if it has another name there.
 ARRIVES_AS = {
     "page_keys": "page_keys_max",
     "page_bytes": "page_bytes_max",
@@ -199,7 +202,7 @@ ARRIVES_AS = {
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_every_option_arrives(name: str) -> None:
-    """An option that is set changes exactly one field of all that the engine and the transport are given, or stands in `elsewhere`."""
+    """An option must change exactly one field that the engine and the transport are given, or be listed in `elsewhere`."""
     others = {"transport": "plain", "metrics_address": "127.0.0.1:0", "log_level": "warn"}
     others |= dict.fromkeys(("strict_buckets", "require_link", "structured_logging"), "true")
     options = set_to(name, others.get(name) or OF_LINK.get(name, ("8",))[0])
@@ -217,14 +220,14 @@ def test_every_option_arrives(name: str) -> None:
     elsewhere = {"transport", "metrics_address", "connect_timeout_ms", "stop_timeout_ms"} | LIVE_OPTIONS
     elsewhere |= {"watch_queue_events", "watch_queue_bytes", "watch_timeout_ms", "tls_ca", "tls_certificate", "tls_key"}
     if name in elsewhere:
-        assert not changed, f"option {name} stands in `elsewhere`, but it changes {sorted(changed)}"
+        assert not changed, f"option {name} is listed in `elsewhere`, but it changes {sorted(changed)}"
     else:
         expected = ARRIVES_AS.get(name, name)
         assert changed, (
             f"option {name} did not arrive: neither store_options nor invocation_limits passes it on as {expected}. "
             "If it takes effect at another place, add it to `elsewhere` in this test"
         )
-        assert changed == {expected}, f"option {name} must change {expected} alone, but it changes {sorted(changed)}"
+        assert changed == {expected}, f"option {name} must change only {expected}, but it changes {sorted(changed)}"
 
 
 def test_milliseconds_become_seconds() -> None:
@@ -236,7 +239,7 @@ def test_options_do_not_change() -> None:
         ProviderOptions().page_keys = 1  # type: ignore[misc] # that is the point
 
 
-def test_secrets_do_not_show() -> None:
+def test_secrets_are_not_shown() -> None:
     hush = "hush-hush"
     for options in (
         StandaloneOptions(nats=f"nats://u:{hush}@a", credentials=hush, nkey=hush),

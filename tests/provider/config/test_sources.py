@@ -1,4 +1,4 @@
-"""Where options come from, which counts, and what is said of those that are wrong."""
+"""Where options come from, which source wins, and what is reported about faults."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_fault_of_a_secret_does_not_show_it(name: str, text: str) -> None:
     assert text not in fault
 
 
-def test_every_fault_is_told_with_its_origin() -> None:
+def test_every_fault_is_reported_with_its_origin() -> None:
     resolved = resolve(
         environment_settings({"KEYVALUE_TTL_MS": "soon"}), host_settings({"page_keys": "0", "shards_min": "3"}, {})
     )
@@ -84,7 +84,7 @@ def test_every_fault_is_told_with_its_origin() -> None:
     )
 
 
-def test_a_host_does_not_say_what_host_data_says() -> None:
+def test_standalone_options_are_unknown_under_a_host() -> None:
     resolved = resolve(environment_settings({"KEYVALUE_NATS": "elsewhere"}), host_settings({"nats": "here"}, {}))
     assert resolved.unknown == {"environment": ("nats",), "config": ("nats",)}
     assert resolved.standalone == StandaloneOptions()
@@ -107,14 +107,14 @@ def test_values_of_a_file(tmp_path: Path) -> None:
         ("a = " + "[" * 5_000, ""),
     ],
 )
-def test_a_file_that_cannot_be_used(tmp_path: Path, text: str | bytes, message: str) -> None:
+def test_an_unusable_file(tmp_path: Path, text: str | bytes, message: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(SourceError) as caught:
         file_settings(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
-def test_every_value_of_a_file_that_is_no_option_is_a_fault(tmp_path: Path) -> None:
+def test_every_value_of_a_file_that_is_not_an_option_is_a_fault(tmp_path: Path) -> None:
     path = written(
         tmp_path, "page_keys = 1.5\nbuckets = ['a', 1]\nnats = ['a', 'b,c']\n[prefix]\npage_keys = 1\n[other]\n"
     )
@@ -130,7 +130,7 @@ def test_every_value_of_a_file_that_is_no_option_is_a_fault(tmp_path: Path) -> N
     assert resolved.unknown == {str(path): ("other",)}
 
 
-def test_unknown_names_are_told_and_ignored() -> None:
+def test_unknown_names_are_reported_and_ignored() -> None:
     config = {"page_keys": "7", "": "", "url": "redis://"}
     resolved = resolve(environment_settings({"KEYVALUE_PORT": "1", "PAGE_KYES": "2"}), host_settings(config, {}))
     assert resolved.options == ProviderOptions(page_keys=7)
@@ -165,7 +165,7 @@ def test_old_names_still_work() -> None:
     assert overridden.options == ProviderOptions(quota_bytes=8)
 
 
-def test_an_old_name_beside_the_present_one_is_a_fault() -> None:
+def test_an_old_name_next_to_the_present_one_is_a_fault() -> None:
     resolved = resolve(host_settings({"quota_bytes": "8", "bytes_max": "8"}, {}))
     assert resolved.faults == (
         "config: bytes_max: this is the old name of quota_bytes, which is set too; set only quota_bytes",
@@ -173,6 +173,6 @@ def test_an_old_name_beside_the_present_one_is_a_fault() -> None:
     assert resolved.wrong == {"quota_bytes"}
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.toml: No such file or directory$"):
         file_settings(tmp_path / "none.toml")

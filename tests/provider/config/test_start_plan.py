@@ -1,4 +1,4 @@
-"""The plan of a start: what host data or a command line make of it, and what keeps it from being made."""
+"""The plan of a start: how host data or a command line become a plan, and what prevents it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_plan_of_a_command_line() -> None:
         ),
     ],
 )
-def test_no_plan_of_options_that_cannot_be_used(flags: list[str], environment: dict[str, str], message: str) -> None:
+def test_unusable_options_give_no_plan(flags: list[str], environment: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=r"must be|are set|no option") as caught:
         read_standalone_plan(command_line().parse_args(["serve", *flags]), environment)
     assert str(caught.value) == message

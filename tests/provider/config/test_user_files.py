@@ -1,4 +1,4 @@
-"""Files that say as which NATS user to connect: what is taken, and that nothing of a secret shows."""
+"""Files with a NATS user's credentials: which ones are accepted, and that no secret is shown."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def test_a_file_without_a_seed_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("given", [SEED, f"./{SEED[:-1]}", CREDENTIALS])
-def test_content_given_in_place_of_a_path_does_not_show(given: str) -> None:
+def test_content_given_in_place_of_a_path_is_not_shown(given: str) -> None:
     for read in (read_credentials, read_nkey):
         with pytest.raises(ValueError, match=r"^<redacted>: .*; expected the path of a file$"):
             read(given)
     assert shown_path(given) == "<redacted>"
 
 
-def test_a_path_shows(tmp_path: Path) -> None:
-    path = str(tmp_path / f"UA{SEED}.nk")  # so nsc calls it
+def test_a_path_is_shown(tmp_path: Path) -> None:
+    path = str(tmp_path / f"UA{SEED}.nk")  # the name that nsc gives it
     with pytest.raises(ValueError, match=f"^{path}: No such file or directory; expected the path of a file$"):
         read_nkey(path)
 
 
 @pytest.mark.parametrize("text", ["-" * 65_536, "BEGIN NATS USER JWT" + "-" * 65_000])
-def test_a_file_of_dashes_takes_no_time(tmp_path: Path, text: str) -> None:
+def test_a_file_of_dashes_is_read_fast(tmp_path: Path, text: str) -> None:
     path = tmp_path / "user"
     path.write_text(text)
     with pytest.raises(ValueError, match="the JWT is missing"):

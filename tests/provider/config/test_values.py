@@ -1,4 +1,4 @@
-"""Types of values: what each reads, how it shows it, and what it says of a malformed text."""
+"""Types of values: what each reads, how it shows a value, and its error for a malformed text."""
 
 from __future__ import annotations
 

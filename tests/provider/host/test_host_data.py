@@ -1,4 +1,4 @@
-"""Host data: every field and its default, what is refused and in which words, and reading it from a pipe that may stay open."""
+"""Host data: every field and its default, what is refused and with which message, and reading it from a pipe that may stay open."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_secrets_are_text_or_bytes() -> None:
     assert host_data.secrets == {"text": Secret(HUSH), "bytes": Secret(HUSH.encode()), "empty": Secret(b"")}
 
 
-def test_no_secret_shows() -> None:
+def test_no_secret_is_shown() -> None:
     host_data = parsed(
         lattice_rpc_url=f"nats://user:{HUSH}@host",
         lattice_rpc_user_jwt=HUSH,
@@ -187,19 +187,19 @@ def test_any_fields_give_host_data_or_its_error(host_data: dict[str, object]) ->
 
 @pytest.fixture
 def pipe() -> Any:
-    """Give both ends of a pipe: read, write."""
+    """Yield both ends of a pipe: read, write."""
     read, write = os.pipe()
     with os.fdopen(read, "rb", 0) as reader, os.fdopen(write, "wb", 0) as writer:
         yield reader, writer
 
 
 LINE = encoded({"provider_key": "from-a-pipe"})
-#: A test that waits for so long ends by its own timeout, and fails.
+#: A test that waits this long fails by its own timeout.
 NEVER_S = 3600.0
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_a_line_is_enough_where_the_pipe_stays_open(pipe: Any, end: bytes) -> None:
+def test_a_line_is_enough_if_the_pipe_stays_open(pipe: Any, end: bytes) -> None:
     reader, writer = pipe
     writer.write(LINE + end)
     assert read_host_data(reader.fileno(), NEVER_S).provider_key == "from-a-pipe"
@@ -213,8 +213,8 @@ def test_the_end_is_enough_too(pipe: Any, text: bytes) -> None:
     assert read_host_data(reader.fileno(), NEVER_S).provider_key == "from-a-pipe"
 
 
-def test_it_may_come_in_pieces(pipe: Any) -> None:
-    """More than a pipe holds, so that the later lines are written while the first are read."""
+def test_it_may_arrive_in_pieces(pipe: Any) -> None:
+    """Send more than a pipe holds, so that the later lines are written while the first are read."""
     reader, writer = pipe
     lines = encoded({"provider_key": "from-a-pipe", "instance_id": "x" * 300_000})
     thread = Thread(
@@ -234,7 +234,7 @@ def test_it_may_come_in_pieces(pipe: Any) -> None:
         (b"  \n", r"^found nothing on standard input within 0\.05 s, expected host data"),
     ],
 )
-def test_at_the_time_out_it_is_taken_as_it_is(pipe: Any, text: bytes, message: str | None) -> None:
+def test_at_the_timeout_it_is_read_as_it_is(pipe: Any, text: bytes, message: str | None) -> None:
     reader, writer = pipe
     writer.write(text)
     if message is None:

@@ -1,4 +1,4 @@
-"""Links: which are kept, how they are found, and what is said about those that can't be used."""
+"""Links: which are kept, how they are found, and what is reported about unusable ones."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def payload(**fields: object) -> bytes:
 
 
 def delete_json(links: Links, payload: bytes) -> tuple[str, str, str] | None:
-    """Delete a link, and return its key; None if it is not known."""
+    """Delete a link, and return its key, or None if it is unknown."""
     key = LinkDefinition.from_json(parse_link(payload)).key
     return key if links.delete(key) else None
 
 
 def test_a_link_from_json() -> None:
-    """All but source and target may be missing."""
+    """All fields except source and target may be missing."""
     assert LinkDefinition.from_json(LINK) == LinkDefinition(
         source_id="component",
         target=KEY,
@@ -93,7 +93,7 @@ def test_a_malformed_link_is_an_error(value: object, message: str) -> None:
     assert HUSH not in str(caught.value)
 
 
-def test_only_names_of_options_show() -> None:
+def test_only_names_of_options_are_shown() -> None:
     link = LinkDefinition.from_json(LINK)
     assert str(link) == "component -> kv (default), store, batch; options set: URL, bucket, watch"
     assert str(LinkDefinition("a", "b", "c")) == "a -> b (c), no interface; options set: none"
@@ -101,7 +101,7 @@ def test_only_names_of_options_show() -> None:
     assert "120" not in repr(link)
 
 
-def test_links_are_known_by_source_target_and_name() -> None:
+def test_links_are_identified_by_source_target_and_name() -> None:
     links = Links(KEY)
     for fields in ({}, {"name": "second"}, {"source_id": KEY, "target": "component"}, {"source_id": KEY}):
         assert links.put_json(payload(**fields)) is not None
@@ -147,7 +147,7 @@ def test_every_change_is_counted_and_nothing_else() -> None:
     assert links.unusable == []
     with pytest.raises(FieldError):
         links.put_json(payload(target_config={"bucket": 1}))
-    assert changed(), "what it replaced no longer holds"
+    assert changed(), "the link that it replaced is no longer in force"
     assert delete_json(links, payload()) == link.key
     assert changed()
     assert len(links) == 0
@@ -164,7 +164,7 @@ def test_a_payload_that_is_not_json(wrong: bytes) -> None:
 
 
 @pytest.mark.parametrize("mended_by", ["a put", "a deletion"])
-def test_an_unusable_link_is_noted_until_it_is_mended(mended_by: str) -> None:
+def test_an_unusable_link_is_noted_until_it_is_corrected(mended_by: str) -> None:
     links = Links(KEY)
     links.put_json(payload())
     for fields, fault in (
@@ -174,7 +174,7 @@ def test_an_unusable_link_is_noted_until_it_is_mended(mended_by: str) -> None:
         with pytest.raises(FieldError):
             links.put_json(payload(**fields))
         assert links.unusable == [f"link component -> kv (default): {fault}"]
-        assert links.find("component", "default") is None  # what it replaced no longer holds
+        assert links.find("component", "default") is None  # the link that it replaced is no longer in force
     if mended_by == "a put":
         assert links.put_json(payload()) is not None
         assert links.find("component", "default") is not None
@@ -183,7 +183,7 @@ def test_an_unusable_link_is_noted_until_it_is_mended(mended_by: str) -> None:
     assert links.unusable == []
 
 
-def test_long_names_are_cut_where_they_are_told() -> None:
+def test_long_names_are_cut_in_messages() -> None:
     long = "x" * 100_000
     links = opened(**{long: HUSH})
     for name, wrong in (("config", {"target_config": {long: 1}}), ("secrets", {"target_secrets": list(SEALED)})):
@@ -242,7 +242,7 @@ def test_a_note_on_a_link_stays_until_it_changes(notes: str) -> None:
 @pytest.mark.parametrize(
     ("notes", "more"), [("unusable", "and 2 more unusable links"), ("remarks", "and 2 more remarks on links")]
 )
-def test_the_first_of_many_notes_are_told(notes: str, more: str) -> None:
+def test_the_first_of_many_notes_are_shown(notes: str, more: str) -> None:
     links = Links(KEY)
     for number in range(LINES_MAX + 2):
         if number == LINES_MAX:
@@ -292,7 +292,7 @@ SEALED = b"sealed"
 
 
 def opened(**secrets: object) -> Links:
-    """Make links whose sealed secrets are always these."""
+    """Return links whose sealed secrets always open to these."""
 
     def unseal(sealed: bytes) -> bytes:
         if sealed != SEALED:
@@ -302,7 +302,7 @@ def opened(**secrets: object) -> Links:
     return Links(KEY, unseal)
 
 
-def test_secrets_go_before_the_configuration() -> None:
+def test_secrets_override_the_configuration() -> None:
     links = opened(bucket={"kind": "String", "value": "secret-one"}, ttl={"kind": "Bytes", "value": [0xFF, 0x37]})
     link = links.put_json(payload(target_secrets=list(SEALED), source_secrets=list(SEALED)))
     assert link is not None
@@ -312,7 +312,7 @@ def test_secrets_go_before_the_configuration() -> None:
     assert "secret-one" not in f"{link} {link!r} {link.target_secrets}"
 
 
-def test_the_same_secrets_sealed_anew_are_no_news() -> None:
+def test_the_same_secrets_sealed_again_are_no_change() -> None:
     links = Links(KEY, lambda sealed: b'{"a": {"kind": "String", "value": "b"}}')
     assert links.put_json(payload(target_secrets=[1])) is not None
     assert links.put_json(payload(target_secrets=[2])) is None
@@ -329,7 +329,7 @@ def test_the_same_secrets_sealed_anew_are_no_news() -> None:
         (opened(a={"kind": "hush"}), "target_secrets.a.kind: expected String or Bytes"),
     ],
 )
-def test_secrets_that_cannot_be_read(links: Links, message: str) -> None:
+def test_unreadable_secrets(links: Links, message: str) -> None:
     with pytest.raises(FieldError) as caught:
         links.put_json(payload(target_secrets=list(SEALED)))
     assert str(caught.value) == message
@@ -337,7 +337,7 @@ def test_secrets_that_cannot_be_read(links: Links, message: str) -> None:
     assert links.refused_callers() == [("component", "default")]
 
 
-def test_too_many_that_cannot_be_read_deny_callers_without_a_link() -> None:
+def test_too_many_unreadable_links_deny_callers_without_a_link() -> None:
     links = Links(KEY)
     for number in range(LINKS_MAX + 1):
         assert not links.overflowed

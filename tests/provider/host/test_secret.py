@@ -1,4 +1,4 @@
-"""Secrets: nothing that is done with one shows it."""
+"""Secrets: no operation shows one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Holder:
     ],
 )
 @pytest.mark.parametrize("value", [HUSH, HUSH.encode()])
-def test_it_does_not_show(show: Callable[[Secret], str], value: str | bytes) -> None:
+def test_it_is_not_shown(show: Callable[[Secret], str], value: str | bytes) -> None:
     assert HUSH not in show(Secret(value))
 
 

@@ -1,4 +1,7 @@
-"""Xkeys: their text, and what a host has sealed. The key pairs are made by PyNaCl; the seal of tests/host_double.py is written apart from this."""
+"""Xkeys: their text, and opening messages sealed by a host.
+
+PyNaCl makes the key pairs. The seal in tests/host_double.py is written independently of the code under test.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def test_text_of_keys(key: bytes, letter: str) -> None:
     assert decode_seed(letter, seed) == key
 
 
-def test_text_of_a_key_that_others_made() -> None:
+def test_text_of_a_key_made_by_others() -> None:
     """The seed is from the documentation of nkeys."""
     seed = "SUAGMJH5XLGZKQQWAWKRZJIGMOU4HPFUYLXJMXOO5NLFEO2OOQJ5LPRDPM"
     assert encode_seed("U", decode_seed("U", seed)) == seed
@@ -77,7 +80,7 @@ def test_a_seal_of_the_host_is_opened(text: bytes) -> None:
 
 
 @given(at=st.integers(0, len(seal(SECRETS)) - 1), bit=st.integers(0, 7))
-def test_any_bit_that_differs_is_noticed(at: int, bit: int) -> None:
+def test_any_changed_bit_is_noticed(at: int, bit: int) -> None:
     sealed = bytearray(seal(SECRETS))
     sealed[at] ^= 1 << bit
     with pytest.raises(SealedError, match=rf"^found {len(sealed)} bytes "):
@@ -90,12 +93,12 @@ def test_anything_else_is_an_error(sealed: bytes) -> None:
         KEYS.open(sealed)
 
 
-def test_a_seal_of_others_is_not_opened() -> None:
+def test_a_seal_by_others_is_not_opened() -> None:
     other = PrivateKey(bytes(32))
     for sealed in (seal(SECRETS, sender=other), seal(SECRETS, receiver=other)):
         with pytest.raises(SealedError, match="sealed with keys other than those of the host data"):
             KEYS.open(sealed)
 
 
-def test_no_secret_shows() -> None:
+def test_no_secret_is_shown() -> None:
     assert SEED not in repr(KEYS)

@@ -1,4 +1,4 @@
-"""What the tests of policy and handles share: a provider's links and service without its host, over a real store."""
+"""A scene that the tests of policy and handles share: a provider's links and service without its host, over a real store."""
 
 from __future__ import annotations
 
@@ -44,13 +44,16 @@ T = TypeVar("T")
 
 
 def at_once(answer: Answer[T]) -> T:
-    """Return an answer that is there without waiting."""
+    """Return an answer that is ready without waiting."""
     assert not isinstance(answer, Awaitable)
     return answer
 
 
 class Scene:
-    """A provider's links and service, without its host. Keywords are options of the provider, as its config has them."""
+    """A provider's links and service, without its host.
+
+    Keywords are options of the provider, named as in its configuration.
+    """
 
     def __init__(self, **config: str) -> None:
         options = options_of(config)
@@ -61,7 +64,7 @@ class Scene:
         self.service = Service(self.store, self.policy)
 
     def put(self, caller: Caller = LINKED, /, **target_config: str) -> None:
-        """Put the link by which a caller calls."""
+        """Put the link of a caller."""
         assert caller.source_id is not None
         assert caller.link_name is not None
         if self.links.put(LinkDefinition(caller.source_id, KEY, caller.link_name, target_config=target_config)):
@@ -73,18 +76,18 @@ class Scene:
         self.links_changed()
 
     def links_changed(self) -> None:
-        """Do what the provider does when the host has put or deleted links."""
+        """Update the service, as the provider does after the host has put or deleted links."""
         self.policy.links_changed()
         self.service.policy_changed()
 
     def configure(self, options: ProviderOptions) -> None:
-        """Do what the provider does with a new configuration."""
+        """Take a new configuration, as the provider does."""
         self.policy.configure(options)
         self.service.policy_changed()
 
     @property
     def quotas(self) -> int:
-        """Return the number of quotas that the store counts for."""
+        """Return the number of quotas that the store keeps."""
         return len(self.store._tables.ledger.quotas)
 
 

@@ -1,4 +1,4 @@
-"""The sweep: expired keys are given back in steps, and what else waits for the event loop gets its turn between two."""
+"""The sweep: it removes expired keys in steps, and other tasks of the event loop run between two steps."""
 
 from __future__ import annotations
 

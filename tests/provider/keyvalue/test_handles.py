@@ -1,4 +1,7 @@
-"""Handles: buckets under a link's options, quotas, and calls that a change of links overtakes. A real service over a real store."""
+"""Handles: buckets under a link's options, quotas, and calls during which links change.
+
+A real service over a real store.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ from tests.provider.keyvalue.scene import (
     at_once,
 )
 
-# Which are kept
+# Kept handles
 
 
-def test_callers_that_nobody_knows_grow_nothing() -> None:
+def test_unknown_callers_grow_nothing() -> None:
     scene = Scene()
     scene.put()
     handles = scene.service._handles
@@ -43,7 +46,7 @@ def test_names_of_buckets_grow_to_a_limit() -> None:
         assert 1 <= len(handles) <= HANDLES_MAX
 
 
-def test_a_link_that_is_as_before_keeps_its_handles() -> None:
+def test_an_unchanged_link_keeps_its_handles() -> None:
     scene = Scene()
     scene.put()
     handles = scene.service._handles[LINKED]
@@ -152,7 +155,7 @@ KEYS_MAX = "the buckets of this quota would hold {} keys; the limit is {} (quota
         ({}, [b"a", b"b", b"c"]),
     ],
 )
-def test_a_quota_is_of_all_buckets_of_a_link_together(options: dict[str, str], names: list[bytes]) -> None:
+def test_a_quota_covers_all_buckets_of_a_link_together(options: dict[str, str], names: list[bytes]) -> None:
     scene = Scene()
     scene.put(quota_keys="3", **options)
     kv = scene.service
@@ -170,7 +173,7 @@ def test_a_quota_is_of_all_buckets_of_a_link_together(options: dict[str, str], n
     scene.store.check()
 
 
-def test_a_quota_counts_what_others_write_and_does_not_bind_them() -> None:
+def test_a_quota_counts_other_callers_writes_without_limiting_them() -> None:
     scene = Scene()
     kv = scene.service
     kv.set(ANONYMOUS, b"p-a", b"before", b"v")
@@ -186,7 +189,7 @@ def test_a_quota_counts_what_others_write_and_does_not_bind_them() -> None:
     scene.store.check()
 
 
-def test_a_changed_link_is_held_to_what_its_buckets_hold() -> None:
+def test_a_changed_link_is_held_to_the_content_of_its_buckets() -> None:
     scene = Scene()
     kv = scene.service
     scene.put(quota_keys="3", bucket_prefix="p-")
@@ -196,7 +199,7 @@ def test_a_changed_link_is_held_to_what_its_buckets_hold() -> None:
     assert refused(kv.set, LINKED, b"b", b"5", b"") == KEYS_MAX.format(5, 4)
     scene.put(quota_keys="2", bucket_prefix="p-")
     assert refused(kv.set, LINKED, b"b", b"5", b"") == KEYS_MAX.format(5, 2)
-    scene.put(quota_keys="2", bucket_prefix="p-", page_keys="7")  # the quota is as before
+    scene.put(quota_keys="2", bucket_prefix="p-", page_keys="7")  # the quota is unchanged
     assert refused(kv.set, LINKED, b"b", b"5", b"") == KEYS_MAX.format(5, 2)
     scene.put(quota_keys="2", bucket_prefix="q-")
     kv.set(LINKED, b"a", b"1", b"")
@@ -208,7 +211,7 @@ def test_a_changed_link_is_held_to_what_its_buckets_hold() -> None:
     scene.store.check()
 
 
-def test_quotas_go_with_their_links() -> None:
+def test_quotas_are_removed_with_their_links() -> None:
     scene = Scene()
     kv = scene.service
     scene.put(quota_keys="1")
@@ -216,7 +219,7 @@ def test_quotas_go_with_their_links() -> None:
     scene.put(STRANGER, buckets="a", quota_keys="1")
     assert scene.quotas == 3
     scene.put(OTHER)
-    scene.put(STRANGER, buckets="a", quota_keys="one")  # malformed: it may do nothing, and needs none
+    scene.put(STRANGER, buckets="a", quota_keys="one")  # malformed: it is denied everything, and needs no quota
     assert scene.quotas == 1
     kv.set(LINKED, b"b", b"k", b"v")
     assert refused(kv.set, LINKED, b"b", b"new", b"v") == KEYS_MAX.format(2, 1)
@@ -226,8 +229,8 @@ def test_quotas_go_with_their_links() -> None:
     scene.store.check()
 
 
-def test_links_that_reach_the_same_under_the_same_limits_share_a_quota() -> None:
-    """So a write costs the same under thousands of links with a default quota as under one."""
+def test_links_with_the_same_buckets_and_limits_share_a_quota() -> None:
+    """With a default quota, a write then costs the same under thousands of links as under one."""
     scene = Scene(quota_bytes="10_000")
     for number in range(100):
         scene.put(Caller(f"component-{number}", "default"))
@@ -242,7 +245,7 @@ def test_links_that_reach_the_same_under_the_same_limits_share_a_quota() -> None
         assert message.endswith("bytes of memory; the limit is 10000 (quota_bytes)")
 
 
-def test_the_keys_max_of_the_provider_is_no_quota() -> None:
+def test_the_keys_max_of_the_provider_is_not_a_quota() -> None:
     scene = Scene(keys_max="2")
     scene.put()
     assert scene.quotas == 0
@@ -252,7 +255,7 @@ def test_the_keys_max_of_the_provider_is_no_quota() -> None:
 
 
 class OvertakenName(bytes):
-    """A bucket's name at whose look-up something else happens first, once."""
+    """A bucket's name that runs a change once, when it is looked up."""
 
     overtake: list[Callable[[], object]]
 
@@ -264,7 +267,7 @@ class OvertakenName(bytes):
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("after", [{"bucket": "new", "access": "read-only"}, {"buckets": "none"}, {"ttl_ms": ""}, None])
-def test_a_call_that_a_change_overtakes_is_carried_out_as_it_was_begun(
+def test_a_call_that_a_change_overtakes_keeps_the_rules_it_began_under(
     call: Call, after: dict[str, str] | None
 ) -> None:
     def change() -> None:

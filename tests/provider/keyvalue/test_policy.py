@@ -1,6 +1,6 @@
-"""The policy: what each caller may do, with which buckets, and what is said of links that can't be used or are odd.
+"""The policy: what each caller may do, with which buckets, and what is reported about links that are unusable or odd.
 
-Links are put and deleted as the host's messages do it. What a caller may do shows in calls of a real service.
+Links are put and deleted as by the host's messages. Calls of a real service show what a caller may do.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from tests.provider.keyvalue.scene import (
     ],
 )
 @pytest.mark.parametrize("of_provider", [False, True])
-def test_which_bucket_a_name_means(
+def test_the_bucket_that_a_name_means(
     options: dict[str, str], name: bytes, reached: bytes | None, of_provider: bool
 ) -> None:
     scene = Scene(**(options if of_provider else {}))
@@ -76,7 +76,7 @@ NAMES = st.text(st.sampled_from("abc"), max_size=3)
 @given(
     st.none() | NAMES.filter(bool), st.none() | NAMES, st.none() | st.lists(NAMES.filter(bool), min_size=1), st.data()
 )
-def test_a_quota_is_of_all_buckets_that_are_reached_and_of_no_others(
+def test_a_quota_covers_all_reachable_buckets_and_no_others(
     bucket: str | None, prefix: str | None, buckets: list[str] | None, data: st.DataObject
 ) -> None:
     config = {"bucket": bucket, "bucket_prefix": prefix, "buckets": None if buckets is None else ",".join(buckets)}
@@ -89,7 +89,7 @@ def test_a_quota_is_of_all_buckets_that_are_reached_and_of_no_others(
         assert name not in (options.buckets or ())
     else:
         assert reach.covers(reached)
-    if reach.covers(name):  # then some name leads there
+    if reach.covers(name):  # then some name reaches it
         given = [name.removeprefix((prefix or "").encode())] if bucket is None else (options.buckets or {b"any"})
         assert {access.reached(each) for each in given} == {name}
 
@@ -98,7 +98,7 @@ def test_a_quota_is_of_all_buckets_that_are_reached_and_of_no_others(
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_read_only_link_reads_and_does_not_write(name: str) -> None:
+def test_a_read_only_link_can_read_but_not_write(name: str) -> None:
     scene = Scene()
     scene.put(access=" Read-Only ", buckets="b")
     scene.service.set(OTHER, b"b", b"k", b"7")
@@ -131,7 +131,7 @@ def test_a_link_may_write_where_the_provider_lets_others_read() -> None:
     ("caller", "reached"),
     [
         (Caller("component", "default"), b"default-b"),
-        (Caller("component", None), b"default-b"),  # a link's name is "default" where none is given
+        (Caller("component", None), b"default-b"),  # a link's name is "default" if none is given
         (Caller("component", ""), b"default-b"),
         (Caller("component", "third"), b"linkless-b"),
         (Caller("Component", "default"), b"linkless-b"),
@@ -144,7 +144,7 @@ def test_a_link_may_write_where_the_provider_lets_others_read() -> None:
         (Caller("other", "default"), b"linkless-b"),
     ],
 )
-def test_headers_name_a_link_or_none(caller: Caller, reached: bytes) -> None:
+def test_headers_select_a_link_or_none(caller: Caller, reached: bytes) -> None:
     for require_link in ("false", "true"):
         scene = Scene(bucket_prefix="linkless-", require_link=require_link)
         scene.put(bucket_prefix="default-")
@@ -160,7 +160,7 @@ def test_headers_name_a_link_or_none(caller: Caller, reached: bytes) -> None:
             assert scene.store.bucket_names() == [reached]
 
 
-def test_too_many_links_to_be_kept_deny_callers_without_one() -> None:
+def test_too_many_links_deny_callers_without_one() -> None:
     scene = Scene()
     scene.put()
     scene.service.get(STRANGER, b"b", b"k")
@@ -174,10 +174,10 @@ def test_too_many_links_to_be_kept_deny_callers_without_one() -> None:
         scene.service.get(ANONYMOUS, b"b", b"k")
 
 
-# What changes
+# Changes
 
 
-def test_a_reader_of_parameters_reads_what_any_caller_may_send() -> None:
+def test_the_limits_for_reading_parameters_are_the_largest_of_any_caller() -> None:
     scene = Scene(key_bytes_max="8", value_bytes_max="8", bucket_name_bytes_max="4", batch_keys_max="5")
     limits = scene.service.parameter_limits
     own = ParameterLimits(bucket_bytes_max=4, key_bytes_max=8, value_bytes_max=8, batch_keys_max=5)
@@ -207,12 +207,14 @@ def test_options_of_the_provider_that_change_while_it_runs(caplog: pytest.LogCap
     assert sorted(at_once(kv.list_keys(OTHER, b"", None)).keys) == [b"other"]
     limits = kv.parameter_limits
     assert (limits.batch_keys_max, limits.answer_bytes_max) == (7, 9)
-    assert limits.value_bytes_max == ParameterLimits().value_bytes_max  # the store's, which stays as it was made
+    assert (
+        limits.value_bytes_max == ParameterLimits().value_bytes_max
+    )  # the store's option, which is fixed when it is made
     scene.configure(ProviderOptions(require_link=True))
     kv.get(LINKED, b"b", b"k")
     with pytest.raises(AccessDeniedError):
         kv.get(ANONYMOUS, b"b", b"k")
-    assert len(warnings(caplog)) == 1  # of each definition once
+    assert len(warnings(caplog)) == 1  # once for each definition
     assert len(scene.links.remarks) == 1
 
 
@@ -233,7 +235,7 @@ LINE = "link component -> kv (default): "
         ),
     ],
 )
-def test_an_unknown_or_old_name_is_warned_of_once_and_noted(
+def test_an_unknown_or_old_name_is_logged_once_and_noted(
     caplog: pytest.LogCaptureFixture, config: dict[str, str], remark: str
 ) -> None:
     scene = Scene()
@@ -257,7 +259,7 @@ def test_the_first_of_many_unknown_options_are_named(caplog: pytest.LogCaptureFi
     assert len(warnings(caplog)[0]) < 400
 
 
-#: A malformed text for each option, and the message; a misspelt name, which would be ignored, and the link writable.
+#: A malformed text for each option, with its message. A misspelt name would be ignored, and the link writable.
 MALFORMED = {
     "bucket": ("", "found 0 characters, allowed "),
     "bucket_prefix": ("\ud800", "found 1 characters, allowed "),
@@ -280,8 +282,8 @@ def test_every_option_can_be_malformed() -> None:
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_option_denies_everything_to_its_link_alone(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Only the length of the value is told: it may be a secret that was written into the wrong option."""
+def test_a_malformed_option_denies_everything_only_to_its_own_link(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Only the length of the value is shown, since it may be a secret in the wrong option."""
     text, message = MALFORMED[name]
     scene = Scene()
     scene.put(OTHER)
@@ -310,7 +312,7 @@ def test_a_malformed_option_denies_everything_to_its_link_alone(name: str, caplo
 
 
 def secrets_of(scene: Scene) -> Iterator[str]:
-    """Give every text that may be shown of links."""
+    """Yield every text about links that may be shown."""
     yield from scene.links.unusable
     yield from scene.links.remarks
     policy, handles = scene.policy, scene.service._handles
@@ -321,7 +323,7 @@ def secrets_of(scene: Scene) -> Iterator[str]:
         yield str(thing)
 
 
-def test_secrets_do_not_show(caplog: pytest.LogCaptureFixture) -> None:
+def test_secrets_are_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     scene = Scene()
     for malformed in ({}, {"ttl_ms": "soon"}):

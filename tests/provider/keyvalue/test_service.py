@@ -1,4 +1,7 @@
-"""The service: the functions, and the store's errors as the interface's. What each caller may do is tested in test_policy.py."""
+"""The service: its functions, and the store's errors as the interface's.
+
+test_policy.py tests what each caller may do.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def test_every_function(caller: Caller) -> None:
     assert len(store) == 0
 
 
-def test_handles_of_before_a_change_are_not_kept_where_another_thread_finds_them_meanwhile(
+def test_old_handles_are_not_kept_if_another_thread_finds_them_during_a_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scene = Scene(access="read-write")
@@ -121,23 +124,23 @@ def test_keys_of_one_position_become_other() -> None:
     assert kv.get(ANONYMOUS, b"b", b"7") == b""
 
 
-def test_a_reader_of_parameters_need_not_read_more_than_the_store_takes() -> None:
+def test_parameters_need_not_be_read_beyond_the_limits_of_the_store() -> None:
     kv = service(bucket_name_bytes_max=1, key_bytes_max=2, value_bytes_max=3)
     assert kv.parameter_limits == ParameterLimits(bucket_bytes_max=1, key_bytes_max=2, value_bytes_max=3)
     assert Service(Store()).parameter_limits == ParameterLimits()
 
 
-# Answers that must be waited for. Every function is carried out so over both paths by tests/integration/test_order.py.
+# Pending answers. tests/integration/test_order.py runs every function with them over both paths.
 
 
 async def waited(answer: Answer[T]) -> T:
-    """Return an answer that is not there at once."""
+    """Return the result of a pending answer."""
     assert isinstance(answer, Awaitable)
     return await answer
 
 
 @pytest.mark.parametrize("later", LATER.values(), ids=LATER)
-async def test_an_answer_to_wait_for_is_translated_when_it_is_awaited(later: Later) -> None:
+async def test_a_pending_answer_is_translated_when_it_is_awaited(later: Later) -> None:
     store = WaitingStore(later, StoreOptions(value_bytes_max=1))
     kv = Service(store)
     await waited(kv.set(ANONYMOUS, b"b", b"k", b"v"))
@@ -150,8 +153,8 @@ async def test_an_answer_to_wait_for_is_translated_when_it_is_awaited(later: Lat
     assert isinstance(caught.value.__cause__, LimitError)
 
 
-async def test_a_future_of_the_store_is_what_a_server_waits_for() -> None:
-    """So no task is made for any function. The results are those of a store that answers at once."""
+async def test_a_server_waits_for_the_future_of_the_store_itself() -> None:
+    """No function needs a task. The results are those of a store that answers at once."""
     made: list[asyncio.Future[object]] = []
 
     def later(function: Callable[..., object], *arguments: object) -> asyncio.Future[object]:
@@ -192,7 +195,7 @@ async def test_a_future_of_the_store_is_what_a_server_waits_for() -> None:
 
 
 @pytest.mark.parametrize("later", LATER.values(), ids=LATER)
-async def test_an_answer_that_is_dropped_is_not_carried_out(later: Later) -> None:
+async def test_a_dropped_answer_is_not_carried_out(later: Later) -> None:
     store = WaitingStore(later)
     answer = Service(store).set(ANONYMOUS, b"b", b"k", b"v")
     assert answer is not None

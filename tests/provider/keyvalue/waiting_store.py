@@ -1,4 +1,4 @@
-"""A store whose handles answer with something to wait for, as one does that asks others first. It holds what an engine store holds."""
+"""A store whose handles return awaitables, like a store that asks others first. Its content is in an engine store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from keyvalue_provider.keyvalue.handles import BucketHandle
 __all__ = ["LATER", "Later", "WaitingStore"]
 
 T = TypeVar("T")
-#: Makes an answer of a function and its arguments, which is called while it is awaited.
+#: Makes an awaitable from a function and its arguments. The function is called while the awaitable is awaited.
 Later = Callable[..., Awaitable[Any]]
 
 
@@ -23,7 +23,7 @@ async def in_coroutine(function: Callable[..., T], *arguments: object) -> T:
 
 
 def in_future(function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
-    """Return a future that a callback sets, without any task."""
+    """Return a future that a callback sets, without a task."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -39,12 +39,12 @@ def in_future(function: Callable[..., T], *arguments: object) -> asyncio.Future[
     return future
 
 
-#: The kinds of things to wait for.
+#: The kinds of awaitables.
 LATER: dict[str, Later] = {"coroutine": in_coroutine, "future": in_future}
 
 
 class WaitingHandle:
-    """A handle that takes its time: each method of the bucket gives something to wait for."""
+    """A handle whose methods are those of a bucket, but return awaitables."""
 
     def __init__(self, bucket: Bucket, later: Later) -> None:
         self._bucket = bucket
@@ -55,7 +55,7 @@ class WaitingHandle:
 
 
 class WaitingStore:
-    """Opens such handles. Writes and reads of `held` are seen through them."""
+    """A store that opens such handles. They read and write `held`."""
 
     def __init__(self, later: Later, options: StoreOptions | None = None) -> None:
         self.held = Store(options)

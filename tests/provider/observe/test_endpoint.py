@@ -1,4 +1,4 @@
-"""The HTTP endpoint in one process: its answers, connections that say nothing, malformed requests, start and stop."""
+"""The HTTP endpoint in one process: its responses, silent connections, malformed requests, start and stop."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tests.conftest import DEADLINE_S
 
 
 class Seven(Collector):
-    """Collects one number."""
+    """A collector of one number."""
 
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily("wonders", "Wonders of the world.", 7)
 
 
 class Served(NamedTuple):
-    """An endpoint on a port of the loopback address, and what it says of the process."""
+    """An endpoint on a port of the loopback address, and the ailments that it reports."""
 
     endpoint: Endpoint
     ailments: list[str]
 
     def get(self, path: str) -> tuple[int, str]:
-        """Return status and body."""
+        """Return the status and the body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.endpoint.port, timeout=DEADLINE_S)
         try:
             connection.request("GET", path)
@@ -41,7 +41,7 @@ class Served(NamedTuple):
             connection.close()
 
     def connect(self) -> socket.socket:
-        """Open a connection that says nothing."""
+        """Open a connection that sends nothing."""
         return socket.create_connection(("127.0.0.1", self.endpoint.port), DEADLINE_S)
 
 
@@ -77,7 +77,7 @@ def test_idle_connections_make_room(served: Served, monkeypatch: pytest.MonkeyPa
     for _ in range(4):
         idle += [served.connect() for _ in range(CONNECTIONS_MAX // 2)]
         assert served.get("/livez")[0] == 200
-    for connection in idle[: CONNECTIONS_MAX + 1]:  # beside the scrape there is room for the others
+    for connection in idle[: CONNECTIONS_MAX + 1]:  # there is room for the others next to the scrape
         assert connection.recv(1) == b""
     assert served.get("/metrics")[0] == 200
     for connection in idle:
@@ -89,12 +89,12 @@ def test_idle_connections_make_room(served: Served, monkeypatch: pytest.MonkeyPa
     [
         (b"", b""),
         (b"GET", b"Error code: 400"),
-        (b"GET /" + b"a" * 70_000, b""),  # the answer may be lost with what was not read
+        (b"GET /" + b"a" * 70_000, b""),  # the response may be lost with the unread request
         (b"GET /metrics HTTP/9.9\r\n\r\n", b"Error code: 505"),
         (b"GET /metrics HTTP/1.1\r\n" + b"A: b\r\n" * 200, b""),
     ],
 )
-def test_a_request_that_is_none_is_refused_in_silence(
+def test_a_malformed_request_is_refused_without_a_log_line(
     served: Served, capfd: pytest.CaptureFixture[str], request_bytes: bytes, answer: bytes
 ) -> None:
     with served.connect() as connection:
@@ -109,7 +109,7 @@ def test_a_request_that_is_none_is_refused_in_silence(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_port_that_is_taken(served: Served) -> None:
+def test_a_port_in_use(served: Served) -> None:
     second = Endpoint(Seven(), list, lambda: True)
     with pytest.raises(OSError, match="Address already in use"):
         second.start("127.0.0.1", served.endpoint.port)
@@ -119,7 +119,7 @@ def test_a_port_that_is_taken(served: Served) -> None:
 
 
 def test_stop_wakes_the_thread_that_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread looks for a stop once an hour, so that a stop that does not wake it ends by the test's timeout."""
+    """The thread checks for a stop once an hour, so a stop that does not wake it ends by the test's timeout."""
     serve_forever = endpoint_module._Server.serve_forever
     monkeypatch.setattr(endpoint_module._Server, "serve_forever", lambda server: serve_forever(server, 3600))
     endpoint = Endpoint(Seven(), list, lambda: True)

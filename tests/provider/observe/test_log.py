@@ -1,4 +1,4 @@
-"""The log: its two forms, its levels, one line an event."""
+"""The log: its two formats, its levels, one line per event."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from keyvalue_provider.observe.log import LEVELS, MESSAGE_CHARACTERS_MAX, JsonFormatter, PlainFormatter, set_up_log
 
-#: All that Python takes as the end of a line; JSON has only the first two.
+#: Everything that Python treats as the end of a line. JSON escapes only the first two.
 LINE_ENDS = "[\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029]"
 MOMENT_S = 1_767_225_599.0049  # 2025-12-31T23:59:59.004Z
 
@@ -35,7 +35,7 @@ def raised() -> ZeroDivisionError:
 
 
 def test_a_plain_line() -> None:
-    """Names of any script are kept."""
+    """Keep names in any script."""
     line = PlainFormatter().format(record("%d links: %s", 3, "ключ 键 \U0001f511"))
     assert line == "2025-12-31T23:59:59.004Z INFO provider: 3 links: ключ 键 \U0001f511"
 
@@ -43,7 +43,7 @@ def test_a_plain_line() -> None:
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def test_the_callers_trace_stands_in_the_line() -> None:
+def test_a_line_contains_the_callers_trace() -> None:
     traced = record("failed: %s", "why", level=logging.ERROR)
     traced.traceparent = TRACEPARENT
     line = "2025-12-31T23:59:59.004Z ERROR provider: failed: why"
@@ -56,7 +56,7 @@ def test_the_callers_trace_stands_in_the_line() -> None:
 
 
 @pytest.mark.parametrize("formatter", [PlainFormatter(), JsonFormatter()])
-def test_a_line_has_an_end(formatter: logging.Formatter) -> None:
+def test_a_line_has_a_limit(formatter: logging.Formatter) -> None:
     line = formatter.format(record("link put: %s", "x" * 1_000_000))
     assert len(line) < MESSAGE_CHARACTERS_MAX + 200
     assert "... (1000010 characters)" in line
@@ -79,7 +79,7 @@ def test_a_structured_line() -> None:
 
 
 def test_tracebacks() -> None:
-    """They follow a plain line, and are within a structured one."""
+    """A plain line is followed by its traceback; a structured line contains it."""
     failed = record("failed", level=logging.ERROR, error=raised())
     lines = PlainFormatter().format(failed).splitlines()
     assert lines[0] == "2025-12-31T23:59:59.004Z ERROR provider: failed"

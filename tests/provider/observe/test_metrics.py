@@ -100,7 +100,7 @@ def counts(durations: Durations, function: str) -> dict[int, int]:
 
 
 def test_each_duration_belongs_to_one_bucket() -> None:
-    """A bucket has its upper bound. The first and the last take the rest."""
+    """The upper bound of a bucket belongs to it. The first and the last bucket take the rest."""
     assert list(DURATION_BOUNDS_S) == sorted(set(DURATION_BOUNDS_S))
     assert (DURATION_BOUNDS_S[0], DURATION_BOUNDS_S[-1]) == (1e-6, 1.0)
     cases = [(0.0, 0), (3600.0, len(DURATION_BOUNDS_S))]
@@ -125,7 +125,7 @@ def test_a_batch_of_several_functions_and_outcomes() -> None:
     tallies["get"][FAILED] += 1
     tallies["list-keys"][OK] += 4
     durations.observe(0.3)
-    durations.observe(0.4)  # a read that held no call
+    durations.observe(0.4)  # a read without a call
     assert counts(durations, "get") == {1: 5, 17: 1}
     assert counts(durations, "set") == {1: 1}
     assert counts(durations, "list-keys") == {17: 4}
@@ -138,7 +138,7 @@ def test_a_batch_of_several_functions_and_outcomes() -> None:
 # Families
 
 
-def test_every_family_has_its_type_and_labels_and_comes_once(pieces: Pieces) -> None:
+def test_every_family_has_its_type_and_labels_and_appears_once(pieces: Pieces) -> None:
     families = list(Metrics(*pieces).collect())
     found = {}
     for family in families:
@@ -158,7 +158,7 @@ def test_every_family_has_its_type_and_labels_and_comes_once(pieces: Pieces) -> 
     }
 
 
-def test_labels_come_from_closed_sets(pieces: Pieces) -> None:
+def test_label_values_are_closed_sets(pieces: Pieces) -> None:
     """No label names a bucket or a link, and the number of samples stays the same."""
     before = [(one.name, one.labels) for family in pieces.families().values() for one in family.samples]
     for number in range(100):
@@ -171,7 +171,7 @@ def test_labels_come_from_closed_sets(pieces: Pieces) -> None:
         assert {labels[name] for _, labels in after if name in labels} <= values
 
 
-def test_every_function_and_outcome_is_there_from_the_start(pieces: Pieces) -> None:
+def test_every_function_and_outcome_exists_from_the_start(pieces: Pieces) -> None:
     samples = pieces.families()[f"{PREFIX}_operations"].samples
     assert [(one.labels["operation"], one.labels["result"], one.value) for one in samples] == [
         (function, outcome, 0) for function in FUNCTIONS for outcome in OUTCOMES
@@ -182,7 +182,7 @@ def test_every_function_and_outcome_is_there_from_the_start(pieces: Pieces) -> N
 
 
 def set_all_numbers(pieces: Pieces, now_ns: list[int]) -> None:
-    """Give each number of NUMBERS its value, which no other has, except for the gauges of a server that serves nobody."""
+    """Set each number of NUMBERS to a value of its own, except for the gauges of a server without calls."""
     for bucket, key, ttl_ms in ((b"a", b"1", None), (b"a", b"2", None), (b"b", b"1", None), (b"b", b"expired", 1)):
         pieces.store.bucket(bucket).set(key, b"value", ttl_ms=ttl_ms)
     now_ns[0] = 1_000_000
@@ -229,7 +229,7 @@ NUMBERS: dict[str, float] = {
 }
 
 
-def test_every_number_is_seen() -> None:
+def test_every_number_is_exposed() -> None:
     now_ns = [0]
     pieces = Pieces.of(Store(StoreOptions(memory_bytes_max=10_000), clock=lambda: now_ns[0]))
     set_all_numbers(pieces, now_ns)
@@ -245,7 +245,7 @@ def test_every_number_is_seen() -> None:
     assert pieces.value(f"{PREFIX}_watch_events_total", result="failed") == 43
 
 
-def test_no_limit_is_infinite(pieces: Pieces) -> None:
+def test_a_missing_limit_is_infinite(pieces: Pieces) -> None:
     assert pieces.value(f"{PREFIX}_memory_limit_bytes") == float("inf")
 
 
@@ -273,7 +273,7 @@ def test_the_build_names_the_path_in_use(path: str) -> None:
     assert build.labels["version"].count(".") == 2
 
 
-# What is exposed
+# The exposed text
 
 
 def test_promtool_finds_no_fault(pieces: Pieces, promtool: str) -> None:
@@ -289,11 +289,11 @@ def test_promtool_finds_faults(promtool: str) -> None:
     assert b"calls_count" in done.stderr
 
 
-def test_both_formats_say_the_same(pieces: Pieces) -> None:
+def test_both_formats_have_the_same_content(pieces: Pieces) -> None:
     pieces.tallies["get"][OK] += 1
     pieces.durations.observe(1e-5)
     registry = CollectorRegistry()
-    registry.register(Metrics(*pieces))  # without the process, which changes meanwhile
+    registry.register(Metrics(*pieces))  # without the process metrics, which change in between
     text = prometheus_client.exposition.generate_latest(registry).decode()
     strict = openmetrics.generate_latest(registry).decode()  # type: ignore[no-untyped-call]
     assert strict.endswith("# EOF\n")

@@ -1,4 +1,4 @@
-"""Provider archives: one that was made is taken; one that was changed, cut or added to since is not."""
+"""Provider archives: a new one is accepted. One that was changed, cut or added to is not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from keyvalue_provider.packaging.claims import (
     stored_seed,
 )
 
-#: An account's key pair that the Go library of nkeys has made; the Rust library's tests have it too.
+#: An account's key pair, made by the Go library of nkeys. The Rust library's tests have it too.
 GO_SEED = "SAAPN4W3EG6KCJGUQTKTJ5GSB5NHK5CHAJL4DBGFUM3HHROI4XUEP4OBK4"
 GO_PUBLIC_KEY = "ACODERUVFFAWZQDSS6SBIACUA5O6SXF7HJ3YTYXBALHZP3P7R4BUO4J2"
 ISSUER = Secret(GO_SEED)
@@ -55,7 +55,7 @@ NOW_S = 1_800_000_000
 
 
 def elf(machine: int, size_bytes: int) -> bytes:
-    """Make bytes that begin as an executable of Linux does."""
+    """Return bytes that begin like a Linux executable."""
     return (b"\x7fELF" + bytes(14) + machine.to_bytes(2, "little")).ljust(size_bytes, b"\x90")
 
 
@@ -86,7 +86,7 @@ def faults_of(archive: bytes) -> list[str]:
 
 
 def tar_of(*entries: tuple[str, bytes] | tuple[tarfile.TarInfo, bytes], end: bytes = bytes(1024)) -> bytes:
-    """Make a tar of any entries."""
+    """Return a tar of any entries."""
     tar = b""
     for header, content in entries:
         if isinstance(header, str):
@@ -101,7 +101,7 @@ def entries() -> list[tuple[str, bytes]]:
 
 
 def token_of(header: Any, claims: Any, key: Secret = ISSUER) -> str:
-    """Make a signed token of any JSON."""
+    """Return a signed token of any JSON."""
     parts = ".".join(
         base64.urlsafe_b64encode(part if isinstance(part, bytes) else json.dumps(part).encode()).decode().rstrip("=")
         for part in (header, claims)
@@ -114,16 +114,16 @@ HEADER = {"typ": "jwt", "alg": "Ed25519"}
 
 
 def stated() -> dict[str, Any]:
-    """Return the claims as they stand in the token."""
+    """Return the claims of the token."""
     payload = token().split(".")[1]
     claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     return claims
 
 
-# Made and taken
+# Made and accepted
 
 
-def test_an_archive_that_was_made_is_taken() -> None:
+def test_a_new_archive_is_accepted() -> None:
     for made in (make_archive(token(), BINARIES, WORLD), tar_of(*entries())):
         archive = read_archive(io.BytesIO(made))
         assert archive_faults(archive, NOW_S) == []
@@ -137,7 +137,10 @@ def test_an_archive_that_was_made_is_taken() -> None:
 
 
 def test_the_tar_depends_on_nothing_else() -> None:
-    """`tar` sees names in order, and nothing of the machine that made it. The order of the binaries does not matter."""
+    """Its names are sorted, and contain nothing of the machine that made it.
+
+    The order of the binaries does not matter.
+    """
     made = make_archive(token(), BINARIES, WORLD)
     turned = dict(reversed(BINARIES.items()))
     assert make_archive(sign_claims(claims_of(turned, WORLD), ISSUER), turned, WORLD) == made
@@ -194,7 +197,7 @@ def test_an_archive_of_this_machine_is_valid_now() -> None:
         ({f"a-{number}": b"" for number in range(64)}, "the archive has 65 entries; the limit is 64"),
     ],
 )
-def test_an_archive_that_no_host_takes_is_not_made(binaries: dict[str, bytes], message: str) -> None:
+def test_an_archive_that_no_host_accepts_is_not_made(binaries: dict[str, bytes], message: str) -> None:
     with pytest.raises(ArchiveError, match=f"^{message}"):
         make_archive("token", binaries)
 
@@ -218,14 +221,14 @@ def test_a_changed_byte_of_an_entry_is_a_fault(name: str, at: int, change: int) 
 
 
 @given(st.integers(0), st.integers(1, 255))
-def test_a_changed_byte_of_the_gzip_is_never_taken_for_another_archive(at: int, change: int) -> None:
+def test_a_changed_byte_of_the_gzip_is_never_read_as_another_archive(at: int, change: int) -> None:
     made = bytearray(make_archive(token(), BINARIES, WORLD))
     made[at % len(made)] ^= change
     try:
         archive = read_archive(io.BytesIO(bytes(made)))
     except ArchiveError:
         return
-    # In gzip's own header are bytes without a meaning.
+    # gzip's own header has bytes without a meaning.
     assert (archive.token, archive.hashes()) == (token(), target_hashes(BINARIES, WORLD))
 
 
@@ -247,7 +250,7 @@ HASHES = target_hashes(BINARIES, WORLD)
 
 
 def replaced(**changes: object) -> bytes:
-    """Make the archive under claims that say something else, well signed."""
+    """Return the archive with different claims, correctly signed."""
     claims = replace(claims_of(BINARIES, WORLD), **changes)  # type: ignore[arg-type] # whatever the test says
     return make_archive(sign_claims(claims, ISSUER), BINARIES, WORLD)
 
@@ -351,7 +354,7 @@ def sized(name: str, size_bytes: int) -> tuple[tarfile.TarInfo, bytes]:
         (gzip.compress(b"", mtime=0), "truncated before the end of the archive: 512 bytes are missing"),
     ],
 )
-def test_an_archive_that_another_may_read_otherwise_is_refused(tar: bytes, message: str) -> None:
+def test_an_archive_that_others_may_read_differently_is_refused(tar: bytes, message: str) -> None:
     for packed in (tar,) if tar[:2] == b"\x1f\x8b" else (tar, gzip.compress(tar)):
         with pytest.raises(ArchiveError, match=f"^{message}"):
             read_archive(io.BytesIO(packed))
@@ -380,13 +383,13 @@ def test_a_short_gzip_of_many_bytes_ends_at_the_limit(monkeypatch: pytest.Monkey
 # Seeds
 
 
-def test_missing_seeds_are_made_once_and_for_their_user_alone(tmp_path: Path) -> None:
+def test_missing_seeds_are_made_once_and_only_for_their_user(tmp_path: Path) -> None:
     directory = tmp_path / "home" / "keys"
     seed, made = stored_seed(ACCOUNT, directory, "alice")
     assert made == directory / "alice_account.nk"
     assert stat.S_IMODE(made.stat().st_mode) == 0o600
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    assert made.read_text() == seed.reveal()  # without a line feed: wash would not take it
+    assert made.read_text() == seed.reveal()  # without a line feed, which wash would not accept
     assert public_key(ACCOUNT, seed).startswith("A")
     assert stored_seed(ACCOUNT, directory, "alice") == (seed, None)
     assert stored_seed(SERVICE, directory, "alice")[1] == directory / "alice_service.nk"
@@ -409,7 +412,7 @@ def test_a_key_stays_in_its_directory(tmp_path: Path, owner: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_seed_is_given_as_a_file_or_as_itself(tmp_path: Path) -> None:
+def test_a_seed_is_given_as_a_file_or_as_text(tmp_path: Path) -> None:
     (tmp_path / "seed").write_text(GO_SEED + "\n")
     assert given_seed(ACCOUNT, str(tmp_path / "seed")) == given_seed(ACCOUNT, GO_SEED) == ISSUER
     with pytest.raises(ClaimsError, match="the file of the seed is unreadable: Is a directory"):
@@ -424,7 +427,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run the command in a directory of its own, with keys there; give exit code, output and errors."""
+    """Run the command in a directory of its own, with keys there. Return exit code, output and errors."""
     for name in ("WASH_ISSUER_KEY", "WASH_SUBJECT_KEY", "SOURCE_DATE_EPOCH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WASH_KEYS", str(tmp_path / "keys"))
@@ -445,7 +448,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 MAKE = ("make", "a.par.gz", "--binary", "x86_64-linux=x86_64-linux")
 
 
-def test_make_says_which_keys_it_made_and_verify_takes_it(command: Command, tmp_path: Path) -> None:
+def test_make_names_the_keys_it_made_and_verify_accepts_the_archive(command: Command, tmp_path: Path) -> None:
     both = (*MAKE, "--binary", "aarch64-linux=aarch64-linux", "--world", "world")
     code, output, errors = command(*both)
     assert (code, output) == (0, "")
@@ -520,7 +523,7 @@ NO_TIME = "SOURCE_DATE_EPOCH: found 'yesterday', expected seconds since 1970"
         (("make", "none/a", *MAKE[2:]), "make none/a: none/a."),
     ],
 )
-def test_a_failure_is_said_in_one_line(
+def test_a_failure_is_reported_in_one_line(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Iterable[str], line: str
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday" if NO_TIME in line else "0")

@@ -1,4 +1,4 @@
-"""Delivery to one component, from its queue: order, bounds, counts, and components that fail, are stuck or absent."""
+"""Delivery to one component from its queue: order, bounds, counts, and components that fail, are stuck or absent."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class Call:
 
 
 class Component:
-    """A component that answers when a test says so.
+    """A component that answers when a test tells it to.
 
-    :ivar answers: answer each call at once, so long as this is set: with this error, or with None
+    :ivar answers: while this is set, answer each call at once: with this error, or with None
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Watched:
             self.push(key)
 
     def check(self) -> None:
-        """Assert that every event is somewhere, once."""
+        """Assert that every event is in exactly one place."""
         counts = self.counts
         assert counts.delivered + counts.failed + counts.dropped + self.delivery.queue_length == self.pushed
         self.delivery.check()
@@ -126,7 +126,7 @@ class Watched:
         self.ends += 1
 
     async def close(self) -> None:
-        """Leave no call behind."""
+        """End all calls."""
         self.delivery.close()
         for call in self.delivery.calls:
             call.cancel()
@@ -148,7 +148,10 @@ async def watched() -> AsyncIterator[Watched]:
 
 
 async def turn() -> None:
-    """Let the event loop do all that is due: from a push to a call, or from an answer to the next call, are fewer steps."""
+    """Let the event loop do all that is due.
+
+    From a push to a call, or from an answer to the next call, takes fewer steps.
+    """
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -165,7 +168,7 @@ async def test_the_bucket_argument(watched: Watched) -> None:
     assert [call.bucket for call in watched.component.calls] == [b"0", b"b", b"7"]
 
 
-async def test_a_long_backlog_of_one_key_is_passed_in_steps(watched: Watched) -> None:
+async def test_a_long_backlog_of_one_key_is_skipped_in_steps(watched: Watched) -> None:
     for number in range(5 * LOOKS_MAX):
         watched.push(b"slow", b"%d" % number)
     watched.push(b"other")
@@ -189,7 +192,7 @@ async def test_a_push_by_another_thread_wakes_the_loop(watched: Watched) -> None
     assert [call.key for call in calls] == keys(3)
 
 
-def test_a_loop_that_is_closed() -> None:
+def test_a_closed_loop() -> None:
     async def make() -> Watched:
         return Watched()
 
@@ -198,7 +201,7 @@ def test_a_loop_that_is_closed() -> None:
     assert watched.counted == (0, 0, 0, 1)
 
 
-# Any run of things that can happen.
+# Any sequence of events.
 
 steps = st.one_of(
     st.tuples(st.just("push"), st.integers(0, 3)),
@@ -209,7 +212,10 @@ steps = st.one_of(
 
 
 class Model:
-    """A slow model of the delivery: a list of the events that wait, and one of the keys in flight. Some events are deletions."""
+    """A slow model of the delivery: a list of the waiting events, and one of the keys in flight.
+
+    Some events are deletions.
+    """
 
     def __init__(self, events_max: int) -> None:
         self.watched = Watched(events_max)
@@ -245,7 +251,7 @@ class Model:
         self.watched.delivery.open(None)
 
     async def turn(self) -> None:
-        """Let calls begin, and look at those that did."""
+        """Let calls begin, and check those that did."""
         await turn()
         for call in self.watched.component.calls[self.calls_seen :]:
             assert call.bucket == b"b"
@@ -257,7 +263,7 @@ class Model:
         self.calls_seen = len(self.watched.component.calls)
         assert len(self.in_flight) <= CALLS_MAX
         if len(self.in_flight) < CALLS_MAX:
-            assert all(key in self.in_flight for key, _ in self.waiting), "who could be called is"
+            assert all(key in self.in_flight for key, _ in self.waiting), "every key that can be called is"
         queued = len(self.waiting) + len(self.in_flight)
         assert self.watched.counted == (*(self.counts[name] for name in ("delivered", "failed", "dropped")), queued)
         assert self.watched.ends == self.ends
@@ -302,7 +308,7 @@ class Model:
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 100), st.lists(steps, max_size=40))
-def test_whatever_happens(events_max: int, run: list[tuple[str, int]]) -> None:
+def test_any_sequence_agrees_with_the_model(events_max: int, run: list[tuple[str, int]]) -> None:
     async def main() -> None:
         await Model(events_max).run(run)
 
@@ -313,13 +319,13 @@ def test_whatever_happens(events_max: int, run: list[tuple[str, int]]) -> None:
         logging.disable(logging.NOTSET)
 
 
-# Components that are not there, or NATS
+# An absent component, or no NATS
 
 
 async def test_while_nobody_listens_one_call_is_tried_after_each_pause(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pauses are recorded, and end when the test says so."""
+    """Record the pauses. They end when the test says so."""
     pauses_s: list[float] = []
 
     def pause_for(delivery: ChangeDelivery, seconds: float) -> None:
@@ -349,10 +355,10 @@ async def test_while_nobody_listens_one_call_is_tried_after_each_pause(
     watched.component.answers = [ABSENT]
     watched.push(b"again")
     await turn()
-    assert pauses_s[7:] == [ABSENT_PAUSE_MIN_S], "pauses begin anew"
+    assert pauses_s[7:] == [ABSENT_PAUSE_MIN_S], "pauses start again"
 
 
-async def test_a_component_that_listens_and_does_not_answer_is_not_absent(watched: Watched) -> None:
+async def test_a_component_that_listens_without_answering_is_not_absent(watched: Watched) -> None:
     watched.component.answers = [ABSENT]
     watched.push_all(keys(60))
     await watched.component.called(CALLS_MAX)
@@ -382,7 +388,7 @@ async def test_events_wait_while_nats_is_away(watched: Watched) -> None:
 
 @pytest.mark.parametrize("error", [None, ABSENT])
 @pytest.mark.parametrize("is_connected", [True, False])
-async def test_the_last_calls_of_a_closed_watcher_begin_nothing(
+async def test_the_last_calls_of_a_closed_watcher_start_no_others(
     watched: Watched, error: Exception | None, is_connected: bool
 ) -> None:
     watched.push_all(keys(20))
@@ -396,7 +402,7 @@ async def test_the_last_calls_of_a_closed_watcher_begin_nothing(
 
 
 @pytest.mark.parametrize("why", ["nobody listens", "NATS is away"])
-async def test_a_watcher_that_was_closed_in_a_pause_can_be_opened(watched: Watched, why: str) -> None:
+async def test_a_watcher_that_was_closed_during_a_pause_can_be_reopened(watched: Watched, why: str) -> None:
     watched.component.answers = [ABSENT]
     watched.component.is_connected = why == "nobody listens"
     watched.push_all(keys(20))
@@ -455,7 +461,9 @@ async def test_a_failure_is_logged_once_and_its_end_once(
     assert "hush" not in caplog.text
 
 
-async def test_a_failure_of_ours_has_its_traceback(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_fault_of_the_provider_is_logged_with_its_traceback(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
     watched.push(b"hush", b"hush")
     await turn()
     answer(watched.component.calls[0], RuntimeError("a fault"))
@@ -466,7 +474,7 @@ async def test_a_failure_of_ours_has_its_traceback(watched: Watched, caplog: pyt
     assert "hush" not in caplog.text
 
 
-async def test_keys_and_values_do_not_show(watched: Watched) -> None:
+async def test_keys_and_values_are_not_shown(watched: Watched) -> None:
     watched.push(b"hush", b"hush")
     await turn()
     (call,) = watched.delivery.calls

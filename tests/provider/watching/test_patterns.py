@@ -1,4 +1,4 @@
-"""Patterns as they are written, and which watcher is told of which change."""
+"""Patterns as they are written, and which watcher receives which change."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ BACKSLASH = "a character after the last backslash"
         ),
     ],
 )
-def test_patterns_that_are_malformed(text: str, message: str) -> None:
+def test_malformed_patterns(text: str, message: str) -> None:
     with pytest.raises(OptionError) as caught:
         watch(text)
     assert str(caught.value) == message
@@ -134,24 +134,24 @@ def test_a_link_of_the_capture() -> None:
     assert found == Watch((sets(b"wkey"), deletes(b"wkey")), b"0")
 
 
-def test_keys_and_buckets_do_not_show() -> None:
+def test_keys_and_buckets_are_not_shown() -> None:
     shown = repr(watch("SET@hush/hush*,DEL@hush", watch_bucket="hush"))
     assert "hush" not in shown
     assert "is_prefix=True" in shown
 
 
-# Who is told.
+# Watchers that receive a change.
 
 
 class Told:
-    """One watcher, with the changes in its queue."""
+    """A watcher, with the changes in its queue."""
 
     def __init__(self) -> None:
         limits = WatchLimits(queue_events=1000, queue_bytes=1_000_000, timeout_s=1)
         self.queue = WatchQueue(limits, WatchCounts(), lambda: None)
 
     def changes(self) -> list[Change]:
-        """Take the changes that are queued."""
+        """Take the queued changes."""
         changes = []
         while (event := self.queue.take()) is not None:
             changes.append(event)
@@ -166,7 +166,7 @@ def observer_of(told: dict[Told, str], bucket: bytes) -> Observer | None:
 
 
 def changes_told(text: str, *changes: Change) -> list[Change]:
-    """Return the changes that one watcher is told of."""
+    """Return the changes that one watcher receives."""
     told = Told()
     for bucket, key, value in changes:
         observe = observer_of({told: text}, bucket)
@@ -175,7 +175,7 @@ def changes_told(text: str, *changes: Change) -> list[Change]:
     return told.changes()
 
 
-def test_nothing_is_computed_where_nobody_watches() -> None:
+def test_without_watchers_nothing_is_computed() -> None:
     assert observers([]) is None
     assert observer_of({Told(): "SET@a/*", Told(): "DEL@b/k"}, b"c") is None
     assert observer_of({Told(): "SET@a/*", Told(): "DEL@k"}, b"c") is not None
@@ -221,10 +221,10 @@ patterns = st.builds(Pattern, st.booleans(), st.none() | few_names.map(str.encod
     st.booleans(),
     st.sampled_from([DELETE, EXPIRE]),
 )
-def test_each_watcher_is_told_once_of_what_fits(
+def test_each_watcher_receives_a_matching_change_once(
     watched: list[list[Pattern]], changes: list[Change], have_deadlines: bool, gone: int
 ) -> None:
-    """An entry with a deadline is a tuple, and the watcher is told of its value alone."""
+    """An entry with a deadline is a tuple, and the watcher receives only its value."""
 
     def fits(pattern: Pattern, change: Change) -> bool:
         bucket, key, value = change
@@ -250,7 +250,7 @@ def test_each_watcher_is_told_once_of_what_fits(
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_every_change_is_an_event(others: int) -> None:
-    """There is one kind of observer for one watcher, and another for several. Both tell the same."""
+    """There is one kind of observer for one watcher, and another for several. Both must report the same."""
     told = Told()
     observer_of = observers([(watch("SET@b/*,DEL@b/*"), told.queue), *[(watch("SET@absent*"), Told().queue)] * others])
     clock = Clock()

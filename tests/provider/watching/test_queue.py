@@ -18,7 +18,7 @@ from tests.conftest import DEADLINE_S
 
 
 class Queue:
-    """A queue, with what was taken from it."""
+    """A queue, with the events that were taken from it."""
 
     def __init__(self, queue_events: int = 20, queue_bytes: int = 1_000_000) -> None:
         self.counts = WatchCounts()
@@ -46,7 +46,7 @@ class Queue:
         return event
 
     def take_all(self) -> list[Event]:
-        """Take all that can be taken while nothing ends."""
+        """Take all that can be taken while no event ends."""
         return [event for event in iter(self.take, None) if event is not None]
 
     def end(self, event: Event) -> None:
@@ -76,7 +76,7 @@ def keys_of(events: Iterable[Event]) -> list[bytes]:
     return [key for _, key, _ in events]
 
 
-def test_a_long_backlog_of_one_key_is_looked_through_in_steps() -> None:
+def test_a_long_backlog_of_one_key_is_searched_in_steps() -> None:
     queue = Queue(queue_events=10 * LOOKS_MAX)
     queue.push_numbered(b"k", range(3 * LOOKS_MAX + 1))
     queue.push(b"other")
@@ -105,7 +105,7 @@ def test_a_taker_that_found_nothing_is_woken_once() -> None:
     assert queue.wakes == 2
     assert keys_of(queue.take_all()) == [b"other"]
     queue.push(b"k", b"last")
-    assert (queue.counts.dropped, queue.wakes) == (2, 3), "what is parked makes room"
+    assert (queue.counts.dropped, queue.wakes) == (2, 3), "parked events make room"
     assert keys_of(queue.take_all()) == [b"last"]
     queue.push(b"fourth")
     assert queue.wakes == 4
@@ -115,7 +115,7 @@ def test_a_taker_that_found_nothing_is_woken_once() -> None:
 
 
 class Meanwhile:
-    """A lock at whose release another thread appends an event, having looked at `full_at` before."""
+    """A lock: when it is released, another thread appends an event, having read `full_at` before."""
 
     def __init__(self, queue: WatchQueue, event: Event) -> None:
         self.queue = queue
@@ -128,7 +128,7 @@ class Meanwhile:
             self.queue.waiting.append(self.events.pop())
 
 
-def test_an_event_that_comes_as_the_taker_falls_asleep_is_seen() -> None:
+def test_an_event_that_arrives_as_the_taker_falls_asleep_is_seen() -> None:
     queue = Queue()
     queue.push(b"k")
     queue.take()
@@ -142,7 +142,7 @@ def test_an_event_that_comes_as_the_taker_falls_asleep_is_seen() -> None:
 # Bounds
 
 
-def test_a_ready_key_whose_events_were_all_dropped_is_passed_over() -> None:
+def test_a_ready_key_whose_events_were_all_dropped_is_skipped() -> None:
     """The model seldom reaches this: a key becomes ready, and its parked events are dropped before it is taken."""
     queue = Queue(queue_events=3)
     queue.push_numbered(b"k", range(2))
@@ -164,13 +164,13 @@ def test_a_large_queue_drops_some_at_a_time() -> None:
     assert keys_of(queue.take_all()) == [*keys(11, 640), b"one more", *keys(1000, 1010)]
 
 
-def test_keys_and_values_do_not_show() -> None:
+def test_keys_and_values_are_not_shown() -> None:
     queue = Queue()
     queue.push(b"hush", value=b"hush")
     assert "hush" not in repr(queue.queue)
 
 
-# Any run of things that can happen
+# Any sequence of events
 
 keys_few = st.integers(0, 3).map(lambda number: b"%d" % number)
 steps = st.one_of(
@@ -258,13 +258,13 @@ class Model:
         assert len(left) == len(queued)
 
 
-#: Limits of events and bytes; the last has fewer bytes than events.
+#: Limits of events and bytes. The last allows fewer bytes than events.
 limits = st.builds(lambda events, place: (events, events * place), st.integers(1, 200), st.integers(1, 1000)) | st.just((1000, 606))  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)
 @given(limits, st.lists(steps, max_size=40))
-def test_whatever_happens(limits: tuple[int, int], run: list[tuple[str, bytes, int]]) -> None:
+def test_any_sequence_agrees_with_the_model(limits: tuple[int, int], run: list[tuple[str, bytes, int]]) -> None:
     Model(*limits).run(run)
 
 
@@ -319,7 +319,7 @@ def test_events_of_many_threads(queue_events: int, value_bytes: int) -> None:
     assert not reader.is_alive()
     queue.check([])
     assert len(told) + counts.dropped == threads * writes
-    assert max(lengths) <= queue_events + threads, "of each thread there may be one that is not settled yet"
+    assert max(lengths) <= queue_events + threads, "each thread may have one event that is not settled yet"
     if queue_events > threads * writes:
         assert counts.dropped == 0
     for key in keys(0, threads):

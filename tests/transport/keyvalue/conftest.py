@@ -1,4 +1,4 @@
-"""What the tests of the interfaces share over the direct path."""
+"""Fixtures that the tests of the interfaces share over the direct path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Give a loop that is asked for its time alone."""
+    """Yield a loop whose clock is all that is used."""
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()

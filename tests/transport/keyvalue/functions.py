@@ -1,6 +1,7 @@
-"""All functions of `wrpc:keyvalue`: their codecs, values to give them, and a service that notes its calls.
+"""All functions of `wrpc:keyvalue`: their codecs, sample values, and a service that records its calls.
 
-The rules that every function keeps are tested once, over `FUNCTIONS`. Each interface's own module tests only what is special to it.
+Rules that every function keeps are tested once, over `FUNCTIONS`. Each interface's own module tests only what is
+special to it.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ interface_errors: st.SearchStrategy[InterfaceError] = (
 
 
 class Function(NamedTuple):
-    """The codec of one function, and values to give it.
+    """The codec of one function, and sample values for it.
 
     :ivar call: parameters that are valid for `LIMITS`
     :ivar answer: what the service returns for them
-    :ivar result: what the client reads then
-    :ivar parameters: any that are valid for `LIMITS`, as their decoder returns them
-    :ivar results: any, as their decoder returns them
+    :ivar result: what the client then reads
+    :ivar parameters: any parameters that are valid for `LIMITS`, as their decoder returns them
+    :ivar results: any results, as their decoder returns them
     """
 
     instance: str
@@ -85,7 +86,7 @@ def write_pairs(pairs: Pairs) -> bytes:
 
 
 def write_entries(bucket: bytes, entries: Mapping[bytes, bytes]) -> bytes:
-    """Return the parameters of set-many, whose entries are a dict where they are read."""
+    """Return the parameters of set-many. Its decoder returns the entries as a dict."""
     return batch.encode_set_many(bucket, entries.items())
 
 
@@ -154,7 +155,7 @@ def params_of(name: str) -> bytes:
 
 @st.composite
 def mutated(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
-    """Return almost a valid encoding: a byte changed, bytes put in, or an end cut off."""
+    """Return a nearly valid encoding: a byte changed, bytes inserted, or the end cut off."""
     encoded = bytearray(draw(whole))
     at = draw(st.integers(0, len(encoded)))
     match draw(st.sampled_from(["change", "insert", "cut"])):
@@ -168,7 +169,7 @@ def mutated(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
 
 
 class Noted:
-    """A service of every interface. It notes its calls, and returns or raises `answer`."""
+    """A service of every interface that records its calls. It returns or raises `answer`."""
 
     def __init__(self, answer: Any = None) -> None:
         self.answer = answer
@@ -185,7 +186,7 @@ class Noted:
 
 
 class Waiting:
-    """The same with coroutine functions, each of which gives way to others once."""
+    """The same service with coroutine functions, each of which yields to other tasks once."""
 
     def __init__(self, noted: Noted) -> None:
         self._noted = noted
@@ -205,7 +206,7 @@ def plain(noted: Noted) -> Any:
     return noted
 
 
-#: Services to test with: of plain functions, and of coroutine functions.
+#: Services to test with: one of plain functions, one of coroutine functions.
 KINDS: tuple[Kind, ...] = (plain, Waiting)
 
 
@@ -226,12 +227,12 @@ def handler_of(
 
 
 def counted(tally: Tally) -> dict[str, int]:
-    """Return the counts of a tally that are not 0, by their names."""
+    """Return the counts of a tally that are not 0, by name."""
     return {outcome: count for outcome, count in zip(OUTCOMES, tally, strict=True) if count}
 
 
 def answered(answer: bytes | Pending) -> bytes:
-    """Return the result of a handler, waited for where it must be."""
+    """Return the result of a handler, and await it if necessary."""
     return answer if isinstance(answer, bytes) else waited(answer)
 
 
@@ -241,7 +242,7 @@ def carried_out(handler: Handler, params: bytes, caller: Caller = ANONYMOUS) -> 
 
 @asynccontextmanager
 async def connected(nats_server: NatsServer, path: str) -> AsyncIterator[Connection]:
-    """Open a connection, and close it in the end."""
+    """Open a connection, and close it at the end."""
     connection = await Connection.open(ConnectionOptions((nats_server.url,), path=path))
     try:
         yield connection

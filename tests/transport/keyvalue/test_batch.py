@@ -1,4 +1,4 @@
-"""Lists that come in pieces, and answers that are counted before they are made."""
+"""Lists that arrive in pieces, and answers that are measured before they are built."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.transport.nats.direct.scene import PIECES, Direct, cut, hmsg, piece
 
 LIMITS = ParameterLimits(bucket_bytes_max=8, key_bytes_max=200, value_bytes_max=300, batch_keys_max=200)
 
-#: Lengths of one byte and of two among them.
+#: Lengths that are encoded in one byte and in two.
 key_lists = st.lists(keys | st.integers(120, 200).map(lambda size: b"k" * size), max_size=8)
 pairs = st.lists(st.tuples(keys, value_bytes | st.integers(120, 300).map(lambda size: b"\xff" * size)), max_size=8)
 ENCODED = {
@@ -55,18 +55,18 @@ each_function = pytest.mark.parametrize("name", functions_of(BATCH))
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-# The measure of a list that is cut
+# The measure of a cut list
 
 
 @settings(max_examples=60)
 @given(functions, st.data(), st.binary(max_size=5), st.binary(max_size=300))
-def test_every_prefix_needs_more(name: str, choice: st.DataObject, before: bytes, behind: bytes) -> None:
-    """The measure that comes with the error needs more, too, when it is asked about a longer prefix."""
+def test_every_prefix_needs_more(name: str, choice: st.DataObject, before: bytes, trailing: bytes) -> None:
+    """Ask the error's measure about longer prefixes: they need more, too."""
     encoded, decode = choice.draw(ENCODED[name]), FUNCTIONS[name].decode
     start = len(before)
     for cut_at in range(len(encoded)):
         with pytest.raises(NeedMoreBytes) as raised:
-            decode(before + encoded[:cut_at] + behind, start, start + cut_at, LIMITS)
+            decode(before + encoded[:cut_at] + trailing, start, start + cut_at, LIMITS)
         assert start + cut_at < raised.value.end_min <= start + len(encoded)
         measure = getattr(raised.value, "measure", None)
         if measure is not None:
@@ -78,7 +78,7 @@ def test_every_prefix_needs_more(name: str, choice: st.DataObject, before: bytes
 
 @given(functions, st.data(), st.data())
 def test_any_bytes_are_measured(name: str, choice: st.DataObject, further: st.DataObject) -> None:
-    """Whatever comes behind a cut list, the measure ends, and never asks for more than the decoder does."""
+    """Append any bytes to a cut list. The measure ends, and never asks for more than the decoder does."""
     encoded, decode = bytearray(choice.draw(ENCODED[name])), FUNCTIONS[name].decode
     params = encoded[: choice.draw(st.integers(0, len(encoded)))]
     try:
@@ -87,8 +87,8 @@ def test_any_bytes_are_measured(name: str, choice: st.DataObject, further: st.Da
         measure = getattr(more, "measure", None)
     else:
         return
-    for behind in further.draw(st.lists(st.binary(min_size=1, max_size=20), max_size=6)):
-        params += behind
+    for trailing in further.draw(st.lists(st.binary(min_size=1, max_size=20), max_size=6)):
+        params += trailing
         if measure is None:
             break
         needed = measure(params)
@@ -96,7 +96,7 @@ def test_any_bytes_are_measured(name: str, choice: st.DataObject, further: st.Da
             decode(bytes(params), 0, len(params), LIMITS)
         except NeedMoreBytes as more:
             assert needed == more.end_min
-        except DecodeError as error:  # a key that is not UTF-8 is not the measure's to find
+        except DecodeError as error:  # the measure need not find a key that is not UTF-8
             assert needed <= len(params) or "UTF-8" in str(error)
         except LengthLimitError:
             assert needed <= len(params)
@@ -119,8 +119,8 @@ def test_an_answer_over_its_limit_is_an_error_of_the_interface(kind: Kind) -> No
     assert counted(tallies["get-many"]) == {"other": 1, "ok": 1}
 
 
-def test_an_answer_over_its_limit_is_never_made() -> None:
-    """A key asked for often enough: 10,000 references to a value of 16 MiB, and 156 GiB of them on the wire."""
+def test_an_answer_over_its_limit_is_never_built() -> None:
+    """Ask for one key very often: 10,000 references to a value of 16 MiB would be 156 GiB on the wire."""
     value = bytes(16 * 1024 * 1024)
     tracemalloc.start()
     try:
@@ -133,11 +133,11 @@ def test_an_answer_over_its_limit_is_never_made() -> None:
         tracemalloc.stop()
 
 
-# Lists that come in pieces
+# Lists that arrive in pieces
 
 
 class Attempts:
-    """A handler, and how often it was called."""
+    """A handler that counts its calls."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -149,7 +149,7 @@ class Attempts:
 
 
 class OfKeys(Noted):
-    """A service of `batch` over a dict that nothing changes."""
+    """A service of `batch` over a dict that never changes."""
 
     def __init__(self, held: Mapping[bytes, bytes] | None = None) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class OfKeys(Noted):
 
 
 class Core:
-    """Invocations of one function: what it was called with, and how often its handler was."""
+    """Invocations of one function. They record the parameters and how often the handler is called."""
 
     def __init__(self, name: str, limits: ParameterLimits = LIMITS) -> None:
         self.service = OfKeys()
@@ -169,7 +169,7 @@ class Core:
         self.invocations = new_core()
 
     def take(self, pieces: list[bytes]) -> Iterator[list[Reply]]:
-        """Yield what is sent after each piece but for the handshake."""
+        """Yield what is sent after each piece, except the handshake."""
         first, *rest = pieces
         step = invoke(self.invocations, self.handler, "R_c", ANONYMOUS, first, 0.0)
         yield step.sends[1:]
@@ -195,8 +195,8 @@ def test_a_list_is_answered_with_its_last_byte_wherever_it_is_cut(
 @pytest.mark.parametrize("size", [1, 7, 100])
 @pytest.mark.parametrize(("first", "reads"), [(40, 2), (1, 4)], ids=["cut in the list", "cut before it"])
 @each_function
-def test_a_list_is_not_read_anew_at_each_piece(name: str, first: int, reads: int, size: int) -> None:
-    """Or a large one would be read as often as it has pieces: one of 156 MiB in pieces of 1 MiB for 9 s."""
+def test_a_list_is_not_read_again_for_each_piece(name: str, first: int, reads: int, size: int) -> None:
+    """A list of 156 MiB in pieces of 1 MiB would take 9 s."""
     entries = {b"key %d" % number: b"v" * 130 for number in range(40)}
     encoded = FUNCTIONS[name].encode(b"b", entries if name == "set-many" else list(entries))
     core = Core(name)
@@ -223,7 +223,7 @@ def test_a_list_is_not_read_anew_at_each_piece(name: str, first: int, reads: int
         ),
     ],
 )
-def test_a_length_over_its_limit_is_answered_with_the_piece_it_comes_in(
+def test_a_length_over_its_limit_is_answered_with_the_piece_that_holds_it(
     name: str, pieces: list[bytes], message: str
 ) -> None:
     core = Core(name, ParameterLimits(key_bytes_max=2, value_bytes_max=4))
@@ -233,7 +233,7 @@ def test_a_length_over_its_limit_is_answered_with_the_piece_it_comes_in(
     assert core.service.calls == []
 
 
-def test_a_damaged_length_ends_the_invocation_with_the_piece_it_comes_in() -> None:
+def test_a_malformed_length_ends_the_invocation_with_the_piece_that_holds_it() -> None:
     core = Core("get-many")
     *before, last = core.take([b"\x01b\x02", b"\x01k\xff\xff", b"\xff\xff", b"\x10"])
     assert before == [[]] * 3
@@ -241,7 +241,7 @@ def test_a_damaged_length_ends_the_invocation_with_the_piece_it_comes_in() -> No
     assert core.invocations.counts == InvocationCounts(damaged=1)
 
 
-def test_limits_may_be_raised_while_a_list_comes() -> None:
+def test_limits_may_be_raised_while_a_list_arrives() -> None:
     limits = ParameterLimits(key_bytes_max=2)
     core = Core("get-many", limits)
     coming = core.take([b"\x01b\x03\x01k", b"\x02kk", b"\x03kk", b"k"])
@@ -255,7 +255,7 @@ def test_limits_may_be_raised_while_a_list_comes() -> None:
 @each_function
 @pytest.mark.parametrize("alike", [True, False])
 def test_a_list_that_is_cut_between_other_frames(loop: asyncio.AbstractEventLoop, name: str, alike: bool) -> None:
-    """The measure counts from where the parameters begin, and not from where the read does."""
+    """Count the measure from the start of the parameters, not from the start of the read."""
     function, params = FUNCTIONS[name], params_of(name)
     for edges in pairwise(range(1, len(params))):
         direct, service = Direct(loop, alike), Noted(function.answer)
@@ -287,8 +287,8 @@ async def test_a_batch_larger_than_a_message(nats_server: NatsServer, path: str)
         assert await client.get_many("bucket", entries) == list(entries.values())
 
 
-async def test_the_client_goes_by_the_keys_of_an_answer(nats_server: NatsServer, path: str) -> None:
-    """Not every provider keeps the order, or has a place for a key that is not there."""
+async def test_the_client_matches_the_answer_by_its_keys(nats_server: NatsServer, path: str) -> None:
+    """Some providers change the order, or leave out keys that are missing."""
 
     def disordered(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
         return encode_get_many_result([b"b", b"gone", b"a"], [b"2", None, b"1"], 100)

@@ -1,4 +1,4 @@
-"""The rules that all functions keep: encodings both ways, limits, damage, errors in a result, and how handlers call and count."""
+"""Rules that all functions keep: encoding both ways, limits, damage, errors in a result, and how handlers call and count."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ each_answered = pytest.mark.parametrize("name", ANSWERED)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-#: A decoder without its limits.
+#: The limits of a decoder without limits.
 Reader: TypeAlias = Callable[[bytes, int, int], tuple[Any, int]]
 
 
 class QuotaError(InterfaceError):
-    """A kind that the variant does not know."""
+    """An error kind that the variant does not know."""
 
 
 class ForgottenStoreError(NoSuchStoreError):
-    """A kind of one that it knows."""
+    """An error kind derived from one that the variant knows."""
 
 
 # Encodings
@@ -72,7 +72,7 @@ class ForgottenStoreError(NoSuchStoreError):
 
 @pytest.mark.parametrize("vector", [*load("atomics"), *load("batch"), *load("watcher")], ids=str)
 def test_vectors_written_by_hand(vector: Written) -> None:
-    """Each is read whole and between other bytes, needs more wherever it is cut, and is written again."""
+    """Read each one whole and between other bytes, ask for more at every cut, and write it again."""
     function = FUNCTIONS[vector.function]
     value = vector.value
     if vector.part == "result":
@@ -90,7 +90,7 @@ def test_vectors_written_by_hand(vector: Written) -> None:
         assert (encode_error(error_of(value)) if isinstance(value, Failure) else write(value)) == vector.encoded
 
 
-def test_vectors_are_of_all_functions_that_were_not_captured() -> None:
+def test_vectors_cover_all_functions_that_were_not_captured() -> None:
     found = {(vector.function, vector.part) for vector in (*load("atomics"), *load("batch"), *load("watcher"))}
     parts = {(name, "parameters") for name in FUNCTIONS} | {(name, "result") for name in ANSWERED}
     assert found == {(name, part) for name, part in parts if "store" not in FUNCTIONS[name].instance}
@@ -105,7 +105,7 @@ def write_parameters(name: str) -> Callable[[Any], bytes]:
 
 
 def outcome(read: Reader, buffer: bytes, start: int, end: int) -> tuple[Any, int]:
-    """Return what is read, an error of the interface too."""
+    """Return the value that is read, or the error of the interface."""
     try:
         return read(buffer, start, end)
     except InterfaceError as error:
@@ -120,13 +120,13 @@ def error_of(failure: Failure) -> InterfaceError:
     return {"no-such-store": NoSuchStoreError, "access-denied": AccessDeniedError}[failure.case]()
 
 
-def check_encoding(encoded: bytes, read: Reader, value: Any, before: bytes, behind: bytes) -> None:
-    """Check that a value is read between other bytes, and that every prefix of it needs more."""
+def check_encoding(encoded: bytes, read: Reader, value: Any, before: bytes, trailing: bytes) -> None:
+    """Check that a value is read correctly between other bytes, and that every prefix of it needs more."""
     start, end = len(before), len(before + encoded)
     assert read(encoded, 0, len(encoded)) == (value, len(encoded))
-    assert read(before + encoded + behind, start, end) == (value, end)
+    assert read(before + encoded + trailing, start, end) == (value, end)
     for cut in range(start, end):
-        for buffer in (before + encoded + behind, (before + encoded)[:cut]):
+        for buffer in (before + encoded + trailing, (before + encoded)[:cut]):
             with pytest.raises(NeedMoreBytes) as raised:
                 read(buffer, start, cut)
             assert cut < raised.value.end_min <= end
@@ -134,19 +134,19 @@ def check_encoding(encoded: bytes, read: Reader, value: Any, before: bytes, behi
 
 @each_function
 @settings(max_examples=20)
-@given(choice=st.data(), before=st.binary(max_size=5), behind=st.binary(max_size=5))
-def test_values_come_back(name: str, choice: st.DataObject, before: bytes, behind: bytes) -> None:
+@given(choice=st.data(), before=st.binary(max_size=5), trailing=st.binary(max_size=5))
+def test_values_survive_a_round_trip(name: str, choice: st.DataObject, before: bytes, trailing: bytes) -> None:
     function = FUNCTIONS[name]
     parameters, result = choice.draw(function.parameters), choice.draw(function.results)
     encoded = function.encode(*parameters)
-    check_encoding(encoded, read_parameters(name, LIMITS), parameters, before, behind)
-    check_encoding(function.encode_result(result), function.decode_result, result, before, behind)
+    check_encoding(encoded, read_parameters(name, LIMITS), parameters, before, trailing)
+    check_encoding(function.encode_result(result), function.decode_result, result, before, trailing)
 
 
 @pytest.mark.parametrize("size", [127, 128, 129])
 @each_function
 def test_lengths_of_one_byte_and_of_two(name: str, size: int) -> None:
-    """Each text and value is of the size, so that its bytes might be taken for a length."""
+    """Make each text and value this long, so that its bytes might be mistaken for a length."""
     function = FUNCTIONS[name]
     parameters, result = sized(function.call, size), sized(function.result, size)
     params = function.encode(*parameters)
@@ -184,7 +184,7 @@ def test_any_bytes_have_an_outcome(name: str, choice: st.DataObject) -> None:
     )
 
 
-#: The errors of readers of parameters and results.
+#: The errors that readers of parameters and results raise.
 FAULT = (
     r"a number does not fit in (32|64) bits|a string is not UTF-8 at byte \d+|the tag of an? \w+ is \d+; the limit is [12]|"
     r"error message is \d+ bytes; the limit is 65536"
@@ -192,7 +192,7 @@ FAULT = (
 
 
 def check_outcome(buffer: bytes, read: Reader, write: Callable[[Any], bytes]) -> None:
-    """Check that bytes are a value that can be written again, or the beginning of one, or raise an error that says why not."""
+    """Check that bytes decode to a value that can be written again, need more, or raise an error that says why."""
     try:
         value, offset = read(buffer, 0, len(buffer))
     except NeedMoreBytes as more:
@@ -212,7 +212,7 @@ def check_outcome(buffer: bytes, read: Reader, write: Callable[[Any], bytes]) ->
 
 
 @pytest.mark.parametrize("number", [-1, 2**64])
-def test_a_number_that_is_no_u64_is_not_written(number: int) -> None:
+def test_a_number_that_is_not_a_u64_is_not_written(number: int) -> None:
     for name, what, parameters in (
         ("increment", "delta", (b"b", b"k", number)),
         ("list-keys", "cursor", (b"b", number)),
@@ -244,9 +244,7 @@ def test_a_number_that_is_no_u64_is_not_written(number: int) -> None:
         ("get-many", "result", "00 01 01 ffffffff0f", 8 + 2**32 - 1),
     ],
 )
-def test_nothing_is_allocated_on_the_word_of_a_number_or_length(
-    name: str, part: str, encoded: str, end_min: int
-) -> None:
+def test_an_announced_number_or_length_allocates_nothing(name: str, part: str, encoded: str, end_min: int) -> None:
     buffer, function = bytes.fromhex(encoded), FUNCTIONS[name]
     limits = ParameterLimits(2**32, 2**32, 2**32, 2**32)
     tracemalloc.start()
@@ -289,18 +287,18 @@ LIMITED = [
     ("name", "what", "limit", "before"),
     [(name, what, limit, before) for what, limit, names, before in LIMITED for name in names],
 )
-def test_a_number_or_length_over_its_limit_is_answered_before_what_it_announces_is_there(
+def test_a_number_or_length_over_its_limit_is_answered_before_its_data_arrives(
     name: str, what: str, limit: str, before: bytes, allowed: int
 ) -> None:
-    """Limits are read at each call: a link may change them while the server runs."""
+    """Read the limits at each call, since a link may change them while the server runs."""
     limits, service = ParameterLimits(), Noted(FUNCTIONS[name].answer)
     handler = handler_of(name, service, limits)
     setattr(limits, limit, allowed)
     for found in (allowed + 1, 2**32 - 1):
-        for behind in (b"", b"k" * (allowed + 1)):
-            params = before + write_length(found) + behind
+        for trailing in (b"", b"k" * (allowed + 1)):
+            params = before + write_length(found) + trailing
             message = what.format(found, allowed)
-            if FUNCTIONS[name].instance == WATCHER:  # no result could say it
+            if FUNCTIONS[name].instance == WATCHER:  # no result could express it
                 with pytest.raises(DecodeError, match=f"^{re.escape(message)}$"):
                     carried_out(handler, params)
             else:
@@ -348,8 +346,8 @@ NOT_UTF8 = "a string is not UTF-8 at byte"
         ("on-set", b"\x01b\x02a\xff\x00", f"{NOT_UTF8} 1"),
     ],
 )
-def test_damaged_parameters_call_nothing(name: str, params: bytes, message: str) -> None:
-    """Damage in front of a cut is found at the cut."""
+def test_malformed_parameters_call_nothing(name: str, params: bytes, message: str) -> None:
+    """The error is found at a cut after it, too."""
     service = Noted(FUNCTIONS[name].answer)
     with pytest.raises(DecodeError, match=f"^{message}$"):
         carried_out(handler_of(name, service), params)
@@ -374,7 +372,7 @@ def test_damaged_parameters_call_nothing(name: str, params: bytes, message: str)
         ("get-many", "00ffffffff10", "a number does not fit in 32 bits"),
     ],
 )
-def test_a_damaged_result_says_what_was_found(name: str, encoded: str, message: str) -> None:
+def test_a_malformed_result_error_shows_what_was_found(name: str, encoded: str, message: str) -> None:
     buffer = bytes.fromhex(encoded)
     with pytest.raises(DecodeError, match=f"^{message}$"):
         FUNCTIONS[name].decode_result(buffer, 0, len(buffer))
@@ -401,10 +399,10 @@ def test_a_damaged_result_says_what_was_found(name: str, encoded: str, message: 
             OtherError("漢" * 65537),
             OtherError,
             "漢" * (65536 // 3),
-        ),  # cut at a character, so that every peer can read it
+        ),  # cut between characters, so that every peer can read it
     ],
 )
-def test_errors_come_back_as_their_kind(error: InterfaceError, kind: type[InterfaceError], message: str) -> None:
+def test_errors_arrive_as_their_kind(error: InterfaceError, kind: type[InterfaceError], message: str) -> None:
     encoded = encode_error(error)
     for name in ANSWERED:
         with pytest.raises(InterfaceError) as raised:
@@ -413,15 +411,15 @@ def test_errors_come_back_as_their_kind(error: InterfaceError, kind: type[Interf
         assert str(raised.value) == getattr(raised.value, "message", message) == message
 
 
-def test_a_message_too_long_for_the_client_is_refused_before_its_bytes_are_there() -> None:
+def test_a_message_too_long_for_the_client_is_refused_before_it_has_arrived() -> None:
     encoded = b"\x01\x02" + write_length(65537) + b"m" * 65537
     for end in (5, len(encoded)):
         with pytest.raises(DecodeError, match=r"^error message is 65537 bytes; the limit is 65536$"):
             decode_unit_result(encoded, 0, end)
 
 
-def test_a_message_that_is_not_utf8_is_mended() -> None:
-    """The peer's error is told, whatever its text is."""
+def test_a_message_that_is_not_utf8_is_repaired() -> None:
+    """Report the peer's error, whatever its text is."""
     with pytest.raises(OtherError) as raised:
         decode_unit_result(b"\x01\x02\x03a\xffb", 0, 6)
     assert raised.value.message == "a\N{REPLACEMENT CHARACTER}b"
@@ -432,14 +430,17 @@ def test_a_message_that_is_not_utf8_is_mended() -> None:
 
 @each_kind
 @each_function
-def test_a_handler_calls_its_function_with_the_parameters_alone(name: str, kind: Kind) -> None:
-    """One read may hold the frames of several callers, so the buffer goes on after the parameters. Trailing bytes of a caller are ignored."""
+def test_a_handler_passes_only_the_parameters_to_its_function(name: str, kind: Kind) -> None:
+    """One read may hold the frames of several callers, so the buffer goes on after the parameters.
+
+    A caller's trailing bytes are ignored.
+    """
     function = FUNCTIONS[name]
     service = Noted(function.answer)
     handler = handler_of(name, kind(service))
     params = params_of(name)
-    for before, behind, end in ((b"", b"", len(params)), (b"before", b"\xffbehind", 6 + len(params) + 7)):
-        assert answered(handler(CALLER, before + params + behind, len(before), end)) == function.encode_result(
+    for before, trailing, end in ((b"", b"", len(params)), (b"before", b"\xffbehind", 6 + len(params) + 7)):
+        assert answered(handler(CALLER, before + params + trailing, len(before), end)) == function.encode_result(
             function.result
         )
     assert service.calls == [(name, CALLER, *function.call)] * 2
@@ -460,7 +461,7 @@ def test_calls_are_counted_by_their_outcome(name: str, kind: Kind) -> None:
     carried_out(handler, params)
     with pytest.raises(NeedMoreBytes):
         carried_out(handler, params[:-1])
-    assert counted(tallies[name]) == {"ok": 1}, "what is cut is no call yet"
+    assert counted(tallies[name]) == {"ok": 1}, "cut parameters are not a call yet"
     for error in (NoSuchStoreError(), AccessDeniedError(), OtherError("full"), QuotaError("full")):
         service.answer = error
         assert carried_out(handler, params) == encode_error(error)
@@ -479,7 +480,7 @@ def test_calls_are_counted_by_their_outcome(name: str, kind: Kind) -> None:
     ("name", "answer", "outcome"),
     [("get", None, "none"), ("get", b"", "ok"), ("exists", False, "none"), ("increment", 0, "ok")],
 )
-def test_only_a_key_that_is_not_there_is_counted_as_none(name: str, answer: object, outcome: str, kind: Kind) -> None:
+def test_only_a_missing_key_is_counted_as_none(name: str, answer: object, outcome: str, kind: Kind) -> None:
     tallies = TALLIES[FUNCTIONS[name].instance]()
     result = carried_out(handler_of(name, kind(Noted(answer)), LIMITS, tallies), params_of(name))
     assert FUNCTIONS[name].decode_result(result, 0, len(result)) == (answer, len(result))
@@ -494,14 +495,14 @@ def test_only_a_key_that_is_not_there_is_counted_as_none(name: str, answer: obje
         ("get-many", [b"1"], "shorter"),
     ],
 )
-def test_an_answer_that_has_no_encoding_is_a_failure(name: str, answer: object, message: str, kind: Kind) -> None:
+def test_an_answer_that_cannot_be_encoded_is_a_failure(name: str, answer: object, message: str, kind: Kind) -> None:
     tallies = TALLIES[FUNCTIONS[name].instance]()
     with pytest.raises(ValueError, match=message):
         carried_out(handler_of(name, kind(Noted(answer)), LIMITS, tallies), params_of(name))
     assert counted(tallies[name]) == {"failed": 1}
 
 
-def test_a_derived_answer_is_waited_for_at_its_source() -> None:
+def test_a_derived_answer_waits_for_its_source() -> None:
     async def source() -> bytes:
         return b"value"
 
@@ -512,8 +513,8 @@ def test_a_derived_answer_is_waited_for_at_its_source() -> None:
     assert waited(pending) == FUNCTIONS["get"].encode_result(b"alue")
 
 
-def test_a_coroutine_that_is_refused_is_closed() -> None:
-    """Otherwise it would warn that nothing awaited it."""
+def test_a_refused_coroutine_is_closed() -> None:
+    """Otherwise Python warns that it was never awaited."""
     service = Noted()
     invocations = new_core(InvocationLimits(waiting_max=0))
     with warnings.catch_warnings(record=True) as caught:
@@ -527,8 +528,8 @@ def test_a_coroutine_that_is_refused_is_closed() -> None:
 
 
 @pytest.mark.parametrize("params", [b"\x01b\x05cut", b"\x01b\x01\xff"], ids=["cut", "malformed"])
-def test_what_a_handler_raises_holds_no_parameters(params: bytes) -> None:
-    """An exception whose traceback holds itself keeps the caller's bytes until the garbage collector comes, which is seldom."""
+def test_an_exception_of_a_handler_holds_no_parameters(params: bytes) -> None:
+    """An exception whose traceback refers to itself keeps the caller's bytes until the garbage collector runs, which is seldom."""
     handler = handler_of("exists", Noted())
     gc.collect()
     gc.disable()
@@ -572,7 +573,7 @@ async def test_the_client_calls_all_functions(nats_server: NatsServer, path: str
 
 
 def as_text(value: Any) -> Any:
-    """Return bucket and keys as texts, which a caller may give too."""
+    """Return bucket and keys as `str`, which a caller may pass too."""
     match value:
         case bytes():
             return value.decode()

@@ -1,4 +1,4 @@
-"""The handlers of get and set, which are written out for speed, against the decoders that they must agree with."""
+"""The handlers of get and set, which are inlined for speed, against the decoders that they must agree with."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from tests.transport.keyvalue.functions import (
     mutated,
 )
 
-#: Lengths beside those at which something changes: one byte of a length, and the limits below.
+#: Lengths next to those at which the result changes: a length of one byte, and the limits below.
 lengths = st.sampled_from([0, 1, 2, 7, 8, 9, 126, 127, 128, 129, 200])
 texts = st.builds(lambda size, unit: (unit * size)[:size], lengths, st.sampled_from([b"k", "é".encode(), b"\xff"]))
-#: What the service answers: of get, also values whose length takes one byte or two.
+#: Answers of the service. For get, values whose length takes one byte and two bytes.
 failures = interface_errors | st.builds(RuntimeError, st.just("the disk is on fire"))
 ANSWERS: dict[str, st.SearchStrategy[object]] = {"get": st.none() | texts | failures, "set": st.none() | failures}
 
 
 def decoded_handler(name: str, store: StoreInterface, limits: ParameterLimits, tally: Tally) -> Handler:
-    """Return what the handler of get or set is written out of."""
+    """Return the handler that get or set would have if it were not inlined."""
     if name == "get":
         return function_handler(decode_get, store.get, encode_get_result, None, limits, tally)
     return function_handler(decode_set, store.set, encode_unit_result, NEVER, limits, tally)
@@ -49,7 +49,10 @@ def decoded_handler(name: str, store: StoreInterface, limits: ParameterLimits, t
 def outcomes(
     name: str, kind: Kind, answer: object, limits: ParameterLimits, buffer: bytes, start: int, end: int
 ) -> list[tuple[object, list[Parameters], dict[str, Tally]]]:
-    """Return what both handlers do: result or error, calls and counts. The limits change after the handlers were made."""
+    """Return the outcomes of both handlers: result or error, calls and counts.
+
+    The limits change after the handlers are made.
+    """
     seen = []
     for is_written_out in (True, False):
         service, tallies, in_force = Noted(answer), TALLIES[STORE](), ParameterLimits()
@@ -64,7 +67,7 @@ def outcomes(
 
 
 def outcome_at(handler: Handler, buffer: bytes, start: int, end: int) -> object:
-    """Return what a handler does, in a form that compares."""
+    """Return the outcome of a handler, in a form that can be compared."""
     try:
         return answered(handler(CALLER, buffer, start, end))
     except NeedMoreBytes as error:
@@ -79,17 +82,17 @@ def outcome_at(handler: Handler, buffer: bytes, start: int, end: int) -> object:
     kind=st.sampled_from(KINDS),
     limits=st.builds(ParameterLimits, lengths, lengths, lengths),
     before=st.binary(max_size=3),
-    behind=st.binary(max_size=3),
+    trailing=st.binary(max_size=3),
     choice=st.data(),
 )
-def test_the_handlers_that_are_written_out_do_what_their_decoders_say(
-    name: str, kind: Kind, limits: ParameterLimits, before: bytes, behind: bytes, choice: st.DataObject
+def test_the_inlined_handlers_agree_with_their_decoders(
+    name: str, kind: Kind, limits: ParameterLimits, before: bytes, trailing: bytes, choice: st.DataObject
 ) -> None:
-    """For any bytes and any limits, and wherever in a buffer the parameters are."""
+    """Try any bytes and any limits, with the parameters anywhere in a buffer."""
     encoded = st.builds(FUNCTIONS[name].encode, *[texts] * (2 if name == "get" else 3))
     params = choice.draw(encoded | mutated(encoded) | st.binary(max_size=12))
     start, end = len(before), len(before + params)
-    written, decoded = outcomes(name, kind, choice.draw(ANSWERS[name]), limits, before + params + behind, start, end)
+    written, decoded = outcomes(name, kind, choice.draw(ANSWERS[name]), limits, before + params + trailing, start, end)
     assert written == decoded
 
 
@@ -103,8 +106,11 @@ def test_the_handlers_that_are_written_out_do_what_their_decoders_say(
         (b"b\x06", b"kkkkk"),
     ],
 )
-def test_bytes_of_a_text_are_never_read_as_a_length(name: str, bucket: bytes, key: bytes) -> None:
-    """Wherever the parameters are cut. The second byte of a length, "k" (107), 4 and 6 would be lengths that lead to the end."""
+def test_the_bytes_of_a_text_are_never_read_as_a_length(name: str, bucket: bytes, key: bytes) -> None:
+    """Cut the parameters anywhere.
+
+    The second byte of a length, "k" (107), 4 and 6 would be lengths that reach exactly to the end.
+    """
     parameters = (bucket, key, b"k" * 20)[: len(FUNCTIONS[name].call)]
     params = FUNCTIONS[name].encode(*parameters)
     for cut in range(len(params) + 1):

@@ -25,14 +25,14 @@ from tests.recorded_replies import Later
 from tests.transport.keyvalue.functions import FUNCTIONS, Noted, functions_of
 from tests.vectors import MAX_PAYLOAD, Publish, Replay, Vector, load, preparation, results_allowed
 
-#: As long as the captured ones: the size of a first piece depends on it.
+#: As long as the captured names, since the size of a first piece depends on it.
 CLIENT_INBOX = "_INBOX." + "c" * 22
 SERVER_INBOX = "_INBOX.server"
 NOBODY = "_INBOX.nobody"
 SEED = 1
 SMALL_BYTES_MAX = 512
 
-#: Answers of the servers with a fixed one, by what the vectors' names say.
+#: Fixed answers of the captured servers, by a part of the vector's name.
 FIXED: dict[str, object] = {
     "some-empty": b"",
     "none": None,
@@ -44,7 +44,7 @@ FIXED: dict[str, object] = {
     "other": OtherError("сбой: disk"),
     "handler-failed": RuntimeError("the handler failed"),
 }
-#: What our server finds wrong with parameters; only its log says it.
+#: The errors that our server finds in parameters. Only its log shows them.
 FAULTS = {
     "damaged-no-params": "the parameters end after 0 bytes; at least 1 are needed",
     "damaged-not-utf8": "a string is not UTF-8 at byte 1",
@@ -68,7 +68,7 @@ WAITING = pytest.mark.parametrize("waiting", [False, True], ids=["plain", "corou
 
 
 class Server:
-    """Our server's core in the state of a vector, without a network."""
+    """The core of our server, in the state that a vector starts from. It uses no network."""
 
     def __init__(self, vector: Vector, *, waiting: bool = False, strict_buckets: bool = False) -> None:
         self.store = Store(StoreOptions(strict_buckets=strict_buckets), seed=SEED)
@@ -92,13 +92,15 @@ class Server:
         }
 
     async def serve(self, replay: Replay) -> None:
-        """Pass on all messages between the replayed client and this server, until neither sends any."""
+        """Pass all messages between the replayed client and this server until neither sends any."""
         published = deque([replay.start()])
         while published:
             step = self._receive(published.popleft())
             published += self._told(replay, step)
             if step.waiting is not None:
-                while published:  # what the client sends without an answer comes while the handler is waited for
+                while (
+                    published
+                ):  # messages that the client sends without waiting arrive while the handler's answer is awaited
                     published += self._told(replay, self._receive(published.popleft()))
                 pending = step.waiting.pending
                 answer = asyncio.ensure_future(pending.answer)
@@ -139,7 +141,7 @@ class Server:
 
 
 def check(vector: Vector, replay: Replay, server: Server, *, strict_buckets: bool = False) -> None:
-    """The server sent what the captured one sent, but for results that are allowed to differ; and counted it."""
+    """Check that the server sent what the captured one sent, except where results may differ, and counted it."""
     core = server.invocations
     assert (core.half_open, core.half_open_bytes, core.waiting) == (0, 0, 0)
     if vector.result is None:
@@ -158,7 +160,7 @@ def check(vector: Vector, replay: Replay, server: Server, *, strict_buckets: boo
 
 
 def check_state(vector: Vector, server: Server) -> None:
-    """The invocation did what it says, to what it names alone."""
+    """Check that the store holds what the vector says, and nothing else."""
     expected = {bucket: dict(entries) for bucket, entries in vector.state.items()}
     if not vector.fixed and vector.name not in FAULTS and vector.arguments is not None:
         match vector.function, vector.arguments:
@@ -175,7 +177,7 @@ def check_state(vector: Vector, server: Server) -> None:
 
 
 def described(function: str, outcome: object) -> str:
-    """An outcome in the words of the capture."""
+    """Return an outcome in the words of the capture."""
     match function, outcome:
         case _, InvocationEndedError():
             return "ended"
@@ -200,7 +202,7 @@ def described(function: str, outcome: object) -> str:
 
 
 def captured_outcome(vector: Vector) -> str:
-    """The captured outcome in the words of `described`."""
+    """Return the captured outcome in the words of `described`."""
     if vector.outcome.startswith("failed: ") or vector.outcome == "ended with no result":
         return "ended"
     if vector.name == "trailing-bytes":  # sent by a client that shows bytes
@@ -280,7 +282,7 @@ def test_results_are_read_and_written_as_captured(vector: Vector) -> None:
 
 
 def called(vector: Vector, params: bytes) -> Call[object]:
-    """What the invoker makes of a captured invocation; its own count of the headers is checked over NATS."""
+    """Return what the invoker sends for a captured invocation. Its own count of the headers is checked over NATS."""
     header_bytes = len(vector.invocation.header_block or b"")
     first_bytes_max = MAX_PAYLOAD - header_bytes - len(vector.invocation.subject) - len(CLIENT_INBOX)
     return Call(params, FUNCTIONS[vector.function].decode_result, first_bytes_max, MAX_PAYLOAD)
@@ -313,7 +315,7 @@ def test_our_client_reads_what_the_captured_server_sent(vector: Vector) -> None:
 
 @WAITING
 @each(VECTORS)
-async def test_our_server_answers_as_the_captured_one(vector: Vector, waiting: bool) -> None:
+async def test_our_server_answers_like_the_captured_one(vector: Vector, waiting: bool) -> None:
     for closing_last in vector.closings_last:
         server = Server(vector, waiting=waiting)
         replay = Replay(vector, CLIENT_INBOX, closing_last=closing_last)
@@ -335,7 +337,7 @@ async def test_our_strict_server_does_not_know_a_bucket_before_its_first_write(v
 
 
 @each([*SMALL, *(vector for vector in VECTORS if vector.fixed)])
-async def test_our_server_answers_alike_wherever_the_parameters_are_cut(vector: Vector) -> None:
+async def test_our_server_gives_the_same_answer_wherever_the_parameters_are_cut(vector: Vector) -> None:
     params = vector.params
     for cut in range(len(params)):
         for closing_last in vector.closings_last:

@@ -1,4 +1,4 @@
-"""Functions that have no result: what their handlers and the core send, and what the caller learns."""
+"""Functions without a result: what their handlers and the core send, and what the caller learns."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 @each_kind
 @each_function
 @pytest.mark.parametrize("error", [RuntimeError("the disk is on fire"), OtherError("no result could say it")])
-def test_an_error_is_no_result(kind: Kind, name: str, error: Exception) -> None:
+def test_an_error_sends_no_result(kind: Kind, name: str, error: Exception) -> None:
     with pytest.raises(type(error), match=f"^{error}$"):
         carried_out(handler_of(name, kind(Noted(error))), params_of(name))
 
 
 @each_kind
 @each_function
-def test_no_result_is_the_end_alone(name: str, kind: Kind) -> None:
-    """Wherever the parameters are cut."""
+def test_a_function_without_a_result_sends_only_the_end(name: str, kind: Kind) -> None:
+    """Cut the parameters anywhere."""
     params = params_of(name)
     for cut in range(len(params) + 1):
         service, invocations = Noted(), new_core()
@@ -69,8 +69,10 @@ def test_no_result_is_the_end_alone(name: str, kind: Kind) -> None:
 
 @each_function
 @pytest.mark.parametrize("alike", [True, False])
-def test_no_result_is_the_end_alone_on_the_direct_path(loop: asyncio.AbstractEventLoop, name: str, alike: bool) -> None:
-    """More than two that are alike, as then a frame is no longer taken apart; and one whose parameters are cut."""
+def test_a_function_without_a_result_sends_only_the_end_on_the_direct_path(
+    loop: asyncio.AbstractEventLoop, name: str, alike: bool
+) -> None:
+    """Send more than two frames of one shape, so that the last are no longer parsed, and one with cut parameters."""
     direct = Direct(loop, alike)
     service = Noted()
     direct.routes.add(PIECES + 1, handler_of(name, service))
@@ -88,7 +90,9 @@ def test_no_result_is_the_end_alone_on_the_direct_path(loop: asyncio.AbstractEve
 
 
 @each_kind
-async def test_a_component_is_told_and_the_caller_knows(nats_server: NatsServer, path: str, kind: Kind) -> None:
+async def test_a_component_is_called_and_the_caller_learns_the_outcome(
+    nats_server: NatsServer, path: str, kind: Kind
+) -> None:
     service = Noted()
     value = bytes(range(256)) * 5000  # more than one message
     handlers = {WATCHER: HANDLERS[WATCHER](kind(service), ParameterLimits(), None)}
@@ -106,6 +110,6 @@ async def test_a_component_is_told_and_the_caller_knows(nats_server: NatsServer,
         await tell("on-delete", encode_on_delete(b"0", b"key"))
         assert service.calls == [("on-set", CALLER, b"0", b"large", value), ("on-delete", CALLER, b"0", b"key")]
         service.answer = RuntimeError("the disk is on fire")
-        await tell("on-delete", encode_on_delete(b"0", b"key"))  # the end is all that it knows
+        await tell("on-delete", encode_on_delete(b"0", b"key"))  # it learns only that the call ended
         with pytest.raises(NoProviderError, match="nobody serves this function"):
             await tell("on-nothing", b"")

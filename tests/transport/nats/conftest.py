@@ -20,7 +20,7 @@ from tests.transport.nats.in_process import INSTANCE, PREFIXES, Serve, Setup
 async def serve(
     nats_server: NatsServer, new_nats_server: Callable[[str], NatsServer], path: str
 ) -> AsyncIterator[Serve]:
-    """Starts servers of the handlers given by name. They end before the NATS servers that the test started."""
+    """Start servers of the handlers given by name. They stop before the NATS servers that the test started."""
     async with AsyncExitStack() as stack:
 
         async def start(

@@ -1,4 +1,4 @@
-"""Server, connection and client in this process, over a real NATS server: what their tests share."""
+"""Server, connection and client in this process, over a real NATS server, for several tests."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PREFIXES = (f"default.in-process-{number}" for number in count())
 
 
 def echo(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
-    """What came, and the name of who sent it."""
+    """Return the parameters, and the name of the caller."""
     return b"%s from %s" % (buffer[start:end], (caller.source_id or "nobody").encode())
 
 
 def read_all(buffer: bytes, at: int, end: int) -> tuple[bytes, int]:
-    """Takes any result of one message."""
+    """Read any result of one message."""
     return buffer[at:end], end
 
 
 def waiting_in(answers: list[asyncio.Future[bytes]], in_task: bool = False) -> Handler:
-    """Return a handler whose answers are futures, which it adds to a list.
+    """Return a handler that answers with futures, and adds them to a list.
 
-    :param in_task: what is waited for is a coroutine that waits for the future
+    :param in_task: answer with a coroutine that awaits the future
     """
 
     async def wait(answer: asyncio.Future[bytes]) -> bytes:
@@ -48,10 +48,10 @@ def waiting_in(answers: list[asyncio.Future[bytes]], in_task: bool = False) -> H
 
 
 class Proxy:
-    """Stands before a NATS server, and does what a network and a server can do at the wrong moment.
+    """A proxy before a NATS server that does what a network or a server may do at the wrong moment.
 
-    After `hold` it lets through what its client sends before its next UNSUB, and nothing more until `release`. `say` speaks in the server's
-    place.
+    After `hold` it passes on what its client sends before its next UNSUB, and then nothing until `release`. `say`
+    speaks in the server's place.
     """
 
     def __init__(self) -> None:
@@ -67,14 +67,14 @@ class Proxy:
         self._released.set()
 
     def say(self, line: bytes) -> None:
-        """A line to all clients that are there."""
+        """Send a line to all connected clients."""
         for writer in self._clients:
             if not writer.is_closing():
                 writer.write(line)
 
     @asynccontextmanager
     async def before(self, port: int) -> AsyncIterator[str]:
-        """The URL of the proxy of the server at this port, while it stands."""
+        """Yield the URL of the proxy of the server at this port."""
         async with AsyncExitStack() as stack:
 
             async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -91,18 +91,18 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, holds: bool) -> None:
         while piece := await reader.read(65_536):
-            before, unsub, behind = piece.partition(b"UNSUB ")
+            before, unsub, after = piece.partition(b"UNSUB ")
             writer.write(before)
             if holds and self._holding and unsub:
                 self._holding = False
                 self.held.set()
                 await self._released.wait()
-            writer.write(unsub + behind)
+            writer.write(unsub + after)
         writer.close()
 
 
 class Setup:
-    """A server with its connection, and a NATS client that is not ours."""
+    """A server with its connection, and an independent NATS client."""
 
     def __init__(self, server: Server, connection: Connection, raw: Client) -> None:
         self.server = server
@@ -111,7 +111,7 @@ class Setup:
         self.stopped = False
 
     async def stop(self, timeout_s: float) -> None:
-        """Stop the server, once."""
+        """Stop the server once."""
         self.stopped = True
         await self.server.stop(timeout_s)
 
@@ -124,14 +124,14 @@ Serve = Callable[..., Awaitable[Setup]]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return once the condition holds: for what has no event of its own."""
+    """Return once the condition holds, for conditions without an event of their own."""
     async with asyncio.timeout(DEADLINE_S):
         while not condition():  # noqa: ASYNC110 # what is waited for is in another library, and tells nobody
             await asyncio.sleep(0.005)
 
 
 class Heard:
-    """A subscription's messages."""
+    """The messages of a subscription."""
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[bytes] = asyncio.Queue()

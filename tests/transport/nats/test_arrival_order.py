@@ -1,4 +1,4 @@
-"""Changes among the calls of several lanes, each of which a task handles: every call finds the changes that came before it, and no other."""
+"""Changes among the calls of several lanes, each handled by one task: every call sees exactly the changes that came before it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LANES = 3
 
 
 class Call(NamedTuple):
-    """A call of a lane, after which its task is busy for some turns of the loop: it waits for the socket."""
+    """A call of a lane. Afterwards its task waits for the socket for some turns of the loop."""
 
     lane: int
     turns: int = 0
@@ -31,11 +31,11 @@ class Change(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """The event loop turns."""
+    """A turn of the event loop."""
 
 
 class Cancel(NamedTuple):
-    """The call of a lane that waits is given up, if one does."""
+    """The cancellation of a lane's waiting call, if there is one."""
 
     lane: int
 
@@ -44,7 +44,7 @@ Event = Call | Change | Turn | Cancel
 
 
 class Scene:
-    """Tasks that handle the calls of a lane one after the other, as nats-py's do, and what each call found."""
+    """Tasks that handle the calls of a lane one after another, as nats-py's do, and what each call found."""
 
     def __init__(self) -> None:
         self.order = ArrivalOrder()
@@ -106,7 +106,7 @@ class Scene:
         return act
 
     async def settle(self) -> None:
-        """Let everything that can go on come to its end."""
+        """Let everything run that can."""
         for _ in range(300):
             await asyncio.sleep(0)
         for task in self.tasks:
@@ -115,7 +115,7 @@ class Scene:
 
 
 def one_by_one(events: list[Event]) -> list[int]:
-    """Return what each call finds if one event is carried out after the other."""
+    """Return what each call finds if the events are carried out one after another."""
     found, in_force = [], 0
     for event in events:
         if isinstance(event, Call):
@@ -139,10 +139,10 @@ EVENTS = st.lists(
 @given(EVENTS)
 @example([Call(0), Call(1, 3), Call(1), Change(), Call(0), Call(1), Change(False), Call(0)])
 @example([Call(1, 5), Turn(), Turn(), Call(1), Change(), Call(0), Turn(), Turn(), Change(), Call(0)])
-# A call that is given up blocks neither the changes that came after it, nor the calls of its lane.
+# A cancelled call blocks neither the changes that came after it, nor the calls of its lane.
 @example([Call(1), Turn(), Call(1), Change(), Call(0), Turn(), Change(), Cancel(0), Call(0)])
 @example([Call(1, 5), *[Turn()] * 2, Call(1), Change(), Call(0), *[Turn()] * 2, Change(), Cancel(0), Call(0)])
-def test_calls_find_what_they_would_one_by_one(events: list[Event]) -> None:
+def test_calls_find_what_they_would_find_one_by_one(events: list[Event]) -> None:
     async def run() -> Scene:
         scene = Scene()
         for event in events:
@@ -156,11 +156,14 @@ def test_calls_find_what_they_would_one_by_one(events: list[Event]) -> None:
     assert scene.carried_out == sum(isinstance(event, Change) for event in events)
 
 
-async def test_calls_that_are_lost_are_not_waited_for() -> None:
-    """With their client: neither by the changes that wait, nor by those that come before another client carries the lane. With their lane."""
+async def test_lost_calls_are_not_waited_for() -> None:
+    """They are lost with their client, or with their lane.
+
+    Neither the waiting changes wait for them, nor those that come before another client carries the lane.
+    """
     acts: list[int] = []
     order, lane = ArrivalOrder(), Lane()
-    order.add(lane, lambda: 7)  # nobody empties the queue of a client that was given up
+    order.add(lane, lambda: 7)  # nobody empties the queue of an abandoned client
     for number in (1, 2):
         order.change(lambda number=number: acts.append(number))  # type: ignore[misc] # it is called without
     assert acts == []

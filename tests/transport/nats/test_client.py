@@ -1,4 +1,4 @@
-"""`KeyValueClient` where it is not open, or its connection is closed; tests/integration/ calls its functions."""
+"""`KeyValueClient` while it is not open, and after its connection is closed. tests/integration/ calls its functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ async def test_a_client_must_be_open(nats_server: NatsServer, connection: Connec
     client = KeyValueClient(nats_server.url, "default.nobody")
     with pytest.raises(RuntimeError, match="the client is not open: use `async with`, or `open`"):
         await client.get("b", "k")
-    await client.close()  # of what was never opened: nothing
+    await client.close()  # it was never opened, so this does nothing
     async with client:
         with pytest.raises(NoProviderError):
             await client.get("b", "k")
@@ -23,7 +23,7 @@ async def test_a_client_must_be_open(nats_server: NatsServer, connection: Connec
     async with KeyValueClient(connection, "default.nobody") as client:
         with pytest.raises(NoProviderError):
             await client.get("b", "k")
-    assert connection.connected  # it was the caller's
+    assert connection.connected  # it belongs to the caller
 
 
 async def test_a_client_of_a_closed_connection(nats_server: NatsServer) -> None:

@@ -1,4 +1,4 @@
-"""A connection that its server or nats-py's client leaves, and that comes back; requests, flushes, and what is not permitted."""
+"""A connection that its server or nats-py's client gives up, and that comes back; requests, flushes, and missing permissions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_subscriptions_outlive_the_server(
     assert caplog.text.count("connected again") == 1
 
 
-async def test_comes_back_when_the_server_lets_it_in_again_unless_it_is_closed(
+async def test_it_comes_back_when_the_server_lets_it_in_again_unless_it_is_closed(
     new_nats_server: Callable[[str], NatsServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "keyvalue_transport")
@@ -80,10 +80,13 @@ async def test_comes_back_when_the_server_lets_it_in_again_unless_it_is_closed(
 
 
 @pytest.mark.parametrize("error", ["User Authentication Expired", "Maximum Payload Violation"])
-async def test_comes_back_where_nats_py_gives_up(
+async def test_it_comes_back_where_nats_py_gives_up(
     serve: Serve, nats_server: NatsServer, raw: Client, caplog: pytest.LogCaptureFixture, error: str
 ) -> None:
-    """An error that the server sends makes nats-py close its client for good. The order of arrival holds with the next one too."""
+    """An error from the server makes nats-py close its client for good.
+
+    The next client keeps the order of arrival too.
+    """
     caplog.set_level(logging.INFO, "keyvalue_transport")
     proxy = Proxy()
     changes: list[object] = []
@@ -111,8 +114,8 @@ async def test_comes_back_where_nats_py_gives_up(
     assert caplog.text.count("connected again") == 2
 
 
-async def test_close_as_the_server_goes(new_nats_server: Callable[[], NatsServer], path: str) -> None:
-    """Closing, so many steps of the event loop after the loss: nats-py is in the middle of its own closing then."""
+async def test_close_while_the_server_goes_away(new_nats_server: Callable[[], NatsServer], path: str) -> None:
+    """Close this many steps of the event loop after the loss, while nats-py is closing too."""
     server = new_nats_server()
     connections = [await Connection.open(ConnectionOptions((server.url,), path=path)) for _ in range(8)]
 
@@ -133,7 +136,10 @@ async def test_close_as_the_server_goes(new_nats_server: Callable[[], NatsServer
 async def test_close_leaves_nothing_while_the_server_reads_nothing(
     new_nats_server: Callable[[], NatsServer], path: str
 ) -> None:
-    """nats-py's tasks wait for the socket, and swallow a cancellation; what they wait to write is lost with the connection."""
+    """Close while nats-py's tasks wait for the socket and swallow a cancellation.
+
+    Their unsent output is lost with the connection.
+    """
     server = new_nats_server()
     before = asyncio.all_tasks()
     connection = await Connection.open(ConnectionOptions((server.url,), path=path))
@@ -151,7 +157,7 @@ async def test_close_leaves_nothing_while_the_server_reads_nothing(
 async def test_nothing_goes_on_after_close(
     new_nats_server: Callable[[], NatsServer], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nats-py's reconnecting can swallow a cancellation that comes as an attempt fails; it must not go on for ever."""
+    """A reconnect of nats-py can swallow a cancellation that arrives as an attempt fails. It must not go on forever."""
     monkeypatch.setattr(opening_module, "RECONNECT_WAIT_S", 0)
     server = new_nats_server()
     before = asyncio.all_tasks()
@@ -207,7 +213,7 @@ async def test_flush_waits_for_subscriptions(connection: Connection, raw: Client
         assert (await raw.request(subject, timeout=DEADLINE_S)).data == b"answer"
 
 
-async def test_a_flush_that_is_too_late_does_no_harm(new_nats_server: Callable[[], NatsServer], path: str) -> None:
+async def test_a_late_flush_does_no_harm(new_nats_server: Callable[[], NatsServer], path: str) -> None:
     server = new_nats_server()
     connection = await Connection.open(ConnectionOptions((server.url,), path=path))
     heard = Heard()
@@ -221,7 +227,7 @@ async def test_a_flush_that_is_too_late_does_no_harm(new_nats_server: Callable[[
     await connection.close()
 
 
-async def test_what_is_not_permitted_is_noted(new_nats_server: Callable[[str], NatsServer]) -> None:
+async def test_a_missing_permission_is_recorded(new_nats_server: Callable[[str], NatsServer]) -> None:
     permissions = 'permissions: { publish: "allowed.>", subscribe: ["allowed.>", "_INBOX.>"] }'
     server = new_nats_server(f"authorization {{ users: [ {{ user: u, password: p, {permissions} }} ] }}")
     connection = await Connection.open(ConnectionOptions((with_user(server.url, "u:p"),)))
@@ -239,10 +245,10 @@ async def test_what_is_not_permitted_is_noted(new_nats_server: Callable[[str], N
     await connection.close()
 
 
-async def test_a_client_that_is_given_up_as_it_comes_back_is_replaced(
+async def test_a_client_that_gives_up_as_it_comes_back_is_replaced(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nats-py says that it has given up a client once, and nobody listens while another one takes its place."""
+    """It reports this only once, while another client takes its place and nobody listens."""
     connection = await Connection.open(ConnectionOptions((nats_server.url,)))
     flush = connection.flush
     lost: list[object] = []
@@ -264,7 +270,7 @@ async def test_a_client_that_is_given_up_as_it_comes_back_is_replaced(
 
 
 async def test_nothing_is_subscribed_while_another_client_connects(new_nats_server: Callable[[], NatsServer]) -> None:
-    """It would be lost with the first attempt that fails, or heard twice."""
+    """The subscription would be lost with the first failed attempt, or made twice."""
     server = new_nats_server()
     connections = [await Connection.open(ConnectionOptions((server.url,))) for _ in range(6)]
     heard = Heard()
@@ -288,7 +294,7 @@ async def test_nothing_is_subscribed_while_another_client_connects(new_nats_serv
 async def test_a_drain_ends_though_nats_py_swallows_its_cancellation(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it does while the socket is full: the UNSUB waits for it, and then a PONG is waited for that does not come."""
+    """Fill the socket: the UNSUB waits for it, and then for a PONG that never arrives."""
 
     async def ignore(message: Message) -> None:
         pass

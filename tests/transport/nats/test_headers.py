@@ -1,4 +1,4 @@
-"""The headers of an invocation: one table of blocks over both readers, ours and nats-py's, and callers that are kept by their block."""
+"""The headers of an invocation: one table of blocks for our reader and nats-py's, and callers that are kept by block."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from keyvalue_transport.nats.headers import CALLERS_MAX, CallerCache, Headers, h
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 
 FIRST = b"NATS/1.0\r\n"
-#: The newest nats-py reads lines, as we do. An older one reads an e-mail's headers, and so malformed ones in another way.
+#: The newest nats-py reads lines, as we do. Older ones use an e-mail parser, which reads malformed headers differently.
 READS_LINES = hasattr(Client, "_parse_header_lines")
 
 
 def nats_py_headers(block: bytes) -> Headers:
-    """Return what the plain path finds: nats-py reads the headers."""
+    """Return what the plain path finds, where nats-py reads the headers."""
     errors: list[Exception] = []
 
     async def read() -> Any:
@@ -80,12 +80,12 @@ def test_blocks(case: str) -> None:
         assert nats_py_headers(block) == expected
 
 
-def test_no_block_is_no_caller() -> None:
+def test_without_a_block_there_is_no_caller() -> None:
     assert read_headers(b"") == headers_of(None) == headers_of({}) == Headers(ANONYMOUS, None)
 
 
 @pytest.mark.parametrize("status", [b" 503", b" 100 Idle Heartbeat", b" 404 No: Messages"])
-def test_a_status_is_no_header(status: bytes) -> None:
+def test_a_status_is_not_a_header(status: bytes) -> None:
     block = b"NATS/1.0%b\r\nsource-id: a\r\n\r\n" % status
     assert read_headers(block) == Headers(Caller("a", None), None)
     if READS_LINES:
@@ -95,13 +95,13 @@ def test_a_status_is_no_header(status: bytes) -> None:
 
 
 NAMES = st.sampled_from([b"source-id", b"link-name", b"traceparent", b"other", b"x-source-id", b"link-name-2"])
-#: What lines are made of, and what can be wrong with them.
+#: Parts of lines, with all the faults that they can have.
 PARTS = NAMES | st.sampled_from(
     [b":", b": ", b" ", b"\t", b"\r", b"\n", b"\r\n", b"a", b"\xff", b"\x85", b"\r\ntraceparent:"]
 )
 
 
-@pytest.mark.skipif(not READS_LINES, reason="this nats-py reads malformed headers as an e-mail's")
+@pytest.mark.skipif(not READS_LINES, reason="this nats-py parses malformed headers as an e-mail's")
 @given(st.lists(PARTS, max_size=14).map(b"".join))
 def test_any_bytes_are_read_as_nats_py_reads_them(lines: bytes) -> None:
     block = FIRST + lines
@@ -111,7 +111,7 @@ def test_any_bytes_are_read_as_nats_py_reads_them(lines: bytes) -> None:
 @given(st.lists(PARTS, max_size=8).map(b"".join), st.lists(PARTS, max_size=14).map(b"".join))
 @example(b"NATS", b"\r\ntraceparent: t\r\nsource-id: a\r\n")
 def test_a_block_without_its_trace_has_the_same_caller(first: bytes, lines: bytes) -> None:
-    """Even if it does not begin as blocks do: nothing before us checks that."""
+    """Remove the trace even from a malformed block, since nothing before us checks it."""
     cache = CallerCache()
     for block in (FIRST + lines, first + lines):
         for _ in range(2):  # the second time it may be kept
@@ -119,7 +119,7 @@ def test_a_block_without_its_trace_has_the_same_caller(first: bytes, lines: byte
 
 
 def test_a_traced_block_is_kept_without_its_trace() -> None:
-    """The trace is another in every call, the rest repeats. A caller writes the block, so what is kept is bounded."""
+    """The trace differs in every call, and the rest repeats. A caller writes the block, so what is kept is bounded."""
     cache = CallerCache()
     rest = FIRST + b"source-id: a\r\n\r\n"
     for number, at in enumerate((len(FIRST), len(rest) - 2, len(FIRST))):

@@ -23,8 +23,8 @@ from tests.conftest import DEADLINE_S
 from tests.transport.nats.in_process import INSTANCE, Serve, echo, read_all, until, waiting_in
 
 
-async def test_a_call_has_a_time_out(serve: Serve) -> None:
-    """The late result is not taken for that of the next call."""
+async def test_a_call_has_a_timeout(serve: Serve) -> None:
+    """The late result is not taken for the result of the next call."""
     answers: list[asyncio.Future[bytes]] = []
     setup = await serve({"wait": waiting_in(answers)})
     invoker = Invoker(setup.connection)
@@ -40,8 +40,8 @@ async def test_a_call_has_a_time_out(serve: Serve) -> None:
     assert invoker._calls == {}
 
 
-async def test_a_cancelled_call_leaves_nothing_behind(serve: Serve) -> None:
-    """The first is cancelled before anything was sent, as the others would be subscribed for."""
+async def test_a_cancelled_call_leaves_nothing(serve: Serve) -> None:
+    """Cancel the first call before anything is sent, since it makes the subscription for the others."""
     answers: list[asyncio.Future[bytes]] = []
     setup = await serve({"wait": waiting_in(answers)})
     invoker = Invoker(setup.connection)
@@ -69,7 +69,7 @@ async def test_a_cancelled_call_leaves_nothing_behind(serve: Serve) -> None:
 
 
 class Published:
-    """A connection that notes what is published, and whose provider accepts and answers everything at once."""
+    """A connection that records what is published. Its provider accepts and answers everything at once."""
 
     def __init__(self, max_payload: int) -> None:
         self.max_payload = max_payload
@@ -118,7 +118,7 @@ HEADERS_BYTES = 18
 async def test_the_first_message_leaves_room_for_subjects_and_headers(
     max_payload: int, subject: str, headers: dict[str, str] | None, pieces: list[bytes]
 ) -> None:
-    """In bytes, as the peers in other languages do."""
+    """Count bytes, as peers in other languages do."""
     connection: Any = Published(max_payload)
     invoker = Invoker(connection, headers)
     assert await invoker.invoke(subject, b"0123456789", read_some, DEADLINE_S) == b"result"
@@ -150,7 +150,7 @@ async def test_errors_of_a_call(serve: Serve) -> None:
 
 
 def read_some(buffer: bytes, at: int, end: int) -> tuple[bytes, int]:
-    """Takes a result that has at least a byte."""
+    """Read a result that has at least a byte."""
     if at == end:
         raise NeedMoreBytes(at + 1)
     return read_all(buffer, at, end)

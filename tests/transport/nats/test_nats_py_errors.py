@@ -1,4 +1,4 @@
-"""What nats-py's errors mean: a table; and that the installed nats-py has the texts which are matched."""
+"""A table of nats-py's errors and their meaning, and a check that the installed nats-py uses the texts that are matched."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.conftest import DEADLINE_S
 
 NOT_NATS = "the listener there is not a NATS server"
 REFUSES = "the NATS server refuses the connection: "
-#: nats-py's errors have no arguments by their types.
+#: nats-py's errors declare no arguments.
 Error: Any = nats.errors.Error
 
 
-#: What a server says about a subscription and a publication.
+#: The server's errors about a subscription and a publication.
 NO_SUBSCRIPTION = 'permissions violation for subscription to "a"'
 NO_PUBLICATION = 'permissions violation for publish to "a"'
 
@@ -47,7 +47,7 @@ NO_PUBLICATION = 'permissions violation for publish to "a"'
         (ValueError("permissions violation for subscription"), ErrorKind.CALLBACK, NOT_NATS),
     ],
 )
-def test_what_an_error_means(error: Exception, kind: ErrorKind, text: str) -> None:
+def test_the_meaning_of_an_error(error: Exception, kind: ErrorKind, text: str) -> None:
     assert (kind_of(error), text_of(error), refusal_of(error)) == (kind, text, None)
 
 
@@ -60,12 +60,12 @@ def test_what_an_error_means(error: Exception, kind: ErrorKind, text: str) -> No
         (TlsRefusedError("TLS is required, and the server has none"), "TLS is required, and the server has none"),
     ],
 )
-def test_what_makes_no_further_attempt_sensible(error: Exception, text: str) -> None:
+def test_errors_after_which_a_retry_is_useless(error: Exception, text: str) -> None:
     assert (kind_of(error), refusal_of(error)) == (ErrorKind.CONNECTION, text)
     assert text_of(error) == text.removeprefix(REFUSES)
 
 
-def test_no_error_is_no_answer() -> None:
+def test_no_error_needs_no_answer() -> None:
     assert text_of(None) == "no answer"
 
 
@@ -84,7 +84,7 @@ GREETING = b"INFO {}\r\n"
     ],
 )
 async def test_nats_py_has_the_texts(greeting: bytes, after_connect: bytes, kind: ErrorKind, text: str) -> None:
-    """A server that speaks by the line; tests/integration/ has the real one."""
+    """Use a server that sends single lines. tests/integration/ uses the real one."""
     reported: asyncio.Queue[Exception] = asyncio.Queue()
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Opening a connection: what else may listen, as whom, and what is said where nobody lets us in."""
+"""Opening a connection: other servers at the address, credentials, and the errors if no server lets us in."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.conftest import DEADLINE_S, NatsServer
 from tests.nats_configs import Key, Operator, nkey_config, token_config, user_config
 from tests.transport.nats.in_process import until, with_user
 
-# What else may listen
+# Other servers
 
 
 async def first_failure(url: str, caplog: pytest.LogCaptureFixture) -> str:
-    """Return what is logged of the first attempt, after which others follow. Some failures are the last."""
+    """Return the log of the first attempt. Most failures are retried, some are final."""
     opening = asyncio.create_task(Connection.open(ConnectionOptions((url,), open_timeout_s=600)))
     await until(lambda: "; trying again for up to 600 s" in caplog.text or opening.done())
     if opening.done():
@@ -34,7 +34,7 @@ async def first_failure(url: str, caplog: pytest.LogCaptureFixture) -> str:
 
 @asynccontextmanager
 async def listening(greeting: bytes | None) -> AsyncIterator[str]:
-    """A TCP server that is no NATS server: says the greeting and waits, or closes at once (None)."""
+    """Start a TCP server that is not NATS. It sends the greeting and waits, or closes at once (None)."""
     async with AsyncExitStack() as stack:
 
         async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,7 +68,7 @@ NOT_NATS = "the listener there is not a NATS server"
         (b"INFO []\r\n", NOT_NATS),
     ],
 )
-async def test_what_listens_is_not_nats(
+async def test_a_server_that_is_not_nats_is_reported(
     greeting: bytes | None, reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if reason is NO_GREETING:
@@ -78,14 +78,14 @@ async def test_what_listens_is_not_nats(
     assert "s3cret" not in caplog.text
 
 
-async def test_the_first_server_that_is_there_is_taken(nats_server: NatsServer) -> None:
+async def test_the_first_server_that_answers_is_used(nats_server: NatsServer) -> None:
     async with listening(None) as other:
         connection = await Connection.open(ConnectionOptions((other, nats_server.url)))
     assert connection.server == nats_server.url
     await connection.close()
 
 
-async def test_all_servers_are_named_where_none_is_there() -> None:
+async def test_the_error_names_all_servers_if_none_answers() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and does not listen
         urls = [f"nats://127.0.0.1:{bound.getsockname()[1]}"]
@@ -104,7 +104,7 @@ async def test_all_servers_are_named_where_none_is_there() -> None:
 async def test_credentials(
     kind: str, new_nats_server: Callable[[str], NatsServer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the server refuses is told at once. Nothing shows a secret. `tests/integration/test_credentials.py` has the provider's."""
+    """Report a refusal at once, and show no secret. `tests/integration/test_credentials.py` tests the provider."""
     caplog.set_level(logging.DEBUG)
     operator, key, other = Operator(), Key.new(), Key.new()
     user_jwt = operator.user(key)
@@ -141,7 +141,7 @@ async def test_credentials(
 
 @pytest.mark.parametrize("seed", ["SUNOSEED", "S", "not base32 at all", "\u00e9"])
 @pytest.mark.parametrize("user_jwt", ["", "of.a.user"])
-async def test_a_seed_that_is_none(seed: str, user_jwt: str) -> None:
+async def test_a_malformed_seed(seed: str, user_jwt: str) -> None:
     options = ConnectionOptions(("nats://127.0.0.1:1",), user_seed=seed, user_jwt=user_jwt)
     with pytest.raises(ConnectError, match=r"^the user's seed is not an nkey seed$"):
         await Connection.open(options)

@@ -1,4 +1,7 @@
-"""The plain path without NATS: what its callbacks publish, in what order, and what is left of one that is given up. `test_server.py` has the rest."""
+"""The plain path without NATS: what its callbacks publish, in what order, and what an abandoned one leaves.
+
+`test_server.py` tests the rest.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Arrived(NamedTuple):
 
 
 class Published:
-    """A connection that notes what is published, and waits before each message while it is told to."""
+    """A connection that records what is published, and that can be told to wait before each message."""
 
     def __init__(self, max_payload: int = 1024) -> None:
         self.max_payload = max_payload
@@ -90,10 +93,8 @@ def handler_of(outcome: bytes | Exception) -> Handler:
 
 @settings(deadline=None)
 @given(st.binary(max_size=60) | st.builds(RuntimeError, st.just("boom")), st.integers(1, 60) | st.none())
-def test_the_answer_that_is_written_out_is_that_of_the_core(
-    outcome: bytes | Exception, max_payload: int | None
-) -> None:
-    """Also of a result one byte longer than a message."""
+def test_the_inlined_answer_is_that_of_the_core(outcome: bytes | Exception, max_payload: int | None) -> None:
+    """Include a result that is one byte longer than a message."""
     if max_payload is None:
         max_payload = max(1, len(outcome) - 1) if isinstance(outcome, bytes) else 1
 
@@ -109,7 +110,7 @@ def test_the_answer_that_is_written_out_is_that_of_the_core(
     asyncio.run(run())
 
 
-async def test_what_is_sent_keeps_its_order_while_the_connection_is_slow() -> None:
+async def test_messages_keep_their_order_while_the_connection_is_slow() -> None:
     plain = Plain()
     plain.connection.open.clear()
     sends = [Send("R_c.results", b"%d" % number) for number in range(5)]
@@ -127,8 +128,11 @@ async def test_what_is_sent_keeps_its_order_while_the_connection_is_slow() -> No
     await plain.path.flush()
 
 
-async def test_an_answer_to_wait_for_is_told_even_if_its_handshake_is_given_up() -> None:
-    """At a stop whose time is over. Else the invocation never ended, and its coroutine was never awaited."""
+async def test_an_answer_is_completed_even_if_its_handshake_is_given_up() -> None:
+    """Stop with an expired deadline.
+
+    Otherwise the invocation would never end, and its coroutine would never be awaited.
+    """
     plain = Plain()
     plain.connection.open.clear()
 
@@ -150,7 +154,7 @@ async def test_an_answer_to_wait_for_is_told_even_if_its_handshake_is_given_up()
 
 
 async def test_an_invocation_without_a_reply_subject_is_not_carried_out() -> None:
-    """A dropped one is refused only if somebody waits for it."""
+    """If it is dropped, there is nobody to refuse it to."""
     plain = Plain()
     assert await plain.call(handler_of(AssertionError("it was called")), b"", reply="") == []
     await plain.connection.refuse("")
@@ -166,7 +170,7 @@ async def test_an_invocation_without_a_reply_subject_is_not_carried_out() -> Non
     ]
 
 
-async def test_pieces_that_fail_do_not_hold_up_what_the_host_says(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pieces_that_fail_do_not_hold_up_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Plain()
     await plain.path.subscribe_params("inbox.*.params")
 

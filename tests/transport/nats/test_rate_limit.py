@@ -1,4 +1,4 @@
-"""How often something may be logged, and that each event that was not is told once."""
+"""The rate limit of log lines. Each line that was left out is counted once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from keyvalue_transport.nats.rate_limit import RateLimit
 
 
 @given(st.integers(1, 4), st.integers(1, 10), st.lists(st.integers(0, 12), max_size=40))
-def test_an_interval_admits_a_number_and_the_next_admitted_tells_the_others(
+def test_an_interval_admits_a_number_and_the_next_line_counts_the_others(
     number_max: int, interval_s: int, waits_s: list[int]
 ) -> None:
     limit = RateLimit(number_max, interval_s)

@@ -1,4 +1,4 @@
-"""The messages that answer an invocation: the same over both paths, and cut at max_payload."""
+"""The messages that answer an invocation: the same on both paths, and cut at max_payload."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def both(max_payload: int) -> tuple[SubjectReplies, FrameReplies]:
 
 
 @given(REPLIES, st.none() | TOKENS, st.binary(min_size=1, max_size=200), st.integers(1, 60))
-def test_frames_say_what_messages_say(reply: str, token: str | None, result: bytes, max_payload: int) -> None:
+def test_frames_carry_the_messages(reply: str, token: str | None, result: bytes, max_payload: int) -> None:
     subjects, frames = both(max_payload)
     to = reply.encode()
     for written, messages in (
@@ -41,7 +41,7 @@ def test_frames_say_what_messages_say(reply: str, token: str | None, result: byt
 
 @given(REPLIES, st.binary(min_size=1, max_size=200) | st.integers(SMALL - 1, SMALL + 1).map(bytes))
 def test_the_pieces_of_the_direct_path_make_the_same_frames(reply: str, result: bytes) -> None:
-    """Those that `DirectProtocol` adds to its output for a result in one message."""
+    """Compare those that `DirectProtocol` adds to its output for a result in one message."""
     subjects, frames = both(len(result))
     to, size = reply.encode(), len(result)
     line = RESULT_LINES[size] if size < SMALL else b".results %d\r\n" % size
@@ -68,7 +68,7 @@ def test_messages() -> None:
     ],
 )
 def test_a_result_is_cut_at_max_payload(max_payload: int, pieces: list[bytes]) -> None:
-    """It may change: another server of the cluster may take less."""
+    """The limit may change, since another server of the cluster may allow less."""
     limit = SimpleNamespace(max_payload=1024)
     subjects, frames = SubjectReplies(INBOX, NOBODY, limit), FrameReplies(INBOX, NOBODY, 1024)
     limit.max_payload = frames.max_payload = max_payload

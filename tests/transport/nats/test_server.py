@@ -1,4 +1,4 @@
-"""The server over both paths: handlers of every kind, messages that come too fast, and stopping."""
+"""The server over both paths: handlers of every kind, messages that arrive too fast, and stopping."""
 
 from __future__ import annotations
 
@@ -76,8 +76,10 @@ async def test_messages_that_nats_py_cannot_read_do_not_end_its_reading(
 # Handlers
 
 
-async def test_a_handler_that_fails_ends_its_invocation_alone(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    """At once, later, or with an answer that nobody can wait for."""
+async def test_a_handler_that_fails_ends_only_its_own_invocation(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may fail at once, later, or with an answer that cannot be awaited."""
 
     def fail(*_: object) -> bytes:
         raise RuntimeError("boom at once")
@@ -111,7 +113,7 @@ async def test_a_handler_that_fails_ends_its_invocation_alone(serve: Serve, capl
     assert "secret parameters" not in caplog.text
 
 
-async def test_failures_and_lost_answers_are_logged_at_a_limited_rate_of_their_own(
+async def test_failures_and_lost_answers_have_their_own_log_rate_limit(
     serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [1000.0]
@@ -123,7 +125,7 @@ async def test_failures_and_lost_answers_are_logged_at_a_limited_rate_of_their_o
     await until(lambda: len(answers) == 29)
 
     async def end(number: int, outcome: bytes | Exception) -> list[str]:
-        """End a number of them, one after the other, and return what is logged, without the reason of a loss."""
+        """End several of them, one after another. Return what is logged, without the reason of a loss."""
         caplog.clear()
         for _ in range(number):
             before = ended()
@@ -152,10 +154,13 @@ async def test_failures_and_lost_answers_are_logged_at_a_limited_rate_of_their_o
     assert (setup.server.unsent, setup.server.counts.sent_bytes) == (18, sent_bytes)
 
 
-async def test_results_are_cut_for_the_server_that_is_there_when_they_are_sent(
+async def test_results_are_cut_for_the_server_that_is_connected_when_they_are_sent(
     serve: Serve, new_nats_server: Callable[[str], NatsServer]
 ) -> None:
-    """A server that came back takes less. It was waited for the first answer then, and no other invocation came in between."""
+    """The server that came back allows less.
+
+    The first answer was pending then, and no other invocation came in between.
+    """
     server = new_nats_server("max_payload: 4096")
     answers: list[asyncio.Future[bytes]] = []
     result = os.urandom(5000)
@@ -211,7 +216,7 @@ async def test_half_open_invocations_expire_until_the_task_that_ends_them_dies(
 
 
 def test_a_second_server_on_a_direct_connection_is_refused() -> None:
-    """It would take the invocations of the first."""
+    """It would receive the invocations of the first."""
     direct, plain = (Connection(ConnectionOptions(("nats://127.0.0.1:1",), path=path)) for path in ("direct", "plain"))
     Server(direct, "default.first")
     with pytest.raises(ValueError, match=r"^found a second server on one direct connection, allowed one: open a conn"):
@@ -220,12 +225,12 @@ def test_a_second_server_on_a_direct_connection_is_refused() -> None:
         Server(plain, prefix)
 
 
-# Answers that are waited for
+# Answers that are awaited
 
 
 @pytest.mark.parametrize("in_task", [False, True])
-async def test_answers_that_are_waited_for_block_nobody(serve: Serve, in_task: bool) -> None:
-    """A future costs no task, a coroutine one."""
+async def test_awaited_answers_block_nobody(serve: Serve, in_task: bool) -> None:
+    """A future needs no task, a coroutine needs one."""
     answers: list[asyncio.Future[bytes]] = []
     setup = await serve({"wait": waiting_in(answers, in_task), "echo": echo})
     assert await (await setup.begin("echo", b"")).result() == b" from nobody"
@@ -244,7 +249,7 @@ async def test_answers_that_are_waited_for_block_nobody(serve: Serve, in_task: b
 
 
 async def test_futures_are_answered_as_they_are_done_in_any_order(serve: Serve) -> None:
-    """One in the turn in which it was asked for, and some together, with results of many messages."""
+    """Complete one in the turn that asked for it, and some together, with results of many messages."""
     answers: list[asyncio.Future[bytes]] = []
     handler = waiting_in(answers)
 
@@ -271,7 +276,7 @@ async def test_futures_are_answered_as_they_are_done_in_any_order(serve: Serve) 
     assert (counts.answered, counts.failed, setup.server.in_flight) == (6, 1, 0)
 
 
-async def test_futures_are_bounded_and_ended_by_their_cancellation(serve: Serve) -> None:
+async def test_futures_are_limited_and_end_when_they_are_cancelled(serve: Serve) -> None:
     answers: list[asyncio.Future[bytes]] = []
     setup = await serve({"wait": waiting_in(answers)}, InvocationLimits(waiting_max=1))
     waiting = await setup.begin("wait", b"")
@@ -285,7 +290,7 @@ async def test_futures_are_bounded_and_ended_by_their_cancellation(serve: Serve)
 
 
 async def test_invocations_may_share_one_future(serve: Serve) -> None:
-    """Also one that begins when it is done."""
+    """Begin one of them when the future is already done."""
     shared: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     setup = await serve({"wait": lambda *_: Later(shared)})
     waiting = [await setup.begin("wait", b"") for _ in range(2)]
@@ -299,9 +304,7 @@ async def test_invocations_may_share_one_future(serve: Serve) -> None:
 # Too fast
 
 
-async def test_messages_that_had_to_be_dropped_are_refused(
-    serve: Serve, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_dropped_messages_are_refused(serve: Serve, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "PENDING_MESSAGES_MAX", 3)
     setup = await serve({"f": echo})
     subject = invocation_subject(setup.server.prefix, INSTANCE, "f")
@@ -331,7 +334,7 @@ async def test_messages_that_had_to_be_dropped_are_refused(
 # Stopping
 
 
-async def test_stop_takes_nothing_more_and_waits_for_the_last_answer(serve: Serve) -> None:
+async def test_stop_takes_no_new_call_and_waits_for_the_last_answer(serve: Serve) -> None:
     answers: list[asyncio.Future[bytes]] = []
     setup = await serve({"wait": waiting_in(answers)})
     waiting = [await setup.begin("wait", b"") for _ in range(3)]
@@ -352,7 +355,7 @@ async def test_stop_takes_nothing_more_and_waits_for_the_last_answer(serve: Serv
 
 
 async def refusal(setup: Setup) -> None:
-    """Invoke until the server takes no more; what is taken until then is not waited for."""
+    """Invoke until the server refuses. Do not wait for the invocations that it takes before."""
     invoker = Invoker(setup.connection)
     subject = invocation_subject(setup.server.prefix, INSTANCE, "wait")
     async with asyncio.timeout(DEADLINE_S):
@@ -361,10 +364,13 @@ async def refusal(setup: Setup) -> None:
                 await invoker.invoke(subject, b"late", read_all, 0.01)
 
 
-async def test_stop_loses_nothing_that_comes_while_it_unsubscribes(
+async def test_stop_loses_no_message_that_arrives_while_it_unsubscribes(
     serve: Serve, nats_server: NatsServer, raw: Client
 ) -> None:
-    """What is behind its first PING is late: what NATS sends until it has the UNSUBs is answered, or refused by NATS."""
+    """Invocations after its first PING are late.
+
+    Those that NATS sends before it gets the UNSUBs are answered; NATS refuses the others.
+    """
     proxy = Proxy()
     async with proxy.before(nats_server.port) as url:
         setup = await serve({"f": echo}, url=url)
@@ -373,7 +379,7 @@ async def test_stop_loses_nothing_that_comes_while_it_unsubscribes(
         proxy.hold()
         stopping = asyncio.create_task(setup.stop(DEADLINE_S))
         await proxy.held.wait()
-        await settled(raw)  # so that the answer to a PING that overtook the UNSUB has gone before
+        await settled(raw)  # so that the answer to a PING that overtook the UNSUB has already passed
         late = [await RawInvocation.begin(raw, subject, b"%d" % number) for number in range(3)]
         await settled(raw)
         proxy.release()
@@ -387,8 +393,10 @@ async def test_stop_loses_nothing_that_comes_while_it_unsubscribes(
         await setup.raw.close()
 
 
-async def test_stop_ends_what_is_not_answered_in_time(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    """A coroutine, two that share a future, and parameters that are not whole."""
+async def test_stop_ends_invocations_that_are_not_answered_in_time(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """End a coroutine, two invocations that share a future, and incomplete parameters."""
     answers: list[asyncio.Future[bytes]] = []
     shared: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     handlers = {"wait": waiting_in(answers, in_task=True), "shared": lambda *_: Later(shared), "half": needs_more}
@@ -406,7 +414,7 @@ async def test_stop_ends_what_is_not_answered_in_time(serve: Serve, caplog: pyte
     assert [repr(error) for error in raised] == ["TimeoutError('the server stops')"] * 3
 
 
-async def test_stop_waits_for_no_answer_that_does_not_end_when_it_is_cancelled(
+async def test_stop_does_not_wait_for_an_answer_that_ignores_its_cancellation(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     let_go = asyncio.Event()
@@ -427,8 +435,8 @@ async def test_stop_waits_for_no_answer_that_does_not_end_when_it_is_cancelled(
     await until(lambda: setup.server.in_flight == 0)
 
 
-async def test_stop_at_rest_waits_for_nothing(serve: Serve, connection: Connection) -> None:
-    """Although it had invocations, was stopped before, or never started."""
+async def test_an_idle_server_stops_at_once(serve: Serve, connection: Connection) -> None:
+    """It may have had invocations, have been stopped before, or never have been started."""
     setup = await serve({"f": echo})
     assert await (await setup.begin("f", b"")).result() == b" from nobody"
     async with asyncio.timeout(DEADLINE_S):

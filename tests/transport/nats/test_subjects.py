@@ -26,7 +26,7 @@ from keyvalue_transport.nats.subjects import (
         ("решётка.V1", "a:b/c@1", "f", "решётка.V1.wrpc.0.0.1.a:b/c@1.f"),
     ],
 )
-def test_where_a_function_is_invoked(prefix: str, instance: str, function: str, subject: str) -> None:
+def test_the_subject_of_a_function(prefix: str, instance: str, function: str, subject: str) -> None:
     assert invocation_subject(prefix, instance, function) == subject
 
 
@@ -38,14 +38,14 @@ def test_where_a_function_is_invoked(prefix: str, instance: str, function: str, 
         ("own.prefix.x.0a1b", "own.prefix.x.0a1b.params", "own.prefix.x.0a1b.results", "0a1b"),
     ],
 )
-def test_what_hangs_on_an_inbox(inbox: str, params: str, results: str, token: str) -> None:
+def test_the_subjects_of_an_inbox(inbox: str, params: str, results: str, token: str) -> None:
     assert params_subject(inbox) == params
     assert results_subject(inbox) == results
     assert params_token(params) == token
 
 
 @pytest.mark.parametrize("text", ["default", "default.keyvalue-inmemory", "a.b.c", "_INBOX.1", "ключ", "wrpc:a/b@1"])
-def test_a_subject_without_wildcards_is_taken_as_it_is(text: str) -> None:
+def test_a_subject_without_wildcards_is_used_unchanged(text: str) -> None:
     assert check_subject(text, "prefix") == text
 
 
@@ -56,12 +56,12 @@ WORDS = "allowed printable tokens without white space, '*' or '>', joined by '.'
     "text",
     [
         *("", ".", "a.", ".a", "a..b"),  # empty tokens
-        *("*", "a.*", "a.*.b", "a*b", ">", "a.>", "a>"),  # wildcards: they would be other subjects, too
-        *("a b", " a", "a ", "a\tb", "a\r\nPUB x 0", "a\n", "a\u2003b"),  # the end of a line of the protocol
-        *("a\x00b", "a\x7f", "a\x1b[2J", "a\u200bb"),  # not for a log
+        *("*", "a.*", "a.*.b", "a*b", ">", "a.>", "a>"),  # wildcards: they would match other subjects, too
+        *("a b", " a", "a ", "a\tb", "a\r\nPUB x 0", "a\n", "a\u2003b"),  # the end of a protocol line
+        *("a\x00b", "a\x7f", "a\x1b[2J", "a\u200bb"),  # not printable in a log
     ],
 )
-def test_what_is_no_subject_is_refused(text: str) -> None:
+def test_a_malformed_subject_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(f'prefix: found {text!r}, {WORDS}')}$"):
         check_subject(text, "prefix")
 

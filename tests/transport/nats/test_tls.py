@@ -1,4 +1,4 @@
-"""Certificates: what `TlsOptions` takes, what it says of what it does not, and what INFO means where TLS is required."""
+"""Certificates: which ones `TlsOptions` accepts, how it refuses others, and what INFO means where TLS is required."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def pair(authority: Authority) -> tuple[Path, Path]:
-    """Certificate and key."""
+    """Return a certificate and its key."""
     return authority.issue("client.test")
 
 
@@ -45,10 +45,10 @@ def fault(options: TlsOptions) -> str:
     return str(caught.value)
 
 
-# What is taken
+# Accepted options
 
 
-def test_nothing_is_given() -> None:
+def test_no_option_is_given() -> None:
     context = TlsOptions().context()
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
@@ -86,7 +86,7 @@ def test_paths_and_texts(
     assert memory or modes == {0}, "no other user may read a text"
 
 
-def test_a_given_key_comes_before_one_in_the_certificates_file(authority: Authority, pair: tuple[Path, Path]) -> None:
+def test_a_given_key_overrides_one_in_the_certificates_file(authority: Authority, pair: tuple[Path, Path]) -> None:
     other, _ = authority.issue("another.test")
     TlsOptions("", pair[0].read_text() + authority.issue("x")[1].read_text(), str(pair[1])).context()
     assert "found the key of another certificate" in fault(
@@ -94,11 +94,11 @@ def test_a_given_key_comes_before_one_in_the_certificates_file(authority: Author
     )
 
 
-def test_options_show_nothing() -> None:
+def test_the_repr_of_options_shows_nothing() -> None:
     assert repr(TlsOptions("s3cret", "s3cret", "s3cret")) == "TlsOptions()"
 
 
-# What is not
+# Refused options
 
 
 def test_files_that_cannot_be_used(authority: Authority, pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_texts_that_cannot_be_used(authority: Authority, pair: tuple[Path, Path]
 
 
 @pytest.mark.parametrize("slash", ["/", "+"])
-def test_what_may_be_the_body_of_a_key_is_not_shown(pair: tuple[Path, Path], slash: str) -> None:
-    """Any of 64 characters can stand anywhere in it; where slashes do, its parts look like directories."""
+def test_a_possible_key_body_is_not_shown(pair: tuple[Path, Path], slash: str) -> None:
+    """Any of 64 characters can be anywhere in it. If it has slashes, its parts look like directories."""
     body = "".join(pair[1].read_text().splitlines()[1:-1]).replace("/", slash)
     for value in (body, f"/{body}", f"nowhere/{body}"):
         message = fault(TlsOptions("", str(pair[0]), value))
@@ -170,10 +170,10 @@ def test_what_may_be_the_body_of_a_key_is_not_shown(pair: tuple[Path, Path], sla
 
 
 @pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
-def test_an_encrypted_key_is_refused_and_no_password_asked_for(
+def test_an_encrypted_key_is_refused_without_asking_for_a_password(
     pair: tuple[Path, Path], form: PrivateFormat, tmp_path: Path
 ) -> None:
-    """In a process with a terminal of its own, from which OpenSSL would read."""
+    """Run a process with its own terminal, from which OpenSSL would read."""
     encrypted = tmp_path / "encrypted.pem"
     key = load_pem_private_key(pair[1].read_bytes(), None)
     encrypted.write_bytes(key.private_bytes(Encoding.PEM, form, BestAvailableEncryption(b"s3cret")))
@@ -197,7 +197,7 @@ def test_an_encrypted_key_is_refused_and_no_password_asked_for(
 @settings(max_examples=10)  # each loads the system's certificates
 @given(st.text(), st.text(), st.text())
 def test_any_texts(ca: str, certificate: str, key: str) -> None:
-    """They give a context, or a ValueError that holds no text."""
+    """They give a context, or a ValueError that shows none of the texts."""
     marker = "-----BEGIN CERTIFICATE-----\nPRIVATE KEY-----"
     for options in (TlsOptions(marker + ca), TlsOptions("", marker + certificate, marker + key)):
         assert len(fault(options)) < 200
@@ -213,7 +213,7 @@ def line(**fields: object) -> bytes:
 @pytest.mark.parametrize(
     "offer", [{"tls_required": True}, {"tls_available": True}, {"tls_required": True, "a": "\u00e9"}]
 )
-def test_a_server_that_has_tls(offer: dict[str, object]) -> None:
+def test_a_server_with_tls(offer: dict[str, object]) -> None:
     seen, judged = require_tls(line(**offer), False)
     assert seen.startswith(b"INFO {")
     assert seen.endswith(b"}\r\n")
@@ -242,7 +242,7 @@ def test_a_server_that_is_refused(offer: dict[str, object], has_certificate: boo
 
 
 @given(st.binary().filter(lambda line: b"{" not in line))
-def test_what_is_no_info_is_left_to_nats_py(line: bytes) -> None:
+def test_a_malformed_info_is_left_to_nats_py(line: bytes) -> None:
     for other in (line, b"INFO " + line, b"INFO []\r\n", b"INFO " + b"[" * 100_000):
         assert require_tls(other, False) == (other, False)
 
@@ -264,10 +264,10 @@ def ssl_error(kind: type[ssl.SSLError], reason: str) -> ssl.SSLError:
         ("SSL/TLS_ALERT_BAD_CERTIFICATE", "the server does not accept the client certificate: bad certificate"),
         ("TLSV1_ALERT_PROTOCOL_VERSION", "TLS with the server failed: tlsv1 alert protocol version"),
         ("WRONG_VERSION_NUMBER", "TLS with the server failed: wrong version number"),
-        # These may pass.
+        # A retry may succeed.
         (ssl_error(ssl.SSLEOFError, "UNEXPECTED_EOF_WHILE_READING"), None),
         *((kind(), None) for kind in (ssl.SSLZeroReturnError, ConnectionResetError, TimeoutError, ValueError)),
     ],
 )
-def test_which_errors_repeat(error: str | Exception, refusal: str | None) -> None:
+def test_errors_that_repeat(error: str | Exception, refusal: str | None) -> None:
     assert tls_refusal(ssl_error(ssl.SSLError, error) if isinstance(error, str) else error) == refusal

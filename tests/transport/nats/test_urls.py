@@ -1,4 +1,4 @@
-"""URLs of NATS servers: whom they name, and what is refused."""
+"""URLs of NATS servers: the hosts and users that they name, and the URLs that are refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SEVERAL = "found 2 different users in a list of URLs, allowed one for all"
         ("nats://s3cret%ff@a", "found a user or password that is not UTF-8 after decoding, allowed"),
     ],
 )
-def test_what_is_refused(text: str, message: str) -> None:
+def test_refused_urls(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}") as caught:
         split_urls(text)
     assert "s3cret" not in str(caught.value)
@@ -97,7 +97,7 @@ def test_any_user_can_be_written(user: str, password: str) -> None:
 
 
 @given(st.text(), st.text())
-def test_no_user_and_password_shows(user: str, password: str) -> None:
+def test_no_user_or_password_is_shown(user: str, password: str) -> None:
     assert redacted_url(f"nats://{user}:{password}@host:4222") == "nats://<redacted>@host:4222"
     assert redacted_url("user:pass@host") == "<redacted>@host"
     for url in ("nats://host:4222", "host"):

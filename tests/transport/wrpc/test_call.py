@@ -1,4 +1,4 @@
-"""An invocation at the client: what it sends and when, and what it makes of what comes, in any order and cut anywhere."""
+"""An invocation at the client: what it sends and when, and how it reads replies that arrive in any order and cut anywhere."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def state(call: Call[bytes | None]) -> tuple[bool, bytes | None, Exception | Non
 
 
 def params_of(call: Call[bytes | None]) -> list[bytes]:
-    """All that a call sends."""
+    """Return all that a call sends."""
     return [call.start(), *call.accepted()]
 
 
-# What it sends
+# Sending
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_parameters_are_cut_where_messages_are_full(
 
 
 def test_a_handshake_after_the_result_still_ends_the_parameters() -> None:
-    """Clients always send the end, and a server may wait for it."""
+    """Always send the end, since a server may wait for it."""
     invocation = call()
     invocation.start()
     invocation.result(encode_get_result(b"value"))
@@ -75,7 +75,7 @@ def test_a_handshake_after_the_result_still_ends_the_parameters() -> None:
     assert invocation.accepted() == [b""]
 
 
-# What it makes of results
+# Results
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_result_is_read_wherever_it_is_cut(result: bytes | InterfaceError | No
             assert state(invocation) == (True, result, None)
 
 
-def test_what_comes_after_the_result_changes_nothing() -> None:
+def test_messages_after_the_result_change_nothing() -> None:
     invocation = call()
     invocation.result(encode_get_result(b"value") + b"trailing")
     for piece in (b"", b"more", encode_error(AccessDeniedError())):
@@ -107,8 +107,8 @@ def test_what_comes_after_the_result_changes_nothing() -> None:
         assert state(invocation) == (True, b"value", None)
 
 
-def test_a_result_is_read_only_when_what_it_needs_is_there() -> None:
-    """Else each of the thousand pieces would be joined and read again."""
+def test_a_result_is_read_only_when_all_it_needs_has_arrived() -> None:
+    """Otherwise each of the thousand pieces would be joined and read again."""
     attempts = 0
 
     def decode(buffer: bytes, at: int, end: int) -> tuple[bytes, int]:
@@ -126,7 +126,7 @@ def test_a_result_is_read_only_when_what_it_needs_is_there() -> None:
     assert attempts == 2
 
 
-def test_a_function_without_a_result_ends_by_the_empty_message() -> None:
+def test_a_function_without_a_result_ends_with_the_empty_message() -> None:
     invocation: Call[None] = Call(b"", decode_nothing, 1024, 1024)
     assert not invocation.done
     invocation.result(b"")
@@ -157,7 +157,7 @@ def test_an_end_before_the_result_is_whole_fails(cut: int) -> None:
         (b"v" * 100, [4, 4, 4], "result is 12 bytes; the limit is 10"),
     ],
 )
-def test_a_result_over_the_largest_size_is_refused_before_it_is_whole(
+def test_a_result_over_the_size_limit_is_refused_before_it_is_whole(
     value: bytes, sizes: list[int], message: str | None
 ) -> None:
     encoded = encode_get_result(value)
@@ -177,8 +177,11 @@ def test_a_result_over_the_largest_size_is_refused_before_it_is_whole(
 @pytest.mark.parametrize(
     "error", [DecodeError("found 7"), LengthLimitError(Length("name is {} bytes"), 4, 3), LookupError("a fault")]
 )
-def test_whatever_a_decoder_raises_is_the_error_at_once(error: Exception) -> None:
-    """The core knows the errors of no interface; and a decoder's fault is told to the caller, who would else wait for its time-out."""
+def test_an_error_of_a_decoder_is_reported_at_once(error: Exception) -> None:
+    """The core knows no interface's errors.
+
+    A fault of a decoder is reported to the caller, who would otherwise wait for the timeout.
+    """
 
     def decode(buffer: bytes, at: int, end: int) -> tuple[None, int]:
         assert (buffer, at, end) == (b"piece", 0, 5)
@@ -190,7 +193,7 @@ def test_whatever_a_decoder_raises_is_the_error_at_once(error: Exception) -> Non
     assert invocation.error is error
 
 
-def test_it_can_be_told_that_it_failed() -> None:
+def test_a_call_can_be_told_that_it_failed() -> None:
     invocation = call()
     invocation.result(b"\x00\x01\x05val")
     invocation.fail(NoProviderError("nobody serves this function"))
@@ -212,7 +215,7 @@ def test_it_can_be_told_that_it_failed() -> None:
 def test_a_call_and_the_server_agree_whatever_the_pieces_are(
     params: bytes, result: bytes | None, first_bytes_max: int, piece_bytes_max: int, cuts: list[int]
 ) -> None:
-    """Parameters cut by the client, the result cut on its way."""
+    """Cut the parameters at the client, and the result on its way."""
     received: list[bytes] = []
 
     def handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:

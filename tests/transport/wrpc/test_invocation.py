@@ -24,12 +24,12 @@ from tests.recorded_replies import Core, Later, Reply, accept, ended, new_core, 
 
 REPLY = "client"
 END = ended(REPLY)
-#: Of value "val".
+#: The result of the value "val".
 RESULT = result(REPLY, b"result of val")
 
 
 class Served:
-    """Handlers of a function with one parameter, a list<u8>, and what they were called with."""
+    """Handlers of a function with one parameter, a list<u8>, and the parameters that they were called with."""
 
     def __init__(self) -> None:
         self.attempts = 0
@@ -78,7 +78,7 @@ def encode(value: bytes) -> bytes:
 
 
 def opened(limits: InvocationLimits | None = None, piece: bytes = b"\x03va") -> tuple[Core, Served]:
-    """One half-open invocation, of token 0, at time 0."""
+    """Return one half-open invocation with token 0 at time 0."""
     invocations = new_core(limits)
     served = Served()
     step = invoke(invocations, served.plain, REPLY, ANONYMOUS, piece, 0.0)
@@ -94,7 +94,7 @@ def held(invocations: Core) -> tuple[int, int, int]:
 NOTHING_HELD = (0, 0, 0)
 
 
-# A first piece that is whole
+# A first piece with all parameters
 
 
 def test_whole_parameters_are_answered_at_once() -> None:
@@ -115,7 +115,7 @@ def test_an_empty_result_is_its_end() -> None:
     assert invocations.counts == InvocationCounts(answered=1)
 
 
-def test_an_answer_is_waited_for() -> None:
+def test_a_pending_answer_is_waited_for() -> None:
     invocations = new_core()
     served = Served()
     caller = Caller("component", "default")
@@ -175,7 +175,7 @@ def test_a_handler_that_raises_ends_the_invocation(
         (b"\xff\xff", "the parameters end after 2 bytes; at least 3 are needed"),
     ],
 )
-def test_parameters_that_end_too_soon_are_damaged(piece: bytes, message: str) -> None:
+def test_parameters_that_end_too_soon_are_malformed(piece: bytes, message: str) -> None:
     invocations, served = opened(piece=piece)
     step = invocations.receive_params("0", b"", 0.0)
     assert step.sends == [END]
@@ -187,8 +187,8 @@ def test_parameters_that_end_too_soon_are_damaged(piece: bytes, message: str) ->
     assert held(invocations) == NOTHING_HELD
 
 
-def test_pieces_that_nobody_waits_for_are_counted_and_an_empty_one_is_not() -> None:
-    """The empty one is the ended message, which comes after the result more often than not."""
+def test_late_pieces_are_counted_unless_they_are_empty() -> None:
+    """The empty one is the end message, which usually comes after the result."""
     invocations, _ = opened()
     assert invocations.receive_params("17", b"stray", 0.0) == Step([])
     assert invocations.receive_params("17", b"", 0.0) == Step([])
@@ -203,10 +203,13 @@ def test_pieces_that_nobody_waits_for_are_counted_and_an_empty_one_is_not() -> N
 @pytest.mark.parametrize(
     ("value_bytes", "piece_bytes", "attempts"), [(2**20, 1024, 2), *((5000, n, 8) for n in (1, 2, 7))]
 )
-def test_the_handler_is_called_only_when_what_it_needs_is_there(
+def test_the_handler_is_called_only_when_all_it_needs_has_arrived(
     value_bytes: int, piece_bytes: int, attempts: int
 ) -> None:
-    """Otherwise each piece would be joined and read again. The smallest pieces lead to a call for each text and each byte of a length."""
+    """Otherwise each piece would be joined and read again.
+
+    With the smallest pieces, there is a call for each text and each byte of a length.
+    """
     called = 0
 
     def handler(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
@@ -248,7 +251,7 @@ def test_half_open_invocations_are_limited(limits: InvocationLimits, taken: byte
         assert held(invocations) == (2, 5, 0)
 
 
-def test_a_further_piece_over_the_limit_ends_its_invocation_alone() -> None:
+def test_a_further_piece_over_the_limit_ends_only_its_own_invocation() -> None:
     invocations, served = opened(InvocationLimits(half_open_bytes_max=5), piece=b"\x04v")
     assert invocations.receive_params("0", b"a", 0.0) == Step([])
     assert invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0).sends == [accept("R2", "1")]
@@ -259,8 +262,8 @@ def test_a_further_piece_over_the_limit_ends_its_invocation_alone() -> None:
 
 
 @pytest.mark.parametrize("pieces", [[b"\x00"], [b"", b"\x00"]])
-def test_answers_that_are_waited_for_are_limited_in_number(pieces: list[bytes]) -> None:
-    """The answer that is refused is closed: a coroutine that nobody awaits would warn."""
+def test_the_number_of_pending_answers_is_limited(pieces: list[bytes]) -> None:
+    """The refused answer is closed, since Python would warn about a coroutine that is never awaited."""
     invocations = new_core(InvocationLimits(waiting_max=1))
     served = Served()
     first = invoke(invocations, served.waiting, "R1", ANONYMOUS, b"\x00", 0.0).waiting
@@ -279,7 +282,7 @@ def test_answers_that_are_waited_for_are_limited_in_number(pieces: list[bytes]) 
     assert held(invocations) == NOTHING_HELD
 
 
-def test_a_derived_answer_is_made_of_another_one_or_of_its_error() -> None:
+def test_a_derived_answer_is_made_from_another_one_or_its_error() -> None:
     async def source(error: Exception | None) -> bytes:
         if error is not None:
             raise error
@@ -306,10 +309,10 @@ class Ready:
         raise AssertionError("nobody waits")
 
 
-# Expiry, and the server's end
+# Expiry, and the end of the server
 
 
-def test_a_half_open_invocation_does_not_live_for_ever_by_small_pieces() -> None:
+def test_small_pieces_do_not_keep_a_half_open_invocation_alive_forever() -> None:
     invocations, _ = opened(InvocationLimits(half_open_timeout_s=10.0, half_open_lifetime_s=25.0), piece=b"\x7f")
     for now_s in (9.0, 18.0):
         assert invocations.receive_params("0", b"x", now_s) == Step([])
@@ -318,7 +321,7 @@ def test_a_half_open_invocation_does_not_live_for_ever_by_small_pieces() -> None
     assert invocations.counts == InvocationCounts(expired=1)
 
 
-def test_small_pieces_take_no_more_memory_than_they_are_counted_for() -> None:
+def test_small_pieces_take_no_more_memory_than_is_counted_for_them() -> None:
     invocations, _ = opened(InvocationLimits(), piece=b"\xff\xff\x3f")
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
@@ -360,7 +363,7 @@ def test_an_invocation_that_cannot_be_carried_out_now_is_refused_unread() -> Non
 
 
 @given(st.binary(max_size=300), st.binary(max_size=5), st.lists(st.integers(0, 310), max_size=6))
-def test_wherever_parameters_are_cut_the_result_is_that_of_the_whole(
+def test_the_result_does_not_depend_on_where_the_parameters_are_cut(
     value: bytes, trailing: bytes, cuts: list[int]
 ) -> None:
     params = encode(value)
@@ -379,7 +382,7 @@ def test_wherever_parameters_are_cut_the_result_is_that_of_the_whole(
 
 @dataclass(eq=False)
 class Expected:
-    """What an invocation is in the model. Its value's bytes are its own: no other invocation of the run has them."""
+    """An invocation in the model. The bytes of its value are unique in the run."""
 
     kind: str
     reply: str
@@ -489,7 +492,7 @@ class InvocationsMachine(RuleBasedStateMachine):
 
     @rule(expected=invocations)
     def end_params(self, expected: Expected) -> None:
-        """The ended message, in whatever state the invocation is."""
+        """Send the end message, whatever the state of the invocation."""
         if expected.token is None:
             return
         step = self.receive_params(expected, b"")
@@ -527,7 +530,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         self.half_open.clear()
 
     @invariant()
-    def what_is_held_and_counted_is_as_in_the_model(self) -> None:
+    def the_content_and_counts_are_those_of_the_model(self) -> None:
         assert self.core.half_open == len(self.half_open) <= self.limits.half_open_max
         held_bytes = sum(expected.sent for expected in self.half_open)
         assert self.core.half_open_bytes == held_bytes <= self.limits.half_open_bytes_max
@@ -542,7 +545,7 @@ class InvocationsMachine(RuleBasedStateMachine):
             if expected.waiting is not None:
                 self.finish_waiting(expected)
         self.close()
-        self.what_is_held_and_counted_is_as_in_the_model()
+        self.the_content_and_counts_are_those_of_the_model()
         assert held(self.core) == NOTHING_HELD
         assert [expected.ends for expected in self.taken] == [1] * len(self.taken)
         counts = self.counts
@@ -568,7 +571,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         self.half_open.append(expected)
 
     def check_called(self, expected: Expected, step: Step[str, Reply]) -> None:
-        """The handler got the parameters; `step` is what it led to, less the handshake."""
+        """Check that the handler got the parameters, and what `step` sends besides the handshake."""
         self.called.append((expected.caller, expected.value))
         match expected.kind:
             case "plain":

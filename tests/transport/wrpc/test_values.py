@@ -1,4 +1,4 @@
-"""Readers and writers of values: tables of encodings, and what holds for any bytes and any `end`."""
+"""Readers and writers of values: tables of encodings, and properties that hold for any bytes and any `end`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ READERS: dict[str, Reader] = {
     "tag of three": lambda buffer, at, end: read_tag(buffer, at, end, 3, "an error"),
     "bool": read_bool,
 }
-#: Those that refuse a length by a limit.
+#: Readers that refuse a length above a limit.
 LIMITED = {"list<u8>", "string"}
 
 names = st.sampled_from(sorted(READERS))
@@ -48,28 +48,28 @@ lengths = st.integers(0, BYTES_MAX + 2) | st.sampled_from([127, 128, U32_MAX, 2*
 overlong = st.builds(
     lambda number, zeros: longer(write_unsigned(number), zeros), st.integers(0, 300), st.integers(0, 9)
 )
-#: Any bytes; also those that begin with a length, since a random byte seldom is the length of what follows it.
+#: Any bytes, and any bytes after a length, since random bytes seldom begin with the right length.
 wild = st.binary(max_size=20) | st.builds(
     lambda length, rest: length + rest, lengths.map(write_length) | overlong, st.binary(max_size=BYTES_MAX + 4)
 )
 
 
 def longer(encoded: bytes, zeros: int) -> bytes:
-    """The same number in `zeros` more bytes than it needs."""
+    """Return the encoding of the same number with `zeros` more bytes than it needs."""
     if not zeros:
         return encoded
     return encoded[:-1] + bytes([encoded[-1] | 128]) + b"\x80" * (zeros - 1) + b"\x00"
 
 
 def outcome(read: Reader, buffer: bytes, at: int, end: int) -> tuple[object, ...]:
-    """What a reader does, in a form that compares. Any other exception than a reader may raise fails the test."""
+    """Return the outcome of a reader, in a form that can be compared. An unexpected exception fails the test."""
     try:
-        value, behind = read(buffer, at, end)
+        value, trailing = read(buffer, at, end)
     except NeedMoreBytes as more:
         return "more", more.end_min
     except (DecodeError, LengthLimitError) as error:
         return type(error), str(error)
-    return "value", value, behind
+    return "value", value, trailing
 
 
 # Tables
@@ -107,7 +107,7 @@ def test_a_number_and_its_leb128(number: int, encoded: str) -> None:
 
 
 @pytest.mark.parametrize("number", [-1, -128, -(2**64)])
-def test_a_number_below_zero_is_not_written(number: int) -> None:
+def test_a_negative_number_is_not_written(number: int) -> None:
     with pytest.raises(ValueError, match=f"^number is {number}; the minimum is 0$"):
         write_unsigned(number)
 
@@ -125,7 +125,7 @@ def test_a_number_below_zero_is_not_written(number: int) -> None:
         (64, "ffffffffffffffffffff"),
     ],
 )
-def test_a_number_that_does_not_fit_is_damage_at_once(bits: int, encoded: str) -> None:
+def test_a_number_that_does_not_fit_is_refused_at_once(bits: int, encoded: str) -> None:
     buffer = bytes.fromhex(encoded)
     last = 5 if bits == 32 else 10
     with pytest.raises(DecodeError, match=f"^a number does not fit in {bits} bits$"):
@@ -136,7 +136,7 @@ def test_a_number_that_does_not_fit_is_damage_at_once(bits: int, encoded: str) -
 
 
 @pytest.mark.parametrize(("byte", "tags"), [(2, 2), (127, 2), (128, 2), (255, 2), (3, 3), (128, 3)])
-def test_an_unknown_tag_is_damage(byte: int, tags: int) -> None:
+def test_an_unknown_tag_is_refused(byte: int, tags: int) -> None:
     with pytest.raises(DecodeError, match=f"^the tag of an option is {byte}; the limit is {tags - 1}$"):
         read_tag(bytes([byte, 0]), 0, 2, tags, "an option")
 
@@ -145,14 +145,14 @@ def test_an_unknown_tag_is_damage(byte: int, tags: int) -> None:
 
 
 @given(st.integers(0, U64_MAX) | st.integers(0, 64).map(lambda bits: 2**bits - 1), st.binary(max_size=3))
-def test_numbers_come_back(number: int, behind: bytes) -> None:
+def test_numbers_survive_a_round_trip(number: int, trailing: bytes) -> None:
     written = write_unsigned(number)
     assert len(written) == max(1, -(-number.bit_length() // 7)), "the shortest form"
-    assert read_unsigned(b"\xff" + written + behind, 1, 1 + len(written), 64) == (number, 1 + len(written))
+    assert read_unsigned(b"\xff" + written + trailing, 1, 1 + len(written), 64) == (number, 1 + len(written))
 
 
 @given(st.integers(0, U32_MAX), st.integers(0, 9))
-def test_longer_forms_come_back_while_they_fit(number: int, zeros: int) -> None:
+def test_longer_forms_are_read_while_they_fit(number: int, zeros: int) -> None:
     encoded = longer(write_unsigned(number), zeros)
     for bits, bytes_max in ((32, 5), (64, 10)):
         if len(encoded) <= bytes_max:
@@ -165,15 +165,15 @@ def test_longer_forms_come_back_while_they_fit(number: int, zeros: int) -> None:
 @example(bytes(127), b"")
 @example(bytes(128), b"\x00")
 @given(st.binary(max_size=300), st.binary(max_size=3))
-def test_bytes_come_back(value: bytes, behind: bytes) -> None:
+def test_bytes_survive_a_round_trip(value: bytes, trailing: bytes) -> None:
     written = write_length(len(value)) + value
-    assert read_bytes(written + behind, 0, len(written), 300, VALUE) == (value, len(written))
+    assert read_bytes(written + trailing, 0, len(written), 300, VALUE) == (value, len(written))
 
 
-@example(b"caf\xc3")  # begins a character, but does not go on
+@example(b"caf\xc3")  # begins a character that is cut off
 @example(b"\xc0\x80")  # zero in two bytes
 @example(b"\xed\xa0\x80")  # half of a surrogate pair
-@example(b"\xf4\x90\x80\x80")  # behind the last code point
+@example(b"\xf4\x90\x80\x80")  # after the last code point
 @given(st.binary(max_size=12) | st.text(max_size=40).map(str.encode))
 def test_a_string_is_read_if_it_is_utf8(text: bytes) -> None:
     buffer = write_length(len(text)) + text
@@ -187,12 +187,12 @@ def test_a_string_is_read_if_it_is_utf8(text: bytes) -> None:
 
 
 @given(names, st.binary(max_size=5), wild, st.binary(max_size=60))
-def test_any_bytes_have_an_outcome_that_what_is_behind_the_end_does_not_change(
-    name: str, before: bytes, own: bytes, behind: bytes
+def test_any_bytes_have_an_outcome_that_does_not_depend_on_bytes_after_the_end(
+    name: str, before: bytes, own: bytes, trailing: bytes
 ) -> None:
     read = READERS[name]
     at, end = len(before), len(before + own)
-    found = outcome(read, before + own + behind, at, end)
+    found = outcome(read, before + own + trailing, at, end)
     assert found == outcome(read, before + own, at, end)
     match found:
         case ("value", _, int(offset)):
@@ -204,8 +204,8 @@ def test_any_bytes_have_an_outcome_that_what_is_behind_the_end_does_not_change(
 
 
 @given(names, wild, st.data())
-def test_what_is_needed_never_overshoots(name: str, encoded: bytes, choice: st.DataObject) -> None:
-    """From any prefix of a value, asking for what is needed leads to it, and never behind it."""
+def test_a_request_for_more_bytes_never_overshoots(name: str, encoded: bytes, choice: st.DataObject) -> None:
+    """Read any prefix of a value, then what it asks for, until it is whole. It never asks for bytes after it."""
     read = READERS[name]
     whole = outcome(read, encoded, 0, len(encoded))
     end = choice.draw(st.integers(0, len(encoded)))

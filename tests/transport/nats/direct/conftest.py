@@ -1,4 +1,7 @@
-"""The direct path of a test, which learns about frames that are alike. `test_fuzz.py` compares it with one that does not."""
+"""Fixtures of the direct path, which learns the shapes of frames here.
+
+`test_fuzz.py` compares it with one that does not.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from tests.transport.nats.direct.scene import Direct, NewDirect
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop that is asked for its time alone."""
+    """Return a loop whose clock is all that is used."""
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()

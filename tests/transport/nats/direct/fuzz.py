@@ -1,10 +1,11 @@
-"""Random streams through the direct path in three ways, which must not differ.
+"""Random streams through the direct path in three ways, which must agree.
 
-    together  cut anywhere into reads, with what is learnt about frames that are alike, and a socket that blocks
-    apart     one frame after the other, each taken apart
-    plain     handlers and core as the plain path calls them, for the cases whose frames are all well-formed
+    together  cut into reads anywhere; it learns the shapes of frames, and the socket blocks at times
+    apart     one frame after another, each parsed
+    plain     handlers and core as the plain path calls them, for cases whose frames are all well-formed
 
-A case is one stream with its own store. Changes by the host among the calls are in tests/integration/test_order.py. Its random numbers follow from the seed and its number: `run(1, seed, number)` repeats it.
+A case is one stream with its own store. tests/integration/test_order.py tests changes by the host among the calls.
+The seed and the case's number determine its random numbers: `run(1, seed, number)` repeats it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ KEYS = (b"k1", b"k2", b"k3", b"kk", b"\xc3\xb6", b"\xff\xff", b"k", b"", b"k" * 
 VALUES = (b"", b"v", b"w", b"\r\n" * 20, b"x" * 127, b"y" * 128, b"z" * 400, b"Z" * 401)
 REPLIES = (b"r", b"_INBOX.abcdefgh.%d", b"_INBOX.abcdefgh.%d", b"_INBOX.abcdefgh.%d", b"R.%d\xc3\xb6")
 ODD_REPLIES = (b"", b"", b"a\rb", b"a b", b"\xff", b"a\nb", b"5", b"a\tb")
-#: Bytes that a length may begin with.
+#: First bytes of a length.
 LENGTHS = (b"\x00", b"\x01", b"\x02", b"\x03", b"\x7f", b"\x80", b"\xff")
 LINES = (b"PING\r\n", b"PONG\r\n", b"+OK\r\n", b"-ERR 'MSG f 8 r 2'\r\n", b"\r\n", b"\n\r\n", b"msg f 8 r 2\r\n")
 HeaderLine: TypeAlias = tuple[bytes, tuple[str, str] | None]
@@ -77,7 +78,7 @@ HEADER_LINES: tuple[HeaderLine, ...] = (
 
 
 class Invoked(NamedTuple):
-    """The first message of an invocation, as nats-py gives it to the plain path."""
+    """The first message of an invocation, as nats-py passes it to the plain path."""
 
     function: str
     reply: str
@@ -104,16 +105,16 @@ class Wire(NamedTuple):
     message: Message
 
 
-# What a case is carried out on.
+# The store and handlers of a case.
 
 
 def _fail(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
     raise RuntimeError(buffer[start:end])
 
 
-#: An answer that a server would wait for.
+#: An answer that a server would have to await.
 NOT_AWAITED: Any = SimpleNamespace(close=lambda: None)
-#: Functions that take any parameters.
+#: Functions that accept any parameters.
 OWN_FUNCTIONS: dict[str, Handler] = {
     "fail": _fail,
     "wait": lambda caller, buffer, start, end: Later(NOT_AWAITED),
@@ -124,7 +125,7 @@ OWN_FUNCTIONS: dict[str, Handler] = {
 
 
 class World:
-    """A store and its handlers, with some that take anything. Notes each call."""
+    """A store and its handlers, some of which accept anything. It records each call."""
 
     def __init__(self, seed: int) -> None:
         self.store = Store(OPTIONS, seed=seed)
@@ -152,7 +153,7 @@ class World:
 
 @dataclass
 class Outcome:
-    """What a way made of a case."""
+    """The outcome of a case in one of the ways."""
 
     sent: bytes | list[Send]
     passed: bytes
@@ -182,10 +183,10 @@ def _outcome(
 
 
 class Case(NamedTuple):
-    """A stream, and how it is cut: reads of these sizes, one after the other again and again.
+    """A stream, and the sizes of the reads that it is cut into, which repeat.
 
-    :ivar takes: the peer takes what was written after each so-manieth read
-    :ivar output_bytes: those that are written before more is parsed
+    :ivar takes: the peer takes the output after every read whose number is a multiple of this
+    :ivar output_bytes: the output that is written before parsing goes on
     """
 
     seed: int
@@ -198,7 +199,7 @@ class Case(NamedTuple):
 
 
 def direct(loop: asyncio.AbstractEventLoop, case: Case, together: bool) -> Outcome:
-    """Return what the direct path makes of a case: together, or apart."""
+    """Return the outcome of a case on the direct path: together, or apart."""
     world = World(case.seed)
     protocol_module.OUTPUT_BYTES = case.output_bytes
     routes, invocations, steps = direct_core(LIMITS, alike=together, max_payload=MAX_PAYLOAD)
@@ -238,7 +239,7 @@ def _reads(case: Case) -> Iterator[bytes]:
 
 
 def plain(case: Case) -> Outcome:
-    """Return what the plain path makes of a case."""
+    """Return the outcome of a case on the plain path."""
     world = World(case.seed)
     numbers = itertools.count()
     server = SimpleNamespace(max_payload=MAX_PAYLOAD)
@@ -273,12 +274,12 @@ def plain(case: Case) -> Outcome:
 
 
 def difference(loop: asyncio.AbstractEventLoop, case: Case) -> str:
-    """Return what differs between the ways, or nothing."""
+    """Return how the ways differ, or nothing."""
     together, apart = direct(loop, case, together=True), direct(loop, case, together=False)
     if not together.aborted and any(wire.frame in MALFORMED_LINES for wire in case.wires):
         return "together: a malformed line was taken"
     if together.aborted and apart.aborted:
-        # Answers of the read that was aborted are lost.
+        # Answers of the aborted read are lost.
         assert isinstance(together.sent, bytes)
         together.sent = apart.sent = b""
         together.passed = apart.passed = b""
@@ -317,9 +318,9 @@ def _first_difference(mine: Any, others: Any) -> str:
 
 
 class Kind(NamedTuple):
-    """What the calls of a run have in common.
+    """Properties that the calls of a run share.
 
-    :ivar traced_at: where the line of the trace is inserted; None: there is none
+    :ivar traced_at: where the trace's header line is inserted; None: there is none
     """
 
     function: str
@@ -331,7 +332,7 @@ class Kind(NamedTuple):
 class Writer:
     """Writes the frames of one case.
 
-    :param is_clean: each frame is well-formed, and what it means is the same for every reader
+    :param is_clean: every frame is well-formed, and all readers agree on it
     """
 
     def __init__(self, random: Random, functions: Sequence[str], is_clean: bool) -> None:
@@ -339,7 +340,7 @@ class Writer:
         self._functions = {name: number for number, name in enumerate(functions, FUNCTIONS)}
         self._is_clean = is_clean
         self._number = itertools.count(random.choice((0, 95, 10_000)))
-        self._rests: dict[int, bytes] = {}  # of the parameters that were cut, by the token that they are likely to get
+        self._rests: dict[int, bytes] = {}  # of the cut parameters, by the token that they are likely to get
 
     def wires(self) -> list[Wire]:
         """Return a stream."""
@@ -360,7 +361,7 @@ class Writer:
         return wires
 
     def _run(self) -> list[Wire]:
-        """Return calls of one kind, mostly of one size, with some that are not like the others."""
+        """Return calls of one kind, mostly of one size, with a few that differ."""
         random = self._random
         kind = self._kind()._replace(traced_at=random.choice((None, None, 0, -1)))
         keys = [key for key in KEYS if len(key) == len(random.choice(KEYS))] or [b"k1", b"k2"]
@@ -373,7 +374,7 @@ class Writer:
         return wires
 
     def _odd_call(self, kind: Kind, params: bytes) -> Wire:
-        """Return a call that is like the others of its run but for one thing."""
+        """Return a call that differs from the others of its run in one way."""
         random = self._random
         match random.randrange(9):
             case 7 if not kind.lines and kind.traced_at is None:
@@ -381,7 +382,7 @@ class Writer:
                 shown, tail = self._reply(kind.reply), b" %d\r\n%b" % (len(params), params)
                 filler = b"x" * max(1, len(shown) - 2 - len(b"%d" % (len(shown) + len(tail))))
                 return self._call(kind._replace(reply=b""), filler + tail)
-            case 8 if not self._is_clean:  # the word of its reply subject is empty
+            case 8 if not self._is_clean:  # its reply subject is empty
                 return Wire(self._call(kind._replace(reply=b"~"), params).frame.replace(b" ~ ", b"  ", 1), None)
             case 0:
                 odd = random.choice(ODD_REPLIES[:2] if self._is_clean else ODD_REPLIES)
@@ -401,12 +402,12 @@ class Writer:
                 return self._call(kind._replace(traced_at=random.choice((None, 0, -1))), params, b"\t ")
 
     def _mixture(self) -> list[Wire]:
-        """Return calls that have nothing in common, or two kinds that alternate."""
+        """Return unrelated calls, or two kinds that alternate."""
         kinds = [self._kind() for _ in range(self._random.choice((2, 6)))] * self._random.choice((1, 4))
         return [self._call(kind, self._any_params(kind.function)) for kind in kinds]
 
     def _pieces(self) -> list[Wire]:
-        """Return cut parameters, and further pieces of those that may be half-open: the rest, or what does not belong to it."""
+        """Return cut parameters, and further pieces for possibly half-open calls: the rest, or bytes that do not belong to it."""
         random, wires = self._random, []
         if random.random() < 0.7:
             kind = self._kind()._replace(lines=[])
@@ -439,7 +440,7 @@ class Writer:
         return [Wire(self._random.choice(LINES), None)]
 
     def _others(self) -> list[Wire]:
-        """Return frames that are nats-py's, or of no use to anybody."""
+        """Return frames for nats-py, or for nobody."""
         payload = self._random.choice((b"", b"x", b"MSG f 8 r 2\r\nab\r\n", b"\r\n" * 4))
         subject = b"\xff" if self._random.random() < 0.2 else b"g"
         block = b"NATS/1.0\r\n\r\n"
@@ -510,7 +511,7 @@ class Writer:
                 return encode_bucket_key(bucket, key)
 
     def _damage(self, wires: list[Wire]) -> None:
-        """Change a byte of a frame, its line too. What comes may be no protocol any more."""
+        """Change a byte of a frame or of its line. The result may no longer be valid protocol."""
         random = self._random
         number = random.randrange(len(wires) // 2, len(wires))
         if random.random() < 0.2:
@@ -523,7 +524,7 @@ class Writer:
 
 
 def new_case(seed: int, number: int) -> Case:
-    """Return a case by its number."""
+    """Return the case of this number."""
     random = Random(f"{seed} {number}")
     is_clean = random.random() < 0.4
     wires = Writer(random, list(World(0).handlers), is_clean).wires()
@@ -535,7 +536,7 @@ def new_case(seed: int, number: int) -> Case:
 
 
 def smallest(loop: asyncio.AbstractEventLoop, case: Case) -> Case:
-    """Return a case with as few frames as still differ, found by leaving out more and more."""
+    """Return a case with as few frames as still show a difference, by leaving out more and more."""
     size = len(case.wires) // 2
     while size:
         at = 0
@@ -550,7 +551,7 @@ def smallest(loop: asyncio.AbstractEventLoop, case: Case) -> Case:
 
 
 def run(frames: int, seed: int, first: int = 0) -> str:
-    """Carry out cases with this many frames in all, and return the first difference, or nothing."""
+    """Run cases with this many frames in all. Return the first difference, or nothing."""
     loop = asyncio.new_event_loop()
     try:
         for number in itertools.count(first):

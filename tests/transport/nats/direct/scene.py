@@ -1,4 +1,4 @@
-"""The direct path without a socket: one connection of a server, whose reads a test makes and whose writes it takes."""
+"""The direct path without a socket: one connection of a server. The test makes its reads and takes its writes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, St
 MIB = 1024 * 1024
 INBOX = "_INBOX.server"
 NOBODY = "_INBOX.nobody"
-GET, SET, DELETE, EXISTS, LIST_KEYS, PIECES = range(1, 7)  # subscriptions that are routed
-OTHERS = 77  # one that is not
+GET, SET, DELETE, EXISTS, LIST_KEYS, PIECES = range(1, 7)  # routed subscriptions
+OTHERS = 77  # one that is not routed
 UNIT = b"\x00"
 HEADERS = b"NATS/1.0\r\nlink-name: default\r\nsource-id: component\r\n\r\n"
 CALLER = Caller("component", "default")
 
-#: Lines that are no frame, so that nothing after them can be read.
+#: Lines that are not frames, so that nothing after them can be read.
 MALFORMED_LINES = tuple(
     line + b"\r\n"
     for line in (
@@ -43,9 +43,9 @@ MALFORMED_LINES = tuple(
 
 
 class Socket:
-    """asyncio's transport, with a peer that takes what was written when it is told to.
+    """asyncio's transport, with a peer that takes the output when it is told to.
 
-    :param high_water_bytes: above them the protocol is told to pause
+    :param high_water_bytes: output above this pauses the protocol
     """
 
     def __init__(self, high_water_bytes: int = 2**40) -> None:
@@ -67,7 +67,7 @@ class Socket:
             self.protocol.pause_writing()
 
     def take(self) -> bytes:
-        """Return what the peer reads, which is all. Then the protocol may go on."""
+        """Return all the output, as the peer reads it. Then the protocol may go on."""
         taken = b"".join(self.buffer)
         self.buffer = []
         self.buffer_bytes = 0
@@ -93,7 +93,7 @@ class Socket:
 
 
 class Reader(asyncio.StreamReader):
-    """asyncio's, which notes in what pieces it was fed."""
+    """asyncio's StreamReader, which records the pieces that it is fed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(limit=64 * 1024, loop=loop)
@@ -105,7 +105,7 @@ class Reader(asyncio.StreamReader):
 
 
 class Counted(DirectProtocol):
-    """Notes the size of each buffer that is parsed."""
+    """A parser that records the size of each buffer it parses."""
 
     def __init__(self, reader: asyncio.StreamReader, routes: DirectRoutes, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, routes, loop)
@@ -119,9 +119,9 @@ class Counted(DirectProtocol):
 def direct_core(
     limits: InvocationLimits | None = None, *, alike: bool = True, max_payload: int = MIB
 ) -> tuple[DirectRoutes, Invocations[bytes, bytes], list[Step[bytes, bytes]]]:
-    """Return routes with that of further pieces of parameters, invocations whose tokens are 0, 1, 2 ..., and a list of the steps taken.
+    """Return routes with one for further pieces, invocations with tokens 0, 1, 2 ..., and a list of the steps taken.
 
-    :param alike: False to take each frame apart
+    :param alike: False to parse each frame
     """
     tokens = itertools.count()
     routes = DirectRoutes()
@@ -135,7 +135,7 @@ def direct_core(
 
 
 class Direct:
-    """The routes of a store's handlers, and one connection that speaks to them. `reconnect` makes another."""
+    """The routes of a store's handlers, and one connection that uses them. `reconnect` makes another."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class Direct:
         self.connect(info(MIB) if greeting is None else greeting)
 
     def connect(self, greeting: bytes) -> None:
-        """Make a new connection. The greeting is not noted as passed on."""
+        """Make a new connection. The greeting is not recorded as passed on."""
         self.socket = Socket(self._high_water_bytes)
         self.reader = Reader(self._loop)
         self.protocol = Counted(self.reader, self.routes, self._loop)
@@ -167,14 +167,14 @@ class Direct:
             self.protocol.parsed.clear()
 
     def read(self, *pieces: bytes) -> list[Send]:
-        """Return what is sent for what is read."""
+        """Read these bytes, and return what is sent."""
         for piece in pieces:
             self.protocol.data_received(piece)
         return publications(self.socket.take())
 
     @property
     def passed(self) -> bytes:
-        """What nats-py was given."""
+        """Return the bytes that nats-py was given."""
         return b"".join(self.reader.pieces)
 
     def route(self, subscription: int) -> Handler:
@@ -187,7 +187,7 @@ class Direct:
         return self.store.bucket(b"b").get(key)
 
 
-#: Makes a `Direct` of a test's loop.
+#: Makes a `Direct` in a test's loop.
 NewDirect: TypeAlias = Callable[..., Direct]
 
 
@@ -221,13 +221,13 @@ def piece(token: str, payload: bytes) -> bytes:
 
 
 def answer(reply: str, *pieces: bytes, handshake: bool = True) -> list[Send]:
-    """Return what is sent for an invocation whose parameters came whole."""
+    """Return what is sent for an invocation whose parameters arrive whole."""
     handshakes = [Send(reply, b"", NOBODY)] if handshake else []
     return [*handshakes, *(Send(reply + ".results", piece) for piece in pieces), Send(reply + ".results", b"")]
 
 
 def publications(stream: bytes) -> list[Send]:
-    """Return the messages of a client's stream, which must be nothing but whole PUB frames."""
+    """Return the messages of a client's stream. It must consist of whole PUB frames."""
     sends = []
     at = 0
     while at < len(stream):
@@ -242,6 +242,6 @@ def publications(stream: bytes) -> list[Send]:
 
 
 def cut(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
-    """Return the stream in pieces, none empty."""
+    """Return the stream in pieces, none of them empty."""
     edges = sorted({0, *cuts, len(stream)})
     return [stream[start:end] for start, end in itertools.pairwise(edges)]

@@ -1,4 +1,7 @@
-"""Frames that are like the one before are not taken apart, and it must not show. `fuzz.py` compares random streams; here are the hard ones."""
+"""Frames of the same shape as the one before are not parsed, and this must not show.
+
+`fuzz.py` compares random streams; these are the hard cases.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ BLOCKS = (
     TRACED,
     HEADERS[:-2] + b"traceparent: " + TRACE[::-1] + b"\r\n\r\n",
     HEADERS[:-2] + b"traceparent: " + TRACE + b"\r\ntracestate: \r\n\r\n",
-    HEADERS[:-2] + b"traceparent: " + TRACE[:-21] + b"\r\nsource-id: somebody\r\n\r\n",  # a header where the trace was
+    HEADERS[:-2]
+    + b"traceparent: "
+    + TRACE[:-21]
+    + b"\r\nsource-id: somebody\r\n\r\n",  # another header in place of the trace
     HEADERS[:-2] + b"traceparent: " + TRACE[:-2] + b" \t\r\n\r\n",
     HEADERS[:-2] + b"traceparent:" + TRACE + b" \r\n\r\n",
     HEADERS[:-2] + b"traceparent: \r\n\r\n",
@@ -43,7 +49,10 @@ REPLIES = (b"", b"r", b"rrrr", b"ssss")
 
 
 class Noted:
-    """A direct path that notes the calls of its handlers. That of subscription 21 fails, and so its traces are told."""
+    """A direct path that records the calls of its handlers.
+
+    That of subscription 21 fails, so that its traces are logged.
+    """
 
     def __init__(self, direct: Direct) -> None:
         self.direct = direct
@@ -87,10 +96,10 @@ def test_an_odd_frame_in_a_run(new_direct: NewDirect, number: int, usual: bytes 
 
 
 @pytest.mark.parametrize("is_on", [True, False])
-def test_frames_that_are_alike_are_not_taken_apart(
+def test_frames_of_one_shape_are_not_parsed(
     new_direct: NewDirect, monkeypatch: pytest.MonkeyPatch, is_on: bool
 ) -> None:
-    """The first two are, and then those of a run are cut at once, which is what the switch is for."""
+    """Parse the first two. The others of a run are split in one pass, which is the purpose of the switch."""
     numbers = itertools.count()
 
     def counted(buffer: bytes, at: int, end: int, frame_bytes_max: int) -> object:
@@ -107,7 +116,7 @@ def test_frames_that_are_alike_are_not_taken_apart(
 
 
 def test_shapes_are_found_again(new_direct: NewDirect) -> None:
-    """Calls that are taken apart since another kind came between do not make their shape anew."""
+    """Send another kind in between. The calls after it are parsed, but make no new shape."""
     noted = Noted(new_direct())
     kinds = [hmsg(number, b"ab", b"r", headers=block) for number in (20, 22, 23) for block in BLOCKS[:2]]
     shapes = []
@@ -127,11 +136,11 @@ def test_shapes_are_bounded(direct: Direct) -> None:
 
 
 def test_the_bytes_of_shapes_are_bounded(direct: Direct) -> None:
-    """A caller writes the block. A shape holds nothing that is longer than what is kept of callers."""
+    """A caller writes the block. A shape holds no block that is longer than those kept of callers."""
     direct.limits.bucket_bytes_max = MIB
     longest = BLOCK_BYTES_MAX - len(b"NATS/1.0\r\n\r\n")
     for bucket_bytes, block_bytes, is_kept in ((100_000, 9, True), (1, longest, True), (1, longest + 1, False)):
-        block = b"NATS/1.0\r\n%b\r\n" % (b"x" * block_bytes)  # no header, so all of them have one caller
+        block = b"NATS/1.0\r\n%b\r\n" % (b"x" * block_bytes)  # no headers, so all of them have one caller
         get = hmsg(GET, encode_bucket_key(b"b" * bucket_bytes, b"k"), b"r", headers=block)
         direct.routes.alike.forget()
         assert direct.read(get * 6) == answer("r", encode_get_result(None)) * 6

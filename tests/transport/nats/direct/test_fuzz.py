@@ -1,4 +1,4 @@
-"""Runs of the fuzz, which find no difference and would find one."""
+"""Runs of the fuzz test, which find no difference, and a fault that it does find."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FRAMES = 30_000
 
 @pytest.fixture(autouse=True)
 def silent() -> Iterator[None]:
-    """Log nothing: links are malformed, and handlers fail."""
+    """Turn off the log, since links are malformed and handlers fail."""
     logging.disable()
     yield
     logging.disable(logging.NOTSET)
@@ -35,7 +35,7 @@ def test_no_difference_is_found_in_a_long_run(seed: int) -> None:
 
 
 def test_cases_hold_every_outcome(loop: asyncio.AbstractEventLoop) -> None:
-    """The ways agree on more than nothing: parameters that a further piece makes whole, too."""
+    """The ways must agree on every kind of outcome, such as parameters that a further piece completes."""
     counts = Counter[str]()
     for number in range(60):
         counts.update(direct(loop, new_case(1, number), together=True).counts)

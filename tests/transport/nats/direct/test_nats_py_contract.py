@@ -1,5 +1,7 @@
-"""What the direct path uses of nats-py's inside, over the oldest and the newest version that are supported. Where one fails, read
-`keyvalue_transport.nats.direct.transport` again before its NATS_PY_VERSIONS are changed.
+"""The internals of nats-py that the direct path uses, in the oldest and the newest supported version.
+
+If one of these tests fails, read `keyvalue_transport.nats.direct.transport` again before you change its
+NATS_PY_VERSIONS.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread
 from tests.transport.nats.in_process import until
 
 ROOT = Path(__file__).parents[4]
-#: What is run over the oldest version too.
+#: The program that is run with the oldest version too.
 FILES = (
     "tests/transport/nats/direct/test_nats_py_contract.py",
     "tests/transport/nats/direct/test_alike.py",
@@ -74,7 +76,7 @@ def test_the_attributes_of_a_tcp_transport() -> None:
 
 
 @pytest.mark.parametrize("name", ["connect", "connect_tls", "readline", "drain", "write", "writelines", "close"])
-def test_what_is_overridden_is_called_as_before(name: str) -> None:
+def test_overridden_methods_are_called_as_before(name: str) -> None:
     ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (DirectTransport, TcpTransport))
     assert list(ours) == list(theirs)
     assert inspect.iscoroutinefunction(getattr(DirectTransport, name)) is (
@@ -85,8 +87,8 @@ def test_what_is_overridden_is_called_as_before(name: str) -> None:
 # Over a NATS server.
 
 
-async def test_a_preset_transport_stays_over_reconnects(new_nats_server: Callable[[], NatsServer]) -> None:
-    """The id of a subscription is the one on the wire, and stays too: nats-py sees no message of those that are routed."""
+async def test_a_preset_transport_survives_reconnects(new_nats_server: Callable[[], NatsServer]) -> None:
+    """The id of a subscription is the one on the wire, and stays the same: nats-py sees no message of the routed ones."""
     server = new_nats_server()
     connection = await Connection.open(ConnectionOptions((server.url,)))
     carried = connection._client._transport
@@ -113,7 +115,7 @@ async def test_a_preset_transport_stays_over_reconnects(new_nats_server: Callabl
 
 
 async def serve(server: NatsServer, connection: Connection) -> None:
-    """Set and get over a connection, which is closed then."""
+    """Set and get over a connection, then close it."""
     service = Service(Store())
     provider = Server(connection, PREFIX)
     provider.add(STORE, store_handlers(service, service.parameter_limits))
@@ -145,7 +147,7 @@ def test_known_versions() -> None:
         assert found == f"the direct path does not support nats-py {installed}, only 2.10 to 2.16"
 
 
-async def test_a_known_version_takes_the_direct_path_and_another_the_plain_one(
+async def test_a_known_version_takes_the_direct_path_and_others_the_plain_path(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "keyvalue_transport")
@@ -166,10 +168,10 @@ async def test_a_known_version_takes_the_direct_path_and_another_the_plain_one(
 
 @pytest.mark.parametrize("path", ["direct", "plain"])
 @pytest.mark.parametrize("options", [{"tls": TlsOptions()}, {"urls": ("tls://127.0.0.1:1",)}])
-def test_tls_is_required_of_known_versions_alone(
+def test_only_known_versions_may_require_tls(
     path: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What holds the credentials back is a transport that nats-py must take."""
+    """The credentials are held back by a transport that nats-py must accept."""
     monkeypatch.setattr(direct_transport, "version", lambda name: "9.9.9")
     with pytest.raises(ConnectError, match=r"does not support nats-py 9\.9\.9, .*; TLS needs one of these versions"):
         Connection(ConnectionOptions(**{"urls": ("nats://127.0.0.1:1",), "path": path} | options))
@@ -194,8 +196,8 @@ def test_the_direct_path_over_the_oldest_version(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-async def test_what_drain_uses(nats_server: NatsServer) -> None:
-    """An UNSUB that leaves the subscription known, and the queue of what has come and is not handled."""
+async def test_the_internals_that_drain_uses(nats_server: NatsServer) -> None:
+    """It needs an UNSUB that keeps the subscription known, and the queue of messages that are not handled yet."""
     client = Client()
     await client.connect(servers=[nats_server.url])
     heard: list[bytes] = []

@@ -43,7 +43,7 @@ from tests.transport.nats.direct.scene import (
 
 # Frames, and where a read may end.
 
-#: Each frame or line of a stream, and whether nats-py gets it.
+#: Each frame or line of a stream, and True if nats-py gets it.
 STREAM: list[tuple[bytes, bool]] = [
     (info(MIB), True),
     (msg(SET, set_params(b"k", b"first"), b"_INBOX.c.1"), False),
@@ -60,7 +60,7 @@ STREAM: list[tuple[bytes, bool]] = [
     (piece("0", b"bc"), False),
     (info(MIB), True),
     (piece("stray", b"x"), False),
-    (msg(GET, get_params(b"k"), b""), False),  # nobody to answer to
+    (msg(GET, get_params(b"k"), b""), False),  # nobody to answer
     (b"PONG\r\n", True),
     (msg(GET, get_params(b"k"), b"_INBOX.c.6"), False),
 ]
@@ -95,7 +95,7 @@ def check_stream(new_direct: NewDirect, pieces: list[bytes]) -> None:
     assert direct.routes.violations == 0
 
 
-def test_a_stream_cut_anywhere(new_direct: NewDirect) -> None:
+def test_a_stream_may_be_cut_anywhere(new_direct: NewDirect) -> None:
     for size in (1, 2, 3, 5, 7, 64, len(WHOLE)):
         check_stream(new_direct, cut(WHOLE, range(0, len(WHOLE), size)))
     for at in range(1, len(WHOLE)):
@@ -110,7 +110,7 @@ def test_the_answers_of_a_read_are_one_write(direct: Direct) -> None:
     assert direct.reader.pieces == []
 
 
-def test_what_is_no_nats_server_is_left_to_nats_py(new_direct: NewDirect) -> None:
+def test_a_server_that_is_not_nats_is_left_to_nats_py(new_direct: NewDirect) -> None:
     direct = new_direct(greeting=b"")
     pieces = [b"HTTP/1.1 400", b" Bad Request\r\n", b"MSG f 1 r 2\r\n"]
     assert direct.read(*pieces) == []
@@ -125,7 +125,7 @@ def test_over_tls_the_info_that_came_in_clear_is_followed(new_direct: NewDirect)
 
 
 def test_a_subscription_is_answered_as_long_as_it_is_routed(direct: Direct) -> None:
-    """Although its frames were learnt before."""
+    """Learn the shape of its frames before its route is removed."""
     gets = msg(GET, get_params(b"k")) * 3
     found, there = answer("r", encode_get_result(b"v")) * 3, answer("r", b"\x00\x01") * 3
     assert direct.read(msg(SET, set_params(b"k", b"v"), b"s"), gets) == answer("s", UNIT) + found
@@ -154,12 +154,12 @@ def test_a_batch_is_timed(direct: Direct) -> None:
     assert all(0 < seconds < 60 for seconds in took)
 
 
-# One caller's frame beside another's.
+# One caller's frame next to another's.
 
 
 @pytest.mark.parametrize("size", range(len(set_params(b"k", b"v" * 40))))
 def test_cut_parameters_end_with_their_frame(direct: Direct, size: int) -> None:
-    """The length of the value, of the key or of the bucket passes the end of the frame, behind which another caller's bytes are."""
+    """The length of the value, key or bucket reaches beyond the frame, into another caller's bytes."""
     whole = set_params(b"k", b"v" * 40)
     other = set_params(b"secret", b"s" * 100)
     batch = msg(SET, whole[:size], b"cut") + msg(SET, other, b"other") + hmsg(GET, get_params(b"secret"), b"last")
@@ -190,7 +190,7 @@ def test_an_info_without_a_limit_is_left_to_nats_py(direct: Direct, told: bytes)
 
 
 @pytest.mark.parametrize("line", [*MALFORMED_LINES, b"MSG f 1 r %d\r\n" % (MIB + LINE_BYTES_MAX + 1)])
-def test_what_is_no_frame_aborts_the_connection(direct: Direct, line: bytes) -> None:
+def test_a_malformed_frame_aborts_the_connection(direct: Direct, line: bytes) -> None:
     assert direct.read(line + bytes(64)) == []
     assert direct.socket.aborted
     assert direct.routes.violations == 1
@@ -208,8 +208,8 @@ def test_a_line_without_end_aborts_the_connection(direct: Direct, start: bytes) 
     assert direct.passed == b""
 
 
-def test_the_largest_frame_is_what_the_server_says(direct: Direct) -> None:
-    """Also after an INFO between frames that are alike."""
+def test_the_server_sets_the_largest_frame(direct: Direct) -> None:
+    """An INFO between frames of one shape counts too."""
     for size in (MIB, 3 * MIB):
         frames = msg(OTHERS, bytes(size)) + hmsg(OTHERS, bytes(size))
         direct.read(info(size), frames)
@@ -221,8 +221,11 @@ def test_the_largest_frame_is_what_the_server_says(direct: Direct) -> None:
     assert direct.socket.aborted
 
 
-def test_a_line_that_is_no_text_costs_its_message_alone(direct: Direct) -> None:
-    """NATS takes any bytes but white space as a subject. At one that is no text, nats-py's reading would end for good."""
+def test_a_line_that_is_not_utf8_loses_only_its_message(direct: Direct) -> None:
+    """NATS accepts any bytes except white space as a subject.
+
+    A subject that is not UTF-8 would end nats-py's reading for good.
+    """
     before, after = msg(OTHERS, b"before", b"r"), msg(OTHERS, b"after", b"r")
     stray = msg(PIECES, b"x", b"", INBOX.encode() + b".\xff.params")
     call = msg(SET, set_params(b"k", b"v")[:-1], b"\xff")
@@ -232,7 +235,7 @@ def test_a_line_that_is_no_text_costs_its_message_alone(direct: Direct) -> None:
     assert direct.invocations.expire(float("inf")).sends == [b"PUB \xff.results 0\r\n\r\n"]
 
 
-def test_a_change_that_fails_costs_no_call(direct: Direct, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_that_fails_loses_no_call(direct: Direct, caplog: pytest.LogCaptureFixture) -> None:
     def fail(*_: object) -> None:
         raise KeyError("ours")
 
@@ -242,7 +245,7 @@ def test_a_change_that_fails_costs_no_call(direct: Direct, caplog: pytest.LogCap
     assert caplog.messages == ["a message to changes was not handled", "a change was not carried out"]
 
 
-# Output that does not leave.
+# Output that is not sent.
 
 
 def test_nothing_is_parsed_while_the_socket_is_above_its_high_water_mark(new_direct: NewDirect) -> None:
@@ -291,7 +294,7 @@ def test_large_results_in_flight_are_bounded(new_direct: NewDirect, size: int, n
 
 
 def test_results_of_parameters_in_pieces_are_bounded_too(new_direct: NewDirect) -> None:
-    """All of the last pieces come in one read, and other calls and lines with them."""
+    """All last pieces arrive in one read, along with other calls and lines."""
     number = 20
     direct = new_direct(high_water_bytes=MIB)
     direct.store.bucket(b"b").set(b"k", bytes(MIB // 2))
@@ -310,7 +313,7 @@ def test_results_of_parameters_in_pieces_are_bounded_too(new_direct: NewDirect) 
     assert direct.socket.buffer_bytes_max < 2 * (MIB + OUTPUT_BYTES)
 
 
-def test_reading_goes_on_when_both_want_it() -> None:
+def test_reading_resumes_when_both_allow_it() -> None:
     changes = {"pause_reading": (0, True), "resume_reading": (0, False), "hold": (1, True), "release": (1, False)}
     for names in itertools.product(changes, repeat=6):
         socket = Socket()
@@ -319,7 +322,7 @@ def test_reading_goes_on_when_both_want_it() -> None:
         for name in names:
             owner, pausing = changes[name]
             if name.endswith("_reading") and wants[owner] == pausing:
-                continue  # a StreamReader never says so twice
+                continue  # a StreamReader never says it twice
             getattr(flow, name)()
             wants[owner] = pausing
             assert socket.reading is not any(wants), names
@@ -333,7 +336,7 @@ def test_a_full_reader_pauses_and_a_blocked_socket_holds(
     assert not direct.socket.reading  # for nats-py
     direct.protocol.data_received(msg(GET, get_params(b"k")))
     direct.socket.take()
-    assert not direct.socket.reading  # the socket's output has left, nats-py's reader is full all the same
+    assert not direct.socket.reading  # the output has been sent, but nats-py's reader is still full
     loop.run_until_complete(direct.reader.read(MIB))
     assert direct.socket.reading
 
@@ -370,8 +373,8 @@ def test_a_new_connection_starts_clean(direct: Direct, left: int) -> None:
     direct.connect(info(MIB))
     assert direct.read(frame) == answer("r", b"\x00\x00")
     lost.connection_lost(None)
-    assert direct.routes.protocol is direct.protocol, "the loss of the one before is told late"
-    # An invocation outlives the connection that it began on: its client may be there, on another server.
+    assert direct.routes.protocol is direct.protocol, "the loss of the previous connection is reported late"
+    # An invocation outlives its connection: its client may still be connected, to another server.
     assert direct.read(piece("0", whole[-1:])) == answer("cut", UNIT, handshake=False)
     assert (direct.passed, socket.take()) == (b"", b"")
     assert direct.reader.at_eof() is False
