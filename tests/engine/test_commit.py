@@ -185,7 +185,7 @@ def test_an_inlined_write_does_what_the_commit_point_does(
 def test_each_inlined_size_agrees_with_the_formula(
     length: int, ttl_ns: int, timed: bool, observed: bool, ordered: bool
 ) -> None:
-    """Write under each condition that has an inlined size. `state` counts the memory anew."""
+    """Write under each condition that has an inlined size. `state` counts the memory again."""
     subject = Subject(Shard, Conditions(observed, ordered, timed, None, None, False), Clock())
     key, before, value = b"k" * length, b"0" * 15, b"1" * length
     calls: list[Callable[[], object]] = [

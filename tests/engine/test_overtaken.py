@@ -1,6 +1,6 @@
 """Calls that overtake each other: each must return what it returns in one of the possible orders, and leave the same store.
 
-One thread is enough to try every place where another thread could get in. In the store under test, these places are:
+One thread is enough to try every place where another thread could run. In the store under test, these places are:
 taking a lock, reading the clock, hashing a key, and reading or writing an entry. Each try picks one place and runs
 the steps of other calls there (`Places`). Steps that need a lock of the overtaken call cannot run there, so that try
 does not count (`Blocked`).

@@ -327,7 +327,7 @@ async def test_a_link_that_the_lattice_does_not_have_is_logged(
 async def test_a_message_that_fails_is_logged_with_its_traceback(
     connection: Connection, raw: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is a fault of ours, and not reported as one of NATS."""
+    """The fault is in the provider, and is not reported as one of NATS."""
     failed = asyncio.Event()
 
     async def fail(message: Message) -> None:

@@ -159,7 +159,7 @@ def test_every_family_has_its_type_and_labels_and_appears_once(pieces: Pieces) -
 
 
 def test_label_values_are_closed_sets(pieces: Pieces) -> None:
-    """No label names a bucket or a link, and the number of samples stays the same."""
+    """No label names a bucket or a link, and the number of samples is constant."""
     before = [(one.name, one.labels) for family in pieces.families().values() for one in family.samples]
     for number in range(100):
         pieces.store.bucket(b"bucket-%d" % number).set(b"key", b"value")

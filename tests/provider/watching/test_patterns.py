@@ -108,7 +108,7 @@ def test_any_text_is_patterns_or_an_error_that_shows_little(text: str) -> None:
         found = watch(text)
     except OptionError as error:
         assert str(error).startswith("watch")
-        assert len(str(error)) < 64 * 10 + 100  # each character shown as an escape, at the worst
+        assert len(str(error)) < 64 * 10 + 100  # at worst, each character is shown as an escape
     else:
         assert len(found.patterns) >= 1
         assert all(pattern.key or pattern.is_prefix for pattern in found.patterns)

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Yield a loop whose clock is all that is used."""
+    """Yield an event loop that never runs. Only its clock is used."""
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()

@@ -24,7 +24,7 @@ from tests.transport.nats.in_process import INSTANCE, Serve, echo, read_all, unt
 
 
 async def test_a_call_has_a_timeout(serve: Serve) -> None:
-    """The late result is not taken for the result of the next call."""
+    """The late result is not mistaken for the result of the next call."""
     answers: list[asyncio.Future[bytes]] = []
     setup = await serve({"wait": waiting_in(answers)})
     invoker = Invoker(setup.connection)

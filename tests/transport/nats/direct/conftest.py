@@ -16,7 +16,7 @@ from tests.transport.nats.direct.scene import Direct, NewDirect
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Return a loop whose clock is all that is used."""
+    """Yield an event loop that never runs. Only its clock is used."""
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()

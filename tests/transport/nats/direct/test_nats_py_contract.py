@@ -217,7 +217,8 @@ async def test_the_internals_that_drain_uses(nats_server: NatsServer) -> None:
 
 
 @pytest.mark.skipif(
-    "skip_subject_validation" not in inspect.signature(Client.connect).parameters, reason="has no such check"
+    "skip_subject_validation" not in inspect.signature(Client.connect).parameters,
+    reason="this nats-py has no such check",
 )
 async def test_nats_py_does_not_check_subjects_again(nats_server: NatsServer) -> None:
     connection = await Connection.open(ConnectionOptions((nats_server.url,)))
