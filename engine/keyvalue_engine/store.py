@@ -9,11 +9,11 @@ saved with the data. The cursor is the position at which the next page begins. S
 
 - The store keeps no state between pages, and every 64-bit number is a valid cursor. A cursor stays valid when a shard
   is split, and after a restart with the same data.
-- A key's position does not depend on other keys. A key that exists during the whole walk comes exactly once. A key
+- A key's position does not depend on other keys. A key that exists during the whole walk is returned exactly once. A key
   that is added or removed during the walk comes at most once.
 - A page has a cursor only if a key exists at or after it at that moment. So a walk ends with its last key.
 
-Keys with the same position are always on the same page. With 64 bits this does not happen by chance, but a caller who
+Keys with the same position are always on the same page. With 64 bits, many keys practically never share a position by chance, but a caller who
 knows the seed could create such keys. A page refuses more of them than it can hold (`CrowdedPositionError`).
 """
 
@@ -88,7 +88,7 @@ class Store:
     def bucket_names(self) -> list[bytes]:
         """Return the names of all buckets, oldest first.
 
-        A bucket exists while it holds a key. With `strict_buckets`, it exists once it was written.
+        A bucket exists while it holds a key. With `strict_buckets`, it exists from its first write on.
         """
         return list(self._tables.by_name)
 
@@ -103,7 +103,7 @@ class Store:
         return self._tables.expiry.expired_keys
 
     def sweep(self, keys_max: int = 1_000) -> bool:
-        """Remove expired keys in one bounded step. Return True if more may remain.
+        """Remove expired keys in one bounded step. Return True if it used up `keys_max`, so more may remain.
 
         Readers never see an expired key. A sweep frees its memory.
 

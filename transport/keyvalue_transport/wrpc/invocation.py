@@ -1,4 +1,4 @@
-"""The life of invocations at the server, without I/O and without NATS.
+"""The lifecycle of an invocation at the server, without I/O and without NATS.
 
     first piece ──┬─ complete ──> CALLED ─┬─ bytes ────────────────────────────────> result, end
                   │                 ^     └─ a Pending answer: WAITING ── finish ──> result, end
@@ -40,7 +40,10 @@ M = TypeVar("M")
 
 @dataclass(frozen=True, slots=True)
 class InvocationLimits:
-    """Limits for what invocations hold. An invocation above a limit is refused: it ends at once without a result."""
+    """Limits for what invocations hold.
+
+    An invocation that would pass a limit of number or bytes is refused. One that passes a time limit expires. Both end without a result.
+    """
 
     half_open_max: int = 1024
     half_open_bytes_max: int = 256 * 1024 * 1024
@@ -68,7 +71,7 @@ class Replies(Protocol[A_contra, M]):
     """Writes the messages that answer an invocation."""
 
     def accept(self, reply: A_contra, token: str | None, /) -> list[M]:
-        """Return the handshake. If `token` is given, the client sends further pieces under it."""
+        """Return the handshake. If `token` is given, the client uses it to send the remaining pieces."""
 
     def result(self, reply: A_contra, result: bytes, /) -> list[M]:
         """Return the pieces of a result. The result must not be empty."""

@@ -1,4 +1,4 @@
-"""The direct path: invocations are answered as soon as their bytes arrive, before nats-py sees them.
+"""The direct path: invocations are answered as soon as their bytes arrive; nats-py never sees them.
 
     socket ── read ──> DirectProtocol.data_received ──┬─ whole frames of routed subscriptions ──> handlers, core ──┐
                                                       │                                                        one │
@@ -25,14 +25,12 @@ A call with a small answer costs no task, no coroutine and no message object. A 
 few slices of the same bytes. Their answers leave in one write.
 
 Invariants:
-- A handler sees only buffer[start:end] of its own frame. Parameters that are cut at `end` stay cut, even if the
-  buffer continues.
-- nats-py gets only whole frames.
+- A handler sees only buffer[start:end] of its own frame. Parameters that are incomplete at `end` count as incomplete, even if the buffer continues.
+- nats-py gets only whole frames and lines.
 - Frames take effect in order of arrival. A message of an `InOrder` route takes effect before all later invocations.
-- Output is bounded. It is written after OUTPUT_BYTES. While the socket's buffer is above its high-water mark, parsing
+- Output is bounded. It is written whenever it reaches OUTPUT_BYTES. While the socket's buffer is above its high-water mark, parsing
   and reading pause.
-- Input is bounded. A frame is held until it is whole. A frame that announces more than max_payload aborts the
-  connection.
+- Input is bounded. A frame is held until it is whole. A frame that announces more than max_payload + LINE_BYTES_MAX bytes aborts the connection.
 - Reading pauses while the socket (`DirectProtocol`) or nats-py's StreamReader needs it. `ReadFlow` combines the two.
 - An exception in a handler ends its invocation, but never the connection.
 - The state of one connection is in its protocol. `direct/transport.py` makes a new one at each reconnect.
@@ -172,7 +170,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._needed_bytes = needed_bytes
 
     def _parse(self, buffer: bytes) -> None:
-        """Answer the invocations in a buffer. Keep an incomplete rest. For its speed, see bench end-to-end get."""
+        """Answer the invocations in a buffer. Keep incomplete bytes for the next read. For its speed, see bench end-to-end get."""
         server = self._routes.server
         if server is None:
             for _ in self._groups(buffer):
@@ -327,7 +325,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         return 0
 
     def send(self, frames: list[bytes]) -> bool:
-        """Write frames at the end of this turn of the loop, all at once. Return False if the connection is lost."""
+        """Write frames in the next turn of the loop, all at once. Return False if the connection is lost."""
         if self._socket is None:
             return False
         if not self._later:
