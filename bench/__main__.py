@@ -1,4 +1,4 @@
-"""The commands of the benchmark suite. A command is imported when it runs, so that help needs only Python."""
+"""The commands of the benchmark suite. Each command is imported only when it runs, so `--help` needs only Python."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ USAGE = """\
 usage: scripts/bench [COMMAND] [OPTIONS]
 
   endtoend    compare providers under load with a bare responder, through a real NATS server.
-              Writes JSON, a report and plots to bench/results/. With --quick it takes under a minute
+              It writes JSON, a report and plots to bench/results/. With --quick it takes under a minute
   report      print a run as Markdown; --markdown puts it into docs/performance.md
   compare     show what got slower from one run to another; exit status 1 if anything did
-  functions   the end-to-end calls under pytest-benchmark, one group per function; OPTIONS are pytest's
-  micro       pytest-benchmark over codec, frames, engine, pages, threads and watchers; OPTIONS are pytest's,
+  functions   run end-to-end calls under pytest-benchmark, one group per function; OPTIONS are pytest's
+  micro       run pytest-benchmark on codec, frames, engine, pages, threads and watchers; OPTIONS are pytest's,
               for example -k NAME or --benchmark-json=FILE
   engine      compare the store with a dict under one lock: time per call and page, memory per key
   load        call a running provider and print JSON
@@ -26,7 +26,7 @@ For a first look:
 
   scripts/bench --quick
 
-To measure batches, counters, deadlines and watchers, with their bars:
+To measure batches, counters, deadlines and watchers, and compare them with their performance goals:
 
   scripts/bench endtoend --scenario batch --scenario increment --scenario expiry --scenario watch
 
@@ -35,7 +35,7 @@ To measure before and after a change, on a machine that runs nothing else:
   scripts/bench endtoend --output bench/results/before
   scripts/bench endtoend --compare bench/results/before/run.json
 
-Quote ratios to the bare responder with their spread, never a figure alone. docs/performance.md says how to read them.
+Quote ratios to the bare responder with their spread, never a bare figure. docs/performance.md explains these ratios.
 """
 HELP = ("-h", "--help")
 COLUMNS = "--benchmark-columns=min,median,max,rounds"

@@ -1,4 +1,7 @@
-"""The command `endtoend`: options, run, report, and the end of an interrupted run. `bench.run.plan` measures."""
+"""The command `endtoend`. It parses options, runs the plan of `bench.run.plan`, and writes the report.
+
+If a run is interrupted, the command still writes the rows that were measured, and marks the run as void.
+"""
 
 from __future__ import annotations
 
@@ -35,31 +38,31 @@ scenarios:
 {scenarios}
 
 subjects:
-  bare                 the bare responder, which shows the limit
-  direct, plain        our provider over its two paths, with metrics
+  bare                 the bare responder, which shows the upper limit for a provider in Python
+  direct, plain        our provider with metrics, over its direct path and over its plain path
   every --peer NAME    another provider
 
-These scenarios have subjects of their own:
+These scenarios have their own subjects:
   growth               bare, direct
   memory               direct, plain
   pages                direct
   metrics              direct, and direct without metrics
   expiry               direct, and direct with a deadline for every key
   start                direct, without a host (serve), and as the executable (which is built first)
-  watch                direct, and direct with a watcher that answers or never does
+  watch                direct, direct with a watcher that answers, and direct with a watcher that never answers
 
 peers:
-  COMMAND is launched in this repository's folder with an empty environment and, on standard input, host data in base64.
-  For a provider that takes no host data, use {{nats}} and {{prefix}} in COMMAND. They are replaced by the NATS server's
-  URL and by LATTICE.PROVIDER_KEY. COMMAND is split into words as a shell does, so quote a path with a space.
+  COMMAND is launched in this repository's folder with an empty environment. It gets host data in base64 on standard
+  input. If a provider reads no host data, use {{nats}} and {{prefix}} in COMMAND. They are replaced by the NATS
+  server's URL and by LATTICE.PROVIDER_KEY. COMMAND is split into words as a shell does, so quote a path with a space.
 
   The host data has none of our options, so list-keys is compared only if the peer's pages have the same size as ours.
-  If a peer fails in a case, the case is skipped for it from then on. If its process ends, all its cases are skipped.
-  The report lists them.
+  If a peer fails in a case, its later rounds of that case are skipped. If the peer's process ends, all its remaining
+  cases are skipped. The report lists the skipped cases.
 
 examples:
   scripts/bench endtoend --quick                       under a minute, for a first look
-  scripts/bench endtoend                               everything: about twenty-five minutes on a quiet machine
+  scripts/bench endtoend                               all scenarios: about twenty-five minutes on a quiet machine
   scripts/bench endtoend --scenario in-flight --scenario values
   scripts/bench endtoend --scenario batch --scenario increment --scenario expiry --scenario watch --subject direct
   scripts/bench endtoend --peer redis=/opt/keyvalue-redis --compare bench/results/OLD/run.json
@@ -71,7 +74,7 @@ exit status:
   2      wrong arguments, or the runs of --compare have nothing in common
   130    Ctrl-C
 
-If a run ends early, its rows are written, and it is marked as void.
+If a run ends early, its rows are still written, and the run is marked as void.
 """
 
 
@@ -83,7 +86,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--scenario", action="append", choices=list(SCENARIOS), metavar="NAME", help="run only this; can be repeated")
+    add(
+        "--scenario",
+        action="append",
+        choices=list(SCENARIOS),
+        metavar="NAME",
+        help="run only this one; can be repeated",
+    )
     add("--subject", action="append", metavar="NAME", help="measure only direct or only plain; can be repeated")
     add(
         "--peer",
@@ -95,14 +104,14 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, metavar="N", help="number of rounds (default 5, quick 3)")
     add("--seconds", type=float, metavar="S", help="duration of each load (default 1, quick 0.25)")
     add("--quick", action="store_true", help="few cases, short loads: under a minute")
-    add("--large", action="store_true", help="continue growth to 10^7 keys: 4 GB of memory and some more minutes")
+    add("--large", action="store_true", help="continue growth to 10^7 keys: needs 4 GB of memory and takes longer")
     add(
         "--output",
         type=Path,
         metavar="FOLDER",
         help="folder for run.json, report.md and plots (default bench/results/TIME)",
     )
-    add("--compare", type=Path, metavar="OLD.json", help="show what got slower than in an older run")
+    add("--compare", type=Path, metavar="OLD.json", help="show what became slower since an older run")
     add("--strict", action="store_true", help="exit with status 1 if a bar is missed")
     add("--threshold", type=share, default=0.1, metavar="SHARE", help="for --compare: 0.1 or 10%% (the default)")
     return parser
@@ -152,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(str(error))
     failures: list[Failure] = []
     began_s = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that all processes are stopped
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that `Stage` stops its processes
     early = collect(run, plan, failures)
     if early and not run.rows:
         say(f"bench: {early.why}; nothing was measured, so nothing is written")
@@ -199,7 +208,7 @@ class EarlyEnd(NamedTuple):
 
 
 def collect(run: Run, plan: Plan, failures: list[Failure]) -> EarlyEnd | None:
-    """Measure, and add each row to the run. Return None if the run is complete."""
+    """Measure, and add each row to the run. Return None if the run is complete, or why it ended early."""
     try:
         with closing(measure(plan, failures)) as rows:
             for row in rows:

@@ -1,8 +1,8 @@
 """The two load generators. They differ in how they read answers.
 
-`SmallGenerator` is for small answers. It runs regular expressions over a whole read, so a call costs it about two
-microseconds. `FrameGenerator` is for large answers and pages. It goes frame by frame and skips payloads without a
-copy.
+`SmallGenerator` is for small answers. It runs regular expressions over all bytes of a read, so it spends about two
+microseconds on a call. `FrameGenerator` is for large answers and pages. It parses frame by frame, and skips payloads
+without copying them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["SMALL_RESULT_BYTES", "FrameGenerator", "SmallGenerator", "read_page"
 END = b".results 1 0\r\n\r\n"
 HANDSHAKES = re.compile(rb" 1 (\S+) 0\r\n")
 ENDS = re.compile(rb"\.(\d+)\.results 1 0\r\n")
-#: Regular expressions are used for results up to this size. Above it, going frame by frame is cheaper.
+#: Regular expressions are used for results up to this size. For larger results, parsing frame by frame is cheaper.
 SMALL_RESULT_BYTES = 2048
-#: One call in this many has its answer compared byte for byte.
+#: The answer of one call in this many is compared byte for byte.
 SAMPLE_ONE_IN = 61
 
 
@@ -37,10 +37,10 @@ class SmallGenerator(Generator):
         self._rest = b""
         self._starts: dict[bytes, int] = {}
         self._sizes = [b".results 1 %d\r\n" % size for size in set(result_sizes(load).values())]
-        self._right = 0  # results of the right size
+        self._right = 0  # number of results of the right size
         self._sample: tuple[bytes, int] | None = None  # token and number of the sampled call
         self._next_sample = 0
-        self._latencies_here: dict[int, int] = {}  # by the moment when the call was due
+        self._latencies_here: dict[int, int] = {}  # latency by the time at which the call was due
         self._latencies_beside: dict[int, int] = {}
 
     def fire(self, count: int, start_ns: int) -> None:
@@ -118,7 +118,7 @@ class SmallGenerator(Generator):
         return out
 
     def _take_pairs(self, tokens: list[bytes], now: int) -> tuple[list[int], int]:
-        """Return the latencies of the measured calls, and the number of calls that went to the other provider."""
+        """Return the latencies of the measured calls, and the number of calls to the other provider."""
         latencies = []
         for token in tokens:
             start_ns = self._starts.pop(token)
@@ -130,7 +130,7 @@ class SmallGenerator(Generator):
         return latencies, len(tokens) - len(latencies)
 
     def _look(self, read: bytes, stop: int) -> None:
-        """Compare the sampled call's result, if it is in these bytes. It is complete, because its end is here too."""
+        """Check the sampled call's result, if these bytes hold it. `read` then holds all of it, up to its end."""
         assert self._sample is not None
         token, number = self._sample
         at = read.find(b".%b.results 1 " % token, 0, stop)
@@ -165,7 +165,7 @@ class Walk:
 
 
 class PendingCall:
-    """A call in flight. `pieces` of its result are kept only if they will be checked."""
+    """A call in flight. The `pieces` of its result are kept only if the result will be checked."""
 
     __slots__ = ("bytes", "number", "pieces", "start_ns", "walk")
 
@@ -185,11 +185,11 @@ class FrameGenerator(Generator):
         self._calls: dict[bytes, PendingCall] = {}
         self._walks = [Walk() for _ in range(load.in_flight)] if load.function == "list-keys" else []
         self._line = b""  # an incomplete control line
-        self._left = 0  # missing bytes of a payload and its line end
+        self._left = 0  # bytes of a payload and its line end that are still missing
         self._call: PendingCall | None = None  # the call that the payload belongs to
         self._out: list[bytes] = []
         self._latencies_now: list[int] = []
-        self._page_ended_ns = 0  # by the provider's CPU clock
+        self._page_ended_ns = 0  # on the provider's CPU clock
 
     def fire(self, count: int, start_ns: int) -> None:
         self._begin(count, start_ns)
@@ -281,7 +281,7 @@ class FrameGenerator(Generator):
             self._out.append(b"PUB %b.params 0\r\n\r\n" % server_inbox)
 
     def _take(self, read: bytes, at: int) -> int:
-        """Take a payload and its line end. Return the offset after them."""
+        """Consume a payload and its line end. Return the offset after the line end."""
         stop = min(at + self._left, len(read))
         if self._call is not None and self._call.pieces is not None and self._left > 2:
             self._call.pieces.append(read[at : min(stop, at + self._left - 2)])
@@ -328,10 +328,10 @@ class FrameGenerator(Generator):
 
 
 def read_page(result: bytes, is_looked_at: bool) -> tuple[int, int | None]:
-    """Return the number of keys and the cursor of a page of the load's keys, which all have the same size.
+    """Decode a page of the load's keys, which all have the same size. Return its number of keys and its cursor.
 
-    :param is_looked_at: check each key
-    :raises LoadError: the result is not such a page
+    :param is_looked_at: True to check each key
+    :raises LoadError: the result is not a page of these keys
     """
     try:
         count, at = read_unsigned(result, 1, len(result), 32)

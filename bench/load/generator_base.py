@@ -1,9 +1,9 @@
-"""The base of both load generators in `answers`: phases, the number of calls to send, and the clock of an open loop.
+"""The base class of the two load generators in `answers`: phases, number of calls to send, and open-loop clock.
 
     WARM ── `warm_calls` answered ──> MEASURE ── `seconds` passed ──> DRAIN ── all answered ──> `ended`
                                          └─────── `calls` answered ────────────────────────────────^
 
-A closed loop with a time limit is measured until that moment. Calls that are still in flight then are awaited and
+A closed loop with a time limit is measured until the limit. Calls that are still in flight then are awaited and
 checked, but not counted.
 """
 
@@ -31,7 +31,7 @@ WARM, MEASURE, DRAIN = range(3)
 
 
 class Generator(NatsProtocol):
-    """The base of both generators. `ended` is done when all calls are answered."""
+    """The base class of both generators. The future `ended` is done when all calls are answered."""
 
     script: Script
 
@@ -68,10 +68,10 @@ class Generator(NatsProtocol):
             self.fire(min(load.in_flight, load.calls_max or load.in_flight), now)
 
     def outcome(self) -> Outcome:
-        """Return the figures. Call it once `ended` is done."""
+        """Return the figures. Call this method after `ended` is done."""
         latencies = Latencies(self._latencies)
         max_us = max(self._latencies) / 1e3
-        # A histogram returns the upper end of a range, which may be above the greatest latency.
+        # A histogram returns the upper end of a range, which may exceed the greatest latency.
         p50, p99, p999 = (min(found, max_us) for found in latencies.percentiles_us(PERCENTS))
         calls = len(self._latencies)
         own, *watched = ((end - begin) / 1e3 / calls for begin, end in zip(*self._cpu, strict=True))
@@ -92,13 +92,13 @@ class Generator(NatsProtocol):
         )
 
     def stop(self) -> None:
-        """Stop the thread of ticks."""
+        """Stop the thread that wakes the loop."""
         self._stop_ticks.set()
 
     def count(self, latencies: list[int], now: int, others: int = 0) -> int:
-        """Count calls that ended. Return the number of calls to send in their place.
+        """Count calls that have ended. Return the number of new calls to send in place of the ended ones.
 
-        :param others: calls that ended too, but are not measured
+        :param others: number of ended calls that are not measured
         """
         load = self.load
         self.answered += len(latencies) + others
@@ -127,13 +127,13 @@ class Generator(NatsProtocol):
                 self.fire(until - self.sent, due_ns)
 
     def check(self) -> None:
-        """Make the checks that are only possible at the end.
+        """Make the checks that are possible only at the end.
 
         :raises LoadError: an answer is wrong
         """
 
     def verify(self, number: int, found: bytes) -> None:
-        """Compare a call's result with the right one: byte for byte if the load is `exact`, otherwise only its size.
+        """Compare a call's result with the right result. Unless the load is `exact`, compare only the sizes.
 
         :raises WrongAnswerError: the result is wrong
         """
@@ -180,7 +180,7 @@ class Generator(NatsProtocol):
         return (time.process_time_ns(), *map(cpu_ns, self.load.watched.values()))
 
     def _start_ticks(self, begin_ns: int) -> None:
-        """Start a thread that wakes the loop every millisecond. The loop's own timers could be a millisecond late."""
+        """Start a thread that wakes the loop every millisecond. The loop's own timers can be a millisecond late."""
         wake, waker = os.pipe2(os.O_NONBLOCK)
         loop = asyncio.get_running_loop()
         sys.setswitchinterval(0.0002)

@@ -1,14 +1,14 @@
-"""The load generator: a process that calls a provider as wRPC clients do. It must use less CPU than what it measures.
+"""The load generator: a process that calls a provider as wRPC clients do. It must use less CPU than the provider.
 
     fire ──> first messages of calls ──> provider       closed loop: one call for each that ended
                                                         open loop: bursts at fixed times
-    receive <── handshakes, results, ends               then one write: closing messages, further pieces, next calls
+    receive <── handshakes, results, ends               then one write: closing messages, more pieces, next calls
 
-A call is done when its end message arrives. The size of every answer is checked, and the bytes of a sample. A wrong
-or missing answer ends the load with a `LoadError`, because figures of wrong answers mean nothing.
+A call is done when its end message arrives. The size of every answer is checked, and so are the bytes of sampled
+answers. A wrong or missing answer ends the load with a `LoadError`, because figures of wrong answers mean nothing.
 
-In an open loop, a burst of calls is due every millisecond. Latency counts from the moment when the burst was due, so
-a stall shows in full.
+In an open loop, a burst of calls is due every millisecond. The latency of a call is measured from the time at which
+its burst was due. So a stall of the provider shows in full.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from bench.load.workload import Function, Headers, Load, result_sizes
 __all__ = ["generate", "main", "run"]
 
 STALL_CHECK_S = 0.5
-#: Functions that read what an earlier load has set.
+#: Functions that read keys which an earlier load has set.
 READING = frozenset({"get", "exists", "mixed", "list-keys", "get-many"})
 
 
 def is_small(load: Load) -> bool:
-    """Return True if parameters and results fit into one message each, and results are small."""
+    """Return True if parameters and results each fit in one message, and results are small."""
     if load.function == "list-keys":
         return False
     written_bytes = load.value_bytes if load.function in ("set", "mixed") else 0
@@ -81,7 +81,7 @@ async def generate(load: Load) -> Outcome:
 def run(load: Load) -> Outcome:
     """Run a load on its own event loop."""
     gc.collect()
-    gc.disable()  # the time of a collection would count as latency
+    gc.disable()  # the time of a garbage collection would count as latency
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(generate(load))
@@ -92,14 +92,14 @@ def run(load: Load) -> Outcome:
 def serve(lines: Iterable[str]) -> None:
     """Run the loads that arrive on standard input, one JSON object per line.
 
-    Each is answered by one line: an `Outcome`, or {"error": text}.
+    Print one line for each load: an `Outcome`, or {"error": text}.
     """
     for line in lines:
         try:
             answer = asdict(run(Load(**json.loads(line))))
         except (LoadError, WireError, UsageError) as error:
             answer = {"error": str(error)}
-        except Exception as error:  # the boundary of the process: every error is reported to the caller
+        except Exception as error:  # the caller is another process, so report every error to it
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 

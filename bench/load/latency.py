@@ -1,4 +1,4 @@
-"""Latencies in an HdrHistogram: three digits, from a nanosecond to ten minutes, in constant memory."""
+"""Latencies in an HdrHistogram: three significant digits, from a nanosecond to ten minutes, in constant memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Latencies:
 
     @classmethod
     def merged(cls, encoded: Iterable[str]) -> Latencies:
-        """Return one histogram with the latencies of several."""
+        """Return one histogram with the latencies of several histograms."""
         merged = cls()
         for text in encoded:
             merged._histogram.decode_and_add(text.encode())

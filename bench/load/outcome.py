@@ -13,21 +13,21 @@ PERCENTS = (50, 99, 99.9)
 
 
 class LoadError(Exception):
-    """The load is not valid: an answer is wrong or missing."""
+    """An error that makes a load invalid: an answer is wrong or missing."""
 
 
 class WrongAnswerError(LoadError):
-    """An answer differs from that of a store that holds the load's keys."""
+    """An error for an answer that differs from the answer of a store with the load's keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The figures of a load. CPU times are microseconds per call; `cpu_us` has one for each watched process, by name.
+    """The figures of a load. CPU times are microseconds per call. `cpu_us` has the CPU time of each watched process.
 
     :ivar latencies: an encoded histogram of nanoseconds
-    :ivar page_cpu_us: the provider's greatest CPU time from the end of one page to the end of the next, for a walk
+    :ivar page_cpu_us: the provider's longest CPU time from the end of one page to the end of the next, for a walk
         with one call in flight
-    :ivar excess_us: the most that a call took longer than the call due at the same moment on the other provider
+    :ivar excess_us: the largest difference between a call's latency and that of its pair on the other provider
     :ivar keys: number of keys read, written or listed
     :ivar verified: number of calls whose answer was compared byte for byte
     """
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def merged(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return the outcome of several loads as if they were one."""
+    """Return the outcome of several loads as if they were one load."""
     calls = sum(outcome.calls for outcome in outcomes)
     latencies = Latencies.merged(outcome.latencies for outcome in outcomes)
     max_us = max(outcome.max_us for outcome in outcomes)

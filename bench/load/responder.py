@@ -1,9 +1,9 @@
-"""The bare responder: the least work a provider in Python can do. Providers are measured against it.
+"""The bare responder, which does the least work that a provider in Python can do. Providers are compared with it.
 
-It is launched like a provider. It finds the frames of a read with `bytes.find`, answers each with a constant result
-of the right shape, and writes all answers at once. It has no NATS library, no decoding, no keys and no values. It
-waits for large parameters and sends large results in pieces, with the same handshakes as a provider. It skips
-payloads without a copy.
+It is launched like a provider. It finds the frames of a read with `bytes.find`, answers each frame with a constant
+result of the right shape, and writes all answers at once. It uses no NATS library, decodes nothing, and stores no
+keys or values. It waits for large parameters and sends large results in pieces, with the same handshakes as a
+provider. It skips payloads without copying them.
 
 It takes three options: `page_keys`, `batch_keys` (the keys of a get-many) and `value_bytes` (the size of a value in
 get, get-many and set).
@@ -27,7 +27,7 @@ from keyvalue_transport.nats.subjects import invocation_subject
 
 __all__ = ["NUMBERS", "main"]
 
-#: Ids of the subscriptions: the functions from 1 on, then the remaining pieces of parameters.
+#: Ids of the subscriptions. Functions are numbered from 1. The next id is for the remaining pieces of parameters.
 NUMBERS = {name: number for number, name in enumerate((*INSTANCES, "params"), 1)}
 SET = b"%d" % NUMBERS["set"]
 PARAMS = b"%d" % NUMBERS["params"]
@@ -69,15 +69,15 @@ class Responder(NatsProtocol):
         self._middles: dict[bytes, bytes] = {}  # the bytes between the reply subjects of a one-message answer
         self._pieces: dict[bytes, list[bytes]] = {}
         self._tokens = 0
-        self._half_open: dict[bytes, tuple[bytes, int]] = {}  # token to reply subject and missing bytes
+        self._half_open: dict[bytes, tuple[bytes, int]] = {}  # by token: reply subject and number of missing bytes
         self._line = b""
-        self._left = 0  # missing bytes of the frame that `_words` began
+        self._left = 0  # number of missing bytes of the frame whose control line is `_words`
         self._words: list[bytes] = []
 
     def serve(self) -> None:
-        """Prepare the answers, now that max_payload is known.
+        """Prepare the answers, which depend on max_payload.
 
-        A function whose parameters and result fit in one message each is answered in `receive` itself.
+        If a function's parameters and result each fit in one message, `receive` answers it without another call.
         """
         size = self.max_payload
         for number, result in self._results.items():
@@ -159,7 +159,7 @@ async def serve(host_data: HostData) -> None:
     """Answer calls until the connection ends."""
     host, port = split_address(host_data.lattice_rpc_url)
     _, responder = await asyncio.get_running_loop().create_connection(lambda: Responder(host_data), host, port)
-    gc.disable()  # the responder makes no cycles
+    gc.disable()  # the responder creates no reference cycles
     await responder.ended
 
 

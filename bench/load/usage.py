@@ -1,4 +1,4 @@
-"""CPU time and memory of a process, as Linux counts them."""
+"""CPU time and memory of a process, as Linux reports them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["UsageError", "children", "cpu_ns", "has_ended", "peak_bytes", "resid
 
 
 class UsageError(Exception):
-    """The process does not exist, or this system does not report its usage."""
+    """An error for a process that does not exist, or whose usage this system does not report."""
 
 
 def cpu_ns(pid: int) -> int:
     """Return the CPU time that all threads of a process have used so far.
 
-    The kernel's clock of a process counts nanoseconds; /proc/PID/stat counts steps of 10 ms.
+    The kernel's clock of a process counts nanoseconds. /proc/PID/stat counts only steps of 10 ms.
 
     :raises UsageError: the process does not exist, or this system has no such clock
     """
@@ -31,7 +31,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def peak_bytes(pid: int) -> int:
-    """Return the peak memory of a process since `restart_peak`."""
+    """Return the peak memory of a process since the last `restart_peak`."""
     return _status_bytes(pid, "VmHWM")
 
 

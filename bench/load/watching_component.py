@@ -1,7 +1,7 @@
-"""A process that watches for changes as a component does. It takes the calls, and either answers all or none of them.
+"""A process that watches for changes as a component does. It receives calls, and answers either all calls or none.
 
-Write an empty line to its standard input, and it prints the number of calls so far. The first answer comes once it
-listens.
+Write an empty line to its standard input, and it prints the number of calls so far. It prints the first number only
+after it has subscribed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["WatchingComponent", "main"]
 
 
 class WatchingComponent(NatsProtocol):
-    """A connection that counts calls, and answers them unless it is stuck. An event fits in one message.
+    """A connection that counts calls, and answers each call unless it is stuck. An event must fit in one message.
 
     :ivar told: number of calls so far
     """

@@ -1,4 +1,4 @@
-"""A minimal NATS client for the benchmark's own processes, so that no library's cost is added to what is measured."""
+"""A minimal NATS client for the benchmark's own processes. It keeps the cost of a NATS library out of the figures."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["NatsProtocol", "WireError", "WireSubscription", "split_address"]
 
 
 class WireError(Exception):
-    """The NATS server reported an error or closed the connection."""
+    """An error that the NATS server reported, or a connection that it closed."""
 
 
 class WireSubscription(NamedTuple):
-    """A subject to subscribe to. Its id on the wire is its place in the sequence, counted from 1."""
+    """A subject to subscribe to. The subscription's id on the wire is its place in the sequence, counted from 1."""
 
     subject: bytes
     queue: bytes = b""
@@ -38,7 +38,7 @@ def split_address(url: str) -> tuple[str, int]:
 class NatsProtocol(asyncio.Protocol):
     """A connection that subscribes and then passes all bytes to `receive`.
 
-    `ended` is done when the connection has ended, with an exception if it failed.
+    The future `ended` is done when the connection has ended. It holds an exception if the connection failed.
     """
 
     transport: asyncio.Transport
@@ -52,10 +52,10 @@ class NatsProtocol(asyncio.Protocol):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def serve(self) -> None:
-        """Start work. Called once the server knows the subscriptions."""
+        """Start to work. Called after the server has processed the subscriptions."""
 
     def receive(self, read: bytes) -> None:
-        """Take bytes from the server. A read may begin and end anywhere."""
+        """Process bytes from the server. A read may begin and end anywhere in a frame."""
         raise NotImplementedError
 
     def fail(self, error: Exception) -> None:
@@ -69,7 +69,7 @@ class NatsProtocol(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's class is not derived from it
 
     def data_received(self, read: bytes) -> None:
-        """Handle the greeting, and pass on all later bytes. Called by asyncio."""
+        """Process the server's greeting, and pass all later bytes to `receive`. Called by asyncio."""
         if self._greeted:
             self.receive(read)
             return

@@ -1,7 +1,7 @@
-"""A load: its calls, the bytes that a client sends for them, and the right answers. No I/O.
+"""A load: its calls, the bytes that a client sends for each call, and the right answers. This module does no I/O.
 
-Keys are numbers of 12 digits. A value begins with its key, so that an answer with another key's value is found. It
-holds no '.' and no white space, so no part of it looks like a frame.
+Keys are numbers of 12 digits. A value begins with its key, so that an answer with another key's value is detected. A
+value contains no '.' and no white space, so no part of it looks like a frame.
 """
 
 from __future__ import annotations
@@ -44,36 +44,36 @@ __all__ = [
 Function = Literal["get", "set", "exists", "delete", "list-keys", "mixed", "get-many", "set-many", "increment"]
 Headers = Literal["none", "host", "traced"]
 
-#: The instance of each function. The keys are the functions' names on the wire.
+#: The interface instance of each function. The dict's keys are the names of functions on the wire.
 INSTANCES: Mapping[str, str] = {
     **dict.fromkeys(("get", "set", "delete", "exists", "list-keys"), STORE),
     **dict.fromkeys(("get-many", "set-many"), BATCH),
     "increment": ATOMICS,
 }
-#: Functions that take `batch_keys` keys per call.
+#: Functions that read or write `batch_keys` keys per call.
 BATCHES = frozenset(name for name, instance in INSTANCES.items() if instance == BATCH)
 
 KEY_BYTES = 12
 LINK_NAME = "default"
 SOURCE_ID = "bench-component"
-#: Calls per second, of which two are due at the same moment.
+#: Rate of a load with `beside`, in calls per second. Two calls are due at the same time, one on each provider.
 PAIR_RATE = 2_000.0
-#: One call in this many of a mixed load is a set, so 95 % are gets.
+#: In a mixed load, one call in this many is a set, so 95 % of the calls are gets.
 MIXED_SET_ONE_IN = 20
-#: Maximum frames that are made before the load; a larger key space is sampled evenly.
+#: Maximum number of frames that are built before the load. If there are more keys, an even sample of them is used.
 FRAMES_MAX = 20_000
 FRAMES_BYTES_MAX = 128 * 1024 * 1024
-#: Its length, 61 bytes, is prime, so that pieces in the wrong order do not match.
+#: The text that fills values. Its length is a prime number, 61, so pieces in the wrong order do not match.
 PATTERN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_+=/:;,!"
 
-#: The value of counters before a measurement. It is so large that sums and answers keep their size during any run.
+#: The value of counters before a measurement. It is large enough that sums keep their number of digits during a run.
 COUNT_FROM = 1_000_000
-#: Maximum bytes of a batch: parameters and answer then fit into one message each, with headers.
+#: Maximum bytes of a batch. Its parameters and its answer then each fit in one message with headers.
 BATCH_BYTES_MAX = 512 * 1024
 #: Bytes of an option's tag and of the lengths of a key and a value.
 PAIR_OVERHEAD_BYTES = 8
 
-#: Maximum digits of a call's number.
+#: Maximum number of digits in a call's number.
 NUMBER_BYTES = 20
 SET_OK = b"\x00"
 EXISTS_TRUE = b"\x00\x01"
@@ -81,21 +81,21 @@ EXISTS_TRUE = b"\x00\x01"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """One load. A closed loop keeps `in_flight` calls in flight; an open loop sends `rate` calls per second.
+    """One load. A closed loop keeps `in_flight` calls in flight. An open loop sends `rate` calls per second.
 
-    :ivar bucket: name of the bucket; if empty, `bucket_of` the size of values
-    :ivar calls: end after this many calls; if 0, after `seconds`
-    :ivar warm_calls: calls before the measurement; only for a closed loop
-    :ivar keys: number of keys, from `first_key` on
-    :ivar each_once: call for each key once, in order; otherwise repeatedly, in a spread order
+    :ivar bucket: name of the bucket; if empty, the name that `bucket_of(value_bytes)` returns
+    :ivar calls: number of calls that ends the load; if 0, `seconds` ends it
+    :ivar warm_calls: number of calls before the measurement; only for a closed loop
+    :ivar keys: number of keys, starting with the key of number `first_key`
+    :ivar each_once: True to use each key once, in order; otherwise keys are repeated, in a spread order
     :ivar batch_keys: keys of one get-many or set-many; a key is repeated only after all keys have been used
-    :ivar counted: increment: value of every counter before the load
-    :ivar delta: increment: amount that a call adds
+    :ivar counted: for increment, the value of every counter before the load
+    :ivar delta: for increment, the amount that a call adds
     :ivar beside: `{lattice}.{provider key}` of another provider, which gets every second call. Only the shape of its
-        answers is checked. Its latencies are not reported, but compared with
-    :ivar closing: send the empty message that ends the parameters, as every client does
-    :ivar exact: expect the answers of a store; otherwise only check their shape
-    :ivar watched: ids of processes whose CPU time is measured, by name
+        answers is checked. Its latencies are not reported. They are only subtracted, for `Outcome.excess_us`
+    :ivar closing: True to send the empty message that ends the parameters, as every client does
+    :ivar exact: True to expect the answers of a store; otherwise only the shape of answers is checked
+    :ivar watched: ids of the processes whose CPU time is measured, by name
     """
 
     url: str
@@ -163,21 +163,21 @@ class Load:
 
     @property
     def calls_max(self) -> int:
-        """The number of calls after which the load ends; 0 if `seconds` ends it."""
+        """The number of calls that ends the load; 0 if `seconds` ends it."""
         if self.calls:
             return self.warm_calls + self.calls
         return max(1, round(self.rate * self.seconds)) if self.rate else 0
 
     @property
     def keys_a_call(self) -> int:
-        """The number of keys that a call reads or writes; 0 for list-keys, whose answers are counted."""
+        """The number of keys that a call reads or writes; 0 for list-keys, where the keys in answers are counted."""
         if self.function == "list-keys":
             return 0
         return self.batch_keys if self.function in BATCHES else 1
 
 
 def result_sizes(load: Load) -> dict[str, int]:
-    """Return the size of the right result of each function of a load; 0 for list-keys, where it is unknown."""
+    """Return the size of the right result for each function of a load; 0 for list-keys, where the size varies."""
     return {name: _result_size(load, name) for name in names_of(load)}
 
 
@@ -202,9 +202,9 @@ def names_of(load: Load) -> tuple[str, ...]:
 
 
 def bucket_of(value_bytes: int) -> str:
-    """Return the name of the bucket of values of this size.
+    """Return the name of the bucket for values of this size.
 
-    All names have the same length, so that the bare responder knows the length of parameters.
+    All bucket names have the same length, so the bare responder can predict the length of parameters.
 
     >>> bucket_of(64)
     'values-0000000064'
@@ -213,7 +213,7 @@ def bucket_of(value_bytes: int) -> str:
 
 
 def key_of(index: int) -> bytes:
-    """Return the key of a number.
+    """Return the key with this number.
 
     >>> key_of(17)
     b'000000000017'
@@ -238,12 +238,15 @@ def get_many_result_of(keys: Sequence[bytes], value_bytes: int) -> bytes:
 
 
 def set_params_bytes(value_bytes: int) -> int:
-    """Return the size of the parameters of a set into the bucket of values of this size."""
+    """Return the size of the parameters of a set with a value of this size."""
     return len(encode_set(bucket_of(value_bytes).encode(), key_of(0), bytes(value_bytes)))
 
 
 class Frame(NamedTuple):
-    """The parts of a call's first message: `head`, the call's number, `middle`, its span if it is traced, `tail`."""
+    """The constant parts of a call's first message.
+
+    The message is `head`, the call's number, `middle`, the call's span if it is traced, and `tail`.
+    """
 
     head: bytes
     middle: bytes
@@ -251,9 +254,9 @@ class Frame(NamedTuple):
 
 
 class Script:
-    """The messages of a load's calls and their right answers. Calls are numbered from 0.
+    """The messages of a load's calls, and the right answers. Calls are numbered from 0.
 
-    :ivar later: pieces of the parameters after the first message; the same for every key
+    :ivar later: the pieces of the parameters that follow the first message; they are the same for every key
     """
 
     def __init__(self, load: Load, inbox: bytes, max_payload: int) -> None:
@@ -295,7 +298,7 @@ class Script:
         return self._pack("list-keys", encode_list_keys(self._bucket, cursor))
 
     def span(self, number: int) -> bytes:
-        """Return trace and span of a call's traceparent. Each call is a new trace."""
+        """Return the trace id and span id of a call's traceparent. Each call has a new trace id."""
         return b"%032x-%016x" % ((self.trace + number) % 2**128 or 1, number + 1)
 
     def is_cut(self, number: int) -> bool:
@@ -312,7 +315,7 @@ class Script:
             case "get-many":
                 return get_many_result_of(self._keys(number), load.value_bytes)
             case "increment":
-                # NATS keeps the order of calls of one connection, and no other load uses these keys.
+                # NATS keeps the order of one connection's calls, and no other load uses these keys.
                 turns = number // (len(self._indices) or load.keys) + 1
                 return encode_increment_result(load.counted + turns * load.delta)
             case "exists":
@@ -320,7 +323,7 @@ class Script:
         return SET_OK
 
     def result_size(self, number: int) -> int:
-        """Return the size of the right result of a call; 0 for list-keys, where it is unknown."""
+        """Return the size of the right result of a call; 0 for list-keys, where the size varies."""
         return self._sizes[self._name(number)]
 
     def _name(self, number: int) -> str:
@@ -369,7 +372,7 @@ class Script:
         return Frame(self._heads[name], sizes + before, b"%b%b\r\n" % (behind, params))
 
 
-#: The placeholder for trace and span in a traceparent.
+#: The placeholder for trace id and span id in a traceparent.
 NO_SPAN = b"0" * 32 + b"-" + b"0" * 16
 SPAN_BYTES = len(NO_SPAN)
 
@@ -384,7 +387,7 @@ def header_block(headers: Headers) -> bytes:
 
 
 def spread_indices(keys: int, picked: int) -> list[int]:
-    """Return `picked` distinct indices from all over the key space. Successive indices are far apart.
+    """Return `picked` distinct indices, spread over the key space. Successive indices are far apart.
 
     >>> spread_indices(10, 5)
     [0, 6, 2, 8, 4]

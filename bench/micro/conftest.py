@@ -1,4 +1,4 @@
-"""Fixtures of the micro benchmarks: stores, garbage collector settings, and the figures at the end of the run."""
+"""Fixtures of the micro-benchmarks: stores, garbage collector settings, and the figures at the end of the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def figures(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Iterato
     pytestconfig.stash[FOUND].append(Figures(benchmark.group or "", benchmark.name, benchmark.extra_info))
 
 
-@pytest.hookimpl(trylast=True)  # after the tables of pytest-benchmark
+@pytest.hookimpl(trylast=True)  # print after pytest-benchmark's tables
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     found = config.stash[FOUND]
     lines = list(tables(found))
@@ -35,8 +35,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     terminalreporter.section("figures of the benchmarks above", sep="-")
     terminalreporter.line(
-        "Medians over the rounds. A ratio is the first time over the second, in the same round. "
-        "--benchmark-json=FILE keeps everything."
+        "Each figure is the median over the rounds. A ratio is the first time divided by the second, in the same "
+        "round. --benchmark-json=FILE saves all figures."
     )
     for line in lines:
         terminalreporter.line(line)
@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session", autouse=True)
 def collector() -> Iterator[None]:
-    """Set the cyclic garbage collector as the provider does, for all benchmarks."""
+    """Configure the cyclic garbage collector as the provider does, for all benchmarks."""
     thresholds = gc.get_threshold()
     tune_collector()
     yield
@@ -54,7 +54,7 @@ def collector() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stores() -> Callable[[int], Filled]:
-    """Return a function from a number of keys to a shared store. A benchmark that changes a store must restore it."""
+    """Return a function that returns the shared store with a number of keys. A benchmark must undo its changes."""
     return cache(fill)
 
 

@@ -1,4 +1,4 @@
-"""A plain dict under one lock, which the store is compared with, and the keys and values for both."""
+"""A plain dict under one lock, for comparison with the store, and functions that make keys and values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class KeyedStore(Protocol):
 
 
 class LockedDict:
-    """The comparison for the store: no limits, no order, one lock for everything."""
+    """A plain dict to compare the store with. It has no limits, no order, and one lock for everything."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -63,7 +63,7 @@ class LockedDict:
             self._entries.update(entries)
 
     def page(self, offset: int, keys_max: int) -> list[bytes]:
-        """Return a page by skipping `offset` keys, because a dict has no other way. O(offset)."""
+        """Return a page by skipping `offset` keys, because a dict cannot start at a key. O(offset)."""
         with self._lock:
             return list(islice(self._entries, offset, offset + keys_max))
 
@@ -76,7 +76,7 @@ def shuffled_keys(count: int) -> list[bytes]:
 
 
 def fresh(key: bytes) -> bytes:
-    """Return a new object with the same bytes, whose hash is not cached yet."""
+    """Return a new object with the same bytes. Its hash is not cached yet."""
     return key[:1] + key[1:]
 
 
@@ -86,7 +86,7 @@ def fresh_value() -> bytes:
 
 
 def tune_collector() -> None:
-    """Set the cyclic garbage collector as the provider does. It never scans the objects that exist now again."""
+    """Configure the cyclic garbage collector as the provider does. It never again scans the objects that exist now."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)

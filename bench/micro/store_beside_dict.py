@@ -1,8 +1,8 @@
-"""A comparison of the engine with a plain dict under one lock: the price of order, limits and shards.
+"""A comparison of the engine with a plain dict under one lock. It shows the cost of order, limits and shards.
 
-Both do the same work on one thread, in turns of a few thousand calls, so that other work of the machine affects both.
-Keys and values are new objects, as a decoder makes them, so a key's hash is not cached yet. A figure is the median
-over the rounds, with the least and the greatest ratio of a round.
+Engine and dict do the same work on one thread. They take turns of a few thousand calls, so other work of the machine
+affects both equally. Keys and values are new objects, as a decoder creates them, so a key's hash is not cached yet.
+Each figure is the median over the rounds. The spread is the smallest and the largest ratio of a round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["main"]
 
 TURN_KEYS = 10_000
 PAGE_KEYS = 1_000
-#: Bars: time over that of a dict under one lock, milliseconds per page, bytes per key.
+#: Bars: time divided by the time of a dict under one lock, milliseconds per page, bytes per key.
 TIMES_MAX = {"new key": 2.5, "get": 2.0, "overwrite": 2.0}
 PAGE_MS_MAX = 0.3
 ORDER_BYTES_MAX = 110
@@ -46,13 +46,13 @@ examples:
   scripts/bench engine --quick       a tenth of the keys, three rounds: a few seconds, for a first look
   scripts/bench engine --strict      exit status 1 if a figure is over its bar, for a pipeline
 
-The table goes to standard output, progress to standard error. "ok" and "over" compare a median with its bar. Do not
-compare ratios of small runs with those of large ones: a greater part of a small dict fits in the processor's caches.
+The table goes to standard output, and progress to standard error. "ok" and "over" compare a median with its bar. Do
+not compare the ratios of small and large runs, because more of a small dict fits in the processor's caches.
 """
 
 
 def time_gets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
-    """Return the nanoseconds that a loop of gets takes, one for each key."""
+    """Get each key once in a loop. Return the nanoseconds that the loop takes."""
     keys = [fresh(key) for key in keys]
     get = subject.get
     start = perf_counter_ns()
@@ -62,7 +62,7 @@ def time_gets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
 
 
 def time_sets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
-    """Return the nanoseconds that a loop of sets takes, one for each key."""
+    """Set each key once in a loop. Return the nanoseconds that the loop takes."""
     entries = [(fresh(key), fresh_value()) for key in keys]
     set_value = subject.set
     start = perf_counter_ns()
@@ -72,7 +72,7 @@ def time_sets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
 
 
 def time_pages(bucket: Bucket) -> Iterator[int]:
-    """Yield the nanoseconds of each page of a walk."""
+    """Yield the nanoseconds that each page of a walk takes."""
     cursor: int | None = None
     while True:
         start = perf_counter_ns()
@@ -85,7 +85,7 @@ def time_pages(bucket: Bucket) -> Iterator[int]:
 
 @dataclass
 class Comparison:
-    """Nanoseconds per call, one figure for each round."""
+    """The nanoseconds per call of store and dict, with one figure for each round."""
 
     store: list[float] = field(default_factory=list)
     plain: list[float] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Comparison:
 
 @dataclass
 class Walks:
-    """Milliseconds of a walk's pages, one figure for each round."""
+    """The milliseconds that the pages of a walk take, with one figure for each round."""
 
     medians: list[float] = field(default_factory=list)
     maxima: list[float] = field(default_factory=list)
@@ -149,13 +149,13 @@ def run_round(keys: Sequence[bytes], report: Timings, is_store_first: bool) -> N
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per key: growth of the process, and growth by the engine's formula."""
+    """The bytes per key: growth of the process, and growth by the engine's formula."""
 
     key: float
     key_formula: float
@@ -164,7 +164,7 @@ class Memory:
 
 
 def measure_memory(count: int) -> Memory:
-    """Fill and walk a store, and return its memory. Run it in a new process."""
+    """Fill and walk a store, and return its memory. Call this function in a new process."""
     store = Store()
     bucket = store.bucket(b"bench")
     start = resident_bytes()

@@ -10,7 +10,7 @@ __all__ = ["Figures", "tables"]
 
 @dataclass(frozen=True)
 class Figures:
-    """The extra figures of one benchmark. Their names include the unit."""
+    """The extra figures of one benchmark. The name of each figure includes its unit."""
 
     group: str
     name: str

@@ -1,6 +1,6 @@
-"""Encoding and decoding of the parameters and results of every function. A figure is one call.
+"""Encoding and decoding of the parameters and results of every function. Each figure is the time of one call.
 
-Keys have 12 bytes, values 64 bytes, pages 1,000 keys and batches 100 keys.
+Keys have 12 bytes, values have 64 bytes, pages have 1,000 keys, and batches have 100 keys.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ANSWER_BYTES_MAX = 2**20
 
 
 class Codec(NamedTuple):
-    """Encoder and decoder of parameters or a result, with the encoder's arguments and the value that is decoded."""
+    """The encoder and decoder of parameters or a result, with the encoder's arguments and the decoded value."""
 
     arguments: tuple[Any, ...]
     encode: Callable[..., bytes]
@@ -70,7 +70,7 @@ class Codec(NamedTuple):
 
 
 def alike(arguments: tuple[Any, ...], encode: Callable[..., bytes], decode: Callable[..., tuple[Any, int]]) -> Codec:
-    """Return the codec of parameters whose decoder returns the encoder's arguments."""
+    """Return a codec whose decoder returns the encoder's arguments."""
     return Codec(arguments, encode, decode, arguments)
 
 

@@ -1,9 +1,9 @@
-"""Calls of the engine on one thread, in turns with a plain dict under one lock.
+"""Calls to the engine on one thread, in turns with calls to a plain dict under one lock.
 
-Calls on keys with deadlines take turns with the same calls on keys without.
+Calls on keys with deadlines take turns with the same calls on keys without deadlines.
 
-pytest-benchmark's table has the time of a round of calls to the store. `extra_info`, which is printed below it, has
-nanoseconds per call (for batches, per key) of both, and the median of the rounds' ratios.
+pytest-benchmark's table shows the time of a round of calls to the store. `extra_info` is printed below the table. It
+has the nanoseconds per call (for batches, per key) of store and dict, and the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def test_get(benchmark: BenchmarkFixture, filled: Filled) -> None:
 
 
 def test_set_new(benchmark: BenchmarkFixture, filled: Filled) -> None:
-    """Add keys to a filled store. They are deleted after each round."""
+    """Add keys to a filled store. The new keys are deleted after each round."""
     benchmark.group = f"engine: {TURN_KEYS:,} sets of new keys"
 
     def undo(entries: list[tuple[bytes, bytes]]) -> None:
@@ -58,7 +58,7 @@ def test_overwrite(benchmark: BenchmarkFixture, filled: Filled) -> None:
 
 
 def test_delete(benchmark: BenchmarkFixture, filled: Filled) -> None:
-    """Delete existing keys. They are set again after each round."""
+    """Delete existing keys. The deleted keys are set again after each round."""
     benchmark.group = f"engine: {TURN_KEYS:,} deletes of existing keys"
     keys = keys_of_turn(filled.keys)
     in_turns(benchmark, TURN_KEYS, keys, call_all(filled.bucket.delete), call_all(filled.plain.delete), undo=filled.put)
@@ -154,7 +154,7 @@ def test_overwrite_with_deadlines(benchmark: BenchmarkFixture, million: Filled, 
 
 
 def test_sweep(benchmark: BenchmarkFixture, million: Filled) -> None:
-    """Remove expired keys in a step of the provider's size. It is the longest wait that a sweep causes for a call."""
+    """Remove expired keys in a step of the provider's size. A call waits for at most one such step."""
     benchmark.group = f"engine: one step of a sweep, {STEP_KEYS} keys"
     now_ns = 0
     store = Store(clock=lambda: now_ns)
@@ -171,7 +171,7 @@ def test_sweep(benchmark: BenchmarkFixture, million: Filled) -> None:
 
 
 def test_page(benchmark: BenchmarkFixture, million: Filled) -> None:
-    """Take a page once the key order exists. The dict skips to another offset in each round."""
+    """Read a page after the key order exists. The dict skips to another offset in each round."""
     benchmark.group = f"engine: page of {PAGE_KEYS:,} keys"
     walked = list(million.bucket.keys())
     assert len(walked) == KEYS

@@ -1,7 +1,7 @@
 """The direct path without a socket: one read of 64 complete frames, answered in one write.
 
-A figure is one read; `extra_info` has nanoseconds per call. "metered" means with metrics, as the provider runs them.
-Before each read of deletes, the deleted keys are set again; this is not timed.
+Each figure is the time of one read. `extra_info` has the nanoseconds per call. "metered" means that metrics are on,
+as they are in the provider. The deleted keys are set again before each read of deletes, which is not timed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ COUNTERS = b"counters"
 KEYS = 10_000
 BATCH_KEYS = 100
 STRIDE = KEYS // FRAMES
-#: Reads in a round, both with and without metrics.
+#: Number of reads in a round, with metrics and again without.
 TURN_READS = 20
-#: Functions of one key, and of many keys, whose frames cost about a hundred times as much.
+#: Functions of one key, and functions of many keys. A frame of the latter costs about a hundred times as much.
 OF_A_KEY = ["get", "set", "delete", "exists", "increment"]
 OF_KEYS = ["list-keys", "get-many", "set-many", "delete-many"]
 #: Number of rounds for functions that must be undone after each round.
@@ -45,7 +45,7 @@ UNDONE_ROUNDS = {"delete": 2_000, "delete-many": 100}
 
 
 class Socket:
-    """A transport that counts answers."""
+    """An asyncio transport that counts the answers that are written to it."""
 
     def __init__(self) -> None:
         self.ends = 0
@@ -88,7 +88,7 @@ class FilledProtocol:
             routes.add(number, handler)
         self.socket = Socket()
         self.protocol = DirectProtocol(asyncio.StreamReader(loop=loop), routes, loop)
-        self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what it uses of a transport
+        self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # has the methods that the protocol calls
         self.protocol.data_received(b'INFO {"max_payload": 1048576}\r\n')
 
     def put(self, keys: Iterable[bytes]) -> None:
@@ -96,7 +96,7 @@ class FilledProtocol:
             self.bucket.set(key, value_of(key, 64))
 
     def read(self, function: str, headers: Headers) -> bytes:
-        """Return the bytes of frames that call a function for one key after the other."""
+        """Return frames that call a function for one key after the other, as one block of bytes."""
         number = list(self.handlers).index(function) + 1
         instance = INSTANCES.get(function, BATCH)  # the load has no delete-many
         subject = invocation_subject("default.keyvalue-inmemory", instance, function).encode()
@@ -112,7 +112,7 @@ class FilledProtocol:
 
 
 def batch_of(frame: int) -> list[bytes]:
-    """Return the keys of a frame, spread over the bucket. No two frames share a key."""
+    """Return the keys for a frame. They are spread over the bucket, and no two frames share a key."""
     return [key_of(frame + place * FRAMES) for place in range(BATCH_KEYS)]
 
 

@@ -1,9 +1,10 @@
 """The cost of one change to a shard's key order, compared with the cost of a key in a new order.
 
-Their ratio shows when a new order is cheaper, which `CHANGES_SHARE` in `keyvalue_engine.order` decides. Each round
-times three pages on a new shard: one that sorts all keys, one without changes, and one that applies the changes.
-pytest-benchmark shows the last. `extra_info` has nanoseconds per change, nanoseconds per key, and the median of the
-rounds' ratios. A key that is removed and put back counts as two changes.
+The ratio of the two costs shows when a new order is cheaper. `CHANGES_SHARE` in `keyvalue_engine.order` is set
+accordingly. Each round times three pages on a new shard: the first sorts all keys, the second has no changes to
+apply, and the third applies the changes. pytest-benchmark shows the third page. `extra_info` has nanoseconds per
+change, nanoseconds per key, and the median of the rounds' ratios. Removing a key and putting it back counts as two
+changes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def position_of(key: bytes) -> int:
 
 
 def page_of_one_key(shard: Shard) -> int:
-    """Return the nanoseconds of a page of one key, which are almost only the cost of the order."""
+    """Return the nanoseconds that a page of one key takes. Almost all of the time goes into the key order."""
     start = perf_counter_ns()
     shard.take(0, [], 1, 0, 1_000)
     return perf_counter_ns() - start
@@ -42,7 +43,7 @@ def page_of_one_key(shard: Shard) -> int:
 @pytest.mark.parametrize("keys", [256, 1024, 4096])
 def test_change(benchmark: BenchmarkFixture, keys: int, kind: str) -> None:
     tune_collector()
-    changes = keys // CHANGES_SHARE // 4 * 2  # even, and few enough that the order is not dropped
+    changes = keys // CHANGES_SHARE // 4 * 2  # an even number, small enough that the shard keeps its order
     benchmark.group = f"order: {changes} changes among {keys:,} keys"
     present = shuffled_keys(keys + changes)
     absent = [present.pop() for _ in range(changes)]

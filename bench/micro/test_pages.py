@@ -1,6 +1,6 @@
 """A page of 10, 100 and 1,000 keys in a bucket of 10 k, 100 k and 1 M keys, once the key order exists.
 
-Its cost must depend on the keys that it returns, not on those before them.
+The cost of a page must depend on the number of keys that it returns, not on the number of keys before it.
 """
 
 from __future__ import annotations

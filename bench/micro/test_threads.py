@@ -1,6 +1,6 @@
-"""The engine with 1, 2 and 4 threads, which share the same number of calls.
+"""The engine with 1, 2 and 4 threads. The total number of calls is the same, and the threads share it.
 
-With the GIL, this shows the cost of locks. Without it, it shows how far threads scale.
+With the GIL, the figures show the cost of locks. Without the GIL, they show how well threads scale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from keyvalue_engine import Bucket, Store
 KEYS = 100_000
 CALLS = 100_000
 ROUNDS = 20
-#: One call in this many of a mixed load is a set.
+#: In a mixed load, one call in this many is a set.
 SET_ONE_IN = 20
 
 
@@ -42,7 +42,7 @@ def threads(request: pytest.FixtureRequest) -> int:
 def in_threads(
     benchmark: BenchmarkFixture, threads: int, keys: Sequence[bytes], act: Callable[[Sequence[bytes]], int]
 ) -> None:
-    """Benchmark `act` on all keys, divided among the threads. `act` returns the number of its successful calls."""
+    """Benchmark `act` on all keys, divided among the threads. `act` returns its number of successful calls."""
     shares = [keys[number::threads] for number in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         assert benchmark.pedantic(lambda: sum(pool.map(act, shares)), rounds=ROUNDS, warmup_rounds=1) == CALLS  # type: ignore[no-untyped-call]

@@ -1,8 +1,9 @@
 """Calls that are answered later, on the direct path without a socket: one read of 64 frames.
 
-The answers come in the next turn of the event loop. A figure is one read, from its bytes to the last answer;
-`extra_info` has nanoseconds per call. In "future", the handler returns a future that a callback of the loop sets, as
-a replicated store would. It takes turns with "coroutine", where the server has to create a task for each call.
+The answers come in the next turn of the event loop. Each figure is the time of one read, from receiving its bytes to
+writing the last answer. `extra_info` has the nanoseconds per call. In "future", the handler returns a future, and a
+callback of the loop sets its result, as a replicated store would. In "coroutine", the server has to create a task for
+each call. The two variants take turns.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from keyvalue_transport.wrpc.handler import Caller, Pending
 FRAMES = 64
 TURN_READS = 10
 VALUE = b"v" * 64
-GET, BESIDE = 2, 3  # subscriptions; 1 is for the remaining pieces of parameters
+GET, BESIDE = 2, 3  # ids of subscriptions; id 1 is for the remaining pieces of parameters
 
 Later = Callable[[], Awaitable[bytes]]
 
@@ -49,7 +50,7 @@ class Unconnected(Connection):
 
 
 class AwaitedSocket:
-    """A transport that counts answers. `answered` is done once all frames of a read are answered."""
+    """An asyncio transport that counts answers. `answered` is done when all frames of a read are answered."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.ends = 0
@@ -72,7 +73,7 @@ class AwaitedSocket:
 
 
 def later_in(loop: asyncio.AbstractEventLoop) -> Later:
-    """Return a function that returns a future, which a callback sets in the next turn of the loop."""
+    """Return a function that returns a future. A callback sets the future's result in the next turn of the loop."""
 
     def answer() -> asyncio.Future[bytes]:
         future: asyncio.Future[bytes] = loop.create_future()
@@ -89,7 +90,7 @@ async def in_coroutine() -> bytes:
 
 
 class WaitingServer:
-    """A server with two functions that answer later, and a connection to it."""
+    """A server with two functions that answer later, and a connection to the server."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -101,7 +102,7 @@ class WaitingServer:
         self.server = server
         self.socket = AwaitedSocket(loop)
         self.protocol = DirectProtocol(asyncio.StreamReader(loop=loop), connection.direct, loop)
-        self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what it uses of a transport
+        self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # has the methods that the protocol calls
         self.protocol.data_received(b'INFO {"max_payload": 1048576}\r\n')
 
     def _handler(self, later: Later) -> Callable[[Caller, bytes, int, int], Pending]:
@@ -121,7 +122,7 @@ class WaitingServer:
 
 
 def read_of(number: int) -> bytes:
-    """Return the bytes of frames that call a function."""
+    """Return frames that call a function, as one block of bytes."""
     block, params = header_block("host"), encode_bucket_key(b"default", key_of(1))
     sizes = b"%d %d" % (len(block), len(block) + len(params))
     frame = b"HMSG default.bench.get %d _INBOX.%b.%d %b\r\n%b%b\r\n"

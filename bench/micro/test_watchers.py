@@ -1,6 +1,6 @@
-"""The cost of a watcher that never answers: set with and without it, and a push to its queue.
+"""The cost of a watcher that never answers: sets with and without the watcher, and a push to the watcher's queue.
 
-The queue is full, so each event drops the oldest. The keys are those of a small bucket, as in the end-to-end loads.
+The queue is full, so each event drops the oldest event. The bucket is small, as in the end-to-end loads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BUCKET = b"bench"
 
 
 class Stuck:
-    """A component that takes a call and never answers it."""
+    """A component that receives a call and never answers it."""
 
     def __init__(self) -> None:
         self.called = asyncio.Event()

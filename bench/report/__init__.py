@@ -1,1 +1,1 @@
-"""Reports of a run: figures, bars, tables, plots and comparisons."""
+"""Reports on a run: figures, bars, tables, plots and comparisons."""

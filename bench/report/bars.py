@@ -1,4 +1,4 @@
-"""The bars: the performance goals of the project, and how a run compares with them."""
+"""The bars (the project's performance goals), and a comparison of a run with the bars."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["BARS", "Bar", "Standing", "missed", "standings", "unmeasured"]
 class Bar:
     """A limit for one figure of one subject in one case.
 
-    :ivar is_ratio: divide the figure by that of `reference`, or by the subject's own in `reference_case` if that is
-        set
-    :ivar is_least: the limit is a minimum; otherwise it is a maximum
-    :ivar is_worst: the worst round counts; otherwise the median
+    :ivar is_ratio: True to divide the figure by the figure of `reference`; if `reference_case` is set, the divisor is
+        the subject's own figure in that case
+    :ivar is_least: True if the limit is a minimum; otherwise it is a maximum
+    :ivar is_worst: True to judge the worst round; otherwise the median is judged
     """
 
     what: str
@@ -103,7 +103,7 @@ def _waits() -> Iterator[Bar]:
 
 
 def _growth() -> Iterator[Bar]:
-    # From a thousand keys to a million, the logarithm of their number doubles.
+    # From a thousand keys to a million, the logarithm of the number of keys doubles.
     for call in ("get 64 B, 64 in flight", "set 64 B, 64 in flight", "list-keys of 1,000, 4 in flight"):
         function, _, _ = call.partition(" ")
         yield Bar(

@@ -20,7 +20,7 @@ DOCUMENT = ROOT / "docs" / "performance.md"
 
 
 def unfit(run: Run) -> list[str]:
-    """Return the reasons why a run cannot be put into a document: it is void, or did not measure every bar."""
+    """Return the reasons why a run cannot be put into a document: the run is void, or did not measure every bar."""
     reasons = [f"the run is void: {fault}" for fault in run.void]
     if bars := unmeasured(standings(run.rows)):
         reasons.append(f"bars not measured: {len(bars)}, the first is {bars[0]}")
@@ -29,7 +29,7 @@ def unfit(run: Run) -> list[str]:
 
 def write(run: Run, folder: Path) -> str:
     """Write run, report and plots to a folder. Return the text to print."""
-    from bench.report.plots import plot  # it takes a second to import
+    from bench.report.plots import plot  # this import takes a second
 
     run.save(folder / RUN_FILE)
     pictures = plot(run, folder)
@@ -40,7 +40,7 @@ def write(run: Run, folder: Path) -> str:
 
 
 def put(run: Run, document: Path, is_forced: bool) -> int:
-    """Put a run into a document if it is valid and complete, or if forced. Return the exit status.
+    """Put a run into a document if the run is valid and complete, or if forced. Return the exit status.
 
     :raises ValueError: the document has no place for a run
     """
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare_main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command `compare`. Return its exit status: 1 if something got slower."""
+    """Run the command `compare`. Return its exit status, which is 1 if something became slower."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench compare",
         description="Show what got slower from one run to another: by more than the threshold, and beyond the spread.",

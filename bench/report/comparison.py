@@ -1,4 +1,4 @@
-"""A comparison of two runs: figures that got worse by more than a threshold, and beyond the spread of both."""
+"""A comparison of two runs. It finds figures that became worse by more than a threshold and by more than the spread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTHING_IN_COMMON = 2
 
 
 class Change(NamedTuple):
-    """A figure in two runs: its old and new spread, as a ratio to the bare responder's if `is_ratio`."""
+    """A figure in two runs: its old and new spread. If `is_ratio`, the spreads are of ratios to the bare responder."""
 
     scenario: str
     case: str
@@ -28,7 +28,7 @@ class Change(NamedTuple):
 
     @property
     def worse(self) -> float:
-        """The share by which the figure got worse."""
+        """The share by which the figure became worse."""
         return worse_share(self.old.median, self.new.median, FIGURES[self.figure].better)
 
     @property
@@ -39,7 +39,7 @@ class Change(NamedTuple):
 
     @property
     def text(self) -> str:
-        """One line of text."""
+        """The change as one line of text."""
         figure = FIGURES[self.figure]
         digits, scale = (RATIO_DIGITS, 1.0) if self.is_ratio else (figure.digits, figure.scale)
         title = figure.title + (" over bare" if self.is_ratio else "")
@@ -50,7 +50,7 @@ class Change(NamedTuple):
 
 
 def worse_share(old: float, new: float, better: int) -> float:
-    """Return the share by which a figure got worse; negative if it got better.
+    """Return the share by which a figure became worse; negative if the figure became better.
 
     >>> worse_share(100.0, 80.0, better=1), worse_share(100.0, 125.0, better=-1)
     (0.25, 0.25)
@@ -60,10 +60,10 @@ def worse_share(old: float, new: float, better: int) -> float:
 
 
 def compared(old: Run, new: Run) -> Iterator[Change]:
-    """Yield the figures that can be compared: of the same case and subject, and where more or less is better.
+    """Yield the figures that both runs have for the same case and subject, and of which more or less is better.
 
-    If both runs have the bare responder, the ratios to it are compared. Only ratios can be compared between two
-    machines, or two days on one machine.
+    If both runs measured the bare responder, ratios to the bare responder are compared. Only ratios can be compared
+    between two machines, or between two days on one machine.
     """
     new_cases = _cases(new)
     for key, old_rows in _cases(old).items():
@@ -82,12 +82,12 @@ def compared(old: Run, new: Run) -> Iterator[Change]:
 
 
 def changes(pairs: Iterable[Change], threshold: float) -> list[Change]:
-    """Return the changes for the worse that exceed the threshold and the spread of both runs."""
+    """Return the changes for the worse that exceed the threshold and lie outside the spread of both runs."""
     return [change for change in pairs if change.worse > threshold and change.is_apart]
 
 
 def absent(old: Run, new: Run) -> list[str]:
-    """Return the subjects, scenarios and cases that only the old run has, each only at the highest level."""
+    """Return the subjects, scenarios and cases that only the old run has. List no part of a missing whole."""
     subjects, scenarios = ({row.subject for row in new.rows}, {row.scenario for row in new.rows})
     there = {(row.scenario, row.case, row.subject) for row in new.rows}
     found = []
@@ -116,7 +116,7 @@ def _spread_of(rows: Sequence[Row], subject: str, name: str, is_ratio: bool) -> 
 
 
 def say_changes(old: Run, new: Run, threshold: float) -> int:
-    """Print what got slower. Return the exit status: 1 if anything did, 2 if there is nothing to compare."""
+    """Print what became slower. Return the exit status: 1 if something became slower, 2 if nothing can be compared."""
     pairs = list(compared(old, new))
     if not pairs:
         print(
@@ -143,7 +143,7 @@ def say_changes(old: Run, new: Run, threshold: float) -> int:
 
 
 def share(text: str) -> float:
-    """Parse a share.
+    """Parse a share, which is given as a number or as a percentage.
 
     >>> share("10%"), share("0.1")
     (0.1, 0.1)

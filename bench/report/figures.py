@@ -1,4 +1,4 @@
-"""Figures and their units, spreads over rounds, and ratios within a round. Pure functions of rows."""
+"""Figures and their units, spreads over rounds, and ratios within a round. All functions are pure."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def ratios(rows: Iterable[Row], subject: str, figure: str, reference: str = REFERENCE) -> list[float]:
-    """Return a subject's figure over the reference's, for each case and round.
+    """Return a subject's figure divided by the reference's, for each case and round.
 
-    Both figures are of the same round, because a machine's speed drifts during a run.
+    The two figures of a ratio come from the same round, because a machine's speed drifts during a run.
     """
     values = {(row.scenario, row.case, row.round, row.subject): row.figures.get(figure) for row in rows}
     found = []
@@ -91,7 +91,7 @@ def ratios(rows: Iterable[Row], subject: str, figure: str, reference: str = REFE
 
 
 def case_ratios(rows: Iterable[Row], subject: str, figure: str, case: str, reference_case: str) -> list[float]:
-    """Return a subject's figure in one case over its own in another case of the same scenario, for each round."""
+    """Return a subject's figure in one case divided by its figure in another case of the scenario, for each round."""
     values = {(row.scenario, row.round, row.case): row.figures.get(figure) for row in rows if row.subject == subject}
     found = []
     for (scenario, number, name), value in values.items():

@@ -1,4 +1,4 @@
-"""Markdown for a run, and its place in a document. Pure functions."""
+"""Functions that write a run as Markdown and put the Markdown into a document. All functions are pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEGIN, END = "<!-- run: begin -->", "<!-- run: end -->"
 
 
 def markdown(run: Run) -> str:
-    """Return a run as Markdown: machine and versions, the bars, and a table for each scenario."""
+    """Return a run as Markdown: machine and versions, bars, and a table for each scenario."""
     parts = ["\n".join(_about_lines(run))]
     if failed := run.about.get("failed"):
         lines = [f"- {Failure(**fields).text}" for fields in failed]
@@ -77,7 +77,7 @@ def _bar_lines(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _scenario_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield a line for each case and subject: medians over the rounds, and ratios with their spread."""
+    """Yield a line for each case and subject, with medians over the rounds, and ratios with their spread."""
     names = [name for name in FIGURES if has_figure(rows, name)]
     has_ratios = any(row.subject == REFERENCE for row in rows)
     titles = ["case", "subject", *(["calls/s over bare", "p50 over bare"] if has_ratios else [])]

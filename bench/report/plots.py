@@ -1,4 +1,4 @@
-"""Plots of a run, as PNG. A plot without rows is left out."""
+"""Plots of a run, as PNG files. A plot is left out if the run has no rows for it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from bench.run.scenarios import size_text
 
 __all__ = ["plot"]
 
-#: From 0 to 99.99 %, at even steps on the axis of nines.
+#: The percentiles to plot, from 0 to 99.99 %, at even steps on the axis of nines.
 PERCENTS = [100 * (1 - 10 ** (-step / 10)) for step in range(41)]
 INCHES = (6.0, 4.0)
-#: Maximum decades with ticks; above it, the locator leaves some out.
+#: Maximum number of decades with ticks. If there are more, matplotlib leaves ticks out.
 TICKS_MAX = 12
 
 
 def plot(run: Run, folder: Path) -> list[Path]:
-    """Draw all plots that the run has rows for. Return their files."""
+    """Draw all plots that the run has rows for. Return the paths of the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in PLOTS.items():
@@ -61,7 +61,7 @@ def throughput(rows: Sequence[Row]) -> Panels:
 
 
 def latency(rows: Sequence[Row]) -> Panels:
-    """Plot percentiles of latency at a fixed rate, where a stall shows in full."""
+    """Plot percentiles of latency at a fixed rate of calls, because a fixed rate shows a stall in full."""
     here = [row for row in rows if row.scenario == "fixed-rate" and row.latencies]
     return {case: partial(percentiles, own) for case, own in grouped(here, lambda row: row.case)}
 
@@ -93,7 +93,7 @@ PLOTS: Mapping[str, Callable[[Sequence[Row]], Panels]] = {
 
 
 def lines(rows: Sequence[Row], field: str, figure: str, what: str, axes: Axes) -> None:
-    """Draw a line for each subject over a field of the case: the median, on a band for the range of the rounds."""
+    """Draw a line for each subject against a field of the case: the median, with a band for the range of the rounds."""
     text = size_text if field == "value_bytes" else "{:,}".format
     ticks: set[float] = set()
     for subject, own in grouped(rows, lambda row: row.subject):
@@ -118,7 +118,7 @@ def lines(rows: Sequence[Row], field: str, figure: str, what: str, axes: Axes) -
 
 
 def percentiles(rows: Sequence[Row], axes: Axes) -> None:
-    """Draw a line for each subject: the percentiles of the latencies of all its rounds."""
+    """Draw a line for each subject, with the percentiles of its latencies in all rounds."""
     for subject, own in grouped(rows, lambda row: row.subject):
         merged = Latencies.merged(row.latencies for row in own)
         axes.plot([100 / (100 - percent) for percent in PERCENTS], merged.percentiles_us(PERCENTS), label=subject)
@@ -133,7 +133,7 @@ def percentiles(rows: Sequence[Row], axes: Axes) -> None:
 
 
 def ticks_of_numbers(axis: Axis) -> None:
-    """Set the ticks of a logarithmic axis to 1, 2 and 5 of each decade, so that less than a decade has ticks too."""
+    """Put ticks at 1, 2 and 5 of each decade of a logarithmic axis, so that an axis below a decade has ticks too."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=TICKS_MAX))
     axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}" if number >= 1 else f"{number:g}"))
     axis.set_minor_locator(NullLocator())

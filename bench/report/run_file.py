@@ -1,4 +1,4 @@
-"""A run and its file, run.json."""
+"""A run, and the file run.json that holds a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = 1
 class Run:
     """One run: time, machine, versions, settings and rows.
 
-    :ivar void: reasons why its figures cannot be used; empty if they can
+    :ivar void: the reasons why the run's figures cannot be used; empty if the figures can be used
     """
 
     about: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Run:
 
     @classmethod
     def load(cls, path: Path) -> Run:
-        """Read a run.
+        """Read a run from a file.
 
         :raises ValueError: the file is not a run
         :raises OSError: the file cannot be read

@@ -3,7 +3,7 @@
 A shape is one of:
 
 - a type;
-- {name: shape} for an object, where a name that ends in '?' may be missing;
+- {name: shape} for an object, where a field may be missing if its name ends in '?';
 - (shape,) for an object with any names, whose values all have this shape;
 - [shape] for a list, whose elements all have this shape.
 """
@@ -78,7 +78,7 @@ def faults(found: object, shape: Shape, where: str = "") -> Iterator[str]:
 
 
 def kind_of(shape: Shape) -> Any:
-    """Return the type of the values that have a shape."""
+    """Return the Python type of the JSON values that have a shape."""
     if isinstance(shape, dict | tuple):
         return dict
     return list if isinstance(shape, list) else shape

@@ -1,1 +1,1 @@
-"""A run: the plan (scenarios, experiments, subjects), the processes (stage, processes), and the results (rows)."""
+"""The parts of a run: its plan (scenarios, experiments, subjects), processes (stage, processes) and results (rows)."""

@@ -36,20 +36,20 @@ SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0
 WATCH_ROUNDS = 10
 START_ROUNDS = 10
-#: Turns per load and round. A machine's speed drifts within a round too, and the bar is at two per cent.
+#: Turns per load and round. A machine's speed drifts even within a round, and the bar is only two per cent.
 TURNS = 10
 TURN_MIN_S = 0.05
-#: Seconds until the gets have started, before a walk starts beside them.
+#: Seconds between the start of the gets and the start of the walk beside them.
 BEGIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much to measure.
+    """The extent of a run: numbers of rounds, keys and calls, and the duration of loads.
 
     :ivar seconds: duration of one load
-    :ivar growth_keys: numbers of keys, ascending
-    :ivar memory_calls: gets in flight at once
+    :ivar growth_keys: numbers of keys to measure growth at, ascending
+    :ivar memory_calls: number of gets in flight at once
     """
 
     rounds: int
@@ -61,7 +61,7 @@ class Extent:
 
 
 def growth(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure get, set and a page with more and more keys, and the memory per key, including the key order."""
+    """Measure get, set and a page at growing numbers of keys. Measure the memory per key, including the key order."""
     stores = {subject: stage.launch(subject) for subject in subjects if subject.is_store}
     empty = {subject: resident_bytes(provider.pid) for subject, provider in stores.items()}
     bucket = bucket_of(GROWTH_VALUE_BYTES)
@@ -69,7 +69,7 @@ def growth(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
     for keys in extent.growth_keys:
         for subject, provider in stores.items():
             stage.fill(provider, bucket, keys - filled, GROWTH_VALUE_BYTES, first_key=filled)
-            # A complete walk builds the key order, so that no measured page has to, and memory includes all of it.
+            # A complete walk builds the key order. So no measured page has to build it, and memory includes all of it.
             walk = Case(function="list-keys", in_flight=1, page_keys=PAGE_KEYS, keys=keys)
             load = stage.load(provider, subject, walk, bucket, extent.seconds)
             stage.generator.run(replace(load, calls=-(-keys // PAGE_KEYS), warm_calls=0))
@@ -121,7 +121,7 @@ def time_scrape(provider: ProviderProcess) -> float | None:
 
 
 def memory(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure how far memory rises above that of the filled store during many gets of large values at once."""
+    """Measure how much memory rises above the filled store's during many simultaneous gets of large values."""
     case = Case(
         function="get", value_bytes=MEMORY_VALUE_BYTES, in_flight=extent.memory_calls, keys=MEMORY_KEYS
     )  # fmt: skip
@@ -142,8 +142,9 @@ def memory(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
 def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure a first and a second walk with gets beside them, and the same gets alone.
 
-    Nobody has listed the keys before the first walk, so each of its pages has to sort. For each get, another one is
-    due at the same moment on the bare responder. That one waits only for the machine, never for a page.
+    The keys were never listed before the first walk, so each of its pages has to sort. For each get, another get is
+    due at the same time on the bare responder. The get on the bare responder never waits for a page, so its latency
+    shows the delay that the machine causes.
     """
     bucket = bucket_of(GROWTH_VALUE_BYTES)
     keys = extent.pages_keys
@@ -198,7 +199,7 @@ def metrics(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterat
 
 
 def expiry(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure get and set over keys with and without deadlines, in turns, and the memory per key without an order."""
+    """Measure get and set on keys with and without deadlines, in turns. Measure the memory per key without an order."""
     bucket = bucket_of(GROWTH_VALUE_BYTES)
     keys = extent.expiry_keys
     providers = {}
@@ -217,7 +218,10 @@ def expiry(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
 
 
 def start(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure time to first answer, idle memory and gets: started by a host, as `serve`, and as the executable."""
+    """Measure time to first answer, idle memory and gets of a provider that is started in each of three ways.
+
+    A host starts it, or it runs as `serve`, or it is the self-contained executable.
+    """
     if EXECUTABLE in subjects:
         status = subprocess.run([ROOT / "scripts" / "build"]).returncode
         if status:
@@ -249,10 +253,10 @@ def start(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
 def watch(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure set with and without watchers.
 
-    Each round launches new processes; otherwise a ratio would say more about two processes than about a watcher.
+    Each round launches new processes, because two processes of the same program differ in speed.
     """
     for number in range(max(WATCH_ROUNDS, extent.rounds)):
-        # An answering watcher is still called for queued events after the load, which would disturb the other turns.
+        # After its load, an answering watcher is still called for queued events. This would disturb the other turns.
         alone = [subject for subject in subjects if subject.watcher == "answering"]
         others = [subject for subject in subjects if subject not in alone]
         yield from watched_rows(stage, others, number, extent.seconds, TURNS)
@@ -260,7 +264,7 @@ def watch(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
 
 
 def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds: float, turns: int) -> Iterator[Row]:
-    """Measure a round of set on new processes, each with its watcher."""
+    """Measure one round of set on new processes, each with its own watcher if it has one."""
     case = Case(function="set")
     bucket = bucket_of(case.value_bytes)
     turn_s = turn_seconds(seconds, turns)
@@ -306,7 +310,7 @@ class Side:
     told_s: float = 0.0
 
     def run(self, generator: GeneratorProcess) -> None:
-        """Take a turn."""
+        """Run the load for one turn, and count the events that the watcher receives."""
         if self.watcher is None:
             self.outcomes.append(generator.run(self.load))
             return
@@ -316,7 +320,7 @@ class Side:
         self.told_s += time.monotonic() - began_s
 
     def figures(self) -> dict[str, float]:
-        """Return the events per second that an answering watcher received; empty for any other side.
+        """Return the events per second that an answering watcher received. Return no figure for any other side.
 
         :raises LoadError: the watcher received no event
         """

@@ -1,8 +1,8 @@
-"""The plan of a run, and the loop that measures it: all subjects in turns, round by round.
+"""The plan of a run, and the loop that measures all subjects in turns, round by round.
 
 A machine's speed drifts, so a figure alone says little. Each case is measured for one subject after the other, in a
-different order in each round. Reports quote ratios to the bare responder of the same round, as median and range over
-the rounds.
+different order in each round. Reports quote ratios to the bare responder in the same round, as the median and range
+over the rounds.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from bench.run.subjects import BARE, DIRECT, PLAIN, VARIANTS, Subject
 
 __all__ = ["SUBJECTS", "Plan", "faults", "measure", "say", "settings"]
 
-#: Maximum CPU time of the bare responder for a call of `REFERENCE_CASE`. Above it, figures say more about the machine
-#: and the interpreter than about providers.
+#: Maximum CPU time of the bare responder for a call of `REFERENCE_CASE`. If it uses more, the figures of a run say
+#: more about the machine and the interpreter than about providers.
 REFERENCE_CPU_US_MAX = 2.2
 SUBJECTS = (BARE, DIRECT, PLAIN)
 
@@ -36,7 +36,7 @@ class Plan:
     extent: Extent
 
     def cases(self) -> list[tuple[str, Case]]:
-        """Return the cases of all scenarios that are lists of cases, after the case that decides if a run is void."""
+        """Return the cases of all scenarios that are lists of cases. The first case decides if the run is void."""
         table = QUICK_CASES if self.is_quick else CASES
         cases = [(name, case) for name in self.scenarios for case in table.get(name, ())]
         return [(REFERENCE, REFERENCE_CASE), *cases]
@@ -48,9 +48,9 @@ class Plan:
 
 
 def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
-    """Measure, and yield each row as soon as it is measured.
+    """Measure all scenarios of a plan. Yield each row as soon as it is measured.
 
-    :param failures: failures of peers are appended to it
+    :param failures: list to which failures of peers are appended
     """
     with Stage() as stage:
         cases = plan.cases()
@@ -81,7 +81,7 @@ def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
 
 
 def line_of(rows: Sequence[Row]) -> str:
-    """Return one line for the rows of a case and round, with ratios if the bare responder is among them."""
+    """Return one line for the rows of a case and round. Include ratios if a row of the bare responder is present."""
     bare = next((row for row in rows if row.subject == REFERENCE), None)
     parts = []
     for row in sorted(rows, key=lambda row: row.subject != REFERENCE):

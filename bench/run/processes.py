@@ -1,7 +1,8 @@
-"""The processes of a benchmark: a NATS server, the load generator, and providers launched as by a wasmCloud host.
+"""The processes of a benchmark: a NATS server, the load generator, watchers and providers.
 
-Each runs in its own session, so that Ctrl-C reaches only the benchmark, which then stops each by its id. Their output
-goes to a file. If a process fails, the error shows the end of the file.
+Providers are launched as a wasmCloud host launches them. Each process runs in its own session, so Ctrl-C reaches only
+the benchmark. The benchmark then stops the other processes by their ids. The output of each process goes to a file.
+If a process fails, the error shows the end of that file.
 """
 
 from __future__ import annotations
@@ -39,21 +40,20 @@ __all__ = [
 
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 15.0
-#: Seconds from when a process stops answering until it has ended.
+#: Seconds to wait for the end of a process that no longer answers.
 ENDING_S = 0.5
 POLL_INTERVAL_S = 0.01
 LATTICE = "default"
-#: By default, a NATS server drops a client with 64 MiB of pending messages. Thousands of large answers in flight are
-#: more.
+#: By default, a NATS server drops a client that has 64 MiB of pending messages. Thousands of large answers exceed this.
 NATS_CONFIG = "max_pending: 4GB\nwrite_deadline: 60s\n"
 
 
 class ProcessError(Exception):
-    """A process did not start, or failed. The text has the end of its output."""
+    """An error for a process that did not start, or failed. The message includes the end of the process's output."""
 
 
 def one_line(text: str) -> str:
-    """Return an error in one line: its first line, and the last line of the process's output.
+    """Return an error on one line: its first line, followed by the last line of the process's output.
 
     >>> one_line("kv-1: the process ended; last output:\\nstarting\\nno host data")
     'kv-1: the process ended; last output: no host data'
@@ -63,7 +63,7 @@ def one_line(text: str) -> str:
 
 
 class Process:
-    """A process and its output. It is a context manager, which stops the process."""
+    """A process and its output. As a context manager, it stops the process at the end."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Process:
 
     @property
     def log(self) -> str:
-        """The output so far."""
+        """The output of the process so far."""
         return self._log.read_text(errors="replace")
 
     def failure(self, what: str) -> ProcessError:
@@ -109,7 +109,7 @@ class Process:
         return ProcessError(f"{self.name}: {what}" + (f"; last output:\n{text[-2000:]}" if text else ""))
 
     def exit_status(self) -> int | None:
-        """Return the exit status of a process that has ended or is about to, or None if it keeps running."""
+        """Return the exit status, or None if the process is still running after a short wait."""
         with suppress(subprocess.TimeoutExpired):
             return self.popen.wait(ENDING_S)
         return None
@@ -138,7 +138,7 @@ class Process:
 
 
 class NatsProcess(Process):
-    """A real NATS server, on a port that the system chooses."""
+    """A real NATS server on a port that the operating system chooses."""
 
     def __init__(self, directory: Path) -> None:
         config = directory / "nats.conf"
@@ -152,7 +152,7 @@ class NatsProcess(Process):
     def _wait(self, ports: Path) -> str:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while self.popen.poll() is None and time.monotonic() < deadline_s:
-            with suppress(ValueError):  # the server may not have finished writing the file
+            with suppress(ValueError):  # the server may still be writing the file
                 for path in ports.iterdir():
                     urls: list[str] = json.loads(path.read_text())["nats"]
                     return urls[0]
@@ -163,9 +163,11 @@ class NatsProcess(Process):
 
 
 class ProviderProcess(Process):
-    """A provider, launched with an empty environment and host data on standard input, and waited for.
+    """A provider, launched with an empty environment and host data on standard input.
 
-    :ivar start_s: seconds from the launch to the first answer; it is called every `POLL_INTERVAL_S`
+    The constructor waits until the provider answers a call. It tries a call every `POLL_INTERVAL_S`.
+
+    :ivar start_s: seconds from the launch to the first answer
     """
 
     def __init__(
@@ -197,7 +199,7 @@ class ProviderProcess(Process):
 
     @property
     def pids(self) -> list[int]:
-        """The ids of all its processes."""
+        """The ids of all processes of the provider."""
         return self._pids
 
     async def _wait(self, url: str) -> None:
@@ -219,7 +221,7 @@ class ProviderProcess(Process):
 
 
 def host_data(provider_key: str, url: str, config: Mapping[str, str], watcher: str = "") -> dict[str, Any]:
-    """Return host data with a link from the component that the load calls as, and one to the watcher, if any."""
+    """Return host data with a link from the load's component, and a link to the watcher, if there is one."""
     links = [link_of(SOURCE_ID, provider_key, ["store", "atomics", "batch"])]
     if watcher:
         links.append(link_of(provider_key, watcher, ["watcher"], {"watch": "SET@*"}))
@@ -262,7 +264,10 @@ def link_of(
 
 
 class WatcherProcess(Process):
-    """A component that watches for changes, and answers all calls or none. It listens once it is constructed."""
+    """A component that watches for changes. It answers all calls, or none if `is_stuck`.
+
+    The constructor waits until the component has subscribed.
+    """
 
     def __init__(self, component: str, nats: NatsProcess, directory: Path, is_stuck: bool) -> None:
         command = (sys.executable, "-m", "bench.load.watching_component", nats.url, f"{LATTICE}.{component}")
@@ -292,7 +297,7 @@ class WatcherProcess(Process):
 
 
 class GeneratorProcess(Process):
-    """The load generator's process, which runs one load after the other."""
+    """The process of the load generator, which runs one load after the other."""
 
     def __init__(self, directory: Path, name: str = "load") -> None:
         command = (sys.executable, "-m", "bench.load.generator_process", "--stdin")

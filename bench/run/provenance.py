@@ -1,4 +1,4 @@
-"""The provenance of a run's figures: versions, machine, commit and load average."""
+"""The conditions of a run: versions, machine, commit and load average."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def about() -> dict[str, Any]:
 
 
 def load_average() -> str:
-    """Return the load averages of one, five and fifteen minutes."""
+    """Return the load averages over one, five and fifteen minutes."""
     return " ".join(f"{average:.2f}" for average in os.getloadavg())
 
 
 def commit() -> dict[str, Any]:
-    """Return the checked-out commit, and whether there are uncommitted changes."""
+    """Return the commit that is checked out, and say if there are uncommitted changes."""
     return {
         "id": _output("git", "rev-parse", "HEAD"),
         "changed": bool(_output("git", "status", "--porcelain", otherwise="")),
@@ -43,7 +43,7 @@ def commit() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that influences the figures."""
+    """Return the versions of all software that influences the figures."""
     found = {"python": f"{platform.python_implementation()} {platform.python_version()}"}
     for name in PACKAGES:
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["REFERENCE", "Failure", "Row"]
 
-#: The subject that others are measured against: the bare responder.
+#: The subject that other subjects are compared with: the bare responder.
 REFERENCE = "bare"
 
 
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A case in which a peer failed, and which is skipped for it from then on. If `is_gone`, all its cases are."""
+    """A case in which a peer failed. Later rounds skip this case for the peer, or all its cases if `is_gone`."""
 
     subject: str
     case: str
@@ -39,11 +39,11 @@ class Failure:
     is_gone: bool
 
     def covers(self, subject: str, case: str) -> bool:
-        """Return True if a case is skipped for a subject."""
+        """Return True if this failure makes a run skip a case for a subject."""
         return subject == self.subject and (self.is_gone or case == self.case)
 
     @property
     def text(self) -> str:
-        """One line of text."""
+        """The failure as one line of text."""
         left_out = "; all its cases are skipped" if self.is_gone else ""
         return f"{self.subject}: {self.case}, round {self.round + 1}: {self.why}{left_out}"

@@ -9,7 +9,7 @@ from bench.load.workload import BATCHES, Function, Headers
 
 __all__ = ["CASES", "QUICK_CASES", "REFERENCE_CASE", "SCENARIOS", "Case", "size_text"]
 
-#: Maximum bytes of values in one bucket, so that large values do not fill the machine's memory.
+#: Maximum bytes of values in one bucket. The limit keeps large values from filling the machine's memory.
 BUCKET_BYTES = 64 * 1024 * 1024
 KEYS_MAX = 10_000
 LARGE_BYTES = 64 * 1024
@@ -17,7 +17,7 @@ LARGE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One load, see `bench.load.workload.Load`. If `keys` is 0, the key space is as large as fits."""
+    """The parameters of one load (see `bench.load.workload.Load`). If `keys` is 0, the value size decides how many."""
 
     function: Function
     value_bytes: int = 64
@@ -59,7 +59,7 @@ class Case:
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes as text.
+    """Return a number of bytes as text with a unit.
 
     >>> size_text(64), size_text(65536), size_text(4194304)
     ('64 B', '64 KiB', '4 MiB')
@@ -70,7 +70,7 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
-#: A run is void if the bare responder uses too much CPU here, because then the machine was busy with something else.
+#: A run is void if the bare responder uses too much CPU in this case, because the machine was busy with other work.
 REFERENCE_CASE = Case(function="get")
 
 VALUE_SIZES = (64, 1024, 64 * 1024, 1024 * 1024, 4 * 1024 * 1024)

@@ -1,4 +1,4 @@
-"""The stage of a run: its NATS server, load generator and providers. All of them end with the stage."""
+"""The stage of a run: its NATS server, load generator and providers. All these processes end with the stage."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["PeerError", "Stage", "row_of"]
 
 FILL_IN_FLIGHT = 256
 FILL_BYTES_IN_FLIGHT = 16 * 1024 * 1024
-#: Seconds to wait for an answer during a fill; long enough for slow peers.
+#: Seconds to wait for an answer during a fill. The time is long enough for slow peers.
 FILL_TIMEOUT_S = 60.0
 DELETES_PER_S = 20_000
-#: Number of the first counter's key, above those of values, because some providers have one key space for all
-#: buckets.
+#: Number of the first counter's key. Some providers have one key space for all buckets, so it is above the numbers of
+#: all other keys.
 COUNTERS_FROM = 500_000_000
 
 
 class PeerError(Exception):
-    """A peer failed in a case. The text is one line.
+    """An error for a peer that failed in a case. The message is one line.
 
-    :ivar is_gone: its process has ended or never answered, so it will fail in every other case too
+    :ivar is_gone: True if the peer's process has ended or never answered, so it would fail in every other case too
     """
 
     def __init__(self, text: str, is_gone: bool) -> None:
@@ -69,7 +69,7 @@ class Stage:
         self._exit.close()
 
     def launch(self, subject: Subject, config: Mapping[str, str] | None = None, watcher: str = "") -> ProviderProcess:
-        """Launch a new process of a subject. It ends with the stage, or earlier if its `stop` is called.
+        """Launch a new process of a subject. The process ends with the stage, or earlier if you call its `stop`.
 
         :param watcher: name of the component that is linked as a watcher
         """
@@ -79,10 +79,10 @@ class Stage:
         return self._exit.enter_context(ProviderProcess(name, subject.command, own, self.nats, self.directory, watcher))
 
     def provider(self, subject: Subject, case: Case) -> ProviderProcess:
-        """Return the process of a subject for a case. There is one for each configuration."""
+        """Return the process of a subject for a case. Each configuration of a subject has its own process."""
         config = {}
         if subject.is_peer:
-            pass  # a peer does not know our options; a check of its answers decides if they can be compared
+            pass  # A peer does not know our options. The check of its answers decides if they can be compared.
         elif case.function == "list-keys":
             config["page_keys"] = str(case.page_keys)
         elif not subject.is_store:
@@ -95,7 +95,7 @@ class Stage:
         return self._providers[key]
 
     def load(self, provider: ProviderProcess, subject: Subject, case: Case, bucket: str, seconds: float) -> Load:
-        """Return the load of a case. Deletes are limited by number instead of time, because each needs a key."""
+        """Return the load of a case. Deletes are limited by number, not by time, because each delete needs a key."""
         deletes = case.function == "delete"
         keys = max(1, int(seconds * DELETES_PER_S)) if deletes else case.key_space
         return Load(
@@ -135,7 +135,7 @@ class Stage:
         self._run_each_once(load)
 
     def fill_counters(self, load: Load) -> Load:
-        """Fill new keys with the value `load.counted`. Return the load with these keys."""
+        """Set new counters to the value `load.counted`. Return the load with the keys of these counters."""
         load = replace(load, first_key=COUNTERS_FROM + self._counters)
         self._counters += load.keys
         self._run_each_once(replace(load, in_flight=FILL_IN_FLIGHT, delta=load.counted, counted=0))
@@ -146,7 +146,7 @@ class Stage:
         self.generator.run(load)
 
     def measure(self, subject: Subject, case: Case, seconds: float) -> Outcome:
-        """Measure a case once. Launch its provider and fill its keys first, if needed."""
+        """Measure a case once. First launch the provider and fill its keys, if needed."""
         provider = self.provider(subject, case)
         bucket = {"delete": "deletes", "increment": "counters"}.get(case.function, bucket_of(case.value_bytes))
         load = self.load(provider, subject, case, bucket, seconds)
@@ -162,9 +162,9 @@ class Stage:
         return self.generator.run(load)
 
     def row(self, scenario: str, case: Case, subject: Subject, number: int, seconds: float) -> Row:
-        """Measure a case and return its row.
+        """Measure a case and return its row. A failure of our own processes raises its original type of error.
 
-        :raises PeerError: a peer failed; a failure of our own processes raises its own error
+        :raises PeerError: a peer failed
         """
         try:
             outcome = self.measure(subject, case, seconds)
@@ -187,9 +187,9 @@ class Stage:
 def row_of(
     scenario: str, case: Case, subject: Subject, number: int, outcome: Outcome, more: Mapping[str, float]
 ) -> Row:
-    """Return an outcome and further figures as a row.
+    """Return a row with the figures of an outcome and the figures in `more`.
 
-    Single calls in the scenario `batch` have keys per second too, so that batches can be compared with them.
+    In the scenario `batch`, single calls also have keys per second, so that batches can be compared with single calls.
     """
     has_keys = scenario == "batch" or case.function in (*BATCHES, "list-keys")
     figures = {

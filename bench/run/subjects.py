@@ -1,4 +1,4 @@
-"""The subjects of a run: our provider in its variants, the bare responder, and peers."""
+"""The subjects of a run: the variants of our provider, the bare responder, and peers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ HOUR_MS = 3_600_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """A provider to measure: its command and its configuration, to which a case may add options.
+    """A provider to measure: its command and its configuration. A case may add options to the configuration.
 
-    :ivar command: may contain {nats} and {prefix}, for a provider that takes no host data
-    :ivar is_store: expect the answers of a store; otherwise only check their shape
-    :ivar watcher: the kind of component that watches every set, if any
-    :ivar is_peer: another project's provider. It does not know our options, and the run continues if it fails
+    :ivar command: the command line; it may contain {nats} and {prefix}, for a provider that reads no host data
+    :ivar is_store: True to expect the answers of a store; otherwise only the shape of answers is checked
+    :ivar watcher: kind of the component that watches every set; empty for none
+    :ivar is_peer: True for another project's provider, which does not know our options; if it fails, the run continues
     """
 
     name: str
@@ -57,18 +57,18 @@ WATCHED = Subject("direct-watched", OURS, DIRECT.config, watcher="answering")
 STUCK = Subject("direct-stuck", OURS, DIRECT.config, watcher="stuck")
 STANDALONE = Subject("serve", (*OURS, "serve", "--nats", "{nats}", "--prefix", "{prefix}", "--metrics-address", "0"))
 EXECUTABLE = Subject("executable", (str(ROOT / "build" / "keyvalue-inmemory"),), DIRECT.config)
-#: Variants of DIRECT, for the scenarios that compare them with it.
+#: Variants of DIRECT. Some scenarios compare them with DIRECT.
 VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK, STANDALONE, EXECUTABLE)
 BARE = Subject(REFERENCE, (sys.executable, "-m", "bench.load.responder"), is_store=False)
 
 
 def peer(text: str) -> Subject:
-    """Return a subject from NAME=COMMAND.
+    """Return the subject that the text NAME=COMMAND describes.
 
     >>> peer("redis=/opt/keyvalue-redis --verbose").command
     ('/opt/keyvalue-redis', '--verbose')
 
-    :raises ValueError: the text is malformed, or the name is taken
+    :raises ValueError: the text is malformed, or one of our subjects has this name
     """
     name, _, command = text.partition("=")
     words = tuple(shlex.split(command))

@@ -1,8 +1,8 @@
-"""End-to-end calls under pytest-benchmark, one group per function: `scripts/bench functions`.
+"""End-to-end calls under pytest-benchmark, one group per function. Run them with `scripts/bench functions`.
 
-Each round is one load on real processes. The clock is the load generator's: a figure is the time of a load divided by
-its calls, so OPS is calls per second. `extra_info` has latencies and CPU time. Subjects do not take turns here; for
-ratios, use `scripts/bench endtoend`.
+Each round is one load on real processes. The load generator measures the time. Each figure is the time of a load
+divided by its number of calls, so OPS is calls per second. `extra_info` has latencies and CPU time. Subjects do not
+take turns here. To get ratios, use `scripts/bench endtoend`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FUNCTIONS = [
 
 
 class LoadClock:
-    """A clock that each load advances by the seconds per call."""
+    """A clock that each load advances by its number of seconds per call."""
 
     def __init__(self) -> None:
         self.now_s = 0.0

@@ -1,6 +1,10 @@
-"""The command `keyvalue-inmemory`. It reads host data, or flags, environment and file, and runs the provider.
+"""The command `keyvalue-inmemory`. It reads host data, or flags, environment and a file, and runs the provider.
 
-Exit codes: 0 stopped in order; 1 NATS cannot be reached, or refuses the connection; 2 host data or an option is wrong.
+Exit codes:
+
+- 0: the provider stopped cleanly
+- 1: NATS cannot be reached, or refuses the connection
+- 2: the host data or an option is wrong
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
         finally:
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
         sys.stderr.write(f"keyvalue-inmemory: standard output: {error.strerror}\n")
         return 1
     except ValueError as error:

@@ -26,11 +26,11 @@ WAIT_INTERVAL_S = 0.05
 
 
 class MissingKeyError(Exception):
-    """A requested key is missing."""
+    """An error for a requested key that is missing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command `wrpc-kv`. Return the exit code: 0, or 1 after a line on standard error."""
+    """Run the command `wrpc-kv`. Return the exit code: 0, 1 after an error, or 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     import asyncio
 
@@ -119,7 +119,7 @@ async def _increment(client: KeyValueClient, arguments: argparse.Namespace) -> N
 
 
 async def _get_many(client: KeyValueClient, arguments: argparse.Namespace) -> None:
-    """Print one line for each key, also for a missing one. Report the missing keys after the last line."""
+    """Print one line for each key, even if the key is missing. Report the missing keys after the last line."""
     values = await client.get_many(arguments.bucket, arguments.keys)
     for key, value in zip(arguments.keys, values, strict=True):
         if arguments.json:
@@ -166,7 +166,7 @@ COMMANDS: dict[str, Callable[[KeyValueClient, argparse.Namespace], Coroutine[obj
 async def _wait(client: KeyValueClient, bucket: str, timeout_s: float) -> None:
     """Wait until a provider answers.
 
-    :raises NoProviderError: none has answered in time
+    :raises NoProviderError: no provider has answered in time
     """
     import asyncio
 
@@ -194,7 +194,7 @@ def _value(arguments: argparse.Namespace) -> bytes:
 
 
 def _credentials(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Return JWT and seed of the user; empty strings if none is given."""
+    """Return the user's JWT and seed; empty strings if no user is given."""
     if arguments.creds is not None:
         return read_credentials(arguments.creds)
     return "", "" if arguments.nkey is None else read_nkey(arguments.nkey)

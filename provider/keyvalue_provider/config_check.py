@@ -61,9 +61,10 @@ class Report:
     """The report of `config check` on a configuration.
 
     :ivar options: value and origin of each option, by name; a secret is shown as `<redacted>`
-    :ivar links: one line for each link, with the names of the options that it sets
+    :ivar links: one line for each link, with the names of the options that the link sets
     :ivar remarks: oddities, such as deprecated names
-    :ivar faults: why the provider would not start, why a link is unusable, and unknown names, which a start ignores
+    :ivar faults: reasons why the provider would not start, or why a link is unusable, and unknown names; a start
+        ignores unknown names
     """
 
     options: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class Report:
 def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Print the report for a command line. Return the exit code: 2 if something is wrong, else 0.
 
-    :raises ValueError: the host data, the file or the combination of flags is unusable; the message says which
+    :raises ValueError: the host data, the file or the combination of flags is unusable; the message says which of them
     """
     report = Report()
     if arguments.host_data is None:
@@ -134,7 +135,7 @@ def _describe(report: Report, configuration: Configuration, *tables: tuple[Optio
         for name, option in table.items():
             setting = configuration.settings.get(name)
             if name in configuration.wrong:
-                shown = "-"  # not the default: the provider would not start with it
+                shown = "-"  # do not show the default, because the provider would not start
             elif setting is not None and setting.is_secret:
                 shown = "<redacted>"
             else:
@@ -147,7 +148,7 @@ def _describe(report: Report, configuration: Configuration, *tables: tuple[Optio
 
 
 def _describe_log(report: Report, level: str, is_structured: bool, origin: str) -> None:
-    """Add the log's level and form, if no option sets them."""
+    """Add the log's level and format to the report if no option sets them."""
     for name, shown in (("log_level", level), ("structured_logging", str(is_structured).lower())):
         if report.options[name][0] == "none":
             report.options[name] = shown, origin
@@ -163,14 +164,14 @@ def _try(report: Report, part: Callable[[S], T], source: S) -> T | None:
 
 
 def _describe_links(report: Report, host_data: HostData, xkeys: Xkeys | None, options: ProviderOptions) -> None:
-    logging.getLogger().addHandler(logging.NullHandler())  # warnings are in the report already
+    logging.getLogger().addHandler(logging.NullHandler())  # the report shows the warnings already
     links = Links(host_data.provider_key, None if xkeys is None else xkeys.open)
     for value in host_data.link_definitions:
         try:
             links.put_value(value)
         except FieldError as error:
             key = key_of(value)
-            if key is None or not links.knows(key):  # otherwise it is in `unusable`
+            if key is None or not links.knows(key):  # otherwise `links.unusable` has the fault
                 report.faults.append(f"a link of the host data: {error}")
     Policy(options.store_options(), links, options)
     for link in _watching(links):

@@ -1,4 +1,4 @@
-"""The configuration in force: the one from the start, with the later changes that take effect at once."""
+"""The configuration in force: the configuration from the start, with later changes that take effect immediately."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger("keyvalue_provider")
 
 
 class LiveConfiguration:
-    """The configuration in force. It also sets up the log, at the start and whenever the log's options change.
+    """The configuration in force. The class also sets up the log, at the start and when the log's options change.
 
     :ivar fault: why the last configuration was refused; None if it was accepted
     """
@@ -41,7 +41,7 @@ class LiveConfiguration:
         faults = list(configuration.faults)
         if not faults:
             try:
-                tls_of(configuration)  # else the next start would fail
+                tls_of(configuration)  # otherwise the next start would fail
             except ValueError as error:
                 faults.append(f"config: {error}")
         if faults:
@@ -60,7 +60,7 @@ class LiveConfiguration:
         return options
 
     def refuse(self, reason: str) -> None:
-        """Record that a configuration is unreadable. The previous one stays in force."""
+        """Record that a configuration is unreadable. The previous configuration stays in force."""
         self.fault = f"config: {reason}"
 
     def _warn_of(self, configuration: Configuration) -> None:

@@ -1,11 +1,12 @@
-"""The outer process of a self-contained executable, as seen from the inner one.
+"""The outer process of a self-contained executable, as seen from the inner process.
 
-    host ── starts ──> outer process ── unpacks a directory, starts ──> inner process: this one
+    host ── starts ──> outer process ── unpacks a directory, starts ──> inner process (this process)
                        waits, passes on signals and the exit code, removes the directory
 
-A host kills the outer process as soon as its shutdown request is answered. It does not know the inner one. So the
-inner process watches the outer one, and stops in order when it ends. The outer process removes the directory after
-the inner one has ended. The inner process removes it only if the outer one has ended before.
+A host kills the outer process as soon as its shutdown request is answered. The host does not know the inner process.
+So the inner process watches the outer process, and stops cleanly when the outer process ends. Normally, the outer
+process removes the directory after the inner process has ended. If the outer process has ended first, the inner
+process removes the directory.
 """
 
 from __future__ import annotations
@@ -19,22 +20,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import asyncio  # not at run time, so that `--help` does not wait for it
+    import asyncio  # only for type checkers, so that `--help` does not wait for this import
 
 __all__ = ["OuterProcess"]
 
 #: Interval for polling the outer process, on systems that do not report its end.
 POLL_INTERVAL_S = 0.2
-#: A terminal or systemd signals both processes, and the outer one passes its signal on within this time.
+#: A terminal or systemd signals both processes. The outer process passes its signal on within this time.
 ECHO_S = 0.25
 #: Prefix of the unpacked directory's name. If nothing is unpacked, PyInstaller names the program's own directory.
 UNPACKED_PREFIX = "_MEI"
-#: This process adopts orphans. In a container it may be the outer process itself.
+#: The id of the process that adopts orphans. In a container, this process may be the outer process itself.
 INIT_PID = 1
 
 
 class OuterProcess:
-    """The process that unpacked and started this one. If there is none, it never ends and nothing is cleaned up."""
+    """The process that unpacked and started this process.
+
+    If there is no such process, `ended` is always False, and `watch` and `clean_up` do nothing.
+    """
 
     def __init__(self) -> None:
         self._directory = _unpacked_directory()
@@ -43,17 +47,17 @@ class OuterProcess:
         self._orphaned = False
         self._signals: dict[int, float] = {}
         if self._directory is not None:
-            # Open the descriptor first. The check after it then notices a process id that was reused.
+            # Open the descriptor first. The check on the next line then detects a reused process id.
             self._descriptor = _open_process(self._pid)
             self._orphaned = not _runs_this_executable(self._pid)
 
     @property
     def ended(self) -> bool:
-        """True if there was an outer process and it has ended."""
+        """True if there was an outer process and this outer process has ended."""
         return self._directory is not None and (self._orphaned or os.getppid() != self._pid)
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_end: Callable[[], object]) -> None:
-        """Call `on_end` once in the loop when the outer process ends, or soon if it has ended already."""
+        """Call `on_end` once in the loop when the outer process ends. If it has ended already, call `on_end` soon."""
         if self._directory is None:
             return
         if self.ended:
@@ -66,7 +70,7 @@ class OuterProcess:
     def is_echo(self, number: int) -> bool:
         """Return True if the outer process passed on a signal that this process has just received itself.
 
-        Call it once for each signal.
+        Call this method once for each signal.
         """
         if self._directory is None:
             return False
@@ -78,10 +82,10 @@ class OuterProcess:
         return False
 
     def clean_up(self, timeout_s: float = 0.0) -> None:
-        """Remove the unpacked directory if the outer process has ended. Call it last: imports fail afterwards.
+        """Remove the unpacked directory if the outer process has ended. Call this last: imports fail afterwards.
 
-        :param timeout_s: seconds to wait for the outer process to end. It may be killed while it removes the directory,
-            and would then leave half of it
+        :param timeout_s: seconds to wait for the end of the outer process, which may be killed while it removes the
+            directory and would then leave a part of the directory
         """
         if self._directory is None or not self._wait(timeout_s):
             return
@@ -124,8 +128,8 @@ def _unpacked_directory() -> Path | None:
 def _open_process(pid: int) -> int | None:
     """Return a descriptor that becomes readable when the process ends, or None if the system has no such descriptors.
 
-    The alternative is a signal at the parent's death. It can be missed before it is requested, it is also sent when
-    a thread of the parent ends, and requesting it takes an import of 10 ms.
+    The alternative is a signal at the parent's death. But the parent may die before the signal is requested. The
+    signal is also sent when a thread of the parent ends. And requesting the signal needs an import that takes 10 ms.
     """
     try:
         return os.pidfd_open(pid)
@@ -134,7 +138,7 @@ def _open_process(pid: int) -> int | None:
 
 
 def _runs_this_executable(pid: int) -> bool:
-    """Return True if the process is the outer one, not one that adopted this process as an orphan."""
+    """Return True if the process is the outer process. Return False if it only adopted this process as an orphan."""
     try:
         return os.path.samestat(os.stat(f"/proc/{pid}/exe"), os.stat("/proc/self/exe"))
     except OSError:  # no /proc, or no permission to read it

@@ -1,10 +1,10 @@
-"""The provider's process. It composes the parts once, serves, and stops in order.
+"""The provider's process. It creates and connects the parts once, serves, and stops cleanly.
 
 StartPlan ─> Connection ─┬─ Server ─ handlers ─ Service ─ handles ─ Store
                          ├─ HostSession (health, links, configuration, shutdown), if there is a host
                          └─ Watchers <─ changes in the Store
 
-`run` is the whole process. `Parts` holds its parts. `RunningProvider` applies what the host sends.
+`run` runs the whole process. `Parts` holds the parts of the provider. `RunningProvider` applies the host's messages.
 """
 
 from __future__ import annotations
@@ -46,16 +46,17 @@ __all__ = ["run"]
 
 log = logging.getLogger("keyvalue_provider")
 
-#: A host kills the process 300 ms after its shutdown request. The whole stop, with the flush, stays under 200 ms.
+#: A host kills the process 300 ms after its shutdown request. The whole stop, with the flush, takes less than 200 ms.
 HOST_STOP_TIMEOUT_S = 0.11
 FLUSH_TIMEOUT_S = 0.05
-#: By then the host has killed the outer process; see `OuterProcess.clean_up`.
+#: After this time, the host has killed the outer process. See `OuterProcess.clean_up`.
 HOST_KILL_TIMEOUT_S = 0.5
-#: Limit for reporting the last changes to watching components.
+#: Time limit for reporting the last changes to watching components.
 WATCH_STOP_TIMEOUT_S = 0.02
 #: The event loop must answer /livez within this time.
 ALIVE_TIMEOUT_S = 1.0
-#: Few objects are in cycles, and a full collection over a million keys takes tens of milliseconds.
+#: Thresholds that make garbage collections rare. A full collection with a million keys in memory takes tens of
+#: milliseconds, and few objects are in reference cycles.
 GC_THRESHOLDS = (50_000, 50, 100)
 
 
@@ -91,9 +92,9 @@ class Parts:
 
 
 class RunningProvider:
-    """A running provider as its host sees it: the `Capability` of the HostSession.
+    """A running provider as its host sees it. It is the `Capability` of the HostSession.
 
-    :ivar is_serving: True from the end of the start to the beginning of the stop
+    :ivar is_serving: True after the start has finished, until the stop begins
     """
 
     def __init__(self, parts: Parts, live_configuration: LiveConfiguration) -> None:
@@ -102,7 +103,7 @@ class RunningProvider:
         self._live_configuration = live_configuration
 
     def ailments(self) -> list[str]:
-        """Return why the provider is unhealthy, one line for each reason."""
+        """Return the reasons why the provider is unhealthy, one line for each reason."""
         connection, server, sweeping = self._parts.connection, self._parts.server, self._parts.sweeping
         ailments = [] if connection.connected else ["NATS is not connected"]
         failures = [server.failed, connection.failed]
@@ -113,7 +114,7 @@ class RunningProvider:
         return ailments
 
     def configure(self, config: Mapping[str, str]) -> None:
-        """Apply a new configuration: what callers may do, and the log. Other options wait for the next start."""
+        """Apply the options of a new configuration that concern callers and the log. Others need a restart."""
         options = self._live_configuration.take(config)
         if options is not None:
             self._parts.policy.configure(options)
@@ -124,7 +125,7 @@ class RunningProvider:
         self._live_configuration.refuse(reason)
 
     def links_changed(self) -> None:
-        """Apply the changed links to all later calls."""
+        """Apply the current links to all later calls."""
         self._parts.policy.links_changed()
         self._parts.service.policy_changed()
         self._parts.watchers.links_changed()
@@ -133,7 +134,7 @@ class RunningProvider:
 async def _run(
     plan: StartPlan, options: ProviderOptions, live_configuration: LiveConfiguration, outer: OuterProcess
 ) -> bool:
-    """Serve until the host or a signal stops the provider. Return True if it was the host.
+    """Serve until the host or a signal stops the provider. Return True if the host stopped the provider.
 
     :raises ConnectError: NATS cannot be reached
     """
@@ -146,7 +147,7 @@ async def _run(
 
     outer.watch(asyncio.get_running_loop(), stop_with_outer)
     async with AsyncExitStack() as stack:
-        after_connection = stack.enter_context(ExitStack())  # stopped last: probes may come until the end
+        after_connection = stack.enter_context(ExitStack())  # stopped last, because probes may arrive until the end
         connection = await _open(plan.connection, stop_requested)
         if connection is None:
             return False
@@ -176,7 +177,7 @@ async def _run(
 
 
 async def _open(options: ConnectionOptions, stop_requested: asyncio.Event) -> Connection | None:
-    """Return the open connection, or None if the provider must stop first."""
+    """Return the open connection, or None if the provider must stop before the connection is open."""
     opening = asyncio.create_task(Connection.open(options))
     stopping = asyncio.create_task(stop_requested.wait())
     await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -241,7 +242,7 @@ def _host_of(
 def _start_endpoint(
     options: ProviderOptions, metrics: Metrics, provider: RunningProvider, host: HostSession | None
 ) -> Endpoint:
-    """Start the HTTP endpoint. If its address cannot be used, log an error and go on without it."""
+    """Start the HTTP endpoint. If the address is not available, log an error and continue without the endpoint."""
     assert options.metrics_address is not None
     address, port = split_address(options.metrics_address)
     loop = asyncio.get_running_loop()
@@ -268,7 +269,7 @@ def _start_endpoint(
 
 
 async def _stop(parts: Parts, host: HostSession | None, timeout_s: float) -> None:
-    """Stop in order: answer the calls in flight, flush, and acknowledge the host's request."""
+    """Stop cleanly: answer the calls in flight, flush, and acknowledge the host's request."""
     if host is not None:
         host.stop()
     await parts.server.stop(timeout_s)
@@ -286,6 +287,6 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float) -> Non
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         from uvloop import new_event_loop
-    except ImportError:  # uvloop does not exist for every platform
+    except ImportError:  # uvloop is not available on every platform
         return asyncio.new_event_loop
     return new_event_loop

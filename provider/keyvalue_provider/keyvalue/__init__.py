@@ -1,1 +1,1 @@
-"""The policy (what callers may do), the handles (how they use buckets), and the service that carries out calls."""
+"""The policy (what callers may do), the handles (how callers use buckets), and the service that executes calls."""

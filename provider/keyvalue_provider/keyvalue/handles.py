@@ -1,11 +1,12 @@
-"""The handles: one for each access and bucket name, opened as the policy says, and kept for later calls.
+"""The handles of buckets. There is one for each access and bucket name. It is opened once and kept for later calls.
 
     caller ── CallerHandles ──> Handles ── the caller's bucket name ──> the handle of the store's bucket
 
-A call costs two look-ups. A call that has its `Handles` keeps using them, even if the policy changes meanwhile.
+A call costs two look-ups. It looks up its caller's `Handles` once, and uses them to the end, even if the policy
+changes meanwhile.
 
-The two Protocols are all that the provider needs of a store. The engine answers at once. Another store may return an
-awaitable from any method, at any call.
+The two Protocols describe all methods that the provider needs from a store. The engine returns values immediately.
+Another store may return an awaitable from any call of any method.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer
 
 __all__ = ["HANDLES_MAX", "BucketHandle", "BucketStore", "CallerHandles", "Handles"]
 
-#: Handles kept for one access. At this number, all are dropped, and opened again when they are used.
+#: Maximum number of handles that are kept for one access. At the limit, all handles are dropped, and each handle is
+#: opened again at its next use.
 HANDLES_MAX = 1024
 
 
 class BucketHandle(Protocol):
-    """A bucket, with the options that it was opened with.
+    """A bucket, and the options that it was opened with.
 
-    Each method returns its value or an awaitable of it. If a call is refused, the method or the awaitable raises
-    `StoreError`.
+    Each method returns a value, or an awaitable that returns the value. If a call is refused, the method or the
+    awaitable raises `StoreError`.
     """
 
     def get(self, key: bytes, /) -> Answer[bytes | None]: ...
@@ -52,13 +54,13 @@ class BucketHandle(Protocol):
 
 
 class BucketStore(Protocol):
-    """A store: it opens buckets and counts for quotas."""
+    """A store. It opens buckets, and counts the memory that quotas limit."""
 
     @property
     def options(self) -> StoreOptions: ...
 
     def bucket(self, name: bytes, options: BucketOptions, /) -> BucketHandle:
-        """Open a bucket. Never raise: an unusable name is refused at the first write."""
+        """Open a bucket. This method never raises, because an unusable name is refused at the first write."""
         ...
 
     def add_quota(self, quota: Quota, /) -> None: ...
@@ -94,7 +96,7 @@ class DeniedHandles(dict[bytes, BucketHandle]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Handles:
-    """The handles of one caller, by its bucket names. A look-up raises the interface's error if access is denied."""
+    """The handles of one caller, by bucket name. If access is denied, a look-up raises an error of the interface."""
 
     readable: dict[bytes, BucketHandle]
     writable: dict[bytes, BucketHandle]
@@ -103,7 +105,7 @@ class Handles:
 class CallerHandles(dict[CallerKey, Handles]):
     """The handles of each caller.
 
-    Callers without a link share one `Handles` and get no entries, because anyone can invent any number of callers.
+    Callers without a link share one `Handles` and get no entries, because anyone can invent more such callers.
     Any thread may look up handles. Only one thread may call `policy_changed`.
     """
 
@@ -120,7 +122,7 @@ class CallerHandles(dict[CallerKey, Handles]):
         return self._linkless
 
     def policy_changed(self) -> None:
-        """Apply the current policy. An unchanged access keeps its handles. O(callers)."""
+        """Apply the current policy. Handles of an unchanged access are kept. O(callers)."""
         known, self._of_accesses = self._of_accesses, {}
 
         def handles_of(access: Access) -> Handles:
@@ -154,6 +156,6 @@ class CallerHandles(dict[CallerKey, Handles]):
         return quota
 
     def _remove_quotas(self) -> None:
-        """Remove the quotas that no access uses any longer."""
+        """Remove the quotas that no access uses any more."""
         for terms in self._quotas.keys() - {access.quota for access in self._of_accesses}:
             self._store.remove_quota(self._quotas.pop(terms))

@@ -1,14 +1,15 @@
-"""The policy: what a caller may do. The caller's link decides. Without a link, the provider's options decide.
+"""The policy: what each caller may do. The caller's link decides. Without a link, the provider's options decide.
 
     (source id, link name) ── Policy.accesses ──> Access: the right, the buckets that names mean, limits, quota
 
-The policy is worked out when links or options change, not at each call. An access is immutable. A change replaces it,
-so no call sees a mix of two. `keyvalue_provider.keyvalue.handles` opens buckets with it. The policy does not use the
-store, only its options.
+The policy is computed when links or options change, not at each call. An access is immutable. A change replaces the
+whole access, so no call sees a mix of old and new. `keyvalue_provider.keyvalue.handles` opens buckets with the limits
+of an access. The policy uses the options of the store, but not the store itself.
 
-The publisher of a call sets the source id and the link name. NATS permissions decide who may publish as whom.
+The publisher of a call sets the source id and the link name. NATS permissions decide which publishers may use which
+subjects.
 
-A quota belongs to buckets, not to a caller. Links that reach the same buckets with the same quotas share them.
+A quota belongs to buckets, not to a caller. Links with the same buckets and the same quota share the quota.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ class Right(Enum):
 
 
 class Reach(NamedTuple):
-    """The store's buckets that a link reaches: those with these names, or, if None, all with the prefix."""
+    """The store's buckets that a link reaches: the buckets in `names`. If `names` is None, all with the prefix."""
 
     names: frozenset[bytes] | None
     prefix: bytes
 
     @classmethod
     def of(cls, options: LinkOptions) -> Reach:
-        """Return all the buckets that a caller with these options can reach."""
+        """Return the buckets that a caller with these options can reach."""
         prefix = options.bucket_prefix or b""
         if options.bucket is not None:
             return cls(frozenset({options.bucket}), b"")
@@ -84,11 +85,11 @@ class QuotaTerms(NamedTuple):
 class Access:
     """The access of a caller: its right, buckets and limits.
 
-    Accesses are compared by identity. An unchanged link keeps its access, and with it its handles.
+    Accesses are compared by identity. An unchanged link keeps its access, so the handles of the access are kept too.
 
     :param limits: the options of the caller's buckets, without the quota
-    :param bucket: the store's bucket that every name means; if None, a name means the bucket `prefix` + name
-    :param names: the names that the caller may give; None for any name
+    :param bucket: the store's bucket that every name refers to; if None, a name refers to the bucket `prefix` + name
+    :param names: the names that the caller may use; None for any name
     """
 
     right: Right
@@ -118,7 +119,7 @@ class Access:
         )
 
     def reached(self, name: bytes) -> bytes:
-        """Return the name of the store's bucket that a caller's name means.
+        """Return the name of the store's bucket that a caller's bucket name refers to.
 
         :raises NoSuchStoreError: the caller may not use this name
         """
@@ -127,12 +128,12 @@ class Access:
         return self.prefix + name if self.bucket is None else self.bucket
 
 
-#: The access that denies everything: over a link that cannot be read, or without a link where one is required.
+#: The access that denies everything. It applies if a link is unreadable, or if a link is required but missing.
 DENIED = Access(Right.DENIED, BucketOptions())
 
 
 class Grant(NamedTuple):
-    """The access of a link, with the link and the provider's options that it was made from."""
+    """The access of a link, with the link and the provider's options from which the access was computed."""
 
     link: LinkDefinition
     provider: ProviderOptions
@@ -142,13 +143,13 @@ class Grant(NamedTuple):
 class Policy:
     """The access of each caller, by source id and link name. Callers without a link share the access `linkless`.
 
-    Only one thread may change the policy. Any thread may read `accesses` and `linkless`, which are replaced and never
-    changed.
+    Only one thread may change the policy. Any thread may read `accesses` and `linkless`, because a change replaces
+    these objects and never modifies them.
 
     :param store: the options of the store
     :param links: the host's links; call `links_changed` after each change
     :param options: the provider's options; by default, every caller may do everything
-    :ivar parameter_limits: the largest limits of any caller, for decoders; this object stays, and its fields change
+    :ivar parameter_limits: the largest limits of any caller, for decoders; the policy changes the fields of this object
     """
 
     def __init__(self, store: StoreOptions, links: Links | None = None, options: ProviderOptions | None = None) -> None:
@@ -166,13 +167,13 @@ class Policy:
         return self.accesses.get(caller, self.linkless)
 
     def configure(self, options: ProviderOptions) -> None:
-        """Apply those of the provider's options that can change while it runs (LIVE_OPTIONS). Ignore the others."""
+        """Apply the options that can change while the provider runs (LIVE_OPTIONS). Ignore all other options."""
         self._provider = self._provider.with_live_options(options)
         self._set_linkless()
         self.links_changed()
 
     def links_changed(self) -> None:
-        """Apply the current links, and note their faults in them. O(links).
+        """Apply the current links. Record the faults of links in `links`. O(links).
 
         An unchanged link keeps its access.
         """
@@ -194,7 +195,7 @@ class Policy:
         self.linkless = DENIED if is_denied else Access.of(LinkOptions.from_config(self._provider, {})[0])
 
     def _read(self, link: LinkDefinition, *, is_news: bool) -> Access:
-        """Return the access of a link. Log faults and oddities of its options once, and note them in the links."""
+        """Return the access of a link. Log faults and oddities of its options once, and record the faults."""
         try:
             options, remarks = LinkOptions.from_config(self._provider, link.target_options)
         except OptionError as error:
@@ -218,7 +219,7 @@ class Policy:
         self.accesses = accesses
 
     def _set_parameter_limits(self) -> None:
-        """Set the limits above which decoders need not read on, because the store would refuse any caller."""
+        """Set the limits at which decoders can stop, because the store would refuse larger parameters of any caller."""
         store, provider, limits = self._store, self._provider, self.parameter_limits
         of_links = [grant.access.limits for grant in self._grants.values()]
         limits.bucket_bytes_max = store.bucket_name_bytes_max

@@ -1,10 +1,10 @@
-"""The service: it carries out the calls of `wrpc:keyvalue` on a store's handles.
+"""The service. It executes the calls of `wrpc:keyvalue` on a store's handles.
 
-A call looks up its caller's handles once, so a change of the policy does not affect it halfway.
+A call looks up its caller's handles once, so a change of the policy never affects a call halfway.
 
-Only this module turns errors of the store into errors of the interface (`_interface_error`). A handle may raise them
-at once, or when its answer is awaited (`_later`). A wasmCloud 1.x host traps a component at an error of any function
-but get and increment, so only a call that must be refused gets an error.
+Only this module turns errors of the store into errors of the interface (`_interface_error`). A handle may raise an
+error immediately, or when its answer is awaited (`_later`). If any function except get and increment returns an error,
+a wasmCloud 1.x host traps the calling component. So a call gets an error only if it must be refused.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 
 class Service:
-    """The functions of `store`, `atomics` and `batch` over one store. Each may raise an error of the interface.
+    """The functions of `store`, `atomics` and `batch` on one store. Each function may raise an error of the interface.
 
-    A function returns its value if the store answers at once, and otherwise an awaitable of the value.
+    A function returns its value if the store answers immediately, and otherwise an awaitable that returns the value.
 
-    :param policy: what each caller may do; by default, every caller may do everything
-    :ivar parameter_limits: the limits of a request's parameters; this object stays, and the policy changes its fields
+    :param policy: the rights of each caller; by default, every caller may do everything
+    :ivar parameter_limits: the limits of a request's parameters; the policy changes the fields of this object
     """
 
     def __init__(self, store: BucketStore, policy: Policy | None = None) -> None:
@@ -45,17 +45,17 @@ class Service:
     def policy_changed(self) -> None:
         """Apply the current policy to all later calls. O(callers)."""
         self._handles.policy_changed()
-        self._policy_changes += 1  # must come before the next line, see `_remember`
+        self._policy_changes += 1  # must precede the next line; see `_remember`
         self._last = self._remember(ANONYMOUS)
 
     def _remember(self, caller: Caller) -> tuple[Caller, Handles]:
-        """Return a caller and its handles, and remember them, because the next call often has the same caller.
+        """Return a caller and its handles. Remember this pair, because the next call often has the same caller.
 
         The end-to-end benchmark of get shows the gain.
         """
         while True:
             changes = self._policy_changes
-            last = self._last = caller, self._handles[caller]  # one tuple, so no thread sees a wrong pair
+            last = self._last = caller, self._handles[caller]  # one tuple, so that each thread sees a matching pair
             # If the policy changed meanwhile, these handles may be outdated. Look them up again.
             if changes == self._policy_changes:
                 return last
@@ -146,7 +146,7 @@ class Service:
 
 
 def _later(answer: Awaitable[S], convert: Callable[[S], T]) -> Derived[T]:
-    """Return an awaitable that converts the value of a store's answer and translates its errors."""
+    """Await a store's answer and return the converted value. Translate errors of the store."""
     return Derived(answer, partial(_translate, convert))
 
 

@@ -1,1 +1,1 @@
-"""Metrics, the HTTP endpoint and the log."""
+"""The metrics, the HTTP endpoint and the log."""

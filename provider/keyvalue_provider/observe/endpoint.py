@@ -1,8 +1,8 @@
 """The HTTP endpoint: /metrics for Prometheus, and /livez and /readyz for health probes.
 
-It runs prometheus-client's WSGI application in the standard library's server, with its own threads. So a scrape delays
-the event loop by at most a thread switch. The number of connections is limited, and so is the time that one may be
-idle. At the limit, a new connection closes the oldest one, so a slow client cannot lock out others.
+It runs prometheus-client's WSGI application in the standard library's server, in separate threads. So a scrape delays
+the event loop by at most a thread switch. The number of connections is limited. At the limit, a new connection closes
+the oldest connection, so a slow client cannot lock out other clients. An idle connection is closed after a while.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ StartResponse = Callable[..., Any]
 class Endpoint:
     """An HTTP server for a collector's metrics and the state of the process.
 
-    :param ailments: returns the reasons why the process is not ready; none if it is
-    :param alive: returns True if the process still does its work
+    :param ailments: returns the reasons why the process is not ready; an empty list if it is ready
+    :param alive: returns True if the process still responds
     """
 
     def __init__(self, collector: Collector, ailments: Callable[[], list[str]], alive: Callable[[], bool]) -> None:
@@ -45,7 +45,7 @@ class Endpoint:
 
     @property
     def port(self) -> int:
-        """The port of the server; 0 before `start`."""
+        """The port that the server listens on; 0 before `start`."""
         return 0 if self._server is None else self._server.server_port
 
     def start(self, host: str, port: int) -> None:
@@ -61,7 +61,7 @@ class Endpoint:
     def stop(self) -> None:
         """Stop listening."""
         if self._server is not None:
-            # This wakes the thread, which otherwise looks for a stop twice a second. It fails on some platforms.
+            # Wake the thread, which otherwise checks for a stop only twice a second. This call fails on some platforms.
             with suppress(OSError):
                 self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
@@ -93,12 +93,12 @@ class _Server(ThreadingMixIn, WSGIServer):
     request_queue_size = CONNECTIONS_MAX
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
-        self._lock = Lock()  # protects _open; the threads of connections change it too
-        self._open: dict[socket.socket, None] = {}  # the oldest first
+        self._lock = Lock()  # protects `_open`, which the connections' threads change too
+        self._open: dict[socket.socket, None] = {}  # oldest connection first
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        """Bind without looking up the name of this machine, which may ask a name server."""
+        """Bind without looking up the name of this machine, because the lookup may query a name server."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -106,13 +106,13 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a new thread. At the limit, close the oldest connection, so that idle ones block no scrape."""
+        """Answer in a new thread. At the limit, close the oldest connection, so that it blocks no scrape."""
         with self._lock:
             if len(self._open) >= CONNECTIONS_MAX:
                 oldest = next(iter(self._open))
                 del self._open[oldest]
-                with suppress(OSError):  # its client is gone
-                    oldest.shutdown(socket.SHUT_RDWR)  # its thread then reads the end of the stream
+                with suppress(OSError):  # the connection's client is gone
+                    oldest.shutdown(socket.SHUT_RDWR)  # the connection's thread then reads the end of the stream
             self._open[request] = None
         super().process_request(request, client_address)
 
@@ -132,4 +132,4 @@ class _RequestHandler(WSGIRequestHandler):
     timeout = CONNECTION_TIMEOUT_S
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Log nothing about a scrape."""
+        """Ignore the server's log line for a request."""

@@ -10,10 +10,10 @@ from copy import copy
 
 __all__ = ["LEVELS", "printable", "set_up_log"]
 
-#: Maximum characters of a message. The rest is cut off, because a message can contain names from outside.
+#: Maximum number of characters in a message. The rest is cut off, because a message can contain names from outside.
 MESSAGE_CHARACTERS_MAX = 8192
 
-#: The levels of a host, as levels of Python.
+#: Python's log level for each of the host's levels.
 LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -26,7 +26,7 @@ LEVELS = {
 
 
 def set_up_log(level: str, structured: bool) -> None:
-    """Send the log to standard error. An unknown level counts as info, with a warning."""
+    """Send the log to standard error. For an unknown level, use info and log a warning."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if structured else PlainFormatter())
     root = logging.getLogger()
@@ -50,14 +50,17 @@ def _message(record: logging.LogRecord) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """Lines like `2026-01-31T12:00:00.000Z INFO provider: ready`, followed by the caller's traceparent, if any."""
+    """A formatter of lines like `2026-01-31T12:00:00.000Z INFO provider: ready`.
+
+    If the record has a caller's traceparent, the line ends with it.
+    """
 
     def __init__(self) -> None:
         self.converter = time.gmtime
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line. Line breaks are escaped, so a name from outside cannot forge a second line."""
+        """Return the line of a record. Line breaks are escaped, so a name from outside cannot forge a second line."""
         message = _message(record)
         traceparent = getattr(record, "traceparent", None)
         if traceparent is not None:
@@ -69,7 +72,7 @@ class PlainFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line, with the fields of wasmCloud's own structured log."""
+    """A formatter that writes one JSON object per line, with the fields of wasmCloud's own structured log."""
 
     def __init__(self) -> None:
         self.converter = time.gmtime

@@ -1,7 +1,7 @@
-"""The metrics for Prometheus. The hot path counts in plain lists of integers. Each scrape makes families of them.
+"""The metrics for Prometheus. Calls are counted in plain lists of integers. Each scrape builds metric families.
 
-Labels come from closed sets: functions, outcomes, versions. No label holds a key, a bucket, or any name that a caller
-chose.
+Values of labels come from fixed sets: functions, outcomes, versions. No label holds a key, a bucket name, or any other
+name that a caller chose.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["DURATION_BOUNDS_S", "Durations", "Metrics"]
 
 PREFIX = "wrpc_keyvalue"
 
-#: Upper bounds of the histogram's buckets, from 1 us to 1 s.
+#: Upper bounds of the buckets in the histogram, from 1 us to 1 s.
 DURATION_BOUNDS_S = (
     *(1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4),
     *(1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 1e-1, 2.5e-1, 5e-1, 1.0),
@@ -39,10 +39,11 @@ DURATION_BOUNDS_S = (
 
 
 class Durations:
-    """The durations of calls by function, from reading the frame to writing its answer.
+    """The durations of calls by function, from reading the frame to writing the answer.
 
-    The clock is read once for each batch of frames. Each call counts with the duration of its whole batch. `observe`
-    is called for each batch, and finds the batch's calls of each function by comparing the tallies with the last ones.
+    The clock is read once for each batch of frames. The duration of a call is the duration of its whole batch.
+    `observe` is called after each batch. It compares the tallies with the tallies after the last batch. The
+    differences are the numbers of calls in the batch.
     """
 
     def __init__(self, tallies: Mapping[str, Tally]) -> None:
@@ -51,7 +52,7 @@ class Durations:
         self._seen = [(name, tally, tally.copy(), self.counts[name]) for name, tally in tallies.items()]
 
     def observe(self, duration_s: float) -> None:
-        """Count the calls of a batch that took this long."""
+        """Count the calls of a batch. `duration_s` is the duration of each of these calls."""
         for name, tally, seen, counts in self._seen:
             if tally != seen:
                 calls = sum(tally) - sum(seen)
@@ -61,7 +62,7 @@ class Durations:
 
 
 class Metrics(Collector):
-    """The collector of all metrics. A scrape takes O(functions x outcomes), whatever the store holds."""
+    """The collector of all metrics. A scrape takes O(functions x outcomes) time, however many keys exist."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class Metrics(Collector):
         self._connection = connection
         self._links = links
         self._watchers = watchers
-        # Looked up once, because the version is read from files.
+        # Look the version up only once, because it is read from files.
         self._build = {
             "version": version("keyvalue-inmemory"),
             "python": platform.python_version(),
@@ -88,7 +89,7 @@ class Metrics(Collector):
         }
 
     def collect(self) -> Iterable[Metric]:
-        """Yield all families."""
+        """Yield all metric families."""
         yield from self._operations()
         yield from self._invocations()
         yield from self._keyspace()

@@ -1,1 +1,1 @@
-"""Watchers: components that are called when keys change."""
+"""The watchers: components that are called when keys change."""

@@ -1,9 +1,9 @@
-"""The delivery of changes to one component: it calls on-set and on-delete with the events of a queue.
+"""The delivery of changes to one component. It calls on-set and on-delete with the events of a queue.
 
-Events of a key are delivered in order, and each at most once. A call that fails, or has no answer in time, is counted
-and not repeated. The component may still carry out a call that had no answer, even after the key's next event. While
-NATS is disconnected, events wait. While nobody listens, one call is tried at a time, after growing pauses, and counts
-as failed.
+The events of a key are delivered in order, and each event at most once. A call is not repeated if it fails or times
+out. Such a call counts as failed. The component may still execute a call that has timed out, even after the key's next
+event. While NATS is disconnected, events wait in the queue. While the component is missing, one call is tried at a
+time, after growing pauses, and each of these calls counts as failed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 #: Maximum calls in flight to a component.
 CALLS_MAX = 16
-#: While nobody listens, one call is tried after each pause. Pauses grow from the first value to the second.
+#: While the component is missing, one call is tried after each pause. Pauses grow from the first value to the second.
 ABSENT_PAUSE_MIN_S = 0.05
 ABSENT_PAUSE_MAX_S = 1.0
 DISCONNECTED_PAUSE_S = 0.25
-#: The failures of a component are logged at most once in this interval.
+#: The failures of a component are logged at most once per interval of this length.
 FAILURE_LOG_INTERVAL_S = 10.0
 
 
@@ -42,7 +42,9 @@ class ComponentInvoker(Protocol):
 
 
 class ChangeDelivery:
-    """The calls to one component, with the events of its queue. Use it on the event loop, except for `queue.push`.
+    """The calls to one component, with the events of its queue.
+
+    Use this class only on the event loop. Only `queue.push` may be called from any thread.
 
     :param name: the watcher's name in the log
     :param connected: returns True while NATS is connected
@@ -77,14 +79,14 @@ class ChangeDelivery:
         self._calls: dict[asyncio.Task[None], Event] = {}
         self._closed = False
         self._pause: asyncio.TimerHandle | None = None
-        self._pause_s = 0.0  # the last pause for a missing component; 0 if it listens
+        self._pause_s = 0.0  # the last pause for a missing component; 0 if the component listens
         self._failing = False
-        self._told = False  # the failure is in the log
+        self._told = False  # the failure has been logged
         self._quiet_until_s = 0.0
 
     @property
     def queue_length(self) -> int:
-        """Events that are queued or in flight."""
+        """The number of events that are queued or in flight."""
         return len(self.queue) + len(self._calls)
 
     @property
@@ -93,27 +95,27 @@ class ChangeDelivery:
         return list(self._calls)
 
     def open(self, bucket_argument: bytes | None) -> None:
-        """Accept events. Use this bucket argument for them, and for those that are queued already."""
+        """Accept events. Use this bucket argument for new events and for events that are already queued."""
         self.bucket_argument = bucket_argument
         self._closed = False
         self.queue.open()
         self._start_calls()
 
     def close(self) -> None:
-        """Accept no more events, and drop the queued ones. Calls in flight continue."""
+        """Accept no more events, and drop the queued events. Calls in flight continue."""
         self._closed = True
         self.queue.close()
         self._stop_pausing()
         self._end_if_idle()
 
     def abandon(self) -> int:
-        """Stop calling, because the process ends. Return the number of events that are left. O(1)."""
+        """Stop calling, because the process ends. Return the number of remaining events. O(1)."""
         self._closed = True
         self._stop_pausing()
         return len(self.queue)
 
     def check(self) -> None:
-        """Assert every invariant. For tests, while no other thread pushes. O(n)."""
+        """Assert all invariants. Tests may call this method while no other thread pushes. O(n)."""
         self.queue.check(self._calls.values())
         assert len(self._calls) <= CALLS_MAX
         assert not self._closed or self._pause is None

@@ -2,11 +2,11 @@ r"""The patterns of a watching link, and the observers that report a bucket's ch
 
     pattern                             reports
     SET@key         DEL@key             writes or deletions of this key, in every bucket; expiry is a deletion
-    SET@text*       DEL@text*           those of keys that begin with the text; without text, those of all keys
-    SET@bucket/key  DEL@bucket/text*    only those in this bucket
+    SET@text*       DEL@text*           writes or deletions of keys that begin with the text; without text, of all keys
+    SET@bucket/key  DEL@bucket/text*    writes or deletions in this bucket only
 
-Patterns are separated by commas, and white space around them is ignored. A backslash takes the next character
-literally, so a pattern can name any bucket and key: `\,` `\/` `\*` `\\`, and `\ ` at either end. A key must not be
+Patterns are separated by commas, and white space around a pattern is ignored. A backslash makes the next character
+literal, so a pattern can name any bucket and key: `\,` `\/` `\*` `\\`, and `\ ` at either end. A key must not be
 empty.
 """
 
@@ -22,15 +22,16 @@ from keyvalue_provider.watching.queue import WatchQueue
 
 __all__ = ["PATTERNS_MAX", "Pattern", "Watch", "observers"]
 
-#: This bucket argument stands for the bucket's own name.
+#: If a link sets this bucket argument, calls get the bucket's own name.
 OWN_NAME = b"{bucket}"
-#: Maximum patterns of one link. A write to a watched bucket compares its key with every prefix.
+#: Maximum number of patterns in one link. There is a limit because each write to a watched bucket compares its key
+#: with every prefix.
 PATTERNS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """The changes that a component watches by one pattern. `repr` shows no keys or bucket names.
+    """The changes that one pattern makes a component watch. `repr` shows no keys or bucket names.
 
     :param deletes: True for deletions, False for writes
     :param bucket: the bucket to watch; None for every bucket
@@ -45,9 +46,9 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """The parsed options of a watching link.
+    """The parsed options of a link to a watching component.
 
-    :param bucket_argument: the bucket argument of the calls; None for the bucket's own name
+    :param bucket_argument: bucket argument of the calls; None for the bucket's own name
     """
 
     patterns: tuple[Pattern, ...]
@@ -55,7 +56,7 @@ class Watch:
 
     @classmethod
     def of(cls, options: WatchingLinkOptions) -> Watch | None:
-        """Return what a link watches, or None if the option `watch` is not set.
+        """Parse the options of a link. Return None if the option `watch` is not set.
 
         :raises OptionError: a pattern is malformed
         """
@@ -114,7 +115,7 @@ def _plain(units: list[str]) -> bytes:
 
 
 class Route(NamedTuple):
-    """The changes of one kind, in one bucket, that one component watches."""
+    """The changes that one component watches, of one kind and in one bucket."""
 
     queue: WatchQueue
     keys: frozenset[bytes]
@@ -122,7 +123,10 @@ class Route(NamedTuple):
 
     @classmethod
     def of(cls, queue: WatchQueue, patterns: Iterable[Pattern], deletes: bool) -> Route:
-        """Return the route for one kind of change. It leaves out what a prefix covers, so nothing is reported twice."""
+        """Return the route for one kind of change.
+
+        A pattern that another pattern's prefix covers is left out, so that no change is reported twice.
+        """
         own = [pattern for pattern in patterns if pattern.deletes is deletes]
         prefixes: tuple[bytes, ...] = ()
         for key in sorted(pattern.key for pattern in own if pattern.is_prefix):
@@ -138,9 +142,9 @@ class Route(NamedTuple):
 
 
 def observers(watched: Iterable[tuple[Watch, WatchQueue]]) -> ObserverOf | None:
-    """Return a function that returns a bucket's observer, or None if nothing is watched.
+    """Return a function that returns the observer of a bucket. Return None if nothing is watched.
 
-    Work that does not depend on the change is done here, once. A watcher sees values, not deadlines. So removing a
+    This function does all work that does not depend on a change. A watcher sees values, not deadlines. So removing a
     deadline is not reported, and expiry is reported as a deletion.
     """
     everywhere: dict[WatchQueue, list[Pattern]] = {}
@@ -168,7 +172,7 @@ def _observer(patterns: Mapping[WatchQueue, list[Pattern]]) -> Observer:
 
 
 def _observer_for_one(sets: Route, deletes: Route) -> Observer:
-    """Return the observer for a single watcher: `_observer_for_many`, with less work for each write.
+    """Return the observer for a single watcher. It does less work for each write than `_observer_for_many`.
 
     The end-to-end benchmark of watching shows the gain.
     """
@@ -195,7 +199,7 @@ def _observer_for_one(sets: Route, deletes: Route) -> Observer:
 
 
 def _observer_for_many(sets: Sequence[Route], deletes: Sequence[Route]) -> Observer:
-    """Return the observer for several watchers. It tries prefixes one by one only if at least one of them matches."""
+    """Return the observer for several watchers. It tries each prefix separately only if at least one prefix matches."""
     set_queues, set_prefixes, set_routes = _joined(sets)
     delete_queues, delete_prefixes, delete_routes = _joined(deletes)
 

@@ -1,17 +1,19 @@
-"""The bounded queue of one watcher. Any thread adds events. Calls on the event loop take them, in order for each key.
+"""The bounded queue of one watcher. Any thread adds events. The event loop takes them, in order for each key.
 
     push ──> waiting ──> taken                        if no event of the key is taken
                 └──────> parked ── ready ──> taken    if one is: the event is parked until that one has ended
 
-All parked events are older than all waiting ones. A full queue drops its oldest events. A large queue drops several
-at a time, so that a writer rarely has to do it.
+All parked events are older than all waiting events. A full queue drops its oldest events. A large queue drops several
+events at a time, so that a writer rarely has to drop events.
 
-The queue has places. A small event takes one. A large one takes one for each queue_bytes / queue_events bytes,
-rounded up. So the number of places limits both events and bytes, and the size of a small event is not counted.
+The queue has a fixed number of places. A small event occupies one place. A large event occupies one place for each
+queue_bytes / queue_events bytes, rounded up. So the number of places limits the number of events and their bytes, and
+the size of a small event need not be counted.
 
-Locks: writers append to `waiting` without a lock. A deque's append is atomic, with the GIL and on free-threaded
-builds. `full_at` tells a writer when to do more. Everything else happens under the lock of WatchCounts. That lock is
-a leaf: it is taken under a stripe, and its holder takes no other lock, logs nothing and awaits nothing.
+Writers append to `waiting` without a lock. A deque's append is atomic, with the GIL and on free-threaded builds. If
+the length of `waiting` reaches `full_at`, a writer must call `settle`. All other work is done with the lock of
+WatchCounts held. This lock is a leaf lock: a thread may acquire it while it holds a stripe. While a thread holds this
+lock, it acquires no other lock, logs nothing and awaits nothing.
 """
 
 from __future__ import annotations
@@ -24,23 +26,23 @@ from typing import TypeAlias
 
 __all__ = ["EVENT_BYTES", "LOOKS_MAX", "Event", "WatchCounts", "WatchLimits", "WatchQueue"]
 
-#: Bucket, key and value, or None for a deletion. A plain tuple, because every watched write creates one.
+#: Bucket, key and value (None for a deletion). It is a plain tuple, because every watched write creates an event.
 Event: TypeAlias = tuple[bytes, bytes, bytes | None]
 BucketKey: TypeAlias = tuple[bytes, bytes]
 
-#: Memory of an event apart from key and value: the tuple, its slot in the queue, and the headers of bytes objects.
-#: The bucket's name belongs to the store.
+#: Memory of an event without key and value: the tuple, its slot in the queue, and the headers of bytes objects. The
+#: bucket's name is not counted, because it belongs to the store.
 EVENT_BYTES = 200
-#: A full queue drops events until one place in SLACK_SHARE is free, but at most SLACK_MAX places.
+#: A full queue drops events until one place in SLACK_SHARE is free. It frees at most SLACK_MAX places this way.
 SLACK_SHARE = 64
 SLACK_MAX = 256
-#: Maximum events that `take` looks at, so that the event loop can do other work.
+#: Maximum number of events that `take` inspects before it returns to the event loop.
 LOOKS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
 class WatchLimits:
-    """The limits of each watcher: on its queue, including events in flight, and on its calls."""
+    """The limits of each watcher. The limits on its queue include events in flight."""
 
     queue_events: int
     queue_bytes: int
@@ -48,10 +50,10 @@ class WatchLimits:
 
 
 class WatchCounts:
-    """The numbers of events that have ended, for all watchers since the start.
+    """The numbers of delivered, failed and dropped events, for all watchers since the start.
 
     :ivar lock: protects `dropped` and the queues of all watchers
-    :ivar failed: calls that failed, or had no answer in time
+    :ivar failed: number of calls that failed or timed out
     """
 
     __slots__ = ("delivered", "dropped", "failed", "lock")
@@ -66,8 +68,8 @@ class WatchCounts:
 class WatchQueue:
     """The events of one watcher. Any thread may call `push` and `settle`. Only one thread may call the other methods.
 
-    :param wake: called if `take` has returned None and there may be an event now; any thread may call it
-    :ivar waiting: the new events; append only as `push` does
+    :param wake: called when there may be an event after `take` has returned None; any thread may call `wake`
+    :ivar waiting: the new events; append to it only as `push` does
     :ivar small_bytes: maximum bytes of key and value in an event that takes one place
     :ivar full_at: the length of `waiting` at which `settle` is due
     """
@@ -87,12 +89,14 @@ class WatchQueue:
         self.small_bytes = self._place_bytes - EVENT_BYTES
         self.waiting: deque[Event] = deque()
         self.full_at = 1
-        #: All places, less those of parked and taken events, and less all but the first place of each waiting event.
+        #: The number of places, less the places of parked and taken events, and less all but the first place of each
+        #: waiting event.
         self._room = self._places
         self._large = 0  # events with more than one place: waiting, parked or taken
         self._parked: OrderedDict[int, Event] = OrderedDict()
         self._parkings = 0
-        self._chains: dict[BucketKey, deque[int]] = {}  # the parked events of each key that is taken or ready
+        #: The numbers of the parked events of each key that is taken or ready.
+        self._chains: dict[BucketKey, deque[int]] = {}
         self._ready: deque[BucketKey] = deque()
         self._sleeping = True  # the next event calls `wake`
         self._closed = False
@@ -102,7 +106,7 @@ class WatchQueue:
         return len(self.waiting) + len(self._parked)
 
     def push(self, event: Event) -> None:
-        """Add an event. O(1), plus the events that a large one drops. `patterns.py` inlines this for small events."""
+        """Add an event. O(1 + dropped events). `patterns.py` inlines this method for small events."""
         _, key, value = event
         if len(key) + (0 if value is None else len(value)) > self.small_bytes:
             self._push_large(event)
@@ -112,7 +116,7 @@ class WatchQueue:
             self.settle()
 
     def settle(self) -> None:
-        """Drop the oldest events if the queue is too full, and call `wake` if it is due."""
+        """Drop the oldest events if the queue is too full. Call `wake` if the reader waits for an event."""
         with self._lock:
             if self._closed:
                 self.waiting.clear()
@@ -130,7 +134,7 @@ class WatchQueue:
         with self._lock:
             if self._closed:
                 return
-            if places > self._places:  # does not even fit into an empty queue
+            if places > self._places:  # too large even for an empty queue
                 self._counts.dropped += 1
                 return
             self.waiting.append(event)
@@ -145,7 +149,7 @@ class WatchQueue:
             self._set_full_at()
 
     def close(self) -> None:
-        """Accept no more events, and drop those that are not taken."""
+        """Accept no more events, and drop the events that are not taken."""
         with self._lock:
             self._closed = True
             while self.waiting or self._parked:
@@ -153,9 +157,10 @@ class WatchQueue:
             self._set_full_at()
 
     def take(self) -> Event | None:
-        """Return the oldest event of a key that has no taken event.
+        """Return the oldest event whose key has no taken event.
 
-        Return None if there is none, or if LOOKS_MAX looks found none. `wake` is called when you should try again.
+        Return None if there is no such event, or if none is found in LOOKS_MAX tries. `wake` is called when you should
+        try again.
         """
         for _ in range(LOOKS_MAX):
             with self._lock:
@@ -164,7 +169,7 @@ class WatchQueue:
                     chain = self._chains[key]
                     if chain:
                         return self._parked.pop(chain.popleft())
-                    del self._chains[key]  # its parked events were dropped meanwhile
+                    del self._chains[key]  # the key's parked events were dropped meanwhile
                 elif self.waiting:
                     event = self.waiting.popleft()
                     self._room -= 1
@@ -180,14 +185,15 @@ class WatchQueue:
                 else:
                     self._sleeping = True
                     self._set_full_at()
-            # A writer appends, then reads `full_at`. We set `full_at`, then read `waiting`. So one sees the other.
+            # A writer appends an event, then reads `full_at`. We set `full_at`, then read `waiting`. So either the
+            # writer sees the new `full_at`, or we see the event.
             if self._sleeping and not self.waiting:
                 return None
         self._wake()
         return None
 
     def end(self, event: Event) -> None:
-        """End a taken event, so that the next one of its key can be taken."""
+        """End a taken event, so that the next event of its key can be taken."""
         with self._lock:
             self._count(self._places_of(event), 1)
             self._set_full_at()
@@ -198,7 +204,7 @@ class WatchQueue:
                 del self._chains[key]
 
     def check(self, taken: Collection[Event]) -> None:
-        """Assert every invariant. For tests, while no other thread pushes. O(n)."""
+        """Assert all invariants. Tests may call this method while no other thread pushes. O(n)."""
         queued = [*taken, *self._parked.values(), *self.waiting]
         places = [self._places_of(event) for event in queued]
         assert sum(places) <= self._places
@@ -214,14 +220,14 @@ class WatchQueue:
         assert not self._closed or not len(self)
         assert self.full_at == (1 if self._sleeping or self._closed else self._room + 1)
 
-    # The lock must be held for the methods below.
+    # Call the methods below only while holding the lock.
 
     def _places_of(self, event: Event) -> int:
         _, key, value = event
         return -(-(EVENT_BYTES + len(key) + (0 if value is None else len(value))) // self._place_bytes)
 
     def _count(self, places: int, sign: int) -> None:
-        """Count an event that goes (sign 1) or comes (sign -1)."""
+        """Adjust the counts for an event that leaves the queue (sign 1) or enters it (sign -1)."""
         self._room += sign * places
         if places > 1:
             self._large -= sign
@@ -240,7 +246,7 @@ class WatchQueue:
                 waiting.popleft()
             self._counts.dropped += many
             return
-        while len(waiting) > self._room - slack:  # this ends, because the taken events fit
+        while len(waiting) > self._room - slack:  # the loop ends, because the taken events fit
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:

@@ -1,10 +1,12 @@
-"""Watchers: components that are called when keys change. A link from the provider with interface `watcher` makes one.
+"""The watchers: components that are called when keys change.
+
+A link from the provider with interface `watcher` makes its target component a watcher.
 
     Store ── observer of the bucket ──> WatchQueue ── ChangeDelivery ── on-set, on-delete ──> component
              under the stripe           bounded       event loop
 
-A writer never waits: a full queue drops its oldest events. `patterns.py` decides what is watched, and `delivery.py`
-calls the component.
+A writer never waits, because a full queue drops its oldest events. `patterns.py` decides which changes are reported.
+`delivery.py` calls the component.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ __all__ = ["INTERFACE", "WATCHES_NOTHING", "Watchers", "watch_of"]
 
 log = logging.getLogger(__name__)
 
-#: A link with this interface makes a watcher.
+#: The interface of a link that makes its target a watcher.
 INTERFACE = "watcher"
-#: A stop waits this long for the calls that it cancels.
+#: Seconds that `stop` waits for the calls that it has cancelled.
 CANCEL_TIMEOUT_S = 0.02
 WATCHES_NOTHING = "it watches nothing: the option watch is not set"
 
 
 class WatchingLink(NamedTuple):
-    """A link that makes a watcher, and what it watches. None means nothing, or malformed options."""
+    """A link that makes its target a watcher. If its options are missing or malformed, `watch` is None."""
 
     link: LinkDefinition
     watch: Watch | None
@@ -45,9 +47,9 @@ class WatchingLink(NamedTuple):
 class Watchers:
     """The watchers of one provider: a delivery for each watching link.
 
-    Use it only on the event loop. Other threads may read `counts` and `queue_length`.
+    Use this class only on the event loop. Other threads may read `counts` and `queue_length`.
 
-    :param lattice: first part of the components' subjects
+    :param lattice: the first part of the components' subjects
     :param links: the host's links; call `links_changed` at the start and after each change
     """
 
@@ -68,20 +70,21 @@ class Watchers:
         self._store = store
         self._limits = limits
         self._watching: dict[LinkKey, WatchingLink] = {}
-        self._deliveries: dict[LinkKey, ChangeDelivery] = {}  # closed ones stay while they have calls in flight
+        self._deliveries: dict[LinkKey, ChangeDelivery] = {}  # includes closed ones with calls in flight
         self._closing: set[asyncio.Task[None]] = set()
         self._stopped = False
 
     @property
     def queue_length(self) -> int:
-        """Events of all watchers that are queued or in flight. Any thread may read it."""
+        """The number of events that are queued or in flight, for all watchers. Any thread may read it."""
         return sum(delivery.queue_length for delivery in self._deliveries.copy().values())
 
     def links_changed(self) -> None:
-        """Apply the current links, and note their faults in them. O(links), and O(buckets) if a watcher has changed.
+        """Apply the current links. Record the faults of links in `links`.
 
         A watcher with an unchanged link continues undisturbed. If the link has changed, queued events are still
-        delivered, with the new bucket argument. If the link is gone, they are dropped.
+        delivered, with the new bucket argument. If the link is gone, queued events are dropped. O(links), plus
+        O(buckets) if a watcher has changed.
         """
         watching = {}
         for link in self._links.callees():
@@ -106,7 +109,7 @@ class Watchers:
             self._deliveries[key].close()
 
     async def stop(self, timeout_s: float) -> None:
-        """Stop watching. Deliver queued events for at most `timeout_s`, and drop the rest."""
+        """Stop watching. Deliver queued events for at most `timeout_s`, then drop the remaining events."""
         self._stopped = True
         self._store.observe(None)
         loop = asyncio.get_running_loop()
@@ -145,15 +148,15 @@ class Watchers:
 
     def _forget(self, key: LinkKey, invoker: Invoker) -> None:
         """Forget a closed delivery after its last call has ended."""
-        self._deliveries.pop(key, None)  # `stop` may have removed it
-        if not self._stopped:  # after a stop, the connection is closed anyway
+        self._deliveries.pop(key, None)  # `stop` may have removed the delivery already
+        if not self._stopped:  # after a stop, the whole connection is closed anyway
             closing = asyncio.create_task(invoker.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
 
 def watch_of(link: LinkDefinition, links: Links, lattice: str) -> Watch | None:
-    """Return what a link with interface `watcher` watches, or None. Log the link's faults, and note them in `links`."""
+    """Return the parsed options of a link with interface `watcher`, or None. Log faults and record them in `links`."""
     try:
         options, remarks = WatchingLinkOptions.from_config(link.source_options)
         watch = Watch.of(options)
