@@ -19,7 +19,7 @@ observer:
     sweep, and each call that  │                 ├──> deadlines, order
     finds an expired key ──────┘                 └──> observer
 
-A few writes inline `_commit`. A comment names the benchmark that pays for each, and tests/engine/test_commit.py
+A few writes inline `_commit`. A comment names the benchmark that justifies each, and tests/engine/test_commit.py
 compares each with `_commit`.
 
 A shard knows the context that all shards of its bucket share. It never takes another shard's stripe.
@@ -115,7 +115,7 @@ class Shard:
                 return 0
             if ttl_ns or self.deadlines is not None:
                 return self._set_timed(key, value, quota, ttl_ns)
-            # `_commit` of a key without a deadline, inlined; pays: bench engine overwrite, new key
+            # `_commit` of a key without a deadline, inlined for speed; measured by bench engine overwrite, new key
             entries = self.entries
             account = self._account
             old = entries.get(key)
@@ -145,7 +145,7 @@ class Shard:
         entries = self.entries
         old = entries.get(key)
         if ttl_ns and old.__class__ is tuple and old[1] > now_ns:
-            # `_commit` of a key that has a deadline, inlined; pays: bench end-to-end expiry
+            # `_commit` of a key that has a deadline, inlined for speed; measured by bench end-to-end expiry
             old_value, before_ns = old
             account = self._account
             if len(value) != len(old_value):
@@ -280,7 +280,7 @@ class Shard:
         """Return the keys and memory that `put_many` of this part adds. Each key must occur once."""
         keys = memory_bytes = 0
         old_of = self.entries.get
-        if self.deadlines is None and deadline_ns is None:  # inlined; pays: bench end-to-end batch
+        if self.deadlines is None and deadline_ns is None:  # inlined for speed; measured by bench end-to-end batch
             for key in part:
                 old, length = old_of(key), len(entries[key])
                 if old is None:
@@ -300,7 +300,7 @@ class Shard:
         """Store this part of the entries. The account must be charged, and `expire` called for the keys, before."""
         known = self.entries
         if deadline_ns is None and self.deadlines is None and self._order is None and self._account.observer is None:
-            for key in part:  # `_commit` of a charged change, inlined; pays: bench end-to-end batch
+            for key in part:  # `_commit` of a charged change, inlined for speed; measured by bench end-to-end batch
                 known[key] = entries[key]
             return
         for key in part:

@@ -145,7 +145,7 @@ class Store:
     def save(self, path: str | PathLike[str]) -> None:
         """Write all buckets to a file. A reader of `path` finds the old file or the new one.
 
-        Writes may continue meanwhile. Each shard is saved as it is at one moment. `keyvalue_engine.snapshot`
+        Writes may continue meanwhile. Each shard is saved as of a single moment. `keyvalue_engine.snapshot`
         describes the format.
 
         :raises OSError: the file could not be written; `path` is unchanged

@@ -116,7 +116,7 @@ class Table:
         A reader looks up the entry. If the entry has a deadline, the reader then reads the clock. If the deadline is
         in the future, the value was valid at the look-up, and the reader returns it. The value may expire between the
         clock and the return. If the deadline has passed, the key may have been written again since the look-up,
-        perhaps in a shard that replaced the first one. So this method looks it up once more, from the ring on. An
+        perhaps in a shard that replaced the first one. So this method looks the key up once more, starting again from the ring. An
         entry that is found after the clock was read, and had expired at that time, has expired.
 
         :param now_ns: the time of the clock, read before this call
@@ -137,7 +137,7 @@ class Table:
             return self._read_many(keys)
 
     def _read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of several keys, as `read` does. Pays: bench end-to-end batch.
+        """Return the values of several keys, as `read` does. Measured by bench end-to-end batch.
 
         All keys are compared with the same time. So keys with the same deadline expire together.
         """

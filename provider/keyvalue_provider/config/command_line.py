@@ -13,7 +13,7 @@ __all__ = ["command_line", "flags_of"]
 
 EXIT_CODES = (
     "exit codes:\n"
-    "  0  stopped in order by the host, SIGTERM or SIGINT\n"
+    "  0  stopped cleanly by the host, SIGTERM or SIGINT\n"
     "  1  NATS cannot be reached, or refuses the connection\n"
     "  2  host data or an option is wrong"
 )

@@ -63,7 +63,7 @@ def sort_names(given: Iterable[str], options: Collection[str], old_names: Mappin
 
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that `name` misspells, with the fewest edits, or an empty list.
+    """Return the known names that are the fewest edits away from `name`, or an empty list if none is near.
 
     >>> nearest_names("bukcet", ["bucket", "buckets", "access"])
     ['bucket']

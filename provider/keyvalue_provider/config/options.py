@@ -185,7 +185,7 @@ class LinkOptions:
     )
     quota_bytes: int | None = option(
         values.BYTES,
-        "quota: memory of these keys and values, as the engine counts it",
+        "quota: bytes of memory in the buckets that a link reaches, from all writers",
         live=True,
         old_name="bytes_max",
     )

@@ -41,7 +41,7 @@ __all__ = [
     "split_address",
 ]
 
-#: The engine's largest number, except for lengths and times.
+#: The largest number that the engine accepts. Lengths and times have their own limits.
 NUMBER_MAX = 2**63 - 1
 ADDRESS_FORM = "HOST:PORT, with a port from 0 to 65535"
 #: An error shows this many characters of a malformed value.

@@ -353,7 +353,7 @@ def _inspect(arguments: argparse.Namespace) -> list[str]:
     facts |= {name: f"{entry.size_bytes} bytes, SHA-256 {entry.sha256}" for name, entry in entries.items()}
     for name, fact in facts.items():
         if fact is not None:
-            # The maker of the archive chose these texts. Control characters in them must not reach a terminal.
+            # These texts come from the archive, so they are untrusted. Control characters in them must not reach a terminal.
             text = str(fact)
             sys.stdout.write(f"{name:<14}{text if text.isprintable() else ascii(text)}\n")
     return []

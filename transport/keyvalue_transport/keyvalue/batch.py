@@ -100,7 +100,7 @@ def decode_get_many(buffer: bytes, at: int, end: int, limits: ParameterLimits) -
     keys: list[bytes] = []
     append, began = keys.append, at
     try:
-        for _ in range(count):  # pays: bench end-to-end batch
+        for _ in range(count):  # for speed; measured by bench end-to-end batch
             if at < end and (length := buffer[at]) <= short_max and (stop := at + 1 + length) <= end:
                 append(buffer[at + 1 : stop])
                 at = stop
@@ -138,7 +138,7 @@ def decode_set_many(
     entries: dict[bytes, bytes] = {}
     unread = 2 * count  # keys and values
     try:
-        while unread:  # pays: bench end-to-end batch
+        while unread:  # for speed; measured by bench end-to-end batch
             if at < end and (length := buffer[at]) <= short_key_max and (stop := at + 1 + length) <= end:
                 key = buffer[at + 1 : stop]
                 at = stop
@@ -224,7 +224,7 @@ def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None]
     """
     parts = [OK_UNIT, write_length(len(keys))]
     answer_bytes = 0
-    for key, value in zip(keys, values, strict=True):  # pays: bench end-to-end batch
+    for key, value in zip(keys, values, strict=True):  # for speed; measured by bench end-to-end batch
         if value is None:
             parts.append(ABSENT)
             continue

@@ -85,7 +85,7 @@ def encode_bucket_key(bucket: bytes, key: bytes) -> bytes:
 
 
 def read_bucket_and_key(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[bytes, bytes, int]:
-    """Read the bucket and key with which most parameters begin. Pays: bench end-to-end get."""
+    """Read the bucket and key with which most parameters begin. Measured by bench end-to-end get."""
     if at < end:  # the common case first: both are complete, ASCII, and shorter than 128 bytes
         length = buffer[at]
         bucket_end = at + 1 + length
@@ -217,7 +217,7 @@ def error_result(error: Exception, tally: Tally) -> bytes:
 
     Other errors are counted as failures, except NeedMoreBytes.
 
-    :raises Exception: `error`, if it is not an error of the interface or a length above its limit
+    :raises Exception: `error` itself, unless it is an interface error or a LengthLimitError
     """
     if isinstance(error, NoSuchStoreError):
         tally[NO_SUCH_STORE] += 1

@@ -169,7 +169,7 @@ def encode_key_response(response: KeyResponse) -> bytes:
     keys, cursor = response
     parts = [OK_UNIT, write_length(len(keys))]
     append = parts.append
-    for key in keys:  # pays: bench end-to-end list-keys
+    for key in keys:  # for speed; measured by bench end-to-end list-keys
         length = len(key)
         append(ONE_BYTE[length] if length < 128 else write_length(length))
         append(key)
@@ -236,7 +236,7 @@ def store_handlers(
 def _get_handler(
     function: Callable[[Caller, bytes, bytes], Answer[bytes | None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """Return a handler for get. It inlines `decode_get` and `encode_get_result`. Pays: bench end-to-end get."""
+    """Return a handler for get. It inlines `decode_get` and `encode_get_result`. Measured by bench end-to-end get."""
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:
@@ -270,7 +270,7 @@ def _get_handler(
 def _set_handler(
     function: Callable[[Caller, bytes, bytes, bytes], Answer[None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """Return a handler for set. It inlines `decode_set`. Pays: bench end-to-end set."""
+    """Return a handler for set. It inlines `decode_set`. Measured by bench end-to-end set."""
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:

@@ -21,7 +21,7 @@ __all__ = ["PlainPath"]
 class PlainPath:
     """Receives invocations by callbacks, and publishes their answers.
 
-    :param inbox: where further pieces of parameters arrive, below a token for each invocation
+    :param inbox: where more pieces of parameters arrive, below a token for each invocation
     :param nobody: an inbox that nobody listens to
     :param on_step: called with each step that the core returns, after its messages were sent
     :param on_unsent: called with the error when messages could not be sent
@@ -93,7 +93,7 @@ class PlainPath:
         return await connection.subscribe(subject, receive, queue, refuse, lane=lane)
 
     async def subscribe_params(self, subject: str) -> Subscription:
-        """Receive further pieces of parameters."""
+        """Receive more pieces of parameters."""
         order, lane = self._connection.order, Lane()
 
         async def receive(message: Message) -> None:

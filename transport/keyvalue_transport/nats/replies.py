@@ -1,6 +1,6 @@
 """The messages that answer an invocation over NATS (wRPC 0.0.1), as the plain path publishes them.
 
-    accept   PUB R_c           reply R_s, empty. R_s is an inbox of the server if further pieces are expected.
+    accept   PUB R_c           reply R_s, empty. R_s is an inbox of the server if more pieces are expected.
                                Otherwise nobody listens to R_s: a client sends its closing message in any case
     result   PUB R_c.results   pieces of at most max_payload bytes
     end      PUB R_c.results   empty

@@ -1,4 +1,4 @@
-"""A wRPC server on a NATS connection. It subscribes, waits for answers, logs failures and stops in order.
+"""A wRPC server on a NATS connection. It subscribes, waits for answers, logs failures and stops cleanly.
 
     NATS ── message ──> path ──┬─ a result of 1 byte to max_payload ───────────────────> messages to NATS
                                └─ anything else ──> Invocations.receive ── Step ──┬────> messages to NATS

@@ -44,7 +44,7 @@ class TlsOptions:
     """Certificates, each as a path or as the text of a PEM file. `repr` shows none of them.
 
     :param ca: authorities that must have signed the server's certificate; the system's by default
-    :param certificate: our certificate for the server, followed by its chain
+    :param certificate: the client certificate that we present to the server, followed by its chain
     :param key: the private key of `certificate`, unless it is in the same file; must not be encrypted
     """
 

@@ -12,7 +12,7 @@ Report each event to `Invocations` (`receive`, `receive_params`, `finish`, `expi
 
 `Replies` writes the messages. It is the seam to the transport. There are three kinds of message for an invocation:
 
-    accept   the handshake; with a token, the client sends further pieces of the parameters under it
+    accept   the handshake; with a token, the client uses it to send the rest of the parameters
     result   the encoded result, in one or more pieces
     end      the end of the invocation; without a result, it tells the client not to wait for one
 
@@ -190,7 +190,7 @@ class Invocations(Generic[A, M]):
         return self._answer(reply, outcome, traceparent, handshake)
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step[A, M]:
-        """Take a further piece of the parameters of a half-open invocation. An empty piece ends them."""
+        """Accept another piece of the parameters of a half-open invocation. An empty piece ends them."""
         half_open = self._half_open.pop(token, None)
         if half_open is None:
             self.counts.stray_pieces += bool(piece)

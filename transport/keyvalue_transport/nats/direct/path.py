@@ -44,7 +44,7 @@ class DirectPath:
         return await self._connection.subscribe(subject, _never, queue, route=handler)
 
     async def subscribe_params(self, subject: str) -> Subscription:
-        """Receive further pieces of parameters."""
+        """Receive more pieces of parameters."""
         return await self._connection.subscribe(subject, _never, route=Further.PIECES)
 
     def send(self, sends: list[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Pauses the reading of a connection for the protocol and for nats-py's reader."""
+"""Pauses reading from a connection while the protocol or nats-py's reader asks for it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Further(Enum):
-    """The route of the subscription to further pieces of parameters."""
+    """The route for the remaining pieces of cut parameters."""
 
     PIECES = auto()
 
