@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="folder for run.json, report.md and plots (default bench/results/TIME)",
     )
-    add("--compare", type=Path, metavar="OLD.json", help="show what became slower since an older run")
+    add("--compare", type=Path, metavar="OLD.json", help="show what got slower since an older run")
     add("--strict", action="store_true", help="exit with status 1 if a bar is missed")
     add("--threshold", type=share, default=0.1, metavar="SHARE", help="for --compare: 0.1 or 10%% (the default)")
     return parser

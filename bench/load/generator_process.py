@@ -137,30 +137,38 @@ def parser() -> argparse.ArgumentParser:
     add("--function", choices=get_args(Function), help="mixed: 95 %% get, 5 %% set")
     add("--bucket", help="bucket name")
     add("--value-bytes", type=int, metavar="BYTES", help="size of a value")
-    add("--in-flight", type=int, metavar="N", help="closed loop: number of calls in flight")
+    add("--in-flight", type=int, metavar="N", help="for a closed loop: number of calls in flight")
     add(
         "--rate",
         type=float,
         metavar="CALLS",
-        help="open loop: calls per second; latency counts from when a call was due",
+        help="calls per second; makes an open loop, where latency is measured from the time a call was due",
     )
-    add("--calls", type=int, metavar="N", help="end after this many calls; 0: after --seconds")
+    add("--calls", type=int, metavar="N", help="end after this many calls; if 0, end after --seconds")
     add("--seconds", type=float, help="duration of the measurement")
-    add("--warm-calls", type=int, metavar="N", help="closed loop: calls before the measurement")
-    add("--headers", choices=get_args(Headers), help="host: as a host sends them; traced: also a new trace per call")
+    add("--warm-calls", type=int, metavar="N", help="for a closed loop: number of calls before the measurement")
+    add(
+        "--headers",
+        choices=get_args(Headers),
+        help="host: the headers that a host sends; traced: also a new trace per call",
+    )
     add("--keys", type=int, metavar="N", help="number of keys")
     add("--first-key", type=int, metavar="N", help="number of the first key")
     add("--each-once", action="store_true", help="call for each key once, in order; with set this fills a bucket")
-    add("--page-keys", type=int, metavar="N", help="list-keys: maximum keys of a page")
-    add("--batch-keys", type=int, metavar="N", help="get-many, set-many: keys per call")
-    add("--counted", type=int, metavar="N", help="increment: value of every counter before the load")
-    add("--delta", type=int, metavar="N", help="increment: amount that a call adds")
-    add("--beside", metavar="PREFIX", help="another provider, which gets every second call, for comparison: excess_us")
+    add("--page-keys", type=int, metavar="N", help="for list-keys: maximum number of keys in a page")
+    add("--batch-keys", type=int, metavar="N", help="for get-many and set-many: number of keys per call")
+    add("--counted", type=int, metavar="N", help="for increment: value of every counter before the load")
+    add("--delta", type=int, metavar="N", help="for increment: amount that a call adds")
+    add(
+        "--beside",
+        metavar="PREFIX",
+        help="another provider, which gets every second call; excess_us compares the latencies",
+    )
     add("--closing", action=argparse.BooleanOptionalAction, help="end parameters with an empty message, as clients do")
     add(
         "--exact",
         action=argparse.BooleanOptionalAction,
-        help="expect the answers of a store; otherwise only check their shape",
+        help="expect the answers of a store; otherwise only the shape of answers is checked",
     )
     add("--timeout-s", type=float, metavar="SECONDS", help="give up after this time without an answer")
     parser.set_defaults(**{known.name: known.default for known in fields(Load) if known.default is not MISSING})

@@ -130,7 +130,7 @@ def compare_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show what got slower than in an older run")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show what got slower since an older run")
     parser.add_argument(
         "--threshold", type=share, default=0.1, metavar="SHARE", help="for --compare: 0.1 or 10%% (the default)"
     )

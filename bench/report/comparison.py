@@ -120,13 +120,13 @@ def say_changes(old: Run, new: Run, threshold: float) -> int:
     pairs = list(compared(old, new))
     if not pairs:
         print(
-            "the runs have nothing in common: no case of a subject, other than the bare responder, is in both",
+            "the runs have nothing in common: they share no case of a subject other than the bare responder",
             file=sys.stderr,
         )
         return NOTHING_IN_COMMON
     found = changes(pairs, threshold)
     if old.about["machine"] != new.about["machine"]:
-        print("the machines differ: figures that are not ratios compare the machines, not the code")
+        print("the machines differ, so figures that are not ratios compare the machines, not the code")
     for name, run in (("old", old), ("new", new)):
         for fault in run.void:
             print(f"the {name} run is void: {fault}")
