@@ -52,8 +52,8 @@ These scenarios have their own subjects:
   watch                direct, direct with a watcher that answers, and direct with a watcher that never answers
 
 peers:
-  COMMAND is launched in this repository's folder with an empty environment. It gets host data in base64 on standard
-  input. If a provider reads no host data, use {{nats}} and {{prefix}} in COMMAND. They are replaced by the NATS
+  COMMAND is launched in this repository's folder with an empty environment. It gets host data in base64 on
+  standard input. If a provider reads no host data, use {{nats}} and {{prefix}} in COMMAND. They are replaced by the NATS
   server's URL and by LATTICE.PROVIDER_KEY. COMMAND is split into words as a shell does, so quote a path with a space.
 
   The host data has none of our options, so list-keys is compared only if the peer's pages have the same size as ours.
