@@ -8,7 +8,7 @@ __all__ = ["COUNTER_MAX", "counter_sum"]
 
 COUNTER_MAX = 2**64 - 1
 DIGITS_MAX = 20
-#: Bytes that an error shows of a value that is not a counter.
+#: An error shows this many bytes of a value that is not a counter.
 SHOWN_MAX = 32
 
 
