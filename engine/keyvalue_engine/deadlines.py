@@ -27,7 +27,7 @@ class Deadlines:
 
     def __init__(self, entries: dict[bytes, Entry]) -> None:
         self.count = 0
-        #: Stale items of the heap that were looked at so far.
+        #: Number of stale heap items examined so far.
         self.looks = 0
         self._entries = entries
         self._heap: list[tuple[int, bytes]] = []

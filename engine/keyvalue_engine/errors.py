@@ -93,7 +93,7 @@ class NoSuchBucketError(StoreError):
 
 
 class CrowdedPositionError(StoreError):
-    """More keys have the same position than a page can hold. A page never splits them.
+    """More keys share one position than a page can hold. A page never splits them.
 
     With a 64-bit hash and a secret seed, this does not happen by chance.
     """

@@ -39,7 +39,7 @@ class StoreOptions:
     buckets_max: int = 65_536
     #: Limit for the keys in all buckets together.
     keys_max: int = 2**32
-    #: Limit for the memory in bytes, by the formula of `keyvalue_engine.entry`, or None.
+    #: Limit for the memory in bytes, as computed in `keyvalue_engine.entry`, or None.
     memory_bytes_max: int | None = None
     #: Limit for the keys of a page.
     page_keys_max: int = 1_000

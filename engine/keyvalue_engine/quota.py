@@ -18,7 +18,7 @@ class Quota:
 
     :param covers: returns True if the bucket of this name belongs to the quota
     :param keys_max: limit for keys, or None
-    :param memory_bytes_max: limit for the memory of entries, by the formula of `keyvalue_engine.entry`, or None
+    :param memory_bytes_max: limit for the memory of entries, as computed in `keyvalue_engine.entry`, or None
     """
 
     __slots__ = ("covers", "keys", "keys_max", "memory_bytes", "memory_bytes_max")

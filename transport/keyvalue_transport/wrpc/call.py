@@ -61,7 +61,7 @@ class Call(Generic[T]):
     def accepted(self) -> list[bytes]:
         """Return the other pieces, with the empty end piece, after the server's handshake.
 
-        Return nothing at a second handshake.
+        Return an empty list on a second handshake.
         """
         unsent, self._unsent = self._unsent, []
         return unsent

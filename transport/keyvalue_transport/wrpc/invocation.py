@@ -10,7 +10,7 @@
 Report each event to `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`). Each method returns a
 `Step`: messages to send in order, an answer to wait for, and a failure to log.
 
-`Replies` writes the messages. It is the seam to the transport. There are three kinds of message for an invocation:
+`Replies` makes the messages; the transport sends them. It is the seam to the transport. There are three kinds of message for an invocation:
 
     accept   the handshake; with a token, the client uses it to send the rest of the parameters
     result   the encoded result, in one or more pieces
@@ -68,7 +68,7 @@ class InvocationCounts:
 
 
 class Replies(Protocol[A_contra, M]):
-    """Writes the messages that answer an invocation."""
+    """Makes the messages that answer an invocation."""
 
     def accept(self, reply: A_contra, token: str | None, /) -> list[M]:
         """Return the handshake. If `token` is given, the client uses it to send the remaining pieces."""
@@ -140,7 +140,8 @@ class HalfOpen(Generic[A]):
 class Invocations(Generic[A, M]):
     """The invocations of one server.
 
-    :param replies: writes the messages
+    :param replies: makes the messages
+
     :param new_token: returns tokens that cannot be guessed, so that a client cannot send to another's invocation
     """
 
@@ -230,7 +231,7 @@ class Invocations(Generic[A, M]):
     def expire(self, now_s: float) -> Step[A, M]:
         """End the half-open invocations that have passed their deadline.
 
-        The deadline depends on the times of the last piece and of the first.
+        The deadline is `half_open_timeout_s` after the last piece, but at most `half_open_lifetime_s` after the first.
         """
         late = [token for token, half_open in self._half_open.items() if half_open.deadline_s <= now_s]
         self.counts.expired += len(late)
