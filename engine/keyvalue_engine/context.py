@@ -26,7 +26,7 @@ class Context(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """The entries of a shard at one moment, and the end of its arc."""
+    """The entries of a shard as of a single moment, and the end of the shard's arc."""
 
     entries: list[tuple[bytes, Entry]]
     end: int

@@ -28,7 +28,7 @@ class Deadlines:
 
     def __init__(self, entries: dict[bytes, Entry]) -> None:
         self.count = 0
-        #: The number of looks at stale items of the heap so far.
+        #: The number of stale heap items examined so far.
         self.looks = 0
         self._entries = entries
         self._heap: list[tuple[int, bytes]] = []

@@ -30,12 +30,12 @@ __all__ = [
     "entry_size",
 ]
 
-#: A value and its deadline, in nanoseconds of the store's clock. One write replaces both, so no reader sees only one
-#: of them. It is a plain tuple, because a NamedTuple costs far more to create, and the garbage collector tracks it
-#: for ever.
+#: A value and its deadline, in nanoseconds of the store's clock. One write replaces the value and the deadline
+#: together, so no reader sees a new value with an old deadline. `Timed` is a plain tuple, because creating a NamedTuple
+#: takes much longer. Also, the garbage collector never stops tracking a NamedTuple.
 Timed: TypeAlias = tuple[bytes, int]
 #: The entry of a key: its value, or its value and its deadline. Hot code compares the class, because `isinstance`
-#: costs more when the answer is no.
+#: takes longer when the result is False.
 Entry: TypeAlias = bytes | Timed
 
 ENTRY_BYTES = 40

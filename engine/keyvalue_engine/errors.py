@@ -93,9 +93,9 @@ class NoSuchBucketError(StoreError):
 
 
 class CrowdedPositionError(StoreError):
-    """More keys share a position than a page can hold. Keys with the same position are never split between pages.
+    """More keys share one position than a page can hold. A page must hold all keys of a position.
 
-    With a 64-bit hash and a secret seed, this does not happen by chance.
+    With a 64-bit hash and a secret seed, the error practically never occurs by chance.
     """
 
     def __init__(self, position: int, keys: int, keys_max: int, size_bytes: int, size_bytes_max: int) -> None:

@@ -39,7 +39,7 @@ class StoreOptions:
     buckets_max: int = 65_536
     #: Limit for the number of keys in all buckets together.
     keys_max: int = 2**32
-    #: Limit for the memory in bytes, as calculated in `keyvalue_engine.entry`. None means no limit.
+    #: Limit for the memory in bytes, as computed in `keyvalue_engine.entry`. None means no limit.
     memory_bytes_max: int | None = None
     #: Limit for the number of keys in a page.
     page_keys_max: int = 1_000
@@ -47,8 +47,8 @@ class StoreOptions:
     page_bytes_max: int = 1024 * 1024 - 64
     #: Number of shards of a bucket once it outgrows its first shard. The number must be a power of two.
     shards_min: int = 64
-    #: A shard with more keys than `shard_keys_max` is split. This limits the time to sort a page, and the time that a
-    #: split holds a stripe.
+    #: A shard with more keys than `shard_keys_max` is split. The limit bounds the time to sort a page, and the
+    #: time that a split holds a stripe.
     shard_keys_max: int = 2_048
     #: If True, reading a bucket that was never written raises `NoSuchBucketError`, and a bucket still
     #: exists after its last key is removed.

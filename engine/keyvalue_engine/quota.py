@@ -18,7 +18,7 @@ class Quota:
 
     :param covers: returns True if the quota covers the bucket with this name
     :param keys_max: limit for the number of keys, or None
-    :param memory_bytes_max: limit for the memory of entries, as calculated in `keyvalue_engine.entry`, or None
+    :param memory_bytes_max: limit for the memory of entries, as computed in `keyvalue_engine.entry`, or None
     """
 
     __slots__ = ("covers", "keys", "keys_max", "memory_bytes", "memory_bytes_max")

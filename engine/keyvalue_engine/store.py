@@ -57,8 +57,8 @@ class Store:
     (1, [b'colours'])
 
     :param options: the limits of the store and the size of its shards; every option has a default
-    :param seed: 64 bits that determine the order of keys; random by default. Keep it secret, because a caller who
-        knows it can create keys with the same position.
+    :param seed: 64 bits that determine the order of keys; random by default. Keep the seed secret, because a caller
+        who knows the seed can create keys with the same position.
     :param hash_function: returns the 64-bit position for (key, seed); tests use a function that produces collisions
     :param clock: returns a time in nanoseconds that never goes back; tests use a clock that they control
     """
@@ -145,7 +145,7 @@ class Store:
 
     @property
     def memory_bytes(self) -> int:
-        """Return the memory of all buckets in bytes, as calculated in `keyvalue_engine.entry`. O(1)."""
+        """Return the memory of all buckets in bytes, as computed in `keyvalue_engine.entry`. O(1)."""
         return self._tables.ledger.memory_bytes
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -127,7 +127,7 @@ class Table:
         ring. The second look-up comes after the clock was read. So if the second entry's deadline is not after
         `now_ns`, that entry has expired.
 
-        :param now_ns: the time of the clock, read before this call
+        :param now_ns: a time of the clock that was read before this call
         """
         entry = self.shard_of(key).entries.get(key)
         if isinstance(entry, tuple):
@@ -145,7 +145,7 @@ class Table:
             return self._read_many(keys)
 
     def _read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of several keys, as `read` does for one key. Bench end-to-end batch measures its speed.
+        """Return the values of several keys, as `read` does for one key. Measured by bench end-to-end batch.
 
         The method compares all deadlines with the same time. So keys with the same deadline expire together.
         """

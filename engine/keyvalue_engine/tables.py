@@ -135,7 +135,7 @@ class Tables:
         for _ in range(min(len(self.expiry), shards_max)):
             if (
                 not left or (shard := self.expiry.rotate()) is None
-            ):  # tested last: a shard that is rotated has had its turn
+            ):  # tested last, because `rotate` moves the shard to the end
                 break
             if quota is None or shard.counts_for(quota):
                 left -= shard.sweep(left)

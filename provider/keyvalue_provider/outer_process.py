@@ -3,7 +3,7 @@
     host ── starts ──> outer process ── unpacks a directory, starts ──> inner process (this process)
                        waits, passes on signals and the exit code, removes the directory
 
-A host kills the outer process as soon as its shutdown request is answered. The host does not know the inner process.
+A host kills the outer process as soon as its shutdown request is answered. The host does not know about the inner process.
 So the inner process watches the outer process, and stops cleanly when the outer process ends. Normally, the outer
 process removes the directory after the inner process has ended. If the outer process has ended first, the inner
 process removes the directory.

@@ -1,4 +1,4 @@
-"""The types of options' values. A type parses a value from text, and shows it again.
+"""The types of option values. A type parses a value from text, and shows it again.
 
 An error names the option, the value found, and what is allowed. This module does not know which options exist.
 """

@@ -43,12 +43,12 @@ class LinkDefinition:
 
     @property
     def source_options(self) -> dict[str, str]:
-        """The options of the source's side, in clear text. A secret overrides a configured option of its name."""
+        """The options of the source's side, in clear text. A secret overrides a configured option with the same name."""
         return _options(self.source_config, self.source_secrets)
 
     @property
     def target_options(self) -> dict[str, str]:
-        """The options of the target's side, in clear text. A secret overrides a configured option of its name."""
+        """The options of the target's side, in clear text. A secret overrides a configured option with the same name."""
         return _options(self.target_config, self.target_secrets)
 
     @property

@@ -85,7 +85,7 @@ def encode_bucket_key(bucket: bytes, key: bytes) -> bytes:
 
 
 def read_bucket_and_key(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[bytes, bytes, int]:
-    """Read the bucket and the key, with which most parameters begin. Bench end-to-end get measures its speed."""
+    """Read the bucket and the key, with which most parameters begin. Measured by bench end-to-end get."""
     if at < end:  # the common case first: bucket and key are complete, ASCII, and shorter than 128 bytes
         length = buffer[at]
         bucket_end = at + 1 + length

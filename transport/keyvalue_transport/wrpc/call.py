@@ -61,7 +61,7 @@ class Call(Generic[T]):
     def accepted(self) -> list[bytes]:
         """Return the remaining pieces and the empty end piece. Call this method when the server's handshake arrives.
 
-        After a second handshake, return an empty list.
+        Return an empty list on a second handshake.
         """
         unsent, self._unsent = self._unsent, []
         return unsent

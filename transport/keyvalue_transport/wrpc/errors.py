@@ -75,7 +75,7 @@ class DisconnectedError(TransportError):
 
 
 class ConnectError(TransportError):
-    """No NATS server was reachable, or all of them refused the connection."""
+    """No NATS server was reachable, or every reachable server refused the connection."""
 
 
 class NeedMoreBytes(Exception):

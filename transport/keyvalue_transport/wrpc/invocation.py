@@ -10,7 +10,7 @@
 Report each event to `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`). Each method returns a
 `Step`: messages to send in order, an answer to wait for, and a failure to log.
 
-`Replies` builds the messages in the transport's form. An invocation has three kinds of message:
+`Replies` builds the messages, and the transport sends them. An invocation has three kinds of message:
 
     accept   the handshake; if it has a token, the client uses the token to send the remaining parameters
     result   the encoded result, in one or more pieces
@@ -231,7 +231,7 @@ class Invocations(Generic[A, M]):
     def expire(self, now_s: float) -> Step[A, M]:
         """End the half-open invocations that have passed their deadline.
 
-        The deadline depends on the arrival times of the first and the last piece.
+        The deadline is `half_open_timeout_s` after the last piece, but at most `half_open_lifetime_s` after the first.
         """
         late = [token for token, half_open in self._half_open.items() if half_open.deadline_s <= now_s]
         self.counts.expired += len(late)

@@ -31,7 +31,7 @@ Invariants:
 - Output is bounded. It is written whenever it reaches OUTPUT_BYTES. While the socket's buffer is above its high-water mark, parsing
   and reading pause.
 - Input is bounded. A frame is held until it is whole. A frame that announces more than max_payload + LINE_BYTES_MAX bytes aborts the connection.
-- Reading pauses while the socket (`DirectProtocol`) or nats-py's StreamReader needs it. `ReadFlow` combines the two.
+- Reading pauses while the socket's write buffer or nats-py's StreamReader is full. `ReadFlow` combines the two.
 - An exception in a handler ends its invocation, but never the connection.
 - The state of one connection is in its protocol. `direct/transport.py` makes a new one at each reconnect.
 """
@@ -102,7 +102,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         super().connection_made(self._flow)  # type: ignore[arg-type] # passed on to the reader, which pauses it
 
     def follow(self, info: bytes) -> None:
-        """Continue with TLS after the unencrypted start, with the INFO from there. The server does not repeat it."""
+        """Continue over TLS, with the INFO that the server sent before TLS and does not repeat."""
         self._greeted = self._speaks_nats = True
         self._read_info(info)
 
@@ -194,7 +194,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     out_bytes += size + ANSWER_BYTES
                 else:
                     out_bytes += self._enter_core(server, handler, caller, reply, buffer, at, start, end, result)
-                    result = b""  # an exception's traceback keeps this frame, and so the buffer, alive
+                    result = b""  # an exception's traceback keeps this stack frame, and so the buffer, alive
                 if out_bytes >= OUTPUT_BYTES:
                     self._write(out)
                     out.clear()
@@ -209,7 +209,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._write(out)
 
     def _groups(self, buffer: bytes) -> Iterator[InvocationGroup]:
-        """Yield rows of invocations of one handler and caller. Handle or pass on other frames. Keep the rest."""
+        """Yield groups of consecutive invocations that share a handler and caller. Handle or pass on other frames. Keep incomplete bytes."""
         routes, alike = self._routes, self._routes.alike
         at = passed = needed = taken_bytes = 0  # buffer[passed:at] is whole, and for nats-py
         end = len(buffer)
@@ -361,7 +361,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._routes.server.replies.max_payload = max_payload
 
     def _abort(self) -> None:
-        """Abort the connection, because the bytes are not the protocol. nats-py sees its end, and reconnects."""
+        """Abort the connection, because the bytes are not NATS or announce too large a frame. nats-py sees its end, and reconnects."""
         self._routes.violations += 1
         if self._socket is not None:
             self._socket.abort()

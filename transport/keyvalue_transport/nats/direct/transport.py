@@ -1,4 +1,4 @@
-"""nats-py's transport over the direct path, and our knowledge of nats-py's internals.
+"""A nats-py transport for the direct path. It relies on nats-py's internals.
 
 `DirectTransport` replaces nats-py's TcpTransport, and is a subclass of it. nats-py still connects, starts TLS,
 authenticates, reconnects and drains. It also handles all subscriptions that the direct path does not. It gets only
@@ -49,9 +49,9 @@ NO_GREETING = "the server closed the connection before its INFO: handshake_first
 class DirectTransport(TcpTransport):
     """nats-py's transport over `DirectProtocol`. One object serves all connections of a client.
 
-    :param routes: the routes of the direct path; None for asyncio's StreamReaderProtocol in place of `DirectProtocol`
+    :param routes: the routes of the direct path; if None, asyncio's StreamReaderProtocol replaces `DirectProtocol`
     :param tls_required: refuse a server without TLS, and write nothing unencrypted
-    :param has_certificate: we have a certificate for the server
+    :param has_certificate: we have a client certificate
     """
 
     def __init__(self, routes: DirectRoutes | None, tls_required: bool = False, has_certificate: bool = False) -> None:
@@ -120,12 +120,12 @@ class DirectTransport(TcpTransport):
             await super().drain()  # type: ignore[no-untyped-call] # nats-py's
 
     def write(self, payload: bytes) -> None:
-        """Write, but nothing unencrypted if TLS is required."""
+        """Write. Raise TlsRefusedError if TLS is required but not established."""
         self._check_tls()
         super().write(payload)  # type: ignore[no-untyped-call] # nats-py's
 
     def writelines(self, payload: list[bytes]) -> None:
-        """Write, but nothing unencrypted if TLS is required."""
+        """Write. Raise TlsRefusedError if TLS is required but not established."""
         if self._clear and self._io_writer is not None:
             self._io_writer.transport.abort()  # nats-py's close writes, and leaves the connection open if this fails
         self._check_tls()
