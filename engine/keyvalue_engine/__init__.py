@@ -6,9 +6,9 @@
 >>> bucket.get(b"k")
 b'v'
 
-It is synchronous and thread-safe. It knows nothing of asyncio, NATS, wRPC, metrics or wasmCloud. Start reading at
-`keyvalue_engine.store`, which explains the order of keys and the cursor. Then read `tables`, `table` and `shard`.
-`changes` describes what an observer gets.
+The engine is synchronous and thread-safe. It does not depend on asyncio, NATS, wRPC, metrics or wasmCloud. Start
+reading at `keyvalue_engine.store`, which explains the order of keys and the cursor. Then read `tables`, `table` and
+`shard`. `changes` describes the changes that the store reports to an observer.
 """
 
 from keyvalue_engine.bucket import Bucket, Page

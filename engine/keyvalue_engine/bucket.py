@@ -26,7 +26,7 @@ class Page(NamedTuple):
 
 
 class Bucket:
-    """A handle for one bucket of a store. It is cheap, has no state, and stays valid while the bucket does not exist.
+    """A handle for one bucket of a store. A handle is cheap and stateless. It stays valid if the bucket does not exist.
 
     A bucket that was never written reads as empty. With `strict_buckets`, `get`, `exists` and `delete` raise
     `NoSuchBucketError` instead.
@@ -67,7 +67,7 @@ class Bucket:
         self._is_strict = of_store.strict_buckets if options.strict_buckets is None else options.strict_buckets
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of a key, or None. O(1), takes no lock; `keyvalue_engine.table.Table.read` explains why.
+        """Return the value of a key, or None. O(1), without a lock. `keyvalue_engine.table.Table.read` explains why.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -86,7 +86,7 @@ class Bucket:
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of keys, in the order of the keys, with None for each missing key.
 
-        It sees either all of a `set_many` or none of it, even if the keys expire during the call.
+        A call sees either all entries of a `set_many` or none, even if the keys expire during the call.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -97,22 +97,23 @@ class Bucket:
         return table.get_many(keys)
 
     def exists(self, key: bytes) -> bool:
-        """Return True if the key exists. O(1), takes no lock.
+        """Return True if the key exists. O(1), without a lock.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
         return self.get(key) is not None
 
     def set(self, key: bytes, value: bytes, ttl_ms: int | None = None) -> None:
-        """Store a value. O(1), except when it splits a shard, which moves about `shard_keys_max` keys.
+        """Store a value. O(1), unless the write splits a shard. A split moves about `shard_keys_max` keys.
 
         >>> from keyvalue_engine import Store, StoreOptions
         >>> Store(StoreOptions(value_bytes_max=3)).bucket(b"b").set(b"k", b"long")
         Traceback (most recent call last):
         keyvalue_engine.errors.LimitError: value is 4 bytes; the limit is 3 (value_bytes_max)
 
-        :param ttl_ms: milliseconds until the key expires; None uses the handle's options
-        :raises LimitError: the key or value is too long, or there is no room even after removing expired keys
+        :param ttl_ms: milliseconds until the key expires; None means the `ttl_ms` of the handle's options
+        :raises LimitError: the key or value is too long, or the store or the quota is full even after
+            expired keys are removed
         """
         if len(key) > self._key_bytes_max:
             raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
@@ -126,7 +127,7 @@ class Bucket:
             try:
                 keys = shard.set(key, value, self._quota, ttl_ns)
             except FullError:
-                keys = 0  # `_set` may find room
+                keys = 0  # `_set` may make room
             if keys:
                 if keys > self._shard_keys_max:
                     table.split(shard)
@@ -134,7 +135,7 @@ class Bucket:
         self._set(key, value, ttl_ns)
 
     def _set(self, key: bytes, value: bytes, ttl_ns: int) -> None:
-        """Store a value when there is no table yet, the shard is retired, or the store is full."""
+        """Store a value if the bucket has no table yet, the shard is retired, or the store is full."""
 
         def put(table: Table) -> int | None:
             shard = table.shard_of(key)
@@ -148,7 +149,7 @@ class Bucket:
     def set_many(self, entries: Mapping[bytes, bytes]) -> None:
         """Store all entries or none. O(keys).
 
-        `get_many` sees either all of them or none. Separate gets may see a mix.
+        `get_many` sees either all entries or none. Separate gets may see some new values and some old ones.
 
         :raises LimitError: as in `set`
         """
@@ -161,7 +162,7 @@ class Bucket:
             self._write(lambda table: table.set_many(entries, self._quota, self._ttl_ns) or None)
 
     def increment(self, key: bytes, delta: int) -> int:
-        """Add to a counter, and return the sum. O(1).
+        """Add `delta` to a counter, and return the sum. O(1).
 
         A counter is the decimal text of a number. A missing key counts as 0. The key keeps its deadline, unless the
         handle's options set a new one.
@@ -199,9 +200,9 @@ class Bucket:
         return total
 
     def _write(self, write: Callable[[Table], T | None]) -> T:
-        """Write to the bucket's table, and create it if it is missing.
+        """Write to the bucket's table, and create the table if it is missing.
 
-        `write` returns None if a shard or the table is retired. It is then called again.
+        If `write` returns None, a shard or the table is retired, and this method calls `write` again.
         """
         table = self._by_name.get(self.name)
         while True:
@@ -220,9 +221,9 @@ class Bucket:
             table = self._tables.settled(self.name)
 
     def delete(self, key: bytes) -> bool:
-        """Remove a key. Return True if it existed. Removing the last key frees the bucket.
+        """Remove a key. Return True if the key existed. Removing the last key frees the bucket.
 
-        O(1), and O(shards) if it was the last key of its shard.
+        O(1), or O(shards) if the removal leaves the key's shard empty.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -241,7 +242,7 @@ class Bucket:
         return False
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
-        """Remove keys. Return how many of them existed. O(keys).
+        """Remove keys. Return the number of keys that existed. O(keys).
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -257,9 +258,9 @@ class Bucket:
         return 0
 
     def ttl_ms(self, key: bytes) -> int | None:
-        """Return the milliseconds until a key expires, at least 1. Return None if it is missing or has no deadline.
+        """Return the milliseconds until a key expires (at least 1), or None if the key is missing or has no deadline.
 
-        O(1), takes no lock.
+        O(1), without a lock.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store(clock=lambda: 0).bucket(b"b")
@@ -277,7 +278,7 @@ class Bucket:
         return -((now_ns - entry[1]) // NS_PER_MS)
 
     def persist(self, key: bytes) -> bool:
-        """Remove a key's deadline. Return True if it had one. O(1)."""
+        """Remove a key's deadline. Return True if the key had a deadline. O(1)."""
         table = self._by_name.get(self.name)
         while table is not None:
             shard = table.shard_of(key)
@@ -295,11 +296,11 @@ class Bucket:
             self._tables.free_if_empty(self.name)
 
     def page(self, cursor: int | None = None, keys_max: int | None = None) -> Page:
-        """Return a page of keys, from `cursor` on, or from the beginning.
+        """Return a page of keys that starts at `cursor`, or at the beginning if `cursor` is None.
 
-        A page ends before it would pass `keys_max` or `page_bytes_max`, but it holds at least one key if any is left.
-        A missing bucket gives an empty page, even with `strict_buckets`. O(changes since the last page + log n +
-        page), plus a sort for each shard that has no order yet.
+        A page stays within `keys_max` and `page_bytes_max`, but holds at least one key if any key is left. The page of
+        a missing bucket is empty, even with `strict_buckets`. O(changes since the last page + log n + page), plus a
+        sort for each shard that has no order yet.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store().bucket(b"b")
@@ -310,7 +311,7 @@ class Bucket:
         >>> sorted(first.keys + second.keys), second.cursor
         ([b'x', b'y', b'z'], None)
 
-        :param keys_max: None uses `page_keys_max` of the handle or the store
+        :param keys_max: limit for the keys of the page; None means `page_keys_max` of the handle or the store
         :raises CrowdedPositionError: one position has more keys than a page can hold
         """
         if cursor is not None and not 0 <= cursor <= CURSOR_MAX:
@@ -324,13 +325,13 @@ class Bucket:
             return Page([], None)
         page = Page(*table.page(cursor or 0, keys_max, self._page_bytes_max))
         if not page.keys:
-            self._tidy(table)  # its keys may have expired
+            self._tidy(table)  # the bucket's keys may have expired
         return page
 
     def keys(self) -> Iterator[bytes]:
         """Yield all keys in the bucket's order, page by page.
 
-        A key that exists during the whole walk comes exactly once.
+        The walk yields a key exactly once if the key exists during the whole walk.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store().bucket(b"b")
@@ -347,7 +348,7 @@ class Bucket:
                 return
 
     def __len__(self) -> int:
-        """Return the number of keys in this bucket. It is exact if no write is in progress. O(shards)."""
+        """Return the number of keys in this bucket. The number is exact if no write is in progress. O(shards)."""
         table = self._by_name.get(self.name)
         return 0 if table is None else len(table)
 

@@ -1,4 +1,4 @@
-"""The types that a table and its shards exchange: what shards share, and a copy of a shard."""
+"""The types that a table and its shards exchange: the context that shards share, and a copy of a shard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Context", "Copy"]
 
 
 class Context(NamedTuple):
-    """The parts that all shards of a bucket share. They never change.
+    """The parts that all shards of a bucket share. The parts never change.
 
     :ivar position_of: `hash_function` with the seed; batches call `hash_function` directly, which is cheaper
     """
@@ -26,7 +26,7 @@ class Context(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """The entries of a shard at one moment, and the end of its arc."""
+    """The entries of a shard as of a single moment, and the end of the shard's arc."""
 
     entries: list[tuple[bytes, Entry]]
     end: int

@@ -8,7 +8,7 @@ __all__ = ["COUNTER_MAX", "counter_sum"]
 
 COUNTER_MAX = 2**64 - 1
 DIGITS_MAX = 20
-#: Bytes that an error shows of a value that is not a counter.
+#: The error for a value that is not a counter shows at most SHOWN_MAX bytes of the value.
 SHOWN_MAX = 32
 
 

@@ -1,8 +1,9 @@
-"""The deadlines of one shard's keys: how many there are, and which keys are due.
+"""The deadlines of one shard's keys: the number of deadlines, and the keys that have expired.
 
-A deadline is stored beside the value, where readers find it. A heap finds the keys that are due. Adding a key's first
-deadline to it takes O(log n). If a deadline moves to a later time, the heap keeps the old item, and corrects it when
-it comes up. So a key that is written again and again has one item, and at most half of the items are stale.
+An entry holds the deadline beside the value, where readers find it. A heap finds the expired keys. Adding a key's
+first deadline to the heap takes O(log n). If a deadline moves to a later time, the heap keeps the old item. It
+corrects the old item when that item reaches the top. So a key that is written again and again has one item. At most
+half of the items are stale.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from keyvalue_engine.entry import Entry
 
 __all__ = ["Deadlines"]
 
-#: The heap is rebuilt when it has more items than this, and more than two for each deadline.
+#: The heap is rebuilt when it has more than HEAP_MIN items and more than two items for each deadline.
 HEAP_MIN = 64
 
 
 class Deadlines:
     """The deadlines of a shard. The shard's stripe protects them.
 
-    :param entries: the shard's entries; they change first and hold the current deadline of each key
+    :param entries: the shard's entries, with the current deadline of each key; the shard changes them before each call
     """
 
     __slots__ = ("_entries", "_heap", "count", "looks")
 
     def __init__(self, entries: dict[bytes, Entry]) -> None:
         self.count = 0
-        #: Number of stale heap items examined so far.
+        #: The number of stale heap items examined so far.
         self.looks = 0
         self._entries = entries
         self._heap: list[tuple[int, bytes]] = []
@@ -38,7 +39,7 @@ class Deadlines:
         return entry[1] if isinstance(entry, tuple) else None
 
     def put(self, key: bytes, deadline_ns: int, before_ns: int | None) -> None:
-        """Note a key's new deadline, and the one that it replaces, if any."""
+        """Note a key's new deadline, and the deadline that it replaces, if any."""
         if before_ns is None:
             self.count += 1
         elif before_ns <= deadline_ns:
@@ -58,9 +59,9 @@ class Deadlines:
             heapify(self._heap)
 
     def next_due(self, now_ns: int, looks_max: int = 2**63) -> bytes | None:
-        """Return an expired key, which the caller must remove next.
+        """Return an expired key. The caller must remove the key next.
 
-        Return None if no key has expired, or after `looks_max` looks at stale items.
+        Return None if no key has expired, or if `looks_max` looks found only stale items.
         """
         heap = self._heap
         looks_end = self.looks + looks_max
@@ -78,7 +79,7 @@ class Deadlines:
         return None
 
     def check(self) -> None:
-        """Assert that every deadline is counted, and has an item in the heap that is not too late. O(n)."""
+        """Assert that every deadline is counted, and has a heap item that is not later than the deadline. O(n)."""
         deadlines_ns = {key: entry[1] for key, entry in self._entries.items() if isinstance(entry, tuple)}
         assert self.count == len(deadlines_ns)
         earliest: dict[bytes, int] = {}

@@ -3,14 +3,14 @@
 Memory is calculated, not measured, so that it is the same on every machine and costs O(1). In bytes:
 
     key and value                      ENTRY + bytes_size(key) + bytes_size(value)
-    key with a deadline                the same + DEADLINE
+    key with a deadline                as above, + DEADLINE
     key in a shard's order             + ORDER
     shard                              SHARD
     bucket                             BUCKET + bytes_size(name)
 
-`bytes_size` is a bytes object: its length and 33 bytes of header and terminator, rounded up as CPython's allocator
-does. ENTRY is one key's share of a dict. DEADLINE is the tuple of value and deadline, the deadline's int object, and
-the heap item. ORDER is one key's share of the sorted lists, and its position's int object.
+`bytes_size` is the size of a bytes object: its length plus 33 bytes of header and terminator, rounded up as CPython's
+allocator does. ENTRY is one key's share of a dict. DEADLINE covers the tuple of value and deadline, the deadline's int
+object, and the heap item. ORDER covers one key's share of the sorted lists, and the int object of the key's position.
 tests/engine/test_memory.py compares the formula with the growth of a process at 200,000 keys.
 """
 
@@ -30,12 +30,12 @@ __all__ = [
     "entry_size",
 ]
 
-#: A value and its deadline, in nanoseconds of the store's clock. One write replaces both, so no reader sees only one
-#: of them. It is a plain tuple, because a NamedTuple costs far more to create, and the garbage collector tracks it
-#: for ever.
+#: A value and its deadline, in nanoseconds of the store's clock. One write replaces the value and the deadline
+#: together, so no reader sees a new value with an old deadline. `Timed` is a plain tuple, because creating a NamedTuple
+#: takes much longer. Also, the garbage collector never stops tracking a NamedTuple.
 Timed: TypeAlias = tuple[bytes, int]
 #: The entry of a key: its value, or its value and its deadline. Hot code compares the class, because `isinstance`
-#: costs more when the answer is no.
+#: takes longer when the result is False.
 Entry: TypeAlias = bytes | Timed
 
 ENTRY_BYTES = 40
@@ -48,8 +48,8 @@ BUCKET_BYTES = 700
 def bytes_size(length: int) -> int:
     """Return the memory of a bytes object of `length` bytes.
 
-    Hot code inlines `length + 48 & ~15`, because a call costs more than the sum. tests/engine/test_commit.py checks
-    each such place against this function, with `Store.check`.
+    Hot code inlines `length + 48 & ~15`, because calling this function takes longer than the calculation.
+    tests/engine/test_commit.py uses `Store.check` to compare each inlined copy with this function.
 
     >>> [bytes_size(length) for length in (0, 15, 16)]
     [48, 48, 64]
@@ -58,7 +58,7 @@ def bytes_size(length: int) -> int:
 
 
 def entry_size(key: bytes, entry: Entry) -> int:
-    """Return the memory of a key and its entry, by the formula above."""
+    """Return the memory of a key and its entry, calculated with the formula above."""
     if entry.__class__ is tuple:
         return ENTRY_BYTES + (len(key) + 48 & ~15) + (len(entry[0]) + 48 & ~15) + DEADLINE_BYTES
     return ENTRY_BYTES + (len(key) + 48 & ~15) + (len(entry) + 48 & ~15)

@@ -1,7 +1,7 @@
 """The typed errors of the store.
 
-A call that raises one of them leaves the store unchanged. A message gives the limit and what the call needs. It never
-shows a stored value, except one that should be a counter.
+A call that raises one of these errors leaves the store unchanged. The message of a LimitError gives the limit and what
+the call needs. No message shows a stored value, except a value that should be a counter.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class StoreError(Exception):
 
 
 class Limit(NamedTuple):
-    """A limit, as error texts name it.
+    """A limit, and its wording in error messages.
 
-    :ivar need: what the call needs, with {} for the number
+    :ivar need: text that says what the call needs, with {} in place of the number
     :ivar option: the option that sets the limit
     """
 
@@ -55,7 +55,7 @@ QUOTA_MEMORY_BYTES = Limit("the buckets of this quota would take {} bytes of mem
 
 
 class LimitError(StoreError):
-    """A call would pass a limit of the store.
+    """A call would exceed a limit of the store.
 
     :ivar found: the length, number or memory that the call needs
     :ivar allowed: the limit
@@ -93,9 +93,9 @@ class NoSuchBucketError(StoreError):
 
 
 class CrowdedPositionError(StoreError):
-    """More keys share one position than a page can hold. A page never splits them.
+    """More keys share one position than a page can hold. A page must hold all keys of a position.
 
-    With a 64-bit hash and a secret seed, this does not happen by chance.
+    With a 64-bit hash and a secret seed, the error practically never occurs by chance.
     """
 
     def __init__(self, position: int, keys: int, keys_max: int, size_bytes: int, size_bytes_max: int) -> None:
@@ -109,7 +109,7 @@ class CrowdedPositionError(StoreError):
 class SnapshotError(StoreError):
     """A snapshot file is damaged or has another format.
 
-    :ivar offset: the byte at which the reader gave up
+    :ivar offset: the offset of the byte at which the reader stopped
     """
 
     def __init__(self, path: str, offset: int, reason: str) -> None:

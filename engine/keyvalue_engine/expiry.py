@@ -1,4 +1,4 @@
-"""The shards of a store that have keys with deadlines, and the clock of the deadlines."""
+"""The shards of a store that have keys with deadlines, and the clock for the deadlines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Expiry", "Swept"]
 
 
 class Swept(Protocol):
-    """A shard, as a sweep sees it."""
+    """The part of a shard that a sweep uses."""
 
     @property
     def bucket_name(self) -> bytes:
@@ -22,19 +22,19 @@ class Swept(Protocol):
 
     @property
     def entries(self) -> Mapping[bytes, Entry]:
-        """The shard's entries. A sweep only asks if there are any."""
+        """The shard's entries. A sweep only checks whether the shard has any."""
 
     def counts_for(self, quota: Quota) -> bool:
         """Return True if the shard's entries count towards this quota."""
 
     def sweep(self, looks_max: int) -> int:
-        """Remove expired keys, with at most `looks_max` looks. Return the number of looks."""
+        """Remove expired keys in at most `looks_max` looks. Return the number of looks."""
 
 
 class Expiry:
-    """The shards of a store that have keys with deadlines, in the order of the sweep.
+    """The shards of a store that have keys with deadlines, in the order in which a sweep visits them.
 
-    :param clock: returns nanoseconds that never go back
+    :param clock: returns a time in nanoseconds that never goes back
     """
 
     __slots__ = ("_lock", "_shards", "clock", "expired_keys", "was_used")
@@ -42,29 +42,29 @@ class Expiry:
     def __init__(self, clock: Callable[[], int]) -> None:
         self.clock = clock
         self.expired_keys = 0
-        #: True once any key has had a deadline. It is set before the first such key is written, and never unset. So
-        #: if a reader finds it unset after a look-up, the key that it found has no deadline.
+        #: True once any key has had a deadline. The flag is set before the first such key is written, and is never
+        #: cleared. So if the flag is still False after a look-up, the entry that the reader found has no deadline.
         self.was_used = False
         self._lock = Lock()  # protects expired_keys and _shards; a leaf lock, like the ledger's
         self._shards: OrderedDict[Swept, None] = OrderedDict()  # finds its first item in O(1), unlike a dict
 
     def deadline_ns(self, ttl_ns: int) -> int | None:
-        """Return the deadline that is `ttl_ns` from now, or None if `ttl_ns` is 0."""
+        """Return the time `ttl_ns` from now as a deadline, or None if `ttl_ns` is 0."""
         return self.clock() + ttl_ns if ttl_ns else None
 
     def add(self, shard: Swept) -> None:
-        """Add a shard that is about to get its first deadline, or got one before it was in the ring."""
+        """Add a shard that is about to get its first deadline, or that had deadlines before it entered the ring."""
         self.was_used = True
         with self._lock:
             self._shards[shard] = None
 
     def remove(self, shard: Swept) -> None:
-        """Remove a shard that has no more deadlines."""
+        """Remove a shard that no longer has deadlines."""
         with self._lock:
             self._shards.pop(shard, None)
 
     def rotate(self) -> Swept | None:
-        """Return the shard that is next, and move it to the end."""
+        """Return the next shard, and move it to the end. Return None if there are no shards."""
         with self._lock:
             for shard in self._shards:
                 self._shards.move_to_end(shard)
@@ -77,5 +77,5 @@ class Expiry:
             self.expired_keys += keys
 
     def __len__(self) -> int:
-        """Return the number of shards. `len` of a dict is atomic, so it needs no lock for an estimate."""
+        """Return an estimate of the number of shards. It needs no lock, because `len` of a dict is atomic."""
         return len(self._shards)

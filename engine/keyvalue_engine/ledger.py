@@ -1,7 +1,7 @@
-"""The counts of keys and memory. A store has one ledger, a bucket has one account, and a quota covers some buckets.
+"""The counts of keys and memory. A store has one ledger, each bucket has one account, and a quota covers some buckets.
 
-Memory is counted by the formula of `keyvalue_engine.entry`. You may read a count without the lock: it is one
-attribute, and each of its values was right at some moment.
+Memory is calculated with the formula in `keyvalue_engine.entry`. You may read a count without the lock. A count is a
+single attribute, so you always read a number that was correct at some moment.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ class Ledger:
     __slots__ = ("keys", "keys_max", "lock", "memory_bytes", "memory_bytes_max", "quotas")
 
     def __init__(self, options: StoreOptions) -> None:
-        #: Protects all counts: those of the ledger, its accounts and its quotas. It is a leaf lock: it is taken under
-        #: a stripe, and no lock is taken under it. One lock for the whole store keeps limits exact over all threads.
-        #: The common overwrite, by a value of the same memory size, does not take it.
+        #: Protects all counts: the counts of the ledger, its accounts and its quotas. This lock is a leaf lock: a
+        #: thread may take it while it holds a stripe, but takes no other lock while it holds this one. One lock for
+        #: the whole store keeps limits exact across all threads. The most common overwrite does not take this lock,
+        #: because the new value has the same memory size.
         self.lock = Lock()
         self.keys_max = options.keys_max
         self.memory_bytes_max = UNLIMITED if options.memory_bytes_max is None else options.memory_bytes_max
@@ -35,7 +36,7 @@ class Ledger:
     def hold(self, memory_bytes: int) -> None:
         """Count memory that belongs to no entry. A negative number is never refused.
 
-        :raises FullError: it would pass the limit; nothing is counted
+        :raises FullError: the memory would exceed the limit; nothing is counted
         """
         with self.lock:
             memory_after = self.memory_bytes + memory_bytes
@@ -45,9 +46,9 @@ class Ledger:
 
 
 class Account:
-    """The keys and memory of one bucket's entries. The ledger counts them too.
+    """The keys and memory of one bucket's entries. The ledger also counts these keys and this memory.
 
-    It also holds what the shards of the bucket look up through it: name, quotas and observer.
+    An account also holds the name, quotas and observer of the bucket. The bucket's shards look them up here.
 
     :ivar observer: the function to call for each change in the bucket, or None
     """
@@ -64,9 +65,9 @@ class Account:
             self.quotas = tuple(quota for quota in ledger.quotas if quota.covers(name))
 
     def charge(self, keys: int, memory_bytes: int, quota: Quota | None = None) -> None:
-        """Count keys and memory that are added, or removed if negative. A removal is never refused.
+        """Add to the counts of keys and memory. Negative numbers count a removal, which is never refused.
 
-        :raises FullError: it would pass a limit of the store or the quota; nothing is counted
+        :raises FullError: the counts would exceed a limit of the store or the quota; nothing is counted
         """
         ledger = self.ledger
         lock = ledger.lock
@@ -100,6 +101,6 @@ class Account:
             quota.memory_bytes += memory_bytes
 
     def adjust(self, memory_bytes: int) -> None:
-        """Count memory of shards and orders in the ledger. No limit applies."""
+        """Add the memory of shards and orders to the ledger's count. No limit applies."""
         with self.ledger.lock:
             self.ledger.memory_bytes += memory_bytes

@@ -1,4 +1,4 @@
-"""The options of a store: limits, the shape of its buckets, the size of a page."""
+"""The options of a store: its limits, the number and size of shards, and the size of a page."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from keyvalue_engine.quota import Quota
 
 __all__ = ["LENGTH_MAX", "SHARD_BITS_MAX", "TTL_MS_MAX", "BucketOptions", "StoreOptions"]
 
-#: A bucket has at most 2**16 shards. A shard that cannot be split again grows without limit.
+#: A bucket has at most 2**16 shards. Once a shard cannot be split again, it grows without limit.
 SHARD_BITS_MAX = 16
-#: A block of a snapshot has at most 4 GiB, and must hold at least one key with its value.
+#: A block of a snapshot must hold at least one key with its value, and a block is limited to 4 GiB.
 LENGTH_MAX = 2**30
 #: About 292 years. A longer time in nanoseconds does not fit in 63 bits.
 TTL_MS_MAX = 2**63 // 1_000_000
@@ -19,7 +19,7 @@ LENGTHS = frozenset({"key_bytes_max", "value_bytes_max", "bucket_name_bytes_max"
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """The options of a store. The constructor raises `ValueError` or `TypeError` for a wrong one.
+    """The options of a store. The constructor raises `ValueError` or `TypeError` if an option is invalid.
 
     >>> StoreOptions(keys_max=10).keys_max
     10
@@ -35,23 +35,23 @@ class StoreOptions:
     value_bytes_max: int = 16 * 1024 * 1024
     #: Limit for the bytes of a bucket's name.
     bucket_name_bytes_max: int = 1024
-    #: Limit for the buckets that hold a key. With `strict_buckets`, all buckets that were ever written count.
+    #: Limit for the number of buckets that hold a key. With `strict_buckets`, buckets that were emptied count too.
     buckets_max: int = 65_536
-    #: Limit for the keys in all buckets together.
+    #: Limit for the number of keys in all buckets together.
     keys_max: int = 2**32
-    #: Limit for the memory in bytes, as computed in `keyvalue_engine.entry`, or None.
+    #: Limit for the memory in bytes, as computed in `keyvalue_engine.entry`. None means no limit.
     memory_bytes_max: int | None = None
-    #: Limit for the keys of a page.
+    #: Limit for the number of keys in a page.
     page_keys_max: int = 1_000
     #: Limit for the bytes of an encoded page. By default, the whole answer fits in a NATS message of 1 MiB.
     page_bytes_max: int = 1024 * 1024 - 64
-    #: Shards of a bucket once it outgrows its first shard. Must be a power of two.
+    #: Number of shards of a bucket once it outgrows its first shard. The number must be a power of two.
     shards_min: int = 64
-    #: A shard with more keys than this is split. This limits how long a page sorts, and how long a split holds a
-    #: stripe.
+    #: A shard with more keys than `shard_keys_max` is split. The limit bounds the time to sort a page, and the
+    #: time that a split holds a stripe.
     shard_keys_max: int = 2_048
-    #: If True, reading a bucket that was never written raises `NoSuchBucketError`, and an emptied bucket still
-    #: exists.
+    #: If True, reading a bucket that was never written raises `NoSuchBucketError`, and a bucket still
+    #: exists after its last key is removed.
     strict_buckets: bool = False
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class BucketOptions:
     ttl_ms: int | None = None
     #: If True, reading a bucket that does not exist raises `NoSuchBucketError`.
     strict_buckets: bool | None = None
-    #: A write through the handle is refused if it would pass this quota.
+    #: A write through the handle is refused if it would exceed this quota.
     quota: Quota | None = None
 
     def __post_init__(self) -> None:

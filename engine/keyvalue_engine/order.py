@@ -1,16 +1,18 @@
-"""The order of a shard's keys by position: how it is kept up to date, and how it fills a page.
+"""The order of a shard's keys by position. This module keeps the order up to date, and fills pages from it.
 
 The order is lazy
 -----------------
-Most buckets are never listed, and sorting the keys at each write would cost more than the write. So
+Most buckets are never listed, and sorting the keys at each write would cost more than the write itself. So the order
+is built and updated only when a page needs it:
 
-- A shard has no order until its first page. That page sorts the keys: O(n log n), where splits keep n small.
-- Then a write that adds or removes a key appends it to `changes`: O(1). An overwrite moves no key, and appends
-  nothing.
-- The next page applies the changes. It looks up each changed key in the shard's entries, so it does not matter how
-  often or in which order the key was added and removed: O(changes * log n).
-- If that would cost more than sorting again, the order is dropped with its changes, and the next page makes a new
-  one. So writes without pages do not let `changes` grow.
+- A shard has no order until its first page. The first page sorts the keys. The sort takes O(n log n), and splits keep
+  n small.
+- From then on, a write that adds or removes a key appends the key to `changes`. Appending takes O(1). An overwrite
+  moves no key, so it appends nothing.
+- The next page applies the changes in O(changes * log n). The page looks up each changed key in the shard's entries.
+  So it does not matter how often, or in which order, the key was added and removed.
+- If applying the changes would cost more than sorting again, the order is dropped with its changes. The next page
+  then builds a new order. So `changes` stays bounded even if no page is read.
 
     first page ──> kept ── note ──> kept, with changes ── too many changes ──> dropped (the shard has no order again)
                     ^                     │
@@ -37,23 +39,25 @@ __all__ = [
     "LazyOrder",
 ]
 
-#: Bytes that a key takes of a page in addition to its own: enough for the LEB128 length of a key up to 256 MiB.
+#: Bytes of a page that a key takes in addition to the key itself. They hold the LEB128 length of a key up to 256 MiB.
 KEY_OVERHEAD_BYTES = 4
-#: Keys with the same position are refused if there are more than this, or if they fill more than this many pages.
+#: A page refuses a position with more than CROWD_KEYS_MAX keys, or with keys that fill more than CROWD_PAGES_MAX pages.
 CROWD_KEYS_MAX = 64
 CROWD_PAGES_MAX = 4
 #: The order is dropped if more than `CHANGES_MIN` keys, and more than one in `CHANGES_SHARE`, changed since the last
-#: page. Applying one change costs about `CHANGES_SHARE` times as much as one key of a new order
+#: page. Applying one change takes about `CHANGES_SHARE` times as long as sorting one key into a new order
 #: (bench/micro/test_order.py).
 CHANGES_MIN = 64
 CHANGES_SHARE = 6
 
 
 class LazyOrder:
-    """The keys of a shard, ordered by position. The shard's stripe protects it, and its first page creates it.
+    """The keys of a shard, ordered by position.
 
-    :param entries: the shard's entries; they change before `note` is called
-    :param account: where the memory of the order is counted
+    The shard's first page creates the order, and the shard's stripe protects it.
+
+    :param entries: the shard's entries; the shard changes them before it calls `note`
+    :param account: the account that counts the memory of the order
     """
 
     __slots__ = ("_account", "_entries", "_keys", "_position_of", "changes")
@@ -69,11 +73,14 @@ class LazyOrder:
 
     @property
     def memory_bytes(self) -> int:
-        """The memory that the ledger counts for the order. O(1)."""
+        """Return the memory that the ledger counts for the order. O(1)."""
         return ORDER_BYTES * len(self._keys)
 
     def note(self, key: bytes) -> bool:
-        """Note that a key was added or removed. Return False if this dropped the order; do not use it again. O(1)."""
+        """Note that a key was added or removed. O(1).
+
+        Return False if the order was dropped. Do not use a dropped order again.
+        """
         changes = self.changes
         changes.append(key)
         if len(changes) > CHANGES_MIN and len(changes) * CHANGES_SHARE > len(self._entries):
@@ -82,7 +89,7 @@ class LazyOrder:
         return True
 
     def drop(self) -> None:
-        """Give back the memory of the order. Do not use it again."""
+        """Release the memory of the order. Do not use a dropped order again."""
         self._account.adjust(-self.memory_bytes)
 
     def current(self) -> SortedKeyList[bytes]:
@@ -104,16 +111,16 @@ class LazyOrder:
     def take(
         self, position: int, keys: list[bytes], keys_max: int, size_bytes: int, page_bytes_max: int
     ) -> tuple[int | None, int]:
-        """Append the keys at and after `position` to a page that already holds `keys`, which take `size_bytes`.
+        """Append the keys at and after `position` to a page. The page already holds `keys`, which take `size_bytes`.
 
-        Return the position of the first key that did not fit, or None if all keys did, and the page's bytes. Keys
-        with the same position stay together: if they do not all fit, they begin the next page.
-        O(changes * log n + keys taken).
+        Return the position of the first key that did not fit, and the size of the page in bytes. The position is None
+        if all keys fit. Keys with the same position stay together. If they do not all fit, the next page begins with
+        them. O(changes * log n + keys taken).
 
         :raises CrowdedPositionError: the page is empty, and its first position has too many keys for any page
         """
         order = self.current()
-        room = max(0, min(keys_max - len(keys), len(order)))  # keys with the same position may have passed keys_max
+        room = max(0, min(keys_max - len(keys), len(order)))  # keys with the same position may exceed keys_max
         found = list(islice(order.irange_key(position), room + 1))
         found_bytes = sum(map(len, found)) + KEY_OVERHEAD_BYTES * len(found)
         if not found or (len(found) <= room and size_bytes + found_bytes <= page_bytes_max):
@@ -137,7 +144,7 @@ class LazyOrder:
         return self._take_crowd(next_position, keys, page_bytes_max)
 
     def _take_crowd(self, position: int, keys: list[bytes], page_bytes_max: int) -> tuple[int | None, int]:
-        """Fill an empty page with all keys of one position, although they pass the page's limits."""
+        """Fill an empty page with all keys of one position, although the keys exceed the page's limits."""
         order = self._keys
         crowd = list(islice(order.irange_key(position, position), CROWD_KEYS_MAX + 1))
         size_bytes = sum(map(len, crowd)) + KEY_OVERHEAD_BYTES * len(crowd)

@@ -1,4 +1,4 @@
-"""Quotas: limits on what some buckets of a store hold together."""
+"""Quotas: limits on the keys and memory that some buckets of a store hold together."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 __all__ = ["UNLIMITED", "Quota"]
 
-#: The limit when none is set. No count reaches it.
+#: The limit if no limit is set. No count reaches this number.
 UNLIMITED = 2**63
 
 
 class Quota:
-    """A limit on what some buckets hold together, and the current counts.
+    """A limit on the keys and memory that some buckets hold together, and their current counts.
 
-    It counts the writes of every handle, but limits only the handles that were created with it. Counting starts with
-    `Store.add_quota`.
+    A quota counts the writes of every handle, but limits only the handles that were created with the quota.
+    `Store.add_quota` starts the counting.
 
-    :param covers: returns True if the bucket of this name belongs to the quota
-    :param keys_max: limit for keys, or None
+    :param covers: returns True if the quota covers the bucket with this name
+    :param keys_max: limit for the number of keys, or None
     :param memory_bytes_max: limit for the memory of entries, as computed in `keyvalue_engine.entry`, or None
     """
 

@@ -1,16 +1,16 @@
-"""The entries of one arc of the ring, under one lock, the stripe.
+"""The entries of one arc of the ring, protected by one lock, the stripe.
 
     position   0                                                        2**64 - 1
     ring       |----- shard, depth 1 -----|- depth 2 -|-- depth 2 --|
                start                       start + 2**(64 - depth)
 
-`entries` (a dict) holds the keys. Everything else is derived from it: `deadlines`, while any key has one, and the
-order of the keys (keyvalue_engine.order), from the first page on.
+`entries` (a dict) holds the keys. Everything else is derived from `entries`. `deadlines` exists while any key has a
+deadline. The order of the keys (keyvalue_engine.order) exists once the first page has been read.
 
-A key may have a deadline, which its entry then holds beside the value. After the deadline, no reader sees the key.
-The sweep removes it, or a write or page that finds it.
+If a key has a deadline, the key's entry holds the deadline beside the value. After the deadline, no reader sees the
+key. The expired key is removed by a sweep, or by a write or page that finds it.
 
-Every write is one call of `_commit`, which changes the entries and everything derived from them, and calls the
+Every write is one call of `_commit`. That call changes the entries and everything derived from them, and calls the
 observer:
 
     set, increment, set_many ──┐
@@ -19,10 +19,10 @@ observer:
     sweep, and each call that  │                 ├──> deadlines, order
     finds an expired key ──────┘                 └──> observer
 
-A few writes inline `_commit`. A comment names the benchmark that justifies each, and tests/engine/test_commit.py
-compares each with `_commit`.
+A few writes inline `_commit`. A comment at each inlined copy names the benchmark that justifies it.
+tests/engine/test_commit.py compares each copy with `_commit`.
 
-A shard knows the context that all shards of its bucket share. It never takes another shard's stripe.
+A shard knows the context that all shards of its bucket share. A shard never takes another shard's stripe.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ from keyvalue_engine.quota import Quota
 
 __all__ = ["Shard"]
 
-#: No limit for the looks at expired keys.
+#: The number of looks at expired keys when there is no limit.
 ALL = 2**63
 
 
 class Shard:
-    """The keys and values of an arc. `stripe` protects everything else here.
+    """The keys and values of one arc of the ring. `stripe` protects all attributes.
 
     Without the stripe you may only use `entries.get`, `key in entries` and `len(entries)`, and compare `deadlines`
-    with None. Each of these is atomic, with the GIL and on free-threaded builds. The entries of a retired shard never
-    change again. So a reader that still holds one sees the values at the moment when the shard was replaced, which is
-    during the reader's call. `keyvalue_engine.table.Table.read` explains how a reader finds that an entry has
-    expired.
+    with None. Each of these operations is atomic, with the GIL and on free-threaded builds.
+
+    The entries of a retired shard never change again. So a reader that still holds a retired shard sees the values as
+    of the moment when the shard was replaced. That moment lies within the reader's call.
+    `keyvalue_engine.table.Table.read` explains how a reader notices that an entry has expired.
     """
 
     __slots__ = (
@@ -71,7 +72,7 @@ class Shard:
     def __init__(self, start: int, depth: int, context: Context) -> None:
         self.stripe = Lock()
         self.entries: dict[bytes, Entry] = {}
-        #: None while no key has a deadline. A write then does not need the clock.
+        #: None while no key has a deadline. While it is None, a write without a deadline does not need the clock.
         self.deadlines: Deadlines | None = None
         self.retired = False
         self.start = start
@@ -84,7 +85,7 @@ class Shard:
 
     @property
     def end(self) -> int:
-        """The position after the arc."""
+        """The first position after the arc."""
         return self.start + (1 << (64 - self.depth))
 
     @property
@@ -95,18 +96,18 @@ class Shard:
     def counts_for(self, quota: Quota) -> bool:
         """Return True if the shard's entries count towards this quota.
 
-        It needs no stripe, because the tuple of quotas is replaced, never changed.
+        This method needs no stripe, because the tuple of quotas is replaced and never modified.
         """
         return quota in self._account.quotas
 
     def set(self, key: bytes, value: bytes, quota: Quota | None = None, ttl_ns: int = 0) -> int:
         """Store a value. O(1). Takes the stripe.
 
-        Return 0 if the shard is retired and nothing was stored. For a new key, return the number of keys in the
-        shard, otherwise at least 1.
+        Return 0 if nothing was stored because the shard is retired. For a new key, return the number of keys in the
+        shard. For an existing key, return a number that is at least 1.
 
         :param ttl_ns: nanoseconds until the key expires, or 0 for no deadline
-        :raises LimitError: the keys or memory of the store or the quota would pass a limit
+        :raises LimitError: the keys or memory of the store or the quota would exceed a limit
         """
         stripe = self.stripe
         stripe.acquire()  # a with statement costs 70 ns more
@@ -115,7 +116,7 @@ class Shard:
                 return 0
             if ttl_ns or self.deadlines is not None:
                 return self._set_timed(key, value, quota, ttl_ns)
-            # `_commit` of a key without a deadline, inlined for speed; measured by bench engine overwrite, new key
+            # `_commit` for a key without a deadline, inlined for speed; measured by bench engine overwrite, new key
             entries = self.entries
             account = self._account
             old = entries.get(key)
@@ -140,12 +141,12 @@ class Shard:
             stripe.release()
 
     def _set_timed(self, key: bytes, value: bytes, quota: Quota | None, ttl_ns: int) -> int:
-        """Store a value when a key of the shard has or gets a deadline."""
+        """Store a value if any key of the shard has a deadline, or if this key gets a deadline."""
         now_ns = self._expiry.clock()
         entries = self.entries
         old = entries.get(key)
         if ttl_ns and old.__class__ is tuple and old[1] > now_ns:
-            # `_commit` of a key that has a deadline, inlined for speed; measured by bench end-to-end expiry
+            # `_commit` for a key that has a deadline, inlined for speed; measured by bench end-to-end expiry
             old_value, before_ns = old
             account = self._account
             if len(value) != len(old_value):
@@ -164,7 +165,7 @@ class Shard:
         return len(entries)
 
     def delete(self, key: bytes) -> bool | None:
-        """Remove a key. Return True if it existed, or None if the shard is retired. O(1). Takes the stripe."""
+        """Remove a key. Return True if the key existed, or None if the shard is retired. O(1). Takes the stripe."""
         stripe = self.stripe
         stripe.acquire()
         try:
@@ -173,9 +174,9 @@ class Shard:
             stripe.release()
 
     def increment(self, key: bytes, delta: int, value_bytes_max: int, quota: Quota | None, ttl_ns: int) -> int | None:
-        """Add to a counter. Return the sum, or None if the shard is retired. O(1). Takes the stripe.
+        """Add `delta` to a counter. Return the sum, or None if the shard is retired. O(1). Takes the stripe.
 
-        :param ttl_ns: nanoseconds until the key expires, or 0 to keep its deadline
+        :param ttl_ns: nanoseconds until the key expires, or 0 to keep the key's deadline
         :raises CounterError: the value is not a counter, or the sum is below 0 or at least 2**64
         :raises LimitError: as in `set`
         """
@@ -207,7 +208,10 @@ class Shard:
             stripe.release()
 
     def persist(self, key: bytes) -> bool | None:
-        """Remove a key's deadline. Return True if it had one, None if the shard is retired. O(1). Takes the stripe."""
+        """Remove a key's deadline. O(1). Takes the stripe.
+
+        Return True if the key had a deadline, or None if the shard is retired.
+        """
         with self.stripe:
             if self.retired:
                 return None
@@ -220,12 +224,12 @@ class Shard:
     def sweep(self, looks_max: int) -> int:
         """Remove expired keys. Return the number of looks, at most `looks_max`. Takes the stripe.
 
-        A look is at a key that has expired, or whose deadline has moved.
+        Each look inspects one key. That key has expired, or its deadline has moved to a later time.
         """
         with self.stripe:
             return 0 if self.retired else self._expire_due(looks_max)
 
-    # The caller of everything below holds the stripe.
+    # The caller of each method below must hold the stripe, unless the method says that it takes the stripe.
 
     def _commit(
         self,
@@ -238,15 +242,16 @@ class Shard:
     ) -> None:
         """Make a change completely or not at all, and call the observer.
 
-        The account is updated before the entries. So another thread may use freed room a moment before it is free.
-        No parameter is keyword-only, because CPython does not specialize calls of such functions
-        (bench/micro/test_engine.py, delete).
+        The account is updated before the entries. So another thread may use the freed memory a moment before the entry
+        is removed. No parameter is keyword-only, because CPython does not specialize calls of functions with
+        keyword-only parameters (bench/micro/test_engine.py, delete).
 
-        :param entry: what the key will hold, or None to remove it
-        :param old: what the key holds now, or None if it is missing; it is expired only if this change removes it
+        :param entry: the new entry of the key, or None to remove the key
+        :param old: the current entry of the key, or None if the key is missing; an expired entry is allowed only if
+            this change removes the key
         :param charged: True if the account already counts the change, because a batch is charged before its first
             write
-        :raises FullError: the keys or memory of the store or the quota would pass a limit; nothing has changed
+        :raises FullError: the keys or memory of the store or the quota would exceed a limit; nothing has changed
         """
         account = self._account
         before_ns = old[1] if isinstance(old, tuple) else None
@@ -277,7 +282,7 @@ class Shard:
             observer(change, account.name, key, entry)
 
     def growth(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> tuple[int, int]:
-        """Return the keys and memory that `put_many` of this part adds. Each key must occur once."""
+        """Return the number of keys and the memory that `put_many` of this part adds. Each key must occur only once."""
         keys = memory_bytes = 0
         old_of = self.entries.get
         if self.deadlines is None and deadline_ns is None:  # inlined for speed; measured by bench end-to-end batch
@@ -297,10 +302,13 @@ class Shard:
         return keys, memory_bytes
 
     def put_many(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> None:
-        """Store this part of the entries. The account must be charged, and `expire` called for the keys, before."""
+        """Store this part of the entries.
+
+        Before this call, the caller must charge the account and call `expire` for the keys.
+        """
         known = self.entries
         if deadline_ns is None and self.deadlines is None and self._order is None and self._account.observer is None:
-            for key in part:  # `_commit` of a charged change, inlined for speed; measured by bench end-to-end batch
+            for key in part:  # `_commit` for a charged change, inlined for speed; measured by bench end-to-end batch
                 known[key] = entries[key]
             return
         for key in part:
@@ -309,7 +317,7 @@ class Shard:
             self._commit(SET, key, entry, known.get(key), charged=True)
 
     def remove(self, key: bytes) -> bool:
-        """Remove a key. Return True if it existed and had not expired."""
+        """Remove a key. Return True if the key existed and had not expired."""
         entry = self.entries.get(key) if self.deadlines is None else self._live(key, self._expiry.clock())
         if entry is None:
             return False
@@ -317,7 +325,7 @@ class Shard:
         return True
 
     def expire(self, keys: Iterable[bytes]) -> None:
-        """Remove the keys that have expired."""
+        """Remove those of the given keys that have expired."""
         if self.deadlines is None:
             return
         now_ns = self._expiry.clock()
@@ -325,7 +333,7 @@ class Shard:
             self._live(key, now_ns)
 
     def _live(self, key: bytes, now_ns: int) -> Entry | None:
-        """Return what a key holds, or None. If it has expired, remove it first."""
+        """Return the entry of a key, or None if the key is missing. Remove an expired key, and return None."""
         entry = self.entries.get(key)
         if entry.__class__ is tuple and entry[1] <= now_ns:
             self._commit(EXPIRE, key, None, entry)
@@ -348,7 +356,7 @@ class Shard:
         return removed + deadlines.looks - looks_before
 
     def _timed(self) -> Deadlines:
-        """Return the deadlines, and create them if there are none, because the caller adds one."""
+        """Return `deadlines`, and create the object if there is none. The caller is about to add a deadline."""
         deadlines = self.deadlines
         if deadlines is None:
             deadlines = self.deadlines = Deadlines(self.entries)
@@ -370,9 +378,9 @@ class Shard:
     def take(
         self, position: int, keys: list[bytes], keys_max: int, size_bytes: int, page_bytes_max: int
     ) -> tuple[int | None, int]:
-        """Append keys to a page, as `LazyOrder.take` does.
+        """Remove expired keys, and append keys to a page as `LazyOrder.take` does.
 
-        O(changes * log n + keys taken), or O(n log n) if there is no order yet.
+        O(changes * log n + keys taken), or O(n log n) if the shard has no order yet.
         """
         self._expire_due(ALL)
         if self._order is None:
@@ -412,16 +420,16 @@ class Shard:
             self.deadlines = deadlines
 
     def enter_expiry(self) -> None:
-        """Add the shard to the sweep if a key has a deadline. Takes the stripe.
+        """Add the shard to the expiry if a key has a deadline. Takes the stripe.
 
-        A piece of a split shard needs this once it is in the ring.
+        Call this method for each new shard of a split, once the new shard is in the ring.
         """
         with self.stripe:
             if self.deadlines is not None and not self.retired:
                 self._expiry.add(self)
 
     def retire(self) -> None:
-        """Mark the shard as replaced. Its entries stay for readers.
+        """Mark the shard as replaced. Readers may still use its entries.
 
         The next writer that takes the stripe must look for the shard's successor.
         """
@@ -449,10 +457,10 @@ class Shard:
 
     @property
     def entries_bytes(self) -> int:
-        """The memory that the account must count for this shard, calculated again. O(n)."""
+        """Return the memory that the account must count for this shard, recalculated from the entries. O(n)."""
         return sum(entry_size(*entry) for entry in self.entries.items())
 
     @property
     def memory_bytes(self) -> int:
-        """The memory that the ledger must count for this shard, calculated again. O(n)."""
+        """Return the memory that the ledger must count for this shard, recalculated from the entries. O(n)."""
         return SHARD_BYTES + (0 if self._order is None else self._order.memory_bytes) + self.entries_bytes

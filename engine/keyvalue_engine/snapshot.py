@@ -1,6 +1,6 @@
-"""Snapshots: a store in a file.
+"""Snapshots: the file format of a saved store, its writer and its reader.
 
-The file is a stream of msgpack objects. Each is a frame, whose head has a fixed size:
+The file is a stream of msgpack objects. Each object is a frame with a head of fixed size:
 
     0        1        2                 10       11             15
     +--------+--------+-----------------+--------+--------------+---------- - -
@@ -8,16 +8,17 @@ The file is a stream of msgpack objects. Each is a frame, whose head has a fixed
     +--------+--------+-----------------+--------+--------------+---------- - -
      array(2) uint64                     bin32
 
-checksum = xxh3_64(body, seed = the frame's offset), so a frame that was moved, lost or repeated is found too. A body
-is a msgpack array:
+The checksum is xxh3_64(body, seed), where the seed is the frame's offset. So the checksum also detects frames that were
+moved, lost or repeated. A body is a msgpack array:
 
     [0, "keyvalue-inmemory snapshot", version, seed]     header: the first frame
     [1, bucket name, [key, value, key, value, ...],      block: any number of frames, several for a large bucket
-        {index of a key in this block: its deadline}]    in milliseconds of Unix time; version 1 has no deadlines
+        {index of a key in this block: its deadline}]    milliseconds of Unix time; version 1 has no deadlines
     [2, blocks, keys]                                    end: the last frame, with the counts
 
-The file is written to the same directory under another name, synced and renamed. Then the directory is synced. So a
-crash leaves either the old file or the new one. The mode is 0600, because values may be secret.
+The writer creates a temporary file in the same directory, syncs it and renames it. Then the writer syncs the
+directory. So a crash leaves either the old file or the new one. The mode of the file is 0600, because values may be
+secret.
 """
 
 from __future__ import annotations
@@ -45,17 +46,17 @@ VERSIONS = (1, 2)
 HEADER, BLOCK, END = 0, 1, 2
 HEAD = Struct(">BBQBI")
 ARRAY2, UINT64, BIN32 = 0x92, 0xCF, 0xC6
-#: A block is written once its keys and values reach this size. So saving needs memory
-#: for one block, one shard and the largest value.
+#: A block is written once its keys and values reach this size. So saving needs memory only for one block, one shard and
+#: the largest value.
 BLOCK_BYTES = 1024 * 1024
 
 
 def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table], unix_ms_of: Callable[[int], int]) -> None:
     """Write the tables to `path`. A reader sees the complete old file or the complete new one.
 
-    :param unix_ms_of: returns the Unix time in milliseconds for a time of the store's clock
-    :raises OSError: the file could not be written. `path` is unchanged, and the unfinished file is removed. If only
-        the sync of the directory failed, `path` is the new file, but it may not survive a crash.
+    :param unix_ms_of: converts a time of the store's clock to Unix time in milliseconds
+    :raises OSError: the file could not be written. `path` is unchanged, and the temporary file is removed. If only
+        the sync of the directory failed, `path` is the new file, but the new file may not survive a crash.
     """
     path = os.path.abspath(path)
     directory = os.path.dirname(path)
@@ -84,9 +85,9 @@ def _write(file: IO[bytes], seed: int, tables: Mapping[bytes, Table], unix_ms_of
 
 
 def _blocks(table: Table, unix_ms_of: Callable[[int], int]) -> Iterator[tuple[list[bytes], dict[int, int]]]:
-    """Yield the table's entries in blocks of about BLOCK_BYTES, at least one.
+    """Yield the table's entries in blocks of about BLOCK_BYTES. Yield at least one block.
 
-    A block is [key, value, key, value, ...], with its deadlines.
+    A block is a list [key, value, key, value, ...], and a dict of deadlines.
     """
     entries: list[bytes] = []
     deadlines: dict[int, int] = {}
@@ -128,12 +129,14 @@ def _fsync_directory(directory: str) -> None:
 
 
 class Reader:
-    """A reader of a snapshot, and a context manager.
+    """A reader of a snapshot. It is a context manager.
 
-    The constructor reads `seed`. Iteration yields (bucket name, [(key, value, deadline or None), ...]). Everything is
-    checked before it is used, and a damaged length never allocates more memory than the file's size.
+    The constructor reads the header with the `seed`. Iteration yields (bucket name, [(key, value, deadline or None),
+    ...]). The reader checks all data before it uses the data. A damaged length never makes the reader allocate more
+    memory than the file's size.
 
-    :raises SnapshotError: by the constructor or the iteration, with the offset of the damaged frame
+    :raises SnapshotError: a frame is damaged; the constructor or the iteration raises the error, with the frame's
+        offset
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -207,7 +210,7 @@ class Reader:
         self._offset += HEAD.size + size
         self._left -= HEAD.size + size
         try:
-            frame = msgpack.unpackb(body, strict_map_key=False)  # keys of deadlines are numbers
+            frame = msgpack.unpackb(body, strict_map_key=False)  # the keys of the deadlines' map are numbers
         except (TypeError, ValueError, msgpack.exceptions.UnpackException) as error:  # TypeError: an array as a key
             raise self._error(at, f"the frame is not msgpack: {error}") from error
         if not isinstance(frame, list):
@@ -219,7 +222,7 @@ class Reader:
 
 
 def _is_block(entries: list[Any], rest: list[Any]) -> bool:
-    """Return True if these parts belong to a block: its entries and, from version 2 on, their deadlines."""
+    """Return True if `entries` and `rest` form a valid block. From version 2 on, `rest` holds the deadlines."""
     if len(entries) % 2 or not all(type(part) is bytes for part in entries):
         return False
     match rest:

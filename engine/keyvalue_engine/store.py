@@ -1,20 +1,21 @@
-"""The store as a user sees it: its buckets, counts, quotas and observers, and its file.
+"""The public interface of a store: its buckets, counts, quotas, observers and snapshot file.
 
     Store ── Tables ── name ──> Table ── position ──> Shard ── key ──> Entry      (keyvalue_engine.tables has the rest)
 
 The order of keys, and the cursor
 ---------------------------------
 Keys are ordered by position(key) = xxh3_64(key, seed), a 64-bit number. Each store has its own random seed, which is
-saved with the data. The cursor is the position at which the next page begins. So
+saved with the data. The cursor is the position at which the next page begins. This order has three consequences:
 
 - The store keeps no state between pages, and every 64-bit number is a valid cursor. A cursor stays valid when a shard
   is split, and after a restart with the same data.
-- A key's position does not depend on other keys. A key that exists during the whole walk is returned exactly once. A key
-  that is added or removed during the walk comes at most once.
-- A page has a cursor only if a key exists at or after it at that moment. So a walk ends with its last key.
+- A key's position does not depend on other keys. A walk returns a key exactly once if the key exists during the whole
+  walk. It returns a key at most once if the key is added or removed during the walk.
+- A page has a cursor only if more keys follow when the page is read. So the page with the last key ends the walk.
 
-Keys with the same position are always on the same page. With 64 bits, many keys practically never share a position by chance, but a caller who
-knows the seed could create such keys. A page refuses more of them than it can hold (`CrowdedPositionError`).
+Keys with the same position are always on the same page. With 64 bits, many keys practically never share a position by
+chance. But a caller who knows the seed could create such keys. `page` raises `CrowdedPositionError` if one position has
+more keys than a page can hold.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ from keyvalue_engine.tables import Tables
 
 __all__ = ["Store"]
 
-#: A sweep's limit for shards, as a multiple of its limit for keys.
+#: A sweep visits at most LOOKS_PER_KEY times as many shards as keys.
 LOOKS_PER_KEY = 4
 
-#: Options of the handles that load a file. Its lengths were allowed when they were written.
+#: The options of the handles that load a file. The file's lengths were allowed when its keys were written.
 AS_WRITTEN = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX)
 
 
 class Store:
-    """A store of buckets, keys and values in memory. Methods are synchronous. You may call them from any thread.
+    """A store of buckets, keys and values in memory. All methods are synchronous, and any thread may call them.
 
     >>> store = Store()
     >>> colours = store.bucket(b"colours")
@@ -55,11 +56,11 @@ class Store:
     >>> len(store), store.bucket_names()
     (1, [b'colours'])
 
-    :param options: limits and shape; all limits have defaults
-    :param seed: 64 bits that determine the order of keys; random by default. Keep it secret, because a caller who
-        knows it can create keys with the same position.
-    :param hash_function: returns the 64-bit position for (key, seed); tests use one that collides
-    :param clock: returns nanoseconds that never go back; tests use one that they control
+    :param options: the limits of the store and the size of its shards; every option has a default
+    :param seed: 64 bits that determine the order of keys; random by default. Keep the seed secret, because a caller
+        who knows the seed can create keys with the same position.
+    :param hash_function: returns the 64-bit position for (key, seed); tests use a function that produces collisions
+    :param clock: returns a time in nanoseconds that never goes back; tests use a clock that they control
     """
 
     __slots__ = ("_tables", "options")
@@ -79,7 +80,7 @@ class Store:
         self._tables = Tables(self.options, seed, hash_function, clock)
 
     def bucket(self, name: bytes, options: BucketOptions | None = None) -> Bucket:
-        """Return a handle for the bucket of this name. The bucket is created by the first write, not by this call.
+        """Return a handle for the bucket with this name. The first write creates the bucket; this call does not.
 
         :param options: options of this handle, which override the store's
         """
@@ -88,7 +89,7 @@ class Store:
     def bucket_names(self) -> list[bytes]:
         """Return the names of all buckets, oldest first.
 
-        A bucket exists while it holds a key. With `strict_buckets`, it exists from its first write on.
+        A bucket exists while it holds a key. With `strict_buckets`, a bucket exists forever after its first write.
         """
         return list(self._tables.by_name)
 
@@ -103,50 +104,55 @@ class Store:
         return self._tables.expiry.expired_keys
 
     def sweep(self, keys_max: int = 1_000) -> bool:
-        """Remove expired keys in one bounded step. Return True if it used up `keys_max`, so more may remain.
+        """Remove expired keys in one bounded step. Return True if the step used up `keys_max`, so more may remain.
 
-        Readers never see an expired key. A sweep frees its memory.
+        Readers never see an expired key, but the key takes memory until it is removed.
 
-        :param keys_max: keys to look at, including keys whose deadline has moved; up to four times as many shards
+        :param keys_max: limit for the number of keys to look at, including keys whose deadline has moved; a sweep
+            visits at most four times as many shards
         """
         if keys_max < 1:
             raise ValueError(f"keys_max: found {keys_max}, allowed at least 1")
         return not self._tables.sweep(keys_max, keys_max * LOOKS_PER_KEY)
 
     def add_quota(self, quota: Quota) -> None:
-        """Start counting the buckets that a quota covers. O(buckets).
+        """Start counting the keys and memory of the buckets that a quota covers. O(buckets).
 
-        The quota limits the handles that were created with it.
+        The quota limits the handles that were created with the quota.
 
         :raises ValueError: the quota was already added
         """
         self._tables.add_quota(quota)
 
     def remove_quota(self, quota: Quota) -> None:
-        """Stop counting for a quota. Its last counts still limit the handles that were created with it. O(buckets)."""
+        """Stop counting for a quota. O(buckets).
+
+        The quota's last counts still limit the handles that were created with the quota.
+        """
         self._tables.remove_quota(quota)
 
     def observe(self, observer_of: ObserverOf | None) -> None:
         """Register `observer_of`, which returns the observer of a bucket, or None for no observer. O(buckets).
 
-        It replaces the previous one; None removes it. A write in progress may still call the previous observer.
+        `observer_of` replaces the previously registered function. Pass None to remove all observers. A write in
+        progress may still call the previous observer.
         """
         self._tables.observe(observer_of)
 
     def __len__(self) -> int:
-        """Return the number of keys in all buckets, including expired keys that are not removed yet. O(1)."""
+        """Return the number of keys in all buckets, including expired keys that have not been removed yet. O(1)."""
         return self._tables.ledger.keys
 
     @property
     def memory_bytes(self) -> int:
-        """Return the memory of all buckets by the formula of `keyvalue_engine.entry`. O(1)."""
+        """Return the memory of all buckets in bytes, as computed in `keyvalue_engine.entry`. O(1)."""
         return self._tables.ledger.memory_bytes
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write all buckets to a file. A reader of `path` finds the old file or the new one.
 
-        Writes may continue meanwhile. Each shard is saved as of a single moment. `keyvalue_engine.snapshot`
-        describes the format.
+        Other threads may write during the save. Each shard is saved as of a single moment, but different shards may
+        be saved as of different moments. `keyvalue_engine.snapshot` describes the format.
 
         :raises OSError: the file could not be written; `path` is unchanged
         """
@@ -156,14 +162,14 @@ class Store:
             snapshot.save(path, self._tables.seed, tables, lambda deadline_ns: (deadline_ns + unix_ns) // NS_PER_MS)
         finally:
             for name, table in tables.items():
-                if table.looks_empty():  # its keys may have expired
+                if table.looks_empty():  # the table's keys may have expired
                     self._tables.free_if_empty(name)
 
     @classmethod
     def load(cls, path: str | PathLike[str], options: StoreOptions | None = None) -> Store:
-        """Return a store with the buckets of a file. It uses the saved seed, so cursors stay valid.
+        """Return a store with the buckets of a file. The store uses the saved seed, so cursors stay valid.
 
-        Keys and values may be longer than the options allow, because a handle's options may have allowed them.
+        Loaded keys and values may be longer than the options allow, because a handle's options may have allowed them.
 
         :raises SnapshotError: the file is damaged
         :raises LimitError: the file has more keys or buckets, or longer bucket names, than the options allow
@@ -173,7 +179,7 @@ class Store:
             store = cls(options, seed=reader.seed)
             for name, entries in reader:
                 if store.options.strict_buckets:
-                    store._tables.keep_empty(name)  # even if all its keys have expired, or it had none
+                    store._tables.keep_empty(name)  # even if the bucket was empty, or all its keys have expired
                 bucket = store.bucket(name, AS_WRITTEN)
                 now_ms = time_ns() // NS_PER_MS
                 for key, value, deadline_ms in entries:

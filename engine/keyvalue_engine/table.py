@@ -1,20 +1,25 @@
 """The shards of one bucket, and the ring that finds a key's shard.
 
 The ring is a list of 2**bits shards, indexed by the top `bits` bits of a position. A shard of smaller depth occurs
-several times in a row. So a shard that has grown too large is split alone, and a write waits for the move of at most
-one shard:
+several times in a row. So a shard that has grown too large can be split without the other shards. A write waits until
+the keys of at most one shard have moved:
 
     bits 2    [ A | B | C | D ]
     split B   [ A | A | A | A | B0 | B1 | B2 | B3 | C | C | C | C | D | D | D | D ]     bits 4
 
-A published ring never changes. A split publishes a new (shift, shards) tuple, and retires the shard that it replaced.
-A writer that takes the stripe of a retired shard finds this out, and looks the shard up again.
+A published ring never changes. A split publishes a new (shift, shards) tuple, and retires the shard that it replaces.
+If a writer takes the stripe of a retired shard, the writer looks up the shard for its key again.
 
-A batch takes the stripes of its keys, in the ring's order, and holds them until its last write. `get_many` takes no
-stripe. If a batch ran while it read, it reads again while no batch runs (`_batches`).
+A batch takes the stripes of all its keys, in the ring's order. The batch holds the stripes until its last write.
+`get_many` takes no stripe. If a batch ran while `get_many` read the values, `get_many` reads the values again while no
+batch runs (`_batches`).
 
-Locks are taken in this order: the one of `Tables`; `_growth` or `_batch`; one stripe, or several in the ring's order
-(for a batch, or to free a table); the ledger's or the expiry's.
+Threads take locks in this order:
+
+1. the lock of `Tables`;
+2. `_growth` or `_batch`;
+3. one stripe, or several stripes in the ring's order (for a batch, or to free a table);
+4. the lock of the ledger or of the expiry.
 """
 
 from __future__ import annotations
@@ -34,21 +39,21 @@ __all__ = ["Table"]
 
 Ring = tuple[int, list[Shard]]
 
-#: A shard is split into four. With two, a bucket that grows to a million keys moves each key once more
-#: (bench/micro/test_engine.py, fill). With more, keys move less often, but shards are smaller in between: with
-#: sixteen, a get among 200,000 keys takes 1.2 times as long.
+#: A shard is split into four new shards. With two, a bucket that grows to a million keys would move each key one more
+#: time (bench/micro/test_engine.py, fill). With more than four, keys move less often, but the new shards are smaller.
+#: With sixteen, a get among 200,000 keys takes 1.2 times as long.
 SPLIT_BITS = 2
 
 
 class Table:
-    """The keys and values of one bucket. A freed table takes no more writes, because all its shards are retired."""
+    """The keys and values of one bucket. A freed table accepts no writes, because all its shards are retired."""
 
     __slots__ = ("_batch", "_batches", "_context", "_growth", "_shard_keys_max", "_shards_min", "ring")
 
     def __init__(self, options: StoreOptions, context: Context) -> None:
-        self._growth = Lock()  # protects changes of `ring`; reading this one attribute needs no lock
-        self._batch = Lock()  # held by the batch that runs
-        self._batches = 0  # odd while a batch runs; changed under `_batch`, read without it
+        self._growth = Lock()  # protects changes of `ring`; reading `ring` needs no lock
+        self._batch = Lock()  # held by the running batch
+        self._batches = 0  # odd while a batch runs; changed while `_batch` is held, read without the lock
         self._shards_min = options.shards_min
         self._shard_keys_max = options.shard_keys_max
         self._context = context
@@ -60,7 +65,7 @@ class Table:
         return self._context.account
 
     def __len__(self) -> int:
-        """Return the number of keys. It is exact if no write is in progress."""
+        """Return the number of keys. The number is exact if no write is in progress."""
         return sum(len(shard.entries) for shard in self.shards())
 
     def shards(self) -> Iterator[Shard]:
@@ -72,19 +77,19 @@ class Table:
                 yield shard
 
     def shard_of(self, key: bytes) -> Shard:
-        """Return the shard for a key. It may be retired by the time you use it."""
+        """Return the shard for a key. The shard may be retired by the time you use it."""
         shift, shards = self.ring
         _, hash_function, seed, _, _ = self._context
         return shards[hash_function(key, seed) >> shift]
 
     def looks_empty(self) -> bool:
-        """Return True if no key is left. It takes no stripes; `free` checks again."""
+        """Return True if no key is left. This method takes no stripe, so `free` checks again."""
         return not any(shard.entries for shard in self.ring[1])
 
     def page(self, position: int, page_keys_max: int, page_bytes_max: int) -> tuple[list[bytes], int | None]:
-        """Return the keys at and after `position`, and the position of the next page, or None.
+        """Return the keys at and after `position`, and the position of the next page, or None after the last page.
 
-        It takes one stripe at a time.
+        This method takes one stripe at a time.
 
         :raises CrowdedPositionError: the first position has more keys than a page can hold
         """
@@ -94,8 +99,8 @@ class Table:
         while True:
             shift, shards = ring = self.ring
             shard = shards[position >> shift]
-            may_expire = shard.deadlines is not None  # then only `take`, under the stripe, finds out if a key is left
-            if shard.entries:  # needs no stripe: a shard that is empty now adds no keys
+            may_expire = shard.deadlines is not None  # if so, only `take` finds out whether a key is left
+            if shard.entries:  # needs no stripe: a shard without entries adds no keys
                 if len(keys) >= page_keys_max and not may_expire:
                     return keys, position
                 with shard.stripe:
@@ -111,15 +116,18 @@ class Table:
                 return keys, None
 
     def read(self, key: bytes, now_ns: int) -> bytes | None:
-        """Return the value of a key, or None if it is missing or has expired. O(1), takes no stripe.
+        """Return the value of a key, or None if the key is missing or has expired. O(1), without a stripe.
 
-        A reader looks up the entry. If the entry has a deadline, the reader then reads the clock. If the deadline is
-        in the future, the value was valid at the look-up, and the reader returns it. The value may expire between the
-        clock and the return. If the deadline has passed, the key may have been written again since the look-up,
-        perhaps in a shard that replaced the first one. So this method looks the key up once more, starting again from the ring. An
-        entry that is found after the clock was read, and had expired at that time, has expired.
+        `Bucket.get` and `_read_many` first look up the entry without this method. If the entry has a deadline, they
+        then read the clock. If the deadline is in the future, the value was valid at the look-up, so they return the
+        value. The value may still expire before the return.
 
-        :param now_ns: the time of the clock, read before this call
+        If the deadline has passed, they call this method. The key may have been written again since the first look-up,
+        perhaps in a new shard after a split. So this method looks up the key a second time, starting again from the
+        ring. The second look-up comes after the clock was read. So if the second entry's deadline is not after
+        `now_ns`, that entry has expired.
+
+        :param now_ns: a time of the clock that was read before this call
         """
         entry = self.shard_of(key).entries.get(key)
         if isinstance(entry, tuple):
@@ -127,7 +135,7 @@ class Table:
         return entry
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values in the order of the keys. No batch runs between the first and the last look-up."""
+        """Return the values in the order of the keys. No batch runs while the values are read."""
         batches = self._batches
         if not batches & 1:
             values = self._read_many(keys)
@@ -137,9 +145,9 @@ class Table:
             return self._read_many(keys)
 
     def _read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of several keys, as `read` does. Measured by bench end-to-end batch.
+        """Return the values of several keys, as `read` does for one key. Measured by bench end-to-end batch.
 
-        All keys are compared with the same time. So keys with the same deadline expire together.
+        The method compares all deadlines with the same time. So keys with the same deadline expire together.
         """
         _, hash_function, seed, _, expiry = self._context
         shift, shards = self.ring
@@ -156,7 +164,7 @@ class Table:
     def set_many(self, entries: Mapping[bytes, bytes], quota: Quota | None, ttl_ns: int) -> bool:
         """Store all entries or none. Return False if the table is freed and nothing was stored.
 
-        :raises LimitError: the keys or memory would pass a limit; nothing was stored
+        :raises LimitError: the keys or memory would exceed a limit; nothing was stored
         """
         with self._stripes_of(entries) as parts:
             if parts is None:
@@ -177,7 +185,7 @@ class Table:
         return True
 
     def delete_many(self, keys: Iterable[bytes]) -> int | None:
-        """Remove keys. Return how many of them existed, or None if the table is freed."""
+        """Remove keys. Return the number of keys that existed, or None if the table is freed."""
         with self._stripes_of(dict.fromkeys(keys)) as parts:
             if parts is None:
                 return None
@@ -185,9 +193,9 @@ class Table:
 
     @contextmanager
     def _stripes_of(self, keys: Iterable[bytes]) -> Iterator[dict[Shard, list[bytes]] | None]:
-        """Run a batch: hold the stripes of all shards of the keys, and give the keys of each shard.
+        """Run a batch: hold the stripes of all shards of the keys, and yield the keys by shard.
 
-        It gives None if the table is freed.
+        Yield None if the table is freed.
         """
         with self._batch:
             self._batches += 1
@@ -206,7 +214,7 @@ class Table:
                     parts: dict[Shard, list[bytes]] = {}
                     for index in sorted(indexes):
                         shard = shards[index]
-                        if shard in parts:  # it occurs several times in the ring
+                        if shard in parts:  # the shard occurs several times in the ring
                             parts[shard] += indexes[index]
                         else:
                             parts[shard] = indexes[index]
@@ -227,7 +235,7 @@ class Table:
                 self._batches += 1
 
     def copy_shard(self, position: int) -> Copy:
-        """Return a copy of the shard at `position`, as it is at one moment. The shards of a freed table are empty."""
+        """Return a copy of the shard at `position` as of a single moment. The shards of a freed table are empty."""
         while True:
             shift, shards = ring = self.ring
             shard = shards[position >> shift]
@@ -236,10 +244,10 @@ class Table:
                     return shard.copy()
 
     def split(self, shard: Shard) -> None:
-        """Split a shard that has grown too large, unless another thread already did."""
+        """Split a shard that has grown too large, unless another thread has already split it."""
         for piece in self._replace(shard):
             if len(piece.entries) > self._shard_keys_max:
-                self.split(piece)  # most keys fell into one piece
+                self.split(piece)  # most keys went to one new shard
 
     def _replace(self, shard: Shard) -> list[Shard]:
         with self._growth:
@@ -263,7 +271,7 @@ class Table:
             return pieces
 
     def free(self) -> bool:
-        """Retire all shards at once if no key is left. Return True if they were retired."""
+        """Retire all shards at once if no key is left. Return True if the shards were retired."""
         with self._growth, ExitStack() as stripes:
             shards = list(self.shards())
             for shard in shards:
@@ -275,7 +283,7 @@ class Table:
             return True
 
     def check(self) -> None:
-        """Assert every invariant of the table and its shards, with one stripe at a time. O(n)."""
+        """Assert every invariant of the table and its shards. The method takes one stripe at a time. O(n)."""
         assert not self._batches & 1
         assert self.account.keys == len(self)
         assert self.account.memory_bytes == sum(shard.entries_bytes for shard in self.shards())

@@ -1,12 +1,12 @@
-"""The tables of a store by bucket name. The store and the handles of its buckets share them.
+"""The tables of a store by bucket name. The store and the handles of its buckets share one `Tables` object.
 
     Store ──┐
             ├──> Tables ── name ──> Table ── position ──> Shard ── key ──> Entry
     Bucket ─┘      ├── Ledger: all keys and memory, an Account for each bucket, Quotas over some buckets
                    └── Expiry: the shards that have keys with deadlines
 
-The first key of a bucket creates its table, and removing the last key frees it. With `strict_buckets`, the table
-stays.
+Writing the first key of a bucket creates the bucket's table. Removing the last key frees the table, except with
+`strict_buckets`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["ROOM_KEYS", "ROOM_SHARDS", "Tables"]
 
 T = TypeVar("T")
 
-#: Keys and shards that a write looks at to find room in a full store.
+#: Limits for the keys and shards that a write looks at to make room in a full store.
 ROOM_KEYS = 1_000
 ROOM_SHARDS = 4_096
 
 
 class Tables:
-    """The tables by bucket name. You may call all methods from any thread.
+    """The tables of a store by bucket name. Any thread may call any method.
 
     :param hash_function: returns the 64-bit position for (key, seed)
-    :param clock: returns nanoseconds that never go back
-    :ivar by_name: the tables; a look-up is atomic and needs no lock, and only this class adds and removes
+    :param clock: returns a time in nanoseconds that never goes back
+    :ivar by_name: the tables; only this class adds or removes tables; a look-up is atomic and needs no lock
     """
 
     __slots__ = (
@@ -70,9 +70,9 @@ class Tables:
     def write_first(self, name: bytes, write: Callable[[Table], T]) -> tuple[Table, T | None]:
         """Write the first keys of a bucket, and then publish its table. Return the table and the result of `write`.
 
-        If the table already exists, return it and None.
+        If the table already exists, return the table and None.
 
-        :raises StoreError: the name is too long, there are too many buckets, or `write` raised it; no table is
+        :raises StoreError: the name is too long, there are too many buckets, or `write` raised the error; no table is
             created
         """
         with self._lock:
@@ -89,7 +89,7 @@ class Tables:
             return table, written
 
     def keep_empty(self, name: bytes) -> None:
-        """Create a bucket without keys, because it was written and emptied before."""
+        """Create a bucket without keys, for a bucket that was written earlier and is now empty."""
         with self._lock:
             if name not in self.by_name:
                 self.by_name[name] = self._new_table(name)
@@ -106,19 +106,19 @@ class Tables:
         return Table(options, Context(self._position_of, self.hash_function, self.seed, account, self.expiry))
 
     def _drop_table(self, name: bytes, table: Table) -> bool:
-        """Free a table and its memory. Return False if it holds a key."""
+        """Free a table, and subtract its memory from the ledger. Return False if the table holds a key."""
         if not table.free():
             return False
         self.ledger.hold(-BUCKET_BYTES - bytes_size(len(name)))
         return True
 
     def settled(self, name: bytes) -> Table | None:
-        """Return the table of this name. If a table is being created or freed, wait for that first."""
+        """Return the table of the bucket with this name. If a table is being created or freed, wait for that first."""
         with self._lock:
             return self.by_name.get(name)
 
     def free_if_empty(self, name: bytes) -> None:
-        """Free the table of this name if it is empty. With `strict_buckets`, keep it."""
+        """Free the table of the bucket with this name if the table is empty. With `strict_buckets`, keep the table."""
         with self._lock:
             table = self.by_name.get(name)
             if table is None or self.options.strict_buckets or not table.looks_empty():
@@ -127,15 +127,15 @@ class Tables:
                 del self.by_name[name]
 
     def sweep(self, keys_max: int, shards_max: int, quota: Quota | None = None) -> int:
-        """Remove expired keys, with at most `keys_max` looks in `shards_max` shards. Return the remaining looks.
+        """Remove expired keys in at most `keys_max` looks and `shards_max` shards. Return the number of unused looks.
 
-        :param quota: if given, look only at buckets that it covers
+        :param quota: the quota that covers the buckets to look at, or None for all buckets
         """
         left = keys_max
         for _ in range(min(len(self.expiry), shards_max)):
             if (
                 not left or (shard := self.expiry.rotate()) is None
-            ):  # tested last: a shard that is rotated has had its turn
+            ):  # tested last, because `rotate` moves the shard to the end
                 break
             if quota is None or shard.counts_for(quota):
                 left -= shard.sweep(left)
@@ -144,13 +144,13 @@ class Tables:
         return left
 
     def find_room(self, error: FullError) -> bool:
-        """Remove expired keys to make room, within ROOM_KEYS and ROOM_SHARDS. Return True if any were removed."""
+        """Remove expired keys to make room, within ROOM_KEYS and ROOM_SHARDS. Return True if any key was removed."""
         expired = self.expiry.expired_keys
         self.sweep(ROOM_KEYS, ROOM_SHARDS, error.quota)
         return self.expiry.expired_keys != expired
 
     def add_quota(self, quota: Quota) -> None:
-        """Start counting the buckets that a quota covers. O(buckets).
+        """Start counting the keys and memory of the buckets that a quota covers. O(buckets).
 
         :raises ValueError: the quota was already added
         """
@@ -175,14 +175,14 @@ class Tables:
                 account.quotas = tuple(known for known in account.quotas if known is not quota)
 
     def observe(self, observer_of: ObserverOf | None) -> None:
-        """Give each bucket, and each bucket that is created later, the observer from `observer_of`. O(buckets)."""
+        """Set each bucket's observer to the result of `observer_of`, now and for each new bucket. O(buckets)."""
         with self._lock:
             self._observer_of = observer_of
             for name, table in self.by_name.items():
                 table.account.observer = None if observer_of is None else observer_of(name)
 
     def check(self) -> None:
-        """Assert every invariant, and count keys and memory again. For tests, while no other thread writes. O(n)."""
+        """Assert every invariant, and recount keys and memory. Only for tests, while no other thread writes. O(n)."""
         keys = 0
         memory_bytes = 0
         for name, table in self.by_name.items():

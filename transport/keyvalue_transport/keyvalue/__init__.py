@@ -1,1 +1,1 @@
-"""The interface `wrpc:keyvalue`, without I/O: errors, outcomes, and the codec and handlers of each interface."""
+"""The package `wrpc:keyvalue`, without I/O: errors, outcomes, and the codec and handlers of each interface."""

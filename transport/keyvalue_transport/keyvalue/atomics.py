@@ -2,7 +2,7 @@
 
     atomics.increment  bucket: string, key: string, delta: u64  -> result<u64, error>
 
-transport/keyvalue_transport/keyvalue/interface.py has the error, and everything else that all interfaces share.
+transport/keyvalue_transport/keyvalue/interface.py defines `error` and the other parts that all interfaces share.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ATOMICS = "wrpc:keyvalue/atomics@0.2.0-draft"
 
 
 class AtomicsInterface(Protocol):
-    """The functions of `wrpc:keyvalue/atomics`. Each may be a coroutine function, and may raise an InterfaceError."""
+    """The functions of `wrpc:keyvalue/atomics`. Each function may be async, and may raise an InterfaceError."""
 
     def increment(self, caller: Caller, bucket: bytes, key: bytes, delta: int, /) -> Answer[int]: ...
 
@@ -65,21 +65,21 @@ def encode_increment_result(number: int) -> bytes:
 
 
 def decode_increment_result(buffer: bytes, at: int, end: int) -> tuple[int, int]:
-    """Read a result<u64, error>. Raise its error."""
+    """Read a result<u64, error>. If the result is an error, raise it."""
     return read_unsigned(buffer, read_ok(buffer, at, end), end, 64)
 
 
 def atomics_tallies() -> dict[str, Tally]:
-    """Return a tally for each function of `atomics`, by its name on the wire."""
+    """Return a dict of new tallies: one tally for each function of `atomics`, by its name on the wire."""
     return {"increment": new_tally()}
 
 
 def atomics_handlers(
     atomics: AtomicsInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
 ) -> dict[str, Handler]:
-    """Return a handler for each function of `atomics`, by its name on the wire.
+    """Return a dict of handlers: one handler for each function of `atomics`, by its name on the wire.
 
-    :param tallies: the tallies that count the calls, by the same names
+    :param tallies: the tallies that count the calls, by function name on the wire
     """
     tally = tallies or atomics_tallies()
     return {

@@ -7,9 +7,10 @@
     batch.delete-many  bucket: string, keys: list<string>
                        -> result<_, error>
 
-transport/keyvalue_transport/keyvalue/interface.py has the error, and everything else that all interfaces share.
-Decoders check counts and lengths before they allocate memory for them. The answer of get-many is measured before it
-is built, because a request that repeats a few keys could make it as large as it likes.
+transport/keyvalue_transport/keyvalue/interface.py defines `error` and the other parts that all interfaces share.
+Decoders check each count and length before they allocate memory for it. The handler of get-many checks the size of the
+answer before it joins the parts of the answer. Without the check, a small request that repeats a few keys could cause a
+huge answer.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ SOME_SHORT = tuple(b"\x01" + length for length in ONE_BYTE)
 
 
 class BatchInterface(Protocol):
-    """The functions of `wrpc:keyvalue/batch`. Each may be a coroutine function, and may raise an InterfaceError."""
+    """The functions of `wrpc:keyvalue/batch`. Each function may be async, and may raise an InterfaceError."""
 
     def get_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[list[bytes | None]]:
         """Return the values in the order of `keys`, with None for each missing key."""
@@ -79,7 +80,7 @@ class BatchInterface(Protocol):
     def delete_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[None]: ...
 
 
-# Parameters. A decoder returns them, and the offset after the last.
+# Parameters. A decoder returns the parameters, and the offset after the last parameter.
 
 
 def encode_bucket_keys(bucket: bytes, keys: Collection[bytes]) -> bytes:
@@ -91,7 +92,7 @@ def encode_bucket_keys(bucket: bytes, keys: Collection[bytes]) -> bytes:
 
 
 def decode_get_many(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, list[bytes]], int]:
-    """Read bucket and keys."""
+    """Read the parameters bucket and keys."""
     start = at
     bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
     count, at = _read_count(buffer, at, end, limits.batch_keys_max)
@@ -110,7 +111,7 @@ def decode_get_many(buffer: bytes, at: int, end: int, limits: ParameterLimits) -
     except NeedMoreBytes as more:
         _check_texts(keys)
         raise _cut(more, at - start, count - len(keys), key_bytes_max, key_bytes_max) from None
-    if not buffer[began:at].isascii():  # the lengths in between are below 128 if all keys are ASCII
+    if not buffer[began:at].isascii():  # one-byte lengths are below 128, so short ASCII keys need no check
         _check_texts(keys)
     return (bucket, keys), at
 
@@ -129,7 +130,7 @@ def encode_set_many(bucket: bytes, entries: Collection[tuple[bytes, bytes]]) -> 
 def decode_set_many(
     buffer: bytes, at: int, end: int, limits: ParameterLimits
 ) -> tuple[tuple[bytes, dict[bytes, bytes]], int]:
-    """Read the bucket, and the values by key. If a key occurs several times, its last value counts."""
+    """Read the bucket, and the values by key. If a key occurs several times, the last value is used."""
     start = at
     bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
     count, at = _read_count(buffer, at, end, limits.batch_keys_max)
@@ -167,19 +168,20 @@ def _read_count(buffer: bytes, at: int, end: int, keys_max: int) -> tuple[int, i
 
 
 def _cut(more: NeedMoreBytes, at: int, unread: int, even_max: int, odd_max: int) -> NeedMoreElements:
-    """Return the error for a list that is cut in the string at `at`. Each unread string takes at least one byte."""
+    """Return the error for a list that ends inside the string at `at`. Each unread string takes at least one byte."""
     return NeedMoreElements(more.end_min + unread - 1, _Measure(at, unread, even_max, odd_max))
 
 
 class _Measure:
-    """Finds the end of a list of strings or bytes, or of pairs of them, while it arrives.
+    """A search for the end of a list while the list arrives. The elements are strings, or pairs of a string and bytes.
 
-    Invariant: the parameters have at least `at + unread` bytes. At `at` is the length of the next string, or the end.
+    Invariant: the parameters have at least `at + unread` bytes. The offset `at` is the offset of the next string's
+    length, or the end of the list.
 
     :param at: offset from the beginning of the parameters
-    :param unread: the number of strings that are not read yet
-    :param even_max: limit for the length of a string when `unread` is even
-    :param odd_max: the same when `unread` is odd
+    :param unread: the number of strings and bytes values that have not been read yet
+    :param even_max: limit for the length of the next string if `unread` is even
+    :param odd_max: limit for the length of the next string if `unread` is odd
     """
 
     __slots__ = ("_at", "_bytes_max", "_unread")
@@ -212,7 +214,7 @@ def _check_texts(texts: Iterable[bytes]) -> None:
         check_text(text)
 
 
-# Results. A decoder raises the interface's error if the result is one.
+# Results. If the result is an error, the decoder raises it.
 
 
 def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None], bytes_max: int) -> bytes:
@@ -220,7 +222,7 @@ def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None]
 
     :param values: the values in the order of the keys, with None for each missing key
     :param bytes_max: limit for the bytes of the existing keys and their values
-    :raises OtherError: they are above the limit
+    :raises OtherError: the keys and values are above the limit
     """
     parts = [OK_UNIT, write_length(len(keys))]
     answer_bytes = 0
@@ -242,7 +244,7 @@ def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None]
 
 
 def decode_get_many_result(buffer: bytes, at: int, end: int) -> tuple[list[tuple[bytes, bytes] | None], int]:
-    """Read a result<list<option<tuple<string, list<u8>>>>, error>: keys with their values. Raise its error."""
+    """Read a result<list<option<tuple<string, list<u8>>>>, error>. If the result is an error, raise it."""
     at = read_ok(buffer, at, end)
     count, at = read_unsigned(buffer, at, end, 32)
     if count > end - at:  # an option takes at least one byte
@@ -263,16 +265,16 @@ def decode_get_many_result(buffer: bytes, at: int, end: int) -> tuple[list[tuple
 
 
 def batch_tallies() -> dict[str, Tally]:
-    """Return a tally for each function of `batch`, by its name on the wire."""
+    """Return a dict of new tallies: one tally for each function of `batch`, by its name on the wire."""
     return {name: new_tally() for name in ("get-many", "set-many", "delete-many")}
 
 
 def batch_handlers(
     batch: BatchInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
 ) -> dict[str, Handler]:
-    """Return a handler for each function of `batch`, by its name on the wire.
+    """Return a dict of handlers: one handler for each function of `batch`, by its name on the wire.
 
-    :param tallies: the tallies that count the calls, by the same names; the outcome `none` never occurs
+    :param tallies: the tallies that count the calls, by function name on the wire; the outcome `none` never occurs
     """
     tally = tallies or batch_tallies()
     return {
@@ -287,7 +289,7 @@ def batch_handlers(
 
 
 def _get_many_handler(batch: BatchInterface, limits: ParameterLimits, tally: Tally) -> Handler:
-    """Return a handler like `function_handler`, but for a result that contains the keys too."""
+    """Return a handler for get-many. It works like `function_handler`, but its result also contains the keys."""
     get_many = batch.get_many
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:

@@ -1,9 +1,9 @@
-"""The error variant of `wrpc:keyvalue`, which is part of a result. A service raises it, and the client raises it
-again.
+"""The cases of the variant `error` of `wrpc:keyvalue`, as exceptions.
 
     variant error { no-such-store, access-denied, other(string) }
 
-`keyvalue_transport.wrpc.errors` has the errors of the peer and the network.
+A service raises one of these exceptions. The server sends the error in the result, and the client raises the same
+exception. `keyvalue_transport.wrpc.errors` defines the errors of the peer and the network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["AccessDeniedError", "InterfaceError", "NoSuchStoreError", "OtherErro
 
 
 class InterfaceError(Exception):
-    """Base class of the cases of the variant `error`."""
+    """Base class of the exceptions for the variant `error`."""
 
 
 class NoSuchStoreError(InterfaceError):
@@ -23,14 +23,14 @@ class NoSuchStoreError(InterfaceError):
 
 
 class AccessDeniedError(InterfaceError):
-    """`access-denied`: the caller may not do this."""
+    """`access-denied`: the caller has no permission for this call."""
 
     def __init__(self) -> None:
         super().__init__("access denied")
 
 
 class OtherError(InterfaceError):
-    """`other(message)`: any other error, as text."""
+    """`other(message)`: any other error. `message` describes it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

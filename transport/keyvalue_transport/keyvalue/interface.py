@@ -1,14 +1,14 @@
-"""The parts that all interfaces of `wrpc:keyvalue` share: limits of parameters, errors in results, general handler.
+"""The parts that all interfaces of `wrpc:keyvalue` share: parameter limits, errors in results, and a general handler.
 
     error  variant { 0 no-such-store, 1 access-denied, 2 other(string) }
 
 Each interface has its own module, with its Protocol, codec and handlers: store.py, atomics.py, batch.py, watcher.py.
-Strings stay bytes, because the engine's keys are bytes too. A reader checks that they are UTF-8, but does not decode
-them.
+Strings stay bytes, because the engine's keys are bytes too. A reader checks that a string is UTF-8, but does not decode
+the string.
 
-To add a function, edit the module of its interface: the Protocol, the codec of parameters and result in both
-directions, and the handler. Then add a method to the client (nats/client.py) and to the service. tests/test_wit.py
-fails until Protocol, handlers, client and `wit/` agree.
+To add a function, first edit the module of its interface. Extend the Protocol, add encoders and decoders for the
+parameters and the result, and add a handler. Then add a method to the client (nats/client.py) and to the service.
+tests/test_wit.py fails until the Protocol, the handlers, the client and `wit/` agree.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ BUCKET = Length("bucket name is {} bytes", "bucket_name_bytes_max")
 KEY = Length("key is {} bytes", "key_bytes_max")
 VALUE = Length("value is {} bytes", "value_bytes_max")
 MESSAGE = Length("error message is {} bytes")
-#: Limit for the message of an error. The writer cuts a longer one, and the reader refuses it.
+#: Limit for the bytes of an error's message. `encode_error` shortens a longer message, and `read_ok` rejects it.
 MESSAGE_BYTES_MAX = 64 * 1024
 
 
 @dataclass(slots=True)
 class ParameterLimits:
-    """Limits for parameters. Handlers read them at each call, so they may change while a server runs.
+    """Limits for parameters. Handlers read the limits at each call, so you may change them while a server runs.
 
-    :ivar short_bucket_bytes_max: limit for a name whose length takes one byte; handlers try this common case first
-    :ivar short_key_bytes_max: the same for a key
+    :ivar short_bucket_bytes_max: limit for a bucket name whose length takes one byte, which is the common case
+    :ivar short_key_bytes_max: limit for a key whose length takes one byte
     """
 
     bucket_bytes_max: int = 1024
@@ -85,8 +85,8 @@ def encode_bucket_key(bucket: bytes, key: bytes) -> bytes:
 
 
 def read_bucket_and_key(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[bytes, bytes, int]:
-    """Read the bucket and key with which most parameters begin. Measured by bench end-to-end get."""
-    if at < end:  # the common case first: both are complete, ASCII, and shorter than 128 bytes
+    """Read the bucket and the key, with which most parameters begin. Measured by bench end-to-end get."""
+    if at < end:  # the common case first: bucket and key are complete, ASCII, and shorter than 128 bytes
         length = buffer[at]
         bucket_end = at + 1 + length
         if length < 128 and bucket_end < end and length <= limits.bucket_bytes_max:
@@ -101,11 +101,11 @@ def read_bucket_and_key(buffer: bytes, at: int, end: int, limits: ParameterLimit
     return bucket, key, at
 
 
-# Results. A decoder raises the interface's error if the result is one.
+# Results. If the result is an error, the decoder raises it.
 
 
 def encode_error(error: InterfaceError) -> bytes:
-    """Encode a result that is an error. A class that has no case of its own becomes `other`."""
+    """Encode a result that is an error. An unknown subclass of InterfaceError is encoded as `other`."""
     if isinstance(error, NoSuchStoreError):
         return b"\x01\x00"
     if isinstance(error, AccessDeniedError):
@@ -122,14 +122,14 @@ def encode_unit_result(value: None) -> bytes:
 
 
 def decode_unit_result(buffer: bytes, at: int, end: int) -> tuple[None, int]:
-    """Read a result<_, error>. Raise its error."""
+    """Read a result<_, error>. If the result is an error, raise it."""
     return None, read_ok(buffer, at, end)
 
 
 def read_ok(buffer: bytes, at: int, end: int) -> int:
     """Read the beginning of a result, and return the offset of its value.
 
-    :raises InterfaceError: the result is this error
+    :raises InterfaceError: the result is an error
     """
     failed, at = read_tag(buffer, at, end, 2, "a result")
     if not failed:
@@ -148,9 +148,9 @@ def read_ok(buffer: bytes, at: int, end: int) -> int:
 
 # Handlers.
 
-#: The `missing` of functions whose answer never says that a key is missing. No function returns it.
+#: The `missing` argument for functions whose answer never means that a key is missing. No function returns NEVER.
 NEVER = object()
-#: The types of most answers. Looking an answer's type up here is the fastest way to see that it is not awaitable.
+#: The types of most answers. A look-up in this set is the fastest way to see that an answer is not awaitable.
 VALUES = frozenset({bytes, bool, int, type(None)})
 
 
@@ -164,9 +164,10 @@ def function_handler(
 ) -> Handler:
     """Return a handler that decodes the parameters, calls the function and encodes the answer.
 
-    It decodes before it calls, even for a coroutine function, so it raises at once if parameters are incomplete.
+    The handler decodes all parameters before it calls the function. So it raises NeedMoreBytes at once, even if the
+    function is a coroutine function.
 
-    :param missing: the answer that means that a key is missing, to be counted as `none`
+    :param missing: the answer that means that a key is missing, which is counted as `none`
     """
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
@@ -185,7 +186,7 @@ def function_handler(
 
 
 class AwaitedResult(Generic[T]):
-    """An answer to wait for. It is then encoded and counted like an answer that was ready at once."""
+    """An answer to wait for. Once ready, it is encoded and counted like an immediate answer."""
 
     __slots__ = ("_derive", "_encode", "_missing", "_tally", "answer")
 
@@ -213,9 +214,11 @@ class AwaitedResult(Generic[T]):
 
 
 def error_result(error: Exception, tally: Tally) -> bytes:
-    """Return the encoded result for an error of the interface, and count it. Raise any other error again.
+    """Return the encoded result for an interface error or a LengthLimitError. Raise any other error again.
 
-    Other errors are counted as failures, except NeedMoreBytes.
+    Count the error under its outcome.
+
+    An error that is raised again counts as a failure, unless it is NeedMoreBytes.
 
     :raises Exception: `error` itself, unless it is an interface error or a LengthLimitError
     """
@@ -231,5 +234,5 @@ def error_result(error: Exception, tally: Tally) -> bytes:
         try:
             raise error
         finally:
-            del error  # its traceback holds this frame: a cycle would keep the caller's buffer alive
+            del error  # the traceback holds this frame, and a reference cycle would keep the caller's buffer alive
     return encode_error(error if isinstance(error, InterfaceError) else OtherError(str(error)))

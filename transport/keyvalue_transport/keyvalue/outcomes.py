@@ -1,4 +1,4 @@
-"""The outcomes of calls, and their counts."""
+"""The outcomes of calls, and the tallies that count them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = [
     "new_tally",
 ]
 
-#: The number of calls of one function with each outcome, in the order of OUTCOMES. It is a plain list, because every
-#: call adds to it.
+#: The number of calls of one function with each outcome, in the order of OUTCOMES. A tally is a plain list, because
+#: every call updates a tally.
 Tally: TypeAlias = list[int]
 
 OUTCOMES = ("ok", "none", "no_such_store", "access_denied", "other", "failed")

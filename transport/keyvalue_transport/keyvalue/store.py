@@ -8,8 +8,8 @@
 
     key-response     record { keys: list<string>, cursor: option<u64> }
 
-transport/keyvalue_transport/keyvalue/interface.py has the error, and everything else that all interfaces share. The
-handlers of get and set inline their decoders, because they are called most.
+transport/keyvalue_transport/keyvalue/interface.py defines `error` and the other parts that all interfaces share. The
+handlers of get and set inline their decoders, because get and set are the most frequent calls.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ OK_TRUE = b"\x00\x01"
 
 
 class KeyResponse(NamedTuple):
-    """A page of keys, and the cursor of the next page, or None after the last page."""
+    """A page of keys, and the cursor of the next page. After the last page, the cursor is None."""
 
     keys: Sequence[bytes]
     cursor: int | None
 
 
 class StoreInterface(Protocol):
-    """The functions of `wrpc:keyvalue/store`. Each may be a coroutine function, and may raise an InterfaceError."""
+    """The functions of `wrpc:keyvalue/store`. Each function may be async, and may raise an InterfaceError."""
 
     def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bytes | None]: ...
 
@@ -98,11 +98,11 @@ class StoreInterface(Protocol):
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]: ...
 
 
-# Parameters. A decoder returns them, and the offset after the last.
+# Parameters. A decoder returns the parameters, and the offset after the last parameter.
 
 
 def decode_get(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes], int]:
-    """Read bucket and key."""
+    """Read the parameters bucket and key."""
     bucket, key, at = read_bucket_and_key(buffer, at, end, limits)
     return (bucket, key), at
 
@@ -117,7 +117,7 @@ def encode_set(bucket: bytes, key: bytes, value: bytes) -> bytes:
 
 
 def decode_set(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes, bytes], int]:
-    """Read bucket, key and value."""
+    """Read the parameters bucket, key and value."""
     bucket, key, at = read_bucket_and_key(buffer, at, end, limits)
     value, at = read_bytes(buffer, at, end, limits.value_bytes_max, VALUE)
     return (bucket, key, value), at
@@ -129,13 +129,13 @@ def encode_list_keys(bucket: bytes, cursor: int | None) -> bytes:
 
 
 def decode_list_keys(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, int | None], int]:
-    """Read bucket and cursor."""
+    """Read the parameters bucket and cursor."""
     bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
     cursor, at = _read_cursor(buffer, at, end)
     return (bucket, cursor), at
 
 
-# Results. A decoder raises the interface's error if the result is one.
+# Results. If the result is an error, the decoder raises it.
 
 
 def encode_get_result(value: bytes | None) -> bytes:
@@ -146,7 +146,7 @@ def encode_get_result(value: bytes | None) -> bytes:
 
 
 def decode_get_result(buffer: bytes, at: int, end: int) -> tuple[bytes | None, int]:
-    """Read a result<option<list<u8>>, error>. Raise its error."""
+    """Read a result<option<list<u8>>, error>. If the result is an error, raise it."""
     at = read_ok(buffer, at, end)
     some, at = read_tag(buffer, at, end, 2, "an option")
     if not some:
@@ -160,7 +160,7 @@ def encode_truth_result(truth: bool) -> bytes:
 
 
 def decode_truth_result(buffer: bytes, at: int, end: int) -> tuple[bool, int]:
-    """Read a result<bool, error>. Raise its error."""
+    """Read a result<bool, error>. If the result is an error, raise it."""
     return read_bool(buffer, read_ok(buffer, at, end), end)
 
 
@@ -178,10 +178,10 @@ def encode_key_response(response: KeyResponse) -> bytes:
 
 
 def decode_key_response(buffer: bytes, at: int, end: int) -> tuple[KeyResponse, int]:
-    """Read a result<key-response, error>. Raise its error."""
+    """Read a result<key-response, error>. If the result is an error, raise it."""
     at = read_ok(buffer, at, end)
     count, at = read_unsigned(buffer, at, end, 32)
-    if at + count + 1 > end:  # each key takes at least its length byte, and the cursor its tag
+    if at + count + 1 > end:  # each key takes at least one byte for its length, and the cursor one byte for its tag
         raise NeedMoreBytes(at + count + 1)
     keys = []
     for _ in range(count):
@@ -210,16 +210,17 @@ def _read_cursor(buffer: bytes, at: int, end: int) -> tuple[int | None, int]:
 
 
 def store_tallies() -> dict[str, Tally]:
-    """Return a tally for each function of `store`, by its name on the wire."""
+    """Return a dict of new tallies: one tally for each function of `store`, by its name on the wire."""
     return {name: new_tally() for name in ("get", "set", "delete", "exists", "list-keys")}
 
 
 def store_handlers(
     store: StoreInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
 ) -> dict[str, Handler]:
-    """Return a handler for each function of `store`, by its name on the wire.
+    """Return a dict of handlers: one handler for each function of `store`, by its name on the wire.
 
-    :param tallies: the tallies that count the calls, by the same names; `none` counts missing keys of get and exists
+    :param tallies: the tallies that count the calls, by function name on the wire; a get or exists of a missing key
+        counts as `none`
     """
     tally = tallies or store_tallies()
     return {
@@ -236,7 +237,10 @@ def store_handlers(
 def _get_handler(
     function: Callable[[Caller, bytes, bytes], Answer[bytes | None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """Return a handler for get. It inlines `decode_get` and `encode_get_result`. Measured by bench end-to-end get."""
+    """Return a handler for get that inlines `decode_get` and `encode_get_result`.
+
+    Bench end-to-end get shows the gain.
+    """
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:
@@ -270,7 +274,7 @@ def _get_handler(
 def _set_handler(
     function: Callable[[Caller, bytes, bytes, bytes], Answer[None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """Return a handler for set. It inlines `decode_set`. Measured by bench end-to-end set."""
+    """Return a handler for set that inlines `decode_set`. Bench end-to-end set shows the gain."""
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:

@@ -1,10 +1,11 @@
-"""`wrpc:keyvalue/watcher`: the codec of its functions, and the handlers of a component that watches.
+"""`wrpc:keyvalue/watcher`: the codec of its functions, and the handlers of a watching component.
 
     watcher.on-set     bucket: string, key: string, value: list<u8>
     watcher.on-delete  bucket: string, key: string
 
-Here the provider is the caller, and a component is the server. The functions have no result. The component answers
-with only the empty message that ends the invocation, both after success and after a failure.
+For this interface, the provider is the caller, and a component is the server. The functions have no result. The
+component answers only with the empty message that ends the invocation. The answer is the same after a success and
+after a failure.
 """
 
 from __future__ import annotations
@@ -36,29 +37,29 @@ NOTHING = b""
 
 
 class WatcherInterface(Protocol):
-    """The functions of `wrpc:keyvalue/watcher`. Each may be a coroutine function. None can return an error."""
+    """The functions of `wrpc:keyvalue/watcher`. Each function may be async, but cannot return an error."""
 
     def on_set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]: ...
 
     def on_delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]: ...
 
 
-#: The parameters of on-set are those of `store.set`.
+#: on-set has the same parameters as `store.set`.
 encode_on_set = encode_set
 decode_on_set = decode_set
 
-#: The parameters of on-delete are those of `store.delete`.
+#: on-delete has the same parameters as `store.delete`.
 encode_on_delete = encode_bucket_key
 decode_on_delete = decode_delete
 
 
 def decode_nothing(buffer: bytes, at: int, end: int) -> tuple[None, int]:
-    """Read the result of a function without a result."""
+    """Return None and the unchanged offset, because the function has no result."""
     return None, at
 
 
 def watcher_handlers(watcher: WatcherInterface, limits: ParameterLimits) -> dict[str, Handler]:
-    """Return a handler for each function of `watcher`, by its name on the wire."""
+    """Return a dict of handlers: one handler for each function of `watcher`, by its name on the wire."""
     return {
         "on-set": _handler(decode_on_set, watcher.on_set, limits),
         "on-delete": _handler(decode_on_delete, watcher.on_delete, limits),
@@ -76,7 +77,7 @@ def _handler(
         try:
             parameters, _ = decode(buffer, start, end, limits)
         except LengthLimitError as error:
-            raise DecodeError(str(error)) from None  # there is no result that could hold it
+            raise DecodeError(str(error)) from None  # the function has no result that could hold the error
         answer = function(caller, *parameters)
         return NOTHING if answer is None else _WaitedForNothing(answer)
 
@@ -84,7 +85,7 @@ def _handler(
 
 
 class _WaitedForNothing(NamedTuple):
-    """An answer to wait for, of a function without a result."""
+    """The pending answer of a function without a result."""
 
     answer: Awaitable[object]
 

@@ -1,4 +1,4 @@
-"""wRPC without I/O: value encoding, the handler contract, and the life of an invocation on the server and the client.
+"""wRPC without I/O: value encoding, the handler contract, and the lifecycle of an invocation on both sides.
 
-It knows no interface and no socket.
+This package does not depend on any interface or socket.
 """

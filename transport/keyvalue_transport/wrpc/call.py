@@ -1,11 +1,11 @@
-"""One invocation at the client, without I/O and without NATS.
+"""One invocation on the client side, without I/O and without NATS.
 
-    start ──> first piece sent ── accepted ──> the other pieces and the empty end piece sent
+    start ──> first piece sent ── accepted ──> the remaining pieces and the empty end piece sent
                      └──────────── result pieces ──> complete: DONE
-                                                     empty piece before that: failed
+                                                     empty piece too early: failed
 
-Results may arrive before the handshake. Pass what arrives to a `Call`, and send what it returns. When `done` is True,
-`value` or `error` is set.
+Results may arrive before the handshake. Pass each event to the `Call`, and send the pieces that its methods return.
+When `done` is True, `value` or `error` is set.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ T = TypeVar("T")
 class Call(Generic[T]):
     """An invocation, with its parameters and its outcome.
 
-    :param decode: reads the result; an error that it raises, except NeedMoreBytes, becomes `error`: a DecodeError or
-        an error of the interface
+    :param decode: reads the result; NeedMoreBytes means that the result is incomplete, and any other exception of
+        `decode` becomes `error`
     :param first_bytes_max: limit for the bytes of parameters in the first message
-    :param piece_bytes_max: limit for the bytes in each further message
+    :param piece_bytes_max: limit for the bytes in each later message
     :param result_bytes_max: limit for the bytes of the result
     """
 
@@ -59,7 +59,7 @@ class Call(Generic[T]):
         return self._unsent.pop(0)
 
     def accepted(self) -> list[bytes]:
-        """Return the other pieces, with the empty end piece, after the server's handshake.
+        """Return the remaining pieces and the empty end piece. Call this method when the server's handshake arrives.
 
         Return an empty list on a second handshake.
         """
@@ -67,9 +67,9 @@ class Call(Generic[T]):
         return unsent
 
     def result(self, piece: bytes) -> None:
-        """Take a piece of the result. An empty piece ends it.
+        """Add a piece of the result. An empty piece ends the result.
 
-        A function without a result sends only the empty piece.
+        For a function without a result, only the empty piece arrives.
         """
         if self.done:
             return
@@ -96,7 +96,7 @@ class Call(Generic[T]):
         except NeedMoreBytes as more:
             self._pieces = [buffer]
             self._needed = more.end_min
-        except Exception as error:  # the invocation's caller raises it
+        except Exception as error:  # the invocation's caller raises `error`
             self.fail(error)
         else:
             self.done = True

@@ -1,9 +1,9 @@
-"""The errors of wRPC. The errors of an interface are separate: they are part of a result.
+"""The errors of wRPC. Errors of an interface are defined elsewhere, because they are part of a result.
 
-TransportError      a failure of the peer or the network: the invocation or the connection has ended
+TransportError      the peer or the network failed: the invocation or the connection has ended
 NeedMoreBytes       not a failure: a decoder needs more bytes
 
-Messages say what is wrong and what the limit is. They never show a value or a secret.
+Error messages say what is wrong and what the limit is. A message never shows a value or a secret.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class TransportError(Exception):
 
 
 class DecodeError(TransportError):
-    """The bytes are malformed. More bytes would not help."""
+    """The bytes are malformed. More bytes would not make them valid."""
 
 
 class Length(NamedTuple):
-    """A length that has a limit, as error texts name it.
+    """A length that has a limit, and its wording in error messages.
 
-    :ivar need: what was found, with {} for the number
+    :ivar need: text that names the length, with {} in place of the number
     :ivar option: the option that sets the limit, or an empty string
     """
 
@@ -44,7 +44,7 @@ class Length(NamedTuple):
 
 
 class LengthLimitError(TransportError):
-    """A length in the parameters is above its limit. The answer is `other`, before the announced bytes arrive."""
+    """A length in the parameters is above its limit. The server answers with `other`, without waiting for the bytes."""
 
     def __init__(self, length: Length, found: int, allowed: int) -> None:
         option = length.option and f" ({length.option})"
@@ -52,15 +52,15 @@ class LengthLimitError(TransportError):
 
 
 class InvocationEndedError(TransportError):
-    """The provider ended the invocation without a complete result: it failed, or could not read the parameters."""
+    """The provider ended the invocation without a complete result. It failed, or could not read the parameters."""
 
 
 class InvocationTimeoutError(TransportError, TimeoutError):
-    """No complete result arrived in time. The provider may still have executed the invocation."""
+    """No complete result arrived before the timeout. The provider may still have executed the invocation."""
 
 
 class NoProviderError(TransportError):
-    """Nobody listens on the subject of the function."""
+    """No provider is subscribed to the function's subject."""
 
 
 class DisconnectedError(TransportError):
@@ -75,7 +75,7 @@ class DisconnectedError(TransportError):
 
 
 class ConnectError(TransportError):
-    """No NATS server was reachable, or all of them refused the connection."""
+    """No NATS server was reachable, or every reachable server refused the connection."""
 
 
 class NeedMoreBytes(Exception):

@@ -1,4 +1,4 @@
-"""The handler contract: what a server calls for an invocation, and what it gets back.
+"""The handler contract: the function that a server calls for an invocation, and its return value.
 
     handler(caller, buffer, start, end)  ->  the encoded result, or a Pending answer to wait for
                                          or raises NeedMoreBytes, DecodeError, or another exception
@@ -29,52 +29,52 @@ T = TypeVar("T")
 
 
 class Caller(NamedTuple):
-    """The component that calls, and the name of its link. None if the header is missing."""
+    """The calling component, and the name of its link. Each field is None if its header is missing."""
 
     source_id: str | None
     link_name: str | None
 
 
-#: A caller that sent no header.
+#: A caller that sent no headers.
 ANONYMOUS = Caller(None, None)
 
-#: The return value of a function: the value, or an awaitable of it.
+#: The return value of an interface function: the value itself, or an awaitable of the value.
 Answer: TypeAlias = T | Awaitable[T]
 
 
 class Pending(Protocol):
-    """The return value of a handler if the answer of its function is not ready."""
+    """The return value of a handler whose function has not finished."""
 
     @property
     def answer(self) -> Awaitable[object]:
-        """The function's answer. A future needs no task.
+        """The function's answer. If the answer is a future, the server needs no task to wait for it.
 
-        The server cancels it if it refuses the invocation or stops. Several invocations may share a future. Shield a
-        future that other code depends on too.
+        The server cancels the answer if the server refuses the invocation or stops. Several invocations may share a
+        future. If other code also depends on the future, shield the future.
         """
 
     def encode(self, read: Callable[[], object], /) -> bytes:
         """Return the encoded result.
 
-        :param read: returns the answer, or raises what the function raised
+        :param read: returns the answer, or raises the function's exception
         """
 
 
-#: A handler is called with the parameters in `buffer[start:end]`. It returns the encoded result, which is empty if
-#: the function has no result. It raises NeedMoreBytes if the parameters are incomplete, and DecodeError if they are
-#: malformed. It raises both before it returns a Pending answer.
+#: The server calls a handler with the parameters in `buffer[start:end]`. The handler returns the encoded result, or a
+#: Pending answer. The result is empty if the function has no result. The handler raises NeedMoreBytes if the parameters
+#: are incomplete, and DecodeError if they are malformed. It reads all parameters before it returns a Pending answer.
 Handler: TypeAlias = Callable[[Caller, bytes, int, int], bytes | Pending]
 
-#: A measure is called with all parameters that have arrived so far. It returns the smallest total number of bytes
-#: that they can have.
+#: The server calls a measure with all bytes of the parameters that have arrived so far. The measure returns the
+#: smallest number of bytes that the complete parameters can have.
 Measure: TypeAlias = Callable[[bytearray], int]
 
 
 class NeedMoreElements(NeedMoreBytes):
-    """The parameters end inside a list, whose size is unknown until its last element arrives.
+    """The parameters end inside a list. The list's size is unknown until its last element arrives.
 
-    If the handler were called for each piece, it would read a large list from its beginning each time. `measure`
-    reads only the new lengths, and tells the server when to call the handler.
+    If the server called the handler for each piece, the handler would read a large list from the beginning each time.
+    `measure` reads only the lengths in the new bytes. Its result shows the server when to call the handler.
     """
 
     def __init__(self, end_min: int, measure: Measure) -> None:
@@ -85,11 +85,11 @@ class NeedMoreElements(NeedMoreBytes):
 class Derived(Generic[T]):
     """An answer that is calculated from another answer, the source.
 
-    A server waits for the source, so this needs no task.
+    The server waits for the source itself, so a derived answer needs no task.
 
     :ivar source: the answer to wait for
-    :ivar derive: returns this answer, or raises an error; its argument returns the source's value, or raises its
-        error
+    :ivar derive: calculates the derived answer, or raises an error; its argument is a function that returns the
+        source's value or raises the source's error
     """
 
     __slots__ = ("derive", "source")
@@ -117,7 +117,7 @@ class Derived(Generic[T]):
 
 
 def drop_answer(answer: Awaitable[object]) -> None:
-    """Drop an answer: cancel a future, or close a coroutine, so that it does not warn."""
+    """Cancel a future, or close a coroutine. A coroutine that is not closed causes a warning."""
     drop = getattr(answer, "close", None) or getattr(answer, "cancel", None)
     if drop is not None:
         drop()

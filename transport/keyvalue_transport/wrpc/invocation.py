@@ -1,4 +1,4 @@
-"""The lifecycle of an invocation at the server, without I/O and without NATS.
+"""The lifecycle of an invocation on the server side, without I/O and without NATS.
 
     first piece ──┬─ complete ──> CALLED ─┬─ bytes ────────────────────────────────> result, end
                   │                 ^     └─ a Pending answer: WAITING ── finish ──> result, end
@@ -10,14 +10,14 @@
 Report each event to `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`). Each method returns a
 `Step`: messages to send in order, an answer to wait for, and a failure to log.
 
-`Replies` makes the messages; the transport sends them. It is the seam to the transport. There are three kinds of message for an invocation:
+`Replies` builds the messages, and the transport sends them. An invocation has three kinds of message:
 
-    accept   the handshake; with a token, the client uses it to send the rest of the parameters
+    accept   the handshake; if it has a token, the client uses the token to send the remaining parameters
     result   the encoded result, in one or more pieces
-    end      the end of the invocation; without a result, it tells the client not to wait for one
+    end      the end of the invocation; if no result came before, the client stops waiting for a result
 
-Invariant: an accepted invocation gets exactly one `end`. Everything that is held has a limit: half-open invocations
-by number, bytes, time since the last piece and time since the first; waiting invocations by number.
+Invariant: an accepted invocation gets exactly one `end`. `InvocationLimits` limits half-open invocations by number, by
+bytes, by time since the last piece, and by time since the first piece. It limits waiting invocations by number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from keyvalue_transport.wrpc.handler import Caller, Handler, Measure, NeedMoreEl
 
 __all__ = ["InvocationCounts", "InvocationFailure", "InvocationLimits", "Invocations", "Replies", "Step", "Waiting"]
 
-#: The address for the answers of one invocation, in the transport's form.
+#: The address for the messages that answer one invocation, in the transport's form.
 A = TypeVar("A")
 A_contra = TypeVar("A_contra", contravariant=True)
 #: A message of the transport.
@@ -40,9 +40,10 @@ M = TypeVar("M")
 
 @dataclass(frozen=True, slots=True)
 class InvocationLimits:
-    """Limits for what invocations hold.
+    """Limits for half-open and waiting invocations.
 
-    An invocation that would pass a limit of number or bytes is refused. One that passes a time limit expires. Both end without a result.
+    An invocation that would exceed a limit of number or bytes is refused. An invocation that exceeds a time limit
+    expires. A refused or expired invocation ends without a result.
     """
 
     half_open_max: int = 1024
@@ -60,18 +61,18 @@ class InvocationCounts:
     damaged: int = 0  # the parameters were malformed, or ended too early
     expired: int = 0
     refused: int = 0
-    failed: int = 0  # the handler raised
-    without_reply: int = 0  # not executed
-    stray_pieces: int = 0  # pieces of parameters for which there is no invocation
-    received_bytes: int = 0  # of invocations; on the direct path, with the framing
+    failed: int = 0  # the handler raised an exception
+    without_reply: int = 0  # not executed, because the client gave no reply subject
+    stray_pieces: int = 0  # pieces of parameters that match no half-open invocation
+    received_bytes: int = 0  # of invocations; on the direct path, including the framing
     sent_bytes: int = 0
 
 
 class Replies(Protocol[A_contra, M]):
-    """Makes the messages that answer an invocation."""
+    """The builder of the messages that answer an invocation."""
 
     def accept(self, reply: A_contra, token: str | None, /) -> list[M]:
-        """Return the handshake. If `token` is given, the client uses it to send the remaining pieces."""
+        """Return the handshake. If `token` is given, the client uses the token to send the remaining pieces."""
 
     def result(self, reply: A_contra, result: bytes, /) -> list[M]:
         """Return the pieces of a result. The result must not be empty."""
@@ -89,9 +90,9 @@ class Waiting(NamedTuple, Generic[A]):
 
 
 class InvocationFailure(NamedTuple):
-    """The reason why an invocation ended without a result: an error of its handler or its parameters.
+    """The reason why an invocation ended without a result: an error in its handler or its parameters.
 
-    :ivar traceparent: the header of this name, which identifies the trace of the invocation
+    :ivar traceparent: the `traceparent` header, which identifies the trace of the invocation
     """
 
     error: Exception
@@ -111,8 +112,8 @@ class HalfOpen(Generic[A]):
     """An invocation whose parameters are incomplete.
 
     :ivar first: the first piece as it arrived, without a copy; empty if `measure` needs all pieces in one buffer
-    :ivar more: the other pieces in one buffer, because many small pieces would take more memory than is counted
-    :ivar needed: the smallest number of bytes that the parameters can have, updated by `measure` if it is set
+    :ivar more: the later pieces in one buffer, because many small objects would take more memory than the server counts
+    :ivar needed: the smallest possible size of the complete parameters in bytes; `measure`, if set, updates this size
     """
 
     handler: Handler
@@ -130,7 +131,7 @@ class HalfOpen(Generic[A]):
         return len(self.first) + len(self.more)
 
     def need(self, error: NeedMoreBytes) -> None:
-        """Note what the handler needs."""
+        """Record the number of bytes that the handler needs, and its measure, if any."""
         self.needed = error.end_min
         self.measure = error.measure if isinstance(error, NeedMoreElements) else None
         if self.measure is not None and self.first:
@@ -140,9 +141,8 @@ class HalfOpen(Generic[A]):
 class Invocations(Generic[A, M]):
     """The invocations of one server.
 
-    :param replies: makes the messages
-
-    :param new_token: returns tokens that cannot be guessed, so that a client cannot send to another's invocation
+    :param replies: builds the messages
+    :param new_token: returns a token that clients cannot guess, so no client can send to another client's invocation
     """
 
     def __init__(
@@ -159,17 +159,17 @@ class Invocations(Generic[A, M]):
 
     @property
     def half_open(self) -> int:
-        """The number of invocations whose parameters are incomplete."""
+        """Return the number of invocations whose parameters are incomplete."""
         return len(self._half_open)
 
     @property
     def half_open_bytes(self) -> int:
-        """The bytes of parameters that half-open invocations hold."""
+        """Return the number of parameter bytes that half-open invocations hold."""
         return self._half_open_bytes
 
     @property
     def waiting(self) -> int:
-        """The number of invocations that wait for their answer."""
+        """Return the number of invocations that wait for their answer."""
         return self._waiting
 
     def receive(
@@ -182,7 +182,7 @@ class Invocations(Generic[A, M]):
         now_s: float,
         traceparent: str | None,
     ) -> Step[A, M]:
-        """Take the first piece of an invocation's parameters, and what the handler returned or raised for it."""
+        """Process the first piece of an invocation's parameters, and the value or exception of the handler."""
         if isinstance(outcome, NeedMoreBytes):
             return self._cut(handler, reply, caller, traceparent, piece, outcome, now_s)
         handshake = self._replies.accept(reply, None)
@@ -191,7 +191,7 @@ class Invocations(Generic[A, M]):
         return self._answer(reply, outcome, traceparent, handshake)
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step[A, M]:
-        """Accept another piece of the parameters of a half-open invocation. An empty piece ends them."""
+        """Process the next piece of a half-open invocation's parameters. An empty piece ends the parameters."""
         half_open = self._half_open.pop(token, None)
         if half_open is None:
             self.counts.stray_pieces += bool(piece)
@@ -207,7 +207,7 @@ class Invocations(Generic[A, M]):
         if len(half_open) >= half_open.needed and half_open.measure is not None:
             half_open.needed = half_open.measure(half_open.more)
         if len(half_open) >= half_open.needed:
-            # Join the pieces only when enough bytes have arrived, so that large parameters are copied once.
+            # Join the pieces only after enough bytes have arrived, so that large parameters are copied only once.
             buffer = half_open.first + half_open.more
             try:
                 answer = half_open.handler(half_open.caller, buffer, 0, len(buffer))
@@ -222,7 +222,7 @@ class Invocations(Generic[A, M]):
         return self._refuse(reply, [])
 
     def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
-        """Take the encoded result of a waiting invocation, or the error that it raised."""
+        """Process the encoded result of a waiting invocation, or its error."""
         self._waiting -= 1
         if isinstance(result, Exception):
             return self._fail(waiting.reply, result, waiting.traceparent, [])
@@ -238,13 +238,13 @@ class Invocations(Generic[A, M]):
         return Step([message for token in late for message in self._drop(token)])
 
     def close(self) -> Step[A, M]:
-        """End all half-open invocations, and accept no more, because the server stops."""
+        """End all half-open invocations, and accept no new ones. The server calls this method when it stops."""
         self._closed = True
         self.counts.refused += len(self._half_open)
         return Step([message for token in list(self._half_open) for message in self._drop(token)])
 
     def refuse(self, reply: A) -> Step[A, M]:
-        """End an invocation at its first piece without reading it, because it cannot be executed now."""
+        """End an invocation at its first piece, because it cannot be executed now. The piece is not read."""
         return self._refuse(reply, self._replies.accept(reply, None))
 
     def _cut(
@@ -263,7 +263,7 @@ class Invocations(Generic[A, M]):
         token = self._new_token()
         if not self._hold(token, half_open, now_s):
             return self.refuse(reply)
-        # The invocation is registered before the handshake is sent, because the next piece may arrive at once.
+        # The invocation is registered before the handshake is sent, because the next piece may arrive immediately.
         return Step(self._replies.accept(reply, token))
 
     def _hold(self, token: str, half_open: HalfOpen[A], now_s: float) -> bool:

@@ -8,14 +8,14 @@
     result<T, E>       0 T | 1 E
     bool               0 | 1
 
-A reader takes (buffer, at, end) and returns (value, offset after it). It reads no byte at or after `end`, because
-bytes of another caller may follow there. It raises
+A reader takes (buffer, at, end) and returns (value, offset after the value). A reader does not read bytes at or after
+`end`, because they may belong to another caller. A reader raises these errors:
 
     NeedMoreBytes      the value continues after `end`
     DecodeError        the bytes are malformed
-    LengthLimitError   a length is above the limit that the reader was given
+    LengthLimitError   a length is above the reader's limit
 
-It allocates no memory for a length until the bytes have arrived.
+A reader allocates no memory for a value until the value's bytes have arrived.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ __all__ = [
 
 U64_MAX = 2**64 - 1
 
-#: The LEB128 forms of the numbers below 128.
+#: The LEB128 encodings of the numbers below 128. Each encoding is one byte.
 ONE_BYTE = tuple(bytes([value]) for value in range(128))
 
 
 def write_unsigned(value: int) -> bytes:
-    """Return the LEB128 form of an unsigned number.
+    """Return the LEB128 encoding of an unsigned number.
 
     >>> write_unsigned(300).hex()
     'ac02'
@@ -67,9 +67,9 @@ write_length = write_unsigned
 
 
 def read_unsigned(buffer: bytes, at: int, end: int, bits: int) -> tuple[int, int]:
-    """Read a number of at most `bits` bits from its LEB128 form.
+    """Read a LEB128 number of at most `bits` bits.
 
-    A form with needless bytes is accepted if it is no longer than the form of the largest number.
+    An encoding with redundant bytes is accepted if it is not longer than the encoding of the largest number.
 
     >>> read_unsigned(bytes.fromhex("ac02"), 0, 2, 64)
     (300, 2)
@@ -89,7 +89,7 @@ def read_unsigned(buffer: bytes, at: int, end: int, bits: int) -> tuple[int, int
 
 
 def read_bytes(buffer: bytes, at: int, end: int, bytes_max: int, what: Length) -> tuple[bytes, int]:
-    """Read a list<u8> of at most `bytes_max` bytes. `what` names it in the error.
+    """Read a list<u8> of at most `bytes_max` bytes. `what` names the length in the error message.
 
     >>> read_bytes(b"\\x02hi and more", 0, 13, 64, Length("value is {} bytes"))
     (b'hi', 3)
@@ -110,7 +110,7 @@ def read_bytes(buffer: bytes, at: int, end: int, bytes_max: int, what: Length) -
 
 
 def read_text(buffer: bytes, at: int, end: int, bytes_max: int, what: Length) -> tuple[bytes, int]:
-    """Read a string of at most `bytes_max` bytes, check that it is UTF-8, and return its bytes."""
+    """Read a string of at most `bytes_max` bytes. Check that the string is UTF-8, and return its bytes."""
     text, at = read_bytes(buffer, at, end, bytes_max, what)
     check_text(text)
     return text, at
@@ -126,7 +126,7 @@ def check_text(text: bytes) -> None:
 
 
 def read_tag(buffer: bytes, at: int, end: int, tags: int, what: str) -> tuple[int, int]:
-    """Read the tag of a variant with `tags` cases: one byte. An option and a result have two cases."""
+    """Read the tag of a variant with `tags` cases. The tag is one byte. An option or a result has two cases."""
     if at >= end:
         raise NeedMoreBytes(at + 1)
     tag = buffer[at]
