@@ -21,7 +21,7 @@ NAME_COLUMN = 22
 
 
 class Version(argparse.Action):
-    """The flag `--version`. It looks up the version only when used, because that takes as long as all of `--help`."""
+    """The flag `--version`. It looks up the version only when used, because that takes as long as `--help`."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print the version")
@@ -101,7 +101,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def flags_of(arguments: argparse.Namespace) -> dict[str, str | None]:
-    """Return the options among the arguments, by name. Old names count as options too."""
+    """Return the texts of all options in the arguments, by name. Include the old names of options."""
     return {name: getattr(arguments, name) for name in (*SERVE_OPTIONS, *SERVE_OPTIONS.old_names)}
 
 

@@ -1,7 +1,7 @@
-"""Names in a configuration. Each is an option, an old name of an option, misspelt, or unknown.
+"""Names in a configuration. Each name belongs to an option, is an old name of an option, is misspelt, or is unknown.
 
 A misspelt name is a fault, because a link with `acess=read-only` must not stay writable. An unknown name resembles no
-option. It is ignored, so that a link that was made for another provider works.
+option. It is ignored, so that a link made for another provider still works.
 
 A name is misspelt if at most EDITS_MAX edits turn it into an option's name. An edit inserts, removes or replaces a
 character, or swaps two neighbours. Case is ignored, and `-` is read as `_`. If either name has fewer than SHORT
@@ -22,9 +22,9 @@ SHORT = 5
 class SortedNames(NamedTuple):
     """The names of one configuration, sorted by kind.
 
-    :ivar options: the option for each name that means one, by the name as given
+    :ivar options: the option of each valid or old name, by that name
     :ivar unknown: names that resemble no option
-    :ivar deprecated: a remark for each old name
+    :ivar deprecated: a remark on each old name
     :ivar faults: what is wrong with each misspelt or duplicate name
     """
 
@@ -37,7 +37,7 @@ class SortedNames(NamedTuple):
 def sort_names(given: Iterable[str], options: Collection[str], old_names: Mapping[str, str]) -> SortedNames:
     """Sort the names of one configuration by kind.
 
-    :param old_names: present names by old names
+    :param old_names: the current name for each old name
 
     >>> sort_names(["acess", "url"], ["access"], {}).faults
     {'acess': 'acess: no option has this name; did you mean access?'}
@@ -63,7 +63,7 @@ def sort_names(given: Iterable[str], options: Collection[str], old_names: Mappin
 
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that are the fewest edits away from `name`, or an empty list if none is near.
+    """Return the known names that are nearest to `name`. Return an empty list if no known name is near.
 
     >>> nearest_names("bukcet", ["bucket", "buckets", "access"])
     ['bucket']
@@ -87,7 +87,7 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
 
 
 def edits_between(one: str, other: str, edits_max: int) -> int:
-    """Return the number of edits that turn one text into the other, or `edits_max + 1` if it takes more.
+    """Return the minimum number of edits between two texts, or `edits_max + 1` if it exceeds `edits_max`.
 
     Swapped neighbours are not edited again (optimal string alignment).
 

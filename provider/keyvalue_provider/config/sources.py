@@ -43,10 +43,10 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The text that one source sets for one option. `repr` hides it: it may be a secret, or a URL with a password.
+    """The text that one source sets for one option. `repr` hides the text, which may hold a password.
 
     :ivar origin: the name of the source in messages
-    :ivar fault: what is wrong with the text in its source; empty if nothing is
+    :ivar fault: why the source's value cannot be used; empty if it can
     """
 
     text: str = field(repr=False)
@@ -60,10 +60,10 @@ class Configuration:
     """The options that all sources set together, and their faults.
 
     :ivar settings: the setting in force for each option; options that are not set are missing
-    :ivar faults: one line for each fault, without secrets; in `options`, a faulty option has its default
-    :ivar wrong: the faulty options
+    :ivar faults: one line for each fault, without secrets; a faulty option has its default in `options`
+    :ivar wrong: the names of the faulty options
     :ivar unknown: names that resemble no option, by origin
-    :ivar deprecated: one remark for each old name
+    :ivar deprecated: one remark on each old name
     """
 
     options: ProviderOptions
@@ -76,7 +76,7 @@ class Configuration:
 
 
 def environment_settings(environment: Mapping[str, str]) -> dict[str, Setting]:
-    """Return the settings in the environment. A variable is named KEYVALUE_ and the option's name in capitals."""
+    """Return the settings in the environment. A variable's name is KEYVALUE_ plus the option's name in capitals."""
     return {
         variable.removeprefix(VARIABLE_PREFIX).lower(): Setting(text, "environment")
         for variable, text in environment.items()
@@ -118,7 +118,7 @@ def file_settings(path: Path) -> dict[str, Setting]:
 def flag_settings(flags: Mapping[str, str | None]) -> dict[str, Setting]:
     """Return the settings of the command line.
 
-    :param flags: texts by option; None for a flag that was not given
+    :param flags: the text of each option; None for a flag that is not set
     """
     return {name: Setting(text, "command line") for name, text in flags.items() if text is not None}
 
@@ -167,7 +167,7 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Config
 
 
 def _setting(value: Any, origin: str) -> Setting:
-    """Return a value of a file as a setting, with the text that other sources would have."""
+    """Return a value of a file as a setting. Its text has the form that other sources use."""
     match value:
         case str():
             return Setting(value, origin)

@@ -1,4 +1,4 @@
-"""The plan of a start: subjects, connection and keys. It comes from host data, or from flags, environment and file."""
+"""The plan of a start: subjects, connection and keys. It is made from host data, or from other sources."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ NAME = "keyvalue-inmemory"
 class StartPlan:
     """The parameters of a start that are not options.
 
-    :param prefix: prefix of the callers' subjects: {lattice}.{provider key}
+    :param prefix: the prefix of the subjects that callers use: {lattice}.{provider key}
     :param host_data: None without a host; then there are no links, and only signals stop the provider
     :param xkeys: the keys that open sealed secrets, or None if the host data has none
     :param log_level: used if the option `log_level` is not set
@@ -128,7 +128,7 @@ def plan_standalone(configuration: Configuration) -> StartPlan:
 def urls_of_host(host_data: HostData) -> tuple[str, ...]:
     """Return the URLs of NATS.
 
-    :raises ValueError: they are malformed
+    :raises ValueError: there is no URL, or one is malformed
     """
     try:
         return split_urls(host_data.lattice_rpc_url)
@@ -137,7 +137,7 @@ def urls_of_host(host_data: HostData) -> tuple[str, ...]:
 
 
 def user_of_host(host_data: HostData) -> tuple[str, str]:
-    """Return JWT and seed of the NATS user; empty strings if there is none.
+    """Return the JWT and seed of the NATS user, or two empty strings if there is no user.
 
     :raises ValueError: there is a JWT without a seed, or the seed is malformed
     """
@@ -153,7 +153,7 @@ def user_of_host(host_data: HostData) -> tuple[str, str]:
 
 
 def user_of(configuration: Configuration) -> tuple[str, str]:
-    """Return JWT and seed of the NATS user, from the files that the options name; empty strings if there are none.
+    """Return the JWT and seed of the NATS user from the files that the options name. Missing parts are empty strings.
 
     :raises ValueError: both options are set, or a file is unreadable or malformed
     """
@@ -170,7 +170,7 @@ def user_of(configuration: Configuration) -> tuple[str, str]:
 
 
 def refuse_links(configuration: Configuration) -> None:
-    """Check that links are not required, as there is no host to put them.
+    """Check that links are not required, because no host can put links.
 
     :raises ValueError: links are required
     """
@@ -212,7 +212,7 @@ def _connection(
 
 
 def tls_of(configuration: Configuration) -> TlsOptions | None:
-    """Return the options for TLS, or None if none of them is set.
+    """Return the options for TLS, or None if no TLS option is set.
 
     :raises ValueError: a certificate or key is unusable
     """
@@ -226,7 +226,7 @@ def tls_of(configuration: Configuration) -> TlsOptions | None:
 
 
 def _discreet(message: str, configuration: Configuration) -> str:
-    """Return an error of a certificate without paths that came as secrets. Such a path may be a key by mistake."""
+    """Return an error about a certificate, without paths that are secrets. Such a path may be a key by mistake."""
     for setting in configuration.settings.values():
         if setting.is_secret:
             message = message.replace(repr(setting.text[:SHOWN_MAX]), "<redacted>")
@@ -234,7 +234,7 @@ def _discreet(message: str, configuration: Configuration) -> str:
 
 
 def xkeys_of(host_data: HostData) -> Xkeys | None:
-    """Return the xkeys of the host data, or None unless it has both.
+    """Return the xkeys of the host data, or None if one of the keys is missing.
 
     :raises ValueError: a key is malformed
     """

@@ -1,4 +1,4 @@
-"""Files of a NATS user: credentials (JWT and seed), as nsc writes them, and nkeys (only a seed), as nk writes them."""
+"""Files of a NATS user: credentials from nsc (a JWT and a seed), and nkeys from nk (only a seed)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ FILE_BYTES_MAX = 64 * 1024
 USER_JWT = re.compile(r"BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT-+")
 USER_SEED = re.compile(r"BEGIN USER NKEY SEED-+\s+(\S+)\s+-+END USER NKEY SEED-+")
 SEED = re.compile(r"S[A-Z][A-Z2-7]{56}")
-#: Text that belongs in a file and is not a path. (nsc names files by the public key, which begins with another letter.)
+#: Text that looks like a file's contents, not like a path. nsc names files after public keys, which do not match.
 CONTENT = re.compile(r"-----BEGIN|(?<![A-Z2-7])S[A-Z][A-Z2-7]{40}")
 
 
 def read_credentials(path: str) -> tuple[str, str]:
-    """Return JWT and seed of a user.
+    """Return the JWT and seed of a user.
 
-    :raises ValueError: the file is unreadable, or one of the two is missing; the message names the file, and never
+    :raises ValueError: the file is unreadable, or the JWT or seed is missing; the message names the file, but never
         shows its contents
     """
     text = _read(path)
@@ -32,7 +32,7 @@ def read_credentials(path: str) -> tuple[str, str]:
 def read_nkey(path: str) -> str:
     """Return the seed of an nkey user.
 
-    :raises ValueError: the file is unreadable, or holds no seed; the message names the file, and never shows its
+    :raises ValueError: the file is unreadable, or holds no seed; the message names the file, but never shows its
         contents
     """
     text = _read(path)

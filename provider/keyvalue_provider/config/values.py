@@ -1,4 +1,4 @@
-"""The types of option values. A type parses a value from text, and shows it again.
+"""The types of option values. A type parses a value from text, and formats the value as text.
 
 An error names the option, the value found, and what is allowed. This module does not know which options exist.
 """
@@ -44,14 +44,14 @@ __all__ = [
 #: The largest number that the engine accepts. Lengths and times have their own limits.
 NUMBER_MAX = 2**63 - 1
 ADDRESS_FORM = "HOST:PORT, with a port from 0 to 65535"
-#: An error shows this many characters of a malformed value.
+#: An error shows at most this many characters of a malformed value.
 SHOWN_MAX = 64
 
 T = TypeVar("T")
 
 
 class OptionError(ValueError):
-    """A malformed or misspelt option. The message names it, the value found, and what is allowed.
+    """A malformed or misspelt option. The message says which option, what was found, and what is allowed.
 
     :ivar discreet: the message without the value, which may be a secret
     """
@@ -71,9 +71,9 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ValueType(Generic[T]):
-    """A type of values.
+    """A type of option values.
 
-    :param parse: returns the value of an option's name and text, or raises OptionError
+    :param parse: returns the value of an option, given its name and text, or raises OptionError
     :param metavar: the placeholder for a value in the help
     :param show: returns the value as text, without passwords, keys and seeds
     :param bare: the text that a flag without a value stands for; None if the flag needs a value
@@ -88,7 +88,7 @@ class ValueType(Generic[T]):
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Return host and port of HOST:PORT. The host of a port alone is 127.0.0.1.
+    """Return the host and port of HOST:PORT. If there is only a port, the host is 127.0.0.1.
 
     >>> split_address("9464")
     ('127.0.0.1', 9464)
@@ -105,7 +105,7 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def one_of(*texts: str) -> ValueType[str]:
-    """Return the type whose values are these texts. Case is ignored."""
+    """Return a type that allows only these texts. Case is ignored."""
 
     def parse(name: str, text: str) -> str:
         value = text.strip().lower()
@@ -235,7 +235,7 @@ FLAG = ValueType(_parse_flag, "true|false", _show_flag, bare="true")
 COUNT = _number("N")
 SHARDS = ValueType(_parse_shards, "N")
 BYTES = _number("BYTES")
-#: The length of one key, value or name.
+#: A limit for the length of a key, a value or a name.
 LENGTH = _number("BYTES", LENGTH_MAX)
 MILLISECONDS = _number("MS")
 TTL = _number("MS", TTL_MS_MAX)
@@ -247,8 +247,8 @@ LOG_LEVEL = ValueType(_parse_level, "LEVEL")
 ADDRESS = ValueType(_parse_address, "HOST:PORT")
 NATS_URLS = ValueType(_parse_urls, "URL", _show_urls, is_secret=True)
 SUBJECT_PREFIX = ValueType(_parse_subject_prefix, "LATTICE.KEY")
-#: The path of a file that holds a seed. By mistake it may be the seed itself.
+#: The path of a file that holds a seed. A user may give the seed itself by mistake.
 USER_FILE = ValueType(_parse_some_text, "FILE", shown_path, is_secret=True)
-#: The path of a PEM file, or its text.
+#: The path or the text of a PEM file.
 PEM = ValueType(_parse_some_text, "FILE", _show_pem)
 PEM_SECRET: ValueType[Secret] = ValueType(_parse_secret, "FILE", is_secret=True)

@@ -1,4 +1,4 @@
 """The contract with a wasmCloud 1.x host: host data, links, lattice, secrets, health, shutdown.
 
-It knows nothing about key-value stores.
+This package does not depend on the key-value interface.
 """

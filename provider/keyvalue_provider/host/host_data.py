@@ -1,4 +1,4 @@
-"""Host data: one line of base64 of JSON, which a host writes once to a provider's standard input."""
+"""Host data: one line of base64-encoded JSON. A host writes it once to a provider's standard input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class HostDataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class HostData:
-    """Host data, with defaults for missing fields. The names are those of the JSON. `repr` shows no secrets.
+    """Host data, with defaults for missing fields. Fields have the same names as in the JSON. `repr` shows no secrets.
 
     :ivar link_definitions: the JSON of well-formed links, with their secrets still sealed
     """
@@ -80,7 +80,7 @@ def _read_host_data(descriptor: int, timeout_s: float) -> HostData:
         if not select.select([descriptor], [], [], left_s)[0]:
             if not text.strip():
                 raise HostDataError(f"found nothing on standard input within {timeout_s:g} s, {EXPECTED}")
-            return parse_host_data(text)  # its error says what is wrong
+            return parse_host_data(text)  # its error names the fault
         piece = os.read(descriptor, 64 * 1024)
         text += piece
         if len(text) > HOST_DATA_BYTES_MAX:
@@ -109,7 +109,7 @@ def parse_host_data(text: bytes) -> HostData:
 
 
 def _is_whole(text: bytes) -> bool:
-    """Return True if there is nothing to wait for: the text is complete, or can never become base64."""
+    """Return True if waiting for more text is pointless: the text is complete, or cannot be base64."""
     if re.search(rb"[^A-Za-z0-9+/=\s]", text):
         return True
     try:
@@ -163,7 +163,7 @@ def _from_json(value: Any) -> HostData:
 
 
 def _links(values: list[Any]) -> tuple[Any, ...]:
-    """Return the values as they are, if all are links."""
+    """Check that all values are links, and return the values unchanged."""
     for index, value in enumerate(values):
         LinkDefinition.from_json(value, f"link_definitions[{index}].", unseal=lambda _: b"{}")
     return tuple(values)

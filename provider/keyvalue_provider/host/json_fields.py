@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["FieldError", "Fields", "shown_name"]
 
-#: An error shows this many characters of a name from outside, so that it fits a message.
+#: An error shows at most this many characters of a name, because names come from outside.
 NAME_CHARACTERS_MAX = 128
 
 _NAMES: dict[type, str] = {
@@ -43,7 +43,7 @@ class Fields:
         return self._fields.get(name) is not None
 
     def text(self, name: str, default: str = "") -> str:
-        """Return a string. An empty one counts as missing."""
+        """Return a string. An empty string counts as missing."""
         value: str = self._take(name, str, "a string", default)
         return value or default
 
@@ -82,7 +82,7 @@ class Fields:
         return text_map(self.mapping(name), f"{self._what}{name}")
 
     def octets(self, name: str) -> bytes | None:
-        """Return the bytes of an array of numbers, or None if it is missing."""
+        """Return the bytes of an array of numbers, or None if the array is missing."""
         if name not in self:
             return None
         numbers = self.array(name)
@@ -106,7 +106,7 @@ class Fields:
 def text_map(value: Any, what: str) -> dict[str, str]:
     """Return an object whose values are strings.
 
-    :raises FieldError: it is not an object, or a value is not a string
+    :raises FieldError: `value` is not an object, or one of its values is not a string
     """
     if not isinstance(value, Mapping):
         raise FieldError(f"{what}: found {_name(value)}, expected an object of strings")

@@ -1,11 +1,11 @@
-"""Requests for the provider's links in the lattice. A host does not repeat links that it put during the start.
+"""Requests to the lattice for the provider's links. A host does not repeat links that the provider missed.
 
 wasmbus.ctl.v1.{lattice}.link.get            -> {"success", "message", "response": [links]}
 wasmbus.ctl.v1.{lattice}.config.get.{name}   -> {"success", "message", "response": {option: text}}
 
-The links name their configurations. A configuration whose name begins with SECRET is a secret, which the lattice does
-not give. A link with a secret, or with a configuration that is not available, is unreadable: nobody knows what it
-allows.
+A link holds the names of its configurations. If a name begins with SECRET, the configuration is a secret, and the
+lattice does not return it. A link with a secret or with an unavailable configuration is unreadable, because the
+provider cannot know what the link allows.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ __all__ = ["LatticeLink", "lattice_links"]
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 2.0
-#: An error shows this many characters of a configuration's name.
+#: An error shows at most this many characters of a configuration's name.
 NAME_CHARACTERS_MAX = 64
-#: An error shows this many characters of the lattice's message.
+#: An error shows at most this many characters of the lattice's message.
 MESSAGE_CHARACTERS_MAX = 256
-#: A NATS server closes the connection at a control line of more than 4 KiB.
+#: The limit for a name. A NATS server closes the connection if a control line is longer than 4 KiB.
 NAME_BYTES_MAX = 1024
 SECRET_PREFIX = "SECRET"
 CONFIG_FIELDS = ("source_config", "target_config")
 
 
 class LatticeLink(NamedTuple):
-    """A link as the lattice gives it.
+    """A link from the lattice.
 
-    :param value: the link as a host would put it
+    :param value: the link in the form that a host uses to put it
     :param unreadable: why the link is unreadable; empty if it is readable
     """
 
@@ -48,7 +48,7 @@ class LatticeLink(NamedTuple):
 
 
 async def lattice_links(connection: Connection, lattice: str, provider_key: str) -> list[LatticeLink] | None:
-    """Return the links of this provider, or None if there is no usable answer, as without a lattice.
+    """Return the links of this provider, or None if no usable answer arrives (for example, without a lattice).
 
     :raises DisconnectedError: NATS is not connected
     """
@@ -74,7 +74,7 @@ async def lattice_links(connection: Connection, lattice: str, provider_key: str)
 
 
 class Configs:
-    """The named configurations of the lattice. Each is requested once, and none after a request without an answer."""
+    """The named configurations of the lattice. Each is requested once. After a timeout, none is requested."""
 
     def __init__(self, connection: Connection, prefix: str) -> None:
         self._connection = connection
@@ -128,7 +128,7 @@ async def _asked(connection: Connection, subject: str) -> Any:
 
 
 async def _read(key: LinkKey, link: Any, configs: Configs) -> LatticeLink:
-    """Return a link with its configurations in place of their names. Later configurations override earlier ones."""
+    """Return a link with the names of configurations replaced by their options. Later options override earlier ones."""
     value: dict[str, Any] = {**link}
     try:
         fields = Fields(link)

@@ -1,4 +1,4 @@
-"""Links: which components may call the provider, and which ones the provider may call."""
+"""Links: which components may call the provider, and which components it may call."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["LINKS_MAX", "LinkDefinition", "LinkKey", "Links", "Unseal", "key_of"
 
 log = logging.getLogger(__name__)
 
-#: Limits of the links that are kept, and of the lines about them. Anyone who may publish can put links.
+#: Limits for the number of links, and for the lines that report on links. Any client that may publish can put links.
 LINKS_MAX = 10_000
 LINES_MAX = 8
 OVERFLOW = f"more than {LINKS_MAX} links are unusable: callers without a link are denied everything until a restart"
 #: Source, target and name. A component may have several links to a provider, under different names.
 LinkKey = tuple[str, str, str]
-#: Opens sealed bytes, or raises ValueError.
+#: A function that opens sealed bytes, or raises ValueError.
 Unseal = Callable[[bytes], bytes]
 
 
@@ -43,17 +43,17 @@ class LinkDefinition:
 
     @property
     def source_options(self) -> dict[str, str]:
-        """The options of the source's side, in clear text. A secret overrides a configured option with the same name."""
+        """Return the source's options in clear text. A secret overrides a configured option with the same name."""
         return _options(self.source_config, self.source_secrets)
 
     @property
     def target_options(self) -> dict[str, str]:
-        """The options of the target's side, in clear text. A secret overrides a configured option with the same name."""
+        """Return the target's options in clear text. A secret overrides a configured option with the same name."""
         return _options(self.target_config, self.target_secrets)
 
     @property
     def key(self) -> LinkKey:
-        """The key of this link."""
+        """Return the key of this link."""
         return self.source_id, self.target, self.name
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class LinkDefinition:
     def from_json(cls, value: Any, what: str = "", unseal: Unseal | None = None) -> LinkDefinition:
         """Return the link of a JSON object.
 
-        :param unseal: opens sealed secrets; without it a link with secrets is refused
+        :param unseal: opens sealed secrets; without it, a link with secrets is refused
         :raises FieldError: a field has the wrong type, source or target is missing, or the secrets cannot be opened
         """
         fields = Fields(value, what)
@@ -103,9 +103,9 @@ class Links:
         self._links: dict[LinkKey, LinkDefinition] = {}
         self._unusable: dict[LinkKey, str] = {}
         self._remarks: dict[LinkKey, str] = {}
-        #: True after LINKS_MAX kept an unusable link out. Any caller without a link may then be its source.
+        #: True if LINKS_MAX kept out an unusable link. Any caller without a link may then be that link's source.
         self.overflowed = False
-        #: Number of changes so far. Compare it to find out if derived data is stale.
+        #: Number of changes so far. If the number has changed, derived data is stale.
         self.changes = 0
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class Links:
         return [link for link in self._links.values() if link.source_id == self._provider_key]
 
     def refused_callers(self) -> list[tuple[str, str]]:
-        """Return source id and name of the unreadable links whose target is the provider."""
+        """Return the source id and the name of each unreadable link whose target is the provider."""
         return [
             (source_id, name)
             for source_id, target, name in self._unusable.keys() - self._links.keys()
@@ -136,20 +136,20 @@ class Links:
 
     @property
     def unusable(self) -> list[str]:
-        """Why links are unusable, one line for each link."""
+        """Return why links are unusable, one line for each link."""
         return [*([OVERFLOW] if self.overflowed else []), *_first(self._unusable.values(), "more unusable links")]
 
     @property
     def remarks(self) -> list[str]:
-        """Oddities of usable links, one line for each link."""
+        """Return the remarks on usable links, one line for each link."""
         return _first(self._remarks.values(), "more remarks on links")
 
     def refuse(self, link: LinkDefinition, reason: str) -> None:
-        """Add a link to `unusable` until it is changed or deleted. It stays among the links."""
+        """List a link in `unusable` until the link is changed or deleted. Do not remove the link."""
         self._unusable[link.key] = f"{_named(link.key)}: {reason}"
 
     def remark(self, link: LinkDefinition, what: str) -> None:
-        """Add a remark on a link to `remarks` until the link is changed or deleted."""
+        """List a remark on a link in `remarks` until the link is changed or deleted."""
         self._remarks[link.key] = f"{_named(link.key)}: {what}"
 
     def put(self, link: LinkDefinition) -> bool:
@@ -171,7 +171,7 @@ class Links:
         return True
 
     def delete(self, key: LinkKey) -> bool:
-        """Remove a link. Return True if it was known."""
+        """Remove a link. Return True if the link existed."""
         was_known = self.knows(key)
         if was_known:
             self._forget(key)
@@ -184,7 +184,7 @@ class Links:
     def put_value(self, value: Any) -> LinkDefinition | None:
         """Add or replace the link of a JSON value. Return the link, or None if nothing changed.
 
-        A malformed link with a readable key is listed in `unusable` until a good one replaces it or it is deleted.
+        A malformed link with a readable key is listed in `unusable` until the link is replaced or deleted.
 
         :raises FieldError: the link is malformed, or `put` refuses it
         """
@@ -198,7 +198,7 @@ class Links:
             raise
 
     def put_unreadable(self, key: LinkKey, reason: str) -> None:
-        """Add an unreadable link to `unusable`, in place of any link of the same key."""
+        """Add an unreadable link to `unusable`, in place of any link with the same key."""
         self._forget(key)  # the old definition is no longer valid
         if len(self._unusable) < LINKS_MAX:
             self._unusable[key] = f"{_named(key)}: {reason}"
@@ -207,7 +207,7 @@ class Links:
             log.error("%s", OVERFLOW)
 
     def knows(self, key: LinkKey) -> bool:
-        """Return True if there is a link of this key, readable or not."""
+        """Return True if there is a link with this key, readable or not."""
         return key in self._links or key in self._unusable
 
     def _forget(self, key: LinkKey) -> None:
@@ -223,7 +223,7 @@ def _named(key: LinkKey) -> str:
 
 
 def _first(lines: Collection[str], more: str) -> list[str]:
-    """Return the first LINES_MAX lines, and a line with the number of the rest."""
+    """Return the first LINES_MAX lines, and a line with the number of remaining lines."""
     first = list(islice(lines, LINES_MAX))
     if len(lines) > LINES_MAX:
         first.append(f"and {len(lines) - LINES_MAX} {more}")
@@ -246,7 +246,7 @@ def _secrets(sealed: bytes | None, what: str, unseal: Unseal | None) -> dict[str
         raise FieldError(f"{what}: {error}") from None
     try:
         secrets = json.loads(opened)
-    except (ValueError, RecursionError):  # their messages may quote a secret
+    except (ValueError, RecursionError):  # the message of such an error may quote a secret
         secrets = None
     if not isinstance(secrets, dict):
         raise FieldError(f"{what}: the opened secrets are not a JSON object")

@@ -1,4 +1,4 @@
-"""nkeys as text: prefix, 32 bytes of key, and CRC-16/XMODEM (little endian) of both, in base32 without padding.
+"""nkeys as text: a prefix, a key of 32 bytes, and a CRC-16/XMODEM (little endian), in base32 without padding.
 
 prefix of a public key   1 byte; its upper five bits are the first letter of the text
 prefix of a seed         2 bytes; five bits for the letter S, then five for the first letter of the public key
@@ -33,7 +33,7 @@ def encode_seed(letter: str, seed: bytes) -> str:
 def decode_public_key(letter: str, text: str) -> bytes:
     """Return the 32 bytes of a public key.
 
-    :raises ValueError: the text is not a public key with this letter; the message does not repeat it
+    :raises ValueError: the text is not a public key with this letter; the message does not show the text
     """
     return _decoded(bytes([LETTERS.index(letter) << 3]), text, f"a public key {letter}...")
 
@@ -41,7 +41,7 @@ def decode_public_key(letter: str, text: str) -> bytes:
 def decode_seed(letter: str, text: str) -> bytes:
     """Return the 32 bytes of a seed.
 
-    :raises ValueError: the text is not a seed with this letter; the message does not repeat it
+    :raises ValueError: the text is not a seed with this letter; the message does not show the text
     """
     return _decoded(_seed_prefix(letter), text, f"a seed {SEED_LETTER}{letter}...")
 

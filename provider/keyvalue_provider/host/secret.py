@@ -10,7 +10,7 @@ __all__ = ["Secret"]
 
 
 class Secret:
-    """A secret text. Printing or formatting it does not show it. An empty one is false.
+    """A secret text that printing and formatting do not show. An empty secret is false.
 
     >>> Secret("hush")
     <redacted>
@@ -25,12 +25,12 @@ class Secret:
 
     @classmethod
     def from_json(cls, value: Any, what: str) -> Secret:
-        """Return a secret in a host's form.
+        """Return the secret in a JSON object from a host.
 
-        The form is `{"kind": "String", "value": text}` or `{"kind": "Bytes", "value": [numbers]}`.
+        The object is `{"kind": "String", "value": text}` or `{"kind": "Bytes", "value": [numbers]}`.
 
         :param what: the secret's name in errors, for example `secrets.password.`
-        :raises FieldError: it is malformed; the message does not show its value
+        :raises FieldError: the object is malformed; the message does not show the secret
         """
         fields = Fields(value, what)
         match fields.text("kind"):

@@ -1,8 +1,8 @@
 """The session with the host: health, links, configuration, shutdown.
 
-It knows the provider only as a `Capability`. `keyvalue_provider.host.subjects` lists the subjects. A host puts each
-link once, even if the provider is still starting and does not listen yet. So the session asks the lattice for links
-at the start and after each reconnect.
+The session sees the provider only as a `Capability`. `keyvalue_provider.host.subjects` lists the subjects. A host puts
+each link once, even if the provider is still starting and has not subscribed yet. So the session asks the lattice for
+links at the start and after each reconnect.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["Capability", "HostSession"]
 
 log = logging.getLogger(__name__)
 
-#: Pauses in seconds before each request for links. After a reconnect, the hosts must reconnect too, which takes time.
+#: Seconds to wait before each request for links. The hosts also need time to reconnect after a lost connection.
 AT_ONCE = (0.0,)
 RECONNECTED = (0.0, 1.0, 3.0, 10.0)
 
 
 class Capability(Protocol):
-    """A provider, as the session with its host needs it."""
+    """The part of a provider that the session with its host uses."""
 
     def ailments(self) -> list[str]:
         """Return why the provider is unhealthy, one line for each reason."""
@@ -47,14 +47,14 @@ class Capability(Protocol):
         ...
 
     def links_changed(self) -> None:
-        """Apply the current links, after some were put, deleted, or replaced by unusable ones."""
+        """Apply the current links, because links were put, deleted or found to be unusable."""
         ...
 
 
 class HostSession:
-    """The session with a host, from `start` on.
+    """The session with a host. It begins with `start`.
 
-    It sets `stop_requested` when the host asks the provider to stop. Call `acknowledge_stop` at the end of the stop.
+    The session sets `stop_requested` when the host asks the provider to stop. Call `acknowledge_stop` after the stop.
 
     :param links: the links of the host data; the session adds and deletes links
     :param xkey: the provider's public xkey; empty if the host data has no xkeys
@@ -79,8 +79,8 @@ class HostSession:
         self.asks_to_stop = False
         self._stop_replies: list[str] = []
         self._asking: asyncio.Task[None] | None = None
-        self._telling: asyncio.Handle | None = None  # not None while the capability has to learn of changes
-        self._deleted: set[LinkKey] = set()  # links deleted before the lattice has answered
+        self._telling: asyncio.Handle | None = None  # not None while changes wait to be reported to the capability
+        self._deleted: set[LinkKey] = set()  # links that were deleted before the lattice answered
 
     def ailments(self) -> list[str]:
         """Return why the session is unhealthy, one line for each reason."""
@@ -96,8 +96,8 @@ class HostSession:
         :raises DisconnectedError: the connection is closed
         """
         subjects = self._subjects
-        # The host may put a link on the subjects of key and xkey, delete it, and put it again at once. The messages of
-        # all these subjects must be handled in the order in which they were sent.
+        # A host may put a link on the subjects of key and xkey, delete the link, and put it again at once. So the
+        # messages on all link subjects must be handled in the order in which they were sent.
         for subject, handle in (
             *((subject, self._on_link_put) for subject in subjects.link_puts),
             *((subject, self._on_link_delete) for subject in subjects.link_deletes),
@@ -110,7 +110,7 @@ class HostSession:
         ):
             await self._connection.subscribe(subject, callback)
         self._ask(AT_ONCE)
-        self._connection.on_reconnected = partial(self._ask, RECONNECTED)  # for links put while disconnected
+        self._connection.on_reconnected = partial(self._ask, RECONNECTED)  # finds links put while disconnected
 
     def stop(self) -> None:
         """Stop asking the lattice. The session still listens to the host."""
@@ -131,7 +131,7 @@ class HostSession:
     def _tell_soon(self) -> None:
         """Report the changed links to the capability before the next call.
 
-        Changes that come together are reported once: a report is O(links), and there may be thousands of changes.
+        Changes that arrive together are reported once, because a report takes O(links) and changes may be many.
         """
         if self._telling is None:
             self._telling = asyncio.get_running_loop().call_soon(self._tell)
@@ -144,7 +144,7 @@ class HostSession:
             self._capability.links_changed()
 
     async def _on_health(self, message: Message) -> None:
-        self._tell()  # the answer must include the faults of links that came before the request
+        self._tell()  # the answer must include the faults of links that arrived before the request
         ailments = [*self._capability.ailments(), *self.ailments(), *self._links.unusable]
         lines = [*(ailments or ["serving"]), *self._links.remarks]
         health = {"healthy": not ailments, "message": "; ".join(lines)}
@@ -153,7 +153,7 @@ class HostSession:
     def _on_link_put(self, payload: bytes) -> None:
         changes = self._links.changes
         self._put(partial(self._links.put_json, payload), "put")
-        if self._links.changes != changes:  # true as well if an unusable link has replaced a usable one
+        if self._links.changes != changes:  # also true if an unusable link replaced a usable one
             self._tell_soon()
 
     def _on_link_delete(self, payload: bytes) -> None:
@@ -179,9 +179,9 @@ class HostSession:
                 log.info("link %s: %s", how, link)
 
     async def _ask_lattice(self, pauses_s: Sequence[float]) -> None:
-        """Add the links of the lattice that the host has not put here.
+        """Request the lattice's links, and add the links that the host has not put.
 
-        :param pauses_s: the pause before each request, until there is an answer
+        :param pauses_s: seconds to wait before each request; there are no more requests after an answer
         """
         found = None
         known = {link.key for link in self._links}
@@ -196,12 +196,12 @@ class HostSession:
                 break
         else:
             return
-        # Keep links that the lattice does not have: the host that answers may not know the newest ones yet.
+        # Keep links that the lattice does not have, because the host that answers may not know the newest links yet.
         for source_id, target, name in known - {key for key, _, _ in found} - self._deleted:
             log.warning("link %s -> %s (%s): missing in the lattice; it stays in force", source_id, target, name)
         changes = self._links.changes
         for key, value, unreadable in found:
-            if self._links.knows(key) or key in self._deleted:  # the host's own link is newer, and has secrets
+            if self._links.knows(key) or key in self._deleted:  # a link from the host is newer, and has its secrets
                 continue
             if unreadable:
                 log.warning("link %s -> %s (%s): everything is denied: %s", *key, unreadable)

@@ -1,12 +1,12 @@
 """The subjects on which a wasmCloud host sends messages to a provider.
 
-wasmbus.rpc.{lattice}.{provider}.health                  the answer is {"healthy", "message"}
+wasmbus.rpc.{lattice}.{provider}.health                  a health request; answered with {"healthy", "message"}
 wasmbus.rpc.{lattice}.{provider}.linkdefs.put|del        a link definition; no answer
-wasmbus.rpc.{lattice}.{xkey}.linkdefs.put|del            the same; the only subject of links with secrets
+wasmbus.rpc.{lattice}.{xkey}.linkdefs.put|del            a link definition, perhaps with secrets; no answer
 wasmbus.rpc.{lattice}.{provider}.config.update           the whole configuration; no answer
 wasmbus.rpc.{lattice}.{provider}.{link name}.shutdown    a shutdown request; answered at the end of the stop
 
-A host sends a link without secrets to the provider's key and again to its xkey.
+A host sends a link with secrets only to the xkey. It sends other links twice: to the provider's key and to the xkey.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class HostSubjects(NamedTuple):
 
 
 def host_subjects(lattice: str, provider_key: str, link_name: str, xkey: str = "") -> HostSubjects:
-    """Return the subjects that follow from the host data.
+    """Return the host's subjects for one provider, as given by the host data.
 
     :param xkey: the provider's public xkey; empty if the host data has no xkeys
 

@@ -16,20 +16,20 @@ NONCE_BYTES = 24
 
 
 class SealedError(ValueError):
-    """Sealed secrets that cannot be opened. The message says why, and shows nothing of them."""
+    """Sealed secrets that cannot be opened. The message says why, but shows no secret."""
 
 
 class Xkeys:
     """The provider's key pair and the host's public key.
 
-    :raises ValueError: a key is malformed; the message says which, and does not repeat it
+    :raises ValueError: a key is malformed; the message names the key but does not show it
     """
 
     __slots__ = ("_box", "public_key")
 
     def __init__(self, provider_seed: Secret, host_public_key: str) -> None:
         from nacl.exceptions import CryptoError
-        from nacl.public import Box, PrivateKey, PublicKey  # here, because it takes 20 ms, which `--help` does not need
+        from nacl.public import Box, PrivateKey, PublicKey  # imported here, because `--help` should not wait 20 ms
 
         try:
             own = PrivateKey(decode_seed(LETTER, provider_seed.reveal()))
@@ -39,7 +39,7 @@ class Xkeys:
             host = PublicKey(decode_public_key(LETTER, host_public_key))
         except ValueError as error:
             raise ValueError(f"host_xkey_public_key: {error}") from None
-        #: The provider's public key, X... It names the provider in subjects.
+        #: The provider's public key, X..., which names the provider in subjects.
         self.public_key = encode_public_key(LETTER, bytes(own.public_key))
         try:
             self._box = Box(own, host)
@@ -49,7 +49,7 @@ class Xkeys:
     def open(self, sealed: bytes) -> bytes:
         """Return the bytes that the host has sealed.
 
-        :raises SealedError: they have an unknown version, or were sealed with other keys
+        :raises SealedError: the bytes have an unknown version, or were sealed with other keys
         """
         from nacl.exceptions import CryptoError
 

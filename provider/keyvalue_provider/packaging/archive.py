@@ -1,18 +1,19 @@
-"""Provider archives, from which a wasmCloud host starts a provider.
+"""Provider archives. A wasmCloud host starts a provider from an archive.
 
 `python -m keyvalue_provider.packaging.archive` makes, inspects and verifies them.
 
-    archive = tar, plain or in gzip, of
+    archive = a tar file, plain or compressed with gzip, that holds
       claims.jwt       the signed claims: provider/keyvalue_provider/packaging/claims.py
       world.wasm       the provider's world in WIT, encoded; optional
       TARGET.bin       one executable for each target, for example x86_64-linux
 
-A host identifies an entry by its name up to the last dot. If there are two, it uses the last. It compares the hashes
-with the claims. So an archive may hold only these names, once each, as plain files. Each entry except the claims must
-have a hash in the claims, and each hash must have an entry.
+A host identifies an entry by its name up to the last dot. If two entries have the same name, the host uses the last
+one. It checks the hashes of entries against the claims. So an archive may hold only the names above. Each entry must be
+a plain file, and may occur only once. Each entry except the claims must have a hash in the claims, and each hash must
+have an entry.
 
-Reading writes nothing to the disk and keeps no binary in memory. It has limits, because a short gzip can expand to
-any number of bytes.
+Reading an archive writes nothing to the disk and keeps no binary in memory. Sizes are limited, because a small gzip
+file can expand to any size.
 """
 
 from __future__ import annotations
@@ -73,14 +74,14 @@ RUST_NAMES = {"arm64": "aarch64", "amd64": "x86_64", "darwin": "macos"}
 ENTRIES_MAX = 64
 CLAIMS_BYTES_MAX = 64 * 1024
 ENTRY_BYTES_MAX = 512 * 1024 * 1024
-#: Limit of all entries together, with their headers.
+#: Limit of the total size of all entries, including their headers.
 ARCHIVE_BYTES_MAX = 1024 * 1024 * 1024
 BLOCK_BYTES = tarfile.BLOCKSIZE
 #: A host stores the revision in 32 bits.
 REVISION_MAX = 2**31 - 1
 PIECE_BYTES = 64 * 1024
 GZIP_MAGIC = b"\x1f\x8b"
-#: Executables of Linux begin with this. The number of their machine follows.
+#: Linux executables begin with these bytes. The number of the machine is at offset 18.
 ELF_MAGIC = b"\x7fELF"
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "arm": 40, "x86": 3}
 
@@ -99,7 +100,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """The contents of an archive: the token of its claims, and its binaries by target. They are not verified."""
+    """The unverified contents of an archive: the token of its claims, its binaries by target, and its world."""
 
     token: str
     binaries: Mapping[str, Entry]
@@ -112,7 +113,7 @@ class Archive:
 
 
 def native_target() -> str:
-    """Return the target of this machine, as a host on it names it."""
+    """Return the target of this machine, as a wasmCloud host names it."""
     machine, system = platform.machine().lower(), platform.system().lower()
     return f"{RUST_NAMES.get(machine, machine)}-{RUST_NAMES.get(system, system)}"
 
@@ -124,7 +125,7 @@ def target_hashes(binaries: Mapping[str, bytes], world: bytes | None = None) -> 
 
 
 def make_archive(token: str, binaries: Mapping[str, bytes], world: bytes | None = None) -> bytes:
-    """Return an archive, in gzip. The same parameters give the same bytes.
+    """Return an archive, compressed with gzip. The same parameters give the same bytes.
 
     :param token: signed claims, with the hashes of the binaries and the world
     :param binaries: executables by target
@@ -209,7 +210,7 @@ def _hash_faults(archive: Archive, claims: Claims) -> list[str]:
 
 
 class _Source:
-    """The bytes of a tar, unpacked if it is in gzip, up to ARCHIVE_BYTES_MAX."""
+    """The bytes of a tar file, decompressed if needed. It refuses more than ARCHIVE_BYTES_MAX bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         magic = file.read(len(GZIP_MAGIC))
@@ -220,7 +221,7 @@ class _Source:
     def exactly(self, size_bytes: int, where: str) -> bytes:
         """Return exactly `size_bytes` bytes.
 
-        :param where: names the place in the error for a truncated file
+        :param where: the place that the error for a truncated file names
         """
         return b"".join(self.pieces(size_bytes, where))
 
@@ -234,7 +235,7 @@ class _Source:
             yield piece
 
     def expect_zeros(self) -> None:
-        """Read to the end, and check that only zeros are left. At the end, gzip checks its checksum."""
+        """Read to the end, and check that only zeros are left. gzip then verifies its checksum."""
         while piece := self._read(PIECE_BYTES):
             if any(piece):
                 raise ArchiveError("found other bytes than zeros after the end of the archive")
@@ -251,7 +252,7 @@ class _Source:
 
 
 def _header(block: bytes) -> tuple[str, int]:
-    """Return name and size of an entry. tarfile parses only the header: an extension could have any size."""
+    """Return the name and size of an entry. Parse only the header block, because an extension could have any size."""
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
@@ -285,7 +286,7 @@ def _hashed(pieces: Iterator[bytes]) -> Entry:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `python -m keyvalue_provider.packaging.archive`.
 
-    Return the exit code: 0, or 1 after one line on standard error for each fault.
+    Write each fault to standard error, one per line. Return the exit code: 0, or 1 if there is a fault.
     """
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], list[str]] = arguments.run
@@ -353,7 +354,7 @@ def _inspect(arguments: argparse.Namespace) -> list[str]:
     facts |= {name: f"{entry.size_bytes} bytes, SHA-256 {entry.sha256}" for name, entry in entries.items()}
     for name, fact in facts.items():
         if fact is not None:
-            # These texts come from the archive, so they are untrusted. Control characters in them must not reach a terminal.
+            # The text comes from the archive and is untrusted. Its control characters must not reach a terminal.
             text = str(fact)
             sys.stdout.write(f"{name:<14}{text if text.isprintable() else ascii(text)}\n")
     return []
@@ -375,7 +376,7 @@ def _seed(kind: Kind, given: str | None, directory: Path, owner: str) -> Secret:
     if given:
         try:
             return given_seed(kind, given)
-        except ClaimsError as error:  # the text is not shown, because it may be a seed with a typing error
+        except ClaimsError as error:  # do not show the text, because it may be a seed with a typo
             raise ClaimsError(f"the {kind.name}'s key: neither a file nor a seed: {error}") from None
     seed, made = stored_seed(kind, directory, owner)
     if made is not None:
@@ -392,7 +393,7 @@ def _read(path: Path) -> bytes:
 
 
 def _check_executable(path: Path, target: str, content: bytes) -> None:
-    """Check that a binary is an executable for its target. Otherwise the host fails when it starts the provider."""
+    """Check that a binary is an executable for its target. A host cannot start any other file."""
     architecture, _, system = target.partition("-")
     if system != "linux":
         return
@@ -404,7 +405,7 @@ def _check_executable(path: Path, target: str, content: bytes) -> None:
 
 
 def _now_s() -> int:
-    """Return the time, or SOURCE_DATE_EPOCH, which makes the archive of the same binaries reproducible."""
+    """Return the current time, or SOURCE_DATE_EPOCH if it is set. This variable makes archives reproducible."""
     given = os.environ.get("SOURCE_DATE_EPOCH") or str(int(time.time()))
     if not re.fullmatch(r"[0-9]{1,15}", given):
         raise ClaimsError(f"SOURCE_DATE_EPOCH: found {given!r}, expected seconds since 1970")

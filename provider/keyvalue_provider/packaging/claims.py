@@ -7,7 +7,7 @@
     signature  = the issuer's signature of header "." claims
 
 A name is a target or "world.wasm". The issuer is an account (A...), and the subject is the provider (V...). Seeds are
-stored as `wash` stores them, so that both sign with the same keys.
+stored in the same files as those of `wash`, so that `wash` signs with the same keys.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ SERVICE = Kind("V", "service")
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """An issuer's claims about a provider. Times are in seconds since 1970. None is a missing claim."""
+    """An issuer's claims about a provider. Times are in seconds since 1970. A missing claim is None."""
 
     issuer: str
     subject: str
@@ -82,9 +82,9 @@ class Claims:
 
 
 def sign_claims(claims: Claims, issuer_seed: Secret) -> str:
-    """Return the signed token. The same claims give the same token, because their id is their hash.
+    """Return the signed token. The same claims give the same token, because the token's id is a hash of the claims.
 
-    :raises ClaimsError: the seed is not an account's
+    :raises ClaimsError: the seed is not the seed of an account
     """
     assert claims.issuer == public_key(ACCOUNT, issuer_seed)
     wascap = {
@@ -110,7 +110,7 @@ def sign_claims(claims: Claims, issuer_seed: Secret) -> str:
 
 
 def read_claims(token: str) -> Claims:
-    """Return the claims of a token, without verifying them. `claims_faults` verifies them.
+    """Return the claims of a token without verifying the token. `claims_faults` verifies it.
 
     :raises ClaimsError: the token is malformed
     """
@@ -137,7 +137,7 @@ def read_claims(token: str) -> Claims:
 
 
 def claims_faults(token: str, now_s: float) -> list[str]:
-    """Check header, keys, signature and times of a token. Return one line for each fault, or an empty list.
+    """Check the header, keys, signature and times of a token. Return one line for each fault, or an empty list.
 
     :raises ClaimsError: the token is malformed
     """
@@ -175,7 +175,7 @@ def public_key(kind: Kind, seed: Secret) -> str:
 
 
 def given_seed(kind: Kind, given: str) -> Secret:
-    """Return the seed in the file at this path. If there is no such file, the text is the seed, as with `wash`.
+    """Return the seed in the file `given`. If there is no such file, `given` is the seed itself, as for `wash`.
 
     :raises ClaimsError: the file is unreadable, or the seed is malformed
     """
@@ -190,9 +190,9 @@ def given_seed(kind: Kind, given: str) -> Secret:
 
 
 def stored_seed(kind: Kind, directory: Path, owner: str) -> tuple[Secret, Path | None]:
-    """Return a seed from a directory of keys. If it is missing, create it and return its file too.
+    """Return a seed from a directory of keys. If the seed is missing, create it.
 
-    Only the user may read a new file.
+    Also return the path of a new file, or None. Only the user can read a new file.
 
     :raises ClaimsError: the file does not hold a seed of this kind
     :raises OSError: the directory or the file cannot be read or created
@@ -212,7 +212,7 @@ def stored_seed(kind: Kind, directory: Path, owner: str) -> tuple[Secret, Path |
             raise ClaimsError(f"{path}: {error}") from None
         return seed, None
     with open(descriptor, "w") as file:
-        file.write(new.reveal())  # without a line feed, because wash refuses one
+        file.write(new.reveal())  # no line feed at the end, because wash refuses it
     return new, path
 
 
@@ -245,7 +245,7 @@ def _decoded(text: str) -> bytes:
         octets = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         octets = b""
-    # Padding, or other bits after the last byte, would allow several spellings of the same token.
+    # Padding, or extra bits after the last byte, would allow the same token to be written in several ways.
     if _encoded(octets) != text:
         raise ClaimsError(f"found {len(text)} characters of a token that are not base64url without padding")
     return octets
@@ -265,7 +265,7 @@ def _from_json(text: bytes, what: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object. Refuse two fields with the same name, because readers differ in which one they use."""
+    """Return a JSON object. Refuse two fields with the same name, because parsers differ in which field they use."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise ClaimsError("an object of the token has two fields with the same name")

@@ -4,7 +4,7 @@
     in order (a change by the host)                       change
                                         calls 1 and 2 are handled, then the change, then call 3
 
-A change takes effect once each lane has handled the calls that arrived before the change. Later calls wait for it.
+A change takes effect when each lane has handled the calls that arrived earlier. Later calls wait for the change.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class Lane:
     """The calls of one subscription.
 
-    :ivar began: number of calls whose handling has begun; they may be waiting in `ArrivalOrder.enter`
-    :ivar handled: number of calls whose handler was called, or that were given up
+    :ivar began: number of calls whose handling has begun, including calls that wait in `ArrivalOrder.enter`
+    :ivar handled: number of calls that were passed to their handler or cancelled
     """
 
     __slots__ = ("began", "handled")
@@ -37,7 +37,7 @@ class Lane:
 class _Change(NamedTuple):
     """A change that waits for earlier calls.
 
-    :ivar calls: for each lane, the number of calls that must be handled first
+    :ivar calls: the number of calls in each lane that must be handled before the change
     """
 
     act: Callable[[], None]
@@ -45,7 +45,7 @@ class _Change(NamedTuple):
 
 
 class ArrivalOrder:
-    """Applies changes in order of arrival among the calls of all lanes. Everything runs on the event loop."""
+    """Applies each change in its order of arrival among the calls of all lanes. Use it only on the event loop."""
 
     def __init__(self) -> None:
         self._lanes: dict[Lane, Callable[[], int]] = {}
@@ -56,7 +56,7 @@ class ArrivalOrder:
     def add(self, lane: Lane, queued: Callable[[], int]) -> None:
         """Add a lane, so that changes wait for its calls.
 
-        :param queued: returns the number of calls that have arrived but whose handling has not begun
+        :param queued: a function that returns the number of calls that have arrived but are not being handled yet
         """
         self._lanes[lane] = queued
 
@@ -66,15 +66,15 @@ class ArrivalOrder:
         self._advance()
 
     def forget_calls(self) -> None:
-        """Forget the lanes and apply all waiting changes. Use it when queued calls are lost with the client.
+        """Forget the lanes and apply all waiting changes.
 
-        Add the lanes again for the next client.
+        Call this method when a client and its queued calls are lost. Then add the lanes again for the next client.
         """
         self._lanes.clear()
         self._advance()
 
     def change(self, act: Callable[[], None]) -> None:
-        """Apply a change that has just arrived, after the calls that arrived before it."""
+        """Apply a change that has just arrived. Calls that arrived earlier are handled first."""
         arrived = {lane: lane.began + queued() for lane, queued in self._lanes.items()}
         calls = {lane: calls for lane, calls in arrived.items() if calls > lane.handled}
         self._changes.append(_Change(act, calls))
@@ -87,21 +87,21 @@ class ArrivalOrder:
     async def enter(self, lane: Lane) -> None:
         """Wait until a lane's next call may be handled.
 
-        The caller then calls the handler and `leave`, without an await in between.
+        Then call the handler and `leave`, without an await in between.
         """
         lane.began += 1
         try:
             while self._changes and lane.handled >= self._changes[0].calls.get(lane, lane.handled):
                 await self._changed.wait()
         except BaseException:
-            self.leave(lane)  # the call is given up, so later changes must not wait for it
+            self.leave(lane)  # the call is cancelled, so later changes must not wait for it
             raise
         act, self._before_next_call = self._before_next_call, None
         if act is not None:
             self._carry_out(act)
 
     def leave(self, lane: Lane) -> None:
-        """Record that the handler of a lane's call was called."""
+        """Record that a lane's next call was passed to its handler."""
         lane.handled += 1
         if self._changes:
             self._advance()
@@ -117,5 +117,5 @@ class ArrivalOrder:
     def _carry_out(self, act: Callable[[], None]) -> None:
         try:
             act()
-        except Exception:  # calls and other changes continue
+        except Exception:  # a faulty change must not stop the calls and the other changes
             log.exception("a change was not carried out")

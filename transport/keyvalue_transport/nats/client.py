@@ -40,17 +40,17 @@ class KeyValueClient:
     Bucket names and keys are str or UTF-8 bytes.
 
     All functions raise InterfaceError or a subclass (NoSuchStoreError, AccessDeniedError, OtherError) if the provider
-    answers with an error. They raise TransportError or a subclass as `Invoker.invoke` does. Opening raises
-    ConnectError, and ValueError if a certificate or key of `tls` is unusable.
+    answers with an error. They raise TransportError or a subclass in the same cases as `Invoker.invoke`.
+    `open` raises ConnectError, or ValueError if a certificate or key of `tls` is unusable.
 
-    :param nats: NATS URLs separated by commas, or a Connection, which `close` leaves open
+    :param nats: NATS URLs separated by commas; or a Connection, which stays open after `close`
     :param prefix: `{lattice}.{provider key}`
-    :param source_id: the calling component; sent as a header, as a host does
-    :param link_name: the component's link; sent in the same way
-    :param timeout_s: seconds until a call, or the attempt to connect, is given up
-    :param user_jwt: a decentralized user; needs `user_seed`
-    :param user_seed: the user's seed; without `user_jwt`, it is an nkey user's
-    :param tls: certificates; if set, TLS is required, as it is by a `tls://` URL
+    :param source_id: the id of the calling component, sent as a header
+    :param link_name: the name of the component's link, sent as a header
+    :param timeout_s: seconds after which a call, or the attempt to connect, fails
+    :param user_jwt: the JWT of a decentralized NATS user; needs `user_seed`
+    :param user_seed: the user's seed; without `user_jwt`, the user is an nkey user
+    :param tls: certificates; if set, TLS is required, as with a `tls://` URL
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class KeyValueClient:
                 user_jwt=user_jwt,
                 user_seed=user_seed,
                 open_timeout_s=timeout_s,
-                path="plain",  # a client serves nothing
+                path="plain",  # only a server needs the direct path
                 tls=tls,
             )
         )
@@ -129,16 +129,16 @@ class KeyValueClient:
         return await self._invoke(STORE, "exists", encode_bucket_key(_text(bucket), _text(key)), decode_truth_result)
 
     async def list_keys(self, bucket: str | bytes, cursor: int | None = None) -> KeyResponse:
-        """Return a page of keys, as bytes, and the cursor of the next page. The last page has the cursor None.
+        """Return a page of keys as bytes, and the cursor for the next page. On the last page, the cursor is None.
 
-        :param cursor: the cursor from the page before; None for the first page
+        :param cursor: the cursor that the previous page returned; None for the first page
         """
         return await self._invoke(STORE, "list-keys", encode_list_keys(_text(bucket), cursor), decode_key_response)
 
     async def keys(self, bucket: str | bytes) -> AsyncIterator[str]:
         """Yield all keys of a bucket as str, in the provider's order.
 
-        The provider of this project yields a key that exists during the whole walk exactly once.
+        If a key exists during the whole walk, this project's provider yields the key exactly once.
         """
         cursor: int | None = None
         while True:
@@ -150,7 +150,7 @@ class KeyValueClient:
                 return
 
     async def increment(self, bucket: str | bytes, key: str | bytes, delta: int = 1) -> int:
-        """Add to the number stored under a key, and return the sum. A missing key counts as 0."""
+        """Add `delta` to the number stored under a key, and return the sum. A missing key counts as 0."""
         params = encode_increment(_text(bucket), _text(key), delta)
         return await self._invoke(ATOMICS, "increment", params, decode_increment_result)
 
@@ -162,7 +162,7 @@ class KeyValueClient:
         return list(map(values.get, asked))
 
     async def set_many(self, bucket: str | bytes, entries: Mapping[str, bytes] | Mapping[bytes, bytes]) -> None:
-        """Store a value for each key. The provider of this project stores all of them, or none if it refuses one."""
+        """Store a value for each key. If this project's provider refuses one value, it stores none of them."""
         pairs = [(_text(key), value) for key, value in entries.items()]
         await self._invoke(BATCH, "set-many", encode_set_many(_text(bucket), pairs), decode_unit_result)
 

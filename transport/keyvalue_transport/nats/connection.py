@@ -1,21 +1,21 @@
-"""The NATS connection. It uses nats-py's client, outlives it, and translates its errors.
+"""The NATS connection. It wraps a nats-py client, replaces the client if needed, and translates nats-py's errors.
 
 nats-py connects, authenticates, reconnects and parses frames. This module adds what a process that runs for months
 needs:
 
 - Opening succeeds or fails within a limited time.
-- Reconnecting never ends. nats-py gives up at most errors that a server sends, and closes its client. Then a new
-  client takes its place.
-- The log has one line when the connection is lost, and one when it is back.
+- Reconnecting never ends. After most errors that a server sends, nats-py gives up and closes its client. This module
+  then opens a new client.
+- The log has one line for each loss of the connection, and one line for each reconnect.
 - Dropped messages are counted and reported.
 
                    connected           lost, logged once
-    NEW ──> OPENING ───────> CONNECTED ───────────────────> AWAY     nats-py reconnects its client, for ever
+    NEW ──> OPENING ───────> CONNECTED ───────────────────> AWAY     nats-py reconnects its client
                │                 ^  ^                       │  │
                │ ConnectError    │  └── back, logged once ──┘  │ nats-py has closed its client
                v                 │                             v
-            CLOSED               └──── back, logged once ── REOPENING   new clients try to connect, for ever; the one
-                                                                        that succeeds takes over the subscriptions
+            CLOSED               └──── back, logged once ── REOPENING   new clients try to connect; the first that
+                                                                        succeeds takes over the subscriptions
 
 `close` leads from every state to CLOSED, which is final.
 """
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 FLUSH_TIMEOUT_S = 10.0
 FLUSH_ABANDONED_S = 3600
 CANCEL_INTERVAL_S = 0.05
-#: Limits of one subscription for messages that are received but not handled. Further ones are dropped: see `on_drop`.
+#: Limits for the unhandled messages of one subscription. Messages over a limit are dropped: see `on_drop`.
 PENDING_MESSAGES_MAX = 65_536
 PENDING_BYTES_MAX = 64 * 1024 * 1024
 
@@ -84,21 +84,21 @@ class Connection:
         self.direct = DirectRoutes() if options.path == "direct" and unknown is None else None
         self.order = ArrivalOrder()  # for the plain path
         self.reconnects = 0
-        self.dropped = 0  # messages that arrived faster than they were handled
+        self.dropped = 0  # messages that were dropped because they arrived too fast
         self.on_reconnected: Callable[[], None] | None = None  # called after each reconnect
-        self.refusal: str | None = None  # the server's last refusal of a subscription
+        self.refusal: str | None = None  # why the server last refused a subscription
         self._state = ConnectionState.NEW
         self._client = Client()
         self._subscriptions: list[Subscription] = []
         self._flushing: set[asyncio.Task[None]] = set()
-        self._reopening: asyncio.Task[None] | None = None  # in the state REOPENING
-        self._told: str | None = None  # in the states AWAY and REOPENING: the refusal that was logged last
+        self._reopening: asyncio.Task[None] | None = None  # set in the state REOPENING
+        self._told: str | None = None  # the last refusal logged in the states AWAY and REOPENING
 
     @classmethod
     async def open(cls, options: ConnectionOptions) -> Connection:
-        """Connect, within `open_timeout_s`.
+        """Connect within `open_timeout_s`.
 
-        :raises ConnectError: no server answered in time; or, at once, one refused us or TLS failed with each of them
+        :raises ConnectError: no server answered in time; or a server refused us or TLS failed with every server
         :raises ValueError: a certificate or key is unusable, or the URLs name several users
         """
         connection = cls(options)
@@ -125,7 +125,7 @@ class Connection:
 
     @property
     def max_payload(self) -> int:
-        """Return the server's limit for the bytes of a message, headers included."""
+        """Return the server's limit for a message in bytes, including headers."""
         return self._client.max_payload
 
     @property
@@ -141,9 +141,9 @@ class Connection:
     async def publish(
         self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send a message. Wait while more than `WRITE_BUFFER_BYTES` are waiting to be written.
+        """Send a message. Wait while more than `WRITE_BUFFER_BYTES` bytes are buffered.
 
-        :raises DisconnectedError: the message was not sent and will not be
+        :raises DisconnectedError: the message was not sent and will not be sent later
         """
         try:
             await self._client.publish(subject, payload, reply, None if headers is None else dict(headers))
@@ -151,11 +151,11 @@ class Connection:
             raise DisconnectedError(f"a message of {len(payload)} bytes was not sent: {text_of(error)}") from error
 
     async def publish_all(self, messages: Sequence[tuple[str, bytes, str]]) -> int:
-        """Send messages (subject, payload, reply) in order as `publish` does, without headers.
+        """Send messages in order. Each is a subject, a payload and a reply subject.
 
-        Return the number of bytes of their payloads.
+        Return the total size of the payloads in bytes.
 
-        :raises DisconnectedError: the last `unsent` messages were not sent and will not be
+        :raises DisconnectedError: the last `unsent` messages were not sent and will not be sent later
         """
         publish = self._client.publish
         sent = sent_bytes = 0
@@ -194,9 +194,9 @@ class Connection:
     ) -> Subscription:
         """Call `callback`, a coroutine function, for each message in turn. The subscription survives reconnects.
 
-        :param on_drop: called with the reply subject of a message that was dropped because too many were waiting
-        :param route: what the direct path does with the messages instead
-        :param lane: the messages are calls, and keep their order relative to messages of `subscribe_in_order`
+        :param on_drop: called with the reply subject of each message that was dropped because too many were waiting
+        :param route: how the direct path handles the messages, instead of calling `callback`
+        :param lane: set it for calls; they then keep their order relative to messages of `subscribe_in_order`
         :raises DisconnectedError: the connection is closed or lost
         """
         return await self._subscribe(Subscription(subject, callback, queue, on_drop, route, lane))
@@ -216,11 +216,11 @@ class Connection:
         return await self._subscribe(Subscription(subject, InlineCallback(take), route=InOrder(handle)))
 
     def before_next_call(self, act: Callable[[], None]) -> None:
-        """Call `act` once, before the next invocation is handled. So several changes can take effect together."""
+        """Call `act` once, before the next invocation is handled. Several changes can then take effect together."""
         (self.order if self.direct is None else self.direct).before_next_call(act)
 
     async def _subscribe(self, subscription: Subscription) -> Subscription:
-        # `_reopen` could carry the subscription a second time, or lose it with a failed attempt.
+        # `_reopen` could subscribe a second time, or lose the subscription in a failed attempt.
         if self._state is ConnectionState.REOPENING:
             raise DisconnectedError(f"{subscription.subject}: not subscribed: the connection is lost")
         await self._carry(subscription)
@@ -228,7 +228,7 @@ class Connection:
         return subscription
 
     async def drain(self, subscriptions: Sequence[Subscription], timeout_s: float) -> None:
-        """End subscriptions once all messages sent for them are handled, or after `timeout_s`."""
+        """End subscriptions when all messages sent to them have been handled, or after `timeout_s`."""
         ending = [subscription for subscription in subscriptions if subscription in self._subscriptions]
         for subscription in ending:
             self._subscriptions.remove(subscription)
@@ -241,10 +241,10 @@ class Connection:
                 _, late = await asyncio.wait(late, timeout=CANCEL_INTERVAL_S)
 
     async def _drain(self, subscription: Subscription) -> None:
-        # nats-py's drain forgets a subscription at the PONG, but its PING may overtake the UNSUB.
+        # nats-py's drain drops a subscription when the PONG arrives, but nats-py may send the PING before the UNSUB.
         carried = subscription.carried
         try:
-            with suppress(nats.errors.Error, OSError, DisconnectedError):  # a lost connection has ended it
+            with suppress(nats.errors.Error, OSError, DisconnectedError):  # a lost connection ends the subscription
                 await self._client._send_unsubscribe(carried._id)
                 await self.flush(FLUSH_TIMEOUT_S)
                 await carried._pending_queue.join()
@@ -257,11 +257,11 @@ class Connection:
                 await carried.unsubscribe()
 
     async def flush(self, timeout_s: float) -> None:
-        """Wait until the server has received everything sent so far, and what it sent before that has arrived.
+        """Wait until the server has received everything sent so far, and everything it sent by then has arrived.
 
         :raises DisconnectedError: the server did not answer in time, or the connection is closed or lost
         """
-        # A task that outlives the timeout, because a PONG for a cancelled flush ends nats-py's reading for good.
+        # The task must outlive the timeout. If a PONG arrives for a cancelled flush, nats-py stops reading for good.
         flushing = asyncio.create_task(self._flush())
         self._flushing.add(flushing)
         flushing.add_done_callback(self._flushed)
@@ -275,15 +275,15 @@ class Connection:
     def _flushed(self, flushing: asyncio.Task[None]) -> None:
         self._flushing.discard(flushing)
         if not flushing.cancelled():
-            flushing.exception()  # retrieved, so that asyncio does not warn; `flush` raises it if it still waits
+            flushing.exception()  # mark the exception as retrieved, so that asyncio does not warn
 
     async def _flush(self) -> None:
-        # Twice, because nats-py's PING overtakes bytes that wait to be written. They leave before the first PONG.
+        # Flush twice. The first PING may overtake bytes that wait to be written, but the second one follows them.
         for _ in range(2):
             await self._client.flush(FLUSH_ABANDONED_S)
 
     async def close(self) -> None:
-        """Write pending bytes and close. The connection cannot be used again."""
+        """Write the pending bytes and close the connection. It cannot be used again."""
         self._state = ConnectionState.CLOSED
         if self._reopening is not None:
             self._reopening.cancel()
@@ -295,7 +295,7 @@ class Connection:
         await close_client(self._client)
 
     def _new_opening(self, first: bool) -> Opening:
-        """Replace the client by a new one, and return what opens it."""
+        """Replace the client with a new one, and return the `Opening` of the new client."""
         events = ClientEvents(self._on_error, self._on_disconnected, self._on_reconnected, self._on_closed)
         opening = Opening(self.options, self._tls_context, self.direct, events, first)
         self._client = opening.client
@@ -322,11 +322,11 @@ class Connection:
         if subscription.lane is not None:
             self.order.add(subscription.lane, lambda: subscription.queued)
 
-    # Callbacks of nats-py, which must be coroutine functions.
+    # nats-py calls the methods `_on_...`. It requires coroutine functions.
 
     async def _on_error(self, error: Exception) -> None:
         if self._state is ConnectionState.CLOSED:
-            # nats-py's reconnecting swallows a cancellation while an attempt fails. Without this it would never end.
+            # While an attempt fails, nats-py swallows a cancellation. Without this, it would reconnect forever.
             raise asyncio.CancelledError
         if isinstance(error, nats.errors.SlowConsumerError):
             await self._drop(error)
@@ -336,25 +336,25 @@ class Connection:
             self.refusal = text
             log.error("NATS: %s", text)
         elif kind is ErrorKind.PUBLISH_DENIED:
-            log.debug("NATS: %s", text)  # it is a reply subject, which a caller chose
+            log.debug("NATS: %s", text)  # the subject is a reply subject, which a caller chose
         elif self._state is not ConnectionState.CONNECTED and (refusal := refusal_of(error)) is not None:
             self._tell(refusal)
         elif self._state is not ConnectionState.CONNECTED or kind is ErrorKind.STREAM_ENDED:
-            log.debug("NATS: %s", text)  # repeated at each attempt to reconnect; the loss is logged once
+            log.debug("NATS: %s", text)  # each attempt to reconnect repeats it; the loss is logged once
         elif kind is ErrorKind.CONNECTION:
             log.warning("NATS: %s", text)
         else:
             log.error("a message was not handled", exc_info=error)  # raised by a subscription's callback
 
     async def _drop(self, error: nats.errors.SlowConsumerError) -> None:
-        """Count a message that arrived faster than messages are handled, and report it to its subscription."""
+        """Count a message that nats-py dropped, and report the message to its subscription."""
         self.dropped += 1
         for subscription in self._subscriptions:
             if subscription.carried is error.sub and subscription.on_drop is not None and error.reply:
                 await subscription.on_drop(error.reply)
 
     def _tell(self, refusal: str) -> None:
-        """Log why the server refuses to reconnect. Log the same reason only once."""
+        """Log why the server refuses to let us reconnect. Log the same reason only once."""
         if refusal == self._told:
             log.debug("NATS: %s", refusal)
         else:
@@ -376,7 +376,7 @@ class Connection:
             self._reopening = asyncio.create_task(self._reopen())
 
     async def _reopen(self) -> None:
-        """Open a new client, because nats-py closed the old one after an error that the server sent."""
+        """Open a new client, because nats-py closed the old one after an error from the server."""
         while True:
             opening = self._new_opening(first=False)
             try:
@@ -384,7 +384,7 @@ class Connection:
                 for subscription in tuple(self._subscriptions):
                     await self._carry(subscription)
                 await self.flush(FLUSH_TIMEOUT_S)
-                if self._client.is_closed:  # it was closed after it connected, and nothing else reports this
+                if self._client.is_closed:  # nats-py closed it after it connected, and nothing else reports that
                     raise DisconnectedError("nats-py closed the client again")
             except (ConnectError, DisconnectedError) as error:
                 log.debug("NATS: %s", error)
@@ -399,7 +399,7 @@ class Connection:
     def _note_back(self) -> None:
         self._state = ConnectionState.CONNECTED
         self._told = None
-        self.refusal = None  # if it still applies, the server repeats it
+        self.refusal = None  # if the refusal still applies, the server repeats it
         self.reconnects += 1
         log.info("NATS: connected again to %s", self.server)
         if self.on_reconnected is not None:

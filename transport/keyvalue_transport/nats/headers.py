@@ -2,9 +2,9 @@
 
     NATS/1.0 CRLF  source-id: component CRLF  link-name: default CRLF  traceparent: 00-... CRLF  CRLF
 
-The direct path reads the block itself. On the plain path, nats-py reads it. Both follow the same rules. A line
-without a colon is ignored. White space around names and values is removed. If a name occurs twice, the last value
-counts. A block without the empty line at its end is read to its last byte.
+The direct path parses the block itself. On the plain path, nats-py parses it. The rules are the same. A line without
+a colon is ignored. White space around names and values is removed. If a name occurs twice, the last value counts. If
+the empty line at the end is missing, the block is read to its last byte.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 CALLERS_MAX = 1024
-#: Longer blocks are not cached, because their senders choose the length.
+#: Limit of a cached block. Longer blocks are not cached, because senders choose the length.
 BLOCK_BYTES_MAX = 1024
 CRLF = b"\r\n"
-#: The start of the trace in a block, as all known clients write it. Each header follows a line end.
+#: A line end and the name of the trace's header, as all known clients write it.
 TRACEPARENT_LINE = b"\r\ntraceparent:"
 #: Every block begins with "NATS/1.0" and a line end.
 FIRST_LINE_BYTES = 10
@@ -37,7 +37,7 @@ SOURCE_ID, LINK_NAME, TRACEPARENT = "source-id", "link-name", "traceparent"
 
 
 class Headers(NamedTuple):
-    """The headers of an invocation that are used."""
+    """The headers of an invocation that this package uses."""
 
     caller: Caller
     traceparent: str | None
@@ -48,7 +48,7 @@ NONE = Headers(ANONYMOUS, None)
 
 
 def headers_of(read: Mapping[str, str] | None) -> Headers:
-    """Return the caller and the trace in headers that nats-py has read."""
+    """Return the caller and the trace in headers that nats-py has parsed."""
     if not read:
         return NONE
     return Headers(Caller(read.get(SOURCE_ID), read.get(LINK_NAME)), read.get(TRACEPARENT))
@@ -64,7 +64,7 @@ def read_headers(block: bytes) -> Headers:
 
 
 def read_lines(block: bytes) -> dict[str, str]:
-    """Return the values in a header block by name."""
+    """Return the headers of a block: each name with its value."""
     read: dict[str, str] = {}
     for line in block[FIRST_LINE_BYTES:].split(CRLF):
         name, colon, value = line.partition(b":")
@@ -74,7 +74,7 @@ def read_lines(block: bytes) -> dict[str, str]:
 
 
 class CallerCache:
-    """A cache of callers by header block. A traced call's block is unique, so it is kept without its trace."""
+    """A cache of callers by header block. A traced call's block is unique, so the cache ignores the trace."""
 
     __slots__ = ("callers",)
 

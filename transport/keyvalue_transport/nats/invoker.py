@@ -24,7 +24,7 @@ NO_RESPONDERS = "503"
 
 
 class Invoker:
-    """Invokes functions over a connection, any number at the same time. All of them share one inbox.
+    """Invokes functions over a connection, any number at the same time. All invocations share one inbox.
 
     :param headers: sent with every invocation; a host sends `source-id` and `link-name`
     """
@@ -58,7 +58,7 @@ class Invoker:
     ) -> T:
         """Invoke a function and return its result.
 
-        :raises Exception: the result is an error of its interface, and `decode` raised it
+        :raises Exception: the result is an error that the interface defines; `decode` raises it
         :raises NoProviderError: nobody listens on the subject
         :raises InvocationTimeoutError: no complete result arrived in time
         :raises InvocationEndedError: the provider ended the invocation without a complete result
@@ -72,7 +72,7 @@ class Invoker:
         token = f"{self._tokens:x}"
         connection = self._connection
         inbox = f"{self._inbox}.{token}"
-        # The first message leaves room for its subjects and headers, as clients in other languages do.
+        # Leave room in the first message for its subjects and headers, as clients in other languages do.
         first_bytes_max = connection.max_payload - self._header_bytes - len(subject.encode()) - len(inbox.encode())
         call = Call(params, decode, first_bytes_max, connection.max_payload)
         pending = self._calls[token] = _Pending(call)
@@ -120,7 +120,7 @@ class Invoker:
 
 
 class _Pending:
-    """A call in flight. `woken` is set when it is done, or when it may send more to `server_inbox`."""
+    """A call in flight. `woken` is set when the call is done, or when more can be sent to `server_inbox`."""
 
     __slots__ = ("call", "server_inbox", "woken")
 

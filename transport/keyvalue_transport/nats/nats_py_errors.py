@@ -1,8 +1,8 @@
-"""nats-py's errors: readable texts, and what they mean for a connection.
+"""Readable texts for nats-py's errors, and the meaning of the errors for a connection.
 
-Only this module matches nats-py's texts. nats-py has a class for each fault that it finds itself. A fault that the
-server reports is a `nats.errors.Error` with "nats: " and the server's words. The texts that are matched here are
-provoked by tests/transport/nats/test_nats_py_errors.py.
+Only this module depends on the texts of nats-py's errors. nats-py has an exception class for each fault that it
+detects itself. For a fault that the server reports, it raises a `nats.errors.Error` with "nats: " and the server's
+message. tests/transport/nats/test_nats_py_errors.py provokes each error whose text is matched here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from keyvalue_transport.nats.tls import tls_refusal
 
 __all__ = ["ATTEMPT_TIMEOUT_S", "ErrorKind", "kind_of", "refusal_of", "text_of"]
 
-#: Seconds that nats-py waits for a server's INFO. Then it raises a TimeoutError without a text, as nowhere else.
+#: Seconds that nats-py waits for a server's INFO. Only this timeout raises a TimeoutError without a text.
 ATTEMPT_TIMEOUT_S = 2
 TEXT_CHARACTERS_MAX = 256
 
@@ -47,7 +47,7 @@ def kind_of(error: BaseException) -> ErrorKind:
 
 
 def text_of(error: BaseException | None) -> str:
-    """Return a readable text for an error, since nats-py's own texts often say little. None stands for no answer."""
+    """Return a readable text for an error, because nats-py's own texts often say little. None means no answer."""
     if error is None:
         return "no answer"
     if (refusal := tls_refusal(error)) is not None:
@@ -63,7 +63,7 @@ def text_of(error: BaseException | None) -> str:
 
 
 def refusal_of(error: BaseException) -> str | None:
-    """Return why the connection is refused, if the next attempt would fail in the same way. Else return None."""
+    """Return why the connection is refused, or None if another attempt may succeed."""
     text = text_of(error)
     if "authorization" in text.lower() or "authentication" in text.lower():
         return f"the NATS server refuses the connection: {text}"

@@ -1,7 +1,7 @@
-"""Opening a client of nats-py: the options, the credentials, and when to give up.
+"""How a nats-py client is opened: the options, the credentials, and when to give up.
 
-nats-py tries to connect for ever. An `Opening` ends this after `open_timeout_s`. It ends it at once if a server
-refuses us, or if TLS fails with each server.
+nats-py tries to connect forever. An `Opening` gives up after `open_timeout_s`. It gives up at once if a server refuses
+us, or if TLS fails with every server.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ PING_INTERVAL_S = 20
 PINGS_UNANSWERED_MAX = 2
 #: Seconds for writing pending bytes when a client is closed.
 CLOSE_TIMEOUT_S = 0.5
-#: Bytes that may wait to be written before `publish` waits. It is also the limit while the server is away.
+#: Limit of the bytes that wait to be written; `publish` then waits. The limit also holds while the server is away.
 WRITE_BUFFER_BYTES = 2 * 1024 * 1024
-#: Subjects are checked already, or come from a message. Another check costs 6 % of a call on the plain path.
+#: Our subjects are already checked, or come from a message. Another check takes 6 % of a call on the plain path.
 NO_SUBJECT_CHECK = "skip_subject_validation"
 #: The start of every header block that has no status and that nats-py can read.
 BLOCK_BEGIN = b"NATS/1.0\r\n"
@@ -46,13 +46,13 @@ BLOCK_BEGIN = b"NATS/1.0\r\n"
 class ConnectionOptions:
     """Servers, credentials and other options of a connection. `repr` shows no secrets.
 
-    :param urls: from `split_urls`, maybe with user and password or a token; one `tls://` URL requires TLS for all
-    :param name: shown in the server's lists of connections
-    :param user_jwt: a decentralized user; needs `user_seed`
-    :param user_seed: the user's seed; without `user_jwt`, it is an nkey user's
-    :param open_timeout_s: seconds for all attempts of `Connection.open` together
-    :param path: direct (`keyvalue_transport.nats.direct.protocol`) if it supports the installed nats-py, or plain
-    :param tls: certificates, which are read once; if set, TLS is required, as it is by a `tls://` URL
+    :param urls: URLs from `split_urls`, with or without a login; if one is `tls://`, TLS is required for all
+    :param name: the client's name in the server's lists of connections
+    :param user_jwt: the JWT of a decentralized NATS user; needs `user_seed`
+    :param user_seed: the user's seed; without `user_jwt`, the user is an nkey user
+    :param open_timeout_s: the total time in seconds for all attempts of `Connection.open`
+    :param path: direct or plain; direct is used only if it supports the installed nats-py
+    :param tls: certificates, which are read once; if set, TLS is required, as with a `tls://` URL
     """
 
     urls: tuple[str, ...] = field(repr=False)
@@ -80,15 +80,15 @@ class ClientEvents(NamedTuple):
 
 
 class LastingClient(Client):
-    """A client that keeps reading after a message that nats-py can't read.
+    """A nats-py client that keeps reading after a message that nats-py cannot parse.
 
     nats-py's own client stops reading for good, but still claims to be connected.
     """
 
     def _process_headers(self, headers: bytes) -> Any:
-        """Read headers. If nats-py fails, read them without the status.
+        """Parse headers. If nats-py cannot parse them, parse them without the status.
 
-        nats-py fails at a block without lines, and at a status that is not text.
+        nats-py fails on a block without lines, and on a status that is not text.
         """
         if headers and not headers.startswith(BLOCK_BEGIN):
             return self._process_odd_headers(headers)
@@ -110,11 +110,11 @@ class LastingClient(Client):
 
 
 class Opening:
-    """The opening of one client. It handles errors itself until the client is open; then `events.on_error` gets them.
+    """The opening of one client. It handles errors itself until the client is open, and then passes them to `events`.
 
     :param context: the TLS context made from the options
     :param routes: the routes of the direct path; None on the plain path
-    :param first: log the first attempt that fails
+    :param first: True to log the first failed attempt
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Opening:
         self._events = events
         self._first = first
         self._is_open = False
-        self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # cancelled when `run` ends
+        self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # `run` cancels it at the end
         self._tls_refusals = 0
         self._last_error: BaseException | None = None
         if routes is not None or options.tls_required:
@@ -140,14 +140,14 @@ class Opening:
 
     @property
     def refusal(self) -> str | None:
-        """Return why a further attempt is pointless, or None."""
+        """Return why another attempt is pointless, or None."""
         return self._refused.result() if self._refused.done() and not self._refused.cancelled() else None
 
     async def run(self) -> None:
-        """Connect the client. From then on nats-py reconnects it, for ever.
+        """Connect the client. After that, nats-py reconnects it whenever the connection is lost.
 
-        :raises ConnectError: no server answered within `open_timeout_s`; or, at once, one refused us or TLS failed
-            with each of them
+        :raises ConnectError: no server answered within `open_timeout_s`; or a server refused us or TLS failed with
+            every server
         """
         options, client = self._options, self.client
         connecting = asyncio.create_task(client.connect(**self._arguments()))
@@ -203,7 +203,7 @@ class Opening:
             "disconnected_cb": events.on_disconnected,
             "reconnected_cb": events.on_reconnected,
             "closed_cb": events.on_closed,
-            # nats-py declares some of these as int, but takes any number of seconds.
+            # nats-py declares some of the next parameters as int, but accepts any number of seconds.
             "connect_timeout": ATTEMPT_TIMEOUT_S,
             "reconnect_time_wait": RECONNECT_WAIT_S,
             "max_reconnect_attempts": -1,
@@ -218,23 +218,23 @@ class Opening:
 
 
 async def close_client(client: Client) -> None:
-    """Write pending bytes and close a client, within `CLOSE_TIMEOUT_S`. Then abort its socket."""
-    # In a separate task, because nats-py may wait for a future that one of its own tasks has cancelled.
+    """Write the pending bytes and close a client, within `CLOSE_TIMEOUT_S`. Then abort its socket."""
+    # Close in a separate task, because nats-py may wait for a future that one of its own tasks has cancelled.
     closing = asyncio.create_task(client.close())
     await asyncio.wait((closing,), timeout=CLOSE_TIMEOUT_S)
     writer = getattr(client._transport, "_io_writer", None)  # missing on a web socket
     if writer is not None:
-        # The close of TLS waits for the peer, and unwritten bytes stay if the peer reads nothing.
+        # Closing TLS waits for the peer. If the peer reads nothing, unwritten bytes keep the socket open.
         writer.transport.abort()
     await cancel_until_done(closing)
     if not closing.cancelled() and (error := closing.exception()) is not None:
-        # nats-py writes even if the server is away, and asserts that the client has begun to connect. Before 2.12, it
-        # also fails if there is nothing to close.
+        # nats-py writes even if the server is away, and asserts that the client has begun to connect. Before version
+        # 2.12, nats-py also fails if there is nothing to close.
         log.debug("NATS: closing the client failed: %r", error)
 
 
 async def cancel_until_done(task: asyncio.Task[Any]) -> None:
-    """Cancel a task of nats-py until it ends, because nats-py sometimes swallows a cancellation."""
+    """Cancel a nats-py task repeatedly until it ends, because nats-py sometimes swallows a cancellation."""
     while not task.done():
         task.cancel()
         await asyncio.wait((task,), timeout=0.05)
@@ -263,7 +263,7 @@ def _check_seed(seed: str) -> None:
 
 
 def _credentials_file(user_jwt: str, user_seed: str) -> str:
-    """Return the text of a credentials file, as nats-py reads it."""
+    """Return the text of a credentials file, in the format that nats-py reads."""
     return (
         f"-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n"
         f"-----BEGIN USER NKEY SEED-----\n{user_seed}\n------END USER NKEY SEED------\n"

@@ -1,4 +1,4 @@
-"""The plain path: nats-py's callbacks receive the invocations. It is used if the direct path cannot be."""
+"""The plain path: nats-py's callbacks receive the invocations. Use it where there is no direct path."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["PlainPath"]
 
 
 class PlainPath:
-    """Receives invocations by callbacks, and publishes their answers.
+    """Receives invocations through callbacks, and publishes their answers.
 
-    :param inbox: where more pieces of parameters arrive, below a token for each invocation
+    :param inbox: the prefix of the subjects for the remaining pieces of parameters; a token for each call follows
     :param nobody: an inbox that nobody listens to
-    :param on_step: called with each step that the core returns, after its messages were sent
+    :param on_step: called with each step that the core returns, after the step's messages are sent
     :param on_unsent: called with the error when messages could not be sent
-    :param on_batch: called with the seconds that the invocations of one read took
+    :param on_batch: called with the seconds spent on the invocations of one read
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class PlainPath:
             outcome: bytes | Pending | Exception
             try:
                 outcome = handler(caller, piece, 0, len(piece))
-            except Exception as error:  # of any kind, including NeedMoreBytes
+            except Exception as error:  # any exception, including NeedMoreBytes
                 outcome = error
             order.leave(lane)
             if isinstance(outcome, bytes) and 0 < len(outcome) <= connection.max_payload:
-                # The same as `Invocations.receive`, inlined. For its speed, see bench end-to-end functions, plain
+                # This inlines `Invocations.receive` for speed. It is measured by bench end-to-end functions, plain
                 counts.answered += 1
                 results = results_subject(reply)
                 await self._publish([(reply, b"", self._nobody), (results, outcome, ""), (results, b"", "")])
             else:
                 step = invocations.receive(handler, reply, caller, piece, outcome, monotonic(), traceparent)
-                outcome = b""  # an exception's traceback keeps this frame alive
+                outcome = b""  # frees the bytes, because an exception's traceback keeps this frame alive
                 await self._carry_out(step)
 
         async def refuse(reply: str) -> None:
@@ -93,7 +93,7 @@ class PlainPath:
         return await connection.subscribe(subject, receive, queue, refuse, lane=lane)
 
     async def subscribe_params(self, subject: str) -> Subscription:
-        """Receive more pieces of parameters."""
+        """Receive the remaining pieces of cut parameters."""
         order, lane = self._connection.order, Lane()
 
         async def receive(message: Message) -> None:
@@ -110,7 +110,7 @@ class PlainPath:
         return await self._connection.subscribe(subject, receive, lane=lane)
 
     def send(self, sends: list[Send]) -> None:
-        """Publish messages outside of callbacks, in order."""
+        """Publish messages in order, in a background task."""
         self._outbox += sends
         if self._outbox and (self._sending is None or self._sending.done()):
             self._sending = asyncio.create_task(self._send_all())
@@ -130,7 +130,7 @@ class PlainPath:
             if step.sends:
                 await self._publish(step.sends)
         finally:
-            self._on_step(step)  # even if a stop cancels this: the step may hold an answer to wait for
+            self._on_step(step)  # even after a cancellation, because the step may hold an answer to wait for
 
     async def _publish(self, sends: list[Send] | list[tuple[str, bytes, str]]) -> None:
         try:
@@ -140,8 +140,8 @@ class PlainPath:
         else:
             self.invocations.counts.sent_bytes += sent_bytes
 
-    # A batch is the messages of one read: nats-py calls the callback for all of them in a row, unless it must wait
-    # for the socket.
+    # A batch is the messages of one read. nats-py calls the callback for each of them without a pause, unless the
+    # callback must wait for the socket.
 
     def _begin_batch(self) -> None:
         self._batch_began_s = monotonic()

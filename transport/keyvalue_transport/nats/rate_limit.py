@@ -1,4 +1,4 @@
-"""A rate limit for log lines that others can cause."""
+"""A rate limit for log lines that other parties can cause."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ __all__ = ["RateLimit"]
 
 
 class RateLimit:
-    """Admits a number of events in each interval, and counts the others.
+    """Admits a limited number of events in each interval, and counts the suppressed events.
 
-    :param number_max: events that are admitted in an interval
+    :param number_max: the maximum number of events that are admitted in an interval
     """
 
     __slots__ = ("_admitted", "_interval_s", "_number_max", "_suppressed", "_until_s")
@@ -21,7 +21,7 @@ class RateLimit:
         self._suppressed = 0
 
     def admit(self, now_s: float) -> int | None:
-        """Return the number of events suppressed since the last admitted one, or None if this one is suppressed too.
+        """Return the number of events suppressed since the last admitted event, or None if this event is suppressed.
 
         >>> limit = RateLimit(1, 10.0)
         >>> limit.admit(0.0), limit.admit(1.0), limit.admit(2.0), limit.admit(10.0)

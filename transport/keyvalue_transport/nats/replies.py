@@ -1,11 +1,11 @@
 """The messages that answer an invocation over NATS (wRPC 0.0.1), as the plain path publishes them.
 
-    accept   PUB R_c           reply R_s, empty. R_s is an inbox of the server if more pieces are expected.
-                               Otherwise nobody listens to R_s: a client sends its closing message in any case
+    accept   PUB R_c           empty, with reply subject R_s. If more pieces are expected, R_s is the server's inbox.
+                               Otherwise nobody listens to R_s, because a client always sends a closing message there
     result   PUB R_c.results   pieces of at most max_payload bytes
     end      PUB R_c.results   empty
 
-The direct path makes frames of the same messages (`direct/answers.py`).
+The direct path writes the same messages as frames (`direct/answers.py`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Send(NamedTuple):
 
 
 class Limited(Protocol):
-    """A connection. Its server, and so the limit, may change at a reconnect."""
+    """A connection with a limit for messages. The limit may change when the connection moves to another server."""
 
     @property
     def max_payload(self) -> int:
-        """Return the current server's limit for the bytes of a message."""
+        """Return the current server's limit for a message in bytes."""
 
 
 class SubjectReplies:
-    """Makes the messages that answer an invocation with the reply subject R_c."""
+    """Builds the messages that answer an invocation. The parameter `reply` is its reply subject R_c."""
 
     __slots__ = ("_connection", "_inbox", "_nobody")
 

@@ -7,8 +7,8 @@
                                                              └──── answers to wait for, failures to log
 
 A path (`direct/path.py`, `plain.py`) receives invocations, calls their handlers, and sends messages. The core,
-`keyvalue_transport.wrpc.invocation`, decides about every invocation that is not answered at once. This module holds
-the clock, the subscriptions, the answers to wait for, and the log.
+`keyvalue_transport.wrpc.invocation`, handles every invocation that is not answered at once. This module adds the clock,
+the subscriptions, the waiting for answers, and the log.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ __all__ = ["Server"]
 log = logging.getLogger(__name__)
 
 EXPIRY_INTERVAL_S = 0.5
-#: Short, because pieces that arrive now belong to invocations that have ended.
+#: This timeout is short, because pieces that arrive during the stop belong to invocations that have ended.
 PARAMS_DRAIN_TIMEOUT_S = 0.02
-#: Seconds to write the last answers if the stop has used up its time.
+#: Seconds to write the last answers when the time for the stop is used up.
 FLUSH_TIMEOUT_S = 0.02
 #: Seconds that a stop waits for cancelled answers to end.
 CANCEL_TIMEOUT_S = 0.02
-#: Maximum log lines about failures in an interval. Lost answers have the same limit.
+#: Maximum number of log lines about failures in an interval. The same limit applies to lost answers.
 LOGGED_MAX = 5
 LOG_INTERVAL_S = 10.0
-#: A valid traceparent has 55 characters. Longer ones are cut in the log.
+#: A valid traceparent has 55 characters. The log shows only the start of a longer text.
 TRACEPARENT_CHARACTERS_MAX = 64
 
 
 class Server:
     """Serves instances under a prefix. Call `add` for each instance, then `start`, and finally `stop`.
 
-    :param on_batch: called with the seconds from a read of invocations to the write of their answers
+    :param on_batch: called with the seconds between reading a batch of invocations and writing its answers
     :raises ValueError: the prefix is not a subject, or another server uses the direct path of this connection
     """
 
@@ -78,7 +78,7 @@ class Server:
         self._functions: list[Subscription] = []
         self._params: Subscription | None = None
         self._expiry: asyncio.Task[None] | None = None
-        self._answers: set[asyncio.Future[Any]] = set()  # answers to wait for
+        self._answers: set[asyncio.Future[Any]] = set()  # unfinished answers
         self._idle: asyncio.Event | None = None  # only while the server stops
         self._failures = RateLimit(LOGGED_MAX, LOG_INTERVAL_S)
         self._losses = RateLimit(LOGGED_MAX, LOG_INTERVAL_S)
@@ -122,7 +122,7 @@ class Server:
             self._functions.append(await self._path.subscribe_function(subject, handler, self.prefix))
 
     async def stop(self, timeout_s: float) -> None:
-        """Stop taking invocations. Answer those in flight, and end those that are unanswered after `timeout_s`."""
+        """Stop accepting invocations, and answer those in flight. After `timeout_s`, end the unanswered invocations."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         functions, self._functions = self._functions, []
@@ -132,7 +132,7 @@ class Server:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline_s):
                     await self._idle.wait()
-        await asyncio.sleep(0)  # start all tasks: cancelling one before its start would leave a coroutine unawaited
+        await asyncio.sleep(0)  # let all tasks start: a task cancelled before its start leaves a coroutine unawaited
         answers = list(self._answers)
         for answer in answers:
             answer.cancel()
@@ -160,7 +160,7 @@ class Server:
         self._on_step(step)
 
     def _on_step(self, step: Step[Any, Any]) -> None:
-        """Do everything that a step asks for, except sending its messages."""
+        """Carry out a step, except for sending its messages."""
         if step.failure is not None:
             self._log_failure(step.failure)
         if step.waiting is not None:
@@ -169,7 +169,7 @@ class Server:
             self._idle.set()
 
     def _wait(self, waiting: Waiting[Any]) -> None:
-        """Call `_finish` when an answer is done. A future gets a callback; only a coroutine costs a task."""
+        """Call `_finish` when an answer is done. Only a coroutine needs a task; a future needs none."""
         try:
             answer = asyncio.ensure_future(waiting.pending.answer)
         except Exception as error:  # a faulty handler's answer is not awaitable; reading must continue
@@ -179,21 +179,21 @@ class Server:
         answer.add_done_callback(partial(self._finish, waiting))
 
     def _finish(self, waiting: Waiting[Any], answer: asyncio.Future[Any]) -> None:
-        """Take an answer that is done, and answer its invocation."""
+        """Send the result of a finished answer to its caller."""
         self._answers.discard(answer)
         result: bytes | Exception
         try:
             result = waiting.pending.encode(answer.result)
         except asyncio.CancelledError:
             result = TimeoutError("the server stops" if self._idle is not None else "the answer was cancelled")
-        except Exception as error:  # any error of an answer is counted and logged
+        except Exception as error:  # every error of an answer is counted and logged
             result = error
         step = self._path.invocations.finish(waiting, result)
-        result = b""  # an exception's traceback keeps this frame alive
+        result = b""  # frees the bytes, because an exception's traceback keeps this frame alive
         self._send(step)
 
     def _on_unsent(self, error: DisconnectedError) -> None:
-        """Count messages that could not be sent. Their callers are gone with the connection, or will time out."""
+        """Count messages that could not be sent. Their callers will time out."""
         self.unsent += error.unsent
         if (suppressed := self._losses.admit(monotonic())) is not None:
             log.warning("an answer is lost: %s%s", error, _more(suppressed))

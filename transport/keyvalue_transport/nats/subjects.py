@@ -1,4 +1,4 @@
-"""The NATS subjects of wRPC 0.0.1, as pure functions. No other module knows how they look.
+"""Functions that build the NATS subjects of wRPC 0.0.1. No other module knows the format of the subjects.
 
 invocation   {prefix}.wrpc.0.0.1.{instance}.{function}      queue group: {prefix}
 handshake    {R_c}              R_c and R_s are inboxes of client and server
@@ -25,7 +25,7 @@ def check_subject(text: str, what: str) -> str:
     ValueError: prefix: found 'default.my key', allowed printable tokens without white space, '*' or '>', joined by '.'
 
     :param what: the name of the text in the error
-    :raises ValueError: it is not a subject, or has wildcards or unprintable characters
+    :raises ValueError: the text is not a subject, or has wildcards or unprintable characters
     """
     if not (_TOKENS.fullmatch(text) and text.isprintable()):
         raise ValueError(
@@ -44,7 +44,7 @@ def invocation_subject(prefix: str, instance: str, function: str) -> str:
 
 
 def params_subject(server_inbox: str) -> str:
-    """Return the subject for all pieces of the parameters after the first."""
+    """Return the subject for all pieces of the parameters except the first."""
     return server_inbox + ".params"
 
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Message(Protocol):
-    """A message that a subscription's callback gets. nats-py's Msg is one."""
+    """A message as a subscription's callback receives it. nats-py's Msg implements this protocol."""
 
     @property
     def subject(self) -> str: ...
@@ -35,7 +35,7 @@ class InlineCallback:
     """Calls a plain function with each message as soon as nats-py has read it, in order of arrival.
 
     nats-py handles each subscription in its own task, so the order between two subscriptions is lost. But if a
-    subscription has a future, nats-py sets it at once. An object of this class takes the future's place.
+    subscription has a future, nats-py sets its result at once. An object of this class replaces the future.
     """
 
     __slots__ = ("_handle",)
@@ -44,11 +44,11 @@ class InlineCallback:
         self._handle = handle
 
     def cancelled(self) -> bool:
-        """Return False. nats-py asks before each message."""
+        """Return False. nats-py calls this method before each message."""
         return False
 
     def set_result(self, message: Message) -> None:
-        """Handle a message. Exceptions end here, so that nats-py keeps reading."""
+        """Handle a message. Catch every exception, so that nats-py keeps reading."""
         try:
             self._handle(message)
         except Exception:
@@ -57,12 +57,12 @@ class InlineCallback:
 
 @dataclass(slots=True, eq=False)
 class Subscription:
-    """A subscription that outlives the clients that carry it.
+    """A subscription that outlives nats-py's clients.
 
     :ivar take: a coroutine function that is called for each message in turn, or an InlineCallback
-    :ivar on_drop: called with the reply subject of a message that arrived faster than messages are handled
-    :ivar route: what the direct path does with its messages
-    :ivar lane: its lane in the order of the plain path
+    :ivar on_drop: called with the reply subject of each dropped message
+    :ivar route: how the direct path handles the messages
+    :ivar lane: the subscription's lane in the plain path's `ArrivalOrder`
     :ivar carried: nats-py's subscription in the current client
     """
 
@@ -76,5 +76,5 @@ class Subscription:
 
     @property
     def queued(self) -> int:
-        """Return the number of messages that have arrived and whose handling has not begun."""
+        """Return the number of messages that have arrived but are not being handled yet."""
         return 0 if self.carried is None else int(self.carried.pending_msgs)

@@ -1,4 +1,4 @@
-"""TLS of the NATS connection: certificates, and the meaning of failures.
+"""TLS for the NATS connection: certificates, and the meaning of errors.
 
 If TLS is required, nothing is sent unencrypted. `DirectTransport` in `direct/transport.py` ensures this for the first
 connection and for each reconnect.
@@ -19,31 +19,31 @@ from typing import NamedTuple, NoReturn
 
 __all__ = ["TlsOptions", "TlsRefusedError", "require_tls", "tls_refusal"]
 
-#: Four times the size of a system's bundle of authorities.
+#: Limit of a PEM file: four times the size of a system's CA bundle.
 PEM_BYTES_MAX = 1024 * 1024
 SHOWN_MAX = 256
-#: The shortest private key is 32 bytes, in base64.
+#: The length in base64 of the shortest private key, which is 32 bytes.
 KEY_BODY_CHARACTERS_MIN = 43
 ALLOWED = "expected the path or the text of a PEM file"
 CERTIFICATE, PRIVATE_KEY = "CERTIFICATE-----", "PRIVATE KEY-----"
-#: OpenSSL's reasons for a valid key that belongs to another certificate.
+#: The reasons that OpenSSL gives if a valid key belongs to another certificate.
 MISMATCHES = frozenset(
     {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_PRIVATE_KEY_ASSIGNED", "NO_CERTIFICATE_ASSIGNED"}
 )
-#: Errors that may not occur at the next attempt.
+#: Errors after which another attempt may succeed.
 TRANSIENT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 DEMANDED = "the server demands a client certificate, and none is given"
 
 
 class TlsRefusedError(ConnectionError):
-    """TLS is required but not available, or the server does not accept our certificate or the lack of one."""
+    """TLS is required but not available, or the server rejects our certificate or demands one."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """Certificates, each as a path or as the text of a PEM file. `repr` shows none of them.
+    """The certificates and the key for TLS. Each is the path or the text of a PEM file. `repr` hides them.
 
-    :param ca: authorities that must have signed the server's certificate; the system's by default
+    :param ca: the CA certificates that we trust to sign the server's certificate; by default those of the system
     :param certificate: the client certificate that we present to the server, followed by its chain
     :param key: the private key of `certificate`, unless it is in the same file; must not be encrypted
     """
@@ -55,15 +55,15 @@ class TlsOptions:
     def context(self) -> ssl.SSLContext:
         """Return a TLS context that checks the server's certificate and name.
 
-        :raises ValueError: one of the three is unusable. The message begins with its name, as in `ca: `. It may show
-            a path, but never a text
+        :raises ValueError: an option is unusable. The message begins with the option's name, as in `ca: `. It may show
+            a path, but never the text of a file
         """
         ca, certificate = _read("ca", self.ca, CERTIFICATE), _read("certificate", self.certificate, CERTIFICATE)
         key = _read("key", self.key, PRIVATE_KEY)
         if key.text and not certificate.text:
             raise ValueError("key: found a key without a certificate, expected both")
         try:
-            # Comments may be in any language, but cadata must be ASCII.
+            # Comments in the file may be in any language, but cadata must be ASCII.
             context = ssl.create_default_context(cadata=ca.text.encode("ascii", "replace").decode() or None)
         except ssl.SSLError:
             raise ValueError(f"{ca.where}: found a damaged certificate, {ALLOWED}") from None
@@ -73,7 +73,7 @@ class TlsOptions:
 
 
 class Pem(NamedTuple):
-    """The text of an option, and its name in messages."""
+    """The PEM text of an option, and the option's name in messages."""
 
     where: str
     text: str
@@ -109,15 +109,15 @@ def _file_at(name: str, value: str) -> Pem:
 
 
 def _is_plain_path(value: str) -> bool:
-    """Return True if a value cannot be the body of a key, which may begin with any of 64 characters, even with /."""
+    """Return True if a value cannot be the body of a key. In base64, a key may also begin with a slash."""
     directory, file = os.path.split(value)
     return os.path.isdir(directory) and len(file) < KEY_BODY_CHARACTERS_MIN
 
 
 def _show(context: ssl.SSLContext, certificate: Pem, key: Pem) -> None:
-    """Load our certificate into a context."""
+    """Load our certificate and its key into a context."""
 
-    def refuse() -> NoReturn:  # without this, OpenSSL would ask for a password on the terminal
+    def refuse() -> NoReturn:  # without this callback, OpenSSL would ask for a password on the terminal
         raise ValueError(
             f"{(key if key.text else certificate).where}: found an encrypted key, expected one that is not encrypted"
         )
@@ -142,7 +142,7 @@ def _show(context: ssl.SSLContext, certificate: Pem, key: Pem) -> None:
 
 @contextmanager
 def _file(text: str) -> Iterator[str]:
-    """Yield the path of a temporary file that nobody else can read. OpenSSL takes keys only from files."""
+    """Yield the path of a temporary file that no other user can read. OpenSSL loads keys only from files."""
     if hasattr(os, "memfd_create"):
         with open(os.memfd_create("pem"), "wb") as memory:  # never on disk
             memory.write(text.encode())
@@ -156,16 +156,16 @@ def _file(text: str) -> Iterator[str]:
 
 
 def require_tls(line: bytes, has_certificate: bool) -> tuple[bytes, bool]:
-    """Return a server's INFO as nats-py must see it, and True if the server will check our certificate.
+    """Return the INFO to pass to nats-py, and True if the server will check our certificate.
 
-    nats-py uses TLS if the server requires it, but not if the server only offers it.
+    nats-py uses TLS only if the INFO requires TLS. If the server only offers TLS, change the INFO to require TLS.
 
     :raises TlsRefusedError: the server has no TLS, or demands a certificate that we do not have
     """
     try:
         info = json.loads(line.removeprefix(b"INFO "))
     except (ValueError, RecursionError):
-        return line, False  # nats-py reports what is wrong
+        return line, False  # nats-py reports the error
     if not isinstance(info, dict):
         return line, False
     if not (info.get("tls_required") is True or info.get("tls_available") is True):

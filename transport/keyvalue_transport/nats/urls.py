@@ -8,20 +8,20 @@ from urllib.parse import unquote, urlsplit
 __all__ = ["Login", "login_of", "redacted_url", "requires_tls", "split_urls", "without_login"]
 
 ALLOWED = "allowed nats://HOST:PORT or tls://HOST:PORT"
-#: Values of nats-py's options for a login, by name.
+#: nats-py's options for a login: each name with its value.
 Login = dict[str, str]
 
 
 def split_urls(text: str) -> tuple[str, ...]:
-    """Return the NATS URLs of a list with commas. `nats://` and port 4222 are added if they are missing.
+    """Return the NATS URLs in a comma-separated list. Add `nats://` and port 4222 where they are missing.
 
-    A user and a password, or a token, may precede the host, percent-encoded. They apply to all URLs in the list.
+    A user and password, or a token, may precede the host. They are percent-encoded, and apply to all URLs in the list.
 
     >>> split_urls("127.0.0.1:4222, tls://other")
     ('nats://127.0.0.1:4222', 'tls://other:4222')
 
-    :raises ValueError: there is no URL, one is malformed, or they have different users. The message does not repeat
-        text that may hold a password
+    :raises ValueError: there is no URL, a URL is malformed, or the URLs have different users. The message does not
+        show text that may hold a password
     """
     urls = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -46,9 +46,9 @@ def split_urls(text: str) -> tuple[str, ...]:
 
 
 def login_of(urls: Iterable[str]) -> Login:
-    """Return the user in URLs, decoded: `user` and `password`, or `token`. It is empty if they name no user.
+    """Return the decoded login in URLs: `user` and `password`, or `token`. Return {} if no URL has a login.
 
-    :raises ValueError: they name several users, or one that is not UTF-8
+    :raises ValueError: the URLs name several users, or a user is not UTF-8
     """
     logins: list[Login] = []
     for url in urls:
@@ -74,7 +74,7 @@ def without_login(url: str) -> str:
 
 
 def requires_tls(urls: Iterable[str]) -> bool:
-    """Return True if one of the URLs asks for TLS, which then applies to all."""
+    """Return True if any URL asks for TLS. TLS is then required for all URLs."""
     return any(urlsplit(url).scheme == "tls" for url in urls)
 
 

@@ -1,17 +1,17 @@
-"""Shapes of frames, which the direct path learns. Frames of one function and one caller are much alike.
+"""Shapes of frames, which the direct path learns. One caller's frames for one function are very similar.
 
-A shape is the common part of such frames while their sizes are the same. A frame of a known shape is compared instead
-of parsed:
+A shape is what such frames have in common if they have the same size. A frame is compared with a known shape instead
+of being parsed:
 
     prefix             reply     suffix                                            trace     rest         payload
     HMSG subject 1 SP  _INBOX.x  SP 91 112 CRLF NATS/1.0 CRLF ... traceparent:     SP 00-... CRLF CRLF    ...
     MSG subject 1 SP   _INBOX.x  SP 21 CRLF                                                               ...
 
-A run is a row of frames that have one shape, and reply subjects of the same length. `struct` splits a run into its
-frames. Comparing a frame costs a third of parsing it (bench/micro/test_frames.py).
+A run is a sequence of frames with one shape and with reply subjects of the same length. `struct` splits a run into its
+frames. Comparing a frame takes a third of the time of parsing it (bench/micro/test_frames.py).
 
-Invariant: with or without `is_on`, the same frames are found, with the same handler, caller, reply and parameters. A
-property test checks this.
+Invariant: `is_on` does not change the result. The same frames are found, each with the same handler, caller, reply
+subject and parameters. A property test checks this invariant.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
 
 __all__ = ["RUN_FRAMES_MIN", "SHAPES_MAX", "Alike", "InvocationFrame", "InvocationGroup", "Shape"]
 
-#: An invocation's frame in a buffer: its reply subject, and the offsets of the frame, its parameters and their end.
-#: It is a plain tuple, because one is made for each call.
+#: An invocation in a buffer: its reply subject, and the offsets of its frame, of its parameters and of their end.
+#: The type is a plain tuple, because each call creates one.
 InvocationFrame: TypeAlias = tuple[bytes, int, int, int]
-#: A handler, a caller, and a row of frames that share them.
+#: A handler, a caller, and consecutive invocations of this handler by this caller.
 InvocationGroup: TypeAlias = tuple[Handler, Caller, Iterable[InvocationFrame]]
 
-#: The maximum number of shapes. When it is reached, all are forgotten.
+#: The maximum number of shapes. When it is reached, all shapes are forgotten.
 SHAPES_MAX = 256
-#: The fewest frames that are worth splitting as a run.
+#: The minimum number of frames in a run. Splitting a shorter run does not save time.
 RUN_FRAMES_MIN = 4
 SPACE, CR = b" \r"
 
 
 class Shape:
-    """The common part of the frames of one function and one caller, while their sizes are the same.
+    """The common part of one caller's frames for one function, if the frames have the same size.
 
     :ivar prefix: the bytes before the reply subject
     :ivar suffix: the bytes from the reply subject to the trace, or to the payload if there is no trace
@@ -66,7 +66,7 @@ class Shape:
         self._runs: dict[int, Struct] = {}
 
     def frames(self, buffer: bytes, at: int, end: int) -> Iterator[InvocationFrame]:
-        """Yield the consecutive invocations at `at` that have this shape. For its speed, see bench end-to-end get."""
+        """Yield consecutive invocations of this shape, starting at `at`. bench end-to-end get measures the speed."""
         find, startswith = buffer.find, buffer.startswith
         prefix, suffix, rest, payload_bytes = self.prefix, self.suffix, self.rest, self._payload_bytes
         may_run = True
@@ -111,7 +111,7 @@ class Shape:
     def _run(self, reply_bytes: int, frame_bytes: int) -> Struct:
         """Return a Struct that splits frames of this size into prefix, reply, suffix, trace and rest.
 
-        Without a trace, the last two are empty.
+        If the shape has no trace, the fields trace and rest are empty.
         """
         run = self._runs.get(reply_bytes)
         if run is None:
@@ -126,7 +126,7 @@ class Shape:
 
 
 class Alike:
-    """The shapes of parsed frames. It learns a shape from two similar frames in a row.
+    """The shapes that were learned from parsed frames. Two similar frames in a row give a shape.
 
     :ivar shape: the shape to compare the next frame with, or None
     :ivar is_on: False to learn nothing, so that every frame is parsed
@@ -138,12 +138,12 @@ class Alike:
         self.is_on = is_on
         self.shape: Shape | None = None
         self._shapes: dict[tuple[bytes, bytes, Caller], Shape] = {}
-        # From the frame before:
+        # Values of the previous frame:
         self._size = self._subscription = b""
         self._caller = ANONYMOUS
 
     def learn(self, frame: MessageFrame, block: bytes, handler: Handler, caller: Caller) -> None:
-        """Learn from an invocation that was parsed, because it does not have the current shape."""
+        """Learn from a parsed invocation, which did not match the current shape."""
         size, subscription = frame.words[-1], frame.subscription
         if size == self._size and caller is self._caller and subscription == self._subscription and self.is_on:
             kind = (subscription, size, caller)
@@ -159,7 +159,7 @@ class Alike:
         self._size, self._subscription, self._caller = size, subscription, caller
 
     def pause(self) -> None:
-        """Cause the next frame to be parsed, and keep the shapes."""
+        """Ensure that the next frame is parsed, but keep the shapes."""
         self.shape = None
 
     def forget(self) -> None:
@@ -169,7 +169,7 @@ class Alike:
 
 
 def _trace_of(head: bytes) -> tuple[int, int]:
-    """Return where the trace begins and ends. Without a trace, return the end of `head` twice."""
+    """Return the offsets where the trace begins and ends. If there is no trace, return the end of `head` twice."""
     traced_at = head.find(TRACEPARENT_LINE)
     if traced_at < 0:
         return len(head), len(head)

@@ -1,10 +1,10 @@
-"""The frames that answer an invocation on the direct path: their parts, and `Replies` that makes frames.
+"""The frames that answer an invocation on the direct path: constant parts of frames, and `FrameReplies`.
 
     PUB R_c nobody 0 CRLF CRLF   PUB R_c.results 67 CRLF result CRLF   PUB R_c.results 0 CRLF CRLF
     PUB [reply] HANDSHAKE        [reply] RESULT_LINE result            NEXT_PUB [reply] END
 
-If a result fits into one message, `DirectProtocol` adds these parts to its output. The core gets all other frames
-from `FrameReplies`.
+If a result fits into one message, `DirectProtocol` writes these parts itself. `FrameReplies` builds all other frames
+for the core.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["ANSWER_BYTES", "END", "NEXT_PUB", "PUB", "RESULT_LINES", "SMALL", "F
 PUB = b"PUB "
 NEXT_PUB = b"\r\nPUB "
 END = b".results 0\r\n\r\n"
-#: For results of fewer bytes, the line is ready. Formatting it costs as much as the rest of the answer.
+#: Lines for results of fewer bytes are formatted in advance. Formatting a line takes as long as the rest of the answer.
 SMALL = 4096
 RESULT_LINES = tuple(b".results %d\r\n" % size for size in range(SMALL))
 #: Approximate size of an answer without its result.
@@ -22,11 +22,11 @@ ANSWER_BYTES = 256
 
 
 class FrameReplies:
-    """Makes the PUB frames that answer an invocation with the reply subject R_c.
+    """Builds the PUB frames that answer an invocation. The parameter `reply` is its reply subject R_c.
 
-    :ivar handshake: the bytes after R_c in a handshake that expects no further parameters, up to the next frame's
+    :ivar handshake: the bytes after R_c in a handshake that expects no more parameters, up to the next frame's
         subject
-    :ivar max_payload: the NATS server's limit for the bytes of a message; it may change
+    :ivar max_payload: the NATS server's limit for a message in bytes, which may change
     """
 
     __slots__ = ("_inbox", "_nobody", "handshake", "max_payload")

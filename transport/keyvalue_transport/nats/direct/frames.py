@@ -1,4 +1,4 @@
-"""Reads one frame of the NATS protocol, as a server sends it, by the words of its control line.
+"""A parser for one frame of the NATS protocol, as a server sends it.
 
 MSG  subject sid [reply] size CRLF                    payload CRLF
 HMSG subject sid [reply] head_size size CRLF headers  payload CRLF        size includes the headers
@@ -14,9 +14,9 @@ from keyvalue_transport.nats.headers import CRLF
 __all__ = ["HMSG", "INFO", "LINE_BYTES_MAX", "MSG", "Line", "MessageFrame", "NotNatsError", "read_frame"]
 
 HMSG, MSG, INFO = b"HMI"
-#: The limit for a line of the protocol (INFO is the longest), and for the control line and headers of a frame.
+#: The limit for a protocol line (INFO is the longest), and for a frame's control line and headers.
 LINE_BYTES_MAX = 1024 * 1024
-#: Small sizes are looked up, because `int` of bytes costs as much as the rest of a control line.
+#: Small sizes are looked up, because `int(bytes)` takes as long as the rest of a control line.
 SIZES = {b"%d" % size: size for size in range(4096)}
 
 
@@ -25,7 +25,7 @@ class NotNatsError(Exception):
 
 
 class MessageFrame(NamedTuple):
-    """A whole MSG or HMSG frame. `buffer[headers_at:payload_at]` are its headers.
+    """A complete MSG or HMSG frame. `buffer[headers_at:payload_at]` holds its headers.
 
     :ivar reply: the reply subject; empty if it is missing
     """
@@ -39,17 +39,17 @@ class MessageFrame(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A whole line that is not a MSG or HMSG frame. `kind` is its first byte."""
+    """A complete line that is not part of a MSG or HMSG frame. `kind` is its first byte."""
 
     kind: int
     end: int
 
 
 def read_frame(buffer: bytes, at: int, end: int, frame_bytes_max: int) -> MessageFrame | Line | int:
-    """Return the frame or line at `at`. If it is incomplete, return its minimum size in bytes, or 0 if it is unknown.
+    """Return the frame or line at `at`. If it is incomplete, return its size in bytes, or 0 if the size is not known.
 
     :param frame_bytes_max: the limit for headers and payload of a frame
-    :raises NotNatsError: the bytes are not the protocol, or announce a frame that is too large
+    :raises NotNatsError: the bytes are not the NATS protocol, or announce a frame that is too large
     """
     line_end = buffer.find(CRLF, at)
     if line_end < 0:

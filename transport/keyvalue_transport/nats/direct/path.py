@@ -1,4 +1,4 @@
-"""The direct path of a server. It sends messages that belong to no read. `DirectProtocol` does the rest."""
+"""The direct path of a server. It sends messages outside of reads. `DirectProtocol` does everything else."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class DirectPath:
         return await self._connection.subscribe(subject, _never, queue, route=handler)
 
     async def subscribe_params(self, subject: str) -> Subscription:
-        """Receive more pieces of parameters."""
+        """Receive the remaining pieces of cut parameters."""
         return await self._connection.subscribe(subject, _never, route=Further.PIECES)
 
     def send(self, sends: list[bytes]) -> None:
-        """Send messages that belong to no read, at the end of this turn of the loop."""
+        """Send messages outside of reads, in the next turn of the event loop."""
         protocol = self._routes.protocol
         if sends and (protocol is None or not protocol.send(sends)):
             self._on_unsent(

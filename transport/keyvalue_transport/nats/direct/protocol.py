@@ -8,32 +8,34 @@
 
 The methods, in the order of this file:
 
-    data_received   keeps bytes until a frame is whole
+    data_received   keeps bytes until a frame is complete
     _parse          calls the handler with the first frame of each call, and writes results of 1 byte to max_payload
-    _groups         finds the frames: by shape (alike.py), or parsed (frames.py). Calls go to _parse, other frames
-                    that are ours to _take, and everything else to nats-py
-    _enter_core     gives the other calls to the core (wrpc/invocation.py): cut parameters, large results, answers to
-                    wait for, exceptions
-    _take           applies a change by the host, counts a call without a reply subject, and gives further parameters
-                    to the core, which calls the handler again
-    send            takes messages of the core that belong to no read, for example answers that were waited for
+    _groups         finds the frames, by shape (alike.py) or by parsing (frames.py). It passes calls to _parse, other
+                    frames of routed subscriptions to _take, and everything else to nats-py
+    _enter_core     passes the other calls to the core (wrpc/invocation.py): calls with cut parameters, with a large
+                    result, with an answer to wait for, or with an exception
+    _take           applies a change by the host, or counts a call without a reply subject, or passes a piece of cut
+                    parameters to the core, which calls the handler again
+    send            writes messages of the core outside of reads, for example an answer after a wait
 
-The core returns a `Step` with the messages to send, which a `Replies` object has made (`direct/answers.py`).
+The core returns a `Step` with the messages to send. `FrameReplies` in `direct/answers.py` has built these messages.
 docs/architecture.md has the whole picture.
 
-A call with a small answer costs no task, no coroutine and no message object. A read holds many frames, each of them a
-few slices of the same bytes. Their answers leave in one write.
+A call with a small answer needs no task, no coroutine and no message object. A read holds many frames, and each frame
+is a few slices of the same bytes. All their answers are sent in one write.
 
 Invariants:
-- A handler sees only buffer[start:end] of its own frame. Parameters that are incomplete at `end` count as incomplete, even if the buffer continues.
-- nats-py gets only whole frames and lines.
+- A handler sees only buffer[start:end] of its own frame. Parameters that are incomplete at `end` count as incomplete,
+  even if the buffer continues.
+- nats-py receives only complete frames and lines.
 - Frames take effect in order of arrival. A message of an `InOrder` route takes effect before all later invocations.
-- Output is bounded. It is written whenever it reaches OUTPUT_BYTES. While the socket's buffer is above its high-water mark, parsing
-  and reading pause.
-- Input is bounded. A frame is held until it is whole. A frame that announces more than max_payload + LINE_BYTES_MAX bytes aborts the connection.
-- Reading pauses while the socket's write buffer or nats-py's StreamReader is full. `ReadFlow` combines the two.
-- An exception in a handler ends its invocation, but never the connection.
-- The state of one connection is in its protocol. `direct/transport.py` makes a new one at each reconnect.
+- Output is bounded. It is written whenever it reaches OUTPUT_BYTES. While the socket's buffer is above its high-water
+  mark, parsing and reading pause.
+- Input is bounded. A frame is kept until it is complete. A frame that announces more than max_payload + LINE_BYTES_MAX
+  bytes aborts the connection.
+- Reading pauses while the socket's buffer or nats-py's StreamReader is full. `ReadFlow` handles both cases.
+- An exception in a handler ends the invocation, but never the connection.
+- A protocol object holds the whole state of one connection. `direct/transport.py` creates a new one at each reconnect.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ log = logging.getLogger(__name__)
 OUTPUT_BYTES = 1024 * 1024
 #: The name of the header for the trace.
 TRACEPARENT = b"traceparent"
-#: Reading pauses while the socket's buffer has more bytes.
+#: Reading pauses while the socket's buffer holds more bytes than this.
 HIGH_WATER_BYTES = 1024 * 1024
 
 
@@ -87,27 +89,27 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._blocked = False  # True while the socket's buffer is above its high-water mark
         self._max_payload = 1024 * 1024  # until the server's INFO arrives
         self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
-        # Bytes that are not parsed yet: pieces, their size, and the size at which parsing can continue.
+        # Bytes that are not parsed yet: the pieces, their total size, and the size at which parsing can continue.
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
         self._needed_bytes = 0
-        self._out: list[bytes] = []  # for the read that is being parsed
-        self._later: list[bytes] = []  # from `send`, until the end of this turn of the loop
+        self._out: list[bytes] = []  # the output for the read that is being parsed
+        self._later: list[bytes] = []  # frames from `send`, until `flush` writes them
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Note that the connection is made. asyncio calls this; after a TLS upgrade, `DirectTransport` does."""
+        """Start with a new connection. asyncio calls this, or `DirectTransport` after a TLS upgrade."""
         self._socket = transport  # type: ignore[assignment]
         self._routes.protocol = self
         self._flow = ReadFlow(transport)  # type: ignore[arg-type]
         super().connection_made(self._flow)  # type: ignore[arg-type] # passed on to the reader, which pauses it
 
     def follow(self, info: bytes) -> None:
-        """Continue over TLS, with the INFO that the server sent before TLS and does not repeat."""
+        """Continue over TLS with the INFO from the unencrypted start, because the server does not repeat the INFO."""
         self._greeted = self._speaks_nats = True
         self._read_info(info)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Drop bytes that are not parsed, because the connection is lost. Called by asyncio."""
+        """Drop the unparsed bytes, because the connection is lost. asyncio calls this."""
         self._socket = None
         if self._routes.protocol is self:
             self._routes.protocol = None
@@ -116,14 +118,14 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         super().connection_lost(error)
 
     def pause_writing(self) -> None:
-        """Pause, because the socket's buffer is above its high-water mark. Called by asyncio."""
+        """Pause, because the socket's buffer is above its high-water mark. asyncio calls this."""
         super().pause_writing()
         self._blocked = True
         assert self._flow is not None
         self._flow.hold()
 
     def resume_writing(self) -> None:
-        """Continue, because the socket's buffer is below its low-water mark. Called by asyncio."""
+        """Continue, because the socket's buffer is below its low-water mark. asyncio calls this."""
         super().resume_writing()
         self._blocked = False
         if self._pieces and self._pieces_bytes >= self._needed_bytes:
@@ -132,12 +134,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._flow.release()
 
     def data_received(self, piece: bytes) -> None:
-        """Take bytes from the server. Called by asyncio."""
+        """Handle bytes from the server. asyncio calls this."""
         if not self._greeted:
             self._greeted = True
             self._speaks_nats = b"INFO ".startswith(piece[:5])
         if not self._speaks_nats:
-            super().data_received(piece)  # nats-py reports what is wrong
+            super().data_received(piece)  # nats-py reports the error
         elif self._pieces:
             self._pieces.append(piece)
             self._pieces_bytes += len(piece)
@@ -170,7 +172,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._needed_bytes = needed_bytes
 
     def _parse(self, buffer: bytes) -> None:
-        """Answer the invocations in a buffer. Keep incomplete bytes for the next read. For its speed, see bench end-to-end get."""
+        """Answer the invocations in a buffer. Keep an incomplete frame for the next read.
+
+        bench end-to-end get measures the speed.
+        """
         server = self._routes.server
         if server is None:
             for _ in self._groups(buffer):
@@ -180,12 +185,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         answered = out_bytes = 0
         out = self._out = []
         for handler, caller, frames in self._groups(buffer):
-            size_max = self._max_payload  # an INFO before this group may have changed it
+            size_max = self._max_payload  # an INFO before this group may have changed the limit
             for reply, at, start, end in frames:
                 result: bytes | Pending | Exception
                 try:
                     result = handler(caller, buffer, start, end)
-                except Exception as error:  # of any kind, including NeedMoreBytes
+                except Exception as error:  # any exception, including NeedMoreBytes
                     result = error
                 if type(result) is bytes and 0 < (size := len(result)) <= size_max:
                     answered += 1
@@ -194,7 +199,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     out_bytes += size + ANSWER_BYTES
                 else:
                     out_bytes += self._enter_core(server, handler, caller, reply, buffer, at, start, end, result)
-                    result = b""  # an exception's traceback keeps this stack frame, and so the buffer, alive
+                    result = b""  # an exception's traceback keeps this frame and the buffer alive
                 if out_bytes >= OUTPUT_BYTES:
                     self._write(out)
                     out.clear()
@@ -209,9 +214,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._write(out)
 
     def _groups(self, buffer: bytes) -> Iterator[InvocationGroup]:
-        """Yield groups of consecutive invocations that share a handler and caller. Handle or pass on other frames. Keep incomplete bytes."""
+        """Yield consecutive invocations of one handler by one caller. Handle or pass on other frames. Keep the rest."""
         routes, alike = self._routes, self._routes.alike
-        at = passed = needed = taken_bytes = 0  # buffer[passed:at] is whole, and for nats-py
+        at = passed = needed = taken_bytes = 0  # buffer[passed:at] is complete, and is for nats-py
         end = len(buffer)
         while at < end:
             shape = alike.shape
@@ -245,7 +250,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 yield route, caller, ((frame.reply, at, frame.payload_at, frame.payload_end),)
             elif route is not None:
                 taken_bytes += self._take(route, frame, buffer)
-            # Else the line is not text. It is dropped, because it would end nats-py's reading for good.
+            # Otherwise the line is not text. Drop the frame, because nats-py would stop reading for good.
             passed = at = frame.payload_end + 2
             if taken_bytes >= OUTPUT_BYTES:
                 self._write(self._out)
@@ -272,7 +277,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if start < end:
             super().data_received(buffer[start:end])
 
-    # Everything but invocations with whole parameters and a small result:
+    # The next two methods handle everything except invocations with complete parameters and a small result.
 
     def _enter_core(
         self,
@@ -286,14 +291,14 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         end: int,
         outcome: bytes | Pending | Exception,
     ) -> int:
-        """Give the core what a handler returned or raised for buffer[start:end].
+        """Pass the result or the exception of a handler for buffer[start:end] to the core.
 
-        Add the core's messages to the output, and return their number of bytes.
+        Add the core's messages to the output, and return their size in bytes.
 
         :param at: the offset of the frame, whose headers hold the trace
         """
         traceparent = None
-        # Reading the headers costs as much as the rest of this method: see bench/micro/test_waiting.py.
+        # Reading the headers takes as long as the rest of this method: see bench/micro/test_waiting.py.
         if buffer.find(TRACEPARENT, at, start) >= 0:
             traceparent = read_headers(buffer[buffer.find(CRLF, at) + 2 : start]).traceparent
         if isinstance(outcome, NeedMoreBytes):
@@ -304,12 +309,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         return sum(map(len, step.sends))
 
     def _take(self, route: Handler | InOrder | Further, frame: MessageFrame, buffer: bytes) -> int:
-        """Handle a frame of ours that does not start an answerable call. Return the bytes added to the output."""
+        """Handle a routed frame that is not an answerable call. Return the number of bytes added to the output."""
         payload, server = buffer[frame.payload_at : frame.payload_end], self._routes.server
         if isinstance(route, InOrder):
             try:
                 route.handle(payload)
-            except Exception:  # the connection and its calls continue
+            except Exception:  # a faulty handler must not end the connection
                 log.exception("a message to %s was not handled", frame.words[1][:128].decode(errors="replace"))
         elif server is None:
             pass
@@ -320,12 +325,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._out += step.sends
             server.on_step(step)
             return sum(map(len, step.sends))
-        else:  # an invocation without a reply subject is not carried out
+        else:  # an invocation without a reply subject is only counted
             server.invocations.counts.without_reply += 1
         return 0
 
     def send(self, frames: list[bytes]) -> bool:
-        """Write frames in the next turn of the loop, all at once. Return False if the connection is lost."""
+        """Write frames together in the next turn of the event loop. Return False if the connection is lost."""
         if self._socket is None:
             return False
         if not self._later:
@@ -347,21 +352,21 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._socket.write(frames)
 
     def _read_info(self, line: bytes) -> None:
-        """Read the server's limits. Every INFO may change them."""
+        """Read the server's limit for messages. Every INFO may change the limit."""
         try:
             max_payload = int(json.loads(line[4:])["max_payload"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return  # nats-py reads the line too, and reports what is wrong
+            return  # nats-py reads the line too, and reports the error
         if max_payload < 1:
             return
         self._max_payload = max_payload
         self._frame_bytes_max = max_payload + LINE_BYTES_MAX
-        self._routes.alike.forget()  # the shapes rely on the old limits
+        self._routes.alike.forget()  # the shapes rely on the old limit
         if self._routes.server is not None:
             self._routes.server.replies.max_payload = max_payload
 
     def _abort(self) -> None:
-        """Abort the connection, because the bytes are not NATS or announce too large a frame. nats-py sees its end, and reconnects."""
+        """Abort the connection, because the bytes are not the NATS protocol. nats-py then reconnects."""
         self._routes.violations += 1
         if self._socket is not None:
             self._socket.abort()

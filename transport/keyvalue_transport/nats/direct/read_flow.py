@@ -1,4 +1,4 @@
-"""Pauses reading from a connection while the protocol or nats-py's reader asks for it."""
+"""Flow control for reading. Reading pauses while the protocol or nats-py's reader asks for a pause."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Writable(Protocol):
 
 
 class ReadFlow:
-    """Pauses and resumes a transport's reading for both.
+    """A switch for reading from a transport, shared by the protocol and nats-py's StreamReader.
 
-    The StreamReader calls the methods that asyncio names. The protocol calls `hold` and `release`. Reading resumes
-    when neither of them pauses it.
+    The StreamReader calls `pause_reading` and `resume_reading`. The protocol calls `hold` and `release`. Reading
+    resumes when neither the StreamReader nor the protocol asks for a pause.
     """
 
     __slots__ = ("_held", "_reader_paused", "_transport")
@@ -32,7 +32,7 @@ class ReadFlow:
         self._held = False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return the transport's information, for asyncio's StreamReaderProtocol."""
+        """Return information about the transport. asyncio's StreamReaderProtocol needs this method."""
         return self._transport.get_extra_info(name, default)
 
     def pause_reading(self) -> None:
@@ -42,20 +42,20 @@ class ReadFlow:
         self._reader_paused = True
 
     def resume_reading(self) -> None:
-        """Stop pausing for nats-py's reader, which has room again."""
+        """End the reader's pause, because nats-py's reader has room again."""
         self._reader_paused = False
         if not self._held:
             self._transport.resume_reading()
 
     def hold(self) -> None:
-        """Pause reading, because the protocol's output does not leave."""
+        """Pause reading, because the socket's output buffer is full."""
         if not self._held:
             self._held = True
             if not self._reader_paused:
                 self._transport.pause_reading()
 
     def release(self) -> None:
-        """Stop pausing for the protocol, whose output has left."""
+        """End the protocol's pause, because the output buffer has room again."""
         if self._held:
             self._held = False
             if not self._reader_paused:

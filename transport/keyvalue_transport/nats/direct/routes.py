@@ -1,4 +1,4 @@
-"""The routes of the direct path, from the subscriptions of nats-py's client to handlers. They outlive connections."""
+"""The routes of the direct path, from nats-py's subscriptions to handlers. They outlive connections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Further(Enum):
 
 
 class InOrder(NamedTuple):
-    """The route of a subscription whose payloads take effect in order of arrival, before all later invocations."""
+    """The route for messages that take effect in order of arrival, before all later invocations."""
 
     handle: Callable[[bytes], None]
 
@@ -34,7 +34,7 @@ Route: TypeAlias = Handler | InOrder | Further
 
 
 class FrameWriter(Protocol):
-    """Writes frames to the current connection. `DirectProtocol` is one."""
+    """A writer of frames to the current connection, for example `DirectProtocol`."""
 
     def send(self, frames: list[bytes], /) -> bool: ...
 
@@ -44,8 +44,8 @@ class FrameWriter(Protocol):
 class DirectServer(NamedTuple):
     """The server whose invocations the direct path answers.
 
-    :ivar on_step: called with each step of the core; its messages are already in the output
-    :ivar on_batch: called with the seconds from a read to the write of its answers
+    :ivar on_step: called with each step of the core, whose messages are already in the output
+    :ivar on_batch: called with the seconds between reading a batch of invocations and writing its answers
     """
 
     invocations: Invocations[bytes, bytes]
@@ -58,7 +58,7 @@ class DirectRoutes:
     """Routes to the handlers of one server, by subscription id.
 
     :ivar protocol: the protocol of the current connection, or None
-    :ivar violations: number of connections aborted because of bytes that are not NATS, or a frame that is too large
+    :ivar violations: number of connections that were aborted because of bytes that are not NATS, or a large frame
     """
 
     def __init__(self) -> None:
@@ -73,24 +73,24 @@ class DirectRoutes:
     def serve(self, server: DirectServer) -> None:
         """Set the server whose invocations are answered.
 
-        :raises ValueError: there is already one
+        :raises ValueError: another server is already set
         """
         if self.server is not None:
             raise ValueError("found a second server on one direct connection, allowed one: open a connection for each")
         self.server = server
 
     def add(self, subscription_id: int, route: Route) -> None:
-        """Route a subscription from now on."""
+        """Start to route a subscription."""
         self.alike.forget()
         self.routes[b"%d" % subscription_id] = route
 
     def remove(self, subscription_id: int) -> None:
-        """Leave a subscription to nats-py."""
+        """Stop routing a subscription. nats-py then handles its messages."""
         self.alike.forget()
         self.routes.pop(b"%d" % subscription_id, None)
 
     def clear(self) -> None:
-        """Forget all subscriptions, because a new client starts its ids again."""
+        """Forget all subscriptions, because a new client starts again with the first id."""
         self.alike.forget()
         self.routes.clear()
 
@@ -100,10 +100,10 @@ class DirectRoutes:
         self.alike.pause()  # only a parsed frame calls `settle`
 
     def settle(self) -> None:
-        """Do what `before_next_call` asked for, if anything."""
+        """Call the function that `before_next_call` registered, if any."""
         act, self._before_next_call = self._before_next_call, None
         if act is not None:
             try:
                 act()
-            except Exception:  # the connection and its other calls continue
+            except Exception:  # a faulty change must not end the connection
                 log.exception("a change was not carried out")

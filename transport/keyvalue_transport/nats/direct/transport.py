@@ -1,8 +1,8 @@
-"""A nats-py transport for the direct path. It relies on nats-py's internals.
+"""The direct path's transport for nats-py. It relies on internals of nats-py.
 
 `DirectTransport` replaces nats-py's TcpTransport, and is a subclass of it. nats-py still connects, starts TLS,
-authenticates, reconnects and drains. It also handles all subscriptions that the direct path does not. It gets only
-whole frames.
+authenticates, reconnects and drains. It also handles all other subscriptions. It receives only
+complete frames.
 
 Invariant: if TLS is required, no unencrypted frame is handled, and nothing is written before TLS is established. Each
 connection is checked, because an attacker may answer a reconnect.
@@ -26,8 +26,8 @@ from keyvalue_transport.nats.tls import TlsRefusedError, require_tls
 
 __all__ = ["NATS_PY_VERSIONS", "DirectTransport", "direct_path_unknown"]
 
-#: The first and last version of nats-py that the direct path supports. It uses internals of nats-py, which
-#: tests/transport/nats/direct/test_nats_py_contract.py lists.
+#: The first and last version of nats-py that the direct path supports. The internals of nats-py that it uses are
+#: listed in tests/transport/nats/direct/test_nats_py_contract.py.
 NATS_PY_VERSIONS = ((2, 10), (2, 16))
 
 
@@ -49,9 +49,9 @@ NO_GREETING = "the server closed the connection before its INFO: handshake_first
 class DirectTransport(TcpTransport):
     """nats-py's transport over `DirectProtocol`. One object serves all connections of a client.
 
-    :param routes: the routes of the direct path; if None, asyncio's StreamReaderProtocol replaces `DirectProtocol`
-    :param tls_required: refuse a server without TLS, and write nothing unencrypted
-    :param has_certificate: we have a client certificate
+    :param routes: the routes of the direct path; None to use asyncio's StreamReaderProtocol
+    :param tls_required: True to refuse a server without TLS, and to write nothing unencrypted
+    :param has_certificate: True if we have a client certificate to present to the server
     """
 
     def __init__(self, routes: DirectRoutes | None, tls_required: bool = False, has_certificate: bool = False) -> None:
@@ -67,7 +67,7 @@ class DirectTransport(TcpTransport):
         return True
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
-        """Connect, without TLS at first."""
+        """Connect without TLS. `connect_tls` adds TLS later."""
         if self._io_writer is not None:
             self._io_writer.transport.abort()  # nats-py leaves a refused connection open when it reconnects
         self._clear, self._info, self._judged = self._tls_required, b"", False
@@ -76,7 +76,7 @@ class DirectTransport(TcpTransport):
         async with asyncio.timeout(connect_timeout):
             transport, _ = await loop.create_connection(lambda: protocol, uri.hostname or "", uri.port or 4222)
         self._use(reader, protocol, transport)
-        # Kept for TLS, which runs over it: a StreamWriter closes its transport when it is garbage-collected.
+        # Keep the writer while TLS uses its transport: a StreamWriter that is garbage-collected closes its transport.
         self._bare_io_reader, self._bare_io_writer = self._io_reader, self._io_writer
 
     async def connect_tls(
@@ -94,15 +94,15 @@ class DirectTransport(TcpTransport):
             async with asyncio.timeout(connect_timeout):
                 transport = await loop.start_tls(clear, protocol, ssl_context, server_hostname=name)
         except BaseException:
-            replaced.connection_lost(None)  # nothing else calls it, and nats-py waits for it
+            replaced.connection_lost(None)  # nothing else calls this method, and nats-py waits for the call
             raise
         assert transport is not None
-        protocol.connection_made(transport)  # start_tls does not call it
+        protocol.connection_made(transport)  # start_tls does not call this method
         self._use(reader, protocol, transport)
         self._clear = False
 
     async def readline(self) -> bytes:
-        """Return a line from the server. `require_tls` may change the INFO. nats-py reads by line while it connects."""
+        """Return a line from the server. `require_tls` may change the INFO. nats-py reads lines while it connects."""
         with self._judgement():
             line: bytes = await super().readline()  # type: ignore[no-untyped-call] # nats-py's
             if not line and (self._info or self._clear):
@@ -127,7 +127,7 @@ class DirectTransport(TcpTransport):
     def writelines(self, payload: list[bytes]) -> None:
         """Write. Raise TlsRefusedError if TLS is required but not established."""
         if self._clear and self._io_writer is not None:
-            self._io_writer.transport.abort()  # nats-py's close writes, and leaves the connection open if this fails
+            self._io_writer.transport.abort()  # if this write fails, nats-py's `close` leaves the connection open
         self._check_tls()
         super().writelines(payload)  # type: ignore[no-untyped-call] # nats-py's
 
@@ -138,7 +138,7 @@ class DirectTransport(TcpTransport):
 
     @contextmanager
     def _judgement(self) -> Iterator[None]:
-        # In TLS 1.3, the server's alert about a certificate follows the handshake. A write that fails first hides it.
+        # In TLS 1.3, the server's alert about our certificate follows the handshake. An earlier failed write hides it.
         try:
             yield
         except ConnectionError:
