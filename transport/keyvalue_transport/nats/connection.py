@@ -37,7 +37,14 @@ from keyvalue_transport.nats.arrival_order import ArrivalOrder, Lane
 from keyvalue_transport.nats.direct.routes import DirectRoutes, InOrder, Route
 from keyvalue_transport.nats.direct.transport import direct_path_unknown
 from keyvalue_transport.nats.nats_py_errors import ErrorKind, kind_of, refusal_of, text_of
-from keyvalue_transport.nats.opening import RECONNECT_WAIT_S, ClientEvents, ConnectionOptions, Opening, close_client
+from keyvalue_transport.nats.opening import (
+    RECONNECT_WAIT_S,
+    ClientEvents,
+    ConnectionOptions,
+    Opening,
+    cancel_until_done,
+    close_client,
+)
 from keyvalue_transport.nats.subscriptions import Callback, InlineCallback, Message, Subscription
 from keyvalue_transport.nats.urls import login_of, redacted_url, split_urls
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
@@ -48,7 +55,6 @@ log = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT_S = 10.0
 FLUSH_ABANDONED_S = 3600
-CANCEL_INTERVAL_S = 0.05
 #: Limits for the unhandled messages of one subscription. Messages over a limit are dropped: see `on_drop`.
 PENDING_MESSAGES_MAX = 65_536
 PENDING_BYTES_MAX = 64 * 1024 * 1024
@@ -235,10 +241,7 @@ class Connection:
         drains = [asyncio.create_task(self._drain(subscription)) for subscription in ending]
         if drains:
             _, late = await asyncio.wait(drains, timeout=timeout_s)
-            while late:  # nats-py swallows a cancellation while it waits for a full socket
-                for drain in late:
-                    drain.cancel()
-                _, late = await asyncio.wait(late, timeout=CANCEL_INTERVAL_S)
+            await cancel_until_done(*late)
 
     async def _drain(self, subscription: Subscription) -> None:
         # nats-py's drain drops a subscription when the PONG arrives, but nats-py may send the PING before the UNSUB.

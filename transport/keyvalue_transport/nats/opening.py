@@ -25,7 +25,7 @@ from keyvalue_transport.nats.tls import TlsOptions, tls_refusal
 from keyvalue_transport.nats.urls import login_of, redacted_url, requires_tls, without_login
 from keyvalue_transport.wrpc.errors import ConnectError
 
-__all__ = ["RECONNECT_WAIT_S", "ClientEvents", "ConnectionOptions", "Opening", "close_client"]
+__all__ = ["RECONNECT_WAIT_S", "ClientEvents", "ConnectionOptions", "Opening", "cancel_until_done", "close_client"]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ PING_INTERVAL_S = 20
 PINGS_UNANSWERED_MAX = 2
 #: Seconds for writing pending bytes when a client is closed.
 CLOSE_TIMEOUT_S = 0.5
+#: Seconds between two cancellations of a task of nats-py.
+CANCEL_INTERVAL_S = 0.05
 #: Limit of the bytes that wait to be written; `publish` then waits. The limit also holds while the server is away.
 WRITE_BUFFER_BYTES = 2 * 1024 * 1024
 #: Our subjects are already checked, or come from a message. Another check takes 6 % of a call on the plain path.
@@ -233,11 +235,13 @@ async def close_client(client: Client) -> None:
         log.debug("NATS: closing the client failed: %r", error)
 
 
-async def cancel_until_done(task: asyncio.Task[Any]) -> None:
-    """Cancel a nats-py task repeatedly until it ends, because nats-py sometimes swallows a cancellation."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait((task,), timeout=0.05)
+async def cancel_until_done(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks of nats-py repeatedly until they end, because nats-py sometimes swallows a cancellation."""
+    remaining = {task for task in tasks if not task.done()}
+    while remaining:
+        for task in remaining:
+            task.cancel()
+        _, remaining = await asyncio.wait(remaining, timeout=CANCEL_INTERVAL_S)
 
 
 def credentials_of(options: ConnectionOptions) -> dict[str, Any]:
