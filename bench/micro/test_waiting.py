@@ -18,6 +18,7 @@ import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.load.workload import header_block, key_of
+from bench.micro.test_frames import Socket
 from bench.micro.turns import in_turns
 from keyvalue_transport.keyvalue.interface import NEVER, AwaitedResult, encode_bucket_key
 from keyvalue_transport.keyvalue.outcomes import new_tally
@@ -49,27 +50,17 @@ class Unconnected(Connection):
         return Subscription(subject, callback)
 
 
-class AwaitedSocket:
-    """An asyncio transport that counts answers. `answered` is done when all frames of a read are answered."""
+class AwaitedSocket(Socket):
+    """Counts answers. `answered` is done when all frames of a read are answered."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.ends = 0
+        super().__init__()
         self.answered = loop.create_future()
 
     def write(self, frames: bytes) -> None:
-        self.ends += frames.count(b".results 0\r\n")
+        super().write(frames)
         if self.ends == FRAMES:
             self.answered.set_result(None)
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def abort(self) -> None:
-        raise AssertionError("the connection was aborted")
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
 
 
 def later_in(loop: asyncio.AbstractEventLoop) -> Later:
