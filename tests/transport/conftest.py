@@ -1,4 +1,4 @@
-"""Fixtures that the tests of the interfaces share over the direct path."""
+"""Fixtures that the tests of the interfaces and of the direct path share."""
 
 from __future__ import annotations
 
