@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,9 @@ NOTE = re.compile(r"\b(TODO|FIXME|XXX)\b")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
-def sources(root: Path) -> Iterator[tuple[str, str]]:
+def sources(root: Path, rooms: Iterable[str] = ROOMS) -> Iterator[tuple[str, str]]:
     """Yield all modules of the rooms: path below the root, and text."""
-    for room in ROOMS:
+    for room in rooms:
         for path in sorted((root / room).rglob("*.py")):
             yield path.relative_to(root).as_posix(), path.read_text()
 
