@@ -1,1 +1,1 @@
-"""The parts of a run: its plan (scenarios, experiments, subjects), processes (stage, processes) and results (rows)."""
+"""A run: what it measures (plan, scenarios, experiments, subjects), its processes (stage), and its results (rows)."""

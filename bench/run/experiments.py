@@ -1,4 +1,9 @@
-"""The scenarios that are not lists of cases. Each launches its own providers and stops them."""
+"""The scenarios that are more than a list of cases, such as memory, watchers and the time to start.
+
+`bench.run.plan.measure` calls these functions through `EXPERIMENTS`. Each function takes a stage, the subjects to
+compare and the extent of the run. It launches its own providers, yields a `Row` for each measurement, and stops the
+providers.
+"""
 
 from __future__ import annotations
 
@@ -36,20 +41,23 @@ SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0
 WATCH_ROUNDS = 10
 START_ROUNDS = 10
-#: Turns per load and round. A machine's speed drifts even within a round, and the bar is only two per cent.
+#: Number of turns into which each load of a round is split. Within a round, a machine's speed drifts by more than the
+#: two or three per cent that the bars allow.
 TURNS = 10
 TURN_MIN_S = 0.05
-#: Seconds between the start of the gets and the start of the walk beside them.
+#: Seconds from the start of the gets to the start of the walk that runs at the same time.
 BEGIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The extent of a run: numbers of rounds, keys and calls, and the duration of loads.
+    """The size of a run: how many rounds, keys and calls it has, and how long each load takes.
 
     :ivar seconds: duration of one load
-    :ivar growth_keys: numbers of keys to measure growth at, ascending
-    :ivar memory_calls: number of gets in flight at once
+    :ivar growth_keys: numbers of keys at which `growth` measures, in ascending order
+    :ivar pages_keys: number of keys that `pages` walks
+    :ivar expiry_keys: number of keys in `expiry`
+    :ivar memory_calls: number of gets that `memory` keeps in flight
     """
 
     rounds: int
@@ -61,7 +69,7 @@ class Extent:
 
 
 def growth(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure get, set and a page at growing numbers of keys. Measure the memory per key, including the key order."""
+    """Measure get, set and list-keys as the number of keys grows. Also measure the memory per key after sorting."""
     stores = {subject: stage.launch(subject) for subject in subjects if subject.is_store}
     empty = {subject: resident_bytes(provider.pid) for subject, provider in stores.items()}
     bucket = bucket_of(GROWTH_VALUE_BYTES)
@@ -69,7 +77,8 @@ def growth(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
     for keys in extent.growth_keys:
         for subject, provider in stores.items():
             stage.fill(provider, bucket, keys - filled, GROWTH_VALUE_BYTES, first_key=filled)
-            # A complete walk builds the key order. So no measured page has to build it, and memory includes all of it.
+            # The first complete walk sorts the keys. It runs before the measurement, so no measured page has to sort,
+            # and the measured memory includes the sorted keys.
             walk = Case(function="list-keys", in_flight=1, page_keys=PAGE_KEYS, keys=keys)
             load = stage.load(provider, subject, walk, bucket, extent.seconds)
             stage.generator.run(replace(load, calls=-(-keys // PAGE_KEYS), warm_calls=0))
@@ -92,7 +101,10 @@ def growth(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
 
 
 def memory_row(scenario: str, subject: Subject, keys: int, size_bytes: int) -> Row:
-    """Return a row with the memory per key."""
+    """Return a row with the memory per key.
+
+    :param size_bytes: memory of all keys together
+    """
     return Row(
         scenario=scenario,
         case=f"memory, {keys:,} keys",
@@ -104,7 +116,7 @@ def memory_row(scenario: str, subject: Subject, keys: int, size_bytes: int) -> R
 
 
 def time_scrape(provider: ProviderProcess) -> float | None:
-    """Return the median time of a few scrapes in microseconds, or None if the provider has no metrics."""
+    """Return the median time of a few metrics scrapes in microseconds, or None if the provider has no metrics."""
     address = METRICS.search(provider.log)
     if address is None:
         return None
@@ -121,7 +133,7 @@ def time_scrape(provider: ProviderProcess) -> float | None:
 
 
 def memory(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure how much memory rises above the filled store's during many simultaneous gets of large values."""
+    """Measure how much memory many simultaneous gets of large values use, in addition to the filled store."""
     case = Case(
         function="get", value_bytes=MEMORY_VALUE_BYTES, in_flight=extent.memory_calls, keys=MEMORY_KEYS
     )  # fmt: skip
@@ -140,11 +152,11 @@ def memory(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
 
 
 def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure a first and a second walk with gets beside them, and the same gets alone.
+    """Measure gets alone, then the same gets during a first and during a second walk over all keys.
 
-    The keys were never listed before the first walk, so each of its pages has to sort. For each get, another get is
-    due at the same time on the bare responder. The get on the bare responder never waits for a page, so its latency
-    shows the delay that the machine causes.
+    The keys have never been listed before the first walk, so each page of that walk has to sort keys. Each get has a
+    partner: a get that is due at the same time on the bare responder. The partner never waits for a page, so its
+    latency shows how much of a delay comes from the machine.
     """
     bucket = bucket_of(GROWTH_VALUE_BYTES)
     keys = extent.pages_keys
@@ -176,9 +188,9 @@ def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
 
 
 def metrics(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure get and set with and without metrics, in turns.
+    """Measure get and set with and without metrics. The subjects take turns.
 
-    Each round uses new processes, because two processes of the same program differ by more than the cost of metrics.
+    Each round launches new processes. Two processes of the same program can differ in speed by more than metrics cost.
     """
     bucket = bucket_of(METRICS_CASES[0].value_bytes)
     turn_s = turn_seconds(extent.seconds, TURNS)
@@ -199,7 +211,7 @@ def metrics(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterat
 
 
 def expiry(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure get and set on keys with and without deadlines, in turns. Measure the memory per key without an order."""
+    """Measure get and set on keys with and without deadlines. Also measure the memory per key before sorting."""
     bucket = bucket_of(GROWTH_VALUE_BYTES)
     keys = extent.expiry_keys
     providers = {}
@@ -218,9 +230,9 @@ def expiry(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
 
 
 def start(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure time to first answer, idle memory and gets of a provider that is started in each of three ways.
+    """Measure a provider's time to its first answer, its idle memory and its gets, for three ways to start it.
 
-    A host starts it, or it runs as `serve`, or it is the self-contained executable.
+    The three ways are: the installed command with host data, the command `serve`, and the self-contained executable.
     """
     if EXECUTABLE in subjects:
         status = subprocess.run([ROOT / "scripts" / "build"]).returncode
@@ -251,12 +263,13 @@ def start(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
 
 
 def watch(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure set with and without watchers.
+    """Measure set without a watcher, with a watcher that answers, and with a watcher that never answers.
 
     Each round launches new processes, because two processes of the same program differ in speed.
     """
     for number in range(max(WATCH_ROUNDS, extent.rounds)):
-        # After its load, an answering watcher is still called for queued events. This would disturb the other turns.
+        # After a load, the provider still delivers queued events to an answering watcher. The delivery would slow down
+        # the turns of other subjects, so the subject with this watcher runs alone.
         alone = [subject for subject in subjects if subject.watcher == "answering"]
         others = [subject for subject in subjects if subject not in alone]
         yield from watched_rows(stage, others, number, extent.seconds, TURNS)
@@ -264,7 +277,7 @@ def watch(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
 
 
 def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds: float, turns: int) -> Iterator[Row]:
-    """Measure one round of set on new processes, each with its own watcher if it has one."""
+    """Measure one round of set. Launch a new provider for each subject, and a watcher if the subject has one."""
     case = Case(function="set")
     bucket = bucket_of(case.value_bytes)
     turn_s = turn_seconds(seconds, turns)
@@ -286,12 +299,12 @@ def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds
 
 
 def turn_seconds(seconds: float, turns: int) -> float:
-    """Return the duration of each turn of a load."""
+    """Return the duration of one turn if `turns` turns share a load of `seconds`."""
     return max(seconds / turns, TURN_MIN_S)
 
 
 def take_turns(stage: Stage, sides: Sequence[Side], number: int, turns: int) -> None:
-    """Run the loads of all sides, one after the other, `turns` times."""
+    """Run the load of each side `turns` times. The sides alternate, and their order changes with every turn."""
     for turn in range(turns):
         for side in sides if (number + turn) % 2 else reversed(sides):
             side.run(stage.generator)
@@ -299,7 +312,11 @@ def take_turns(stage: Stage, sides: Sequence[Side], number: int, turns: int) -> 
 
 @dataclass(slots=True)
 class Side:
-    """One of the subjects that take turns, with its load, process and watcher."""
+    """A subject that takes turns with other subjects, with its load, process and watcher.
+
+    :ivar told: number of events that the watcher received during the loads
+    :ivar told_s: seconds during which these events were counted
+    """
 
     subject: Subject
     load: Load
@@ -310,7 +327,7 @@ class Side:
     told_s: float = 0.0
 
     def run(self, generator: GeneratorProcess) -> None:
-        """Run the load for one turn, and count the events that the watcher receives."""
+        """Run the load for one turn, and count the events that the watcher receives in this turn."""
         if self.watcher is None:
             self.outcomes.append(generator.run(self.load))
             return
@@ -320,7 +337,7 @@ class Side:
         self.told_s += time.monotonic() - began_s
 
     def figures(self) -> dict[str, float]:
-        """Return the events per second that an answering watcher received. Return no figure for any other side.
+        """Return the events per second that the watcher received. Return an empty dict unless the watcher answers.
 
         :raises LoadError: the watcher received no event
         """
@@ -332,7 +349,7 @@ class Side:
 
 
 class Experiment(NamedTuple):
-    """A scenario of this module, and the subjects that it compares."""
+    """A function of this module that measures a scenario, and the subjects that it compares."""
 
     measure: Callable[[Stage, Sequence[Subject], Extent], Iterator[Row]]
     subjects: tuple[Subject, ...]

@@ -1,4 +1,4 @@
-"""Paths of the repository and of the commands in this Python environment."""
+"""The paths of the repository and of the folder with the commands of this Python environment."""
 
 from __future__ import annotations
 

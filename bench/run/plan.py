@@ -1,8 +1,8 @@
-"""The plan of a run, and the loop that measures all subjects in turns, round by round.
+"""The plan of a run, and the loop that measures it round by round.
 
-A machine's speed drifts, so a figure alone says little. Each case is measured for one subject after the other, in a
-different order in each round. Reports quote ratios to the bare responder in the same round, as the median and range
-over the rounds.
+A machine's speed drifts, so an absolute figure says little. For each case of a round, all subjects are measured
+directly after one another, in an order that changes from round to round. Reports show ratios to the bare responder
+within a round, as the median and the range over all rounds.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from bench.run.subjects import BARE, DIRECT, PLAIN, VARIANTS, Subject
 
 __all__ = ["SUBJECTS", "Plan", "faults", "measure", "say", "settings"]
 
-#: Maximum CPU time of the bare responder for a call of `REFERENCE_CASE`. If it uses more, the figures of a run say
-#: more about the machine and the interpreter than about providers.
+#: Maximum CPU time that the bare responder may use per call in `REFERENCE_CASE`. If it uses more, the machine is busy
+#: or slow, and the figures of the run say little about providers.
 REFERENCE_CPU_US_MAX = 2.2
 SUBJECTS = (BARE, DIRECT, PLAIN)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The scenarios and subjects of a run, and its extent."""
+    """The scenarios, subjects and size of a run."""
 
     scenarios: Sequence[str]
     subjects: Sequence[Subject]
@@ -36,13 +36,16 @@ class Plan:
     extent: Extent
 
     def cases(self) -> list[tuple[str, Case]]:
-        """Return the cases of all scenarios that are lists of cases. The first case decides if the run is void."""
+        """Return each case with the name of its scenario, for all scenarios that are lists of cases.
+
+        The first case is `REFERENCE_CASE`, which decides if the run is void.
+        """
         table = QUICK_CASES if self.is_quick else CASES
         cases = [(name, case) for name in self.scenarios for case in table.get(name, ())]
         return [(REFERENCE, REFERENCE_CASE), *cases]
 
     def subjects_of(self, experiment: Experiment) -> list[Subject]:
-        """Return the subjects that an experiment measures."""
+        """Return those subjects of an experiment that this plan includes."""
         chosen = (*self.subjects, *(VARIANTS if DIRECT in self.subjects else ()))
         return [subject for subject in experiment.subjects if subject in chosen]
 
@@ -50,7 +53,7 @@ class Plan:
 def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
     """Measure all scenarios of a plan. Yield each row as soon as it is measured.
 
-    :param failures: list to which failures of peers are appended
+    :param failures: list to which this function appends each failure of a peer
     """
     with Stage() as stage:
         cases = plan.cases()
@@ -81,7 +84,7 @@ def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
 
 
 def line_of(rows: Sequence[Row]) -> str:
-    """Return one line for the rows of a case and round. Include ratios if a row of the bare responder is present."""
+    """Return a progress line for the rows of one case and round, with ratios if the bare responder was measured."""
     bare = next((row for row in rows if row.subject == REFERENCE), None)
     parts = []
     for row in sorted(rows, key=lambda row: row.subject != REFERENCE):
@@ -119,7 +122,7 @@ def faults(rows: Sequence[Row]) -> list[str]:
 
 
 def settings(plan: Plan) -> dict[str, object]:
-    """Return the plan in the form that a report shows."""
+    """Return the settings of the plan, as `run.json` stores them."""
     return {
         "rounds": plan.extent.rounds,
         "seconds": plan.extent.seconds,

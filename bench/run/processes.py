@@ -1,8 +1,8 @@
 """The processes of a benchmark: a NATS server, the load generator, watchers and providers.
 
-Providers are launched as a wasmCloud host launches them. Each process runs in its own session, so Ctrl-C reaches only
-the benchmark. The benchmark then stops the other processes by their ids. The output of each process goes to a file.
-If a process fails, the error shows the end of that file.
+Providers are launched as a wasmCloud host launches them. Each process runs in its own session. Therefore Ctrl-C
+reaches only the benchmark, which then stops the other processes. The output of each process goes to a file, and if
+the process fails, the error shows the end of that file.
 """
 
 from __future__ import annotations
@@ -40,20 +40,21 @@ __all__ = [
 
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 15.0
-#: Seconds to wait for the end of a process that no longer answers.
+#: Seconds to wait for the exit of a process that no longer answers.
 ENDING_S = 0.5
 POLL_INTERVAL_S = 0.01
 LATTICE = "default"
-#: By default, a NATS server drops a client that has 64 MiB of pending messages. Thousands of large answers exceed this.
+#: By default, a NATS server disconnects a client with more than 64 MiB of pending messages. Thousands of large answers
+#: exceed this limit.
 NATS_CONFIG = "max_pending: 4GB\nwrite_deadline: 60s\n"
 
 
 class ProcessError(Exception):
-    """An error for a process that did not start, or failed. The message includes the end of the process's output."""
+    """Raised when a process fails or does not start. The message includes the end of the process's output."""
 
 
 def one_line(text: str) -> str:
-    """Return an error on one line: its first line, followed by the last line of the process's output.
+    """Shorten the text of a `ProcessError` to one line: the error, and the last line of the process's output.
 
     >>> one_line("kv-1: the process ended; last output:\\nstarting\\nno host data")
     'kv-1: the process ended; last output: no host data'
@@ -63,7 +64,7 @@ def one_line(text: str) -> str:
 
 
 class Process:
-    """A process and its output. As a context manager, it stops the process at the end."""
+    """A process and its output. Leaving the `with` block stops the process."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Process:
         return self._log.read_text(errors="replace")
 
     def failure(self, what: str) -> ProcessError:
-        """Return an error with the end of the process's output."""
+        """Return an error that says `what` happened and shows the end of the process's output."""
         text = self.log.strip()
         return ProcessError(f"{self.name}: {what}" + (f"; last output:\n{text[-2000:]}" if text else ""))
 
@@ -115,7 +116,7 @@ class Process:
         return None
 
     def stop(self) -> None:
-        """Stop the process with SIGTERM, or with SIGKILL if it does not end in time."""
+        """Send SIGTERM and wait. Send SIGKILL if the process does not exit in time."""
         if self.popen.poll() is None:
             self.popen.terminate()
             try:
@@ -165,7 +166,7 @@ class NatsProcess(Process):
 class ProviderProcess(Process):
     """A provider, launched with an empty environment and host data on standard input.
 
-    The constructor waits until the provider answers a call. It tries a call every `POLL_INTERVAL_S`.
+    The constructor calls the provider every `POLL_INTERVAL_S` until the provider answers.
 
     :ivar start_s: seconds from the launch to the first answer
     """
@@ -194,7 +195,7 @@ class ProviderProcess(Process):
 
     @property
     def pid(self) -> int:
-        """The id of the process that serves: the inner process of an executable, or the process itself."""
+        """The id of the process that answers calls. A self-contained executable answers in a child process."""
         return self._pids[-1]
 
     @property
@@ -221,7 +222,7 @@ class ProviderProcess(Process):
 
 
 def host_data(provider_key: str, url: str, config: Mapping[str, str], watcher: str = "") -> dict[str, Any]:
-    """Return host data with a link from the load's component, and a link to the watcher, if there is one."""
+    """Return host data with a link from the load generator, and with a link to the watcher unless its name is empty."""
     links = [link_of(SOURCE_ID, provider_key, ["store", "atomics", "batch"])]
     if watcher:
         links.append(link_of(provider_key, watcher, ["watcher"], {"watch": "SET@*"}))
@@ -264,9 +265,9 @@ def link_of(
 
 
 class WatcherProcess(Process):
-    """A component that watches for changes. It answers all calls, or none if `is_stuck`.
+    """A component that watches for changes. It answers every call, or no call if `is_stuck`.
 
-    The constructor waits until the component has subscribed.
+    The constructor waits until the component has subscribed to its calls.
     """
 
     def __init__(self, component: str, nats: NatsProcess, directory: Path, is_stuck: bool) -> None:
@@ -285,7 +286,7 @@ class WatcherProcess(Process):
             raise
 
     def told(self) -> int:
-        """Return the number of calls so far."""
+        """Return the number of calls that the component has received so far."""
         assert self.popen.stdin is not None
         assert self.popen.stdout is not None
         try:
@@ -297,14 +298,14 @@ class WatcherProcess(Process):
 
 
 class GeneratorProcess(Process):
-    """The process of the load generator, which runs one load after the other."""
+    """The load generator's process. It runs one load at a time."""
 
     def __init__(self, directory: Path, name: str = "load") -> None:
         command = (sys.executable, "-m", "bench.load.generator_process", "--stdin")
         super().__init__(name, command, directory, standard_input=None, standard_output=subprocess.PIPE)
 
     def run(self, load: Load) -> Outcome:
-        """Run a load.
+        """Run a load, and return its outcome.
 
         :raises LoadError: the load is not valid
         """
@@ -312,7 +313,7 @@ class GeneratorProcess(Process):
         return self.end()
 
     def begin(self, load: Load) -> None:
-        """Start a load without waiting for its end."""
+        """Start a load and return immediately. Call `end` to get the outcome."""
         assert self.popen.stdin is not None
         try:
             self.popen.stdin.write(json.dumps(asdict(load)).encode() + b"\n")

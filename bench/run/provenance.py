@@ -1,4 +1,4 @@
-"""The conditions of a run: versions, machine, commit and load average."""
+"""The conditions of a run: software versions, machine, commit and load average. Reports show these conditions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNKNOWN = "unknown"
 
 
 def about() -> dict[str, Any]:
-    """Return time, commit, versions and machine of a run, as JSON values."""
+    """Return the current time, commit, versions and machine, as JSON values."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -35,7 +35,7 @@ def load_average() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """Return the commit that is checked out, and say if there are uncommitted changes."""
+    """Return the id of the current commit, and True in `changed` if there are uncommitted changes."""
     return {
         "id": _output("git", "rev-parse", "HEAD"),
         "changed": bool(_output("git", "status", "--porcelain", otherwise="")),
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, cores, memory and operating system."""
+    """Return the machine's processor, cores, memory and operating system."""
     model = platform.processor() or UNKNOWN
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["REFERENCE", "Failure", "Row"]
 
-#: The subject that other subjects are compared with: the bare responder.
+#: The name of the bare responder, to which all other subjects are compared.
 REFERENCE = "bare"
 
 
@@ -15,8 +15,9 @@ REFERENCE = "bare"
 class Row:
     """The figures of one subject in one case and round.
 
-    :ivar fields: the fields of the case
-    :ivar latencies: an encoded histogram
+    :ivar fields: the parameters of the case, by name
+    :ivar figures: the measured figures, by name (see `bench.report.figures.FIGURES`)
+    :ivar latencies: an encoded histogram of the latencies, or empty
     """
 
     scenario: str
@@ -30,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A case in which a peer failed. Later rounds skip this case for the peer, or all its cases if `is_gone`."""
+    """A case in which a peer failed. The remaining rounds skip this case, or all the peer's cases if `is_gone`."""
 
     subject: str
     case: str
@@ -39,7 +40,7 @@ class Failure:
     is_gone: bool
 
     def covers(self, subject: str, case: str) -> bool:
-        """Return True if this failure makes a run skip a case for a subject."""
+        """Return True if the run must skip this case of this subject because of the failure."""
         return subject == self.subject and (self.is_gone or case == self.case)
 
     @property

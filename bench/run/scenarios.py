@@ -1,4 +1,9 @@
-"""The cases of each scenario. A case is one load. Most scenarios are lists of cases."""
+"""The scenarios: their descriptions, and the cases of each scenario that is a list of cases.
+
+A case holds the parameters of one load. `bench.run.plan` reads the cases from `CASES`, or from `QUICK_CASES` for a
+quick run, and `bench.run.stage` measures each case for each subject. The remaining scenarios are functions in
+`bench.run.experiments`. `--help` and the report show the descriptions in `SCENARIOS`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from bench.load.workload import BATCHES, Function, Headers
 
 __all__ = ["CASES", "QUICK_CASES", "REFERENCE_CASE", "SCENARIOS", "Case", "size_text"]
 
-#: Maximum bytes of values in one bucket. The limit keeps large values from filling the machine's memory.
+#: Maximum total size of the values in one bucket. It limits the memory that cases with large values use.
 BUCKET_BYTES = 64 * 1024 * 1024
 KEYS_MAX = 10_000
 LARGE_BYTES = 64 * 1024
@@ -17,7 +22,10 @@ LARGE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """The parameters of one load (see `bench.load.workload.Load`). If `keys` is 0, the value size decides how many."""
+    """The parameters of one load. `bench.load.workload.Load` explains them.
+
+    :ivar keys: number of keys; 0 for as many as `KEYS_MAX` and `BUCKET_BYTES` allow
+    """
 
     function: Function
     value_bytes: int = 64
@@ -52,7 +60,7 @@ class Case:
 
     @property
     def warm_calls(self) -> int:
-        """The number of calls before the measurement."""
+        """The number of calls that warm up the provider before the measurement."""
         if self.rate:
             return 0
         return self.in_flight if self.value_bytes >= LARGE_BYTES else max(200, 4 * self.in_flight)
@@ -70,7 +78,7 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
-#: A run is void if the bare responder uses too much CPU in this case, because the machine was busy with other work.
+#: The case that shows if the machine was busy. If the bare responder uses too much CPU in this case, the run is void.
 REFERENCE_CASE = Case(function="get")
 
 VALUE_SIZES = (64, 1024, 64 * 1024, 1024 * 1024, 4 * 1024 * 1024)
@@ -112,17 +120,17 @@ QUICK_CASES: Mapping[str, Sequence[Case]] = {
 SCENARIOS: Mapping[str, str] = {
     "functions": "each function, 64 B values, 64 in flight; pages of 10, 100, 1,000; mixed is 95 % get, 5 % set",
     "in-flight": "get and set of 64 B with 1, 8, 64, 512 in flight",
-    "headers": "get with no headers, with a host's, and with a host's that trace each call",
+    "headers": "get without headers, with the headers that a host sends, and with trace headers added",
     "values": "get and set of 64 B, 1 KiB, 64 KiB, 1 MiB, 4 MiB, 8 in flight",
-    "idle": "get and set with one in flight: latency of an otherwise idle provider",
-    "fixed-rate": "open loop, 10,000 calls/s: latency counts from when a call was due, so that a stall shows",
+    "idle": "get and set with one call in flight: latency of an otherwise idle provider",
+    "fixed-rate": "open loop, 10,000 calls/s: latency counts from the time when a call is due, so it includes stalls",
     "batch": "get-many and set-many of 100 keys, compared with single get and set, 64 B values, 64 in flight: keys/s",
     "increment": "increment compared with set, 64 in flight",
     "growth": "get, set and a page at 10^3 to 10^6 keys (10^7 with --large); memory per key",
-    "memory": "2,000 gets of 1 MiB at once: memory above the filled store",
+    "memory": "2,000 simultaneous gets of 1 MiB: memory in addition to the filled store",
     "metrics": "get and set with and without metrics; at least 20 rounds",
-    "pages": "first and second walk of a million keys, with gets beside them: longest waits, less the bare responder's",
-    "expiry": "get and set over a million keys with a deadline, and over a million without; memory per key",
-    "start": "time to first answer, idle memory, get: under a host, as `serve`, as the executable; at least 10 rounds",
-    "watch": "set without a watcher, with one that answers, with one that never does; at least 10 rounds",
+    "pages": "two walks over a million keys while gets run: longest waits, minus those for the bare responder",
+    "expiry": "get and set on a million keys with deadlines, and on a million keys without deadlines; memory per key",
+    "start": "time to first answer, idle memory, get: with host data, as `serve`, as executable; at least 10 rounds",
+    "watch": "set without a watcher, with one that answers, with one that never answers; at least 10 rounds",
 }

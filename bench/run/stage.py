@@ -1,4 +1,7 @@
-"""The stage of a run: its NATS server, load generator and providers. All these processes end with the stage."""
+"""The stage: the NATS server, the load generator and the providers of a run.
+
+Leaving the `with` block of a stage stops all of its processes.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,18 @@ __all__ = ["PeerError", "Stage", "row_of"]
 
 FILL_IN_FLIGHT = 256
 FILL_BYTES_IN_FLIGHT = 16 * 1024 * 1024
-#: Seconds to wait for an answer during a fill. The time is long enough for slow peers.
+#: Seconds to wait for each answer while keys are filled. Even slow peers answer within this time.
 FILL_TIMEOUT_S = 60.0
 DELETES_PER_S = 20_000
-#: Number of the first counter's key. Some providers have one key space for all buckets, so it is above the numbers of
-#: all other keys.
+#: Number of the first counter's key. Some providers share one key space between all buckets, so counters need numbers
+#: above those of all other keys.
 COUNTERS_FROM = 500_000_000
 
 
 class PeerError(Exception):
-    """An error for a peer that failed in a case. The message is one line.
+    """Raised when a peer fails in a case. The message is one line.
 
-    :ivar is_gone: True if the peer's process has ended or never answered, so it would fail in every other case too
+    :ivar is_gone: True if the peer's process has exited or never answered, so the peer would fail in every case
     """
 
     def __init__(self, text: str, is_gone: bool) -> None:
@@ -42,7 +45,7 @@ class PeerError(Exception):
 
 
 class Stage:
-    """A context manager that measures cases, and launches processes when they are needed."""
+    """A context manager that measures cases. It launches a provider when the first case needs it."""
 
     nats: NatsProcess
     generator: GeneratorProcess
@@ -69,9 +72,10 @@ class Stage:
         self._exit.close()
 
     def launch(self, subject: Subject, config: Mapping[str, str] | None = None, watcher: str = "") -> ProviderProcess:
-        """Launch a new process of a subject. The process ends with the stage, or earlier if you call its `stop`.
+        """Launch a new process for a subject. The stage stops the process at its end, unless you call `stop` earlier.
 
-        :param watcher: name of the component that is linked as a watcher
+        :param config: options that override the subject's own
+        :param watcher: name of the component to link as a watcher, or empty
         """
         self._launched += 1
         name = f"{subject.name}-{self._launched}"
@@ -79,10 +83,10 @@ class Stage:
         return self._exit.enter_context(ProviderProcess(name, subject.command, own, self.nats, self.directory, watcher))
 
     def provider(self, subject: Subject, case: Case) -> ProviderProcess:
-        """Return the process of a subject for a case. Each configuration of a subject has its own process."""
+        """Return the process that serves a case for a subject. Cases with the same configuration share a process."""
         config = {}
         if subject.is_peer:
-            pass  # A peer does not know our options. The check of its answers decides if they can be compared.
+            pass  # A peer does not know our options. The load generator checks if its answers can be compared.
         elif case.function == "list-keys":
             config["page_keys"] = str(case.page_keys)
         elif not subject.is_store:
@@ -95,7 +99,7 @@ class Stage:
         return self._providers[key]
 
     def load(self, provider: ProviderProcess, subject: Subject, case: Case, bucket: str, seconds: float) -> Load:
-        """Return the load of a case. Deletes are limited by number, not by time, because each delete needs a key."""
+        """Return the load of a case. Deletes end after a number of calls, because each delete needs a key."""
         deletes = case.function == "delete"
         keys = max(1, int(seconds * DELETES_PER_S)) if deletes else case.key_space
         return Load(
@@ -120,7 +124,7 @@ class Stage:
         )
 
     def fill(self, provider: ProviderProcess, bucket: str, keys: int, value_bytes: int, first_key: int = 0) -> None:
-        """Set each key once."""
+        """Set `keys` keys, each once, starting with the key of number `first_key`."""
         load = Load(
             url=self.nats.url,
             prefix=provider.prefix,
@@ -135,7 +139,7 @@ class Stage:
         self._run_each_once(load)
 
     def fill_counters(self, load: Load) -> Load:
-        """Set new counters to the value `load.counted`. Return the load with the keys of these counters."""
+        """Set new counters to `load.counted`. Return a copy of the load that uses the new counters."""
         load = replace(load, first_key=COUNTERS_FROM + self._counters)
         self._counters += load.keys
         self._run_each_once(replace(load, in_flight=FILL_IN_FLIGHT, delta=load.counted, counted=0))
@@ -146,7 +150,7 @@ class Stage:
         self.generator.run(load)
 
     def measure(self, subject: Subject, case: Case, seconds: float) -> Outcome:
-        """Measure a case once. First launch the provider and fill its keys, if needed."""
+        """Launch the provider and set its keys if needed. Then measure a case once."""
         provider = self.provider(subject, case)
         bucket = {"delete": "deletes", "increment": "counters"}.get(case.function, bucket_of(case.value_bytes))
         load = self.load(provider, subject, case, bucket, seconds)
@@ -162,9 +166,12 @@ class Stage:
         return self.generator.run(load)
 
     def row(self, scenario: str, case: Case, subject: Subject, number: int, seconds: float) -> Row:
-        """Measure a case and return its row. A failure of our own processes raises its original type of error.
+        """Measure a case once, and return its row.
 
         :raises PeerError: a peer failed
+        :raises LoadError: our own provider gave a wrong answer or none
+        :raises ProcessError: one of our own processes failed
+        :raises UsageError: the usage of one of our own processes could not be read
         """
         try:
             outcome = self.measure(subject, case, seconds)
@@ -187,9 +194,9 @@ class Stage:
 def row_of(
     scenario: str, case: Case, subject: Subject, number: int, outcome: Outcome, more: Mapping[str, float]
 ) -> Row:
-    """Return a row with the figures of an outcome and the figures in `more`.
+    """Return a row with the figures of an outcome and the additional figures in `more`.
 
-    In the scenario `batch`, single calls also have keys per second, so that batches can be compared with single calls.
+    In the scenario `batch`, single calls also get a figure in keys per second, so that they can be compared to batches.
     """
     has_keys = scenario == "batch" or case.function in (*BATCHES, "list-keys")
     figures = {

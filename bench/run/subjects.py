@@ -1,4 +1,4 @@
-"""The subjects of a run: the variants of our provider, the bare responder, and peers."""
+"""The subjects are the providers that a run compares: the bare responder, variants of our provider, and peers."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ HOUR_MS = 3_600_000
 class Subject:
     """A provider to measure: its command and its configuration. A case may add options to the configuration.
 
-    :ivar command: the command line; it may contain {nats} and {prefix}, for a provider that reads no host data
-    :ivar is_store: True to expect the answers of a store; otherwise only the shape of answers is checked
-    :ivar watcher: kind of the component that watches every set; empty for none
-    :ivar is_peer: True for another project's provider, which does not know our options; if it fails, the run continues
+    :ivar command: the command line; a provider that reads no host data can use {nats} and {prefix} instead
+    :ivar is_store: True if the provider stores values, so that the content of its answers is checked; otherwise only
+        their shape is checked
+    :ivar watcher: how the component that watches every set behaves; empty for no watcher
+    :ivar is_peer: True for another project's provider; it does not know our options, and the run continues if it fails
     """
 
     name: str
@@ -57,13 +58,13 @@ WATCHED = Subject("direct-watched", OURS, DIRECT.config, watcher="answering")
 STUCK = Subject("direct-stuck", OURS, DIRECT.config, watcher="stuck")
 STANDALONE = Subject("serve", (*OURS, "serve", "--nats", "{nats}", "--prefix", "{prefix}", "--metrics-address", "0"))
 EXECUTABLE = Subject("executable", (str(ROOT / "build" / "keyvalue-inmemory"),), DIRECT.config)
-#: Variants of DIRECT. Some scenarios compare them with DIRECT.
+#: The variants that some scenarios compare with DIRECT.
 VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK, STANDALONE, EXECUTABLE)
 BARE = Subject(REFERENCE, (sys.executable, "-m", "bench.load.responder"), is_store=False)
 
 
 def peer(text: str) -> Subject:
-    """Return the subject that the text NAME=COMMAND describes.
+    """Parse a subject from the text NAME=COMMAND.
 
     >>> peer("redis=/opt/keyvalue-redis --verbose").command
     ('/opt/keyvalue-redis', '--verbose')
@@ -73,7 +74,7 @@ def peer(text: str) -> Subject:
     name, _, command = text.partition("=")
     words = tuple(shlex.split(command))
     if not (name.isascii() and name.replace("-", "").isalnum() and words):
-        raise ValueError(f"--peer: found {text!r}, expected NAME=COMMAND; NAME may have letters, digits and '-'")
+        raise ValueError(f"--peer: found {text!r}, expected NAME=COMMAND; NAME may contain letters, digits and '-'")
     if name in {subject.name for subject in (BARE, DIRECT, PLAIN, *VARIANTS)}:
-        raise ValueError(f"--peer: found the name {name}, which one of our subjects has")
+        raise ValueError(f"--peer: found the name {name}, which is reserved for one of our subjects")
     return Subject(name, words, is_peer=True)

@@ -1,8 +1,8 @@
 """End-to-end calls under pytest-benchmark, one group per function. Run them with `scripts/bench functions`.
 
-Each round is one load on real processes. The load generator measures the time. Each figure is the time of a load
-divided by its number of calls, so OPS is calls per second. `extra_info` has latencies and CPU time. Subjects do not
-take turns here. To get ratios, use `scripts/bench endtoend`.
+Each round runs one load on real processes, and the load generator measures it. The time of a round is the duration of
+the load divided by its number of calls, so the column OPS shows calls per second. `extra_info` holds latencies and CPU
+times. Subjects do not take turns here, so use `scripts/bench endtoend` to get ratios.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FUNCTIONS = [
 
 
 class LoadClock:
-    """A clock that each load advances by its number of seconds per call."""
+    """A clock for pytest-benchmark that shows the sum of all loads' seconds per call."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
