@@ -1,1 +1,1 @@
-"""Reports on a run: figures, bars, tables, plots and comparisons."""
+"""Reports on runs: tables, plots, comparisons of two runs, and checks against performance goals (bars)."""

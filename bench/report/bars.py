@@ -1,4 +1,10 @@
-"""The bars (the project's performance goals), and a comparison of a run with the bars."""
+"""The bars: the project's performance goals, each a limit for one figure.
+
+This module takes the rows of a run and finds the figure for each bar in `BARS`. `standings` yields each bar with its
+figure, and `bench.report.markdown` turns the result into a table. `missed` lists the bars that a run missed, for
+`scripts/bench endtoend --strict`. `unmeasured` lists the bars without a figure, because `scripts/bench report` does not
+publish a run with gaps.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +22,12 @@ __all__ = ["BARS", "Bar", "Standing", "missed", "standings", "unmeasured"]
 class Bar:
     """A limit for one figure of one subject in one case.
 
-    :ivar is_ratio: True to divide the figure by the figure of `reference`; if `reference_case` is set, the divisor is
-        the subject's own figure in that case
+    :ivar what: description of the figure, for reports
+    :ivar figure: name of the figure in `Row.figures`
+    :ivar is_ratio: True to divide the figure by the same figure of the subject `reference`
     :ivar is_least: True if the limit is a minimum; otherwise it is a maximum
-    :ivar is_worst: True to judge the worst round; otherwise the median is judged
+    :ivar is_worst: True to compare the limit with the worst round; otherwise with the median of all rounds
+    :ivar reference_case: another case, whose figure for the same subject becomes the divisor of the ratio
     """
 
     what: str
@@ -36,14 +44,14 @@ class Bar:
 
 
 class Standing(NamedTuple):
-    """A bar and the figure that a run found, or None if the run did not measure it."""
+    """A bar, and the spread of its figure in a run. The spread is None if the run did not measure the figure."""
 
     bar: Bar
     found: Spread | None
 
     @property
     def is_kept(self) -> bool | None:
-        """True if the figure is within the limit; None if it was not measured."""
+        """True if the figure is within the limit; None if the run did not measure the figure."""
         if self.found is None:
             return None
         if self.bar.is_least:
@@ -52,7 +60,7 @@ class Standing(NamedTuple):
 
     @property
     def texts(self) -> tuple[str, str]:
-        """The figure that was found, and the limit, in the figure's unit."""
+        """The figure and the limit as text, both in the figure's unit."""
         bar = self.bar
         figure = FIGURES[bar.figure]
         scale, digits = (1.0, 2) if bar.is_ratio else (figure.scale, figure.digits)
@@ -62,7 +70,7 @@ class Standing(NamedTuple):
 
 
 def standings(rows: Sequence[Row]) -> Iterator[Standing]:
-    """Yield the standing of each bar in a run."""
+    """Yield each bar with the spread of its figure in the rows of a run."""
     for bar in BARS:
         here = [row for row in rows if row.scenario == bar.scenario and row.case in (bar.case, bar.reference_case)]
         if bar.reference_case:
@@ -103,7 +111,7 @@ def _waits() -> Iterator[Bar]:
 
 
 def _growth() -> Iterator[Bar]:
-    # From a thousand keys to a million, the logarithm of the number of keys doubles.
+    # The limit of 2.5 allows logarithmic growth: the logarithm of a million is twice that of a thousand.
     for call in ("get 64 B, 64 in flight", "set 64 B, 64 in flight", "list-keys of 1,000, 4 in flight"):
         function, _, _ = call.partition(" ")
         yield Bar(
@@ -217,11 +225,11 @@ BARS: Sequence[Bar] = (
 
 
 def unmeasured(found: Iterable[Standing]) -> list[str]:
-    """Return the bars that a run did not measure."""
+    """Return the descriptions of the bars that a run did not measure."""
     return [standing.bar.what for standing in found if standing.found is None]
 
 
 def missed(rows: Sequence[Row]) -> list[str]:
-    """Return the missed bars of a run, each with the figure found and the limit."""
+    """Return a line for each bar that a run missed, with the figure and the limit."""
     missing = (standing for standing in standings(rows) if standing.is_kept is False)
     return [f"{standing.bar.what}: found {', allowed '.join(standing.texts)}" for standing in missing]

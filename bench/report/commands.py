@@ -1,4 +1,9 @@
-"""The commands `report` and `compare`, and the files that a run writes to its folder."""
+"""The commands `scripts/bench report` and `scripts/bench compare`, and the files of a run.
+
+`bench.__main__` calls `main` and `compare_main`. They read one or two runs from run.json, and print a report, write it
+into a document, draw plots, or list what got slower. `bench.endtoend` calls `write` after a run, to write run.json, the
+report and the plots to the folder of the run.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ DOCUMENT = ROOT / "docs" / "performance.md"
 
 
 def unfit(run: Run) -> list[str]:
-    """Return the reasons why a run cannot be put into a document: the run is void, or did not measure every bar."""
+    """Return the reasons against writing a run into a document: it is void, or it did not measure every bar."""
     reasons = [f"the run is void: {fault}" for fault in run.void]
     if bars := unmeasured(standings(run.rows)):
         reasons.append(f"bars not measured: {len(bars)}, the first is {bars[0]}")
@@ -28,7 +33,7 @@ def unfit(run: Run) -> list[str]:
 
 
 def write(run: Run, folder: Path) -> str:
-    """Write run, report and plots to a folder. Return the text to print."""
+    """Write run.json, report.md and the plots to a folder. Return the text to print."""
     from bench.report.plots import plot  # this import takes a second
 
     run.save(folder / RUN_FILE)
@@ -40,15 +45,15 @@ def write(run: Run, folder: Path) -> str:
 
 
 def put(run: Run, document: Path, is_forced: bool) -> int:
-    """Put a run into a document if the run is valid and complete, or if forced. Return the exit status.
+    """Write a run into a document if the run is valid and complete, or if forced. Return the exit status.
 
-    :raises ValueError: the document has no place for a run
+    :raises ValueError: the document does not have the two marks between which the run belongs
     """
     reasons = [] if is_forced else unfit(run)
     if reasons:
         for reason in reasons:
             print(f"bench: {reason}", file=sys.stderr)
-        print(f"bench: {document} stays unchanged; use --force to put the run there", file=sys.stderr)
+        print(f"bench: {document} is unchanged; use --force to write the run into it anyway", file=sys.stderr)
         return 1
     document.write_text(fill(document.read_text(), markdown(run)))
     print(f"{document} now holds the run of {run.about['when']}")
@@ -56,9 +61,9 @@ def put(run: Run, document: Path, is_forced: bool) -> int:
 
 
 def newest() -> Path:
-    """Return the path of the newest run in bench/results.
+    """Return the path of the newest run.json in bench/results.
 
-    :raises ValueError: there are no runs
+    :raises ValueError: the folder has no run
     """
     found = list(RESULTS.glob(f"*/{RUN_FILE}"))
     if not found:
@@ -70,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command `report`. Return its exit status."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench report",
-        description="Print a run as Markdown, put it into the document, or compare it.",
-        epilog="exit status: 0 success; 1 the run is void or incomplete and was not put into the document, "
+        description="Print a run as Markdown, write it into a document, draw its plots, or compare it to an older run.",
+        epilog="exit status: 0 success; 1 the run is void or incomplete, so it was not written into the document, "
         "or something got slower; 2 a run is unreadable, or the runs have nothing in common",
     )
     parser.add_argument("run", nargs="?", type=Path, help="a run.json (default: the newest in bench/results)")
@@ -81,12 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         const=DOCUMENT,
         type=Path,
         metavar="FILE",
-        help="put the run between the marks of FILE (default docs/performance.md)",
+        help="write the run between the two marks in FILE (default docs/performance.md)",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="for --markdown: take a run even if it is void or did not measure every bar",
+        help="for --markdown: write the run even if it is void or did not measure every bar",
     )
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the plots again, into FOLDER")
     _add_compare(parser)
@@ -111,10 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare_main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command `compare`. Return its exit status, which is 1 if something became slower."""
+    """Run the command `compare`. Return its exit status, which is 1 if something got slower."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench compare",
-        description="Show what got slower from one run to another: by more than the threshold, and beyond the spread.",
+        description="List what got slower from one run to another by more than the threshold and the spread.",
         epilog="exit status: 0 nothing got slower; 1 something got slower; "
         "2 a run is unreadable, or the runs have nothing in common",
     )
@@ -122,7 +127,13 @@ def compare_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "new", nargs="?", type=Path, help="run.json of the newer run (default: the newest in bench/results)"
     )
-    parser.add_argument("--threshold", type=share, default=0.1, metavar="SHARE", help="0.1 or 10%% (the default)")
+    parser.add_argument(
+        "--threshold",
+        type=share,
+        default=0.1,
+        metavar="SHARE",
+        help="ignore smaller slowdowns; 0.1 or 10%% (the default)",
+    )
     options = parser.parse_args(arguments)
     return main(
         [str(options.new)] * bool(options.new) + ["--compare", str(options.old), "--threshold", str(options.threshold)]
@@ -130,7 +141,11 @@ def compare_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show what got slower since an older run")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="list what got slower since an older run")
     parser.add_argument(
-        "--threshold", type=share, default=0.1, metavar="SHARE", help="for --compare: 0.1 or 10%% (the default)"
+        "--threshold",
+        type=share,
+        default=0.1,
+        metavar="SHARE",
+        help="for --compare: ignore smaller slowdowns; 0.1 or 10%% (the default)",
     )

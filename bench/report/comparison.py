@@ -1,4 +1,4 @@
-"""A comparison of two runs. It finds figures that became worse by more than a threshold and by more than the spread."""
+"""A comparison of two runs. It finds figures that got worse by more than a threshold and by more than the spread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ NOTHING_IN_COMMON = 2
 
 
 class Change(NamedTuple):
-    """A figure in two runs: its old and new spread. If `is_ratio`, the spreads are of ratios to the bare responder."""
+    """A figure with its spread in an old and in a new run.
+
+    :ivar is_ratio: True if both spreads contain ratios to the bare responder, not absolute figures
+    """
 
     scenario: str
     case: str
@@ -28,12 +31,12 @@ class Change(NamedTuple):
 
     @property
     def worse(self) -> float:
-        """The share by which the figure became worse."""
+        """The share by which the new figure is worse, such as 0.25; negative if the figure improved."""
         return worse_share(self.old.median, self.new.median, FIGURES[self.figure].better)
 
     @property
     def is_apart(self) -> bool:
-        """True if each median lies outside the other run's range."""
+        """True if the median of each run lies outside the range of the other run."""
         old, new = self.old, self.new
         return not old.min <= new.median <= old.max and not new.min <= old.median <= new.max
 
@@ -50,7 +53,9 @@ class Change(NamedTuple):
 
 
 def worse_share(old: float, new: float, better: int) -> float:
-    """Return the share by which a figure became worse; negative if the figure became better.
+    """Return how much worse the new figure is, as a share. The share is negative if the figure improved.
+
+    :param better: 1 if more is better, -1 if less is better
 
     >>> worse_share(100.0, 80.0, better=1), worse_share(100.0, 125.0, better=-1)
     (0.25, 0.25)
@@ -60,10 +65,10 @@ def worse_share(old: float, new: float, better: int) -> float:
 
 
 def compared(old: Run, new: Run) -> Iterator[Change]:
-    """Yield the figures that both runs have for the same case and subject, and of which more or less is better.
+    """Yield a change for each figure that both runs measured in the same case for the same subject.
 
-    If both runs measured the bare responder, ratios to the bare responder are compared. Only ratios can be compared
-    between two machines, or between two days on one machine.
+    Skip figures for which neither more nor less is better. If both runs measured the bare responder, use ratios to the
+    bare responder. Only ratios can be compared between two machines, or between two days on one machine.
     """
     new_cases = _cases(new)
     for key, old_rows in _cases(old).items():
@@ -82,12 +87,15 @@ def compared(old: Run, new: Run) -> Iterator[Change]:
 
 
 def changes(pairs: Iterable[Change], threshold: float) -> list[Change]:
-    """Return the changes for the worse that exceed the threshold and lie outside the spread of both runs."""
+    """Return the changes that are worse by more than the threshold and by more than the spread of both runs."""
     return [change for change in pairs if change.worse > threshold and change.is_apart]
 
 
 def absent(old: Run, new: Run) -> list[str]:
-    """Return the subjects, scenarios and cases that only the old run has. List no part of a missing whole."""
+    """Return the subjects, scenarios and cases that only the old run has.
+
+    If a whole subject or scenario is missing, its cases are not listed.
+    """
     subjects, scenarios = ({row.subject for row in new.rows}, {row.scenario for row in new.rows})
     there = {(row.scenario, row.case, row.subject) for row in new.rows}
     found = []
@@ -116,7 +124,7 @@ def _spread_of(rows: Sequence[Row], subject: str, name: str, is_ratio: bool) -> 
 
 
 def say_changes(old: Run, new: Run, threshold: float) -> int:
-    """Print what became slower. Return the exit status: 1 if something became slower, 2 if nothing can be compared."""
+    """Print what got slower. Return the exit status: 1 if something got slower, 2 if the runs share no figure."""
     pairs = list(compared(old, new))
     if not pairs:
         print(
@@ -126,7 +134,9 @@ def say_changes(old: Run, new: Run, threshold: float) -> int:
         return NOTHING_IN_COMMON
     found = changes(pairs, threshold)
     if old.about["machine"] != new.about["machine"]:
-        print("the machines differ, so figures that are not ratios compare the machines, not the code")
+        print(
+            "the machines differ, so absolute figures compare the machines, not the code; only ratios compare the code"
+        )
     for name, run in (("old", old), ("new", new)):
         for fault in run.void:
             print(f"the {name} run is void: {fault}")
@@ -143,7 +153,7 @@ def say_changes(old: Run, new: Run, threshold: float) -> int:
 
 
 def share(text: str) -> float:
-    """Parse a share, which is given as a number or as a percentage.
+    """Parse a share from a number or a percentage.
 
     >>> share("10%"), share("0.1")
     (0.1, 0.1)

@@ -1,4 +1,7 @@
-"""Figures and their units, spreads over rounds, and ratios within a round. All functions are pure."""
+"""The figures with their titles and units, and functions for spreads over rounds and ratios within a round.
+
+All functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ __all__ = ["FIGURES", "RATIO_DIGITS", "Figure", "Spread", "case_ratios", "groupe
 
 
 class Figure(NamedTuple):
-    """The format of a figure, which is shown as `value * scale`.
+    """The format of a figure in reports, and the direction that counts as better in comparisons.
 
-    :ivar better: 1 if more is better, -1 if less is better, 0 if the figure is not judged
+    :ivar scale: factor from the measured value to the shown value
+    :ivar digits: number of decimal places to show
+    :ivar better: 1 if more is better, -1 if less is better, 0 to leave the figure out of comparisons
     """
 
     title: str
@@ -24,7 +29,7 @@ class Figure(NamedTuple):
     better: int
 
 
-#: Decimal places of a ratio.
+#: Number of decimal places to show in a ratio.
 RATIO_DIGITS = 2
 FIGURES: Mapping[str, Figure] = {
     "calls_per_s": Figure("calls/s", 1, 0, 1),
@@ -50,14 +55,14 @@ FIGURES: Mapping[str, Figure] = {
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Median, minimum and maximum over the rounds."""
+    """The median, minimum and maximum of a figure over all rounds."""
 
     median: float
     min: float
     max: float
 
     def text(self, digits: int = 0, scale: float = 1) -> str:
-        """Return the median, followed by the range unless all values are equal.
+        """Return the median as text, followed by the range unless all values are equal.
 
         >>> Spread(1200.0, 1000.0, 1500.0).text(), Spread(1200.0, 1200.0, 1200.0).text()
         ('1,200 (1,000 .. 1,500)', '1,200')
@@ -77,9 +82,9 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def ratios(rows: Iterable[Row], subject: str, figure: str, reference: str = REFERENCE) -> list[float]:
-    """Return a subject's figure divided by the reference's, for each case and round.
+    """Return the ratios between a subject's figure and the reference's figure, one for each case and round.
 
-    The two figures of a ratio come from the same round, because a machine's speed drifts during a run.
+    Both figures of a ratio come from the same round, because a machine's speed drifts during a run.
     """
     values = {(row.scenario, row.case, row.round, row.subject): row.figures.get(figure) for row in rows}
     found = []
@@ -91,7 +96,7 @@ def ratios(rows: Iterable[Row], subject: str, figure: str, reference: str = REFE
 
 
 def case_ratios(rows: Iterable[Row], subject: str, figure: str, case: str, reference_case: str) -> list[float]:
-    """Return a subject's figure in one case divided by its figure in another case of the scenario, for each round."""
+    """Return the ratios between a subject's figures in two cases of a scenario, one for each round."""
     values = {(row.scenario, row.round, row.case): row.figures.get(figure) for row in rows if row.subject == subject}
     found = []
     for (scenario, number, name), value in values.items():
@@ -102,7 +107,7 @@ def case_ratios(rows: Iterable[Row], subject: str, figure: str, case: str, refer
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[Any, list[Row]]]:
-    """Yield each key with its rows, in order of first appearance."""
+    """Group rows by key. Yield the groups in the order in which their keys first appear."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)

@@ -1,4 +1,4 @@
-"""Functions that write a run as Markdown and put the Markdown into a document. All functions are pure."""
+"""Functions that format a run as Markdown and insert the Markdown into a document. All functions are pure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ BEGIN, END = "<!-- run: begin -->", "<!-- run: end -->"
 
 
 def markdown(run: Run) -> str:
-    """Return a run as Markdown: machine and versions, bars, and a table for each scenario."""
+    """Format a run: machine and versions, bars, and a table for each scenario."""
     parts = ["\n".join(_about_lines(run))]
     if failed := run.about.get("failed"):
         lines = [f"- {Failure(**fields).text}" for fields in failed]
         parts.append(
-            "### Failures\n\nCases in which a peer failed, and which were then skipped for it:\n\n" + "\n".join(lines)
+            "### Failures\n\nEach peer skipped its remaining rounds of the case in which it failed:\n\n"
+            + "\n".join(lines)
         )
     if run.void:
         parts.append("\n".join(f"**This run is void: {fault}.**" for fault in run.void))
@@ -33,7 +34,7 @@ def markdown(run: Run) -> str:
 
 
 def fill(document: str, text: str) -> str:
-    """Return the document with `text` between its two marks.
+    """Return the document with `text` in place of everything between its two marks.
 
     >>> fill(f"a\\n{BEGIN}\\nold\\n{END}\\nb\\n", "new\\n")
     'a\\n<!-- run: begin -->\\nnew\\n<!-- run: end -->\\nb\\n'
@@ -77,7 +78,7 @@ def _bar_lines(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _scenario_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield a line for each case and subject, with medians over the rounds, and ratios with their spread."""
+    """Yield the lines of a scenario's table: a row for each case and subject, with medians and ratios."""
     names = [name for name in FIGURES if has_figure(rows, name)]
     has_ratios = any(row.subject == REFERENCE for row in rows)
     titles = ["case", "subject", *(["calls/s over bare", "p50 over bare"] if has_ratios else [])]

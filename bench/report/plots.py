@@ -1,4 +1,4 @@
-"""Plots of a run, as PNG files. A plot is left out if the run has no rows for it."""
+"""Plots of a run, as PNG files. If a run has no rows for a plot, no file is written."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from bench.run.scenarios import size_text
 
 __all__ = ["plot"]
 
-#: The percentiles to plot, from 0 to 99.99 %, at even steps on the axis of nines.
+#: The percentiles to plot, from 0 to 99.99 %. They are evenly spaced on an axis with 90 %, 99 %, 99.9 % and 99.99 %.
 PERCENTS = [100 * (1 - 10 ** (-step / 10)) for step in range(41)]
 INCHES = (6.0, 4.0)
-#: Maximum number of decades with ticks. If there are more, matplotlib leaves ticks out.
+#: Maximum number of decades with a tick each. On a longer axis, matplotlib skips decades.
 TICKS_MAX = 12
 
 
 def plot(run: Run, folder: Path) -> list[Path]:
-    """Draw all plots that the run has rows for. Return the paths of the files."""
+    """Draw each plot for which the run has rows. Return the paths of the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in PLOTS.items():
@@ -61,7 +61,7 @@ def throughput(rows: Sequence[Row]) -> Panels:
 
 
 def latency(rows: Sequence[Row]) -> Panels:
-    """Plot percentiles of latency at a fixed rate of calls, because a fixed rate shows a stall in full."""
+    """Plot latency percentiles at a fixed call rate. At a fixed rate, latencies include the whole length of a stall."""
     here = [row for row in rows if row.scenario == "fixed-rate" and row.latencies]
     return {case: partial(percentiles, own) for case, own in grouped(here, lambda row: row.case)}
 
@@ -76,7 +76,7 @@ def keys(rows: Sequence[Row]) -> Panels:
 
 
 def values(rows: Sequence[Row]) -> Panels:
-    """Plot CPU time per call against the size of a value."""
+    """Plot CPU time per call against the value size."""
     here = [row for row in rows if row.scenario == "values"]
     return {
         str(function): partial(lines, own, "value_bytes", "provider_cpu_us", "value")
@@ -93,7 +93,7 @@ PLOTS: Mapping[str, Callable[[Sequence[Row]], Panels]] = {
 
 
 def lines(rows: Sequence[Row], field: str, figure: str, what: str, axes: Axes) -> None:
-    """Draw a line for each subject against a field of the case: the median, with a band for the range of the rounds."""
+    """Draw a figure's median against a field of the case, as a line for each subject. A band shows the range."""
     text = size_text if field == "value_bytes" else "{:,}".format
     ticks: set[float] = set()
     for subject, own in grouped(rows, lambda row: row.subject):
@@ -118,7 +118,7 @@ def lines(rows: Sequence[Row], field: str, figure: str, what: str, axes: Axes) -
 
 
 def percentiles(rows: Sequence[Row], axes: Axes) -> None:
-    """Draw a line for each subject, with the percentiles of its latencies in all rounds."""
+    """Draw a line for each subject with its latency percentiles over all rounds."""
     for subject, own in grouped(rows, lambda row: row.subject):
         merged = Latencies.merged(row.latencies for row in own)
         axes.plot([100 / (100 - percent) for percent in PERCENTS], merged.percentiles_us(PERCENTS), label=subject)
@@ -133,7 +133,7 @@ def percentiles(rows: Sequence[Row], axes: Axes) -> None:
 
 
 def ticks_of_numbers(axis: Axis) -> None:
-    """Put ticks at 1, 2 and 5 of each decade of a logarithmic axis, so that an axis below a decade has ticks too."""
+    """Set ticks at 1, 2 and 5 in each decade of a logarithmic axis, so that even a short axis has ticks."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=TICKS_MAX))
     axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}" if number >= 1 else f"{number:g}"))
     axis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""A run, and the file run.json that holds a run."""
+"""A run, and the file run.json that stores it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: time, machine, versions, settings and rows.
+    """The rows of one run, and the conditions under which they were measured.
 
-    :ivar void: the reasons why the run's figures cannot be used; empty if the figures can be used
+    :ivar about: the time, machine, versions and settings of the run
+    :ivar void: the reasons why the figures are unusable; empty if they are usable
     """
 
     about: Mapping[str, Any]
@@ -38,7 +39,7 @@ class Run:
     def load(cls, path: Path) -> Run:
         """Read a run from a file.
 
-        :raises ValueError: the file is not a run
+        :raises ValueError: the file does not hold a run
         :raises OSError: the file cannot be read
         """
         try:

@@ -1,11 +1,11 @@
-"""The shape of a run.json, and a check of JSON against a shape.
+"""The expected shape of run.json, and a function that checks a JSON value against a shape.
 
 A shape is one of:
 
-- a type;
-- {name: shape} for an object, where a field may be missing if its name ends in '?';
-- (shape,) for an object with any names, whose values all have this shape;
-- [shape] for a list, whose elements all have this shape.
+- a Python type;
+- {name: shape} for an object with these fields; a field is optional if its name ends in '?';
+- (shape,) for an object whose fields have any names, and values of this shape;
+- [shape] for a list whose elements have this shape.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ RUN: Shape = {
 
 
 def faults(found: object, shape: Shape, where: str = "") -> Iterator[str]:
-    """Yield an error for each place where a JSON value does not have its shape.
+    """Yield a message for each part of a JSON value that does not match the shape.
+
+    :param where: path of `found` in the whole JSON value, for the messages
 
     >>> list(faults({"a": [1, "2"]}, {"a": [int], "b": str, "c?": str}))
     ["a[1]: found '2', expected a whole number", 'b is missing, expected text']
@@ -78,7 +80,7 @@ def faults(found: object, shape: Shape, where: str = "") -> Iterator[str]:
 
 
 def kind_of(shape: Shape) -> Any:
-    """Return the Python type of the JSON values that have a shape."""
+    """Return the Python type of a JSON value with this shape."""
     if isinstance(shape, dict | tuple):
         return dict
     return list if isinstance(shape, list) else shape
