@@ -1,6 +1,6 @@
-"""Benchmarks of single parts (`micro`), and of providers under load (`load`, `run`, `report`).
+"""Benchmarks of single parts (`micro`) and of whole providers under load (`load`, `run`, `report`).
 
-An arrow points from a package to the one that it imports.
+Each arrow points from the importing package to the imported package.
 
 load <- run <- report <- endtoend, __main__     load: the load generator and the bare responder
   ^                                             run: launches processes, measures, and yields rows

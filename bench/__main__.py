@@ -1,4 +1,7 @@
-"""The commands of the benchmark suite. Each command is imported only when it runs, so `--help` needs only Python."""
+"""The command line of `scripts/bench`.
+
+Each command is imported only when it runs, so `--help` works without any installed package.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ usage: scripts/bench [COMMAND] [OPTIONS]
   endtoend    compare providers under load with a bare responder, through a real NATS server.
               It writes JSON, a report and plots to bench/results/. With --quick it takes under a minute
   report      print a run as Markdown; --markdown puts it into docs/performance.md
-  compare     show what got slower from one run to another; exit status 1 if anything did
-  functions   run end-to-end calls under pytest-benchmark, one group per function; OPTIONS are pytest's
-  micro       run pytest-benchmark on codec, frames, engine, pages, threads and watchers; OPTIONS are pytest's,
+  compare     list the cases that got slower between two runs; exit status 1 if there are any
+  functions   run end-to-end calls under pytest-benchmark, one group per function; OPTIONS go to pytest
+  micro       run pytest-benchmark on codec, frames, engine, pages, threads and watchers; OPTIONS go to pytest,
               for example -k NAME or --benchmark-json=FILE
   engine      compare the store with a dict under one lock: time per call and page, memory per key
   load        call a running provider and print JSON
 
-scripts/bench COMMAND --help lists the options of a command. Without a COMMAND, OPTIONS are those of endtoend.
+scripts/bench COMMAND --help lists the options of a command. Without COMMAND, endtoend runs with OPTIONS.
 
 For a first look:
 
@@ -35,14 +38,15 @@ To measure before and after a change, on a machine that runs nothing else:
   scripts/bench endtoend --output bench/results/before
   scripts/bench endtoend --compare bench/results/before/run.json
 
-Quote ratios to the bare responder with their spread, never a bare figure. docs/performance.md explains these ratios.
+Speed depends on the machine. So quote a result as a ratio to the bare responder, with its spread.
+docs/performance.md explains these ratios.
 """
 HELP = ("-h", "--help")
 COLUMNS = "--benchmark-columns=min,median,max,rounds"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Return its exit status."""
+    """Run the command that the arguments name. Return its exit status."""
     command, *options = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command.startswith("-") and command not in HELP:
         command, options = "endtoend", [command, *options]

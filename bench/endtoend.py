@@ -1,6 +1,7 @@
-"""The command `endtoend`. It parses options, runs the plan of `bench.run.plan`, and writes the report.
+"""The command `scripts/bench endtoend`.
 
-If a run is interrupted, the command still writes the rows that were measured, and marks the run as void.
+It turns its options into a plan, measures the plan with `bench.run.plan.measure`, and writes run.json, a report and
+plots. If a run is interrupted, the command still writes the rows measured so far, and marks the run as void.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ scenarios:
 {scenarios}
 
 subjects:
-  bare                 the bare responder, which shows the upper limit for a provider in Python
-  direct, plain        our provider with metrics, over its direct path and over its plain path
+  bare                 the bare responder: the upper limit for a provider written in Python
+  direct, plain        our provider with metrics, on its direct path and on its plain path
   every --peer NAME    another provider
 
-These scenarios have their own subjects:
+These scenarios choose their own subjects:
   growth               bare, direct
   memory               direct, plain
   pages                direct
@@ -52,13 +53,14 @@ These scenarios have their own subjects:
   watch                direct, direct with a watcher that answers, and direct with a watcher that never answers
 
 peers:
-  COMMAND is launched in this repository's folder with an empty environment. It gets host data in base64 on
-  standard input. If a provider reads no host data, use {{nats}} and {{prefix}} in COMMAND. They are replaced by the NATS
-  server's URL and by LATTICE.PROVIDER_KEY. COMMAND is split into words as a shell does, so quote a path with a space.
+  COMMAND runs in this repository's folder with an empty environment. It can read host data in base64 from
+  standard input. If a provider reads no host data, write {{nats}} and {{prefix}} in COMMAND. {{nats}} becomes the NATS
+  server's URL, and {{prefix}} becomes LATTICE.PROVIDER_KEY. COMMAND is split into words by a shell's rules, so
+  quote a path that contains a space.
 
-  The host data has none of our options, so list-keys is compared only if the peer's pages have the same size as ours.
-  If a peer fails in a case, its later rounds of that case are skipped. If the peer's process ends, all its remaining
-  cases are skipped. The report lists the skipped cases.
+  A peer gets host data without options, so list-keys is compared only if its pages are as large as ours.
+  If a peer fails in a case, the remaining rounds of that case are skipped for the peer. If the peer's process ends,
+  all its remaining cases are skipped. The report lists the skipped cases.
 
 examples:
   scripts/bench endtoend --quick                       under a minute, for a first look
@@ -69,12 +71,12 @@ examples:
 
 exit status:
   0      success
-  1      an answer was wrong, a peer failed, the run is void, --compare found something slower,
-         or a bar is missed (with --strict)
-  2      wrong arguments, or the runs of --compare have nothing in common
+  1      an answer was wrong, a peer failed, the run is void, something is slower than in the --compare run,
+         or --strict is set and a bar (a performance goal) is missed
+  2      wrong arguments, or the run and the --compare run have nothing in common
   130    Ctrl-C
 
-If a run ends early, its rows are still written, and the run is marked as void.
+If a run ends early, the rows measured so far are still written, and the run is marked as void.
 """
 
 
@@ -91,9 +93,9 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         choices=list(SCENARIOS),
         metavar="NAME",
-        help="run only this one; can be repeated",
+        help="run only this scenario; can be repeated",
     )
-    add("--subject", action="append", metavar="NAME", help="measure only direct or only plain; can be repeated")
+    add("--subject", action="append", metavar="NAME", help="measure only this one, direct or plain; can be repeated")
     add(
         "--peer",
         action="append",
@@ -111,9 +113,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="folder for run.json, report.md and plots (default bench/results/TIME)",
     )
-    add("--compare", type=Path, metavar="OLD.json", help="show what got slower since an older run")
-    add("--strict", action="store_true", help="exit with status 1 if a bar is missed")
-    add("--threshold", type=share, default=0.1, metavar="SHARE", help="for --compare: 0.1 or 10%% (the default)")
+    add("--compare", type=Path, metavar="OLD.json", help="list what got slower since an older run")
+    add("--strict", action="store_true", help="exit with status 1 if a bar (a performance goal) is missed")
+    add(
+        "--threshold",
+        type=share,
+        default=0.1,
+        metavar="SHARE",
+        help="for --compare: ignore smaller slowdowns; 0.1 or 10%% (the default)",
+    )
     return parser
 
 
@@ -161,10 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(str(error))
     failures: list[Failure] = []
     began_s = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that `Stage` stops its processes
+    # `Stage` stops its processes when SystemExit leaves its `with` block.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     early = collect(run, plan, failures)
     if early and not run.rows:
-        say(f"bench: {early.why}; nothing was measured, so nothing is written")
+        say(f"bench: {early.why}; nothing was measured, so no files are written")
         if is_new:
             folder.rmdir()
         return early.status
@@ -201,14 +210,17 @@ def make(folder: Path) -> bool:
 
 
 class EarlyEnd(NamedTuple):
-    """The reason why a run ended early, and its exit status."""
+    """The reason why a run ended early, and the exit status of the command."""
 
     why: str
     status: int
 
 
 def collect(run: Run, plan: Plan, failures: list[Failure]) -> EarlyEnd | None:
-    """Measure, and add each row to the run. Return None if the run is complete, or why it ended early."""
+    """Measure the plan, and append each row to the run.
+
+    Return None if the run is complete. Otherwise, return the reason why it ended early.
+    """
     try:
         with closing(measure(plan, failures)) as rows:
             for row in rows:
