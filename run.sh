@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets everything up, starts a NATS server if none listens, runs the provider as a wasmCloud host would, and prints
-# commands to try.
+# Installs the provider, starts a NATS server if none is running, starts the provider as a wasmCloud host would, and
+# prints commands to try.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -8,17 +8,17 @@ usage() {
   cat <<'EOF'
 usage: ./run.sh
 
-Creates .venv the first time, starts a NATS server on 127.0.0.1 if none listens, and runs the provider with host data on
-its standard input. Ctrl-C stops the provider and the NATS server, if it was started here.
+Creates .venv the first time, starts a NATS server on 127.0.0.1 if none is running, and runs the provider with host data
+on its standard input. Ctrl-C stops the provider, and also the NATS server if run.sh started it.
 
 environment, with defaults:
-  LATTICE_RPC_URL     0.0.0.0:4222         address of NATS; a server is started only on this machine
+  LATTICE_RPC_URL     0.0.0.0:4222         address of the NATS server; run.sh starts one only on this machine
   LATTICE_RPC_PREFIX  default
   PROVIDER_KEY        keyvalue-inmemory
   LINK_NAME           default
   LOG_LEVEL           debug                trace, debug, info, warn or error
-  METRICS_ADDRESS     127.0.0.1:9464       for Prometheus: /metrics, /livez, /readyz
-  HOST_DATA           made from the above  the host data as JSON; replaces the first five variables
+  METRICS_ADDRESS     127.0.0.1:9464       address for Prometheus: /metrics, /livez, /readyz
+  HOST_DATA           from the above       the host data as JSON; replaces the first five variables
   PYTHON              python3              Python 3.11 or newer
 EOF
 }
@@ -31,7 +31,7 @@ esac
 
 scripts/setup demo
 
-# Prints, one per line: the host data, the URL, host and port of NATS, the prefix, and the metrics address.
+# Prints six lines: the host data, the URL, host and port of the NATS server, the prefix, and the metrics address.
 read_host_data() {
   .venv/bin/python - <<'EOF'
 import json, os, sys
@@ -63,10 +63,11 @@ fi
 
 listens() { (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; }
 say() { printf 'run.sh: %s\n' "$*" >&2; }
-# The URL may hold a password, so it must not be on a command line.
+# The URL may contain a password, so it must not appear on a command line.
 client() { NATS_URL=$url .venv/bin/wrpc-kv --prefix "$prefix" "$@"; }
 
-# Each process gets its own process group, so that Ctrl-C reaches only this script, which then stops them in order.
+# Each process gets its own process group, so Ctrl-C reaches only this script. The script stops the provider first, and
+# then the NATS server.
 set -m
 nats='' provider='' work=$(mktemp -d)
 finish() {
@@ -83,7 +84,7 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# Succeeds if a provider answers, even if it refuses the call.
+# Succeeds if a provider answers, even if the provider refuses the call.
 answers() {
   local answer
   answer=$(client "$@" exists '' 2>&1) && return 0
@@ -94,7 +95,7 @@ answers() {
 if ! listens; then
   case "$host" in
     127.* | localhost) ;;
-    *) say "nothing listens at $host:$port; run.sh starts a NATS server only on this machine"; exit 1 ;;
+    *) say "no NATS server is running at $host:$port; run.sh starts one only on this machine"; exit 1 ;;
   esac
   .venv/bin/nats-server --addr "$host" --port "$port" >"$work/nats.log" 2>&1 &
   nats=$!
