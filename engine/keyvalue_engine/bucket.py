@@ -1,4 +1,4 @@
-"""The handle of a bucket, and a page of its keys. `keyvalue_engine.store` explains the cursor."""
+"""A handle for a bucket, and pages of its keys. `keyvalue_engine.store` explains the cursor."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ NS_PER_MS = 1_000_000
 
 
 class Page(NamedTuple):
-    """Keys in the bucket's order, and the cursor of the next page, or None after the last page."""
+    """A page of keys in the bucket's order. `cursor` is the start of the next page, or None after the last page."""
 
     keys: list[bytes]
     cursor: int | None
 
 
 class Bucket:
-    """A handle for one bucket of a store. A handle is cheap and stateless. It stays valid if the bucket does not exist.
+    """A handle for one bucket of a store. Handles are cheap and stateless, and the bucket need not exist.
 
-    A bucket that was never written reads as empty. With `strict_buckets`, `get`, `exists` and `delete` raise
+    A bucket that was never written to reads as empty. With `strict_buckets`, `get`, `exists` and `delete` raise
     `NoSuchBucketError` instead.
     """
 
@@ -67,7 +67,9 @@ class Bucket:
         self._is_strict = of_store.strict_buckets if options.strict_buckets is None else options.strict_buckets
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of a key, or None. O(1), without a lock. `keyvalue_engine.table.Table.read` explains why.
+        """Return the value of a key, or None. O(1), without a lock.
+
+        `keyvalue_engine.table.Table.read` explains why reads need no lock.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -77,16 +79,16 @@ class Bucket:
             return None
         shift, shards = table.ring
         entry = shards[self._hash(key, self._seed) >> shift].entries.get(key)
-        if not self._expiry.was_used or entry.__class__ is not tuple:  # testing only the class costs 15 ns more
+        if not self._expiry.was_used or entry.__class__ is not tuple:  # testing `was_used` first saves 15 ns
             return entry  # type: ignore[return-value]  # mypy does not see that this is not a tuple
         value, deadline_ns = entry
         now_ns = self._expiry.clock()
         return value if deadline_ns > now_ns else table.read(key, now_ns)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of keys, in the order of the keys, with None for each missing key.
+        """Return the values of `keys`, in the same order, with None for each missing key.
 
-        A call sees either all entries of a `set_many` or none, even if the keys expire during the call.
+        A call sees all entries of a `set_many` or none of them, even if the keys expire during the call.
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
@@ -111,7 +113,7 @@ class Bucket:
         Traceback (most recent call last):
         keyvalue_engine.errors.LimitError: value is 4 bytes; the limit is 3 (value_bytes_max)
 
-        :param ttl_ms: milliseconds until the key expires; None means the `ttl_ms` of the handle's options
+        :param ttl_ms: milliseconds until the key expires; None means the handle's `ttl_ms` option
         :raises LimitError: the key or value is too long, or the store or the quota is full even after
             expired keys are removed
         """
@@ -121,7 +123,7 @@ class Bucket:
             raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
         ttl_ns = self._ttl_ns if ttl_ms is None else _ns_of(ttl_ms)
         table = self._by_name.get(self.name)
-        if table is not None:  # the common case, inlined for speed; measured by bench engine overwrite
+        if table is not None:  # the common case, inlined for speed (`scripts/bench engine`)
             shift, shards = table.ring
             shard = shards[self._hash(key, self._seed) >> shift]
             try:
@@ -135,7 +137,7 @@ class Bucket:
         self._set(key, value, ttl_ns)
 
     def _set(self, key: bytes, value: bytes, ttl_ns: int) -> None:
-        """Store a value if the bucket has no table yet, the shard is retired, or the store is full."""
+        """Store a value on the slow path: the bucket has no table yet, the shard is retired, or the store is full."""
 
         def put(table: Table) -> int | None:
             shard = table.shard_of(key)
@@ -164,7 +166,7 @@ class Bucket:
     def increment(self, key: bytes, delta: int) -> int:
         """Add `delta` to a counter, and return the sum. O(1).
 
-        A counter is the decimal text of a number. A missing key counts as 0. The key keeps its deadline, unless the
+        A counter is a number stored as decimal text. A missing key counts as 0. The key keeps its deadline, unless the
         handle's options set a new one.
 
         >>> from keyvalue_engine import Store
@@ -179,7 +181,7 @@ class Bucket:
             raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
 
         table = self._by_name.get(self.name)
-        if table is not None:  # `_add`, inlined for speed; measured by bench end-to-end increment
+        if table is not None:  # `_add`, inlined for speed (benchmark scenario: increment)
             shift, shards = table.ring
             shard = shards[self._hash(key, self._seed) >> shift]
             try:
@@ -200,9 +202,9 @@ class Bucket:
         return total
 
     def _write(self, write: Callable[[Table], T | None]) -> T:
-        """Write to the bucket's table, and create the table if it is missing.
+        """Call `write` with the bucket's table, and create the table if necessary.
 
-        If `write` returns None, a shard or the table is retired, and this method calls `write` again.
+        `write` returns None if a shard or the table was retired. Then this method calls `write` again.
         """
         table = self._by_name.get(self.name)
         while True:
@@ -214,7 +216,7 @@ class Bucket:
             except StoreError as error:
                 if isinstance(error, FullError) and self._tables.find_room(error):
                     continue
-                self._tables.free_if_empty(self.name)  # the write may have removed an expired last key
+                self._tables.free_if_empty(self.name)  # the write may have removed the last key because it had expired
                 raise
             if written is not None:
                 return written
@@ -299,8 +301,8 @@ class Bucket:
         """Return a page of keys that starts at `cursor`, or at the beginning if `cursor` is None.
 
         A page stays within `keys_max` and `page_bytes_max`, but holds at least one key if any key is left. The page of
-        a missing bucket is empty, even with `strict_buckets`. O(changes since the last page + log n + page), plus a
-        sort for each shard that has no order yet.
+        a missing bucket is empty, even with `strict_buckets`. The cost is O(changes since the last page + log n +
+        page), plus a sort for each shard whose keys are not sorted yet.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store().bucket(b"b")
@@ -311,7 +313,7 @@ class Bucket:
         >>> sorted(first.keys + second.keys), second.cursor
         ([b'x', b'y', b'z'], None)
 
-        :param keys_max: limit for the keys of the page; None means `page_keys_max` of the handle or the store
+        :param keys_max: limit for the number of keys; None means the `page_keys_max` of the handle or the store
         :raises CrowdedPositionError: one position has more keys than a page can hold
         """
         if cursor is not None and not 0 <= cursor <= CURSOR_MAX:
@@ -331,7 +333,7 @@ class Bucket:
     def keys(self) -> Iterator[bytes]:
         """Yield all keys in the bucket's order, page by page.
 
-        The walk yields a key exactly once if the key exists during the whole walk.
+        A key that exists during the whole walk is yielded exactly once.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store().bucket(b"b")

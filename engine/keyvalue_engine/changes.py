@@ -9,7 +9,7 @@ from keyvalue_engine.entry import Entry
 
 __all__ = ["DELETE", "EXPIRE", "PERSIST", "SET", "Change", "Observer", "ObserverOf"]
 
-#: The kind of a change. Kinds are plain ints, because every watched write compares a kind, and enums are slower.
+#: The kind of a change. Kinds are plain ints, because comparing enums would slow down every watched write.
 Change: TypeAlias = int
 #: The key was written by set, set_many or increment, with or without a deadline.
 SET = 0
@@ -23,15 +23,15 @@ EXPIRE = 3
 #: A function that the store calls for each change in a bucket: observer(change, bucket, key, entry).
 #:
 #: `entry` is the key's new entry: its value (bytes), or a tuple of its value and its deadline. The entry is None after
-#: DELETE and EXPIRE, and never a tuple after PERSIST. The deadline is in nanoseconds of the store's clock
-#: (`Store(clock=...)`). The times of the default clock, `time.monotonic_ns`, have no meaning in another process.
+#: DELETE and EXPIRE, and never a tuple after PERSIST. The deadline is in nanoseconds on the store's clock
+#: (`Store(clock=...)`). Times from the default clock, `time.monotonic_ns`, have no meaning in another process.
 #:
-#: The store calls the observer once, after the change. The call runs in the thread that made the change, which holds
-#: the stripe of the key's shard. So the store reports the changes of one key in order. It may report changes of
-#: different keys at the same time, from several threads. An observer must not block, raise, or use the store.
+#: The store calls the observer once, after the change. The call runs in the thread that made the change, which still
+#: holds the stripe of the key's shard. So changes to one key are reported in order. Changes to different keys may be
+#: reported at the same time, from several threads. An observer must not block, raise, or use the store.
 #:
-#: The store reports an expired key when it removes the key. The removal may come long after the deadline, but it comes
-#: before the key's next change. The store does not report refused writes, or keys that a split moves.
+#: An expired key is reported when the store removes the key. The removal may come long after the deadline, but always
+#: before the key's next change. Refused writes are not reported, and neither are keys that a split moves.
 Observer: TypeAlias = Callable[[Change, bytes, bytes, Entry | None], None]
 
 #: A function that returns the observer of the bucket with this name, or None for no observer.

@@ -1,4 +1,4 @@
-"""The types that a table and its shards exchange: the context that shards share, and a copy of a shard."""
+"""The context that all shards of a bucket share, and a copy of a shard."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Context", "Copy"]
 
 
 class Context(NamedTuple):
-    """The parts that all shards of a bucket share. The parts never change.
+    """The objects that all shards of a bucket share.
 
-    :ivar position_of: `hash_function` with the seed; batches call `hash_function` directly, which is cheaper
+    :ivar position_of: `hash_function` with the seed applied; batches call `hash_function` directly, which is faster
     """
 
     position_of: Callable[[bytes], int]
@@ -26,7 +26,7 @@ class Context(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """The entries of a shard as of a single moment, and the end of the shard's arc."""
+    """A shard's entries as of a single moment, and the end of the shard's arc."""
 
     entries: list[tuple[bytes, Entry]]
     end: int

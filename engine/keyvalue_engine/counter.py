@@ -1,4 +1,4 @@
-"""Counters: values that are the decimal text of a number below 2**64."""
+"""Counters: numbers below 2**64 that are stored as decimal text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN_MAX = 32
 
 
 def counter_sum(value: bytes, delta: int) -> int:
-    """Return the sum of a counter and a number.
+    """Return the counter in `value` plus `delta`.
 
     >>> counter_sum(b"41", 1)
     42

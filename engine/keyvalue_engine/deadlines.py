@@ -1,9 +1,9 @@
-"""The deadlines of one shard's keys: the number of deadlines, and the keys that have expired.
+"""The deadlines of the keys in one shard. This module counts the deadlines, and finds the keys that have expired.
 
-An entry holds the deadline beside the value, where readers find it. A heap finds the expired keys. Adding a key's
-first deadline to the heap takes O(log n). If a deadline moves to a later time, the heap keeps the old item. It
-corrects the old item when that item reaches the top. So a key that is written again and again has one item. At most
-half of the items are stale.
+Each entry holds the deadline beside the value, where readers find it. A heap of (deadline, key) items finds the expired
+keys. Adding a key's first deadline to the heap takes O(log n). If a deadline moves to a later time, the heap keeps the
+old item, and corrects the item when it reaches the top. So a key that is written repeatedly still has only one item.
+In a large heap, at most half of the items are stale.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from keyvalue_engine.entry import Entry
 
 __all__ = ["Deadlines"]
 
-#: The heap is rebuilt when it has more than HEAP_MIN items and more than two items for each deadline.
+#: The heap is rebuilt when it has more than HEAP_MIN items and more than two items per deadline.
 HEAP_MIN = 64
 
 
 class Deadlines:
-    """The deadlines of a shard. The shard's stripe protects them.
+    """The deadlines in a shard. The shard's stripe protects this object.
 
-    :param entries: the shard's entries, with the current deadline of each key; the shard changes them before each call
+    :param entries: the shard's entries; the shard changes an entry before it calls `put` or `drop`
     """
 
     __slots__ = ("_entries", "_heap", "count", "looks")
@@ -39,7 +39,7 @@ class Deadlines:
         return entry[1] if isinstance(entry, tuple) else None
 
     def put(self, key: bytes, deadline_ns: int, before_ns: int | None) -> None:
-        """Note a key's new deadline, and the deadline that it replaces, if any."""
+        """Add a key's new deadline. `before_ns` is the deadline that it replaces, or None."""
         if before_ns is None:
             self.count += 1
         elif before_ns <= deadline_ns:
@@ -48,7 +48,7 @@ class Deadlines:
         self._tidy()
 
     def drop(self) -> None:
-        """Note that a key lost its deadline."""
+        """Decrement the count, after a deadline was removed from its entry."""
         self.count -= 1
         self._tidy()
 
@@ -59,9 +59,9 @@ class Deadlines:
             heapify(self._heap)
 
     def next_due(self, now_ns: int, looks_max: int = 2**63) -> bytes | None:
-        """Return an expired key. The caller must remove the key next.
+        """Return an expired key. The caller must remove the key before the next call.
 
-        Return None if no key has expired, or if `looks_max` looks found only stale items.
+        Return None if no key has expired, or if the first `looks_max` items were all stale.
         """
         heap = self._heap
         looks_end = self.looks + looks_max

@@ -1,6 +1,6 @@
-"""The entry of a key, and how its memory is counted.
+"""A key's entry, and the formula for its memory.
 
-Memory is calculated, not measured, so that it is the same on every machine and costs O(1). In bytes:
+Memory is calculated, not measured. So the result is the same on every machine, and takes O(1). In bytes:
 
     key and value                      ENTRY + bytes_size(key) + bytes_size(value)
     key with a deadline                as above, + DEADLINE
@@ -11,7 +11,7 @@ Memory is calculated, not measured, so that it is the same on every machine and 
 `bytes_size` is the size of a bytes object: its length plus 33 bytes of header and terminator, rounded up as CPython's
 allocator does. ENTRY is one key's share of a dict. DEADLINE covers the tuple of value and deadline, the deadline's int
 object, and the heap item. ORDER covers one key's share of the sorted lists, and the int object of the key's position.
-tests/engine/test_memory.py compares the formula with the growth of a process at 200,000 keys.
+tests/engine/test_memory.py compares the formula with the memory growth of a process that stores 200,000 keys.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BUCKET_BYTES = 700
 
 
 def bytes_size(length: int) -> int:
-    """Return the memory of a bytes object of `length` bytes.
+    """Return the memory that a bytes object of this length takes.
 
     Hot code inlines `length + 48 & ~15`, because calling this function takes longer than the calculation.
     tests/engine/test_commit.py uses `Store.check` to compare each inlined copy with this function.
@@ -58,14 +58,14 @@ def bytes_size(length: int) -> int:
 
 
 def entry_size(key: bytes, entry: Entry) -> int:
-    """Return the memory of a key and its entry, calculated with the formula above."""
+    """Return the memory that a key and its entry take, by the formula above."""
     if entry.__class__ is tuple:
         return ENTRY_BYTES + (len(key) + 48 & ~15) + (len(entry[0]) + 48 & ~15) + DEADLINE_BYTES
     return ENTRY_BYTES + (len(key) + 48 & ~15) + (len(entry) + 48 & ~15)
 
 
 def value_size(entry: Entry) -> int:
-    """Return the part of `entry_size` that depends on the entry."""
+    """Return the part of `entry_size` that depends on the value and the deadline."""
     if entry.__class__ is tuple:
         return (len(entry[0]) + 48 & ~15) + DEADLINE_BYTES
     return len(entry) + 48 & ~15

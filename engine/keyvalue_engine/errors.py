@@ -1,7 +1,7 @@
 """The typed errors of the store.
 
 A call that raises one of these errors leaves the store unchanged. The message of a LimitError gives the limit and what
-the call needs. No message shows a stored value, except a value that should be a counter.
+the call needs. Messages never show stored values, except in a CounterError.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class StoreError(Exception):
 class Limit(NamedTuple):
     """A limit, and its wording in error messages.
 
-    :ivar need: text that says what the call needs, with {} in place of the number
+    :ivar need: message that says what the call needs; {} stands for the number
     :ivar option: the option that sets the limit
     """
 
@@ -85,7 +85,7 @@ class CounterError(StoreError):
 
 
 class NoSuchBucketError(StoreError):
-    """The bucket was never written, and `strict_buckets` is set."""
+    """The bucket was never written to, and `strict_buckets` is set."""
 
     def __init__(self, bucket: bytes) -> None:
         super().__init__(f"bucket {bucket[:64]!r} was never written, and strict_buckets is set")
@@ -93,9 +93,9 @@ class NoSuchBucketError(StoreError):
 
 
 class CrowdedPositionError(StoreError):
-    """More keys share one position than a page can hold. A page must hold all keys of a position.
+    """More keys share one position than a page can hold. Keys with the same position cannot be on different pages.
 
-    With a 64-bit hash and a secret seed, the error practically never occurs by chance.
+    With a 64-bit hash and a secret seed, this practically never happens by chance.
     """
 
     def __init__(self, position: int, keys: int, keys_max: int, size_bytes: int, size_bytes_max: int) -> None:

@@ -1,4 +1,4 @@
-"""The shards of a store that have keys with deadlines, and the clock for the deadlines."""
+"""The clock of a store, and the shards that have keys with deadlines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Swept(Protocol):
         """Return True if the shard's entries count towards this quota."""
 
     def sweep(self, looks_max: int) -> int:
-        """Remove expired keys in at most `looks_max` looks. Return the number of looks."""
+        """Remove expired keys. Examine at most `looks_max` deadlines, and return the number examined."""
 
 
 class Expiry:
@@ -49,11 +49,11 @@ class Expiry:
         self._shards: OrderedDict[Swept, None] = OrderedDict()  # finds its first item in O(1), unlike a dict
 
     def deadline_ns(self, ttl_ns: int) -> int | None:
-        """Return the time `ttl_ns` from now as a deadline, or None if `ttl_ns` is 0."""
+        """Return the deadline `ttl_ns` from now, or None if `ttl_ns` is 0."""
         return self.clock() + ttl_ns if ttl_ns else None
 
     def add(self, shard: Swept) -> None:
-        """Add a shard that is about to get its first deadline, or that had deadlines before it entered the ring."""
+        """Add a shard before its first deadline is stored, or when a shard with deadlines enters the ring."""
         self.was_used = True
         with self._lock:
             self._shards[shard] = None
@@ -72,10 +72,10 @@ class Expiry:
         return None
 
     def count(self, keys: int) -> None:
-        """Count expired keys that were removed."""
+        """Add to the number of expired keys that were removed."""
         with self._lock:
             self.expired_keys += keys
 
     def __len__(self) -> int:
-        """Return an estimate of the number of shards. It needs no lock, because `len` of a dict is atomic."""
+        """Return the number of shards. This needs no lock, because `len` of a dict is atomic."""
         return len(self._shards)

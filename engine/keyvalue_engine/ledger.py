@@ -1,4 +1,4 @@
-"""The counts of keys and memory. A store has one ledger, each bucket has one account, and a quota covers some buckets.
+"""Counts of keys and memory: one ledger for the store, one account for each bucket, and quotas for groups of buckets.
 
 Memory is calculated with the formula in `keyvalue_engine.entry`. You may read a count without the lock. A count is a
 single attribute, so you always read a number that was correct at some moment.
@@ -17,15 +17,14 @@ __all__ = ["Account", "Ledger"]
 
 
 class Ledger:
-    """The keys and memory of a store, and their limits."""
+    """The number of keys in a store, their memory, and the limits for both."""
 
     __slots__ = ("keys", "keys_max", "lock", "memory_bytes", "memory_bytes_max", "quotas")
 
     def __init__(self, options: StoreOptions) -> None:
-        #: Protects all counts: the counts of the ledger, its accounts and its quotas. This lock is a leaf lock: a
-        #: thread may take it while it holds a stripe, but takes no other lock while it holds this one. One lock for
-        #: the whole store keeps limits exact across all threads. The most common overwrite does not take this lock,
-        #: because the new value has the same memory size.
+        #: Protects the counts in the ledger, its accounts and its quotas. This is a leaf lock: a thread that holds it
+        #: takes no other lock. A thread may take it while it holds a stripe. One lock for the whole store keeps the
+        #: limits exact across all threads. An overwrite that does not change the memory size does not take the lock.
         self.lock = Lock()
         self.keys_max = options.keys_max
         self.memory_bytes_max = UNLIMITED if options.memory_bytes_max is None else options.memory_bytes_max
@@ -34,7 +33,7 @@ class Ledger:
         self.quotas: tuple[Quota, ...] = ()
 
     def hold(self, memory_bytes: int) -> None:
-        """Count memory that belongs to no entry. A negative number is never refused.
+        """Add to the memory that belongs to no entry. A negative number is never refused.
 
         :raises FullError: the memory would exceed the limit; nothing is counted
         """
@@ -46,9 +45,9 @@ class Ledger:
 
 
 class Account:
-    """The keys and memory of one bucket's entries. The ledger also counts these keys and this memory.
+    """The number of keys in one bucket, and the memory of its entries. The ledger holds the totals of the store.
 
-    An account also holds the name, quotas and observer of the bucket. The bucket's shards look them up here.
+    An account also holds the bucket's name, quotas and observer for the shards.
 
     :ivar observer: the function to call for each change in the bucket, or None
     """
@@ -65,7 +64,7 @@ class Account:
             self.quotas = tuple(quota for quota in ledger.quotas if quota.covers(name))
 
     def charge(self, keys: int, memory_bytes: int, quota: Quota | None = None) -> None:
-        """Add to the counts of keys and memory. Negative numbers count a removal, which is never refused.
+        """Add to the counts of keys and memory. A removal passes negative numbers, and is never refused.
 
         :raises FullError: the counts would exceed a limit of the store or the quota; nothing is counted
         """

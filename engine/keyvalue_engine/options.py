@@ -10,7 +10,7 @@ __all__ = ["LENGTH_MAX", "SHARD_BITS_MAX", "TTL_MS_MAX", "BucketOptions", "Store
 
 #: A bucket has at most 2**16 shards. Once a shard cannot be split again, it grows without limit.
 SHARD_BITS_MAX = 16
-#: A block of a snapshot must hold at least one key with its value, and a block is limited to 4 GiB.
+#: A snapshot block is limited to 4 GiB, and must have room for at least one key and its value.
 LENGTH_MAX = 2**30
 #: About 292 years. A longer time in nanoseconds does not fit in 63 bits.
 TTL_MS_MAX = 2**63 // 1_000_000
@@ -28,14 +28,14 @@ class StoreOptions:
     ValueError: shards_min: found 48, allowed a power of two from 1 to 65536
     """
 
-    #: Limit for the bytes of a key.
+    #: Limit for the length of a key in bytes.
     key_bytes_max: int = 64 * 1024
-    #: Limit for the bytes of a value. A NATS server drops a consumer with 64 MiB of unread data, so the default is
-    #: smaller.
+    #: Limit for the length of a value in bytes. The default is well below 64 MiB, because a NATS server drops a
+    #: consumer with that much unread data.
     value_bytes_max: int = 16 * 1024 * 1024
-    #: Limit for the bytes of a bucket's name.
+    #: Limit for the length of a bucket's name in bytes.
     bucket_name_bytes_max: int = 1024
-    #: Limit for the number of buckets that hold a key. With `strict_buckets`, buckets that were emptied count too.
+    #: Limit for the number of buckets that hold a key. With `strict_buckets`, empty buckets count too.
     buckets_max: int = 65_536
     #: Limit for the number of keys in all buckets together.
     keys_max: int = 2**32
@@ -43,15 +43,15 @@ class StoreOptions:
     memory_bytes_max: int | None = None
     #: Limit for the number of keys in a page.
     page_keys_max: int = 1_000
-    #: Limit for the bytes of an encoded page. By default, the whole answer fits in a NATS message of 1 MiB.
+    #: Limit for the size of an encoded page in bytes. With the default, the answer fits in a NATS message of 1 MiB.
     page_bytes_max: int = 1024 * 1024 - 64
-    #: Number of shards of a bucket once it outgrows its first shard. The number must be a power of two.
+    #: Number of shards that a bucket gets when it outgrows its first shard. The number must be a power of two.
     shards_min: int = 64
-    #: A shard with more keys than `shard_keys_max` is split. The limit bounds the time to sort a page, and the
-    #: time that a split holds a stripe.
+    #: A shard with more keys than `shard_keys_max` is split. The limit bounds the time to sort a shard, and
+    #: the time that a split holds a stripe.
     shard_keys_max: int = 2_048
-    #: If True, reading a bucket that was never written raises `NoSuchBucketError`, and a bucket still
-    #: exists after its last key is removed.
+    #: If True, reading a bucket that was never written to raises `NoSuchBucketError`, and a bucket still exists
+    #: after its last key is removed.
     strict_buckets: bool = False
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-"""The order of a shard's keys by position. This module keeps the order up to date, and fills pages from it.
+"""The keys of a shard, sorted by position. This module keeps the order up to date, and fills pages with its keys.
 
 The order is lazy
 -----------------
-Most buckets are never listed, and sorting the keys at each write would cost more than the write itself. So the order
+Most buckets are never listed, and sorting the keys on each write would cost more than the write itself. So the order
 is built and updated only when a page needs it:
 
 - A shard has no order until its first page. The first page sorts the keys. The sort takes O(n log n), and splits keep
@@ -10,8 +10,8 @@ is built and updated only when a page needs it:
 - From then on, a write that adds or removes a key appends the key to `changes`. Appending takes O(1). An overwrite
   moves no key, so it appends nothing.
 - The next page applies the changes in O(changes * log n). The page looks up each changed key in the shard's entries.
-  So it does not matter how often, or in which order, the key was added and removed.
-- If applying the changes would cost more than sorting again, the order is dropped with its changes. The next page
+  So it does not matter how often the key was added and removed.
+- If applying the changes would cost more than sorting again, the order and its changes are dropped. The next page
   then builds a new order. So `changes` stays bounded even if no page is read.
 
     first page ──> kept ── note ──> kept, with changes ── too many changes ──> dropped (the shard has no order again)
@@ -39,14 +39,14 @@ __all__ = [
     "LazyOrder",
 ]
 
-#: Bytes of a page that a key takes in addition to the key itself. They hold the LEB128 length of a key up to 256 MiB.
+#: Bytes that a key takes on a page besides the key itself. Four bytes hold the LEB128 length of a key up to 256 MiB.
 KEY_OVERHEAD_BYTES = 4
 #: A page refuses a position with more than CROWD_KEYS_MAX keys, or with keys that fill more than CROWD_PAGES_MAX pages.
 CROWD_KEYS_MAX = 64
 CROWD_PAGES_MAX = 4
-#: The order is dropped if more than `CHANGES_MIN` keys, and more than one in `CHANGES_SHARE`, changed since the last
-#: page. Applying one change takes about `CHANGES_SHARE` times as long as sorting one key into a new order
-#: (bench/micro/test_order.py).
+#: The order is dropped once there are more than `CHANGES_MIN` changes, and more than one for each `CHANGES_SHARE` keys.
+#: Applying one change takes about `CHANGES_SHARE` times as long as a new sort takes per key
+#: (see bench/micro/test_order.py).
 CHANGES_MIN = 64
 CHANGES_SHARE = 6
 
@@ -73,7 +73,7 @@ class LazyOrder:
 
     @property
     def memory_bytes(self) -> int:
-        """Return the memory that the ledger counts for the order. O(1)."""
+        """Return the number of bytes that the ledger counts for the order. O(1)."""
         return ORDER_BYTES * len(self._keys)
 
     def note(self, key: bytes) -> bool:
@@ -111,16 +111,16 @@ class LazyOrder:
     def take(
         self, position: int, keys: list[bytes], keys_max: int, size_bytes: int, page_bytes_max: int
     ) -> tuple[int | None, int]:
-        """Append the keys at and after `position` to a page. The page already holds `keys`, which take `size_bytes`.
+        """Append keys to a page, starting at `position`. The page already holds `keys`, which take `size_bytes`.
 
         Return the position of the first key that did not fit, and the size of the page in bytes. The position is None
-        if all keys fit. Keys with the same position stay together. If they do not all fit, the next page begins with
-        them. O(changes * log n + keys taken).
+        if all keys fit. Keys with the same position stay on one page. If one of them does not fit, all of them begin
+        the next page. O(changes * log n + keys appended).
 
         :raises CrowdedPositionError: the page is empty, and its first position has too many keys for any page
         """
         order = self.current()
-        room = max(0, min(keys_max - len(keys), len(order)))  # keys with the same position may exceed keys_max
+        room = max(0, min(keys_max - len(keys), len(order)))  # `_take_crowd` may have exceeded keys_max
         found = list(islice(order.irange_key(position), room + 1))
         found_bytes = sum(map(len, found)) + KEY_OVERHEAD_BYTES * len(found)
         if not found or (len(found) <= room and size_bytes + found_bytes <= page_bytes_max):
@@ -144,7 +144,7 @@ class LazyOrder:
         return self._take_crowd(next_position, keys, page_bytes_max)
 
     def _take_crowd(self, position: int, keys: list[bytes], page_bytes_max: int) -> tuple[int | None, int]:
-        """Fill an empty page with all keys of one position, although the keys exceed the page's limits."""
+        """Fill an empty page with all keys of one position, even if the keys exceed the page's limits."""
         order = self._keys
         crowd = list(islice(order.irange_key(position, position), CROWD_KEYS_MAX + 1))
         size_bytes = sum(map(len, crowd)) + KEY_OVERHEAD_BYTES * len(crowd)

@@ -1,4 +1,4 @@
-"""Quotas: limits on the keys and memory that some buckets of a store hold together."""
+"""Quotas: limits on the total keys and memory of a group of buckets."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 __all__ = ["UNLIMITED", "Quota"]
 
-#: The limit if no limit is set. No count reaches this number.
+#: The number that stands for no limit. No count ever reaches it.
 UNLIMITED = 2**63
 
 
 class Quota:
-    """A limit on the keys and memory that some buckets hold together, and their current counts.
+    """A limit on the total keys and memory of a group of buckets, with the current counts.
 
-    A quota counts the writes of every handle, but limits only the handles that were created with the quota.
+    A quota counts all writes to its buckets, but limits only the writes through handles that have the quota.
     `Store.add_quota` starts the counting.
 
     :param covers: returns True if the quota covers the bucket with this name

@@ -5,13 +5,12 @@
                start                       start + 2**(64 - depth)
 
 `entries` (a dict) holds the keys. Everything else is derived from `entries`. `deadlines` exists while any key has a
-deadline. The order of the keys (keyvalue_engine.order) exists once the first page has been read.
+deadline. The order of the keys (keyvalue_engine.order) is built when a page needs it.
 
 If a key has a deadline, the key's entry holds the deadline beside the value. After the deadline, no reader sees the
-key. The expired key is removed by a sweep, or by a write or page that finds it.
+key. The expired key takes memory until a sweep removes it, or until a write or page finds it.
 
-Every write is one call of `_commit`. That call changes the entries and everything derived from them, and calls the
-observer:
+Every write goes through `_commit`, which changes the entries and everything derived from them, and calls the observer:
 
     set, increment, set_many ──┐
     persist ───────────────────┤                 ┌──> account    counts, which may refuse the write
@@ -19,10 +18,10 @@ observer:
     sweep, and each call that  │                 ├──> deadlines, order
     finds an expired key ──────┘                 └──> observer
 
-A few writes inline `_commit`. A comment at each inlined copy names the benchmark that justifies it.
+For speed, a few writes inline `_commit`. A comment at each inlined copy names a benchmark that covers the copy.
 tests/engine/test_commit.py compares each copy with `_commit`.
 
-A shard knows the context that all shards of its bucket share. A shard never takes another shard's stripe.
+A shard never takes another shard's stripe.
 """
 
 from __future__ import annotations
@@ -41,18 +40,18 @@ from keyvalue_engine.quota import Quota
 
 __all__ = ["Shard"]
 
-#: The number of looks at expired keys when there is no limit.
+#: The `looks_max` for a call without a limit.
 ALL = 2**63
 
 
 class Shard:
     """The keys and values of one arc of the ring. `stripe` protects all attributes.
 
-    Without the stripe you may only use `entries.get`, `key in entries` and `len(entries)`, and compare `deadlines`
+    Without the stripe, you may only use `entries.get`, `key in entries` and `len(entries)`, and compare `deadlines`
     with None. Each of these operations is atomic, with the GIL and on free-threaded builds.
 
-    The entries of a retired shard never change again. So a reader that still holds a retired shard sees the values as
-    of the moment when the shard was replaced. That moment lies within the reader's call.
+    The entries of a retired shard never change again. A reader that still holds a retired shard sees the values as of
+    the moment when the shard was replaced. This is correct, because the replacement happened during the reader's call.
     `keyvalue_engine.table.Table.read` explains how a reader notices that an entry has expired.
     """
 
@@ -72,7 +71,7 @@ class Shard:
     def __init__(self, start: int, depth: int, context: Context) -> None:
         self.stripe = Lock()
         self.entries: dict[bytes, Entry] = {}
-        #: None while no key has a deadline. While it is None, a write without a deadline does not need the clock.
+        #: None while no key has a deadline. A write without a deadline then need not read the clock.
         self.deadlines: Deadlines | None = None
         self.retired = False
         self.start = start
@@ -116,7 +115,7 @@ class Shard:
                 return 0
             if ttl_ns or self.deadlines is not None:
                 return self._set_timed(key, value, quota, ttl_ns)
-            # `_commit` for a key without a deadline, inlined for speed; measured by bench engine overwrite, new key
+            # `_commit` for a key without a deadline, inlined for speed (`scripts/bench engine`)
             entries = self.entries
             account = self._account
             old = entries.get(key)
@@ -141,12 +140,12 @@ class Shard:
             stripe.release()
 
     def _set_timed(self, key: bytes, value: bytes, quota: Quota | None, ttl_ns: int) -> int:
-        """Store a value if any key of the shard has a deadline, or if this key gets a deadline."""
+        """Do the work of `set` when any key in the shard has a deadline, or when this key gets one."""
         now_ns = self._expiry.clock()
         entries = self.entries
         old = entries.get(key)
         if ttl_ns and old.__class__ is tuple and old[1] > now_ns:
-            # `_commit` for a key that has a deadline, inlined for speed; measured by bench end-to-end expiry
+            # `_commit` for a key that has a deadline, inlined for speed (benchmark scenario: expiry)
             old_value, before_ns = old
             account = self._account
             if len(value) != len(old_value):
@@ -222,9 +221,10 @@ class Shard:
             return True
 
     def sweep(self, looks_max: int) -> int:
-        """Remove expired keys. Return the number of looks, at most `looks_max`. Takes the stripe.
+        """Remove expired keys. Takes the stripe.
 
-        Each look inspects one key. That key has expired, or its deadline has moved to a later time.
+        Examine at most `looks_max` deadlines, and return the number examined. The number includes deadlines that were
+        moved or removed.
         """
         with self.stripe:
             return 0 if self.retired else self._expire_due(looks_max)
@@ -243,14 +243,13 @@ class Shard:
         """Make a change completely or not at all, and call the observer.
 
         The account is updated before the entries. So another thread may use the freed memory a moment before the entry
-        is removed. No parameter is keyword-only, because CPython does not specialize calls of functions with
-        keyword-only parameters (bench/micro/test_engine.py, delete).
+        is removed. No parameter is keyword-only, because CPython does not specialize calls to functions with
+        keyword-only parameters (see `test_delete` in bench/micro/test_engine.py).
 
         :param entry: the new entry of the key, or None to remove the key
         :param old: the current entry of the key, or None if the key is missing; an expired entry is allowed only if
             this change removes the key
-        :param charged: True if the account already counts the change, because a batch is charged before its first
-            write
+        :param charged: True if the account already counts the change; a batch is charged before its first write
         :raises FullError: the keys or memory of the store or the quota would exceed a limit; nothing has changed
         """
         account = self._account
@@ -282,10 +281,10 @@ class Shard:
             observer(change, account.name, key, entry)
 
     def growth(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> tuple[int, int]:
-        """Return the number of keys and the memory that `put_many` of this part adds. Each key must occur only once."""
+        """Return the number of keys and bytes that `put_many` will add for `part`. Each key must occur only once."""
         keys = memory_bytes = 0
         old_of = self.entries.get
-        if self.deadlines is None and deadline_ns is None:  # inlined for speed; measured by bench end-to-end batch
+        if self.deadlines is None and deadline_ns is None:  # inlined for speed (benchmark scenario: batch)
             for key in part:
                 old, length = old_of(key), len(entries[key])
                 if old is None:
@@ -302,13 +301,13 @@ class Shard:
         return keys, memory_bytes
 
     def put_many(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> None:
-        """Store this part of the entries.
+        """Store the entries of the keys in `part`.
 
-        Before this call, the caller must charge the account and call `expire` for the keys.
+        Call `expire` for these keys, and charge the account, before this call.
         """
         known = self.entries
         if deadline_ns is None and self.deadlines is None and self._order is None and self._account.observer is None:
-            for key in part:  # `_commit` for a charged change, inlined for speed; measured by bench end-to-end batch
+            for key in part:  # `_commit` for a charged change, inlined for speed (benchmark scenario: batch)
                 known[key] = entries[key]
             return
         for key in part:
@@ -325,7 +324,7 @@ class Shard:
         return True
 
     def expire(self, keys: Iterable[bytes]) -> None:
-        """Remove those of the given keys that have expired."""
+        """Remove each of `keys` that has expired."""
         if self.deadlines is None:
             return
         now_ns = self._expiry.clock()
@@ -333,7 +332,7 @@ class Shard:
             self._live(key, now_ns)
 
     def _live(self, key: bytes, now_ns: int) -> Entry | None:
-        """Return the entry of a key, or None if the key is missing. Remove an expired key, and return None."""
+        """Return the entry of a key, or None if the key is missing or has expired. Remove an expired key."""
         entry = self.entries.get(key)
         if entry.__class__ is tuple and entry[1] <= now_ns:
             self._commit(EXPIRE, key, None, entry)
@@ -356,7 +355,7 @@ class Shard:
         return removed + deadlines.looks - looks_before
 
     def _timed(self) -> Deadlines:
-        """Return `deadlines`, and create the object if there is none. The caller is about to add a deadline."""
+        """Return `deadlines`, and create the object if there is none. The caller must then add a deadline."""
         deadlines = self.deadlines
         if deadlines is None:
             deadlines = self.deadlines = Deadlines(self.entries)
@@ -371,7 +370,7 @@ class Shard:
             self._expiry.remove(self)
 
     def _note(self, key: bytes) -> None:
-        """Tell the order that a key was added or removed."""
+        """Update the order, if there is one, after a key was added or removed."""
         if self._order is not None and not self._order.note(key):
             self._order = None
 
@@ -380,7 +379,7 @@ class Shard:
     ) -> tuple[int | None, int]:
         """Remove expired keys, and append keys to a page as `LazyOrder.take` does.
 
-        O(changes * log n + keys taken), or O(n log n) if the shard has no order yet.
+        O(changes * log n + keys appended), or O(n log n) if the shard has no order yet.
         """
         self._expire_due(ALL)
         if self._order is None:
@@ -420,9 +419,9 @@ class Shard:
             self.deadlines = deadlines
 
     def enter_expiry(self) -> None:
-        """Add the shard to the expiry if a key has a deadline. Takes the stripe.
+        """Register the shard for sweeps if any key has a deadline. Takes the stripe.
 
-        Call this method for each new shard of a split, once the new shard is in the ring.
+        Call this method for each new shard after a split, once the shard is in the ring.
         """
         with self.stripe:
             if self.deadlines is not None and not self.retired:
@@ -431,7 +430,7 @@ class Shard:
     def retire(self) -> None:
         """Mark the shard as replaced. Readers may still use its entries.
 
-        The next writer that takes the stripe must look for the shard's successor.
+        A writer that finds the shard retired must look up the key's shard again.
         """
         if self._order is not None:
             self._order.drop()
@@ -457,10 +456,10 @@ class Shard:
 
     @property
     def entries_bytes(self) -> int:
-        """Return the memory that the account must count for this shard, recalculated from the entries. O(n)."""
+        """Return the memory that the account should count for this shard, recalculated from the entries. O(n)."""
         return sum(entry_size(*entry) for entry in self.entries.items())
 
     @property
     def memory_bytes(self) -> int:
-        """Return the memory that the ledger must count for this shard, recalculated from the entries. O(n)."""
+        """Return the memory that the ledger should count for this shard, recalculated from the entries. O(n)."""
         return SHARD_BYTES + (0 if self._order is None else self._order.memory_bytes) + self.entries_bytes

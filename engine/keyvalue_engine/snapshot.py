@@ -1,6 +1,6 @@
 """Snapshots: the file format of a saved store, its writer and its reader.
 
-The file is a stream of msgpack objects. Each object is a frame with a head of fixed size:
+The file is a stream of msgpack objects. Each object is a frame with a fixed-size head:
 
     0        1        2                 10       11             15
     +--------+--------+-----------------+--------+--------------+---------- - -
@@ -17,7 +17,7 @@ moved, lost or repeated. A body is a msgpack array:
     [2, blocks, keys]                                    end: the last frame, with the counts
 
 The writer creates a temporary file in the same directory, syncs it and renames it. Then the writer syncs the
-directory. So a crash leaves either the old file or the new one. The mode of the file is 0600, because values may be
+directory. So a crash leaves either the old file or the new one. The file's mode is 0600, because values may be
 secret.
 """
 
@@ -46,15 +46,15 @@ VERSIONS = (1, 2)
 HEADER, BLOCK, END = 0, 1, 2
 HEAD = Struct(">BBQBI")
 ARRAY2, UINT64, BIN32 = 0x92, 0xCF, 0xC6
-#: A block is written once its keys and values reach this size. So saving needs memory only for one block, one shard and
-#: the largest value.
+#: A block is written once its keys and values reach this size. So saving needs extra memory only for one block, one
+#: shard and the largest value.
 BLOCK_BYTES = 1024 * 1024
 
 
 def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table], unix_ms_of: Callable[[int], int]) -> None:
-    """Write the tables to `path`. A reader sees the complete old file or the complete new one.
+    """Write the tables to `path`. Another process sees either the complete old file or the complete new one.
 
-    :param unix_ms_of: converts a time of the store's clock to Unix time in milliseconds
+    :param unix_ms_of: converts a time on the store's clock to Unix time in milliseconds
     :raises OSError: the file could not be written. `path` is unchanged, and the temporary file is removed. If only
         the sync of the directory failed, `path` is the new file, but the new file may not survive a crash.
     """
@@ -85,7 +85,7 @@ def _write(file: IO[bytes], seed: int, tables: Mapping[bytes, Table], unix_ms_of
 
 
 def _blocks(table: Table, unix_ms_of: Callable[[int], int]) -> Iterator[tuple[list[bytes], dict[int, int]]]:
-    """Yield the table's entries in blocks of about BLOCK_BYTES. Yield at least one block.
+    """Yield the table's entries in blocks of about BLOCK_BYTES. Yield one empty block for an empty table.
 
     A block is a list [key, value, key, value, ...], and a dict of deadlines.
     """
@@ -129,14 +129,13 @@ def _fsync_directory(directory: str) -> None:
 
 
 class Reader:
-    """A reader of a snapshot. It is a context manager.
+    """A snapshot reader, for use as a context manager.
 
-    The constructor reads the header with the `seed`. Iteration yields (bucket name, [(key, value, deadline or None),
-    ...]). The reader checks all data before it uses the data. A damaged length never makes the reader allocate more
+    The constructor reads the header, which contains the `seed`. Iteration yields (bucket name, [(key, value, deadline
+    or None), ...]). All data is checked before use. Even if a length is damaged, the reader never allocates more
     memory than the file's size.
 
-    :raises SnapshotError: a frame is damaged; the constructor or the iteration raises the error, with the frame's
-        offset
+    :raises SnapshotError: a frame is damaged; both the constructor and the iteration can raise this error
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -210,7 +209,7 @@ class Reader:
         self._offset += HEAD.size + size
         self._left -= HEAD.size + size
         try:
-            frame = msgpack.unpackb(body, strict_map_key=False)  # the keys of the deadlines' map are numbers
+            frame = msgpack.unpackb(body, strict_map_key=False)  # the map of deadlines has integer keys
         except (TypeError, ValueError, msgpack.exceptions.UnpackException) as error:  # TypeError: an array as a key
             raise self._error(at, f"the frame is not msgpack: {error}") from error
         if not isinstance(frame, list):
@@ -222,7 +221,7 @@ class Reader:
 
 
 def _is_block(entries: list[Any], rest: list[Any]) -> bool:
-    """Return True if `entries` and `rest` form a valid block. From version 2 on, `rest` holds the deadlines."""
+    """Return True if `entries` and `rest` form a valid block. Since version 2, `rest` holds the deadlines."""
     if len(entries) % 2 or not all(type(part) is bytes for part in entries):
         return False
     match rest:

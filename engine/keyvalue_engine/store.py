@@ -9,13 +9,13 @@ saved with the data. The cursor is the position at which the next page begins. T
 
 - The store keeps no state between pages, and every 64-bit number is a valid cursor. A cursor stays valid when a shard
   is split, and after a restart with the same data.
-- A key's position does not depend on other keys. A walk returns a key exactly once if the key exists during the whole
-  walk. It returns a key at most once if the key is added or removed during the walk.
+- A key's position does not depend on other keys. A walk returns each key at most once. It returns a key exactly once if
+  the key exists during the whole walk.
 - A page has a cursor only if more keys follow when the page is read. So the page with the last key ends the walk.
 
 Keys with the same position are always on the same page. With 64 bits, many keys practically never share a position by
-chance. But a caller who knows the seed could create such keys. `page` raises `CrowdedPositionError` if one position has
-more keys than a page can hold.
+chance. But a caller who knows the seed could construct such keys. `page` raises `CrowdedPositionError` if one position
+has more keys than a page can hold.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from keyvalue_engine.tables import Tables
 
 __all__ = ["Store"]
 
-#: A sweep visits at most LOOKS_PER_KEY times as many shards as keys.
+#: A sweep visits at most LOOKS_PER_KEY shards for each key that it may examine.
 LOOKS_PER_KEY = 4
 
-#: The options of the handles that load a file. The file's lengths were allowed when its keys were written.
+#: The bucket options for loading a file. Each length in the file was allowed when the key was written.
 AS_WRITTEN = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX)
 
 
@@ -56,7 +56,7 @@ class Store:
     >>> len(store), store.bucket_names()
     (1, [b'colours'])
 
-    :param options: the limits of the store and the size of its shards; every option has a default
+    :param options: the limits of the store and the size of its shards; each option has a default
     :param seed: 64 bits that determine the order of keys; random by default. Keep the seed secret, because a caller
         who knows the seed can create keys with the same position.
     :param hash_function: returns the 64-bit position for (key, seed); tests use a function that produces collisions
@@ -82,7 +82,7 @@ class Store:
     def bucket(self, name: bytes, options: BucketOptions | None = None) -> Bucket:
         """Return a handle for the bucket with this name. The first write creates the bucket; this call does not.
 
-        :param options: options of this handle, which override the store's
+        :param options: options for this handle, which override the store's options
         """
         return Bucket(self._tables, name, BucketOptions() if options is None else options)
 
@@ -100,7 +100,7 @@ class Store:
 
     @property
     def expired_keys(self) -> int:
-        """Return the number of expired keys that were removed."""
+        """Return the number of expired keys that have been removed so far."""
         return self._tables.expiry.expired_keys
 
     def sweep(self, keys_max: int = 1_000) -> bool:
@@ -108,7 +108,7 @@ class Store:
 
         Readers never see an expired key, but the key takes memory until it is removed.
 
-        :param keys_max: limit for the number of keys to look at, including keys whose deadline has moved; a sweep
+        :param keys_max: limit for the number of keys to examine, including keys whose deadline has moved; a sweep
             visits at most four times as many shards
         """
         if keys_max < 1:
@@ -118,7 +118,7 @@ class Store:
     def add_quota(self, quota: Quota) -> None:
         """Start counting the keys and memory of the buckets that a quota covers. O(buckets).
 
-        The quota limits the handles that were created with the quota.
+        The quota limits only the writes through handles that have the quota.
 
         :raises ValueError: the quota was already added
         """
@@ -127,7 +127,7 @@ class Store:
     def remove_quota(self, quota: Quota) -> None:
         """Stop counting for a quota. O(buckets).
 
-        The quota's last counts still limit the handles that were created with the quota.
+        Handles that have the quota are still limited by its last counts.
         """
         self._tables.remove_quota(quota)
 
@@ -149,7 +149,7 @@ class Store:
         return self._tables.ledger.memory_bytes
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write all buckets to a file. A reader of `path` finds the old file or the new one.
+        """Write all buckets to a file. Another process sees either the complete old file or the complete new one.
 
         Other threads may write during the save. Each shard is saved as of a single moment, but different shards may
         be saved as of different moments. `keyvalue_engine.snapshot` describes the format.
@@ -190,5 +190,5 @@ class Store:
         return store
 
     def check(self) -> None:
-        """Assert every invariant of the store. Only for tests, while no other thread writes. O(n)."""
+        """Assert every invariant of the store. Call it only in tests, while no other thread writes. O(n)."""
         self._tables.check()

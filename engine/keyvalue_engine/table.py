@@ -1,18 +1,18 @@
-"""The shards of one bucket, and the ring that finds a key's shard.
+"""The shards of one bucket, and the ring that maps a key to its shard.
 
 The ring is a list of 2**bits shards, indexed by the top `bits` bits of a position. A shard of smaller depth occurs
-several times in a row. So a shard that has grown too large can be split without the other shards. A write waits until
-the keys of at most one shard have moved:
+several times in a row. So one large shard can be split while the other shards stay as they are. A write waits for the
+split of one shard at most:
 
     bits 2    [ A | B | C | D ]
     split B   [ A | A | A | A | B0 | B1 | B2 | B3 | C | C | C | C | D | D | D | D ]     bits 4
 
 A published ring never changes. A split publishes a new (shift, shards) tuple, and retires the shard that it replaces.
-If a writer takes the stripe of a retired shard, the writer looks up the shard for its key again.
+A writer that finds its shard retired looks up the key's shard again.
 
-A batch takes the stripes of all its keys, in the ring's order. The batch holds the stripes until its last write.
-`get_many` takes no stripe. If a batch ran while `get_many` read the values, `get_many` reads the values again while no
-batch runs (`_batches`).
+A batch takes the stripes for all its keys, in the ring's order, and holds them until its last write. `get_many` takes
+no stripe. If a batch runs during the read, `get_many` waits for the batch, and reads the values again while it blocks
+other batches (`_batches`).
 
 Threads take locks in this order:
 
@@ -53,7 +53,7 @@ class Table:
     def __init__(self, options: StoreOptions, context: Context) -> None:
         self._growth = Lock()  # protects changes of `ring`; reading `ring` needs no lock
         self._batch = Lock()  # held by the running batch
-        self._batches = 0  # odd while a batch runs; changed while `_batch` is held, read without the lock
+        self._batches = 0  # odd while a batch runs; changed only under `_batch`, read without it
         self._shards_min = options.shards_min
         self._shard_keys_max = options.shard_keys_max
         self._context = context
@@ -83,11 +83,11 @@ class Table:
         return shards[hash_function(key, seed) >> shift]
 
     def looks_empty(self) -> bool:
-        """Return True if no key is left. This method takes no stripe, so `free` checks again."""
+        """Return True if no key seems to be left. This method takes no stripe, so `free` checks again."""
         return not any(shard.entries for shard in self.ring[1])
 
     def page(self, position: int, page_keys_max: int, page_bytes_max: int) -> tuple[list[bytes], int | None]:
-        """Return the keys at and after `position`, and the position of the next page, or None after the last page.
+        """Return a page of keys that starts at `position`, and the position of the next page, or None if there is none.
 
         This method takes one stripe at a time.
 
@@ -118,16 +118,15 @@ class Table:
     def read(self, key: bytes, now_ns: int) -> bytes | None:
         """Return the value of a key, or None if the key is missing or has expired. O(1), without a stripe.
 
-        `Bucket.get` and `_read_many` first look up the entry without this method. If the entry has a deadline, they
-        then read the clock. If the deadline is in the future, the value was valid at the look-up, so they return the
-        value. The value may still expire before the return.
+        `Bucket.get` and `_read_many` look up the entry first, and then read the clock if the entry has a deadline. If
+        the deadline is in the future, the value was valid at the look-up, and they return the value.
 
         If the deadline has passed, they call this method. The key may have been written again since the first look-up,
-        perhaps in a new shard after a split. So this method looks up the key a second time, starting again from the
-        ring. The second look-up comes after the clock was read. So if the second entry's deadline is not after
-        `now_ns`, that entry has expired.
+        perhaps in a new shard after a split. So this method looks up the key again, starting from the ring. The clock
+        was read before this second look-up. So if the second entry's deadline is not after `now_ns`, the key has
+        expired.
 
-        :param now_ns: a time of the clock that was read before this call
+        :param now_ns: the clock's time, read before this call
         """
         entry = self.shard_of(key).entries.get(key)
         if isinstance(entry, tuple):
@@ -145,9 +144,9 @@ class Table:
             return self._read_many(keys)
 
     def _read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values of several keys, as `read` does for one key. Measured by bench end-to-end batch.
+        """Return the values of several keys, with None for each key that is missing or has expired.
 
-        The method compares all deadlines with the same time. So keys with the same deadline expire together.
+        All deadlines are compared with the same time, so keys with the same deadline expire together.
         """
         _, hash_function, seed, _, expiry = self._context
         shift, shards = self.ring
@@ -193,7 +192,7 @@ class Table:
 
     @contextmanager
     def _stripes_of(self, keys: Iterable[bytes]) -> Iterator[dict[Shard, list[bytes]] | None]:
-        """Run a batch: hold the stripes of all shards of the keys, and yield the keys by shard.
+        """Run a batch: hold the stripes of all shards that the keys belong to, and yield the keys by shard.
 
         Yield None if the table is freed.
         """
@@ -235,7 +234,7 @@ class Table:
                 self._batches += 1
 
     def copy_shard(self, position: int) -> Copy:
-        """Return a copy of the shard at `position` as of a single moment. The shards of a freed table are empty."""
+        """Return a copy of the shard at `position` as of a single moment. A freed table gives an empty copy."""
         while True:
             shift, shards = ring = self.ring
             shard = shards[position >> shift]
@@ -283,7 +282,7 @@ class Table:
             return True
 
     def check(self) -> None:
-        """Assert every invariant of the table and its shards. The method takes one stripe at a time. O(n)."""
+        """Assert every invariant of the table and its shards. This method takes one stripe at a time. O(n)."""
         assert not self._batches & 1
         assert self.account.keys == len(self)
         assert self.account.memory_bytes == sum(shard.entries_bytes for shard in self.shards())

@@ -1,8 +1,8 @@
-"""The tables of a store by bucket name. The store and the handles of its buckets share one `Tables` object.
+"""The tables of a store, by bucket name. The store and the handles of its buckets share one `Tables` object.
 
     Store ──┐
             ├──> Tables ── name ──> Table ── position ──> Shard ── key ──> Entry
-    Bucket ─┘      ├── Ledger: all keys and memory, an Account for each bucket, Quotas over some buckets
+    Bucket ─┘      ├── Ledger: counts of keys and memory, with an Account for each bucket, and Quotas
                    └── Expiry: the shards that have keys with deadlines
 
 Writing the first key of a bucket creates the bucket's table. Removing the last key frees the table, except with
@@ -29,13 +29,13 @@ __all__ = ["ROOM_KEYS", "ROOM_SHARDS", "Tables"]
 
 T = TypeVar("T")
 
-#: Limits for the keys and shards that a write looks at to make room in a full store.
+#: Limits for the keys and shards that a write examines to make room in a full store.
 ROOM_KEYS = 1_000
 ROOM_SHARDS = 4_096
 
 
 class Tables:
-    """The tables of a store by bucket name. Any thread may call any method.
+    """The tables of a store, by bucket name. Any thread may call any method.
 
     :param hash_function: returns the 64-bit position for (key, seed)
     :param clock: returns a time in nanoseconds that never goes back
@@ -68,7 +68,7 @@ class Tables:
         self._lock = Lock()  # protects changes of by_name, _observer_of, and the quotas and observers of accounts
 
     def write_first(self, name: bytes, write: Callable[[Table], T]) -> tuple[Table, T | None]:
-        """Write the first keys of a bucket, and then publish its table. Return the table and the result of `write`.
+        """Create a bucket's table, call `write` with it, and publish it. Return the table and the result of `write`.
 
         If the table already exists, return the table and None.
 
@@ -89,7 +89,7 @@ class Tables:
             return table, written
 
     def keep_empty(self, name: bytes) -> None:
-        """Create a bucket without keys, for a bucket that was written earlier and is now empty."""
+        """Create an empty bucket, unless the bucket exists. `Store.load` uses this method for `strict_buckets`."""
         with self._lock:
             if name not in self.by_name:
                 self.by_name[name] = self._new_table(name)
@@ -113,12 +113,12 @@ class Tables:
         return True
 
     def settled(self, name: bytes) -> Table | None:
-        """Return the table of the bucket with this name. If a table is being created or freed, wait for that first."""
+        """Return the table of the bucket with this name, or None. Wait for any table that is being created or freed."""
         with self._lock:
             return self.by_name.get(name)
 
     def free_if_empty(self, name: bytes) -> None:
-        """Free the table of the bucket with this name if the table is empty. With `strict_buckets`, keep the table."""
+        """Free the table of the bucket with this name if the table is empty and `strict_buckets` is not set."""
         with self._lock:
             table = self.by_name.get(name)
             if table is None or self.options.strict_buckets or not table.looks_empty():
@@ -127,15 +127,16 @@ class Tables:
                 del self.by_name[name]
 
     def sweep(self, keys_max: int, shards_max: int, quota: Quota | None = None) -> int:
-        """Remove expired keys in at most `keys_max` looks and `shards_max` shards. Return the number of unused looks.
+        """Remove expired keys. Examine at most `keys_max` keys in at most `shards_max` shards.
 
-        :param quota: the quota that covers the buckets to look at, or None for all buckets
+        Return `keys_max` minus the number of keys examined.
+
+        :param quota: the quota that covers the buckets to examine, or None for all buckets
         """
         left = keys_max
         for _ in range(min(len(self.expiry), shards_max)):
-            if (
-                not left or (shard := self.expiry.rotate()) is None
-            ):  # tested last, because `rotate` moves the shard to the end
+            # `rotate` comes last, because it moves the shard to the end.
+            if not left or (shard := self.expiry.rotate()) is None:
                 break
             if quota is None or shard.counts_for(quota):
                 left -= shard.sweep(left)
@@ -182,7 +183,7 @@ class Tables:
                 table.account.observer = None if observer_of is None else observer_of(name)
 
     def check(self) -> None:
-        """Assert every invariant, and recount keys and memory. Only for tests, while no other thread writes. O(n)."""
+        """Assert every invariant, and recount all keys and memory. Only tests call this method."""
         keys = 0
         memory_bytes = 0
         for name, table in self.by_name.items():

@@ -1,10 +1,10 @@
-"""The transport: wRPC over NATS, for servers and clients. It does not know the engine, wasmCloud hosts or metrics.
+"""The transport: wRPC over NATS, for servers and clients. It does not depend on the engine, wasmCloud hosts or metrics.
 
-    wrpc/      wRPC without I/O: the encoding of values, the life of an invocation
+    wrpc/      wRPC without I/O: the encoding of values, and the lifecycle of an invocation
     keyvalue/  the interfaces of `wrpc:keyvalue`, without I/O
-    nats/      both over NATS: connection, server, client
+    nats/      the connection to NATS, the server and the client
 
-A program that calls a provider needs only the names below. Each name is imported at its first use, so you can use
+A program that calls a provider needs only the names below. Each name is imported on first use, so you can use
 `wrpc/` and `keyvalue/` without loading nats-py.
 """
 
@@ -48,7 +48,7 @@ __all__ = [
     "TransportError",
 ]
 
-#: The module of each name.
+#: The module that defines each name.
 _MODULES = {
     "AccessDeniedError": "keyvalue.errors",
     "ConnectError": "wrpc.errors",
@@ -69,10 +69,10 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # with it, a type checker would accept any name
+if not TYPE_CHECKING:  # a type checker that sees `__getattr__` accepts any name
 
     def __getattr__(name: str) -> object:
-        """Import a name of `__all__` from its module (PEP 562)."""
+        """Import a public name from its module on first use (PEP 562)."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -2,7 +2,7 @@
 
     atomics.increment  bucket: string, key: string, delta: u64  -> result<u64, error>
 
-transport/keyvalue_transport/keyvalue/interface.py defines `error` and the other parts that all interfaces share.
+The module `interface` defines the type `error`, and the code that all interfaces share.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "encode_increment_result",
 ]
 
-#: The name of the instance `atomics` on the wire.
+#: The interface's name on the wire.
 ATOMICS = "wrpc:keyvalue/atomics@0.2.0-draft"
 
 
@@ -51,7 +51,7 @@ def encode_increment(bucket: bytes, key: bytes, delta: int) -> bytes:
 
 
 def decode_increment(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[tuple[bytes, bytes, int], int]:
-    """Read bucket, key and delta."""
+    """Read the parameters bucket, key and delta."""
     bucket, key, at = read_bucket_and_key(buffer, at, end, limits)
     if at < end and buffer[at] < 128:  # a delta below 128 is one byte
         return (bucket, key, buffer[at]), at + 1
@@ -70,14 +70,14 @@ def decode_increment_result(buffer: bytes, at: int, end: int) -> tuple[int, int]
 
 
 def atomics_tallies() -> dict[str, Tally]:
-    """Return a dict of new tallies: one tally for each function of `atomics`, by its name on the wire."""
+    """Return a new tally for each function of `atomics`, keyed by the function's name on the wire."""
     return {"increment": new_tally()}
 
 
 def atomics_handlers(
     atomics: AtomicsInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
 ) -> dict[str, Handler]:
-    """Return a dict of handlers: one handler for each function of `atomics`, by its name on the wire.
+    """Return a handler for each function of `atomics`, keyed by the function's name on the wire.
 
     :param tallies: the tallies that count the calls, by function name on the wire
     """

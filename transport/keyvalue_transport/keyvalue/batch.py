@@ -7,10 +7,9 @@
     batch.delete-many  bucket: string, keys: list<string>
                        -> result<_, error>
 
-transport/keyvalue_transport/keyvalue/interface.py defines `error` and the other parts that all interfaces share.
-Decoders check each count and length before they allocate memory for it. The handler of get-many checks the size of the
-answer before it joins the parts of the answer. Without the check, a small request that repeats a few keys could cause a
-huge answer.
+The module `interface` defines the type `error`, and the code that all interfaces share.
+Decoders check each count and length before they allocate memory for it. The handler for get-many checks the size of the
+answer before it joins the parts. Otherwise, a small request that repeats a few keys could cause a huge answer.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ __all__ = [
     "encode_set_many",
 ]
 
-#: The name of the instance `batch` on the wire.
+#: The interface's name on the wire.
 BATCH = "wrpc:keyvalue/batch@0.2.0-draft"
 
 KEYS = Length("the batch has {} keys", "batch_keys_max")
@@ -101,7 +100,7 @@ def decode_get_many(buffer: bytes, at: int, end: int, limits: ParameterLimits) -
     keys: list[bytes] = []
     append, began = keys.append, at
     try:
-        for _ in range(count):  # for speed; measured by bench end-to-end batch
+        for _ in range(count):  # inlined for short keys (benchmark scenario: batch)
             if at < end and (length := buffer[at]) <= short_max and (stop := at + 1 + length) <= end:
                 append(buffer[at + 1 : stop])
                 at = stop
@@ -139,7 +138,7 @@ def decode_set_many(
     entries: dict[bytes, bytes] = {}
     unread = 2 * count  # keys and values
     try:
-        while unread:  # for speed; measured by bench end-to-end batch
+        while unread:  # inlined for short keys and values (benchmark scenario: batch)
             if at < end and (length := buffer[at]) <= short_key_max and (stop := at + 1 + length) <= end:
                 key = buffer[at + 1 : stop]
                 at = stop
@@ -168,17 +167,16 @@ def _read_count(buffer: bytes, at: int, end: int, keys_max: int) -> tuple[int, i
 
 
 def _cut(more: NeedMoreBytes, at: int, unread: int, even_max: int, odd_max: int) -> NeedMoreElements:
-    """Return the error for a list that ends inside the string at `at`. Each unread string takes at least one byte."""
+    """Return the error for a list that is cut inside the string at `at`. Each unread string takes at least one byte."""
     return NeedMoreElements(more.end_min + unread - 1, _Measure(at, unread, even_max, odd_max))
 
 
 class _Measure:
-    """A search for the end of a list while the list arrives. The elements are strings, or pairs of a string and bytes.
+    """A measure that finds the end of a list of strings, or of pairs of a string and bytes.
 
-    Invariant: the parameters have at least `at + unread` bytes. The offset `at` is the offset of the next string's
-    length, or the end of the list.
+    Invariant: the parameters have at least `at + unread` bytes.
 
-    :param at: offset from the beginning of the parameters
+    :param at: offset in the parameters of the next string's length, or of the end of the list
     :param unread: the number of strings and bytes values that have not been read yet
     :param even_max: limit for the length of the next string if `unread` is even
     :param odd_max: limit for the length of the next string if `unread` is odd
@@ -221,12 +219,12 @@ def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None]
     """Encode a successful result<list<option<tuple<string, list<u8>>>>, error>.
 
     :param values: the values in the order of the keys, with None for each missing key
-    :param bytes_max: limit for the bytes of the existing keys and their values
+    :param bytes_max: limit for the total size of the existing keys and their values in bytes
     :raises OtherError: the keys and values are above the limit
     """
     parts = [OK_UNIT, write_length(len(keys))]
     answer_bytes = 0
-    for key, value in zip(keys, values, strict=True):  # for speed; measured by bench end-to-end batch
+    for key, value in zip(keys, values, strict=True):  # inlines short lengths for speed
         if value is None:
             parts.append(ABSENT)
             continue
@@ -265,14 +263,14 @@ def decode_get_many_result(buffer: bytes, at: int, end: int) -> tuple[list[tuple
 
 
 def batch_tallies() -> dict[str, Tally]:
-    """Return a dict of new tallies: one tally for each function of `batch`, by its name on the wire."""
+    """Return a new tally for each function of `batch`, keyed by the function's name on the wire."""
     return {name: new_tally() for name in ("get-many", "set-many", "delete-many")}
 
 
 def batch_handlers(
     batch: BatchInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
 ) -> dict[str, Handler]:
-    """Return a dict of handlers: one handler for each function of `batch`, by its name on the wire.
+    """Return a handler for each function of `batch`, keyed by the function's name on the wire.
 
     :param tallies: the tallies that count the calls, by function name on the wire; the outcome `none` never occurs
     """
@@ -289,7 +287,7 @@ def batch_handlers(
 
 
 def _get_many_handler(batch: BatchInterface, limits: ParameterLimits, tally: Tally) -> Handler:
-    """Return a handler for get-many. It works like `function_handler`, but its result also contains the keys."""
+    """Return a handler for get-many. It works like a `function_handler`, but its result also contains the keys."""
     get_many = batch.get_many
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:

@@ -1,9 +1,9 @@
-"""The cases of the variant `error` of `wrpc:keyvalue`, as exceptions.
+"""Exceptions for the cases of the variant `error` in `wrpc:keyvalue`.
 
     variant error { no-such-store, access-denied, other(string) }
 
 A service raises one of these exceptions. The server sends the error in the result, and the client raises the same
-exception. `keyvalue_transport.wrpc.errors` defines the errors of the peer and the network.
+exception. `keyvalue_transport.wrpc.errors` defines the errors that the peer or the network causes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["AccessDeniedError", "InterfaceError", "NoSuchStoreError", "OtherErro
 
 
 class InterfaceError(Exception):
-    """Base class of the exceptions for the variant `error`."""
+    """Base class of these exceptions."""
 
 
 class NoSuchStoreError(InterfaceError):

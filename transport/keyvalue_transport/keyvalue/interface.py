@@ -50,13 +50,13 @@ BUCKET = Length("bucket name is {} bytes", "bucket_name_bytes_max")
 KEY = Length("key is {} bytes", "key_bytes_max")
 VALUE = Length("value is {} bytes", "value_bytes_max")
 MESSAGE = Length("error message is {} bytes")
-#: Limit for the bytes of an error's message. `encode_error` shortens a longer message, and `read_ok` rejects it.
+#: Limit for the bytes of an error message. `encode_error` shortens a longer message, and `read_ok` rejects it.
 MESSAGE_BYTES_MAX = 64 * 1024
 
 
 @dataclass(slots=True)
 class ParameterLimits:
-    """Limits for parameters. Handlers read the limits at each call, so you may change them while a server runs.
+    """Limits for parameters and answers. Handlers read the limits on each call, so you may change them at any time.
 
     :ivar short_bucket_bytes_max: limit for a bucket name whose length takes one byte, which is the common case
     :ivar short_key_bytes_max: limit for a key whose length takes one byte
@@ -66,7 +66,7 @@ class ParameterLimits:
     key_bytes_max: int = 64 * 1024
     value_bytes_max: int = 16 * 1024 * 1024
     batch_keys_max: int = 10_000
-    answer_bytes_max: int = 32 * 1024 * 1024  # keys and values in the answer of get-many
+    answer_bytes_max: int = 32 * 1024 * 1024  # keys and values in an answer to get-many, together
     short_bucket_bytes_max: int = field(init=False)
     short_key_bytes_max: int = field(init=False)
 
@@ -85,7 +85,7 @@ def encode_bucket_key(bucket: bytes, key: bytes) -> bytes:
 
 
 def read_bucket_and_key(buffer: bytes, at: int, end: int, limits: ParameterLimits) -> tuple[bytes, bytes, int]:
-    """Read the bucket and the key, with which most parameters begin. Measured by bench end-to-end get."""
+    """Read a bucket and a key. The parameters of most functions begin with these two."""
     if at < end:  # the common case first: bucket and key are complete, ASCII, and shorter than 128 bytes
         length = buffer[at]
         bucket_end = at + 1 + length
@@ -148,7 +148,7 @@ def read_ok(buffer: bytes, at: int, end: int) -> int:
 
 # Handlers.
 
-#: The `missing` argument for functions whose answer never means that a key is missing. No function returns NEVER.
+#: The `missing` argument for functions that never report a missing key. No function returns NEVER.
 NEVER = object()
 #: The types of most answers. A look-up in this set is the fastest way to see that an answer is not awaitable.
 VALUES = frozenset({bytes, bool, int, type(None)})
@@ -167,7 +167,7 @@ def function_handler(
     The handler decodes all parameters before it calls the function. So it raises NeedMoreBytes at once, even if the
     function is a coroutine function.
 
-    :param missing: the answer that means that a key is missing, which is counted as `none`
+    :param missing: the answer for a missing key; the tally counts it as `none`
     """
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
@@ -186,7 +186,7 @@ def function_handler(
 
 
 class AwaitedResult(Generic[T]):
-    """An answer to wait for. Once ready, it is encoded and counted like an immediate answer."""
+    """An answer to wait for. When it is ready, it is encoded and counted like an immediate answer."""
 
     __slots__ = ("_derive", "_encode", "_missing", "_tally", "answer")
 
@@ -214,11 +214,9 @@ class AwaitedResult(Generic[T]):
 
 
 def error_result(error: Exception, tally: Tally) -> bytes:
-    """Return the encoded result for an interface error or a LengthLimitError. Raise any other error again.
+    """Encode an interface error or a LengthLimitError as a result, and count the error.
 
-    Count the error under its outcome.
-
-    An error that is raised again counts as a failure, unless it is NeedMoreBytes.
+    Any other error is raised again. It counts as `failed`, unless it is NeedMoreBytes.
 
     :raises Exception: `error` itself, unless it is an interface error or a LengthLimitError
     """

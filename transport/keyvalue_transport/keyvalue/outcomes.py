@@ -1,4 +1,4 @@
-"""The outcomes of calls, and the tallies that count them."""
+"""The possible outcomes of a call, and the tallies that count them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = [
     "new_tally",
 ]
 
-#: The number of calls of one function with each outcome, in the order of OUTCOMES. A tally is a plain list, because
-#: every call updates a tally.
+#: The number of calls to one function with each outcome, in the order of OUTCOMES. A tally is a plain list for speed,
+#: because every call updates one.
 Tally: TypeAlias = list[int]
 
 OUTCOMES = ("ok", "none", "no_such_store", "access_denied", "other", "failed")

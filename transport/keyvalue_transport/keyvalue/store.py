@@ -8,8 +8,8 @@
 
     key-response     record { keys: list<string>, cursor: option<u64> }
 
-transport/keyvalue_transport/keyvalue/interface.py defines `error` and the other parts that all interfaces share. The
-handlers of get and set inline their decoders, because get and set are the most frequent calls.
+The module `interface` defines the type `error`, and the code that all interfaces share. For speed, the handlers for get
+and set inline their decoders.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ __all__ = [
     "store_tallies",
 ]
 
-#: The name of the instance `store` on the wire.
+#: The interface's name on the wire.
 STORE = "wrpc:keyvalue/store@0.2.0-draft"
 
 OK_NONE = b"\x00\x00"
@@ -169,7 +169,7 @@ def encode_key_response(response: KeyResponse) -> bytes:
     keys, cursor = response
     parts = [OK_UNIT, write_length(len(keys))]
     append = parts.append
-    for key in keys:  # for speed; measured by bench end-to-end list-keys
+    for key in keys:  # short lengths are inlined for speed
         length = len(key)
         append(ONE_BYTE[length] if length < 128 else write_length(length))
         append(key)
@@ -210,14 +210,14 @@ def _read_cursor(buffer: bytes, at: int, end: int) -> tuple[int | None, int]:
 
 
 def store_tallies() -> dict[str, Tally]:
-    """Return a dict of new tallies: one tally for each function of `store`, by its name on the wire."""
+    """Return a new tally for each function of `store`, keyed by the function's name on the wire."""
     return {name: new_tally() for name in ("get", "set", "delete", "exists", "list-keys")}
 
 
 def store_handlers(
     store: StoreInterface, limits: ParameterLimits, tallies: Mapping[str, Tally] | None = None
 ) -> dict[str, Handler]:
-    """Return a dict of handlers: one handler for each function of `store`, by its name on the wire.
+    """Return a handler for each function of `store`, keyed by the function's name on the wire.
 
     :param tallies: the tallies that count the calls, by function name on the wire; a get or exists of a missing key
         counts as `none`
@@ -237,10 +237,7 @@ def store_handlers(
 def _get_handler(
     function: Callable[[Caller, bytes, bytes], Answer[bytes | None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """Return a handler for get that inlines `decode_get` and `encode_get_result`.
-
-    Bench end-to-end get shows the gain.
-    """
+    """Return a handler for get that inlines `decode_get` and `encode_get_result` for speed."""
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:
@@ -274,7 +271,7 @@ def _get_handler(
 def _set_handler(
     function: Callable[[Caller, bytes, bytes, bytes], Answer[None]], limits: ParameterLimits, tally: Tally
 ) -> Handler:
-    """Return a handler for set that inlines `decode_set`. Bench end-to-end set shows the gain."""
+    """Return a handler for set that inlines `decode_set` for speed."""
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         try:

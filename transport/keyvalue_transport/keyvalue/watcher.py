@@ -4,8 +4,8 @@
     watcher.on-delete  bucket: string, key: string
 
 For this interface, the provider is the caller, and a component is the server. The functions have no result. The
-component answers only with the empty message that ends the invocation. The answer is the same after a success and
-after a failure.
+component answers only with the empty message that ends the invocation. The answer is the same for success and
+failure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "watcher_handlers",
 ]
 
-#: The name of the instance `watcher` on the wire. A component serves it.
+#: The interface's name on the wire.
 WATCHER = "wrpc:keyvalue/watcher@0.2.0-draft"
 
 #: The encoded result of a function without a result.
@@ -59,7 +59,7 @@ def decode_nothing(buffer: bytes, at: int, end: int) -> tuple[None, int]:
 
 
 def watcher_handlers(watcher: WatcherInterface, limits: ParameterLimits) -> dict[str, Handler]:
-    """Return a dict of handlers: one handler for each function of `watcher`, by its name on the wire."""
+    """Return a handler for each function of `watcher`, keyed by the function's name on the wire."""
     return {
         "on-set": _handler(decode_on_set, watcher.on_set, limits),
         "on-delete": _handler(decode_on_delete, watcher.on_delete, limits),

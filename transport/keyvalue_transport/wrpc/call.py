@@ -23,11 +23,11 @@ T = TypeVar("T")
 class Call(Generic[T]):
     """An invocation, with its parameters and its outcome.
 
-    :param decode: reads the result; NeedMoreBytes means that the result is incomplete, and any other exception of
-        `decode` becomes `error`
-    :param first_bytes_max: limit for the bytes of parameters in the first message
-    :param piece_bytes_max: limit for the bytes in each later message
-    :param result_bytes_max: limit for the bytes of the result
+    :param decode: decodes the result; raises NeedMoreBytes if the result is incomplete; any other exception becomes
+        `error`
+    :param first_bytes_max: limit for the number of parameter bytes in the first message
+    :param piece_bytes_max: limit for the number of parameter bytes in each later message
+    :param result_bytes_max: limit for the size of the result in bytes
     """
 
     __slots__ = ("_decode", "_needed", "_pieces", "_result_bytes_max", "_size", "_unsent", "done", "error", "value")

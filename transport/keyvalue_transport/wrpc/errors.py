@@ -1,9 +1,9 @@
-"""The errors of wRPC. Errors of an interface are defined elsewhere, because they are part of a result.
+"""The errors of the wRPC protocol. An error that a function returns is part of its result, and is not defined here.
 
 TransportError      the peer or the network failed: the invocation or the connection has ended
 NeedMoreBytes       not a failure: a decoder needs more bytes
 
-Error messages say what is wrong and what the limit is. A message never shows a value or a secret.
+Error messages say what is wrong and what the limit is, but never contain stored values or secrets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class TransportError(Exception):
-    """Base class of the errors that end an invocation or a connection below the interface."""
+    """Base class of the errors that end an invocation or a connection."""
 
 
 class DecodeError(TransportError):
@@ -35,7 +35,7 @@ class DecodeError(TransportError):
 class Length(NamedTuple):
     """A length that has a limit, and its wording in error messages.
 
-    :ivar need: text that names the length, with {} in place of the number
+    :ivar need: message that names the length; {} stands for the number
     :ivar option: the option that sets the limit, or an empty string
     """
 
@@ -44,7 +44,7 @@ class Length(NamedTuple):
 
 
 class LengthLimitError(TransportError):
-    """A length in the parameters is above its limit. The server answers with `other`, without waiting for the bytes."""
+    """A length in the parameters is above its limit. The server answers with the error `other` immediately."""
 
     def __init__(self, length: Length, found: int, allowed: int) -> None:
         option = length.option and f" ({length.option})"
@@ -52,7 +52,7 @@ class LengthLimitError(TransportError):
 
 
 class InvocationEndedError(TransportError):
-    """The provider ended the invocation without a complete result. It failed, or could not read the parameters."""
+    """The provider ended the invocation without a complete result. It may have failed to read the parameters."""
 
 
 class InvocationTimeoutError(TransportError, TimeoutError):
@@ -79,7 +79,7 @@ class ConnectError(TransportError):
 
 
 class NeedMoreBytes(Exception):
-    """The value needs more bytes than have arrived.
+    """The value is incomplete. More bytes must arrive.
 
     :ivar end_min: the smallest offset at which the value can end
     """

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Caller(NamedTuple):
-    """The calling component, and the name of its link. Each field is None if its header is missing."""
+    """The component that sent the call, and its link's name. Each field is None if the call has no such header."""
 
     source_id: str | None
     link_name: str | None
@@ -49,8 +49,8 @@ class Pending(Protocol):
     def answer(self) -> Awaitable[object]:
         """The function's answer. If the answer is a future, the server needs no task to wait for it.
 
-        The server cancels the answer if the server refuses the invocation or stops. Several invocations may share a
-        future. If other code also depends on the future, shield the future.
+        The server cancels the answer if it refuses the invocation, or when it stops. Several invocations may share a
+        future. If other code also depends on the future, shield it (`asyncio.shield`).
         """
 
     def encode(self, read: Callable[[], object], /) -> bytes:
@@ -65,7 +65,7 @@ class Pending(Protocol):
 #: are incomplete, and DecodeError if they are malformed. It reads all parameters before it returns a Pending answer.
 Handler: TypeAlias = Callable[[Caller, bytes, int, int], bytes | Pending]
 
-#: The server calls a measure with all bytes of the parameters that have arrived so far. The measure returns the
+#: The server calls a measure with all parameter bytes that have arrived so far. The measure returns the
 #: smallest number of bytes that the complete parameters can have.
 Measure: TypeAlias = Callable[[bytearray], int]
 
@@ -74,7 +74,7 @@ class NeedMoreElements(NeedMoreBytes):
     """The parameters end inside a list. The list's size is unknown until its last element arrives.
 
     If the server called the handler for each piece, the handler would read a large list from the beginning each time.
-    `measure` reads only the lengths in the new bytes. Its result shows the server when to call the handler.
+    `measure` reads only the lengths in the new bytes. The server calls the handler once enough bytes have arrived.
     """
 
     def __init__(self, end_min: int, measure: Measure) -> None:
@@ -112,12 +112,12 @@ class Derived(Generic[T]):
         return self.derive(fail)
 
     def close(self) -> None:
-        """Drop the source."""
+        """Cancel or close the source."""
         drop_answer(self.source)
 
 
 def drop_answer(answer: Awaitable[object]) -> None:
-    """Cancel a future, or close a coroutine. A coroutine that is not closed causes a warning."""
+    """Cancel a future, or close a coroutine. Python warns about a coroutine that is neither awaited nor closed."""
     drop = getattr(answer, "close", None) or getattr(answer, "cancel", None)
     if drop is not None:
         drop()

@@ -7,17 +7,17 @@
                            │  ── piece: still incomplete ──> HALF-OPEN
                            └─ empty piece (the parameters end), malformed parameters, expiry, a limit ──> end alone
 
-Report each event to `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`). Each method returns a
-`Step`: messages to send in order, an answer to wait for, and a failure to log.
+For each event, call a method of `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`). The method
+returns a `Step`: messages to send in order, an answer to wait for, and a failure to log.
 
 `Replies` builds the messages, and the transport sends them. An invocation has three kinds of message:
 
     accept   the handshake; if it has a token, the client uses the token to send the remaining parameters
     result   the encoded result, in one or more pieces
-    end      the end of the invocation; if no result came before, the client stops waiting for a result
+    end      the end of the invocation; if no result was sent, the client stops waiting for one
 
 Invariant: an accepted invocation gets exactly one `end`. `InvocationLimits` limits half-open invocations by number, by
-bytes, by time since the last piece, and by time since the first piece. It limits waiting invocations by number.
+bytes, by time since the last piece, and by time since the first piece. Waiting invocations are limited only by number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from keyvalue_transport.wrpc.handler import Caller, Handler, Measure, NeedMoreEl
 
 __all__ = ["InvocationCounts", "InvocationFailure", "InvocationLimits", "Invocations", "Replies", "Step", "Waiting"]
 
-#: The address for the messages that answer one invocation, in the transport's form.
+#: The transport's reply address: the address for the messages that answer one invocation.
 A = TypeVar("A")
 A_contra = TypeVar("A_contra", contravariant=True)
 #: A message of the transport.
@@ -42,7 +42,7 @@ M = TypeVar("M")
 class InvocationLimits:
     """Limits for half-open and waiting invocations.
 
-    An invocation that would exceed a limit of number or bytes is refused. An invocation that exceeds a time limit
+    An invocation that would exceed a count or byte limit is refused. An invocation that exceeds a time limit
     expires. A refused or expired invocation ends without a result.
     """
 
@@ -64,7 +64,7 @@ class InvocationCounts:
     failed: int = 0  # the handler raised an exception
     without_reply: int = 0  # not executed, because the client gave no reply subject
     stray_pieces: int = 0  # pieces of parameters that match no half-open invocation
-    received_bytes: int = 0  # of invocations; on the direct path, including the framing
+    received_bytes: int = 0  # bytes of all invocations; the direct path also counts the framing
     sent_bytes: int = 0
 
 
@@ -90,7 +90,7 @@ class Waiting(NamedTuple, Generic[A]):
 
 
 class InvocationFailure(NamedTuple):
-    """The reason why an invocation ended without a result: an error in its handler or its parameters.
+    """The error that ended an invocation without a result.
 
     :ivar traceparent: the `traceparent` header, which identifies the trace of the invocation
     """
@@ -100,7 +100,7 @@ class InvocationFailure(NamedTuple):
 
 
 class Step(NamedTuple, Generic[A, M]):
-    """The next steps of a transport, in this order: log the failure, send the messages, wait for the answer."""
+    """The steps that the transport must take, in this order: log the failure, send the messages, await the answer."""
 
     sends: list[M]
     waiting: Waiting[A] | None = None
@@ -111,7 +111,7 @@ class Step(NamedTuple, Generic[A, M]):
 class HalfOpen(Generic[A]):
     """An invocation whose parameters are incomplete.
 
-    :ivar first: the first piece as it arrived, without a copy; empty if `measure` needs all pieces in one buffer
+    :ivar first: the first piece, which is not copied; empty if `measure` needs all pieces in one buffer
     :ivar more: the later pieces in one buffer, because many small objects would take more memory than the server counts
     :ivar needed: the smallest possible size of the complete parameters in bytes; `measure`, if set, updates this size
     """
@@ -131,7 +131,7 @@ class HalfOpen(Generic[A]):
         return len(self.first) + len(self.more)
 
     def need(self, error: NeedMoreBytes) -> None:
-        """Record the number of bytes that the handler needs, and its measure, if any."""
+        """Set how many bytes the handler needs, and its measure, if any."""
         self.needed = error.end_min
         self.measure = error.measure if isinstance(error, NeedMoreElements) else None
         if self.measure is not None and self.first:
@@ -142,7 +142,7 @@ class Invocations(Generic[A, M]):
     """The invocations of one server.
 
     :param replies: builds the messages
-    :param new_token: returns a token that clients cannot guess, so no client can send to another client's invocation
+    :param new_token: returns a token that clients cannot guess, so no client can add to another client's parameters
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Invocations(Generic[A, M]):
 
     @property
     def waiting(self) -> int:
-        """Return the number of invocations that wait for their answer."""
+        """Return the number of invocations whose answer is not ready yet."""
         return self._waiting
 
     def receive(
@@ -182,7 +182,10 @@ class Invocations(Generic[A, M]):
         now_s: float,
         traceparent: str | None,
     ) -> Step[A, M]:
-        """Process the first piece of an invocation's parameters, and the value or exception of the handler."""
+        """Process the first piece of an invocation's parameters.
+
+        :param outcome: the return value or the exception of the handler
+        """
         if isinstance(outcome, NeedMoreBytes):
             return self._cut(handler, reply, caller, traceparent, piece, outcome, now_s)
         handshake = self._replies.accept(reply, None)
@@ -238,13 +241,13 @@ class Invocations(Generic[A, M]):
         return Step([message for token in late for message in self._drop(token)])
 
     def close(self) -> Step[A, M]:
-        """End all half-open invocations, and accept no new ones. The server calls this method when it stops."""
+        """End all half-open invocations, and refuse new ones. The server calls this method when it stops."""
         self._closed = True
         self.counts.refused += len(self._half_open)
         return Step([message for token in list(self._half_open) for message in self._drop(token)])
 
     def refuse(self, reply: A) -> Step[A, M]:
-        """End an invocation at its first piece, because it cannot be executed now. The piece is not read."""
+        """Refuse an invocation when its first piece arrives, without reading the piece."""
         return self._refuse(reply, self._replies.accept(reply, None))
 
     def _cut(

@@ -126,7 +126,7 @@ def check_text(text: bytes) -> None:
 
 
 def read_tag(buffer: bytes, at: int, end: int, tags: int, what: str) -> tuple[int, int]:
-    """Read the tag of a variant with `tags` cases. The tag is one byte. An option or a result has two cases."""
+    """Read the one-byte tag of a variant with `tags` cases. Options and results are variants with two cases."""
     if at >= end:
         raise NeedMoreBytes(at + 1)
     tag = buffer[at]
