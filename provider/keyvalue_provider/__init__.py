@@ -1,10 +1,10 @@
-"""The capability provider that a wasmCloud host starts. It joins the transport and the engine.
+"""The capability provider that a wasmCloud host starts. It connects the transport to the engine.
 
-host                   the contract with a host; it is independent of key-value, so another provider could use it
+host                   the protocol of a wasmCloud host; this package does not depend on the key-value interface
 config                 options, their sources, and the command line
-keyvalue, watching     the functions of wrpc:keyvalue, and the events for watching components
+keyvalue, watching     the wrpc:keyvalue functions, and the change events for watching components
 observe                log, metrics and health
 packaging              the archive that a host loads
-__main__, process      the command and its process
+__main__, process      the command `keyvalue-inmemory` and its process
 client_command         the command `wrpc-kv`
 """

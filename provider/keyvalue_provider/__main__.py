@@ -1,4 +1,6 @@
-"""The command `keyvalue-inmemory`. It reads host data, or flags, environment and a file, and runs the provider.
+"""The command `keyvalue-inmemory`. It reads its configuration and runs the provider.
+
+The configuration is host data, or comes from flags, environment variables and a file.
 
 Exit codes:
 
@@ -20,11 +22,11 @@ __all__ = ["main"]
 
 STANDARD_INPUT = 0
 
-# The functions below import what they need, so that `--help` does not wait for nats-py, uvloop and the rest.
+# nats-py, uvloop and other slow modules are imported inside functions, so that `--help` stays fast.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit code."""
+    """Run the command and return its exit code."""
     outer = OuterProcess()
     try:
         return _main(argv, outer)
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
     try:
         try:
-            arguments = command_line().parse_args(argv)  # --help and --version print, and raise SystemExit
+            arguments = command_line().parse_args(argv)  # --help and --version raise SystemExit
             if arguments.command == "config":
                 from keyvalue_provider.config_check import check
 
@@ -43,7 +45,8 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
         finally:
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
+        # Otherwise, Python's flush at exit would fail too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.stderr.write(f"keyvalue-inmemory: standard output: {error.strerror}\n")
         return 1
     except ValueError as error:
@@ -62,7 +65,7 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
 
 
 def _refuse(error: ValueError) -> int:
-    """Print why the input is refused, and return the exit code."""
+    """Print the error and return the exit code."""
     sys.stderr.write(f"keyvalue-inmemory: {error}\n")
     return 2
 

@@ -18,7 +18,7 @@ from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
 if TYPE_CHECKING:
     from keyvalue_transport.nats.client import KeyValueClient
 
-# The functions below import the client, so that `--help` does not wait for nats-py and the rest.
+# The client is imported inside functions, because importing nats-py would slow down `--help`.
 
 __all__ = ["main"]
 
@@ -26,11 +26,11 @@ WAIT_INTERVAL_S = 0.05
 
 
 class MissingKeyError(Exception):
-    """An error for a requested key that is missing."""
+    """The error for a requested key that does not exist."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command `wrpc-kv`. Return the exit code: 0, 1 after an error, or 130 after Ctrl-C."""
+    """Run the command `wrpc-kv`. Return 0 on success, 1 after an error, or 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     import asyncio
 
@@ -119,7 +119,7 @@ async def _increment(client: KeyValueClient, arguments: argparse.Namespace) -> N
 
 
 async def _get_many(client: KeyValueClient, arguments: argparse.Namespace) -> None:
-    """Print one line for each key, even if the key is missing. Report the missing keys after the last line."""
+    """Print one line for each key, existing or missing. Then raise an error that names the missing keys."""
     values = await client.get_many(arguments.bucket, arguments.keys)
     for key, value in zip(arguments.keys, values, strict=True):
         if arguments.json:
@@ -166,7 +166,7 @@ COMMANDS: dict[str, Callable[[KeyValueClient, argparse.Namespace], Coroutine[obj
 async def _wait(client: KeyValueClient, bucket: str, timeout_s: float) -> None:
     """Wait until a provider answers.
 
-    :raises NoProviderError: no provider has answered in time
+    :raises NoProviderError: no provider answers within `timeout_s`
     """
     import asyncio
 
@@ -194,7 +194,7 @@ def _value(arguments: argparse.Namespace) -> bytes:
 
 
 def _credentials(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Return the user's JWT and seed; empty strings if no user is given."""
+    """Return the user's JWT and seed. A missing part is an empty string."""
     if arguments.creds is not None:
         return read_credentials(arguments.creds)
     return "", "" if arguments.nkey is None else read_nkey(arguments.nkey)
@@ -246,9 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bucket", default="default", help="name of the bucket; default: %(default)s")
     _add_credentials(parser)
     parser.add_argument("--source-id", help="call as the component with this id")
-    parser.add_argument("--link-name", help="call over the link of this name")
+    parser.add_argument("--link-name", help="call over the link with this name")
     parser.add_argument(
-        "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="limit for each call; default: %(default)g"
+        "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="timeout for each call; default: %(default)g"
     )
     parser.add_argument(
         "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait at most this long for a provider"
@@ -258,24 +258,24 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in (
         ("get", "write the value's bytes to standard output"),
         ("set", "store a value from an argument, a file, or standard input"),
-        ("delete", "remove a key; a missing key is no error"),
+        ("delete", "remove a key; a missing key is not an error"),
         ("exists", "print true or false"),
-        ("increment", "add to the number of a key, and print the sum; a missing key counts as 0"),
+        ("increment", "add to a key's number and print the sum; a missing key counts as 0"),
     ):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("key")
         if name == "set":
             source = command.add_mutually_exclusive_group()
             source.add_argument("value", nargs="?", help="the value, or - for standard input")
-            source.add_argument("--file", metavar="PATH", help="a file that holds the value")
+            source.add_argument("--file", metavar="PATH", help="read the value from this file")
         elif name == "increment":
             command.add_argument("delta", nargs="?", type=_delta, default=1, help="number to add; default: %(default)s")
     for name, what in (
         ("get-many", "print one line for each key: its value, or nothing if the key is missing"),
-        ("delete-many", "remove keys; a missing key is no error"),
+        ("delete-many", "remove keys; a missing key is not an error"),
     ):
         commands.add_parser(name, help=what, description=what).add_argument("keys", nargs="+", metavar="key")
-    what = "store a value for each key; if one is refused, store none"
+    what = "store a value for each key, or none if any is refused"
     commands.add_parser("set-many", help=what, description=what).add_argument("entries", nargs="+", metavar="key value")
     commands.add_parser(
         "keys", help="print all keys of the bucket, one per line", description="print all keys of the bucket"
@@ -292,10 +292,10 @@ def _add_credentials(parser: argparse.ArgumentParser) -> None:
     for name, what in (
         (
             "ca",
-            "authorities that may sign the server's certificate; any of these three options, or tls://, requires TLS",
+            "certificate authorities to trust; TLS is mandatory if any --tls option is set or the URL is tls://",
         ),
-        ("certificate", "certificate to show to the server"),
-        ("key", "private key of that certificate, unless it is in the same file"),
+        ("certificate", "client certificate to present to the server"),
+        ("key", "private key of the client certificate, unless it is in the same file"),
     ):
         parser.add_argument(f"--tls-{name}", default="", metavar="FILE", help=what)
 

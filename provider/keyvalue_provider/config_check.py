@@ -1,4 +1,4 @@
-"""The command `keyvalue-inmemory config check`. It prints every option with its source, and all faults.
+"""The command `keyvalue-inmemory config check`. It prints every option with its value and source, and all faults.
 
 It does not connect to NATS.
 
@@ -62,9 +62,9 @@ class Report:
 
     :ivar options: value and origin of each option, by name; a secret is shown as `<redacted>`
     :ivar links: one line for each link, with the names of the options that the link sets
-    :ivar remarks: oddities, such as deprecated names
-    :ivar faults: reasons why the provider would not start, or why a link is unusable, and unknown names; a start
-        ignores unknown names
+    :ivar remarks: harmless findings, such as deprecated names
+    :ivar faults: reasons why the provider would not start or a link is unusable; also unknown names, although a start
+        ignores them
     """
 
     options: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Report:
 def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Print the report for a command line. Return the exit code: 2 if something is wrong, else 0.
 
-    :raises ValueError: the host data, the file or the combination of flags is unusable; the message says which of them
+    :raises ValueError: the host data, the file or the combination of flags is unusable; the message says which
     """
     report = Report()
     if arguments.host_data is None:
@@ -148,14 +148,14 @@ def _describe(report: Report, configuration: Configuration, *tables: tuple[Optio
 
 
 def _describe_log(report: Report, level: str, is_structured: bool, origin: str) -> None:
-    """Add the log's level and format to the report if no option sets them."""
+    """Report the log level and format in use, if no option sets them."""
     for name, shown in (("log_level", level), ("structured_logging", str(is_structured).lower())):
         if report.options[name][0] == "none":
             report.options[name] = shown, origin
 
 
 def _try(report: Report, part: Callable[[S], T], source: S) -> T | None:
-    """Run one part of a start. If it fails, add its fault to the report and return None."""
+    """Run one step of a start. If the step fails, add the error to the report and return None."""
     try:
         return part(source)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The configuration in force: the configuration from the start, with later changes that take effect immediately."""
+"""The current configuration: the startup configuration, updated with the host's later changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger("keyvalue_provider")
 
 
 class LiveConfiguration:
-    """The configuration in force. The class also sets up the log, at the start and when the log's options change.
+    """The current configuration. This class also sets up the log, at startup and whenever a log option changes.
 
     :ivar fault: why the last configuration was refused; None if it was accepted
     """
@@ -34,14 +34,14 @@ class LiveConfiguration:
     def take(self, config: Mapping[str, str]) -> ProviderOptions | None:
         """Return the options of a new configuration, or None if it is refused.
 
-        Only the options in LIVE_OPTIONS take effect. Log a warning that names the other options that differ.
+        Only options in LIVE_OPTIONS take effect at once. If other options have changed, log a warning with their names.
         """
         configuration = self._plan.resolve(config)
         options = configuration.options
         faults = list(configuration.faults)
         if not faults:
             try:
-                tls_of(configuration)  # otherwise the next start would fail
+                tls_of(configuration)  # refuse TLS options that would make the next start fail
             except ValueError as error:
                 faults.append(f"config: {error}")
         if faults:
@@ -74,7 +74,7 @@ class LiveConfiguration:
         self._unknown, self._deprecated = configuration.unknown, configuration.deprecated
 
     def _log_form_of(self, options: ProviderOptions) -> tuple[str, bool]:
-        """Return the level, and True if the log is structured."""
+        """Return the log level, and True if the log is JSON."""
         structured = options.structured_logging
         plan = self._plan
         return options.log_level or plan.log_level, plan.structured_logging if structured is None else structured

@@ -3,10 +3,10 @@
     host ── starts ──> outer process ── unpacks a directory, starts ──> inner process (this process)
                        waits, passes on signals and the exit code, removes the directory
 
-A host kills the outer process as soon as its shutdown request is answered. The host does not know about the inner process.
-So the inner process watches the outer process, and stops cleanly when the outer process ends. Normally, the outer
-process removes the directory after the inner process has ended. If the outer process has ended first, the inner
-process removes the directory.
+A host does not know about the inner process. After a shutdown request is answered, the host kills the outer process. So
+the inner process watches the outer process, and stops cleanly when the outer process ends. Normally, the outer process
+removes the directory after the inner process has ended. If the outer process ends first, the inner process removes the
+directory.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = ["OuterProcess"]
 
-#: Interval for polling the outer process, on systems that do not report its end.
+#: Interval for polling the outer process, on systems that cannot signal the end of a process.
 POLL_INTERVAL_S = 0.2
-#: A terminal or systemd signals both processes. The outer process passes its signal on within this time.
+#: A terminal or systemd may signal both processes. The outer process then forwards its signal within this time.
 ECHO_S = 0.25
-#: Prefix of the unpacked directory's name. If nothing is unpacked, PyInstaller names the program's own directory.
+#: Prefix of the unpacked directory's name. If nothing is unpacked, `sys._MEIPASS` is the program's own directory.
 UNPACKED_PREFIX = "_MEI"
-#: The id of the process that adopts orphans. In a container, this process may be the outer process itself.
+#: The id of the process that adopts orphans. In a container, the outer process itself may have this id.
 INIT_PID = 1
 
 
 class OuterProcess:
-    """The process that unpacked and started this process.
+    """The process that unpacked this executable and started this process.
 
     If there is no such process, `ended` is always False, and `watch` and `clean_up` do nothing.
     """
@@ -53,7 +53,7 @@ class OuterProcess:
 
     @property
     def ended(self) -> bool:
-        """True if there was an outer process and this outer process has ended."""
+        """True if there was an outer process and it has ended."""
         return self._directory is not None and (self._orphaned or os.getppid() != self._pid)
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_end: Callable[[], object]) -> None:
@@ -68,7 +68,7 @@ class OuterProcess:
             loop.call_later(POLL_INTERVAL_S, self.watch, loop, on_end)
 
     def is_echo(self, number: int) -> bool:
-        """Return True if the outer process passed on a signal that this process has just received itself.
+        """Return True if a signal is the outer process's copy of a signal that this process has just received.
 
         Call this method once for each signal.
         """
@@ -84,8 +84,8 @@ class OuterProcess:
     def clean_up(self, timeout_s: float = 0.0) -> None:
         """Remove the unpacked directory if the outer process has ended. Call this last: imports fail afterwards.
 
-        :param timeout_s: seconds to wait for the end of the outer process, which may be killed while it removes the
-            directory and would then leave a part of the directory
+        :param timeout_s: seconds to wait for the outer process to end; a host may kill it before it has removed the
+            whole directory
         """
         if self._directory is None or not self._wait(timeout_s):
             return
@@ -126,10 +126,10 @@ def _unpacked_directory() -> Path | None:
 
 
 def _open_process(pid: int) -> int | None:
-    """Return a descriptor that becomes readable when the process ends, or None if the system has no such descriptors.
+    """Return a descriptor that becomes readable when the process ends, or None if the system does not support this.
 
-    The alternative is a signal at the parent's death. But the parent may die before the signal is requested. The
-    signal is also sent when a thread of the parent ends. And requesting the signal needs an import that takes 10 ms.
+    A parent-death signal (`prctl`) would be less reliable. The parent may die before the signal is requested, and the
+    signal is also sent when a thread of the parent ends. Requesting it also needs an import that takes 10 ms.
     """
     try:
         return os.pidfd_open(pid)

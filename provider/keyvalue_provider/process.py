@@ -4,7 +4,7 @@ StartPlan ─> Connection ─┬─ Server ─ handlers ─ Service ─ handles 
                          ├─ HostSession (health, links, configuration, shutdown), if there is a host
                          └─ Watchers <─ changes in the Store
 
-`run` runs the whole process. `Parts` holds the parts of the provider. `RunningProvider` applies the host's messages.
+`run` runs the whole process. `Parts` holds the parts of the provider. `RunningProvider` acts on the host's messages.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ __all__ = ["run"]
 
 log = logging.getLogger("keyvalue_provider")
 
-#: A host kills the process 300 ms after its shutdown request. The whole stop, with the flush, takes less than 200 ms.
+#: A host kills the process 300 ms after the shutdown request. The whole stop, with the flush, takes less than 200 ms.
 HOST_STOP_TIMEOUT_S = 0.11
 FLUSH_TIMEOUT_S = 0.05
-#: After this time, the host has killed the outer process. See `OuterProcess.clean_up`.
+#: After a shutdown request is answered, a host kills the outer process within this time. See `OuterProcess.clean_up`.
 HOST_KILL_TIMEOUT_S = 0.5
 #: Time limit for reporting the last changes to watching components.
 WATCH_STOP_TIMEOUT_S = 0.02
-#: The event loop must answer /livez within this time.
+#: /livez reports a failure if the event loop does not respond within this time.
 ALIVE_TIMEOUT_S = 1.0
-#: Thresholds that make garbage collections rare. A full collection with a million keys in memory takes tens of
-#: milliseconds, and few objects are in reference cycles.
+#: Thresholds that make garbage collections rare. With a million keys in memory, a full collection takes tens of
+#: milliseconds, and it finds almost no garbage.
 GC_THRESHOLDS = (50_000, 50, 100)
 
 
@@ -77,7 +77,7 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess) -> i
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a running provider, except the host's side.
+    """The parts of a running provider, except the host session.
 
     :param metrics: None if metrics are off
     """
@@ -92,9 +92,9 @@ class Parts:
 
 
 class RunningProvider:
-    """A running provider as its host sees it. It is the `Capability` of the HostSession.
+    """A running provider as its host sees it. This class implements the protocol `Capability`.
 
-    :ivar is_serving: True after the start has finished, until the stop begins
+    :ivar is_serving: True from the end of startup until the stop begins
     """
 
     def __init__(self, parts: Parts, live_configuration: LiveConfiguration) -> None:
@@ -114,7 +114,7 @@ class RunningProvider:
         return ailments
 
     def configure(self, config: Mapping[str, str]) -> None:
-        """Apply the options of a new configuration that concern callers and the log. Others need a restart."""
+        """Apply the options in LIVE_OPTIONS from a new configuration. Other options need a restart."""
         options = self._live_configuration.take(config)
         if options is not None:
             self._parts.policy.configure(options)
@@ -147,7 +147,7 @@ async def _run(
 
     outer.watch(asyncio.get_running_loop(), stop_with_outer)
     async with AsyncExitStack() as stack:
-        after_connection = stack.enter_context(ExitStack())  # stopped last, because probes may arrive until the end
+        after_connection = stack.enter_context(ExitStack())  # exits last: health probes may arrive until the end
         connection = await _open(plan.connection, stop_requested)
         if connection is None:
             return False
@@ -177,7 +177,7 @@ async def _run(
 
 
 async def _open(options: ConnectionOptions, stop_requested: asyncio.Event) -> Connection | None:
-    """Return the open connection, or None if the provider must stop before the connection is open."""
+    """Open the connection. Return None if a stop is requested before the connection is open."""
     opening = asyncio.create_task(Connection.open(options))
     stopping = asyncio.create_task(stop_requested.wait())
     await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -190,7 +190,7 @@ async def _open(options: ConnectionOptions, stop_requested: asyncio.Event) -> Co
 
 
 def _links_of(plan: StartPlan) -> Links:
-    """Return the links of the host data, without the unusable ones."""
+    """Return the links from the host data. Log a warning for each unusable link."""
     host_data = plan.host_data
     if host_data is None:
         return Links("")

@@ -1,4 +1,4 @@
-"""Handlers of SIGTERM and SIGINT. The first signal stops the process cleanly. A second signal ends it immediately."""
+"""Handlers for SIGTERM and SIGINT. The first signal stops the process cleanly. A second signal ends it immediately."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("keyvalue_provider")
 
 
 def stop_at_signals(stop_requested: asyncio.Event, outer: OuterProcess) -> list[int]:
-    """Install the signal handlers in the running loop. Return a list to which each received signal is appended."""
+    """Install the signal handlers in the running loop. Return a list to which the handlers append each signal."""
     came: list[int] = []
 
     def stop(number: int) -> None:

@@ -1,1 +1,1 @@
-"""Options, where they come from, and the command line."""
+"""The options, their sources, and the command line."""

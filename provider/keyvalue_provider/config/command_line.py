@@ -21,7 +21,7 @@ NAME_COLUMN = 22
 
 
 class Version(argparse.Action):
-    """The flag `--version`. It looks up the version only when used, because that takes as long as `--help`."""
+    """The flag `--version`. It looks up the version only when it is used, because the look-up is slow."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print the version")
@@ -35,7 +35,7 @@ class Version(argparse.Action):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that accepts no abbreviated flags, and suggests the right flag for a misspelt one."""
+    """A parser that refuses abbreviated flags and suggests a correction for a misspelt flag."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more, allow_abbrev=False)
@@ -52,7 +52,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Return the parser. Without a command, the provider reads host data from standard input."""
+    """Return the argument parser. Without a command, the provider reads host data from standard input."""
     parser = CommandParser(
         prog="keyvalue-inmemory",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -74,7 +74,7 @@ def command_line() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{what.capitalize()}. The NATS URL and the options come from a file, the environment and flags.\n"
         "Flags override the environment (KEYVALUE_NAME), and the environment overrides the file.",
-        epilog="A password in a flag is visible in the list of processes. Put it into KEYVALUE_NATS or the file.\n\n"
+        epilog="A password in a flag is visible in the process list. Put it into KEYVALUE_NATS or the file.\n\n"
         "  keyvalue-inmemory serve --nats 127.0.0.1:4222 --prefix default.mine --memory-bytes-max 1_000_000_000\n"
         f"  keyvalue-inmemory serve --config keyvalue.toml\n\n{EXIT_CODES}",
     )
@@ -87,13 +87,13 @@ def command_line() -> argparse.ArgumentParser:
         usage="keyvalue-inmemory config check [--json] [--host-data FILE | the flags of serve]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{what.capitalize()}.\n"
-        "The flags are those of `serve`. With --host-data, it checks a start by a host. It does not connect to NATS.",
+        "It accepts the flags of `serve`. With --host-data, it checks a start by a host. It does not connect to NATS.",
         epilog="exit codes:\n"
         "  0  nothing is wrong\n"
         "  2  the provider would not start, a link is unusable, or a name is unknown",
     )
     check.add_argument(
-        "--host-data", metavar="FILE", help="one line of base64 of JSON, as a host writes it; - is standard input"
+        "--host-data", metavar="FILE", help="file with host data: one line of base64-encoded JSON; - for standard input"
     )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     _add_flags(check)
@@ -101,7 +101,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def flags_of(arguments: argparse.Namespace) -> dict[str, str | None]:
-    """Return the texts of all options in the arguments, by name. Include the old names of options."""
+    """Return the text of each option in the arguments, by name. Old names are included."""
     return {name: getattr(arguments, name) for name in (*SERVE_OPTIONS, *SERVE_OPTIONS.old_names)}
 
 
@@ -111,7 +111,9 @@ def _help_of(option: Option) -> str:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", metavar="FILE", help="TOML file with lines NAME = VALUE; a NAME is a flag below with _ for -"
+        "--config",
+        metavar="FILE",
+        help="TOML file with lines NAME = VALUE; a NAME is a flag below, with _ instead of -",
     )
     for name, option in SERVE_OPTIONS.items():
         _add_flag(parser, name, option, _help_of(option).replace("%", "%%"))

@@ -20,11 +20,11 @@ SHORT = 5
 
 
 class SortedNames(NamedTuple):
-    """The names of one configuration, sorted by kind.
+    """The names in one configuration, by kind.
 
-    :ivar options: the option of each valid or old name, by that name
+    :ivar options: the current name of the option, for each valid or old name
     :ivar unknown: names that resemble no option
-    :ivar deprecated: a remark on each old name
+    :ivar deprecated: a remark for each old name
     :ivar faults: what is wrong with each misspelt or duplicate name
     """
 
@@ -35,7 +35,7 @@ class SortedNames(NamedTuple):
 
 
 def sort_names(given: Iterable[str], options: Collection[str], old_names: Mapping[str, str]) -> SortedNames:
-    """Sort the names of one configuration by kind.
+    """Classify the names in one configuration.
 
     :param old_names: the current name for each old name
 
@@ -63,7 +63,7 @@ def sort_names(given: Iterable[str], options: Collection[str], old_names: Mappin
 
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that are nearest to `name`. Return an empty list if no known name is near.
+    """Return the known names that are closest to `name`, or an empty list if none is close.
 
     >>> nearest_names("bukcet", ["bucket", "buckets", "access"])
     ['bucket']
@@ -87,9 +87,9 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
 
 
 def edits_between(one: str, other: str, edits_max: int) -> int:
-    """Return the minimum number of edits between two texts, or `edits_max + 1` if it exceeds `edits_max`.
+    """Return the edit distance between two texts, or `edits_max + 1` if the distance exceeds `edits_max`.
 
-    Swapped neighbours are not edited again (optimal string alignment).
+    This is the optimal string alignment distance: swapped neighbours are not edited again.
 
     >>> edits_between("acess", "access", 2), edits_between("bukcet", "bucket", 2), edits_between("url", "ttl_ms", 2)
     (1, 1, 3)

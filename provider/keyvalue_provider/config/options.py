@@ -1,14 +1,14 @@
-"""The options. Each is declared once, in the class of the place where it is set.
+"""The options. Each option is declared once, in the class for the place where it is set.
 
 class                 place
 LinkOptions           a link's target_config; the provider's options with these names are the defaults
-ProviderOptions       the provider; it has the options of LinkOptions and its own
+ProviderOptions       the provider's configuration; it includes the options in LinkOptions
 StandaloneOptions     `keyvalue-inmemory serve`, instead of host data
-WatchingLinkOptions   the source_config of a link that makes a watcher
+WatchingLinkOptions   the source_config of a link to a watcher
 
-A declaration gives the type of the values, the default and the help, and says if a change takes effect at once. The
-tables at the end are built from the declarations. The command line and its help, all sources, `config check` and the
-tables in docs/operating.md use them.
+A declaration gives an option's type, default and help text, and says whether a change takes effect at once. The tables
+at the end of this module list the declared options. The command line, the sources, `config check` and the tables in
+docs/operating.md use those tables.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ INVOCATION_DEFAULTS = InvocationLimits()
 PARAMETER_DEFAULTS = ParameterLimits()
 
 READ_WRITE, READ_ONLY = "read-write", "read-only"
-#: A remark on unknown options shows this many characters of their names.
+#: A remark about unknown options shows at most this many characters of their names.
 UNKNOWN_CHARACTERS_MAX = 256
 
 T = TypeVar("T")
@@ -62,9 +62,9 @@ class Option:
     """The declaration of an option.
 
     :ivar default: the value if no source sets the option; None for no value
-    :ivar help: a short text for the help and for tables
-    :ivar is_live: True if a change takes effect at once, False if at the next start
-    :ivar old_name: its previous name, which is still accepted
+    :ivar help: a short description, for `--help` and for the documentation
+    :ivar is_live: True if a change takes effect at once; False if it takes effect at the next start
+    :ivar old_name: the option's previous name, which is still accepted
     """
 
     name: str
@@ -75,7 +75,7 @@ class Option:
     old_name: str | None = None
 
     def shown(self, value: Any) -> str:
-        """Return a value of the option as text, without secrets."""
+        """Return a value of this option as text, without secrets."""
         return "none" if value is None else self.value_type.show(value)
 
 
@@ -107,9 +107,9 @@ def option(
 class OptionTable(dict[str, Option]):
     """The options of one place, by name.
 
-    :param classes: the classes that declare them
-    :param kind: the word for these options in remarks
-    :ivar old_names: present names by old names; an old name that is now the name of another option is left out
+    :param classes: the classes that declare the options
+    :param kind: the word that remarks use for an option in this table
+    :ivar old_names: the current name for each old name, unless the old name now belongs to another option
     """
 
     def __init__(self, *classes: type, kind: str = "option") -> None:
@@ -126,11 +126,11 @@ class OptionTable(dict[str, Option]):
         }
 
     def sort_names(self, given: Iterable[str]) -> SortedNames:
-        """Sort the names of a configuration by their kind in this table."""
+        """Classify the names in a configuration, using this table's options."""
         return sort_names(given, self, self.old_names)
 
     def read(self, config: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-        """Return a link's values by option, and remarks on ignored and deprecated names.
+        """Return the values in a link's configuration, by option, and remarks about ignored and deprecated names.
 
         :raises OptionError: a value is malformed, or a name is misspelt
         """
@@ -147,7 +147,10 @@ class OptionTable(dict[str, Option]):
 
 @dataclass(frozen=True, slots=True)
 class LinkOptions:
-    """Options that decide what a caller may do. They come from its link, or from the provider if it has no link."""
+    """Options that decide what a caller may do.
+
+    They come from the caller's link, or from the provider if the caller has no link.
+    """
 
     bucket: bytes | None = option(values.BUCKET_NAME, "use this bucket, whatever name the caller gives", live=True)
     bucket_prefix: bytes | None = option(
@@ -155,17 +158,17 @@ class LinkOptions:
     )
     buckets: frozenset[bytes] | None = option(
         values.BUCKET_NAMES,
-        "allowed bucket names, separated by commas; others get no-such-store",
+        "allowed bucket names, separated by commas; calls with other names get no-such-store",
         live=True,
     )
     strict_buckets: bool = option(
         values.FLAG,
-        "get, exists and delete on a bucket that was never written get no-such-store",
+        "return no-such-store if get, exists or delete uses a bucket that was never written",
         default=STORE_DEFAULTS.strict_buckets,
     )
     access: str = option(
         values.one_of(READ_WRITE, READ_ONLY),
-        "read-write, or read-only: writes get access-denied",
+        "read-write or read-only; if read-only, writes get access-denied",
         default=READ_WRITE,
         live=True,
     )
@@ -175,17 +178,17 @@ class LinkOptions:
         "maximum bytes in one list-keys answer; the default fits 1 MiB messages",
         default=STORE_DEFAULTS.page_bytes_max,
     )
-    key_bytes_max: int = option(values.LENGTH, "maximum bytes of a key", default=STORE_DEFAULTS.key_bytes_max)
-    value_bytes_max: int = option(values.LENGTH, "maximum bytes of a value", default=STORE_DEFAULTS.value_bytes_max)
+    key_bytes_max: int = option(values.LENGTH, "maximum bytes in a key", default=STORE_DEFAULTS.key_bytes_max)
+    value_bytes_max: int = option(values.LENGTH, "maximum bytes in a value", default=STORE_DEFAULTS.value_bytes_max)
     quota_keys: int | None = option(
         values.COUNT,
-        "quota: keys in the buckets that a link reaches, from all writers",
+        "quota: maximum keys in the link's buckets, including keys from other writers",
         live=True,
         old_name="keys_max",
     )
     quota_bytes: int | None = option(
         values.BYTES,
-        "quota: bytes of memory in the buckets that a link reaches, from all writers",
+        "quota: maximum bytes of memory for the link's buckets, including keys from other writers",
         live=True,
         old_name="bytes_max",
     )
@@ -193,7 +196,9 @@ class LinkOptions:
 
     @classmethod
     def from_config(cls, provider: ProviderOptions, config: Mapping[str, str]) -> tuple[LinkOptions, list[str]]:
-        """Return the provider's options, overridden by a link's target_config, and remarks on the names in it.
+        """Return the options of a link, and remarks about the names in its target_config.
+
+        The target_config overrides the provider's options.
 
         :raises OptionError: a value is malformed, or a name is misspelt
         """
@@ -203,14 +208,14 @@ class LinkOptions:
 
 @dataclass(frozen=True, slots=True)
 class ProviderOptions(LinkOptions):
-    """Options of the provider. Those of LinkOptions are the defaults of links, and apply to callers without a link."""
+    """The provider's options. Those in LinkOptions are defaults for links, and apply to callers without a link."""
 
     bucket_name_bytes_max: int = option(
-        values.LENGTH, "maximum bytes of a bucket's name", default=STORE_DEFAULTS.bucket_name_bytes_max
+        values.LENGTH, "maximum bytes in a bucket's name", default=STORE_DEFAULTS.bucket_name_bytes_max
     )
     batch_keys_max: int = option(
         values.COUNT,
-        "maximum keys of one get-many, set-many or delete-many",
+        "maximum keys in one get-many, set-many or delete-many",
         default=PARAMETER_DEFAULTS.batch_keys_max,
         live=True,
     )
@@ -230,19 +235,21 @@ class ProviderOptions(LinkOptions):
         values.BYTES, "maximum memory of all keys and values, as the engine counts it"
     )
     shards_min: int = option(
-        values.SHARDS, "shards of a large bucket, a power of two", default=STORE_DEFAULTS.shards_min
+        values.SHARDS, "number of shards in a large bucket; a power of two", default=STORE_DEFAULTS.shards_min
     )
     require_link: bool = option(values.FLAG, "callers without a link get access-denied", default=False, live=True)
     watch_queue_events: int = option(
         values.COUNT,
-        "events waiting or in flight for a watcher; the oldest are dropped",
+        "maximum events waiting or in flight for a watcher; the oldest events are dropped",
         default=10_000,
     )
     watch_queue_bytes: int = option(
-        values.BYTES, "bytes of these events; a larger event is dropped", default=64 * 1024 * 1024
+        values.BYTES,
+        "maximum bytes of events waiting or in flight for a watcher; a larger event is dropped",
+        default=64 * 1024 * 1024,
     )
     watch_timeout_ms: int = option(
-        values.MILLISECONDS, "milliseconds for a watcher's answer to one event", default=5_000
+        values.MILLISECONDS, "milliseconds to wait for a watcher's answer to an event", default=5_000
     )
     half_open_max: int = option(
         values.COUNT,
@@ -250,11 +257,13 @@ class ProviderOptions(LinkOptions):
         default=INVOCATION_DEFAULTS.half_open_max,
     )
     half_open_bytes_max: int = option(
-        values.BYTES, "maximum bytes held for these invocations", default=INVOCATION_DEFAULTS.half_open_bytes_max
+        values.BYTES,
+        "maximum bytes held for invocations with incomplete parameters",
+        default=INVOCATION_DEFAULTS.half_open_bytes_max,
     )
     half_open_timeout_ms: int = option(
         values.MILLISECONDS,
-        "milliseconds without another piece until they are ended",
+        "milliseconds to wait for the next piece of an invocation's parameters",
         default=round(INVOCATION_DEFAULTS.half_open_timeout_s * 1000),
     )
     transport: str = option(
@@ -264,15 +273,15 @@ class ProviderOptions(LinkOptions):
     )
     tls_ca: str | None = option(
         values.PEM,
-        "authorities that may sign the server's certificate: PEM file or text; requires TLS",
+        "certificate authorities to trust: PEM file or text; makes TLS mandatory",
     )
     tls_certificate: str | None = option(
-        values.PEM, "certificate to show to the server: PEM file or text; requires TLS"
+        values.PEM, "client certificate to present to the server: PEM file or text; makes TLS mandatory"
     )
     tls_key: Secret | None = option(  # noqa: RUF009 # `option` returns a field
-        values.PEM_SECRET, "private key of that certificate: PEM file or text"
+        values.PEM_SECRET, "private key of the client certificate: PEM file or text"
     )
-    metrics_address: str | None = option(values.ADDRESS, "HOST:PORT of /metrics, /livez and /readyz; off unless set")
+    metrics_address: str | None = option(values.ADDRESS, "HOST:PORT for /metrics, /livez and /readyz; off unless set")
     log_level: str | None = option(
         values.LOG_LEVEL,
         "trace, debug, info, warn or error; if not set: from host data, or info",
@@ -283,18 +292,18 @@ class ProviderOptions(LinkOptions):
     )
     connect_timeout_ms: int = option(
         values.MILLISECONDS,
-        "milliseconds to reach NATS at the start, all attempts together",
+        "milliseconds to reach NATS at startup, for all attempts together",
         default=10_000,
     )
     stop_timeout_ms: int = option(
         values.MILLISECONDS,
-        "milliseconds to answer calls in flight at SIGTERM or SIGINT",
+        "milliseconds to answer calls in flight after SIGTERM or SIGINT",
         default=5_000,
     )
 
     @classmethod
     def of_store(cls, store: StoreOptions) -> ProviderOptions:
-        """Return options that give callers exactly the limits of a store."""
+        """Return options with the same limits as a store."""
         return cls(
             strict_buckets=store.strict_buckets,
             page_keys=store.page_keys_max,
@@ -304,7 +313,7 @@ class ProviderOptions(LinkOptions):
         )
 
     def store_options(self) -> StoreOptions:
-        """Return the options of the engine."""
+        """Return the options for the engine's store."""
         return StoreOptions(
             key_bytes_max=self.key_bytes_max,
             value_bytes_max=self.value_bytes_max,
@@ -319,7 +328,7 @@ class ProviderOptions(LinkOptions):
         )
 
     def invocation_limits(self) -> InvocationLimits:
-        """Return the options of the transport."""
+        """Return the transport's limits for invocations."""
         return InvocationLimits(
             half_open_max=self.half_open_max,
             half_open_bytes_max=self.half_open_bytes_max,
@@ -327,10 +336,10 @@ class ProviderOptions(LinkOptions):
         )
 
     def tls_options(self) -> TlsOptions | None:
-        """Return the options for TLS, or None if none of them is set."""
+        """Return the TLS options, or None if none is set."""
         if self.tls_ca is None and self.tls_certificate is None and self.tls_key is None:
             return None
-        from keyvalue_transport.nats.tls import TlsOptions  # here, because it imports ssl, which `--help` does not need
+        from keyvalue_transport.nats.tls import TlsOptions  # here, because importing ssl would slow down `--help`
 
         return TlsOptions(
             ca=self.tls_ca or "",
@@ -349,7 +358,7 @@ class ProviderOptions(LinkOptions):
 
 @dataclass(frozen=True, slots=True)
 class StandaloneOptions:
-    """Options of a provider without a host, instead of host data."""
+    """Options for a provider without a host. They replace host data."""
 
     nats: str = option(
         values.NATS_URLS,
@@ -367,7 +376,7 @@ class StandaloneOptions:
 
 @dataclass(frozen=True, slots=True)
 class WatchingLinkOptions:
-    """Options of a link that makes a watcher. `keyvalue_provider.watching.patterns` reads the patterns."""
+    """Options of a link to a watcher. `keyvalue_provider.watching.patterns` parses the patterns."""
 
     watch: str | None = option(
         values.TEXT,
@@ -375,13 +384,13 @@ class WatchingLinkOptions:
     )
     watch_bucket: bytes = option(
         values.ENCODED_TEXT,
-        "bucket argument of the calls; {bucket}: the bucket's name; wasmCloud 1.x needs a number",
+        "bucket argument in calls to the watcher; {bucket} means the bucket's name; wasmCloud 1.x needs a number",
         default=b"0",
     )
 
     @classmethod
     def from_config(cls, config: Mapping[str, str]) -> tuple[WatchingLinkOptions, list[str]]:
-        """Return the options that a link's source_config sets, and remarks on the names in it.
+        """Return the options in a link's source_config, and remarks about the names in it.
 
         :raises OptionError: a value is malformed, or a name is misspelt
         """
@@ -396,5 +405,5 @@ STANDALONE_OPTIONS = OptionTable(StandaloneOptions)
 SERVE_OPTIONS = OptionTable(StandaloneOptions, ProviderOptions)
 WATCHING_LINK_OPTIONS = OptionTable(WatchingLinkOptions, kind="option of a watcher")
 
-#: Names of the options whose changes take effect at once. Changes of the others take effect at the next start.
+#: Names of the options whose changes take effect at once. Changes to other options take effect at the next start.
 LIVE_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.is_live)

@@ -38,7 +38,7 @@ FILE_BYTES_MAX = 1024 * 1024
 
 
 class SourceError(ValueError):
-    """An unreadable source. The message names it and says what is wrong."""
+    """The error for an unreadable source. The message names the source and says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Setting:
     """The text that one source sets for one option. `repr` hides the text, which may hold a password.
 
     :ivar origin: the name of the source in messages
-    :ivar fault: why the source's value cannot be used; empty if it can
+    :ivar fault: why the value is unusable; empty if it is usable
     """
 
     text: str = field(repr=False)
@@ -57,13 +57,13 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The options that all sources set together, and their faults.
+    """The combined options from all sources, and their faults.
 
-    :ivar settings: the setting in force for each option; options that are not set are missing
+    :ivar settings: the effective setting of each option; an option that no source sets has no entry
     :ivar faults: one line for each fault, without secrets; a faulty option has its default in `options`
     :ivar wrong: the names of the faulty options
     :ivar unknown: names that resemble no option, by origin
-    :ivar deprecated: one remark on each old name
+    :ivar deprecated: one remark for each old name in use
     """
 
     options: ProviderOptions
@@ -76,7 +76,7 @@ class Configuration:
 
 
 def environment_settings(environment: Mapping[str, str]) -> dict[str, Setting]:
-    """Return the settings in the environment. A variable's name is KEYVALUE_ plus the option's name in capitals."""
+    """Return the settings in the environment. A variable's name is KEYVALUE_ plus the option's name in upper case."""
     return {
         variable.removeprefix(VARIABLE_PREFIX).lower(): Setting(text, "environment")
         for variable, text in environment.items()
@@ -85,7 +85,7 @@ def environment_settings(environment: Mapping[str, str]) -> dict[str, Setting]:
 
 
 def host_settings(config: Mapping[str, str], secrets: Mapping[str, Secret]) -> dict[str, Setting]:
-    """Return the settings that a host gives. A secret may set any option, and overrides the configuration."""
+    """Return the settings from a host. A secret may set any option, and overrides the configuration."""
     return {
         **{name: Setting(text, "config") for name, text in config.items()},
         **{name: Setting(secret.reveal(), "secrets", is_secret=True) for name, secret in secrets.items()},
@@ -93,9 +93,9 @@ def host_settings(config: Mapping[str, str], secrets: Mapping[str, Secret]) -> d
 
 
 def file_settings(path: Path) -> dict[str, Setting]:
-    """Return the settings of a TOML file with lines `name = value`.
+    """Return the settings in a TOML file.
 
-    A value is a string, a whole number, a boolean, or an array of strings.
+    Each line has the form `name = value`. A value is a string, a whole number, a boolean, or an array of strings.
 
     :raises SourceError: the file is unreadable or too large, or is not TOML
     """
@@ -116,7 +116,7 @@ def file_settings(path: Path) -> dict[str, Setting]:
 
 
 def flag_settings(flags: Mapping[str, str | None]) -> dict[str, Setting]:
-    """Return the settings of the command line.
+    """Return the settings on the command line.
 
     :param flags: the text of each option; None for a flag that is not set
     """
@@ -124,7 +124,7 @@ def flag_settings(flags: Mapping[str, str | None]) -> dict[str, Setting]:
 
 
 def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Configuration:
-    """Return the configuration of all sources together. Later sources override earlier ones.
+    """Combine the sources into one configuration. Later sources override earlier ones.
 
     :param standalone: True to accept STANDALONE_OPTIONS too
     """
@@ -167,7 +167,7 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Config
 
 
 def _setting(value: Any, origin: str) -> Setting:
-    """Return a value of a file as a setting. Its text has the form that other sources use."""
+    """Convert a TOML value to a setting. The setting's text has the same form as in other sources."""
     match value:
         case str():
             return Setting(value, origin)

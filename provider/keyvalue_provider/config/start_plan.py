@@ -1,4 +1,4 @@
-"""The plan of a start: subjects, connection and keys. It is made from host data, or from other sources."""
+"""The start plan: subjects, connection and keys. It comes from host data, or from the options of `serve`."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ NAME = "keyvalue-inmemory"
 
 @dataclass(frozen=True, slots=True)
 class StartPlan:
-    """The parameters of a start that are not options.
+    """The parameters of a start that are not in ProviderOptions.
 
     :param prefix: the prefix of the subjects that callers use: {lattice}.{provider key}
     :param host_data: None without a host; then there are no links, and only signals stop the provider
-    :param xkeys: the keys that open sealed secrets, or None if the host data has none
-    :param log_level: used if the option `log_level` is not set
-    :param structured_logging: used if the option `structured_logging` is not set
-    :param resolve: returns the options for a new configuration from the host
+    :param xkeys: the keys that open sealed secrets, or None if the host data has no xkeys
+    :param log_level: the log level if the option `log_level` is not set
+    :param structured_logging: True to log JSON if the option `structured_logging` is not set
+    :param resolve: combines a new configuration from the host with the other sources
     """
 
     prefix: str
@@ -65,7 +65,7 @@ class StartPlan:
 
 
 def read_hosted_plan(descriptor: int, environment: Mapping[str, str]) -> tuple[StartPlan, Configuration]:
-    """Read host data from a pipe. Return the plan and the options of a start by a host.
+    """Read host data from a pipe. Return the start plan and the configuration.
 
     :raises ValueError: host data or an option is wrong; the message says where
     """
@@ -78,7 +78,7 @@ def read_hosted_plan(descriptor: int, environment: Mapping[str, str]) -> tuple[S
 def read_standalone_plan(
     arguments: argparse.Namespace, environment: Mapping[str, str]
 ) -> tuple[StartPlan, Configuration]:
-    """Return the plan and the options of a start without a host, from the command line.
+    """Return the start plan and the configuration for a start without a host.
 
     :raises ValueError: an option is wrong; the message says where
     """
@@ -88,9 +88,9 @@ def read_standalone_plan(
 
 
 def plan_hosted(host_data: HostData, configuration: Configuration, environment: Mapping[str, str]) -> StartPlan:
-    """Return the plan of a start by a host.
+    """Return the plan for a start by a host.
 
-    :param configuration: options without a fault
+    :param configuration: a configuration without faults
     :raises ValueError: the URLs, the user, a certificate or an xkey is wrong
     """
     user_jwt, user_seed = user_of_host(host_data)
@@ -106,9 +106,9 @@ def plan_hosted(host_data: HostData, configuration: Configuration, environment: 
 
 
 def plan_standalone(configuration: Configuration) -> StartPlan:
-    """Return the plan of a start without a host.
+    """Return the plan for a start without a host.
 
-    :param configuration: options without a fault
+    :param configuration: a configuration without faults
     :raises ValueError: links are required, or the user or a certificate is wrong
     """
     options = configuration.standalone
@@ -126,7 +126,7 @@ def plan_standalone(configuration: Configuration) -> StartPlan:
 
 
 def urls_of_host(host_data: HostData) -> tuple[str, ...]:
-    """Return the URLs of NATS.
+    """Return the URLs of the NATS servers in the host data.
 
     :raises ValueError: there is no URL, or one is malformed
     """
@@ -137,7 +137,7 @@ def urls_of_host(host_data: HostData) -> tuple[str, ...]:
 
 
 def user_of_host(host_data: HostData) -> tuple[str, str]:
-    """Return the JWT and seed of the NATS user, or two empty strings if there is no user.
+    """Return the JWT and seed of the NATS user in the host data. A missing part is an empty string.
 
     :raises ValueError: there is a JWT without a seed, or the seed is malformed
     """
@@ -153,7 +153,7 @@ def user_of_host(host_data: HostData) -> tuple[str, str]:
 
 
 def user_of(configuration: Configuration) -> tuple[str, str]:
-    """Return the JWT and seed of the NATS user from the files that the options name. Missing parts are empty strings.
+    """Read the NATS user's JWT and seed from the files that the options name. A missing part is an empty string.
 
     :raises ValueError: both options are set, or a file is unreadable or malformed
     """
@@ -170,7 +170,7 @@ def user_of(configuration: Configuration) -> tuple[str, str]:
 
 
 def refuse_links(configuration: Configuration) -> None:
-    """Check that links are not required, because no host can put links.
+    """Check that links are not required. Without a host, there are no links.
 
     :raises ValueError: links are required
     """
@@ -179,12 +179,12 @@ def refuse_links(configuration: Configuration) -> None:
 
 
 def resolve_host(host_data: HostData, config: Mapping[str, str], environment: Mapping[str, str]) -> Configuration:
-    """Return the options of a provider that a host has started with this configuration."""
+    """Return the combined configuration of a provider that a host has started."""
     return resolve(environment_settings(environment), host_settings(config, host_data.secrets))
 
 
 def resolve_standalone(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Configuration:
-    """Return the options of a provider without a host.
+    """Return the combined configuration of a provider without a host.
 
     :raises SourceError: the file is unreadable
     """
@@ -212,7 +212,7 @@ def _connection(
 
 
 def tls_of(configuration: Configuration) -> TlsOptions | None:
-    """Return the options for TLS, or None if no TLS option is set.
+    """Return the TLS options, or None if none is set.
 
     :raises ValueError: a certificate or key is unusable
     """
@@ -226,7 +226,7 @@ def tls_of(configuration: Configuration) -> TlsOptions | None:
 
 
 def _discreet(message: str, configuration: Configuration) -> str:
-    """Return an error about a certificate, without paths that are secrets. Such a path may be a key by mistake."""
+    """Redact secret settings in an error about a certificate. They may hold a key by mistake, instead of a path."""
     for setting in configuration.settings.values():
         if setting.is_secret:
             message = message.replace(repr(setting.text[:SHOWN_MAX]), "<redacted>")
@@ -234,7 +234,7 @@ def _discreet(message: str, configuration: Configuration) -> str:
 
 
 def xkeys_of(host_data: HostData) -> Xkeys | None:
-    """Return the xkeys of the host data, or None if one of the keys is missing.
+    """Return the xkeys in the host data, or None if a key is missing.
 
     :raises ValueError: a key is malformed
     """

@@ -1,4 +1,4 @@
-"""Files of a NATS user: credentials from nsc (a JWT and a seed), and nkeys from nk (only a seed)."""
+"""Readers for the files of a NATS user: nsc credentials (a JWT and a seed) and nk keys (only a seed)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONTENT = re.compile(r"-----BEGIN|(?<![A-Z2-7])S[A-Z][A-Z2-7]{40}")
 
 
 def read_credentials(path: str) -> tuple[str, str]:
-    """Return the JWT and seed of a user.
+    """Return the JWT and seed in a credentials file.
 
     :raises ValueError: the file is unreadable, or the JWT or seed is missing; the message names the file, but never
         shows its contents
@@ -30,7 +30,7 @@ def read_credentials(path: str) -> tuple[str, str]:
 
 
 def read_nkey(path: str) -> str:
-    """Return the seed of an nkey user.
+    """Return the seed in an nkey file.
 
     :raises ValueError: the file is unreadable, or holds no seed; the message names the file, but never shows its
         contents
@@ -44,7 +44,7 @@ def read_nkey(path: str) -> str:
 
 
 def shown_path(path: str) -> str:
-    """Return a path for a message, or `<redacted>` if it looks like the contents of the file.
+    """Return the path to show in a message, or `<redacted>` if it looks like a file's contents.
 
     >>> shown_path("user.nk")
     'user.nk'

@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class OptionError(ValueError):
-    """A malformed or misspelt option. The message says which option, what was found, and what is allowed.
+    """The error for a malformed or misspelt option. The message says which option, what was found, and what is allowed.
 
     :ivar discreet: the message without the value, which may be a secret
     """
@@ -76,7 +76,7 @@ class ValueType(Generic[T]):
     :param parse: returns the value of an option, given its name and text, or raises OptionError
     :param metavar: the placeholder for a value in the help
     :param show: returns the value as text, without passwords, keys and seeds
-    :param bare: the text that a flag without a value stands for; None if the flag needs a value
+    :param bare: the text to use for a flag without a value; None if the flag needs a value
     :param is_secret: True to leave the value out of `repr`
     """
 
@@ -88,7 +88,7 @@ class ValueType(Generic[T]):
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Return the host and port of HOST:PORT. If there is only a port, the host is 127.0.0.1.
+    """Split HOST:PORT into host and port. The default host is 127.0.0.1.
 
     >>> split_address("9464")
     ('127.0.0.1', 9464)
@@ -235,7 +235,7 @@ FLAG = ValueType(_parse_flag, "true|false", _show_flag, bare="true")
 COUNT = _number("N")
 SHARDS = ValueType(_parse_shards, "N")
 BYTES = _number("BYTES")
-#: A limit for the length of a key, a value or a name.
+#: A length limit for keys, values or names.
 LENGTH = _number("BYTES", LENGTH_MAX)
 MILLISECONDS = _number("MS")
 TTL = _number("MS", TTL_MS_MAX)

@@ -1,4 +1,4 @@
-"""Host data: one line of base64-encoded JSON. A host writes it once to a provider's standard input."""
+"""Host data: one line of base64-encoded JSON that a host writes to a provider's standard input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXPECTED = (
 
 
 class HostDataError(ValueError):
-    """Malformed host data. The message names the field and what was expected, never a value."""
+    """The error for malformed host data. The message says which field is wrong, but never shows a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class HostData:
 
 
 def read_host_data(descriptor: int, timeout_s: float = READ_TIMEOUT_S) -> HostData:
-    """Read host data from a pipe or file, which may stay open afterwards. Wait at most `timeout_s`.
+    """Read host data from a pipe or file, without waiting for its end. Wait for data at most `timeout_s`.
 
     :raises HostDataError: the host data is malformed, or incomplete after `timeout_s`
     """
@@ -80,7 +80,7 @@ def _read_host_data(descriptor: int, timeout_s: float) -> HostData:
         if not select.select([descriptor], [], [], left_s)[0]:
             if not text.strip():
                 raise HostDataError(f"found nothing on standard input within {timeout_s:g} s, {EXPECTED}")
-            return parse_host_data(text)  # its error names the fault
+            return parse_host_data(text)  # raises an error that says what is wrong with the incomplete text
         piece = os.read(descriptor, 64 * 1024)
         text += piece
         if len(text) > HOST_DATA_BYTES_MAX:
@@ -163,7 +163,7 @@ def _from_json(value: Any) -> HostData:
 
 
 def _links(values: list[Any]) -> tuple[Any, ...]:
-    """Check that all values are links, and return the values unchanged."""
+    """Check that all values are links, and return them unchanged."""
     for index, value in enumerate(values):
         LinkDefinition.from_json(value, f"link_definitions[{index}].", unseal=lambda _: b"{}")
     return tuple(values)

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["FieldError", "Fields", "shown_name"]
 
-#: An error shows at most this many characters of a name, because names come from outside.
+#: An error shows at most this many characters of a name, because a name can have any length.
 NAME_CHARACTERS_MAX = 128
 
 _NAMES: dict[type, str] = {
@@ -22,11 +22,11 @@ _NAMES: dict[type, str] = {
 
 
 class FieldError(ValueError):
-    """A field of the wrong type. The message names the field, the type found and the type expected."""
+    """The error for a field of the wrong type. The message names the field, the type found and the type expected."""
 
 
 class Fields:
-    """The fields of one JSON object. A missing or null field has its default. Unknown fields are ignored.
+    """The fields of one JSON object. A missing or null field has its default value. Unknown fields are ignored.
 
     :param what: the object's name in errors, for example `link_definitions[2].`
     """
@@ -53,14 +53,14 @@ class Fields:
         return value
 
     def number(self, name: str, default: int) -> int:
-        """Return a whole number that is not negative."""
+        """Return a non-negative integer."""
         value: int = self._take(name, int, "a whole number", default)
         if isinstance(value, bool) or value < 0:
             raise self._error(name, value, "a whole number from 0")
         return value
 
     def array(self, name: str) -> list[Any]:
-        """Return an array. The caller checks its elements."""
+        """Return an array. Its elements are not checked."""
         value: list[Any] = self._take(name, list, "an array", [])
         return value
 
@@ -73,7 +73,7 @@ class Fields:
         return tuple(values)
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """Return an object. The caller checks its values."""
+        """Return an object. Its values are not checked."""
         value: dict[str, Any] = self._take(name, dict, "an object", {})
         return value
 
@@ -82,7 +82,7 @@ class Fields:
         return text_map(self.mapping(name), f"{self._what}{name}")
 
     def octets(self, name: str) -> bytes | None:
-        """Return the bytes of an array of numbers, or None if the array is missing."""
+        """Return an array of numbers as bytes, or None if the field is missing."""
         if name not in self:
             return None
         numbers = self.array(name)
@@ -104,7 +104,7 @@ class Fields:
 
 
 def text_map(value: Any, what: str) -> dict[str, str]:
-    """Return an object whose values are strings.
+    """Check that a JSON value is an object of strings, and return a copy.
 
     :raises FieldError: `value` is not an object, or one of its values is not a string
     """
@@ -117,7 +117,7 @@ def text_map(value: Any, what: str) -> dict[str, str]:
 
 
 def shown_name(name: str) -> str:
-    """Return the part of a name that an error shows."""
+    """Return a name, shortened for an error message."""
     return name[:NAME_CHARACTERS_MAX]
 
 

@@ -3,7 +3,7 @@
 wasmbus.ctl.v1.{lattice}.link.get            -> {"success", "message", "response": [links]}
 wasmbus.ctl.v1.{lattice}.config.get.{name}   -> {"success", "message", "response": {option: text}}
 
-A link holds the names of its configurations. If a name begins with SECRET, the configuration is a secret, and the
+A link holds only the names of its configurations. If a name begins with SECRET, the configuration is a secret, and the
 lattice does not return it. A link with a secret or with an unavailable configuration is unreadable, because the
 provider cannot know what the link allows.
 """
@@ -29,7 +29,8 @@ REQUEST_TIMEOUT_S = 2.0
 NAME_CHARACTERS_MAX = 64
 #: An error shows at most this many characters of the lattice's message.
 MESSAGE_CHARACTERS_MAX = 256
-#: The limit for a name. A NATS server closes the connection if a control line is longer than 4 KiB.
+#: The limit for the length of a configuration's name. A NATS server closes the connection if a control line is longer
+#: than 4 KiB.
 NAME_BYTES_MAX = 1024
 SECRET_PREFIX = "SECRET"
 CONFIG_FIELDS = ("source_config", "target_config")
@@ -38,7 +39,7 @@ CONFIG_FIELDS = ("source_config", "target_config")
 class LatticeLink(NamedTuple):
     """A link from the lattice.
 
-    :param value: the link in the form that a host uses to put it
+    :param value: the link in the form of a `linkdefs.put` message
     :param unreadable: why the link is unreadable; empty if it is readable
     """
 
@@ -48,7 +49,7 @@ class LatticeLink(NamedTuple):
 
 
 async def lattice_links(connection: Connection, lattice: str, provider_key: str) -> list[LatticeLink] | None:
-    """Return the links of this provider, or None if no usable answer arrives (for example, without a lattice).
+    """Return this provider's links, or None if the lattice gives no usable answer.
 
     :raises DisconnectedError: NATS is not connected
     """
@@ -74,7 +75,7 @@ async def lattice_links(connection: Connection, lattice: str, provider_key: str)
 
 
 class Configs:
-    """The named configurations of the lattice. Each is requested once. After a timeout, none is requested."""
+    """The lattice's named configurations. Each is requested only once, and none is requested after a timeout."""
 
     def __init__(self, connection: Connection, prefix: str) -> None:
         self._connection = connection
@@ -83,7 +84,7 @@ class Configs:
         self._silent = False
 
     async def get(self, name: str) -> dict[str, str]:
-        """Return the options of a configuration.
+        """Return the options in a configuration.
 
         :raises FieldError: the configuration is not available
         :raises DisconnectedError: NATS is not connected
@@ -128,7 +129,7 @@ async def _asked(connection: Connection, subject: str) -> Any:
 
 
 async def _read(key: LinkKey, link: Any, configs: Configs) -> LatticeLink:
-    """Return a link with the names of configurations replaced by their options. Later options override earlier ones."""
+    """Return a link that holds options instead of configuration names. Later configurations override earlier ones."""
     value: dict[str, Any] = {**link}
     try:
         fields = Fields(link)

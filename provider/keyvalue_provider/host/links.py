@@ -1,4 +1,4 @@
-"""Links: which components may call the provider, and which components it may call."""
+"""Links. A link allows a component to call the provider, or the provider to call a component."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["LINKS_MAX", "LinkDefinition", "LinkKey", "Links", "Unseal", "key_of"
 
 log = logging.getLogger(__name__)
 
-#: Limits for the number of links, and for the lines that report on links. Any client that may publish can put links.
+#: Limits for links and for lines about links in a health answer. Any client that may publish can put links.
 LINKS_MAX = 10_000
 LINES_MAX = 8
 OVERFLOW = f"more than {LINKS_MAX} links are unusable: callers without a link are denied everything until a restart"
-#: Source, target and name. A component may have several links to a provider, under different names.
+#: Source, target and name. A component may have several links to a provider, with different names.
 LinkKey = tuple[str, str, str]
 #: A function that opens sealed bytes, or raises ValueError.
 Unseal = Callable[[bytes], bytes]
@@ -67,7 +67,7 @@ class LinkDefinition:
 
     @classmethod
     def from_json(cls, value: Any, what: str = "", unseal: Unseal | None = None) -> LinkDefinition:
-        """Return the link of a JSON object.
+        """Parse a link from a JSON object.
 
         :param unseal: opens sealed secrets; without it, a link with secrets is refused
         :raises FieldError: a field has the wrong type, source or target is missing, or the secrets cannot be opened
@@ -92,7 +92,7 @@ class LinkDefinition:
 
 
 class Links:
-    """The links of one provider, which is the target or the source of each.
+    """The links of one provider. The provider is the source or the target of each link.
 
     :param unseal: opens the secrets of links
     """
@@ -103,9 +103,9 @@ class Links:
         self._links: dict[LinkKey, LinkDefinition] = {}
         self._unusable: dict[LinkKey, str] = {}
         self._remarks: dict[LinkKey, str] = {}
-        #: True if LINKS_MAX kept out an unusable link. Any caller without a link may then be that link's source.
+        #: True if LINKS_MAX prevented the recording of an unusable link. Any caller without a link may be its source.
         self.overflowed = False
-        #: Number of changes so far. If the number has changed, derived data is stale.
+        #: Number of changes so far. When this number increases, data derived from the links is stale.
         self.changes = 0
 
     def __len__(self) -> int:
@@ -141,15 +141,15 @@ class Links:
 
     @property
     def remarks(self) -> list[str]:
-        """Return the remarks on usable links, one line for each link."""
+        """Return the remarks about usable links, one line for each link."""
         return _first(self._remarks.values(), "more remarks on links")
 
     def refuse(self, link: LinkDefinition, reason: str) -> None:
-        """List a link in `unusable` until the link is changed or deleted. Do not remove the link."""
+        """Report a link as unusable until the link is changed or deleted. Do not remove the link."""
         self._unusable[link.key] = f"{_named(link.key)}: {reason}"
 
     def remark(self, link: LinkDefinition, what: str) -> None:
-        """List a remark on a link in `remarks` until the link is changed or deleted."""
+        """Add a remark about a link. The remark stays until the link is changed or deleted."""
         self._remarks[link.key] = f"{_named(link.key)}: {what}"
 
     def put(self, link: LinkDefinition) -> bool:
@@ -182,7 +182,7 @@ class Links:
         return self.put_value(parse_link(payload))
 
     def put_value(self, value: Any) -> LinkDefinition | None:
-        """Add or replace the link of a JSON value. Return the link, or None if nothing changed.
+        """Add or replace a link, given as a JSON value. Return the link, or None if nothing changed.
 
         A malformed link with a readable key is listed in `unusable` until the link is replaced or deleted.
 
@@ -198,7 +198,7 @@ class Links:
             raise
 
     def put_unreadable(self, key: LinkKey, reason: str) -> None:
-        """Add an unreadable link to `unusable`, in place of any link with the same key."""
+        """Record an unreadable link. It replaces any link with the same key."""
         self._forget(key)  # the old definition is no longer valid
         if len(self._unusable) < LINKS_MAX:
             self._unusable[key] = f"{_named(key)}: {reason}"
@@ -223,7 +223,7 @@ def _named(key: LinkKey) -> str:
 
 
 def _first(lines: Collection[str], more: str) -> list[str]:
-    """Return the first LINES_MAX lines, and a line with the number of remaining lines."""
+    """Return the first LINES_MAX lines. If more lines remain, add a line with their number."""
     first = list(islice(lines, LINES_MAX))
     if len(lines) > LINES_MAX:
         first.append(f"and {len(lines) - LINES_MAX} {more}")
@@ -235,7 +235,7 @@ def _options(config: Mapping[str, str], secrets: Mapping[str, Secret]) -> dict[s
 
 
 def _secrets(sealed: bytes | None, what: str, unseal: Unseal | None) -> dict[str, Secret]:
-    """Return the secrets of one side of a link, by name."""
+    """Open the sealed secrets for one side of a link. Return the secrets by name."""
     if not sealed:
         return {}
     if unseal is None:
@@ -265,7 +265,7 @@ def parse_link(payload: bytes) -> Any:
 
 
 def key_of(value: Any) -> LinkKey | None:
-    """Return the key of a link, even if its other fields are wrong, or None if the key is malformed too."""
+    """Return the key of a link, or None if the key is malformed. The other fields are not checked."""
     if not isinstance(value, dict):
         return None
     names = (value.get("source_id"), value.get("target"), value.get("name") or "default")

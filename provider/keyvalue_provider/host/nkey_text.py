@@ -1,6 +1,6 @@
 """nkeys as text: a prefix, a key of 32 bytes, and a CRC-16/XMODEM (little endian), in base32 without padding.
 
-prefix of a public key   1 byte; its upper five bits are the first letter of the text
+prefix of a public key   1 byte; its upper five bits encode the first letter of the text
 prefix of a seed         2 bytes; five bits for the letter S, then five for the first letter of the public key
 """
 
@@ -17,7 +17,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
 def encode_public_key(letter: str, key: bytes) -> str:
-    """Return the text of a public key that begins with this letter.
+    """Encode a public key as text that begins with this letter.
 
     >>> encode_public_key("X", bytes(32))[:4]
     'XAAA'
@@ -26,7 +26,7 @@ def encode_public_key(letter: str, key: bytes) -> str:
 
 
 def encode_seed(letter: str, seed: bytes) -> str:
-    """Return the text of a seed whose public key begins with this letter."""
+    """Encode a seed as text. The seed's public key begins with this letter."""
     return _encoded(_seed_prefix(letter) + seed)
 
 

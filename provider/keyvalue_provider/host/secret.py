@@ -10,7 +10,7 @@ __all__ = ["Secret"]
 
 
 class Secret:
-    """A secret text that printing and formatting do not show. An empty secret is false.
+    """A secret that is never shown when it is printed or formatted. An empty secret is false.
 
     >>> Secret("hush")
     <redacted>
@@ -25,7 +25,7 @@ class Secret:
 
     @classmethod
     def from_json(cls, value: Any, what: str) -> Secret:
-        """Return the secret in a JSON object from a host.
+        """Parse a secret from a host's JSON object.
 
         The object is `{"kind": "String", "value": text}` or `{"kind": "Bytes", "value": [numbers]}`.
 

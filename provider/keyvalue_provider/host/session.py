@@ -1,8 +1,8 @@
 """The session with the host: health, links, configuration, shutdown.
 
-The session sees the provider only as a `Capability`. `keyvalue_provider.host.subjects` lists the subjects. A host puts
-each link once, even if the provider is still starting and has not subscribed yet. So the session asks the lattice for
-links at the start and after each reconnect.
+The session sees the provider only as a `Capability`. `keyvalue_provider.host.subjects` lists the subjects. A host sends
+each link only once. A provider that is starting or disconnected misses the link. So the session asks the lattice for
+links at startup and after each reconnect.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ __all__ = ["Capability", "HostSession"]
 
 log = logging.getLogger(__name__)
 
-#: Seconds to wait before each request for links. The hosts also need time to reconnect after a lost connection.
+#: Seconds to wait before each request for links. After a lost connection, hosts need time to reconnect too.
 AT_ONCE = (0.0,)
 RECONNECTED = (0.0, 1.0, 3.0, 10.0)
 
 
 class Capability(Protocol):
-    """The part of a provider that the session with its host uses."""
+    """The methods of a provider that the host session calls."""
 
     def ailments(self) -> list[str]:
         """Return why the provider is unhealthy, one line for each reason."""
         ...
 
     def configure(self, config: Mapping[str, str]) -> None:
-        """Apply a new configuration, which is always complete."""
+        """Apply a new and complete configuration."""
         ...
 
     def refuse_configuration(self, reason: str) -> None:
@@ -47,16 +47,16 @@ class Capability(Protocol):
         ...
 
     def links_changed(self) -> None:
-        """Apply the current links, because links were put, deleted or found to be unusable."""
+        """Apply the current links, after links were put, deleted or found to be unusable."""
         ...
 
 
 class HostSession:
-    """The session with a host. It begins with `start`.
+    """The session with a host. Call `start` to begin the session.
 
     The session sets `stop_requested` when the host asks the provider to stop. Call `acknowledge_stop` after the stop.
 
-    :param links: the links of the host data; the session adds and deletes links
+    :param links: the links from the host data, which the session changes later
     :param xkey: the provider's public xkey; empty if the host data has no xkeys
     """
 
@@ -91,13 +91,13 @@ class HostSession:
         return []
 
     async def start(self) -> None:
-        """Subscribe, and then ask the lattice in the background for links that were put before.
+        """Subscribe. Then ask the lattice in the background for links that were put earlier.
 
         :raises DisconnectedError: the connection is closed
         """
         subjects = self._subjects
-        # A host may put a link on the subjects of key and xkey, delete the link, and put it again at once. So the
-        # messages on all link subjects must be handled in the order in which they were sent.
+        # A host puts a link on two subjects (provider key and xkey). It may delete the link and put it again at once.
+        # So the messages on all link subjects must be handled in the order in which they were sent.
         for subject, handle in (
             *((subject, self._on_link_put) for subject in subjects.link_puts),
             *((subject, self._on_link_delete) for subject in subjects.link_deletes),
@@ -113,7 +113,7 @@ class HostSession:
         self._connection.on_reconnected = partial(self._ask, RECONNECTED)  # finds links put while disconnected
 
     def stop(self) -> None:
-        """Stop asking the lattice. The session still listens to the host."""
+        """Stop asking the lattice. The session still handles the host's messages."""
         self._connection.on_reconnected = None
         if self._asking is not None:
             self._asking.cancel()
@@ -129,9 +129,9 @@ class HostSession:
             await self._answer(reply, b"provider shutdown handled successfully")
 
     def _tell_soon(self) -> None:
-        """Report the changed links to the capability before the next call.
+        """Report changed links to the capability soon, and before the next call is handled.
 
-        Changes that arrive together are reported once, because a report takes O(links) and changes may be many.
+        Changes that arrive together are reported only once, because a report takes O(links).
         """
         if self._telling is None:
             self._telling = asyncio.get_running_loop().call_soon(self._tell)
@@ -144,7 +144,7 @@ class HostSession:
             self._capability.links_changed()
 
     async def _on_health(self, message: Message) -> None:
-        self._tell()  # the answer must include the faults of links that arrived before the request
+        self._tell()  # the answer must include faults in links that arrived before the request
         ailments = [*self._capability.ailments(), *self.ailments(), *self._links.unusable]
         lines = [*(ailments or ["serving"]), *self._links.remarks]
         health = {"healthy": not ailments, "message": "; ".join(lines)}
@@ -181,7 +181,7 @@ class HostSession:
     async def _ask_lattice(self, pauses_s: Sequence[float]) -> None:
         """Request the lattice's links, and add the links that the host has not put.
 
-        :param pauses_s: seconds to wait before each request; there are no more requests after an answer
+        :param pauses_s: seconds to wait before each request; the first answer ends the requests
         """
         found = None
         known = {link.key for link in self._links}
@@ -201,7 +201,7 @@ class HostSession:
             log.warning("link %s -> %s (%s): missing in the lattice; it stays in force", source_id, target, name)
         changes = self._links.changes
         for key, value, unreadable in found:
-            if self._links.knows(key) or key in self._deleted:  # a link from the host is newer, and has its secrets
+            if self._links.knows(key) or key in self._deleted:  # links from the host are newer and include secrets
                 continue
             if unreadable:
                 log.warning("link %s -> %s (%s): everything is denied: %s", *key, unreadable)

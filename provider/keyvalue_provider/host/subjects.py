@@ -6,7 +6,7 @@ wasmbus.rpc.{lattice}.{xkey}.linkdefs.put|del            a link definition, perh
 wasmbus.rpc.{lattice}.{provider}.config.update           the whole configuration; no answer
 wasmbus.rpc.{lattice}.{provider}.{link name}.shutdown    a shutdown request; answered at the end of the stop
 
-A host sends a link with secrets only to the xkey. It sends other links twice: to the provider's key and to the xkey.
+A host sends a link with secrets only on the xkey subject. It sends other links on the provider subject too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class HostSubjects(NamedTuple):
 
 
 def host_subjects(lattice: str, provider_key: str, link_name: str, xkey: str = "") -> HostSubjects:
-    """Return the host's subjects for one provider, as given by the host data.
+    """Return the subjects on which a host sends messages to one provider.
 
     :param xkey: the provider's public xkey; empty if the host data has no xkeys
 

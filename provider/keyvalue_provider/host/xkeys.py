@@ -16,7 +16,7 @@ NONCE_BYTES = 24
 
 
 class SealedError(ValueError):
-    """Sealed secrets that cannot be opened. The message says why, but shows no secret."""
+    """The error for sealed secrets that cannot be opened. The message says why, but shows no secret."""
 
 
 class Xkeys:
@@ -29,7 +29,7 @@ class Xkeys:
 
     def __init__(self, provider_seed: Secret, host_public_key: str) -> None:
         from nacl.exceptions import CryptoError
-        from nacl.public import Box, PrivateKey, PublicKey  # imported here, because `--help` should not wait 20 ms
+        from nacl.public import Box, PrivateKey, PublicKey  # an import above would slow down `--help`
 
         try:
             own = PrivateKey(decode_seed(LETTER, provider_seed.reveal()))
@@ -39,7 +39,7 @@ class Xkeys:
             host = PublicKey(decode_public_key(LETTER, host_public_key))
         except ValueError as error:
             raise ValueError(f"host_xkey_public_key: {error}") from None
-        #: The provider's public key, X..., which names the provider in subjects.
+        #: The provider's public key (X...), which is part of subjects.
         self.public_key = encode_public_key(LETTER, bytes(own.public_key))
         try:
             self._box = Box(own, host)
@@ -47,7 +47,7 @@ class Xkeys:
             raise ValueError("host_xkey_public_key: found a point of low order, expected a public key X...") from None
 
     def open(self, sealed: bytes) -> bytes:
-        """Return the bytes that the host has sealed.
+        """Decrypt bytes that the host has sealed.
 
         :raises SealedError: the bytes have an unknown version, or were sealed with other keys
         """

@@ -1,4 +1,4 @@
-"""The sweep of expired keys. It frees the keys' memory in short steps, so that no call waits long for the sweep."""
+"""The sweep for expired keys. It frees memory in short steps, so that no call waits long."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from keyvalue_engine import Store
 
 __all__ = ["STEP_KEYS", "sweep_expired"]
 
-#: Number of keys in one step. A step takes less than a millisecond, even on a slow machine. Measured by `test_sweep`
-#: in bench/micro/test_engine.py.
+#: Number of keys in one step. `test_sweep` in bench/micro/test_engine.py shows that a step takes less than a
+#: millisecond, even on a slow machine.
 STEP_KEYS = 200
-#: The pauses after a step: the first pause if more keys have expired, otherwise the second pause.
+#: Pause after a step if more expired keys remain.
 PAUSE_S = 0.001
+#: Pause after a step if no expired keys remain.
 INTERVAL_S = 0.1
 
 
 async def sweep_expired(store: Store) -> None:
-    """Remove expired keys until the task is cancelled. Waiting calls are served between the steps."""
+    """Remove expired keys until the task is cancelled. Waiting calls are served between steps."""
     while True:
         more = store.sweep(STEP_KEYS)
         await asyncio.sleep(PAUSE_S if more else INTERVAL_S)

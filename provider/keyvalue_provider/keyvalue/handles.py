@@ -1,12 +1,12 @@
-"""The handles of buckets. There is one for each access and bucket name. It is opened once and kept for later calls.
+"""Bucket handles. There is one handle for each access and bucket name. It is opened once and kept for later calls.
 
     caller ── CallerHandles ──> Handles ── the caller's bucket name ──> the handle of the store's bucket
 
-A call costs two look-ups. It looks up its caller's `Handles` once, and uses them to the end, even if the policy
-changes meanwhile.
+A call needs two look-ups: one for its caller's `Handles`, and one for the bucket. A call uses the same `Handles` to the
+end, even if the policy changes meanwhile.
 
-The two Protocols describe all methods that the provider needs from a store. The engine returns values immediately.
-Another store may return an awaitable from any call of any method.
+The two protocols below list all methods that the provider needs from a store. The engine returns values immediately.
+Another store may return awaitables instead.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer
 
 __all__ = ["HANDLES_MAX", "BucketHandle", "BucketStore", "CallerHandles", "Handles"]
 
-#: Maximum number of handles that are kept for one access. At the limit, all handles are dropped, and each handle is
-#: opened again at its next use.
+#: Maximum number of handles that are kept for one access. At the limit, all handles are dropped, and
+#: opened again when they are needed.
 HANDLES_MAX = 1024
 
 
@@ -54,7 +54,7 @@ class BucketHandle(Protocol):
 
 
 class BucketStore(Protocol):
-    """A store. It opens buckets, and counts the memory that quotas limit."""
+    """A store that opens buckets and enforces quotas."""
 
     @property
     def options(self) -> StoreOptions: ...
@@ -78,7 +78,10 @@ class OpenedHandles(dict[bytes, BucketHandle]):
         self._options = options
 
     def __missing__(self, name: bytes) -> BucketHandle:
-        """:raises NoSuchStoreError: the caller may not use this name"""
+        """Open the handle of a bucket and keep it.
+
+        :raises NoSuchStoreError: the caller may not use this name
+        """
         reached = self._access.reached(name)
         if len(self) >= HANDLES_MAX:
             self.clear()
@@ -90,13 +93,16 @@ class DeniedHandles(dict[bytes, BucketHandle]):
     """A mapping that denies access to every bucket."""
 
     def __missing__(self, name: bytes) -> BucketHandle:
-        """:raises AccessDeniedError: always"""
+        """Deny access.
+
+        :raises AccessDeniedError: always
+        """
         raise AccessDeniedError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Handles:
-    """The handles of one caller, by bucket name. If access is denied, a look-up raises an error of the interface."""
+    """The handles of one caller, by bucket name. A look-up raises an interface error if access is denied."""
 
     readable: dict[bytes, BucketHandle]
     writable: dict[bytes, BucketHandle]
@@ -105,7 +111,7 @@ class Handles:
 class CallerHandles(dict[CallerKey, Handles]):
     """The handles of each caller.
 
-    Callers without a link share one `Handles` and get no entries, because anyone can invent more such callers.
+    Callers without a link share one `Handles`. They get no entries, because a client can invent any number of callers.
     Any thread may look up handles. Only one thread may call `policy_changed`.
     """
 
@@ -118,11 +124,11 @@ class CallerHandles(dict[CallerKey, Handles]):
         self.policy_changed()
 
     def __missing__(self, caller: CallerKey) -> Handles:
-        """Return the handles of callers without a link."""
+        """Return the shared handles of callers without a link."""
         return self._linkless
 
     def policy_changed(self) -> None:
-        """Apply the current policy. Handles of an unchanged access are kept. O(callers)."""
+        """Apply the current policy. Keep the handles of each unchanged access. O(callers)."""
         known, self._of_accesses = self._of_accesses, {}
 
         def handles_of(access: Access) -> Handles:
@@ -133,7 +139,7 @@ class CallerHandles(dict[CallerKey, Handles]):
 
         self._linkless = handles_of(self._policy.linkless)
         entries = {caller: handles_of(access) for caller, access in self._policy.accesses.items()}
-        entries[ANONYMOUS] = self._linkless  # has an entry, because it is looked up often
+        entries[ANONYMOUS] = self._linkless  # an entry makes this frequent look-up fast
         self.update(entries)
         for caller in self.keys() - entries.keys():
             del self[caller]

@@ -1,13 +1,13 @@
 """The policy: what each caller may do. The caller's link decides. Without a link, the provider's options decide.
 
-    (source id, link name) ── Policy.accesses ──> Access: the right, the buckets that names mean, limits, quota
+    (source id, link name) ── Policy.accesses ──> Access: right, buckets, limits, quota
 
-The policy is computed when links or options change, not at each call. An access is immutable. A change replaces the
-whole access, so no call sees a mix of old and new. `keyvalue_provider.keyvalue.handles` opens buckets with the limits
-of an access. The policy uses the options of the store, but not the store itself.
+The policy is computed when links or options change, so that calls only look it up. An access is immutable. A change
+replaces the whole access, so no call sees a mix of old and new. `keyvalue_provider.keyvalue.handles` opens buckets with
+the limits of an access. The policy needs the store's options, but not the store.
 
-The publisher of a call sets the source id and the link name. NATS permissions decide which publishers may use which
-subjects.
+Callers choose the source id and the link name themselves. Use NATS permissions to control which clients may publish
+calls.
 
 A quota belongs to buckets, not to a caller. Links with the same buckets and the same quota share the quota.
 """
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 #: The source id and the link name of a `Caller`.
 CallerKey: TypeAlias = tuple[str | None, str | None]
 
-#: The name of the link that applies if a caller names none.
+#: The name of the link that applies if a caller names no link.
 DEFAULT_LINK = "default"
 
 
 class Right(Enum):
-    """A caller's right to the buckets that it reaches."""
+    """A caller's right to use its buckets."""
 
     DENIED = "denied"
     READ_ONLY = "read-only"
@@ -46,7 +46,7 @@ class Right(Enum):
 
 
 class Reach(NamedTuple):
-    """The store's buckets that a link reaches: the buckets in `names`. If `names` is None, all with the prefix."""
+    """The store buckets that a link can reach: those in `names`, or all with the prefix if `names` is None."""
 
     names: frozenset[bytes] | None
     prefix: bytes
@@ -62,7 +62,7 @@ class Reach(NamedTuple):
         return cls(None, prefix)
 
     def covers(self, name: bytes) -> bool:
-        """Return True if the link reaches the store's bucket of this name."""
+        """Return True if the link can reach the store bucket with this name."""
         return name.startswith(self.prefix) if self.names is None else name in self.names
 
 
@@ -83,11 +83,11 @@ class QuotaTerms(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Access:
-    """The access of a caller: its right, buckets and limits.
+    """A caller's access: its right, buckets and limits.
 
-    Accesses are compared by identity. An unchanged link keeps its access, so the handles of the access are kept too.
+    Accesses are compared by identity. An unchanged link keeps its access, and therefore its handles.
 
-    :param limits: the options of the caller's buckets, without the quota
+    :param limits: options for the caller's buckets, without the quota
     :param bucket: the store's bucket that every name refers to; if None, a name refers to the bucket `prefix` + name
     :param names: the names that the caller may use; None for any name
     """
@@ -101,7 +101,7 @@ class Access:
 
     @classmethod
     def of(cls, options: LinkOptions) -> Access:
-        """Return the access that these options give."""
+        """Return the access that these options describe."""
         return cls(
             right=Right.READ_WRITE if options.access == READ_WRITE else Right.READ_ONLY,
             limits=BucketOptions(
@@ -119,7 +119,7 @@ class Access:
         )
 
     def reached(self, name: bytes) -> bytes:
-        """Return the name of the store's bucket that a caller's bucket name refers to.
+        """Translate a caller's bucket name to the name of a store bucket.
 
         :raises NoSuchStoreError: the caller may not use this name
         """
@@ -133,7 +133,7 @@ DENIED = Access(Right.DENIED, BucketOptions())
 
 
 class Grant(NamedTuple):
-    """The access of a link, with the link and the provider's options from which the access was computed."""
+    """A link's access, with the link and the provider options from which it was computed."""
 
     link: LinkDefinition
     provider: ProviderOptions
@@ -149,7 +149,7 @@ class Policy:
     :param store: the options of the store
     :param links: the host's links; call `links_changed` after each change
     :param options: the provider's options; by default, every caller may do everything
-    :ivar parameter_limits: the largest limits of any caller, for decoders; the policy changes the fields of this object
+    :ivar parameter_limits: the highest limits of any caller, for decoders; the policy updates this object in place
     """
 
     def __init__(self, store: StoreOptions, links: Links | None = None, options: ProviderOptions | None = None) -> None:
@@ -173,7 +173,7 @@ class Policy:
         self.links_changed()
 
     def links_changed(self) -> None:
-        """Apply the current links. Record the faults of links in `links`. O(links).
+        """Apply the current links. Record each faulty link in `links`. O(links).
 
         An unchanged link keeps its access.
         """
@@ -195,7 +195,7 @@ class Policy:
         self.linkless = DENIED if is_denied else Access.of(LinkOptions.from_config(self._provider, {})[0])
 
     def _read(self, link: LinkDefinition, *, is_news: bool) -> Access:
-        """Return the access of a link. Log faults and oddities of its options once, and record the faults."""
+        """Return a link's access. Record problems with its options, and log them if the link is new."""
         try:
             options, remarks = LinkOptions.from_config(self._provider, link.target_options)
         except OptionError as error:
@@ -219,7 +219,7 @@ class Policy:
         self.accesses = accesses
 
     def _set_parameter_limits(self) -> None:
-        """Set the limits at which decoders can stop, because the store would refuse larger parameters of any caller."""
+        """Set the decoders' limits to the highest limits that the store or any link allows."""
         store, provider, limits = self._store, self._provider, self.parameter_limits
         of_links = [grant.access.limits for grant in self._grants.values()]
         limits.bucket_bytes_max = store.bucket_name_bytes_max

@@ -2,7 +2,7 @@
 
 It runs prometheus-client's WSGI application in the standard library's server, in separate threads. So a scrape delays
 the event loop by at most a thread switch. The number of connections is limited. At the limit, a new connection closes
-the oldest connection, so a slow client cannot lock out other clients. An idle connection is closed after a while.
+the oldest connection, so a slow client cannot lock out other clients. An idle connection is closed after a timeout.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ StartResponse = Callable[..., Any]
 
 
 class Endpoint:
-    """An HTTP server for a collector's metrics and the state of the process.
+    """An HTTP server for a collector's metrics and the health of the process.
 
     :param ailments: returns the reasons why the process is not ready; an empty list if it is ready
     :param alive: returns True if the process still responds
@@ -61,7 +61,8 @@ class Endpoint:
     def stop(self) -> None:
         """Stop listening."""
         if self._server is not None:
-            # Wake the thread, which otherwise checks for a stop only twice a second. This call fails on some platforms.
+            # Wake the server's thread, which otherwise checks for a stop only twice a second. Some platforms do not
+            # support this shutdown.
             with suppress(OSError):
                 self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
@@ -93,12 +94,12 @@ class _Server(ThreadingMixIn, WSGIServer):
     request_queue_size = CONNECTIONS_MAX
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
-        self._lock = Lock()  # protects `_open`, which the connections' threads change too
+        self._lock = Lock()  # protects `_open`, which connection threads change too
         self._open: dict[socket.socket, None] = {}  # oldest connection first
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        """Bind without looking up the name of this machine, because the lookup may query a name server."""
+        """Bind without looking up the host name, because the look-up may query a DNS server."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -106,18 +107,18 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a new thread. At the limit, close the oldest connection, so that it blocks no scrape."""
+        """Handle a connection in a new thread. At the limit, close the oldest connection."""
         with self._lock:
             if len(self._open) >= CONNECTIONS_MAX:
                 oldest = next(iter(self._open))
                 del self._open[oldest]
-                with suppress(OSError):  # the connection's client is gone
+                with suppress(OSError):  # the client is gone
                     oldest.shutdown(socket.SHUT_RDWR)  # the connection's thread then reads the end of the stream
             self._open[request] = None
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer in this thread, then forget the connection."""
+        """Handle a connection in this thread, and then forget it."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -125,11 +126,11 @@ class _Server(ThreadingMixIn, WSGIServer):
                 self._open.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a client that goes away."""
+        """Ignore errors from clients that disconnect."""
 
 
 class _RequestHandler(WSGIRequestHandler):
     timeout = CONNECTION_TIMEOUT_S
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Ignore the server's log line for a request."""
+        """Suppress the server's own request log."""

@@ -10,7 +10,7 @@ from copy import copy
 
 __all__ = ["LEVELS", "printable", "set_up_log"]
 
-#: Maximum number of characters in a message. The rest is cut off, because a message can contain names from outside.
+#: Maximum number of characters in a message. The rest is cut off, because clients choose names that messages contain.
 MESSAGE_CHARACTERS_MAX = 8192
 
 #: Python's log level for each of the host's levels.
@@ -50,9 +50,9 @@ def _message(record: logging.LogRecord) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """A formatter of lines like `2026-01-31T12:00:00.000Z INFO provider: ready`.
+    """A formatter for lines like `2026-01-31T12:00:00.000Z INFO provider: ready`.
 
-    If the record has a caller's traceparent, the line ends with it.
+    If the record has a caller's traceparent, the line ends with the traceparent.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class PlainFormatter(logging.Formatter):
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record. Line breaks are escaped, so a name from outside cannot forge a second line."""
+        """Format a record as one line. Line breaks are escaped, so that a client's text cannot forge a second line."""
         message = _message(record)
         traceparent = getattr(record, "traceparent", None)
         if traceparent is not None:
@@ -72,7 +72,7 @@ class PlainFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """A formatter that writes one JSON object per line, with the fields of wasmCloud's own structured log."""
+    """A formatter that writes one JSON object per line, with the same fields as wasmCloud's structured log."""
 
     def __init__(self) -> None:
         self.converter = time.gmtime

@@ -1,6 +1,7 @@
-"""The metrics for Prometheus. Calls are counted in plain lists of integers. Each scrape builds metric families.
+"""The metrics for Prometheus. Calls are counted in plain lists of integers. Each scrape builds metric families from
+the counts.
 
-Values of labels come from fixed sets: functions, outcomes, versions. No label holds a key, a bucket name, or any other
+Label values come from fixed sets: functions, outcomes, versions. No label holds a key, a bucket name, or any other
 name that a caller chose.
 """
 
@@ -39,11 +40,10 @@ DURATION_BOUNDS_S = (
 
 
 class Durations:
-    """The durations of calls by function, from reading the frame to writing the answer.
+    """Call durations by function, measured from reading the frame to writing the answer.
 
-    The clock is read once for each batch of frames. The duration of a call is the duration of its whole batch.
-    `observe` is called after each batch. It compares the tallies with the tallies after the last batch. The
-    differences are the numbers of calls in the batch.
+    Frames are handled in batches, and each call is counted with the duration of its whole batch. `observe` runs after
+    each batch. It derives the number of calls in the batch from the increase of the tallies since the previous batch.
     """
 
     def __init__(self, tallies: Mapping[str, Tally]) -> None:
@@ -52,7 +52,7 @@ class Durations:
         self._seen = [(name, tally, tally.copy(), self.counts[name]) for name, tally in tallies.items()]
 
     def observe(self, duration_s: float) -> None:
-        """Count the calls of a batch. `duration_s` is the duration of each of these calls."""
+        """Count the calls in a batch that took `duration_s`."""
         for name, tally, seen, counts in self._seen:
             if tally != seen:
                 calls = sum(tally) - sum(seen)
@@ -81,7 +81,7 @@ class Metrics(Collector):
         self._connection = connection
         self._links = links
         self._watchers = watchers
-        # Look the version up only once, because it is read from files.
+        # Look up the version only once, because it is read from files.
         self._build = {
             "version": version("keyvalue-inmemory"),
             "python": platform.python_version(),
@@ -95,7 +95,7 @@ class Metrics(Collector):
         yield from self._keyspace()
         connection = self._connection
         yield _counter("nats_reconnects", "Reconnects to NATS after a lost connection.", connection.reconnects)
-        yield _gauge("nats_connected", "1 while a NATS server is connected, 0 while not.", connection.connected)
+        yield _gauge("nats_connected", "1 while connected to a NATS server, otherwise 0.", connection.connected)
         yield _counter(
             "nats_dropped_messages",
             "Messages dropped because they arrived too fast.",
@@ -132,19 +132,19 @@ class Metrics(Collector):
         yield _gauge("half_open_invocations", "Invocations with incomplete parameters.", server.half_open)
         yield _counter(
             "received_bytes",
-            "Bytes received for invocations, on the direct path with framing.",
+            "Bytes received for invocations, including framing on the direct path.",
             counts.received_bytes,
         )
-        yield _counter("sent_bytes", "Bytes sent for answers, on the direct path with framing.", counts.sent_bytes)
+        yield _counter("sent_bytes", "Bytes sent for answers, including framing on the direct path.", counts.sent_bytes)
         yield _counter("decode_errors", "Invocations ended because of malformed parameters.", counts.damaged)
         yield _counter(
             "expired_invocations", "Half-open invocations ended because no piece arrived in time.", counts.expired
         )
         yield _counter("refused_invocations", "Invocations refused because too much was held already.", counts.refused)
-        yield _counter("failed_invocations", "Invocations ended by a failure of the provider.", counts.failed)
+        yield _counter("failed_invocations", "Invocations ended by an internal error.", counts.failed)
         yield _counter("invocations_without_reply", "Invocations without a reply subject.", counts.without_reply)
         yield _counter("stray_pieces", "Pieces of parameters that belong to no invocation.", counts.stray_pieces)
-        yield _counter("unsent_messages", "Messages of answers lost because there was no connection.", server.unsent)
+        yield _counter("unsent_messages", "Answer messages lost because NATS was not connected.", server.unsent)
 
     def _watched(self) -> Iterable[Metric]:
         watchers, counts = self._watchers, self._watchers.counts

@@ -1,16 +1,15 @@
 """Provider archives. A wasmCloud host starts a provider from an archive.
 
-`python -m keyvalue_provider.packaging.archive` makes, inspects and verifies them.
+`python -m keyvalue_provider.packaging.archive` makes, inspects and verifies archives.
 
     archive = a tar file, plain or compressed with gzip, that holds
-      claims.jwt       the signed claims: provider/keyvalue_provider/packaging/claims.py
-      world.wasm       the provider's world in WIT, encoded; optional
+      claims.jwt       the signed claims; see claims.py
+      world.wasm       the provider's WIT world, encoded as WebAssembly; optional
       TARGET.bin       one executable for each target, for example x86_64-linux
 
-A host identifies an entry by its name up to the last dot. If two entries have the same name, the host uses the last
-one. It checks the hashes of entries against the claims. So an archive may hold only the names above. Each entry must be
-a plain file, and may occur only once. Each entry except the claims must have a hash in the claims, and each hash must
-have an entry.
+A host ignores the part of an entry's name after the last dot. If two entries have the same name, the host uses the last
+of them. So an archive may hold only the names above. Each entry must be a plain file, and may occur only once. The
+claims must have a hash for every other entry, and no other hashes.
 
 Reading an archive writes nothing to the disk and keeps no binary in memory. Sizes are limited, because a small gzip
 file can expand to any size.
@@ -74,20 +73,20 @@ RUST_NAMES = {"arm64": "aarch64", "amd64": "x86_64", "darwin": "macos"}
 ENTRIES_MAX = 64
 CLAIMS_BYTES_MAX = 64 * 1024
 ENTRY_BYTES_MAX = 512 * 1024 * 1024
-#: Limit of the total size of all entries, including their headers.
+#: Limit for the total size of all entries, including their headers.
 ARCHIVE_BYTES_MAX = 1024 * 1024 * 1024
 BLOCK_BYTES = tarfile.BLOCKSIZE
 #: A host stores the revision in 32 bits.
 REVISION_MAX = 2**31 - 1
 PIECE_BYTES = 64 * 1024
 GZIP_MAGIC = b"\x1f\x8b"
-#: Linux executables begin with these bytes. The number of the machine is at offset 18.
+#: Linux executables begin with these bytes. The machine's number is at offset 18.
 ELF_MAGIC = b"\x7fELF"
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "arm": 40, "x86": 3}
 
 
 class ArchiveError(ValueError):
-    """A malformed provider archive. The message says where."""
+    """The error for a malformed provider archive. The message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """The unverified contents of an archive: the token of its claims, its binaries by target, and its world."""
+    """The unverified contents of an archive: the claims token, the binaries by target, and the world."""
 
     token: str
     binaries: Mapping[str, Entry]
@@ -210,7 +209,7 @@ def _hash_faults(archive: Archive, claims: Claims) -> list[str]:
 
 
 class _Source:
-    """The bytes of a tar file, decompressed if needed. It refuses more than ARCHIVE_BYTES_MAX bytes."""
+    """A reader for a tar file, which may be compressed. It refuses more than ARCHIVE_BYTES_MAX bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         magic = file.read(len(GZIP_MAGIC))
@@ -221,7 +220,7 @@ class _Source:
     def exactly(self, size_bytes: int, where: str) -> bytes:
         """Return exactly `size_bytes` bytes.
 
-        :param where: the place that the error for a truncated file names
+        :param where: the position in the file, for the error message
         """
         return b"".join(self.pieces(size_bytes, where))
 
@@ -445,7 +444,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     keys = Path(os.environ.get("WASH_KEYS") or Path.home() / ".wash" / "keys")
-    make = commands.add_parser("make", help="make an archive of existing binaries")
+    make = commands.add_parser("make", help="make an archive from existing binaries")
     make.add_argument("file", type=Path, metavar="FILE", help="the archive to write")
     make.add_argument(
         "--binary",
@@ -453,7 +452,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="TARGET=FILE",
-        help="executable of a target, like x86_64-linux=FILE; may be repeated",
+        help="executable for a target, like x86_64-linux=FILE; may be repeated",
     )
     make.add_argument("--world", type=Path, metavar="FILE", help="the provider's WIT, encoded as WebAssembly")
     make.add_argument("--name", default=NAME, help="provider's name in the claims; default: %(default)s")
@@ -465,22 +464,22 @@ def _parser() -> argparse.ArgumentParser:
             f"--{option}",
             metavar="SEED",
             default=os.environ.get(f"WASH_{option.upper()}_KEY"),
-            help=f"file with the seed {letter}..., or the seed; default: WASH_{option.upper()}_KEY, or a file in "
-            "--keys-directory",
+            help=f"file with the seed {letter}..., or the seed itself; default: WASH_{option.upper()}_KEY, or a file "
+            "in --keys-directory",
         )
     make.add_argument(
         "--keys-directory",
         type=Path,
         metavar="DIRECTORY",
         default=keys,
-        help="directory of seeds; missing ones are created; default: WASH_KEYS, or ~/.wash/keys",
+        help="directory that holds seeds; missing seeds are created; default: WASH_KEYS, or ~/.wash/keys",
     )
     make.set_defaults(run=_make)
-    inspect = commands.add_parser("inspect", help="print the claims, and size and hash of each entry")
+    inspect = commands.add_parser("inspect", help="print the claims, and the size and hash of each entry")
     inspect.add_argument("file", type=Path, metavar="FILE")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
     inspect.set_defaults(run=_inspect)
-    verify = commands.add_parser("verify", help="check signature, keys, times, and the hash of each entry")
+    verify = commands.add_parser("verify", help="check the signature, the keys, the times, and the hash of each entry")
     verify.add_argument("file", type=Path, metavar="FILE")
     verify.set_defaults(run=_verify)
     return parser

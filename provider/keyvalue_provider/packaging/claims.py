@@ -1,4 +1,4 @@
-"""The claims of a provider archive: a JSON web token in the format of nkeys and wascap, and the keys that sign it.
+"""The claims of a provider archive: a JSON web token in the format of nkeys and wascap, and its signing keys.
 
     claims.jwt = header "." claims "." signature, each in base64url without padding
     header     = {"typ": "jwt", "alg": "Ed25519"}
@@ -7,7 +7,7 @@
     signature  = the issuer's signature of header "." claims
 
 A name is a target or "world.wasm". The issuer is an account (A...), and the subject is the provider (V...). Seeds are
-stored in the same files as those of `wash`, so that `wash` signs with the same keys.
+stored in the same files that `wash` uses, so that `wash` signs with the same keys.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SEED_FILE_BYTES_MAX = 1024
 
 
 class ClaimsError(ValueError):
-    """Malformed claims, or a malformed seed. The message never shows a seed."""
+    """The error for malformed claims or a malformed seed. The message never shows a seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def sign_claims(claims: Claims, issuer_seed: Secret) -> str:
 
 
 def read_claims(token: str) -> Claims:
-    """Return the claims of a token without verifying the token. `claims_faults` verifies it.
+    """Return the unverified claims in a token. Use `claims_faults` to verify a token.
 
     :raises ClaimsError: the token is malformed
     """
@@ -167,7 +167,7 @@ def claims_faults(token: str, now_s: float) -> list[str]:
 
 
 def public_key(kind: Kind, seed: Secret) -> str:
-    """Return the public key of a seed.
+    """Return the public key for a seed.
 
     :raises ClaimsError: the seed is malformed, or of another kind
     """
@@ -175,7 +175,7 @@ def public_key(kind: Kind, seed: Secret) -> str:
 
 
 def given_seed(kind: Kind, given: str) -> Secret:
-    """Return the seed in the file `given`. If there is no such file, `given` is the seed itself, as for `wash`.
+    """Return the seed in the file `given`. If there is no such file, `given` is the seed itself, as in `wash`.
 
     :raises ClaimsError: the file is unreadable, or the seed is malformed
     """
@@ -190,9 +190,9 @@ def given_seed(kind: Kind, given: str) -> Secret:
 
 
 def stored_seed(kind: Kind, directory: Path, owner: str) -> tuple[Secret, Path | None]:
-    """Return a seed from a directory of keys. If the seed is missing, create it.
+    """Return an owner's seed from a directory of keys. If the seed is missing, create it.
 
-    Also return the path of a new file, or None. Only the user can read a new file.
+    Also return the path of the created file, or None. Only the current user can read this file.
 
     :raises ClaimsError: the file does not hold a seed of this kind
     :raises OSError: the directory or the file cannot be read or created

@@ -1,9 +1,9 @@
-"""The delivery of changes to one component. It calls on-set and on-delete with the events of a queue.
+"""The delivery of changes to one component. Each event in a queue becomes a call to on-set or on-delete.
 
-The events of a key are delivered in order, and each event at most once. A call is not repeated if it fails or times
-out. Such a call counts as failed. The component may still execute a call that has timed out, even after the key's next
-event. While NATS is disconnected, events wait in the queue. While the component is missing, one call is tried at a
-time, after growing pauses, and each of these calls counts as failed.
+Events for the same key are delivered in order, each at most once. A call that fails or times out counts as failed and
+is not repeated. The component may still execute a call that has timed out, even after the key's next event. While NATS
+is disconnected, events wait in the queue. While the component is missing, the delivery makes one call at a time, with
+growing pauses between calls. Each of these calls fails and uses up its event.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__ = ["CALLS_MAX", "ChangeDelivery", "ComponentInvoker"]
 
 log = logging.getLogger(__name__)
 
-#: Maximum calls in flight to a component.
+#: Maximum number of calls in flight to one component.
 CALLS_MAX = 16
-#: While the component is missing, one call is tried after each pause. Pauses grow from the first value to the second.
+#: While the component is missing, calls are separated by pauses. Pauses double from the first value to the second.
 ABSENT_PAUSE_MIN_S = 0.05
 ABSENT_PAUSE_MAX_S = 1.0
 DISCONNECTED_PAUSE_S = 0.25
-#: The failures of a component are logged at most once per interval of this length.
+#: Minimum time between two log messages about failing calls to the same component.
 FAILURE_LOG_INTERVAL_S = 10.0
 
 
 class ComponentInvoker(Protocol):
-    """A caller of a component's functions, such as `keyvalue_transport.nats.invoker.Invoker`."""
+    """An object that calls a component's functions, such as `keyvalue_transport.nats.invoker.Invoker`."""
 
     async def invoke(
         self, subject: str, params: bytes, decode: Callable[[bytes, int, int], tuple[None, int]], timeout_s: float
@@ -42,9 +42,9 @@ class ComponentInvoker(Protocol):
 
 
 class ChangeDelivery:
-    """The calls to one component, with the events of its queue.
+    """The queue for one component, and the calls that deliver the queued events.
 
-    Use this class only on the event loop. Only `queue.push` may be called from any thread.
+    Use this class only in the event loop's thread. Only `queue.push` may be called from any thread.
 
     :param name: the watcher's name in the log
     :param connected: returns True while NATS is connected
@@ -109,7 +109,7 @@ class ChangeDelivery:
         self._end_if_idle()
 
     def abandon(self) -> int:
-        """Stop calling, because the process ends. Return the number of remaining events. O(1)."""
+        """Start no more calls, because the process is ending. Return the number of queued events. O(1)."""
         self._closed = True
         self._stop_pausing()
         return len(self.queue)
@@ -129,7 +129,7 @@ class ChangeDelivery:
             self._loop.call_soon_threadsafe(self._start_calls)
 
     def _start_calls(self) -> None:
-        """Start as many calls as are allowed. Called when an event arrives, and when a call or a pause ends."""
+        """Start as many calls as the limits allow. This runs when an event arrives, and when a call or a pause ends."""
         while not self._closed and self._pause is None and len(self._calls) < (1 if self._pause_s else CALLS_MAX):
             if not self._connected():
                 self._pause_for(DISCONNECTED_PAUSE_S)

@@ -1,19 +1,19 @@
-"""The bounded queue of one watcher. Any thread adds events. The event loop takes them, in order for each key.
+"""The bounded queue of one watcher. Any thread may add events. The event loop takes each key's events in order.
 
-    push ──> waiting ──> taken                        if no event of the key is taken
-                └──────> parked ── ready ──> taken    if one is: the event is parked until that one has ended
+    push ──> waiting ──> taken                        if the key has no taken event
+                └──────> parked ── ready ──> taken    if the key has a taken event: parked until that event ends
 
-All parked events are older than all waiting events. A full queue drops its oldest events. A large queue drops several
-events at a time, so that a writer rarely has to drop events.
+A taken event is in flight until `end` is called. All parked events are older than all waiting events. A full queue
+drops its oldest events. A large queue drops several events at a time, so that a writer rarely has to drop events.
 
 The queue has a fixed number of places. A small event occupies one place. A large event occupies one place for each
-queue_bytes / queue_events bytes, rounded up. So the number of places limits the number of events and their bytes, and
-the size of a small event need not be counted.
+queue_bytes / queue_events bytes, rounded up. So the number of places limits both the number of events and their bytes,
+and the sizes of small events need not be added up.
 
 Writers append to `waiting` without a lock. A deque's append is atomic, with the GIL and on free-threaded builds. If
-the length of `waiting` reaches `full_at`, a writer must call `settle`. All other work is done with the lock of
-WatchCounts held. This lock is a leaf lock: a thread may acquire it while it holds a stripe. While a thread holds this
-lock, it acquires no other lock, logs nothing and awaits nothing.
+the length of `waiting` reaches `full_at`, a writer must call `settle`. All other work is done while
+holding the lock of WatchCounts. A thread may acquire this lock while it holds a stripe lock. While a thread holds the
+lock of WatchCounts, it acquires no other lock, logs nothing and awaits nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BucketKey: TypeAlias = tuple[bytes, bytes]
 #: Memory of an event without key and value: the tuple, its slot in the queue, and the headers of bytes objects. The
 #: bucket's name is not counted, because it belongs to the store.
 EVENT_BYTES = 200
-#: A full queue drops events until one place in SLACK_SHARE is free. It frees at most SLACK_MAX places this way.
+#: A full queue drops events until 1/SLACK_SHARE of its places are free, but it frees at most SLACK_MAX places.
 SLACK_SHARE = 64
 SLACK_MAX = 256
 #: Maximum number of events that `take` inspects before it returns to the event loop.
@@ -66,11 +66,11 @@ class WatchCounts:
 
 
 class WatchQueue:
-    """The events of one watcher. Any thread may call `push` and `settle`. Only one thread may call the other methods.
+    """The event queue of one watcher. Any thread may call `push` and `settle`. Only one thread may call other methods.
 
-    :param wake: called when there may be an event after `take` has returned None; any thread may call `wake`
-    :ivar waiting: the new events; append to it only as `push` does
-    :ivar small_bytes: maximum bytes of key and value in an event that takes one place
+    :param wake: called when `take` has returned None and should be called again; any thread may call `wake`
+    :ivar waiting: the newest events; append events only as `push` does
+    :ivar small_bytes: maximum bytes of key and value, together, in an event that occupies one place
     :ivar full_at: the length of `waiting` at which `settle` is due
     """
 
@@ -89,20 +89,20 @@ class WatchQueue:
         self.small_bytes = self._place_bytes - EVENT_BYTES
         self.waiting: deque[Event] = deque()
         self.full_at = 1
-        #: The number of places, less the places of parked and taken events, and less all but the first place of each
-        #: waiting event.
+        #: The number of places that are left for waiting events. It excludes the places of parked and taken events,
+        #: and all but the first place of each waiting event.
         self._room = self._places
-        self._large = 0  # events with more than one place: waiting, parked or taken
+        self._large = 0  # number of events that occupy more than one place: waiting, parked or taken
         self._parked: OrderedDict[int, Event] = OrderedDict()
         self._parkings = 0
-        #: The numbers of the parked events of each key that is taken or ready.
+        #: The numbers of a key's parked events. A key has an entry if it has a taken event or is ready.
         self._chains: dict[BucketKey, deque[int]] = {}
         self._ready: deque[BucketKey] = deque()
-        self._sleeping = True  # the next event calls `wake`
+        self._sleeping = True  # the next event must call `wake`
         self._closed = False
 
     def __len__(self) -> int:
-        """Return the number of events that are not taken yet."""
+        """Return the number of queued events. Events in flight are not included."""
         return len(self.waiting) + len(self._parked)
 
     def push(self, event: Event) -> None:
@@ -116,7 +116,7 @@ class WatchQueue:
             self.settle()
 
     def settle(self) -> None:
-        """Drop the oldest events if the queue is too full. Call `wake` if the reader waits for an event."""
+        """Drop the oldest events if the queue is too full. Call `wake` if the reader is waiting for an event."""
         with self._lock:
             if self._closed:
                 self.waiting.clear()
@@ -149,7 +149,7 @@ class WatchQueue:
             self._set_full_at()
 
     def close(self) -> None:
-        """Accept no more events, and drop the events that are not taken."""
+        """Accept no more events, and drop the queued events."""
         with self._lock:
             self._closed = True
             while self.waiting or self._parked:
@@ -157,10 +157,10 @@ class WatchQueue:
             self._set_full_at()
 
     def take(self) -> Event | None:
-        """Return the oldest event whose key has no taken event.
+        """Take the oldest event whose key has no event in flight. Return the event.
 
-        Return None if there is no such event, or if none is found in LOOKS_MAX tries. `wake` is called when you should
-        try again.
+        Return None if there is no such event, or if none is found in LOOKS_MAX tries. `wake` is called when `take`
+        should be called again.
         """
         for _ in range(LOOKS_MAX):
             with self._lock:
@@ -193,7 +193,7 @@ class WatchQueue:
         return None
 
     def end(self, event: Event) -> None:
-        """End a taken event, so that the next event of its key can be taken."""
+        """Mark a taken event as finished, so that the next event of its key can be taken."""
         with self._lock:
             self._count(self._places_of(event), 1)
             self._set_full_at()
@@ -227,7 +227,7 @@ class WatchQueue:
         return -(-(EVENT_BYTES + len(key) + (0 if value is None else len(value))) // self._place_bytes)
 
     def _count(self, places: int, sign: int) -> None:
-        """Adjust the counts for an event that leaves the queue (sign 1) or enters it (sign -1)."""
+        """Update the counts for an event that leaves the queue (sign 1) or enters it (sign -1)."""
         self._room += sign * places
         if places > 1:
             self._large -= sign
@@ -246,7 +246,7 @@ class WatchQueue:
                 waiting.popleft()
             self._counts.dropped += many
             return
-        while len(waiting) > self._room - slack:  # the loop ends, because the taken events fit
+        while len(waiting) > self._room - slack:  # the loop ends, because taken events alone always fit
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:

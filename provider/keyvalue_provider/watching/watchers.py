@@ -3,7 +3,7 @@
 A link from the provider with interface `watcher` makes its target component a watcher.
 
     Store ── observer of the bucket ──> WatchQueue ── ChangeDelivery ── on-set, on-delete ──> component
-             under the stripe           bounded       event loop
+             holds the stripe lock      bounded       on the event loop
 
 A writer never waits, because a full queue drops its oldest events. `patterns.py` decides which changes are reported.
 `delivery.py` calls the component.
@@ -47,9 +47,9 @@ class WatchingLink(NamedTuple):
 class Watchers:
     """The watchers of one provider: a delivery for each watching link.
 
-    Use this class only on the event loop. Other threads may read `counts` and `queue_length`.
+    Use this class only in the event loop's thread. Other threads may read `counts` and `queue_length`.
 
-    :param lattice: the first part of the components' subjects
+    :param lattice: the lattice's name, which is the first part of components' subjects
     :param links: the host's links; call `links_changed` at the start and after each change
     """
 
@@ -70,19 +70,19 @@ class Watchers:
         self._store = store
         self._limits = limits
         self._watching: dict[LinkKey, WatchingLink] = {}
-        self._deliveries: dict[LinkKey, ChangeDelivery] = {}  # includes closed ones with calls in flight
+        self._deliveries: dict[LinkKey, ChangeDelivery] = {}  # includes closed deliveries with calls in flight
         self._closing: set[asyncio.Task[None]] = set()
         self._stopped = False
 
     @property
     def queue_length(self) -> int:
-        """The number of events that are queued or in flight, for all watchers. Any thread may read it."""
+        """The number of events that are queued or in flight, for all watchers. Any thread may read this number."""
         return sum(delivery.queue_length for delivery in self._deliveries.copy().values())
 
     def links_changed(self) -> None:
-        """Apply the current links. Record the faults of links in `links`.
+        """Apply the current links. Record each faulty link in `links`.
 
-        A watcher with an unchanged link continues undisturbed. If the link has changed, queued events are still
+        If a watcher's link is unchanged, the watcher is not affected. If the link has changed, queued events are still
         delivered, with the new bucket argument. If the link is gone, queued events are dropped. O(links), plus
         O(buckets) if a watcher has changed.
         """
@@ -156,7 +156,7 @@ class Watchers:
 
 
 def watch_of(link: LinkDefinition, links: Links, lattice: str) -> Watch | None:
-    """Return the parsed options of a link with interface `watcher`, or None. Log faults and record them in `links`."""
+    """Return the parsed options of a watching link, or None. Log faults and record them in `links`."""
     try:
         options, remarks = WatchingLinkOptions.from_config(link.source_options)
         watch = Watch.of(options)
