@@ -160,7 +160,7 @@ class LinkOptions:
     )
     strict_buckets: bool = option(
         values.FLAG,
-        "get, exists and delete on a bucket that was never written get no-such-store",
+        "get, exists, delete, get-many, delete-many: no-such-store for a bucket that was never written",
         default=STORE_DEFAULTS.strict_buckets,
     )
     access: str = option(
@@ -239,7 +239,7 @@ class ProviderOptions(LinkOptions):
         default=10_000,
     )
     watch_queue_bytes: int = option(
-        values.BYTES, "bytes of these events; a larger event is dropped", default=64 * 1024 * 1024
+        values.BYTES, "bytes of events for a watcher; a larger event is dropped", default=64 * 1024 * 1024
     )
     watch_timeout_ms: int = option(
         values.MILLISECONDS, "milliseconds for a watcher's answer to one event", default=5_000
@@ -250,11 +250,11 @@ class ProviderOptions(LinkOptions):
         default=INVOCATION_DEFAULTS.half_open_max,
     )
     half_open_bytes_max: int = option(
-        values.BYTES, "maximum bytes held for these invocations", default=INVOCATION_DEFAULTS.half_open_bytes_max
+        values.BYTES, "maximum bytes of incomplete parameters", default=INVOCATION_DEFAULTS.half_open_bytes_max
     )
     half_open_timeout_ms: int = option(
         values.MILLISECONDS,
-        "milliseconds without another piece until they are ended",
+        "milliseconds between two pieces of incomplete parameters",
         default=round(INVOCATION_DEFAULTS.half_open_timeout_s * 1000),
     )
     transport: str = option(
@@ -270,7 +270,7 @@ class ProviderOptions(LinkOptions):
         values.PEM, "certificate to show to the server: PEM file or text; requires TLS"
     )
     tls_key: Secret | None = option(  # noqa: RUF009 # `option` returns a field
-        values.PEM_SECRET, "private key of that certificate: PEM file or text"
+        values.PEM_SECRET, "private key of `tls_certificate`: PEM file or text"
     )
     metrics_address: str | None = option(values.ADDRESS, "HOST:PORT of /metrics, /livez and /readyz; off unless set")
     log_level: str | None = option(
