@@ -254,7 +254,7 @@ class ProviderOptions(LinkOptions):
     )
     half_open_timeout_ms: int = option(
         values.MILLISECONDS,
-        "milliseconds between two pieces of incomplete parameters",
+        "maximum milliseconds between two pieces of incomplete parameters",
         default=round(INVOCATION_DEFAULTS.half_open_timeout_s * 1000),
     )
     transport: str = option(
