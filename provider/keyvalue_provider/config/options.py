@@ -163,7 +163,7 @@ class LinkOptions:
     )
     strict_buckets: bool = option(
         values.FLAG,
-        "return no-such-store if get, exists or delete uses a bucket that was never written",
+        "get, exists, delete, get-many, delete-many: no-such-store for a bucket that was never written",
         default=STORE_DEFAULTS.strict_buckets,
     )
     access: str = option(
