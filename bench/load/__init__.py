@@ -1,1 +1,1 @@
-"""The processes of the benchmark itself: load generator, bare responder and watching component."""
+"""The benchmark's own processes: load generator, bare responder and watching component."""

@@ -25,12 +25,12 @@ HANDSHAKES = re.compile(rb" 1 (\S+) 0\r\n")
 ENDS = re.compile(rb"\.(\d+)\.results 1 0\r\n")
 #: Regular expressions are used for results up to this size. For larger results, parsing frame by frame is cheaper.
 SMALL_RESULT_BYTES = 2048
-#: The answer of one call in this many is compared byte for byte.
+#: The answer to one call in this many is compared byte for byte.
 SAMPLE_ONE_IN = 61
 
 
 class SmallGenerator(Generator):
-    """A generator for results of one small message each."""
+    """A generator for calls whose result is one small message."""
 
     def __init__(self, load: Load) -> None:
         super().__init__(load)
@@ -40,7 +40,7 @@ class SmallGenerator(Generator):
         self._right = 0  # number of results of the right size
         self._sample: tuple[bytes, int] | None = None  # token and number of the sampled call
         self._next_sample = 0
-        self._latencies_here: dict[int, int] = {}  # latency by the time at which the call was due
+        self._latencies_here: dict[int, int] = {}  # the latency of each call, by the time when the call was due
         self._latencies_beside: dict[int, int] = {}
 
     def fire(self, count: int, start_ns: int) -> None:
@@ -130,7 +130,7 @@ class SmallGenerator(Generator):
         return latencies, len(tokens) - len(latencies)
 
     def _look(self, read: bytes, stop: int) -> None:
-        """Check the sampled call's result, if these bytes hold it. `read` then holds all of it, up to its end."""
+        """Check the result of the sampled call, if `read` contains it. A result before `stop` is complete."""
         assert self._sample is not None
         token, number = self._sample
         at = read.find(b".%b.results 1 " % token, 0, stop)
@@ -142,7 +142,7 @@ class SmallGenerator(Generator):
 
 
 def whole_message(read: bytes) -> bytes:
-    """Return the message with headers at the start of these bytes, or b"" if it is incomplete.
+    """Return the HMSG message at the start of `read`, or b"" if the message is incomplete.
 
     >>> whole_message(b"HMSG s 1 12 14\\r\\nNATS/1.0\\r\\n\\r\\nhi\\r\\nPING\\r\\n")
     b'HMSG s 1 12 14\\r\\nNATS/1.0\\r\\n\\r\\nhi\\r\\n'
@@ -165,7 +165,7 @@ class Walk:
 
 
 class PendingCall:
-    """A call in flight. The `pieces` of its result are kept only if the result will be checked."""
+    """A call in flight. It keeps the `pieces` of its result only if the result will be checked."""
 
     __slots__ = ("bytes", "number", "pieces", "start_ns", "walk")
 
@@ -250,7 +250,7 @@ class FrameGenerator(Generator):
                 self._out.append(b"".join((head, token, middle, span, tail)))
 
     def _open(self, words: list[bytes], now: int) -> None:
-        """Handle a control line, and note how many bytes of its message follow."""
+        """Handle a control line, and record the size of the payload that follows."""
         if words[0] != b"MSG":
             if words[0] == b"PING":
                 self._out.append(b"PONG\r\n")
@@ -328,10 +328,10 @@ class FrameGenerator(Generator):
 
 
 def read_page(result: bytes, is_looked_at: bool) -> tuple[int, int | None]:
-    """Decode a page of the load's keys, which all have the same size. Return its number of keys and its cursor.
+    """Return the number of keys in a page, and the page's cursor. All keys of a load have the same size.
 
     :param is_looked_at: True to check each key
-    :raises LoadError: the result is not a page of these keys
+    :raises LoadError: the result is not a page of the load's keys
     """
     try:
         count, at = read_unsigned(result, 1, len(result), 32)
@@ -345,7 +345,7 @@ def read_page(result: bytes, is_looked_at: bool) -> tuple[int, int | None]:
 
 
 def are_keys(result: bytes) -> bool:
-    """Return True if a page holds keys of a load, each only once."""
+    """Return True if a page contains only keys of a load, without duplicates."""
     response, end = decode_key_response(result, 0, len(result))
     keys = response.keys
     return (

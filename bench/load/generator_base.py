@@ -1,10 +1,10 @@
-"""The base class of the two load generators in `answers`: phases, number of calls to send, and open-loop clock.
+"""The base class of the two load generators in `answers`. It decides when to send calls and which calls to measure.
 
     WARM ── `warm_calls` answered ──> MEASURE ── `seconds` passed ──> DRAIN ── all answered ──> `ended`
                                          └─────── `calls` answered ────────────────────────────────^
 
-A closed loop with a time limit is measured until the limit. Calls that are still in flight then are awaited and
-checked, but not counted.
+If a closed loop has a time limit, the measurement ends at the limit. Calls that are still in flight at the limit are
+awaited and checked, but not counted.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Generator(NatsProtocol):
             self.fire(min(load.in_flight, load.calls_max or load.in_flight), now)
 
     def outcome(self) -> Outcome:
-        """Return the figures. Call this method after `ended` is done."""
+        """Return the figures of the load. Call this method after `ended` is done."""
         latencies = Latencies(self._latencies)
         max_us = max(self._latencies) / 1e3
         # A histogram returns the upper end of a range, which may exceed the greatest latency.
@@ -96,7 +96,7 @@ class Generator(NatsProtocol):
         self._stop_ticks.set()
 
     def count(self, latencies: list[int], now: int, others: int = 0) -> int:
-        """Count calls that have ended. Return the number of new calls to send in place of the ended ones.
+        """Count calls that have ended. Return the number of calls to send next.
 
         :param others: number of ended calls that are not measured
         """
@@ -127,13 +127,13 @@ class Generator(NatsProtocol):
                 self.fire(until - self.sent, due_ns)
 
     def check(self) -> None:
-        """Make the checks that are possible only at the end.
+        """Run the checks that need all answers.
 
         :raises LoadError: an answer is wrong
         """
 
     def verify(self, number: int, found: bytes) -> None:
-        """Compare a call's result with the right result. Unless the load is `exact`, compare only the sizes.
+        """Compare a call's result with the expected result. Unless the load is `exact`, compare only the sizes.
 
         :raises WrongAnswerError: the result is wrong
         """
@@ -145,7 +145,7 @@ class Generator(NatsProtocol):
     def refusal(self, message: bytes) -> LoadError:
         """Return the error for a message that is not an answer.
 
-        If nobody listens on a call's subject, NATS sends the status 503 to its reply subject.
+        If a call's subject has no subscribers, NATS sends the status 503 to the call's reply subject.
         """
         line, _, block = message.partition(b"\r\n")
         if not block.startswith(b"NATS/1.0 503"):

@@ -1,14 +1,14 @@
 """The load generator: a process that calls a provider as wRPC clients do. It must use less CPU than the provider.
 
-    fire ──> first messages of calls ──> provider       closed loop: one call for each that ended
+    fire ──> first messages of calls ──> provider       closed loop: one new call for each ended call
                                                         open loop: bursts at fixed times
     receive <── handshakes, results, ends               then one write: closing messages, more pieces, next calls
 
 A call is done when its end message arrives. The size of every answer is checked, and so are the bytes of sampled
-answers. A wrong or missing answer ends the load with a `LoadError`, because figures of wrong answers mean nothing.
+answers. A wrong or missing answer ends the load with a `LoadError`, because the figures would mean nothing.
 
 In an open loop, a burst of calls is due every millisecond. The latency of a call is measured from the time at which
-its burst was due. So a stall of the provider shows in full.
+its burst was due. So if the provider stalls, the latencies include the whole stall.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bench.load.workload import Function, Headers, Load, result_sizes
 __all__ = ["generate", "main", "run"]
 
 STALL_CHECK_S = 0.5
-#: Functions that read keys which an earlier load has set.
+#: Functions that read keys, which an earlier load must have set.
 READING = frozenset({"get", "exists", "mixed", "list-keys", "get-many"})
 
 
@@ -81,7 +81,7 @@ async def generate(load: Load) -> Outcome:
 def run(load: Load) -> Outcome:
     """Run a load on its own event loop."""
     gc.collect()
-    gc.disable()  # the time of a garbage collection would count as latency
+    gc.disable()  # a garbage collection would count as latency
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(generate(load))

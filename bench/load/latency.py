@@ -23,7 +23,7 @@ class Latencies:
 
     @classmethod
     def merged(cls, encoded: Iterable[str]) -> Latencies:
-        """Return one histogram with the latencies of several histograms."""
+        """Merge encoded histograms into one histogram."""
         merged = cls()
         for text in encoded:
             merged._histogram.decode_and_add(text.encode())

@@ -17,17 +17,16 @@ class LoadError(Exception):
 
 
 class WrongAnswerError(LoadError):
-    """An error for an answer that differs from the answer of a store with the load's keys."""
+    """An error for an answer that a correct store would not have given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The figures of a load. CPU times are microseconds per call. `cpu_us` has the CPU time of each watched process.
 
-    :ivar latencies: an encoded histogram of nanoseconds
-    :ivar page_cpu_us: the provider's longest CPU time from the end of one page to the end of the next, for a walk
-        with one call in flight
-    :ivar excess_us: the largest difference between a call's latency and that of its pair on the other provider
+    :ivar latencies: an encoded histogram in nanoseconds
+    :ivar page_cpu_us: for walks with one call in flight: the provider's maximum CPU time for a page
+    :ivar excess_us: with `Load.beside`: the maximum excess of a call's latency over that of the other provider's call
     :ivar keys: number of keys read, written or listed
     :ivar verified: number of calls whose answer was compared byte for byte
     """
@@ -56,7 +55,7 @@ class Outcome:
 
 
 def merged(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return the outcome of several loads as if they were one load."""
+    """Merge the outcomes of several loads, as if they were one load."""
     calls = sum(outcome.calls for outcome in outcomes)
     latencies = Latencies.merged(outcome.latencies for outcome in outcomes)
     max_us = max(outcome.max_us for outcome in outcomes)

@@ -1,12 +1,12 @@
-"""The bare responder, which does the least work that a provider in Python can do. Providers are compared with it.
+"""The bare responder: a baseline that does only the work that every provider in Python must do.
 
 It is launched like a provider. It finds the frames of a read with `bytes.find`, answers each frame with a constant
 result of the right shape, and writes all answers at once. It uses no NATS library, decodes nothing, and stores no
 keys or values. It waits for large parameters and sends large results in pieces, with the same handshakes as a
 provider. It skips payloads without copying them.
 
-It takes three options: `page_keys`, `batch_keys` (the keys of a get-many) and `value_bytes` (the size of a value in
-get, get-many and set).
+It has three options: `page_keys`, `batch_keys` (the number of keys in a get-many) and `value_bytes` (the size of a
+value in get, get-many and set).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from keyvalue_transport.nats.subjects import invocation_subject
 
 __all__ = ["NUMBERS", "main"]
 
-#: Ids of the subscriptions. Functions are numbered from 1. The next id is for the remaining pieces of parameters.
+#: Ids of the subscriptions. Functions are numbered from 1. The last id is for the remaining pieces of cut parameters.
 NUMBERS = {name: number for number, name in enumerate((*INSTANCES, "params"), 1)}
 SET = b"%d" % NUMBERS["set"]
 PARAMS = b"%d" % NUMBERS["params"]
@@ -66,7 +66,7 @@ class Responder(NatsProtocol):
         self._results = {b"%d" % NUMBERS[name]: results.get(name, b"\0") for name in INSTANCES}
         self._set_bytes = set_params_bytes(value_bytes)
         self._handshake = b" _INBOX.%b 0\r\n\r\nPUB " % token_hex(11).encode()
-        self._middles: dict[bytes, bytes] = {}  # the bytes between the reply subjects of a one-message answer
+        self._middles: dict[bytes, bytes] = {}  # for one-message answers: the bytes between the reply subjects
         self._pieces: dict[bytes, list[bytes]] = {}
         self._tokens = 0
         self._half_open: dict[bytes, tuple[bytes, int]] = {}  # by token: reply subject and number of missing bytes
@@ -77,7 +77,7 @@ class Responder(NatsProtocol):
     def serve(self) -> None:
         """Prepare the answers, which depend on max_payload.
 
-        If a function's parameters and result each fit in one message, `receive` answers it without another call.
+        If a function's parameters and result each fit in one message, `receive` answers the function's calls itself.
         """
         size = self.max_payload
         for number, result in self._results.items():

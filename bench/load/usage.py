@@ -9,13 +9,13 @@ __all__ = ["UsageError", "children", "cpu_ns", "has_ended", "peak_bytes", "resid
 
 
 class UsageError(Exception):
-    """An error for a process that does not exist, or whose usage this system does not report."""
+    """An error for a missing process, or for a system that does not report a process's usage."""
 
 
 def cpu_ns(pid: int) -> int:
     """Return the CPU time that all threads of a process have used so far.
 
-    The kernel's clock of a process counts nanoseconds. /proc/PID/stat counts only steps of 10 ms.
+    The kernel's clock for a process counts nanoseconds, but /proc/PID/stat counts only steps of 10 ms.
 
     :raises UsageError: the process does not exist, or this system has no such clock
     """
@@ -36,7 +36,7 @@ def peak_bytes(pid: int) -> int:
 
 
 def restart_peak(pid: int) -> None:
-    """Reset the peak memory of a process.
+    """Reset the peak memory of a process to its current memory.
 
     :raises UsageError: the process does not exist, or this system does not report its usage
     """
@@ -59,10 +59,7 @@ def children(pid: int) -> list[int]:
 
 
 def has_ended(pid: int) -> bool:
-    """Return True if a process has ended, even if its parent has not waited for it yet.
-
-    The CPU time of such a zombie can still be read.
-    """
+    """Return True if a process has ended. It may be a zombie, whose CPU time can still be read."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

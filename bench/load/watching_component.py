@@ -1,7 +1,7 @@
 """A process that watches for changes as a component does. It receives calls, and answers either all calls or none.
 
-Write an empty line to its standard input, and it prints the number of calls so far. It prints the first number only
-after it has subscribed.
+For each line on its standard input, it prints the number of calls so far. It reads the first line only after it has
+subscribed.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class WireError(Exception):
 
 
 class WireSubscription(NamedTuple):
-    """A subject to subscribe to. The subscription's id on the wire is its place in the sequence, counted from 1."""
+    """A subject to subscribe to. The id on the wire is the subscription's position in the sequence, counted from 1."""
 
     subject: bytes
     queue: bytes = b""
@@ -52,7 +52,7 @@ class NatsProtocol(asyncio.Protocol):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def serve(self) -> None:
-        """Start to work. Called after the server has processed the subscriptions."""
+        """Start the work of the subclass. Called after the server has processed the subscriptions."""
 
     def receive(self, read: bytes) -> None:
         """Process bytes from the server. A read may begin and end anywhere in a frame."""
@@ -66,7 +66,7 @@ class NatsProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport. Called by asyncio."""
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's class is not derived from it
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from this class
 
     def data_received(self, read: bytes) -> None:
         """Process the server's greeting, and pass all later bytes to `receive`. Called by asyncio."""

@@ -1,4 +1,4 @@
-"""A load: its calls, the bytes that a client sends for each call, and the right answers. This module does no I/O.
+"""A load: its calls, the bytes that a client sends for each call, and the expected answers. This module does no I/O.
 
 Keys are numbers of 12 digits. A value begins with its key, so that an answer with another key's value is detected. A
 value contains no '.' and no white space, so no part of it looks like a frame.
@@ -44,7 +44,7 @@ __all__ = [
 Function = Literal["get", "set", "exists", "delete", "list-keys", "mixed", "get-many", "set-many", "increment"]
 Headers = Literal["none", "host", "traced"]
 
-#: The interface instance of each function. The dict's keys are the names of functions on the wire.
+#: The interface instance of each function. The keys of the mapping are the functions' names on the wire.
 INSTANCES: Mapping[str, str] = {
     **dict.fromkeys(("get", "set", "delete", "exists", "list-keys"), STORE),
     **dict.fromkeys(("get-many", "set-many"), BATCH),
@@ -60,17 +60,17 @@ SOURCE_ID = "bench-component"
 PAIR_RATE = 2_000.0
 #: In a mixed load, one call in this many is a set, so 95 % of the calls are gets.
 MIXED_SET_ONE_IN = 20
-#: Maximum number of frames that are built before the load. If there are more keys, an even sample of them is used.
+#: Maximum number of frames that are built before the load. A load with more keys uses an evenly spread sample of keys.
 FRAMES_MAX = 20_000
 FRAMES_BYTES_MAX = 128 * 1024 * 1024
 #: The text that fills values. Its length is a prime number, 61, so pieces in the wrong order do not match.
 PATTERN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_+=/:;,!"
 
-#: The value of counters before a measurement. It is large enough that sums keep their number of digits during a run.
+#: The value of counters before a measurement. It is so large that a counter's number of digits never changes in a run.
 COUNT_FROM = 1_000_000
-#: Maximum bytes of a batch. Its parameters and its answer then each fit in one message with headers.
+#: Maximum size of a batch, chosen so that parameters and answer each fit in one message with headers.
 BATCH_BYTES_MAX = 512 * 1024
-#: Bytes of an option's tag and of the lengths of a key and a value.
+#: Bytes for each pair besides key and value: an option's tag and two lengths.
 PAIR_OVERHEAD_BYTES = 8
 
 #: Maximum number of digits in a call's number.
@@ -84,15 +84,15 @@ class Load:
     """One load. A closed loop keeps `in_flight` calls in flight. An open loop sends `rate` calls per second.
 
     :ivar bucket: name of the bucket; if empty, the name that `bucket_of(value_bytes)` returns
-    :ivar calls: number of calls that ends the load; if 0, `seconds` ends it
+    :ivar calls: number of calls to measure; if 0, the measurement ends after `seconds`
     :ivar warm_calls: number of calls before the measurement; only for a closed loop
-    :ivar keys: number of keys, starting with the key of number `first_key`
-    :ivar each_once: True to use each key once, in order; otherwise keys are repeated, in a spread order
-    :ivar batch_keys: keys of one get-many or set-many; a key is repeated only after all keys have been used
+    :ivar keys: number of keys; the first key is `key_of(first_key)`
+    :ivar each_once: True to use each key once, in order; otherwise keys are repeated, in a scattered order
+    :ivar batch_keys: number of keys in a get-many or set-many; no key is repeated before all keys have been used
     :ivar counted: for increment, the value of every counter before the load
     :ivar delta: for increment, the amount that a call adds
     :ivar beside: `{lattice}.{provider key}` of another provider, which gets every second call. Only the shape of its
-        answers is checked. Its latencies are not reported. They are only subtracted, for `Outcome.excess_us`
+        answers is checked. Its latencies are used only for `Outcome.excess_us`
     :ivar closing: True to send the empty message that ends the parameters, as every client does
     :ivar exact: True to expect the answers of a store; otherwise only the shape of answers is checked
     :ivar watched: ids of the processes whose CPU time is measured, by name
@@ -163,21 +163,21 @@ class Load:
 
     @property
     def calls_max(self) -> int:
-        """The number of calls that ends the load; 0 if `seconds` ends it."""
+        """Return the total number of calls to send, or 0 if the load ends after `seconds`."""
         if self.calls:
             return self.warm_calls + self.calls
         return max(1, round(self.rate * self.seconds)) if self.rate else 0
 
     @property
     def keys_a_call(self) -> int:
-        """The number of keys that a call reads or writes; 0 for list-keys, where the keys in answers are counted."""
+        """Return the number of keys that a call reads or writes, or 0 for list-keys, where the number varies."""
         if self.function == "list-keys":
             return 0
         return self.batch_keys if self.function in BATCHES else 1
 
 
 def result_sizes(load: Load) -> dict[str, int]:
-    """Return the size of the right result for each function of a load; 0 for list-keys, where the size varies."""
+    """Return the expected size of each function's result. The size is 0 for list-keys, whose results vary in size."""
     return {name: _result_size(load, name) for name in names_of(load)}
 
 
@@ -197,7 +197,7 @@ def _result_size(load: Load, name: str) -> int:
 
 
 def names_of(load: Load) -> tuple[str, ...]:
-    """Return the names on the wire of the functions that a load calls."""
+    """Return the wire names of the functions that a load calls."""
     return ("get", "set") if load.function == "mixed" else (load.function,)
 
 
@@ -254,9 +254,9 @@ class Frame(NamedTuple):
 
 
 class Script:
-    """The messages of a load's calls, and the right answers. Calls are numbered from 0.
+    """The messages of a load's calls, and the expected answers. Calls are numbered from 0.
 
-    :ivar later: the pieces of the parameters that follow the first message; they are the same for every key
+    :ivar later: the pieces of cut parameters after the first message, which are the same for every key
     """
 
     def __init__(self, load: Load, inbox: bytes, max_payload: int) -> None:
@@ -298,15 +298,15 @@ class Script:
         return self._pack("list-keys", encode_list_keys(self._bucket, cursor))
 
     def span(self, number: int) -> bytes:
-        """Return the trace id and span id of a call's traceparent. Each call has a new trace id."""
+        """Return the trace id and span id for a call's traceparent. Each call has a new trace id."""
         return b"%032x-%016x" % ((self.trace + number) % 2**128 or 1, number + 1)
 
     def is_cut(self, number: int) -> bool:
-        """Return True if the parameters do not fit in the first message."""
+        """Return True if a call's parameters do not fit in its first message."""
         return bool(self.later) and self._name(number) == "set"
 
     def result(self, number: int) -> bytes:
-        """Return the right result of a call."""
+        """Return the expected result of a call."""
         name = self._name(number)
         load = self._load
         match name:
@@ -315,7 +315,7 @@ class Script:
             case "get-many":
                 return get_many_result_of(self._keys(number), load.value_bytes)
             case "increment":
-                # NATS keeps the order of one connection's calls, and no other load uses these keys.
+                # NATS keeps the calls of one connection in order, and no other load uses the same keys.
                 turns = number // (len(self._indices) or load.keys) + 1
                 return encode_increment_result(load.counted + turns * load.delta)
             case "exists":
@@ -323,7 +323,7 @@ class Script:
         return SET_OK
 
     def result_size(self, number: int) -> int:
-        """Return the size of the right result of a call; 0 for list-keys, where the size varies."""
+        """Return the expected size of a call's result, or 0 for list-keys, whose results vary in size."""
         return self._sizes[self._name(number)]
 
     def _name(self, number: int) -> str:
@@ -372,7 +372,7 @@ class Script:
         return Frame(self._heads[name], sizes + before, b"%b%b\r\n" % (behind, params))
 
 
-#: The placeholder for trace id and span id in a traceparent.
+#: The placeholder for the trace id and span id in a traceparent.
 NO_SPAN = b"0" * 32 + b"-" + b"0" * 16
 SPAN_BYTES = len(NO_SPAN)
 

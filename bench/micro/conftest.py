@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def figures(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Iterator[None]:
-    """Keep the extra figures of a benchmark for the end of the run."""
+    """Save the extra figures of a benchmark, which are printed at the end of the run."""
     yield
     pytestconfig.stash[FOUND].append(Figures(benchmark.group or "", benchmark.name, benchmark.extra_info))
 
@@ -54,7 +54,7 @@ def collector() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stores() -> Callable[[int], Filled]:
-    """Return a function that returns the shared store with a number of keys. A benchmark must undo its changes."""
+    """Return a function that returns the shared store with a given number of keys. Benchmarks undo their changes."""
     return cache(fill)
 
 
@@ -65,5 +65,5 @@ def million(stores: Callable[[int], Filled]) -> Filled:
 
 @pytest.fixture(params=KEY_COUNTS, ids=lambda keys: f"{keys:,}-keys")
 def filled(request: pytest.FixtureRequest, stores: Callable[[int], Filled]) -> Filled:
-    """Return a store for each number of keys."""
+    """Return the shared store for each of the `KEY_COUNTS`."""
     return stores(request.param)

@@ -1,4 +1,4 @@
-"""A plain dict under one lock, for comparison with the store, and functions that make keys and values."""
+"""A plain dict under one lock, for comparison with the store, and functions that create keys and values."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def shuffled_keys(count: int) -> list[bytes]:
 
 
 def fresh(key: bytes) -> bytes:
-    """Return a new object with the same bytes. Its hash is not cached yet."""
+    """Return a copy of a key. The hash of the copy is not cached yet."""
     return key[:1] + key[1:]
 
 
@@ -86,7 +86,7 @@ def fresh_value() -> bytes:
 
 
 def tune_collector() -> None:
-    """Configure the cyclic garbage collector as the provider does. It never again scans the objects that exist now."""
+    """Configure the garbage collector as the provider does. Objects that already exist are never scanned again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)

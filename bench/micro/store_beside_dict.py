@@ -1,8 +1,8 @@
-"""A comparison of the engine with a plain dict under one lock. It shows the cost of order, limits and shards.
+"""A comparison of the engine with a plain dict under one lock. It shows the cost of key order, limits and shards.
 
-Engine and dict do the same work on one thread. They take turns of a few thousand calls, so other work of the machine
-affects both equally. Keys and values are new objects, as a decoder creates them, so a key's hash is not cached yet.
-Each figure is the median over the rounds. The spread is the smallest and the largest ratio of a round.
+Engine and dict do the same work on one thread. They take turns of 10,000 calls, so other load on the machine affects
+both equally. Keys and values are new objects, as a decoder creates them, so a key's hash is not cached yet. Each
+figure is the median over the rounds. The spread shows the smallest and the largest figure of any round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["main"]
 
 TURN_KEYS = 10_000
 PAGE_KEYS = 1_000
-#: Bars: time divided by the time of a dict under one lock, milliseconds per page, bytes per key.
+#: The bars, which no figure should exceed. The bars of calls are ratios: the store's time divided by the dict's time.
 TIMES_MAX = {"new key": 2.5, "get": 2.0, "overwrite": 2.0}
 PAGE_MS_MAX = 0.3
 ORDER_BYTES_MAX = 110
@@ -52,7 +52,7 @@ not compare the ratios of small and large runs, because more of a small dict fit
 
 
 def time_gets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
-    """Get each key once in a loop. Return the nanoseconds that the loop takes."""
+    """Get each key once. Return the time of the loop in nanoseconds."""
     keys = [fresh(key) for key in keys]
     get = subject.get
     start = perf_counter_ns()
@@ -62,7 +62,7 @@ def time_gets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
 
 
 def time_sets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
-    """Set each key once in a loop. Return the nanoseconds that the loop takes."""
+    """Set each key once. Return the time of the loop in nanoseconds."""
     entries = [(fresh(key), fresh_value()) for key in keys]
     set_value = subject.set
     start = perf_counter_ns()
@@ -72,7 +72,7 @@ def time_sets(subject: KeyedStore, keys: Sequence[bytes]) -> int:
 
 
 def time_pages(bucket: Bucket) -> Iterator[int]:
-    """Yield the nanoseconds that each page of a walk takes."""
+    """Yield the time of each page of a walk in nanoseconds."""
     cursor: int | None = None
     while True:
         start = perf_counter_ns()
@@ -85,7 +85,7 @@ def time_pages(bucket: Bucket) -> Iterator[int]:
 
 @dataclass
 class Comparison:
-    """The nanoseconds per call of store and dict, with one figure for each round."""
+    """The nanoseconds per call for store and dict in each round."""
 
     store: list[float] = field(default_factory=list)
     plain: list[float] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Comparison:
 
 @dataclass
 class Walks:
-    """The milliseconds that the pages of a walk take, with one figure for each round."""
+    """The median, slowest and total time of a walk's pages in each round, in milliseconds."""
 
     medians: list[float] = field(default_factory=list)
     maxima: list[float] = field(default_factory=list)
@@ -155,7 +155,7 @@ def resident_bytes() -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """The bytes per key: growth of the process, and growth by the engine's formula."""
+    """Memory in bytes per key, as measured for the process and as computed by the engine's formula."""
 
     key: float
     key_formula: float
@@ -164,7 +164,7 @@ class Memory:
 
 
 def measure_memory(count: int) -> Memory:
-    """Fill and walk a store, and return its memory. Call this function in a new process."""
+    """Fill and walk a store, and return its memory per key. Call this function in a new process."""
     store = Store()
     bucket = store.bucket(b"bench")
     start = resident_bytes()
@@ -186,7 +186,7 @@ def verdict(figure: float, bar: float) -> str:
 
 
 def lines_of(report: Timings, memory: Memory) -> Iterator[str]:
-    """Yield the lines of the tables. A line that has a bar ends in "ok" or "over"."""
+    """Yield the lines of the tables. Each line that has a bar ends in "ok" or "over"."""
     yield f"{'per call':<22}{'store':>10}{'dict+lock':>12}{'ratio':>9}{'spread':>16}{'bar':>10}"
     for name, comparison in report.calls.items():
         ratios, bar = comparison.ratios, TIMES_MAX[name]

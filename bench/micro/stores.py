@@ -1,4 +1,4 @@
-"""Filled stores, each with a dict of the same keys, and functions that call store and dict in turns."""
+"""Filled stores, each with a dict of the same keys, and functions that make the calls of a round."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = [
 
 KEY_COUNTS = (10_000, 100_000, 1_000_000)
 #: Calls per round. The number is the same for every store size, so that times can be compared. A round of deletes
-#: leaves four fifths of the smallest store. Caches are cold when a round begins, which raises the ratios. With a
-#: million keys, a get took 1.40 times as long as a dict's, but only 1.27 times as long in rounds of 20,000 calls.
+#: leaves four fifths of the smallest store. Caches are cold when a round begins, which raises the ratios: with a
+#: million keys, the ratio for get was 1.40, but only 1.27 in rounds of 20,000 calls.
 TURN_KEYS = 2_000
 
 Entries = list[tuple[bytes, bytes]]
@@ -31,7 +31,7 @@ Entries = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True)
 class Filled:
-    """A store and a dict with the same keys. The keys in `absent` are in neither, and suffice for all rounds."""
+    """A store and a dict with the same keys. `absent` has enough other keys to add new keys in every round."""
 
     keys: list[bytes]
     absent: list[bytes]
@@ -61,7 +61,7 @@ def fill(count: int) -> Filled:
 
 
 def keys_of_turn(keys: list[bytes], turn_keys: int = TURN_KEYS) -> Callable[[int], list[bytes]]:
-    """Return a function that returns the keys of a turn, as new objects. After the last key it starts again."""
+    """Return a function that returns the keys of a turn, as new objects. After the last turn, the keys repeat."""
     turns = len(keys) // turn_keys
     return lambda turn: [fresh(key) for key in keys[turn % turns * turn_keys : (turn % turns + 1) * turn_keys]]
 

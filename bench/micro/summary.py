@@ -1,4 +1,4 @@
-"""Tables of the benchmarks' `extra_info`, which pytest-benchmark's own tables do not show."""
+"""Tables for the benchmarks' `extra_info`, which pytest-benchmark does not show."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Encoding and decoding of the parameters and results of every function. Each figure is the time of one call.
+"""Encoding and decoding the parameters and results of every function. Each figure is the time for one message.
 
-Keys have 12 bytes, values have 64 bytes, pages have 1,000 keys, and batches have 100 keys.
+Keys are 12 bytes and values are 64 bytes. Pages have 1,000 keys, and batches have 100 keys.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ANSWER_BYTES_MAX = 2**20
 
 
 class Codec(NamedTuple):
-    """The encoder and decoder of parameters or a result, with the encoder's arguments and the decoded value."""
+    """An encoder and its decoder, with the arguments for the encoder and the value that the decoder must return."""
 
     arguments: tuple[Any, ...]
     encode: Callable[..., bytes]

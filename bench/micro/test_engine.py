@@ -1,9 +1,10 @@
 """Calls to the engine on one thread, in turns with calls to a plain dict under one lock.
 
-Calls on keys with deadlines take turns with the same calls on keys without deadlines.
+Calls for keys with deadlines take turns with the same calls for keys without deadlines.
 
-pytest-benchmark's table shows the time of a round of calls to the store. `extra_info` is printed below the table. It
-has the nanoseconds per call (for batches, per key) of store and dict, and the median of the rounds' ratios.
+pytest-benchmark's table shows the time of one round of calls to the store. `extra_info` is printed below the table,
+with the nanoseconds per call for store and dict, and the median of the rounds' ratios. For batches, it has the
+nanoseconds per key.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def test_delete(benchmark: BenchmarkFixture, filled: Filled) -> None:
 
 
 def test_fill(benchmark: BenchmarkFixture) -> None:
-    """Set a million keys in an empty store, including the splits of shards."""
+    """Fill an empty store with a million keys. The time includes the splitting of shards."""
     benchmark.group = f"engine: {FILL_KEYS:,} sets of new keys, up to a million"
     store, plain = Store(), LockedDict()
     entries = entries_of_turn(shuffled_keys(KEYS), FILL_KEYS)
@@ -154,7 +155,7 @@ def test_overwrite_with_deadlines(benchmark: BenchmarkFixture, million: Filled, 
 
 
 def test_sweep(benchmark: BenchmarkFixture, million: Filled) -> None:
-    """Remove expired keys in a step of the provider's size. A call waits for at most one such step."""
+    """Remove expired keys in steps of the same size as in the provider. A call waits for at most one step."""
     benchmark.group = f"engine: one step of a sweep, {STEP_KEYS} keys"
     now_ns = 0
     store = Store(clock=lambda: now_ns)
@@ -171,7 +172,7 @@ def test_sweep(benchmark: BenchmarkFixture, million: Filled) -> None:
 
 
 def test_page(benchmark: BenchmarkFixture, million: Filled) -> None:
-    """Read a page after the key order exists. The dict skips to another offset in each round."""
+    """Read pages of a bucket whose key order already exists. The dict skips to another offset in each round."""
     benchmark.group = f"engine: page of {PAGE_KEYS:,} keys"
     walked = list(million.bucket.keys())
     assert len(walked) == KEYS

@@ -1,7 +1,7 @@
 """The direct path without a socket: one read of 64 complete frames, answered in one write.
 
 Each figure is the time of one read. `extra_info` has the nanoseconds per call. "metered" means that metrics are on,
-as they are in the provider. The deleted keys are set again before each read of deletes, which is not timed.
+as they are in the provider. Before each read of deletes, the deleted keys are set again. That setup is not timed.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ COUNTERS = b"counters"
 KEYS = 10_000
 BATCH_KEYS = 100
 STRIDE = KEYS // FRAMES
-#: Number of reads in a round, with metrics and again without.
+#: Number of reads per round in `test_metrics`, both with metrics and without.
 TURN_READS = 20
-#: Functions of one key, and functions of many keys. A frame of the latter costs about a hundred times as much.
+#: Functions that take one key, and functions that take many. A call with many keys costs about a hundred times as much.
 OF_A_KEY = ["get", "set", "delete", "exists", "increment"]
 OF_KEYS = ["list-keys", "get-many", "set-many", "delete-many"]
-#: Number of rounds for functions that must be undone after each round.
+#: Number of rounds for functions whose effect must be undone after each round.
 UNDONE_ROUNDS = {"delete": 2_000, "delete-many": 100}
 
 
 class Socket:
-    """An asyncio transport that counts the answers that are written to it."""
+    """A fake asyncio transport that counts the answers written to it."""
 
     def __init__(self) -> None:
         self.ends = 0
@@ -96,9 +96,9 @@ class FilledProtocol:
             self.bucket.set(key, value_of(key, 64))
 
     def read(self, function: str, headers: Headers) -> bytes:
-        """Return frames that call a function for one key after the other, as one block of bytes."""
+        """Return the bytes of one read: frames that call a function, each with other keys."""
         number = list(self.handlers).index(function) + 1
-        instance = INSTANCES.get(function, BATCH)  # the load has no delete-many
+        instance = INSTANCES.get(function, BATCH)  # `INSTANCES` lacks delete-many, which the load never calls
         subject = invocation_subject("default.keyvalue-inmemory", instance, function).encode()
         frames = []
         for index in range(FRAMES):
@@ -112,7 +112,7 @@ class FilledProtocol:
 
 
 def batch_of(frame: int) -> list[bytes]:
-    """Return the keys for a frame. They are spread over the bucket, and no two frames share a key."""
+    """Return the keys of a frame's batch. The keys are spread over the bucket, and no two frames share a key."""
     return [key_of(frame + place * FRAMES) for place in range(BATCH_KEYS)]
 
 
@@ -176,7 +176,7 @@ def test_headers(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, h
 
 
 def test_metrics(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop) -> None:
-    """Read gets with and without metrics, in turns."""
+    """Receive gets with metrics and without metrics, in turns."""
     benchmark.group = f"frames: {TURN_READS} reads of {FRAMES} gets, a host's headers"
     metered, unmetered = FilledProtocol(loop, is_metered=True), FilledProtocol(loop, is_metered=False)
 

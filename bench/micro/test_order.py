@@ -1,10 +1,11 @@
-"""The cost of one change to a shard's key order, compared with the cost of a key in a new order.
+"""The cost of applying one change to a shard's key order, compared with the cost per key of sorting a new order.
 
-The ratio of the two costs shows when a new order is cheaper. `CHANGES_SHARE` in `keyvalue_engine.order` is set
-accordingly. Each round times three pages on a new shard: the first sorts all keys, the second has no changes to
-apply, and the third applies the changes. pytest-benchmark shows the third page. `extra_info` has nanoseconds per
-change, nanoseconds per key, and the median of the rounds' ratios. Removing a key and putting it back counts as two
-changes.
+The ratio of the two costs shows when a new order is cheaper, and determines `CHANGES_SHARE` in
+`keyvalue_engine.order`. Each round times three pages of a new shard. The first page sorts all keys, the second page
+has no changes to apply, and the third page applies the changes.
+
+pytest-benchmark shows the time of the third page. `extra_info` has nanoseconds per change, nanoseconds per key, and
+the median of the rounds' ratios. Removing a key and putting it back counts as two changes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def position_of(key: bytes) -> int:
 
 
 def page_of_one_key(shard: Shard) -> int:
-    """Return the nanoseconds that a page of one key takes. Almost all of the time goes into the key order."""
+    """Return the time that a page of one key takes, in nanoseconds. Almost all of the time goes into the key order."""
     start = perf_counter_ns()
     shard.take(0, [], 1, 0, 1_000)
     return perf_counter_ns() - start
@@ -77,5 +78,5 @@ def test_change(benchmark: BenchmarkFixture, keys: int, kind: str) -> None:
     change_ns = [(paged - idle) / changes for paged, idle in zip(paged_ns, idle_ns, strict=True)]
     ratios = [change / key for change, key in zip(change_ns, key_ns, strict=True)]
     benchmark.extra_info["ns a change"] = round(median(change_ns))
-    benchmark.extra_info["ns a key of a fresh order"] = round(median(key_ns))
+    benchmark.extra_info["ns a key in a new order"] = round(median(key_ns))
     benchmark.extra_info["ratio"] = round(median(ratios), 2)

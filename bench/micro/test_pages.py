@@ -1,4 +1,4 @@
-"""A page of 10, 100 and 1,000 keys in a bucket of 10 k, 100 k and 1 M keys, once the key order exists.
+"""Pages of 10, 100 and 1,000 keys in buckets of 10 k, 100 k and 1 M keys whose key order already exists.
 
 The cost of a page must depend on the number of keys that it returns, not on the number of keys before it.
 """
@@ -18,7 +18,7 @@ def test_page(benchmark: BenchmarkFixture, filled: Filled, page_keys: int) -> No
     benchmark.group = f"pages: {page_keys:,} keys"
     bucket = filled.bucket
     assert len(list(bucket.keys())) == len(filled.keys)  # builds the key order
-    # Any number is a cursor. All cursors are in the first half, so that every page is full.
+    # Any number is a valid cursor. All cursors are in the first half of the key order, so that every page is full.
     cursors = iter(number * 2**63 // ROUNDS for number in range(ROUNDS))
     sizes = set()
 

@@ -1,4 +1,4 @@
-"""The engine with 1, 2 and 4 threads. The total number of calls is the same, and the threads share it.
+"""The engine with 1, 2 and 4 threads. The same total number of calls is divided among the threads.
 
 With the GIL, the figures show the cost of locks. Without the GIL, they show how well threads scale.
 """
@@ -42,7 +42,7 @@ def threads(request: pytest.FixtureRequest) -> int:
 def in_threads(
     benchmark: BenchmarkFixture, threads: int, keys: Sequence[bytes], act: Callable[[Sequence[bytes]], int]
 ) -> None:
-    """Benchmark `act` on all keys, divided among the threads. `act` returns its number of successful calls."""
+    """Benchmark `act` on all keys, divided among the threads. `act` returns the number of calls that succeeded."""
     shares = [keys[number::threads] for number in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         assert benchmark.pedantic(lambda: sum(pool.map(act, shares)), rounds=ROUNDS, warmup_rounds=1) == CALLS  # type: ignore[no-untyped-call]

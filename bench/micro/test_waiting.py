@@ -1,9 +1,10 @@
-"""Calls that are answered later, on the direct path without a socket: one read of 64 frames.
+"""Calls with delayed answers, on the direct path without a socket. One read has 64 frames.
 
-The answers come in the next turn of the event loop. Each figure is the time of one read, from receiving its bytes to
-writing the last answer. `extra_info` has the nanoseconds per call. In "future", the handler returns a future, and a
-callback of the loop sets its result, as a replicated store would. In "coroutine", the server has to create a task for
-each call. The two variants take turns.
+The answers are ready in the next turn of the event loop. Each figure is the time from receiving the bytes of a read
+to writing the last answer. `extra_info` has the nanoseconds per call. The two variants take turns:
+
+- "future": the handler returns a future, and a callback sets the future's result, as in a replicated store.
+- "coroutine": the handler returns a coroutine, and the server has to create a task for each call.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Later = Callable[[], Awaitable[bytes]]
 
 
 class Unconnected(Connection):
-    """A connection without a server. It only routes subscriptions."""
+    """A connection without a NATS server. It only adds routes for subscriptions."""
 
     def __init__(self) -> None:
         super().__init__(ConnectionOptions(("nats://127.0.0.1:1",)))
@@ -51,7 +52,7 @@ class Unconnected(Connection):
 
 
 class AwaitedSocket(Socket):
-    """Counts answers. `answered` is done when all frames of a read are answered."""
+    """A socket that counts answers. `answered` is done when all frames of a read are answered."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ async def in_coroutine() -> bytes:
 
 
 class WaitingServer:
-    """A server with two functions that answer later, and a connection to the server."""
+    """A server with two functions whose answers are delayed, and a connection to the server."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -113,7 +114,7 @@ class WaitingServer:
 
 
 def read_of(number: int) -> bytes:
-    """Return frames that call a function, as one block of bytes."""
+    """Return the bytes of one read: frames that call a function."""
     block, params = header_block("host"), encode_bucket_key(b"default", key_of(1))
     sizes = b"%d %d" % (len(block), len(block) + len(params))
     frame = b"HMSG default.bench.get %d _INBOX.%b.%d %b\r\n%b%b\r\n"

@@ -1,6 +1,6 @@
 """The cost of a watcher that never answers: sets with and without the watcher, and a push to the watcher's queue.
 
-The queue is full, so each event drops the oldest event. The bucket is small, as in the end-to-end loads.
+The queue is full, so each new event replaces the oldest event. The bucket is small, as in the end-to-end loads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rounds in which two subjects take turns, so that other work of the machine affects both equally."""
+"""Benchmark rounds in which two subjects take turns, so that other load on the machine affects both equally."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def in_turns(
 ) -> None:
     """Benchmark `act` and `act_beside` in rounds of `calls` calls each.
 
-    `act_beside` runs before `act` in one round and after `act` in the next. The two functions get new arguments in
-    each round, and `undo` runs after them. `arguments` and `undo` are not timed. `extra_info` gets the nanoseconds per
-    call of the two functions, under `name` and `beside`, and the median of the rounds' ratios.
+    `act_beside` runs before `act` in one round and after `act` in the next. Both functions get new arguments in each
+    round, and `undo` runs at the end of the round. `arguments` and `undo` are not timed. `extra_info` gets the
+    nanoseconds per call for both functions, under `name` and `beside`, and the median of the rounds' ratios.
     """
     beside_ns: list[float] = []
-    left: list[Callable[[], None]] = []  # steps of the last round that must run after `act` was timed
+    left: list[Callable[[], None]] = []  # steps of the last round that must run after `act` has been timed
 
     def time_beside(others: T) -> None:
         start = perf_counter_ns()

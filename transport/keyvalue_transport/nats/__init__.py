@@ -1,1 +1,1 @@
-"""wRPC over NATS: connection, credentials, TLS, server and client. The package `direct` is the fast path."""
+"""wRPC over NATS: connection, credentials, TLS, server and client. `direct` is the fast path for servers."""

@@ -4,7 +4,8 @@
     in order (a change by the host)                       change
                                         calls 1 and 2 are handled, then the change, then call 3
 
-A change takes effect when each lane has handled the calls that arrived earlier. Later calls wait for the change.
+A change takes effect when every lane has handled the calls that arrived before the change. Calls that arrive after
+the change wait for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 class Lane:
     """The calls of one subscription.
 
-    :ivar began: number of calls whose handling has begun, including calls that wait in `ArrivalOrder.enter`
+    :ivar began: number of calls that have started, including calls that wait in `ArrivalOrder.enter`
     :ivar handled: number of calls that were passed to their handler or cancelled
     """
 
@@ -45,7 +46,10 @@ class _Change(NamedTuple):
 
 
 class ArrivalOrder:
-    """Applies each change in its order of arrival among the calls of all lanes. Use it only on the event loop."""
+    """A queue that applies changes in order of arrival, relative to the calls of all lanes.
+
+    Use the queue only on the event loop.
+    """
 
     def __init__(self) -> None:
         self._lanes: dict[Lane, Callable[[], int]] = {}
@@ -54,27 +58,27 @@ class ArrivalOrder:
         self._before_next_call: Callable[[], None] | None = None
 
     def add(self, lane: Lane, queued: Callable[[], int]) -> None:
-        """Add a lane, so that changes wait for its calls.
+        """Add a lane. Changes then wait for the lane's calls.
 
-        :param queued: a function that returns the number of calls that have arrived but are not being handled yet
+        :param queued: a function that returns the number of calls that have arrived but have not started
         """
         self._lanes[lane] = queued
 
     def remove(self, lane: Lane) -> None:
-        """Remove a lane, so that no change waits for its calls."""
+        """Remove a lane. Changes no longer wait for the lane's calls."""
         self._lanes.pop(lane, None)
         self._advance()
 
     def forget_calls(self) -> None:
         """Forget the lanes and apply all waiting changes.
 
-        Call this method when a client and its queued calls are lost. Then add the lanes again for the next client.
+        Call this method when a client and its queued calls are lost. Then add the lanes for the new client.
         """
         self._lanes.clear()
         self._advance()
 
     def change(self, act: Callable[[], None]) -> None:
-        """Apply a change that has just arrived. Calls that arrived earlier are handled first."""
+        """Apply a change as soon as all calls that have already arrived are handled."""
         arrived = {lane: lane.began + queued() for lane, queued in self._lanes.items()}
         calls = {lane: calls for lane, calls in arrived.items() if calls > lane.handled}
         self._changes.append(_Change(act, calls))
@@ -87,7 +91,7 @@ class ArrivalOrder:
     async def enter(self, lane: Lane) -> None:
         """Wait until a lane's next call may be handled.
 
-        Then call the handler and `leave`, without an await in between.
+        When this method returns, call the handler and then `leave`, without an await in between.
         """
         lane.began += 1
         try:
@@ -101,7 +105,7 @@ class ArrivalOrder:
             self._carry_out(act)
 
     def leave(self, lane: Lane) -> None:
-        """Record that a lane's next call was passed to its handler."""
+        """Record that a lane's next call was passed to its handler or cancelled."""
         lane.handled += 1
         if self._changes:
             self._advance()
@@ -117,5 +121,5 @@ class ArrivalOrder:
     def _carry_out(self, act: Callable[[], None]) -> None:
         try:
             act()
-        except Exception:  # a faulty change must not stop the calls and the other changes
+        except Exception:  # an exception in one change must not stop the calls or the other changes
             log.exception("a change was not carried out")

@@ -39,16 +39,16 @@ class KeyValueClient:
 
     Bucket names and keys are str or UTF-8 bytes.
 
-    All functions raise InterfaceError or a subclass (NoSuchStoreError, AccessDeniedError, OtherError) if the provider
-    answers with an error. They raise TransportError or a subclass in the same cases as `Invoker.invoke`.
-    `open` raises ConnectError, or ValueError if a certificate or key of `tls` is unusable.
+    If the provider answers with an error, a call raises InterfaceError or a subclass (NoSuchStoreError,
+    AccessDeniedError, OtherError). If the transport fails, a call raises TransportError or a subclass, as
+    `Invoker.invoke` does. `open` raises ConnectError, or ValueError if a certificate or key in `tls` is unusable.
 
-    :param nats: NATS URLs separated by commas; or a Connection, which stays open after `close`
+    :param nats: comma-separated NATS URLs, or a Connection, which stays open after `close`
     :param prefix: `{lattice}.{provider key}`
     :param source_id: the id of the calling component, sent as a header
     :param link_name: the name of the component's link, sent as a header
-    :param timeout_s: seconds after which a call, or the attempt to connect, fails
-    :param user_jwt: the JWT of a decentralized NATS user; needs `user_seed`
+    :param timeout_s: the timeout for each call, and for connecting, in seconds
+    :param user_jwt: the JWT of a decentralized NATS user; requires `user_seed`
     :param user_seed: the user's seed; without `user_jwt`, the user is an nkey user
     :param tls: certificates; if set, TLS is required, as with a `tls://` URL
     """
@@ -138,7 +138,7 @@ class KeyValueClient:
     async def keys(self, bucket: str | bytes) -> AsyncIterator[str]:
         """Yield all keys of a bucket as str, in the provider's order.
 
-        If a key exists during the whole walk, this project's provider yields the key exactly once.
+        With this project's provider, a key that exists during the whole walk is yielded exactly once.
         """
         cursor: int | None = None
         while True:
@@ -155,14 +155,14 @@ class KeyValueClient:
         return await self._invoke(ATOMICS, "increment", params, decode_increment_result)
 
     async def get_many(self, bucket: str | bytes, keys: Iterable[str | bytes]) -> list[bytes | None]:
-        """Return the values in the order of the keys, with None for each missing key."""
+        """Return the values of keys in the same order, with None for each missing key."""
         asked = list(map(_text, keys))
         pairs = await self._invoke(BATCH, "get-many", encode_bucket_keys(_text(bucket), asked), decode_get_many_result)
         values = dict(filter(None, pairs))
         return list(map(values.get, asked))
 
     async def set_many(self, bucket: str | bytes, entries: Mapping[str, bytes] | Mapping[bytes, bytes]) -> None:
-        """Store a value for each key. If this project's provider refuses one value, it stores none of them."""
+        """Store a value for each key. This project's provider stores either all values or none."""
         pairs = [(_text(key), value) for key, value in entries.items()]
         await self._invoke(BATCH, "set-many", encode_set_many(_text(bucket), pairs), decode_unit_result)
 

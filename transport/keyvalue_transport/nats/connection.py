@@ -4,9 +4,9 @@ nats-py connects, authenticates, reconnects and parses frames. This module adds 
 needs:
 
 - Opening succeeds or fails within a limited time.
-- Reconnecting never ends. After most errors that a server sends, nats-py gives up and closes its client. This module
+- Reconnecting never stops. After most errors that a server sends, nats-py gives up and closes its client. This module
   then opens a new client.
-- The log has one line for each loss of the connection, and one line for each reconnect.
+- Each loss of the connection and each reconnect is logged once.
 - Dropped messages are counted and reported.
 
                    connected           lost, logged once
@@ -17,7 +17,7 @@ needs:
             CLOSED               └──── back, logged once ── REOPENING   new clients try to connect; the first that
                                                                         succeeds takes over the subscriptions
 
-`close` leads from every state to CLOSED, which is final.
+`close` changes every state to CLOSED, which is final.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT_S = 10.0
 FLUSH_ABANDONED_S = 3600
-#: Limits for the unhandled messages of one subscription. Messages over a limit are dropped: see `on_drop`.
+#: Limits for the unhandled messages of one subscription. Messages over a limit are dropped and reported to `on_drop`.
 PENDING_MESSAGES_MAX = 65_536
 PENDING_BYTES_MAX = 64 * 1024 * 1024
 
@@ -72,7 +72,7 @@ class ConnectionState(Enum):
 
 
 class Connection:
-    """One connection to NATS, from `Connection.open` to `close`.
+    """A connection to NATS. `Connection.open` creates it, and `close` ends it.
 
     :raises ValueError: a certificate or key is unusable, or the URLs name several users
     :raises ConnectError: TLS is required, but the direct path does not support the installed nats-py
@@ -90,7 +90,7 @@ class Connection:
         self.direct = DirectRoutes() if options.path == "direct" and unknown is None else None
         self.order = ArrivalOrder()  # for the plain path
         self.reconnects = 0
-        self.dropped = 0  # messages that were dropped because they arrived too fast
+        self.dropped = 0  # number of messages that were dropped because they arrived too fast
         self.on_reconnected: Callable[[], None] | None = None  # called after each reconnect
         self.refusal: str | None = None  # why the server last refused a subscription
         self._state = ConnectionState.NEW
@@ -104,7 +104,8 @@ class Connection:
     async def open(cls, options: ConnectionOptions) -> Connection:
         """Connect within `open_timeout_s`.
 
-        :raises ConnectError: no server answered in time; or a server refused us or TLS failed with every server
+        :raises ConnectError: no server answered in time, a server refused the connection, or TLS failed with all
+            servers
         :raises ValueError: a certificate or key is unusable, or the URLs name several users
         """
         connection = cls(options)
@@ -119,19 +120,19 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Return True if a server is connected now."""
+        """Return True if the connection is up now."""
         return self._client.is_connected
 
     @property
     def failed(self) -> BaseException | None:
-        """Return the exception that ended reconnecting, or None."""
+        """Return the exception that stopped the attempts to reconnect, or None."""
         if self._reopening is not None and self._reopening.done() and not self._reopening.cancelled():
             return self._reopening.exception()
         return None
 
     @property
     def max_payload(self) -> int:
-        """Return the server's limit for a message in bytes, including headers."""
+        """Return the server's limit for the size of a message in bytes, including headers."""
         return self._client.max_payload
 
     @property
@@ -141,7 +142,7 @@ class Connection:
         return "none" if url is None else redacted_url(url.geturl())
 
     def new_inbox(self) -> str:
-        """Return a new inbox that cannot be guessed."""
+        """Return a new inbox with an unguessable name."""
         return self._client.new_inbox()
 
     async def publish(
@@ -157,10 +158,9 @@ class Connection:
             raise DisconnectedError(f"a message of {len(payload)} bytes was not sent: {text_of(error)}") from error
 
     async def publish_all(self, messages: Sequence[tuple[str, bytes, str]]) -> int:
-        """Send messages in order. Each is a subject, a payload and a reply subject.
+        """Send messages in order. Return the total size of their payloads in bytes.
 
-        Return the total size of the payloads in bytes.
-
+        :param messages: for each message, its subject, payload and reply subject
         :raises DisconnectedError: the last `unsent` messages were not sent and will not be sent later
         """
         publish = self._client.publish
@@ -178,7 +178,7 @@ class Connection:
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
         """Send a message and return the first reply.
 
-        :raises TimeoutError: no reply arrived in time, or nobody listens
+        :raises TimeoutError: no reply arrived in time, or the subject has no subscribers
         :raises DisconnectedError: the message could not be sent
         """
         try:
@@ -201,8 +201,8 @@ class Connection:
         """Call `callback`, a coroutine function, for each message in turn. The subscription survives reconnects.
 
         :param on_drop: called with the reply subject of each message that was dropped because too many were waiting
-        :param route: how the direct path handles the messages, instead of calling `callback`
-        :param lane: set it for calls; they then keep their order relative to messages of `subscribe_in_order`
+        :param route: the route by which the direct path handles the messages without calling `callback`
+        :param lane: a lane that keeps calls in order of arrival relative to the messages of `subscribe_in_order`
         :raises DisconnectedError: the connection is closed or lost
         """
         return await self._subscribe(Subscription(subject, callback, queue, on_drop, route, lane))
@@ -210,8 +210,8 @@ class Connection:
     async def subscribe_in_order(self, subject: str, handle: Callable[[bytes], None]) -> Subscription:
         """Call a plain function with each message's payload, in order of arrival. The function must be quick.
 
-        A message takes effect after all invocations that arrived before it on this connection, and before all later
-        ones. The messages of all subscriptions made with this method share one order.
+        A message is handled after all invocations that arrived earlier on this connection, and before all later
+        invocations. Messages of different subscriptions are also handled in order, if this method made them all.
 
         :raises DisconnectedError: the connection is closed or lost
         """
@@ -222,11 +222,11 @@ class Connection:
         return await self._subscribe(Subscription(subject, InlineCallback(take), route=InOrder(handle)))
 
     def before_next_call(self, act: Callable[[], None]) -> None:
-        """Call `act` once, before the next invocation is handled. Several changes can then take effect together."""
+        """Call `act` once, before the next invocation is handled. `act` can apply several changes together."""
         (self.order if self.direct is None else self.direct).before_next_call(act)
 
     async def _subscribe(self, subscription: Subscription) -> Subscription:
-        # `_reopen` could subscribe a second time, or lose the subscription in a failed attempt.
+        # `_reopen` could subscribe this subscription a second time, or lose it in a failed attempt.
         if self._state is ConnectionState.REOPENING:
             raise DisconnectedError(f"{subscription.subject}: not subscribed: the connection is lost")
         await self._carry(subscription)
@@ -234,7 +234,7 @@ class Connection:
         return subscription
 
     async def drain(self, subscriptions: Sequence[Subscription], timeout_s: float) -> None:
-        """End subscriptions when all messages sent to them have been handled, or after `timeout_s`."""
+        """Unsubscribe, and wait up to `timeout_s` until the messages that were already sent have been handled."""
         ending = [subscription for subscription in subscriptions if subscription in self._subscriptions]
         for subscription in ending:
             self._subscriptions.remove(subscription)
@@ -244,10 +244,10 @@ class Connection:
             await cancel_until_done(*late)
 
     async def _drain(self, subscription: Subscription) -> None:
-        # nats-py's drain drops a subscription when the PONG arrives, but nats-py may send the PING before the UNSUB.
+        # Do not use nats-py's drain. It may send the PING before the UNSUB, and it ends the subscription at the PONG.
         carried = subscription.carried
         try:
-            with suppress(nats.errors.Error, OSError, DisconnectedError):  # a lost connection ends the subscription
+            with suppress(nats.errors.Error, OSError, DisconnectedError):  # a lost connection has nothing to drain
                 await self._client._send_unsubscribe(carried._id)
                 await self.flush(FLUSH_TIMEOUT_S)
                 await carried._pending_queue.join()
@@ -260,7 +260,10 @@ class Connection:
                 await carried.unsubscribe()
 
     async def flush(self, timeout_s: float) -> None:
-        """Wait until the server has received everything sent so far, and everything it sent by then has arrived.
+        """Wait for a round trip to the server.
+
+        The server has then received everything that was sent before the call, and everything that the server sent
+        before its answer has arrived.
 
         :raises DisconnectedError: the server did not answer in time, or the connection is closed or lost
         """
@@ -281,12 +284,12 @@ class Connection:
             flushing.exception()  # mark the exception as retrieved, so that asyncio does not warn
 
     async def _flush(self) -> None:
-        # Flush twice. The first PING may overtake bytes that wait to be written, but the second one follows them.
+        # Flush twice. The first PING may overtake bytes that wait to be written, but the second PING follows them.
         for _ in range(2):
             await self._client.flush(FLUSH_ABANDONED_S)
 
     async def close(self) -> None:
-        """Write the pending bytes and close the connection. It cannot be used again."""
+        """Write the pending bytes and close the connection. A closed connection cannot be reopened."""
         self._state = ConnectionState.CLOSED
         if self._reopening is not None:
             self._reopening.cancel()
@@ -325,11 +328,11 @@ class Connection:
         if subscription.lane is not None:
             self.order.add(subscription.lane, lambda: subscription.queued)
 
-    # nats-py calls the methods `_on_...`. It requires coroutine functions.
+    # nats-py calls the methods `_on_...`. They must be coroutine functions.
 
     async def _on_error(self, error: Exception) -> None:
         if self._state is ConnectionState.CLOSED:
-            # While an attempt fails, nats-py swallows a cancellation. Without this, it would reconnect forever.
+            # nats-py may swallow a cancellation while an attempt fails, and would then try to reconnect forever.
             raise asyncio.CancelledError
         if isinstance(error, nats.errors.SlowConsumerError):
             await self._drop(error)
@@ -339,11 +342,11 @@ class Connection:
             self.refusal = text
             log.error("NATS: %s", text)
         elif kind is ErrorKind.PUBLISH_DENIED:
-            log.debug("NATS: %s", text)  # the subject is a reply subject, which a caller chose
+            log.debug("NATS: %s", text)  # not a warning, because callers choose the reply subjects
         elif self._state is not ConnectionState.CONNECTED and (refusal := refusal_of(error)) is not None:
             self._tell(refusal)
         elif self._state is not ConnectionState.CONNECTED or kind is ErrorKind.STREAM_ENDED:
-            log.debug("NATS: %s", text)  # each attempt to reconnect repeats it; the loss is logged once
+            log.debug("NATS: %s", text)  # each failed attempt repeats this error; the loss itself is logged once
         elif kind is ErrorKind.CONNECTION:
             log.warning("NATS: %s", text)
         else:
@@ -357,7 +360,7 @@ class Connection:
                 await subscription.on_drop(error.reply)
 
     def _tell(self, refusal: str) -> None:
-        """Log why the server refuses to let us reconnect. Log the same reason only once."""
+        """Log why the server refuses the connection. Log a repeated reason only at debug level."""
         if refusal == self._told:
             log.debug("NATS: %s", refusal)
         else:
@@ -387,7 +390,7 @@ class Connection:
                 for subscription in tuple(self._subscriptions):
                     await self._carry(subscription)
                 await self.flush(FLUSH_TIMEOUT_S)
-                if self._client.is_closed:  # nats-py closed it after it connected, and nothing else reports that
+                if self._client.is_closed:  # nats-py may close a connected client without reporting it here
                     raise DisconnectedError("nats-py closed the client again")
             except (ConnectError, DisconnectedError) as error:
                 log.debug("NATS: %s", error)

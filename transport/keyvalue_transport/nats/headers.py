@@ -1,10 +1,14 @@
-"""The headers of an invocation: its caller and its trace.
+"""The headers of an invocation, which contain the caller and the trace.
 
     NATS/1.0 CRLF  source-id: component CRLF  link-name: default CRLF  traceparent: 00-... CRLF  CRLF
 
-The direct path parses the block itself. On the plain path, nats-py parses it. The rules are the same. A line without
-a colon is ignored. White space around names and values is removed. If a name occurs twice, the last value counts. If
-the empty line at the end is missing, the block is read to its last byte.
+The direct path parses this header block itself. On the plain path, nats-py parses the block. Both parsers follow the
+same rules:
+
+- Lines without a colon are ignored.
+- White space around names and values is removed.
+- If a name occurs twice, the last value counts.
+- If the empty line at the end is missing, the block is read to its last byte.
 """
 
 from __future__ import annotations
@@ -26,12 +30,12 @@ __all__ = [
 ]
 
 CALLERS_MAX = 1024
-#: Limit of a cached block. Longer blocks are not cached, because senders choose the length.
+#: Maximum size of a cached block. Longer blocks are not cached, because senders choose the size.
 BLOCK_BYTES_MAX = 1024
 CRLF = b"\r\n"
-#: A line end and the name of the trace's header, as all known clients write it.
+#: A line end and the name of the trace header, as all known clients write the name.
 TRACEPARENT_LINE = b"\r\ntraceparent:"
-#: Every block begins with "NATS/1.0" and a line end.
+#: Size of a block's first line, which is "NATS/1.0" and a line end.
 FIRST_LINE_BYTES = 10
 SOURCE_ID, LINK_NAME, TRACEPARENT = "source-id", "link-name", "traceparent"
 
@@ -64,7 +68,7 @@ def read_headers(block: bytes) -> Headers:
 
 
 def read_lines(block: bytes) -> dict[str, str]:
-    """Return the headers of a block: each name with its value."""
+    """Return the headers in a block, by name."""
     read: dict[str, str] = {}
     for line in block[FIRST_LINE_BYTES:].split(CRLF):
         name, colon, value = line.partition(b":")
@@ -74,7 +78,7 @@ def read_lines(block: bytes) -> dict[str, str]:
 
 
 class CallerCache:
-    """A cache of callers by header block. A traced call's block is unique, so the cache ignores the trace."""
+    """A cache of callers by header block. Blocks are cached without the trace, because every trace is different."""
 
     __slots__ = ("callers",)
 
@@ -82,8 +86,8 @@ class CallerCache:
         self.callers: dict[bytes, Caller] = {}
 
     def find(self, block: bytes) -> Caller:
-        """Return the caller of a block that is not in `callers`."""
-        # Start at the first line's end: removing an earlier match would shift the headers.
+        """Return the caller from a block that is not in `callers`. Cache the caller if possible."""
+        # Search from the end of the first line, because cutting out an earlier match would shift the headers.
         at = block.find(TRACEPARENT_LINE, FIRST_LINE_BYTES - 2)
         if at < 0:
             caller = read_headers(block).caller

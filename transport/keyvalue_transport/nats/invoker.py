@@ -15,8 +15,9 @@ __all__ = ["Invoker"]
 
 T = TypeVar("T")
 
-#: Length of "NATS/1.0" and two line ends. Each header adds its name, ": ", its value and a line end.
+#: Size of a header block without headers: "NATS/1.0" and two line ends.
 HEADER_BLOCK_BYTES = 12
+#: Size that each header adds to its name and its value: ": " and a line end.
 HEADER_BYTES = 4
 CLOSE_TIMEOUT_S = 1.0
 STATUS = "Status"
@@ -24,9 +25,9 @@ NO_RESPONDERS = "503"
 
 
 class Invoker:
-    """Invokes functions over a connection, any number at the same time. All invocations share one inbox.
+    """A client that invokes functions over a connection. Concurrent invocations share one inbox.
 
-    :param headers: sent with every invocation; a host sends `source-id` and `link-name`
+    :param headers: headers to send with every invocation, for example a host's `source-id` and `link-name`
     """
 
     def __init__(self, connection: Connection, headers: Mapping[str, str] | None = None) -> None:
@@ -44,7 +45,7 @@ class Invoker:
         self._subscribing: asyncio.Task[Subscription] | None = None
 
     async def close(self) -> None:
-        """Stop listening. Calls in flight time out."""
+        """Stop receiving results. Calls in flight will time out."""
         subscribing, self._subscribing = self._subscribing, None
         if subscribing is not None and subscribing.done() and subscribing.exception() is None:
             await self._connection.drain([subscribing.result()], CLOSE_TIMEOUT_S)
@@ -59,7 +60,7 @@ class Invoker:
         """Invoke a function and return its result.
 
         :raises Exception: the result is an error that the interface defines; `decode` raises it
-        :raises NoProviderError: nobody listens on the subject
+        :raises NoProviderError: the subject has no subscribers
         :raises InvocationTimeoutError: no complete result arrived in time
         :raises InvocationEndedError: the provider ended the invocation without a complete result
         :raises DecodeError: the result is malformed

@@ -1,8 +1,8 @@
-"""Readable texts for nats-py's errors, and the meaning of the errors for a connection.
+"""Readable messages for nats-py's errors, and how a connection must react to each error.
 
-Only this module depends on the texts of nats-py's errors. nats-py has an exception class for each fault that it
-detects itself. For a fault that the server reports, it raises a `nats.errors.Error` with "nats: " and the server's
-message. tests/transport/nats/test_nats_py_errors.py provokes each error whose text is matched here.
+Only this module depends on the wording of nats-py's errors. nats-py has an exception class for each error that it
+detects itself. If the server reports an error, nats-py raises `nats.errors.Error` with "nats: " and the server's
+message. tests/transport/nats/test_nats_py_errors.py provokes each error that this module recognizes by its wording.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from keyvalue_transport.nats.tls import tls_refusal
 
 __all__ = ["ATTEMPT_TIMEOUT_S", "ErrorKind", "kind_of", "refusal_of", "text_of"]
 
-#: Seconds that nats-py waits for a server's INFO. Only this timeout raises a TimeoutError without a text.
+#: Seconds that nats-py waits for a server's INFO. No other timeout raises a TimeoutError without a message.
 ATTEMPT_TIMEOUT_S = 2
 TEXT_CHARACTERS_MAX = 256
 
@@ -25,9 +25,9 @@ class ErrorKind(Enum):
     """The kind of an error that nats-py reports."""
 
     SUBSCRIPTION_DENIED = auto()  # the server does not permit a subscription
-    PUBLISH_DENIED = auto()  # the server does not permit a message that was sent
+    PUBLISH_DENIED = auto()  # the server does not permit a message on this subject
     STREAM_ENDED = auto()
-    CONNECTION = auto()  # other errors of nats-py, errors of the system, and timeouts
+    CONNECTION = auto()  # other nats-py errors, system errors, and timeouts
     CALLBACK = auto()  # raised by a subscription's callback
 
 
@@ -47,7 +47,10 @@ def kind_of(error: BaseException) -> ErrorKind:
 
 
 def text_of(error: BaseException | None) -> str:
-    """Return a readable text for an error, because nats-py's own texts often say little. None means no answer."""
+    """Return a readable message for an error, because nats-py's own messages often say little.
+
+    :param error: the error, or None if no server answered
+    """
     if error is None:
         return "no answer"
     if (refusal := tls_refusal(error)) is not None:

@@ -1,7 +1,7 @@
 """How a nats-py client is opened: the options, the credentials, and when to give up.
 
-nats-py tries to connect forever. An `Opening` gives up after `open_timeout_s`. It gives up at once if a server refuses
-us, or if TLS fails with every server.
+nats-py tries to connect forever. An `Opening` gives up after `open_timeout_s`. It gives up earlier if a server refuses
+the connection, or if TLS fails with every server.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ PING_INTERVAL_S = 20
 PINGS_UNANSWERED_MAX = 2
 #: Seconds for writing pending bytes when a client is closed.
 CLOSE_TIMEOUT_S = 0.5
-#: Seconds between two cancellations of a task of nats-py.
+#: Seconds between two attempts to cancel a nats-py task.
 CANCEL_INTERVAL_S = 0.05
-#: Limit of the bytes that wait to be written; `publish` then waits. The limit also holds while the server is away.
+#: When more bytes than this wait to be written, `publish` waits. The limit also applies while the server is away.
 WRITE_BUFFER_BYTES = 2 * 1024 * 1024
-#: Our subjects are already checked, or come from a message. Another check takes 6 % of a call on the plain path.
+#: The option to skip nats-py's check of subjects. That check takes 6 % of a call on the plain path. It is not needed,
+#: because every subject was already checked or comes from a message.
 NO_SUBJECT_CHECK = "skip_subject_validation"
-#: The start of every header block that has no status and that nats-py can read.
+#: The start of an ordinary header block. Other blocks have a status, or nats-py may be unable to read them.
 BLOCK_BEGIN = b"NATS/1.0\r\n"
 
 
@@ -48,12 +49,12 @@ BLOCK_BEGIN = b"NATS/1.0\r\n"
 class ConnectionOptions:
     """Servers, credentials and other options of a connection. `repr` shows no secrets.
 
-    :param urls: URLs from `split_urls`, with or without a login; if one is `tls://`, TLS is required for all
-    :param name: the client's name in the server's lists of connections
-    :param user_jwt: the JWT of a decentralized NATS user; needs `user_seed`
+    :param urls: URLs from `split_urls`, with or without a login; if one begins with `tls://`, all require TLS
+    :param name: the client's name for the server's list of connections
+    :param user_jwt: the JWT of a decentralized NATS user; requires `user_seed`
     :param user_seed: the user's seed; without `user_jwt`, the user is an nkey user
-    :param open_timeout_s: the total time in seconds for all attempts of `Connection.open`
-    :param path: direct or plain; direct is used only if it supports the installed nats-py
+    :param open_timeout_s: the total time for all attempts of `Connection.open`, in seconds
+    :param path: `direct` or `plain`; plain is also used if the direct path does not support the installed nats-py
     :param tls: certificates, which are read once; if set, TLS is required, as with a `tls://` URL
     """
 
@@ -73,7 +74,7 @@ class ConnectionOptions:
 
 
 class ClientEvents(NamedTuple):
-    """Callbacks for the events of a nats-py client. nats-py needs coroutine functions."""
+    """Callbacks for the events of a nats-py client. They must be coroutine functions."""
 
     on_error: Callable[[Exception], Awaitable[None]]
     on_disconnected: Callable[[], Awaitable[None]]
@@ -103,7 +104,7 @@ class LastingClient(Client):
             return read_lines(headers) or None
 
     def _build_message(self, *parts: Any, **named_parts: Any) -> Any:
-        """Return the message. If a subject is not text, return None, which nats-py ignores."""
+        """Return the message, or None if a subject is not text. nats-py ignores None."""
         try:
             return super()._build_message(*parts, **named_parts)
         except UnicodeDecodeError:
@@ -112,9 +113,9 @@ class LastingClient(Client):
 
 
 class Opening:
-    """The opening of one client. It handles errors itself until the client is open, and then passes them to `events`.
+    """An attempt to open one client. It handles all errors until the client is open. Later errors go to `events`.
 
-    :param context: the TLS context made from the options
+    :param context: the TLS context for the options
     :param routes: the routes of the direct path; None on the plain path
     :param first: True to log the first failed attempt
     """
@@ -146,10 +147,10 @@ class Opening:
         return self._refused.result() if self._refused.done() and not self._refused.cancelled() else None
 
     async def run(self) -> None:
-        """Connect the client. After that, nats-py reconnects it whenever the connection is lost.
+        """Connect the client. nats-py then reconnects it whenever the connection is lost.
 
-        :raises ConnectError: no server answered within `open_timeout_s`; or a server refused us or TLS failed with
-            every server
+        :raises ConnectError: no server answered within `open_timeout_s`, a server refused the connection, or TLS failed
+            with every server
         """
         options, client = self._options, self.client
         connecting = asyncio.create_task(client.connect(**self._arguments()))
@@ -205,7 +206,7 @@ class Opening:
             "disconnected_cb": events.on_disconnected,
             "reconnected_cb": events.on_reconnected,
             "closed_cb": events.on_closed,
-            # nats-py declares some of the next parameters as int, but accepts any number of seconds.
+            # nats-py declares some of the parameters below as int, but accepts any number of seconds.
             "connect_timeout": ATTEMPT_TIMEOUT_S,
             "reconnect_time_wait": RECONNECT_WAIT_S,
             "max_reconnect_attempts": -1,
@@ -230,8 +231,8 @@ async def close_client(client: Client) -> None:
         writer.transport.abort()
     await cancel_until_done(closing)
     if not closing.cancelled() and (error := closing.exception()) is not None:
-        # nats-py writes even if the server is away, and asserts that the client has begun to connect. Before version
-        # 2.12, nats-py also fails if there is nothing to close.
+        # nats-py tries to write even if the server is away, and fails if the client has not begun to connect. Before
+        # version 2.12, nats-py also fails if there is nothing to close.
         log.debug("NATS: closing the client failed: %r", error)
 
 

@@ -1,4 +1,4 @@
-"""The plain path: nats-py's callbacks receive the invocations. Use it where there is no direct path."""
+"""The plain path: nats-py's callbacks receive the invocations. A server uses it if the direct path is unavailable."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["PlainPath"]
 
 
 class PlainPath:
-    """Receives invocations through callbacks, and publishes their answers.
+    """A path that receives invocations through callbacks and publishes the answers.
 
-    :param inbox: the prefix of the subjects for the remaining pieces of parameters; a token for each call follows
-    :param nobody: an inbox that nobody listens to
+    :param inbox: the prefix of the subjects for the remaining pieces of parameters; each call adds a token
+    :param nobody: an inbox without subscribers
     :param on_step: called with each step that the core returns, after the step's messages are sent
-    :param on_unsent: called with the error when messages could not be sent
-    :param on_batch: called with the seconds spent on the invocations of one read
+    :param on_unsent: called with an error if messages could not be sent
+    :param on_batch: called with the time spent on the invocations of one read, in seconds
     """
 
     def __init__(
@@ -75,13 +75,14 @@ class PlainPath:
                 outcome = error
             order.leave(lane)
             if isinstance(outcome, bytes) and 0 < len(outcome) <= connection.max_payload:
-                # This inlines `Invocations.receive` for speed. It is measured by bench end-to-end functions, plain
+                # This branch inlines `Invocations.receive` for results that fit in one message. The end-to-end
+                # benchmark of functions on the plain path measures the gain.
                 counts.answered += 1
                 results = results_subject(reply)
                 await self._publish([(reply, b"", self._nobody), (results, outcome, ""), (results, b"", "")])
             else:
                 step = invocations.receive(handler, reply, caller, piece, outcome, monotonic(), traceparent)
-                outcome = b""  # frees the bytes, because an exception's traceback keeps this frame alive
+                outcome = b""  # free the bytes, because an exception's traceback may keep this frame alive
                 await self._carry_out(step)
 
         async def refuse(reply: str) -> None:
@@ -130,7 +131,7 @@ class PlainPath:
             if step.sends:
                 await self._publish(step.sends)
         finally:
-            self._on_step(step)  # even after a cancellation, because the step may hold an answer to wait for
+            self._on_step(step)  # even after a cancellation, because the step may have an answer to wait for
 
     async def _publish(self, sends: list[Send] | list[tuple[str, bytes, str]]) -> None:
         try:
@@ -140,8 +141,8 @@ class PlainPath:
         else:
             self.invocations.counts.sent_bytes += sent_bytes
 
-    # A batch is the messages of one read. nats-py calls the callback for each of them without a pause, unless the
-    # callback must wait for the socket.
+    # A batch is all messages from one read of the socket. nats-py calls the callback for each message without a pause,
+    # unless the callback has to wait for the socket.
 
     def _begin_batch(self) -> None:
         self._batch_began_s = monotonic()

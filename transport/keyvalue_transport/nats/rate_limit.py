@@ -1,4 +1,4 @@
-"""A rate limit for log lines that other parties can cause."""
+"""A rate limit for log lines that remote clients can trigger."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ __all__ = ["RateLimit"]
 
 
 class RateLimit:
-    """Admits a limited number of events in each interval, and counts the suppressed events.
+    """A limit for the number of events in each interval. It suppresses and counts the events over the limit.
 
-    :param number_max: the maximum number of events that are admitted in an interval
+    :param number_max: the maximum number of events per interval
     """
 
     __slots__ = ("_admitted", "_interval_s", "_number_max", "_suppressed", "_until_s")

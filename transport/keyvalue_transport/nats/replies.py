@@ -1,7 +1,7 @@
 """The messages that answer an invocation over NATS (wRPC 0.0.1), as the plain path publishes them.
 
     accept   PUB R_c           empty, with reply subject R_s. If more pieces are expected, R_s is the server's inbox.
-                               Otherwise nobody listens to R_s, because a client always sends a closing message there
+                               Otherwise R_s has no subscribers, because only the client's closing message follows
     result   PUB R_c.results   pieces of at most max_payload bytes
     end      PUB R_c.results   empty
 
@@ -26,15 +26,15 @@ class Send(NamedTuple):
 
 
 class Limited(Protocol):
-    """A connection with a limit for messages. The limit may change when the connection moves to another server."""
+    """A connection with a limit for the size of messages. The limit may change with each reconnect."""
 
     @property
     def max_payload(self) -> int:
-        """Return the current server's limit for a message in bytes."""
+        """Return the current server's limit for the size of a message in bytes."""
 
 
 class SubjectReplies:
-    """Builds the messages that answer an invocation. The parameter `reply` is its reply subject R_c."""
+    """A builder of the messages that answer an invocation. `reply` is the invocation's reply subject R_c."""
 
     __slots__ = ("_connection", "_inbox", "_nobody")
 
@@ -44,7 +44,7 @@ class SubjectReplies:
         self._connection = connection
 
     def accept(self, reply: str, token: str | None) -> list[Send]:
-        """Return the handshake."""
+        """Return the handshake. With a token, it asks the client for the remaining pieces of cut parameters."""
         return [Send(reply, b"", self._nobody if token is None else f"{self._inbox}.{token}")]
 
     def result(self, reply: str, result: bytes) -> list[Send]:

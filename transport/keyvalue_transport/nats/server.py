@@ -7,8 +7,8 @@
                                                              └──── answers to wait for, failures to log
 
 A path (`direct/path.py`, `plain.py`) receives invocations, calls their handlers, and sends messages. The core,
-`keyvalue_transport.wrpc.invocation`, handles every invocation that is not answered at once. This module adds the clock,
-the subscriptions, the waiting for answers, and the log.
+`keyvalue_transport.wrpc.invocation`, handles every invocation that is not answered at once. This module reads the
+clock, subscribes, waits for answers, and logs failures.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ log = logging.getLogger(__name__)
 EXPIRY_INTERVAL_S = 0.5
 #: This timeout is short, because pieces that arrive during the stop belong to invocations that have ended.
 PARAMS_DRAIN_TIMEOUT_S = 0.02
-#: Seconds to write the last answers when the time for the stop is used up.
+#: Seconds that `stop` may use to write the last answers after its timeout.
 FLUSH_TIMEOUT_S = 0.02
-#: Seconds that a stop waits for cancelled answers to end.
+#: Seconds that `stop` waits for cancelled answers to end.
 CANCEL_TIMEOUT_S = 0.02
 #: Maximum number of log lines about failures in an interval. The same limit applies to lost answers.
 LOGGED_MAX = 5
@@ -50,7 +50,7 @@ TRACEPARENT_CHARACTERS_MAX = 64
 
 
 class Server:
-    """Serves instances under a prefix. Call `add` for each instance, then `start`, and finally `stop`.
+    """A server for instances under a prefix. Call `add` for each instance, then `start`, and finally `stop`.
 
     :param on_batch: called with the seconds between reading a batch of invocations and writing its answers
     :raises ValueError: the prefix is not a subject, or another server uses the direct path of this connection
@@ -106,13 +106,13 @@ class Server:
         return None
 
     def add(self, instance: str, handlers: Mapping[str, Handler]) -> None:
-        """Serve an instance, given its handlers by function name. Call this before `start`."""
+        """Add an instance, with a handler for each function name. Call this method before `start`."""
         self._handlers += [
             (invocation_subject(self.prefix, instance, name), handler) for name, handler in handlers.items()
         ]
 
     async def start(self) -> None:
-        """Subscribe. Servers with the same prefix share the invocations, because the prefix is their queue group.
+        """Start to serve. Servers with the same prefix share the invocations, because the prefix is the queue group.
 
         :raises DisconnectedError: the connection is closed or lost
         """
@@ -140,7 +140,7 @@ class Server:
             _, late = await asyncio.wait(answers, timeout=CANCEL_TIMEOUT_S)
             if late:
                 log.warning("%d answers did not end when they were cancelled, and are abandoned", len(late))
-            await asyncio.sleep(0)  # let their callbacks end the invocations
+            await asyncio.sleep(0)  # let the answers' callbacks end the invocations
         self._send(self._path.invocations.close())
         with suppress(TimeoutError):  # a blocked connection must not delay the stop
             async with asyncio.timeout_at(max(deadline_s, loop.time() + FLUSH_TIMEOUT_S)):
@@ -160,7 +160,7 @@ class Server:
         self._on_step(step)
 
     def _on_step(self, step: Step[Any, Any]) -> None:
-        """Carry out a step, except for sending its messages."""
+        """Log the failure of a step, or wait for its answer. The caller sends the step's messages."""
         if step.failure is not None:
             self._log_failure(step.failure)
         if step.waiting is not None:
@@ -169,10 +169,10 @@ class Server:
             self._idle.set()
 
     def _wait(self, waiting: Waiting[Any]) -> None:
-        """Call `_finish` when an answer is done. Only a coroutine needs a task; a future needs none."""
+        """Call `_finish` when an answer is done. A coroutine gets a task, but a future needs none."""
         try:
             answer = asyncio.ensure_future(waiting.pending.answer)
-        except Exception as error:  # a faulty handler's answer is not awaitable; reading must continue
+        except Exception as error:  # a faulty handler's answer may not be awaitable, and reading must continue
             self._send(self._path.invocations.finish(waiting, error))
             return
         self._answers.add(answer)
@@ -186,10 +186,10 @@ class Server:
             result = waiting.pending.encode(answer.result)
         except asyncio.CancelledError:
             result = TimeoutError("the server stops" if self._idle is not None else "the answer was cancelled")
-        except Exception as error:  # every error of an answer is counted and logged
+        except Exception as error:  # every exception from an answer is counted and logged
             result = error
         step = self._path.invocations.finish(waiting, result)
-        result = b""  # frees the bytes, because an exception's traceback keeps this frame alive
+        result = b""  # free the bytes, because an exception's traceback may keep this frame alive
         self._send(step)
 
     def _on_unsent(self, error: DisconnectedError) -> None:

@@ -1,7 +1,7 @@
 """Functions that build the NATS subjects of wRPC 0.0.1. No other module knows the format of the subjects.
 
 invocation   {prefix}.wrpc.0.0.1.{instance}.{function}      queue group: {prefix}
-handshake    {R_c}              R_c and R_s are inboxes of client and server
+handshake    {R_c}              R_c is the client's inbox, and R_s is the server's inbox
 parameters   {R_s}.params
 results      {R_c}.results
 """
@@ -24,7 +24,7 @@ def check_subject(text: str, what: str) -> str:
     Traceback (most recent call last):
     ValueError: prefix: found 'default.my key', allowed printable tokens without white space, '*' or '>', joined by '.'
 
-    :param what: the name of the text in the error
+    :param what: the name for the text in the error message
     :raises ValueError: the text is not a subject, or has wildcards or unprintable characters
     """
     if not (_TOKENS.fullmatch(text) and text.isprintable()):
@@ -49,7 +49,7 @@ def params_subject(server_inbox: str) -> str:
 
 
 def params_token(subject: str) -> str:
-    """Return the last token of the server's inbox, given the subject for parameters.
+    """Return the last token of the server's inbox, which is part of the subject for parameters.
 
     >>> params_token("_INBOX.abc.17.params")
     '17'

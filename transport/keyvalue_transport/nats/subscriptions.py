@@ -32,10 +32,10 @@ Callback = Callable[[Message], Awaitable[None]]
 
 
 class InlineCallback:
-    """Calls a plain function with each message as soon as nats-py has read it, in order of arrival.
+    """A callback that nats-py calls as soon as it has read a message, so messages stay in order of arrival.
 
     nats-py handles each subscription in its own task, so the order between two subscriptions is lost. But if a
-    subscription has a future, nats-py sets its result at once. An object of this class replaces the future.
+    subscription has a future, nats-py sets the future's result at once. An InlineCallback takes the future's place.
     """
 
     __slots__ = ("_handle",)
@@ -57,11 +57,11 @@ class InlineCallback:
 
 @dataclass(slots=True, eq=False)
 class Subscription:
-    """A subscription that outlives nats-py's clients.
+    """A subscription that each new nats-py client takes over.
 
     :ivar take: a coroutine function that is called for each message in turn, or an InlineCallback
     :ivar on_drop: called with the reply subject of each dropped message
-    :ivar route: how the direct path handles the messages
+    :ivar route: the direct path's route for the messages
     :ivar lane: the subscription's lane in the plain path's `ArrivalOrder`
     :ivar carried: nats-py's subscription in the current client
     """
@@ -76,5 +76,5 @@ class Subscription:
 
     @property
     def queued(self) -> int:
-        """Return the number of messages that have arrived but are not being handled yet."""
+        """Return the number of messages that wait to be handled."""
         return 0 if self.carried is None else int(self.carried.pending_msgs)

@@ -1,7 +1,7 @@
-"""TLS for the NATS connection: certificates, and the meaning of errors.
+"""TLS for the NATS connection: how certificates are loaded, and how TLS errors are explained.
 
-If TLS is required, nothing is sent unencrypted. `DirectTransport` in `direct/transport.py` ensures this for the first
-connection and for each reconnect.
+If TLS is required, nothing is sent unencrypted. `DirectTransport` in `direct/transport.py` enforces this rule for the
+first connection and for each reconnect.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import NamedTuple, NoReturn
 
 __all__ = ["TlsOptions", "TlsRefusedError", "require_tls", "tls_refusal"]
 
-#: Limit of a PEM file: four times the size of a system's CA bundle.
+#: Maximum size of a PEM file, which is about four times the size of a system's CA bundle.
 PEM_BYTES_MAX = 1024 * 1024
 SHOWN_MAX = 256
-#: The length in base64 of the shortest private key, which is 32 bytes.
+#: The length of the shortest private key (32 bytes) in base64.
 KEY_BODY_CHARACTERS_MIN = 43
 ALLOWED = "expected the path or the text of a PEM file"
 CERTIFICATE, PRIVATE_KEY = "CERTIFICATE-----", "PRIVATE KEY-----"
-#: The reasons that OpenSSL gives if a valid key belongs to another certificate.
+#: OpenSSL's reasons for refusing a valid key that belongs to another certificate.
 MISMATCHES = frozenset(
     {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_PRIVATE_KEY_ASSIGNED", "NO_CERTIFICATE_ASSIGNED"}
 )
@@ -36,16 +36,16 @@ DEMANDED = "the server demands a client certificate, and none is given"
 
 
 class TlsRefusedError(ConnectionError):
-    """TLS is required but not available, or the server rejects our certificate or demands one."""
+    """An error for a server without TLS, or for a client certificate that is rejected or missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """The certificates and the key for TLS. Each is the path or the text of a PEM file. `repr` hides them.
+    """Certificates and a key for TLS. Each option is the path or the text of a PEM file. `repr` hides the options.
 
-    :param ca: the CA certificates that we trust to sign the server's certificate; by default those of the system
+    :param ca: the trusted CA certificates for the server's certificate; by default, those of the system
     :param certificate: the client certificate that we present to the server, followed by its chain
-    :param key: the private key of `certificate`, unless it is in the same file; must not be encrypted
+    :param key: the unencrypted private key; empty if the key is in the same file as the certificate
     """
 
     ca: str = field(default="", repr=False)
@@ -53,10 +53,10 @@ class TlsOptions:
     key: str = field(default="", repr=False)
 
     def context(self) -> ssl.SSLContext:
-        """Return a TLS context that checks the server's certificate and name.
+        """Return a TLS context that checks the server's certificate and host name.
 
-        :raises ValueError: an option is unusable. The message begins with the option's name, as in `ca: `. It may show
-            a path, but never the text of a file
+        :raises ValueError: an option is unusable. The message begins with the option's name, for example `ca: `. The
+            message may show a path, but never the text of a file
         """
         ca, certificate = _read("ca", self.ca, CERTIFICATE), _read("certificate", self.certificate, CERTIFICATE)
         key = _read("key", self.key, PRIVATE_KEY)
@@ -73,7 +73,7 @@ class TlsOptions:
 
 
 class Pem(NamedTuple):
-    """The PEM text of an option, and the option's name in messages."""
+    """The PEM text from an option, and the name of the option for error messages."""
 
     where: str
     text: str
@@ -100,7 +100,7 @@ def _file_at(name: str, value: str) -> Pem:
     except OSError as error:
         raise ValueError(f"{name}: {shown}: {error.strerror}, {ALLOWED}") from None
     except ValueError:
-        pass  # the value cannot be a path
+        pass  # not a valid path
     if content is None:
         raise ValueError(f"{name}: {shown}: found no file, {ALLOWED}")
     if len(content) > PEM_BYTES_MAX:
@@ -109,13 +109,13 @@ def _file_at(name: str, value: str) -> Pem:
 
 
 def _is_plain_path(value: str) -> bool:
-    """Return True if a value cannot be the body of a key. In base64, a key may also begin with a slash."""
+    """Return True if a value is clearly a path. Any other value may be a key in base64, which can contain slashes."""
     directory, file = os.path.split(value)
     return os.path.isdir(directory) and len(file) < KEY_BODY_CHARACTERS_MIN
 
 
 def _show(context: ssl.SSLContext, certificate: Pem, key: Pem) -> None:
-    """Load our certificate and its key into a context."""
+    """Load the client certificate and its key into a context."""
 
     def refuse() -> NoReturn:  # without this callback, OpenSSL would ask for a password on the terminal
         raise ValueError(
@@ -158,7 +158,7 @@ def _file(text: str) -> Iterator[str]:
 def require_tls(line: bytes, has_certificate: bool) -> tuple[bytes, bool]:
     """Return the INFO to pass to nats-py, and True if the server will check our certificate.
 
-    nats-py uses TLS only if the INFO requires TLS. If the server only offers TLS, change the INFO to require TLS.
+    nats-py uses TLS only if the INFO requires TLS. An INFO that only offers TLS is changed to require TLS.
 
     :raises TlsRefusedError: the server has no TLS, or demands a certificate that we do not have
     """

@@ -1,4 +1,4 @@
-"""URLs of NATS servers: their form, the user in them, and how to show them without secrets."""
+"""URLs of NATS servers: how to parse them, find the user in them, and show them without secrets."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from urllib.parse import unquote, urlsplit
 __all__ = ["Login", "login_of", "redacted_url", "requires_tls", "split_urls", "without_login"]
 
 ALLOWED = "allowed nats://HOST:PORT or tls://HOST:PORT"
-#: nats-py's options for a login: each name with its value.
+#: The login options of nats-py's `connect`, by name.
 Login = dict[str, str]
 
 
 def split_urls(text: str) -> tuple[str, ...]:
     """Return the NATS URLs in a comma-separated list. Add `nats://` and port 4222 where they are missing.
 
-    A user and password, or a token, may precede the host. They are percent-encoded, and apply to all URLs in the list.
+    A percent-encoded user and password, or a token, may precede the host. This login applies to all URLs in the list.
 
     >>> split_urls("127.0.0.1:4222, tls://other")
     ('nats://127.0.0.1:4222', 'tls://other:4222')
@@ -46,9 +46,9 @@ def split_urls(text: str) -> tuple[str, ...]:
 
 
 def login_of(urls: Iterable[str]) -> Login:
-    """Return the decoded login in URLs: `user` and `password`, or `token`. Return {} if no URL has a login.
+    """Return the decoded login from URLs: `user` and `password`, or `token`. Return {} if no URL has a login.
 
-    :raises ValueError: the URLs name several users, or a user is not UTF-8
+    :raises ValueError: the URLs name several users, or a user or password is not UTF-8
     """
     logins: list[Login] = []
     for url in urls:
@@ -74,7 +74,7 @@ def without_login(url: str) -> str:
 
 
 def requires_tls(urls: Iterable[str]) -> bool:
-    """Return True if any URL asks for TLS. TLS is then required for all URLs."""
+    """Return True if any URL begins with `tls://`. TLS is then required for all URLs."""
     return any(urlsplit(url).scheme == "tls" for url in urls)
 
 

@@ -1,17 +1,17 @@
-"""Shapes of frames, which the direct path learns. One caller's frames for one function are very similar.
+"""Frame shapes, which the direct path learns because one caller's frames for one function are very similar.
 
-A shape is what such frames have in common if they have the same size. A frame is compared with a known shape instead
-of being parsed:
+A shape is the common part of such frames, if the frames have the same size. The direct path compares a frame with a
+known shape instead of parsing the frame:
 
     prefix             reply     suffix                                            trace     rest         payload
     HMSG subject 1 SP  _INBOX.x  SP 91 112 CRLF NATS/1.0 CRLF ... traceparent:     SP 00-... CRLF CRLF    ...
     MSG subject 1 SP   _INBOX.x  SP 21 CRLF                                                               ...
 
 A run is a sequence of frames with one shape and with reply subjects of the same length. `struct` splits a run into its
-frames. Comparing a frame takes a third of the time of parsing it (bench/micro/test_frames.py).
+frames. Comparing a frame takes a third as long as parsing it. bench/micro/test_frames.py measures the time per frame.
 
-Invariant: `is_on` does not change the result. The same frames are found, each with the same handler, caller, reply
-subject and parameters. A property test checks this invariant.
+Invariant: shapes never change a result. With shapes or without, the direct path finds the same frames, and the same
+handler, caller, reply subject and parameters for each frame. A property test checks this invariant.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
 
 __all__ = ["RUN_FRAMES_MIN", "SHAPES_MAX", "Alike", "InvocationFrame", "InvocationGroup", "Shape"]
 
-#: An invocation in a buffer: its reply subject, and the offsets of its frame, of its parameters and of their end.
-#: The type is a plain tuple, because each call creates one.
+#: An invocation in a buffer: the reply subject, the frame's offset, and the start and end of the parameters. It is a
+#: plain tuple for speed, because each call creates one.
 InvocationFrame: TypeAlias = tuple[bytes, int, int, int]
-#: A handler, a caller, and consecutive invocations of this handler by this caller.
+#: A handler, a caller, and the caller's consecutive invocations of the handler.
 InvocationGroup: TypeAlias = tuple[Handler, Caller, Iterable[InvocationFrame]]
 
-#: The maximum number of shapes. When it is reached, all shapes are forgotten.
+#: The maximum number of shapes. When the maximum is reached, all shapes are forgotten.
 SHAPES_MAX = 256
 #: The minimum number of frames in a run. Splitting a shorter run does not save time.
 RUN_FRAMES_MIN = 4
@@ -66,7 +66,10 @@ class Shape:
         self._runs: dict[int, Struct] = {}
 
     def frames(self, buffer: bytes, at: int, end: int) -> Iterator[InvocationFrame]:
-        """Yield consecutive invocations of this shape, starting at `at`. bench end-to-end get measures the speed."""
+        """Yield consecutive invocations of this shape, starting at `at`.
+
+        This method is optimized for speed, which the end-to-end benchmark of `get` measures.
+        """
         find, startswith = buffer.find, buffer.startswith
         prefix, suffix, rest, payload_bytes = self.prefix, self.suffix, self.rest, self._payload_bytes
         may_run = True
@@ -126,7 +129,7 @@ class Shape:
 
 
 class Alike:
-    """The shapes that were learned from parsed frames. Two similar frames in a row give a shape.
+    """The shapes that were learned from parsed frames. A shape is learned from two similar frames in a row.
 
     :ivar shape: the shape to compare the next frame with, or None
     :ivar is_on: False to learn nothing, so that every frame is parsed
@@ -138,12 +141,12 @@ class Alike:
         self.is_on = is_on
         self.shape: Shape | None = None
         self._shapes: dict[tuple[bytes, bytes, Caller], Shape] = {}
-        # Values of the previous frame:
+        # Values of the previous parsed frame:
         self._size = self._subscription = b""
         self._caller = ANONYMOUS
 
     def learn(self, frame: MessageFrame, block: bytes, handler: Handler, caller: Caller) -> None:
-        """Learn from a parsed invocation, which did not match the current shape."""
+        """Learn from an invocation that had to be parsed, because it did not match the current shape."""
         size, subscription = frame.words[-1], frame.subscription
         if size == self._size and caller is self._caller and subscription == self._subscription and self.is_on:
             kind = (subscription, size, caller)
@@ -159,7 +162,7 @@ class Alike:
         self._size, self._subscription, self._caller = size, subscription, caller
 
     def pause(self) -> None:
-        """Ensure that the next frame is parsed, but keep the shapes."""
+        """Force the next frame to be parsed, but keep the shapes."""
         self.shape = None
 
     def forget(self) -> None:

@@ -3,8 +3,8 @@
     PUB R_c nobody 0 CRLF CRLF   PUB R_c.results 67 CRLF result CRLF   PUB R_c.results 0 CRLF CRLF
     PUB [reply] HANDSHAKE        [reply] RESULT_LINE result            NEXT_PUB [reply] END
 
-If a result fits into one message, `DirectProtocol` writes these parts itself. `FrameReplies` builds all other frames
-for the core.
+If a result fits into one message, `DirectProtocol` joins the parts in the second line. `FrameReplies` builds all other
+frames for the core.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ __all__ = ["ANSWER_BYTES", "END", "NEXT_PUB", "PUB", "RESULT_LINES", "SMALL", "F
 PUB = b"PUB "
 NEXT_PUB = b"\r\nPUB "
 END = b".results 0\r\n\r\n"
-#: Lines for results of fewer bytes are formatted in advance. Formatting a line takes as long as the rest of the answer.
+#: Lines for results of fewer bytes are formatted in advance, because formatting a line takes as long as everything
+#: else in an answer.
 SMALL = 4096
 RESULT_LINES = tuple(b".results %d\r\n" % size for size in range(SMALL))
 #: Approximate size of an answer without its result.
@@ -22,11 +23,10 @@ ANSWER_BYTES = 256
 
 
 class FrameReplies:
-    """Builds the PUB frames that answer an invocation. The parameter `reply` is its reply subject R_c.
+    """A builder of the PUB frames that answer an invocation. `reply` is the invocation's reply subject R_c.
 
-    :ivar handshake: the bytes after R_c in a handshake that expects no more parameters, up to the next frame's
-        subject
-    :ivar max_payload: the NATS server's limit for a message in bytes, which may change
+    :ivar handshake: the bytes between R_c and the next frame's subject, in a handshake for complete parameters
+    :ivar max_payload: the NATS server's limit for the size of a message in bytes, which may change
     """
 
     __slots__ = ("_inbox", "_nobody", "handshake", "max_payload")
@@ -38,7 +38,7 @@ class FrameReplies:
         self.max_payload = max_payload
 
     def accept(self, reply: bytes, token: str | None) -> list[bytes]:
-        """Return the handshake."""
+        """Return the handshake. With a token, it asks the client for the remaining pieces of cut parameters."""
         inbox = self._nobody if token is None else b"%b.%b" % (self._inbox, token.encode())
         return [b"PUB %b %b 0\r\n\r\n" % (reply, inbox)]
 

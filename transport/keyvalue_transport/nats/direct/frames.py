@@ -1,4 +1,4 @@
-"""A parser for one frame of the NATS protocol, as a server sends it.
+"""A parser for the frames that a NATS server sends.
 
 MSG  subject sid [reply] size CRLF                    payload CRLF
 HMSG subject sid [reply] head_size size CRLF headers  payload CRLF        size includes the headers
@@ -14,14 +14,14 @@ from keyvalue_transport.nats.headers import CRLF
 __all__ = ["HMSG", "INFO", "LINE_BYTES_MAX", "MSG", "Line", "MessageFrame", "NotNatsError", "read_frame"]
 
 HMSG, MSG, INFO = b"HMI"
-#: The limit for a protocol line (INFO is the longest), and for a frame's control line and headers.
+#: Maximum size of a protocol line. INFO is the longest line. A frame may exceed max_payload by the same size.
 LINE_BYTES_MAX = 1024 * 1024
-#: Small sizes are looked up, because `int(bytes)` takes as long as the rest of a control line.
+#: Small sizes are looked up, because `int(bytes)` takes as long as parsing the rest of a control line.
 SIZES = {b"%d" % size: size for size in range(4096)}
 
 
 class NotNatsError(Exception):
-    """The bytes are not the NATS protocol, or announce a frame that is too large."""
+    """An error for bytes that violate the NATS protocol, or announce a frame that is too large."""
 
 
 class MessageFrame(NamedTuple):
@@ -46,10 +46,10 @@ class Line(NamedTuple):
 
 
 def read_frame(buffer: bytes, at: int, end: int, frame_bytes_max: int) -> MessageFrame | Line | int:
-    """Return the frame or line at `at`. If it is incomplete, return its size in bytes, or 0 if the size is not known.
+    """Return the frame or line at `at`, or the size of an incomplete frame. If the size is not known yet, return 0.
 
-    :param frame_bytes_max: the limit for headers and payload of a frame
-    :raises NotNatsError: the bytes are not the NATS protocol, or announce a frame that is too large
+    :param frame_bytes_max: the maximum size of a frame's headers and payload together
+    :raises NotNatsError: the bytes violate the NATS protocol, or announce a frame that is too large
     """
     line_end = buffer.find(CRLF, at)
     if line_end < 0:

@@ -1,4 +1,4 @@
-"""The direct path of a server. It sends messages outside of reads. `DirectProtocol` does everything else."""
+"""A server's interface to the direct path. It subscribes, and sends late answers. `DirectProtocol` does the rest."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["DirectPath"]
 
 
 class DirectPath:
-    """Connects a server to the direct path of its connection. The parameters are those of `PlainPath`.
+    """A server's interface to the direct path of its connection. `PlainPath` explains the parameters.
 
-    :raises ValueError: another server uses this direct path
+    :raises ValueError: another server already uses this direct path
     """
 
     def __init__(

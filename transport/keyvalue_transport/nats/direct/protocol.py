@@ -1,4 +1,4 @@
-"""The direct path: invocations are answered as soon as their bytes arrive; nats-py never sees them.
+"""The direct path answers invocations as soon as their bytes arrive. nats-py never sees the invocations.
 
     socket ── read ──> DirectProtocol.data_received ──┬─ whole frames of routed subscriptions ──> handlers, core ──┐
                                                       │                                                        one │
@@ -12,25 +12,25 @@ The methods, in the order of this file:
     _parse          calls the handler with the first frame of each call, and writes results of 1 byte to max_payload
     _groups         finds the frames, by shape (alike.py) or by parsing (frames.py). It passes calls to _parse, other
                     frames of routed subscriptions to _take, and everything else to nats-py
-    _enter_core     passes the other calls to the core (wrpc/invocation.py): calls with cut parameters, with a large
-                    result, with an answer to wait for, or with an exception
-    _take           applies a change by the host, or counts a call without a reply subject, or passes a piece of cut
+    _enter_core     passes a call to the core (wrpc/invocation.py) if its parameters are cut, its result is empty or
+                    large, its answer is not ready, or its handler raised an exception
+    _take           applies a change by the host, counts a call without a reply subject, or passes a piece of cut
                     parameters to the core, which calls the handler again
-    send            writes messages of the core outside of reads, for example an answer after a wait
+    send            writes the core's messages outside of reads, for example the answer of a call that had to wait
 
-The core returns a `Step` with the messages to send. `FrameReplies` in `direct/answers.py` has built these messages.
-docs/architecture.md has the whole picture.
+The core returns a `Step` with the messages to send, which `FrameReplies` in `direct/answers.py` has built.
+docs/architecture.md shows how the direct path fits into the project.
 
-A call with a small answer needs no task, no coroutine and no message object. A read holds many frames, and each frame
-is a few slices of the same bytes. All their answers are sent in one write.
+A call with a small answer needs no task, no coroutine and no message object. One read holds many frames, and each
+frame is a few slices of the same bytes. The answers to all frames of a read are sent in one write.
 
 Invariants:
-- A handler sees only buffer[start:end] of its own frame. Parameters that are incomplete at `end` count as incomplete,
-  even if the buffer continues.
+- A handler reads only buffer[start:end], which is its own frame. Parameters that are incomplete at `end` count as
+  incomplete, even if the buffer continues.
 - nats-py receives only complete frames and lines.
 - Frames take effect in order of arrival. A message of an `InOrder` route takes effect before all later invocations.
-- Output is bounded. It is written whenever it reaches OUTPUT_BYTES. While the socket's buffer is above its high-water
-  mark, parsing and reading pause.
+- Output is bounded. It is written whenever its size reaches OUTPUT_BYTES. While the socket's buffer is above its
+  high-water mark, parsing and reading pause.
 - Input is bounded. A frame is kept until it is complete. A frame that announces more than max_payload + LINE_BYTES_MAX
   bytes aborts the connection.
 - Reading pauses while the socket's buffer or nats-py's StreamReader is full. `ReadFlow` handles both cases.
@@ -68,16 +68,16 @@ __all__ = ["DirectProtocol"]
 
 log = logging.getLogger(__name__)
 
-#: When the output has this size, it is written before more input is parsed.
+#: When the output reaches this size, it is written before more input is parsed.
 OUTPUT_BYTES = 1024 * 1024
-#: The name of the header for the trace.
+#: The name of the trace header.
 TRACEPARENT = b"traceparent"
 #: Reading pauses while the socket's buffer holds more bytes than this.
 HIGH_WATER_BYTES = 1024 * 1024
 
 
 class DirectProtocol(asyncio.StreamReaderProtocol):
-    """The protocol of one connection. It takes frames of routed subscriptions out of the stream and answers them."""
+    """The asyncio protocol of one connection. nats-py does not see the frames of routed subscriptions."""
 
     def __init__(self, reader: asyncio.StreamReader, routes: DirectRoutes, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
@@ -101,7 +101,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._socket = transport  # type: ignore[assignment]
         self._routes.protocol = self
         self._flow = ReadFlow(transport)  # type: ignore[arg-type]
-        super().connection_made(self._flow)  # type: ignore[arg-type] # passed on to the reader, which pauses it
+        super().connection_made(self._flow)  # type: ignore[arg-type] # the reader pauses and resumes `_flow`
 
     def follow(self, info: bytes) -> None:
         """Continue over TLS with the INFO from the unencrypted start, because the server does not repeat the INFO."""
@@ -174,7 +174,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def _parse(self, buffer: bytes) -> None:
         """Answer the invocations in a buffer. Keep an incomplete frame for the next read.
 
-        bench end-to-end get measures the speed.
+        This method is optimized for speed, which the end-to-end benchmark of `get` measures.
         """
         server = self._routes.server
         if server is None:
@@ -199,7 +199,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     out_bytes += size + ANSWER_BYTES
                 else:
                     out_bytes += self._enter_core(server, handler, caller, reply, buffer, at, start, end, result)
-                    result = b""  # an exception's traceback keeps this frame and the buffer alive
+                    result = b""  # free the bytes, because an exception's traceback may keep this frame alive
                 if out_bytes >= OUTPUT_BYTES:
                     self._write(out)
                     out.clear()
@@ -214,9 +214,13 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._write(out)
 
     def _groups(self, buffer: bytes) -> Iterator[InvocationGroup]:
-        """Yield consecutive invocations of one handler by one caller. Handle or pass on other frames. Keep the rest."""
+        """Yield groups of consecutive invocations by one caller of one handler.
+
+        Handle the other frames of routed subscriptions. Pass all other frames and lines to nats-py. Keep an incomplete
+        frame for the next read.
+        """
         routes, alike = self._routes, self._routes.alike
-        at = passed = needed = taken_bytes = 0  # buffer[passed:at] is complete, and is for nats-py
+        at = passed = needed = taken_bytes = 0  # buffer[passed:at] holds complete frames and lines for nats-py
         end = len(buffer)
         while at < end:
             shape = alike.shape
@@ -250,7 +254,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 yield route, caller, ((frame.reply, at, frame.payload_at, frame.payload_end),)
             elif route is not None:
                 taken_bytes += self._take(route, frame, buffer)
-            # Otherwise the line is not text. Drop the frame, because nats-py would stop reading for good.
+            # Without a route, the control line is not text. Drop the frame: nats-py would stop reading for good.
             passed = at = frame.payload_end + 2
             if taken_bytes >= OUTPUT_BYTES:
                 self._write(self._out)
@@ -291,14 +295,15 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         end: int,
         outcome: bytes | Pending | Exception,
     ) -> int:
-        """Pass the result or the exception of a handler for buffer[start:end] to the core.
+        """Pass a call to the core. Add the core's messages to the output, and return their size in bytes.
 
-        Add the core's messages to the output, and return their size in bytes.
-
-        :param at: the offset of the frame, whose headers hold the trace
+        :param at: the offset of the frame, whose headers may hold a trace
+        :param start: the offset of the parameters, which end at `end`
+        :param outcome: the handler's result or exception for these parameters
         """
         traceparent = None
-        # Reading the headers takes as long as the rest of this method: see bench/micro/test_waiting.py.
+        # Parse the headers only if there is a trace, because parsing takes as long as the rest of this method.
+        # bench/micro/test_waiting.py measures calls without a trace.
         if buffer.find(TRACEPARENT, at, start) >= 0:
             traceparent = read_headers(buffer[buffer.find(CRLF, at) + 2 : start]).traceparent
         if isinstance(outcome, NeedMoreBytes):
@@ -309,7 +314,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         return sum(map(len, step.sends))
 
     def _take(self, route: Handler | InOrder | Further, frame: MessageFrame, buffer: bytes) -> int:
-        """Handle a routed frame that is not an answerable call. Return the number of bytes added to the output."""
+        """Handle a routed frame other than a call with a reply subject. Return the number of bytes to send."""
         payload, server = buffer[frame.payload_at : frame.payload_end], self._routes.server
         if isinstance(route, InOrder):
             try:
@@ -352,21 +357,21 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._socket.write(frames)
 
     def _read_info(self, line: bytes) -> None:
-        """Read the server's limit for messages. Every INFO may change the limit."""
+        """Read the server's limit for the size of messages. Every INFO may change the limit."""
         try:
             max_payload = int(json.loads(line[4:])["max_payload"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return  # nats-py reads the line too, and reports the error
+            return  # nats-py also parses the line, and reports the error
         if max_payload < 1:
             return
         self._max_payload = max_payload
         self._frame_bytes_max = max_payload + LINE_BYTES_MAX
-        self._routes.alike.forget()  # the shapes rely on the old limit
+        self._routes.alike.forget()  # the shapes were learned under the old limit
         if self._routes.server is not None:
             self._routes.server.replies.max_payload = max_payload
 
     def _abort(self) -> None:
-        """Abort the connection, because the bytes are not the NATS protocol. nats-py then reconnects."""
+        """Abort the connection, because its bytes violate the NATS protocol. nats-py then reconnects."""
         self._routes.violations += 1
         if self._socket is not None:
             self._socket.abort()

@@ -1,4 +1,4 @@
-"""Flow control for reading. Reading pauses while the protocol or nats-py's reader asks for a pause."""
+"""Flow control for reading. Reading pauses while the protocol or nats-py's reader requests a pause."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ReadFlow:
     """A switch for reading from a transport, shared by the protocol and nats-py's StreamReader.
 
     The StreamReader calls `pause_reading` and `resume_reading`. The protocol calls `hold` and `release`. Reading
-    resumes when neither the StreamReader nor the protocol asks for a pause.
+    resumes when both the StreamReader and the protocol have ended their pauses.
     """
 
     __slots__ = ("_held", "_reader_paused", "_transport")

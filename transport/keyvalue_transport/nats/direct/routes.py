@@ -1,4 +1,4 @@
-"""The routes of the direct path, from nats-py's subscriptions to handlers. They outlive connections."""
+"""The routes of the direct path, from nats-py's subscriptions to handlers. Routes are kept when nats-py reconnects."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FrameWriter(Protocol):
 class DirectServer(NamedTuple):
     """The server whose invocations the direct path answers.
 
-    :ivar on_step: called with each step of the core, whose messages are already in the output
+    :ivar on_step: called with each step that the core returns, after the step's messages are added to the output
     :ivar on_batch: called with the seconds between reading a batch of invocations and writing its answers
     """
 
@@ -55,10 +55,10 @@ class DirectServer(NamedTuple):
 
 
 class DirectRoutes:
-    """Routes to the handlers of one server, by subscription id.
+    """The routes to the handlers of one server, by subscription id.
 
     :ivar protocol: the protocol of the current connection, or None
-    :ivar violations: number of connections that were aborted because of bytes that are not NATS, or a large frame
+    :ivar violations: number of connections that were aborted after a protocol error or an oversized frame
     """
 
     def __init__(self) -> None:
@@ -80,24 +80,24 @@ class DirectRoutes:
         self.server = server
 
     def add(self, subscription_id: int, route: Route) -> None:
-        """Start to route a subscription."""
+        """Route a subscription's messages."""
         self.alike.forget()
         self.routes[b"%d" % subscription_id] = route
 
     def remove(self, subscription_id: int) -> None:
-        """Stop routing a subscription. nats-py then handles its messages."""
+        """Stop routing a subscription. nats-py then handles the subscription's messages."""
         self.alike.forget()
         self.routes.pop(b"%d" % subscription_id, None)
 
     def clear(self) -> None:
-        """Forget all subscriptions, because a new client starts again with the first id."""
+        """Remove all routes, because a new client uses the same subscription ids again."""
         self.alike.forget()
         self.routes.clear()
 
     def before_next_call(self, act: Callable[[], None]) -> None:
         """Call `act` once, before the next invocation is handled."""
         self._before_next_call = act
-        self.alike.pause()  # only a parsed frame calls `settle`
+        self.alike.pause()  # `settle` is called only for a parsed frame
 
     def settle(self) -> None:
         """Call the function that `before_next_call` registered, if any."""
@@ -105,5 +105,5 @@ class DirectRoutes:
         if act is not None:
             try:
                 act()
-            except Exception:  # a faulty change must not end the connection
+            except Exception:  # an exception in a change must not end the connection
                 log.exception("a change was not carried out")

@@ -1,7 +1,7 @@
-"""The direct path's transport for nats-py. It relies on internals of nats-py.
+"""The direct path's transport for nats-py. It relies on nats-py internals.
 
-`DirectTransport` replaces nats-py's TcpTransport, and is a subclass of it. nats-py still connects, starts TLS,
-authenticates, reconnects and drains. It also handles all other subscriptions. It receives only
+`DirectTransport` is a subclass of nats-py's TcpTransport, and replaces it. nats-py still connects, starts TLS,
+authenticates, reconnects and drains. nats-py also handles every subscription that has no route. It receives only
 complete frames.
 
 Invariant: if TLS is required, no unencrypted frame is handled, and nothing is written before TLS is established. Each
@@ -26,13 +26,13 @@ from keyvalue_transport.nats.tls import TlsRefusedError, require_tls
 
 __all__ = ["NATS_PY_VERSIONS", "DirectTransport", "direct_path_unknown"]
 
-#: The first and last version of nats-py that the direct path supports. The internals of nats-py that it uses are
-#: listed in tests/transport/nats/direct/test_nats_py_contract.py.
+#: The first and last version of nats-py that the direct path supports. The test module
+#: tests/transport/nats/direct/test_nats_py_contract.py lists the nats-py internals that the direct path relies on.
 NATS_PY_VERSIONS = ((2, 10), (2, 16))
 
 
 def direct_path_unknown(installed: str | None = None) -> str | None:
-    """Return why the direct path does not support the installed nats-py, or None if it does."""
+    """Return why the direct path does not support the installed nats-py, or None if nats-py is supported."""
     installed = installed or version("nats-py")
     first, last = NATS_PY_VERSIONS
     numbers = tuple(int(number) for number in re.findall(r"\d+", installed)[:2])
@@ -47,7 +47,7 @@ NO_GREETING = "the server closed the connection before its INFO: handshake_first
 
 
 class DirectTransport(TcpTransport):
-    """nats-py's transport over `DirectProtocol`. One object serves all connections of a client.
+    """A transport for nats-py that uses `DirectProtocol`. One object serves all connections of a client.
 
     :param routes: the routes of the direct path; None to use asyncio's StreamReaderProtocol
     :param tls_required: True to refuse a server without TLS, and to write nothing unencrypted
@@ -59,8 +59,8 @@ class DirectTransport(TcpTransport):
         self._routes = routes
         self._tls_required, self._has_certificate = tls_required, has_certificate
         self._clear = tls_required  # TLS is required, but not established yet
-        self._info = b""  # the first line of the connection
-        self._judged = False  # the server is checking our certificate, and has sent nothing since
+        self._info = b""  # the server's first line
+        self._judged = False  # True while the server may still reject our certificate
 
     def __bool__(self) -> bool:
         """Always return True, because nats-py replaces a transport that is false."""
@@ -82,7 +82,7 @@ class DirectTransport(TcpTransport):
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
     ) -> None:
-        """Start TLS. Unencrypted bytes after the server's INFO are dropped."""
+        """Start TLS. Drop unencrypted bytes that follow the server's INFO."""
         assert self._io_writer is not None, "connect comes first"
         loop = asyncio.get_running_loop()
         reader, protocol = self._new_protocol(buffer_size, clear=False)
@@ -102,7 +102,7 @@ class DirectTransport(TcpTransport):
         self._clear = False
 
     async def readline(self) -> bytes:
-        """Return a line from the server. `require_tls` may change the INFO. nats-py reads lines while it connects."""
+        """Return a line from the server while nats-py connects. `require_tls` may change the INFO line."""
         with self._judgement():
             line: bytes = await super().readline()  # type: ignore[no-untyped-call] # nats-py's
             if not line and (self._info or self._clear):
@@ -120,14 +120,14 @@ class DirectTransport(TcpTransport):
             await super().drain()  # type: ignore[no-untyped-call] # nats-py's
 
     def write(self, payload: bytes) -> None:
-        """Write. Raise TlsRefusedError if TLS is required but not established."""
+        """Write bytes. Raise TlsRefusedError if TLS is required but not established."""
         self._check_tls()
         super().write(payload)  # type: ignore[no-untyped-call] # nats-py's
 
     def writelines(self, payload: list[bytes]) -> None:
-        """Write. Raise TlsRefusedError if TLS is required but not established."""
+        """Write pieces of bytes. Raise TlsRefusedError if TLS is required but not established."""
         if self._clear and self._io_writer is not None:
-            self._io_writer.transport.abort()  # if this write fails, nats-py's `close` leaves the connection open
+            self._io_writer.transport.abort()  # nats-py's `close` leaves the connection open if this write fails
         self._check_tls()
         super().writelines(payload)  # type: ignore[no-untyped-call] # nats-py's
 
@@ -138,7 +138,8 @@ class DirectTransport(TcpTransport):
 
     @contextmanager
     def _judgement(self) -> Iterator[None]:
-        # In TLS 1.3, the server's alert about our certificate follows the handshake. An earlier failed write hides it.
+        # In TLS 1.3, the server's alert about our certificate arrives after the handshake. If a write fails before the
+        # alert is read, only the failed write is reported.
         try:
             yield
         except ConnectionError:
