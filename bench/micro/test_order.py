@@ -21,6 +21,8 @@ from bench.micro.locked_dict import VALUE_BYTES, shuffled_keys, tune_collector
 from keyvalue_engine import StoreOptions
 from keyvalue_engine.context import Context
 from keyvalue_engine.expiry import Expiry
+from keyvalue_engine.filling import Filling
+from keyvalue_engine.kept_orders import KeptOrders
 from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.order import CHANGES_SHARE
 from keyvalue_engine.shard import Shard
@@ -36,7 +38,7 @@ def position_of(key: bytes) -> int:
 def page_of_one_key(shard: Shard) -> int:
     """Return the time that a page of one key takes, in nanoseconds. Almost all of the time goes into the key order."""
     start = perf_counter_ns()
-    shard.take(0, [], 1, 0, 1_000)
+    shard.take(0, Filling(1, 1_000))
     return perf_counter_ns() - start
 
 
@@ -56,7 +58,7 @@ def test_change(benchmark: BenchmarkFixture, keys: int, kind: str) -> None:
 
     def setup() -> tuple[tuple[Shard], dict[str, object]]:
         account = Account(b"", Ledger(StoreOptions()))
-        shard = Shard(0, 0, Context(position_of, xxh3_64_intdigest, SEED, account, Expiry(monotonic_ns)))
+        shard = Shard(0, 0, Context(position_of, xxh3_64_intdigest, SEED, account, Expiry(monotonic_ns), KeptOrders()))
         for key in present:
             shard.set(key, value)
         fresh_ns.append(page_of_one_key(shard))

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 from keyvalue_engine.errors import KEY_BYTES, VALUE_BYTES, FullError, LimitError, NoSuchBucketError, StoreError
 from keyvalue_engine.options import TTL_MS_MAX, BucketOptions
 from keyvalue_engine.table import Table
-from keyvalue_engine.tables import Tables
+from keyvalue_engine.tables import ROOM_WORK_MAX, Tables
 
 __all__ = ["CURSOR_MAX", "NS_PER_MS", "Bucket", "Page"]
 
@@ -207,6 +207,7 @@ class Bucket:
         `write` returns None if a shard or the table was retired. Then this method calls `write` again.
         """
         table = self._by_name.get(self.name)
+        work = 0
         while True:
             try:
                 if table is None:
@@ -214,8 +215,11 @@ class Bucket:
                 else:
                     written = write(table)
             except StoreError as error:
-                if isinstance(error, FullError) and self._tables.find_room(error):
-                    continue
+                if isinstance(error, FullError) and (left := ROOM_WORK_MAX + error.needed_keys - work) > 0:
+                    done = self._tables.find_room(self.name, error, left)
+                    if done:
+                        work += done
+                        continue
                 self._tables.free_if_empty(self.name)  # the write may have removed the last key because it had expired
                 raise
             if written is not None:
@@ -293,16 +297,16 @@ class Bucket:
         return False
 
     def _tidy(self, table: Table) -> None:
-        """Free the table if it is empty."""
-        if table.looks_empty():
-            self._tables.free_if_empty(self.name)
+        """Free the table if it is empty, or merge its shards if few keys are left."""
+        if table.looks_empty() or table.looks_sparse():
+            self._tables.tidy(self.name)
 
     def page(self, cursor: int | None = None, keys_max: int | None = None) -> Page:
         """Return a page of keys that starts at `cursor`, or at the beginning if `cursor` is None.
 
         A page stays within `keys_max` and `page_bytes_max`, but holds at least one key if any key is left. The page of
         a missing bucket is empty, even with `strict_buckets`. The cost is O(changes since the last page + log n +
-        page), plus a sort for each shard whose keys are not sorted yet.
+        page), plus a sort for each shard whose keys are not sorted yet, plus the removal of expired keys.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store().bucket(b"b")
@@ -315,6 +319,19 @@ class Bucket:
 
         :param keys_max: limit for the number of keys; None means the `page_keys_max` of the handle or the store
         :raises CrowdedPositionError: one position has more keys than a page can hold
+        """
+        page = self.partial_page(cursor, keys_max)
+        while not page.keys and page.cursor is not None:
+            page = self.partial_page(page.cursor, keys_max)
+        return page
+
+    def partial_page(self, cursor: int | None = None, keys_max: int | None = None) -> Page:
+        """Return a page as `page` does, in bounded time.
+
+        If many keys have expired, the page may be empty although it has a cursor. The next page then continues there.
+
+        :param keys_max: as in `page`
+        :raises CrowdedPositionError: as in `page`
         """
         if cursor is not None and not 0 <= cursor <= CURSOR_MAX:
             raise ValueError(f"cursor: found {cursor}, allowed 0 to 2**64 - 1")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from keyvalue_engine.entry import Entry
 from keyvalue_engine.expiry import Expiry
+from keyvalue_engine.kept_orders import KeptOrders
 from keyvalue_engine.ledger import Account
 
 __all__ = ["Context", "Copy"]
@@ -23,6 +24,7 @@ class Context(NamedTuple):
     seed: int
     account: Account
     expiry: Expiry
+    orders: KeptOrders
 
 
 class Copy(NamedTuple):

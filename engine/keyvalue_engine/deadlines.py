@@ -3,65 +3,104 @@
 Each entry holds the deadline beside the value, where readers find it. A heap of (deadline, key) items finds the expired
 keys. Adding a key's first deadline to the heap takes O(log n). If a deadline moves to a later time, the heap keeps the
 old item, and corrects the item when it reaches the top. So a key that is written repeatedly still has only one item.
-In a large heap, at most half of the items are stale.
+
+An old item may hold a key that was removed, or a second copy of a stored key. Such keys may be long. So the heap counts
+their bytes, the spare bytes. If there are too many, the heap is rebuilt from the entries.
 """
 
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush, heapreplace
 
-from keyvalue_engine.entry import Entry
+from keyvalue_engine.entry import DEADLINES_BYTES, SPARE_STEP, Entry, spare_max
+from keyvalue_engine.expiry import Scheduled
+from keyvalue_engine.ledger import Account
 
 __all__ = ["Deadlines"]
 
-#: The heap is rebuilt when it has more than HEAP_MIN items and more than two items per deadline.
-HEAP_MIN = 64
+#: Memory of a heap item whose key is not stored elsewhere, besides the key's length: the tuple, the int object, the
+#: place in the heap, and a bytes object without its content.
+ITEM_BYTES = 168
 
 
 class Deadlines:
     """The deadlines in a shard. The shard's stripe protects this object.
 
     :param entries: the shard's entries; the shard changes an entry before it calls `put` or `drop`
+    :param account: the account that counts the memory of this object, until `close`
+    :ivar scheduled: the place of the shard in the expiry's schedule, or None
     """
 
-    __slots__ = ("_entries", "_heap", "count", "looks")
+    __slots__ = ("_account", "_heap", "_spare_bytes", "count", "counted_bytes", "entries", "looks", "scheduled")
 
-    def __init__(self, entries: dict[bytes, Entry]) -> None:
+    def __init__(self, entries: dict[bytes, Entry], account: Account) -> None:
         self.count = 0
         #: The number of stale heap items examined so far.
         self.looks = 0
-        self._entries = entries
+        self.entries = entries
+        self.scheduled: Scheduled | None = None
         self._heap: list[tuple[int, bytes]] = []
+        self._spare_bytes = 0
+        self._account = account
+        #: The memory that the ledger counts for this object, besides the entries.
+        self.counted_bytes = DEADLINES_BYTES
+        account.adjust(DEADLINES_BYTES)
+
+    @property
+    def due_ns(self) -> int:
+        """Return a time that is not after the earliest deadline. The heap must not be empty."""
+        return self._heap[0][0]
 
     def of(self, key: bytes) -> int | None:
         """Return the deadline of a key, or None."""
-        entry = self._entries.get(key)
+        entry = self.entries.get(key)
         return entry[1] if isinstance(entry, tuple) else None
 
-    def put(self, key: bytes, deadline_ns: int, before_ns: int | None) -> None:
-        """Add a key's new deadline. `before_ns` is the deadline that it replaces, or None."""
+    def put(self, key: bytes, deadline_ns: int, before_ns: int | None, is_copy: bool) -> bool:
+        """Add a key's new deadline. Return True if it is earlier than the shard's place in the schedule.
+
+        :param before_ns: the deadline that the new one replaces, or None
+        :param is_copy: True if `key` is not the stored object, because the key was stored earlier
+        """
         if before_ns is None:
             self.count += 1
         elif before_ns <= deadline_ns:
-            return
+            return False
         heappush(self._heap, (deadline_ns, key))
-        self._tidy()
+        if is_copy:
+            self._spare(key)
+        return self.scheduled is None or deadline_ns < self.scheduled[0]
 
-    def drop(self) -> None:
-        """Decrement the count, after a deadline was removed from its entry."""
+    def drop(self, key: bytes) -> None:
+        """Decrement the count, after the deadline of a key was removed from its entry."""
         self.count -= 1
-        self._tidy()
+        self._spare(key)
 
-    def _tidy(self) -> None:
-        if len(self._heap) > HEAP_MIN and len(self._heap) > 2 * self.count:
-            keys = {key for _, key in self._heap}
-            self._heap = [(deadline_ns, key) for key in keys if (deadline_ns := self.of(key)) is not None]
+    def close(self) -> None:
+        """Release the memory of this object. Do not use it again."""
+        self._account.adjust(-self.counted_bytes)
+
+    def _spare(self, key: bytes) -> None:
+        """Count an item whose key is not the stored object. Rebuild the heap if there are too many such items."""
+        self._spare_bytes += ITEM_BYTES + len(key)
+        if self._spare_bytes > spare_max(len(self.entries)):
+            self._heap = [(entry[1], key) for key, entry in self.entries.items() if isinstance(entry, tuple)]
             heapify(self._heap)
+            self._spare_bytes = 0
+        self.count_memory()
+
+    def count_memory(self) -> None:
+        """Make the ledger count the current memory, unless the difference is small."""
+        growth = DEADLINES_BYTES + self._spare_bytes - self.counted_bytes
+        if not -SPARE_STEP < growth < SPARE_STEP:
+            self._account.adjust(growth)
+            self.counted_bytes += growth
 
     def next_due(self, now_ns: int, looks_max: int = 2**63) -> bytes | None:
-        """Return an expired key. The caller must remove the key before the next call.
+        """Return an expired key. The caller must remove the key before the next call, and then call `drop`.
 
-        Return None if no key has expired, or if the first `looks_max` items were all stale.
+        Return None if no key has expired, or if the first `looks_max` items were all stale. After the last call, call
+        `count_memory`.
         """
         heap = self._heap
         looks_end = self.looks + looks_max
@@ -70,20 +109,27 @@ class Deadlines:
             deadline_ns = self.of(key)
             if deadline_ns is not None and deadline_ns <= now_ns:
                 heappop(heap)
+                self._spare_bytes -= ITEM_BYTES + len(key)  # `drop` adds them, but the item is gone
                 return key
             self.looks += 1
             if deadline_ns is None:
                 heappop(heap)
+                self._spare_bytes = max(0, self._spare_bytes - ITEM_BYTES - len(key))
             else:
                 heapreplace(heap, (deadline_ns, key))
         return None
 
     def check(self) -> None:
         """Assert that every deadline is counted, and has a heap item that is not later than the deadline. O(n)."""
-        deadlines_ns = {key: entry[1] for key, entry in self._entries.items() if isinstance(entry, tuple)}
+        deadlines_ns = {key: entry[1] for key, entry in self.entries.items() if isinstance(entry, tuple)}
         assert self.count == len(deadlines_ns)
         earliest: dict[bytes, int] = {}
         for deadline_ns, key in self._heap:
             earliest[key] = min(deadline_ns, earliest.get(key, deadline_ns))
         assert all(earliest[key] <= deadline_ns for key, deadline_ns in deadlines_ns.items())
-        assert len(self._heap) <= max(HEAP_MIN, 2 * self.count)
+        stored = {id(key) for key in self.entries}
+        copies = [key for _, key in self._heap if id(key) not in stored or key not in deadlines_ns]
+        assert sum(ITEM_BYTES + len(key) for key in copies) <= self._spare_bytes
+        assert abs(DEADLINES_BYTES + self._spare_bytes - self.counted_bytes) < SPARE_STEP
+        assert self.scheduled is not None
+        assert self.scheduled[0] <= min(deadlines_ns.values())

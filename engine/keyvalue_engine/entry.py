@@ -6,12 +6,17 @@ Memory is calculated, not measured. So the result is the same on every machine, 
     key with a deadline                as above, + DEADLINE
     key in a shard's order             + ORDER
     shard                              SHARD
+    shard with a deadline              + DEADLINES, and the spare bytes of the heap
+    shard with an order                + ORDER_OBJECT, and the spare bytes of the order
     bucket                             BUCKET + bytes_size(name)
 
 `bytes_size` is the size of a bytes object: its length plus 33 bytes of header and terminator, rounded up as CPython's
 allocator does. ENTRY is one key's share of a dict. DEADLINE covers the tuple of value and deadline, the deadline's int
-object, and the heap item. ORDER covers one key's share of the sorted lists, and the int object of the key's position.
-tests/engine/test_memory.py compares the formula with the memory growth of a process that stores 200,000 keys.
+object, and the heap item. DEADLINES and ORDER_OBJECT cover the objects that a shard has only once. ORDER covers one key's share of the sorted lists, and the int object of the key's position.
+
+Spare bytes belong to keys that are gone, or to second copies of keys. The heap of deadlines and the order hold such
+keys until they are next tidied. A shard's spare bytes never exceed SPARE_MIN + SPARE_PER_KEY * its keys, and the ledger
+counts them in steps of SPARE_STEP. tests/engine/test_memory.py compares the formula with the memory growth of a process that stores 200,000 keys.
 """
 
 from __future__ import annotations
@@ -20,14 +25,18 @@ from typing import TypeAlias
 
 __all__ = [
     "BUCKET_BYTES",
+    "DEADLINES_BYTES",
     "DEADLINE_BYTES",
     "ENTRY_BYTES",
     "ORDER_BYTES",
+    "ORDER_OBJECT_BYTES",
     "SHARD_BYTES",
+    "SPARE_STEP",
     "Entry",
     "Timed",
     "bytes_size",
     "entry_size",
+    "spare_max",
 ]
 
 #: A value and its deadline, in nanoseconds of the store's clock. One write replaces the value and the deadline
@@ -43,6 +52,13 @@ DEADLINE_BYTES = 186
 ORDER_BYTES = 62
 SHARD_BYTES = 500
 BUCKET_BYTES = 700
+#: These two include the up to SPARE_STEP bytes that are not counted yet.
+DEADLINES_BYTES = 900
+ORDER_OBJECT_BYTES = 1_500
+
+SPARE_MIN = 1024
+SPARE_PER_KEY = 16
+SPARE_STEP = 512
 
 
 def bytes_size(length: int) -> int:
@@ -69,3 +85,8 @@ def value_size(entry: Entry) -> int:
     if entry.__class__ is tuple:
         return (len(entry[0]) + 48 & ~15) + DEADLINE_BYTES
     return len(entry) + 48 & ~15
+
+
+def spare_max(keys: int) -> int:
+    """Return how many spare bytes a structure of a shard with this number of keys may hold."""
+    return SPARE_MIN + SPARE_PER_KEY * keys

@@ -70,14 +70,16 @@ class LimitError(StoreError):
 
 
 class FullError(LimitError):
-    """The store or a quota is full, even after expired keys were removed.
+    """The store or a quota is full. A write raises this error only after a limited number of expired keys was removed.
 
     :ivar quota: the quota that is full, or None for the store
+    :ivar needed_keys: number of keys by which the limit would be exceeded; 0 if the limit is one of memory or buckets
     """
 
     def __init__(self, limit: Limit, found: int, allowed: int, quota: Quota | None = None) -> None:
         super().__init__(limit, found, allowed)
         self.quota = quota
+        self.needed_keys = found - allowed if limit in (KEYS, QUOTA_KEYS) else 0
 
 
 class CounterError(StoreError):

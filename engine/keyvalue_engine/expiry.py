@@ -1,16 +1,16 @@
-"""The clock of a store, and the shards that have keys with deadlines."""
+"""The clock of a store, and the schedule of the shards that have keys with deadlines."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+from sortedcontainers import SortedList
 
 from keyvalue_engine.entry import Entry
-from keyvalue_engine.quota import Quota
 
-__all__ = ["Expiry", "Swept"]
+__all__ = ["Expiry", "Scheduled", "Swept"]
 
 
 class Swept(Protocol):
@@ -24,20 +24,24 @@ class Swept(Protocol):
     def entries(self) -> Mapping[bytes, Entry]:
         """The shard's entries. A sweep only checks whether the shard has any."""
 
-    def counts_for(self, quota: Quota) -> bool:
-        """Return True if the shard's entries count towards this quota."""
-
     def sweep(self, looks_max: int) -> int:
         """Remove expired keys. Examine at most `looks_max` deadlines, and return the number examined."""
 
 
+#: A shard's place in the schedule: a time that is not after the shard's earliest deadline, a number that no other
+#: place has, and the shard.
+Scheduled: TypeAlias = tuple[int, int, Swept]
+
+
 class Expiry:
-    """The shards of a store that have keys with deadlines, in the order in which a sweep visits them.
+    """The shards of a store that have keys with deadlines, sorted by their earliest deadline.
+
+    So a sweep finds the keys that expired first, and learns in O(1) that no key has expired.
 
     :param clock: returns a time in nanoseconds that never goes back
     """
 
-    __slots__ = ("_lock", "_shards", "clock", "expired_keys", "was_used")
+    __slots__ = ("_lock", "_number", "_schedule", "clock", "expired_keys", "was_used")
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self.clock = clock
@@ -45,37 +49,48 @@ class Expiry:
         #: True once any key has had a deadline. The flag is set before the first such key is written, and is never
         #: cleared. So if the flag is still False after a look-up, the entry that the reader found has no deadline.
         self.was_used = False
-        self._lock = Lock()  # protects expired_keys and _shards; a leaf lock, like the ledger's
-        self._shards: OrderedDict[Swept, None] = OrderedDict()  # finds its first item in O(1), unlike a dict
+        self._lock = Lock()  # protects all that follows, and expired_keys; a leaf lock, like the ledger's
+        self._schedule: SortedList[Scheduled] = SortedList()
+        self._number = 0
 
     def deadline_ns(self, ttl_ns: int) -> int | None:
         """Return the deadline `ttl_ns` from now, or None if `ttl_ns` is 0."""
         return self.clock() + ttl_ns if ttl_ns else None
 
-    def add(self, shard: Swept) -> None:
-        """Add a shard before its first deadline is stored, or when a shard with deadlines enters the ring."""
-        self.was_used = True
+    def schedule(self, shard: Swept, due_ns: int, before: Scheduled | None) -> Scheduled:
+        """Give a shard a place in the schedule, instead of the place `before`, if any. O(log shards)."""
         with self._lock:
-            self._shards[shard] = None
+            if before is not None:
+                self._schedule.remove(before)
+            self._number += 1
+            place = due_ns, self._number, shard
+            self._schedule.add(place)
+            return place
 
-    def remove(self, shard: Swept) -> None:
-        """Remove a shard that no longer has deadlines."""
+    def remove(self, place: Scheduled) -> None:
+        """Remove a shard that no longer has deadlines, or that was replaced. O(log shards)."""
         with self._lock:
-            self._shards.pop(shard, None)
+            self._schedule.remove(place)
 
-    def rotate(self) -> Swept | None:
-        """Return the next shard, and move it to the end. Return None if there are no shards."""
+    def next_due(self, now_ns: int) -> Swept | None:
+        """Return the shard whose earliest deadline passed first, or None if no deadline has passed. O(1)."""
         with self._lock:
-            for shard in self._shards:
-                self._shards.move_to_end(shard)
+            if self._schedule and self._schedule[0][0] <= now_ns:
+                shard: Swept = self._schedule[0][2]
                 return shard
         return None
+
+    @property
+    def overdue_ns(self) -> int:
+        """Return how long ago the earliest deadline of a key that is still stored passed; 0 if none has passed."""
+        with self._lock:
+            return max(0, self.clock() - self._schedule[0][0]) if self._schedule else 0
+
+    def __len__(self) -> int:
+        """Return the number of shards in the schedule. O(1)."""
+        return len(self._schedule)
 
     def count(self, keys: int) -> None:
         """Add to the number of expired keys that were removed."""
         with self._lock:
             self.expired_keys += keys
-
-    def __len__(self) -> int:
-        """Return the number of shards. This needs no lock, because `len` of a dict is atomic."""
-        return len(self._shards)

@@ -13,10 +13,16 @@ is built and updated only when a page needs it:
   So it does not matter how often the key was added and removed.
 - If applying the changes would cost more than sorting again, the order and its changes are dropped. The next page
   then builds a new order. So `changes` stays bounded even if no page is read.
+- The order and its changes hold removed keys, which may be long. If these keys take too many bytes, the write applies
+  the changes itself, so that the keys are released.
 
     first page ──> kept ── note ──> kept, with changes ── too many changes ──> dropped (the shard has no order again)
                     ^                     │
-                    └──── page: update ───┘
+                    └─ page: update ──────┤
+                    └─ note: many bytes ──┘
+
+The ledger counts the memory of a kept order. If the store has no room for an order, the page uses the order once, and
+the order is not kept. A write that finds the store full drops the orders that were not used for the longest time.
 """
 
 from __future__ import annotations
@@ -26,111 +32,143 @@ from itertools import islice
 
 from sortedcontainers import SortedKeyList
 
-from keyvalue_engine.entry import ORDER_BYTES, Entry
-from keyvalue_engine.errors import CrowdedPositionError
+from keyvalue_engine.entry import ORDER_BYTES, ORDER_OBJECT_BYTES, SPARE_STEP, Entry, spare_max
+from keyvalue_engine.errors import CrowdedPositionError, FullError
+from keyvalue_engine.filling import KEY_OVERHEAD_BYTES, Filling
 from keyvalue_engine.ledger import Account
 
-__all__ = [
-    "CHANGES_MIN",
-    "CHANGES_SHARE",
-    "CROWD_KEYS_MAX",
-    "CROWD_PAGES_MAX",
-    "KEY_OVERHEAD_BYTES",
-    "LazyOrder",
-]
+__all__ = ["CHANGES_MIN", "CHANGES_SHARE", "CROWD_KEYS_MAX", "CROWD_PAGES_MAX", "LazyOrder"]
 
-#: Bytes that a key takes on a page besides the key itself. Four bytes hold the LEB128 length of a key up to 256 MiB.
-KEY_OVERHEAD_BYTES = 4
 #: A page refuses a position with more than CROWD_KEYS_MAX keys, or with keys that fill more than CROWD_PAGES_MAX pages.
 CROWD_KEYS_MAX = 64
 CROWD_PAGES_MAX = 4
-#: The order is dropped once there are more than `CHANGES_MIN` changes, and more than one for each `CHANGES_SHARE` keys.
-#: Applying one change takes about `CHANGES_SHARE` times as long as a new sort takes per key
+#: The order is dropped once there are more than `CHANGES_MIN` changes since the last page, and more than one for each
+#: `CHANGES_SHARE` keys. Applying one change takes about `CHANGES_SHARE` times as long as a new sort takes per key
 #: (see bench/micro/test_order.py).
 CHANGES_MIN = 64
 CHANGES_SHARE = 6
+#: Memory of a change besides the key's length: two bytes objects without their content, and a place in `changes`.
+#: There are two objects, because the order may hold the stored key, and `changes` the key of the caller who removed it.
+CHANGE_BYTES = 104
 
 
 class LazyOrder:
     """The keys of a shard, ordered by position.
 
-    The shard's first page creates the order, and the shard's stripe protects it.
+    A page of the shard creates the order, and the shard's stripe protects it.
 
     :param entries: the shard's entries; the shard changes them before it calls `note`
-    :param account: the account that counts the memory of the order
+    :param account: the account that counts the memory of the order, once `count` is called
     """
 
-    __slots__ = ("_account", "_entries", "_keys", "_position_of", "changes")
+    __slots__ = (
+        "_account",
+        "_changes_bytes",
+        "_count_at",
+        "_keys",
+        "_noted",
+        "_position_of",
+        "changes",
+        "counted_bytes",
+        "entries",
+    )
 
     def __init__(self, entries: Mapping[bytes, Entry], position_of: Callable[[bytes], int], account: Account) -> None:
-        self._entries = entries
+        self.entries = entries
         self._position_of = position_of
         self._account = account
         self._keys: SortedKeyList[bytes] = SortedKeyList(entries, key=position_of)
-        #: Keys that were added or removed since the last page. A key may occur several times.
+        #: Keys that were added or removed, and are not applied yet. A key may occur several times.
         self.changes: list[bytes] = []
-        account.adjust(self.memory_bytes)
+        self._changes_bytes = 0
+        self._noted = 0  # changes since the last page
+        #: The memory that the ledger counts for the order.
+        self.counted_bytes = 0
+        self._count_at = SPARE_STEP  # the `_changes_bytes` at which `note` updates the count
 
     @property
     def memory_bytes(self) -> int:
-        """Return the number of bytes that the ledger counts for the order. O(1)."""
-        return ORDER_BYTES * len(self._keys)
+        """Return the memory of the order. O(1)."""
+        return ORDER_OBJECT_BYTES + ORDER_BYTES * len(self._keys) + self._changes_bytes
 
     def note(self, key: bytes) -> bool:
-        """Note that a key was added or removed. O(1).
+        """Note that a key was added or removed. O(1), or O(changes * log n) if the changes take too much memory.
 
         Return False if the order was dropped. Do not use a dropped order again.
         """
-        changes = self.changes
-        changes.append(key)
-        if len(changes) > CHANGES_MIN and len(changes) * CHANGES_SHARE > len(self._entries):
+        self.changes.append(key)
+        self._changes_bytes += 2 * len(key) + CHANGE_BYTES
+        self._noted += 1
+        keys = len(self.entries)
+        if not keys or (self._noted > CHANGES_MIN and self._noted * CHANGES_SHARE > keys):
             self.drop()
             return False
+        if self._changes_bytes >= self._count_at:
+            if self._changes_bytes > spare_max(keys):
+                self._apply()
+            self._follow()
         return True
 
     def drop(self) -> None:
         """Release the memory of the order. Do not use a dropped order again."""
-        self._account.adjust(-self.memory_bytes)
+        self._account.adjust(-self.counted_bytes)
+        self.counted_bytes = 0
 
-    def current(self) -> SortedKeyList[bytes]:
-        """Return the current keys in order. O(changes * log n)."""
-        keys = self._keys
-        if self.changes:
-            before_bytes = self.memory_bytes
-            entries = self._entries
-            for key in set(self.changes):
-                if key in keys:
-                    if key not in entries:
-                        keys.remove(key)
-                elif key in entries:
-                    keys.add(key)
-            self._account.adjust(self.memory_bytes - before_bytes)
-            self.changes = []
-        return keys
+    def count(self) -> bool:
+        """Count the current memory of the order. Return False if the store has no room for it."""
+        growth = self.memory_bytes - self.counted_bytes
+        if growth:
+            try:
+                self._account.ledger.hold(growth)
+            except FullError:
+                return False
+            self.counted_bytes += growth
+        self._count_at = self._changes_bytes + SPARE_STEP
+        return True
 
-    def take(
-        self, position: int, keys: list[bytes], keys_max: int, size_bytes: int, page_bytes_max: int
-    ) -> tuple[int | None, int]:
-        """Append keys to a page, starting at `position`. The page already holds `keys`, which take `size_bytes`.
+    def _follow(self) -> None:
+        """Count the current memory of the order, even if it exceeds the limit of the store."""
+        memory_bytes = self.memory_bytes
+        self._account.adjust(memory_bytes - self.counted_bytes)
+        self.counted_bytes = memory_bytes
+        self._count_at = self._changes_bytes + SPARE_STEP
 
-        Return the position of the first key that did not fit, and the size of the page in bytes. The position is None
-        if all keys fit. Keys with the same position stay on one page. If one of them does not fit, all of them begin
-        the next page. O(changes * log n + keys appended).
+    def _apply(self) -> None:
+        keys, entries = self._keys, self.entries
+        for key in set(self.changes):
+            if key in keys:
+                if key not in entries:
+                    keys.remove(key)
+            elif key in entries:
+                keys.add(key)
+        self.changes = []
+        self._changes_bytes = 0
+
+    def take(self, position: int, page: Filling) -> int | None:
+        """Append the keys at and after `position` to a page.
+
+        Return the position of the first key that did not fit, or None if all keys fit. Keys with the same position stay
+        together. If they do not all fit, the next page begins with them. O(changes * log n + keys appended).
 
         :raises CrowdedPositionError: the page is empty, and its first position has too many keys for any page
         """
-        order = self.current()
-        room = max(0, min(keys_max - len(keys), len(order)))  # `_take_crowd` may have exceeded keys_max
+        if self.changes:
+            self._apply()
+        self._noted = 0
+        order = self._keys
+        room = max(0, min(page.keys_max - len(page.keys), len(order)))  # one position's keys may exceed keys_max
         found = list(islice(order.irange_key(position), room + 1))
         found_bytes = sum(map(len, found)) + KEY_OVERHEAD_BYTES * len(found)
-        if not found or (len(found) <= room and size_bytes + found_bytes <= page_bytes_max):
-            keys += found
-            return None, size_bytes + found_bytes
+        if not found or (len(found) <= room and page.size_bytes + found_bytes <= page.bytes_max):
+            page.keys += found
+            page.size_bytes += found_bytes
+            return None
 
+        size_bytes = page.size_bytes
         count = 0
         for key in islice(found, room):
             after = size_bytes + len(key) + KEY_OVERHEAD_BYTES
-            if after > page_bytes_max:
+            if after > page.bytes_max:
                 break
             size_bytes = after
             count += 1
@@ -138,30 +176,35 @@ class LazyOrder:
         while count and self._position_of(found[count - 1]) == next_position:
             count -= 1
             size_bytes -= len(found[count]) + KEY_OVERHEAD_BYTES
-        keys += found[:count]
-        if keys:
-            return next_position, size_bytes
-        return self._take_crowd(next_position, keys, page_bytes_max)
+        page.keys += found[:count]
+        page.size_bytes = size_bytes
+        if page.keys:
+            return next_position
+        return self._take_crowd(next_position, page)
 
-    def _take_crowd(self, position: int, keys: list[bytes], page_bytes_max: int) -> tuple[int | None, int]:
+    def _take_crowd(self, position: int, page: Filling) -> int | None:
         """Fill an empty page with all keys of one position, even if the keys exceed the page's limits."""
         order = self._keys
         crowd = list(islice(order.irange_key(position, position), CROWD_KEYS_MAX + 1))
         size_bytes = sum(map(len, crowd)) + KEY_OVERHEAD_BYTES * len(crowd)
-        size_bytes_max = page_bytes_max * CROWD_PAGES_MAX
+        size_bytes_max = page.bytes_max * CROWD_PAGES_MAX
         if len(crowd) > 1 and (len(crowd) > CROWD_KEYS_MAX or size_bytes > size_bytes_max):
             raise CrowdedPositionError(position, len(crowd), CROWD_KEYS_MAX, size_bytes, size_bytes_max)
-        keys += crowd
+        page.keys += crowd
+        page.size_bytes = size_bytes
         for key in order.irange_key(position + 1):
-            return self._position_of(key), size_bytes
-        return None, size_bytes
+            return self._position_of(key)
+        return None
 
     def check(self) -> None:
-        """Assert every invariant. O(n)."""
+        """Assert every invariant of a kept order. O(n)."""
         self._keys._check()
-        assert len(self.changes) <= max(CHANGES_MIN, len(self._entries) // CHANGES_SHARE)
+        assert len(self.changes) <= max(CHANGES_MIN, len(self.entries) // CHANGES_SHARE)
+        assert self._changes_bytes == sum(2 * len(key) + CHANGE_BYTES for key in self.changes)
+        assert self._changes_bytes < self._count_at
+        assert 0 <= self.memory_bytes - self.counted_bytes < SPARE_STEP
         changed = set(self.changes)
-        assert set(self._keys) - changed == set(self._entries) - changed
+        assert set(self._keys) - changed == set(self.entries) - changed
         positions = [self._position_of(key) for key in self._keys]
         assert positions == sorted(positions)
         assert len(set(self._keys)) == len(self._keys)

@@ -35,6 +35,7 @@ from keyvalue_engine.counter import counter_sum
 from keyvalue_engine.deadlines import Deadlines
 from keyvalue_engine.entry import ENTRY_BYTES, SHARD_BYTES, Entry, entry_size, value_size
 from keyvalue_engine.errors import VALUE_BYTES, LimitError
+from keyvalue_engine.filling import Filling
 from keyvalue_engine.order import LazyOrder
 from keyvalue_engine.quota import Quota
 
@@ -42,6 +43,12 @@ __all__ = ["Shard"]
 
 #: The `looks_max` for a call without a limit.
 ALL = 2**63
+
+#: CPython never shrinks a dict when keys are deleted. So the entries are copied into a new dict when the dict takes more
+#: than DICT_BYTES_MIN + DICT_BYTES_PER_KEY * keys. A dict that was just filled takes 27 to 54 bytes per key, so at least
+#: a third of the keys were deleted since then.
+DICT_BYTES_MIN = 640
+DICT_BYTES_PER_KEY = 80
 
 
 class Shard:
@@ -91,13 +98,6 @@ class Shard:
     def bucket_name(self) -> bytes:
         """The name of the shard's bucket."""
         return self._account.name
-
-    def counts_for(self, quota: Quota) -> bool:
-        """Return True if the shard's entries count towards this quota.
-
-        This method needs no stripe, because the tuple of quotas is replaced and never modified.
-        """
-        return quota in self._account.quotas
 
     def set(self, key: bytes, value: bytes, quota: Quota | None = None, ttl_ns: int = 0) -> int:
         """Store a value. O(1). Takes the stripe.
@@ -155,7 +155,7 @@ class Shard:
             deadline_ns = now_ns + ttl_ns
             entries[key] = entry = value, deadline_ns
             if deadline_ns < before_ns:
-                self._timed().put(key, deadline_ns, before_ns)
+                self._put_deadline(key, deadline_ns, before_ns, True)
             observer = account.observer
             if observer is not None:
                 observer(SET, account.name, key, entry)
@@ -264,16 +264,19 @@ class Shard:
             if growth:
                 account.charge(0, growth, quota)
         if isinstance(entry, tuple):
-            deadlines = self._timed()  # before the entry is stored: see `Expiry.was_used`
+            self._expiry.was_used = True  # before the entry is stored
             self.entries[key] = entry
-            deadlines.put(key, entry[1], before_ns)
+            self._put_deadline(key, entry[1], before_ns, old is not None)
         else:
             if entry is None:
-                del self.entries[key]
+                entries = self.entries
+                del entries[key]
+                if entries.__sizeof__() > DICT_BYTES_MIN + DICT_BYTES_PER_KEY * len(entries):
+                    self._shrink()
             else:
                 self.entries[key] = entry
             if before_ns is not None:
-                self._drop_deadline()
+                self._drop_deadline(key)
         if (old is None or entry is None) and self._order is not None:
             self._note(key)
         observer = account.observer
@@ -352,44 +355,102 @@ class Shard:
             left = looks_max - removed - (deadlines.looks - looks_before)
         if removed:
             self._expiry.count(removed)
+        if self.deadlines is not None and self.deadlines.scheduled is not None:
+            self._schedule(self.deadlines)
+            self.deadlines.count_memory()
         return removed + deadlines.looks - looks_before
 
-    def _timed(self) -> Deadlines:
-        """Return `deadlines`, and create the object if there is none. The caller must then add a deadline."""
+    def _put_deadline(self, key: bytes, deadline_ns: int, before_ns: int | None, is_copy: bool) -> None:
+        """Add a deadline, as `Deadlines.put` does."""
         deadlines = self.deadlines
         if deadlines is None:
-            deadlines = self.deadlines = Deadlines(self.entries)
-            self._expiry.add(self)
-        return deadlines
+            deadlines = self.deadlines = Deadlines(self.entries, self._account)
+        if deadlines.put(key, deadline_ns, before_ns, is_copy):
+            self._schedule(deadlines)
 
-    def _drop_deadline(self) -> None:
-        assert self.deadlines is not None
-        self.deadlines.drop()
-        if not self.deadlines.count:
+    def _schedule(self, deadlines: Deadlines) -> None:
+        """Give the shard its right place in the schedule."""
+        place, due_ns = deadlines.scheduled, deadlines.due_ns
+        if place is None or place[0] != due_ns:
+            deadlines.scheduled = self._expiry.schedule(self, due_ns, place)
+
+    def _drop_deadline(self, key: bytes) -> None:
+        deadlines = self.deadlines
+        assert deadlines is not None
+        deadlines.drop(key)
+        if not deadlines.count:
+            self._drop_deadlines()
+
+    def _drop_deadlines(self) -> None:
+        deadlines = self.deadlines
+        if deadlines is not None:
+            deadlines.close()
+            if deadlines.scheduled is not None:
+                self._expiry.remove(deadlines.scheduled)
             self.deadlines = None
-            self._expiry.remove(self)
+
+    def _shrink(self) -> None:
+        """Copy the entries into a dict of the right size. O(n).
+
+        A reader without the stripe may still use the old dict. It sees the entries as of this moment.
+        """
+        entries = self.entries = {key: entry for key, entry in self.entries.items()}  # noqa: C416 - a copy keeps the size
+        if self.deadlines is not None:
+            self.deadlines.entries = entries
+        if self._order is not None:
+            self._order.entries = entries
 
     def _note(self, key: bytes) -> None:
         """Update the order, if there is one, after a key was added or removed."""
         if self._order is not None and not self._order.note(key):
-            self._order = None
+            self._forget_order()
 
-    def take(
-        self, position: int, keys: list[bytes], keys_max: int, size_bytes: int, page_bytes_max: int
-    ) -> tuple[int | None, int]:
+    def _forget_order(self) -> None:
+        self._order = None
+        self._context.orders.remove(self)
+
+    def drop_order(self) -> int:
+        """Drop the order. Return the memory that was freed. Takes the stripe."""
+        with self.stripe:
+            order = self._order
+            if order is None:
+                return 0
+            freed_bytes = order.counted_bytes
+            order.drop()
+            self._forget_order()
+            return freed_bytes
+
+    def take(self, position: int, page: Filling) -> int | None:
         """Remove expired keys, and append keys to a page as `LazyOrder.take` does.
 
-        O(changes * log n + keys appended), or O(n log n) if the shard has no order yet.
+        O(changes * log n + keys appended), or O(n log n) if the shard has no order yet. If the store has no room for
+        the order, the order is used only for this page.
         """
-        self._expire_due(ALL)
-        if self._order is None:
-            self._order = LazyOrder(self.entries, self._context.position_of, self._account)
-        return self._order.take(position, keys, keys_max, size_bytes, page_bytes_max)
+        page.work += self._expire_due(ALL)
+        order = self._order
+        if order is None:
+            if not self.entries:
+                return None
+            order = LazyOrder(self.entries, self._context.position_of, self._account)
+            page.work += len(self.entries)
+        try:
+            return order.take(position, page)
+        finally:
+            if order.count():
+                self._order = order
+                self._context.orders.use(self)
+            else:
+                order.drop()
+                self._forget_order()
 
-    def copy(self) -> Copy:
-        """Return a copy of the current entries. O(n)."""
+    def copy(self, position: int) -> Copy:
+        """Return a copy of the current entries at and after `position`. O(n)."""
         self._expire_due(ALL)
-        return Copy(list(self.entries.items()), self.end)
+        entries = list(self.entries.items())
+        if position > self.start:  # a merge has replaced the shards before `position` too
+            position_of = self._context.position_of
+            entries = [item for item in entries if position_of(item[0]) >= position]
+        return Copy(entries, self.end)
 
     def split(self, bits: int) -> list[Shard]:
         """Retire this shard, and return the 2**bits shards that replace it, in the ring's order.
@@ -410,22 +471,29 @@ class Shard:
         self.retire()
         return shards
 
+    def join(self, shards: Iterable[Shard]) -> None:
+        """Take over the entries of shards, which are retired. This shard must be empty and not in the ring yet."""
+        for shard in shards:
+            self.entries.update(shard.entries)
+            shard.retire()
+        self._find_deadlines()
+
     def _find_deadlines(self) -> None:
-        deadlines = Deadlines(self.entries)
-        for key, entry in self.entries.items():
-            if isinstance(entry, tuple):
-                deadlines.put(key, entry[1], None)
-        if deadlines.count:
-            self.deadlines = deadlines
+        """Find the deadlines of a shard that is not in the ring yet. `enter_expiry` adds them to the schedule."""
+        timed = [(key, entry[1]) for key, entry in self.entries.items() if isinstance(entry, tuple)]
+        if timed:
+            self.deadlines = Deadlines(self.entries, self._account)
+            for key, deadline_ns in timed:
+                self.deadlines.put(key, deadline_ns, None, False)
 
     def enter_expiry(self) -> None:
-        """Register the shard for sweeps if any key has a deadline. Takes the stripe.
+        """Schedule the shard for sweeps if any key has a deadline. Takes the stripe.
 
-        Call this method for each new shard after a split, once the shard is in the ring.
+        Call this method for each new shard of a split or a merge, once the shard is in the ring.
         """
         with self.stripe:
             if self.deadlines is not None and not self.retired:
-                self._expiry.add(self)
+                self._schedule(self.deadlines)
 
     def retire(self) -> None:
         """Mark the shard as replaced. Readers may still use its entries.
@@ -434,7 +502,8 @@ class Shard:
         """
         if self._order is not None:
             self._order.drop()
-            self._order = None
+            self._forget_order()
+        self._drop_deadlines()
         self.retired = True
         self._account.adjust(-SHARD_BYTES)
 
@@ -462,4 +531,6 @@ class Shard:
     @property
     def memory_bytes(self) -> int:
         """Return the memory that the ledger should count for this shard, recalculated from the entries. O(n)."""
-        return SHARD_BYTES + (0 if self._order is None else self._order.memory_bytes) + self.entries_bytes
+        order_bytes = 0 if self._order is None else self._order.counted_bytes
+        deadlines_bytes = 0 if self.deadlines is None else self.deadlines.counted_bytes
+        return SHARD_BYTES + order_bytes + deadlines_bytes + self.entries_bytes

@@ -36,9 +36,6 @@ from keyvalue_engine.tables import Tables
 
 __all__ = ["Store"]
 
-#: A sweep visits at most LOOKS_PER_KEY shards for each key that it may examine.
-LOOKS_PER_KEY = 4
-
 #: The bucket options for loading a file. Each length in the file was allowed when the key was written.
 AS_WRITTEN = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX)
 
@@ -104,16 +101,23 @@ class Store:
         return self._tables.expiry.expired_keys
 
     def sweep(self, keys_max: int = 1_000) -> bool:
-        """Remove expired keys in one bounded step. Return True if the step used up `keys_max`, so more may remain.
+        """Remove expired keys in one bounded step, in the order of their deadlines. Return True if more may remain.
 
         Readers never see an expired key, but the key takes memory until it is removed.
 
-        :param keys_max: limit for the number of keys to examine, including keys whose deadline has moved; a sweep
-            visits at most four times as many shards
+        :param keys_max: limit for the number of deadlines to examine; some may belong to keys that were written again
         """
         if keys_max < 1:
             raise ValueError(f"keys_max: found {keys_max}, allowed at least 1")
-        return not self._tables.sweep(keys_max, keys_max * LOOKS_PER_KEY)
+        return not self._tables.sweep(keys_max)
+
+    @property
+    def overdue_ms(self) -> float:
+        """Return the milliseconds since the first of the keys to be removed expired, or 0 if no key has expired. O(1).
+
+        The time may belong to a deadline that was replaced meanwhile. The next sweep examines it.
+        """
+        return self._tables.expiry.overdue_ns / NS_PER_MS
 
     def add_quota(self, quota: Quota) -> None:
         """Start counting the keys and memory of the buckets that a quota covers. O(buckets).

@@ -19,17 +19,19 @@ Threads take locks in this order:
 1. the lock of `Tables`;
 2. `_growth` or `_batch`;
 3. one stripe, or several stripes in the ring's order (for a batch, or to free a table);
-4. the lock of the ledger or of the expiry.
+4. the lock of the ledger, of the expiry, or of the kept orders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from threading import Lock
 from typing import Any
 
 from keyvalue_engine.context import Context, Copy
+from keyvalue_engine.filling import Filling
 from keyvalue_engine.ledger import Account
 from keyvalue_engine.options import SHARD_BITS_MAX, StoreOptions
 from keyvalue_engine.quota import Quota
@@ -43,6 +45,13 @@ Ring = tuple[int, list[Shard]]
 #: time (bench/micro/test_engine.py, fill). With more than four, keys move less often, but the new shards are smaller.
 #: With sixteen, a get among 200,000 keys takes 1.2 times as long.
 SPLIT_BITS = 2
+#: A table is merged into one shard when one in MERGE_SHARE of the keys that fit into a shard is left. So most of the
+#: shard must be filled again before the next split.
+MERGE_SHARE = 8
+#: A page ends after this number of visited shards, removed expired keys, and keys sorted into a new order. A full page
+#: of keys without deadlines needs less.
+PAGE_WORK_MAX = 4096
+SWEEP_SHARDS_MAX = 256
 
 
 class Table:
@@ -79,41 +88,47 @@ class Table:
     def shard_of(self, key: bytes) -> Shard:
         """Return the shard for a key. The shard may be retired by the time you use it."""
         shift, shards = self.ring
-        _, hash_function, seed, _, _ = self._context
+        _, hash_function, seed, _, _, _ = self._context
         return shards[hash_function(key, seed) >> shift]
 
     def looks_empty(self) -> bool:
-        """Return True if no key seems to be left. This method takes no stripe, so `free` checks again."""
-        return not any(shard.entries for shard in self.ring[1])
+        """Return True if no key seems to be left. O(1). This method takes no stripe, so `free` checks again."""
+        return not self.account.keys
 
-    def page(self, position: int, page_keys_max: int, page_bytes_max: int) -> tuple[list[bytes], int | None]:
+    def looks_sparse(self) -> bool:
+        """Return True if the keys seem to be so few that `merge` should replace the shards by one. O(1)."""
+        return len(self.ring[1]) > 1 and self.account.keys * MERGE_SHARE <= self._shard_keys_max
+
+    def page(self, position: int, keys_max: int, bytes_max: int) -> tuple[list[bytes], int | None]:
         """Return a page of keys that starts at `position`, and the position of the next page, or None if there is none.
 
-        This method takes one stripe at a time.
+        The page also ends if it has taken much work: see PAGE_WORK_MAX. It may then be empty although more keys follow,
+        or have a next position although no key follows. This method takes one stripe at a time.
 
         :raises CrowdedPositionError: the first position has more keys than a page can hold
         """
-        keys: list[bytes] = []
-        size_bytes = 0
-        next_position: int | None
+        page = Filling(keys_max, bytes_max)
         while True:
             shift, shards = ring = self.ring
             shard = shards[position >> shift]
             may_expire = shard.deadlines is not None  # if so, only `take` finds out whether a key is left
+            page.work += 1
             if shard.entries:  # needs no stripe: a shard without entries adds no keys
-                if len(keys) >= page_keys_max and not may_expire:
-                    return keys, position
+                if len(page.keys) >= keys_max and not may_expire:
+                    return page.keys, position
                 with shard.stripe:
                     if shard.retired:
                         if ring is self.ring:
-                            return keys, None
+                            return page.keys, None
                         continue
-                    next_position, size_bytes = shard.take(position, keys, page_keys_max, size_bytes, page_bytes_max)
+                    next_position = shard.take(position, page)
                 if next_position is not None:
-                    return keys, next_position
+                    return page.keys, next_position
             position = shard.end
             if position >> 64:
-                return keys, None
+                return page.keys, None
+            if page.work >= PAGE_WORK_MAX:
+                return page.keys, position
 
     def read(self, key: bytes, now_ns: int) -> bytes | None:
         """Return the value of a key, or None if the key is missing or has expired. O(1), without a stripe.
@@ -148,7 +163,7 @@ class Table:
 
         All deadlines are compared with the same time, so keys with the same deadline expire together.
         """
-        _, hash_function, seed, _, expiry = self._context
+        _, hash_function, seed, _, expiry, _ = self._context
         shift, shards = self.ring
         entries: list[Any] = [shards[hash_function(key, seed) >> shift].entries.get(key) for key in keys]
         if not expiry.was_used or tuple not in map(type, entries):
@@ -202,7 +217,7 @@ class Table:
             try:
                 while True:
                     shift, shards = ring = self.ring
-                    _, hash_function, seed, _, _ = self._context
+                    _, hash_function, seed, _, _, _ = self._context
                     indexes: dict[int, list[bytes]] = {}
                     for key in keys:
                         index = hash_function(key, seed) >> shift
@@ -240,7 +255,18 @@ class Table:
             shard = shards[position >> shift]
             with shard.stripe:
                 if not shard.retired or ring is self.ring:
-                    return shard.copy()
+                    return shard.copy(position)
+
+    def sweep(self, looks_max: int) -> int:
+        """Remove expired keys. Examine at most `looks_max` deadlines, and return the number examined.
+
+        The call visits at most SWEEP_SHARDS_MAX shards.
+        """
+        looks = 0
+        for shard in islice(self.shards(), SWEEP_SHARDS_MAX):
+            if shard.deadlines is not None and looks < looks_max:
+                looks += shard.sweep(looks_max - looks)
+        return looks
 
     def split(self, shard: Shard) -> None:
         """Split a shard that has grown too large, unless another thread has already split it."""
@@ -266,8 +292,22 @@ class Table:
                 self.ring = (64 - deepest, ring)
             for piece in pieces:
                 piece.enter_expiry()
-            self._context.expiry.remove(shard)
             return pieces
+
+    def merge(self) -> None:
+        """Replace the shards by one if few keys are left, so that the memory of the shards is freed. O(shards)."""
+        with self._growth, ExitStack() as stripes:
+            if not self.looks_sparse():
+                return
+            shards = list(self.shards())
+            for shard in shards:
+                stripes.enter_context(shard.stripe)
+            if any(shard.retired for shard in shards):
+                return
+            merged = Shard(0, 0, self._context)
+            merged.join(shards)
+            self.ring = (64, [merged])
+        merged.enter_expiry()
 
     def free(self) -> bool:
         """Retire all shards at once if no key is left. Return True if the shards were retired."""

@@ -3,7 +3,8 @@
     Store ──┐
             ├──> Tables ── name ──> Table ── position ──> Shard ── key ──> Entry
     Bucket ─┘      ├── Ledger: counts of keys and memory, with an Account for each bucket, and Quotas
-                   └── Expiry: the shards that have keys with deadlines
+                   ├── Expiry: the shards that have keys with deadlines, sorted by the earliest deadline
+                   └── KeptOrders: the shards that keep the order of their keys
 
 Writing the first key of a bucket creates the bucket's table. Removing the last key frees the table, except with
 `strict_buckets`.
@@ -18,20 +19,20 @@ from typing import TypeVar
 from keyvalue_engine.changes import ObserverOf
 from keyvalue_engine.context import Context
 from keyvalue_engine.entry import BUCKET_BYTES, bytes_size
-from keyvalue_engine.errors import BUCKET_NAME_BYTES, BUCKETS, FullError, LimitError, StoreError
+from keyvalue_engine.errors import BUCKET_NAME_BYTES, BUCKETS, MEMORY_BYTES, FullError, LimitError, StoreError
 from keyvalue_engine.expiry import Expiry
+from keyvalue_engine.kept_orders import KeptOrders
 from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.options import StoreOptions
 from keyvalue_engine.quota import Quota
 from keyvalue_engine.table import Table
 
-__all__ = ["ROOM_KEYS", "ROOM_SHARDS", "Tables"]
+__all__ = ["ROOM_WORK_MAX", "Tables"]
 
 T = TypeVar("T")
 
-#: Limits for the keys and shards that a write examines to make room in a full store.
-ROOM_KEYS = 1_000
-ROOM_SHARDS = 4_096
+#: The number of expired keys and orders that a write removes, at most, to make room in a full store.
+ROOM_WORK_MAX = 1_000
 
 
 class Tables:
@@ -51,6 +52,7 @@ class Tables:
         "hash_function",
         "ledger",
         "options",
+        "orders",
         "seed",
     )
 
@@ -62,6 +64,7 @@ class Tables:
         self.hash_function = hash_function
         self.ledger = Ledger(options)
         self.expiry = Expiry(clock)
+        self.orders = KeptOrders()
         self.by_name: dict[bytes, Table] = {}
         self._position_of: Callable[[bytes], int] = lambda key: hash_function(key, seed)
         self._observer_of: ObserverOf | None = None
@@ -103,7 +106,8 @@ class Tables:
         self.ledger.hold(BUCKET_BYTES + bytes_size(len(name)))
         observer = None if self._observer_of is None else self._observer_of(name)
         account = Account(name, self.ledger, observer)
-        return Table(options, Context(self._position_of, self.hash_function, self.seed, account, self.expiry))
+        context = Context(self._position_of, self.hash_function, self.seed, account, self.expiry, self.orders)
+        return Table(options, context)
 
     def _drop_table(self, name: bytes, table: Table) -> bool:
         """Free a table, and subtract its memory from the ledger. Return False if the table holds a key."""
@@ -126,29 +130,45 @@ class Tables:
             if self._drop_table(name, table):
                 del self.by_name[name]
 
-    def sweep(self, keys_max: int, shards_max: int, quota: Quota | None = None) -> int:
-        """Remove expired keys. Examine at most `keys_max` keys in at most `shards_max` shards.
+    def tidy(self, name: bytes) -> None:
+        """Free the table of a bucket if it is empty, or merge its shards if few keys are left."""
+        table = self.by_name.get(name)
+        if table is not None:
+            if table.looks_empty():
+                self.free_if_empty(name)
+            if table.looks_sparse():
+                table.merge()
 
-        Return `keys_max` minus the number of keys examined.
+    def sweep(self, keys_max: int) -> int:
+        """Remove expired keys, in the order of their deadlines. Examine at most `keys_max` deadlines.
 
-        :param quota: the quota that covers the buckets to examine, or None for all buckets
+        Return `keys_max` minus the number of deadlines examined.
         """
         left = keys_max
-        for _ in range(min(len(self.expiry), shards_max)):
-            # `rotate` comes last, because it moves the shard to the end.
-            if not left or (shard := self.expiry.rotate()) is None:
-                break
-            if quota is None or shard.counts_for(quota):
-                left -= shard.sweep(left)
-                if not shard.entries:
-                    self.free_if_empty(shard.bucket_name)
+        while left > 0 and (shard := self.expiry.next_due(self.expiry.clock())) is not None:
+            left -= max(1, shard.sweep(left))  # a shard that another thread has just swept counts too
+            if not shard.entries:
+                self.tidy(shard.bucket_name)
         return left
 
-    def find_room(self, error: FullError) -> bool:
-        """Remove expired keys to make room, within ROOM_KEYS and ROOM_SHARDS. Return True if any key was removed."""
-        expired = self.expiry.expired_keys
-        self.sweep(ROOM_KEYS, ROOM_SHARDS, error.quota)
-        return self.expiry.expired_keys != expired
+    def find_room(self, name: bytes, error: FullError, work_max: int) -> int:
+        """Remove expired keys, or drop the orders that were not used for the longest time, to make room for a write.
+
+        Return the amount of work that made room, or 0 if there was nothing to remove. The work is bounded.
+
+        :param name: the bucket to write to; if a quota is full, its own expired keys are removed first
+        """
+        work = 0
+        if error.quota is not None and (table := self.by_name.get(name)) is not None:
+            work = table.sweep(work_max)
+        if not work:
+            work = work_max - self.sweep(work_max)
+        if error.option == MEMORY_BYTES.option:
+            needed_bytes = error.found - error.allowed
+            while needed_bytes > 0 and work < work_max and (shard := self.orders.oldest()) is not None:
+                needed_bytes -= shard.drop_order()
+                work += 1
+        return work
 
     def add_quota(self, quota: Quota) -> None:
         """Start counting the keys and memory of the buckets that a quota covers. O(buckets).

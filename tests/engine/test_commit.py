@@ -19,6 +19,8 @@ from keyvalue_engine import SET, Change, CounterError, Entry, LimitError, Quota,
 from keyvalue_engine.context import Context
 from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, entry_size
 from keyvalue_engine.expiry import Expiry
+from keyvalue_engine.filling import Filling
+from keyvalue_engine.kept_orders import KeptOrders
 from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.shard import Shard
 from tests.engine.clock import Clock
@@ -90,7 +92,7 @@ class Subject:
         self.account = Account(b"b", self.ledger)
         self.expiry = Expiry(clock)
         position_of: Callable[[bytes], int] = lambda key: xxh3_64_intdigest(key, SEED)  # noqa: E731
-        self.shard = kind(0, 0, Context(position_of, xxh3_64_intdigest, SEED, self.account, self.expiry))
+        self.shard = kind(0, 0, Context(position_of, xxh3_64_intdigest, SEED, self.account, self.expiry, KeptOrders()))
         self.events: list[tuple[Change, bytes, bytes, Entry | None]] = []
         if conditions.observed:
             self.account.observer = lambda *event: self.events.append(event)
@@ -100,9 +102,9 @@ class Subject:
             self.page()
 
     def page(self) -> list[bytes]:
-        page: list[bytes] = []
-        self.shard.take(0, page, 100, 0, 10_000)
-        return page
+        page = Filling(100, 10_000)
+        self.shard.take(0, page)
+        return page.keys
 
     def set_many(self, entries: dict[bytes, bytes], ttl_ns: int) -> None:
         """Write all pairs in one batch, as `Table.set_many` does."""

@@ -54,7 +54,7 @@ def test_the_formula_predicts_the_growth_of_the_process() -> None:
     for growth_bytes, formula_bytes in (plain, ordered, timed, timed_ordered):
         assert growth_bytes == pytest.approx(formula_bytes, rel=0.15)
     for less, more, key_bytes in ((plain, ordered, ORDER_BYTES), (plain, timed, DEADLINE_BYTES)):
-        assert more[1] - less[1] == pytest.approx(KEYS * key_bytes, rel=0.01), "except for the number of shards"
+        assert more[1] - less[1] == pytest.approx(KEYS * key_bytes, rel=0.05), "besides what shards take"
         assert more[0] - less[0] == pytest.approx(more[1] - less[1], rel=0.15)
 
 

@@ -106,7 +106,7 @@ class PlacedEntries(dict[bytes, Entry]):
         self.places = places
         shard.entries = self
         if shard.deadlines is not None:
-            shard.deadlines._entries = self
+            shard.deadlines.entries = self
 
     def get(self, key: bytes, default: Any = None) -> Any:
         entry = super().get(key, default)
