@@ -241,7 +241,7 @@ class Bucket:
             if removed is None:
                 table = self._tables.settled(self.name)
                 continue
-            if not shard.entries:
+            if not shard.entries or table.account.keys <= table.merge_keys:
                 self._tidy(table)
             return removed
         self._absent()

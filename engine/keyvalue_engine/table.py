@@ -57,7 +57,17 @@ SWEEP_SHARDS_MAX = 256
 class Table:
     """The keys and values of one bucket. A freed table accepts no writes, because all its shards are retired."""
 
-    __slots__ = ("_batch", "_batches", "_context", "_growth", "_shard_keys_max", "_shards_min", "ring")
+    __slots__ = (
+        "_batch",
+        "_batches",
+        "_context",
+        "_growth",
+        "_shard_keys_max",
+        "_shards_min",
+        "account",
+        "merge_keys",
+        "ring",
+    )
 
     def __init__(self, options: StoreOptions, context: Context) -> None:
         self._growth = Lock()  # protects changes of `ring`; reading `ring` needs no lock
@@ -66,12 +76,11 @@ class Table:
         self._shards_min = options.shards_min
         self._shard_keys_max = options.shard_keys_max
         self._context = context
+        #: The account that counts the bucket's entries.
+        self.account: Account = context.account
         self.ring: Ring = (64, [Shard(0, 0, context)])
-
-    @property
-    def account(self) -> Account:
-        """The account that counts the bucket's entries."""
-        return self._context.account
+        #: The number of keys at which `merge` should replace the shards by one; -1 if there is only one shard.
+        self.merge_keys = -1
 
     def __len__(self) -> int:
         """Return the number of keys. The number is exact if no write is in progress."""
@@ -97,7 +106,7 @@ class Table:
 
     def looks_sparse(self) -> bool:
         """Return True if the keys seem to be so few that `merge` should replace the shards by one. O(1)."""
-        return len(self.ring[1]) > 1 and self.account.keys * MERGE_SHARE <= self._shard_keys_max
+        return self.account.keys <= self.merge_keys
 
     def page(self, position: int, keys_max: int, bytes_max: int) -> tuple[list[bytes], int | None]:
         """Return a page of keys that starts at `position`, and the position of the next page, or None if there is none.
@@ -290,6 +299,7 @@ class Table:
                 first = shard.start >> (64 - deepest)
                 ring[first : first + copies * len(pieces)] = [piece for piece in pieces for _ in range(copies)]
                 self.ring = (64 - deepest, ring)
+                self.merge_keys = self._shard_keys_max // MERGE_SHARE
             for piece in pieces:
                 piece.enter_expiry()
             return pieces
@@ -307,6 +317,7 @@ class Table:
             merged = Shard(0, 0, self._context)
             merged.join(shards)
             self.ring = (64, [merged])
+            self.merge_keys = -1
         merged.enter_expiry()
 
     def free(self) -> bool:

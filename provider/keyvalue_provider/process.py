@@ -25,7 +25,8 @@ from keyvalue_provider.config.values import split_address
 from keyvalue_provider.host.json_fields import FieldError
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.host.session import HostSession
-from keyvalue_provider.keyvalue.expiry_sweep import sweep_expired
+from keyvalue_provider.keyvalue.expiry_sweep import Sweep
+from keyvalue_provider.keyvalue.memory_return import return_memory
 from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_provider.live_configuration import LiveConfiguration
@@ -88,7 +89,12 @@ class Parts:
     watchers: Watchers
     server: Server
     metrics: Metrics | None
-    sweeping: asyncio.Task[None]
+    background: tuple[asyncio.Task[None], ...]
+
+    def stop_background(self) -> None:
+        """Cancel the background tasks."""
+        for task in self.background:
+            task.cancel()
 
 
 class RunningProvider:
@@ -104,11 +110,10 @@ class RunningProvider:
 
     def ailments(self) -> list[str]:
         """Return the reasons why the provider is unhealthy, one line for each reason."""
-        connection, server, sweeping = self._parts.connection, self._parts.server, self._parts.sweeping
+        connection, server = self._parts.connection, self._parts.server
         ailments = [] if connection.connected else ["NATS is not connected"]
         failures = [server.failed, connection.failed]
-        if sweeping.done() and not sweeping.cancelled():
-            failures.append(sweeping.exception())
+        failures += [task.exception() for task in self._parts.background if task.done() and not task.cancelled()]
         ailments += [f"a background task died: {type(error).__name__}" for error in failures if error is not None]
         ailments += filter(None, (connection.refusal, self._live_configuration.fault))
         return ailments
@@ -154,7 +159,7 @@ async def _run(
         stack.push_async_callback(connection.close)
         links = _links_of(plan)
         parts = _compose(plan, options, connection, links)
-        stack.callback(parts.sweeping.cancel)
+        stack.callback(parts.stop_background)
         provider = RunningProvider(parts, live_configuration)
         host = _host_of(plan, connection, links, provider, stop_requested)
         if parts.metrics is not None:
@@ -226,8 +231,8 @@ def _compose(plan: StartPlan, options: ProviderOptions, connection: Connection, 
     server.add(ATOMICS, atomics_handlers(service, limits, tallies))
     server.add(BATCH, batch_handlers(service, limits, tallies))
     metrics = None if durations is None else Metrics(tallies, durations, store, server, connection, links, watchers)
-    sweeping = asyncio.create_task(sweep_expired(store))
-    return Parts(connection, policy, service, watchers, server, metrics, sweeping)
+    background = tuple(asyncio.create_task(work) for work in (Sweep(store).run(), return_memory(store)))
+    return Parts(connection, policy, service, watchers, server, metrics, background)
 
 
 def _host_of(
@@ -274,7 +279,7 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float) -> Non
         host.stop()
     await parts.server.stop(timeout_s)
     await parts.watchers.stop(WATCH_STOP_TIMEOUT_S)
-    parts.sweeping.cancel()
+    parts.stop_background()
     try:
         await parts.connection.flush(FLUSH_TIMEOUT_S)
     except DisconnectedError as error:

@@ -38,7 +38,8 @@ from keyvalue_engine import (
 )
 from keyvalue_engine.counter import COUNTER_MAX
 from keyvalue_engine.entry import DEADLINE_BYTES, bytes_size, entry_size
-from keyvalue_engine.order import CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES
+from keyvalue_engine.filling import KEY_OVERHEAD_BYTES
+from keyvalue_engine.order import CROWD_KEYS_MAX, CROWD_PAGES_MAX
 from tests.engine.clock import NS_PER_MS, Clock
 from tests.engine.entries import deadlines_of, entries_of
 

@@ -33,7 +33,8 @@ from keyvalue_engine.entry import (
     entry_size,
     spare_max,
 )
-from keyvalue_engine.order import CHANGES_MIN, CHANGES_SHARE, CROWD_KEYS_MAX, CROWD_PAGES_MAX, KEY_OVERHEAD_BYTES
+from keyvalue_engine.filling import KEY_OVERHEAD_BYTES
+from keyvalue_engine.order import CHANGES_MIN, CHANGES_SHARE, CROWD_KEYS_MAX, CROWD_PAGES_MAX
 from keyvalue_engine.shard import Shard
 
 CURSOR_MAX = 2**64 - 1

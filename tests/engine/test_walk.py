@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from threading import Barrier
 
@@ -217,6 +218,46 @@ def test_threads_that_split_shards_lose_no_write(shard_keys_max: int) -> None:
         assert len(store) == len(bucket) == 8 * 40
         assert all(bucket.get(key) == key for key in list(bucket.keys()))
         store.check()
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_threads_that_split_and_merge_shards_lose_no_write(tmp_path: Path) -> None:
+    store = Store(StoreOptions(shard_keys_max=160, shards_min=4), seed=SEED)
+    bucket = store.bucket(b"b")
+    stayed = {b"stays %d" % number for number in range(10)}
+    bucket.set_many(dict.fromkeys(stayed, b"v"))
+    rings: set[int] = set()
+    writers_left = [None] * 3
+
+    def write(writer: int) -> None:
+        keys = [b"%d %d" % (writer, number) for number in range(100)]
+        try:
+            for _ in range(20):
+                for key in keys:
+                    bucket.set(key, key, ttl_ms=None if writer else 60_000)
+                assert bucket.get_many(keys) == keys
+                rings.add(len(store._tables.by_name[b"b"].ring[1]))
+                for key in keys:
+                    assert bucket.delete(key) is True
+                assert bucket.get_many(keys) == [None] * len(keys)
+                rings.add(len(store._tables.by_name[b"b"].ring[1]))
+        finally:
+            writers_left.pop()
+
+    def walk() -> None:
+        while writers_left:
+            assert bucket.get_many(sorted(stayed)) == [b"v"] * len(stayed)
+            Walk(keys_max=7).finish(bucket).check(stayed, {b"%d %d" % (w, n) for w in range(3) for n in range(100)})
+
+    def save() -> None:
+        while writers_left:
+            store.save(tmp_path / "snapshot")
+            assert stayed <= {*Store.load(tmp_path / "snapshot").bucket(b"b").keys()}
+
+    run_together(*[lambda n=n: write(n) for n in range(3)], walk, walk, save)
+    assert len(rings) > 1
+    assert {*bucket.keys()} == stayed
+    store.check()
 
 
 def memory_of(keys: int, bucket_names: int) -> int:

@@ -23,14 +23,14 @@ async def test_ailments_are_of_connection_background_tasks_and_configuration(mon
     async def die(store: Store) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(process, "sweep_expired", die)
+    monkeypatch.setattr(process, "return_memory", die)
     host_data = HostData()
     configuration = resolve_host(host_data, {}, {})
     plan = plan_hosted(host_data, configuration, {})
     parts = process._compose(plan, configuration.options, Connection(plan.connection), Links(""))
     provider = process.RunningProvider(parts, LiveConfiguration(plan, configuration))
     assert provider.ailments() == ["NATS is not connected"]
-    await asyncio.wait([parts.sweeping])
+    await asyncio.wait([parts.background[-1]])
     provider.refuse_configuration("found an array")
     provider.configure({"page_keys": "none"})
     dead = "a background task died: ZeroDivisionError"

@@ -1,24 +1,56 @@
-"""The sweep for expired keys. It frees memory in short steps, so that no call waits long."""
+"""The sweep for expired keys. It frees memory in short steps, so that no call waits long.
+
+The sweep's share of the event loop's time grows with the delay: the time since the first of the keys to be removed
+expired. If the sweep keeps up, it takes almost no time. At a delay of `FULL_DELAY_MS`, it takes as long as everything
+else together. So it keeps up with any rate of writes, although calls arrive all the time.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from time import perf_counter
 
 from keyvalue_engine import Store
 
-__all__ = ["STEP_KEYS", "sweep_expired"]
+__all__ = ["STEP_KEYS", "Sweep"]
 
-#: Number of keys in one step. `test_sweep` in bench/micro/test_engine.py shows that a step takes less than a
-#: millisecond, even on a slow machine.
+#: Number of keys that are removed before the clock is read again. `test_sweep` in bench/micro/test_engine.py shows that
+#: this takes less than a millisecond, even on a slow machine.
 STEP_KEYS = 200
-#: Pause after a step if more expired keys remain.
-PAUSE_S = 0.001
-#: Pause after a step if no expired keys remain.
-INTERVAL_S = 0.1
+#: The delay at which the sweep takes half of the time.
+FULL_DELAY_MS = 100
+SHARE_MAX = 0.5
+#: The longest turn of the sweep. Other calls wait during a turn.
+TURN_MAX_S = 0.01
+#: Pause after a turn if no expired keys remain.
+INTERVAL_S = 0.05
 
 
-async def sweep_expired(store: Store) -> None:
-    """Remove expired keys until the task is cancelled. Waiting calls are served between steps."""
-    while True:
-        more = store.sweep(STEP_KEYS)
-        await asyncio.sleep(PAUSE_S if more else INTERVAL_S)
+class Sweep:
+    """Removes the expired keys of a store.
+
+    :param clock: returns the time in seconds; tests use a clock that they control
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float] = perf_counter) -> None:
+        self._store = store
+        self._clock = clock
+        self._ended_s = clock()
+
+    async def run(self) -> None:
+        """Remove expired keys until the task is cancelled. Other tasks run between two turns."""
+        while True:
+            more = self.turn()
+            await asyncio.sleep(0 if more else INTERVAL_S)
+
+    def turn(self) -> bool:
+        """Remove expired keys during the sweep's share of the time. Return True if more may remain."""
+        began_s = self._clock()
+        share = min(SHARE_MAX, SHARE_MAX * self._store.overdue_ms / FULL_DELAY_MS)
+        budget_s = min(TURN_MAX_S, (began_s - self._ended_s) * share / (1 - share))
+        while more := self._store.sweep(STEP_KEYS):
+            if self._clock() - began_s >= budget_s:
+                break
+        self._ended_s = self._clock()
+        return more

@@ -9,12 +9,13 @@ wasmCloud 1.x host traps the calling component. So the service returns an error 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
 from keyvalue_engine import NoSuchBucketError, Page, StoreError
-from keyvalue_provider.keyvalue.handles import BucketStore, CallerHandles, Handles
+from keyvalue_provider.keyvalue.handles import BucketHandle, BucketStore, CallerHandles, Handles
 from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.store import KeyResponse
@@ -40,6 +41,7 @@ class Service:
         self.parameter_limits = policy.parameter_limits
         self._handles = CallerHandles(store, policy)
         self._policy_changes = 0
+        self._paging = asyncio.Lock()
         self._last = self._remember(ANONYMOUS)
 
     def policy_changed(self) -> None:
@@ -103,10 +105,26 @@ class Service:
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]:
         """Return the page of keys that starts at the cursor."""
         try:
-            answer = self._handles[caller].readable[bucket].page(cursor)
+            handle = self._handles[caller].readable[bucket]
+            answer = handle.partial_page(cursor)
         except StoreError as error:
             raise _interface_error(error) from error
-        return _key_response(answer) if isinstance(answer, Page) else _later(answer, _key_response)
+        if isinstance(answer, Page):
+            if answer.keys or answer.cursor is None:
+                return _key_response(answer)
+            answer = self._rest_of_page(handle, answer.cursor)
+        return _later(answer, _key_response)
+
+    async def _rest_of_page(self, handle: BucketHandle, cursor: int) -> Page:
+        """Return the rest of a page that is empty so far. Other calls are served between two steps of this work."""
+        async with self._paging:  # one call at a time, so that many such calls do not delay the others
+            while True:
+                await asyncio.sleep(0)
+                answer = handle.partial_page(cursor)
+                page = answer if isinstance(answer, Page) else await answer
+                if page.keys or page.cursor is None:
+                    return page
+                cursor = page.cursor
 
     # atomics
 
