@@ -38,6 +38,8 @@ REASONS = {
         counter.py    test_increment.py  it serves increments
         deadlines.py  test_expiry.py     they serve expiry
         errors.py     test_store.py      each is raised by a store
+        filling.py    test_held_memory.py  a page, and how its work is bounded
+        kept_orders.py  test_held_memory.py  it gives the memory of orders back
         ledger.py     test_memory.py     it counts memory
         options.py    test_store.py      each is an option of a store
         order.py      test_store.py      pages, and how many changes are kept

@@ -12,52 +12,62 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush, heapreplace
 
+from keyvalue_engine.context import Context
 from keyvalue_engine.entry import DEADLINES_BYTES, SPARE_STEP, Entry, spare_max
-from keyvalue_engine.expiry import Scheduled
-from keyvalue_engine.ledger import Account
+from keyvalue_engine.expiry import Scheduled, Swept
 
 __all__ = ["Deadlines"]
 
-#: Memory of a heap item whose key is not stored elsewhere, besides the key's length: the tuple, the int object, the
+#: Memory of a heap item whose key is stored nowhere else, besides the key's length: the tuple, the int object, the
 #: place in the heap, and a bytes object without its content.
-ITEM_BYTES = 168
+STALE_BYTES = 168
 
 
 class Deadlines:
-    """The deadlines in a shard. The shard's stripe protects this object.
+    """The deadlines in a shard, and the shard's place in the schedule of sweeps. The shard's stripe protects this object.
 
+    :param shard: the shard, which has no other `Deadlines`
     :param entries: the shard's entries; the shard changes an entry before it calls `put` or `drop`
-    :param account: the account that counts the memory of this object, until `close`
-    :ivar scheduled: the place of the shard in the expiry's schedule, or None
     """
 
-    __slots__ = ("_account", "_heap", "_spare_bytes", "count", "counted_bytes", "entries", "looks", "scheduled")
+    __slots__ = (
+        *("_account", "_expiry", "_heap", "_place", "_shard", "_spare_bytes"),
+        *("count", "counted_bytes", "entries", "looks"),
+    )
 
-    def __init__(self, entries: dict[bytes, Entry], account: Account) -> None:
+    def __init__(self, shard: Swept, entries: dict[bytes, Entry], context: Context) -> None:
         self.count = 0
         #: The number of stale heap items examined so far.
         self.looks = 0
         self.entries = entries
-        self.scheduled: Scheduled | None = None
+        self._shard = shard
+        self._expiry = context.expiry
+        self._place: Scheduled | None = None
         self._heap: list[tuple[int, bytes]] = []
         self._spare_bytes = 0
-        self._account = account
+        self._account = context.account
         #: The memory that the ledger counts for this object, besides the entries.
         self.counted_bytes = DEADLINES_BYTES
-        account.adjust(DEADLINES_BYTES)
+        self._account.adjust(DEADLINES_BYTES)
 
-    @property
-    def due_ns(self) -> int:
-        """Return a time that is not after the earliest deadline. The heap must not be empty."""
-        return self._heap[0][0]
+    def find(self) -> None:
+        """Find the deadlines in the entries. O(n). Call this once, for a shard that is not in the ring yet."""
+        self._rebuild()
+        self.count = len(self._heap)
+
+    def schedule(self) -> None:
+        """Give the shard its right place in the schedule. At least one key must have a deadline. O(log shards)."""
+        due_ns = self._heap[0][0]
+        if self._place is None or self._place[0] != due_ns:
+            self._place = self._expiry.schedule(self._shard, due_ns, self._place)
 
     def of(self, key: bytes) -> int | None:
         """Return the deadline of a key, or None."""
         entry = self.entries.get(key)
         return entry[1] if isinstance(entry, tuple) else None
 
-    def put(self, key: bytes, deadline_ns: int, before_ns: int | None, is_copy: bool) -> bool:
-        """Add a key's new deadline. Return True if it is earlier than the shard's place in the schedule.
+    def put(self, key: bytes, deadline_ns: int, before_ns: int | None, is_copy: bool) -> None:
+        """Add a key's new deadline. O(log n + log shards).
 
         :param before_ns: the deadline that the new one replaces, or None
         :param is_copy: True if `key` is not the stored object, because the key was stored earlier
@@ -65,11 +75,12 @@ class Deadlines:
         if before_ns is None:
             self.count += 1
         elif before_ns <= deadline_ns:
-            return False
+            return
         heappush(self._heap, (deadline_ns, key))
         if is_copy:
             self._spare(key)
-        return self.scheduled is None or deadline_ns < self.scheduled[0]
+        if self._place is None or deadline_ns < self._place[0]:
+            self.schedule()
 
     def drop(self, key: bytes) -> None:
         """Decrement the count, after the deadline of a key was removed from its entry."""
@@ -77,20 +88,30 @@ class Deadlines:
         self._spare(key)
 
     def close(self) -> None:
-        """Release the memory of this object. Do not use it again."""
+        """Release the memory and the place in the schedule. Do not use this object again."""
         self._account.adjust(-self.counted_bytes)
+        if self._place is not None:
+            self._expiry.remove(self._place)
+
+    def settle(self) -> None:
+        """Update the place in the schedule and the count of memory, after the last call of `next_due`."""
+        if self.count and self._place is not None:
+            self.schedule()
+        self._count_memory()
 
     def _spare(self, key: bytes) -> None:
         """Count an item whose key is not the stored object. Rebuild the heap if there are too many such items."""
-        self._spare_bytes += ITEM_BYTES + len(key)
+        self._spare_bytes += STALE_BYTES + len(key)
         if self._spare_bytes > spare_max(len(self.entries)):
-            self._heap = [(entry[1], key) for key, entry in self.entries.items() if isinstance(entry, tuple)]
-            heapify(self._heap)
-            self._spare_bytes = 0
-        self.count_memory()
+            self._rebuild()
+        self._count_memory()
 
-    def count_memory(self) -> None:
-        """Make the ledger count the current memory, unless the difference is small."""
+    def _rebuild(self) -> None:
+        self._heap = [(entry[1], key) for key, entry in self.entries.items() if isinstance(entry, tuple)]
+        heapify(self._heap)
+        self._spare_bytes = 0
+
+    def _count_memory(self) -> None:
         growth = DEADLINES_BYTES + self._spare_bytes - self.counted_bytes
         if not -SPARE_STEP < growth < SPARE_STEP:
             self._account.adjust(growth)
@@ -100,7 +121,7 @@ class Deadlines:
         """Return an expired key. The caller must remove the key before the next call, and then call `drop`.
 
         Return None if no key has expired, or if the first `looks_max` items were all stale. After the last call, call
-        `count_memory`.
+        `settle`.
         """
         heap = self._heap
         looks_end = self.looks + looks_max
@@ -109,12 +130,12 @@ class Deadlines:
             deadline_ns = self.of(key)
             if deadline_ns is not None and deadline_ns <= now_ns:
                 heappop(heap)
-                self._spare_bytes -= ITEM_BYTES + len(key)  # `drop` adds them, but the item is gone
+                self._spare_bytes -= STALE_BYTES + len(key)  # `drop` adds them, but the item is gone
                 return key
             self.looks += 1
             if deadline_ns is None:
                 heappop(heap)
-                self._spare_bytes = max(0, self._spare_bytes - ITEM_BYTES - len(key))
+                self._spare_bytes = max(0, self._spare_bytes - STALE_BYTES - len(key))
             else:
                 heapreplace(heap, (deadline_ns, key))
         return None
@@ -129,7 +150,7 @@ class Deadlines:
         assert all(earliest[key] <= deadline_ns for key, deadline_ns in deadlines_ns.items())
         stored = {id(key) for key in self.entries}
         copies = [key for _, key in self._heap if id(key) not in stored or key not in deadlines_ns]
-        assert sum(ITEM_BYTES + len(key) for key in copies) <= self._spare_bytes
+        assert sum(STALE_BYTES + len(key) for key in copies) <= self._spare_bytes
         assert abs(DEADLINES_BYTES + self._spare_bytes - self.counted_bytes) < SPARE_STEP
-        assert self.scheduled is not None
-        assert self.scheduled[0] <= min(deadlines_ns.values())
+        assert self._place is not None
+        assert self._place[0] <= min(deadlines_ns.values())

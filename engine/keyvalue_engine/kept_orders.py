@@ -6,7 +6,7 @@ from collections import OrderedDict
 from threading import Lock
 from typing import Protocol
 
-__all__ = ["KeptOrders"]
+__all__ = ["KeptOrders", "Ordered"]
 
 
 class Ordered(Protocol):

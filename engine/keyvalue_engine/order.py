@@ -27,15 +27,16 @@ the order is not kept. A write that finds the store full drops the orders that w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 
 from sortedcontainers import SortedKeyList
 
+from keyvalue_engine.context import Context
 from keyvalue_engine.entry import ORDER_BYTES, ORDER_OBJECT_BYTES, SPARE_STEP, Entry, spare_max
 from keyvalue_engine.errors import CrowdedPositionError, FullError
 from keyvalue_engine.filling import KEY_OVERHEAD_BYTES, Filling
-from keyvalue_engine.ledger import Account
+from keyvalue_engine.kept_orders import Ordered
 
 __all__ = ["CHANGES_MIN", "CHANGES_SHARE", "CROWD_KEYS_MAX", "CROWD_PAGES_MAX", "LazyOrder"]
 
@@ -57,27 +58,22 @@ class LazyOrder:
 
     A page of the shard creates the order, and the shard's stripe protects it.
 
+    :param shard: the shard, which has no other order
     :param entries: the shard's entries; the shard changes them before it calls `note`
-    :param account: the account that counts the memory of the order, once `count` is called
     """
 
     __slots__ = (
-        "_account",
-        "_changes_bytes",
-        "_count_at",
-        "_keys",
-        "_noted",
-        "_position_of",
-        "changes",
-        "counted_bytes",
-        "entries",
+        *("_account", "_changes_bytes", "_count_at", "_keys", "_noted", "_orders", "_position_of", "_shard"),
+        *("changes", "counted_bytes", "entries"),
     )
 
-    def __init__(self, entries: Mapping[bytes, Entry], position_of: Callable[[bytes], int], account: Account) -> None:
+    def __init__(self, shard: Ordered, entries: Mapping[bytes, Entry], context: Context) -> None:
         self.entries = entries
-        self._position_of = position_of
-        self._account = account
-        self._keys: SortedKeyList[bytes] = SortedKeyList(entries, key=position_of)
+        self._shard = shard
+        self._position_of = context.position_of
+        self._account = context.account
+        self._orders = context.orders
+        self._keys: SortedKeyList[bytes] = SortedKeyList(entries, key=context.position_of)
         #: Keys that were added or removed, and are not applied yet. A key may occur several times.
         self.changes: list[bytes] = []
         self._changes_bytes = 0
@@ -109,21 +105,25 @@ class LazyOrder:
             self._follow()
         return True
 
-    def drop(self) -> None:
-        """Release the memory of the order. Do not use a dropped order again."""
-        self._account.adjust(-self.counted_bytes)
-        self.counted_bytes = 0
+    def drop(self) -> int:
+        """Release the memory of the order, and return it in bytes. Do not use a dropped order again."""
+        freed_bytes, self.counted_bytes = self.counted_bytes, 0
+        self._account.adjust(-freed_bytes)
+        self._orders.remove(self._shard)
+        return freed_bytes
 
-    def count(self) -> bool:
-        """Count the current memory of the order. Return False if the store has no room for it."""
+    def keep(self) -> bool:
+        """Count the current memory of the order, after a page. Drop the order, and return False, if there is no room."""
         growth = self.memory_bytes - self.counted_bytes
         if growth:
             try:
                 self._account.ledger.hold(growth)
             except FullError:
+                self.drop()
                 return False
             self.counted_bytes += growth
         self._count_at = self._changes_bytes + SPARE_STEP
+        self._orders.use(self._shard)
         return True
 
     def _follow(self) -> None:

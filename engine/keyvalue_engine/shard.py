@@ -43,10 +43,8 @@ __all__ = ["Shard"]
 
 #: The `looks_max` for a call without a limit.
 ALL = 2**63
-
-#: CPython never shrinks a dict when keys are deleted. So the entries are copied into a new dict when the dict takes more
-#: than DICT_BYTES_MIN + DICT_BYTES_PER_KEY * keys. A dict that was just filled takes 27 to 54 bytes per key, so at least
-#: a third of the keys were deleted since then.
+#: CPython never shrinks a dict when keys are deleted. So the entries move to a new dict when the dict takes more than
+#: DICT_BYTES_MIN + DICT_BYTES_PER_KEY * keys. A newly filled dict takes 27 to 54 bytes per key, so this is rare.
 DICT_BYTES_MIN = 640
 DICT_BYTES_PER_KEY = 80
 
@@ -355,45 +353,25 @@ class Shard:
             left = looks_max - removed - (deadlines.looks - looks_before)
         if removed:
             self._expiry.count(removed)
-        if self.deadlines is not None and self.deadlines.scheduled is not None:
-            self._schedule(self.deadlines)
-            self.deadlines.count_memory()
+        if self.deadlines is not None:
+            self.deadlines.settle()
         return removed + deadlines.looks - looks_before
 
     def _put_deadline(self, key: bytes, deadline_ns: int, before_ns: int | None, is_copy: bool) -> None:
         """Add a deadline, as `Deadlines.put` does."""
-        deadlines = self.deadlines
-        if deadlines is None:
-            deadlines = self.deadlines = Deadlines(self.entries, self._account)
-        if deadlines.put(key, deadline_ns, before_ns, is_copy):
-            self._schedule(deadlines)
-
-    def _schedule(self, deadlines: Deadlines) -> None:
-        """Give the shard its right place in the schedule."""
-        place, due_ns = deadlines.scheduled, deadlines.due_ns
-        if place is None or place[0] != due_ns:
-            deadlines.scheduled = self._expiry.schedule(self, due_ns, place)
+        if self.deadlines is None:
+            self.deadlines = Deadlines(self, self.entries, self._context)
+        self.deadlines.put(key, deadline_ns, before_ns, is_copy)
 
     def _drop_deadline(self, key: bytes) -> None:
-        deadlines = self.deadlines
-        assert deadlines is not None
-        deadlines.drop(key)
-        if not deadlines.count:
-            self._drop_deadlines()
-
-    def _drop_deadlines(self) -> None:
-        deadlines = self.deadlines
-        if deadlines is not None:
-            deadlines.close()
-            if deadlines.scheduled is not None:
-                self._expiry.remove(deadlines.scheduled)
+        assert self.deadlines is not None
+        self.deadlines.drop(key)
+        if not self.deadlines.count:
+            self.deadlines.close()
             self.deadlines = None
 
     def _shrink(self) -> None:
-        """Copy the entries into a dict of the right size. O(n).
-
-        A reader without the stripe may still use the old dict. It sees the entries as of this moment.
-        """
+        """Move to a dict of the right size. O(n). A reader of the old dict sees the entries as of this moment."""
         entries = self.entries = {key: entry for key, entry in self.entries.items()}  # noqa: C416 - a copy keeps the size
         if self.deadlines is not None:
             self.deadlines.entries = entries
@@ -403,21 +381,13 @@ class Shard:
     def _note(self, key: bytes) -> None:
         """Update the order, if there is one, after a key was added or removed."""
         if self._order is not None and not self._order.note(key):
-            self._forget_order()
-
-    def _forget_order(self) -> None:
-        self._order = None
-        self._context.orders.remove(self)
+            self._order = None
 
     def drop_order(self) -> int:
         """Drop the order. Return the memory that was freed. Takes the stripe."""
         with self.stripe:
-            order = self._order
-            if order is None:
-                return 0
-            freed_bytes = order.counted_bytes
-            order.drop()
-            self._forget_order()
+            freed_bytes = 0 if self._order is None else self._order.drop()
+            self._order = None
             return freed_bytes
 
     def take(self, position: int, page: Filling) -> int | None:
@@ -431,26 +401,19 @@ class Shard:
         if order is None:
             if not self.entries:
                 return None
-            order = LazyOrder(self.entries, self._context.position_of, self._account)
+            order = LazyOrder(self, self.entries, self._context)
             page.work += len(self.entries)
         try:
             return order.take(position, page)
         finally:
-            if order.count():
-                self._order = order
-                self._context.orders.use(self)
-            else:
-                order.drop()
-                self._forget_order()
+            self._order = order if order.keep() else None
 
     def copy(self, position: int) -> Copy:
         """Return a copy of the current entries at and after `position`. O(n)."""
         self._expire_due(ALL)
-        entries = list(self.entries.items())
-        if position > self.start:  # a merge has replaced the shards before `position` too
-            position_of = self._context.position_of
-            entries = [item for item in entries if position_of(item[0]) >= position]
-        return Copy(entries, self.end)
+        position_of = self._context.position_of
+        pairs = self.entries.items()  # after a merge, some may be before `position`
+        return Copy([pair for pair in pairs if position <= self.start or position_of(pair[0]) >= position], self.end)
 
     def split(self, bits: int) -> list[Shard]:
         """Retire this shard, and return the 2**bits shards that replace it, in the ring's order.
@@ -480,11 +443,9 @@ class Shard:
 
     def _find_deadlines(self) -> None:
         """Find the deadlines of a shard that is not in the ring yet. `enter_expiry` adds them to the schedule."""
-        timed = [(key, entry[1]) for key, entry in self.entries.items() if isinstance(entry, tuple)]
-        if timed:
-            self.deadlines = Deadlines(self.entries, self._account)
-            for key, deadline_ns in timed:
-                self.deadlines.put(key, deadline_ns, None, False)
+        if any(isinstance(entry, tuple) for entry in self.entries.values()):
+            self.deadlines = Deadlines(self, self.entries, self._context)
+            self.deadlines.find()
 
     def enter_expiry(self) -> None:
         """Schedule the shard for sweeps if any key has a deadline. Takes the stripe.
@@ -493,7 +454,7 @@ class Shard:
         """
         with self.stripe:
             if self.deadlines is not None and not self.retired:
-                self._schedule(self.deadlines)
+                self.deadlines.schedule()
 
     def retire(self) -> None:
         """Mark the shard as replaced. Readers may still use its entries.
@@ -502,8 +463,10 @@ class Shard:
         """
         if self._order is not None:
             self._order.drop()
-            self._forget_order()
-        self._drop_deadlines()
+            self._order = None
+        if self.deadlines is not None:
+            self.deadlines.close()
+            self.deadlines = None
         self.retired = True
         self._account.adjust(-SHARD_BYTES)
 

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyvalue_engine import Bucket, BucketOptions, CounterError, LimitError, Quota, Store, StoreOptions
+from keyvalue_engine.context import Context
 from keyvalue_engine.counter import COUNTER_MAX
-from keyvalue_engine.deadlines import ITEM_BYTES, Deadlines
+from keyvalue_engine.deadlines import STALE_BYTES, Deadlines
 from keyvalue_engine.entry import (
     BUCKET_BYTES,
     DEADLINE_BYTES,
@@ -30,6 +31,8 @@ from keyvalue_engine.entry import (
     entry_size,
     spare_max,
 )
+from keyvalue_engine.expiry import Expiry
+from keyvalue_engine.kept_orders import KeptOrders
 from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.options import TTL_MS_MAX
 from keyvalue_engine.shard import Shard
@@ -345,13 +348,14 @@ class Keys:
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry] = {}
         self.account = Account(b"b", Ledger(StoreOptions()))
-        self.deadlines = Deadlines(self.entries, self.account)
+        self.expiry = Expiry(lambda: 0)
+        context = Context(lambda key: 0, lambda key, seed: 0, 0, self.account, self.expiry, KeptOrders())
+        self.deadlines = Deadlines(SWEPT, self.entries, context)
 
     def put(self, key: bytes, deadline_ns: int) -> None:
         before_ns, is_copy = self.deadlines.of(key), key in self.entries
         self.entries[key] = b"", deadline_ns
-        if self.deadlines.put(key, deadline_ns, before_ns, is_copy):
-            self.deadlines.scheduled = deadline_ns, 0, SWEPT
+        self.deadlines.put(key, deadline_ns, before_ns, is_copy)
 
     def drop(self, key: bytes, persist: bool = False) -> None:
         if self.entries.pop(key, None) is not None:
@@ -383,7 +387,7 @@ def test_a_heap_holds_few_bytes_of_keys_that_are_gone(persist: bool) -> None:
         keys.put(key, number)
     for key in numbers[:4_990]:
         keys.drop(key, persist)
-        assert len(deadlines._heap) <= deadlines.count + spare_max(len(keys.entries)) // ITEM_BYTES
+        assert len(deadlines._heap) <= deadlines.count + spare_max(len(keys.entries)) // STALE_BYTES
     keys.check()
     assert deadlines.count == 10
     long = bytes(60_000)
