@@ -15,8 +15,8 @@ allocator does. ENTRY is one key's share of a dict. DEADLINE covers the tuple of
 object, and the heap item. DEADLINES and ORDER_OBJECT cover the objects that a shard has only once. ORDER covers one key's share of the sorted lists, and the int object of the key's position.
 
 Spare bytes belong to keys that are gone, or to second copies of keys. The heap of deadlines and the order hold such
-keys until they are next tidied. A shard's spare bytes never exceed SPARE_MIN + SPARE_PER_KEY * its keys, and the ledger
-counts them in steps of SPARE_STEP. tests/engine/test_memory.py compares the formula with the memory growth of a process that stores 200,000 keys.
+keys until they are next tidied. The spare bytes are bounded, and the ledger counts them in steps of SPARE_STEP.
+tests/engine/test_memory.py compares the formula with the memory growth of a process that stores 200,000 keys.
 """
 
 from __future__ import annotations
@@ -88,5 +88,5 @@ def value_size(entry: Entry) -> int:
 
 
 def spare_max(keys: int) -> int:
-    """Return how many spare bytes a structure of a shard with this number of keys may hold."""
+    """Return how many spare bytes the heap of a shard with this number of keys may hold."""
     return SPARE_MIN + SPARE_PER_KEY * keys

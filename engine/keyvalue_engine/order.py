@@ -33,7 +33,7 @@ from itertools import islice
 from sortedcontainers import SortedKeyList
 
 from keyvalue_engine.context import Context
-from keyvalue_engine.entry import ORDER_BYTES, ORDER_OBJECT_BYTES, SPARE_STEP, Entry, spare_max
+from keyvalue_engine.entry import ORDER_BYTES, ORDER_OBJECT_BYTES, SPARE_STEP, Entry
 from keyvalue_engine.errors import CrowdedPositionError, FullError
 from keyvalue_engine.filling import KEY_OVERHEAD_BYTES, Filling
 from keyvalue_engine.kept_orders import Ordered
@@ -51,6 +51,10 @@ CHANGES_SHARE = 6
 #: Memory of a change besides the key's length: two bytes objects without their content, and a place in `changes`.
 #: There are two objects, because the order may hold the stored key, and `changes` the key of the caller who removed it.
 CHANGE_BYTES = 104
+#: The changes are applied when they take more than CHANGES_BYTES_MIN + CHANGES_BYTES_PER_KEY * keys. Short keys are
+#: bounded by their number first.
+CHANGES_BYTES_MIN = 16 * 1024
+CHANGES_BYTES_PER_KEY = 24
 
 
 class LazyOrder:
@@ -100,7 +104,7 @@ class LazyOrder:
             self.drop()
             return False
         if self._changes_bytes >= self._count_at:
-            if self._changes_bytes > spare_max(keys):
+            if self._changes_bytes > CHANGES_BYTES_MIN + CHANGES_BYTES_PER_KEY * keys:
                 self._apply()
             self._follow()
         return True

@@ -31,10 +31,16 @@ from keyvalue_engine.entry import (
     SHARD_BYTES,
     bytes_size,
     entry_size,
-    spare_max,
 )
 from keyvalue_engine.filling import KEY_OVERHEAD_BYTES
-from keyvalue_engine.order import CHANGES_MIN, CHANGES_SHARE, CROWD_KEYS_MAX, CROWD_PAGES_MAX
+from keyvalue_engine.order import (
+    CHANGES_BYTES_MIN,
+    CHANGES_BYTES_PER_KEY,
+    CHANGES_MIN,
+    CHANGES_SHARE,
+    CROWD_KEYS_MAX,
+    CROWD_PAGES_MAX,
+)
 from keyvalue_engine.shard import Shard
 
 CURSOR_MAX = 2**64 - 1
@@ -401,7 +407,7 @@ def test_writes_without_pages_grow_only_the_entries(others: int) -> None:
         assert not order.changes, "an overwrite moves no key"
         noted = 0
         while any(known._order is not None for known in shards(store)):
-            assert 0 <= store.memory_bytes - ordered_bytes <= spare_max(others + 1) + ORDER_BYTES
+            assert 0 <= store.memory_bytes - ordered_bytes <= CHANGES_BYTES_MIN + CHANGES_BYTES_PER_KEY * (others + 1)
             bucket.set(b"churn", b"v")
             bucket.delete(b"churn")
             store.check()

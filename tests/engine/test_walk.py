@@ -230,9 +230,9 @@ def test_threads_that_split_and_merge_shards_lose_no_write(tmp_path: Path) -> No
     writers_left = [None] * 3
 
     def write(writer: int) -> None:
-        keys = [b"%d %d" % (writer, number) for number in range(100)]
+        keys = [b"%d %d" % (writer, number) for number in range(200)]
         try:
-            for _ in range(20):
+            for _ in range(10):
                 for key in keys:
                     bucket.set(key, key, ttl_ms=None if writer else 60_000)
                 assert bucket.get_many(keys) == keys
@@ -247,7 +247,7 @@ def test_threads_that_split_and_merge_shards_lose_no_write(tmp_path: Path) -> No
     def walk() -> None:
         while writers_left:
             assert bucket.get_many(sorted(stayed)) == [b"v"] * len(stayed)
-            Walk(keys_max=7).finish(bucket).check(stayed, {b"%d %d" % (w, n) for w in range(3) for n in range(100)})
+            Walk(keys_max=7).finish(bucket).check(stayed, {b"%d %d" % (w, n) for w in range(3) for n in range(200)})
 
     def save() -> None:
         while writers_left:
