@@ -168,7 +168,9 @@ class Metrics(Collector):
         yield _gauge("memory_limit_bytes", "Limit of memory_bytes.", float("inf") if limit is None else limit)
         reads = [self._tallies[name] for name in ("get", "exists")]
         yield _counter("keyspace_hits", "Calls of get and exists that found a key.", sum(tally[OK] for tally in reads))
-        yield _counter("keyspace_misses", "Calls of get and exists that found no key.", sum(tally[NONE] for tally in reads))
+        yield _counter(
+            "keyspace_misses", "Calls of get and exists that found no key.", sum(tally[NONE] for tally in reads)
+        )
         yield _counter("expired_keys", "Expired keys that were removed.", store.expired_keys)
         yield _counter("pages", "Pages that list-keys returned.", self._tallies["list-keys"][OK])
 
