@@ -7,6 +7,7 @@ Memory is calculated, not measured. So the result is the same on every machine, 
     key in a shard's order             + ORDER
     shard                              SHARD
     bucket                             BUCKET + bytes_size(name)
+    name of an emptied bucket          EMPTIED + bytes_size(name)      with strict_buckets
 
 `bytes_size` is the size of a bytes object: its length plus 33 bytes of header and terminator, rounded up as CPython's
 allocator does. ENTRY is one key's share of a dict. DEADLINE covers the tuple of value and deadline, the deadline's int
@@ -21,6 +22,7 @@ from typing import TypeAlias
 __all__ = [
     "BUCKET_BYTES",
     "DEADLINE_BYTES",
+    "EMPTIED_BYTES",
     "ENTRY_BYTES",
     "ORDER_BYTES",
     "SHARD_BYTES",
@@ -43,6 +45,7 @@ DEADLINE_BYTES = 186
 ORDER_BYTES = 62
 SHARD_BYTES = 500
 BUCKET_BYTES = 700
+EMPTIED_BYTES = 150
 
 
 def bytes_size(length: int) -> int:

@@ -25,7 +25,7 @@ class Swept(Protocol):
         """The shard's entries. A sweep only checks whether the shard has any."""
 
     def counts_for(self, quota: Quota) -> bool:
-        """Return True if the shard's entries count towards this quota."""
+        """Return True if the quota covers the shard's bucket."""
 
     def sweep(self, looks_max: int) -> int:
         """Remove expired keys. Examine at most `looks_max` deadlines, and return the number examined."""

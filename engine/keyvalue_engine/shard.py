@@ -93,11 +93,8 @@ class Shard:
         return self._account.name
 
     def counts_for(self, quota: Quota) -> bool:
-        """Return True if the shard's entries count towards this quota.
-
-        This method needs no stripe, because the tuple of quotas is replaced and never modified.
-        """
-        return quota in self._account.quotas
+        """Return True if the quota covers the shard's bucket. This method needs no stripe."""
+        return quota.reach.covers(self._account.name)
 
     def set(self, key: bytes, value: bytes, quota: Quota | None = None, ttl_ns: int = 0) -> int:
         """Store a value. O(1). Takes the stripe.
