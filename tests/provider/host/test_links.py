@@ -334,7 +334,7 @@ def test_unreadable_secrets(links: Links, message: str) -> None:
         links.put_json(payload(target_secrets=list(SEALED)))
     assert str(caught.value) == message
     assert links.unusable == [f"link component -> kv (default): {message}"]
-    assert links.refused_callers() == [("component", "default")]
+    assert links.is_unreadable(("component", KEY, "default"))
 
 
 def test_too_many_unreadable_links_deny_callers_without_a_link() -> None:

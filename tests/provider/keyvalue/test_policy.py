@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from keyvalue_provider.config.options import LINK_OPTIONS, LinkOptions, ProviderOptions
 from keyvalue_provider.host.links import LinkDefinition
 from keyvalue_provider.host.secret import Secret
-from keyvalue_provider.keyvalue.policy import Access, Reach
+from keyvalue_provider.keyvalue.policy import Access, reach_of
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, NoSuchStoreError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
@@ -81,7 +81,7 @@ def test_a_quota_covers_all_reachable_buckets_and_no_others(
 ) -> None:
     config = {"bucket": bucket, "bucket_prefix": prefix, "buckets": None if buckets is None else ",".join(buckets)}
     options, _ = LinkOptions.from_config(ProviderOptions(), {k: v for k, v in config.items() if v is not None})
-    reach, access = Reach.of(options), Access.of(options)
+    reach, access = reach_of(options), Access.of(options)
     name = data.draw(NAMES).encode()
     try:
         reached = access.reached(name)
@@ -316,7 +316,7 @@ def secrets_of(scene: Scene) -> Iterator[str]:
     yield from scene.links.unusable
     yield from scene.links.remarks
     policy, handles = scene.policy, scene.service._handles
-    things = [policy, scene.service, handles, scene.links, *scene.links, *policy.accesses.values(), *handles.values()]
+    things = [policy, scene.service, handles, scene.links, *scene.links, policy.access_of(LINKED), *handles.values()]
     things += [*policy._grants.values(), handles._quotas]
     for thing in things:
         yield repr(thing)
