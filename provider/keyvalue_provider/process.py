@@ -117,8 +117,7 @@ class RunningProvider:
     def configure(self, config: Mapping[str, str]) -> None:
         """Apply the options in LIVE_OPTIONS from a new configuration. Other options need a restart."""
         options = self._live_configuration.take(config)
-        if options is not None:
-            self._parts.policy.configure(options)
+        if options is not None and self._parts.policy.configure(options):
             self._parts.service.policy_changed()
 
     def refuse_configuration(self, reason: str) -> None:

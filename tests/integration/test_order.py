@@ -265,8 +265,8 @@ class Capability:
         return []
 
     def configure(self, config: Mapping[str, str]) -> None:
-        self._policy.configure(options_of(config))
-        self._service.policy_changed()
+        if self._policy.configure(options_of(config)):
+            self._service.policy_changed()
 
     def refuse_configuration(self, reason: str) -> None:
         raise AssertionError(reason)

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 #: Seconds to wait before each request for links. After a lost connection, hosts need time to reconnect too.
 AT_ONCE = (0.0,)
 RECONNECTED = (0.0, 1.0, 3.0, 10.0)
+#: Number of the lattice's links that are added in one step of the event loop. A step takes about 3 ms.
+LINKS_PER_STEP = 50
 
 
 class Capability(Protocol):
@@ -199,8 +201,10 @@ class HostSession:
         # Keep links that the lattice does not have, because the host that answers may not know the newest links yet.
         for source_id, target, name in known - {key for key, _, _ in found} - self._deleted:
             log.warning("link %s -> %s (%s): missing in the lattice; it stays in force", source_id, target, name)
-        changes = self._links.changes
-        for key, value, unreadable in found:
+        for number, (key, value, unreadable) in enumerate(found, 1):
+            if not number % LINKS_PER_STEP:
+                self._tell_soon()
+                await asyncio.sleep(0)  # the messages of the host that arrive meanwhile are newer than `found`
             if self._links.knows(key) or key in self._deleted:  # links from the host are newer and include secrets
                 continue
             if unreadable:
@@ -209,8 +213,7 @@ class HostSession:
             else:
                 self._put(partial(self._links.put_value, value), "found in the lattice")
         self._deleted.clear()
-        if self._links.changes != changes:
-            self._tell_soon()
+        self._tell_soon()
 
     def _on_config_update(self, payload: bytes) -> None:
         try:

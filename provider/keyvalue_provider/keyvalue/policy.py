@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 #: The source id and the link name of a `Caller`.
 CallerKey: TypeAlias = tuple[str | None, str | None]
 
+#: The options of the provider that decide what callers may do.
+ACCESS_OPTIONS = frozenset({*LINK_OPTIONS, "require_link"})
 #: The name of the link that applies if a caller names no link.
 DEFAULT_LINK = "default"
 
@@ -172,8 +174,8 @@ class Policy:
         self._grants: dict[CallerKey, Grant] = {}
         self._largest = {"key_bytes_max": Largest(), "value_bytes_max": Largest()}
         self._provider = ProviderOptions.of_store(store) if options is None else options
+        self._set_linkless()
         self.links_changed(self._links.keys())
-        self.configure(self._provider)
 
     def access_of(self, caller: CallerKey) -> Access:
         """Return the access of a caller."""
@@ -188,11 +190,17 @@ class Policy:
             return None
         return DENIED if grant.own is None else Access.of(LinkOptions.over(self._provider, grant.own))
 
-    def configure(self, options: ProviderOptions) -> None:
-        """Apply the options that can change while the provider runs (LIVE_OPTIONS). Ignore all other options. O(1)."""
-        self._provider = self._provider.with_live_options(options)
-        self._set_linkless()
+    def configure(self, options: ProviderOptions) -> bool:
+        """Apply the options that can change while the provider runs (LIVE_OPTIONS). Ignore all other options. O(1).
+
+        Return True if the access of callers may have changed.
+        """
+        before, self._provider = self._provider, self._provider.with_live_options(options)
         self._set_parameter_limits()
+        if ACCESS_OPTIONS.isdisjoint(before.changed(self._provider)):
+            return False
+        self._set_linkless()
+        return True
 
     def links_changed(self, keys: Iterable[LinkKey]) -> list[CallerKey]:
         """Read the links with these keys. Record each faulty link in `links`. O(keys).

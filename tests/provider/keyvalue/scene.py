@@ -81,8 +81,8 @@ class Scene:
 
     def configure(self, options: ProviderOptions) -> None:
         """Take a new configuration, as the provider does."""
-        self.policy.configure(options)
-        self.service.policy_changed()
+        if self.policy.configure(options):
+            self.service.policy_changed()
 
     @property
     def quotas(self) -> int:
