@@ -16,7 +16,7 @@ from typing import Protocol
 
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.json_fields import FieldError, Fields, text_map
-from keyvalue_provider.host.lattice import lattice_links
+from keyvalue_provider.host.lattice import LINKS_PER_STEP, lattice_links
 from keyvalue_provider.host.links import LINKS_MAX, LinkDefinition, LinkKey, Links, key_of, parse_link
 from keyvalue_provider.host.subjects import host_subjects
 from keyvalue_transport.nats.connection import Connection, Message
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 #: Seconds to wait before each request for links. After a lost connection, hosts need time to reconnect too.
 AT_ONCE = (0.0,)
 RECONNECTED = (0.0, 1.0, 3.0, 10.0)
-#: Number of the lattice's links that are added in one step of the event loop. A step takes about 3 ms.
-LINKS_PER_STEP = 50
 
 
 class Capability(Protocol):
