@@ -131,7 +131,7 @@ class HostSession:
     def _tell_soon(self) -> None:
         """Report changed links to the capability soon, and before the next call is handled.
 
-        Changes that arrive together are reported only once, because a report takes O(links).
+        Changes that arrive together are reported only once.
         """
         if self._telling is None:
             self._telling = asyncio.get_running_loop().call_soon(self._tell)
@@ -199,9 +199,11 @@ class HostSession:
         # Keep links that the lattice does not have, because the host that answers may not know the newest links yet.
         for source_id, target, name in known - {key for key, _, _ in found} - self._deleted:
             log.warning("link %s -> %s (%s): missing in the lattice; it stays in force", source_id, target, name)
+        changes = self._links.changes
         for number, (key, value, unreadable) in enumerate(found, 1):
             if not number % LINKS_PER_STEP:
-                self._tell_soon()
+                if self._links.changes != changes:
+                    self._tell_soon()
                 await asyncio.sleep(0)  # the messages of the host that arrive meanwhile are newer than `found`
             if self._links.knows(key) or key in self._deleted:  # links from the host are newer and include secrets
                 continue
@@ -211,7 +213,8 @@ class HostSession:
             else:
                 self._put(partial(self._links.put_value, value), "found in the lattice")
         self._deleted.clear()
-        self._tell_soon()
+        if self._links.changes != changes:
+            self._tell_soon()
 
     def _on_config_update(self, payload: bytes) -> None:
         try:
