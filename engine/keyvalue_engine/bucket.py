@@ -360,6 +360,7 @@ class Bucket:
         return f"Bucket({self.name[:64]!r})"
 
     def _absent(self) -> None:
+        """Raise an error if the bucket was never written to and the handle is strict. Only this takes a lock."""
         if self._is_strict and not self._tables.was_written(self.name):
             raise NoSuchBucketError(self.name)
 

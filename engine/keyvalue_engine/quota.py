@@ -59,7 +59,7 @@ class Usage:
 
     def __init__(self, reach: Reach) -> None:
         self.reach = reach
-        self._names = sorted(reach.names or ())
+        self._names: list[bytes] | None = None  # those of the reach, in order, once they are counted
         self.keys = 0
         self.memory_bytes = 0
         self.quotas = 0
@@ -94,6 +94,8 @@ class Usage:
             least = max(self.boundary, reach.prefix)
             found = list(islice(names.irange(least, _end(reach.prefix), inclusive=(True, False)), names_max + 1))
         else:
+            if self._names is None:
+                self._names = sorted(reach.names)
             at = bisect_left(self._names, self.boundary)
             found = self._names[at : at + names_max + 1]
         self.boundary = found.pop() if len(found) > names_max else None

@@ -198,7 +198,7 @@ class Tables:
     def add_quota(self, quota: Quota, buckets_max: int | None = None) -> None:
         """Start counting for a quota, and count at most `buckets_max` existing buckets now; None means all.
 
-        O(counted buckets), or O(1) if another quota has the same reach.
+        O(counted buckets). If another quota has the same reach, O(1) with a limit, so that many quotas stay cheap.
 
         :raises ValueError: the quota was already added
         """
@@ -206,7 +206,8 @@ class Tables:
             if quota.usage in self.ledger.usages:
                 raise ValueError("the quota was already added")
             quota.usage = self.ledger.usages.hold(quota.reach)
-            self._count(quota.usage, ALL if buckets_max is None else buckets_max)
+            if quota.usage.quotas == 1 or buckets_max is None:
+                self._count(quota.usage, ALL if buckets_max is None else buckets_max)
 
     def count_quota(self, quota: Quota, buckets_max: int) -> None:
         """Count at most `buckets_max` more buckets. O(buckets_max + log n)."""

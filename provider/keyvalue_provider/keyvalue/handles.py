@@ -95,30 +95,26 @@ class BucketStore(Protocol):
 
 
 class Counting:
-    """Counts the buckets of a quota in steps on the event loop, for the calls that wait."""
+    """Counts the buckets of quotas on the event loop, for the calls that wait. It takes one step in a loop iteration."""
 
-    def __init__(self, store: BucketStore, quota: Quota) -> None:
+    def __init__(self, store: BucketStore) -> None:
         self._store = store
-        self._quota = quota
-        self._task: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()  # held by the call that counts
 
-    async def wait(self) -> None:
-        """Wait until all buckets are counted."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._count())
-        await asyncio.shield(self._task)
-
-    async def _count(self) -> None:
-        while not self._quota.is_counted:
-            self._store.count_quota(self._quota, COUNTED_BUCKETS)
-            await asyncio.sleep(0)
+    async def complete(self, quota: Quota) -> None:
+        """Count all buckets of a quota."""
+        async with self._lock:
+            while not quota.is_counted:
+                self._store.count_quota(quota, COUNTED_BUCKETS)
+                await asyncio.sleep(0)
 
 
 class CountingHandle:
     """A handle whose quota is not counted completely. Calls that the quota may refuse wait for the count."""
 
-    def __init__(self, handle: BucketHandle, counting: Counting) -> None:
+    def __init__(self, handle: BucketHandle, quota: Quota, counting: Counting) -> None:
         self._handle = handle
+        self._quota = quota
         self._counting = counting
         self.get = handle.get
         self.exists = handle.exists
@@ -140,19 +136,16 @@ class CountingHandle:
         return self._counted(partial(self._handle.set_many, entries))
 
     async def _counted(self, write: Callable[[], Answer[T]]) -> T:
-        await self._counting.wait()
+        await self._counting.complete(self._quota)
         answer = write()
         return await answer if isinstance(answer, Awaitable) else answer
 
 
 class OpenedHandles(dict[bytes, BucketHandle]):
-    """The handles of one caller, by the caller's name for the bucket. A look-up opens a missing handle.
-
-    :param counting: counts the caller's quota; None if there is none, or if it is counted
-    """
+    """The handles of one caller, by the caller's name for the bucket. A look-up opens a missing handle."""
 
     def __init__(
-        self, store: BucketStore, kept: KeptHandles, access: Access, options: BucketOptions, counting: Counting | None
+        self, store: BucketStore, kept: KeptHandles, access: Access, options: BucketOptions, counting: Counting
     ) -> None:
         super().__init__()
         self._store = store
@@ -165,11 +158,9 @@ class OpenedHandles(dict[bytes, BucketHandle]):
         """:raises NoSuchStoreError: the caller may not use this name"""
         reached = self._access.reached(name)
         handle = self._store.bucket(reached, self._options)
-        if self._counting is not None:
-            quota = self._options.quota
-            if quota is not None and not quota.is_counted:
-                return CountingHandle(handle, self._counting)
-            self._counting = None
+        quota = self._options.quota
+        if quota is not None and not quota.is_counted:
+            return CountingHandle(handle, quota, self._counting)
         if max(len(name), len(reached)) <= KEPT_NAME_BYTES:
             self._kept.keep(self, name, handle)
         return handle
@@ -229,6 +220,7 @@ class CallerHandles(dict[CallerKey, Handles]):
         self._policy = policy
         self._lock = Lock()  # protects all changes, so that no entry of an earlier policy stays
         self._kept = KeptHandles()
+        self._counting = Counting(store)
         self._quotas: dict[CallerKey, Quota] = {}
         self._linkless_access = policy.linkless
         self._linkless = self[ANONYMOUS] = self._open(ANONYMOUS, policy.linkless)
@@ -262,11 +254,8 @@ class CallerHandles(dict[CallerKey, Handles]):
         quota = self._hold_quota(caller, access.quota)
         if access.right is Right.DENIED:
             return Handles(DeniedHandles(), DeniedHandles())
-        options, counting = access.limits, None
-        if quota is not None:
-            options = replace(options, quota=quota)
-            counting = None if quota.is_counted else Counting(self._store, quota)
-        readable = OpenedHandles(self._store, self._kept, access, options, counting)
+        options = access.limits if quota is None else replace(access.limits, quota=quota)
+        readable = OpenedHandles(self._store, self._kept, access, options, self._counting)
         return Handles(readable, readable if access.right is Right.READ_WRITE else DeniedHandles())
 
     def _hold_quota(self, caller: CallerKey, terms: QuotaTerms | None) -> Quota | None:
