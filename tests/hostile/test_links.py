@@ -73,15 +73,15 @@ async def test_all_links_together_keep_a_limited_number_of_handles(
     """40 links with 1,000 names each took 94 MB."""
     provider = launch()
     long = "n" * 1_000
-    growth_bytes = []
-    for number in range(40):
+    sizes = []
+    for number in range(14):
         source_id = f"component-{number}"
         await put(raw, provider, source_id)
         await settled(raw)
         async with caller(nats_server, provider, source_id) as client:
             await asyncio.gather(*[client.get(f"{index}{long}", "k") for index in range(1_000)])
-        growth_bytes.append(resident_bytes(provider))
-    assert growth_bytes[-1] - growth_bytes[5] < 16 * MIB
+        sizes.append(resident_bytes(provider))
+    assert sizes[-1] - sizes[5] < 5 * MIB
 
 
 @pytest.mark.parametrize("path", PATHS)
