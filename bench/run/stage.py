@@ -25,7 +25,7 @@ __all__ = ["PeerError", "Stage", "row_of"]
 
 FILL_IN_FLIGHT = 256
 FILL_BYTES_IN_FLIGHT = 16 * 1024 * 1024
-#: Seconds to wait for each answer while keys are filled. Even slow peers answer within this time.
+#: Seconds to wait for each answer while the store is being filled. Even slow peers answer within this time.
 FILL_TIMEOUT_S = 60.0
 DELETES_PER_S = 20_000
 #: Number of the first counter's key. Some providers share one key space between all buckets, so counters need numbers

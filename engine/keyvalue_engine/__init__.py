@@ -24,7 +24,7 @@ from keyvalue_engine.errors import (
     StoreError,
 )
 from keyvalue_engine.options import BucketOptions, StoreOptions
-from keyvalue_engine.quota import Quota
+from keyvalue_engine.quota import Quota, Reach
 from keyvalue_engine.store import Store
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "ObserverOf",
     "Page",
     "Quota",
+    "Reach",
     "SnapshotError",
     "Store",
     "StoreError",

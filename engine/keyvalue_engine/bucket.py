@@ -301,7 +301,7 @@ class Bucket:
         if table.looks_empty() or table.looks_sparse():
             self._tables.tidy(self.name)
 
-    def page(self, cursor: int | None = None, keys_max: int | None = None) -> Page:
+    def page(self, cursor: int | None = None, keys_max: int | None = None, bytes_max: int | None = None) -> Page:
         """Return a page of keys that starts at `cursor`, or at the beginning if `cursor` is None.
 
         A page stays within `keys_max` and `page_bytes_max`, but holds at least one key if any key is left. The page of
@@ -318,19 +318,23 @@ class Bucket:
         ([b'x', b'y', b'z'], None)
 
         :param keys_max: limit for the number of keys; None means the `page_keys_max` of the handle or the store
+        :param bytes_max: lowers the handle's `page_bytes_max` for this page
         :raises CrowdedPositionError: one position has more keys than a page can hold
         """
-        page = self.partial_page(cursor, keys_max)
+        page = self.partial_page(cursor, keys_max, bytes_max)
         while not page.keys and page.cursor is not None:
-            page = self.partial_page(page.cursor, keys_max)
+            page = self.partial_page(page.cursor, keys_max, bytes_max)
         return page
 
-    def partial_page(self, cursor: int | None = None, keys_max: int | None = None) -> Page:
+    def partial_page(
+        self, cursor: int | None = None, keys_max: int | None = None, bytes_max: int | None = None
+    ) -> Page:
         """Return a page as `page` does, in bounded time.
 
         If many keys have expired, the page may be empty although it has a cursor. The next page then continues there.
 
-        :param keys_max: as in `page`
+        The parameters are those of `page`.
+
         :raises CrowdedPositionError: as in `page`
         """
         if cursor is not None and not 0 <= cursor <= CURSOR_MAX:
@@ -339,10 +343,11 @@ class Bucket:
             keys_max = self._page_keys_max
         elif keys_max < 1:
             raise ValueError(f"keys_max: found {keys_max}, allowed at least 1")
+        bytes_max = self._page_bytes_max if bytes_max is None else min(bytes_max, self._page_bytes_max)
         table = self._by_name.get(self.name)
         if table is None:
             return Page([], None)
-        page = Page(*table.page(cursor or 0, keys_max, self._page_bytes_max))
+        page = Page(*table.page(cursor or 0, keys_max, bytes_max))
         if not page.keys:
             self._tidy(table)  # the bucket's keys may have expired
         return page
@@ -375,7 +380,8 @@ class Bucket:
         return f"Bucket({self.name[:64]!r})"
 
     def _absent(self) -> None:
-        if self._is_strict:
+        """Raise an error if the bucket was never written to and the handle is strict. Only this takes a lock."""
+        if self._is_strict and not self._tables.was_written(self.name):
             raise NoSuchBucketError(self.name)
 
 

@@ -9,6 +9,7 @@ Memory is calculated, not measured. So the result is the same on every machine, 
     shard with a deadline              + DEADLINES, and the spare bytes of the heap
     shard with an order                + ORDER_OBJECT, and the spare bytes of the order
     bucket                             BUCKET + bytes_size(name)
+    name of an emptied bucket          EMPTIED + bytes_size(name)      with strict_buckets
 
 `bytes_size` is the size of a bytes object: its length plus 33 bytes of header and terminator, rounded up as CPython's
 allocator does. ENTRY is one key's share of a dict. DEADLINE covers the tuple of value and deadline, the deadline's int
@@ -27,6 +28,7 @@ __all__ = [
     "BUCKET_BYTES",
     "DEADLINES_BYTES",
     "DEADLINE_BYTES",
+    "EMPTIED_BYTES",
     "ENTRY_BYTES",
     "ORDER_BYTES",
     "ORDER_OBJECT_BYTES",
@@ -59,6 +61,7 @@ ORDER_OBJECT_BYTES = 1_500
 SPARE_MIN = 1024
 SPARE_PER_KEY = 16
 SPARE_STEP = 512
+EMPTIED_BYTES = 150
 
 
 def bytes_size(length: int) -> int:

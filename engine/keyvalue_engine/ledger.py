@@ -11,7 +11,7 @@ from threading import Lock
 from keyvalue_engine.changes import Observer
 from keyvalue_engine.errors import KEYS, MEMORY_BYTES, QUOTA_KEYS, QUOTA_MEMORY_BYTES, FullError
 from keyvalue_engine.options import StoreOptions
-from keyvalue_engine.quota import UNLIMITED, Quota
+from keyvalue_engine.quota import UNLIMITED, Quota, Usage, Usages
 
 __all__ = ["Account", "Ledger"]
 
@@ -19,10 +19,10 @@ __all__ = ["Account", "Ledger"]
 class Ledger:
     """The number of keys in a store, their memory, and the limits for both."""
 
-    __slots__ = ("keys", "keys_max", "lock", "memory_bytes", "memory_bytes_max", "quotas")
+    __slots__ = ("keys", "keys_max", "lock", "memory_bytes", "memory_bytes_max", "usages")
 
     def __init__(self, options: StoreOptions) -> None:
-        #: Protects the counts in the ledger, its accounts and its quotas. This is a leaf lock: a thread that holds it
+        #: Protects the counts in the ledger, its accounts and its usages. This is a leaf lock: a thread that holds it
         #: takes no other lock. A thread may take it while it holds a stripe. One lock for the whole store keeps the
         #: limits exact across all threads. An overwrite that does not change the memory size does not take the lock.
         self.lock = Lock()
@@ -30,7 +30,7 @@ class Ledger:
         self.memory_bytes_max = UNLIMITED if options.memory_bytes_max is None else options.memory_bytes_max
         self.keys = 0
         self.memory_bytes = 0
-        self.quotas: tuple[Quota, ...] = ()
+        self.usages = Usages()
 
     def hold(self, memory_bytes: int) -> None:
         """Add to the memory that belongs to no entry. A negative number is never refused.
@@ -47,12 +47,12 @@ class Ledger:
 class Account:
     """The number of keys in one bucket, and the memory of its entries. The ledger holds the totals of the store.
 
-    An account also holds the bucket's name, quotas and observer for the shards.
+    An account also holds the bucket's name and observer for the shards.
 
     :ivar observer: the function to call for each change in the bucket, or None
     """
 
-    __slots__ = ("keys", "ledger", "memory_bytes", "name", "observer", "quotas")
+    __slots__ = ("_all_usages", "_usages", "_version", "keys", "ledger", "memory_bytes", "name", "observer")
 
     def __init__(self, name: bytes, ledger: Ledger, observer: Observer | None = None) -> None:
         self.name = name
@@ -60,8 +60,9 @@ class Account:
         self.observer = observer
         self.keys = 0
         self.memory_bytes = 0
-        with ledger.lock:
-            self.quotas = tuple(quota for quota in ledger.quotas if quota.covers(name))
+        self._all_usages = ledger.usages
+        self._usages: tuple[Usage, ...] = ()
+        self._version = 0  # the version of `_all_usages` in which `_usages` was looked up; 0 is the empty one
 
     def charge(self, keys: int, memory_bytes: int, quota: Quota | None = None) -> None:
         """Add to the counts of keys and memory. A removal passes negative numbers, and is never refused.
@@ -78,7 +79,10 @@ class Account:
                 raise FullError(KEYS, keys_after, ledger.keys_max)
             if memory_after > ledger.memory_bytes_max and memory_bytes > 0:
                 raise FullError(MEMORY_BYTES, memory_after, ledger.memory_bytes_max)
-            if self.quotas or quota is not None:
+            if self._version != self._all_usages.version:
+                self._version = self._all_usages.version
+                self._usages = self._all_usages.of(self.name)
+            if self._usages or quota is not None:
                 self._charge_quotas(keys, memory_bytes, quota)
             ledger.keys = keys_after
             ledger.memory_bytes = memory_after
@@ -89,15 +93,18 @@ class Account:
 
     def _charge_quotas(self, keys: int, memory_bytes: int, limited_by: Quota | None) -> None:
         if limited_by is not None:
-            keys_after = limited_by.keys + keys
-            memory_after = limited_by.memory_bytes + memory_bytes
+            limited_usage = limited_by.usage
+            keys_after = limited_usage.keys + keys
+            memory_after = limited_usage.memory_bytes + memory_bytes
             if keys_after > limited_by.keys_max and keys > 0:
                 raise FullError(QUOTA_KEYS, keys_after, limited_by.keys_max, limited_by)
             if memory_after > limited_by.memory_bytes_max and memory_bytes > 0:
                 raise FullError(QUOTA_MEMORY_BYTES, memory_after, limited_by.memory_bytes_max, limited_by)
-        for quota in self.quotas:
-            quota.keys += keys
-            quota.memory_bytes += memory_bytes
+        for usage in self._usages:
+            boundary = usage.boundary
+            if boundary is None or self.name < boundary:  # `Usage.counts` and `add`, inlined for speed
+                usage.keys += keys
+                usage.memory_bytes += memory_bytes
 
     def adjust(self, memory_bytes: int) -> None:
         """Add the memory of shards and orders to the ledger's count. No limit applies."""

@@ -35,7 +35,7 @@ class StoreOptions:
     value_bytes_max: int = 16 * 1024 * 1024
     #: Limit for the length of a bucket's name in bytes.
     bucket_name_bytes_max: int = 1024
-    #: Limit for the number of buckets that hold a key. With `strict_buckets`, empty buckets count too.
+    #: Limit for the number of buckets that hold a key.
     buckets_max: int = 65_536
     #: Limit for the number of keys in all buckets together.
     keys_max: int = 2**32
@@ -50,8 +50,8 @@ class StoreOptions:
     #: A shard with more keys than `shard_keys_max` is split. The limit bounds the time to sort a shard, and
     #: the time that a split holds a stripe.
     shard_keys_max: int = 2_048
-    #: If True, reading a bucket that was never written to raises `NoSuchBucketError`, and a bucket still exists
-    #: after its last key is removed.
+    #: If True, reading a bucket that was never written to raises `NoSuchBucketError`. An emptied bucket reads as empty.
+    #: The store remembers the names of the last `buckets_max` emptied buckets, and forgets the oldest first.
     strict_buckets: bool = False
 
     def __post_init__(self) -> None:

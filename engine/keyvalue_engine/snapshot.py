@@ -24,7 +24,7 @@ secret.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from os import PathLike
 from struct import Struct
@@ -51,9 +51,16 @@ ARRAY2, UINT64, BIN32 = 0x92, 0xCF, 0xC6
 BLOCK_BYTES = 1024 * 1024
 
 
-def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table], unix_ms_of: Callable[[int], int]) -> None:
+def save(
+    path: str | PathLike[str],
+    seed: int,
+    tables: Mapping[bytes, Table],
+    emptied: Iterable[bytes],
+    unix_ms_of: Callable[[int], int],
+) -> None:
     """Write the tables to `path`. Another process sees either the complete old file or the complete new one.
 
+    :param emptied: the names of buckets without keys; each gets a block without keys
     :param unix_ms_of: converts a time on the store's clock to Unix time in milliseconds
     :raises OSError: the file could not be written. `path` is unchanged, and the temporary file is removed. If only
         the sync of the directory failed, `path` is the new file, but the new file may not survive a crash.
@@ -62,7 +69,7 @@ def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table], un
     directory = os.path.dirname(path)
     with NamedTemporaryFile(dir=directory, prefix=".snapshot-", suffix=".tmp", delete=False) as file:
         try:
-            _write(file, seed, tables, unix_ms_of)
+            _write(file, seed, tables, emptied, unix_ms_of)
             file.flush()
             os.fsync(file.fileno())
             os.replace(file.name, path)
@@ -73,7 +80,13 @@ def save(path: str | PathLike[str], seed: int, tables: Mapping[bytes, Table], un
     _fsync_directory(directory)
 
 
-def _write(file: IO[bytes], seed: int, tables: Mapping[bytes, Table], unix_ms_of: Callable[[int], int]) -> None:
+def _write(
+    file: IO[bytes],
+    seed: int,
+    tables: Mapping[bytes, Table],
+    emptied: Iterable[bytes],
+    unix_ms_of: Callable[[int], int],
+) -> None:
     offset = _write_frame(file, 0, [HEADER, FORMAT, VERSION, seed])
     blocks = keys = 0
     for name, table in tables.items():
@@ -81,6 +94,9 @@ def _write(file: IO[bytes], seed: int, tables: Mapping[bytes, Table], unix_ms_of
             offset = _write_frame(file, offset, [BLOCK, name, entries, deadlines])
             blocks += 1
             keys += len(entries) // 2
+    for name in emptied:
+        offset = _write_frame(file, offset, [BLOCK, name, [], {}])
+        blocks += 1
     _write_frame(file, offset, [END, blocks, keys])
 
 

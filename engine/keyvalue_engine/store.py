@@ -86,13 +86,13 @@ class Store:
     def bucket_names(self) -> list[bytes]:
         """Return the names of all buckets, oldest first.
 
-        A bucket exists while it holds a key. With `strict_buckets`, a bucket exists forever after its first write.
+        A bucket exists while it holds a key.
         """
         return list(self._tables.by_name)
 
     @property
     def bucket_count(self) -> int:
-        """Return the number of buckets. O(1)."""
+        """Return the number of buckets that hold a key. O(1)."""
         return len(self._tables.by_name)
 
     @property
@@ -119,17 +119,24 @@ class Store:
         """
         return self._tables.expiry.overdue_ns / NS_PER_MS
 
-    def add_quota(self, quota: Quota) -> None:
-        """Start counting the keys and memory of the buckets that a quota covers. O(buckets).
+    def add_quota(self, quota: Quota, buckets_max: int | None = None) -> None:
+        """Start counting the keys and memory of the buckets that a quota covers. O(counted buckets).
 
-        The quota limits only the writes through handles that have the quota.
+        The quota limits only the writes through handles that have the quota. Quotas with equal reaches share their
+        counts, so adding a second one is O(1).
 
+        :param buckets_max: limit for the number of existing buckets to count in this call; None means no limit. Until
+            `count_quota` has counted the others, the quota allows too much. `Quota.is_counted` tells.
         :raises ValueError: the quota was already added
         """
-        self._tables.add_quota(quota)
+        self._tables.add_quota(quota, buckets_max)
+
+    def count_quota(self, quota: Quota, buckets_max: int) -> None:
+        """Count at most `buckets_max` more buckets of a quota that `add_quota` has not counted completely."""
+        self._tables.count_quota(quota, buckets_max)
 
     def remove_quota(self, quota: Quota) -> None:
-        """Stop counting for a quota. O(buckets).
+        """Stop counting for a quota. O(1), or O(names) if the quota's reach is a set of names.
 
         Handles that have the quota are still limited by its last counts.
         """
@@ -161,9 +168,11 @@ class Store:
         :raises OSError: the file could not be written; `path` is unchanged
         """
         unix_ns = time_ns() - self._tables.expiry.clock()  # the Unix time at which the clock was 0
-        tables = self._tables.by_name.copy()
+        tables, emptied = self._tables.copy()
         try:
-            snapshot.save(path, self._tables.seed, tables, lambda deadline_ns: (deadline_ns + unix_ns) // NS_PER_MS)
+            snapshot.save(
+                path, self._tables.seed, tables, emptied, lambda deadline_ns: (deadline_ns + unix_ns) // NS_PER_MS
+            )
         finally:
             for name, table in tables.items():
                 if table.looks_empty():  # the table's keys may have expired
@@ -183,7 +192,7 @@ class Store:
             store = cls(options, seed=reader.seed)
             for name, entries in reader:
                 if store.options.strict_buckets:
-                    store._tables.keep_empty(name)  # even if the bucket was empty, or all its keys have expired
+                    store._tables.remember_emptied(name)  # until the bucket's first key is set below
                 bucket = store.bucket(name, AS_WRITTEN)
                 now_ms = time_ns() // NS_PER_MS
                 for key, value, deadline_ms in entries:

@@ -6,25 +6,28 @@
                    ├── Expiry: the shards that have keys with deadlines, sorted by the earliest deadline
                    └── KeptOrders: the shards that keep the order of their keys
 
-Writing the first key of a bucket creates the bucket's table. Removing the last key frees the table, except with
-`strict_buckets`.
+Writing the first key of a bucket creates the bucket's table. Removing the last key frees the table. With
+`strict_buckets`, the names of the last `buckets_max` emptied buckets are remembered.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 from typing import TypeVar
 
+from sortedcontainers import SortedList
+
 from keyvalue_engine.changes import ObserverOf
 from keyvalue_engine.context import Context
-from keyvalue_engine.entry import BUCKET_BYTES, bytes_size
+from keyvalue_engine.entry import BUCKET_BYTES, EMPTIED_BYTES, bytes_size
 from keyvalue_engine.errors import BUCKET_NAME_BYTES, BUCKETS, MEMORY_BYTES, FullError, LimitError, StoreError
 from keyvalue_engine.expiry import Expiry
 from keyvalue_engine.kept_orders import KeptOrders
 from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.options import StoreOptions
-from keyvalue_engine.quota import Quota
+from keyvalue_engine.quota import Quota, Usage
 from keyvalue_engine.table import Table
 
 __all__ = ["ROOM_WORK_MAX", "Tables"]
@@ -33,6 +36,8 @@ T = TypeVar("T")
 
 #: The number of expired keys and orders that a write removes, at most, to make room in a full store.
 ROOM_WORK_MAX = 1_000
+#: The number of buckets to count when there is no limit.
+ALL = 2**32
 
 
 class Tables:
@@ -41,13 +46,16 @@ class Tables:
     :param hash_function: returns the 64-bit position for (key, seed)
     :param clock: returns a time in nanoseconds that never goes back
     :ivar by_name: the tables; only this class adds or removes tables; a look-up is atomic and needs no lock
+    :ivar emptied: the names of emptied buckets, oldest first; always empty without `strict_buckets`
     """
 
     __slots__ = (
         "_lock",
+        "_names",
         "_observer_of",
         "_position_of",
         "by_name",
+        "emptied",
         "expiry",
         "hash_function",
         "ledger",
@@ -66,9 +74,12 @@ class Tables:
         self.expiry = Expiry(clock)
         self.orders = KeptOrders()
         self.by_name: dict[bytes, Table] = {}
+        self.emptied: OrderedDict[bytes, None] = OrderedDict()  # drops its oldest name in O(1), unlike a dict
+        self._names = SortedList()  # the names in by_name, in the order in which quotas count them
         self._position_of: Callable[[bytes], int] = lambda key: hash_function(key, seed)
         self._observer_of: ObserverOf | None = None
-        self._lock = Lock()  # protects changes of by_name, _observer_of, and the quotas and observers of accounts
+        #: Protects changes of by_name, emptied, _names, _observer_of, the observers of accounts, and the usages.
+        self._lock = Lock()
 
     def write_first(self, name: bytes, write: Callable[[Table], T]) -> tuple[Table, T | None]:
         """Create a bucket's table, call `write` with it, and publish it. Return the table and the result of `write`.
@@ -89,13 +100,36 @@ class Tables:
                 self._drop_table(name, table)
                 raise
             self.by_name[name] = table
+            self._names.add(name)
+            self.emptied.pop(name, None)  # its memory is subtracted already
             return table, written
 
-    def keep_empty(self, name: bytes) -> None:
-        """Create an empty bucket, unless the bucket exists. `Store.load` uses this method for `strict_buckets`."""
+    def was_written(self, name: bytes) -> bool:
+        """Return True if the bucket with this name exists, or is remembered as emptied."""
+        with self._lock:  # without it, the bucket might be written between the two look-ups
+            return name in self.by_name or name in self.emptied
+
+    def remember_emptied(self, name: bytes) -> None:
+        """Remember that a bucket without keys was written earlier. The oldest such name may be forgotten.
+
+        :raises LimitError: the name is too long, or there is no memory for it
+        """
+        if len(name) > self.options.bucket_name_bytes_max:
+            raise LimitError(BUCKET_NAME_BYTES, len(name), self.options.bucket_name_bytes_max)
         with self._lock:
-            if name not in self.by_name:
-                self.by_name[name] = self._new_table(name)
+            if name not in self.by_name and name not in self.emptied:
+                self.ledger.hold(EMPTIED_BYTES + bytes_size(len(name)))
+                self.emptied[name] = None
+                self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        if len(self.emptied) > self.options.buckets_max:
+            name, _ = self.emptied.popitem(last=False)
+            self.ledger.hold(-EMPTIED_BYTES - bytes_size(len(name)))
+
+    def _bucket_bytes(self, name: bytes) -> int:
+        """Return the memory that a bucket's table adds. The table takes the place of a remembered name."""
+        return BUCKET_BYTES - EMPTIED_BYTES if name in self.emptied else BUCKET_BYTES + bytes_size(len(name))
 
     def _new_table(self, name: bytes) -> Table:
         options = self.options
@@ -103,7 +137,7 @@ class Tables:
             raise LimitError(BUCKET_NAME_BYTES, len(name), options.bucket_name_bytes_max)
         if len(self.by_name) >= options.buckets_max:
             raise FullError(BUCKETS, len(self.by_name) + 1, options.buckets_max)
-        self.ledger.hold(BUCKET_BYTES + bytes_size(len(name)))
+        self.ledger.hold(self._bucket_bytes(name))
         observer = None if self._observer_of is None else self._observer_of(name)
         account = Account(name, self.ledger, observer)
         context = Context(self._position_of, self.hash_function, self.seed, account, self.expiry, self.orders)
@@ -113,7 +147,7 @@ class Tables:
         """Free a table, and subtract its memory from the ledger. Return False if the table holds a key."""
         if not table.free():
             return False
-        self.ledger.hold(-BUCKET_BYTES - bytes_size(len(name)))
+        self.ledger.hold(-self._bucket_bytes(name))
         return True
 
     def settled(self, name: bytes) -> Table | None:
@@ -121,14 +155,25 @@ class Tables:
         with self._lock:
             return self.by_name.get(name)
 
+    def copy(self) -> tuple[dict[bytes, Table], list[bytes]]:
+        """Return copies of `by_name` and of the names in `emptied`, as of a single moment. O(buckets)."""
+        with self._lock:
+            return self.by_name.copy(), [*self.emptied]
+
     def free_if_empty(self, name: bytes) -> None:
-        """Free the table of the bucket with this name if the table is empty and `strict_buckets` is not set."""
+        """Free the table of the bucket with this name if the table is empty. With `strict_buckets`, keep the name."""
         with self._lock:
             table = self.by_name.get(name)
-            if table is None or self.options.strict_buckets or not table.looks_empty():
+            if table is None or not table.looks_empty():
                 return
+            if self.options.strict_buckets:
+                self.emptied[name] = None  # first, so that a reader finds the name here if the table is gone
             if self._drop_table(name, table):
                 del self.by_name[name]
+                self._names.remove(name)
+                self._forget_oldest()
+            else:
+                self.emptied.pop(name, None)
 
     def tidy(self, name: bytes) -> None:
         """Free the table of a bucket if it is empty, or merge its shards if few keys are left."""
@@ -170,30 +215,38 @@ class Tables:
                 work += 1
         return work
 
-    def add_quota(self, quota: Quota) -> None:
-        """Start counting the keys and memory of the buckets that a quota covers. O(buckets).
+    def add_quota(self, quota: Quota, buckets_max: int | None = None) -> None:
+        """Start counting for a quota, and count at most `buckets_max` existing buckets now; None means all.
+
+        O(counted buckets). If another quota has the same reach, O(1) with a limit, so that many quotas stay cheap.
 
         :raises ValueError: the quota was already added
         """
         with self._lock, self.ledger.lock:
-            if quota in self.ledger.quotas:
+            if quota.usage in self.ledger.usages:
                 raise ValueError("the quota was already added")
-            self.ledger.quotas += (quota,)
-            quota.keys = quota.memory_bytes = 0
-            for table in self.by_name.values():
-                account = table.account
-                if quota.covers(account.name):
-                    account.quotas += (quota,)
-                    quota.keys += account.keys
-                    quota.memory_bytes += account.memory_bytes
+            quota.usage = self.ledger.usages.hold(quota.reach)
+            if quota.usage.quotas == 1 or buckets_max is None:
+                self._count(quota.usage, ALL if buckets_max is None else buckets_max)
+
+    def count_quota(self, quota: Quota, buckets_max: int) -> None:
+        """Count at most `buckets_max` more buckets. O(buckets_max + log n)."""
+        with self._lock, self.ledger.lock:
+            self._count(quota.usage, buckets_max)
+
+    def _count(self, usage: Usage, buckets_max: int) -> None:
+        for name in usage.next_names(self._names, buckets_max):
+            table = self.by_name.get(name)
+            if table is not None:
+                usage.add(table.account.keys, table.account.memory_bytes)
 
     def remove_quota(self, quota: Quota) -> None:
-        """Stop counting for a quota. O(buckets)."""
+        """Stop counting for a quota. O(1), or O(names) if the quota's reach is a set of names."""
         with self._lock, self.ledger.lock:
-            self.ledger.quotas = tuple(known for known in self.ledger.quotas if known is not quota)
-            for table in self.by_name.values():
-                account = table.account
-                account.quotas = tuple(known for known in account.quotas if known is not quota)
+            usage = quota.usage
+            if usage in self.ledger.usages:
+                self.ledger.usages.release(usage)
+                quota.usage = usage.copy()
 
     def observe(self, observer_of: ObserverOf | None) -> None:
         """Set each bucket's observer to the result of `observer_of`, now and for each new bucket. O(buckets)."""
@@ -209,14 +262,21 @@ class Tables:
         for name, table in self.by_name.items():
             table.check()
             keys += len(table)
-            assert len(table) or self.options.strict_buckets, "an emptied bucket is freed"
+            assert len(table), "an emptied bucket is freed"
             memory_bytes += BUCKET_BYTES + bytes_size(len(name)) + sum(shard.memory_bytes for shard in table.shards())
+        assert list(self._names) == sorted(self.by_name)
+        assert not self.by_name.keys() & self.emptied.keys()
+        assert len(self.emptied) <= (self.options.buckets_max if self.options.strict_buckets else 0)
+        memory_bytes += sum(EMPTIED_BYTES + bytes_size(len(name)) for name in self.emptied)
         assert self.ledger.keys == keys
         assert self.ledger.memory_bytes == memory_bytes
-        for quota in self.ledger.quotas:
-            accounts = [table.account for name, table in self.by_name.items() if quota.covers(name)]
-            assert all(quota in account.quotas for account in accounts)
-            assert quota.keys == sum(account.keys for account in accounts)
-            assert quota.memory_bytes == sum(account.memory_bytes for account in accounts)
+        for usage in self.ledger.usages:
+            counted = [
+                table.account for name, table in self.by_name.items() if usage.reach.covers(name) and usage.counts(name)
+            ]
+            assert usage.keys == sum(account.keys for account in counted)
+            assert usage.memory_bytes == sum(account.memory_bytes for account in counted)
+        for name in self.by_name:
+            assert {*self.ledger.usages.of(name)} == {u for u in self.ledger.usages if u.reach.covers(name)}
         assert keys <= self.options.keys_max
         assert len(self.by_name) <= self.options.buckets_max

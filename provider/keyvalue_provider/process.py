@@ -84,6 +84,7 @@ class Parts:
     """
 
     connection: Connection
+    links: Links
     policy: Policy
     service: Service
     watchers: Watchers
@@ -121,8 +122,7 @@ class RunningProvider:
     def configure(self, config: Mapping[str, str]) -> None:
         """Apply the options in LIVE_OPTIONS from a new configuration. Other options need a restart."""
         options = self._live_configuration.take(config)
-        if options is not None:
-            self._parts.policy.configure(options)
+        if options is not None and self._parts.policy.configure(options):
             self._parts.service.policy_changed()
 
     def refuse_configuration(self, reason: str) -> None:
@@ -130,10 +130,10 @@ class RunningProvider:
         self._live_configuration.refuse(reason)
 
     def links_changed(self) -> None:
-        """Apply the current links to all later calls."""
-        self._parts.policy.links_changed()
-        self._parts.service.policy_changed()
-        self._parts.watchers.links_changed()
+        """Apply the changed links to all later calls. O(changed links)."""
+        changed = self._parts.links.take_changed()
+        self._parts.service.policy_changed(self._parts.policy.links_changed(changed))
+        self._parts.watchers.links_changed(changed)
 
 
 async def _run(
@@ -212,7 +212,7 @@ def _compose(plan: StartPlan, options: ProviderOptions, connection: Connection, 
     host_data = plan.host_data
     store = Store(options.store_options())
     policy = Policy(store.options, links, options)
-    service = Service(store, policy)
+    service = Service(store, policy, lambda: connection.max_payload)
     watchers = Watchers(
         connection,
         "" if host_data is None else host_data.lattice_rpc_prefix,
@@ -221,7 +221,7 @@ def _compose(plan: StartPlan, options: ProviderOptions, connection: Connection, 
         links,
         WatchLimits(options.watch_queue_events, options.watch_queue_bytes, options.watch_timeout_ms / 1000),
     )
-    watchers.links_changed()
+    watchers.links_changed(links.keys())
     tallies = store_tallies() | atomics_tallies() | batch_tallies()
     durations = Durations(tallies) if options.metrics_address else None
     on_batch = None if durations is None else durations.observe
@@ -232,7 +232,7 @@ def _compose(plan: StartPlan, options: ProviderOptions, connection: Connection, 
     server.add(BATCH, batch_handlers(service, limits, tallies))
     metrics = None if durations is None else Metrics(tallies, durations, store, server, connection, links, watchers)
     background = tuple(asyncio.create_task(work) for work in (Sweep(store).run(), return_memory(store)))
-    return Parts(connection, policy, service, watchers, server, metrics, background)
+    return Parts(connection, links, policy, service, watchers, server, metrics, background)
 
 
 def _host_of(

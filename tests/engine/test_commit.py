@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sortedcontainers import SortedList
 from xxhash import xxh3_64_intdigest
 
-from keyvalue_engine import SET, Change, CounterError, Entry, LimitError, Quota, StoreOptions
+from keyvalue_engine import SET, Change, CounterError, Entry, LimitError, Quota, Reach, StoreOptions
 from keyvalue_engine.context import Context
 from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, entry_size
 from keyvalue_engine.expiry import Expiry
@@ -86,8 +87,9 @@ class Subject:
     def __init__(self, kind: type[Shard], conditions: Conditions, clock: Clock) -> None:
         self.clock = clock
         self.ledger = Ledger(StoreOptions(keys_max=4, memory_bytes_max=conditions.memory_bytes_max))
-        self.covering = Quota(lambda name: True, None, conditions.quota_bytes_max)
-        self.ledger.quotas = (self.covering,)
+        self.covering = Quota(Reach(), None, conditions.quota_bytes_max)
+        self.covering.usage = self.ledger.usages.hold(self.covering.reach)
+        self.covering.usage.next_names(SortedList(), 1)  # there are no buckets to count
         self.quota = self.covering if conditions.is_limited else None
         self.account = Account(b"b", self.ledger)
         self.expiry = Expiry(clock)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyvalue_engine import Bucket, BucketOptions, CounterError, LimitError, Quota, Store, StoreOptions
+from keyvalue_engine import Bucket, BucketOptions, CounterError, LimitError, Quota, Reach, Store, StoreOptions
 from keyvalue_engine.context import Context
 from keyvalue_engine.counter import COUNTER_MAX
 from keyvalue_engine.deadlines import STALE_BYTES, Deadlines
@@ -538,7 +538,7 @@ def test_a_sweep_of_no_keys_is_refused(keys_max: int) -> None:
 
 def test_a_full_quota_sweeps_its_own_bucket_first(clock: Clock) -> None:
     store = Store(clock=clock)
-    quota = Quota(lambda name: name == b"mine", 1, None)
+    quota = Quota(Reach(frozenset({b"mine"})), 1, None)
     store.add_quota(quota)
     for number in range(ROOM_WORK_MAX):
         store.bucket(b"other").set(b"%d" % number, b"v", ttl_ms=1)

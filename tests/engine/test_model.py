@@ -33,6 +33,7 @@ from keyvalue_engine import (
     LimitError,
     NoSuchBucketError,
     Quota,
+    Reach,
     Store,
     StoreOptions,
 )
@@ -160,6 +161,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.told: dict[bytes, dict[bytes, Entry]] = {}
         self.told_of: Counter[Change] = Counter()
         self.set_keys = self.deleted_keys = self.persisted_keys = 0
+        self.counting: list[Quota] = []
 
     def teardown(self) -> None:
         self.directory.cleanup()
@@ -185,7 +187,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         self.kind = StoreUnderTest
         self.hash_function = hash_function
-        self.quota = Quota(lambda name: name.startswith(b"a"), quota_keys_max, quota_bytes_max)
+        self.quota = Quota(Reach(prefix=b"a"), quota_keys_max, quota_bytes_max)
         self.options = self.bounded(options)
         self.take_up(StoreUnderTest(self.options, seed=SEED))
 
@@ -206,7 +208,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def handle(self, name: bytes, ttl_ms: int | None = None, *, limited: bool = False) -> Bucket:
         """Return a handle. It is held to the quota if the quota covers its bucket."""
-        quota = self.quota if limited and self.quota.covers(name) else None
+        quota = self.quota if limited and self.quota.reach.covers(name) else None
         return self.store.bucket(name, BucketOptions(ttl_ms=ttl_ms, quota=quota))
 
     def live(self, name: bytes) -> dict[bytes, Stored]:
@@ -229,7 +231,7 @@ class StoreMachine(RuleBasedStateMachine):
         Expired keys take no memory.
         """
         options, live = self.options, self.live(name)
-        bucket_names = self.written if options.strict_buckets else {known for known in BUCKETS if self.live(known)}
+        bucket_names = {known for known in BUCKETS if self.live(known)}
         new_keys = len(changes.keys() - live.keys())
         growth = 0
         for key, stored in changes.items():
@@ -249,8 +251,10 @@ class StoreMachine(RuleBasedStateMachine):
         limits.append(
             ("keys_max", sum(len(self.live(known)) for known in BUCKETS) + new_keys, options.keys_max, new_keys)
         )
-        if limited and self.quota.covers(name):
-            covered = [entry for known in BUCKETS if self.quota.covers(known) for entry in self.live(known).items()]
+        if limited and self.quota.reach.covers(name):
+            covered = [
+                entry for known in BUCKETS if self.quota.reach.covers(known) for entry in self.live(known).items()
+            ]
             memory_bytes = sum(
                 entry_size(key, stored.value) + (stored.deadline_ns is not None) * DEADLINE_BYTES
                 for key, stored in covered
@@ -399,10 +403,38 @@ class StoreMachine(RuleBasedStateMachine):
         if keys_max == 1_000:
             assert len(self.store) == sum(len(self.live(name)) for name in BUCKETS)
 
-    @rule()
-    def count_quota_anew(self) -> None:
+    @rule(shared=st.booleans())
+    def count_quota_anew(self, shared: bool) -> None:
+        other = Quota(self.quota.reach, None, None)
+        if shared:
+            self.store.add_quota(other)
         self.store.remove_quota(self.quota)
         self.store.add_quota(self.quota)
+        assert self.quota.is_counted
+        if shared:
+            self.store.remove_quota(other)
+
+    @precondition(lambda self: len(self.counting) < 3)
+    @rule(
+        reach=st.builds(Reach, st.none() | st.frozensets(names), st.sampled_from([b"", b"a", b"anoth", b"\xff"])),
+        buckets_max=st.integers(0, 2),
+    )
+    def begin_to_count(self, reach: Reach, buckets_max: int) -> None:
+        """Count another quota's buckets step by step. `Store.check` compares its counts with the counted buckets."""
+        quota = Quota(reach, None, None)
+        self.store.add_quota(quota, buckets_max)
+        self.counting.append(quota)
+
+    @precondition(lambda self: self.counting)
+    @rule(which=st.integers(0, 2), buckets_max=st.integers(1, 2))
+    def go_on_counting(self, which: int, buckets_max: int) -> None:
+        quota = self.counting[which % len(self.counting)]
+        self.store.count_quota(quota, buckets_max)
+        if quota.is_counted:
+            live = [entries_of(self.store, name) for name in BUCKETS if quota.reach.covers(name)]
+            assert quota.keys == sum(map(len, live))
+            self.store.remove_quota(quota)
+            self.counting.remove(quota)
 
     @rule(name=names, cursor=st.none() | st.integers(0, 2**64 - 1) | st.integers(0, 100))
     def begin_walk(self, name: bytes, cursor: int | None) -> None:
@@ -464,6 +496,7 @@ class StoreMachine(RuleBasedStateMachine):
         kept = {name: getattr(self.options, name) for name in limits}
         self.options = self.bounded(replace(options, **kept))
         self.store.remove_quota(self.quota)
+        self.counting.clear()
         self.take_up(self.kind.load(path, self.options))
         self.events.clear()
         self.told_of.clear()
@@ -511,6 +544,15 @@ class StoreMachine(RuleBasedStateMachine):
             walk.stayed &= live[walk.name].keys()
 
     @invariant()
+    def emptied_buckets_are_remembered_within_a_limit(self) -> None:
+        emptied = self.store._tables.emptied
+        known = self.store._tables.by_name.keys() | emptied.keys()
+        assert known <= self.written
+        if self.options.strict_buckets:
+            assert known == self.written or len(emptied) == self.options.buckets_max
+            self.written = known
+
+    @invariant()
     def the_events_give_the_content_of_the_store(self) -> None:
         for change, name, key, entry in self.events:
             self.told_of[change] += 1
@@ -529,7 +571,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert {name: entries for name, entries in self.told.items() if entries} == {
             name: entries for name, entries in held.items() if entries
         }
-        assert held.keys() == (self.written if self.options.strict_buckets else {name for name in held if held[name]})
+        assert held.keys() == {name for name in held if held[name]}
         for name in BUCKETS:
             live = self.live(name)
             entries = held.get(name, {})

@@ -258,7 +258,9 @@ OVERTAKING: list[list[str]] = [
 ]
 
 
-def save_without_file(keys: list[bytes], seed: int, tables: Mapping[bytes, Table], unix_ms_of: object) -> None:
+def save_without_file(
+    keys: list[bytes], seed: int, tables: Mapping[bytes, Table], emptied: object, unix_ms_of: object
+) -> None:
     """Collect the keys that a snapshot would hold. Writing a file for each try would take too long."""
     keys += [key for table in tables.values() for entries, _ in snapshot._blocks(table, int) for key in entries[::2]]
 

@@ -9,19 +9,15 @@ from threading import Barrier
 
 import pytest
 
-from keyvalue_engine import Bucket, BucketOptions, LimitError, Quota, Store, StoreOptions
+from keyvalue_engine import Bucket, BucketOptions, LimitError, Quota, Reach, Store, StoreOptions
 from keyvalue_engine.entry import entry_size
 from tests.engine.races import TIMEOUT_S, run_together
 
 KEYS = r"the buckets of this quota would hold {} keys; the limit is {} \(quota_keys\)"
 
 
-def everything(name: bytes) -> bool:
-    return True
-
-
-def of_a(name: bytes) -> bool:
-    return name.startswith(b"a")
+EVERYTHING = Reach()
+OF_A = Reach(prefix=b"a")
 
 
 def limited(store: Store, name: bytes, quota: Quota, ttl_ms: int | None = None) -> Bucket:
@@ -30,7 +26,7 @@ def limited(store: Store, name: bytes, quota: Quota, ttl_ms: int | None = None) 
 
 def test_a_bucket_may_belong_to_several_quotas() -> None:
     store = Store()
-    quotas = [Quota(of_a, 2, None), Quota(everything, 3, None)]
+    quotas = [Quota(OF_A, 2, None), Quota(EVERYTHING, 3, None)]
     for quota in quotas:
         store.add_quota(quota)
     for number in range(2):
@@ -48,7 +44,7 @@ def test_a_bucket_may_belong_to_several_quotas() -> None:
 
 def test_a_removed_quota_no_longer_counts() -> None:
     store = Store()
-    quota, other = Quota(of_a, 2, None), Quota(of_a, None, None)
+    quota, other = Quota(OF_A, 2, None), Quota(OF_A, None, None)
     store.add_quota(quota)
     store.add_quota(other)
     store.bucket(b"a").set_many({b"1": b"v", b"2": b"v"})
@@ -68,8 +64,8 @@ def test_a_removed_quota_no_longer_counts() -> None:
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_handle_stays_held_to_a_removed_quota(others: int) -> None:
     store = Store()
-    quota = Quota(everything, 1, None)
-    for known in [quota, *[Quota(everything, None, None)] * others]:
+    quota = Quota(EVERYTHING, 1, None)
+    for known in [quota, *[Quota(EVERYTHING, None, None)] * others]:
         store.add_quota(known)
     bucket = limited(store, b"b", quota)
     bucket.set(b"1", b"v")
@@ -83,9 +79,9 @@ def test_a_handle_stays_held_to_a_removed_quota(others: int) -> None:
 @pytest.mark.parametrize(
     ("quota", "option", "excess"),
     [
-        (Quota(of_a, 500, None), "quota_keys", {1, 2, 3}),
+        (Quota(OF_A, 500, None), "quota_keys", {1, 2, 3}),
         (
-            Quota(of_a, None, 500 * entry_size(b"0 000", b"v")),
+            Quota(OF_A, None, 500 * entry_size(b"0 000", b"v")),
             "quota_bytes",
             {entry_size(b"0 000", b"v") * n for n in (1, 2, 3)},
         ),
@@ -132,7 +128,7 @@ def test_quotas_are_exact_under_threads(quota: Quota, option: str, excess: set[i
 def test_counts_are_exact_while_quotas_come_and_go() -> None:
     """Empty, free and recreate the covered buckets meanwhile."""
     store = Store(StoreOptions(shard_keys_max=4, shards_min=1))
-    quotas = [Quota(of_a, None, None) for _ in range(3)]
+    quotas = [Quota(OF_A, None, None) for _ in range(3)]
     rounds = 200
     together = Barrier(7, timeout=TIMEOUT_S)
 
@@ -163,7 +159,7 @@ def test_counts_are_exact_while_quotas_come_and_go() -> None:
 
 def test_a_quota_is_counted_once() -> None:
     store = Store()
-    quota = Quota(lambda name: True, 9, None)
+    quota = Quota(EVERYTHING, 9, None)
     store.add_quota(quota)
     with pytest.raises(ValueError, match="the quota was already added"):
         store.add_quota(quota)

@@ -17,6 +17,7 @@ from keyvalue_engine import (
     Bucket,
     BucketOptions,
     CrowdedPositionError,
+    FullError,
     LimitError,
     NoSuchBucketError,
     Page,
@@ -26,6 +27,7 @@ from keyvalue_engine import (
 )
 from keyvalue_engine.entry import (
     BUCKET_BYTES,
+    EMPTIED_BYTES,
     ORDER_BYTES,
     ORDER_OBJECT_BYTES,
     SHARD_BYTES,
@@ -118,6 +120,28 @@ def test_a_strict_handle_refuses_to_read_a_bucket_that_was_never_written(
             assert isinstance(caught.value, StoreError)
     bucket.set(b"k", b"v")
     assert bucket.get(b"k") == b"v"
+    store.check()
+
+
+def test_emptied_buckets_do_not_count_and_the_oldest_are_forgotten() -> None:
+    store = Store(StoreOptions(strict_buckets=True, buckets_max=3))
+    names = [b"%d" % number for number in range(7)]
+    for name in names:
+        store.bucket(name).set(b"k", b"v")
+        store.bucket(name).delete(b"k")
+        assert store.bucket_count == 0
+    remembered_bytes = 3 * (EMPTIED_BYTES + bytes_size(1))
+    assert store.memory_bytes == remembered_bytes
+    for name in names[:4]:
+        with pytest.raises(NoSuchBucketError):
+            store.bucket(name).get(b"k")
+    for name in names[4:]:
+        assert store.bucket(name).get(b"k") is None
+        assert store.bucket(name).delete(b"k") is False
+        store.bucket(name).set(b"k", b"v")
+    assert store.memory_bytes == 3 * (BUCKET_SIZE + SHARD_BYTES + ENTRY_SIZE)
+    with pytest.raises(FullError, match=r"^the store would hold 4 buckets; the limit is 3 \(buckets_max\)$"):
+        store.bucket(names[0]).set(b"k", b"v")
     store.check()
 
 

@@ -160,7 +160,7 @@ def with_mutual_tls(directory: Path) -> Case:
     (directory / "other").mkdir()
     strangers = (Authority(directory / "other").issue("provider.test"), authority.issue("provider.test", days=-1))
     wrong = (
-        Means(tls=TlsOptions(ca), reason="the server demands a client certificate, and none is given"),
+        Means(tls=TlsOptions(ca), reason="the server requires a client certificate, but none is configured"),
         *(
             Means(
                 tls=TlsOptions(ca, str(certificate), str(key)),

@@ -258,22 +258,21 @@ def _wildcard(subject: str) -> str:
 class Capability:
     """The provider's handling of the host's messages, without the log."""
 
-    def __init__(self, policy: Policy, service: Service) -> None:
-        self._policy, self._service = policy, service
+    def __init__(self, links: Links, policy: Policy, service: Service) -> None:
+        self._links, self._policy, self._service = links, policy, service
 
     def ailments(self) -> list[str]:
         return []
 
     def configure(self, config: Mapping[str, str]) -> None:
-        self._policy.configure(options_of(config))
-        self._service.policy_changed()
+        if self._policy.configure(options_of(config)):
+            self._service.policy_changed()
 
     def refuse_configuration(self, reason: str) -> None:
         raise AssertionError(reason)
 
     def links_changed(self) -> None:
-        self._policy.links_changed()
-        self._service.policy_changed()
+        self._service.policy_changed(self._policy.links_changed(self._links.take_changed()))
 
 
 class Way(NamedTuple):
@@ -314,7 +313,7 @@ async def receive(events: Sequence[Event], way: Way) -> tuple[list[bytes], set[t
         for instance, handlers in ((STORE, store_handlers), (ATOMICS, atomics_handlers), (BATCH, batch_handlers)):
             server.add(instance, handlers(service, service.parameter_limits))
         host_data = HostData(provider_key=PROVIDER)
-        session = HostSession(connection, host_data, links, "", Capability(policy, service), asyncio.Event())
+        session = HostSession(connection, host_data, links, "", Capability(links, policy, service), asyncio.Event())
         await session.start()
         session.stop()  # nobody answers for the lattice
         await server.start()

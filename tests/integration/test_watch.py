@@ -289,11 +289,11 @@ class Home:
         source_config = config if watch is None else {"watch": watch} | config
         link = watch_link(self.KEY, target, source_config, name=name)
         self.links.put(LinkDefinition.from_json(link))
-        self.watchers.links_changed()
+        self.watchers.links_changed(self.links.take_changed())
 
     def delete(self, target: str, name: str = "default") -> None:
         self.links.delete((self.KEY, target, name))
-        self.watchers.links_changed()
+        self.watchers.links_changed(self.links.take_changed())
 
     def write(self, keys: Iterable[bytes]) -> None:
         for key in keys:
@@ -376,7 +376,7 @@ async def test_other_links_do_not_disturb_a_watcher(home: Home, component: Compo
     home.write(keys(0, 30))
     await component.told_of(CALLS_MAX)
     asked = len(home.store.asked)
-    home.watchers.links_changed()
+    home.watchers.links_changed(home.links.take_changed())
     assert len(home.store.asked) == asked, "nothing has changed"
     home.put("another", "SET@never")
     home.delete("another")
@@ -395,7 +395,7 @@ async def test_without_watchers_no_observer_is_set(home: Home) -> None:
         watch_link(home.KEY, "c", EVERYTHING, interfaces=["store"]),
     ):
         home.links.put(LinkDefinition.from_json(link))
-    home.watchers.links_changed()
+    home.watchers.links_changed(home.links.take_changed())
     assert home.store.asked == []
     home.put("component", None)
     assert len(home.links.remarks) == 1

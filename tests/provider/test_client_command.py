@@ -347,7 +347,7 @@ def test_certificates(
     assert (kv(*at, *ca, *shown, "set", "k", "v"), kv.err) == (0, "")
     assert (kv(*at, *ca, *shown, "get", "k"), kv.out) == (0, b"v")
     assert kv(*at, *ca, "get", "k") == 1
-    assert kv.err == f"wrpc-kv: {at[1]}: the server demands a client certificate, and none is given\n"
+    assert kv.err == f"wrpc-kv: {at[1]}: the server requires a client certificate, but none is configured\n"
     assert kv(*at, *shown, "get", "k") == 1
     assert kv.err.startswith(f"wrpc-kv: {at[1]}: the server's certificate is not accepted: ")
 

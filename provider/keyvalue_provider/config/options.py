@@ -203,7 +203,12 @@ class LinkOptions:
         :raises OptionError: a value is malformed, or a name is misspelt
         """
         own, remarks = LINK_OPTIONS.read(config)
-        return cls(**({name: getattr(provider, name) for name in LINK_OPTIONS} | own)), remarks
+        return cls.over(provider, own), remarks
+
+    @classmethod
+    def over(cls, provider: ProviderOptions, own: Mapping[str, Any]) -> LinkOptions:
+        """Return the provider's options, overridden by the values of a link's own options."""
+        return cls(**({name: getattr(provider, name) for name in LINK_OPTIONS} | {**own}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ provider cannot know what the link allows.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -20,11 +21,13 @@ from keyvalue_provider.host.links import LINKS_MAX, LinkKey, key_of
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.subjects import check_subject
 
-__all__ = ["LatticeLink", "lattice_links"]
+__all__ = ["LINKS_PER_STEP", "LatticeLink", "lattice_links"]
 
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 2.0
+#: Number of links that are read, or added, in one step of the event loop. A step takes about 3 ms.
+LINKS_PER_STEP = 50
 #: An error shows at most this many characters of a configuration's name.
 NAME_CHARACTERS_MAX = 64
 #: An error shows at most this many characters of the lattice's message.
@@ -71,7 +74,12 @@ async def lattice_links(connection: Connection, lattice: str, provider_key: str)
         log.warning("the links of the lattice: %d links of this provider; the limit is %d", len(mine), LINKS_MAX)
         return None
     configs = Configs(connection, prefix)
-    return [await _read(key, link, configs) for key, link in mine.items()]
+    found = []
+    for number, (key, link) in enumerate(mine.items(), 1):
+        found.append(await _read(key, link, configs))
+        if not number % LINKS_PER_STEP:
+            await asyncio.sleep(0)  # `_read` need not wait for a configuration that is already known
+    return found
 
 
 class Configs:

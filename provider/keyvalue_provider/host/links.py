@@ -105,6 +105,7 @@ class Links:
         self._remarks: dict[LinkKey, str] = {}
         #: True if LINKS_MAX prevented the recording of an unusable link. Any caller without a link may be its source.
         self.overflowed = False
+        self._changed: set[LinkKey] = set()
         #: Number of changes so far. When this number increases, data derived from the links is stale.
         self.changes = 0
 
@@ -126,13 +127,30 @@ class Links:
         """Return the links whose source is the provider."""
         return [link for link in self._links.values() if link.source_id == self._provider_key]
 
-    def refused_callers(self) -> list[tuple[str, str]]:
-        """Return the source id and the name of each unreadable link whose target is the provider."""
-        return [
-            (source_id, name)
-            for source_id, target, name in self._unusable.keys() - self._links.keys()
-            if target == self._provider_key
-        ]
+    def get(self, key: LinkKey) -> LinkDefinition | None:
+        """Return the link with this key, or None if there is none, or if it is unreadable."""
+        return self._links.get(key)
+
+    def is_unreadable(self, key: LinkKey) -> bool:
+        """Return True if there is a link with this key, but its definition cannot be read."""
+        return key in self._unusable and key not in self._links
+
+    def is_from_caller(self, key: LinkKey) -> bool:
+        """Return True if a link with this key has the provider as its target."""
+        return key[1] == self._provider_key
+
+    def is_to_callee(self, key: LinkKey) -> bool:
+        """Return True if a link with this key has the provider as its source."""
+        return key[0] == self._provider_key
+
+    def keys(self) -> set[LinkKey]:
+        """Return the keys of all links, readable or not. O(links)."""
+        return {*self._links, *self._unusable}
+
+    def take_changed(self) -> set[LinkKey]:
+        """Return the keys of the links that were put, deleted or found unreadable since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     @property
     def unusable(self) -> list[str]:
@@ -212,6 +230,7 @@ class Links:
 
     def _forget(self, key: LinkKey) -> None:
         self.changes += 1
+        self._changed.add(key)
         self._links.pop(key, None)
         self._unusable.pop(key, None)
         self._remarks.pop(key, None)

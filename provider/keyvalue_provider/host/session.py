@@ -16,7 +16,7 @@ from typing import Protocol
 
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.json_fields import FieldError, Fields, text_map
-from keyvalue_provider.host.lattice import lattice_links
+from keyvalue_provider.host.lattice import LINKS_PER_STEP, lattice_links
 from keyvalue_provider.host.links import LINKS_MAX, LinkDefinition, LinkKey, Links, key_of, parse_link
 from keyvalue_provider.host.subjects import host_subjects
 from keyvalue_transport.nats.connection import Connection, Message
@@ -131,7 +131,7 @@ class HostSession:
     def _tell_soon(self) -> None:
         """Report changed links to the capability soon, and before the next call is handled.
 
-        Changes that arrive together are reported only once, because a report takes O(links).
+        Changes that arrive together are reported only once.
         """
         if self._telling is None:
             self._telling = asyncio.get_running_loop().call_soon(self._tell)
@@ -200,7 +200,11 @@ class HostSession:
         for source_id, target, name in known - {key for key, _, _ in found} - self._deleted:
             log.warning("link %s -> %s (%s): missing in the lattice; it stays in force", source_id, target, name)
         changes = self._links.changes
-        for key, value, unreadable in found:
+        for number, (key, value, unreadable) in enumerate(found, 1):
+            if not number % LINKS_PER_STEP:
+                if self._links.changes != changes:
+                    self._tell_soon()
+                await asyncio.sleep(0)  # the messages of the host that arrive meanwhile are newer than `found`
             if self._links.knows(key) or key in self._deleted:  # links from the host are newer and include secrets
                 continue
             if unreadable:

@@ -1,38 +1,42 @@
 """The policy: what each caller may do. The caller's link decides. Without a link, the provider's options decide.
 
-    (source id, link name) ── Policy.accesses ──> Access: right, buckets, limits, quota
+    (source id, link name) ── Policy.access_of ──> Access: right, buckets, limits, quota
 
-The policy is computed when links or options change, so that calls only look it up. An access is immutable. A change
-replaces the whole access, so no call sees a mix of old and new. `keyvalue_provider.keyvalue.handles` opens buckets with
-the limits of an access. The policy needs the store's options, but not the store.
+A link's own options are read once, when the link changes. They are combined with the provider's options when a caller's
+access is asked for, which is once after each change (`keyvalue_provider.keyvalue.handles`). So a change costs O(changed
+links), and a change of the provider's options O(1). An access is immutable, so no call sees a mix of old and new. The
+policy needs the store's options, but not the store.
 
 Callers choose the source id and the link name themselves. Use NATS permissions to control which clients may publish
 calls.
 
-A quota belongs to buckets, not to a caller. Links with the same buckets and the same quota share the quota.
+A quota belongs to buckets, not to a caller. Links that reach the same buckets share the counts of their quotas.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from keyvalue_engine import BucketOptions, StoreOptions
-from keyvalue_provider.config.options import READ_WRITE, LinkOptions, OptionError, ProviderOptions
+from keyvalue_engine import BucketOptions, Reach, StoreOptions
+from keyvalue_provider.config.options import LINK_OPTIONS, READ_WRITE, LinkOptions, OptionError, ProviderOptions
 from keyvalue_provider.host.links import LinkDefinition, LinkKey, Links
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 
-__all__ = ["Access", "CallerKey", "Policy", "QuotaTerms", "Reach", "Right"]
+__all__ = ["Access", "CallerKey", "Policy", "QuotaTerms", "Right", "reach_of"]
 
 log = logging.getLogger(__name__)
 
 #: The source id and the link name of a `Caller`.
 CallerKey: TypeAlias = tuple[str | None, str | None]
 
+#: The options of the provider that decide what callers may do.
+ACCESS_OPTIONS = frozenset({*LINK_OPTIONS, "require_link"})
 #: The name of the link that applies if a caller names no link.
 DEFAULT_LINK = "default"
 
@@ -45,25 +49,14 @@ class Right(Enum):
     READ_WRITE = "read-write"
 
 
-class Reach(NamedTuple):
-    """The store buckets that a link can reach: those in `names`, or all with the prefix if `names` is None."""
-
-    names: frozenset[bytes] | None
-    prefix: bytes
-
-    @classmethod
-    def of(cls, options: LinkOptions) -> Reach:
-        """Return the buckets that a caller with these options can reach."""
-        prefix = options.bucket_prefix or b""
-        if options.bucket is not None:
-            return cls(frozenset({options.bucket}), b"")
-        if options.buckets is not None:
-            return cls(frozenset(prefix + name for name in options.buckets), b"")
-        return cls(None, prefix)
-
-    def covers(self, name: bytes) -> bool:
-        """Return True if the link can reach the store bucket with this name."""
-        return name.startswith(self.prefix) if self.names is None else name in self.names
+def reach_of(options: LinkOptions) -> Reach:
+    """Return the store buckets that a caller with these options can reach."""
+    prefix = options.bucket_prefix or b""
+    if options.bucket is not None:
+        return Reach(frozenset({options.bucket}))
+    if options.buckets is not None:
+        return Reach(frozenset(prefix + name for name in options.buckets))
+    return Reach(prefix=prefix)
 
 
 class QuotaTerms(NamedTuple):
@@ -78,14 +71,12 @@ class QuotaTerms(NamedTuple):
         """Return the quota that these options set, or None."""
         if options.quota_keys is None and options.quota_bytes is None:
             return None
-        return cls(Reach.of(options), options.quota_keys, options.quota_bytes)
+        return cls(reach_of(options), options.quota_keys, options.quota_bytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Access:
     """A caller's access: its right, buckets and limits.
-
-    Accesses are compared by identity. An unchanged link keeps its access, and therefore its handles.
 
     :param limits: options for the caller's buckets, without the quota
     :param bucket: the store's bucket that every name refers to; if None, a name refers to the bucket `prefix` + name
@@ -133,18 +124,41 @@ DENIED = Access(Right.DENIED, BucketOptions())
 
 
 class Grant(NamedTuple):
-    """A link's access, with the link and the provider options from which it was computed."""
+    """A link, and the values of its own options.
 
-    link: LinkDefinition
-    provider: ProviderOptions
-    access: Access
+    :ivar link: None if the link is unreadable
+    :ivar own: None if everything is denied
+    """
+
+    link: LinkDefinition | None
+    own: Mapping[str, Any] | None
+
+
+class Largest:
+    """The largest of some numbers, which come and go. O(1), or O(different numbers) after the largest has gone."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self.value = 0
+
+    def add(self, number: int) -> None:
+        """Add a number."""
+        self._counts[number] += 1
+        self.value = max(self.value, number)
+
+    def remove(self, number: int) -> None:
+        """Remove a number that was added."""
+        self._counts[number] -= 1
+        if not self._counts[number]:
+            del self._counts[number]
+            if number == self.value:
+                self.value = max(self._counts, default=0)
 
 
 class Policy:
     """The access of each caller, by source id and link name. Callers without a link share the access `linkless`.
 
-    Only one thread may change the policy. Any thread may read `accesses` and `linkless`, because a change replaces
-    these objects and never modifies them.
+    Only one thread may change the policy. Any thread may read it.
 
     :param store: the options of the store
     :param links: the host's links; call `links_changed` after each change
@@ -153,77 +167,105 @@ class Policy:
     """
 
     def __init__(self, store: StoreOptions, links: Links | None = None, options: ProviderOptions | None = None) -> None:
-        self.accesses: Mapping[CallerKey, Access] = {}
         self.linkless = DENIED
         self.parameter_limits = ParameterLimits()
         self._store = store
         self._links = Links("") if links is None else links
-        self._grants: dict[LinkKey, Grant] = {}
+        self._grants: dict[CallerKey, Grant] = {}
+        self._largest = {"key_bytes_max": Largest(), "value_bytes_max": Largest()}
         self._provider = ProviderOptions.of_store(store) if options is None else options
-        self.configure(self._provider)
+        self._set_linkless()
+        self.links_changed(self._links.keys())
 
     def access_of(self, caller: CallerKey) -> Access:
         """Return the access of a caller."""
-        return self.accesses.get(caller, self.linkless)
+        access = self.access_by_link(caller)
+        return self.linkless if access is None else access
 
-    def configure(self, options: ProviderOptions) -> None:
-        """Apply the options that can change while the provider runs (LIVE_OPTIONS). Ignore all other options."""
-        self._provider = self._provider.with_live_options(options)
+    def access_by_link(self, caller: CallerKey) -> Access | None:
+        """Return the access that a caller's link gives, or None if the caller has no link."""
+        source_id, name = caller
+        grant = self._grants.get((source_id, name or DEFAULT_LINK))
+        if grant is None:
+            return None
+        return DENIED if grant.own is None else Access.of(LinkOptions.over(self._provider, grant.own))
+
+    def configure(self, options: ProviderOptions) -> bool:
+        """Apply the options that can change while the provider runs (LIVE_OPTIONS). Ignore all other options. O(1).
+
+        Return True if the access of callers may have changed.
+        """
+        before, self._provider = self._provider, self._provider.with_live_options(options)
+        self._set_parameter_limits()
+        if ACCESS_OPTIONS.isdisjoint(before.changed(self._provider)):
+            return False
         self._set_linkless()
-        self.links_changed()
+        return True
 
-    def links_changed(self) -> None:
-        """Apply the current links. Record each faulty link in `links`. O(links).
+    def links_changed(self, keys: Iterable[LinkKey]) -> list[CallerKey]:
+        """Read the links with these keys. Record each faulty link in `links`. O(keys).
 
-        An unchanged link keeps its access.
+        An unchanged link is not read again. Return the callers whose access may have changed.
         """
         if self._links.overflowed and self.linkless is not DENIED:
             self._set_linkless()
-        known, self._grants = self._grants, {}
-        for link in self._links.callers():
-            grant = known.get(link.key)
-            if grant is None or grant.link is not link:
-                grant = Grant(link, self._provider, self._read(link, is_news=True))
-            elif grant.provider is not self._provider:
-                grant = Grant(link, self._provider, self._read(link, is_news=False))
-            self._grants[link.key] = grant
-        self._set_accesses()
+        changed: list[CallerKey] = []
+        for key in keys:
+            if not self._links.is_from_caller(key):
+                continue
+            source_id, _, name = key
+            link, known = self._links.get(key), self._grants.get((source_id, name))
+            if link is None and not self._links.is_unreadable(key):
+                grant = None
+            elif known is not None and known.link is link:
+                continue
+            else:
+                grant = Grant(link, None if link is None else self._read(link))
+            self._replace((source_id, name), known, grant)
+            changed += names_of((source_id, name))
         self._set_parameter_limits()
+        return changed
+
+    def _replace(self, caller: CallerKey, known: Grant | None, grant: Grant | None) -> None:
+        for option, largest in self._largest.items():
+            # In this order, `remove` need not look for the next largest number if the new one is not smaller.
+            if grant is not None and grant.own is not None and option in grant.own:
+                largest.add(grant.own[option])
+            if known is not None and known.own is not None and option in known.own:
+                largest.remove(known.own[option])
+        if grant is None:
+            self._grants.pop(caller, None)
+        else:
+            self._grants[caller] = grant
 
     def _set_linkless(self) -> None:
         is_denied = self._provider.require_link or self._links.overflowed
-        self.linkless = DENIED if is_denied else Access.of(LinkOptions.from_config(self._provider, {})[0])
+        self.linkless = DENIED if is_denied else Access.of(LinkOptions.over(self._provider, {}))
 
-    def _read(self, link: LinkDefinition, *, is_news: bool) -> Access:
-        """Return a link's access. Record problems with its options, and log them if the link is new."""
+    def _read(self, link: LinkDefinition) -> Mapping[str, Any] | None:
+        """Return the values of a link's own options, or None if they are malformed. Log and record all problems."""
         try:
-            options, remarks = LinkOptions.from_config(self._provider, link.target_options)
+            own, remarks = LINK_OPTIONS.read(link.target_options)
         except OptionError as error:
-            if is_news:
-                log.warning("link %s -> %s (%s): everything is denied: %s", *link.key, error.discreet)
+            log.warning("link %s -> %s (%s): everything is denied: %s", *link.key, error.discreet)
             self._links.refuse(link, f"everything is denied: {error.discreet}")
-            return DENIED
-        if remarks and is_news:
+            return None
+        if remarks:
             log.warning("link %s -> %s (%s): %s", *link.key, "; ".join(remarks))
             self._links.remark(link, "; ".join(remarks))
-        return Access.of(options)
-
-    def _set_accesses(self) -> None:
-        of_links = {(source_id, name): grant.access for (source_id, _, name), grant in self._grants.items()}
-        of_links |= dict.fromkeys(self._links.refused_callers(), DENIED)
-        accesses: dict[CallerKey, Access] = {}
-        for (source_id, name), access in of_links.items():
-            accesses[source_id, name] = access
-            if name == DEFAULT_LINK:
-                accesses[source_id, None] = accesses[source_id, ""] = access
-        self.accesses = accesses
+        return own
 
     def _set_parameter_limits(self) -> None:
         """Set the decoders' limits to the highest limits that the store or any link allows."""
         store, provider, limits = self._store, self._provider, self.parameter_limits
-        of_links = [grant.access.limits for grant in self._grants.values()]
         limits.bucket_bytes_max = store.bucket_name_bytes_max
-        limits.key_bytes_max = max([store.key_bytes_max, *(link.key_bytes_max or 0 for link in of_links)])
-        limits.value_bytes_max = max([store.value_bytes_max, *(link.value_bytes_max or 0 for link in of_links)])
+        limits.key_bytes_max = max(store.key_bytes_max, self._largest["key_bytes_max"].value)
+        limits.value_bytes_max = max(store.value_bytes_max, self._largest["value_bytes_max"].value)
         limits.batch_keys_max = provider.batch_keys_max
         limits.answer_bytes_max = provider.answer_bytes_max
+
+
+def names_of(caller: CallerKey) -> list[CallerKey]:
+    """Return all keys of a caller. A caller that names no link belongs to the link `default`."""
+    source_id, name = caller
+    return [caller, (source_id, None), (source_id, "")] if name == DEFAULT_LINK else [caller]

@@ -10,15 +10,15 @@ wasmCloud 1.x host traps the calling component. So the service returns an error 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import TypeVar
 
 from keyvalue_engine import NoSuchBucketError, Page, StoreError
 from keyvalue_provider.keyvalue.handles import BucketHandle, BucketStore, CallerHandles, Handles
-from keyvalue_provider.keyvalue.policy import Policy
+from keyvalue_provider.keyvalue.policy import CallerKey, Policy
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
-from keyvalue_transport.keyvalue.store import KeyResponse
+from keyvalue_transport.keyvalue.store import KEY_RESPONSE_BYTES, KeyResponse
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Derived
 
 __all__ = ["Service"]
@@ -33,20 +33,27 @@ class Service:
     If the store answers immediately, a function returns its value. Otherwise, it returns an awaitable.
 
     :param policy: the rights of each caller; by default, every caller may do everything
+    :param message_bytes_max: returns the limit for a message in bytes; a page of keys is not larger
     :ivar parameter_limits: the limits for request parameters; the policy updates this object in place
     """
 
-    def __init__(self, store: BucketStore, policy: Policy | None = None) -> None:
+    def __init__(
+        self, store: BucketStore, policy: Policy | None = None, message_bytes_max: Callable[[], int] = lambda: 2**63
+    ) -> None:
         policy = Policy(store.options) if policy is None else policy
         self.parameter_limits = policy.parameter_limits
         self._handles = CallerHandles(store, policy)
+        self._message_bytes_max = message_bytes_max
         self._policy_changes = 0
         self._paging = asyncio.Lock()
         self._last = self._remember(ANONYMOUS)
 
-    def policy_changed(self) -> None:
-        """Apply the current policy to all later calls. O(callers)."""
-        self._handles.policy_changed()
+    def policy_changed(self, callers: Iterable[CallerKey] | None = None) -> None:
+        """Apply the current policy to all later calls. O(callers).
+
+        :param callers: the callers whose access has changed; None means that any access may have changed
+        """
+        self._handles.policy_changed(callers)
         self._policy_changes += 1  # must precede the next line; see `_remember`
         self._last = self._remember(ANONYMOUS)
 
@@ -103,24 +110,25 @@ class Service:
         return answer if isinstance(answer, bool) else _later(answer, _as_it_is)
 
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]:
-        """Return the page of keys that starts at the cursor."""
+        """Return the page of keys that starts at the cursor. Its encoded answer fits in a message if one key does."""
+        bytes_max = max(self._message_bytes_max() - KEY_RESPONSE_BYTES, 1)
         try:
             handle = self._handles[caller].readable[bucket]
-            answer = handle.partial_page(cursor)
+            answer = handle.partial_page(cursor, None, bytes_max)
         except StoreError as error:
             raise _interface_error(error) from error
         if isinstance(answer, Page):
             if answer.keys or answer.cursor is None:
                 return _key_response(answer)
-            answer = self._rest_of_page(handle, answer.cursor)
+            answer = self._rest_of_page(handle, answer.cursor, bytes_max)
         return _later(answer, _key_response)
 
-    async def _rest_of_page(self, handle: BucketHandle, cursor: int) -> Page:
+    async def _rest_of_page(self, handle: BucketHandle, cursor: int, bytes_max: int) -> Page:
         """Return the rest of a page that is empty so far. Other calls are served between two steps of this work."""
         async with self._paging:  # one call at a time, so that many such calls do not delay the others
             while True:
                 await asyncio.sleep(0)
-                answer = handle.partial_page(cursor)
+                answer = handle.partial_page(cursor, None, bytes_max)
                 page = answer if isinstance(answer, Page) else await answer
                 if page.keys or page.cursor is None:
                     return page

@@ -167,8 +167,10 @@ class Metrics(Collector):
         yield _gauge("memory_bytes", "Memory of keys and values, as the engine counts it.", store.memory_bytes)
         yield _gauge("memory_limit_bytes", "Limit of memory_bytes.", float("inf") if limit is None else limit)
         reads = [self._tallies[name] for name in ("get", "exists")]
-        yield _counter("keyspace_hits", "Keys that get and exists found.", sum(tally[OK] for tally in reads))
-        yield _counter("keyspace_misses", "Keys that get and exists did not find.", sum(tally[NONE] for tally in reads))
+        yield _counter("keyspace_hits", "Calls of get and exists that found a key.", sum(tally[OK] for tally in reads))
+        yield _counter(
+            "keyspace_misses", "Calls of get and exists that found no key.", sum(tally[NONE] for tally in reads)
+        )
         yield _counter("expired_keys", "Expired keys that were removed.", store.expired_keys)
         yield _counter("pages", "Pages that list-keys returned.", self._tallies["list-keys"][OK])
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -79,20 +80,23 @@ class Watchers:
         """The number of events that are queued or in flight, for all watchers. Any thread may read this number."""
         return sum(delivery.queue_length for delivery in self._deliveries.copy().values())
 
-    def links_changed(self) -> None:
-        """Apply the current links. Record each faulty link in `links`.
+    def links_changed(self, keys: Iterable[LinkKey]) -> None:
+        """Apply the links with these keys. Record each faulty link in `links`.
 
         If a watcher's link is unchanged, the watcher is not affected. If the link has changed, queued events are still
-        delivered, with the new bucket argument. If the link is gone, queued events are dropped. O(links), plus
-        O(buckets) if a watcher has changed.
+        delivered, with the new bucket argument. If the link is gone, queued events are dropped. O(keys), plus
+        O(watchers + buckets) if a watcher has changed.
         """
-        watching = {}
-        for link in self._links.callees():
-            if INTERFACE in link.interfaces:
-                known = self._watching.get(link.key)
-                if known is None or known.link is not link:
-                    known = WatchingLink(link, watch_of(link, self._links, self._lattice))
-                watching[link.key] = known
+        own = [key for key in keys if self._links.is_to_callee(key)]
+        if not own:
+            return
+        watching = self._watching.copy()
+        for key in own:
+            link = self._links.get(key)
+            if link is None or INTERFACE not in link.interfaces:
+                watching.pop(key, None)
+            elif key not in watching or watching[key].link is not link:
+                watching[key] = WatchingLink(link, watch_of(link, self._links, self._lattice))
         if watching == self._watching or self._stopped:
             return
         self._watching = watching

@@ -183,6 +183,25 @@ def test_an_unusable_link_is_noted_until_it_is_corrected(mended_by: str) -> None
     assert links.unusable == []
 
 
+def test_the_changed_links_are_told_once() -> None:
+    links = Links(KEY)
+    link = links.put_json(payload())
+    assert link is not None
+    assert links.take_changed() == {link.key}
+    links.put_json(payload())  # unchanged
+    assert not links.delete(("nobody", KEY, "default"))
+    links.refuse(link, "odd")
+    assert links.take_changed() == set()
+    links.put_json(payload(target_config={}))
+    links.put_unreadable(("other", KEY, "default"), "odd")
+    assert links.take_changed() == {link.key, ("other", KEY, "default")} == links.keys()
+    assert links.get(link.key) is not None
+    assert [links.is_unreadable(key) for key in (link.key, ("other", KEY, "default"))] == [False, True]
+    links.delete(link.key)
+    assert links.take_changed() == {link.key}
+    assert links.get(link.key) is None
+
+
 def test_long_names_are_cut_in_messages() -> None:
     long = "x" * 100_000
     links = opened(**{long: HUSH})
@@ -334,7 +353,7 @@ def test_unreadable_secrets(links: Links, message: str) -> None:
         links.put_json(payload(target_secrets=list(SEALED)))
     assert str(caught.value) == message
     assert links.unusable == [f"link component -> kv (default): {message}"]
-    assert links.refused_callers() == [("component", "default")]
+    assert links.is_unreadable(("component", KEY, "default"))
 
 
 def test_too_many_unreadable_links_deny_callers_without_a_link() -> None:

@@ -77,18 +77,22 @@ class Scene:
 
     def links_changed(self) -> None:
         """Update the service, as the provider does after the host has put or deleted links."""
-        self.policy.links_changed()
-        self.service.policy_changed()
+        self.service.policy_changed(self.policy.links_changed(self.links.take_changed()))
 
     def configure(self, options: ProviderOptions) -> None:
         """Take a new configuration, as the provider does."""
-        self.policy.configure(options)
-        self.service.policy_changed()
+        if self.policy.configure(options):
+            self.service.policy_changed()
 
     @property
     def quotas(self) -> int:
         """Return the number of quotas that the store keeps."""
-        return len(self.store._tables.ledger.quotas)
+        return len(self.service._handles._quotas)
+
+    @property
+    def counted_reaches(self) -> int:
+        """Return the number of reaches whose keys and memory the store counts."""
+        return len([*self.store._tables.ledger.usages])
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

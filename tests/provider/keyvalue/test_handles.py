@@ -5,15 +5,28 @@ A real service over a real store.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
+from sortedcontainers import SortedList
 
-from keyvalue_provider.keyvalue.handles import HANDLES_MAX
+from keyvalue_engine import Store
+from keyvalue_engine.quota import Usage
+from keyvalue_provider.config.options import LINK_OPTIONS
+from keyvalue_provider.host.links import LinkDefinition
+from keyvalue_provider.keyvalue import handles as module
+from keyvalue_provider.keyvalue.handles import KEPT_NAME_BYTES
+from keyvalue_provider.keyvalue.policy import Access
+from keyvalue_provider.keyvalue.service import Service
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, NoSuchStoreError, OtherError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
+from tests.conftest import options_of
 from tests.provider.keyvalue.scene import (
     CALLS,
+    KEY,
     LINKED,
     OTHER,
     STRANGER,
@@ -22,28 +35,50 @@ from tests.provider.keyvalue.scene import (
     Scene,
     at_once,
 )
+from tests.provider.keyvalue.waiting_store import LATER, WaitingStore
 
 # Kept handles
 
 
 def test_unknown_callers_grow_nothing() -> None:
-    scene = Scene()
+    scene = Scene(quota_keys="1_000")
     scene.put()
     handles = scene.service._handles
-    entries = len(handles), len(handles._of_accesses), len(handles._quotas), len(scene.policy.accesses)
+    scene.service.get(LINKED, b"b", b"k")
+    entries = len(handles), scene.quotas
     for number in range(100):
         for name in (f"link-{number}", None):
             scene.service.set(Caller(f"component-{number}", name), b"b", b"k", b"v")
-    assert (len(handles), len(handles._of_accesses), len(handles._quotas), len(scene.policy.accesses)) == entries
+    assert (len(handles), scene.quotas) == entries
 
 
-def test_names_of_buckets_grow_to_a_limit() -> None:
+def test_all_callers_together_keep_a_limited_number_of_handles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HANDLES_MAX", 100)
     scene = Scene()
-    scene.put()
-    handles = scene.service._handles[LINKED].readable
-    for number in range(2 * HANDLES_MAX + 10):
-        scene.service.get(LINKED, b"%d" % number, b"k")
-        assert 1 <= len(handles) <= HANDLES_MAX
+    callers = [Caller(f"component-{number}", "default") for number in range(7)]
+    for caller in callers:
+        scene.put(caller)
+    for number in range(70):
+        for caller in callers:
+            handles = scene.service._handles[caller].readable
+            handle = handles[b"%d" % number]
+            assert handles[b"%d" % number] is handle
+            assert 1 <= sum(len(each.readable) for each in scene.service._handles.values()) <= 100
+        if not number % 10:
+            scene.put(callers[0], page_keys=str(number + 1))  # its handles go without notice
+
+
+def test_the_handle_of_a_long_name_is_not_kept() -> None:
+    scene = Scene(bucket_name_bytes_max="10_000")
+    scene.put(bucket_prefix="p" * (KEPT_NAME_BYTES - 2))
+    scene.put(OTHER, bucket="b" * (KEPT_NAME_BYTES + 1))
+    for caller, name in ((STRANGER, b"n" * (KEPT_NAME_BYTES + 1)), (LINKED, b"nnn"), (OTHER, b"n")):
+        handles = scene.service._handles[caller].readable
+        scene.service.set(caller, name, b"k", b"v")
+        assert scene.service.get(caller, name, b"k") == b"v"
+        assert len(handles) == 0
+    scene.service.get(LINKED, b"nn", b"k")
+    assert len(scene.service._handles[LINKED].readable) == 1
 
 
 def test_an_unchanged_link_keeps_its_handles() -> None:
@@ -57,6 +92,44 @@ def test_an_unchanged_link_keeps_its_handles() -> None:
     assert handles.readable[b"b"] is handle
     scene.put(page_keys="1")
     assert scene.service._handles[LINKED] is not handles
+
+
+@pytest.mark.parametrize("changes", [1, 50])
+def test_a_change_reads_only_the_changed_links(changes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new configuration reads none. Each caller's access is worked out at its next call."""
+    scene = Scene()
+    callers = [Caller(f"component-{number}", "default") for number in range(100)]
+    for caller in callers:
+        scene.put(caller, quota_keys="10", bucket_prefix=caller.source_id or "")
+        scene.service.set(caller, b"b", b"k", b"v")
+    work = Counter[str]()
+
+    def count(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def counted(*arguments: Any) -> Any:
+            result = function(*arguments)
+            work[name] += len(result) if isinstance(result, list) else 1
+            return result
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(LINK_OPTIONS, "read")
+    count(Access, "of")
+    count(Usage, "next_names")  # the buckets that a quota counts
+    for caller in callers[:changes]:
+        assert scene.links.put(LinkDefinition(caller.source_id or "", KEY, "default", target_config={"page_keys": "7"}))
+    scene.links_changed()
+    assert work == {"read": changes, "of": changes}
+    scene.configure(options_of({"access": "read-only"}))
+    assert work == {"read": changes, "of": changes + 1}
+    for caller in callers:
+        with pytest.raises(AccessDeniedError):
+            scene.service.set(caller, b"b", b"k", b"v")
+    assert work["read"] == changes
+    assert work["of"] == changes + 1 + len(callers)
+    assert scene.counted_reaches == len(callers) - changes
+    assert work["next_names"] == 0, "an unchanged reach is not counted again"
 
 
 # Lengths, pages, time
@@ -207,7 +280,7 @@ def test_a_changed_link_is_held_to_the_content_of_its_buckets() -> None:
     kv.delete_many(LINKED, b"a", [b"1", b"2", b"3"])
     kv.set(LINKED, b"a", b"1", b"")
     assert refused(kv.set, LINKED, b"a", b"2", b"") == KEYS_MAX.format(3, 2)
-    assert scene.quotas == 1
+    assert scene.quotas == scene.counted_reaches == 1
     scene.store.check()
 
 
@@ -217,32 +290,85 @@ def test_quotas_are_removed_with_their_links() -> None:
     scene.put(quota_keys="1")
     scene.put(OTHER, quota_bytes="1")
     scene.put(STRANGER, buckets="a", quota_keys="1")
-    assert scene.quotas == 3
+    assert scene.counted_reaches == 0, "a quota counts from the first call on"
+    for caller in (LINKED, OTHER, STRANGER):
+        kv.get(caller, b"a", b"k")
+    assert (scene.quotas, scene.counted_reaches) == (3, 2)
     scene.put(OTHER)
     scene.put(STRANGER, buckets="a", quota_keys="one")  # malformed: it is denied everything, and needs no quota
-    assert scene.quotas == 1
+    assert (scene.quotas, scene.counted_reaches) == (1, 1)
     kv.set(LINKED, b"b", b"k", b"v")
     assert refused(kv.set, LINKED, b"b", b"new", b"v") == KEYS_MAX.format(2, 1)
     scene.delete()
-    assert scene.quotas == 0
+    assert (scene.quotas, scene.counted_reaches) == (0, 0)
     kv.set(LINKED, b"b", b"new", b"v")
     scene.store.check()
 
 
-def test_links_with_the_same_buckets_and_limits_share_a_quota() -> None:
-    """With a default quota, a write then costs the same under thousands of links as under one."""
+def test_links_with_the_same_buckets_share_counts_under_different_limits() -> None:
+    """A write then costs the same under thousands of links as under one."""
     scene = Scene(quota_bytes="10_000")
-    for number in range(100):
-        scene.put(Caller(f"component-{number}", "default"))
-    assert scene.quotas == 1
-    scene.put(Caller("component-7", "default"), quota_bytes="20_000")
-    assert scene.quotas == 2
     kv = scene.service
-    kv.set(Caller("component-7", "default"), b"b", b"k", bytes(15_000))
+    for number in range(100):
+        caller = Caller(f"component-{number}", "default")
+        scene.put(caller, quota_keys=str(number + 2))
+        kv.set(caller, b"b", b"k", b"")
+    assert scene.counted_reaches == 1
+    large = Caller("component-7", "default")
+    scene.put(large, quota_bytes="20_000")
+    kv.set(large, b"b", b"k", bytes(15_000))
+    assert scene.counted_reaches == 1
     for caller in (Caller("component-8", "default"), ANONYMOUS):
         message = refused(kv.set, caller, b"b", b"n", b"")
         assert message.startswith("the buckets of this quota would take 15")
         assert message.endswith("bytes of memory; the limit is 10000 (quota_bytes)")
+    scene.store.check()
+
+
+@pytest.mark.parametrize("later", [None, *LATER])
+async def test_writes_wait_while_a_new_quota_is_counted(later: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads, deletions and other callers do not wait. The count takes bounded steps, between which others are served."""
+    monkeypatch.setattr(module, "COUNTED_BUCKETS", 3)
+    scene = Scene()
+    store = scene.store if later is None else WaitingStore(LATER[later])
+    held = store if isinstance(store, Store) else store.held
+    kv = Service(store, scene.policy)
+    for number in range(20):
+        held.bucket(b"%02d" % number).set(b"k", b"v")
+    steps: list[list[bytes]] = []
+    next_names = Usage.next_names
+
+    def count(usage: Usage, names: SortedList, names_max: int) -> list[bytes]:
+        steps.append(next_names(usage, names, names_max))
+        return steps[-1]
+
+    monkeypatch.setattr(Usage, "next_names", count)
+    scene.links.put(LinkDefinition("component", KEY, "default", target_config={"quota_keys": "21"}))
+    kv.policy_changed(scene.policy.links_changed(scene.links.take_changed()))
+
+    async def done(answer: Any) -> Any:
+        return await answer if isinstance(answer, Awaitable) else answer
+
+    writes = [
+        asyncio.ensure_future(done(write))
+        for write in (
+            kv.set(LINKED, b"00", b"first", b"v"),
+            kv.increment(LINKED, b"19", b"second", 1),
+            kv.set_many(LINKED, b"new", {b"third": b"v"}),
+        )
+    ]
+    assert await done(kv.get(LINKED, b"00", b"k")) == b"v"
+    assert await done(kv.delete(LINKED, b"05", b"k")) is None
+    await done(kv.set(ANONYMOUS, b"06", b"another", b"v"))
+    assert not any(write.done() for write in writes)
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert outcomes[0] is None
+    assert [str(each) for each in outcomes[1:]] == [KEYS_MAX.format(22, 21)] * 2
+    assert [len(step) for step in steps[:-1]] == [3] * 6
+    with pytest.raises(OtherError):
+        await done(kv.set(LINKED, b"00", b"n", b"v"))
+    assert [*kv._handles[LINKED].readable] == [b"00"], "handles are kept from now on"
+    held.check()
 
 
 def test_the_keys_max_of_the_provider_is_not_a_quota() -> None:

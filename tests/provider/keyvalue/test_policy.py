@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 from keyvalue_provider.config.options import LINK_OPTIONS, LinkOptions, ProviderOptions
 from keyvalue_provider.host.links import LinkDefinition
 from keyvalue_provider.host.secret import Secret
-from keyvalue_provider.keyvalue.policy import Access, Reach
+from keyvalue_provider.keyvalue.handles import DeniedHandles
+from keyvalue_provider.keyvalue.policy import Access, Policy, Right, reach_of
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, NoSuchStoreError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
@@ -81,7 +84,7 @@ def test_a_quota_covers_all_reachable_buckets_and_no_others(
 ) -> None:
     config = {"bucket": bucket, "bucket_prefix": prefix, "buckets": None if buckets is None else ",".join(buckets)}
     options, _ = LinkOptions.from_config(ProviderOptions(), {k: v for k, v in config.items() if v is not None})
-    reach, access = Reach.of(options), Access.of(options)
+    reach, access = reach_of(options), Access.of(options)
     name = data.draw(NAMES).encode()
     try:
         reached = access.reached(name)
@@ -191,6 +194,71 @@ def test_the_limits_for_reading_parameters_are_the_largest_of_any_caller() -> No
     scene.delete()
     assert limits == own
     assert scene.service.parameter_limits is limits
+
+
+SOURCES = st.sampled_from(["a", "b", "c"])
+LINK_NAMES = st.sampled_from(["default", "second"])
+CONFIGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "key_bytes_max": st.sampled_from(["5", "70_000", "80_000", "none"]),
+        "value_bytes_max": st.sampled_from(["5", "20_000_000"]),
+        "bucket_prefix": st.sampled_from(["", "p"]),
+        "quota_keys": st.sampled_from(["1", "2"]),
+        "access": st.sampled_from(["read-only", "read-write"]),
+    },
+)
+PROVIDER_CONFIGS = st.fixed_dictionaries(
+    {}, optional={"bucket": st.just("one"), "batch_keys_max": st.just("7"), "require_link": st.just("true")}
+)
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(["put", "unreadable"]), SOURCES, LINK_NAMES, CONFIGS)
+    | st.tuples(st.just("delete"), SOURCES, LINK_NAMES)
+    | st.tuples(st.just("callee"), SOURCES)
+    | st.tuples(st.just("configure"), PROVIDER_CONFIGS)
+    | st.tuples(st.sampled_from(["apply", "overflow"])),
+    max_size=30,
+)
+
+
+@given(CHANGES)
+def test_a_changed_policy_is_the_policy_of_all_links(changes: list[tuple[Any, ...]]) -> None:
+    """Each change reads only the changed links, and no caller keeps handles of an earlier policy."""
+    scene = Scene()
+    options = ProviderOptions()
+    callers = [Caller(source, name) for source in ("a", "b", "c", None) for name in ("default", "second", None, "")]
+    for change, *details in [*changes, ("apply",)]:
+        match change, details:
+            case "put", (source, name, config):
+                scene.links.put(LinkDefinition(source, KEY, name, target_config=config))
+            case "unreadable", (source, name, _):
+                scene.links.put_unreadable((source, KEY, name), "it has secrets")
+            case "delete", (source, name):
+                scene.links.delete((source, KEY, name))
+            case "callee", (target,):
+                scene.links.put(LinkDefinition(KEY, target, "default", interfaces=("watcher",)))
+            case "configure", (config,):
+                options = options_of(config)
+                scene.configure(options)
+            case "overflow", ():
+                scene.links.overflowed = True
+        if change != "apply":
+            continue
+        scene.links_changed()
+        fresh = Policy(scene.store.options, scene.links, options)
+        assert scene.service.parameter_limits == fresh.parameter_limits
+        for caller in callers:
+            assert asdict(scene.policy.access_of(caller)) == asdict(fresh.access_of(caller))
+            handles, right = scene.service._handles[caller], fresh.access_of(caller).right
+            assert isinstance(handles.readable, DeniedHandles) is (right is Right.DENIED)
+            assert isinstance(handles.writable, DeniedHandles) is (right is not Right.READ_WRITE)
+            if right is not Right.DENIED:
+                quota = fresh.access_of(caller).quota
+                bucket: Any = handles.readable[b"b"]
+                held = bucket._quota
+                assert (held and (held.reach, held.keys_max)) == (quota and (quota.reach, quota.quota_keys))
+        reaches = {access.quota.reach for access in map(fresh.access_of, callers) if access.quota is not None}
+        assert scene.counted_reaches == len(reaches)
 
 
 def test_options_of_the_provider_that_change_while_it_runs(caplog: pytest.LogCaptureFixture) -> None:
@@ -316,7 +384,7 @@ def secrets_of(scene: Scene) -> Iterator[str]:
     yield from scene.links.unusable
     yield from scene.links.remarks
     policy, handles = scene.policy, scene.service._handles
-    things = [policy, scene.service, handles, scene.links, *scene.links, *policy.accesses.values(), *handles.values()]
+    things = [policy, scene.service, handles, scene.links, *scene.links, policy.access_of(LINKED), *handles.values()]
     things += [*policy._grants.values(), handles._quotas]
     for thing in things:
         yield repr(thing)

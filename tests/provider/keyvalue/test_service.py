@@ -6,10 +6,13 @@ test_policy.py tests what each caller may do.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keyvalue_engine import LimitError, Store, StoreError, StoreOptions
 from keyvalue_engine.order import CROWD_KEYS_MAX
@@ -19,7 +22,14 @@ from keyvalue_transport.keyvalue.atomics import atomics_handlers, encode_increme
 from keyvalue_transport.keyvalue.batch import batch_handlers, encode_bucket_keys, encode_set_many
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits, encode_bucket_key
-from keyvalue_transport.keyvalue.store import KeyResponse, encode_list_keys, encode_set, store_handlers
+from keyvalue_transport.keyvalue.store import (
+    KEY_RESPONSE_BYTES,
+    KeyResponse,
+    encode_key_response,
+    encode_list_keys,
+    encode_set,
+    store_handlers,
+)
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, drop_answer
 from tests.provider.keyvalue.scene import Scene, at_once
 from tests.provider.keyvalue.waiting_store import LATER, Later, WaitingStore
@@ -122,6 +132,31 @@ def test_keys_of_one_position_become_other() -> None:
     with pytest.raises(OtherError, match=r"^position 0 has at least .* keys of .* bytes; the limit is \d+ keys"):
         kv.list_keys(ANONYMOUS, b"b", None)
     assert kv.get(ANONYMOUS, b"b", b"7") == b""
+
+
+@given(
+    st.sets(st.binary(max_size=300), max_size=60),
+    st.integers(1, 2_000),
+    st.integers(1, 2_000),
+)
+def test_a_page_is_not_larger_than_a_message(keys: set[bytes], message_bytes_max: int, page_bytes: int) -> None:
+    """The server's limit may change between pages. A page of one key may be larger."""
+    store = Store(StoreOptions(page_bytes_max=page_bytes))
+    limit = message_bytes_max
+    kv = Service(store, None, lambda: limit)
+    for key in keys:
+        kv.set(ANONYMOUS, b"b", key, b"")
+    found: list[bytes] = []
+    cursor: int | None = None
+    for limit in itertools.cycle((message_bytes_max, 100)):
+        page = at_once(kv.list_keys(ANONYMOUS, b"b", cursor))
+        size = len(encode_key_response(page))
+        assert len(page.keys) <= 1 or size <= min(limit, page_bytes + KEY_RESPONSE_BYTES)
+        found += page.keys
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert sorted(found) == sorted(keys)
 
 
 def test_parameters_need_not_be_read_beyond_the_limits_of_the_store() -> None:

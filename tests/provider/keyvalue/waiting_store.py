@@ -68,8 +68,11 @@ class WaitingStore:
     def bucket(self, name: bytes, options: BucketOptions, /) -> BucketHandle:
         return cast(BucketHandle, WaitingHandle(self.held.bucket(name, options), self._later))
 
-    def add_quota(self, quota: Quota, /) -> None:
-        self.held.add_quota(quota)
+    def add_quota(self, quota: Quota, buckets_max: int, /) -> None:
+        self.held.add_quota(quota, buckets_max)
+
+    def count_quota(self, quota: Quota, buckets_max: int, /) -> None:
+        self.held.count_quota(quota, buckets_max)
 
     def remove_quota(self, quota: Quota, /) -> None:
         self.held.remove_quota(quota)

@@ -228,7 +228,7 @@ def test_a_server_with_tls(offer: dict[str, object]) -> None:
         (
             {"tls_required": True, "tls_verify": True},
             False,
-            "the server demands a client certificate, and none is given",
+            "the server requires a client certificate, but none is configured",
         ),
         *(
             (offer, True, "TLS is required, and the server has none: nothing was sent to it")
@@ -259,7 +259,7 @@ def ssl_error(kind: type[ssl.SSLError], reason: str) -> ssl.SSLError:
 @pytest.mark.parametrize(
     ("error", "refusal"),
     [
-        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "the server demands a client certificate, and none is given"),
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "the server requires a client certificate, but none is configured"),
         ("TLSV1_ALERT_UNKNOWN_CA", "the server does not accept the client certificate: unknown ca"),
         ("SSL/TLS_ALERT_BAD_CERTIFICATE", "the server does not accept the client certificate: bad certificate"),
         ("TLSV1_ALERT_PROTOCOL_VERSION", "TLS with the server failed: tlsv1 alert protocol version"),

@@ -47,6 +47,7 @@ from keyvalue_transport.wrpc.values import (
 )
 
 __all__ = [
+    "KEY_RESPONSE_BYTES",
     "STORE",
     "KeyResponse",
     "StoreInterface",
@@ -69,6 +70,9 @@ __all__ = [
 
 #: The interface's name on the wire.
 STORE = "wrpc:keyvalue/store@0.2.0-draft"
+
+#: Maximum bytes of an encoded page of keys, without the keys and their lengths.
+KEY_RESPONSE_BYTES = 17
 
 OK_NONE = b"\x00\x00"
 OK_SOME = b"\x00\x01"

@@ -133,7 +133,9 @@ class Connection:
     @property
     def max_payload(self) -> int:
         """Return the server's limit for the size of a message in bytes, including headers."""
-        return self._client.max_payload
+        of_client = self._client.max_payload  # nats-py does not follow an INFO after the first
+        of_path = None if self.direct is None else self.direct.max_payload
+        return of_client if of_path is None else min(of_client, of_path)
 
     @property
     def server(self) -> str:

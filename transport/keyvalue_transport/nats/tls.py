@@ -32,7 +32,7 @@ MISMATCHES = frozenset(
 )
 #: Errors after which another attempt may succeed.
 TRANSIENT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
-DEMANDED = "the server demands a client certificate, and none is given"
+DEMANDED = "the server requires a client certificate, but none is configured"
 
 
 class TlsRefusedError(ConnectionError):

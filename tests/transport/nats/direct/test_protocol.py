@@ -9,6 +9,7 @@ from operator import eq
 import pytest
 
 from keyvalue_transport.keyvalue.store import encode_get_result
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.direct.frames import LINE_BYTES_MAX
 from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES
 from keyvalue_transport.nats.direct.read_flow import ReadFlow
@@ -187,6 +188,15 @@ def test_an_info_without_a_limit_is_left_to_nats_py(direct: Direct, told: bytes)
     for line in (b'INFO {"max_payload": %b}\r\n' % told, b"INFO %b\r\n" % told):
         assert direct.read(line + msg(9, b"")) == answer("r", b"0123456789", b"ab")
         assert direct.passed.endswith(line)
+
+
+def test_the_last_info_limits_the_messages_of_the_connection(direct: Direct) -> None:
+    connection = Connection(ConnectionOptions(("nats://127.0.0.1",)))
+    connection.direct = direct.routes
+    of_nats_py = connection.max_payload
+    for told, limit in ((10, 10), (0, 10), (7, 7), (of_nats_py + 1, of_nats_py)):
+        direct.read(info(told))
+        assert connection.max_payload == limit
 
 
 @pytest.mark.parametrize("line", [*MALFORMED_LINES, b"MSG f 1 r %d\r\n" % (MIB + LINE_BYTES_MAX + 1)])

@@ -364,7 +364,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             return  # nats-py also parses the line, and reports the error
         if max_payload < 1:
             return
-        self._max_payload = max_payload
+        self._max_payload = self._routes.max_payload = max_payload
         self._frame_bytes_max = max_payload + LINE_BYTES_MAX
         self._routes.alike.forget()  # the shapes were learned under the old limit
         if self._routes.server is not None:

@@ -58,6 +58,7 @@ class DirectRoutes:
     """The routes to the handlers of one server, by subscription id.
 
     :ivar protocol: the protocol of the current connection, or None
+    :ivar max_payload: the limit for a message in bytes, from the server's last INFO; None before the first
     :ivar violations: number of connections that were aborted after a protocol error or an oversized frame
     """
 
@@ -67,6 +68,7 @@ class DirectRoutes:
         self.callers = CallerCache()
         self.server: DirectServer | None = None
         self.protocol: FrameWriter | None = None
+        self.max_payload: int | None = None
         self.violations = 0
         self._before_next_call: Callable[[], None] | None = None
 
