@@ -45,8 +45,6 @@ CANCEL_TIMEOUT_S = 0.02
 #: Maximum number of log lines about failures in an interval. The same limit applies to lost answers.
 LOGGED_MAX = 5
 LOG_INTERVAL_S = 10.0
-#: A valid traceparent has 55 characters. The log shows only the start of a longer text.
-TRACEPARENT_CHARACTERS_MAX = 64
 
 
 class Server:
@@ -203,7 +201,7 @@ class Server:
         if suppressed is None:
             return
         error, traceparent = failure
-        trace = {} if traceparent is None else {"traceparent": traceparent[:TRACEPARENT_CHARACTERS_MAX]}
+        trace = {} if traceparent is None else {"traceparent": traceparent}
         what, more = "an invocation was ended without a result", _more(suppressed)
         if isinstance(error, DecodeError):
             log.warning("%s: malformed parameters: %s%s", what, error, more, extra=trace)
