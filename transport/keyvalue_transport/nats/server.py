@@ -97,6 +97,21 @@ class Server:
         return self._path.invocations.half_open
 
     @property
+    def half_open_bytes(self) -> int:
+        """Return the memory that half-open invocations hold, in bytes."""
+        return self._path.invocations.half_open_bytes
+
+    @property
+    def queued(self) -> int:
+        """Return the number of half-open invocations that wait for their handshake."""
+        return self._path.invocations.queued
+
+    @property
+    def expected_bytes(self) -> int:
+        """Return the number of bytes that half-open invocations with a handshake still expect."""
+        return self._path.invocations.expected_bytes
+
+    @property
     def failed(self) -> BaseException | None:
         """Return the exception that ended a background task of the server, or None."""
         if self._expiry is not None and self._expiry.done() and not self._expiry.cancelled():
