@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import TypeVar
 
 from keyvalue_transport.wrpc.handler import Caller, Handler, Pending
 from keyvalue_transport.wrpc.invocation import Invocations, Step
 
-A = TypeVar("A")
+A = TypeVar("A", bound=Sized)
 M = TypeVar("M")
 
 __all__ = ["invoke"]

@@ -270,7 +270,7 @@ def test_limits() -> None:
     invocations, store = InvocationLimits(), StoreOptions()
     parameters = Service(Store()).parameter_limits
     rows = {name: default for name, default, _beyond in table("limit")}
-    assert {name: int(default.replace(",", "")) for name, default in rows.items()} == {
+    assert {name: int(default.partition(";")[0].replace(",", "")) for name, default in rows.items()} == {
         "bytes of a bucket's name": parameters.bucket_bytes_max,
         "bytes of a key": parameters.key_bytes_max,
         "bytes of a value": parameters.value_bytes_max,
@@ -278,7 +278,8 @@ def test_limits() -> None:
         "bytes of the keys and values in an answer of `get-many`": parameters.answer_bytes_max,
         "half-open invocations": invocations.half_open_max,
         "bytes held for them": invocations.half_open_bytes_max,
-        "seconds until the next piece of a half-open invocation": invocations.half_open_timeout_s,
+        "bytes that they still expect": invocations.expected_bytes_max,
+        "seconds until the handshake, or the next piece, of a half-open invocation": invocations.half_open_timeout_s,
         "seconds until all pieces of a half-open invocation": invocations.half_open_lifetime_s,
         "invocations that wait for an answer": invocations.waiting_max,
         "messages received but not handled, for each function (plain path; the direct path stops reading)": connection.PENDING_MESSAGES_MAX,

@@ -15,7 +15,6 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
-from threading import Event
 
 from keyvalue_engine import Store
 from keyvalue_provider.config.options import ProviderOptions
@@ -31,6 +30,7 @@ from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_provider.live_configuration import LiveConfiguration
 from keyvalue_provider.observe.endpoint import Endpoint
+from keyvalue_provider.observe.loop_probe import LoopProbe
 from keyvalue_provider.observe.metrics import Durations, Metrics
 from keyvalue_provider.outer_process import OuterProcess
 from keyvalue_provider.stop_signals import stop_at_signals
@@ -54,8 +54,6 @@ FLUSH_TIMEOUT_S = 0.05
 HOST_KILL_TIMEOUT_S = 0.5
 #: Time limit for reporting the last changes to watching components.
 WATCH_STOP_TIMEOUT_S = 0.02
-#: /livez reports a failure if the event loop does not respond within this time.
-ALIVE_TIMEOUT_S = 1.0
 #: Thresholds that make garbage collections rare. With a million keys in memory, a full collection takes tens of
 #: milliseconds, and it finds almost no garbage.
 GC_THRESHOLDS = (50_000, 50, 100)
@@ -250,19 +248,13 @@ def _start_endpoint(
     """Start the HTTP endpoint. If the address is not available, log an error and continue without the endpoint."""
     assert options.metrics_address is not None
     address, port = split_address(options.metrics_address)
-    loop = asyncio.get_running_loop()
-
-    def alive() -> bool:
-        answered = Event()
-        loop.call_soon_threadsafe(answered.set)
-        return answered.wait(ALIVE_TIMEOUT_S)
 
     def unready() -> list[str]:
         if not provider.is_serving:
             return ["not serving: starting or stopping"]
         return [*provider.ailments(), *(host.ailments() if host is not None else ())]
 
-    endpoint = Endpoint(metrics, unready, alive)
+    endpoint = Endpoint(metrics, unready, LoopProbe(asyncio.get_running_loop()).alive)
     try:
         endpoint.start(address, port)
     except OSError as error:

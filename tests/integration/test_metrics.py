@@ -120,7 +120,7 @@ def provider(nats_server: NatsServer, path: str, tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize("path", PATHS)
 async def test_counts_are_those_of_the_calls(launch: Launch, nats_server: NatsServer, raw: Client, path: str) -> None:
     """Invocations that end without a result are counted by cause."""
-    limits = {"half_open_bytes_max": "100", "half_open_timeout_ms": "100"}
+    limits = {"half_open_bytes_max": "4000", "half_open_timeout_ms": "100"}
     provider = launch(
         ON | limits | {"transport": path, "strict_buckets": "true", "page_keys": "2", "value_bytes_max": "9"}
     )
@@ -158,7 +158,7 @@ async def test_counts_are_those_of_the_calls(launch: Launch, nats_server: NatsSe
         twin.bucket(b"b").delete_many([b"6"])
         await end_damaged(provider, raw, "get")
         await end_damaged(provider, raw, "exists")
-        for piece in (b"\x01b\x01k", b"\x01b\x78" + bytes(100)):  # one expires, and one is too large to be held
+        for piece in (b"\x01b\x01k", b"\x01b\x90\x4e" + bytes(2000)):  # one expires, and one is too large to be held
             ended = await RawInvocation.begin(raw, provider.subject("set"), piece)
             assert await ended.result() == b""
         await raw.publish(provider.subject("set"), encode_set(b"b", b"k", b"value"))

@@ -258,17 +258,22 @@ class ProviderOptions(LinkOptions):
     )
     half_open_max: int = option(
         values.COUNT,
-        "maximum invocations with incomplete parameters",
+        "maximum invocations with incomplete parameters; a quarter for each caller",
         default=INVOCATION_DEFAULTS.half_open_max,
     )
     half_open_bytes_max: int = option(
         values.BYTES,
-        "maximum bytes held for invocations with incomplete parameters",
+        "maximum memory held for invocations with incomplete parameters; a quarter for each caller",
         default=INVOCATION_DEFAULTS.half_open_bytes_max,
+    )
+    expected_bytes_max: int = option(
+        values.BYTES,
+        "maximum bytes that half-open invocations still expect; others wait for their handshake",
+        default=INVOCATION_DEFAULTS.expected_bytes_max,
     )
     half_open_timeout_ms: int = option(
         values.MILLISECONDS,
-        "milliseconds to wait for the next piece of an invocation's parameters",
+        "milliseconds to wait for the next piece of an invocation's parameters, or for its handshake",
         default=round(INVOCATION_DEFAULTS.half_open_timeout_s * 1000),
     )
     transport: str = option(
@@ -338,6 +343,7 @@ class ProviderOptions(LinkOptions):
             half_open_max=self.half_open_max,
             half_open_bytes_max=self.half_open_bytes_max,
             half_open_timeout_s=self.half_open_timeout_ms / 1000,
+            expected_bytes_max=self.expected_bytes_max,
         )
 
     def tls_options(self) -> TlsOptions | None:

@@ -204,6 +204,9 @@ def set_all_numbers(pieces: Pieces, now_ns: list[int]) -> None:
 NUMBERS: dict[str, float] = {
     "invocations_in_flight": 0,
     "half_open_invocations": 0,
+    "half_open_queued": 0,
+    "half_open_bytes": 0,
+    "half_open_expected_bytes": 0,
     "received_bytes_total": 31,
     "sent_bytes_total": 32,
     "decode_errors_total": 33,

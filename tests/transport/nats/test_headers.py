@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -10,20 +11,31 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from keyvalue_transport.nats.headers import CALLERS_MAX, CallerCache, Headers, headers_of, read_headers
+from keyvalue_transport.nats.headers import (
+    BLOCK_BYTES_MAX,
+    CALLER_CHARACTERS_MAX,
+    CALLERS_MAX,
+    TRACEPARENT_CHARACTERS_MAX,
+    CallerCache,
+    Headers,
+    headers_of,
+    read_headers,
+)
+from keyvalue_transport.nats.opening import LastingClient
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 
 FIRST = b"NATS/1.0\r\n"
+MIB = 1024 * 1024
 #: The newest nats-py reads lines, as we do. Older ones use an e-mail parser, which reads malformed headers differently.
 READS_LINES = hasattr(Client, "_parse_header_lines")
 
 
-def nats_py_headers(block: bytes) -> Headers:
+def nats_py_headers(block: bytes, kind: type[Client] = Client) -> Headers:
     """Return what the plain path finds, where nats-py reads the headers."""
     errors: list[Exception] = []
 
     async def read() -> Any:
-        client = Client()
+        client = kind()
 
         async def note(error: Exception) -> None:
             errors.append(error)
@@ -78,6 +90,46 @@ def test_blocks(case: str) -> None:
     assert CallerCache().find(block) == expected.caller
     if (case in WELL_FORMED or READS_LINES) and case != "no first line's end":  # which ends nats-py's reading for good
         assert nats_py_headers(block) == expected
+
+
+@pytest.mark.parametrize("over", [0, 1, 100_000])
+@pytest.mark.parametrize("character", [b"a", "\u0436".encode(), "\U0001f600".encode(), b"\xff"])
+@pytest.mark.parametrize("name", [b"source-id", b"link-name", b"traceparent"])
+def test_a_long_caller_is_nobody_and_a_long_trace_is_none(name: bytes, character: bytes, over: int) -> None:
+    """A short header beside a long one must not make the caller somebody: without a link name, it has the default link."""
+    characters_max = TRACEPARENT_CHARACTERS_MAX if name == b"traceparent" else CALLER_CHARACTERS_MAX
+    headers = {b"source-id": b"a", b"link-name": b"l", b"traceparent": b"t", name: character * (characters_max + over)}
+    block = FIRST + b"".join(b"%b: %b\r\n" % header for header in headers.items()) + b"\r\n"
+    texts = {name: value.decode(errors="replace") for name, value in headers.items()}
+    caller = Caller(texts[b"source-id"], texts[b"link-name"])
+    traceparent: str | None = texts[b"traceparent"]
+    if over and name == b"traceparent":
+        traceparent = None
+    elif over:
+        caller = ANONYMOUS
+    assert read_headers(block) == Headers(caller, traceparent)
+    if READS_LINES:
+        assert nats_py_headers(block, LastingClient) == read_headers(block)
+    cache = CallerCache()
+    for _ in range(2):
+        assert (cache.callers.get(block) or cache.find(block)) == caller
+    assert all(len(known) <= BLOCK_BYTES_MAX for known in cache.callers)
+
+
+@pytest.mark.parametrize("lines", [b"source-id: " + b"a" * MIB, b"x" * MIB + b": a", b"ab: c\r\n" * (MIB // 7)])
+def test_a_large_block_takes_little_memory(lines: bytes) -> None:
+    """Count what is kept, and what is needed while it is read."""
+    block = FIRST + lines + b"\r\nlink-name: l\r\n\r\n"
+    cache, queued = CallerCache(), []
+    tracemalloc.start()
+    for _ in range(3):
+        cache.find(block)
+        queued.append(asyncio.run(LastingClient()._process_headers(block)))
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [headers_of(headers) for headers in queued] == [read_headers(block)] * 3
+    assert kept < 100_000
+    assert peak < 25 * MIB
 
 
 def test_without_a_block_there_is_no_caller() -> None:

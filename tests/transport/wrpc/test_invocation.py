@@ -16,6 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.store import decode_set, encode_set
 from keyvalue_transport.wrpc.errors import DecodeError, Length
+from keyvalue_transport.wrpc.half_open import INVOCATION_BYTES, SHARES
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Derived, Handler, Pending, drop_answer
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Step, Waiting
 from keyvalue_transport.wrpc.values import read_bytes, write_length
@@ -83,7 +84,7 @@ def opened(limits: InvocationLimits | None = None, piece: bytes = b"\x03va") -> 
     served = Served()
     step = invoke(invocations, served.plain, REPLY, ANONYMOUS, piece, 0.0)
     assert step == Step([accept(REPLY, "0")])
-    assert held(invocations) == (1, len(piece), 0)
+    assert held(invocations) == (1, memory(len(piece)), 0)
     return invocations, served
 
 
@@ -92,6 +93,11 @@ def held(invocations: Core) -> tuple[int, int, int]:
 
 
 NOTHING_HELD = (0, 0, 0)
+
+
+def memory(*sent: int) -> int:
+    """Return the memory that is counted for anonymous invocations, with this many bytes in their first pieces."""
+    return sum(INVOCATION_BYTES + len(REPLY) + one for one in sent)
 
 
 # A first piece with all parameters
@@ -234,31 +240,49 @@ def test_the_handler_is_called_only_when_all_it_needs_has_arrived(
 
 
 @pytest.mark.parametrize(
-    ("limits", "taken"),
-    [(InvocationLimits(half_open_max=1), None), (InvocationLimits(half_open_bytes_max=5), b"\x09x")],
+    "limits",
+    [InvocationLimits(half_open_max=1), InvocationLimits(half_open_bytes_max=4 * INVOCATION_BYTES)],
     ids=["number", "bytes"],
 )
-def test_half_open_invocations_are_limited(limits: InvocationLimits, taken: bytes | None) -> None:
+def test_one_callers_half_open_invocations_are_limited(limits: InvocationLimits) -> None:
     invocations, served = opened(limits)
     refused = invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09xx", 0.0)
     assert refused == Step([accept("R2"), ended("R2")])
     assert invocations.counts == InvocationCounts(refused=1)
-    assert held(invocations) == (1, 3, 0)
+    assert held(invocations) == (1, memory(3), 0)
     whole = invoke(invocations, served.plain, "R3", ANONYMOUS, b"\x04long", 0.0)
     assert whole.sends == [accept("R3"), result("R3", b"result of long"), ended("R3")]
-    if taken is not None:
-        assert invoke(invocations, served.plain, "R4", ANONYMOUS, taken, 0.0).sends == [accept("R4", "2")]
-        assert held(invocations) == (2, 5, 0)
+    other = invoke(invocations, served.plain, "R4", Caller("another", None), b"\x09x", 0.0)
+    assert other.sends == ([accept("R4"), ended("R4")] if limits.half_open_max == 1 else [accept("R4", "2")])
 
 
 def test_a_further_piece_over_the_limit_ends_only_its_own_invocation() -> None:
-    invocations, served = opened(InvocationLimits(half_open_bytes_max=5), piece=b"\x04v")
+    invocations, served = opened(InvocationLimits(half_open_bytes_max=4 * memory(4, 4)), piece=b"\x04v")
     assert invocations.receive_params("0", b"a", 0.0) == Step([])
-    assert invoke(invocations, served.plain, "R2", ANONYMOUS, b"\x09x", 0.0).sends == [accept("R2", "1")]
-    assert invocations.receive_params("1", b"y", 0.0) == Step([ended("R2")])
+    assert invoke(invocations, served.plain, "client", ANONYMOUS, b"\x7fxxx", 0.0).sends == [accept("client", "1")]
+    assert invocations.receive_params("1", b"yyyy", 0.0) == Step([ended("client")])
     assert invocations.counts == InvocationCounts(refused=1)
-    assert held(invocations) == (1, 3, 0)
+    assert held(invocations) == (1, memory(3), 0)
     assert invocations.receive_params("0", b"lu", 0.0) == Step([result(REPLY, b"result of valu"), END])
+
+
+def test_a_handshake_is_sent_when_there_is_room_for_the_rest() -> None:
+    invocations, served = opened(InvocationLimits(expected_bytes_max=8), piece=b"\x05va")
+    first, second = Caller("a", None), Caller("b", None)
+    assert invoke(invocations, served.plain, "R1", first, b"\x07v", 0.0) == Step([])
+    assert invoke(invocations, served.plain, "R2", second, b"\x02v", 0.5) == Step([]), "it would fit, but R1 is first"
+    assert (invocations.half_open, invocations.queued, invocations.expected_bytes) == (3, 2, 3)
+    whole = invocations.receive_params("0", b"lid", 1.0)
+    assert whole == Step([result(REPLY, b"result of valid"), END, accept("R1", "1"), accept("R2", "2")])
+    assert (invocations.half_open, invocations.queued, invocations.expected_bytes) == (2, 0, 7)
+    assert invocations.receive_params("2", b"a", 1.0).sends[0] == result("R2", b"result of va")
+    assert invoke(invocations, served.plain, "R3", second, b"\x04v", 2.0) == Step([])
+    assert invoke(invocations, served.plain, "R4", second, b"\x04v", 10.5) == Step([])
+    assert invocations.expire(10.9) == Step([])
+    assert invocations.expire(11.0) == Step([ended("R1"), accept("R3", "3")]), "time starts again with the handshake"
+    assert invocations.expire(20.9) == Step([accept("R4"), ended("R4")])
+    assert invocations.expire(21.0) == Step([ended("R3")])
+    assert invocations.counts == InvocationCounts(answered=2, expired=2, refused=1)
 
 
 @pytest.mark.parametrize("pieces", [[b"\x00"], [b"", b"\x00"]])
@@ -329,7 +353,7 @@ def test_small_pieces_take_no_more_memory_than_is_counted_for_them() -> None:
         invocations.receive_params("0", b"xy", 0.0)
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert invocations.half_open_bytes == 10_003
+    assert invocations.half_open_bytes == memory(3 + 10_000 + 10_000 // 8)
     assert taken < 2 * invocations.half_open_bytes
 
 
@@ -340,10 +364,10 @@ def test_a_half_open_invocation_expires_after_its_last_piece() -> None:
     invoke(invocations, served.plain, "R3", ANONYMOUS, b"\x09x", 6.0)
     invocations.receive_params("1", b"yy", 8.0)
     assert invocations.counts == InvocationCounts(damaged=1)
-    assert held(invocations) == (2, 5, 0)
+    assert invocations.half_open == 2
     assert invocations.expire(15.9) == Step([])
     assert invocations.expire(16.0) == Step([ended("R3")])
-    assert held(invocations) == (1, 3, 0)
+    assert invocations.half_open == 1
     assert invocations.expire(17.9) == Step([])
     assert invocations.expire(18.0) == Step([ended("R2")])
     assert invocations.counts == InvocationCounts(damaged=1, expired=2)
@@ -389,10 +413,13 @@ class Expected:
     caller: Caller
     value: bytes
     params: bytes
+    end_s: float
+    first: int = 0
     sent: int = 0
     token: str | None = None
     deadline_s: float = 0.0
     waiting: Waiting[str] | None = None
+    handshakes: int = 0
     ends: int = 0
     results: int = 0
 
@@ -403,6 +430,18 @@ class Expected:
     @property
     def trace(self) -> str:
         return f"trace of {self.reply}"
+
+    @property
+    def memory(self) -> int:
+        texts = len(f"{self.caller.source_id}{self.caller.link_name}{self.trace}")
+        more = self.sent - self.first
+        return INVOCATION_BYTES + 4 * texts + len(self.reply) + self.first + more + more // 8
+
+    @property
+    def missing(self) -> int:
+        """Return the number of bytes that are known to be missing: the length is at the beginning."""
+        length = len(encode(self.value)) - len(self.value)
+        return (self.sent + 1 if self.sent < length else len(encode(self.value))) - self.sent
 
 
 KINDS = ["plain", "waiting", "damaged", "failing", "failing_later"]
@@ -419,52 +458,54 @@ class InvocationsMachine(RuleBasedStateMachine):
         self.served = Served()
         self.counts = InvocationCounts()
         self.taken: list[Expected] = []
-        self.half_open: list[Expected] = []  # in the order of their last pieces
-        self.ends_s: dict[str, float] = {}  # of half-open ones, by their reply subject, however many pieces come
+        self.half_open: list[Expected] = []  # with a handshake, in the order of their last pieces
+        self.queued: list[Expected] = []  # in the order of arrival
         self.closed = False
         self.waiting = 0
         self.called: list[tuple[Caller, bytes]] = []
 
     @initialize(
-        half_open_max=st.integers(1, 4),
-        half_open_bytes_max=st.integers(1, 60),
+        half_open_max=st.integers(1, 16),
+        half_open_invocations=st.integers(1, 16),
         waiting_max=st.integers(1, 3),
+        expected_bytes_max=st.integers(1, 600),
     )
-    def start(self, half_open_max: int, half_open_bytes_max: int, waiting_max: int) -> None:
-        self.limits = InvocationLimits(half_open_max, half_open_bytes_max, 10.0, waiting_max, 25.0)
+    def start(self, half_open_max: int, half_open_invocations: int, waiting_max: int, expected_bytes_max: int) -> None:
+        bytes_max = half_open_invocations * (INVOCATION_BYTES + 100)
+        self.limits = InvocationLimits(half_open_max, bytes_max, 10.0, waiting_max, 25.0, expected_bytes_max)
         self.core = new_core(self.limits)
 
     @rule(
         target=invocations,
         kind=st.sampled_from(KINDS),
+        source=st.sampled_from("aabcd"),
         size=st.integers(0, 200),
         trailing=st.integers(0, 3),
         first=st.integers(0, 210),
     )
-    def invoke(self, kind: str, size: int, trailing: int, first: int) -> Expected:
+    def invoke(self, kind: str, source: str, size: int, trailing: int, first: int) -> Expected:
         number = len(self.taken)
         value = bytes([number % 256]) * size
-        caller = Caller(f"component {number}", f"link {number}")
-        expected = Expected(kind, f"R{number}", caller, value, encode(value) + bytes([number % 256]) * trailing)
+        caller = Caller(source, f"link {number}")
+        params = encode(value) + bytes([number % 256]) * trailing
+        end_s = self.now_s + self.limits.half_open_lifetime_s
+        expected = Expected(kind, f"R{number}", caller, value, params, end_s)
         self.taken.append(expected)
-        self.ends_s[expected.reply] = self.now_s + self.limits.half_open_lifetime_s
         piece = expected.params[:first]
-        expected.sent = len(piece)
+        expected.first = expected.sent = len(piece)
         handler = getattr(self.served, kind)
         step = invoke(self.core, handler, expected.reply, caller, piece, self.now_s, expected.trace)
+        if not expected.whole and self.has_place(expected):
+            expected.deadline_s = self.now_s + self.limits.half_open_timeout_s
+            self.queued.append(expected)
+            self.check_handshakes(step)
+            return expected
         handshake, *rest = step.sends
-        assert handshake[:2] == ("accept", expected.reply)
-        assert not isinstance(handshake.content, bytes)
-        expected.token = handshake.content
+        assert handshake == accept(expected.reply)
+        expected.handshakes += 1
         if expected.whole:
-            assert expected.token is None
             self.check_called(expected, Step(rest, step.waiting, step.failure))
-        elif self.has_room(expected):
-            assert step == Step([handshake])
-            assert expected.token not in (None, *(other.token for other in self.taken if other is not expected))
-            self.hold(expected)
         else:
-            assert expected.token is None
             self.check_end(expected, Step(rest, step.waiting, step.failure))
             self.counts.refused += 1
         return expected
@@ -482,12 +523,12 @@ class InvocationsMachine(RuleBasedStateMachine):
         expected.sent += len(piece)
         step = self.receive_params(expected, piece)
         if expected.whole:
-            self.check_called(expected, step)
-        elif self.has_room(expected):
-            assert step == Step([])
+            self.check_called(expected, self.without_handshakes(step, expected))
+        elif self.has_place(expected):
             self.hold(expected)
+            self.check_handshakes(step)
         else:
-            self.check_end(expected, step)
+            self.check_end(expected, self.without_handshakes(step, expected))
             self.counts.refused += 1
 
     @rule(expected=invocations)
@@ -498,7 +539,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         step = self.receive_params(expected, b"")
         if expected in self.half_open:
             self.half_open.remove(expected)
-            self.check_end(expected, step, "the parameters end after")
+            self.check_end(expected, self.without_handshakes(step, expected), "the parameters end after")
             self.counts.damaged += 1
         else:
             assert step == Step([])
@@ -512,28 +553,30 @@ class InvocationsMachine(RuleBasedStateMachine):
     def expire(self, seconds: float) -> None:
         self.now_s += seconds
         late = [expected for expected in self.half_open if expected.deadline_s <= self.now_s]
+        refused = [expected for expected in self.queued if expected.deadline_s <= self.now_s]
         step = self.core.expire(self.now_s)
-        assert step == Step([ended(expected.reply) for expected in late])
-        for expected in late:
-            self.half_open.remove(expected)
-            expected.ends += 1
         self.counts.expired += len(late)
+        self.counts.refused += len(refused)
+        self.check_handshakes(step._replace(sends=self.without_ends(late, refused, step.sends)))
 
     @rule()
     def close(self) -> None:
         step = self.core.close()
         self.closed = True
-        assert step == Step([ended(expected.reply) for expected in self.half_open])
-        for expected in self.half_open:
-            expected.ends += 1
-        self.counts.refused += len(self.half_open)
-        self.half_open.clear()
+        self.counts.refused += len(self.half_open) + len(self.queued)
+        assert self.without_ends(self.half_open[:], self.queued[:], step.sends) == []
 
     @invariant()
     def the_content_and_counts_are_those_of_the_model(self) -> None:
-        assert self.core.half_open == len(self.half_open) <= self.limits.half_open_max
-        held_bytes = sum(expected.sent for expected in self.half_open)
-        assert self.core.half_open_bytes == held_bytes <= self.limits.half_open_bytes_max
+        held = [*self.half_open, *self.queued]
+        assert self.core.half_open == len(held) <= self.limits.half_open_max
+        assert self.core.queued == len(self.queued)
+        assert self.core.half_open_bytes == sum(one.memory for one in held) <= self.limits.half_open_bytes_max
+        assert self.core.expected_bytes == sum(map(self.reserved, self.half_open))
+        for source in "abcd":
+            own = [one for one in held if one.caller.source_id == source]
+            assert len(own) <= max(1, self.limits.half_open_max // SHARES)
+            assert len(own) < 2 or sum(one.memory for one in own) <= self.limits.half_open_bytes_max * 3 // 4
         assert self.core.waiting == self.waiting <= self.limits.waiting_max
         assert self.core.counts == self.counts
         assert self.served.received == self.called, "each handler got its own invocation's bytes, once"
@@ -547,7 +590,7 @@ class InvocationsMachine(RuleBasedStateMachine):
         self.close()
         self.the_content_and_counts_are_those_of_the_model()
         assert held(self.core) == NOTHING_HELD
-        assert [expected.ends for expected in self.taken] == [1] * len(self.taken)
+        assert [(one.handshakes, one.ends) for one in self.taken] == [(1, 1)] * len(self.taken)
         counts = self.counts
         ended = counts.answered + counts.damaged + counts.expired + counts.refused + counts.failed
         assert ended == len(self.taken)
@@ -558,17 +601,80 @@ class InvocationsMachine(RuleBasedStateMachine):
         assert expected.token is not None
         return self.core.receive_params(expected.token, piece, self.now_s)
 
-    def has_room(self, expected: Expected) -> bool:
-        held_bytes = sum(other.sent for other in self.half_open)
+    def has_place(self, expected: Expected) -> bool:
+        """Return True if an invocation may be half-open besides all others."""
+        limits, held = self.limits, [one for one in (*self.half_open, *self.queued) if one is not expected]
+        own = [one for one in held if one.caller.source_id == expected.caller.source_id]
+        share = limits.half_open_bytes_max // SHARES
         return (
             not self.closed
-            and len(self.half_open) < self.limits.half_open_max
-            and held_bytes + expected.sent <= self.limits.half_open_bytes_max
+            and len(held) < limits.half_open_max
+            and len(own) < max(1, limits.half_open_max // SHARES)
+            and sum(one.memory for one in held) + expected.memory <= limits.half_open_bytes_max
+            and sum(one.memory for one in own) + expected.memory
+            <= (share if own else limits.half_open_bytes_max - share)
         )
 
+    def reserved(self, expected: Expected) -> int:
+        most = self.limits.expected_bytes_max
+        return min(expected.missing, most - most // SHARES)
+
+    def has_share(self, expected: Expected) -> bool:
+        """Return True if an invocation's caller may expect its bytes too."""
+        own = [one for one in self.half_open if one.caller.source_id == expected.caller.source_id]
+        share = self.limits.expected_bytes_max // SHARES
+        return not own or sum(map(self.reserved, own)) + self.reserved(expected) <= share
+
+    def has_room(self, expected: Expected) -> bool:
+        total = sum(map(self.reserved, self.half_open)) + self.reserved(expected)
+        return total <= self.limits.expected_bytes_max
+
+    def heads(self) -> list[Expected]:
+        """Return the queued invocation of each caller that arrived first."""
+        first = {one.caller.source_id: one for one in reversed(self.queued)}
+        return list(first.values())
+
     def hold(self, expected: Expected) -> None:
-        expected.deadline_s = min(self.now_s + self.limits.half_open_timeout_s, self.ends_s[expected.reply])
+        expected.deadline_s = min(self.now_s + self.limits.half_open_timeout_s, expected.end_s)
         self.half_open.append(expected)
+
+    def check_handshakes(self, step: Step[str, Reply]) -> None:
+        """Check that the step has only handshakes: of the first of each caller, while there is room for them."""
+        assert (step.waiting, step.failure) == (None, None)
+        for handshake in step.sends:
+            (expected,) = (one for one in self.heads() if one.reply == handshake.to)
+            assert handshake.kind == "accept"
+            assert isinstance(handshake.content, str)
+            assert handshake.content not in [other.token for other in self.taken]
+            assert self.has_share(expected)
+            assert self.has_room(expected)
+            expected.token = handshake.content
+            expected.handshakes += 1
+            self.queued.remove(expected)
+            self.hold(expected)
+        ready = [one for one in self.heads() if self.has_share(one)]
+        assert not ready or not all(map(self.has_room, ready)), "a handshake was due"
+
+    def without_handshakes(self, step: Step[str, Reply], expected: Expected) -> Step[str, Reply]:
+        """Check the handshakes of other invocations, and return the rest of the step."""
+        own = [message for message in step.sends if message.to == expected.reply]
+        assert step.sends[: len(own)] == own
+        self.check_handshakes(Step(step.sends[len(own) :]))
+        return step._replace(sends=own)
+
+    def without_ends(self, late: list[Expected], refused: list[Expected], sends: list[Reply]) -> list[Reply]:
+        """Check the ends of half-open and of queued invocations, and return the other messages."""
+        ends = [ended(expected.reply) for expected in late]
+        for expected in refused:
+            ends += [accept(expected.reply), ended(expected.reply)]
+            expected.handshakes += 1
+            self.queued.remove(expected)
+        for expected in late:
+            self.half_open.remove(expected)
+        for expected in (*late, *refused):
+            expected.ends += 1
+        assert sends[: len(ends)] == ends
+        return sends[len(ends) :]
 
     def check_called(self, expected: Expected, step: Step[str, Reply]) -> None:
         """Check that the handler got the parameters, and what `step` sends besides the handshake."""

@@ -9,6 +9,12 @@ same rules:
 - White space around names and values is removed.
 - If a name occurs twice, the last value counts.
 - If the empty line at the end is missing, the block is read to its last byte.
+- A source id or a link name above CALLER_CHARACTERS_MAX belongs to nobody: the call is anonymous, even if its other
+  header is short. A longer traceparent than TRACEPARENT_CHARACTERS_MAX is ignored.
+
+Senders choose the size of a block, up to max_payload. So only the values of these three headers are decoded, no long
+value is decoded as a whole, and no block above BLOCK_KEPT_BYTES_MAX is kept. The limits count characters, because the
+plain path has only text.
 """
 
 from __future__ import annotations
@@ -19,17 +25,29 @@ from typing import NamedTuple
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
 
 __all__ = [
+    "BLOCK_KEPT_BYTES_MAX",
     "CALLERS_MAX",
+    "CALLER_CHARACTERS_MAX",
     "CRLF",
+    "TRACEPARENT_CHARACTERS_MAX",
     "TRACEPARENT_LINE",
     "CallerCache",
     "Headers",
     "headers_of",
     "read_headers",
     "read_lines",
+    "read_used_lines",
 ]
 
+#: Limit of a source id, and of a link name. wasmCloud's ids have 56 characters or a few more.
+CALLER_CHARACTERS_MAX = 512
+#: Limit of a traceparent. A valid one has 55 characters.
+TRACEPARENT_CHARACTERS_MAX = 64
+#: A character is decoded from at most this many bytes, even if they are not UTF-8.
+CHARACTER_BYTES_MAX = 4
 CALLERS_MAX = 1024
+#: If a block is longer, nats-py's queue (plain path) keeps only the used headers.
+BLOCK_KEPT_BYTES_MAX = 4096
 #: Maximum size of a cached block. Longer blocks are not cached, because senders choose the size.
 BLOCK_BYTES_MAX = 1024
 CRLF = b"\r\n"
@@ -38,6 +56,15 @@ TRACEPARENT_LINE = b"\r\ntraceparent:"
 #: Size of a block's first line, which is "NATS/1.0" and a line end.
 FIRST_LINE_BYTES = 10
 SOURCE_ID, LINK_NAME, TRACEPARENT = "source-id", "link-name", "traceparent"
+#: The headers that are used: the name, and the number of bytes that are decoded, which is more than the limit takes.
+USED = {
+    name.encode(): (name, CHARACTER_BYTES_MAX * characters_max + 1)
+    for name, characters_max in (
+        (SOURCE_ID, CALLER_CHARACTERS_MAX),
+        (LINK_NAME, CALLER_CHARACTERS_MAX),
+        (TRACEPARENT, TRACEPARENT_CHARACTERS_MAX),
+    )
+}
 
 
 class Headers(NamedTuple):
@@ -52,10 +79,17 @@ NONE = Headers(ANONYMOUS, None)
 
 
 def headers_of(read: Mapping[str, str] | None) -> Headers:
-    """Return the caller and the trace in headers that nats-py has parsed."""
+    """Return the caller and the trace in parsed headers."""
     if not read:
         return NONE
-    return Headers(Caller(read.get(SOURCE_ID), read.get(LINK_NAME)), read.get(TRACEPARENT))
+    source_id, link_name, traceparent = read.get(SOURCE_ID), read.get(LINK_NAME), read.get(TRACEPARENT)
+    if traceparent is not None and len(traceparent) > TRACEPARENT_CHARACTERS_MAX:
+        traceparent = None
+    if (source_id is not None and len(source_id) > CALLER_CHARACTERS_MAX) or (
+        link_name is not None and len(link_name) > CALLER_CHARACTERS_MAX
+    ):
+        return Headers(ANONYMOUS, traceparent)
+    return Headers(Caller(source_id, link_name), traceparent)
 
 
 def read_headers(block: bytes) -> Headers:
@@ -64,7 +98,18 @@ def read_headers(block: bytes) -> Headers:
     >>> read_headers(b"NATS/1.0\\r\\nsource-id: a\\r\\n\\r\\n")
     Headers(caller=Caller(source_id='a', link_name=None), traceparent=None)
     """
-    return headers_of(read_lines(block))
+    return headers_of(read_used_lines(block))
+
+
+def read_used_lines(block: bytes) -> dict[str, str]:
+    """Return the headers in a block that this package uses, by name. A long value is cut, but stays above its limit."""
+    read: dict[str, str] = {}
+    for line in block[FIRST_LINE_BYTES:].split(CRLF):
+        name, colon, value = line.partition(b":")
+        if colon and (used := USED.get(name.strip())) is not None:
+            text, bytes_max = used
+            read[text] = value.strip()[:bytes_max].decode("utf-8", "replace")
+    return read
 
 
 def read_lines(block: bytes) -> dict[str, str]:

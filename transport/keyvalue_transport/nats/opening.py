@@ -19,7 +19,7 @@ from nats.aio.client import Client, RawCredentials
 
 from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.nats.direct.transport import DirectTransport
-from keyvalue_transport.nats.headers import read_lines
+from keyvalue_transport.nats.headers import BLOCK_KEPT_BYTES_MAX, read_lines, read_used_lines
 from keyvalue_transport.nats.nats_py_errors import ATTEMPT_TIMEOUT_S, refusal_of, text_of
 from keyvalue_transport.nats.tls import TlsOptions, tls_refusal
 from keyvalue_transport.nats.urls import login_of, redacted_url, requires_tls, without_login
@@ -91,11 +91,17 @@ class LastingClient(Client):
     def _process_headers(self, headers: bytes) -> Any:
         """Parse headers. If nats-py cannot parse them, parse them without the status.
 
-        nats-py fails on a block without lines, and on a status that is not text.
+        nats-py fails on a block without lines, and on a status that is not text. From a large block, keep only the
+        headers that are used, because nats-py does not count headers in its limit for queued messages.
         """
+        if headers and len(headers) > BLOCK_KEPT_BYTES_MAX:
+            return self._process_large_headers(headers)
         if headers and not headers.startswith(BLOCK_BEGIN):
             return self._process_odd_headers(headers)
         return super()._process_headers(headers)
+
+    async def _process_large_headers(self, headers: bytes) -> dict[str, str] | None:
+        return read_used_lines(headers) or None
 
     async def _process_odd_headers(self, headers: bytes) -> dict[str, str] | None:
         try:

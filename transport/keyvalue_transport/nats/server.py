@@ -45,8 +45,6 @@ CANCEL_TIMEOUT_S = 0.02
 #: Maximum number of log lines about failures in an interval. The same limit applies to lost answers.
 LOGGED_MAX = 5
 LOG_INTERVAL_S = 10.0
-#: A valid traceparent has 55 characters. The log shows only the start of a longer text.
-TRACEPARENT_CHARACTERS_MAX = 64
 
 
 class Server:
@@ -97,6 +95,21 @@ class Server:
     def half_open(self) -> int:
         """Return the number of invocations whose parameters are incomplete."""
         return self._path.invocations.half_open
+
+    @property
+    def half_open_bytes(self) -> int:
+        """Return the memory that half-open invocations hold, in bytes."""
+        return self._path.invocations.half_open_bytes
+
+    @property
+    def queued(self) -> int:
+        """Return the number of half-open invocations that wait for their handshake."""
+        return self._path.invocations.queued
+
+    @property
+    def expected_bytes(self) -> int:
+        """Return the number of bytes that half-open invocations with a handshake still expect."""
+        return self._path.invocations.expected_bytes
 
     @property
     def failed(self) -> BaseException | None:
@@ -203,7 +216,7 @@ class Server:
         if suppressed is None:
             return
         error, traceparent = failure
-        trace = {} if traceparent is None else {"traceparent": traceparent[:TRACEPARENT_CHARACTERS_MAX]}
+        trace = {} if traceparent is None else {"traceparent": traceparent}
         what, more = "an invocation was ended without a result", _more(suppressed)
         if isinstance(error, DecodeError):
             log.warning("%s: malformed parameters: %s%s", what, error, more, extra=trace)

@@ -4,6 +4,7 @@
                   │                 ^     └─ a Pending answer: WAITING ── finish ──> result, end
                   │ incomplete      │
                   └──> HALF-OPEN ───┴─ piece: complete
+                           │  ── room for the parameters that it expects ──> handshake, HALF-OPEN
                            │  ── piece: still incomplete ──> HALF-OPEN
                            └─ empty piece (the parameters end), malformed parameters, expiry, a limit ──> end alone
 
@@ -16,41 +17,27 @@ returns a `Step`: messages to send in order, an answer to wait for, and a failur
     result   the encoded result, in one or more pieces
     end      the end of the invocation; if no result was sent, the client stops waiting for one
 
-Invariant: an accepted invocation gets exactly one `end`. `InvocationLimits` limits half-open invocations by number, by
-bytes, by time since the last piece, and by time since the first piece. Waiting invocations are limited only by number.
+Invariant: an invocation gets exactly one handshake, and then exactly one `end`. `half_open.py` holds the half-open
+invocations. It limits them, and decides which handshakes are sent next. Waiting invocations are limited by number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sized
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Caller, Handler, Measure, NeedMoreElements, Pending, drop_answer
+from keyvalue_transport.wrpc.half_open import HalfOpen, HalfOpenInvocations, InvocationLimits
+from keyvalue_transport.wrpc.handler import Caller, Handler, Pending, drop_answer
 
 __all__ = ["InvocationCounts", "InvocationFailure", "InvocationLimits", "Invocations", "Replies", "Step", "Waiting"]
 
 #: The transport's reply address: the address for the messages that answer one invocation.
-A = TypeVar("A")
-A_contra = TypeVar("A_contra", contravariant=True)
+A = TypeVar("A", bound=Sized)
+A_contra = TypeVar("A_contra", bound=Sized, contravariant=True)
 #: A message of the transport.
 M = TypeVar("M")
-
-
-@dataclass(frozen=True, slots=True)
-class InvocationLimits:
-    """Limits for half-open and waiting invocations.
-
-    An invocation that would exceed a count or byte limit is refused. An invocation that exceeds a time limit
-    expires. A refused or expired invocation ends without a result.
-    """
-
-    half_open_max: int = 1024
-    half_open_bytes_max: int = 256 * 1024 * 1024
-    half_open_timeout_s: float = 10.0  # since the last piece
-    waiting_max: int = 4096
-    half_open_lifetime_s: float = 60.0  # since the first piece
 
 
 @dataclass(slots=True)
@@ -107,37 +94,6 @@ class Step(NamedTuple, Generic[A, M]):
     failure: InvocationFailure | None = None
 
 
-@dataclass(slots=True)
-class HalfOpen(Generic[A]):
-    """An invocation whose parameters are incomplete.
-
-    :ivar first: the first piece, which is not copied; empty if `measure` needs all pieces in one buffer
-    :ivar more: the later pieces in one buffer, because many small objects would take more memory than the server counts
-    :ivar needed: the smallest possible size of the complete parameters in bytes; `measure`, if set, updates this size
-    """
-
-    handler: Handler
-    reply: A
-    caller: Caller
-    traceparent: str | None
-    first: bytes
-    end_s: float
-    more: bytearray = field(default_factory=bytearray)
-    needed: int = 0
-    measure: Measure | None = None
-    deadline_s: float = 0.0
-
-    def __len__(self) -> int:
-        return len(self.first) + len(self.more)
-
-    def need(self, error: NeedMoreBytes) -> None:
-        """Set how many bytes the handler needs, and its measure, if any."""
-        self.needed = error.end_min
-        self.measure = error.measure if isinstance(error, NeedMoreElements) else None
-        if self.measure is not None and self.first:
-            self.first, self.more = b"", bytearray(self.first) + self.more
-
-
 class Invocations(Generic[A, M]):
     """The invocations of one server.
 
@@ -152,9 +108,8 @@ class Invocations(Generic[A, M]):
         self._replies = replies
         self._limits = limits or InvocationLimits()
         self._new_token = new_token
-        self._half_open: dict[str, HalfOpen[A]] = {}
+        self._half_open: HalfOpenInvocations[A] = HalfOpenInvocations(self._limits)
         self._closed = False
-        self._half_open_bytes = 0
         self._waiting = 0
 
     @property
@@ -164,8 +119,18 @@ class Invocations(Generic[A, M]):
 
     @property
     def half_open_bytes(self) -> int:
-        """Return the number of parameter bytes that half-open invocations hold."""
-        return self._half_open_bytes
+        """Return the memory that half-open invocations hold, in bytes."""
+        return self._half_open.held_bytes
+
+    @property
+    def expected_bytes(self) -> int:
+        """Return the number of bytes that half-open invocations with a handshake still expect."""
+        return self._half_open.expected_bytes
+
+    @property
+    def queued(self) -> int:
+        """Return the number of half-open invocations that wait for their handshake."""
+        return self._half_open.queued
 
     @property
     def waiting(self) -> int:
@@ -195,11 +160,61 @@ class Invocations(Generic[A, M]):
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step[A, M]:
         """Process the next piece of a half-open invocation's parameters. An empty piece ends the parameters."""
-        half_open = self._half_open.pop(token, None)
+        half_open = self._half_open.take(token)
         if half_open is None:
             self.counts.stray_pieces += bool(piece)
             return Step([])
-        self._half_open_bytes -= len(half_open)
+        step = self._read_on(half_open, piece, now_s)
+        step.sends.extend(self._handshakes(now_s))
+        return step
+
+    def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
+        """Process the encoded result of a waiting invocation, or its error."""
+        self._waiting -= 1
+        if isinstance(result, Exception):
+            return self._fail(waiting.reply, result, waiting.traceparent, [])
+        return Step(self._result(waiting.reply, result, []))
+
+    def expire(self, now_s: float) -> Step[A, M]:
+        """End the half-open invocations that have passed their deadline.
+
+        The deadline is `half_open_timeout_s` after the handshake or the last piece, but at most `half_open_lifetime_s`
+        after the first piece. An invocation that is still queued `half_open_timeout_s` after its first piece is refused.
+        """
+        late, queued = self._half_open.expire(now_s)
+        self.counts.expired += len(late)
+        self.counts.refused += len(queued)
+        return Step([*self._ends(late, queued), *self._handshakes(now_s)])
+
+    def close(self) -> Step[A, M]:
+        """End all half-open invocations, and refuse new ones. The server calls this method when it stops."""
+        self._closed = True
+        self.counts.refused += len(self._half_open)
+        return Step(self._ends(*self._half_open.clear()))
+
+    def refuse(self, reply: A) -> Step[A, M]:
+        """Refuse an invocation when its first piece arrives, without reading the piece."""
+        return self._refuse(reply, self._replies.accept(reply, None))
+
+    def _cut(
+        self,
+        handler: Handler,
+        reply: A,
+        caller: Caller,
+        traceparent: str | None,
+        piece: bytes,
+        more: NeedMoreBytes,
+        now_s: float,
+    ) -> Step[A, M]:
+        end_s = now_s + self._limits.half_open_lifetime_s
+        half_open = HalfOpen(self._new_token(), handler, reply, caller, traceparent, piece, end_s)
+        half_open.need(more)
+        if self._closed or not self._half_open.add(half_open, now_s):
+            return self.refuse(reply)
+        return Step(self._handshakes(now_s))
+
+    def _read_on(self, half_open: HalfOpen[A], piece: bytes, now_s: float) -> Step[A, M]:
+        """Process the next piece of an invocation that was taken out of the half-open ones."""
         reply = half_open.reply
         if not piece:
             error = DecodeError(
@@ -220,69 +235,26 @@ class Invocations(Generic[A, M]):
                 return self._fail(reply, error, half_open.traceparent, [])
             else:
                 return self._answer(reply, answer, half_open.traceparent, [])
-        if self._hold(token, half_open, now_s):
+        if self._half_open.keep(half_open, now_s):
             return Step([])
         return self._refuse(reply, [])
 
-    def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
-        """Process the encoded result of a waiting invocation, or its error."""
-        self._waiting -= 1
-        if isinstance(result, Exception):
-            return self._fail(waiting.reply, result, waiting.traceparent, [])
-        return Step(self._result(waiting.reply, result, []))
+    def _handshakes(self, now_s: float) -> list[M]:
+        """Return the handshakes of the half-open invocations whose turn it is."""
+        accept = self._replies.accept
+        return [
+            message
+            for half_open in self._half_open.admit(now_s)
+            for message in accept(half_open.reply, half_open.token)
+        ]
 
-    def expire(self, now_s: float) -> Step[A, M]:
-        """End the half-open invocations that have passed their deadline.
-
-        The deadline is `half_open_timeout_s` after the last piece, but at most `half_open_lifetime_s` after the first.
-        """
-        late = [token for token, half_open in self._half_open.items() if half_open.deadline_s <= now_s]
-        self.counts.expired += len(late)
-        return Step([message for token in late for message in self._drop(token)])
-
-    def close(self) -> Step[A, M]:
-        """End all half-open invocations, and refuse new ones. The server calls this method when it stops."""
-        self._closed = True
-        self.counts.refused += len(self._half_open)
-        return Step([message for token in list(self._half_open) for message in self._drop(token)])
-
-    def refuse(self, reply: A) -> Step[A, M]:
-        """Refuse an invocation when its first piece arrives, without reading the piece."""
-        return self._refuse(reply, self._replies.accept(reply, None))
-
-    def _cut(
-        self,
-        handler: Handler,
-        reply: A,
-        caller: Caller,
-        traceparent: str | None,
-        piece: bytes,
-        more: NeedMoreBytes,
-        now_s: float,
-    ) -> Step[A, M]:
-        end_s = now_s + self._limits.half_open_lifetime_s
-        half_open = HalfOpen(handler, reply, caller, traceparent, piece, end_s)
-        half_open.need(more)
-        token = self._new_token()
-        if not self._hold(token, half_open, now_s):
-            return self.refuse(reply)
-        # The invocation is registered before the handshake is sent, because the next piece may arrive immediately.
-        return Step(self._replies.accept(reply, token))
-
-    def _hold(self, token: str, half_open: HalfOpen[A], now_s: float) -> bool:
-        limits = self._limits
-        held_bytes = self._half_open_bytes + len(half_open)
-        if self._closed or len(self._half_open) >= limits.half_open_max or held_bytes > limits.half_open_bytes_max:
-            return False
-        half_open.deadline_s = min(now_s + limits.half_open_timeout_s, half_open.end_s)
-        self._half_open[token] = half_open
-        self._half_open_bytes = held_bytes
-        return True
-
-    def _drop(self, token: str) -> list[M]:
-        half_open = self._half_open.pop(token)
-        self._half_open_bytes -= len(half_open)
-        return self._replies.end(half_open.reply)
+    def _ends(self, admitted: list[HalfOpen[A]], queued: list[HalfOpen[A]]) -> list[M]:
+        """Return the messages that end half-open invocations. A queued one gets its handshake first."""
+        accept, end = self._replies.accept, self._replies.end
+        ends = [message for half_open in admitted for message in end(half_open.reply)]
+        for half_open in queued:
+            ends += [*accept(half_open.reply, None), *end(half_open.reply)]
+        return ends
 
     def _answer(self, reply: A, answer: bytes | Pending, traceparent: str | None, sends: list[M]) -> Step[A, M]:
         if isinstance(answer, bytes):

@@ -28,6 +28,7 @@ from keyvalue_transport.nats.direct import protocol as protocol_module
 from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES, DirectProtocol
 from keyvalue_transport.nats.headers import headers_of
 from keyvalue_transport.nats.replies import Send, SubjectReplies
+from keyvalue_transport.wrpc.half_open import INVOCATION_BYTES
 from keyvalue_transport.wrpc.handler import Caller, Handler, Pending
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations
 from tests.invoking import invoke
@@ -46,7 +47,9 @@ from tests.transport.nats.direct.scene import (
 
 FUNCTIONS = PIECES + 1  # the first of the functions' subscriptions
 MAX_PAYLOAD = 5000
-LIMITS = InvocationLimits(half_open_max=16, half_open_bytes_max=2500, waiting_max=3)
+LIMITS = InvocationLimits(
+    half_open_max=16, half_open_bytes_max=11 * INVOCATION_BYTES // 2, waiting_max=3, expected_bytes_max=500
+)
 OPTIONS = StoreOptions(key_bytes_max=200, value_bytes_max=400, bucket_name_bytes_max=8, buckets_max=4, keys_max=40)
 FRAMES_OF_CASE_MAX = 600
 

@@ -15,6 +15,7 @@ from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES
 from keyvalue_transport.nats.direct.read_flow import ReadFlow
 from keyvalue_transport.nats.direct.routes import InOrder
 from keyvalue_transport.nats.replies import Send
+from keyvalue_transport.wrpc.half_open import INVOCATION_BYTES
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Pending
 from tests.transport.nats.direct.scene import (
     CALLER,
@@ -169,7 +170,10 @@ def test_cut_parameters_end_with_their_frame(direct: Direct, size: int) -> None:
         *answer("other", UNIT),
         *answer("last", encode_get_result(b"s" * 100)),
     ]
-    assert (direct.invocations.half_open, direct.invocations.half_open_bytes) == (1, size)
+    assert (direct.invocations.half_open, direct.invocations.half_open_bytes) == (
+        1,
+        INVOCATION_BYTES + len("cut") + size,
+    )
     assert direct.get(b"k") is None
     assert direct.read(piece("0", whole[size:])) == answer("cut", UNIT, handshake=False)
     assert direct.get(b"k") == b"v" * 40
