@@ -91,7 +91,8 @@ class Server:
     @property
     def in_flight(self) -> int:
         """Return the number of invocations that were accepted and have not ended."""
-        return self._path.invocations.half_open + self._path.invocations.waiting
+        invocations = self._path.invocations
+        return invocations.half_open + invocations.waiting + invocations.queued
 
     @property
     def half_open(self) -> int:

@@ -1,14 +1,17 @@
 """The lifecycle of an invocation on the server side, without I/O and without NATS.
 
-    first piece ──┬─ complete ──> CALLED ─┬─ bytes ────────────────────────────────> result, end
-                  │                 ^     └─ a Pending answer: WAITING ── finish ──> result, end
-                  │ incomplete      │
+    first piece ──┬─ complete ──> CALLED ─┬─ bytes, or a LargeResult and room ─────────────────────> result, end
+                  │                 ^     ├─ a Pending answer: WAITING ── finish ──────────────────> result, end
+                  │ incomplete      │     └─ a LargeResult and no room: QUEUED ── answer_queued ──> result, end
                   └──> HALF-OPEN ───┴─ piece: complete
                            │  ── piece: still incomplete ──> HALF-OPEN
                            └─ empty piece (the parameters end), malformed parameters, expiry, a limit ──> end alone
 
-For each event, call a method of `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`). The method
-returns a `Step`: messages to send in order, an answer to wait for, and a failure to log.
+For each event, call a method of `Invocations` (`receive`, `receive_params`, `finish`, `answer_queued`, `expire`,
+`close`). The method returns a `Step`: messages to send in order, an answer to wait for, and a failure to log.
+
+A queued call holds its parameters, but no result. Its handler is called again when there is room to send the result
+(`LargeResult` in handler.py, large_calls.py).
 
 `Replies` builds the messages, and the transport sends them. An invocation has three kinds of message:
 
@@ -17,30 +20,41 @@ returns a `Step`: messages to send in order, an answer to wait for, and a failur
     end      the end of the invocation; if no result was sent, the client stops waiting for one
 
 Invariant: an accepted invocation gets exactly one `end`. `InvocationLimits` limits half-open invocations by number, by
-bytes, by time since the last piece, and by time since the first piece. Waiting invocations are limited only by number.
+bytes, by time since the last piece, and by time since the first piece. It limits waiting invocations by number, and
+queued calls by bytes and time. One caller's queued calls may take a quarter of the bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Caller, Handler, Measure, NeedMoreElements, Pending, drop_answer
+from keyvalue_transport.wrpc.handler import (
+    Caller,
+    Handler,
+    HandlerResult,
+    LargeResult,
+    Measure,
+    NeedMoreElements,
+    Pending,
+    drop_answer,
+)
+from keyvalue_transport.wrpc.large_calls import LargeCall, LargeCalls
 
 __all__ = ["InvocationCounts", "InvocationFailure", "InvocationLimits", "Invocations", "Replies", "Step", "Waiting"]
 
 #: The transport's reply address: the address for the messages that answer one invocation.
-A = TypeVar("A")
-A_contra = TypeVar("A_contra", contravariant=True)
+A = TypeVar("A", bound=Sized)
+A_contra = TypeVar("A_contra", bound=Sized, contravariant=True)
 #: A message of the transport.
 M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
 class InvocationLimits:
-    """Limits for half-open and waiting invocations.
+    """Limits for half-open, waiting and queued invocations.
 
     An invocation that would exceed a count or byte limit is refused. An invocation that exceeds a time limit
     expires. A refused or expired invocation ends without a result.
@@ -51,6 +65,8 @@ class InvocationLimits:
     half_open_timeout_s: float = 10.0  # since the last piece
     waiting_max: int = 4096
     half_open_lifetime_s: float = 60.0  # since the first piece
+    queued_bytes_max: int = 64 * 1024 * 1024
+    queued_timeout_s: float = 60.0
 
 
 @dataclass(slots=True)
@@ -105,6 +121,7 @@ class Step(NamedTuple, Generic[A, M]):
     sends: list[M]
     waiting: Waiting[A] | None = None
     failure: InvocationFailure | None = None
+    is_large: bool = False  # the messages hold a LargeResult; messages of other invocations may be sent between them
 
 
 @dataclass(slots=True)
@@ -143,10 +160,15 @@ class Invocations(Generic[A, M]):
 
     :param replies: builds the messages
     :param new_token: returns a token that clients cannot guess, so no client can add to another client's parameters
+    :param has_room: returns True if a large result can be sent now; if it returns False, call `answer_queued` later
     """
 
     def __init__(
-        self, replies: Replies[A, M], new_token: Callable[[], str], limits: InvocationLimits | None = None
+        self,
+        replies: Replies[A, M],
+        new_token: Callable[[], str],
+        limits: InvocationLimits | None = None,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         self.counts = InvocationCounts()
         self._replies = replies
@@ -156,6 +178,8 @@ class Invocations(Generic[A, M]):
         self._closed = False
         self._half_open_bytes = 0
         self._waiting = 0
+        self._has_room = has_room
+        self._queue = LargeCalls[A](self._limits.queued_bytes_max)
 
     @property
     def half_open(self) -> int:
@@ -172,13 +196,23 @@ class Invocations(Generic[A, M]):
         """Return the number of invocations whose answer is not ready yet."""
         return self._waiting
 
+    @property
+    def queued(self) -> int:
+        """Return the number of calls whose result is large, and that wait for room to send it."""
+        return len(self._queue)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Return the number of bytes that queued calls count."""
+        return self._queue.held_bytes
+
     def receive(
         self,
         handler: Handler,
         reply: A,
         caller: Caller,
         piece: bytes,
-        outcome: bytes | Pending | Exception,
+        outcome: HandlerResult | Exception,
         now_s: float,
         traceparent: str | None,
     ) -> Step[A, M]:
@@ -191,6 +225,9 @@ class Invocations(Generic[A, M]):
         handshake = self._replies.accept(reply, None)
         if isinstance(outcome, Exception):
             return self._fail(reply, outcome, traceparent, handshake)
+        if isinstance(outcome, LargeResult):
+            call = LargeCall(handler, reply, caller, piece, traceparent, now_s + self._limits.queued_timeout_s)
+            return self._answer_or_queue(call, outcome, handshake)
         return self._answer(reply, outcome, traceparent, handshake)
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step[A, M]:
@@ -219,7 +256,12 @@ class Invocations(Generic[A, M]):
             except Exception as error:
                 return self._fail(reply, error, half_open.traceparent, [])
             else:
-                return self._answer(reply, answer, half_open.traceparent, [])
+                caller, traceparent = half_open.caller, half_open.traceparent
+                if not isinstance(answer, LargeResult):
+                    return self._answer(reply, answer, traceparent, [])
+                end_s = now_s + self._limits.queued_timeout_s
+                call = LargeCall(half_open.handler, reply, caller, buffer, traceparent, end_s)
+                return self._answer_or_queue(call, answer, [])
         if self._hold(token, half_open, now_s):
             return Step([])
         return self._refuse(reply, [])
@@ -231,20 +273,37 @@ class Invocations(Generic[A, M]):
             return self._fail(waiting.reply, result, waiting.traceparent, [])
         return Step(self._result(waiting.reply, result, []))
 
-    def expire(self, now_s: float) -> Step[A, M]:
-        """End the half-open invocations that have passed their deadline.
+    def answer_queued(self) -> Step[A, M] | None:
+        """Answer a queued call, because there is room to send a large result. Return None if no call is queued."""
+        call = self._queue.take()
+        if call is None:
+            return None
+        try:
+            answer = call.handler(call.caller, call.params, 0, len(call.params))
+        except Exception as error:
+            return self._fail(call.reply, error, call.traceparent, [])
+        if isinstance(answer, LargeResult):
+            return self._answer_large(call, answer, [])
+        return self._answer(call.reply, answer, call.traceparent, [])
 
-        The deadline is `half_open_timeout_s` after the last piece, but at most `half_open_lifetime_s` after the first.
+    def expire(self, now_s: float) -> Step[A, M]:
+        """End the half-open and queued invocations that have passed their deadline.
+
+        The deadline of a half-open invocation is `half_open_timeout_s` after the last piece, but at most
+        `half_open_lifetime_s` after the first.
         """
         late = [token for token, half_open in self._half_open.items() if half_open.deadline_s <= now_s]
-        self.counts.expired += len(late)
-        return Step([message for token in late for message in self._drop(token)])
+        sends = [message for token in late for message in self._drop(token)]
+        queued = self._queue.expire(now_s)
+        self.counts.expired += len(late) + len(queued)
+        return Step([*sends, *self._ends(queued)])
 
     def close(self) -> Step[A, M]:
-        """End all half-open invocations, and refuse new ones. The server calls this method when it stops."""
+        """End all half-open and queued invocations, and refuse new ones. The server calls this method when it stops."""
         self._closed = True
-        self.counts.refused += len(self._half_open)
-        return Step([message for token in list(self._half_open) for message in self._drop(token)])
+        self.counts.refused += len(self._half_open) + len(self._queue)
+        sends = [message for token in list(self._half_open) for message in self._drop(token)]
+        return Step([*sends, *self._ends(self._queue.clear())])
 
     def refuse(self, reply: A) -> Step[A, M]:
         """Refuse an invocation when its first piece arrives, without reading the piece."""
@@ -283,6 +342,23 @@ class Invocations(Generic[A, M]):
         half_open = self._half_open.pop(token)
         self._half_open_bytes -= len(half_open)
         return self._replies.end(half_open.reply)
+
+    def _ends(self, calls: list[LargeCall[A]]) -> list[M]:
+        return [message for call in calls for message in self._replies.end(call.reply)]
+
+    def _answer_or_queue(self, call: LargeCall[A], result: LargeResult, sends: list[M]) -> Step[A, M]:
+        if not self._queue and self._has_room():
+            return self._answer_large(call, result, sends)
+        if self._closed or not self._queue.add(call):
+            return self._refuse(call.reply, sends)
+        return Step(sends)
+
+    def _answer_large(self, call: LargeCall[A], result: LargeResult, sends: list[M]) -> Step[A, M]:
+        try:
+            encoded = result.encode()
+        except Exception as error:
+            return self._fail(call.reply, error, call.traceparent, sends)
+        return Step(self._result(call.reply, encoded, sends), is_large=True)
 
     def _answer(self, reply: A, answer: bytes | Pending, traceparent: str | None, sends: list[M]) -> Step[A, M]:
         if isinstance(answer, bytes):
