@@ -138,7 +138,9 @@ class Metrics(Collector):
         yield _counter("sent_bytes", "Bytes sent for answers, including framing on the direct path.", counts.sent_bytes)
         yield _counter("decode_errors", "Invocations ended because of malformed parameters.", counts.damaged)
         yield _counter(
-            "expired_invocations", "Half-open invocations ended because no piece arrived in time.", counts.expired
+            "expired_invocations",
+            "Invocations ended because no piece arrived, or a large result could not be sent, in time.",
+            counts.expired,
         )
         yield _counter("refused_invocations", "Invocations refused because too much was held already.", counts.refused)
         yield _counter("failed_invocations", "Invocations ended by an internal error.", counts.failed)

@@ -1,0 +1,1 @@
+"""Adversarial clients against a launched provider and a real NATS server."""
