@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import TypeVar
 
-from keyvalue_transport.wrpc.handler import Caller, Handler, Pending
+from keyvalue_transport.wrpc.handler import Caller, Handler, HandlerResult
 from keyvalue_transport.wrpc.invocation import Invocations, Step
 
 A = TypeVar("A", bound=Sized)
@@ -24,7 +24,7 @@ def invoke(
     traceparent: str | None = None,
 ) -> Step[A, M]:
     """Call the handler, and pass what it returned or raised to the core."""
-    outcome: bytes | Pending | Exception
+    outcome: HandlerResult | Exception
     try:
         outcome = handler(caller, piece, 0, len(piece))
     except Exception as error:  # errors of all kinds, including NeedMoreBytes

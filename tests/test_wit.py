@@ -27,7 +27,7 @@ from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_unit_r
 from keyvalue_transport.keyvalue.store import STORE, KeyResponse, StoreInterface, store_handlers
 from keyvalue_transport.keyvalue.watcher import WATCHER, WatcherInterface, watcher_handlers
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler, Pending
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler, HandlerResult, Pending
 from tests.transport.keyvalue.functions import Noted
 
 ROOT = Path(__file__).parent.parent
@@ -332,7 +332,7 @@ def _byte_differences(
     answers = wit.samples(result_type)
     asked = binding.asked.get(name)
 
-    def called(parameters: tuple[Any, ...], answer: Any) -> tuple[tuple[Any, ...], bytes, bytes | Pending]:
+    def called(parameters: tuple[Any, ...], answer: Any) -> tuple[tuple[Any, ...], bytes, HandlerResult]:
         """Call the handler. Return the expected call, the bytes that were sent, and the answer."""
         if asked is not None:
             parameters = (*parameters[:-1], asked(answer))

@@ -81,7 +81,7 @@ class FilledProtocol:
             **batch_handlers(service, limits, tallies),
         }
         routes = DirectRoutes()
-        replies = FrameReplies("_INBOX." + "a" * 22, "_INBOX." + "b" * 22, 1024 * 1024)
+        replies = FrameReplies("_INBOX." + "a" * 22, "_INBOX." + "b" * 22, 1024 * 1024, "receipt")
         on_batch = Durations(tallies).observe if is_metered else None
         routes.serve(DirectServer(Invocations(replies, lambda: "token"), replies, lambda step: None, on_batch))
         for number, handler in enumerate(self.handlers.values(), 1):

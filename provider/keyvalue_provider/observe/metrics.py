@@ -130,7 +130,7 @@ class Metrics(Collector):
         server, counts = self._server, self._server.counts
         yield _gauge("invocations_in_flight", "Invocations that were accepted and have not ended.", server.in_flight)
         yield _gauge("half_open_invocations", "Invocations with incomplete parameters.", server.half_open)
-        yield _gauge("half_open_queued", "Half-open invocations that wait for their handshake.", server.queued)
+        yield _gauge("half_open_queued", "Half-open invocations that wait for their handshake.", server.half_open_queued)
         yield _gauge("half_open_bytes", "Memory of half-open invocations.", server.half_open_bytes)
         yield _gauge(
             "half_open_expected_bytes",
@@ -145,7 +145,9 @@ class Metrics(Collector):
         yield _counter("sent_bytes", "Bytes sent for answers, including framing on the direct path.", counts.sent_bytes)
         yield _counter("decode_errors", "Invocations ended because of malformed parameters.", counts.damaged)
         yield _counter(
-            "expired_invocations", "Half-open invocations ended because no piece arrived in time.", counts.expired
+            "expired_invocations",
+            "Invocations ended because no piece arrived, or a large result could not be sent, in time.",
+            counts.expired,
         )
         yield _counter("refused_invocations", "Invocations refused because too much was held already.", counts.refused)
         yield _counter("failed_invocations", "Invocations ended by an internal error.", counts.failed)

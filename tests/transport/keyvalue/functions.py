@@ -29,7 +29,7 @@ from keyvalue_transport.keyvalue.store import STORE, KeyResponse
 from keyvalue_transport.keyvalue.watcher import WATCHER
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.server import Server
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.values import U64_MAX
 from tests.conftest import DEADLINE_S, NatsServer
 from tests.recorded_replies import waited
@@ -231,8 +231,10 @@ def counted(tally: Tally) -> dict[str, int]:
     return {outcome: count for outcome, count in zip(OUTCOMES, tally, strict=True) if count}
 
 
-def answered(answer: bytes | Pending) -> bytes:
-    """Return the result of a handler, and await it if necessary."""
+def answered(answer: HandlerResult) -> bytes:
+    """Return the result of a handler. Await or encode it if necessary."""
+    if isinstance(answer, LargeResult):
+        return answer.encode()
     return answer if isinstance(answer, bytes) else waited(answer)
 
 

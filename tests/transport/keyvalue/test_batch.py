@@ -16,7 +16,7 @@ from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits, encode_error
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, HandlerResult
 from keyvalue_transport.wrpc.invocation import InvocationCounts
 from tests.conftest import NatsServer
 from tests.invoking import invoke
@@ -143,7 +143,7 @@ class Attempts:
         self._handler = handler
         self.count = 0
 
-    def __call__(self, caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
+    def __call__(self, caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
         self.count += 1
         return self._handler(caller, buffer, start, end)
 

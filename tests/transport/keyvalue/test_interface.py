@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyvalue_transport.keyvalue.atomics import ATOMICS
-from keyvalue_transport.keyvalue.batch import BATCH
+from keyvalue_transport.keyvalue.batch import BATCH, encode_bucket_keys
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import AwaitedResult, ParameterLimits, decode_unit_result, encode_error
 from keyvalue_transport.keyvalue.store import STORE, KeyResponse
 from keyvalue_transport.keyvalue.watcher import WATCHER
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Derived
+from keyvalue_transport.wrpc.handler import ANONYMOUS, LARGE_BYTES, Derived, LargeResult
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Step
 from keyvalue_transport.wrpc.values import write_length
 from tests.conftest import NatsServer
@@ -582,3 +582,26 @@ def as_text(value: Any) -> Any:
         case dict():
             return {as_text(key): element for key, element in value.items()}
     return value
+
+
+def test_a_large_result_is_counted_when_it_is_encoded() -> None:
+    """Functions that change something have no large result, so that the server cannot call them twice."""
+    size, count = LARGE_BYTES + 1, 600
+    function_answers: dict[str, Any] = {
+        "get": bytes(size),
+        "get-many": [bytes(size)],
+        "list-keys": KeyResponse([b"k" * 128] * count, None),
+    }
+    for name in FUNCTIONS:
+        if FUNCTIONS[name].instance not in TALLIES:
+            continue
+        tallies = TALLIES[FUNCTIONS[name].instance]()
+        service = Noted(function_answers.get(name, FUNCTIONS[name].answer))
+        handler = handler_of(name, service, tallies=tallies)
+        params = encode_bucket_keys(b"b", [b"k"]) if name == "get-many" else params_of(name)
+        answers = [handler(CALLER, params, 0, len(params)) for _ in range(2)]
+        assert all(isinstance(answer, LargeResult) is (name in function_answers) for answer in answers), name
+        if name in function_answers:
+            assert counted(tallies[name]) == {}
+            assert len(answered(answers[1])) > size
+            assert counted(tallies[name]) == {"ok": 1}

@@ -22,7 +22,7 @@ from keyvalue_transport.wrpc.handler import Caller, Handler, Pending
 from keyvalue_transport.wrpc.invocation import InvocationCounts, Invocations, Step
 from tests.invoking import invoke
 from tests.recorded_replies import Later
-from tests.transport.keyvalue.functions import FUNCTIONS, Noted, functions_of
+from tests.transport.keyvalue.functions import FUNCTIONS, Noted, answered, functions_of
 from tests.vectors import MAX_PAYLOAD, Publish, Replay, Vector, load, preparation, results_allowed
 
 #: As long as the captured names, since the size of a first piece depends on it.
@@ -131,8 +131,8 @@ class Server:
         def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
             answer = handler(caller, buffer, start, end)
             self.callers.append(caller)
-            assert isinstance(answer, bytes)
-            return Later(wait(answer)) if waiting else answer
+            result = answered(answer)
+            return Later(wait(result)) if waiting else result
 
         async def wait(answer: bytes) -> bytes:
             return answer

@@ -146,7 +146,8 @@ async def test_an_answer_is_completed_even_if_its_handshake_is_given_up() -> Non
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    ((_, waiting, _),) = plain.steps
+    (step,) = plain.steps
+    waiting = step.waiting
     assert waiting is not None
     coroutine: Any = waiting.pending.answer
     coroutine.close()

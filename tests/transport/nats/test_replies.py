@@ -23,7 +23,7 @@ REPLIES = st.lists(TOKENS, min_size=1, max_size=3).map(".".join)
 
 def both(max_payload: int) -> tuple[SubjectReplies, FrameReplies]:
     return SubjectReplies(INBOX, NOBODY, SimpleNamespace(max_payload=max_payload)), FrameReplies(
-        INBOX, NOBODY, max_payload
+        INBOX, NOBODY, max_payload, "receipt"
     )
 
 
@@ -70,7 +70,7 @@ def test_messages() -> None:
 def test_a_result_is_cut_at_max_payload(max_payload: int, pieces: list[bytes]) -> None:
     """The limit may change, since another server of the cluster may allow less."""
     limit = SimpleNamespace(max_payload=1024)
-    subjects, frames = SubjectReplies(INBOX, NOBODY, limit), FrameReplies(INBOX, NOBODY, 1024)
+    subjects, frames = SubjectReplies(INBOX, NOBODY, limit), FrameReplies(INBOX, NOBODY, 1024, "receipt")
     limit.max_payload = frames.max_payload = max_payload
     messages = [Send("R_c.results", piece) for piece in pieces]
     assert subjects.result("R_c", b"result of val") == messages

@@ -27,7 +27,7 @@ from keyvalue_transport.wrpc.errors import (
     NeedMoreBytes,
     NoProviderError,
 )
-from keyvalue_transport.wrpc.handler import Caller, Handler, Pending
+from keyvalue_transport.wrpc.handler import Caller, Handler, HandlerResult
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
 from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread, settled
 from tests.recorded_replies import Later
@@ -253,7 +253,7 @@ async def test_futures_are_answered_as_they_are_done_in_any_order(serve: Serve) 
     answers: list[asyncio.Future[bytes]] = []
     handler = waiting_in(answers)
 
-    def done(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
+    def done(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
         pending = handler(caller, buffer, start, end)
         answers.pop().set_result(b"done")
         return pending

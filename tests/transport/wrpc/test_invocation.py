@@ -271,10 +271,10 @@ def test_a_handshake_is_sent_when_there_is_room_for_the_rest() -> None:
     first, second = Caller("a", None), Caller("b", None)
     assert invoke(invocations, served.plain, "R1", first, b"\x07v", 0.0) == Step([])
     assert invoke(invocations, served.plain, "R2", second, b"\x02v", 0.5) == Step([]), "it would fit, but R1 is first"
-    assert (invocations.half_open, invocations.queued, invocations.expected_bytes) == (3, 2, 3)
+    assert (invocations.half_open, invocations.half_open_queued, invocations.expected_bytes) == (3, 2, 3)
     whole = invocations.receive_params("0", b"lid", 1.0)
     assert whole == Step([result(REPLY, b"result of valid"), END, accept("R1", "1"), accept("R2", "2")])
-    assert (invocations.half_open, invocations.queued, invocations.expected_bytes) == (2, 0, 7)
+    assert (invocations.half_open, invocations.half_open_queued, invocations.expected_bytes) == (2, 0, 7)
     assert invocations.receive_params("2", b"a", 1.0).sends[0] == result("R2", b"result of va")
     assert invoke(invocations, served.plain, "R3", second, b"\x04v", 2.0) == Step([])
     assert invoke(invocations, served.plain, "R4", second, b"\x04v", 10.5) == Step([])
@@ -570,7 +570,7 @@ class InvocationsMachine(RuleBasedStateMachine):
     def the_content_and_counts_are_those_of_the_model(self) -> None:
         held = [*self.half_open, *self.queued]
         assert self.core.half_open == len(held) <= self.limits.half_open_max
-        assert self.core.queued == len(self.queued)
+        assert self.core.half_open_queued == len(self.queued)
         assert self.core.half_open_bytes == sum(one.memory for one in held) <= self.limits.half_open_bytes_max
         assert self.core.expected_bytes == sum(map(self.reserved, self.half_open))
         for source in "abcd":

@@ -30,11 +30,12 @@ from keyvalue_transport.keyvalue.interface import (
     encode_unit_result,
     error_result,
     function_handler,
+    large_result,
     read_ok,
 )
 from keyvalue_transport.keyvalue.outcomes import OK, Tally, new_tally
 from keyvalue_transport.wrpc.errors import DecodeError, Length, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, NeedMoreElements, Pending
+from keyvalue_transport.wrpc.handler import LARGE_BYTES, Answer, Caller, Handler, HandlerResult, NeedMoreElements
 from keyvalue_transport.wrpc.values import (
     ONE_BYTE,
     check_text,
@@ -222,6 +223,14 @@ def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None]
     :param bytes_max: limit for the total size of the existing keys and their values in bytes
     :raises OtherError: the keys and values are above the limit
     """
+    parts, _ = _get_many_result_parts(keys, values, bytes_max)
+    return b"".join(parts)
+
+
+def _get_many_result_parts(
+    keys: Sequence[bytes], values: Sequence[bytes | None], bytes_max: int
+) -> tuple[list[bytes], int]:
+    """Return the parts of the encoded result, which share the values' memory, and the bytes of keys and values."""
     parts = [OK_UNIT, write_length(len(keys))]
     answer_bytes = 0
     for key, value in zip(keys, values, strict=True):  # inlines short lengths for speed
@@ -238,7 +247,7 @@ def encode_get_many_result(keys: Sequence[bytes], values: Sequence[bytes | None]
         )
     if answer_bytes > bytes_max:
         raise OtherError(f"the answer is at least {answer_bytes} bytes; the limit is {bytes_max} (answer_bytes_max)")
-    return b"".join(parts)
+    return parts, answer_bytes
 
 
 def decode_get_many_result(buffer: bytes, at: int, end: int) -> tuple[list[tuple[bytes, bytes] | None], int]:
@@ -290,17 +299,19 @@ def _get_many_handler(batch: BatchInterface, limits: ParameterLimits, tally: Tal
     """Return a handler for get-many. It works like a `function_handler`, but its result also contains the keys."""
     get_many = batch.get_many
 
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
         try:
             (bucket, keys), _ = decode_get_many(buffer, start, end, limits)
             answer = get_many(caller, bucket, keys)
             if isinstance(answer, Awaitable):
                 encode = partial(encode_get_many_result, keys, bytes_max=limits.answer_bytes_max)
                 return AwaitedResult(answer, encode, NEVER, tally)
-            result = encode_get_many_result(keys, answer, limits.answer_bytes_max)
+            parts, answer_bytes = _get_many_result_parts(keys, answer, limits.answer_bytes_max)
         except Exception as error:
             return error_result(error, tally)
+        if answer_bytes > LARGE_BYTES:
+            return large_result(partial(b"".join, parts), tally)
         tally[OK] += 1
-        return result
+        return b"".join(parts)
 
     return handle

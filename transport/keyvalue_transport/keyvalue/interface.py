@@ -13,14 +13,16 @@ tests/test_wit.py fails until the Protocol, the handlers, the client and `wit/` 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.outcomes import ACCESS_DENIED, FAILED, NO_SUCH_STORE, NONE, OK, OTHER, Tally
 from keyvalue_transport.wrpc.errors import DecodeError, Length, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Answer, Caller, Derived, Handler, Pending
+from keyvalue_transport.wrpc.handler import LARGE_BYTES, Answer, Caller, Derived, Handler, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.values import read_bytes, read_tag, read_text, write_length
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "encode_unit_result",
     "error_result",
     "function_handler",
+    "large_result",
     "read_bucket_and_key",
     "read_ok",
 ]
@@ -161,6 +164,7 @@ def function_handler(
     missing: object,
     limits: ParameterLimits,
     tally: Tally,
+    changes_nothing: bool = False,
 ) -> Handler:
     """Return a handler that decodes the parameters, calls the function and encodes the answer.
 
@@ -168,9 +172,11 @@ def function_handler(
     function is a coroutine function.
 
     :param missing: the answer for a missing key; the tally counts it as `none`
+    :param changes_nothing: True if the function may be called twice; a large result may then be a LargeResult
     """
+    result_bytes_max = LARGE_BYTES if changes_nothing else sys.maxsize
 
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
         try:
             parameters, _ = decode(buffer, start, end, limits)
             answer = function(caller, *parameters)
@@ -179,10 +185,26 @@ def function_handler(
             result = encode(answer)  # type: ignore[arg-type] # not an Awaitable, so a T
         except Exception as error:
             return error_result(error, tally)
+        if len(result) > result_bytes_max:
+            return large_result(lambda: result, tally)
         tally[NONE if answer is missing else OK] += 1
         return result
 
     return handle
+
+
+def large_result(encode: Callable[[], bytes], tally: Tally) -> LargeResult:
+    """Return a LargeResult that counts its call in the tally when it is encoded."""
+    return LargeResult(partial(_encode_and_count, encode, tally))
+
+
+def _encode_and_count(encode: Callable[[], bytes], tally: Tally) -> bytes:
+    try:
+        result = encode()
+    except Exception as error:
+        return error_result(error, tally)
+    tally[OK] += 1
+    return result
 
 
 class AwaitedResult(Generic[T]):

@@ -15,6 +15,7 @@ and set inline their decoders.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from keyvalue_transport.keyvalue.interface import (
@@ -28,12 +29,13 @@ from keyvalue_transport.keyvalue.interface import (
     encode_unit_result,
     error_result,
     function_handler,
+    large_result,
     read_bucket_and_key,
     read_ok,
 )
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, Tally, new_tally
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, Pending
+from keyvalue_transport.wrpc.handler import LARGE_BYTES, Answer, Caller, Handler, HandlerResult, Pending
 from keyvalue_transport.wrpc.values import (
     ONE_BYTE,
     U64_MAX,
@@ -233,7 +235,7 @@ def store_handlers(
         "delete": function_handler(decode_delete, store.delete, encode_unit_result, NEVER, limits, tally["delete"]),
         "exists": function_handler(decode_exists, store.exists, encode_truth_result, False, limits, tally["exists"]),
         "list-keys": function_handler(
-            decode_list_keys, store.list_keys, encode_key_response, NEVER, limits, tally["list-keys"]
+            decode_list_keys, store.list_keys, encode_key_response, NEVER, limits, tally["list-keys"], True
         ),
     }
 
@@ -243,7 +245,7 @@ def _get_handler(
 ) -> Handler:
     """Return a handler for get that inlines `decode_get` and `encode_get_result` for speed."""
 
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
         try:
             if (
                 start < end
@@ -261,9 +263,14 @@ def _get_handler(
         except Exception as error:
             return error_result(error, tally)
         if type(value) is bytes:
-            tally[OK] += 1
             length = len(value)
-            return OK_SOME_SHORT[length] + value if length < 128 else encode_get_result(value)
+            if length < 128:
+                tally[OK] += 1
+                return OK_SOME_SHORT[length] + value
+            if length > LARGE_BYTES:
+                return large_result(partial(encode_get_result, value), tally)
+            tally[OK] += 1
+            return encode_get_result(value)
         if value is None:
             tally[NONE] += 1
             return OK_NONE

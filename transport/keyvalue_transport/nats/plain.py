@@ -12,7 +12,7 @@ from keyvalue_transport.nats.headers import headers_of
 from keyvalue_transport.nats.replies import Send, SubjectReplies
 from keyvalue_transport.nats.subjects import params_token, results_subject
 from keyvalue_transport.wrpc.errors import DisconnectedError
-from keyvalue_transport.wrpc.handler import Handler, Pending
+from keyvalue_transport.wrpc.handler import Handler, HandlerResult
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step
 
 __all__ = ["PlainPath"]
@@ -68,7 +68,7 @@ class PlainPath:
                 order.leave(lane)
                 return
             caller, traceparent = headers_of(message.headers)
-            outcome: bytes | Pending | Exception
+            outcome: HandlerResult | Exception
             try:
                 outcome = handler(caller, piece, 0, len(piece))
             except Exception as error:  # any exception, including NeedMoreBytes

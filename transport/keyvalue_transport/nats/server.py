@@ -89,7 +89,8 @@ class Server:
     @property
     def in_flight(self) -> int:
         """Return the number of invocations that were accepted and have not ended."""
-        return self._path.invocations.half_open + self._path.invocations.waiting
+        invocations = self._path.invocations
+        return invocations.half_open + invocations.waiting + invocations.queued
 
     @property
     def half_open(self) -> int:
@@ -102,9 +103,9 @@ class Server:
         return self._path.invocations.half_open_bytes
 
     @property
-    def queued(self) -> int:
+    def half_open_queued(self) -> int:
         """Return the number of half-open invocations that wait for their handshake."""
-        return self._path.invocations.queued
+        return self._path.invocations.half_open_queued
 
     @property
     def expected_bytes(self) -> int:

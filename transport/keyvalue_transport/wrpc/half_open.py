@@ -48,7 +48,7 @@ CHARACTER_BYTES_MAX = 4
 
 @dataclass(frozen=True, slots=True)
 class InvocationLimits:
-    """Limits for half-open and waiting invocations.
+    """Limits for half-open and waiting invocations, and for calls with queued results.
 
     An invocation that would exceed a limit of number or memory is refused. One that would exceed the limit of expected
     bytes is queued, and refused after `half_open_timeout_s`. An invocation that exceeds a time limit expires. A refused
@@ -61,6 +61,8 @@ class InvocationLimits:
     waiting_max: int = 4096
     half_open_lifetime_s: float = 60.0  # since the first piece
     expected_bytes_max: int = 40 * 1024 * 1024  # well below the 64 MiB of a NATS server
+    queued_bytes_max: int = 64 * 1024 * 1024
+    queued_timeout_s: float = 60.0
 
 
 @dataclass(slots=True, eq=False)

@@ -1,6 +1,6 @@
 """The handler contract: the function that a server calls for an invocation, and its return value.
 
-    handler(caller, buffer, start, end)  ->  the encoded result, or a Pending answer to wait for
+    handler(caller, buffer, start, end)  ->  the encoded result, or a Pending answer to wait for, or a LargeResult
                                          or raises NeedMoreBytes, DecodeError, or another exception
 
 A handler reads only `buffer[start:end]`. The bytes after `end` may belong to another caller.
@@ -15,10 +15,13 @@ from keyvalue_transport.wrpc.errors import NeedMoreBytes
 
 __all__ = [
     "ANONYMOUS",
+    "LARGE_BYTES",
     "Answer",
     "Caller",
     "Derived",
     "Handler",
+    "HandlerResult",
+    "LargeResult",
     "Measure",
     "NeedMoreElements",
     "Pending",
@@ -60,10 +63,30 @@ class Pending(Protocol):
         """
 
 
+class LargeResult(NamedTuple):
+    """A result of more than LARGE_BYTES that is not encoded yet.
+
+    The server calls `encode` if it has room to send the result. Otherwise the server drops the result, and calls the
+    handler again when there is room. A waiting call then holds only its parameters. So a handler may return a
+    LargeResult only if its function changes nothing, and it counts the call in `encode`.
+
+    :ivar encode: returns the encoded result, or raises the function's error
+    """
+
+    encode: Callable[[], bytes]
+
+
+#: Handlers that can return a LargeResult do so for results of more than this. It must be above 64 KiB, so that a value
+#: of this size needs no second call.
+LARGE_BYTES = 64 * 1024 + 64
+
+#: The return value of a handler.
+HandlerResult: TypeAlias = bytes | Pending | LargeResult
+
 #: The server calls a handler with the parameters in `buffer[start:end]`. The handler returns the encoded result, or a
-#: Pending answer. The result is empty if the function has no result. The handler raises NeedMoreBytes if the parameters
+#: Pending answer, or a LargeResult. The result is empty if the function has no result. The handler raises NeedMoreBytes if the parameters
 #: are incomplete, and DecodeError if they are malformed. It reads all parameters before it returns a Pending answer.
-Handler: TypeAlias = Callable[[Caller, bytes, int, int], bytes | Pending]
+Handler: TypeAlias = Callable[[Caller, bytes, int, int], HandlerResult]
 
 #: The server calls a measure with all parameter bytes that have arrived so far. The measure returns the
 #: smallest number of bytes that the complete parameters can have.

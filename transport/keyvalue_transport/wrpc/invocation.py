@@ -1,15 +1,18 @@
 """The lifecycle of an invocation on the server side, without I/O and without NATS.
 
-    first piece ──┬─ complete ──> CALLED ─┬─ bytes ────────────────────────────────> result, end
-                  │                 ^     └─ a Pending answer: WAITING ── finish ──> result, end
-                  │ incomplete      │
+    first piece ──┬─ complete ──> CALLED ─┬─ bytes, or a LargeResult and room ─────────────────────> result, end
+                  │                 ^     ├─ a Pending answer: WAITING ── finish ──────────────────> result, end
+                  │ incomplete      │     └─ a LargeResult and no room: QUEUED ── answer_queued ──> result, end
                   └──> HALF-OPEN ───┴─ piece: complete
                            │  ── room for the parameters that it expects ──> handshake, HALF-OPEN
                            │  ── piece: still incomplete ──> HALF-OPEN
                            └─ empty piece (the parameters end), malformed parameters, expiry, a limit ──> end alone
 
-For each event, call a method of `Invocations` (`receive`, `receive_params`, `finish`, `expire`, `close`). The method
-returns a `Step`: messages to send in order, an answer to wait for, and a failure to log.
+For each event, call a method of `Invocations` (`receive`, `receive_params`, `finish`, `answer_queued`, `expire`,
+`close`). The method returns a `Step`: messages to send in order, an answer to wait for, and a failure to log.
+
+A queued call holds its parameters, but no result. Its handler is called again when there is room to send the result
+(`LargeResult` in handler.py, large_calls.py).
 
 `Replies` builds the messages, and the transport sends them. An invocation has three kinds of message:
 
@@ -18,7 +21,8 @@ returns a `Step`: messages to send in order, an answer to wait for, and a failur
     end      the end of the invocation; if no result was sent, the client stops waiting for one
 
 Invariant: an invocation gets exactly one handshake, and then exactly one `end`. `half_open.py` holds the half-open
-invocations. It limits them, and decides which handshakes are sent next. Waiting invocations are limited by number.
+invocations. It limits them, and decides which handshakes are sent next. Waiting invocations are limited by number, and
+calls with queued results by bytes and time. One caller's queued calls may take a quarter of the bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
 from keyvalue_transport.wrpc.half_open import HalfOpen, HalfOpenInvocations, InvocationLimits
-from keyvalue_transport.wrpc.handler import Caller, Handler, Pending, drop_answer
+from keyvalue_transport.wrpc.handler import Caller, Handler, HandlerResult, LargeResult, Pending, drop_answer
+from keyvalue_transport.wrpc.large_calls import LargeCall, LargeCalls
 
 __all__ = ["InvocationCounts", "InvocationFailure", "InvocationLimits", "Invocations", "Replies", "Step", "Waiting"]
 
@@ -92,6 +97,7 @@ class Step(NamedTuple, Generic[A, M]):
     sends: list[M]
     waiting: Waiting[A] | None = None
     failure: InvocationFailure | None = None
+    is_large: bool = False  # the messages hold a LargeResult; messages of other invocations may be sent between them
 
 
 class Invocations(Generic[A, M]):
@@ -99,10 +105,15 @@ class Invocations(Generic[A, M]):
 
     :param replies: builds the messages
     :param new_token: returns a token that clients cannot guess, so no client can add to another client's parameters
+    :param has_room: returns True if a large result can be sent now; if it returns False, call `answer_queued` later
     """
 
     def __init__(
-        self, replies: Replies[A, M], new_token: Callable[[], str], limits: InvocationLimits | None = None
+        self,
+        replies: Replies[A, M],
+        new_token: Callable[[], str],
+        limits: InvocationLimits | None = None,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         self.counts = InvocationCounts()
         self._replies = replies
@@ -111,6 +122,8 @@ class Invocations(Generic[A, M]):
         self._half_open: HalfOpenInvocations[A] = HalfOpenInvocations(self._limits)
         self._closed = False
         self._waiting = 0
+        self._has_room = has_room
+        self._queue = LargeCalls[A](self._limits.queued_bytes_max)
 
     @property
     def half_open(self) -> int:
@@ -128,7 +141,7 @@ class Invocations(Generic[A, M]):
         return self._half_open.expected_bytes
 
     @property
-    def queued(self) -> int:
+    def half_open_queued(self) -> int:
         """Return the number of half-open invocations that wait for their handshake."""
         return self._half_open.queued
 
@@ -137,13 +150,23 @@ class Invocations(Generic[A, M]):
         """Return the number of invocations whose answer is not ready yet."""
         return self._waiting
 
+    @property
+    def queued(self) -> int:
+        """Return the number of calls whose result is large, and that wait for room to send it."""
+        return len(self._queue)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Return the number of bytes that queued calls count."""
+        return self._queue.held_bytes
+
     def receive(
         self,
         handler: Handler,
         reply: A,
         caller: Caller,
         piece: bytes,
-        outcome: bytes | Pending | Exception,
+        outcome: HandlerResult | Exception,
         now_s: float,
         traceparent: str | None,
     ) -> Step[A, M]:
@@ -156,6 +179,9 @@ class Invocations(Generic[A, M]):
         handshake = self._replies.accept(reply, None)
         if isinstance(outcome, Exception):
             return self._fail(reply, outcome, traceparent, handshake)
+        if isinstance(outcome, LargeResult):
+            call = LargeCall(handler, reply, caller, piece, traceparent, now_s + self._limits.queued_timeout_s)
+            return self._answer_or_queue(call, outcome, handshake)
         return self._answer(reply, outcome, traceparent, handshake)
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step[A, M]:
@@ -165,8 +191,9 @@ class Invocations(Generic[A, M]):
             self.counts.stray_pieces += bool(piece)
             return Step([])
         step = self._read_on(half_open, piece, now_s)
-        step.sends.extend(self._handshakes(now_s))
-        return step
+        handshakes = self._handshakes(now_s)
+        # The handshakes come first, because the messages of a large result may be sent much later.
+        return step._replace(sends=[*handshakes, *step.sends]) if handshakes else step
 
     def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
         """Process the encoded result of a waiting invocation, or its error."""
@@ -176,21 +203,24 @@ class Invocations(Generic[A, M]):
         return Step(self._result(waiting.reply, result, []))
 
     def expire(self, now_s: float) -> Step[A, M]:
-        """End the half-open invocations that have passed their deadline.
+        """End the half-open invocations and the calls with queued results that have passed their deadline.
 
-        The deadline is `half_open_timeout_s` after the handshake or the last piece, but at most `half_open_lifetime_s`
-        after the first piece. An invocation that is still queued `half_open_timeout_s` after its first piece is refused.
+        The deadline of a half-open invocation is `half_open_timeout_s` after the handshake or the last piece, but at
+        most `half_open_lifetime_s` after the first piece. An invocation that still waits for its handshake
+        `half_open_timeout_s` after its first piece is refused.
         """
         late, queued = self._half_open.expire(now_s)
-        self.counts.expired += len(late)
+        calls = self._queue.expire(now_s)
+        self.counts.expired += len(late) + len(calls)
         self.counts.refused += len(queued)
-        return Step([*self._ends(late, queued), *self._handshakes(now_s)])
+        return Step([*self._half_open_ends(late, queued), *self._ends(calls), *self._handshakes(now_s)])
 
     def close(self) -> Step[A, M]:
-        """End all half-open invocations, and refuse new ones. The server calls this method when it stops."""
+        """End all half-open and queued invocations, and refuse new ones. The server calls this method when it stops."""
         self._closed = True
-        self.counts.refused += len(self._half_open)
-        return Step(self._ends(*self._half_open.clear()))
+        self.counts.refused += len(self._half_open) + len(self._queue)
+        sends = self._half_open_ends(*self._half_open.clear())
+        return Step([*sends, *self._ends(self._queue.clear())])
 
     def refuse(self, reply: A) -> Step[A, M]:
         """Refuse an invocation when its first piece arrives, without reading the piece."""
@@ -234,7 +264,12 @@ class Invocations(Generic[A, M]):
             except Exception as error:
                 return self._fail(reply, error, half_open.traceparent, [])
             else:
-                return self._answer(reply, answer, half_open.traceparent, [])
+                caller, traceparent = half_open.caller, half_open.traceparent
+                if not isinstance(answer, LargeResult):
+                    return self._answer(reply, answer, traceparent, [])
+                end_s = now_s + self._limits.queued_timeout_s
+                call = LargeCall(half_open.handler, reply, caller, buffer, traceparent, end_s)
+                return self._answer_or_queue(call, answer, [])
         if self._half_open.keep(half_open, now_s):
             return Step([])
         return self._refuse(reply, [])
@@ -248,13 +283,43 @@ class Invocations(Generic[A, M]):
             for message in accept(half_open.reply, half_open.token)
         ]
 
-    def _ends(self, admitted: list[HalfOpen[A]], queued: list[HalfOpen[A]]) -> list[M]:
+    def _half_open_ends(self, admitted: list[HalfOpen[A]], queued: list[HalfOpen[A]]) -> list[M]:
         """Return the messages that end half-open invocations. A queued one gets its handshake first."""
         accept, end = self._replies.accept, self._replies.end
         ends = [message for half_open in admitted for message in end(half_open.reply)]
         for half_open in queued:
             ends += [*accept(half_open.reply, None), *end(half_open.reply)]
         return ends
+
+    def answer_queued(self) -> Step[A, M] | None:
+        """Answer a queued call, because there is room to send a large result. Return None if no call is queued."""
+        call = self._queue.take()
+        if call is None:
+            return None
+        try:
+            answer = call.handler(call.caller, call.params, 0, len(call.params))
+        except Exception as error:
+            return self._fail(call.reply, error, call.traceparent, [])
+        if isinstance(answer, LargeResult):
+            return self._answer_large(call, answer, [])
+        return self._answer(call.reply, answer, call.traceparent, [])
+
+    def _ends(self, calls: list[LargeCall[A]]) -> list[M]:
+        return [message for call in calls for message in self._replies.end(call.reply)]
+
+    def _answer_or_queue(self, call: LargeCall[A], result: LargeResult, sends: list[M]) -> Step[A, M]:
+        if not self._queue and self._has_room():
+            return self._answer_large(call, result, sends)
+        if self._closed or not self._queue.add(call):
+            return self._refuse(call.reply, sends)
+        return Step(sends)
+
+    def _answer_large(self, call: LargeCall[A], result: LargeResult, sends: list[M]) -> Step[A, M]:
+        try:
+            encoded = result.encode()
+        except Exception as error:
+            return self._fail(call.reply, error, call.traceparent, sends)
+        return Step(self._result(call.reply, encoded, sends), is_large=True)
 
     def _answer(self, reply: A, answer: bytes | Pending, traceparent: str | None, sends: list[M]) -> Step[A, M]:
         if isinstance(answer, bytes):

@@ -22,6 +22,8 @@ from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, St
 MIB = 1024 * 1024
 INBOX = "_INBOX.server"
 NOBODY = "_INBOX.nobody"
+RECEIPT = "receipt"  # the token of receipts
+RECEIPT_SUBJECT = f"{INBOX}.{RECEIPT}.params"
 GET, SET, DELETE, EXISTS, LIST_KEYS, PIECES = range(1, 7)  # routed subscriptions
 OTHERS = 77  # one that is not routed
 UNIT = b"\x00"
@@ -88,6 +90,9 @@ class Socket:
     def abort(self) -> None:
         self.aborted = True
 
+    def get_write_buffer_size(self) -> int:
+        return self.buffer_bytes
+
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
 
@@ -126,8 +131,8 @@ def direct_core(
     tokens = itertools.count()
     routes = DirectRoutes()
     routes.alike.is_on = alike
-    replies = FrameReplies(INBOX, NOBODY, max_payload)
-    invocations = Invocations(replies, lambda: str(next(tokens)), limits)
+    replies = FrameReplies(INBOX, NOBODY, max_payload, RECEIPT)
+    invocations = Invocations(replies, lambda: str(next(tokens)), limits, routes.has_room)
     steps: list[Step[bytes, bytes]] = []
     routes.serve(DirectServer(invocations, replies, steps.append))
     routes.add(PIECES, Further.PIECES)
@@ -143,16 +148,17 @@ class Direct:
         alike: bool = True,
         high_water_bytes: int = 2**40,
         greeting: bytes | None = None,
+        limits: InvocationLimits | None = None,
     ) -> None:
         self._loop = loop
         self._high_water_bytes = high_water_bytes
         self.store = Store()
-        self.routes, self.invocations, self.steps = direct_core(alike=alike)
+        self.routes, self.invocations, self.steps = direct_core(limits, alike=alike)
         service = Service(self.store)
         self.limits = service.parameter_limits
         for number, handler in enumerate(store_handlers(service, self.limits).values(), GET):
             self.routes.add(number, handler)
-        self.connect(info(MIB) if greeting is None else greeting)
+        self.connect(info(MIB) + b"PONG\r\n" if greeting is None else greeting)
 
     def connect(self, greeting: bytes) -> None:
         """Make a new connection. The greeting is not recorded as passed on."""

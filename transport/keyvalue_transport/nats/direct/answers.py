@@ -9,6 +9,8 @@ frames for the core.
 
 from __future__ import annotations
 
+from keyvalue_transport.nats.subjects import params_subject
+
 __all__ = ["ANSWER_BYTES", "END", "NEXT_PUB", "PUB", "RESULT_LINES", "SMALL", "FrameReplies"]
 
 PUB = b"PUB "
@@ -27,15 +29,20 @@ class FrameReplies:
 
     :ivar handshake: the bytes between R_c and the next frame's subject, in a handshake for complete parameters
     :ivar max_payload: the NATS server's limit for the size of a message in bytes, which may change
+    :ivar receipt: a frame that the NATS server sends back to us, on the subscription for the pieces of parameters. When
+        it arrives, the server has read everything that was sent before
+    :ivar receipt_token: the token in the frame's subject
     """
 
-    __slots__ = ("_inbox", "_nobody", "handshake", "max_payload")
+    __slots__ = ("_inbox", "_nobody", "handshake", "max_payload", "receipt", "receipt_token")
 
-    def __init__(self, inbox: str, nobody: str, max_payload: int) -> None:
+    def __init__(self, inbox: str, nobody: str, max_payload: int, receipt_token: str) -> None:
         self._inbox = inbox.encode()
         self._nobody = nobody.encode()
         self.handshake = b" %b 0\r\n%b" % (self._nobody, NEXT_PUB)
         self.max_payload = max_payload
+        self.receipt = b"PUB %b 0\r\n\r\n" % params_subject(f"{inbox}.{receipt_token}").encode()
+        self.receipt_token = receipt_token
 
     def accept(self, reply: bytes, token: str | None) -> list[bytes]:
         """Return the handshake. With a token, it asks the client for the remaining pieces of cut parameters."""

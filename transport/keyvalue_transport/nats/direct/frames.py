@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from keyvalue_transport.nats.headers import CRLF
 
-__all__ = ["HMSG", "INFO", "LINE_BYTES_MAX", "MSG", "Line", "MessageFrame", "NotNatsError", "read_frame"]
+__all__ = ["HMSG", "INFO", "LINE_BYTES_MAX", "MSG", "PONG", "Line", "MessageFrame", "NotNatsError", "read_frame"]
 
 HMSG, MSG, INFO = b"HMI"
+PONG = b"PONG"
 #: Maximum size of a protocol line. INFO is the longest line. A frame may exceed max_payload by the same size.
 LINE_BYTES_MAX = 1024 * 1024
 #: Small sizes are looked up, because `int(bytes)` takes as long as parsing the rest of a control line.

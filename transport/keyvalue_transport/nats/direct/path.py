@@ -35,9 +35,9 @@ class DirectPath:
         self._connection = connection
         self._routes = routes
         self._on_unsent = on_unsent
-        replies = FrameReplies(inbox, nobody, connection.max_payload)
-        self.invocations = Invocations(replies, new_token, limits)
-        routes.serve(DirectServer(self.invocations, replies, on_step, on_batch))
+        replies = FrameReplies(inbox, nobody, connection.max_payload, new_token())
+        self.invocations = Invocations(replies, new_token, limits, routes.has_room)
+        routes.serve(DirectServer(self.invocations, replies, on_step, on_batch, self._lose))
 
     async def subscribe_function(self, subject: str, handler: Handler, queue: str) -> Subscription:
         """Receive the invocations of a function."""
@@ -51,9 +51,10 @@ class DirectPath:
         """Send messages outside of reads, in the next turn of the event loop."""
         protocol = self._routes.protocol
         if sends and (protocol is None or not protocol.send(sends)):
-            self._on_unsent(
-                DisconnectedError(f"{len(sends)} messages were not sent: the connection is lost", len(sends))
-            )
+            self._lose(len(sends))
+
+    def _lose(self, unsent: int) -> None:
+        self._on_unsent(DisconnectedError(f"{unsent} messages were not sent: the connection is lost", unsent))
 
     async def flush(self) -> None:
         """Write everything given to `send`."""

@@ -40,18 +40,22 @@ class FrameWriter(Protocol):
 
     def flush(self) -> None: ...
 
+    def has_room(self) -> bool: ...
+
 
 class DirectServer(NamedTuple):
     """The server whose invocations the direct path answers.
 
     :ivar on_step: called with each step that the core returns, after the step's messages are added to the output
     :ivar on_batch: called with the seconds between reading a batch of invocations and writing its answers
+    :ivar on_lost: called with the number of messages that were not sent because the connection is lost
     """
 
     invocations: Invocations[bytes, bytes]
     replies: FrameReplies
     on_step: Callable[[Step[bytes, bytes]], None]
     on_batch: Callable[[float], None] | None = None
+    on_lost: Callable[[int], None] | None = None
 
 
 class DirectRoutes:
@@ -80,6 +84,10 @@ class DirectRoutes:
         if self.server is not None:
             raise ValueError("found a second server on one direct connection, allowed one: open a connection for each")
         self.server = server
+
+    def has_room(self) -> bool:
+        """Return True if the connection can take a large result now."""
+        return self.protocol is not None and self.protocol.has_room()
 
     def add(self, subscription_id: int, route: Route) -> None:
         """Route a subscription's messages."""

@@ -1,0 +1,143 @@
+"""Calls with large results: whose turn it is, how much may wait, and how the core answers them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyvalue_transport.wrpc.errors import NeedMoreBytes
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Step
+from keyvalue_transport.wrpc.large_calls import CALL_BYTES, SHARES, LargeCall, LargeCalls, size_of
+from tests.invoking import invoke
+from tests.recorded_replies import RecordedReplies, Reply, accept, ended, result
+
+BYTES_MAX = 16 * CALL_BYTES
+
+
+def never(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+    raise AssertionError("the queue calls no handler")
+
+
+CALL = st.builds(
+    LargeCall,
+    st.just(never),
+    st.text(max_size=5),
+    st.builds(Caller, st.sampled_from([None, "a", "b", "c" * 1000]), st.sampled_from([None, "default"])),
+    st.binary(max_size=2 * CALL_BYTES),
+    st.none() | st.just("00-trace"),
+    st.just(0.0),
+)
+
+
+@given(st.lists(CALL | st.sampled_from(["take", "expire"]), max_size=60))
+def test_callers_take_turns_and_have_a_share_each(actions: list[LargeCall[str] | str]) -> None:
+    calls, waiting, turns = LargeCalls[str](BYTES_MAX), list[LargeCall[str]](), list[str | None]()
+    for now, action in enumerate(actions):
+        if isinstance(action, LargeCall):
+            call = action._replace(deadline_s=float(now))
+            held = Counter[str | None]()
+            for other in waiting:
+                held[other.caller.source_id] += size_of(other)
+            source_id, size_bytes = call.caller.source_id, size_of(call)
+            fits = held.total() + size_bytes <= BYTES_MAX and held[source_id] + size_bytes <= BYTES_MAX // SHARES
+            assert calls.add(call) is fits
+            if fits:
+                waiting.append(call)
+                turns += [source_id] if source_id not in turns else []
+        elif action == "take":
+            expected = next((call for call in waiting if call.caller.source_id == turns[0]), None) if turns else None
+            assert calls.take() == expected
+            if expected is not None:
+                waiting.remove(expected)
+                turns.append(turns.pop(0))
+        else:
+            late = [call for call in waiting if call.deadline_s <= now / 2]
+            assert Counter(calls.expire(now / 2)) == Counter(late)
+            waiting = [call for call in waiting if call not in late]
+        turns = [turn for turn in turns if any(call.caller.source_id == turn for call in waiting)]
+        assert (len(calls), calls.held_bytes) == (len(waiting), sum(map(size_of, waiting)))
+    assert Counter(calls.clear()) == Counter(waiting)
+    assert (len(calls), calls.held_bytes, calls.take()) == (0, 0, None)
+
+
+# The core
+
+
+class Scene:
+    """A core and a large value. `room` says whether there is room for a large result."""
+
+    def __init__(self) -> None:
+        self.room = False
+        self.value: bytes | Exception = b"large"
+        self.called = self.encoded = 0
+        limits = InvocationLimits(queued_timeout_s=5.0)
+        self.core = Invocations[str, Reply](RecordedReplies(), lambda: "token", limits, lambda: self.room)
+
+    def handle(self, caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        if end - start < 2:
+            raise NeedMoreBytes(start + 2)
+        self.called += 1
+        return LargeResult(self._encode)
+
+    def _encode(self) -> bytes:
+        self.encoded += 1
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+    def invoke(self, cut: bool = False, reply: str = "R") -> list[Reply]:
+        step = invoke(self.core, self.handle, reply, ANONYMOUS, b"p" if cut else b"pp", 0.0, "00-trace")
+        sends = step.sends + (self.core.receive_params("token", b"p", 0.0).sends if cut else [])
+        assert sends.pop(0) == accept(reply, "token" if cut else None)
+        return sends
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_large_result_is_encoded_once_there_is_room(scene: Scene, cut: bool) -> None:
+    scene.room = True
+    assert scene.invoke(cut) == [result("R", b"large"), ended("R")]
+    assert (scene.called, scene.encoded) == (1, 1)
+    scene.room = False
+    assert scene.invoke(cut) == []
+    assert (scene.called, scene.encoded, scene.core.queued, scene.core.counts.answered) == (2, 1, 1, 1)
+    scene.room = True
+    assert scene.invoke(cut, "R2") == [], "it overtook a queued call"
+    scene.value = b"new"
+    assert scene.core.answer_queued() == Step([result("R", b"new"), ended("R")], is_large=True)
+    assert scene.core.answer_queued() == Step([result("R2", b"new"), ended("R2")], is_large=True)
+    assert scene.core.answer_queued() is None
+    assert scene.core.counts == InvocationCounts(answered=3)
+    assert (scene.core.queued, scene.core.queued_bytes, scene.encoded) == (0, 0, 3)
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_a_large_result_may_fail(scene: Scene, room: bool) -> None:
+    scene.room, scene.value = room, RuntimeError("the disk is on fire")
+    sends = scene.invoke()
+    if not room:
+        step = scene.core.answer_queued()
+        assert step is not None
+        assert step.failure == (scene.value, "00-trace")
+        sends += step.sends
+    assert sends == [ended("R")]
+    assert scene.core.counts == InvocationCounts(failed=1)
+
+
+def test_queued_calls_expire_and_end_at_a_stop(scene: Scene) -> None:
+    assert scene.invoke() == []
+    assert scene.core.expire(4.9) == Step([])
+    assert scene.core.expire(5.0) == Step([ended("R")])
+    assert scene.invoke() == []
+    assert scene.core.close() == Step([ended("R")])
+    assert scene.invoke() == [ended("R")]
+    assert scene.core.counts == InvocationCounts(expired=1, refused=2)
+    assert (scene.core.queued, scene.core.queued_bytes) == (0, 0)
