@@ -130,7 +130,9 @@ class Metrics(Collector):
         server, counts = self._server, self._server.counts
         yield _gauge("invocations_in_flight", "Invocations that were accepted and have not ended.", server.in_flight)
         yield _gauge("half_open_invocations", "Invocations with incomplete parameters.", server.half_open)
-        yield _gauge("half_open_queued", "Half-open invocations that wait for their handshake.", server.half_open_queued)
+        yield _gauge(
+            "half_open_queued", "Half-open invocations that wait for their handshake.", server.half_open_queued
+        )
         yield _gauge("half_open_bytes", "Memory of half-open invocations.", server.half_open_bytes)
         yield _gauge(
             "half_open_expected_bytes",
