@@ -192,8 +192,9 @@ class Invocations(Generic[A, M]):
             return Step([])
         step = self._read_on(half_open, piece, now_s)
         handshakes = self._handshakes(now_s)
-        # The handshakes come first, because the messages of a large result may be sent much later.
-        return step._replace(sends=[*handshakes, *step.sends]) if handshakes else step
+        # The handshakes precede a large result, because its messages may be sent much later.
+        sends = [*handshakes, *step.sends] if step.is_large else [*step.sends, *handshakes]
+        return step._replace(sends=sends)
 
     def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
         """Process the encoded result of a waiting invocation, or its error."""
