@@ -139,11 +139,14 @@ class Process:
 
 
 class NatsProcess(Process):
-    """A real NATS server on a port that the operating system chooses."""
+    """A real NATS server on a port that the operating system chooses.
 
-    def __init__(self, directory: Path) -> None:
+    :param settings: text of its configuration file
+    """
+
+    def __init__(self, directory: Path, settings: str = NATS_CONFIG) -> None:
         config = directory / "nats.conf"
-        config.write_text(NATS_CONFIG)
+        config.write_text(settings)
         ports = directory / "ports"
         ports.mkdir()
         command = (SCRIPTS / "nats-server", "-a", "127.0.0.1", "-p", "-1", "-c", config, "--ports_file_dir", ports)

@@ -1,0 +1,1 @@
+"""Long runs of a real provider under hostile load. `scripts/torture` starts them."""
