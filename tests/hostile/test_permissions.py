@@ -1,0 +1,69 @@
+"""The NATS permissions in docs/operating.md: they are enough for the provider and its host, and keep others out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import nats
+import pytest
+
+from keyvalue_transport.keyvalue.store import encode_set
+from keyvalue_transport.keyvalue.watcher import WATCHER
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.nats.subjects import invocation_subject
+from tests.conftest import DEADLINE_S, PATHS, Launch, NatsServer, settled
+
+LATTICE, KEY = "default", "keyvalue-inmemory"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "operating.md"
+
+
+def documented_permissions() -> str:
+    """Return the configuration in the document. The password of each user is the user's name."""
+    found = re.search(r"```text\n(authorization: .*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert found is not None
+    return re.sub(r"\$(\w+)_PASSWORD", lambda user: user[1].lower(), found[1])
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_the_documented_permissions(
+    path: str, new_nats_server: Callable[[str], NatsServer], launch: Launch
+) -> None:
+    server = new_nats_server(documented_permissions())
+    at = server.url.replace("//", "//{}@").format
+    provider = launch(
+        {"transport": path},
+        provider_key=KEY,
+        lattice_rpc_prefix=LATTICE,
+        lattice_rpc_url=at("provider:provider"),
+        host_xkey_public_key="",
+        provider_xkey_private_key="",
+    )
+    host = await nats.connect(at("host:host"))
+    events = await host.subscribe(invocation_subject(f"{LATTICE}.watcher", WATCHER, "on-set"))
+    link = {"source_id": KEY, "target": "watcher", "name": "default", "source_config": {"watch": "SET@*"}}
+    await host.publish(provider.host_subject("linkdefs.put"), json.dumps(link | {"interfaces": ["watcher"]}).encode())
+    await settled(host)
+    async with KeyValueClient(at("host:host"), provider.prefix, timeout_s=DEADLINE_S) as client:
+        value = b"v" * 3_000_000  # in several messages in both directions
+        await client.set("b", "k", value)
+        assert await client.get("b", "k") == value
+        await client.set("b", "small", b"v")
+        assert await events.next_msg(DEADLINE_S)
+
+        refusals: asyncio.Queue[Exception] = asyncio.Queue()
+        monitor = await nats.connect(at("monitor:monitor"), inbox_prefix=b"_INBOX_monitor", error_cb=refusals.put)
+        health = json.loads((await monitor.request(provider.host_subject("health"), timeout=DEADLINE_S)).data)
+        assert health == {"healthy": True, "message": "serving"}
+        await monitor.publish(provider.subject("set"), encode_set(b"b", b"k", b"forged"), "_INBOX_monitor.reply")
+        await monitor.publish(provider.host_subject("config.update"), b'{"require_link": "true"}')
+        await monitor.subscribe("_INBOX.>")
+        await monitor.subscribe(f"{provider.prefix}.wrpc.>")
+        for _ in range(4):
+            assert "permissions violation" in str(await asyncio.wait_for(refusals.get(), DEADLINE_S)).lower()
+        assert await client.get("b", "k") == value
+        await monitor.close()
+    await host.close()
