@@ -222,20 +222,14 @@ def _compose(plan: StartPlan, options: ProviderOptions, connection: Connection, 
     watchers.links_changed(links.keys())
     tallies = store_tallies() | atomics_tallies() | batch_tallies()
     durations = Durations(tallies) if options.metrics_address else None
-    sweep = Sweep(store)
-
-    def on_batch(seconds: float) -> None:
-        if durations is not None:
-            durations.observe(seconds)
-        sweep.worked(seconds)
-
+    on_batch = None if durations is None else durations.observe
     server = Server(connection, plan.prefix, options.invocation_limits(), on_batch)
     limits = service.parameter_limits
     server.add(STORE, store_handlers(service, limits, tallies))
     server.add(ATOMICS, atomics_handlers(service, limits, tallies))
     server.add(BATCH, batch_handlers(service, limits, tallies))
     metrics = None if durations is None else Metrics(tallies, durations, store, server, connection, links, watchers)
-    background = tuple(asyncio.create_task(work) for work in (sweep.run(), return_memory(store)))
+    background = tuple(asyncio.create_task(work) for work in (Sweep(store).run(), return_memory(store)))
     return Parts(connection, links, policy, service, watchers, server, metrics, background)
 
 

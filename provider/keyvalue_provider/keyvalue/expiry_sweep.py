@@ -23,8 +23,6 @@ FULL_DELAY_MS = 100
 SHARE_MAX = 0.5
 #: The longest turn of the sweep, in seconds of processor time. Other calls wait during a turn.
 TURN_MAX_S = 0.025
-#: Time spent on calls after which the sweep has a turn between two reads.
-WORK_S = 0.005
 #: Pause after a turn if no expired keys remain.
 INTERVAL_S = 0.05
 
@@ -40,16 +38,6 @@ class Sweep:
         self._store = store
         self._clock = clock
         self._ended_s = clock()
-        self._worked_s = 0.0
-
-    def worked(self, seconds: float) -> None:
-        """Record the time that was spent on calls without a pause. Take a turn if there was much.
-
-        The loop can read from a socket many times before it runs a task. So `run` alone would have too few turns.
-        """
-        self._worked_s += seconds
-        if self._worked_s >= WORK_S:
-            self.turn()
 
     async def run(self) -> None:
         """Remove expired keys until the task is cancelled. Other tasks run between two turns."""
@@ -66,5 +54,4 @@ class Sweep:
             if self._clock() - began_s >= budget_s:
                 break
         self._ended_s = self._clock()
-        self._worked_s = 0.0
         return more

@@ -6,11 +6,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
+from keyvalue_transport.nats.direct import protocol
+from keyvalue_transport.nats.direct.read_flow import ReadFlow
 from tests.transport.nats.direct.scene import Direct, NewDirect
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _turns_never_end() -> Iterator[None]:
+    """Make the pauses of reading independent of the speed of the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "ReadFlow", partial(ReadFlow, turn_s=math.inf))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.direct import protocol as protocol_module
 from keyvalue_transport.nats.direct.frames import LINE_BYTES_MAX
 from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES
-from keyvalue_transport.nats.direct.read_flow import ReadFlow
+from keyvalue_transport.nats.direct.read_flow import TURN_S, ReadFlow
 from keyvalue_transport.nats.direct.routes import InOrder
 from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.half_open import INVOCATION_BYTES
@@ -316,19 +316,42 @@ def test_results_of_parameters_in_pieces_are_bounded_too(new_direct: NewDirect) 
     assert direct.socket.buffer_bytes_max < 2 * (MIB + OUTPUT_BYTES)
 
 
-def test_reading_resumes_when_both_allow_it() -> None:
-    changes = {"pause_reading": (0, True), "resume_reading": (0, False), "hold": (1, True), "release": (1, False)}
-    for names in itertools.product(changes, repeat=6):
+def test_reading_resumes_when_all_allow_it(loop: asyncio.AbstractEventLoop) -> None:
+    """The three that pause reading: nats-py's reader, a full output, and a long turn of the event loop."""
+    changes = {
+        "pause_reading": (0, True),
+        "resume_reading": (0, False),
+        "hold": (1, True),
+        "release": (1, False),
+        "worked": (2, True),
+        "_end_rest": (2, False),
+    }
+    for names in itertools.product(changes, repeat=5):
         socket = Socket()
-        flow = ReadFlow(socket)
-        wants = [False, False]
+        flow = ReadFlow(socket, loop)
+        wants = [False, False, False]
         for name in names:
             owner, pausing = changes[name]
-            if name.endswith("_reading") and wants[owner] == pausing:
-                continue  # a StreamReader never says it twice
-            getattr(flow, name)()
+            if (name.endswith("_reading") or owner == 2) and wants[owner] == pausing:
+                continue  # neither a StreamReader nor the event loop says it twice
+            getattr(flow, name)(*([TURN_S] if name == "worked" else []))
             wants[owner] = pausing
             assert socket.reading is not any(wants), names
+
+
+def test_a_long_turn_lets_others_have_a_turn(loop: asyncio.AbstractEventLoop) -> None:
+    socket = Socket()
+    flow = ReadFlow(socket, loop)
+    flow.worked(TURN_S * 0.6)
+    assert socket.reading
+    flow.worked(TURN_S * 0.6)
+    readings = [socket.reading]
+    loop.run_until_complete(asyncio.sleep(0))
+    assert [*readings, socket.reading] == [False, True]
+    flow.worked(TURN_S)
+    flow.close()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert not socket.reading, "a lost connection is not read"
 
 
 def test_a_full_reader_pauses_and_a_blocked_socket_holds(

@@ -40,7 +40,8 @@ Invariants:
   above FULL_BYTES until it is below its low-water mark, parsing and reading pause.
 - Input is bounded. A frame is kept until it is complete. A frame that announces more than max_payload + LINE_BYTES_MAX
   bytes aborts the connection.
-- Reading pauses while the socket's buffer or nats-py's StreamReader is full. `ReadFlow` handles both cases.
+- Reading pauses while the socket's buffer or nats-py's StreamReader is full, and when a turn of the event loop has
+  taken long. `ReadFlow` handles these cases.
 - An exception in a handler ends the invocation, but never the connection.
 - A protocol object holds the whole state of one connection. `direct/transport.py` creates a new one at each reconnect.
 """
@@ -115,7 +116,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         """Start with a new connection. asyncio calls this, or `DirectTransport` after a TLS upgrade."""
         self._socket = transport  # type: ignore[assignment]
         self._routes.protocol = self
-        self._flow = ReadFlow(transport)  # type: ignore[arg-type]
+        self._flow = ReadFlow(transport, self._loop_of_writes)  # type: ignore[arg-type]
         super().connection_made(self._flow)  # type: ignore[arg-type] # the reader pauses and resumes `_flow`
 
     def follow(self, info: bytes) -> None:
@@ -126,6 +127,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Drop the unparsed bytes, because the connection is lost. asyncio calls this."""
         self._socket = None
+        if self._flow is not None:
+            self._flow.close()
         if self._routes.protocol is self:
             self._routes.protocol = None
         self._large.close()
@@ -172,13 +175,14 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._parse_timed(buffer)
 
     def _parse_timed(self, buffer: bytes) -> None:
-        server = self._routes.server
-        if server is None or server.on_batch is None:
-            self._parse(buffer)
-        else:
-            began_s = perf_counter()
-            self._parse(buffer)
-            server.on_batch(perf_counter() - began_s)
+        began_s = perf_counter()
+        self._parse(buffer)
+        seconds = perf_counter() - began_s
+        server, flow = self._routes.server, self._flow
+        if server is not None and server.on_batch is not None:
+            server.on_batch(seconds)
+        if flow is not None:
+            flow.worked(seconds)
         if self._pump_due:
             self._pump_due = False
             self._large.pump()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Protocol
 
-__all__ = ["ReadFlow", "Writable"]
+__all__ = ["TURN_S", "ReadFlow", "Writable"]
 
 
 class Writable(Protocol):
@@ -18,19 +19,28 @@ class Writable(Protocol):
     def get_extra_info(self, name: str, default: Any = None) -> Any: ...
 
 
+#: Reading pauses until the next turn of the event loop when the calls of earlier reads took this time. An event loop
+#: reads from a busy socket many times in one turn, and everything else would have to wait.
+TURN_S = 0.01
+
+
 class ReadFlow:
     """A switch for reading from a transport, shared by the protocol and nats-py's StreamReader.
 
-    The StreamReader calls `pause_reading` and `resume_reading`. The protocol calls `hold` and `release`. Reading
-    resumes when both the StreamReader and the protocol have ended their pauses.
+    The StreamReader calls `pause_reading` and `resume_reading`. The protocol calls `hold` and `release`, and `worked`.
+    Reading resumes when nobody asks for a pause any more.
     """
 
-    __slots__ = ("_held", "_reader_paused", "_transport")
+    __slots__ = ("_held", "_loop", "_reader_paused", "_resting", "_transport", "_turn_s", "_worked_s")
 
-    def __init__(self, transport: Writable) -> None:
+    def __init__(self, transport: Writable, loop: asyncio.AbstractEventLoop, turn_s: float = TURN_S) -> None:
         self._transport = transport
+        self._loop = loop
         self._reader_paused = False
         self._held = False
+        self._resting = False
+        self._turn_s = turn_s
+        self._worked_s = 0.0
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return information about the transport. asyncio's StreamReaderProtocol needs this method."""
@@ -38,26 +48,47 @@ class ReadFlow:
 
     def pause_reading(self) -> None:
         """Pause reading, because nats-py's reader is full."""
-        if not self._held:
-            self._transport.pause_reading()
-        self._reader_paused = True
+        was_paused, self._reader_paused = self._is_paused(), True
+        self._change(was_paused)
 
     def resume_reading(self) -> None:
         """End the reader's pause, because nats-py's reader has room again."""
-        self._reader_paused = False
-        if not self._held:
-            self._transport.resume_reading()
+        was_paused, self._reader_paused = self._is_paused(), False
+        self._change(was_paused)
 
     def hold(self) -> None:
         """Pause reading, because the socket's output buffer is full."""
-        if not self._held:
-            self._held = True
-            if not self._reader_paused:
-                self._transport.pause_reading()
+        was_paused, self._held = self._is_paused(), True
+        self._change(was_paused)
 
     def release(self) -> None:
         """End the protocol's pause, because the output buffer has room again."""
-        if self._held:
-            self._held = False
-            if not self._reader_paused:
-                self._transport.resume_reading()
+        was_paused, self._held = self._is_paused(), False
+        self._change(was_paused)
+
+    def worked(self, seconds: float) -> None:
+        """Record the time that a read took. Pause until the next turn of the event loop if there was much to do."""
+        self._worked_s += seconds
+        if self._worked_s >= self._turn_s and not self._resting:
+            was_paused, self._resting = self._is_paused(), True
+            self._change(was_paused)
+            self._loop.call_soon(self._end_rest)
+
+    def close(self) -> None:
+        """Keep reading paused, because the connection is lost."""
+        self._held = self._reader_paused = True
+
+    def _end_rest(self) -> None:
+        was_paused, self._resting = self._is_paused(), False
+        self._worked_s = 0.0
+        self._change(was_paused)
+
+    def _is_paused(self) -> bool:
+        return self._held or self._reader_paused or self._resting
+
+    def _change(self, was_paused: bool) -> None:
+        is_paused = self._is_paused()
+        if is_paused and not was_paused:
+            self._transport.pause_reading()
+        elif was_paused and not is_paused:
+            self._transport.resume_reading()
