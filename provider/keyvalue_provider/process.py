@@ -25,7 +25,7 @@ from keyvalue_provider.host.json_fields import FieldError
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.host.session import HostSession
 from keyvalue_provider.keyvalue.expiry_sweep import Sweep
-from keyvalue_provider.keyvalue.memory_return import return_memory
+from keyvalue_provider.keyvalue.memory_return import MemoryReturn
 from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_provider.live_configuration import LiveConfiguration
@@ -229,7 +229,14 @@ def _compose(plan: StartPlan, options: ProviderOptions, connection: Connection, 
     server.add(ATOMICS, atomics_handlers(service, limits, tallies))
     server.add(BATCH, batch_handlers(service, limits, tallies))
     metrics = None if durations is None else Metrics(tallies, durations, store, server, connection, links, watchers)
-    background = tuple(asyncio.create_task(work) for work in (Sweep(store).run(), return_memory(store)))
+
+    def drop_caches() -> None:
+        service.drop_handles()
+        if connection.direct is not None:
+            connection.direct.drop_caches()
+
+    work = Sweep(store).run(), MemoryReturn(store, drop_caches).run()
+    background = tuple(asyncio.create_task(coroutine) for coroutine in work)
     return Parts(connection, links, policy, service, watchers, server, metrics, background)
 
 

@@ -9,21 +9,21 @@ import asyncio
 
 import pytest
 
-from keyvalue_engine import Store
 from keyvalue_provider import process
 from keyvalue_provider.config.start_plan import plan_hosted, resolve_host
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.links import Links
+from keyvalue_provider.keyvalue.memory_return import MemoryReturn
 from keyvalue_provider.live_configuration import LiveConfiguration
 from keyvalue_transport.nats.connection import Connection
 
 
 @pytest.mark.usefixtures("root")
 async def test_ailments_are_of_connection_background_tasks_and_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def die(store: Store) -> None:
+    async def die(self: MemoryReturn) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(process, "return_memory", die)
+    monkeypatch.setattr(MemoryReturn, "run", die)
     host_data = HostData()
     configuration = resolve_host(host_data, {}, {})
     plan = plan_hosted(host_data, configuration, {})

@@ -180,14 +180,22 @@ class KeptHandles:
         """Add a handle. At the limit, first drop all handles."""
         with self._lock:
             if self._count >= HANDLES_MAX:
-                for filled in self._filled:
-                    filled.clear()
-                self._filled.clear()
-                self._count = 0
+                self._drop()
             if not handles:
                 self._filled.append(handles)
             handles[name] = handle
             self._count += 1
+
+    def drop(self) -> None:
+        """Drop all handles. Each is opened again when it is needed."""
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        for filled in self._filled:
+            filled.clear()
+        self._filled.clear()
+        self._count = 0
 
 
 class DeniedHandles(dict[bytes, BucketHandle]):
@@ -251,6 +259,10 @@ class CallerHandles(dict[CallerKey, Handles]):
                 self._linkless_access = self._policy.linkless
                 self._linkless = self._open(ANONYMOUS, self._linkless_access)
             self[ANONYMOUS] = self._linkless  # has an entry, because it is looked up often
+
+    def drop(self) -> None:
+        """Drop the handles of all buckets, so that their memory can be freed."""
+        self._kept.drop()
 
     def _open(self, caller: CallerKey, access: Access) -> Handles:
         quota = self._hold_quota(caller, access.quota)

@@ -57,6 +57,10 @@ class Service:
         self._policy_changes += 1  # must precede the next line; see `_remember`
         self._last = self._remember(ANONYMOUS)
 
+    def drop_handles(self) -> None:
+        """Drop the handles of all buckets, so that their memory can be freed. Later calls open them again."""
+        self._handles.drop()
+
     def _remember(self, caller: Caller) -> tuple[Caller, Handles]:
         """Remember a caller and its handles, because the next call often has the same caller. Return the pair.
 

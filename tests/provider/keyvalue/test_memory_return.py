@@ -16,7 +16,7 @@ import pytest
 
 from keyvalue_engine import Store
 from keyvalue_provider.keyvalue import memory_return
-from keyvalue_provider.keyvalue.memory_return import return_memory
+from keyvalue_provider.keyvalue.memory_return import MemoryReturn
 
 ROOT = Path(__file__).parents[3]
 VALUES, VALUE_BYTES = 4_000, 40_000
@@ -32,7 +32,7 @@ async def measure() -> list[float]:
     for number in range(VALUES):
         bucket.set(b"%d" % number, bytes(VALUE_BYTES))
     grown = [memory_return._resident_bytes()]
-    returning = asyncio.create_task(return_memory(store))
+    returning = asyncio.create_task(MemoryReturn(store, lambda: None).run())
     await asyncio.sleep(0)
     for number in range(0, VALUES, 2):
         bucket.delete(b"%d" % number)

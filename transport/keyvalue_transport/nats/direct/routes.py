@@ -99,6 +99,11 @@ class DirectRoutes:
         self.alike.forget()
         self.routes.pop(b"%d" % subscription_id, None)
 
+    def drop_caches(self) -> None:
+        """Drop the shapes and the callers, which are learned again, so that their memory can be freed."""
+        self.alike.forget()
+        self.callers.callers.clear()
+
     def clear(self) -> None:
         """Remove all routes, because a new client uses the same subscription ids again."""
         self.alike.forget()
