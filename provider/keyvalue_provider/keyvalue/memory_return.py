@@ -28,7 +28,7 @@ INTERVAL_S = 0.25
 GROWTH_BYTES = 16 * 1024 * 1024
 #: The blocks are freed, at most once in this time, when more than GROWTH_BYTES and half of the counted memory are
 #: unused, and the store has at most this number of keys. So the garbage collection takes a few milliseconds.
-BLOCKS_INTERVAL_S = 2.0
+BLOCKS_INTERVAL_S = 1.0
 BLOCKS_KEYS_MAX = 100_000
 CHANGE_BYTES = 4 * 1024 * 1024
 
