@@ -41,7 +41,7 @@ class Bucket:
         "_page_bytes_max",
         "_page_keys_max",
         "_quota",
-        "_seed",
+        "_secret",
         "_shard_keys_max",
         "_tables",
         "_ttl_ns",
@@ -56,7 +56,7 @@ class Bucket:
         self._by_name = tables.by_name
         self._expiry = tables.expiry
         self._hash = tables.hash_function
-        self._seed = tables.seed
+        self._secret = tables.secret
         self._shard_keys_max = of_store.shard_keys_max
         self._key_bytes_max = options.key_bytes_max or of_store.key_bytes_max
         self._value_bytes_max = options.value_bytes_max or of_store.value_bytes_max
@@ -78,7 +78,7 @@ class Bucket:
             self._absent()
             return None
         shift, shards = table.ring
-        entry = shards[self._hash(key, self._seed) >> shift].entries.get(key)
+        entry = shards[self._hash(self._secret, key) >> shift].entries.get(key)
         if not self._expiry.was_used or entry.__class__ is not tuple:  # testing `was_used` first saves 15 ns
             return entry  # type: ignore[return-value]  # mypy does not see that this is not a tuple
         value, deadline_ns = entry
@@ -125,7 +125,7 @@ class Bucket:
         table = self._by_name.get(self.name)
         if table is not None:  # the common case, inlined for speed (`scripts/bench engine`)
             shift, shards = table.ring
-            shard = shards[self._hash(key, self._seed) >> shift]
+            shard = shards[self._hash(self._secret, key) >> shift]
             try:
                 keys = shard.set(key, value, self._quota, ttl_ns)
             except FullError:
@@ -183,7 +183,7 @@ class Bucket:
         table = self._by_name.get(self.name)
         if table is not None:  # `_add`, inlined for speed (benchmark scenario: increment)
             shift, shards = table.ring
-            shard = shards[self._hash(key, self._seed) >> shift]
+            shard = shards[self._hash(self._secret, key) >> shift]
             try:
                 total = shard.increment(key, delta, self._value_bytes_max, self._quota, self._ttl_ns)
             except StoreError:
@@ -236,7 +236,7 @@ class Bucket:
         table = self._by_name.get(self.name)
         while table is not None:
             shift, shards = table.ring
-            shard = shards[self._hash(key, self._seed) >> shift]
+            shard = shards[self._hash(self._secret, key) >> shift]
             removed = shard.delete(key)
             if removed is None:
                 table = self._tables.settled(self.name)
@@ -304,9 +304,10 @@ class Bucket:
     def page(self, cursor: int | None = None, keys_max: int | None = None, bytes_max: int | None = None) -> Page:
         """Return a page of keys that starts at `cursor`, or at the beginning if `cursor` is None.
 
-        A page stays within `keys_max` and `page_bytes_max`, but holds at least one key if any key is left. The page of
-        a missing bucket is empty, even with `strict_buckets`. The cost is O(changes since the last page + log n +
-        page), plus a sort for each shard whose keys are not sorted yet, plus the removal of expired keys.
+        A page stays within `keys_max` and `page_bytes_max`, but holds at least one key if any key is left, and all keys
+        that share the position of this key. The page of a missing bucket is empty, even with `strict_buckets`. The cost
+        is O(changes since the last page + log n + page), plus a sort for each shard whose keys are not sorted yet, plus
+        the removal of expired keys.
 
         >>> from keyvalue_engine import Store
         >>> bucket = Store().bucket(b"b")
@@ -319,7 +320,6 @@ class Bucket:
 
         :param keys_max: limit for the number of keys; None means the `page_keys_max` of the handle or the store
         :param bytes_max: lowers the handle's `page_bytes_max` for this page
-        :raises CrowdedPositionError: one position has more keys than a page can hold
         """
         page = self.partial_page(cursor, keys_max, bytes_max)
         while not page.keys and page.cursor is not None:
@@ -334,8 +334,6 @@ class Bucket:
         If many keys have expired, the page may be empty although it has a cursor. The next page then continues there.
 
         The parameters are those of `page`.
-
-        :raises CrowdedPositionError: as in `page`
         """
         if cursor is not None and not 0 <= cursor <= CURSOR_MAX:
             raise ValueError(f"cursor: found {cursor}, allowed 0 to 2**64 - 1")
