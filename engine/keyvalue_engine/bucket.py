@@ -73,8 +73,9 @@ class Bucket:
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
-        table = self._by_name.get(self.name)
-        if table is None:
+        try:
+            table = self._by_name[self.name]  # `_by_name.get` takes 9 ns longer if the bucket exists
+        except KeyError:
             self._absent()
             return None
         shift, shards = table.ring
@@ -122,19 +123,21 @@ class Bucket:
         if len(value) > self._value_bytes_max:
             raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
         ttl_ns = self._ttl_ns if ttl_ms is None else _ns_of(ttl_ms)
-        table = self._by_name.get(self.name)
-        if table is not None:  # the common case, inlined for speed (`scripts/bench engine`)
-            shift, shards = table.ring
-            shard = shards[self._hash(self._secret, key) >> shift]
-            try:
-                keys = shard.set(key, value, self._quota, ttl_ns)
-            except FullError:
-                keys = 0  # `_set` may make room
-            if keys:
-                if keys > self._shard_keys_max:
-                    table.split(shard)
-                return
-        self._set(key, value, ttl_ns)
+        try:  # the common case, inlined for speed (`scripts/bench engine`)
+            table = self._by_name[self.name]  # as in `get`
+        except KeyError:
+            self._set(key, value, ttl_ns)
+            return
+        shift, shards = table.ring
+        shard = shards[self._hash(self._secret, key) >> shift]
+        try:
+            keys = shard.set(key, value, self._quota, ttl_ns)
+        except FullError:
+            keys = 0  # `_set` may make room
+        if not keys:
+            self._set(key, value, ttl_ns)
+        elif keys > self._shard_keys_max:
+            table.split(shard)
 
     def _set(self, key: bytes, value: bytes, ttl_ns: int) -> None:
         """Store a value on the slow path: the bucket has no table yet, the shard is retired, or the store is full."""
