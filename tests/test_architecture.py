@@ -54,7 +54,7 @@ E, T, P = "keyvalue_engine", "keyvalue_transport", "keyvalue_provider"
 PACKAGES = {E: "engine", T: "transport", P: "provider", "bench": ""}
 #: A module belongs to the room with the longest name that is a prefix of its own.
 ROOMS = {
-    E: room("", "msgpack sortedcontainers xxhash", never="asyncio"),
+    E: room("", "msgpack siphashc sortedcontainers xxhash", never="asyncio"),
     # The package's own module lists the names for callers of a provider, and imports each when it is first used.
     T: room(f"{T}.keyvalue.errors {T}.keyvalue.store {T}.wrpc.errors {T}.nats.client {T}.nats.connection {T}.nats.tls"),
     f"{T}.wrpc": room(without_io=True),
@@ -299,7 +299,7 @@ def test_the_libraries_of_the_table_are_declared() -> None:
 # Each rule can fail.
 
 DECLARED = {
-    E: words("msgpack sortedcontainers xxhash"),
+    E: words("msgpack siphashc sortedcontainers xxhash"),
     T: words("nats nkeys"),
     P: words("nats nacl msgpack prometheus_client uvloop"),
     "bench": words("nats msgpack pytest hdrh matplotlib uvloop"),

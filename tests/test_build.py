@@ -375,7 +375,7 @@ def test_it_contains_nothing_of_this_machine(executable: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "direct_url" not in run.stdout
     names = [line.rpartition("'")[0].rpartition("'")[2] for line in run.stdout.splitlines() if line.endswith("'")]
-    extensions = ("uvloop/loop", "msgpack/_cmsgpack", "xxhash/_xxhash", "nacl/_sodium", "_cffi_backend")
+    extensions = ("uvloop/loop", "msgpack/_cmsgpack", "siphashc", "xxhash/_xxhash", "nacl/_sodium", "_cffi_backend")
     assert {"keyvalue_provider.process", "nacl.public", "prometheus_client", "sortedcontainers"} <= set(names)
     assert [name for name in extensions if not any(found.startswith(f"{name}.") for found in names)] == []
     assert not {"tkinter", "unittest", "pytest", "numpy"} & set(names)

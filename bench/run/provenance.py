@@ -15,7 +15,7 @@ from bench.run.paths import ROOT, SCRIPTS
 
 __all__ = ["about", "load_average"]
 
-PACKAGES = ("keyvalue-inmemory", "nats-py", "uvloop", "xxhash", "sortedcontainers")
+PACKAGES = ("keyvalue-inmemory", "nats-py", "uvloop", "siphashc", "sortedcontainers")
 UNKNOWN = "unknown"
 
 

@@ -16,7 +16,6 @@ from keyvalue_engine.changes import DELETE, EXPIRE, PERSIST, SET, Change, Observ
 from keyvalue_engine.entry import Entry
 from keyvalue_engine.errors import (
     CounterError,
-    CrowdedPositionError,
     FullError,
     LimitError,
     NoSuchBucketError,
@@ -36,7 +35,6 @@ __all__ = [
     "BucketOptions",
     "Change",
     "CounterError",
-    "CrowdedPositionError",
     "Entry",
     "FullError",
     "LimitError",

@@ -20,7 +20,6 @@ __all__ = [
     "QUOTA_MEMORY_BYTES",
     "VALUE_BYTES",
     "CounterError",
-    "CrowdedPositionError",
     "FullError",
     "LimitError",
     "NoSuchBucketError",
@@ -92,20 +91,6 @@ class NoSuchBucketError(StoreError):
     def __init__(self, bucket: bytes) -> None:
         super().__init__(f"bucket {bucket[:64]!r} was never written, and strict_buckets is set")
         self.bucket = bucket
-
-
-class CrowdedPositionError(StoreError):
-    """More keys share one position than a page can hold. Keys with the same position cannot be on different pages.
-
-    With a 64-bit hash and a secret seed, this practically never happens by chance.
-    """
-
-    def __init__(self, position: int, keys: int, keys_max: int, size_bytes: int, size_bytes_max: int) -> None:
-        super().__init__(
-            f"position {position} has at least {keys} keys of {size_bytes} bytes; "
-            f"the limit is {keys_max} keys and {size_bytes_max} bytes (a multiple of page_bytes_max)"
-        )
-        self.position = position
 
 
 class SnapshotError(StoreError):

@@ -34,15 +34,12 @@ from sortedcontainers import SortedKeyList
 
 from keyvalue_engine.context import Context
 from keyvalue_engine.entry import ORDER_BYTES, ORDER_OBJECT_BYTES, SPARE_STEP, Entry
-from keyvalue_engine.errors import CrowdedPositionError, FullError
+from keyvalue_engine.errors import FullError
 from keyvalue_engine.filling import KEY_OVERHEAD_BYTES, Filling
 from keyvalue_engine.kept_orders import Ordered
 
-__all__ = ["CHANGES_MIN", "CHANGES_SHARE", "CROWD_KEYS_MAX", "CROWD_PAGES_MAX", "LazyOrder"]
+__all__ = ["CHANGES_MIN", "CHANGES_SHARE", "LazyOrder"]
 
-#: A page refuses a position with more than CROWD_KEYS_MAX keys, or with keys that fill more than CROWD_PAGES_MAX pages.
-CROWD_KEYS_MAX = 64
-CROWD_PAGES_MAX = 4
 #: The order is dropped once there are more than `CHANGES_MIN` changes since the last page, and more than one for each
 #: `CHANGES_SHARE` keys. Applying one change takes about `CHANGES_SHARE` times as long as a new sort takes per key
 #: (see bench/micro/test_order.py).
@@ -152,9 +149,8 @@ class LazyOrder:
         """Append the keys at and after `position` to a page.
 
         Return the position of the first key that did not fit, or None if all keys fit. Keys with the same position stay
-        together. If they do not all fit, the next page begins with them. O(changes * log n + keys appended).
-
-        :raises CrowdedPositionError: the page is empty, and its first position has too many keys for any page
+        together. If they do not all fit, the next page begins with them, and takes them even if they exceed its limits.
+        O(changes * log n + keys appended).
         """
         if self.changes:
             self._apply()
@@ -184,21 +180,10 @@ class LazyOrder:
         page.size_bytes = size_bytes
         if page.keys:
             return next_position
-        return self._take_crowd(next_position, page)
-
-    def _take_crowd(self, position: int, page: Filling) -> int | None:
-        """Fill an empty page with all keys of one position, even if the keys exceed the page's limits."""
-        order = self._keys
-        crowd = list(islice(order.irange_key(position, position), CROWD_KEYS_MAX + 1))
-        size_bytes = sum(map(len, crowd)) + KEY_OVERHEAD_BYTES * len(crowd)
-        size_bytes_max = page.bytes_max * CROWD_PAGES_MAX
-        if len(crowd) > 1 and (len(crowd) > CROWD_KEYS_MAX or size_bytes > size_bytes_max):
-            raise CrowdedPositionError(position, len(crowd), CROWD_KEYS_MAX, size_bytes, size_bytes_max)
-        page.keys += crowd
-        page.size_bytes = size_bytes
-        for key in order.irange_key(position + 1):
-            return self._position_of(key)
-        return None
+        page.keys += order.irange_key(next_position, next_position)
+        page.size_bytes = sum(map(len, page.keys)) + KEY_OVERHEAD_BYTES * len(page.keys)
+        following = next(order.irange_key(next_position + 1), None)
+        return None if following is None else self._position_of(following)
 
     def check(self) -> None:
         """Assert every invariant of a kept order. O(n)."""

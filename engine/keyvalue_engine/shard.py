@@ -425,9 +425,9 @@ class Shard:
         shards = [Shard(self.start + (index << shift), depth, self._context) for index in range(1 << bits)]
         parts = [shard.entries for shard in shards]
         mask = len(parts) - 1
-        hash_function, seed = self._context.hash_function, self._context.seed
+        hash_function, secret = self._context.hash_function, self._context.secret
         for key, entry in self.entries.items():
-            parts[hash_function(key, seed) >> shift & mask][key] = entry
+            parts[hash_function(secret, key) >> shift & mask][key] = entry
         if self.deadlines is not None:
             for shard in shards:
                 shard._find_deadlines()

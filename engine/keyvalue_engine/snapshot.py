@@ -8,10 +8,11 @@ The file is a stream of msgpack objects. Each object is a frame with a fixed-siz
     +--------+--------+-----------------+--------+--------------+---------- - -
      array(2) uint64                     bin32
 
-The checksum is xxh3_64(body, seed), where the seed is the frame's offset. So the checksum also detects frames that were
-moved, lost or repeated. A body is a msgpack array:
+The checksum is xxh3_64(body), with the frame's offset as the seed. So it also detects frames that were moved, lost or
+repeated. A body is a msgpack array:
 
-    [0, "keyvalue-inmemory snapshot", version, seed]     header: the first frame
+    [0, "keyvalue-inmemory snapshot", version, secret]   header: the first frame; the secret has 16 bytes; up to
+                                                         version 2, an integer (an XXH3 seed) stood in its place
     [1, bucket name, [key, value, key, value, ...],      block: any number of frames, several for a large bucket
         {index of a key in this block: its deadline}]    milliseconds of Unix time; version 1 has no deadlines
     [2, blocks, keys]                                    end: the last frame, with the counts
@@ -35,14 +36,17 @@ from typing import IO, Any
 import msgpack
 from xxhash import xxh3_64_intdigest
 
+from keyvalue_engine.context import SECRET_BYTES
 from keyvalue_engine.errors import SnapshotError
 from keyvalue_engine.table import Table
 
 __all__ = ["FORMAT", "VERSION", "Reader", "save"]
 
 FORMAT = "keyvalue-inmemory snapshot"
-VERSION = 2
-VERSIONS = (1, 2)
+VERSION = 3
+VERSIONS = (1, 2, 3)
+#: Up to this version, the header holds an XXH3 seed instead of a secret.
+SEED_VERSION_MAX = 2
 HEADER, BLOCK, END = 0, 1, 2
 HEAD = Struct(">BBQBI")
 ARRAY2, UINT64, BIN32 = 0x92, 0xCF, 0xC6
@@ -53,7 +57,7 @@ BLOCK_BYTES = 1024 * 1024
 
 def save(
     path: str | PathLike[str],
-    seed: int,
+    secret: bytes,
     tables: Mapping[bytes, Table],
     emptied: Iterable[bytes],
     unix_ms_of: Callable[[int], int],
@@ -69,7 +73,7 @@ def save(
     directory = os.path.dirname(path)
     with NamedTemporaryFile(dir=directory, prefix=".snapshot-", suffix=".tmp", delete=False) as file:
         try:
-            _write(file, seed, tables, emptied, unix_ms_of)
+            _write(file, secret, tables, emptied, unix_ms_of)
             file.flush()
             os.fsync(file.fileno())
             os.replace(file.name, path)
@@ -82,12 +86,12 @@ def save(
 
 def _write(
     file: IO[bytes],
-    seed: int,
+    secret: bytes,
     tables: Mapping[bytes, Table],
     emptied: Iterable[bytes],
     unix_ms_of: Callable[[int], int],
 ) -> None:
-    offset = _write_frame(file, 0, [HEADER, FORMAT, VERSION, seed])
+    offset = _write_frame(file, 0, [HEADER, FORMAT, VERSION, secret])
     blocks = keys = 0
     for name, table in tables.items():
         for entries, deadlines in _blocks(table, unix_ms_of):
@@ -147,9 +151,9 @@ def _fsync_directory(directory: str) -> None:
 class Reader:
     """A snapshot reader, for use as a context manager.
 
-    The constructor reads the header, which contains the `seed`. Iteration yields (bucket name, [(key, value, deadline
-    or None), ...]). All data is checked before use. Even if a length is damaged, the reader never allocates more
-    memory than the file's size.
+    The constructor reads the header, which contains the `secret`; it is None up to version 2. Iteration yields (bucket
+    name, [(key, value, deadline or None), ...]). All data is checked before use. Even if a length is damaged, the
+    reader never allocates more memory than the file's size.
 
     :raises SnapshotError: a frame is damaged; both the constructor and the iteration can raise this error
     """
@@ -160,7 +164,7 @@ class Reader:
         self._offset = 0
         try:
             self._left = os.fstat(self._file.fileno()).st_size
-            self.seed = self._read_header()
+            self.secret = self._read_header()
         except BaseException:
             self._file.close()
             raise
@@ -197,13 +201,16 @@ class Reader:
                 case _:
                     raise self._error(at, "the frame is neither a block nor the end")
 
-    def _read_header(self) -> int:
+    def _read_header(self) -> bytes | None:
         match self._read_frame():
-            case [0, str(name), int(version), int(seed)] if name == FORMAT:
+            case [0, str(name), int(version), secret] if name == FORMAT:
                 if version not in VERSIONS:
                     raise self._error(0, f"format version is {version}; supported: {VERSIONS[0]} to {VERSIONS[-1]}")
-                if 0 <= seed < 1 << 64:
-                    return seed
+                match secret:
+                    case bytes() if version > SEED_VERSION_MAX and len(secret) == SECRET_BYTES:
+                        return secret
+                    case int() if version <= SEED_VERSION_MAX:
+                        return None
         raise self._error(0, f"the file is not a {FORMAT}")
 
     def _read_frame(self) -> list[Any]:

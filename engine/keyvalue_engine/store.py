@@ -4,8 +4,9 @@
 
 The order of keys, and the cursor
 ---------------------------------
-Keys are ordered by position(key) = xxh3_64(key, seed), a 64-bit number. Each store has its own random seed, which is
-saved with the data. The cursor is the position at which the next page begins. This order has three consequences:
+Keys are ordered by position(key) = SipHash-2-4(secret, key), a 64-bit number. Each store has its own random secret of
+128 bits, which is saved with the data. The cursor is the position at which the next page begins. This order has three
+consequences:
 
 - The store keeps no state between pages, and every 64-bit number is a valid cursor. A cursor stays valid when a shard
   is split, and after a restart with the same data.
@@ -13,23 +14,28 @@ saved with the data. The cursor is the position at which the next page begins. T
   the key exists during the whole walk.
 - A page has a cursor only if more keys follow when the page is read. So the page with the last key ends the walk.
 
-Keys with the same position are always on the same page. With 64 bits, many keys practically never share a position by
-chance. But a caller who knows the seed could construct such keys. `page` raises `CrowdedPositionError` if one position
-has more keys than a page can hold.
+Keys with the same position are always on the same page, even if they exceed the limits of the page. So no keys can stop
+a walk or make it skip a key. In practice, such a page has one key too many: among a billion keys, two share a position
+with a probability of 3 %, and three with a probability of 5e-13.
+
+A caller cannot raise these probabilities. SipHash is a pseudo-random function: cursors and orders reveal nothing about
+the secret, and so nobody can compute which keys share a position. XXH3 with a secret seed was not enough. One cursor
+and the first key of its page revealed the seed, and the seed revealed more than a thousand keys of one position.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from os import PathLike
-from secrets import randbits
+from secrets import token_bytes
 from time import monotonic_ns, time_ns
 
-from xxhash import xxh3_64_intdigest
+from siphashc import siphash
 
 from keyvalue_engine import snapshot
-from keyvalue_engine.bucket import CURSOR_MAX, NS_PER_MS, Bucket
+from keyvalue_engine.bucket import NS_PER_MS, Bucket
 from keyvalue_engine.changes import ObserverOf
+from keyvalue_engine.context import SECRET_BYTES, HashFunction
 from keyvalue_engine.options import LENGTH_MAX, TTL_MS_MAX, BucketOptions, StoreOptions
 from keyvalue_engine.quota import Quota
 from keyvalue_engine.tables import Tables
@@ -54,9 +60,9 @@ class Store:
     (1, [b'colours'])
 
     :param options: the limits of the store and the size of its shards; each option has a default
-    :param seed: 64 bits that determine the order of keys; random by default. Keep the seed secret, because a caller
-        who knows the seed can create keys with the same position.
-    :param hash_function: returns the 64-bit position for (key, seed); tests use a function that produces collisions
+    :param secret: 16 bytes that determine the order of keys; random by default. Keep it from callers, because a page
+        holds all keys of one position, and a caller who knows the secret can look for such keys.
+    :param hash_function: returns the 64-bit position for (secret, key); tests use a function that produces collisions
     :param clock: returns a time in nanoseconds that never goes back; tests use a clock that they control
     """
 
@@ -66,15 +72,18 @@ class Store:
         self,
         options: StoreOptions | None = None,
         *,
-        seed: int | None = None,
-        hash_function: Callable[[bytes, int], int] = xxh3_64_intdigest,
+        secret: bytes | None = None,
+        hash_function: HashFunction = siphash,
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
         self.options = StoreOptions() if options is None else options
-        seed = randbits(64) if seed is None else seed
-        if not 0 <= seed <= CURSOR_MAX:
-            raise ValueError(f"seed: found {seed}, allowed 0 to 2**64 - 1")
-        self._tables = Tables(self.options, seed, hash_function, clock)
+        if secret is None:
+            secret = token_bytes(SECRET_BYTES)
+        if not isinstance(secret, bytes):
+            raise TypeError(f"secret: found {type(secret).__name__}, allowed bytes")
+        if len(secret) != SECRET_BYTES:
+            raise ValueError(f"secret: found {len(secret)} bytes, allowed {SECRET_BYTES}")
+        self._tables = Tables(self.options, secret, hash_function, clock)
 
     def bucket(self, name: bytes, options: BucketOptions | None = None) -> Bucket:
         """Return a handle for the bucket with this name. The first write creates the bucket; this call does not.
@@ -171,7 +180,7 @@ class Store:
         tables, emptied = self._tables.copy()
         try:
             snapshot.save(
-                path, self._tables.seed, tables, emptied, lambda deadline_ns: (deadline_ns + unix_ns) // NS_PER_MS
+                path, self._tables.secret, tables, emptied, lambda deadline_ns: (deadline_ns + unix_ns) // NS_PER_MS
             )
         finally:
             for name, table in tables.items():
@@ -180,7 +189,9 @@ class Store:
 
     @classmethod
     def load(cls, path: str | PathLike[str], options: StoreOptions | None = None) -> Store:
-        """Return a store with the buckets of a file. The store uses the saved seed, so cursors stay valid.
+        """Return a store with the buckets of a file. The store uses the saved secret, so cursors stay valid.
+
+        A file of format version 1 or 2 holds no secret. Then the store has a new one, and walks must start again.
 
         Loaded keys and values may be longer than the options allow, because a handle's options may have allowed them.
 
@@ -189,7 +200,7 @@ class Store:
         :raises OSError: the file could not be read
         """
         with snapshot.Reader(path) as reader:
-            store = cls(options, seed=reader.seed)
+            store = cls(options, secret=reader.secret)
             for name, entries in reader:
                 if store.options.strict_buckets:
                     store._tables.remember_emptied(name)  # until the bucket's first key is set below

@@ -97,8 +97,8 @@ class Table:
     def shard_of(self, key: bytes) -> Shard:
         """Return the shard for a key. The shard may be retired by the time you use it."""
         shift, shards = self.ring
-        _, hash_function, seed, _, _, _ = self._context
-        return shards[hash_function(key, seed) >> shift]
+        _, hash_function, secret, _, _, _ = self._context
+        return shards[hash_function(secret, key) >> shift]
 
     def looks_empty(self) -> bool:
         """Return True if no key seems to be left. O(1). This method takes no stripe, so `free` checks again."""
@@ -113,8 +113,6 @@ class Table:
 
         The page also ends if it has taken much work: see PAGE_WORK_MAX. It may then be empty although more keys follow,
         or have a next position although no key follows. This method takes one stripe at a time.
-
-        :raises CrowdedPositionError: the first position has more keys than a page can hold
         """
         page = Filling(keys_max, bytes_max)
         while True:
@@ -172,9 +170,9 @@ class Table:
 
         All deadlines are compared with the same time, so keys with the same deadline expire together.
         """
-        _, hash_function, seed, _, expiry, _ = self._context
+        _, hash_function, secret, _, expiry, _ = self._context
         shift, shards = self.ring
-        entries: list[Any] = [shards[hash_function(key, seed) >> shift].entries.get(key) for key in keys]
+        entries: list[Any] = [shards[hash_function(secret, key) >> shift].entries.get(key) for key in keys]
         if not expiry.was_used or tuple not in map(type, entries):
             return entries
         now_ns = expiry.clock()
@@ -226,10 +224,10 @@ class Table:
             try:
                 while True:
                     shift, shards = ring = self.ring
-                    _, hash_function, seed, _, _, _ = self._context
+                    _, hash_function, secret, _, _, _ = self._context
                     indexes: dict[int, list[bytes]] = {}
                     for key in keys:
-                        index = hash_function(key, seed) >> shift
+                        index = hash_function(secret, key) >> shift
                         if index in indexes:
                             indexes[index].append(key)
                         else:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from threading import Lock
 from typing import TypeVar
 
 from sortedcontainers import SortedList
 
 from keyvalue_engine.changes import ObserverOf
-from keyvalue_engine.context import Context
+from keyvalue_engine.context import Context, HashFunction
 from keyvalue_engine.entry import BUCKET_BYTES, EMPTIED_BYTES, bytes_size
 from keyvalue_engine.errors import BUCKET_NAME_BYTES, BUCKETS, MEMORY_BYTES, FullError, LimitError, StoreError
 from keyvalue_engine.expiry import Expiry
@@ -43,7 +44,8 @@ ALL = 2**32
 class Tables:
     """The tables of a store, by bucket name. Any thread may call any method.
 
-    :param hash_function: returns the 64-bit position for (key, seed)
+    :param secret: the first argument for `hash_function`
+    :param hash_function: returns the 64-bit position for (secret, key)
     :param clock: returns a time in nanoseconds that never goes back
     :ivar by_name: the tables; only this class adds or removes tables; a look-up is atomic and needs no lock
     :ivar emptied: the names of emptied buckets, oldest first; always empty without `strict_buckets`
@@ -61,14 +63,14 @@ class Tables:
         "ledger",
         "options",
         "orders",
-        "seed",
+        "secret",
     )
 
     def __init__(
-        self, options: StoreOptions, seed: int, hash_function: Callable[[bytes, int], int], clock: Callable[[], int]
+        self, options: StoreOptions, secret: bytes, hash_function: HashFunction, clock: Callable[[], int]
     ) -> None:
         self.options = options
-        self.seed = seed
+        self.secret = secret
         self.hash_function = hash_function
         self.ledger = Ledger(options)
         self.expiry = Expiry(clock)
@@ -76,7 +78,7 @@ class Tables:
         self.by_name: dict[bytes, Table] = {}
         self.emptied: OrderedDict[bytes, None] = OrderedDict()  # drops its oldest name in O(1), unlike a dict
         self._names = SortedList()  # the names in by_name, in the order in which quotas count them
-        self._position_of: Callable[[bytes], int] = lambda key: hash_function(key, seed)
+        self._position_of: Callable[[bytes], int] = partial(hash_function, secret)
         self._observer_of: ObserverOf | None = None
         #: Protects changes of by_name, emptied, _names, _observer_of, the observers of accounts, and the usages.
         self._lock = Lock()
@@ -140,7 +142,7 @@ class Tables:
         self.ledger.hold(self._bucket_bytes(name))
         observer = None if self._observer_of is None else self._observer_of(name)
         account = Account(name, self.ledger, observer)
-        context = Context(self._position_of, self.hash_function, self.seed, account, self.expiry, self.orders)
+        context = Context(self._position_of, self.hash_function, self.secret, account, self.expiry, self.orders)
         return Table(options, context)
 
     def _drop_table(self, name: bytes, table: Table) -> bool:

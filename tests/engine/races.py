@@ -46,6 +46,6 @@ class AnnouncedLock:
         self.release()
 
 
-def placed(key: bytes, seed: int) -> int:
+def placed(secret: bytes, key: bytes) -> int:
     """Hash a key by the quarter of the ring that its text names: b"3 any"."""
     return int(key[:1]) << 62

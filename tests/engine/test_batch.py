@@ -82,7 +82,7 @@ def test_a_get_many_that_meets_a_running_batch_waits_for_its_end(shard_keys_max:
 @pytest.mark.parametrize("shard_keys_max", [1, 7, 4_096])
 def test_a_batch_is_seen_whole_or_not_at_all(shard_keys_max: int, strict: bool) -> None:
     """Split shards meanwhile, and empty and recreate the bucket."""
-    store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1, strict_buckets=strict), seed=5)
+    store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1, strict_buckets=strict), secret=bytes(16))
     bucket = store.bucket(b"b")
     keys = [*numbered(20)]
     bucket.set_many(numbered(20, b"first"))
@@ -123,7 +123,7 @@ def test_a_batch_is_seen_whole_or_not_at_all(shard_keys_max: int, strict: bool) 
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_batches_of_threads_that_empty_and_refill_a_bucket_lose_no_write() -> None:
-    store = Store(StoreOptions(shard_keys_max=4, shards_min=1), seed=5)
+    store = Store(StoreOptions(shard_keys_max=4, shards_min=1), secret=bytes(16))
 
     def act(thread: int) -> None:
         bucket = store.bucket(b"b")

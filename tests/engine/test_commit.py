@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from siphashc import siphash
 from sortedcontainers import SortedList
-from xxhash import xxh3_64_intdigest
 
 from keyvalue_engine import SET, Change, CounterError, Entry, LimitError, Quota, Reach, StoreOptions
 from keyvalue_engine.context import Context
@@ -26,7 +27,7 @@ from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.shard import Shard
 from tests.engine.clock import Clock
 
-SEED = 1
+SECRET = bytes(16)
 #: Lengths on both sides of each rounding step.
 LENGTHS = [0, 1, 2, 15, 16, 17, 31, 32]
 #: Few keys, so that each is written again and again.
@@ -93,8 +94,8 @@ class Subject:
         self.quota = self.covering if conditions.is_limited else None
         self.account = Account(b"b", self.ledger)
         self.expiry = Expiry(clock)
-        position_of: Callable[[bytes], int] = lambda key: xxh3_64_intdigest(key, SEED)  # noqa: E731
-        self.shard = kind(0, 0, Context(position_of, xxh3_64_intdigest, SEED, self.account, self.expiry, KeptOrders()))
+        position_of = partial(siphash, SECRET)
+        self.shard = kind(0, 0, Context(position_of, siphash, SECRET, self.account, self.expiry, KeptOrders()))
         self.events: list[tuple[Change, bytes, bytes, Entry | None]] = []
         if conditions.observed:
             self.account.observer = lambda *event: self.events.append(event)

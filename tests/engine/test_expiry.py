@@ -41,7 +41,7 @@ from tests.engine.clock import NS_PER_MS, Clock
 from tests.engine.entries import deadlines_of, shards_of
 from tests.engine.races import TIMEOUT_S, AnnouncedLock, placed, run_together
 
-SEED = 13
+SECRET = bytes(16)
 #: A place in the schedule needs a shard, which `Deadlines` does not use.
 SWEPT: Any = None
 
@@ -188,7 +188,7 @@ def test_no_read_returns_an_expired_value(shard_keys_max: int) -> None:
         told.now_ns = next(ticks)
         return int(told.now_ns)
 
-    store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=clock, seed=SEED)
+    store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=clock, secret=SECRET)
     bucket = store.bucket(b"b")
     ends_ns: dict[bytes, int] = {}
     reads: list[tuple[int, bytes]] = []
@@ -349,7 +349,7 @@ class Keys:
         self.entries: dict[bytes, Entry] = {}
         self.account = Account(b"b", Ledger(StoreOptions()))
         self.expiry = Expiry(lambda: 0)
-        context = Context(lambda key: 0, lambda key, seed: 0, 0, self.account, self.expiry, KeptOrders())
+        context = Context(lambda key: 0, lambda secret, key: 0, SECRET, self.account, self.expiry, KeptOrders())
         self.deadlines = Deadlines(SWEPT, self.entries, context)
 
     def put(self, key: bytes, deadline_ns: int) -> None:
@@ -443,7 +443,7 @@ def test_threads_that_write_while_others_sweep_lose_nothing(shard_keys_max: int)
     """
     ticks = count(step=NS_PER_MS // 20)
     clock = ticks.__next__
-    store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=clock, seed=SEED)
+    store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=clock, secret=SECRET)
     bucket = store.bucket(b"b")
     timed = store.bucket(b"b", BucketOptions(ttl_ms=3))
     removals: list[int] = []
@@ -491,7 +491,7 @@ def test_threads_that_write_while_others_sweep_lose_nothing(shard_keys_max: int)
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_expired_keys_are_counted_once_by_threads(clock: Clock) -> None:
-    store = Store(StoreOptions(shard_keys_max=50, shards_min=1), clock=clock, seed=SEED)
+    store = Store(StoreOptions(shard_keys_max=50, shards_min=1), clock=clock, secret=SECRET)
     bucket = store.bucket(b"b", BucketOptions(ttl_ms=1))
     keys = [b"%d" % number for number in range(4_000)]
     bucket.set_many(dict.fromkeys(keys, b"v"))

@@ -144,7 +144,7 @@ def test_events_of_a_key_come_in_the_order_of_its_writes_under_threads(shard_key
     Replayed, the events give the store at each moment.
     """
     ticks = count(step=NS_PER_MS // 4)
-    store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=ticks.__next__, seed=1)
+    store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), clock=ticks.__next__, secret=bytes(16))
     events: dict[bytes, list[Entry | None]] = {b"%d" % number: [] for number in range(6)}
     kinds: list[Change] = []
     removals: list[int] = []

@@ -154,9 +154,9 @@ class Stage:
         places.left = PLACES_MAX
         self.clock = PlacedClock(places)
 
-        def hash_function(key: bytes, seed: int) -> int:
+        def hash_function(secret: bytes, key: bytes) -> int:
             places.reach()
-            return placed(key, seed)
+            return placed(secret, key)
 
         options = StoreOptions(shard_keys_max=scene.shard_keys_max, shards_min=1, strict_buckets=scene.strict)
         self.store = Store(options, hash_function=hash_function, clock=self.clock)
@@ -259,7 +259,7 @@ OVERTAKING: list[list[str]] = [
 
 
 def save_without_file(
-    keys: list[bytes], seed: int, tables: Mapping[bytes, Table], emptied: object, unix_ms_of: object
+    keys: list[bytes], secret: bytes, tables: Mapping[bytes, Table], emptied: object, unix_ms_of: object
 ) -> None:
     """Collect the keys that a snapshot would hold. Writing a file for each try would take too long."""
     keys += [key for table in tables.values() for entries, _ in snapshot._blocks(table, int) for key in entries[::2]]

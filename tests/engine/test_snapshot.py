@@ -29,15 +29,16 @@ Content = dict[bytes, dict[bytes, bytes]]
 
 #: The head of a frame, read without the code under test: array(2), uint64 checksum, bin32 size.
 HEAD = Struct(">BBQBI")
-HEADER = [0, "keyvalue-inmemory snapshot", 2, 99]
+SECRET = bytes(range(16))
+HEADER = [0, "keyvalue-inmemory snapshot", 3, SECRET]
 HEADER_1 = [0, "keyvalue-inmemory snapshot", 1, 99]
 HOUR_MS = 3_600_000
 #: Seconds that a save and a load may take.
 LOAD_MS = 60_000
 
 
-def stored(content: Content, options: StoreOptions | None = None, seed: int = 99) -> Store:
-    store = Store(options, seed=seed)
+def stored(content: Content, options: StoreOptions | None = None, secret: bytes = SECRET) -> Store:
+    store = Store(options, secret=secret)
     for name, entries in content.items():
         for key, value in entries.items():
             store.bucket(name).set(key, value)
@@ -146,11 +147,11 @@ def test_a_load_restores_what_was_saved(content: Content, path: Path) -> None:
     content=st.dictionaries(
         st.binary(max_size=9), st.dictionaries(st.binary(max_size=9), st.binary(max_size=99), min_size=1)
     ),
-    seed=st.integers(0, 2**64 - 1),
+    secret=st.binary(min_size=16, max_size=16),
 )
-def test_a_load_restores_any_content(content: Content, seed: int, path: Path) -> None:
-    loaded = save_and_load(stored(content, seed=seed), content, path)
-    assert save_and_load(loaded, content, path.with_name("again"))._tables.seed == seed
+def test_a_load_restores_any_content(content: Content, secret: bytes, path: Path) -> None:
+    loaded = save_and_load(stored(content, secret=secret), content, path)
+    assert save_and_load(loaded, content, path.with_name("again"))._tables.secret == secret
 
 
 def test_a_strict_store_knows_emptied_buckets_after_a_load(path: Path) -> None:
@@ -181,7 +182,7 @@ def test_values_larger_than_a_block_are_spread_over_blocks(path: Path) -> None:
 
 
 def test_a_file_is_a_stream_of_msgpack(path: Path) -> None:
-    stored({b"b": {b"k": b"v"}, b"c": {b"": b""}}, seed=5).save(path)
+    stored({b"b": {b"k": b"v"}, b"c": {b"": b""}}, secret=SECRET).save(path)
     with path.open("rb") as file:
         objects = list(msgpack.Unpacker(file))
     offsets = [offset for offset, _ in frames_of(path.read_bytes())]
@@ -189,7 +190,7 @@ def test_a_file_is_a_stream_of_msgpack(path: Path) -> None:
         xxh3_64_intdigest(body, offset) for (_, body), offset in zip(objects, offsets, strict=True)
     ]
     assert [msgpack.unpackb(body) for _, body in objects] == [
-        [0, "keyvalue-inmemory snapshot", 2, 5],
+        [0, "keyvalue-inmemory snapshot", 3, SECRET],
         [1, b"b", [b"k", b"v"], {}],
         [1, b"c", [b"", b""], {}],
         [2, 2, 2],
@@ -213,13 +214,34 @@ def test_a_file_of_this_version_stays_readable(path: Path) -> None:
     store.check()
 
 
+#: A file that version 2 wrote. Bucket b holds k, and "" until 2126; c holds 0, 1 and 2; the bucket gone was emptied.
+VERSION_2 = bytes.fromhex(
+    "92cf951478137743bbadc60000001f9400ba6b657976616c75652d696e6d656d6f727920736e617073686f74026392cf28b3bbb57850b58a"
+    "c60000001b9401c4016294c4016bc40176c400c4008101cf00000480665676bd92cffe0f723f5025bddfc6000000169401c4016396c40130"
+    "c400c40131c400c40132c4008092cfa8ece6651cf6799dc60000000a9401c404676f6e65908092cf8c9859513cd44e06c600000004930203"
+    "05"
+)
+
+
+def test_a_file_of_version_2_loads_with_a_new_secret_that_later_files_keep(path: Path) -> None:
+    path.write_bytes(VERSION_2)
+    strict = StoreOptions(strict_buckets=True)
+    store, other = Store.load(path, strict), Store.load(path, strict)
+    content = {b"b": {b"k": b"v", b"": b""}, b"c": {b"0": b"", b"1": b"", b"2": b""}}
+    assert content_of(store) == content_of(other) == content
+    assert [*store._tables.emptied] == [b"gone"]
+    assert 0 < (store.bucket(b"b").ttl_ms(b"") or 0) <= TTL_MS_MAX
+    assert store._tables.secret != other._tables.secret
+    store.check()
+    assert save_and_load(store, content, path)._tables.secret == store._tables.secret
+
+
 def test_a_file_of_version_1_stays_readable(path: Path) -> None:
     path.write_bytes(
         crafted(HEADER_1, [1, b"b", [b"k", b"v", b"", b""]], [1, b"c", [b"k", b""]], [1, b"b", []], [2, 3, 3])
     )
     store = Store.load(path)
     assert content_of(store) == {b"b": {b"k": b"v", b"": b""}, b"c": {b"k": b""}}
-    assert store._tables.seed == 99
     store.check()
     strict = Store.load(path, StoreOptions(strict_buckets=True))
     assert content_of(strict) == content_of(store), "a block without keys empties nothing"
@@ -490,12 +512,14 @@ NO_BLOCK = "the frame is neither a block nor the end"
 @pytest.mark.parametrize(
     ("bodies", "index", "reason"),
     [
-        ([[0, "keyvalue-inmemory snapshot", 3, 99], [2, 0, 0]], 0, "format version is 3; supported: 1 to 2"),
-        ([[0, "keyvalue-inmemory snapshot", 0, 99]], 0, "format version is 0; supported: 1 to 2"),
-        ([[0, "keyvalue-inmemory snapshot", 2**63, "of another kind"]], 0, NO_HEADER),
+        ([[0, "keyvalue-inmemory snapshot", 4, SECRET], [2, 0, 0]], 0, "format version is 4; supported: 1 to 3"),
+        ([[0, "keyvalue-inmemory snapshot", 0, 99]], 0, "format version is 0; supported: 1 to 3"),
+        ([[0, "keyvalue-inmemory snapshot", 2**63, "of another kind"]], 0, "format version is 9223372036854775808;"),
         ([[0, "another format", 1, 99], [2, 0, 0]], 0, NO_HEADER),
         ([[0, b"keyvalue-inmemory snapshot", 1, 99]], 0, NO_HEADER),
-        ([[0, "keyvalue-inmemory snapshot", 1, -1]], 0, NO_HEADER),
+        ([[0, "keyvalue-inmemory snapshot", 2, SECRET], [2, 0, 0]], 0, NO_HEADER),
+        ([[0, "keyvalue-inmemory snapshot", 3, 99], [2, 0, 0]], 0, NO_HEADER),
+        ([[0, "keyvalue-inmemory snapshot", 3, SECRET[1:]], [2, 0, 0]], 0, NO_HEADER),
         ([[0, "keyvalue-inmemory snapshot", 1, 1.5]], 0, NO_HEADER),
         ([[0, "keyvalue-inmemory snapshot", 1]], 0, NO_HEADER),
         ([[]], 0, NO_HEADER),

@@ -11,12 +11,11 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from xxhash import xxh3_64_intdigest
+from siphashc import siphash
 
 from keyvalue_engine import (
     Bucket,
     BucketOptions,
-    CrowdedPositionError,
     FullError,
     LimitError,
     NoSuchBucketError,
@@ -40,15 +39,13 @@ from keyvalue_engine.order import (
     CHANGES_BYTES_PER_KEY,
     CHANGES_MIN,
     CHANGES_SHARE,
-    CROWD_KEYS_MAX,
-    CROWD_PAGES_MAX,
 )
 from keyvalue_engine.shard import Shard
 
 CURSOR_MAX = 2**64 - 1
 
 
-def placed(key: bytes, seed: int) -> int:
+def placed(secret: bytes, key: bytes) -> int:
     """Hash a key to the position that its text names: b"7:a" and b"7:b" are both at 7."""
     return int(key.partition(b":")[0])
 
@@ -69,14 +66,16 @@ def shards(store: Store, name: bytes = b"b") -> list[Shard]:
     return list(store._tables.by_name[name].shards())
 
 
-def filled(count: int, options: StoreOptions | None = None, *, seed: int = 1) -> tuple[Store, Bucket, list[bytes]]:
+def filled(
+    count: int, options: StoreOptions | None = None, *, secret: bytes = bytes(16)
+) -> tuple[Store, Bucket, list[bytes]]:
     """Return a store with `count` keys in its bucket b"b", and the keys in the bucket's order."""
-    store = Store(options, seed=seed)
+    store = Store(options, secret=secret)
     bucket = store.bucket(b"b")
     keys = [b"key %d" % number for number in range(count)]
     for key in keys:
         bucket.set(key, b"value of " + key)
-    return store, bucket, sorted(keys, key=lambda key: xxh3_64_intdigest(key, seed))
+    return store, bucket, sorted(keys, key=lambda key: siphash(secret, key))
 
 
 # Buckets
@@ -296,17 +295,31 @@ def test_the_least_number_of_shards_is_a_power_of_two(wrong: int) -> None:
         StoreOptions(shards_min=wrong_type)
 
 
-def test_a_seed_has_64_bits() -> None:
-    for wrong in (-1, 2**64):
-        with pytest.raises(ValueError, match=f"seed: found {wrong}, allowed 0 to"):
-            Store(seed=wrong)
+def test_a_secret_has_16_bytes_and_errors_do_not_show_it() -> None:
+    for length in (0, 15, 17):
+        with pytest.raises(ValueError, match=f"^secret: found {length} bytes, allowed 16$"):
+            Store(secret=bytes(length))
+    wrong_type: Any = "sixteen letters!"
+    with pytest.raises(TypeError, match=r"^secret: found str, allowed bytes$"):
+        Store(secret=wrong_type)
     orders = []
-    for seed in (0, CURSOR_MAX):
-        _, bucket, keys = filled(50, seed=seed)
+    for secret in (bytes(16), bytes(15) + b"\1"):
+        _, bucket, keys = filled(50, secret=secret)
         assert list(bucket.keys()) == keys
         orders.append(keys)
     assert orders[0] != orders[1]
-    assert Store()._tables.seed != Store()._tables.seed, "it is random unless it is given"
+    assert Store()._tables.secret != Store()._tables.secret, "it is random unless it is given"
+
+
+def test_the_order_of_keys_is_siphash_2_4() -> None:
+    """Compare with the first vectors of the authors' implementation: secret 00 01 .. 0f, messages of 0 to 3 bytes."""
+    bucket = Store(secret=bytes(range(16))).bucket(b"b")
+    positions = [0x726FDB47DD0E0E31, 0x74F839C593DC67FD, 0x0D6C8009D9A94F5A, 0x85676696D7FB7E2D]
+    keys = [bytes(range(length)) for length in range(4)]
+    bucket.set_many(dict.fromkeys(keys, b""))
+    for key, position in zip(keys, positions, strict=True):
+        assert bucket.page(position, 1).keys == [key]
+        assert key not in bucket.page(position + 1).keys
 
 
 # Pages
@@ -341,7 +354,7 @@ def test_keys_at_both_ends_of_the_ring() -> None:
         store.bucket(b"b").set(key, b"")
     assert pages(store.bucket(b"b"), 1) == [[key] for key in keys]
     for key in keys:
-        assert store.bucket(b"b").page(placed(key, 0), 1).keys == [key]
+        assert store.bucket(b"b").page(placed(b"", key), 1).keys == [key]
 
 
 def test_the_bytes_of_a_page_are_counted_over_shards() -> None:
@@ -367,48 +380,20 @@ def crowded(options: StoreOptions, *runs: tuple[int, int], key_bytes: int = 8) -
 
 
 @pytest.mark.parametrize(
-    ("options", "key_bytes", "count", "found"),
-    [
-        (StoreOptions(page_keys_max=10, page_bytes_max=1_000), 8, 65, "65 keys of 780 bytes"),
-        (StoreOptions(page_keys_max=10, page_bytes_max=1_000), 8, 1_000, "65 keys of 780 bytes"),
-        (StoreOptions(page_keys_max=64, page_bytes_max=1_000), 8, 65, "65 keys of 780 bytes"),
-        (StoreOptions(page_bytes_max=1_000), 497, 8, "8 keys of 4008 bytes"),
-        (StoreOptions(page_bytes_max=1_000), 2_000, 2, "2 keys of 4008 bytes"),
-    ],
-)
-def test_a_crowded_position_raises_its_own_error(options: StoreOptions, key_bytes: int, count: int, found: str) -> None:
-    bucket = crowded(options, (1, 1), (7, count), (9, 1), key_bytes=key_bytes)
-    first = bucket.page()
-    assert [placed(key, 0) for key in first.keys] == [1]
-    assert first.cursor == 7
-    for _ in range(2):
-        with pytest.raises(CrowdedPositionError) as caught:
-            bucket.page(first.cursor)
-        assert caught.value.position == 7
-        assert isinstance(caught.value, StoreError)
-        assert str(caught.value) == (
-            f"position 7 has at least {found}; the limit is {CROWD_KEYS_MAX} keys and "
-            f"{CROWD_PAGES_MAX * 1_000} bytes (a multiple of page_bytes_max)"
-        )
-    assert [placed(key, 0) for key in bucket.page(8).keys] == [9], "the walk may resume after the crowd"
-    bucket._tables.check()
-
-
-@pytest.mark.parametrize(
     ("options", "key_bytes", "count"),
     [
-        (StoreOptions(page_keys_max=1), 8, CROWD_KEYS_MAX),
-        (StoreOptions(page_bytes_max=100), 46, 2 * CROWD_PAGES_MAX),
-        (StoreOptions(page_bytes_max=100), 1_000, 1),
+        (StoreOptions(page_keys_max=1), 8, 3_000),
+        (StoreOptions(page_bytes_max=100), 46, 3),
+        (StoreOptions(page_bytes_max=100), 50_000, 20),
+        (StoreOptions(page_keys_max=1, shard_keys_max=1, shards_min=1), 8, 3),
     ],
 )
-def test_the_largest_crowd_is_returned_whole(options: StoreOptions, key_bytes: int, count: int) -> None:
-    bucket = crowded(options, (1, 1), (7, count), (9, 1), key_bytes=key_bytes)
-    found = pages(bucket, cursor=2)
-    assert [[placed(key, 0) for key in keys] for keys in found] == [[7] * count, [9]]
-    bucket.set(b"7:more".ljust(key_bytes, b"."), b"")
-    assert bucket.delete(found[0][0])
-    assert len(bucket.page(2).keys) == count, "the same number of keys, one of them different"
+def test_a_crowd_comes_on_one_page_whatever_its_size(options: StoreOptions, key_bytes: int, count: int) -> None:
+    bucket = crowded(options, (1, 1), (7, count), (9, 1), (CURSOR_MAX, count), key_bytes=key_bytes)
+    found = pages(bucket)
+    assert [[placed(b"", key) for key in keys] for keys in found] == [[1], [7] * count, [9], [CURSOR_MAX] * count]
+    assert len({key for keys in found for key in keys}) == len(bucket)
+    bucket._tables.check()
 
 
 # Orders and splits

@@ -13,17 +13,17 @@ from random import Random
 from threading import Barrier
 
 import pytest
-from xxhash import xxh3_64_intdigest
+from siphashc import siphash
 
 from keyvalue_engine import Bucket, LimitError, Store, StoreOptions
 from keyvalue_engine.entry import BUCKET_BYTES, EMPTIED_BYTES, SHARD_BYTES, bytes_size, entry_size
 from tests.engine.races import TIMEOUT_S, placed, run_together
 
-SEED = 11
+SECRET = bytes(16)
 
 
 def position_of(key: bytes) -> int:
-    return xxh3_64_intdigest(key, SEED)
+    return siphash(SECRET, key)
 
 
 class Walk:
@@ -68,7 +68,7 @@ CHURNED = {*REMOVED, *ADDED}
 
 
 def populated(options: StoreOptions) -> Store:
-    store = Store(options, seed=SEED)
+    store = Store(options, secret=SECRET)
     bucket = store.bucket(b"b")
     for key in (*STAYED, *REMOVED):
         bucket.set(key, b"v")
@@ -95,7 +95,7 @@ def churn(bucket: Bucket, rng: Random) -> Iterator[None]:
 def test_walks_under_churn(shards_min: int, shard_keys_max: int) -> None:
     store = populated(StoreOptions(shards_min=shards_min, shard_keys_max=shard_keys_max))
     bucket = store.bucket(b"b")
-    rng = Random(SEED)
+    rng = Random(11)
     walks = [Walk(keys_max=200), Walk(0, 100), Walk(2**63, 150), Walk(rng.getrandbits(64), 160), Walk(2**64 - 1)]
     changes = churn(bucket, rng)
     under_way = [*walks]
@@ -137,7 +137,7 @@ def test_an_unneeded_split_does_not_happen() -> None:
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize(("shards_min", "shard_keys_max"), [(1, 2**20), (4, 100), (1, 20)])
 def test_walks_by_threads_under_churn_by_threads(shards_min: int, shard_keys_max: int) -> None:
-    store = Store(StoreOptions(shards_min=shards_min, shard_keys_max=shard_keys_max, page_keys_max=100), seed=SEED)
+    store = Store(StoreOptions(shards_min=shards_min, shard_keys_max=shard_keys_max, page_keys_max=100), secret=SECRET)
     bucket = store.bucket(b"b")
     stayed = {b"stays %d" % number for number in range(2_000)}
     for key in stayed:
@@ -173,7 +173,7 @@ def test_walks_by_threads_under_churn_by_threads(shards_min: int, shard_keys_max
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("shard_keys_max", [1, 4_096])
 def test_threads_that_empty_and_refill_a_bucket_lose_no_write(strict: bool, shard_keys_max: int) -> None:
-    store = Store(StoreOptions(strict_buckets=strict, shard_keys_max=shard_keys_max, shards_min=1), seed=SEED)
+    store = Store(StoreOptions(strict_buckets=strict, shard_keys_max=shard_keys_max, shards_min=1), secret=SECRET)
 
     def empty_and_refill(thread: int) -> None:
         bucket = store.bucket(b"b")
@@ -205,7 +205,7 @@ def test_threads_that_empty_and_refill_a_bucket_lose_no_write(strict: bool, shar
 @pytest.mark.parametrize("shard_keys_max", [1, 2, 5])
 def test_threads_that_split_shards_lose_no_write(shard_keys_max: int) -> None:
     for _ in range(8):
-        store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), seed=SEED)
+        store = Store(StoreOptions(shard_keys_max=shard_keys_max, shards_min=1), secret=SECRET)
         bucket = store.bucket(b"b")
 
         def fill(thread: int, bucket: Bucket = bucket) -> None:
@@ -222,7 +222,7 @@ def test_threads_that_split_shards_lose_no_write(shard_keys_max: int) -> None:
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_threads_that_split_and_merge_shards_lose_no_write(tmp_path: Path) -> None:
-    store = Store(StoreOptions(shard_keys_max=160, shards_min=4), seed=SEED)
+    store = Store(StoreOptions(shard_keys_max=160, shards_min=4), secret=SECRET)
     bucket = store.bucket(b"b")
     stayed = {b"stays %d" % number for number in range(10)}
     bucket.set_many(dict.fromkeys(stayed, b"v"))
@@ -275,7 +275,7 @@ def memory_of(keys: int, bucket_names: int) -> int:
     ],
 )
 def test_limits_are_exact_under_threads(options: StoreOptions, option: str) -> None:
-    store = Store(options, seed=SEED)
+    store = Store(options, secret=SECRET)
     bucket = store.bucket(b"b")
     admitted: list[bytes] = []
     refused: list[LimitError] = []
@@ -303,7 +303,7 @@ def test_limits_are_exact_under_threads(options: StoreOptions, option: str) -> N
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("strict", [False, True])
 def test_first_sets_that_fail_in_threads_leave_the_bucket_unknown(strict: bool) -> None:
-    store = Store(StoreOptions(keys_max=1, strict_buckets=strict), seed=SEED)
+    store = Store(StoreOptions(keys_max=1, strict_buckets=strict), secret=SECRET)
     store.bucket(b"full").set(b"k", b"v")
     memory_bytes = store.memory_bytes
     together = Barrier(8, timeout=TIMEOUT_S)
@@ -322,7 +322,7 @@ def test_first_sets_that_fail_in_threads_leave_the_bucket_unknown(strict: bool) 
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_a_failed_first_set_keeps_a_bucket_that_another_thread_wrote() -> None:
-    store = Store(StoreOptions(memory_bytes_max=1_000_000, strict_buckets=True), seed=SEED)
+    store = Store(StoreOptions(memory_bytes_max=1_000_000, strict_buckets=True), secret=SECRET)
     together = Barrier(8, timeout=TIMEOUT_S)
 
     def fail() -> None:

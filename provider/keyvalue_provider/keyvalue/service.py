@@ -114,7 +114,7 @@ class Service:
         return answer if isinstance(answer, bool) else _later(answer, _as_it_is)
 
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]:
-        """Return the page of keys that starts at the cursor. Its encoded answer fits in a message if one key does."""
+        """Return the page of keys that starts at the cursor. Its encoded answer fits in a message if its first key does."""
         bytes_max = max(self._message_bytes_max() - KEY_RESPONSE_BYTES, 1)
         try:
             handle = self._handles[caller].readable[bucket]

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyvalue_engine import LimitError, Store, StoreError, StoreOptions
-from keyvalue_engine.order import CROWD_KEYS_MAX
 from keyvalue_provider.keyvalue.handles import CallerHandles, Handles
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_transport.keyvalue.atomics import atomics_handlers, encode_increment
@@ -123,15 +122,6 @@ def test_errors_of_the_store_become_other(call: Callable[[Service], object], mes
     assert isinstance(caught.value, InterfaceError)
     assert kv.get(ANONYMOUS, b"b", b"k") == b"seven"
     assert len(store) == 1
-
-
-def test_keys_of_one_position_become_other() -> None:
-    kv = Service(Store(StoreOptions(page_keys_max=10), hash_function=lambda key, seed: 0))
-    for number in range(CROWD_KEYS_MAX + 1):
-        kv.set(ANONYMOUS, b"b", b"%d" % number, b"")
-    with pytest.raises(OtherError, match=r"^position 0 has at least .* keys of .* bytes; the limit is \d+ keys"):
-        kv.list_keys(ANONYMOUS, b"b", None)
-    assert kv.get(ANONYMOUS, b"b", b"7") == b""
 
 
 @given(

@@ -29,7 +29,7 @@ from tests.vectors import MAX_PAYLOAD, Publish, Replay, Vector, load, preparatio
 CLIENT_INBOX = "_INBOX." + "c" * 22
 SERVER_INBOX = "_INBOX.server"
 NOBODY = "_INBOX.nobody"
-SEED = 1
+SECRET = bytes(16)
 SMALL_BYTES_MAX = 512
 
 #: Fixed answers of the captured servers, by a part of the vector's name.
@@ -71,7 +71,7 @@ class Server:
     """The core of our server, in the state that a vector starts from. It uses no network."""
 
     def __init__(self, vector: Vector, *, waiting: bool = False, strict_buckets: bool = False) -> None:
-        self.store = Store(StoreOptions(strict_buckets=strict_buckets), seed=SEED)
+        self.store = Store(StoreOptions(strict_buckets=strict_buckets), secret=SECRET)
         for function, (bucket, *rest) in preparation(vector.state):
             getattr(self.store.bucket(bucket), function)(*rest)
         service = Service(self.store)

@@ -131,7 +131,7 @@ class World:
     """A store and its handlers, some of which accept anything. It records each call."""
 
     def __init__(self, seed: int) -> None:
-        self.store = Store(OPTIONS, seed=seed)
+        self.store = Store(OPTIONS, secret=seed.to_bytes(16))
         service = Service(self.store)
         limits = service.parameter_limits
         self.tallies = store_tallies() | atomics_tallies() | batch_tallies()
