@@ -120,7 +120,7 @@ done
 
 if kill -0 "$provider" 2>/dev/null; then
   try=.venv/bin/wrpc-kv
-  [ "$host:$port" = 127.0.0.1:4222 ] || try="$try --url $host:$port"
+  [ "$host:$port" = 127.0.0.1:4222 ] || try="$try --nats $host:$port"
   [ "$prefix" = default.keyvalue-inmemory ] || try="$try --prefix $prefix"
   cat <<EOF
 

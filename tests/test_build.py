@@ -268,7 +268,9 @@ async def test_it_stops_in_order_when_the_outer_process_is_killed(
         process.signal(signal.SIGKILL)
         await in_thread(wait)
     await in_thread(process.wait)
-    assert "stopped: 0 invocations answered" in process.output
+    before, _, after = process.output.partition("stopped: 0 invocations answered")
+    assert after
+    assert ("has ended: stopping" in before, "has ended" in after) == (not is_asked, False)
     assert "Traceback" not in process.output
     assert left_in(unpacked) == []
     assert not await (await RawInvocation.begin(raw, invocation_subject(process.prefix, STORE, "get"), b"")).taken()

@@ -126,7 +126,7 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, running: Callable[...
         ).stdout
 
     printed = [said_by(command, NATS_URL=run.url) for command in commands[1:-1]]
-    assert printed == ["", "world", "true\n", "hello\n", "", "1\n"]
+    assert printed == ["", "world", "true\n", "hello\n", "", "1\n", "healthy: serving\n"]
 
     suggested = re.findall(r"^ +(\.venv/bin/wrpc-kv .*)$", run.output, re.MULTILINE)
     *printed, keys = map(said_by, suggested)
@@ -153,7 +153,7 @@ def test_ones_own_host_data_with_a_nats_server_that_stays(
     host_data = {"lattice_rpc_url": f"nats://u:s3cret@127.0.0.1:{server.port}", "provider_key": 'other"s'}
     run = running(HOST_DATA=json.dumps(host_data))
     assert "NATS server started" not in run.output
-    assert f'--url 127.0.0.1:{server.port} --prefix default.other"s set hello world' in run.output
+    assert f'--nats 127.0.0.1:{server.port} --prefix default.other"s set hello world' in run.output
     assert run.interrupt() == 130
     assert "s3cret" not in run.output
     assert listens(server.port)

@@ -64,10 +64,13 @@ REASONS = {
     "provider/keyvalue_provider": """
         __main__.py           tests/integration/test_standalone.py  it is the command
         outer_process.py      tests/test_build.py                   it needs the executable
+        ancestor.py           tests/hostile/test_host.py            it needs processes
+        launcher.py           tests/hostile/test_host.py            it needs processes
         stop_signals.py       tests/integration/test_host.py        it needs a process
         host/json_fields.py   host/test_links.py                    how links and host data are read
         host/lattice.py       tests/integration/test_lattice.py     it needs a NATS server
         host/nkey_text.py     host/test_xkeys.py                    the text of a key
+        host/restart_mark.py  tests/hostile/test_host.py            it is set by one process for the next
         host/session.py       tests/integration/test_host.py        it needs a NATS server
         host/subjects.py      tests/integration/test_host.py        the subjects that a real host publishes to
         packaging/claims.py   packaging/test_archive.py             claims are part of the archive

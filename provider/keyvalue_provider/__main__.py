@@ -7,6 +7,7 @@ Exit codes:
 - 0: the provider stopped cleanly
 - 1: NATS cannot be reached, or refuses the connection
 - 2: the host data or an option is wrong
+- 3: the host must start the provider again, because secrets of links are missing
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from keyvalue_provider.config.command_line import command_line
+from keyvalue_provider.launcher import Launcher
 from keyvalue_provider.outer_process import OuterProcess
 
 __all__ = ["main"]
@@ -51,6 +53,8 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
         return 1
     except ValueError as error:
         return _refuse(error)
+    # Without a host, the provider may outlive the shell that started it.
+    launcher = None if arguments.command == "serve" else Launcher(outer)
     try:
         from keyvalue_provider.config.start_plan import read_hosted_plan, read_standalone_plan
         from keyvalue_provider.process import run
@@ -61,7 +65,7 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
             plan, configuration = read_hosted_plan(STANDARD_INPUT, os.environ)
     except ValueError as error:
         return _refuse(error)
-    return run(plan, configuration, outer)
+    return run(plan, configuration, outer, launcher)
 
 
 def _refuse(error: ValueError) -> int:

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keyvalue_provider.config.user_files import read_credentials, read_nkey
+from keyvalue_provider.host.json_fields import Fields
+from keyvalue_provider.host.subjects import health_subject
+from keyvalue_provider.observe.log import printable
 from keyvalue_transport.keyvalue.errors import InterfaceError
 from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
 
 if TYPE_CHECKING:
     from keyvalue_transport.nats.client import KeyValueClient
+    from keyvalue_transport.nats.connection import Connection
 
 # The client is imported inside functions, because importing nats-py would slow down `--help`.
 
@@ -27,6 +31,10 @@ WAIT_INTERVAL_S = 0.05
 
 class MissingKeyError(Exception):
     """The error for a requested key that does not exist."""
+
+
+class UnhealthyError(Exception):
+    """The error for a provider that is unhealthy."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (InterfaceError, TransportError, MissingKeyError, OSError, ValueError) as error:
+    except (InterfaceError, TransportError, MissingKeyError, UnhealthyError, OSError, ValueError) as error:
         if arguments.json:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}), file=sys.stderr)
         else:
@@ -55,23 +63,63 @@ async def _run(arguments: argparse.Namespace) -> None:
     if arguments.command == "set":
         arguments.value = _value(arguments)
     from keyvalue_transport.nats.client import KeyValueClient
+    from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+    from keyvalue_transport.nats.subjects import check_subject
     from keyvalue_transport.nats.tls import TlsOptions
+    from keyvalue_transport.nats.urls import split_urls
 
     user_jwt, user_seed = _credentials(arguments)
     tls = TlsOptions(arguments.tls_ca, arguments.tls_certificate, arguments.tls_key)
-    async with KeyValueClient(
-        arguments.url,
-        arguments.prefix,
-        source_id=arguments.source_id,
-        link_name=arguments.link_name,
-        timeout_s=arguments.timeout,
+    check_subject(arguments.prefix, "prefix")
+    options = ConnectionOptions(
+        split_urls(arguments.nats),
         user_jwt=user_jwt,
         user_seed=user_seed,
+        open_timeout_s=arguments.timeout,
+        path="plain",  # only a server needs the direct path
         tls=None if tls == TlsOptions() else tls,
-    ) as client:
-        if arguments.wait:
-            await _wait(client, arguments.bucket, arguments.wait)
-        await COMMANDS[arguments.command](client, arguments)
+    )
+    connection = await Connection.open(options)
+    try:
+        async with KeyValueClient(
+            connection,
+            arguments.prefix,
+            source_id=arguments.source_id,
+            link_name=arguments.link_name,
+            timeout_s=arguments.timeout,
+        ) as client:
+            if arguments.wait:
+                await _wait(client, arguments.bucket, arguments.wait)
+            if arguments.command == "health":
+                await _health(connection, arguments)
+            else:
+                await COMMANDS[arguments.command](client, arguments)
+    finally:
+        await connection.close()
+
+
+async def _health(connection: Connection, arguments: argparse.Namespace) -> None:
+    """Print the provider's health. Then raise an error if the provider is unhealthy."""
+    subject = health_subject(arguments.prefix)
+    try:
+        answer = await connection.request(subject, b"", arguments.timeout)
+    except TimeoutError:
+        raise NoProviderError(
+            f"no answer to {subject}: is the provider running, is the prefix right, and has a host started the provider?"
+        ) from None
+    try:
+        value = json.loads(answer)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{subject}: found {len(answer)} bytes that are not JSON") from None
+    fields = Fields(value, "health.")
+    is_healthy, message = fields.flag("healthy"), fields.text("message")
+    if arguments.json:
+        _print_json({"healthy": is_healthy, "message": message})
+    else:
+        print(f"{'healthy' if is_healthy else 'unhealthy'}: {printable(message)}")
+    sys.stdout.flush()
+    if not is_healthy:
+        raise UnhealthyError(f"the provider {arguments.prefix} is unhealthy")
 
 
 async def _get(client: KeyValueClient, arguments: argparse.Namespace) -> None:
@@ -231,11 +279,14 @@ def _parser() -> argparse.ArgumentParser:
         "  wrpc-kv keys\n"
         "  wrpc-kv increment visits\n"
         "  wrpc-kv set-many sky blue grass green\n"
-        "  wrpc-kv get-many sky grass",
+        "  wrpc-kv get-many sky grass\n"
+        "  wrpc-kv health",
     )
     parser.add_argument(
+        "--nats",
         "--url",
         default=os.environ.get("NATS_URL", "127.0.0.1:4222"),
+        metavar="URL",
         help="NATS server: HOST:PORT, nats://USER:PASSWORD@HOST:PORT, tls://HOST; default: $NATS_URL or 127.0.0.1:4222",
     )
     parser.add_argument(
@@ -280,6 +331,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "keys", help="print all keys of the bucket, one per line", description="print all keys of the bucket"
     )
+    what = "print the health of a provider that a host has started; the exit code is 1 if it is unhealthy"
+    commands.add_parser("health", help=what, description=f"{what}.\nThe request goes to wasmbus.rpc.PREFIX.health.")
     return parser
 
 

@@ -24,7 +24,7 @@ class LiveConfiguration:
     def __init__(self, plan: StartPlan, configuration: Configuration) -> None:
         self.fault: str | None = None
         self._plan = plan
-        self._at_start = configuration.options
+        self._at_start = self._current = configuration.options
         self._log_form = self._log_form_of(configuration.options)
         set_up_log(*self._log_form)
         self._unknown: Mapping[str, tuple[str, ...]] = {}
@@ -34,7 +34,7 @@ class LiveConfiguration:
     def take(self, config: Mapping[str, str]) -> ProviderOptions | None:
         """Return the options of a new configuration, or None if it is refused.
 
-        Only options in LIVE_OPTIONS take effect at once. If other options have changed, log a warning with their names.
+        Only options in LIVE_OPTIONS take effect at once. Log the names of the options that have changed.
         """
         configuration = self._plan.resolve(config)
         options = configuration.options
@@ -48,15 +48,21 @@ class LiveConfiguration:
             self.fault = "; ".join(faults)
             log.error("%s; the previous configuration stays in force", self.fault)
             return None
-        self.fault = None
+        if self.fault is not None:
+            self.fault = None
+            log.info("config: the last fault is corrected")
         log_form = self._log_form_of(options)
         if log_form != self._log_form:
             self._log_form = log_form
             set_up_log(*log_form)
         self._warn_of(configuration)
-        changed = [name for name in self._at_start.changed(options) if name not in LIVE_OPTIONS]
+        changed = [name for name in self._current.changed(options) if name in LIVE_OPTIONS]
+        self._current = options
         if changed:
-            log.warning("config: these changes take effect at the next start: %s", ", ".join(changed))
+            log.info("config: changed: %s", ", ".join(changed))
+        changed_later = [name for name in self._at_start.changed(options) if name not in LIVE_OPTIONS]
+        if changed_later:
+            log.warning("config: these changes take effect at the next start: %s", ", ".join(changed_later))
         return options
 
     def refuse(self, reason: str) -> None:

@@ -12,20 +12,19 @@ directory.
 from __future__ import annotations
 
 import os
-import select
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keyvalue_provider.ancestor import Ancestor
+
 if TYPE_CHECKING:
     import asyncio  # only for type checkers, so that `--help` does not wait for this import
 
 __all__ = ["OuterProcess"]
 
-#: Interval for polling the outer process, on systems that cannot signal the end of a process.
-POLL_INTERVAL_S = 0.2
 #: A terminal or systemd may signal both processes. The outer process then forwards its signal within this time.
 ECHO_S = 0.25
 #: Prefix of the unpacked directory's name. If nothing is unpacked, `sys._MEIPASS` is the program's own directory.
@@ -38,34 +37,33 @@ class OuterProcess:
     """The process that unpacked this executable and started this process.
 
     If there is no such process, `ended` is always False, and `watch` and `clean_up` do nothing.
+
+    :ivar pid: the id of the outer process, or None if there is no such process
     """
 
     def __init__(self) -> None:
         self._directory = _unpacked_directory()
-        self._pid = os.getppid()
-        self._descriptor: int | None = None
+        self._parent: Ancestor | None = None
+        self.pid: int | None = None
         self._orphaned = False
         self._signals: dict[int, float] = {}
         if self._directory is not None:
-            # Open the descriptor first. The check on the next line then detects a reused process id.
-            self._descriptor = _open_process(self._pid)
-            self._orphaned = not _runs_this_executable(self._pid)
+            self._parent = Ancestor(lambda: os.getppid())
+            self.pid = self._parent.pid
+            # Check this after opening the parent. The check then detects a reused process id.
+            self._orphaned = not _runs_this_executable(self.pid)
 
     @property
     def ended(self) -> bool:
         """True if there was an outer process and it has ended."""
-        return self._directory is not None and (self._orphaned or os.getppid() != self._pid)
+        return self._parent is not None and (self._orphaned or self._parent.ended)
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_end: Callable[[], object]) -> None:
         """Call `on_end` once in the loop when the outer process ends. If it has ended already, call `on_end` soon."""
-        if self._directory is None:
-            return
-        if self.ended:
+        if self._orphaned:
             loop.call_soon(on_end)
-        elif self._descriptor is not None:
-            loop.add_reader(self._descriptor, self._notice, loop, self._descriptor, on_end)
-        else:
-            loop.call_later(POLL_INTERVAL_S, self.watch, loop, on_end)
+        elif self._parent is not None:
+            self._parent.watch(loop, on_end)
 
     def is_echo(self, number: int) -> bool:
         """Return True if a signal is the outer process's copy of a signal that this process has just received.
@@ -87,7 +85,7 @@ class OuterProcess:
         :param timeout_s: seconds to wait for the outer process to end; a host may kill it before it has removed the
             whole directory
         """
-        if self._directory is None or not self._wait(timeout_s):
+        if self._directory is None or self._parent is None or not (self._orphaned or self._parent.wait(timeout_s)):
             return
         import logging
         import shutil
@@ -101,40 +99,12 @@ class OuterProcess:
                 "%s could not be removed: %s", self._directory, error.strerror or error
             )
 
-    def _wait(self, timeout_s: float) -> bool:
-        deadline_s = time.monotonic() + timeout_s
-        while not self.ended and (left_s := deadline_s - time.monotonic()) > 0:
-            if self._descriptor is None:
-                time.sleep(min(left_s, POLL_INTERVAL_S))
-            else:
-                ends = select.poll()
-                ends.register(self._descriptor, select.POLLIN)
-                ends.poll(left_s * 1000)
-        return self.ended
-
-    @staticmethod
-    def _notice(loop: asyncio.AbstractEventLoop, descriptor: int, on_end: Callable[[], object]) -> None:
-        loop.remove_reader(descriptor)
-        on_end()
-
 
 def _unpacked_directory() -> Path | None:
     directory = getattr(sys, "_MEIPASS", None)
     if directory is None or not Path(directory).name.startswith(UNPACKED_PREFIX):
         return None
     return Path(directory)
-
-
-def _open_process(pid: int) -> int | None:
-    """Return a descriptor that becomes readable when the process ends, or None if the system does not support this.
-
-    A parent-death signal (`prctl`) would be less reliable. The parent may die before the signal is requested, and the
-    signal is also sent when a thread of the parent ends. Requesting it also needs an import that takes 10 ms.
-    """
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):
-        return None
 
 
 def _runs_this_executable(pid: int) -> bool:

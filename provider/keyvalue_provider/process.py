@@ -15,6 +15,8 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from keyvalue_engine import Store
 from keyvalue_provider.config.options import ProviderOptions
@@ -23,11 +25,13 @@ from keyvalue_provider.config.start_plan import StartPlan
 from keyvalue_provider.config.values import split_address
 from keyvalue_provider.host.json_fields import FieldError
 from keyvalue_provider.host.links import Links
+from keyvalue_provider.host.restart_mark import EXIT_RESTART, RestartMark
 from keyvalue_provider.host.session import HostSession
 from keyvalue_provider.keyvalue.expiry_sweep import Sweep
 from keyvalue_provider.keyvalue.memory_return import MemoryReturn
 from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_provider.keyvalue.service import Service
+from keyvalue_provider.launcher import Launcher
 from keyvalue_provider.live_configuration import LiveConfiguration
 from keyvalue_provider.observe.endpoint import Endpoint
 from keyvalue_provider.observe.loop_probe import LoopProbe
@@ -59,19 +63,31 @@ WATCH_STOP_TIMEOUT_S = 0.02
 GC_THRESHOLDS = (50_000, 50, 100)
 
 
-def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess) -> int:
-    """Serve until the host or a signal stops the provider. Return the exit code."""
+class End(NamedTuple):
+    """The end of a provider that stopped cleanly.
+
+    :param by_host: True if the host asked the provider to stop
+    """
+
+    exit_code: int = 0
+    by_host: bool = False
+
+
+def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess, launcher: Launcher | None) -> int:
+    """Serve until the provider is stopped. Return the exit code.
+
+    :param launcher: the process whose end stops the provider; None for no such process
+    """
     live_configuration = LiveConfiguration(plan, configuration)
-    stopped_by_host = False
+    end = End(1)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            stopped_by_host = runner.run(_run(plan, configuration.options, live_configuration, outer))
+            end = runner.run(_run(plan, configuration.options, live_configuration, outer, launcher))
     except (ConnectError, DisconnectedError) as error:
         log.error("%s", error)
-        return 1
     finally:
-        outer.clean_up(HOST_KILL_TIMEOUT_S if stopped_by_host else 0.0)
-    return 0
+        outer.clean_up(HOST_KILL_TIMEOUT_S if end.by_host else 0.0)
+    return end.exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +99,7 @@ class Parts:
 
     connection: Connection
     links: Links
+    store: Store
     policy: Policy
     service: Service
     watchers: Watchers
@@ -117,6 +134,10 @@ class RunningProvider:
         ailments += filter(None, (connection.refusal, self._live_configuration.fault))
         return ailments
 
+    def is_empty(self) -> bool:
+        """Return True if the store holds no keys."""
+        return not len(self._parts.store)
+
     def configure(self, config: Mapping[str, str]) -> None:
         """Apply the options in LIVE_OPTIONS from a new configuration. Other options need a restart."""
         options = self._live_configuration.take(config)
@@ -135,31 +156,44 @@ class RunningProvider:
 
 
 async def _run(
-    plan: StartPlan, options: ProviderOptions, live_configuration: LiveConfiguration, outer: OuterProcess
-) -> bool:
-    """Serve until the host or a signal stops the provider. Return True if the host stopped the provider.
+    plan: StartPlan,
+    options: ProviderOptions,
+    live_configuration: LiveConfiguration,
+    outer: OuterProcess,
+    launcher: Launcher | None,
+) -> End:
+    """Serve until the provider is stopped.
 
     :raises ConnectError: NATS cannot be reached
     """
     stop_requested = asyncio.Event()
     signals = stop_at_signals(stop_requested, outer)
 
-    def stop_with_outer() -> None:
-        log.info("the outer process of this executable has ended: stopping")
-        stop_requested.set()
+    def stop_when_ended(event: str) -> None:
+        if not stop_requested.is_set():  # a host kills the outer process at the end of the stop that it requested
+            log.info("%s", event)
+            stop_requested.set()
 
-    outer.watch(asyncio.get_running_loop(), stop_with_outer)
+    loop = asyncio.get_running_loop()
+    outer.watch(loop, partial(stop_when_ended, "the outer process of this executable has ended: stopping"))
+    if launcher is not None and not options.outlive_host:
+        launcher.watch(
+            loop,
+            partial(
+                stop_when_ended, "the process that launched this provider has ended: stopping (outlive_host is false)"
+            ),
+        )
     async with AsyncExitStack() as stack:
         after_connection = stack.enter_context(ExitStack())  # exits last: health probes may arrive until the end
         connection = await _open(plan.connection, stop_requested)
         if connection is None:
-            return False
+            return End()
         stack.push_async_callback(connection.close)
         links = _links_of(plan)
         parts = _compose(plan, options, connection, links)
         stack.callback(parts.stop_background)
         provider = RunningProvider(parts, live_configuration)
-        host = _host_of(plan, connection, links, provider, stop_requested)
+        host = _host_of(plan, options, connection, links, provider, stop_requested)
         if parts.metrics is not None:
             endpoint = _start_endpoint(options, parts.metrics, provider, host)
             after_connection.callback(endpoint.stop)
@@ -174,9 +208,10 @@ async def _run(
         log.info("ready: serving %s at %s with %d links", plan.prefix, connection.server, len(links))
         await stop_requested.wait()
         provider.is_serving = False
-        stopped_by_host = host is not None and host.asks_to_stop and not signals
-        await _stop(parts, host, HOST_STOP_TIMEOUT_S if stopped_by_host else options.stop_timeout_ms / 1000)
-    return stopped_by_host
+        by_host = host is not None and host.asks_to_stop and not signals
+        restarts = host is not None and host.asks_to_restart and not signals
+        await _stop(parts, host, HOST_STOP_TIMEOUT_S if by_host or restarts else options.stop_timeout_ms / 1000)
+    return End(EXIT_RESTART if restarts and not by_host else 0, by_host)
 
 
 async def _open(options: ConnectionOptions, stop_requested: asyncio.Event) -> Connection | None:
@@ -237,16 +272,26 @@ def _compose(plan: StartPlan, options: ProviderOptions, connection: Connection, 
 
     work = Sweep(store).run(), MemoryReturn(store, drop_caches).run()
     background = tuple(asyncio.create_task(coroutine) for coroutine in work)
-    return Parts(connection, links, policy, service, watchers, server, metrics, background)
+    return Parts(connection, links, store, policy, service, watchers, server, metrics, background)
 
 
 def _host_of(
-    plan: StartPlan, connection: Connection, links: Links, provider: RunningProvider, stop_requested: asyncio.Event
+    plan: StartPlan,
+    options: ProviderOptions,
+    connection: Connection,
+    links: Links,
+    provider: RunningProvider,
+    stop_requested: asyncio.Event,
 ) -> HostSession | None:
-    if plan.host_data is None:
+    host_data = plan.host_data
+    if host_data is None:
         return None
-    xkey = "" if plan.xkeys is None else plan.xkeys.public_key
-    return HostSession(connection, plan.host_data, links, xkey, provider, stop_requested)
+    if plan.xkeys is None:  # secrets cannot be opened
+        return HostSession(connection, host_data, links, "", provider, stop_requested)
+    mark = None
+    if options.restart_for_secrets:
+        mark = RestartMark(host_data.host_id, host_data.lattice_rpc_prefix, host_data.provider_key)
+    return HostSession(connection, host_data, links, plan.xkeys.public_key, provider, stop_requested, mark)
 
 
 def _start_endpoint(

@@ -228,13 +228,13 @@ async def test_every_link_and_option_of_the_capture(launch: Launch, raw: Client)
     ]
     links = [f"{component} -> {key} (default)", f"{component} -> {key} (second)", f"{key} -> {component} (default)"]
     assert seen == set(links)
-    assert sorted(line for line in log if line.startswith("WARNING")) == [
+    assert sorted(line for line in log if line.startswith("WARN ")) == [
         *(
-            f"WARNING keyvalue_provider.keyvalue.policy: link {link}: ignored, since no option has this name: URL"
+            f"WARN keyvalue_provider.keyvalue.policy: link {link}: ignored, since no option has this name: URL"
             for link in links[:2]
         ),
-        f"WARNING keyvalue_provider.watching.watchers: link {links[2]}: ignored, since no option of a watcher has this name: URL",
-        "WARNING keyvalue_provider: config: ignored, since no option has this name: note, sample",
+        f"WARN keyvalue_provider.watching.watchers: link {links[2]}: ignored, since no option of a watcher has this name: URL",
+        "WARN keyvalue_provider: config: ignored, since no option has this name: note, sample",
     ]
 
 

@@ -164,7 +164,7 @@ async def test_the_whole_life(host: HostDouble, server: MonitoredNatsServer, is_
     stop = await host.shutdown(hosted, kill=False)
     assert (stop.answer, stop.exit_code) == (STOPPED, 0)
     assert set(hosted.healths) == {SERVING}
-    assert lines_with(hosted, "WARNING") + lines_with(hosted, "ERROR") + lines_with(hosted, "Traceback") == []
+    assert lines_with(hosted, "WARN ") + lines_with(hosted, "ERROR") + lines_with(hosted, "Traceback") == []
     await gone(server, hosted)
 
 
@@ -217,7 +217,8 @@ async def test_links_that_were_put_before_it_listens_are_found(host: HostDouble,
 async def test_a_link_whose_secrets_are_missing_denies_everything(host: HostDouble, connect: Connect) -> None:
     """The lattice hands out a reference to a secret as a configuration. Nothing in it is an option."""
     sealed = replace(link(secrets={"bucket": "hidden"}, page_keys="5"), reference="SECRET")
-    hosted = await host.start(PROVIDER, links=[sealed, link(name="plain", bucket="plain")], provider_key=KEY)
+    links = [sealed, link(name="plain", bucket="plain")]
+    hosted = await host.start(PROVIDER, {"restart_for_secrets": "false"}, links=links, provider_key=KEY)
     linked, stranger = await connect(hosted), await connect(hosted, None, None)
     await holds(await connect(hosted, link_name="plain"), stranger, "plain")
     for call in (linked.get("b", "k"), linked.set("b", "k", b"v")):

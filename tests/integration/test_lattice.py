@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import nats
@@ -19,9 +20,11 @@ from keyvalue_provider.host import lattice as lattice_module
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.lattice import LatticeLink, lattice_links
 from keyvalue_provider.host.links import Links
+from keyvalue_provider.host.restart_mark import RestartMark
 from keyvalue_provider.host.session import HostSession
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message, Subscription
 from tests.conftest import DEADLINE_S, NatsServer, in_thread, settled
+from tests.log_lines import LogLines
 
 KEY = "kv"
 LINK = {"source_id": "component", "target": KEY, "name": "default", "interfaces": ["store"]}
@@ -86,7 +89,7 @@ async def test_the_configurations_that_a_link_names_are_used(connection: Connect
         "config.get.one": {"bucket": "a", "access": "read-only"},
         "config.get.two": {"bucket": "b"},
     }
-    links = {key: value for key, value, unreadable in await found(connection, lattice) if not unreadable}
+    links = {link.key: link.value for link in await found(connection, lattice) if not link.unreadable}
     assert links[MINE]["target_config"] == {"bucket": "b", "access": "read-only"}  # the last value of an option counts
     assert links["component", KEY, "second"]["target_config"] == {"bucket": "b"}
     assert links[KEY, "component", "watch"]["source_config"] == {"bucket": "a", "access": "read-only"}
@@ -99,7 +102,8 @@ async def test_the_configurations_that_a_link_names_are_used(connection: Connect
     [
         (
             ["SECRET_password"],
-            "SECRET_password: the lattice does not give secrets; delete the link and put it again",
+            "SECRET_password: the lattice does not return secrets; "
+            "delete the link and put it again, or restart the provider",
         ),
         (["none"], "none: the lattice has no such configuration"),
         (["damaged"], "damaged: found 1 bytes that are not JSON"),
@@ -117,9 +121,10 @@ async def test_a_link_that_cannot_be_read(
         "config.get.none": None,
         "config.get.damaged": b"{",
     }
-    ((key, _, unreadable),) = await found(connection, lattice)
-    assert key == MINE
-    assert unreadable.startswith(f"configuration {reason}")
+    (link,) = await found(connection, lattice)
+    assert link.key == MINE
+    assert link.unreadable.startswith(f"configuration {reason}")
+    assert link.lacks_secrets == ("secrets" in reason)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +155,8 @@ async def test_a_lattice_that_stops_answering_is_not_asked_again(
         monkeypatch.setattr(lattice_module, "REQUEST_TIMEOUT_S", 0.05)
 
     lattice.before_answer = be_impatient
-    for (_, _, name), _, unreadable in await found(connection, lattice):
-        assert unreadable == f"configuration {name}: the lattice has not answered within 0.05 s"
+    for link in await found(connection, lattice):
+        assert link.unreadable == f"configuration {link.key[2]}: the lattice has not answered within 0.05 s"
     assert lattice.asked == ["link.get", "config.get.one"]
 
 
@@ -171,12 +176,17 @@ async def test_too_many_links(
 class Unconcerned:
     """A capability that does nothing except count how often it was told of links."""
 
-    def __init__(self) -> None:
+    def __init__(self, *ailments: str, is_empty: bool = True) -> None:
         self.told = 0
         self.changed = asyncio.Event()
+        self._ailments = list(ailments)
+        self._is_empty = is_empty
 
     def ailments(self) -> list[str]:
-        return []
+        return self._ailments
+
+    def is_empty(self) -> bool:
+        return self._is_empty
 
     def configure(self, config: Mapping[str, str]) -> None:
         pass
@@ -190,11 +200,16 @@ class Unconcerned:
 
 
 def session(
-    connection: Connection, lattice: Lattice, links: Links, capability: Unconcerned | None = None, xkey: str = ""
+    connection: Connection,
+    lattice: Lattice,
+    links: Links,
+    capability: Unconcerned | None = None,
+    xkey: str = "",
+    mark: RestartMark | None = None,
 ) -> HostSession:
     """Return a session that has not started."""
     host_data = HostData(lattice_rpc_prefix=lattice.name, provider_key=KEY)
-    return HostSession(connection, host_data, links, xkey, capability or Unconcerned(), asyncio.Event())
+    return HostSession(connection, host_data, links, xkey, capability or Unconcerned(), asyncio.Event(), mark)
 
 
 async def asked(host: HostSession) -> None:
@@ -250,6 +265,36 @@ async def test_thousands_of_links_are_told_to_the_capability_in_a_few_calls(
         while links.find("component", "1999") is None or links.find("component", "7") is not None:
             await raw.request(f"{prefix}.health", b"", DEADLINE_S)
     assert 1 <= capability.told <= 200
+    host.stop()
+
+
+@pytest.mark.parametrize(
+    ("capability", "missing", "just_started_s", "reason"),
+    [
+        (Unconcerned(), ["SECRET"], DEADLINE_S, None),
+        (Unconcerned(), ["SECRET", "none"], DEADLINE_S, "health reports other faults"),
+        (Unconcerned("an ailment"), ["SECRET"], DEADLINE_S, "health reports other faults"),
+        (Unconcerned(is_empty=False), ["SECRET"], DEADLINE_S, "the store holds keys"),
+        (Unconcerned(), ["SECRET"], 0, "the provider has run for more than 0 s"),
+    ],
+)
+async def test_a_restart_for_secrets_loses_nothing_and_hides_no_fault(
+    connection: Connection, lattice: Lattice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capability: Unconcerned, missing: list[str], just_started_s: float, reason: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("keyvalue_provider.host.session.SECRETS_WAIT_S", 0.0)
+    monkeypatch.setattr("keyvalue_provider.host.session.JUST_STARTED_S", just_started_s)
+    lattice.answers = {"link.get": [LINK | {"name": name, "target_config": [name]} for name in missing]}
+    lattice.answers["config.get.none"] = None
+    mark = RestartMark("host", lattice.name, KEY)
+    host = session(connection, lattice, Links(KEY), capability, mark=mark)
+    with LogLines.of("keyvalue_provider.host.session") as log_lines:
+        await host.start()
+        await log_lines.wait_for(
+            "exiting with code 3" if reason is None else f"no restart for the secrets of links: {reason}"
+        )
+    assert host.asks_to_restart == mark.path.exists() == (reason is None)
     host.stop()
 
 

@@ -264,6 +264,9 @@ class Capability:
     def ailments(self) -> list[str]:
         return []
 
+    def is_empty(self) -> bool:
+        return True
+
     def configure(self, config: Mapping[str, str]) -> None:
         if self._policy.configure(options_of(config)):
             self._service.policy_changed()

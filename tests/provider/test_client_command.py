@@ -21,7 +21,7 @@ from tests.nats_configs import Authority, Key, Operator, credentials_file, nkey_
 
 WRPC_KV = SCRIPTS / "wrpc-kv"
 EVERY_BYTE = bytes(range(256)) + b"\r\n\n\0"
-COMMANDS = ("get", "set", "delete", "exists", "keys", "increment", "get-many", "set-many", "delete-many")
+COMMANDS = ("get", "set", "delete", "exists", "keys", "increment", "get-many", "set-many", "delete-many", "health")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ class Command:
     """
 
     def __init__(self, url: str, prefix: str, bucket: str, capture: pytest.CaptureFixture[bytes]) -> None:
-        self.arguments = ["--url", url, "--prefix", prefix, "--bucket", bucket]
+        self.arguments = ["--nats", url, "--prefix", prefix, "--bucket", bucket]
         self.out = b""
         self.err = ""
         self._capture = capture
@@ -211,6 +211,23 @@ def test_json(kv: Command, bucket: str) -> None:
         assert json.loads(kv.err) == missing
 
 
+# Health
+
+
+def test_health(kv: Command, launch: Launch) -> None:
+    """The provider's answer, and not only its bytes: the exit code is 1 if the provider is unhealthy."""
+    assert (kv("health"), kv.out, kv.err) == (0, b"healthy: serving\n", "")
+    link = {"source_id": "a", "target": "ill", "target_config": {"access": "read"}}
+    prefix = launch(provider_key="ill", link_definitions=[link]).prefix
+    reason = (
+        "link a -> ill (default): everything is denied: access: found 4 characters, allowed read-write or read-only"
+    )
+    assert (kv("--prefix", prefix, "health"), kv.out.decode()) == (1, f"unhealthy: {reason}\n")
+    assert kv.err == f"wrpc-kv: the provider {prefix} is unhealthy\n"
+    assert kv("--prefix", prefix, "--json", "health") == 1
+    assert json.loads(kv.out) == {"healthy": False, "message": reason}
+
+
 # Errors
 
 
@@ -220,6 +237,7 @@ def test_json(kv: Command, bucket: str) -> None:
         (("set", "k" * 65_537, "v"), "key is 65537 bytes; the limit is 65536 (key_bytes_max)"),
         (("--prefix", "default.of-nobody", "get", "k"), "nobody serves this function: is the provider running"),
         (("--prefix", "default.of-nobody", "--wait", "0.1", "get", "k"), "nobody serves this function"),
+        (("--prefix", "default.of-nobody", "health"), "no answer to wasmbus.rpc.default.of-nobody.health: is the"),
         (("--prefix", "a b", "get", "k"), "prefix: found 'a b', allowed"),
         (("--url", "ws://a", "get", "k"), "found 'ws://a', allowed nats://HOST:PORT or tls://HOST:PORT"),
         (("--url", "user:s3cret@a:b", "get", "k"), "found a URL with a malformed host or port"),

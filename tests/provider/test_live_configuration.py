@@ -52,3 +52,24 @@ def test_an_unreadable_configuration_is_a_fault_until_a_readable_one_arrives() -
     assert configuration.fault == "config: found an array"
     assert configuration.take({}) is not None
     assert configuration.fault is None
+
+
+def test_changes_and_corrections_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The log names the options and shows no values, which may be secrets."""
+    configuration = started(HostData(config={"ttl_ms": "5"}))
+    logging.getLogger().addHandler(caplog.handler)  # `started` has set up the log
+    for config in (
+        {"ttl_ms": "5"},
+        {"access": "read-only", "bucket": "hush"},
+        {"access": "none"},
+        {"access": "read-only", "bucket": "hush"},
+        {"access": "read-only", "bucket": "hush", "page_keys": "7"},
+    ):
+        configuration.take(config)
+    refusal = "config: access: found 'none', allowed read-write or read-only; the previous configuration stays in force"
+    assert [record.getMessage() for record in caplog.records] == [
+        "config: changed: bucket, access, ttl_ms",
+        refusal,
+        "config: the last fault is corrected",
+        "config: these changes take effect at the next start: page_keys",
+    ]

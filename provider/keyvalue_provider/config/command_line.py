@@ -15,9 +15,12 @@ EXIT_CODES = (
     "exit codes:\n"
     "  0  stopped cleanly by the host, SIGTERM or SIGINT\n"
     "  1  NATS cannot be reached, or refuses the connection\n"
-    "  2  host data or an option is wrong"
+    "  2  host data or an option is wrong\n"
+    "  3  the host must start the provider again, because secrets of links are missing (restart_for_secrets)"
 )
 NAME_COLUMN = 22
+#: Other flags of the same options. `wrpc-kv` accepts them too.
+FLAG_ALIASES = {"nats": ("--url",)}
 
 
 class Version(argparse.Action):
@@ -124,7 +127,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def _add_flag(parser: argparse.ArgumentParser, name: str, option: Option, what: str) -> None:
     flag, value_type = f"--{name.replace('_', '-')}", option.value_type
     if value_type.bare is None:
-        parser.add_argument(flag, dest=name, metavar=value_type.metavar, help=what)
+        flags = (flag, *FLAG_ALIASES.get(name, ()))
+        parser.add_argument(*flags, dest=name, metavar=value_type.metavar, help=what)
     else:
         parser.add_argument(flag, dest=name, nargs="?", const=value_type.bare, metavar=value_type.metavar, help=what)
 

@@ -243,6 +243,16 @@ class ProviderOptions(LinkOptions):
         values.SHARDS, "number of shards in a large bucket; a power of two", default=STORE_DEFAULTS.shards_min
     )
     require_link: bool = option(values.FLAG, "callers without a link get access-denied", default=False, live=True)
+    restart_for_secrets: bool = option(
+        values.FLAG,
+        "exit with code 3, once, if a link was put with secrets while the provider started; the host restarts it",
+        default=True,
+    )
+    outlive_host: bool = option(
+        values.FLAG,
+        "keep serving when the process that launched the provider ends; always true with serve",
+        default=False,
+    )
     watch_queue_events: int = option(
         values.COUNT,
         "maximum events waiting or in flight for a watcher; the oldest events are dropped",

@@ -44,11 +44,17 @@ class LatticeLink(NamedTuple):
 
     :param value: the link in the form of a `linkdefs.put` message
     :param unreadable: why the link is unreadable; empty if it is readable
+    :param lacks_secrets: True if the link is unreadable because the lattice does not return its secrets
     """
 
     key: LinkKey
     value: Mapping[str, Any]
     unreadable: str
+    lacks_secrets: bool = False
+
+
+class NoSecretsError(FieldError):
+    """The error for a configuration that is a secret, which the lattice does not return."""
 
 
 async def lattice_links(connection: Connection, lattice: str, provider_key: str) -> list[LatticeLink] | None:
@@ -101,7 +107,7 @@ class Configs:
             try:
                 self._found[name] = await self._ask(name)
             except FieldError as error:
-                self._found[name] = FieldError(f"{name[:NAME_CHARACTERS_MAX]}: {error}")
+                self._found[name] = type(error)(f"{name[:NAME_CHARACTERS_MAX]}: {error}")
         found = self._found[name]
         if isinstance(found, FieldError):
             raise found
@@ -109,7 +115,9 @@ class Configs:
 
     async def _ask(self, name: str) -> dict[str, str]:
         if name.startswith(SECRET_PREFIX):
-            raise FieldError("the lattice does not give secrets; delete the link and put it again")
+            raise NoSecretsError(
+                "the lattice does not return secrets; delete the link and put it again, or restart the provider"
+            )
         try:
             check_subject(name, "name")
         except ValueError as error:
@@ -147,5 +155,5 @@ async def _read(key: LinkKey, link: Any, configs: Configs) -> LatticeLink:
                 options |= await configs.get(name)
             value[field] = options
     except FieldError as error:
-        return LatticeLink(key, value, f"configuration {error}")
+        return LatticeLink(key, value, f"configuration {error}", isinstance(error, NoSecretsError))
     return LatticeLink(key, value, "")

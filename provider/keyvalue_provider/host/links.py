@@ -102,6 +102,7 @@ class Links:
         self._unseal = unseal
         self._links: dict[LinkKey, LinkDefinition] = {}
         self._unusable: dict[LinkKey, str] = {}
+        self._lacking_secrets: set[LinkKey] = set()
         self._remarks: dict[LinkKey, str] = {}
         #: True if LINKS_MAX prevented the recording of an unusable link. Any caller without a link may be its source.
         self.overflowed = False
@@ -156,6 +157,16 @@ class Links:
     def unusable(self) -> list[str]:
         """Return why links are unusable, one line for each link."""
         return [*([OVERFLOW] if self.overflowed else []), *_first(self._unusable.values(), "more unusable links")]
+
+    @property
+    def lack_secrets(self) -> bool:
+        """True if a link is unreadable because its secrets are missing."""
+        return bool(self._lacking_secrets)
+
+    @property
+    def lack_only_secrets(self) -> bool:
+        """True if `lack_secrets`, and no link is unusable for another reason."""
+        return self.lack_secrets and not self.overflowed and self._lacking_secrets == self._unusable.keys()
 
     @property
     def remarks(self) -> list[str]:
@@ -215,11 +226,16 @@ class Links:
                 self.put_unreadable(key, str(error))
             raise
 
-    def put_unreadable(self, key: LinkKey, reason: str) -> None:
-        """Record an unreadable link. It replaces any link with the same key."""
+    def put_unreadable(self, key: LinkKey, reason: str, lacks_secrets: bool = False) -> None:
+        """Record an unreadable link. It replaces any link with the same key.
+
+        :param lacks_secrets: True if only the secrets of the link are missing
+        """
         self._forget(key)  # the old definition is no longer valid
         if len(self._unusable) < LINKS_MAX:
             self._unusable[key] = f"{_named(key)}: {reason}"
+            if lacks_secrets:
+                self._lacking_secrets.add(key)
         elif not self.overflowed:
             self.overflowed = True
             log.error("%s", OVERFLOW)
@@ -233,6 +249,7 @@ class Links:
         self._changed.add(key)
         self._links.pop(key, None)
         self._unusable.pop(key, None)
+        self._lacking_secrets.discard(key)
         self._remarks.pop(key, None)
 
 

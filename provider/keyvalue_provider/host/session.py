@@ -3,6 +3,9 @@
 The session sees the provider only as a `Capability`. `keyvalue_provider.host.subjects` lists the subjects. A host sends
 each link only once. A provider that is starting or disconnected misses the link. So the session asks the lattice for
 links at startup and after each reconnect.
+
+The lattice does not return secrets, but host data contains them. So a provider that missed a link with secrets while it
+was starting asks for a restart, once. `restart_mark.py` explains how a process knows that it was restarted.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.json_fields import FieldError, Fields, text_map
 from keyvalue_provider.host.lattice import LINKS_PER_STEP, lattice_links
 from keyvalue_provider.host.links import LINKS_MAX, LinkDefinition, LinkKey, Links, key_of, parse_link
+from keyvalue_provider.host.restart_mark import EXIT_RESTART, RestartMark
 from keyvalue_provider.host.subjects import host_subjects
 from keyvalue_transport.nats.connection import Connection, Message
 from keyvalue_transport.wrpc.errors import DisconnectedError
@@ -29,6 +33,10 @@ log = logging.getLogger(__name__)
 #: Seconds to wait before each request for links. After a lost connection, hosts need time to reconnect too.
 AT_ONCE = (0.0,)
 RECONNECTED = (0.0, 1.0, 3.0, 10.0)
+#: Seconds to wait before a restart for secrets. A link that is put at this moment arrives meanwhile, with its secrets.
+SECRETS_WAIT_S = 1.0
+#: After this time, a provider does not restart for secrets.
+JUST_STARTED_S = 30.0
 
 
 class Capability(Protocol):
@@ -36,6 +44,10 @@ class Capability(Protocol):
 
     def ailments(self) -> list[str]:
         """Return why the provider is unhealthy, one line for each reason."""
+        ...
+
+    def is_empty(self) -> bool:
+        """Return True if the provider holds no data, so that a restart loses nothing."""
         ...
 
     def configure(self, config: Mapping[str, str]) -> None:
@@ -54,10 +66,14 @@ class Capability(Protocol):
 class HostSession:
     """The session with a host. Call `start` to begin the session.
 
-    The session sets `stop_requested` when the host asks the provider to stop. Call `acknowledge_stop` after the stop.
+    The session sets `stop_requested` when the host asks the provider to stop, or when secrets of links are missing and
+    a restart brings them. Call `acknowledge_stop` after the stop.
 
     :param links: the links from the host data, which the session changes later
     :param xkey: the provider's public xkey; empty if the host data has no xkeys
+    :param mark: the mark of a restart for secrets; None to never restart
+    :ivar asks_to_stop: True if the host asks the provider to stop
+    :ivar asks_to_restart: True if the provider must end so that the host starts it again
     """
 
     def __init__(
@@ -68,6 +84,7 @@ class HostSession:
         xkey: str,
         capability: Capability,
         stop_requested: asyncio.Event,
+        mark: RestartMark | None = None,
     ) -> None:
         self._links = links
         self._stop_requested = stop_requested
@@ -77,6 +94,10 @@ class HostSession:
         self._lattice, self._provider_key = host_data.lattice_rpc_prefix, host_data.provider_key
         self._subjects = host_subjects(self._lattice, self._provider_key, host_data.link_name, xkey)
         self.asks_to_stop = False
+        self.asks_to_restart = False
+        self._mark = mark
+        self._started_s = 0.0
+        self._restarting: asyncio.TimerHandle | None = None
         self._stop_replies: list[str] = []
         self._asking: asyncio.Task[None] | None = None
         self._telling: asyncio.Handle | None = None  # not None while changes wait to be reported to the capability
@@ -96,6 +117,7 @@ class HostSession:
         :raises DisconnectedError: the connection is closed
         """
         subjects = self._subjects
+        self._started_s = asyncio.get_running_loop().time()
         # A host puts a link on two subjects (provider key and xkey). It may delete the link and put it again at once.
         # So the messages on all link subjects must be handled in the order in which they were sent.
         for subject, handle in (
@@ -115,6 +137,8 @@ class HostSession:
     def stop(self) -> None:
         """Stop asking the lattice. The session still handles the host's messages."""
         self._connection.on_reconnected = None
+        if self._restarting is not None:
+            self._restarting.cancel()
         if self._asking is not None:
             self._asking.cancel()
 
@@ -197,10 +221,10 @@ class HostSession:
         else:
             return
         # Keep links that the lattice does not have, because the host that answers may not know the newest links yet.
-        for source_id, target, name in known - {key for key, _, _ in found} - self._deleted:
+        for source_id, target, name in known - {link.key for link in found} - self._deleted:
             log.warning("link %s -> %s (%s): missing in the lattice; it stays in force", source_id, target, name)
         changes = self._links.changes
-        for number, (key, value, unreadable) in enumerate(found, 1):
+        for number, (key, value, unreadable, lacks_secrets) in enumerate(found, 1):
             if not number % LINKS_PER_STEP:
                 if self._links.changes != changes:
                     self._tell_soon()
@@ -209,12 +233,45 @@ class HostSession:
                 continue
             if unreadable:
                 log.warning("link %s -> %s (%s): everything is denied: %s", *key, unreadable)
-                self._links.put_unreadable(key, unreadable)
+                self._links.put_unreadable(key, unreadable, lacks_secrets)
             else:
                 self._put(partial(self._links.put_value, value), "found in the lattice")
         self._deleted.clear()
         if self._links.changes != changes:
             self._tell_soon()
+        self._consider_restart()
+
+    def _consider_restart(self) -> None:
+        """Decide after the first answer of the lattice if a restart may be needed. Decide only once."""
+        mark, self._mark = self._mark, None
+        if mark is None:
+            return
+        if self._links.lack_secrets:
+            loop = asyncio.get_running_loop()
+            self._restarting = loop.call_later(SECRETS_WAIT_S, self._restart_for_secrets, mark)
+        else:
+            mark.remove()
+
+    def _restart_for_secrets(self, mark: RestartMark) -> None:
+        """Ask for a restart if the provider has just started, and nothing but secrets of links is missing or wrong."""
+        self._tell()  # finds faults in the options of links
+        reason = ""
+        if not self._links.lack_only_secrets or self._capability.ailments() or self.ailments():
+            reason = "health reports other faults, or none"
+        elif not self._capability.is_empty():
+            reason = "the store holds keys"
+        elif asyncio.get_running_loop().time() - self._started_s > JUST_STARTED_S:
+            reason = f"the provider has run for more than {JUST_STARTED_S:g} s"
+        if reason:
+            log.info("no restart for the secrets of links: %s", reason)
+        elif mark.set():
+            log.warning(
+                "a link was put with secrets before the provider listened: "
+                "exiting with code %d, so that the host starts the provider again with the secrets",
+                EXIT_RESTART,
+            )
+            self.asks_to_restart = True
+            self._stop_requested.set()
 
     def _on_config_update(self, payload: bytes) -> None:
         try:

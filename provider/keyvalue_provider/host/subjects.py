@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["HostSubjects", "host_subjects"]
+__all__ = ["HostSubjects", "health_subject", "host_subjects"]
 
 
 class HostSubjects(NamedTuple):
@@ -24,6 +24,11 @@ class HostSubjects(NamedTuple):
     link_deletes: tuple[str, ...]
     config_update: str
     shutdown: str
+
+
+def health_subject(prefix: str) -> str:
+    """Return the subject of health requests to the providers with this prefix: {lattice}.{provider key}."""
+    return f"wasmbus.rpc.{prefix}.health"
 
 
 def host_subjects(lattice: str, provider_key: str, link_name: str, xkey: str = "") -> HostSubjects:
@@ -37,7 +42,7 @@ def host_subjects(lattice: str, provider_key: str, link_name: str, xkey: str = "
     prefix = f"wasmbus.rpc.{lattice}.{provider_key}"
     prefixes = (prefix, f"wasmbus.rpc.{lattice}.{xkey}") if xkey else (prefix,)
     return HostSubjects(
-        health=f"{prefix}.health",
+        health=health_subject(f"{lattice}.{provider_key}"),
         link_puts=tuple(f"{prefix}.linkdefs.put" for prefix in prefixes),
         link_deletes=tuple(f"{prefix}.linkdefs.del" for prefix in prefixes),
         config_update=f"{prefix}.config.update",

@@ -25,6 +25,10 @@ LEVELS = {
 }
 
 
+#: The host's names of those levels that Python names differently.
+HOST_NAMES = {"WARNING": "WARN", "CRITICAL": "ERROR"}
+
+
 def set_up_log(level: str, structured: bool) -> None:
     """Send the log to standard error. For an unknown level, use info and log a warning."""
     handler = logging.StreamHandler(sys.stderr)
@@ -35,6 +39,11 @@ def set_up_log(level: str, structured: bool) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     if level.lower() not in LEVELS:
         root.warning("log_level: found %r, allowed %s; using info", level[:32], ", ".join(LEVELS))
+
+
+def _level(record: logging.LogRecord) -> str:
+    """Return the host's name of a record's level."""
+    return HOST_NAMES.get(record.levelname, record.levelname)
 
 
 def printable(text: str) -> str:
@@ -68,6 +77,7 @@ class PlainFormatter(logging.Formatter):
         record = copy(record)
         record.msg = printable(message)
         record.args = None
+        record.levelname = _level(record)
         return super().format(record)
 
 
@@ -87,7 +97,7 @@ class JsonFormatter(logging.Formatter):
             fields["exception"] = self.formatException(record.exc_info)
         event = {
             "timestamp": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
-            "level": record.levelname,
+            "level": _level(record),
             "target": record.name,
             "fields": fields,
         }

@@ -25,6 +25,10 @@ def test_every_option_is_a_flag(name: str) -> None:
     assert flags() == {}
 
 
+def test_the_flag_of_wrpc_kv_is_an_alias() -> None:
+    assert flags("--url", "text") == flags("--nats", "text")
+
+
 @pytest.mark.parametrize("name", [name for name, option in SERVE_OPTIONS.items() if option.value_type.bare])
 def test_a_flag_without_a_value_is_true(name: str) -> None:
     assert flags(f"--{name.replace('_', '-')}") == {name: "true"}

@@ -204,7 +204,8 @@ ARRIVES_AS = {
 def test_every_option_arrives(name: str) -> None:
     """An option must change exactly one field that the engine and the transport are given, or be listed in `elsewhere`."""
     others = {"transport": "plain", "metrics_address": "127.0.0.1:0", "log_level": "warn"}
-    others |= dict.fromkeys(("strict_buckets", "require_link", "structured_logging"), "true")
+    others |= dict.fromkeys(("strict_buckets", "require_link", "structured_logging", "outlive_host"), "true")
+    others["restart_for_secrets"] = "false"
     options = set_to(name, others.get(name) or OF_LINK.get(name, ("8",))[0])
     assert ProviderOptions().changed(options) == [name]
     assert options.changed(options) == []
@@ -219,6 +220,7 @@ def test_every_option_arrives(name: str) -> None:
     }
     elsewhere = {"transport", "metrics_address", "connect_timeout_ms", "stop_timeout_ms"} | LIVE_OPTIONS
     elsewhere |= {"watch_queue_events", "watch_queue_bytes", "watch_timeout_ms", "tls_ca", "tls_certificate", "tls_key"}
+    elsewhere |= {"outlive_host", "restart_for_secrets"}
     if name in elsewhere:
         assert not changed, f"option {name} is listed in `elsewhere`, but it changes {sorted(changed)}"
     else:

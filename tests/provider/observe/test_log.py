@@ -72,7 +72,7 @@ def test_a_name_cannot_begin_a_line(formatter: logging.Formatter, end: str) -> N
 def test_a_structured_line() -> None:
     assert json.loads(JsonFormatter().format(record('"%s"', "a\nb", level=logging.WARNING))) == {
         "timestamp": "2025-12-31T23:59:59.004Z",
-        "level": "WARNING",
+        "level": "WARN",
         "target": "provider",
         "fields": {"message": '"a\nb"'},
     }
@@ -114,7 +114,7 @@ def test_an_unknown_level_is_info(root: logging.Logger, capsys: pytest.CaptureFi
     set_up_log(level, structured=False)
     assert root.level == logging.INFO
     err = capsys.readouterr().err
-    assert f"WARNING root: log_level: found {level[:32]!r}, allowed trace, debug, info, warn," in err
+    assert f"WARN root: log_level: found {level[:32]!r}, allowed trace, debug, info, warn," in err
     assert sys.stderr is not None
 
 
