@@ -77,6 +77,20 @@ def test_set_and_get(kv: Command) -> None:
     assert (kv("delete", "hello"), kv.out, kv.err) == (0, b"", "")
 
 
+def test_a_missing_permission_is_told_at_once(
+    new_nats_server: Callable[[str], NatsServer], capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """It took the whole timeout."""
+    user = '{ user: u, password: p, permissions: { publish: "nothing" } }'
+    server = new_nats_server(f"authorization {{ users: [{user}] }}")
+    kv = Command(server.url.replace("//", "//u:p@"), "default.kv", "b", capsysbinary)
+    for arguments in (("get", "k"), ("--wait", "80000", "get", "k")):
+        assert kv("--timeout", "80000", *arguments) == 1
+        function = "exists" if "--wait" in arguments else "get"
+        subject = f"default.kv.wrpc.0.0.1.wrpc:keyvalue/store@0.2.0-draft.{function}"
+        assert (kv.out, kv.err) == (b"", f"wrpc-kv: NATS does not allow publishing to {subject}\n")
+
+
 def test_a_missing_key(kv: Command, bucket: str) -> None:
     assert kv("get", "nowhere") == 1
     assert (kv.out, kv.err) == (b"", f"wrpc-kv: no key 'nowhere' in bucket {bucket!r}\n")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         InvocationEndedError,
         InvocationTimeoutError,
         NoProviderError,
+        PermissionDeniedError,
         TransportError,
     )
 
@@ -44,6 +45,7 @@ __all__ = [
     "NoProviderError",
     "NoSuchStoreError",
     "OtherError",
+    "PermissionDeniedError",
     "TlsOptions",
     "TransportError",
 ]
@@ -64,6 +66,7 @@ _MODULES = {
     "NoProviderError": "wrpc.errors",
     "NoSuchStoreError": "keyvalue.errors",
     "OtherError": "keyvalue.errors",
+    "PermissionDeniedError": "wrpc.errors",
     "TlsOptions": "nats.tls",
     "TransportError": "wrpc.errors",
 }

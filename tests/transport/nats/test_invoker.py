@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import (
@@ -17,10 +18,11 @@ from keyvalue_transport.wrpc.errors import (
     InvocationTimeoutError,
     NeedMoreBytes,
     NoProviderError,
+    PermissionDeniedError,
 )
 from keyvalue_transport.wrpc.handler import Caller
-from tests.conftest import DEADLINE_S
-from tests.transport.nats.in_process import INSTANCE, Serve, echo, read_all, until, waiting_in
+from tests.conftest import DEADLINE_S, NatsServer, in_thread
+from tests.transport.nats.in_process import INSTANCE, Serve, echo, read_all, until, waiting_in, with_user
 
 
 async def test_a_call_has_a_timeout(serve: Serve) -> None:
@@ -73,6 +75,8 @@ class Published:
 
     def __init__(self, max_payload: int) -> None:
         self.max_payload = max_payload
+        self.connected = True
+        self.on_denied: set[object] = set()
         self.published: list[tuple[str, bytes, str, Mapping[str, str] | None]] = []
 
     def new_inbox(self) -> str:
@@ -81,6 +85,12 @@ class Published:
     async def subscribe(self, subject: str, callback: Callable[[Any], Awaitable[None]]) -> None:
         assert subject == "R_c.>"
         self._hear = callback
+
+    async def wait_connected(self) -> None:
+        pass
+
+    async def flush(self, timeout_s: float) -> None:
+        assert not self.published, "the server must know the inbox first"
 
     async def publish(
         self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None
@@ -125,6 +135,44 @@ async def test_the_first_message_leaves_room_for_subjects_and_headers(
     first, *further = connection.published
     assert first == (subject, pieces[0], "R_c.1", headers or None)
     assert further == [("R_s.params", piece, "", None) for piece in [*pieces[1:], b""]]
+
+
+@pytest.mark.parametrize(
+    ("permissions", "subject"),
+    [
+        ('publish: ["_INBOX.>"]', r"publishing to default\.in-process-\d+\.wrpc\.0\.0\.1\.test:instance/.*\.echo"),
+        ('publish: ["default.>"]', r"publishing to _INBOX\.\w+\.\w+\.params"),
+        ('subscribe: ["default.>"]', r"subscribing to _INBOX\.\w+\.>, where results arrive"),
+    ],
+)
+async def test_a_missing_permission_ends_a_call_at_once(
+    serve: Serve, new_nats_server: Callable[[str], NatsServer], permissions: str, subject: str
+) -> None:
+    """Such a call took its whole timeout. Now, NATS' answer ends it, and the next call works with the permission."""
+    users = "authorization {{ users: [{{ user: s, password: s }}, {{ user: c, password: c{} }}] }}"
+    nats_server = new_nats_server(users.format(f", permissions: {{ {permissions} }}"))
+    calls: list[bytes] = []
+
+    def take(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
+        calls.append(buffer[start:end])
+        if end - start < 3 * 1024 * 1024:
+            raise NeedMoreBytes(3 * 1024 * 1024)
+        return b"taken"
+
+    setup = await serve({"echo": take}, url=with_user(nats_server.url, "s:s"))
+    connection = await Connection.open(ConnectionOptions((with_user(nats_server.url, "c:c"),), path="plain"))
+    invoker = Invoker(connection)
+    function = invocation_subject(setup.server.prefix, INSTANCE, "echo")
+    for _ in range(2):
+        with pytest.raises(PermissionDeniedError, match=f"^NATS does not allow {subject}$"):
+            await invoker.invoke(function, bytes(3 * 1024 * 1024), read_some, 100 * DEADLINE_S)
+        await connection.flush(DEADLINE_S)
+        assert bytes(3 * 1024 * 1024) not in calls
+    assert invoker._calls == {}
+    await in_thread(nats_server.reload, users.format(""))
+    assert await invoker.invoke(function, bytes(3 * 1024 * 1024), read_some, DEADLINE_S) == b"taken"
+    await invoker.close()
+    await connection.close()
 
 
 async def test_errors_of_a_call(serve: Serve) -> None:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TypeVar
 
+from keyvalue_transport.keyvalue.arguments import Buffer, as_bytes, as_entries, as_keys, as_number, as_text
 from keyvalue_transport.keyvalue.atomics import ATOMICS, decode_increment_result, encode_increment
 from keyvalue_transport.keyvalue.batch import BATCH, decode_get_many_result, encode_bucket_keys, encode_set_many
 from keyvalue_transport.keyvalue.interface import decode_unit_result, encode_bucket_key
@@ -37,11 +38,13 @@ T = TypeVar("T")
 class KeyValueClient:
     """A client of `wrpc:keyvalue`. Use it as a context manager, or call `open` and `close`.
 
-    Bucket names and keys are str or UTF-8 bytes.
+    Bucket names and keys are str or UTF-8 bytes. A value is bytes or any other buffer, such as an array, whose bytes
+    are copied when the call begins. A call raises TypeError for anything else, and sends nothing.
 
     If the provider answers with an error, a call raises InterfaceError or a subclass (NoSuchStoreError,
     AccessDeniedError, OtherError). If the transport fails, a call raises TransportError or a subclass, as
-    `Invoker.invoke` does. `open` raises ConnectError, or ValueError if a certificate or key in `tls` is unusable.
+    `Invoker.invoke` does. After a DisconnectedError, the provider does not execute the call later. After an
+    InvocationTimeoutError, it may have executed the call, or may still do so. `open` raises ConnectError, or ValueError if a certificate or key in `tls` is unusable.
 
     :param nats: comma-separated NATS URLs, or a Connection, which stays open after `close`
     :param prefix: `{lattice}.{provider key}`
@@ -114,26 +117,31 @@ class KeyValueClient:
 
     async def get(self, bucket: str | bytes, key: str | bytes) -> bytes | None:
         """Return the value of a key, or None."""
-        return await self._invoke(STORE, "get", encode_bucket_key(_text(bucket), _text(key)), decode_get_result)
+        params = encode_bucket_key(as_text("bucket", bucket), as_text("key", key))
+        return await self._invoke(STORE, "get", params, decode_get_result)
 
-    async def set(self, bucket: str | bytes, key: str | bytes, value: bytes) -> None:
+    async def set(self, bucket: str | bytes, key: str | bytes, value: Buffer) -> None:
         """Store a value."""
-        await self._invoke(STORE, "set", encode_set(_text(bucket), _text(key), value), decode_unit_result)
+        params = encode_set(as_text("bucket", bucket), as_text("key", key), as_bytes("value", value))
+        await self._invoke(STORE, "set", params, decode_unit_result)
 
     async def delete(self, bucket: str | bytes, key: str | bytes) -> None:
         """Remove a key. A missing key is not an error."""
-        await self._invoke(STORE, "delete", encode_bucket_key(_text(bucket), _text(key)), decode_unit_result)
+        params = encode_bucket_key(as_text("bucket", bucket), as_text("key", key))
+        await self._invoke(STORE, "delete", params, decode_unit_result)
 
     async def exists(self, bucket: str | bytes, key: str | bytes) -> bool:
         """Return True if the key exists."""
-        return await self._invoke(STORE, "exists", encode_bucket_key(_text(bucket), _text(key)), decode_truth_result)
+        params = encode_bucket_key(as_text("bucket", bucket), as_text("key", key))
+        return await self._invoke(STORE, "exists", params, decode_truth_result)
 
     async def list_keys(self, bucket: str | bytes, cursor: int | None = None) -> KeyResponse:
         """Return a page of keys as bytes, and the cursor for the next page. On the last page, the cursor is None.
 
         :param cursor: the cursor that the previous page returned; None for the first page
         """
-        return await self._invoke(STORE, "list-keys", encode_list_keys(_text(bucket), cursor), decode_key_response)
+        params = encode_list_keys(as_text("bucket", bucket), None if cursor is None else as_number("cursor", cursor))
+        return await self._invoke(STORE, "list-keys", params, decode_key_response)
 
     async def keys(self, bucket: str | bytes) -> AsyncIterator[str]:
         """Yield all keys of a bucket as str, in the provider's order.
@@ -151,24 +159,25 @@ class KeyValueClient:
 
     async def increment(self, bucket: str | bytes, key: str | bytes, delta: int = 1) -> int:
         """Add `delta` to the number stored under a key, and return the sum. A missing key counts as 0."""
-        params = encode_increment(_text(bucket), _text(key), delta)
+        params = encode_increment(as_text("bucket", bucket), as_text("key", key), as_number("delta", delta))
         return await self._invoke(ATOMICS, "increment", params, decode_increment_result)
 
     async def get_many(self, bucket: str | bytes, keys: Iterable[str | bytes]) -> list[bytes | None]:
         """Return the values of keys in the same order, with None for each missing key."""
-        asked = list(map(_text, keys))
-        pairs = await self._invoke(BATCH, "get-many", encode_bucket_keys(_text(bucket), asked), decode_get_many_result)
+        asked = as_keys(keys)
+        params = encode_bucket_keys(as_text("bucket", bucket), asked)
+        pairs = await self._invoke(BATCH, "get-many", params, decode_get_many_result)
         values = dict(filter(None, pairs))
         return list(map(values.get, asked))
 
-    async def set_many(self, bucket: str | bytes, entries: Mapping[str, bytes] | Mapping[bytes, bytes]) -> None:
+    async def set_many(self, bucket: str | bytes, entries: Mapping[str, Buffer] | Mapping[bytes, Buffer]) -> None:
         """Store a value for each key. This project's provider stores either all values or none."""
-        pairs = [(_text(key), value) for key, value in entries.items()]
-        await self._invoke(BATCH, "set-many", encode_set_many(_text(bucket), pairs), decode_unit_result)
+        params = encode_set_many(as_text("bucket", bucket), as_entries(entries))
+        await self._invoke(BATCH, "set-many", params, decode_unit_result)
 
     async def delete_many(self, bucket: str | bytes, keys: Iterable[str | bytes]) -> None:
         """Remove keys. Missing keys are ignored."""
-        params = encode_bucket_keys(_text(bucket), list(map(_text, keys)))
+        params = encode_bucket_keys(as_text("bucket", bucket), as_keys(keys))
         await self._invoke(BATCH, "delete-many", params, decode_unit_result)
 
     async def _invoke(
@@ -178,7 +187,3 @@ class KeyValueClient:
             raise RuntimeError("the client is not open: use `async with`, or `open`")
         subject = invocation_subject(self.prefix, instance, function)
         return await self._invoker.invoke(subject, params, decode, self.timeout_s)
-
-
-def _text(text: str | bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else text

@@ -8,6 +8,8 @@ needs:
   then opens a new client.
 - Each loss of the connection and each reconnect is logged once.
 - Dropped messages are counted and reported.
+- No message is sent late. While the connection is lost, `publish` refuses it. nats-py would send it after the
+  reconnect, although its sender has given up and another client may have written since.
 
                    connected           lost, logged once
     NEW ──> OPENING ───────> CONNECTED ───────────────────> AWAY     nats-py reconnects its client
@@ -31,16 +33,17 @@ from functools import partial
 from typing import Any
 
 import nats.errors
-from nats.aio.client import Client
 
 from keyvalue_transport.nats.arrival_order import ArrivalOrder, Lane
 from keyvalue_transport.nats.direct.routes import DirectRoutes, InOrder, Route
 from keyvalue_transport.nats.direct.transport import direct_path_unknown
-from keyvalue_transport.nats.nats_py_errors import ErrorKind, kind_of, refusal_of, text_of
+from keyvalue_transport.nats.nats_py_errors import ErrorKind, denied_subject, kind_of, refusal_of, text_of
 from keyvalue_transport.nats.opening import (
     RECONNECT_WAIT_S,
+    WRITE_BUFFER_BYTES,
     ClientEvents,
     ConnectionOptions,
+    LastingClient,
     Opening,
     cancel_until_done,
     close_client,
@@ -93,8 +96,10 @@ class Connection:
         self.dropped = 0  # number of messages that were dropped because they arrived too fast
         self.on_reconnected: Callable[[], None] | None = None  # called after each reconnect
         self.refusal: str | None = None  # why the server last refused a subscription
+        self.on_denied: set[Callable[[str], None]] = set()  # called with each denied subject, in lowercase
         self._state = ConnectionState.NEW
-        self._client = Client()
+        self._changed = asyncio.Event()  # set when the state becomes CONNECTED or CLOSED
+        self._client = LastingClient()
         self._subscriptions: list[Subscription] = []
         self._flushing: set[asyncio.Task[None]] = set()
         self._reopening: asyncio.Task[None] | None = None  # set in the state REOPENING
@@ -120,8 +125,8 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Return True if the connection is up now."""
-        return self._client.is_connected
+        """Return True if the connection is up now, with all its subscriptions."""
+        return self._state is ConnectionState.CONNECTED and self._client.is_connected
 
     @property
     def failed(self) -> BaseException | None:
@@ -147,14 +152,30 @@ class Connection:
         """Return a new inbox with an unguessable name."""
         return self._client.new_inbox()
 
+    async def wait_connected(self) -> None:
+        """Wait until the connection is up.
+
+        :raises DisconnectedError: the connection is closed
+        """
+        while not self.connected:
+            self._check_open()
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _check_open(self) -> None:
+        if self._state is ConnectionState.CLOSED:
+            raise DisconnectedError("connection closed")
+
     async def publish(
         self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send a message. Wait while more than `WRITE_BUFFER_BYTES` bytes are buffered.
+        """Send a message. Wait while the socket takes no more bytes. If the wait is cancelled, nothing is sent.
 
         :raises DisconnectedError: the message was not sent and will not be sent later
         """
         try:
+            if not self._client.has_room():
+                await self._client.room()
             await self._client.publish(subject, payload, reply, None if headers is None else dict(headers))
         except (nats.errors.Error, OSError) as error:
             raise DisconnectedError(f"a message of {len(payload)} bytes was not sent: {text_of(error)}") from error
@@ -162,14 +183,18 @@ class Connection:
     async def publish_all(self, messages: Sequence[tuple[str, bytes, str]]) -> int:
         """Send messages in order. Return the total size of their payloads in bytes.
 
+        Wait only while more than `WRITE_BUFFER_BYTES` bytes are buffered. If the connection is lost, they are dropped.
+
         :param messages: for each message, its subject, payload and reply subject
         :raises DisconnectedError: the last `unsent` messages were not sent and will not be sent later
         """
-        publish = self._client.publish
+        client = self._client
         sent = sent_bytes = 0
         try:
             for subject, payload, reply in messages:
-                await publish(subject, payload, reply)
+                if client.pending_data_size > WRITE_BUFFER_BYTES:
+                    await client.room()
+                await client.publish(subject, payload, reply)
                 sent += 1
                 sent_bytes += len(payload)
         except (nats.errors.Error, OSError) as error:
@@ -183,9 +208,14 @@ class Connection:
         :raises TimeoutError: no reply arrived in time, or the subject has no subscribers
         :raises DisconnectedError: the message could not be sent
         """
+        self._check_open()
+        if not self._client.is_connected:  # nats-py would keep an entry for the answer
+            raise DisconnectedError(f"no request to {subject} was sent: the connection is lost")
         try:
+            async with asyncio.timeout(timeout_s):
+                await self._client.room()
             reply = await self._client.request(subject, payload, timeout=timeout_s)
-        except (nats.errors.TimeoutError, nats.errors.NoRespondersError) as error:
+        except (TimeoutError, nats.errors.NoRespondersError) as error:
             raise TimeoutError(f"no answer to {subject}") from error
         except (nats.errors.Error, OSError) as error:
             raise DisconnectedError(text_of(error)) from error
@@ -293,6 +323,7 @@ class Connection:
     async def close(self) -> None:
         """Write the pending bytes and close the connection. A closed connection cannot be reopened."""
         self._state = ConnectionState.CLOSED
+        self._changed.set()
         if self._reopening is not None:
             self._reopening.cancel()
         await self._close_client()
@@ -340,6 +371,9 @@ class Connection:
             await self._drop(error)
             return
         kind, text = kind_of(error), text_of(error)
+        if (denied := denied_subject(error)) is not None:
+            for listener in tuple(self.on_denied):
+                listener(denied)
         if kind is ErrorKind.SUBSCRIPTION_DENIED:
             self.refusal = text
             log.error("NATS: %s", text)
@@ -406,6 +440,7 @@ class Connection:
 
     def _note_back(self) -> None:
         self._state = ConnectionState.CONNECTED
+        self._changed.set()
         self._told = None
         self.refusal = None  # if the refusal still applies, the server repeats it
         self.reconnects += 1

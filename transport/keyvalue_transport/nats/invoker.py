@@ -1,4 +1,10 @@
-"""The client side of wRPC over NATS. It can invoke any function of any interface."""
+"""The client side of wRPC over NATS. It can invoke any function of any interface.
+
+An invocation that has ended is never sent. While NATS is away, an invocation waits for the connection within its own
+timeout. NATS is often back within a second, and an error at once would only make callers wait and repeat their calls.
+When the timeout is over, the invocation raises DisconnectedError, and nothing of it is left in any buffer. Bytes that
+the socket has taken cannot be called back. So after InvocationTimeoutError, the invocation may still be executed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,12 @@ from typing import Any, TypeVar
 from keyvalue_transport.nats.connection import Connection, Message, Subscription
 from keyvalue_transport.nats.subjects import params_subject
 from keyvalue_transport.wrpc.call import Call
-from keyvalue_transport.wrpc.errors import InvocationTimeoutError, NoProviderError
+from keyvalue_transport.wrpc.errors import (
+    DisconnectedError,
+    InvocationTimeoutError,
+    NoProviderError,
+    PermissionDeniedError,
+)
 
 __all__ = ["Invoker"]
 
@@ -20,6 +31,7 @@ HEADER_BLOCK_BYTES = 12
 #: Size that each header adds to its name and its value: ": " and a line end.
 HEADER_BYTES = 4
 CLOSE_TIMEOUT_S = 1.0
+FLUSH_TIMEOUT_S = 10.0
 STATUS = "Status"
 NO_RESPONDERS = "503"
 
@@ -42,13 +54,21 @@ class Invoker:
         )
         self._tokens = 0
         self._calls: dict[str, _Pending] = {}
-        self._subscribing: asyncio.Task[Subscription] | None = None
+        self._subscribing: asyncio.Task[None] | None = None
+        self._subscription: Subscription | None = None
+        self._inbox_denied = False
+        self._results_arrive = False  # True while the inbox is subscribed
+        connection.on_denied.add(self._on_denied)
 
     async def close(self) -> None:
         """Stop receiving results. Calls in flight will time out."""
+        self._connection.on_denied.discard(self._on_denied)
+        self._results_arrive = False
         subscribing, self._subscribing = self._subscribing, None
-        if subscribing is not None and subscribing.done() and subscribing.exception() is None:
-            await self._connection.drain([subscribing.result()], CLOSE_TIMEOUT_S)
+        if subscribing is not None:
+            subscribing.cancel()
+            await asyncio.wait((subscribing,))
+        await self._unsubscribe()
 
     async def invoke(
         self,
@@ -57,38 +77,46 @@ class Invoker:
         decode: Callable[[bytes, int, int], tuple[T, int]],
         timeout_s: float,
     ) -> T:
-        """Invoke a function and return its result.
+        """Invoke a function and return its result. While the connection is lost, wait for it within `timeout_s`.
 
         :raises Exception: the result is an error that the interface defines; `decode` raises it
         :raises NoProviderError: the subject has no subscribers
+        :raises PermissionDeniedError: NATS does not allow us to send the parameters or to receive the result
         :raises InvocationTimeoutError: no complete result arrived in time
         :raises InvocationEndedError: the provider ended the invocation without a complete result
         :raises DecodeError: the result is malformed
-        :raises DisconnectedError: the parameters could not be sent
+        :raises DisconnectedError: the parameters were not sent, or not all of them, and will not be sent later
         """
-        if self._subscribing is None or (self._subscribing.done() and self._subscribing.exception() is not None):
-            self._subscribing = asyncio.create_task(self._subscribe())
-        await asyncio.shield(self._subscribing)
         self._tokens += 1
         token = f"{self._tokens:x}"
         connection = self._connection
         inbox = f"{self._inbox}.{token}"
-        # Leave room in the first message for its subjects and headers, as clients in other languages do.
-        first_bytes_max = connection.max_payload - self._header_bytes - len(subject.encode()) - len(inbox.encode())
-        call = Call(params, decode, first_bytes_max, connection.max_payload)
-        pending = self._calls[token] = _Pending(call)
+        call: Call[T] | None = None
+        pending: _Pending | None = None
         try:
             async with asyncio.timeout(timeout_s):
+                if not self._results_arrive or not connection.connected:
+                    await self._get_ready()
+                # Leave room in the first message for its subjects and headers, as clients in other languages do.
+                size_max = connection.max_payload
+                first_bytes_max = size_max - self._header_bytes - len(subject.encode()) - len(inbox.encode())
+                call = Call(params, decode, first_bytes_max, size_max)
+                pending = self._calls[token] = _Pending(call)
                 await connection.publish(subject, call.start(), inbox, self._headers)
+                pending.subjects.append(subject)
                 while not call.done:
                     await pending.woken.wait()
                     pending.woken.clear()
                     await self._send_rest(pending)
                 await self._send_rest(pending)
         except TimeoutError:
-            raise InvocationTimeoutError(f"{subject}: no result within {timeout_s:g} s") from None
+            if call is None or pending is None or not pending.subjects:
+                reason = "the NATS server takes no more data" if connection.connected else "NATS is not connected"
+                raise DisconnectedError(f"{subject}: not sent within {timeout_s:g} s: {reason}") from None
+            if not call.done:
+                raise InvocationTimeoutError(f"{subject}: no result within {timeout_s:g} s") from None
         finally:
-            del self._calls[token]
+            self._calls.pop(token, None)
         if call.error is not None:
             raise call.error
         return call.value  # type: ignore[return-value] # the call is done and has no error
@@ -98,11 +126,53 @@ class Invoker:
         inbox, pending.server_inbox = pending.server_inbox, ""
         if inbox:
             params = params_subject(inbox)
+            pending.subjects.append(params)
             for piece in pending.call.accepted():
-                await self._connection.publish(params, piece)
+                try:
+                    await self._connection.publish(params, piece)
+                except DisconnectedError:
+                    if piece and not pending.call.done:
+                        raise
+                    return  # the provider has all parameters, and may have executed the call
 
-    async def _subscribe(self) -> Subscription:
-        return await self._connection.subscribe(f"{self._inbox}.>", self._on_message)
+    async def _get_ready(self) -> None:
+        """Wait until the connection is up and results can arrive."""
+        await self._connection.wait_connected()
+        if self._results_arrive:
+            return
+        if self._subscribing is None or self._subscribing.done():
+            self._subscribing = asyncio.create_task(self._subscribe())
+        await asyncio.shield(self._subscribing)
+
+    async def _subscribe(self) -> None:
+        """Subscribe to the inbox. Wait for the server, so that nothing is sent if NATS denies the subscription."""
+        await self._unsubscribe()
+        self._inbox_denied = False
+        self._subscription = await self._connection.subscribe(f"{self._inbox}.>", self._on_message)
+        await self._connection.flush(FLUSH_TIMEOUT_S)
+        if self._inbox_denied:
+            raise self._inbox_denial()
+        self._results_arrive = True
+
+    async def _unsubscribe(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await self._connection.drain([subscription], CLOSE_TIMEOUT_S)
+
+    def _inbox_denial(self) -> PermissionDeniedError:
+        return PermissionDeniedError(f"NATS does not allow subscribing to {self._inbox}.>, where results arrive")
+
+    def _on_denied(self, denied: str) -> None:
+        """End the calls that need a subject that NATS denies. `denied` is in lowercase."""
+        if denied == f"{self._inbox}.>".lower():
+            self._inbox_denied, self._results_arrive = True, False
+            for pending in self._calls.values():
+                pending.fail(self._inbox_denial())
+            return
+        for pending in self._calls.values():
+            for subject in pending.subjects:
+                if subject.lower() == denied:
+                    pending.fail(PermissionDeniedError(f"NATS does not allow publishing to {subject}"))
 
     async def _on_message(self, message: Message) -> None:
         token, _, part = message.subject[len(self._inbox) + 1 :].partition(".")
@@ -121,11 +191,23 @@ class Invoker:
 
 
 class _Pending:
-    """A call in flight. `woken` is set when the call is done, or when more can be sent to `server_inbox`."""
+    """A call in flight.
 
-    __slots__ = ("call", "server_inbox", "woken")
+    :ivar server_inbox: where more parameters can be sent; empty until then
+    :ivar subjects: the subjects to which parameters were sent
+    :ivar woken: set when the call is done, or when more can be sent
+    """
+
+    __slots__ = ("call", "server_inbox", "subjects", "woken")
 
     def __init__(self, call: Call[Any]) -> None:
         self.call = call
         self.server_inbox = ""
+        self.subjects: list[str] = []
         self.woken = asyncio.Event()
+
+    def fail(self, error: Exception) -> None:
+        """End the call with an error, unless its result is here."""
+        if not self.call.done:
+            self.call.fail(error)
+            self.woken.set()

@@ -8,17 +8,19 @@ message. tests/transport/nats/test_nats_py_errors.py provokes each error that th
 from __future__ import annotations
 
 import asyncio
+import re
 from enum import Enum, auto
 
 import nats.errors
 
 from keyvalue_transport.nats.tls import tls_refusal
 
-__all__ = ["ATTEMPT_TIMEOUT_S", "ErrorKind", "kind_of", "refusal_of", "text_of"]
+__all__ = ["ATTEMPT_TIMEOUT_S", "ErrorKind", "denied_subject", "kind_of", "refusal_of", "text_of"]
 
 #: Seconds that nats-py waits for a server's INFO. No other timeout raises a TimeoutError without a message.
 ATTEMPT_TIMEOUT_S = 2
 TEXT_CHARACTERS_MAX = 256
+DENIED_SUBJECT = re.compile(r'permissions violation for (?:publish|subscription) to "([^"]*)"')
 
 
 class ErrorKind(Enum):
@@ -46,6 +48,12 @@ def kind_of(error: BaseException) -> ErrorKind:
     return ErrorKind.CALLBACK
 
 
+def denied_subject(error: BaseException) -> str | None:
+    """Return the subject that the server does not permit, or None. nats-py makes it lowercase."""
+    found = DENIED_SUBJECT.search(str(error).lower())
+    return None if found is None else found[1]
+
+
 def text_of(error: BaseException | None) -> str:
     """Return a readable message for an error, because nats-py's own messages often say little.
 
@@ -57,6 +65,8 @@ def text_of(error: BaseException | None) -> str:
         return refusal
     if isinstance(error, asyncio.TimeoutError):
         return f"no greeting from a NATS server within {ATTEMPT_TIMEOUT_S} s"
+    if isinstance(error, nats.errors.OutboundBufferLimitError):
+        return "the connection is lost"  # because nothing may wait for the next one
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
     text = " ".join(str(error).removeprefix("nats: ").split())

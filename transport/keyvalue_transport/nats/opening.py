@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
+import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, NamedTuple
@@ -36,8 +39,12 @@ PINGS_UNANSWERED_MAX = 2
 CLOSE_TIMEOUT_S = 0.5
 #: Seconds between two attempts to cancel a nats-py task.
 CANCEL_INTERVAL_S = 0.05
-#: When more bytes than this wait to be written, `publish` waits. The limit also applies while the server is away.
+#: When more bytes than this are to be written in one turn of the event loop, the next message waits.
 WRITE_BUFFER_BYTES = 2 * 1024 * 1024
+#: nats-py's option for the messages that it keeps for the next connection. With 0, it refuses them instead.
+NOTHING_KEPT = 0
+#: The value of SO_LINGER that makes the kernel drop unsent bytes when a socket is closed.
+DROP_UNSENT = struct.pack("ii", 1, 0)
 #: The option to skip nats-py's check of subjects. That check takes 6 % of a call on the plain path. It is not needed,
 #: because every subject was already checked or comes from a message.
 NO_SUBJECT_CHECK = "skip_subject_validation"
@@ -83,10 +90,49 @@ class ClientEvents(NamedTuple):
 
 
 class LastingClient(Client):
-    """A nats-py client that keeps reading after a message that nats-py cannot parse.
+    """A nats-py client that keeps reading after a message that nats-py cannot parse, and that sends nothing late.
 
-    nats-py's own client stops reading for good, but still claims to be connected.
+    nats-py's own client stops reading for good, but still claims to be connected. It also keeps messages for the next
+    connection, and sends them although their senders have given up. Here, a message is written to the socket at once,
+    or it is never sent.
     """
+
+    def has_room(self) -> bool:
+        """Return True if `room` would return at once, and this is quick to see."""
+        stream = stream_of(self)
+        return (
+            stream is not None
+            and self._pending_data_size <= WRITE_BUFFER_BYTES
+            and stream.get_write_buffer_size() == 0
+            and not stream.is_closing()
+        )
+
+    async def room(self) -> None:
+        """Wait while the socket takes no more bytes. A cancelled wait leaves nothing behind.
+
+        :raises OSError: the connection is lost
+        """
+        transport = self._transport
+        while self.is_connected and transport is not None:
+            await transport.drain()  # type: ignore[no-untyped-call] # nats-py's
+            if self._pending_data_size <= WRITE_BUFFER_BYTES:
+                return
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            transport.writelines(pending)
+
+    async def _process_connect_init(self) -> None:
+        """Start a new connection without what the last one left unwritten. nats-py repeats the subscriptions."""
+        self._pending, self._pending_data_size = [], 0
+        await super()._process_connect_init()
+
+    async def _attempt_reconnect(self) -> None:
+        """Reconnect. Drop the old socket with its unsent bytes, which a network that heals could still deliver."""
+        stream = stream_of(self)
+        if stream is not None and (lost := stream.get_extra_info("socket")) is not None:
+            with suppress(OSError):  # the socket is already closed
+                lost.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DROP_UNSENT)
+            stream.abort()
+        await super()._attempt_reconnect()
 
     def _process_headers(self, headers: bytes) -> Any:
         """Parse headers. If nats-py cannot parse them, parse them without the status.
@@ -218,7 +264,7 @@ class Opening:
             "max_reconnect_attempts": -1,
             "ping_interval": PING_INTERVAL_S,
             "max_outstanding_pings": PINGS_UNANSWERED_MAX,
-            "pending_size": WRITE_BUFFER_BYTES,
+            "pending_size": NOTHING_KEPT,
             "inbox_prefix": options.inbox_prefix,
         }
         if NO_SUBJECT_CHECK in signature(Client.connect).parameters:  # since nats-py 2.15
@@ -226,15 +272,21 @@ class Opening:
         return arguments | credentials_of(options)
 
 
+def stream_of(client: Client) -> asyncio.WriteTransport | None:
+    """Return a client's asyncio transport, or None if it has none, as before it connects and on a web socket."""
+    writer: asyncio.StreamWriter | None = getattr(client._transport, "_io_writer", None)
+    return None if writer is None else writer.transport
+
+
 async def close_client(client: Client) -> None:
     """Write the pending bytes and close a client, within `CLOSE_TIMEOUT_S`. Then abort its socket."""
     # Close in a separate task, because nats-py may wait for a future that one of its own tasks has cancelled.
     closing = asyncio.create_task(client.close())
     await asyncio.wait((closing,), timeout=CLOSE_TIMEOUT_S)
-    writer = getattr(client._transport, "_io_writer", None)  # missing on a web socket
-    if writer is not None:
+    stream = stream_of(client)
+    if stream is not None:
         # Closing TLS waits for the peer. If the peer reads nothing, unwritten bytes keep the socket open.
-        writer.transport.abort()
+        stream.abort()
     await cancel_until_done(closing)
     if not closing.cancelled() and (error := closing.exception()) is not None:
         # nats-py tries to write even if the server is away, and fails if the client has not begun to connect. Before

@@ -20,6 +20,7 @@ __all__ = [
     "LengthLimitError",
     "NeedMoreBytes",
     "NoProviderError",
+    "PermissionDeniedError",
     "TransportError",
 ]
 
@@ -56,15 +57,19 @@ class InvocationEndedError(TransportError):
 
 
 class InvocationTimeoutError(TransportError, TimeoutError):
-    """No complete result arrived before the timeout. The provider may still have executed the invocation."""
+    """No complete result arrived before the timeout. The invocation was sent, and may still be executed."""
 
 
 class NoProviderError(TransportError):
     """No provider is subscribed to the function's subject."""
 
 
+class PermissionDeniedError(TransportError):
+    """NATS does not allow us to publish or subscribe to a subject that the invocation needs."""
+
+
 class DisconnectedError(TransportError):
-    """A message could not be sent. The connection to NATS is closed, or it is down and its buffer is full.
+    """A message could not be sent, and will not be sent later. The connection to NATS is closed or lost.
 
     :ivar unsent: the number of messages that were not sent
     """

@@ -394,9 +394,16 @@ def test_a_new_connection_starts_clean(direct: Direct, left: int) -> None:
     assert direct.read(msg(SET, whole[:-1], b"cut")) == [Send("cut", b"", f"{INBOX}.0")]
     assert direct.read(frame[:left]) == []
     lost, socket = direct.protocol, direct.socket
+    unsent: list[int] = []
+    assert direct.routes.server is not None
+    direct.routes.server = direct.routes.server._replace(on_lost=unsent.append)
+    assert lost.send([b"in the turn", b"of the loss"]) is True
     lost.connection_lost(None)
+    lost.flush()
     assert lost.send([b"late"]) is False
+    assert unsent == [2]
     direct.connect(info(MIB))
+    assert direct.protocol.send([b"before CONNECT"]) is False
     assert direct.read(frame) == answer("r", b"\x00\x00")
     lost.connection_lost(None)
     assert direct.routes.protocol is direct.protocol, "the loss of the previous connection is reported late"

@@ -44,7 +44,7 @@ class LargeOutput:
     """
 
     __slots__ = (
-        *("is_blocked", "_frames", "_is_open", "_loop", "_pumping", "_routes", "_write"),
+        *("is_blocked", "is_open", "_frames", "_loop", "_pumping", "_routes", "_write"),
         *("_receipts_arrive", "_timeout", "_unread", "_unread_bytes"),
     )
 
@@ -54,7 +54,7 @@ class LargeOutput:
         self._loop = loop
         self._routes = routes
         self._write = write
-        self._is_open = self.is_blocked = False
+        self.is_open = self.is_blocked = False
         self._frames: deque[bytes] = deque()  # the rest of a result
         self._pumping = False  # True while the next turn of the event loop calls `pump`
         self._unread: deque[int] = deque()  # the sizes of the parts that have no receipt
@@ -64,15 +64,16 @@ class LargeOutput:
 
     def open(self) -> None:
         """Allow sending, because nats-py has opened the connection."""
-        self._is_open = True
+        self.is_open = True
 
-    def close(self) -> None:
-        """Drop the rest of a result, because the connection is lost."""
-        self._is_open = False
+    def close(self, unsent: int = 0) -> None:
+        """Drop the rest of a result, because the connection is lost. Report it, with `unsent` other frames."""
+        self.is_open = False
         self._end_timeout()
         server = self._routes.server
-        if self._frames and server is not None and server.on_lost is not None:
-            server.on_lost(len(self._frames))
+        unsent += len(self._frames)
+        if unsent and server is not None and server.on_lost is not None:
+            server.on_lost(unsent)
         self._frames.clear()
 
     def pause(self) -> None:
@@ -141,7 +142,7 @@ class LargeOutput:
         self.pump()
 
     def _may_send(self) -> bool:
-        return self._is_open and not self.is_blocked and self._unread_bytes < WINDOW_BYTES
+        return self.is_open and not self.is_blocked and self._unread_bytes < WINDOW_BYTES
 
     def _begin_timeout(self) -> None:
         self._timeout = self._loop.call_later(RECEIPT_TIMEOUT_S, self._miss_receipt)

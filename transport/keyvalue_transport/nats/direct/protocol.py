@@ -131,7 +131,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._flow.close()
         if self._routes.protocol is self:
             self._routes.protocol = None
-        self._large.close()
+        later, self._later = self._later, []
+        self._large.close(len(later))
         self._pieces = []
         self._pieces_bytes = self._needed_bytes = 0
         super().connection_lost(error)
@@ -371,8 +372,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         return 0
 
     def send(self, frames: list[bytes]) -> bool:
-        """Write frames together in the next turn of the event loop. Return False if the connection is lost."""
-        if self._socket is None:
+        """Write frames together in the next turn of the event loop.
+
+        Return False if the connection is lost, or if nats-py has not finished opening it. If it is lost before the
+        frames are written, `on_lost` of the server is called.
+        """
+        if self._socket is None or not self._large.is_open:
             return False
         if not self._later:
             self._loop_of_writes.call_soon(self._write_later)
@@ -389,6 +394,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         return self._large.has_room()
 
     def _write_later(self) -> None:
+        if self._socket is None:
+            return  # `connection_lost` reports the frames
         later, self._later = self._later, []
         if later:
             self._write(later)
