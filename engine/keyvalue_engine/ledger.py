@@ -94,10 +94,22 @@ class Account:
             lock.release()
         except BaseException:
             if is_charged:  # an interrupt after `release`
-                self.charge(-keys, -memory_bytes)
+                self._take_back(keys, memory_bytes)
             elif owns(lock):
                 lock.release()
             raise
+
+    def _take_back(self, keys: int, memory_bytes: int) -> None:
+        """Undo a charge. No limit applies, although another thread may have used the memory that a removal freed."""
+        ledger = self.ledger
+        with ledger.lock:
+            for usage in self._all_usages.of(self.name):
+                if usage.counts(self.name):
+                    usage.add(-keys, -memory_bytes)
+            ledger.keys -= keys
+            ledger.memory_bytes -= memory_bytes
+            self.keys -= keys
+            self.memory_bytes -= memory_bytes
 
     def _charge_quotas(self, keys: int, memory_bytes: int, limited_by: Quota | None) -> None:
         if limited_by is not None:
@@ -132,5 +144,6 @@ class Account:
                 is_done = True
         except BaseException:
             if is_done:  # an interrupt at the end of `with`
-                ledger.hold(-memory_bytes)
+                with ledger.lock:
+                    ledger.memory_bytes -= memory_bytes
             raise
