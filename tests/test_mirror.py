@@ -39,8 +39,10 @@ REASONS = {
         deadlines.py  test_expiry.py     they serve expiry
         errors.py     test_store.py      each is raised by a store
         filling.py    test_held_memory.py  a page, and how its work is bounded
+        invariants.py  test_commit.py    they hold after each commit
         kept_orders.py  test_held_memory.py  it gives the memory of orders back
         ledger.py     test_memory.py     it counts memory
+        locks.py      test_interrupt.py  an interrupt leaves no lock held
         options.py    test_store.py      each is an option of a store
         order.py      test_store.py      pages, and how many changes are kept
         shard.py      test_commit.py     all its writes go through the commit point

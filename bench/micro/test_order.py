@@ -68,7 +68,7 @@ def test_change(benchmark: BenchmarkFixture, keys: int, kind: str) -> None:
                 shard.delete(key)
             if kind != "removed":
                 shard.set(key, value)
-        kept.append(shard._order is not None and len(shard._order.changes) == changes)
+        kept.append(shard.order is not None and len(shard.order.changes) == changes)
         return (shard,), {}
 
     benchmark.pedantic(page_of_one_key, setup=setup, rounds=ROUNDS)  # type: ignore[no-untyped-call]

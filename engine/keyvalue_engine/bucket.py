@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
+from keyvalue_engine.arguments import own_bytes, own_int
 from keyvalue_engine.errors import KEY_BYTES, VALUE_BYTES, FullError, LimitError, NoSuchBucketError, StoreError
 from keyvalue_engine.options import TTL_MS_MAX, BucketOptions
 from keyvalue_engine.table import Table
@@ -30,6 +31,20 @@ class Bucket:
 
     A bucket that was never written to reads as empty. With `strict_buckets`, `get`, `exists` and `delete` raise
     `NoSuchBucketError` instead.
+
+    Keys and values are bytes, or any object with a buffer of bytes, such as a bytearray or a memoryview. The bucket
+    copies such a buffer, so a later change of the buffer does not change the bucket. Every method raises TypeError for
+    a key, value or number of another type, and then changes nothing.
+
+    A bucket has the operators of a mapping, and `keys`, `values` and `items`. These return iterators, which read page by
+    page. The keys have no meaningful order. Other threads may write during an iteration, and `keys` says what it finds.
+    An empty bucket is false, as an empty dict is, so test for a missing handle with `bucket is None`.
+
+    >>> from keyvalue_engine import Store
+    >>> bucket = Store().bucket(b"b")
+    >>> bucket[b"sky"] = b"blue"
+    >>> bucket[b"sky"], b"grass" in bucket, len(bucket), list(bucket), dict(bucket.items())
+    (b'blue', False, 1, [b'sky'], {b'sky': b'blue'})
     """
 
     __slots__ = (
@@ -73,6 +88,8 @@ class Bucket:
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
+        if type(key) is not bytes:
+            key = own_bytes(key, "key")
         try:
             table = self._by_name[self.name]  # `_by_name.get` takes 9 ns longer if the bucket exists
         except KeyError:
@@ -96,7 +113,7 @@ class Bucket:
         table = self._by_name.get(self.name)
         if table is None:
             self._absent()
-            return [None] * len(keys)
+            return [None] * len(_own_keys(keys))
         return table.get_many(keys)
 
     def exists(self, key: bytes) -> bool:
@@ -118,6 +135,10 @@ class Bucket:
         :raises LimitError: the key or value is too long, or the store or the quota is full even after
             expired keys are removed
         """
+        if type(key) is not bytes:
+            key = own_bytes(key, "key")
+        if type(value) is not bytes:
+            value = own_bytes(value, "value")
         if len(key) > self._key_bytes_max:
             raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
         if len(value) > self._value_bytes_max:
@@ -158,11 +179,19 @@ class Bucket:
 
         :raises LimitError: as in `set`
         """
+        if type(entries) is not dict and not isinstance(entries, Mapping):
+            raise TypeError(f"entries: found {type(entries).__name__}, allowed a mapping")
+        entries = dict(entries)  # the caller may change its own
+        key_bytes_max, value_bytes_max = self._key_bytes_max, self._value_bytes_max
         for key, value in entries.items():
-            if len(key) > self._key_bytes_max:
-                raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
-            if len(value) > self._value_bytes_max:
-                raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
+            if type(key) is not bytes or type(value) is not bytes:
+                return self.set_many(
+                    {own_bytes(key, "key"): own_bytes(value, "value") for key, value in entries.items()}
+                )
+            if len(key) > key_bytes_max:
+                raise LimitError(KEY_BYTES, len(key), key_bytes_max)
+            if len(value) > value_bytes_max:
+                raise LimitError(VALUE_BYTES, len(value), value_bytes_max)
         if entries:
             self._write(lambda table: table.set_many(entries, self._quota, self._ttl_ns) or None)
 
@@ -180,6 +209,10 @@ class Bucket:
         :raises CounterError: the value is not a counter, or the sum is below 0 or at least 2**64
         :raises LimitError: as in `set`
         """
+        if type(key) is not bytes:
+            key = own_bytes(key, "key")
+        if type(delta) is not int:
+            delta = own_int(delta, "delta")
         if len(key) > self._key_bytes_max:
             raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
 
@@ -236,6 +269,8 @@ class Bucket:
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
+        if type(key) is not bytes:
+            key = own_bytes(key, "key")
         table = self._by_name.get(self.name)
         while table is not None:
             shift, shards = table.ring
@@ -250,11 +285,12 @@ class Bucket:
         self._absent()
         return False
 
-    def delete_many(self, keys: Sequence[bytes]) -> int:
+    def delete_many(self, keys: Iterable[bytes]) -> int:
         """Remove keys. Return the number of keys that existed. O(keys).
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
+        keys = _own_keys(keys)
         table = self._by_name.get(self.name)
         while table is not None:
             removed = table.delete_many(keys)
@@ -277,6 +313,7 @@ class Bucket:
         >>> bucket.ttl_ms(b"k"), bucket.persist(b"k"), bucket.ttl_ms(b"k")
         (1500, True, None)
         """
+        key = own_bytes(key, "key")
         table = self._by_name.get(self.name)
         if table is None:
             return None
@@ -288,6 +325,7 @@ class Bucket:
 
     def persist(self, key: bytes) -> bool:
         """Remove a key's deadline. Return True if the key had a deadline. O(1)."""
+        key = own_bytes(key, "key")
         table = self._by_name.get(self.name)
         while table is not None:
             shard = table.shard_of(key)
@@ -338,6 +376,9 @@ class Bucket:
 
         The parameters are those of `page`.
         """
+        cursor = None if cursor is None else own_int(cursor, "cursor")
+        keys_max = None if keys_max is None else own_int(keys_max, "keys_max")
+        bytes_max = None if bytes_max is None else own_int(bytes_max, "bytes_max")
         if cursor is not None and not 0 <= cursor <= CURSOR_MAX:
             raise ValueError(f"cursor: found {cursor}, allowed 0 to 2**64 - 1")
         if keys_max is None:
@@ -372,6 +413,51 @@ class Bucket:
             if cursor is None:
                 return
 
+    def values(self) -> Iterator[bytes]:
+        """Yield the values of the keys that `keys` yields, page by page."""
+        return (value for _, value in self.items())
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the keys that `keys` yields, with their values, page by page.
+
+        The value is the one at the time when the page is read. A key that is deleted before is left out.
+        """
+        cursor: int | None = None
+        while True:
+            page = self.page(cursor)
+            for key, value in zip(page.keys, self.get_many(page.keys), strict=True):
+                if value is not None:
+                    yield key, value
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    __iter__ = keys
+
+    __setitem__ = set
+
+    def __getitem__(self, key: bytes) -> bytes:
+        """Return the value of a key, as `get` does.
+
+        :raises KeyError: the key is missing
+        """
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __delitem__(self, key: bytes) -> None:
+        """Remove a key, as `delete` does.
+
+        :raises KeyError: the key is missing
+        """
+        if not self.delete(key):
+            raise KeyError(key)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Return True if the key exists, as `exists` does."""
+        return self.get(key) is not None
+
     def __len__(self) -> int:
         """Return the number of keys in this bucket. The number is exact if no write is in progress. O(shards)."""
         table = self._by_name.get(self.name)
@@ -386,7 +472,14 @@ class Bucket:
             raise NoSuchBucketError(self.name)
 
 
+def _own_keys(keys: Iterable[bytes]) -> list[bytes]:
+    """Return the keys as a list of bytes objects, which the caller cannot change later."""
+    return [key if type(key) is bytes else own_bytes(key, "key") for key in keys]
+
+
 def _ns_of(ttl_ms: int) -> int:
+    if type(ttl_ms) is not int:
+        ttl_ms = own_int(ttl_ms, "ttl_ms")
     if not 1 <= ttl_ms <= TTL_MS_MAX:
         raise ValueError(f"ttl_ms: found {ttl_ms}, allowed 1 to {TTL_MS_MAX}")
     return ttl_ms * NS_PER_MS

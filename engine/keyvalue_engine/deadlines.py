@@ -90,6 +90,7 @@ class Deadlines:
     def close(self) -> None:
         """Release the memory and the place in the schedule. Do not use this object again."""
         self._account.adjust(-self.counted_bytes)
+        self.counted_bytes = 0
         if self._place is not None:
             self._expiry.remove(self._place)
 

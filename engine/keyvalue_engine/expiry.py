@@ -41,7 +41,7 @@ class Expiry:
     :param clock: returns a time in nanoseconds that never goes back
     """
 
-    __slots__ = ("_lock", "_number", "_schedule", "clock", "expired_keys", "was_used")
+    __slots__ = ("_number", "_schedule", "clock", "expired_keys", "lock", "was_used")
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self.clock = clock
@@ -49,7 +49,7 @@ class Expiry:
         #: True once any key has had a deadline. The flag is set before the first such key is written, and is never
         #: cleared. So if the flag is still False after a look-up, the entry that the reader found has no deadline.
         self.was_used = False
-        self._lock = Lock()  # protects all that follows, and expired_keys; a leaf lock, like the ledger's
+        self.lock = Lock()  # protects all that follows, and expired_keys; a leaf lock, like the ledger's
         self._schedule: SortedList[Scheduled] = SortedList()
         self._number = 0
 
@@ -59,7 +59,7 @@ class Expiry:
 
     def schedule(self, shard: Swept, due_ns: int, before: Scheduled | None) -> Scheduled:
         """Give a shard a place in the schedule, instead of the place `before`, if any. O(log shards)."""
-        with self._lock:
+        with self.lock:
             if before is not None:
                 self._schedule.remove(before)
             self._number += 1
@@ -69,12 +69,12 @@ class Expiry:
 
     def remove(self, place: Scheduled) -> None:
         """Remove a shard that no longer has deadlines, or that was replaced. O(log shards)."""
-        with self._lock:
-            self._schedule.remove(place)
+        with self.lock:
+            self._schedule.discard(place)  # an interrupted call may have removed it
 
     def next_due(self, now_ns: int) -> Swept | None:
         """Return the shard whose earliest deadline passed first, or None if no deadline has passed. O(1)."""
-        with self._lock:
+        with self.lock:
             if self._schedule and self._schedule[0][0] <= now_ns:
                 shard: Swept = self._schedule[0][2]
                 return shard
@@ -83,7 +83,7 @@ class Expiry:
     @property
     def overdue_ns(self) -> int:
         """Return how long ago the earliest deadline of a key that is still stored passed; 0 if none has passed."""
-        with self._lock:
+        with self.lock:
             return max(0, self.clock() - self._schedule[0][0]) if self._schedule else 0
 
     def __len__(self) -> int:
@@ -92,5 +92,5 @@ class Expiry:
 
     def count(self, keys: int) -> None:
         """Add to the number of expired keys that were removed."""
-        with self._lock:
+        with self.lock:
             self.expired_keys += keys

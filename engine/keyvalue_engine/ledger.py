@@ -6,10 +6,11 @@ single attribute, so you always read a number that was correct at some moment.
 
 from __future__ import annotations
 
-from threading import Lock
+from threading import RLock
 
 from keyvalue_engine.changes import Observer
 from keyvalue_engine.errors import KEYS, MEMORY_BYTES, QUOTA_KEYS, QUOTA_MEMORY_BYTES, FullError
+from keyvalue_engine.locks import owns
 from keyvalue_engine.options import StoreOptions
 from keyvalue_engine.quota import UNLIMITED, Quota, Usage, Usages
 
@@ -25,7 +26,7 @@ class Ledger:
         #: Protects the counts in the ledger, its accounts and its usages. This is a leaf lock: a thread that holds it
         #: takes no other lock. A thread may take it while it holds a stripe. One lock for the whole store keeps the
         #: limits exact across all threads. An overwrite that does not change the memory size does not take the lock.
-        self.lock = Lock()
+        self.lock = RLock()
         self.keys_max = options.keys_max
         self.memory_bytes_max = UNLIMITED if options.memory_bytes_max is None else options.memory_bytes_max
         self.keys = 0
@@ -71,8 +72,9 @@ class Account:
         """
         ledger = self.ledger
         lock = ledger.lock
-        lock.acquire()  # a with statement costs 70 ns more
+        is_charged = False
         try:
+            lock.acquire()  # inside: see `locks`
             keys_after = ledger.keys + keys
             memory_after = ledger.memory_bytes + memory_bytes
             if keys_after > ledger.keys_max and keys > 0:
@@ -80,16 +82,34 @@ class Account:
             if memory_after > ledger.memory_bytes_max and memory_bytes > 0:
                 raise FullError(MEMORY_BYTES, memory_after, ledger.memory_bytes_max)
             if self._version != self._all_usages.version:
-                self._version = self._all_usages.version
                 self._usages = self._all_usages.of(self.name)
+                self._version = self._all_usages.version
             if self._usages or quota is not None:
                 self._charge_quotas(keys, memory_bytes, quota)
             ledger.keys = keys_after
             ledger.memory_bytes = memory_after
             self.keys += keys
             self.memory_bytes += memory_bytes
-        finally:
+            is_charged = True
             lock.release()
+        except BaseException:
+            if is_charged:  # an interrupt after `release`
+                self._take_back(keys, memory_bytes)
+            elif owns(lock):
+                lock.release()
+            raise
+
+    def _take_back(self, keys: int, memory_bytes: int) -> None:
+        """Undo a charge. No limit applies, although another thread may have used the memory that a removal freed."""
+        ledger = self.ledger
+        with ledger.lock:
+            for usage in self._all_usages.of(self.name):
+                if usage.counts(self.name):
+                    usage.add(-keys, -memory_bytes)
+            ledger.keys -= keys
+            ledger.memory_bytes -= memory_bytes
+            self.keys -= keys
+            self.memory_bytes -= memory_bytes
 
     def _charge_quotas(self, keys: int, memory_bytes: int, limited_by: Quota | None) -> None:
         if limited_by is not None:
@@ -100,13 +120,30 @@ class Account:
                 raise FullError(QUOTA_KEYS, keys_after, limited_by.keys_max, limited_by)
             if memory_after > limited_by.memory_bytes_max and memory_bytes > 0:
                 raise FullError(QUOTA_MEMORY_BYTES, memory_after, limited_by.memory_bytes_max, limited_by)
-        for usage in self._usages:
-            boundary = usage.boundary
-            if boundary is None or self.name < boundary:  # `Usage.counts` and `add`, inlined for speed
-                usage.keys += keys
-                usage.memory_bytes += memory_bytes
+        charged = 0
+        try:
+            for usage in self._usages:
+                boundary = usage.boundary
+                if boundary is None or self.name < boundary:  # `Usage.counts` and `add`, inlined for speed
+                    usage.keys += keys
+                    usage.memory_bytes += memory_bytes
+                charged += 1
+        except BaseException:  # an interrupt between two usages
+            for usage in self._usages[:charged]:
+                if usage.counts(self.name):
+                    usage.add(-keys, -memory_bytes)
+            raise
 
     def adjust(self, memory_bytes: int) -> None:
-        """Add the memory of shards and orders to the ledger's count. No limit applies."""
-        with self.ledger.lock:
-            self.ledger.memory_bytes += memory_bytes
+        """Add the memory of shards and orders to the ledger's count, or raise what a signal handler raised and add nothing."""
+        ledger = self.ledger
+        is_done = False
+        try:
+            with ledger.lock:
+                ledger.memory_bytes += memory_bytes
+                is_done = True
+        except BaseException:
+            if is_done:  # an interrupt at the end of `with`
+                with ledger.lock:
+                    ledger.memory_bytes -= memory_bytes
+            raise

@@ -93,7 +93,11 @@ class BucketOptions:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None or field.name == "quota":
+            if value is None:
+                continue
+            if field.name == "quota":
+                if not isinstance(value, Quota):
+                    raise TypeError(f"{field.name}: found {type(value).__name__}, allowed Quota")
                 continue
             if field.name == "strict_buckets":
                 if type(value) is not bool:

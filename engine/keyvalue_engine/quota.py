@@ -27,6 +27,8 @@ from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
+from keyvalue_engine.arguments import own_bytes, own_int
+
 __all__ = ["UNLIMITED", "Quota", "Reach", "Usage", "Usages"]
 
 #: The limit if no limit is set. No count reaches this number.
@@ -176,15 +178,17 @@ class Quota:
     :param reach: the buckets that the quota covers
     :param keys_max: limit for the number of keys, or None
     :param memory_bytes_max: limit for the memory of entries, as computed in `keyvalue_engine.entry`, or None
+    :raises TypeError: a name, the prefix or a limit has another type
     :ivar usage: the counts; they are fixed while the quota belongs to no store
     """
 
     __slots__ = ("keys_max", "memory_bytes_max", "reach", "usage")
 
     def __init__(self, reach: Reach, keys_max: int | None, memory_bytes_max: int | None) -> None:
-        self.reach = reach
-        self.keys_max = UNLIMITED if keys_max is None else keys_max
-        self.memory_bytes_max = UNLIMITED if memory_bytes_max is None else memory_bytes_max
+        names = None if reach.names is None else frozenset(own_bytes(name, "name") for name in reach.names)
+        self.reach = reach = Reach(names, own_bytes(reach.prefix, "prefix"))
+        self.keys_max = UNLIMITED if keys_max is None else own_int(keys_max, "keys_max")
+        self.memory_bytes_max = UNLIMITED if memory_bytes_max is None else own_int(memory_bytes_max, "memory_bytes_max")
         self.usage = Usage(reach)
 
     @property

@@ -27,15 +27,16 @@ A shard never takes another shard's stripe.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from threading import Lock
+from threading import RLock
 
 from keyvalue_engine.changes import DELETE, EXPIRE, PERSIST, SET, Change
 from keyvalue_engine.context import Context, Copy
 from keyvalue_engine.counter import counter_sum
 from keyvalue_engine.deadlines import Deadlines
 from keyvalue_engine.entry import ENTRY_BYTES, SHARD_BYTES, Entry, entry_size, value_size
-from keyvalue_engine.errors import VALUE_BYTES, LimitError
+from keyvalue_engine.errors import VALUE_BYTES, LimitError, StoreError
 from keyvalue_engine.filling import Filling
+from keyvalue_engine.locks import owns
 from keyvalue_engine.order import LazyOrder
 from keyvalue_engine.quota import Quota
 
@@ -62,29 +63,29 @@ class Shard:
 
     __slots__ = (
         "_account",
-        "_context",
         "_expiry",
-        "_order",
+        "context",
         "deadlines",
         "depth",
         "entries",
+        "order",
         "retired",
         "start",
         "stripe",
     )
 
     def __init__(self, start: int, depth: int, context: Context) -> None:
-        self.stripe = Lock()
+        self.stripe = RLock()
         self.entries: dict[bytes, Entry] = {}
         #: None while no key has a deadline. A write without a deadline then need not read the clock.
         self.deadlines: Deadlines | None = None
         self.retired = False
         self.start = start
         self.depth = depth
-        self._context = context
+        self.context = context
         self._account = context.account
         self._expiry = context.expiry
-        self._order: LazyOrder | None = None
+        self.order: LazyOrder | None = None
         context.account.adjust(SHARD_BYTES)
 
     @property
@@ -107,35 +108,37 @@ class Shard:
         :raises LimitError: the keys or memory of the store or the quota would exceed a limit
         """
         stripe = self.stripe
-        stripe.acquire()  # a with statement costs 70 ns more
         try:
+            stripe.acquire()  # inside: see `locks`
             if self.retired:
-                return 0
-            if ttl_ns or self.deadlines is not None:
-                return self._set_timed(key, value, quota, ttl_ns)
-            # `_commit` for a key without a deadline, inlined for speed (`scripts/bench engine`)
-            entries = self.entries
-            account = self._account
-            old = entries.get(key)
-            if old is None:
-                account.charge(1, ENTRY_BYTES + (len(key) + 48 & ~15) + (len(value) + 48 & ~15), quota)
-                entries[key] = value
-                if self._order is not None:
-                    self._note(key)
-                keys = len(entries)
-            else:
-                if len(value) != len(old):
-                    growth = (len(value) + 48 & ~15) - (len(old) + 48 & ~15)
-                    if growth:
-                        account.charge(0, growth, quota)
-                entries[key] = value
-                keys = 1
-            observer = account.observer
-            if observer is not None:
-                observer(SET, account.name, key, value)
-            return keys
-        finally:
-            stripe.release()
+                keys = 0
+            elif ttl_ns or self.deadlines is not None:
+                keys = self._set_timed(key, value, quota, ttl_ns)
+            else:  # `_commit` for a key without a deadline, inlined for speed (`scripts/bench engine`)
+                entries = self.entries
+                account = self._account
+                old = entries.get(key)
+                if old is None:
+                    account.charge(1, ENTRY_BYTES + (len(key) + 48 & ~15) + (len(value) + 48 & ~15), quota)
+                    entries[key] = value
+                    if self.order is not None:
+                        self._note(key)
+                    keys = len(entries)
+                else:
+                    if len(value) != len(old):
+                        growth = (len(value) + 48 & ~15) - (len(old) + 48 & ~15)
+                        if growth:
+                            account.charge(0, growth, quota)
+                    entries[key] = value
+                    keys = 1
+                observer = account.observer
+                if observer is not None:
+                    observer(SET, account.name, key, value)
+        except BaseException as error:
+            self._abort(error)
+            raise
+        stripe.release()
+        return keys
 
     def _set_timed(self, key: bytes, value: bytes, quota: Quota | None, ttl_ns: int) -> int:
         """Do the work of `set` when any key in the shard has a deadline, or when this key gets one."""
@@ -164,11 +167,14 @@ class Shard:
     def delete(self, key: bytes) -> bool | None:
         """Remove a key. Return True if the key existed, or None if the shard is retired. O(1). Takes the stripe."""
         stripe = self.stripe
-        stripe.acquire()
         try:
-            return None if self.retired else self.remove(key)
-        finally:
-            stripe.release()
+            stripe.acquire()
+            removed = None if self.retired else self.remove(key)
+        except BaseException as error:
+            self._abort(error)
+            raise
+        stripe.release()
+        return removed
 
     def increment(self, key: bytes, delta: int, value_bytes_max: int, quota: Quota | None, ttl_ns: int) -> int | None:
         """Add `delta` to a counter. Return the sum, or None if the shard is retired. O(1). Takes the stripe.
@@ -178,31 +184,35 @@ class Shard:
         :raises LimitError: as in `set`
         """
         stripe = self.stripe
-        stripe.acquire()
         try:
-            if self.retired:
-                return None
-            now_ns = 0
-            if ttl_ns or self.deadlines is not None:
-                now_ns = self._expiry.clock()
-                old = self._live(key, now_ns)
-            else:
-                old = self.entries.get(key)
-            deadline_ns = None
-            if isinstance(old, tuple):
-                before, deadline_ns = old
-            else:
-                before = b"0" if old is None else old
-            total = counter_sum(before, delta)
-            value = b"%d" % total
-            if len(value) > value_bytes_max:
-                raise LimitError(VALUE_BYTES, len(value), value_bytes_max)
-            if ttl_ns:
-                deadline_ns = now_ns + ttl_ns
-            self._commit(SET, key, value if deadline_ns is None else (value, deadline_ns), old, quota)
-            return total
-        finally:
-            stripe.release()
+            stripe.acquire()
+            total = None if self.retired else self._add(key, delta, value_bytes_max, quota, ttl_ns)
+        except BaseException as error:
+            self._abort(error)
+            raise
+        stripe.release()
+        return total
+
+    def _add(self, key: bytes, delta: int, value_bytes_max: int, quota: Quota | None, ttl_ns: int) -> int:
+        now_ns = 0
+        if ttl_ns or self.deadlines is not None:
+            now_ns = self._expiry.clock()
+            old = self._live(key, now_ns)
+        else:
+            old = self.entries.get(key)
+        deadline_ns = None
+        if isinstance(old, tuple):
+            before, deadline_ns = old
+        else:
+            before = b"0" if old is None else old
+        total = counter_sum(before, delta)
+        value = b"%d" % total
+        if len(value) > value_bytes_max:
+            raise LimitError(VALUE_BYTES, len(value), value_bytes_max)
+        if ttl_ns:
+            deadline_ns = now_ns + ttl_ns
+        self._commit(SET, key, value if deadline_ns is None else (value, deadline_ns), old, quota)
+        return total
 
     def persist(self, key: bytes) -> bool | None:
         """Remove a key's deadline. O(1). Takes the stripe.
@@ -226,6 +236,20 @@ class Shard:
         """
         with self.stripe:
             return 0 if self.retired else self._expire_due(looks_max)
+
+    def _abort(self, error: BaseException) -> None:
+        """Release the stripe after a call failed. O(n) after an interrupt, which `keyvalue_engine.locks` explains.
+
+        The account and the entries agree, but the order and the deadlines may lack the key. So they are made again.
+        """
+        if owns(self.stripe):
+            try:
+                if not isinstance(error, StoreError) and not self.retired:
+                    self._drop_derived()
+                    self._find_deadlines()
+                    self.enter_expiry()
+            finally:
+                self.stripe.release()
 
     # The caller of each method below must hold the stripe, unless the method says that it takes the stripe.
 
@@ -252,30 +276,31 @@ class Shard:
         """
         account = self._account
         before_ns = old[1] if isinstance(old, tuple) else None
+        deadline_ns = entry[1] if isinstance(entry, tuple) else None
         if charged:
             pass
         elif old is None or entry is None:
             growth = (0 if entry is None else entry_size(key, entry)) - (0 if old is None else entry_size(key, old))
             account.charge(1 if old is None else -1, growth, quota)
-        elif len(entry) != len(old) or before_ns is not None or isinstance(entry, tuple):
+        elif len(entry) != len(old) or before_ns is not None or deadline_ns is not None:
             growth = value_size(entry) - value_size(old)
             if growth:
                 account.charge(0, growth, quota)
-        if isinstance(entry, tuple):
-            self._expiry.was_used = True  # before the entry is stored
+        # No call separates the account from the entries, so an interrupt finds both changed, or none (see `locks`).
+        if entry is not None:
+            if deadline_ns is not None:
+                self._expiry.was_used = True  # before the entry is stored
             self.entries[key] = entry
-            self._put_deadline(key, entry[1], before_ns, old is not None)
         else:
-            if entry is None:
-                entries = self.entries
-                del entries[key]
-                if entries.__sizeof__() > DICT_BYTES_MIN + DICT_BYTES_PER_KEY * len(entries):
-                    self._shrink()
-            else:
-                self.entries[key] = entry
-            if before_ns is not None:
-                self._drop_deadline(key)
-        if (old is None or entry is None) and self._order is not None:
+            entries = self.entries
+            del entries[key]
+            if entries.__sizeof__() > DICT_BYTES_MIN + DICT_BYTES_PER_KEY * len(entries):
+                self._shrink()
+        if deadline_ns is not None:
+            self._put_deadline(key, deadline_ns, before_ns, old is not None)
+        elif before_ns is not None:
+            self._drop_deadline(key)
+        if (old is None or entry is None) and self.order is not None:
             self._note(key)
         observer = account.observer
         if observer is not None:
@@ -307,7 +332,7 @@ class Shard:
         Call `expire` for these keys, and charge the account, before this call.
         """
         known = self.entries
-        if deadline_ns is None and self.deadlines is None and self._order is None and self._account.observer is None:
+        if deadline_ns is None and self.deadlines is None and self.order is None and self._account.observer is None:
             for key in part:  # `_commit` for a charged change, inlined for speed (benchmark scenario: batch)
                 known[key] = entries[key]
             return
@@ -360,7 +385,7 @@ class Shard:
     def _put_deadline(self, key: bytes, deadline_ns: int, before_ns: int | None, is_copy: bool) -> None:
         """Add a deadline, as `Deadlines.put` does."""
         if self.deadlines is None:
-            self.deadlines = Deadlines(self, self.entries, self._context)
+            self.deadlines = Deadlines(self, self.entries, self.context)
         self.deadlines.put(key, deadline_ns, before_ns, is_copy)
 
     def _drop_deadline(self, key: bytes) -> None:
@@ -375,19 +400,19 @@ class Shard:
         entries = self.entries = {key: entry for key, entry in self.entries.items()}  # noqa: C416 - a copy keeps the size
         if self.deadlines is not None:
             self.deadlines.entries = entries
-        if self._order is not None:
-            self._order.entries = entries
+        if self.order is not None:
+            self.order.entries = entries
 
     def _note(self, key: bytes) -> None:
         """Update the order, if there is one, after a key was added or removed."""
-        if self._order is not None and not self._order.note(key):
-            self._order = None
+        if self.order is not None and not self.order.note(key):
+            self.order = None
 
     def drop_order(self) -> int:
         """Drop the order. Return the memory that was freed. Takes the stripe."""
         with self.stripe:
-            freed_bytes = 0 if self._order is None else self._order.drop()
-            self._order = None
+            freed_bytes = 0 if self.order is None else self.order.drop()
+            self.order = None
             return freed_bytes
 
     def take(self, position: int, page: Filling) -> int | None:
@@ -397,21 +422,21 @@ class Shard:
         the order, the order is used only for this page.
         """
         page.work += self._expire_due(ALL)
-        order = self._order
+        order = self.order
         if order is None:
             if not self.entries:
                 return None
-            order = LazyOrder(self, self.entries, self._context)
+            order = LazyOrder(self, self.entries, self.context)
             page.work += len(self.entries)
         try:
             return order.take(position, page)
         finally:
-            self._order = order if order.keep() else None
+            self.order = order if order.keep() else None
 
     def copy(self, position: int) -> Copy:
         """Return a copy of the current entries at and after `position`. O(n)."""
         self._expire_due(ALL)
-        position_of = self._context.position_of
+        position_of = self.context.position_of
         pairs = self.entries.items()  # after a merge, some may be before `position`
         return Copy([pair for pair in pairs if position <= self.start or position_of(pair[0]) >= position], self.end)
 
@@ -422,10 +447,10 @@ class Shard:
         """
         depth = self.depth + bits
         shift = 64 - depth
-        shards = [Shard(self.start + (index << shift), depth, self._context) for index in range(1 << bits)]
+        shards = [Shard(self.start + (index << shift), depth, self.context) for index in range(1 << bits)]
         parts = [shard.entries for shard in shards]
         mask = len(parts) - 1
-        hash_function, secret = self._context.hash_function, self._context.secret
+        hash_function, secret = self.context.hash_function, self.context.secret
         for key, entry in self.entries.items():
             parts[hash_function(secret, key) >> shift & mask][key] = entry
         if self.deadlines is not None:
@@ -444,7 +469,7 @@ class Shard:
     def _find_deadlines(self) -> None:
         """Find the deadlines of a shard that is not in the ring yet. `enter_expiry` adds them to the schedule."""
         if any(isinstance(entry, tuple) for entry in self.entries.values()):
-            self.deadlines = Deadlines(self, self.entries, self._context)
+            self.deadlines = Deadlines(self, self.entries, self.context)
             self.deadlines.find()
 
     def enter_expiry(self) -> None:
@@ -461,39 +486,14 @@ class Shard:
 
         A writer that finds the shard retired must look up the key's shard again.
         """
-        if self._order is not None:
-            self._order.drop()
-            self._order = None
-        if self.deadlines is not None:
-            self.deadlines.close()
-            self.deadlines = None
+        self._drop_derived()
         self.retired = True
         self._account.adjust(-SHARD_BYTES)
 
-    def check(self) -> None:
-        """Assert every invariant of a shard that is not retired. O(n)."""
-        assert not self.retired
-        assert 0 <= self.start < self.end <= 1 << 64
-        assert self.start % (1 << (64 - self.depth)) == 0
-        for key, entry in self.entries.items():
-            assert type(key) is bytes
-            assert type(entry[0] if isinstance(entry, tuple) else entry) is bytes
-            assert type(entry) is bytes or self.deadlines is not None
-            assert self.start <= self._context.position_of(key) < self.end
+    def _drop_derived(self) -> None:
+        if self.order is not None:
+            self.order.drop()
+            self.order = None
         if self.deadlines is not None:
-            self.deadlines.check()
-            assert self.deadlines.count, "`deadlines` is None if no key has a deadline"
-        if self._order is not None:
-            self._order.check()
-
-    @property
-    def entries_bytes(self) -> int:
-        """Return the memory that the account should count for this shard, recalculated from the entries. O(n)."""
-        return sum(entry_size(*entry) for entry in self.entries.items())
-
-    @property
-    def memory_bytes(self) -> int:
-        """Return the memory that the ledger should count for this shard, recalculated from the entries. O(n)."""
-        order_bytes = 0 if self._order is None else self._order.counted_bytes
-        deadlines_bytes = 0 if self.deadlines is None else self.deadlines.counted_bytes
-        return SHARD_BYTES + order_bytes + deadlines_bytes + self.entries_bytes
+            self.deadlines.close()
+            self.deadlines = None

@@ -19,28 +19,36 @@ repeated. A body is a msgpack array:
 
 The writer creates a temporary file in the same directory, syncs it and renames it. Then the writer syncs the
 directory. So a crash leaves either the old file or the new one. The file's mode is 0600, because values may be
-secret.
+secret. If the path is a symbolic link, the writer replaces the file that the link names, and keeps the link.
+
+A writer holds a lock (flock) on its temporary file. A killed writer leaves its file without a lock, and the next save
+to the same path removes the file.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from os import PathLike
 from struct import Struct
 from tempfile import NamedTemporaryFile
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import msgpack
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from keyvalue_engine.context import SECRET_BYTES
 from keyvalue_engine.errors import SnapshotError
 from keyvalue_engine.table import Table
 
 __all__ = ["FORMAT", "VERSION", "Reader", "save"]
+
+T = TypeVar("T")
 
 FORMAT = "keyvalue-inmemory snapshot"
 VERSION = 3
@@ -49,10 +57,16 @@ VERSIONS = (1, 2, 3)
 SEED_VERSION_MAX = 2
 HEADER, BLOCK, END = 0, 1, 2
 HEAD = Struct(">BBQBI")
+SUFFIX = ".tmp"
 ARRAY2, UINT64, BIN32 = 0x92, 0xCF, 0xC6
 #: A block is written once its keys and values reach this size. So saving needs extra memory only for one block, one
 #: shard and the largest value.
 BLOCK_BYTES = 1024 * 1024
+#: Limit for the keys and values in a block. The keys of a block differ, and the block ends at BLOCK_BYTES, so even the
+#: shortest keys give fewer than 371,000 keys. Together with the limits of `Reader`, this bounds the memory for a frame.
+PARTS_MAX = BLOCK_BYTES
+#: A block has the most arrays and maps: itself, its entries and its deadlines.
+ARRAYS_MAX, MAPS_MAX = 2, 1
 
 
 def save(
@@ -66,12 +80,19 @@ def save(
 
     :param emptied: the names of buckets without keys; each gets a block without keys
     :param unix_ms_of: converts a time on the store's clock to Unix time in milliseconds
-    :raises OSError: the file could not be written. `path` is unchanged, and the temporary file is removed. If only
-        the sync of the directory failed, `path` is the new file, but the new file may not survive a crash.
+    :raises OSError: the file could not be written, or `path` is not a regular file. `path` is unchanged, and the
+        temporary file is removed. If only the sync of the directory failed, `path` is the new file, but the new file
+        may not survive a crash.
     """
-    path = os.path.abspath(path)
-    directory = os.path.dirname(path)
-    with NamedTemporaryFile(dir=directory, prefix=".snapshot-", suffix=".tmp", delete=False) as file:
+    path = os.path.realpath(path)  # a symbolic link stays
+    directory, name = os.path.split(path)
+    with suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # `os.replace` refuses a directory
+            raise OSError(errno.EINVAL, "Not a regular file", path)
+    prefix = f".snapshot-{xxh3_64_hexdigest(os.fsencode(name))}-"
+    _remove_abandoned(directory, prefix)
+    with _create(directory, prefix) as file:
         try:
             _write(file, secret, tables, emptied, unix_ms_of)
             file.flush()
@@ -82,6 +103,39 @@ def save(
                 os.unlink(file.name)
             raise
     _fsync_directory(directory)
+
+
+def _create(directory: str, prefix: str) -> IO[bytes]:
+    """Create a temporary file, and lock it."""
+    while True:
+        file = NamedTemporaryFile(dir=directory, prefix=prefix, suffix=SUFFIX, delete=False)  # noqa: SIM115 - `save` closes it
+        _lock(file.fileno())
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # another save removed the file before it was locked
+
+
+def _remove_abandoned(directory: str, prefix: str) -> None:
+    """Remove the temporary files of killed writers. A running writer holds a lock on its file."""
+    for name in os.listdir(directory):
+        if name.startswith(prefix) and name.endswith(SUFFIX):
+            path = os.path.join(directory, name)
+            with suppress(OSError):  # a file that cannot be removed does not prevent the save
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    if _lock(descriptor):
+                        os.unlink(path)
+                finally:
+                    os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file until it is closed. Return False if another writer holds the lock, or if the file system has none."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _write(
@@ -153,17 +207,22 @@ class Reader:
 
     The constructor reads the header, which contains the `secret`; it is None up to version 2. Iteration yields (bucket
     name, [(key, value, deadline or None), ...]). All data is checked before use. Even if a length is damaged, the
-    reader never allocates more memory than the file's size.
+    reader never reads more than the file's size. A frame with more arrays, maps or parts than a block can have is
+    refused before they are created.
 
-    :raises SnapshotError: a frame is damaged; both the constructor and the iteration can raise this error
+    :raises SnapshotError: a frame is damaged, or the path is not a regular file; both the constructor and the iteration
+        can raise this error
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self._path = os.fspath(path)
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by __exit__, or below
+        self._file = open(path, "rb", opener=_open_now)  # noqa: SIM115 - closed by __exit__, or below
         self._offset = 0
         try:
-            self._left = os.fstat(self._file.fileno()).st_size
+            status = os.fstat(self._file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise self._error(0, "the file is not a regular file")
+            self._left = status.st_size
             self.secret = self._read_header()
         except BaseException:
             self._file.close()
@@ -232,15 +291,47 @@ class Reader:
         self._offset += HEAD.size + size
         self._left -= HEAD.size + size
         try:
-            frame = msgpack.unpackb(body, strict_map_key=False)  # the map of deadlines has integer keys
+            frame = msgpack.unpackb(
+                body,
+                strict_map_key=False,  # the map of deadlines has integer keys
+                list_hook=_at_most(ARRAYS_MAX, "arrays"),
+                object_hook=_at_most(MAPS_MAX, "maps"),
+                max_array_len=PARTS_MAX,
+                max_map_len=PARTS_MAX // 2,
+                timestamp=1,  # a float; objects would take much more time and memory
+                ext_hook=_refuse_extension,
+            )
         except (TypeError, ValueError, msgpack.exceptions.UnpackException) as error:  # TypeError: an array as a key
-            raise self._error(at, f"the frame is not msgpack: {error}") from error
+            raise self._error(at, f"the frame cannot be decoded: {error}") from error
         if not isinstance(frame, list):
             raise self._error(at, "the frame is not an array")
         return frame
 
     def _error(self, offset: int, reason: str) -> SnapshotError:
         return SnapshotError(self._path, offset, reason)
+
+
+def _open_now(path: str, flags: int) -> int:
+    """Open a file without waiting. To open a FIFO would otherwise wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _at_most(objects_max: int, kind: str) -> Callable[[T], T]:
+    """Return a hook for msgpack that refuses an array or a map too many."""
+    left = objects_max
+
+    def take(created: T) -> T:
+        nonlocal left
+        if not left:
+            raise ValueError(f"it has more than {objects_max} {kind}")
+        left -= 1
+        return created
+
+    return take
+
+
+def _refuse_extension(code: int, _: bytes) -> None:
+    raise ValueError(f"it has an extension type ({code})")
 
 
 def _is_block(entries: list[Any], rest: list[Any]) -> bool:

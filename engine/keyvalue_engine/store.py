@@ -25,6 +25,7 @@ and the first key of its page revealed the seed, and the seed revealed more than
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from os import PathLike
 from secrets import token_bytes
@@ -33,6 +34,7 @@ from time import monotonic_ns, time_ns
 from siphashc import siphash
 
 from keyvalue_engine import snapshot
+from keyvalue_engine.arguments import own_bytes, own_int
 from keyvalue_engine.bucket import NS_PER_MS, Bucket
 from keyvalue_engine.changes import ObserverOf
 from keyvalue_engine.context import SECRET_BYTES, HashFunction
@@ -48,6 +50,16 @@ AS_WRITTEN = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX)
 
 class Store:
     """A store of buckets, keys and values in memory. All methods are synchronous, and any thread may call them.
+
+    A signal handler may raise an exception, such as KeyboardInterrupt, in the middle of a call. If that call is `get`,
+    `exists`, `set`, `increment` or `delete` of one key, then the change is made completely or not at all, no lock stays
+    held, and the counts are right. This does not apply to a call that creates a bucket, removes its last key, splits a
+    shard or finds the store full, or to a key with a deadline. After an interrupt in such a call, or in another method, do
+    not use the store again. An interrupted call may not reach the observer. To be safe, let signal handlers only set a
+    flag, or call the store in threads other than the main thread, where no handler runs. A handler must not use the store.
+
+    After a fork, the child must not use the store if other threads of the parent were using it. The child cannot release
+    the locks that these threads held. `save` refuses to run then. Other methods would wait for ever.
 
     >>> store = Store()
     >>> colours = store.bucket(b"colours")
@@ -66,7 +78,7 @@ class Store:
     :param clock: returns a time in nanoseconds that never goes back; tests use a clock that they control
     """
 
-    __slots__ = ("_tables", "options")
+    __slots__ = ("_process", "_tables", "options")
 
     def __init__(
         self,
@@ -84,13 +96,16 @@ class Store:
         if len(secret) != SECRET_BYTES:
             raise ValueError(f"secret: found {len(secret)} bytes, allowed {SECRET_BYTES}")
         self._tables = Tables(self.options, secret, hash_function, clock)
+        self._process = os.getpid()
 
     def bucket(self, name: bytes, options: BucketOptions | None = None) -> Bucket:
         """Return a handle for the bucket with this name. The first write creates the bucket; this call does not.
 
+        :param name: bytes, or a buffer, which is copied
         :param options: options for this handle, which override the store's options
+        :raises TypeError: the name has another type
         """
-        return Bucket(self._tables, name, BucketOptions() if options is None else options)
+        return Bucket(self._tables, own_bytes(name, "bucket name"), BucketOptions() if options is None else options)
 
     def bucket_names(self) -> list[bytes]:
         """Return the names of all buckets, oldest first.
@@ -116,6 +131,7 @@ class Store:
 
         :param keys_max: limit for the number of deadlines to examine; some may belong to keys that were written again
         """
+        keys_max = own_int(keys_max, "keys_max")
         if keys_max < 1:
             raise ValueError(f"keys_max: found {keys_max}, allowed at least 1")
         return not self._tables.sweep(keys_max)
@@ -174,8 +190,14 @@ class Store:
         Other threads may write during the save. Each shard is saved as of a single moment, but different shards may
         be saved as of different moments. `keyvalue_engine.snapshot` describes the format.
 
+        If `path` is a symbolic link, the file that the link names is replaced.
+
         :raises OSError: the file could not be written; `path` is unchanged
+        :raises RuntimeError: this process is a fork, and another thread used the store at the time of the fork
         """
+        if self._process != os.getpid():
+            self._tables.check_locks()
+            self._process = os.getpid()
         unix_ns = time_ns() - self._tables.expiry.clock()  # the Unix time at which the clock was 0
         tables, emptied = self._tables.copy()
         try:
@@ -195,7 +217,7 @@ class Store:
 
         Loaded keys and values may be longer than the options allow, because a handle's options may have allowed them.
 
-        :raises SnapshotError: the file is damaged
+        :raises SnapshotError: the file is damaged, or is not a regular file
         :raises LimitError: the file has more keys or buckets, or longer bucket names, than the options allow
         :raises OSError: the file could not be read
         """

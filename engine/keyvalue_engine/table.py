@@ -27,11 +27,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 
+from keyvalue_engine.arguments import own_bytes
 from keyvalue_engine.context import Context, Copy
 from keyvalue_engine.filling import Filling
+from keyvalue_engine.invariants import check_shard, entries_bytes
 from keyvalue_engine.ledger import Account
 from keyvalue_engine.options import SHARD_BITS_MAX, StoreOptions
 from keyvalue_engine.quota import Quota
@@ -93,6 +95,13 @@ class Table:
             if shard is not last:
                 last = shard
                 yield shard
+
+    def locks(self) -> Iterator[Lock | RLock]:
+        """Yield all locks of the table."""
+        yield self._growth
+        yield self._batch
+        for shard in self.shards():
+            yield shard.stripe
 
     def shard_of(self, key: bytes) -> Shard:
         """Return the shard for a key. The shard may be retired by the time you use it."""
@@ -172,7 +181,11 @@ class Table:
         """
         _, hash_function, secret, _, expiry, _ = self._context
         shift, shards = self.ring
-        entries: list[Any] = [shards[hash_function(secret, key) >> shift].entries.get(key) for key in keys]
+        entries: list[Any] = [
+            shards[hash_function(secret, key) >> shift].entries.get(key) for key in keys if type(key) is bytes
+        ]
+        if len(entries) != len(keys):
+            return self._read_many([own_bytes(key, "key") for key in keys])
         if not expiry.was_used or tuple not in map(type, entries):
             return entries
         now_ns = expiry.clock()
@@ -334,7 +347,7 @@ class Table:
         """Assert every invariant of the table and its shards. This method takes one stripe at a time. O(n)."""
         assert not self._batches & 1
         assert self.account.keys == len(self)
-        assert self.account.memory_bytes == sum(shard.entries_bytes for shard in self.shards())
+        assert self.account.memory_bytes == sum(map(entries_bytes, self.shards()))
         shift, shards = self.ring
         assert len(shards) == 1 << (64 - shift)
         assert 64 - shift <= SHARD_BITS_MAX
@@ -344,6 +357,6 @@ class Table:
             end = shard.end
             assert all(shards[index] is shard for index in range(shard.start >> shift, end >> shift))
             with shard.stripe:
-                shard.check()
+                check_shard(shard)
                 assert len(shard.entries) <= self._shard_keys_max or shard.depth == SHARD_BITS_MAX
         assert end == 1 << 64

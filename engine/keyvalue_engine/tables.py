@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from threading import Lock
 from typing import TypeVar
 
@@ -23,8 +24,9 @@ from sortedcontainers import SortedList
 from keyvalue_engine.changes import ObserverOf
 from keyvalue_engine.context import Context, HashFunction
 from keyvalue_engine.entry import BUCKET_BYTES, EMPTIED_BYTES, bytes_size
-from keyvalue_engine.errors import BUCKET_NAME_BYTES, BUCKETS, MEMORY_BYTES, FullError, LimitError, StoreError
+from keyvalue_engine.errors import BUCKET_NAME_BYTES, BUCKETS, MEMORY_BYTES, FullError, LimitError
 from keyvalue_engine.expiry import Expiry
+from keyvalue_engine.invariants import memory_bytes as shard_bytes
 from keyvalue_engine.kept_orders import KeptOrders
 from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.options import StoreOptions
@@ -37,6 +39,8 @@ T = TypeVar("T")
 
 #: The number of expired keys and orders that a write removes, at most, to make room in a full store.
 ROOM_WORK_MAX = 1_000
+#: The seconds after which a lock counts as held for ever.
+LOCK_S = 1.0
 #: The number of buckets to count when there is no limit.
 ALL = 2**32
 
@@ -98,7 +102,7 @@ class Tables:
             table = self._new_table(name)
             try:
                 written = write(table)
-            except StoreError:
+            except BaseException:
                 self._drop_table(name, table)
                 raise
             self.by_name[name] = table
@@ -250,6 +254,14 @@ class Tables:
                 self.ledger.usages.release(usage)
                 quota.usage = usage.copy()
 
+    def check_locks(self) -> None:
+        """Raise RuntimeError if a lock stays held, because its thread does not exist in this forked process."""
+        ledger, expiry, orders = self.ledger.lock, self.expiry.lock, self.orders.lock
+        for lock in chain((self._lock, ledger, expiry, orders), *(table.locks() for table in self.by_name.values())):
+            if not lock.acquire(timeout=LOCK_S):
+                raise RuntimeError("another thread of the parent process used the store during the fork")
+            lock.release()
+
     def observe(self, observer_of: ObserverOf | None) -> None:
         """Set each bucket's observer to the result of `observer_of`, now and for each new bucket. O(buckets)."""
         with self._lock:
@@ -265,7 +277,7 @@ class Tables:
             table.check()
             keys += len(table)
             assert len(table), "an emptied bucket is freed"
-            memory_bytes += BUCKET_BYTES + bytes_size(len(name)) + sum(shard.memory_bytes for shard in table.shards())
+            memory_bytes += BUCKET_BYTES + bytes_size(len(name)) + sum(map(shard_bytes, table.shards()))
         assert list(self._names) == sorted(self.by_name)
         assert not self.by_name.keys() & self.emptied.keys()
         assert len(self.emptied) <= (self.options.buckets_max if self.options.strict_buckets else 0)

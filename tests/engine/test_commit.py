@@ -22,6 +22,7 @@ from keyvalue_engine.context import Context
 from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, entry_size
 from keyvalue_engine.expiry import Expiry
 from keyvalue_engine.filling import Filling
+from keyvalue_engine.invariants import check_shard, entries_bytes, memory_bytes
 from keyvalue_engine.kept_orders import KeptOrders
 from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.shard import Shard
@@ -119,14 +120,14 @@ class Subject:
     def state(self) -> object:
         """Return everything that a write touches."""
         shard = self.shard
-        shard.check()
-        assert self.account.memory_bytes == shard.entries_bytes == self.covering.memory_bytes
+        check_shard(shard)
+        assert self.account.memory_bytes == entries_bytes(shard) == self.covering.memory_bytes
         assert self.account.keys == len(shard.entries) == self.covering.keys == self.ledger.keys
-        assert self.ledger.memory_bytes == shard.memory_bytes
+        assert self.ledger.memory_bytes == memory_bytes(shard)
         return (
             [*shard.entries.items()],
             None if shard.deadlines is None else shard.deadlines.count,
-            None if shard._order is None else shard._order.changes,
+            None if shard.order is None else shard.order.changes,
             (self.expiry.was_used, self.expiry.expired_keys, len(self.expiry)),
             self.events,
         )

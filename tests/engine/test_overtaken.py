@@ -70,16 +70,22 @@ class PlacedLock:
     def __init__(self, places: Places) -> None:
         self.places = places
         self.is_held = False
+        self.was_refused = False
 
     def acquire(self) -> bool:
         self.places.reach()
         if self.is_held:
+            self.was_refused = True
             raise Blocked
         self.is_held = True
         return True
 
     def release(self) -> None:
         self.is_held = False
+
+    def _is_owned(self) -> bool:
+        was_refused, self.was_refused = self.was_refused, False
+        return self.is_held and not was_refused
 
     def __enter__(self) -> bool:
         return self.acquire()
@@ -269,8 +275,8 @@ def save_without_file(
 def places(monkeypatch: pytest.MonkeyPatch) -> Places:
     """Return the places that all locks of a store under test belong to."""
     places = Places()
-    for module in (shard, table, tables):
-        monkeypatch.setattr(module, "Lock", lambda: PlacedLock(places))
+    for module, kind in ((shard, "RLock"), (table, "Lock"), (tables, "Lock")):
+        monkeypatch.setattr(module, kind, lambda: PlacedLock(places))
     monkeypatch.setattr(snapshot, "save", save_without_file)
     return places
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import resource
+import signal
 import stat
 import tracemalloc
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from struct import Struct
@@ -24,6 +27,7 @@ from keyvalue_engine import BucketOptions, LimitError, NoSuchBucketError, Snapsh
 from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
 from keyvalue_engine.options import TTL_MS_MAX
 from tests.engine.clock import Clock
+from tests.engine.entries import shards_of
 
 Content = dict[bytes, dict[bytes, bytes]]
 
@@ -51,7 +55,7 @@ def content_of(store: Store) -> Content:
     for name in store.bucket_names():
         bucket = store.bucket(name)
         found[name] = {}
-        for key in bucket.keys():  # noqa: SIM118 - a bucket is no mapping
+        for key in bucket:
             value = bucket.get(key)
             assert value is not None
             found[name][key] = value
@@ -350,6 +354,98 @@ def test_a_save_reaches_the_disk_before_its_rename_and_after_it(path: Path, monk
             os.fstat(descriptor)
 
 
+def test_a_symbolic_link_stays_and_its_file_is_replaced(path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    target = tmp_path_factory.mktemp("elsewhere") / "target"
+    path.symlink_to(target)
+    for content in ({b"b": {b"k": b"1"}}, {b"b": {b"k": b"2"}}):
+        stored(content).save(path)
+        assert path.is_symlink()
+        assert content_of(Store.load(target)) == content_of(Store.load(path)) == content
+        assert [os.listdir(place) for place in (path.parent, target.parent)] == [["snapshot"], ["target"]]
+
+
+def test_what_is_not_a_regular_file_is_neither_read_nor_replaced(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(SnapshotError, match="byte 0: the file is not a regular file"):
+        Store.load(path)
+    with pytest.raises(OSError, match="Not a regular file"):
+        stored({b"b": {b"k": b"v"}}).save(path)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert os.listdir(path.parent) == ["snapshot"]
+    with pytest.raises(SnapshotError, match="not a regular file"):
+        Store.load("/dev/zero")
+
+
+def forked(act: Callable[[], None]) -> int:
+    """Call `act` in a forked process, which a signal ends if it hangs. Return the status."""
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        try:
+            act()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_save_removes_the_files_of_killed_saves_but_not_those_of_running_ones(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, replace, seen = stored({b"b": {b"k": b"v"}}), os.replace, []
+
+    def save_and_die() -> None:
+        monkeypatch.setattr(os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        store.save(path)
+
+    def replace_after_another_save(source: str, target: str) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        seen.append(os.listdir(path.parent))
+        stored({b"b": {b"k": b"other"}}).save(path)
+        replace(source, target)
+
+    others = (".snapshot-another.tmp", ".snapshot-0123456789abcdef-another.tmp")
+    for name in others:
+        (path.parent / name).touch()
+    assert forked(save_and_die) == -signal.SIGKILL
+    assert len(os.listdir(path.parent)) == 3
+    monkeypatch.setattr(os, "replace", replace_after_another_save)
+    store.save(path)
+    assert len(seen[0]) == 3, "the abandoned file is gone, and there is a new one"
+    assert sorted(os.listdir(path.parent)) == sorted((*others, "snapshot"))
+    assert content_of(Store.load(path)) == content_of(store)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_save_in_a_forked_process_is_refused_if_another_thread_held_a_lock(is_held: bool, path: Path) -> None:
+    store = stored({b"b": {b"k": b"v"}})
+    (shard,) = shards_of(store)
+    is_locked, is_over = Event(), Event()
+
+    def hold() -> None:
+        with shard.stripe if is_held else nullcontext():
+            is_locked.set()
+            is_over.wait()
+
+    def save() -> None:
+        try:
+            store.save(path)
+        except RuntimeError as error:
+            os._exit(7 if str(error) == "another thread of the parent process used the store during the fork" else 1)
+        os._exit(0)
+
+    thread = Thread(target=hold)
+    thread.start()
+    try:
+        is_locked.wait()
+        assert forked(save) == (7 if is_held else 0)
+    finally:
+        is_over.set()
+        thread.join()
+    assert path.exists() != is_held
+
+
 def test_a_path_may_be_relative_and_its_directory_must_exist(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     stored({b"b": {b"k": b"v"}}).save("snapshot")
@@ -498,11 +594,32 @@ def test_a_frame_of_4_gib_allocates_nothing(path: Path) -> None:
         path.write_bytes(file)
         tracemalloc.start()
         try:
-            with pytest.raises(SnapshotError, match=r"the file is cut short|the frame is not msgpack"):
+            with pytest.raises(SnapshotError, match=r"the file is cut short|the frame cannot be decoded"):
                 Store.load(path)
             assert tracemalloc.get_traced_memory()[1] < 500_000
         finally:
             tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"\xdd" + (8_000_000).to_bytes(4) + b"\x90" * 8_000_000, "8000000 exceeds max_array_len(1048576)"),
+        (b"\x93\x01\xc4\x01b\xdd" + (1_000_000).to_bytes(4) + b"\x90" * 1_000_000, "it has more than 2 arrays"),
+        (b"\x93\x01\xc4\x01b\xdd" + (1_000_000).to_bytes(4) + b"\x80" * 1_000_000, "it has more than 1 maps"),
+        (b"\x93\x01\xc4\x01b\xdd" + (300_000).to_bytes(4) + b"\xd4\x05\x00" * 300_000, "it has an extension type (5)"),
+    ],
+)
+def test_a_frame_with_too_many_parts_is_refused_before_they_are_created(body: bytes, reason: str, path: Path) -> None:
+    path.write_bytes(crafted(HEADER, body))
+    tracemalloc.start()
+    try:
+        with pytest.raises(SnapshotError) as caught:
+            Store.load(path)
+        assert caught.value.reason == f"the frame cannot be decoded: {reason}"
+        assert tracemalloc.get_traced_memory()[1] < len(body) + 8 * 1024 * 1024 + 500_000, "the body and one list"
+    finally:
+        tracemalloc.stop()
 
 
 NO_HEADER = "the file is not a keyvalue-inmemory snapshot"
@@ -530,7 +647,7 @@ NO_BLOCK = "the frame is neither a block nor the end"
         ([HEADER, [1, "b", [b"k", b"v"]]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", {b"k": b"v"}]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k", b"v"], 0]], 1, NO_BLOCK),
-        ([HEADER, [1, b"b", [b"k", b"v"], {}, {}]], 1, NO_BLOCK),
+        ([HEADER, [1, b"b", [b"k", b"v"], {}, {}]], 1, "the frame cannot be decoded: it has more than 1 maps"),
         ([HEADER, [1, b"b", [b"k", b"v"], {0: None}]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k", b"v"], {0: True}]], 1, NO_BLOCK),
         ([HEADER, [1, b"b", [b"k", b"v"], {"0": 1}]], 1, NO_BLOCK),
@@ -543,12 +660,12 @@ NO_BLOCK = "the frame is neither a block nor the end"
             "the file has 1 blocks and 1 keys; its end says 1 blocks and 2 keys",
         ),
         ([HEADER, {}], 1, "the frame is not an array"),
-        ([HEADER, b"\xc1"], 1, "the frame is not msgpack: "),
-        ([HEADER, b"\x93\x01"], 1, "the frame is not msgpack: "),
-        ([HEADER, b"\xa1\xff"], 1, "the frame is not msgpack: "),
-        ([HEADER, b"\x94\x01\xc4\x01b\x90\x81\x91\x01\x01"], 1, "the frame is not msgpack: "),  # {[1]: 1}
-        ([HEADER, msgpack.packb([2, 0, 0]) + b"\0"], 1, "the frame is not msgpack: "),
-        ([HEADER, b"\x91" * 100_000], 1, "the frame is not msgpack: "),
+        ([HEADER, b"\xc1"], 1, "the frame cannot be decoded: "),
+        ([HEADER, b"\x93\x01"], 1, "the frame cannot be decoded: "),
+        ([HEADER, b"\xa1\xff"], 1, "the frame cannot be decoded: "),
+        ([HEADER, b"\x94\x01\xc4\x01b\x90\x81\x91\x01\x01"], 1, "the frame cannot be decoded: "),  # {[1]: 1}
+        ([HEADER, msgpack.packb([2, 0, 0]) + b"\0"], 1, "the frame cannot be decoded: "),
+        ([HEADER, b"\x91" * 100_000], 1, "the frame cannot be decoded: "),
     ],
 )
 def test_a_sound_frame_with_wrong_content_is_refused(bodies: list[Any], index: int, reason: str, path: Path) -> None:
@@ -626,7 +743,7 @@ def test_a_snapshot_saved_during_writes_is_loaded(path: Path) -> None:
             loaded.check()
             bucket = loaded.bucket(b"b")
             assert all(bucket.get(key) == value for key, value in stayed.items())
-            for key in bucket.keys():  # noqa: SIM118 - a bucket is no mapping
+            for key in bucket:
                 assert bucket.get(key) == stayed.get(key, key)
             assert {*loaded.bucket_names()} <= {b"b", *(b"of writer %d" % number for number in range(4))}
     finally:

@@ -403,7 +403,7 @@ def test_a_crowd_comes_on_one_page_whatever_its_size(options: StoreOptions, key_
 def test_writes_without_pages_grow_only_the_entries(others: int) -> None:
     store, bucket, keys = filled(others, StoreOptions(shard_keys_max=20_000))
     [shard] = shards(store)
-    assert shards(store)[0]._order is None, "nothing is sorted before a page is asked for"
+    assert shards(store)[0].order is None, "nothing is sorted before a page is asked for"
     unordered_bytes = store.memory_bytes
     changes_max = max(CHANGES_MIN, others // CHANGES_SHARE) + 1
     for _ in range(2):
@@ -411,11 +411,11 @@ def test_writes_without_pages_grow_only_the_entries(others: int) -> None:
         ordered_bytes = store.memory_bytes
         assert ordered_bytes == unordered_bytes + ORDER_OBJECT_BYTES + ORDER_BYTES * others
         bucket.set(keys[0], bytes(len(bucket.get(keys[0]) or b"")))
-        order = shard._order
+        order = shard.order
         assert order is not None
         assert not order.changes, "an overwrite moves no key"
         noted = 0
-        while any(known._order is not None for known in shards(store)):
+        while any(known.order is not None for known in shards(store)):
             assert 0 <= store.memory_bytes - ordered_bytes <= CHANGES_BYTES_MIN + CHANGES_BYTES_PER_KEY * (others + 1)
             bucket.set(b"churn", b"v")
             bucket.delete(b"churn")
@@ -486,3 +486,32 @@ def test_the_examples_of_the_documentation_run(name: str) -> None:
     results = doctest.testmod(module)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+# A bucket as a mapping
+
+
+def test_a_bucket_has_the_operators_of_a_mapping() -> None:
+    store = Store(StoreOptions(page_keys_max=3))
+    bucket = store.bucket(b"b")
+    assert not bucket
+    assert bucket is not None
+    entries = {b"%d" % number: b"value %d" % number for number in range(10)}
+    for key, value in entries.items():
+        bucket[key] = value
+    assert bucket
+    assert len(bucket) == 10
+    assert dict(bucket.items()) == dict(bucket) == {key: bucket[key] for key in bucket} == entries
+    assert list(bucket) == list(bucket.keys()) == [key for key, _ in bucket.items()]
+    assert sorted(bucket.values()) == sorted(entries.values())
+    assert (b"3" in bucket, b"x" in bucket) == (True, False)
+    items = bucket.items()
+    first, _ = next(items)
+    gone = list(bucket)[-1]
+    del bucket[gone]
+    assert {first, *(key for key, _ in items)} == entries.keys() - {gone}
+    for call in (lambda: bucket[gone], lambda: bucket.__delitem__(gone)):
+        with pytest.raises(KeyError) as caught:
+            call()
+        assert caught.value.args == (gone,)
+    store.check()
