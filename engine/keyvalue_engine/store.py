@@ -27,7 +27,6 @@ from time import monotonic_ns, time_ns
 
 from xxhash import xxh3_64_intdigest
 
-from keyvalue_engine import snapshot
 from keyvalue_engine.bucket import CURSOR_MAX, NS_PER_MS, Bucket
 from keyvalue_engine.changes import ObserverOf
 from keyvalue_engine.options import LENGTH_MAX, TTL_MS_MAX, BucketOptions, StoreOptions
@@ -167,6 +166,8 @@ class Store:
 
         :raises OSError: the file could not be written; `path` is unchanged
         """
+        from keyvalue_engine import snapshot  # here, because importing it takes 4 ms
+
         unix_ns = time_ns() - self._tables.expiry.clock()  # the Unix time at which the clock was 0
         tables, emptied = self._tables.copy()
         try:
@@ -188,6 +189,8 @@ class Store:
         :raises LimitError: the file has more keys or buckets, or longer bucket names, than the options allow
         :raises OSError: the file could not be read
         """
+        from keyvalue_engine import snapshot  # here, because importing it takes 4 ms
+
         with snapshot.Reader(path) as reader:
             store = cls(options, seed=reader.seed)
             for name, entries in reader:

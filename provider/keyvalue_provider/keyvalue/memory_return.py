@@ -7,7 +7,6 @@ task, the memory of the process would hardly fall when keys are deleted.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,25 +22,30 @@ GROWTH_BYTES = 16 * 1024 * 1024
 
 
 async def return_memory(store: Store) -> None:
-    """Return unused memory to the system until the task is cancelled. Without glibc and /proc, return at once."""
+    """Return unused memory to the system until the task is cancelled. Without glibc and /proc, return soon."""
+    try:
+        unused_bytes = _resident_bytes() - store.memory_bytes
+    except OSError:  # not Linux
+        return
+    await asyncio.sleep(INTERVAL_S)
     trim = _trim()
     if trim is None:
         return
-    unused_bytes = _resident_bytes() - store.memory_bytes
     while True:
-        await asyncio.sleep(INTERVAL_S)
         now_bytes = _resident_bytes() - store.memory_bytes
         if now_bytes > unused_bytes + GROWTH_BYTES:
             trim(0)
             unused_bytes = _resident_bytes() - store.memory_bytes
         else:
             unused_bytes = min(unused_bytes, now_bytes)
+        await asyncio.sleep(INTERVAL_S)
 
 
 def _trim() -> Callable[[int], int] | None:
     """Return glibc's `malloc_trim`, or None if this system lacks it."""
+    import ctypes  # here, because importing it takes 2 ms, and the provider answers its first call before
+
     try:
-        _resident_bytes()
         trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError, TypeError):  # not Linux, or another C library
         return None
