@@ -33,7 +33,6 @@ from time import monotonic_ns, time_ns
 
 from siphashc import siphash
 
-from keyvalue_engine import snapshot
 from keyvalue_engine.arguments import own_bytes, own_int
 from keyvalue_engine.bucket import NS_PER_MS, Bucket
 from keyvalue_engine.changes import ObserverOf
@@ -195,6 +194,8 @@ class Store:
         :raises OSError: the file could not be written; `path` is unchanged
         :raises RuntimeError: this process is a fork, and another thread used the store at the time of the fork
         """
+        from keyvalue_engine import snapshot  # here, because importing it takes 4 ms
+
         if self._process != os.getpid():
             self._tables.check_locks()
             self._process = os.getpid()
@@ -221,6 +222,8 @@ class Store:
         :raises LimitError: the file has more keys or buckets, or longer bucket names, than the options allow
         :raises OSError: the file could not be read
         """
+        from keyvalue_engine import snapshot  # here, because importing it takes 4 ms
+
         with snapshot.Reader(path) as reader:
             store = cls(options, secret=reader.secret)
             for name, entries in reader:

@@ -197,6 +197,18 @@ async def test_links_and_options_of_host_data(launch: Launch, raw: Client) -> No
     )
 
 
+def test_a_start_waits_only_for_modules_that_it_needs(launch: Launch) -> None:
+    """The calls of a component are lost until its provider serves. The list holds the modules that took the most time."""
+    provider = launch(environment=host_environment() | {"PYTHONPROFILEIMPORTTIME": "1"})
+    before, _, _ = provider.output.partition("ready: serving")
+    imported = {line.rpartition("| ")[2].strip() for line in before.splitlines() if line.startswith("import time:")}
+    assert {"nats.aio.client", "keyvalue_provider.process"} <= imported
+    unused = (
+        "argparse ctypes keyvalue_engine.snapshot nats.js.api nkeys prometheus_client tomllib wsgiref.simple_server"
+    )
+    assert imported.isdisjoint(unused.split())
+
+
 async def test_every_link_and_option_of_the_capture(launch: Launch, raw: Client) -> None:
     provider = launch(**{k: v for k, v in HOST_CAPTURE["host_data"].items() if k != "lattice_rpc_url"})
     assert "with 1 links" in provider.output

@@ -6,7 +6,6 @@ standalone           file, environment, flags
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +105,8 @@ def file_settings(path: Path) -> dict[str, Setting]:
         raise SourceError(f"{path}: {error.strerror}") from None
     if len(text) > FILE_BYTES_MAX:
         raise SourceError(f"{path}: the file is larger than the limit of {FILE_BYTES_MAX} bytes")
+    import tomllib  # here, because a host passes no file, and importing this module takes 2 ms
+
     try:
         values = tomllib.loads(text.decode())
     except UnicodeDecodeError:

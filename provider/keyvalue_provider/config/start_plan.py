@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from keyvalue_provider.config.command_line import flags_of
 from keyvalue_provider.config.sources import (
     Configuration,
     environment_settings,
@@ -23,6 +22,9 @@ from keyvalue_provider.host.xkeys import Xkeys
 from keyvalue_transport.nats.connection import ConnectionOptions
 from keyvalue_transport.nats.tls import SHOWN_MAX, TlsOptions
 from keyvalue_transport.nats.urls import split_urls
+
+if TYPE_CHECKING:
+    import argparse  # only for type checkers, because a host gives no arguments
 
 __all__ = [
     "StartPlan",
@@ -188,6 +190,8 @@ def resolve_standalone(arguments: argparse.Namespace, environment: Mapping[str, 
 
     :raises SourceError: the file is unreadable
     """
+    from keyvalue_provider.config.command_line import flags_of  # here, so that a start by a host does not wait for it
+
     return resolve(
         {} if arguments.config is None else file_settings(Path(arguments.config)),
         environment_settings(environment),

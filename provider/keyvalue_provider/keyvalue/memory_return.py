@@ -12,7 +12,6 @@ Without this task, the memory of the process would hardly fall when keys are del
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import os
 from collections.abc import Callable
@@ -42,7 +41,6 @@ class MemoryReturn:
     def __init__(self, store: Store, drop_caches: Callable[[], None]) -> None:
         self._store = store
         self._drop_caches = drop_caches
-        self._trim = _trim()
         self._base_bytes = 0
         self._kept_bytes = 0  # the unused memory that the last trim did not return
         # When the blocks were last freed: the time, the memory that stayed unused, and the memory that was counted.
@@ -50,22 +48,27 @@ class MemoryReturn:
         self._pinned_bytes = self._pinned_at_bytes = 0
 
     async def run(self) -> None:
-        """Return memory until the task is cancelled. Without glibc and /proc, return at once."""
-        if self._trim is None:
-            return
+        """Return memory until the task is cancelled. Without glibc and /proc, return soon."""
         loop = asyncio.get_running_loop()
-        self._base_bytes = self._unused_bytes()
+        try:
+            self._base_bytes = self._unused_bytes()
+        except OSError:  # not Linux
+            return
+        await asyncio.sleep(INTERVAL_S)
+        trim = _trim()
+        if trim is None:
+            return
         while True:
             await asyncio.sleep(INTERVAL_S)
             unused_bytes = self._unused_bytes()
             self._kept_bytes = min(self._kept_bytes, unused_bytes)
             if unused_bytes > self._kept_bytes + GROWTH_BYTES:
-                self._trim(0)
+                trim(0)
                 unused_bytes = self._kept_bytes = self._unused_bytes()
             if loop.time() >= self._freed_s + BLOCKS_INTERVAL_S and self._may_free_blocks(unused_bytes):
                 self._drop_caches()
                 gc.collect()
-                self._trim(0)
+                trim(0)
                 self._kept_bytes = self._pinned_bytes = self._unused_bytes()
                 self._pinned_at_bytes = self._store.memory_bytes
                 self._freed_s = loop.time()
@@ -86,8 +89,9 @@ class MemoryReturn:
 
 def _trim() -> Callable[[int], int] | None:
     """Return glibc's `malloc_trim`, or None if this system lacks it."""
+    import ctypes  # here, because importing it takes 2 ms, and the provider answers its first call before
+
     try:
-        _resident_bytes()
         trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError, TypeError):  # not Linux, or another C library
         return None

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, NamedTuple
 
-import nkeys
 from nats.aio.client import Client, RawCredentials
 
 from keyvalue_transport.nats.direct.routes import DirectRoutes
@@ -319,6 +318,8 @@ def credentials_of(options: ConnectionOptions) -> dict[str, Any]:
 
 
 def _check_seed(seed: str) -> None:
+    import nkeys  # here, because most hosts give no seed, and importing this module takes 5 ms
+
     try:
         nkeys.from_seed(bytearray(seed.encode())).wipe()
     except (nkeys.NkeysError, ValueError):

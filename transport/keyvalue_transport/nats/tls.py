@@ -10,7 +10,6 @@ import json
 import os
 import ssl
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -149,6 +148,8 @@ def _file(text: str) -> Iterator[str]:
             memory.flush()
             yield f"/proc/self/fd/{memory.fileno()}"
     else:
+        import tempfile
+
         with tempfile.NamedTemporaryFile() as file:  # mode 0600
             file.write(text.encode())
             file.flush()
