@@ -14,18 +14,22 @@ import nats.errors
 
 from keyvalue_transport.nats.tls import tls_refusal
 
-__all__ = ["ATTEMPT_TIMEOUT_S", "ErrorKind", "kind_of", "refusal_of", "text_of"]
+__all__ = ["ATTEMPT_TIMEOUT_S", "ErrorKind", "is_about_one_message", "kind_of", "refusal_of", "text_of"]
 
 #: Seconds that nats-py waits for a server's INFO. No other timeout raises a TimeoutError without a message.
 ATTEMPT_TIMEOUT_S = 2
 TEXT_CHARACTERS_MAX = 256
+PERMISSIONS = "permissions violation"
+#: The server's error for a message whose subject has a wildcard or an empty token. Callers choose our subjects.
+#: nats-py would close the client.
+INVALID_SUBJECT = "invalid publish subject"
 
 
 class ErrorKind(Enum):
     """The kind of an error that nats-py reports."""
 
     SUBSCRIPTION_DENIED = auto()  # the server does not permit a subscription
-    PUBLISH_DENIED = auto()  # the server does not permit a message on this subject
+    PUBLISH_DENIED = auto()  # the server does not permit a message on this subject, or it is no subject
     STREAM_ENDED = auto()
     CONNECTION = auto()  # other nats-py errors, system errors, and timeouts
     CALLBACK = auto()  # raised by a subscription's callback
@@ -35,15 +39,23 @@ def kind_of(error: BaseException) -> ErrorKind:
     """Return the kind of an error that nats-py reported."""
     text = str(error).lower()
     match error:
+        case nats.errors.Error() if INVALID_SUBJECT in text:
+            return ErrorKind.PUBLISH_DENIED
         case nats.errors.Error() if "permissions violation for subscription" in text:
             return ErrorKind.SUBSCRIPTION_DENIED
-        case nats.errors.Error() if "permissions violation" in text:
+        case nats.errors.Error() if PERMISSIONS in text:
             return ErrorKind.PUBLISH_DENIED
         case nats.errors.UnexpectedEOF():
             return ErrorKind.STREAM_ENDED
         case nats.errors.Error() | OSError() | asyncio.TimeoutError():
             return ErrorKind.CONNECTION
     return ErrorKind.CALLBACK
+
+
+def is_about_one_message(text: str) -> bool:
+    """Return True if the server refuses one message or subscription, and keeps the connection open."""
+    text = text.lower()
+    return INVALID_SUBJECT in text or PERMISSIONS in text
 
 
 def text_of(error: BaseException | None) -> str:
