@@ -128,10 +128,10 @@ class Server:
         :raises DisconnectedError: the connection is closed or lost
         """
         self._expiry = asyncio.create_task(self._expire())
-        await self._connection.check_publishing()
         self._params = await self._path.subscribe_params(params_subject(f"{self._inbox}.*"))
         for subject, handler in self._handlers:
             self._functions.append(await self._path.subscribe_function(subject, handler, self.prefix))
+        await self._connection.check_publishing()
 
     async def stop(self, timeout_s: float) -> None:
         """Stop accepting invocations, and answer those in flight. After `timeout_s`, end the unanswered invocations."""

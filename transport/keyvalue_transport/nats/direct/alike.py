@@ -91,7 +91,7 @@ class Shape:
                 if not startswith(rest, rest_at) or find(CRLF, reply_end + len(suffix)) != rest_at:
                     break
             reply = buffer[reply_at:reply_end]
-            if not reply or CR in reply:
+            if CR in reply:
                 break
             frame_bytes = stop + 2 - at
             if not may_run or end - at < RUN_FRAMES_MIN * frame_bytes:
