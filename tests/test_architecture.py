@@ -65,6 +65,7 @@ ROOMS = {
     # The modules that know nats-py.
     f"{T}.nats.connection": room(f"{T}.wrpc {T}.nats", "nats"),
     f"{T}.nats.opening": room(f"{T}.wrpc {T}.nats", "nats nkeys"),
+    f"{T}.nats.frame_parser": room(f"{T}.nats", "nats"),
     f"{T}.nats.nats_py_errors": room(f"{T}.nats", "nats"),
     f"{T}.nats.direct.transport": room(f"{T}.nats", "nats"),
     f"{P}.host": room(f"{T}.nats.connection {T}.nats.subjects {T}.wrpc.errors", "nacl"),

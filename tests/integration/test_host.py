@@ -257,9 +257,9 @@ async def test_a_missing_nats_permission_makes_it_unhealthy(
     server = new_nats_server(f"authorization {{ users: [ {{ user: u, password: p, {permissions} }} ] }}")
     url = server.url.replace("//", "//u:p@")
     provider = launch(lattice_rpc_url=url)
-    await in_thread(provider.wait_for, "permissions violation", 5)
+    await in_thread(provider.wait_for, "Permissions Violation", 5)
     raw = await nats.connect(url)
-    assert "permissions violation for subscription to" in await unhealthy(raw, provider)
+    assert "Permissions Violation for Subscription to" in await unhealthy(raw, provider)
     await raw.close()
 
 

@@ -170,7 +170,7 @@ class HostSession:
     async def _on_health(self, message: Message) -> None:
         self._tell()  # the answer must include faults in links that arrived before the request
         ailments = [*self._capability.ailments(), *self.ailments(), *self._links.unusable]
-        lines = [*(ailments or ["serving"]), *self._links.remarks]
+        lines = [*(ailments or ["serving"]), *self._links.remarks, *self._connection.remarks]
         health = {"healthy": not ailments, "message": "; ".join(lines)}
         await self._answer(message.reply, json.dumps(health).encode())
 
@@ -302,7 +302,7 @@ class HostSession:
         self._stop_requested.set()
 
     async def _answer(self, reply: str, payload: bytes) -> None:
-        if not reply:
+        if not reply or self._connection.replies.refuses(reply.encode()):
             return
         try:
             await self._connection.publish(reply, payload)

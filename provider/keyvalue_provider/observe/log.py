@@ -1,4 +1,8 @@
-"""The log: one line for each event on standard error, as text or JSON."""
+"""The log: one line for each event on standard error, as text or JSON, at a limited rate.
+
+Messages from NATS can trigger most lines: links, configurations, health and shutdown requests, calls. So each place in
+the code that logs has its own limit, and a flood of messages neither fills a disk nor hides the lines of other places.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,18 @@ import logging
 import sys
 import time
 from copy import copy
+from typing import TextIO
+
+from keyvalue_transport.nats.rate_limit import RateLimit
 
 __all__ = ["LEVELS", "printable", "set_up_log"]
 
 #: Maximum number of characters in a message. The rest is cut off, because clients choose names that messages contain.
 MESSAGE_CHARACTERS_MAX = 8192
+
+#: Maximum number of lines that one place in the code may log in an interval. Debug lines have no limit.
+PLACE_LINES_MAX = 20
+PLACE_INTERVAL_S = 10.0
 
 #: Python's log level for each of the host's levels.
 LEVELS = {
@@ -31,9 +42,10 @@ HOST_NAMES = {"WARNING": "WARN", "CRITICAL": "ERROR"}
 
 def set_up_log(level: str, structured: bool) -> None:
     """Send the log to standard error. For an unknown level, use info and log a warning."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if structured else PlainFormatter())
     root = logging.getLogger()
+    limits = next((handler.limits for handler in root.handlers if isinstance(handler, LimitedHandler)), None)
+    handler = LimitedHandler(limits)
+    handler.setFormatter(JsonFormatter() if structured else PlainFormatter())
     root.handlers[:] = [handler]
     root.setLevel(LEVELS.get(level.lower(), logging.INFO))
     logging.getLogger("asyncio").setLevel(logging.WARNING)
@@ -44,6 +56,32 @@ def set_up_log(level: str, structured: bool) -> None:
 def _level(record: logging.LogRecord) -> str:
     """Return the host's name of a record's level."""
     return HOST_NAMES.get(record.levelname, record.levelname)
+
+
+class LimitedHandler(logging.StreamHandler[TextIO]):
+    """A handler that writes to standard error, at a limited rate for each place in the code.
+
+    :param limits: the limits by place; None to begin
+    """
+
+    def __init__(self, limits: dict[tuple[str, int], RateLimit] | None = None) -> None:
+        super().__init__(sys.stderr)
+        self.limits = {} if limits is None else limits
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, unless its place has written too many. Say how many records were left out before it."""
+        if record.levelno > logging.DEBUG:
+            place = record.pathname, record.lineno
+            limit = self.limits.get(place) or self.limits.setdefault(
+                place, RateLimit(PLACE_LINES_MAX, PLACE_INTERVAL_S)
+            )
+            more = limit.admit(time.monotonic())
+            if more is None:
+                return
+            if more:
+                record = copy(record)
+                record.msg, record.args = f"{record.getMessage()}{more}", None
+        super().emit(record)
 
 
 def printable(text: str) -> str:

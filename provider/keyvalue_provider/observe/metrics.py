@@ -101,6 +101,22 @@ class Metrics(Collector):
             "Messages dropped because they arrived too fast.",
             connection.dropped,
         )
+        yield _counter(
+            "nats_denied_messages",
+            "Messages that NATS refused to publish, for want of permission or because of a caller's reply subject.",
+            connection.denied,
+        )
+        yield _counter(
+            "nats_ignored_messages", "Messages from NATS that could not be handled.", connection.reading.ignored
+        )
+        yield _counter(
+            "nats_readings_ended", "Times that reading from NATS ended and was begun again.", connection.reading.ended
+        )
+        yield _counter(
+            "refused_replies",
+            "Messages that were not answered because of their reply subject.",
+            connection.replies.refused,
+        )
         yield from self._watched()
         yield _gauge("links", "Links that the host has put.", len(self._links))
         yield InfoMetricFamily(f"{PREFIX}_build", "Version, Python and transport of this process.", self._build)

@@ -6,10 +6,20 @@ import json
 import logging
 import re
 import sys
+import time
+from collections.abc import Iterator
 
 import pytest
 
-from keyvalue_provider.observe.log import LEVELS, MESSAGE_CHARACTERS_MAX, JsonFormatter, PlainFormatter, set_up_log
+from keyvalue_provider.observe.log import (
+    LEVELS,
+    MESSAGE_CHARACTERS_MAX,
+    PLACE_INTERVAL_S,
+    PLACE_LINES_MAX,
+    JsonFormatter,
+    PlainFormatter,
+    set_up_log,
+)
 
 #: Everything that Python treats as the end of a line. JSON escapes only the first two.
 LINE_ENDS = "[\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029]"
@@ -124,3 +134,33 @@ def test_asyncio_is_quiet_at_debug(root: logging.Logger, capsys: pytest.CaptureF
     logging.getLogger("keyvalue_transport.nats.server").debug("of ours")
     assert "Using selector" not in (err := capsys.readouterr().err)
     assert "of ours" in err
+
+
+@pytest.fixture
+def kept_root() -> Iterator[None]:
+    """Keep the handlers and the level of the root logger."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("kept_root")
+def test_each_place_in_the_code_has_a_limit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new configuration of the log does not reset the limits."""
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    log = logging.getLogger("limited")
+    for moment_s, level in ((0.0, "info"), (1.0, "debug"), (PLACE_INTERVAL_S, "info")):
+        now_s[0] = moment_s
+        set_up_log(level, False)
+        log.error("another place")
+        for number in range(PLACE_LINES_MAX):
+            log.warning("flood %d", number)
+    lines = [line.rpartition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    flood = [f"flood {number}" for number in range(PLACE_LINES_MAX)]
+    more = f"flood 0 ({PLACE_LINES_MAX} more like it were not logged)"
+    assert lines == ["another place", *flood, "another place", "another place", more, *flood[1:]]

@@ -194,6 +194,8 @@ def set_all_numbers(pieces: Pieces, now_ns: list[int]) -> None:
     counts.received_bytes, counts.sent_bytes, counts.damaged, counts.expired = 31, 32, 33, 34
     counts.refused, counts.failed, counts.without_reply, counts.stray_pieces = 35, 36, 37, 38
     pieces.server.unsent, pieces.connection.reconnects, pieces.connection.dropped = 39, 40, 41
+    connection = pieces.connection
+    connection.denied, connection.reading.ignored, connection.reading.ended, connection.replies.refused = 45, 46, 47, 48
     watch_counts = pieces.watchers.counts
     watch_counts.delivered, watch_counts.failed, watch_counts.dropped = 42, 43, 44
     for number in range(5):
@@ -218,6 +220,10 @@ NUMBERS: dict[str, float] = {
     "unsent_messages_total": 39,
     "nats_reconnects_total": 40,
     "nats_dropped_messages_total": 41,
+    "nats_denied_messages_total": 45,
+    "nats_ignored_messages_total": 46,
+    "nats_readings_ended_total": 47,
+    "refused_replies_total": 48,
     "nats_connected": 0,
     "watch_dropped_total": 44,
     "watch_queue_length": 0,

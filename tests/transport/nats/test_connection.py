@@ -14,7 +14,7 @@ from keyvalue_transport.nats import opening as opening_module
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message
 from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import DisconnectedError
-from tests.conftest import DEADLINE_S, NatsServer, RawInvocation, in_thread, settled
+from tests.conftest import DEADLINE_S, PATHS, NatsServer, RawInvocation, in_thread, settled
 from tests.nats_configs import user_config
 from tests.transport.nats.in_process import INSTANCE, PREFIXES, Heard, Proxy, Serve, echo, until, with_user
 
@@ -224,6 +224,26 @@ async def test_a_late_flush_does_no_harm(new_nats_server: Callable[[], NatsServe
     await connection.close()
 
 
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_reading_that_ends_is_begun_again(
+    path: str, nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """nats-py still claims to be connected, and would notice after 60 s."""
+    connection = await Connection.open(ConnectionOptions((nats_server.url,), path=path))
+    heard = Heard()
+    await connection.subscribe("revived", heard.hear)
+    parser = connection._client._ps
+    parse, parser.parse = parser.parse, None  # type: ignore[method-assign, assignment] # the next read raises
+    await connection._client._send_ping()
+    await until(lambda: connection.reading.ended > 0)
+    parser.parse = parse  # type: ignore[method-assign]
+    await until(lambda: connection.reconnects > 0)
+    await connection.publish("revived", b"again")
+    assert await heard.next() == b"again"
+    assert caplog.text.count("the reading has ended") == connection.reading.ended
+    await connection.close()
+
+
 async def test_a_missing_permission_is_recorded(new_nats_server: Callable[[str], NatsServer]) -> None:
     permissions = 'permissions: { publish: "allowed.>", subscribe: ["allowed.>", "_INBOX.>"] }'
     server = new_nats_server(f"authorization {{ users: [ {{ user: u, password: p, {permissions} }} ] }}")
@@ -235,7 +255,7 @@ async def test_a_missing_permission_is_recorded(new_nats_server: Callable[[str],
     await connection.subscribe("forbidden.subject", heard.hear)
     await until(lambda: connection.refusal is not None)
     assert refusals == [None]
-    assert connection.refusal == 'permissions violation for subscription to "forbidden.subject"'
+    assert connection.refusal == 'Permissions Violation for Subscription to "forbidden.subject"'
     await connection.publish("allowed.subject", b"still there")
     assert await heard.next() == b"still there"
     assert connection.connected

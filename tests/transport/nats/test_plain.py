@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from keyvalue_transport.nats.arrival_order import ArrivalOrder, Lane
 from keyvalue_transport.nats.plain import PlainPath
 from keyvalue_transport.nats.replies import Send, SubjectReplies
+from keyvalue_transport.nats.reply_subjects import ReplySubjects
 from keyvalue_transport.wrpc.errors import DisconnectedError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
 from keyvalue_transport.wrpc.invocation import Invocations, Step
@@ -41,6 +42,7 @@ class Published:
     def __init__(self, max_payload: int = 1024) -> None:
         self.max_payload = max_payload
         self.order = ArrivalOrder()
+        self.replies = ReplySubjects()
         self.open = asyncio.Event()
         self.open.set()
         self.sends: list[Send] = []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyvalue_transport.nats.direct.answers import END, NEXT_PUB, PUB, RESULT_LINES, SMALL, FrameReplies
+from keyvalue_transport.nats.direct.answers import END, RESULT_LINES, SMALL, FrameReplies
 from keyvalue_transport.nats.replies import Send, SubjectReplies
 from tests.transport.nats.direct.scene import publications
 
@@ -45,7 +45,9 @@ def test_the_pieces_of_the_direct_path_make_the_same_frames(reply: str, result: 
     subjects, frames = both(len(result))
     to, size = reply.encode(), len(result)
     line = RESULT_LINES[size] if size < SMALL else b".results %d\r\n" % size
-    written = b"".join((PUB, to, frames.handshake, to, line, result, NEXT_PUB, to, END))
+    head, tail = to[:1], to[1:]
+    pub, handshake, next_pub = frames.begun(head)
+    written = b"".join((pub, tail, handshake, tail, line, result, next_pub, tail, END))
     assert publications(written) == subjects.accept(reply, None) + subjects.result(reply, result) + subjects.end(reply)
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from time import sleep
 from typing import Any
 
 import nats
@@ -15,6 +16,7 @@ from nats.aio.client import Client
 from nats.errors import NoRespondersError
 
 from keyvalue_transport.nats import connection as connection_module
+from keyvalue_transport.nats import rate_limit
 from keyvalue_transport.nats import server as server_module
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message
 from keyvalue_transport.nats.invoker import Invoker
@@ -142,14 +144,14 @@ async def test_failures_and_lost_answers_have_their_own_log_rate_limit(
         return setup.server.counts.failed + setup.server.unsent
 
     failed = "an invocation was ended without a result: its handler failed"
-    assert await end(8, RuntimeError("boom")) == [failed] * server_module.LOGGED_MAX == [failed] * 5
-    now_s[0] += server_module.LOG_INTERVAL_S
+    assert await end(8, RuntimeError("boom")) == [failed] * rate_limit.LINES_MAX == [failed] * 5
+    now_s[0] += rate_limit.INTERVAL_S
     assert await end(2, RuntimeError("boom")) == [f"{failed} (3 more like it were not logged)", failed]
     assert await end(10, RuntimeError("boom")) == [failed] * 3
     await setup.connection.close()
     sent_bytes, lost = setup.server.counts.sent_bytes, "an answer is lost: 2 messages were not sent"
     assert await end(7, b"result") == [lost] * 5
-    now_s[0] += server_module.LOG_INTERVAL_S
+    now_s[0] += rate_limit.INTERVAL_S
     assert await end(2, b"result") == [f"{lost} (2 more like it were not logged)", lost]
     assert (setup.server.unsent, setup.server.counts.sent_bytes) == (18, sent_bytes)
 
@@ -391,6 +393,30 @@ async def test_stop_loses_no_message_that_arrives_while_it_unsubscribes(
             await raw.request(subject, timeout=DEADLINE_S)
         await setup.connection.close()
         await setup.raw.close()
+
+
+async def test_stop_ends_the_calls_that_still_wait_for_their_handler(serve: Serve, raw: Client) -> None:
+    """Under overload, a stop on the plain path took seconds, and the calls in nats-py's queue were lost."""
+
+    def slow(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
+        sleep(0.002)
+        return b"r"
+
+    setup = await serve({"slow": slow})
+    results = await raw.subscribe("burst.*.results")
+    for number in range(300):
+        await raw.publish(invocation_subject(setup.server.prefix, INSTANCE, "slow"), b"", f"burst.{number}")
+    await settled(raw)
+    await setup.connection.flush(DEADLINE_S)
+    await setup.stop(0.05)
+    ended: set[str] = set()
+    while len(ended) < 300:
+        message = await results.next_msg(DEADLINE_S)
+        if not message.data:
+            ended.add(message.subject)
+    counts = setup.server.counts
+    assert counts.answered + counts.refused == 300
+    assert (counts.refused > 0) is (setup.connection.direct is None)
 
 
 async def test_stop_ends_invocations_that_are_not_answered_in_time(

@@ -30,6 +30,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import nats.errors
@@ -37,6 +38,7 @@ import nats.errors
 from keyvalue_transport.nats.arrival_order import ArrivalOrder, Lane
 from keyvalue_transport.nats.direct.routes import DirectRoutes, InOrder, Route
 from keyvalue_transport.nats.direct.transport import direct_path_unknown
+from keyvalue_transport.nats.frame_parser import ReadingFaults
 from keyvalue_transport.nats.nats_py_errors import ErrorKind, denied_subject, kind_of, refusal_of, text_of
 from keyvalue_transport.nats.opening import (
     RECONNECT_WAIT_S,
@@ -48,6 +50,8 @@ from keyvalue_transport.nats.opening import (
     cancel_until_done,
     close_client,
 )
+from keyvalue_transport.nats.rate_limit import network_limit
+from keyvalue_transport.nats.reply_subjects import ReplySubjects
 from keyvalue_transport.nats.subscriptions import Callback, InlineCallback, Message, Subscription
 from keyvalue_transport.nats.urls import login_of, redacted_url, split_urls
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
@@ -58,6 +62,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT_S = 10.0
 FLUSH_ABANDONED_S = 3600
+#: Seconds for which `remarks` reports a message that the server refused. Hosts ask for health every 30 s.
+DENIAL_REPORTED_S = 60.0
 #: Limits for the unhandled messages of one subscription. Messages over a limit are dropped and reported to `on_drop`.
 PENDING_MESSAGES_MAX = 65_536
 PENDING_BYTES_MAX = 64 * 1024 * 1024
@@ -90,13 +96,20 @@ class Connection:
             raise ConnectError(f"{unknown}; TLS needs one of these versions, so that nothing is sent unencrypted")
         if unknown is not None:
             log.warning("%s; using the plain path", unknown)
-        self.direct = DirectRoutes() if options.path == "direct" and unknown is None else None
+        self.replies = ReplySubjects()
+        self.direct = DirectRoutes(self.replies) if options.path == "direct" and unknown is None else None
         self.order = ArrivalOrder()  # for the plain path
         self.reconnects = 0
+        self.reading = ReadingFaults()
         self.dropped = 0  # number of messages that were dropped because they arrived too fast
         self.on_reconnected: Callable[[], None] | None = None  # called after each reconnect
-        self.refusal: str | None = None  # why the server last refused a subscription
+        self.refusal: str | None = None  # why the server last refused a subscription, or the inbox below
         self.on_denied: set[Callable[[str], None]] = set()  # called with each denied subject, in lowercase
+        self.denied = 0  # number of messages that the server refused to publish
+        self._denial, self._denial_until_s = "", 0.0
+        self._denials, self._failures = network_limit(), network_limit()
+        self._own_inbox = ""  # where messages must be allowed; empty if nobody asked
+        self._probing: asyncio.Task[None] | None = None
         self._state = ConnectionState.NEW
         self._changed = asyncio.Event()  # set when the state becomes CONNECTED or CLOSED
         self._client = LastingClient()
@@ -141,6 +154,13 @@ class Connection:
         of_client = self._client.max_payload  # nats-py does not follow an INFO after the first
         of_path = None if self.direct is None else self.direct.max_payload
         return of_client if of_path is None else min(of_client, of_path)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Return what an operator should know, although it may be the fault of a single caller."""
+        if monotonic() >= self._denial_until_s:
+            return []
+        return [f"NATS refused {self.denied} messages; the last: {self._denial}"]
 
     @property
     def server(self) -> str:
@@ -201,6 +221,31 @@ class Connection:
             unsent = len(messages) - sent
             raise DisconnectedError(f"{unsent} messages were not sent: {text_of(error)}", unsent) from error
         return sent_bytes
+
+    async def check_publishing(self) -> None:
+        """Publish to an inbox of ours, now and after each reconnect. If NATS refuses the message, set `refusal`.
+
+        A caller chooses its reply subject, so a refused answer may be the caller's fault. But a server that may not
+        publish to its own inbox can't answer anybody.
+
+        :raises DisconnectedError: the connection is closed or lost
+        """
+        self._own_inbox = self._own_inbox or self.new_inbox()
+        await self.publish(self._own_inbox, b"")
+
+    async def _check_publishing_again(self) -> None:
+        with suppress(DisconnectedError):  # the next reconnect repeats the check
+            await self.check_publishing()
+
+    async def write(self, frames: bytes) -> None:
+        """Send PUB frames, which is faster than many calls of `publish`.
+
+        :raises DisconnectedError: the frames were not sent
+        """
+        try:
+            await self._client._send_command(frames)
+        except (nats.errors.Error, OSError) as error:
+            raise DisconnectedError(f"{len(frames)} bytes were not sent: {text_of(error)}") from error
 
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
         """Send a message and return the first reply, which must not be empty.
@@ -278,8 +323,11 @@ class Connection:
         self._subscriptions.append(subscription)
         return subscription
 
-    async def drain(self, subscriptions: Sequence[Subscription], timeout_s: float) -> None:
-        """Unsubscribe, and wait up to `timeout_s` until the messages that were already sent have been handled."""
+    async def drain(self, subscriptions: Sequence[Subscription], timeout_s: float) -> list[str]:
+        """Unsubscribe, and wait up to `timeout_s` until the messages that were already sent have been handled.
+
+        Return the reply subjects of the messages that have arrived, but are not handled.
+        """
         ending = [subscription for subscription in subscriptions if subscription in self._subscriptions]
         for subscription in ending:
             self._subscriptions.remove(subscription)
@@ -287,16 +335,19 @@ class Connection:
         if drains:
             _, late = await asyncio.wait(drains, timeout=timeout_s)
             await cancel_until_done(*late)
+        return [reply for subscription in ending for reply in subscription.left if reply]
 
     async def _drain(self, subscription: Subscription) -> None:
         # Do not use nats-py's drain. It may send the PING before the UNSUB, and it ends the subscription at the PONG.
-        carried = subscription.carried
+        carried, is_drained = subscription.carried, False
         try:
             with suppress(nats.errors.Error, OSError, DisconnectedError):  # a lost connection has nothing to drain
                 await self._client._send_unsubscribe(carried._id)
                 await self.flush(FLUSH_TIMEOUT_S)
                 await carried._pending_queue.join()
+                is_drained = True
         finally:
+            subscription.left = [] if is_drained else _take_queued(carried._pending_queue)
             await self._end(subscription)
 
     async def _end(self, subscription: Subscription) -> None:
@@ -355,7 +406,7 @@ class Connection:
     def _new_opening(self, first: bool) -> Opening:
         """Replace the client with a new one, and return the `Opening` of the new client."""
         events = ClientEvents(self._on_error, self._on_disconnected, self._on_reconnected, self._on_closed)
-        opening = Opening(self.options, self._tls_context, self.direct, events, first)
+        opening = Opening(self.options, self._tls_context, self.direct, events, first, self.reading)
         self._client = opening.client
         self.order.forget_calls()
         if self.direct is not None:
@@ -397,15 +448,24 @@ class Connection:
             self.refusal = text
             log.error("NATS: %s", text)
         elif kind is ErrorKind.PUBLISH_DENIED:
-            log.debug("NATS: %s", text)  # not a warning, because callers choose the reply subjects
+            self._note_denial(text)
         elif self._state is not ConnectionState.CONNECTED and (refusal := refusal_of(error)) is not None:
             self._tell(refusal)
         elif self._state is not ConnectionState.CONNECTED or kind is ErrorKind.STREAM_ENDED:
             log.debug("NATS: %s", text)  # each failed attempt repeats this error; the loss itself is logged once
         elif kind is ErrorKind.CONNECTION:
             log.warning("NATS: %s", text)
-        else:
-            log.error("a message was not handled", exc_info=error)  # raised by a subscription's callback
+        elif (more := self._failures.admit(monotonic())) is not None:  # raised by a subscription's callback
+            log.error("a message was not handled%s", more, exc_info=error)
+
+    def _note_denial(self, text: str) -> None:
+        """Count and report a message that the server refused to publish."""
+        self.denied += 1
+        self._denial, self._denial_until_s = text, monotonic() + DENIAL_REPORTED_S
+        if self._own_inbox and f'"{self._own_inbox}"' in text:
+            self.refusal = f"no call can be answered: NATS: {text}"
+        if (more := self._denials.admit(monotonic())) is not None:
+            log.warning("NATS: a message was refused: %s%s", text, more)
 
     async def _drop(self, error: nats.errors.SlowConsumerError) -> None:
         """Count a message that nats-py dropped, and report the message to its subscription."""
@@ -463,6 +523,17 @@ class Connection:
         self._told = None
         self.refusal = None  # if the refusal still applies, the server repeats it
         self.reconnects += 1
+        if self._own_inbox:
+            self._probing = asyncio.create_task(self._check_publishing_again())
         log.info("NATS: connected again to %s", self.server)
         if self.on_reconnected is not None:
             self.on_reconnected()
+
+
+def _take_queued(queue: asyncio.Queue[Any]) -> list[str]:
+    """Remove the messages from a nats-py queue. Return their reply subjects."""
+    replies = []
+    while not queue.empty():
+        replies.append(queue.get_nowait().reply)
+        queue.task_done()
+    return replies

@@ -15,19 +15,31 @@ import nats.errors
 
 from keyvalue_transport.nats.tls import tls_refusal
 
-__all__ = ["ATTEMPT_TIMEOUT_S", "ErrorKind", "denied_subject", "kind_of", "refusal_of", "text_of"]
+__all__ = [
+    "ATTEMPT_TIMEOUT_S",
+    "ErrorKind",
+    "denied_subject",
+    "is_about_one_message",
+    "kind_of",
+    "refusal_of",
+    "text_of",
+]
 
 #: Seconds that nats-py waits for a server's INFO. No other timeout raises a TimeoutError without a message.
 ATTEMPT_TIMEOUT_S = 2
 TEXT_CHARACTERS_MAX = 256
 DENIED_SUBJECT = re.compile(r'permissions violation for (?:publish|subscription) to "([^"]*)"')
+PERMISSIONS = "permissions violation"
+#: The server's error for a message whose subject has a wildcard or an empty token. Callers choose our subjects.
+#: nats-py would close the client.
+INVALID_SUBJECT = "invalid publish subject"
 
 
 class ErrorKind(Enum):
     """The kind of an error that nats-py reports."""
 
     SUBSCRIPTION_DENIED = auto()  # the server does not permit a subscription
-    PUBLISH_DENIED = auto()  # the server does not permit a message on this subject
+    PUBLISH_DENIED = auto()  # the server does not permit a message on this subject, or it is no subject
     STREAM_ENDED = auto()
     CONNECTION = auto()  # other nats-py errors, system errors, and timeouts
     CALLBACK = auto()  # raised by a subscription's callback
@@ -37,9 +49,11 @@ def kind_of(error: BaseException) -> ErrorKind:
     """Return the kind of an error that nats-py reported."""
     text = str(error).lower()
     match error:
+        case nats.errors.Error() if INVALID_SUBJECT in text:
+            return ErrorKind.PUBLISH_DENIED
         case nats.errors.Error() if "permissions violation for subscription" in text:
             return ErrorKind.SUBSCRIPTION_DENIED
-        case nats.errors.Error() if "permissions violation" in text:
+        case nats.errors.Error() if PERMISSIONS in text:
             return ErrorKind.PUBLISH_DENIED
         case nats.errors.UnexpectedEOF():
             return ErrorKind.STREAM_ENDED
@@ -52,6 +66,12 @@ def denied_subject(error: BaseException) -> str | None:
     """Return the subject that the server does not permit, or None. nats-py makes it lowercase."""
     found = DENIED_SUBJECT.search(str(error).lower())
     return None if found is None else found[1]
+
+
+def is_about_one_message(text: str) -> bool:
+    """Return True if the server refuses one message or subscription, and keeps the connection open."""
+    text = text.lower()
+    return INVALID_SUBJECT in text or PERMISSIONS in text
 
 
 def text_of(error: BaseException | None) -> str:

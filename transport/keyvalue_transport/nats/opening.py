@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, NamedTuple
 
+import nats.errors
 from nats.aio.client import Client, RawCredentials
 
 from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.nats.direct.transport import DirectTransport
+from keyvalue_transport.nats.frame_parser import FrameParser, ReadingFaults
 from keyvalue_transport.nats.headers import BLOCK_KEPT_BYTES_MAX, read_lines, read_used_lines
-from keyvalue_transport.nats.nats_py_errors import ATTEMPT_TIMEOUT_S, refusal_of, text_of
+from keyvalue_transport.nats.nats_py_errors import ATTEMPT_TIMEOUT_S, is_about_one_message, refusal_of, text_of
 from keyvalue_transport.nats.tls import TlsOptions, tls_refusal
 from keyvalue_transport.nats.urls import login_of, redacted_url, requires_tls, without_login
 from keyvalue_transport.wrpc.errors import ConnectError
@@ -89,12 +91,20 @@ class ClientEvents(NamedTuple):
 
 
 class LastingClient(Client):
-    """A nats-py client that keeps reading after a message that nats-py cannot parse, and that sends nothing late.
+    """A nats-py client that keeps reading, whatever arrives, and that sends nothing late.
 
-    nats-py's own client stops reading for good, but still claims to be connected. It also keeps messages for the next
-    connection, and sends them although their senders have given up. Here, a message is written to the socket at once,
-    or it is never sent.
+    nats-py's own client stops reading for good at messages that it cannot parse, but still claims to be connected.
+    `FrameParser` prevents this. If the reading ends nevertheless, this client reconnects at once.
+
+    nats-py also keeps messages for the next connection, and sends them although their senders have given up. Here, a
+    message is written to the socket at once, or it is never sent.
     """
+
+    def __init__(self, faults: ReadingFaults | None = None) -> None:
+        super().__init__()
+        self._faults = ReadingFaults() if faults is None else faults
+        self._ps = FrameParser(self, self._faults)
+        self._reviving: asyncio.Task[None] | None = None
 
     def has_room(self) -> bool:
         """Return True if `room` would return at once, and this is quick to see."""
@@ -120,9 +130,28 @@ class LastingClient(Client):
             transport.writelines(pending)
 
     async def _process_connect_init(self) -> None:
-        """Start a new connection without what the last one left unwritten. nats-py repeats the subscriptions."""
+        """Start a new connection without what the last one left unwritten, and watch the task that reads.
+
+        nats-py repeats the subscriptions.
+        """
         self._pending, self._pending_data_size = [], 0
         await super()._process_connect_init()
+        assert self._reading_task is not None
+        self._reading_task.add_done_callback(self._on_reading_ended)
+
+    def _on_reading_ended(self, reading: asyncio.Task[None]) -> None:
+        """Reconnect if the reading has ended for any other reason than the end of the connection."""
+        if reading is self._reading_task and self.is_connected:
+            self._faults.ended += 1
+            log.error("NATS: the reading has ended, although the connection is up; reconnecting")
+            self._reviving = asyncio.create_task(self._process_op_err(nats.errors.Error("nats: the reading has ended")))
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Handle an error from the server. Do not close the client for an error about a single message."""
+        if is_about_one_message(err_msg):
+            await self._error_cb(nats.errors.Error(f"nats: {err_msg}"))
+        else:
+            await super()._process_err(err_msg.lower())
 
     async def _attempt_reconnect(self) -> None:
         """Reconnect. Drop the old socket with its unsent bytes, which a network that heals could still deliver."""
@@ -154,14 +183,6 @@ class LastingClient(Client):
         except (IndexError, UnicodeDecodeError):
             return read_lines(headers) or None
 
-    def _build_message(self, *parts: Any, **named_parts: Any) -> Any:
-        """Return the message, or None if a subject is not text. nats-py ignores None."""
-        try:
-            return super()._build_message(*parts, **named_parts)
-        except UnicodeDecodeError:
-            log.debug("NATS: a message was ignored because its subject or reply subject is not text")
-            return None
-
 
 class Opening:
     """An attempt to open one client. It handles all errors until the client is open. Later errors go to `events`.
@@ -169,6 +190,7 @@ class Opening:
     :param context: the TLS context for the options
     :param routes: the routes of the direct path; None on the plain path
     :param first: True to log the first failed attempt
+    :param faults: counts what goes wrong while the client reads
     """
 
     def __init__(
@@ -178,8 +200,9 @@ class Opening:
         routes: DirectRoutes | None,
         events: ClientEvents,
         first: bool,
+        faults: ReadingFaults | None = None,
     ) -> None:
-        self.client = LastingClient()
+        self.client = LastingClient(faults)
         self._options = options
         self._context = context
         self._events = events

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["RateLimit"]
+__all__ = ["More", "RateLimit", "network_limit"]
+
+#: The limit for each kind of log line that a message can trigger, and the interval in seconds.
+LINES_MAX = 5
+INTERVAL_S = 10.0
+
+
+class More(int):
+    """A number of suppressed events. As text, it is the end of a log line; the text of 0 is empty."""
+
+    def __str__(self) -> str:
+        return f" ({int(self)} more like it were not logged)" if self else ""
 
 
 class RateLimit:
@@ -20,7 +31,7 @@ class RateLimit:
         self._admitted = 0
         self._suppressed = 0
 
-    def admit(self, now_s: float) -> int | None:
+    def admit(self, now_s: float) -> More | None:
         """Return the number of events suppressed since the last admitted event, or None if this event is suppressed.
 
         >>> limit = RateLimit(1, 10.0)
@@ -35,4 +46,9 @@ class RateLimit:
             return None
         self._admitted += 1
         suppressed, self._suppressed = self._suppressed, 0
-        return suppressed
+        return More(suppressed)
+
+
+def network_limit() -> RateLimit:
+    """Return a limit for one kind of log line that messages can trigger."""
+    return RateLimit(LINES_MAX, INTERVAL_S)

@@ -25,7 +25,7 @@ from typing import Any
 from keyvalue_transport.nats.connection import Connection, Subscription
 from keyvalue_transport.nats.direct.path import DirectPath
 from keyvalue_transport.nats.plain import PlainPath
-from keyvalue_transport.nats.rate_limit import RateLimit
+from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.subjects import check_subject, invocation_subject, params_subject
 from keyvalue_transport.wrpc.errors import DecodeError, DisconnectedError
 from keyvalue_transport.wrpc.handler import Handler
@@ -42,9 +42,6 @@ PARAMS_DRAIN_TIMEOUT_S = 0.02
 FLUSH_TIMEOUT_S = 0.02
 #: Seconds that `stop` waits for cancelled answers to end.
 CANCEL_TIMEOUT_S = 0.02
-#: Maximum number of log lines about failures in an interval. The same limit applies to lost answers.
-LOGGED_MAX = 5
-LOG_INTERVAL_S = 10.0
 
 
 class Server:
@@ -62,6 +59,7 @@ class Server:
         on_batch: Callable[[float], None] | None = None,
     ) -> None:
         self.prefix = check_subject(prefix, "prefix")
+        connection.replies.forbid(prefix)
         self.unsent = 0  # messages that could not be sent
         self._connection = connection
         self._inbox = connection.new_inbox()
@@ -78,8 +76,7 @@ class Server:
         self._expiry: asyncio.Task[None] | None = None
         self._answers: set[asyncio.Future[Any]] = set()  # unfinished answers
         self._idle: asyncio.Event | None = None  # only while the server stops
-        self._failures = RateLimit(LOGGED_MAX, LOG_INTERVAL_S)
-        self._losses = RateLimit(LOGGED_MAX, LOG_INTERVAL_S)
+        self._failures, self._losses = network_limit(), network_limit()
 
     @property
     def counts(self) -> InvocationCounts:
@@ -134,13 +131,15 @@ class Server:
         self._params = await self._path.subscribe_params(params_subject(f"{self._inbox}.*"))
         for subject, handler in self._handlers:
             self._functions.append(await self._path.subscribe_function(subject, handler, self.prefix))
+        await self._connection.check_publishing()
 
     async def stop(self, timeout_s: float) -> None:
         """Stop accepting invocations, and answer those in flight. After `timeout_s`, end the unanswered invocations."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         functions, self._functions = self._functions, []
-        await self._connection.drain(functions, timeout_s)
+        queued = await self._connection.drain(functions, max(0.0, timeout_s - self._path.refusing_s))
+        await self._path.refuse_all(queued)
         self._idle = asyncio.Event()
         if self.in_flight:
             with suppress(TimeoutError):
@@ -209,21 +208,17 @@ class Server:
     def _on_unsent(self, error: DisconnectedError) -> None:
         """Count messages that could not be sent. Their callers will time out."""
         self.unsent += error.unsent
-        if (suppressed := self._losses.admit(monotonic())) is not None:
-            log.warning("an answer is lost: %s%s", error, _more(suppressed))
+        if (more := self._losses.admit(monotonic())) is not None:
+            log.warning("an answer is lost: %s%s", error, more)
 
     def _log_failure(self, failure: InvocationFailure) -> None:
-        suppressed = self._failures.admit(monotonic())
-        if suppressed is None:
+        more = self._failures.admit(monotonic())
+        if more is None:
             return
         error, traceparent = failure
         trace = {} if traceparent is None else {"traceparent": traceparent}
-        what, more = "an invocation was ended without a result", _more(suppressed)
+        what = "an invocation was ended without a result"
         if isinstance(error, DecodeError):
             log.warning("%s: malformed parameters: %s%s", what, error, more, extra=trace)
         else:
             log.error("%s: its handler failed%s", what, more, exc_info=error, extra=trace)
-
-
-def _more(suppressed: int) -> str:
-    return f" ({suppressed} more like it were not logged)" if suppressed else ""

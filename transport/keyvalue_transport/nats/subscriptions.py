@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from keyvalue_transport.nats.arrival_order import Lane
@@ -63,6 +63,7 @@ class Subscription:
     :ivar on_drop: called with the reply subject of each dropped message
     :ivar route: the direct path's route for the messages
     :ivar lane: the subscription's lane in the plain path's `ArrivalOrder`
+    :ivar left: the reply subjects of the messages that were queued when a drain ended too early
     :ivar carried: nats-py's subscription in the current client
     """
 
@@ -72,6 +73,7 @@ class Subscription:
     on_drop: Callable[[str], Awaitable[None]] | None = None
     route: Route | None = None
     lane: Lane | None = None
+    left: list[str] = field(default_factory=list)
     carried: Any = None
 
     @property

@@ -235,16 +235,14 @@ def test_the_server_sets_the_largest_frame(direct: Direct) -> None:
     assert direct.socket.aborted
 
 
-def test_a_line_that_is_not_utf8_loses_only_its_message(direct: Direct) -> None:
-    """NATS accepts any bytes except white space as a subject.
-
-    A subject that is not UTF-8 would end nats-py's reading for good.
-    """
+def test_a_line_that_is_not_utf8_is_handled_as_any_other(direct: Direct) -> None:
+    """NATS accepts any bytes except spaces and tabs as a subject."""
     before, after = msg(OTHERS, b"before", b"r"), msg(OTHERS, b"after", b"r")
     stray = msg(PIECES, b"x", b"", INBOX.encode() + b".\xff.params")
     call = msg(SET, set_params(b"k", b"v")[:-1], b"\xff")
-    assert len(direct.read(before + msg(OTHERS, b"between", b"\xff") + stray + call + after)) == 1
-    assert direct.passed == before + after
+    between = msg(OTHERS, b"between", b"\xff")
+    assert len(direct.read(before + between + stray + call + after)) == 1
+    assert direct.passed == before + between + after
     assert direct.invocations.counts.stray_pieces == 1
     assert direct.invocations.expire(float("inf")).sends == [b"PUB \xff.results 0\r\n\r\n"]
 
@@ -257,6 +255,17 @@ def test_a_change_that_fails_loses_no_call(direct: Direct, caplog: pytest.LogCap
     direct.routes.before_next_call(fail)
     assert direct.read(msg(9, b"", b"", b"changes") + msg(GET, get_params(b"k")) * 9) == answer("r", b"\x00\x00") * 9
     assert caplog.messages == ["a message to changes was not handled", "a change was not carried out"]
+
+
+@pytest.mark.parametrize("reply", [b"$JS.API.x", b"wasmbus.rpc.x", b"own.prefix.f", b"x" * 4_001])
+def test_a_call_with_a_refused_reply_subject_is_only_counted(direct: Direct, reply: bytes) -> None:
+    """Not even among calls of the same size, whose shape is known."""
+    direct.routes.replies.forbid("own.prefix")
+    allowed = b"y" * len(reply) if len(reply) < 4_001 else b"y"
+    calls = msg(GET, get_params(b"k"), allowed) * 9
+    found = direct.read(calls + msg(GET, get_params(b"k"), reply) + calls)
+    assert found == answer(allowed.decode(), b"\x00\x00") * 18
+    assert direct.routes.replies.refused == 1
 
 
 # Output that is not sent.

@@ -3,9 +3,12 @@
 A shape is the common part of such frames, if the frames have the same size. The direct path compares a frame with a
 known shape instead of parsing the frame:
 
-    prefix             reply     suffix                                            trace     rest         payload
-    HMSG subject 1 SP  _INBOX.x  SP 91 112 CRLF NATS/1.0 CRLF ... traceparent:     SP 00-... CRLF CRLF    ...
-    MSG subject 1 SP   _INBOX.x  SP 21 CRLF                                                               ...
+    prefix             tail      suffix                                            trace     rest         payload
+    HMSG subject 1 _   INBOX.x   SP 91 112 CRLF NATS/1.0 CRLF ... traceparent:     SP 00-... CRLF CRLF    ...
+    MSG subject 1 _    INBOX.x   SP 21 CRLF                                                               ...
+
+The reply subject is a *head* and a *tail*. No refused reply subject begins with the head (reply_subjects.py), so the
+prefix also shows that the reply subject is allowed.
 
 A run is a sequence of frames with one shape and with reply subjects of the same length. `struct` splits a run into its
 frames. Comparing a frame takes a third as long as parsing it. bench/micro/test_frames.py measures the time per frame.
@@ -22,15 +25,16 @@ from typing import TypeAlias
 
 from keyvalue_transport.nats.direct.frames import MessageFrame
 from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX, CRLF, TRACEPARENT_LINE
+from keyvalue_transport.nats.reply_subjects import REPLY_BYTES_MAX, ReplySubjects
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
 
 __all__ = ["RUN_FRAMES_MIN", "SHAPES_MAX", "Alike", "InvocationFrame", "InvocationGroup", "Shape"]
 
-#: An invocation in a buffer: the reply subject, the frame's offset, and the start and end of the parameters. It is a
-#: plain tuple for speed, because each call creates one.
+#: An invocation in a buffer: the tail of the reply subject, the frame's offset, and the start and end of the
+#: parameters. It is a plain tuple for speed, because each call creates one.
 InvocationFrame: TypeAlias = tuple[bytes, int, int, int]
-#: A handler, a caller, and the caller's consecutive invocations of the handler.
-InvocationGroup: TypeAlias = tuple[Handler, Caller, Iterable[InvocationFrame]]
+#: A handler, a caller, the head of the reply subjects, and the caller's consecutive invocations of the handler.
+InvocationGroup: TypeAlias = tuple[Handler, Caller, bytes, Iterable[InvocationFrame]]
 
 #: The maximum number of shapes. When the maximum is reached, all shapes are forgotten.
 SHAPES_MAX = 256
@@ -42,26 +46,27 @@ SPACE, CR = b" \r"
 class Shape:
     """The common part of one caller's frames for one function, if the frames have the same size.
 
-    :ivar prefix: the bytes before the reply subject
+    :ivar head: the start of the reply subject, which all reply subjects of this shape have
+    :ivar prefix: the bytes before the reply subject, and the head
     :ivar suffix: the bytes from the reply subject to the trace, or to the payload if there is no trace
     :ivar rest: the bytes from the trace to the payload; empty if there is no trace
     :ivar stopped_at: the offset at which the last call of `frames` stopped
     """
 
     __slots__ = (
-        *("caller", "handler", "prefix", "rest", "stopped_at", "suffix"),
-        *("_head_bytes", "_payload_bytes", "_runs"),
+        *("caller", "handler", "head", "prefix", "rest", "stopped_at", "suffix"),
+        *("_payload_bytes", "_rest_bytes", "_runs"),
     )
 
-    def __init__(self, frame: MessageFrame, block: bytes, handler: Handler, caller: Caller) -> None:
+    def __init__(self, frame: MessageFrame, block: bytes, handler: Handler, caller: Caller, head: bytes) -> None:
         words = frame.words
-        head = b" %b\r\n%b" % (b" ".join(words[4:]), block)
-        trace_at, rest_at = _trace_of(head)
-        self.prefix = b"%b %b %b " % (words[0], words[1], words[2])
-        self.suffix, self.rest = head[:trace_at], head[rest_at:]
+        rest = b" %b\r\n%b" % (b" ".join(words[4:]), block)
+        trace_at, rest_at = _trace_of(rest)
+        self.head, self.prefix = head, b"%b %b %b %b" % (words[0], words[1], words[2], head)
+        self.suffix, self.rest = rest[:trace_at], rest[rest_at:]
         self.handler, self.caller = handler, caller
         self.stopped_at = 0
-        self._head_bytes = len(head)
+        self._rest_bytes = len(rest)
         self._payload_bytes = frame.payload_end - frame.payload_at
         self._runs: dict[int, Struct] = {}
 
@@ -72,11 +77,12 @@ class Shape:
         """
         find, startswith = buffer.find, buffer.startswith
         prefix, suffix, rest, payload_bytes = self.prefix, self.suffix, self.rest, self._payload_bytes
+        tail_bytes_max = REPLY_BYTES_MAX - len(self.head)
         may_run = True
         while startswith(prefix, at):
             reply_at = at + len(prefix)
-            reply_end = find(b" ", reply_at)
-            start = reply_end + self._head_bytes
+            reply_end = find(b" ", reply_at, reply_at + tail_bytes_max)  # -1 is no place for the suffix
+            start = reply_end + self._rest_bytes
             stop = start + payload_bytes
             if not startswith(suffix, reply_end) or stop + 2 > end:
                 break
@@ -85,7 +91,7 @@ class Shape:
                 if not startswith(rest, rest_at) or find(CRLF, reply_end + len(suffix)) != rest_at:
                     break
             reply = buffer[reply_at:reply_end]
-            if not reply or CR in reply:
+            if CR in reply:
                 break
             frame_bytes = stop + 2 - at
             if not may_run or end - at < RUN_FRAMES_MIN * frame_bytes:
@@ -112,14 +118,14 @@ class Shape:
         self.stopped_at = at
 
     def _run(self, reply_bytes: int, frame_bytes: int) -> Struct:
-        """Return a Struct that splits frames of this size into prefix, reply, suffix, trace and rest.
+        """Return a Struct that splits frames of this size into prefix, tail, suffix, trace and rest.
 
         If the shape has no trace, the fields trace and rest are empty.
         """
         run = self._runs.get(reply_bytes)
         if run is None:
             suffix_bytes, rest_bytes = len(self.suffix), len(self.rest)
-            trace_bytes = self._head_bytes - suffix_bytes - rest_bytes
+            trace_bytes = self._rest_bytes - suffix_bytes - rest_bytes
             sizes = (len(self.prefix), reply_bytes, suffix_bytes, trace_bytes, rest_bytes)
             fields = "".join(f"{size}s" for size in sizes)
             if len(self._runs) >= SHAPES_MAX:
@@ -135,10 +141,11 @@ class Alike:
     :ivar is_on: False to learn nothing, so that every frame is parsed
     """
 
-    __slots__ = ("_caller", "_shapes", "_size", "_subscription", "is_on", "shape")
+    __slots__ = ("_caller", "_replies", "_shapes", "_size", "_subscription", "is_on", "shape")
 
-    def __init__(self, is_on: bool = True) -> None:
+    def __init__(self, replies: ReplySubjects, is_on: bool = True) -> None:
         self.is_on = is_on
+        self._replies = replies
         self.shape: Shape | None = None
         self._shapes: dict[tuple[bytes, bytes, Caller], Shape] = {}
         # Values of the previous parsed frame:
@@ -152,10 +159,11 @@ class Alike:
             kind = (subscription, size, caller)
             known = self._shapes.get(kind)
             if known is None or known is self.shape:
-                if len(block) <= BLOCK_BYTES_MAX and _is_untraced_or_traced_once(block):
+                head = self._replies.head(frame.reply)
+                if head and len(block) <= BLOCK_BYTES_MAX and _is_untraced_or_traced_once(block):
                     if len(self._shapes) >= SHAPES_MAX:
                         self._shapes.clear()
-                    known = self._shapes[kind] = Shape(frame, block, handler, caller)
+                    known = self._shapes[kind] = Shape(frame, block, handler, caller, head)
                 else:
                     return
             self.shape = known
@@ -171,13 +179,13 @@ class Alike:
         self._shapes.clear()
 
 
-def _trace_of(head: bytes) -> tuple[int, int]:
-    """Return the offsets where the trace begins and ends. If there is no trace, return the end of `head` twice."""
-    traced_at = head.find(TRACEPARENT_LINE)
+def _trace_of(rest: bytes) -> tuple[int, int]:
+    """Return the offsets where the trace begins and ends. If there is no trace, return the end of `rest` twice."""
+    traced_at = rest.find(TRACEPARENT_LINE)
     if traced_at < 0:
-        return len(head), len(head)
+        return len(rest), len(rest)
     trace_at = traced_at + len(TRACEPARENT_LINE)
-    return trace_at, head.find(CRLF, trace_at)
+    return trace_at, rest.find(CRLF, trace_at)
 
 
 def _is_untraced_or_traced_once(block: bytes) -> bool:

@@ -1,7 +1,9 @@
 """The frames that answer an invocation on the direct path: constant parts of frames, and `FrameReplies`.
 
     PUB R_c nobody 0 CRLF CRLF   PUB R_c.results 67 CRLF result CRLF   PUB R_c.results 0 CRLF CRLF
-    PUB [reply] HANDSHAKE        [reply] RESULT_LINE result            NEXT_PUB [reply] END
+    PUB head [tail] HANDSHAKE head [tail] RESULT_LINE result           NEXT_PUB head [tail] END
+
+alike.py explains the head and the tail of a reply subject.
 
 If a result fits into one message, `DirectProtocol` joins the parts in the second line. `FrameReplies` builds all other
 frames for the core.
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 from keyvalue_transport.nats.subjects import params_subject
 
-__all__ = ["ANSWER_BYTES", "END", "NEXT_PUB", "PUB", "RESULT_LINES", "SMALL", "FrameReplies"]
+__all__ = ["ANSWER_BYTES", "END", "RESULT_LINES", "SMALL", "FrameReplies"]
 
 PUB = b"PUB "
 NEXT_PUB = b"\r\nPUB "
@@ -20,6 +22,8 @@ END = b".results 0\r\n\r\n"
 #: else in an answer.
 SMALL = 4096
 RESULT_LINES = tuple(b".results %d\r\n" % size for size in range(SMALL))
+#: Maximum number of heads for which the constant parts are kept. Callers choose the heads.
+HEADS_MAX = 256
 #: Approximate size of an answer without its result.
 ANSWER_BYTES = 256
 
@@ -27,22 +31,31 @@ ANSWER_BYTES = 256
 class FrameReplies:
     """A builder of the PUB frames that answer an invocation. `reply` is the invocation's reply subject R_c.
 
-    :ivar handshake: the bytes between R_c and the next frame's subject, in a handshake for complete parameters
     :ivar max_payload: the NATS server's limit for the size of a message in bytes, which may change
     :ivar receipt: a frame that the NATS server sends back to us, on the subscription for the pieces of parameters. When
         it arrives, the server has read everything that was sent before
     :ivar receipt_token: the token in the frame's subject
     """
 
-    __slots__ = ("_inbox", "_nobody", "handshake", "max_payload", "receipt", "receipt_token")
+    __slots__ = ("_begun", "_inbox", "_nobody", "max_payload", "receipt", "receipt_token")
 
     def __init__(self, inbox: str, nobody: str, max_payload: int, receipt_token: str) -> None:
         self._inbox = inbox.encode()
         self._nobody = nobody.encode()
-        self.handshake = b" %b 0\r\n%b" % (self._nobody, NEXT_PUB)
+        self._begun: dict[bytes, tuple[bytes, bytes, bytes]] = {}
         self.max_payload = max_payload
         self.receipt = b"PUB %b 0\r\n\r\n" % params_subject(f"{inbox}.{receipt_token}").encode()
         self.receipt_token = receipt_token
+
+    def begun(self, head: bytes) -> tuple[bytes, bytes, bytes]:
+        """Return the bytes before each of the three tails in an answer, up to the head of the reply subject."""
+        begun = self._begun.get(head)
+        if begun is None:
+            if len(self._begun) >= HEADS_MAX:
+                self._begun.clear()
+            handshake = b" %b 0\r\n%b" % (self._nobody, NEXT_PUB)
+            begun = self._begun[head] = PUB + head, handshake + head, NEXT_PUB + head
+        return begun
 
     def accept(self, reply: bytes, token: str | None) -> list[bytes]:
         """Return the handshake. With a token, it asks the client for the remaining pieces of cut parameters."""

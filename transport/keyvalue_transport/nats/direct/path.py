@@ -20,6 +20,8 @@ class DirectPath:
     :raises ValueError: another server already uses this direct path
     """
 
+    refusing_s = 0.0
+
     def __init__(
         self,
         connection: Connection,
@@ -46,6 +48,10 @@ class DirectPath:
     async def subscribe_params(self, subject: str) -> Subscription:
         """Receive the remaining pieces of cut parameters."""
         return await self._connection.subscribe(subject, _never, route=Further.PIECES)
+
+    async def refuse_all(self, queued: list[str]) -> None:
+        """Do nothing, because calls begin as soon as they arrive."""
+        assert not queued
 
     def send(self, sends: list[bytes]) -> None:
         """Send messages outside of reads, in the next turn of the event loop."""

@@ -55,7 +55,7 @@ from collections.abc import Iterator
 from time import monotonic, perf_counter
 
 from keyvalue_transport.nats.direct.alike import InvocationGroup
-from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, NEXT_PUB, PUB, RESULT_LINES, SMALL
+from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, RESULT_LINES, SMALL
 from keyvalue_transport.nats.direct.frames import (
     HMSG,
     INFO,
@@ -70,6 +70,7 @@ from keyvalue_transport.nats.direct.large_output import LargeOutput
 from keyvalue_transport.nats.direct.read_flow import ReadFlow, Writable
 from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further, InOrder
 from keyvalue_transport.nats.headers import CRLF, read_headers
+from keyvalue_transport.nats.reply_subjects import REPLY_BYTES_MAX
 from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, HandlerResult
@@ -204,12 +205,15 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             for _ in self._groups(buffer):
                 raise AssertionError("there is a route to a handler, and no server")
             return
-        counts, handshake = server.invocations.counts, server.replies.handshake
+        counts = server.invocations.counts
         answered = out_bytes = 0
+        begun, pub, handshake, next_pub = None, b"", b"", b""
         out = self._out = []
-        for handler, caller, frames in self._groups(buffer):
+        for handler, caller, head, frames in self._groups(buffer):
+            if head is not begun:
+                begun, (pub, handshake, next_pub) = head, server.replies.begun(head)
             size_max = self._max_payload  # an INFO before this group may have changed the limit
-            for reply, at, start, end in frames:
+            for tail, at, start, end in frames:
                 result: HandlerResult | Exception
                 try:
                     result = handler(caller, buffer, start, end)
@@ -218,9 +222,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 if type(result) is bytes and 0 < (size := len(result)) <= size_max:
                     answered += 1
                     line = RESULT_LINES[size] if size < SMALL else b".results %d\r\n" % size
-                    out += (PUB, reply, handshake, reply, line, result, NEXT_PUB, reply, END)
+                    out += (pub, tail, handshake, tail, line, result, next_pub, tail, END)
                     out_bytes += size + ANSWER_BYTES
                 else:
+                    reply = head + tail
                     out_bytes += self._enter_core(server, handler, caller, reply, buffer, at, start, end, result)
                     result = b""  # free the bytes, because an exception's traceback may keep this frame alive
                 if out_bytes >= OUTPUT_BYTES:
@@ -239,17 +244,17 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def _groups(self, buffer: bytes) -> Iterator[InvocationGroup]:
         """Yield groups of consecutive invocations by one caller of one handler.
 
-        Handle the other frames of routed subscriptions. Pass all other frames and lines to nats-py. Keep an incomplete
-        frame for the next read.
+        Handle other frames of routed subscriptions. Pass the rest to nats-py. Keep an incomplete frame.
         """
-        routes, alike = self._routes, self._routes.alike
+        routes, alike, replies = self._routes, self._routes.alike, self._routes.replies
+        first = replies.plain_first
         at = passed = needed = taken_bytes = 0  # buffer[passed:at] holds complete frames and lines for nats-py
         end = len(buffer)
         while at < end:
             shape = alike.shape
             if shape is not None and buffer.startswith(shape.prefix, at):
                 self._pass_on(buffer, passed, at)
-                yield shape.handler, shape.caller, shape.frames(buffer, at, end)
+                yield shape.handler, shape.caller, shape.head, shape.frames(buffer, at, end)
                 passed = at = shape.stopped_at
                 if at == end:
                     break
@@ -270,17 +275,19 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 at = frame.end
                 continue
             route = routes.routes.get(frame.subscription)
-            if route is None and _is_text(buffer[at : frame.headers_at]):
+            if route is None:
                 at = frame.payload_end + 2
                 continue
             self._pass_on(buffer, passed, at)
-            if callable(route) and frame.reply:
+            reply = frame.reply
+            # The first condition saves the call of `allows` for almost all reply subjects.
+            may_answer = reply and ((reply[0] == first and len(reply) <= REPLY_BYTES_MAX) or replies.allows(reply))
+            if may_answer and callable(route):
                 routes.settle()
-                caller = self._caller_of(buffer, at, frame, route)
-                yield route, caller, ((frame.reply, at, frame.payload_at, frame.payload_end),)
-            elif route is not None:
+                call = reply, at, frame.payload_at, frame.payload_end
+                yield route, self._caller_of(buffer, at, frame, route), b"", (call,)
+            else:
                 taken_bytes += self._take(route, frame, buffer)
-            # Without a route, the control line is not text. Drop the frame: nats-py would stop reading for good.
             passed = at = frame.payload_end + 2
             if taken_bytes >= OUTPUT_BYTES:
                 self._write(self._out)
@@ -367,7 +374,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 self._pump_due = True
                 return 0
             return self._carry_out(server, server.invocations.receive_params(token, payload, monotonic()))
-        else:  # an invocation without a reply subject is only counted
+        elif frame.reply:  # an invocation with a refused reply subject is only counted
+            self._routes.replies.refused += 1
+        else:  # so is one without a reply subject
             server.invocations.counts.without_reply += 1
         return 0
 
@@ -432,11 +441,3 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if self._socket is not None:
             self._socket.abort()
             self._socket = None
-
-
-def _is_text(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

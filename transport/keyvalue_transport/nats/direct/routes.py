@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from keyvalue_transport.nats.direct.alike import Alike
 from keyvalue_transport.nats.direct.answers import FrameReplies
 from keyvalue_transport.nats.headers import CallerCache
+from keyvalue_transport.nats.reply_subjects import ReplySubjects
 from keyvalue_transport.wrpc.handler import Handler
 from keyvalue_transport.wrpc.invocation import Invocations, Step
 
@@ -61,14 +62,16 @@ class DirectServer(NamedTuple):
 class DirectRoutes:
     """The routes to the handlers of one server, by subscription id.
 
+    :param replies: the rule for reply subjects; it must be complete before the first call
     :ivar protocol: the protocol of the current connection, or None
     :ivar max_payload: the limit for a message in bytes, from the server's last INFO; None before the first
     :ivar violations: number of connections that were aborted after a protocol error or an oversized frame
     """
 
-    def __init__(self) -> None:
+    def __init__(self, replies: ReplySubjects | None = None) -> None:
+        self.replies = ReplySubjects() if replies is None else replies
         self.routes: dict[bytes, Route] = {}
-        self.alike = Alike()
+        self.alike = Alike(self.replies)
         self.callers = CallerCache()
         self.server: DirectServer | None = None
         self.protocol: FrameWriter | None = None
