@@ -53,6 +53,7 @@ REASONS = {
         keyvalue/atomics.py       keyvalue/test_interface.py            its function follows the common rules, and has none of its own
         keyvalue/errors.py        keyvalue/test_interface.py            how the interface encodes each
         keyvalue/outcomes.py      keyvalue/test_interface.py            how the calls of all functions are counted
+        nats/denials.py           tests/hostile/test_frames.py          what health and the log say of denied answers
         nats/subscriptions.py     nats/test_server.py                   the subscriptions of the server
         wrpc/errors.py            wrpc/test_invocation.py               each is raised by an invocation or a value
         wrpc/handler.py           wrpc/test_invocation.py               the contract of the handlers that an invocation calls

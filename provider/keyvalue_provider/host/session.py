@@ -170,7 +170,7 @@ class HostSession:
     async def _on_health(self, message: Message) -> None:
         self._tell()  # the answer must include faults in links that arrived before the request
         ailments = [*self._capability.ailments(), *self.ailments(), *self._links.unusable]
-        lines = [*(ailments or ["serving"]), *self._links.remarks, *self._connection.remarks]
+        lines = [*(ailments or ["serving"]), *self._links.remarks, *self._connection.denials.remarks()]
         health = {"healthy": not ailments, "message": "; ".join(lines)}
         await self._answer(message.reply, json.dumps(health).encode())
 

@@ -104,7 +104,7 @@ class Metrics(Collector):
         yield _counter(
             "nats_denied_messages",
             "Messages that NATS refused to publish, for want of permission or because of a caller's reply subject.",
-            connection.denied,
+            connection.denials.count,
         )
         yield _counter(
             "nats_ignored_messages", "Messages from NATS that could not be handled.", connection.reading.ignored

@@ -195,7 +195,12 @@ def set_all_numbers(pieces: Pieces, now_ns: list[int]) -> None:
     counts.refused, counts.failed, counts.without_reply, counts.stray_pieces = 35, 36, 37, 38
     pieces.server.unsent, pieces.connection.reconnects, pieces.connection.dropped = 39, 40, 41
     connection = pieces.connection
-    connection.denied, connection.reading.ignored, connection.reading.ended, connection.replies.refused = 45, 46, 47, 48
+    connection.denials.count, connection.reading.ignored, connection.reading.ended, connection.replies.refused = (
+        45,
+        46,
+        47,
+        48,
+    )
     watch_counts = pieces.watchers.counts
     watch_counts.delivered, watch_counts.failed, watch_counts.dropped = 42, 43, 44
     for number in range(5):

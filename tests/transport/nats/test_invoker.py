@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.nats.denials import Denials
 from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import (
@@ -76,7 +77,7 @@ class Published:
     def __init__(self, max_payload: int) -> None:
         self.max_payload = max_payload
         self.connected = True
-        self.on_denied: set[object] = set()
+        self.denials = Denials()
         self.published: list[tuple[str, bytes, str, Mapping[str, str] | None]] = []
 
     def new_inbox(self) -> str:

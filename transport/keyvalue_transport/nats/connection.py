@@ -36,6 +36,7 @@ from typing import Any
 import nats.errors
 
 from keyvalue_transport.nats.arrival_order import ArrivalOrder, Lane
+from keyvalue_transport.nats.denials import Denials
 from keyvalue_transport.nats.direct.routes import DirectRoutes, InOrder, Route
 from keyvalue_transport.nats.direct.transport import direct_path_unknown
 from keyvalue_transport.nats.frame_parser import ReadingFaults
@@ -62,8 +63,6 @@ log = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT_S = 10.0
 FLUSH_ABANDONED_S = 3600
-#: Seconds for which `remarks` reports a message that the server refused. Hosts ask for health every 30 s.
-DENIAL_REPORTED_S = 60.0
 #: Limits for the unhandled messages of one subscription. Messages over a limit are dropped and reported to `on_drop`.
 PENDING_MESSAGES_MAX = 65_536
 PENDING_BYTES_MAX = 64 * 1024 * 1024
@@ -103,12 +102,9 @@ class Connection:
         self.reading = ReadingFaults()
         self.dropped = 0  # number of messages that were dropped because they arrived too fast
         self.on_reconnected: Callable[[], None] | None = None  # called after each reconnect
-        self.refusal: str | None = None  # why the server last refused a subscription, or the inbox below
-        self.on_denied: set[Callable[[str], None]] = set()  # called with each denied subject, in lowercase
-        self.denied = 0  # number of messages that the server refused to publish
-        self._denial, self._denial_until_s = "", 0.0
-        self._denials, self._failures = network_limit(), network_limit()
-        self._own_inbox = ""  # where messages must be allowed; empty if nobody asked
+        self.refusal: str | None = None  # why the server last refused a subscription, or our own inbox
+        self.denials = Denials()
+        self._failures = network_limit()
         self._probing: asyncio.Task[None] | None = None
         self._state = ConnectionState.NEW
         self._changed = asyncio.Event()  # set when the state becomes CONNECTED or CLOSED
@@ -154,13 +150,6 @@ class Connection:
         of_client = self._client.max_payload  # nats-py does not follow an INFO after the first
         of_path = None if self.direct is None else self.direct.max_payload
         return of_client if of_path is None else min(of_client, of_path)
-
-    @property
-    def remarks(self) -> list[str]:
-        """Return what an operator should know, although it may be the fault of a single caller."""
-        if monotonic() >= self._denial_until_s:
-            return []
-        return [f"NATS refused {self.denied} messages; the last: {self._denial}"]
 
     @property
     def server(self) -> str:
@@ -227,15 +216,10 @@ class Connection:
 
         A caller chooses its reply subject, so a refused answer may be the caller's fault. But a server that may not
         publish to its own inbox can't answer anybody.
-
-        :raises DisconnectedError: the connection is closed or lost
         """
-        self._own_inbox = self._own_inbox or self.new_inbox()
-        await self.publish(self._own_inbox, b"")
-
-    async def _check_publishing_again(self) -> None:
+        self.denials.own_inbox = self.denials.own_inbox or self.new_inbox()
         with suppress(DisconnectedError):  # the next reconnect repeats the check
-            await self.check_publishing()
+            await self.publish(self.denials.own_inbox, b"")
 
     async def write(self, frames: bytes) -> None:
         """Send PUB frames, which is faster than many calls of `publish`.
@@ -259,20 +243,15 @@ class Connection:
         self._check_open()
         if not self._client.is_connected:
             raise DisconnectedError(f"no request to {subject} was sent: the connection is lost")
-        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-        def take(answer: bytes) -> None:
-            if not reply.done():
-                reply.set_result(answer)
-
+        replies: asyncio.Queue[bytes] = asyncio.Queue()
         inbox = self.new_inbox()
-        subscription = await self.subscribe_in_order(inbox, take)
+        subscription = await self.subscribe_in_order(inbox, replies.put_nowait)
+        answer = b""
         try:
-            async with asyncio.timeout(timeout_s):
-                await self.publish(subject, payload, inbox)
-                answer = await reply
-        except TimeoutError as error:
-            raise TimeoutError(f"no answer to {subject}") from error
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self.publish(subject, payload, inbox)
+                    answer = await replies.get()
         finally:
             await self._end(subscription)
         if not answer:
@@ -347,12 +326,12 @@ class Connection:
                 await carried._pending_queue.join()
                 is_drained = True
         finally:
-            subscription.left = [] if is_drained else _take_queued(carried._pending_queue)
+            subscription.left = [] if is_drained else subscription.take_queued()
             await self._end(subscription)
 
     async def _end(self, subscription: Subscription) -> None:
         """Unsubscribe, and forget the subscription."""
-        if subscription in self._subscriptions:
+        with suppress(ValueError):  # a drain has removed it already
             self._subscriptions.remove(subscription)
         if subscription.lane is not None:
             self.order.remove(subscription.lane)
@@ -442,13 +421,12 @@ class Connection:
             return
         kind, text = kind_of(error), text_of(error)
         if (denied := denied_subject(error)) is not None:
-            for listener in tuple(self.on_denied):
-                listener(denied)
+            self.denials.tell(denied)
         if kind is ErrorKind.SUBSCRIPTION_DENIED:
             self.refusal = text
             log.error("NATS: %s", text)
         elif kind is ErrorKind.PUBLISH_DENIED:
-            self._note_denial(text)
+            self.refusal = self.denials.note(text) or self.refusal
         elif self._state is not ConnectionState.CONNECTED and (refusal := refusal_of(error)) is not None:
             self._tell(refusal)
         elif self._state is not ConnectionState.CONNECTED or kind is ErrorKind.STREAM_ENDED:
@@ -457,15 +435,6 @@ class Connection:
             log.warning("NATS: %s", text)
         elif (more := self._failures.admit(monotonic())) is not None:  # raised by a subscription's callback
             log.error("a message was not handled%s", more, exc_info=error)
-
-    def _note_denial(self, text: str) -> None:
-        """Count and report a message that the server refused to publish."""
-        self.denied += 1
-        self._denial, self._denial_until_s = text, monotonic() + DENIAL_REPORTED_S
-        if self._own_inbox and f'"{self._own_inbox}"' in text:
-            self.refusal = f"no call can be answered: NATS: {text}"
-        if (more := self._denials.admit(monotonic())) is not None:
-            log.warning("NATS: a message was refused: %s%s", text, more)
 
     async def _drop(self, error: nats.errors.SlowConsumerError) -> None:
         """Count a message that nats-py dropped, and report the message to its subscription."""
@@ -523,17 +492,8 @@ class Connection:
         self._told = None
         self.refusal = None  # if the refusal still applies, the server repeats it
         self.reconnects += 1
-        if self._own_inbox:
-            self._probing = asyncio.create_task(self._check_publishing_again())
+        if self.denials.own_inbox:
+            self._probing = asyncio.create_task(self.check_publishing())
         log.info("NATS: connected again to %s", self.server)
         if self.on_reconnected is not None:
             self.on_reconnected()
-
-
-def _take_queued(queue: asyncio.Queue[Any]) -> list[str]:
-    """Remove the messages from a nats-py queue. Return their reply subjects."""
-    replies = []
-    while not queue.empty():
-        replies.append(queue.get_nowait().reply)
-        queue.task_done()
-    return replies

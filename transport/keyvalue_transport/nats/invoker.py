@@ -58,11 +58,11 @@ class Invoker:
         self._subscription: Subscription | None = None
         self._inbox_denied = False
         self._results_arrive = False  # True while the inbox is subscribed
-        connection.on_denied.add(self._on_denied)
+        connection.denials.listeners.add(self._on_denied)
 
     async def close(self) -> None:
         """Stop receiving results. Calls in flight will time out."""
-        self._connection.on_denied.discard(self._on_denied)
+        self._connection.denials.listeners.discard(self._on_denied)
         self._results_arrive = False
         subscribing, self._subscribing = self._subscribing, None
         if subscribing is not None:

@@ -80,3 +80,11 @@ class Subscription:
     def queued(self) -> int:
         """Return the number of messages that wait to be handled."""
         return 0 if self.carried is None else int(self.carried.pending_msgs)
+
+    def take_queued(self) -> list[str]:
+        """Remove the messages that wait to be handled. Return their reply subjects."""
+        queue, replies = self.carried._pending_queue, []
+        while not queue.empty():
+            replies.append(queue.get_nowait().reply)
+            queue.task_done()
+        return replies
