@@ -4,8 +4,8 @@
     Frames     the frames, from a random number generator
     Siege      sends frames to a provider, and judges it: it is not deaf, it ends each call, and it logs little
 
-`python -m tests.hostile.frames --seconds 60 --seed 1` starts a NATS server and a provider on each path, and besieges
-them. tests/hostile/test_frames.py runs it for a moment.
+`scripts/torture peer --seconds 60 --seed 1` starts a NATS server and a provider on each path, and besieges them.
+tests/hostile/test_frames.py runs it for a moment.
 """
 
 from __future__ import annotations
@@ -306,7 +306,7 @@ def besiege(provider: Provider, port: int, seed: int, seconds: float, batches_mi
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Return 0 if the provider kept all bars, and 1 if it missed one."""
     parser = argparse.ArgumentParser(
-        "frames", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "scripts/torture peer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="duration, for both paths together (default 60)")
     parser.add_argument("--seed", type=int, default=1, help="the frames depend only on the seed (default 1)")

@@ -15,6 +15,11 @@ COMMANDS = {
         "send every kind of call as fast as one connection can, beside half-open calls, unread answers and watchers;\n"
         "             check that memory stays in proportion to the keys, and that a careful caller gets its answers",
     ),
+    "peer": (
+        "tests.hostile.frames",
+        "send raw frames with odd headers, subjects, lengths and order, on both paths;\n"
+        "             check that the provider is not deaf, ends each call, and logs little",
+    ),
 }
 USAGE = """\
 usage: scripts/torture COMMAND [OPTIONS]
@@ -27,6 +32,7 @@ it missed one, and 2 if the options are wrong. Ctrl-C ends a run, which then pri
 For a first look:
 
   scripts/torture hostile --seconds 60 --seed 1
+  scripts/torture peer --seconds 60 --seed 1
 """
 
 
