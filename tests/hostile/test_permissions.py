@@ -1,4 +1,4 @@
-"""The NATS permissions in docs/operating.md: they are enough for the provider and its host, and keep others out."""
+"""The NATS permissions in docs/operating.md: they are enough for each user, and keep others out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from keyvalue_transport.keyvalue.store import encode_set
 from keyvalue_transport.keyvalue.watcher import WATCHER
 from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.subjects import invocation_subject
 from tests.conftest import DEADLINE_S, PATHS, Launch, NatsServer, settled
 
@@ -43,16 +44,23 @@ async def test_the_documented_permissions(
         provider_xkey_private_key="",
     )
     host = await nats.connect(at("host:host"))
-    events = await host.subscribe(invocation_subject(f"{LATTICE}.watcher", WATCHER, "on-set"))
+    watcher = await nats.connect(at("watcher:watcher"))
+    events = await watcher.subscribe(invocation_subject(f"{LATTICE}.watcher", WATCHER, "on-set"))
+    await settled(watcher)
     link = {"source_id": KEY, "target": "watcher", "name": "default", "source_config": {"watch": "SET@*"}}
     await host.publish(provider.host_subject("linkdefs.put"), json.dumps(link | {"interfaces": ["watcher"]}).encode())
     await settled(host)
+    own = ConnectionOptions((at("caller:caller"),), inbox_prefix="_INBOX_caller", path="plain")
+    caller = await Connection.open(own)
     async with KeyValueClient(at("host:host"), provider.prefix, timeout_s=DEADLINE_S) as client:
         value = b"v" * 3_000_000  # in several messages in both directions
-        await client.set("b", "k", value)
+        async with KeyValueClient(caller, provider.prefix, timeout_s=DEADLINE_S) as of_caller:
+            await of_caller.set("b", "k", value)
+            assert await of_caller.get("b", "k") == value
         assert await client.get("b", "k") == value
         await client.set("b", "small", b"v")
-        assert await events.next_msg(DEADLINE_S)
+        event = await events.next_msg(DEADLINE_S)
+        await watcher.publish(f"{event.reply}.results", b"")
 
         refusals: asyncio.Queue[Exception] = asyncio.Queue()
         monitor = await nats.connect(at("monitor:monitor"), inbox_prefix=b"_INBOX_monitor", error_cb=refusals.put)
@@ -66,4 +74,7 @@ async def test_the_documented_permissions(
             assert "permissions violation" in str(await asyncio.wait_for(refusals.get(), DEADLINE_S)).lower()
         assert await client.get("b", "k") == value
         await monitor.close()
+    await caller.close()
+    assert watcher.last_error is None
+    await watcher.close()
     await host.close()
