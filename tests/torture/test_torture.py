@@ -18,7 +18,8 @@ IMPOSSIBLE = Bars(growth_ratio=0, growth_slack_bytes=-(2**40))
 
 def test_the_help_names_each_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    assert all(f"\n  {name} " in capsys.readouterr().out for name in COMMANDS)
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
     assert main(["no-such-command"]) == 2
 
 
