@@ -16,6 +16,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -72,10 +73,8 @@ class Peer:
         """Write bytes."""
         self._socket.sendall(frames)
 
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the connection."""
         self._socket.close()
 
     def messages(self) -> list[tuple[bytes, bytes, bytes]]:
@@ -228,15 +227,16 @@ class Frames:
 class Siege:
     """A provider under hostile frames.
 
-    :param hostile: the connection that sends the frames
-    :param good: the connection that checks the provider
+    :param port: the port of the NATS server
     :param seed: the same seed gives the same frames
     """
 
-    def __init__(self, provider: Provider, hostile: Peer, good: Peer, seed: int) -> None:
+    def __init__(self, provider: Provider, port: int, seed: int) -> None:
         self.frames = 0
         self._provider = provider
-        self._peer, self._good = hostile, good
+        self._port = port
+        self._peer = Peer(port)  # sends the frames
+        self._good = Peer(port)  # checks the provider
         self._random = Random(seed)
         self._hostile = Frames(provider, self._random)
         self._began_s = monotonic()
@@ -247,9 +247,19 @@ class Siege:
 
     def attack(self) -> None:
         """Send a batch of frames, and check the provider."""
-        self._send(self._hostile.batch())
-        self._await_ends()
+        try:
+            self._send(self._hostile.batch())
+            self._await_ends()
+        except ConnectionError:  # the NATS server closes a connection for some frames, such as one with a long line
+            self._peer.close()
+            self._peer = Peer(self._port)
+            self._hostile.awaited.clear()  # the answers went to the closed connection
         self._check()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._peer.close()
+        self._good.close()
 
     def _send(self, frames: Iterator[bytes]) -> None:
         for frame in frames:
@@ -294,8 +304,8 @@ def besiege(provider: Provider, port: int, seed: int, seconds: float, batches_mi
 
     :raises AssertionError: the provider was deaf, left a call unanswered, or logged too much
     """
-    with Peer(port) as hostile, Peer(port) as good:
-        siege, end_s, batches = Siege(provider, hostile, good, seed), monotonic() + seconds, 0
+    with closing(Siege(provider, port, seed)) as siege:
+        end_s, batches = monotonic() + seconds, 0
         while batches < batches_min or monotonic() < end_s:
             siege.attack()
             batches += 1
