@@ -3,21 +3,23 @@
 A caller could make the server speak for it where the caller itself may not: to a host's subjects, to JetStream, or to
 the server's own functions. So a call with such a reply subject is neither executed nor answered, only counted.
 
-    refused    $...   wasmbus...   {prefix}...   and subjects of more than REPLY_BYTES_MAX bytes
+    refused    $...   wasmbus...   {prefix}...   subjects of more than REPLY_BYTES_MAX bytes, and subjects with a CR
 
-The last kind would make our lines too long for the NATS server, which then closes the connection. A caller's own line
-is longer than ours if it contains the whole subject of a function, but a subject mapping can make it shorter.
+A longer subject would make our lines too long for the NATS server, which then closes the connection. A caller's own
+line is longer than ours if it contains the whole subject of a function, but a subject mapping can make it shorter. If a
+line with a CR in a subject arrives in two reads, the NATS server misreads it, and closes the connection too.
 """
 
 from __future__ import annotations
 
-__all__ = ["REPLY_BYTES_MAX", "ReplySubjects"]
+__all__ = ["CR", "REPLY_BYTES_MAX", "ReplySubjects"]
 
 #: The NATS server's limit for a line is 4,096 bytes. Ours adds less than 96 bytes to the reply subject.
 REPLY_BYTES_MAX = 4_000
 #: The first byte of `_INBOX.`, with which almost all reply subjects begin.
 INBOX_FIRST = ord("_")
 FORBIDDEN = (b"$", b"wasmbus.")
+CR = b"\r"
 
 
 class ReplySubjects:
@@ -51,10 +53,10 @@ class ReplySubjects:
 
         >>> rule = ReplySubjects()
         >>> rule.forbid("default.kv")
-        >>> [rule.allows(reply) for reply in (b"_INBOX.1", b"$JS.API.INFO", b"default.kv.wrpc", b"default.kv2")]
-        [True, False, False, True]
+        >>> [rule.allows(reply) for reply in (b"_INBOX.1", b"$JS.API.INFO", b"default.kv.wrpc", b"default.kv2", b"a\\rb")]
+        [True, False, False, True, False]
         """
-        return len(reply) <= REPLY_BYTES_MAX and not reply.startswith(self._forbidden)
+        return len(reply) <= REPLY_BYTES_MAX and CR not in reply and not reply.startswith(self._forbidden)
 
     def head(self, reply: bytes) -> bytes:
         """Return a start of an allowed reply subject that no refused subject has. Return b"" if there is none.

@@ -70,7 +70,7 @@ from keyvalue_transport.nats.direct.large_output import LargeOutput
 from keyvalue_transport.nats.direct.read_flow import ReadFlow, Writable
 from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further, InOrder
 from keyvalue_transport.nats.headers import CRLF, read_headers
-from keyvalue_transport.nats.reply_subjects import REPLY_BYTES_MAX
+from keyvalue_transport.nats.reply_subjects import CR, REPLY_BYTES_MAX
 from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, HandlerResult
@@ -281,7 +281,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._pass_on(buffer, passed, at)
             reply = frame.reply
             # The first condition saves the call of `allows` for almost all reply subjects.
-            may_answer = reply and ((reply[0] == first and len(reply) <= REPLY_BYTES_MAX) or replies.allows(reply))
+            may_answer = reply and (
+                (reply[0] == first and len(reply) <= REPLY_BYTES_MAX and CR not in reply) or replies.allows(reply)
+            )
             if may_answer and callable(route):
                 routes.settle()
                 call = reply, at, frame.payload_at, frame.payload_end
