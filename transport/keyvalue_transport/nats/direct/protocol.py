@@ -281,9 +281,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._pass_on(buffer, passed, at)
             reply = frame.reply
             # The first condition saves the call of `allows` for almost all reply subjects.
-            may_answer = reply and (
-                (reply[0] == first and len(reply) <= REPLY_BYTES_MAX and CR not in reply) or replies.allows(reply)
-            )
+            is_plain = reply and reply[0] == first and len(reply) <= REPLY_BYTES_MAX and CR not in reply
+            may_answer = is_plain or (reply and replies.allows(reply))
             if may_answer and callable(route):
                 routes.settle()
                 call = reply, at, frame.payload_at, frame.payload_end
