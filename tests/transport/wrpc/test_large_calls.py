@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
+from keyvalue_transport.wrpc.half_open import SHARES
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Step
-from keyvalue_transport.wrpc.large_calls import CALL_BYTES, SHARES, LargeCall, LargeCalls, size_of
+from keyvalue_transport.wrpc.large_calls import CALL_BYTES, LargeCall, LargeCalls, size_of
 from tests.invoking import invoke
 from tests.recorded_replies import RecordedReplies, Reply, accept, ended, result
 
