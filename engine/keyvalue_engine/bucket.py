@@ -280,7 +280,7 @@ class Bucket:
                 table = self._tables.settled(self.name)
                 continue
             if not shard.entries or table.account.keys <= table.merge_keys:
-                self._tidy(table)
+                self._tables.tidy(self.name)
             return removed
         self._absent()
         return False
@@ -297,7 +297,7 @@ class Bucket:
             if removed is None:
                 table = self._tables.settled(self.name)
                 continue
-            self._tidy(table)
+            self._tables.tidy(self.name)
             return removed
         self._absent()
         return 0
@@ -332,15 +332,10 @@ class Bucket:
             persisted = shard.persist(key)
             if persisted is not None:
                 if not shard.entries:
-                    self._tidy(table)
+                    self._tables.tidy(self.name)
                 return persisted
             table = self._tables.settled(self.name)
         return False
-
-    def _tidy(self, table: Table) -> None:
-        """Free the table if it is empty, or merge its shards if few keys are left."""
-        if table.looks_empty() or table.looks_sparse():
-            self._tables.tidy(self.name)
 
     def page(self, cursor: int | None = None, keys_max: int | None = None, bytes_max: int | None = None) -> Page:
         """Return a page of keys that starts at `cursor`, or at the beginning if `cursor` is None.
@@ -391,7 +386,7 @@ class Bucket:
             return Page([], None)
         page = Page(*table.page(cursor or 0, keys_max, bytes_max))
         if not page.keys:
-            self._tidy(table)  # the bucket's keys may have expired
+            self._tables.tidy(self.name)  # the bucket's keys may have expired
         return page
 
     def keys(self) -> Iterator[bytes]:
@@ -405,13 +400,7 @@ class Bucket:
         >>> list(bucket.keys())
         [b'k']
         """
-        cursor: int | None = None
-        while True:
-            page = self.page(cursor)
-            yield from page.keys
-            cursor = page.cursor
-            if cursor is None:
-                return
+        return (key for page in self._pages() for key in page.keys)
 
     def values(self) -> Iterator[bytes]:
         """Yield the values of the keys that `keys` yields, page by page."""
@@ -422,12 +411,16 @@ class Bucket:
 
         The value is the one at the time when the page is read. A key that is deleted before is left out.
         """
-        cursor: int | None = None
-        while True:
-            page = self.page(cursor)
+        for page in self._pages():
             for key, value in zip(page.keys, self.get_many(page.keys), strict=True):
                 if value is not None:
                     yield key, value
+
+    def _pages(self) -> Iterator[Page]:
+        cursor: int | None = None
+        while True:
+            page = self.page(cursor)
+            yield page
             cursor = page.cursor
             if cursor is None:
                 return

@@ -51,7 +51,7 @@ class Deadlines:
         self._account.adjust(DEADLINES_BYTES)
 
     def find(self) -> None:
-        """Find the deadlines in the entries. O(n). Call this once, for a shard that is not in the ring yet."""
+        """Find the deadlines in the entries. O(n). Call this first, and `schedule` once the shard is in the ring."""
         self._rebuild()
         self.count = len(self._heap)
 

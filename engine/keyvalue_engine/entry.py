@@ -13,7 +13,8 @@ Memory is calculated, not measured. So the result is the same on every machine, 
 
 `bytes_size` is the size of a bytes object: its length plus 33 bytes of header and terminator, rounded up as CPython's
 allocator does. ENTRY is one key's share of a dict. DEADLINE covers the tuple of value and deadline, the deadline's int
-object, and the heap item. DEADLINES and ORDER_OBJECT cover the objects that a shard has only once. ORDER covers one key's share of the sorted lists, and the int object of the key's position.
+object, and the heap item. DEADLINES and ORDER_OBJECT cover the objects that a shard has only once. ORDER covers one
+key's share of the sorted lists, and the int object of the key's position.
 
 Spare bytes belong to keys that are gone, or to second copies of keys. The heap of deadlines and the order hold such
 keys until they are next tidied. The spare bytes are bounded, and the ledger counts them in steps of SPARE_STEP.
@@ -54,6 +55,7 @@ DEADLINE_BYTES = 186
 ORDER_BYTES = 62
 SHARD_BYTES = 500
 BUCKET_BYTES = 700
+EMPTIED_BYTES = 150
 #: These two include the up to SPARE_STEP bytes that are not counted yet.
 DEADLINES_BYTES = 900
 ORDER_OBJECT_BYTES = 1_500
@@ -61,7 +63,6 @@ ORDER_OBJECT_BYTES = 1_500
 SPARE_MIN = 1024
 SPARE_PER_KEY = 16
 SPARE_STEP = 512
-EMPTIED_BYTES = 150
 
 
 def bytes_size(length: int) -> int:

@@ -143,17 +143,17 @@ class Metrics(Collector):
         yield durations
 
     def _invocations(self) -> Iterable[Metric]:
-        server, counts = self._server, self._server.counts
+        server, counts, invocations = self._server, self._server.counts, self._server.invocations
         yield _gauge("invocations_in_flight", "Invocations that were accepted and have not ended.", server.in_flight)
-        yield _gauge("half_open_invocations", "Invocations with incomplete parameters.", server.half_open)
+        yield _gauge("half_open_invocations", "Invocations with incomplete parameters.", invocations.half_open)
         yield _gauge(
-            "half_open_queued", "Half-open invocations that wait for their handshake.", server.half_open_queued
+            "half_open_queued", "Half-open invocations that wait for their handshake.", invocations.half_open_queued
         )
-        yield _gauge("half_open_bytes", "Memory of half-open invocations.", server.half_open_bytes)
+        yield _gauge("half_open_bytes", "Memory of half-open invocations.", invocations.half_open_bytes)
         yield _gauge(
             "half_open_expected_bytes",
             "Bytes that half-open invocations with a handshake still expect.",
-            server.expected_bytes,
+            invocations.expected_bytes,
         )
         yield _counter(
             "received_bytes",

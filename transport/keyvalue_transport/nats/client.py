@@ -44,7 +44,8 @@ class KeyValueClient:
     If the provider answers with an error, a call raises InterfaceError or a subclass (NoSuchStoreError,
     AccessDeniedError, OtherError). If the transport fails, a call raises TransportError or a subclass, as
     `Invoker.invoke` does. After a DisconnectedError, the provider does not execute the call later. After an
-    InvocationTimeoutError, it may have executed the call, or may still do so. `open` raises ConnectError, or ValueError if a certificate or key in `tls` is unusable.
+    InvocationTimeoutError, it may have executed the call, or may still do so. `open` raises ConnectError, or ValueError
+    if a certificate or key in `tls` is unusable.
 
     :param nats: comma-separated NATS URLs, or a Connection, which stays open after `close`
     :param prefix: `{lattice}.{provider key}`

@@ -29,7 +29,14 @@ from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.subjects import check_subject, invocation_subject, params_subject
 from keyvalue_transport.wrpc.errors import DecodeError, DisconnectedError
 from keyvalue_transport.wrpc.handler import Handler
-from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationFailure, InvocationLimits, Step, Waiting
+from keyvalue_transport.wrpc.invocation import (
+    InvocationCounts,
+    InvocationFailure,
+    InvocationLimits,
+    Invocations,
+    Step,
+    Waiting,
+)
 
 __all__ = ["Server"]
 
@@ -79,35 +86,20 @@ class Server:
         self._failures, self._losses = network_limit(), network_limit()
 
     @property
+    def invocations(self) -> Invocations[Any, Any]:
+        """Return the invocations that are not answered at once, with their numbers and sizes."""
+        return self._path.invocations
+
+    @property
     def counts(self) -> InvocationCounts:
         """Return the counts of invocations and bytes."""
-        return self._path.invocations.counts
+        return self.invocations.counts
 
     @property
     def in_flight(self) -> int:
         """Return the number of invocations that were accepted and have not ended."""
-        invocations = self._path.invocations
+        invocations = self.invocations
         return invocations.half_open + invocations.waiting + invocations.queued
-
-    @property
-    def half_open(self) -> int:
-        """Return the number of invocations whose parameters are incomplete."""
-        return self._path.invocations.half_open
-
-    @property
-    def half_open_bytes(self) -> int:
-        """Return the memory that half-open invocations hold, in bytes."""
-        return self._path.invocations.half_open_bytes
-
-    @property
-    def half_open_queued(self) -> int:
-        """Return the number of half-open invocations that wait for their handshake."""
-        return self._path.invocations.half_open_queued
-
-    @property
-    def expected_bytes(self) -> int:
-        """Return the number of bytes that half-open invocations with a handshake still expect."""
-        return self._path.invocations.expected_bytes
 
     @property
     def failed(self) -> BaseException | None:

@@ -18,16 +18,15 @@ from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
+from keyvalue_transport.wrpc.half_open import SHARES
 from keyvalue_transport.wrpc.handler import Caller, Handler
 
-__all__ = ["CALL_BYTES", "SHARES", "LargeCall", "LargeCalls", "size_of"]
+__all__ = ["CALL_BYTES", "LargeCall", "LargeCalls", "size_of"]
 
 A = TypeVar("A", bound=Sized)
 
 #: Approximate size of a call without its parameters and texts.
 CALL_BYTES = 1024
-#: One caller may take this part of the limit: 1 / SHARES.
-SHARES = 4
 
 
 class LargeCall(NamedTuple, Generic[A]):
