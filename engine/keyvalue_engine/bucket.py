@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from keyvalue_engine.arguments import own_bytes, own_int
+from keyvalue_engine.entry import Entry
 from keyvalue_engine.errors import KEY_BYTES, VALUE_BYTES, FullError, LimitError, NoSuchBucketError, StoreError
 from keyvalue_engine.options import TTL_MS_MAX, BucketOptions
 from keyvalue_engine.table import Table
@@ -172,6 +173,14 @@ class Bucket:
 
         self._write(put)
 
+    def set_until(self, key: bytes, value: bytes, deadline_ns: int | None) -> None:
+        """Store a value that expires at a time of the store's clock, or never. A time in the past removes the key."""
+        ttl_ns = 0 if deadline_ns is None else deadline_ns - self._expiry.clock()
+        if ttl_ns < 0 or (deadline_ns is not None and not ttl_ns):
+            self.delete(key)
+        else:
+            self._set(key, value, ttl_ns)
+
     def set_many(self, entries: Mapping[bytes, bytes]) -> None:
         """Store all entries or none. O(keys).
 
@@ -301,6 +310,16 @@ class Bucket:
             return removed
         self._absent()
         return 0
+
+    def is_known(self) -> bool:
+        """Return True if the bucket holds a key. O(1), without a lock."""
+        return self.name in self._by_name
+
+    def entry(self, key: bytes) -> Entry | None:
+        """Return a key's value, with its deadline on the store's clock if it has one, or None. O(1), without a lock."""
+        table = self._by_name.get(self.name)
+        entry = None if table is None else table.shard_of(key).entries.get(key)
+        return None if isinstance(entry, tuple) and entry[1] <= self._expiry.clock() else entry
 
     def ttl_ms(self, key: bytes) -> int | None:
         """Return the milliseconds until a key expires (at least 1), or None if the key is missing or has no deadline.

@@ -18,17 +18,21 @@ __all__ = ["Account", "Ledger"]
 
 
 class Ledger:
-    """The number of keys in a store, their memory, and the limits for both."""
+    """The number of keys in a store, their memory, and the limits for both.
+
+    :param is_limited: False if the options limit nothing
+    """
 
     __slots__ = ("keys", "keys_max", "lock", "memory_bytes", "memory_bytes_max", "usages")
 
-    def __init__(self, options: StoreOptions) -> None:
+    def __init__(self, options: StoreOptions, is_limited: bool = True) -> None:
         #: Protects the counts in the ledger, its accounts and its usages. This is a leaf lock: a thread that holds it
         #: takes no other lock. A thread may take it while it holds a stripe. One lock for the whole store keeps the
         #: limits exact across all threads. An overwrite that does not change the memory size does not take the lock.
         self.lock = RLock()
-        self.keys_max = options.keys_max
-        self.memory_bytes_max = UNLIMITED if options.memory_bytes_max is None else options.memory_bytes_max
+        memory_bytes_max = options.memory_bytes_max if is_limited else None
+        self.keys_max = options.keys_max if is_limited else UNLIMITED
+        self.memory_bytes_max = UNLIMITED if memory_bytes_max is None else memory_bytes_max
         self.keys = 0
         self.memory_bytes = 0
         self.usages = Usages()

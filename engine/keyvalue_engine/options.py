@@ -91,7 +91,7 @@ class BucketOptions:
     quota: Quota | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        for field in fields(BucketOptions):  # a subclass may have more
             value = getattr(self, field.name)
             if value is None:
                 continue

@@ -39,6 +39,7 @@ from keyvalue_engine.changes import ObserverOf
 from keyvalue_engine.context import SECRET_BYTES, HashFunction
 from keyvalue_engine.options import LENGTH_MAX, TTL_MS_MAX, BucketOptions, StoreOptions
 from keyvalue_engine.quota import Quota
+from keyvalue_engine.room import NOTHING, Growth
 from keyvalue_engine.tables import Tables
 
 __all__ = ["Store"]
@@ -75,6 +76,8 @@ class Store:
         holds all keys of one position, and a caller who knows the secret can look for such keys.
     :param hash_function: returns the 64-bit position for (secret, key); tests use a function that produces collisions
     :param clock: returns a time in nanoseconds that never goes back; tests use a clock that they control
+    :param is_limited: False for a copy of another store, which must take every write. Then no write is refused, and
+        the owner checks the limits itself (`check_room`)
     """
 
     __slots__ = ("_process", "_tables", "options")
@@ -86,6 +89,7 @@ class Store:
         secret: bytes | None = None,
         hash_function: HashFunction = siphash,
         clock: Callable[[], int] = monotonic_ns,
+        is_limited: bool = True,
     ) -> None:
         self.options = StoreOptions() if options is None else options
         if secret is None:
@@ -94,7 +98,7 @@ class Store:
             raise TypeError(f"secret: found {type(secret).__name__}, allowed bytes")
         if len(secret) != SECRET_BYTES:
             raise ValueError(f"secret: found {len(secret)} bytes, allowed {SECRET_BYTES}")
-        self._tables = Tables(self.options, secret, hash_function, clock)
+        self._tables = Tables(self.options, secret, hash_function, clock, is_limited)
         self._process = os.getpid()
 
     def bucket(self, name: bytes, options: BucketOptions | None = None) -> Bucket:
@@ -165,6 +169,26 @@ class Store:
         Handles that have the quota are still limited by its last counts.
         """
         self._tables.remove_quota(quota)
+
+    def check_room(
+        self,
+        name: bytes,
+        growth: Growth,
+        pending: Growth = NOTHING,
+        quota: Quota | None = None,
+        in_quota: Growth = NOTHING,
+    ) -> None:
+        """Check that a write would not exceed a limit of the options or the quota.
+
+        Before it fails, it removes a limited number of expired keys and orders, as a write does.
+
+        :param name: the bucket to write to
+        :param growth: what the write adds
+        :param pending: what other writes will add before
+        :param in_quota: the part of `pending` in the buckets of the quota
+        :raises LimitError: the bucket's name is too long, or the store or the quota is full
+        """
+        self._tables.check_room(name, growth, pending, quota, in_quota)
 
     def observe(self, observer_of: ObserverOf | None) -> None:
         """Register `observer_of`, which returns the observer of a bucket, or None for no observer. O(buckets).

@@ -31,6 +31,7 @@ from keyvalue_engine.kept_orders import KeptOrders
 from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.options import StoreOptions
 from keyvalue_engine.quota import Quota, Usage
+from keyvalue_engine.room import Growth, lack_of_room
 from keyvalue_engine.table import Table
 
 __all__ = ["ROOM_WORK_MAX", "Tables"]
@@ -51,11 +52,13 @@ class Tables:
     :param secret: the first argument for `hash_function`
     :param hash_function: returns the 64-bit position for (secret, key)
     :param clock: returns a time in nanoseconds that never goes back
+    :param is_limited: False if no name is too long, and no number of buckets or keys too large
     :ivar by_name: the tables; only this class adds or removes tables; a look-up is atomic and needs no lock
     :ivar emptied: the names of emptied buckets, oldest first; always empty without `strict_buckets`
     """
 
     __slots__ = (
+        "_is_limited",
         "_lock",
         "_names",
         "_observer_of",
@@ -71,12 +74,18 @@ class Tables:
     )
 
     def __init__(
-        self, options: StoreOptions, secret: bytes, hash_function: HashFunction, clock: Callable[[], int]
+        self,
+        options: StoreOptions,
+        secret: bytes,
+        hash_function: HashFunction,
+        clock: Callable[[], int],
+        is_limited: bool = True,
     ) -> None:
         self.options = options
+        self._is_limited = is_limited
         self.secret = secret
         self.hash_function = hash_function
-        self.ledger = Ledger(options)
+        self.ledger = Ledger(options, is_limited)
         self.expiry = Expiry(clock)
         self.orders = KeptOrders()
         self.by_name: dict[bytes, Table] = {}
@@ -138,16 +147,26 @@ class Tables:
         return BUCKET_BYTES - EMPTIED_BYTES if name in self.emptied else BUCKET_BYTES + bytes_size(len(name))
 
     def _new_table(self, name: bytes) -> Table:
-        options = self.options
-        if len(name) > options.bucket_name_bytes_max:
-            raise LimitError(BUCKET_NAME_BYTES, len(name), options.bucket_name_bytes_max)
-        if len(self.by_name) >= options.buckets_max:
-            raise FullError(BUCKETS, len(self.by_name) + 1, options.buckets_max)
+        if self._is_limited:
+            self.check_name(name, 0)
         self.ledger.hold(self._bucket_bytes(name))
         observer = None if self._observer_of is None else self._observer_of(name)
         account = Account(name, self.ledger, observer)
         context = Context(self._position_of, self.hash_function, self.secret, account, self.expiry, self.orders)
-        return Table(options, context)
+        return Table(self.options, context)
+
+    def check_name(self, name: bytes, pending_buckets: int) -> None:
+        """Check that a bucket of this name may be created.
+
+        :param pending_buckets: number of other buckets that will be created before
+        :raises LimitError: the name is too long, or there are too many buckets
+        """
+        options = self.options
+        if len(name) > options.bucket_name_bytes_max:
+            raise LimitError(BUCKET_NAME_BYTES, len(name), options.bucket_name_bytes_max)
+        buckets = len(self.by_name) + pending_buckets
+        if buckets >= options.buckets_max:
+            raise FullError(BUCKETS, buckets + 1, options.buckets_max)
 
     def _drop_table(self, name: bytes, table: Table) -> bool:
         """Free a table, and subtract its memory from the ledger. Return False if the table holds a key."""
@@ -221,6 +240,20 @@ class Tables:
                 work += 1
         return work
 
+    def check_room(self, name: bytes, growth: Growth, pending: Growth, quota: Quota | None, in_quota: Growth) -> None:
+        """Check that a write would exceed no limit. Remove a limited number of expired keys and orders if it would.
+
+        :raises LimitError: the bucket's name is too long, or the store or the quota is full
+        """
+        if name not in self.by_name:
+            self.check_name(name, pending.buckets)
+        left = ROOM_WORK_MAX
+        while (error := lack_of_room(self.ledger, self.options, growth, pending, quota, in_quota)) is not None:
+            done = self.find_room(name, error, left + error.needed_keys) if left > 0 else 0
+            if not done:
+                raise error
+            left -= done
+
     def add_quota(self, quota: Quota, buckets_max: int | None = None) -> None:
         """Start counting for a quota, and count at most `buckets_max` existing buckets now; None means all.
 
@@ -292,5 +325,6 @@ class Tables:
             assert usage.memory_bytes == sum(account.memory_bytes for account in counted)
         for name in self.by_name:
             assert {*self.ledger.usages.of(name)} == {u for u in self.ledger.usages if u.reach.covers(name)}
-        assert keys <= self.options.keys_max
-        assert len(self.by_name) <= self.options.buckets_max
+        if self._is_limited:
+            assert keys <= self.options.keys_max
+            assert len(self.by_name) <= self.options.buckets_max
