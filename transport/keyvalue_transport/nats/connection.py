@@ -28,7 +28,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from enum import Enum, auto
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -36,8 +35,9 @@ from typing import Any
 import nats.errors
 
 from keyvalue_transport.nats.arrival_order import ArrivalOrder, Lane
+from keyvalue_transport.nats.connection_state import ConnectionState
 from keyvalue_transport.nats.denials import Denials
-from keyvalue_transport.nats.direct.routes import DirectRoutes, InOrder, Route
+from keyvalue_transport.nats.direct.routes import DirectRoutes, Frames, InOrder, Quick, Route
 from keyvalue_transport.nats.direct.transport import direct_path_unknown
 from keyvalue_transport.nats.frame_parser import ReadingFaults
 from keyvalue_transport.nats.nats_py_errors import ErrorKind, denied_subject, kind_of, refusal_of, text_of
@@ -53,7 +53,8 @@ from keyvalue_transport.nats.opening import (
 )
 from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.reply_subjects import ReplySubjects
-from keyvalue_transport.nats.subscriptions import Callback, InlineCallback, Message, Subscription
+from keyvalue_transport.nats.requests import request
+from keyvalue_transport.nats.subscriptions import Callback, InlineCallback, Message, Subscription, never
 from keyvalue_transport.nats.urls import login_of, redacted_url, split_urls
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 
@@ -61,22 +62,10 @@ __all__ = ["Connection", "ConnectionOptions", "Message", "Subscription", "redact
 
 log = logging.getLogger(__name__)
 
-FLUSH_TIMEOUT_S = 10.0
-FLUSH_ABANDONED_S = 3600
+FLUSH_TIMEOUT_S, FLUSH_ABANDONED_S = 10.0, 3600
 #: Limits for the unhandled messages of one subscription. Messages over a limit are dropped and reported to `on_drop`.
 PENDING_MESSAGES_MAX = 65_536
 PENDING_BYTES_MAX = 64 * 1024 * 1024
-
-
-class ConnectionState(Enum):
-    """The state of a connection. The module's docstring has a diagram."""
-
-    NEW = auto()
-    OPENING = auto()
-    CONNECTED = auto()
-    AWAY = auto()
-    REOPENING = auto()
-    CLOSED = auto()
 
 
 class Connection:
@@ -102,6 +91,7 @@ class Connection:
         self.reading = ReadingFaults()
         self.dropped = 0  # number of messages that were dropped because they arrived too fast
         self.on_reconnected: Callable[[], None] | None = None  # called after each reconnect
+        self.on_lost: list[Callable[[], None]] = []  # called at each loss
         self.refusal: str | None = None  # why the server last refused a subscription, or our own inbox
         self.denials = Denials()
         self._failures = network_limit()
@@ -212,14 +202,23 @@ class Connection:
         return sent_bytes
 
     async def check_publishing(self) -> None:
-        """Publish to an inbox of ours, now and after each reconnect. If NATS refuses the message, set `refusal`.
+        """Publish to an inbox of ours, now and after each reconnect. If NATS refuses the message, set `refusal`."""
+        await self.denials.probe(self)
 
-        A caller chooses its reply subject, so a refused answer may be the caller's fault. But a server that may not
-        publish to its own inbox can't answer anybody.
-        """
-        self.denials.own_inbox = self.denials.own_inbox or self.new_inbox()
-        with suppress(DisconnectedError):  # the next reconnect repeats the check
-            await self.publish(self.denials.own_inbox, b"")
+    def write_now(self, frames: bytes) -> bool:
+        """Write PUB frames to the socket at once. Return False if they were not written, and never will be."""
+        if not self.connected:
+            return False
+        if self.direct is None:
+            return self._client.write_now(frames)
+        return self.direct.protocol is not None and self.direct.protocol.write_now(frames)
+
+    def call_soon(self, act: Callable[[], None]) -> None:
+        """Call `act` once: at the end of the read that is being parsed, or in the next turn of the event loop."""
+        if self.direct is None or self.direct.protocol is None or not self.direct.protocol.is_parsing():
+            asyncio.get_running_loop().call_soon(act)
+        else:
+            self.direct.ending.append(act)
 
     async def write(self, frames: bytes) -> None:
         """Send PUB frames, which is faster than many calls of `publish`.
@@ -238,25 +237,10 @@ class Connection:
             subject has no subscribers
         :raises DisconnectedError: the message could not be sent
         """
-        # Do not use nats-py's requests. At the first reply with headers, they load its JetStream client, which takes
-        # 25 ms, and a provider's first request is sent while it starts.
-        self._check_open()
         if not self._client.is_connected:
+            self._check_open()
             raise DisconnectedError(f"no request to {subject} was sent: the connection is lost")
-        replies: asyncio.Queue[bytes] = asyncio.Queue()
-        inbox = self.new_inbox()
-        subscription = await self.subscribe_in_order(inbox, replies.put_nowait)
-        answer = b""
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self.publish(subject, payload, inbox)
-                    answer = await replies.get()
-        finally:
-            await self._end(subscription)
-        if not answer:
-            raise TimeoutError(f"no answer to {subject}")
-        return answer
+        return await request(self, self._end, subject, payload, timeout_s)
 
     async def subscribe(
         self,
@@ -289,6 +273,18 @@ class Connection:
             self.order.change(partial(handle, message.data))
 
         return await self._subscribe(Subscription(subject, InlineCallback(take), route=InOrder(handle)))
+
+    async def subscribe_frames(
+        self, subject: str, handle: Callable[[bytes, bytes, bytes, bytes], None], quick: tuple[Quick, ...] = ()
+    ) -> Subscription:
+        """Call a plain function with each message, while the bytes are read. The function must be quick.
+
+        :param handle: called with the subject, the reply subject, the header block (`NATS/1.0`, its lines and an empty
+            line; b"" without headers) and the payload
+        :param quick: handle frames of certain forms instead, on the direct path
+        :raises DisconnectedError: the connection is closed or lost
+        """
+        return await self._subscribe(Subscription(subject, InlineCallback(never), route=Frames(handle, quick)))
 
     def before_next_call(self, act: Callable[[], None]) -> None:
         """Call `act` once, before the next invocation is handled. `act` can apply several changes together."""
@@ -337,6 +333,7 @@ class Connection:
             self.order.remove(subscription.lane)
         if self.direct is not None:
             self.direct.remove(subscription.carried._id)
+        self._client.frame_handlers.pop(subscription.carried._id, None)
         with suppress(nats.errors.Error, OSError):
             await subscription.carried.unsubscribe()
 
@@ -407,6 +404,8 @@ class Connection:
             raise DisconnectedError(f"{subscription.subject}: not subscribed: {text_of(error)}") from error
         if self.direct is not None and subscription.route is not None:
             self.direct.add(subscription.carried._id, subscription.route)
+        elif isinstance(subscription.route, Frames):
+            self._client.frame_handlers[subscription.carried._id] = subscription.route.handle
         if subscription.lane is not None:
             self.order.add(subscription.lane, lambda: subscription.queued)
 
@@ -455,6 +454,8 @@ class Connection:
         if self._state is ConnectionState.CONNECTED:
             self._state = ConnectionState.AWAY
             log.warning("NATS: the connection is lost; reconnecting for as long as it takes")
+            for listener in self.on_lost:
+                listener()
 
     async def _on_reconnected(self) -> None:
         if self._state in (ConnectionState.AWAY, ConnectionState.CONNECTED):

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
+from typing import Protocol
 
 from keyvalue_transport.nats.rate_limit import network_limit
+from keyvalue_transport.wrpc.errors import DisconnectedError
 
 __all__ = ["Denials"]
 
@@ -17,6 +20,14 @@ log = logging.getLogger(__name__)
 
 #: Health reports the last denial for this time.
 REPORTED_S = 60.0
+
+
+class Inboxes(Protocol):
+    """The part of a connection that this module uses."""
+
+    def new_inbox(self) -> str: ...
+
+    async def publish(self, subject: str, payload: bytes) -> None: ...
 
 
 class Denials:
@@ -33,6 +44,15 @@ class Denials:
         self.own_inbox = ""
         self._last, self._reported_until_s = "", 0.0
         self._lines = network_limit()
+
+    async def probe(self, connection: Inboxes) -> None:
+        """Publish to an inbox of ours. A server that may not do so can't answer anybody.
+
+        A caller chooses its reply subject, so a refused answer may be the caller's fault. This message is not.
+        """
+        self.own_inbox = self.own_inbox or connection.new_inbox()
+        with suppress(DisconnectedError):  # the next reconnect repeats the check
+            await connection.publish(self.own_inbox, b"")
 
     def tell(self, subject: str) -> None:
         """Tell the listeners of a denied subject."""

@@ -14,6 +14,7 @@ An ignored message is counted in `ReadingFaults`, and logged at a limited rate.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -53,9 +54,12 @@ class FrameParser(Parser):
     """The parser of a nats-py client.
 
     :param client: the client, which handles the messages
+    :ivar handlers: functions that handle the messages of a subscription id instead, each with its subject, its reply
+        subject, its header block and its payload
     """
 
     def __init__(self, client: Any, faults: ReadingFaults) -> None:
+        self.handlers: dict[int, Callable[[bytes, bytes, bytes, bytes], None]] = {}
         self._faults = faults
         self._resets = 0
         super().__init__(client)
@@ -101,7 +105,11 @@ class FrameParser(Parser):
         headers = buffer[frame.headers_at : frame.payload_at]
         payload = buffer[frame.payload_at : frame.payload_end]
         subject = frame.words[1]
+        handle = self.handlers.get(int(frame.subscription))
         try:
+            if handle is not None:
+                handle(subject, frame.reply, headers, payload)
+                return
             await self.nc._process_msg(int(frame.subscription), subject, frame.reply, payload, headers)
         except Exception as error:  # no message may end the reading
             self._faults.note_ignored(f"a message to {shown(subject)} with reply subject {shown(frame.reply)}", error)

@@ -104,6 +104,7 @@ class LastingClient(Client):
         super().__init__()
         self._faults = ReadingFaults() if faults is None else faults
         self._ps = FrameParser(self, self._faults)
+        self.frame_handlers = self._ps.handlers
         self._reviving: asyncio.Task[None] | None = None
 
     def has_room(self) -> bool:
@@ -128,6 +129,15 @@ class LastingClient(Client):
                 return
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             transport.writelines(pending)
+
+    def write_now(self, frames: bytes) -> bool:
+        """Write frames to the socket at once, after what nats-py has not written yet. Return False if there is none."""
+        transport = self._transport
+        if transport is None or not self.is_connected:
+            return False
+        pending, self._pending, self._pending_data_size = self._pending, [], 0
+        transport.writelines([*pending, frames])
+        return True
 
     async def _process_connect_init(self) -> None:
         """Start a new connection without what the last one left unwritten, and watch the task that reads.

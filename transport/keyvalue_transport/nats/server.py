@@ -18,7 +18,6 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -27,6 +26,7 @@ from keyvalue_transport.nats.direct.path import DirectPath
 from keyvalue_transport.nats.plain import PlainPath
 from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.subjects import check_subject, invocation_subject, params_subject
+from keyvalue_transport.nats.waits import Waits
 from keyvalue_transport.wrpc.errors import DecodeError, DisconnectedError
 from keyvalue_transport.wrpc.handler import Handler
 from keyvalue_transport.wrpc.invocation import (
@@ -47,6 +47,8 @@ EXPIRY_INTERVAL_S = 0.5
 PARAMS_DRAIN_TIMEOUT_S = 0.02
 #: Seconds that `stop` may use to write the last answers after its timeout.
 FLUSH_TIMEOUT_S = 0.02
+#: Seconds that `leave` waits for the calls that were sent to us before the NATS server knew.
+LEAVE_TIMEOUT_S = 1.0
 #: Seconds that `stop` waits for cancelled answers to end.
 CANCEL_TIMEOUT_S = 0.02
 
@@ -81,7 +83,9 @@ class Server:
         self._functions: list[Subscription] = []
         self._params: Subscription | None = None
         self._expiry: asyncio.Task[None] | None = None
-        self._answers: set[asyncio.Future[Any]] = set()  # unfinished answers
+        self._waits = Waits(self._finish)
+        self._membership = asyncio.Lock()  # held by `join` and `leave`
+        self._is_stopping = False
         self._idle: asyncio.Event | None = None  # only while the server stops
         self._failures, self._losses = network_limit(), network_limit()
 
@@ -114,21 +118,40 @@ class Server:
             (invocation_subject(self.prefix, instance, name), handler) for name, handler in handlers.items()
         ]
 
-    async def start(self) -> None:
+    async def start(self, joins: bool = True) -> None:
         """Start to serve. Servers with the same prefix share the invocations, because the prefix is the queue group.
 
+        :param joins: False to receive no calls until `join` is called
         :raises DisconnectedError: the connection is closed or lost
         """
         self._expiry = asyncio.create_task(self._expire())
         self._params = await self._path.subscribe_params(params_subject(f"{self._inbox}.*"))
-        for subject, handler in self._handlers:
-            self._functions.append(await self._path.subscribe_function(subject, handler, self.prefix))
+        if joins:
+            await self.join()
         await self._connection.check_publishing()
+
+    async def join(self) -> None:
+        """Receive calls, unless the server does so already or stops.
+
+        :raises DisconnectedError: the connection is closed or lost
+        """
+        async with self._membership:
+            if self._is_stopping or self._functions:
+                return
+            for subject, handler in self._handlers:
+                self._functions.append(await self._path.subscribe_function(subject, handler, self.prefix))
+
+    async def leave(self) -> None:
+        """Receive no more calls until `join`. The calls that were received are answered."""
+        async with self._membership:
+            functions, self._functions = self._functions, []
+            await self._path.refuse_all(await self._connection.drain(functions, LEAVE_TIMEOUT_S))
 
     async def stop(self, timeout_s: float) -> None:
         """Stop accepting invocations, and answer those in flight. After `timeout_s`, end the unanswered invocations."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
+        self._is_stopping = True
         functions, self._functions = self._functions, []
         queued = await self._connection.drain(functions, max(0.0, timeout_s - self._path.refusing_s))
         await self._path.refuse_all(queued)
@@ -138,14 +161,8 @@ class Server:
                 async with asyncio.timeout_at(deadline_s):
                     await self._idle.wait()
         await asyncio.sleep(0)  # let all tasks start: a task cancelled before its start leaves a coroutine unawaited
-        answers = list(self._answers)
-        for answer in answers:
-            answer.cancel()
-        if answers:
-            _, late = await asyncio.wait(answers, timeout=CANCEL_TIMEOUT_S)
-            if late:
-                log.warning("%d answers did not end when they were cancelled, and are abandoned", len(late))
-            await asyncio.sleep(0)  # let the answers' callbacks end the invocations
+        if late := await self._waits.cancel(CANCEL_TIMEOUT_S):
+            log.warning("%d answers did not end when they were cancelled, and are abandoned", late)
         self._send(self._path.invocations.close())
         with suppress(TimeoutError):  # a blocked connection must not delay the stop
             async with asyncio.timeout_at(max(deadline_s, loop.time() + FLUSH_TIMEOUT_S)):
@@ -174,28 +191,32 @@ class Server:
             self._idle.set()
 
     def _wait(self, waiting: Waiting[Any]) -> None:
-        """Call `_finish` when an answer is done. A coroutine gets a task, but a future needs none."""
+        """Call `_finish` when an answer is done."""
         try:
-            answer = asyncio.ensure_future(waiting.pending.answer)
+            self._waits.add(waiting)
         except Exception as error:  # a faulty handler's answer may not be awaitable, and reading must continue
             self._send(self._path.invocations.finish(waiting, error))
-            return
-        self._answers.add(answer)
-        answer.add_done_callback(partial(self._finish, waiting))
 
-    def _finish(self, waiting: Waiting[Any], answer: asyncio.Future[Any]) -> None:
-        """Send the result of a finished answer to its caller."""
-        self._answers.discard(answer)
-        result: bytes | Exception
-        try:
-            result = waiting.pending.encode(answer.result)
-        except asyncio.CancelledError:
-            result = TimeoutError("the server stops" if self._idle is not None else "the answer was cancelled")
-        except Exception as error:  # every exception from an answer is counted and logged
-            result = error
-        step = self._path.invocations.finish(waiting, result)
-        result = b""  # free the bytes, because an exception's traceback may keep this frame alive
-        self._send(step)
+    def _finish(self, answer: Any, calls: list[Waiting[Any]]) -> None:
+        """Send the results of the calls that have waited for an answer, all together."""
+        invocations = self._path.invocations
+        sends: list[Any] = []
+        for waiting in calls:
+            result: bytes | Exception
+            try:
+                result = waiting.pending.encode(answer.result)
+            except asyncio.CancelledError:
+                result = TimeoutError("the server stops" if self._idle is not None else "the answer was cancelled")
+            except Exception as error:  # every exception from an answer is counted and logged
+                result = error
+            step = invocations.finish(waiting, result)
+            result = b""  # free the bytes, because an exception's traceback may keep this frame alive
+            sends += step.sends
+            if step.failure is not None:
+                self._log_failure(step.failure)
+        self._path.send(sends)
+        if self._idle is not None and not self.in_flight:
+            self._idle.set()
 
     def _on_unsent(self, error: DisconnectedError) -> None:
         """Count messages that could not be sent. Their callers will time out."""

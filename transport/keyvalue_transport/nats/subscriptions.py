@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from keyvalue_transport.nats.arrival_order import Lane
 from keyvalue_transport.nats.direct.routes import Route
 
-__all__ = ["Callback", "InlineCallback", "Message", "Subscription"]
+__all__ = ["Callback", "InlineCallback", "Message", "Subscription", "never"]
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,11 @@ class InlineCallback:
             self._handle(message)
         except Exception:
             log.exception("a message to %s was not handled", message.subject[:128])
+
+
+def never(message: Message) -> None:
+    """Raise an error, because nats-py must not see the messages of this subscription."""
+    raise AssertionError("nats-py has received a message that is routed past it")
 
 
 @dataclass(slots=True, eq=False)

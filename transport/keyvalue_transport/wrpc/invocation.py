@@ -184,6 +184,14 @@ class Invocations(Generic[A, M]):
             return self._answer_or_queue(call, outcome, handshake)
         return self._answer(reply, outcome, traceparent, handshake)
 
+    def may_wait(self, pending: Pending) -> bool:
+        """Count an invocation that waits for its answer. Return False, and drop the answer, if too many wait."""
+        if self._waiting >= self._limits.waiting_max:
+            drop_answer(pending.answer)
+            return False
+        self._waiting += 1
+        return True
+
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step[A, M]:
         """Process the next piece of a half-open invocation's parameters. An empty piece ends the parameters."""
         half_open = self._half_open.take(token)
@@ -325,10 +333,8 @@ class Invocations(Generic[A, M]):
     def _answer(self, reply: A, answer: bytes | Pending, traceparent: str | None, sends: list[M]) -> Step[A, M]:
         if isinstance(answer, bytes):
             return Step(self._result(reply, answer, sends))
-        if self._waiting >= self._limits.waiting_max:
-            drop_answer(answer.answer)
+        if not self.may_wait(answer):
             return self._refuse(reply, sends)
-        self._waiting += 1
         return Step(sends, Waiting(reply, traceparent, answer))
 
     def _result(self, reply: A, result: bytes, sends: list[M]) -> list[M]:

@@ -11,6 +11,7 @@ frames for the core.
 
 from __future__ import annotations
 
+from keyvalue_transport.nats.headers import CRLF
 from keyvalue_transport.nats.subjects import params_subject
 
 __all__ = ["ANSWER_BYTES", "END", "RESULT_LINES", "SMALL", "FrameReplies"]
@@ -37,11 +38,12 @@ class FrameReplies:
     :ivar receipt_token: the token in the frame's subject
     """
 
-    __slots__ = ("_begun", "_inbox", "_nobody", "max_payload", "receipt", "receipt_token")
+    __slots__ = ("_begun", "_handshake", "_inbox", "_nobody", "max_payload", "receipt", "receipt_token")
 
     def __init__(self, inbox: str, nobody: str, max_payload: int, receipt_token: str) -> None:
         self._inbox = inbox.encode()
         self._nobody = nobody.encode()
+        self._handshake = b" %b 0\r\n%b" % (self._nobody, NEXT_PUB)
         self._begun: dict[bytes, tuple[bytes, bytes, bytes]] = {}
         self.max_payload = max_payload
         self.receipt = b"PUB %b 0\r\n\r\n" % params_subject(f"{inbox}.{receipt_token}").encode()
@@ -53,8 +55,7 @@ class FrameReplies:
         if begun is None:
             if len(self._begun) >= HEADS_MAX:
                 self._begun.clear()
-            handshake = b" %b 0\r\n%b" % (self._nobody, NEXT_PUB)
-            begun = self._begun[head] = PUB + head, handshake + head, NEXT_PUB + head
+            begun = self._begun[head] = PUB + head, self._handshake + head, NEXT_PUB + head
         return begun
 
     def accept(self, reply: bytes, token: str | None) -> list[bytes]:
@@ -64,6 +65,8 @@ class FrameReplies:
 
     def result(self, reply: bytes, result: bytes) -> list[bytes]:
         """Return the pieces of a result."""
+        if (length := len(result)) < SMALL and length <= self.max_payload:
+            return [b"".join((PUB, reply, RESULT_LINES[length], result, CRLF))]
         size, whole = self.max_payload, memoryview(result)
         pieces = [whole[at : at + size] for at in range(0, len(result), size)]
         return [b"".join((b"PUB %b.results %d\r\n" % (reply, len(piece)), piece, b"\r\n")) for piece in pieces]

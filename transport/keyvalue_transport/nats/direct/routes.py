@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from enum import Enum, auto
+from time import monotonic
 from typing import NamedTuple, Protocol, TypeAlias
 
 from keyvalue_transport.nats.direct.alike import Alike
 from keyvalue_transport.nats.direct.answers import FrameReplies
 from keyvalue_transport.nats.headers import CallerCache
+from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.reply_subjects import ReplySubjects
 from keyvalue_transport.wrpc.handler import Handler
 from keyvalue_transport.wrpc.invocation import Invocations, Step
 
-__all__ = ["DirectRoutes", "DirectServer", "Further", "InOrder", "Route"]
+__all__ = ["DirectRoutes", "DirectServer", "Frames", "Further", "InOrder", "Quick", "Route"]
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +33,45 @@ class InOrder(NamedTuple):
     handle: Callable[[bytes], None]
 
 
-Route: TypeAlias = Handler | InOrder | Further
+class Quick(Protocol):
+    """A reader of frames that are very similar, which it can read faster than any frame.
+
+    :ivar prefix: the beginning of all these frames
+    """
+
+    @property
+    def prefix(self) -> bytes: ...
+
+    def take(self, buffer: bytes, at: int, end: int, subscription: bytes, /) -> int:
+        """Handle the frames at `at`, as many as are complete, of this subscription, and of the expected form.
+
+        Return the offset after the last one, or `at` if there is none. This method must not raise.
+        """
+
+
+class Frames(NamedTuple):
+    """The route for messages that are neither calls nor parts of calls.
+
+    :ivar handle: called with the subject, the reply subject, the header block and the payload of each message; the
+        block is empty if the message has no headers
+    :ivar quick: handle frames of certain forms instead
+    """
+
+    handle: Callable[[bytes, bytes, bytes, bytes], None]
+    quick: tuple[Quick, ...] = ()
+
+
+Route: TypeAlias = Handler | InOrder | Further | Frames
 
 
 class FrameWriter(Protocol):
     """A writer of frames to the current connection, for example `DirectProtocol`."""
 
     def send(self, frames: list[bytes], /) -> bool: ...
+
+    def write_now(self, frames: bytes, /) -> bool: ...
+
+    def is_parsing(self) -> bool: ...
 
     def flush(self) -> None: ...
 
@@ -65,12 +99,14 @@ class DirectRoutes:
     :param replies: the rule for reply subjects; it must be complete before the first call
     :ivar protocol: the protocol of the current connection, or None
     :ivar max_payload: the limit for a message in bytes, from the server's last INFO; None before the first
+    :ivar ending: functions to call once, at the end of the read that is being parsed
     :ivar violations: number of connections that were aborted after a protocol error or an oversized frame
     """
 
     def __init__(self, replies: ReplySubjects | None = None) -> None:
         self.replies = ReplySubjects() if replies is None else replies
         self.routes: dict[bytes, Route] = {}
+        self.quick: tuple[tuple[bytes, Callable[[bytes, int, int, bytes], int], bytes], ...] = ()
         self.alike = Alike(self.replies)
         self.callers = CallerCache()
         self.server: DirectServer | None = None
@@ -78,6 +114,8 @@ class DirectRoutes:
         self.max_payload: int | None = None
         self.violations = 0
         self._before_next_call: Callable[[], None] | None = None
+        self._failures = network_limit()
+        self.ending: list[Callable[[], None]] = []
 
     def serve(self, server: DirectServer) -> None:
         """Set the server whose invocations are answered.
@@ -96,11 +134,13 @@ class DirectRoutes:
         """Route a subscription's messages."""
         self.alike.forget()
         self.routes[b"%d" % subscription_id] = route
+        self._note_quick()
 
     def remove(self, subscription_id: int) -> None:
         """Stop routing a subscription. nats-py then handles the subscription's messages."""
         self.alike.forget()
         self.routes.pop(b"%d" % subscription_id, None)
+        self._note_quick()
 
     def drop_caches(self) -> None:
         """Drop the shapes and the callers, which are learned again, so that their memory can be freed."""
@@ -111,11 +151,27 @@ class DirectRoutes:
         """Remove all routes, because a new client uses the same subscription ids again."""
         self.alike.forget()
         self.routes.clear()
+        self._note_quick()
+
+    def _note_quick(self) -> None:
+        routes = [(key, route.quick) for key, route in self.routes.items() if isinstance(route, Frames)]
+        self.quick = tuple((quick.prefix, quick.take, key) for key, all_quick in routes for quick in all_quick)
 
     def before_next_call(self, act: Callable[[], None]) -> None:
         """Call `act` once, before the next invocation is handled."""
         self._before_next_call = act
         self.alike.pause()  # `settle` is called only for a parsed frame
+
+    def end_read(self) -> None:
+        """Call the functions in `ending`, because a read has been parsed. They must not raise."""
+        ending, self.ending = self.ending, []
+        for act in ending:
+            act()
+
+    def log_failure(self, subject: bytes) -> None:
+        """Log the current exception of a handler of frames, at a limited rate."""
+        if (more := self._failures.admit(monotonic())) is not None:
+            log.exception("a message to %s was not handled%s", subject[:128].decode(errors="replace"), more)
 
     def settle(self) -> None:
         """Call the function that `before_next_call` registered, if any."""
