@@ -49,9 +49,9 @@ def room(rooms: str = "", libraries: str | None = "", *, never: str = "", withou
     return Room(words(rooms), None if libraries is None else words(libraries), words(never), without_io)
 
 
-E, T, P = "keyvalue_engine", "keyvalue_transport", "keyvalue_provider"
+E, T, R, P = "keyvalue_engine", "keyvalue_transport", "keyvalue_replica", "keyvalue_provider"
 #: The folder of each package.
-PACKAGES = {E: "engine", T: "transport", P: "provider", "bench": ""}
+PACKAGES = {E: "engine", T: "transport", R: "replica", P: "provider", "bench": ""}
 #: A module belongs to the room with the longest name that is a prefix of its own.
 ROOMS = {
     E: room("", "msgpack siphashc sortedcontainers xxhash", never="asyncio"),
@@ -68,14 +68,20 @@ ROOMS = {
     f"{T}.nats.frame_parser": room(f"{T}.nats", "nats"),
     f"{T}.nats.nats_py_errors": room(f"{T}.nats", "nats"),
     f"{T}.nats.direct.transport": room(f"{T}.nats", "nats"),
+    # The follower is the only module that speaks to NATS. Nothing here knows wRPC or a host.
+    R: room(f"{E} {R}", without_io=True),
+    f"{R}.follower": room(f"{E} {R} {T}.nats.connection {T}.wrpc.errors"),
+    f"{R}.promise": room(),
+    f"{R}.clock": room(),
+    f"{R}.quick": room(f"{R}"),
     f"{P}.host": room(f"{T}.nats.connection {T}.nats.subjects {T}.wrpc.errors", "nacl"),
-    f"{P}.config": room(f"{E} {T} {P}.host {P}.observe.log"),
-    f"{P}.keyvalue": room(f"{E} {T}.wrpc {T}.keyvalue {P}.config.options {P}.host.links"),
+    f"{P}.config": room(f"{E} {T} {R}.options {P}.host {P}.observe.log"),
+    f"{P}.keyvalue": room(f"{E} {R}.options {T}.wrpc {T}.keyvalue {P}.config.options {P}.host.links"),
     f"{P}.watching": room(f"{E} {T} {P}.config.options {P}.host.links"),
     f"{P}.observe": room(f"{E} {T} {P}.host.links {P}.watching", "prometheus_client"),
     f"{P}.packaging": room(f"{P}.host", "nacl"),
     # The root composes everything.
-    P: room(f"{E} {T} {P}", None, never="nats"),
+    P: room(f"{E} {T} {R} {P}", None, never="nats"),
     "bench.load": room(f"{T}.wrpc {T}.keyvalue {T}.nats.subjects {P}.host.host_data", "hdrh uvloop"),
     "bench.run": room(f"bench.load {T}", "pytest pytest_benchmark"),
     "bench.report": room("bench.load.latency bench.run", "matplotlib"),

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = {
     "engine/keyvalue_engine": "tests/engine",
     "transport/keyvalue_transport": "tests/transport",
+    "replica/keyvalue_replica": "tests/replica",
     "provider/keyvalue_provider": "tests/provider",
     "bench": "tests/bench",
 }
@@ -45,6 +46,7 @@ REASONS = {
         locks.py      test_interrupt.py  an interrupt leaves no lock held
         options.py    test_store.py      each is an option of a store
         order.py      test_store.py      pages, and how many changes are kept
+        room.py       tests/replica/test_core.py  a replica checks its limits with it
         shard.py      test_commit.py     all its writes go through the commit point
         table.py      test_walk.py       a walk crosses the shards of a table
         tables.py     test_store.py      a store is made of them
@@ -53,6 +55,9 @@ REASONS = {
         keyvalue/atomics.py       keyvalue/test_interface.py            its function follows the common rules, and has none of its own
         keyvalue/errors.py        keyvalue/test_interface.py            how the interface encodes each
         keyvalue/outcomes.py      keyvalue/test_interface.py            how the calls of all functions are counted
+        nats/connection_state.py  nats/test_connection.py               the states of a connection
+        nats/requests.py          nats/test_connection.py               a request of a connection
+        nats/waits.py             nats/test_server.py                   the calls of a server that wait
         nats/denials.py           tests/hostile/test_frames.py          what health and the log say of denied answers
         nats/subscriptions.py     nats/test_server.py                   the subscriptions of the server
         wrpc/errors.py            wrpc/test_invocation.py               each is raised by an invocation or a value
@@ -63,6 +68,21 @@ REASONS = {
         nats/direct/read_flow.py  nats/direct/test_protocol.py          a part of the protocol
         nats/direct/routes.py     nats/direct/test_protocol.py          a part of the protocol
         nats/direct/transport.py  nats/direct/test_nats_py_contract.py  nats-py uses it as its transport
+    """,
+    "replica/keyvalue_replica": """
+        applier.py        test_core.py                             the core applies each message
+        bucket.py         test_core.py                             the calls of the model are made through its handles
+        errors.py         test_core.py                             each is the answer to a call
+        follower.py       tests/integration/test_replicated.py     it needs a real server
+        increments.py     test_core.py                             the model has increments that overtake each other
+        options.py        tests/integration/test_replicated.py     each changes how a bucket is opened
+        position.py       test_core.py                             the rule that the model checks
+        promise.py        test_core.py                             each answer is one
+        publications.py   test_core.py                             the model loses their acknowledgements
+        quick.py          tests/integration/test_replicated.py     it reads what a real server writes
+        reservations.py   test_core.py                             limits count what is in flight
+        sequences.py      test_core.py                             increments need them
+        stream.py         tests/integration/test_replicated.py     it needs a real server
     """,
     "provider/keyvalue_provider": """
         __main__.py           tests/integration/test_standalone.py  it is the command

@@ -18,7 +18,12 @@ from tests.build import ROOT, files_of, made_once
 from tests.conftest import NatsServer, Process
 
 #: The packages, and the folder of each.
-PACKAGES = {"keyvalue_engine": "engine", "keyvalue_transport": "transport", "keyvalue_provider": "provider"}
+PACKAGES = {
+    "keyvalue_engine": "engine",
+    "keyvalue_transport": "transport",
+    "keyvalue_replica": "replica",
+    "keyvalue_provider": "provider",
+}
 #: No variable of this environment, so that only the installed packages are found.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.startswith("PIP_")}
 INSTALL_TIMEOUT_S = 120

@@ -1,0 +1,142 @@
+"""Applies the messages of the stream to the engine. Nothing is refused: limits are checked before a change is published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from keyvalue_engine import Bucket, BucketOptions, Store
+from keyvalue_engine.options import LENGTH_MAX
+from keyvalue_replica.layout import FORMAT, Layout, headers_of
+from keyvalue_replica.position import Delivery
+from keyvalue_replica.publications import ReplicaCounts
+from keyvalue_replica.sequences import Sequences
+
+__all__ = ["ANY", "Applier"]
+
+#: A handle that refuses nothing. The limits of the engine's snapshots remain.
+ANY = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX, strict_buckets=False)
+#: Number of handles that are kept.
+HANDLES_MAX = 1_024
+NS_PER_MS = 1_000_000
+DELETES = frozenset({b"DEL", b"PURGE"})
+
+
+class Applier:
+    """Applies messages in the order of the stream.
+
+    The messages of an atomic batch wait for its last one, and are then applied together. The batch may lack messages
+    that were overwritten before they were delivered. Then it ends with the first message that does not belong to it.
+
+    :param on_unreadable: called with the reason if the bucket can't be followed any more
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        layout: Layout,
+        sequences: Sequences,
+        counts: ReplicaCounts,
+        on_unreadable: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._layout = layout
+        self._sequences = sequences
+        self._counts = counts
+        self._on_unreadable = on_unreadable
+        self._handles: dict[bytes, Bucket] = {}
+        self._by_token: dict[bytes, Bucket] = {}
+        self._batch: list[tuple[bytes, dict[bytes, bytes], bytes, Delivery]] = []
+        self._batch_id = b""
+
+    @property
+    def is_within_batch(self) -> bool:
+        """Return True if messages of a batch wait for its end."""
+        return bool(self._batch)
+
+    def apply(self, subject: bytes, block: bytes, payload: bytes, delivery: Delivery) -> None:
+        """Apply a message.
+
+        :param block: the header block, or b""
+        """
+        if not block and not self._batch:
+            self._apply(subject, {}, payload, delivery)
+            return
+        headers = headers_of(block) if block else {}
+        batch_id = headers.get(b"nats-batch-id", b"")
+        if self._batch and batch_id != self._batch_id:
+            self.end_batch()
+        if not batch_id:
+            self._apply(subject, headers, payload, delivery)
+            return
+        self._batch_id = batch_id
+        self._batch.append((subject, headers, payload, delivery))
+        if b"nats-batch-commit" in headers:
+            self.end_batch()
+
+    def apply_plain(self, subject: bytes, tokens: tuple[bytes, bytes], payload: bytes, sequence: int) -> None:
+        """Apply a message without headers.
+
+        :param tokens: the last two tokens of the subject, which name the bucket and the key
+        """
+        if self._batch:
+            self.end_batch()
+        bucket_token, key_token = tokens
+        handle = self._by_token.get(bucket_token)
+        try:
+            if handle is None:
+                handle = self._by_token[bucket_token] = self._open(self._layout.bucket_of(bucket_token))
+            handle.set(self._layout.key_of(key_token), payload)
+        except ValueError:
+            self._counts.foreign += 1
+            return
+        if self._sequences:
+            self._sequences.note(subject, sequence)
+
+    def end_batch(self) -> None:
+        """Apply the messages of a batch that wait. They are visible together, because no call runs meanwhile."""
+        batch, self._batch = self._batch, []
+        for message in batch:
+            self._apply(*message)
+
+    def forget(self) -> None:
+        """Forget the batch that has begun, because the stream is read again."""
+        self._batch.clear()
+
+    def _apply(self, subject: bytes, headers: dict[bytes, bytes], payload: bytes, delivery: Delivery) -> None:
+        names = self._layout.names(subject)
+        if names is None:
+            if not self._layout.is_internal(subject):
+                self._counts.foreign += 1
+            return
+        bucket, key = names
+        handle = self._handles.get(bucket)
+        if handle is None:
+            handle = self._open(bucket)
+        if not headers:
+            handle.set(key, payload)
+        elif b"nats-marker-reason" in headers or headers.get(b"kv-operation") in DELETES:
+            handle.delete(key)
+        else:
+            self._set(handle, key, headers, payload, delivery)
+        self._sequences.note(subject, delivery.sequence)
+
+    def _set(self, handle: Bucket, key: bytes, headers: dict[bytes, bytes], payload: bytes, delivery: Delivery) -> None:
+        written = headers.get(b"kv-format", b"%d" % FORMAT)
+        if written != b"%d" % FORMAT:
+            self._on_unreadable(
+                f"message {delivery.sequence} of the KV bucket has format {written[:16].decode(errors='replace')};"
+                f" this version reads {FORMAT}: upgrade this instance"
+            )
+            return
+        ttl_ms = headers.get(b"kv-ttl-ms", b"")
+        if ttl_ms.isdigit():
+            handle.set_until(key, payload, delivery.timestamp_ns + int(ttl_ms) * NS_PER_MS)
+        else:
+            handle.set(key, payload)
+
+    def _open(self, bucket: bytes) -> Bucket:
+        if len(self._handles) >= HANDLES_MAX:
+            self._handles.clear()
+            self._by_token.clear()
+        handle = self._handles[bucket] = self._store.bucket(bucket, ANY)
+        return handle

@@ -1,0 +1,247 @@
+"""The replicated store as the service sees it: handles with the methods of the engine's, which answer later.
+
+A write is checked against the limits and published. A read waits for a barrier, unless its link reads locally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from keyvalue_engine import Bucket, BucketOptions, LimitError, Page, Quota, Store, StoreOptions
+from keyvalue_engine.entry import Entry
+from keyvalue_engine.errors import KEY_BYTES, VALUE_BYTES, Limit
+from keyvalue_engine.room import Growth, growth_of
+from keyvalue_replica.applier import ANY
+from keyvalue_replica.core import BATCH_KEYS_MAX, Core, Outgoing
+from keyvalue_replica.layout import ttl_headers
+from keyvalue_replica.options import LinkedOptions
+
+__all__ = ["Read", "ReplicaBucket", "ReplicaStore"]
+
+T = TypeVar("T")
+
+BATCH_KEYS = Limit("an atomic batch has {} keys", "a limit of NATS")
+#: The limit for the headers of a message of ours.
+HEADER_BYTES = 256
+MESSAGE_BYTES = Limit("value is {} bytes", "max_payload of the NATS server")
+#: A deadline for the calculation of sizes, which depend only on whether there is one.
+SOME_TIME = 0
+
+
+class Read(Generic[T]):
+    """A read that waits for a barrier. Many reads share the barrier, so cancelling one must not cancel the barrier.
+
+    :ivar source: the barrier
+    """
+
+    __slots__ = ("_arguments", "_function", "source")
+
+    def __init__(self, source: Any, function: Callable[..., T], *arguments: object) -> None:
+        self.source = source
+        self._function = function
+        self._arguments = arguments
+
+    def derive(self, read: Callable[[], object]) -> T:
+        """Return the result. `read` returns at once if the barrier has passed, or raises its error."""
+        read()
+        return self._function(*self._arguments)
+
+    def __await__(self) -> Generator[object, None, T]:
+        yield from self.source.__await__()
+        return self._function(*self._arguments)
+
+    def close(self) -> None:
+        """Do nothing. Other reads need the barrier."""
+
+
+class ReplicaStore:
+    """The store of an instance. `BucketStore` in the provider lists the methods.
+
+    :param core: publishes and applies; its engine enforces no limits
+    :param options: the limits
+    :param is_atomic: True if set-many and delete-many are stored together or not at all
+    """
+
+    def __init__(self, core: Core, options: StoreOptions, is_atomic: bool = True) -> None:
+        self.core = core
+        self.options = options
+        self.is_atomic = is_atomic
+
+    @property
+    def engine(self) -> Store:
+        """Return the engine's store, which holds what was applied."""
+        return self.core.store
+
+    def bucket(self, name: bytes, options: BucketOptions) -> ReplicaBucket:
+        """Open a bucket."""
+        return ReplicaBucket(self, name, options)
+
+    def add_quota(self, quota: Quota, buckets_max: int) -> None:
+        """Start counting for a quota. Count at most `buckets_max` buckets now."""
+        self.engine.add_quota(quota, buckets_max)
+
+    def count_quota(self, quota: Quota, buckets_max: int) -> None:
+        """Count at most `buckets_max` more buckets."""
+        self.engine.count_quota(quota, buckets_max)
+
+    def remove_quota(self, quota: Quota) -> None:
+        """Stop counting for a quota."""
+        self.engine.remove_quota(quota)
+
+
+class ReplicaBucket:
+    """A handle for one bucket. A method returns a value, or an awaitable of the value."""
+
+    __slots__ = (
+        "_core",
+        "_engine",
+        "_is_atomic",
+        "_key_bytes_max",
+        "_name",
+        "_quota",
+        "_reads_latest",
+        "_ttl_ms",
+        "_value_bytes_max",
+        "_writable",
+        "exists_now",
+        "get_now",
+    )
+
+    def __init__(self, store: ReplicaStore, name: bytes, options: BucketOptions) -> None:
+        of_store = store.options
+        self._core = store.core
+        self._name = name
+        self._engine: Bucket = store.engine.bucket(name, engine_options(options))
+        self._writable = store.engine.bucket(name, ANY)
+        self.get_now = self._engine.get
+        self.exists_now = self._engine.exists
+        self._is_atomic = store.is_atomic
+        self._key_bytes_max = options.key_bytes_max or of_store.key_bytes_max
+        self._value_bytes_max = options.value_bytes_max or of_store.value_bytes_max
+        self._ttl_ms = options.ttl_ms or 0
+        self._quota = options.quota
+        self._reads_latest = not isinstance(options, LinkedOptions) or options.reads_latest
+
+    # Reads.
+
+    def get(self, key: bytes) -> bytes | Read[bytes | None] | None:
+        """Return the value of a key, or None."""
+        return Read(self._core.barrier(), self.get_now, key) if self._reads_latest else self.get_now(key)
+
+    def exists(self, key: bytes) -> bool | Read[bool]:
+        """Return True if the key exists."""
+        return Read(self._core.barrier(), self.exists_now, key) if self._reads_latest else self.exists_now(key)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None] | Read[list[bytes | None]]:
+        """Return the values in the order of the keys, with None for each missing key."""
+        function = self._engine.get_many
+        return Read(self._core.barrier(), function, keys) if self._reads_latest else function(keys)
+
+    def partial_page(self, cursor: int | None, keys_max: int | None, bytes_max: int) -> Page | Read[Page]:
+        """Return a page. If the page is empty but has a cursor, the rest of the page starts at the cursor."""
+        function = self._engine.partial_page
+        if self._reads_latest:
+            return Read(self._core.barrier(), function, cursor, keys_max, bytes_max)
+        return function(cursor, keys_max, bytes_max)
+
+    # Writes.
+
+    def set(self, key: bytes, value: bytes) -> Any:
+        """Store a value.
+
+        :raises LimitError: the key or the value is too long, or the store or the quota is full
+        """
+        core, ttl_ms = self._core, self._ttl_ms
+        self._check(key, value)
+        subject = core.layout.subject(self._name, key)
+        if self._quota is None and not core.reservations.is_limited and self._engine.is_known():
+            reservation = None
+        else:
+            growth = self._growth(key, (value, SOME_TIME) if ttl_ms else value)
+            reservation = core.reservations.reserve(self._name, growth, self._quota)
+        if ttl_ms:  # the deadline depends on the timestamp, which the delivery tells
+            return core.publish_one(Outgoing(subject, value, ttl_headers(ttl_ms)), reservation)
+        return core.publish_one(Outgoing(subject, value), reservation, (self._writable, key, value))
+
+    def delete(self, key: bytes) -> Any:
+        """Remove a key. The answer says nothing about whether it existed."""
+        core = self._core
+        message = core.delete_message(core.layout.subject(self._name, key))
+        return core.publish_one(message, None, (self._writable, key, None))
+
+    def increment(self, key: bytes, delta: int) -> Any:
+        """Add to a counter. The answer is the sum.
+
+        :raises LimitError: the key is too long
+        """
+        self._check(key, b"")
+        subject = self._core.layout.subject(self._name, key)
+        return self._core.increment(subject, self._engine, key, delta, self._ttl_ms, self._check_counter(key))
+
+    def set_many(self, entries: Mapping[bytes, bytes]) -> Any:
+        """Store all entries or none. With `batch = pipelined`, an error may leave some of them stored.
+
+        :raises LimitError: a key or a value is too long, there are too many keys, or the store or the quota is full
+        """
+        core, ttl_ms, layout = self._core, self._ttl_ms, self._core.layout
+        headers = ttl_headers(ttl_ms) if ttl_ms else b""
+        messages = []
+        keys = memory_bytes = 0
+        for key, value in entries.items():
+            self._check(key, value)
+            growth = self._growth(key, (value, SOME_TIME) if ttl_ms else value)
+            keys += growth.keys
+            memory_bytes += growth.memory_bytes
+            messages.append(Outgoing(layout.subject(self._name, key), value, headers))
+        if not messages:
+            return None
+        self._check_batch(len(messages))
+        reservation = core.reservations.reserve(self._name, Growth(keys, memory_bytes), self._quota)
+        return core.publish_all(messages, reservation, self._is_atomic)
+
+    def delete_many(self, keys: Sequence[bytes]) -> Any:
+        """Remove keys.
+
+        :raises LimitError: there are too many keys
+        """
+        core, layout = self._core, self._core.layout
+        messages = [core.delete_message(layout.subject(self._name, key)) for key in dict.fromkeys(keys)]
+        if not messages:
+            return 0
+        self._check_batch(len(messages))
+        return core.publish_all(messages, None, self._is_atomic)
+
+    def _check(self, key: bytes, value: bytes) -> None:
+        if len(key) > self._key_bytes_max:
+            raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
+        if len(value) > self._value_bytes_max:
+            raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
+        message_max = self._core.max_payload() - HEADER_BYTES
+        if len(value) > message_max:
+            raise LimitError(MESSAGE_BYTES, len(value), message_max)
+
+    def _check_batch(self, keys: int) -> None:
+        if self._is_atomic and keys > BATCH_KEYS_MAX:
+            raise LimitError(BATCH_KEYS, keys, BATCH_KEYS_MAX)
+
+    def _check_counter(self, key: bytes) -> Callable[[bytes], object]:
+        def check(value: bytes) -> None:
+            if len(value) > self._value_bytes_max:
+                raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
+            growth = self._growth(key, (value, SOME_TIME) if self._ttl_ms else value)
+            self._core.reservations.check(self._name, growth, self._quota)
+
+        return check
+
+    def _growth(self, key: bytes, entry: Entry) -> Growth:
+        return growth_of(key, self._engine.entry(key), entry)
+
+
+def engine_options(options: BucketOptions) -> BucketOptions:
+    """Return the options that the engine uses for reads."""
+    return BucketOptions(
+        page_keys_max=options.page_keys_max,
+        page_bytes_max=options.page_bytes_max,
+        strict_buckets=options.strict_buckets,
+    )

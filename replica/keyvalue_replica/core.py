@@ -1,0 +1,459 @@
+"""The core of the replicated store: deliveries and acknowledgements go in, frames to publish and answers come out.
+
+    publish_...   adds a frame to the output, which `flush` writes once in each turn of the event loop
+    deliver       applies a message of the stream to the engine
+    acknowledge   takes the stream's answer to a message of ours
+    barrier       returns an answer that comes once everything stored so far is applied here
+
+The core has no I/O and reads no clock: `Outside` gives it the time, and takes its frames. All methods must be called
+in one thread.
+
+**The rule.** A message of ours is answered when it has sequence S in the stream, and the position is whole and has
+reached S (`position.py`). Then the engine holds this change and all before it. A barrier is a message that stores
+nothing. All reads that arrive in one turn share a barrier, which is published after they arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from keyvalue_engine import Bucket, Store
+from keyvalue_engine.entry import Entry
+from keyvalue_replica.applier import Applier
+from keyvalue_replica.clock import ServerClock
+from keyvalue_replica.errors import NotStoredError, UnknownOutcomeError
+from keyvalue_replica.increments import Counter, Increment, Increments
+from keyvalue_replica.layout import Layout, delete_headers, headers_of, ttl_headers
+from keyvalue_replica.position import Delivery, Position
+from keyvalue_replica.promise import Promise
+from keyvalue_replica.publications import Change, Publication, Publications, ReplicaCounts
+from keyvalue_replica.reservations import Reservation, Reservations
+from keyvalue_replica.sequences import Sequences
+
+__all__ = ["BARRIER_HEADERS", "BATCH_KEYS_MAX", "Core", "Outgoing", "Outside"]
+
+#: The server's limit for the messages of an atomic batch.
+BATCH_KEYS_MAX = 1_000
+#: How long the server keeps the marker of a deleted key. An instance that was away for longer reads everything again.
+MARKER_S = 3600
+NS_PER_MS = 1_000_000
+#: A barrier is a delete for other clients of the KV bucket, so they see no key. A purge would leave one message instead
+#: of `jetstream_history`, but takes 1.4 times as long. The payload is the barrier's number.
+BARRIER_HEADERS = b"NATS/1.0\r\nKV-Operation: DEL\r\n\r\n"
+#: After a barrier was delivered, the next ones ask for no acknowledgement for this time in seconds.
+PROVEN_S = 1.0
+#: The beginning of the server's answer to a message that nobody receives.
+NOBODY = b"NATS/1.0 503"
+
+
+class Outside(Protocol):
+    """What the core needs from its surroundings."""
+
+    def write(self, frames: bytes, /) -> bool:
+        """Send frames at once. Return False if they were not sent, and never will be."""
+
+    def now_s(self) -> float:
+        """Return the local time in seconds. It never goes back."""
+
+    def call_later(self, delay_s: float, act: Callable[[], None], /) -> None:
+        """Call `act` once, after the delay. With a delay of 0, call it in the next turn of the event loop."""
+
+    def max_payload(self) -> int:
+        """Return the NATS server's limit for the headers and the payload of a message in bytes."""
+
+    def read_again(self, why: str, /) -> None:
+        """Read the whole bucket again, because what was applied may not be in the stream any more."""
+
+    def follow_again(self, why: str, /) -> None:
+        """Follow the stream again from the position, because deliveries were lost."""
+
+    def stop_serving(self, why: str, /) -> None:
+        """Stop for good, because the bucket holds what this version cannot read."""
+
+
+class Outgoing(NamedTuple):
+    """A message to publish.
+
+    :ivar headers: header lines, each with its end of line, or b""
+    """
+
+    subject: bytes
+    payload: bytes = b""
+    headers: bytes = b""
+
+
+class Core:
+    """One instance's copy of the stream, and its publications.
+
+    :param inbox: the prefix of the subjects for acknowledgements, without the last point
+    :param instance: a name that no other instance has, for the subject of its barriers
+    :param timeout_s: the longest time that a call waits
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        layout: Layout,
+        outside: Outside,
+        inbox: str,
+        instance: str,
+        timeout_s: float,
+        clock: ServerClock,
+    ) -> None:
+        self.store = store
+        self.layout = layout
+        self.timeout_s = timeout_s
+        self.clock = clock
+        self.counts = ReplicaCounts()
+        self.position = Position()
+        self.reservations = Reservations(store)
+        self.publications = Publications(self.position, self.counts, self._on_reused)
+        self.publications.apply = self._apply_own
+        self.barriers = 0
+        self.heard_s = 0.0  # when the consumer has last sent something
+        self._outside = outside
+        self._sequences = Sequences()
+        self._applier = Applier(store, layout, self._sequences, self.counts, outside.stop_serving)
+        self._increments = Increments(self, self._sequences, self.counts)
+        self._reply = f"{inbox}.".encode()
+        self._reply_at = len(self._reply)
+        self._to_domain = layout.to_domain
+        self._barrier_subject = layout.barrier(instance)
+        self._barred_s = -PROVEN_S  # when a barrier was last delivered
+        self._barrier: Publication | None = None  # not written yet
+        self._barrier_acts: list[Callable[[], None]] = []
+        self._out: list[bytes] = []
+        self._unwritten: list[Publication] = []
+        self._is_due = False
+        self._batches = 0
+        self._instance = instance
+
+    def max_payload(self) -> int:
+        """Return the NATS server's limit for the headers and the payload of a message in bytes."""
+        return self._outside.max_payload()
+
+    # From the stream.
+
+    def heard(self) -> None:
+        """Note that the consumer has sent something."""
+        self.heard_s = self._outside.now_s()
+
+    def deliver(self, subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
+        """Take a message of the consumer: a delivery, a heartbeat or a request of its flow control."""
+        self.heard()
+        delivery = Delivery.of(reply) if subject.startswith(b"$KV.") else None
+        if delivery is None:
+            self._take_status(reply, headers_of(block))
+            return
+        position = self.position
+        was_whole, applied = position.is_whole, position.applied
+        if not delivery.pending:
+            self.clock.note(delivery.timestamp_ns)
+        if not position.advance(delivery.sequence, delivery.consumer_sequence, delivery.pending):
+            self._outside.follow_again("deliveries were lost")
+            return
+        if not self.layout.is_internal(subject):
+            if delivery.sequence > applied:
+                self._applier.apply(subject, block, payload, delivery)
+        else:
+            self._take_barrier(subject, int(payload) if payload.isdigit() else 0, delivery.sequence)
+        if was_whole and not position.is_whole:
+            self.counts.torn += 1
+        if position.is_whole:
+            self._release()
+
+    def _take_status(self, reply: bytes, headers: dict[bytes, bytes]) -> None:
+        stalled = headers.get(b"nats-consumer-stalled")
+        if stalled or reply:  # flow control: the server waits for an answer
+            self._outside.write(b"PUB %b 0\r\n\r\n" % (stalled or reply))
+            return
+        try:
+            last, consumed = int(headers[b"nats-last-stream"]), int(headers[b"nats-last-consumer"])
+        except (KeyError, ValueError):
+            return
+        self._applier.end_batch()
+        if self.position.rest(last, consumed):
+            self._release()
+        else:
+            self.position.tear()
+            self._outside.follow_again("deliveries were lost")
+
+    def acknowledge(self, subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
+        """Take the stream's answer to a message of ours."""
+        try:
+            token = int(subject[self._reply_at :])
+        except ValueError:
+            return
+        if payload or block.startswith(NOBODY):  # messages of a batch before the last one get an empty answer
+            self.publications.acknowledge(token, payload, self._outside.now_s())
+        if len(self._increments):
+            self.flush_soon()
+
+    def acknowledge_all(self, sequences: list[tuple[int, int]]) -> None:
+        """Take the sequences of messages of ours that were stored, by the number in their reply subjects."""
+        now_s = self._outside.now_s()
+        for token, sequence in sequences:
+            self.publications.stored(token, sequence, now_s)
+        if len(self._increments):
+            self.flush_soon()
+
+    def deliver_plain(
+        self, subject: bytes, tokens: tuple[bytes, bytes], payload: bytes, delivery: tuple[int, int, int, int]
+    ) -> None:
+        """Take a delivery without headers. Call `release` after the last one of a read.
+
+        :param tokens: the last two tokens of the subject, which name the bucket and the key
+        """
+        position, (sequence, consumer_sequence, timestamp_ns, pending) = self.position, delivery
+        if not pending:
+            self.clock.note(timestamp_ns)
+        was_whole, applied = position.is_whole, position.applied
+        if not position.advance(sequence, consumer_sequence, pending):
+            self._outside.follow_again("deliveries were lost")
+            return
+        if was_whole and not position.is_whole:
+            self.counts.torn += 1
+        if sequence > applied:  # otherwise, it was applied when it was acknowledged
+            self._applier.apply_plain(subject, tokens, payload, sequence)
+
+    def deliver_barrier(self, subject: bytes, token: int, delivery: tuple[int, int, int, int]) -> None:
+        """Take the delivery of a barrier. Call `release` after the last one of a read."""
+        position, (sequence, consumer_sequence, timestamp_ns, pending) = self.position, delivery
+        if not pending:
+            self.clock.note(timestamp_ns)
+        was_whole = position.is_whole
+        if not position.advance(sequence, consumer_sequence, pending):
+            self._outside.follow_again("deliveries were lost")
+            return
+        if was_whole and not position.is_whole:
+            self.counts.torn += 1
+        self._take_barrier(subject, token, sequence)
+
+    def _take_barrier(self, subject: bytes, token: int, sequence: int) -> None:
+        if self._applier.is_within_batch:
+            self._applier.end_batch()
+        if subject == self._barrier_subject:
+            self._barred_s = now_s = self._outside.now_s()
+            self.publications.stored_barrier(token, sequence, now_s)
+
+    def _apply_own(self, publication: Publication, sequence: int) -> None:
+        """Apply a message of ours when it is acknowledged, because all before it are applied."""
+        change = publication.change
+        if self._applier.is_within_batch or (change is None and not publication.is_barrier):
+            return
+        if change is not None:
+            handle, key, value = change
+            if value is None:
+                handle.delete(key)
+            else:
+                handle.set(key, value)
+            if self._sequences:
+                self._sequences.note(self.layout.subject(handle.name, key), sequence)
+        self.position.step(sequence)
+
+    def release(self) -> None:
+        """Answer what the position has passed."""
+        if self.position.is_whole:
+            self._release()
+
+    def _release(self) -> None:
+        if not self._applier.is_within_batch:
+            self.publications.release()
+            if self._increments.is_blocked:
+                self.flush_soon()
+
+    def has_passed(self, sequence: int) -> bool:
+        """Return True if the change with this sequence and all before it are applied."""
+        return self.position.has_passed(sequence)
+
+    def _on_reused(self) -> None:
+        self.position.tear()
+        self._outside.read_again("the stream gave a sequence that it had used before: it was created again or cut")
+
+    # To the stream.
+
+    def publish_one(
+        self, message: Outgoing, reservation: Reservation | None, change: Change | None = None
+    ) -> Publication:
+        """Publish a change. The publication is the answer.
+
+        :param change: what the message does, if it can be applied before it is delivered
+        """
+        publication = Publication(reservation, change=change)
+        self._put(message, self.publications.add(publication, self._outside.now_s()))
+        self._unwritten.append(publication)
+        if not self._is_due:
+            self.flush_soon()
+        return publication
+
+    def publish_batch(self, messages: Sequence[Outgoing], reservation: Reservation | None) -> Publication:
+        """Publish messages that are stored together or not at all. The publication is the answer."""
+        publication = Publication(reservation)
+        token = self.publications.add(publication, self._outside.now_s())
+        self._batches += 1
+        batch = b"Nats-Batch-Id: %b-%x\r\nNats-Batch-Sequence: " % (self._instance.encode(), self._batches)
+        for number, message in enumerate(messages, 1):
+            headers = b"%b%d\r\n%b" % (batch, number, message.headers)
+            if number == len(messages):
+                headers += b"Nats-Batch-Commit: 1\r\n"
+            self._put(Outgoing(message.subject, message.payload, headers), token)
+        self._unwritten.append(publication)
+        self.flush_soon()
+        return publication
+
+    def _put(self, message: Outgoing, token: int) -> None:
+        payload = message.payload
+        if not message.headers:
+            self._out.append(
+                b"PUB %b%b %b%d %d\r\n%b\r\n"
+                % (self._to_domain, message.subject, self._reply, token, len(payload), payload)
+            )
+            return
+        headers = b"NATS/1.0\r\n%b\r\n" % message.headers
+        head_bytes = len(headers)
+        sizes = b"%d %d" % (head_bytes, head_bytes + len(payload))
+        self._out.append(
+            b"HPUB %b%b %b%d %b\r\n%b%b\r\n"
+            % (self._to_domain, message.subject, self._reply, token, sizes, headers, payload)
+        )
+
+    def publish_all(self, messages: Sequence[Outgoing], reservation: Reservation | None, is_atomic: bool) -> Any:
+        """Publish several messages, and return the answer, which comes when all are applied.
+
+        :param is_atomic: True to store all or none; False to store as many as possible
+        """
+        if len(messages) == 1:
+            return self.publish_one(messages[0], reservation)
+        if is_atomic:
+            return self.publish_batch(messages, reservation)
+        answers = PartialAnswers(len(messages), reservation)
+        for message in messages:
+            self.publish_one(message, None).add_done_callback(answers.end_one)
+        return answers
+
+    def delete_message(self, subject: bytes) -> Outgoing:
+        """Return the message that deletes a key."""
+        return Outgoing(subject, b"", delete_headers(MARKER_S))
+
+    def increment(
+        self, subject: bytes, handle: Bucket, key: bytes, delta: int, ttl_ms: int, check: Callable[[bytes], object]
+    ) -> Any:
+        """Add to a counter. Return the answer, which is the sum.
+
+        :param check: raises StoreError if the new value exceeds a limit of the caller
+        """
+        answer = Promise()
+        ends_s = self._outside.now_s() + self.timeout_s
+        self._increments.add(subject, handle, key, Increment(delta, ttl_ms, check, answer, ends_s))
+        return answer
+
+    def publish_sum(self, counter: Counter, entry: Entry, ttl_ms: int, sequence: int, publication: Publication) -> None:
+        """Publish a counter's new value if the sequence of its last message is `sequence`."""
+        value, deadline_ns = entry if isinstance(entry, tuple) else (entry, None)
+        if deadline_ns is not None:
+            ttl_ms = max(1, (deadline_ns - self.clock()) // NS_PER_MS)
+        headers = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % sequence
+        if ttl_ms:
+            headers += ttl_headers(ttl_ms)
+        self._put(Outgoing(counter.subject, value, headers), self.publications.add(publication, self._outside.now_s()))
+        self._unwritten.append(publication)
+        self.flush_soon()
+
+    def barrier(self) -> Publication:
+        """Return an answer that comes once all changes that are stored before the next turn are applied here."""
+        publication = self._barrier
+        if publication is None:
+            publication = self._barrier = Publication(is_barrier=True)
+            self.flush_soon()
+        return publication
+
+    def after_barrier(self, act: Callable[[], None]) -> None:
+        """Call `act` once everything that is stored now has been applied."""
+        self.barrier().add_done_callback(lambda _: act())
+
+    def flush_soon(self, delay_s: float = 0.0) -> None:
+        """Call `flush` in the next turn of the event loop, or after a delay."""
+        if delay_s:
+            self._outside.call_later(delay_s, self.flush)
+        elif not self._is_due:
+            self._is_due = True
+            self._outside.call_later(0.0, self.flush)
+
+    def flush(self) -> None:
+        """Publish the sums of the counters that can go on, and a barrier if reads wait. Write all frames."""
+        self._is_due = False
+        if len(self._increments):
+            self._increments.publish_ready()
+        barrier, self._barrier = self._barrier, None
+        if barrier is not None:
+            self.barriers += 1
+            now_s = self._outside.now_s()
+            token = self.publications.add_barrier(barrier, now_s)
+            text = b"%d" % token
+            sizes = b"%d %d" % (len(BARRIER_HEADERS), len(BARRIER_HEADERS) + len(text))
+            # A barrier's delivery shows that it is stored. While deliveries fail to come, ask for an answer as well,
+            # because the server's answer may say why.
+            reply = b"" if now_s - self._barred_s < PROVEN_S else self._reply + text + b" "
+            self._out.append(
+                b"HPUB %b%b %b%b\r\n%b%b\r\n"
+                % (self._to_domain, self._barrier_subject, reply, sizes, BARRIER_HEADERS, text)
+            )
+            self._unwritten.append(barrier)
+        out, self._out = self._out, []
+        unwritten, self._unwritten = self._unwritten, []
+        if out and not self._outside.write(b"".join(out)):
+            error = NotStoredError("NATS is not connected: nothing was sent")
+            for publication in unwritten:
+                self.publications.fail(publication, error)
+
+    # Time.
+
+    def tick(self) -> None:
+        """Give up what has waited for too long. Call this method a few times in a second."""
+        now_s = self._outside.now_s()
+        self.publications.expire(now_s - self.timeout_s, self.timeout_s)
+        self._increments.expire(now_s)
+
+    def give_up(self) -> None:
+        """Answer all calls that wait, because the instance stops."""
+        self.publications.expire(float("inf"), self.timeout_s)
+        self._increments.expire(float("inf"))
+
+    def restart(self) -> None:
+        """Begin with an empty engine, because the whole stream is read again."""
+        self.position.applied = 0
+        self.position.tear()
+        self.publications.restart()
+        self._sequences.clear()
+        self._applier.forget()
+        self.counts.resynchronisations += 1
+
+
+class PartialAnswers(Promise):
+    """The answer to several messages: the first error, or None if all were stored."""
+
+    def __init__(self, left: int, reservation: Reservation | None) -> None:
+        super().__init__()
+        self._left = left
+        self._reservation = reservation
+        self._failed: Exception | None = None
+
+    def end_one(self, publication: Publication) -> None:
+        """Count a message that has ended."""
+        try:
+            publication.result()
+        except Exception as error:
+            text = "some of the keys may have been changed (batch is pipelined)"
+            self._failed = self._failed or UnknownOutcomeError(f"{text}: {error}")
+        self._left -= 1
+        if self._left:
+            return
+        if self._reservation is not None:
+            self._reservation.release()
+        if self.done():
+            return
+        if self._failed is None:
+            self.set_result(None)
+        else:
+            self.set_exception(self._failed)

@@ -1,0 +1,23 @@
+"""The errors of the replicated store. The service shows their texts to components."""
+
+from __future__ import annotations
+
+from keyvalue_engine import StoreError
+
+__all__ = ["BucketFullError", "NotStoredError", "StreamError", "UnknownOutcomeError"]
+
+
+class NotStoredError(StoreError):
+    """A change was not stored, and will not be stored later. Or a read was not answered."""
+
+
+class UnknownOutcomeError(StoreError):
+    """A change may or may not have been stored. It is not sent again."""
+
+
+class BucketFullError(NotStoredError):
+    """The KV bucket has reached a limit of its stream."""
+
+
+class StreamError(Exception):
+    """The KV bucket cannot be opened, or does not fit. The text says what was found and what is needed."""

@@ -1,0 +1,237 @@
+"""Increments: compare-and-swap on the sequence of a key's last message.
+
+Increments of one key that wait at one instance are published together, as one sum, and each caller gets its own part:
+
+    waiting  +1 +1 +5  ──>  value 10, if the last sequence is 40  ── acknowledged ──>  answers 4, 5, 10
+                                        └── overtaken: it is 42 ──> apply 42, and try again
+
+An instance that does not know the sequence of a key expects 0. The server's refusal then names the sequence.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from keyvalue_engine import Bucket, StoreError
+from keyvalue_engine.counter import counter_sum
+from keyvalue_engine.entry import Entry
+from keyvalue_replica.errors import NotStoredError
+from keyvalue_replica.publications import Answer, Publication, ReplicaCounts
+from keyvalue_replica.sequences import NO_MESSAGE, UNKNOWN, Sequences
+
+__all__ = ["Counter", "Increment", "Increments", "Publisher"]
+
+#: Number of increments of one key that are published together.
+TOGETHER_MAX = 4_096
+#: Seconds until the next try if the server does not say which message was in the way.
+RETRY_S = 0.003
+
+
+class Increment:
+    """An increment that waits.
+
+    :ivar ttl_ms: the key's new time to live; 0 to keep its deadline
+    :ivar check: raises StoreError if the new value exceeds a limit of the caller
+    :ivar is_latest: True if a barrier has passed since the call, so that an error can't be due to an old value
+    """
+
+    __slots__ = ("answer", "check", "delta", "ends_s", "is_latest", "ttl_ms")
+
+    def __init__(
+        self, delta: int, ttl_ms: int, check: Callable[[bytes], object], answer: Answer, ends_s: float
+    ) -> None:
+        self.delta = delta
+        self.ttl_ms = ttl_ms
+        self.check = check
+        self.answer = answer
+        self.ends_s = ends_s
+        self.is_latest = False
+
+
+class Publisher(Protocol):
+    """What increments need from the core."""
+
+    def publish_sum(self, counter: Counter, entry: Entry, ttl_ms: int, sequence: int, publication: Publication) -> None:
+        """Publish a counter's new value if the sequence of its last message is `sequence`."""
+
+    def has_passed(self, sequence: int) -> bool:
+        """Return True if this and all earlier messages are applied."""
+
+    def after_barrier(self, act: Callable[[], None]) -> None:
+        """Call `act` once everything that is stored now has been applied."""
+
+    def flush_soon(self, delay_s: float = 0.0) -> None:
+        """Call `Increments.publish_ready` in the next turn of the event loop, or after a delay."""
+
+
+class Counter:
+    """A key whose increments wait. It owns the publication of their sum.
+
+    :ivar needed: the sequence that must have been applied before the next try
+    :ivar ahead: the sequence and the entry of our own last sum, which may not have been applied yet
+    """
+
+    __slots__ = (
+        "_increments",
+        "ahead",
+        "handle",
+        "is_published",
+        "key",
+        "needed",
+        "next",
+        "subject",
+        "taken",
+        "waiting",
+    )
+
+    def __init__(self, increments: Increments, subject: bytes, handle: Bucket, key: bytes) -> None:
+        self._increments = increments
+        self.subject = subject
+        self.handle = handle
+        self.key = key
+        self.waiting: deque[Increment] = deque()
+        self.taken: list[Increment] = []  # the increments of the publication
+        self.next: Entry | None = None  # what the publication stores; None if it sets a deadline
+        self.is_published = False
+        self.needed = 0
+        self.ahead: tuple[int, Entry] | None = None
+
+    def acknowledged(self, sequence: int) -> None:
+        """Go on with the next increments, which need not wait until this sum is applied."""
+        if self.next is None:  # the deadline depends on the timestamp, which only the delivery tells
+            self.ahead, self.needed = None, sequence
+        else:
+            self.ahead = sequence, self.next
+        self._end()
+
+    def overtaken(self, last_sequence: int | None) -> None:
+        """Put the increments back, to try again."""
+        self.waiting.extendleft(reversed(self.taken))
+        self.ahead = None
+        self.needed = max(self.needed, last_sequence or 0)
+        self._increments.overtaken(self, last_sequence)
+        self._end(RETRY_S if last_sequence is None else 0.0)
+
+    def failed(self) -> None:
+        """Go on after a publication that failed. Its increments have been answered."""
+        self.ahead = None
+        self._end()
+
+    def _end(self, delay_s: float = 0.0) -> None:
+        self.taken = []
+        self.is_published = False
+        self._increments.look_at(self, delay_s)
+
+
+class Increments:
+    """The counters whose increments wait, by subject."""
+
+    def __init__(self, publisher: Publisher, sequences: Sequences, counts: ReplicaCounts) -> None:
+        self._publisher = publisher
+        self._sequences = sequences
+        self._counts = counts
+        self._counters: dict[bytes, Counter] = {}
+        self._ready: dict[bytes, Counter] = {}  # those to look at in the next turn
+
+    def __len__(self) -> int:
+        """Return the number of keys whose increments wait."""
+        return len(self._counters)
+
+    def add(self, subject: bytes, handle: Bucket, key: bytes, increment: Increment) -> None:
+        """Add an increment, to be published in the next turn of the event loop."""
+        counter = self._counters.get(subject)
+        if counter is None:
+            counter = self._counters[subject] = Counter(self, subject, handle, key)
+        counter.waiting.append(increment)
+        if not counter.is_published:
+            self.look_at(counter, 0.0)
+
+    def look_at(self, counter: Counter, delay_s: float) -> None:
+        """Look at a counter in the next turn, or after a delay."""
+        self._ready[counter.subject] = counter
+        self._publisher.flush_soon(delay_s)
+
+    def overtaken(self, counter: Counter, last_sequence: int | None) -> None:
+        """Note the sequence that a counter's key has at the server."""
+        if self._sequences.get(counter.subject) != UNKNOWN:
+            self._counts.lost_races += 1
+        if last_sequence is not None:
+            self._sequences.learn(counter.subject, last_sequence)
+
+    def publish_ready(self) -> None:
+        """Publish the sums of the counters that can go on."""
+        ready, self._ready = self._ready, {}
+        for subject, counter in ready.items():
+            if counter.is_published:
+                continue
+            if not counter.waiting:
+                self._counters.pop(subject, None)
+            elif self._publisher.has_passed(counter.needed):
+                self._publish(counter)
+            else:
+                self._ready[subject] = counter  # until the position has passed
+
+    @property
+    def is_blocked(self) -> bool:
+        """Return True if counters wait for the position."""
+        return bool(self._ready)
+
+    def expire(self, now_s: float) -> None:
+        """Fail the increments whose time is over. O(counters that wait)."""
+        error = "other instances changed this key again and again (jetstream_timeout_ms): nothing was stored"
+        for counter in self._counters.values():
+            waiting = counter.waiting
+            while waiting and (waiting[0].ends_s <= now_s or waiting[0].answer.done()):
+                answer = waiting.popleft().answer
+                if not answer.done():
+                    answer.set_exception(NotStoredError(error))
+
+    def _publish(self, counter: Counter) -> None:
+        """Publish the sum of the increments that wait, if any of them is possible."""
+        sequence, entry = self._base(counter)
+        value, deadline_ns = entry if isinstance(entry, tuple) else (entry, None)
+        publication = Publication()
+        publication.answers = answers = []
+        ttl_ms = 0
+        while counter.waiting and len(counter.taken) < TOGETHER_MAX:
+            increment = counter.waiting.popleft()
+            if increment.answer.done():
+                continue
+            try:
+                total = counter_sum(b"0" if value is None else value, increment.delta)
+                increment.check(b"%d" % total)
+            except StoreError as error:
+                self._refuse(counter, increment, error)
+                continue
+            value = b"%d" % total
+            ttl_ms = increment.ttl_ms or ttl_ms
+            counter.taken.append(increment)
+            answers.append((increment.answer, total))
+        if counter.taken:
+            assert value is not None
+            entry = value if deadline_ns is None else (value, deadline_ns)
+            counter.next = None if ttl_ms else entry
+            counter.is_published = True
+            publication.owner = counter
+            self._publisher.publish_sum(counter, value if ttl_ms else entry, ttl_ms, sequence, publication)
+        else:
+            self.look_at(counter, 0.0)
+
+    def _refuse(self, counter: Counter, increment: Increment, error: StoreError) -> None:
+        """Answer with an error. If the value may be old, look again after a barrier."""
+        if increment.is_latest:
+            increment.answer.set_exception(error)
+            return
+        increment.is_latest = True
+        self._publisher.after_barrier(lambda: self.add(counter.subject, counter.handle, counter.key, increment))
+
+    def _base(self, counter: Counter) -> tuple[int, Entry | None]:
+        """Return the sequence and the entry that the next sum starts from."""
+        known = self._sequences.watch(counter.subject)
+        if counter.ahead is not None and counter.ahead[0] > known:
+            return counter.ahead
+        if known == NO_MESSAGE:
+            return 0, None
+        return max(known, 0), counter.handle.entry(counter.key)

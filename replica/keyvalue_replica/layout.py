@@ -1,0 +1,140 @@
+"""How buckets and keys are stored in the stream: subjects and headers.
+
+    $KV.<KV bucket>.b<bucket>.k<key>       a key; both names are base64url without padding, so any bytes fit
+    $KV.<KV bucket>.i.<instance>           the barriers of an instance, which are no keys
+
+The payload is the value. A message without headers is a plain write in format 1. The headers of other messages:
+
+    Kv-Ttl-Ms: 1500                        the key expires so long after the message's timestamp
+    Nats-TTL: 2s                           the server then removes the message, at the next whole second or later
+    KV-Operation: DEL                      the key is deleted, as NATS clients do it
+    Kv-Format: 2                           written by a later version in another format
+"""
+
+from __future__ import annotations
+
+from binascii import a2b_base64, b2a_base64
+
+from keyvalue_engine.errors import Limit, LimitError
+
+__all__ = ["FORMAT", "SUBJECT_BYTES_MAX", "TTL_S_MAX", "Layout", "delete_headers", "headers_of", "ttl_headers"]
+
+#: The version of the format that this module reads and writes.
+FORMAT = 1
+#: A NATS server closes a connection that sends a control line of more than 4,096 bytes.
+SUBJECT_BYTES_MAX = 4_000
+SUBJECT_BYTES = Limit("bucket and key are {} bytes in a NATS subject", "a fixed limit")
+#: The longest time that JetStream takes: a 64-bit number of nanoseconds.
+TTL_S_MAX = 2**63 // 10**9
+#: Number of bucket names whose tokens are kept.
+NAMES_MAX = 1_024
+URL = bytes.maketrans(b"+/", b"-_")
+OF_URL = bytes.maketrans(b"-_", b"+/")
+BEGIN = b"NATS/1.0\r\n"
+
+
+class Layout:
+    """The subjects of one KV bucket.
+
+    :param domain: the JetStream domain, or "" for the server's own
+
+    >>> layout = Layout("kv")
+    >>> layout.subject(b"b", b"key")
+    b'$KV.kv.bYg.ka2V5'
+    >>> layout.names(b"$KV.kv.bYg.ka2V5")
+    (b'b', b'key')
+    """
+
+    def __init__(self, bucket: str, domain: str = "") -> None:
+        #: The beginning of the subjects for publishing. The server of another domain removes it.
+        self.to_domain = f"$JS.{domain}.API.".encode() if domain else b""
+        self.stream = f"KV_{bucket}"
+        self.subjects = f"$KV.{bucket}.>"
+        self._prefix = self.prefix = b"$KV.%b." % bucket.encode()
+        self.internal = self._prefix + b"i."
+        self._tokens: dict[bytes, bytes] = {}
+        self._names: dict[bytes, bytes] = {}
+
+    def subject(self, bucket: bytes, key: bytes) -> bytes:
+        """Return the subject of a key.
+
+        :raises LimitError: the names do not fit into a subject
+        """
+        begin = self._tokens.get(bucket) or self._begin(bucket)
+        subject = begin + b2a_base64(key, newline=False).translate(URL).rstrip(b"=")
+        if len(subject) > SUBJECT_BYTES_MAX:
+            raise LimitError(SUBJECT_BYTES, len(subject), SUBJECT_BYTES_MAX)
+        return subject
+
+    def _begin(self, bucket: bytes) -> bytes:
+        if len(self._tokens) >= NAMES_MAX:
+            self._tokens.clear()
+        token = b2a_base64(bucket, newline=False).translate(URL).rstrip(b"=")
+        begin = self._tokens[bucket] = b"%bb%b.k" % (self._prefix, token)
+        return begin
+
+    def names(self, subject: bytes) -> tuple[bytes, bytes] | None:
+        """Return the bucket and the key of a subject, or None if it is not the subject of a key."""
+        bucket_token, _, key_token = subject[len(self._prefix) :].partition(b".")
+        try:
+            return self.bucket_of(bucket_token), self.key_of(key_token)
+        except ValueError:
+            return None
+
+    def bucket_of(self, token: bytes) -> bytes:
+        """Return the bucket's name that a token holds.
+
+        :raises ValueError: the token holds no bucket's name
+        """
+        name = self._names.get(token)
+        if name is None:
+            if token[:1] != b"b":
+                raise ValueError
+            if len(self._names) >= NAMES_MAX:
+                self._names.clear()
+            name = self._names[token] = a2b_base64(token[1:].translate(OF_URL) + b"==")
+        return name
+
+    def key_of(self, token: bytes) -> bytes:
+        """Return the key that a token holds.
+
+        :raises ValueError: the token holds no key
+        """
+        if token[:1] != b"k":
+            raise ValueError
+        return a2b_base64(token[1:].translate(OF_URL) + b"==")
+
+    def is_internal(self, subject: bytes) -> bool:
+        """Return True if a subject belongs to barriers."""
+        return subject.startswith(self.internal)
+
+    def barrier(self, instance: str) -> bytes:
+        """Return the subject of an instance's barriers."""
+        return self.internal + instance.encode()
+
+
+def ttl_headers(ttl_ms: int) -> bytes:
+    """Return the header lines of a key that expires."""
+    seconds = min(-(-ttl_ms // 1000), TTL_S_MAX)
+    return b"Kv-Ttl-Ms: %d\r\nNats-TTL: %ds\r\n" % (ttl_ms, seconds)
+
+
+def delete_headers(kept_s: int) -> bytes:
+    """Return the header lines of a delete. The server keeps the message for `kept_s` seconds, for absent instances."""
+    return b"KV-Operation: DEL\r\nNats-TTL: %ds\r\nNats-Marker-Reason: Remove\r\n" % kept_s
+
+
+def headers_of(block: bytes) -> dict[bytes, bytes]:
+    """Return the headers of a block in lower case, and its status as `status`. Ignore lines that are no headers.
+
+    >>> headers_of(b"NATS/1.0 100 Idle Heartbeat\\r\\nNats-Last-Stream: 7\\r\\n\\r\\n")
+    {b'status': b'100', b'nats-last-stream': b'7'}
+    """
+    first, *lines = block.split(b"\r\n")
+    status = first[len(BEGIN) - 1 :].split(b" ", 1)[0]
+    headers = {b"status": status} if status else {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if colon:
+            headers[name.strip().lower()] = value.strip()
+    return headers

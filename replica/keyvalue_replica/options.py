@@ -1,0 +1,48 @@
+"""The options of the replicated store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from keyvalue_engine import BucketOptions
+
+__all__ = ["LinkedOptions", "ReplicaOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaOptions:
+    """How an instance opens and follows its KV bucket.
+
+    :ivar bucket: the name of the KV bucket; its stream is `KV_<bucket>`
+    :ivar storage: `file` or `memory`, for a bucket that is created
+    :ivar replicas: number of servers that keep the stream, 1 to 5, for a bucket that is created
+    :ivar history: number of messages of a key that the stream keeps, 1 to 64, for a bucket that is created
+    :ivar bytes_max: the size of a bucket that is created, or None for no limit
+    :ivar creates: True to create a missing bucket
+    :ivar domain: the JetStream domain, or "" for the server's own
+    :ivar timeout_s: the longest time that a call waits for JetStream
+    :ivar is_atomic: True if set-many and delete-many are stored together or not at all
+    :ivar secret: the secret of the order of keys for a bucket that is created; None for a random one
+    """
+
+    bucket: str
+    storage: str = "file"
+    replicas: int = 1
+    history: int = 64
+    bytes_max: int | None = None
+    creates: bool = True
+    domain: str = ""
+    timeout_s: float = 5.0
+    is_atomic: bool = True
+    secret: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedOptions(BucketOptions):
+    """The options of a handle of the replicated store.
+
+    :ivar reads_latest: True if a read shows every change that was acknowledged before it; False to read what this
+        instance has applied
+    """
+
+    reads_latest: bool = True

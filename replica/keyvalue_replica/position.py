@@ -1,0 +1,114 @@
+"""How far an instance has applied the stream, and whether what it has applied is whole.
+
+JetStream keeps only the newest messages of a key. A message that is overwritten before it was delivered never arrives,
+and its successor may come after the sequence that somebody waits for. So a gap makes the position *torn*: what was
+applied may lack a change that is older than the last delivery. A delivery without successors (`pending` 0) makes it
+*whole* again, because then nothing is missing.
+
+    sequence   5        6         9             12
+    pending    0        3         2             0
+    state      whole    whole     torn (7, 8)   whole
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["Delivery", "Position"]
+
+
+class Delivery(NamedTuple):
+    """What the reply subject of a delivery says.
+
+    :ivar sequence: the message's place in the stream
+    :ivar consumer_sequence: its place among the deliveries of the consumer, from 1
+    :ivar timestamp_ns: when the server stored the message, in Unix time
+    :ivar pending: number of messages that the consumer will deliver after this one, as of the delivery
+    """
+
+    sequence: int
+    consumer_sequence: int
+    timestamp_ns: int
+    pending: int
+
+    @classmethod
+    def of(cls, reply: bytes) -> Delivery | None:
+        """Read the reply subject of a delivery. Return None if it has another form.
+
+        >>> Delivery.of(b"$JS.ACK.KV_b.c.1.12.3.1700000000000000000.0")
+        Delivery(sequence=12, consumer_sequence=3, timestamp_ns=1700000000000000000, pending=0)
+        """
+        words = reply.split(b".")
+        if len(words) == 12:  # domain, account and a random word
+            words.pop()
+        try:
+            _, sequence, consumer_sequence, timestamp_ns, pending = words[-5:]
+            return cls(int(sequence), int(consumer_sequence), int(timestamp_ns), int(pending))
+        except ValueError:
+            return None
+
+
+class Position:
+    """A place in the stream.
+
+    :ivar applied: the sequence of the last message that was applied, or after which nothing is missing
+    :ivar is_whole: False if a change up to `applied` may be missing
+    :ivar pending: number of messages that had not been delivered yet at the last delivery
+    """
+
+    __slots__ = ("_consumed", "applied", "is_whole", "pending")
+
+    def __init__(self, applied: int = 0) -> None:
+        self.applied = applied
+        self.is_whole = False
+        self.pending = 0
+        self._consumed = 0
+
+    def begin(self) -> None:
+        """Begin with a new consumer."""
+        self._consumed = 0
+        self.is_whole = False
+
+    def nothing_pending(self) -> None:
+        """Note that the new consumer had nothing to deliver when it was created."""
+        if not self._consumed:
+            self.is_whole = True
+            self.pending = 0
+
+    def advance(self, sequence: int, consumer_sequence: int, pending: int) -> bool:
+        """Advance to a delivery, which must be applied next. Return False, and stay, if deliveries before it were lost."""
+        if consumer_sequence != self._consumed + 1:
+            self.is_whole = False
+            return False
+        self._consumed += 1
+        if not pending:
+            self.is_whole = True
+        elif sequence > self.applied + 1:
+            self.is_whole = False
+        if sequence > self.applied:
+            self.applied = sequence
+        self.pending = pending
+        return True
+
+    def step(self, sequence: int) -> None:
+        """Note that a message of ours was applied when it was acknowledged, because it follows the position."""
+        self.applied = sequence
+
+    def tear(self) -> None:
+        """Note that a change may be missing."""
+        self.is_whole = False
+
+    def rest(self, last_sequence: int, consumed: int) -> bool:
+        """Note a heartbeat: the consumer has nothing to deliver up to a sequence. Return False if deliveries were lost.
+
+        :param consumed: number of messages that the consumer has delivered
+        """
+        if consumed == self._consumed:
+            self.applied = max(self.applied, last_sequence)
+            self.is_whole = True
+            self.pending = 0
+        return consumed == self._consumed
+
+    def has_passed(self, sequence: int) -> bool:
+        """Return True if this and all earlier messages are applied."""
+        return self.is_whole and self.applied >= sequence

@@ -1,0 +1,284 @@
+"""The messages that an instance has published, until each is acknowledged, applied and answered.
+
+    publish ──> unacknowledged ── PubAck with sequence S ──> acknowledged ── the position passes S ──> answered
+                     │                                            │
+                     ├── refused by the server: not stored        └── too late: stored, but not seen here
+                     └── too late: unknown
+
+A message is never sent a second time. So after an unknown outcome, it is stored once or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import insort
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+from keyvalue_engine import Bucket, StoreError
+from keyvalue_replica.errors import BucketFullError, NotStoredError, UnknownOutcomeError
+from keyvalue_replica.position import Position
+from keyvalue_replica.promise import Promise
+from keyvalue_replica.reservations import Reservation
+
+__all__ = ["Answer", "Change", "Publication", "Publications", "ReplicaCounts"]
+
+#: JetStream's codes of errors.
+WRONG_LAST_SEQUENCE = (10071, 10164)
+STREAM_FULL = (10077, 10122, 10054)
+
+
+class Answer(Protocol):
+    """What a caller waits for, for example an asyncio.Future."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, value: Any, /) -> None: ...
+
+    def set_exception(self, error: Exception, /) -> None: ...
+
+
+#: A bucket's handle, a key, and the value to set, or None to delete the key.
+Change: TypeAlias = tuple[Bucket, bytes, bytes | None]
+
+
+class ReplicaCounts:
+    """Numbers since the start.
+
+    :ivar unconfirmed: changes that may or may not have been stored
+    :ivar refused: changes that the NATS server refused
+    :ivar lost_races: increments that another instance overtook, and that were tried again
+    :ivar torn: number of times that a change was missing when a later one arrived
+    :ivar resynchronisations: number of times that the whole bucket was read again
+    :ivar foreign: messages whose subject is not that of a key
+    """
+
+    def __init__(self) -> None:
+        self.unconfirmed = 0
+        self.refused = 0
+        self.lost_races = 0
+        self.torn = 0
+        self.resynchronisations = 0
+        self.foreign = 0
+
+
+class Owner(Protocol):
+    """Someone who goes on when a publication has ended."""
+
+    def acknowledged(self, sequence: int, /) -> None: ...
+
+    def overtaken(self, last_sequence: int | None, /) -> None:
+        """Go on with the answers of the publication, because the key's last sequence was not the expected one.
+
+        :param last_sequence: the key's last sequence, 0 if the stream has no message of the key, or None if the server
+            does not say it
+        """
+
+    def failed(self) -> None: ...
+
+
+class Publication(Promise):
+    """A message, or several messages that are stored together or not at all. It is the answer to the call that made it.
+
+    A caller may cancel its answer. The publication then goes on without one.
+
+    :ivar answers: further answers that wait for it, each with its result
+    :ivar change: the handle, the key and the value that the message sets, None as the value for a delete; None if only
+        the delivery tells what to apply
+    :ivar is_barrier: True if it stores nothing, and only reads wait for it
+    :ivar after: the largest sequence that the stream was known to have before; the message's own is larger
+    :ivar owner: told how the publication ended; None for nobody
+    """
+
+    __slots__ = ("after", "answers", "began_s", "change", "is_barrier", "owner", "reservation", "token")
+
+    def __init__(
+        self, reservation: Reservation | None = None, is_barrier: bool = False, change: Change | None = None
+    ) -> None:
+        Promise.__init__(self, is_barrier)
+        self.change = change
+        self.answers: list[tuple[Answer, object]] | None = None
+        self.is_barrier = is_barrier
+        self.began_s = 0.0
+        self.after = 0
+        self.token = 0
+        self.reservation = reservation
+        self.owner: Owner | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error."""
+        if self.reservation is not None:
+            self.release()
+        if not self._is_done:
+            self.set_exception(error)
+        for answer, _ in self.answers or ():
+            if not answer.done():
+                answer.set_exception(error)
+
+    def succeed(self) -> None:
+        """Answer with the results."""
+        if self.reservation is not None:
+            self.release()
+        if not self._is_done:
+            self.set_result(None)
+        for answer, result in self.answers or ():
+            if not answer.done():
+                answer.set_result(result)
+
+    def release(self) -> None:
+        """Free the reserved room."""
+        reservation, self.reservation = self.reservation, None
+        if reservation is not None:
+            reservation.release()
+
+
+def unknown_outcome(publication: Publication, why: str) -> StoreError:
+    """Return the error of a publication whose outcome is unknown."""
+    if publication.is_barrier:
+        return NotStoredError(f"the newest values are not known: {why}")
+    return UnknownOutcomeError(f"the change may or may not have been stored: {why}")
+
+
+class Publications:
+    """The publications of an instance that are not answered.
+
+    :param on_reused: called if a message got a sequence that the stream had used before: it was created anew, or has
+        lost messages
+    :ivar apply: called with a publication that follows the position, and its sequence; applies it if it can
+    :ivar observe: called with the seconds between publishing and the acknowledgement, for each message or barrier
+    """
+
+    def __init__(self, position: Position, counts: ReplicaCounts, on_reused: Callable[[], None]) -> None:
+        self.observe: Callable[[float], None] | None = None
+        self.apply: Callable[[Publication, int], None] | None = None
+        self._barriers: deque[int] = deque()  # the numbers of the barriers that are not stored, as far as is known
+        self._position = position
+        self._counts = counts
+        self._on_reused = on_reused
+        self._highest = 0  # the highest sequence that any acknowledgement has named
+        self._tokens = 0
+        self._unacknowledged: dict[int, Publication] = {}
+        self._acknowledged: deque[tuple[int, int, Publication]] = deque()  # in the order of their sequences
+
+    def __len__(self) -> int:
+        """Return the number of publications that are not answered."""
+        return len(self._unacknowledged) + len(self._acknowledged)
+
+    def add(self, publication: Publication, now_s: float) -> int:
+        """Add a publication. Return the number that names it in its reply subject."""
+        self._tokens += 1
+        publication.token = self._tokens
+        publication.began_s = now_s
+        applied, highest = self._position.applied, self._highest
+        publication.after = applied if applied > highest else highest
+        self._unacknowledged[self._tokens] = publication
+        return self._tokens
+
+    def acknowledge(self, token: int, payload: bytes, now_s: float) -> None:
+        """Take the server's answer: a PubAck in JSON, or nothing, which says that nobody serves the stream."""
+        at = payload.find(b'"seq":')
+        if at >= 0 and b'"error"' not in payload:
+            end = payload.find(b",", at)
+            self.stored(token, int(payload[at + 6 : end] if end > 0 else payload[at + 6 : -1]), now_s)
+        elif (publication := self._unacknowledged.get(token)) is not None:
+            self._refuse(publication, payload)
+
+    def stored(self, token: int, sequence: int, now_s: float) -> None:
+        """Take the sequence of a message that was stored."""
+        publication = self._unacknowledged.pop(token, None)
+        if publication is None:
+            return  # it was given up
+        if self.observe is not None:
+            self.observe(now_s - publication.began_s)
+        if sequence <= publication.after:
+            self._on_reused()
+        if publication.owner is not None:
+            publication.owner.acknowledged(sequence)
+        position = self._position
+        if sequence == position.applied + 1 and position.is_whole and self.apply is not None:
+            self.apply(publication, sequence)
+        if position.has_passed(sequence):
+            publication.succeed()
+        elif sequence > self._highest:
+            self._acknowledged.append((sequence, token, publication))
+        else:
+            insort(self._acknowledged, (sequence, token, publication))
+        if sequence > self._highest:
+            self._highest = sequence
+
+    def add_barrier(self, publication: Publication, now_s: float) -> int:
+        """Add a barrier. Return the number that it carries."""
+        token = self.add(publication, now_s)
+        self._barriers.append(token)
+        return token
+
+    def stored_barrier(self, token: int, sequence: int, now_s: float) -> None:
+        """Take the sequence of a barrier of ours. All earlier ones have lower sequences."""
+        barriers = self._barriers
+        while barriers and barriers[0] <= token:
+            self.stored(barriers.popleft(), sequence, now_s)
+
+    def _refuse(self, publication: Publication, payload: bytes) -> None:
+        if not payload:
+            self._fail(publication, NotStoredError("JetStream is off, or the stream has no leader: nothing was stored"))
+            return
+        try:
+            error = json.loads(payload)["error"]
+            code, text, status = int(error["err_code"]), str(error["description"]), int(error["code"])
+        except (ValueError, KeyError, TypeError):
+            return  # not an answer of JetStream; the time limit ends the wait
+        if code in WRONG_LAST_SEQUENCE and publication.owner is not None:
+            del self._unacknowledged[publication.token]
+            publication.release()
+            last = text.rpartition(" ")[2]
+            publication.owner.overtaken(int(last) if last.isdigit() else None)
+        elif code in STREAM_FULL:
+            self._fail(publication, BucketFullError(f"the KV bucket is full: {text}"))
+        elif status == 503:  # the server may have passed the message on before it failed
+            self._fail(publication, unknown_outcome(publication, text))
+        else:
+            self._fail(publication, NotStoredError(f"the NATS server refused it: {text}"))
+
+    def _fail(self, publication: Publication, error: StoreError) -> None:
+        del self._unacknowledged[publication.token]
+        if isinstance(error, UnknownOutcomeError):
+            self._counts.unconfirmed += 1
+        else:
+            self._counts.refused += 1
+        publication.fail(error)
+        if publication.owner is not None:
+            publication.owner.failed()
+
+    def fail(self, publication: Publication, error: StoreError) -> None:
+        """End a publication that waits for its acknowledgement."""
+        if publication.token in self._unacknowledged:
+            self._fail(publication, error)
+
+    def release(self) -> None:
+        """Answer the publications that the position has passed."""
+        acknowledged, position = self._acknowledged, self._position
+        applied = position.applied
+        while acknowledged and position.is_whole and acknowledged[0][0] <= applied:
+            acknowledged.popleft()[2].succeed()
+
+    def expire(self, before_s: float, timeout_s: float) -> None:
+        """Give up the publications that began before a time.
+
+        :param timeout_s: the time limit, for the text of the error
+        """
+        late = f"within {timeout_s:g} s (jetstream_timeout_ms)"
+        for publication in list(self._unacknowledged.values()):
+            if publication.began_s > before_s:
+                break  # they are in the order of their beginnings
+            self._fail(publication, unknown_outcome(publication, f"JetStream has not confirmed it {late}"))
+        acknowledged = self._acknowledged
+        if any(publication.began_s <= before_s for _, _, publication in acknowledged):
+            self._acknowledged = deque(entry for entry in acknowledged if entry[2].began_s > before_s)
+            for _, _, publication in acknowledged:
+                if publication.began_s <= before_s:
+                    publication.fail(UnknownOutcomeError(f"it is stored, but has not arrived here {late}"))
+
+    def restart(self) -> None:
+        """Forget which sequences are known, because the stream is read again."""
+        self._highest = 0

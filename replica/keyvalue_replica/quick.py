@@ -1,0 +1,128 @@
+"""Reads the kinds of frames that come most often: acknowledgements, plain deliveries, and barriers.
+
+    MSG _INBOX.abc.<number> <sid> 28 CRLF {"stream":"KV_b","seq":<sequence>} CRLF
+    MSG $KV.b.<bucket>.<key> <sid> $JS.ACK.KV_b.<consumer>.1.<sequence>.<consumer's>.<time>.<pending> 5 CRLF value CRLF
+    HMSG $KV.b.i.<instance> <sid> $JS.ACK... 31 32 CRLF NATS/1.0 CRLF KV-Operation: DEL CRLF CRLF <number> CRLF
+
+A regular expression reads such a frame in a third of the time that parsing takes. All others are parsed as usual.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from keyvalue_replica.core import BARRIER_HEADERS, Core
+
+__all__ = ["Acknowledgements", "Barriers", "Deliveries"]
+
+log = logging.getLogger(__name__)
+
+
+class Acknowledgements:
+    """Reads the acknowledgements of one instance.
+
+    :param inbox: the prefix of their subjects, without the last point
+    """
+
+    def __init__(self, core: Core, inbox: str) -> None:
+        self.prefix = f"MSG {inbox}.".encode()
+        self._core = core
+        self._match = re.compile(
+            re.escape(self.prefix) + rb'(\d{1,18}) (\d+) \d+\r\n\{"stream":"[^"]*","seq":(\d{1,18})\}\r\n'
+        ).match
+
+    def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
+        """Take the acknowledgements at `at`. Return the offset after the last one."""
+        stored: list[tuple[int, int]] = []
+        match = self._match
+        while (found := match(buffer, at)) is not None:
+            token, sid, sequence = found.groups()
+            if sid != subscription:
+                break
+            stored.append((int(token), int(sequence)))
+            at = found.end()
+        if stored:
+            try:
+                self._core.acknowledge_all(stored)
+            except Exception:  # it must not end the connection
+                log.exception("acknowledgements were not handled")
+        return at
+
+
+def place_pattern(stream: str, consumer: str) -> bytes:
+    """Return the pattern of a delivery's reply subject. Its groups are those of `Delivery`."""
+    return re.escape(f"$JS.ACK.{stream}.{consumer}.1.".encode()) + rb"(\d{1,18})\.(\d{1,18})\.(\d{1,19})\.(\d{1,18})"
+
+
+class Barriers:
+    """Reads the deliveries of barriers of one consumer."""
+
+    def __init__(self, core: Core, consumer: str) -> None:
+        layout = core.layout
+        self.prefix = b"HMSG " + layout.internal
+        self._core = core
+        self._match = re.compile(
+            rb"HMSG ("
+            + re.escape(layout.internal)
+            + rb"[0-9a-f]+) (\d+) "
+            + place_pattern(layout.stream, consumer)
+            + rb" \d+ \d+\r\n"
+            + re.escape(BARRIER_HEADERS)
+            + rb"(\d{1,18})\r\n"
+        ).match
+
+    def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
+        """Take the barriers at `at`. Return the offset after the last one."""
+        core, match, began = self._core, self._match, at
+        while (found := match(buffer, at)) is not None:
+            subject, sid, sequence, consumed, timestamp, pending, token = found.groups()
+            if sid != subscription:
+                break
+            place = int(sequence), int(consumed), int(timestamp), int(pending)
+            try:
+                core.deliver_barrier(subject, int(token), place)
+            except Exception:  # it must not end the connection
+                log.exception("a barrier was not handled")
+            at = found.end()
+        if at > began:
+            core.heard()
+            core.release()
+        return at
+
+
+class Deliveries:
+    """Reads the deliveries without headers of one consumer."""
+
+    def __init__(self, core: Core, consumer: str) -> None:
+        layout = core.layout
+        self.prefix = b"MSG " + layout.prefix
+        self._core = core
+        self._match = re.compile(
+            rb"MSG ("
+            + re.escape(layout.prefix)
+            + rb"(b[-_0-9A-Za-z]*)\.(k[-_0-9A-Za-z]*)) (\d+) "
+            + place_pattern(layout.stream, consumer)
+            + rb" (\d{1,9})\r\n"
+        ).match
+
+    def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
+        """Take the deliveries at `at`. Return the offset after the last one."""
+        core, match, began = self._core, self._match, at
+        deliver = core.deliver_plain
+        while (found := match(buffer, at)) is not None:
+            subject, bucket, key, sid, sequence, consumed, timestamp, pending, size = found.groups()
+            payload_at = found.end()
+            payload_end = payload_at + int(size)
+            if payload_end + 2 > end or sid != subscription:
+                break
+            place = int(sequence), int(consumed), int(timestamp), int(pending)
+            try:
+                deliver(subject, (bucket, key), buffer[payload_at:payload_end], place)
+            except Exception:  # it must not end the connection
+                log.exception("a delivery was not applied")
+            at = payload_end + 2
+        if at > began:
+            core.heard()
+            core.release()
+        return at

@@ -1,0 +1,77 @@
+"""Room for changes that are published but not applied. A change is checked against the limits before it is published."""
+
+from __future__ import annotations
+
+from keyvalue_engine import Quota, Store
+from keyvalue_engine.room import NOTHING, Growth
+
+__all__ = ["Reservation", "Reservations"]
+
+#: With more buckets than this, all reservations count for each quota, because adding up those of its buckets takes long.
+BUCKETS_MAX = 64
+#: No machine has the memory for so many keys.
+KEYS_OF_A_MACHINE = 2**32
+
+
+class Reservation:
+    """Room that is reserved for one change, until `release`."""
+
+    __slots__ = ("_growth", "_name", "_reservations")
+
+    def __init__(self, reservations: Reservations, name: bytes, growth: Growth) -> None:
+        self._reservations = reservations
+        self._name = name
+        self._growth = growth
+
+    def release(self) -> None:
+        """Free the room, because the change is applied or given up."""
+        self._reservations.release(self._name, self._growth)
+
+
+class Reservations:
+    """The room that all published changes of an instance need, in total and by bucket."""
+
+    def __init__(self, store: Store) -> None:
+        options = store.options
+        #: True if a write may be refused although it has no quota and its bucket exists.
+        self.is_limited = options.memory_bytes_max is not None or options.keys_max < KEYS_OF_A_MACHINE
+        self._store = store
+        self._by_name: dict[bytes, tuple[int, int, int]] = {}  # keys, bytes, and the number of reservations
+        self._keys = self._memory_bytes = 0
+
+    def reserve(self, name: bytes, growth: Growth, quota: Quota | None) -> Reservation:
+        """Reserve room in a bucket.
+
+        :raises LimitError: the bucket's name is too long, or the store or the quota would be full
+        """
+        self.check(name, growth, quota)
+        by_name = self._by_name
+        growth = Growth(max(growth.keys, 0), max(growth.memory_bytes, 0))
+        keys, memory_bytes, number = by_name.get(name, (0, 0, 0))
+        by_name[name] = keys + growth.keys, memory_bytes + growth.memory_bytes, number + 1
+        self._keys += growth.keys
+        self._memory_bytes += growth.memory_bytes
+        return Reservation(self, name, growth)
+
+    def check(self, name: bytes, growth: Growth, quota: Quota | None) -> None:
+        """Check that there is room in a bucket.
+
+        :raises LimitError: the bucket's name is too long, or the store or the quota would be full
+        """
+        by_name = self._by_name
+        pending = Growth(self._keys, self._memory_bytes, len(by_name) - (name in by_name))
+        self._store.check_room(name, growth, pending, quota, NOTHING if quota is None else self._in_quota(quota))
+
+    def release(self, name: bytes, growth: Growth) -> None:
+        """Free the room of one reservation."""
+        keys, memory_bytes, number = self._by_name.pop(name)
+        if number > 1:
+            self._by_name[name] = keys - growth.keys, memory_bytes - growth.memory_bytes, number - 1
+        self._keys -= growth.keys
+        self._memory_bytes -= growth.memory_bytes
+
+    def _in_quota(self, quota: Quota) -> Growth:
+        if len(self._by_name) > BUCKETS_MAX:
+            return Growth(self._keys, self._memory_bytes)
+        covered = [sizes for name, sizes in self._by_name.items() if quota.reach.covers(name)]
+        return Growth(sum(keys for keys, _, _ in covered), sum(memory_bytes for _, memory_bytes, _ in covered))

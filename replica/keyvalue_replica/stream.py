@@ -1,0 +1,270 @@
+"""The stream of a KV bucket: creates it, checks that it fits, and asks about it, through the JetStream API.
+
+The bucket is an ordinary NATS KV bucket (ADR-8) with two more features: messages that expire (`allow_msg_ttl`, server
+2.11) and atomic batches (`allow_atomic`, server 2.12). They are switched on in a bucket that lacks them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from secrets import token_bytes
+from typing import Any, Protocol
+
+from keyvalue_replica.errors import StreamError
+from keyvalue_replica.layout import Layout
+from keyvalue_replica.options import ReplicaOptions
+
+__all__ = ["Api", "Opened", "Requests", "StreamState", "open_stream"]
+
+REQUEST_TIMEOUT_S = 5.0
+SECRET_BYTES = 16
+#: The name of the secret in the stream's metadata.
+SECRET = "wrpc-keyvalue-secret"
+NO_STREAM = 10059
+NAME_IN_USE = 10058
+#: How long the server keeps the marker of an expired key, for watchers. No message can expire sooner.
+EXPIRY_MARKER_S = 1
+NS_PER_S = 10**9
+
+
+class Requests(Protocol):
+    """The part of a NATS connection that this module uses."""
+
+    async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes: ...
+
+
+class ApiError(Exception):
+    """JetStream refused a request.
+
+    :ivar code: JetStream's code of the error
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Api:
+    """The JetStream API of a server, or of a domain.
+
+    :ivar prefix: the beginning of its subjects, without the last point
+    """
+
+    def __init__(self, requests: Requests, domain: str = "") -> None:
+        self._requests = requests
+        self.prefix = f"$JS.{domain}.API" if domain else "$JS.API"
+
+    async def call(self, name: str, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Call a function of the API.
+
+        :raises ApiError: JetStream refused the call
+        :raises StreamError: there is no JetStream, or no answer arrived in time
+        :raises DisconnectedError: the connection is lost
+        """
+        payload = json.dumps(parameters or {}).encode()
+        try:
+            answer = json.loads(await self._requests.request(f"{self.prefix}.{name}", payload, REQUEST_TIMEOUT_S))
+        except TimeoutError:
+            raise StreamError(
+                "JetStream does not answer: is it switched on (`nats-server -js`) in this account and domain?"
+            ) from None
+        except ValueError as error:
+            raise StreamError(f"JetStream answered with malformed JSON: {error}") from None
+        if not isinstance(answer, dict):
+            raise StreamError("JetStream answered with JSON that is not an object")
+        if "error" in answer:
+            refusal = answer["error"]
+            raise ApiError(int(refusal.get("err_code", 0)), str(refusal.get("description", "unknown error")))
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """What the server says about a stream.
+
+    :ivar created: when it was created, as text; another text means another stream
+    :ivar keys: number of subjects that have a message
+    :ivar now_ns: the server's time, in Unix time
+    """
+
+    created: str
+    first_sequence: int
+    last_sequence: int
+    messages: int
+    keys: int
+    now_ns: int
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> StreamState:
+        """Read the answer to STREAM.INFO, CREATE or UPDATE.
+
+        :raises StreamError: a field is missing
+        """
+        try:
+            state = answer["state"]
+            return cls(
+                str(answer["created"]),
+                int(state["first_seq"]),
+                int(state["last_seq"]),
+                int(state["messages"]),
+                int(state.get("num_subjects", 0)),
+                unix_ns(str(answer["ts"])),
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise StreamError(f"JetStream's answer lacks a field or has another form: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open KV bucket.
+
+    :ivar secret: the secret of the order of keys
+    :ivar message_bytes_max: the stream's limit for a message, or None
+    """
+
+    state: StreamState
+    secret: bytes
+    message_bytes_max: int | None
+
+
+async def open_stream(api: Api, layout: Layout, options: ReplicaOptions) -> Opened:
+    """Open the KV bucket, or create it. Several instances may do so at once.
+
+    :raises StreamError: the bucket is missing and may not be created, it does not fit, or the server is too old
+    """
+    try:
+        answer = await api.call(f"STREAM.INFO.{layout.stream}")
+    except ApiError as error:
+        if error.code != NO_STREAM:
+            raise StreamError(f"{layout.stream}: {error}") from None
+        if not options.creates:
+            raise StreamError(f"the KV bucket {options.bucket} does not exist, and jetstream_create is false") from None
+        answer = await _create(api, layout, options)
+    misfits = list(_misfits(answer["config"], layout))
+    if misfits:
+        raise StreamError(f"the stream {layout.stream} does not fit: {'; '.join(misfits)}")
+    answer = await _switch_on(api, answer, layout, options)
+    config = answer["config"]
+    size = int(config.get("max_msg_size", -1))
+    return Opened(StreamState.of(answer), _secret_of(answer), size if size > 0 else None)
+
+
+async def stream_state(api: Api, layout: Layout) -> StreamState | None:
+    """Return the state of the stream, or None if it is gone.
+
+    :raises StreamError: JetStream does not answer, or refuses to
+    """
+    try:
+        return StreamState.of(await api.call(f"STREAM.INFO.{layout.stream}"))
+    except ApiError as error:
+        if error.code == NO_STREAM:
+            return None
+        raise StreamError(f"{layout.stream}: {error}") from None
+
+
+async def _create(api: Api, layout: Layout, options: ReplicaOptions) -> dict[str, Any]:
+    secret = options.secret or token_bytes(SECRET_BYTES)
+    config = {
+        "name": layout.stream,
+        "subjects": [layout.subjects],
+        "description": "keys and values of wrpc:keyvalue",
+        "retention": "limits",
+        "storage": options.storage,
+        "num_replicas": options.replicas,
+        "max_msgs_per_subject": options.history,
+        "max_bytes": -1 if options.bytes_max is None else options.bytes_max,
+        "discard": "new",
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        "metadata": {SECRET: secret.hex()},
+        **_features(options),
+    }
+    try:
+        return await api.call(f"STREAM.CREATE.{layout.stream}", config)
+    except ApiError as error:
+        if error.code != NAME_IN_USE:
+            raise StreamError(f"the KV bucket {options.bucket} could not be created: {error}") from None
+    try:
+        return await api.call(f"STREAM.INFO.{layout.stream}")  # another instance was faster
+    except ApiError as error:
+        raise StreamError(f"{layout.stream}: {error}") from None
+
+
+def _features(options: ReplicaOptions) -> dict[str, Any]:
+    features: dict[str, Any] = {"allow_msg_ttl": True, "subject_delete_marker_ttl": EXPIRY_MARKER_S * NS_PER_S}
+    if options.is_atomic:
+        features["allow_atomic"] = True
+    return features
+
+
+def _misfits(config: Mapping[str, Any], layout: Layout) -> list[str]:
+    """Return what keeps a stream from being our store: what was found, and what is needed."""
+    found = [
+        ("subjects", config.get("subjects"), [layout.subjects]),
+        ("retention", config.get("retention", "limits"), "limits"),
+        ("max_age", config.get("max_age", 0), 0),
+        ("discard", config.get("discard", "old"), "new"),
+        ("sealed", config.get("sealed", False), False),
+        ("mirror", (config.get("mirror") or {}).get("name"), None),
+        ("sources", config.get("sources") or [], []),
+        ("subject_transform", config.get("subject_transform"), None),
+    ]
+    misfits = [
+        f"{name} is {json.dumps(value)}, needed {json.dumps(needed)}"
+        for name, value, needed in found
+        if value != needed
+    ]
+    if int(config.get("max_msgs_per_subject", -1)) < 1:
+        misfits.append("max_msgs_per_subject has no limit, needed 1 to 64 (a KV bucket's history)")
+    return misfits
+
+
+async def _switch_on(api: Api, answer: dict[str, Any], layout: Layout, options: ReplicaOptions) -> dict[str, Any]:
+    """Switch on what the store needs. Return the stream's information afterwards.
+
+    :raises StreamError: the server does not know a feature, or refuses it
+    """
+    features = _features(options)
+    config = answer["config"]
+    missing = [name for name, value in features.items() if not config.get(name)]
+    if missing:
+        try:
+            answer = await api.call(f"STREAM.UPDATE.{layout.stream}", {**config, **features})
+        except ApiError as error:
+            raise StreamError(f"{', '.join(missing)} can't be switched on in {layout.stream}: {error}") from None
+        missing = [name for name in features if not answer["config"].get(name)]
+    if missing:
+        version = "2.12" if options.is_atomic else "2.11"
+        hint = ", or batch=pipelined with 2.11" if options.is_atomic else ""
+        raise StreamError(f"the NATS server does not support {', '.join(missing)}: needed is version {version}{hint}")
+    return answer
+
+
+def _secret_of(answer: Mapping[str, Any]) -> bytes:
+    """Return the secret in the metadata. A bucket that others created has none: use its time of creation."""
+    text = (answer["config"].get("metadata") or {}).get(SECRET, "")
+    if text:
+        try:
+            secret = bytes.fromhex(text)
+        except ValueError:
+            secret = b""
+        if len(secret) != SECRET_BYTES:
+            raise StreamError(f"the metadata field {SECRET} is not {SECRET_BYTES} bytes in hexadecimal")
+        return secret
+    return sha256(f"{answer['config']['name']} {answer['created']}".encode()).digest()[:SECRET_BYTES]
+
+
+def unix_ns(text: str) -> int:
+    """Read a time of the JetStream API, in nanoseconds of Unix time.
+
+    >>> unix_ns("2026-01-02T03:04:05.123456789Z")
+    1767323045123456789
+    """
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    seconds = int(datetime.fromisoformat(f"{whole}+00:00").timestamp())
+    return seconds * NS_PER_S + int(f"{fraction:0<9}"[:9])

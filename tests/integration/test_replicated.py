@@ -1,0 +1,283 @@
+"""The replicated store over the wire: instances of the provider, and real NATS servers with JetStream.
+
+The behaviour that both stores share is tested by the same tests, which are imported below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.js.api import KeyValueConfig
+from nats.js.errors import KeyNotFoundError
+
+from keyvalue_replica.layout import Layout
+from keyvalue_transport.keyvalue.errors import OtherError
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc.errors import NoProviderError
+from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, in_thread, launching
+from tests.integration.test_store import (  # noqa: F401 # these are tests, which run with the fixtures of this module
+    test_every_function,
+    test_limits_refuse_a_write_and_leave_the_store_unchanged,
+    test_pages,
+    test_the_provider_answers_like_the_captured_one,
+)
+
+MAX_PAYLOAD = 4 * 1024 * 1024  # a captured call sets a value of 2.5 MiB, which must fit into one message
+JETSTREAM = {"store": "jetstream", "stop_timeout_ms": "500"}
+
+
+@pytest.fixture(scope="module")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """Start a NATS server with JetStream."""
+    server = NatsServer(directory := tmp_path_factory.mktemp("nats"), jetstream(directory))
+    yield server
+    server.stop()
+
+
+def jetstream(directory: Path) -> str:
+    """Return the configuration of a server that keeps its streams in a folder."""
+    return f"max_payload: {MAX_PAYLOAD}\njetstream {{ store_dir: {json.dumps(str(directory))} }}\n"
+
+
+@pytest.fixture(scope="module")
+def provider(nats_server: NatsServer, path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
+    with launching(nats_server.url, tmp_path_factory.mktemp("provider")) as launch:
+        yield launch(JETSTREAM | {"transport": path})
+
+
+@pytest.fixture
+def launch(nats_server: NatsServer, tmp_path: Path) -> Iterator[Launch]:
+    with launching(nats_server.url, tmp_path) as launch:
+
+        def launch_replicated(config: Mapping[str, str] | None = None, **fields: Any) -> Provider:
+            return launch(JETSTREAM | {**(config or {})}, **fields)
+
+        yield launch_replicated
+
+
+@pytest.fixture
+async def admin(nats_server: NatsServer) -> AsyncIterator[Client]:
+    """Open a NATS client that uses none of our code."""
+    client = await nats.connect(nats_server.url)
+    yield client
+    await client.close()
+
+
+async def answered(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Return the answer to a call. Repeat the call while nobody serves it, or until an instance is ready."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                return await call()
+            except (NoProviderError, OtherError):
+                await asyncio.sleep(0.05)
+
+
+async def test_instances_share_one_store_that_outlives_them(launch: Launch, nats_server: NatsServer) -> None:
+    """Kill one instance of two, then both, and start one again. Nothing acknowledged is missing."""
+    first = launch()
+    second = launch(provider_key=first.key)
+    async with KeyValueClient(nats_server.url, first.prefix, timeout_s=DEADLINE_S) as client:
+        await asyncio.gather(*(client.set("b", f"k{number}", b"%d" % number) for number in range(200)))
+        await client.set_many("b", {"many": b"1", "other": b"2"})
+        cursor = (await client.list_keys("b")).cursor
+        assert cursor is None
+        for _ in range(100):  # each call reaches one of the two
+            assert await client.get_many("b", ["k7", "many", "none"]) == [b"7", b"1", None]
+            assert await client.exists("b", "k8")
+        first.process.kill()
+        await in_thread(first.wait)
+        await client.delete("b", "k7")
+        order = (await client.list_keys("b")).keys
+        second.process.kill()
+        await in_thread(second.wait)
+        third = await in_thread(lambda: launch(provider_key=first.key))
+        assert "caught up" in third.output
+        found = await client.get_many("b", [f"k{number}" for number in range(200)])
+        assert found == [None if number == 7 else b"%d" % number for number in range(200)]
+        assert (await client.list_keys("b")).keys == order, "the order of keys, and so cursors, outlive instances"
+
+
+async def test_increments_from_two_instances_add_up(launch: Launch, nats_server: NatsServer) -> None:
+    first = launch()
+    launch(provider_key=first.key)
+    async with KeyValueClient(nats_server.url, first.prefix, timeout_s=DEADLINE_S) as client:
+        found: list[int] = []
+
+        async def count() -> None:
+            found.extend([await client.increment("b", "n", 1) for _ in range(125)])
+
+        await asyncio.gather(*(count() for _ in range(16)))
+        assert sorted(found) == list(range(1, 2001))
+        assert await client.get("b", "n") == b"2000"
+        with pytest.raises(OtherError, match="outside the range"):
+            await client.increment("b", "n", 2**64 - 1)
+
+
+async def test_other_clients_of_nats_read_and_write_the_same_bucket(
+    launch: Launch, nats_server: NatsServer, admin: Client
+) -> None:
+    provider = launch({"jetstream_bucket": "shared", "ttl_ms": "86400000"})
+    layout = Layout("shared")
+
+    def name(key: bytes) -> str:
+        return layout.subject(b"b", key).decode().removeprefix("$KV.shared.")
+
+    bucket = await admin.jetstream().key_value("shared")
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        await client.set("b", "ours", b"by us")
+        await client.increment("b", "n", 41)
+        assert (await bucket.get(name(b"ours"))).value == b"by us"
+        assert (await bucket.get(name(b"n"))).value == b"41"
+        await bucket.put(name(b"theirs"), b"by them")
+        await bucket.put(name(b"n"), b"100")
+        assert await client.get("b", "theirs") == b"by them"
+        assert await client.increment("b", "n", 1) == 101
+        await bucket.delete(name(b"theirs"))
+        await bucket.purge(name(b"n"))
+        await bucket.put("a.key.of.theirs", b"is not ours")
+        assert await client.get_many("b", ["theirs", "n"]) == [None, None]
+        await client.delete("b", "ours")
+        with pytest.raises(KeyNotFoundError):
+            await bucket.get(name(b"ours"))
+        assert await client.increment("b", "n", 1) == 1
+        assert await bucket.keys() == [name(b"n"), "a.key.of.theirs"] or len(await bucket.keys()) == 2
+
+
+async def test_a_key_expires_at_every_instance(launch: Launch, nats_server: NatsServer) -> None:
+    first = launch({"ttl_ms": "700"})
+    launch({"ttl_ms": "700"}, provider_key=first.key)
+    async with KeyValueClient(nats_server.url, first.prefix, timeout_s=DEADLINE_S) as client:
+        await client.set("b", "k", b"v")
+        await client.set_many("b", {"m": b"v"})
+        assert await client.get_many("b", ["k", "m"]) == [b"v", b"v"]
+        await answered(lambda: expired(client))
+        for _ in range(20):
+            assert await client.get_many("b", ["k", "m"]) == [None, None]
+        assert await client.increment("b", "k", 3) == 3
+
+
+async def expired(client: KeyValueClient) -> None:
+    if await client.get_many("b", ["k", "m"]) != [None, None]:
+        raise OtherError("not yet")
+
+
+@pytest.mark.parametrize("what", ["purge", "delete", "create again"])
+async def test_a_stream_that_others_change_is_read_again(
+    launch: Launch, nats_server: NatsServer, admin: Client, what: str
+) -> None:
+    """A purge is silent, and a new stream uses the sequences again. No old key stays, and new keys are served."""
+    provider = launch()
+    stream = f"KV_{provider.key}"
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        await asyncio.gather(*(client.set("b", f"k{number}", b"v") for number in range(50)))
+        info = json.loads((await admin.request(f"$JS.API.STREAM.INFO.{stream}")).data)
+        if what == "purge":
+            await admin.request(f"$JS.API.STREAM.PURGE.{stream}")
+        else:
+            await admin.request(f"$JS.API.STREAM.DELETE.{stream}")
+        if what == "create again":
+            await admin.request(f"$JS.API.STREAM.CREATE.{stream}", json.dumps(info["config"]).encode())
+        await in_thread(provider.wait_for, {"purge": "was purged", "delete": "was deleted"}.get(what, "again"))
+
+        async def is_empty() -> None:
+            if await client.get("b", "k7") is not None:
+                raise OtherError("not yet")
+            assert (await client.list_keys("b")).keys == []
+
+        await answered(is_empty)
+        await answered(lambda: client.set("b", "new", b"v"))
+        assert (await client.list_keys("b")).keys == [b"new"]
+
+
+async def test_it_goes_on_after_the_server_was_away(
+    new_nats_server: Callable[[str], NatsServer], tmp_path: Path
+) -> None:
+    """Kill the only server, and stop the provider for a while. All acknowledged changes are there afterwards."""
+    server = new_nats_server(jetstream(tmp_path / "streams"))
+    with launching(server.url, tmp_path) as launch:
+        provider = launch(JETSTREAM | {"jetstream_timeout_ms": "400"})
+        async with KeyValueClient(server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+            await client.set("b", "k", b"before")
+            await in_thread(server.kill)
+            await in_thread(server.start)
+            assert await answered(lambda: client.get("b", "k")) == b"before"
+            await answered(lambda: client.set("b", "k", b"after"))
+            assert await client.get("b", "k") == b"after"
+            provider.signal(signal.SIGSTOP)
+            await asyncio.sleep(3)
+            provider.signal(signal.SIGCONT)
+            assert await answered(lambda: client.get("b", "k")) == b"after"
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"subjects": ["$KV.x.b.>"]}, 'subjects is ["$KV.x.b.>"], needed ["$KV.x.>"]'),
+        ({"discard": "old"}, 'discard is "old", needed "new"'),
+        ({"max_age": 10**12}, "max_age is 1000000000000, needed 0"),
+        ({"max_msgs_per_subject": -1}, "max_msgs_per_subject has no limit, needed 1 to 64"),
+    ],
+)
+async def test_a_stream_that_does_not_fit_is_refused(
+    launch: Launch, admin: Client, config: dict[str, Any], text: str
+) -> None:
+    await admin.request("$JS.API.STREAM.DELETE.KV_x")
+    fitting = {"name": "KV_x", "subjects": ["$KV.x.>"], "max_msgs_per_subject": 1, "discard": "new", "num_replicas": 1}
+    created = json.loads(
+        (await admin.request("$JS.API.STREAM.CREATE.KV_x", json.dumps(fitting | config).encode())).data
+    )
+    assert "error" not in created, created
+    provider = launch({"jetstream_bucket": "x"}, wait=False)
+    assert await in_thread(provider.wait) == 1
+    assert text in provider.output
+
+
+async def test_a_bucket_of_nats_py_gets_what_is_missing_and_a_missing_one_may_be_refused(
+    launch: Launch, nats_server: NatsServer, admin: Client
+) -> None:
+    await admin.jetstream().create_key_value(KeyValueConfig("plain", history=1))
+    provider = launch({"jetstream_bucket": "plain"})
+    config = json.loads((await admin.request("$JS.API.STREAM.INFO.KV_plain")).data)["config"]
+    assert (config["allow_atomic"], config["allow_msg_ttl"]) == (True, True)
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        await client.set_many("b", {"a": b"1", "c": b"2"})
+        assert await client.get_many("b", ["a", "c"]) == [b"1", b"2"]
+    refused = launch({"jetstream_bucket": "missing", "jetstream_create": "false"}, wait=False)
+    assert await in_thread(refused.wait) == 1
+    assert "the KV bucket missing does not exist, and jetstream_create is false" in refused.output
+
+
+async def test_a_batch_is_stored_whole_or_pipelined(launch: Launch, nats_server: NatsServer) -> None:
+    atomic, pipelined = launch(), launch({"batch": "pipelined"})
+    entries = {f"k{number}": b"%d" % number for number in range(1001)}
+    async with KeyValueClient(nats_server.url, atomic.prefix, timeout_s=DEADLINE_S) as client:
+        with pytest.raises(OtherError, match="an atomic batch has 1001 keys; the limit is 1000"):
+            await client.set_many("b", entries)
+        assert await client.get_many("b", list(entries)) == [None] * 1001
+    async with KeyValueClient(nats_server.url, pipelined.prefix, timeout_s=DEADLINE_S) as client:
+        await client.set_many("b", entries)
+        assert await client.get_many("b", list(entries)) == list(entries.values())
+        await client.delete_many("b", list(entries))
+        assert (await client.list_keys("b")).keys == []
+
+
+async def test_a_value_must_fit_into_a_message_and_a_full_bucket_says_so(
+    launch: Launch, nats_server: NatsServer
+) -> None:
+    provider = launch({"jetstream_bytes_max": "6_000_000", "jetstream_history": "1"})
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        with pytest.raises(OtherError, match=r"value is 4194304 bytes; the limit is 4194048 \(max_payload of the NATS"):
+            await client.set("b", "k", bytes(MAX_PAYLOAD))
+        await client.set("b", "k", bytes(MAX_PAYLOAD - 256))
+        with pytest.raises(OtherError, match="the KV bucket is full"):
+            await client.set("b", "other", bytes(MAX_PAYLOAD - 256))
+        assert await client.exists("b", "other") is False

@@ -1,0 +1,1 @@
+"""The replicated store: the core against a model with an adversary, and instances on real NATS servers."""

@@ -1,0 +1,251 @@
+"""A model of JetStream for the core: one stream with a bounded history, and a consumer and a connection per instance.
+
+Nothing happens by itself. The test decides which acknowledgement, delivery or heartbeat comes next, and what is lost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from keyvalue_engine import Store, StoreOptions
+from keyvalue_replica.bucket import ReplicaBucket, ReplicaStore
+from keyvalue_replica.clock import ServerClock
+from keyvalue_replica.core import Core
+from keyvalue_replica.layout import Layout, headers_of
+from keyvalue_replica.options import LinkedOptions
+
+__all__ = ["LAYOUT", "TIMEOUT_S", "Instance", "Stored", "Stream"]
+
+LAYOUT = Layout("model")
+TIMEOUT_S = 5.0
+SECRET = bytes(16)
+#: The model's time at sequence 0. Message n is stored n ms later.
+BEGAN_NS = 1_700_000_000 * 10**9
+
+
+class Stored(NamedTuple):
+    """A message in the stream."""
+
+    sequence: int
+    subject: bytes
+    block: bytes
+    payload: bytes
+
+    @property
+    def timestamp_ns(self) -> int:
+        return BEGAN_NS + self.sequence * 10**6
+
+
+class Stream:
+    """A stream that keeps the last `history` messages of each subject.
+
+    :ivar log: every message that was ever stored
+    :ivar states: the keys and values of the bucket `b` after each message, and before the first
+    """
+
+    def __init__(self, history: int) -> None:
+        self.history = history
+        self.log: list[Stored] = []
+        self.states: list[dict[bytes, bytes]] = [{}]
+        self.kept: dict[int, Stored] = {}
+        self.removed: set[int] = set()
+        self._by_subject: dict[bytes, deque[Stored]] = {}
+        self._batch: list[tuple[bytes, bytes, bytes]] = []
+
+    @property
+    def last(self) -> int:
+        return len(self.log)
+
+    def publish(self, subject: bytes, block: bytes, payload: bytes) -> bytes:
+        """Store a message, and return the server's answer, which may be empty."""
+        headers = headers_of(block) if block else {}
+        if b"nats-batch-id" in headers:
+            self._batch.append((subject, block, payload))
+            if b"nats-batch-commit" not in headers:
+                return b""
+            for message in self._batch:
+                self._store(*message)
+            self._batch.clear()
+            return b'{"stream":"KV_model","seq":%d,"batch":"x","count":2}' % self.last
+        expected = headers.get(b"nats-expected-last-subject-sequence")
+        if expected is not None:
+            held = self._by_subject.get(subject)
+            last = held[-1].sequence if held else 0
+            if last != int(expected):
+                text = b'{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: %d"},"seq":0}'
+                return text % last
+        self._store(subject, block, payload)
+        return b'{"stream":"KV_model","seq":%d}' % self.last
+
+    def _store(self, subject: bytes, block: bytes, payload: bytes) -> None:
+        message = Stored(self.last + 1, subject, block, payload)
+        self.log.append(message)
+        self.states.append(self._state_after(message))
+        self.kept[message.sequence] = message
+        held = self._by_subject.setdefault(subject, deque())
+        held.append(message)
+        if len(held) > self.history:
+            del self.kept[held.popleft().sequence]
+
+    def newest(self) -> list[Stored]:
+        """Return the last message of each subject, in the order of the stream."""
+        return sorted(held[-1] for held in self._by_subject.values())
+
+    def _state_after(self, message: Stored) -> dict[bytes, bytes]:
+        before, names = self.states[-1], LAYOUT.names(message.subject)
+        if names is None:
+            return before
+        _, key = names
+        if message.block and headers_of(message.block).get(b"kv-operation") == b"DEL":
+            return {other: value for other, value in before.items() if other != key}
+        return {**before, key: message.payload}
+
+
+def frames_of(written: bytes) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
+    """Yield the subject, the reply subject, the header block and the payload of each PUB and HPUB."""
+    at = 0
+    while at < len(written):
+        end = written.index(b"\r\n", at)
+        kind, subject, *words = written[at:end].split(b" ")
+        sizes = 2 if kind == b"HPUB" else 1
+        size, head = int(words[-1]), int(words[-2]) if sizes == 2 else 0
+        at = end + 2 + size + 2
+        yield subject, words[0] if len(words) > sizes else b"", written[end + 2 :][:head], written[end + 2 :][head:size]
+
+
+class Instance:
+    """An instance of the store on the model. It implements `Outside`.
+
+    :ivar answers: what the server has answered and the instance has not received
+    """
+
+    def __init__(self, stream: Stream, name: str, options: StoreOptions | None = None) -> None:
+        self.stream = stream
+        self.time_s = 0.0
+        self.is_connected = True
+        self.faults: list[str] = []
+        self.must_follow = self.must_read = False
+        self.answers: deque[tuple[bytes, bytes]] = deque()
+        self.due: list[Callable[[], None]] = []
+        clock = ServerClock(lambda: 0)
+        clock.note(BEGAN_NS)
+        store = Store(options, secret=SECRET, clock=clock, is_limited=False)
+        self.core = Core(store, LAYOUT, self, "_INBOX.x", name, TIMEOUT_S, clock)
+        self.replica = ReplicaStore(self.core, options or StoreOptions())
+        self.to_deliver: deque[int] = deque()  # the sequences that the consumer will deliver, if they are kept
+        self.consumed = 0
+        self.follow(whole=True)
+
+    def bucket(self, options: LinkedOptions | None = None) -> ReplicaBucket:
+        return self.replica.bucket(b"b", options or LinkedOptions())
+
+    # Outside
+
+    def write(self, frames: bytes) -> bool:
+        if not self.is_connected:
+            return False
+        for subject, reply, block, payload in frames_of(frames):
+            answer = self.stream.publish(subject, block, payload)
+            if reply:
+                self.answers.append((reply, answer))
+        return True
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def call_later(self, delay_s: float, act: Callable[[], None]) -> None:
+        self.due.append(act)
+
+    def max_payload(self) -> int:
+        return 1024 * 1024
+
+    def read_again(self, why: str) -> None:
+        self.must_read = True
+        self.follow_again(why)
+
+    def follow_again(self, why: str) -> None:
+        self.must_follow = True
+
+    def stop_serving(self, why: str) -> None:
+        self.faults.append(why)
+
+    # The test makes these happen
+
+    def turn(self) -> None:
+        """Let the event loop take a turn."""
+        due, self.due = self.due, []
+        for act in due:
+            act()
+
+    def settle(self) -> None:
+        """Take turns until nothing is due."""
+        while self.due:
+            self.turn()
+
+    def follow(self, whole: bool) -> None:
+        """Create a consumer, of the whole bucket or from the position."""
+        core = self.core
+        self.must_follow = self.must_read = False
+        if whole:
+            for name in core.store.bucket_names():
+                bucket = core.store.bucket(name)
+                bucket.delete_many(list(bucket.keys()))
+            core.restart()
+            newest = [message.sequence for message in self.stream.newest()]
+            self.to_deliver = deque(newest)
+        else:
+            self.to_deliver = deque(range(core.position.applied + 1, self.stream.last + 1))
+        self.seen = self.stream.last
+        self.consumed = 0
+        core.position.begin()
+        if not self.pending():
+            core.position.nothing_pending()
+
+    def pending(self) -> int:
+        """Return the number of messages that the consumer will deliver."""
+        self.to_deliver.extend(range(self.seen + 1, self.stream.last + 1))
+        self.seen = self.stream.last
+        return sum(sequence in self.stream.kept for sequence in self.to_deliver)
+
+    def deliver(self, lost: bool = False) -> bool:
+        """Deliver one message, or lose it. Return False if there is none."""
+        if not self.pending():
+            return False
+        while (sequence := self.to_deliver.popleft()) not in self.stream.kept:
+            pass
+        message = self.stream.kept[sequence]
+        self.consumed += 1
+        if not lost:
+            place = f"$JS.ACK.KV_model.c.1.{sequence}.{self.consumed}.{message.timestamp_ns}.{self.pending()}"
+            self.core.deliver(message.subject, place.encode(), message.block, message.payload)
+        return True
+
+    def heartbeat(self) -> None:
+        """Send a heartbeat, as an idle consumer does."""
+        if not self.pending():
+            block = b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: %d\r\nNats-Last-Stream: %d\r\n\r\n"
+            self.core.deliver(b"_INBOX.d", b"", block % (self.consumed, self.stream.last), b"")
+
+    def acknowledge(self, lost: bool = False) -> bool:
+        """Receive one answer of the server, or lose it. Return False if there is none."""
+        if not self.answers:
+            return False
+        reply, answer = self.answers.popleft()
+        if not lost:
+            self.core.acknowledge(reply, b"", b"", answer)
+        return True
+
+    def recover(self) -> None:
+        """Do what the follower does when something was lost."""
+        if self.must_follow:
+            self.follow(self.must_read)
+
+    def finish(self) -> None:
+        """Let everything arrive."""
+        while True:
+            self.settle()
+            self.recover()
+            if not (self.acknowledge() or self.deliver() or self.due or self.must_follow):
+                return

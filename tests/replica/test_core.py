@@ -1,0 +1,313 @@
+"""The core against a model of JetStream, with several instances and an adversary.
+
+The adversary delays and loses acknowledgements and deliveries, stops instances for a while, so that messages are
+overwritten before they are delivered, and restarts instances. The stream's order says what each answer may be.
+"""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from keyvalue_engine import CounterError, LimitError, Quota, Reach, StoreError, StoreOptions
+from keyvalue_replica.bucket import Read
+from keyvalue_replica.errors import NotStoredError, UnknownOutcomeError
+from keyvalue_replica.options import LinkedOptions
+from tests.replica.stream_model import LAYOUT, TIMEOUT_S, Instance, Stream
+
+KEYS = (b"a", b"b", b"\xff")
+INSTANCES = 3
+instances = st.integers(0, INSTANCES - 1)
+keys = st.sampled_from(KEYS)
+
+
+class Asked:
+    """A call, and its answer, which is taken in the moment in which it comes.
+
+    :ivar since: the stream's last sequence when the call began
+    """
+
+    def __init__(self, what: str, key: bytes, value: Any, answer: Any, instance: Instance) -> None:
+        self.what = what
+        self.key = key
+        self.value = value
+        self.instance = instance
+        self.since = instance.stream.last
+        self.until = 0
+        self.began_s = instance.time_s
+        self.is_done = False
+        self.found: Any = None
+        self._derive = getattr(answer, "derive", None)
+        getattr(answer, "source", answer).add_done_callback(self._take)
+
+    def _take(self, source: Any) -> None:
+        self.is_done, self.until = True, self.instance.stream.last
+        try:
+            self.found = source.result() if self._derive is None else self._derive(source.result)
+        except StoreError as error:
+            self.found = error
+
+
+class Cluster(RuleBasedStateMachine):
+    """Instances on one stream. Each answer is judged as soon as it is there."""
+
+    @initialize(history=st.sampled_from((1, 2, 64)))
+    def begin(self, history: int) -> None:
+        self.stream = Stream(history)
+        self.instances = [Instance(self.stream, f"i{number}") for number in range(INSTANCES)]
+        self.asked: list[Asked] = []
+        self.values = 0
+
+    def ask(self, number: int, what: str, key: bytes, value: Any = None) -> None:
+        instance = self.instances[number]
+        bucket = instance.bucket()
+        self.values += 1
+        arguments = {"get": (key,), "delete": (key,), "set": (key, value), "increment": (key, value)}
+        answer: Any
+        if what == "get-many":
+            answer = bucket.get_many(list(KEYS))
+        elif what == "set-many":
+            answer = bucket.set_many(dict.fromkeys(KEYS, value))
+        elif what == "delete-many":
+            answer = bucket.delete_many(list(KEYS))
+        else:
+            answer = getattr(bucket, what)(*arguments[what])
+        self.asked.append(Asked(what, key, value, answer, instance))
+
+    @rule(number=instances, key=keys)
+    def set(self, number: int, key: bytes) -> None:
+        self.ask(number, "set", key, b"%d" % (1000 * self.values))
+
+    @rule(number=instances, key=keys, what=st.sampled_from(("get", "delete", "get-many", "delete-many")))
+    def ask_without_value(self, number: int, key: bytes, what: str) -> None:
+        self.ask(number, what, key)
+
+    @rule(number=instances)
+    def set_many(self, number: int) -> None:
+        self.ask(number, "set-many", b"", b"%d" % (1000 * self.values))
+
+    @rule(number=instances, key=keys, delta=st.sampled_from((1, 2, -1)))
+    def increment(self, number: int, key: bytes, delta: int) -> None:
+        self.ask(number, "increment", key, delta)
+
+    @rule(number=instances)
+    def turn(self, number: int) -> None:
+        self.instances[number].turn()
+
+    @rule(number=instances, times=st.integers(1, 4))
+    def acknowledge(self, number: int, times: int) -> None:
+        for _ in range(times):
+            self.instances[number].acknowledge()
+
+    @rule(number=instances, times=st.integers(1, 6))
+    def deliver(self, number: int, times: int) -> None:
+        for _ in range(times):
+            self.instances[number].deliver()
+
+    @rule(number=instances)
+    def heartbeat(self, number: int) -> None:
+        self.instances[number].heartbeat()
+
+    @rule(number=instances)
+    def lose_an_acknowledgement(self, number: int) -> None:
+        self.instances[number].acknowledge(lost=True)
+
+    @rule(number=instances)
+    def lose_a_delivery(self, number: int) -> None:
+        self.instances[number].deliver(lost=True)
+
+    @rule(number=instances)
+    def recover(self, number: int) -> None:
+        self.instances[number].recover()
+
+    @rule(number=instances)
+    def read_everything_again(self, number: int) -> None:
+        self.instances[number].follow(whole=True)
+
+    @rule(number=instances, seconds=st.floats(0.1, TIMEOUT_S))
+    def pass_time(self, number: int, seconds: float) -> None:
+        instance = self.instances[number]
+        instance.time_s += seconds
+        instance.settle()
+        instance.core.tick()
+
+    @rule(seed=st.integers(0, 2**32))
+    def storm(self, seed: int) -> None:
+        """Let much happen. One instance is slow: little arrives there while the others overwrite the same keys."""
+        chance = Random(seed)
+        slow = chance.randrange(INSTANCES)
+        for _ in range(80):
+            number = chance.randrange(INSTANCES)
+            what = chance.choice(("set", "get", "get", "get-many", "set-many", "delete-many", "increment", "delete"))
+            if chance.random() < 0.4:
+                self.values += 1
+                value = chance.choice((1, -1)) if what == "increment" else b"%d" % (1000 * self.values)
+                self.ask(number, what, chance.choice(KEYS[: chance.randint(1, 3)]), value)
+                self.instances[number].settle()
+            elif number != slow or chance.random() < 0.3:
+                for _ in range(chance.randint(1, 5)):
+                    chance.choice((self.instances[number].acknowledge, self.instances[number].deliver))()
+            elif chance.random() < 0.2:
+                self.instances[number].heartbeat()
+            elif chance.random() < 0.1:
+                self.instances[number].deliver(lost=True)
+            else:
+                self.instances[number].recover()
+            self.answers_are_right()
+        if chance.random() < 0.5:
+            self.let_everything_arrive()
+
+    @rule()
+    def let_everything_arrive(self) -> None:
+        for instance in self.instances:
+            instance.finish()
+        for instance in self.instances:
+            instance.finish()
+            if instance.core.position.is_whole:
+                bucket = instance.core.store.bucket(b"b")
+                assert dict(bucket.items()) == self.stream.states[-1]
+
+    @precondition(lambda self: hasattr(self, "asked"))
+    @invariant()
+    def answers_are_right(self) -> None:
+        for asked in self.asked:
+            if asked.is_done:
+                self.judge(asked)
+            else:
+                assert asked.instance.time_s - asked.began_s <= 2 * TIMEOUT_S, "a call waits for longer than its time"
+        self.asked = [asked for asked in self.asked if not asked.is_done]
+
+    def judge(self, asked: Asked) -> None:
+        """Check an answer against the states that the stream has had during the call."""
+        states, found = self.stream.states[asked.since : asked.until + 1], asked.found
+        if isinstance(found, UnknownOutcomeError | NotStoredError):
+            return
+        if isinstance(found, CounterError):
+            assert asked.what == "increment"
+            assert any(int(state.get(asked.key, b"0")) + asked.value < 0 for state in states)
+            return
+        match asked.what:
+            case "get":
+                assert found in [state.get(asked.key) for state in states], "a stale or an invented value"
+            case "get-many":
+                assert found in [[state.get(key) for key in KEYS] for state in states], "a mix of states"
+            case "set" | "set-many":
+                keys_set = KEYS if asked.what == "set-many" else (asked.key,)
+                for key in keys_set:
+                    stored = [
+                        message
+                        for message in self.stream.log[asked.since :]
+                        if message.subject == LAYOUT.subject(b"b", key)
+                        and message.payload == asked.value
+                        and b"Expected" not in message.block  # an increment may reach the same number
+                    ]
+                    assert len(stored) == 1, "an acknowledged change is stored once"
+            case "increment":
+                assert any(
+                    int(before.get(asked.key, b"0")) + asked.value == found == int(after.get(asked.key, b"-1"))
+                    for before, after in itertools.pairwise(states)
+                ) or self.was_combined(asked, found)
+
+    def was_combined(self, asked: Asked, found: int) -> bool:
+        """Return True if the sum lies within a step of the counter, which holds several increments."""
+        numbers = [
+            int(message.payload)
+            for message in self.stream.log
+            if message.subject == LAYOUT.subject(b"b", asked.key) and message.payload
+        ]
+        return min(numbers, default=0) - 8 <= found <= max(numbers, default=0) + 8
+
+
+Cluster.TestCase.settings = settings(max_examples=300, stateful_step_count=20, deadline=None)
+test_no_answer_is_stale_lost_or_late = Cluster.TestCase
+
+
+def test_limits_are_checked_before_a_change_is_published_and_count_what_is_in_flight() -> None:
+    stream = Stream(64)
+    instance = Instance(stream, "i", StoreOptions(keys_max=3, value_bytes_max=10))
+    bucket = instance.bucket()
+    quota = Quota(Reach(frozenset({b"q"})), 1, None)
+    instance.replica.add_quota(quota, 100)
+    limited = instance.replica.bucket(b"q", LinkedOptions(quota=quota))
+    with pytest.raises(LimitError, match=r"value is 11 bytes; the limit is 10 \(value_bytes_max\)"):
+        bucket.set(b"k", bytes(11))
+    bucket.set(b"1", b"")
+    limited.set(b"2", b"")
+    with pytest.raises(LimitError, match=r"this quota would hold 2 keys; the limit is 1 \(quota_keys\)"):
+        limited.set(b"3", b"")
+    bucket.set(b"3", b"")
+    with pytest.raises(LimitError, match=r"the store would hold 4 keys; the limit is 3 \(keys_max\)"):
+        bucket.set(b"4", b"")
+    with pytest.raises(LimitError, match="the store would hold 4 keys"):
+        bucket.set_many({b"5": b""})
+    with pytest.raises(LimitError, match="the limit is 4000"):
+        bucket.set(bytes(3_000), b"")
+    with pytest.raises(LimitError, match="an atomic batch has 1001 keys; the limit is 1000"):
+        bucket.delete_many([b"%d" % number for number in range(1001)])
+    instance.finish()
+    bucket.delete(b"1")
+    instance.finish()
+    bucket.set(b"4", b"")
+    instance.finish()
+    assert sorted(stream.states[-1]) == [b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_nothing_is_sent_later(is_connected: bool) -> None:
+    """A change that could not be written is not stored. One that JetStream does not confirm is unknown."""
+    stream = Stream(64)
+    instance = Instance(stream, "i")
+    instance.is_connected = is_connected
+    write, read = instance.bucket().set(b"k", b"v"), instance.bucket().get(b"k")
+    increment = instance.bucket().increment(b"n", 1)
+    instance.settle()
+    instance.answers.clear()
+    instance.to_deliver.clear()
+    instance.time_s += 2 * TIMEOUT_S
+    instance.core.tick()
+    kind, text = (UnknownOutcomeError, "may or may not") if is_connected else (NotStoredError, "nothing was sent")
+    for answer in (write, increment):
+        with pytest.raises(kind, match=text):
+            answer.result()
+    assert isinstance(read, Read)
+    with pytest.raises(StoreError, match=r"the newest values are not known|nothing was sent"):
+        read.derive(read.source.result)
+    instance.is_connected = True
+    stored = stream.last
+    instance.settle()
+    assert stream.last == stored
+
+
+def test_a_later_format_is_refused_and_other_subjects_are_ignored() -> None:
+    stream = Stream(64)
+    stream.publish(LAYOUT.subject(b"b", b"k"), b"NATS/1.0\r\nKv-Format: 2\r\n\r\n", b"v")
+    for subject in (b"$KV.model.foreign", b"$KV.model.bYg.kA", b"$KV.model.xYg.ka2V5"):
+        stream.publish(subject, b"", b"v")
+    instance = Instance(stream, "i")
+    instance.finish()
+    assert instance.faults == ["message 1 of the KV bucket has format 2; this version reads 1: upgrade this instance"]
+    assert instance.core.counts.foreign == 3
+    assert len(instance.core.store) == 0
+
+
+def test_a_sequence_that_is_used_again_means_another_stream() -> None:
+    stream = Stream(64)
+    instance = Instance(stream, "i")
+    for value in (b"1", b"2", b"3"):
+        instance.bucket().set(b"k", value)
+    instance.finish()
+    instance.stream = other = Stream(64)
+    answer = instance.bucket().set(b"k", b"4")
+    instance.settle()
+    instance.acknowledge()
+    assert instance.must_read
+    assert not answer.done()
+    instance.finish()
+    assert answer.done()
+    assert dict(instance.core.store.bucket(b"b").items()) == other.states[-1] == {b"k": b"4"}

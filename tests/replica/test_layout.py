@@ -1,0 +1,53 @@
+"""Subjects and headers: any names fit, and no two keys share a subject."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyvalue_engine import LimitError
+from keyvalue_replica.layout import Layout, delete_headers, headers_of, ttl_headers
+
+names = st.binary(max_size=40)
+
+
+@given(names, names)
+def test_every_name_comes_back_and_fits_into_a_subject(bucket: bytes, key: bytes) -> None:
+    layout = Layout("kv")
+    subject = layout.subject(bucket, key)
+    assert Layout("kv").names(subject) == (bucket, key)
+    assert not layout.is_internal(subject)
+    allowed = b"$-_.0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    assert not subject.strip(allowed)
+    assert b".." not in subject
+
+
+@given(st.binary(max_size=60))
+def test_other_subjects_are_no_keys(rest: bytes) -> None:
+    layout = Layout("kv")
+    names = layout.names(b"$KV.kv." + rest)
+    assert names is None or len(names) == 2
+    assert layout.names(layout.barrier("a1")) is None
+    assert layout.is_internal(layout.barrier("a1"))
+
+
+def test_long_names_are_refused_with_the_limit() -> None:
+    layout = Layout("kv")
+    layout.subject(b"b" * 100, b"k" * 2_800)
+    with pytest.raises(LimitError, match=r"bucket and key are \d+ bytes in a NATS subject; the limit is 4000"):
+        layout.subject(b"b" * 100, b"k" * 2_900)
+
+
+@pytest.mark.parametrize(
+    ("ttl_ms", "seconds"), [(1, b"1s"), (1000, b"1s"), (1001, b"2s"), (2**63 // 10**6, b"9223372036s")]
+)
+def test_a_time_to_live_is_exact_for_us_and_rounded_up_for_the_server(ttl_ms: int, seconds: bytes) -> None:
+    found = headers_of(b"NATS/1.0\r\n" + ttl_headers(ttl_ms) + b"\r\n")
+    assert found == {b"kv-ttl-ms": b"%d" % ttl_ms, b"nats-ttl": seconds}
+
+
+@given(st.binary(max_size=100))
+def test_any_block_is_read(block: bytes) -> None:
+    assert all(isinstance(value, bytes) for value in headers_of(b"NATS/1.0" + block).values())
+    assert headers_of(b"NATS/1.0\r\n" + delete_headers(5) + b"\r\n")[b"kv-operation"] == b"DEL"
