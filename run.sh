@@ -17,6 +17,8 @@ environment, with defaults:
   PROVIDER_KEY        keyvalue-inmemory
   LINK_NAME           default
   LOG_LEVEL           debug                trace, debug, info, warn or error
+  STORE               memory               memory, or jetstream for a NATS key-value bucket that outlives the provider;
+                                           the NATS server of run.sh then keeps its files in the folder jetstream/
   METRICS_ADDRESS     127.0.0.1:9464       address for Prometheus: /metrics, /livez, /readyz
   HOST_DATA           from the above       the host data as JSON; replaces the first five variables
   PYTHON              python3              Python 3.11 or newer
@@ -29,6 +31,11 @@ case "${1:-}" in
   *) usage >&2; exit 2 ;;
 esac
 
+store=${STORE:-memory} streams=$PWD/jetstream
+case "$store" in
+  memory | jetstream) ;;
+  *) echo "run.sh: STORE is '$store', allowed memory or jetstream" >&2; exit 2 ;;
+esac
 scripts/setup demo
 
 # Prints six lines: the host data, the URL, host and port of the NATS server, the prefix, and the metrics address.
@@ -97,7 +104,9 @@ if ! listens; then
     127.* | localhost) ;;
     *) say "no NATS server is running at $host:$port; run.sh starts one only on this machine"; exit 1 ;;
   esac
-  .venv/bin/nats-server --addr "$host" --port "$port" >"$work/nats.log" 2>&1 &
+  persistent=()
+  [ "$store" = memory ] || persistent=(--jetstream --store_dir "$streams")
+  .venv/bin/nats-server --addr "$host" --port "$port" ${persistent[@]+"${persistent[@]}"} >"$work/nats.log" 2>&1 &
   nats=$!
   for _ in $(seq 100); do
     listens && break
@@ -111,7 +120,7 @@ elif answers --timeout 2; then
 fi
 
 SECONDS=0
-printf '%s' "$host_data" | base64 | env -i KEYVALUE_METRICS_ADDRESS="$metrics" .venv/bin/keyvalue-inmemory &
+printf '%s' "$host_data" | base64 | env -i KEYVALUE_METRICS_ADDRESS="$metrics" KEYVALUE_STORE="$store" .venv/bin/keyvalue-inmemory &
 provider=$!
 until answers --wait 1; do
   kill -0 "$provider" 2>/dev/null || break
@@ -132,6 +141,7 @@ Ready. In another terminal, in this folder, try:
   curl http://$metrics/metrics
 
 Ctrl-C stops the provider${nats:+ and the NATS server}.
+$([ "$store" = memory ] || [ -z "$nats" ] || echo "The keys stay in $streams. Delete the folder to forget them.")
 
 EOF
 fi

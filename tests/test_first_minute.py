@@ -145,6 +145,22 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, running: Callable[...
     assert not listens(run.port)
 
 
+def test_with_jetstream_the_keys_outlive_run_sh(copy: Path, running: Callable[..., Run]) -> None:
+    def said(run: Run, *words: str) -> str:
+        command = [".venv/bin/wrpc-kv", "--wait", "10", *words]
+        environment = run.environment | {"NATS_URL": run.url}
+        return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=True).stdout
+
+    first = running(STORE="jetstream")
+    assert f"The keys stay in {copy}/jetstream" in first.output
+    assert said(first, "set", "hello", "world") == ""
+    assert first.interrupt() == 130
+    assert said(running(STORE="jetstream"), "get", "hello") == "world"
+    wrong = subprocess.run(["./run.sh"], cwd=copy, env=environment_of(STORE="disk"), capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "STORE is 'disk', allowed memory or jetstream" in wrong.stderr
+
+
 def test_ones_own_host_data_with_a_nats_server_that_stays(
     running: Callable[..., Run], new_nats_server: Callable[[str], NatsServer]
 ) -> None:

@@ -25,7 +25,20 @@ from bench.run.processes import GeneratorProcess, ProcessError, ProviderProcess,
 from bench.run.rows import Row
 from bench.run.scenarios import Case
 from bench.run.stage import Stage, row_of
-from bench.run.subjects import BARE, DIRECT, EXECUTABLE, EXPIRING, PLAIN, STANDALONE, STUCK, UNMETERED, WATCHED, Subject
+from bench.run.subjects import (
+    BARE,
+    DIRECT,
+    EXECUTABLE,
+    EXPIRING,
+    LOCAL,
+    PLAIN,
+    REPLICATED,
+    STANDALONE,
+    STUCK,
+    UNMETERED,
+    WATCHED,
+    Subject,
+)
 
 __all__ = ["EXPERIMENTS", "Experiment", "Extent", "Side"]
 
@@ -36,6 +49,11 @@ MEMORY_KEYS = 64
 PAGE_KEYS = 1_000
 METRICS_CASES = (Case(function="get"), Case(function="get", in_flight=512), Case(function="set"))
 METRICS_ROUNDS = 20
+REPLICATED_CASES = (
+    *tuple(Case(function=function, in_flight=in_flight) for in_flight in (1, 64, 512) for function in ("get", "set")),
+    Case(function="increment"),
+    Case(function="set-many", batch_keys=10),
+)
 METRICS = re.compile(r"http://\S+/metrics")
 SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0
@@ -348,6 +366,15 @@ class Side:
         return {"events_per_s": self.told / self.told_s} if self.subject.watcher == "answering" else {}
 
 
+def replicated(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+    """Compare the replicated store, with both kinds of reads, with the store in memory."""
+    for number in range(extent.rounds):
+        turn = number % len(subjects)
+        for case in REPLICATED_CASES:
+            for subject in (*subjects[turn:], *subjects[:turn]):
+                yield stage.row("replicated", case, subject, number, extent.seconds)
+
+
 class Experiment(NamedTuple):
     """A function of this module that measures a scenario, and the subjects that it compares."""
 
@@ -363,4 +390,5 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "expiry": Experiment(expiry, (DIRECT, EXPIRING)),
     "start": Experiment(start, (DIRECT, STANDALONE, EXECUTABLE)),
     "watch": Experiment(watch, (DIRECT, WATCHED, STUCK)),
+    "replicated": Experiment(replicated, (DIRECT, REPLICATED, LOCAL)),
 }

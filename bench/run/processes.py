@@ -146,7 +146,7 @@ class NatsProcess(Process):
 
     def __init__(self, directory: Path, settings: str = NATS_CONFIG) -> None:
         config = directory / "nats.conf"
-        config.write_text(settings)
+        config.write_text(f"{settings}jetstream {{ store_dir: {json.dumps(str(directory / 'jetstream'))} }}\n")
         ports = directory / "ports"
         ports.mkdir()
         command = (SCRIPTS / "nats-server", "-a", "127.0.0.1", "-p", "-1", "-c", config, "--ports_file_dir", ports)

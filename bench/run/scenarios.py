@@ -132,5 +132,6 @@ SCENARIOS: Mapping[str, str] = {
     "pages": "two walks over a million keys while gets run: longest waits, minus those for the bare responder",
     "expiry": "get and set on a million keys with deadlines, and on a million keys without deadlines; memory per key",
     "start": "time to first answer, idle memory, get: with host data, as `serve`, as executable; at least 10 rounds",
+    "replicated": "get, set, increment, set-many of 10: store=jetstream, one server, file storage, and store=memory",
     "watch": "set without a watcher, with one that answers, with one that never answers; at least 10 rounds",
 }

@@ -16,7 +16,9 @@ __all__ = [
     "DIRECT",
     "EXECUTABLE",
     "EXPIRING",
+    "LOCAL",
     "PLAIN",
+    "REPLICATED",
     "STANDALONE",
     "STUCK",
     "UNMETERED",
@@ -58,8 +60,11 @@ WATCHED = Subject("direct-watched", OURS, DIRECT.config, watcher="answering")
 STUCK = Subject("direct-stuck", OURS, DIRECT.config, watcher="stuck")
 STANDALONE = Subject("serve", (*OURS, "serve", "--nats", "{nats}", "--prefix", "{prefix}", "--metrics-address", "0"))
 EXECUTABLE = Subject("executable", (str(ROOT / "build" / "keyvalue-inmemory"),), DIRECT.config)
+#: With the replicated store. Each process has a KV bucket of its own, on one server with file storage.
+REPLICATED = Subject("replicated", OURS, {**DIRECT.config, "store": "jetstream"})
+LOCAL = Subject("replicated-local", OURS, {**REPLICATED.config, "reads": "local"})
 #: The variants that some scenarios compare with DIRECT.
-VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK, STANDALONE, EXECUTABLE)
+VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK, STANDALONE, EXECUTABLE, REPLICATED, LOCAL)
 BARE = Subject(REFERENCE, (sys.executable, "-m", "bench.load.responder"), is_store=False)
 
 

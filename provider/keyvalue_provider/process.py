@@ -12,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keyvalue_engine import Store
-from keyvalue_provider.config.options import ProviderOptions
+from keyvalue_provider.config.options import ATOMIC, MEMORY, ProviderOptions
 from keyvalue_provider.config.sources import Configuration
 from keyvalue_provider.config.start_plan import StartPlan
 from keyvalue_provider.config.values import split_address
@@ -28,6 +29,7 @@ from keyvalue_provider.host.links import Links
 from keyvalue_provider.host.restart_mark import EXIT_RESTART, RestartMark
 from keyvalue_provider.host.session import HostSession
 from keyvalue_provider.keyvalue.expiry_sweep import Sweep
+from keyvalue_provider.keyvalue.handles import BucketStore
 from keyvalue_provider.keyvalue.memory_return import MemoryReturn
 from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_provider.keyvalue.service import Service
@@ -38,6 +40,7 @@ from keyvalue_provider.outer_process import OuterProcess
 from keyvalue_provider.stop_signals import stop_at_signals
 from keyvalue_provider.watching.queue import WatchLimits
 from keyvalue_provider.watching.watchers import Watchers
+from keyvalue_replica.errors import StreamError
 from keyvalue_transport.keyvalue.atomics import ATOMICS, atomics_handlers, atomics_tallies
 from keyvalue_transport.keyvalue.batch import BATCH, batch_handlers, batch_tallies
 from keyvalue_transport.keyvalue.store import STORE, store_handlers, store_tallies
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     # Imported by functions if metrics are on, because these imports take 15 ms.
     from keyvalue_provider.observe.endpoint import Endpoint
     from keyvalue_provider.observe.metrics import Durations, Metrics
+    from keyvalue_replica.follower import Follower
 
 __all__ = ["run"]
 
@@ -86,7 +90,7 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess, laun
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             end = runner.run(_run(plan, configuration.options, live_configuration, outer, launcher))
-    except (ConnectError, DisconnectedError) as error:
+    except (ConnectError, DisconnectedError, StreamError) as error:
         log.error("%s", error)
     finally:
         outer.clean_up(HOST_KILL_TIMEOUT_S if end.by_host else 0.0)
@@ -97,12 +101,15 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess, laun
 class Parts:
     """The parts of a running provider, except the host session.
 
+    :param store: the engine; with the replicated store, the copy of what is stored
+    :param follower: follows the KV bucket of the replicated store; None for a store in memory
     :param metrics: None if metrics are off
     """
 
     connection: Connection
     links: Links
     store: Store
+    follower: Follower | None
     policy: Policy
     service: Service
     watchers: Watchers
@@ -133,6 +140,10 @@ class RunningProvider:
         ailments = [] if connection.connected else ["NATS is not connected"]
         failures = [server.failed, connection.failed]
         failures += [task.exception() for task in self._parts.background if task.done() and not task.cancelled()]
+        follower = self._parts.follower
+        if follower is not None:
+            failures.append(follower.failed)
+            ailments += filter(None, (follower.fault,))
         ailments += [f"a background task died: {type(error).__name__}" for error in failures if error is not None]
         ailments += filter(None, (connection.refusal, self._live_configuration.fault))
         return ailments
@@ -193,7 +204,10 @@ async def _run(
             return End()
         stack.push_async_callback(connection.close)
         links = _links_of(plan)
-        parts = _compose(plan, options, connection, links)
+        follower = await _follower_of(plan, options, connection, stop_requested)
+        if follower is not None:
+            stack.push_async_callback(follower.stop)
+        parts = _compose(plan, options, connection, links, follower)
         stack.callback(parts.stop_background)
         provider = RunningProvider(parts, live_configuration)
         host = _host_of(plan, options, connection, links, provider, stop_requested)
@@ -202,7 +216,10 @@ async def _run(
             after_connection.callback(endpoint.stop)
         if host is not None:
             await host.start()
-        await parts.server.start()
+        await parts.server.start(joins=follower is None)
+        if follower is not None:
+            follower.start(parts.server)
+            await _first_of(follower.wait_caught_up(), stop_requested)
         await connection.flush(plan.connection.open_timeout_s)
         # Do not collect first: that takes 6 ms, and the modules leave only a few hundred objects of garbage.
         gc.freeze()
@@ -216,6 +233,36 @@ async def _run(
         restarts = host is not None and host.asks_to_restart and not signals
         await _stop(parts, host, HOST_STOP_TIMEOUT_S if by_host or restarts else options.stop_timeout_ms / 1000)
     return End(EXIT_RESTART if restarts and not by_host else 0, by_host)
+
+
+async def _first_of(waiting: Coroutine[Any, Any, None], stop_requested: asyncio.Event) -> None:
+    """Wait until a coroutine ends, or a stop is requested."""
+    tasks = asyncio.create_task(waiting), asyncio.create_task(stop_requested.wait())
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+async def _follower_of(
+    plan: StartPlan, options: ProviderOptions, connection: Connection, stop_requested: asyncio.Event
+) -> Follower | None:
+    """Open the KV bucket of the replicated store. Return None for a store in memory.
+
+    :raises StreamError: the bucket can't be used
+    """
+    if options.store == MEMORY:
+        return None
+    from keyvalue_replica.follower import Follower  # here, because a store in memory does not need it
+
+    follower = Follower(connection, options.replica_options(kv_bucket_of(plan)))
+    await follower.open(options.store_options())
+    return follower
+
+
+def kv_bucket_of(plan: StartPlan) -> str:
+    """Return the name of the KV bucket if no option sets it: the provider key, or the prefix without a host."""
+    name = plan.prefix if plan.host_data is None else plan.host_data.provider_key
+    return re.sub("[^-_A-Za-z0-9]", "_", name)
 
 
 async def _open(options: ConnectionOptions, stop_requested: asyncio.Event) -> Connection | None:
@@ -245,11 +292,21 @@ def _links_of(plan: StartPlan) -> Links:
     return links
 
 
-def _compose(plan: StartPlan, options: ProviderOptions, connection: Connection, links: Links) -> Parts:
+def _compose(
+    plan: StartPlan, options: ProviderOptions, connection: Connection, links: Links, follower: Follower | None
+) -> Parts:
     host_data = plan.host_data
-    store = Store(options.store_options())
-    policy = Policy(store.options, links, options)
-    service = Service(store, policy, lambda: connection.max_payload)
+    store_options = options.store_options()
+    served: BucketStore
+    if follower is None:
+        served = store = Store(store_options)
+    else:
+        from keyvalue_replica.bucket import ReplicaStore
+
+        store = follower.core.store
+        served = ReplicaStore(follower.core, store_options, options.batch == ATOMIC)
+    policy = Policy(store_options, links, options)
+    service = Service(served, policy, lambda: connection.max_payload)
     watchers = Watchers(
         connection,
         "" if host_data is None else host_data.lattice_rpc_prefix,
@@ -257,6 +314,7 @@ def _compose(plan: StartPlan, options: ProviderOptions, connection: Connection, 
         store,
         links,
         WatchLimits(options.watch_queue_events, options.watch_queue_bytes, options.watch_timeout_ms / 1000),
+        None if follower is None else "store=jetstream serves no watchers",
     )
     watchers.links_changed(links.keys())
     tallies = store_tallies() | atomics_tallies() | batch_tallies()
@@ -280,7 +338,7 @@ def _compose(plan: StartPlan, options: ProviderOptions, connection: Connection, 
 
     work = Sweep(store).run(), MemoryReturn(store, drop_caches).run()
     background = tuple(asyncio.create_task(coroutine) for coroutine in work)
-    return Parts(connection, links, store, policy, service, watchers, server, metrics, background)
+    return Parts(connection, links, store, follower, policy, service, watchers, server, metrics, background)
 
 
 def _host_of(
@@ -331,6 +389,8 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float) -> Non
     """Stop cleanly: answer the calls in flight, flush, and acknowledge the host's request."""
     if host is not None:
         host.stop()
+    if parts.follower is not None:
+        parts.follower.give_up_after(timeout_s)
     await parts.server.stop(timeout_s)
     await parts.watchers.stop(WATCH_STOP_TIMEOUT_S)
     parts.stop_background()

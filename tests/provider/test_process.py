@@ -27,7 +27,7 @@ async def test_ailments_are_of_connection_background_tasks_and_configuration(mon
     host_data = HostData()
     configuration = resolve_host(host_data, {}, {})
     plan = plan_hosted(host_data, configuration, {})
-    parts = process._compose(plan, configuration.options, Connection(plan.connection), Links(""))
+    parts = process._compose(plan, configuration.options, Connection(plan.connection), Links(""), None)
     provider = process.RunningProvider(parts, LiveConfiguration(plan, configuration))
     assert provider.ailments() == ["NATS is not connected"]
     await asyncio.wait([parts.background[-1]])

@@ -34,10 +34,16 @@ class SortedNames(NamedTuple):
     faults: dict[str, str]
 
 
-def sort_names(given: Iterable[str], options: Collection[str], old_names: Mapping[str, str]) -> SortedNames:
+def sort_names(
+    given: Iterable[str],
+    options: Collection[str],
+    old_names: Mapping[str, str],
+    names_elsewhere: Collection[str] = frozenset(),
+) -> SortedNames:
     """Classify the names in one configuration.
 
     :param old_names: the current name for each old name
+    :param names_elsewhere: names of options at other places, which are no misspellings
 
     >>> sort_names(["acess", "url"], ["access"], {}).faults
     {'acess': 'acess: no option has this name; did you mean access?'}
@@ -48,6 +54,8 @@ def sort_names(given: Iterable[str], options: Collection[str], old_names: Mappin
             found.options[name] = name
         elif name in old_names:
             found.options[name] = old_names[name]
+        elif name in names_elsewhere:
+            found.unknown.append(name)
         elif nearest := nearest_names(name, [*options, *old_names]):
             meant = dict.fromkeys(old_names.get(known, known) for known in nearest)
             found.faults[name] = f"{_shown(name)}: no option has this name; did you mean {' or '.join(meant)}?"

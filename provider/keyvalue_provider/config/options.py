@@ -22,6 +22,7 @@ from keyvalue_provider.config import values
 from keyvalue_provider.config.names import SortedNames, sort_names
 from keyvalue_provider.config.values import OptionError, ValueType
 from keyvalue_provider.host.secret import Secret
+from keyvalue_replica.options import ReplicaOptions
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
     from keyvalue_transport.nats.tls import TlsOptions
 
 __all__ = [
+    "ATOMIC",
+    "JETSTREAM",
+    "LATEST",
     "LINK_OPTIONS",
     "LIVE_OPTIONS",
+    "MEMORY",
     "OPTIONS",
     "READ_ONLY",
     "READ_WRITE",
@@ -51,6 +56,9 @@ INVOCATION_DEFAULTS = InvocationLimits()
 PARAMETER_DEFAULTS = ParameterLimits()
 
 READ_WRITE, READ_ONLY = "read-write", "read-only"
+MEMORY, JETSTREAM = "memory", "jetstream"
+LATEST, LOCAL = "latest", "local"
+ATOMIC, PIPELINED = "atomic", "pipelined"
 #: A remark about unknown options shows at most this many characters of their names.
 UNKNOWN_CHARACTERS_MAX = 256
 
@@ -127,7 +135,7 @@ class OptionTable(dict[str, Option]):
 
     def sort_names(self, given: Iterable[str]) -> SortedNames:
         """Classify the names in a configuration, using this table's options."""
-        return sort_names(given, self, self.old_names)
+        return sort_names(given, self, self.old_names, NAMES)
 
     def read(self, config: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
         """Return the values in a link's configuration, by option, and remarks about ignored and deprecated names.
@@ -193,6 +201,12 @@ class LinkOptions:
         old_name="bytes_max",
     )
     ttl_ms: int | None = option(values.TTL, "milliseconds until a written key expires", live=True)
+    reads: str = option(
+        values.one_of(LATEST, LOCAL),
+        "with store=jetstream: latest shows every acknowledged change, local what has arrived at this instance",
+        default=LATEST,
+        live=True,
+    )
 
     @classmethod
     def from_config(cls, provider: ProviderOptions, config: Mapping[str, str]) -> tuple[LinkOptions, list[str]]:
@@ -215,6 +229,34 @@ class LinkOptions:
 class ProviderOptions(LinkOptions):
     """The provider's options. Those in LinkOptions are defaults for links, and apply to callers without a link."""
 
+    store: str = option(
+        values.one_of(MEMORY, JETSTREAM),
+        "memory: in this process alone; jetstream: a NATS key-value bucket that several instances share",
+        default=MEMORY,
+    )
+    jetstream_bucket: str | None = option(
+        values.KV_BUCKET, "name of the NATS key-value bucket; if not set: the provider key, or the prefix with serve"
+    )
+    jetstream_storage: str = option(
+        values.one_of("file", "memory"), "where a created KV bucket is kept by its servers", default="file"
+    )
+    jetstream_replicas: int = option(
+        values.REPLICAS, "number of servers that keep a created KV bucket, 1 to 5", default=1
+    )
+    jetstream_history: int = option(
+        values.HISTORY, "number of changes of a key that a created KV bucket keeps, 1 to 64", default=64
+    )
+    jetstream_bytes_max: int | None = option(values.BYTES, "maximum size of a created KV bucket")
+    jetstream_create: bool = option(values.FLAG, "create the KV bucket if it does not exist", default=True)
+    jetstream_domain: str | None = option(values.KV_BUCKET, "JetStream domain of the KV bucket")
+    jetstream_timeout_ms: int = option(
+        values.MILLISECONDS, "milliseconds that a call waits for JetStream", default=5_000
+    )
+    batch: str = option(
+        values.one_of(ATOMIC, PIPELINED),
+        "with store=jetstream: store set-many and delete-many all or nothing, or faster key by key",
+        default=ATOMIC,
+    )
     bucket_name_bytes_max: int = option(
         values.LENGTH, "maximum bytes in a bucket's name", default=STORE_DEFAULTS.bucket_name_bytes_max
     )
@@ -356,6 +398,23 @@ class ProviderOptions(LinkOptions):
             expected_bytes_max=self.expected_bytes_max,
         )
 
+    def replica_options(self, bucket: str) -> ReplicaOptions:
+        """Return the options of the replicated store.
+
+        :param bucket: the name of the KV bucket if no option sets it
+        """
+        return ReplicaOptions(
+            bucket=self.jetstream_bucket or bucket,
+            storage=self.jetstream_storage,
+            replicas=self.jetstream_replicas,
+            history=self.jetstream_history,
+            bytes_max=self.jetstream_bytes_max,
+            creates=self.jetstream_create,
+            domain=self.jetstream_domain or "",
+            timeout_s=self.jetstream_timeout_ms / 1000,
+            is_atomic=self.batch == ATOMIC,
+        )
+
     def tls_options(self) -> TlsOptions | None:
         """Return the TLS options, or None if none is set."""
         if self.tls_ca is None and self.tls_certificate is None and self.tls_key is None:
@@ -428,3 +487,7 @@ WATCHING_LINK_OPTIONS = OptionTable(WatchingLinkOptions, kind="option of a watch
 
 #: Names of the options whose changes take effect at once. Changes to other options take effect at the next start.
 LIVE_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.is_live)
+#: The names of all options, at all places.
+NAMES = frozenset(
+    name for table in (SERVE_OPTIONS, LINK_OPTIONS, WATCHING_LINK_OPTIONS) for name in (*table, *table.old_names)
+)

@@ -5,6 +5,7 @@ An error names the option, the value found, and what is allowed. This module doe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -24,12 +25,15 @@ __all__ = [
     "COUNT",
     "ENCODED_TEXT",
     "FLAG",
+    "HISTORY",
+    "KV_BUCKET",
     "LENGTH",
     "LOG_LEVEL",
     "MILLISECONDS",
     "NATS_URLS",
     "PEM",
     "PEM_SECRET",
+    "REPLICAS",
     "SHARDS",
     "SUBJECT_PREFIX",
     "TEXT",
@@ -46,6 +50,8 @@ NUMBER_MAX = 2**63 - 1
 ADDRESS_FORM = "HOST:PORT, with a port from 0 to 65535"
 #: An error shows at most this many characters of a malformed value.
 SHOWN_MAX = 64
+#: The names that NATS allows for KV buckets.
+KV_BUCKET_NAME = re.compile("[-_A-Za-z0-9]{1,200}")
 
 T = TypeVar("T")
 
@@ -114,6 +120,12 @@ def one_of(*texts: str) -> ValueType[str]:
         raise OptionError.of(name, text, " or ".join(texts))
 
     return ValueType(parse, "|".join(texts))
+
+
+def _parse_kv_bucket(name: str, text: str) -> str:
+    if KV_BUCKET_NAME.fullmatch(text.strip()):
+        return text.strip()
+    raise OptionError.of(name, text, "1 to 200 letters, digits, - and _")
 
 
 def _number(metavar: str, number_max: int = NUMBER_MAX) -> ValueType[int]:
@@ -240,6 +252,10 @@ LENGTH = _number("BYTES", LENGTH_MAX)
 MILLISECONDS = _number("MS")
 TTL = _number("MS", TTL_MS_MAX)
 TEXT = ValueType(_parse_text, "TEXT")
+#: The most that NATS allows for a KV bucket.
+HISTORY = _number("N", 64)
+REPLICAS = _number("N", 5)
+KV_BUCKET = ValueType(_parse_kv_bucket, "NAME")
 BUCKET_NAME = ValueType(_parse_bucket_name, "NAME", bytes.decode)
 BUCKET_NAMES = ValueType(_parse_bucket_names, "NAME,...", _show_bucket_names)
 ENCODED_TEXT = ValueType(_encoded, "TEXT", bytes.decode)

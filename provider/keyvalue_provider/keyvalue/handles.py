@@ -15,7 +15,7 @@ Another store may return awaitables instead.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
@@ -33,10 +33,12 @@ __all__ = [
     "BucketHandle",
     "BucketStore",
     "CallerHandles",
+    "DerivedAnswer",
     "Handles",
 ]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 #: Maximum number of handles that are kept for all callers together. At the limit, all handles are dropped, and opened
 #: again when they are needed. With names of KEPT_NAME_BYTES, they take 10 MB.
@@ -45,6 +47,19 @@ HANDLES_MAX = 4_096
 KEPT_NAME_BYTES = 1_024
 #: Number of buckets that a new quota counts in one step of the event loop. A step takes about 1.5 ms.
 COUNTED_BUCKETS = 2_000
+
+
+class DerivedAnswer(Protocol[T_co]):
+    """An awaitable whose value is calculated from another answer, which it may share with other calls."""
+
+    @property
+    def source(self) -> Awaitable[object]:
+        """The answer to wait for."""
+
+    def derive(self, read: Callable[[], object], /) -> T_co:
+        """Return the value. `read` returns the source's value, or raises its error."""
+
+    def __await__(self) -> Generator[object, None, T_co]: ...
 
 
 class BucketHandle(Protocol):
@@ -58,7 +73,7 @@ class BucketHandle(Protocol):
 
     def set(self, key: bytes, value: bytes, /) -> Answer[None]: ...
 
-    def delete(self, key: bytes, /) -> Answer[bool]: ...
+    def delete(self, key: bytes, /) -> Answer[object]: ...
 
     def exists(self, key: bytes, /) -> Answer[bool]: ...
 
@@ -72,7 +87,7 @@ class BucketHandle(Protocol):
 
     def set_many(self, entries: Mapping[bytes, bytes], /) -> Answer[None]: ...
 
-    def delete_many(self, keys: Sequence[bytes], /) -> Answer[int]: ...
+    def delete_many(self, keys: Sequence[bytes], /) -> Answer[object]: ...
 
 
 class BucketStore(Protocol):

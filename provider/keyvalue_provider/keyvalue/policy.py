@@ -23,8 +23,9 @@ from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
 from keyvalue_engine import BucketOptions, Reach, StoreOptions
-from keyvalue_provider.config.options import LINK_OPTIONS, READ_WRITE, LinkOptions, OptionError, ProviderOptions
+from keyvalue_provider.config.options import LATEST, LINK_OPTIONS, READ_WRITE, LinkOptions, OptionError, ProviderOptions
 from keyvalue_provider.host.links import LinkDefinition, LinkKey, Links
+from keyvalue_replica.options import LinkedOptions
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 
@@ -95,13 +96,14 @@ class Access:
         """Return the access that these options describe."""
         return cls(
             right=Right.READ_WRITE if options.access == READ_WRITE else Right.READ_ONLY,
-            limits=BucketOptions(
+            limits=LinkedOptions(
                 key_bytes_max=options.key_bytes_max,
                 value_bytes_max=options.value_bytes_max,
                 page_keys_max=options.page_keys,
                 page_bytes_max=options.page_bytes,
                 ttl_ms=options.ttl_ms,
                 strict_buckets=options.strict_buckets,
+                reads_latest=options.reads == LATEST,
             ),
             bucket=options.bucket,
             prefix=options.bucket_prefix or b"",

@@ -52,6 +52,7 @@ class Watchers:
 
     :param lattice: the lattice's name, which is the first part of components' subjects
     :param links: the host's links; call `links_changed` at the start and after each change
+    :param refusal: the reason why no link may watch, or None
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Watchers:
         store: Store,
         links: Links,
         limits: WatchLimits,
+        refusal: str | None = None,
     ) -> None:
+        self._refusal = refusal
         self.counts = WatchCounts()
         self._links = links
         self._connection = connection
@@ -96,7 +99,7 @@ class Watchers:
             if link is None or INTERFACE not in link.interfaces:
                 watching.pop(key, None)
             elif key not in watching or watching[key].link is not link:
-                watching[key] = WatchingLink(link, watch_of(link, self._links, self._lattice))
+                watching[key] = WatchingLink(link, self._watch_of(link))
         if watching == self._watching or self._stopped:
             return
         self._watching = watching
@@ -130,6 +133,14 @@ class Watchers:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
+
+    def _watch_of(self, link: LinkDefinition) -> Watch | None:
+        watch = watch_of(link, self._links, self._lattice)
+        if watch is None or self._refusal is None:
+            return watch
+        log.warning("link %s -> %s (%s) watches nothing: %s", *link.key, self._refusal)
+        self._links.refuse(link, self._refusal)
+        return None
 
     def _calls(self) -> list[asyncio.Task[None]]:
         return [call for delivery in self._deliveries.values() for call in delivery.calls]

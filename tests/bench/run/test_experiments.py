@@ -23,6 +23,7 @@ FIGURES = {
     "expiry": {"bytes_a_key"},
     "start": {"start_s", "idle_bytes"},
     "watch": {"events_per_s"},
+    "replicated": {"keys_per_s"},
 }
 
 

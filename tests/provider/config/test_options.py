@@ -28,10 +28,13 @@ from keyvalue_provider.config.options import (
 )
 from keyvalue_provider.config.sources import host_settings, resolve
 from keyvalue_provider.host.secret import Secret
+from keyvalue_replica.options import ReplicaOptions
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.conftest import options_of
 
-NUMBERS = sorted(field.name for field in fields(ProviderOptions) if field.type in ("int", "int | None"))
+#: These two are smaller than the numbers of the tests below, and have cases of their own.
+SMALL = {"jetstream_history", "jetstream_replicas"}
+NUMBERS = sorted({field.name for field in fields(ProviderOptions) if field.type in ("int", "int | None")} - SMALL)
 LINK_NUMBERS = sorted(set(NUMBERS) & LINK_OPTIONS.keys())
 
 
@@ -93,6 +96,8 @@ def test_the_largest_number_of_a_link_is_the_engines(name: str) -> None:
     [
         ("shards_min", "131072", "shards_min: found 131072, allowed a power of two from 1 to 65536"),
         ("bucket_name_bytes_max", str(2**30 + 1), "bucket_name_bytes_max: found 1073741825, allowed 1 to 1073741824"),
+        ("jetstream_history", "65", "jetstream_history: found 65, allowed 1 to 64"),
+        ("jetstream_replicas", "6", "jetstream_replicas: found 6, allowed 1 to 5"),
         ("keys_max", "9" * 19, "keys_max: found 9999999999999999999, allowed 1 to 9223372036854775807"),
     ],
 )
@@ -144,6 +149,7 @@ OF_LINK: dict[str, tuple[str, object]] = {
     "buckets": ("a,b", frozenset({b"a", b"b"})),
     "strict_buckets": ("true", True),
     "access": ("read-only", "read-only"),
+    "reads": ("local", "local"),
     **dict.fromkeys(LINK_NUMBERS, ("7", 7)),
 }
 OF_PROVIDER = {
@@ -152,6 +158,7 @@ OF_PROVIDER = {
     "buckets": "c",
     "strict_buckets": "false",
     "access": "read-write",
+    "reads": "latest",
 }
 
 
@@ -197,6 +204,10 @@ ARRIVES_AS = {
     "page_keys": "page_keys_max",
     "page_bytes": "page_bytes_max",
     "half_open_timeout_ms": "half_open_timeout_s",
+    "jetstream_create": "creates",
+    "jetstream_timeout_ms": "timeout_s",
+    "batch": "is_atomic",
+    **{f"jetstream_{name}": name for name in ("bucket", "storage", "replicas", "history", "bytes_max", "domain")},
 }
 
 
@@ -205,7 +216,8 @@ def test_every_option_arrives(name: str) -> None:
     """An option must change exactly one field that the engine and the transport are given, or be listed in `elsewhere`."""
     others = {"transport": "plain", "metrics_address": "127.0.0.1:0", "log_level": "warn"}
     others |= dict.fromkeys(("strict_buckets", "require_link", "structured_logging", "outlive_host"), "true")
-    others["restart_for_secrets"] = "false"
+    others |= dict.fromkeys(("restart_for_secrets", "jetstream_create"), "false")
+    others |= {"store": "jetstream", "jetstream_storage": "memory", "jetstream_replicas": "3", "batch": "pipelined"}
     options = set_to(name, others.get(name) or OF_LINK.get(name, ("8",))[0])
     assert ProviderOptions().changed(options) == [name]
     assert options.changed(options) == []
@@ -214,13 +226,14 @@ def test_every_option_arrives(name: str) -> None:
         for given, default in (
             (options.store_options(), StoreOptions()),
             (options.invocation_limits(), InvocationLimits()),
+            (options.replica_options("b"), ReplicaOptions("b")),
         )
         for field in fields(given)
         if getattr(given, field.name) != getattr(default, field.name)
     }
     elsewhere = {"transport", "metrics_address", "connect_timeout_ms", "stop_timeout_ms"} | LIVE_OPTIONS
     elsewhere |= {"watch_queue_events", "watch_queue_bytes", "watch_timeout_ms", "tls_ca", "tls_certificate", "tls_key"}
-    elsewhere |= {"outlive_host", "restart_for_secrets"}
+    elsewhere |= {"outlive_host", "restart_for_secrets", "store"}
     if name in elsewhere:
         assert not changed, f"option {name} is listed in `elsewhere`, but it changes {sorted(changed)}"
     else:

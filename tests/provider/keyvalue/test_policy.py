@@ -340,6 +340,7 @@ MALFORMED = {
     "value_bytes_max": (str(2**30 + 1), "found a number of 10 digits, allowed "),
     "quota_keys": ("", "found 0 characters, allowed "),
     "quota_bytes": ("many", "found 4 characters, allowed "),
+    "reads": (SECRET, f"found {len(SECRET)} characters, allowed "),
     "ttl_ms": ("9" * 19, "found a number of 19 digits, allowed 1 to "),
     "acess": ("read-only", "no option has this name; did you mean access?"),
 }
