@@ -20,6 +20,8 @@ from keyvalue_provider.config.options import (
     Option,
     OptionTable,
 )
+from keyvalue_provider.observe.replica_metrics import Confirmations, replica_metrics
+from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from tests.provider.observe.test_metrics import FUNCTIONS, Pieces
 
@@ -66,6 +68,23 @@ def rows_of_metrics() -> list[tuple[str, str, str, str]]:
         labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
         rows.append((name, family.type, ", ".join(labels), family.documentation.removesuffix(".")))
     return rows
+
+
+class Replica:
+    """The figures of a replica that has just started."""
+
+    is_serving, applied, behind, torn_s = True, 0, 0, 0.0
+    counts = ReplicaCounts()
+
+
+def test_the_table_of_the_replicas_metrics_is_the_code() -> None:
+    suffixes = {"counter": "_total"}
+    rows = [
+        f"| {family.name}{suffixes.get(family.type, '')} | {family.type} | {family.documentation.removesuffix('.')} |"
+        for family in replica_metrics(Replica(), Confirmations())
+    ]
+    text = (ROOT / "docs" / "replication.md").read_text()
+    assert "\n".join(["| metric | type | meaning |", "|---|---|---|", *rows]) in text, "\n".join(rows)
 
 
 def test_the_table_of_metrics_is_the_code() -> None:

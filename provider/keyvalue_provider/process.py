@@ -13,7 +13,7 @@ import asyncio
 import gc
 import logging
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +49,8 @@ from keyvalue_transport.nats.server import Server
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 
 if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
     # Imported by functions if metrics are on, because these imports take 15 ms.
     from keyvalue_provider.observe.endpoint import Endpoint
     from keyvalue_provider.observe.metrics import Durations, Metrics
@@ -204,7 +206,7 @@ async def _run(
             return End()
         stack.push_async_callback(connection.close)
         links = _links_of(plan)
-        follower = await _follower_of(plan, options, connection, stop_requested)
+        follower = await _follower_of(plan, options, connection)
         if follower is not None:
             stack.push_async_callback(follower.stop)
         parts = _compose(plan, options, connection, links, follower)
@@ -243,9 +245,7 @@ async def _first_of(waiting: Coroutine[Any, Any, None], stop_requested: asyncio.
         task.cancel()
 
 
-async def _follower_of(
-    plan: StartPlan, options: ProviderOptions, connection: Connection, stop_requested: asyncio.Event
-) -> Follower | None:
+async def _follower_of(plan: StartPlan, options: ProviderOptions, connection: Connection) -> Follower | None:
     """Open the KV bucket of the replicated store. Return None for a store in memory.
 
     :raises StreamError: the bucket can't be used
@@ -255,7 +255,7 @@ async def _follower_of(
     from keyvalue_replica.follower import Follower  # here, because a store in memory does not need it
 
     follower = Follower(connection, options.replica_options(kv_bucket_of(plan)))
-    await follower.open(options.store_options())
+    await follower.open(options.store_options(), options.connect_timeout_ms / 1000)
     return follower
 
 
@@ -329,7 +329,10 @@ def _compose(
     server.add(STORE, store_handlers(service, limits, tallies))
     server.add(ATOMICS, atomics_handlers(service, limits, tallies))
     server.add(BATCH, batch_handlers(service, limits, tallies))
-    metrics = None if durations is None else Metrics(tallies, durations, store, server, connection, links, watchers)
+    metrics = None
+    if durations is not None:
+        more = None if follower is None else _replica_metrics(follower)
+        metrics = Metrics(tallies, durations, store, server, connection, links, watchers, more)
 
     def drop_caches() -> None:
         service.drop_handles()
@@ -339,6 +342,15 @@ def _compose(
     work = Sweep(store).run(), MemoryReturn(store, drop_caches).run()
     background = tuple(asyncio.create_task(coroutine) for coroutine in work)
     return Parts(connection, links, store, follower, policy, service, watchers, server, metrics, background)
+
+
+def _replica_metrics(follower: Follower) -> Callable[[], Iterable[Metric]]:
+    """Return a function that returns the metrics of the replicated store."""
+    from keyvalue_provider.observe.replica_metrics import Confirmations, replica_metrics
+
+    confirmations = Confirmations()
+    follower.core.publications.observe = confirmations.observe
+    return partial(replica_metrics, follower, confirmations)
 
 
 def _host_of(

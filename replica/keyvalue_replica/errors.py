@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keyvalue_engine import StoreError
 
-__all__ = ["BucketFullError", "NotStoredError", "StreamError", "UnknownOutcomeError"]
+__all__ = ["BucketFullError", "NotStoredError", "StreamError", "UnavailableError", "UnknownOutcomeError"]
 
 
 class NotStoredError(StoreError):
@@ -17,6 +17,10 @@ class UnknownOutcomeError(StoreError):
 
 class BucketFullError(NotStoredError):
     """The KV bucket has reached a limit of its stream."""
+
+
+class UnavailableError(Exception):
+    """JetStream does not answer, or is not ready. Trying again later may help."""
 
 
 class StreamError(Exception):

@@ -20,9 +20,10 @@ from typing import Any, Protocol
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.core import MARKER_S, Core
-from keyvalue_replica.errors import StreamError
+from keyvalue_replica.errors import StreamError, UnavailableError
 from keyvalue_replica.layout import Layout
 from keyvalue_replica.options import ReplicaOptions
+from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.quick import Acknowledgements, Barriers, Deliveries
 from keyvalue_replica.stream import NS_PER_S, Api, ApiError, Opened, StreamState, open_stream, stream_state
 from keyvalue_transport.nats.connection import Connection, Subscription
@@ -42,6 +43,7 @@ TICK_S = 0.05
 #: Seconds between two looks at the stream's state.
 LOOK_S = 1.0
 RETRY_S = 1.0
+OPEN_RETRY_S = 0.25
 #: Seconds before the end of a stop at which the calls that wait get an error.
 GIVE_UP_S = 0.03
 #: Seconds between two log lines while an instance catches up.
@@ -89,15 +91,17 @@ class Follower:
         self._tasks: list[asyncio.Task[None]] = []
         self._refused: str | None = None
         self._suspicions = 0
+        self._torn_s = 0.0
         self._caught_up = asyncio.Event()
 
-    async def open(self, options: StoreOptions) -> Core:
+    async def open(self, options: StoreOptions, timeout_s: float) -> Core:
         """Open or create the bucket, and return the core with an empty engine.
 
+        :param timeout_s: how long to wait until JetStream is ready
         :raises StreamError: the bucket can't be used; the text says what was found and what is needed
         :raises DisconnectedError: the connection is lost
         """
-        opened: Opened = await open_stream(self.api, self.layout, self._options)
+        opened = await self._open(timeout_s)
         clock = ServerClock()
         clock.note(opened.state.now_ns)
         store = Store(options, secret=opened.secret, clock=clock, is_limited=False)
@@ -109,10 +113,48 @@ class Follower:
         self._must_read_again = True
         return self.core
 
+    async def _open(self, timeout_s: float) -> Opened:
+        ends_s, is_told = monotonic() + timeout_s, False
+        while True:
+            try:
+                return await open_stream(self.api, self.layout, self._options)
+            except UnavailableError as error:
+                if monotonic() > ends_s:
+                    raise StreamError(f"{error} (tried for {timeout_s:g} s)") from None
+                if not is_told:
+                    log.warning("replica: %s; trying again for up to %g s", error, timeout_s)
+                is_told = True
+            await asyncio.sleep(OPEN_RETRY_S)
+
     def start(self, serving: Serving) -> None:
         """Begin to follow, and let `serving` join whenever the instance has caught up."""
         self._connection.on_lost.append(self._on_lost)
         self._tasks = [asyncio.create_task(self._run(serving)), asyncio.create_task(self._tick())]
+
+    @property
+    def is_serving(self) -> bool:
+        """Return True while the instance follows the stream and answers calls."""
+        return self.fault is None
+
+    @property
+    def applied(self) -> int:
+        """Return the sequence of the last message that was applied."""
+        return self.core.position.applied
+
+    @property
+    def behind(self) -> int:
+        """Return the number of messages that had not been delivered at the last delivery."""
+        return self.core.position.pending
+
+    @property
+    def torn_s(self) -> float:
+        """Return the seconds in which an older change may have been missing while the instance served, up to the last tick."""
+        return self._torn_s
+
+    @property
+    def counts(self) -> ReplicaCounts:
+        """Return the numbers since the start."""
+        return self.core.counts
 
     @property
     def failed(self) -> BaseException | None:
@@ -190,7 +232,7 @@ class Follower:
                 await self._connection.wait_connected()
                 self._broken.clear()
                 await self._follow(serving)
-            except (_Broken, StreamError, ApiError) as error:
+            except (_Broken, StreamError, UnavailableError, ApiError) as error:
                 self.fault = str(error)
                 log.warning("replica: %s", error)
             except DisconnectedError as error:
@@ -317,7 +359,7 @@ class Follower:
         """
         try:
             state = await stream_state(self.api, self.layout)
-        except StreamError:
+        except UnavailableError:
             return  # a server that does not answer is noticed by its silence
         if state is None:
             self._must_read_again = True
@@ -350,3 +392,5 @@ class Follower:
         while True:
             await asyncio.sleep(TICK_S)
             self.core.tick()
+            if self.fault is None and not self.core.position.is_whole:
+                self._torn_s += TICK_S

@@ -146,11 +146,11 @@ class Publications:
     :param on_reused: called if a message got a sequence that the stream had used before: it was created anew, or has
         lost messages
     :ivar apply: called with a publication that follows the position, and its sequence; applies it if it can
-    :ivar observe: called with the seconds between publishing and the acknowledgement, for each message or barrier
+    :ivar observe: called with the seconds between publishing a message and its confirmation, and with True for a barrier
     """
 
     def __init__(self, position: Position, counts: ReplicaCounts, on_reused: Callable[[], None]) -> None:
-        self.observe: Callable[[float], None] | None = None
+        self.observe: Callable[[float, bool], None] | None = None
         self.apply: Callable[[Publication, int], None] | None = None
         self._barriers: deque[int] = deque()  # the numbers of the barriers that are not stored, as far as is known
         self._position = position
@@ -190,7 +190,7 @@ class Publications:
         if publication is None:
             return  # it was given up
         if self.observe is not None:
-            self.observe(now_s - publication.began_s)
+            self.observe(now_s - publication.began_s, publication.is_barrier)
         if sequence <= publication.after:
             self._on_reused()
         if publication.owner is not None:

@@ -14,7 +14,7 @@ from hashlib import sha256
 from secrets import token_bytes
 from typing import Any, Protocol
 
-from keyvalue_replica.errors import StreamError
+from keyvalue_replica.errors import StreamError, UnavailableError
 from keyvalue_replica.layout import Layout
 from keyvalue_replica.options import ReplicaOptions
 
@@ -25,6 +25,9 @@ SECRET_BYTES = 16
 #: The name of the secret in the stream's metadata.
 SECRET = "wrpc-keyvalue-secret"
 NO_STREAM = 10059
+NO_PEERS = 10005
+#: The status of errors that may go away.
+UNAVAILABLE = 503
 NAME_IN_USE = 10058
 #: How long the server keeps the marker of an expired key, for watchers. No message can expire sooner.
 EXPIRY_MARKER_S = 1
@@ -62,14 +65,15 @@ class Api:
         """Call a function of the API.
 
         :raises ApiError: JetStream refused the call
-        :raises StreamError: there is no JetStream, or no answer arrived in time
+        :raises UnavailableError: there is no JetStream, or it is not ready, or no answer arrived in time
+        :raises StreamError: the answer is malformed
         :raises DisconnectedError: the connection is lost
         """
         payload = json.dumps(parameters or {}).encode()
         try:
             answer = json.loads(await self._requests.request(f"{self.prefix}.{name}", payload, REQUEST_TIMEOUT_S))
         except TimeoutError:
-            raise StreamError(
+            raise UnavailableError(
                 "JetStream does not answer: is it switched on (`nats-server -js`) in this account and domain?"
             ) from None
         except ValueError as error:
@@ -78,7 +82,10 @@ class Api:
             raise StreamError("JetStream answered with JSON that is not an object")
         if "error" in answer:
             refusal = answer["error"]
-            raise ApiError(int(refusal.get("err_code", 0)), str(refusal.get("description", "unknown error")))
+            code, text = int(refusal.get("err_code", 0)), str(refusal.get("description", "unknown error"))
+            if refusal.get("code") == UNAVAILABLE or code == NO_PEERS:
+                raise UnavailableError(f"JetStream: {text}")
+            raise ApiError(code, text)
         return answer
 
 
@@ -135,6 +142,7 @@ async def open_stream(api: Api, layout: Layout, options: ReplicaOptions) -> Open
     """Open the KV bucket, or create it. Several instances may do so at once.
 
     :raises StreamError: the bucket is missing and may not be created, it does not fit, or the server is too old
+    :raises UnavailableError: JetStream is not ready
     """
     try:
         answer = await api.call(f"STREAM.INFO.{layout.stream}")
@@ -156,7 +164,8 @@ async def open_stream(api: Api, layout: Layout, options: ReplicaOptions) -> Open
 async def stream_state(api: Api, layout: Layout) -> StreamState | None:
     """Return the state of the stream, or None if it is gone.
 
-    :raises StreamError: JetStream does not answer, or refuses to
+    :raises StreamError: JetStream refuses to answer
+    :raises UnavailableError: JetStream is not ready
     """
     try:
         return StreamState.of(await api.call(f"STREAM.INFO.{layout.stream}"))

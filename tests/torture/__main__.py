@@ -20,6 +20,11 @@ COMMANDS = {
         "send raw frames with odd headers, subjects, lengths and order, on both paths;\n"
         "             check that the provider is not deaf, ends each call, and logs little",
     ),
+    "replicated": (
+        "tests.torture.replicated",
+        "break instances and servers of a replicated store while clients call;\n"
+        "             check that an order of the calls explains every answer",
+    ),
 }
 USAGE = """\
 usage: scripts/torture COMMAND [OPTIONS]
@@ -33,6 +38,7 @@ For a first look:
 
   scripts/torture hostile --seconds 60 --seed 1
   scripts/torture peer --seconds 60 --seed 1
+  scripts/torture replicated --seconds 60 --seed 1
 """
 
 

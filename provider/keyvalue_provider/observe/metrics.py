@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 
 from prometheus_client.core import (
@@ -62,7 +62,10 @@ class Durations:
 
 
 class Metrics(Collector):
-    """The collector of all metrics. A scrape takes O(functions x outcomes) time, however many keys exist."""
+    """The collector of all metrics. A scrape takes O(functions x outcomes) time, however many keys exist.
+
+    :param more: returns further metric families
+    """
 
     def __init__(
         self,
@@ -73,7 +76,9 @@ class Metrics(Collector):
         connection: Connection,
         links: Links,
         watchers: Watchers,
+        more: Callable[[], Iterable[Metric]] | None = None,
     ) -> None:
+        self._more = more
         self._tallies = tallies
         self._durations = durations
         self._store = store
@@ -119,6 +124,8 @@ class Metrics(Collector):
         )
         yield from self._watched()
         yield _gauge("links", "Links that the host has put.", len(self._links))
+        if self._more is not None:
+            yield from self._more()
         yield InfoMetricFamily(f"{PREFIX}_build", "Version, Python and transport of this process.", self._build)
 
     def _operations(self) -> Iterable[Metric]:

@@ -1,0 +1,74 @@
+"""A cluster of real NATS servers with JetStream, which can be killed, stopped and started again one by one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import nats
+
+from tests.conftest import NatsServer
+
+__all__ = ["Cluster"]
+
+
+def free_ports(number: int) -> list[int]:
+    probes = [socket.socket() for _ in range(number)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+class Cluster:
+    """Servers that form one cluster on this machine, with file storage.
+
+    :ivar servers: the servers, whose names are n0, n1 and so on
+    """
+
+    def __init__(self, directory: Path, number: int = 3) -> None:
+        ports = free_ports(number)
+        routes = json.dumps([f"nats://127.0.0.1:{port}" for port in ports])
+        self.servers: list[NatsServer] = []
+        for place, port in enumerate(ports):
+            own = directory / f"n{place}"
+            own.mkdir()
+            config = f"server_name: n{place}\njetstream {{ store_dir: {json.dumps(str(own / 'streams'))} }}\n"
+            config += f"cluster {{ name: torture, listen: 127.0.0.1:{port}, routes: {routes} }}\n"
+            self.servers.append(NatsServer(own, config))
+
+    @property
+    def urls(self) -> list[str]:
+        return [server.url for server in self.servers]
+
+    async def ask(self, subject: str, timeout_s: float = 2.0) -> dict[str, Any]:
+        """Ask the JetStream API at any server that answers."""
+        client = await nats.connect(self.urls, max_reconnect_attempts=2, connect_timeout=1)
+        try:
+            answer: dict[str, Any] = json.loads((await client.request(f"$JS.API.{subject}", timeout=timeout_s)).data)
+            return answer
+        finally:
+            await client.close()
+
+    async def leader(self, stream: str) -> int:
+        """Return the place of a stream's leader.
+
+        :raises LookupError: it has none
+        """
+        name = (await self.ask(f"STREAM.INFO.{stream}")).get("cluster", {}).get("leader")
+        if not name:
+            raise LookupError(stream)
+        return int(name.removeprefix("n"))
+
+    def stop(self) -> None:
+        """Stop all servers."""
+        for server in self.servers:
+            if server._process.running:
+                server._process.signal(signal.SIGCONT)
+                server._process.signal(signal.SIGKILL)
+            server._process.wait()
