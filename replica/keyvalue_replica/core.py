@@ -122,6 +122,7 @@ class Core:
         self._barrier_subject = layout.barrier(instance)
         self._barred_s = -PROVEN_S  # when a barrier was last delivered
         self._barrier: Publication | None = None  # not written yet
+        self._mending: Publication | None = None  # the barrier that may make the position whole
         self._barrier_acts: list[Callable[[], None]] = []
         self._out: list[bytes] = []
         self._unwritten: list[Publication] = []
@@ -162,6 +163,8 @@ class Core:
             self.counts.torn += 1
         if position.is_whole:
             self._release()
+        else:
+            self.mend()
 
     def _take_status(self, reply: bytes, headers: dict[bytes, bytes]) -> None:
         stalled = headers.get(b"nats-consumer-stalled")
@@ -173,11 +176,12 @@ class Core:
         except (KeyError, ValueError):
             return
         self._applier.end_batch()
-        if self.position.rest(last, consumed):
+        if not self.position.rest(last, consumed):
+            self._outside.follow_again("deliveries were lost")
+        elif self.position.is_whole:
             self._release()
         else:
-            self.position.tear()
-            self._outside.follow_again("deliveries were lost")
+            self.mend()
 
     def acknowledge(self, subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
         """Take the stream's answer to a message of ours."""
@@ -235,7 +239,16 @@ class Core:
             self._applier.end_batch()
         if subject == self._barrier_subject:
             self._barred_s = now_s = self._outside.now_s()
-            self.publications.stored_barrier(token, sequence, now_s)
+            if not self.publications.deliver_barrier(token, sequence, now_s):
+                self._mending = None
+                self.mend()
+            self._release()
+
+    def mend(self) -> None:
+        """Publish a barrier if only a barrier can make the position whole, unless one is on its way."""
+        position = self.position
+        if not (position.is_whole or position.trusts_pending) and (self._mending is None or self._mending.done()):
+            self._mending = self.barrier()
 
     def _apply_own(self, publication: Publication, sequence: int) -> None:
         """Apply a message of ours when it is acknowledged, because all before it are applied."""
@@ -253,9 +266,11 @@ class Core:
         self.position.step(sequence)
 
     def release(self) -> None:
-        """Answer what the position has passed."""
+        """Answer what the position has passed, or try to make it whole."""
         if self.position.is_whole:
             self._release()
+        else:
+            self.mend()
 
     def _release(self) -> None:
         if not self._applier.is_within_batch:
@@ -414,6 +429,7 @@ class Core:
         now_s = self._outside.now_s()
         self.publications.expire(now_s - self.timeout_s, self.timeout_s)
         self._increments.expire(now_s)
+        self.mend()
 
     def give_up(self) -> None:
         """Answer all calls that wait, because the instance stops."""

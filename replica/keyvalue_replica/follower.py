@@ -260,6 +260,7 @@ class Follower:
         if state.created != self._created or state.last_sequence < core.position.applied or away_s > MARKER_S / 2:
             self._must_read_again = True
         core.clock.note(state.now_ns)
+        core.position.trusts_pending = state.replicas == 1
         if self._must_read_again:
             await self._empty()
             core.restart()
@@ -321,6 +322,7 @@ class Follower:
         self.left_at_start = int(answer.get("num_pending", 0))
         if not self.left_at_start:
             core.position.nothing_pending()
+            core.mend()
 
     async def _catch_up(self) -> None:
         position, told_s = self.core.position, monotonic()
@@ -366,6 +368,8 @@ class Follower:
             raise _Broken("the stream was deleted")
         core = self.core
         core.clock.note(state.now_ns)
+        if (state.replicas == 1) != core.position.trusts_pending:
+            raise _Broken(f"the stream has {state.replicas} replicas now")
         if state.created != self._created:
             self._must_read_again = True
             raise _Broken("the stream was created again")

@@ -2,12 +2,19 @@
 
 JetStream keeps only the newest messages of a key. A message that is overwritten before it was delivered never arrives,
 and its successor may come after the sequence that somebody waits for. So a gap makes the position *torn*: what was
-applied may lack a change that is older than the last delivery. A delivery without successors (`pending` 0) makes it
-*whole* again, because then nothing is missing.
+applied may lack a change that is older than the last delivery.
+
+If one server has the stream, a delivery without successors (`pending` 0) makes the position *whole* again, because then
+nothing is missing:
 
     sequence   5        6         9             12
     pending    0        3         2             0
     state      whole    whole     torn (7, 8)   whole
+
+If several servers have the stream, this is not enough. The consumer may run on a server that was away and catches up.
+That server learns at once which messages were overwritten, but gets their successors one by one. In between, it has
+nothing more to deliver, and yet changes are missing. There, only a *barrier* makes the position whole: a message of ours
+that was published after the last gap. All successors come before it.
 """
 
 from __future__ import annotations
@@ -54,37 +61,41 @@ class Position:
     :ivar applied: the sequence of the last message that was applied, or after which nothing is missing
     :ivar is_whole: False if a change up to `applied` may be missing
     :ivar pending: number of messages that had not been delivered yet at the last delivery
+    :ivar trusts_pending: True if one server has the stream
+    :ivar gaps: changes with each gap, so that a barrier can tell whether it was published after the last one
     """
 
-    __slots__ = ("_consumed", "applied", "is_whole", "pending")
+    __slots__ = ("_consumed", "applied", "gaps", "is_whole", "pending", "trusts_pending")
 
-    def __init__(self, applied: int = 0) -> None:
+    def __init__(self, applied: int = 0, trusts_pending: bool = True) -> None:
         self.applied = applied
         self.is_whole = False
         self.pending = 0
+        self.trusts_pending = trusts_pending
+        self.gaps = 0
         self._consumed = 0
 
     def begin(self) -> None:
         """Begin with a new consumer."""
         self._consumed = 0
-        self.is_whole = False
+        self.tear()
 
     def nothing_pending(self) -> None:
         """Note that the new consumer had nothing to deliver when it was created."""
         if not self._consumed:
-            self.is_whole = True
             self.pending = 0
+            self.is_whole = self.trusts_pending
 
     def advance(self, sequence: int, consumer_sequence: int, pending: int) -> bool:
         """Advance to a delivery, which must be applied next. Return False, and stay, if deliveries before it were lost."""
         if consumer_sequence != self._consumed + 1:
-            self.is_whole = False
+            self.tear()
             return False
         self._consumed += 1
-        if not pending:
+        if sequence > self.applied + 1:
+            self.tear()
+        if not pending and self.trusts_pending:
             self.is_whole = True
-        elif sequence > self.applied + 1:
-            self.is_whole = False
         if sequence > self.applied:
             self.applied = sequence
         self.pending = pending
@@ -97,17 +108,32 @@ class Position:
     def tear(self) -> None:
         """Note that a change may be missing."""
         self.is_whole = False
+        self.gaps += 1
+
+    def mend(self, gaps: int) -> bool:
+        """Note that a barrier was delivered. Return False if a gap came after it was published.
+
+        :param gaps: the number of gaps when the barrier was published
+        """
+        if gaps == self.gaps:
+            self.is_whole = True
+        return self.is_whole
 
     def rest(self, last_sequence: int, consumed: int) -> bool:
         """Note a heartbeat: the consumer has nothing to deliver up to a sequence. Return False if deliveries were lost.
 
         :param consumed: number of messages that the consumer has delivered
         """
-        if consumed == self._consumed:
-            self.applied = max(self.applied, last_sequence)
+        if consumed != self._consumed:
+            self.tear()
+            return False
+        self.pending = 0
+        if last_sequence > self.applied:
+            self.tear()
+            self.applied = last_sequence
+        if self.trusts_pending:
             self.is_whole = True
-            self.pending = 0
-        return consumed == self._consumed
+        return True
 
     def has_passed(self, sequence: int) -> bool:
         """Return True if this and all earlier messages are applied."""

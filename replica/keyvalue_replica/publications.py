@@ -88,10 +88,11 @@ class Publication(Promise):
         the delivery tells what to apply
     :ivar is_barrier: True if it stores nothing, and only reads wait for it
     :ivar after: the largest sequence that the stream was known to have before; the message's own is larger
+    :ivar gaps: the number of gaps of the position when it was published
     :ivar owner: told how the publication ended; None for nobody
     """
 
-    __slots__ = ("after", "answers", "began_s", "change", "is_barrier", "owner", "reservation", "token")
+    __slots__ = ("after", "answers", "began_s", "change", "gaps", "is_barrier", "owner", "reservation", "token")
 
     def __init__(
         self, reservation: Reservation | None = None, is_barrier: bool = False, change: Change | None = None
@@ -102,7 +103,7 @@ class Publication(Promise):
         self.is_barrier = is_barrier
         self.began_s = 0.0
         self.after = 0
-        self.token = 0
+        self.token = self.gaps = 0
         self.reservation = reservation
         self.owner: Owner | None = None
 
@@ -152,7 +153,7 @@ class Publications:
     def __init__(self, position: Position, counts: ReplicaCounts, on_reused: Callable[[], None]) -> None:
         self.observe: Callable[[float, bool], None] | None = None
         self.apply: Callable[[Publication, int], None] | None = None
-        self._barriers: deque[int] = deque()  # the numbers of the barriers that are not stored, as far as is known
+        self._barriers: deque[Publication] = deque()  # those that are not delivered, in the order of their numbers
         self._position = position
         self._counts = counts
         self._on_reused = on_reused
@@ -209,15 +210,24 @@ class Publications:
 
     def add_barrier(self, publication: Publication, now_s: float) -> int:
         """Add a barrier. Return the number that it carries."""
-        token = self.add(publication, now_s)
-        self._barriers.append(token)
-        return token
+        publication.gaps = self._position.gaps
+        while self._barriers and self._barriers[0].done():  # given up
+            self._barriers.popleft()
+        self._barriers.append(publication)
+        return self.add(publication, now_s)
 
-    def stored_barrier(self, token: int, sequence: int, now_s: float) -> None:
-        """Take the sequence of a barrier of ours. All earlier ones have lower sequences."""
-        barriers = self._barriers
-        while barriers and barriers[0] <= token:
-            self.stored(barriers.popleft(), sequence, now_s)
+    def deliver_barrier(self, token: int, sequence: int, now_s: float) -> bool:
+        """Take the delivery of a barrier of ours. All earlier ones have lower sequences.
+
+        Return False if the position stays torn, because a gap came after the barrier was published.
+        """
+        barriers, passed = self._barriers, []
+        while barriers and barriers[0].token <= token:
+            passed.append(barriers.popleft())
+        is_whole = self._position.mend(passed[-1].gaps) if passed else self._position.is_whole
+        for barrier in passed:
+            self.stored(barrier.token, sequence, now_s)
+        return is_whole
 
     def _refuse(self, publication: Publication, payload: bytes) -> None:
         if not payload:

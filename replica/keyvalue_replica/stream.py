@@ -95,6 +95,7 @@ class StreamState:
 
     :ivar created: when it was created, as text; another text means another stream
     :ivar keys: number of subjects that have a message
+    :ivar replicas: number of servers that have the stream
     :ivar now_ns: the server's time, in Unix time
     """
 
@@ -103,6 +104,7 @@ class StreamState:
     last_sequence: int
     messages: int
     keys: int
+    replicas: int
     now_ns: int
 
     @classmethod
@@ -119,6 +121,7 @@ class StreamState:
                 int(state["last_seq"]),
                 int(state["messages"]),
                 int(state.get("num_subjects", 0)),
+                int(answer["config"].get("num_replicas", 1)),
                 unix_ns(str(answer["ts"])),
             )
         except (KeyError, ValueError, TypeError) as error:

@@ -118,11 +118,15 @@ def frames_of(written: bytes) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
 class Instance:
     """An instance of the store on the model. It implements `Outside`.
 
+    :param replicas: number of servers that have the stream; with several, the consumer's server may catch up
     :ivar answers: what the server has answered and the instance has not received
+    :ivar local_last: the last sequence that the consumer's server has; None if it has all. It knows which messages were
+        overwritten, but not yet the messages after this one
     """
 
-    def __init__(self, stream: Stream, name: str, options: StoreOptions | None = None) -> None:
+    def __init__(self, stream: Stream, name: str, options: StoreOptions | None = None, replicas: int = 1) -> None:
         self.stream = stream
+        self.local_last: int | None = None
         self.time_s = 0.0
         self.is_connected = True
         self.faults: list[str] = []
@@ -134,6 +138,7 @@ class Instance:
         store = Store(options, secret=SECRET, clock=clock, is_limited=False)
         self.core = Core(store, LAYOUT, self, "_INBOX.x", name, TIMEOUT_S, clock)
         self.replica = ReplicaStore(self.core, options or StoreOptions())
+        self.core.position.trusts_pending = replicas == 1
         self.to_deliver: deque[int] = deque()  # the sequences that the consumer will deliver, if they are kept
         self.consumed = 0
         self.follow(whole=True)
@@ -194,19 +199,36 @@ class Instance:
                 bucket.delete_many(list(bucket.keys()))
             core.restart()
             newest = [message.sequence for message in self.stream.newest()]
-            self.to_deliver = deque(newest)
+            self.to_deliver = deque(sequence for sequence in newest if sequence <= self.last)
         else:
-            self.to_deliver = deque(range(core.position.applied + 1, self.stream.last + 1))
-        self.seen = self.stream.last
+            self.to_deliver = deque(range(core.position.applied + 1, self.last + 1))
+        self.seen = self.last
         self.consumed = 0
         core.position.begin()
         if not self.pending():
             core.position.nothing_pending()
+            core.mend()
+
+    @property
+    def last(self) -> int:
+        """The last sequence that the consumer's server has."""
+        return self.stream.last if self.local_last is None else self.local_last
+
+    def fall_behind(self) -> None:
+        """Let the consumer's server get no more messages."""
+        self.local_last = self.last
+
+    def catch_up(self, messages: int | None = None) -> None:
+        """Let the consumer's server get some messages, or all."""
+        if self.local_last is not None:
+            self.local_last += messages or self.stream.last
+            if self.local_last >= self.stream.last:
+                self.local_last = None
 
     def pending(self) -> int:
         """Return the number of messages that the consumer will deliver."""
-        self.to_deliver.extend(range(self.seen + 1, self.stream.last + 1))
-        self.seen = self.stream.last
+        self.to_deliver.extend(range(self.seen + 1, self.last + 1))
+        self.seen = max(self.seen, self.last)
         return sum(sequence in self.stream.kept for sequence in self.to_deliver)
 
     def deliver(self, lost: bool = False) -> bool:
@@ -226,7 +248,7 @@ class Instance:
         """Send a heartbeat, as an idle consumer does."""
         if not self.pending():
             block = b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: %d\r\nNats-Last-Stream: %d\r\n\r\n"
-            self.core.deliver(b"_INBOX.d", b"", block % (self.consumed, self.stream.last), b"")
+            self.core.deliver(b"_INBOX.d", b"", block % (self.consumed, self.last), b"")
 
     def acknowledge(self, lost: bool = False) -> bool:
         """Receive one answer of the server, or lose it. Return False if there is none."""
@@ -244,6 +266,7 @@ class Instance:
 
     def finish(self) -> None:
         """Let everything arrive."""
+        self.catch_up()
         while True:
             self.settle()
             self.recover()

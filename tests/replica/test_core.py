@@ -57,10 +57,11 @@ class Asked:
 class Cluster(RuleBasedStateMachine):
     """Instances on one stream. Each answer is judged as soon as it is there."""
 
-    @initialize(history=st.sampled_from((1, 2, 64)))
-    def begin(self, history: int) -> None:
+    @initialize(history=st.sampled_from((1, 2, 64)), replicas=st.sampled_from((1, 3)))
+    def begin(self, history: int, replicas: int) -> None:
         self.stream = Stream(history)
-        self.instances = [Instance(self.stream, f"i{number}") for number in range(INSTANCES)]
+        self.replicas = replicas
+        self.instances = [Instance(self.stream, f"i{number}", replicas=replicas) for number in range(INSTANCES)]
         self.asked: list[Asked] = []
         self.values = 0
 
@@ -143,6 +144,9 @@ class Cluster(RuleBasedStateMachine):
         chance = Random(seed)
         slow = chance.randrange(INSTANCES)
         for _ in range(80):
+            if self.replicas > 1 and chance.random() < 0.1:
+                instance = chance.choice(self.instances)
+                chance.choice((instance.fall_behind, lambda of=instance: of.catch_up(chance.randint(1, 5))))()
             number = chance.randrange(INSTANCES)
             what = chance.choice(("set", "get", "get", "get-many", "set-many", "delete-many", "increment", "delete"))
             if chance.random() < 0.4:
