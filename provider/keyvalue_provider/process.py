@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from keyvalue_engine import Store
 from keyvalue_provider.config.options import ATOMIC, MEMORY, ProviderOptions
@@ -44,7 +44,7 @@ from keyvalue_replica.errors import StreamError
 from keyvalue_transport.keyvalue.atomics import ATOMICS, atomics_handlers, atomics_tallies
 from keyvalue_transport.keyvalue.batch import BATCH, batch_handlers, batch_tallies
 from keyvalue_transport.keyvalue.store import STORE, store_handlers, store_tallies
-from keyvalue_transport.nats.connection import Connection, ConnectionOptions
+from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 log = logging.getLogger("keyvalue_provider")
+
+T = TypeVar("T")
 
 #: A host kills the process 300 ms after the shutdown request. The whole stop, with the flush, takes less than 200 ms.
 HOST_STOP_TIMEOUT_S = 0.11
@@ -201,12 +203,14 @@ async def _run(
         )
     async with AsyncExitStack() as stack:
         after_connection = stack.enter_context(ExitStack())  # exits last: health probes may arrive until the end
-        connection = await _open(plan.connection, stop_requested)
+        connection = await _unless_stopped(Connection.open(plan.connection), stop_requested)
         if connection is None:
             return End()
         stack.push_async_callback(connection.close)
         links = _links_of(plan)
-        follower = await _follower_of(plan, options, connection)
+        follower = await _unless_stopped(_follower_of(plan, options, connection), stop_requested)
+        if stop_requested.is_set():
+            return End()
         if follower is not None:
             stack.push_async_callback(follower.stop)
         parts = _compose(plan, options, connection, links, follower)
@@ -221,7 +225,7 @@ async def _run(
         await parts.server.start(joins=follower is None)
         if follower is not None:
             follower.start(parts.server)
-            await _first_of(follower.wait_caught_up(), stop_requested)
+            await _unless_stopped(follower.wait_caught_up(), stop_requested)
         await connection.flush(plan.connection.open_timeout_s)
         # Do not collect first: that takes 6 ms, and the modules leave only a few hundred objects of garbage.
         gc.freeze()
@@ -235,14 +239,6 @@ async def _run(
         restarts = host is not None and host.asks_to_restart and not signals
         await _stop(parts, host, HOST_STOP_TIMEOUT_S if by_host or restarts else options.stop_timeout_ms / 1000)
     return End(EXIT_RESTART if restarts and not by_host else 0, by_host)
-
-
-async def _first_of(waiting: Coroutine[Any, Any, None], stop_requested: asyncio.Event) -> None:
-    """Wait until a coroutine ends, or a stop is requested."""
-    tasks = asyncio.create_task(waiting), asyncio.create_task(stop_requested.wait())
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
 
 
 async def _follower_of(plan: StartPlan, options: ProviderOptions, connection: Connection) -> Follower | None:
@@ -265,16 +261,16 @@ def kv_bucket_of(plan: StartPlan) -> str:
     return re.sub("[^-_A-Za-z0-9]", "_", name)
 
 
-async def _open(options: ConnectionOptions, stop_requested: asyncio.Event) -> Connection | None:
-    """Open the connection. Return None if a stop is requested before the connection is open."""
-    opening = asyncio.create_task(Connection.open(options))
+async def _unless_stopped(starting: Coroutine[Any, Any, T], stop_requested: asyncio.Event) -> T | None:
+    """Return the result of a step of the start. Return None if a stop is requested before the step is done."""
+    step = asyncio.create_task(starting)
     stopping = asyncio.create_task(stop_requested.wait())
-    await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((step, stopping), return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    if opening.done():
-        return opening.result()
-    opening.cancel()
-    await asyncio.wait((opening,))
+    if step.done():
+        return step.result()
+    step.cancel()
+    await asyncio.wait((step,))
     return None
 
 

@@ -99,7 +99,7 @@ class Follower:
 
         :param timeout_s: how long to wait until JetStream is ready
         :raises StreamError: the bucket can't be used; the text says what was found and what is needed
-        :raises DisconnectedError: the connection is lost
+        :raises DisconnectedError: the connection is closed
         """
         opened = await self._open(timeout_s)
         clock = ServerClock()
@@ -118,7 +118,7 @@ class Follower:
         while True:
             try:
                 return await open_stream(self.api, self.layout, self._options)
-            except UnavailableError as error:
+            except (UnavailableError, DisconnectedError) as error:
                 if monotonic() > ends_s:
                     raise StreamError(f"{error} (tried for {timeout_s:g} s)") from None
                 if not is_told:

@@ -20,7 +20,7 @@ from keyvalue_replica.options import ReplicaOptions
 
 __all__ = ["Api", "Opened", "Requests", "StreamState", "open_stream"]
 
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 2.0
 SECRET_BYTES = 16
 #: The name of the secret in the stream's metadata.
 SECRET = "wrpc-keyvalue-secret"

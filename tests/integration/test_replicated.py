@@ -218,6 +218,24 @@ async def test_it_goes_on_after_the_server_was_away(
             assert await answered(lambda: client.get("b", "k")) == b"after"
 
 
+async def test_it_waits_for_jetstream_and_can_be_stopped_meanwhile(
+    new_nats_server: Callable[[str], NatsServer], tmp_path: Path
+) -> None:
+    server = new_nats_server("")
+    with launching(server.url, tmp_path) as launch:
+        stopped = launch(JETSTREAM, wait=False)
+        refused = launch(JETSTREAM | {"connect_timeout_ms": "600"}, wait=False)
+        patient = launch(JETSTREAM, wait=False)
+        for provider in (stopped, refused, patient):
+            await in_thread(provider.wait_for, "JetStream does not answer: is it switched on")
+        assert await in_thread(stopped.stop) == 0
+        assert await in_thread(refused.wait) == 1
+        assert "(tried for 0.6 s)" in refused.output
+        await in_thread(server.kill)
+        await in_thread(server.start, jetstream(tmp_path / "streams"))
+        await in_thread(patient.wait_for, "ready: serving")
+
+
 @pytest.mark.parametrize(
     ("config", "text"),
     [
