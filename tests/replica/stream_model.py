@@ -270,5 +270,8 @@ class Instance:
         while True:
             self.settle()
             self.recover()
-            if not (self.acknowledge() or self.deliver() or self.due or self.must_follow):
+            if self.acknowledge() or self.deliver() or self.due:
+                continue
+            self.heartbeat()  # shows that deliveries were lost
+            if not (self.due or self.must_follow):
                 return
