@@ -110,7 +110,6 @@ class Core:
         self.reservations = Reservations(store)
         self.publications = Publications(self.position, self.counts, self._on_reused)
         self.publications.apply = self._apply_own
-        self.barriers = 0
         self.heard_s = 0.0  # when the consumer has last sent something
         self._outside = outside
         self._sequences = Sequences()
@@ -120,10 +119,9 @@ class Core:
         self._reply_at = len(self._reply)
         self._to_domain = layout.to_domain
         self._barrier_subject = layout.barrier(instance)
-        self._barred_s = -PROVEN_S  # when a barrier was last delivered
+        self._barrier_delivered_s = -PROVEN_S  # when a barrier was last delivered
         self._barrier: Publication | None = None  # not written yet
         self._mending: Publication | None = None  # the barrier that may make the position whole
-        self._barrier_acts: list[Callable[[], None]] = []
         self._out: list[bytes] = []
         self._unwritten: list[Publication] = []
         self._is_due = False
@@ -238,7 +236,7 @@ class Core:
         if self._applier.is_within_batch:
             self._applier.end_batch()
         if subject == self._barrier_subject:
-            self._barred_s = now_s = self._outside.now_s()
+            self._barrier_delivered_s = now_s = self._outside.now_s()
             if not self.publications.deliver_barrier(token, sequence, now_s):
                 self._mending = None
                 self.mend()
@@ -402,14 +400,13 @@ class Core:
             self._increments.publish_ready()
         barrier, self._barrier = self._barrier, None
         if barrier is not None:
-            self.barriers += 1
             now_s = self._outside.now_s()
             token = self.publications.add_barrier(barrier, now_s)
             text = b"%d" % token
             sizes = b"%d %d" % (len(BARRIER_HEADERS), len(BARRIER_HEADERS) + len(text))
             # A barrier's delivery shows that it is stored. While deliveries fail to come, ask for an answer as well,
             # because the server's answer may say why.
-            reply = b"" if now_s - self._barred_s < PROVEN_S else self._reply + text + b" "
+            reply = b"" if now_s - self._barrier_delivered_s < PROVEN_S else self._reply + text + b" "
             self._out.append(
                 b"HPUB %b%b %b%b\r\n%b%b\r\n"
                 % (self._to_domain, self._barrier_subject, reply, sizes, BARRIER_HEADERS, text)
