@@ -108,13 +108,16 @@ def with_effect(
 
 
 def relevant_calls(calls: list[Call]) -> list[Call]:
-    """Leave out calls that explain nothing: reads without an answer, and sets without one whose value was never seen."""
+    """Leave out calls that explain nothing: reads without an answer, and sets without one whose value was never seen.
+
+    A value is seen by get, and any value by exists and increment.
+    """
     seen = {call.result for call in calls if call.function == "get" and call.result != UNKNOWN}
-    counts = any(call.function == "increment" for call in calls)
+    sees_any = any(call.function == "increment" or call.result is True for call in calls)
     return [
         call
         for call in calls
         if call.result != UNKNOWN
         or (call.function in ("delete", "increment"))
-        or (call.function == "set" and (counts or call.argument in seen))
+        or (call.function == "set" and (sees_any or call.argument in seen))
     ]

@@ -7,7 +7,7 @@ from math import inf
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.torture.linearizability import UNKNOWN, Call, after, is_linearizable
@@ -88,6 +88,7 @@ calls = st.one_of(
 )
 
 
+@example([((0, 1), ("set", b"1", None), False), ((0, 1), ("exists", None, True), True)])
 @given(st.lists(st.tuples(times, calls, st.booleans()), max_size=5))
 def test_it_agrees_with_trying_every_order(
     drawn: list[tuple[tuple[int, int], tuple[str, bytes | int, int], bool]],
