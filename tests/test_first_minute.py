@@ -138,6 +138,15 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, running: Callable[...
     )
     assert second.returncode == 1
     assert "a provider already serves default.keyvalue-inmemory" in second.stderr
+    third = subprocess.run(
+        [".venv/bin/keyvalue-inmemory", "serve", "--nats", run.url],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert third.returncode == 1
+    assert "default.keyvalue-inmemory is also served, with other keys" in third.stderr
 
     assert listens(run.port)
     assert run.interrupt() == 130

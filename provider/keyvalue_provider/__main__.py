@@ -5,7 +5,7 @@ The configuration is host data, or comes from flags, environment variables and a
 Exit codes:
 
 - 0: the provider stopped cleanly
-- 1: NATS cannot be reached, or refuses the connection
+- 1: NATS cannot be reached or refuses the connection, or another instance serves the prefix with other keys
 - 2: the host data or an option is wrong
 - 3: the host must start the provider again, because secrets of links are missing
 """

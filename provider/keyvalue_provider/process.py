@@ -36,6 +36,7 @@ from keyvalue_provider.keyvalue.service import Service
 from keyvalue_provider.launcher import Launcher
 from keyvalue_provider.live_configuration import LiveConfiguration
 from keyvalue_provider.observe.loop_probe import LoopProbe
+from keyvalue_provider.observe.other_instances import OtherInstances, SplitError, place_of_process
 from keyvalue_provider.outer_process import OuterProcess
 from keyvalue_provider.stop_signals import stop_at_signals
 from keyvalue_provider.watching.queue import WatchLimits
@@ -94,7 +95,7 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess, laun
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             end = runner.run(_run(plan, configuration.options, live_configuration, outer, launcher))
-    except (ConnectError, DisconnectedError, StreamError) as error:
+    except (ConnectError, DisconnectedError, StreamError, SplitError) as error:
         log.error("%s", error)
     finally:
         outer.clean_up(HOST_KILL_TIMEOUT_S if end.by_host else 0.0)
@@ -117,6 +118,7 @@ class Parts:
     policy: Policy
     service: Service
     watchers: Watchers
+    others: OtherInstances
     server: Server
     metrics: Metrics | None
     background: tuple[asyncio.Task[None], ...]
@@ -152,6 +154,10 @@ class RunningProvider:
         ailments += filter(None, (connection.refusal, self._live_configuration.fault))
         return ailments
 
+    def remarks(self) -> list[str]:
+        """Return what an operator should know although it does not make the provider unhealthy."""
+        return self._parts.others.remarks()
+
     def is_empty(self) -> bool:
         """Return True if the store holds no keys."""
         return not len(self._parts.store)
@@ -183,6 +189,7 @@ async def _run(
     """Serve until the provider is stopped.
 
     :raises ConnectError: NATS cannot be reached
+    :raises SplitError: another instance serves the prefix with other keys, and that is not allowed
     """
     stop_requested = asyncio.Event()
     signals = stop_at_signals(stop_requested, outer)
@@ -222,6 +229,7 @@ async def _run(
             after_connection.callback(endpoint.stop)
         if host is not None:
             await host.start()
+        await _meet_others(plan, parts.others)
         await parts.server.start(joins=follower is None)
         if follower is not None:
             follower.start(parts.server)
@@ -259,6 +267,24 @@ def kv_bucket_of(plan: StartPlan) -> str:
     """Return the name of the KV bucket if no option sets it: the provider key, or the prefix without a host."""
     name = plan.prefix if plan.host_data is None else plan.host_data.provider_key
     return re.sub("[^-_A-Za-z0-9]", "_", name)
+
+
+async def _meet_others(plan: StartPlan, others: OtherInstances) -> None:
+    """Look for other instances that serve the prefix with other keys, before this one takes calls from them.
+
+    Do not wait for them if a host has started this instance: calls are lost meanwhile, and it must start in any case.
+
+    :raises SplitError: there is one, and that is not allowed
+    """
+    await others.listen()
+    if plan.host_data is None:
+        await others.find()
+        if not plan.allows_split and (found := others.remarks()):
+            raise SplitError(
+                f"not started: {found[0]}; stop the others, choose another prefix, let all instances share their keys "
+                "(store=jetstream), or set allow_split=true"
+            )
+    await others.join()
 
 
 async def _unless_stopped(starting: Coroutine[Any, Any, T], stop_requested: asyncio.Event) -> T | None:
@@ -313,6 +339,12 @@ def _compose(
         None if follower is None else "store=jetstream serves no watchers",
     )
     watchers.links_changed(links.keys())
+    others = OtherInstances(
+        connection,
+        plan.prefix,
+        place_of_process("" if host_data is None else host_data.host_id),
+        None if follower is None else lambda: follower.identity,
+    )
     tallies = store_tallies() | atomics_tallies() | batch_tallies()
     durations: Durations | None = None
     if options.metrics_address:
@@ -328,16 +360,16 @@ def _compose(
     metrics = None
     if durations is not None:
         more = None if follower is None else _replica_metrics(follower)
-        metrics = Metrics(tallies, durations, store, server, connection, links, watchers, more)
+        metrics = Metrics(tallies, durations, store, server, connection, links, watchers, others, more)
 
     def drop_caches() -> None:
         service.drop_handles()
         if connection.direct is not None:
             connection.direct.drop_caches()
 
-    work = Sweep(store).run(), MemoryReturn(store, drop_caches).run()
+    work = Sweep(store).run(), others.run(), MemoryReturn(store, drop_caches).run()
     background = tuple(asyncio.create_task(coroutine) for coroutine in work)
-    return Parts(connection, links, store, follower, policy, service, watchers, server, metrics, background)
+    return Parts(connection, links, store, follower, policy, service, watchers, others, server, metrics, background)
 
 
 def _replica_metrics(follower: Follower) -> Callable[[], Iterable[Metric]]:
@@ -397,6 +429,7 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float) -> Non
     """Stop cleanly: answer the calls in flight, flush, and acknowledge the host's request."""
     if host is not None:
         host.stop()
+    parts.others.leave()
     if parts.follower is not None:
         parts.follower.give_up_after(timeout_s)
     await parts.server.stop(timeout_s)

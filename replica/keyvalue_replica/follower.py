@@ -107,6 +107,7 @@ class Follower:
         store = Store(options, secret=opened.secret, clock=clock, is_limited=False)
         inbox = self._connection.new_inbox()
         self._message_bytes_max = opened.message_bytes_max
+        self._created = opened.state.created
         self.core = Core(store, self.layout, self, inbox, secrets.token_hex(8), self._options.timeout_s, clock)
         quick = (Acknowledgements(self.core, inbox),)
         self._subscriptions.append(await self._connection.subscribe_frames(f"{inbox}.*", self.core.acknowledge, quick))
@@ -130,6 +131,11 @@ class Follower:
         """Begin to follow, and let `serving` join whenever the instance has caught up."""
         self._connection.on_lost.append(self._on_lost)
         self._tasks = [asyncio.create_task(self._run(serving)), asyncio.create_task(self._tick())]
+
+    @property
+    def identity(self) -> str:
+        """Return a text that is the same at all instances with this bucket, and different for every other bucket."""
+        return f"jetstream {self._options.bucket} {self._created}"
 
     @property
     def is_serving(self) -> bool:

@@ -16,7 +16,7 @@ from keyvalue_transport.keyvalue.watcher import WATCHER
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.subjects import invocation_subject
-from tests.conftest import DEADLINE_S, PATHS, Launch, NatsServer, settled
+from tests.conftest import DEADLINE_S, PATHS, PROVIDER, Launch, NatsServer, Process, in_thread, settled
 
 LATTICE, KEY = "default", "keyvalue-inmemory"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operating.md"
@@ -31,7 +31,7 @@ def documented_permissions() -> str:
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_the_documented_permissions(
-    path: str, new_nats_server: Callable[[str], NatsServer], launch: Launch
+    path: str, new_nats_server: Callable[[str], NatsServer], launch: Launch, tmp_path: Path
 ) -> None:
     server = new_nats_server(documented_permissions())
     at = server.url.replace("//", "//{}@").format
@@ -74,6 +74,9 @@ async def test_the_documented_permissions(
             assert "permissions violation" in str(await asyncio.wait_for(refusals.get(), DEADLINE_S)).lower()
         assert await client.get("b", "k") == value
         await monitor.close()
+    second = Process([PROVIDER, "serve", "--nats", at("provider:provider"), "--prefix", provider.prefix], tmp_path)
+    assert await in_thread(second.wait) == 1
+    assert "is also served, with other keys" in second.output  # it may ask, and the first may answer
     await caller.close()
     assert watcher.last_error is None
     await watcher.close()

@@ -185,6 +185,9 @@ class Unconcerned:
     def ailments(self) -> list[str]:
         return self._ailments
 
+    def remarks(self) -> list[str]:
+        return []
+
     def is_empty(self) -> bool:
         return self._is_empty
 

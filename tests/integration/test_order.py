@@ -264,6 +264,9 @@ class Capability:
     def ailments(self) -> list[str]:
         return []
 
+    def remarks(self) -> list[str]:
+        return []
+
     def is_empty(self) -> bool:
         return True
 

@@ -452,6 +452,9 @@ class StandaloneOptions:
     )
     credentials: str | None = option(values.USER_FILE, "file with the user's JWT and seed, as `nsc` writes it")
     nkey: str | None = option(values.USER_FILE, "file with the seed of an nkey user")
+    allow_split: bool = option(
+        values.FLAG, "start even if another instance serves the prefix with other keys", default=False
+    )
 
 
 @dataclass(frozen=True, slots=True)

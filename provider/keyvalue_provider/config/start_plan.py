@@ -55,6 +55,7 @@ class StartPlan:
     :param log_level: the log level if the option `log_level` is not set
     :param structured_logging: True to log JSON if the option `structured_logging` is not set
     :param resolve: combines a new configuration from the host with the other sources
+    :param allows_split: False to refuse the start if another instance serves the prefix with other keys
     """
 
     prefix: str
@@ -64,6 +65,7 @@ class StartPlan:
     log_level: str
     structured_logging: bool
     resolve: Callable[[Mapping[str, str]], Configuration]
+    allows_split: bool
 
 
 def read_hosted_plan(descriptor: int, environment: Mapping[str, str]) -> tuple[StartPlan, Configuration]:
@@ -104,6 +106,7 @@ def plan_hosted(host_data: HostData, configuration: Configuration, environment: 
         log_level=host_data.log_level,
         structured_logging=host_data.structured_logging,
         resolve=lambda config: resolve_host(host_data, config, environment),
+        allows_split=True,  # a host starts a new instance while the old one stops
     )
 
 
@@ -124,6 +127,7 @@ def plan_standalone(configuration: Configuration) -> StartPlan:
         log_level="info",
         structured_logging=False,
         resolve=lambda _: configuration,
+        allows_split=options.allow_split,
     )
 
 

@@ -46,6 +46,10 @@ class Capability(Protocol):
         """Return why the provider is unhealthy, one line for each reason."""
         ...
 
+    def remarks(self) -> list[str]:
+        """Return what an operator should know although it does not make the provider unhealthy."""
+        ...
+
     def is_empty(self) -> bool:
         """Return True if the provider holds no data, so that a restart loses nothing."""
         ...
@@ -170,7 +174,8 @@ class HostSession:
     async def _on_health(self, message: Message) -> None:
         self._tell()  # the answer must include faults in links that arrived before the request
         ailments = [*self._capability.ailments(), *self.ailments(), *self._links.unusable]
-        lines = [*(ailments or ["serving"]), *self._links.remarks, *self._connection.denials.remarks()]
+        remarks = *self._capability.remarks(), *self._links.remarks, *self._connection.denials.remarks()
+        lines = [*(ailments or ["serving"]), *remarks]
         health = {"healthy": not ailments, "message": "; ".join(lines)}
         await self._answer(message.reply, json.dumps(health).encode())
 

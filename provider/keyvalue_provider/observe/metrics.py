@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from keyvalue_engine import Store
 from keyvalue_provider.host.links import Links
+from keyvalue_provider.observe.other_instances import OtherInstances
 from keyvalue_provider.watching.watchers import Watchers
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, OUTCOMES, Tally
 from keyvalue_transport.nats.connection import Connection
@@ -76,6 +77,7 @@ class Metrics(Collector):
         connection: Connection,
         links: Links,
         watchers: Watchers,
+        others: OtherInstances,
         more: Callable[[], Iterable[Metric]] | None = None,
     ) -> None:
         self._more = more
@@ -86,6 +88,7 @@ class Metrics(Collector):
         self._connection = connection
         self._links = links
         self._watchers = watchers
+        self._others = others
         # Look up the version only once, because it is read from files.
         self._build = {
             "version": version("keyvalue-inmemory"),
@@ -124,6 +127,9 @@ class Metrics(Collector):
         )
         yield from self._watched()
         yield _gauge("links", "Links that the host has put.", len(self._links))
+        yield _gauge(
+            "other_instances", "Other instances that serve the same prefix with other keys.", self._others.count
+        )
         if self._more is not None:
             yield from self._more()
         yield InfoMetricFamily(f"{PREFIX}_build", "Version, Python and transport of this process.", self._build)

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.host.links import LinkDefinition, Links
 from keyvalue_provider.observe.metrics import DURATION_BOUNDS_S, Durations, Metrics
+from keyvalue_provider.observe.other_instances import Other, OtherInstances
 from keyvalue_provider.watching.queue import WatchLimits
 from keyvalue_provider.watching.watchers import Watchers
 from keyvalue_transport.keyvalue.atomics import atomics_tallies
@@ -58,6 +59,7 @@ class Pieces(NamedTuple):
     connection: Connection
     links: Links
     watchers: Watchers
+    others: OtherInstances
 
     @classmethod
     def of(cls, store: Store, path: str = "plain") -> Pieces:
@@ -66,7 +68,8 @@ class Pieces(NamedTuple):
         server = Server(connection, "default.kv")
         links = Links("kv")
         watchers = Watchers(connection, "default", "kv", store, links, WatchLimits(1, 1, 1.0))
-        return cls(tallies, Durations(tallies), store, server, connection, links, watchers)
+        others = OtherInstances(connection, "default.kv", "here")
+        return cls(tallies, Durations(tallies), store, server, connection, links, watchers, others)
 
     def families(self) -> dict[str, Metric]:
         """Return the families of a scrape, by name."""
@@ -205,6 +208,8 @@ def set_all_numbers(pieces: Pieces, now_ns: list[int]) -> None:
     watch_counts.delivered, watch_counts.failed, watch_counts.dropped = 42, 43, 44
     for number in range(5):
         pieces.links.put(LinkDefinition("component", "kv", str(number)))
+    for number in range(6):
+        pieces.others._others[str(number)] = Other("memory", "there")
 
 
 #: The samples without labels, as `set_all_numbers` sets them.
@@ -240,6 +245,7 @@ NUMBERS: dict[str, float] = {
     "keyspace_misses_total": 22,
     "pages_total": 100,
     "links": 5,
+    "other_instances": 6,
 }
 
 
