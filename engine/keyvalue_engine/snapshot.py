@@ -33,6 +33,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from hashlib import file_digest
 from os import PathLike
 from struct import Struct
 from tempfile import NamedTemporaryFile
@@ -206,9 +207,9 @@ class Reader:
     """A snapshot reader, for use as a context manager.
 
     The constructor reads the header, which contains the `secret`; it is None up to version 2. Iteration yields (bucket
-    name, [(key, value, deadline or None), ...]). All data is checked before use. Even if a length is damaged, the
-    reader never reads more than the file's size. A frame with more arrays, maps or parts than a block can have is
-    refused before they are created.
+    name, [(key, value, deadline or None), ...]), and each iteration begins with the first block. All data is checked
+    before use. Even if a length is damaged, the reader never reads more than the file's size. A frame with more arrays,
+    maps or parts than a block can have is refused before they are created.
 
     :raises SnapshotError: a frame is damaged, or the path is not a regular file; both the constructor and the iteration
         can raise this error
@@ -222,8 +223,9 @@ class Reader:
             status = os.fstat(self._file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise self._error(0, "the file is not a regular file")
-            self._left = status.st_size
+            self._left = self._size_bytes = status.st_size
             self.secret = self._read_header()
+            self._begin = self._offset
         except BaseException:
             self._file.close()
             raise
@@ -237,6 +239,8 @@ class Reader:
         self._file.close()
 
     def __iter__(self) -> Iterator[tuple[bytes, list[tuple[bytes, bytes, int | None]]]]:
+        self._file.seek(self._begin)
+        self._offset, self._left = self._begin, self._size_bytes - self._begin
         blocks = keys = 0
         while True:
             at = self._offset
@@ -259,6 +263,11 @@ class Reader:
                     return
                 case _:
                     raise self._error(at, "the frame is neither a block nor the end")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the file in hexadecimal."""
+        self._file.seek(0)
+        return file_digest(self._file, "sha256").hexdigest()
 
     def _read_header(self) -> bytes | None:
         match self._read_frame():

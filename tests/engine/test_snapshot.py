@@ -10,6 +10,7 @@ import stat
 import tracemalloc
 from collections.abc import Callable
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from struct import Struct
@@ -26,6 +27,7 @@ from xxhash import xxh3_64_intdigest
 from keyvalue_engine import BucketOptions, LimitError, NoSuchBucketError, SnapshotError, Store, StoreError, StoreOptions
 from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, bytes_size, entry_size
 from keyvalue_engine.options import TTL_MS_MAX
+from keyvalue_engine.snapshot import Reader
 from tests.engine.clock import Clock
 from tests.engine.entries import shards_of
 
@@ -183,6 +185,18 @@ def test_values_larger_than_a_block_are_spread_over_blocks(path: Path) -> None:
     blocks = [len(whole) for _, whole in frames_of(path.read_bytes())][1:-1]
     assert len(blocks) == 3
     assert all(1_200_000 < size < 1_201_000 for size in blocks)
+
+
+def test_a_reader_reads_a_file_as_often_as_asked_and_gives_its_digest(path: Path) -> None:
+    store = Store()
+    for name in (b"a", b"b", b"c"):
+        store.bucket(name).set(b"k", name)
+    store.save(path)
+    with Reader(path) as reader:
+        assert next(iter(reader))[0] == b"a"  # and stop there
+        first = list(reader)
+        assert reader.digest() == sha256(path.read_bytes()).hexdigest()
+        assert list(reader) == first == [(name, [(b"k", name, None)]) for name in (b"a", b"b", b"c")]
 
 
 def test_a_file_is_a_stream_of_msgpack(path: Path) -> None:
