@@ -68,9 +68,10 @@ ROOMS = {
     f"{T}.nats.frame_parser": room(f"{T}.nats", "nats"),
     f"{T}.nats.nats_py_errors": room(f"{T}.nats", "nats"),
     f"{T}.nats.direct.transport": room(f"{T}.nats", "nats"),
-    # The follower is the only module that speaks to NATS. Nothing here knows wRPC or a host.
+    # The follower and the import are the only modules that speak to NATS. Nothing here knows wRPC or a host.
     R: room(f"{E} {R}", without_io=True),
     f"{R}.follower": room(f"{E} {R} {T}.nats.connection {T}.wrpc.errors"),
+    f"{R}.importing": room(f"{E} {R} {T}.nats.connection {T}.wrpc.errors"),
     f"{R}.promise": room(),
     f"{R}.clock": room(),
     f"{R}.quick": room(f"{R}"),

@@ -74,6 +74,7 @@ REASONS = {
         bucket.py         test_core.py                             the calls of the model are made through its handles
         errors.py         test_core.py                             each is the answer to a call
         follower.py       tests/integration/test_replicated.py     it needs a real server
+        importing.py      tests/integration/test_moving.py         it needs a real server
         increments.py     test_core.py                             the model has increments that overtake each other
         options.py        tests/integration/test_replicated.py     each changes how a bucket is opened
         position.py       test_core.py                             the rule that the model checks
@@ -89,6 +90,7 @@ REASONS = {
         outer_process.py      tests/test_build.py                   it needs the executable
         ancestor.py           tests/hostile/test_host.py            it needs processes
         launcher.py           tests/hostile/test_host.py            it needs processes
+        moving.py             tests/integration/test_moving.py      its commands need a NATS server
         stop_signals.py       tests/integration/test_host.py        it needs a process
         host/json_fields.py   host/test_links.py                    how links and host data are read
         host/lattice.py       tests/integration/test_lattice.py     it needs a NATS server

@@ -8,6 +8,8 @@ Exit codes:
 - 1: NATS cannot be reached or refuses the connection, or another instance serves the prefix with other keys
 - 2: the host data or an option is wrong
 - 3: the host must start the provider again, because secrets of links are missing
+
+`import-snapshot` and `export-snapshot` have their own, which their `--help` lists.
 """
 
 from __future__ import annotations
@@ -55,6 +57,10 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
                 from keyvalue_provider.config_check import check
 
                 return check(arguments, os.environ)
+            if arguments.command in ("import-snapshot", "export-snapshot"):
+                from keyvalue_provider.moving import move
+
+                return move(arguments, os.environ)
         finally:
             sys.stdout.flush()
     except OSError as error:

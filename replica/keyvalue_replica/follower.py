@@ -14,6 +14,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from keyvalue_replica.layout import Layout
 from keyvalue_replica.options import ReplicaOptions
 from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.quick import Acknowledgements, Barriers, Deliveries
-from keyvalue_replica.stream import NS_PER_S, Api, ApiError, Opened, StreamState, open_stream, stream_state
+from keyvalue_replica.stream import NS_PER_S, Api, ApiError, StreamState, open_stream, stream_state, unfinished
 from keyvalue_transport.nats.connection import Connection, Subscription
 from keyvalue_transport.wrpc.errors import DisconnectedError
 
@@ -101,20 +102,21 @@ class Follower:
         :raises StreamError: the bucket can't be used; the text says what was found and what is needed
         :raises DisconnectedError: the connection is closed
         """
-        opened = await self._open(timeout_s)
+        state = await self._open(timeout_s)
         clock = ServerClock()
-        clock.note(opened.state.now_ns)
-        store = Store(options, secret=opened.secret, clock=clock, is_limited=False)
+        clock.note(state.now_ns)
+        store = Store(options, secret=state.secret, clock=clock, is_limited=False)
+        self._options = replace(self._options, secret=state.secret)  # for a bucket that is created again
         inbox = self._connection.new_inbox()
-        self._message_bytes_max = opened.message_bytes_max
-        self._created = opened.state.created
+        self._message_bytes_max = state.message_bytes_max
+        self._created = state.created
         self.core = Core(store, self.layout, self, inbox, secrets.token_hex(8), self._options.timeout_s, clock)
         quick = (Acknowledgements(self.core, inbox),)
         self._subscriptions.append(await self._connection.subscribe_frames(f"{inbox}.*", self.core.acknowledge, quick))
         self._must_read_again = True
         return self.core
 
-    async def _open(self, timeout_s: float) -> Opened:
+    async def _open(self, timeout_s: float) -> StreamState:
         ends_s, is_told = monotonic() + timeout_s, False
         while True:
             try:
@@ -259,8 +261,8 @@ class Follower:
         state = await stream_state(self.api, self.layout)
         if state is None:
             self._must_read_again = True
-            opened = await open_stream(self.api, self.layout, self._options)
-            state = opened.state
+            state = await open_stream(self.api, self.layout, self._options)
+        self._check_import(state)
         core = self.core
         away_s = monotonic() - self._left_s
         if state.created != self._created or state.last_sequence < core.position.applied or away_s > MARKER_S / 2:
@@ -372,6 +374,7 @@ class Follower:
         if state is None:
             self._must_read_again = True
             raise _Broken("the stream was deleted")
+        self._check_import(state)
         core = self.core
         core.clock.note(state.now_ns)
         if (state.replicas == 1) != core.position.trusts_pending:
@@ -388,6 +391,17 @@ class Follower:
             raise _Broken(
                 f"the stream was purged: it has {state.keys} subjects, and {len(core.store)} keys were applied"
             )
+
+    def _check_import(self, state: StreamState) -> None:
+        """Check that no snapshot is being imported, and that none has replaced the secret of the order of keys.
+
+        :raises _Broken: the instance can't serve
+        """
+        if state.importing:
+            raise _Broken(unfinished(self._options.bucket))
+        if state.secret != self._options.secret:
+            self.stop_serving("the bucket has another secret of the order of keys now: restart this instance")
+            raise _Broken(self._why)
 
     def _lacks_keys(self, state: StreamState) -> bool:
         """Return True if the stream has fewer keys than were applied up to its last message."""

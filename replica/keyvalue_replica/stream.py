@@ -18,12 +18,14 @@ from keyvalue_replica.errors import StreamError, UnavailableError
 from keyvalue_replica.layout import Layout
 from keyvalue_replica.options import ReplicaOptions
 
-__all__ = ["Api", "Opened", "Requests", "StreamState", "open_stream"]
+__all__ = ["Api", "ApiError", "Requests", "StreamState", "mark_stream", "open_stream", "stream_state"]
 
 REQUEST_TIMEOUT_S = 2.0
 SECRET_BYTES = 16
 #: The name of the secret in the stream's metadata.
 SECRET = "wrpc-keyvalue-secret"
+#: The name of the digest of a snapshot whose import has not finished, also in the metadata.
+IMPORT = "wrpc-keyvalue-import"
 NO_STREAM = 10059
 NO_PEERS = 10005
 #: The status of errors that may go away.
@@ -95,8 +97,12 @@ class StreamState:
 
     :ivar created: when it was created, as text; another text means another stream
     :ivar keys: number of subjects that have a message
+    :ivar consumers: number of clients that follow the stream
     :ivar replicas: number of servers that have the stream
     :ivar now_ns: the server's time, in Unix time
+    :ivar message_bytes_max: the stream's limit for a message, or None
+    :ivar secret: the secret of the order of keys
+    :ivar importing: the digest of the snapshot whose import has not finished, or ""
     """
 
     created: str
@@ -104,8 +110,12 @@ class StreamState:
     last_sequence: int
     messages: int
     keys: int
+    consumers: int
     replicas: int
     now_ns: int
+    message_bytes_max: int | None
+    secret: bytes
+    importing: str
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> StreamState:
@@ -114,37 +124,31 @@ class StreamState:
         :raises StreamError: a field is missing
         """
         try:
-            state = answer["state"]
+            state, config = answer["state"], answer["config"]
+            size = int(config.get("max_msg_size", -1))
             return cls(
                 str(answer["created"]),
                 int(state["first_seq"]),
                 int(state["last_seq"]),
                 int(state["messages"]),
                 int(state.get("num_subjects", 0)),
-                int(answer["config"].get("num_replicas", 1)),
+                int(state.get("consumer_count", 0)),
+                int(config.get("num_replicas", 1)),
                 unix_ns(str(answer["ts"])),
+                size if size > 0 else None,
+                _secret_of(answer),
+                str((config.get("metadata") or {}).get(IMPORT, "")),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StreamError(f"JetStream's answer lacks a field or has another form: {error}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """An open KV bucket.
-
-    :ivar secret: the secret of the order of keys
-    :ivar message_bytes_max: the stream's limit for a message, or None
-    """
-
-    state: StreamState
-    secret: bytes
-    message_bytes_max: int | None
-
-
-async def open_stream(api: Api, layout: Layout, options: ReplicaOptions) -> Opened:
+async def open_stream(api: Api, layout: Layout, options: ReplicaOptions, importing: str = "") -> StreamState:
     """Open the KV bucket, or create it. Several instances may do so at once.
 
-    :raises StreamError: the bucket is missing and may not be created, it does not fit, or the server is too old
+    :param importing: the digest of the snapshot that is to be imported, which marks a bucket that is created
+    :raises StreamError: the bucket is missing and may not be created, it does not fit, the server is too old, or the
+        import of another snapshot has not finished
     :raises UnavailableError: JetStream is not ready
     """
     try:
@@ -154,14 +158,41 @@ async def open_stream(api: Api, layout: Layout, options: ReplicaOptions) -> Open
             raise StreamError(f"{layout.stream}: {error}") from None
         if not options.creates:
             raise StreamError(f"the KV bucket {options.bucket} does not exist, and jetstream_create is false") from None
-        answer = await _create(api, layout, options)
+        answer = await _create(api, layout, options, importing)
     misfits = list(_misfits(answer["config"], layout))
     if misfits:
         raise StreamError(f"the stream {layout.stream} does not fit: {'; '.join(misfits)}")
-    answer = await _switch_on(api, answer, layout, options)
-    config = answer["config"]
-    size = int(config.get("max_msg_size", -1))
-    return Opened(StreamState.of(answer), _secret_of(answer), size if size > 0 else None)
+    state = StreamState.of(answer)
+    if state.importing not in ("", importing):
+        raise StreamError(unfinished(options.bucket))
+    return StreamState.of(await _switch_on(api, answer, layout, options))
+
+
+def unfinished(bucket: str) -> str:
+    """Return the error of a bucket that holds a part of a snapshot."""
+    return (
+        f"the KV bucket {bucket} holds a part of a snapshot: finish it with `keyvalue-inmemory import-snapshot`"
+        " and the same file, or delete the bucket"
+    )
+
+
+async def mark_stream(api: Api, layout: Layout, importing: str, secret: bytes | None = None) -> None:
+    """Note in the stream's metadata that the import of a snapshot has begun, or, with "", that it has finished.
+
+    :param secret: the new secret of the order of keys; None to keep the old one
+    :raises StreamError: JetStream refuses it
+    :raises UnavailableError: JetStream is not ready
+    """
+    try:
+        config = (await api.call(f"STREAM.INFO.{layout.stream}"))["config"]
+        metadata = {**(config.get("metadata") or {}), IMPORT: importing}
+        if not importing:
+            del metadata[IMPORT]
+        if secret is not None:
+            metadata[SECRET] = secret.hex()
+        await api.call(f"STREAM.UPDATE.{layout.stream}", {**config, "metadata": metadata})
+    except ApiError as error:
+        raise StreamError(f"{layout.stream}: {error}") from None
 
 
 async def stream_state(api: Api, layout: Layout) -> StreamState | None:
@@ -178,7 +209,7 @@ async def stream_state(api: Api, layout: Layout) -> StreamState | None:
         raise StreamError(f"{layout.stream}: {error}") from None
 
 
-async def _create(api: Api, layout: Layout, options: ReplicaOptions) -> dict[str, Any]:
+async def _create(api: Api, layout: Layout, options: ReplicaOptions, importing: str) -> dict[str, Any]:
     secret = options.secret or token_bytes(SECRET_BYTES)
     config = {
         "name": layout.stream,
@@ -193,7 +224,7 @@ async def _create(api: Api, layout: Layout, options: ReplicaOptions) -> dict[str
         "allow_direct": True,
         "allow_rollup_hdrs": True,
         "deny_delete": True,
-        "metadata": {SECRET: secret.hex()},
+        "metadata": {SECRET: secret.hex()} | ({IMPORT: importing} if importing else {}),
         **_features(options),
     }
     try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NoReturn
 
 from keyvalue_provider.config.names import nearest_names
-from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS, Option, OptionTable
+from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS, STANDALONE_OPTIONS, Option, OptionTable
 
 __all__ = ["command_line", "flags_of"]
 
@@ -17,6 +17,24 @@ EXIT_CODES = (
     "  1  NATS cannot be reached or refuses the connection, or another instance has the prefix (allow_split)\n"
     "  2  host data or an option is wrong\n"
     "  3  the host must start the provider again, because secrets of links are missing (restart_for_secrets)"
+)
+MOVING_EPILOG = (
+    "The bucket is that of `serve` with the same options. A provider that a host starts uses the bucket with the\n"
+    "name of its provider key, unless its option jetstream_bucket names another. Options may also come from the\n"
+    "environment (KEYVALUE_NAME) and the file. Those that only serving needs are accepted and ignored.\n\n"
+    "exit codes:\n"
+    "  0    done\n"
+    "  1    NATS or JetStream cannot be reached, or the bucket cannot be used\n"
+    "  2    an option or the file is wrong, or keys do not fit\n"
+    "  130  interrupted by Ctrl-C"
+)
+#: The options that the help text of the moving commands contains.
+MOVING_OPTIONS = frozenset(
+    name
+    for name, option in SERVE_OPTIONS.items()
+    if name in STANDALONE_OPTIONS
+    or name.startswith(("jetstream_", "tls_"))
+    or name in ("batch", "connect_timeout_ms", "log_level", "structured_logging")
 )
 NAME_COLUMN = 22
 #: Other flags of the same options. `wrpc-kv` accepts them too.
@@ -100,7 +118,55 @@ def command_line() -> argparse.ArgumentParser:
     )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     _add_flags(check)
+    _add_moving(commands)
     return parser
+
+
+def _add_moving(commands: Any) -> None:
+    """Add the commands that move data between a memory store and the replicated store."""
+    importing = _moving_command(
+        commands,
+        "import-snapshot",
+        "fill the KV bucket of store=jetstream from a snapshot of a memory store",
+        "keyvalue-inmemory import-snapshot FILE [--skip] [the flags of serve]",
+        "The bucket must be new or empty, and no instance may run. All buckets, keys, values and deadlines are\n"
+        "kept, and so is the order of keys: a component's cursor from the memory store stays valid.\n\n"
+        "You can interrupt it at any time, even with kill -9. Run the same command again to continue. Until it has\n"
+        "finished, no instance serves the bucket.\n\n"
+        "Before it begins, it names the keys that do not fit: values larger than max_payload of the NATS server\n"
+        "less 256 bytes, and names that are too long for a NATS subject. Then it stops, unless --skip is given.",
+        "  keyvalue-inmemory import-snapshot store.snapshot --nats 127.0.0.1:4222 --jetstream-bucket mine\n"
+        "  keyvalue-inmemory serve --store jetstream --nats 127.0.0.1:4222 --jetstream-bucket mine",
+    )
+    importing.add_argument("file", metavar="FILE", help="the snapshot, written by Store.save or export-snapshot")
+    importing.add_argument("--skip", action="store_true", help="leave out keys that do not fit, and import the others")
+    exporting = _moving_command(
+        commands,
+        "export-snapshot",
+        "write a snapshot of the KV bucket of store=jetstream, which a memory store loads",
+        "keyvalue-inmemory export-snapshot FILE [--force] [the flags of serve]",
+        "Instances may run meanwhile. The snapshot has every change that was acknowledged before the command\n"
+        "began, and shows the whole bucket as of one moment. It holds deadlines, and the order of keys.\n\n"
+        "The file appears when it is complete. The command needs memory for all keys, as an instance does.",
+        "  keyvalue-inmemory export-snapshot store.snapshot --nats 127.0.0.1:4222 --jetstream-bucket mine",
+    )
+    exporting.add_argument("file", metavar="FILE", help="the file to write, with mode 0600")
+    exporting.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+
+def _moving_command(
+    commands: Any, name: str, what: str, usage: str, more: str, examples: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=what,
+        usage=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"{what[0].upper()}{what[1:]}.\n\n{more}",
+        epilog=f"{examples}\n\n{MOVING_EPILOG}",
+    )
+    _add_flags(command, MOVING_OPTIONS)
+    return command
 
 
 def flags_of(arguments: argparse.Namespace) -> dict[str, str | None]:
@@ -112,14 +178,15 @@ def _help_of(option: Option) -> str:
     return option.help if option.default is None else f"{option.help}; default: {option.shown(option.default)}"
 
 
-def _add_flags(parser: argparse.ArgumentParser) -> None:
+def _add_flags(parser: argparse.ArgumentParser, shown: Container[str] = SERVE_OPTIONS) -> None:
+    """Add a flag for each option. The help text contains only the options in `shown`."""
     parser.add_argument(
         "--config",
         metavar="FILE",
         help="TOML file with lines NAME = VALUE; a NAME is a flag below, with _ instead of -",
     )
     for name, option in SERVE_OPTIONS.items():
-        _add_flag(parser, name, option, _help_of(option).replace("%", "%%"))
+        _add_flag(parser, name, option, _help_of(option).replace("%", "%%") if name in shown else argparse.SUPPRESS)
     for name, present_name in SERVE_OPTIONS.old_names.items():
         _add_flag(parser, name, SERVE_OPTIONS[present_name], argparse.SUPPRESS)
 

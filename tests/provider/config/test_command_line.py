@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from keyvalue_provider.config.command_line import command_line, flags_of
-from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS
+from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS, STANDALONE_OPTIONS
 from tests.conftest import DEADLINE_S, PROVIDER
 
 
@@ -62,6 +62,22 @@ def test_help_names_every_flag() -> None:
             assert f"default: {option.shown(option.default)}" in " ".join(ended.stdout.split()), name
     for name in SERVE_OPTIONS.old_names:
         assert f"--{name.replace('_', '-')}" not in ended.stdout, name
+
+
+@pytest.mark.parametrize("command", ["import-snapshot", "export-snapshot"])
+def test_the_moving_commands_accept_the_flags_of_serve_and_show_those_that_they_use(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command_line().parse_args([command, "file", "--page-keys", "7", "--jetstream-bucket", "b"])
+    given = {name: text for name, text in flags_of(arguments).items() if text is not None}
+    assert (arguments.file, given) == ("file", {"page_keys": "7", "jetstream_bucket": "b"})
+    with pytest.raises(SystemExit):
+        command_line().parse_args([command, "--help"])
+    text = capsys.readouterr().out
+    for name in SERVE_OPTIONS:
+        is_used = name in STANDALONE_OPTIONS or name.startswith(("jetstream_", "tls_"))
+        assert is_used <= (f"  --{name.replace('_', '-')} " in text), name
+    assert "--page-keys" not in text
 
 
 def test_help_of_the_command_names_every_option() -> None:
