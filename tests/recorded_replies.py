@@ -45,7 +45,7 @@ class RecordedReplies:
 
     def result(self, reply: str, content: bytes, /) -> list[Reply]:
         assert content, "a result has at least one byte"
-        return [result(reply, content)]
+        return [result(reply, content), ended(reply)]
 
     def end(self, reply: str, /) -> list[Reply]:
         return [ended(reply)]

@@ -45,31 +45,27 @@ class Applier:
         self._on_unreadable = on_unreadable
         self._handles: dict[bytes, Bucket] = {}
         self._by_token: dict[bytes, Bucket] = {}
-        self._batch: list[tuple[bytes, dict[bytes, bytes], bytes, Delivery]] = []
+        #: The messages of a batch that wait for its end.
+        self.batch: list[tuple[bytes, dict[bytes, bytes], bytes, Delivery]] = []
         self._batch_id = b""
-
-    @property
-    def is_within_batch(self) -> bool:
-        """Return True if messages of a batch wait for its end."""
-        return bool(self._batch)
 
     def apply(self, subject: bytes, block: bytes, payload: bytes, delivery: Delivery) -> None:
         """Apply a message.
 
         :param block: the header block, or b""
         """
-        if not block and not self._batch:
+        if not block and not self.batch:
             self._apply(subject, {}, payload, delivery)
             return
         headers = headers_of(block) if block else {}
         batch_id = headers.get(b"nats-batch-id", b"")
-        if self._batch and batch_id != self._batch_id:
+        if self.batch and batch_id != self._batch_id:
             self.end_batch()
         if not batch_id:
             self._apply(subject, headers, payload, delivery)
             return
         self._batch_id = batch_id
-        self._batch.append((subject, headers, payload, delivery))
+        self.batch.append((subject, headers, payload, delivery))
         if b"nats-batch-commit" in headers:
             self.end_batch()
 
@@ -78,7 +74,7 @@ class Applier:
 
         :param tokens: the last two tokens of the subject, which name the bucket and the key
         """
-        if self._batch:
+        if self.batch:
             self.end_batch()
         bucket_token, key_token = tokens
         handle = self._by_token.get(bucket_token)
@@ -89,18 +85,18 @@ class Applier:
         except ValueError:
             self._counts.foreign += 1
             return
-        if self._sequences:
+        if self._sequences.by_subject:
             self._sequences.note(subject, sequence)
 
     def end_batch(self) -> None:
         """Apply the messages of a batch that wait. They are visible together, because no call runs meanwhile."""
-        batch, self._batch = self._batch, []
+        batch, self.batch = self.batch, []
         for message in batch:
             self._apply(*message)
 
     def forget(self) -> None:
         """Forget the batch that has begun, because the stream is read again."""
-        self._batch.clear()
+        self.batch.clear()
 
     def _apply(self, subject: bytes, headers: dict[bytes, bytes], payload: bytes, delivery: Delivery) -> None:
         names = self._layout.names(subject)

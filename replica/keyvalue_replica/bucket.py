@@ -22,8 +22,6 @@ __all__ = ["Read", "ReplicaBucket", "ReplicaStore"]
 T = TypeVar("T")
 
 BATCH_KEYS = Limit("an atomic batch has {} keys", "a limit of NATS")
-#: The limit for the headers of a message of ours.
-HEADER_BYTES = 256
 MESSAGE_BYTES = Limit("value is {} bytes", "max_payload of the NATS server")
 #: A deadline for the calculation of sizes, which depend only on whether there is one.
 SOME_TIME = 0
@@ -152,8 +150,13 @@ class ReplicaBucket:
 
         :raises LimitError: the key or the value is too long, or the store or the quota is full
         """
-        core, ttl_ms = self._core, self._ttl_ms
-        self._check(key, value)
+        core, ttl_ms, value_bytes = self._core, self._ttl_ms, len(value)
+        if (
+            len(key) > self._key_bytes_max
+            or value_bytes > self._value_bytes_max
+            or value_bytes > core.value_bytes_max
+        ):
+            self._check(key, value)
         subject = core.layout.subject(self._name, key)
         if self._quota is None and not core.reservations.is_limited and self._engine.is_known():
             reservation = None
@@ -162,7 +165,7 @@ class ReplicaBucket:
             reservation = core.reservations.reserve(self._name, growth, self._quota)
         if ttl_ms:  # the deadline depends on the timestamp, which the delivery tells
             return core.publish_one(Outgoing(subject, value, ttl_headers(ttl_ms)), reservation)
-        return core.publish_one(Outgoing(subject, value), reservation, (self._writable, key, value))
+        return core.publish_value(subject, value, reservation, (self._writable, key, value))
 
     def delete(self, key: bytes) -> Any:
         """Remove a key. The answer says nothing about whether it existed."""
@@ -217,9 +220,9 @@ class ReplicaBucket:
             raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
         if len(value) > self._value_bytes_max:
             raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
-        message_max = self._core.max_payload() - HEADER_BYTES
-        if len(value) > message_max:
-            raise LimitError(MESSAGE_BYTES, len(value), message_max)
+        self._core.look_up_limit()
+        if len(value) > self._core.value_bytes_max:
+            raise LimitError(MESSAGE_BYTES, len(value), self._core.value_bytes_max)
 
     def _check_batch(self, keys: int) -> None:
         if self._is_atomic and keys > BATCH_KEYS_MAX:

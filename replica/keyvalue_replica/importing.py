@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from keyvalue_engine.errors import LimitError
-from keyvalue_replica.bucket import HEADER_BYTES, MESSAGE_BYTES
-from keyvalue_replica.core import Outgoing
+from keyvalue_replica.bucket import MESSAGE_BYTES
+from keyvalue_replica.core import HEADER_BYTES, Outgoing
 from keyvalue_replica.errors import StreamError, UnavailableError
 from keyvalue_replica.layout import Layout, ttl_headers
 from keyvalue_replica.options import ReplicaOptions

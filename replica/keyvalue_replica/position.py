@@ -101,10 +101,6 @@ class Position:
         self.pending = pending
         return True
 
-    def step(self, sequence: int) -> None:
-        """Note that a message of ours was applied when it was acknowledged, because it follows the position."""
-        self.applied = sequence
-
     def tear(self) -> None:
         """Note that a change may be missing."""
         self.is_whole = False

@@ -19,14 +19,15 @@ class Promise:
     :param is_shared: True to ignore `cancel`, because one call must not cancel the answer to others
     """
 
-    __slots__ = ("_callbacks", "_error", "_is_done", "_is_shared", "_value")
+    # Most promises need only some of these attributes. So they are attributes of the class until they are set.
+    _is_done = False
+    _value: Any = None
+    _error: BaseException | None = None
+    _act: Callable[[Any], object] | None = None  # the first callback
+    _more: list[Callable[[Any], object]] | None = None  # the others
 
     def __init__(self, is_shared: bool = False) -> None:
         self._is_shared = is_shared
-        self._is_done = False
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self._callbacks: list[Callable[[Any], object]] = []
 
     def done(self) -> bool:
         """Return True if there is a result or an error."""
@@ -59,14 +60,22 @@ class Promise:
         """Call `act` with this promise when it is done. `act` must not raise."""
         if self._is_done:
             act(self)
+        elif self._act is None:
+            self._act = act
+        elif self._more is None:
+            self._more = [act]
         else:
-            self._callbacks.append(act)
+            self._more.append(act)
 
     def _end(self) -> None:
         self._is_done = True
-        callbacks, self._callbacks = self._callbacks, []
-        for act in callbacks:
+        if self._act is not None:
+            act, self._act = self._act, None
             act(self)
+            if self._more is not None:
+                more, self._more = self._more, None
+                for act in more:
+                    act(self)
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self._is_done:

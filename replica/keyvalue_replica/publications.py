@@ -92,20 +92,20 @@ class Publication(Promise):
     :ivar owner: told how the publication ended; None for nobody
     """
 
-    __slots__ = ("after", "answers", "began_s", "change", "gaps", "is_barrier", "owner", "reservation", "token")
+    answers: list[tuple[Answer, object]] | None = None
+    owner: Owner | None = None
+    gaps = 0
+    # Set by `Publications.add`.
+    began_s: float
+    after: int
+    token: int
 
     def __init__(
         self, reservation: Reservation | None = None, is_barrier: bool = False, change: Change | None = None
     ) -> None:
-        Promise.__init__(self, is_barrier)
-        self.change = change
-        self.answers: list[tuple[Answer, object]] | None = None
-        self.is_barrier = is_barrier
-        self.began_s = 0.0
-        self.after = 0
-        self.token = self.gaps = 0
+        self._is_shared = self.is_barrier = is_barrier
         self.reservation = reservation
-        self.owner: Owner | None = None
+        self.change = change
 
     def fail(self, error: Exception) -> None:
         """Answer with an error."""
@@ -113,9 +113,10 @@ class Publication(Promise):
             self.release()
         if not self._is_done:
             self.set_exception(error)
-        for answer, _ in self.answers or ():
-            if not answer.done():
-                answer.set_exception(error)
+        if self.answers is not None:
+            for answer, _ in self.answers:
+                if not answer.done():
+                    answer.set_exception(error)
 
     def succeed(self) -> None:
         """Answer with the results."""
@@ -123,9 +124,10 @@ class Publication(Promise):
             self.release()
         if not self._is_done:
             self.set_result(None)
-        for answer, result in self.answers or ():
-            if not answer.done():
-                answer.set_result(result)
+        if self.answers is not None:
+            for answer, result in self.answers:
+                if not answer.done():
+                    answer.set_result(result)
 
     def release(self) -> None:
         """Free the reserved room."""
@@ -168,13 +170,12 @@ class Publications:
 
     def add(self, publication: Publication, now_s: float) -> int:
         """Add a publication. Return the number that names it in its reply subject."""
-        self._tokens += 1
-        publication.token = self._tokens
+        self._tokens = publication.token = token = self._tokens + 1
         publication.began_s = now_s
         applied, highest = self._position.applied, self._highest
         publication.after = applied if applied > highest else highest
-        self._unacknowledged[self._tokens] = publication
-        return self._tokens
+        self._unacknowledged[token] = publication
+        return token
 
     def acknowledge(self, token: int, payload: bytes, now_s: float) -> None:
         """Take the server's answer: a PubAck in JSON, or nothing, which says that nobody serves the stream."""
@@ -199,7 +200,7 @@ class Publications:
         position = self._position
         if sequence == position.applied + 1 and position.is_whole and self.apply is not None:
             self.apply(publication, sequence)
-        if position.has_passed(sequence):
+        if position.applied >= sequence and position.is_whole:
             publication.succeed()
         elif sequence > self._highest:
             self._acknowledged.append((sequence, token, publication))

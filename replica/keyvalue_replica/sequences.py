@@ -19,34 +19,34 @@ class Sequences:
 
     def __init__(self, keys_max: int = KEYS_MAX) -> None:
         self._keys_max = keys_max
-        self._by_subject: OrderedDict[bytes, int] = OrderedDict()
+        self.by_subject: OrderedDict[bytes, int] = OrderedDict()
 
     def __len__(self) -> int:
         """Return the number of subjects that are watched."""
-        return len(self._by_subject)
+        return len(self.by_subject)
 
     def watch(self, subject: bytes) -> int:
         """Return the sequence of a subject, and keep it from now on. Forget the one that was kept for the longest time."""
-        sequence = self._by_subject.setdefault(subject, UNKNOWN)
-        if len(self._by_subject) > self._keys_max:
-            self._by_subject.popitem(last=False)
+        sequence = self.by_subject.setdefault(subject, UNKNOWN)
+        if len(self.by_subject) > self._keys_max:
+            self.by_subject.popitem(last=False)
         return sequence
 
     def get(self, subject: bytes) -> int:
         """Return the sequence of a subject."""
-        return self._by_subject.get(subject, UNKNOWN)
+        return self.by_subject.get(subject, UNKNOWN)
 
     def note(self, subject: bytes, sequence: int) -> None:
         """Note the sequence of a message that was applied."""
-        if subject in self._by_subject:
-            self._by_subject[subject] = sequence
+        if subject in self.by_subject:
+            self.by_subject[subject] = sequence
 
     def learn(self, subject: bytes, sequence: int) -> None:
         """Note the sequence that the server has named. What was applied later counts more."""
-        known = self._by_subject.get(subject)
+        known = self.by_subject.get(subject)
         if known is not None and (sequence == NO_MESSAGE or sequence > known):
-            self._by_subject[subject] = sequence
+            self.by_subject[subject] = sequence
 
     def clear(self) -> None:
         """Forget all, because the stream is read again."""
-        self._by_subject.clear()
+        self.by_subject.clear()

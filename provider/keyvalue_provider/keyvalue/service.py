@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 from typing import TypeVar
 
 from keyvalue_engine import NoSuchBucketError, Page, StoreError
@@ -177,28 +176,16 @@ class Service:
 
 def _later(answer: Awaitable[S], convert: Callable[[S], T]) -> Derived[T]:
     """Return an awaitable that converts a store's answer and translates store errors."""
-    derive = getattr(answer, "derive", None)  # a DerivedAnswer; testing for the protocol itself takes 10 us
-    if derive is not None:
-        return Derived(answer.source, partial(_translate_derived, convert, derive))  # type: ignore[attr-defined]
-    return Derived(answer, partial(_translate, convert))
+    derive_answer = getattr(answer, "derive", None)  # a DerivedAnswer; testing for the protocol itself takes 10 us
 
+    def derive(read: Callable[[], S]) -> T:
+        try:
+            value = read() if derive_answer is None else derive_answer(read)
+        except StoreError as error:
+            raise _interface_error(error) from error
+        return convert(value)
 
-def _translate_derived(
-    convert: Callable[[S], T], derive: Callable[[Callable[[], object]], S], read: Callable[[], object]
-) -> T:
-    try:
-        value = derive(read)
-    except StoreError as error:
-        raise _interface_error(error) from error
-    return convert(value)
-
-
-def _translate(convert: Callable[[S], T], read: Callable[[], S]) -> T:
-    try:
-        value = read()
-    except StoreError as error:
-        raise _interface_error(error) from error
-    return convert(value)
+    return Derived(answer if derive_answer is None else answer.source, derive)  # type: ignore[attr-defined]
 
 
 def _interface_error(error: StoreError) -> NoSuchStoreError | OtherError:

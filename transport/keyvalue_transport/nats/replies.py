@@ -48,9 +48,9 @@ class SubjectReplies:
         return [Send(reply, b"", self._nobody if token is None else f"{self._inbox}.{token}")]
 
     def result(self, reply: str, result: bytes) -> list[Send]:
-        """Return the pieces of a result."""
+        """Return the pieces of a result and the end."""
         subject, size = results_subject(reply), self._connection.max_payload
-        return [Send(subject, result[at : at + size]) for at in range(0, len(result), size)]
+        return [*(Send(subject, result[at : at + size]) for at in range(0, len(result), size)), Send(subject, b"")]
 
     def end(self, reply: str) -> list[Send]:
         """Return the message that ends the invocation."""

@@ -74,16 +74,17 @@ class Server:
         self._inbox = connection.new_inbox()
         self._path: DirectPath | PlainPath
         ends = self._inbox, connection.new_inbox(), lambda: secrets.token_hex(8), limits
-        hooks = self._on_step, self._on_unsent, on_batch
+        self._waits = Waits(self._finish)
         if connection.direct is not None:
-            self._path = DirectPath(connection, connection.direct, *ends, *hooks)
+            self._path = DirectPath(
+                connection, connection.direct, *ends, self._on_step, self._wait, self._on_unsent, on_batch
+            )
         else:
-            self._path = PlainPath(connection, *ends, *hooks)
+            self._path = PlainPath(connection, *ends, self._on_step, self._on_unsent, on_batch)
         self._handlers: list[tuple[str, Handler]] = []
         self._functions: list[Subscription] = []
         self._params: Subscription | None = None
         self._expiry: asyncio.Task[None] | None = None
-        self._waits = Waits(self._finish)
         self._membership = asyncio.Lock()  # held by `join` and `leave`
         self._is_stopping = False
         self._idle: asyncio.Event | None = None  # only while the server stops
@@ -200,17 +201,19 @@ class Server:
     def _finish(self, answer: Any, calls: list[Waiting[Any]]) -> None:
         """Send the results of the calls that have waited for an answer, all together."""
         invocations = self._path.invocations
+        read = answer.result
         sends: list[Any] = []
         for waiting in calls:
-            result: bytes | Exception
             try:
-                result = waiting.pending.encode(answer.result)
+                sends += invocations.answer(waiting.reply, waiting.pending.encode(read))
+                continue
             except asyncio.CancelledError:
-                result = TimeoutError("the server stops" if self._idle is not None else "the answer was cancelled")
+                failure: Exception = TimeoutError(
+                    "the server stops" if self._idle is not None else "the answer was cancelled"
+                )
             except Exception as error:  # every exception from an answer is counted and logged
-                result = error
-            step = invocations.finish(waiting, result)
-            result = b""  # free the bytes, because an exception's traceback may keep this frame alive
+                failure = error
+            step = invocations.finish(waiting, failure)
             sends += step.sends
             if step.failure is not None:
                 self._log_failure(step.failure)

@@ -67,7 +67,7 @@ class Replies(Protocol[A_contra, M]):
         """Return the handshake. If `token` is given, the client uses the token to send the remaining pieces."""
 
     def result(self, reply: A_contra, result: bytes, /) -> list[M]:
-        """Return the pieces of a result. The result must not be empty."""
+        """Return the pieces of a result and the message that ends the invocation. The result must not be empty."""
 
     def end(self, reply: A_contra, /) -> list[M]:
         """Return the message that ends an invocation."""
@@ -206,10 +206,16 @@ class Invocations(Generic[A, M]):
 
     def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
         """Process the encoded result of a waiting invocation, or its error."""
-        self._waiting -= 1
         if isinstance(result, Exception):
+            self._waiting -= 1
             return self._fail(waiting.reply, result, waiting.traceparent, [])
-        return Step(self._result(waiting.reply, result, []))
+        return Step(self.answer(waiting.reply, result))
+
+    def answer(self, reply: A, result: bytes) -> list[M]:
+        """Return the messages that answer a waiting invocation. Count it as answered."""
+        self._waiting -= 1
+        self.counts.answered += 1
+        return self._replies.result(reply, result) if result else self._replies.end(reply)
 
     def expire(self, now_s: float) -> Step[A, M]:
         """End the half-open invocations and the calls with queued results that have passed their deadline.
@@ -339,9 +345,7 @@ class Invocations(Generic[A, M]):
 
     def _result(self, reply: A, result: bytes, sends: list[M]) -> list[M]:
         self.counts.answered += 1
-        if result:
-            sends += self._replies.result(reply, result)
-        sends += self._replies.end(reply)
+        sends += self._replies.result(reply, result) if result else self._replies.end(reply)
         return sends
 
     def _refuse(self, reply: A, sends: list[M]) -> Step[A, M]:

@@ -134,7 +134,7 @@ def direct_core(
     replies = FrameReplies(INBOX, NOBODY, max_payload, RECEIPT)
     invocations = Invocations(replies, lambda: str(next(tokens)), limits, routes.has_room)
     steps: list[Step[bytes, bytes]] = []
-    routes.serve(DirectServer(invocations, replies, steps.append))
+    routes.serve(DirectServer(invocations, replies, steps.append, lambda waiting: steps.append(Step([], waiting))))
     routes.add(PIECES, Further.PIECES)
     return routes, invocations, steps
 

@@ -11,7 +11,6 @@ frames for the core.
 
 from __future__ import annotations
 
-from keyvalue_transport.nats.headers import CRLF
 from keyvalue_transport.nats.subjects import params_subject
 
 __all__ = ["ANSWER_BYTES", "END", "RESULT_LINES", "SMALL", "FrameReplies"]
@@ -60,16 +59,22 @@ class FrameReplies:
 
     def accept(self, reply: bytes, token: str | None) -> list[bytes]:
         """Return the handshake. With a token, it asks the client for the remaining pieces of cut parameters."""
-        inbox = self._nobody if token is None else b"%b.%b" % (self._inbox, token.encode())
-        return [b"PUB %b %b 0\r\n\r\n" % (reply, inbox)]
+        if token is None:
+            return [self.handshake(reply)]
+        return [b"PUB %b %b.%b 0\r\n\r\n" % (reply, self._inbox, token.encode())]
+
+    def handshake(self, reply: bytes) -> bytes:
+        """Return the handshake of an invocation whose parameters are complete."""
+        return b"PUB %b %b 0\r\n\r\n" % (reply, self._nobody)
 
     def result(self, reply: bytes, result: bytes) -> list[bytes]:
-        """Return the pieces of a result."""
+        """Return the pieces of a result and the end. Those of a small result are one bytes object."""
         if (length := len(result)) < SMALL and length <= self.max_payload:
-            return [b"".join((PUB, reply, RESULT_LINES[length], result, CRLF))]
+            return [b"".join((PUB, reply, RESULT_LINES[length], result, NEXT_PUB, reply, END))]
         size, whole = self.max_payload, memoryview(result)
         pieces = [whole[at : at + size] for at in range(0, len(result), size)]
-        return [b"".join((b"PUB %b.results %d\r\n" % (reply, len(piece)), piece, b"\r\n")) for piece in pieces]
+        frames = [b"".join((b"PUB %b.results %d\r\n" % (reply, len(piece)), piece, b"\r\n")) for piece in pieces]
+        return [*frames, *self.end(reply)]
 
     def end(self, reply: bytes) -> list[bytes]:
         """Return the frame that ends the invocation."""

@@ -9,7 +9,7 @@ from keyvalue_transport.nats.direct.answers import FrameReplies
 from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further
 from keyvalue_transport.wrpc.errors import DisconnectedError
 from keyvalue_transport.wrpc.handler import Handler
-from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step, Waiting
 
 __all__ = ["DirectPath"]
 
@@ -31,6 +31,7 @@ class DirectPath:
         new_token: Callable[[], str],
         limits: InvocationLimits | None,
         on_step: Callable[[Step[bytes, bytes]], None],
+        on_waiting: Callable[[Waiting[bytes]], None],
         on_unsent: Callable[[DisconnectedError], None],
         on_batch: Callable[[float], None] | None,
     ) -> None:
@@ -39,7 +40,7 @@ class DirectPath:
         self._on_unsent = on_unsent
         replies = FrameReplies(inbox, nobody, connection.max_payload, new_token())
         self.invocations = Invocations(replies, new_token, limits, routes.has_room)
-        routes.serve(DirectServer(self.invocations, replies, on_step, on_batch, self._lose))
+        routes.serve(DirectServer(self.invocations, replies, on_step, on_waiting, on_batch, self._lose))
 
     async def subscribe_function(self, subject: str, handler: Handler, queue: str) -> Subscription:
         """Receive the invocations of a function."""

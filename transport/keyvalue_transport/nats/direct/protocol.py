@@ -373,10 +373,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         """Let a call with complete parameters wait for its answer, as the core does. This way is faster."""
         if not server.invocations.may_wait(pending):
             return self._carry_out(server, server.invocations.refuse(reply))
-        handshake = server.replies.accept(reply, None)
-        self._out += handshake
-        server.on_step(Step([], Waiting(reply, traceparent, pending)))
-        return len(handshake[0])
+        self._out.append(handshake := server.replies.handshake(reply))
+        server.on_waiting(Waiting(reply, traceparent, pending))
+        return len(handshake)
 
     def _carry_out(self, server: DirectServer, step: Step[bytes, bytes]) -> int:
         """Carry out a step of the core during a read. Return the number of bytes added to the output."""

@@ -14,7 +14,7 @@ from keyvalue_transport.nats.headers import CallerCache
 from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.reply_subjects import ReplySubjects
 from keyvalue_transport.wrpc.handler import Handler
-from keyvalue_transport.wrpc.invocation import Invocations, Step
+from keyvalue_transport.wrpc.invocation import Invocations, Step, Waiting
 
 __all__ = ["DirectRoutes", "DirectServer", "Frames", "Further", "InOrder", "Quick", "Route"]
 
@@ -82,6 +82,7 @@ class DirectServer(NamedTuple):
     """The server whose invocations the direct path answers.
 
     :ivar on_step: called with each step that the core returns, after the step's messages are added to the output
+    :ivar on_waiting: called with each call that has its handshake and waits for its answer
     :ivar on_batch: called with the seconds between reading a batch of invocations and writing its answers
     :ivar on_lost: called with the number of messages that were not sent because the connection is lost
     """
@@ -89,6 +90,7 @@ class DirectServer(NamedTuple):
     invocations: Invocations[bytes, bytes]
     replies: FrameReplies
     on_step: Callable[[Step[bytes, bytes]], None]
+    on_waiting: Callable[[Waiting[bytes]], None]
     on_batch: Callable[[float], None] | None = None
     on_lost: Callable[[int], None] | None = None
 
