@@ -83,7 +83,11 @@ class FilledProtocol:
         routes = DirectRoutes()
         replies = FrameReplies("_INBOX." + "a" * 22, "_INBOX." + "b" * 22, 1024 * 1024, "receipt")
         on_batch = Durations(tallies).observe if is_metered else None
-        routes.serve(DirectServer(Invocations(replies, lambda: "token"), replies, lambda step: None, lambda waiting: None, on_batch))
+        routes.serve(
+            DirectServer(
+                Invocations(replies, lambda: "token"), replies, lambda step: None, lambda waiting: None, on_batch
+            )
+        )
         for number, handler in enumerate(self.handlers.values(), 1):
             routes.add(number, handler)
         self.socket = Socket()

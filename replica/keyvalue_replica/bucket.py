@@ -151,11 +151,7 @@ class ReplicaBucket:
         :raises LimitError: the key or the value is too long, or the store or the quota is full
         """
         core, ttl_ms, value_bytes = self._core, self._ttl_ms, len(value)
-        if (
-            len(key) > self._key_bytes_max
-            or value_bytes > self._value_bytes_max
-            or value_bytes > core.value_bytes_max
-        ):
+        if len(key) > self._key_bytes_max or value_bytes > self._value_bytes_max or value_bytes > core.value_bytes_max:
             self._check(key, value)
         subject = core.layout.subject(self._name, key)
         if self._quota is None and not core.reservations.is_limited and self._engine.is_known():

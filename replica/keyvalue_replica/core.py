@@ -305,7 +305,9 @@ class Core:
             self.flush_soon()
         return publication
 
-    def publish_value(self, subject: bytes, value: bytes, reservation: Reservation | None, change: Change) -> Publication:
+    def publish_value(
+        self, subject: bytes, value: bytes, reservation: Reservation | None, change: Change
+    ) -> Publication:
         """Publish a change that needs no headers, as `publish_one` does. For speed, everything is inlined."""
         publication = Publication(reservation, False, change)
         token = self.publications.add(publication, self._outside.now_s())
