@@ -187,8 +187,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 routes.end_read()
         finally:
             self._is_parsing = False
-        if self._later:
-            self._write_later()
+        out, self._out = self._out, []
+        if self._later:  # in the same write, but after the handshakes in `out`
+            out += self._later
+            self._later = []
+        if out:
+            self._write(out)
         seconds = perf_counter() - began_s
         server, flow = routes.server, self._flow
         if server is not None and server.on_batch is not None:
@@ -248,8 +252,6 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                         counts.answered += answered
                         return
         counts.answered += answered
-        if out:
-            self._write(out)
 
     def _groups(self, buffer: bytes) -> Iterator[InvocationGroup]:
         """Yield groups of consecutive invocations by one caller of one handler.
