@@ -67,6 +67,29 @@ def test_callers_take_turns_and_keep_to_their_share() -> None:
     assert half_opens.expected_bytes == 61
 
 
+def test_a_later_piece_cannot_take_the_share_of_others() -> None:
+    """A key may end in a later piece, which then tells how long the value is. So 200 sets expected 3.3 GB."""
+    half_opens: HalfOpenInvocations[str] = HalfOpenInvocations(InvocationLimits(expected_bytes_max=400))
+    greedy = [needs("greedy", 1) for _ in range(8)]
+    for half_open in greedy:
+        assert half_opens.add(half_open, 0.0)
+    assert half_opens.admit(0.0) == greedy
+    kept = []
+    for half_open in greedy:
+        assert half_opens.take(half_open.token) is half_open
+        half_open.need(NeedMoreBytes(40))
+        kept.append(half_opens.keep(half_open, 0.0))
+    assert kept == [True] * 2 + [False] * 6
+    assert (len(half_opens), half_opens.expected_bytes) == (2, 80)
+    alone, modest = needs("alone", 1), needs("modest", 100)
+    for half_open in (alone, modest):
+        assert half_opens.add(half_open, 0.0)
+    assert half_opens.admit(0.0) == [alone, modest]
+    assert half_opens.take(alone.token) is alone
+    alone.need(NeedMoreBytes(300))
+    assert half_opens.keep(alone, 0.0), "its caller has nothing else, and the handshake cannot be taken back"
+
+
 def test_a_share_is_reserved_for_a_list_until_it_is_complete() -> None:
     """Otherwise lists that come from many callers at once would be more than NATS keeps."""
     half_opens: HalfOpenInvocations[str] = HalfOpenInvocations(InvocationLimits())

@@ -18,8 +18,9 @@ Invocations of one caller are admitted in order of arrival. Callers take turns. 
 is admitted before it, so that small ones cannot delay a large one forever.
 
 The bytes that an invocation expects are known from the lengths that have arrived. If the size of a list is not known,
-a share is reserved until the list is complete. If a later piece announces more than the first piece did, the sum may
-exceed the limit, because a handshake cannot be taken back.
+a share is reserved until the list is complete. A later piece may announce more than the first piece did. The handshake
+cannot be taken back, so the invocation is refused, unless its caller's share has room, or its caller has no other one
+that expects anything. So the sum may exceed the limit, but only by one invocation of each caller.
 """
 
 from __future__ import annotations
@@ -164,9 +165,7 @@ class HalfOpenInvocations(Generic[A]):
             holder = next(iter(self._turns))
             half_open = next(iter(holder.queue.values()), None)
             expected_bytes = 0 if half_open is None else self._expected(half_open)
-            if half_open is None or (
-                holder.expected_bytes and holder.expected_bytes + expected_bytes > self._expected_share
-            ):
+            if half_open is None or self._is_beyond_share(holder, expected_bytes):
                 del self._turns[holder]  # until `take` or `expire` makes room in its share
                 continue
             if self.expected_bytes + expected_bytes > self._limits.expected_bytes_max:
@@ -191,7 +190,11 @@ class HalfOpenInvocations(Generic[A]):
         holder = self._hold(half_open)
         if holder is None:
             return False
-        self._expect(half_open, holder, self._expected(half_open), now_s)
+        expected_bytes = self._expected(half_open)
+        if self._is_beyond_share(holder, expected_bytes):
+            self._let_go(half_open)
+            return False
+        self._expect(half_open, holder, expected_bytes, now_s)
         return True
 
     def expire(self, now_s: float) -> tuple[list[HalfOpen[A]], list[HalfOpen[A]]]:
@@ -217,6 +220,9 @@ class HalfOpenInvocations(Generic[A]):
         if half_open.measure is not None:
             expected_bytes = max(expected_bytes, self._expected_share)
         return min(expected_bytes, self._limits.expected_bytes_max - self._expected_share)
+
+    def _is_beyond_share(self, holder: Holder[A], expected_bytes: int) -> bool:
+        return bool(holder.expected_bytes) and holder.expected_bytes + expected_bytes > self._expected_share
 
     def _expect(self, half_open: HalfOpen[A], holder: Holder[A], expected_bytes: int, now_s: float) -> None:
         half_open.deadline_s = min(now_s + self._limits.half_open_timeout_s, half_open.end_s)
