@@ -51,7 +51,8 @@ class StoreOptions:
     #: the time that a split holds a stripe.
     shard_keys_max: int = 2_048
     #: If True, reading a bucket that was never written to raises `NoSuchBucketError`. An emptied bucket reads as empty.
-    #: The store remembers the names of the last `buckets_max` emptied buckets, and forgets the oldest first.
+    #: The store remembers the names of the last `buckets_max` emptied buckets. It forgets the oldest first, also if a
+    #: write needs their memory.
     strict_buckets: bool = False
 
     def __post_init__(self) -> None:

@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 #: The number of expired keys and orders that a write removes, at most, to make room in a full store.
 ROOM_WORK_MAX = 1_000
+#: Forgetting this many names of emptied buckets counts as removing one key.
+NAMES_OF_WORK = 16
 #: The seconds after which a lock counts as held for ever.
 LOCK_S = 1.0
 #: The number of buckets to count when there is no limit.
@@ -139,8 +141,17 @@ class Tables:
 
     def _forget_oldest(self) -> None:
         if len(self.emptied) > self.options.buckets_max:
+            self._forget(1, 1)
+
+    def _forget(self, needed_bytes: int, names_max: int) -> int:
+        """Forget the oldest names of emptied buckets until they have freed this memory. Return their number."""
+        names = freed_bytes = 0
+        while self.emptied and freed_bytes < needed_bytes and names < names_max:
             name, _ = self.emptied.popitem(last=False)
-            self.ledger.hold(-EMPTIED_BYTES - bytes_size(len(name)))
+            freed_bytes += EMPTIED_BYTES + bytes_size(len(name))
+            names += 1
+        self.ledger.hold(-freed_bytes)
+        return names
 
     def _bucket_bytes(self, name: bytes) -> int:
         """Return the memory that a bucket's table adds. The table takes the place of a remembered name."""
@@ -222,9 +233,9 @@ class Tables:
         return left
 
     def find_room(self, name: bytes, error: FullError, work_max: int) -> int:
-        """Remove expired keys, or drop the orders that were not used for the longest time, to make room for a write.
+        """Remove expired keys, drop the orders that were not used for the longest time, or forget names of emptied buckets.
 
-        Return the amount of work that made room, or 0 if there was nothing to remove. The work is bounded.
+        This makes room for a write. Return the amount of work that made room, or 0 if there was nothing to remove. The work is bounded.
 
         :param name: the bucket to write to; if a quota is full, its own expired keys are removed first
         """
@@ -238,6 +249,10 @@ class Tables:
             while needed_bytes > 0 and work < work_max and (shard := self.orders.oldest()) is not None:
                 needed_bytes -= shard.drop_order()
                 work += 1
+            if needed_bytes > 0 and self.emptied and work < work_max:
+                with self._lock:
+                    names = self._forget(needed_bytes, (work_max - work) * NAMES_OF_WORK)
+                work += -(-names // NAMES_OF_WORK)
         return work
 
     def check_room(self, name: bytes, growth: Growth, pending: Growth, quota: Quota | None, in_quota: Growth) -> None:

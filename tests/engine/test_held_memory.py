@@ -14,7 +14,7 @@ from random import Random
 
 import pytest
 
-from keyvalue_engine import Bucket, LimitError, Store, StoreOptions
+from keyvalue_engine import Bucket, LimitError, NoSuchBucketError, Store, StoreOptions
 from keyvalue_engine.entry import ORDER_BYTES, ORDER_OBJECT_BYTES
 from keyvalue_engine.table import MERGE_SHARE
 from tests.engine.clock import Clock
@@ -170,3 +170,22 @@ def test_a_partial_page_does_the_work_of_a_page_whatever_has_expired() -> None:
         cursor = page.cursor
     assert sorted(found) == [b"stays %d" % number for number in range(10)]
     store.check()
+
+
+@pytest.mark.parametrize("value_bytes", [10, 1_000, 90_000])
+def test_names_of_emptied_buckets_give_way_to_keys(value_bytes: int) -> None:
+    """They took all memory for ever, although the store held no key, and each write was refused."""
+    store = Store(StoreOptions(strict_buckets=True, memory_bytes_max=100_000))
+    for name_bytes in (1_000, 1):
+        for number in range(1_000):
+            bucket = store.bucket(b"%d" % number + b"n" * name_bytes)
+            bucket.set(b"k", b"")
+            bucket.delete(b"k")
+    assert store.memory_bytes > 90_000
+    store.check()
+    store.bucket(b"b").set(b"k", bytes(value_bytes))
+    store.check()
+    with pytest.raises(NoSuchBucketError):
+        store.bucket(b"0" + b"n" * 1_000).get(b"k")  # the oldest names are forgotten first
+    if value_bytes <= 1_000:
+        assert store.bucket(b"999n").get(b"k") is None
