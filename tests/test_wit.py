@@ -27,7 +27,7 @@ from keyvalue_transport.keyvalue.interface import ParameterLimits, decode_unit_r
 from keyvalue_transport.keyvalue.store import STORE, KeyResponse, StoreInterface, store_handlers
 from keyvalue_transport.keyvalue.watcher import WATCHER, WatcherInterface, watcher_handlers
 from keyvalue_transport.nats.client import KeyValueClient
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler, HandlerResult, Pending
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Handler, HandlerResult, LargeResult, Pending
 from tests.transport.keyvalue.functions import Noted
 
 ROOT = Path(__file__).parent.parent
@@ -339,7 +339,8 @@ def _byte_differences(
         sent = b"".join(map(wit.encode, types, parameters))
         backend.answer = _made(binding, name, answer)
         read = [_made(binding, f"{name} {each}", value) for each, value in zip(names, parameters, strict=True)]
-        return (name, *read), sent, handler(ANONYMOUS, sent, 0, len(sent))
+        result = handler(ANONYMOUS, sent, 0, len(sent))
+        return (name, *read), sent, result.encode() if isinstance(result, LargeResult) else result
 
     for index, parameters in enumerate(wit.rows(types)):
         read, sent, _ = called(parameters, answers[index % len(answers)])
@@ -586,6 +587,8 @@ def altered_handlers(
 def with_result(handler: Handler, change: Callable[[bytes], bytes]) -> Handler:
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
         result = handler(caller, buffer, start, end)
+        if isinstance(result, LargeResult):
+            result = result.encode()
         assert isinstance(result, bytes)
         return change(result)
 

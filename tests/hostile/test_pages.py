@@ -1,4 +1,4 @@
-"""Pages of keys where NATS allows only small messages. Go's bindings misread a page that is cut into several."""
+"""Pages of keys: many calls at once, and small messages. Go's bindings misread a page that is cut into several."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from pathlib import Path
 
 import nats
 import pytest
+from nats.aio.client import Client
 
+from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.store import decode_key_response, encode_list_keys
 from keyvalue_transport.nats.client import KeyValueClient
-from tests.conftest import DEADLINE_S, PATHS, NatsServer, RawInvocation, in_thread, launching
+from tests.conftest import DEADLINE_S, PATHS, Launch, NatsServer, RawInvocation, in_thread, launching
+
+PAGES = 1_000
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -43,3 +47,35 @@ async def test_a_page_fits_in_one_message(
             assert len(found) == len(keys)
             assert set(found) == keys
             await raw.close()
+
+
+async def test_many_pages_of_one_caller_leave_time_to_others(
+    launch: Launch, raw: Client, nats_server: NatsServer
+) -> None:
+    """The calls arrive in one read, and all pages were made before anything else happened.
+
+    200 calls took 20 s, with long keys in a full store, which keeps no order of them.
+    """
+    provider = launch({"memory_bytes_max": "1_400_000"})
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        for start in range(0, 8_000, 1_000):
+            await client.set_many("b", {f"key-{number}": b"" for number in range(start, start + 1_000)})
+    inbox = raw.new_inbox()
+    results = await raw.subscribe(f"{inbox}.*.results")
+
+    async def call(function: str, params: bytes, source_id: str, reply: str) -> None:
+        await raw.publish(provider.subject(function), params, f"{inbox}.{reply}", {"source-id": source_id})
+
+    for number in range(PAGES):
+        await call("list-keys", encode_list_keys(b"b", None), "greedy", f"greedy-{number}")
+    await call("list-keys", encode_list_keys(b"b", None), "modest", "page")
+    await call("get", encode_bucket_key(b"b", b"key-1"), "modest", "value")
+    await raw.flush()
+    ended: list[str] = []
+    while len(ended) < PAGES + 2:
+        message = await results.next_msg(DEADLINE_S)
+        if not message.data:
+            ended.append(message.subject.split(".")[-2])
+    assert {*ended} == {"page", "value", *(f"greedy-{number}" for number in range(PAGES))}
+    assert ended.index("value") < PAGES / 2
+    assert ended.index("page") < PAGES / 2

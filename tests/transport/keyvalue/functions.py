@@ -234,7 +234,7 @@ def counted(tally: Tally) -> dict[str, int]:
 def answered(answer: HandlerResult) -> bytes:
     """Return the result of a handler. Await or encode it if necessary."""
     if isinstance(answer, LargeResult):
-        return answer.encode()
+        answer = answer.encode()
     return answer if isinstance(answer, bytes) else waited(answer)
 
 

@@ -585,7 +585,10 @@ def as_text(value: Any) -> Any:
 
 
 def test_a_large_result_is_counted_when_it_is_encoded() -> None:
-    """Functions that change something have no large result, so that the server cannot call them twice."""
+    """Functions that change something have no large result, so that the server cannot call them twice.
+
+    A page of keys may also take long, so `list-keys` leaves it to the server when to make each page.
+    """
     size, count = LARGE_BYTES + 1, 600
     function_answers: dict[str, Any] = {
         "get": bytes(size),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keyvalue_transport.keyvalue.interface import NEVER, AwaitedResult
+from keyvalue_transport.keyvalue.outcomes import new_tally
+from keyvalue_transport.keyvalue.store import encode_truth_result
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
 from keyvalue_transport.wrpc.half_open import SHARES
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.handler import ANONYMOUS, LARGE_BYTES, Caller, Derived, HandlerResult, LargeResult, Pending
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Step
 from keyvalue_transport.wrpc.large_calls import CALL_BYTES, LargeCall, LargeCalls, size_of
 from tests.invoking import invoke
@@ -73,7 +77,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.room = False
-        self.value: bytes | Exception = b"large"
+        self.value: bytes | Pending | Exception = b"large"
         self.called = self.encoded = 0
         limits = InvocationLimits(queued_timeout_s=5.0)
         self.core = Invocations[str, Reply](RecordedReplies(), lambda: "token", limits, lambda: self.room)
@@ -84,14 +88,17 @@ class Scene:
         self.called += 1
         return LargeResult(self._encode)
 
-    def _encode(self) -> bytes:
+    def _encode(self) -> bytes | Pending:
         self.encoded += 1
         if isinstance(self.value, Exception):
             raise self.value
         return self.value
 
+    def begin(self, cut: bool = False, reply: str = "R") -> Step[str, Reply]:
+        return invoke(self.core, self.handle, reply, ANONYMOUS, b"p" if cut else b"pp", 0.0, "00-trace")
+
     def invoke(self, cut: bool = False, reply: str = "R") -> list[Reply]:
-        step = invoke(self.core, self.handle, reply, ANONYMOUS, b"p" if cut else b"pp", 0.0, "00-trace")
+        step = self.begin(cut, reply)
         sends = step.sends + (self.core.receive_params("token", b"p", 0.0).sends if cut else [])
         assert sends.pop(0) == accept(reply, "token" if cut else None)
         return sends
@@ -113,11 +120,36 @@ def test_a_large_result_is_encoded_once_there_is_room(scene: Scene, cut: bool) -
     scene.room = True
     assert scene.invoke(cut, "R2") == [], "it overtook a queued call"
     scene.value = b"new"
-    assert scene.core.answer_queued() == Step([result("R", b"new"), ended("R")], is_large=True)
-    assert scene.core.answer_queued() == Step([result("R2", b"new"), ended("R2")], is_large=True)
+    assert scene.core.answer_queued() == Step([result("R", b"new"), ended("R")])
+    assert scene.core.answer_queued() == Step([result("R2", b"new"), ended("R2")])
     assert scene.core.answer_queued() is None
     assert scene.core.counts == InvocationCounts(answered=3)
     assert (scene.core.queued, scene.core.queued_bytes, scene.encoded) == (0, 0, 3)
+
+
+@pytest.mark.parametrize("size", [LARGE_BYTES, LARGE_BYTES + 1])
+def test_a_result_is_large_if_its_encoding_is(scene: Scene, size: int) -> None:
+    scene.invoke()
+    scene.value = bytes(size)
+    step = scene.core.answer_queued()
+    assert step is not None
+    assert step.is_large is (size > LARGE_BYTES)
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_a_slow_function_may_answer_later(scene: Scene, room: bool) -> None:
+    """A page of keys may need several steps."""
+    answer = Derived[bool](asyncio.sleep(0), lambda _: True)
+    scene.room, scene.value = room, AwaitedResult(answer, encode_truth_result, NEVER, new_tally())
+    step = scene.begin()
+    if not room:
+        queued = scene.core.answer_queued()
+        assert queued is not None
+        step = queued
+    assert step.waiting is not None
+    assert (scene.core.waiting, scene.core.queued, scene.core.counts.answered) == (1, 0, 0)
+    answer.close()
+    assert scene.core.finish(step.waiting, step.waiting.pending.encode(lambda: None)).sends[-1] == ended("R")
 
 
 @pytest.mark.parametrize("room", [False, True])

@@ -13,7 +13,6 @@ tests/test_wit.py fails until the Protocol, the handlers, the client and `wit/` 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,7 @@ from typing import Generic, TypeVar
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.outcomes import ACCESS_DENIED, FAILED, NO_SUCH_STORE, NONE, OK, OTHER, Tally
 from keyvalue_transport.wrpc.errors import DecodeError, Length, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import LARGE_BYTES, Answer, Caller, Derived, Handler, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.handler import Answer, Caller, Derived, Handler, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.values import read_bytes, read_tag, read_text, write_length
 
 __all__ = [
@@ -42,6 +41,7 @@ __all__ = [
     "large_result",
     "read_bucket_and_key",
     "read_ok",
+    "slow_handler",
 ]
 
 T = TypeVar("T")
@@ -164,7 +164,6 @@ def function_handler(
     missing: object,
     limits: ParameterLimits,
     tally: Tally,
-    changes_nothing: bool = False,
 ) -> Handler:
     """Return a handler that decodes the parameters, calls the function and encodes the answer.
 
@@ -172,9 +171,7 @@ def function_handler(
     function is a coroutine function.
 
     :param missing: the answer for a missing key; the tally counts it as `none`
-    :param changes_nothing: True if the function may be called twice; a large result may then be a LargeResult
     """
-    result_bytes_max = LARGE_BYTES if changes_nothing else sys.maxsize
 
     def handle(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
         try:
@@ -185,10 +182,38 @@ def function_handler(
             result = encode(answer)  # type: ignore[arg-type] # not an Awaitable, so a T
         except Exception as error:
             return error_result(error, tally)
-        if len(result) > result_bytes_max:
-            return large_result(lambda: result, tally)
         tally[NONE if answer is missing else OK] += 1
         return result
+
+    return handle
+
+
+def slow_handler(
+    decode: Callable[[bytes, int, int, ParameterLimits], tuple[tuple[P, ...], int]],
+    function: Callable[..., Answer[T]],
+    encode: Callable[[T], bytes],
+    limits: ParameterLimits,
+    tally: Tally,
+) -> Handler:
+    """Return a handler for a function that changes nothing and may take long. The server decides when to call it."""
+
+    def call(caller: Caller, parameters: tuple[P, ...]) -> bytes | AwaitedResult[T]:
+        try:
+            answer = function(caller, *parameters)
+            if not isinstance(answer, tuple) and isinstance(answer, Awaitable):
+                return AwaitedResult(answer, encode, NEVER, tally)
+            result = encode(answer)
+        except Exception as error:
+            return error_result(error, tally)
+        tally[OK] += 1
+        return result
+
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        try:
+            parameters, _ = decode(buffer, start, end, limits)
+        except Exception as error:
+            return error_result(error, tally)
+        return LargeResult(partial(call, caller, parameters))
 
     return handle
 

@@ -32,6 +32,7 @@ from keyvalue_transport.keyvalue.interface import (
     large_result,
     read_bucket_and_key,
     read_ok,
+    slow_handler,
 )
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, Tally, new_tally
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
@@ -234,9 +235,7 @@ def store_handlers(
         "set": _set_handler(store.set, limits, tally["set"]),
         "delete": function_handler(decode_delete, store.delete, encode_unit_result, NEVER, limits, tally["delete"]),
         "exists": function_handler(decode_exists, store.exists, encode_truth_result, False, limits, tally["exists"]),
-        "list-keys": function_handler(
-            decode_list_keys, store.list_keys, encode_key_response, NEVER, limits, tally["list-keys"], True
-        ),
+        "list-keys": slow_handler(decode_list_keys, store.list_keys, encode_key_response, limits, tally["list-keys"]),
     }
 
 

@@ -64,16 +64,16 @@ class Pending(Protocol):
 
 
 class LargeResult(NamedTuple):
-    """A result of more than LARGE_BYTES that is not encoded yet.
+    """A result of more than LARGE_BYTES that is not encoded yet, or a result that may take long to calculate.
 
-    The server calls `encode` if it has room to send the result. Otherwise the server drops the result, and calls the
-    handler again when there is room. A waiting call then holds only its parameters. So a handler may return a
-    LargeResult only if its function changes nothing, and it counts the call in `encode`.
+    The server calls `encode` if it has room to send the result, and time. Otherwise the server drops the result, and
+    calls the handler again later. A waiting call then holds only its parameters. So a handler may return a LargeResult
+    only if its function changes nothing, and it counts the call in `encode`.
 
-    :ivar encode: returns the encoded result, or raises the function's error
+    :ivar encode: returns the encoded result, or a Pending answer, or raises the function's error
     """
 
-    encode: Callable[[], bytes]
+    encode: Callable[[], bytes | Pending]
 
 
 #: Handlers that can return a LargeResult do so for results of more than this. It must be above 64 KiB, so that a value

@@ -33,7 +33,15 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
 from keyvalue_transport.wrpc.half_open import HalfOpen, HalfOpenInvocations, InvocationLimits
-from keyvalue_transport.wrpc.handler import Caller, Handler, HandlerResult, LargeResult, Pending, drop_answer
+from keyvalue_transport.wrpc.handler import (
+    LARGE_BYTES,
+    Caller,
+    Handler,
+    HandlerResult,
+    LargeResult,
+    Pending,
+    drop_answer,
+)
 from keyvalue_transport.wrpc.large_calls import LargeCall, LargeCalls
 
 __all__ = ["InvocationCounts", "InvocationFailure", "InvocationLimits", "Invocations", "Replies", "Step", "Waiting"]
@@ -105,7 +113,7 @@ class Invocations(Generic[A, M]):
 
     :param replies: builds the messages
     :param new_token: returns a token that clients cannot guess, so no client can add to another client's parameters
-    :param has_room: returns True if a large result can be sent now; if it returns False, call `answer_queued` later
+    :param has_room: returns True if there are room and time for a large result now; if not, call `answer_queued` later
     """
 
     def __init__(
@@ -180,8 +188,7 @@ class Invocations(Generic[A, M]):
         if isinstance(outcome, Exception):
             return self._fail(reply, outcome, traceparent, handshake)
         if isinstance(outcome, LargeResult):
-            call = LargeCall(handler, reply, caller, piece, traceparent, now_s + self._limits.queued_timeout_s)
-            return self._answer_or_queue(call, outcome, handshake)
+            return self._answer_or_queue(handler, reply, caller, piece, traceparent, outcome, now_s, handshake)
         return self._answer(reply, outcome, traceparent, handshake)
 
     def may_wait(self, pending: Pending) -> bool:
@@ -282,9 +289,7 @@ class Invocations(Generic[A, M]):
                 caller, traceparent = half_open.caller, half_open.traceparent
                 if not isinstance(answer, LargeResult):
                     return self._answer(reply, answer, traceparent, [])
-                end_s = now_s + self._limits.queued_timeout_s
-                call = LargeCall(half_open.handler, reply, caller, buffer, traceparent, end_s)
-                return self._answer_or_queue(call, answer, [])
+                return self._answer_or_queue(half_open.handler, reply, caller, buffer, traceparent, answer, now_s, [])
         if self._half_open.keep(half_open, now_s):
             return Step([])
         return self._refuse(reply, [])
@@ -316,25 +321,38 @@ class Invocations(Generic[A, M]):
         except Exception as error:
             return self._fail(call.reply, error, call.traceparent, [])
         if isinstance(answer, LargeResult):
-            return self._answer_large(call, answer, [])
+            return self._answer_large(call.reply, answer, call.traceparent, [])
         return self._answer(call.reply, answer, call.traceparent, [])
 
     def _ends(self, calls: list[LargeCall[A]]) -> list[M]:
         return [message for call in calls for message in self._replies.end(call.reply)]
 
-    def _answer_or_queue(self, call: LargeCall[A], result: LargeResult, sends: list[M]) -> Step[A, M]:
+    def _answer_or_queue(
+        self,
+        handler: Handler,
+        reply: A,
+        caller: Caller,
+        params: bytes,
+        traceparent: str | None,
+        result: LargeResult,
+        now_s: float,
+        sends: list[M],
+    ) -> Step[A, M]:
         if not self._queue and self._has_room():
-            return self._answer_large(call, result, sends)
+            return self._answer_large(reply, result, traceparent, sends)
+        call = LargeCall(handler, reply, caller, params, traceparent, now_s + self._limits.queued_timeout_s)
         if self._closed or not self._queue.add(call):
-            return self._refuse(call.reply, sends)
+            return self._refuse(reply, sends)
         return Step(sends)
 
-    def _answer_large(self, call: LargeCall[A], result: LargeResult, sends: list[M]) -> Step[A, M]:
+    def _answer_large(self, reply: A, result: LargeResult, traceparent: str | None, sends: list[M]) -> Step[A, M]:
         try:
             encoded = result.encode()
         except Exception as error:
-            return self._fail(call.reply, error, call.traceparent, sends)
-        return Step(self._result(call.reply, encoded, sends), is_large=True)
+            return self._fail(reply, error, traceparent, sends)
+        if not isinstance(encoded, bytes):
+            return self._answer(reply, encoded, traceparent, sends)
+        return Step(self._result(reply, encoded, sends), is_large=len(encoded) > LARGE_BYTES)
 
     def _answer(self, reply: A, answer: bytes | Pending, traceparent: str | None, sends: list[M]) -> Step[A, M]:
         if isinstance(answer, bytes):

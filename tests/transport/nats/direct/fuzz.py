@@ -205,7 +205,7 @@ def direct(loop: asyncio.AbstractEventLoop, case: Case, together: bool) -> Outco
     """Return the outcome of a case on the direct path: together, or apart."""
     world = World(case.seed)
     protocol_module.OUTPUT_BYTES, protocol_module.FULL_BYTES = case.output_bytes, case.high_water_bytes
-    routes, invocations, steps = direct_core(LIMITS, alike=together, max_payload=MAX_PAYLOAD)
+    routes, invocations, steps = direct_core(LIMITS, alike=together, max_payload=MAX_PAYLOAD, room=True)
 
     for number, handler in enumerate(world.handlers.values(), FUNCTIONS):
         routes.add(number, handler)

@@ -122,17 +122,18 @@ class Counted(DirectProtocol):
 
 
 def direct_core(
-    limits: InvocationLimits | None = None, *, alike: bool = True, max_payload: int = MIB
+    limits: InvocationLimits | None = None, *, alike: bool = True, max_payload: int = MIB, room: bool = False
 ) -> tuple[DirectRoutes, Invocations[bytes, bytes], list[Step[bytes, bytes]]]:
     """Return routes with one for further pieces, invocations with tokens 0, 1, 2 ..., and a list of the steps taken.
 
     :param alike: False to parse each frame
+    :param room: True to answer each call at once, so that the order of answers does not depend on time
     """
     tokens = itertools.count()
     routes = DirectRoutes()
     routes.alike.is_on = alike
     replies = FrameReplies(INBOX, NOBODY, max_payload, RECEIPT)
-    invocations = Invocations(replies, lambda: str(next(tokens)), limits, routes.has_room)
+    invocations = Invocations(replies, lambda: str(next(tokens)), limits, (lambda: True) if room else routes.has_room)
     steps: list[Step[bytes, bytes]] = []
     routes.serve(DirectServer(invocations, replies, steps.append, lambda waiting: steps.append(Step([], waiting))))
     routes.add(PIECES, Further.PIECES)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from keyvalue_transport.keyvalue.store import encode_get_result
 from keyvalue_transport.nats.direct import large_output
-from keyvalue_transport.nats.direct.large_output import PART_BYTES_MIN
 from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.transport.nats.direct.scene import (
@@ -33,6 +32,7 @@ KIB = 1024
 MAX_PAYLOAD = 40 * KIB
 HIGH_WATER_BYTES = 50 * KIB
 WINDOW_BYTES = 150 * KIB
+PART_BYTES_MIN = 64 * KIB
 #: Values by key. One of them fits into one message, and two are large.
 VALUES = {b"small": b"s", b"large": bytes(70 * KIB), b"huge": b"h" * (300 * KIB)}
 PONG = b"PONG\r\n"
@@ -117,6 +117,8 @@ def expected(number: int, call: Call) -> list[Send]:
 def narrow_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_output, "WINDOW_BYTES", WINDOW_BYTES)
     monkeypatch.setattr(large_output, "RECEIPT_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(large_output, "PART_BYTES_MIN", PART_BYTES_MIN)
+    monkeypatch.setattr(large_output, "SLICE_S", 60.0)
 
 
 @pytest.fixture

@@ -11,6 +11,9 @@ Until there is room, the core queues the call without its result (wrpc/large_cal
 The buffers of the two kernels can hold 40 MB, and a small answer that is written later must wait for all of it. So a
 receipt follows each part of a result. It is a frame that the NATS server sends back to us when it has read the part.
 
+A page of keys may also take long to make, up to 0.1 s if its shard must be sorted and has long keys. So the first page
+of a turn of the event loop begins a time slice. After it, the calls are queued, and callers take turns.
+
 Invariants:
 - At most one large result is held besides the socket's buffer.
 - While something is held or queued, something will call `pump`: the next turn of the loop, `resume`, a receipt or its
@@ -23,16 +26,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from time import perf_counter
 
-from keyvalue_transport.nats.direct.routes import DirectRoutes
+from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer
 
 __all__ = ["PART_BYTES_MIN", "RECEIPT_TIMEOUT_S", "WINDOW_BYTES", "LargeOutput"]
 
 #: No more is sent while the NATS server has not read this much. 4 MiB delay a small answer by 15 ms at 300 MB/s, and
 #: still fill a network with 100 MB/s and a round trip of 40 ms.
 WINDOW_BYTES = 4 * 1024 * 1024
-#: A part of a result is a frame, or several frames until they have this size.
-PART_BYTES_MIN = 64 * 1024
+#: A part consists of frames of one or more results, until they have this size.
+PART_BYTES_MIN = 256 * 1024
+#: No result is begun later than this after the first one in the same turn of the event loop.
+SLICE_S = 0.005
 #: After this time without a receipt, the next part is sent.
 RECEIPT_TIMEOUT_S = 1.0
 
@@ -45,7 +51,7 @@ class LargeOutput:
 
     __slots__ = (
         *("is_blocked", "is_open", "_frames", "_loop", "_pumping", "_routes", "_write"),
-        *("_receipts_arrive", "_timeout", "_unread", "_unread_bytes"),
+        *("_receipts_arrive", "_slice_end_s", "_timeout", "_unread", "_unread_bytes"),
     )
 
     def __init__(
@@ -57,6 +63,7 @@ class LargeOutput:
         self.is_open = self.is_blocked = False
         self._frames: deque[bytes] = deque()  # the rest of a result
         self._pumping = False  # True while the next turn of the event loop calls `pump`
+        self._slice_end_s: float | None = None  # None until a result is begun in this turn of the event loop
         self._unread: deque[int] = deque()  # the sizes of the parts that have no receipt
         self._unread_bytes = 0
         self._timeout: asyncio.TimerHandle | None = None  # for the oldest part without a receipt
@@ -86,29 +93,35 @@ class LargeOutput:
         self.pump()
 
     def has_room(self) -> bool:
-        """Return True if nothing delays a large result."""
-        return not self._frames and self._may_send()
+        """Return True if nothing delays a large result. Then a time slice begins, unless it has begun already."""
+        if self._frames or not self._may_send():
+            return False
+        now_s = perf_counter()
+        if self._slice_end_s is None:
+            self._slice_end_s = now_s + SLICE_S
+            self._loop.call_soon(self._end_slice)
+        return now_s < self._slice_end_s
 
     def add(self, frames: list[bytes]) -> None:
         """Send the frames of a result. Call `pump` after the small answers of the same read are written."""
         self._frames += frames
 
     def pump(self) -> None:
-        """Send a part of a result. If there is no result, answer a queued call. Then continue in the next turn."""
+        """Send a part of the results. If there are none, answer queued calls. Then continue in the next turn."""
         server = self._routes.server
         if server is None or self._pumping or not self._may_send():
             return
-        if not self._frames and server.invocations.queued:
-            self._routes.settle()
-            step = server.invocations.answer_queued()
-            if step is not None:
-                self._frames += step.sends
-                server.on_step(step)
         part: list[bytes] = []
         part_bytes = 0
-        while self._frames and part_bytes < PART_BYTES_MIN:
-            part.append(self._frames.popleft())
-            part_bytes += len(part[-1])
+        end_s = perf_counter() + SLICE_S
+        while part_bytes < PART_BYTES_MIN:
+            if self._frames:
+                part.append(self._frames.popleft())
+                part_bytes += len(part[-1])
+            elif perf_counter() < end_s and server.invocations.queued:
+                self._answer_queued(server)
+            else:
+                break
         if part and self._receipts_arrive is not False:
             part.append(server.replies.receipt)
             self._unread.append(part_bytes)
@@ -136,6 +149,16 @@ class LargeOutput:
             self._unread_bytes -= self._unread.popleft()
         if self._unread:
             self._begin_timeout()
+
+    def _answer_queued(self, server: DirectServer) -> None:
+        self._routes.settle()
+        step = server.invocations.answer_queued()
+        if step is not None:
+            self._frames += step.sends
+            server.on_step(step)
+
+    def _end_slice(self) -> None:
+        self._slice_end_s = None
 
     def _pump_again(self) -> None:
         self._pumping = False
