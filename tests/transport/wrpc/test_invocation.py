@@ -306,6 +306,27 @@ def test_the_number_of_pending_answers_is_limited(pieces: list[bytes]) -> None:
     assert held(invocations) == NOTHING_HELD
 
 
+def test_one_caller_leaves_places_for_pending_answers_to_others() -> None:
+    invocations = new_core(InvocationLimits(waiting_max=8))
+    served = Served()
+    greedy, modest = Caller("greedy", "default"), Caller("modest", "default")
+
+    def begin(caller: Caller) -> Waiting[str] | None:
+        return invoke(invocations, served.waiting, REPLY, caller, b"\x00", 0.0).waiting
+
+    waiting = [begin(greedy) for _ in range(10)] + [begin(modest) for _ in range(3)]
+    assert [one is not None for one in waiting] == [True] * 6 + [False] * 4 + [True] * 2 + [False]
+    first = waiting[0]
+    assert first is not None
+    invocations.finish(first, outcome_of(first.pending))
+    waiting[0] = begin(greedy)
+    for one in waiting:
+        if one is not None:
+            invocations.finish(one, outcome_of(one.pending))
+    assert invocations.counts == InvocationCounts(answered=9, refused=5)
+    assert held(invocations) == NOTHING_HELD
+
+
 def test_a_derived_answer_is_made_from_another_one_or_its_error() -> None:
     async def source(error: Exception | None) -> bytes:
         if error is not None:
@@ -467,7 +488,7 @@ class InvocationsMachine(RuleBasedStateMachine):
     @initialize(
         half_open_max=st.integers(1, 16),
         half_open_invocations=st.integers(1, 16),
-        waiting_max=st.integers(1, 3),
+        waiting_max=st.integers(1, 5),
         expected_bytes_max=st.integers(1, 600),
     )
     def start(self, half_open_max: int, half_open_invocations: int, waiting_max: int, expected_bytes_max: int) -> None:
@@ -688,14 +709,22 @@ class InvocationsMachine(RuleBasedStateMachine):
             case "failing":
                 self.check_end(expected, step, "the disk is on fire")
                 self.counts.failed += 1
-            case _ if self.waiting == self.limits.waiting_max:
+            case _ if self.waiting == self.limits.waiting_max or self.waiting_of(expected) == max(
+                1, self.limits.waiting_max - self.limits.waiting_max // SHARES
+            ):
                 self.check_end(expected, step)
                 self.counts.refused += 1
             case _:
                 assert step.waiting is not None
-                assert step == Step([], Waiting(expected.reply, expected.trace, step.waiting.pending))
+                source_id = expected.caller.source_id
+                assert step == Step([], Waiting(expected.reply, expected.trace, step.waiting.pending, source_id))
                 expected.waiting = step.waiting
                 self.waiting += 1
+
+    def waiting_of(self, expected: Expected) -> int:
+        """Return the number of waiting invocations of an invocation's caller."""
+        source_id = expected.caller.source_id
+        return sum(one.waiting is not None and one.caller.source_id == source_id for one in self.taken)
 
     def finish_waiting(self, expected: Expected) -> None:
         assert expected.waiting is not None

@@ -205,7 +205,7 @@ class Server:
         sends: list[Any] = []
         for waiting in calls:
             try:
-                sends += invocations.answer(waiting.reply, waiting.pending.encode(read))
+                sends += invocations.answer(waiting, waiting.pending.encode(read))
                 continue
             except asyncio.CancelledError:
                 failure: Exception = TimeoutError(

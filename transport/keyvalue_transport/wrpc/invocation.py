@@ -22,7 +22,8 @@ A queued call holds its parameters, but no result. Its handler is called again w
 
 Invariant: an invocation gets exactly one handshake, and then exactly one `end`. `half_open.py` holds the half-open
 invocations. It limits them, and decides which handshakes are sent next. Waiting invocations are limited by number, and
-calls with queued results by bytes and time. One caller's queued calls may take a quarter of the bytes.
+one caller may take three quarters of it. Calls with queued results are limited by bytes and time, and one caller's
+queued calls may take a quarter of the bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
-from keyvalue_transport.wrpc.half_open import HalfOpen, HalfOpenInvocations, InvocationLimits
+from keyvalue_transport.wrpc.half_open import SHARES, HalfOpen, HalfOpenInvocations, InvocationLimits
 from keyvalue_transport.wrpc.handler import (
     LARGE_BYTES,
     Caller,
@@ -87,6 +88,7 @@ class Waiting(NamedTuple, Generic[A]):
     reply: A
     traceparent: str | None
     pending: Pending
+    source_id: str | None
 
 
 class InvocationFailure(NamedTuple):
@@ -130,6 +132,8 @@ class Invocations(Generic[A, M]):
         self._half_open: HalfOpenInvocations[A] = HalfOpenInvocations(self._limits)
         self._closed = False
         self._waiting = 0
+        self._waiting_of: dict[str | None, int] = {}  # by source id
+        self._waiting_share = max(1, self._limits.waiting_max - self._limits.waiting_max // SHARES)
         self._has_room = has_room
         self._queue = LargeCalls[A](self._limits.queued_bytes_max)
 
@@ -189,14 +193,19 @@ class Invocations(Generic[A, M]):
             return self._fail(reply, outcome, traceparent, handshake)
         if isinstance(outcome, LargeResult):
             return self._answer_or_queue(handler, reply, caller, piece, traceparent, outcome, now_s, handshake)
-        return self._answer(reply, outcome, traceparent, handshake)
+        return self._answer(reply, outcome, caller, traceparent, handshake)
 
-    def may_wait(self, pending: Pending) -> bool:
-        """Count an invocation that waits for its answer. Return False, and drop the answer, if too many wait."""
-        if self._waiting >= self._limits.waiting_max:
+    def may_wait(self, pending: Pending, source_id: str | None) -> bool:
+        """Count an invocation that waits for its answer. Return False, and drop the answer, if too many wait.
+
+        A caller leaves a quarter of the places to others.
+        """
+        own = self._waiting_of.get(source_id, 0)
+        if self._waiting >= self._limits.waiting_max or own >= self._waiting_share:
             drop_answer(pending.answer)
             return False
         self._waiting += 1
+        self._waiting_of[source_id] = own + 1
         return True
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step[A, M]:
@@ -214,15 +223,21 @@ class Invocations(Generic[A, M]):
     def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
         """Process the encoded result of a waiting invocation, or its error."""
         if isinstance(result, Exception):
-            self._waiting -= 1
+            self._end_wait(waiting.source_id)
             return self._fail(waiting.reply, result, waiting.traceparent, [])
-        return Step(self.answer(waiting.reply, result))
+        return Step(self.answer(waiting, result))
 
-    def answer(self, reply: A, result: bytes) -> list[M]:
+    def answer(self, waiting: Waiting[A], result: bytes) -> list[M]:
         """Return the messages that answer a waiting invocation. Count it as answered."""
-        self._waiting -= 1
+        self._end_wait(waiting.source_id)
         self.counts.answered += 1
-        return self._replies.result(reply, result) if result else self._replies.end(reply)
+        return self._replies.result(waiting.reply, result) if result else self._replies.end(waiting.reply)
+
+    def _end_wait(self, source_id: str | None) -> None:
+        self._waiting -= 1
+        own = self._waiting_of.pop(source_id) - 1
+        if own:
+            self._waiting_of[source_id] = own
 
     def expire(self, now_s: float) -> Step[A, M]:
         """End the half-open invocations and the calls with queued results that have passed their deadline.
@@ -288,7 +303,7 @@ class Invocations(Generic[A, M]):
             else:
                 caller, traceparent = half_open.caller, half_open.traceparent
                 if not isinstance(answer, LargeResult):
-                    return self._answer(reply, answer, traceparent, [])
+                    return self._answer(reply, answer, caller, traceparent, [])
                 return self._answer_or_queue(half_open.handler, reply, caller, buffer, traceparent, answer, now_s, [])
         if self._half_open.keep(half_open, now_s):
             return Step([])
@@ -321,8 +336,8 @@ class Invocations(Generic[A, M]):
         except Exception as error:
             return self._fail(call.reply, error, call.traceparent, [])
         if isinstance(answer, LargeResult):
-            return self._answer_large(call.reply, answer, call.traceparent, [])
-        return self._answer(call.reply, answer, call.traceparent, [])
+            return self._answer_large(call.reply, answer, call.caller, call.traceparent, [])
+        return self._answer(call.reply, answer, call.caller, call.traceparent, [])
 
     def _ends(self, calls: list[LargeCall[A]]) -> list[M]:
         return [message for call in calls for message in self._replies.end(call.reply)]
@@ -339,27 +354,31 @@ class Invocations(Generic[A, M]):
         sends: list[M],
     ) -> Step[A, M]:
         if not self._queue and self._has_room():
-            return self._answer_large(reply, result, traceparent, sends)
+            return self._answer_large(reply, result, caller, traceparent, sends)
         call = LargeCall(handler, reply, caller, params, traceparent, now_s + self._limits.queued_timeout_s)
         if self._closed or not self._queue.add(call):
             return self._refuse(reply, sends)
         return Step(sends)
 
-    def _answer_large(self, reply: A, result: LargeResult, traceparent: str | None, sends: list[M]) -> Step[A, M]:
+    def _answer_large(
+        self, reply: A, result: LargeResult, caller: Caller, traceparent: str | None, sends: list[M]
+    ) -> Step[A, M]:
         try:
             encoded = result.encode()
         except Exception as error:
             return self._fail(reply, error, traceparent, sends)
         if not isinstance(encoded, bytes):
-            return self._answer(reply, encoded, traceparent, sends)
+            return self._answer(reply, encoded, caller, traceparent, sends)
         return Step(self._result(reply, encoded, sends), is_large=len(encoded) > LARGE_BYTES)
 
-    def _answer(self, reply: A, answer: bytes | Pending, traceparent: str | None, sends: list[M]) -> Step[A, M]:
+    def _answer(
+        self, reply: A, answer: bytes | Pending, caller: Caller, traceparent: str | None, sends: list[M]
+    ) -> Step[A, M]:
         if isinstance(answer, bytes):
             return Step(self._result(reply, answer, sends))
-        if not self.may_wait(answer):
+        if not self.may_wait(answer, caller.source_id):
             return self._refuse(reply, sends)
-        return Step(sends, Waiting(reply, traceparent, answer))
+        return Step(sends, Waiting(reply, traceparent, answer, caller.source_id))
 
     def _result(self, reply: A, result: bytes, sends: list[M]) -> list[M]:
         self.counts.answered += 1

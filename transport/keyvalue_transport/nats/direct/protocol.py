@@ -365,18 +365,18 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if buffer.find(TRACEPARENT, at, start) >= 0:
             traceparent = read_headers(buffer[buffer.find(CRLF, at) + 2 : start]).traceparent
         if not isinstance(outcome, Exception | LargeResult | bytes):
-            return self._wait(server, reply, outcome, traceparent)
+            return self._wait(server, reply, caller.source_id, outcome, traceparent)
         if isinstance(outcome, NeedMoreBytes):
             outcome.end_min -= start
         step = server.invocations.receive(handler, reply, caller, buffer[start:end], outcome, monotonic(), traceparent)
         return self._carry_out(server, step)
 
-    def _wait(self, server: DirectServer, reply: bytes, pending: Pending, traceparent: str | None) -> int:
+    def _wait(self, server: DirectServer, reply: bytes, source: str | None, pending: Pending, trace: str | None) -> int:
         """Let a call with complete parameters wait for its answer, as the core does. This way is faster."""
-        if not server.invocations.may_wait(pending):
+        if not server.invocations.may_wait(pending, source):
             return self._carry_out(server, server.invocations.refuse(reply))
         self._out.append(handshake := server.replies.handshake(reply))
-        server.on_waiting(Waiting(reply, traceparent, pending))
+        server.on_waiting(Waiting(reply, trace, pending, source))
         return len(handshake)
 
     def _carry_out(self, server: DirectServer, step: Step[bytes, bytes]) -> int:
