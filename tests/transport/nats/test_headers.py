@@ -13,6 +13,7 @@ from nats.aio.client import Client
 
 from keyvalue_transport.nats.headers import (
     BLOCK_BYTES_MAX,
+    BLOCK_READ_BYTES_MAX,
     CALLER_CHARACTERS_MAX,
     CALLERS_MAX,
     TRACEPARENT_CHARACTERS_MAX,
@@ -107,6 +108,8 @@ def test_a_long_caller_is_nobody_and_a_long_trace_is_none(name: bytes, character
         traceparent = None
     elif over:
         caller = ANONYMOUS
+    if len(block) > BLOCK_READ_BYTES_MAX:
+        caller, traceparent = Headers(ANONYMOUS, None)
     assert read_headers(block) == Headers(caller, traceparent)
     if READS_LINES:
         assert nats_py_headers(block, LastingClient) == read_headers(block)
@@ -177,7 +180,7 @@ def test_a_traced_block_is_kept_without_its_trace() -> None:
     for number, at in enumerate((len(FIRST), len(rest) - 2, len(FIRST))):
         caller = cache.find(rest[:at] + b"traceparent: %d\r\n" % number + rest[at:])
         assert cache.callers == {rest: caller}
-    many = b"".join(b"traceparent: %d\r\n" % number for number in range(5000))
+    many = b"".join(b"traceparent: %d\r\n" % number for number in range(2000))
     assert cache.find(FIRST + many + rest[len(FIRST) :]) == caller
     assert cache.callers == {rest: caller}
     for number in range(CALLERS_MAX - 1):
@@ -185,3 +188,16 @@ def test_a_traced_block_is_kept_without_its_trace() -> None:
     assert len(cache.callers) == CALLERS_MAX
     assert cache.find(FIRST + b"\r\n") == ANONYMOUS
     assert len(cache.callers) == 1
+
+
+@pytest.mark.parametrize("over", [0, 1, 900_000])
+def test_a_block_that_is_too_long_is_not_read(over: int) -> None:
+    """A block of 1 MB with short lines took 40 ms. Its caller must not lose its link name alone."""
+    first, last = FIRST + b"source-id: a\r\ntraceparent: t\r\n", b"link-name: l\r\n\r\n"
+    room = BLOCK_READ_BYTES_MAX + over - len(first) - len(last)
+    block = first + b"a:\r\n" * (room // 4 - 1) + b"a:%b\r\n" % (b"x" * (room % 4)) + last
+    assert len(block) == BLOCK_READ_BYTES_MAX + over
+    expected = Headers(ANONYMOUS, None) if over else Headers(Caller("a", "l"), "t")
+    assert read_headers(block) == expected
+    assert CallerCache().find(block) == expected.caller
+    assert nats_py_headers(block, LastingClient) == expected

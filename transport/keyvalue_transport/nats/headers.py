@@ -48,6 +48,9 @@ CHARACTER_BYTES_MAX = 4
 CALLERS_MAX = 1024
 #: If a block is longer, nats-py's queue (plain path) keeps only the used headers.
 BLOCK_KEPT_BYTES_MAX = 4096
+#: A longer block is not read. A block of 1 MB could have 250,000 lines, which take 40 ms. Do not read the first lines
+#: only: without its link name, a caller would have the default link.
+BLOCK_READ_BYTES_MAX = 64 * 1024
 #: Maximum size of a cached block. Longer blocks are not cached, because senders choose the size.
 BLOCK_BYTES_MAX = 1024
 CRLF = b"\r\n"
@@ -104,7 +107,7 @@ def read_headers(block: bytes) -> Headers:
 def read_used_lines(block: bytes) -> dict[str, str]:
     """Return the headers in a block that this package uses, by name. A long value is cut, but stays above its limit."""
     read: dict[str, str] = {}
-    for line in block[FIRST_LINE_BYTES:].split(CRLF):
+    for line in _lines(block):
         name, colon, value = line.partition(b":")
         if colon and (used := USED.get(name.strip())) is not None:
             text, bytes_max = used
@@ -115,11 +118,15 @@ def read_used_lines(block: bytes) -> dict[str, str]:
 def read_lines(block: bytes) -> dict[str, str]:
     """Return the headers in a block, by name."""
     read: dict[str, str] = {}
-    for line in block[FIRST_LINE_BYTES:].split(CRLF):
+    for line in _lines(block):
         name, colon, value = line.partition(b":")
         if colon:
             read[name.strip().decode("ascii", "replace")] = value.strip().decode("utf-8", "replace")
     return read
+
+
+def _lines(block: bytes) -> list[bytes]:
+    return block[FIRST_LINE_BYTES:].split(CRLF) if len(block) <= BLOCK_READ_BYTES_MAX else []
 
 
 class CallerCache:
@@ -132,6 +139,8 @@ class CallerCache:
 
     def find(self, block: bytes) -> Caller:
         """Return the caller from a block that is not in `callers`. Cache the caller if possible."""
+        if len(block) > BLOCK_READ_BYTES_MAX:
+            return ANONYMOUS
         # Search from the end of the first line, because cutting out an earlier match would shift the headers.
         at = block.find(TRACEPARENT_LINE, FIRST_LINE_BYTES - 2)
         if at < 0:
