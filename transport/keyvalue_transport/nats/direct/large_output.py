@@ -15,7 +15,7 @@ A page of keys may also take long to make, up to 0.1 s if its shard must be sort
 of a turn of the event loop begins a time slice. After it, the calls are queued, and callers take turns.
 
 Invariants:
-- At most one large result is held besides the socket's buffer.
+- At most one large result is held besides the socket's buffer, and smaller ones of up to PART_BYTES_MIN together.
 - While something is held or queued, something will call `pump`: the next turn of the loop, `resume`, a receipt or its
   timeout, or a new connection.
 - Nothing is sent on a connection that nats-py has not finished opening.
