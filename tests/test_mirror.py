@@ -70,6 +70,7 @@ REASONS = {
         nats/direct/transport.py  nats/direct/test_nats_py_contract.py  nats-py uses it as its transport
     """,
     "replica/keyvalue_replica": """
+        answers.py        test_core.py                             reads of the model share barriers
         applier.py        test_core.py                             the core applies each message
         bucket.py         test_core.py                             the calls of the model are made through its handles
         errors.py         test_core.py                             each is the answer to a call

@@ -48,6 +48,7 @@ from keyvalue_transport.keyvalue.store import STORE, store_handlers, store_talli
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
+from keyvalue_transport.wrpc.handler import Again
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -326,7 +327,7 @@ def _compose(
         from keyvalue_replica.bucket import ReplicaStore
 
         store = follower.core.store
-        served = ReplicaStore(follower.core, store_options, options.batch == ATOMIC)
+        served = ReplicaStore(follower.core, store_options, Again, options.batch == ATOMIC)
     policy = Policy(store_options, links, options)
     service = Service(served, policy, lambda: connection.max_payload)
     watchers = Watchers(

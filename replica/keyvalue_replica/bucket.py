@@ -12,6 +12,7 @@ from keyvalue_engine import Bucket, BucketOptions, LimitError, Page, Quota, Stor
 from keyvalue_engine.entry import Entry
 from keyvalue_engine.errors import KEY_BYTES, VALUE_BYTES, Limit
 from keyvalue_engine.room import Growth, growth_of
+from keyvalue_replica.answers import Barrier
 from keyvalue_replica.applier import ANY
 from keyvalue_replica.core import BATCH_KEYS_MAX, Core, Outgoing
 from keyvalue_replica.layout import ttl_headers
@@ -58,13 +59,17 @@ class ReplicaStore:
 
     :param core: publishes and applies; its engine enforces no limits
     :param options: the limits
+    :param again: makes the answer of a `get` that must be made again in a callback of the barrier
     :param is_atomic: True if set-many and delete-many are stored together or not at all
     """
 
-    def __init__(self, core: Core, options: StoreOptions, is_atomic: bool = True) -> None:
+    def __init__(
+        self, core: Core, options: StoreOptions, again: Callable[[Barrier], object], is_atomic: bool = True
+    ) -> None:
         self.core = core
         self.options = options
         self.is_atomic = is_atomic
+        self.again = again
 
     @property
     def engine(self) -> Store:
@@ -92,6 +97,7 @@ class ReplicaBucket:
     """A handle for one bucket. A method returns a value, or an awaitable of the value."""
 
     __slots__ = (
+        "_again",
         "_core",
         "_engine",
         "_is_atomic",
@@ -109,6 +115,7 @@ class ReplicaBucket:
     def __init__(self, store: ReplicaStore, name: bytes, options: BucketOptions) -> None:
         of_store = store.options
         self._core = store.core
+        self._again = store.again
         self._name = name
         self._engine: Bucket = store.engine.bucket(name, engine_options(options))
         self._writable = store.engine.bucket(name, ANY)
@@ -123,9 +130,18 @@ class ReplicaBucket:
 
     # Reads.
 
-    def get(self, key: bytes) -> bytes | Read[bytes | None] | None:
+    def get(self, key: bytes) -> Any:
         """Return the value of a key, or None."""
-        return Read(self._core.barrier(), self.get_now, key) if self._reads_latest else self.get_now(key)
+        if not self._reads_latest:
+            return self.get_now(key)
+        core = self._core
+        if core.passing is not None:  # the call is made again
+            core.passing.result()
+            return self.get_now(key)
+        barrier = core.barrier()
+        if barrier.again is None:
+            barrier.again = self._again(barrier)
+        return barrier.again
 
     def exists(self, key: bytes) -> bool | Read[bool]:
         """Return True if the key exists."""

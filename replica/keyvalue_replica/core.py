@@ -20,9 +20,10 @@ from typing import Any, NamedTuple, Protocol
 
 from keyvalue_engine import Bucket, Store
 from keyvalue_engine.entry import Entry
+from keyvalue_replica.answers import Barrier, PartialAnswers
 from keyvalue_replica.applier import Applier
 from keyvalue_replica.clock import ServerClock
-from keyvalue_replica.errors import NotStoredError, UnknownOutcomeError
+from keyvalue_replica.errors import NotStoredError
 from keyvalue_replica.increments import Counter, Increment, Increments
 from keyvalue_replica.layout import Layout, delete_headers, headers_of, ttl_headers
 from keyvalue_replica.position import Delivery, Position
@@ -124,7 +125,9 @@ class Core:
         self._to_domain = layout.to_domain
         self._barrier_subject = layout.barrier(instance)
         self._barrier_delivered_s = -PROVEN_S  # when a barrier was last delivered
-        self._barrier: Publication | None = None  # not written yet
+        self._barrier: Barrier | None = None  # not written yet
+        #: While the callbacks of a barrier run, the barrier. Reads that it allows need not wait.
+        self.passing: Barrier | None = None
         self._mending: Publication | None = None  # the barrier that may make the position whole
         self._out: list[bytes] = []
         self._unwritten: list[Publication] = []
@@ -392,11 +395,11 @@ class Core:
         self._unwritten.append(publication)
         self.flush_soon()
 
-    def barrier(self) -> Publication:
+    def barrier(self) -> Barrier:
         """Return an answer that comes once all changes that are stored before the next turn are applied here."""
         publication = self._barrier
         if publication is None:
-            publication = self._barrier = Publication(is_barrier=True)
+            publication = self._barrier = Barrier(self)
             self.flush_soon()
         return publication
 
@@ -461,32 +464,3 @@ class Core:
         self._sequences.clear()
         self._applier.forget()
         self.counts.resynchronisations += 1
-
-
-class PartialAnswers(Promise):
-    """The answer to several messages: the first error, or None if all were stored."""
-
-    def __init__(self, left: int, reservation: Reservation | None) -> None:
-        super().__init__()
-        self._left = left
-        self._reservation = reservation
-        self._failed: Exception | None = None
-
-    def end_one(self, publication: Publication) -> None:
-        """Count a message that has ended."""
-        try:
-            publication.result()
-        except Exception as error:
-            text = "some of the keys may have been changed (batch is pipelined)"
-            self._failed = self._failed or UnknownOutcomeError(f"{text}: {error}")
-        self._left -= 1
-        if self._left:
-            return
-        if self._reservation is not None:
-            self._reservation.release()
-        if self.done():
-            return
-        if self._failed is None:
-            self.set_result(None)
-        else:
-            self.set_exception(self._failed)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from keyvalue_engine import Store, StoreOptions
+from keyvalue_replica.answers import Barrier
 from keyvalue_replica.bucket import ReplicaBucket, ReplicaStore
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.core import Core
@@ -115,6 +116,13 @@ def frames_of(written: bytes) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
         yield subject, words[0] if len(words) > sizes else b"", written[end + 2 :][:head], written[end + 2 :][head:size]
 
 
+class MadeAgain:
+    """The answer of a `get` that must be made again in a callback of its barrier."""
+
+    def __init__(self, source: Barrier) -> None:
+        self.source = source
+
+
 class Instance:
     """An instance of the store on the model. It implements `Outside`.
 
@@ -137,7 +145,7 @@ class Instance:
         clock.note(BEGAN_NS)
         store = Store(options, secret=SECRET, clock=clock, is_limited=False)
         self.core = Core(store, LAYOUT, self, "_INBOX.x", name, TIMEOUT_S, clock)
-        self.replica = ReplicaStore(self.core, options or StoreOptions())
+        self.replica = ReplicaStore(self.core, options or StoreOptions(), MadeAgain)
         self.core.position.trusts_pending = replicas == 1
         self.to_deliver: deque[int] = deque()  # the sequences that the consumer will deliver, if they are kept
         self.consumed = 0

@@ -18,7 +18,7 @@ from keyvalue_provider.keyvalue.handles import BucketHandle, BucketStore, Caller
 from keyvalue_provider.keyvalue.policy import CallerKey, Policy
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.store import KEY_RESPONSE_BYTES, KeyResponse
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer, Caller, Derived
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Answer, Caller, Derived
 
 __all__ = ["Service"]
 
@@ -83,7 +83,9 @@ class Service:
             answer = last[1].readable[bucket].get(key)
         except StoreError as error:
             raise _interface_error(error) from error
-        return answer if answer is None or type(answer) is bytes else _later(answer, _as_it_is)  # type: ignore[arg-type]
+        if answer is None or (kind := type(answer)) is bytes or kind is Again:
+            return answer
+        return _later(answer, _as_it_is)  # type: ignore[arg-type]
 
     def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]:
         """Store a value."""

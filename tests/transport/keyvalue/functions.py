@@ -29,7 +29,7 @@ from keyvalue_transport.keyvalue.store import STORE, KeyResponse
 from keyvalue_transport.keyvalue.watcher import WATCHER
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.server import Server
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Caller, Handler, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.values import U64_MAX
 from tests.conftest import DEADLINE_S, NatsServer
 from tests.recorded_replies import waited
@@ -235,6 +235,7 @@ def answered(answer: HandlerResult) -> bytes:
     """Return the result of a handler. Await or encode it if necessary."""
     if isinstance(answer, LargeResult):
         answer = answer.encode()
+    assert not isinstance(answer, Again)
     return answer if isinstance(answer, bytes) else waited(answer)
 
 

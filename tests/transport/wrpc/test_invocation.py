@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,9 +16,19 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.store import decode_set, encode_set
-from keyvalue_transport.wrpc.errors import DecodeError, Length
+from keyvalue_transport.wrpc.errors import DecodeError, Length, NeedMoreBytes
 from keyvalue_transport.wrpc.half_open import INVOCATION_BYTES, SHARES
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Derived, Handler, Pending, drop_answer
+from keyvalue_transport.wrpc.handler import (
+    ANONYMOUS,
+    Again,
+    Caller,
+    Derived,
+    Handler,
+    HandlerResult,
+    LargeResult,
+    Pending,
+    drop_answer,
+)
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Step, Waiting
 from keyvalue_transport.wrpc.values import read_bytes, write_length
 from tests.invoking import invoke
@@ -324,6 +335,41 @@ def test_one_caller_leaves_places_for_pending_answers_to_others() -> None:
         if one is not None:
             invocations.finish(one, outcome_of(one.pending))
     assert invocations.counts == InvocationCounts(answered=9, refused=5)
+    assert held(invocations) == NOTHING_HELD
+
+
+@pytest.mark.parametrize("pieces", [[b"\x00"], [b"", b"\x00"]], ids=["whole", "cut"])
+@pytest.mark.parametrize(
+    ("second", "ends", "counts"),
+    [
+        (b"result of val", [RESULT, END], InvocationCounts(answered=1)),
+        (LargeResult(lambda: b"result of val"), [RESULT, END], InvocationCounts(answered=1)),
+        (None, [END], InvocationCounts(failed=1)),
+    ],
+    ids=["a result", "a large result", "to be made again"],
+)
+def test_a_call_may_have_to_be_made_again(
+    pieces: list[bytes], second: HandlerResult | None, ends: list[Reply], counts: InvocationCounts
+) -> None:
+    invocations = new_core()
+    source: Any = object()
+    again = Again(source)
+    returns = [again, again if second is None else second]
+
+    def handler(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        if start == end:
+            raise NeedMoreBytes(1)
+        assert (caller, buffer[start:end]) == (ANONYMOUS, b"\x00")
+        return returns.pop(0)
+
+    step = invoke(invocations, handler, REPLY, ANONYMOUS, pieces[0], 0.0)
+    if len(pieces) > 1:
+        step = invocations.receive_params("0", pieces[1], 0.0)
+    assert step.waiting is not None
+    assert step.waiting.pending.answer is source
+    finished = invocations.finish(step.waiting, outcome_of(step.waiting.pending))
+    assert finished.sends == ends
+    assert invocations.counts == counts
     assert held(invocations) == NOTHING_HELD
 
 

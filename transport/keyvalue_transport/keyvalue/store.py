@@ -36,7 +36,7 @@ from keyvalue_transport.keyvalue.interface import (
 )
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, Tally, new_tally
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import LARGE_BYTES, Answer, Caller, Handler, HandlerResult, Pending
+from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Answer, Caller, Handler, HandlerResult, Pending
 from keyvalue_transport.wrpc.values import (
     ONE_BYTE,
     U64_MAX,
@@ -273,6 +273,8 @@ def _get_handler(
         if value is None:
             tally[NONE] += 1
             return OK_NONE
+        if type(value) is Again:
+            return value
         return AwaitedResult(value, encode_get_result, None, tally)  # type: ignore[arg-type] # not bytes, so an Awaitable
 
     return handle

@@ -165,6 +165,7 @@ class Server:
         if late := await self._waits.cancel(CANCEL_TIMEOUT_S):
             log.warning("%d answers did not end when they were cancelled, and are abandoned", late)
         self._send(self._path.invocations.close())
+        self._path.send(self._path.give_up())  # type: ignore[arg-type] # each path takes what it returns
         with suppress(TimeoutError):  # a blocked connection must not delay the stop
             async with asyncio.timeout_at(max(deadline_s, loop.time() + FLUSH_TIMEOUT_S)):
                 await self._path.flush()

@@ -1,6 +1,7 @@
 """The handler contract: the function that a server calls for an invocation, and its return value.
 
-    handler(caller, buffer, start, end)  ->  the encoded result, or a Pending answer to wait for, or a LargeResult
+    handler(caller, buffer, start, end)  ->  the encoded result, or a Pending answer to wait for, or a LargeResult,
+                                         or Again to be called again
                                          or raises NeedMoreBytes, DecodeError, or another exception
 
 A handler reads only `buffer[start:end]`. The bytes after `end` may belong to another caller.
@@ -16,6 +17,7 @@ from keyvalue_transport.wrpc.errors import NeedMoreBytes
 __all__ = [
     "ANONYMOUS",
     "LARGE_BYTES",
+    "Again",
     "Answer",
     "Caller",
     "Derived",
@@ -76,15 +78,40 @@ class LargeResult(NamedTuple):
     encode: Callable[[], bytes | Pending]
 
 
+class Source(Protocol):
+    """Something to wait for. It may call the functions at once when it is done, or later."""
+
+    def add_done_callback(self, act: Callable[[Any], object], /) -> None: ...
+
+
+class Again:
+    """The return value of a handler whose call must wait, and must be made again then. Many calls may share it.
+
+    Waiting for an answer costs several objects for each call, but waiting for `source` costs only one. The server makes
+    the call again in a callback of the source, with the present handler's policy. So the handler knows then that the
+    wait is over, and returns a result. It may return Again only if the function changes nothing.
+
+    :param source: what the calls wait for; it is awaitable
+    """
+
+    __slots__ = ("source",)
+
+    def __init__(self, source: Any) -> None:
+        self.source: Source = source
+
+    def __await__(self) -> Generator[object, None, None]:
+        yield from self.source.__await__()  # type: ignore[attr-defined] # a future or the like
+
+
 #: Handlers that can return a LargeResult do so for results of more than this. It must be above 64 KiB, so that a value
 #: of this size needs no second call.
 LARGE_BYTES = 64 * 1024 + 64
 
 #: The return value of a handler.
-HandlerResult: TypeAlias = bytes | Pending | LargeResult
+HandlerResult: TypeAlias = bytes | Pending | LargeResult | Again
 
 #: The server calls a handler with the parameters in `buffer[start:end]`. The handler returns the encoded result, or a
-#: Pending answer, or a LargeResult. The result is empty if the function has no result. The handler raises NeedMoreBytes if the parameters
+#: Pending answer, a LargeResult, or Again. The result is empty if the function has no result. The handler raises NeedMoreBytes if the parameters
 #: are incomplete, and DecodeError if they are malformed. It reads all parameters before it returns a Pending answer.
 Handler: TypeAlias = Callable[[Caller, bytes, int, int], HandlerResult]
 

@@ -30,12 +30,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
 from keyvalue_transport.wrpc.half_open import SHARES, HalfOpen, HalfOpenInvocations, InvocationLimits
 from keyvalue_transport.wrpc.handler import (
     LARGE_BYTES,
+    Again,
     Caller,
     Handler,
     HandlerResult,
@@ -99,6 +100,28 @@ class InvocationFailure(NamedTuple):
 
     error: Exception
     traceparent: str | None
+
+
+class Repeated:
+    """The Pending answer of a call that is made again when `again` is done."""
+
+    def __init__(self, again: Again, handler: Handler, caller: Caller, params: bytes) -> None:
+        self.answer: Any = again.source
+        self._handler = handler
+        self._caller = caller
+        self._params = params
+
+    def encode(self, read: Callable[[], object]) -> bytes:
+        """Make the call again, and return its result.
+
+        :raises TypeError: the handler returns no result, although the wait is over
+        """
+        result = self._handler(self._caller, self._params, 0, len(self._params))
+        if isinstance(result, LargeResult):
+            result = result.encode()
+        if not isinstance(result, bytes):
+            raise TypeError("a call that was made again must wait again")
+        return result
 
 
 class Step(NamedTuple, Generic[A, M]):
@@ -193,6 +216,8 @@ class Invocations(Generic[A, M]):
             return self._fail(reply, outcome, traceparent, handshake)
         if isinstance(outcome, LargeResult):
             return self._answer_or_queue(handler, reply, caller, piece, traceparent, outcome, now_s, handshake)
+        if isinstance(outcome, Again):
+            outcome = Repeated(outcome, handler, caller, piece)
         return self._answer(reply, outcome, caller, traceparent, handshake)
 
     def may_wait(self, pending: Pending, source_id: str | None) -> bool:
@@ -200,13 +225,26 @@ class Invocations(Generic[A, M]):
 
         A caller leaves a quarter of the places to others.
         """
+        if self.begin_wait(source_id):
+            return True
+        drop_answer(pending.answer)
+        return False
+
+    def begin_wait(self, source_id: str | None) -> bool:
+        """Count an invocation that waits. Return False if too many wait."""
         own = self._waiting_of.get(source_id, 0)
         if self._waiting >= self._limits.waiting_max or own >= self._waiting_share:
-            drop_answer(pending.answer)
             return False
         self._waiting += 1
         self._waiting_of[source_id] = own + 1
         return True
+
+    def end_wait(self, source_id: str | None) -> None:
+        """End the count that `begin_wait` began."""
+        self._waiting -= 1
+        own = self._waiting_of.pop(source_id) - 1
+        if own:
+            self._waiting_of[source_id] = own
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step[A, M]:
         """Process the next piece of a half-open invocation's parameters. An empty piece ends the parameters."""
@@ -223,21 +261,15 @@ class Invocations(Generic[A, M]):
     def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
         """Process the encoded result of a waiting invocation, or its error."""
         if isinstance(result, Exception):
-            self._end_wait(waiting.source_id)
+            self.end_wait(waiting.source_id)
             return self._fail(waiting.reply, result, waiting.traceparent, [])
         return Step(self.answer(waiting, result))
 
     def answer(self, waiting: Waiting[A], result: bytes) -> list[M]:
         """Return the messages that answer a waiting invocation. Count it as answered."""
-        self._end_wait(waiting.source_id)
+        self.end_wait(waiting.source_id)
         self.counts.answered += 1
         return self._replies.result(waiting.reply, result) if result else self._replies.end(waiting.reply)
-
-    def _end_wait(self, source_id: str | None) -> None:
-        self._waiting -= 1
-        own = self._waiting_of.pop(source_id) - 1
-        if own:
-            self._waiting_of[source_id] = own
 
     def expire(self, now_s: float) -> Step[A, M]:
         """End the half-open invocations and the calls with queued results that have passed their deadline.
@@ -302,6 +334,8 @@ class Invocations(Generic[A, M]):
                 return self._fail(reply, error, half_open.traceparent, [])
             else:
                 caller, traceparent = half_open.caller, half_open.traceparent
+                if isinstance(answer, Again):
+                    answer = Repeated(answer, half_open.handler, caller, buffer)
                 if not isinstance(answer, LargeResult):
                     return self._answer(reply, answer, caller, traceparent, [])
                 return self._answer_or_queue(half_open.handler, reply, caller, buffer, traceparent, answer, now_s, [])
@@ -337,6 +371,8 @@ class Invocations(Generic[A, M]):
             return self._fail(call.reply, error, call.traceparent, [])
         if isinstance(answer, LargeResult):
             return self._answer_large(call.reply, answer, call.caller, call.traceparent, [])
+        if isinstance(answer, Again):
+            answer = Repeated(answer, call.handler, call.caller, call.params)
         return self._answer(call.reply, answer, call.caller, call.traceparent, [])
 
     def _ends(self, calls: list[LargeCall[A]]) -> list[M]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from keyvalue_transport.nats.subjects import params_subject
 
-__all__ = ["ANSWER_BYTES", "END", "RESULT_LINES", "SMALL", "FrameReplies"]
+__all__ = ["ANSWER_BYTES", "END", "NEXT_PUB", "PUB", "RESULT_LINES", "SMALL", "FrameReplies"]
 
 PUB = b"PUB "
 NEXT_PUB = b"\r\nPUB "
@@ -66,6 +66,11 @@ class FrameReplies:
     def handshake(self, reply: bytes) -> bytes:
         """Return the handshake of an invocation whose parameters are complete."""
         return b"PUB %b %b 0\r\n\r\n" % (reply, self._nobody)
+
+    @property
+    def handshake_and_next(self) -> bytes:
+        """Return the bytes between the reply subject of such a handshake and that of the result."""
+        return self._handshake
 
     def result(self, reply: bytes, result: bytes) -> list[bytes]:
         """Return the pieces of a result and the end. Those of a small result are one bytes object."""

@@ -7,11 +7,23 @@ INFO {json} CRLF, PING CRLF, +OK CRLF, ...
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 from keyvalue_transport.nats.headers import CRLF
 
-__all__ = ["HMSG", "INFO", "LINE_BYTES_MAX", "MSG", "PONG", "Line", "MessageFrame", "NotNatsError", "read_frame"]
+__all__ = [
+    "HMSG",
+    "INFO",
+    "LINE_BYTES_MAX",
+    "MSG",
+    "PONG",
+    "Line",
+    "MessageFrame",
+    "NotNatsError",
+    "max_payload_of",
+    "read_frame",
+]
 
 HMSG, MSG, INFO = b"HMI"
 PONG = b"PONG"
@@ -74,3 +86,12 @@ def read_frame(buffer: bytes, at: int, end: int, frame_bytes_max: int) -> Messag
     if payload_end + 2 > end:
         return payload_end + 2 - at
     return MessageFrame(words, words[2], words[3] if count == 5 else b"", headers_at, payload_at, payload_end)
+
+
+def max_payload_of(line: bytes) -> int | None:
+    """Return the server's limit for the size of messages in an INFO line. Return None if the line is malformed."""
+    try:
+        max_payload = int(json.loads(line[4:])["max_payload"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    return max_payload if max_payload >= 1 else None

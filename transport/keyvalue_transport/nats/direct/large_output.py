@@ -106,6 +106,13 @@ class LargeOutput:
         """Send the frames of a result. Call `pump` after the small answers of the same read are written."""
         self._frames += frames
 
+    def add_late(self, frames: list[bytes]) -> None:
+        """Send the frames of a result that was not made in a read. The first part leaves in the next turn."""
+        self._frames += frames
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump_again)
+
     def pump(self) -> None:
         """Send a part of the results. If there are none, answer queued calls. Then continue in the next turn."""
         server = self._routes.server

@@ -63,6 +63,10 @@ class DirectPath:
     def _lose(self, unsent: int) -> None:
         self._on_unsent(DisconnectedError(f"{unsent} messages were not sent: the connection is lost", unsent))
 
+    def give_up(self) -> list[bytes]:
+        """Give up the calls that are to be made again. Return the frames that end them."""
+        return [] if self._routes.repeats is None else self._routes.repeats.close()
+
     async def flush(self) -> None:
         """Write everything given to `send`."""
         if self._routes.protocol is not None:

@@ -49,7 +49,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Iterator
 from time import monotonic, perf_counter
@@ -64,6 +63,7 @@ from keyvalue_transport.nats.direct.frames import (
     Line,
     MessageFrame,
     NotNatsError,
+    max_payload_of,
     read_frame,
 )
 from keyvalue_transport.nats.direct.large_output import LargeOutput
@@ -73,7 +73,7 @@ from keyvalue_transport.nats.headers import CRLF, read_headers
 from keyvalue_transport.nats.reply_subjects import CR, REPLY_BYTES_MAX
 from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, HandlerResult, LargeResult, Pending
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Caller, Handler, HandlerResult, LargeResult, Pending
 from keyvalue_transport.wrpc.invocation import Step, Waiting
 
 __all__ = ["DirectProtocol"]
@@ -187,12 +187,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 routes.end_read()
         finally:
             self._is_parsing = False
-        out, self._out = self._out, []
-        if self._later:  # in the same write, but after the handshakes in `out`
-            out += self._later
-            self._later = []
-        if out:
-            self._write(out)
+        self._out += self._later  # in one write, and after the handshakes in `_out`
+        self._later = []
+        self._write(self._out)
         seconds = perf_counter() - began_s
         server, flow = routes.server, self._flow
         if server is not None and server.on_batch is not None:
@@ -215,6 +212,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         This method is optimized for speed, which the end-to-end benchmark of `get` measures.
         """
         server = self._routes.server
+        out = self._out = []
         if server is None:
             for _ in self._groups(buffer):
                 raise AssertionError("there is a route to a handler, and no server")
@@ -222,7 +220,6 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         counts = server.invocations.counts
         answered = out_bytes = 0
         begun, pub, handshake, next_pub = None, b"", b"", b""
-        out = self._out = []
         for handler, caller, head, frames in self._groups(buffer):
             if head is not begun:
                 begun, (pub, handshake, next_pub) = head, server.replies.begun(head)
@@ -359,12 +356,13 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         :param start: the offset of the parameters, which end at `end`
         :param outcome: the handler's result or exception for these parameters
         """
-        traceparent = None
         # Parse the headers only if there is a trace, because parsing takes as long as the rest of this method.
-        # bench/micro/test_waiting.py measures calls without a trace.
-        if buffer.find(TRACEPARENT, at, start) >= 0:
-            traceparent = read_headers(buffer[buffer.find(CRLF, at) + 2 : start]).traceparent
-        if not isinstance(outcome, Exception | LargeResult | bytes):
+        is_traced = buffer.find(TRACEPARENT, at, start) >= 0
+        traceparent = read_headers(buffer[buffer.find(CRLF, at) + 2 : start]).traceparent if is_traced else None
+        if type(outcome) is Again and (repeats := self._routes.repeats) is not None:
+            is_added = repeats.add(outcome, (handler, caller, reply, buffer[start:end], traceparent))
+            return 0 if is_added else self._carry_out(server, server.invocations.refuse(reply))
+        if not isinstance(outcome, Exception | LargeResult | Again | bytes):
             return self._wait(server, reply, caller.source_id, outcome, traceparent)
         if isinstance(outcome, NeedMoreBytes):
             outcome.end_min -= start
@@ -433,14 +431,19 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._write([frames])
         return True
 
-    def send(self, frames: list[bytes]) -> bool:
+    def send(self, frames: list[bytes], is_large: bool = False) -> bool:
         """Write frames together in the next turn of the event loop, or at the end of the read that is being parsed.
+
+        The frames of a large result are written in parts.
 
         Return False if the connection is lost, or if nats-py has not finished opening it. If it is lost before the
         frames are written, `on_lost` of the server is called.
         """
         if self._socket is None or not self._large.is_open:
             return False
+        if is_large:
+            self._large.add_late(frames)
+            return True
         if not (self._later or self._is_parsing):
             self._loop_of_writes.call_soon(self._write_later)
         self._later += frames
@@ -463,11 +466,11 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if self._socket is None:
             return  # `connection_lost` reports the frames
         later, self._later = self._later, []
-        if later:
-            self._write(later)
+        self._write(later)
 
     def _write(self, out: list[bytes]) -> None:
-        frames = out[0] if len(out) == 1 else b"".join(out)
+        if not (frames := b"".join(out)):
+            return
         if self._routes.server is not None:
             self._routes.server.invocations.counts.sent_bytes += len(frames)
         if self._socket is not None:
@@ -479,12 +482,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
 
     def _read_info(self, line: bytes) -> None:
         """Read the server's limit for the size of messages. Every INFO may change the limit."""
-        try:
-            max_payload = int(json.loads(line[4:])["max_payload"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        max_payload = max_payload_of(line)
+        if max_payload is None:
             return  # nats-py also parses the line, and reports the error
-        if max_payload < 1:
-            return
         self._max_payload = self._routes.max_payload = max_payload
         self._frame_bytes_max = max_payload + LINE_BYTES_MAX
         self._routes.alike.forget()  # the shapes were learned under the old limit

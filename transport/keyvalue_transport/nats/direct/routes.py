@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from keyvalue_transport.nats.direct.alike import Alike
 from keyvalue_transport.nats.direct.answers import FrameReplies
+from keyvalue_transport.nats.direct.repeats import Repeats
 from keyvalue_transport.nats.headers import CallerCache
 from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.reply_subjects import ReplySubjects
@@ -67,7 +68,7 @@ Route: TypeAlias = Handler | InOrder | Further | Frames
 class FrameWriter(Protocol):
     """A writer of frames to the current connection, for example `DirectProtocol`."""
 
-    def send(self, frames: list[bytes], /) -> bool: ...
+    def send(self, frames: list[bytes], is_large: bool = False, /) -> bool: ...
 
     def write_now(self, frames: bytes, /) -> bool: ...
 
@@ -112,6 +113,7 @@ class DirectRoutes:
         self.alike = Alike(self.replies)
         self.callers = CallerCache()
         self.server: DirectServer | None = None
+        self.repeats: Repeats | None = None
         self.protocol: FrameWriter | None = None
         self.max_payload: int | None = None
         self.violations = 0
@@ -127,6 +129,15 @@ class DirectRoutes:
         if self.server is not None:
             raise ValueError("found a second server on one direct connection, allowed one: open a connection for each")
         self.server = server
+        self.repeats = Repeats(server.invocations, server.replies, server.on_step, self._send)
+
+    def _send(self, frames: list[bytes], is_large: bool) -> None:
+        """Send frames outside of reads, or at the end of the read that is being parsed."""
+        protocol, server = self.protocol, self.server
+        if frames and (protocol is None or not protocol.send(frames, is_large)):
+            assert server is not None
+            if server.on_lost is not None:
+                server.on_lost(len(frames))
 
     def has_room(self) -> bool:
         """Return True if the connection can take a large result now."""

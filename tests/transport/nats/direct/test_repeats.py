@@ -1,0 +1,155 @@
+"""Calls that wait for something they share, and are made again then: each is answered once, whatever its result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyvalue_transport.nats.direct.protocol import DirectProtocol
+from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Caller, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.invocation import InvocationLimits
+from tests.transport.nats.direct.scene import GET, MIB, Reader, Socket, answer, direct_core, hmsg, info, publications
+
+WAITING_MAX = 4
+LARGE = bytes(LARGE_BYTES + 1)
+
+
+def fail() -> HandlerResult:
+    raise ValueError
+
+
+#: The results of calls that are made again, by their parameters.
+SECOND: dict[bytes, Callable[[], HandlerResult]] = {
+    b"small": lambda: b"result",
+    b"empty": lambda: b"",
+    b"large": lambda: LargeResult(lambda: LARGE),
+    b"again": lambda: Again(Source()),
+    b"fault": fail,
+}
+#: The pieces of each of these results.
+PIECES: dict[bytes, list[bytes]] = {b"at once": [b"now"], b"small": [b"result"], b"large": [LARGE]}
+
+
+class Source:
+    """Something to wait for, which calls its callbacks at once when it is done."""
+
+    def __init__(self) -> None:
+        self._acts: list[Callable[[object], object]] = []
+
+    def add_done_callback(self, act: Callable[[object], object], /) -> None:
+        self._acts.append(act)
+
+    def end(self) -> None:
+        for act in self._acts:
+            act(self)
+
+
+class Scene:
+    """A connection with one function. Its calls wait for a source that they share until the source is done."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        routes, self.invocations, _ = direct_core(InvocationLimits(waiting_max=WAITING_MAX))
+        self.routes = routes
+        routes.add(GET, self._handle)
+        self.socket = Socket()
+        self.protocol = DirectProtocol(Reader(loop), routes, loop)
+        self.socket.protocol = self.protocol
+        self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what is used of it
+        self.protocol.data_received(info(MIB) + b"PONG\r\n")
+        self._again = Again(Source())
+        self._is_over = False
+        self.made: Counter[bytes] = Counter()
+
+    def _handle(self, caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        params = buffer[start:end]
+        self.made[params] += 1
+        if params == b"at once":
+            return b"now"
+        return SECOND[params]() if self._is_over else self._again
+
+    def end(self) -> None:
+        again, self._again = self._again, Again(Source())
+        self._is_over = True
+        again.source.end()  # type: ignore[attr-defined] # ours
+        self._is_over = False
+
+
+OPERATIONS = st.lists(
+    st.lists(st.sampled_from([b"at once", *SECOND.keys() - {b"large"}]), min_size=1, max_size=6) | st.just("end"),
+    max_size=12,
+)
+
+
+@given(OPERATIONS)
+def test_each_call_is_answered_once(operations: list[list[bytes] | str]) -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        scene = Scene(loop)
+        calls: dict[str, bytes] = {}
+        waiting: list[str] = []
+        refused: set[str] = set()
+        for operation in [*operations, "end"]:
+            if isinstance(operation, str):
+                scene.end()
+                waiting.clear()
+            else:
+                frames = []
+                for params in operation:
+                    calls[reply := f"r{len(calls)}"] = params
+                    frames.append(hmsg(GET, params, reply.encode()))
+                    if params != b"at once" and len(waiting) < WAITING_MAX * 3 // 4:
+                        waiting.append(reply)
+                    elif params != b"at once":
+                        refused.add(reply)
+                scene.protocol.data_received(b"".join(frames))
+            assert scene.invocations.waiting == len(waiting)
+        loop.run_until_complete(asyncio.sleep(0))
+        sent = publications(scene.socket.take())
+        for reply, params in calls.items():
+            own = [send for send in sent if send.subject in (reply, f"{reply}.results")]
+            assert own == answer(reply, *([] if reply in refused else PIECES.get(params, []))), params
+        failed = [reply for reply, params in calls.items() if params in (b"again", b"fault") and reply not in refused]
+        counts = scene.invocations.counts
+        assert (counts.refused, counts.answered) == (len(refused), len(calls) - len(refused) - len(failed))
+        assert scene.invocations.waiting == 0
+    finally:
+        loop.close()
+
+
+def test_a_large_result_leaves_in_parts(loop: asyncio.AbstractEventLoop) -> None:
+    scene = Scene(loop)
+    scene.protocol.data_received(hmsg(GET, b"large", b"r0") + hmsg(GET, b"small", b"r1"))
+    scene.end()
+    loop.run_until_complete(asyncio.sleep(0.01))
+    sent = publications(scene.socket.take())
+    for reply, result in (("r0", LARGE), ("r1", b"result")):
+        assert [send for send in sent if send.subject in (reply, f"{reply}.results")] == answer(reply, result)
+
+
+def test_the_results_of_one_source_and_the_answers_of_a_read_leave_in_one_write(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    scene = Scene(loop)
+    scene.protocol.data_received(b"".join(hmsg(GET, b"small", b"r%d" % number) for number in range(3)))
+    assert scene.socket.take() == b"", "the handshakes leave with the results"
+    scene.end()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert len(scene.socket.buffer) == 1
+    assert scene.made == {b"small": 6}
+
+
+def test_calls_that_still_wait_end_when_the_server_stops(loop: asyncio.AbstractEventLoop) -> None:
+    scene = Scene(loop)
+    scene.protocol.data_received(hmsg(GET, b"small", b"r0") + hmsg(GET, b"small", b"r1"))
+    assert scene.routes.repeats is not None
+    assert publications(b"".join(scene.routes.repeats.close())) == [*answer("r0"), *answer("r1")]
+    scene.end()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert scene.socket.take() == b""
+    assert scene.invocations.counts.refused == 2
+    assert scene.invocations.waiting == 0
+    assert scene.invocations.counts.answered == 0
