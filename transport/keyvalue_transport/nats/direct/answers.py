@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from keyvalue_transport.nats.subjects import params_subject
 
-__all__ = ["ANSWER_BYTES", "END", "NEXT_PUB", "PUB", "RESULT_LINES", "SMALL", "FrameReplies"]
+__all__ = ["ANSWER_BYTES", "END", "NEXT_PUB", "PUB", "RESULT_LINES", "SMALL", "FrameReplies", "message_count"]
 
 PUB = b"PUB "
 NEXT_PUB = b"\r\nPUB "
@@ -84,3 +84,8 @@ class FrameReplies:
     def end(self, reply: bytes) -> list[bytes]:
         """Return the frame that ends the invocation."""
         return [PUB + reply + END]
+
+
+def message_count(frames: list[bytes]) -> int:
+    """Return the number of messages in frames of which some are joined. Count a value that looks like a frame as one."""
+    return sum(frame.count(NEXT_PUB) + 1 for frame in frames)

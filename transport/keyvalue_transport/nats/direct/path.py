@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from keyvalue_transport.nats.connection import Connection, Message, Subscription
-from keyvalue_transport.nats.direct.answers import FrameReplies
+from keyvalue_transport.nats.direct.answers import FrameReplies, message_count
 from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further
 from keyvalue_transport.wrpc.errors import DisconnectedError
 from keyvalue_transport.wrpc.handler import Handler
@@ -58,7 +58,7 @@ class DirectPath:
         """Send messages outside of reads, in the next turn of the event loop."""
         protocol = self._routes.protocol
         if sends and (protocol is None or not protocol.send(sends)):
-            self._lose(len(sends))
+            self._lose(message_count(sends))
 
     def _lose(self, unsent: int) -> None:
         self._on_unsent(DisconnectedError(f"{unsent} messages were not sent: the connection is lost", unsent))

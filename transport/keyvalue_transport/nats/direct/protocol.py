@@ -54,7 +54,7 @@ from collections.abc import Iterator
 from time import monotonic, perf_counter
 
 from keyvalue_transport.nats.direct.alike import InvocationGroup
-from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, RESULT_LINES, SMALL
+from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, RESULT_LINES, SMALL, message_count
 from keyvalue_transport.nats.direct.frames import (
     HMSG,
     INFO,
@@ -134,7 +134,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if self._routes.protocol is self:
             self._routes.protocol = None
         later, self._later = self._later, []
-        self._large.close(len(later))
+        self._large.close(message_count(later))
         self._pieces = []
         self._pieces_bytes = self._needed_bytes = 0
         super().connection_lost(error)

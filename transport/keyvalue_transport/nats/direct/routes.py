@@ -9,7 +9,7 @@ from time import monotonic
 from typing import NamedTuple, Protocol, TypeAlias
 
 from keyvalue_transport.nats.direct.alike import Alike
-from keyvalue_transport.nats.direct.answers import FrameReplies
+from keyvalue_transport.nats.direct.answers import FrameReplies, message_count
 from keyvalue_transport.nats.direct.repeats import Repeats
 from keyvalue_transport.nats.headers import CallerCache
 from keyvalue_transport.nats.rate_limit import network_limit
@@ -137,7 +137,7 @@ class DirectRoutes:
         if frames and (protocol is None or not protocol.send(frames, is_large)):
             assert server is not None
             if server.on_lost is not None:
-                server.on_lost(len(frames))
+                server.on_lost(message_count(frames))
 
     def has_room(self) -> bool:
         """Return True if the connection can take a large result now."""
