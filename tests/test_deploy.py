@@ -17,6 +17,7 @@ from keyvalue_provider.config.options import LinkOptions, ProviderOptions
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from tests.conftest import options_of
 from tests.provider.observe.test_metrics import Pieces, promtool
+from tests.provider.observe.test_replica_metrics import metrics_of_a_new_replica
 
 __all__ = ["promtool"]  # the fixture
 
@@ -30,9 +31,9 @@ METRIC = re.compile(r"\b(?:wrpc_keyvalue|process)_\w+")
 
 
 def exposed() -> dict[str, set[str]]:
-    """Return all samples of a scrape, with their labels."""
+    """Return all samples of a scrape with the replicated store, with their labels."""
     samples: dict[str, set[str]] = {}
-    for family in Pieces.of(Store()).registry().collect():
+    for family in (*Pieces.of(Store()).registry().collect(), *metrics_of_a_new_replica()):
         for sample in family.samples:
             samples.setdefault(sample.name, set()).update(sample.labels)
     return samples
@@ -148,7 +149,9 @@ def test_the_dashboard_shows_the_important_metrics() -> None:
         wrpc_keyvalue_keys  wrpc_keyvalue_memory_bytes  wrpc_keyvalue_invocations_in_flight
         wrpc_keyvalue_half_open_invocations  wrpc_keyvalue_keyspace_hits_total  wrpc_keyvalue_nats_reconnects_total
     """
-    assert [part for part in expected.split() if not any(part in shown for shown in EXPRESSIONS)] == []
+    replicated = {family.name for family in metrics_of_a_new_replica()}
+    missing = [part for part in (*expected.split(), *replicated) if not any(part in shown for shown in EXPRESSIONS)]
+    assert missing == []
 
 
 # wadm
@@ -163,9 +166,9 @@ def traits(part: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     return [trait["properties"] for trait in part["traits"] if trait["type"] == kind]
 
 
-@pytest.fixture(scope="module")
-def manifest() -> dict[str, Any]:
-    manifest: dict[str, Any] = yaml.safe_load((DEPLOY / "wadm.yaml").read_text())
+@pytest.fixture(scope="module", params=["wadm.yaml", "wadm-replicated.yaml"])
+def manifest(request: pytest.FixtureRequest) -> dict[str, Any]:
+    manifest: dict[str, Any] = yaml.safe_load((DEPLOY / request.param).read_text())
     return manifest
 
 
@@ -225,7 +228,9 @@ def test_options_of_the_manifest_are_accepted(parts: dict[str, dict[str, Any]]) 
     link_options = configured(link["target"])
     assert len(link_options) > 1
     assert LinkOptions.from_config(provider, link_options)[1] == []
-    assert parts["keyvalue"]["traits"][0]["properties"] == {"instances": 1}  # several would answer from different keys
+    (scaler,) = traits(parts["keyvalue"], "spreadscaler")
+    # With store = memory, several instances would answer from different keys.
+    assert scaler == {"instances": 3 if provider.store == "jetstream" else 1}
 
 
 def test_the_manifest_starts_the_archive_that_is_built(manifest: dict[str, Any]) -> None:

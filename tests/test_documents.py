@@ -20,10 +20,9 @@ from keyvalue_provider.config.options import (
     Option,
     OptionTable,
 )
-from keyvalue_provider.observe.replica_metrics import Confirmations, replica_metrics
-from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from tests.provider.observe.test_metrics import FUNCTIONS, Pieces
+from tests.provider.observe.test_replica_metrics import metrics_of_a_new_replica
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,18 +69,11 @@ def rows_of_metrics() -> list[tuple[str, str, str, str]]:
     return rows
 
 
-class Replica:
-    """The figures of a replica that has just started."""
-
-    is_serving, applied, behind, torn_s = True, 0, 0, 0.0
-    counts = ReplicaCounts()
-
-
 def test_the_table_of_the_replicas_metrics_is_the_code() -> None:
     suffixes = {"counter": "_total"}
     rows = [
         f"| {family.name}{suffixes.get(family.type, '')} | {family.type} | {family.documentation.removesuffix('.')} |"
-        for family in replica_metrics(Replica(), Confirmations())
+        for family in metrics_of_a_new_replica()
     ]
     text = (ROOT / "docs" / "replication.md").read_text()
     assert "\n".join(["| metric | type | meaning |", "|---|---|---|", *rows]) in text, "\n".join(rows)

@@ -157,7 +157,9 @@ class RunningProvider:
 
     def remarks(self) -> list[str]:
         """Return what an operator should know although it does not make the provider unhealthy."""
-        return self._parts.others.remarks()
+        follower = self._parts.follower
+        remarks = self._parts.others.remarks()
+        return remarks if follower is None else [*remarks, *follower.remarks()]
 
     def is_empty(self) -> bool:
         """Return True if the store holds no keys."""

@@ -165,6 +165,19 @@ class Follower:
         return self.core.counts
 
     @property
+    def excess(self) -> dict[str, int]:
+        """Return by how much the store exceeds each limit, by the name of its option."""
+        return self.core.reservations.excess()
+
+    def remarks(self) -> list[str]:
+        """Return what an operator should know, although the instance serves."""
+        return [
+            f"the KV bucket exceeds {name} by {excess}: other instances or clients have stored more than this one may"
+            for name, excess in self.excess.items()
+            if excess
+        ]
+
+    @property
     def failed(self) -> BaseException | None:
         """Return the exception that ended a background task, or None."""
         for task in self._tasks:

@@ -62,6 +62,16 @@ class Reservations:
         pending = Growth(self._keys, self._memory_bytes, len(by_name) - (name in by_name))
         self._store.check_room(name, growth, pending, quota, NOTHING if quota is None else self._in_quota(quota))
 
+    def excess(self) -> dict[str, int]:
+        """Return by how much the store exceeds each of its limits. Changes that others have stored are never refused."""
+        store, options = self._store, self._store.options
+        counts = {
+            "memory_bytes_max": (store.memory_bytes, options.memory_bytes_max),
+            "keys_max": (len(store), options.keys_max),
+            "buckets_max": (store.bucket_count, options.buckets_max),
+        }
+        return {name: 0 if limit is None else max(0, count - limit) for name, (count, limit) in counts.items()}
+
     def release(self, name: bytes, growth: Growth) -> None:
         """Free the room of one reservation."""
         keys, memory_bytes, number = self._by_name.pop(name)

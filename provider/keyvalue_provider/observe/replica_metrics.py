@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -58,6 +58,9 @@ class Replica(Protocol):
     @property
     def counts(self) -> Counts: ...
 
+    @property
+    def excess(self) -> Mapping[str, int]: ...
+
 
 def replica_metrics(replica: Replica, confirmations: Confirmations) -> Iterable[Metric]:
     """Yield all metric families of a replica."""
@@ -77,6 +80,12 @@ def replica_metrics(replica: Replica, confirmations: Confirmations) -> Iterable[
         ("foreign_messages", "Messages of the stream that are no keys of this store.", counts.foreign),
     ):
         yield CounterMetricFamily(f"{PREFIX}_{name}", what, value)
+    excess = GaugeMetricFamily(
+        f"{PREFIX}_excess", "Keys, bytes or buckets past a limit, because others have stored them.", labels=("limit",)
+    )
+    for limit, amount in replica.excess.items():
+        excess.add_metric((limit,), amount)
+    yield excess
     durations = HistogramMetricFamily(
         f"{PREFIX}_confirmation_seconds", "Time until JetStream has confirmed a message.", labels=("kind",)
     )

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
+from prometheus_client import Metric
+
+from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.observe.replica_metrics import Confirmations, replica_metrics
 from keyvalue_replica.publications import ReplicaCounts
+from keyvalue_replica.reservations import Reservations
+
+
+@dataclass
+class Figures:
+    """The figures of a replica, by default of one that has just started."""
+
+    is_serving: bool = False
+    applied: int = 0
+    behind: int = 0
+    torn_s: float = 0.0
+    counts: ReplicaCounts = field(default_factory=ReplicaCounts)
+    excess: dict[str, int] = field(default_factory=Reservations(Store()).excess)
+
+
+def metrics_of_a_new_replica() -> Iterable[Metric]:
+    """Return all families that a provider with the replicated store exposes in addition."""
+    return replica_metrics(Figures(), Confirmations())
 
 
 def test_each_figure_arrives() -> None:
@@ -15,7 +36,10 @@ def test_each_figure_arrives() -> None:
         confirmations.observe(seconds, is_barrier)
     counts = ReplicaCounts()
     counts.unconfirmed, counts.lost_races = 3, 4
-    replica: Any = SimpleNamespace(is_serving=False, applied=7, behind=2, torn_s=1.5, counts=counts)
+    store = Store(StoreOptions(keys_max=2, buckets_max=2), is_limited=False)
+    for number in range(5):
+        store.bucket(b"b").set(b"%d" % number, b"by others")
+    replica = Figures(False, 7, 2, 1.5, counts, Reservations(store).excess())
     found = {
         (sample.name.removeprefix("wrpc_keyvalue_replica_"), *sample.labels.values()): sample.value
         for family in replica_metrics(replica, confirmations)
@@ -23,6 +47,7 @@ def test_each_figure_arrives() -> None:
     }
     assert (found["serving",], found["applied_sequence",], found["behind",]) == (0, 7, 2)
     assert (found["torn_seconds_total",], found["unconfirmed_total",], found["lost_races_total",]) == (1.5, 3, 4)
+    assert [found["excess", limit] for limit in ("keys_max", "buckets_max", "memory_bytes_max")] == [3, 0, 0]
     buckets = [found["confirmation_seconds_bucket", "barrier", bound] for bound in ("0.0001", "0.00025", "0.5", "+Inf")]
     assert buckets == [0, 1, 2, 3]
     assert found["confirmation_seconds_count", "change"] == 1
