@@ -77,7 +77,6 @@ class Follower:
         self.core: Core
         self.layout = Layout(options.bucket, options.domain)
         self.api = Api(connection, options.domain)
-        self.left_at_start = 0
         self._connection = connection
         self._options = options
         self._loop = asyncio.get_running_loop()
@@ -340,9 +339,8 @@ class Follower:
         self._subscriptions.append(await connection.subscribe_frames(inbox, core.deliver, quick))
         name = f"CONSUMER.CREATE.{stream}.{self._consumer}.{self.layout.subjects}"
         answer = await self.api.call(name, {"stream_name": stream, "config": config})
-        self.left_at_start = int(answer.get("num_pending", 0))
-        if not self.left_at_start:
-            core.position.nothing_pending()
+        core.position.expect(pending := int(answer.get("num_pending", 0)))
+        if not pending:
             core.mend()
 
     async def _catch_up(self) -> None:

@@ -80,11 +80,11 @@ class Position:
         self._consumed = 0
         self.tear()
 
-    def nothing_pending(self) -> None:
-        """Note that the new consumer had nothing to deliver when it was created."""
+    def expect(self, pending: int) -> None:
+        """Note how many messages the new consumer had to deliver when it was created, unless one has arrived."""
         if not self._consumed:
-            self.pending = 0
-            self.is_whole = self.trusts_pending
+            self.pending = pending
+            self.is_whole = not pending and self.trusts_pending
 
     def advance(self, sequence: int, consumer_sequence: int, pending: int) -> bool:
         """Advance to a delivery, which must be applied next. Return False, and stay, if deliveries before it were lost."""

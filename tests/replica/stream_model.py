@@ -213,8 +213,8 @@ class Instance:
         self.seen = self.last
         self.consumed = 0
         core.position.begin()
+        core.position.expect(self.pending())
         if not self.pending():
-            core.position.nothing_pending()
             core.mend()
 
     @property
