@@ -165,6 +165,15 @@ class NatsServer:
         self._process.wait_for("Server is ready")
         socket.create_connection(("127.0.0.1", self.port), DEADLINE_S).close()
 
+    @property
+    def output(self) -> str:
+        """Return its log since the last start."""
+        return self._process.output
+
+    def wait_for(self, text: str) -> str:
+        """Return the first line of its log that contains the text, once it is written."""
+        return self._process.wait_for(text)
+
     def reload(self, config: str) -> None:
         """Load another configuration while it runs."""
         self._config.write_text(config)

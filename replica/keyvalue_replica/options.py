@@ -18,7 +18,7 @@ class ReplicaOptions:
     :ivar replicas: number of servers that keep the stream, 1 to 5, for a bucket that is created
     :ivar history: number of messages of a key that the stream keeps, 1 to 64, for a bucket that is created
     :ivar bytes_max: the size of a bucket that is created, or None for no limit
-    :ivar creates: True to create a missing bucket
+    :ivar creates: True to create a missing bucket, and to switch on what an existing one lacks
     :ivar domain: the JetStream domain, or "" for the server's own
     :ivar timeout_s: the longest time that a call waits for JetStream
     :ivar is_atomic: True if set-many and delete-many are stored together or not at all

@@ -29,7 +29,8 @@ class Acknowledgements:
         self.prefix = f"MSG {inbox}.".encode()
         self._core = core
         self._match = re.compile(
-            re.escape(self.prefix) + rb'(\d{1,18}) (\d+) \d+\r\n\{"stream":"[^"]*","seq":(\d{1,18})\}\r\n'
+            re.escape(self.prefix)
+            + rb'(\d{1,18}) (\d+) \d+\r\n\{"stream":"[^"]*",(?:"domain":"[^"]*",)?"seq":(\d{1,18})\}\r\n'
         ).match
 
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:

@@ -71,12 +71,13 @@ class Api:
         :raises StreamError: the answer is malformed
         :raises DisconnectedError: the connection is lost
         """
-        payload = json.dumps(parameters or {}).encode()
+        subject, payload = f"{self.prefix}.{name}", json.dumps(parameters or {}).encode()
         try:
-            answer = json.loads(await self._requests.request(f"{self.prefix}.{name}", payload, REQUEST_TIMEOUT_S))
+            answer = json.loads(await self._requests.request(subject, payload, REQUEST_TIMEOUT_S))
         except TimeoutError:
             raise UnavailableError(
-                "JetStream does not answer: is it switched on (`nats-server -js`) in this account and domain?"
+                "JetStream does not answer: is it switched on (`nats-server -js`) in this account and domain,"
+                f" and may this user publish to {subject}?"
             ) from None
         except ValueError as error:
             raise StreamError(f"JetStream answered with malformed JSON: {error}") from None
@@ -270,12 +271,14 @@ def _misfits(config: Mapping[str, Any], layout: Layout) -> list[str]:
 async def _switch_on(api: Api, answer: dict[str, Any], layout: Layout, options: ReplicaOptions) -> dict[str, Any]:
     """Switch on what the store needs. Return the stream's information afterwards.
 
-    :raises StreamError: the server does not know a feature, or refuses it
+    :raises StreamError: the server does not know a feature, or refuses it, or the instance may not change the stream
     """
     features = _features(options)
     config = answer["config"]
     missing = [name for name, value in features.items() if not config.get(name)]
     if missing:
+        if not options.creates:
+            raise StreamError(f"{layout.stream} lacks {', '.join(missing)}, and jetstream_create is false")
         try:
             answer = await api.call(f"STREAM.UPDATE.{layout.stream}", {**config, **features})
         except ApiError as error:

@@ -247,7 +247,9 @@ class ProviderOptions(LinkOptions):
         values.HISTORY, "number of changes of a key that a created KV bucket keeps, 1 to 64", default=64
     )
     jetstream_bytes_max: int | None = option(values.BYTES, "maximum size of a created KV bucket")
-    jetstream_create: bool = option(values.FLAG, "create the KV bucket if it does not exist", default=True)
+    jetstream_create: bool = option(
+        values.FLAG, "create the KV bucket if it does not exist, and switch on what it lacks", default=True
+    )
     jetstream_domain: str | None = option(values.KV_BUCKET, "JetStream domain of the KV bucket")
     jetstream_timeout_ms: int = option(
         values.MILLISECONDS, "milliseconds that a call waits for JetStream", default=5_000
