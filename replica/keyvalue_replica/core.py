@@ -119,6 +119,9 @@ class Core:
         self.heard_s = 0.0  # when the consumer has last sent something
         #: Values of at most this size fit into a message. It is looked up once in a turn, since that takes a while.
         self.value_bytes_max = 0
+        #: Sequence and time of the last key that was delivered when nothing was to come after it. If the stream loses its
+        #: end and grows again, it has another message there.
+        self._last = (0, 0)
         self._outside = outside
         self._sequences = Sequences()
         self._applier = Applier(store, layout, self._sequences, self.counts, outside.stop_serving)
@@ -144,6 +147,13 @@ class Core:
 
     # From the stream.
 
+    def next_sequence(self) -> int:
+        """Return the sequence from which a new consumer goes on: that of a known message, if there is one.
+
+        If another message has this sequence now, the whole bucket is read again.
+        """
+        return self._last[0] or self.position.applied + 1
+
     def heard(self) -> None:
         """Note that the consumer has sent something."""
         self.heard_s = self._outside.now_s()
@@ -162,7 +172,13 @@ class Core:
         if not position.advance(delivery.sequence, delivery.consumer_sequence, delivery.pending):
             self._outside.follow_again("deliveries were lost")
             return
+        last_sequence, last_ns = self._last
+        if delivery.sequence == last_sequence and delivery.timestamp_ns != last_ns:
+            self._on_reused()
+            return
         if not self.layout.is_internal(subject):
+            if not delivery.pending:
+                self._last = delivery.sequence, delivery.timestamp_ns
             if delivery.sequence > applied:
                 self._applier.apply(subject, block, payload, delivery)
         else:
@@ -220,6 +236,7 @@ class Core:
         position, (sequence, consumer_sequence, timestamp_ns, pending) = self.position, delivery
         if not pending:
             self.clock.note(timestamp_ns)
+            self._last = sequence, timestamp_ns
         was_whole, applied = position.is_whole, position.applied
         if not position.advance(sequence, consumer_sequence, pending):
             self._outside.follow_again("deliveries were lost")
@@ -462,6 +479,7 @@ class Core:
     def restart(self) -> None:
         """Begin with an empty engine, because the whole stream is read again."""
         self.position.applied = 0
+        self._last = (0, 0)
         self.position.tear()
         self.publications.restart()
         self._sequences.clear()

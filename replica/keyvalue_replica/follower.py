@@ -332,7 +332,7 @@ class Follower:
             "deliver_policy": "last_per_subject",
         }
         if core.position.applied:
-            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": core.position.applied + 1}
+            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": core.next_sequence()}
         core.position.begin()
         core.heard()
         quick = Deliveries(core, self._consumer), Barriers(core, self._consumer)

@@ -52,8 +52,12 @@ class Acknowledgements:
 
 
 def place_pattern(stream: str, consumer: str) -> bytes:
-    """Return the pattern of a delivery's reply subject. Its groups are those of `Delivery`."""
-    return re.escape(f"$JS.ACK.{stream}.{consumer}.1.".encode()) + rb"(\d{1,18})\.(\d{1,18})\.(\d{1,19})\.(\d{1,18})"
+    """Return the pattern of a delivery's reply subject. Its groups are those of `Delivery`.
+
+    It does not match the first delivery of a consumer, with which the core checks where the stream goes on.
+    """
+    place = rb"(\d{1,18})\.((?!1\.)\d{1,18})\.(\d{1,19})\.(\d{1,18})"
+    return re.escape(f"$JS.ACK.{stream}.{consumer}.1.".encode()) + place
 
 
 class Barriers:

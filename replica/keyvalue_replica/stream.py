@@ -96,7 +96,7 @@ class Api:
 class StreamState:
     """What the server says about a stream.
 
-    :ivar created: when it was created, as text; another text means another stream
+    :ivar created: when it was created or restored, as text; another text means another stream
     :ivar keys: number of subjects that have a message
     :ivar consumers: number of clients that follow the stream
     :ivar replicas: number of servers that have the stream
@@ -107,9 +107,7 @@ class StreamState:
     """
 
     created: str
-    first_sequence: int
     last_sequence: int
-    messages: int
     keys: int
     consumers: int
     replicas: int
@@ -129,9 +127,7 @@ class StreamState:
             size = int(config.get("max_msg_size", -1))
             return cls(
                 str(answer["created"]),
-                int(state["first_seq"]),
                 int(state["last_seq"]),
-                int(state["messages"]),
                 int(state.get("num_subjects", 0)),
                 int(state.get("consumer_count", 0)),
                 int(config.get("num_replicas", 1)),
@@ -269,21 +265,24 @@ def _misfits(config: Mapping[str, Any], layout: Layout) -> list[str]:
 
 
 async def _switch_on(api: Api, answer: dict[str, Any], layout: Layout, options: ReplicaOptions) -> dict[str, Any]:
-    """Switch on what the store needs. Return the stream's information afterwards.
+    """Switch on what the store needs, and keep the secret. Return the stream's information afterwards.
 
     :raises StreamError: the server does not know a feature, or refuses it, or the instance may not change the stream
     """
-    features = _features(options)
     config = answer["config"]
-    missing = [name for name, value in features.items() if not config.get(name)]
-    if missing:
-        if not options.creates:
-            raise StreamError(f"{layout.stream} lacks {', '.join(missing)}, and jetstream_create is false")
-        try:
-            answer = await api.call(f"STREAM.UPDATE.{layout.stream}", {**config, **features})
-        except ApiError as error:
-            raise StreamError(f"{', '.join(missing)} can't be switched on in {layout.stream}: {error}") from None
-        missing = [name for name in features if not answer["config"].get(name)]
+    lacking = {name: value for name, value in _features(options).items() if not config.get(name)}
+    if lacking and not options.creates:
+        raise StreamError(f"{layout.stream} lacks {', '.join(lacking)}, and jetstream_create is false")
+    metadata = config.get("metadata") or {}
+    if options.creates and not metadata.get(SECRET):  # keep it, because a restored stream has another time of creation
+        lacking["metadata"] = {**metadata, SECRET: _secret_of(answer).hex()}
+    if not lacking:
+        return answer
+    try:
+        answer = await api.call(f"STREAM.UPDATE.{layout.stream}", {**config, **lacking})
+    except ApiError as error:
+        raise StreamError(f"{', '.join(lacking)} can't be changed in {layout.stream}: {error}") from None
+    missing = [name for name in lacking if not answer["config"].get(name)]
     if missing:
         version = "2.12" if options.is_atomic else "2.11"
         hint = ", or batch=pipelined with 2.11" if options.is_atomic else ""

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -108,6 +109,12 @@ def documented_user(without: str = "") -> str:
     return str(user).replace("$PROVIDER_PASSWORD", "provider").replace(f'"{without}"', '"none"')
 
 
+def documented_stream() -> dict[str, Any]:
+    """Return the configuration of the stream in the document, for one server."""
+    (text,) = re.findall(r"```json\n(.*?)```", DOCUMENT, re.DOTALL)
+    return {**json.loads(text.replace("$SECRET", secrets.token_hex(16))), "num_replicas": 1}
+
+
 OF_JETSTREAM: list[str] = re.findall(r'"(\$(?:JS|KV)\.[^"]+)"', documented_user())
 CREATE = "$JS.API.STREAM.CREATE.KV_visits"
 #: The host data for which the document's permissions are.
@@ -143,9 +150,8 @@ class Documented:
     async def live(self, launch: Launch) -> None:
         """Create the stream, serve and be called."""
         if not self.creates:
-            (text,) = re.findall(r"```json\n(.*?)```", DOCUMENT, re.DOTALL)
             async with await nats.connect(self.admin) as admin:
-                await api(admin, "STREAM.CREATE.KV_visits", json.loads(text) | {"num_replicas": 1})
+                await api(admin, "STREAM.CREATE.KV_visits", documented_stream())
         options = {"jetstream_bucket": "visits", "jetstream_create": str(self.creates).lower()}
         provider = launch(JETSTREAM | options, wait=False, **FIELDS)
         await in_thread(provider.wait_for, "ready: serving")

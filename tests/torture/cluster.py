@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,15 @@ class Cluster:
     def urls(self) -> list[str]:
         return [server.url for server in self.servers]
 
-    async def ask(self, subject: str, timeout_s: float = 2.0) -> dict[str, Any]:
+    async def ask(
+        self, subject: str, parameters: Mapping[str, Any] | None = None, timeout_s: float = 2.0
+    ) -> dict[str, Any]:
         """Ask the JetStream API at any server that answers."""
         client = await nats.connect(self.urls, max_reconnect_attempts=2, connect_timeout=1)
         try:
-            answer: dict[str, Any] = json.loads((await client.request(f"$JS.API.{subject}", timeout=timeout_s)).data)
+            payload = json.dumps(parameters).encode() if parameters else b""
+            reply = await client.request(f"$JS.API.{subject}", payload, timeout=timeout_s)
+            answer: dict[str, Any] = json.loads(reply.data)
             return answer
         finally:
             await client.close()
