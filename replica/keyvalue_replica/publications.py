@@ -47,7 +47,7 @@ class ReplicaCounts:
     """Numbers since the start.
 
     :ivar unconfirmed: changes that may or may not have been stored
-    :ivar refused: changes that the NATS server refused
+    :ivar refused: changes that the NATS server refused, and barriers that failed
     :ivar lost_races: increments that another instance overtook, and that were tried again
     :ivar torn: number of times that a change was missing when a later one arrived
     :ivar resynchronisations: number of times that the whole bucket was read again

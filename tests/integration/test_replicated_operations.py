@@ -64,6 +64,12 @@ async def test_barriers_of_an_ended_instance_go_away(launch: Launch, nats_server
     await until(is_gone, "the barrier is removed, and leaves no marker")
 
 
+def scrape(url: str) -> str:
+    with urlopen(url, timeout=DEADLINE_S) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
 async def test_health_and_metrics_of_an_instance_that_catches_up_and_is_past_its_limit(
     launch: Launch, nats_server: NatsServer, admin: Client
 ) -> None:
@@ -89,13 +95,14 @@ async def test_health_and_metrics_of_an_instance_that_catches_up_and_is_past_its
     assert left == sorted(left, reverse=True) != []
     assert told[-1].startswith("serving; the KV bucket exceeds keys_max by 1: ")
     async with KeyValueClient(nats_server.url, late.prefix, timeout_s=DEADLINE_S) as client:
+        assert await client.get("b", "7") == b"by others"
         with pytest.raises(OtherError, match=r"keys_max"):
             await client.set("b", "one more", b"v")
     at = late.wait_for("metrics at").split()[-1]
-    found = await in_thread(lambda: urlopen(at, timeout=DEADLINE_S).read().decode())
+    found = await in_thread(scrape, at)
     assert 'wrpc_keyvalue_replica_excess{limit="keys_max"} 1.0\n' in found
-    for gauge, value in (("serving", 1), ("behind", 0)):
-        assert f"wrpc_keyvalue_replica_{gauge} {value}.0\n" in found
+    for sample, value in (("serving", 1), ("behind", 0), ('confirmation_seconds_count{kind="barrier"}', 1)):
+        assert f"wrpc_keyvalue_replica_{sample} {value}.0\n" in found
     assert int(float(re.findall(r"^wrpc_keyvalue_replica_applied_sequence (.*)$", found, re.MULTILINE)[0])) >= keys
 
 

@@ -74,7 +74,7 @@ def replica_metrics(replica: Replica, confirmations: Confirmations) -> Iterable[
         ("torn_seconds", "Time in which an older change may have been missing.", replica.torn_s),
         ("torn", "Times that an older change may have been missing.", counts.torn),
         ("unconfirmed", "Changes that may or may not have been stored.", counts.unconfirmed),
-        ("refused", "Changes and barriers that the NATS server refused.", counts.refused),
+        ("refused", "Changes that the NATS server refused, and barriers that failed.", counts.refused),
         ("lost_races", "Increments that another instance overtook.", counts.lost_races),
         ("resynchronisations", "Times that the whole bucket was read.", counts.resynchronisations),
         ("foreign_messages", "Messages of the stream that are no keys of this store.", counts.foreign),
