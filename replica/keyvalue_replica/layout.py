@@ -7,8 +7,11 @@ The payload is the value. A message without headers is a plain write in format 1
 
     Kv-Ttl-Ms: 1500                        the key expires so long after the message's timestamp
     Nats-TTL: 2s                           the server then removes the message, at the next whole second or later
+    Nats-Rollup: sub                       the server removes all earlier messages of the key
     KV-Operation: DEL                      the key is deleted, as NATS clients do it
     Kv-Format: 2                           written by a later version in another format
+
+A key's message that the server will remove must be its only one. Otherwise, the value before it would come back.
 """
 
 from __future__ import annotations
@@ -17,7 +20,16 @@ from binascii import a2b_base64, b2a_base64
 
 from keyvalue_engine.errors import Limit, LimitError
 
-__all__ = ["FORMAT", "SUBJECT_BYTES_MAX", "TTL_S_MAX", "Layout", "delete_headers", "headers_of", "ttl_headers"]
+__all__ = [
+    "FORMAT",
+    "SUBJECT_BYTES_MAX",
+    "TTL_S_MAX",
+    "Layout",
+    "barrier_headers",
+    "delete_headers",
+    "headers_of",
+    "ttl_headers",
+]
 
 #: The version of the format that this module reads and writes.
 FORMAT = 1
@@ -116,11 +128,19 @@ class Layout:
 def ttl_headers(ttl_ms: int) -> bytes:
     """Return the header lines of a key that expires."""
     seconds = min(-(-ttl_ms // 1000), TTL_S_MAX)
-    return b"Kv-Ttl-Ms: %d\r\nNats-TTL: %ds\r\n" % (ttl_ms, seconds)
+    return b"Kv-Ttl-Ms: %d\r\nNats-TTL: %ds\r\nNats-Rollup: sub\r\n" % (ttl_ms, seconds)
 
 
 def delete_headers(kept_s: int) -> bytes:
     """Return the header lines of a delete. The server keeps the message for `kept_s` seconds, for absent instances."""
+    return barrier_headers(kept_s) + b"Nats-Rollup: sub\r\n"
+
+
+def barrier_headers(kept_s: int) -> bytes:
+    """Return the header lines of a barrier. It is a delete for other clients of the KV bucket, so they see no key.
+
+    The server removes it after `kept_s` seconds, and leaves no marker.
+    """
     return b"KV-Operation: DEL\r\nNats-TTL: %ds\r\nNats-Marker-Reason: Remove\r\n" % kept_s
 
 

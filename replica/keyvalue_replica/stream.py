@@ -236,7 +236,11 @@ async def _create(api: Api, layout: Layout, options: ReplicaOptions, importing: 
 
 
 def _features(options: ReplicaOptions) -> dict[str, Any]:
-    features: dict[str, Any] = {"allow_msg_ttl": True, "subject_delete_marker_ttl": EXPIRY_MARKER_S * NS_PER_S}
+    features: dict[str, Any] = {
+        "allow_rollup_hdrs": True,
+        "allow_msg_ttl": True,
+        "subject_delete_marker_ttl": EXPIRY_MARKER_S * NS_PER_S,
+    }
     if options.is_atomic:
         features["allow_atomic"] = True
     return features

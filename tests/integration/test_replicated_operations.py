@@ -188,6 +188,7 @@ async def test_each_documented_permission_is_needed(tmp_path: Path, without: str
             ]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             tasks[0].cancel()
+            await asyncio.gather(tasks[0], return_exceptions=True)
         await tasks[1]
     finally:
         documented.server.stop()

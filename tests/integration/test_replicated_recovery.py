@@ -93,6 +93,39 @@ async def becomes(client: KeyValueClient, before: dict[str, bytes], after: dict[
     await until(is_after, "the restored keys are served")
 
 
+async def test_no_old_value_comes_back_when_the_server_removes_the_newest(
+    launch: Launch, nats_server: NatsServer, admin: Client
+) -> None:
+    """Old values of keys with a deadline, and of deleted keys, are removed with the write."""
+    lasting, expiring = launch({"jetstream_bucket": "gone"}), launch({"jetstream_bucket": "gone", "ttl_ms": "300"})
+    expire, delete = ["set", "set_many", "n"], ["deleted", "deleted_many", "also"]
+    url = nats_server.url
+    async with (
+        KeyValueClient(url, lasting.prefix, timeout_s=DEADLINE_S) as of_lasting,
+        KeyValueClient(url, expiring.prefix, timeout_s=DEADLINE_S) as of_expiring,
+    ):
+        for value in (b"1", b"2"):
+            await of_lasting.set_many("b", dict.fromkeys([*expire, *delete], value))
+        await of_expiring.set("b", "set", b"3")
+        await of_expiring.set_many("b", {"set_many": b"3", "more": b"3"})
+        await of_expiring.increment("b", "n", 1)
+        await of_lasting.delete("b", "deleted")
+        await of_lasting.delete_many("b", ["deleted_many", "also"])
+    layout = Layout("gone")
+    subjects = {name: layout.subject(b"b", name.encode()).decode() for name in (*expire, *delete)}
+
+    async def expired_are_removed() -> bool:
+        info = await api(admin, "STREAM.INFO.KV_gone", {"subjects_filter": "$KV.gone.*.*"})
+        return not {subjects[name] for name in expire} & info["state"]["subjects"].keys()
+
+    await until(expired_are_removed, "the server has removed the expired keys, and its markers of them")
+    info = await api(admin, "STREAM.INFO.KV_gone", {"subjects_filter": "$KV.gone.*.*"})
+    assert [info["state"]["subjects"][subjects[name]] for name in delete] == [1, 1, 1]
+    late = launch({"jetstream_bucket": "gone"})
+    async with KeyValueClient(url, late.prefix, timeout_s=DEADLINE_S) as of_late:
+        assert (await of_late.list_keys("b")).keys == []
+
+
 async def test_a_restored_stream_is_read_again_and_keeps_the_order_of_keys(
     launch: Launch, nats_server: NatsServer, admin: Client
 ) -> None:

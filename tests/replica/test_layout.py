@@ -44,7 +44,7 @@ def test_long_names_are_refused_with_the_limit() -> None:
 )
 def test_a_time_to_live_is_exact_for_us_and_rounded_up_for_the_server(ttl_ms: int, seconds: bytes) -> None:
     found = headers_of(b"NATS/1.0\r\n" + ttl_headers(ttl_ms) + b"\r\n")
-    assert found == {b"kv-ttl-ms": b"%d" % ttl_ms, b"nats-ttl": seconds}
+    assert found == {b"kv-ttl-ms": b"%d" % ttl_ms, b"nats-ttl": seconds, b"nats-rollup": b"sub"}
 
 
 @given(st.binary(max_size=100))
