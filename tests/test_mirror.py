@@ -74,7 +74,6 @@ REASONS = {
         applier.py        test_core.py                             the core applies each message
         bucket.py         test_core.py                             the calls of the model are made through its handles
         errors.py         test_core.py                             each is the answer to a call
-        follower.py       tests/integration/test_replicated.py     it needs a real server
         importing.py      tests/integration/test_moving.py         it needs a real server
         increments.py     test_core.py                             the model has increments that overtake each other
         options.py        tests/integration/test_replicated.py     each changes how a bucket is opened

@@ -270,6 +270,7 @@ class Follower:
 
         :raises _Broken: the stream must be followed again
         """
+        await self._end_consumer()
         state = await stream_state(self.api, self.layout)
         if state is None:
             self._must_read_again = True
@@ -302,6 +303,12 @@ class Follower:
         finally:
             self._left_s = monotonic()
 
+    async def _end_consumer(self) -> None:
+        """Take no more deliveries of the last consumer. They could advance the position of an emptied engine."""
+        while len(self._subscriptions) > 1:
+            await self._connection.drain([self._subscriptions.pop()], 0.0)
+        self.core.position.tear()
+
     async def _empty(self) -> None:
         """Remove all keys from the engine, in steps between other work."""
         store = self.core.store
@@ -314,8 +321,6 @@ class Follower:
     async def _consume(self) -> None:
         """Create a consumer from the position, or of the whole bucket if nothing is applied."""
         connection, core, stream = self._connection, self.core, self.layout.stream
-        while len(self._subscriptions) > 1:
-            await connection.drain([self._subscriptions.pop()], 0.0)
         inbox = connection.new_inbox()
         self._consumer = secrets.token_hex(8)
         config: dict[str, Any] = {

@@ -1,0 +1,126 @@
+"""The follower on a connection whose server does what the test says. Real servers: tests/integration/test_replicated.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, cast
+
+import pytest
+
+from keyvalue_engine import StoreOptions
+from keyvalue_replica.follower import Follower
+from keyvalue_replica.layout import Layout
+from keyvalue_replica.options import ReplicaOptions
+
+LAYOUT = Layout("kv")
+CONFIG = {
+    "name": "KV_kv",
+    "subjects": [LAYOUT.subjects],
+    "discard": "new",
+    "max_msgs_per_subject": 1,
+    "allow_msg_ttl": True,
+    "subject_delete_marker_ttl": 1,
+    "allow_atomic": True,
+}
+Handle = Callable[[bytes, bytes, bytes, bytes], None]
+
+
+class Wire:
+    """A connection to a server with one stream.
+
+    :ivar last: the last sequence that the server names; a former leader names an old one
+    :ivar on_the_way: called while a subscription ends
+    :ivar consumers: the configurations of all consumers that were created
+    """
+
+    connected = True
+    max_payload = 1024 * 1024
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.on_the_way: Callable[[], None] = lambda: None
+        self.consumers: list[dict[str, Any]] = []
+        self.on_lost: list[Callable[[], None]] = []
+        self.created = asyncio.Event()
+        self._handles: dict[str, Handle] = {}
+        self._numbers = count()
+
+    def new_inbox(self) -> str:
+        return f"_INBOX.{next(self._numbers)}"
+
+    async def wait_connected(self) -> None: ...
+
+    def write_now(self, frames: bytes) -> bool:
+        return True
+
+    def call_soon(self, act: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(act)
+
+    async def subscribe_frames(self, subject: str, handle: Handle, quick: object) -> str:
+        self._handles[subject] = handle
+        return subject
+
+    async def drain(self, subjects: Sequence[str], timeout_s: float) -> None:
+        await asyncio.sleep(0)
+        self.on_the_way()
+        for subject in subjects:
+            del self._handles[subject]
+
+    async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
+        state = {"first_seq": 1, "last_seq": self.last, "messages": self.last, "num_subjects": self.last}
+        answer: dict[str, Any] = {
+            "created": "2026-01-01T00:00:00Z",
+            "ts": "2026-01-01T00:00:01Z",
+            "config": CONFIG,
+            "state": state,
+        }
+        if ".CONSUMER.CREATE." in subject:
+            self.consumers.append(json.loads(payload)["config"])
+            self.created.set()
+            answer = {"num_pending": 1}
+        return json.dumps(answer).encode()
+
+    def deliver(self, key: bytes, sequence: int, consumer_sequence: int) -> None:
+        """Deliver a message of the last consumer, after which nothing is pending."""
+        handle = self._handles[self.consumers[-1]["deliver_subject"]]
+        reply = f"$JS.ACK.KV_kv.c.1.{sequence}.{consumer_sequence}.1700000000000000000.0"
+        handle(LAYOUT.subject(b"b", key), reply.encode(), b"", b"v")
+
+
+class Serving:
+    """Notes whether the instance serves."""
+
+    def __init__(self) -> None:
+        self.joined = asyncio.Event()
+
+    async def join(self) -> None:
+        self.joined.set()
+
+    async def leave(self) -> None:
+        self.joined.clear()
+
+
+@pytest.mark.timeout(30)
+async def test_deliveries_of_the_last_consumer_do_not_advance_an_emptied_engine() -> None:
+    """A former leader names an old sequence, so the bucket is read again. Meanwhile the last consumer delivers."""
+    wire, serving = Wire(), Serving()
+    follower = Follower(cast(Any, wire), ReplicaOptions("kv"))
+    core = await follower.open(StoreOptions(), 1)
+    follower.start(serving)
+    await wire.created.wait()
+    wire.deliver(b"first", 1, 1)
+    await serving.joined.wait()
+    wire.on_the_way = lambda: wire.deliver(b"second", 2, 2)
+    wire.created.clear()
+    follower.follow_again("deliveries were lost")
+    await wire.created.wait()
+    assert [consumer["deliver_policy"] for consumer in wire.consumers] == ["last_per_subject"] * 2
+    assert (follower.applied, len(core.store)) == (0, 0)
+    wire.deliver(b"first", 1, 1)
+    wire.deliver(b"second", 2, 2)
+    await serving.joined.wait()
+    assert sorted(core.store.bucket(b"b").keys()) == [b"first", b"second"]
+    await follower.stop()
