@@ -207,12 +207,16 @@ class Provider(Process):
     """The provider's process. Its standard input gets host data as a host writes it, and is then closed."""
 
     def __init__(
-        self, host_data: Mapping[str, Any], cwd: Path, environment: Environment, executable: Path = PROVIDER
+        self,
+        host_data: Mapping[str, Any],
+        cwd: Path,
+        environment: Environment,
+        command: Sequence[str | Path] = (PROVIDER,),
     ) -> None:
         self.host_data = host_data
         self.key: str = host_data["provider_key"]
         self.prefix = f"{host_data['lattice_rpc_prefix']}.{self.key}"
-        super().__init__([executable], cwd, environment, subprocess.PIPE)
+        super().__init__(command, cwd, environment, subprocess.PIPE)
         assert self.process.stdin is not None
         with self.process.stdin as pipe:
             pipe.write(host_data_line(host_data))
@@ -255,10 +259,12 @@ PATHS = ("plain", "direct")
 
 
 @contextmanager
-def launching(nats_url: str, cwd: Path) -> Iterator[Launch]:
+def launching(nats_url: str, cwd: Path, command: Sequence[str | Path] = (PROVIDER,)) -> Iterator[Launch]:
     """Launch providers at a NATS server, each under its own key.
 
     Stop those that still run; the test fails if one does not stop in order.
+
+    :param command: starts a provider
     """
     launched: list[Provider] = []
 
@@ -276,7 +282,7 @@ def launching(nats_url: str, cwd: Path) -> Iterator[Launch]:
             "config": dict(config or {}),
             **fields,
         }
-        provider = Provider(host_data, cwd, host_environment() if environment is None else environment)
+        provider = Provider(host_data, cwd, host_environment() if environment is None else environment, command)
         launched.append(provider)
         if wait:
             provider.wait_for("ready: serving")
@@ -288,7 +294,7 @@ def launching(nats_url: str, cwd: Path) -> Iterator[Launch]:
         assert codes == [0] * len(launched), "".join(provider.output for provider in launched)
         for provider in launched:
             provider.wait()
-            assert "Traceback" not in provider.output
+            assert "Traceback" not in provider.output, provider.output
     finally:
         for provider in launched:
             provider.kill()

@@ -224,7 +224,7 @@ class Hosted(Provider):
         self.directory = directory
         self.xkey = xkey
         self.healths: list[Health] = []
-        super().__init__(host_data, directory, environment, executable)
+        super().__init__(host_data, directory, environment, (executable,))
 
     async def ready(self) -> None:
         await in_thread(self.wait_for, "ready: serving")

@@ -5,6 +5,7 @@ Nothing happens by itself. The test decides which acknowledgement, delivery or h
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -44,6 +45,8 @@ class Stream:
 
     :ivar log: every message that was ever stored
     :ivar states: the keys and values of the bucket `b` after each message, and before the first
+    :ivar former_last: the last sequence that a former leader knows, which answers requests for information; None if
+        the leader answers them
     """
 
     def __init__(self, history: int) -> None:
@@ -51,7 +54,7 @@ class Stream:
         self.log: list[Stored] = []
         self.states: list[dict[bytes, bytes]] = [{}]
         self.kept: dict[int, Stored] = {}
-        self.removed: set[int] = set()
+        self.former_last: int | None = None
         self._by_subject: dict[bytes, deque[Stored]] = {}
         self._batch: list[tuple[bytes, bytes, bytes]] = []
 
@@ -66,9 +69,11 @@ class Stream:
             self._batch.append((subject, block, payload))
             if b"nats-batch-commit" not in headers:
                 return b""
+            before, batch = self.states[-1], len(self._batch)
             for message in self._batch:
                 self._store(*message)
             self._batch.clear()
+            self.states[-batch:-1] = [before] * (batch - 1)  # nobody may see a part of a batch
             return b'{"stream":"KV_model","seq":%d,"batch":"x","count":2}' % self.last
         expected = headers.get(b"nats-expected-last-subject-sequence")
         if expected is not None:
@@ -127,7 +132,9 @@ class Instance:
     """An instance of the store on the model. It implements `Outside`.
 
     :param replicas: number of servers that have the stream; with several, the consumer's server may catch up
-    :ivar answers: what the server has answered and the instance has not received
+    :ivar answers: what the server has answered and the instance has not received: reply subject, headers and payload
+    :ivar has_lost_answers: True if an answer was lost
+    :ivar is_serving: False while it follows the stream again and has not caught up
     :ivar local_last: the last sequence that the consumer's server has; None if it has all. It knows which messages were
         overwritten, but not yet the messages after this one
     """
@@ -139,7 +146,8 @@ class Instance:
         self.is_connected = True
         self.faults: list[str] = []
         self.must_follow = self.must_read = False
-        self.answers: deque[tuple[bytes, bytes]] = deque()
+        self.answers: deque[tuple[bytes, bytes, bytes]] = deque()
+        self.has_lost_answers = False
         self.due: list[Callable[[], None]] = []
         clock = ServerClock(lambda: 0)
         clock.note(BEGAN_NS)
@@ -160,10 +168,23 @@ class Instance:
         if not self.is_connected:
             return False
         for subject, reply, block, payload in frames_of(frames):
+            if subject.startswith(b"$JS.API."):
+                self.answers.append((reply, *self._ask(subject)))
+                continue
             answer = self.stream.publish(subject, block, payload)
             if reply:
-                self.answers.append((reply, answer))
+                self.answers.append((reply, b"", answer))
         return True
+
+    def _ask(self, subject: bytes) -> tuple[bytes, bytes]:
+        """Answer a request of a planted bug: as a former leader, or as a server that may have to catch up."""
+        if subject.startswith(b"$JS.API.STREAM.INFO."):
+            former = self.stream.former_last
+            return b"", json.dumps({"state": {"last_seq": self.stream.last if former is None else former}}).encode()
+        held = [each for each in self.stream.log[: self.last] if subject.endswith(b"." + each.subject)]
+        if not held:
+            return b"NATS/1.0 404 Message Not Found\r\n\r\n", b""
+        return held[-1].block or b"NATS/1.0\r\nNats-Stream: KV_model\r\n\r\n", held[-1].payload
 
     def now_s(self) -> float:
         return self.time_s
@@ -200,7 +221,7 @@ class Instance:
     def follow(self, whole: bool) -> None:
         """Create a consumer, of the whole bucket or from the position."""
         core = self.core
-        self.must_follow = self.must_read = False
+        self.must_follow = self.must_read = self._has_caught_up = False
         if whole:
             for name in core.store.bucket_names():
                 bucket = core.store.bucket(name)
@@ -216,6 +237,11 @@ class Instance:
         core.position.expect(self.pending())
         if not self.pending():
             core.mend()
+
+    @property
+    def is_serving(self) -> bool:
+        self._has_caught_up = self._has_caught_up or self.core.position.is_whole
+        return self._has_caught_up and not self.must_follow
 
     @property
     def last(self) -> int:
@@ -262,9 +288,11 @@ class Instance:
         """Receive one answer of the server, or lose it. Return False if there is none."""
         if not self.answers:
             return False
-        reply, answer = self.answers.popleft()
-        if not lost:
-            self.core.acknowledge(reply, b"", b"", answer)
+        reply, block, answer = self.answers.popleft()
+        if lost:
+            self.has_lost_answers = True
+        else:
+            self.core.acknowledge(reply, b"", block, answer)
         return True
 
     def recover(self) -> None:

@@ -7,6 +7,7 @@ overwritten before they are delivered, and restarts instances. The stream's orde
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from random import Random
 from typing import Any
 
@@ -65,6 +66,7 @@ class Cluster(RuleBasedStateMachine):
         self.replicas = replicas
         self.instances = [Instance(self.stream, f"i{number}", replicas=replicas) for number in range(INSTANCES)]
         self.asked: list[Asked] = []
+        self.written = dict.fromkeys(self.instances, 0)  # the last sequence that each has confirmed
         self.values = 0
 
     def ask(self, number: int, what: str, key: bytes, value: Any = None) -> None:
@@ -98,6 +100,18 @@ class Cluster(RuleBasedStateMachine):
     @rule(number=instances, key=keys, delta=st.sampled_from((1, 2, -1)))
     def increment(self, number: int, key: bytes, delta: int) -> None:
         self.ask(number, "increment", key, delta)
+
+    @rule(number=instances, key=keys)
+    def read_locally(self, number: int, key: bytes) -> None:
+        """Read what an instance has. It has all changes that it has confirmed."""
+        instance = self.instances[number]
+        if not instance.is_serving:
+            return
+        bucket = instance.bucket(LinkedOptions(reads_latest=False))
+        states = self.stream.states[self.written[instance] :]
+        assert bucket.get(key) in [state.get(key) for state in states], "a confirmed change is missing"
+        if instance.core.position.is_whole:
+            assert bucket.get_many(list(KEYS)) in [[state.get(key) for key in KEYS] for state in states], "a local mix"
 
     @rule(number=instances)
     def turn(self, number: int) -> None:
@@ -140,6 +154,12 @@ class Cluster(RuleBasedStateMachine):
         instance.settle()
         instance.core.tick()
 
+    @rule(is_former=st.booleans())
+    def replace_the_leader(self, is_former: bool) -> None:
+        """Let a former leader answer requests for information, or let it learn that it is none."""
+        if self.replicas > 1:
+            self.stream.former_last = self.stream.last if is_former else None
+
     @rule(seed=st.integers(0, 2**32))
     def storm(self, seed: int) -> None:
         """Let much happen. One instance is slow: little arrives there while the others overwrite the same keys."""
@@ -149,6 +169,7 @@ class Cluster(RuleBasedStateMachine):
             if self.replicas > 1 and chance.random() < 0.1:
                 instance = chance.choice(self.instances)
                 chance.choice((instance.fall_behind, lambda of=instance: of.catch_up(chance.randint(1, 5))))()
+                self.replace_the_leader(chance.random() < 0.5)
             number = chance.randrange(INSTANCES)
             what = chance.choice(("set", "get", "get", "get-many", "set-many", "delete-many", "increment", "delete"))
             if chance.random() < 0.4:
@@ -165,6 +186,10 @@ class Cluster(RuleBasedStateMachine):
                 self.instances[number].deliver(lost=True)
             else:
                 self.instances[number].recover()
+            if chance.random() < 0.05:
+                self.instances[number].acknowledge(lost=True)
+                self.pass_time(number, chance.choice((0.0, TIMEOUT_S)))
+            self.read_locally(number, chance.choice(KEYS))
             self.answers_are_right()
         if chance.random() < 0.5:
             self.let_everything_arrive()
@@ -175,9 +200,20 @@ class Cluster(RuleBasedStateMachine):
             instance.finish()
         for instance in self.instances:
             instance.finish()
+            if instance.has_lost_answers:
+                self.pass_time(self.instances.index(instance), 2 * TIMEOUT_S)
+                instance.finish()
+                instance.has_lost_answers = False
             if instance.core.position.is_whole:
                 bucket = instance.core.store.bucket(b"b")
                 assert dict(bucket.items()) == self.stream.states[-1]
+        assert all(asked.is_done for asked in self.asked), "a call has no answer, although nothing was lost"
+        stored = Counter(
+            (message.subject, message.payload)
+            for message in self.stream.log
+            if message.payload and b"Expected" not in message.block and not LAYOUT.is_internal(message.subject)
+        )
+        assert max(stored.values(), default=0) <= 1, "a change was stored twice"
 
     @precondition(lambda self: hasattr(self, "asked"))
     @invariant()
@@ -214,6 +250,7 @@ class Cluster(RuleBasedStateMachine):
                         and b"Expected" not in message.block  # an increment may reach the same number
                     ]
                     assert len(stored) == 1, "an acknowledged change is stored once"
+                    self.written[asked.instance] = max(self.written[asked.instance], stored[0].sequence)
             case "increment":
                 assert any(
                     int(before.get(asked.key, b"0")) + asked.value == found == int(after.get(asked.key, b"-1"))

@@ -25,6 +25,11 @@ COMMANDS = {
         "break instances and servers of a replicated store while clients call;\n"
         "             check that an order of the calls explains every answer",
     ),
+    "restart": (
+        "tests.torture.restart",
+        "kill the only instance of a replicated store under load, and start it again;\n"
+        "             check that it serves soon, and that no acknowledged change is missing",
+    ),
 }
 USAGE = """\
 usage: scripts/torture COMMAND [OPTIONS]
@@ -39,6 +44,7 @@ For a first look:
   scripts/torture hostile --seconds 60 --seed 1
   scripts/torture peer --seconds 60 --seed 1
   scripts/torture replicated --seconds 60 --seed 1
+  scripts/torture restart --tries 10 --seed 1
 """
 
 

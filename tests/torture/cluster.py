@@ -29,6 +29,8 @@ def free_ports(number: int) -> list[int]:
 class Cluster:
     """Servers that form one cluster on this machine, with file storage.
 
+    They do not tell clients of each other, so a client always uses its proxy.
+
     :ivar servers: the servers, whose names are n0, n1 and so on
     """
 
@@ -40,7 +42,7 @@ class Cluster:
             own = directory / f"n{place}"
             own.mkdir()
             config = f"server_name: n{place}\njetstream {{ store_dir: {json.dumps(str(own / 'streams'))} }}\n"
-            config += f"cluster {{ name: torture, listen: 127.0.0.1:{port}, routes: {routes} }}\n"
+            config += f"cluster {{ name: torture, no_advertise: true, listen: 127.0.0.1:{port}, routes: {routes} }}\n"
             self.servers.append(NatsServer(own, config))
 
     @property

@@ -2,15 +2,23 @@
 
 A call takes effect at some moment between its beginning and its answer. A call without an answer takes effect at some
 moment after its beginning, or never. The checker goes through the beginnings and answers in the order of time. It keeps
-all *configurations* that are possible so far: the key's value, and the unanswered calls that have taken effect. When a
-call is answered, only configurations remain in which it has taken effect with this answer. (This is Lowe's variant of
-the algorithm by Wing and Gong.)
+all *configurations* that are possible so far: the key's value, and the calls that have taken effect before they are
+answered. When a call is answered, only configurations remain in which it has taken effect with this answer. (This is
+Lowe's variant of the algorithm by Wing and Gong.)
+
+Three rules keep the number of configurations small:
+
+- A read takes effect as soon as the value fits to its answer, because it changes nothing.
+- Of unanswered calls that do the same, the one that began first takes effect first.
+- A configuration is dropped if another has the same value, and fewer unanswered calls have taken effect in it. An
+  order that explains later answers in the first does so in the other, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TypeAlias
 
@@ -18,6 +26,9 @@ __all__ = ["UNKNOWN", "Call", "first_unexplained", "is_linearizable"]
 
 #: The result of a call without an answer.
 UNKNOWN = "unknown"
+#: Stands for all values that no get has returned.
+UNSEEN = b"never seen"
+READS = ("get", "exists")
 Value: TypeAlias = bytes | None
 Configuration: TypeAlias = tuple[Value, frozenset[int]]
 
@@ -67,57 +78,106 @@ def first_unexplained(calls: Iterable[Call]) -> Call | None:
     relevant = relevant_calls(list(calls))
     events = [(call.began_s, 0, number) for number, call in enumerate(relevant)]
     events += [(call.ended_s, 1, number) for number, call in enumerate(relevant) if call.ended_s < inf]
-    configurations: set[Configuration] = {(None, frozenset())}
-    running: set[int] = set()
+    search = Search(relevant)
     for _, is_end, number in sorted(events):
         if not is_end:
-            running.add(number)
-            continue
-        configurations = {
-            (value, done - {number}) for value, done in with_effect(relevant, configurations, running, number)
-        }
-        running.discard(number)
-        if not configurations:
+            search.begin(number)
+        elif not search.end(number):
             return relevant[number]
     return None
 
 
-def with_effect(
-    calls: Sequence[Call], configurations: Iterable[Configuration], running: set[int], number: int
-) -> set[Configuration]:
-    """Return the configurations that can follow, in which a call has just taken effect, or had done so before."""
-    found: set[Configuration] = set()
-    seen = set(configurations)
-    left = list(seen)
-    while left:
-        value, done = left.pop()
-        if number in done:
-            found.add((value, done))
-            continue
-        for other in running - done:
-            fits, next_value = after(calls[other], value)
-            if not fits:
-                continue
-            following = next_value, done | {other}
-            if other == number:
-                found.add(following)
-            elif following not in seen:
-                seen.add(following)
-                left.append(following)
-    return found
-
-
 def relevant_calls(calls: list[Call]) -> list[Call]:
-    """Leave out calls that explain nothing: reads without an answer, and sets without one whose value was never seen.
-
-    A value is seen by get, and any value by exists and increment.
-    """
-    seen = {call.result for call in calls if call.function == "get" and call.result != UNKNOWN}
-    sees_any = any(call.function == "increment" or call.result is True for call in calls)
+    """Leave out reads without an answer, which explain nothing. Sets of values that were never seen become alike."""
+    seen = {call.result for call in calls if call.function == "get"}
+    if any(call.function == "increment" for call in calls):  # it shows the value, too
+        seen |= {call.argument for call in calls}
     return [
-        call
+        replace(call, argument=UNSEEN) if call.function == "set" and call.argument not in seen else call
         for call in calls
-        if call.result != UNKNOWN
-        or (call.function in ("delete", "increment"))
-        or (call.function == "set" and (sees_any or call.argument in seen))
+        if call.result != UNKNOWN or call.function not in READS
     ]
+
+
+class Search:
+    """The configurations that are possible at a moment."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        self._calls = calls
+        self._configurations: set[Configuration] = {(None, frozenset())}
+        self._reads: set[int] = set()  # those that are not answered yet
+        self._writes: set[int] = set()
+        self._unanswered: dict[tuple[str, object], list[int]] = defaultdict(list)  # those without an answer, by effect
+
+    def begin(self, number: int) -> None:
+        """Take the beginning of a call."""
+        call = self._calls[number]
+        if call.ended_s == inf:
+            self._unanswered[call.function, call.argument].append(number)
+        elif call.function in READS:
+            self._reads.add(number)
+            self._configurations = {self._read(*configuration) for configuration in self._configurations}
+        else:
+            self._writes.add(number)
+
+    def end(self, number: int) -> bool:
+        """Take the answer of a call. Return False if no configuration explains it."""
+        self._configurations = without_superfluous(
+            ((value, done - {number}) for value, done in self._with_effect(number)), self._reads | self._writes
+        )
+        self._reads.discard(number)
+        self._writes.discard(number)
+        self._forget()
+        return bool(self._configurations)
+
+    def _read(self, value: Value, done: frozenset[int]) -> Configuration:
+        """Let the reads take effect that fit to the value."""
+        fitting = {number for number in self._reads if after(self._calls[number], value)[0]}
+        return value, done | fitting
+
+    def _with_effect(self, number: int) -> set[Configuration]:
+        """Return the configurations that can follow, in which a call has just taken effect, or had done so before."""
+        found: set[Configuration] = set()
+        seen = set(self._configurations)
+        left = list(seen)
+        while left:
+            value, done = left.pop()
+            if number in done:
+                found.add((value, done))
+                continue
+            for other in self._possible(done):
+                fits, next_value = after(self._calls[other], value)
+                following = self._read(next_value, done | {other})
+                if fits and following not in seen:
+                    seen.add(following)
+                    left.append(following)
+        return found
+
+    def _possible(self, done: frozenset[int]) -> Iterator[int]:
+        """Yield the writes that may take effect next."""
+        yield from self._writes - done
+        for numbers in self._unanswered.values():
+            first = next((number for number in numbers if number not in done), None)
+            if first is not None:
+                yield first
+
+    def _forget(self) -> None:
+        """Forget the unanswered calls that have taken effect in all configurations."""
+        common = frozenset.intersection(*(done for _, done in self._configurations)) if self._configurations else ()
+        forgotten = frozenset(common) - self._reads - self._writes
+        if forgotten:
+            self._configurations = {(value, done - forgotten) for value, done in self._configurations}
+            for effect, numbers in list(self._unanswered.items()):
+                self._unanswered[effect] = [number for number in numbers if number not in forgotten]
+                if not self._unanswered[effect]:
+                    del self._unanswered[effect]
+
+
+def without_superfluous(configurations: Iterable[Configuration], running: set[int]) -> set[Configuration]:
+    """Drop each configuration from which another differs only by fewer unanswered calls that have taken effect."""
+    alike: dict[Configuration, list[frozenset[int]]] = defaultdict(list)
+    for value, done in sorted(configurations, key=lambda configuration: len(configuration[1])):
+        smaller = alike[value, done & running]
+        if not any(other <= done for other in smaller):
+            smaller.append(done)
+    return {(value, done) for (value, _), smaller in alike.items() for done in smaller}

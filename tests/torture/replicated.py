@@ -1,6 +1,6 @@
 """Histories of a replicated store under faults: clients call, something breaks, and a checker judges all answers.
 
-    clients ──> providers, which share one prefix ──> a cluster of NATS servers, each with the stream
+    clients ──> instances, which share one prefix ──> a cluster of NATS servers, each with the stream
 
 Each history has a seed, which chooses the calls, the faults and `jetstream_history`. A call that was not answered, or
 whose answer says that it may or may not have been stored, has an unknown outcome.
@@ -12,10 +12,8 @@ import argparse
 import asyncio
 import json
 import logging
-import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -26,26 +24,27 @@ from typing import Any
 from keyvalue_transport.keyvalue.errors import InterfaceError
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
-from tests.conftest import Launch, Provider, launching
+from tests.conftest import PROVIDER, launching
 from tests.torture.cluster import Cluster
+from tests.torture.faults import Faults, Happened, Scene
 from tests.torture.linearizability import UNKNOWN, Call, first_unexplained
+from tests.torture.planted import BUGS, command
 
 __all__ = ["History", "main", "record"]
 
-INSTANCES = 3
 CLIENTS = 16
+CALLS_OF_CLIENT = 2_000
 #: Seconds that a client waits for an answer. The provider gives up earlier.
 ANSWER_TIMEOUT_S = 8.0
-OPTIONS = {
-    "store": "jetstream",
-    "jetstream_replicas": "3",
-    "jetstream_timeout_ms": "2000",
-    "jetstream_bucket": "torture",
-    "stop_timeout_ms": "500",
-}
+#: A history ends after this multiple of its time, even if not all calls were made.
+PATIENCE = 4
+#: Number of times that each key is read at the end, when all is repaired.
+LAST_READS = 6
 BUCKET = "b"
-#: Few keys, so that calls of one key overlap. Those that begin with n are counters.
-KEYS = ("a", "b", "c", "n1", "n2")
+#: Few keys, so that calls of one key overlap. Those that begin with n are counters. The keys of GROUP are only used
+#: together, so they are one key to the checker.
+KEYS = ("a", "b", "c", "n1", "n2", "group")
+GROUP = ("g1", "g2", "g3")
 
 
 class History:
@@ -53,7 +52,9 @@ class History:
 
     def __init__(self) -> None:
         self.calls: dict[str, list[Call]] = {key: [] for key in KEYS}
-        self.faults: Counter[str] = Counter()
+        self.faults: list[Happened] = []
+        self.logs: dict[str, str] = {}  # of the instances, by name
+        self.seconds = 0.0
         self._values = 0
 
     def __len__(self) -> int:
@@ -72,187 +73,160 @@ class History:
                 return key, call
         return None
 
-    def save(self, path: Path) -> None:
-        """Write all calls to a file, one JSON object per line."""
-        lines = [
-            json.dumps({"key": key, **asdict(call)}, default=lambda value: value.decode())
-            for key, calls in self.calls.items()
-            for call in calls
-        ]
-        path.write_text("\n".join(lines) + "\n")
+    def save(self, folder: Path) -> None:
+        """Write all calls and faults to files, one JSON object per line, and the logs."""
+        folder.mkdir(parents=True, exist_ok=True)
+        calls = [{"key": key, **asdict(call)} for key, calls in self.calls.items() for call in calls]
+        for name, lines in (("calls", calls), ("faults", [fault._asdict() for fault in self.faults])):
+            texts = [json.dumps(line, default=lambda value: value.decode()) for line in lines]
+            (folder / f"{name}.jsonl").write_text("\n".join(texts) + "\n")
+        for name, log in self.logs.items():
+            (folder / f"{name}.log").write_text(log)
 
-    async def call(self, client: KeyValueClient, chance: Random) -> None:
-        """Make one call, and record it."""
-        key = chance.choice(KEYS)
-        asked: Awaitable[Any]
+    async def call(self, client: KeyValueClient, key: str, function: str) -> bool:
+        """Make one call, and record it. Return False if it is certain that it had no effect."""
         argument: bytes | int | None = None
+        if function == "set":
+            self._values += 1
+            argument = b"%d" % self._values
+        elif function == "increment":
+            argument = 1
         began_s = monotonic()
-        match chance.choice(("get", "get", "change", "exists")):
-            case "get":
-                function, asked = "get", client.get(BUCKET, key)
-            case "exists":
-                function, asked = "exists", client.exists(BUCKET, key)
-            case _ if key.startswith("n"):
-                argument = chance.randint(1, 3)
-                function, asked = "increment", client.increment(BUCKET, key, argument)
-            case _ if chance.random() < 0.2:
-                function, asked = "delete", client.delete(BUCKET, key)
-            case _:
-                self._values += 1
-                argument = b"%d" % self._values
-                function, asked = "set", client.set(BUCKET, key, argument)
         try:
-            result = await asked
+            result = await asked(client, key, function, argument)
         except NoProviderError:
-            await asyncio.sleep(0.02)  # nobody has received it
+            return False
         except (TransportError, InterfaceError) as error:
             if "nothing was" in str(error):
-                return
+                return False
             self.calls[key].append(Call(function, began_s, argument=argument, result=UNKNOWN))
         else:
             self.calls[key].append(Call(function, began_s, monotonic(), argument, result))
+        return True
 
 
-class Scene:
-    """A cluster, the providers on it, and the faults that can happen to them."""
-
-    def __init__(self, cluster: Cluster, launch: Launch, history: History, chance: Random, key_history: int) -> None:
-        self._cluster = cluster
-        self._launch = launch
-        self._history = history
-        self._chance = chance
-        self._options = OPTIONS | {"jetstream_history": str(key_history)}
-        self.providers = [self._start(0, None)]
-        self.providers += [self._start(place, self.providers[0].key) for place in range(1, INSTANCES)]
-
-    def _start(self, place: int, key: str | None) -> Provider:
-        fields: dict[str, Any] = {} if key is None else {"provider_key": key}
-        return self._launch(self._options, lattice_rpc_url=self._cluster.servers[place].url, **fields)
-
-    async def break_something(self) -> None:
-        """Let one fault happen, and repair it after a while."""
-        faults: dict[str, Callable[[], Awaitable[None]]] = {
-            "instance killed": self.kill_an_instance,
-            "instance stopped": self.stop_an_instance,
-            "leader killed": lambda: self.kill_a_server(True),
-            "follower killed": lambda: self.kill_a_server(False),
-            "leader stopped": lambda: self.stop_a_server(True),
-            "follower stopped": lambda: self.stop_a_server(False),
-            "leader steps down": self.step_down,
-        }
-        name = self._chance.choice(list(faults))
-        with suppress(LookupError, TimeoutError, OSError, Exception if name == "leader steps down" else LookupError):
-            await faults[name]()
-            self._history.faults[name] += 1
-
-    async def kill_an_instance(self) -> None:
-        place = self._chance.randrange(INSTANCES)
-        provider = self.providers[place]
-        await asyncio.to_thread(provider.kill)
-        await asyncio.sleep(self._chance.uniform(0, 0.5))
-        self.providers[place] = await asyncio.to_thread(self._start, place, provider.key)
-
-    async def stop_an_instance(self) -> None:
-        provider = self._chance.choice(self.providers)
-        provider.signal(signal.SIGSTOP)
-        await asyncio.sleep(self._chance.uniform(0.3, 1.5))
-        provider.signal(signal.SIGCONT)
-
-    async def _server(self, is_leader: bool) -> int:
-        leader = await self._cluster.leader("KV_torture")
-        return leader if is_leader else (leader + self._chance.randint(1, 2)) % 3
-
-    async def kill_a_server(self, is_leader: bool) -> None:
-        server = self._cluster.servers[await self._server(is_leader)]
-        await asyncio.to_thread(server.kill)
-        await asyncio.sleep(self._chance.uniform(0.2, 1))
-        await asyncio.to_thread(server.start)
-
-    async def stop_a_server(self, is_leader: bool) -> None:
-        server = self._cluster.servers[await self._server(is_leader)]
-        server._process.signal(signal.SIGSTOP)
-        await asyncio.sleep(self._chance.uniform(0.5, 3))
-        server._process.signal(signal.SIGCONT)
-
-    async def step_down(self) -> None:
-        await self._cluster.ask("STREAM.LEADER.STEPDOWN.KV_torture")
+def asked(client: KeyValueClient, key: str, function: str, argument: Any) -> Awaitable[Any]:
+    """Make a call, and return its answer."""
+    if key == "group":
+        return asked_of_group(client, function, argument)
+    return getattr(client, function)(BUCKET, key, *() if argument is None else (argument,))  # type: ignore[no-any-return]
 
 
-async def record(directory: Path, seed: int, calls: int, seconds: float) -> History:
-    """Record a history. It ends after a number of calls and this time, whichever is later, and at twice the time.
+async def asked_of_group(client: KeyValueClient, function: str, argument: Any) -> bytes | None:
+    """Set, delete or get all keys of the group. Values that differ are returned as a value that nobody has set."""
+    if function == "set":
+        await client.set_many(BUCKET, dict.fromkeys(GROUP, argument))
+    elif function == "delete":
+        await client.delete_many(BUCKET, GROUP)
+    else:
+        first, *others = await client.get_many(BUCKET, GROUP)
+        return first if all(value == first for value in others) else repr([first, *others]).encode()
+    return None
 
-    :param calls: number of calls that all clients make together
+
+def chosen(chance: Random) -> tuple[str, str]:
+    """Return a key and a function."""
+    key = chance.choice(KEYS)
+    if chance.random() < 0.6:
+        return key, "get" if key == "group" or chance.random() < 0.7 else "exists"
+    if key.startswith("n"):
+        return key, "increment"
+    return key, "delete" if chance.random() < 0.2 else "set"
+
+
+async def record(directory: Path, seed: int, calls: int, seconds: float, planted: str | None = None) -> History:
+    """Record a history.
+
+    :param calls: number of calls of each client
+    :param seconds: time in which the calls are made, if no fault holds them up. Late calls follow as fast as possible
+    :param planted: a bug that the instances have
     """
-    chance = Random(seed)
     history = History()
     cluster = Cluster(directory)
     try:
-        with launching(cluster.urls[0], directory) as launch:
-            scene = await asyncio.to_thread(Scene, cluster, launch, history, chance, chance.choice((1, 1, 64)))
-            prefix = scene.providers[0].prefix
-            began_s = monotonic()
-
-            async def call_on(number: int) -> None:
-                own = Random(seed * 1000 + number)
-                url = ",".join(cluster.urls)
-                async with KeyValueClient(url, prefix, timeout_s=ANSWER_TIMEOUT_S) as client:
-                    while (spent_s := monotonic() - began_s) < 2 * seconds:
-                        if len(history) >= calls and spent_s > seconds:
-                            return
-                        await history.call(client, own)
-                        await asyncio.sleep(own.uniform(0, 2 * seconds * CLIENTS / calls))
-
-            async def break_on() -> None:
-                while True:
-                    await asyncio.sleep(chance.uniform(0.2, 1))
-                    await scene.break_something()
-
-            breaking = asyncio.create_task(break_on())
-            await asyncio.gather(*(call_on(number) for number in range(CLIENTS)))
-            breaking.cancel()
-            await asyncio.gather(breaking, return_exceptions=True)
-            for server in cluster.servers:
-                if server._process.running:
-                    server._process.signal(signal.SIGCONT)
-            for provider in scene.providers:
-                provider.signal(signal.SIGCONT)
-                provider.process.kill()
-                provider.wait()
+        with launching(cluster.urls[0], directory, (PROVIDER,) if planted is None else command(planted)) as launch:
+            scene = Scene(cluster, launch, {"jetstream_history": str(Random(seed).choice((1, 1, 64)))})
+            try:
+                await scene.open()
+                await play(scene, history, seed, calls, seconds)
+            finally:
+                await scene.close()
+            numbered = enumerate(scene.started)
+            history.logs = {f"{number}-instance-{place}": process.output for number, (place, process) in numbered}
     finally:
         cluster.stop()
     return history
+
+
+async def play(scene: Scene, history: History, seed: int, calls: int, seconds: float) -> None:
+    """Let clients call while faults happen, and read all keys when all is repaired."""
+    url, prefix = ",".join(scene.cluster.urls), scene.providers[0].prefix
+    faults = Faults(scene, seed)
+    began_s = monotonic()
+
+    async def call_on(number: int) -> None:
+        chance, made = Random(seed * 1000 + number), 0
+        async with KeyValueClient(url, prefix, timeout_s=ANSWER_TIMEOUT_S) as client:
+            while made < calls and monotonic() - began_s < PATIENCE * seconds:
+                await asyncio.sleep(began_s + (made + chance.random()) * seconds / calls - monotonic())
+                if await history.call(client, *chosen(chance)):
+                    made += 1
+                else:
+                    await asyncio.sleep(0.02)
+
+    breaking = asyncio.create_task(faults.run())
+    try:
+        await asyncio.gather(*(call_on(number) for number in range(CLIENTS)))
+    finally:
+        faults.stop()
+        await breaking
+    history.seconds, history.faults = monotonic() - began_s, faults.happened
+    async with KeyValueClient(url, prefix, timeout_s=ANSWER_TIMEOUT_S) as client:
+        for key in KEYS * LAST_READS:
+            async with asyncio.timeout(10 * ANSWER_TIMEOUT_S):
+                while True:
+                    if await history.call(client, key, "get") and history.calls[key][-1].result != UNKNOWN:
+                        break
+                    await asyncio.sleep(0.02)
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/torture replicated", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1, help="seed of the first history (default 1)")
     parser.add_argument("--histories", type=int, default=1, metavar="N", help="number of histories (default 1)")
-    parser.add_argument("--calls", type=int, default=32_000, metavar="N", help="calls in a history (default 32000)")
-    parser.add_argument("--seconds", type=float, default=60, metavar="S", help="duration of a history (default 60)")
+    text = f"calls of each of the {CLIENTS} clients in a history (default {CALLS_OF_CLIENT})"
+    parser.add_argument("--calls", type=int, default=CALLS_OF_CLIENT, metavar="N", help=text)
+    text = "time in which a client makes its calls, if no fault holds it up (default 60)"
+    parser.add_argument("--seconds", type=float, default=60, metavar="S", help=text)
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="folder for failed histories")
+    text = "give the instances a bug; stop at the first history that shows it, and fail if none does: "
+    parser.add_argument("--planted", choices=BUGS, metavar="BUG", help=text + ", ".join(BUGS))
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command. Return 1 if a history cannot be explained."""
+    """Run the command. Return 1 if a history cannot be explained, or with a planted bug, if all can be."""
     options = parser().parse_args(arguments)
     logging.getLogger("keyvalue_transport").setLevel(logging.ERROR)  # faults end many connections
     failed = 0
     for seed in range(options.seed, options.seed + options.histories):
         with TemporaryDirectory(prefix="torture-") as directory:
-            history = asyncio.run(record(Path(directory), seed, options.calls, options.seconds))
+            history = asyncio.run(record(Path(directory), seed, options.calls, options.seconds, options.planted))
         began_s = monotonic()
         found = history.unexplained()
         verdict = "linearizable" if found is None else f"NOT LINEARIZABLE: key {found[0]}: {found[1]}"
-        faults = ", ".join(f"{number} x {name}" for name, number in sorted(history.faults.items()))
+        numbers = Counter(fault.name for fault in history.faults)
+        faults = ", ".join(f"{number} x {name}" for name, number in sorted(numbers.items()))
         print(
-            f"seed {seed}: {len(history)} calls, {history.unknown} unknown; {faults}; {verdict};"
-            f" checked in {monotonic() - began_s:.1f} s",
+            f"seed {seed}: {len(history)} calls in {history.seconds:.0f} s, {history.unknown} unknown; {faults};"
+            f" {verdict}; checked in {monotonic() - began_s:.1f} s",
             flush=True,
         )
         if found is not None:
             failed += 1
-            path = options.output / f"history-{seed}.jsonl"
-            history.save(path)
-            print(f"  the history is in {path}", flush=True)
-    return 1 if failed else 0
+            folder: Path = options.output / f"history-{seed}"
+            history.save(folder)
+            print(f"  the history is in {folder.resolve()}", flush=True)
+            if options.planted is not None:
+                break
+    return int((failed == 0) if options.planted is not None else (failed > 0))

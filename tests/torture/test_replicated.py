@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from tests.torture.faults import Happened
 from tests.torture.linearizability import Call
 from tests.torture.replicated import History, record
 
 
 @pytest.mark.timeout(180)
 async def test_a_short_history_under_faults_is_linearizable(tmp_path: Path) -> None:
-    history = await record(tmp_path, seed=3, calls=2_000, seconds=8)
+    history = await record(tmp_path, seed=3, calls=150, seconds=8)
     assert history.unexplained() is None
     assert len(history) > 500
     assert history.unknown < len(history) / 2
-    assert sum(history.faults.values()) >= 3
+    assert len(history.faults) >= 3
 
 
 def test_a_failed_history_is_kept(tmp_path: Path) -> None:
     history = History()
     history.calls["a"] += [Call("set", 0, 1, b"1"), Call("get", 2, 3, None, b"2")]
     assert history.unexplained() == ("a", history.calls["a"][1])
-    history.save(tmp_path / "history")
-    assert (tmp_path / "history").read_text().count('"key": "a"') == 2
+    history.faults.append(Happened(0, 1, "connection cut", 2))
+    history.logs["0-instance-0"] = "a line"
+    history.save(tmp_path / "history-1")
+    names = {path.name: path.read_text() for path in (tmp_path / "history-1").iterdir()}
+    assert names["calls.jsonl"].count('"key": "a"') == 2
+    assert json.loads(names["faults.jsonl"])["name"] == "connection cut"
+    assert names["0-instance-0.log"] == "a line"

@@ -1,0 +1,215 @@
+"""The parts of a replicated store: a cluster of NATS servers, and instances. And the faults that can happen to them.
+
+    clients ──> NATS server ──> proxy ──> instance          one proxy for each instance
+
+Everything that is random follows the seed. The order in which processes notice it does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from random import Random
+from time import monotonic
+from typing import Any, NamedTuple, TypeAlias
+
+import nats.errors
+
+from tests.conftest import Launch, Process, Provider
+from tests.torture.cluster import Cluster
+from tests.torture.proxy import DIRECTIONS, Proxy
+
+__all__ = ["BUCKET", "INSTANCES", "Faults", "Happened", "Scene"]
+
+INSTANCES = 3
+#: The KV bucket of the instances.
+BUCKET = "torture"
+OPTIONS = {
+    "store": "jetstream",
+    "jetstream_replicas": "3",
+    "jetstream_timeout_ms": "2000",
+    "jetstream_bucket": BUCKET,
+    "stop_timeout_ms": "500",
+}
+#: Seconds of a fault. Another leader is elected after 4 to 9 s, so only a long one lets that happen.
+SHORT_S, LONG_S = (0.2, 2.0), (5.0, 11.0)
+LONG_SHARE = 0.25
+DELAY_S = (0.05, 0.5)
+#: Breaks something, and repairs it after a while. Returns its place.
+Fault: TypeAlias = Callable[[Random], Awaitable[int]]
+
+
+class Happened(NamedTuple):
+    """A fault that has happened."""
+
+    began_s: float
+    ended_s: float
+    name: str
+    place: int
+
+
+class Scene:
+    """A cluster, and the instances on it.
+
+    :ivar providers: the processes of the instances; a killed one is replaced by the next
+    :ivar started: all processes of instances so far, with their places
+    """
+
+    def __init__(self, cluster: Cluster, launch: Launch, options: Mapping[str, str]) -> None:
+        self.cluster = cluster
+        self.providers: list[Provider] = []
+        self.started: list[tuple[int, Process]] = []
+        self.proxies: list[Proxy] = []
+        self._launch = launch
+        self._options = {**OPTIONS, **options}
+        self._urls: list[str] = []
+
+    async def open(self) -> None:
+        """Start the instances. Each has a server of its own, and goes to the next one if that is down."""
+        ports = [server.port for server in self.cluster.servers]
+        for place in range(INSTANCES):
+            proxy = Proxy(ports[place:] + ports[:place])
+            self.proxies.append(proxy)
+            self._urls.append(await proxy.open())
+            self.providers.append(await self.start(place))
+
+    async def start(self, place: int) -> Provider:
+        """Start an instance, and wait until it serves."""
+        fields: dict[str, Any] = {"provider_key": self.providers[0].key} if self.providers else {}
+        provider = await asyncio.to_thread(self._launch, self._options, lattice_rpc_url=self._urls[place], **fields)
+        self.started.append((place, provider))
+        return provider
+
+    async def close(self) -> None:
+        """End the instances."""
+        for provider in self.providers:
+            provider.signal(signal.SIGCONT)
+            await asyncio.to_thread(provider.kill)
+        for proxy in self.proxies:
+            await proxy.close()
+
+
+class Faults:
+    """Breaks and repairs the parts of a scene, one of the servers and one of the instances at a time.
+
+    :ivar happened: the faults: when each began and ended, its name, and the place of the server or instance
+    """
+
+    def __init__(self, scene: Scene, seed: int) -> None:
+        self.happened: list[Happened] = []
+        self._scene = scene
+        self._seed = seed
+        self._is_over = asyncio.Event()
+
+    async def run(self) -> None:
+        """Let faults happen until `stop`. Then all are repaired."""
+        of_servers: dict[str, Fault] = {
+            "leader killed": lambda chance: self._kill_a_server(chance, True),
+            "follower killed": lambda chance: self._kill_a_server(chance, False),
+            "leader stopped": lambda chance: self._stop_a_server(chance, True),
+            "follower stopped": lambda chance: self._stop_a_server(chance, False),
+            "leader steps down": self._step_down,
+        }
+        of_instances: dict[str, Fault] = {
+            "instance killed": self._kill_an_instance,
+            "instance stopped": self._stop_an_instance,
+            "connection cut": self._cut,
+            "connection held": self._hold,
+            "connection delayed": self._delay,
+        }
+        async with asyncio.TaskGroup() as group:
+            for name, faults in (("servers", of_servers), ("instances", of_instances)):
+                group.create_task(self._break(Random(f"{self._seed} {name}"), faults))
+
+    def stop(self) -> None:
+        """Begin no further fault, and end those that last."""
+        self._is_over.set()
+
+    async def _break(self, chance: Random, faults: Mapping[str, Fault]) -> None:
+        while not self._is_over.is_set():
+            await self._last(chance.uniform(0.2, 3))
+            name = chance.choice(list(faults))
+            began_s = monotonic()
+            with suppress(LookupError, OSError, TimeoutError, nats.errors.Error):  # for example, there is no leader
+                place = await faults[name](chance)
+                self.happened.append(Happened(began_s, monotonic(), name, place))
+
+    async def _last(self, seconds: float) -> None:
+        """Return after a time, or when the faults are over."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._is_over.wait(), seconds)
+
+    async def _last_some_time(self, chance: Random) -> None:
+        await self._last(chance.uniform(*(LONG_S if chance.random() < LONG_SHARE else SHORT_S)))
+
+    async def _server(self, chance: Random, is_leader: bool) -> int:
+        leader, other = await self._scene.cluster.leader(f"KV_{BUCKET}"), chance.randint(1, 2)
+        return leader if is_leader else (leader + other) % len(self._scene.cluster.servers)
+
+    async def _kill_a_server(self, chance: Random, is_leader: bool) -> int:
+        place = await self._server(chance, is_leader)
+        server = self._scene.cluster.servers[place]
+        await asyncio.to_thread(server.kill)
+        try:
+            await self._last_some_time(chance)
+        finally:
+            await asyncio.to_thread(server.start)
+        return place
+
+    async def _stop_a_server(self, chance: Random, is_leader: bool) -> int:
+        place = await self._server(chance, is_leader)
+        with self._scene.cluster.servers[place].silence():
+            await self._last_some_time(chance)
+        return place
+
+    async def _step_down(self, chance: Random) -> int:
+        place = await self._server(chance, True)
+        await self._scene.cluster.ask(f"STREAM.LEADER.STEPDOWN.KV_{BUCKET}")
+        return place
+
+    async def _kill_an_instance(self, chance: Random) -> int:
+        place = chance.randrange(INSTANCES)
+        await asyncio.to_thread(self._scene.providers[place].kill)
+        await self._last(chance.uniform(0, 0.5))
+        self._scene.providers[place] = await self._scene.start(place)
+        return place
+
+    async def _stop_an_instance(self, chance: Random) -> int:
+        place = chance.randrange(INSTANCES)
+        provider = self._scene.providers[place]
+        provider.signal(signal.SIGSTOP)
+        try:
+            await self._last_some_time(chance)
+        finally:
+            provider.signal(signal.SIGCONT)
+        return place
+
+    async def _cut(self, chance: Random) -> int:
+        place = chance.randrange(INSTANCES)
+        self._scene.proxies[place].cut()
+        return place
+
+    async def _hold(self, chance: Random) -> int:
+        place = chance.randrange(INSTANCES)
+        proxy, directions = self._scene.proxies[place], chance.choice((DIRECTIONS, *zip(DIRECTIONS)))
+        for direction in directions:
+            proxy.hold(direction)
+        try:
+            await self._last_some_time(chance)
+        finally:
+            for direction in directions:
+                proxy.release(direction)
+        return place
+
+    async def _delay(self, chance: Random) -> int:
+        place = chance.randrange(INSTANCES)
+        proxy = self._scene.proxies[place]
+        for direction in DIRECTIONS:
+            proxy.delays_s[direction] = chance.choice((0.0, chance.uniform(*DELAY_S)))
+        try:
+            await self._last_some_time(chance)
+        finally:
+            proxy.delays_s = dict.fromkeys(DIRECTIONS, 0.0)
+        return place

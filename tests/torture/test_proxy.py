@@ -1,0 +1,74 @@
+"""The proxy passes bytes on, holds them, delays them, and cuts connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+
+import pytest
+
+from tests.torture.cluster import free_ports
+from tests.torture.proxy import DIRECTIONS, Proxy
+
+pytestmark = pytest.mark.timeout(30)
+
+
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    """Return a proxy. Its first target does not listen, and the second one sends back what it gets."""
+
+    async def send_back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while piece := await reader.read(1000):
+                writer.write(piece)
+        writer.close()
+
+    server = await asyncio.start_server(send_back, "127.0.0.1", 0)
+    proxy = Proxy([*free_ports(1), server.sockets[0].getsockname()[1]])
+    yield proxy
+    await proxy.close()
+    server.close()
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Ends]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    writer.write(b"1")
+    assert await reader.readexactly(1) == b"1"
+    yield reader, writer
+    writer.close()
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+async def test_held_bytes_arrive_later_in_order_and_delays_do_not_add_up(proxy: Proxy, direction: str) -> None:
+    async with connected(await proxy.open()) as (reader, writer):
+        proxy.hold(direction)
+        writer.write(b"2")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.readexactly(1), 0.2)
+        proxy.release(direction)
+        assert await reader.readexactly(1) == b"2"
+        proxy.delays_s[direction] = 0.3
+        began_s = monotonic()
+        for piece in (b"3", b"4", b"5"):
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+        assert await reader.readexactly(3) == b"345"
+        assert 0.3 <= monotonic() - began_s < 0.6
+
+
+async def test_a_cut_connection_is_reset_and_another_one_works(proxy: Proxy) -> None:
+    url = await proxy.open()
+    async with connected(url) as (reader, _):
+        proxy.cut()
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+    async with connected(url) as (reader, writer):
+        writer.write_eof()
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
