@@ -9,6 +9,7 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.integration.test_store import (  # noqa: F401 # these are tests, whic
 )
 
 MAX_PAYLOAD = 4 * 1024 * 1024  # a captured call sets a value of 2.5 MiB, which must fit into one message
+INCREMENTS = 10_000
 JETSTREAM = {"store": "jetstream", "stop_timeout_ms": "500"}
 
 
@@ -107,19 +109,24 @@ async def test_instances_share_one_store_that_outlives_them(launch: Launch, nats
 
 
 async def test_increments_from_two_instances_add_up(launch: Launch, nats_server: NatsServer) -> None:
-    first = launch()
-    launch(provider_key=first.key)
-    async with KeyValueClient(nats_server.url, first.prefix, timeout_s=DEADLINE_S) as client:
-        found: list[int] = []
+    """Two instances with prefixes of their own share a bucket, and each increments one key 10,000 times."""
+    instances = [launch({"jetstream_bucket": "counters"}) for _ in range(2)]
+    found: list[int] = []
 
-        async def count() -> None:
-            found.extend([await client.increment("b", "n", 1) for _ in range(125)])
+    async def count(client: KeyValueClient, left: Iterator[int]) -> None:
+        found.extend([await client.increment("b", "n", 1) for _ in left])
 
-        await asyncio.gather(*(count() for _ in range(16)))
-        assert sorted(found) == list(range(1, 2001))
-        assert await client.get("b", "n") == b"2000"
+    async with AsyncExitStack() as stack:
+        clients = [KeyValueClient(nats_server.url, each.prefix, timeout_s=DEADLINE_S) for each in instances]
+        for client in clients:
+            await stack.enter_async_context(client)
+        lefts = [iter(range(INCREMENTS)) for _ in clients]  # the callers of a client share one
+        await asyncio.gather(*(count(*each) for each in list(zip(clients, lefts, strict=True)) * 64))
+        assert sorted(found) == list(range(1, 2 * INCREMENTS + 1)), "each sum is answered once"
+        for client in clients:
+            assert await client.get("b", "n") == b"%d" % (2 * INCREMENTS)
         with pytest.raises(OtherError, match="outside the range"):
-            await client.increment("b", "n", 2**64 - 1)
+            await clients[0].increment("b", "n", 2**64 - 1)
 
 
 async def test_other_clients_of_nats_read_and_write_the_same_bucket(

@@ -16,7 +16,7 @@ Three rules keep the number of configurations small:
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import inf
@@ -122,9 +122,10 @@ class Search:
 
     def end(self, number: int) -> bool:
         """Take the answer of a call. Return False if no configuration explains it."""
-        self._configurations = without_superfluous(
-            ((value, done - {number}) for value, done in self._with_effect(number)), self._reads | self._writes
-        )
+        following = Smallest(self._reads | self._writes)
+        for value, done in self._with_effect(number):
+            following.add((value, done - {number}))
+        self._configurations = set(following)
         self._reads.discard(number)
         self._writes.discard(number)
         self._forget()
@@ -135,23 +136,20 @@ class Search:
         fitting = {number for number in self._reads if after(self._calls[number], value)[0]}
         return value, done | fitting
 
-    def _with_effect(self, number: int) -> set[Configuration]:
-        """Return the configurations that can follow, in which a call has just taken effect, or had done so before."""
-        found: set[Configuration] = set()
-        seen = set(self._configurations)
-        left = list(seen)
+    def _with_effect(self, number: int) -> Iterator[Configuration]:
+        """Yield the configurations that can follow, in which a call has just taken effect, or had done so before."""
+        tried = Smallest(self._reads | self._writes)
+        left = deque(configuration for configuration in self._configurations if tried.add(configuration))
         while left:
-            value, done = left.pop()
+            value, done = left.popleft()
             if number in done:
-                found.add((value, done))
+                yield value, done
                 continue
             for other in self._possible(done):
                 fits, next_value = after(self._calls[other], value)
                 following = self._read(next_value, done | {other})
-                if fits and following not in seen:
-                    seen.add(following)
+                if fits and tried.add(following):
                     left.append(following)
-        return found
 
     def _possible(self, done: frozenset[int]) -> Iterator[int]:
         """Yield the writes that may take effect next."""
@@ -173,11 +171,25 @@ class Search:
                     del self._unanswered[effect]
 
 
-def without_superfluous(configurations: Iterable[Configuration], running: set[int]) -> set[Configuration]:
-    """Drop each configuration from which another differs only by fewer unanswered calls that have taken effect."""
-    alike: dict[Configuration, list[frozenset[int]]] = defaultdict(list)
-    for value, done in sorted(configurations, key=lambda configuration: len(configuration[1])):
-        smaller = alike[value, done & running]
-        if not any(other <= done for other in smaller):
-            smaller.append(done)
-    return {(value, done) for (value, _), smaller in alike.items() for done in smaller}
+class Smallest:
+    """Configurations of which none differs from another only by more unanswered calls that have taken effect.
+
+    :param running: the other calls that have not ended
+    """
+
+    def __init__(self, running: Iterable[int]) -> None:
+        self._running = frozenset(running)
+        self._alike: dict[Configuration, list[frozenset[int]]] = defaultdict(list)
+
+    def __iter__(self) -> Iterator[Configuration]:
+        return ((value, done) for (value, _), alike in self._alike.items() for done in alike)
+
+    def add(self, configuration: Configuration) -> bool:
+        """Add a configuration. Return False if it is superfluous."""
+        value, done = configuration
+        alike = self._alike[value, done & self._running]
+        if any(other <= done for other in alike):
+            return False
+        alike[:] = [other for other in alike if not done <= other]
+        alike.append(done)
+        return True
