@@ -77,10 +77,15 @@ class Scene:
 
     async def start(self, place: int) -> Provider:
         """Start an instance, and wait until it serves."""
-        fields: dict[str, Any] = {"provider_key": self.providers[0].key} if self.providers else {}
+        fields: dict[str, Any] = {"provider_key": self.providers[place].key} if place < len(self.providers) else {}
         provider = await asyncio.to_thread(self._launch, self._options, lattice_rpc_url=self._urls[place], **fields)
         self.started.append((place, provider))
         return provider
+
+    @property
+    def prefixes(self) -> list[str]:
+        """Return the prefix of each instance."""
+        return [provider.prefix for provider in self.providers]
 
     async def close(self) -> None:
         """End the instances."""

@@ -41,6 +41,7 @@ class Call:
     :ivar argument: the value of set, or the number of increment
     :ivar result: the value of get, the truth of exists, the sum of increment, None, or UNKNOWN
     :ivar ended_s: when the answer arrived; infinite without an answer
+    :ivar place: the instance that was called
     """
 
     function: str
@@ -48,6 +49,7 @@ class Call:
     ended_s: float = inf
     argument: bytes | int | None = None
     result: bytes | bool | int | str | None = None
+    place: int = 0
 
 
 def after(call: Call, value: Value) -> tuple[bool, Value]:

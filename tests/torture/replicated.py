@@ -1,7 +1,8 @@
 """Histories of a replicated store under faults: clients call, something breaks, and a checker judges all answers.
 
-    clients ──> instances, which share one prefix ──> a cluster of NATS servers, each with the stream
+    clients ──> instances ──> proxies ──> a cluster of NATS servers, each with the stream
 
+Each instance has a prefix of its own, so that an instance that hangs holds up only its clients, and the others go on.
 Each history has a seed, which chooses the calls, the faults and `jetstream_history`. A call that was not answered, or
 whose answer says that it may or may not have been stored, has an unknown outcome.
 """
@@ -13,8 +14,10 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -23,10 +26,11 @@ from typing import Any
 
 from keyvalue_transport.keyvalue.errors import InterfaceError
 from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
 from tests.conftest import PROVIDER, launching
 from tests.torture.cluster import Cluster
-from tests.torture.faults import Faults, Happened, Scene
+from tests.torture.faults import INSTANCES, Faults, Happened, Scene
 from tests.torture.linearizability import UNKNOWN, Call, first_unexplained
 from tests.torture.planted import BUGS, command
 
@@ -38,12 +42,14 @@ CALLS_OF_CLIENT = 2_000
 ANSWER_TIMEOUT_S = 8.0
 #: A history ends after this multiple of its time, even if not all calls were made.
 PATIENCE = 4
-#: Number of times that each key is read at the end, when all is repaired.
-LAST_READS = 6
+#: The share of its calls that a client makes to the same instance.
+HOME_SHARE = 0.8
 BUCKET = "b"
 #: Few keys, so that calls of one key overlap. Those that begin with n are counters. The keys of GROUP are only used
 #: together, so they are one key to the checker.
 KEYS = ("a", "b", "c", "n1", "n2", "group")
+#: One key gets half of the calls, so that its messages are often overwritten before they are delivered.
+WEIGHTS = (8, 1, 1, 2, 1, 3)
 GROUP = ("g1", "g2", "g3")
 
 
@@ -83,8 +89,8 @@ class History:
         for name, log in self.logs.items():
             (folder / f"{name}.log").write_text(log)
 
-    async def call(self, client: KeyValueClient, key: str, function: str) -> bool:
-        """Make one call, and record it. Return False if it is certain that it had no effect."""
+    async def call(self, clients: Sequence[KeyValueClient], place: int, key: str, function: str) -> bool:
+        """Call an instance, and record the call. Return False if it is certain that it had no effect."""
         argument: bytes | int | None = None
         if function == "set":
             self._values += 1
@@ -93,15 +99,15 @@ class History:
             argument = 1
         began_s = monotonic()
         try:
-            result = await asked(client, key, function, argument)
+            result = await asked(clients[place], key, function, argument)
         except NoProviderError:
             return False
         except (TransportError, InterfaceError) as error:
             if "nothing was" in str(error):
                 return False
-            self.calls[key].append(Call(function, began_s, argument=argument, result=UNKNOWN))
+            self.calls[key].append(Call(function, began_s, argument=argument, result=UNKNOWN, place=place))
         else:
-            self.calls[key].append(Call(function, began_s, monotonic(), argument, result))
+            self.calls[key].append(Call(function, began_s, monotonic(), argument, result, place))
         return True
 
 
@@ -126,7 +132,7 @@ async def asked_of_group(client: KeyValueClient, function: str, argument: Any) -
 
 def chosen(chance: Random) -> tuple[str, str]:
     """Return a key and a function."""
-    key = chance.choice(KEYS)
+    (key,) = chance.choices(KEYS, WEIGHTS)
     if chance.random() < 0.6:
         return key, "get" if key == "group" or chance.random() < 0.7 else "exists"
     if key.startswith("n"):
@@ -160,16 +166,16 @@ async def record(directory: Path, seed: int, calls: int, seconds: float, planted
 
 async def play(scene: Scene, history: History, seed: int, calls: int, seconds: float) -> None:
     """Let clients call while faults happen, and read all keys when all is repaired."""
-    url, prefix = ",".join(scene.cluster.urls), scene.providers[0].prefix
     faults = Faults(scene, seed)
     began_s = monotonic()
 
     async def call_on(number: int) -> None:
-        chance, made = Random(seed * 1000 + number), 0
-        async with KeyValueClient(url, prefix, timeout_s=ANSWER_TIMEOUT_S) as client:
+        chance, made, home = Random(seed * 1000 + number), 0, number % INSTANCES
+        async with calling(scene) as clients:
             while made < calls and monotonic() - began_s < PATIENCE * seconds:
                 await asyncio.sleep(began_s + (made + chance.random()) * seconds / calls - monotonic())
-                if await history.call(client, *chosen(chance)):
+                place = home if chance.random() < HOME_SHARE else chance.randrange(INSTANCES)
+                if await history.call(clients, place, *chosen(chance)):
                     made += 1
                 else:
                     await asyncio.sleep(0.02)
@@ -181,13 +187,27 @@ async def play(scene: Scene, history: History, seed: int, calls: int, seconds: f
         faults.stop()
         await breaking
     history.seconds, history.faults = monotonic() - began_s, faults.happened
-    async with KeyValueClient(url, prefix, timeout_s=ANSWER_TIMEOUT_S) as client:
-        for key in KEYS * LAST_READS:
+    async with calling(scene) as clients:
+        for key, place in product(KEYS, range(INSTANCES)):
             async with asyncio.timeout(10 * ANSWER_TIMEOUT_S):
                 while True:
-                    if await history.call(client, key, "get") and history.calls[key][-1].result != UNKNOWN:
+                    if await history.call(clients, place, key, "get") and history.calls[key][-1].result != UNKNOWN:
                         break
                     await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def calling(scene: Scene) -> AsyncIterator[Sequence[KeyValueClient]]:
+    """Connect, and yield a client of each instance."""
+    connection = await Connection.open(ConnectionOptions(tuple(scene.cluster.urls), path="plain"))
+    try:
+        async with AsyncExitStack() as stack:
+            yield [
+                await stack.enter_async_context(KeyValueClient(connection, prefix, timeout_s=ANSWER_TIMEOUT_S))
+                for prefix in scene.prefixes
+            ]
+    finally:
+        await connection.close()
 
 
 def parser() -> argparse.ArgumentParser:
