@@ -91,6 +91,7 @@ class Follower:
         self._tasks: list[asyncio.Task[None]] = []
         self._refused: str | None = None
         self._suspicions = 0
+        self._is_cut = False  # whether the stream ended too early when it was last followed
         self._torn_s = 0.0
         self._caught_up = asyncio.Event()
 
@@ -278,8 +279,9 @@ class Follower:
         self._check_import(state)
         core = self.core
         away_s = monotonic() - self._left_s
-        if state.created != self._created or state.last_sequence < core.position.applied or away_s > MARKER_S / 2:
+        if state.created != self._created or away_s > MARKER_S / 2:
             self._must_read_again = True
+        self._check_end(state)
         core.clock.note(state.now_ns)
         core.position.trusts_pending = state.replicas == 1
         if self._must_read_again:
@@ -302,6 +304,18 @@ class Follower:
             await self._watch()
         finally:
             self._left_s = monotonic()
+
+    def _check_end(self, state: StreamState) -> None:
+        """Read the bucket again if the stream has lost messages that were applied.
+
+        :raises _Broken: ask once more, because a former leader may have answered, which does not know the last messages
+        """
+        was_cut, self._is_cut = self._is_cut, state.last_sequence < self.core.position.applied
+        if not self._is_cut or self._must_read_again:
+            return
+        if not was_cut:
+            raise _Broken(f"the stream ends at {state.last_sequence}, but {self.core.position.applied} was applied")
+        self._must_read_again = True
 
     async def _end_consumer(self) -> None:
         """Take no more deliveries of the last consumer. They could advance the position of an emptied engine."""

@@ -96,7 +96,7 @@ async def test_a_hosts_provider_starts_in_any_case_and_warns_of_one_that_stays(
     hurried.write_text(HURRIED)
     hurried.chmod(0o755)
     first = launch(ON)
-    providers = [Provider(first.host_data, tmp_path, host_environment(), hurried) for _ in range(2)]
+    providers = [Provider(first.host_data, tmp_path, host_environment(), (hurried,)) for _ in range(2)]
     try:
         one, other = providers
         for provider in providers:
