@@ -32,6 +32,7 @@ OPTIONS = {
     "jetstream_timeout_ms": "2000",
     "jetstream_bucket": BUCKET,
     "stop_timeout_ms": "500",
+    "connect_timeout_ms": "30000",  # an instance may start while there is no leader
 }
 #: Seconds of a fault. Another leader is elected after 4 to 9 s, so only a long one lets that happen.
 SHORT_S, LONG_S = (0.2, 2.0), (5.0, 11.0)

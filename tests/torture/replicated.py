@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -42,6 +41,8 @@ CALLS_OF_CLIENT = 2_000
 ANSWER_TIMEOUT_S = 8.0
 #: A history ends after this multiple of its time, even if not all calls were made.
 PATIENCE = 4
+#: Seconds after the last repair within which each instance must serve.
+REPAIR_S = 60
 #: The share of its calls that a client makes to the same instance.
 HOME_SHARE = 0.8
 BUCKET = "b"
@@ -54,13 +55,17 @@ GROUP = ("g1", "g2", "g3")
 
 
 class History:
-    """All calls of a history, by key."""
+    """All calls of a history, by key.
+
+    :ivar hanging: an instance that does not serve after all was repaired, or None
+    """
 
     def __init__(self) -> None:
         self.calls: dict[str, list[Call]] = {key: [] for key in KEYS}
         self.faults: list[Happened] = []
         self.logs: dict[str, str] = {}  # of the instances, by name
         self.seconds = 0.0
+        self.hanging: int | None = None
         self._values = 0
 
     def __len__(self) -> int:
@@ -71,13 +76,13 @@ class History:
         """The number of calls without a known outcome."""
         return sum(call.result == UNKNOWN for calls in self.calls.values() for call in calls)
 
-    def unexplained(self) -> tuple[str, Call] | None:
-        """Return a key, and a call of it whose answer cannot be explained, or None."""
+    def failure(self) -> str | None:
+        """Return an answer that can't be explained, or an instance that hangs, or None."""
         for key, calls in self.calls.items():
             call = first_unexplained(calls)
             if call is not None:
-                return key, call
-        return None
+                return f"NOT LINEARIZABLE: key {key}: {call}"
+        return None if self.hanging is None else f"NOT SERVING: instance {self.hanging}"
 
     def save(self, folder: Path) -> None:
         """Write all calls and faults to files, one JSON object per line, and the logs."""
@@ -188,12 +193,21 @@ async def play(scene: Scene, history: History, seed: int, calls: int, seconds: f
         await breaking
     history.seconds, history.faults = monotonic() - began_s, faults.happened
     async with calling(scene) as clients:
-        for key, place in product(KEYS, range(INSTANCES)):
-            async with asyncio.timeout(10 * ANSWER_TIMEOUT_S):
-                while True:
-                    if await history.call(clients, place, key, "get") and history.calls[key][-1].result != UNKNOWN:
-                        break
-                    await asyncio.sleep(0.02)
+        for place in range(INSTANCES):
+            try:
+                async with asyncio.timeout(REPAIR_S):
+                    await read_all(history, clients, place)
+            except TimeoutError:
+                history.hanging = place
+
+
+async def read_all(history: History, clients: Sequence[KeyValueClient], place: int) -> None:
+    """Read all keys at an instance, until each read is answered."""
+    for key in KEYS:
+        while True:
+            if await history.call(clients, place, key, "get") and history.calls[key][-1].result != UNKNOWN:
+                break
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
@@ -233,16 +247,15 @@ def main(arguments: Sequence[str]) -> int:
         with TemporaryDirectory(prefix="torture-") as directory:
             history = asyncio.run(record(Path(directory), seed, options.calls, options.seconds, options.planted))
         began_s = monotonic()
-        found = history.unexplained()
-        verdict = "linearizable" if found is None else f"NOT LINEARIZABLE: key {found[0]}: {found[1]}"
+        failure = history.failure()
         numbers = Counter(fault.name for fault in history.faults)
         faults = ", ".join(f"{number} x {name}" for name, number in sorted(numbers.items()))
         print(
             f"seed {seed}: {len(history)} calls in {history.seconds:.0f} s, {history.unknown} unknown; {faults};"
-            f" {verdict}; checked in {monotonic() - began_s:.1f} s",
+            f" {failure or 'linearizable'}; checked in {monotonic() - began_s:.1f} s",
             flush=True,
         )
-        if found is not None:
+        if failure is not None:
             failed += 1
             folder: Path = options.output / f"history-{seed}"
             history.save(folder)

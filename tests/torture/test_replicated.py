@@ -15,7 +15,7 @@ from tests.torture.replicated import History, record
 @pytest.mark.timeout(180)
 async def test_a_short_history_under_faults_is_linearizable(tmp_path: Path) -> None:
     history = await record(tmp_path, seed=3, calls=150, seconds=8)
-    assert history.unexplained() is None
+    assert history.failure() is None
     assert len(history) > 500
     assert history.unknown < len(history) / 2
     assert len(history.faults) >= 3
@@ -24,7 +24,7 @@ async def test_a_short_history_under_faults_is_linearizable(tmp_path: Path) -> N
 def test_a_failed_history_is_kept(tmp_path: Path) -> None:
     history = History()
     history.calls["a"] += [Call("set", 0, 1, b"1"), Call("get", 2, 3, None, b"2")]
-    assert history.unexplained() == ("a", history.calls["a"][1])
+    assert str(history.failure()).startswith("NOT LINEARIZABLE: key a: Call(function='get', began_s=2,")
     history.faults.append(Happened(0, 1, "connection cut", 2))
     history.logs["0-instance-0"] = "a line"
     history.save(tmp_path / "history-1")
