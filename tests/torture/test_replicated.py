@@ -9,7 +9,7 @@ import pytest
 
 from tests.torture.faults import Happened
 from tests.torture.linearizability import Call
-from tests.torture.replicated import History, record
+from tests.torture.replicated import History, main, record
 
 
 @pytest.mark.timeout(180)
@@ -19,6 +19,15 @@ async def test_a_short_history_under_faults_is_linearizable(tmp_path: Path) -> N
     assert len(history) > 500
     assert history.unknown < len(history) / 2
     assert len(history.faults) >= 3
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_planted_bug_of_real_processes_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"--calls 100 --seconds 5 --histories 3 --output {tmp_path} --planted".split()
+    assert main([*words, "direct get"]) == 0
+    assert "NOT LINEARIZABLE" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("history-*/calls.jsonl"))) == 1
 
 
 def test_a_failed_history_is_kept(tmp_path: Path) -> None:
