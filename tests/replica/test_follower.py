@@ -33,6 +33,7 @@ class Wire:
 
     :ivar lasts: the last sequences that the server names, one after the other; a former leader names an old one
     :ivar on_the_way: called while a subscription ends
+    :ivar on_request: called with each request
     :ivar consumers: the configurations of all consumers that were created
     """
 
@@ -42,6 +43,7 @@ class Wire:
     def __init__(self) -> None:
         self.lasts: list[int] = []
         self.on_the_way: Callable[[], None] = lambda: None
+        self.on_request: Callable[[], None] = lambda: None
         self.consumers: list[dict[str, Any]] = []
         self.on_lost: list[Callable[[], None]] = []
         self.created = asyncio.Event()
@@ -70,6 +72,7 @@ class Wire:
             del self._handles[subject]
 
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
+        self.on_request()
         last = self.lasts.pop(0) if self.lasts else 0
         state = {"first_seq": 1, "last_seq": last, "messages": last, "num_subjects": last}
         answer: dict[str, Any] = {
@@ -116,11 +119,14 @@ async def test_a_stream_that_ends_too_early_is_asked_twice_and_then_read_again(i
     wire.deliver(b"first", 1, 1)
     await serving.joined.wait()
     wire.on_the_way = lambda: wire.deliver(b"second", 2, 2)
+    was_whole: list[bool] = []
+    wire.on_request = lambda: was_whole.append(core.position.is_whole)
     wire.lasts = [0, 0] if is_cut else [0, 2]
     wire.created.clear()
     follower.follow_again("deliveries were lost")
     await wire.created.wait()
     assert [consumer.get("opt_start_seq") for consumer in wire.consumers] == [None, None if is_cut else 3]
+    assert not any(was_whole), "no read is answered meanwhile"
     assert (follower.applied, len(core.store)) == ((0, 0) if is_cut else (2, 2))
     if is_cut:
         wire.deliver(b"first", 1, 1)
