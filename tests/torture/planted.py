@@ -1,8 +1,8 @@
 """Bugs of the replicated store that its tests must find. They replace methods, so production code knows nothing of them.
 
-with planted("direct get"): ...                               in the tests of the core
-python tests/torture/planted.py "direct get"                  a provider with this bug
-scripts/torture replicated --planted "direct get"             histories of such providers
+- In the tests of the core, use `with planted("direct get")`.
+- `python tests/torture/planted.py "direct get"` runs a provider with this bug.
+- `scripts/torture replicated --planted "direct get"` records histories of such providers.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def stay_whole(position: Position, advance: Any, *delivery: int) -> bool:
 
 
 def skip_to_own_change(publications: Publications, stored: Any, token: int, sequence: int, now_s: float) -> None:
+    """Apply a change when it is acknowledged, although earlier ones have not been delivered."""
     publication, position = publications._unacknowledged.get(token), publications._position
     if publication is not None and publication.change is not None and position.has_passed(0):
         position.applied = max(position.applied, sequence - 1)
@@ -66,6 +67,7 @@ def skip_to_own_change(publications: Publications, stored: Any, token: int, sequ
 
 
 def send_again(core: Core, tick: Any) -> None:
+    """Publish the changes again that have just been called unknown."""
     before_s = core._outside.now_s() - core.timeout_s
     late = [each for each in core.publications._unacknowledged.values() if each.began_s <= before_s]
     tick(core)
