@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from unittest.mock import patch
 
 from keyvalue_provider.__main__ import main
+from keyvalue_replica.answers import Barrier
 from keyvalue_replica.applier import Applier
 from keyvalue_replica.bucket import ReplicaBucket
 from keyvalue_replica.core import Core, Outgoing
@@ -26,7 +27,7 @@ from keyvalue_replica.errors import NotStoredError
 from keyvalue_replica.layout import headers_of
 from keyvalue_replica.position import Position
 from keyvalue_replica.promise import Promise
-from keyvalue_replica.publications import Publication, Publications
+from keyvalue_replica.publications import Publications
 
 __all__ = ["BUGS", "command", "planted"]
 
@@ -136,8 +137,8 @@ def ask_for_last(core: Core, act: Callable[[int], None]) -> None:
     ask(core, subject, lambda _, payload: act(int(json.loads(payload or b"{}").get("state", {}).get("last_seq", -1))))
 
 
-def ask_instead_of_barrier(core: Core, _: Any) -> Publication:
-    publications, publication = core.publications, Publication(is_barrier=True)
+def ask_instead_of_barrier(core: Core, _: Any) -> Barrier:
+    publications, publication = core.publications, Barrier(core)
     token = publications.add(publication, core._outside.now_s())
 
     def take(last: int) -> None:
