@@ -153,6 +153,12 @@ class Core:
         """
         return self._last[0] or self.position.applied + 1
 
+    def begin(self) -> None:
+        """Begin with a new consumer. The next barrier asks for an answer."""
+        self.position.begin()
+        self.heard()
+        self._barrier_delivered_s = -PROVEN_S
+
     def heard(self) -> None:
         """Note that the consumer has sent something."""
         self.heard_s = self._outside.now_s()

@@ -91,7 +91,6 @@ class Follower:
         self._tasks: list[asyncio.Task[None]] = []
         self._refused: str | None = None
         self._suspicions = 0
-        self._is_cut = False  # whether the stream ended too early when it was last followed
         self._torn_s = 0.0
         self._caught_up = asyncio.Event()
 
@@ -278,10 +277,10 @@ class Follower:
             state = await open_stream(self.api, self.layout, self._options)
         self._check_import(state)
         core = self.core
-        away_s = monotonic() - self._left_s
-        if state.created != self._created or away_s > MARKER_S / 2:
+        why = self._why_read_again(state)
+        if why and not self._must_read_again:
+            log.warning("replica: reading the whole bucket again: %s", why)
             self._must_read_again = True
-        self._check_end(state)
         core.clock.note(state.now_ns)
         core.position.trusts_pending = state.replicas == 1
         if self._must_read_again:
@@ -305,23 +304,24 @@ class Follower:
         finally:
             self._left_s = monotonic()
 
-    def _check_end(self, state: StreamState) -> None:
-        """Read the bucket again if the stream has lost messages that were applied.
-
-        :raises _Broken: ask once more, because a former leader may have answered, which does not know the last messages
-        """
-        was_cut, self._is_cut = self._is_cut, state.last_sequence < self.core.position.applied
-        if not self._is_cut or self._must_read_again:
-            return
-        if not was_cut:
-            raise _Broken(f"the stream ends at {state.last_sequence}, but {self.core.position.applied} was applied")
-        self._must_read_again = True
-
     async def _end_consumer(self) -> None:
         """Take no more deliveries of the last consumer. They could advance the position of an emptied engine."""
         while len(self._subscriptions) > 1:
             await self._connection.drain([self._subscriptions.pop()], 0.0)
         self.core.position.tear()
+
+    def _why_read_again(self, state: StreamState) -> str:
+        """Return why the instance can't go on from its position, or "" if it can."""
+        applied = self.core.position.applied
+        if state.created != self._created:
+            return "the stream was created again or restored"
+        # With several servers, the leader may not have applied yet what another server has delivered. If messages are
+        # really lost, the next barrier gets a sequence that was used before.
+        if state.last_sequence < applied and state.replicas == 1:
+            return f"the stream ends at message {state.last_sequence}, but {applied} was applied"
+        if monotonic() - self._left_s > MARKER_S / 2:
+            return "the instance was away for too long"
+        return ""
 
     async def _empty(self) -> None:
         """Remove all keys from the engine, in steps between other work."""
@@ -352,8 +352,7 @@ class Follower:
         }
         if core.position.applied:
             config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": core.next_sequence()}
-        core.position.begin()
-        core.heard()
+        core.begin()
         quick = Deliveries(core, self._consumer), Barriers(core, self._consumer)
         self._subscriptions.append(await connection.subscribe_frames(inbox, core.deliver, quick))
         name = f"CONSUMER.CREATE.{stream}.{self._consumer}.{self.layout.subjects}"
