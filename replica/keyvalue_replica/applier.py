@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from keyvalue_engine import Bucket, BucketOptions, Store
 from keyvalue_engine.options import LENGTH_MAX
-from keyvalue_replica.layout import FORMAT, Layout, headers_of
+from keyvalue_replica.layout import FORMAT, Layout, headers_of, is_deletion, is_readable
 from keyvalue_replica.position import Delivery
 from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.sequences import Sequences
@@ -18,7 +18,6 @@ ANY = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX, strict
 #: Number of handles that are kept.
 HANDLES_MAX = 1_024
 NS_PER_MS = 1_000_000
-DELETES = frozenset({b"DEL", b"PURGE"})
 
 
 class Applier:
@@ -28,6 +27,7 @@ class Applier:
     that were overwritten before they were delivered. Then it ends with the first message that does not belong to it.
 
     :param on_unreadable: called with the reason if the bucket can't be followed any more
+    :ivar on_delete: called with the subject and the sequence of each applied delete; None for nobody
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Applier:
         self._sequences = sequences
         self._counts = counts
         self._on_unreadable = on_unreadable
+        self.on_delete: Callable[[bytes, int], None] | None = None
         self._handles: dict[bytes, Bucket] = {}
         self._by_token: dict[bytes, Bucket] = {}
         #: The messages of a batch that wait for its end.
@@ -110,17 +111,19 @@ class Applier:
             handle = self._open(bucket)
         if not headers:
             handle.set(key, payload)
-        elif b"nats-marker-reason" in headers or headers.get(b"kv-operation") in DELETES:
+        elif is_deletion(headers):
             handle.delete(key)
+            if self.on_delete is not None and b"kv-operation" in headers:
+                self.on_delete(subject, delivery.sequence)
         else:
             self._set(handle, key, headers, payload, delivery)
         self._sequences.note(subject, delivery.sequence)
 
     def _set(self, handle: Bucket, key: bytes, headers: dict[bytes, bytes], payload: bytes, delivery: Delivery) -> None:
-        written = headers.get(b"kv-format", b"%d" % FORMAT)
-        if written != b"%d" % FORMAT:
+        if not is_readable(headers):
+            written = headers[b"kv-format"][:16].decode(errors="replace")
             self._on_unreadable(
-                f"message {delivery.sequence} of the KV bucket has format {written[:16].decode(errors='replace')};"
+                f"message {delivery.sequence} of the KV bucket has format {written};"
                 f" this version reads {FORMAT}: upgrade this instance"
             )
             return

@@ -288,10 +288,12 @@ class Core:
             return
         if change is not None:
             handle, key, value = change
-            if value is None:
-                handle.delete(key)
-            else:
+            if value is not None:
                 handle.set(key, value)
+            else:
+                handle.delete(key)
+                if self._applier.on_delete is not None:
+                    self._applier.on_delete(self.layout.subject(handle.name, key), sequence)
             if self._sequences.by_subject:
                 self._sequences.note(self.layout.subject(handle.name, key), sequence)
         self.position.applied = sequence
@@ -413,10 +415,17 @@ class Core:
         value, deadline_ns = entry if isinstance(entry, tuple) else (entry, None)
         if deadline_ns is not None:
             ttl_ms = max(1, (deadline_ns - self.clock()) // NS_PER_MS)
-        headers = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % sequence
-        if ttl_ms:
-            headers += ttl_headers(ttl_ms)
-        self._put(Outgoing(counter.subject, value, headers), self.publications.add(publication, self._outside.now_s()))
+        headers = ttl_headers(ttl_ms) if ttl_ms else b""
+        self._publish_after(sequence, Outgoing(counter.subject, value, headers), publication)
+
+    def publish_delete(self, subject: bytes, sequence: int, publication: Publication) -> None:
+        """Publish the delete of a key if the sequence of its last message is `sequence`."""
+        self._publish_after(sequence, self.delete_message(subject), publication)
+
+    def _publish_after(self, sequence: int, message: Outgoing, publication: Publication) -> None:
+        headers = b"Nats-Expected-Last-Subject-Sequence: %d\r\n%b" % (sequence, message.headers)
+        token = self.publications.add(publication, self._outside.now_s())
+        self._put(Outgoing(message.subject, message.payload, headers), token)
         self._unwritten.append(publication)
         self.flush_soon()
 
@@ -431,6 +440,14 @@ class Core:
     def after_barrier(self, act: Callable[[], None]) -> None:
         """Call `act` once everything that is stored now has been applied."""
         self.barrier().add_done_callback(lambda _: act())
+
+    def call_later(self, delay_s: float, act: Callable[[], None]) -> None:
+        """Call `act` once, after the delay. With a delay of 0, call it in the next turn of the event loop."""
+        self._outside.call_later(delay_s, act)
+
+    def report_deletes(self, report: Callable[[bytes, int], None] | None) -> None:
+        """Call `report` with the subject and the sequence of each delete that is applied from now on."""
+        self._applier.on_delete = report
 
     def flush_soon(self, delay_s: float = 0.0) -> None:
         """Call `flush` in the next turn of the event loop, or after a delay."""

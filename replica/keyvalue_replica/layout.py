@@ -1,7 +1,7 @@
 """How buckets and keys are stored in the stream: subjects and headers.
 
     $KV.<KV bucket>.b<bucket>.k<key>       a key; both names are base64url without padding, so any bytes fit
-    $KV.<KV bucket>.i.<instance>           the barriers of an instance, which are no keys
+    $KV.<KV bucket>.i.b.<instance>         the barriers of an instance, which are no keys; `*.*` matches only keys
 
 The payload is the value. A message without headers is a plain write in format 1. The headers of other messages:
 
@@ -28,6 +28,8 @@ __all__ = [
     "barrier_headers",
     "delete_headers",
     "headers_of",
+    "is_deletion",
+    "is_readable",
     "ttl_headers",
 ]
 
@@ -43,6 +45,7 @@ NAMES_MAX = 1_024
 URL = bytes.maketrans(b"+/", b"-_")
 OF_URL = bytes.maketrans(b"-_", b"+/")
 BEGIN = b"NATS/1.0\r\n"
+DELETES = frozenset({b"DEL", b"PURGE"})
 
 
 class Layout:
@@ -62,8 +65,10 @@ class Layout:
         self.to_domain = f"$JS.{domain}.API.".encode() if domain else b""
         self.stream = f"KV_{bucket}"
         self.subjects = f"$KV.{bucket}.>"
+        self.keys = f"$KV.{bucket}.*.*"
         self._prefix = self.prefix = b"$KV.%b." % bucket.encode()
         self.internal = self._prefix + b"i."
+        self.barriers = self.internal + b"b."
         self._tokens: dict[bytes, bytes] = {}
         self._names: dict[bytes, bytes] = {}
 
@@ -122,7 +127,7 @@ class Layout:
 
     def barrier(self, instance: str) -> bytes:
         """Return the subject of an instance's barriers."""
-        return self.internal + instance.encode()
+        return self.barriers + instance.encode()
 
 
 def ttl_headers(ttl_ms: int) -> bytes:
@@ -158,3 +163,13 @@ def headers_of(block: bytes) -> dict[bytes, bytes]:
         if colon:
             headers[name.strip().lower()] = value.strip()
     return headers
+
+
+def is_deletion(headers: dict[bytes, bytes]) -> bool:
+    """Return True if a message with these headers removes its key."""
+    return b"nats-marker-reason" in headers or headers.get(b"kv-operation") in DELETES
+
+
+def is_readable(headers: dict[bytes, bytes]) -> bool:
+    """Return True if this version can read a message with these headers."""
+    return headers.get(b"kv-format", b"%d" % FORMAT) == b"%d" % FORMAT

@@ -2,7 +2,7 @@
 
     MSG _INBOX.abc.<number> <sid> 28 CRLF {"stream":"KV_b","seq":<sequence>} CRLF
     MSG $KV.b.<bucket>.<key> <sid> $JS.ACK.KV_b.<consumer>.1.<sequence>.<consumer's>.<time>.<pending> 5 CRLF value CRLF
-    HMSG $KV.b.i.<instance> <sid> $JS.ACK... 74 75 CRLF <the headers of a barrier> <number> CRLF
+    HMSG $KV.b.i.b.<instance> <sid> $JS.ACK... 74 75 CRLF <the headers of a barrier> <number> CRLF
 
 A regular expression reads such a frame in a third of the time that parsing takes. All others are parsed as usual.
 """
@@ -65,11 +65,11 @@ class Barriers:
 
     def __init__(self, core: Core, consumer: str) -> None:
         layout = core.layout
-        self.prefix = b"HMSG " + layout.internal
+        self.prefix = b"HMSG " + layout.barriers
         self._core = core
         self._match = re.compile(
             rb"HMSG ("
-            + re.escape(layout.internal)
+            + re.escape(layout.barriers)
             + rb"[0-9a-f]+) (\d+) "
             + place_pattern(layout.stream, consumer)
             + rb" \d+ \d+\r\n"

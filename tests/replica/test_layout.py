@@ -30,6 +30,7 @@ def test_other_subjects_are_no_keys(rest: bytes) -> None:
     assert names is None or len(names) == 2
     assert layout.names(layout.barrier("a1")) is None
     assert layout.is_internal(layout.barrier("a1"))
+    assert layout.barrier("a1").count(b".") == 4, "`*.*` matches only keys"
 
 
 def test_long_names_are_refused_with_the_limit() -> None:
