@@ -68,10 +68,11 @@ ROOMS = {
     f"{T}.nats.frame_parser": room(f"{T}.nats", "nats"),
     f"{T}.nats.nats_py_errors": room(f"{T}.nats", "nats"),
     f"{T}.nats.direct.transport": room(f"{T}.nats", "nats"),
-    # The follower and the import are the only modules that speak to NATS. Nothing here knows wRPC or a host.
+    # The follower, the feed and the import are the only modules that speak to NATS. Nothing here knows wRPC or a host.
     R: room(f"{E} {R}", without_io=True),
     f"{R}.follower": room(f"{E} {R} {T}.nats.connection {T}.wrpc.errors"),
     f"{R}.importing": room(f"{E} {R} {T}.nats.connection {T}.wrpc.errors"),
+    f"{R}.change_feed": room(f"{E} {R} {T}.nats.connection {T}.wrpc.errors"),
     f"{R}.promise": room(),
     f"{R}.clock": room(),
     f"{R}.quick": room(f"{R}"),
@@ -79,6 +80,8 @@ ROOMS = {
     f"{P}.config": room(f"{E} {T} {R}.options {P}.host {P}.observe.log"),
     f"{P}.keyvalue": room(f"{E} {R}.options {T}.wrpc {T}.keyvalue {P}.config.options {P}.host.links"),
     f"{P}.watching": room(f"{E} {T} {P}.config.options {P}.host.links"),
+    f"{P}.watching.durable_delivery": room(f"{E} {T} {R}.change_feed {P}.watching"),
+    f"{P}.watching.replicated_watchers": room(f"{E} {T} {R} {P}.host.links {P}.watching"),
     f"{P}.observe": room(f"{E} {T} {P}.host.links {P}.watching", "prometheus_client"),
     f"{P}.packaging": room(f"{P}.host", "nacl"),
     # The root composes everything.

@@ -73,6 +73,7 @@ REASONS = {
         answers.py        test_core.py                             reads of the model share barriers
         applier.py        test_core.py                             the core applies each message
         bucket.py         test_core.py                             the calls of the model are made through its handles
+        change_feed.py    tests/integration/test_replicated_watch.py  it needs a real server
         errors.py         test_core.py                             each is the answer to a call
         importing.py      tests/integration/test_moving.py         it needs a real server
         increments.py     test_core.py                             the model has increments that overtake each other
@@ -100,6 +101,7 @@ REASONS = {
         host/subjects.py      tests/integration/test_host.py        the subjects that a real host publishes to
         packaging/claims.py   packaging/test_archive.py             claims are part of the archive
         watching/watchers.py  tests/integration/test_watch.py       it needs links and a component
+        watching/replicated_watchers.py  tests/integration/test_replicated_watch.py  it needs a real server
     """,
     "bench": """
         load/latency.py       load/test_outcome.py             latencies of outcomes

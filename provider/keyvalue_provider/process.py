@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     # Imported by functions if metrics are on, because these imports take 15 ms.
     from keyvalue_provider.observe.endpoint import Endpoint
     from keyvalue_provider.observe.metrics import Durations, Metrics
+    from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
     from keyvalue_replica.follower import Follower
 
 __all__ = ["run"]
@@ -118,7 +119,7 @@ class Parts:
     follower: Follower | None
     policy: Policy
     service: Service
-    watchers: Watchers
+    watchers: Watchers | ReplicatedWatchers
     others: OtherInstances
     server: Server
     metrics: Metrics | None
@@ -153,6 +154,7 @@ class RunningProvider:
             ailments += filter(None, (follower.fault,))
         ailments += [f"a background task died: {type(error).__name__}" for error in failures if error is not None]
         ailments += filter(None, (connection.refusal, self._live_configuration.fault))
+        ailments += self._parts.watchers.faults()
         return ailments
 
     def remarks(self) -> list[str]:
@@ -332,15 +334,15 @@ def _compose(
         served = ReplicaStore(follower.core, store_options, Again, options.batch == ATOMIC)
     policy = Policy(store_options, links, options)
     service = Service(served, policy, lambda: connection.max_payload)
-    watchers = Watchers(
-        connection,
-        "" if host_data is None else host_data.lattice_rpc_prefix,
-        "" if host_data is None else host_data.provider_key,
-        store,
-        links,
-        WatchLimits(options.watch_queue_events, options.watch_queue_bytes, options.watch_timeout_ms / 1000),
-        None if follower is None else "store=jetstream serves no watchers",
-    )
+    lattice = "" if host_data is None else host_data.lattice_rpc_prefix
+    limits = WatchLimits(options.watch_queue_events, options.watch_queue_bytes, options.watch_timeout_ms / 1000)
+    watchers: Watchers | ReplicatedWatchers
+    if follower is None:
+        watchers = Watchers(connection, lattice, store, links, limits)
+    else:
+        from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
+
+        watchers = ReplicatedWatchers(connection, lattice, follower, links, limits)
     watchers.links_changed(links.keys())
     others = OtherInstances(
         connection,
@@ -356,10 +358,10 @@ def _compose(
         durations = Durations(tallies)
     on_batch = None if durations is None else durations.observe
     server = Server(connection, plan.prefix, options.invocation_limits(), on_batch)
-    limits = service.parameter_limits
-    server.add(STORE, store_handlers(service, limits, tallies))
-    server.add(ATOMICS, atomics_handlers(service, limits, tallies))
-    server.add(BATCH, batch_handlers(service, limits, tallies))
+    of_parameters = service.parameter_limits
+    server.add(STORE, store_handlers(service, of_parameters, tallies))
+    server.add(ATOMICS, atomics_handlers(service, of_parameters, tallies))
+    server.add(BATCH, batch_handlers(service, of_parameters, tallies))
     metrics = None
     if durations is not None:
         more = None if follower is None else _replica_metrics(follower)

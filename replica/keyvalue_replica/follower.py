@@ -70,6 +70,7 @@ class Follower:
 
     :ivar fault: why the instance does not serve, or None
     :ivar core: created by `open`
+    :ivar served_from: the sequence that was applied when it last began to serve
     """
 
     def __init__(self, connection: Connection, options: ReplicaOptions) -> None:
@@ -77,6 +78,7 @@ class Follower:
         self.core: Core
         self.layout = Layout(options.bucket, options.domain)
         self.api = Api(connection, options.domain)
+        self.served_from = 0
         self._connection = connection
         self._options = options
         self._loop = asyncio.get_running_loop()
@@ -290,6 +292,7 @@ class Follower:
             self._must_read_again = False
         await self._consume()
         await self._catch_up()
+        self.served_from = core.position.applied
         self.fault = None
         log.info(
             "replica: caught up with %s at message %d: %d keys",

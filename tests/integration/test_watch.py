@@ -46,6 +46,7 @@ class Component:
 
     :ivar told: bucket, key and value of each call
     :ivar together: the most calls in flight at one time
+    :ivar delay_s: how long it takes to answer
     """
 
     def __init__(self, name: str) -> None:
@@ -55,6 +56,7 @@ class Component:
         self.answering = asyncio.Event()
         self.answering.set()
         self.together = 0
+        self.delay_s = 0.0
         self._in_flight: list[tuple[bytes, bytes]] = []
         self._changed = asyncio.Event()
 
@@ -71,7 +73,7 @@ class Component:
         self.told.append((bucket, key, value))
         self.callers.add(caller)
         self._changed.set()
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.delay_s)
         await self.answering.wait()
         self._in_flight.remove((bucket, key))
 
@@ -281,7 +283,7 @@ class Home:
         self.store = ObservedStore()
         self.links = Links(self.KEY)
         self.connection = connection
-        self.watchers = Watchers(connection, LATTICE, self.KEY, self.store, self.links, LIMITS)
+        self.watchers = Watchers(connection, LATTICE, self.store, self.links, LIMITS)
         self.bucket = self.store.bucket(b"b")
 
     def put(self, target: str, watch: str | None = "SET@*,DEL@*", name: str = "default", **config: str) -> None:

@@ -299,7 +299,7 @@ class ProviderOptions(LinkOptions):
     )
     watch_queue_events: int = option(
         values.COUNT,
-        "maximum events waiting or in flight for a watcher; the oldest events are dropped",
+        "maximum events waiting or in flight for a watcher; with store = memory, the oldest events are dropped",
         default=10_000,
     )
     watch_queue_bytes: int = option(

@@ -11,6 +11,7 @@ import platform
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
+from typing import Protocol
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -24,7 +25,7 @@ from prometheus_client.registry import Collector
 from keyvalue_engine import Store
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.observe.other_instances import OtherInstances
-from keyvalue_provider.watching.watchers import Watchers
+from keyvalue_provider.watching.queue import WatchCounts
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, OUTCOMES, Tally
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.server import Server
@@ -62,6 +63,15 @@ class Durations:
                 self.sums_s[name] += calls * duration_s
 
 
+class Watching(Protocol):
+    """The part of the watchers that the metrics need."""
+
+    counts: WatchCounts
+
+    @property
+    def queue_length(self) -> int: ...
+
+
 class Metrics(Collector):
     """The collector of all metrics. A scrape takes O(functions x outcomes) time, however many keys exist.
 
@@ -76,7 +86,7 @@ class Metrics(Collector):
         server: Server,
         connection: Connection,
         links: Links,
-        watchers: Watchers,
+        watchers: Watching,
         others: OtherInstances,
         more: Callable[[], Iterable[Metric]] | None = None,
     ) -> None:

@@ -19,7 +19,15 @@ from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, encode_
 from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
 
-__all__ = ["CALLS_MAX", "ChangeDelivery", "ComponentInvoker"]
+__all__ = [
+    "ABSENT_PAUSE_MAX_S",
+    "ABSENT_PAUSE_MIN_S",
+    "CALLS_MAX",
+    "DISCONNECTED_PAUSE_S",
+    "ChangeDelivery",
+    "ComponentInvoker",
+    "FailureLog",
+]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +49,40 @@ class ComponentInvoker(Protocol):
     ) -> None: ...
 
 
+class FailureLog:
+    """Logs the first of several failing calls to a component, and the first answer after them.
+
+    :param name: the watcher's name in the log
+    """
+
+    __slots__ = ("_failing", "_name", "_quiet_until_s", "_told")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._failing = False
+        self._told = False  # the failure has been logged
+        self._quiet_until_s = 0.0
+
+    def note_answer(self) -> None:
+        """Note that the component has answered."""
+        if self._failing:
+            self._failing = False
+            if self._told:
+                self._told = False
+                log.info("watcher %s: it answers again", self._name)
+
+    def note_failure(self, error: BaseException, now_s: float) -> None:
+        """Note that a call has failed."""
+        if self._failing:
+            return
+        self._failing = True
+        if now_s >= self._quiet_until_s:
+            self._quiet_until_s = now_s + FAILURE_LOG_INTERVAL_S
+            self._told = True
+            ours = None if isinstance(error, TransportError) else error
+            log.warning("watcher %s: a change is not delivered: %s", self._name, error, exc_info=ours)
+
+
 class ChangeDelivery:
     """The queue for one component, and the calls that deliver the queued events.
 
@@ -52,8 +94,8 @@ class ChangeDelivery:
     """
 
     __slots__ = (
-        *("_calls", "_closed", "_component", "_connected", "_counts", "_failing", "_loop", "_on_end", "_pause", "_pause_s"),
-        *("_quiet_until_s", "_subjects", "_timeout_s", "_told", "bucket_argument", "name", "queue"),
+        *("_calls", "_closed", "_component", "_connected", "_counts", "_failures", "_loop", "_on_end", "_pause"),
+        *("_pause_s", "_subjects", "_timeout_s", "bucket_argument", "name", "queue"),
     )  # fmt: skip
 
     def __init__(
@@ -80,9 +122,7 @@ class ChangeDelivery:
         self._closed = False
         self._pause: asyncio.TimerHandle | None = None
         self._pause_s = 0.0  # the last pause for a missing component; 0 if the component listens
-        self._failing = False
-        self._told = False  # the failure has been logged
-        self._quiet_until_s = 0.0
+        self._failures = FailureLog(name)
 
     @property
     def queue_length(self) -> int:
@@ -165,11 +205,7 @@ class ChangeDelivery:
 
     def _note_answer(self) -> None:
         self._pause_s = 0.0
-        if self._failing:
-            self._failing = False
-            if self._told:
-                self._told = False
-                log.info("watcher %s: it answers again", self.name)
+        self._failures.note_answer()
 
     def _note_failure(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
@@ -179,14 +215,7 @@ class ChangeDelivery:
         elif self._pause is None and not self._closed:
             self._pause_s = min(max(2 * self._pause_s, ABSENT_PAUSE_MIN_S), ABSENT_PAUSE_MAX_S)
             self._pause_for(self._pause_s)
-        if not self._failing:
-            self._failing = True
-            now_s = self._loop.time()
-            if now_s >= self._quiet_until_s:
-                self._quiet_until_s = now_s + FAILURE_LOG_INTERVAL_S
-                self._told = True
-                ours = None if isinstance(error, TransportError) else error
-                log.warning("watcher %s: a change is not delivered: %s", self.name, error, exc_info=ours)
+        self._failures.note_failure(error, self._loop.time())
 
     def _pause_for(self, seconds: float) -> None:
         self._pause = self._loop.call_later(seconds, self._resume)

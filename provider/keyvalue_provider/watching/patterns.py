@@ -65,6 +65,15 @@ class Watch:
         argument = options.watch_bucket
         return cls(_patterns(options.watch), None if argument == OWN_NAME else argument)
 
+    def matches(self, bucket: bytes, key: bytes, deletes: bool) -> bool:
+        """Return True if a pattern reports this change. O(patterns)."""
+        return any(
+            pattern.deletes is deletes
+            and pattern.bucket in (None, bucket)
+            and (key.startswith(pattern.key) if pattern.is_prefix else key == pattern.key)
+            for pattern in self.patterns
+        )
+
 
 def _patterns(text: str) -> tuple[Pattern, ...]:
     parts: list[list[str]] = [[]]

@@ -27,7 +27,7 @@ from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.nats.subjects import check_subject
 
-__all__ = ["INTERFACE", "WATCHES_NOTHING", "Watchers", "watch_of"]
+__all__ = ["INTERFACE", "WATCHES_NOTHING", "Watchers", "WatchingLink", "WatchingLinks", "invoker_of", "watch_of"]
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,35 @@ class WatchingLink(NamedTuple):
     watch: Watch | None
 
 
+class WatchingLinks:
+    """The links of one provider that make their targets watchers.
+
+    :param lattice: the lattice's name, which is the first part of components' subjects
+    """
+
+    def __init__(self, links: Links, lattice: str) -> None:
+        self.by_key: dict[LinkKey, WatchingLink] = {}
+        self._links = links
+        self._lattice = lattice
+
+    def take(self, keys: Iterable[LinkKey]) -> bool:
+        """Take the links with these keys. Record each faulty link in `links`. Return True if anything has changed."""
+        before = self.by_key.copy()
+        for key in keys:
+            if not self._links.is_to_callee(key):
+                continue
+            link = self._links.get(key)
+            if link is None or INTERFACE not in link.interfaces:
+                self.by_key.pop(key, None)
+            elif key not in self.by_key or self.by_key[key].link is not link:
+                self.by_key[key] = WatchingLink(link, watch_of(link, self._links, self._lattice))
+        return self.by_key != before
+
+    def watched(self) -> dict[LinkKey, tuple[LinkDefinition, Watch]]:
+        """Return the usable links, with their parsed options."""
+        return {key: (link, watch) for key, (link, watch) in self.by_key.items() if watch is not None}
+
+
 class Watchers:
     """The watchers of one provider: a delivery for each watching link.
 
@@ -52,28 +81,22 @@ class Watchers:
 
     :param lattice: the lattice's name, which is the first part of components' subjects
     :param links: the host's links; call `links_changed` at the start and after each change
-    :param refusal: the reason why no link may watch, or None
     """
 
     def __init__(
         self,
         connection: Connection,
         lattice: str,
-        provider_key: str,
         store: Store,
         links: Links,
         limits: WatchLimits,
-        refusal: str | None = None,
     ) -> None:
-        self._refusal = refusal
         self.counts = WatchCounts()
-        self._links = links
+        self._watching = WatchingLinks(links, lattice)
         self._connection = connection
         self._lattice = lattice
-        self._provider_key = provider_key
         self._store = store
         self._limits = limits
-        self._watching: dict[LinkKey, WatchingLink] = {}
         self._deliveries: dict[LinkKey, ChangeDelivery] = {}  # includes closed deliveries with calls in flight
         self._closing: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -83,6 +106,10 @@ class Watchers:
         """The number of events that are queued or in flight, for all watchers. Any thread may read this number."""
         return sum(delivery.queue_length for delivery in self._deliveries.copy().values())
 
+    def faults(self) -> list[str]:
+        """Return why watchers are told nothing. Nothing can prevent it here."""
+        return []
+
     def links_changed(self, keys: Iterable[LinkKey]) -> None:
         """Apply the links with these keys. Record each faulty link in `links`.
 
@@ -90,29 +117,18 @@ class Watchers:
         delivered, with the new bucket argument. If the link is gone, queued events are dropped. O(keys), plus
         O(watchers + buckets) if a watcher has changed.
         """
-        own = [key for key in keys if self._links.is_to_callee(key)]
-        if not own:
+        if not self._watching.take(keys) or self._stopped:
             return
-        watching = self._watching.copy()
-        for key in own:
-            link = self._links.get(key)
-            if link is None or INTERFACE not in link.interfaces:
-                watching.pop(key, None)
-            elif key not in watching or watching[key].link is not link:
-                watching[key] = WatchingLink(link, self._watch_of(link))
-        if watching == self._watching or self._stopped:
-            return
-        self._watching = watching
         watched = []
-        for key, (link, watch) in watching.items():
-            if watch is not None:
-                delivery = self._deliveries.get(key)
-                if delivery is None:
-                    delivery = self._deliveries[key] = self._delivery(link)
-                delivery.open(watch.bucket_argument)
-                watched.append((watch, delivery.queue))
+        by_key = self._watching.watched()
+        for key, (link, watch) in by_key.items():
+            delivery = self._deliveries.get(key)
+            if delivery is None:
+                delivery = self._deliveries[key] = self._delivery(link)
+            delivery.open(watch.bucket_argument)
+            watched.append((watch, delivery.queue))
         self._store.observe(observers(watched))
-        for key in self._deliveries.keys() - {key for key, (_, watch) in watching.items() if watch is not None}:
+        for key in self._deliveries.keys() - by_key.keys():
             self._deliveries[key].close()
 
     async def stop(self, timeout_s: float) -> None:
@@ -134,26 +150,14 @@ class Watchers:
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
 
-    def _watch_of(self, link: LinkDefinition) -> Watch | None:
-        watch = watch_of(link, self._links, self._lattice)
-        if watch is None or self._refusal is None:
-            return watch
-        log.warning("link %s -> %s (%s) watches nothing: %s", *link.key, self._refusal)
-        self._links.refuse(link, self._refusal)
-        return None
-
     def _calls(self) -> list[asyncio.Task[None]]:
         return [call for delivery in self._deliveries.values() for call in delivery.calls]
 
-    def _prefix(self, link: LinkDefinition) -> str:
-        return f"{self._lattice}.{link.target}"
-
     def _delivery(self, link: LinkDefinition) -> ChangeDelivery:
-        headers = {"source-id": self._provider_key, "target-id": link.target, "link-name": link.name}
-        invoker = Invoker(self._connection, headers)
+        invoker = invoker_of(link, self._connection)
         return ChangeDelivery(
             f"{link.target} ({link.name})",
-            self._prefix(link),
+            f"{self._lattice}.{link.target}",
             invoker,
             lambda: self._connection.connected,
             self._limits,
@@ -168,6 +172,12 @@ class Watchers:
             closing = asyncio.create_task(invoker.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+
+def invoker_of(link: LinkDefinition, connection: Connection) -> Invoker:
+    """Return an invoker that calls a link's target, as a host would for a component."""
+    headers = {"source-id": link.source_id, "target-id": link.target, "link-name": link.name}
+    return Invoker(connection, headers)
 
 
 def watch_of(link: LinkDefinition, links: Links, lattice: str) -> Watch | None:

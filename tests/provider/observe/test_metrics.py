@@ -67,7 +67,7 @@ class Pieces(NamedTuple):
         connection = Connection(ConnectionOptions(("nats://127.0.0.1:4222",), path=path))
         server = Server(connection, "default.kv")
         links = Links("kv")
-        watchers = Watchers(connection, "default", "kv", store, links, WatchLimits(1, 1, 1.0))
+        watchers = Watchers(connection, "default", store, links, WatchLimits(1, 1, 1.0))
         others = OtherInstances(connection, "default.kv", "here")
         return cls(tallies, Durations(tallies), store, server, connection, links, watchers, others)
 

@@ -1,0 +1,396 @@
+"""Components that watch, with the replicated store: real NATS servers with JetStream, and instances that are killed.
+
+tests/provider/watching/test_durable_delivery.py tests the delivery to one component against a model of the consumer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+
+from keyvalue_transport.keyvalue.errors import OtherError
+from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc.errors import TransportError
+from tests.conftest import DEADLINE_S, PATHS, Launch, NatsServer, Provider, in_thread, launching, until
+from tests.integration import test_replicated, test_watch
+from tests.integration.test_host import HEALTHY, health, tell
+from tests.integration.test_metrics import ON, scraped
+from tests.integration.test_replicated import JETSTREAM
+from tests.integration.test_watch import (
+    EVERYTHING,
+    LATTICE,
+    Change,
+    Component,
+    component_name,
+    key_of,
+    serving,
+    watch_link,
+)
+
+admin, launch, nats_server = test_replicated.admin, test_replicated.launch, test_replicated.nats_server
+component = test_watch.component
+
+
+@pytest.fixture(scope="module")
+def path() -> str:
+    """Use the direct path."""
+    return "direct"
+
+
+async def consumers(admin: Client, provider: Provider) -> list[dict[str, Any]]:
+    """Return the durable consumers of a provider's bucket."""
+    answer = json.loads((await admin.request(f"$JS.API.CONSUMER.LIST.KV_{provider.key}")).data)
+    return [consumer for consumer in answer["consumers"] or () if "durable_name" in consumer["config"]]
+
+
+def of_keys(told: list[Change]) -> dict[bytes, list[bytes | None]]:
+    """Return the values that were told of each key."""
+    found: dict[bytes, list[bytes | None]] = {}
+    for _, key, value in told:
+        found.setdefault(key, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_change_is_told_once_by_one_of_the_instances(
+    launch: Launch, nats_server: NatsServer, component: Component, admin: Client, bucket: str, path: str
+) -> None:
+    key = key_of(bucket)
+    expiring = {"source_id": "writer", "target": key, "target_config": {"ttl_ms": "300"}}
+    links = [watch_link(key, component.name, EVERYTHING), expiring]
+    first, second = (launch(ON | {"transport": path}, provider_key=key, link_definitions=links) for _ in range(2))
+    async with KeyValueClient(nats_server.url, first.prefix, timeout_s=DEADLINE_S) as client:
+        await client.set("b", "k", b"1")
+        await client.set("b", "k", b"1")
+        await client.delete("b", "k")
+        assert await client.increment("b", "n", 41) == 41
+        assert await client.increment("b", "n") == 42
+        await client.set_many("b", {"x": b"X", "y": b""})
+        await client.delete_many("b", ["y", "x"])
+    async with KeyValueClient(nats_server.url, first.prefix, source_id="writer", link_name="default") as client:
+        await client.set("b", "short", b"lived")
+    told = await component.told_of(11)
+    assert of_keys(told) == {
+        b"k": [b"1", b"1", None],
+        b"n": [b"41", b"42"],
+        b"x": [b"X", None],
+        b"y": [b"", None],
+        b"short": [b"lived", None],
+    }
+    assert {bucket for bucket, _, _ in told} == {b"0"}
+    await asyncio.sleep(1.5)  # the server's own marker of the expired key, if there is one
+    assert len(component.told) == 11
+    numbers = [(await scraped(each)).value("watch_events_total", result="ok") for each in (first, second)]
+    assert sorted(numbers) == [0, 11]
+    assert len(await consumers(admin, first)) == 1
+
+
+async def test_links_change_while_instances_run(
+    launch: Launch, nats_server: NatsServer, admin: Client, component: Component, bucket: str
+) -> None:
+    """A change of a link is in force for the calls after it. The consumer of a deleted link is deleted."""
+    key = key_of(bucket)
+    provider, _ = launch(provider_key=key), launch(provider_key=key)
+
+    async def put(**config: str) -> None:
+        await tell(admin, provider, "linkdefs.put", watch_link(provider.key, component.name, config))
+
+    async with KeyValueClient(nats_server.url, provider.prefix) as client:
+        await client.set("b", "a", b"before")
+        await put(watch="SET@a")
+        await settle(admin, provider)
+        await client.set("b", "a", b"1")
+        await client.set("b", "b", b"1")
+        await component.told_of(1)
+        await put(watch="SET@b", watch_bucket="7")
+        await settle(admin, provider)
+        await client.set("b", "a", b"2")
+        await client.set("b", "b", b"2")
+        await component.told_of(2)
+        await tell(admin, provider, "linkdefs.del", watch_link(provider.key, component.name, {}))
+        await settle(admin, provider)
+        await until(lambda: no_consumer(admin, provider), "the consumer is deleted")
+        await client.set("b", "b", b"3")
+        await put(watch="SET@*")
+        await settle(admin, provider)
+        await client.set("b", "c", b"4")
+        await component.told_of(3)
+    assert component.told == [(b"0", b"a", b"1"), (b"7", b"b", b"2"), (b"0", b"c", b"4")]
+    (consumer,) = await consumers(admin, provider)
+    assert consumer["config"]["description"] == f"watcher {component.name} (default)"
+    assert consumer["config"]["inactive_threshold"] == 24 * 3600 * 10**9
+
+
+async def no_consumer(admin: Client, provider: Provider) -> bool:
+    return not await consumers(admin, provider)
+
+
+async def settle(admin: Client, provider: Provider) -> None:
+    """Wait until both instances have handled earlier messages of the host."""
+    for _ in range(10):
+        assert await health(admin, provider) == HEALTHY
+
+
+async def test_a_missing_component_is_told_the_newest_changes_by_a_later_instance(
+    launch: Launch, nats_server: NatsServer, path: str, bucket: str
+) -> None:
+    """Nobody listens, and no instance survives: one stops, the other is killed. A key expires meanwhile."""
+    key = key_of(bucket)
+    component = Component(component_name(bucket))
+    expiring = {"source_id": "w", "target": key, "target_config": {"ttl_ms": "400"}}
+    links = [watch_link(key, component.name, EVERYTHING), expiring]
+    first, second = (launch(provider_key=key, link_definitions=links) for _ in range(2))
+    async with KeyValueClient(nats_server.url, first.prefix, timeout_s=DEADLINE_S) as client:
+        async with KeyValueClient(nats_server.url, first.prefix, source_id="w", link_name="default") as writer:
+            await writer.set("b", "short", b"lived")
+        for number in range(50):
+            await client.set("b", f"k{number % 5}", b"%d" % number)
+        await client.delete("b", "k4")
+        await asyncio.sleep(1)  # both find that the key has expired, and publish its delete
+        assert await client.get("b", "short") is None
+    assert await in_thread(first.stop) == 0
+    await in_thread(second.kill)
+    launch(provider_key=key, link_definitions=links)
+    async with serving(nats_server.url, component, path):
+        last = {b"k%d" % number: b"%d" % (45 + number) for number in range(4)} | {b"k4": None, b"short": None}
+        await component.until(lambda told: last_of(told) == last)
+
+
+async def test_a_stop_hands_over_at_once_and_the_server_may_be_killed(
+    new_nats_server: Callable[[str], NatsServer], tmp_path: Path, path: str, bucket: str
+) -> None:
+    server = new_nats_server(test_replicated.jetstream(tmp_path / "streams"))
+    component = Component("component")
+    links = [watch_link("kv", component.name, EVERYTHING)]
+    with launching(server.url, tmp_path) as launch:
+        running = [launch(JETSTREAM | ON, provider_key="kv", link_definitions=links) for _ in range(2)]
+        async with (
+            serving(server.url, component, path),
+            KeyValueClient(server.url, running[0].prefix, timeout_s=DEADLINE_S) as client,
+        ):
+            await client.set("b", "k", b"1")
+            await component.told_of(1)
+            numbers = [(await scraped(each)).value("watch_events_total", result="ok") for each in running]
+            pinned = running.pop(numbers.index(1))
+            assert await in_thread(pinned.stop) == 0
+            began_s = monotonic()
+            await client.set("b", "k", b"2")
+            await component.told_of(2)
+            assert monotonic() - began_s < 3, "it does not wait until the pin of the other one ends"
+            await in_thread(server.kill)
+            await in_thread(server.start)
+            await test_replicated.answered(lambda: client.set("b", "k", b"3"))
+            await component.until(lambda told: told[-1] == (b"0", b"k", b"3"))
+
+
+async def test_the_permissions_in_the_documents_suffice(
+    new_nats_server: Callable[[str], NatsServer], tmp_path: Path, path: str
+) -> None:
+    """The provider may do only what docs/operating.md and docs/replication.md list."""
+    text = (Path(__file__).parents[2] / "docs" / "replication.md").read_text()
+    listed = re.findall(r"`([$<][^`]+)`", text.partition("**Permissions.**")[2].partition("- **Back up**")[0])
+    publish = json.dumps(
+        ["_INBOX.>", *(each.replace("<bucket>", "kv").replace("<lattice>", LATTICE) for each in listed)]
+    )
+    subscribe = json.dumps([f"{LATTICE}.kv.wrpc.>", f"wasmbus.rpc.{LATTICE}.>", "_INBOX.>"])
+    users = f"{{ user: p, password: p, permissions: {{ publish: {publish}, subscribe: {subscribe} }} }}"
+    config = f"authorization {{ users: [ {{ user: all, password: all }}, {users} ] }}\n"
+    server = new_nats_server(test_replicated.jetstream(tmp_path / "streams") + config)
+    url, component = server.url.replace("//", "//all:all@"), Component("component")
+    with launching(server.url.replace("//", "//p:p@"), tmp_path) as launch:
+        provider = launch(JETSTREAM, provider_key="kv", link_definitions=[watch_link("kv", "component", EVERYTHING)])
+        async with (
+            serving(url, component, path),
+            KeyValueClient(url, provider.prefix, timeout_s=DEADLINE_S) as client,
+        ):
+            await client.set("b", "k", b"v")
+            await component.told_of(1)
+        assert await in_thread(provider.stop) == 0
+        denied = [line for line in provider.output.splitlines() if "ermission" in line]
+        assert not [line for line in denied if "wasmbus.ctl" not in line]
+
+
+async def test_a_stuck_component_is_told_everything_later_within_the_limits(
+    launch: Launch, nats_server: NatsServer, component: Component, bucket: str
+) -> None:
+    """It is stuck for longer than the consumer waits for an acknowledgement, and the values fill the limit.
+
+    A value that is larger than the limit is dropped and counted.
+    """
+    key = key_of(bucket)
+    config = ON | {"watch_queue_bytes": "100_000", "watch_timeout_ms": "60_000"}
+    component.answering.clear()
+    provider = launch(config, provider_key=key, link_definitions=[watch_link(key, component.name, EVERYTHING)])
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        for number in range(3):
+            await client.set("b", "small", b"%d" % number)
+        for number in range(10):
+            await client.set("b", f"k{number}", bytes(40_000))
+        await component.told_of(3)
+        await asyncio.sleep(7)
+        assert (await scraped(provider)).value("watch_queue_length") == 5
+        component.answering.set()
+        told = of_keys(await component.told_of(13))
+        assert len(told) == 11
+        assert told[b"small"] == [b"0", b"1", b"2"], "in order, and none is left out"
+        await client.set("b", "large", bytes(200_000))
+        await client.set("b", "last", b"v")
+        await component.told_last(b"last")
+    assert b"large" not in of_keys(component.told)
+    assert (await scraped(provider)).value("watch_dropped_total") == 1
+
+
+async def test_an_instance_that_stood_still_tells_nothing_old(
+    launch: Launch, nats_server: NatsServer, component: Component, bucket: str
+) -> None:
+    """It holds changes that wait for a call. Another instance tells newer changes while this one is stopped."""
+    key = key_of(bucket)
+    links = [watch_link(key, component.name, EVERYTHING)]
+    component.answering.clear()
+    async with (
+        instances(launch, key, links, 2) as running,
+        KeyValueClient(nats_server.url, f"{LATTICE}.{key}", timeout_s=2) as client,
+    ):
+        for number in range(1, 4):
+            await client.set("b", "k", b"%d" % number)
+        await component.told_of(1)
+        await asyncio.sleep(0.5)
+        lengths = [(await scraped(each)).value("watch_queue_length") for each in running]
+        assert sorted(lengths) == [0, 3]
+        stopped = running[lengths.index(3)]
+        stopped.signal(signal.SIGSTOP)
+        component.answering.set()
+        await test_replicated.answered(lambda: set_soon(client, b"4"))
+        await component.until(lambda told: told[-1] == (b"0", b"k", b"4"))
+        stopped.signal(signal.SIGCONT)
+        await asyncio.sleep(2)
+        assert component.told[-1] == (b"0", b"k", b"4")
+        await client.set("b", "k", b"5")
+        await component.until(lambda told: told[-1] == (b"0", b"k", b"5"))
+
+
+async def set_soon(client: KeyValueClient, value: bytes) -> None:
+    """Set a key. The call may reach an instance that is stopped: then it is repeated."""
+    try:
+        await client.set("b", "k", value)
+    except TransportError as error:
+        raise OtherError(str(error)) from None
+
+
+@asynccontextmanager
+async def instances(launch: Launch, key: str, links: list[Any], number: int) -> AsyncIterator[list[Provider]]:
+    """Launch instances of one provider. Continue those that stand still at the end."""
+    running = [launch(ON, provider_key=key, link_definitions=links) for _ in range(number)]
+    try:
+        yield running
+    finally:
+        for each in running:
+            if each.running:
+                each.signal(signal.SIGCONT)
+
+
+class Writer:
+    """Writes increasing numbers, and remembers the value that each key has at the end."""
+
+    def __init__(self, client: KeyValueClient, expiring: KeyValueClient, chance: random.Random) -> None:
+        self.state: dict[bytes, bytes | None] = {}
+        self._client = client
+        self._expiring = expiring
+        self._chance = chance
+        self._number = 0
+
+    async def write_all(self) -> None:
+        """Write each of twelve keys several times."""
+        await asyncio.gather(*(self._write_one(b"k%d" % number) for number in range(12)))
+
+    async def _write_one(self, key: bytes) -> None:
+        for _ in range(self._chance.randint(3, 10)):
+            self._number += 1
+            value = b"%d" % self._number
+            kind = self._chance.choice(("set", "set", "set", "delete", "expire"))
+            if kind == "set":
+                await self._client.set("b", key, value)
+            elif kind == "delete":
+                await self._client.delete("b", key)
+            else:
+                await self._expiring.set("b", key, value)
+            self.state[key] = value if kind == "set" else None
+
+
+@pytest.mark.parametrize("seed", [1])
+async def test_the_newest_change_of_each_key_is_told_whatever_fails(
+    launch: Launch, nats_server: NatsServer, path: str, bucket: str, seed: int
+) -> None:
+    """After a burst of writes, kill or stop the instance that tells them, or take the component away."""
+    key, chance = key_of(bucket), random.Random(seed)
+    component = Component(component_name(bucket))
+    component.delay_s = 0.15  # so that an instance holds changes when it is killed
+    links = [
+        watch_link(key, component.name, EVERYTHING),
+        {"source_id": "w", "target": key, "target_config": {"ttl_ms": "150"}},
+    ]
+    url, prefix = nats_server.url, f"{LATTICE}.{key}"
+    async with instances(launch, key, links, 2) as running, AsyncExitStack() as stack:
+        client = await stack.enter_async_context(KeyValueClient(url, prefix, timeout_s=DEADLINE_S))
+        expiring = await stack.enter_async_context(
+            KeyValueClient(url, prefix, source_id="w", link_name="default", timeout_s=DEADLINE_S)
+        )
+        writer = Writer(client, expiring, chance)
+        for what in ["kill", "stop", "kill", "absent", "kill all"]:
+            async with AsyncExitStack() as component_stack:
+                await component_stack.enter_async_context(serving(url, component, path))
+                await writer.write_all()
+                if what == "kill all":  # no instance would notice that keys expire
+                    await asyncio.sleep(0.5)
+                if what == "absent":
+                    await component_stack.aclose()
+                    await asyncio.sleep(1)
+                else:
+                    await fail(what, running, lambda: launch(ON, provider_key=key, link_definitions=links))
+            async with serving(url, component, path):
+                await told_all(component, writer.state, what)
+                for each in running:
+                    each.signal(signal.SIGCONT)
+                await asyncio.sleep(1)
+                assert last_of(component.told) == writer.state, "nothing old is told afterwards"
+
+
+async def told_all(component: Component, state: dict[bytes, bytes | None], what: str) -> None:
+    """Wait until the component was told the last value of each key."""
+    try:
+        await component.until(lambda told: last_of(told) == state)
+    except TimeoutError:
+        told = last_of(component.told)
+        different = {key: (value, told.get(key)) for key, value in state.items() if told.get(key) != value}
+        raise AssertionError(f"after {what}, these were written and told: {different}") from None
+
+
+async def fail(what: str, running: list[Provider], start: Callable[[], Provider]) -> None:
+    """Kill or stop the instance that tells the component, or kill all."""
+    lengths = [(await scraped(each)).value("watch_queue_length") for each in running]
+    assert sum(lengths) > 0
+    if what == "stop":
+        running[lengths.index(max(lengths))].signal(signal.SIGSTOP)
+        return
+    for place, length in enumerate(lengths):
+        if length == max(lengths) or what == "kill all":
+            await in_thread(running[place].kill)
+    for place, each in enumerate(running):
+        if not each.running:
+            running[place] = await in_thread(start)
+
+
+def last_of(told: list[Change]) -> dict[bytes, bytes | None]:
+    """Return the value that was told last of each key."""
+    return {key: values[-1] for key, values in of_keys(told).items()}
