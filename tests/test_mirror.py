@@ -78,6 +78,7 @@ REASONS = {
         importing.py      tests/integration/test_moving.py         it needs a real server
         increments.py     test_core.py                             the model has increments that overtake each other
         options.py        tests/integration/test_replicated.py     each changes how a bucket is opened
+        outside.py        test_core.py                             the model is one
         position.py       test_core.py                             the rule that the model checks
         promise.py        test_core.py                             each answer is one
         publications.py   test_core.py                             the model loses their acknowledgements

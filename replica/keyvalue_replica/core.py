@@ -16,7 +16,7 @@ nothing. All reads that arrive in one turn share a barrier, which is published a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from keyvalue_engine import Bucket, Store
 from keyvalue_engine.entry import Entry
@@ -26,13 +26,14 @@ from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.errors import NotStoredError
 from keyvalue_replica.increments import Counter, Increment, Increments
 from keyvalue_replica.layout import Layout, barrier_headers, delete_headers, headers_of, ttl_headers
+from keyvalue_replica.outside import Outside
 from keyvalue_replica.position import Delivery, Position
 from keyvalue_replica.promise import Promise
 from keyvalue_replica.publications import Change, Publication, Publications, ReplicaCounts
 from keyvalue_replica.reservations import Reservation, Reservations
 from keyvalue_replica.sequences import Sequences
 
-__all__ = ["BARRIER_HEADERS", "BATCH_KEYS_MAX", "HEADER_BYTES", "Core", "Outgoing", "Outside"]
+__all__ = ["BARRIER_HEADERS", "BATCH_KEYS_MAX", "HEADER_BYTES", "Core", "Outgoing"]
 
 #: The server's limit for the messages of an atomic batch.
 BATCH_KEYS_MAX = 1_000
@@ -50,31 +51,6 @@ PROVEN_S = 1.0
 HEADER_BYTES = 256
 #: The beginning of the server's answer to a message that nobody receives.
 NOBODY = b"NATS/1.0 503"
-
-
-class Outside(Protocol):
-    """What the core needs from its surroundings."""
-
-    def write(self, frames: bytes, /) -> bool:
-        """Send frames at once. Return False if they were not sent, and never will be."""
-
-    def now_s(self) -> float:
-        """Return the local time in seconds. It never goes back."""
-
-    def call_later(self, delay_s: float, act: Callable[[], None], /) -> None:
-        """Call `act` once, after the delay. With a delay of 0, call it in the next turn of the event loop."""
-
-    def max_payload(self) -> int:
-        """Return the NATS server's limit for the headers and the payload of a message in bytes."""
-
-    def read_again(self, why: str, /) -> None:
-        """Read the whole bucket again, because what was applied may not be in the stream any more."""
-
-    def follow_again(self, why: str, /) -> None:
-        """Follow the stream again from the position, because deliveries were lost."""
-
-    def stop_serving(self, why: str, /) -> None:
-        """Stop for good, because the bucket holds what this version cannot read."""
 
 
 class Outgoing(NamedTuple):
