@@ -217,11 +217,12 @@ class Core:
         position, (sequence, consumer_sequence, timestamp_ns, pending) = self.position, delivery
         if not pending:
             self.clock.note(timestamp_ns)
-            self._last = sequence, timestamp_ns
         was_whole, applied = position.is_whole, position.applied
         if not position.advance(sequence, consumer_sequence, pending):
             self._outside.follow_again("deliveries were lost")
             return
+        if not pending:
+            self._last = sequence, timestamp_ns
         if sequence <= applied:  # it was applied when it was acknowledged
             return
         if was_whole and not position.is_whole:

@@ -197,12 +197,13 @@ async def test_a_stop_hands_over_at_once_and_the_server_may_be_killed(
 async def test_the_permissions_in_the_documents_suffice(
     new_nats_server: Callable[[str], NatsServer], tmp_path: Path, path: str
 ) -> None:
-    """The provider may do only what docs/operating.md and docs/replication.md list."""
-    text = (Path(__file__).parents[2] / "docs" / "replication.md").read_text()
-    listed = re.findall(r"`([$<][^`]+)`", text.partition("**Permissions.**")[2].partition("- **Back up**")[0])
-    publish = json.dumps(
-        ["_INBOX.>", *(each.replace("<bucket>", "kv").replace("<lattice>", LATTICE) for each in listed)]
+    """The provider may do only what docs/replication.md lists."""
+    text = (Path(__file__).parents[2] / "docs" / "replication.md").read_text().partition("### Permissions\n")[2]
+    of_all, of_watchers = text.partition("publish: [")[2], text.partition("With watching links, ")[2]
+    listed = re.findall('"([^"]+)"', of_all.partition("]")[0]) + re.findall(
+        "`([^`]+)`", of_watchers.partition("\n- ")[0]
     )
+    publish = json.dumps([each.replace("visits", "kv").replace("default.*", f"{LATTICE}.*") for each in listed])
     subscribe = json.dumps([f"{LATTICE}.kv.wrpc.>", f"wasmbus.rpc.{LATTICE}.>", "_INBOX.>"])
     users = f"{{ user: p, password: p, permissions: {{ publish: {publish}, subscribe: {subscribe} }} }}"
     config = f"authorization {{ users: [ {{ user: all, password: all }}, {users} ] }}\n"

@@ -331,6 +331,19 @@ def test_nothing_is_sent_later(is_connected: bool) -> None:
     assert stream.last == stored
 
 
+def test_a_delivery_after_a_lost_one_says_nothing_about_where_to_go_on() -> None:
+    """The consumer goes on after it has lost a delivery, for example because its server was started again."""
+    stream = Stream(64)
+    writer, reader = Instance(stream, "w"), Instance(stream, "r")
+    for key in (b"1", b"2", b"3"):
+        writer.bucket().set(key, b"v")
+        writer.finish()
+        reader.deliver(lost=key == b"2")
+    assert reader.must_follow
+    reader.finish()
+    assert [reader.core.store.bucket(b"b").get(key) for key in (b"1", b"2", b"3")] == [b"v"] * 3
+
+
 def test_a_later_format_is_refused_and_other_subjects_are_ignored() -> None:
     stream = Stream(64)
     stream.publish(LAYOUT.subject(b"b", b"k"), b"NATS/1.0\r\nKv-Format: 2\r\n\r\n", b"v")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -241,7 +240,6 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Run the command. Return 1 if a history cannot be explained, or with a planted bug, if all can be."""
     options = parser().parse_args(arguments)
-    logging.getLogger("keyvalue_transport").setLevel(logging.ERROR)  # faults end many connections
     failed = 0
     for seed in range(options.seed, options.seed + options.histories):
         with TemporaryDirectory(prefix="torture-") as directory:

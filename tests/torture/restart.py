@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,7 +183,6 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Run the command. Return 1 if an acknowledged change is missing, or a start takes too long."""
     options = parser().parse_args(arguments)
-    logging.getLogger("keyvalue_transport").setLevel(logging.ERROR)
     with TemporaryDirectory(prefix="torture-") as directory:
         figures = asyncio.run(run(Path(directory), options.seed, options.tries, options.keys))
     print(figures)
