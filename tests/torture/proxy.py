@@ -56,8 +56,7 @@ class Proxy:
     async def close(self) -> None:
         """Stop listening, and end all connections."""
         self._server.close()
-        for task in self._connections:
-            task.cancel()
+        self.cut()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
