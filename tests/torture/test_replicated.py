@@ -24,7 +24,7 @@ async def test_a_short_history_under_faults_is_linearizable(tmp_path: Path) -> N
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_planted_bug_of_real_processes_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"--calls 100 --seconds 5 --histories 3 --output {tmp_path} --planted".split()
+    words = f"--calls 150 --seconds 8 --histories 4 --output {tmp_path} --planted".split()
     assert main([*words, "direct get"]) == 0
     assert "NOT LINEARIZABLE" in capsys.readouterr().out
     assert len(list(tmp_path.glob("history-*/calls.jsonl"))) == 1
