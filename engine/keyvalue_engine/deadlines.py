@@ -14,7 +14,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 
 from keyvalue_engine.context import Context
 from keyvalue_engine.entry import DEADLINES_BYTES, SPARE_STEP, Entry, spare_max
-from keyvalue_engine.expiry import Scheduled, Swept
+from keyvalue_engine.expiry import Place, Swept
 
 __all__ = ["Deadlines"]
 
@@ -42,7 +42,7 @@ class Deadlines:
         self.entries = entries
         self._shard = shard
         self._expiry = context.expiry
-        self._place: Scheduled | None = None
+        self._place: Place | None = None
         self._heap: list[tuple[int, bytes]] = []
         self._spare_bytes = 0
         self._account = context.account
@@ -58,7 +58,7 @@ class Deadlines:
     def schedule(self) -> None:
         """Give the shard its right place in the schedule. At least one key must have a deadline. O(log shards)."""
         due_ns = self._heap[0][0]
-        if self._place is None or self._place[0] != due_ns:
+        if self._place is None or self._place.due_ns != due_ns:
             self._place = self._expiry.schedule(self._shard, due_ns, self._place)
 
     def of(self, key: bytes) -> int | None:
@@ -79,7 +79,7 @@ class Deadlines:
         heappush(self._heap, (deadline_ns, key))
         if is_copy:
             self._spare(key)
-        if self._place is None or deadline_ns < self._place[0]:
+        if self._place is None or deadline_ns < self._place.due_ns:
             self.schedule()
 
     def drop(self, key: bytes) -> None:
@@ -154,4 +154,4 @@ class Deadlines:
         assert sum(STALE_BYTES + len(key) for key in copies) <= self._spare_bytes
         assert abs(DEADLINES_BYTES + self._spare_bytes - self.counted_bytes) < SPARE_STEP
         assert self._place is not None
-        assert self._place[0] <= min(deadlines_ns.values())
+        assert self._place.due_ns <= min(deadlines_ns.values())

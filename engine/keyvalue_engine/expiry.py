@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from threading import Lock
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-from sortedcontainers import SortedList
+from sortedcontainers import SortedKeyList
 
 from keyvalue_engine.entry import Entry
 
-__all__ = ["Expiry", "Scheduled", "Swept"]
+__all__ = ["Expiry", "Place", "Swept"]
 
 
 class Swept(Protocol):
@@ -28,9 +29,22 @@ class Swept(Protocol):
         """Remove expired keys. Examine at most `looks_max` deadlines, and return the number examined."""
 
 
-#: A shard's place in the schedule: a time that is not after the shard's earliest deadline, a number that no other
-#: place has, and the shard.
-Scheduled: TypeAlias = tuple[int, int, Swept]
+class Place:
+    """A shard's place in the schedule.
+
+    It is not a tuple, because Python keeps up to 2,000 freed tuples of each size for reuse. If a shard's place changes
+    often, such a tuple would hardly ever be freed, and each of them can keep 1 MiB of Python's memory.
+
+    :param due_ns: a time that is not after the shard's earliest deadline
+    :param number: a number that no other place has
+    """
+
+    __slots__ = ("due_ns", "order", "shard")
+
+    def __init__(self, shard: Swept, due_ns: int, number: int) -> None:
+        self.shard = shard
+        self.due_ns = due_ns
+        self.order = due_ns << 64 | number
 
 
 class Expiry:
@@ -50,24 +64,24 @@ class Expiry:
         #: cleared. So if the flag is still False after a look-up, the entry that the reader found has no deadline.
         self.was_used = False
         self.lock = Lock()  # protects all that follows, and expired_keys; a leaf lock, like the ledger's
-        self._schedule: SortedList[Scheduled] = SortedList()
+        self._schedule: SortedKeyList[Place, int] = SortedKeyList(key=attrgetter("order"))
         self._number = 0
 
     def deadline_ns(self, ttl_ns: int) -> int | None:
         """Return the deadline `ttl_ns` from now, or None if `ttl_ns` is 0."""
         return self.clock() + ttl_ns if ttl_ns else None
 
-    def schedule(self, shard: Swept, due_ns: int, before: Scheduled | None) -> Scheduled:
+    def schedule(self, shard: Swept, due_ns: int, before: Place | None) -> Place:
         """Give a shard a place in the schedule, instead of the place `before`, if any. O(log shards)."""
         with self.lock:
             if before is not None:
                 self._schedule.remove(before)
             self._number += 1
-            place = due_ns, self._number, shard
+            place = Place(shard, due_ns, self._number)
             self._schedule.add(place)
             return place
 
-    def remove(self, place: Scheduled) -> None:
+    def remove(self, place: Place) -> None:
         """Remove a shard that no longer has deadlines, or that was replaced. O(log shards)."""
         with self.lock:
             self._schedule.discard(place)  # an interrupted call may have removed it
@@ -75,8 +89,8 @@ class Expiry:
     def next_due(self, now_ns: int) -> Swept | None:
         """Return the shard whose earliest deadline passed first, or None if no deadline has passed. O(1)."""
         with self.lock:
-            if self._schedule and self._schedule[0][0] <= now_ns:
-                shard: Swept = self._schedule[0][2]
+            if self._schedule and self._schedule[0].due_ns <= now_ns:
+                shard: Swept = self._schedule[0].shard
                 return shard
         return None
 
@@ -84,7 +98,7 @@ class Expiry:
     def overdue_ns(self) -> int:
         """Return how long ago the earliest deadline of a key that is still stored passed; 0 if none has passed."""
         with self.lock:
-            return max(0, self.clock() - self._schedule[0][0]) if self._schedule else 0
+            return max(0, self.clock() - self._schedule[0].due_ns) if self._schedule else 0
 
     def __len__(self) -> int:
         """Return the number of shards in the schedule. O(1)."""

@@ -515,7 +515,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.check()
         tables = self.store._tables.by_name.values()
         assert {shard for table in tables for shard in table.shards() if shard.deadlines} == {
-            shard for _, _, shard in self.store._tables.expiry._schedule
+            place.shard for place in self.store._tables.expiry._schedule
         }
         assert len(self.store) == sum(map(len, self.held().values()))
         assert self.store.bucket_count == len(self.store.bucket_names())
