@@ -113,6 +113,7 @@ class Core:
         self._out: list[bytes] = []
         self._unwritten: list[Publication] = []
         self._is_due = False
+        self._turn_s = 0.0  # the time when `flush` became due
         self._batches = 0
         self._instance = instance
 
@@ -163,6 +164,8 @@ class Core:
             if delivery.sequence > applied:
                 self._applier.apply(subject, block, payload, delivery)
         else:
+            if delivery.sequence > applied:
+                self._applier.end_batch()
             self._take_barrier(subject, int(payload) if payload.isdigit() else 0, delivery.sequence)
         if was_whole and not position.is_whole:
             self.counts.torn += 1
@@ -180,10 +183,12 @@ class Core:
             last, consumed = int(headers[b"nats-last-stream"]), int(headers[b"nats-last-consumer"])
         except (KeyError, ValueError):
             return
-        self._applier.end_batch()
         if not self.position.rest(last, consumed):
             self._outside.follow_again("deliveries were lost")
-        elif self.position.is_whole:
+            return
+        if self.position.trusts_pending:  # otherwise, the server may not have the rest of a batch yet
+            self._applier.end_batch()
+        if self.position.is_whole:
             self._release()
         else:
             self.mend()
@@ -234,17 +239,17 @@ class Core:
         position, (sequence, consumer_sequence, timestamp_ns, pending) = self.position, delivery
         if not pending:
             self.clock.note(timestamp_ns)
-        was_whole = position.is_whole
+        was_whole, applied = position.is_whole, position.applied
         if not position.advance(sequence, consumer_sequence, pending):
             self._outside.follow_again("deliveries were lost")
             return
         if was_whole and not position.is_whole:
             self.counts.torn += 1
+        if sequence > applied and self._applier.batch:  # a message that is delivered again ends no later batch
+            self._applier.end_batch()
         self._take_barrier(subject, token, sequence)
 
     def _take_barrier(self, subject: bytes, token: int, sequence: int) -> None:
-        if self._applier.batch:
-            self._applier.end_batch()
         if subject == self._barrier_subject:
             self._barrier_delivered_s = now_s = self._outside.now_s()
             if not self.publications.deliver_barrier(token, sequence, now_s):
@@ -298,6 +303,11 @@ class Core:
 
     # To the stream.
 
+    def _begin(self) -> float:
+        """Let `flush` be called. Return the time of this turn, which is that of all changes published in it."""
+        self.flush_soon()
+        return self._turn_s
+
     def publish_one(
         self, message: Outgoing, reservation: Reservation | None, change: Change | None = None
     ) -> Publication:
@@ -306,10 +316,8 @@ class Core:
         :param change: what the message does, if it can be applied before it is delivered
         """
         publication = Publication(reservation, False, change)
-        self._put(message, self.publications.add(publication, self._outside.now_s()))
+        self._put(message, self.publications.add(publication, self._begin()))
         self._unwritten.append(publication)
-        if not self._is_due:
-            self.flush_soon()
         return publication
 
     def publish_value(
@@ -317,19 +325,17 @@ class Core:
     ) -> Publication:
         """Publish a change that needs no headers, as `publish_one` does. For speed, everything is inlined."""
         publication = Publication(reservation, False, change)
-        token = self.publications.add(publication, self._outside.now_s())
+        token = self.publications.add(publication, self._turn_s if self._is_due else self._begin())
         self._out.append(
             b"PUB %b%b %b%d %d\r\n%b\r\n" % (self._to_domain, subject, self._reply, token, len(value), value)
         )
         self._unwritten.append(publication)
-        if not self._is_due:
-            self.flush_soon()
         return publication
 
     def publish_batch(self, messages: Sequence[Outgoing], reservation: Reservation | None) -> Publication:
         """Publish messages that are stored together or not at all. The publication is the answer."""
         publication = Publication(reservation)
-        token = self.publications.add(publication, self._outside.now_s())
+        token = self.publications.add(publication, self._begin())
         self._batches += 1
         batch = b"Nats-Batch-Id: %b-%x\r\nNats-Batch-Sequence: " % (self._instance.encode(), self._batches)
         for number, message in enumerate(messages, 1):
@@ -338,7 +344,6 @@ class Core:
                 headers += b"Nats-Batch-Commit: 1\r\n"
             self._put(Outgoing(message.subject, message.payload, headers), token)
         self._unwritten.append(publication)
-        self.flush_soon()
         return publication
 
     def _put(self, message: Outgoing, token: int) -> None:
@@ -401,10 +406,9 @@ class Core:
 
     def _publish_after(self, sequence: int, message: Outgoing, publication: Publication) -> None:
         headers = b"Nats-Expected-Last-Subject-Sequence: %d\r\n%b" % (sequence, message.headers)
-        token = self.publications.add(publication, self._outside.now_s())
+        token = self.publications.add(publication, self._begin())
         self._put(Outgoing(message.subject, message.payload, headers), token)
         self._unwritten.append(publication)
-        self.flush_soon()
 
     def barrier(self) -> Barrier:
         """Return an answer that comes once all changes that are stored before the next turn are applied here."""
@@ -432,6 +436,7 @@ class Core:
             self._outside.call_later(delay_s, self.flush)
         elif not self._is_due:
             self._is_due = True
+            self._turn_s = self._outside.now_s()
             self._outside.call_later(0.0, self.flush)
 
     def flush(self) -> None:
@@ -439,7 +444,7 @@ class Core:
         self._is_due = False
         self.look_up_limit()
         if len(self._increments):
-            self._increments.publish_ready()
+            self._increments.publish_ready(self._outside.now_s())
         barrier, self._barrier = self._barrier, None
         if barrier is not None:
             now_s = self._outside.now_s()

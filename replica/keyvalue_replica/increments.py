@@ -27,6 +27,7 @@ __all__ = ["Counter", "Increment", "Increments", "Publisher"]
 TOGETHER_MAX = 4_096
 #: Seconds until the next try if the server does not say which message was in the way.
 RETRY_S = 0.003
+LATE = "other instances changed this key again and again (jetstream_timeout_ms): nothing was stored"
 
 
 class Increment:
@@ -160,8 +161,8 @@ class Increments:
         if last_sequence is not None:
             self._sequences.learn(counter.subject, last_sequence)
 
-    def publish_ready(self) -> None:
-        """Publish the sums of the counters that can go on."""
+    def publish_ready(self, now_s: float) -> None:
+        """Publish the sums of the counters that can go on, without the increments whose time is over."""
         ready, self._ready = self._ready, {}
         for subject, counter in ready.items():
             if counter.is_published:
@@ -169,7 +170,7 @@ class Increments:
             if not counter.waiting:
                 self._counters.pop(subject, None)
             elif self._publisher.has_passed(counter.needed):
-                self._publish(counter)
+                self._publish(counter, now_s)
             else:
                 self._ready[subject] = counter  # until the position has passed
 
@@ -180,15 +181,14 @@ class Increments:
 
     def expire(self, now_s: float) -> None:
         """Fail the increments whose time is over. O(counters that wait)."""
-        error = "other instances changed this key again and again (jetstream_timeout_ms): nothing was stored"
         for counter in self._counters.values():
             waiting = counter.waiting
             while waiting and (waiting[0].ends_s <= now_s or waiting[0].answer.done()):
                 answer = waiting.popleft().answer
                 if not answer.done():
-                    answer.set_exception(NotStoredError(error))
+                    answer.set_exception(NotStoredError(LATE))
 
-    def _publish(self, counter: Counter) -> None:
+    def _publish(self, counter: Counter, now_s: float) -> None:
         """Publish the sum of the increments that wait, if any of them is possible."""
         sequence, entry = self._base(counter)
         value, deadline_ns = entry if isinstance(entry, tuple) else (entry, None)
@@ -198,6 +198,9 @@ class Increments:
         while counter.waiting and len(counter.taken) < TOGETHER_MAX:
             increment = counter.waiting.popleft()
             if increment.answer.done():
+                continue
+            if increment.ends_s <= now_s:
+                increment.answer.set_exception(NotStoredError(LATE))
                 continue
             try:
                 total = counter_sum(b"0" if value is None else value, increment.delta)

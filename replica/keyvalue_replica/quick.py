@@ -18,6 +18,8 @@ __all__ = ["Acknowledgements", "Barriers", "Deliveries"]
 
 log = logging.getLogger(__name__)
 
+NO_TOKENS = b"", b""
+
 
 class Acknowledgements:
     """Reads the acknowledgements of one instance.
@@ -114,16 +116,19 @@ class Deliveries:
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the deliveries at `at`. Return the offset after the last one."""
         core, match, began = self._core, self._match, at
-        deliver = core.deliver_plain
+        deliver, position = core.deliver_plain, core.position
         while (found := match(buffer, at)) is not None:
-            subject, bucket, key, sid, sequence, consumed, timestamp, pending, size = found.groups()
+            sid, sequence, consumed, timestamp, pending, size = found.group(4, 5, 6, 7, 8, 9)
             payload_at = found.end()
             payload_end = payload_at + int(size)
             if payload_end + 2 > end or sid != subscription:
                 break
             place = int(sequence), int(consumed), int(timestamp), int(pending)
             try:
-                deliver(subject, (bucket, key), buffer[payload_at:payload_end], place)
+                if place[0] <= position.applied:  # it needs no more than its place
+                    deliver(b"", NO_TOKENS, b"", place)
+                else:
+                    deliver(found[1], (found[2], found[3]), buffer[payload_at:payload_end], place)
             except Exception:  # it must not end the connection
                 log.exception("a delivery was not applied")
             at = payload_end + 2

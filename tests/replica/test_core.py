@@ -331,6 +331,25 @@ def test_nothing_is_sent_later(is_connected: bool) -> None:
     assert stream.last == stored
 
 
+def test_half_a_batch_stays_invisible_when_the_server_has_no_more_of_it() -> None:
+    """A server that catches up sends heartbeats in the middle of a batch. These storms found a mix of two states."""
+    cluster = Cluster()
+    cluster.begin(history=64, replicas=3)
+    for seed in (1, 2**32 - 1):
+        cluster.storm(seed=seed)
+        cluster.answers_are_right()
+
+
+def test_an_increment_is_not_published_after_its_time() -> None:
+    instance = Instance(Stream(64), "i")
+    answer = instance.bucket().increment(b"n", 1)
+    instance.time_s += TIMEOUT_S
+    instance.settle()
+    with pytest.raises(NotStoredError, match="nothing was stored"):
+        answer.result()
+    assert instance.stream.last == 0
+
+
 def test_a_delivery_after_a_lost_one_says_nothing_about_where_to_go_on() -> None:
     """The consumer goes on after it has lost a delivery, for example because its server was started again."""
     stream = Stream(64)

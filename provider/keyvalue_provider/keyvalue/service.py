@@ -85,7 +85,7 @@ class Service:
             raise _interface_error(error) from error
         if answer is None or (kind := type(answer)) is bytes or kind is Again:
             return answer
-        return _later(answer, _as_it_is)  # type: ignore[arg-type]
+        return _later(answer, None)  # type: ignore[arg-type]
 
     def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]:
         """Store a value."""
@@ -96,7 +96,7 @@ class Service:
             answer = last[1].writable[bucket].set(key, value)
         except StoreError as error:
             raise _interface_error(error) from error
-        return None if answer is None else _later(answer, _as_it_is)
+        return None if answer is None else _later(answer, None)
 
     def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]:
         """Remove a key. A missing key is not an error."""
@@ -112,7 +112,7 @@ class Service:
             answer = self._handles[caller].readable[bucket].exists(key)
         except StoreError as error:
             raise _interface_error(error) from error
-        return answer if isinstance(answer, bool) else _later(answer, _as_it_is)
+        return answer if isinstance(answer, bool) else _later(answer, None)
 
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]:
         """Return the page of keys that starts at the cursor. Its encoded answer fits in a message if its first key does."""
@@ -147,7 +147,7 @@ class Service:
             answer = self._handles[caller].writable[bucket].increment(key, delta)
         except StoreError as error:
             raise _interface_error(error) from error
-        return answer if isinstance(answer, int) else _later(answer, _as_it_is)
+        return answer if isinstance(answer, int) else _later(answer, None)
 
     # batch
 
@@ -157,7 +157,7 @@ class Service:
             answer = self._handles[caller].readable[bucket].get_many(keys)
         except StoreError as error:
             raise _interface_error(error) from error
-        return answer if isinstance(answer, list) else _later(answer, _as_it_is)
+        return answer if isinstance(answer, list) else _later(answer, None)
 
     def set_many(self, caller: Caller, bucket: bytes, entries: dict[bytes, bytes], /) -> Answer[None]:
         """Store all entries, or none."""
@@ -165,7 +165,7 @@ class Service:
             answer = self._handles[caller].writable[bucket].set_many(entries)
         except StoreError as error:
             raise _interface_error(error) from error
-        return None if answer is None else _later(answer, _as_it_is)
+        return None if answer is None else _later(answer, None)
 
     def delete_many(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[None]:
         """Remove keys. Missing keys are not errors."""
@@ -176,8 +176,8 @@ class Service:
         return _later(answer, _nothing) if isinstance(answer, Awaitable) else None
 
 
-def _later(answer: Awaitable[S], convert: Callable[[S], T]) -> Derived[T]:
-    """Return an awaitable that converts a store's answer and translates store errors."""
+def _later(answer: Awaitable[S], convert: Callable[[S], T] | None) -> Derived[T]:
+    """Return an awaitable that converts a store's answer, unless `convert` is None, and translates store errors."""
     derive_answer = getattr(answer, "derive", None)  # a DerivedAnswer; testing for the protocol itself takes 10 us
 
     def derive(read: Callable[[], S]) -> T:
@@ -185,7 +185,7 @@ def _later(answer: Awaitable[S], convert: Callable[[S], T]) -> Derived[T]:
             value = read() if derive_answer is None else derive_answer(read)
         except StoreError as error:
             raise _interface_error(error) from error
-        return convert(value)
+        return value if convert is None else convert(value)  # type: ignore[return-value]
 
     return Derived(answer if derive_answer is None else answer.source, derive)  # type: ignore[attr-defined]
 
@@ -194,10 +194,6 @@ def _interface_error(error: StoreError) -> NoSuchStoreError | OtherError:
     if isinstance(error, NoSuchBucketError):
         return NoSuchStoreError()
     return OtherError(str(error))
-
-
-def _as_it_is(value: T) -> T:
-    return value
 
 
 def _nothing(_: object) -> None:

@@ -242,9 +242,11 @@ class Invocations(Generic[A, M]):
     def end_wait(self, source_id: str | None) -> None:
         """End the count that `begin_wait` began."""
         self._waiting -= 1
-        own = self._waiting_of.pop(source_id) - 1
-        if own:
-            self._waiting_of[source_id] = own
+        own = self._waiting_of[source_id]
+        if own > 1:
+            self._waiting_of[source_id] = own - 1
+        else:
+            del self._waiting_of[source_id]
 
     def receive_params(self, token: str, piece: bytes, now_s: float) -> Step[A, M]:
         """Process the next piece of a half-open invocation's parameters. An empty piece ends the parameters."""
