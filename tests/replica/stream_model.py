@@ -140,7 +140,9 @@ class Instance:
         overwritten, but not yet the messages after this one
     """
 
-    def __init__(self, stream: Stream, name: str, options: StoreOptions | None = None, replicas: int = 1) -> None:
+    def __init__(
+        self, stream: Stream, name: str, options: StoreOptions | None = None, replicas: int = 1, local_ns: int = 0
+    ) -> None:
         self.stream = stream
         self.local_last: int | None = None
         self.time_s = 0.0
@@ -150,7 +152,7 @@ class Instance:
         self.answers: deque[tuple[bytes, bytes, bytes]] = deque()
         self.has_lost_answers = False
         self.due: list[Callable[[], None]] = []
-        clock = ServerClock(lambda: 0)
+        clock = ServerClock(lambda: local_ns)
         clock.note(BEGAN_NS)
         store = Store(options, secret=SECRET, clock=clock, is_limited=False)
         self.core = Core(store, LAYOUT, self, "_INBOX.x", name, TIMEOUT_S, clock)

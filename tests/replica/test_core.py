@@ -340,6 +340,18 @@ def test_half_a_batch_stays_invisible_when_the_server_has_no_more_of_it() -> Non
         cluster.answers_are_right()
 
 
+def test_clocks_that_are_an_hour_apart_do_not_matter() -> None:
+    stream = Stream(64)
+    instances = [Instance(stream, f"i{hour}", local_ns=hour * 3_600 * 10**9) for hour in (0, 1, 20_000)]
+    instances[1].bucket(LinkedOptions(ttl_ms=2_000)).set(b"k", b"v")
+    for instance in (instances[1], *instances):
+        instance.finish()
+    entries = [instance.core.store.bucket(b"b").entry(b"k") for instance in instances]
+    deadline_ns = stream.newest()[0].timestamp_ns + 2_000 * 10**6
+    assert entries == [(b"v", deadline_ns)] * 3
+    assert len({instance.core.clock() for instance in instances}) == 1
+
+
 def test_an_increment_is_not_published_after_its_time() -> None:
     instance = Instance(Stream(64), "i")
     answer = instance.bucket().increment(b"n", 1)
