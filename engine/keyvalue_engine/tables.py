@@ -42,6 +42,8 @@ T = TypeVar("T")
 ROOM_WORK_MAX = 1_000
 #: Forgetting this many names of emptied buckets counts as removing one key.
 NAMES_OF_WORK = 16
+#: Adding up the memory of more names would take too long.
+NAMES_ADDED_MAX = 1_000
 #: The seconds after which a lock counts as held for ever.
 LOCK_S = 1.0
 #: The number of buckets to count when there is no limit.
@@ -135,7 +137,7 @@ class Tables:
             raise LimitError(BUCKET_NAME_BYTES, len(name), self.options.bucket_name_bytes_max)
         with self._lock:
             if name not in self.by_name and name not in self.emptied:
-                self.ledger.hold(EMPTIED_BYTES + bytes_size(len(name)))
+                self.ledger.hold(_name_bytes(name))
                 self.emptied[name] = None
                 self._forget_oldest()
 
@@ -144,11 +146,16 @@ class Tables:
             self._forget(1, 1)
 
     def _forget(self, needed_bytes: int, names_max: int) -> int:
-        """Forget the oldest names of emptied buckets until they have freed this memory. Return their number."""
+        """Forget the oldest names of emptied buckets until they have freed this memory. Return their number.
+
+        If there are few names, forget none of them in vain.
+        """
         names = freed_bytes = 0
+        if len(self.emptied) <= NAMES_ADDED_MAX and needed_bytes > sum(map(_name_bytes, self.emptied)):
+            return 0
         while self.emptied and freed_bytes < needed_bytes and names < names_max:
             name, _ = self.emptied.popitem(last=False)
-            freed_bytes += EMPTIED_BYTES + bytes_size(len(name))
+            freed_bytes += _name_bytes(name)
             names += 1
         self.ledger.hold(-freed_bytes)
         return names
@@ -233,9 +240,10 @@ class Tables:
         return left
 
     def find_room(self, name: bytes, error: FullError, work_max: int) -> int:
-        """Remove expired keys, drop the orders that were not used for the longest time, or forget names of emptied buckets.
+        """Make room for a write. Return the amount of work, or 0 if there was nothing to remove. The work is bounded.
 
-        This makes room for a write. Return the amount of work that made room, or 0 if there was nothing to remove. The work is bounded.
+        Remove expired keys first, then drop the orders that were not used for the longest time, then forget names of
+        emptied buckets.
 
         :param name: the bucket to write to; if a quota is full, its own expired keys are removed first
         """
@@ -329,7 +337,7 @@ class Tables:
         assert list(self._names) == sorted(self.by_name)
         assert not self.by_name.keys() & self.emptied.keys()
         assert len(self.emptied) <= (self.options.buckets_max if self.options.strict_buckets else 0)
-        memory_bytes += sum(EMPTIED_BYTES + bytes_size(len(name)) for name in self.emptied)
+        memory_bytes += sum(map(_name_bytes, self.emptied))
         assert self.ledger.keys == keys
         assert self.ledger.memory_bytes == memory_bytes
         for usage in self.ledger.usages:
@@ -343,3 +351,8 @@ class Tables:
         if self._is_limited:
             assert keys <= self.options.keys_max
             assert len(self.by_name) <= self.options.buckets_max
+
+
+def _name_bytes(name: bytes) -> int:
+    """Return the memory of the name of an emptied bucket."""
+    return EMPTIED_BYTES + bytes_size(len(name))
