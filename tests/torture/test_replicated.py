@@ -24,8 +24,8 @@ async def test_a_short_history_under_faults_is_linearizable(tmp_path: Path) -> N
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_planted_bug_of_real_processes_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"--calls 150 --seconds 8 --histories 4 --output {tmp_path} --planted".split()
-    assert main([*words, "direct get"]) == 0
+    words = f"--calls 150 --seconds 8 --histories 7 --output {tmp_path} --planted".split()
+    assert main([*words, "apply out of order"]) == 0
     assert "NOT LINEARIZABLE" in capsys.readouterr().out
     assert len(list(tmp_path.glob("history-*/calls.jsonl"))) == 1
 
