@@ -63,6 +63,19 @@ class Outgoing(NamedTuple):
     payload: bytes = b""
     headers: bytes = b""
 
+    def frame(self, to_domain: bytes, reply: bytes) -> bytes:
+        """Return the frame that publishes the message.
+
+        :param to_domain: the beginning of the subject, for the server of another domain
+        :param reply: the subject for the stream's answer
+        """
+        subject, payload, headers = self
+        if not headers:
+            return b"PUB %b%b %b %d\r\n%b\r\n" % (to_domain, subject, reply, len(payload), payload)
+        block = b"NATS/1.0\r\n%b\r\n" % headers
+        sizes = b"%d %d" % (len(block), len(block) + len(payload))
+        return b"HPUB %b%b %b %b\r\n%b%b\r\n" % (to_domain, subject, reply, sizes, block, payload)
+
 
 class Core:
     """One instance's copy of the stream, and its publications.
@@ -164,9 +177,8 @@ class Core:
             if delivery.sequence > applied:
                 self._applier.apply(subject, block, payload, delivery)
         else:
-            if delivery.sequence > applied:
-                self._applier.end_batch()
-            self._take_barrier(subject, int(payload) if payload.isdigit() else 0, delivery.sequence)
+            token = int(payload) if payload.isdigit() else 0
+            self._take_barrier(subject, token, delivery.sequence, delivery.sequence > applied)
         if was_whole and not position.is_whole:
             self.counts.torn += 1
         if position.is_whole:
@@ -245,11 +257,11 @@ class Core:
             return
         if was_whole and not position.is_whole:
             self.counts.torn += 1
-        if sequence > applied and self._applier.batch:  # a message that is delivered again ends no later batch
-            self._applier.end_batch()
-        self._take_barrier(subject, token, sequence)
+        self._take_barrier(subject, token, sequence, sequence > applied)
 
-    def _take_barrier(self, subject: bytes, token: int, sequence: int) -> None:
+    def _take_barrier(self, subject: bytes, token: int, sequence: int, is_new: bool) -> None:
+        if is_new and self._applier.batch:  # a barrier that is delivered again ends no later batch
+            self._applier.end_batch()
         if subject == self._barrier_subject:
             self._barrier_delivered_s = now_s = self._outside.now_s()
             if not self.publications.deliver_barrier(token, sequence, now_s):
@@ -347,20 +359,7 @@ class Core:
         return publication
 
     def _put(self, message: Outgoing, token: int) -> None:
-        payload = message.payload
-        if not message.headers:
-            self._out.append(
-                b"PUB %b%b %b%d %d\r\n%b\r\n"
-                % (self._to_domain, message.subject, self._reply, token, len(payload), payload)
-            )
-            return
-        headers = b"NATS/1.0\r\n%b\r\n" % message.headers
-        head_bytes = len(headers)
-        sizes = b"%d %d" % (head_bytes, head_bytes + len(payload))
-        self._out.append(
-            b"HPUB %b%b %b%d %b\r\n%b%b\r\n"
-            % (self._to_domain, message.subject, self._reply, token, sizes, headers, payload)
-        )
+        self._out.append(message.frame(self._to_domain, b"%b%d" % (self._reply, token)))
 
     def publish_all(self, messages: Sequence[Outgoing], reservation: Reservation | None, is_atomic: bool) -> Any:
         """Publish several messages, and return the answer, which comes when all are applied.

@@ -181,14 +181,7 @@ class Import:
     async def _publish(self, messages: Iterable[Outgoing]) -> None:
         """Publish messages, and wait until all are stored."""
         reply, to_domain = self._inbox.encode(), self._layout.to_domain
-        frames = []
-        for subject, payload, headers in messages:
-            if headers:
-                block = b"NATS/1.0\r\n%b\r\n" % headers
-                sizes = b"%d %d" % (len(block), len(block) + len(payload))
-                frames.append(b"HPUB %b%b %b %b\r\n%b%b\r\n" % (to_domain, subject, reply, sizes, block, payload))
-            else:
-                frames.append(b"PUB %b%b %b %d\r\n%b\r\n" % (to_domain, subject, reply, len(payload), payload))
+        frames = [message.frame(to_domain, reply) for message in messages]
         self._waiting = len(frames)
         if frames and not self._connection.write_now(b"".join(frames)):
             raise DisconnectedError("NATS is not connected")

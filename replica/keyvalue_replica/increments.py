@@ -162,7 +162,7 @@ class Increments:
             self._sequences.learn(counter.subject, last_sequence)
 
     def publish_ready(self, now_s: float) -> None:
-        """Publish the sums of the counters that can go on, without the increments whose time is over."""
+        """Publish the sums of the counters that can go on. An increment whose time limit has passed gets an error."""
         ready, self._ready = self._ready, {}
         for subject, counter in ready.items():
             if counter.is_published:

@@ -111,8 +111,9 @@ LARGE_BYTES = 64 * 1024 + 64
 HandlerResult: TypeAlias = bytes | Pending | LargeResult | Again
 
 #: The server calls a handler with the parameters in `buffer[start:end]`. The handler returns the encoded result, or a
-#: Pending answer, a LargeResult, or Again. The result is empty if the function has no result. The handler raises NeedMoreBytes if the parameters
-#: are incomplete, and DecodeError if they are malformed. It reads all parameters before it returns a Pending answer.
+#: Pending answer, a LargeResult, or Again. The result is empty if the function has no result. The handler raises
+#: NeedMoreBytes if the parameters are incomplete, and DecodeError if they are malformed. It reads all parameters before
+#: it returns a Pending answer.
 Handler: TypeAlias = Callable[[Caller, bytes, int, int], HandlerResult]
 
 #: The server calls a measure with all parameter bytes that have arrived so far. The measure returns the
