@@ -12,14 +12,8 @@ import pytest
 import keyvalue_engine
 import keyvalue_transport
 from keyvalue_engine import Store
-from keyvalue_provider.config.options import (
-    LINK_OPTIONS,
-    OPTIONS,
-    STANDALONE_OPTIONS,
-    WATCHING_LINK_OPTIONS,
-    Option,
-    OptionTable,
-)
+from keyvalue_provider.config.declaration import Option, OptionTable
+from keyvalue_provider.config.options import LINK_OPTIONS, OPTIONS, STANDALONE_OPTIONS, WATCHING_LINK_OPTIONS
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from tests.provider.observe.test_metrics import FUNCTIONS, Pieces
 from tests.provider.observe.test_replica_metrics import metrics_of_a_new_replica

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from keyvalue_provider.config.command_line import flags_of
+from keyvalue_provider.config.declaration import OptionTable
 from keyvalue_provider.config.options import (
     LINK_OPTIONS,
     OPTIONS,
     STANDALONE_OPTIONS,
     WATCHING_LINK_OPTIONS,
-    OptionTable,
     ProviderOptions,
 )
 from keyvalue_provider.config.sources import Configuration

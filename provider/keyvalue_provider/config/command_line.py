@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Container, Sequence
 from typing import Any, NoReturn
 
+from keyvalue_provider.config.declaration import Option, OptionTable
 from keyvalue_provider.config.names import nearest_names
-from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS, STANDALONE_OPTIONS, Option, OptionTable
+from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS, STANDALONE_OPTIONS
 
 __all__ = ["command_line", "flags_of"]
 

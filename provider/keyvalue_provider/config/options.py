@@ -13,14 +13,14 @@ docs/operating.md use those tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from keyvalue_engine import StoreOptions
 from keyvalue_provider.config import values
-from keyvalue_provider.config.names import SortedNames, sort_names
-from keyvalue_provider.config.values import OptionError, ValueType
+from keyvalue_provider.config.declaration import OptionTable, option
+from keyvalue_provider.config.values import OptionError
 from keyvalue_provider.host.secret import Secret
 from keyvalue_replica.options import ReplicaOptions
 from keyvalue_transport.keyvalue.interface import ParameterLimits
@@ -43,9 +43,7 @@ __all__ = [
     "STANDALONE_OPTIONS",
     "WATCHING_LINK_OPTIONS",
     "LinkOptions",
-    "Option",
     "OptionError",
-    "OptionTable",
     "ProviderOptions",
     "StandaloneOptions",
     "WatchingLinkOptions",
@@ -59,98 +57,6 @@ READ_WRITE, READ_ONLY = "read-write", "read-only"
 MEMORY, JETSTREAM = "memory", "jetstream"
 LATEST, LOCAL = "latest", "local"
 ATOMIC, PIPELINED = "atomic", "pipelined"
-#: A remark about unknown options shows at most this many characters of their names.
-UNKNOWN_CHARACTERS_MAX = 256
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """The declaration of an option.
-
-    :ivar default: the value if no source sets the option; None for no value
-    :ivar help: a short description, for `--help` and for the documentation
-    :ivar is_live: True if a change takes effect at once; False if it takes effect at the next start
-    :ivar old_name: the option's previous name, which is still accepted
-    """
-
-    name: str
-    value_type: ValueType[Any]
-    default: Any
-    help: str
-    is_live: bool = False
-    old_name: str | None = None
-
-    def shown(self, value: Any) -> str:
-        """Return a value of this option as text, without secrets."""
-        return "none" if value is None else self.value_type.show(value)
-
-
-@overload
-def option(
-    value_type: ValueType[T], help: str, *, default: T, live: bool = ..., old_name: str | None = ...
-) -> T: ...  # fmt: skip
-
-
-@overload
-def option(
-    value_type: ValueType[T], help: str, *, live: bool = ..., old_name: str | None = ...
-) -> T | None: ...  # fmt: skip
-
-
-def option(
-    value_type: ValueType[T],
-    help: str,
-    *,
-    default: T | None = None,
-    live: bool = False,
-    old_name: str | None = None,
-) -> T | None:
-    """Declare an option as a field of a dataclass. `Option` describes the parameters."""
-    declared = Option("", value_type, default, help, live, old_name)
-    return field(default=default, repr=not value_type.is_secret, metadata={"option": declared})
-
-
-class OptionTable(dict[str, Option]):
-    """The options of one place, by name.
-
-    :param classes: the classes that declare the options
-    :param kind: the word that remarks use for an option in this table
-    :ivar old_names: the current name for each old name, unless the old name now belongs to another option
-    """
-
-    def __init__(self, *classes: type, kind: str = "option") -> None:
-        super().__init__(
-            (declared.name, replace(declared.metadata["option"], name=declared.name))
-            for place in classes
-            for declared in fields(place)
-        )
-        self._kind = kind
-        self.old_names = {
-            option.old_name: option.name
-            for option in self.values()
-            if option.old_name is not None and option.old_name not in self
-        }
-
-    def sort_names(self, given: Iterable[str]) -> SortedNames:
-        """Classify the names in a configuration, using this table's options."""
-        return sort_names(given, self, self.old_names, NAMES)
-
-    def read(self, config: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-        """Return the values in a link's configuration, by option, and remarks about ignored and deprecated names.
-
-        :raises OptionError: a value is malformed, or a name is misspelt
-        """
-        names = self.sort_names(config)
-        for fault in names.faults.values():
-            raise OptionError(fault)
-        read = {option: self[option].value_type.parse(name, config[name]) for name, option in names.options.items()}
-        remarks = []
-        if names.unknown:
-            unknown = ", ".join(sorted(names.unknown))[:UNKNOWN_CHARACTERS_MAX]
-            remarks.append(f"ignored, since no {self._kind} has this name: {unknown}")
-        return read, [*remarks, *names.deprecated.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,7 +398,3 @@ WATCHING_LINK_OPTIONS = OptionTable(WatchingLinkOptions, kind="option of a watch
 
 #: Names of the options whose changes take effect at once. Changes to other options take effect at the next start.
 LIVE_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.is_live)
-#: The names of all options, at all places.
-NAMES = frozenset(
-    name for table in (SERVE_OPTIONS, LINK_OPTIONS, WATCHING_LINK_OPTIONS) for name in (*table, *table.old_names)
-)

@@ -10,14 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyvalue_provider.config import names
+from keyvalue_provider.config.declaration import OptionTable
 from keyvalue_provider.config.names import edits_between, nearest_names, sort_names
-from keyvalue_provider.config.options import (
-    LINK_OPTIONS,
-    OPTIONS,
-    SERVE_OPTIONS,
-    WATCHING_LINK_OPTIONS,
-    OptionTable,
-)
+from keyvalue_provider.config.options import LINK_OPTIONS, OPTIONS, SERVE_OPTIONS, WATCHING_LINK_OPTIONS
 
 TABLES = {
     "link": LINK_OPTIONS,

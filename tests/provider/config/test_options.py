@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyvalue_engine import BucketOptions, StoreOptions
+from keyvalue_provider.config.declaration import OptionTable
 from keyvalue_provider.config.options import (
     LINK_OPTIONS,
     LIVE_OPTIONS,
@@ -21,7 +22,6 @@ from keyvalue_provider.config.options import (
     WATCHING_LINK_OPTIONS,
     LinkOptions,
     OptionError,
-    OptionTable,
     ProviderOptions,
     StandaloneOptions,
     WatchingLinkOptions,
