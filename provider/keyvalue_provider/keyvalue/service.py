@@ -96,7 +96,7 @@ class Service:
             answer = last[1].writable[bucket].set(key, value)
         except StoreError as error:
             raise _interface_error(error) from error
-        return None if answer is None else _later(answer, None)
+        return None if answer is None else Derived(answer, _read)
 
     def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]:
         """Remove a key. A missing key is not an error."""
@@ -188,6 +188,13 @@ def _later(answer: Awaitable[S], convert: Callable[[S], T] | None) -> Derived[T]
         return value if convert is None else convert(value)  # type: ignore[return-value]
 
     return Derived(answer if derive_answer is None else answer.source, derive)  # type: ignore[attr-defined]
+
+
+def _read(read: Callable[[], S]) -> S:
+    try:
+        return read()
+    except StoreError as error:
+        raise _interface_error(error) from error
 
 
 def _interface_error(error: StoreError) -> NoSuchStoreError | OtherError:

@@ -271,7 +271,7 @@ def error_result(error: Exception, tally: Tally) -> bytes:
         tally[NO_SUCH_STORE] += 1
     elif isinstance(error, AccessDeniedError):
         tally[ACCESS_DENIED] += 1
-    elif isinstance(error, InterfaceError | LengthLimitError):
+    elif isinstance(error, (InterfaceError, LengthLimitError)):
         tally[OTHER] += 1
     else:
         if not isinstance(error, NeedMoreBytes):

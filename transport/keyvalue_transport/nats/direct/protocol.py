@@ -362,7 +362,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if type(outcome) is Again and (repeats := self._routes.repeats) is not None:
             is_added = repeats.add(outcome, (handler, caller, reply, buffer[start:end], traceparent))
             return 0 if is_added else self._carry_out(server, server.invocations.refuse(reply))
-        if not isinstance(outcome, Exception | LargeResult | Again | bytes):
+        if not isinstance(outcome, (Exception, LargeResult, Again, bytes)):
             return self._wait(server, reply, caller.source_id, outcome, traceparent)
         if isinstance(outcome, NeedMoreBytes):
             outcome.end_min -= start
