@@ -99,8 +99,8 @@ class Core:
         self.layout = layout
         self.timeout_s = timeout_s
         self.clock = clock
-        self.counts = ReplicaCounts()
         self.position = Position()
+        self.counts = ReplicaCounts(self.position)
         self.reservations = Reservations(store)
         self.publications = Publications(self.position, self.counts, self._on_reused)
         self.publications.apply = self._apply_own
@@ -161,7 +161,7 @@ class Core:
             self._take_status(reply, headers_of(block))
             return
         position = self.position
-        was_whole, applied = position.is_whole, position.applied
+        applied = position.applied
         if not delivery.pending:
             self.clock.note(delivery.timestamp_ns)
         if not position.advance(delivery.sequence, delivery.consumer_sequence, delivery.pending):
@@ -179,8 +179,6 @@ class Core:
         else:
             token = int(payload) if payload.isdigit() else 0
             self._take_barrier(subject, token, delivery.sequence, delivery.sequence > applied)
-        if was_whole and not position.is_whole:
-            self.counts.torn += 1
         if position.is_whole:
             self._release()
         else:
@@ -234,29 +232,37 @@ class Core:
         position, (sequence, consumer_sequence, timestamp_ns, pending) = self.position, delivery
         if not pending:
             self.clock.note(timestamp_ns)
-        was_whole, applied = position.is_whole, position.applied
+        applied = position.applied
         if not position.advance(sequence, consumer_sequence, pending):
             self._outside.follow_again("deliveries were lost")
             return
         if not pending:
             self._last = sequence, timestamp_ns
-        if sequence <= applied:  # it was applied when it was acknowledged
-            return
-        if was_whole and not position.is_whole:
-            self.counts.torn += 1
-        self._applier.apply_plain(subject, tokens, payload, sequence)
+        if sequence > applied:
+            self._applier.apply_plain(subject, tokens, payload, sequence)
+
+    def deliver_known(self, count: int, last: tuple[int, int, int, int]) -> None:
+        """Take deliveries of messages that were applied when they were acknowledged. The last one's place stands for all.
+
+        :param count: number of deliveries, whose sequences rise
+        """
+        sequence, consumer_sequence, timestamp_ns, pending = last
+        if not pending:
+            self.clock.note(timestamp_ns)
+        if not self.position.advance(sequence, consumer_sequence, pending, count):
+            self._outside.follow_again("deliveries were lost")
+        elif not pending:
+            self._last = sequence, timestamp_ns
 
     def deliver_barrier(self, subject: bytes, token: int, delivery: tuple[int, int, int, int]) -> None:
         """Take the delivery of a barrier. Call `release` after the last one of a read."""
         position, (sequence, consumer_sequence, timestamp_ns, pending) = self.position, delivery
         if not pending:
             self.clock.note(timestamp_ns)
-        was_whole, applied = position.is_whole, position.applied
+        applied = position.applied
         if not position.advance(sequence, consumer_sequence, pending):
             self._outside.follow_again("deliveries were lost")
             return
-        if was_whole and not position.is_whole:
-            self.counts.torn += 1
         self._take_barrier(subject, token, sequence, sequence > applied)
 
     def _take_barrier(self, subject: bytes, token: int, sequence: int, is_new: bool) -> None:

@@ -63,16 +63,17 @@ class Position:
     :ivar pending: number of messages that had not been delivered yet at the last delivery
     :ivar trusts_pending: True if one server has the stream
     :ivar gaps: changes with each gap, so that a barrier can tell whether it was published after the last one
+    :ivar torn: number of times that a change was missing when a later one arrived
     """
 
-    __slots__ = ("_consumed", "applied", "gaps", "is_whole", "pending", "trusts_pending")
+    __slots__ = ("_consumed", "applied", "gaps", "is_whole", "pending", "torn", "trusts_pending")
 
     def __init__(self, applied: int = 0, trusts_pending: bool = True) -> None:
         self.applied = applied
         self.is_whole = False
         self.pending = 0
         self.trusts_pending = trusts_pending
-        self.gaps = 0
+        self.gaps = self.torn = 0
         self._consumed = 0
 
     def begin(self) -> None:
@@ -86,16 +87,20 @@ class Position:
             self.pending = pending
             self.is_whole = not pending and self.trusts_pending
 
-    def advance(self, sequence: int, consumer_sequence: int, pending: int) -> bool:
-        """Advance to a delivery, which must be applied next. Return False, and stay, if deliveries before it were lost."""
-        if consumer_sequence != self._consumed + 1:
+    def advance(self, sequence: int, consumer_sequence: int, pending: int, count: int = 1) -> bool:
+        """Advance to a delivery, which must be applied next. Return False, and stay, if deliveries before it were lost.
+
+        :param count: number of deliveries since the last call; all but this one are of messages that were applied before
+        """
+        if consumer_sequence != self._consumed + count:
             self.tear()
             return False
-        self._consumed += 1
-        if sequence > self.applied + 1:
-            self.tear()
+        self._consumed = consumer_sequence
         if not pending and self.trusts_pending:
             self.is_whole = True
+        elif sequence > self.applied + 1:
+            self.torn += self.is_whole
+            self.tear()
         if sequence > self.applied:
             self.applied = sequence
         self.pending = pending

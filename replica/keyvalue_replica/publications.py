@@ -49,18 +49,22 @@ class ReplicaCounts:
     :ivar unconfirmed: changes that may or may not have been stored
     :ivar refused: changes that the NATS server refused, and barriers that failed
     :ivar lost_races: increments that another instance overtook, and that were tried again
-    :ivar torn: number of times that a change was missing when a later one arrived
     :ivar resynchronisations: number of times that the whole bucket was read again
     :ivar foreign: messages whose subject is not that of a key
     """
 
-    def __init__(self) -> None:
+    def __init__(self, position: Position) -> None:
+        self._position = position
         self.unconfirmed = 0
         self.refused = 0
         self.lost_races = 0
-        self.torn = 0
         self.resynchronisations = 0
         self.foreign = 0
+
+    @property
+    def torn(self) -> int:
+        """Return the number of times that a change was missing when a later one arrived."""
+        return self._position.torn
 
 
 class Owner(Protocol):

@@ -18,8 +18,6 @@ __all__ = ["Acknowledgements", "Barriers", "Deliveries"]
 
 log = logging.getLogger(__name__)
 
-NO_TOKENS = b"", b""
-
 
 class Acknowledgements:
     """Reads the acknowledgements of one instance.
@@ -116,23 +114,36 @@ class Deliveries:
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the deliveries at `at`. Return the offset after the last one."""
         core, match, began = self._core, self._match, at
-        deliver, position = core.deliver_plain, core.position
+        position = core.position
+        known: re.Match[bytes] | None = None  # the last of the deliveries that were applied when they were acknowledged
+        known_count = 0
         while (found := match(buffer, at)) is not None:
-            sid, sequence, consumed, timestamp, pending, size = found.group(4, 5, 6, 7, 8, 9)
+            sid, sequence, size = found.group(4, 5, 9)
             payload_at = found.end()
             payload_end = payload_at + int(size)
             if payload_end + 2 > end or sid != subscription:
                 break
-            place = int(sequence), int(consumed), int(timestamp), int(pending)
+            at = payload_end + 2
+            if int(sequence) <= position.applied:
+                known = found
+                known_count += 1
+                continue
             try:
-                if place[0] <= position.applied:  # it needs no more than its place
-                    deliver(b"", NO_TOKENS, b"", place)
-                else:
-                    deliver(found[1], (found[2], found[3]), buffer[payload_at:payload_end], place)
+                if known is not None:
+                    core.deliver_known(known_count, place_in(known))
+                    known, known_count = None, 0
+                core.deliver_plain(found[1], (found[2], found[3]), buffer[payload_at:payload_end], place_in(found))
             except Exception:  # it must not end the connection
                 log.exception("a delivery was not applied")
-            at = payload_end + 2
+        if known is not None:
+            core.deliver_known(known_count, place_in(known))
         if at > began:
             core.heard()
             core.release()
         return at
+
+
+def place_in(found: re.Match[bytes]) -> tuple[int, int, int, int]:
+    """Return the numbers in the reply subject of a delivery."""
+    sequence, consumed, timestamp, pending = found.group(5, 6, 7, 8)
+    return int(sequence), int(consumed), int(timestamp), int(pending)

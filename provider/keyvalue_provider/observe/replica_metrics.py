@@ -35,9 +35,11 @@ class Counts(Protocol):
     unconfirmed: int
     refused: int
     lost_races: int
-    torn: int
     resynchronisations: int
     foreign: int
+
+    @property
+    def torn(self) -> int: ...
 
 
 class Replica(Protocol):

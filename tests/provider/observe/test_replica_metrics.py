@@ -9,6 +9,7 @@ from prometheus_client import Metric
 
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.observe.replica_metrics import Confirmations, replica_metrics
+from keyvalue_replica.position import Position
 from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.reservations import Reservations
 
@@ -21,7 +22,7 @@ class Figures:
     applied: int = 0
     behind: int = 0
     torn_s: float = 0.0
-    counts: ReplicaCounts = field(default_factory=ReplicaCounts)
+    counts: ReplicaCounts = field(default_factory=lambda: ReplicaCounts(Position()))
     excess: dict[str, int] = field(default_factory=Reservations(Store()).excess)
 
 
@@ -34,7 +35,7 @@ def test_each_figure_arrives() -> None:
     confirmations = Confirmations()
     for seconds, is_barrier in ((0.0002, False), (0.0002, True), (0.3, True), (9.0, True)):
         confirmations.observe(seconds, is_barrier)
-    counts = ReplicaCounts()
+    counts = ReplicaCounts(Position())
     counts.unconfirmed, counts.lost_races = 3, 4
     store = Store(StoreOptions(keys_max=2, buckets_max=2), is_limited=False)
     for number in range(5):
