@@ -40,6 +40,14 @@ class Stored(NamedTuple):
     def timestamp_ns(self) -> int:
         return BEGAN_NS + self.sequence * 10**6
 
+    def frame(self, place: bytes) -> bytes:
+        """Return the frame that delivers it."""
+        sizes = b"%d" % len(self.payload)
+        if self.block:
+            sizes = b"%d %d" % (len(self.block), len(self.block) + len(self.payload))
+        verb = b"HMSG" if self.block else b"MSG"
+        return b"%b %b 1 %b %b\r\n%b%b\r\n" % (verb, self.subject, place, sizes, self.block, self.payload)
+
 
 class Stream:
     """A stream that keeps the last `history` messages of each subject.
@@ -268,29 +276,35 @@ class Instance:
         self.seen = max(self.seen, self.last)
         return sum(sequence in self.stream.kept for sequence in self.to_deliver)
 
-    def deliver(self, lost: bool = False) -> bool:
-        """Deliver one message, or lose it. Return False if there is none."""
-        if not self.pending():
-            return False
-        while (sequence := self.to_deliver.popleft()) not in self.stream.kept:
-            pass
-        message = self.stream.kept[sequence]
-        self.consumed += 1
-        if not lost:
+    def deliver(self, messages: int = 1, lost: bool = False) -> bool:
+        """Deliver messages in one read, or lose them. Return False if there is none."""
+        read: list[tuple[Stored, bytes]] = []
+        while len(read) < messages and self.pending():
+            while (sequence := self.to_deliver.popleft()) not in self.stream.kept:
+                pass
+            message = self.stream.kept[sequence]
+            self.consumed += 1
             place = f"$JS.ACK.KV_model.c.1.{sequence}.{self.consumed}.{message.timestamp_ns}.{self.pending()}"
-            self._take(message, place.encode())
-        return True
+            read.append((message, place.encode()))
+        if not lost:
+            self._take(read)
+        return bool(read)
 
-    def _take(self, message: Stored, place: bytes) -> None:
-        """Read a frame as the direct path does: with a quick reader, if there is one for it."""
-        subject, block, payload = message.subject, message.block, message.payload
-        sizes = b"%d %d" % (len(block), len(block) + len(payload)) if block else b"%d" % len(payload)
-        verb = b"HMSG" if block else b"MSG"
-        frame = b"%b %b 1 %b %b\r\n%b%b\r\n" % (verb, subject, place, sizes, block, payload)
-        for quick in (Deliveries(self.core, "c"), Barriers(self.core, "c")):
-            if frame.startswith(quick.prefix) and quick.take(frame, 0, len(frame), b"1"):
-                return
-        self.core.deliver(subject, place, block, payload)
+    def _take(self, read: list[tuple[Stored, bytes]]) -> None:
+        """Take a read as the direct path does: with quick readers, where there is one for a frame."""
+        buffer, messages = b"", {}
+        for message, place in read:
+            start, buffer = len(buffer), buffer + message.frame(place)
+            messages[start] = message, place, len(buffer)
+        at = 0
+        while at < len(buffer):
+            for quick in (Deliveries(self.core, "c"), Barriers(self.core, "c")):
+                if buffer.startswith(quick.prefix, at) and (taken := quick.take(buffer, at, len(buffer), b"1")) > at:
+                    at = taken
+                    break
+            else:
+                message, place, at = messages[at]
+                self.core.deliver(message.subject, place, message.block, message.payload)
 
     def heartbeat(self) -> None:
         """Send a heartbeat, as an idle consumer does."""

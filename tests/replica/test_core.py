@@ -124,8 +124,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(number=instances, times=st.integers(1, 6))
     def deliver(self, number: int, times: int) -> None:
-        for _ in range(times):
-            self.instances[number].deliver()
+        self.instances[number].deliver(times)
 
     @rule(number=instances)
     def heartbeat(self, number: int) -> None:
