@@ -24,6 +24,7 @@ from keyvalue_provider.config.options import ATOMIC, MEMORY, ProviderOptions
 from keyvalue_provider.config.sources import Configuration
 from keyvalue_provider.config.start_plan import StartPlan
 from keyvalue_provider.config.values import split_address
+from keyvalue_provider.health import Health
 from keyvalue_provider.host.json_fields import FieldError
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.host.restart_mark import EXIT_RESTART, RestartMark
@@ -135,15 +136,23 @@ class RunningProvider:
     """A running provider as its host sees it. This class implements the protocol `Capability`.
 
     :ivar is_serving: True from the end of startup until the stop begins
+    :ivar host: the session with the host; None if there is no host
     """
 
     def __init__(self, parts: Parts, live_configuration: LiveConfiguration) -> None:
         self.is_serving = False
+        self.host: HostSession | None = None
         self._parts = parts
         self._live_configuration = live_configuration
 
-    def ailments(self) -> list[str]:
-        """Return the reasons why the provider is unhealthy, one line for each reason."""
+    def health(self) -> Health:
+        """Return what is wrong with the provider, its links and the session with the host."""
+        links, follower = self._parts.links, self._parts.follower
+        remarks = [*self._parts.others.remarks(), *(follower.remarks() if follower is not None else ())]
+        remarks += [*links.remarks, *self._parts.connection.denials.remarks()]
+        return Health(self._ailments(), links.unusable, remarks)
+
+    def _ailments(self) -> list[str]:
         connection, server = self._parts.connection, self._parts.server
         ailments = [] if connection.connected else ["NATS is not connected"]
         failures = [server.failed, connection.failed]
@@ -155,13 +164,7 @@ class RunningProvider:
         ailments += [f"a background task died: {type(error).__name__}" for error in failures if error is not None]
         ailments += filter(None, (connection.refusal, self._live_configuration.fault))
         ailments += self._parts.watchers.faults()
-        return ailments
-
-    def remarks(self) -> list[str]:
-        """Return what an operator should know although it does not make the provider unhealthy."""
-        follower = self._parts.follower
-        remarks = self._parts.others.remarks()
-        return remarks if follower is None else [*remarks, *follower.remarks()]
+        return ailments + ([] if self.host is None else self.host.ailments())
 
     def is_empty(self) -> bool:
         """Return True if the store holds no keys."""
@@ -228,9 +231,10 @@ async def _run(
         parts = _compose(plan, options, connection, links, follower)
         stack.callback(parts.stop_background)
         provider = RunningProvider(parts, live_configuration)
-        host = _host_of(plan, options, connection, links, provider, stop_requested)
+        host = provider.host = _host_of(plan, options, connection, links, provider, stop_requested)
         if parts.metrics is not None:
-            endpoint = _start_endpoint(options, parts.metrics, provider, host)
+            parts.metrics.health = provider.health
+            endpoint = _start_endpoint(options, parts.metrics, provider)
             after_connection.callback(endpoint.stop)
         if host is not None:
             await host.start()
@@ -405,21 +409,18 @@ def _host_of(
     return HostSession(connection, host_data, links, plan.xkeys.public_key, provider, stop_requested, mark)
 
 
-def _start_endpoint(
-    options: ProviderOptions, metrics: Metrics, provider: RunningProvider, host: HostSession | None
-) -> Endpoint:
+def _start_endpoint(options: ProviderOptions, metrics: Metrics, provider: RunningProvider) -> Endpoint:
     """Start the HTTP endpoint. If the address is not available, log an error and continue without the endpoint."""
     from keyvalue_provider.observe.endpoint import Endpoint
 
     assert options.metrics_address is not None
     address, port = split_address(options.metrics_address)
 
-    def unready() -> list[str]:
-        if not provider.is_serving:
-            return ["not serving: starting or stopping"]
-        return [*provider.ailments(), *(host.ailments() if host is not None else ())]
+    def health() -> Health:
+        health = provider.health()
+        return health if provider.is_serving else health._replace(ailments=["not serving: starting or stopping"])
 
-    endpoint = Endpoint(metrics, unready, LoopProbe(asyncio.get_running_loop()).alive)
+    endpoint = Endpoint(metrics, health, LoopProbe(asyncio.get_running_loop()).alive)
     try:
         endpoint.start(address, port)
     except OSError as error:

@@ -7,6 +7,7 @@ checked.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 from collections.abc import Callable
@@ -107,7 +108,9 @@ async def test_nats_is_killed_and_comes_back(
         await in_thread(server.kill)
         await in_thread(provider.wait_for, "the connection is lost")
         assert await in_thread(endpoint.get, "/readyz") == away
-        assert await in_thread(endpoint.get, "/livez") == serving
+        assert await in_thread(endpoint.get, "/livez") == Reply(
+            200, "application/json", '{"ok": true, "message": "alive"}\n'
+        )
         scrape = await scraped(provider)
         assert (scrape.value("nats_connected"), scrape.value("nats_reconnects_total")) == (0, 0)
         await in_thread(server.start)
@@ -123,6 +126,12 @@ async def test_nats_is_killed_and_comes_back(
     assert await get.result() == encode_get_result(b"value")
     await tell(raw, provider, "linkdefs.put", link_to(provider))
     assert await health(raw, provider) == HEALTHY
+    await tell(raw, provider, "linkdefs.put", link_to(provider, target_config={"bucket": 1}))
+    told = await health(raw, provider)
+    ready = await in_thread(endpoint.get, "/readyz")
+    assert (ready.status, json.loads(ready.text)) == (200, {"ok": True, "message": told["message"]})
+    scrape = await scraped(provider)
+    assert (told["healthy"], scrape.value("healthy"), scrape.value("unusable_links")) == (False, 0, 1)
     assert await ask(raw, provider, "default.shutdown", stop_request()) == STOPPED
     await raw.close()
     assert await in_thread(provider.wait) == 0

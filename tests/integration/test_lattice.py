@@ -16,6 +16,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from keyvalue_provider.health import Health
 from keyvalue_provider.host import lattice as lattice_module
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.lattice import LatticeLink, lattice_links
@@ -182,11 +183,8 @@ class Unconcerned:
         self._ailments = list(ailments)
         self._is_empty = is_empty
 
-    def ailments(self) -> list[str]:
-        return self._ailments
-
-    def remarks(self) -> list[str]:
-        return []
+    def health(self) -> Health:
+        return Health(self._ailments, [], [])
 
     def is_empty(self) -> bool:
         return self._is_empty

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from keyvalue_engine import Store
 from keyvalue_provider.config.options import ProviderOptions
+from keyvalue_provider.health import Health
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.host.session import HostSession
@@ -271,11 +272,8 @@ class Capability:
     def __init__(self, links: Links, policy: Policy, service: Service) -> None:
         self._links, self._policy, self._service = links, policy, service
 
-    def ailments(self) -> list[str]:
-        return []
-
-    def remarks(self) -> list[str]:
-        return []
+    def health(self) -> Health:
+        return Health([], [], [])
 
     def is_empty(self) -> bool:
         return True

@@ -29,13 +29,13 @@ async def test_ailments_are_of_connection_background_tasks_and_configuration(mon
     plan = plan_hosted(host_data, configuration, {})
     parts = process._compose(plan, configuration.options, Connection(plan.connection), Links(""), None)
     provider = process.RunningProvider(parts, LiveConfiguration(plan, configuration))
-    assert provider.ailments() == ["NATS is not connected"]
+    assert provider.health().ailments == ["NATS is not connected"]
     await asyncio.wait([parts.background[-1]])
     provider.refuse_configuration("found an array")
     provider.configure({"page_keys": "none"})
     dead = "a background task died: ZeroDivisionError"
     fault = "config: page_keys: found 'none', allowed a whole number from 1"
-    assert provider.ailments() == ["NATS is not connected", dead, fault]
+    assert provider.health().ailments == ["NATS is not connected", dead, fault]
     provider.configure({"require_link": "true"})
-    assert provider.ailments() == ["NATS is not connected", dead]
+    assert provider.health().ailments == ["NATS is not connected", dead]
     assert parts.policy.linkless.right.value == "denied"

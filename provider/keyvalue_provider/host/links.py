@@ -154,6 +154,11 @@ class Links:
         return changed
 
     @property
+    def unusable_count(self) -> int:
+        """Return the number of unusable links that are known."""
+        return len(self._unusable)
+
+    @property
     def unusable(self) -> list[str]:
         """Return why links are unusable, one line for each link."""
         return [*([OVERFLOW] if self.overflowed else []), *_first(self._unusable.values(), "more unusable links")]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+from keyvalue_provider.health import Health
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.json_fields import FieldError, Fields, text_map
 from keyvalue_provider.host.lattice import LINKS_PER_STEP, lattice_links
@@ -42,12 +43,8 @@ JUST_STARTED_S = 30.0
 class Capability(Protocol):
     """The methods of a provider that the host session calls."""
 
-    def ailments(self) -> list[str]:
-        """Return why the provider is unhealthy, one line for each reason."""
-        ...
-
-    def remarks(self) -> list[str]:
-        """Return what an operator should know although it does not make the provider unhealthy."""
+    def health(self) -> Health:
+        """Return what is wrong with the provider, its links and the session."""
         ...
 
     def is_empty(self) -> bool:
@@ -173,11 +170,9 @@ class HostSession:
 
     async def _on_health(self, message: Message) -> None:
         self._tell()  # the answer must include faults in links that arrived before the request
-        ailments = [*self._capability.ailments(), *self.ailments(), *self._links.unusable]
-        remarks = *self._capability.remarks(), *self._links.remarks, *self._connection.denials.remarks()
-        lines = [*(ailments or ["serving"]), *remarks]
-        health = {"healthy": not ailments, "message": "; ".join(lines)}
-        await self._answer(message.reply, json.dumps(health).encode())
+        health = self._capability.health()
+        answer = {"healthy": health.is_healthy, "message": health.message}
+        await self._answer(message.reply, json.dumps(answer).encode())
 
     def _on_link_put(self, payload: bytes) -> None:
         changes = self._links.changes
@@ -261,7 +256,7 @@ class HostSession:
         """Ask for a restart if the provider has just started, and nothing but secrets of links is missing or wrong."""
         self._tell()  # finds faults in the options of links
         reason = ""
-        if not self._links.lack_only_secrets or self._capability.ailments() or self.ailments():
+        if not (self._links.lack_only_secrets and self._capability.health().is_ready):
             reason = "health reports other faults, or none"
         elif not self._capability.is_empty():
             reason = "the store holds keys"

@@ -17,12 +17,20 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+
+from keyvalue_provider.health import Health
 
 __all__ = ["Endpoint"]
 
 CONNECTIONS_MAX = 16
 CONNECTION_TIMEOUT_S = 5.0
+PATHS = """\
+/metrics  for Prometheus
+/livez    503 if the process is stuck
+/readyz   503 if the provider does not serve, and why; also links that are unusable, and remarks
+"""
 
 StartResponse = Callable[..., Any]
 
@@ -30,16 +38,16 @@ StartResponse = Callable[..., Any]
 class Endpoint:
     """An HTTP server for a collector's metrics and the health of the process.
 
-    :param ailments: returns the reasons why the process is not ready; an empty list if it is ready
+    :param health: returns what is wrong with the process
     :param alive: returns True if the process still responds
     """
 
-    def __init__(self, collector: Collector, ailments: Callable[[], list[str]], alive: Callable[[], bool]) -> None:
+    def __init__(self, collector: Collector, health: Callable[[], Health], alive: Callable[[], bool]) -> None:
         registry = CollectorRegistry()
         registry.register(collector)
         ProcessCollector(registry=registry)
         self._metrics = make_wsgi_app(registry)
-        self._ailments = ailments
+        self._health = health
         self._alive = alive
         self._server: WSGIServer | None = None
 
@@ -70,22 +78,47 @@ class Endpoint:
             self._server = None
 
     def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return self._get(environ, start_response)
+        begun: list[tuple[str, list[tuple[str, str]]]] = []
+        body = b"".join(self._get({**environ, "REQUEST_METHOD": "GET"}, lambda *begin: begun.append(begin)))
+        ((status, headers),) = begun
+        start_response(status, [*headers, ("Content-Length", str(len(body)))])
+        return []
+
+    def _get(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         match environ.get("PATH_INFO"):
             case "/metrics":
-                answer: Iterable[bytes] = self._metrics(environ, start_response)
-                return answer
+                return self._scrape(environ, start_response)
             case "/livez":
-                return _say(start_response, [] if self._alive() else ["the event loop does not answer"])
+                is_alive = self._alive()
+                return _say(start_response, is_alive, "alive" if is_alive else "the event loop does not answer")
             case "/readyz":
-                return _say(start_response, self._ailments())
-        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [b"no such path; the paths are /metrics, /livez and /readyz\n"]
+                health = self._health()
+                return _say(start_response, health.is_ready, health.message)
+            case "/":
+                return _text(start_response, "200 OK", PATHS)
+        return _text(start_response, "404 Not Found", "no such path\n" + PATHS)
+
+    def _scrape(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            choose_encoder(environ.get("HTTP_ACCEPT", ""))
+        except (
+            Exception
+        ):  # prometheus-client raises at some values, for example version=x: answer in the default format
+            del environ["HTTP_ACCEPT"]
+        answer: Iterable[bytes] = self._metrics(environ, start_response)
+        return answer
 
 
-def _say(start_response: StartResponse, ailments: list[str]) -> Iterable[bytes]:
-    status = "503 Service Unavailable" if ailments else "200 OK"
-    start_response(status, [("Content-Type", "application/json")])
-    return [json.dumps({"ok": not ailments, "message": "; ".join(ailments) or "serving"}).encode() + b"\n"]
+def _text(start_response: StartResponse, status: str, text: str) -> Iterable[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+    return [text.encode()]
+
+
+def _say(start_response: StartResponse, is_ok: bool, message: str) -> Iterable[bytes]:
+    start_response("200 OK" if is_ok else "503 Service Unavailable", [("Content-Type", "application/json")])
+    return [json.dumps({"ok": is_ok, "message": message}).encode() + b"\n"]
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -23,6 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from keyvalue_engine import Store
+from keyvalue_provider.health import Health
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.observe.other_instances import OtherInstances
 from keyvalue_provider.watching.queue import WatchCounts
@@ -76,6 +77,7 @@ class Metrics(Collector):
     """The collector of all metrics. A scrape takes O(functions x outcomes) time, however many keys exist.
 
     :param more: returns further metric families
+    :ivar health: returns what is wrong with the provider
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Metrics(Collector):
         others: OtherInstances,
         more: Callable[[], Iterable[Metric]] | None = None,
     ) -> None:
+        self.health: Callable[[], Health] = lambda: Health([], [], [])
         self._more = more
         self._tallies = tallies
         self._durations = durations
@@ -137,6 +140,9 @@ class Metrics(Collector):
         )
         yield from self._watched()
         yield _gauge("links", "Links that the host has put.", len(self._links))
+        health = self.health()
+        yield _gauge("healthy", "1 if the host is told that the provider is healthy, otherwise 0.", health.is_healthy)
+        yield _gauge("unusable_links", "Links that the host has put and that are unusable.", self._links.unusable_count)
         yield _gauge(
             "other_instances", "Other instances that serve the same prefix with other keys.", self._others.count
         )

@@ -9,9 +9,12 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from keyvalue_provider.health import Health
 from keyvalue_provider.observe import endpoint as endpoint_module
 from keyvalue_provider.observe.endpoint import CONNECTIONS_MAX, Endpoint
 from tests.conftest import DEADLINE_S
@@ -25,18 +28,23 @@ class Seven(Collector):
 
 
 class Served(NamedTuple):
-    """An endpoint on a port of the loopback address, and the ailments that it reports."""
+    """An endpoint on a port of the loopback address, and the health that it reports."""
 
     endpoint: Endpoint
-    ailments: list[str]
+    health: Health
 
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
         """Return the status and the body."""
+        status, _, body = self.ask(path, method, **headers)
+        return status, body
+
+    def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, str, str]:
+        """Return the status, the content type and the body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.endpoint.port, timeout=DEADLINE_S)
         try:
-            connection.request("GET", path)
+            connection.request(method, path, headers=headers)
             response = connection.getresponse()
-            return response.status, response.read().decode()
+            return response.status, response.headers["Content-Type"], response.read().decode()
         finally:
             connection.close()
 
@@ -47,10 +55,10 @@ class Served(NamedTuple):
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    ailments: list[str] = []
-    endpoint = Endpoint(Seven(), lambda: ailments, lambda: "dead" not in ailments)
+    health = Health([], [], [])
+    endpoint = Endpoint(Seven(), lambda: health, lambda: "dead" not in health.ailments)
     endpoint.start("127.0.0.1", 0)
-    yield Served(endpoint, ailments)
+    yield Served(endpoint, health)
     endpoint.stop()
 
 
@@ -59,16 +67,64 @@ def test_paths(served: Served) -> None:
     assert status == 200
     assert "\nwonders 7.0\n" in text
     assert "\nprocess_cpu_seconds_total " in text
-    assert served.get("/livez") == served.get("/readyz") == (200, '{"ok": true, "message": "serving"}\n')
-    assert served.get("/") == (404, "no such path; the paths are /metrics, /livez and /readyz\n")
+    assert served.get("/livez") == (200, '{"ok": true, "message": "alive"}\n')
+    assert served.get("/readyz") == (200, '{"ok": true, "message": "serving"}\n')
+    status, paths = served.get("/")
+    assert status == 200
+    assert [line.split()[0] for line in paths.splitlines()] == ["/metrics", "/livez", "/readyz"]
+    assert served.get("/other") == (404, f"no such path\n{paths}")
 
 
-def test_ailments_are_named(served: Served) -> None:
-    served.ailments.extend(("one", "another"))
-    assert served.get("/readyz") == (503, '{"ok": false, "message": "one; another"}\n')
-    assert served.get("/livez")[0] == 200
-    served.ailments.append("dead")
+def test_faults_are_named(served: Served) -> None:
+    served.health.unusable.append("link l is unusable")
+    served.health.remarks.append("look at x")
+    assert served.get("/readyz") == (200, '{"ok": true, "message": "link l is unusable; look at x"}\n')
+    served.health.ailments.extend(("one", "another"))
+    message = "one; another; link l is unusable; look at x"
+    assert served.get("/readyz") == (503, f'{{"ok": false, "message": "{message}"}}\n')
+    assert served.get("/livez")[0] == 200, "a restart mends none of these"
+    served.health.ailments.append("dead")
     assert served.get("/livez") == (503, '{"ok": false, "message": "the event loop does not answer"}\n')
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/livez", "/readyz", "/other"])
+def test_head_gets_what_get_gets_without_the_body(served: Served, path: str) -> None:
+    status, kind, body = served.ask(path)
+    assert body
+    assert served.ask(path, "HEAD") == (status, kind, "")
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "text/plain",
+                "application/openmetrics-text",
+                "*/*",
+                "version=",
+                "q=",
+                "escaping=",
+                ";",
+                ",",
+                "=",
+                "x",
+                "1.0.0",
+                "0.5",
+                " ",
+            ]
+        ),
+        max_size=9,
+    ).map("".join)
+)
+@example("text/plain;version=x")
+@example("application/openmetrics-text;version=2.x")
+def test_any_accept_header_is_answered(accept: str) -> None:
+    answers: list[str] = []
+    environ = {"PATH_INFO": "/metrics", "REQUEST_METHOD": "GET", "HTTP_ACCEPT": accept}
+    endpoint = Endpoint(Seven(), lambda: Health([], [], []), lambda: True)
+    body = b"".join(endpoint._answer(environ, lambda status, headers: answers.append(status)))
+    assert answers == ["200 OK"]
+    assert b"\nwonders 7.0\n" in body
 
 
 def test_idle_connections_make_room(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +166,7 @@ def test_a_malformed_request_is_refused_without_a_log_line(
 
 
 def test_a_port_in_use(served: Served) -> None:
-    second = Endpoint(Seven(), list, lambda: True)
+    second = Endpoint(Seven(), lambda: Health([], [], []), lambda: True)
     with pytest.raises(OSError, match="Address already in use"):
         second.start("127.0.0.1", served.endpoint.port)
     assert second.port == 0
@@ -122,7 +178,7 @@ def test_stop_wakes_the_thread_that_listens(monkeypatch: pytest.MonkeyPatch) -> 
     """The thread checks for a stop once an hour, so a stop that does not wake it ends by the test's timeout."""
     serve_forever = endpoint_module._Server.serve_forever
     monkeypatch.setattr(endpoint_module._Server, "serve_forever", lambda server: serve_forever(server, 3600))
-    endpoint = Endpoint(Seven(), list, lambda: True)
+    endpoint = Endpoint(Seven(), lambda: Health([], [], []), lambda: True)
     endpoint.start("127.0.0.1", 0)
     address = ("127.0.0.1", endpoint.port)
     socket.create_connection(address).close()
@@ -133,7 +189,7 @@ def test_stop_wakes_the_thread_that_listens(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_ipv6() -> None:
-    endpoint = Endpoint(Seven(), list, lambda: True)
+    endpoint = Endpoint(Seven(), lambda: Health([], [], []), lambda: True)
     try:
         endpoint.start("::1", 0)
     except OSError as error:

@@ -208,6 +208,8 @@ def set_all_numbers(pieces: Pieces, now_ns: list[int]) -> None:
     watch_counts.delivered, watch_counts.failed, watch_counts.dropped = 42, 43, 44
     for number in range(5):
         pieces.links.put(LinkDefinition("component", "kv", str(number)))
+    for number in range(7):
+        pieces.links.put_unreadable(("component", "kv", f"unusable {number}"), "it is no object")
     for number in range(6):
         pieces.others._others[str(number)] = Other("memory", "there")
 
@@ -245,6 +247,8 @@ NUMBERS: dict[str, float] = {
     "keyspace_misses_total": 22,
     "pages_total": 100,
     "links": 5,
+    "unusable_links": 7,
+    "healthy": 1,
     "other_instances": 6,
 }
 
