@@ -40,6 +40,7 @@ from keyvalue_provider.observe.loop_probe import LoopProbe
 from keyvalue_provider.observe.other_instances import OtherInstances, SplitError, place_of_process
 from keyvalue_provider.outer_process import OuterProcess
 from keyvalue_provider.stop_signals import stop_at_signals
+from keyvalue_provider.systemd import READY, STOPPING, tell_systemd
 from keyvalue_provider.watching.queue import WatchLimits
 from keyvalue_provider.watching.watchers import Watchers
 from keyvalue_replica.errors import StreamError
@@ -145,6 +146,11 @@ class RunningProvider:
         self._parts = parts
         self._live_configuration = live_configuration
 
+    def set_serving(self, is_serving: bool) -> None:
+        """Begin to serve, or begin to stop."""
+        self.is_serving = is_serving
+        tell_systemd(READY if is_serving else STOPPING)
+
     def health(self) -> Health:
         """Return what is wrong with the provider, its links and the session with the host."""
         links, follower = self._parts.links, self._parts.follower
@@ -248,10 +254,10 @@ async def _run(
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         gc.enable()
-        provider.is_serving = True
+        provider.set_serving(True)
         log.info("ready: serving %s at %s with %d links", plan.prefix, connection.server, len(links))
         await stop_requested.wait()
-        provider.is_serving = False
+        provider.set_serving(False)
         by_host = host is not None and host.asks_to_stop and not signals
         restarts = host is not None and host.asks_to_restart and not signals
         await _stop(parts, host, HOST_STOP_TIMEOUT_S if by_host or restarts else options.stop_timeout_ms / 1000)

@@ -33,11 +33,11 @@ PREFIX = "wrpc_keyvalue"
 DURATION = f"{PREFIX}_operation_duration_seconds"
 
 
-def debian_program(name: str) -> str:
-    """Return the path of a program of Debian's package prometheus. If it is missing, skip the test; in CI, fail it."""
+def debian_program(name: str, package: str = "prometheus") -> str:
+    """Return the path of a program of one of Debian's packages. If it is missing, skip the test; in CI, fail it."""
     path = shutil.which(name)
     if path is None:
-        reason = f"{name} is not installed: apt-get install prometheus"
+        reason = f"{name} is not installed: apt-get install {package}"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
