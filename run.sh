@@ -16,7 +16,7 @@ environment, with defaults:
   LATTICE_RPC_PREFIX  default
   PROVIDER_KEY        keyvalue-inmemory
   LINK_NAME           default
-  LOG_LEVEL           debug                trace, debug, info, warn or error
+  LOG_LEVEL           info                 trace, debug, info, warn or error
   STORE               memory               memory, or jetstream for a NATS key-value bucket that outlives the provider;
                                            the NATS server of run.sh then keeps its files in the folder jetstream/
   METRICS_ADDRESS     127.0.0.1:9464       address for Prometheus: /metrics, /livez, /readyz
@@ -38,35 +38,58 @@ case "$store" in
 esac
 scripts/setup demo
 
-# Prints six lines: the host data, the URL, host and port of the NATS server, the prefix, and the metrics address.
-read_host_data() {
+# Prints the address for Prometheus or an empty line, why the address is not available or an empty line, the URL, host,
+# port and address of the NATS server, the prefix, and the host data.
+read_settings() {
   .venv/bin/python - <<'EOF'
-import json, os, sys
+import json, os, socket, sys
 from urllib.parse import urlsplit
 
+WILDCARDS = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def shown(host, port):
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def available(text):
+    """Return an address at which the provider can listen, and an empty string. Otherwise, return the reason second."""
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]") or "127.0.0.1"
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, int(port)))
+            return shown(host, probe.getsockname()[1]), ""
+    except (OSError, OverflowError, ValueError) as error:
+        return "", f"{text}: {getattr(error, 'strerror', None) or 'expected HOST:PORT'}"
+
+
 environ = os.environ
-host_data = json.loads(environ.get("HOST_DATA") or json.dumps({
-    "lattice_rpc_url": environ.get("LATTICE_RPC_URL") or "0.0.0.0:4222",
-    "lattice_rpc_prefix": environ.get("LATTICE_RPC_PREFIX") or "default",
-    "provider_key": environ.get("PROVIDER_KEY") or "keyvalue-inmemory",
-    "link_name": environ.get("LINK_NAME") or "default",
-    "log_level": environ.get("LOG_LEVEL") or "debug",
-}))
-url = host_data.get("lattice_rpc_url") or "127.0.0.1:4222"
-first = url.split(",")[0].strip()
-parts = urlsplit(first if "://" in first else "nats://" + first)
-host = "127.0.0.1" if parts.hostname in (None, "0.0.0.0") else parts.hostname
-prefix = f"{host_data.get('lattice_rpc_prefix') or 'default'}.{host_data.get('provider_key') or 'keyvalue-inmemory'}"
-metrics = environ.get("METRICS_ADDRESS") or "127.0.0.1:9464"
-for line in json.dumps(host_data), url, host, parts.port or 4222, prefix, metrics if ":" in metrics else "127.0.0.1:" + metrics:
-    print(line)
+try:
+    host_data = json.loads(environ.get("HOST_DATA") or json.dumps({
+        "lattice_rpc_url": environ.get("LATTICE_RPC_URL") or "0.0.0.0:4222",
+        "lattice_rpc_prefix": environ.get("LATTICE_RPC_PREFIX") or "default",
+        "provider_key": environ.get("PROVIDER_KEY") or "keyvalue-inmemory",
+        "link_name": environ.get("LINK_NAME") or "default",
+        "log_level": environ.get("LOG_LEVEL") or "info",
+    }))
+    url = host_data.get("lattice_rpc_url") or "127.0.0.1:4222"
+    first = url.split(",")[0].strip()
+    parts = urlsplit(first if "://" in first else "nats://" + first)
+    host, port = WILDCARDS.get(parts.hostname, parts.hostname), parts.port or 4222
+    prefix = f"{host_data.get('lattice_rpc_prefix') or 'default'}.{host_data.get('provider_key') or 'keyvalue-inmemory'}"
+except (AttributeError, ValueError):
+    sys.exit("run.sh: HOST_DATA is not a JSON object, or LATTICE_RPC_URL is not a URL")
+metrics = available(environ.get("METRICS_ADDRESS") or "127.0.0.1:9464")
+print(*metrics, url, host, port, shown(host, port), prefix, json.dumps(host_data), sep="\n")
 EOF
 }
-if ! settings=$(read_host_data 2>/dev/null); then
-  echo "run.sh: HOST_DATA is not a JSON object, or LATTICE_RPC_URL is not a URL" >&2
-  exit 2
-fi
-{ read -r host_data; read -r url; read -r host; read -r port; read -r prefix; read -r metrics; } <<<"$settings"
+settings=$(read_settings) || exit 2
+{
+  read -r metrics; read -r no_metrics
+  read -r url; read -r host; read -r port; read -r address; read -r prefix; read -r host_data
+} <<<"$settings"
 
 listens() { (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; }
 say() { printf 'run.sh: %s\n' "$*" >&2; }
@@ -79,7 +102,7 @@ set -m
 nats='' provider='' work=$(mktemp -d)
 finish() {
   code=$?
-  trap '' INT TERM
+  trap '' HUP INT TERM
   for process in $provider $nats; do
     kill -TERM "$process" 2>/dev/null || true
     wait "$process" 2>/dev/null || true
@@ -88,6 +111,7 @@ finish() {
   exit "$code"
 }
 trap finish EXIT
+trap 'exit 129' HUP # the terminal is closed
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -101,8 +125,8 @@ answers() {
 
 if ! listens; then
   case "$host" in
-    127.* | localhost) ;;
-    *) say "no NATS server is running at $host:$port; run.sh starts one only on this machine"; exit 1 ;;
+    127.* | localhost | ::1) ;;
+    *) say "no NATS server is running at $address; run.sh starts one only on this machine"; exit 1 ;;
   esac
   persistent=()
   [ "$store" = memory ] || persistent=(--jetstream --store_dir "$streams")
@@ -113,32 +137,33 @@ if ! listens; then
     kill -0 "$nats" 2>/dev/null || { cat "$work/nats.log" >&2; say "the NATS server did not start"; exit 1; }
     sleep 0.05
   done
-  say "NATS server started on $host:$port"
+  say "NATS server started on $address"
 elif answers --timeout 2; then
-  say "a provider already serves $prefix at $host:$port; stop it, or set PROVIDER_KEY to another name"
+  say "a provider already serves $prefix at $address; stop it, or set PROVIDER_KEY to another name"
   exit 1
 fi
 
+[ -n "$metrics" ] || say "there are no metrics: $no_metrics; set METRICS_ADDRESS to another address"
 SECONDS=0
-printf '%s' "$host_data" | base64 | env -i KEYVALUE_METRICS_ADDRESS="$metrics" KEYVALUE_STORE="$store" .venv/bin/keyvalue-inmemory &
+printf '%s' "$host_data" | base64 | env -i ${metrics:+KEYVALUE_METRICS_ADDRESS="$metrics"} KEYVALUE_STORE="$store" .venv/bin/keyvalue-inmemory &
 provider=$!
 until answers --wait 1; do
   kill -0 "$provider" 2>/dev/null || break
-  [ $SECONDS -lt 60 ] || { say "the provider does not answer at $host:$port as $prefix"; exit 1; }
+  [ $SECONDS -lt 60 ] || { say "the provider does not answer at $address as $prefix"; exit 1; }
 done
 
 if kill -0 "$provider" 2>/dev/null; then
   try=.venv/bin/wrpc-kv
-  [ "$host:$port" = 127.0.0.1:4222 ] || try="$try --nats $host:$port"
-  [ "$prefix" = default.keyvalue-inmemory ] || try="$try --prefix $prefix"
+  [ "$address" = 127.0.0.1:4222 ] || try="$try --nats $(printf %q "$address")"
+  [ "$prefix" = default.keyvalue-inmemory ] || try="$try --prefix $(printf %q "$prefix")"
   cat <<EOF
 
 Ready. In another terminal, in this folder, try:
 
   $try set hello world
   $try get hello
-  $try keys
-  curl http://$metrics/metrics
+  $try keys${metrics:+
+  curl $(printf %q "http://$metrics/metrics")}
 
 Ctrl-C stops the provider${nats:+ and the NATS server}.
 $([ "$store" = memory ] || [ -z "$nats" ] || echo "The keys stay in $streams. Delete the folder to forget them.")

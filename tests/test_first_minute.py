@@ -82,7 +82,7 @@ class Run(Process):
         self.port = free_port()
         self.url = f"127.0.0.1:{self.port}"
         addresses = {"LATTICE_RPC_URL": self.url, "METRICS_ADDRESS": str(free_port())}
-        self.environment = environment_of(**addresses, **environment)
+        self.environment = environment_of(**(addresses | environment))
         super().__init__(["./run.sh"], copy, self.environment)
 
     def interrupt(self) -> int:
@@ -178,10 +178,26 @@ def test_ones_own_host_data_with_a_nats_server_that_stays(
     host_data = {"lattice_rpc_url": f"nats://u:s3cret@127.0.0.1:{server.port}", "provider_key": 'other"s'}
     run = running(HOST_DATA=json.dumps(host_data))
     assert "NATS server started" not in run.output
-    assert f'--nats 127.0.0.1:{server.port} --prefix default.other"s set hello world' in run.output
+    assert f'--nats 127.0.0.1:{server.port} --prefix default.other\\"s set hello world' in run.output
     assert run.interrupt() == 130
     assert "s3cret" not in run.output
     assert listens(server.port)
+
+
+def test_an_ipv6_address_and_a_metrics_port_of_another_process(copy: Path, running: Callable[..., Run]) -> None:
+    """The suggested commands work as they are."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        run = running(LATTICE_RPC_URL=f"[::1]:{free_port()}", METRICS_ADDRESS=address)
+        assert f"there are no metrics: {address}: Address already in use" in run.output
+        assert "curl" not in run.output
+    first = re.findall(r"^ +(\.venv/bin/wrpc-kv .* hello world)$", run.output, re.MULTILINE)[0]
+    subprocess.run(["bash", "-c", first], cwd=copy, check=True, timeout=DEADLINE_S)
+    assert "DEBUG" not in run.output
+    run.signal(signal.SIGHUP)  # as when the terminal is closed
+    assert run.wait() == 129
+    assert "stopped:" in run.output
+    assert not listens(run.port)
 
 
 @pytest.mark.parametrize("host_data", ["[]", '{"lattice_rpc_url": "127.0.0.1:port"}'])
