@@ -170,9 +170,9 @@ class NatsServer:
         """Return its log since the last start."""
         return self._process.output
 
-    def wait_for(self, text: str) -> str:
-        """Return the first line of its log that contains the text, once it is written."""
-        return self._process.wait_for(text)
+    def wait_for(self, text: str, times: int = 1) -> str:
+        """Return the n-th line of its log that contains the text (`times`), once it is written."""
+        return self._process.wait_for(text, times)
 
     def reload(self, config: str) -> None:
         """Load another configuration while it runs."""

@@ -50,6 +50,7 @@ from keyvalue_transport.nats.opening import (
     Opening,
     cancel_until_done,
     close_client,
+    explained,
 )
 from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.reply_subjects import ReplySubjects
@@ -64,8 +65,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT_S, FLUSH_ABANDONED_S = 10.0, 3600
 #: Limits for the unhandled messages of one subscription. Messages over a limit are dropped and reported to `on_drop`.
-PENDING_MESSAGES_MAX = 65_536
-PENDING_BYTES_MAX = 64 * 1024 * 1024
+PENDING_MESSAGES_MAX, PENDING_BYTES_MAX = 65_536, 64 * 1024 * 1024
+REASONS_MAX = 32
 
 
 class Connection:
@@ -102,7 +103,7 @@ class Connection:
         self._subscriptions: list[Subscription] = []
         self._flushing: set[asyncio.Task[None]] = set()
         self._reopening: asyncio.Task[None] | None = None  # set in the state REOPENING
-        self._told: str | None = None  # the last refusal logged in the states AWAY and REOPENING
+        self._told: set[str] = set()  # why attempts have failed since the connection was lost, as logged
 
     @classmethod
     async def open(cls, options: ConnectionOptions) -> Connection:
@@ -418,6 +419,8 @@ class Connection:
         if isinstance(error, nats.errors.SlowConsumerError):
             await self._drop(error)
             return
+        if self._state is not ConnectionState.CONNECTED:
+            error = await explained(error, self._client)
         kind, text = kind_of(error), text_of(error)
         if (denied := denied_subject(error)) is not None:
             self.denials.tell(denied)
@@ -427,9 +430,9 @@ class Connection:
         elif kind is ErrorKind.PUBLISH_DENIED:
             self.refusal = self.denials.note(text) or self.refusal
         elif self._state is not ConnectionState.CONNECTED and (refusal := refusal_of(error)) is not None:
-            self._tell(refusal)
+            self._tell(refusal, is_refused=True)
         elif self._state is not ConnectionState.CONNECTED or kind is ErrorKind.STREAM_ENDED:
-            log.debug("NATS: %s", text)  # each failed attempt repeats this error; the loss itself is logged once
+            self._tell(text)
         elif kind is ErrorKind.CONNECTION:
             log.warning("NATS: %s", text)
         elif (more := self._failures.admit(monotonic())) is not None:  # raised by a subscription's callback
@@ -442,13 +445,12 @@ class Connection:
             if subscription.carried is error.sub and subscription.on_drop is not None and error.reply:
                 await subscription.on_drop(error.reply)
 
-    def _tell(self, refusal: str) -> None:
-        """Log why the server refuses the connection. Log a repeated reason only at debug level."""
-        if refusal == self._told:
-            log.debug("NATS: %s", refusal)
-        else:
-            self._told = refusal
-            log.warning("NATS: %s; still reconnecting", refusal)
+    def _tell(self, reason: str, is_refused: bool = False) -> None:
+        """Log why an attempt failed. Log each reason once until the connection is back, because attempts repeat it."""
+        if reason not in self._told and len(self._told) < REASONS_MAX:
+            self._told.add(reason)
+            level, more = (logging.WARNING, "; still reconnecting") if is_refused else (logging.DEBUG, "")
+            log.log(level, "NATS: %s%s", reason, more)
 
     async def _on_disconnected(self) -> None:
         if self._state is ConnectionState.CONNECTED:
@@ -478,9 +480,7 @@ class Connection:
                 if self._client.is_closed:  # nats-py may close a connected client without reporting it here
                     raise DisconnectedError("nats-py closed the client again")
             except (ConnectError, DisconnectedError) as error:
-                log.debug("NATS: %s", error)
-                if opening.refusal is not None:
-                    self._tell(opening.refusal)
+                self._tell(opening.refusal or str(error), is_refused=opening.refusal is not None)
                 await self._close_client()
                 await asyncio.sleep(RECONNECT_WAIT_S)
             else:
@@ -490,7 +490,7 @@ class Connection:
     def _note_back(self) -> None:
         self._state = ConnectionState.CONNECTED
         self._changed.set()
-        self._told = None
+        self._told.clear()
         self.refusal = None  # if the refusal still applies, the server repeats it
         self.reconnects += 1
         if self.denials.own_inbox:

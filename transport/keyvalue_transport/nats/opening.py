@@ -26,10 +26,19 @@ from keyvalue_transport.nats.frame_parser import FrameParser, ReadingFaults
 from keyvalue_transport.nats.headers import BLOCK_KEPT_BYTES_MAX, read_lines, read_used_lines
 from keyvalue_transport.nats.nats_py_errors import ATTEMPT_TIMEOUT_S, is_about_one_message, refusal_of, text_of
 from keyvalue_transport.nats.tls import TlsOptions, tls_refusal
+from keyvalue_transport.nats.unread_errors import error_to_new_clients
 from keyvalue_transport.nats.urls import login_of, redacted_url, requires_tls, without_login
 from keyvalue_transport.wrpc.errors import ConnectError
 
-__all__ = ["RECONNECT_WAIT_S", "ClientEvents", "ConnectionOptions", "Opening", "cancel_until_done", "close_client"]
+__all__ = [
+    "RECONNECT_WAIT_S",
+    "ClientEvents",
+    "ConnectionOptions",
+    "Opening",
+    "cancel_until_done",
+    "close_client",
+    "explained",
+]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +60,8 @@ DROP_UNSENT = struct.pack("ii", 1, 0)
 NO_SUBJECT_CHECK = "skip_subject_validation"
 #: The start of an ordinary header block. Other blocks have a status, or nats-py may be unable to read them.
 BLOCK_BEGIN = b"NATS/1.0\r\n"
+#: A write fails in one of these ways if the server has closed the connection.
+FAILED_WRITES = (BrokenPipeError, ConnectionAbortedError, ConnectionResetError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +275,7 @@ class Opening:
         if self._is_open:
             await self._events.on_error(error)
         elif not self._refused.done():
-            self._note(error)
+            self._note(await explained(error, self.client))
 
     def _note(self, error: Exception) -> None:
         """Record the error of an attempt, and decide whether to give up."""
@@ -302,6 +313,15 @@ class Opening:
         if NO_SUBJECT_CHECK in signature(Client.connect).parameters:  # since nats-py 2.15
             arguments[NO_SUBJECT_CHECK] = True
         return arguments | credentials_of(options)
+
+
+async def explained(error: Exception, client: Client) -> Exception:
+    """Return the server's error for a client that tries to connect, if a failed write may have hidden it, or `error`."""
+    server = client._current_server
+    if not isinstance(error, FAILED_WRITES) or server is None or not server.uri.hostname:
+        return error
+    text = await error_to_new_clients(server.uri.hostname, server.uri.port or 4222)
+    return error if text is None else nats.errors.Error(f"nats: {text}")
 
 
 def stream_of(client: Client) -> asyncio.WriteTransport | None:
