@@ -2,20 +2,25 @@
 
 Messages from NATS can trigger most lines: links, configurations, health and shutdown requests, calls. So each place in
 the code that logs has its own limit, and a flood of messages neither fills a disk nor hides the lines of other places.
+Lines that standard error does not take are dropped and counted; see log_writer.py.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
+from collections.abc import Iterator
 from copy import copy
-from typing import TextIO
 
+from keyvalue_provider.observe.log_writer import LogWriter
 from keyvalue_transport.nats.rate_limit import RateLimit
 
-__all__ = ["LEVELS", "printable", "set_up_log"]
+__all__ = ["LEVELS", "dropped_lines", "flush_log", "log_always", "printable", "set_up_log"]
+
+STANDARD_ERROR = 2
+#: Time limit for writing the last lines at the end of the process.
+FLUSH_TIMEOUT_S = 0.5
 
 #: Maximum number of characters in a message. The rest is cut off, because clients choose names that messages contain.
 MESSAGE_CHARACTERS_MAX = 8192
@@ -43,8 +48,7 @@ HOST_NAMES = {"WARNING": "WARN", "CRITICAL": "ERROR"}
 def set_up_log(level: str, structured: bool) -> None:
     """Send the log to standard error. For an unknown level, use info and log a warning."""
     root = logging.getLogger()
-    limits = next((handler.limits for handler in root.handlers if isinstance(handler, LimitedHandler)), None)
-    handler = LimitedHandler(limits)
+    handler = next(_handlers(), None) or LimitedHandler()
     handler.setFormatter(JsonFormatter() if structured else PlainFormatter())
     root.handlers[:] = [handler]
     root.setLevel(LEVELS.get(level.lower(), logging.INFO))
@@ -53,26 +57,45 @@ def set_up_log(level: str, structured: bool) -> None:
         root.warning("log_level: found %r, allowed %s; using info", level[:32], ", ".join(LEVELS))
 
 
+def flush_log(timeout_s: float = FLUSH_TIMEOUT_S) -> None:
+    """Wait until the log is written, up to `timeout_s`."""
+    for handler in _handlers():
+        handler.writer.flush(timeout_s)
+
+
+def dropped_lines() -> int:
+    """Return the number of lines that were not written, because standard error did not take them."""
+    return sum(handler.writer.refused + handler.writer.failed for handler in _handlers())
+
+
+def log_always(log: logging.Logger, message: str) -> None:
+    """Log a line at level INFO, also if the log level is higher."""
+    log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, message, (), None))
+
+
+def _handlers() -> Iterator[LimitedHandler]:
+    return (handler for handler in logging.getLogger().handlers if isinstance(handler, LimitedHandler))
+
+
 def _level(record: logging.LogRecord) -> str:
     """Return the host's name of a record's level."""
     return HOST_NAMES.get(record.levelname, record.levelname)
 
 
-class LimitedHandler(logging.StreamHandler[TextIO]):
-    """A handler that writes to standard error, at a limited rate for each place in the code.
+class LimitedHandler(logging.Handler):
+    """A handler that writes to standard error, at a limited rate for each place in the code. It never waits."""
 
-    :param limits: the limits by place; None to begin
-    """
-
-    def __init__(self, limits: dict[tuple[str, int], RateLimit] | None = None) -> None:
-        super().__init__(sys.stderr)
-        self.limits = {} if limits is None else limits
+    def __init__(self) -> None:
+        super().__init__()
+        self.writer = LogWriter(STANDARD_ERROR)
+        self._limits: dict[tuple[str, int], RateLimit] = {}
+        self._refused_told = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, unless its place has written too many. Say how many records were left out before it."""
         if record.levelno > logging.DEBUG:
             place = record.pathname, record.lineno
-            limit = self.limits.get(place) or self.limits.setdefault(
+            limit = self._limits.get(place) or self._limits.setdefault(
                 place, RateLimit(PLACE_LINES_MAX, PLACE_INTERVAL_S)
             )
             more = limit.admit(time.monotonic())
@@ -81,7 +104,20 @@ class LimitedHandler(logging.StreamHandler[TextIO]):
             if more:
                 record = copy(record)
                 record.msg, record.args = f"{record.getMessage()}{more}", None
-        super().emit(record)
+        line, refused = self._line(record), self.writer.refused
+        if refused > self._refused_told:
+            message = f"{refused - self._refused_told} log lines were dropped, because standard error was not read"
+            told = logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, (), None)
+            line = self._line(told) + line
+        if self.writer.write(line):
+            self._refused_told = refused
+
+    def flush(self) -> None:
+        """Wait until the log is written. Python calls this at the end of the process."""
+        self.writer.flush(FLUSH_TIMEOUT_S)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode(errors="backslashreplace")
 
 
 def printable(text: str) -> str:

@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 from keyvalue_engine import Store
 from keyvalue_provider.health import Health
 from keyvalue_provider.host.links import Links
+from keyvalue_provider.observe.log import dropped_lines
 from keyvalue_provider.observe.other_instances import OtherInstances
 from keyvalue_provider.watching.queue import WatchCounts
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, OUTCOMES, Tally
@@ -145,6 +146,9 @@ class Metrics(Collector):
         yield _gauge("unusable_links", "Links that the host has put and that are unusable.", self._links.unusable_count)
         yield _gauge(
             "other_instances", "Other instances that serve the same prefix with other keys.", self._others.count
+        )
+        yield _counter(
+            "log_dropped_lines", "Log lines dropped because standard error did not take them.", dropped_lines()
         )
         if self._more is not None:
             yield from self._more()

@@ -18,6 +18,7 @@ from keyvalue_provider.observe.log import (
     PLACE_LINES_MAX,
     JsonFormatter,
     PlainFormatter,
+    flush_log,
     set_up_log,
 )
 
@@ -48,6 +49,12 @@ def test_a_plain_line() -> None:
     """Keep names in any script."""
     line = PlainFormatter().format(record("%d links: %s", 3, "ключ 键 \U0001f511"))
     assert line == "2025-12-31T23:59:59.004Z INFO provider: 3 links: ключ 键 \U0001f511"
+
+
+def written(capfd: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """Return what was written to standard output and to standard error."""
+    flush_log()
+    return capfd.readouterr()
 
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -109,30 +116,30 @@ def test_levels(root: logging.Logger) -> None:
         assert root.level == logging.getLevelName(expected), name
 
 
-def test_it_goes_to_standard_error_once(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_goes_to_standard_error_once(root: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
     set_up_log("info", structured=True)
     set_up_log("info", structured=False)
     logging.getLogger("provider").info("said once")
     logging.getLogger("provider").debug("not said")
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO provider: said once\n", captured.err)
+    out, err = written(capfd)
+    assert out == ""
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO provider: said once\n", err)
 
 
 @pytest.mark.parametrize("level", ["", "loud", "l" * 1000])
-def test_an_unknown_level_is_info(root: logging.Logger, capsys: pytest.CaptureFixture[str], level: str) -> None:
+def test_an_unknown_level_is_info(root: logging.Logger, capfd: pytest.CaptureFixture[str], level: str) -> None:
     set_up_log(level, structured=False)
     assert root.level == logging.INFO
-    err = capsys.readouterr().err
+    err = written(capfd)[1]
     assert f"WARN root: log_level: found {level[:32]!r}, allowed trace, debug, info, warn," in err
     assert sys.stderr is not None
 
 
-def test_asyncio_is_quiet_at_debug(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_asyncio_is_quiet_at_debug(root: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
     set_up_log("debug", structured=False)
     logging.getLogger("asyncio").debug("Using selector")
     logging.getLogger("keyvalue_transport.nats.server").debug("of ours")
-    assert "Using selector" not in (err := capsys.readouterr().err)
+    assert "Using selector" not in (err := written(capfd)[1])
     assert "of ours" in err
 
 
@@ -147,9 +154,7 @@ def kept_root() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("kept_root")
-def test_each_place_in_the_code_has_a_limit(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_place_in_the_code_has_a_limit(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A new configuration of the log does not reset the limits."""
     now_s = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
@@ -160,7 +165,7 @@ def test_each_place_in_the_code_has_a_limit(
         log.error("another place")
         for number in range(PLACE_LINES_MAX):
             log.warning("flood %d", number)
-    lines = [line.rpartition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    lines = [line.rpartition(": ")[2] for line in written(capfd)[1].splitlines()]
     flood = [f"flood {number}" for number in range(PLACE_LINES_MAX)]
     more = f"flood 0 ({PLACE_LINES_MAX} more like it were not logged)"
     assert lines == ["another place", *flood, "another place", "another place", more, *flood[1:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_provider.host.links import LinkDefinition, Links
+from keyvalue_provider.observe.log import LimitedHandler
 from keyvalue_provider.observe.metrics import DURATION_BOUNDS_S, Durations, Metrics
 from keyvalue_provider.observe.other_instances import Other, OtherInstances
 from keyvalue_provider.watching.queue import WatchLimits
@@ -212,6 +214,9 @@ def set_all_numbers(pieces: Pieces, now_ns: list[int]) -> None:
         pieces.links.put_unreadable(("component", "kv", f"unusable {number}"), "it is no object")
     for number in range(6):
         pieces.others._others[str(number)] = Other("memory", "there")
+    handler = LimitedHandler()
+    handler.writer.refused, handler.writer.failed = 40, 9
+    logging.getLogger().addHandler(handler)
 
 
 #: The samples without labels, as `set_all_numbers` sets them.
@@ -236,6 +241,7 @@ NUMBERS: dict[str, float] = {
     "nats_ignored_messages_total": 46,
     "nats_readings_ended_total": 47,
     "refused_replies_total": 48,
+    "log_dropped_lines_total": 49,
     "nats_connected": 0,
     "watch_dropped_total": 44,
     "watch_queue_length": 0,
@@ -253,6 +259,7 @@ NUMBERS: dict[str, float] = {
 }
 
 
+@pytest.mark.usefixtures("root")
 def test_every_number_is_exposed() -> None:
     now_ns = [0]
     pieces = Pieces.of(Store(StoreOptions(memory_bytes_max=10_000), clock=lambda: now_ns[0]))
