@@ -102,6 +102,7 @@ REASONS = {
         host/restart_mark.py  tests/hostile/test_host.py            it is set by one process for the next
         host/session.py       tests/integration/test_host.py        it needs a NATS server
         host/subjects.py      tests/integration/test_host.py        the subjects that a real host publishes to
+        packaging/archive_command.py  packaging/test_archive.py     it makes and checks archives
         packaging/claims.py   packaging/test_archive.py             claims are part of the archive
         watching/watchers.py  tests/integration/test_watch.py       it needs links and a component
         watching/replicated_watchers.py  tests/integration/test_replicated_watch.py  it needs a real server

@@ -50,6 +50,10 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
         return _serve(None, outer)
     try:
         try:
+            if argv[0] == "archive":
+                from keyvalue_provider.packaging.archive_command import run
+
+                return run(argv[1:])
             from keyvalue_provider.config.command_line import command_line
 
             arguments = command_line().parse_args(argv)  # --help and --version raise SystemExit

@@ -120,6 +120,8 @@ def command_line() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print one JSON object")
     _add_flags(check)
     _add_moving(commands)
+    # Only for the help: this command has a parser of its own, so that the others do not wait for its imports.
+    commands.add_parser("archive", help="make, inspect and verify provider archives", add_help=False)
     return parser
 
 

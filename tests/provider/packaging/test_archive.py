@@ -24,11 +24,11 @@ from nacl.signing import SigningKey
 from keyvalue_provider.host.nkey_text import decode_seed, encode_seed
 from keyvalue_provider.host.secret import Secret
 from keyvalue_provider.packaging import archive as archive_module
+from keyvalue_provider.packaging import archive_command
 from keyvalue_provider.packaging.archive import (
     Archive,
     ArchiveError,
     archive_faults,
-    main,
     make_archive,
     native_target,
     read_archive,
@@ -415,6 +415,8 @@ def test_a_key_stays_in_its_directory(tmp_path: Path, owner: str) -> None:
 def test_a_seed_is_given_as_a_file_or_as_text(tmp_path: Path) -> None:
     (tmp_path / "seed").write_text(GO_SEED + "\n")
     assert given_seed(ACCOUNT, str(tmp_path / "seed")) == given_seed(ACCOUNT, GO_SEED) == ISSUER
+    (tmp_path / "seed").write_text(f"\ufeff{GO_SEED}\n")
+    assert given_seed(ACCOUNT, str(tmp_path / "seed")) == ISSUER
     with pytest.raises(ClaimsError, match="the file of the seed is unreadable: Is a directory"):
         given_seed(ACCOUNT, str(tmp_path))
 
