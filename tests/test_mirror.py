@@ -94,7 +94,8 @@ REASONS = {
         ancestor.py           tests/hostile/test_host.py            it needs processes
         launcher.py           tests/hostile/test_host.py            it needs processes
         moving.py             tests/integration/test_moving.py      its commands need a NATS server
-        stop_signals.py       tests/integration/test_host.py        it needs a process
+        signals.py            tests/integration/test_signals.py     they need a process
+        standard_streams.py   tests/integration/test_streams.py     closed streams need a process
         config/declaration.py  config/test_options.py              tables of options
         host/json_fields.py   host/test_links.py                    how links and host data are read
         host/lattice.py       tests/integration/test_lattice.py     it needs a NATS server

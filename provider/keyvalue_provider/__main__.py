@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from keyvalue_provider.late_import import import_late
 from keyvalue_provider.launcher import Launcher
 from keyvalue_provider.outer_process import OuterProcess
+from keyvalue_provider.standard_streams import drop_output, open_closed_streams
 
 if TYPE_CHECKING:
     import argparse
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 STANDARD_INPUT = 0
+INTERRUPTED = 130
+AT_A_TERMINAL = """\
+keyvalue-inmemory: waiting for host data, which a wasmCloud host writes. To start without a host, press Ctrl-C and type:
+  keyvalue-inmemory serve --nats 127.0.0.1:4222
+"""
 
 # Slow modules are imported inside functions, so that `--help` stays fast, and so that a start by a host does not wait
 # for the command line. Calls are lost until the provider serves.
@@ -37,6 +43,7 @@ STANDARD_INPUT = 0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    open_closed_streams()
     outer = OuterProcess()
     try:
         return _main(argv, outer)
@@ -48,33 +55,41 @@ def _main(argv: Sequence[str] | None, outer: OuterProcess) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         return _serve(None, outer)
+    done: int | argparse.Namespace = 0
     try:
         try:
-            if argv[0] == "archive":
-                from keyvalue_provider.packaging.archive_command import run
-
-                return run(argv[1:])
-            from keyvalue_provider.config.command_line import command_line
-
-            arguments = command_line().parse_args(argv)  # --help and --version raise SystemExit
-            if arguments.command == "config":
-                from keyvalue_provider.config_check import check
-
-                return check(arguments, os.environ)
-            if arguments.command in ("import-snapshot", "export-snapshot"):
-                from keyvalue_provider.moving import move
-
-                return move(arguments, os.environ)
+            done = _carry_out(argv)
         finally:
             sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone away, as `head` does
+        drop_output()
     except OSError as error:
-        # Otherwise, Python's flush at exit would fail too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         sys.stderr.write(f"keyvalue-inmemory: standard output: {error.strerror}\n")
         return 1
     except ValueError as error:
         return _refuse(error)
-    return _serve(arguments if arguments.command == "serve" else None, outer)
+    return done if isinstance(done, int) else _serve(done if done.command == "serve" else None, outer)
+
+
+def _carry_out(argv: Sequence[str]) -> int | argparse.Namespace:
+    """Run a command and return its exit code. If the command is to serve, return the arguments instead."""
+    if argv[0] == "archive":
+        from keyvalue_provider.packaging.archive_command import run
+
+        return run(argv[1:])
+    from keyvalue_provider.config.command_line import command_line
+
+    arguments = command_line().parse_args(argv)  # --help and --version raise SystemExit
+    if arguments.command == "config":
+        from keyvalue_provider.config_check import check
+
+        return check(arguments, os.environ)
+    if arguments.command in ("import-snapshot", "export-snapshot"):
+        from keyvalue_provider.moving import move
+
+        return move(arguments, os.environ)
+    return arguments
 
 
 def _serve(arguments: argparse.Namespace | None, outer: OuterProcess) -> int:
@@ -85,13 +100,20 @@ def _serve(arguments: argparse.Namespace | None, outer: OuterProcess) -> int:
     # Delay nats-py's client of JetStream, which the provider does not use. Its import takes 25 ms.
     import_late("nats.js")
     try:
+        from keyvalue_provider.signals import ignore_requests
+
+        ignore_requests()
         from keyvalue_provider.config.start_plan import read_hosted_plan, read_standalone_plan
         from keyvalue_provider.process import run
 
         if arguments is not None:
             plan, configuration = read_standalone_plan(arguments, os.environ)
         else:
+            if os.isatty(STANDARD_INPUT):
+                sys.stderr.write(AT_A_TERMINAL)
             plan, configuration = read_hosted_plan(STANDARD_INPUT, os.environ)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except ValueError as error:
         return _refuse(error)
     return run(plan, configuration, outer, launcher)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
+from signal import SIGHUP
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from keyvalue_engine import Store
@@ -39,7 +41,7 @@ from keyvalue_provider.live_configuration import LiveConfiguration
 from keyvalue_provider.observe.loop_probe import LoopProbe
 from keyvalue_provider.observe.other_instances import OtherInstances, SplitError, place_of_process
 from keyvalue_provider.outer_process import OuterProcess
-from keyvalue_provider.stop_signals import stop_at_signals
+from keyvalue_provider.signals import Signals, ignore_requests
 from keyvalue_provider.systemd import READY, STOPPING, tell_systemd
 from keyvalue_provider.watching.queue import WatchLimits
 from keyvalue_provider.watching.watchers import Watchers
@@ -102,6 +104,7 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess, laun
     except (ConnectError, DisconnectedError, StreamError, SplitError) as error:
         log.error("%s", error)
     finally:
+        ignore_requests(SIGHUP)  # the loop has removed its handlers
         outer.clean_up(HOST_KILL_TIMEOUT_S if end.by_host else 0.0)
     return end.exit_code
 
@@ -145,6 +148,7 @@ class RunningProvider:
         self.host: HostSession | None = None
         self._parts = parts
         self._live_configuration = live_configuration
+        self._started_s = monotonic()
 
     def set_serving(self, is_serving: bool) -> None:
         """Begin to serve, or begin to stop."""
@@ -171,6 +175,15 @@ class RunningProvider:
         ailments += filter(None, (connection.refusal, self._live_configuration.fault))
         ailments += self._parts.watchers.faults()
         return ailments + ([] if self.host is None else self.host.ailments())
+
+    def status(self) -> str:
+        """Return the status line for an operator."""
+        parts = self._parts
+        return (
+            f"{len(parts.store)} keys, {parts.store.memory_bytes} bytes of memory, "
+            f"NATS server: {parts.connection.server}, {len(parts.links)} links, "
+            f"{parts.server.counts.answered} invocations answered, up {monotonic() - self._started_s:.0f} s"
+        )
 
     def is_empty(self) -> bool:
         """Return True if the store holds no keys."""
@@ -206,7 +219,7 @@ async def _run(
     :raises SplitError: another instance serves the prefix with other keys, and that is not allowed
     """
     stop_requested = asyncio.Event()
-    signals = stop_at_signals(stop_requested, outer)
+    signals = Signals(stop_requested, outer)
 
     def stop_when_ended(event: str) -> None:
         if not stop_requested.is_set():  # a host kills the outer process at the end of the stop that it requested
@@ -237,6 +250,7 @@ async def _run(
         parts = _compose(plan, options, connection, links, follower)
         stack.callback(parts.stop_background)
         provider = RunningProvider(parts, live_configuration)
+        signals.status = provider.status
         host = provider.host = _host_of(plan, options, connection, links, provider, stop_requested)
         if parts.metrics is not None:
             parts.metrics.health = provider.health
@@ -258,8 +272,8 @@ async def _run(
         log.info("ready: serving %s at %s with %d links", plan.prefix, connection.server, len(links))
         await stop_requested.wait()
         provider.set_serving(False)
-        by_host = host is not None and host.asks_to_stop and not signals
-        restarts = host is not None and host.asks_to_restart and not signals
+        by_host = host is not None and host.asks_to_stop and not signals.came
+        restarts = host is not None and host.asks_to_restart and not signals.came
         await _stop(parts, host, HOST_STOP_TIMEOUT_S if by_host or restarts else options.stop_timeout_ms / 1000)
     return End(EXIT_RESTART if restarts and not by_host else 0, by_host)
 

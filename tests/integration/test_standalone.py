@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,27 +11,11 @@ from nats.aio.client import Client
 from nats.errors import NoRespondersError
 
 from keyvalue_transport.nats.client import KeyValueClient
-from tests.conftest import DEADLINE_S, PROVIDER, NatsServer, Process, host_environment
+from tests.conftest import DEADLINE_S, PROVIDER, NatsServer
+from tests.integration.conftest import Serve
 from tests.nats_configs import Key, Operator, credentials_file, nkey_config
 
 SECRET = "a-s3cret"
-
-Serve = Callable[..., Process]
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start `keyvalue-inmemory serve` with flags and an environment."""
-    started: list[Process] = []
-
-    def start(*flags: str, **environment: str) -> Process:
-        process = Process([PROVIDER, "serve", *flags], tmp_path, host_environment() | environment)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
 
 
 async def test_it_serves_like_one_started_by_a_host(

@@ -14,7 +14,7 @@ __all__ = ["command_line", "flags_of"]
 
 EXIT_CODES = (
     "exit codes:\n"
-    "  0  stopped cleanly by the host, SIGTERM or SIGINT\n"
+    "  0  stopped cleanly by the host or a signal\n"
     "  1  NATS cannot be reached or refuses the connection, or another instance has the prefix (allow_split)\n"
     "  2  host data or an option is wrong\n"
     "  3  the host must start the provider again, because secrets of links are missing (restart_for_secrets)"

@@ -267,7 +267,7 @@ class ProviderOptions(LinkOptions):
     )
     stop_timeout_ms: int = option(
         values.MILLISECONDS,
-        "milliseconds to answer calls in flight after SIGTERM or SIGINT",
+        "milliseconds to answer calls in flight after a signal to stop",
         default=5_000,
     )
 
