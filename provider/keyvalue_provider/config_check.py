@@ -122,10 +122,10 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 def _read(path: str) -> HostData:
     if path == "-":
-        return read_host_data(STANDARD_INPUT)
+        return read_host_data(STANDARD_INPUT, accepts_json=True)
     try:
         with open(path, "rb") as file:
-            return read_host_data(file.fileno())
+            return read_host_data(file.fileno(), accepts_json=True)
     except OSError as error:
         raise ValueError(f"--host-data: {path}: {error.strerror}") from None
 

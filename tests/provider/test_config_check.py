@@ -209,6 +209,36 @@ def test_check_does_not_show_a_secret_of_host_data(check: Check, host_data: dict
     assert SECRET not in output
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_check_reads_plain_json(check: Check, tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "host_data.json"
+    path.write_text(mark + json.dumps({"provider_key": "kv", "config": {"page_keys": "7"}}, indent=2))
+    code, output = check("--host-data", str(path))
+    assert code == 0
+    assert rows(output)["page_keys"] == ("7", "config")
+
+
+def test_check_refuses_tables_and_misspelt_names_of_a_file_as_a_start_does(check: Check, tmp_path: Path) -> None:
+    path = tmp_path / "keyvalue.toml"
+    path.write_text("\ufeffpage-keys = 5\n[provider]\npage_keys = 5\n")
+    code, output = check("--config", str(path))
+    assert code == 2
+    faults = [
+        f"{path}: page-keys: no option has this name; did you mean page_keys?",
+        f"{path}: provider: found a table; options are not in tables",
+    ]
+    assert sorted(wrong(output)) == faults
+    ended = subprocess.run(
+        [PROVIDER, "serve", "--config", path],
+        env=host_environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert ended.returncode == 2
+    assert all(fault in ended.stderr for fault in faults)
+
+
 def test_check_as_json(check: Check) -> None:
     code, output = check("--json", "--page-keys", "7")
     assert code == 0

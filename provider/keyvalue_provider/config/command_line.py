@@ -115,7 +115,7 @@ def command_line() -> argparse.ArgumentParser:
         "  2  the provider would not start, a link is unusable, or a name is unknown",
     )
     check.add_argument(
-        "--host-data", metavar="FILE", help="file with host data: one line of base64-encoded JSON; - for standard input"
+        "--host-data", metavar="FILE", help="file with host data: JSON, plain or in base64; - for standard input"
     )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     _add_flags(check)

@@ -19,6 +19,7 @@ from keyvalue_provider.config.options import (
     ProviderOptions,
     StandaloneOptions,
 )
+from keyvalue_provider.host.json_fields import shown_name
 from keyvalue_provider.host.secret import Secret
 
 __all__ = [
@@ -46,12 +47,14 @@ class Setting:
 
     :ivar origin: the name of the source in messages
     :ivar fault: why the value is unusable; empty if it is usable
+    :ivar is_table: True for a table of a file, which may hold options by mistake
     """
 
     text: str = field(repr=False)
     origin: str
     is_secret: bool = False
     fault: str = ""
+    is_table: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ def file_settings(path: Path) -> dict[str, Setting]:
     import tomllib  # here, because a host passes no file, and importing this module takes 2 ms
 
     try:
-        values = tomllib.loads(text.decode())
+        values = tomllib.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise SourceError(f"{path}: the file is not UTF-8, as TOML requires") from None
     except (ValueError, RecursionError) as error:  # a number with thousands of digits raises a plain ValueError
@@ -141,6 +144,9 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Config
         for name, option in names.options.items():
             settings[option], given_names[option] = source[name], name
         for name in names.unknown:
+            if source[name].is_table:
+                faults.append(f"{source[name].origin}: {shown_name(name)}: found a table; options are not in tables")
+                continue
             unknown[source[name].origin] = (*unknown.get(source[name].origin, ()), name)
         for name, fault in names.faults.items():
             faults.append(f"{source[name].origin}: {fault}")
@@ -183,6 +189,5 @@ def _setting(value: Any, origin: str) -> Setting:
     found = {dict: "a table", list: "an array with other values than strings", float: f"{value}"}.get(
         type(value), "a date or time"
     )
-    return Setting(
-        "", origin, fault=f"found {found}, expected a string, a whole number, a boolean or an array of strings"
-    )
+    fault = f"found {found}, expected a string, a whole number, a boolean or an array of strings"
+    return Setting("", origin, fault=fault, is_table=isinstance(value, dict))

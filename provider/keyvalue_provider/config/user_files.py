@@ -55,6 +55,6 @@ def shown_path(path: str) -> str:
 def _read(path: str) -> str:
     try:
         with open(path, "rb") as file:
-            return file.read(FILE_BYTES_MAX).decode(errors="replace")
+            return file.read(FILE_BYTES_MAX).decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"{shown_path(path)}: {error.strerror}; expected the path of a file") from None

@@ -9,6 +9,7 @@ import os
 import re
 import select
 import time
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,18 +62,19 @@ class HostData:
     otel_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-def read_host_data(descriptor: int, timeout_s: float = READ_TIMEOUT_S) -> HostData:
+def read_host_data(descriptor: int, timeout_s: float = READ_TIMEOUT_S, accepts_json: bool = False) -> HostData:
     """Read host data from a pipe or file, without waiting for its end. Wait for data at most `timeout_s`.
 
+    :param accepts_json: True to accept JSON that is not encoded, too
     :raises HostDataError: the host data is malformed, or incomplete after `timeout_s`
     """
     try:
-        return _read_host_data(descriptor, timeout_s)
+        return _read_host_data(descriptor, timeout_s, accepts_json)
     except OSError as error:
         raise HostDataError(f"standard input cannot be read ({error.strerror}), {EXPECTED}") from None
 
 
-def _read_host_data(descriptor: int, timeout_s: float) -> HostData:
+def _read_host_data(descriptor: int, timeout_s: float, accepts_json: bool) -> HostData:
     deadline_s = time.monotonic() + timeout_s
     text = b""
     while True:
@@ -80,25 +82,27 @@ def _read_host_data(descriptor: int, timeout_s: float) -> HostData:
         if not select.select([descriptor], [], [], left_s)[0]:
             if not text.strip():
                 raise HostDataError(f"found nothing on standard input within {timeout_s:g} s, {EXPECTED}")
-            return parse_host_data(text)  # raises an error that says what is wrong with the incomplete text
+            return parse_host_data(text, accepts_json)  # raises an error that says what the incomplete text lacks
         piece = os.read(descriptor, 64 * 1024)
         text += piece
         if len(text) > HOST_DATA_BYTES_MAX:
             raise HostDataError(f"found more than {HOST_DATA_BYTES_MAX} bytes on standard input, {EXPECTED}")
         if not piece:
-            return parse_host_data(text)
-        if piece.endswith(b"\n") and _is_whole(text):
-            return parse_host_data(text)
+            return parse_host_data(text, accepts_json)
+        if piece.endswith(b"\n") and _is_whole(text, accepts_json):
+            return parse_host_data(text, accepts_json)
 
 
-def parse_host_data(text: bytes) -> HostData:
+def parse_host_data(text: bytes, accepts_json: bool = False) -> HostData:
     """Return the host data in a base64 text, which may be wrapped over several lines.
+
+    :param accepts_json: True to accept JSON that is not encoded, too
 
     :raises HostDataError: the text is malformed
     """
     if not text.strip():
         raise HostDataError(f"found an empty standard input, {EXPECTED}")
-    value = _decoded(text)
+    value = _decoded(text, accepts_json)
     try:
         host_data = _from_json(value)
         for name in ("lattice_rpc_prefix", "provider_key", "link_name"):
@@ -108,29 +112,36 @@ def parse_host_data(text: bytes) -> HostData:
     return host_data
 
 
-def _is_whole(text: bytes) -> bool:
-    """Return True if waiting for more text is pointless: the text is complete, or cannot be base64."""
-    if re.search(rb"[^A-Za-z0-9+/=\s]", text):
-        return True
+def _is_whole(text: bytes, accepts_json: bool) -> bool:
+    """Return True if waiting for more text is pointless: the text is complete, or can never be host data."""
     try:
-        _decoded(text)
+        _decoded(text, accepts_json)
     except HostDataError:
-        return False
+        return not (accepts_json and _is_json(text)) and re.search(rb"[^A-Za-z0-9+/=\s]", text) is not None
     return True
 
 
-def _decoded(text: bytes) -> Any:
-    joined = b"".join(text.split())
-    try:
-        decoded = base64.b64decode(joined, validate=True)
-    except binascii.Error:
-        raise HostDataError(
-            f"found {len(joined)} characters on standard input that are not base64, {EXPECTED}"
-        ) from None
+def _is_json(text: bytes) -> bool:
+    """Return True if a text begins like a JSON object. Base64 cannot begin like this."""
+    return text.removeprefix(BOM_UTF8).lstrip().startswith(b"{")
+
+
+def _decoded(text: bytes, accepts_json: bool) -> Any:
+    text = text.removeprefix(BOM_UTF8)
+    if accepts_json and _is_json(text):
+        encoding, decoded = "text", text
+    else:
+        encoding, joined = "base64", b"".join(text.split())
+        try:
+            decoded = base64.b64decode(joined, validate=True)
+        except binascii.Error:
+            raise HostDataError(
+                f"found {len(joined)} characters on standard input that are not base64, {EXPECTED}"
+            ) from None
     try:
         return json.loads(decoded)
     except (ValueError, RecursionError):
-        raise HostDataError(f"found base64 of {len(decoded)} bytes that are not JSON, {EXPECTED}") from None
+        raise HostDataError(f"found {encoding} of {len(decoded)} bytes that are not JSON, {EXPECTED}") from None
 
 
 def _from_json(value: Any) -> HostData:

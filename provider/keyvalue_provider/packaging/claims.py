@@ -218,7 +218,7 @@ def stored_seed(kind: Kind, directory: Path, owner: str) -> tuple[Secret, Path |
 
 def _read_seed(path: Path) -> Secret:
     with path.open("rb") as file:
-        return Secret(file.read(SEED_FILE_BYTES_MAX).decode(errors="replace").strip())
+        return Secret(file.read(SEED_FILE_BYTES_MAX).decode("utf-8-sig", errors="replace").strip())
 
 
 def _signing_key(kind: Kind, seed: Secret) -> SigningKey:

@@ -91,7 +91,9 @@ def test_standalone_options_are_unknown_under_a_host() -> None:
 
 
 def test_values_of_a_file(tmp_path: Path) -> None:
-    path = written(tmp_path, "page_keys = 1_000\nrequire_link = true\nbuckets = ['a', 'b']\nprefix = 'default.kv'\n")
+    path = written(
+        tmp_path, "\ufeffpage_keys = 1_000\nrequire_link = true\nbuckets = ['a', 'b']\nprefix = 'default.kv'\n"
+    )
     resolved = resolve(file_settings(path), standalone=True)
     assert resolved.options == ProviderOptions(require_link=True, buckets=frozenset({b"a", b"b"}))
     assert resolved.standalone.prefix == "default.kv"
@@ -121,13 +123,14 @@ def test_every_value_of_a_file_that_is_not_an_option_is_a_fault(tmp_path: Path) 
     resolved = resolve(file_settings(path), standalone=True)
     kinds = "expected a string, a whole number, a boolean or an array of strings"
     assert resolved.faults == (
+        f"{path}: other: found a table; options are not in tables",
         f"{path}: page_keys: found 1.5, {kinds}",
         f"{path}: buckets: found an array with other values than strings, {kinds}",
         f"{path}: nats: strings in an array must not contain commas",
         f"{path}: prefix: found a table, {kinds}",
     )
     assert resolved.wrong == {"page_keys", "buckets", "nats", "prefix"}
-    assert resolved.unknown == {str(path): ("other",)}
+    assert resolved.unknown == {}
 
 
 def test_unknown_names_are_reported_and_ignored() -> None:

@@ -17,12 +17,13 @@ CREDENTIALS = credentials_file("a.jwt", SEED)
 
 def test_credentials_and_nkeys_are_read(tmp_path: Path) -> None:
     path = tmp_path / "user"
-    for text in (CREDENTIALS, CREDENTIALS.replace("\n", "\r\n")):
+    for text in (CREDENTIALS, CREDENTIALS.replace("\n", "\r\n"), f"\ufeff{CREDENTIALS}"):
         path.write_text(text, newline="")
         assert read_credentials(str(path)) == ("a.jwt", SEED)
         assert read_nkey(str(path)) == SEED
-    path.write_text(f" {SEED}\n")
-    assert read_nkey(str(path)) == SEED
+    for text in (f" {SEED}\n", f"\ufeff{SEED}"):
+        path.write_text(text)
+        assert read_nkey(str(path)) == SEED
 
 
 @pytest.mark.parametrize(

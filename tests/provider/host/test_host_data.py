@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import textwrap
+from codecs import BOM_UTF8
 from dataclasses import fields
 from pathlib import Path
 from threading import Thread
@@ -242,6 +243,23 @@ def test_at_the_timeout_it_is_read_as_it_is(pipe: Any, text: bytes, message: str
     else:
         with pytest.raises(HostDataError, match=message):
             read_host_data(reader.fileno(), 0.05)
+
+
+@pytest.mark.parametrize("text", [LINE, b'{\n  "provider_key": "from-a-pipe",\n  "config": {}\n}\n'])
+def test_base64_and_plain_json_with_a_byte_order_mark_are_read_without_the_end_of_the_pipe(
+    pipe: Any, text: bytes
+) -> None:
+    reader, writer = pipe
+    for piece in (BOM_UTF8 + text).splitlines(keepends=True):
+        writer.write(piece if piece.endswith(b"\n") else piece + b"\n")
+    assert read_host_data(reader.fileno(), NEVER_S, accepts_json=True).provider_key == "from-a-pipe"
+
+
+def test_incomplete_json_is_refused_at_the_timeout(pipe: Any) -> None:
+    reader, writer = pipe
+    writer.write(b'{"provider_key":\n')
+    with pytest.raises(HostDataError, match=r"^found text of 17 bytes that are not JSON, expected host data"):
+        read_host_data(reader.fileno(), 0.05, accepts_json=True)
 
 
 def test_text_that_can_never_be_base64_is_refused_at_once(pipe: Any) -> None:

@@ -440,7 +440,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     (tmp_path / "world").write_bytes(WORLD)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        code = main(arguments)
+        code = archive_command.run(arguments)
         output = capsys.readouterr()
         return code, output.out, output.err
 

@@ -94,6 +94,15 @@ def test_a_given_key_overrides_one_in_the_certificates_file(authority: Authority
     )
 
 
+def test_a_byte_order_mark_is_skipped(authority: Authority, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    marked = []
+    for index, path in enumerate((authority.ca, *pair)):
+        marked.append(tmp_path / str(index))
+        marked[-1].write_text(f"\ufeff{path.read_text()}")
+    ca, certificate, key = map(str, marked)
+    assert len(TlsOptions(ca, certificate, key).context().get_ca_certs()) == 1
+
+
 def test_the_repr_of_options_shows_nothing() -> None:
     assert repr(TlsOptions("s3cret", "s3cret", "s3cret")) == "TlsOptions()"
 

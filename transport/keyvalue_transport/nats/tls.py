@@ -104,7 +104,7 @@ def _file_at(name: str, value: str) -> Pem:
         raise ValueError(f"{name}: {shown}: found no file, {ALLOWED}")
     if len(content) > PEM_BYTES_MAX:
         raise ValueError(f"{name}: {shown}: found more than {PEM_BYTES_MAX} bytes, allowed {PEM_BYTES_MAX}")
-    return Pem(f"{name}: {shown}", content.decode(errors="replace"))
+    return Pem(f"{name}: {shown}", content.decode("utf-8-sig", errors="replace"))
 
 
 def _is_plain_path(value: str) -> bool:
