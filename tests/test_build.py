@@ -302,6 +302,29 @@ async def test_it_ends_when_its_outer_process_ends_before_there_is_host_data(exe
     assert left_in(unpacked) == []
 
 
+def test_directories_that_were_not_unpacked_completely_are_removed(start: Start, unpacked: Path) -> None:
+    """Python cannot start from these. Others, and those that may still be unpacked, stay."""
+    for name, files, age_s in (
+        ("_MEIunfinished", ["libz.so.1"], 3600),
+        ("_MEIempty", [], 3600),
+        ("_MEIcomplete", ["libz.so.1", "base_library.zip"], 3600),
+        ("_MEIyoung", ["libz.so.1"], 0),
+        ("other", [], 3600),
+    ):
+        (directory := unpacked / name).mkdir()
+        for file in files:
+            (directory / file).touch()
+        os.utime(directory, (time.time() - age_s,) * 2)
+    (unpacked / "_MEIlink").symlink_to(unpacked / "other")
+    process = start()
+    deadline_s = time.monotonic() + DEADLINE_S
+    while {"_MEIunfinished", "_MEIempty"} & set(left_in(unpacked)) and time.monotonic() < deadline_s:
+        os.sched_yield()
+    process.process.terminate()
+    assert process.wait() == 0
+    assert sorted(left_in(unpacked)) == ["_MEIcomplete", "_MEIlink", "_MEIyoung", "other"]
+
+
 # Without the executable
 
 SAME_EXECUTABLE = (sys.executable, "-c", "input()")

@@ -6,7 +6,8 @@
 A host does not know about the inner process. After a shutdown request is answered, the host kills the outer process. So
 the inner process watches the outer process, and stops cleanly when the outer process ends. Normally, the outer process
 removes the directory after the inner process has ended. If the outer process ends first, the inner process removes the
-directory.
+directory. If the outer process fails while it unpacks, for example on a full disk, the directory stays. The next
+process that starts from the same place removes it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ __all__ = ["OuterProcess"]
 ECHO_S = 0.25
 #: Prefix of the unpacked directory's name. If nothing is unpacked, `sys._MEIPASS` is the program's own directory.
 UNPACKED_PREFIX = "_MEI"
+#: Python cannot start without this file. It is among the last files to be unpacked.
+LIBRARY = "base_library.zip"
+#: An outer process unpacks a directory within this time.
+UNPACK_TIMEOUT_S = 60.0
 #: The id of the process that adopts orphans. In a container, the outer process itself may have this id.
 INIT_PID = 1
 
@@ -98,6 +103,30 @@ class OuterProcess:
             logging.getLogger("keyvalue_provider").warning(
                 "%s could not be removed: %s", self._directory, error.strerror or error
             )
+
+    def remove_unfinished(self) -> None:
+        """Remove directories that were never unpacked completely. Nothing can run from them, whatever program they are of."""
+        if self._directory is None:
+            return
+        import logging
+        import shutil
+
+        try:
+            with os.scandir(self._directory.parent) as entries:
+                for entry in filter(_is_unfinished, entries):
+                    shutil.rmtree(entry.path)
+        except OSError as error:  # also if another process removes it at the same time
+            logging.getLogger("keyvalue_provider").warning(
+                "a directory that was not unpacked completely could not be removed: %s", error
+            )
+
+
+def _is_unfinished(entry: os.DirEntry[str]) -> bool:
+    if not (entry.name.startswith(UNPACKED_PREFIX) and entry.is_dir(follow_symlinks=False)):
+        return False
+    found = entry.stat(follow_symlinks=False)
+    is_ours = found.st_uid == os.getuid() and found.st_mtime < time.time() - UNPACK_TIMEOUT_S
+    return is_ours and not os.path.exists(os.path.join(entry.path, LIBRARY))
 
 
 def _unpacked_directory() -> Path | None:

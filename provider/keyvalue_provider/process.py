@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from signal import SIGHUP
+from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -229,12 +230,8 @@ async def _run(
     loop = asyncio.get_running_loop()
     outer.watch(loop, partial(stop_when_ended, "the outer process of this executable has ended: stopping"))
     if launcher is not None and not options.outlive_host:
-        launcher.watch(
-            loop,
-            partial(
-                stop_when_ended, "the process that launched this provider has ended: stopping (outlive_host is false)"
-            ),
-        )
+        event = "the process that launched this provider has ended: stopping (outlive_host is false)"
+        launcher.watch(loop, partial(stop_when_ended, event))
     async with AsyncExitStack() as stack:
         after_connection = stack.enter_context(ExitStack())  # exits last: health probes may arrive until the end
         connection = await _unless_stopped(Connection.open(plan.connection), stop_requested)
@@ -270,6 +267,7 @@ async def _run(
         gc.enable()
         provider.set_serving(True)
         log.info("ready: serving %s at %s with %d links", plan.prefix, connection.server, len(links))
+        Thread(target=outer.remove_unfinished, daemon=True).start()
         await stop_requested.wait()
         provider.set_serving(False)
         by_host = host is not None and host.asks_to_stop and not signals.came
