@@ -60,8 +60,8 @@ ROOMS = {
     f"{T}.wrpc": room(without_io=True),
     f"{T}.keyvalue": room(f"{T}.wrpc", without_io=True),
     f"{T}.nats": room(f"{T}.wrpc {T}.nats"),
-    # The client is the only module of the room that knows the interface.
-    f"{T}.nats.client": room(f"{T}.wrpc {T}.keyvalue {T}.nats"),
+    # The functions of the clients are the only module of the room that knows the interface.
+    f"{T}.nats.calls": room(f"{T}.wrpc {T}.keyvalue {T}.nats"),
     # The modules that know nats-py.
     f"{T}.nats.connection": room(f"{T}.wrpc {T}.nats", "nats"),
     f"{T}.nats.opening": room(f"{T}.wrpc {T}.nats", "nats nkeys"),
@@ -365,7 +365,7 @@ def test_an_import_that_the_table_lacks_is_found(tmp_path: Path, module: str, so
     [
         (f"{E}.a", f"import os, xxhash\nfrom {E}.store import Store\nfrom . import store"),
         (f"{T}.nats.connection", "import asyncio, nats.errors"),
-        (f"{T}.nats.client", f"from {T}.keyvalue.a import encode\nfrom . import connection"),
+        (f"{T}.nats.calls", f"from {T}.keyvalue.a import encode\nfrom . import connection"),
         (f"{P}.a", f"import asyncio, uvloop, {E}\nfrom {T}.nats.a import Server\nfrom {P}.host import a"),
         ("bench.micro.a", f"import nats, pytest, {E}, {P}.keyvalue.a"),
     ],

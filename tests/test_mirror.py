@@ -55,6 +55,7 @@ REASONS = {
         keyvalue/atomics.py       keyvalue/test_interface.py            its function follows the common rules, and has none of its own
         keyvalue/errors.py        keyvalue/test_interface.py            how the interface encodes each
         keyvalue/outcomes.py      keyvalue/test_interface.py            how the calls of all functions are counted
+        nats/calls.py             nats/test_client.py                   the functions of the clients
         nats/connection_state.py  nats/test_connection.py               the states of a connection
         nats/requests.py          nats/test_connection.py               a request of a connection
         nats/waits.py             nats/test_server.py                   the calls of a server that wait
