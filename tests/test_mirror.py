@@ -93,6 +93,9 @@ REASONS = {
         health.py             observe/test_endpoint.py              it says what the endpoint answers
         outer_process.py      tests/test_build.py                   it needs the executable
         ancestor.py           tests/hostile/test_host.py            it needs processes
+        client/functions.py   client/test_command.py                each is a command
+        client/session.py     client/test_command.py                the connection of each command
+        client/command_line.py  client/test_command.py              its arguments and errors
         launcher.py           tests/hostile/test_host.py            it needs processes
         moving.py             tests/integration/test_moving.py      its commands need a NATS server
         signals.py            tests/integration/test_signals.py     they need a process

@@ -6,5 +6,5 @@ keyvalue, watching     the wrpc:keyvalue functions, and the change events for wa
 observe                log, metrics and health
 packaging              the archive that a host loads
 __main__, process      the command `keyvalue-inmemory` and its process
-client_command         the command `wrpc-kv`
+client                 the command `wrpc-kv`
 """

@@ -1,0 +1,95 @@
+"""The command `wrpc-kv`: how it runs, and what its errors and exit codes are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from keyvalue_provider.client.command_line import DEFAULT_BUCKET, parse
+from keyvalue_provider.client.functions import FUNCTIONS, MissingKeyError, UnhealthyError, prepare
+from keyvalue_provider.client.session import run_blocking, run_lasting
+from keyvalue_provider.client.streams import (
+    Output,
+    ReaderGoneError,
+    StandardStreamError,
+    hold_closed_streams,
+    say,
+    shown,
+)
+from keyvalue_transport.keyvalue.errors import InterfaceError
+from keyvalue_transport.nats.blocking import GiveWayError
+from keyvalue_transport.wrpc.errors import TransportError
+
+__all__ = ["main"]
+
+#: The commands that print nothing without `--json`. The others need standard output.
+SILENT = ("set", "delete", "set-many", "delete-many")
+ERRORS = (
+    InterfaceError,
+    TransportError,
+    MissingKeyError,
+    UnhealthyError,
+    StandardStreamError,
+    OSError,
+    ValueError,
+)
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command `wrpc-kv`. Return 0 on success, 1 after an error, or 130 after Ctrl-C.
+
+    :raises SystemExit: the command line is malformed (2), or it asks for the help (0)
+    """
+    hold_closed_streams()
+    is_json, code = False, 0
+    try:
+        try:
+            arguments = parse(argv)
+            is_json = arguments.json
+            _run(arguments)
+        except ERRORS as error:
+            _tell(error, is_json)
+            code = 1
+        finally:
+            _flush()
+    except StandardStreamError as error:
+        _tell(error, is_json)
+        return 1
+    except ReaderGoneError:
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.json or arguments.command not in SILENT:
+        Output()  # raises StandardStreamError before anything is changed
+    arguments.bucket = DEFAULT_BUCKET if arguments.bucket is None else arguments.bucket
+    prepare(arguments)
+    command = FUNCTIONS[arguments.command]
+    try:
+        run_blocking(command, arguments)
+    except GiveWayError:
+        import asyncio
+
+        asyncio.run(run_lasting(command, arguments))
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        Output().flush()
+
+
+def _tell(error: Exception, is_json: bool) -> None:
+    if is_json:
+        say(json.dumps({"error": type(error).__name__, "message": str(error)}))
+    else:
+        say(f"wrpc-kv: {shown(str(error))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
