@@ -96,6 +96,11 @@ REASONS = {
         client/functions.py   client/test_command.py                each is a command
         client/session.py     client/test_command.py                the connection of each command
         client/command_line.py  client/test_command.py              its arguments and errors
+        client/transfer/formats.py    client/transfer/test_exporting.py  what is exported is imported again
+        client/transfer/importing.py  client/transfer/test_exporting.py  what is exported is imported again
+        client/transfer/position.py   client/transfer/test_exporting.py  the commands are interrupted
+        client/transfer/progress.py   client/transfer/test_exporting.py  it needs a terminal
+        client/transfer/sources.py    client/transfer/test_exporting.py  the files of an import
         launcher.py           tests/hostile/test_host.py            it needs processes
         moving.py             tests/integration/test_moving.py      its commands need a NATS server
         signals.py            tests/integration/test_signals.py     they need a process

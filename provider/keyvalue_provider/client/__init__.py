@@ -6,6 +6,7 @@ session        the connection to the provider: a blocking one for a few calls, a
 functions      the commands that call one function, and `health` and `ping`
 streams        standard input, output and error, each of which can be closed, a terminal, or a pipe that nobody reads
 records        a key and its value as JSON
+transfer       `export` and `import`
 
 A call takes less than 1 ms, and most of the command's time is spent on imports. So modules that only some commands
 need are imported inside functions.

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from keyvalue_provider.client.command_line import DEFAULT_BUCKET, parse
 from keyvalue_provider.client.functions import FUNCTIONS, MissingKeyError, UnhealthyError, prepare
-from keyvalue_provider.client.session import run_blocking, run_lasting
+from keyvalue_provider.client.records import TransferError
+from keyvalue_provider.client.session import Command, run_blocking, run_lasting
 from keyvalue_provider.client.streams import (
     Output,
     ReaderGoneError,
@@ -25,13 +26,14 @@ from keyvalue_transport.wrpc.errors import TransportError
 __all__ = ["main"]
 
 #: The commands that print nothing without `--json`. The others need standard output.
-SILENT = ("set", "delete", "set-many", "delete-many")
+SILENT = ("set", "delete", "set-many", "delete-many", "export", "import")
 ERRORS = (
     InterfaceError,
     TransportError,
     MissingKeyError,
     UnhealthyError,
     StandardStreamError,
+    TransferError,
     OSError,
     ValueError,
 )
@@ -68,15 +70,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.json or arguments.command not in SILENT:
         Output()  # raises StandardStreamError before anything is changed
+    if arguments.command == "import":
+        arguments.every_bucket = arguments.bucket is None
     arguments.bucket = DEFAULT_BUCKET if arguments.bucket is None else arguments.bucket
-    prepare(arguments)
-    command = FUNCTIONS[arguments.command]
-    try:
-        run_blocking(command, arguments)
-    except GiveWayError:
-        import asyncio
+    command = FUNCTIONS.get(arguments.command)
+    if command is not None:
+        prepare(arguments)
+        try:
+            run_blocking(command, arguments)
+            return
+        except GiveWayError:
+            pass
+    import asyncio
 
-        asyncio.run(run_lasting(command, arguments))
+    asyncio.run(run_lasting(command or _slow(arguments.command), arguments))
+
+
+def _slow(name: str) -> Command:
+    """Return a command that needs a lasting connection."""
+    match name:
+        case "export":
+            from keyvalue_provider.client.transfer.exporting import export_bucket
+
+            return export_bucket
+        case _:
+            from keyvalue_provider.client.transfer.importing import import_file
+
+            return import_file
 
 
 def _flush() -> None:

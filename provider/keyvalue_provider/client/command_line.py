@@ -30,6 +30,8 @@ examples:
   wrpc-kv increment visits
   wrpc-kv set-many sky blue grass green
   wrpc-kv get-many sky grass --json
+  wrpc-kv export keys.jsonl
+  wrpc-kv import keys.jsonl
   wrpc-kv health
 
 exit codes:
@@ -129,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     _add_functions(add)
+    _add_transfer(add)
     _add_others(add)
     return parser
 
@@ -161,6 +164,35 @@ def _add_functions(add: Add) -> None:
     command = add("set-many", "store a value for each key, or none if any is refused")
     command.add_argument("entries", nargs="+", metavar="key value", type=_value)
     add("keys", "print all keys of the bucket, one per line")
+
+
+def _add_transfer(add: Add) -> None:
+    command = add(
+        "export",
+        "write all keys of the bucket to a file",
+        ". An export to a file that was interrupted continues when you repeat it. Calls do not show when a key expires.",
+    )
+    command.add_argument("file", metavar="FILE", help="the file; - for standard output")
+    _add_format(command)
+    command = add(
+        "import",
+        "store the keys of a file",
+        ". An import from a file that was interrupted continues when you repeat it. Calls cannot set when a key "
+        "expires.",
+    )
+    command.add_argument("file", metavar="FILE", help="the file; - for standard input")
+    _add_format(command)
+
+
+def _add_format(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--format",
+        choices=("jsonl", "snapshot"),
+        help="JSON lines, or a snapshot of the store; default: snapshot if the name ends in .snapshot, otherwise jsonl",
+    )
+    command.add_argument(
+        "--restart", action="store_true", help="begin again, even if an interrupted run could continue"
+    )
 
 
 def _add_others(add: Add) -> None:

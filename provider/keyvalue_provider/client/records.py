@@ -45,12 +45,12 @@ def read_json_line(line: bytes) -> tuple[bytes, bytes]:
     :raises TransferError: the line is malformed; the error does not contain the line
     """
     try:
-        fields = json.loads(line)
-        match fields:
-            case {"key": str(key), "value": str(value), **rest} if not rest:
-                return key.encode(), value.encode()
-            case {"key": str(key), "base64": str(value), **rest} if not rest:
-                return key.encode(), a2b_base64(value, strict_mode=True)
+        fields = json.loads(line.decode())
+        if isinstance(fields, dict) and len(fields) == 2 and isinstance(key := fields.get("key"), str):
+            if isinstance(text := fields.get("value"), str):
+                return key.encode(), text.encode()
+            if isinstance(encoded := fields.get("base64"), str):
+                return key.encode(), a2b_base64(encoded, strict_mode=True)
     except UnicodeEncodeError:
         raise TransferError("found half of a surrogate pair, which is not UTF-8") from None
     except (ValueError, RecursionError):
