@@ -95,6 +95,7 @@ REASONS = {
         ancestor.py           tests/hostile/test_host.py            it needs processes
         client/functions.py   client/test_command.py                each is a command
         client/session.py     client/test_command.py                the connection of each command
+        client/watch_link.py  client/test_watch.py                  the link of the command
         client/command_line.py  client/test_command.py              its arguments and errors
         client/transfer/formats.py    client/transfer/test_exporting.py  what is exported is imported again
         client/transfer/importing.py  client/transfer/test_exporting.py  what is exported is imported again

@@ -89,6 +89,10 @@ def _run(arguments: argparse.Namespace) -> None:
 def _slow(name: str) -> Command:
     """Return a command that needs a lasting connection."""
     match name:
+        case "watch":
+            from keyvalue_provider.client.watch import watch
+
+            return watch
         case "export":
             from keyvalue_provider.client.transfer.exporting import export_bucket
 

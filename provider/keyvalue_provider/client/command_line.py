@@ -32,13 +32,14 @@ examples:
   wrpc-kv get-many sky grass --json
   wrpc-kv export keys.jsonl
   wrpc-kv import keys.jsonl
+  wrpc-kv watch 'session*'
   wrpc-kv health
 
 exit codes:
   0    success; also if the reader of the output goes away, as `head` does
   1    the call failed, a key is missing, or the provider is unhealthy or does not answer
   2    the command line is malformed
-  130  Ctrl-C
+  130  Ctrl-C; `watch` ends with 0
 
 Keys and values are UTF-8, whatever the locale. On a terminal, control characters are escaped.
 Completion: eval "$(wrpc-kv --print-completion bash)"
@@ -196,6 +197,21 @@ def _add_format(command: argparse.ArgumentParser) -> None:
 
 
 def _add_others(add: Add) -> None:
+    command = add(
+        "watch",
+        "print changes of keys as they happen, until Ctrl-C",
+        ". The command serves the watcher interface as a component does. It adds a link from the provider to itself to "
+        "the lattice, and removes the link at the end.",
+    )
+    command.add_argument(
+        "pattern", nargs="?", type=_text, default="*", help="a key, or the start of keys and a *; default: all keys"
+    )
+    command.add_argument(
+        "--component",
+        type=_name,
+        metavar="ID",
+        help="serve as this component, and add no link; the command says which link is needed",
+    )
     command = add(
         "ping", "measure how long calls take; the exit code is 1 unless all are answered", ". It calls `exists`."
     )

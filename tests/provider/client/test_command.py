@@ -24,7 +24,7 @@ from tests.nats_configs import Authority, Key, Operator, credentials_file, nkey_
 WRPC_KV = SCRIPTS / "wrpc-kv"
 EVERY_BYTE = bytes(range(256)) + b"\r\n\n\0"
 FUNCTIONS = ("get", "set", "delete", "exists", "keys", "increment", "get-many", "set-many", "delete-many")
-COMMANDS = (*FUNCTIONS, "export", "import", "ping", "health")
+COMMANDS = (*FUNCTIONS, "export", "import", "watch", "ping", "health")
 
 
 @pytest.fixture(scope="module")
