@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["drop_output", "open_closed_streams"]
+__all__ = ["drop_output", "hold_closed_streams", "open_closed_streams"]
 
 
-def open_closed_streams() -> None:
-    """Open the null device for each closed standard stream. Call this before anything else opens a file.
+def hold_closed_streams() -> None:
+    """Open the null device in place of each closed standard stream. Call this before anything else opens a file.
 
     Reading from a closed input and writing to a closed output still fail: `Bad file descriptor`. A closed standard
     error takes everything.
@@ -23,7 +23,11 @@ def open_closed_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, mode)  # gets the lowest free number, which is this one
-    # Python has None for a closed stream.
+
+
+def open_closed_streams() -> None:
+    """Open the null device in place of each closed standard stream, also for Python, which has None instead."""
+    hold_closed_streams()
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 # it stays open
     if sys.stdout is None:

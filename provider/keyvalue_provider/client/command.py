@@ -15,10 +15,10 @@ from keyvalue_provider.client.streams import (
     Output,
     ReaderGoneError,
     StandardStreamError,
-    hold_closed_streams,
     say,
     shown,
 )
+from keyvalue_provider.standard_streams import hold_closed_streams
 from keyvalue_transport.keyvalue.errors import InterfaceError
 from keyvalue_transport.nats.blocking import GiveWayError
 from keyvalue_transport.wrpc.errors import TransportError

@@ -17,7 +17,6 @@ __all__ = [
     "Output",
     "ReaderGoneError",
     "StandardStreamError",
-    "hold_closed_streams",
     "input_bytes",
     "json_text",
     "say",
@@ -28,7 +27,6 @@ __all__ = [
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 #: The same without the tab and the line feed, which values often contain.
 CONTROLS_OF_VALUES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-STANDARD_STREAMS = (0, 1, 2)
 #: `json.dumps` would create an encoder for each key of an export.
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 
@@ -39,15 +37,6 @@ class StandardStreamError(Exception):
 
 class ReaderGoneError(Exception):
     """The reader of standard output has closed its end, as `head` does."""
-
-
-def hold_closed_streams() -> None:
-    """Open /dev/null in place of closed standard streams. Otherwise, a socket would get the number of one."""
-    for descriptor in STANDARD_STREAMS:
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def shown(text: str, controls: re.Pattern[str] = CONTROLS) -> str:
