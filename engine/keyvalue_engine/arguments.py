@@ -5,9 +5,10 @@ Hot code tests for the usual type before it calls these functions, because the c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from operator import index
 
-__all__ = ["own_bytes", "own_int"]
+__all__ = ["own_bytes", "own_int", "own_keys"]
 
 
 def own_bytes(value: object, name: str) -> bytes:
@@ -50,3 +51,8 @@ def own_int(value: object, name: str) -> int:
         return int.__index__(index(value))  # type: ignore[arg-type]  # `index` refuses other types
     except TypeError:
         raise TypeError(f"{name}: found {type(value).__name__}, allowed int") from None
+
+
+def own_keys(keys: Iterable[bytes]) -> list[bytes]:
+    """Return the keys as a list of bytes objects, which the caller cannot change later."""
+    return [key if type(key) is bytes else own_bytes(key, "key") for key in keys]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from keyvalue_engine.arguments import own_bytes, own_int
+from keyvalue_engine.arguments import own_bytes, own_int, own_keys
 from keyvalue_engine.entry import Entry
 from keyvalue_engine.errors import KEY_BYTES, VALUE_BYTES, FullError, LimitError, NoSuchBucketError, StoreError
+from keyvalue_engine.long_keys import LONG_KEY_BYTES
 from keyvalue_engine.options import TTL_MS_MAX, BucketOptions
 from keyvalue_engine.table import Table
 from keyvalue_engine.tables import ROOM_WORK_MAX, Tables
@@ -49,21 +50,9 @@ class Bucket:
     """
 
     __slots__ = (
-        "_by_name",
-        "_expiry",
-        "_hash",
-        "_is_strict",
-        "_key_bytes_max",
-        "_page_bytes_max",
-        "_page_keys_max",
-        "_quota",
-        "_secret",
-        "_shard_keys_max",
-        "_tables",
-        "_ttl_ns",
-        "_value_bytes_max",
-        "name",
-    )
+        *("_by_name", "_expiry", "_hash", "_is_strict", "_key_bytes_max", "_page_bytes_max", "_page_keys_max", "_quota"),
+        *("_secret", "_shard_keys_max", "_short_key_max", "_tables", "_ttl_ns", "_value_bytes_max", "name"),
+    )  # fmt: skip
 
     def __init__(self, tables: Tables, name: bytes, options: BucketOptions) -> None:
         of_store = tables.options
@@ -75,6 +64,7 @@ class Bucket:
         self._secret = tables.secret
         self._shard_keys_max = of_store.shard_keys_max
         self._key_bytes_max = options.key_bytes_max or of_store.key_bytes_max
+        self._short_key_max = min(self._key_bytes_max, LONG_KEY_BYTES)  # the fast paths are for keys up to this length
         self._value_bytes_max = options.value_bytes_max or of_store.value_bytes_max
         self._page_keys_max = options.page_keys_max or of_store.page_keys_max
         self._page_bytes_max = options.page_bytes_max or of_store.page_bytes_max
@@ -114,7 +104,7 @@ class Bucket:
         table = self._by_name.get(self.name)
         if table is None:
             self._absent()
-            return [None] * len(_own_keys(keys))
+            return [None] * len(own_keys(keys))
         return table.get_many(keys)
 
     def exists(self, key: bytes) -> bool:
@@ -140,11 +130,13 @@ class Bucket:
             key = own_bytes(key, "key")
         if type(value) is not bytes:
             value = own_bytes(value, "value")
-        if len(key) > self._key_bytes_max:
-            raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
         if len(value) > self._value_bytes_max:
             raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
         ttl_ns = self._ttl_ns if ttl_ms is None else _ns_of(ttl_ms)
+        if len(key) > self._short_key_max:
+            self._check_key(key)
+            self._set(key, value, ttl_ns)
+            return
         try:  # the common case, inlined for speed (`scripts/bench engine`)
             table = self._by_name[self.name]  # as in `get`
         except KeyError:
@@ -162,13 +154,12 @@ class Bucket:
             table.split(shard)
 
     def _set(self, key: bytes, value: bytes, ttl_ns: int) -> None:
-        """Store a value on the slow path: the bucket has no table yet, the shard is retired, or the store is full."""
+        """Store a value on the slow path: a long key, no table yet, a retired shard, or a full store."""
 
         def put(table: Table) -> int | None:
             shard = table.shard_of(key)
             keys = shard.set(key, value, self._quota, ttl_ns)
-            if keys > self._shard_keys_max:
-                table.split(shard)
+            table.note_key(shard, key)
             return keys or None
 
         self._write(put)
@@ -191,18 +182,20 @@ class Bucket:
         if type(entries) is not dict and not isinstance(entries, Mapping):
             raise TypeError(f"entries: found {type(entries).__name__}, allowed a mapping")
         entries = dict(entries)  # the caller may change its own
-        key_bytes_max, value_bytes_max = self._key_bytes_max, self._value_bytes_max
+        short_key_max, value_bytes_max = self._short_key_max, self._value_bytes_max
+        has_long = False
         for key, value in entries.items():
             if type(key) is not bytes or type(value) is not bytes:
                 return self.set_many(
                     {own_bytes(key, "key"): own_bytes(value, "value") for key, value in entries.items()}
                 )
-            if len(key) > key_bytes_max:
-                raise LimitError(KEY_BYTES, len(key), key_bytes_max)
+            if len(key) > short_key_max:
+                self._check_key(key)
+                has_long = True
             if len(value) > value_bytes_max:
                 raise LimitError(VALUE_BYTES, len(value), value_bytes_max)
         if entries:
-            self._write(lambda table: table.set_many(entries, self._quota, self._ttl_ns) or None)
+            self._write(lambda table: table.set_many(entries, self._quota, self._ttl_ns, has_long) or None)
 
     def increment(self, key: bytes, delta: int) -> int:
         """Add `delta` to a counter, and return the sum. O(1).
@@ -222,9 +215,9 @@ class Bucket:
             key = own_bytes(key, "key")
         if type(delta) is not int:
             delta = own_int(delta, "delta")
-        if len(key) > self._key_bytes_max:
-            raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
-
+        if len(key) > self._short_key_max:
+            self._check_key(key)
+            return self._write(lambda table: self._add(table, key, delta))
         table = self._by_name.get(self.name)
         if table is not None:  # `_add`, inlined for speed (benchmark scenario: increment)
             shift, shards = table.ring
@@ -242,9 +235,12 @@ class Bucket:
     def _add(self, table: Table, key: bytes, delta: int) -> int | None:
         shard = table.shard_of(key)
         total = shard.increment(key, delta, self._value_bytes_max, self._quota, self._ttl_ns)
-        if len(shard.entries) > self._shard_keys_max:
-            table.split(shard)
+        table.note_key(shard, key)
         return total
+
+    def _check_key(self, key: bytes) -> None:
+        if len(key) > self._key_bytes_max:
+            raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
 
     def _write(self, write: Callable[[Table], T | None]) -> T:
         """Call `write` with the bucket's table, and create the table if necessary.
@@ -299,7 +295,7 @@ class Bucket:
 
         :raises NoSuchBucketError: with `strict_buckets`
         """
-        keys = _own_keys(keys)
+        keys = own_keys(keys)
         table = self._by_name.get(self.name)
         while table is not None:
             removed = table.delete_many(keys)
@@ -482,11 +478,6 @@ class Bucket:
         """Raise an error if the bucket was never written to and the handle is strict. Only this takes a lock."""
         if self._is_strict and not self._tables.was_written(self.name):
             raise NoSuchBucketError(self.name)
-
-
-def _own_keys(keys: Iterable[bytes]) -> list[bytes]:
-    """Return the keys as a list of bytes objects, which the caller cannot change later."""
-    return [key if type(key) is bytes else own_bytes(key, "key") for key in keys]
 
 
 def _ns_of(ttl_ms: int) -> int:

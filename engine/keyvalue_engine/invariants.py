@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from keyvalue_engine.entry import SHARD_BYTES, entry_size
+from keyvalue_engine.long_keys import long_bytes
 from keyvalue_engine.shard import Shard
 
 __all__ = ["check_shard", "entries_bytes", "memory_bytes"]
@@ -18,6 +19,7 @@ def check_shard(shard: Shard) -> None:
         assert type(entry[0] if isinstance(entry, tuple) else entry) is bytes
         assert type(entry) is bytes or shard.deadlines is not None
         assert shard.start <= shard.context.position_of(key) < shard.end
+    assert long_bytes(shard.entries) <= shard.long_bytes
     if shard.deadlines is not None:
         shard.deadlines.check()
         assert shard.deadlines.count, "`deadlines` is None if no key has a deadline"

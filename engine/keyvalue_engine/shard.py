@@ -62,16 +62,8 @@ class Shard:
     """
 
     __slots__ = (
-        "_account",
-        "_expiry",
-        "context",
-        "deadlines",
-        "depth",
-        "entries",
-        "order",
-        "retired",
-        "start",
-        "stripe",
+        *("_account", "_expiry", "context", "deadlines", "depth", "entries", "long_bytes", "order"),
+        *("retired", "start", "stripe"),
     )
 
     def __init__(self, start: int, depth: int, context: Context) -> None:
@@ -86,6 +78,8 @@ class Shard:
         self._account = context.account
         self._expiry = context.expiry
         self.order: LazyOrder | None = None
+        #: The bytes of the long keys, and perhaps of some that were overwritten or deleted (`long_keys`).
+        self.long_bytes = 0
         context.account.adjust(SHARD_BYTES)
 
     @property

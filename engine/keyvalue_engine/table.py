@@ -7,6 +7,8 @@ split of one shard at most:
     bits 2    [ A | B | C | D ]
     split B   [ A | A | A | A | B0 | B1 | B2 | B3 | C | C | C | C | D | D | D | D ]     bits 4
 
+A shard is split if it has too many keys, or too many bytes of long keys (`long_keys.py`).
+
 A published ring never changes. A split publishes a new (shift, shards) tuple, and retires the shard that it replaces.
 A writer that finds its shard retired looks up the key's shard again.
 
@@ -35,6 +37,7 @@ from keyvalue_engine.context import Context, Copy
 from keyvalue_engine.filling import Filling
 from keyvalue_engine.invariants import check_shard, entries_bytes
 from keyvalue_engine.ledger import Account
+from keyvalue_engine.long_keys import LONG_BYTES_MAX, LONG_KEY_BYTES, long_bytes
 from keyvalue_engine.options import SHARD_BITS_MAX, StoreOptions
 from keyvalue_engine.quota import Quota
 from keyvalue_engine.shard import Shard
@@ -195,9 +198,10 @@ class Table:
                 entries[index] = value if deadline_ns > now_ns else self.read(keys[index], now_ns)
         return entries
 
-    def set_many(self, entries: Mapping[bytes, bytes], quota: Quota | None, ttl_ns: int) -> bool:
+    def set_many(self, entries: Mapping[bytes, bytes], quota: Quota | None, ttl_ns: int, has_long: bool) -> bool:
         """Store all entries or none. Return False if the table is freed and nothing was stored.
 
+        :param has_long: True if any key is longer than LONG_KEY_BYTES
         :raises LimitError: the keys or memory would exceed a limit; nothing was stored
         """
         with self._stripes_of(entries) as parts:
@@ -213,8 +217,10 @@ class Table:
             self.account.charge(keys, memory_bytes, quota)
             for shard, part in parts.items():
                 shard.put_many(part, entries, deadline_ns)
+                if has_long:
+                    shard.long_bytes += long_bytes(part)
         for shard in parts:
-            if len(shard.entries) > self._shard_keys_max:
+            if self._is_large(shard):
                 self.split(shard)
         return True
 
@@ -288,21 +294,40 @@ class Table:
                 looks += shard.sweep(looks_max - looks)
         return looks
 
+    def note_key(self, shard: Shard, key: bytes) -> None:
+        """Split a shard if it has grown too large, after this key was stored."""
+        if len(key) > LONG_KEY_BYTES:
+            with shard.stripe:
+                shard.long_bytes += len(key)
+        if self._is_large(shard):
+            self.split(shard)
+
+    def _is_large(self, shard: Shard) -> bool:
+        """Return True if a shard seems to be so large that it must be split. O(1)."""
+        return len(shard.entries) > self._shard_keys_max or shard.long_bytes > LONG_BYTES_MAX
+
     def split(self, shard: Shard) -> None:
         """Split a shard that has grown too large, unless another thread has already split it."""
         for piece in self._replace(shard):
-            if len(piece.entries) > self._shard_keys_max:
+            if self._is_large(piece):
                 self.split(piece)  # most keys went to one new shard
 
     def _replace(self, shard: Shard) -> list[Shard]:
         with self._growth:
             shift, shards = self.ring
             with shard.stripe:
-                if shard.retired or len(shard.entries) <= self._shard_keys_max or shard.depth == SHARD_BITS_MAX:
+                if shard.retired or shard.depth == SHARD_BITS_MAX:
+                    return []
+                if shard.long_bytes:
+                    shard.long_bytes = long_bytes(shard.entries)
+                if not self._is_large(shard):
                     return []
                 bits = SPLIT_BITS if shard.depth else max(SPLIT_BITS, self._shards_min.bit_length() - 1)
                 bits = min(bits, SHARD_BITS_MAX - shard.depth)
                 pieces = shard.split(bits)
+                if shard.long_bytes:
+                    for piece in pieces:
+                        piece.long_bytes = long_bytes(piece.entries)
                 deepest = max(64 - shift, shard.depth + bits)
                 copies = 1 << (deepest - (64 - shift))
                 ring = [known for known in shards for _ in range(copies)] if copies > 1 else shards.copy()
@@ -316,7 +341,10 @@ class Table:
             return pieces
 
     def merge(self) -> None:
-        """Replace the shards by one if few keys are left, so that the memory of the shards is freed. O(shards)."""
+        """Replace the shards by one if few keys are left, so that the memory of the shards is freed. O(shards).
+
+        If the keys are so long that the next one could split the merged shard, only merge when half of them are left.
+        """
         with self._growth, ExitStack() as stripes:
             if not self.looks_sparse():
                 return
@@ -325,7 +353,12 @@ class Table:
                 stripes.enter_context(shard.stripe)
             if any(shard.retired for shard in shards):
                 return
+            size_bytes = sum(long_bytes(shard.entries) for shard in shards if shard.long_bytes)
+            if size_bytes > LONG_BYTES_MAX // 2:
+                self.merge_keys = self.account.keys // 2
+                return
             merged = Shard(0, 0, self._context)
+            merged.long_bytes = size_bytes
             merged.join(shards)
             self.ring = (64, [merged])
             self.merge_keys = -1
@@ -358,5 +391,5 @@ class Table:
             assert all(shards[index] is shard for index in range(shard.start >> shift, end >> shift))
             with shard.stripe:
                 check_shard(shard)
-                assert len(shard.entries) <= self._shard_keys_max or shard.depth == SHARD_BITS_MAX
+                assert not self._is_large(shard) or shard.depth == SHARD_BITS_MAX
         assert end == 1 << 64
