@@ -38,6 +38,7 @@ from tests.conftest import (
     launching,
     until,
 )
+from tests.engine.clock import Clock
 from tests.integration.test_replicated import JETSTREAM, answered
 
 Content = dict[tuple[bytes, bytes], bytes]
@@ -149,7 +150,8 @@ async def test_an_import_goes_on_after_faults_and_keeps_keys_deadlines_and_curso
     """Kill the import, interrupt it, and kill the NATS server. Then serve, and export."""
     server = new_nats_server(jetstream(tmp_path / "streams"))
     where = {"KEYVALUE_NATS": server.url}
-    store, snapshot, exported = Store(), tmp_path / "memory", tmp_path / "exported"
+    clock = Clock()  # stands still until the snapshot is saved, so that no key expires before
+    store, snapshot, exported = Store(clock=clock), tmp_path / "memory", tmp_path / "exported"
     many = store.bucket(b"many")
     for number in range(60_000):
         many.set(b"k%d" % number, b"%d" % number)
@@ -158,6 +160,7 @@ async def test_an_import_goes_on_after_faults_and_keeps_keys_deadlines_and_curso
     store.bucket(b"expiring").set(b"soon", b"v", 1_000)
     store.bucket(b"expiring").set(b"late", b"v", HOUR_MS)
     store.save(snapshot)
+    clock.move_ms(1_000)
     first = many.page(keys_max=1_000)
     admin = await nats.connect(server.url, allow_reconnect=False)
 
