@@ -13,7 +13,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush, heapreplace
 
 from keyvalue_engine.context import Context
-from keyvalue_engine.entry import DEADLINES_BYTES, SPARE_STEP, Entry, spare_max
+from keyvalue_engine.entry import DEADLINES_BYTES, SPARE_STEP, Entry, Timed, spare_max
 from keyvalue_engine.expiry import Place, Swept
 
 __all__ = ["Deadlines"]
@@ -32,13 +32,11 @@ class Deadlines:
 
     __slots__ = (
         *("_account", "_expiry", "_heap", "_place", "_shard", "_spare_bytes"),
-        *("count", "counted_bytes", "entries", "looks"),
+        *("count", "counted_bytes", "entries"),
     )
 
     def __init__(self, shard: Swept, entries: dict[bytes, Entry], context: Context) -> None:
         self.count = 0
-        #: The number of stale heap items examined so far.
-        self.looks = 0
         self.entries = entries
         self._shard = shard
         self._expiry = context.expiry
@@ -95,14 +93,18 @@ class Deadlines:
             self._expiry.remove(self._place)
 
     def settle(self) -> None:
-        """Update the place in the schedule and the count of memory, after the last call of `next_due`."""
+        """Update the place in the schedule and the count of memory, after a call of `take_due`."""
+        self._limit_spare()
         if self.count and self._place is not None:
             self.schedule()
-        self._count_memory()
 
     def _spare(self, key: bytes) -> None:
-        """Count an item whose key is not the stored object. Rebuild the heap if there are too many such items."""
+        """Count an item whose key is not the stored object."""
         self._spare_bytes += STALE_BYTES + len(key)
+        self._limit_spare()
+
+    def _limit_spare(self) -> None:
+        """Rebuild the heap if it holds too many spare bytes. Count its memory."""
         if self._spare_bytes > spare_max(len(self.entries)):
             self._rebuild()
         self._count_memory()
@@ -118,28 +120,31 @@ class Deadlines:
             self._account.adjust(growth)
             self.counted_bytes += growth
 
-    def next_due(self, now_ns: int, looks_max: int = 2**63) -> bytes | None:
-        """Return an expired key. The caller must remove the key before the next call, and then call `drop`.
+    def take_due(self, now_ns: int, looks_max: int) -> tuple[dict[bytes, Timed], int]:
+        """Take the expired keys out of the heap, and subtract them from the count. Examine at most `looks_max` items.
 
-        Return None if no key has expired, or if the first `looks_max` items were all stale. After the last call, call
-        `settle`.
+        The caller must remove the keys, and then call `settle`.
+
+        :return: the keys with their entries, and the number of examined items
         """
-        heap = self._heap
-        looks_end = self.looks + looks_max
-        while heap and heap[0][0] <= now_ns and self.looks < looks_end:
+        heap, entries = self._heap, self.entries
+        due: dict[bytes, Timed] = {}
+        looks = 0
+        while looks < looks_max and heap and heap[0][0] <= now_ns:
+            looks += 1
             key = heap[0][1]
-            deadline_ns = self.of(key)
-            if deadline_ns is not None and deadline_ns <= now_ns:
-                heappop(heap)
-                self._spare_bytes -= STALE_BYTES + len(key)  # `drop` adds them, but the item is gone
-                return key
-            self.looks += 1
-            if deadline_ns is None:
-                heappop(heap)
-                self._spare_bytes = max(0, self._spare_bytes - STALE_BYTES - len(key))
+            entry = entries.get(key)
+            if entry.__class__ is tuple and key not in due:
+                deadline_ns = entry[1]
+                if deadline_ns > now_ns:
+                    heapreplace(heap, (deadline_ns, key))
+                    continue
+                due[key] = entry
             else:
-                heapreplace(heap, (deadline_ns, key))
-        return None
+                self._spare_bytes = max(0, self._spare_bytes - STALE_BYTES - len(key))
+            heappop(heap)
+        self.count -= len(due)
+        return due, looks
 
     def check(self) -> None:
         """Assert that every deadline is counted, and has a heap item that is not later than the deadline. O(n)."""

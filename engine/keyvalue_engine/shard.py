@@ -33,7 +33,7 @@ from keyvalue_engine.changes import DELETE, EXPIRE, PERSIST, SET, Change
 from keyvalue_engine.context import Context, Copy
 from keyvalue_engine.counter import counter_sum
 from keyvalue_engine.deadlines import Deadlines
-from keyvalue_engine.entry import ENTRY_BYTES, SHARD_BYTES, Entry, entry_size, value_size
+from keyvalue_engine.entry import ENTRY_BYTES, SHARD_BYTES, Entry, Timed, batch_growth, entry_size, value_size
 from keyvalue_engine.errors import VALUE_BYTES, LimitError, StoreError
 from keyvalue_engine.filling import Filling
 from keyvalue_engine.locks import owns
@@ -302,23 +302,7 @@ class Shard:
 
     def growth(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> tuple[int, int]:
         """Return the number of keys and bytes that `put_many` will add for `part`. Each key must occur only once."""
-        keys = memory_bytes = 0
-        old_of = self.entries.get
-        if self.deadlines is None and deadline_ns is None:  # inlined for speed (benchmark scenario: batch)
-            for key in part:
-                old, length = old_of(key), len(entries[key])
-                if old is None:
-                    keys += 1
-                    memory_bytes += ENTRY_BYTES + (len(key) + 48 & ~15) + (length + 48 & ~15)
-                elif len(old) != length:
-                    memory_bytes += (length + 48 & ~15) - (len(old) + 48 & ~15)
-            return keys, memory_bytes
-        for key in part:
-            value, old = entries[key], old_of(key)
-            keys += old is None
-            memory_bytes += entry_size(key, value if deadline_ns is None else (value, deadline_ns))
-            memory_bytes -= 0 if old is None else entry_size(key, old)
-        return keys, memory_bytes
+        return batch_growth(self.entries, part, entries, deadline_ns, self.deadlines is not None)
 
     def put_many(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> None:
         """Store the entries of the keys in `part`.
@@ -364,17 +348,35 @@ class Shard:
         deadlines = self.deadlines
         if deadlines is None:
             return 0
-        removed, looks_before, left = 0, deadlines.looks, looks_max
-        now_ns = self._expiry.clock()
-        while left > 0 and (key := deadlines.next_due(now_ns, left)) is not None:
-            self._commit(EXPIRE, key, None, self.entries[key])
-            removed += 1
-            left = looks_max - removed - (deadlines.looks - looks_before)
-        if removed:
-            self._expiry.count(removed)
-        if self.deadlines is not None:
-            self.deadlines.settle()
-        return removed + deadlines.looks - looks_before
+        due, looks = deadlines.take_due(self._expiry.clock(), looks_max)
+        if due:
+            self._remove_due(due)
+        if deadlines.count:
+            deadlines.settle()
+        else:
+            deadlines.close()
+            self.deadlines = None
+        return looks
+
+    def _remove_due(self, due: Mapping[bytes, Timed]) -> None:
+        """Remove expired keys: `_commit`, inlined for speed (`test_sweep` in bench/micro/test_engine.py).
+
+        A key that expires must not take longer than a key that a batch writes, or writes could starve the sweep.
+        """
+        account, entries = self._account, self.entries
+        account.charge(-len(due), -sum(map(entry_size, due, due.values())))
+        for key in due:
+            del entries[key]
+        if entries.__sizeof__() > DICT_BYTES_MIN + DICT_BYTES_PER_KEY * len(entries):
+            self._shrink()
+        if self.order is not None:
+            for key in due:
+                self._note(key)
+        observer = account.observer
+        if observer is not None:
+            for key in due:
+                observer(EXPIRE, account.name, key, None)
+        self._expiry.count(len(due))
 
     def _put_deadline(self, key: bytes, deadline_ns: int, before_ns: int | None, is_copy: bool) -> None:
         """Add a deadline, as `Deadlines.put` does."""

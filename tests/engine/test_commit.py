@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from siphashc import siphash
 from sortedcontainers import SortedList
 
-from keyvalue_engine import SET, Change, CounterError, Entry, LimitError, Quota, Reach, StoreOptions
+from keyvalue_engine import EXPIRE, SET, Change, CounterError, Entry, LimitError, Quota, Reach, StoreOptions
 from keyvalue_engine.context import Context
-from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, entry_size
+from keyvalue_engine.deadlines import STALE_BYTES
+from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, Timed, entry_size
 from keyvalue_engine.expiry import Expiry
 from keyvalue_engine.filling import Filling
 from keyvalue_engine.invariants import check_shard, entries_bytes, memory_bytes
@@ -58,6 +59,15 @@ class Reference(Shard):
         for key in part:
             entry = entries[key] if deadline_ns is None else (entries[key], deadline_ns)
             self._commit(SET, key, entry, self.entries.get(key), charged=True)
+
+    def _remove_due(self, due: Mapping[bytes, Timed]) -> None:
+        deadlines = self.deadlines
+        assert deadlines is not None
+        deadlines.count += len(due)  # `_commit` subtracts them, and adds them to the spare bytes
+        for key, entry in due.items():
+            deadlines._spare_bytes -= STALE_BYTES + len(key)
+            self._commit(EXPIRE, key, None, entry)
+        self._expiry.count(len(due))
 
 
 @dataclass(frozen=True)
