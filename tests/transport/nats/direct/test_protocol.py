@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from functools import partial
+from itertools import pairwise
 
 import pytest
 
@@ -12,7 +14,7 @@ from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.direct import protocol as protocol_module
 from keyvalue_transport.nats.direct.frames import LINE_BYTES_MAX
 from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES
-from keyvalue_transport.nats.direct.read_flow import TURN_S, ReadFlow
+from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, TURN_S, ReadFlow
 from keyvalue_transport.nats.direct.routes import InOrder
 from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.half_open import INVOCATION_BYTES
@@ -346,6 +348,27 @@ def test_reading_resumes_when_all_allow_it(loop: asyncio.AbstractEventLoop) -> N
             getattr(flow, name)(*([TURN_S] if name == "worked" else []))
             wants[owner] = pausing
             assert socket.reading is not any(wants), names
+
+
+@pytest.mark.parametrize("value_bytes", [0, 2 * SLICE_BYTES])
+def test_parsing_pauses_in_the_middle_of_a_read_after_a_long_turn(
+    new_direct: NewDirect, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, value_bytes: int
+) -> None:
+    """A read of 256 KiB holds 29,000 keys in batches, which took 75 ms. Every turn is long here."""
+    monkeypatch.setattr(protocol_module, "ReadFlow", partial(ReadFlow, turn_s=0.0))
+    direct = new_direct()
+    count = 20 if value_bytes else 5_000
+    frames = [msg(SET, set_params(b"%05d" % number, bytes(value_bytes))) for number in range(count)]
+    direct.protocol.data_received(b"".join(frames) + b"PING\r\n" + frames[0][:9])
+    assert len(direct.store) <= 1 + SLICE_BYTES // len(frames[0])
+    while not direct.socket.reading:
+        loop.run_until_complete(asyncio.sleep(0))
+    left_bytes = [*direct.protocol.parsed, 0]  # at the beginning of each slice
+    assert max(before - after for before, after in pairwise(left_bytes)) <= SLICE_BYTES + len(frames[0])
+    assert len(direct.store) == len(frames)
+    direct.protocol.data_received(frames[0][9:])
+    assert publications(direct.socket.take()) == answer("r", UNIT) * (len(frames) + 1)
+    assert direct.passed == b"PING\r\n"
 
 
 def test_a_long_turn_lets_others_have_a_turn(loop: asyncio.AbstractEventLoop) -> None:

@@ -19,10 +19,9 @@ The methods, in the order of this file:
     send            writes the core's messages outside of reads, for example the answer of a call that had to wait
 
 The core returns a `Step` with the messages to send, which `FrameReplies` in `direct/answers.py` has built.
-docs/architecture.md shows how the direct path fits into the project.
 
-A call with a small answer needs no task, no coroutine and no message object. One read holds many frames, and each
-frame is a few slices of the same bytes. The answers to all frames of a read are sent in one write.
+A call with a small answer needs no task, no coroutine and no message object. Each frame of a read is a few slices of
+the same bytes, and all answers are sent in one write.
 
 Large results (`LargeResult` in wrpc/handler.py) leave room for everything else. `LargeOutput` sends them, one message in
 each turn of the event loop, while the socket's buffer is low. Until then, the core queues their calls. Parsing goes on,
@@ -40,8 +39,8 @@ Invariants:
   above FULL_BYTES until it is below its low-water mark, parsing and reading pause.
 - Input is bounded. A frame is kept until it is complete. A frame that announces more than max_payload + LINE_BYTES_MAX
   bytes aborts the connection.
-- Reading pauses while the socket's buffer or nats-py's StreamReader is full, and when a turn of the event loop has
-  taken long. `ReadFlow` handles these cases.
+- Reading pauses while the socket's buffer or nats-py's StreamReader is full. Reading and parsing pause when a turn of
+  the event loop has taken long. `ReadFlow` handles these cases.
 - An exception in a handler ends the invocation, but never the connection.
 - A protocol object holds the whole state of one connection. `direct/transport.py` creates a new one at each reconnect.
 """
@@ -67,7 +66,7 @@ from keyvalue_transport.nats.direct.frames import (
     read_frame,
 )
 from keyvalue_transport.nats.direct.large_output import LargeOutput
-from keyvalue_transport.nats.direct.read_flow import ReadFlow, Writable
+from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, ReadFlow, Writable
 from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Frames, Further, InOrder, Route
 from keyvalue_transport.nats.headers import CRLF, read_headers
 from keyvalue_transport.nats.reply_subjects import CR, REPLY_BYTES_MAX
@@ -82,10 +81,6 @@ log = logging.getLogger(__name__)
 
 #: When the output reaches this size, it is written before more input is parsed.
 OUTPUT_BYTES = 1024 * 1024
-#: The name of the trace header.
-TRACEPARENT = b"traceparent"
-#: Large results wait from the moment when the socket's buffer is above this, until it is below a quarter of this.
-HIGH_WATER_BYTES = 1024 * 1024
 #: Parsing and reading pause when the socket's buffer holds more bytes than this. Small answers may fill it.
 FULL_BYTES = 4 * 1024 * 1024
 
@@ -118,7 +113,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         """Start with a new connection. asyncio calls this, or `DirectTransport` after a TLS upgrade."""
         self._socket = transport  # type: ignore[assignment]
         self._routes.protocol = self
-        self._flow = ReadFlow(transport, self._loop_of_writes)  # type: ignore[arg-type]
+        self._flow = ReadFlow(transport, self._loop_of_writes, self._go_on)  # type: ignore[arg-type]
         super().connection_made(self._flow)  # type: ignore[arg-type] # the reader pauses and resumes `_flow`
 
     def follow(self, info: bytes) -> None:
@@ -148,8 +143,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         """Continue, because the socket's buffer is below its low-water mark. asyncio calls this."""
         super().resume_writing()
         self._full = False
-        if self._pieces and self._pieces_bytes >= self._needed_bytes:
-            self._parse_pieces()
+        self._go_on()
         if not self._full and self._flow is not None:
             self._flow.release()
         self._large.resume()
@@ -164,12 +158,15 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         elif self._pieces:
             self._pieces.append(piece)
             self._pieces_bytes += len(piece)
-            if self._pieces_bytes >= self._needed_bytes and not self._full:
-                self._parse_pieces()
+            self._go_on()
         elif self._full:
             self._keep(piece, 0)
         else:
             self._parse_timed(piece)
+
+    def _go_on(self) -> None:
+        if self._pieces and self._pieces_bytes >= self._needed_bytes and not self._full:
+            self._parse_pieces()
 
     def _parse_pieces(self) -> None:
         buffer = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
@@ -178,8 +175,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._parse_timed(buffer)
 
     def _parse_timed(self, buffer: bytes) -> None:
-        began_s = perf_counter()
-        routes = self._routes
+        routes, flow = self._routes, self._flow
+        assert flow is not None
+        flow.began_s = began_s = perf_counter()
         self._is_parsing = True
         try:
             self._parse(buffer)
@@ -191,11 +189,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._later = []
         self._write(self._out)
         seconds = perf_counter() - began_s
-        server, flow = routes.server, self._flow
-        if server is not None and server.on_batch is not None:
+        if (server := routes.server) is not None and server.on_batch is not None:
             server.on_batch(seconds)
-        if flow is not None:
-            flow.worked(seconds)
+        flow.worked(seconds)
         if self._pump_due:
             self._pump_due = False
             self._large.pump()
@@ -256,13 +252,16 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         Handle other frames of routed subscriptions. Pass the rest to nats-py. Keep an incomplete frame.
         """
         routes, alike, replies = self._routes, self._routes.alike, self._routes.replies
-        first, quick, end = replies.plain_first, routes.quick, len(buffer)
+        first, quick, end, slice_end = replies.plain_first, routes.quick, len(buffer), SLICE_BYTES
         at = passed = needed = taken_bytes = 0  # buffer[passed:at] holds complete frames and lines for nats-py
         while at < end:
-            shape = alike.shape
-            if shape is not None and buffer.startswith(shape.prefix, at):
+            if at >= slice_end:
+                if self._flow is not None and self._flow.is_due():
+                    break
+                slice_end = at + SLICE_BYTES
+            if (shape := alike.shape) is not None and buffer.startswith(shape.prefix, at):
                 self._pass_on(buffer, passed, at)
-                yield shape.handler, shape.caller, shape.head, shape.frames(buffer, at, end)
+                yield shape.handler, shape.caller, shape.head, shape.frames(buffer, at, min(end, slice_end))
                 passed = at = shape.stopped_at
                 if at == end:
                     break
@@ -276,7 +275,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 self._abort()
                 return
             if isinstance(frame, int):
-                needed = frame
+                needed = max(frame, end - at + 1)
                 break
             if isinstance(frame, Line):
                 self._note_line(buffer, at, frame)
@@ -288,9 +287,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 continue
             self._pass_on(buffer, passed, at)
             reply = frame.reply
-            # The first condition saves the call of `allows` for almost all reply subjects.
             is_plain = reply and reply[0] == first and len(reply) <= REPLY_BYTES_MAX and CR not in reply
-            if (is_plain or (reply and replies.allows(reply))) and callable(route):
+            if (is_plain or (reply and replies.allows(reply))) and callable(route):  # `is_plain` saves most calls
                 routes.settle()
                 call = reply, at, frame.payload_at, frame.payload_end
                 yield route, self._caller_of(buffer, at, frame, route), b"", (call,)
@@ -357,7 +355,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         :param outcome: the handler's result or exception for these parameters
         """
         # Parse the headers only if there is a trace, because parsing takes as long as the rest of this method.
-        is_traced = buffer.find(TRACEPARENT, at, start) >= 0
+        is_traced = buffer.find(b"traceparent", at, start) >= 0
         traceparent = read_headers(buffer[buffer.find(CRLF, at) + 2 : start]).traceparent if is_traced else None
         if type(outcome) is Again and (repeats := self._routes.repeats) is not None:
             is_added = repeats.add(outcome, (handler, caller, reply, buffer[start:end], traceparent))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Protocol
 
-__all__ = ["TURN_S", "ReadFlow", "Writable"]
+__all__ = ["HIGH_WATER_BYTES", "SLICE_BYTES", "TURN_S", "ReadFlow", "Writable"]
 
 
 class Writable(Protocol):
@@ -19,9 +21,13 @@ class Writable(Protocol):
     def get_extra_info(self, name: str, default: Any = None) -> Any: ...
 
 
-#: Reading pauses until the next turn of the event loop when the calls of earlier reads took this time. An event loop
-#: reads from a busy socket many times in one turn, and everything else would have to wait.
+#: Reading and parsing pause until the next turn of the event loop when the calls of earlier reads took this time. An
+#: event loop reads from a busy socket many times in one turn, and everything else would have to wait.
 TURN_S = 0.01
+#: Parsing may pause after each slice of a read. A slice of the shortest keys, in batches, takes about 10 ms.
+SLICE_BYTES = 32 * 1024
+#: Large results wait from the moment when the socket's buffer is above this, until it is below a quarter of this.
+HIGH_WATER_BYTES = 1024 * 1024
 
 
 class ReadFlow:
@@ -29,13 +35,34 @@ class ReadFlow:
 
     The StreamReader calls `pause_reading` and `resume_reading`. The protocol calls `hold` and `release`, and `worked`.
     Reading resumes when nobody asks for a pause any more.
+
+    :param go_on: called after the pause for the next turn of the event loop
+    :ivar began_s: the time at which the handling of the last read began, from `time.perf_counter`
     """
 
-    __slots__ = ("_held", "_loop", "_reader_paused", "_resting", "_transport", "_turn_s", "_worked_s")
+    __slots__ = (
+        "_go_on",
+        "_held",
+        "_loop",
+        "_reader_paused",
+        "_resting",
+        "_transport",
+        "_turn_s",
+        "_worked_s",
+        "began_s",
+    )
 
-    def __init__(self, transport: Writable, loop: asyncio.AbstractEventLoop, turn_s: float = TURN_S) -> None:
+    def __init__(
+        self,
+        transport: Writable,
+        loop: asyncio.AbstractEventLoop,
+        go_on: Callable[[], None] = lambda: None,
+        turn_s: float = TURN_S,
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._go_on = go_on
+        self.began_s = 0.0
         self._reader_paused = False
         self._held = False
         self._resting = False
@@ -74,6 +101,10 @@ class ReadFlow:
             self._change(was_paused)
             self._loop.call_soon(self._end_rest)
 
+    def is_due(self) -> bool:
+        """Return True if `worked` will pause at the end of the read that is being handled."""
+        return self._worked_s + perf_counter() - self.began_s >= self._turn_s
+
     def close(self) -> None:
         """Keep reading paused, because the connection is lost."""
         self._held = self._reader_paused = True
@@ -82,6 +113,7 @@ class ReadFlow:
         was_paused, self._resting = self._is_paused(), False
         self._worked_s = 0.0
         self._change(was_paused)
+        self._go_on()
 
     def _is_paused(self) -> bool:
         return self._held or self._reader_paused or self._resting

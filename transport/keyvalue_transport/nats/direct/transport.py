@@ -20,7 +20,8 @@ from urllib.parse import ParseResult
 
 from nats.aio.transport import TcpTransport
 
-from keyvalue_transport.nats.direct.protocol import HIGH_WATER_BYTES, DirectProtocol
+from keyvalue_transport.nats.direct.protocol import DirectProtocol
+from keyvalue_transport.nats.direct.read_flow import HIGH_WATER_BYTES
 from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.nats.tls import TlsRefusedError, require_tls
 
