@@ -17,8 +17,9 @@ from bench.micro.turns import in_turns
 from keyvalue_engine import Bucket, Store
 from keyvalue_provider.config.options import WatchingLinkOptions
 from keyvalue_provider.watching.delivery import ChangeDelivery
-from keyvalue_provider.watching.patterns import Watch, observers
+from keyvalue_provider.watching.patterns import Watch
 from keyvalue_provider.watching.queue import WatchCounts, WatchLimits
+from keyvalue_provider.watching.routes import WatchRoutes, queue_observer
 
 KEYS = 10_000
 QUEUE_EVENTS = 10_000
@@ -80,7 +81,7 @@ def test_set_with_a_stuck_watcher(benchmark: BenchmarkFixture, watcher: ChangeDe
     watch = Watch.of(WatchingLinkOptions(watch="SET@*"))
     assert watch is not None
     mine, others = bucket_of(watched), bucket_of(unwatched)
-    watched.observe(observers([(watch, watcher.queue)]))
+    WatchRoutes(watched, queue_observer).put(watcher.queue, watch.patterns)
     before = counts.dropped
     in_turns(benchmark, KEYS, entries, set_all(mine), set_all(others), "watched", "unwatched")
     assert counts.dropped > before

@@ -198,6 +198,10 @@ class Store:
         """
         self._tables.observe(observer_of)
 
+    def observe_bucket(self, name: bytes) -> None:
+        """Ask the function that `observe` registered for the observer of one bucket again. O(1)."""
+        self._tables.observe_bucket(name)
+
     def __len__(self) -> int:
         """Return the number of keys in all buckets, including expired keys that have not been removed yet. O(1)."""
         return self._tables.ledger.keys

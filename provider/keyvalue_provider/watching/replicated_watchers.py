@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from hashlib import sha256
 
-from keyvalue_engine import EXPIRE, Change, Entry, Observer, ObserverOf
 from keyvalue_provider.host.links import LinkDefinition, LinkKey, Links
 from keyvalue_provider.watching.durable_delivery import DurableDelivery
-from keyvalue_provider.watching.patterns import Watch
+from keyvalue_provider.watching.patterns import Pattern
 from keyvalue_provider.watching.queue import WatchCounts, WatchLimits
+from keyvalue_provider.watching.routes import WatchRoutes, expiry_observer
 from keyvalue_provider.watching.watchers import CANCEL_TIMEOUT_S, WatchingLinks, invoker_of
 from keyvalue_replica.change_feed import ChangeFeed
 from keyvalue_replica.expiries import Expiries
@@ -60,6 +61,9 @@ class ReplicatedWatchers:
         self._deleting: dict[LinkKey, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._expiries = Expiries(follower.core, limits.queue_events, self._drop)
+        self._routes: WatchRoutes[LinkKey] = WatchRoutes(
+            follower.core.store, partial(expiry_observer, self._expiries.add)
+        )
         self._stopped = False
 
     @property
@@ -76,21 +80,25 @@ class ReplicatedWatchers:
 
         If a link has changed, its new options hold for changes after those that this instance has applied.
         """
-        if not self._watching.take(keys) or self._stopped:
+        changed = self._watching.take(keys)
+        if self._stopped:
             return
-        watched = self._watching.watched()
-        for key in self._watchers.keys() - watched.keys():
-            self._delete(key)
-        for key, (link, watch) in watched.items():
-            if key not in self._watchers:
-                self._watchers[key] = self._watcher(link)
-            self._watchers[key].delivery.open(watch, self._follower.applied)
-        self._observe([watch for _, watch in watched.values()])
+        for key, watching in changed.items():
+            if watching is not None:
+                link, watch = watching
+                if key not in self._watchers:
+                    self._watchers[key] = self._watcher(link)
+                self._watchers[key].delivery.open(watch, self._follower.applied)
+                self._observe(key, watch.patterns)
+            elif key in self._watchers:
+                self._observe(key, ())
+                self._delete(key)
 
     async def stop(self, timeout_s: float) -> None:
         """Wait for the calls in flight for at most `timeout_s`. Leave the rest to other instances."""
         self._stopped = True
-        self._observe([])
+        self._follower.core.store.observe(None)
+        self._follower.core.report_deletes(None)
         watchers = self._watchers.values()
         for watcher in watchers:
             watcher.delivery.pause()
@@ -148,12 +156,10 @@ class ReplicatedWatchers:
         with self.counts.lock:
             self.counts.dropped += number
 
-    def _observe(self, watches: list[Watch]) -> None:
-        """Let a delete be published for each watched key that expires."""
-        watches = [watch for watch in watches if any(pattern.deletes for pattern in watch.patterns)]
-        core = self._follower.core
-        core.store.observe(expiry_observers(watches, self._expiries) if watches else None)
-        core.report_deletes(self._expiries.note_delete if watches else None)
+    def _observe(self, key: LinkKey, patterns: Iterable[Pattern]) -> None:
+        """Let a delete be published for each expired key whose deletion is watched."""
+        self._routes.put(key, [pattern for pattern in patterns if pattern.deletes])
+        self._follower.core.report_deletes(self._expiries.note_delete if self._routes else None)
 
 
 async def _close(watcher: Watcher) -> None:
@@ -161,20 +167,6 @@ async def _close(watcher: Watcher) -> None:
     if calls := watcher.delivery.calls:
         await asyncio.wait(calls)
     await watcher.invoker.close()
-
-
-def expiry_observers(watches: list[Watch], expiries: Expiries) -> ObserverOf:
-    """Return a function that maps a bucket name to the observer of its expired keys."""
-
-    def observe(change: Change, bucket: bytes, key: bytes, entry: Entry | None) -> None:
-        if change == EXPIRE and any(watch.matches(bucket, key, True) for watch in watches):
-            expiries.add(bucket, key)
-
-    def observer_of(bucket: bytes) -> Observer | None:
-        patterns = (pattern for watch in watches for pattern in watch.patterns)
-        return observe if any(each.deletes and each.bucket in (None, bucket) for each in patterns) else None
-
-    return observer_of
 
 
 def consumer_of(key: LinkKey) -> str:

@@ -5,7 +5,7 @@ A link from the provider with interface `watcher` makes its target component a w
     Store ── observer of the bucket ──> WatchQueue ── ChangeDelivery ── on-set, on-delete ──> component
              holds the stripe lock      bounded       on the event loop
 
-A writer never waits, because a full queue drops its oldest events. `patterns.py` decides which changes are reported.
+A writer never waits, because a full queue drops its oldest events. `routes.py` decides which changes are reported.
 `delivery.py` calls the component.
 """
 
@@ -21,8 +21,9 @@ from keyvalue_engine import Store
 from keyvalue_provider.config.options import OptionError, WatchingLinkOptions
 from keyvalue_provider.host.links import LinkDefinition, LinkKey, Links
 from keyvalue_provider.watching.delivery import ChangeDelivery
-from keyvalue_provider.watching.patterns import Watch, observers
+from keyvalue_provider.watching.patterns import Watch
 from keyvalue_provider.watching.queue import WatchCounts, WatchLimits
+from keyvalue_provider.watching.routes import WatchRoutes, queue_observer
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.nats.subjects import check_subject
@@ -56,22 +57,24 @@ class WatchingLinks:
         self._links = links
         self._lattice = lattice
 
-    def take(self, keys: Iterable[LinkKey]) -> bool:
-        """Take the links with these keys. Record each faulty link in `links`. Return True if anything has changed."""
-        before = self.by_key.copy()
+    def take(self, keys: Iterable[LinkKey]) -> dict[LinkKey, tuple[LinkDefinition, Watch] | None]:
+        """Take the links with these keys. Record each faulty link in `links`. O(keys).
+
+        :return: the links that have changed, with their parsed options; None for a link that watches nothing now
+        """
+        changed: dict[LinkKey, tuple[LinkDefinition, Watch] | None] = {}
         for key in keys:
             if not self._links.is_to_callee(key):
                 continue
             link = self._links.get(key)
             if link is None or INTERFACE not in link.interfaces:
-                self.by_key.pop(key, None)
+                if self.by_key.pop(key, None) is not None:
+                    changed[key] = None
             elif key not in self.by_key or self.by_key[key].link is not link:
-                self.by_key[key] = WatchingLink(link, watch_of(link, self._links, self._lattice))
-        return self.by_key != before
-
-    def watched(self) -> dict[LinkKey, tuple[LinkDefinition, Watch]]:
-        """Return the usable links, with their parsed options."""
-        return {key: (link, watch) for key, (link, watch) in self.by_key.items() if watch is not None}
+                watch = watch_of(link, self._links, self._lattice)
+                self.by_key[key] = WatchingLink(link, watch)
+                changed[key] = None if watch is None else (link, watch)
+        return changed
 
 
 class Watchers:
@@ -97,6 +100,7 @@ class Watchers:
         self._lattice = lattice
         self._store = store
         self._limits = limits
+        self._routes = WatchRoutes(store, queue_observer)
         self._deliveries: dict[LinkKey, ChangeDelivery] = {}  # includes closed deliveries with calls in flight
         self._closing: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -114,22 +118,23 @@ class Watchers:
         """Apply the links with these keys. Record each faulty link in `links`.
 
         If a watcher's link is unchanged, the watcher is not affected. If the link has changed, queued events are still
-        delivered, with the new bucket argument. If the link is gone, queued events are dropped. O(keys), plus
-        O(watchers + buckets) if a watcher has changed.
+        delivered, with the new bucket argument. If the link is gone, queued events are dropped. O(keys), as
+        `WatchRoutes.put` explains.
         """
-        if not self._watching.take(keys) or self._stopped:
+        changed = self._watching.take(keys)
+        if self._stopped:
             return
-        watched = []
-        by_key = self._watching.watched()
-        for key, (link, watch) in by_key.items():
+        for key, watching in changed.items():
             delivery = self._deliveries.get(key)
-            if delivery is None:
-                delivery = self._deliveries[key] = self._delivery(link)
-            delivery.open(watch.bucket_argument)
-            watched.append((watch, delivery.queue))
-        self._store.observe(observers(watched))
-        for key in self._deliveries.keys() - by_key.keys():
-            self._deliveries[key].close()
+            if watching is not None:
+                link, watch = watching
+                if delivery is None:
+                    delivery = self._deliveries[key] = self._delivery(link)
+                delivery.open(watch.bucket_argument)
+                self._routes.put(delivery.queue, watch.patterns)
+            elif delivery is not None:
+                self._routes.put(delivery.queue, ())
+                delivery.close()
 
     async def stop(self, timeout_s: float) -> None:
         """Stop watching. Deliver queued events for at most `timeout_s`, then drop the remaining events."""

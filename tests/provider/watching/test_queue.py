@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyvalue_engine import SET
+from keyvalue_engine import SET, Store
 from keyvalue_provider.config.options import WatchingLinkOptions
-from keyvalue_provider.watching.patterns import Watch, observers
+from keyvalue_provider.watching.patterns import Watch
 from keyvalue_provider.watching.queue import EVENT_BYTES, LOOKS_MAX, Event, WatchCounts, WatchLimits, WatchQueue
+from keyvalue_provider.watching.routes import WatchRoutes, queue_observer
 from tests.conftest import DEADLINE_S
 
 
@@ -279,9 +280,9 @@ def test_events_of_many_threads(queue_events: int, value_bytes: int) -> None:
     queue = WatchQueue(WatchLimits(queue_events, queue_events * 1000 * 3, 1), counts, woken.set)
     watch = Watch.of(WatchingLinkOptions(watch="SET@*"))
     assert watch is not None
-    observer_of = observers([(watch, queue)])
-    assert observer_of is not None
-    observe = observer_of(b"b")
+    routes = WatchRoutes(Store(), queue_observer)
+    routes.put(queue, watch.patterns)
+    observe = routes._observer_of(b"b")
     assert observe is not None
     told: list[tuple[bytes, int]] = []
     lengths = []
