@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
-from keyvalue_provider.watching.queue import Event, WatchCounts, WatchLimits, WatchQueue
+from keyvalue_provider.watching.queue import Event, InFlight, WatchCounts, WatchLimits, WatchQueue
 from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, encode_on_delete, encode_on_set
 from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
@@ -44,9 +44,9 @@ FAILURE_LOG_INTERVAL_S = 10.0
 class ComponentInvoker(Protocol):
     """An object that calls a component's functions, such as `keyvalue_transport.nats.invoker.Invoker`."""
 
-    async def invoke(
+    def invoke(
         self, subject: str, params: bytes, decode: Callable[[bytes, int, int], tuple[None, int]], timeout_s: float
-    ) -> None: ...
+    ) -> Coroutine[Any, Any, None]: ...
 
 
 class FailureLog:
@@ -118,7 +118,7 @@ class ChangeDelivery:
         self._counts = counts
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._calls: dict[asyncio.Task[None], Event] = {}
+        self._calls: dict[asyncio.Task[None], InFlight] = {}
         self._closed = False
         self._pause: asyncio.TimerHandle | None = None
         self._pause_s = 0.0  # the last pause for a missing component; 0 if the component listens
@@ -178,10 +178,11 @@ class ChangeDelivery:
             if event is None:
                 return
             call = self._loop.create_task(self._call(event))
-            self._calls[call] = event
+            self._calls[call] = self.queue.in_flight(event)
             call.add_done_callback(self._end_call)
 
-    async def _call(self, event: Event) -> None:
+    def _call(self, event: Event) -> Coroutine[Any, Any, None]:
+        """Return the call for an event. This is no coroutine itself, so that it does not keep the value."""
         bucket, key, value = event
         on_set, on_delete = self._subjects
         argument = bucket if self.bucket_argument is None else self.bucket_argument
@@ -189,7 +190,7 @@ class ChangeDelivery:
             subject, params = on_delete, encode_on_delete(argument, key)
         else:
             subject, params = on_set, encode_on_set(argument, key, value)
-        await self._component.invoke(subject, params, decode_nothing, self._timeout_s)
+        return self._component.invoke(subject, params, decode_nothing, self._timeout_s)
 
     def _end_call(self, call: asyncio.Task[None]) -> None:
         self.queue.end(self._calls.pop(call))

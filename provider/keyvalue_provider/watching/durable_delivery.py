@@ -258,10 +258,14 @@ class DurableDelivery:
         on_set, on_delete = self._subjects
         argument = bucket if watch.bucket_argument is None else watch.bucket_argument
         if value is None:
-            subject, params = on_delete, encode_on_delete(argument, key)
+            call = self._component.invoke(
+                on_delete, encode_on_delete(argument, key), decode_nothing, self._limits.timeout_s
+            )
         else:
-            subject, params = on_set, encode_on_set(argument, key, value)
-        await self._component.invoke(subject, params, decode_nothing, self._limits.timeout_s)
+            call = self._component.invoke(
+                on_set, encode_on_set(argument, key, value), decode_nothing, self._limits.timeout_s
+            )
+        await call
         return True
 
     def _end_call(self, call: asyncio.Task[bool]) -> None:
@@ -346,4 +350,4 @@ class DurableDelivery:
 
 def size_of(change: FeedChange) -> int:
     """Return the memory of a change, as the queues of the store in memory count it."""
-    return EVENT_BYTES + len(change.key) + (0 if change.value is None else len(change.value))
+    return EVENT_BYTES + len(change.bucket) + len(change.key) + (0 if change.value is None else len(change.value))

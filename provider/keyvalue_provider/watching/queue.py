@@ -22,22 +22,33 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from threading import Lock
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-__all__ = ["EVENT_BYTES", "LOOKS_MAX", "Event", "WatchCounts", "WatchLimits", "WatchQueue"]
+__all__ = ["EVENT_BYTES", "LOOKS_MAX", "Event", "InFlight", "WatchCounts", "WatchLimits", "WatchQueue"]
 
 #: Bucket, key and value (None for a deletion). It is a plain tuple, because every watched write creates an event.
 Event: TypeAlias = tuple[bytes, bytes, bytes | None]
 BucketKey: TypeAlias = tuple[bytes, bytes]
 
-#: Memory of an event without key and value: the tuple, its slot in the queue, and the headers of bytes objects. The
-#: bucket's name is not counted, because it belongs to the store.
+#: Memory of an event without bucket name, key and value: the tuple, its slot in the queue, and the headers of bytes
+#: objects. The name counts for each event, because the store may have freed the bucket.
 EVENT_BYTES = 200
 #: A full queue drops events until 1/SLACK_SHARE of its places are free, but it frees at most SLACK_MAX places.
 SLACK_SHARE = 64
 SLACK_MAX = 256
 #: Maximum number of events that `take` inspects before it returns to the event loop.
 LOOKS_MAX = 256
+
+
+class InFlight(NamedTuple):
+    """A taken event, without the value, which need not be kept while the component is called.
+
+    :param key: bucket and key
+    :param places: the places that the event occupies
+    """
+
+    key: BucketKey
+    places: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,7 @@ class WatchQueue:
 
     :param wake: called when `take` has returned None and should be called again; any thread may call `wake`
     :ivar waiting: the newest events; append events only as `push` does
-    :ivar small_bytes: maximum bytes of key and value, together, in an event that occupies one place
+    :ivar small_bytes: maximum bytes of bucket name, key and value, together, in an event that occupies one place
     :ivar full_at: the length of `waiting` at which `settle` is due
     """
 
@@ -106,9 +117,9 @@ class WatchQueue:
         return len(self.waiting) + len(self._parked)
 
     def push(self, event: Event) -> None:
-        """Add an event. O(1 + dropped events). `patterns.py` inlines this method for small events."""
-        _, key, value = event
-        if len(key) + (0 if value is None else len(value)) > self.small_bytes:
+        """Add an event. O(1 + dropped events)."""
+        bucket, key, value = event
+        if len(bucket) + len(key) + (0 if value is None else len(value)) > self.small_bytes:
             self._push_large(event)
         else:
             self.waiting.append(event)
@@ -192,25 +203,29 @@ class WatchQueue:
         self._wake()
         return None
 
-    def end(self, event: Event) -> None:
+    def in_flight(self, event: Event) -> InFlight:
+        """Return what `end` needs of a taken event."""
+        return InFlight(event[:2], self._places_of(event))
+
+    def end(self, event: InFlight) -> None:
         """Mark a taken event as finished, so that the next event of its key can be taken."""
         with self._lock:
-            self._count(self._places_of(event), 1)
+            key, places = event
+            self._count(places, 1)
             self._set_full_at()
-            key = event[:2]
             if self._chains[key]:
                 self._ready.append(key)
             else:
                 del self._chains[key]
 
-    def check(self, taken: Collection[Event]) -> None:
+    def check(self, taken: Collection[InFlight]) -> None:
         """Assert all invariants. Tests may call this method while no other thread pushes. O(n)."""
-        queued = [*taken, *self._parked.values(), *self.waiting]
-        places = [self._places_of(event) for event in queued]
+        places = [self._places_of(event) for event in (*self._parked.values(), *self.waiting)]
+        places += [event.places for event in taken]
         assert sum(places) <= self._places
         assert self._room == self._places - sum(places) + len(self.waiting)
         assert self._large == sum(each > 1 for each in places)
-        assert self._chains.keys() == {event[:2] for event in taken} | set(self._ready)
+        assert self._chains.keys() == {event.key for event in taken} | set(self._ready)
         assert len(self._chains) == len(taken) + len(self._ready), "a key has one taken event, or is ready"
         assert sorted(parking for chain in self._chains.values() for parking in chain) == list(self._parked)
         for key, chain in self._chains.items():
@@ -223,8 +238,9 @@ class WatchQueue:
     # Call the methods below only while holding the lock.
 
     def _places_of(self, event: Event) -> int:
-        _, key, value = event
-        return -(-(EVENT_BYTES + len(key) + (0 if value is None else len(value))) // self._place_bytes)
+        bucket, key, value = event
+        size = EVENT_BYTES + len(bucket) + len(key) + (0 if value is None else len(value))
+        return -(-size // self._place_bytes)
 
     def _count(self, places: int, sign: int) -> None:
         """Update the counts for an event that leaves the queue (sign 1) or enters it (sign -1)."""

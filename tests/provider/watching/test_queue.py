@@ -52,7 +52,7 @@ class Queue:
 
     def end(self, event: Event) -> None:
         self.taken.remove(event)
-        self.queue.end(event)
+        self.queue.end(self.queue.in_flight(event))
         self.check()
 
     def drain(self) -> list[Event]:
@@ -66,7 +66,7 @@ class Queue:
         return events
 
     def check(self) -> None:
-        self.queue.check(self.taken)
+        self.queue.check([*map(self.queue.in_flight, self.taken)])
 
 
 def keys(begin: int, end: int) -> list[bytes]:
@@ -194,7 +194,10 @@ class Model:
         self.is_closed = False
 
     def places(self, *events: Event) -> int:
-        return sum(-(-(EVENT_BYTES + len(key) + len(value or b"")) // self.place_bytes) for _, key, value in events)
+        return sum(
+            -(-(EVENT_BYTES + len(bucket) + len(key) + len(value or b"")) // self.place_bytes)
+            for bucket, key, value in events
+        )
 
     def push(self, key: bytes, size: int) -> None:
         self.pushed += 1
@@ -302,7 +305,7 @@ def test_events_of_many_threads(queue_events: int, value_bytes: int) -> None:
                 assert value is not None
                 told.append((key, int(value.rstrip(b"\0"))))
                 lengths.append(len(queue))
-                queue.end(event)
+                queue.end(queue.in_flight(event))
             if is_last and not len(queue):
                 return
             assert is_last or woken.wait(DEADLINE_S), "nobody woke it"

@@ -32,7 +32,7 @@ class Told:
         changes = []
         while (event := self.queue.take()) is not None:
             changes.append(event)
-            self.queue.end(event)
+            self.queue.end(self.queue.in_flight(event))
         return changes
 
 

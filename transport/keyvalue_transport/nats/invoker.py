@@ -101,6 +101,7 @@ class Invoker:
                 size_max = connection.max_payload
                 first_bytes_max = size_max - self._header_bytes - len(subject.encode()) - len(inbox.encode())
                 call = Call(params, decode, first_bytes_max, size_max)
+                del params  # the call holds what is not sent yet
                 pending = self._calls[token] = _Pending(call)
                 await connection.publish(subject, call.start(), inbox, self._headers)
                 pending.subjects.append(subject)
