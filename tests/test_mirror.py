@@ -39,6 +39,7 @@ REASONS = {
         counter.py    test_increment.py  it serves increments
         deadlines.py  test_expiry.py     they serve expiry
         errors.py     test_store.py      each is raised by a store
+        evicting_shard.py  test_eviction.py  how a shard gives up keys
         filling.py    test_held_memory.py  a page, and how its work is bounded
         invariants.py  test_commit.py    they hold after each commit
         kept_orders.py  test_held_memory.py  it gives the memory of orders back
@@ -50,6 +51,8 @@ REASONS = {
         shard.py      test_commit.py     all its writes go through the commit point
         table.py      test_walk.py       a walk crosses the shards of a table
         tables.py     test_store.py      a store is made of them
+        turns.py      test_eviction.py   the order of evictions over shards
+        used_bucket.py  test_eviction.py  a read marks its key as used
     """,
     "transport/keyvalue_transport": """
         keyvalue/atomics.py       keyvalue/test_interface.py            its function follows the common rules, and has none of its own

@@ -19,12 +19,13 @@ from bench.micro.locked_dict import LockedDict, fresh, fresh_value, shuffled_key
 from bench.micro.store_beside_dict import PAGE_KEYS
 from bench.micro.stores import TURN_KEYS, Filled, call_all, entries_of_turn, keys_of_turn, set_all
 from bench.micro.turns import ROUNDS, in_turns
-from keyvalue_engine import Bucket, BucketOptions, Store
+from keyvalue_engine import Bucket, BucketOptions, Store, StoreOptions
 from keyvalue_provider.keyvalue.expiry_sweep import STEP_KEYS
 
 KEYS = 1_000_000
 FILL_KEYS = KEYS // ROUNDS
 BATCH_KEYS = 100
+USED_KEYS = 20_000
 HOUR_MS = 3_600_000
 
 
@@ -36,6 +37,17 @@ def test_get(benchmark: BenchmarkFixture, filled: Filled) -> None:
     benchmark.group = f"engine: {TURN_KEYS:,} gets"
     in_turns(benchmark, TURN_KEYS, keys_of_turn(filled.keys), call_all(filled.bucket.get), call_all(filled.plain.get))
     assert all(map(filled.bucket.exists, filled.keys))
+
+
+def test_get_of_used_keys(benchmark: BenchmarkFixture) -> None:
+    """Get keys of a store with `eviction = unused`, beside a store without eviction."""
+    benchmark.group = f"engine: {TURN_KEYS:,} gets of used keys"
+    keys = [b"key-%08d" % number for number in range(USED_KEYS)]
+    unused, none = (Store(StoreOptions(eviction=eviction)).bucket(b"b") for eviction in ("unused", "none"))
+    for bucket in (unused, none):
+        bucket.set_many(dict.fromkeys(keys, bytes(64)))
+    assert None not in unused.get_many(keys)
+    in_turns(benchmark, TURN_KEYS, keys_of_turn(keys), call_all(unused.get), call_all(none.get), "unused", "none")
 
 
 def test_set_new(benchmark: BenchmarkFixture, filled: Filled) -> None:

@@ -12,7 +12,7 @@ reading at `keyvalue_engine.store`, which explains the order of keys and the cur
 """
 
 from keyvalue_engine.bucket import Bucket, Page
-from keyvalue_engine.changes import DELETE, EXPIRE, PERSIST, SET, Change, Observer, ObserverOf
+from keyvalue_engine.changes import DELETE, EVICT, EXPIRE, PERSIST, SET, Change, Observer, ObserverOf
 from keyvalue_engine.entry import Entry
 from keyvalue_engine.errors import (
     CounterError,
@@ -28,6 +28,7 @@ from keyvalue_engine.store import Store
 
 __all__ = [
     "DELETE",
+    "EVICT",
     "EXPIRE",
     "PERSIST",
     "SET",

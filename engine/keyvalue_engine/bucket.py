@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from keyvalue_engine.arguments import own_bytes, own_int, own_keys
@@ -11,7 +11,7 @@ from keyvalue_engine.errors import KEY_BYTES, VALUE_BYTES, FullError, LimitError
 from keyvalue_engine.long_keys import LONG_KEY_BYTES
 from keyvalue_engine.options import TTL_MS_MAX, BucketOptions
 from keyvalue_engine.table import Table
-from keyvalue_engine.tables import ROOM_WORK_MAX, Tables
+from keyvalue_engine.tables import Tables
 
 __all__ = ["CURSOR_MAX", "NS_PER_MS", "Bucket", "Page"]
 
@@ -162,7 +162,7 @@ class Bucket:
             table.note_key(shard, key)
             return keys or None
 
-        self._write(put)
+        self._write(put, (key,))
 
     def set_until(self, key: bytes, value: bytes, deadline_ns: int | None) -> None:
         """Store a value that expires at a time of the store's clock, or never. A time in the past removes the key."""
@@ -195,7 +195,7 @@ class Bucket:
             if len(value) > value_bytes_max:
                 raise LimitError(VALUE_BYTES, len(value), value_bytes_max)
         if entries:
-            self._write(lambda table: table.set_many(entries, self._quota, self._ttl_ns, has_long) or None)
+            self._write(lambda table: table.set_many(entries, self._quota, self._ttl_ns, has_long) or None, entries)
 
     def increment(self, key: bytes, delta: int) -> int:
         """Add `delta` to a counter, and return the sum. O(1).
@@ -217,7 +217,7 @@ class Bucket:
             delta = own_int(delta, "delta")
         if len(key) > self._short_key_max:
             self._check_key(key)
-            return self._write(lambda table: self._add(table, key, delta))
+            return self._write(lambda table: self._add(table, key, delta), (key,))
         table = self._by_name.get(self.name)
         if table is not None:  # `_add`, inlined for speed (benchmark scenario: increment)
             shift, shards = table.ring
@@ -230,7 +230,7 @@ class Bucket:
                 if len(shard.entries) > self._shard_keys_max:
                     table.split(shard)
                 return total
-        return self._write(lambda table: self._add(table, key, delta))
+        return self._write(lambda table: self._add(table, key, delta), (key,))
 
     def _add(self, table: Table, key: bytes, delta: int) -> int | None:
         shard = table.shard_of(key)
@@ -242,7 +242,7 @@ class Bucket:
         if len(key) > self._key_bytes_max:
             raise LimitError(KEY_BYTES, len(key), self._key_bytes_max)
 
-    def _write(self, write: Callable[[Table], T | None]) -> T:
+    def _write(self, write: Callable[[Table], T | None], keys: Collection[bytes]) -> T:
         """Call `write` with the bucket's table, and create the table if necessary.
 
         `write` returns None if a shard or the table was retired. Then this method calls `write` again.
@@ -256,8 +256,8 @@ class Bucket:
                 else:
                     written = write(table)
             except StoreError as error:
-                if isinstance(error, FullError) and (left := ROOM_WORK_MAX + error.needed_keys - work) > 0:
-                    done = self._tables.find_room(self.name, error, left)
+                if isinstance(error, FullError):
+                    done = self._tables.make_room(self.name, error, self._quota, keys, work)
                     if done:
                         work += done
                         continue

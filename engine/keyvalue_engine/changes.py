@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from keyvalue_engine.entry import Entry
 
-__all__ = ["DELETE", "EXPIRE", "PERSIST", "SET", "Change", "Observer", "ObserverOf"]
+__all__ = ["DELETE", "EVICT", "EXPIRE", "PERSIST", "SET", "Change", "Observer", "ObserverOf"]
 
 #: The kind of a change. Kinds are plain ints, because comparing enums would slow down every watched write.
 Change: TypeAlias = int
@@ -19,11 +19,13 @@ PERSIST = 1
 DELETE = 2
 #: The key was removed because its deadline had passed.
 EXPIRE = 3
+#: The key was removed to make room for a write, because the store or a quota was full.
+EVICT = 4
 
 #: A function that the store calls for each change in a bucket: observer(change, bucket, key, entry).
 #:
 #: `entry` is the key's new entry: its value (bytes), or a tuple of its value and its deadline. The entry is None after
-#: DELETE and EXPIRE, and never a tuple after PERSIST. The deadline is in nanoseconds on the store's clock
+#: DELETE, EXPIRE and EVICT, and never a tuple after PERSIST. The deadline is in nanoseconds on the store's clock
 #: (`Store(clock=...)`). Times from the default clock, `time.monotonic_ns`, have no meaning in another process.
 #:
 #: The store calls the observer once, after the change. The call runs in the thread that made the change, which still

@@ -9,6 +9,8 @@ Memory is calculated, not measured. So the result is the same on every machine, 
     shard with a deadline              + DEADLINES, and the spare bytes of the heap
     shard with an order                + ORDER_OBJECT, and the spare bytes of the order
     bucket                             BUCKET + bytes_size(name)
+    key, with eviction                 + EVICTION_BYTES[eviction]
+    shard, with eviction               + EVICTING_SHARD
     name of an emptied bucket          EMPTIED + bytes_size(name)      with strict_buckets
 
 `bytes_size` is the size of a bytes object: its length plus 33 bytes of header and terminator, rounded up as CPython's
@@ -32,6 +34,8 @@ __all__ = [
     "DEADLINE_BYTES",
     "EMPTIED_BYTES",
     "ENTRY_BYTES",
+    "EVICTING_SHARD_BYTES",
+    "EVICTION_BYTES",
     "ORDER_BYTES",
     "ORDER_OBJECT_BYTES",
     "SHARD_BYTES",
@@ -57,6 +61,9 @@ ENTRY_BYTES = 40
 DEADLINE_BYTES = 186
 ORDER_BYTES = 62
 SHARD_BYTES = 500
+#: By the option `eviction`: a key's share of the dict of stamps.
+EVICTION_BYTES = {"none": 0, "oldest": 8, "unused": 40}
+EVICTING_SHARD_BYTES = 900
 BUCKET_BYTES = 700
 EMPTIED_BYTES = 150
 #: These two include the up to SPARE_STEP bytes that are not counted yet.

@@ -13,6 +13,7 @@ from keyvalue_engine.quota import Quota
 __all__ = [
     "BUCKETS",
     "BUCKET_NAME_BYTES",
+    "EVICTIONS",
     "KEYS",
     "KEY_BYTES",
     "MEMORY_BYTES",
@@ -51,6 +52,7 @@ KEYS = Limit("the store would hold {} keys", "keys_max")
 MEMORY_BYTES = Limit("the store would take {} bytes of memory", "memory_bytes_max")
 QUOTA_KEYS = Limit("the buckets of this quota would hold {} keys", "quota_keys")
 QUOTA_MEMORY_BYTES = Limit("the buckets of this quota would take {} bytes of memory", "quota_bytes")
+EVICTIONS = Limit("about {} keys would have to be evicted for this write", "eviction")
 
 
 class LimitError(StoreError):
@@ -73,11 +75,20 @@ class FullError(LimitError):
 
     :ivar quota: the quota that is full, or None for the store
     :ivar needed_keys: number of keys by which the limit would be exceeded; 0 if the limit is one of memory or buckets
+    :ivar growth: the keys and bytes of entries that the write would add, or None if they are not known
     """
 
-    def __init__(self, limit: Limit, found: int, allowed: int, quota: Quota | None = None) -> None:
+    def __init__(
+        self,
+        limit: Limit,
+        found: int,
+        allowed: int,
+        quota: Quota | None = None,
+        growth: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__(limit, found, allowed)
         self.quota = quota
+        self.growth = growth
         self.needed_keys = found - allowed if limit in (KEYS, QUOTA_KEYS) else 0
 
 

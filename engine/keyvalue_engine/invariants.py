@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keyvalue_engine.entry import SHARD_BYTES, entry_size
+from keyvalue_engine.entry import entry_size
 from keyvalue_engine.long_keys import long_bytes
 from keyvalue_engine.shard import Shard
 
@@ -29,11 +29,12 @@ def check_shard(shard: Shard) -> None:
 
 def entries_bytes(shard: Shard) -> int:
     """Return the memory that the account should count for a shard. O(n)."""
-    return sum(entry_size(*entry) for entry in shard.entries.items())
+    key_bytes = shard.context.account.key_bytes
+    return sum(key_bytes + entry_size(*entry) for entry in shard.entries.items())
 
 
 def memory_bytes(shard: Shard) -> int:
     """Return the memory that the ledger should count for a shard. O(n)."""
     order_bytes = 0 if shard.order is None else shard.order.counted_bytes
     deadlines_bytes = 0 if shard.deadlines is None else shard.deadlines.counted_bytes
-    return SHARD_BYTES + order_bytes + deadlines_bytes + entries_bytes(shard)
+    return shard.fixed_bytes + order_bytes + deadlines_bytes + entries_bytes(shard)

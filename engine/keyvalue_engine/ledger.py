@@ -9,12 +9,14 @@ from __future__ import annotations
 from threading import RLock
 
 from keyvalue_engine.changes import Observer
+from keyvalue_engine.entry import EVICTION_BYTES
 from keyvalue_engine.errors import KEYS, MEMORY_BYTES, QUOTA_KEYS, QUOTA_MEMORY_BYTES, FullError
 from keyvalue_engine.locks import owns
-from keyvalue_engine.options import StoreOptions
+from keyvalue_engine.options import UNUSED, StoreOptions
 from keyvalue_engine.quota import UNLIMITED, Quota, Usage, Usages
+from keyvalue_engine.turns import Turns
 
-__all__ = ["Account", "Ledger"]
+__all__ = ["Account", "EvictingAccount", "Ledger"]
 
 
 class Ledger:
@@ -55,7 +57,10 @@ class Account:
     An account also holds the bucket's name and observer for the shards.
 
     :ivar observer: the function to call for each change in the bucket, or None
+    :ivar key_bytes: memory that a key takes besides its entry
     """
+
+    key_bytes = 0
 
     __slots__ = ("_all_usages", "_usages", "_version", "keys", "ledger", "memory_bytes", "name", "observer")
 
@@ -82,9 +87,9 @@ class Account:
             keys_after = ledger.keys + keys
             memory_after = ledger.memory_bytes + memory_bytes
             if keys_after > ledger.keys_max and keys > 0:
-                raise FullError(KEYS, keys_after, ledger.keys_max)
+                raise FullError(KEYS, keys_after, ledger.keys_max, growth=(keys, memory_bytes))
             if memory_after > ledger.memory_bytes_max and memory_bytes > 0:
-                raise FullError(MEMORY_BYTES, memory_after, ledger.memory_bytes_max)
+                raise FullError(MEMORY_BYTES, memory_after, ledger.memory_bytes_max, growth=(keys, memory_bytes))
             if self._version != self._all_usages.version:
                 self._usages = self._all_usages.of(self.name)
                 self._version = self._all_usages.version
@@ -121,9 +126,11 @@ class Account:
             keys_after = limited_usage.keys + keys
             memory_after = limited_usage.memory_bytes + memory_bytes
             if keys_after > limited_by.keys_max and keys > 0:
-                raise FullError(QUOTA_KEYS, keys_after, limited_by.keys_max, limited_by)
+                raise FullError(QUOTA_KEYS, keys_after, limited_by.keys_max, limited_by, (keys, memory_bytes))
             if memory_after > limited_by.memory_bytes_max and memory_bytes > 0:
-                raise FullError(QUOTA_MEMORY_BYTES, memory_after, limited_by.memory_bytes_max, limited_by)
+                raise FullError(
+                    QUOTA_MEMORY_BYTES, memory_after, limited_by.memory_bytes_max, limited_by, (keys, memory_bytes)
+                )
         charged = 0
         try:
             for usage in self._usages:
@@ -151,3 +158,23 @@ class Account:
                 with ledger.lock:
                     ledger.memory_bytes -= memory_bytes
             raise
+
+
+class EvictingAccount(Account):
+    """An account of a store that evicts keys.
+
+    :param turns: the turns of the bucket's shards
+    :ivar notes_use: True if shards must know which keys were used
+    """
+
+    __slots__ = ("key_bytes", "notes_use", "turns")
+
+    def __init__(self, name: bytes, ledger: Ledger, observer: Observer | None, eviction: str, turns: Turns) -> None:
+        super().__init__(name, ledger, observer)
+        self.turns = turns
+        self.notes_use = eviction == UNUSED
+        self.key_bytes = EVICTION_BYTES[eviction]
+
+    def charge(self, keys: int, memory_bytes: int, quota: Quota | None = None) -> None:
+        """Add to the counts, as `Account.charge` does, and count the memory that eviction takes for each key."""
+        super().charge(keys, memory_bytes + keys * self.key_bytes, quota)

@@ -6,7 +6,17 @@ from dataclasses import dataclass, fields
 
 from keyvalue_engine.quota import Quota
 
-__all__ = ["LENGTH_MAX", "SHARD_BITS_MAX", "TTL_MS_MAX", "BucketOptions", "StoreOptions"]
+__all__ = [
+    "EVICTIONS",
+    "LENGTH_MAX",
+    "NONE",
+    "OLDEST",
+    "SHARD_BITS_MAX",
+    "TTL_MS_MAX",
+    "UNUSED",
+    "BucketOptions",
+    "StoreOptions",
+]
 
 #: A bucket has at most 2**16 shards. Once a shard cannot be split again, it grows without limit.
 SHARD_BITS_MAX = 16
@@ -14,6 +24,7 @@ SHARD_BITS_MAX = 16
 LENGTH_MAX = 2**30
 #: About 292 years. A longer time in nanoseconds does not fit in 63 bits.
 TTL_MS_MAX = 2**63 // 1_000_000
+NONE, OLDEST, UNUSED = EVICTIONS = ("none", "oldest", "unused")
 LENGTHS = frozenset({"key_bytes_max", "value_bytes_max", "bucket_name_bytes_max"})
 
 
@@ -54,6 +65,9 @@ class StoreOptions:
     #: The store remembers the names of the last `buckets_max` emptied buckets. It forgets the oldest first, also if a
     #: write needs their memory.
     strict_buckets: bool = False
+    #: The keys that give way when the store or a quota is full: none of them, the oldest, or those that were not used
+    #: lately. Expired keys always go first.
+    eviction: str = NONE
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -61,6 +75,9 @@ class StoreOptions:
             if field.name == "strict_buckets":
                 if type(value) is not bool:
                     raise TypeError(f"{field.name}: found {type(value).__name__}, allowed bool")
+            elif field.name == "eviction":
+                if value not in EVICTIONS:
+                    raise ValueError(f"{field.name}: found {value!r}, allowed {', '.join(EVICTIONS)}")
             elif value is None and field.name == "memory_bytes_max":
                 continue
             elif type(value) is not int:

@@ -29,7 +29,7 @@ from sortedcontainers import SortedList
 
 from keyvalue_engine.arguments import own_bytes, own_int
 
-__all__ = ["UNLIMITED", "Quota", "Reach", "Usage", "Usages"]
+__all__ = ["UNLIMITED", "Quota", "Reach", "Usage", "Usages", "end_of"]
 
 #: The limit if no limit is set. No count reaches this number.
 UNLIMITED = 2**63
@@ -94,7 +94,7 @@ class Usage:
         reach = self.reach
         if reach.names is None:
             least = max(self.boundary, reach.prefix)
-            found = list(islice(names.irange(least, _end(reach.prefix), inclusive=(True, False)), names_max + 1))
+            found = list(islice(names.irange(least, end_of(reach.prefix), inclusive=(True, False)), names_max + 1))
         else:
             if self._names is None:
                 self._names = sorted(reach.names)
@@ -104,7 +104,7 @@ class Usage:
         return found
 
 
-def _end(prefix: bytes) -> bytes | None:
+def end_of(prefix: bytes) -> bytes | None:
     """Return the first name after all names with this prefix, or None if there is none."""
     prefix = prefix.rstrip(b"\xff")
     return prefix[:-1] + bytes((prefix[-1] + 1,)) if prefix else None

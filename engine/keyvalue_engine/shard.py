@@ -66,6 +66,9 @@ class Shard:
         *("retired", "start", "stripe"),
     )
 
+    #: The memory of a shard without keys.
+    fixed_bytes = SHARD_BYTES
+
     def __init__(self, start: int, depth: int, context: Context) -> None:
         self.stripe = RLock()
         self.entries: dict[bytes, Entry] = {}
@@ -80,7 +83,7 @@ class Shard:
         self.order: LazyOrder | None = None
         #: The bytes of the long keys, and perhaps of some that were overwritten or deleted (`long_keys`).
         self.long_bytes = 0
-        context.account.adjust(SHARD_BYTES)
+        context.account.adjust(self.fixed_bytes)
 
     @property
     def end(self) -> int:
@@ -241,7 +244,7 @@ class Shard:
                 if not isinstance(error, StoreError) and not self.retired:
                     self._drop_derived()
                     self._find_deadlines()
-                    self.enter_expiry()
+                    self.enter_schedules()
             finally:
                 self.stripe.release()
 
@@ -443,7 +446,7 @@ class Shard:
         """
         depth = self.depth + bits
         shift = 64 - depth
-        shards = [Shard(self.start + (index << shift), depth, self.context) for index in range(1 << bits)]
+        shards = [self.__class__(self.start + (index << shift), depth, self.context) for index in range(1 << bits)]
         parts = [shard.entries for shard in shards]
         mask = len(parts) - 1
         hash_function, secret = self.context.hash_function, self.context.secret
@@ -463,12 +466,12 @@ class Shard:
         self._find_deadlines()
 
     def _find_deadlines(self) -> None:
-        """Find the deadlines of a shard that is not in the ring yet. `enter_expiry` adds them to the schedule."""
+        """Find the deadlines of a shard that is not in the ring yet. `enter_schedules` adds them to the schedule."""
         if any(isinstance(entry, tuple) for entry in self.entries.values()):
             self.deadlines = Deadlines(self, self.entries, self.context)
             self.deadlines.find()
 
-    def enter_expiry(self) -> None:
+    def enter_schedules(self) -> None:
         """Schedule the shard for sweeps if any key has a deadline. Takes the stripe.
 
         Call this method for each new shard of a split or a merge, once the shard is in the ring.
@@ -484,7 +487,7 @@ class Shard:
         """
         self._drop_derived()
         self.retired = True
-        self._account.adjust(-SHARD_BYTES)
+        self._account.adjust(-self.fixed_bytes)
 
     def _drop_derived(self) -> None:
         if self.order is not None:

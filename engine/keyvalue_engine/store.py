@@ -37,10 +37,12 @@ from keyvalue_engine.arguments import own_bytes, own_int
 from keyvalue_engine.bucket import NS_PER_MS, Bucket
 from keyvalue_engine.changes import ObserverOf
 from keyvalue_engine.context import SECRET_BYTES, HashFunction
-from keyvalue_engine.options import LENGTH_MAX, TTL_MS_MAX, BucketOptions, StoreOptions
+from keyvalue_engine.eviction import EVICTING_OPTIONS
+from keyvalue_engine.options import LENGTH_MAX, TTL_MS_MAX, UNUSED, BucketOptions, StoreOptions
 from keyvalue_engine.quota import Quota
 from keyvalue_engine.room import NOTHING, Growth
 from keyvalue_engine.tables import Tables
+from keyvalue_engine.used_bucket import UsedBucket
 
 __all__ = ["Store"]
 
@@ -80,7 +82,7 @@ class Store:
         the owner checks the limits itself (`check_room`)
     """
 
-    __slots__ = ("_process", "_tables", "options")
+    __slots__ = ("_bucket_class", "_process", "_tables", "options")
 
     def __init__(
         self,
@@ -99,6 +101,7 @@ class Store:
         if len(secret) != SECRET_BYTES:
             raise ValueError(f"secret: found {len(secret)} bytes, allowed {SECRET_BYTES}")
         self._tables = Tables(self.options, secret, hash_function, clock, is_limited)
+        self._bucket_class = UsedBucket if self.options.eviction == UNUSED else Bucket
         self._process = os.getpid()
 
     def bucket(self, name: bytes, options: BucketOptions | None = None) -> Bucket:
@@ -108,7 +111,9 @@ class Store:
         :param options: options for this handle, which override the store's options
         :raises TypeError: the name has another type
         """
-        return Bucket(self._tables, own_bytes(name, "bucket name"), BucketOptions() if options is None else options)
+        return self._bucket_class(
+            self._tables, own_bytes(name, "bucket name"), BucketOptions() if options is None else options
+        )
 
     def bucket_names(self) -> list[bytes]:
         """Return the names of all buckets, oldest first.
@@ -126,6 +131,20 @@ class Store:
     def expired_keys(self) -> int:
         """Return the number of expired keys that have been removed so far."""
         return self._tables.expiry.expired_keys
+
+    @property
+    def evicted_keys(self) -> dict[str, int]:
+        """Return the number of keys that were evicted so far, by the option whose limit was reached.
+
+        >>> from keyvalue_engine import StoreOptions
+        >>> store = Store(StoreOptions(keys_max=2, eviction="oldest"))
+        >>> for key in (b"x", b"y", b"z"):
+        ...     store.bucket(b"b").set(key, b"")
+        >>> len(store), store.evicted_keys["keys_max"]
+        (2, 1)
+        """
+        evictor = self._tables.evictor
+        return dict.fromkeys(EVICTING_OPTIONS, 0) if evictor is None else evictor.evicted_keys.copy()
 
     def sweep(self, keys_max: int = 1_000) -> bool:
         """Remove expired keys in one bounded step, in the order of their deadlines. Return True if more may remain.
@@ -247,7 +266,8 @@ class Store:
         Loaded keys and values may be longer than the options allow, because a handle's options may have allowed them.
 
         :raises SnapshotError: the file is damaged, or is not a regular file
-        :raises LimitError: the file has more keys or buckets, or longer bucket names, than the options allow
+        :raises LimitError: the file has more keys or buckets, or longer bucket names, than the options allow; with
+            eviction, keys are evicted instead if the file has too many
         :raises OSError: the file could not be read
         """
         from keyvalue_engine import snapshot  # here, because importing it takes 4 ms

@@ -67,6 +67,7 @@ class Table:
         "_batches",
         "_context",
         "_growth",
+        "_shard_class",
         "_shard_keys_max",
         "_shards_min",
         "account",
@@ -74,7 +75,7 @@ class Table:
         "ring",
     )
 
-    def __init__(self, options: StoreOptions, context: Context) -> None:
+    def __init__(self, options: StoreOptions, context: Context, shard_class: type[Shard] = Shard) -> None:
         self._growth = Lock()  # protects changes of `ring`; reading `ring` needs no lock
         self._batch = Lock()  # held by the running batch
         self._batches = 0  # odd while a batch runs; changed only under `_batch`, read without it
@@ -83,7 +84,8 @@ class Table:
         self._context = context
         #: The account that counts the bucket's entries.
         self.account: Account = context.account
-        self.ring: Ring = (64, [Shard(0, 0, context)])
+        self._shard_class = shard_class
+        self.ring: Ring = (64, [shard_class(0, 0, context)])
         #: The number of keys at which `merge` should replace the shards by one; -1 if there is only one shard.
         self.merge_keys = -1
 
@@ -337,7 +339,7 @@ class Table:
                 self.ring = (64 - deepest, ring)
                 self.merge_keys = self._shard_keys_max // MERGE_SHARE
             for piece in pieces:
-                piece.enter_expiry()
+                piece.enter_schedules()
             return pieces
 
     def merge(self) -> None:
@@ -357,12 +359,12 @@ class Table:
             if size_bytes > LONG_BYTES_MAX // 2:
                 self.merge_keys = self.account.keys // 2
                 return
-            merged = Shard(0, 0, self._context)
+            merged = self._shard_class(0, 0, self._context)
             merged.long_bytes = size_bytes
             merged.join(shards)
             self.ring = (64, [merged])
             self.merge_keys = -1
-        merged.enter_expiry()
+        merged.enter_schedules()
 
     def free(self) -> bool:
         """Retire all shards at once if no key is left. Return True if the shards were retired."""

@@ -13,10 +13,11 @@ Writing the first key of a bucket creates the bucket's table. Removing the last 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import chain
-from threading import Lock
+from random import sample
+from threading import Lock, RLock
 from typing import TypeVar
 
 from sortedcontainers import SortedList
@@ -25,14 +26,18 @@ from keyvalue_engine.changes import ObserverOf
 from keyvalue_engine.context import Context, HashFunction
 from keyvalue_engine.entry import BUCKET_BYTES, EMPTIED_BYTES, bytes_size
 from keyvalue_engine.errors import BUCKET_NAME_BYTES, BUCKETS, MEMORY_BYTES, FullError, LimitError
+from keyvalue_engine.evicting_shard import EvictingShard
+from keyvalue_engine.eviction import EVICTIONS_MAX, Evictor
 from keyvalue_engine.expiry import Expiry
 from keyvalue_engine.invariants import memory_bytes as shard_bytes
 from keyvalue_engine.kept_orders import KeptOrders
-from keyvalue_engine.ledger import Account, Ledger
-from keyvalue_engine.options import StoreOptions
-from keyvalue_engine.quota import Quota, Usage
+from keyvalue_engine.ledger import Account, EvictingAccount, Ledger
+from keyvalue_engine.options import NONE, StoreOptions
+from keyvalue_engine.quota import Quota, Reach, Usage, end_of
 from keyvalue_engine.room import Growth, lack_of_room
+from keyvalue_engine.shard import Shard
 from keyvalue_engine.table import Table
+from keyvalue_engine.turns import Turns
 
 __all__ = ["ROOM_WORK_MAX", "Tables"]
 
@@ -59,6 +64,7 @@ class Tables:
     :param is_limited: False if no name is too long, and no number of buckets or keys too large
     :ivar by_name: the tables; only this class adds or removes tables; a look-up is atomic and needs no lock
     :ivar emptied: the names of emptied buckets, oldest first; always empty without `strict_buckets`
+    :ivar evictor: evicts keys from the full store, or None if the option `eviction` is `none`
     """
 
     __slots__ = (
@@ -69,6 +75,7 @@ class Tables:
         "_position_of",
         "by_name",
         "emptied",
+        "evictor",
         "expiry",
         "hash_function",
         "ledger",
@@ -93,6 +100,7 @@ class Tables:
         self.expiry = Expiry(clock)
         self.orders = KeptOrders()
         self.by_name: dict[bytes, Table] = {}
+        self.evictor = None if options.eviction == NONE else Evictor(self)
         self.emptied: OrderedDict[bytes, None] = OrderedDict()  # drops its oldest name in O(1), unlike a dict
         self._names = SortedList()  # the names in by_name, in the order in which quotas count them
         self._position_of: Callable[[bytes], int] = partial(hash_function, secret)
@@ -160,18 +168,28 @@ class Tables:
         self.ledger.hold(-freed_bytes)
         return names
 
-    def _bucket_bytes(self, name: bytes) -> int:
+    def new_bucket_bytes(self, name: bytes) -> int:
         """Return the memory that a bucket's table adds. The table takes the place of a remembered name."""
         return BUCKET_BYTES - EMPTIED_BYTES if name in self.emptied else BUCKET_BYTES + bytes_size(len(name))
 
     def _new_table(self, name: bytes) -> Table:
         if self._is_limited:
             self.check_name(name, 0)
-        self.ledger.hold(self._bucket_bytes(name))
         observer = None if self._observer_of is None else self._observer_of(name)
-        account = Account(name, self.ledger, observer)
+        account: Account
+        shard_class: type[Shard]
+        if self.evictor is None:
+            self.ledger.hold(self.new_bucket_bytes(name))
+            account, shard_class = Account(name, self.ledger, observer), Shard
+        else:
+            turns = Turns(self.evictor.turns.clock, self.evictor.turns)
+            account, shard_class = (
+                EvictingAccount(name, self.ledger, observer, self.options.eviction, turns),
+                EvictingShard,
+            )
+            account.adjust(self.new_bucket_bytes(name))  # the first write is refused if this is too much
         context = Context(self._position_of, self.hash_function, self.secret, account, self.expiry, self.orders)
-        return Table(self.options, context)
+        return Table(self.options, context, shard_class)
 
     def check_name(self, name: bytes, pending_buckets: int) -> None:
         """Check that a bucket of this name may be created.
@@ -190,7 +208,7 @@ class Tables:
         """Free a table, and subtract its memory from the ledger. Return False if the table holds a key."""
         if not table.free():
             return False
-        self.ledger.hold(-self._bucket_bytes(name))
+        self.ledger.hold(-self.new_bucket_bytes(name))
         return True
 
     def settled(self, name: bytes) -> Table | None:
@@ -239,8 +257,45 @@ class Tables:
                 self.tidy(shard.bucket_name)
         return left
 
+    def names_of(self, reach: Reach, names_max: int) -> list[bytes]:
+        """Return the names of the reach's buckets, or a random choice of them if there are more than `names_max`.
+
+        O(names_max * log n), or O(names of the reach).
+        """
+        if reach.names is not None:
+            known = [name for name in reach.names if name in self.by_name]
+            return known if len(known) <= names_max else sample(known, names_max)
+        with self._lock:
+            names, end = self._names, end_of(reach.prefix)
+            numbers = range(names.bisect_left(reach.prefix), len(names) if end is None else names.bisect_left(end))
+            return [names[number] for number in (numbers if len(numbers) <= names_max else sample(numbers, names_max))]
+
+    def make_room(
+        self, name: bytes, error: FullError, quota: Quota | None, own: Collection[bytes], work_before: int
+    ) -> int:
+        """Make room for a write that raised `error`. Return the amount of work, or 0 if no room can be made.
+
+        Remove what `find_room` removes. If that is nothing, evict keys.
+
+        :param own: the keys that the write changes, which are not evicted
+        :param work_before: the work that was done for the same write before
+        :raises FullError: the write would need too many evictions
+        """
+        evictor = self.evictor
+        left = (ROOM_WORK_MAX if evictor is None else 2 * EVICTIONS_MAX) + error.needed_keys - work_before
+        if left <= 0:
+            return 0
+        done = self.find_room(name, error, left)
+        if done or evictor is None:
+            return done
+        try:
+            return evictor.make_room(name, error, quota, own)
+        except FullError:
+            self.free_if_empty(name)
+            raise
+
     def find_room(self, name: bytes, error: FullError, work_max: int) -> int:
-        """Make room for a write. Return the amount of work, or 0 if there was nothing to remove. The work is bounded.
+        """Remove what no reader misses. Return the amount of work, or 0 if there was nothing. The work is bounded.
 
         Remove expired keys first, then drop the orders that were not used for the longest time, then forget names of
         emptied buckets.
@@ -312,8 +367,10 @@ class Tables:
 
     def check_locks(self) -> None:
         """Raise RuntimeError if a lock stays held, because its thread does not exist in this forked process."""
-        ledger, expiry, orders = self.ledger.lock, self.expiry.lock, self.orders.lock
-        for lock in chain((self._lock, ledger, expiry, orders), *(table.locks() for table in self.by_name.values())):
+        leaves: list[Lock | RLock] = [self.ledger.lock, self.expiry.lock, self.orders.lock]
+        if self.evictor is not None:
+            leaves.append(self.evictor.turns.lock)
+        for lock in chain((self._lock, *leaves), *(table.locks() for table in self.by_name.values())):
             if not lock.acquire(timeout=LOCK_S):
                 raise RuntimeError("another thread of the parent process used the store during the fork")
             lock.release()
@@ -341,6 +398,9 @@ class Tables:
             keys += len(table)
             assert len(table), "an emptied bucket is freed"
             memory_bytes += BUCKET_BYTES + bytes_size(len(name)) + sum(map(shard_bytes, table.shards()))
+            for shard in table.shards():
+                if isinstance(shard, EvictingShard):
+                    shard.check()
         assert list(self._names) == sorted(self.by_name)
         assert not self.by_name.keys() & self.emptied.keys()
         assert len(self.emptied) <= (self.options.buckets_max if self.options.strict_buckets else 0)

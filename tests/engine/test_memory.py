@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from keyvalue_engine import Store
+from keyvalue_engine import Store, StoreOptions
 from keyvalue_engine.entry import DEADLINE_BYTES, ORDER_BYTES
 
 KEYS = 200_000
@@ -28,10 +28,10 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def measure(ttl_ms: int | None) -> list[tuple[int, int]]:
+def measure(ttl_ms: int | None, eviction: str = "none") -> list[tuple[int, int]]:
     """Return the growth of the process and the formula's figure, after the keys were set and after a walk."""
     gc.collect()
-    store = Store()
+    store = Store(StoreOptions(eviction=eviction))
     bucket = store.bucket(b"b")
     start = resident_bytes()
     for number in range(KEYS):
@@ -58,5 +58,12 @@ def test_the_formula_predicts_the_growth_of_the_process() -> None:
         assert more[0] - less[0] == pytest.approx(more[1] - less[1], rel=0.15)
 
 
+@pytest.mark.parametrize("eviction", ["oldest", "unused"])
+def test_the_formula_counts_what_eviction_takes(eviction: str) -> None:
+    (growth_bytes, formula_bytes), _ = measured("0", eviction)
+    assert growth_bytes == pytest.approx(formula_bytes, rel=0.15)
+
+
 if __name__ == "__main__":
-    json.dump(measure(*map(int, sys.argv[1:])) if sys.argv[1:] else measure(None), sys.stdout)
+    ttl_ms, eviction = [*sys.argv[1:], *("0", "none")[len(sys.argv) - 1 :]]
+    json.dump(measure(int(ttl_ms) or None, eviction), sys.stdout)

@@ -21,6 +21,7 @@ from siphashc import siphash
 
 from keyvalue_engine import (
     DELETE,
+    EVICT,
     EXPIRE,
     PERSIST,
     SET,
@@ -139,6 +140,8 @@ class Stored:
 
 
 class StoreMachine(RuleBasedStateMachine):
+    key_bytes = 0  # besides a key's entry
+
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
@@ -200,6 +203,9 @@ class StoreMachine(RuleBasedStateMachine):
         quota = self.quota if limited and self.quota.reach.covers(name) else None
         return self.store.bucket(name, BucketOptions(ttl_ms=ttl_ms, quota=quota))
 
+    def read(self, bucket: Bucket, key: bytes) -> bytes | None:
+        return bucket.get(key)
+
     def live(self, name: bytes) -> dict[bytes, Stored]:
         """Return the keys that a reader finds."""
         now_ns = self.clock.now_ns
@@ -227,7 +233,7 @@ class StoreMachine(RuleBasedStateMachine):
             old = live.get(key)
             growth += (stored.deadline_ns is not None) * DEADLINE_BYTES
             if old is None:
-                growth += entry_size(key, stored.value)
+                growth += entry_size(key, stored.value) + self.key_bytes
             else:
                 growth += bytes_size(len(stored.value)) - bytes_size(len(old.value))
                 growth -= (old.deadline_ns is not None) * DEADLINE_BYTES
@@ -245,7 +251,7 @@ class StoreMachine(RuleBasedStateMachine):
                 entry for known in BUCKETS if self.quota.reach.covers(known) for entry in self.live(known).items()
             ]
             memory_bytes = sum(
-                entry_size(key, stored.value) + (stored.deadline_ns is not None) * DEADLINE_BYTES
+                entry_size(key, stored.value) + (stored.deadline_ns is not None) * DEADLINE_BYTES + self.key_bytes
                 for key, stored in covered
             )
             limits.append(("quota_keys", len(covered) + new_keys, self.quota.keys_max, new_keys))
@@ -523,7 +529,7 @@ class StoreMachine(RuleBasedStateMachine):
         for name in self.store.bucket_names():
             handle = self.store.bucket(name)
             assert len(handle) == len(entries_of(self.store, name))
-            assert all(handle.get(key) == stored.value for key, stored in live[name].items())
+            assert all(self.read(handle, key) == stored.value for key, stored in live[name].items())
         for walk in self.walks:
             walk.stayed &= live[walk.name].keys()
 
@@ -541,7 +547,7 @@ class StoreMachine(RuleBasedStateMachine):
         for change, name, key, entry in self.events:
             self.told_of[change] += 1
             if entry is None:
-                assert change in (DELETE, EXPIRE)
+                assert change in (DELETE, EXPIRE, EVICT)
                 del self.told[name][key]
             elif change == PERSIST:
                 assert isinstance(before := self.told[name][key], tuple)
@@ -562,6 +568,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert {key: entries.get(key) for key in live} == {key: stored.entry for key, stored in live.items()}
             assert entries.keys() - live.keys() <= self.model.get(name, {}).keys()
         assert self.told_of[EXPIRE] == self.store.expired_keys
+        assert self.told_of[EVICT] == sum(self.store.evicted_keys.values())
         assert self.told_of[SET] == self.set_keys, "the observer is told of each write once, and of no refused one"
         assert self.told_of[DELETE] == self.deleted_keys
         assert self.told_of[PERSIST] == self.persisted_keys
