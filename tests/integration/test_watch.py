@@ -168,6 +168,21 @@ async def test_every_change_is_delivered(
     assert component.callers == {Caller(provider.key, "default")}
 
 
+async def test_an_eviction_is_told_as_a_delete(
+    launch: Launch, nats_server: NatsServer, component: Component, bucket: str, path: str
+) -> None:
+    key = key_of(bucket)
+    config = {"transport": path, "keys_max": "2", "eviction": "oldest", **ON}
+    provider = launch(config, provider_key=key, link_definitions=[watch_link(key, component.name, EVERYTHING)])
+    async with KeyValueClient(nats_server.url, provider.prefix) as client:
+        for name in ("a", "b", "a", "c", "d"):
+            await client.set("b", name, b"")
+        assert await client.get_many("b", ["a", "b", "c", "d"]) == [None, None, b"", b""]
+    told = await component.told_of(7)
+    assert {name for _, name, value in told if value is None} == {b"a", b"b"}
+    assert (await scraped(provider)).value("evicted_keys_total", limit="keys_max") == 2
+
+
 async def test_the_bytes_are_those_of_the_interface(
     launch: Launch, nats_server: NatsServer, raw: Client, bucket: str
 ) -> None:

@@ -88,6 +88,17 @@ def test_check_reports_all_faults(check: Check) -> None:
     assert rows(output)["page_keys"] == ("-", "command line")
 
 
+def test_eviction_needs_the_store_in_memory(check: Check) -> None:
+    fault = "eviction=oldest needs store=memory; with store=jetstream, set eviction=none"
+    host_data = HOST_CAPTURE["host_data"] | {"config": {"store": "jetstream", "eviction": "oldest"}}
+    for code, output in (
+        check("--store", "jetstream", environment={"KEYVALUE_EVICTION": "oldest"}),
+        check(host_data=host_data | {"link_definitions": []}),
+    ):
+        assert (code, wrong(output)) == (2, [fault])
+    assert check("--eviction", "oldest")[0] == 0
+
+
 def test_check_of_host_data(check: Check) -> None:
     host_data = HOST_CAPTURE["host_data"] | {
         "provider_key": "kv",

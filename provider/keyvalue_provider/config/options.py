@@ -57,6 +57,7 @@ READ_WRITE, READ_ONLY = "read-write", "read-only"
 MEMORY, JETSTREAM = "memory", "jetstream"
 LATEST, LOCAL = "latest", "local"
 ATOMIC, PIPELINED = "atomic", "pipelined"
+NONE, OLDEST, UNUSED = "none", "oldest", "unused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,11 @@ class ProviderOptions(LinkOptions):
     memory_bytes_max: int | None = option(
         values.BYTES, "maximum memory of all keys and values, as the engine counts it"
     )
+    eviction: str = option(
+        values.one_of(NONE, OLDEST, UNUSED),
+        "keys that give way when the store or a quota is full: none, the oldest, or those that were unused lately",
+        default=STORE_DEFAULTS.eviction,
+    )
     shards_min: int = option(
         values.SHARDS, "number of shards in a large bucket; a power of two", default=STORE_DEFAULTS.shards_min
     )
@@ -295,6 +301,7 @@ class ProviderOptions(LinkOptions):
             page_bytes_max=self.page_bytes,
             shards_min=self.shards_min,
             strict_buckets=self.strict_buckets,
+            eviction=self.eviction,
         )
 
     def invocation_limits(self) -> InvocationLimits:
@@ -334,6 +341,12 @@ class ProviderOptions(LinkOptions):
             certificate=self.tls_certificate or "",
             key="" if self.tls_key is None else self.tls_key.reveal(),
         )
+
+    def conflict(self) -> str:
+        """Return why the options can't be used together, or an empty string."""
+        if self.store == JETSTREAM and self.eviction != NONE:
+            return f"eviction={self.eviction} needs store=memory; with store=jetstream, set eviction=none"
+        return ""
 
     def changed(self, other: ProviderOptions) -> list[str]:
         """Return the names of the options whose values differ in `other`."""

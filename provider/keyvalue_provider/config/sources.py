@@ -162,8 +162,11 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Config
         except OptionError as error:
             faults.append(f"{setting.origin}: {error.discreet if setting.is_secret else error}")
             wrong.add(option)
+    options = ProviderOptions(**{name: value for name, value in values.items() if name in OPTIONS})
+    if conflict := options.conflict():
+        faults.append(conflict)
     return Configuration(
-        ProviderOptions(**{name: value for name, value in values.items() if name in OPTIONS}),
+        options,
         StandaloneOptions(**{name: value for name, value in values.items() if name in STANDALONE_OPTIONS}),
         settings,
         tuple(faults),

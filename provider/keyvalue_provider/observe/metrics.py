@@ -232,6 +232,15 @@ class Metrics(Collector):
             "keyspace_misses", "Calls of get and exists that found no key.", sum(tally[NONE] for tally in reads)
         )
         yield _counter("expired_keys", "Expired keys that were removed.", store.expired_keys)
+        evicted = CounterMetricFamily(
+            f"{PREFIX}_evicted_keys",
+            "Keys that were evicted because a limit was reached.",
+            labels=("limit",),
+        )
+        for option, keys in store.evicted_keys.items():
+            evicted.add_metric((option,), keys)
+        yield evicted
+        yield _gauge("evicts", "1 if a full store evicts keys, otherwise 0.", store.options.eviction != "none")
         yield _counter("pages", "Pages that list-keys returned.", self._tallies["list-keys"][OK])
 
 

@@ -218,6 +218,7 @@ def test_every_option_arrives(name: str) -> None:
     others |= dict.fromkeys(("strict_buckets", "require_link", "structured_logging", "outlive_host"), "true")
     others |= dict.fromkeys(("restart_for_secrets", "jetstream_create"), "false")
     others |= {"store": "jetstream", "jetstream_storage": "memory", "jetstream_replicas": "3", "batch": "pipelined"}
+    others |= {"eviction": "unused"}
     options = set_to(name, others.get(name) or OF_LINK.get(name, ("8",))[0])
     assert ProviderOptions().changed(options) == [name]
     assert options.changed(options) == []

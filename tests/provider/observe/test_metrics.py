@@ -159,6 +159,7 @@ def test_every_family_has_its_type_and_labels_and_appears_once(pieces: Pieces) -
         "operations": ("counter", {"operation", "result"}),
         "operation_duration_seconds": ("histogram", {"operation", "le"}),
         "watch_events": ("counter", {"result"}),
+        "evicted_keys": ("counter", {"limit"}),
         "build": ("info", {"version", "python", "transport"}),
     }
 
@@ -248,6 +249,7 @@ NUMBERS: dict[str, float] = {
     "buckets": 2,
     "keys": 3,
     "expired_keys_total": 1,
+    "evicts": 0,
     "memory_limit_bytes": 10_000,
     "keyspace_hits_total": 11,
     "keyspace_misses_total": 22,
