@@ -433,8 +433,7 @@ class Shard:
             self.order = order if order.keep() else None
 
     def copy(self, position: int) -> Copy:
-        """Return a copy of the current entries at and after `position`. O(n)."""
-        self._expire_due(ALL)
+        """Return a copy of the current entries at and after `position`, also of expired ones. O(n)."""
         position_of = self.context.position_of
         pairs = self.entries.items()  # after a merge, some may be before `position`
         return Copy([pair for pair in pairs if position <= self.start or position_of(pair[0]) >= position], self.end)

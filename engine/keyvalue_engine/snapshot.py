@@ -1,4 +1,4 @@
-"""Snapshots: the file format of a saved store, its writer and its reader.
+"""Snapshots: the file format of a saved store, and its reader. `keyvalue_engine.snapshot_writer` has the writer.
 
 The file is a stream of msgpack objects. Each object is a frame with a fixed-size head:
 
@@ -16,38 +16,26 @@ repeated. A body is a msgpack array:
     [1, bucket name, [key, value, key, value, ...],      block: any number of frames, several for a large bucket
         {index of a key in this block: its deadline}]    milliseconds of Unix time; version 1 has no deadlines
     [2, blocks, keys]                                    end: the last frame, with the counts
-
-The writer creates a temporary file in the same directory, syncs it and renames it. Then the writer syncs the
-directory. So a crash leaves either the old file or the new one. The file's mode is 0600, because values may be
-secret. If the path is a symbolic link, the writer replaces the file that the link names, and keeps the link.
-
-A writer holds a lock (flock) on its temporary file. A killed writer leaves its file without a lock, and the next save
-to the same path removes the file.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from hashlib import file_digest
 from os import PathLike
 from struct import Struct
-from tempfile import NamedTemporaryFile
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgpack
-from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest
 
 from keyvalue_engine.context import SECRET_BYTES
 from keyvalue_engine.errors import SnapshotError
-from keyvalue_engine.table import Table
 
-__all__ = ["FORMAT", "VERSION", "Reader", "save"]
+__all__ = ["ARRAY2", "BIN32", "BLOCK", "END", "FORMAT", "HEAD", "HEADER", "UINT64", "VERSION", "Reader"]
 
 T = TypeVar("T")
 
@@ -58,149 +46,13 @@ VERSIONS = (1, 2, 3)
 SEED_VERSION_MAX = 2
 HEADER, BLOCK, END = 0, 1, 2
 HEAD = Struct(">BBQBI")
-SUFFIX = ".tmp"
 ARRAY2, UINT64, BIN32 = 0x92, 0xCF, 0xC6
-#: A block is written once its keys and values reach this size. So saving needs extra memory only for one block, one
-#: shard and the largest value.
-BLOCK_BYTES = 1024 * 1024
-#: Limit for the keys and values in a block. The keys of a block differ, and the block ends at BLOCK_BYTES, so even the
-#: shortest keys give fewer than 371,000 keys. Together with the limits of `Reader`, this bounds the memory for a frame.
-PARTS_MAX = BLOCK_BYTES
+#: Limit for the keys and values in a block. Older versions ended a block when its keys and values reached 1 MiB. The keys
+#: of a block differ, so even the shortest keys gave fewer than 371,000 keys. Together with the limits of `Reader`, this
+#: bounds the memory for a frame.
+PARTS_MAX = 1024 * 1024
 #: A block has the most arrays and maps: itself, its entries and its deadlines.
 ARRAYS_MAX, MAPS_MAX = 2, 1
-
-
-def save(
-    path: str | PathLike[str],
-    secret: bytes,
-    tables: Mapping[bytes, Table],
-    emptied: Iterable[bytes],
-    unix_ms_of: Callable[[int], int],
-) -> None:
-    """Write the tables to `path`. Another process sees either the complete old file or the complete new one.
-
-    :param emptied: the names of buckets without keys; each gets a block without keys
-    :param unix_ms_of: converts a time on the store's clock to Unix time in milliseconds
-    :raises OSError: the file could not be written, or `path` is not a regular file. `path` is unchanged, and the
-        temporary file is removed. If only the sync of the directory failed, `path` is the new file, but the new file
-        may not survive a crash.
-    """
-    path = os.path.realpath(path)  # a symbolic link stays
-    directory, name = os.path.split(path)
-    with suppress(FileNotFoundError):
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # `os.replace` refuses a directory
-            raise OSError(errno.EINVAL, "Not a regular file", path)
-    prefix = f".snapshot-{xxh3_64_hexdigest(os.fsencode(name))}-"
-    _remove_abandoned(directory, prefix)
-    with _create(directory, prefix) as file:
-        try:
-            _write(file, secret, tables, emptied, unix_ms_of)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(file.name)
-            raise
-    _fsync_directory(directory)
-
-
-def _create(directory: str, prefix: str) -> IO[bytes]:
-    """Create a temporary file, and lock it."""
-    while True:
-        file = NamedTemporaryFile(dir=directory, prefix=prefix, suffix=SUFFIX, delete=False)  # noqa: SIM115 - `save` closes it
-        _lock(file.fileno())
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # another save removed the file before it was locked
-
-
-def _remove_abandoned(directory: str, prefix: str) -> None:
-    """Remove the temporary files of killed writers. A running writer holds a lock on its file."""
-    for name in os.listdir(directory):
-        if name.startswith(prefix) and name.endswith(SUFFIX):
-            path = os.path.join(directory, name)
-            with suppress(OSError):  # a file that cannot be removed does not prevent the save
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    if _lock(descriptor):
-                        os.unlink(path)
-                finally:
-                    os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock a file until it is closed. Return False if another writer holds the lock, or if the file system has none."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _write(
-    file: IO[bytes],
-    secret: bytes,
-    tables: Mapping[bytes, Table],
-    emptied: Iterable[bytes],
-    unix_ms_of: Callable[[int], int],
-) -> None:
-    offset = _write_frame(file, 0, [HEADER, FORMAT, VERSION, secret])
-    blocks = keys = 0
-    for name, table in tables.items():
-        for entries, deadlines in _blocks(table, unix_ms_of):
-            offset = _write_frame(file, offset, [BLOCK, name, entries, deadlines])
-            blocks += 1
-            keys += len(entries) // 2
-    for name in emptied:
-        offset = _write_frame(file, offset, [BLOCK, name, [], {}])
-        blocks += 1
-    _write_frame(file, offset, [END, blocks, keys])
-
-
-def _blocks(table: Table, unix_ms_of: Callable[[int], int]) -> Iterator[tuple[list[bytes], dict[int, int]]]:
-    """Yield the table's entries in blocks of about BLOCK_BYTES. Yield one empty block for an empty table.
-
-    A block is a list [key, value, key, value, ...], and a dict of deadlines.
-    """
-    entries: list[bytes] = []
-    deadlines: dict[int, int] = {}
-    size_bytes = blocks = position = 0
-    while not position >> 64:
-        shard = table.copy_shard(position)
-        position = shard.end
-        for key, entry in shard.entries:
-            if isinstance(entry, bytes):
-                value = entry
-            else:
-                value, deadline_ns = entry
-                deadlines[len(entries) // 2] = unix_ms_of(deadline_ns)
-            entries += (key, value)
-            size_bytes += len(key) + len(value)
-            if size_bytes >= BLOCK_BYTES:
-                yield entries, deadlines
-                blocks += 1
-                entries = []
-                deadlines = {}
-                size_bytes = 0
-    if entries or not blocks:
-        yield entries, deadlines
-
-
-def _write_frame(file: IO[bytes], offset: int, body: list[Any]) -> int:
-    packed: bytes = msgpack.packb(body)
-    file.write(HEAD.pack(ARRAY2, UINT64, xxh3_64_intdigest(packed, offset), BIN32, len(packed)))
-    file.write(packed)
-    return offset + HEAD.size + len(packed)
-
-
-def _fsync_directory(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Reader:

@@ -26,10 +26,11 @@ and the first key of its page revealed the seed, and the seed revealed more than
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import PathLike
 from secrets import token_bytes
 from time import monotonic_ns, time_ns
+from typing import TYPE_CHECKING
 
 from siphashc import siphash
 
@@ -43,6 +44,9 @@ from keyvalue_engine.quota import Quota
 from keyvalue_engine.room import NOTHING, Growth
 from keyvalue_engine.tables import Tables
 from keyvalue_engine.used_bucket import UsedBucket
+
+if TYPE_CHECKING:
+    from keyvalue_engine.snapshot import Reader
 
 __all__ = ["Store"]
 
@@ -241,50 +245,72 @@ class Store:
         :raises OSError: the file could not be written; `path` is unchanged
         :raises RuntimeError: this process is a fork, and another thread used the store at the time of the fork
         """
-        from keyvalue_engine import snapshot  # here, because importing it takes 4 ms
+        from keyvalue_engine.snapshot_writer import SnapshotFile  # here, because importing it takes 4 ms
+
+        with SnapshotFile(path) as file:
+            for parts in self.frames():
+                file.write(parts)
+            file.commit()
+
+    def frames(self) -> Iterator[list[bytes]]:
+        """Yield the content of a snapshot in steps of bounded work, as parts to write to a `SnapshotFile`.
+
+        The store may change between two steps. A step copies one shard at most, or packs about 256 KiB, and may give no
+        parts.
+
+        :raises RuntimeError: as in `save`
+        """
+        from keyvalue_engine.snapshot_writer import frames  # here, because importing it takes 4 ms
 
         if self._process != os.getpid():
             self._tables.check_locks()
             self._process = os.getpid()
-        unix_ns = time_ns() - self._tables.expiry.clock()  # the Unix time at which the clock was 0
+        clock = self._tables.expiry.clock
+        unix_ns = time_ns() - clock()  # the Unix time at which the clock was 0
         tables, emptied = self._tables.copy()
-        try:
-            snapshot.save(
-                path, self._tables.secret, tables, emptied, lambda deadline_ns: (deadline_ns + unix_ns) // NS_PER_MS
-            )
-        finally:
-            for name, table in tables.items():
-                if table.looks_empty():  # the table's keys may have expired
-                    self._tables.free_if_empty(name)
+        return frames(self._tables.secret, tables, emptied, clock, lambda time: (time + unix_ns) // NS_PER_MS)
 
     @classmethod
     def load(cls, path: str | PathLike[str], options: StoreOptions | None = None) -> Store:
-        """Return a store with the buckets of a file. The store uses the saved secret, so cursors stay valid.
+        """Return a store with the buckets of a file. `fill` says which, and raises the same errors.
 
-        A file of format version 1 or 2 holds no secret. Then the store has a new one, and walks must start again.
+        :raises OSError: the file could not be read
+        """
+        from keyvalue_engine.snapshot import Reader  # here, because importing it takes 4 ms
+
+        store = cls(options)
+        with Reader(path) as reader:
+            for _ in store.fill(reader):
+                pass
+        return store
+
+    def fill(self, reader: Reader) -> Iterator[int]:
+        """Fill this store, which must be empty, with the keys of a file. Yield the number of keys read, block by block.
+
+        The store uses the saved secret from now on, so cursors stay valid. A file of format version 1 or 2 holds no
+        secret, so walks must start again. Keys that have expired since the save are left out.
 
         Loaded keys and values may be longer than the options allow, because a handle's options may have allowed them.
 
-        :raises SnapshotError: the file is damaged, or is not a regular file
+        :raises SnapshotError: the file is damaged; the store holds the keys of the blocks before
         :raises LimitError: the file has more keys or buckets, or longer bucket names, than the options allow; with
             eviction, keys are evicted instead if the file has too many
-        :raises OSError: the file could not be read
         """
-        from keyvalue_engine import snapshot  # here, because importing it takes 4 ms
-
-        with snapshot.Reader(path) as reader:
-            store = cls(options, secret=reader.secret)
-            for name, entries in reader:
-                if store.options.strict_buckets:
-                    store._tables.remember_emptied(name)  # until the bucket's first key is set below
-                bucket = store.bucket(name, AS_WRITTEN)
-                now_ms = time_ns() // NS_PER_MS
-                for key, value, deadline_ms in entries:
-                    if deadline_ms is None:
-                        bucket.set(key, value)
-                    elif deadline_ms > now_ms:
-                        bucket.set(key, value, min(deadline_ms - now_ms, TTL_MS_MAX))
-        return store
+        keys = 0
+        if reader.secret is not None:
+            self._tables.use_secret(reader.secret)
+        for name, entries in reader:
+            if self.options.strict_buckets:
+                self._tables.remember_emptied(name)  # until the bucket's first key is set below
+            bucket = self.bucket(name, AS_WRITTEN)
+            now_ms = time_ns() // NS_PER_MS
+            for key, value, deadline_ms in entries:
+                if deadline_ms is None:
+                    bucket.set(key, value)
+                elif deadline_ms > now_ms:
+                    bucket.set(key, value, min(deadline_ms - now_ms, TTL_MS_MAX))
+            keys += len(entries)
+            yield keys
 
     def check(self) -> None:
         """Assert every invariant of the store. Call it only in tests, while no other thread writes. O(n)."""

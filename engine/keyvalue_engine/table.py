@@ -277,7 +277,10 @@ class Table:
                 self._batches += 1
 
     def copy_shard(self, position: int) -> Copy:
-        """Return a copy of the shard at `position` as of a single moment. A freed table gives an empty copy."""
+        """Return a copy of the shard at `position` as of a single moment. A freed table gives an empty copy.
+
+        Expired keys are part of the copy.
+        """
         while True:
             shift, shards = ring = self.ring
             shard = shards[position >> shift]

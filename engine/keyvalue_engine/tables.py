@@ -108,6 +108,12 @@ class Tables:
         #: Protects changes of by_name, emptied, _names, _observer_of, the observers of accounts, and the usages.
         self._lock = Lock()
 
+    def use_secret(self, secret: bytes) -> None:
+        """Use another secret. No bucket may exist, and no other thread may write."""
+        assert not self.by_name
+        self.secret = secret
+        self._position_of = partial(self.hash_function, secret)
+
     def write_first(self, name: bytes, write: Callable[[Table], T]) -> tuple[Table, T | None]:
         """Create a bucket's table, call `write` with it, and publish it. Return the table and the result of `write`.
 

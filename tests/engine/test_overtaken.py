@@ -8,18 +8,19 @@ does not count (`Blocked`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, product
 from typing import Any
 
+import msgpack
 import pytest
 
-from keyvalue_engine import BucketOptions, NoSuchBucketError, Store, StoreOptions, shard, snapshot, table, tables
+from keyvalue_engine import BucketOptions, NoSuchBucketError, Store, StoreOptions, shard, table, tables
 from keyvalue_engine.entry import Entry
 from keyvalue_engine.shard import Shard
-from keyvalue_engine.table import Table
+from keyvalue_engine.snapshot import BLOCK
 from tests.engine.clock import Clock
 from tests.engine.entries import entries_of, shards_of
 from tests.engine.races import placed
@@ -176,10 +177,9 @@ class Stage:
             self.clock.move_ms(TTL_MS)
 
     def save(self) -> list[bytes]:
-        """Save by `save_without_file`, and return the keys."""
-        keys: list[bytes] = []
-        self.store.save(keys)  # type: ignore[arg-type]
-        return sorted(keys)
+        """Return the keys that a snapshot holds."""
+        bodies = (msgpack.unpackb(parts[1], strict_map_key=False) for parts in self.store.frames() if parts)
+        return sorted(key for kind, _, entries, *_ in bodies if kind == BLOCK for key in entries[::2])
 
     def sweep(self) -> None:
         """Sweep, but do not return the result of `Store.sweep`, which is an estimate."""
@@ -264,20 +264,12 @@ OVERTAKING: list[list[str]] = [
 ]
 
 
-def save_without_file(
-    keys: list[bytes], secret: bytes, tables: Mapping[bytes, Table], emptied: object, unix_ms_of: object
-) -> None:
-    """Collect the keys that a snapshot would hold. Writing a file for each try would take too long."""
-    keys += [key for table in tables.values() for entries, _ in snapshot._blocks(table, int) for key in entries[::2]]
-
-
 @pytest.fixture
 def places(monkeypatch: pytest.MonkeyPatch) -> Places:
     """Return the places that all locks of a store under test belong to."""
     places = Places()
     for module, kind in ((shard, "RLock"), (table, "Lock"), (tables, "Lock")):
         monkeypatch.setattr(module, kind, lambda: PlacedLock(places))
-    monkeypatch.setattr(snapshot, "save", save_without_file)
     return places
 
 

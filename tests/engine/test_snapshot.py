@@ -181,10 +181,9 @@ def test_a_strict_store_knows_emptied_buckets_after_a_load(path: Path) -> None:
 
 
 def test_values_larger_than_a_block_are_spread_over_blocks(path: Path) -> None:
-    stored({b"b": {b"%d" % number: bytes(600_000) for number in range(6)}}).save(path)
+    stored({b"b": {b"%d" % number: bytes(100_000) for number in range(6)} | {b"large": bytes(600_000)}}).save(path)
     blocks = [len(whole) for _, whole in frames_of(path.read_bytes())][1:-1]
-    assert len(blocks) == 3
-    assert all(1_200_000 < size < 1_201_000 for size in blocks)
+    assert [size // 100_000 for size in sorted(blocks)] in ([2, 2, 2, 6], [1, 1, 2, 2, 6])
 
 
 def test_a_reader_reads_a_file_as_often_as_asked_and_gives_its_digest(path: Path) -> None:
@@ -272,7 +271,7 @@ def test_a_file_of_version_1_stays_readable(path: Path) -> None:
 def test_deadlines_are_found_in_the_block_of_their_keys(path: Path) -> None:
     store = Store()
     for number in range(9):
-        store.bucket(b"b").set(b"%d" % number, bytes(600_000), ttl_ms=(number + 1) * HOUR_MS if number % 2 else None)
+        store.bucket(b"b").set(b"%d" % number, bytes(100_000), ttl_ms=(number + 1) * HOUR_MS if number % 2 else None)
     store.save(path)
     blocks = [msgpack.unpackb(whole[HEAD.size :], strict_map_key=False) for _, whole in frames_of(path.read_bytes())]
     assert len(blocks[1:-1]) == 5
@@ -345,7 +344,7 @@ def test_only_its_owner_may_read_a_file_and_no_other_file_remains(path: Path) ->
 
 
 def test_a_save_reaches_the_disk_before_its_rename_and_after_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash must leave either the old file or the new one. See the docstring of `keyvalue_engine.snapshot`."""
+    """A crash must leave either the old file or the new one. See `SnapshotFile`."""
     steps: list[str] = []
     descriptors: list[int] = []
     fsync, replace = os.fsync, os.replace
@@ -471,17 +470,12 @@ def test_a_path_may_be_relative_and_its_directory_must_exist(path: Path, monkeyp
     assert os.listdir(path.parent) == ["snapshot"]
 
 
-def test_a_save_whose_rename_fails_leaves_nothing(path: Path, clock: Clock) -> None:
+def test_a_save_whose_rename_fails_leaves_nothing(path: Path) -> None:
     path.mkdir()
-    store = Store(clock=clock)
-    store.bucket(b"b").set(b"k", b"v", ttl_ms=1)
-    clock.move_ms(1)
     with pytest.raises(IsADirectoryError, match="Is a directory"):
-        store.save(path)
+        stored({b"b": {b"k": b"v"}}).save(path)
     assert os.listdir(path.parent) == ["snapshot"]
     assert os.listdir(path) == []
-    assert store.bucket_names() == [], "it met an expired key, the last of its bucket"
-    store.check()
 
 
 @pytest.mark.parametrize("size_bytes_max", [0, 100, 1_500_000])
