@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from prometheus_client.metrics_core import Metric
 
 import keyvalue_engine
 import keyvalue_transport
@@ -17,6 +18,7 @@ from keyvalue_provider.config.options import LINK_OPTIONS, OPTIONS, STANDALONE_O
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from tests.provider.observe.test_metrics import FUNCTIONS, Pieces
 from tests.provider.observe.test_replica_metrics import metrics_of_a_new_replica
+from tests.provider.observe.test_snapshot_metrics import metrics_of_new_snapshots
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,13 +65,17 @@ def rows_of_metrics() -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def test_the_table_of_the_replicas_metrics_is_the_code() -> None:
+@pytest.mark.parametrize(
+    ("document", "families"),
+    [("replication.md", metrics_of_a_new_replica), ("operating.md", metrics_of_new_snapshots)],
+)
+def test_the_tables_of_optional_metrics_are_the_code(document: str, families: Callable[[], Iterable[Metric]]) -> None:
     suffixes = {"counter": "_total"}
     rows = [
         f"| {family.name}{suffixes.get(family.type, '')} | {family.type} | {family.documentation.removesuffix('.')} |"
-        for family in metrics_of_a_new_replica()
+        for family in families()
     ]
-    text = (ROOT / "docs" / "replication.md").read_text()
+    text = (ROOT / "docs" / document).read_text()
     assert "\n".join(["| metric | type | meaning |", "|---|---|---|", *rows]) in text, "\n".join(rows)
 
 

@@ -109,6 +109,7 @@ REASONS = {
         moving.py             tests/integration/test_moving.py      its commands need a NATS server
         signals.py            tests/integration/test_signals.py     they need a process
         standard_streams.py   tests/integration/test_streams.py     closed streams need a process
+        snapshot_import.py    tests/integration/test_snapshot_import.py  it needs JetStream
         config/declaration.py  config/test_options.py              tables of options
         host/json_fields.py   host/test_links.py                    how links and host data are read
         host/lattice.py       tests/integration/test_lattice.py     it needs a NATS server

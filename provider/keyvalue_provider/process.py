@@ -12,15 +12,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from signal import SIGHUP
 from threading import Thread
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from keyvalue_engine import Store
 from keyvalue_provider.config.options import ATOMIC, MEMORY, ProviderOptions
@@ -28,21 +27,21 @@ from keyvalue_provider.config.sources import Configuration
 from keyvalue_provider.config.start_plan import StartPlan
 from keyvalue_provider.config.values import split_address
 from keyvalue_provider.health import Health
-from keyvalue_provider.host.json_fields import FieldError
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.host.restart_mark import EXIT_RESTART, RestartMark
-from keyvalue_provider.host.session import HostSession
+from keyvalue_provider.host.session import HostSession, links_of
 from keyvalue_provider.keyvalue.expiry_sweep import Sweep
 from keyvalue_provider.keyvalue.handles import BucketStore
 from keyvalue_provider.keyvalue.memory_return import MemoryReturn
 from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_provider.keyvalue.service import Service
+from keyvalue_provider.keyvalue.snapshots import Snapshots, UnusableSnapshotError
 from keyvalue_provider.launcher import Launcher
 from keyvalue_provider.live_configuration import LiveConfiguration
 from keyvalue_provider.observe.loop_probe import LoopProbe
 from keyvalue_provider.observe.other_instances import OtherInstances, SplitError, place_of_process
 from keyvalue_provider.outer_process import OuterProcess
-from keyvalue_provider.signals import Signals, ignore_requests
+from keyvalue_provider.signals import Signals, ignore_requests, unless_stopped
 from keyvalue_provider.systemd import READY, STOPPING, tell_systemd
 from keyvalue_provider.watching.queue import WatchLimits
 from keyvalue_provider.watching.watchers import Watchers
@@ -68,11 +67,10 @@ __all__ = ["run"]
 
 log = logging.getLogger("keyvalue_provider")
 
-T = TypeVar("T")
-
 #: A host kills the process 300 ms after the shutdown request. The whole stop, with the flush, takes less than 200 ms.
 HOST_STOP_TIMEOUT_S = 0.11
 FLUSH_TIMEOUT_S = 0.05
+HOST_STOP_WHOLE_S = 0.2
 #: After a shutdown request is answered, a host kills the outer process within this time. See `OuterProcess.clean_up`.
 HOST_KILL_TIMEOUT_S = 0.5
 #: Time limit for reporting the last changes to watching components.
@@ -104,6 +102,9 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess, laun
             end = runner.run(_run(plan, configuration.options, live_configuration, outer, launcher))
     except (ConnectError, DisconnectedError, StreamError, SplitError) as error:
         log.error("%s", error)
+    except UnusableSnapshotError as error:
+        log.error("%s", error)
+        end = End(error.exit_code)
     finally:
         ignore_requests(SIGHUP)  # the loop has removed its handlers
         outer.clean_up(HOST_KILL_TIMEOUT_S if end.by_host else 0.0)
@@ -116,6 +117,7 @@ class Parts:
 
     :param store: the engine; with the replicated store, the copy of what is stored
     :param follower: follows the KV bucket of the replicated store; None for a store in memory
+    :param snapshots: None if the store is not saved
     :param metrics: None if metrics are off
     """
 
@@ -123,6 +125,7 @@ class Parts:
     links: Links
     store: Store
     follower: Follower | None
+    snapshots: Snapshots | None
     policy: Policy
     service: Service
     watchers: Watchers | ReplicatedWatchers
@@ -147,6 +150,7 @@ class RunningProvider:
     def __init__(self, parts: Parts, live_configuration: LiveConfiguration) -> None:
         self.is_serving = False
         self.host: HostSession | None = None
+        self._is_loaded = False
         self._parts = parts
         self._live_configuration = live_configuration
         self._started_s = monotonic()
@@ -173,6 +177,8 @@ class RunningProvider:
             failures.append(follower.failed)
             ailments += filter(None, (follower.fault,))
         ailments += [f"a background task died: {type(error).__name__}" for error in failures if error is not None]
+        if self._parts.snapshots is not None:
+            ailments += self._parts.snapshots.faults()
         ailments += filter(None, (connection.refusal, self._live_configuration.fault))
         ailments += self._parts.watchers.faults()
         return ailments + ([] if self.host is None else self.host.ailments())
@@ -204,7 +210,13 @@ class RunningProvider:
         """Apply the changed links to all later calls. O(changed links)."""
         changed = self._parts.links.take_changed()
         self._parts.service.policy_changed(self._parts.policy.links_changed(changed))
-        self._parts.watchers.links_changed(changed)
+        if self._is_loaded:
+            self._parts.watchers.links_changed(changed)
+
+    def store_loaded(self) -> None:
+        """Begin to tell watchers about changes. They are not told of the keys of a snapshot."""
+        self._is_loaded = True
+        self._parts.watchers.links_changed(self._parts.links.keys())
 
 
 async def _run(
@@ -218,6 +230,7 @@ async def _run(
 
     :raises ConnectError: NATS cannot be reached
     :raises SplitError: another instance serves the prefix with other keys, and that is not allowed
+    :raises UnusableSnapshotError: the snapshot can't be used
     """
     stop_requested = asyncio.Event()
     signals = Signals(stop_requested, outer)
@@ -234,18 +247,20 @@ async def _run(
         launcher.watch(loop, partial(stop_when_ended, event))
     async with AsyncExitStack() as stack:
         after_connection = stack.enter_context(ExitStack())  # exits last: health probes may arrive until the end
-        connection = await _unless_stopped(Connection.open(plan.connection), stop_requested)
+        connection = await unless_stopped(Connection.open(plan.connection), stop_requested)
         if connection is None:
             return End()
         stack.push_async_callback(connection.close)
-        links = _links_of(plan)
-        follower = await _unless_stopped(_follower_of(plan, options, connection), stop_requested)
+        links = links_of(plan.host_data, plan.xkeys)
+        follower = await unless_stopped(_follower_of(plan, options, connection), stop_requested)
         if stop_requested.is_set():
             return End()
         if follower is not None:
             stack.push_async_callback(follower.stop)
         parts = _compose(plan, options, connection, links, follower)
         stack.callback(parts.stop_background)
+        if parts.snapshots is not None:
+            signals.save = parts.snapshots.want
         provider = RunningProvider(parts, live_configuration)
         signals.status = provider.status
         host = provider.host = _host_of(plan, options, connection, links, provider, stop_requested)
@@ -255,90 +270,54 @@ async def _run(
             after_connection.callback(endpoint.stop)
         if host is not None:
             await host.start()
-        await _meet_others(plan, parts.others)
-        await parts.server.start(joins=follower is None)
-        if follower is not None:
-            follower.start(parts.server)
-            await _unless_stopped(follower.wait_caught_up(), stop_requested)
-        await connection.flush(plan.connection.open_timeout_s)
+        if parts.snapshots is not None:
+            await unless_stopped(parts.snapshots.load(options.connect_timeout_ms / 1000), stop_requested)
+        if not stop_requested.is_set():
+            provider.store_loaded()
+            await _join(plan, parts, stop_requested)
         # Do not collect first: that takes 6 ms, and the modules leave only a few hundred objects of garbage.
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         gc.enable()
-        provider.set_serving(True)
-        log.info("ready: serving %s at %s with %d links", plan.prefix, connection.server, len(links))
-        Thread(target=outer.remove_unfinished, daemon=True).start()
+        if not stop_requested.is_set():
+            provider.set_serving(True)
+            log.info("ready: serving %s at %s with %d links", plan.prefix, connection.server, len(links))
+            Thread(target=outer.remove_unfinished, daemon=True).start()
         await stop_requested.wait()
         provider.set_serving(False)
-        by_host = host is not None and host.asks_to_stop and not signals.came
-        restarts = host is not None and host.asks_to_restart and not signals.came
-        await _stop(parts, host, HOST_STOP_TIMEOUT_S if by_host or restarts else options.stop_timeout_ms / 1000)
-    return End(EXIT_RESTART if restarts and not by_host else 0, by_host)
+        return await _end(parts, options, host, bool(signals.came))
+
+
+async def _join(plan: StartPlan, parts: Parts, stop_requested: asyncio.Event) -> None:
+    """Begin to take calls.
+
+    :raises SplitError: another instance serves the prefix with other keys, and that is not allowed
+    """
+    await parts.others.meet(plan.host_data is None, plan.allows_split)
+    await parts.server.start(joins=parts.follower is None)
+    if parts.follower is not None:
+        parts.follower.start(parts.server)
+        await unless_stopped(parts.follower.wait_caught_up(), stop_requested)
+    await parts.connection.flush(plan.connection.open_timeout_s)
 
 
 async def _follower_of(plan: StartPlan, options: ProviderOptions, connection: Connection) -> Follower | None:
     """Open the KV bucket of the replicated store. Return None for a store in memory.
 
     :raises StreamError: the bucket can't be used
+    :raises UnusableSnapshotError: the bucket is empty, and the snapshot can't be imported
     """
     if options.store == MEMORY:
         return None
-    from keyvalue_replica.follower import Follower  # here, because a store in memory does not need it
+    # Here, because a store in memory does not need them.
+    from keyvalue_provider.snapshot_import import import_at_start, kv_bucket_of
+    from keyvalue_replica.follower import Follower
 
+    if options.snapshot_path is not None:
+        await import_at_start(plan, options, connection)
     follower = Follower(connection, options.replica_options(kv_bucket_of(plan)))
     await follower.open(options.store_options(), options.connect_timeout_ms / 1000)
     return follower
-
-
-def kv_bucket_of(plan: StartPlan) -> str:
-    """Return the name of the KV bucket if no option sets it: the provider key, or the prefix without a host."""
-    name = plan.prefix if plan.host_data is None else plan.host_data.provider_key
-    return re.sub("[^-_A-Za-z0-9]", "_", name)
-
-
-async def _meet_others(plan: StartPlan, others: OtherInstances) -> None:
-    """Look for other instances that serve the prefix with other keys, before this one takes calls from them.
-
-    Do not wait for them if a host has started this instance: calls are lost meanwhile, and it must start in any case.
-
-    :raises SplitError: there is one, and that is not allowed
-    """
-    await others.listen()
-    if plan.host_data is None:
-        await others.find()
-        if not plan.allows_split and (found := others.remarks()):
-            raise SplitError(
-                f"not started: {found[0]}; stop the others, choose another prefix, let all instances share their keys "
-                "(store=jetstream), or set allow_split=true"
-            )
-    await others.join()
-
-
-async def _unless_stopped(starting: Coroutine[Any, Any, T], stop_requested: asyncio.Event) -> T | None:
-    """Return the result of a step of the start. Return None if a stop is requested before the step is done."""
-    step = asyncio.create_task(starting)
-    stopping = asyncio.create_task(stop_requested.wait())
-    await asyncio.wait((step, stopping), return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if step.done():
-        return step.result()
-    step.cancel()
-    await asyncio.wait((step,))
-    return None
-
-
-def _links_of(plan: StartPlan) -> Links:
-    """Return the links from the host data. Log a warning for each unusable link."""
-    host_data = plan.host_data
-    if host_data is None:
-        return Links("")
-    links = Links(host_data.provider_key, None if plan.xkeys is None else plan.xkeys.open)
-    for value in host_data.link_definitions:
-        try:
-            links.put_value(value)
-        except FieldError as error:
-            log.warning("a link of the host data is unusable: %s", error)
-    return links
 
 
 def _compose(
@@ -347,8 +326,11 @@ def _compose(
     host_data = plan.host_data
     store_options = options.store_options()
     served: BucketStore
+    snapshots = None
     if follower is None:
         served = store = Store(store_options)
+        if options.snapshot_path is not None:
+            snapshots = Snapshots(store, options.snapshot_path, options.snapshot_interval_ms / 1000)
     else:
         from keyvalue_replica.bucket import ReplicaStore
 
@@ -365,7 +347,6 @@ def _compose(
         from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
 
         watchers = ReplicatedWatchers(connection, lattice, follower, links, limits)
-    watchers.links_changed(links.keys())
     others = OtherInstances(
         connection,
         plan.prefix,
@@ -386,7 +367,13 @@ def _compose(
     server.add(BATCH, batch_handlers(service, of_parameters, tallies))
     metrics = None
     if durations is not None:
-        more = None if follower is None else _replica_metrics(follower)
+        more: Callable[[], Iterable[Metric]] | None = None
+        if follower is not None:
+            more = _replica_metrics(follower)
+        elif snapshots is not None:
+            from keyvalue_provider.observe.snapshot_metrics import snapshot_metrics
+
+            more = partial(snapshot_metrics, snapshots.counts, snapshots.interval_s)
         metrics = Metrics(tallies, durations, store, server, connection, links, watchers, others, more)
 
     def drop_caches() -> None:
@@ -394,9 +381,13 @@ def _compose(
         if connection.direct is not None:
             connection.direct.drop_caches()
 
-    work = Sweep(store).run(), others.run(), MemoryReturn(store, drop_caches).run()
+    work = [Sweep(store).run(), others.run(), MemoryReturn(store, drop_caches).run()]
+    if snapshots is not None:
+        work.append(snapshots.run())
     background = tuple(asyncio.create_task(coroutine) for coroutine in work)
-    return Parts(connection, links, store, follower, policy, service, watchers, others, server, metrics, background)
+    return Parts(
+        connection, links, store, follower, snapshots, policy, service, watchers, others, server, metrics, background
+    )
 
 
 def _replica_metrics(follower: Follower) -> Callable[[], Iterable[Metric]]:
@@ -449,8 +440,24 @@ def _start_endpoint(options: ProviderOptions, metrics: Metrics, provider: Runnin
     return endpoint
 
 
-async def _stop(parts: Parts, host: HostSession | None, timeout_s: float) -> None:
-    """Stop cleanly: answer the calls in flight, flush, and acknowledge the host's request."""
+async def _end(parts: Parts, options: ProviderOptions, host: HostSession | None, by_signal: bool) -> End:
+    """Stop cleanly, in the time that there is."""
+    by_host = host is not None and host.asks_to_stop and not by_signal
+    restarts = host is not None and host.asks_to_restart and not by_signal
+    timeout_s = HOST_STOP_TIMEOUT_S if by_host or restarts else options.stop_timeout_ms / 1000
+    saved = await _stop(parts, host, timeout_s, by_host)
+    if restarts and not by_host:
+        return End(EXIT_RESTART)
+    return End(0 if saved else 1, by_host)
+
+
+async def _stop(parts: Parts, host: HostSession | None, timeout_s: float, by_host: bool) -> bool:
+    """Stop cleanly: answer the calls in flight, flush, save, and acknowledge the host's request.
+
+    Return False if the snapshot was not saved.
+    """
+    ends_s = monotonic() + HOST_STOP_WHOLE_S
+    saved = True
     if host is not None:
         host.stop()
     parts.others.leave()
@@ -463,9 +470,15 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float) -> Non
         await parts.connection.flush(FLUSH_TIMEOUT_S)
     except DisconnectedError as error:
         log.warning("the last answers may be lost: %s", error)
+    if parts.snapshots is not None:
+        if by_host:
+            await parts.snapshots.save_apart(ends_s)
+        else:
+            saved = await parts.snapshots.save_last()
     log.info("stopped: %d invocations answered", parts.server.counts.answered)
     if host is not None:
         await host.acknowledge_stop()
+    return saved
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -15,14 +15,17 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from keyvalue_provider.observe.log import flush_log, log_always
 from keyvalue_provider.outer_process import OuterProcess
 
-__all__ = ["Signals", "ignore_requests"]
+__all__ = ["Signals", "ignore_requests", "unless_stopped"]
 
 log = logging.getLogger("keyvalue_provider")
+
+T = TypeVar("T")
 
 #: Time limit for writing the last lines of the log before the process ends immediately.
 FLUSH_TIMEOUT_S = 0.1
@@ -80,4 +83,17 @@ def ignore_requests(*more: signal.Signals) -> None:
 
 
 def _refuse_to_save() -> None:
-    log.warning("SIGUSR1: no snapshot is saved, because the option snapshot_path is not set")
+    log.warning("SIGUSR1: no snapshot is saved, because that needs store=memory and the option snapshot_path")
+
+
+async def unless_stopped(starting: Coroutine[Any, Any, T], stop_requested: asyncio.Event) -> T | None:
+    """Return the result of a step of the start. Return None if a stop is requested before the step is done."""
+    step = asyncio.create_task(starting)
+    stopping = asyncio.create_task(stop_requested.wait())
+    await asyncio.wait((step, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if step.done():
+        return step.result()
+    step.cancel()
+    await asyncio.wait((step,))
+    return None

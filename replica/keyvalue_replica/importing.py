@@ -50,9 +50,11 @@ class Import:
 
     :param options: `secret` is that of the snapshot; None to keep the bucket's, or to create one
     :param digest: names the snapshot
+    :ivar bucket: the name of the bucket
     """
 
     def __init__(self, connection: Connection, options: ReplicaOptions, digest: str) -> None:
+        self.bucket = options.bucket
         self._connection = connection
         self._options = options
         self._digest = digest
@@ -67,17 +69,39 @@ class Import:
         self._failure: Exception | None = None
         self._answered = asyncio.Event()  # set when nothing waits, or after a failure
 
+    async def use(self) -> str:
+        """Return how the bucket is used, or "" if it is empty or an import into it has not finished.
+
+        :raises StreamError: JetStream's answer is not understood
+        :raises UnavailableError: JetStream is not ready
+        """
+        state = await self._look()
+        return "" if state is None or state.importing else await self._use_of(state)
+
+    async def was_done(self) -> bool:
+        """Return True if the last import into the bucket was that of this snapshot, and has finished.
+
+        :raises StreamError: JetStream's answer is not understood
+        :raises UnavailableError: JetStream is not ready
+        """
+        state = await self._look()
+        return state is not None and not state.importing and (await self._last_progress())[0] == self._digest
+
     async def look(self) -> None:
         """Check that the bucket can take the snapshot, and learn the limit for values. Change nothing.
 
         :raises StreamError: the bucket holds other keys, or is in use
         :raises UnavailableError: JetStream is not ready
         """
+        state = await self._look()
+        if state is not None and not state.importing:
+            await self._refuse_used(state)
+
+    async def _look(self) -> StreamState | None:
         state = await stream_state(self._api, self._layout)
         of_server, of_stream = self._connection.max_payload, None if state is None else state.message_bytes_max
         self._value_bytes_max = (of_server if of_stream is None else min(of_server, of_stream)) - HEADER_BYTES
-        if state is not None and not state.importing:
-            await self._refuse_used(state)
+        return state
 
     async def begin(self) -> Progress:
         """Mark the bucket, after creating it if it is missing. Return how far an earlier run has come.
@@ -135,6 +159,11 @@ class Import:
 
         :raises StreamError: it has some
         """
+        if reason := await self._use_of(state):
+            raise StreamError(reason)
+
+    async def _use_of(self, state: StreamState) -> str:
+        """Return how a bucket is used, or "" if it has no keys and no readers."""
         bucket, stream = self._options.bucket, self._layout.stream
         try:
             info = await self._api.call(
@@ -144,15 +173,16 @@ class Import:
             raise StreamError(f"{stream}: {error}") from None
         internal = int(info.get("total", 0))
         if state.keys > internal:
-            raise StreamError(
+            return (
                 f"the KV bucket {bucket} holds {state.keys - internal} keys (a deleted key counts for an hour):"
                 " import into a new bucket (jetstream_bucket)"
             )
         if state.consumers:
-            raise StreamError(
+            return (
                 f"{state.consumers} instances or other clients follow the KV bucket {bucket}: stop them first"
                 " (the server forgets one that was killed after half a minute)"
             )
+        return ""
 
     async def _last_progress(self) -> tuple[str, Progress]:
         """Return the digest and the progress that the bucket holds, or "" and no progress. Remember the sequence.

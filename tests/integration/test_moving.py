@@ -17,7 +17,7 @@ from nats.js.api import KeyValueConfig
 
 from keyvalue_engine import Store
 from keyvalue_engine.snapshot import Reader
-from keyvalue_provider import moving
+from keyvalue_provider import moving, snapshot_import
 from keyvalue_provider.config.command_line import command_line
 from keyvalue_provider.config.start_plan import read_standalone_plan
 from keyvalue_replica.errors import StreamError
@@ -175,7 +175,7 @@ async def test_an_import_goes_on_after_faults_and_keeps_keys_deadlines_and_curso
     interrupted = await importing(20_000)
     interrupted.signal(signal.SIGINT)
     assert "interrupted" in ended(interrupted, 130)
-    assert "run the same command again to continue" in interrupted.output
+    assert "do the same again to continue" in interrupted.output
     process = await importing(34_000)
     await in_thread(server.kill)
     assert "lost" in ended(process, 1)
@@ -249,7 +249,7 @@ async def test_an_import_that_ends_at_any_point_can_be_finished(
     nats_server: NatsServer, admin: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool, sent: int
 ) -> None:
     """End it at each request and at each write, then run it again: each key is there once or twice, and nothing else."""
-    monkeypatch.setattr(moving, "STEP_KEYS", 3)
+    monkeypatch.setattr(snapshot_import, "STEP_KEYS", 3)
     store = Store()
     for number in range(10):
         store.bucket(b"b%d" % (number % 2)).set(b"k%d" % number, b"%d" % number)
@@ -413,7 +413,9 @@ async def test_keys_that_do_not_fit_are_named_and_can_be_left_out(
     assert "... (3,002 bytes): bucket and key are " in output
     assert output.count("does not fit: bucket") == 20
     assert "does not fit: 6 more keys" in output
-    assert "nothing was imported: 26 keys do not fit (--skip imports the others)" in output
+    assert (
+        "nothing was imported: 26 keys do not fit (import-snapshot --skip names them and imports the others)" in output
+    )
     assert "error" in await api(admin, "STREAM.INFO.KV_misfits")
     assert "imported 1 of 27 keys" in ended(run(*command, "--skip", "--transport", "plain"))
     assert await content_of_bucket(admin, "misfits") == expected

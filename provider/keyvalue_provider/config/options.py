@@ -141,6 +141,13 @@ class ProviderOptions(LinkOptions):
         "memory: in this process alone; jetstream: a NATS key-value bucket that several instances share",
         default=MEMORY,
     )
+    snapshot_path: str | None = option(
+        values.PATH,
+        "file that holds the keys of a memory store while it does not run; with store=jetstream: a file to import once",
+    )
+    snapshot_interval_ms: int = option(
+        values.MILLISECONDS, "milliseconds from one save to the file snapshot_path to the next", default=60_000
+    )
     jetstream_bucket: str | None = option(
         values.KV_BUCKET, "name of the NATS key-value bucket; if not set: the provider key, or the prefix with serve"
     )

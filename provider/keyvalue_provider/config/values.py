@@ -31,6 +31,7 @@ __all__ = [
     "LOG_LEVEL",
     "MILLISECONDS",
     "NATS_URLS",
+    "PATH",
     "PEM",
     "PEM_SECRET",
     "REPLICAS",
@@ -198,6 +199,12 @@ def _parse_some_text(name: str, text: str) -> str:
     raise OptionError.of(name, text, "some text")
 
 
+def _parse_path(name: str, text: str) -> str:
+    if text and "\0" not in text:
+        return text
+    raise OptionError.of(name, text, "the path of a file")
+
+
 def _parse_secret(name: str, text: str) -> Secret:
     return Secret(_parse_some_text(name, text))
 
@@ -265,6 +272,8 @@ NATS_URLS = ValueType(_parse_urls, "URL", _show_urls, is_secret=True)
 SUBJECT_PREFIX = ValueType(_parse_subject_prefix, "LATTICE.KEY")
 #: The path of a file that holds a seed. A user may give the seed itself by mistake.
 USER_FILE = ValueType(_parse_some_text, "FILE", shown_path, is_secret=True)
+#: The path of a file.
+PATH = ValueType(_parse_path, "FILE")
 #: The path or the text of a PEM file.
 PEM = ValueType(_parse_some_text, "FILE", _show_pem)
 PEM_SECRET: ValueType[Secret] = ValueType(_parse_secret, "FILE", is_secret=True)

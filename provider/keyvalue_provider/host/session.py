@@ -24,10 +24,11 @@ from keyvalue_provider.host.lattice import LINKS_PER_STEP, lattice_links
 from keyvalue_provider.host.links import LINKS_MAX, LinkDefinition, LinkKey, Links, key_of, parse_link
 from keyvalue_provider.host.restart_mark import EXIT_RESTART, RestartMark
 from keyvalue_provider.host.subjects import host_subjects
+from keyvalue_provider.host.xkeys import Xkeys
 from keyvalue_transport.nats.connection import Connection, Message
 from keyvalue_transport.wrpc.errors import DisconnectedError
 
-__all__ = ["Capability", "HostSession"]
+__all__ = ["Capability", "HostSession", "links_of"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,19 @@ RECONNECTED = (0.0, 1.0, 3.0, 10.0)
 SECRETS_WAIT_S = 1.0
 #: After this time, a provider does not restart for secrets.
 JUST_STARTED_S = 30.0
+
+
+def links_of(host_data: HostData | None, xkeys: Xkeys | None) -> Links:
+    """Return the links from the host data. Log a warning for each unusable link."""
+    if host_data is None:
+        return Links("")
+    links = Links(host_data.provider_key, None if xkeys is None else xkeys.open)
+    for value in host_data.link_definitions:
+        try:
+            links.put_value(value)
+        except FieldError as error:
+            log.warning("a link of the host data is unusable: %s", error)
+    return links
 
 
 class Capability(Protocol):

@@ -110,6 +110,22 @@ class OtherInstances:
             f"{self._prefix} is also served, with other keys, by {', '.join(named)}: each call reaches only one instance"
         ]
 
+    async def meet(self, waits: bool, allows_split: bool) -> None:
+        """Look for other instances that serve the prefix with other keys, before this one takes calls from them.
+
+        :param waits: False if a host has started this instance: calls are lost meanwhile, and it must start in any case
+        :raises SplitError: there is one, and that is not allowed
+        """
+        await self.listen()
+        if waits:
+            await self.find()
+            if not allows_split and (found := self.remarks()):
+                raise SplitError(
+                    f"not started: {found[0]}; stop the others, choose another prefix, let all instances share their "
+                    "keys (store=jetstream), or set allow_split=true"
+                )
+        await self.join()
+
     async def listen(self) -> None:
         """Begin to listen to announcements.
 

@@ -234,7 +234,7 @@ def test_every_option_arrives(name: str) -> None:
     }
     elsewhere = {"transport", "metrics_address", "connect_timeout_ms", "stop_timeout_ms"} | LIVE_OPTIONS
     elsewhere |= {"watch_queue_events", "watch_queue_bytes", "watch_timeout_ms", "tls_ca", "tls_certificate", "tls_key"}
-    elsewhere |= {"outlive_host", "restart_for_secrets", "store"}
+    elsewhere |= {"outlive_host", "restart_for_secrets", "store", "snapshot_path", "snapshot_interval_ms"}
     if name in elsewhere:
         assert not changed, f"option {name} is listed in `elsewhere`, but it changes {sorted(changed)}"
     else:

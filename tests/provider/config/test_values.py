@@ -66,6 +66,8 @@ def test_a_type_reads_and_shows_its_values(value_type: ValueType[Any], text: str
         (CHOICE, "readonly", "readonly", "read-write or read-only"),
         (values.LOG_LEVEL, "loud", "loud", "trace, debug, info, warn or error"),
         (values.PEM, "", "", "some text"),
+        (values.PATH, "", "", "the path of a file"),
+        (values.PATH, "a\0b", "a\0b", "the path of a file"),
         (values.USER_FILE, "", "", "some text"),
         (values.ADDRESS, "a:b", "a:b", "HOST:PORT, with a port from 0 to 65535"),
     ],
