@@ -18,6 +18,7 @@ from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from tests.conftest import options_of
 from tests.provider.observe.test_metrics import Pieces, promtool
 from tests.provider.observe.test_replica_metrics import metrics_of_a_new_replica
+from tests.provider.observe.test_snapshot_metrics import metrics_of_new_snapshots
 
 __all__ = ["promtool"]  # the fixture
 
@@ -31,9 +32,10 @@ METRIC = re.compile(r"\b(?:wrpc_keyvalue|process)_\w+")
 
 
 def exposed() -> dict[str, set[str]]:
-    """Return all samples of a scrape with the replicated store, with their labels."""
+    """Return all samples of a scrape, with their labels, also those of the replicated store and of snapshots."""
     samples: dict[str, set[str]] = {}
-    for family in (*Pieces.of(Store()).registry().collect(), *metrics_of_a_new_replica()):
+    optional = *metrics_of_a_new_replica(), *metrics_of_new_snapshots()
+    for family in (*Pieces.of(Store()).registry().collect(), *optional):
         for sample in family.samples:
             samples.setdefault(sample.name, set()).update(sample.labels)
     return samples
@@ -149,8 +151,8 @@ def test_the_dashboard_shows_the_important_metrics() -> None:
         wrpc_keyvalue_keys  wrpc_keyvalue_memory_bytes  wrpc_keyvalue_invocations_in_flight
         wrpc_keyvalue_half_open_invocations  wrpc_keyvalue_keyspace_hits_total  wrpc_keyvalue_nats_reconnects_total
     """
-    replicated = {family.name for family in metrics_of_a_new_replica()}
-    missing = [part for part in (*expected.split(), *replicated) if not any(part in shown for shown in EXPRESSIONS)]
+    optional = {family.name for family in (*metrics_of_a_new_replica(), *metrics_of_new_snapshots())}
+    missing = [part for part in (*expected.split(), *optional) if not any(part in shown for shown in EXPRESSIONS)]
     assert missing == []
 
 
