@@ -47,6 +47,7 @@ These scenarios choose their own subjects:
   growth               bare, direct
   memory               direct, plain
   pages                direct
+  snapshot             direct
   metrics              direct, and direct without metrics
   expiry               direct, and direct with a deadline for every key
   start                direct, without a host (serve), and as the executable (which is built first)

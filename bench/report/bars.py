@@ -110,6 +110,13 @@ def _waits() -> Iterator[Bar]:
     yield Bar(wait, "pages", gets, "excess_us", 5_000)
 
 
+def _snapshots() -> Iterator[Bar]:
+    wait = "save of 1,000,000 keys: longest wait for a get, less the bare responder's at the same moment, us"
+    yield Bar(wait, "snapshot", "gets beside a save, 1,000,000 keys", "excess_us", 5_000)
+    what = "start with a snapshot of 1,000,000 keys: time to first answer, ms"
+    yield Bar(what, "snapshot", "start, 1,000,000 keys", "start_s", 4)
+
+
 def _growth() -> Iterator[Bar]:
     # The limit of 2.5 allows logarithmic growth: the logarithm of a million is twice that of a thousand.
     for call in ("get 64 B, 64 in flight", "set 64 B, 64 in flight", "list-keys of 1,000, 4 in flight"):
@@ -187,6 +194,7 @@ BARS: Sequence[Bar] = (
         "list-keys of 1,000: keys/s", "functions", "list-keys of 1,000, 64 in flight", "keys_per_s", 1e6, is_least=True
     ),
     *_waits(),
+    *_snapshots(),
     *_metrics(),
     *_batches(),
     Bar(

@@ -46,6 +46,7 @@ FIGURES: Mapping[str, Figure] = {
     "peak_bytes": Figure("peak MiB", 1 / 2**20, 0, -1),
     "scrape_us": Figure("scrape us", 1, 0, -1),
     "start_s": Figure("start to first answer ms", 1000, 0, -1),
+    "save_s": Figure("save ms", 1000, 0, -1),
     "idle_bytes": Figure("idle MiB", 1 / 2**20, 1, -1),
     "events_per_s": Figure("events/s", 1, 0, 0),
     "bytes_a_key": Figure("bytes per key", 1, 0, -1),

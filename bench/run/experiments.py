@@ -7,7 +7,9 @@ providers.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ from bench.run.subjects import (
     DIRECT,
     EXECUTABLE,
     EXPIRING,
+    HOUR_MS,
     LOCAL,
     PLAIN,
     REPLICATED,
@@ -63,6 +66,10 @@ START_ROUNDS = 10
 #: two or three per cent that the bars allow.
 TURNS = 10
 TURN_MIN_S = 0.05
+#: The line of the log about a save, with the seconds that it took.
+SAVED = re.compile(r"snapshot saved: .* in (\S+) s")
+#: The gets beside a save last longer than a save at this rate.
+SAVED_KEYS_PER_S = 50_000
 #: Seconds from the start of the gets to the start of the walk that runs at the same time.
 BEGIN_S = 0.5
 
@@ -73,7 +80,7 @@ class Extent:
 
     :ivar seconds: duration of one load
     :ivar growth_keys: numbers of keys at which `growth` measures, in ascending order
-    :ivar pages_keys: number of keys that `pages` walks
+    :ivar pages_keys: number of keys that `pages` walks, and that `snapshot` saves
     :ivar expiry_keys: number of keys in `expiry`
     :ivar memory_calls: number of gets that `memory` keeps in flight
     """
@@ -203,6 +210,51 @@ def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
                         row = row_of("pages", walk, subject, number, outcome, {"page_cpu_us": outcome.page_cpu_us})
                     yield replace(row, case=f"{name}, {keys:,} keys")
                 provider.stop()
+
+
+def snapshot(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+    """Measure gets alone, the same gets beside a save of all keys, and a start that loads them.
+
+    Each get has a partner, as in `pages`. The save begins at SIGUSR1, and must end before the gets.
+
+    :raises LoadError: a save took too long
+    """
+    bucket = bucket_of(GROWTH_VALUE_BYTES)
+    keys = extent.pages_keys
+    get = Case(function="get", rate=PAIR_RATE, keys=keys)
+    bare = stage.provider(BARE, get)
+    seconds = 2 * (BEGIN_S + extent.seconds)
+    seconds_beside = seconds + keys / SAVED_KEYS_PER_S
+    for number in range(extent.rounds):
+        for subject in subjects:
+            path = stage.directory / f"{subject.name}-{number}.snapshot"
+            config = {"snapshot_path": str(path), "snapshot_interval_ms": str(HOUR_MS)}
+            provider = stage.launch(subject, config)
+            stage.fill(provider, bucket, keys, GROWTH_VALUE_BYTES)
+            gets = replace(stage.load(provider, subject, get, bucket, seconds), beside=bare.prefix)
+            outcomes = {"gets alone": stage.generator.run(gets)}
+            stage.generator.begin(replace(gets, seconds=seconds_beside))
+            time.sleep(BEGIN_S)
+            os.kill(provider.pid, signal.SIGUSR1)
+            outcomes["gets beside a save"] = stage.generator.end()
+            saved = SAVED.search(provider.log)
+            if saved is None:
+                raise LoadError(f"{subject.name}: no save of {keys:,} keys ended within {seconds_beside:g} s")
+            for name, outcome in outcomes.items():
+                more = {"excess_us": outcome.excess_us} | ({"save_s": float(saved[1])} if "save" in name else {})
+                row = row_of("snapshot", get, subject, number, outcome, more)
+                yield replace(row, case=f"{name}, {keys:,} keys")
+            provider.stop()
+            again = stage.launch(subject, config)
+            yield Row(
+                scenario="snapshot",
+                case=f"start, {keys:,} keys",
+                fields={"function": "start", "keys": keys},
+                subject=subject.name,
+                round=number,
+                figures={"start_s": again.start_s, "idle_bytes": float(resident_bytes(again.pid))},
+            )
+            again.stop()
 
 
 def metrics(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
@@ -386,6 +438,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "growth": Experiment(growth, (BARE, DIRECT)),
     "memory": Experiment(memory, (DIRECT, PLAIN)),
     "pages": Experiment(pages, (DIRECT,)),
+    "snapshot": Experiment(snapshot, (DIRECT,)),
     "metrics": Experiment(metrics, (DIRECT, UNMETERED)),
     "expiry": Experiment(expiry, (DIRECT, EXPIRING)),
     "start": Experiment(start, (DIRECT, STANDALONE, EXECUTABLE)),

@@ -130,6 +130,7 @@ SCENARIOS: Mapping[str, str] = {
     "memory": "2,000 simultaneous gets of 1 MiB: memory in addition to the filled store",
     "metrics": "get and set with and without metrics; at least 20 rounds",
     "pages": "two walks over a million keys while gets run: longest waits, minus those for the bare responder",
+    "snapshot": "gets while a million keys are saved, minus the bare responder's; start with a snapshot of them",
     "expiry": "get and set on a million keys with deadlines, and on a million keys without deadlines; memory per key",
     "start": "time to first answer, idle memory, get: with host data, as `serve`, as executable; at least 10 rounds",
     "replicated": "get, set, increment, set-many of 10: store=jetstream, one server, file storage, and store=memory",

@@ -16,6 +16,7 @@ __all__ = [
     "DIRECT",
     "EXECUTABLE",
     "EXPIRING",
+    "HOUR_MS",
     "LOCAL",
     "PLAIN",
     "REPLICATED",

@@ -19,6 +19,7 @@ FIGURES = {
     "growth": {"bytes_a_key", "scrape_us"},
     "memory": {"above_store_bytes"},
     "pages": {"keys_per_s", "excess_us", "page_cpu_us"},
+    "snapshot": {"excess_us", "save_s", "start_s", "idle_bytes"},
     "metrics": set(),
     "expiry": {"bytes_a_key"},
     "start": {"start_s", "idle_bytes"},
