@@ -48,6 +48,7 @@ from keyvalue_provider.watching.watchers import Watchers
 from keyvalue_replica.errors import StreamError
 from keyvalue_transport.keyvalue.atomics import ATOMICS, atomics_handlers, atomics_tallies
 from keyvalue_transport.keyvalue.batch import BATCH, batch_handlers, batch_tallies
+from keyvalue_transport.keyvalue.interface import WRITES
 from keyvalue_transport.keyvalue.store import STORE, store_handlers, store_tallies
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.server import Server
@@ -362,9 +363,10 @@ def _compose(
     on_batch = None if durations is None else durations.observe
     server = Server(connection, plan.prefix, options.invocation_limits(), on_batch)
     of_parameters = service.parameter_limits
-    server.add(STORE, store_handlers(service, of_parameters, tallies))
-    server.add(ATOMICS, atomics_handlers(service, of_parameters, tallies))
-    server.add(BATCH, batch_handlers(service, of_parameters, tallies))
+    begun = () if follower is None else WRITES  # a replicated write is published before its answer is ready
+    server.add(STORE, store_handlers(service, of_parameters, tallies), begun)
+    server.add(ATOMICS, atomics_handlers(service, of_parameters, tallies), begun)
+    server.add(BATCH, batch_handlers(service, of_parameters, tallies), begun)
     metrics = None
     if durations is not None:
         more: Callable[[], Iterable[Metric]] | None = None

@@ -338,6 +338,32 @@ def test_one_caller_leaves_places_for_pending_answers_to_others() -> None:
     assert held(invocations) == NOTHING_HELD
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_function_that_begins_at_once_is_not_called_without_a_place(whole: bool) -> None:
+    """Otherwise it changes something, although its call is refused."""
+    invocations = new_core(InvocationLimits(waiting_max=1))
+    served, began = Served(), []
+
+    def begin(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        answer = served.waiting(caller, buffer, start, end)
+        began.append(buffer[start:end])
+        return answer
+
+    handler = invocations.if_may_wait(begin)
+    cut = invoke(invocations, handler, "R2", Caller("other", None), b"", 0.0)
+    assert cut == Step([accept("R2", "0")])
+    first = invoke(invocations, handler, "R1", ANONYMOUS, b"\x00", 0.0).waiting
+    assert first is not None
+    if whole:
+        sends = invoke(invocations, handler, "R2", Caller("other", None), b"\x00", 0.0).sends
+        assert sends == [accept("R2"), ended("R2")]
+    else:
+        assert invocations.receive_params("0", b"\x00", 0.0) == Step([ended("R2")])
+    assert began == [b"\x00"]
+    assert invocations.counts == InvocationCounts(refused=1)
+    invocations.finish(first, outcome_of(first.pending))
+
+
 @pytest.mark.parametrize("pieces", [[b"\x00"], [b"", b"\x00"]], ids=["whole", "cut"])
 @pytest.mark.parametrize(
     ("second", "ends", "counts"),

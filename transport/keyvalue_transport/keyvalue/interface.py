@@ -30,6 +30,7 @@ __all__ = [
     "NEVER",
     "OK_UNIT",
     "VALUE",
+    "WRITES",
     "AwaitedResult",
     "ParameterLimits",
     "decode_unit_result",
@@ -150,6 +151,9 @@ def read_ok(buffer: bytes, at: int, end: int) -> int:
 
 
 # Handlers.
+
+#: The functions that change something.
+WRITES = frozenset({"set", "delete", "increment", "set-many", "delete-many"})
 
 #: The `missing` argument for functions that never report a missing key. No function returns NEVER.
 NEVER = object()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -113,11 +113,14 @@ class Server:
             return self._expiry.exception()
         return None
 
-    def add(self, instance: str, handlers: Mapping[str, Handler]) -> None:
-        """Add an instance, with a handler for each function name. Call this method before `start`."""
-        self._handlers += [
-            (invocation_subject(self.prefix, instance, name), handler) for name, handler in handlers.items()
-        ]
+    def add(self, instance: str, handlers: Mapping[str, Handler], begun: Collection[str] = ()) -> None:
+        """Add an instance, with a handler for each function name. Call this method before `start`.
+
+        :param begun: functions that change something before their answer is ready; they are called only if they may wait
+        """
+        for name, handler in handlers.items():
+            handle = self.invocations.if_may_wait(handler) if name in begun else handler
+            self._handlers.append((invocation_subject(self.prefix, instance, name), handle))
 
     async def start(self, joins: bool = True) -> None:
         """Start to serve. Servers with the same prefix share the invocations, because the prefix is the queue group.

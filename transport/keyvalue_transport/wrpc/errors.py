@@ -19,6 +19,7 @@ __all__ = [
     "Length",
     "LengthLimitError",
     "NeedMoreBytes",
+    "NoPlaceError",
     "NoProviderError",
     "PermissionDeniedError",
     "TransportError",
@@ -66,6 +67,10 @@ class NoProviderError(TransportError):
 
 class PermissionDeniedError(TransportError):
     """NATS does not allow us to publish or subscribe to a subject that the invocation needs."""
+
+
+class NoPlaceError(TransportError):
+    """Too many calls wait for an answer, so this one was refused and has changed nothing."""
 
 
 class DisconnectedError(TransportError):

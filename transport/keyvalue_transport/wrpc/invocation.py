@@ -32,7 +32,7 @@ from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
+from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes, NoPlaceError
 from keyvalue_transport.wrpc.half_open import SHARES, HalfOpen, HalfOpenInvocations, InvocationLimits
 from keyvalue_transport.wrpc.handler import (
     LARGE_BYTES,
@@ -195,6 +195,19 @@ class Invocations(Generic[A, M]):
         """Return the number of bytes that queued calls count."""
         return self._queue.held_bytes
 
+    def if_may_wait(self, handler: Handler) -> Handler:
+        """Return a handler that is called only if its call may wait for an answer. If not, the invocation is refused.
+
+        This is for functions that begin to change something before their answer is ready.
+        """
+
+        def handle(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+            if not self._has_place(caller.source_id):
+                raise NoPlaceError
+            return handler(caller, buffer, start, end)
+
+        return handle
+
     def receive(
         self,
         handler: Handler,
@@ -232,12 +245,15 @@ class Invocations(Generic[A, M]):
 
     def begin_wait(self, source_id: str | None) -> bool:
         """Count an invocation that waits. Return False if too many wait."""
-        own = self._waiting_of.get(source_id, 0)
-        if self._waiting >= self._limits.waiting_max or own >= self._waiting_share:
+        if not self._has_place(source_id):
             return False
         self._waiting += 1
-        self._waiting_of[source_id] = own + 1
+        self._waiting_of[source_id] = self._waiting_of.get(source_id, 0) + 1
         return True
+
+    def _has_place(self, source_id: str | None) -> bool:
+        own = self._waiting_of.get(source_id, 0)
+        return self._waiting < self._limits.waiting_max and own < self._waiting_share
 
     def end_wait(self, source_id: str | None) -> None:
         """End the count that `begin_wait` began."""
@@ -428,6 +444,8 @@ class Invocations(Generic[A, M]):
         return Step([*sends, *self._replies.end(reply)])
 
     def _fail(self, reply: A, error: Exception, traceparent: str | None, sends: list[M]) -> Step[A, M]:
+        if isinstance(error, NoPlaceError):
+            return self._refuse(reply, sends)
         if isinstance(error, DecodeError):
             self.counts.damaged += 1
         else:
