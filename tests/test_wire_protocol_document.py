@@ -34,6 +34,7 @@ from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import InvocationEndedError
 from keyvalue_transport.wrpc.handler import ANONYMOUS
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations
+from keyvalue_transport.wrpc.queued_calls import CALL_BYTES, HOLDER_BYTES
 from tests.invoking import invoke
 from tests.transport.keyvalue.functions import FUNCTIONS
 
@@ -282,8 +283,8 @@ def test_limits() -> None:
         "seconds until the handshake, or the next piece, of a half-open invocation": invocations.half_open_timeout_s,
         "seconds until all pieces of a half-open invocation": invocations.half_open_lifetime_s,
         "invocations that wait for an answer": invocations.waiting_max,
-        "bytes held for calls that wait until their large result can be sent; each call counts its parameters and 1,024 bytes, and a caller may hold a quarter (direct path)": invocations.queued_bytes_max,
-        "seconds until a large result can be sent": invocations.queued_timeout_s,
+        f"bytes held for calls that wait until their large result can be sent, and as much for calls that wait until NATS has read earlier answers; each call counts its parameters and {CALL_BYTES} bytes, each caller {HOLDER_BYTES:,} bytes, and a caller may hold a quarter (direct path)": invocations.queued_bytes_max,
+        "seconds until the result of such a call can be sent": invocations.queued_timeout_s,
         "messages received but not handled, for each function (plain path; the direct path stops reading)": connection.PENDING_MESSAGES_MAX,
         "bytes of such messages": connection.PENDING_BYTES_MAX,
         "keys of a page of `list-keys`": store.page_keys_max,

@@ -40,7 +40,7 @@ from keyvalue_transport.keyvalue.batch import (
 from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_list_keys, encode_set, store_handlers
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message
-from keyvalue_transport.nats.direct import large_output
+from keyvalue_transport.nats.direct import delayed_output
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.nats.subjects import invocation_subject, params_subject
 from tests.conftest import DEADLINE_S, options_of
@@ -65,7 +65,7 @@ READS = ("get", "exists", "list-keys", "get-many")
 def _pages_in_order() -> Iterator[None]:
     """Make all pages of a turn at once. On a slow machine, some would be made later, under the policy of then."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(large_output, "SLICE_S", math.inf)
+        patch.setattr(delayed_output, "SLICE_S", math.inf)
         yield
 
 

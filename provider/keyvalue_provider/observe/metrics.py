@@ -197,7 +197,7 @@ class Metrics(Collector):
         yield _counter("decode_errors", "Invocations ended because of malformed parameters.", counts.damaged)
         yield _counter(
             "expired_invocations",
-            "Invocations ended because no piece arrived, or a large result could not be sent, in time.",
+            "Invocations ended because no piece arrived, or a result could not be sent, in time.",
             counts.expired,
         )
         yield _counter("refused_invocations", "Invocations refused because too much was held already.", counts.refused)

@@ -12,7 +12,7 @@ line with a CR in a subject arrives in two reads, the NATS server misreads it, a
 
 from __future__ import annotations
 
-__all__ = ["CR", "REPLY_BYTES_MAX", "ReplySubjects"]
+__all__ = ["CR", "REPLY_BYTES_MAX", "ReplySubjects", "connection_of"]
 
 #: The NATS server's limit for a line is 4,096 bytes. Ours adds less than 96 bytes to the reply subject.
 REPLY_BYTES_MAX = 4_000
@@ -20,6 +20,8 @@ REPLY_BYTES_MAX = 4_000
 INBOX_FIRST = ord("_")
 FORBIDDEN = (b"$", b"wasmbus.")
 CR = b"\r"
+#: NATS clients make inboxes from NUIDs. A NUID has 22 characters, of which the first 12 identify the process.
+NUID_BYTES, NUID_PREFIX_BYTES = 22, 12
 
 
 class ReplySubjects:
@@ -70,3 +72,16 @@ class ReplySubjects:
             if not any(forbidden.startswith(reply[:end]) for forbidden in self._forbidden):
                 return reply[:end]
         return b""
+
+
+def connection_of(reply: bytes) -> bytes:
+    """Return what the reply subjects of one connection have in common, as far as one of them shows it.
+
+    >>> connection_of(b"_INBOX.alice.0123456789abcdefghijkl.7"), connection_of(b"replies.7"), connection_of(b"r")
+    (b'_INBOX.alice.0123456789ab', b'replies', b'')
+    """
+    tokens = reply.split(b".")
+    for index, token in enumerate(tokens):
+        if len(token) >= NUID_BYTES:
+            return b".".join((*tokens[:index], token[:NUID_PREFIX_BYTES]))
+    return b".".join(tokens[:-1])

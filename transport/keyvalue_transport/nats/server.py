@@ -104,7 +104,7 @@ class Server:
     def in_flight(self) -> int:
         """Return the number of invocations that were accepted and have not ended."""
         invocations = self.invocations
-        return invocations.half_open + invocations.waiting + invocations.queued
+        return invocations.half_open + invocations.waiting + invocations.queued + invocations.held
 
     @property
     def failed(self) -> BaseException | None:

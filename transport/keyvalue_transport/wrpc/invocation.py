@@ -12,7 +12,8 @@ For each event, call a method of `Invocations` (`receive`, `receive_params`, `fi
 `close`). The method returns a `Step`: messages to send in order, an answer to wait for, and a failure to log.
 
 A queued call holds its parameters, but no result. Its handler is called again when there is room to send the result
-(`LargeResult` in handler.py, large_calls.py).
+(`LargeResult` in handler.py, queued_calls.py). If there is no room for any answer, the transport calls `hold` before it
+calls the handler. A held call goes through this diagram from the beginning when the transport takes it (`take_held`).
 
 `Replies` builds the messages, and the transport sends them. An invocation has three kinds of message:
 
@@ -22,13 +23,13 @@ A queued call holds its parameters, but no result. Its handler is called again w
 
 Invariant: an invocation gets exactly one handshake, and then exactly one `end`. `half_open.py` holds the half-open
 invocations. It limits them, and decides which handshakes are sent next. Waiting invocations are limited by number, and
-one caller may take three quarters of it. Calls with queued results are limited by bytes and time, and one caller's
-queued calls may take a quarter of the bytes.
+one caller may take three quarters of it. Queued calls are limited by bytes and time, and one caller's queued calls may
+take a quarter of the bytes. The same limits apply to held calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -44,7 +45,7 @@ from keyvalue_transport.wrpc.handler import (
     Pending,
     drop_answer,
 )
-from keyvalue_transport.wrpc.large_calls import LargeCall, LargeCalls
+from keyvalue_transport.wrpc.queued_calls import QueuedCall, QueuedCalls
 
 __all__ = ["InvocationCounts", "InvocationFailure", "InvocationLimits", "Invocations", "Replies", "Step", "Waiting"]
 
@@ -158,7 +159,8 @@ class Invocations(Generic[A, M]):
         self._waiting_of: dict[str | None, int] = {}  # by source id
         self._waiting_share = max(1, self._limits.waiting_max - self._limits.waiting_max // SHARES)
         self._has_room = has_room
-        self._queue = LargeCalls[A](self._limits.queued_bytes_max)
+        self._queue = QueuedCalls[A](self._limits.queued_bytes_max)
+        self._held = QueuedCalls[A](self._limits.queued_bytes_max)
 
     @property
     def half_open(self) -> int:
@@ -189,6 +191,11 @@ class Invocations(Generic[A, M]):
     def queued(self) -> int:
         """Return the number of calls whose result is large, and that wait for room to send it."""
         return len(self._queue)
+
+    @property
+    def held(self) -> int:
+        """Return the number of calls whose handlers have not been called, because there is no room for their answers."""
+        return len(self._held)
 
     @property
     def queued_bytes(self) -> int:
@@ -297,17 +304,18 @@ class Invocations(Generic[A, M]):
         `half_open_timeout_s` after its first piece is refused.
         """
         late, queued = self._half_open.expire(now_s)
-        calls = self._queue.expire(now_s)
-        self.counts.expired += len(late) + len(calls)
+        calls, held = self._queue.expire(now_s), self._held.expire(now_s)
+        self.counts.expired += len(late) + len(calls) + len(held)
         self.counts.refused += len(queued)
-        return Step([*self._half_open_ends(late, queued), *self._ends(calls), *self._handshakes(now_s)])
+        ends = [*self._half_open_ends(late, queued), *self._ends(calls), *self._whole_ends(held)]
+        return Step([*ends, *self._handshakes(now_s)])
 
     def close(self) -> Step[A, M]:
         """End all half-open and queued invocations, and refuse new ones. The server calls this method when it stops."""
         self._closed = True
-        self.counts.refused += len(self._half_open) + len(self._queue)
+        self.counts.refused += len(self._half_open) + len(self._queue) + len(self._held)
         sends = self._half_open_ends(*self._half_open.clear())
-        return Step([*sends, *self._ends(self._queue.clear())])
+        return Step([*sends, *self._ends(self._queue.clear()), *self._whole_ends(self._held.clear())])
 
     def refuse(self, reply: A) -> Step[A, M]:
         """Refuse an invocation when its first piece arrives, without reading the piece."""
@@ -372,11 +380,36 @@ class Invocations(Generic[A, M]):
 
     def _half_open_ends(self, admitted: list[HalfOpen[A]], queued: list[HalfOpen[A]]) -> list[M]:
         """Return the messages that end half-open invocations. A queued one gets its handshake first."""
+        end = self._replies.end
+        return [*(message for half_open in admitted for message in end(half_open.reply)), *self._whole_ends(queued)]
+
+    def _whole_ends(self, calls: Sequence[HalfOpen[A] | QueuedCall[A]]) -> list[M]:
+        """Return the messages that end calls without a handshake."""
         accept, end = self._replies.accept, self._replies.end
-        ends = [message for half_open in admitted for message in end(half_open.reply)]
-        for half_open in queued:
-            ends += [*accept(half_open.reply, None), *end(half_open.reply)]
-        return ends
+        return [message for call in calls for message in (*accept(call.reply, None), *end(call.reply))]
+
+    def hold(
+        self,
+        handler: Handler,
+        reply: A,
+        caller: Caller,
+        piece: bytes,
+        now_s: float,
+        traceparent: str | None,
+        holder: str | bytes | None,
+    ) -> bool:
+        """Keep an invocation until `take_held`, because there is no room for its answer. Its handler is not called.
+
+        Return False if the calls of all holders, or of this holder, take too much memory, or the server stops.
+        """
+        end_s = now_s + self._limits.queued_timeout_s
+        return not self._closed and self._held.add(
+            QueuedCall(handler, reply, caller, piece, traceparent, end_s, holder)
+        )
+
+    def take_held(self) -> QueuedCall[A] | None:
+        """Remove and return the next held call, to be processed as if it arrived now. Return None if there is none."""
+        return self._held.take()
 
     def answer_queued(self) -> Step[A, M] | None:
         """Answer a queued call, because there is room to send a large result. Return None if no call is queued."""
@@ -393,7 +426,7 @@ class Invocations(Generic[A, M]):
             answer = Repeated(answer, call.handler, call.caller, call.params)
         return self._answer(call.reply, answer, call.caller, call.traceparent, [])
 
-    def _ends(self, calls: list[LargeCall[A]]) -> list[M]:
+    def _ends(self, calls: list[QueuedCall[A]]) -> list[M]:
         return [message for call in calls for message in self._replies.end(call.reply)]
 
     def _answer_or_queue(
@@ -409,7 +442,8 @@ class Invocations(Generic[A, M]):
     ) -> Step[A, M]:
         if not self._queue and self._has_room():
             return self._answer_large(reply, result, caller, traceparent, sends)
-        call = LargeCall(handler, reply, caller, params, traceparent, now_s + self._limits.queued_timeout_s)
+        end_s = now_s + self._limits.queued_timeout_s
+        call = QueuedCall(handler, reply, caller, params, traceparent, end_s, caller.source_id)
         if self._closed or not self._queue.add(call):
             return self._refuse(reply, sends)
         return Step(sends)

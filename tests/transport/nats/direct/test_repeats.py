@@ -6,9 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keyvalue_transport.nats.direct import delayed_output
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
 from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Caller, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.invocation import InvocationLimits
@@ -16,6 +18,7 @@ from tests.transport.nats.direct.scene import GET, MIB, Reader, Socket, answer, 
 
 WAITING_MAX = 4
 LARGE = bytes(LARGE_BYTES + 1)
+MIDDLE = bytes(60_000)
 
 
 def fail() -> HandlerResult:
@@ -27,11 +30,12 @@ SECOND: dict[bytes, Callable[[], HandlerResult]] = {
     b"small": lambda: b"result",
     b"empty": lambda: b"",
     b"large": lambda: LargeResult(lambda: LARGE),
+    b"middle": lambda: MIDDLE,
     b"again": lambda: Again(Source()),
     b"fault": fail,
 }
 #: The pieces of each of these results.
-PIECES: dict[bytes, list[bytes]] = {b"at once": [b"now"], b"small": [b"result"], b"large": [LARGE]}
+PIECES: dict[bytes, list[bytes]] = {b"at once": [b"now"], b"small": [b"result"], b"large": [LARGE], b"middle": [MIDDLE]}
 
 
 class Source:
@@ -51,11 +55,11 @@ class Source:
 class Scene:
     """A connection with one function. Its calls wait for a source that they share until the source is done."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, high_water_bytes: int = 2**40) -> None:
         routes, self.invocations, _ = direct_core(InvocationLimits(waiting_max=WAITING_MAX))
         self.routes = routes
         routes.add(GET, self._handle)
-        self.socket = Socket()
+        self.socket = Socket(high_water_bytes)
         self.protocol = DirectProtocol(Reader(loop), routes, loop)
         self.socket.protocol = self.protocol
         self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what is used of it
@@ -79,7 +83,8 @@ class Scene:
 
 
 OPERATIONS = st.lists(
-    st.lists(st.sampled_from([b"at once", *SECOND.keys() - {b"large"}]), min_size=1, max_size=6) | st.just("end"),
+    st.lists(st.sampled_from([b"at once", *SECOND.keys() - {b"large", b"middle"}]), min_size=1, max_size=6)
+    | st.just("end"),
     max_size=12,
 )
 
@@ -128,6 +133,23 @@ def test_a_large_result_leaves_in_parts(loop: asyncio.AbstractEventLoop) -> None
     sent = publications(scene.socket.take())
     for reply, result in (("r0", LARGE), ("r1", b"result")):
         assert [send for send in sent if send.subject in (reply, f"{reply}.results")] == answer(reply, result)
+
+
+def test_many_results_leave_in_parts(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call waits without its result, so thousands of calls may wait. Their results must not be written all at once."""
+    monkeypatch.setattr(delayed_output, "PART_BYTES_MIN", len(MIDDLE))
+    scene = Scene(loop, high_water_bytes=0)
+    replies = [b"r%d" % number for number in range(WAITING_MAX * 3 // 4)]
+    scene.protocol.data_received(b"".join(hmsg(GET, b"middle", reply) for reply in replies))
+    scene.end()
+    sent = []
+    for _ in replies:
+        loop.run_until_complete(asyncio.sleep(0.001))
+        assert scene.socket.buffer_bytes < 1.5 * len(MIDDLE)
+        sent += publications(scene.socket.take())
+    loop.run_until_complete(asyncio.sleep(0.001))
+    sent += publications(scene.socket.take())
+    assert sent == [send for reply in replies for send in answer(reply.decode(), MIDDLE)]
 
 
 def test_the_results_of_one_source_and_the_answers_of_a_read_leave_in_one_write(

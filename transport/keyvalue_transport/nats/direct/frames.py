@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from keyvalue_transport.nats.headers import CRLF
+from keyvalue_transport.nats.headers import CRLF, read_headers
 
 __all__ = [
     "HMSG",
@@ -23,10 +23,13 @@ __all__ = [
     "NotNatsError",
     "max_payload_of",
     "read_frame",
+    "traceparent_in",
 ]
 
 HMSG, MSG, INFO = b"HMI"
 PONG = b"PONG"
+#: The name of the trace header.
+TRACEPARENT = b"traceparent"
 #: Maximum size of a protocol line. INFO is the longest line. A frame may exceed max_payload by the same size.
 LINE_BYTES_MAX = 1024 * 1024
 #: Small sizes are looked up, because `int(bytes)` takes as long as parsing the rest of a control line.
@@ -95,3 +98,11 @@ def max_payload_of(line: bytes) -> int | None:
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return max_payload if max_payload >= 1 else None
+
+
+def traceparent_in(buffer: bytes, at: int, payload_at: int) -> str | None:
+    """Return the trace header of the frame at `at`, or None."""
+    # Parse the headers only if there is a trace, because parsing takes as long as the rest of a call that is not simple.
+    if buffer.find(TRACEPARENT, at, payload_at) < 0:
+        return None
+    return read_headers(buffer[buffer.find(CRLF, at) + 2 : payload_at]).traceparent

@@ -20,23 +20,16 @@ The methods, in the order of this file:
 
 The core returns a `Step` with the messages to send, which `FrameReplies` in `direct/answers.py` has built.
 
-A call with a small answer needs no task, no coroutine and no message object. Each frame of a read is a few slices of
-the same bytes, and all answers are sent in one write.
-
-Large results (`LargeResult` in wrpc/handler.py) leave room for everything else. `LargeOutput` sends them, one message in
-each turn of the event loop, while the socket's buffer is low. Until then, the core queues their calls. Parsing goes on,
-and small answers are written between the messages of a large result:
-
-    socket's buffer    0 ....... 256 KiB ................... 1 MiB ........................ FULL_BYTES
-                       resume: small calls, then LargeOutput    pause: LargeOutput stops    pause: parsing, reading stop
+A call with a small answer needs no task, no coroutine and no message object. All answers of a read are sent in one
+write. `DelayedOutput` sends large results in parts, and holds calls while the NATS server has not read our output.
 
 Invariants:
 - A handler reads only buffer[start:end], which is its own frame. Parameters that are incomplete at `end` count as
   incomplete, even if the buffer continues.
 - nats-py receives only complete frames and lines.
 - Frames take effect in order of arrival. A message of an `InOrder` route takes effect before all later invocations.
-- Output is bounded. It is written whenever its size reaches OUTPUT_BYTES. From the moment when the socket's buffer is
-  above FULL_BYTES until it is below its low-water mark, parsing and reading pause.
+- Output is bounded. It is written whenever its size reaches OUTPUT_BYTES. Without receipts, parsing and reading pause
+  from the moment when the socket's buffer is above FULL_BYTES until it is below its low-water mark.
 - Input is bounded. A frame is kept until it is complete. A frame that announces more than max_payload + LINE_BYTES_MAX
   bytes aborts the connection.
 - Reading pauses while the socket's buffer or nats-py's StreamReader is full. Reading and parsing pause when a turn of
@@ -48,12 +41,12 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator
 from time import monotonic, perf_counter
 
 from keyvalue_transport.nats.direct.alike import InvocationGroup
 from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, RESULT_LINES, SMALL, message_count
+from keyvalue_transport.nats.direct.delayed_output import DelayedOutput
 from keyvalue_transport.nats.direct.frames import (
     HMSG,
     INFO,
@@ -64,11 +57,10 @@ from keyvalue_transport.nats.direct.frames import (
     NotNatsError,
     max_payload_of,
     read_frame,
+    traceparent_in,
 )
-from keyvalue_transport.nats.direct.large_output import LargeOutput
 from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, ReadFlow, Writable
 from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Frames, Further, InOrder, Route
-from keyvalue_transport.nats.headers import CRLF, read_headers
 from keyvalue_transport.nats.reply_subjects import CR, REPLY_BYTES_MAX
 from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
@@ -76,8 +68,6 @@ from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Caller, Handler, H
 from keyvalue_transport.wrpc.invocation import Step, Waiting
 
 __all__ = ["DirectProtocol"]
-
-log = logging.getLogger(__name__)
 
 #: When the output reaches this size, it is written before more input is parsed.
 OUTPUT_BYTES = 1024 * 1024
@@ -105,9 +95,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._needed_bytes = 0
         self._out: list[bytes] = []  # the output for the read that is being parsed
         self._later: list[bytes] = []  # frames from `send`, until the next turn of the event loop
-        self._large = LargeOutput(loop, routes, self._write)
+        self._delayed = DelayedOutput(loop, routes, self._write)
         self._is_parsing = False  # True while frames of a read are handled
-        self._pump_due = False  # True if the read that is being parsed may let a large result go on
+        self._pump_due = False  # True if the read that is being parsed may let delayed output go on
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start with a new connection. asyncio calls this, or `DirectTransport` after a TLS upgrade."""
@@ -129,7 +119,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if self._routes.protocol is self:
             self._routes.protocol = None
         later, self._later = self._later, []
-        self._large.close(message_count(later))
+        self._delayed.close(message_count(later))
         self._pieces = []
         self._pieces_bytes = self._needed_bytes = 0
         super().connection_lost(error)
@@ -137,16 +127,16 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def pause_writing(self) -> None:
         """Pause, because the socket's buffer is above its high-water mark. asyncio calls this."""
         super().pause_writing()
-        self._large.pause()
+        self._delayed.is_blocked = True
 
     def resume_writing(self) -> None:
         """Continue, because the socket's buffer is below its low-water mark. asyncio calls this."""
         super().resume_writing()
-        self._full = False
+        self._full = self._delayed.is_blocked = False
         self._go_on()
         if not self._full and self._flow is not None:
             self._flow.release()
-        self._large.resume()
+        self._delayed.pump()
 
     def data_received(self, piece: bytes) -> None:
         """Handle bytes from the server. asyncio calls this."""
@@ -194,7 +184,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         flow.worked(seconds)
         if self._pump_due:
             self._pump_due = False
-            self._large.pump()
+            self._delayed.pump()
 
     def _keep(self, rest: bytes, needed_bytes: int) -> None:
         if rest:
@@ -216,7 +206,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         counts = server.invocations.counts
         answered = out_bytes = 0
         begun, pub, handshake, next_pub = None, b"", b"", b""
+        if holds := self._delayed.must_hold(server):
+            self._pump_due = True
         for handler, caller, head, frames in self._groups(buffer):
+            if holds:
+                self._delayed.hold(server, handler, caller, head, frames, buffer)
+                continue
             if head is not begun:
                 begun, (pub, handshake, next_pub) = head, server.replies.begun(head)
             size_max = self._max_payload  # an INFO before this group may have changed the limit
@@ -244,6 +239,11 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                         counts.received_bytes += end + 2
                         counts.answered += answered
                         return
+                    if self._delayed.must_hold(server):
+                        holds = self._pump_due = True
+                        if not isinstance(frames, tuple):  # hold the rest; a tuple has one call
+                            self._delayed.hold(server, handler, caller, head, frames, buffer)
+                        break
         counts.answered += answered
 
     def _groups(self, buffer: bytes) -> Iterator[InvocationGroup]:
@@ -311,7 +311,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if line.kind == INFO:
             self._read_info(buffer[at : line.end])
         elif buffer.startswith(PONG, at):
-            self._large.open()  # nats-py opens a connection with CONNECT and PING
+            self._delayed.open()  # nats-py opens a connection with CONNECT and PING
             self._pump_due = True
 
     def _take_quick(self, buffer: bytes, at: int, end: int) -> int:
@@ -354,9 +354,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         :param start: the offset of the parameters, which end at `end`
         :param outcome: the handler's result or exception for these parameters
         """
-        # Parse the headers only if there is a trace, because parsing takes as long as the rest of this method.
-        is_traced = buffer.find(b"traceparent", at, start) >= 0
-        traceparent = read_headers(buffer[buffer.find(CRLF, at) + 2 : start]).traceparent if is_traced else None
+        traceparent = traceparent_in(buffer, at, start)
         if type(outcome) is Again and (repeats := self._routes.repeats) is not None:
             is_added = repeats.add(outcome, (handler, caller, reply, buffer[start:end], traceparent))
             return 0 if is_added else self._carry_out(server, server.invocations.refuse(reply))
@@ -380,7 +378,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         added_bytes = 0
         self._pump_due = True
         if step.is_large:
-            self._large.add(step.sends)
+            self._delayed.add(step.sends)
         else:
             self._out += step.sends
             added_bytes = sum(map(len, step.sends))
@@ -390,23 +388,21 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def _take(self, route: Route, frame: MessageFrame, buffer: bytes) -> int:
         """Handle a routed frame other than a call with a reply subject. Return the bytes added to the output."""
         payload, server = buffer[frame.payload_at : frame.payload_end], self._routes.server
-        if isinstance(route, Frames):
+        if isinstance(route, (Frames, InOrder)):
             try:
-                route.handle(frame.words[1], frame.reply, buffer[frame.headers_at : frame.payload_at], payload)
+                if isinstance(route, InOrder):
+                    route.handle(payload)
+                else:
+                    route.handle(frame.words[1], frame.reply, buffer[frame.headers_at : frame.payload_at], payload)
             except Exception:  # a faulty handler must not end the connection
                 self._routes.log_failure(frame.words[1])
-        elif isinstance(route, InOrder):
-            try:
-                route.handle(payload)
-            except Exception:  # a faulty handler must not end the connection
-                log.exception("a message to %s was not handled", frame.words[1][:128].decode(errors="replace"))
         elif server is None:
             pass
         elif route is Further.PIECES:
             self._routes.settle()
             token = params_token(frame.words[1].decode(errors="replace"))
             if token == server.replies.receipt_token:
-                self._large.note_receipt()
+                self._delayed.window.note_receipt()
                 self._pump_due = True
                 return 0
             return self._carry_out(server, server.invocations.receive_params(token, payload, monotonic()))
@@ -421,7 +417,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
 
         Return False if the connection is lost, or if nats-py has not finished opening it.
         """
-        if self._socket is None or not self._large.is_open:
+        if self._socket is None or not self._delayed.is_open:
             return False
         if self._is_parsing:
             self._later.append(frames)
@@ -437,10 +433,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         Return False if the connection is lost, or if nats-py has not finished opening it. If it is lost before the
         frames are written, `on_lost` of the server is called.
         """
-        if self._socket is None or not self._large.is_open:
+        if self._socket is None or not self._delayed.is_open:
             return False
         if is_large:
-            self._large.add_late(frames)
+            self._delayed.add_late(frames)
             return True
         if not (self._later or self._is_parsing):
             self._loop_of_writes.call_soon(self._write_later)
@@ -454,11 +450,11 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def flush(self) -> None:
         """Write everything given to `send`, and the rest of a large result. The server calls this when it stops."""
         self._write_later()
-        self._large.flush()
+        self._delayed.flush()
 
     def has_room(self) -> bool:
         """Return True if nothing delays a large result."""
-        return self._large.has_room()
+        return self._delayed.has_room()
 
     def _write_later(self) -> None:
         if self._socket is None:
@@ -467,13 +463,19 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._write(later)
 
     def _write(self, out: list[bytes]) -> None:
-        if not (frames := b"".join(out)):
+        if not out:
             return
-        if self._routes.server is not None:
-            self._routes.server.invocations.counts.sent_bytes += len(frames)
+        server, window = self._routes.server, self._delayed.window
+        if window.is_receipt_due and server is not None and self._delayed.is_open:
+            out = [*out, server.replies.receipt]  # in the same write, because a second write costs much
+            window.note_request()
+        frames = b"".join(out)
+        if server is not None:
+            server.invocations.counts.sent_bytes += len(frames)
         if self._socket is not None:
             self._socket.write(frames)
-            if self._large.is_blocked and not self._full and self._socket.get_write_buffer_size() > FULL_BYTES:
+            window.note_written(len(frames))
+            if self._delayed.is_blocked and not self._full and self._socket.get_write_buffer_size() > FULL_BYTES:
                 self._full = True
                 assert self._flow is not None
                 self._flow.hold()
@@ -492,7 +494,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def _abort(self) -> None:
         """Abort the connection, because its bytes violate the NATS protocol. nats-py then reconnects."""
         self._routes.violations += 1
-        self._large.close()
+        self._delayed.close()
         if self._socket is not None:
             self._socket.abort()
             self._socket = None

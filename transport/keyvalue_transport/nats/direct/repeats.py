@@ -85,7 +85,7 @@ class Repeats:
                 result = TypeError("a call that was made again must wait again")
             step = invocations.receive(handler, reply, caller, params, result, monotonic(), traceparent)
             result = b""  # free the bytes, because an exception's traceback may keep this frame alive
-            self._send(step.sends, step.is_large)
+            self._send(step.sends, True)  # it is not small, and many calls may be made again at once
             self._on_step(step)
         invocations.counts.answered += answered
         self._send(out, False)

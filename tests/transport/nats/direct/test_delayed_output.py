@@ -1,4 +1,4 @@
-"""Large results on the direct path: what waits, in which order it is sent, and what it leaves to others."""
+"""Delayed output on the direct path: which calls wait, in which order they are answered, and what they leave to others."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyvalue_transport.keyvalue.store import encode_get_result
-from keyvalue_transport.nats.direct import large_output
+from keyvalue_transport.nats.direct import delayed_output, protocol, window
 from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.transport.nats.direct.scene import (
     GET,
     PIECES,
     RECEIPT_SUBJECT,
+    SET,
+    UNIT,
     Direct,
     NewDirect,
     answer,
@@ -26,6 +28,7 @@ from tests.transport.nats.direct.scene import (
     info,
     msg,
     publications,
+    set_params,
 )
 
 KIB = 1024
@@ -33,8 +36,8 @@ MAX_PAYLOAD = 40 * KIB
 HIGH_WATER_BYTES = 50 * KIB
 WINDOW_BYTES = 150 * KIB
 PART_BYTES_MIN = 64 * KIB
-#: Values by key. One of them fits into one message, and two are large.
-VALUES = {b"small": b"s", b"large": bytes(70 * KIB), b"huge": b"h" * (300 * KIB)}
+#: Values by key. Two of them fit into one message, and two are large.
+VALUES = {b"small": b"s", b"middle": bytes(39 * KIB), b"large": bytes(70 * KIB), b"huge": b"h" * (300 * KIB)}
 PONG = b"PONG\r\n"
 
 
@@ -55,6 +58,7 @@ class Peer:
         self.core = self.direct.invocations
         self.sends: list[Send] = []
         self.receipts = 0
+        self.number = -1
         self.calls: list[Call] = []
         self._loop = loop
         for key, value in VALUES.items():
@@ -64,11 +68,15 @@ class Peer:
         """Read calls, whose reply subjects are `r0`, `r1`, and so on."""
         frames = []
         for call in calls:
-            headers = b"NATS/1.0\r\nsource-id: %b\r\n\r\n" % call.source_id.encode()
-            frames.append(hmsg(GET, get_params(call.key), b"r%d" % len(self.calls), headers))
+            frames.append(self.frame(GET, get_params(call.key), call.source_id))
             self.calls.append(call)
         if frames:
             self.direct.protocol.data_received(b"".join(frames))
+
+    def frame(self, function: int, params: bytes, source_id: str) -> bytes:
+        headers = b"NATS/1.0\r\nsource-id: %b\r\n\r\n" % source_id.encode()
+        self.number += 1
+        return hmsg(function, params, b"r%d" % self.number, headers)
 
     def turn(self) -> None:
         """Let the event loop make a turn."""
@@ -93,7 +101,8 @@ class Peer:
             self.take()
             self.receive()
             self.turn()
-            if self.direct.protocol.has_room() and not (self.direct.socket.buffer or self.receipts or self.core.queued):
+            waiting = self.receipts or self.core.queued or self.core.held
+            if self.direct.protocol.has_room() and not (self.direct.socket.buffer or waiting):
                 return
         raise AssertionError("large results do not go on")
 
@@ -115,10 +124,11 @@ def expected(number: int, call: Call) -> list[Send]:
 
 @pytest.fixture(autouse=True)
 def narrow_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_output, "WINDOW_BYTES", WINDOW_BYTES)
-    monkeypatch.setattr(large_output, "RECEIPT_TIMEOUT_S", 60.0)
-    monkeypatch.setattr(large_output, "PART_BYTES_MIN", PART_BYTES_MIN)
-    monkeypatch.setattr(large_output, "SLICE_S", 60.0)
+    monkeypatch.setattr(window, "WINDOW_BYTES", WINDOW_BYTES)
+    monkeypatch.setattr(window, "LATE_S", 60.0)
+    monkeypatch.setattr(window, "RECEIPT_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(delayed_output, "PART_BYTES_MIN", PART_BYTES_MIN)
+    monkeypatch.setattr(delayed_output, "SLICE_S", 60.0)
 
 
 @pytest.fixture
@@ -126,7 +136,7 @@ def peer(new_direct: NewDirect, loop: asyncio.AbstractEventLoop) -> Peer:
     return Peer(new_direct, loop)
 
 
-CALLS = st.lists(st.builds(Call, st.sampled_from("abc"), st.sampled_from(sorted(VALUES))), max_size=6)
+CALLS = st.lists(st.builds(Call, st.sampled_from("abc"), st.sampled_from([b"small", b"large", b"huge"])), max_size=6)
 
 
 @settings(max_examples=60)
@@ -138,10 +148,11 @@ def test_large_results_leave_room_for_small_ones(
     peer = Peer(new_direct, loop)
     for calls, takes, receives, turns in steps:
         first = len(peer.calls)
+        is_open = peer.direct.protocol._delayed.window.is_open() and not peer.core.held
         peer.read(calls)
         written = b"".join(peer.direct.socket.buffer)
         for number, call in enumerate(calls, first):
-            if call.key == b"small":
+            if call.key == b"small" and is_open:
                 assert b"PUB r%d.results 0\r\n" % number in written, "a small answer waited"
         for _ in range(turns):
             peer.turn()
@@ -155,7 +166,7 @@ def test_large_results_leave_room_for_small_ones(
         assert peer.of(number) == expected(number, call)
     assert peer.core.counts.answered == len(peer.calls)
     assert (peer.core.queued, peer.core.queued_bytes) == (0, 0)
-    part_bytes = PART_BYTES_MIN + MAX_PAYLOAD + KIB
+    part_bytes = 2 * PART_BYTES_MIN + MAX_PAYLOAD + KIB
     assert peer.direct.socket.buffer_bytes_max < HIGH_WATER_BYTES + part_bytes + 200 * len(peer.calls)
 
 
@@ -166,7 +177,7 @@ def test_no_more_than_a_window_is_sent_without_receipts(peer: Peer) -> None:
         peer.take()
         peer.turn()
     large_bytes = sum(len(send.payload) for send in peer.sends)
-    assert WINDOW_BYTES <= large_bytes < WINDOW_BYTES + PART_BYTES_MIN + MAX_PAYLOAD
+    assert WINDOW_BYTES <= large_bytes < WINDOW_BYTES * 3 // 2 + PART_BYTES_MIN + MAX_PAYLOAD
     peer.rest()
     assert peer.ended() == [0, 1, 2]
 
@@ -236,10 +247,97 @@ def test_a_stop_ends_queued_calls_and_writes_what_was_begun(peer: Peer) -> None:
 
 def test_without_receipts_large_results_are_sent_all_the_same(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server may forbid publishing to our own inbox. Then no more receipts are asked for."""
-    monkeypatch.setattr(large_output, "RECEIPT_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(window, "RECEIPT_TIMEOUT_S", 0.0)
     peer.read([Call("a", b"huge")] * 3)
     for _ in range(1000):
         peer.take()
         peer.turn()
     assert peer.ended() == [0, 1, 2]
-    assert peer.receipts <= WINDOW_BYTES // PART_BYTES_MIN + 1
+    assert peer.receipts <= window.RECEIPTS
+
+
+# Held calls
+
+
+def fill_window(peer: Peer, source_id: str) -> int:
+    """Let a caller ask for more than a window. Return the number of its calls that were answered."""
+    for _ in range(10):
+        peer.read([Call(source_id, b"middle")])
+        peer.take()
+    assert 0 < peer.core.held < 10
+    return 10 - peer.core.held
+
+
+def test_callers_with_small_results_take_turns_too(peer: Peer) -> None:
+    answered = fill_window(peer, "a")
+    peer.read(
+        [Call("a", b"small"), Call("b", b"small"), Call("c", b"middle"), Call("b", b"small"), Call("a", b"small")]
+    )
+    assert peer.direct.socket.buffer == [], "sent more than a window"
+    peer.rest()
+    assert peer.ended()[answered:][:6] == [answered, 11, 12, answered + 1, 13, answered + 2]
+    assert peer.ended()[-1] == 14
+    for number, call in enumerate(peer.calls):
+        assert peer.of(number) == expected(number, call)
+
+
+def test_calls_of_a_caller_stay_in_order(peer: Peer) -> None:
+    """A call that arrives when the window is open again must not overtake the calls that are held."""
+    fill_window(peer, "a")
+    frames = [peer.frame(SET, set_params(b"k", b"%d" % number), "a") for number in range(5)]
+    for frame in frames:
+        peer.direct.protocol.data_received(frame)
+        assert peer.direct.get(b"k") is None, "a handler was called"
+    peer.receive()
+    peer.direct.protocol.data_received(peer.frame(SET, set_params(b"k", b"last"), "a"))
+    peer.rest()
+    assert peer.direct.get(b"k") == b"last"
+    assert peer.of(15) == answer("r15", UNIT)
+    assert peer.ended() == list(range(16))
+
+
+def test_one_read_is_held_from_where_the_window_is_full(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls of this read look alike, so they come from one generator."""
+    monkeypatch.setattr(protocol, "OUTPUT_BYTES", 40 * KIB)
+    peer.read([Call("a", b"middle")] * 30)
+    assert 0 < peer.core.counts.answered < 10
+    assert peer.core.counts.answered + peer.core.held == 30
+    peer.rest()
+    assert peer.ended() == list(range(30))
+
+
+def test_refusals_wait_for_room_too(
+    new_direct: NewDirect, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller is refused beyond its share. If many refusals wait, others are only counted."""
+    monkeypatch.setattr(delayed_output, "REFUSALS_MAX", 5)
+    peer = Peer(new_direct, loop, InvocationLimits(queued_bytes_max=16 * KIB))
+    fill_window(peer, "a")
+    peer.read([Call("a", b"small")] * 30)
+    peer.read([Call("b", b"small")])
+    refused = peer.core.counts.refused
+    assert 20 < refused < 30
+    assert peer.direct.socket.buffer == []
+    peer.rest()
+    answers = [peer.of(number) for number in range(10, 40)]
+    held = 30 - refused
+    assert answers[:held] == [expected(number, peer.calls[number]) for number in range(10, 10 + held)]
+    assert answers[held:] == [answer(f"r{10 + number}") if number < held + 5 else [] for number in range(held, 30)]
+    assert peer.of(40) == expected(40, peer.calls[40])
+
+
+def test_late_receipts_make_the_window_narrow(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quick ones make it wide again. All receipts are late here, or none."""
+    monkeypatch.setattr(window, "WINDOW_BYTES_MIN", 20 * KIB)
+    monkeypatch.setattr(window, "LATE_S", -60.0)
+    fill_window(peer, "a")
+    peer.rest()
+    sent = len(peer.sends)
+    fill_window(peer, "a")
+    narrow_bytes = sum(len(send.payload) for send in peer.sends[sent:])
+    assert narrow_bytes < 100 * KIB
+    monkeypatch.setattr(window, "LATE_S", 60.0)
+    peer.rest()
+    sent = len(peer.sends)
+    fill_window(peer, "a")
+    assert sum(len(send.payload) for send in peer.sends[sent:]) >= WINDOW_BYTES

@@ -1,4 +1,4 @@
-"""Calls with large results: whose turn it is, how much may wait, and how the core answers them."""
+"""Calls that wait for room: whose turn it is, how much may wait, and how the core answers them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from keyvalue_transport.wrpc.errors import NeedMoreBytes
 from keyvalue_transport.wrpc.half_open import SHARES
 from keyvalue_transport.wrpc.handler import ANONYMOUS, LARGE_BYTES, Caller, Derived, HandlerResult, LargeResult, Pending
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations, Step
-from keyvalue_transport.wrpc.large_calls import CALL_BYTES, LargeCall, LargeCalls, size_of
+from keyvalue_transport.wrpc.queued_calls import CALL_BYTES, HOLDER_BYTES, QueuedCall, QueuedCalls, size_of
 from tests.invoking import invoke
 from tests.recorded_replies import RecordedReplies, Reply, accept, ended, result
 
-BYTES_MAX = 16 * CALL_BYTES
+BYTES_MAX = 4 * (HOLDER_BYTES + 4 * CALL_BYTES)
 
 
 def never(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
@@ -28,27 +28,34 @@ def never(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
 
 
 CALL = st.builds(
-    LargeCall,
+    QueuedCall,
     st.just(never),
     st.text(max_size=5),
     st.builds(Caller, st.sampled_from([None, "a", "b", "c" * 1000]), st.sampled_from([None, "default"])),
     st.binary(max_size=2 * CALL_BYTES),
     st.none() | st.just("00-trace"),
     st.just(0.0),
-)
+    st.none(),
+).map(lambda call: call._replace(holder=call.caller.source_id))
+
+
+def held_of(calls: list[QueuedCall[str]]) -> Counter[str | bytes | None]:
+    """Return the bytes that each holder counts."""
+    held = Counter[str | bytes | None]()
+    for call in calls:
+        held[call.holder] += size_of(call) if call.holder in held else HOLDER_BYTES + size_of(call)
+    return held
 
 
 @given(st.lists(CALL | st.sampled_from(["take", "expire"]), max_size=60))
-def test_callers_take_turns_and_have_a_share_each(actions: list[LargeCall[str] | str]) -> None:
-    calls, waiting, turns = LargeCalls[str](BYTES_MAX), list[LargeCall[str]](), list[str | None]()
+def test_callers_take_turns_and_have_a_share_each(actions: list[QueuedCall[str] | str]) -> None:
+    calls, waiting, turns = QueuedCalls[str](BYTES_MAX), list[QueuedCall[str]](), list[str | bytes | None]()
     for now, action in enumerate(actions):
-        if isinstance(action, LargeCall):
+        if isinstance(action, QueuedCall):
             call = action._replace(deadline_s=float(now))
-            held = Counter[str | None]()
-            for other in waiting:
-                held[other.caller.source_id] += size_of(other)
-            source_id, size_bytes = call.caller.source_id, size_of(call)
-            fits = held.total() + size_bytes <= BYTES_MAX and held[source_id] + size_bytes <= BYTES_MAX // SHARES
+            held = held_of([*waiting, call])
+            source_id = call.holder
+            fits = held.total() <= BYTES_MAX and held[source_id] <= BYTES_MAX // SHARES
             assert calls.add(call) is fits
             if fits:
                 waiting.append(call)
@@ -64,7 +71,7 @@ def test_callers_take_turns_and_have_a_share_each(actions: list[LargeCall[str] |
             assert Counter(calls.expire(now / 2)) == Counter(late)
             waiting = [call for call in waiting if call not in late]
         turns = [turn for turn in turns if any(call.caller.source_id == turn for call in waiting)]
-        assert (len(calls), calls.held_bytes) == (len(waiting), sum(map(size_of, waiting)))
+        assert (len(calls), calls.held_bytes) == (len(waiting), held_of(waiting).total())
     assert Counter(calls.clear()) == Counter(waiting)
     assert (len(calls), calls.held_bytes, calls.take()) == (0, 0, None)
 
@@ -174,3 +181,44 @@ def test_queued_calls_expire_and_end_at_a_stop(scene: Scene) -> None:
     assert scene.invoke() == [ended("R")]
     assert scene.core.counts == InvocationCounts(expired=1, refused=2)
     assert (scene.core.queued, scene.core.queued_bytes) == (0, 0)
+
+
+# Held calls
+
+
+def hold(scene: Scene, params: bytes, holder: str = "a", now_s: float = 0.0) -> bool:
+    return scene.core.hold(scene.handle, holder + params.decode(), ANONYMOUS, params, now_s, "00-trace", holder)
+
+
+def answer_held(scene: Scene) -> Step[str, Reply] | None:
+    call = scene.core.take_held()
+    if call is None:
+        return None
+    return invoke(scene.core, call.handler, call.reply, call.caller, call.params, 1.0, call.traceparent)
+
+
+def test_a_held_call_is_processed_as_if_it_arrived_later(scene: Scene) -> None:
+    scene.room = True
+    for params, holder in ((b"pp", "a"), (b"qq", "a"), (b"r", "b"), (b"ss", "c")):
+        assert hold(scene, params, holder)
+    assert (scene.called, scene.core.held) == (0, 4), "a handler was called"
+    assert answer_held(scene) == Step([accept("app"), result("app", b"large"), ended("app")])
+    assert answer_held(scene) == Step([accept("br", "token")]), "its parameters are cut"
+    scene.value = RuntimeError("the disk is on fire")
+    failed = answer_held(scene)
+    assert failed is not None
+    assert failed.failure == (scene.value, "00-trace")
+    assert failed.sends == [accept("css"), ended("css")]
+    scene.room = False
+    assert answer_held(scene) == Step([accept("aqq")])
+    assert (answer_held(scene), scene.core.held, scene.core.queued, scene.core.half_open) == (None, 0, 1, 1)
+
+
+def test_held_calls_expire_and_end_at_a_stop(scene: Scene) -> None:
+    assert hold(scene, b"pp")
+    assert hold(scene, b"qq", now_s=1.0)
+    assert scene.core.expire(5.5) == Step([accept("app"), ended("app")])
+    assert scene.core.close() == Step([accept("aqq"), ended("aqq")])
+    assert not hold(scene, b"rr")
+    assert scene.core.counts == InvocationCounts(expired=1, refused=1)
+    assert (scene.called, scene.core.held) == (0, 0)
