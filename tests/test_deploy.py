@@ -67,12 +67,24 @@ def test_rules_and_scrape_configuration_are_valid(promtool: str) -> None:
 def test_every_alert_says_what_to_do_and_is_tested_both_ways(name: str) -> None:
     text = alerts()[name]
     assert re.search(r"severity: (warning|critical)$", text, re.MULTILINE)
-    summary = " ".join(text.partition("summary: >-")[2].split())
-    assert len(summary) > 100
+    assert re.search(r"\n        for: \d+[sm]\n", text)
+    (summary,) = re.findall(r"summary: (.*)", text)
+    assert len(summary) < 100
     assert "{{ $labels.instance }}" in summary
-    assert summary.count(". ") + summary.endswith(".") >= 2  # what is wrong, and what to do
+    description = " ".join(text.partition("description: >-")[2].partition("runbook_url:")[0].split())
+    assert len(description) > 100
+    assert "{{ $labels.instance }}" in description
+    assert description.count(". ") + description.endswith(".") >= 2  # what is wrong, and what to do
+    assert re.findall(r"runbook_url: (.*)", text) == [f"docs/observing.md#{name.lower()}"]
     tests = re.findall(rf"alertname: {name}\b(.*(?:\n +exp_alerts:)?)", RULE_TESTS.read_text())
     assert {"exp_alerts" in test for test in tests} == {True, False}  # tests that it fires, and that it does not
+
+
+def test_every_alert_has_a_runbook() -> None:
+    runbooks = re.split(r"^### ", (DEPLOY.parent / "docs" / "observing.md").read_text(), flags=re.MULTILINE)[1:]
+    assert [runbook.partition("\n")[0] for runbook in runbooks] == list(alerts())
+    for runbook in runbooks:
+        assert "\n- " in runbook, "it says what to do"
 
 
 def test_rules_use_existing_metrics() -> None:
@@ -84,7 +96,8 @@ def test_rules_use_existing_metrics() -> None:
 # Grafana
 
 
-PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
+ROWS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 EXPRESSIONS: list[str] = [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 
@@ -93,7 +106,7 @@ def test_the_dashboard_can_be_imported() -> None:
     assert DASHBOARD["title"]
     assert re.fullmatch(r"[\w-]{1,40}", DASHBOARD["uid"])
     for name in ("id", "title"):
-        assert len({panel[name] for panel in PANELS}) == len(PANELS)
+        assert len({panel[name] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     for panel in PANELS:
         assert panel["description"]
         assert panel["fieldConfig"]["defaults"]["unit"]
@@ -103,7 +116,7 @@ def test_the_dashboard_can_be_imported() -> None:
 
 def test_panels_do_not_cover_each_other() -> None:
     covered: set[tuple[int, int]] = set()
-    for place in (panel["gridPos"] for panel in PANELS):
+    for place in (panel["gridPos"] for panel in DASHBOARD["panels"]):
         cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
         assert not cells & covered
         assert max(x for x, _ in cells) < 24
@@ -118,7 +131,32 @@ def test_the_data_source_is_a_variable() -> None:
     for panel in PANELS:
         assert panel["datasource"] == source
         assert all(target["datasource"] == source for target in panel["targets"])
-    assert all("$instance" in expression for expression in EXPRESSIONS)
+
+
+def test_the_dashboard_follows_the_rules_of_the_mixin_linter() -> None:
+    """The rules of Grafana's dashboard-linter: https://github.com/grafana/dashboard-linter/tree/main/docs/rules"""
+    assert DASHBOARD["editable"] is False
+    job, instance = DASHBOARD["templating"]["list"][1:3]
+    for variable in (job, instance):
+        assert (variable["type"], variable["multi"], variable["allValue"]) == ("query", True, ".+")
+        assert variable["refresh"] == 2  # when the time range changes
+    assert (job["name"], instance["name"]) == ("job", "instance")
+    for expression in EXPRESSIONS:
+        selectors = re.findall(r"(\w+)\{([^}]*)\}", expression)
+        assert len(selectors) == len(METRIC.findall(expression)) > 0
+        for metric, labels in selectors:
+            assert labels.startswith('job=~"$job", instance=~"$instance"')
+            if metric.endswith("_total"):
+                assert re.search(rf"(rate|increase)\({metric}\{{", expression), "a counter is not shown as it is"
+        assert set(re.findall(r"\[([^\]]*)\]", expression)) <= {"$__rate_interval"}
+
+
+def test_the_panels_are_in_rows() -> None:
+    assert DASHBOARD["panels"][0] in ROWS
+    assert [row["title"] for row in ROWS] == ["Calls", "Store", "NATS", "Watching", "Snapshots", "Replicated store"]
+    for row, after in zip(ROWS, [*ROWS[1:], {"gridPos": {"y": 1_000}}], strict=True):
+        height = range(row["gridPos"]["y"] + 1, after["gridPos"]["y"])
+        assert any(panel["gridPos"]["y"] in height for panel in PANELS)
 
 
 def test_the_dashboard_uses_existing_metrics_and_labels() -> None:
