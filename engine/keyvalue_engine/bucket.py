@@ -61,7 +61,7 @@ class Bucket:
         self._by_name = tables.by_name
         self._expiry = tables.expiry
         self._hash = tables.hash_function
-        self._secret = tables.secret
+        self._secret = tables.secret_of(name)
         self._shard_keys_max = of_store.shard_keys_max
         self._key_bytes_max = options.key_bytes_max or of_store.key_bytes_max
         self._short_key_max = min(self._key_bytes_max, LONG_KEY_BYTES)  # the fast paths are for keys up to this length

@@ -98,12 +98,7 @@ class Store:
         is_limited: bool = True,
     ) -> None:
         self.options = StoreOptions() if options is None else options
-        if secret is None:
-            secret = token_bytes(SECRET_BYTES)
-        if not isinstance(secret, bytes):
-            raise TypeError(f"secret: found {type(secret).__name__}, allowed bytes")
-        if len(secret) != SECRET_BYTES:
-            raise ValueError(f"secret: found {len(secret)} bytes, allowed {SECRET_BYTES}")
+        secret = token_bytes(SECRET_BYTES) if secret is None else _checked_secret(secret)
         self._tables = Tables(self.options, secret, hash_function, clock, is_limited)
         self._bucket_class = UsedBucket if self.options.eviction == UNUSED else Bucket
         self._process = os.getpid()
@@ -118,6 +113,13 @@ class Store:
         return self._bucket_class(
             self._tables, own_bytes(name, "bucket name"), BucketOptions() if options is None else options
         )
+
+    def set_secret(self, name: bytes, secret: bytes | None) -> None:
+        """Give a bucket its own secret, or take it away with None. Handles that exist already must not be used any more.
+
+        :raises ValueError: the bucket holds keys, or the secret does not have 16 bytes
+        """
+        self._tables.set_secret(name, None if secret is None else _checked_secret(secret))
 
     def bucket_names(self) -> list[bytes]:
         """Return the names of all buckets, oldest first.
@@ -244,6 +246,7 @@ class Store:
 
         :raises OSError: the file could not be written; `path` is unchanged
         :raises RuntimeError: this process is a fork, and another thread used the store at the time of the fork
+        :raises ValueError: a bucket has its own secret, which a file cannot hold
         """
         from keyvalue_engine.snapshot_writer import SnapshotFile  # here, because importing it takes 4 ms
 
@@ -259,7 +262,10 @@ class Store:
         parts.
 
         :raises RuntimeError: as in `save`
+        :raises ValueError: as in `save`
         """
+        if self._tables.own_secrets:
+            raise ValueError("a bucket has its own secret")
         from keyvalue_engine.snapshot_writer import frames  # here, because importing it takes 4 ms
 
         if self._process != os.getpid():
@@ -315,3 +321,11 @@ class Store:
     def check(self) -> None:
         """Assert every invariant of the store. Call it only in tests, while no other thread writes. O(n)."""
         self._tables.check()
+
+
+def _checked_secret(secret: bytes) -> bytes:
+    if not isinstance(secret, bytes):
+        raise TypeError(f"secret: found {type(secret).__name__}, allowed bytes")
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"secret: found {len(secret)} bytes, allowed {SECRET_BYTES}")
+    return secret

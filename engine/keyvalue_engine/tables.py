@@ -62,6 +62,7 @@ class Tables:
     :param hash_function: returns the 64-bit position for (secret, key)
     :param clock: returns a time in nanoseconds that never goes back
     :param is_limited: False if no name is too long, and no number of buckets or keys too large
+    :ivar own_secrets: the secrets of buckets that have their own, by name
     :ivar by_name: the tables; only this class adds or removes tables; a look-up is atomic and needs no lock
     :ivar emptied: the names of emptied buckets, oldest first; always empty without `strict_buckets`
     :ivar evictor: evicts keys from the full store, or None if the option `eviction` is `none`
@@ -81,6 +82,7 @@ class Tables:
         "ledger",
         "options",
         "orders",
+        "own_secrets",
         "secret",
     )
 
@@ -95,6 +97,8 @@ class Tables:
         self.options = options
         self._is_limited = is_limited
         self.secret = secret
+        self.own_secrets: dict[bytes, bytes] = {}
+        self._position_of: Callable[[bytes], int] = partial(hash_function, secret)
         self.hash_function = hash_function
         self.ledger = Ledger(options, is_limited)
         self.expiry = Expiry(clock)
@@ -103,7 +107,6 @@ class Tables:
         self.evictor = None if options.eviction == NONE else Evictor(self)
         self.emptied: OrderedDict[bytes, None] = OrderedDict()  # drops its oldest name in O(1), unlike a dict
         self._names = SortedList()  # the names in by_name, in the order in which quotas count them
-        self._position_of: Callable[[bytes], int] = partial(hash_function, secret)
         self._observer_of: ObserverOf | None = None
         #: Protects changes of by_name, emptied, _names, _observer_of, the observers of accounts, and the usages.
         self._lock = Lock()
@@ -194,8 +197,27 @@ class Tables:
                 EvictingShard,
             )
             account.adjust(self.new_bucket_bytes(name))  # the first write is refused if this is too much
-        context = Context(self._position_of, self.hash_function, self.secret, account, self.expiry, self.orders)
+        secret = self.secret_of(name)
+        position_of = self._position_of if secret is self.secret else partial(self.hash_function, secret)
+        context = Context(position_of, self.hash_function, secret, account, self.expiry, self.orders)
         return Table(self.options, context, shard_class)
+
+    def secret_of(self, name: bytes) -> bytes:
+        """Return the secret that determines the order of a bucket's keys."""
+        return self.own_secrets.get(name, self.secret)
+
+    def set_secret(self, name: bytes, secret: bytes | None) -> None:
+        """Give a bucket without keys its own secret, or take it away.
+
+        :raises ValueError: the bucket holds keys
+        """
+        with self._lock:
+            if name in self.by_name:
+                raise ValueError("the bucket holds keys, whose order depends on the secret")
+            if secret is None:
+                self.own_secrets.pop(name, None)
+            else:
+                self.own_secrets[name] = secret
 
     def check_name(self, name: bytes, pending_buckets: int) -> None:
         """Check that a bucket of this name may be created.

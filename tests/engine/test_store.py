@@ -515,3 +515,26 @@ def test_a_bucket_has_the_operators_of_a_mapping() -> None:
             call()
         assert caught.value.args == (gone,)
     store.check()
+
+
+def test_a_bucket_may_have_its_own_secret() -> None:
+    """Its keys have the order that they have in a store with this secret. All other buckets keep theirs."""
+    own, keys = bytes(range(16)), [b"%d" % number for number in range(300)]
+    store, other = Store(secret=bytes(16)), Store(secret=own)
+    store.set_secret(b"b", own)
+    for bucket in (store.bucket(b"b"), store.bucket(b"c"), other.bucket(b"b")):
+        for key in keys:
+            bucket.set(key, b"")
+    assert list(store.bucket(b"b").keys()) == list(other.bucket(b"b").keys()) != list(store.bucket(b"c").keys())
+    store.check()
+    for secret in (own, None):
+        with pytest.raises(ValueError, match="the bucket holds keys"):
+            store.set_secret(b"b", secret)
+    with pytest.raises(ValueError, match="a bucket has its own secret"):
+        store.save("unused")
+    store.bucket(b"b").delete_many(keys)
+    store.set_secret(b"b", None)
+    store.bucket(b"b").set(b"k", b"v")
+    store.check()
+    with pytest.raises(ValueError, match="found 3 bytes, allowed 16"):
+        store.set_secret(b"d", b"abc")
