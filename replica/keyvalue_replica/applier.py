@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from keyvalue_engine import Bucket, BucketOptions, Store
 from keyvalue_engine.options import LENGTH_MAX
-from keyvalue_replica.layout import FORMAT, Layout, headers_of, is_deletion, is_readable
+from keyvalue_replica.layout import FORMAT, Layout, headers_of, is_deletion, is_readable, ttl_ns_of
 from keyvalue_replica.position import Delivery
 from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.sequences import Sequences
@@ -17,7 +17,8 @@ __all__ = ["ANY", "Applier"]
 ANY = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX, strict_buckets=False)
 #: Number of handles that are kept.
 HANDLES_MAX = 1_024
-NS_PER_MS = 1_000_000
+#: Number of keys that are removed at a time.
+EMPTIED_KEYS = 10_000
 
 
 class Applier:
@@ -100,6 +101,8 @@ class Applier:
         self.batch.clear()
 
     def _apply(self, subject: bytes, headers: dict[bytes, bytes], payload: bytes, delivery: Delivery) -> None:
+        if headers.get(b"nats-rollup") == b"all":
+            self._empty()
         names = self._layout.names(subject)
         if names is None:
             if not self._layout.is_internal(subject):
@@ -119,6 +122,14 @@ class Applier:
             self._set(handle, key, headers, payload, delivery)
         self._sequences.note(subject, delivery.sequence)
 
+    def _empty(self) -> None:
+        """Remove all keys, because another client has replaced all messages of the stream by one."""
+        for name in self._store.bucket_names() if self._layout.bucket is None else [self._layout.bucket]:
+            handle = self._store.bucket(name, ANY)
+            while keys := handle.page(keys_max=EMPTIED_KEYS).keys:
+                handle.delete_many(keys)
+        self._sequences.clear()
+
     def _set(self, handle: Bucket, key: bytes, headers: dict[bytes, bytes], payload: bytes, delivery: Delivery) -> None:
         if not is_readable(headers):
             written = headers[b"kv-format"][:16].decode(errors="replace")
@@ -127,11 +138,11 @@ class Applier:
                 f" this version reads {FORMAT}: upgrade this instance"
             )
             return
-        ttl_ms = headers.get(b"kv-ttl-ms", b"")
-        if ttl_ms.isdigit():
-            handle.set_until(key, payload, delivery.timestamp_ns + int(ttl_ms) * NS_PER_MS)
-        else:
+        ttl_ns = ttl_ns_of(headers)
+        if ttl_ns is None:
             handle.set(key, payload)
+        else:
+            handle.set_until(key, payload, delivery.timestamp_ns + ttl_ns)
 
     def _open(self, bucket: bytes) -> Bucket:
         if len(self._handles) >= HANDLES_MAX:

@@ -23,9 +23,10 @@ from keyvalue_engine.entry import Entry
 from keyvalue_replica.answers import Barrier, PartialAnswers
 from keyvalue_replica.applier import Applier
 from keyvalue_replica.clock import ServerClock
+from keyvalue_replica.counters import Addition, add_to_text
 from keyvalue_replica.errors import NotStoredError
 from keyvalue_replica.increments import Counter, Increment, Increments
-from keyvalue_replica.layout import Layout, barrier_headers, delete_headers, headers_of, ttl_headers
+from keyvalue_replica.layout import Layout, headers_of, ttl_headers
 from keyvalue_replica.outside import Outside
 from keyvalue_replica.position import Delivery, Position
 from keyvalue_replica.promise import Promise
@@ -33,18 +34,11 @@ from keyvalue_replica.publications import Change, Publication, Publications, Rep
 from keyvalue_replica.reservations import Reservation, Reservations
 from keyvalue_replica.sequences import Sequences
 
-__all__ = ["BARRIER_HEADERS", "BATCH_KEYS_MAX", "HEADER_BYTES", "Core", "Outgoing"]
+__all__ = ["BATCH_KEYS_MAX", "HEADER_BYTES", "Core", "Outgoing"]
 
 #: The server's limit for the messages of an atomic batch.
 BATCH_KEYS_MAX = 1_000
-#: How long the server keeps the marker of a deleted key. An instance that was away for longer reads everything again.
-MARKER_S = 3600
-#: How long the server keeps a barrier, so that none of ended instances stay. An instance waits for a few seconds.
-BARRIER_S = 60
 NS_PER_MS = 1_000_000
-#: The TTL costs nothing that can be measured with file storage, and a microsecond with memory storage. A rollup would
-#: leave one message instead of `jetstream_history`, but takes 1.4 times as long. The payload is the barrier's number.
-BARRIER_HEADERS = b"NATS/1.0\r\n%b\r\n" % barrier_headers(BARRIER_S)
 #: After a barrier was delivered, the next ones ask for no acknowledgement for this time in seconds.
 PROVEN_S = 1.0
 #: The limit for the headers of a message of ours.
@@ -83,6 +77,7 @@ class Core:
     :param inbox: the prefix of the subjects for acknowledgements, without the last point
     :param instance: a name that no other instance has, for the subject of its barriers
     :param timeout_s: the longest time that a call waits
+    :param reservations: the room that changes in flight need, if other cores share the store
     """
 
     def __init__(
@@ -94,6 +89,7 @@ class Core:
         instance: str,
         timeout_s: float,
         clock: ServerClock,
+        reservations: Reservations | None = None,
     ) -> None:
         self.store = store
         self.layout = layout
@@ -101,7 +97,7 @@ class Core:
         self.clock = clock
         self.position = Position()
         self.counts = ReplicaCounts(self.position)
-        self.reservations = Reservations(store)
+        self.reservations = reservations or Reservations(store)
         self.publications = Publications(self.position, self.counts, self._on_reused)
         self.publications.apply = self._apply_own
         self.heard_s = 0.0  # when the consumer has last sent something
@@ -383,18 +379,26 @@ class Core:
 
     def delete_message(self, subject: bytes) -> Outgoing:
         """Return the message that deletes a key."""
-        return Outgoing(subject, b"", delete_headers(MARKER_S))
+        return Outgoing(subject, b"", self.layout.delete_headers)
 
     def increment(
-        self, subject: bytes, handle: Bucket, key: bytes, delta: int, ttl_ms: int, check: Callable[[bytes], object]
+        self,
+        subject: bytes,
+        handle: Bucket,
+        key: bytes,
+        delta: int,
+        ttl_ms: int,
+        check: Callable[[bytes], object],
+        add: Addition = add_to_text,
     ) -> Any:
         """Add to a counter. Return the answer, which is the sum.
 
         :param check: raises StoreError if the new value exceeds a limit of the caller
+        :param add: the form of the counter
         """
         answer = Promise()
         ends_s = self._outside.now_s() + self.timeout_s
-        self._increments.add(subject, handle, key, Increment(delta, ttl_ms, check, answer, ends_s))
+        self._increments.add(subject, handle, key, Increment(delta, ttl_ms, check, answer, ends_s, add))
         return answer
 
     def publish_sum(self, counter: Counter, entry: Entry, ttl_ms: int, sequence: int, publication: Publication) -> None:
@@ -455,13 +459,13 @@ class Core:
             now_s = self._outside.now_s()
             token = self.publications.add_barrier(barrier, now_s)
             text = b"%d" % token
-            sizes = b"%d %d" % (len(BARRIER_HEADERS), len(BARRIER_HEADERS) + len(text))
+            block = self.layout.barrier_block
+            sizes = b"%d %d" % (len(block), len(block) + len(text))
             # A barrier's delivery shows that it is stored. While deliveries fail to come, ask for an answer as well,
             # because the server's answer may say why.
             reply = b"" if now_s - self._barrier_delivered_s < PROVEN_S else self._reply + text + b" "
             self._out.append(
-                b"HPUB %b%b %b%b\r\n%b%b\r\n"
-                % (self._to_domain, self._barrier_subject, reply, sizes, BARRIER_HEADERS, text)
+                b"HPUB %b%b %b%b\r\n%b%b\r\n" % (self._to_domain, self._barrier_subject, reply, sizes, block, text)
             )
             self._unwritten.append(barrier)
         out, self._out = self._out, []

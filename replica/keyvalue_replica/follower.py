@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_replica.clock import ServerClock
-from keyvalue_replica.core import MARKER_S, Core
+from keyvalue_replica.core import Core
 from keyvalue_replica.errors import StreamError, UnavailableError
-from keyvalue_replica.layout import Layout
+from keyvalue_replica.layout import MARKER_S, Layout
 from keyvalue_replica.options import ReplicaOptions
 from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.quick import Acknowledgements, Barriers, Deliveries

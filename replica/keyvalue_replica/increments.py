@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from keyvalue_engine import Bucket, StoreError
-from keyvalue_engine.counter import counter_sum
 from keyvalue_engine.entry import Entry
+from keyvalue_replica.counters import Addition
 from keyvalue_replica.errors import NotStoredError
 from keyvalue_replica.publications import Answer, Publication, ReplicaCounts
 from keyvalue_replica.sequences import NO_MESSAGE, UNKNOWN, Sequences
@@ -35,17 +35,19 @@ class Increment:
 
     :ivar ttl_ms: the key's new time to live; 0 to keep its deadline
     :ivar check: raises StoreError if the new value exceeds a limit of the caller
+    :ivar add: returns the sum and the new value; it knows the form of the counter
     :ivar is_latest: True if a barrier has passed since the call, so that an error can't be due to an old value
     """
 
-    __slots__ = ("answer", "check", "delta", "ends_s", "is_latest", "ttl_ms")
+    __slots__ = ("add", "answer", "check", "delta", "ends_s", "is_latest", "ttl_ms")
 
     def __init__(
-        self, delta: int, ttl_ms: int, check: Callable[[bytes], object], answer: Answer, ends_s: float
+        self, delta: int, ttl_ms: int, check: Callable[[bytes], object], answer: Answer, ends_s: float, add: Addition
     ) -> None:
         self.delta = delta
         self.ttl_ms = ttl_ms
         self.check = check
+        self.add = add
         self.answer = answer
         self.ends_s = ends_s
         self.is_latest = False
@@ -203,12 +205,12 @@ class Increments:
                 increment.answer.set_exception(NotStoredError(LATE))
                 continue
             try:
-                total = counter_sum(b"0" if value is None else value, increment.delta)
-                increment.check(b"%d" % total)
+                total, new_value = increment.add(value, increment.delta)
+                increment.check(new_value)
             except StoreError as error:
                 self._refuse(counter, increment, error)
                 continue
-            value = b"%d" % total
+            value = new_value
             ttl_ms = increment.ttl_ms or ttl_ms
             counter.taken.append(increment)
             answers.append((increment.answer, total))

@@ -12,16 +12,22 @@ The payload is the value. A message without headers is a plain write in format 1
     Kv-Format: 2                           written by a later version in another format
 
 A key's message that the server will remove must be its only one. Otherwise, the value before it would come back.
+
+`plain_layout.py` has the other layout, in which a KV bucket is one bucket, and the names are not encoded.
 """
 
 from __future__ import annotations
 
+import re
 from binascii import a2b_base64, b2a_base64
 
 from keyvalue_engine.errors import Limit, LimitError
 
 __all__ = [
+    "BARRIER_BLOCK",
+    "BARRIER_S",
     "FORMAT",
+    "MARKER_S",
     "SUBJECT_BYTES_MAX",
     "TTL_S_MAX",
     "Layout",
@@ -31,6 +37,7 @@ __all__ = [
     "is_deletion",
     "is_readable",
     "ttl_headers",
+    "ttl_ns_of",
 ]
 
 #: The version of the format that this module reads and writes.
@@ -42,6 +49,13 @@ SUBJECT_BYTES = Limit("bucket and key are {} bytes in a NATS subject", "a fixed 
 TTL_S_MAX = 2**63 // 10**9
 #: Number of bucket names whose tokens are kept.
 NAMES_MAX = 1_024
+#: How long the server keeps the marker of a deleted key. An instance that was away for longer reads everything again.
+MARKER_S = 3600
+#: How long the server keeps a barrier, so that none of ended instances stay. An instance waits for a few seconds.
+BARRIER_S = 60
+NS_PER_MS, NS_PER_S = 10**6, 10**9
+#: A time of `Nats-TTL`: seconds, or a duration as Go writes it.
+DURATION = re.compile(rb"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,10})s?)?")
 URL = bytes.maketrans(b"+/", b"-_")
 OF_URL = bytes.maketrans(b"-_", b"+/")
 BEGIN = b"NATS/1.0\r\n"
@@ -60,15 +74,23 @@ class Layout:
     (b'b', b'key')
     """
 
-    def __init__(self, bucket: str, domain: str = "") -> None:
+    #: The bucket that the KV bucket is; None if it holds all buckets.
+    bucket: bytes | None = None
+    #: False if the stream refuses messages that expire, or atomic batches.
+    allows_ttl = allows_batches = True
+
+    def __init__(self, kv_bucket: str, domain: str = "") -> None:
         #: The beginning of the subjects for publishing. The server of another domain removes it.
         self.to_domain = f"$JS.{domain}.API.".encode() if domain else b""
-        self.stream = f"KV_{bucket}"
-        self.subjects = f"$KV.{bucket}.>"
-        self.keys = f"$KV.{bucket}.*.*"
-        self._prefix = self.prefix = b"$KV.%b." % bucket.encode()
+        self.stream = f"KV_{kv_bucket}"
+        self.subjects = f"$KV.{kv_bucket}.>"
+        self.keys = f"$KV.{kv_bucket}.*.*"
+        self._prefix = self.prefix = b"$KV.%b." % kv_bucket.encode()
         self.internal = self._prefix + b"i."
         self.barriers = self.internal + b"b."
+        #: The header lines of a delete, and the header block of a barrier.
+        self.delete_headers = delete_headers(MARKER_S)
+        self.barrier_block = BARRIER_BLOCK
         self._tokens: dict[bytes, bytes] = {}
         self._names: dict[bytes, bytes] = {}
 
@@ -147,6 +169,27 @@ def barrier_headers(kept_s: int) -> bytes:
     The server removes it after `kept_s` seconds, and leaves no marker.
     """
     return b"KV-Operation: DEL\r\nNats-TTL: %ds\r\nNats-Marker-Reason: Remove\r\n" % kept_s
+
+
+#: The TTL costs nothing that can be measured with file storage, and a microsecond with memory storage. A rollup would
+#: leave one message instead of `jetstream_history`, but takes 1.4 times as long. The payload is the barrier's number.
+BARRIER_BLOCK = b"NATS/1.0\r\n%b\r\n" % barrier_headers(BARRIER_S)
+
+
+def ttl_ns_of(headers: dict[bytes, bytes]) -> int | None:
+    """Return the time to live that a message's headers set, in nanoseconds, or None. Other clients set only Nats-TTL.
+
+    >>> ttl_ns_of({b"nats-ttl": b"1m30s"}), ttl_ns_of({b"nats-ttl": b"5"}), ttl_ns_of({b"nats-ttl": b"never"})
+    (90000000000, 5000000000, None)
+    """
+    ttl_ms = headers.get(b"kv-ttl-ms", b"")
+    if ttl_ms.isdigit():
+        return int(ttl_ms) * NS_PER_MS
+    text = headers.get(b"nats-ttl")
+    if text is None or (found := DURATION.fullmatch(text)) is None:
+        return None
+    hours, minutes, seconds = (int(number or 0) for number in found.groups())
+    return (hours * 3600 + minutes * 60 + seconds) * NS_PER_S or None
 
 
 def headers_of(block: bytes) -> dict[bytes, bytes]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import re
 
-from keyvalue_replica.core import BARRIER_HEADERS, Core
+from keyvalue_replica.core import Core
+from keyvalue_replica.layout import BARRIER_BLOCK
 
 __all__ = ["Acknowledgements", "Barriers", "Deliveries"]
 
@@ -73,7 +74,7 @@ class Barriers:
             + rb"[0-9a-f]+) (\d+) "
             + place_pattern(layout.stream, consumer)
             + rb" \d+ \d+\r\n"
-            + re.escape(BARRIER_HEADERS)
+            + re.escape(BARRIER_BLOCK)
             + rb"(\d{1,18})\r\n"
         ).match
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyvalue_engine import LimitError
-from keyvalue_replica.layout import Layout, delete_headers, headers_of, ttl_headers
+from keyvalue_replica.layout import Layout, delete_headers, headers_of, ttl_headers, ttl_ns_of
 
 names = st.binary(max_size=40)
 
@@ -52,3 +52,21 @@ def test_a_time_to_live_is_exact_for_us_and_rounded_up_for_the_server(ttl_ms: in
 def test_any_block_is_read(block: bytes) -> None:
     assert all(isinstance(value, bytes) for value in headers_of(b"NATS/1.0" + block).values())
     assert headers_of(b"NATS/1.0\r\n" + delete_headers(5) + b"\r\n")[b"kv-operation"] == b"DEL"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        (b"5s", 5),
+        (b"5", 5),
+        (b"1h", 3600),
+        (b"2m3s", 123),
+        (b"1h0m0s", 3600),
+        (b"never", None),
+        (b"", None),
+        (b"-1s", None),
+    ],
+)
+def test_the_time_to_live_of_other_clients_is_read(text: bytes, seconds: int | None) -> None:
+    assert ttl_ns_of({b"nats-ttl": text}) == (None if seconds is None else seconds * 10**9)
+    assert ttl_ns_of({b"nats-ttl": text, b"kv-ttl-ms": b"1500"}) == 1_500_000_000
