@@ -16,7 +16,7 @@ from keyvalue_transport.nats.direct import window as window_module
 from keyvalue_transport.nats.direct.frames import LINE_BYTES_MAX
 from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES
 from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, TURN_S, ReadFlow
-from keyvalue_transport.nats.direct.routes import InOrder
+from keyvalue_transport.nats.direct.routes import DirectRoutes, Frames, InOrder
 from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.half_open import INVOCATION_BYTES
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Pending
@@ -471,3 +471,20 @@ def test_large_frames_are_joined_once(direct: Direct, subscription: int) -> None
         assert direct.get(b"k") == bytes(8 * MIB)
     else:
         assert direct.passed == info(16 * MIB) + frame
+
+
+class QuickReader:
+    """A quick reader that reads nothing."""
+
+    def __init__(self, prefix: bytes) -> None:
+        self.prefix = prefix
+
+    def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
+        return at
+
+
+def test_the_quick_reader_with_the_longest_prefix_gets_a_frame() -> None:
+    routes = DirectRoutes()
+    for number, prefix in enumerate((b"MSG $KV.", b"MSG $KV.b.", b"MSG _INBOX.of.acknowledgements."), 1):
+        routes.add(number, Frames(lambda *_: None, (QuickReader(prefix),)))
+    assert [key for _, _, key in routes.quick] == [b"3", b"2", b"1"]

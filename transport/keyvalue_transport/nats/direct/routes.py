@@ -167,8 +167,10 @@ class DirectRoutes:
         self._note_quick()
 
     def _note_quick(self) -> None:
+        """List the quick readers. The one with the longest prefix gets a frame, if several could."""
         routes = [(key, route.quick) for key, route in self.routes.items() if isinstance(route, Frames)]
-        self.quick = tuple((quick.prefix, quick.take, key) for key, all_quick in routes for quick in all_quick)
+        readers = [(quick.prefix, quick.take, key) for key, all_quick in routes for quick in all_quick]
+        self.quick = tuple(sorted(readers, key=lambda reader: len(reader[0]), reverse=True))
 
     def before_next_call(self, act: Callable[[], None]) -> None:
         """Call `act` once, before the next invocation is handled."""
