@@ -79,9 +79,11 @@ REASONS = {
         applier.py        test_core.py                             the core applies each message
         bucket.py         test_core.py                             the calls of the model are made through its handles
         change_feed.py    tests/integration/test_replicated_watch.py  it needs a real server
+        company.py        tests/integration/test_shared_buckets.py  what followers of real streams share
         errors.py         test_core.py                             each is the answer to a call
         importing.py      tests/integration/test_moving.py         it needs a real server
         increments.py     test_core.py                             the model has increments that overtake each other
+        kv_stores.py      tests/integration/test_shared_buckets.py  it joins stores that need a real server
         options.py        tests/integration/test_replicated.py     each changes how a bucket is opened
         outside.py        test_core.py                             the model is one
         position.py       test_core.py                             the rule that the model checks
@@ -90,7 +92,10 @@ REASONS = {
         quick.py          tests/integration/test_replicated.py     it reads what a real server writes
         reservations.py   test_core.py                             limits count what is in flight
         sequences.py      test_core.py                             increments need them
+        shared_quick.py   test_core.py                             the model with plain names reads with them
         stream.py         tests/integration/test_replicated.py     it needs a real server
+        waiting_bucket.py  tests/integration/test_shared_buckets.py  it waits for a real server
+        wires.py          tests/integration/test_shared_buckets.py  its subscriptions need a real server
     """,
     "provider/keyvalue_provider": """
         __main__.py           tests/integration/test_standalone.py  it is the command
@@ -108,6 +113,7 @@ REASONS = {
         client/transfer/sources.py    client/transfer/test_exporting.py  the files of an import
         launcher.py           tests/hostile/test_host.py            it needs processes
         moving.py             tests/integration/test_moving.py      its commands need a NATS server
+        replicated.py         tests/integration/test_shared_buckets.py  its parts need a real server
         signals.py            tests/integration/test_signals.py     they need a process
         standard_streams.py   tests/integration/test_streams.py     closed streams need a process
         snapshot_import.py    tests/integration/test_snapshot_import.py  it needs JetStream
@@ -121,6 +127,7 @@ REASONS = {
         packaging/archive_command.py  packaging/test_archive.py     it makes and checks archives
         packaging/claims.py   packaging/test_archive.py             claims are part of the archive
         watching/watchers.py  tests/integration/test_watch.py       it needs links and a component
+        watching/no_watchers.py  tests/integration/test_shared_buckets.py  it needs links and the replicated store
         watching/replicated_watchers.py  tests/integration/test_replicated_watch.py  it needs a real server
     """,
     "bench": """

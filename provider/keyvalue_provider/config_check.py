@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 STANDARD_INPUT = 0
 HOST_DATA = "host data"
-NAME_COLUMN, VALUE_COLUMN = 24, 32
+NAME_COLUMN, VALUE_COLUMN = 27, 32
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ class Health(NamedTuple):
     """The faults of the provider, one line for each.
 
     :ivar ailments: why the provider does not serve as it should
-    :ivar unusable: links that are unusable; the provider serves all others
+    :ivar unusable: links and KV buckets that are unusable; the provider serves all others
     :ivar remarks: what an operator should know although it is no fault
     """
 

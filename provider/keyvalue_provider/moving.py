@@ -19,7 +19,7 @@ from time import monotonic
 
 from keyvalue_engine import SnapshotError
 from keyvalue_engine.snapshot import Reader
-from keyvalue_provider.config.options import ProviderOptions
+from keyvalue_provider.config.options import PLAIN, ProviderOptions
 from keyvalue_provider.config.start_plan import StartPlan, read_standalone_plan
 from keyvalue_provider.observe.log import printable, set_up_log
 from keyvalue_provider.snapshot_import import (
@@ -51,6 +51,10 @@ def move(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     options = configuration.options
     set_up_log(options.log_level or "warn", bool(options.structured_logging))
     try:
+        if options.keys == PLAIN:
+            raise RefusedError(
+                "a snapshot holds the buckets of keys=encoded: copy KV buckets with `nats stream backup`"
+            )
         if arguments.command == "import-snapshot":
             with Reader(arguments.file) as reader:
                 asyncio.run(_import(reader, arguments.skip, plan, options))

@@ -22,7 +22,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from keyvalue_engine import Store
-from keyvalue_provider.config.options import ATOMIC, MEMORY, ProviderOptions
+from keyvalue_provider.config.options import MEMORY, ProviderOptions
 from keyvalue_provider.config.sources import Configuration
 from keyvalue_provider.config.start_plan import StartPlan
 from keyvalue_provider.config.values import split_address
@@ -53,7 +53,6 @@ from keyvalue_transport.keyvalue.store import STORE, store_handlers, store_talli
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
-from keyvalue_transport.wrpc.handler import Again
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -61,8 +60,10 @@ if TYPE_CHECKING:
     # Imported by functions if metrics are on, because these imports take 15 ms.
     from keyvalue_provider.observe.endpoint import Endpoint
     from keyvalue_provider.observe.metrics import Durations, Metrics
+    from keyvalue_provider.replicated import Replicated
+    from keyvalue_provider.watching.no_watchers import NoWatchers
     from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
-    from keyvalue_replica.follower import Follower
+    from keyvalue_replica.kv_stores import StoreSum
 
 __all__ = ["run"]
 
@@ -116,20 +117,20 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess, laun
 class Parts:
     """The parts of a running provider, except the host session.
 
-    :param store: the engine; with the replicated store, the copy of what is stored
-    :param follower: follows the KV bucket of the replicated store; None for a store in memory
+    :param store: the engine; with the replicated store, the copies of what is stored
+    :param replicated: the replicated store; None for a store in memory
     :param snapshots: None if the store is not saved
     :param metrics: None if metrics are off
     """
 
     connection: Connection
     links: Links
-    store: Store
-    follower: Follower | None
+    store: Store | StoreSum
+    replicated: Replicated | None
     snapshots: Snapshots | None
     policy: Policy
     service: Service
-    watchers: Watchers | ReplicatedWatchers
+    watchers: Watchers | ReplicatedWatchers | NoWatchers
     others: OtherInstances
     server: Server
     metrics: Metrics | None
@@ -163,20 +164,23 @@ class RunningProvider:
 
     def health(self) -> Health:
         """Return what is wrong with the provider, its links and the session with the host."""
-        links, follower = self._parts.links, self._parts.follower
-        remarks = [*self._parts.others.remarks(), *(follower.remarks() if follower is not None else ())]
+        links, replicated = self._parts.links, self._parts.replicated
+        unusable, remarks = links.unusable, self._parts.others.remarks()
+        if replicated is not None:
+            unusable = [*unusable, *replicated.unusable()]
+            remarks = [*remarks, *replicated.remarks()]
         remarks += [*links.remarks, *self._parts.connection.denials.remarks()]
-        return Health(self._ailments(), links.unusable, remarks)
+        return Health(self._ailments(), unusable, remarks)
 
     def _ailments(self) -> list[str]:
         connection, server = self._parts.connection, self._parts.server
         ailments = [] if connection.connected else ["NATS is not connected"]
         failures = [server.failed, connection.failed]
         failures += [task.exception() for task in self._parts.background if task.done() and not task.cancelled()]
-        follower = self._parts.follower
-        if follower is not None:
-            failures.append(follower.failed)
-            ailments += filter(None, (follower.fault,))
+        replicated = self._parts.replicated
+        if replicated is not None:
+            failures += replicated.failures
+            ailments += replicated.faults()
         ailments += [f"a background task died: {type(error).__name__}" for error in failures if error is not None]
         if self._parts.snapshots is not None:
             ailments += self._parts.snapshots.faults()
@@ -200,19 +204,25 @@ class RunningProvider:
     def configure(self, config: Mapping[str, str]) -> None:
         """Apply the options in LIVE_OPTIONS from a new configuration. Other options need a restart."""
         options = self._live_configuration.take(config)
-        if options is not None and self._parts.policy.configure(options):
-            self._parts.service.policy_changed()
+        parts = self._parts
+        if options is not None and parts.policy.configure(options):
+            parts.service.policy_changed()
+            if parts.replicated is not None:
+                parts.replicated.links_changed(parts.policy)
 
     def refuse_configuration(self, reason: str) -> None:
         """Record that a configuration is unreadable."""
         self._live_configuration.refuse(reason)
 
     def links_changed(self) -> None:
-        """Apply the changed links to all later calls. O(changed links)."""
-        changed = self._parts.links.take_changed()
-        self._parts.service.policy_changed(self._parts.policy.links_changed(changed))
+        """Apply the changed links to all later calls. O(changed links), and with keys=plain O(links that name a bucket)."""
+        parts = self._parts
+        changed = parts.links.take_changed()
+        parts.service.policy_changed(parts.policy.links_changed(changed))
+        if parts.replicated is not None:
+            parts.replicated.links_changed(parts.policy)
         if self._is_loaded:
-            self._parts.watchers.links_changed(changed)
+            parts.watchers.links_changed(changed)
 
     def store_loaded(self) -> None:
         """Begin to tell watchers about changes. They are not told of the keys of a snapshot."""
@@ -253,12 +263,12 @@ async def _run(
             return End()
         stack.push_async_callback(connection.close)
         links = links_of(plan.host_data, plan.xkeys)
-        follower = await unless_stopped(_follower_of(plan, options, connection), stop_requested)
+        replicated = await unless_stopped(_replicated_of(plan, options, connection), stop_requested)
         if stop_requested.is_set():
             return End()
-        if follower is not None:
-            stack.push_async_callback(follower.stop)
-        parts = _compose(plan, options, connection, links, follower)
+        if replicated is not None:
+            stack.push_async_callback(replicated.stop)
+        parts = _compose(plan, options, connection, links, replicated)
         stack.callback(parts.stop_background)
         if parts.snapshots is not None:
             signals.save = parts.snapshots.want
@@ -295,64 +305,55 @@ async def _join(plan: StartPlan, parts: Parts, stop_requested: asyncio.Event) ->
     :raises SplitError: another instance serves the prefix with other keys, and that is not allowed
     """
     await parts.others.meet(plan.host_data is None, plan.allows_split)
-    await parts.server.start(joins=parts.follower is None)
-    if parts.follower is not None:
-        parts.follower.start(parts.server)
-        await unless_stopped(parts.follower.wait_caught_up(), stop_requested)
+    await parts.server.start(joins=parts.replicated is None)
+    if parts.replicated is not None:
+        await unless_stopped(parts.replicated.start(parts.server), stop_requested)
     await parts.connection.flush(plan.connection.open_timeout_s)
 
 
-async def _follower_of(plan: StartPlan, options: ProviderOptions, connection: Connection) -> Follower | None:
-    """Open the KV bucket of the replicated store. Return None for a store in memory.
+async def _replicated_of(plan: StartPlan, options: ProviderOptions, connection: Connection) -> Replicated | None:
+    """Open the replicated store. Return None for a store in memory.
 
-    :raises StreamError: the bucket can't be used
+    :raises StreamError: its KV bucket can't be used
     :raises UnusableSnapshotError: the bucket is empty, and the snapshot can't be imported
     """
     if options.store == MEMORY:
         return None
-    # Here, because a store in memory does not need them.
-    from keyvalue_provider.snapshot_import import import_at_start, kv_bucket_of
-    from keyvalue_replica.follower import Follower
+    from keyvalue_provider.replicated import Replicated  # here, because a store in memory does not need it
 
-    if options.snapshot_path is not None:
-        await import_at_start(plan, options, connection)
-    follower = Follower(connection, options.replica_options(kv_bucket_of(plan)))
-    await follower.open(options.store_options(), options.connect_timeout_ms / 1000)
-    return follower
+    return await Replicated.open(plan, options, connection)
 
 
 def _compose(
-    plan: StartPlan, options: ProviderOptions, connection: Connection, links: Links, follower: Follower | None
+    plan: StartPlan, options: ProviderOptions, connection: Connection, links: Links, replicated: Replicated | None
 ) -> Parts:
     host_data = plan.host_data
     store_options = options.store_options()
     served: BucketStore
+    store: Store | StoreSum
     snapshots = None
-    if follower is None:
-        served = store = Store(store_options)
+    if replicated is None:
+        served = store = in_memory = Store(store_options)
         if options.snapshot_path is not None:
-            snapshots = Snapshots(store, options.snapshot_path, options.snapshot_interval_ms / 1000)
+            snapshots = Snapshots(in_memory, options.snapshot_path, options.snapshot_interval_ms / 1000)
     else:
-        from keyvalue_replica.bucket import ReplicaStore
-
-        store = follower.core.store
-        served = ReplicaStore(follower.core, store_options, Again, options.batch == ATOMIC)
+        served, store = replicated.store, replicated.engine
     policy = Policy(store_options, links, options)
     service = Service(served, policy, lambda: connection.max_payload)
     lattice = "" if host_data is None else host_data.lattice_rpc_prefix
     limits = WatchLimits(options.watch_queue_events, options.watch_queue_bytes, options.watch_timeout_ms / 1000)
-    watchers: Watchers | ReplicatedWatchers
-    if follower is None:
-        watchers = Watchers(connection, lattice, store, links, limits)
+    if replicated is None:
+        watchers: Watchers | ReplicatedWatchers | NoWatchers = Watchers(connection, lattice, in_memory, links, limits)
     else:
-        from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
-
-        watchers = ReplicatedWatchers(connection, lattice, follower, links, limits)
+        watchers = _replicated_watchers(connection, lattice, replicated, links, limits)
+    if replicated is not None:
+        replicated.plain.on_change = service.drop_handles
+        replicated.links_changed(policy)
     others = OtherInstances(
         connection,
         plan.prefix,
         place_of_process("" if host_data is None else host_data.host_id),
-        None if follower is None else lambda: follower.identity,
+        None if replicated is None else lambda: replicated.identity,
     )
     tallies = store_tallies() | atomics_tallies() | batch_tallies()
     durations: Durations | None = None
@@ -363,15 +364,15 @@ def _compose(
     on_batch = None if durations is None else durations.observe
     server = Server(connection, plan.prefix, options.invocation_limits(), on_batch)
     of_parameters = service.parameter_limits
-    begun = () if follower is None else WRITES  # a replicated write is published before its answer is ready
+    begun = () if replicated is None else WRITES  # a replicated write is published before its answer is ready
     server.add(STORE, store_handlers(service, of_parameters, tallies), begun)
     server.add(ATOMICS, atomics_handlers(service, of_parameters, tallies), begun)
     server.add(BATCH, batch_handlers(service, of_parameters, tallies), begun)
     metrics = None
     if durations is not None:
         more: Callable[[], Iterable[Metric]] | None = None
-        if follower is not None:
-            more = _replica_metrics(follower)
+        if replicated is not None:
+            more = replicated.metrics()
         elif snapshots is not None:
             from keyvalue_provider.observe.snapshot_metrics import snapshot_metrics
 
@@ -388,17 +389,21 @@ def _compose(
         work.append(snapshots.run())
     background = tuple(asyncio.create_task(coroutine) for coroutine in work)
     return Parts(
-        connection, links, store, follower, snapshots, policy, service, watchers, others, server, metrics, background
+        connection, links, store, replicated, snapshots, policy, service, watchers, others, server, metrics, background
     )
 
 
-def _replica_metrics(follower: Follower) -> Callable[[], Iterable[Metric]]:
-    """Return a function that returns the metrics of the replicated store."""
-    from keyvalue_provider.observe.replica_metrics import Confirmations, replica_metrics
+def _replicated_watchers(
+    connection: Connection, lattice: str, replicated: Replicated, links: Links, limits: WatchLimits
+) -> ReplicatedWatchers | NoWatchers:
+    """Return the watchers of the replicated store."""
+    if replicated.follower is None:
+        from keyvalue_provider.watching.no_watchers import NoWatchers
 
-    confirmations = Confirmations()
-    follower.core.publications.observe = confirmations.observe
-    return partial(replica_metrics, follower, confirmations)
+        return NoWatchers(links, lattice)
+    from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
+
+    return ReplicatedWatchers(connection, lattice, replicated.follower, links, limits)
 
 
 def _host_of(
@@ -463,8 +468,8 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float, by_hos
     if host is not None:
         host.stop()
     parts.others.leave()
-    if parts.follower is not None:
-        parts.follower.give_up_after(timeout_s)
+    if parts.replicated is not None:
+        parts.replicated.give_up_after(timeout_s)
     await parts.server.stop(timeout_s)
     await parts.watchers.stop(WATCH_STOP_TIMEOUT_S)
     parts.stop_background()

@@ -15,6 +15,8 @@ from keyvalue_engine.room import Growth, growth_of
 from keyvalue_replica.answers import Barrier
 from keyvalue_replica.applier import ANY
 from keyvalue_replica.core import BATCH_KEYS_MAX, Core, Outgoing
+from keyvalue_replica.counters import add_to_be64, add_to_text
+from keyvalue_replica.errors import NotAllowedError
 from keyvalue_replica.layout import ttl_headers
 from keyvalue_replica.options import LinkedOptions
 
@@ -97,6 +99,7 @@ class ReplicaBucket:
     """A handle for one bucket. A method returns a value, or an awaitable of the value."""
 
     __slots__ = (
+        "_add",
         "_again",
         "_core",
         "_engine",
@@ -127,6 +130,8 @@ class ReplicaBucket:
         self._ttl_ms = options.ttl_ms or 0
         self._quota = options.quota
         self._reads_latest = not isinstance(options, LinkedOptions) or options.reads_latest
+        is_be64 = isinstance(options, LinkedOptions) and options.has_be64_counters
+        self._add = add_to_be64 if is_be64 else add_to_text
 
     # Reads.
 
@@ -165,11 +170,15 @@ class ReplicaBucket:
         """Store a value.
 
         :raises LimitError: the key or the value is too long, or the store or the quota is full
+        :raises UnfitNameError: NATS does not allow the key
+        :raises NotAllowedError: the stream does not allow expiry
         """
         core, ttl_ms, value_bytes = self._core, self._ttl_ms, len(value)
         if len(key) > self._key_bytes_max or value_bytes > self._value_bytes_max or value_bytes > core.value_bytes_max:
             self._check(key, value)
         subject = core.layout.subject(self._name, key)
+        if ttl_ms:
+            self._check_ttl()
         if self._quota is None and not core.reservations.is_limited and self._engine.is_known():
             reservation = None
         else:
@@ -191,8 +200,11 @@ class ReplicaBucket:
         :raises LimitError: the key is too long
         """
         self._check(key, b"")
+        if self._ttl_ms:
+            self._check_ttl()
         subject = self._core.layout.subject(self._name, key)
-        return self._core.increment(subject, self._engine, key, delta, self._ttl_ms, self._check_counter(key))
+        check = self._check_counter(key)
+        return self._core.increment(subject, self._engine, key, delta, self._ttl_ms, check, self._add)
 
     def set_many(self, entries: Mapping[bytes, bytes]) -> Any:
         """Store all entries or none. With `batch = pipelined`, an error may leave some of them stored.
@@ -200,6 +212,8 @@ class ReplicaBucket:
         :raises LimitError: a key or a value is too long, there are too many keys, or the store or the quota is full
         """
         core, ttl_ms, layout = self._core, self._ttl_ms, self._core.layout
+        if ttl_ms:
+            self._check_ttl()
         headers = ttl_headers(ttl_ms) if ttl_ms else b""
         messages = []
         keys = memory_bytes = 0
@@ -237,8 +251,24 @@ class ReplicaBucket:
             raise LimitError(MESSAGE_BYTES, len(value), self._core.value_bytes_max)
 
     def _check_batch(self, keys: int) -> None:
-        if self._is_atomic and keys > BATCH_KEYS_MAX:
+        if not self._is_atomic:
+            return
+        if keys > BATCH_KEYS_MAX:
             raise LimitError(BATCH_KEYS, keys, BATCH_KEYS_MAX)
+        layout = self._core.layout
+        if keys > 1 and not layout.allows_batches:
+            raise NotAllowedError(
+                f"{layout.stream} allows no atomic batches (allow_atomic): set batch=pipelined to store key by key,"
+                " or jetstream_adopt=true to switch them on"
+            )
+
+    def _check_ttl(self) -> None:
+        layout = self._core.layout
+        if not layout.allows_ttl:
+            raise NotAllowedError(
+                f"{layout.stream} allows no messages that expire (allow_msg_ttl): leave ttl_ms out,"
+                " or set jetstream_adopt=true to switch them on"
+            )
 
     def _check_counter(self, key: bytes) -> Callable[[bytes], object]:
         def check(value: bytes) -> None:
@@ -254,9 +284,10 @@ class ReplicaBucket:
 
 
 def engine_options(options: BucketOptions) -> BucketOptions:
-    """Return the options that the engine uses for reads."""
+    """Return the options that the engine uses for reads. A KV bucket with plain names exists without keys, too."""
+    is_plain = isinstance(options, LinkedOptions) and options.is_plain
     return BucketOptions(
         page_keys_max=options.page_keys_max,
         page_bytes_max=options.page_bytes_max,
-        strict_buckets=options.strict_buckets,
+        strict_buckets=False if is_plain else options.strict_buckets,
     )

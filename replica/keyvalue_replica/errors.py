@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from keyvalue_engine import StoreError
 
-__all__ = ["BucketFullError", "NotStoredError", "StreamError", "UnavailableError", "UnknownOutcomeError"]
+__all__ = [
+    "BucketFullError",
+    "NoStreamError",
+    "NotAllowedError",
+    "NotStoredError",
+    "StreamError",
+    "UnavailableError",
+    "UnfitNameError",
+    "UnknownOutcomeError",
+]
 
 
 class NotStoredError(StoreError):
@@ -19,9 +28,21 @@ class BucketFullError(NotStoredError):
     """The KV bucket has reached a limit of its stream."""
 
 
+class UnfitNameError(StoreError):
+    """NATS does not allow a bucket's name or a key."""
+
+
+class NotAllowedError(StoreError):
+    """The stream of a KV bucket does not allow what a call needs."""
+
+
 class UnavailableError(Exception):
     """JetStream does not answer, or is not ready. Trying again later may help."""
 
 
 class StreamError(Exception):
     """The KV bucket cannot be opened, or does not fit. The text says what was found and what is needed."""
+
+
+class NoStreamError(StreamError):
+    """The KV bucket does not exist, and may not be created."""

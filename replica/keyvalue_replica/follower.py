@@ -16,21 +16,24 @@ import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_replica.clock import ServerClock
+from keyvalue_replica.company import Company, Serving
 from keyvalue_replica.core import Core
 from keyvalue_replica.errors import StreamError, UnavailableError
 from keyvalue_replica.layout import MARKER_S, Layout
+from keyvalue_replica.old_barriers import OldBarriers
 from keyvalue_replica.options import ReplicaOptions
+from keyvalue_replica.plain_layout import PlainLayout
 from keyvalue_replica.publications import ReplicaCounts
-from keyvalue_replica.quick import Acknowledgements, Barriers, Deliveries
 from keyvalue_replica.stream import NS_PER_S, Api, ApiError, StreamState, open_stream, stream_state, unfinished
-from keyvalue_transport.nats.connection import Connection, Subscription
+from keyvalue_replica.wires import OwnWire, Wire
+from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.wrpc.errors import DisconnectedError
 
-__all__ = ["Follower"]
+__all__ = ["TICK_S", "Follower"]
 
 log = logging.getLogger(__name__)
 
@@ -41,24 +44,18 @@ SILENCE_S = 2.0
 #: Seconds after which the server removes a consumer that nobody reads.
 INACTIVE_S = 30
 TICK_S = 0.05
-#: Seconds between two looks at the stream's state.
-LOOK_S = 1.0
+#: Seconds between two looks at the stream's state, and two checks of the consumer. A company may have many streams.
+LOOK_S, CHECK_S = 1.0, TICK_S
+COMPANY_LOOK_S, COMPANY_CHECK_S = 5.0, 0.5
 RETRY_S = 1.0
 OPEN_RETRY_S = 0.25
 #: Seconds before the end of a stop at which the calls that wait get an error.
 GIVE_UP_S = 0.03
 #: Seconds between two log lines while an instance catches up.
 PROGRESS_S = 5.0
+CATCHING_UP = "catching up"
 #: Number of keys that are removed from the engine between two calls.
 EMPTIED_KEYS = 2_000
-
-
-class Serving(Protocol):
-    """Who answers the calls, while the instance follows the stream."""
-
-    async def join(self) -> None: ...
-
-    async def leave(self) -> None: ...
 
 
 class _Broken(Exception):
@@ -68,15 +65,26 @@ class _Broken(Exception):
 class Follower:
     """Follows the stream for one instance. Implements `Outside` for the core.
 
+    :param layout: that of a KV bucket with plain names; None for encoded names
+    :param company: what it shares with others; None if it has everything for itself
     :ivar fault: why the instance does not serve, or None
     :ivar core: created by `open`
     :ivar served_from: the sequence that was applied when it last began to serve
     """
 
-    def __init__(self, connection: Connection, options: ReplicaOptions) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        options: ReplicaOptions,
+        layout: PlainLayout | None = None,
+        company: Company | None = None,
+    ) -> None:
         self.fault: str | None = "not opened yet"
         self.core: Core
-        self.layout = Layout(options.bucket, options.domain)
+        self.layout = layout or Layout(options.bucket, options.domain)
+        self._wire: Wire = OwnWire(connection) if company is None else company.wires.wire()
+        self._company = company
+        self._look_s, self._check_s = (LOOK_S, CHECK_S) if company is None else (COMPANY_LOOK_S, COMPANY_CHECK_S)
         self.api = Api(connection, options.domain)
         self.served_from = 0
         self._connection = connection
@@ -89,10 +97,12 @@ class Follower:
         self._why = ""
         self._left_s = monotonic()  # when the stream was last followed
         self._consumer = ""
-        self._subscriptions: list[Subscription] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._refused: str | None = None
         self._suspicions = 0
+        self._instance = secrets.token_hex(8)
+        self._old_barriers = OldBarriers(self.api, self.layout)
+        self._is_stopped = False
         self._torn_s = 0.0
         self._caught_up = asyncio.Event()
 
@@ -103,17 +113,22 @@ class Follower:
         :raises StreamError: the bucket can't be used; the text says what was found and what is needed
         :raises DisconnectedError: the connection is closed
         """
-        state = await self._open(timeout_s)
-        clock = ServerClock()
+        state, company = await self._open(timeout_s), self._company
+        if company is None:
+            clock = ServerClock()
+            store = Store(options, secret=state.secret, clock=clock, is_limited=False)
+            reservations = None
+        else:
+            store, clock, reservations, _ = company
+            assert self.layout.bucket is not None
+            store.set_secret(self.layout.bucket, state.secret)
         clock.note(state.now_ns)
-        store = Store(options, secret=state.secret, clock=clock, is_limited=False)
         self._options = replace(self._options, secret=state.secret)  # for a bucket that is created again
-        inbox = self._connection.new_inbox()
         self._message_bytes_max = state.message_bytes_max
         self._created = state.created
-        self.core = Core(store, self.layout, self, inbox, secrets.token_hex(8), self._options.timeout_s, clock)
-        quick = (Acknowledgements(self.core, inbox),)
-        self._subscriptions.append(await self._connection.subscribe_frames(f"{inbox}.*", self.core.acknowledge, quick))
+        names = self._wire.inbox, self._instance, self._options.timeout_s
+        self.core = Core(store, self.layout, self, *names, clock, reservations)
+        await self._wire.open(self.core)
         self._must_read_again = True
         return self.core
 
@@ -133,7 +148,9 @@ class Follower:
     def start(self, serving: Serving) -> None:
         """Begin to follow, and let `serving` join whenever the instance has caught up."""
         self._connection.on_lost.append(self._on_lost)
-        self._tasks = [asyncio.create_task(self._run(serving)), asyncio.create_task(self._tick())]
+        self._tasks = [asyncio.create_task(self._run(serving))]
+        if self._company is None:
+            self._tasks.append(asyncio.create_task(self._tick()))
 
     @property
     def identity(self) -> str:
@@ -144,6 +161,16 @@ class Follower:
     def is_serving(self) -> bool:
         """Return True while the instance follows the stream and answers calls."""
         return self.fault is None
+
+    @property
+    def is_refused(self) -> bool:
+        """Return True if the follower has stopped for good."""
+        return self._refused is not None
+
+    @property
+    def is_reading(self) -> bool:
+        """Return True while the instance reads the stream, but has not caught up."""
+        return (self.fault or "").startswith(CATCHING_UP)
 
     @property
     def applied(self) -> int:
@@ -199,15 +226,21 @@ class Follower:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._wire.close()
+        if self._on_lost in self._connection.on_lost:
+            self._connection.on_lost.remove(self._on_lost)
         if self._consumer and self._connection.connected:
             subject = f"{self.api.prefix}.CONSUMER.DELETE.{self.layout.stream}.{self._consumer}"
             self.write(f"PUB {subject} 2\r\n{{}}\r\n".encode())
+            if removal := self._old_barriers.removal_of(self._instance):
+                self.write(removal)
+        self._is_stopped = True
 
     # The surroundings of the core.
 
     def write(self, frames: bytes) -> bool:
         """Send frames at once. Return False if they were not sent, and never will be."""
-        return self._connection.write_now(frames)
+        return not self._is_stopped and self._connection.write_now(frames)
 
     def now_s(self) -> float:
         """Return the local time in seconds."""
@@ -276,6 +309,9 @@ class Follower:
         state = await stream_state(self.api, self.layout)
         if state is None:
             self._must_read_again = True
+            if self._company is not None:  # only a call may create it
+                self.stop_serving(f"the KV bucket {self._options.bucket} was deleted")
+                raise _Broken(self._why)
             state = await open_stream(self.api, self.layout, self._options)
         self._check_import(state)
         core = self.core
@@ -284,9 +320,10 @@ class Follower:
             log.warning("replica: reading the whole bucket again: %s", why)
             self._must_read_again = True
         core.clock.note(state.now_ns)
+        self._note_allowed(state)
         core.position.trusts_pending = state.replicas == 1
         if self._must_read_again:
-            await self._empty()
+            await self.empty()
             core.restart()
             self._created = state.created
             self._must_read_again = False
@@ -298,7 +335,7 @@ class Follower:
             "replica: caught up with %s at message %d: %d keys",
             self.layout.stream,
             core.position.applied,
-            len(core.store),
+            self._keys(),
         )
         await serving.join()
         self._caught_up.set()
@@ -308,9 +345,8 @@ class Follower:
             self._left_s = monotonic()
 
     async def _end_consumer(self) -> None:
-        """Take no more deliveries of the last consumer. They could advance the position of an emptied engine."""
-        while len(self._subscriptions) > 1:
-            await self._connection.drain([self._subscriptions.pop()], 0.0)
+        """Take no more deliveries of the last consumer."""
+        await self._wire.unfollow()
         self.core.position.tear()
 
     def _why_read_again(self, state: StreamState) -> str:
@@ -326,10 +362,10 @@ class Follower:
             return "the instance was away for too long"
         return ""
 
-    async def _empty(self) -> None:
+    async def empty(self) -> None:
         """Remove all keys from the engine, in steps between other work."""
-        store = self.core.store
-        for name in store.bucket_names():
+        store, own = self.core.store, self.layout.bucket
+        for name in store.bucket_names() if own is None else [own]:
             bucket = store.bucket(name)
             while keys := bucket.page(keys_max=EMPTIED_KEYS).keys:
                 bucket.delete_many(keys)
@@ -337,12 +373,10 @@ class Follower:
 
     async def _consume(self) -> None:
         """Create a consumer from the position, or of the whole bucket if nothing is applied."""
-        connection, core, stream = self._connection, self.core, self.layout.stream
-        inbox = connection.new_inbox()
+        core, stream = self.core, self.layout.stream
         self._consumer = secrets.token_hex(8)
         config: dict[str, Any] = {
             "name": self._consumer,
-            "deliver_subject": inbox,
             "ack_policy": "none",
             "filter_subject": self.layout.subjects,
             "idle_heartbeat": int(HEARTBEAT_S * NS_PER_S),
@@ -356,8 +390,7 @@ class Follower:
         if core.position.applied:
             config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": core.next_sequence()}
         core.begin()
-        quick = Deliveries(core, self._consumer), Barriers(core, self._consumer)
-        self._subscriptions.append(await connection.subscribe_frames(inbox, core.deliver, quick))
+        config["deliver_subject"] = await self._wire.follow(self._consumer)
         name = f"CONSUMER.CREATE.{stream}.{self._consumer}.{self.layout.subjects}"
         answer = await self.api.call(name, {"stream_name": stream, "config": config})
         core.position.expect(pending := int(answer.get("num_pending", 0)))
@@ -367,7 +400,7 @@ class Follower:
     async def _catch_up(self) -> None:
         position, told_s = self.core.position, monotonic()
         while not position.is_whole:
-            self.fault = f"catching up, {max(position.pending, 1)} left"
+            self.fault = f"{CATCHING_UP}, {max(position.pending, 1)} left"
             if monotonic() - told_s > PROGRESS_S:
                 told_s = monotonic()
                 log.info("replica: %s", self.fault)
@@ -385,12 +418,12 @@ class Follower:
         looked_s = monotonic()
         while True:
             try:
-                async with asyncio.timeout(TICK_S):
+                async with asyncio.timeout(self._check_s):
                     await self._broken.wait()
             except TimeoutError:
                 pass
             self._check_alive()
-            if monotonic() - looked_s > LOOK_S:
+            if monotonic() - looked_s > self._look_s:
                 looked_s = monotonic()
                 await self._look()
 
@@ -409,6 +442,8 @@ class Follower:
         self._check_import(state)
         core = self.core
         core.clock.note(state.now_ns)
+        self._note_allowed(state)
+        await self._old_barriers.remove(core.position.applied)
         if (state.replicas == 1) != core.position.trusts_pending:
             raise _Broken(f"the stream has {state.replicas} replicas now")
         if state.created != self._created:
@@ -420,9 +455,7 @@ class Follower:
         if self._suspicions > 1:
             self._suspicions = 0
             self._must_read_again = True
-            raise _Broken(
-                f"the stream was purged: it has {state.keys} subjects, and {len(core.store)} keys were applied"
-            )
+            raise _Broken(f"the stream was purged: it has {state.keys} subjects, and {self._keys()} keys were applied")
 
     def _check_import(self, state: StreamState) -> None:
         """Check that no snapshot is being imported, and that none has replaced the secret of the order of keys.
@@ -432,7 +465,8 @@ class Follower:
         if state.importing:
             raise _Broken(unfinished(self._options.bucket))
         if state.secret != self._options.secret:
-            self.stop_serving("the bucket has another secret of the order of keys now: restart this instance")
+            again = "restart this instance" if self._company is None else "it is opened again"
+            self.stop_serving(f"the bucket has another secret of the order of keys now: {again}")
             raise _Broken(self._why)
 
     def _lacks_keys(self, state: StreamState) -> bool:
@@ -440,13 +474,27 @@ class Follower:
         core = self.core
         if core.position.applied != state.last_sequence or not core.position.is_whole:
             return False
-        while len(core.store) > state.keys and core.store.sweep():
+        while self._keys() > state.keys and core.store.sweep():
             pass
-        return len(core.store) > state.keys
+        return self._keys() > state.keys
+
+    def _keys(self) -> int:
+        """Return the number of keys that were applied."""
+        own, store = self.layout.bucket, self.core.store
+        return len(store) if own is None else len(store.bucket(own))
+
+    def _note_allowed(self, state: StreamState) -> None:
+        """Note what a stream of others allows now."""
+        if isinstance(self.layout, PlainLayout):
+            self.layout.allow(state.allows_ttl, state.allows_batches)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self.core.tick()
-            if self.fault is None and not self.core.position.is_whole:
-                self._torn_s += TICK_S
+            self.tick()
+
+    def tick(self) -> None:
+        """Give up what has waited for too long. This method is called every `TICK_S`."""
+        self.core.tick()
+        if self.fault is None and not self.core.position.is_whole:
+            self._torn_s += TICK_S

@@ -22,7 +22,7 @@ from keyvalue_replica.position import Position
 from keyvalue_replica.promise import Promise
 from keyvalue_replica.reservations import Reservation
 
-__all__ = ["Answer", "Change", "Publication", "Publications", "ReplicaCounts"]
+__all__ = ["Answer", "Change", "CountSum", "Publication", "Publications", "ReplicaCounts"]
 
 #: JetStream's codes of errors.
 WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -65,6 +65,18 @@ class ReplicaCounts:
     def torn(self) -> int:
         """Return the number of times that a change was missing when a later one arrived."""
         return self._position.torn
+
+
+class CountSum:
+    """The sums of the numbers of several cores."""
+
+    def __init__(self) -> None:
+        self.unconfirmed = self.refused = self.lost_races = self.torn = self.resynchronisations = self.foreign = 0
+
+    def add(self, counts: ReplicaCounts | CountSum) -> None:
+        """Add the numbers of a core, or of several."""
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + getattr(counts, name))
 
 
 class Owner(Protocol):

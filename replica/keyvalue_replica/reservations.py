@@ -29,12 +29,16 @@ class Reservation:
 
 
 class Reservations:
-    """The room that all published changes of an instance need, in total and by bucket."""
+    """The room that all published changes of an instance need, in total and by bucket.
 
-    def __init__(self, store: Store) -> None:
+    :param beside: another store, whose keys count for the same limits
+    """
+
+    def __init__(self, store: Store, beside: Store | None = None) -> None:
         options = store.options
         #: True if a write may be refused although it has no quota and its bucket exists.
         self.is_limited = options.memory_bytes_max is not None or options.keys_max < KEYS_OF_A_MACHINE
+        self.beside = beside
         self._store = store
         self._by_name: dict[bytes, tuple[int, int, int]] = {}  # keys, bytes, and the number of reservations
         self._keys = self._memory_bytes = 0
@@ -60,15 +64,21 @@ class Reservations:
         """
         by_name = self._by_name
         pending = Growth(self._keys, self._memory_bytes, len(by_name) - (name in by_name))
+        if (beside := self.beside) is not None:
+            pending = Growth(
+                pending.keys + len(beside),
+                pending.memory_bytes + beside.memory_bytes,
+                pending.buckets + beside.bucket_count,
+            )
         self._store.check_room(name, growth, pending, quota, NOTHING if quota is None else self._in_quota(quota))
 
     def excess(self) -> dict[str, int]:
         """Return by how much the store exceeds each of its limits. Changes that others have stored are never refused."""
-        store, options = self._store, self._store.options
+        stores, options = [self._store, *([] if self.beside is None else [self.beside])], self._store.options
         counts = {
-            "memory_bytes_max": (store.memory_bytes, options.memory_bytes_max),
-            "keys_max": (len(store), options.keys_max),
-            "buckets_max": (store.bucket_count, options.buckets_max),
+            "memory_bytes_max": (sum(store.memory_bytes for store in stores), options.memory_bytes_max),
+            "keys_max": (sum(map(len, stores)), options.keys_max),
+            "buckets_max": (sum(store.bucket_count for store in stores), options.buckets_max),
         }
         return {name: 0 if limit is None else max(0, count - limit) for name, (count, limit) in counts.items()}
 

@@ -14,7 +14,7 @@ from hashlib import sha256
 from secrets import token_bytes
 from typing import Any, Protocol
 
-from keyvalue_replica.errors import StreamError, UnavailableError
+from keyvalue_replica.errors import NoStreamError, StreamError, UnavailableError
 from keyvalue_replica.layout import Layout
 from keyvalue_replica.options import ReplicaOptions
 
@@ -26,6 +26,8 @@ SECRET_BYTES = 16
 SECRET = "wrpc-keyvalue-secret"
 #: The name of the digest of a snapshot whose import has not finished, also in the metadata.
 IMPORT = "wrpc-keyvalue-import"
+#: The name of the form of names in the metadata, which is missing for encoded names.
+KEYS, PLAIN = "wrpc-keyvalue-keys", "plain"
 NO_STREAM = 10059
 NO_PEERS = 10005
 #: The status of errors that may go away.
@@ -104,6 +106,8 @@ class StreamState:
     :ivar message_bytes_max: the stream's limit for a message, or None
     :ivar secret: the secret of the order of keys
     :ivar importing: the digest of the snapshot whose import has not finished, or ""
+    :ivar allows_ttl: True if messages may expire
+    :ivar allows_batches: True if atomic batches are allowed
     """
 
     created: str
@@ -115,6 +119,8 @@ class StreamState:
     message_bytes_max: int | None
     secret: bytes
     importing: str
+    allows_ttl: bool = True
+    allows_batches: bool = True
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> StreamState:
@@ -135,6 +141,8 @@ class StreamState:
                 size if size > 0 else None,
                 _secret_of(answer),
                 str((config.get("metadata") or {}).get(IMPORT, "")),
+                bool(config.get("allow_msg_ttl", False)),
+                bool(config.get("allow_atomic", False)),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StreamError(f"JetStream's answer lacks a field or has another form: {error}") from None
@@ -144,8 +152,8 @@ async def open_stream(api: Api, layout: Layout, options: ReplicaOptions, importi
     """Open the KV bucket, or create it. Several instances may do so at once.
 
     :param importing: the digest of the snapshot that is to be imported, which marks a bucket that is created
-    :raises StreamError: the bucket is missing and may not be created, it does not fit, the server is too old, or the
-        import of another snapshot has not finished
+    :raises NoStreamError: the bucket is missing and may not be created
+    :raises StreamError: the bucket does not fit, the server is too old, or the import of another snapshot has not finished
     :raises UnavailableError: JetStream is not ready
     """
     try:
@@ -154,7 +162,8 @@ async def open_stream(api: Api, layout: Layout, options: ReplicaOptions, importi
         if error.code != NO_STREAM:
             raise StreamError(f"{layout.stream}: {error}") from None
         if not options.creates:
-            raise StreamError(f"the KV bucket {options.bucket} does not exist, and jetstream_create is false") from None
+            allowing = "jetstream_create" if layout.bucket is None else "enable_bucket_auto_create"
+            raise NoStreamError(f"the KV bucket {options.bucket} does not exist, and {allowing} is false") from None
         answer = await _create(api, layout, options, importing)
     misfits = list(_misfits(answer["config"], layout))
     if misfits:
@@ -162,6 +171,8 @@ async def open_stream(api: Api, layout: Layout, options: ReplicaOptions, importi
     state = StreamState.of(answer)
     if state.importing not in ("", importing):
         raise StreamError(unfinished(options.bucket))
+    if layout.bucket is not None and not (options.adopts or _is_ours(answer)):
+        return state
     return StreamState.of(await _switch_on(api, answer, layout, options))
 
 
@@ -221,7 +232,7 @@ async def _create(api: Api, layout: Layout, options: ReplicaOptions, importing: 
         "allow_direct": True,
         "allow_rollup_hdrs": True,
         "deny_delete": True,
-        "metadata": {SECRET: secret.hex()} | ({IMPORT: importing} if importing else {}),
+        "metadata": {SECRET: secret.hex()} | _mark(layout) | ({IMPORT: importing} if importing else {}),
         **_features(options),
     }
     try:
@@ -233,6 +244,15 @@ async def _create(api: Api, layout: Layout, options: ReplicaOptions, importing: 
         return await api.call(f"STREAM.INFO.{layout.stream}")  # another instance was faster
     except ApiError as error:
         raise StreamError(f"{layout.stream}: {error}") from None
+
+
+def _mark(layout: Layout) -> dict[str, str]:
+    return {} if layout.bucket is None else {KEYS: PLAIN}
+
+
+def _is_ours(answer: Mapping[str, Any]) -> bool:
+    """Return True if a provider has created a stream, or has adopted it."""
+    return bool((answer["config"].get("metadata") or {}).get(SECRET))
 
 
 def _features(options: ReplicaOptions) -> dict[str, Any]:
@@ -265,6 +285,14 @@ def _misfits(config: Mapping[str, Any], layout: Layout) -> list[str]:
     ]
     if int(config.get("max_msgs_per_subject", -1)) < 1:
         misfits.append("max_msgs_per_subject has no limit, needed 1 to 64 (a KV bucket's history)")
+    metadata = config.get("metadata") or {}
+    if layout.bucket is None:
+        if metadata.get(KEYS) == PLAIN:
+            misfits.append("it holds plain names, needed encoded ones (keys)")
+    elif metadata.get(SECRET) and metadata.get(KEYS) != PLAIN:
+        misfits.append("it holds encoded names, needed plain ones (keys)")
+    elif not config.get("allow_rollup_hdrs", False):
+        misfits.append("allow_rollup_hdrs is false, needed true, as every KV bucket has it")
     return misfits
 
 
@@ -275,11 +303,12 @@ async def _switch_on(api: Api, answer: dict[str, Any], layout: Layout, options: 
     """
     config = answer["config"]
     lacking = {name: value for name, value in _features(options).items() if not config.get(name)}
-    if lacking and not options.creates:
+    may_change = options.creates or layout.bucket is not None
+    if lacking and not may_change:
         raise StreamError(f"{layout.stream} lacks {', '.join(lacking)}, and jetstream_create is false")
     metadata = config.get("metadata") or {}
-    if options.creates and not metadata.get(SECRET):  # keep it, because a restored stream has another time of creation
-        lacking["metadata"] = {**metadata, SECRET: _secret_of(answer).hex()}
+    if may_change and not metadata.get(SECRET):  # keep it, because a restored stream has another time of creation
+        lacking["metadata"] = {**metadata, SECRET: _secret_of(answer).hex()} | _mark(layout)
     if not lacking:
         return answer
     try:

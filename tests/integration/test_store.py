@@ -7,7 +7,7 @@ server reaches, and each function once, to check that the parts fit together.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_unit
 from keyvalue_transport.keyvalue.store import encode_get_result, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
 from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, RawInvocation
-from tests.vectors import Replay, load, preparation, results_allowed
+from tests.vectors import Replay, Vector, load, preparation, results_allowed
 
 MIB = 1024 * 1024
 #: NATS' own largest message. The server of these tests uses this default.
@@ -161,7 +161,11 @@ async def test_the_provider_answers_like_the_captured_one(
     provider: Provider, client: KeyValueClient, raw: Client
 ) -> None:
     """Replay each captured invocation. tests/transport/keyvalue/test_vectors.py cuts them at every byte."""
-    for vector in (vector for vector in load() if not vector.fixed):
+    await replay_all((vector for vector in load() if not vector.fixed), provider, client, raw)
+
+
+async def replay_all(vectors: Iterable[Vector], provider: Provider, client: KeyValueClient, raw: Client) -> None:
+    for vector in vectors:
         for closing_last in vector.closings_last:
             named = vector.arguments[0] if vector.arguments else None
             for bucket in {*vector.state, *([named] if isinstance(named, bytes) else [])}:

@@ -53,7 +53,7 @@ def wrong(output: str) -> list[str]:
 
 
 def rows(output: str) -> dict[str, tuple[str, str]]:
-    return {line.split()[0]: (line[24:56].strip(), line[58:]) for line in output.splitlines()}
+    return {line.split()[0]: (line[27:59].strip(), line[61:]) for line in output.splitlines()}
 
 
 def test_check_shows_every_option_and_where_it_came_from(check: Check, tmp_path: Path) -> None:

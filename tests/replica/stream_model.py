@@ -15,14 +15,17 @@ from keyvalue_replica.answers import Barrier
 from keyvalue_replica.bucket import ReplicaBucket, ReplicaStore
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.core import Core
-from keyvalue_replica.layout import Layout, headers_of
+from keyvalue_replica.layout import DELETES, Layout, headers_of
 from keyvalue_replica.options import LinkedOptions
 from keyvalue_replica.quick import Barriers, Deliveries
+from keyvalue_replica.shared_quick import SharedBarriers, SharedDeliveries
+from keyvalue_transport.nats.direct.routes import Quick
 
 __all__ = ["LAYOUT", "TIMEOUT_S", "Instance", "Stored", "Stream"]
 
 LAYOUT = Layout("model")
 TIMEOUT_S = 5.0
+CONSUMER = "c0" * 8
 SECRET = bytes(16)
 #: The model's time at sequence 0. Message n is stored n ms later.
 BEGAN_NS = 1_700_000_000 * 10**9
@@ -58,8 +61,9 @@ class Stream:
         the leader answers them
     """
 
-    def __init__(self, history: int) -> None:
+    def __init__(self, history: int, layout: Layout = LAYOUT) -> None:
         self.history = history
+        self.layout = layout
         self.log: list[Stored] = []
         self.states: list[dict[bytes, bytes]] = [{}]
         self.kept: dict[int, Stored] = {}
@@ -109,11 +113,11 @@ class Stream:
         return sorted(held[-1] for held in self._by_subject.values())
 
     def _state_after(self, message: Stored) -> dict[bytes, bytes]:
-        before, names = self.states[-1], LAYOUT.names(message.subject)
+        before, names = self.states[-1], self.layout.names(message.subject)
         if names is None:
             return before
         _, key = names
-        if message.block and headers_of(message.block).get(b"kv-operation") == b"DEL":
+        if message.block and headers_of(message.block).get(b"kv-operation") in DELETES:
             return {other: value for other, value in before.items() if other != key}
         return {**before, key: message.payload}
 
@@ -163,7 +167,11 @@ class Instance:
         clock = ServerClock(lambda: local_ns)
         clock.note(BEGAN_NS)
         store = Store(options, secret=SECRET, clock=clock, is_limited=False)
-        self.core = Core(store, LAYOUT, self, "_INBOX.x", name, TIMEOUT_S, clock)
+        self.core = Core(store, stream.layout, self, "_INBOX.x", name, TIMEOUT_S, clock)
+        self._quick: list[Quick] = [Deliveries(self.core, CONSUMER), Barriers(self.core, CONSUMER)]
+        if stream.layout.bucket is not None:
+            by_consumer = {CONSUMER.encode(): self.core}
+            self._quick = [SharedDeliveries(by_consumer), SharedBarriers(by_consumer)]
         self.replica = ReplicaStore(self.core, options or StoreOptions(), MadeAgain)
         self.core.position.trusts_pending = replicas == 1
         self.to_deliver: deque[int] = deque()  # the sequences that the consumer will deliver, if they are kept
@@ -284,7 +292,7 @@ class Instance:
                 pass
             message = self.stream.kept[sequence]
             self.consumed += 1
-            place = f"$JS.ACK.KV_model.c.1.{sequence}.{self.consumed}.{message.timestamp_ns}.{self.pending()}"
+            place = f"$JS.ACK.KV_model.{CONSUMER}.1.{sequence}.{self.consumed}.{message.timestamp_ns}.{self.pending()}"
             read.append((message, place.encode()))
         if not lost:
             self._take(read)
@@ -298,7 +306,7 @@ class Instance:
             messages[start] = message, place, len(buffer)
         at = 0
         while at < len(buffer):
-            for quick in (Deliveries(self.core, "c"), Barriers(self.core, "c")):
+            for quick in self._quick:
                 if buffer.startswith(quick.prefix, at) and (taken := quick.take(buffer, at, len(buffer), b"1")) > at:
                     at = taken
                     break

@@ -19,10 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from keyvalue_engine import CounterError, LimitError, Quota, Reach, StoreError, StoreOptions
 from keyvalue_replica.bucket import Read
 from keyvalue_replica.errors import NotStoredError, UnknownOutcomeError
+from keyvalue_replica.layout import Layout
 from keyvalue_replica.options import LinkedOptions
+from keyvalue_replica.plain_layout import PlainLayout
 from tests.replica.stream_model import LAYOUT, TIMEOUT_S, Instance, MadeAgain, Stream
 
-KEYS = (b"a", b"b", b"\xff")
+KEYS = (b"a", b"b", b"c.d")
 INSTANCES = 3
 instances = st.integers(0, INSTANCES - 1)
 keys = st.sampled_from(KEYS)
@@ -60,9 +62,11 @@ class Asked:
 class Cluster(RuleBasedStateMachine):
     """Instances on one stream. Each answer is judged as soon as it is there."""
 
+    layout: Layout = LAYOUT
+
     @initialize(history=st.sampled_from((1, 2, 64)), replicas=st.sampled_from((1, 3)))
     def begin(self, history: int, replicas: int) -> None:
-        self.stream = Stream(history)
+        self.stream = Stream(history, self.layout)
         self.replicas = replicas
         self.instances = [Instance(self.stream, f"i{number}", replicas=replicas) for number in range(INSTANCES)]
         self.asked: list[Asked] = []
@@ -210,7 +214,7 @@ class Cluster(RuleBasedStateMachine):
         stored = Counter(
             (message.subject, message.payload)
             for message in self.stream.log
-            if message.payload and b"Expected" not in message.block and not LAYOUT.is_internal(message.subject)
+            if message.payload and b"Expected" not in message.block and not self.layout.is_internal(message.subject)
         )
         assert max(stored.values(), default=0) <= 1, "a change was stored twice"
 
@@ -244,7 +248,7 @@ class Cluster(RuleBasedStateMachine):
                     stored = [
                         message
                         for message in self.stream.log[asked.since :]
-                        if message.subject == LAYOUT.subject(b"b", key)
+                        if message.subject == self.layout.subject(b"b", key)
                         and message.payload == asked.value
                         and b"Expected" not in message.block  # an increment may reach the same number
                     ]
@@ -261,13 +265,24 @@ class Cluster(RuleBasedStateMachine):
         numbers = [
             int(message.payload)
             for message in self.stream.log
-            if message.subject == LAYOUT.subject(b"b", asked.key) and message.payload
+            if message.subject == self.layout.subject(b"b", asked.key) and message.payload
         ]
         return min(numbers, default=0) - 8 <= found <= max(numbers, default=0) + 8
 
 
 Cluster.TestCase.settings = settings(max_examples=300, stateful_step_count=20, deadline=None)
 test_no_answer_is_stale_lost_or_late = Cluster.TestCase
+
+
+class PlainCluster(Cluster):
+    """The same with plain names, in a stream that allows no messages that expire."""
+
+    layout = PlainLayout("model", b"b")
+    layout.allow(ttl=False, batches=True)
+
+
+PlainCluster.TestCase.settings = Cluster.TestCase.settings
+test_no_answer_is_stale_lost_or_late_with_plain_names = PlainCluster.TestCase
 
 
 def test_limits_are_checked_before_a_change_is_published_and_count_what_is_in_flight() -> None:
@@ -401,3 +416,19 @@ def test_a_sequence_that_is_used_again_means_another_stream() -> None:
     instance.finish()
     assert answer.done()
     assert dict(instance.core.store.bucket(b"b").items()) == other.states[-1] == {b"k": b"4"}
+
+
+def test_messages_of_other_clients_may_expire_or_replace_the_whole_stream() -> None:
+    stream = Stream(64)
+    instance = Instance(stream, "i")
+    subjects = [stream.layout.subject(b"b", key) for key in (b"kept", b"short", b"only")]
+    stream.publish(subjects[0], b"", b"v")
+    stream.publish(subjects[1], b"NATS/1.0\r\nNats-TTL: 5m\r\n\r\n", b"v")
+    instance.finish()
+    handle = instance.core.store.bucket(b"b")
+    assert dict(handle.items()) == {b"kept": b"v", b"short": b"v"}
+    assert handle.ttl_ms(b"kept") is None
+    assert 0 < (handle.ttl_ms(b"short") or 0) <= 300_000
+    stream.publish(subjects[2], b"NATS/1.0\r\nNats-Rollup: all\r\n\r\n", b"v")
+    instance.finish()
+    assert dict(handle.items()) == {b"only": b"v"}

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-__all__ = ["EDITS_MAX", "SHORT", "SortedNames", "edits_between", "nearest_names", "sort_names"]
+__all__ = ["EDITS_MAX", "OF_OTHERS", "SHORT", "SortedNames", "edits_between", "nearest_names", "sort_names"]
 
 EDITS_MAX = 2
 SHORT = 5
+#: Names that configurations of other providers have, and that resemble an option of ours. They are no misspellings.
+OF_OTHERS = frozenset({"cluster", "key"})
 
 
 class SortedNames(NamedTuple):
@@ -54,7 +56,7 @@ def sort_names(
             found.options[name] = name
         elif name in old_names:
             found.options[name] = old_names[name]
-        elif name in names_elsewhere:
+        elif name in names_elsewhere or name in OF_OTHERS:
             found.unknown.append(name)
         elif nearest := nearest_names(name, [*options, *old_names]):
             meant = dict.fromkeys(old_names.get(known, known) for known in nearest)

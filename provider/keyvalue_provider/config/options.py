@@ -31,12 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATOMIC",
+    "BE64",
+    "ENCODED",
     "JETSTREAM",
     "LATEST",
     "LINK_OPTIONS",
     "LIVE_OPTIONS",
     "MEMORY",
     "OPTIONS",
+    "PLAIN",
     "READ_ONLY",
     "READ_WRITE",
     "SERVE_OPTIONS",
@@ -58,6 +61,8 @@ MEMORY, JETSTREAM = "memory", "jetstream"
 LATEST, LOCAL = "latest", "local"
 ATOMIC, PIPELINED = "atomic", "pipelined"
 NONE, OLDEST, UNUSED = "none", "oldest", "unused"
+ENCODED, PLAIN = "encoded", "plain"
+TEXT, BE64 = "text", "be64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,23 @@ class LinkOptions:
         default=LATEST,
         live=True,
     )
+    keys: str = option(
+        values.one_of(ENCODED, PLAIN),
+        "with store=jetstream: encoded puts all buckets into jetstream_bucket; plain makes each bucket a KV bucket",
+        default=ENCODED,
+    )
+    counter: str = option(
+        values.one_of(TEXT, BE64),
+        "with store=jetstream: counters are decimal text, or 8 bytes as hosts of wasmCloud 2.x store them",
+        default=TEXT,
+        live=True,
+    )
+    enable_bucket_auto_create: bool = option(
+        values.FLAG, "with keys=plain: create a KV bucket that does not exist", default=False, live=True
+    )
+    js_domain: str | None = option(
+        values.KV_BUCKET, "with keys=plain: JetStream domain, instead of jetstream_domain", live=True
+    )
 
     @classmethod
     def from_config(cls, provider: ProviderOptions, config: Mapping[str, str]) -> tuple[LinkOptions, list[str]]:
@@ -129,7 +151,10 @@ class LinkOptions:
     @classmethod
     def over(cls, provider: ProviderOptions, own: Mapping[str, Any]) -> LinkOptions:
         """Return the provider's options, overridden by the values of a link's own options."""
-        return cls(**({name: getattr(provider, name) for name in LINK_OPTIONS} | {**own}))
+        options = {name: getattr(provider, name) for name in LINK_OPTIONS} | {**own}
+        if provider.store == MEMORY:
+            options["keys"] = ENCODED
+        return cls(**options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +192,15 @@ class ProviderOptions(LinkOptions):
     jetstream_domain: str | None = option(values.KV_BUCKET, "JetStream domain of the KV bucket")
     jetstream_timeout_ms: int = option(
         values.MILLISECONDS, "milliseconds that a call waits for JetStream", default=5_000
+    )
+    jetstream_adopt: bool = option(
+        values.FLAG, "with keys=plain: switch on what a KV bucket lacks that others have created", default=False
+    )
+    open_buckets_max: int = option(values.COUNT, "with keys=plain: maximum open KV buckets", default=256)
+    bucket_idle_ms: int = option(
+        values.MILLISECONDS,
+        "with keys=plain: milliseconds until a KV bucket that nobody uses is closed",
+        default=600_000,
     )
     batch: str = option(
         values.one_of(ATOMIC, PIPELINED),
@@ -332,6 +366,7 @@ class ProviderOptions(LinkOptions):
             history=self.jetstream_history,
             bytes_max=self.jetstream_bytes_max,
             creates=self.jetstream_create,
+            adopts=self.jetstream_adopt,
             domain=self.jetstream_domain or "",
             timeout_s=self.jetstream_timeout_ms / 1000,
             is_atomic=self.batch == ATOMIC,
@@ -353,6 +388,8 @@ class ProviderOptions(LinkOptions):
         """Return why the options can't be used together, or an empty string."""
         if self.store == JETSTREAM and self.eviction != NONE:
             return f"eviction={self.eviction} needs store=memory; with store=jetstream, set eviction=none"
+        if self.store == JETSTREAM and self.keys == PLAIN and self.snapshot_path is not None:
+            return "snapshot_path needs keys=encoded, because a snapshot can't be imported into KV buckets of others"
         return ""
 
     def changed(self, other: ProviderOptions) -> list[str]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import thread_time
-
-from keyvalue_engine import Store
+from typing import Protocol
 
 __all__ = ["STEP_KEYS", "Sweep"]
 
@@ -29,6 +28,15 @@ TURN_MAX_S = 0.25
 INTERVAL_S = 0.05
 
 
+class ExpiringStore(Protocol):
+    """The part of a store that the sweep needs."""
+
+    @property
+    def overdue_ms(self) -> float: ...
+
+    def sweep(self, keys_max: int, /) -> bool: ...
+
+
 class Sweep:
     """Removes the expired keys of a store.
 
@@ -36,7 +44,7 @@ class Sweep:
         turns; tests use a clock that they control
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float] = thread_time) -> None:
+    def __init__(self, store: ExpiringStore, clock: Callable[[], float] = thread_time) -> None:
         self._store = store
         self._clock = clock
         self._ended_s = clock()

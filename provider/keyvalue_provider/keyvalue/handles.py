@@ -23,6 +23,7 @@ from typing import Protocol, TypeVar
 
 from keyvalue_engine import BucketOptions, Page, Quota, StoreOptions
 from keyvalue_provider.keyvalue.policy import Access, CallerKey, Policy, QuotaTerms, Right
+from keyvalue_replica.options import PlainQuota
 from keyvalue_transport.keyvalue.errors import AccessDeniedError
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer
 
@@ -291,7 +292,8 @@ class CallerHandles(dict[CallerKey, Handles]):
         """Add the quota of a caller to the store, in place of the caller's earlier quota."""
         before, quota = self._quotas.pop(caller, None), None
         if terms is not None:
-            quota = self._quotas[caller] = Quota(terms.reach, terms.quota_keys, terms.quota_bytes)
+            kind = PlainQuota if terms.is_plain else Quota
+            quota = self._quotas[caller] = kind(terms.reach, terms.quota_keys, terms.quota_bytes)
             self._store.add_quota(quota, COUNTED_BUCKETS)
         if before is not None:
             self._store.remove_quota(before)  # last, so that an unchanged reach keeps its counts
@@ -303,6 +305,6 @@ class CallerHandles(dict[CallerKey, Handles]):
         if quota is not None:
             access = self._policy.access_by_link(caller)
             terms = None if access is None else access.quota
-            if terms is None or terms.reach != quota.reach:
+            if terms is None or terms.reach != quota.reach or terms.is_plain != isinstance(quota, PlainQuota):
                 del self._quotas[caller]
                 self._store.remove_quota(quota)

@@ -16,8 +16,7 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
-
-from keyvalue_engine import Store
+from typing import Protocol
 
 __all__ = ["MemoryReturn"]
 
@@ -32,13 +31,22 @@ BLOCKS_KEYS_MAX = 100_000
 CHANGE_BYTES = 4 * 1024 * 1024
 
 
+class SizedStore(Protocol):
+    """The part of a store that this module needs."""
+
+    @property
+    def memory_bytes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+
 class MemoryReturn:
     """Returns unused memory of the process to the system.
 
     :param drop_caches: drops objects that are created again when they are needed
     """
 
-    def __init__(self, store: Store, drop_caches: Callable[[], None]) -> None:
+    def __init__(self, store: SizedStore, drop_caches: Callable[[], None]) -> None:
         self._store = store
         self._drop_caches = drop_caches
         self._base_bytes = 0

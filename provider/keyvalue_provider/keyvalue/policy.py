@@ -23,9 +23,20 @@ from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
 from keyvalue_engine import BucketOptions, Reach, StoreOptions
-from keyvalue_provider.config.options import LATEST, LINK_OPTIONS, READ_WRITE, LinkOptions, OptionError, ProviderOptions
+from keyvalue_provider.config.options import (
+    BE64,
+    ENCODED,
+    LATEST,
+    LINK_OPTIONS,
+    MEMORY,
+    PLAIN,
+    READ_WRITE,
+    LinkOptions,
+    OptionError,
+    ProviderOptions,
+)
 from keyvalue_provider.host.links import LinkDefinition, LinkKey, Links
-from keyvalue_replica.options import LinkedOptions
+from keyvalue_replica.options import LinkedOptions, plain_name
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 
@@ -40,6 +51,10 @@ CallerKey: TypeAlias = tuple[str | None, str | None]
 ACCESS_OPTIONS = frozenset({*LINK_OPTIONS, "require_link"})
 #: The name of the link that applies if a caller names no link.
 DEFAULT_LINK = "default"
+#: Options of keyvalue-nats' links that choose another server or user for the link.
+OF_CONNECTIONS = frozenset(
+    {"cluster_uri", "cluster_uris", "auth_jwt", "auth_seed", "client_jwt", "client_seed", "tls_ca", "tls_ca_file"}
+)
 
 
 class Right(Enum):
@@ -54,10 +69,17 @@ def reach_of(options: LinkOptions) -> Reach:
     """Return the store buckets that a caller with these options can reach."""
     prefix = options.bucket_prefix or b""
     if options.bucket is not None:
-        return Reach(frozenset({options.bucket}))
-    if options.buckets is not None:
-        return Reach(frozenset(prefix + name for name in options.buckets))
-    return Reach(prefix=prefix)
+        names = frozenset({options.bucket})
+    elif options.buckets is not None:
+        names = frozenset(prefix + name for name in options.buckets)
+    else:
+        return Reach(prefix=plain_name(domain_of(options), prefix))
+    return Reach(frozenset(plain_name(domain_of(options), name) for name in names))
+
+
+def domain_of(options: LinkOptions) -> str:
+    """Return the JetStream domain of KV buckets with plain names, or "" for that of the provider."""
+    return (options.js_domain or "") if options.keys == PLAIN else ""
 
 
 class QuotaTerms(NamedTuple):
@@ -66,13 +88,14 @@ class QuotaTerms(NamedTuple):
     reach: Reach
     quota_keys: int | None
     quota_bytes: int | None
+    is_plain: bool = False
 
     @classmethod
     def of(cls, options: LinkOptions) -> QuotaTerms | None:
         """Return the quota that these options set, or None."""
         if options.quota_keys is None and options.quota_bytes is None:
             return None
-        return cls(reach_of(options), options.quota_keys, options.quota_bytes)
+        return cls(reach_of(options), options.quota_keys, options.quota_bytes, options.keys == PLAIN)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +127,10 @@ class Access:
                 ttl_ms=options.ttl_ms,
                 strict_buckets=options.strict_buckets,
                 reads_latest=options.reads == LATEST,
+                is_plain=options.keys == PLAIN,
+                creates=options.enable_bucket_auto_create,
+                domain=domain_of(options),
+                has_be64_counters=options.counter == BE64,
             ),
             bucket=options.bucket,
             prefix=options.bucket_prefix or b"",
@@ -174,6 +201,7 @@ class Policy:
         self._store = store
         self._links = Links("") if links is None else links
         self._grants: dict[CallerKey, Grant] = {}
+        self._naming: dict[CallerKey, Mapping[str, Any]] = {}  # the options of links that name a bucket
         self._largest = {"key_bytes_max": Largest(), "value_bytes_max": Largest()}
         self._provider = ProviderOptions.of_store(store) if options is None else options
         self._set_linkless()
@@ -191,6 +219,19 @@ class Policy:
         if grant is None:
             return None
         return DENIED if grant.own is None else Access.of(LinkOptions.over(self._provider, grant.own))
+
+    def linked_buckets(self) -> dict[tuple[str, bytes], bool]:
+        """Return the KV buckets with plain names that links name, by domain and name: True if one may be created.
+
+        O(links that name a bucket).
+        """
+        provider, found = self._provider, dict[tuple[str, bytes], bool]()
+        for own in self._naming.values():
+            if provider.store != MEMORY and own.get("keys", provider.keys) == PLAIN:
+                place = own.get("js_domain", provider.js_domain) or "", own["bucket"]
+                creates = own.get("enable_bucket_auto_create", provider.enable_bucket_auto_create)
+                found[place] = found.get(place, False) or creates
+        return found
 
     def configure(self, options: ProviderOptions) -> bool:
         """Apply the options that can change while the provider runs (LIVE_OPTIONS). Ignore all other options. O(1).
@@ -235,6 +276,10 @@ class Policy:
                 largest.add(grant.own[option])
             if known is not None and known.own is not None and option in known.own:
                 largest.remove(known.own[option])
+        if grant is not None and grant.own is not None and "bucket" in grant.own:
+            self._naming[caller] = grant.own
+        else:
+            self._naming.pop(caller, None)
         if grant is None:
             self._grants.pop(caller, None)
         else:
@@ -252,6 +297,11 @@ class Policy:
             log.warning("link %s -> %s (%s): everything is denied: %s", *link.key, error.discreet)
             self._links.refuse(link, f"everything is denied: {error.discreet}")
             return None
+        if self._provider.store != MEMORY and self._provider.keys == PLAIN and own.get("keys") == ENCODED:
+            self._links.refuse(link, "everything is denied: keys=encoded needs a provider with keys=encoded")
+            return None
+        if unsupported := sorted(OF_CONNECTIONS.intersection(link.target_options)):
+            remarks.append(f"not supported, since all links use the provider's connection: {', '.join(unsupported)}")
         if remarks:
             log.warning("link %s -> %s (%s): %s", *link.key, "; ".join(remarks))
             self._links.remark(link, "; ".join(remarks))

@@ -22,7 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from keyvalue_engine import Store
+from keyvalue_engine import StoreOptions
 from keyvalue_provider.health import Health
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.observe.log import dropped_lines
@@ -74,6 +74,26 @@ class Watching(Protocol):
     def queue_length(self) -> int: ...
 
 
+class CountedStore(Protocol):
+    """The part of the store that the metrics need."""
+
+    options: StoreOptions
+
+    @property
+    def bucket_count(self) -> int: ...
+
+    @property
+    def memory_bytes(self) -> int: ...
+
+    @property
+    def expired_keys(self) -> int: ...
+
+    @property
+    def evicted_keys(self) -> dict[str, int]: ...
+
+    def __len__(self) -> int: ...
+
+
 class Metrics(Collector):
     """The collector of all metrics. A scrape takes O(functions x outcomes) time, however many keys exist.
 
@@ -85,7 +105,7 @@ class Metrics(Collector):
         self,
         tallies: Mapping[str, Tally],
         durations: Durations,
-        store: Store,
+        store: CountedStore,
         server: Server,
         connection: Connection,
         links: Links,

@@ -63,6 +63,9 @@ class Replica(Protocol):
     @property
     def excess(self) -> Mapping[str, int]: ...
 
+    @property
+    def open_buckets(self) -> int: ...
+
 
 def replica_metrics(replica: Replica, confirmations: Confirmations) -> Iterable[Metric]:
     """Yield all metric families of a replica."""
@@ -72,6 +75,9 @@ def replica_metrics(replica: Replica, confirmations: Confirmations) -> Iterable[
         f"{PREFIX}_applied_sequence", "Sequence of the last message of the stream that was applied.", replica.applied
     )
     yield GaugeMetricFamily(f"{PREFIX}_behind", "Messages that have not been delivered yet.", replica.behind)
+    yield GaugeMetricFamily(
+        f"{PREFIX}_open_buckets", "KV buckets with plain names that are open.", replica.open_buckets
+    )
     for name, what, value in (
         ("torn_seconds", "Time in which an older change may have been missing.", replica.torn_s),
         ("torn", "Times that an older change may have been missing.", counts.torn),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from keyvalue_provider.config import names
 from keyvalue_provider.config.declaration import OptionTable
-from keyvalue_provider.config.names import edits_between, nearest_names, sort_names
+from keyvalue_provider.config.names import OF_OTHERS, edits_between, nearest_names, sort_names
 from keyvalue_provider.config.options import LINK_OPTIONS, OPTIONS, SERVE_OPTIONS, WATCHING_LINK_OPTIONS
 
 TABLES = {
@@ -34,7 +34,7 @@ CHARACTERS = string.ascii_lowercase + string.digits + "_"
         ("link", "key_max", "quota_keys"),  # an old name suggests the present one
         ("provider", "byte_max", "quota_bytes"),
         ("provider", "key_max", "keys_max"),
-        ("serve", "nkeys", "nkey"),
+        ("serve", "nkeys", "nkey or keys"),
         ("watching link", "watches", "watch"),
     ],
 )
@@ -47,10 +47,10 @@ def test_misspellings(place: str, name: str, meant: str) -> None:
 #: Names that configurations of other providers have, and names that Kubernetes gives to a service called keyvalue.
 FOREIGN = [
     *("URL", "url", "uri", "urls", "cluster_uri", "cluster_uris", "nats_url", "redis_url", "addr", "host", "port"),
-    *("user", "username", "password", "token", "auth", "secret", "client_jwt", "client_seed", "js_domain", "mount"),
+    *("user", "username", "password", "token", "auth", "secret", "client_jwt", "client_seed", "mount"),
     *("tls_cert", "tls_ca_file", "ca_cert", "certificate", "timeout", "timeout_ms", "ttl", "db", "database", "table"),
-    *("region", "endpoint", "path", "key", "keys", "name", "max_keys", "max_bytes", "pool_max", "pool_size", "size"),
-    *("bucket_name", "bucketName", "enable_bucket_auto_create", "storage_account", "container", "namespace", "config"),
+    *("cluster", "region", "endpoint", "path", "key", "name", "max_keys", "max_bytes", "pool_max", "pool_size", "size"),
+    *("bucket_name", "bucketName", "storage_account", "container", "namespace", "config"),
     *("service_host", "service_port", "port_4222_tcp", "port_4222_tcp_addr", "", " ", "\ud800", "x" * 10_000),
 ]
 
@@ -111,7 +111,7 @@ def test_any_single_edit_of_a_name_is_a_fault_that_names_it(edit: tuple[OptionTa
     found = table.sort_names([edited])
     if edited in (*table, *table.old_names):
         assert list(found.options) == [edited]
-    elif edited in OptionTable.known:  # an option at another place: `batch` is one edit away from `watch`
+    elif edited in OptionTable.known | OF_OTHERS:  # an option at another place: `batch` is one edit away from `watch`
         assert found.unknown == [edited]
     else:
         meant = found.faults[edited].partition("did you mean ")[2].rstrip("?").split(" or ")

@@ -150,6 +150,9 @@ OF_LINK: dict[str, tuple[str, object]] = {
     "strict_buckets": ("true", True),
     "access": ("read-only", "read-only"),
     "reads": ("local", "local"),
+    "counter": ("be64", "be64"),
+    "enable_bucket_auto_create": ("TRUE", True),
+    "js_domain": ("hub", "hub"),
     **dict.fromkeys(LINK_NUMBERS, ("7", 7)),
 }
 OF_PROVIDER = {
@@ -159,10 +162,13 @@ OF_PROVIDER = {
     "strict_buckets": "false",
     "access": "read-write",
     "reads": "latest",
+    "counter": "text",
+    "enable_bucket_auto_create": "false",
+    "js_domain": "leaf",
 }
 
 
-@pytest.mark.parametrize("name", sorted(LINK_OPTIONS))
+@pytest.mark.parametrize("name", sorted(LINK_OPTIONS.keys() - {"keys"}))
 def test_a_links_option_overrides_the_providers_which_overrides_the_default(name: str) -> None:
     text, value = OF_LINK[name]
     assert getattr(LinkOptions(), name) != value
@@ -170,6 +176,19 @@ def test_a_links_option_overrides_the_providers_which_overrides_the_default(name
     assert getattr(LinkOptions.from_config(options, {})[0], name) == value
     other = set_to(name, OF_PROVIDER.get(name, "8"))
     assert getattr(LinkOptions.from_config(other, {name: text})[0], name) == value
+
+
+def test_names_are_plain_only_in_the_replicated_store() -> None:
+    replicated = ProviderOptions(store="jetstream", keys="plain")
+    assert LinkOptions.from_config(replicated, {})[0].keys == "plain"
+    assert LinkOptions.from_config(ProviderOptions(store="jetstream"), {"keys": "plain"})[0].keys == "plain"
+    assert LinkOptions.from_config(ProviderOptions(keys="plain"), {"keys": "plain"})[0].keys == "encoded"
+
+
+def test_a_snapshot_is_not_imported_into_kv_buckets_of_others() -> None:
+    options = ProviderOptions(store="jetstream", keys="plain", snapshot_path="file")
+    assert options.conflict().startswith("snapshot_path needs keys=encoded")
+    assert replace(options, keys="encoded").conflict() == replace(options, store="memory").conflict() == ""
 
 
 def test_a_link_inherits_no_quota() -> None:
@@ -205,6 +224,7 @@ ARRIVES_AS = {
     "page_bytes": "page_bytes_max",
     "half_open_timeout_ms": "half_open_timeout_s",
     "jetstream_create": "creates",
+    "jetstream_adopt": "adopts",
     "jetstream_timeout_ms": "timeout_s",
     "batch": "is_atomic",
     **{f"jetstream_{name}": name for name in ("bucket", "storage", "replicas", "history", "bytes_max", "domain")},
@@ -216,6 +236,7 @@ def test_every_option_arrives(name: str) -> None:
     """An option must change exactly one field that the engine and the transport are given, or be listed in `elsewhere`."""
     others = {"transport": "plain", "metrics_address": "127.0.0.1:0", "log_level": "warn"}
     others |= dict.fromkeys(("strict_buckets", "require_link", "structured_logging", "outlive_host"), "true")
+    others |= {"jetstream_adopt": "true", "keys": "plain"}
     others |= dict.fromkeys(("restart_for_secrets", "jetstream_create"), "false")
     others |= {"store": "jetstream", "jetstream_storage": "memory", "jetstream_replicas": "3", "batch": "pipelined"}
     others |= {"eviction": "unused"}
@@ -235,6 +256,7 @@ def test_every_option_arrives(name: str) -> None:
     elsewhere = {"transport", "metrics_address", "connect_timeout_ms", "stop_timeout_ms"} | LIVE_OPTIONS
     elsewhere |= {"watch_queue_events", "watch_queue_bytes", "watch_timeout_ms", "tls_ca", "tls_certificate", "tls_key"}
     elsewhere |= {"outlive_host", "restart_for_secrets", "store", "snapshot_path", "snapshot_interval_ms"}
+    elsewhere |= {"keys", "open_buckets_max", "bucket_idle_ms"}
     if name in elsewhere:
         assert not changed, f"option {name} is listed in `elsewhere`, but it changes {sorted(changed)}"
     else:

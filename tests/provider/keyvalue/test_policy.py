@@ -19,6 +19,7 @@ from keyvalue_provider.host.links import LinkDefinition
 from keyvalue_provider.host.secret import Secret
 from keyvalue_provider.keyvalue.handles import DeniedHandles
 from keyvalue_provider.keyvalue.policy import Access, Policy, Right, reach_of
+from keyvalue_replica.options import LinkedOptions
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, NoSuchStoreError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller
@@ -341,6 +342,10 @@ MALFORMED = {
     "quota_keys": ("", "found 0 characters, allowed "),
     "quota_bytes": ("many", "found 4 characters, allowed "),
     "reads": (SECRET, f"found {len(SECRET)} characters, allowed "),
+    "keys": (SECRET, f"found {len(SECRET)} characters, allowed "),
+    "counter": (SECRET, f"found {len(SECRET)} characters, allowed "),
+    "enable_bucket_auto_create": ("perhaps", "found 7 characters, allowed "),
+    "js_domain": ("a.b", "found 3 characters, allowed "),
     "ttl_ms": ("9" * 19, "found a number of 19 digits, allowed 1 to "),
     "acess": ("read-only", "no option has this name; did you mean access?"),
 }
@@ -411,3 +416,22 @@ def test_secrets_are_not_shown(caplog: pytest.LogCaptureFixture) -> None:
         shown = "\n".join([*secrets_of(scene), caplog.text])
         assert "component" in shown
         assert SECRET not in shown
+
+
+def test_links_name_the_kv_buckets_that_are_opened_for_them() -> None:
+    scene = Scene(store="jetstream", keys="plain", js_domain="hub")
+    scene.put(bucket="one")
+    scene.put(OTHER, bucket="one", js_domain="leaf", enable_bucket_auto_create="true")
+    scene.put(STRANGER, bucket="own", keys="encoded")
+    assert scene.policy.linked_buckets() == {("hub", b"one"): False, ("leaf", b"one"): True}
+    assert "keys=encoded needs a provider with keys=encoded" in scene.links.unusable[0]
+    access = scene.policy.access_of(OTHER)
+    assert reach_of(LinkOptions(bucket=b"one", keys="plain", js_domain="leaf")).names == frozenset({b"leaf/one"})
+    assert isinstance(access.limits, LinkedOptions)
+    assert (access.limits.is_plain, access.limits.creates, access.limits.domain) == (True, True, "leaf")
+    scene.delete(OTHER)
+    scene.put()
+    assert scene.policy.linked_buckets() == {}
+    encoded = Scene(store="jetstream")
+    encoded.put(bucket="one")
+    assert encoded.policy.linked_buckets() == {}

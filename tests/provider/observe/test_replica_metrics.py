@@ -24,6 +24,7 @@ class Figures:
     torn_s: float = 0.0
     counts: ReplicaCounts = field(default_factory=lambda: ReplicaCounts(Position()))
     excess: dict[str, int] = field(default_factory=Reservations(Store()).excess)
+    open_buckets: int = 0
 
 
 def metrics_of_a_new_replica() -> Iterable[Metric]:
@@ -40,13 +41,14 @@ def test_each_figure_arrives() -> None:
     store = Store(StoreOptions(keys_max=2, buckets_max=2), is_limited=False)
     for number in range(5):
         store.bucket(b"b").set(b"%d" % number, b"by others")
-    replica = Figures(False, 7, 2, 1.5, counts, Reservations(store).excess())
+    replica = Figures(False, 7, 2, 1.5, counts, Reservations(store).excess(), 6)
     found = {
         (sample.name.removeprefix("wrpc_keyvalue_replica_"), *sample.labels.values()): sample.value
         for family in replica_metrics(replica, confirmations)
         for sample in family.samples
     }
     assert (found["serving",], found["applied_sequence",], found["behind",]) == (0, 7, 2)
+    assert found["open_buckets",] == 6
     assert (found["torn_seconds_total",], found["unconfirmed_total",], found["lost_races_total",]) == (1.5, 3, 4)
     assert [found["excess", limit] for limit in ("keys_max", "buckets_max", "memory_bytes_max")] == [3, 0, 0]
     buckets = [found["confirmation_seconds_bucket", "barrier", bound] for bound in ("0.0001", "0.00025", "0.5", "+Inf")]

@@ -1,0 +1,32 @@
+"""What a follower needs from others: somebody who serves, and what the followers of many KV buckets share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from keyvalue_engine import Store
+from keyvalue_replica.clock import ServerClock
+from keyvalue_replica.reservations import Reservations
+from keyvalue_replica.wires import SharedWires
+
+__all__ = ["Company", "Serving"]
+
+
+class Serving(Protocol):
+    """Who answers the calls, while the instance follows the stream."""
+
+    async def join(self) -> None: ...
+
+    async def leave(self) -> None: ...
+
+
+class Company(NamedTuple):
+    """What the followers of many KV buckets with plain names share. Somebody else calls their `tick`.
+
+    :ivar store: the engine, which holds each KV bucket as one bucket
+    """
+
+    store: Store
+    clock: ServerClock
+    reservations: Reservations
+    wires: SharedWires

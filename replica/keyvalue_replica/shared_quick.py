@@ -1,0 +1,160 @@
+"""Quick readers as in `quick.py`, for any number of cores (`wires.py`).
+
+Those of deliveries take the frames of any subscription, because they know a consumer by its name, which is random.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+
+from keyvalue_replica.core import Core
+from keyvalue_replica.layout import BARRIER_BLOCK
+from keyvalue_replica.plain_layout import BARRIER_TOKENS, PLAIN_BARRIER_BLOCK
+
+__all__ = ["SharedAcknowledgements", "SharedBarriers", "SharedDeliveries"]
+
+log = logging.getLogger(__name__)
+
+#: A delivery's reply subject. As in `quick.py`, it does not match the first delivery of a consumer.
+PLACE = rb"\$JS\.ACK\.[^. ]+\.([0-9a-f]{16})\.1\.(\d{1,18})\.((?!1\.)\d{1,18})\.(\d{1,19})\.(\d{1,18})"
+DELIVERY = re.compile(rb"MSG (\$KV\.[^. ]+\.([^ ]+)) \d+ " + PLACE + rb" (\d{1,9})\r\n")
+BARRIER = re.compile(
+    rb"HMSG (\$KV\.[^. ]+\."
+    + re.escape(BARRIER_TOKENS)
+    + rb"[0-9a-f]+) \d+ "
+    + PLACE
+    + rb" \d+ \d+\r\n(?:"
+    + re.escape(BARRIER_BLOCK)
+    + b"|"
+    + re.escape(PLAIN_BARRIER_BLOCK)
+    + rb")(\d{1,18})\r\n"
+)
+
+
+class SharedAcknowledgements:
+    """Reads the acknowledgements of all cores.
+
+    :param inbox: the prefix of their subjects, without the last point
+    :param cores: the cores by number
+    """
+
+    def __init__(self, inbox: str, cores: Mapping[bytes, Core]) -> None:
+        self.prefix = f"MSG {inbox}.".encode()
+        self._cores = cores
+        self._match = re.compile(
+            re.escape(self.prefix)
+            + rb'(\d{1,18})\.(\d{1,18}) (\d+) \d+\r\n\{"stream":"[^"]*",(?:"domain":"[^"]*",)?"seq":(\d{1,18})\}\r\n'
+        ).match
+
+    def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
+        """Take the acknowledgements at `at`. Return the offset after the last one."""
+        match, before = self._match, b""
+        stored: list[tuple[int, int]] = []
+        while (found := match(buffer, at)) is not None:
+            number, token, sid, sequence = found.groups()
+            if sid != subscription:
+                break
+            if number != before:
+                self._pass_on(before, stored)
+                before, stored = number, []
+            stored.append((int(token), int(sequence)))
+            at = found.end()
+        self._pass_on(before, stored)
+        return at
+
+    def _pass_on(self, number: bytes, stored: list[tuple[int, int]]) -> None:
+        core = self._cores.get(number)
+        if stored and core is not None:
+            try:
+                core.acknowledge_all(stored)
+            except Exception:  # it must not end the connection
+                log.exception("acknowledgements were not handled")
+
+
+class SharedBarriers:
+    """Reads the deliveries of barriers.
+
+    :param cores: the cores by the names of their consumers
+    """
+
+    def __init__(self, cores: Mapping[bytes, Core]) -> None:
+        self.prefix = b"HMSG $KV."
+        self._cores = cores
+
+    def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
+        """Take the barriers at `at`. Return the offset after the last one."""
+        touched: dict[bytes, Core] = {}
+        while (found := BARRIER.match(buffer, at)) is not None:
+            subject, consumer, sequence, consumed, timestamp, pending, token = found.groups()
+            core = self._cores.get(consumer)
+            if core is None:
+                break
+            touched[consumer] = core
+            try:
+                core.deliver_barrier(subject, int(token), (int(sequence), int(consumed), int(timestamp), int(pending)))
+            except Exception:  # it must not end the connection
+                log.exception("a barrier was not handled")
+            at = found.end()
+        release(touched)
+        return at
+
+
+class SharedDeliveries:
+    """Reads the deliveries without headers.
+
+    :param cores: the cores by the names of their consumers
+    """
+
+    def __init__(self, cores: Mapping[bytes, Core]) -> None:
+        self.prefix = b"MSG $KV."
+        self._cores = cores
+
+    def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
+        """Take the deliveries at `at`. Return the offset after the last one."""
+        match, cores, touched = DELIVERY.match, self._cores, dict[bytes, Core]()
+        core: Core | None = None
+        before = b""
+        known: re.Match[bytes] | None = None  # the last of the deliveries that were applied when they were acknowledged
+        known_count = 0
+        while (found := match(buffer, at)) is not None:
+            consumer, sequence, size = found.group(3, 4, 8)
+            payload_at = found.end()
+            payload_end = payload_at + int(size)
+            if consumer != before:
+                if core is not None and known is not None:
+                    core.deliver_known(known_count, place_in(known))
+                known, known_count, before, core = None, 0, consumer, cores.get(consumer)
+            if payload_end + 2 > end or core is None:
+                break
+            touched[consumer] = core
+            at = payload_end + 2
+            if int(sequence) <= core.position.applied:
+                known = found
+                known_count += 1
+                continue
+            try:
+                if known is not None:
+                    core.deliver_known(known_count, place_in(known))
+                    known, known_count = None, 0
+                core.deliver_plain(found[1], (b"", found[2]), buffer[payload_at:payload_end], place_in(found))
+            except Exception:  # it must not end the connection
+                log.exception("a delivery was not applied")
+        if core is not None and known is not None:
+            core.deliver_known(known_count, place_in(known))
+        release(touched)
+        return at
+
+
+def place_in(found: re.Match[bytes]) -> tuple[int, int, int, int]:
+    """Return the numbers in the reply subject of a delivery."""
+    sequence, consumed, timestamp, pending = found.group(4, 5, 6, 7)
+    return int(sequence), int(consumed), int(timestamp), int(pending)
+
+
+def release(touched: Mapping[bytes, Core]) -> None:
+    """Answer what the cores have passed."""
+    for core in touched.values():
+        core.heard()
+        core.release()
