@@ -219,7 +219,7 @@ async def test_of_two_instances_with_one_path_the_second_does_not_start(
     launch: Launch, nats_server: NatsServer, path: Path
 ) -> None:
     first = launch(options(path))
-    second = launch(options(path, connect_timeout_ms="400"), wait=False)
+    second = launch(options(path, connect_timeout_ms="2000"), wait=False)
     assert await in_thread(second.wait) == 1
     assert f"process {first.process.pid} uses it ({path}.lock) (snapshot_path)" in second.output
     third = launch(options(path), wait=False)
