@@ -92,7 +92,7 @@ async def test_health_and_metrics_of_an_instance_that_catches_up_and_is_past_its
 
     await until(is_serving, "it has caught up")
     left = [int(found[1]) for message in told if (found := re.fullmatch(r"catching up, (\d+) left", message))]
-    assert 0 < max(left) <= keys  # the server's count may rise a little meanwhile
+    assert 0 < max(left) <= keys + 1  # the barrier of the first instance may be there
     assert told[-1].startswith("serving; the KV bucket exceeds keys_max by 1: ")
     async with KeyValueClient(nats_server.url, late.prefix, timeout_s=DEADLINE_S) as client:
         assert await client.get("b", "7") == b"by others"
