@@ -25,8 +25,9 @@ from keyvalue_transport.keyvalue import errors as keyvalue_errors
 from keyvalue_transport.nats import client, connection, tls
 from keyvalue_transport.wrpc import errors as wrpc_errors
 
-#: Names that no caller of a provider sees: a decoder needs more bytes, or a server finds parameters over a limit.
-OF_SERVERS = {"Length", "LengthLimitError", "NeedMoreBytes"}
+#: Names that no caller of a provider sees: a decoder needs more bytes, a server finds parameters over a limit, or too many
+#: calls wait.
+OF_SERVERS = {"Length", "LengthLimitError", "NeedMoreBytes", "NoPlaceError"}
 
 LOADED = """
 import importlib, json, pkgutil, sys
