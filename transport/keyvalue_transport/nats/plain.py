@@ -12,6 +12,7 @@ from keyvalue_transport.nats.direct.answers import FrameReplies
 from keyvalue_transport.nats.headers import headers_of
 from keyvalue_transport.nats.replies import Send, SubjectReplies
 from keyvalue_transport.nats.subjects import params_token, results_subject
+from keyvalue_transport.nats.tracing import Tracer
 from keyvalue_transport.wrpc.errors import DisconnectedError
 from keyvalue_transport.wrpc.handler import Handler, HandlerResult
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step
@@ -33,6 +34,7 @@ class PlainPath:
     :param on_step: called with each step that the core returns, after the step's messages are sent
     :param on_unsent: called with an error if messages could not be sent
     :param on_batch: called with the time spent on the invocations of one read, in seconds
+    :param tracer: finds the calls to trace; None to trace no calls
     """
 
     refusing_s = 0.04
@@ -47,11 +49,13 @@ class PlainPath:
         on_step: Callable[[Step[str, Send]], None],
         on_unsent: Callable[[DisconnectedError], None],
         on_batch: Callable[[float], None] | None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._connection = connection
         self._nobody = nobody
         self.invocations = Invocations(SubjectReplies(inbox, nobody, connection), new_token, limits)
         self._on_step, self._on_unsent, self._on_batch = on_step, on_unsent, on_batch
+        self._tracer = tracer
         self._batch_began_s: float | None = None
         self._outbox: list[Send] = []
         self._left: list[str] = []  # the reply subjects of calls that were cancelled before they began
@@ -65,7 +69,7 @@ class PlainPath:
             self.invocations.counts,
             self._connection,
         )
-        lane, replies = Lane(), connection.replies
+        lane, replies, tracer = Lane(), connection.replies, self._tracer
 
         async def receive(message: Message) -> None:
             if self._batch_began_s is None:
@@ -84,9 +88,10 @@ class PlainPath:
                 order.leave(lane)
                 return
             caller, traceparent = headers_of(message.headers)
+            act = handler if tracer is None else tracer.of(handler, traceparent)
             outcome: HandlerResult | Exception
             try:
-                outcome = handler(caller, piece, 0, len(piece))
+                outcome = act(caller, piece, 0, len(piece))
             except Exception as error:  # any exception, including NeedMoreBytes
                 outcome = error
             if isinstance(outcome, bytes) and 0 < len(outcome) <= connection.max_payload:
@@ -97,7 +102,7 @@ class PlainPath:
                 results = results_subject(reply)
                 await self._publish([(reply, b"", self._nobody), (results, outcome, ""), (results, b"", "")])
             else:
-                step = invocations.receive(handler, reply, caller, piece, outcome, monotonic(), traceparent)
+                step = invocations.receive(act, reply, caller, piece, outcome, monotonic(), traceparent)
                 outcome = b""  # free the bytes, because an exception's traceback may keep this frame alive
                 order.leave(lane)  # only now, because a LargeResult is calculated by `receive`
                 await self._carry_out(step)

@@ -26,6 +26,7 @@ from keyvalue_transport.nats.direct.path import DirectPath
 from keyvalue_transport.nats.plain import PlainPath
 from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.subjects import check_subject, invocation_subject, params_subject
+from keyvalue_transport.nats.tracing import Tracer
 from keyvalue_transport.nats.waits import Waits
 from keyvalue_transport.wrpc.errors import DecodeError, DisconnectedError
 from keyvalue_transport.wrpc.handler import Handler
@@ -57,6 +58,7 @@ class Server:
     """A server for instances under a prefix. Call `add` for each instance, then `start`, and finally `stop`.
 
     :param on_batch: called with the seconds between reading a batch of invocations and writing its answers
+    :param tracer: finds the calls to trace; None to trace no calls
     :raises ValueError: the prefix is not a subject, or another server uses the direct path of this connection
     """
 
@@ -66,21 +68,23 @@ class Server:
         prefix: str,
         limits: InvocationLimits | None = None,
         on_batch: Callable[[float], None] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.prefix = check_subject(prefix, "prefix")
         connection.replies.forbid(prefix)
         self.unsent = 0  # messages that could not be sent
         self._connection = connection
         self._inbox = connection.new_inbox()
+        self._tracer = tracer
         self._path: DirectPath | PlainPath
         ends = self._inbox, connection.new_inbox(), lambda: secrets.token_hex(8), limits
         self._waits = Waits(self._finish)
         if connection.direct is not None:
             self._path = DirectPath(
-                connection, connection.direct, *ends, self._on_step, self._wait, self._on_unsent, on_batch
+                connection, connection.direct, *ends, self._on_step, self._wait, self._on_unsent, on_batch, tracer
             )
         else:
-            self._path = PlainPath(connection, *ends, self._on_step, self._on_unsent, on_batch)
+            self._path = PlainPath(connection, *ends, self._on_step, self._on_unsent, on_batch, tracer)
         self._handlers: list[tuple[str, Handler]] = []
         self._functions: list[Subscription] = []
         self._params: Subscription | None = None
@@ -121,6 +125,8 @@ class Server:
         for name, handler in handlers.items():
             handle = self.invocations.if_may_wait(handler) if name in begun else handler
             self._handlers.append((invocation_subject(self.prefix, instance, name), handle))
+            if self._tracer is not None:
+                self._tracer.add(handle, instance, name)
 
     async def start(self, joins: bool = True) -> None:
         """Start to serve. Servers with the same prefix share the invocations, because the prefix is the queue group.

@@ -16,8 +16,9 @@ from keyvalue_transport.nats.direct.answers import FrameReplies
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
 from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further
 from keyvalue_transport.nats.replies import Send
+from keyvalue_transport.nats.tracing import Tracer
 from keyvalue_transport.wrpc.handler import Caller, Handler
-from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step, Waiting
 
 MIB = 1024 * 1024
 INBOX = "_INBOX.server"
@@ -122,7 +123,12 @@ class Counted(DirectProtocol):
 
 
 def direct_core(
-    limits: InvocationLimits | None = None, *, alike: bool = True, max_payload: int = MIB, room: bool = False
+    limits: InvocationLimits | None = None,
+    *,
+    alike: bool = True,
+    max_payload: int = MIB,
+    room: bool = False,
+    tracer: Tracer | None = None,
 ) -> tuple[DirectRoutes, Invocations[bytes, bytes], list[Step[bytes, bytes]]]:
     """Return routes with one for further pieces, invocations with tokens 0, 1, 2 ..., and a list of the steps taken.
 
@@ -135,7 +141,11 @@ def direct_core(
     replies = FrameReplies(INBOX, NOBODY, max_payload, RECEIPT)
     invocations = Invocations(replies, lambda: str(next(tokens)), limits, (lambda: True) if room else routes.has_room)
     steps: list[Step[bytes, bytes]] = []
-    routes.serve(DirectServer(invocations, replies, steps.append, lambda waiting: steps.append(Step([], waiting))))
+
+    def wait(waiting: Waiting[bytes]) -> None:
+        steps.append(Step([], waiting))
+
+    routes.serve(DirectServer(invocations, replies, steps.append, wait, tracer=tracer))
     routes.add(PIECES, Further.PIECES)
     return routes, invocations, steps
 
@@ -150,11 +160,12 @@ class Direct:
         high_water_bytes: int = 2**40,
         greeting: bytes | None = None,
         limits: InvocationLimits | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._loop = loop
         self._high_water_bytes = high_water_bytes
         self.store = Store()
-        self.routes, self.invocations, self.steps = direct_core(limits, alike=alike)
+        self.routes, self.invocations, self.steps = direct_core(limits, alike=alike, tracer=tracer)
         service = Service(self.store)
         self.limits = service.parameter_limits
         for number, handler in enumerate(store_handlers(service, self.limits).values(), GET):

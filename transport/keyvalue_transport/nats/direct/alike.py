@@ -10,6 +10,9 @@ known shape instead of parsing the frame:
 The reply subject is a *head* and a *tail*. No refused reply subject begins with the head (reply_subjects.py), so the
 prefix also shows that the reply subject is allowed.
 
+If calls are traced, the last digit of the trace belongs to `rest`. A frame whose last digit says that it is sampled gets
+no shape, so no shape fits such a frame (tracing.py). Other frames then need no further test.
+
 A run is a sequence of frames with one shape and with reply subjects of the same length. `struct` splits a run into its
 frames. Comparing a frame takes a third as long as parsing it. bench/micro/test_frames.py measures the time per frame.
 
@@ -55,13 +58,17 @@ class Shape:
 
     __slots__ = (
         *("caller", "handler", "head", "prefix", "rest", "stopped_at", "suffix"),
-        *("_payload_bytes", "_rest_bytes", "_runs"),
+        *("_digits", "_payload_bytes", "_rest_bytes", "_runs"),
     )
 
-    def __init__(self, frame: MessageFrame, block: bytes, handler: Handler, caller: Caller, head: bytes) -> None:
+    def __init__(
+        self, frame: MessageFrame, block: bytes, handler: Handler, caller: Caller, head: bytes, is_traced: bool = False
+    ) -> None:
         words = frame.words
         rest = b" %b\r\n%b" % (b" ".join(words[4:]), block)
         trace_at, rest_at = _trace_of(rest)
+        self._digits = min(int(is_traced), rest_at - trace_at)  # the number of characters of the trace in `rest`
+        rest_at -= self._digits
         self.head, self.prefix = head, b"%b %b %b %b" % (words[0], words[1], words[2], head)
         self.suffix, self.rest = rest[:trace_at], rest[rest_at:]
         self.handler, self.caller = handler, caller
@@ -77,7 +84,7 @@ class Shape:
         """
         find, startswith = buffer.find, buffer.startswith
         prefix, suffix, rest, payload_bytes = self.prefix, self.suffix, self.rest, self._payload_bytes
-        tail_bytes_max = REPLY_BYTES_MAX - len(self.head)
+        digits, tail_bytes_max = self._digits, REPLY_BYTES_MAX - len(self.head)
         may_run = True
         while startswith(prefix, at):
             reply_at = at + len(prefix)
@@ -88,7 +95,7 @@ class Shape:
                 break
             if rest:
                 rest_at = start - len(rest)
-                if not startswith(rest, rest_at) or find(CRLF, reply_end + len(suffix)) != rest_at:
+                if not startswith(rest, rest_at) or find(CRLF, reply_end + len(suffix)) != rest_at + digits:
                     break
             reply = buffer[reply_at:reply_end]
             if CR in reply:
@@ -139,12 +146,14 @@ class Alike:
 
     :ivar shape: the shape to compare the next frame with, or None
     :ivar is_on: False to learn nothing, so that every frame is parsed
+    :ivar is_traced: True if no shape may fit a sampled call; such calls must not be learned
     """
 
-    __slots__ = ("_caller", "_replies", "_shapes", "_size", "_subscription", "is_on", "shape")
+    __slots__ = ("_caller", "_replies", "_shapes", "_size", "_subscription", "is_on", "is_traced", "shape")
 
     def __init__(self, replies: ReplySubjects, is_on: bool = True) -> None:
         self.is_on = is_on
+        self.is_traced = False
         self._replies = replies
         self.shape: Shape | None = None
         self._shapes: dict[tuple[bytes, bytes, Caller], Shape] = {}
@@ -163,7 +172,7 @@ class Alike:
                 if head and len(block) <= BLOCK_BYTES_MAX and _is_untraced_or_traced_once(block):
                     if len(self._shapes) >= SHAPES_MAX:
                         self._shapes.clear()
-                    known = self._shapes[kind] = Shape(frame, block, handler, caller, head)
+                    known = self._shapes[kind] = Shape(frame, block, handler, caller, head, self.is_traced)
                 else:
                     return
             self.shape = known

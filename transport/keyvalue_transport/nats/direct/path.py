@@ -7,6 +7,7 @@ from collections.abc import Callable
 from keyvalue_transport.nats.connection import Connection, Message, Subscription
 from keyvalue_transport.nats.direct.answers import FrameReplies, message_count
 from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Further
+from keyvalue_transport.nats.tracing import Tracer
 from keyvalue_transport.wrpc.errors import DisconnectedError
 from keyvalue_transport.wrpc.handler import Handler
 from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step, Waiting
@@ -34,13 +35,14 @@ class DirectPath:
         on_waiting: Callable[[Waiting[bytes]], None],
         on_unsent: Callable[[DisconnectedError], None],
         on_batch: Callable[[float], None] | None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._connection = connection
         self._routes = routes
         self._on_unsent = on_unsent
         replies = FrameReplies(inbox, nobody, connection.max_payload, new_token())
         self.invocations = Invocations(replies, new_token, limits, routes.has_room)
-        routes.serve(DirectServer(self.invocations, replies, on_step, on_waiting, on_batch, self._lose))
+        routes.serve(DirectServer(self.invocations, replies, on_step, on_waiting, on_batch, self._lose, tracer))
 
     async def subscribe_function(self, subject: str, handler: Handler, queue: str) -> Subscription:
         """Receive the invocations of a function."""

@@ -19,7 +19,6 @@ The methods, in the order of this file:
     send            writes the core's messages outside of reads, for example the answer of a call that had to wait
 
 The core returns a `Step` with the messages to send, which `FrameReplies` in `direct/answers.py` has built.
-
 A call with a small answer needs no task, no coroutine and no message object. All answers of a read are sent in one
 write. `DelayedOutput` sends large results in parts, and holds calls while the NATS server has not read our output.
 
@@ -290,8 +289,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             is_plain = reply and reply[0] == first and len(reply) <= REPLY_BYTES_MAX and CR not in reply
             if (is_plain or (reply and replies.allows(reply))) and callable(route):  # `is_plain` saves most calls
                 routes.settle()
-                call = reply, at, frame.payload_at, frame.payload_end
-                yield route, self._caller_of(buffer, at, frame, route), b"", (call,)
+                yield self._group_of(buffer, at, frame, route)
             else:
                 taken_bytes += self._take(route, frame, buffer)
             passed = at = frame.payload_end + 2
@@ -321,14 +319,16 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 return take(buffer, at, end, subscription)
         return at
 
-    def _caller_of(self, buffer: bytes, at: int, frame: MessageFrame, handler: Handler) -> Caller:
-        block, caller = b"", ANONYMOUS
+    def _group_of(self, buffer: bytes, at: int, frame: MessageFrame, handler: Handler) -> InvocationGroup:
+        calls = ((frame.reply, at, frame.payload_at, frame.payload_end),)
+        block, caller, callers, tracer = b"", ANONYMOUS, self._routes.callers, self._routes.tracer
         if buffer[at] == HMSG:
             block = buffer[frame.headers_at : frame.payload_at]
-            callers = self._routes.callers
             caller = callers.callers.get(block) or callers.find(block)
+            if tracer is not None and (traced := tracer.of_block(handler, block)) is not None:
+                return traced, caller, b"", calls
         self._routes.alike.learn(frame, block, handler, caller)
-        return caller
+        return handler, caller, b"", calls
 
     def _pass_on(self, buffer: bytes, start: int, end: int) -> None:
         if start < end:

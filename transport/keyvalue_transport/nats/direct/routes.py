@@ -14,6 +14,7 @@ from keyvalue_transport.nats.direct.repeats import Repeats
 from keyvalue_transport.nats.headers import CallerCache
 from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.reply_subjects import ReplySubjects
+from keyvalue_transport.nats.tracing import Tracer
 from keyvalue_transport.wrpc.handler import Handler
 from keyvalue_transport.wrpc.invocation import Invocations, Step, Waiting
 
@@ -86,6 +87,7 @@ class DirectServer(NamedTuple):
     :ivar on_waiting: called with each call that has its handshake and waits for its answer
     :ivar on_batch: called with the seconds between reading a batch of invocations and writing its answers
     :ivar on_lost: called with the number of messages that were not sent because the connection is lost
+    :ivar tracer: finds the calls to trace; None to trace no calls
     """
 
     invocations: Invocations[bytes, bytes]
@@ -94,6 +96,7 @@ class DirectServer(NamedTuple):
     on_waiting: Callable[[Waiting[bytes]], None]
     on_batch: Callable[[float], None] | None = None
     on_lost: Callable[[int], None] | None = None
+    tracer: Tracer | None = None
 
 
 class DirectRoutes:
@@ -102,6 +105,7 @@ class DirectRoutes:
     :param replies: the rule for reply subjects; it must be complete before the first call
     :ivar protocol: the protocol of the current connection, or None
     :ivar max_payload: the limit for a message in bytes, from the server's last INFO; None before the first
+    :ivar tracer: finds the calls to trace; None to trace no calls
     :ivar ending: functions to call once, at the end of the read that is being parsed
     :ivar violations: number of connections that were aborted after a protocol error or an oversized frame
     """
@@ -114,6 +118,7 @@ class DirectRoutes:
         self.callers = CallerCache()
         self.server: DirectServer | None = None
         self.repeats: Repeats | None = None
+        self.tracer: Tracer | None = None
         self.protocol: FrameWriter | None = None
         self.max_payload: int | None = None
         self.violations = 0
@@ -129,6 +134,8 @@ class DirectRoutes:
         if self.server is not None:
             raise ValueError("found a second server on one direct connection, allowed one: open a connection for each")
         self.server = server
+        self.tracer = server.tracer
+        self.alike.is_traced = server.tracer is not None
         self.repeats = Repeats(server.invocations, server.replies, server.on_step, self._send)
 
     def _send(self, frames: list[bytes], is_large: bool) -> None:

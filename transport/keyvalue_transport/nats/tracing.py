@@ -1,0 +1,165 @@
+"""The calls that are traced. A sampled call gets a handler of its own, which notes when the call began and ended.
+
+    traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01      sampled: the last digit is odd
+                    trace                            the caller's span
+
+    a sampled call ── Tracer ──> SampledCall ── called by a path or the core, like any handler ──> FinishedCall
+
+A path asks the tracer for the handler of a call. Paths and the core then treat a SampledCall like any other handler.
+So a call that must wait, or must be made again, needs nothing more: its answer goes through the SampledCall.
+
+Calls that are not sampled use the handler itself. The direct path finds them by their shape: alike.py makes the last
+digit of the traceparent a part of the shape. So no shape fits a sampled call.
+
+This module knows neither spans nor OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from functools import partial
+from time import time_ns
+from typing import Any, NamedTuple
+
+from keyvalue_transport.nats.headers import CRLF, TRACEPARENT_LINE
+from keyvalue_transport.wrpc.errors import NeedMoreBytes
+from keyvalue_transport.wrpc.handler import Again, Caller, Handler, HandlerResult, LargeResult, Pending
+
+__all__ = ["FinishedCall", "Function", "Tracer"]
+
+#: The traceparent of a sampled call (W3C Trace Context): its version, two ids that are not 0, and odd flags.
+SAMPLED = re.compile("(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]")
+#: The last character of these traceparents.
+SAMPLED_ENDS = b"13579bdf"
+#: The first bytes of an encoded result tell the outcome. The rest may hold a value.
+OUTCOME_BYTES = 2
+
+
+class Function(NamedTuple):
+    """A function of an instance, for example `get` of `wrpc:keyvalue/store@0.2.0-draft`."""
+
+    instance: str
+    name: str
+
+
+class FinishedCall(NamedTuple):
+    """A sampled call that has ended.
+
+    :ivar outcome: the first bytes of the result, or the name of the exception that ended the call without a result
+    """
+
+    traceparent: str
+    function: Function
+    source_id: str | None
+    began_ns: int
+    ended_ns: int
+    outcome: bytes | str
+
+
+class Tracer:
+    """It finds sampled calls, and notes them when they end.
+
+    :param note: takes each call that has ended; it must neither wait nor raise
+    """
+
+    __slots__ = ("_functions", "_note")
+
+    def __init__(self, note: Callable[[FinishedCall], None]) -> None:
+        self._note = note
+        self._functions: dict[Handler, Function] = {}
+
+    def add(self, handler: Handler, instance: str, name: str) -> None:
+        """Add the handler of a function. `Server.add` calls this."""
+        self._functions[handler] = Function(instance, name)
+
+    def of_block(self, handler: Handler, block: bytes) -> Handler | None:
+        """Return the handler for a call with these headers.
+
+        Return None if the trace does not end like that of a sampled call. Only such a call may be learned as a shape.
+        """
+        at = block.rfind(TRACEPARENT_LINE)
+        if at < 0:
+            return None
+        at += len(TRACEPARENT_LINE)
+        end = block.find(CRLF, at)
+        if end < 0 or block[end - 1] not in SAMPLED_ENDS:
+            return None
+        return self.of(handler, block[at:end].strip().decode("ascii", "replace"))
+
+    def of(self, handler: Handler, traceparent: str | None) -> Handler:
+        """Return the handler for a call with this trace: a new one if the call is sampled, otherwise `handler`."""
+        if traceparent is None or SAMPLED.fullmatch(traceparent) is None:
+            return handler
+        return SampledCall(handler, self._functions[handler], traceparent, self._note)
+
+
+class SampledCall:
+    """The handler of one sampled call. It notes the call once, when the result is known or an exception ends it."""
+
+    __slots__ = ("_began_ns", "_function", "_handler", "_note", "_source_id", "_traceparent")
+
+    def __init__(
+        self, handler: Handler, function: Function, traceparent: str, note: Callable[[FinishedCall], None]
+    ) -> None:
+        self._handler = handler
+        self._function = function
+        self._traceparent = traceparent
+        self._note = note
+        self._source_id: str | None = None
+        self._began_ns = time_ns()
+
+    def __call__(self, caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        """Call the handler. The core does so again if the parameters were incomplete, or if the call must wait."""
+        self._source_id = caller.source_id
+        try:
+            result = self._handler(caller, buffer, start, end)
+        except NeedMoreBytes:
+            raise
+        except Exception as error:
+            self._end(type(error).__name__)
+            raise
+        if isinstance(result, bytes):
+            self._end(result[:OUTCOME_BYTES])
+            return result
+        if isinstance(result, Again):
+            return result
+        if isinstance(result, LargeResult):
+            return LargeResult(partial(self.encode, result.encode))
+        return SampledPending(result, self)
+
+    def encode(self, encode: Callable[..., bytes | Pending], *arguments: Any) -> Any:
+        """Return the result of `encode`, and note the call."""
+        try:
+            result = encode(*arguments)
+        except BaseException as error:  # including the cancellation of an answer
+            self._end(type(error).__name__)
+            raise
+        if isinstance(result, bytes):
+            self._end(result[:OUTCOME_BYTES])
+            return result
+        return SampledPending(result, self)
+
+    def _end(self, outcome: bytes | str) -> None:
+        call = FinishedCall(self._traceparent, self._function, self._source_id, self._began_ns, time_ns(), outcome)
+        self._note(call)
+
+
+class SampledPending:
+    """The Pending answer of a sampled call."""
+
+    __slots__ = ("_call", "_pending")
+
+    def __init__(self, pending: Pending, call: SampledCall) -> None:
+        self._pending = pending
+        self._call = call
+
+    @property
+    def answer(self) -> Awaitable[object]:
+        """Return the function's answer."""
+        return self._pending.answer
+
+    def encode(self, read: Callable[[], object]) -> bytes:
+        """Return the encoded result, and note the call."""
+        result: bytes = self._call.encode(self._pending.encode, read)
+        return result
