@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,10 +88,12 @@ ROOMS = {
     f"{P}.watching": room(f"{E} {T} {P}.config.options {P}.host.links"),
     f"{P}.watching.durable_delivery": room(f"{E} {T} {R}.change_feed {P}.watching"),
     f"{P}.watching.replicated_watchers": room(f"{E} {T} {R} {P}.host.links {P}.watching"),
-    f"{P}.observe": room(f"{E} {T} {P}.health {P}.host.links {P}.watching", "prometheus_client"),
+    f"{P}.observe": room(f"{E} {T} {P}.health {P}.host {P}.observe.otlp {P}.watching", "prometheus_client"),
+    # The only module that knows OpenTelemetry, which is optional.
+    f"{P}.observe.otlp": room(f"{T}.keyvalue {T}.nats.tracing {P}.observe", "opentelemetry"),
     f"{P}.packaging": room(f"{P}.host", "nacl"),
     # The root composes everything.
-    P: room(f"{E} {T} {R} {P}", None, never="nats"),
+    P: room(f"{E} {T} {R} {P}", None, never="nats opentelemetry"),
     "bench.load": room(f"{T}.wrpc {T}.keyvalue {T}.nats.subjects {P}.host.host_data", "hdrh uvloop"),
     "bench.run": room(f"bench.load {T}", "pytest pytest_benchmark"),
     "bench.report": room("bench.load.latency bench.run", "matplotlib"),
@@ -219,13 +222,17 @@ def _fault(importer: str, target: str, declared: dict[str, frozenset[str]]) -> s
 
 @cache
 def declared_libraries(pyproject: Path) -> dict[str, frozenset[str]]:
-    """Return the modules that each room may import by pyproject.toml. Only `bench` may use the extras."""
+    """Return the modules that each room may import by pyproject.toml.
+
+    Only `bench` may use the extras, except that the provider may use `otel`.
+    """
     project = tomllib.loads(pyproject.read_text())["project"]
     run = _distributions(project["dependencies"])
-    extra = _distributions(requirement for group in project["optional-dependencies"].values() for requirement in group)
+    extras = project["optional-dependencies"]
+    more = {"bench": _distributions(chain(*extras.values())), P: _distributions(extras.get("otel", ()))}
     modules_of = {module: {_normal(name) for name in names} for module, names in packages_distributions().items()}
     return {
-        package: frozenset(name for name, by in modules_of.items() if by & (run | extra if package == "bench" else run))
+        package: frozenset(name for name, by in modules_of.items() if by & (run | more.get(package, set())))
         for package in PACKAGES
     }
 

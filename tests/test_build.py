@@ -223,6 +223,12 @@ async def test_it_serves_with_an_empty_environment(start: Start, new_nats_server
 # How it ends
 
 
+def test_it_says_that_tracing_needs_the_package(start: Start) -> None:
+    """It contains no OpenTelemetry, even if it was built where that is installed."""
+    line = start(otel_config={"enable_observability": True}).wait_for("calls are not traced")
+    assert "pip install 'keyvalue-inmemory[otel]'" in line
+
+
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "shutdown"])
 async def test_it_stops_in_order_when_it_is_asked_to(start: Start, raw: Client, unpacked: Path, way: str) -> None:
     """Ask by a signal to the outer process, or as a host that does not kill it."""

@@ -99,6 +99,7 @@ REASONS = {
     """,
     "provider/keyvalue_provider": """
         __main__.py           tests/integration/test_standalone.py  it is the command
+        further_metrics.py    tests/integration/test_metrics.py     each part that it names has metrics
         health.py             observe/test_endpoint.py              it says what the endpoint answers
         outer_process.py      tests/test_build.py                   it needs the executable
         ancestor.py           tests/hostile/test_host.py            it needs processes

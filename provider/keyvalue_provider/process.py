@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from keyvalue_provider.config.options import MEMORY, ProviderOptions
 from keyvalue_provider.config.sources import Configuration
 from keyvalue_provider.config.start_plan import StartPlan
 from keyvalue_provider.config.values import split_address
+from keyvalue_provider.further_metrics import further_metrics
 from keyvalue_provider.health import Health
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.host.restart_mark import EXIT_RESTART, RestartMark
@@ -40,6 +42,7 @@ from keyvalue_provider.launcher import Launcher
 from keyvalue_provider.live_configuration import LiveConfiguration
 from keyvalue_provider.observe.loop_probe import LoopProbe
 from keyvalue_provider.observe.other_instances import OtherInstances, SplitError, place_of_process
+from keyvalue_provider.observe.tracing import NoTracing, Tracing, tracing_of
 from keyvalue_provider.outer_process import OuterProcess
 from keyvalue_provider.signals import Signals, ignore_requests, unless_stopped
 from keyvalue_provider.systemd import READY, STOPPING, tell_systemd
@@ -55,8 +58,6 @@ from keyvalue_transport.nats.server import Server
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 
 if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
-
     # Imported by functions if metrics are on, because these imports take 15 ms.
     from keyvalue_provider.observe.endpoint import Endpoint
     from keyvalue_provider.observe.metrics import Durations, Metrics
@@ -77,6 +78,8 @@ HOST_STOP_WHOLE_S = 0.2
 HOST_KILL_TIMEOUT_S = 0.5
 #: Time limit for reporting the last changes to watching components.
 WATCH_STOP_TIMEOUT_S = 0.02
+#: Time limit for exporting the last spans, unless the host stops the provider.
+TRACE_STOP_TIMEOUT_S = 1.0
 #: Thresholds that make garbage collections rare. With a million keys in memory, a full collection takes tens of
 #: milliseconds, and it finds almost no garbage.
 GC_THRESHOLDS = (50_000, 50, 100)
@@ -134,6 +137,7 @@ class Parts:
     others: OtherInstances
     server: Server
     metrics: Metrics | None
+    tracing: Tracing | NoTracing
     background: tuple[asyncio.Task[None], ...]
 
     def stop_background(self) -> None:
@@ -294,6 +298,7 @@ async def _run(
             provider.set_serving(True)
             log.info("ready: serving %s at %s with %d links", plan.prefix, connection.server, len(links))
             Thread(target=outer.remove_unfinished, daemon=True).start()
+            parts.tracing.start()
         await stop_requested.wait()
         provider.set_serving(False)
         return await _end(parts, options, host, bool(signals.came))
@@ -362,7 +367,8 @@ def _compose(
 
         durations = Durations(tallies)
     on_batch = None if durations is None else durations.observe
-    server = Server(connection, plan.prefix, options.invocation_limits(), on_batch)
+    tracing = tracing_of(plan.host_data, os.environ)
+    server = Server(connection, plan.prefix, options.invocation_limits(), on_batch, tracing.tracer)
     of_parameters = service.parameter_limits
     begun = () if replicated is None else WRITES  # a replicated write is published before its answer is ready
     server.add(STORE, store_handlers(service, of_parameters, tallies), begun)
@@ -370,13 +376,7 @@ def _compose(
     server.add(BATCH, batch_handlers(service, of_parameters, tallies), begun)
     metrics = None
     if durations is not None:
-        more: Callable[[], Iterable[Metric]] | None = None
-        if replicated is not None:
-            more = replicated.metrics()
-        elif snapshots is not None:
-            from keyvalue_provider.observe.snapshot_metrics import snapshot_metrics
-
-            more = partial(snapshot_metrics, snapshots.counts, snapshots.interval_s)
+        more = further_metrics(replicated, snapshots, tracing)
         metrics = Metrics(tallies, durations, store, server, connection, links, watchers, others, more)
 
     def drop_caches() -> None:
@@ -389,7 +389,8 @@ def _compose(
         work.append(snapshots.run())
     background = tuple(asyncio.create_task(coroutine) for coroutine in work)
     return Parts(
-        connection, links, store, replicated, snapshots, policy, service, watchers, others, server, metrics, background
+        *(connection, links, store, replicated, snapshots, policy, service, watchers, others, server, metrics, tracing),
+        background,
     )
 
 
@@ -472,6 +473,7 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float, by_hos
         parts.replicated.give_up_after(timeout_s)
     await parts.server.stop(timeout_s)
     await parts.watchers.stop(WATCH_STOP_TIMEOUT_S)
+    parts.tracing.stop()
     parts.stop_background()
     try:
         await parts.connection.flush(FLUSH_TIMEOUT_S)
@@ -482,6 +484,7 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float, by_hos
             await parts.snapshots.save_apart(ends_s)
         else:
             saved = await parts.snapshots.save_last()
+    await parts.tracing.wait_stopped(ends_s - monotonic() if by_host else TRACE_STOP_TIMEOUT_S)
     log.info("stopped: %d invocations answered", parts.server.counts.answered)
     if host is not None:
         await host.acknowledge_stop()

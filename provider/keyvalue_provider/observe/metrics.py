@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Protocol
 
@@ -97,7 +97,7 @@ class CountedStore(Protocol):
 class Metrics(Collector):
     """The collector of all metrics. A scrape takes O(functions x outcomes) time, however many keys exist.
 
-    :param more: returns further metric families
+    :param more: functions that return further metric families
     :ivar health: returns what is wrong with the provider
     """
 
@@ -111,7 +111,7 @@ class Metrics(Collector):
         links: Links,
         watchers: Watching,
         others: OtherInstances,
-        more: Callable[[], Iterable[Metric]] | None = None,
+        more: Sequence[Callable[[], Iterable[Metric]]] = (),
     ) -> None:
         self.health: Callable[[], Health] = lambda: Health([], [], [])
         self._more = more
@@ -170,8 +170,8 @@ class Metrics(Collector):
         yield _counter(
             "log_dropped_lines", "Log lines dropped because standard error did not take them.", dropped_lines()
         )
-        if self._more is not None:
-            yield from self._more()
+        for more in self._more:
+            yield from more()
         yield InfoMetricFamily(f"{PREFIX}_build", "Version, Python and transport of this process.", self._build)
 
     def _operations(self) -> Iterable[Metric]:
