@@ -51,6 +51,7 @@ REASONS = {
         shard.py      test_commit.py     all its writes go through the commit point
         table.py      test_walk.py       a walk crosses the shards of a table
         tables.py     test_store.py      a store is made of them
+        updates.py    test_model.py      the model predicts each revision
         turns.py      test_eviction.py   the order of evictions over shards
         used_bucket.py  test_eviction.py  a read marks its key as used
     """,

@@ -12,7 +12,7 @@ reading at `keyvalue_engine.store`, which explains the order of keys and the cur
 """
 
 from keyvalue_engine.bucket import Bucket, Page
-from keyvalue_engine.changes import DELETE, EVICT, EXPIRE, PERSIST, SET, Change, Observer, ObserverOf
+from keyvalue_engine.changes import DEADLINE, DELETE, EVICT, EXPIRE, PERSIST, SET, Change, Observer, ObserverOf
 from keyvalue_engine.entry import Entry
 from keyvalue_engine.errors import (
     CounterError,
@@ -25,8 +25,10 @@ from keyvalue_engine.errors import (
 from keyvalue_engine.options import BucketOptions, StoreOptions
 from keyvalue_engine.quota import Quota, Reach
 from keyvalue_engine.store import Store
+from keyvalue_engine.updates import Revise, Revision
 
 __all__ = [
+    "DEADLINE",
     "DELETE",
     "EVICT",
     "EXPIRE",
@@ -45,6 +47,8 @@ __all__ = [
     "Page",
     "Quota",
     "Reach",
+    "Revise",
+    "Revision",
     "SnapshotError",
     "Store",
     "StoreError",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from keyvalue_engine.arguments import own_bytes, own_int, own_keys
@@ -12,6 +12,7 @@ from keyvalue_engine.long_keys import LONG_KEY_BYTES
 from keyvalue_engine.options import TTL_MS_MAX, BucketOptions
 from keyvalue_engine.table import Table
 from keyvalue_engine.tables import Tables
+from keyvalue_engine.updates import Updates
 
 __all__ = ["CURSOR_MAX", "NS_PER_MS", "Bucket", "Page"]
 
@@ -28,7 +29,7 @@ class Page(NamedTuple):
     cursor: int | None
 
 
-class Bucket:
+class Bucket(Updates):
     """A handle for one bucket of a store. Handles are cheap and stateless, and the bucket need not exist.
 
     A bucket that was never written to reads as empty. With `strict_buckets`, `get`, `exists` and `delete` raise
@@ -171,31 +172,6 @@ class Bucket:
             self.delete(key)
         else:
             self._set(key, value, ttl_ns)
-
-    def set_many(self, entries: Mapping[bytes, bytes]) -> None:
-        """Store all entries or none. O(keys).
-
-        `get_many` sees either all entries or none. Separate gets may see some new values and some old ones.
-
-        :raises LimitError: as in `set`
-        """
-        if type(entries) is not dict and not isinstance(entries, Mapping):
-            raise TypeError(f"entries: found {type(entries).__name__}, allowed a mapping")
-        entries = dict(entries)  # the caller may change its own
-        short_key_max, value_bytes_max = self._short_key_max, self._value_bytes_max
-        has_long = False
-        for key, value in entries.items():
-            if type(key) is not bytes or type(value) is not bytes:
-                return self.set_many(
-                    {own_bytes(key, "key"): own_bytes(value, "value") for key, value in entries.items()}
-                )
-            if len(key) > short_key_max:
-                self._check_key(key)
-                has_long = True
-            if len(value) > value_bytes_max:
-                raise LimitError(VALUE_BYTES, len(value), value_bytes_max)
-        if entries:
-            self._write(lambda table: table.set_many(entries, self._quota, self._ttl_ns, has_long) or None, entries)
 
     def increment(self, key: bytes, delta: int) -> int:
         """Add `delta` to a counter, and return the sum. O(1).

@@ -13,7 +13,7 @@ key. The expired key takes memory until a sweep removes it, or until a write or 
 Every write goes through `_commit`, which changes the entries and everything derived from them, and calls the observer:
 
     set, increment, set_many ──┐
-    persist ───────────────────┤                 ┌──> account    counts, which may refuse the write
+    persist, update ───────────┤                 ┌──> account    counts, which may refuse the write
     delete ────────────────────┼──> _commit ─────┼──> entries    with the deadline beside the value
     sweep, and each call that  │                 ├──> deadlines, order
     finds an expired key ──────┘                 └──> observer

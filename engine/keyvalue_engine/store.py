@@ -215,6 +215,10 @@ class Store:
         """
         self._tables.check_room(name, growth, pending, quota, in_quota)
 
+    def now_ns(self) -> int:
+        """Return the time of the store's clock, on which deadlines are based."""
+        return self._tables.expiry.clock()
+
     def observe(self, observer_of: ObserverOf | None) -> None:
         """Register `observer_of`, which returns the observer of a bucket, or None for no observer. O(buckets).
 

@@ -200,19 +200,30 @@ class Table:
                 entries[index] = value if deadline_ns > now_ns else self.read(keys[index], now_ns)
         return entries
 
-    def set_many(self, entries: Mapping[bytes, bytes], quota: Quota | None, ttl_ns: int, has_long: bool) -> bool:
-        """Store all entries or none. Return False if the table is freed and nothing was stored.
+    def set_many(
+        self,
+        entries: Mapping[bytes, bytes],
+        quota: Quota | None,
+        ttl_ns: int,
+        has_long: bool,
+        only_missing: bool = False,
+    ) -> bool | None:
+        """Store all entries or none. Return True if they were stored, or None if the table is freed.
+
+        With `only_missing`, return False if one of the keys exists.
 
         :param has_long: True if any key is longer than LONG_KEY_BYTES
         :raises LimitError: the keys or memory would exceed a limit; nothing was stored
         """
         with self._stripes_of(entries) as parts:
             if parts is None:
-                return False
+                return None
             keys = memory_bytes = 0
             deadline_ns = self._context.expiry.deadline_ns(ttl_ns)
             for shard, part in parts.items():
                 shard.expire(part)
+                if only_missing and any(key in shard.entries for key in part):
+                    return False
                 new_keys, growth = shard.growth(part, entries, deadline_ns)
                 keys += new_keys
                 memory_bytes += growth

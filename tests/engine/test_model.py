@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from siphashc import siphash
 
 from keyvalue_engine import (
+    DEADLINE,
     DELETE,
     EVICT,
     EXPIRE,
@@ -152,7 +153,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.events: list[tuple[Change, bytes, bytes, Entry | None]] = []
         self.told: dict[bytes, dict[bytes, Entry]] = {}
         self.told_of: Counter[Change] = Counter()
-        self.set_keys = self.deleted_keys = self.persisted_keys = 0
+        self.set_keys = self.deleted_keys = self.persisted_keys = self.timed_keys = 0
         self.counting: list[Quota] = []
 
     def teardown(self) -> None:
@@ -319,6 +320,88 @@ class StoreMachine(RuleBasedStateMachine):
         returned: list[int] = []
         self.write(name, {key: stored}, limited, lambda: returned.append(bucket.increment(key, delta)))
         assert returned in ([], [total])
+
+    @rule(
+        name=names,
+        key=keys,
+        choice=st.sampled_from(["nothing", "remove", "keep the value", "set"]),
+        only=st.sampled_from([None, True, False]),
+        value=values,
+        left_ms=st.sampled_from([None, -1, 0, 1, 1_000, 3_600_000]),
+        ttl_ms=ttls_ms,
+        limited=st.booleans(),
+    )
+    def update(
+        self,
+        name: bytes,
+        key: bytes,
+        choice: str,
+        only: bool | None,
+        value: bytes,
+        left_ms: int | None,
+        ttl_ms: int | None,
+        limited: bool,
+    ) -> None:
+        """Revise an entry in any way, perhaps only if the key exists, or is missing."""
+        default_ns = self.deadline_ns(ttl_ms)
+
+        def revise(entry: Entry | None, now_ns: int, deadline_ns: int | None) -> Entry | None:
+            assert now_ns == self.clock.now_ns
+            assert deadline_ns == default_ns
+            if choice == "nothing" or only not in (None, entry is not None):
+                return entry
+            if choice == "remove":
+                return None
+            new = value
+            if choice == "keep the value":
+                if entry is None:
+                    return None
+                new = entry[0] if isinstance(entry, tuple) else entry
+            new_ns = deadline_ns if left_ms is None else now_ns + left_ms * NS_PER_MS
+            return new if new_ns is None else (new, new_ns)
+
+        before = self.live(name).get(key)
+        entry = None if before is None else before.entry
+        after = revise(entry, self.clock.now_ns, default_ns)
+        if isinstance(after, tuple) and after[1] <= self.clock.now_ns:
+            after = None
+        bucket = self.handle(name, ttl_ms, limited=limited)
+        if len(key) > self.options.key_bytes_max:
+            with pytest.raises(LimitError):
+                bucket.update(key, revise)
+            return
+        if after is None or after is entry:
+            try:
+                assert bucket.update(key, revise) == (entry, after)
+            except NoSuchBucketError:
+                assert self.is_refused(name)
+            else:
+                if after is None and entry is not None:
+                    self.model[name].pop(key)
+                    self.deleted_keys += 1
+            return
+        stored = Stored(*after) if isinstance(after, tuple) else Stored(after, None)
+        if before is None or stored.value is not before.value:
+            self.write(name, {key: stored}, limited, lambda: bucket.update(key, revise))
+            return
+        sets = self.set_keys
+        self.write(name, {key: stored}, limited, lambda: bucket.update(key, revise))
+        if self.set_keys > sets:  # told as a change of the deadline alone
+            self.set_keys = sets
+            self.persisted_keys += stored.deadline_ns is None
+            self.timed_keys += stored.deadline_ns is not None
+
+    @rule(name=names, entries=st.dictionaries(keys, values, max_size=4), ttl_ms=ttls_ms, limited=st.booleans())
+    def set_missing(self, name: bytes, entries: dict[bytes, bytes], ttl_ms: int | None, limited: bool) -> None:
+        changes = {key: Stored(value, self.deadline_ns(ttl_ms)) for key, value in entries.items()}
+        bucket = self.handle(name, ttl_ms, limited=limited)
+        if entries.keys() & self.live(name).keys():
+            try:
+                assert not bucket.set_missing(entries)
+            except LimitError as error:  # a length is checked first
+                assert error.option in ("key_bytes_max", "value_bytes_max")
+            return
+        self.write(name, changes, limited, lambda: bucket.set_missing(entries))
 
     @rule(name=names, key=keys)
     def delete(self, name: bytes, key: bytes) -> None:
@@ -490,7 +573,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.take_up(self.kind.load(path, self.options))
         self.events.clear()
         self.told_of.clear()
-        self.set_keys = self.deleted_keys = self.persisted_keys = 0
+        self.set_keys = self.deleted_keys = self.persisted_keys = self.timed_keys = 0
         self.told = self.held()
         for name in BUCKETS:
             self.model[name] = dict(self.reloaded(name))
@@ -553,6 +636,10 @@ class StoreMachine(RuleBasedStateMachine):
                 assert isinstance(before := self.told[name][key], tuple)
                 assert entry == before[0]
                 self.told[name][key] = entry
+            elif change == DEADLINE:
+                assert isinstance(entry, tuple)
+                assert entry[0] == (before[0] if isinstance(before := self.told[name][key], tuple) else before)
+                self.told[name][key] = entry
             else:
                 assert change == SET
                 self.told.setdefault(name, {})[key] = entry
@@ -572,6 +659,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.told_of[SET] == self.set_keys, "the observer is told of each write once, and of no refused one"
         assert self.told_of[DELETE] == self.deleted_keys
         assert self.told_of[PERSIST] == self.persisted_keys
+        assert self.told_of[DEADLINE] == self.timed_keys
 
 
 StoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -14,11 +14,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, TypeAlias, TypeVar
 
-from keyvalue_engine import EXPIRE, PERSIST, SET, Change, Entry, Observer, Store
+from keyvalue_engine import DEADLINE, EXPIRE, PERSIST, SET, Change, Entry, Observer, Store
 from keyvalue_provider.watching.patterns import Pattern
 from keyvalue_provider.watching.queue import WatchQueue
 
 __all__ = ["KeyRoutes", "Routes", "WatchRoutes", "expiry_observer", "queue_observer"]
+
+#: Changes of a deadline alone.
+DEADLINE_CHANGES = (PERSIST, DEADLINE)
 
 W = TypeVar("W", bound=Hashable)
 
@@ -180,7 +183,7 @@ def _needed(patterns: Iterable[Pattern]) -> Iterator[Pattern]:
 def queue_observer(own: Routes[WatchQueue], everywhere: Routes[WatchQueue]) -> Observer:
     """Return an observer that adds each change of a bucket to the queues of its watchers.
 
-    Watchers see values, not deadlines. So removing a deadline is not reported, and expiry is reported as a deletion.
+    Watchers see values, not deadlines. So a change of a deadline alone is not reported, and expiry is reported as a deletion.
     Writes are optimized for watchers of every key (bench/micro/test_watchers.py).
     """
     own_sets, every_sets = own.sets, everywhere.sets
@@ -195,7 +198,7 @@ def queue_observer(own: Routes[WatchQueue], everywhere: Routes[WatchQueue]) -> O
                 queues = own_sets.find(key)
             if more is None:
                 more = every_sets.find(key)
-        elif change == PERSIST:
+        elif change in DEADLINE_CHANGES:
             return
         else:
             value, queues, more = None, own.deletes.find(key), everywhere.deletes.find(key)

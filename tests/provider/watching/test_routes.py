@@ -10,7 +10,7 @@ from types import FrameType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyvalue_engine import DELETE, EXPIRE, PERSIST, SET, Observer, Store
+from keyvalue_engine import DEADLINE, DELETE, EXPIRE, PERSIST, SET, Observer, Store
 from keyvalue_provider.watching.patterns import Pattern
 from keyvalue_provider.watching.queue import WatchCounts, WatchLimits, WatchQueue
 from keyvalue_provider.watching.routes import WatchRoutes, expiry_observer, queue_observer
@@ -120,6 +120,7 @@ def test_each_watcher_receives_a_matching_change_once(
             entry = (value, 1_000) if have_deadlines and value is not None else value
             observe(gone if value is None else SET, bucket, key, entry)
             observe(PERSIST, bucket, key, b"v")
+            observe(DEADLINE, bucket, key, (b"v", 1))
     for own, watcher in zip(watched, told, strict=True):
         assert watcher.changes() == [change for change in changes if any(fits(pattern, change) for pattern in own)]
 
