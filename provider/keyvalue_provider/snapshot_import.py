@@ -22,9 +22,9 @@ from keyvalue_engine.snapshot import Reader
 from keyvalue_provider.config.options import ProviderOptions
 from keyvalue_provider.config.start_plan import StartPlan
 from keyvalue_provider.keyvalue.snapshots import UnusableSnapshotError
-from keyvalue_replica.core import Outgoing
 from keyvalue_replica.errors import StreamError, UnavailableError
 from keyvalue_replica.importing import Import, Progress
+from keyvalue_replica.outgoing import Outgoing
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.wrpc.errors import DisconnectedError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from keyvalue_replica.errors import UnknownOutcomeError
@@ -9,7 +10,7 @@ from keyvalue_replica.promise import Promise
 from keyvalue_replica.publications import Publication
 from keyvalue_replica.reservations import Reservation
 
-__all__ = ["Barrier", "PartialAnswers"]
+__all__ = ["Barrier", "PartialAnswers", "Removals"]
 
 
 class Passage(Protocol):
@@ -63,5 +64,34 @@ class PartialAnswers(Promise):
             return
         if self._failed is None:
             self.set_result(None)
+        else:
+            self.set_exception(self._failed)
+
+
+class Removals(Promise):
+    """The answer to removals of several keys: the first error, or the number of keys that existed.
+
+    :param removals: the answers to the single removals; each is the entry before and after
+    """
+
+    def __init__(self, removals: Sequence[Promise]) -> None:
+        super().__init__()
+        self._left = len(removals)
+        self._removed = 0
+        self._failed: Exception | None = None
+        for removal in removals:
+            removal.add_done_callback(self._end_one)
+
+    def _end_one(self, removal: Promise) -> None:
+        try:
+            before, _ = removal.result()
+            self._removed += before is not None
+        except Exception as error:
+            self._failed = self._failed or error
+        self._left -= 1
+        if self._left or self.done():
+            return
+        if self._failed is None:
+            self.set_result(self._removed)
         else:
             self.set_exception(self._failed)

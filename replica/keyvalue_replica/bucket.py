@@ -6,19 +6,35 @@ A write is checked against the limits and published. A read waits for a barrier,
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
-from keyvalue_engine import Bucket, BucketOptions, LimitError, Page, Quota, Store, StoreOptions
+from keyvalue_engine import (
+    Bucket,
+    BucketOptions,
+    LimitError,
+    Page,
+    Quota,
+    Revise,
+    Revision,
+    Store,
+    StoreError,
+    StoreOptions,
+)
+from keyvalue_engine.bucket import NS_PER_MS
 from keyvalue_engine.entry import Entry
 from keyvalue_engine.errors import KEY_BYTES, VALUE_BYTES, Limit
 from keyvalue_engine.room import Growth, growth_of
-from keyvalue_replica.answers import Barrier
+from keyvalue_replica.answers import Barrier, Removals
 from keyvalue_replica.applier import ANY
-from keyvalue_replica.core import BATCH_KEYS_MAX, Core, Outgoing
+from keyvalue_replica.core import BATCH_KEYS_MAX, Core
 from keyvalue_replica.counters import add_to_be64, add_to_text
 from keyvalue_replica.errors import NotAllowedError
+from keyvalue_replica.increments import Step
 from keyvalue_replica.layout import ttl_headers
 from keyvalue_replica.options import LinkedOptions
+from keyvalue_replica.outgoing import Outgoing
+from keyvalue_replica.promise import Promise
 
 __all__ = ["Read", "ReplicaBucket", "ReplicaStore"]
 
@@ -90,6 +106,10 @@ class ReplicaStore:
         """Count at most `buckets_max` more buckets."""
         self.engine.count_quota(quota, buckets_max)
 
+    def now_ns(self) -> int:
+        """Return the time of the engine's clock."""
+        return self.engine.now_ns()
+
     def remove_quota(self, quota: Quota) -> None:
         """Stop counting for a quota."""
         self.engine.remove_quota(quota)
@@ -157,6 +177,14 @@ class ReplicaBucket:
         function = self._engine.get_many
         return Read(self._core.barrier(), function, keys) if self._reads_latest else function(keys)
 
+    def entry(self, key: bytes) -> Entry | Read[Entry | None] | None:
+        """Return the value of a key with its deadline, or None."""
+        return Read(self._core.barrier(), self._engine.entry, key) if self._reads_latest else self._engine.entry(key)
+
+    def __len__(self) -> int:
+        """Return the number of keys that have arrived at this instance."""
+        return len(self._engine)
+
     def partial_page(self, cursor: int | None, keys_max: int | None, bytes_max: int) -> Page | Read[Page]:
         """Return a page. If the page is empty but has a cursor, the rest of the page starts at the cursor."""
         function = self._engine.partial_page
@@ -166,14 +194,17 @@ class ReplicaBucket:
 
     # Writes.
 
-    def set(self, key: bytes, value: bytes) -> Any:
+    def set(self, key: bytes, value: bytes, ttl_ms: int | None = None) -> Any:
         """Store a value.
 
+        :param ttl_ms: milliseconds until the key expires; None means the handle's `ttl_ms` option
         :raises LimitError: the key or the value is too long, or the store or the quota is full
         :raises UnfitNameError: NATS does not allow the key
         :raises NotAllowedError: the stream does not allow expiry
         """
-        core, ttl_ms, value_bytes = self._core, self._ttl_ms, len(value)
+        core, value_bytes = self._core, len(value)
+        if ttl_ms is None:
+            ttl_ms = self._ttl_ms
         if len(key) > self._key_bytes_max or value_bytes > self._value_bytes_max or value_bytes > core.value_bytes_max:
             self._check(key, value)
         subject = core.layout.subject(self._name, key)
@@ -199,12 +230,60 @@ class ReplicaBucket:
 
         :raises LimitError: the key is too long
         """
+
+        def step(entry: Entry | None) -> tuple[Entry | None, object]:
+            value, deadline_ns = entry if isinstance(entry, tuple) else (entry, None)
+            total, value = self._add(value, delta)
+            if self._ttl_ms:
+                deadline_ns = self._deadline_ns(self._core.clock())
+            return value if deadline_ns is None else (value, deadline_ns), total
+
+        return self._update(key, step)
+
+    def update(self, key: bytes, revise: Revise) -> Any:
+        """Replace the entry of a key by what `revise` makes of it. The answer has the entry before and after.
+
+        :raises LimitError: the key is too long
+        """
+
+        def step(entry: Entry | None) -> tuple[Entry | None, object]:
+            now_ns = self._core.clock()
+            after = revise(entry, now_ns, self._deadline_ns(now_ns))
+            if isinstance(after, tuple) and after[1] <= now_ns:
+                after = None
+            return after, Revision(entry, after)
+
+        return self._update(key, step)
+
+    def _update(self, key: bytes, step: Step) -> Promise:
         self._check(key, b"")
-        if self._ttl_ms:
-            self._check_ttl()
         subject = self._core.layout.subject(self._name, key)
-        check = self._check_counter(key)
-        return self._core.increment(subject, self._engine, key, delta, self._ttl_ms, check, self._add)
+        return self._core.update(subject, self._engine, key, step, partial(self._check_entry, key))
+
+    def _deadline_ns(self, now_ns: int) -> int | None:
+        return now_ns + self._ttl_ms * NS_PER_MS if self._ttl_ms else None
+
+    def remove(self, keys: Sequence[bytes]) -> Any:
+        """Remove keys, each on its own. The answer is the number of those that existed."""
+        removals = [self.update(key, lambda entry, now_ns, deadline_ns: None) for key in dict.fromkeys(keys)]
+        return Removals(removals)
+
+    def set_missing(self, entries: Mapping[bytes, bytes]) -> Any:
+        """Store an entry if its key is missing. The answer is True if it was stored.
+
+        :raises StoreError: there are several entries
+        """
+        if len(entries) != 1:
+            raise StoreError("several keys can't be set on a condition with store = jetstream")
+        ((key, value),) = entries.items()
+
+        def step(entry: Entry | None) -> tuple[Entry | None, object]:
+            if entry is not None:
+                return entry, False
+            deadline_ns = self._deadline_ns(self._core.clock())
+            return value if deadline_ns is None else (value, deadline_ns), True
+
+        return self._update(key, step)
 
     def set_many(self, entries: Mapping[bytes, bytes]) -> Any:
         """Store all entries or none. With `batch = pipelined`, an error may leave some of them stored.
@@ -270,14 +349,12 @@ class ReplicaBucket:
                 " or set jetstream_adopt=true to switch them on"
             )
 
-    def _check_counter(self, key: bytes) -> Callable[[bytes], object]:
-        def check(value: bytes) -> None:
-            if len(value) > self._value_bytes_max:
-                raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
-            growth = self._growth(key, (value, SOME_TIME) if self._ttl_ms else value)
-            self._core.reservations.check(self._name, growth, self._quota)
-
-        return check
+    def _check_entry(self, key: bytes, entry: Entry | None) -> None:
+        if isinstance(entry, tuple):
+            self._check_ttl()
+        if entry is not None:
+            self._check(key, entry[0] if isinstance(entry, tuple) else entry)
+            self._core.reservations.check(self._name, self._growth(key, entry), self._quota)
 
     def _growth(self, key: bytes, entry: Entry) -> Growth:
         return growth_of(key, self._engine.entry(key), entry)

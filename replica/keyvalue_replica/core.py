@@ -16,17 +16,17 @@ nothing. All reads that arrive in one turn share a barrier, which is published a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from keyvalue_engine import Bucket, Store
+from keyvalue_engine import Bucket, Store, StoreError
 from keyvalue_engine.entry import Entry
 from keyvalue_replica.answers import Barrier, PartialAnswers
 from keyvalue_replica.applier import Applier
 from keyvalue_replica.clock import ServerClock
-from keyvalue_replica.counters import Addition, add_to_text
 from keyvalue_replica.errors import NotStoredError
-from keyvalue_replica.increments import Counter, Increment, Increments
-from keyvalue_replica.layout import Layout, headers_of, ttl_headers
+from keyvalue_replica.increments import Increment, Increments, Step
+from keyvalue_replica.layout import Layout, headers_of
+from keyvalue_replica.outgoing import Outgoing
 from keyvalue_replica.outside import Outside
 from keyvalue_replica.position import Delivery, Position
 from keyvalue_replica.promise import Promise
@@ -34,41 +34,16 @@ from keyvalue_replica.publications import Change, Publication, Publications, Rep
 from keyvalue_replica.reservations import Reservation, Reservations
 from keyvalue_replica.sequences import Sequences
 
-__all__ = ["BATCH_KEYS_MAX", "HEADER_BYTES", "Core", "Outgoing"]
+__all__ = ["BATCH_KEYS_MAX", "HEADER_BYTES", "Core"]
 
 #: The server's limit for the messages of an atomic batch.
 BATCH_KEYS_MAX = 1_000
-NS_PER_MS = 1_000_000
 #: After a barrier was delivered, the next ones ask for no acknowledgement for this time in seconds.
 PROVEN_S = 1.0
 #: The limit for the headers of a message of ours.
 HEADER_BYTES = 256
 #: The beginning of the server's answer to a message that nobody receives.
 NOBODY = b"NATS/1.0 503"
-
-
-class Outgoing(NamedTuple):
-    """A message to publish.
-
-    :ivar headers: header lines, each with its end of line, or b""
-    """
-
-    subject: bytes
-    payload: bytes = b""
-    headers: bytes = b""
-
-    def frame(self, to_domain: bytes, reply: bytes) -> bytes:
-        """Return the frame that publishes the message.
-
-        :param to_domain: the beginning of the subject, for the server of another domain
-        :param reply: the subject for the stream's answer
-        """
-        subject, payload, headers = self
-        if not headers:
-            return b"PUB %b%b %b %d\r\n%b\r\n" % (to_domain, subject, reply, len(payload), payload)
-        block = b"NATS/1.0\r\n%b\r\n" % headers
-        sizes = b"%d %d" % (len(block), len(block) + len(payload))
-        return b"HPUB %b%b %b %b\r\n%b%b\r\n" % (to_domain, subject, reply, sizes, block, payload)
 
 
 class Core:
@@ -381,33 +356,23 @@ class Core:
         """Return the message that deletes a key."""
         return Outgoing(subject, b"", self.layout.delete_headers)
 
-    def increment(
-        self,
-        subject: bytes,
-        handle: Bucket,
-        key: bytes,
-        delta: int,
-        ttl_ms: int,
-        check: Callable[[bytes], object],
-        add: Addition = add_to_text,
-    ) -> Any:
-        """Add to a counter. Return the answer, which is the sum.
+    def update(
+        self, subject: bytes, handle: Bucket, key: bytes, step: Step, check: Callable[[Entry | None], object]
+    ) -> Promise:
+        """Change an entry, depending on what is stored. Return the answer.
 
-        :param check: raises StoreError if the new value exceeds a limit of the caller
-        :param add: the form of the counter
+        :param step: returns the new entry and the answer
+        :param check: raises StoreError if the new entry exceeds a limit of the caller
         """
         answer = Promise()
         ends_s = self._outside.now_s() + self.timeout_s
-        self._increments.add(subject, handle, key, Increment(delta, ttl_ms, check, answer, ends_s, add))
+        self._increments.add(subject, handle, key, Increment(step, check, answer, ends_s))
         return answer
 
-    def publish_sum(self, counter: Counter, entry: Entry, ttl_ms: int, sequence: int, publication: Publication) -> None:
-        """Publish a counter's new value if the sequence of its last message is `sequence`."""
-        value, deadline_ns = entry if isinstance(entry, tuple) else (entry, None)
-        if deadline_ns is not None:
-            ttl_ms = max(1, (deadline_ns - self.clock()) // NS_PER_MS)
-        headers = ttl_headers(ttl_ms) if ttl_ms else b""
-        self._publish_after(sequence, Outgoing(counter.subject, value, headers), publication)
+    def publish_entry(self, subject: bytes, entry: Entry | None, sequence: int, publication: Publication) -> None:
+        """Publish a key's new entry, or its delete, if the sequence of its last message is `sequence`."""
+        message = self.delete_message(subject) if entry is None else Outgoing.of(subject, entry, self.clock())
+        self._publish_after(sequence, message, publication)
 
     def publish_delete(self, subject: bytes, sequence: int, publication: Publication) -> None:
         """Publish the delete of a key if the sequence of its last message is `sequence`."""
@@ -427,9 +392,18 @@ class Core:
             self.flush_soon()
         return publication
 
-    def after_barrier(self, act: Callable[[], None]) -> None:
-        """Call `act` once everything that is stored now has been applied."""
-        self.barrier().add_done_callback(lambda _: act())
+    def after_barrier(self, act: Callable[[Exception | None], None]) -> None:
+        """Call `act` with None once everything that is stored now has been applied, or with an error."""
+
+        def end(barrier: Promise) -> None:
+            try:
+                barrier.result()
+            except StoreError as error:
+                act(error)
+            else:
+                act(None)
+
+        self.barrier().add_done_callback(end)
 
     def call_later(self, delay_s: float, act: Callable[[], None]) -> None:
         """Call `act` once, after the delay. With a delay of 0, call it in the next turn of the event loop."""

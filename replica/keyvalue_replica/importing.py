@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 from keyvalue_engine.errors import LimitError
 from keyvalue_replica.bucket import MESSAGE_BYTES
-from keyvalue_replica.core import HEADER_BYTES, Outgoing
+from keyvalue_replica.core import HEADER_BYTES
 from keyvalue_replica.errors import StreamError, UnavailableError
 from keyvalue_replica.layout import Layout, ttl_headers
 from keyvalue_replica.options import ReplicaOptions
+from keyvalue_replica.outgoing import Outgoing
 from keyvalue_replica.publications import STREAM_FULL, WRONG_LAST_SEQUENCE
 from keyvalue_replica.stream import Api, ApiError, StreamState, mark_stream, open_stream, stream_state
 from keyvalue_transport.nats.connection import Connection

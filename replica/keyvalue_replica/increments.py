@@ -1,9 +1,11 @@
-"""Increments: compare-and-swap on the sequence of a key's last message.
+"""Increments, and other writes that depend on what is stored: compare-and-swap on the sequence of a key's last message.
 
 Increments of one key that wait at one instance are published together, as one sum, and each caller gets its own part:
 
     waiting  +1 +1 +5  ──>  value 10, if the last sequence is 40  ── acknowledged ──>  answers 4, 5, 10
                                         └── overtaken: it is 42 ──> apply 42, and try again
+
+If none of them changes the entry, nothing is published. Then a barrier shows that the entry is the latest.
 
 An instance that does not know the sequence of a key expects 0. The server's refusal then names the sequence.
 """
@@ -12,16 +14,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from keyvalue_engine import Bucket, StoreError
+from keyvalue_engine import Bucket
 from keyvalue_engine.entry import Entry
-from keyvalue_replica.counters import Addition
 from keyvalue_replica.errors import NotStoredError
-from keyvalue_replica.publications import Answer, Publication, ReplicaCounts
+from keyvalue_replica.publications import Answer, Publication, ReplicaCounts, answer_with
 from keyvalue_replica.sequences import NO_MESSAGE, UNKNOWN, Sequences
 
-__all__ = ["Counter", "Increment", "Increments", "Publisher"]
+__all__ = ["Counter", "Increment", "Increments", "Publisher", "Step"]
 
 #: Number of increments of one key that are published together.
 TOGETHER_MAX = 4_096
@@ -30,24 +31,23 @@ RETRY_S = 0.003
 LATE = "other instances changed this key again and again (jetstream_timeout_ms): nothing was stored"
 
 
-class Increment:
-    """An increment that waits.
+#: A function that returns the entry of a key after an increment, and the answer to the caller.
+Step: TypeAlias = Callable[[Entry | None], tuple[Entry | None, object]]
 
-    :ivar ttl_ms: the key's new time to live; 0 to keep its deadline
-    :ivar check: raises StoreError if the new value exceeds a limit of the caller
-    :ivar add: returns the sum and the new value; it knows the form of the counter
-    :ivar is_latest: True if a barrier has passed since the call, so that an error can't be due to an old value
+
+class Increment:
+    """An increment that waits, or another write that depends on what is stored.
+
+    :ivar step: returns the entry after the increment, and the answer; an error is the answer too
+    :ivar check: raises StoreError if the new entry exceeds a limit of the caller
+    :ivar is_latest: True if a barrier has passed since the call, so that the entry can't be an old one
     """
 
-    __slots__ = ("add", "answer", "check", "delta", "ends_s", "is_latest", "ttl_ms")
+    __slots__ = ("answer", "check", "ends_s", "is_latest", "step")
 
-    def __init__(
-        self, delta: int, ttl_ms: int, check: Callable[[bytes], object], answer: Answer, ends_s: float, add: Addition
-    ) -> None:
-        self.delta = delta
-        self.ttl_ms = ttl_ms
+    def __init__(self, step: Step, check: Callable[[Entry | None], object], answer: Answer, ends_s: float) -> None:
+        self.step = step
         self.check = check
-        self.add = add
         self.answer = answer
         self.ends_s = ends_s
         self.is_latest = False
@@ -56,14 +56,14 @@ class Increment:
 class Publisher(Protocol):
     """What increments need from the core."""
 
-    def publish_sum(self, counter: Counter, entry: Entry, ttl_ms: int, sequence: int, publication: Publication) -> None:
-        """Publish a counter's new value if the sequence of its last message is `sequence`."""
+    def publish_entry(self, subject: bytes, entry: Entry | None, sequence: int, publication: Publication) -> None:
+        """Publish a key's new entry, or its delete, if the sequence of its last message is `sequence`."""
 
     def has_passed(self, sequence: int) -> bool:
         """Return True if this and all earlier messages are applied."""
 
-    def after_barrier(self, act: Callable[[], None]) -> None:
-        """Call `act` once everything that is stored now has been applied."""
+    def after_barrier(self, act: Callable[[Exception | None], None]) -> None:
+        """Call `act` with None once everything that is stored now has been applied, or with an error."""
 
     def flush_soon(self, delay_s: float = 0.0) -> None:
         """Call `Increments.publish_ready` in the next turn of the event loop, or after a delay."""
@@ -96,17 +96,14 @@ class Counter:
         self.key = key
         self.waiting: deque[Increment] = deque()
         self.taken: list[Increment] = []  # the increments of the publication
-        self.next: Entry | None = None  # what the publication stores; None if it sets a deadline
+        self.next: Entry | None = None  # what the publication stores
         self.is_published = False
         self.needed = 0
-        self.ahead: tuple[int, Entry] | None = None
+        self.ahead: tuple[int, Entry | None] | None = None
 
     def acknowledged(self, sequence: int) -> None:
         """Go on with the next increments, which need not wait until this sum is applied."""
-        if self.next is None:  # the deadline depends on the timestamp, which only the delivery tells
-            self.ahead, self.needed = None, sequence
-        else:
-            self.ahead = sequence, self.next
+        self.ahead = sequence, self.next
         self._end()
 
     def overtaken(self, last_sequence: int | None) -> None:
@@ -169,7 +166,10 @@ class Increments:
         for subject, counter in ready.items():
             if counter.is_published:
                 continue
-            if not counter.waiting:
+            waiting = counter.waiting
+            while waiting and waiting[0].answer.done():
+                waiting.popleft()
+            if not waiting:
                 self._counters.pop(subject, None)
             elif self._publisher.has_passed(counter.needed):
                 self._publish(counter, now_s)
@@ -191,12 +191,11 @@ class Increments:
                     answer.set_exception(NotStoredError(LATE))
 
     def _publish(self, counter: Counter, now_s: float) -> None:
-        """Publish the sum of the increments that wait, if any of them is possible."""
+        """Publish what the increments that wait make of the entry. If they change nothing, confirm that it is the latest."""
         sequence, entry = self._base(counter)
-        value, deadline_ns = entry if isinstance(entry, tuple) else (entry, None)
         publication = Publication()
         publication.answers = answers = []
-        ttl_ms = 0
+        is_changed = False
         while counter.waiting and len(counter.taken) < TOGETHER_MAX:
             increment = counter.waiting.popleft()
             if increment.answer.done():
@@ -204,33 +203,44 @@ class Increments:
             if increment.ends_s <= now_s:
                 increment.answer.set_exception(NotStoredError(LATE))
                 continue
+            outcome: object
             try:
-                total, new_value = increment.add(value, increment.delta)
-                increment.check(new_value)
-            except StoreError as error:
-                self._refuse(counter, increment, error)
+                after, outcome = increment.step(entry)
+                if after is not entry:
+                    increment.check(after)
+                    is_changed, entry = True, after
+            except Exception as error:  # the answer of this increment alone
+                outcome = error
+            if increment.is_latest and not is_changed:
+                answer_with(increment.answer, outcome)
                 continue
-            value = new_value
-            ttl_ms = increment.ttl_ms or ttl_ms
             counter.taken.append(increment)
-            answers.append((increment.answer, total))
-        if counter.taken:
-            assert value is not None
-            entry = value if deadline_ns is None else (value, deadline_ns)
-            counter.next = None if ttl_ms else entry
+            answers.append((increment.answer, outcome))
+        if is_changed:
+            counter.next = entry
             counter.is_published = True
             publication.owner = counter
-            self._publisher.publish_sum(counter, value if ttl_ms else entry, ttl_ms, sequence, publication)
+            self._publisher.publish_entry(counter.subject, entry, sequence, publication)
+        elif counter.taken:
+            self._confirm(counter)
         else:
             self.look_at(counter, 0.0)
 
-    def _refuse(self, counter: Counter, increment: Increment, error: StoreError) -> None:
-        """Answer with an error. If the value may be old, look again after a barrier."""
-        if increment.is_latest:
-            increment.answer.set_exception(error)
-            return
-        increment.is_latest = True
-        self._publisher.after_barrier(lambda: self.add(counter.subject, counter.handle, counter.key, increment))
+    def _confirm(self, counter: Counter) -> None:
+        """Put the increments back. After a barrier, an answer that changes nothing needs no message of its own."""
+        taken, counter.taken = counter.taken, []
+        counter.waiting.extendleft(reversed(taken))
+
+        def go_on(error: Exception | None) -> None:
+            for increment in taken:
+                if error is None:
+                    increment.is_latest = True
+                elif not increment.answer.done():
+                    increment.answer.set_exception(error)
+            if not counter.is_published and self._counters.get(counter.subject) is counter:
+                self.look_at(counter, 0.0)
+
+        self._publisher.after_barrier(go_on)
 
     def _base(self, counter: Counter) -> tuple[int, Entry | None]:
         """Return the sequence and the entry that the next sum starts from."""

@@ -22,7 +22,7 @@ from keyvalue_replica.position import Position
 from keyvalue_replica.promise import Promise
 from keyvalue_replica.reservations import Reservation
 
-__all__ = ["Answer", "Change", "CountSum", "Publication", "Publications", "ReplicaCounts"]
+__all__ = ["Answer", "Change", "CountSum", "Publication", "Publications", "ReplicaCounts", "answer_with"]
 
 #: JetStream's codes of errors.
 WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -99,7 +99,7 @@ class Publication(Promise):
 
     A caller may cancel its answer. The publication then goes on without one.
 
-    :ivar answers: further answers that wait for it, each with its result
+    :ivar answers: further answers that wait for it, each with its result, which may be an error
     :ivar change: the handle, the key and the value that the message sets, None as the value for a delete; None if only
         the delivery tells what to apply
     :ivar is_barrier: True if it stores nothing, and only reads wait for it
@@ -143,13 +143,21 @@ class Publication(Promise):
         if self.answers is not None:
             for answer, result in self.answers:
                 if not answer.done():
-                    answer.set_result(result)
+                    answer_with(answer, result)
 
     def release(self) -> None:
         """Free the reserved room."""
         reservation, self.reservation = self.reservation, None
         if reservation is not None:
             reservation.release()
+
+
+def answer_with(answer: Answer, result: object) -> None:
+    """Give an answer its result, or its error."""
+    if isinstance(result, Exception):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
 
 
 def unknown_outcome(publication: Publication, why: str) -> StoreError:

@@ -22,9 +22,10 @@ from keyvalue_provider.__main__ import main
 from keyvalue_replica.answers import Barrier
 from keyvalue_replica.applier import Applier
 from keyvalue_replica.bucket import ReplicaBucket
-from keyvalue_replica.core import Core, Outgoing
+from keyvalue_replica.core import Core
 from keyvalue_replica.errors import NotStoredError
 from keyvalue_replica.layout import headers_of
+from keyvalue_replica.outgoing import Outgoing
 from keyvalue_replica.position import Position
 from keyvalue_replica.promise import Promise
 from keyvalue_replica.publications import Publications
