@@ -22,6 +22,7 @@ usage: scripts/bench [COMMAND] [OPTIONS]
               for example -k NAME or --benchmark-json=FILE
   engine      compare the store with a dict under one lock: time per call and page, memory per key
   start       measure the time and the CPU time from the launch of a provider to its first answer
+  redis       run redis-benchmark against redis-server and against a provider, in turns
   load        call a running provider and print JSON
 
 scripts/bench COMMAND --help lists the options of a command. Without COMMAND, endtoend runs with OPTIONS.
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from bench.micro.store_beside_dict import main as run
         case "start":
             from bench.run.startup import main as run
+        case "redis":
+            from bench.run.beside_redis import main as run
         case "load":
             from bench.load.generator_process import main as run
         case "micro" | "functions":
