@@ -60,6 +60,9 @@ ROOMS = {
     T: room(f"{T}.keyvalue.errors {T}.keyvalue.store {T}.wrpc.errors {T}.nats.client {T}.nats.connection {T}.nats.tls"),
     f"{T}.wrpc": room(without_io=True),
     f"{T}.keyvalue": room(f"{T}.wrpc", without_io=True),
+    f"{T}.redis": room(f"{T}.wrpc.handler {T}.keyvalue", "hiredis", without_io=True),
+    # The listener is the only module of the room that has sockets.
+    f"{T}.redis.listener": room(f"{T}.redis"),
     f"{T}.nats": room(f"{T}.wrpc {T}.nats"),
     # The functions of the clients are the only module of the room that knows the interface.
     f"{T}.nats.calls": room(f"{T}.wrpc {T}.keyvalue {T}.nats"),
@@ -85,8 +88,8 @@ ROOMS = {
     f"{P}.host": room(f"{P}.health {T}.nats.connection {T}.nats.subjects {T}.wrpc.errors", "nacl"),
     f"{P}.config": room(f"{E} {T} {R}.options {P}.host {P}.observe.log"),
     f"{P}.keyvalue": room(f"{E} {R}.options {T}.wrpc {T}.keyvalue {P}.config.options {P}.host.links"),
-    f"{P}.watching": room(f"{E} {T} {P}.config.options {P}.host.links"),
-    f"{P}.watching.durable_delivery": room(f"{E} {T} {R}.change_feed {P}.watching"),
+    f"{P}.watching": room(f"{E} {T} {P}.config.options {P}.host.links {P}.keyvalue.names"),
+    f"{P}.watching.durable_delivery": room(f"{E} {T} {R}.change_feed {P}.watching {P}.keyvalue.names"),
     f"{P}.watching.replicated_watchers": room(f"{E} {T} {R} {P}.host.links {P}.watching"),
     f"{P}.observe": room(f"{E} {T} {P}.health {P}.host {P}.observe.otlp {P}.watching", "prometheus_client"),
     # The only module that knows OpenTelemetry, which is optional.

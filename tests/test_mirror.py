@@ -60,6 +60,18 @@ REASONS = {
         keyvalue/errors.py        keyvalue/test_interface.py            how the interface encodes each
         keyvalue/outcomes.py      keyvalue/test_interface.py            how the calls of all functions are counted
         nats/calls.py             nats/test_client.py                   the functions of the clients
+        redis/answers.py          tests/integration/test_redis_beside_redis.py  the answers of a real server
+        redis/connection_commands.py  tests/integration/test_redis_beside_redis.py  the answers of a real server
+        redis/deadlines.py        tests/integration/test_redis_beside_redis.py  the answers of a real server
+        redis/errors.py           tests/integration/test_redis.py       an address that is not available
+        redis/keys.py             tests/integration/test_redis_beside_redis.py  the answers of a real server
+        redis/limits.py           tests/integration/test_redis.py       each limit needs connections
+        redis/listener.py         tests/integration/test_redis.py       it needs sockets
+        redis/revisions.py        tests/integration/test_redis_beside_redis.py  the answers of a real server
+        redis/server_commands.py  tests/integration/test_redis_beside_redis.py  the answers of a real server
+        redis/session.py          tests/integration/test_redis_replicated.py  its order needs answers that come later
+        redis/strings.py          tests/integration/test_redis_beside_redis.py  the answers of a real server
+        redis/surroundings.py     tests/integration/test_redis.py       what a session needs from a provider
         nats/connection_state.py  nats/test_connection.py               the states of a connection
         nats/requests.py          nats/test_connection.py               a request of a connection
         nats/waits.py             nats/test_server.py                   the calls of a server that wait
@@ -86,6 +98,7 @@ REASONS = {
         increments.py     test_core.py                             the model has increments that overtake each other
         kv_stores.py      tests/integration/test_shared_buckets.py  it joins stores that need a real server
         options.py        tests/integration/test_replicated.py     each changes how a bucket is opened
+        outgoing.py       test_core.py                             each message of the model is one
         outside.py        test_core.py                             the model is one
         position.py       test_core.py                             the rule that the model checks
         promise.py        test_core.py                             each answer is one
@@ -100,8 +113,11 @@ REASONS = {
     """,
     "provider/keyvalue_provider": """
         __main__.py           tests/integration/test_standalone.py  it is the command
-        further_metrics.py    tests/integration/test_metrics.py     each part that it names has metrics
         health.py             observe/test_endpoint.py              it says what the endpoint answers
+        optional_parts.py     tests/integration/test_metrics.py     it composes what options need
+        config/watching_options.py  config/test_options.py          tables of options
+        config/redis_plan.py  tests/integration/test_redis.py       what is refused at the start
+        keyvalue/names.py     tests/integration/test_redis.py       keys that are not UTF-8
         outer_process.py      tests/test_build.py                   it needs the executable
         ancestor.py           tests/hostile/test_host.py            it needs processes
         client/functions.py   client/test_command.py                each is a command

@@ -29,6 +29,7 @@ from keyvalue_provider.config.options import (
 )
 from keyvalue_provider.config.sources import Configuration
 from keyvalue_provider.config.start_plan import (
+    redis_of,
     refuse_links,
     resolve_host,
     resolve_standalone,
@@ -98,7 +99,7 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
             report, configuration, (STANDALONE_OPTIONS, configuration.standalone), (OPTIONS, configuration.options)
         )
         _describe_log(report, "info", False, "default")
-        for part in (refuse_links, user_of, tls_of):
+        for part in (refuse_links, user_of, tls_of, redis_of):
             _try(report, part, configuration)
     else:
         if given := [name for name, value in {"config": arguments.config, **flags_of(arguments)}.items() if value]:
@@ -115,6 +116,7 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         _try(report, user_of_host, host_data)
         xkeys = _try(report, xkeys_of, host_data)
         _try(report, tls_of, configuration)
+        _try(report, redis_of, configuration)
         _describe_links(report, host_data, xkeys, configuration.options)
     print(report.json() if arguments.json else report.text())  # noqa: T201 # the command's output
     return 2 if report.faults else 0

@@ -27,7 +27,6 @@ from keyvalue_provider.config.options import MEMORY, ProviderOptions
 from keyvalue_provider.config.sources import Configuration
 from keyvalue_provider.config.start_plan import StartPlan
 from keyvalue_provider.config.values import split_address
-from keyvalue_provider.further_metrics import further_metrics
 from keyvalue_provider.health import Health
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.host.restart_mark import EXIT_RESTART, RestartMark
@@ -43,6 +42,7 @@ from keyvalue_provider.live_configuration import LiveConfiguration
 from keyvalue_provider.observe.loop_probe import LoopProbe
 from keyvalue_provider.observe.other_instances import OtherInstances, SplitError, place_of_process
 from keyvalue_provider.observe.tracing import NoTracing, Tracing, tracing_of
+from keyvalue_provider.optional_parts import more_metrics, redis_of, replicated_watchers, serve_redis
 from keyvalue_provider.outer_process import OuterProcess
 from keyvalue_provider.signals import Signals, ignore_requests, unless_stopped
 from keyvalue_provider.systemd import READY, STOPPING, tell_systemd
@@ -55,12 +55,14 @@ from keyvalue_transport.keyvalue.interface import WRITES
 from keyvalue_transport.keyvalue.store import STORE, store_handlers, store_tallies
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.server import Server
+from keyvalue_transport.redis.errors import ListenError
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 
 if TYPE_CHECKING:
     # Imported by functions if metrics are on, because these imports take 15 ms.
     from keyvalue_provider.observe.endpoint import Endpoint
     from keyvalue_provider.observe.metrics import Durations, Metrics
+    from keyvalue_provider.redis_service import RedisService
     from keyvalue_provider.replicated import Replicated
     from keyvalue_provider.watching.no_watchers import NoWatchers
     from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
@@ -105,7 +107,7 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess, laun
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             end = runner.run(_run(plan, configuration.options, live_configuration, outer, launcher))
-    except (ConnectError, DisconnectedError, StreamError, SplitError) as error:
+    except (ConnectError, DisconnectedError, ListenError, StreamError, SplitError) as error:
         log.error("%s", error)
     except UnusableSnapshotError as error:
         log.error("%s", error)
@@ -124,6 +126,7 @@ class Parts:
     :param replicated: the replicated store; None for a store in memory
     :param snapshots: None if the store is not saved
     :param metrics: None if metrics are off
+    :param redis: None if Redis clients are not served
     """
 
     connection: Connection
@@ -138,6 +141,7 @@ class Parts:
     server: Server
     metrics: Metrics | None
     tracing: Tracing | NoTracing
+    redis: RedisService | None
     background: tuple[asyncio.Task[None], ...]
 
     def stop_background(self) -> None:
@@ -285,6 +289,7 @@ async def _run(
             after_connection.callback(endpoint.stop)
         if host is not None:
             await host.start()
+        await serve_redis(parts.redis, stack)  # before the keys are loaded: clients wait for its first answers
         if parts.snapshots is not None:
             await unless_stopped(parts.snapshots.load(options.connect_timeout_ms / 1000), stop_requested)
         if not stop_requested.is_set():
@@ -296,6 +301,8 @@ async def _run(
         gc.enable()
         if not stop_requested.is_set():
             provider.set_serving(True)
+            if parts.redis is not None:
+                parts.redis.is_open = True
             log.info("ready: serving %s at %s with %d links", plan.prefix, connection.server, len(links))
             Thread(target=outer.remove_unfinished, daemon=True).start()
             parts.tracing.start()
@@ -350,7 +357,7 @@ def _compose(
     if replicated is None:
         watchers: Watchers | ReplicatedWatchers | NoWatchers = Watchers(connection, lattice, in_memory, links, limits)
     else:
-        watchers = _replicated_watchers(connection, lattice, replicated, links, limits)
+        watchers = replicated_watchers(connection, lattice, replicated, links, limits)
     if replicated is not None:
         replicated.plain.on_change = service.drop_handles
         replicated.links_changed(policy)
@@ -374,10 +381,15 @@ def _compose(
     server.add(STORE, store_handlers(service, of_parameters, tallies), begun)
     server.add(ATOMICS, atomics_handlers(service, of_parameters, tallies), begun)
     server.add(BATCH, batch_handlers(service, of_parameters, tallies), begun)
+    redis = redis_of(plan.redis, service, policy, store, replicated)
     metrics = None
     if durations is not None:
-        more = further_metrics(replicated, snapshots, tracing)
-        metrics = Metrics(tallies, durations, store, server, connection, links, watchers, others, more)
+        metrics = Metrics(
+            *(tallies, durations, store, server, connection, links, watchers, others),
+            more=more_metrics(replicated, snapshots, redis, tracing),
+            redis_tallies=None if redis is None else redis.tallies,
+            left_out_keys=lambda: service.left_out_keys,
+        )
 
     def drop_caches() -> None:
         service.drop_handles()
@@ -390,21 +402,9 @@ def _compose(
     background = tuple(asyncio.create_task(coroutine) for coroutine in work)
     return Parts(
         *(connection, links, store, replicated, snapshots, policy, service, watchers, others, server, metrics, tracing),
+        redis,
         background,
     )
-
-
-def _replicated_watchers(
-    connection: Connection, lattice: str, replicated: Replicated, links: Links, limits: WatchLimits
-) -> ReplicatedWatchers | NoWatchers:
-    """Return the watchers of the replicated store."""
-    if replicated.follower is None:
-        from keyvalue_provider.watching.no_watchers import NoWatchers
-
-        return NoWatchers(links, lattice)
-    from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
-
-    return ReplicatedWatchers(connection, lattice, replicated.follower, links, limits)
 
 
 def _host_of(
@@ -471,7 +471,10 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float, by_hos
     parts.others.leave()
     if parts.replicated is not None:
         parts.replicated.give_up_after(timeout_s)
-    await parts.server.stop(timeout_s)
+    stops = [parts.server.stop(timeout_s)]
+    if parts.redis is not None:
+        stops.append(parts.redis.stop(timeout_s))
+    await asyncio.gather(*stops)
     await parts.watchers.stop(WATCH_STOP_TIMEOUT_S)
     parts.tracing.stop()
     parts.stop_background()

@@ -30,6 +30,10 @@ class KvStores:
             return self._plain.bucket(name, options)
         return RefusingBucket(StoreError(NO_ENCODED)) if self._encoded is None else self._encoded.bucket(name, options)
 
+    def now_ns(self) -> int:
+        """Return the server's time."""
+        return self._plain.store.now_ns() if self._encoded is None else self._encoded.now_ns()
+
     def add_quota(self, quota: Quota, buckets_max: int) -> None:
         """Start counting for a quota. Count at most `buckets_max` buckets now."""
         self._counting(quota).add_quota(quota, buckets_max)
@@ -52,6 +56,10 @@ class StoreSum:
     def __init__(self, *stores: Store) -> None:
         self.options = stores[0].options
         self._stores = stores
+
+    def now_ns(self) -> int:
+        """Return the time of the first engine's clock."""
+        return self._stores[0].now_ns()
 
     @property
     def bucket_count(self) -> int:

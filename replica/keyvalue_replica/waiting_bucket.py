@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
-from keyvalue_engine import BucketOptions, NoSuchBucketError, Page, StoreError
+from keyvalue_engine import BucketOptions, NoSuchBucketError, Page, Revise, Revision, StoreError
+from keyvalue_engine.entry import Entry
 from keyvalue_replica.bucket import ReplicaBucket
 
 __all__ = ["Opener", "RefusingBucket", "WaitingBucket"]
@@ -48,9 +49,31 @@ class WaitingBucket:
         page: Page = await self._read(lambda handle: handle.partial_page(cursor, keys_max, bytes_max), Page([], None))
         return page
 
-    async def set(self, key: bytes, value: bytes) -> None:
+    async def entry(self, key: bytes) -> Entry | None:
+        """Return the value of a key with its deadline, or None."""
+        found: Entry | None = await self._read(lambda handle: handle.entry(key), None)
+        return found
+
+    def __len__(self) -> int:
+        """Return 0, because no key has arrived yet."""
+        return 0
+
+    async def set(self, key: bytes, value: bytes, ttl_ms: int | None = None) -> None:
         """Store a value."""
-        await self._write(lambda handle: handle.set(key, value))
+        await self._write(lambda handle: handle.set(key, value, ttl_ms))
+
+    async def update(self, key: bytes, revise: Revise) -> Revision:
+        """Replace the entry of a key by what `revise` makes of it."""
+        revision: Revision = await self._write(lambda handle: handle.update(key, revise))
+        return revision
+
+    async def remove(self, keys: Sequence[bytes]) -> int:
+        """Remove keys. Return the number of those that existed."""
+        return int(await self._read(lambda handle: handle.remove(keys), 0))
+
+    async def set_missing(self, entries: Mapping[bytes, bytes]) -> bool:
+        """Store an entry if its key is missing."""
+        return bool(await self._write(lambda handle: handle.set_missing(entries)))
 
     async def delete(self, key: bytes) -> None:
         """Remove a key."""
@@ -99,3 +122,7 @@ class RefusingBucket:
         raise self._error
 
     get = exists = get_many = partial_page = set = delete = increment = set_many = delete_many = _refuse
+    entry = update = remove = set_missing = _refuse
+
+    def __len__(self) -> int:
+        return 0

@@ -92,7 +92,9 @@ class Scrape(NamedTuple):
     def operations(self) -> dict[tuple[str, str], float]:
         """Return the numbers of calls by function and outcome, where they are not 0."""
         pairs = [(function, outcome) for function in FUNCTIONS for outcome in OUTCOMES]
-        values = {pair: self.value("operations_total", operation=pair[0], result=pair[1]) for pair in pairs}
+        values = {
+            pair: self.value("operations_total", operation=pair[0], protocol="wrpc", result=pair[1]) for pair in pairs
+        }
         return {pair: value for pair, value in values.items() if value}
 
 

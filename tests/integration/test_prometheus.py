@@ -109,8 +109,8 @@ async def test_prometheus_scrapes_answers_and_evaluates_the_rules(
     await until(scraped, "two scrapes")
     operations = await in_thread(prometheus.query, "wrpc_keyvalue_operations_total > 0")
     assert operations == {
-        frozenset({("operation", "set"), ("result", "ok")}): 7,
-        frozenset({("operation", "get"), ("result", "none")}): 1,
+        frozenset({("operation", "set"), ("protocol", "wrpc"), ("result", "ok")}): 7,
+        frozenset({("operation", "get"), ("protocol", "wrpc"), ("result", "none")}): 1,
     }
     assert await in_thread(prometheus.query, "sum(wrpc_keyvalue_operation_duration_seconds_count)") == {frozenset(): 8}
     assert await in_thread(prometheus.query, "rate(wrpc_keyvalue_keyspace_misses_total[1m])") == {frozenset(): 0}

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 from keyvalue_engine import StoreOptions
 from keyvalue_provider.config import values
 from keyvalue_provider.config.declaration import OptionTable, option
-from keyvalue_provider.config.values import OptionError
+from keyvalue_provider.config.values import OptionError, RedisUsers
+from keyvalue_provider.config.watching_options import WATCHING_LINK_OPTIONS, WatchingLinkOptions
 from keyvalue_provider.host.secret import Secret
 from keyvalue_replica.options import ReplicaOptions
 from keyvalue_transport.keyvalue.interface import ParameterLimits
+from keyvalue_transport.redis.limits import Address, ListenerLimits
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ __all__ = [
 
 STORE_DEFAULTS = StoreOptions()
 INVOCATION_DEFAULTS = InvocationLimits()
+LISTENER_DEFAULTS = ListenerLimits()
 PARAMETER_DEFAULTS = ParameterLimits()
 
 READ_WRITE, READ_ONLY = "read-write", "read-only"
@@ -298,6 +301,50 @@ class ProviderOptions(LinkOptions):
     tls_key: Secret | None = option(  # noqa: RUF009 # `option` returns a field
         values.PEM_SECRET, "private key of the client certificate: PEM file or text"
     )
+    redis_address: tuple[Address, ...] | None = option(
+        values.REDIS_ADDRESSES,
+        "HOST:PORT or path of a Unix socket for Redis clients, or several with commas; off unless set",
+    )
+    redis_password: Secret | None = option(  # noqa: RUF009 # `option` returns a field
+        values.SECRET, "password of Redis clients; needed unless each address is loopback or a Unix socket"
+    )
+    redis_users: RedisUsers | None = option(  # noqa: RUF009 # `option` returns a field
+        values.REDIS_USERS,
+        'Redis users, as JSON: {"NAME": {"password": "...", "access": "read-only"}}, with the options of links',
+    )
+    redis_buckets: tuple[bytes, ...] | None = option(
+        values.DATABASES, "bucket of each Redis database from 0, with commas; if not set: default, 1, 2 to 15"
+    )
+    redis_socket_mode: int = option(values.MODE, "permissions of Unix sockets for Redis, in octal", default=0o600)
+    redis_tls_certificate: str | None = option(
+        values.PEM, "certificate for Redis clients: PEM file or text; makes TLS mandatory on TCP"
+    )
+    redis_tls_key: Secret | None = option(  # noqa: RUF009 # `option` returns a field
+        values.PEM_SECRET, "private key of redis_tls_certificate: PEM file or text"
+    )
+    redis_tls_ca: str | None = option(
+        values.PEM, "certificate authorities of Redis clients, which must then present a certificate"
+    )
+    redis_connections_max: int = option(
+        values.COUNT, "maximum Redis connections", default=LISTENER_DEFAULTS.connections_max
+    )
+    redis_request_bytes_max: int = option(
+        values.BYTES, "maximum bytes of one Redis request", default=LISTENER_DEFAULTS.request_bytes_max
+    )
+    redis_held_bytes_max: int = option(
+        values.BYTES,
+        "maximum bytes of incomplete requests on all Redis connections together",
+        default=LISTENER_DEFAULTS.held_bytes_max,
+    )
+    redis_unsent_bytes_max: int = option(
+        values.BYTES,
+        "maximum bytes of answers that Redis clients do not read, on all connections together",
+        default=LISTENER_DEFAULTS.unsent_bytes_max,
+    )
+    redis_idle_timeout_ms: int | None = option(
+        values.MILLISECONDS, "milliseconds until an idle Redis connection is closed; if not set: never"
+    )
+    redis_flush: bool = option(values.FLAG, "allow FLUSHDB", default=False)
     metrics_address: str | None = option(values.ADDRESS, "HOST:PORT for /metrics, /livez and /readyz; off unless set")
     log_level: str | None = option(
         values.LOG_LEVEL,
@@ -352,6 +399,16 @@ class ProviderOptions(LinkOptions):
             half_open_bytes_max=self.half_open_bytes_max,
             half_open_timeout_s=self.half_open_timeout_ms / 1000,
             expected_bytes_max=self.expected_bytes_max,
+        )
+
+    def listener_limits(self) -> ListenerLimits:
+        """Return the limits of the Redis listener."""
+        return ListenerLimits(
+            connections_max=self.redis_connections_max,
+            request_bytes_max=self.redis_request_bytes_max,
+            held_bytes_max=self.redis_held_bytes_max,
+            unsent_bytes_max=self.redis_unsent_bytes_max,
+            idle_timeout_s=(self.redis_idle_timeout_ms or 0) / 1000,
         )
 
     def replica_options(self, bucket: str) -> ReplicaOptions:
@@ -422,36 +479,11 @@ class StandaloneOptions:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class WatchingLinkOptions:
-    """Options of a link to a watcher. `keyvalue_provider.watching.patterns` parses the patterns."""
-
-    watch: str | None = option(
-        values.TEXT,
-        "changes to report: patterns separated by commas, like SET@key, DEL@text*, SET@bucket/*",
-    )
-    watch_bucket: bytes = option(
-        values.ENCODED_TEXT,
-        "bucket argument in calls to the watcher; {bucket} means the bucket's name; wasmCloud 1.x needs a number",
-        default=b"0",
-    )
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, str]) -> tuple[WatchingLinkOptions, list[str]]:
-        """Return the options in a link's source_config, and remarks about the names in it.
-
-        :raises OptionError: a value is malformed, or a name is misspelt
-        """
-        own, remarks = WATCHING_LINK_OPTIONS.read(config)
-        return cls(**own), remarks
-
-
 LINK_OPTIONS = OptionTable(LinkOptions)
 OPTIONS = OptionTable(ProviderOptions)
 STANDALONE_OPTIONS = OptionTable(StandaloneOptions)
 #: The options of `keyvalue-inmemory serve`.
 SERVE_OPTIONS = OptionTable(StandaloneOptions, ProviderOptions)
-WATCHING_LINK_OPTIONS = OptionTable(WatchingLinkOptions, kind="option of a watcher")
 
 #: Names of the options whose changes take effect at once. Changes to other options take effect at the next start.
 LIVE_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.is_live)

@@ -26,6 +26,8 @@ from keyvalue_transport.nats.urls import split_urls
 if TYPE_CHECKING:
     import argparse  # only for type checkers, because a host gives no arguments
 
+    from keyvalue_provider.config.redis_plan import RedisPlan
+
 __all__ = [
     "StartPlan",
     "plan_hosted",
@@ -55,6 +57,7 @@ class StartPlan:
     :param log_level: the log level if the option `log_level` is not set
     :param structured_logging: True to log JSON if the option `structured_logging` is not set
     :param resolve: combines a new configuration from the host with the other sources
+    :param redis: the parameters of the Redis listener, or None
     :param allows_split: False to refuse the start if another instance serves the prefix with other keys
     """
 
@@ -66,6 +69,7 @@ class StartPlan:
     structured_logging: bool
     resolve: Callable[[Mapping[str, str]], Configuration]
     allows_split: bool
+    redis: RedisPlan | None
 
 
 def read_hosted_plan(descriptor: int, environment: Mapping[str, str]) -> tuple[StartPlan, Configuration]:
@@ -107,6 +111,7 @@ def plan_hosted(host_data: HostData, configuration: Configuration, environment: 
         structured_logging=host_data.structured_logging,
         resolve=lambda config: resolve_host(host_data, config, environment),
         allows_split=True,  # a host starts a new instance while the old one stops
+        redis=redis_of(configuration),
     )
 
 
@@ -128,6 +133,7 @@ def plan_standalone(configuration: Configuration) -> StartPlan:
         structured_logging=False,
         resolve=lambda _: configuration,
         allows_split=options.allow_split,
+        redis=redis_of(configuration),
     )
 
 
@@ -231,6 +237,21 @@ def tls_of(configuration: Configuration) -> TlsOptions | None:
         except ValueError as error:
             raise ValueError(_discreet(f"tls_{error}", configuration)) from None
     return tls
+
+
+def redis_of(configuration: Configuration) -> RedisPlan | None:
+    """Return the plan of the Redis listener, or None if it is off.
+
+    :raises ValueError: an option is unusable, or an address needs a password
+    """
+    if configuration.options.redis_address is None:
+        return None
+    from keyvalue_provider.config.redis_plan import plan_redis  # here, because a start without it does not need it
+
+    try:
+        return plan_redis(configuration.options)
+    except ValueError as error:
+        raise ValueError(_discreet(str(error), configuration)) from None
 
 
 def _discreet(message: str, configuration: Configuration) -> str:

@@ -5,8 +5,9 @@ An error names the option, the value found, and what is allowed. This module doe
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,6 +17,7 @@ from keyvalue_provider.host.secret import Secret
 from keyvalue_provider.observe.log import LEVELS
 from keyvalue_transport.nats.subjects import check_subject
 from keyvalue_transport.nats.urls import redacted_url, split_urls
+from keyvalue_transport.redis.limits import Address
 
 __all__ = [
     "ADDRESS",
@@ -23,6 +25,7 @@ __all__ = [
     "BUCKET_NAMES",
     "BYTES",
     "COUNT",
+    "DATABASES",
     "ENCODED_TEXT",
     "FLAG",
     "HISTORY",
@@ -30,17 +33,22 @@ __all__ = [
     "LENGTH",
     "LOG_LEVEL",
     "MILLISECONDS",
+    "MODE",
     "NATS_URLS",
     "PATH",
     "PEM",
     "PEM_SECRET",
+    "REDIS_ADDRESSES",
+    "REDIS_USERS",
     "REPLICAS",
+    "SECRET",
     "SHARDS",
     "SUBJECT_PREFIX",
     "TEXT",
     "TTL",
     "USER_FILE",
     "OptionError",
+    "RedisUsers",
     "ValueType",
     "one_of",
     "split_address",
@@ -250,6 +258,80 @@ def _parse_address(name: str, text: str) -> str:
     return text
 
 
+def _parse_secret_text(name: str, text: str) -> Secret:
+    return Secret(_parse_text(name, _parse_some_text(name, text)))
+
+
+def _parse_redis_addresses(name: str, text: str) -> tuple[Address, ...]:
+    addresses = []
+    for part in text.split(","):
+        part = part.strip()
+        if part.startswith(("/", "./")) and "\0" not in part:
+            addresses.append(Address(path=part))
+            continue
+        try:
+            host, port = split_address(part)
+        except ValueError:
+            raise OptionError.of(name, text, f"{ADDRESS_FORM}, or a path that begins with / or ./") from None
+        addresses.append(Address(host, port))
+    return tuple(addresses)
+
+
+def _show_redis_addresses(addresses: tuple[Address, ...]) -> str:
+    return ",".join(map(str, addresses))
+
+
+def _parse_databases(name: str, text: str) -> tuple[bytes, ...]:
+    buckets = [part.strip() for part in text.split(",")]
+    if all(buckets):
+        return tuple(_encoded(name, bucket) for bucket in buckets)
+    raise OptionError.of(name, text, "names of buckets, separated by commas")
+
+
+def _show_databases(buckets: tuple[bytes, ...]) -> str:
+    return ",".join(bucket.decode() for bucket in buckets)
+
+
+def _parse_mode(name: str, text: str) -> int:
+    digits = text.strip()
+    if digits and len(digits) <= 4 and set(digits) <= set("01234567") and int(digits, 8) <= 0o777:
+        return int(digits, 8)
+    raise OptionError.of(name, text, "octal digits, from 0 to 777")
+
+
+@dataclass(frozen=True, slots=True)
+class RedisUsers:
+    """The passwords of Redis users, and their options as a link has them, both by name. `repr` hides the passwords."""
+
+    passwords: Mapping[str, Secret]
+    options: Mapping[str, Mapping[str, str]]
+
+
+def _parse_redis_users(name: str, text: str) -> RedisUsers:
+    form = 'JSON: {"NAME": {"password": "...", ...}}'
+    try:
+        users = json.loads(text)
+    except (ValueError, RecursionError):
+        users = None
+    passwords: dict[str, Secret] = {}
+    options: dict[str, dict[str, str]] = {}
+    for user, values in users.items() if isinstance(users, dict) else [("default", None)]:
+        if (
+            user == "default"
+            or not isinstance(values, dict)
+            or not all(isinstance(value, str) for value in values.values())
+            or not values.get("password")
+        ):
+            raise OptionError(f"{name}: found {len(text)} characters, allowed {form}, with texts and no user `default`")
+        passwords[user] = Secret(values.pop("password"))
+        options[user] = values
+    return RedisUsers(passwords, options)
+
+
+def _show_redis_users(users: RedisUsers) -> str:
+    return ",".join(sorted(users.passwords))
+
+
 FLAG = ValueType(_parse_flag, "true|false", _show_flag, bare="true")
 COUNT = _number("N")
 SHARDS = ValueType(_parse_shards, "N")
@@ -268,6 +350,11 @@ BUCKET_NAMES = ValueType(_parse_bucket_names, "NAME,...", _show_bucket_names)
 ENCODED_TEXT = ValueType(_encoded, "TEXT", bytes.decode)
 LOG_LEVEL = ValueType(_parse_level, "LEVEL")
 ADDRESS = ValueType(_parse_address, "HOST:PORT")
+REDIS_ADDRESSES = ValueType(_parse_redis_addresses, "ADDRESS,...", _show_redis_addresses)
+REDIS_USERS = ValueType(_parse_redis_users, "JSON", _show_redis_users, is_secret=True)
+DATABASES = ValueType(_parse_databases, "NAME,...", _show_databases)
+MODE = ValueType(_parse_mode, "MODE", "{:o}".format)
+SECRET: ValueType[Secret] = ValueType(_parse_secret_text, "TEXT", is_secret=True)
 NATS_URLS = ValueType(_parse_urls, "URL", _show_urls, is_secret=True)
 SUBJECT_PREFIX = ValueType(_parse_subject_prefix, "LATTICE.KEY")
 #: The path of a file that holds a seed. A user may give the seed itself by mistake.

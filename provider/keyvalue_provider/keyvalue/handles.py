@@ -21,7 +21,7 @@ from functools import partial
 from threading import Lock
 from typing import Protocol, TypeVar
 
-from keyvalue_engine import BucketOptions, Page, Quota, StoreOptions
+from keyvalue_engine import BucketOptions, Entry, Page, Quota, Revise, Revision, StoreOptions
 from keyvalue_provider.keyvalue.policy import Access, CallerKey, Policy, QuotaTerms, Right
 from keyvalue_replica.options import PlainQuota
 from keyvalue_transport.keyvalue.errors import AccessDeniedError
@@ -72,7 +72,7 @@ class BucketHandle(Protocol):
 
     def get(self, key: bytes, /) -> Answer[bytes | None]: ...
 
-    def set(self, key: bytes, value: bytes, /) -> Answer[None]: ...
+    def set(self, key: bytes, value: bytes, ttl_ms: int | None = None, /) -> Answer[None]: ...
 
     def delete(self, key: bytes, /) -> Answer[object]: ...
 
@@ -90,12 +90,26 @@ class BucketHandle(Protocol):
 
     def delete_many(self, keys: Sequence[bytes], /) -> Answer[object]: ...
 
+    def entry(self, key: bytes, /) -> Answer[Entry | None]: ...
+
+    def update(self, key: bytes, revise: Revise, /) -> Answer[Revision]: ...
+
+    def remove(self, keys: Sequence[bytes], /) -> Answer[int]:
+        """Remove keys. Return the number of keys that existed."""
+        ...
+
+    def set_missing(self, entries: Mapping[bytes, bytes], /) -> Answer[bool]: ...
+
+    def __len__(self) -> int: ...
+
 
 class BucketStore(Protocol):
     """A store that opens buckets and enforces quotas."""
 
     @property
     def options(self) -> StoreOptions: ...
+
+    def now_ns(self) -> int: ...
 
     def bucket(self, name: bytes, options: BucketOptions, /) -> BucketHandle:
         """Open a bucket. This method never raises, because an unusable name is refused at the first write."""
@@ -140,10 +154,23 @@ class CountingHandle:
         self.get_many = handle.get_many
         self.delete = handle.delete
         self.delete_many = handle.delete_many
+        self.entry = handle.entry
+        self.remove = handle.remove
 
-    def set(self, key: bytes, value: bytes, /) -> Awaitable[None]:
+    def __len__(self) -> int:
+        return len(self._handle)
+
+    def set(self, key: bytes, value: bytes, ttl_ms: int | None = None, /) -> Awaitable[None]:
         """Store a value, after the count."""
-        return self._counted(partial(self._handle.set, key, value))
+        return self._counted(partial(self._handle.set, key, value, ttl_ms))
+
+    def update(self, key: bytes, revise: Revise, /) -> Awaitable[Revision]:
+        """Revise an entry, after the count."""
+        return self._counted(partial(self._handle.update, key, revise))
+
+    def set_missing(self, entries: Mapping[bytes, bytes], /) -> Awaitable[bool]:
+        """Store entries if all keys are missing, after the count."""
+        return self._counted(partial(self._handle.set_missing, entries))
 
     def increment(self, key: bytes, delta: int, /) -> Awaitable[int]:
         """Add to a counter, after the count."""

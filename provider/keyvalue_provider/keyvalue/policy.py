@@ -233,6 +233,11 @@ class Policy:
                 found[place] = found.get(place, False) or creates
         return found
 
+    def add_user(self, caller: CallerKey, own: Mapping[str, Any]) -> None:
+        """Give a caller that is no component the access that a link with these options would give."""
+        self._replace(caller, None, Grant(None, own))
+        self._set_parameter_limits()
+
     def configure(self, options: ProviderOptions) -> bool:
         """Apply the options that can change while the provider runs (LIVE_OPTIONS). Ignore all other options. O(1).
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TypeVar
 
-from keyvalue_engine import NoSuchBucketError, Page, StoreError
+from keyvalue_engine import Entry, FullError, NoSuchBucketError, Page, Revise, Revision, StoreError
+from keyvalue_engine.entry import entry_size
 from keyvalue_provider.keyvalue.handles import BucketHandle, BucketStore, CallerHandles, Handles
+from keyvalue_provider.keyvalue.names import is_utf8
 from keyvalue_provider.keyvalue.policy import CallerKey, Policy
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.store import KEY_RESPONSE_BYTES, KeyResponse
@@ -24,6 +27,9 @@ __all__ = ["Service"]
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+#: Types of answers that are no awaitables. Looking one up is faster than testing for an awaitable.
+VALUES = frozenset({bytes, int, bool, tuple, type(None), Page, Revision})
 
 
 class Service:
@@ -41,8 +47,11 @@ class Service:
     ) -> None:
         policy = Policy(store.options) if policy is None else policy
         self.parameter_limits = policy.parameter_limits
+        self._store = store
         self._handles = CallerHandles(store, policy)
         self._message_bytes_max = message_bytes_max
+        #: The number of keys that list-keys left out, because they are not UTF-8.
+        self.left_out_keys = 0
         self._policy_changes = 0
         self._paging = asyncio.Lock()
         self._last = self._remember(ANONYMOUS)
@@ -123,21 +132,68 @@ class Service:
         except StoreError as error:
             raise _interface_error(error) from error
         if isinstance(answer, Page):
-            if answer.keys or answer.cursor is None:
-                return _key_response(answer)
-            answer = self._rest_of_page(handle, answer.cursor, bytes_max)
-        return _later(answer, _key_response)
+            response = self._key_response(answer)
+            if response.keys or response.cursor is None:
+                return response
+            return _later(self._rest_of_page(handle, response.cursor, bytes_max), None)
+        return _later(answer, self._key_response)
 
-    async def _rest_of_page(self, handle: BucketHandle, cursor: int, bytes_max: int) -> Page:
+    async def _rest_of_page(self, handle: BucketHandle, cursor: int, bytes_max: int) -> KeyResponse:
         """Return the rest of a page that is empty so far. Other calls are served between two steps of this work."""
         async with self._paging:  # one call at a time, so that many such calls do not delay the others
             while True:
                 await asyncio.sleep(0)
                 answer = handle.partial_page(cursor, None, bytes_max)
-                page = answer if isinstance(answer, Page) else await answer
-                if page.keys or page.cursor is None:
-                    return page
-                cursor = page.cursor
+                response = self._key_response(answer if isinstance(answer, Page) else await answer)
+                if response.keys or response.cursor is None:
+                    return response
+                cursor = response.cursor
+
+    def _key_response(self, page: Page) -> KeyResponse:
+        """Return a page without the keys that are not UTF-8, because no call over NATS can name them. Count them."""
+        keys = page.keys
+        if not b"".join(keys).isascii():
+            keys = [key for key in keys if is_utf8(key)]
+            self.left_out_keys += len(page.keys) - len(keys)
+        return KeyResponse(keys, page.cursor)
+
+    # Calls over the Redis protocol alone.
+
+    def set_for(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, ttl_ms: int, /) -> Answer[None]:
+        """Store a value that expires."""
+        return _made(partial(self._handles[caller].writable[bucket].set, key, value, ttl_ms))
+
+    def entry(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[Entry | None]:
+        """Return the value of a key with its deadline, or None."""
+        return _made(partial(self._handles[caller].readable[bucket].entry, key))
+
+    def update(self, caller: Caller, bucket: bytes, key: bytes, revise: Revise, /) -> Answer[Revision]:
+        """Replace an entry by what `revise` makes of it."""
+        return _made(partial(self._handles[caller].writable[bucket].update, key, revise))
+
+    def remove(self, caller: Caller, bucket: bytes, keys: list[bytes], /) -> Answer[int]:
+        """Remove keys, and return the number of those that existed."""
+        return _made(partial(self._handles[caller].writable[bucket].remove, keys))
+
+    def set_missing(self, caller: Caller, bucket: bytes, entries: dict[bytes, bytes], /) -> Answer[bool]:
+        """Store all entries if all keys are missing. Return True if they were stored."""
+        return _made(partial(self._handles[caller].writable[bucket].set_missing, entries))
+
+    def page(self, caller: Caller, bucket: bytes, cursor: int, keys_max: int, /) -> Answer[Page]:
+        """Return a page of keys, also of those that are not UTF-8. It may be empty although it has a cursor."""
+        return _made(partial(self._handles[caller].readable[bucket].partial_page, cursor, keys_max, 2**63))
+
+    def count_keys(self, caller: Caller, bucket: bytes, /) -> int:
+        """Return the number of keys, with expired ones that were not removed yet."""
+        return len(self._handles[caller].readable[bucket])
+
+    def now_ns(self) -> int:
+        """Return the time of the store's clock."""
+        return self._store.now_ns()
+
+    def entry_bytes(self, key: bytes, entry: Entry, /) -> int:
+        """Return the memory that an entry takes."""
+        return entry_size(key, entry)
 
     # atomics
 
@@ -176,6 +232,15 @@ class Service:
         return _later(answer, _nothing) if isinstance(answer, Awaitable) else None
 
 
+def _made(call: Callable[[], Answer[T]]) -> Answer[T]:
+    """Make a call of a handle, and return its answer."""
+    try:
+        answer = call()
+    except StoreError as error:
+        raise _interface_error(error) from error
+    return _later(answer, None) if type(answer) not in VALUES and isinstance(answer, Awaitable) else answer
+
+
 def _later(answer: Awaitable[S], convert: Callable[[S], T] | None) -> Derived[T]:
     """Return an awaitable that converts a store's answer, unless `convert` is None, and translates store errors."""
     derive_answer = getattr(answer, "derive", None)  # a DerivedAnswer; testing for the protocol itself takes 10 us
@@ -200,12 +265,8 @@ def _read(read: Callable[[], S]) -> S:
 def _interface_error(error: StoreError) -> NoSuchStoreError | OtherError:
     if isinstance(error, NoSuchBucketError):
         return NoSuchStoreError()
-    return OtherError(str(error))
+    return OtherError(str(error), isinstance(error, FullError))
 
 
 def _nothing(_: object) -> None:
     return None
-
-
-def _key_response(page: Page) -> KeyResponse:
-    return KeyResponse(page.keys, page.cursor)

@@ -98,6 +98,8 @@ class Metrics(Collector):
     """The collector of all metrics. A scrape takes O(functions x outcomes) time, however many keys exist.
 
     :param more: functions that return further metric families
+    :param redis_tallies: the calls of Redis clients, by command
+    :param left_out_keys: returns the number of keys that list-keys left out
     :ivar health: returns what is wrong with the provider
     """
 
@@ -112,7 +114,11 @@ class Metrics(Collector):
         watchers: Watching,
         others: OtherInstances,
         more: Sequence[Callable[[], Iterable[Metric]]] = (),
+        redis_tallies: Mapping[str, Tally] | None = None,
+        left_out_keys: Callable[[], int] = int,
     ) -> None:
+        self._redis_tallies = redis_tallies or {}
+        self._left_out_keys = left_out_keys
         self.health: Callable[[], Health] = lambda: Health([], [], [])
         self._more = more
         self._tallies = tallies
@@ -176,7 +182,7 @@ class Metrics(Collector):
 
     def _operations(self) -> Iterable[Metric]:
         operations = CounterMetricFamily(
-            f"{PREFIX}_operations", "Calls by function and result.", labels=("operation", "result")
+            f"{PREFIX}_operations", "Calls by function and result.", labels=("operation", "protocol", "result")
         )
         durations = HistogramMetricFamily(
             f"{PREFIX}_operation_duration_seconds",
@@ -185,13 +191,16 @@ class Metrics(Collector):
         )
         for name, tally in self._tallies.items():
             for outcome, count in zip(OUTCOMES, tally, strict=True):
-                operations.add_metric((name, outcome), count)
+                operations.add_metric((name, "wrpc", outcome), count)
             buckets = []
             total = 0
             for bound_s, count in zip((*DURATION_BOUNDS_S, "+Inf"), self._durations.counts[name], strict=True):
                 total += count
                 buckets.append((str(bound_s), total))
             durations.add_metric((name,), buckets, self._durations.sums_s[name])
+        for name, tally in self._redis_tallies.items():
+            for outcome, count in zip(OUTCOMES, tally, strict=True):
+                operations.add_metric((name, "redis", outcome), count)
         yield operations
         yield durations
 
@@ -262,6 +271,9 @@ class Metrics(Collector):
         yield evicted
         yield _gauge("evicts", "1 if a full store evicts keys, otherwise 0.", store.options.eviction != "none")
         yield _counter("pages", "Pages that list-keys returned.", self._tallies["list-keys"][OK])
+        yield _counter(
+            "left_out_keys", "Keys that list-keys left out, because they are not UTF-8.", self._left_out_keys()
+        )
 
 
 def _counter(name: str, what: str, value: float) -> Metric:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Protocol
 
+from keyvalue_provider.keyvalue.names import is_utf8
 from keyvalue_provider.watching.queue import Event, InFlight, WatchCounts, WatchLimits, WatchQueue
 from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, encode_on_delete, encode_on_set
 from keyvalue_transport.nats.subjects import invocation_subject
@@ -177,6 +178,11 @@ class ChangeDelivery:
             event = self.queue.take()
             if event is None:
                 return
+            if not is_utf8(event[1]):  # no call can name the key
+                with self._counts.lock:
+                    self._counts.dropped += 1
+                self.queue.end(self.queue.in_flight(event))
+                continue
             call = self._loop.create_task(self._call(event))
             self._calls[call] = self.queue.in_flight(event)
             call.add_done_callback(self._end_call)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from keyvalue_engine import StoreError
+from keyvalue_provider.keyvalue.names import is_utf8
 from keyvalue_provider.watching.delivery import (
     ABSENT_PAUSE_MAX_S,
     ABSENT_PAUSE_MIN_S,
@@ -171,7 +172,7 @@ class DurableDelivery:
             self._held[change.sequence] = held._replace(reply=change.reply)
         elif not watch.matches(change.bucket, change.key, change.value is None):
             self.feed.acknowledge(change.reply)
-        elif size > self._limits.queue_bytes:
+        elif size > self._limits.queue_bytes or not is_utf8(change.key):  # no call can name such a key
             self._counts.dropped += 1
             self.feed.acknowledge(change.reply)
         elif len(self._held) < self._limits.queue_events and self._held_bytes + size <= self._limits.queue_bytes:

@@ -29,11 +29,12 @@ from keyvalue_provider.config.options import (
 from keyvalue_provider.config.sources import host_settings, resolve
 from keyvalue_provider.host.secret import Secret
 from keyvalue_replica.options import ReplicaOptions
+from keyvalue_transport.redis.limits import ListenerLimits
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.conftest import options_of
 
-#: These two are smaller than the numbers of the tests below, and have cases of their own.
-SMALL = {"jetstream_history", "jetstream_replicas"}
+#: These are smaller than the numbers of the tests below, and have cases of their own.
+SMALL = {"jetstream_history", "jetstream_replicas", "redis_socket_mode"}
 NUMBERS = sorted({field.name for field in fields(ProviderOptions) if field.type in ("int", "int | None")} - SMALL)
 LINK_NUMBERS = sorted(set(NUMBERS) & LINK_OPTIONS.keys())
 
@@ -218,11 +219,14 @@ def test_live_options_are_not_options_of_the_store() -> None:
         assert options.invocation_limits() == InvocationLimits()
 
 
+REDIS_LIMITS = ("connections_max", "request_bytes_max", "held_bytes_max", "unsent_bytes_max")
 #: The name of an option where it arrives, if it has another name there.
 ARRIVES_AS = {
     "page_keys": "page_keys_max",
     "page_bytes": "page_bytes_max",
     "half_open_timeout_ms": "half_open_timeout_s",
+    "redis_idle_timeout_ms": "idle_timeout_s",
+    **{f"redis_{name}": name for name in REDIS_LIMITS},
     "jetstream_create": "creates",
     "jetstream_adopt": "adopts",
     "jetstream_timeout_ms": "timeout_s",
@@ -239,7 +243,8 @@ def test_every_option_arrives(name: str) -> None:
     others |= {"jetstream_adopt": "true", "keys": "plain"}
     others |= dict.fromkeys(("restart_for_secrets", "jetstream_create"), "false")
     others |= {"store": "jetstream", "jetstream_storage": "memory", "jetstream_replicas": "3", "batch": "pipelined"}
-    others |= {"eviction": "unused"}
+    others |= {"eviction": "unused", "redis_socket_mode": "660", "redis_flush": "true"}
+    others |= {"redis_users": '{"u": {"password": "p"}}'}
     options = set_to(name, others.get(name) or OF_LINK.get(name, ("8",))[0])
     assert ProviderOptions().changed(options) == [name]
     assert options.changed(options) == []
@@ -249,6 +254,7 @@ def test_every_option_arrives(name: str) -> None:
             (options.store_options(), StoreOptions()),
             (options.invocation_limits(), InvocationLimits()),
             (options.replica_options("b"), ReplicaOptions("b")),
+            (options.listener_limits(), ListenerLimits()),
         )
         for field in fields(given)
         if getattr(given, field.name) != getattr(default, field.name)
@@ -257,6 +263,8 @@ def test_every_option_arrives(name: str) -> None:
     elsewhere |= {"watch_queue_events", "watch_queue_bytes", "watch_timeout_ms", "tls_ca", "tls_certificate", "tls_key"}
     elsewhere |= {"outlive_host", "restart_for_secrets", "store", "snapshot_path", "snapshot_interval_ms"}
     elsewhere |= {"keys", "open_buckets_max", "bucket_idle_ms"}
+    elsewhere |= {"redis_address", "redis_password", "redis_users", "redis_buckets", "redis_socket_mode", "redis_flush"}
+    elsewhere |= {"redis_tls_certificate", "redis_tls_key", "redis_tls_ca"}
     if name in elsewhere:
         assert not changed, f"option {name} is listed in `elsewhere`, but it changes {sorted(changed)}"
     else:

@@ -126,7 +126,7 @@ def test_errors_of_the_store_become_other(call: Callable[[Service], object], mes
 
 
 @given(
-    st.sets(st.binary(max_size=300), max_size=60),
+    st.sets(st.text(max_size=100).map(str.encode), max_size=60),
     st.integers(1, 2_000),
     st.integers(1, 2_000),
 )
@@ -148,6 +148,25 @@ def test_a_page_is_not_larger_than_a_message(keys: set[bytes], message_bytes_max
         if cursor is None:
             break
     assert sorted(found) == sorted(keys)
+
+
+async def test_keys_that_are_not_utf8_are_left_out() -> None:
+    """A page of such keys alone is empty, so the rest of the page follows, as after expired keys."""
+    kv = Service(Store(StoreOptions(page_keys_max=2)))
+    keys = {b"\xff%d" % number for number in range(40)} | {"\xe4".encode(), b"a"}
+    for key in keys:
+        kv.set(ANONYMOUS, b"b", key, b"")
+    found: list[bytes] = []
+    cursor: int | None = None
+    while True:
+        answer = kv.list_keys(ANONYMOUS, b"b", cursor)
+        page = answer if isinstance(answer, tuple) else await answer
+        found += page.keys
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert sorted(found) == [b"a", "\xe4".encode()]
+    assert kv.left_out_keys == 40
 
 
 def test_parameters_need_not_be_read_beyond_the_limits_of_the_store() -> None:

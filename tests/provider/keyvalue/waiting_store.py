@@ -50,6 +50,9 @@ class WaitingHandle:
         self._bucket = bucket
         self._later = later
 
+    def __len__(self) -> int:
+        return len(self._bucket)
+
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         return partial(self._later, getattr(self._bucket, name))
 
@@ -67,6 +70,9 @@ class WaitingStore:
 
     def bucket(self, name: bytes, options: BucketOptions, /) -> BucketHandle:
         return cast(BucketHandle, WaitingHandle(self.held.bucket(name, options), self._later))
+
+    def now_ns(self) -> int:
+        return self.held.now_ns()
 
     def add_quota(self, quota: Quota, buckets_max: int, /) -> None:
         self.held.add_quota(quota, buckets_max)

@@ -156,7 +156,7 @@ def test_every_family_has_its_type_and_labels_and_appears_once(pieces: Pieces) -
     assert found == {
         **dict.fromkeys(counters, ("counter", set())),
         **{name: ("gauge", set()) for name in (*NUMBERS, "memory_bytes") if not name.endswith("_total")},
-        "operations": ("counter", {"operation", "result"}),
+        "operations": ("counter", {"operation", "protocol", "result"}),
         "operation_duration_seconds": ("histogram", {"operation", "le"}),
         "watch_events": ("counter", {"result"}),
         "evicted_keys": ("counter", {"limit"}),
@@ -172,7 +172,12 @@ def test_label_values_are_closed_sets(pieces: Pieces) -> None:
         pieces.links.put(LinkDefinition(f"component-{number}", "kv", "default"))
     after = [(one.name, one.labels) for family in pieces.families().values() for one in family.samples]
     assert after == before
-    allowed = {"operation": set(FUNCTIONS), "result": set(OUTCOMES), "transport": {"plain", "direct"}}
+    allowed = {
+        "operation": set(FUNCTIONS),
+        "protocol": {"wrpc"},
+        "result": set(OUTCOMES),
+        "transport": {"plain", "direct"},
+    }
     for name, values in allowed.items():
         assert {labels[name] for _, labels in after if name in labels} <= values
 
@@ -254,6 +259,7 @@ NUMBERS: dict[str, float] = {
     "keyspace_hits_total": 11,
     "keyspace_misses_total": 22,
     "pages_total": 100,
+    "left_out_keys_total": 0,
     "links": 5,
     "unusable_links": 7,
     "healthy": 1,
@@ -273,7 +279,7 @@ def test_every_number_is_exposed() -> None:
     }
     assert pieces.store.memory_bytes > 0
     for count, outcome in enumerate(OUTCOMES, 1):
-        assert pieces.value(f"{PREFIX}_operations_total", operation="get", result=outcome) == count
+        assert pieces.value(f"{PREFIX}_operations_total", operation="get", protocol="wrpc", result=outcome) == count
     assert pieces.value(f"{PREFIX}_watch_events_total", result="ok") == 42
     assert pieces.value(f"{PREFIX}_watch_events_total", result="failed") == 43
 

@@ -168,6 +168,15 @@ async def test_the_bucket_argument(watched: Watched) -> None:
     assert [call.bucket for call in watched.component.calls] == [b"0", b"b", b"7"]
 
 
+async def test_a_key_that_no_call_can_name_is_dropped(watched: Watched) -> None:
+    """Redis clients may store keys that are not UTF-8."""
+    for key in (b"\xff", b"k", b"\xff", "\xe4".encode()):
+        watched.push(key)
+        await turn()
+    assert [call.key for call in watched.component.calls] == [b"k", "\xe4".encode()]
+    assert watched.delivery._counts.dropped == 2
+
+
 async def test_a_long_backlog_of_one_key_is_skipped_in_steps(watched: Watched) -> None:
     for number in range(5 * LOOKS_MAX):
         watched.push(b"slow", b"%d" % number)

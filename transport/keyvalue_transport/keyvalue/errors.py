@@ -30,8 +30,12 @@ class AccessDeniedError(InterfaceError):
 
 
 class OtherError(InterfaceError):
-    """`other(message)`: any other error. `message` describes it."""
+    """`other(message)`: any other error. `message` describes it.
 
-    def __init__(self, message: str) -> None:
+    :ivar is_full: True if a write would exceed a limit for keys or memory; it is not sent
+    """
+
+    def __init__(self, message: str, is_full: bool = False) -> None:
         super().__init__(message)
         self.message = message
+        self.is_full = is_full

@@ -1,4 +1,4 @@
-"""TLS for the NATS connection: how certificates are loaded, and how TLS errors are explained.
+"""TLS for the NATS connection, and for the Redis listener: how certificates are loaded, and how TLS errors are explained.
 
 If TLS is required, nothing is sent unencrypted. `DirectTransport` in `direct/transport.py` enforces this rule for the
 first connection and for each reconnect.
@@ -57,13 +57,28 @@ class TlsOptions:
         :raises ValueError: an option is unusable. The message begins with the option's name, for example `ca: `. The
             message may show a path, but never the text of a file
         """
+        return self._context(ssl.Purpose.SERVER_AUTH)
+
+    def server_context(self) -> ssl.SSLContext:
+        """Return a TLS context for a server that presents the certificate. With `ca`, clients must present one too.
+
+        :raises ValueError: as in `context`
+        """
+        if not self.certificate:
+            raise ValueError("certificate: found none, expected the certificate of this server")
+        context = self._context(ssl.Purpose.CLIENT_AUTH)
+        if self.ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def _context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
         ca, certificate = _read("ca", self.ca, CERTIFICATE), _read("certificate", self.certificate, CERTIFICATE)
         key = _read("key", self.key, PRIVATE_KEY)
         if key.text and not certificate.text:
             raise ValueError("key: found a key without a certificate, expected both")
         try:
             # Comments in the file may be in any language, but cadata must be ASCII.
-            context = ssl.create_default_context(cadata=ca.text.encode("ascii", "replace").decode() or None)
+            context = ssl.create_default_context(purpose, cadata=ca.text.encode("ascii", "replace").decode() or None)
         except ssl.SSLError:
             raise ValueError(f"{ca.where}: found a damaged certificate, {ALLOWED}") from None
         if certificate.text:

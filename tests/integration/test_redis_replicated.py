@@ -1,0 +1,110 @@
+"""The Redis listener over the replicated store: answers come later, and several instances share the keys."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keyvalue_transport.nats.client import KeyValueClient
+from tests.conftest import NatsServer
+from tests.integration.redis_provider import RedisProvider, redis_provider
+from tests.integration.redis_server import Wire, redis_server
+from tests.integration.test_redis_beside_redis import assert_same, requests
+
+
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    directory = tmp_path_factory.mktemp("nats")
+    server = NatsServer(directory, f"jetstream {{ store_dir: {json.dumps(str(directory))} }}\n")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def instances(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisProvider]]:
+    directory = tmp_path_factory.mktemp("instances")
+    options = {"store": "jetstream", "jetstream_bucket": "shared", "jetstream_storage": "memory", "redis_flush": "true"}
+    with (
+        redis_provider(directory, nats, "first", **options) as first,
+        redis_provider(directory, nats, "second", **options) as second,
+    ):
+        yield [first, second]
+
+
+@pytest.fixture(scope="module")
+def both(
+    instances: list[RedisProvider], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], tuple[Wire, Wire]]]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as path:
+        yield lambda: (Wire(path), Wire(instances[0].socket))
+
+
+def is_the_same_here(request: list[bytes]) -> bool:
+    """Return False for requests that docs/redis.md excepts: deadlines move by up to a millisecond."""
+    words = {word.upper() for word in request}
+    return request[0].upper() != b"MSETNX" and not words & {b"GT", b"LT"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(pipelines=st.lists(st.lists(requests.filter(is_the_same_here), min_size=1, max_size=12), min_size=1, max_size=3))
+def test_the_same_requests_get_the_same_answers(
+    both: Callable[[], tuple[Wire, Wire]], pipelines: list[list[list[bytes]]]
+) -> None:
+    """Requests of one connection take effect in their order, although none waits for the answer to the one before."""
+    assert_same(both, pipelines)
+
+
+def test_updates_of_many_clients_are_linearizable(instances: list[RedisProvider], nats: NatsServer) -> None:
+    """Clients of two instances add to one counter, and take one lock. No step is lost, and no lock is held twice."""
+    locked: list[int] = []
+    holders = 0
+
+    def work(number: int) -> None:
+        nonlocal holders
+        with Wire(instances[number % 2].socket) as wire:
+            for turn in range(50):
+                wire.call(b"INCR", b"counter")
+                wire.call(b"APPEND", b"text", b"x")
+                if wire.call(b"SET", b"lock", b"%d-%d" % (number, turn), b"NX") == b"OK":
+                    holders += 1
+                    assert holders == 1
+                    locked.append(number)
+                    holders -= 1
+                    assert wire.call(b"GETDEL", b"lock") == b"%d-%d" % (number, turn)
+
+    with Wire(instances[0].socket) as wire:
+        wire.call(b"FLUSHDB")
+    failed: list[BaseException] = []
+
+    def guarded(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed, failed
+    assert locked
+    with Wire(instances[1].socket) as wire:
+        assert wire.call(b"GET", b"counter") == b"300"
+        assert wire.call(b"STRLEN", b"text") == 300
+
+
+async def test_increments_over_both_protocols(instances: list[RedisProvider], nats: NatsServer) -> None:
+    with Wire(instances[0].socket) as wire:
+        wire.call(b"SET", b"n", b"40")
+        async with KeyValueClient(nats.url, instances[1].prefix) as client:
+            assert await client.increment("default", "n") == 41
+            assert wire.call(b"INCR", b"n") == 42
+            assert await client.get("default", "n") == b"42"
+        assert "MSETNX" not in str(wire.call(b"MSETNX", b"one", b"1"))
+        assert "can't be set on a condition" in str(wire.call(b"MSETNX", b"a", b"1", b"b", b"2"))

@@ -1,0 +1,125 @@
+"""Requests: however the bytes are cut, the same requests come out. Malformed bytes cost bounded memory."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keyvalue_transport.redis.requests import Request, RequestReader
+from tests.integration.redis_server import encode_request
+
+REQUEST_BYTES_MAX = 1 << 20
+#: Parts that look like the beginning of a request.
+parts = st.binary(max_size=12) | st.sampled_from(
+    [b"GET", b"\r\n*2\r\n$3", b"*123456789", b"$5\r\n", b"x" * 300, b">1000000", b"*-1\r\n"]
+)
+requests = st.lists(st.lists(parts, min_size=1, max_size=6), max_size=8)
+
+
+def read_all(read: bytes, cuts: list[int], request_bytes_max: int = REQUEST_BYTES_MAX) -> tuple[list[Request], str]:
+    """Return the requests in some bytes, cut at offsets, and the error."""
+    reader = RequestReader(request_bytes_max)
+    found: list[Request] = []
+    at = 0
+    for cut in [*sorted(cuts), len(read)]:
+        if cut > at:
+            found += reader.feed(read[at:cut])
+            at = cut
+        if reader.error is not None:
+            break
+    assert reader.error is not None or reader.scanner.held_bytes <= len(read)
+    return found, str(reader.error or "")
+
+
+@given(requests=requests, data=st.data())
+def test_requests_come_out_however_they_are_cut(requests: list[Request], data: st.DataObject) -> None:
+    read = b"".join(map(encode_request, requests))
+    cuts = data.draw(st.lists(st.integers(0, len(read)), max_size=10))
+    assert read_all(read, cuts) == (requests, "")
+    assert read_all(read, list(range(len(read)))) == (requests, "")
+
+
+@settings(max_examples=500)
+@given(read=st.lists(st.sampled_from([b"*", b"$", b"1", b"2", b"-", b"\r\n", b"\n", b":", b"a", b'"', b"'", b"\\x4"])
+                     | st.binary(max_size=3), max_size=30).map(b"".join), data=st.data())  # fmt: skip
+def test_any_bytes_mean_the_same_however_they_are_cut(read: bytes, data: st.DataObject) -> None:
+    """The two readers agree: whole reads go to hiredis, single bytes to the scanner."""
+    whole = read_all(read, [])
+    assert read_all(read, data.draw(st.lists(st.integers(0, len(read)), max_size=5))) == whole
+    assert read_all(read, list(range(len(read)))) == whole
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        b"*1000000000\r\n",
+        b"*1\r\n*1000000000\r\n",
+        b"*2\r\n$3\r\nGET\r\n*1000000000\r\n",
+        b"%1000000000\r\n",
+        b"*1048576\r\n" * 100,
+        b"*1\r\n$536870912\r\n",
+        b"*1\r\n$1048577\r\nx",
+        b"*99999\r\n" * 100,
+        b"*9\r\n" * 10_000,
+        b"*99\r\n" * 10_000,
+    ],
+)
+def test_a_length_takes_no_memory(read: bytes) -> None:
+    tracemalloc.start()
+    try:
+        for cuts in ([], list(range(len(read)))):
+            read_all(read, cuts)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 1024 * 1024
+
+
+def test_a_large_value_is_joined_once() -> None:
+    """Reading takes time in proportion to the bytes. Otherwise, this test takes minutes."""
+    value = random.Random(1).randbytes(30_000_000)
+    read = encode_request([b"SET", b"k", value])
+    found, _ = read_all(read, list(range(0, len(read), 4096)), 1 << 26)
+    assert found == [[b"SET", b"k", value]]
+
+
+def test_limits_before_a_password() -> None:
+    for read, error in (
+        (b"*11\r\n", "unauthenticated multibulk length"),
+        (b"*1\r\n$16385\r\n", "unauthenticated bulk length"),
+    ):
+        reader = RequestReader(REQUEST_BYTES_MAX, is_trusted=False)
+        assert reader.feed(read) == []
+        assert str(reader.error) == error
+
+
+@pytest.mark.long
+def test_a_million_random_inputs() -> None:
+    """Any bytes, cut anywhere, end in requests, an error, or a wait. No exception leaves the reader."""
+    chance = random.Random(22)
+    pieces = [
+        b"*",
+        b"$",
+        b"\r\n",
+        b"1",
+        b"3",
+        b"GET",
+        b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n",
+        b"\n",
+        b'"',
+        b"-1",
+        b":",
+        b"x" * 50,
+    ]
+    for _ in range(1_000_000):
+        read = b"".join(chance.choices(pieces, k=chance.randrange(1, 9)))
+        cut = chance.randrange(len(read) + 1)
+        reader = RequestReader(1000)
+        reader.feed(read[:cut])
+        if reader.error is None:
+            reader.feed(read[cut:])
+        assert reader.scanner.held_bytes <= len(read)

@@ -1,0 +1,1 @@
+"""The Redis protocol: requests and answers without I/O, and a listener."""

@@ -1,0 +1,360 @@
+"""The listener: sockets, the connections on them, and their limits.
+
+    socket ── read ──> ClientConnection.data_received ──> RequestReader ──> RedisSession ──> one write
+
+All requests of a read are executed, and their answers are written together. A connection stops reading while its output
+is not written, or while requests wait. A client that reads nothing then holds one answer, and what the socket holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+import stat
+from time import perf_counter
+from typing import Any
+
+from keyvalue_transport.redis.answers import error
+from keyvalue_transport.redis.errors import ListenError
+from keyvalue_transport.redis.limits import Address, ListenerLimits
+from keyvalue_transport.redis.requests import RequestReader
+from keyvalue_transport.redis.session import Commands, RedisSession
+from keyvalue_transport.redis.surroundings import Client, Surroundings
+
+__all__ = ["ClientConnection", "ListenerCounts", "RedisListener"]
+
+#: A connection stops reading when more than this is not written.
+HIGH_WATER_BYTES = 1024 * 1024
+BACKLOG = 1024
+#: How often idle connections are looked for, in seconds.
+IDLE_CHECK_S = 1.0
+TOO_MANY = error("ERR max number of clients reached")
+
+
+class ListenerCounts:
+    """Numbers since the start.
+
+    :ivar rejected: connections that were closed at once, because there were too many
+    :ivar malformed: connections that were closed because of bytes that are no request
+    :ivar foreign: connections that were closed because they spoke HTTP
+    :ivar slow: connections that were closed because clients did not read their answers
+    """
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.rejected = 0
+        self.malformed = 0
+        self.foreign = 0
+        self.slow = 0
+        self.received_bytes = 0
+        self.sent_bytes = 0
+
+
+class ClientConnection(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, listener: RedisListener, number: int) -> None:
+        self.number = number
+        self._listener = listener
+        self._session = RedisSession(listener.surroundings, listener.commands, number, self._output_later)
+        self._reader = RequestReader(listener.limits.request_bytes_max)
+        self._transport: Any = None
+        self._held_bytes = 0  # counted in the listener's
+        self._unsent_bytes = 0  # counted in the listener's
+        self._is_paused = self._is_full = self._is_due = False
+        self._began_s = self.last_s = perf_counter()
+
+    @property
+    def user(self) -> str:
+        """The name of the user, or nothing."""
+        account = self._session.account
+        return "" if account is None else account.name
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, unless there are too many connections."""
+        self._transport = transport
+        self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
+        if not self._listener.add(self):
+            self._transport.write(TOO_MANY)
+            self._transport.close()
+
+    def data_received(self, read: bytes) -> None:
+        """Execute the requests of a read, and write their answers."""
+        listener, session, reader = self._listener, self._session, self._reader
+        self.last_s = perf_counter()
+        reader.is_trusted = session.account is not None
+        requests = reader.feed(read)
+        listener.counts.received_bytes += len(read)
+        session.receive(requests)
+        if session.out:
+            self._write()
+        if self._held_bytes or reader.scanner.held_bytes:
+            self._hold(reader.scanner.held_bytes)
+        if reader.error is not None or session.ends or session.queue:
+            self._end_or_wait()
+
+    def pause_writing(self) -> None:
+        """Stop, because the client does not read."""
+        self._is_full = True
+        self._pause()
+        self._count_unsent(self._transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._is_full = False
+        self._count_unsent(0)
+        self._go_on()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._hold(0)
+        self._count_unsent(0)
+        self._session.close()
+        self._listener.remove(self)
+
+    def describe(self) -> dict[str, object]:
+        """Return the fields of CLIENT LIST."""
+        session, now_s = self._session, perf_counter()
+        return {
+            "id": self.number,
+            "addr": _shown(self._transport.get_extra_info("peername")),
+            "laddr": _shown(self._transport.get_extra_info("sockname")),
+            "name": session.name.decode(),
+            "age": int(now_s - self._began_s),
+            "idle": int(now_s - self.last_s),
+            "flags": "N",
+            "db": session.database,
+            "sub": 0,
+            "psub": 0,
+            "multi": -1,
+            "qbuf": self._held_bytes,
+            "omem": self._transport.get_write_buffer_size(),
+            "user": self.user,
+            "resp": session.resp,
+            "lib-name": session.library["LIB-NAME"].decode(),
+            "lib-ver": session.library["LIB-VER"].decode(),
+        }
+
+    def kill(self) -> None:
+        """Close the connection at once."""
+        self._transport.abort()
+
+    def finish(self) -> None:
+        """Close the connection once the output is written."""
+        self._transport.close()
+
+    @property
+    def unanswered(self) -> int:
+        """The number of requests that have no answer yet."""
+        return self._session.unanswered
+
+    def _write(self) -> None:
+        out = self._session.take_output()
+        self._listener.counts.sent_bytes += len(out)
+        self._transport.write(out)
+
+    def _end_or_wait(self) -> None:
+        """Act on requests that wait, an error of the protocol, or the end of the session."""
+        session, failure = self._session, self._reader.error
+        while session.queue and not session.ends:
+            if self._is_full or self._transport.get_write_buffer_size() > HIGH_WATER_BYTES:
+                break
+            session.go_on()
+            if not session.out:
+                break
+            self._write()
+        if session.ends:
+            self._transport.close()
+        elif session.queue or (failure is not None and session.unanswered):
+            self._pause()
+        elif failure is not None:
+            self._listener.counts.malformed += 1
+            self._transport.write(error(f"ERR Protocol error: {failure}"))
+            self._transport.close()
+        elif not self._is_full and self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def _output_later(self) -> None:
+        """Write the answers that have come in this turn of the event loop, all at once."""
+        if not self._is_due:
+            self._is_due = True
+            self._listener.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._is_due = False
+        if self._transport.is_closing():
+            return
+        if self._session.out:
+            self._write()
+        self._end_or_wait()
+
+    def _pause(self) -> None:
+        if not self._is_paused and not self._transport.is_closing():
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def _hold(self, held_bytes: int) -> None:
+        """Count the bytes of an incomplete request. Close the connection if all connections hold too many."""
+        listener = self._listener
+        listener.held_bytes += held_bytes - self._held_bytes
+        self._held_bytes = held_bytes
+        if listener.held_bytes > listener.limits.held_bytes_max and held_bytes:
+            listener.counts.malformed += 1
+            self._transport.write(error("ERR too many bytes of incomplete requests on all connections"))
+            self._transport.abort()
+
+    def _count_unsent(self, unsent_bytes: int) -> None:
+        listener = self._listener
+        listener.unsent_bytes += unsent_bytes - self._unsent_bytes
+        self._unsent_bytes = unsent_bytes
+        if listener.unsent_bytes > listener.limits.unsent_bytes_max and unsent_bytes:
+            listener.counts.slow += 1
+            self._transport.abort()
+
+
+class RedisListener:
+    """Listens on addresses, and keeps the connections.
+
+    :ivar held_bytes: bytes of incomplete requests on all connections
+    :ivar unsent_bytes: bytes that clients do not read
+    """
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        commands: Commands,
+        limits: ListenerLimits,
+    ) -> None:
+        self.surroundings = surroundings
+        self.commands = commands
+        self.limits = limits
+        self.loop = asyncio.get_running_loop()
+        self.counts = ListenerCounts()
+        self.held_bytes = 0
+        self.unsent_bytes = 0
+        #: The addresses that are listened on. A port that the system chose is in them.
+        self.addresses: list[Address] = []
+        self._connections: dict[int, ClientConnection] = {}
+        self._servers: list[asyncio.Server] = []
+        self._paths: list[tuple[str, int]] = []
+        self._idle_check: asyncio.TimerHandle | None = None
+
+    async def start(
+        self, addresses: list[Address], context: ssl.SSLContext | None = None, socket_mode: int = 0o700
+    ) -> None:
+        """Listen on all addresses.
+
+        :param context: the TLS context for TCP connections; None for no TLS
+        :param socket_mode: the permissions of Unix sockets
+        :raises ListenError: an address is not available
+        """
+        for address in addresses:
+            try:
+                if address.path:
+                    server = await self.loop.create_unix_server(
+                        self._accept, sock=self._bind(address.path, socket_mode), backlog=BACKLOG
+                    )
+                else:
+                    server = await self.loop.create_server(
+                        self._accept, address.host, address.port, ssl=context, backlog=BACKLOG
+                    )
+            except OSError as failure:
+                raise ListenError(f"redis_address {address}: {failure.strerror or failure}") from None
+            self._servers.append(server)
+            port = address.port or (0 if address.path else server.sockets[0].getsockname()[1])
+            self.addresses.append(address._replace(port=port))
+        if self.limits.idle_timeout_s:
+            self._check_idle()
+
+    def _bind(self, path: str, mode: int) -> socket.socket:
+        """Return a bound Unix socket. Replace the file of a socket on which nobody listens."""
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            try:
+                if stat.S_ISSOCK(os.stat(path).st_mode):
+                    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                        if probe.connect_ex(path) == errno.ECONNREFUSED:
+                            os.unlink(path)
+            except FileNotFoundError:
+                pass
+            before = os.umask(0o777)  # nobody can connect before the mode is set
+            try:
+                listening.bind(path)
+            finally:
+                os.umask(before)
+            os.chmod(path, mode)
+            self._paths.append((path, os.stat(path).st_ino))
+            listening.setblocking(False)
+        except OSError:
+            listening.close()
+            raise
+        return listening
+
+    def _accept(self) -> ClientConnection:
+        self.counts.accepted += 1
+        return ClientConnection(self, self.counts.accepted)
+
+    def add(self, connection: ClientConnection) -> bool:
+        """Keep a connection. Return False if there are too many."""
+        if len(self._connections) >= self.limits.connections_max:
+            self.counts.rejected += 1
+            return False
+        self._connections[connection.number] = connection
+        return True
+
+    def remove(self, connection: ClientConnection) -> None:
+        """Forget a connection."""
+        self._connections.pop(connection.number, None)
+
+    def clients(self) -> list[Client]:
+        """Return all connections."""
+        return [*self._connections.values()]
+
+    def __len__(self) -> int:
+        """Return the number of connections."""
+        return len(self._connections)
+
+    @property
+    def unanswered(self) -> int:
+        """The number of requests that have no answer yet."""
+        return sum(connection.unanswered for connection in self._connections.values())
+
+    def _check_idle(self) -> None:
+        before_s = perf_counter() - self.limits.idle_timeout_s
+        for connection in list(self._connections.values()):
+            if connection.last_s < before_s and not connection.unanswered:
+                connection.finish()
+        self._idle_check = self.loop.call_later(IDLE_CHECK_S, self._check_idle)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Accept no more connections, wait for the answers that are missing, and close all connections."""
+        for server in self._servers:
+            server.close()
+        for path, inode in self._paths:
+            _unlink(path, inode)
+        self._paths.clear()
+        if self._idle_check is not None:
+            self._idle_check.cancel()
+        ends_s = self.loop.time() + timeout_s
+        while self.unanswered and self.loop.time() < ends_s:  # noqa: ASYNC110 # no event tells that all are answered
+            await asyncio.sleep(0.005)
+        for connection in list(self._connections.values()):
+            connection.finish()
+        await asyncio.sleep(0)
+
+
+def _unlink(path: str, inode: int) -> None:
+    """Remove the file of a socket, unless another process has replaced it."""
+    try:
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _shown(name: Any) -> str:
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else f"{name or 'unix'}:0"

@@ -1,0 +1,339 @@
+"""A session: what one connection has chosen, its requests, and their answers in order. It does no I/O.
+
+    requests ──> queue ──> command ──┬─ bytes ──────────────────────────> output
+                                     └─ Awaited: a slot, until it is done ──┘   in the order of the requests
+
+With the store in memory, every answer but those of KEYS and FLUSHDB comes at once. The replicated store answers later.
+A client that sends several requests at once expects that each sees the effect of those before it. The store keeps the
+order of writes, and a read sees all writes before it. So a request waits only in these cases:
+
+    a write or an update   after a read that has no answer yet
+    a read or a write      after an update that has no answer yet
+    a walk, or a change    after anything, and everything after it
+    of the session
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+from keyvalue_transport.keyvalue.errors import (
+    AccessDeniedError,
+    InterfaceError,
+    NoSuchStoreError,
+    OtherError,
+)
+from keyvalue_transport.keyvalue.outcomes import ACCESS_DENIED, FAILED, NO_SUCH_STORE, NONE, OK, OTHER, Tally
+from keyvalue_transport.redis.answers import NIL, NIL_3, CommandError, error
+from keyvalue_transport.redis.requests import Request
+from keyvalue_transport.redis.surroundings import Surroundings, User
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Derived
+
+__all__ = ["UNKNOWN", "Awaited", "Command", "Commands", "Effect", "RedisSession"]
+
+#: A session stops when its output has this size, until it is written.
+OUTPUT_BYTES_MAX = 1024 * 1024
+#: A session stops when this many answers are missing.
+SLOTS_MAX = 1024
+#: The name under which unknown commands are counted.
+UNKNOWN = "unknown"
+#: The types of answers that need no wait, besides tuples.
+IMMEDIATE = frozenset({bytes, int, bool, list, type(None)})
+NOAUTH = "NOAUTH Authentication required."
+LOADING = "LOADING the store is loading its keys"
+
+
+class Effect(Enum):
+    """The effect of a command, as far as the order of commands depends on it."""
+
+    LOCAL = "answers without the store"
+    READ = "reads"
+    WRITE = "writes, whatever is stored"
+    UPDATE = "writes, depending on what is stored"
+    ALONE = "walks, or changes the session"
+
+
+#: The kinds of unanswered requests after which a request of a kind may start.
+AFTER = {
+    Effect.LOCAL: frozenset(Effect),
+    Effect.READ: frozenset({Effect.READ, Effect.WRITE}),
+    Effect.WRITE: frozenset({Effect.WRITE}),
+    Effect.UPDATE: frozenset({Effect.WRITE, Effect.UPDATE}),
+    Effect.ALONE: frozenset[Effect](),
+}
+
+
+class Awaited(NamedTuple):
+    """An answer that is not ready: what to wait for, and a function that makes the answer from the result.
+
+    A result may be another Awaited.
+    """
+
+    answer: Any
+    encode: Callable[[Any], bytes | Awaited]
+
+    @classmethod
+    def of(cls, answer: Any, encode: Callable[[Any], bytes | Awaited]) -> bytes | Awaited:
+        """Return the encoded answer, or a Awaited if it must be awaited."""
+        if type(answer) in IMMEDIATE or isinstance(answer, tuple):
+            return encode(answer)
+        return cls(answer, encode)
+
+
+class Command(NamedTuple):
+    """A command.
+
+    :ivar parts_min: least number of parts of a request, with the name
+    :ivar kind: its effect; a function of the request if that depends on the options
+    :ivar is_always: True if it needs no password, and works while the store loads
+    """
+
+    name: str
+    function: Callable[[RedisSession, Request], bytes | Awaited]
+    parts_min: int
+    parts_max: int
+    kind: Effect | Callable[[Request], Effect]
+    is_always: bool
+    tally: Tally
+
+    def effect(self, request: Request) -> Effect:
+        """Return the effect of a request."""
+        return self.kind if isinstance(self.kind, Effect) else self.kind(request)
+
+
+#: The commands by name, in upper and lower case.
+Commands: TypeAlias = Mapping[bytes, Command]
+
+
+class Slot:
+    """The place of an answer in the output."""
+
+    __slots__ = ("answer", "effect", "task")
+
+    def __init__(self, answer: bytes | None = None, effect: Effect = Effect.LOCAL) -> None:
+        self.answer = answer
+        self.effect = effect
+        self.task: Any = None  # a task that only this answer needs
+
+
+class RedisSession:
+    """One connection's session.
+
+    :param on_output: called when there is output although no request has arrived
+    :ivar queue: the requests that wait
+    :ivar out: the answers that were not written yet
+    :ivar ends: True if the connection must be closed once the output is written
+    """
+
+    __slots__ = (
+        *(
+            "account",
+            "bucket",
+            "caller",
+            "database",
+            "ends",
+            "library",
+            "name",
+            "nil",
+            "number",
+            "out",
+            "out_bytes",
+            "queue",
+        ),
+        *("calls", "resp", "surroundings"),
+        *("_commands", "_is_closed", "_is_gated", "_on_output", "_slots", "_unanswered"),
+    )
+
+    def __init__(
+        self, surroundings: Surroundings, commands: Commands, number: int, on_output: Callable[[], None]
+    ) -> None:
+        self.surroundings = surroundings
+        self.calls = surroundings.calls
+        self.number = number
+        self.ends = False
+        self.out: list[bytes] = []
+        self.out_bytes = 0
+        self._commands = commands
+        self._on_output = on_output
+        self.queue: deque[Request] = deque()
+        self._slots: deque[Slot] = deque()
+        self._unanswered: Counter[Effect] = Counter()
+        self._is_closed = False
+        self.library = {"LIB-NAME": b"", "LIB-VER": b""}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what the client has chosen."""
+        self.name = b""
+        self.resp = 2
+        self.nil = NIL
+        self.select(0)
+        self.log_in(self.surroundings.anonymous())
+
+    def log_in(self, account: User | None) -> None:
+        """Act as an account from now on, or as nobody."""
+        self.account = account
+        self.caller = ANONYMOUS if account is None else account.caller
+        self._is_gated = True
+
+    def select(self, database: int) -> bool:
+        """Use a database. Return False if there is none."""
+        bucket = self.surroundings.bucket(database)
+        if bucket is None:
+            return False
+        self.bucket, self.database = bucket, database
+        return True
+
+    def speak(self, resp: int) -> None:
+        """Use a version of the protocol."""
+        self.resp = resp
+        self.nil = NIL if resp == 2 else NIL_3
+
+    @property
+    def unanswered(self) -> int:
+        """The number of requests that were begun and have no answer yet."""
+        return len(self._slots)
+
+    def take_output(self) -> bytes:
+        """Return the answers that were not written yet."""
+        out = self.out[0] if len(self.out) == 1 else b"".join(self.out)
+        self.out.clear()
+        self.out_bytes = 0
+        return out
+
+    def receive(self, requests: Iterable[Request]) -> None:
+        """Execute requests, as far as possible."""
+        self.queue.extend(requests)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Execute requests that wait, until one must go on waiting, or the output is full."""
+        queue, slots, out, commands = self.queue, self._slots, self.out, self._commands
+        size = 0
+        while queue and self.out_bytes + size < OUTPUT_BYTES_MAX and not self.ends:
+            if slots and not self._may_start(queue[0]):
+                break
+            request = queue.popleft()
+            if not request:
+                continue
+            command = commands.get(request[0]) or self._find(request)
+            name, function, parts_min, parts_max, _, is_always, tally = command
+            try:
+                if not parts_min <= len(request) <= parts_max:
+                    raise CommandError(f"ERR wrong number of arguments for '{name}' command")
+                if self._is_gated and not is_always:
+                    self._check_gate()
+                answer = function(self, request)
+            except Exception as failure:
+                answer = self._refuse(tally, failure)
+            else:
+                if answer.__class__ is not bytes:
+                    self._wait(command, command.effect(request), answer)  # type: ignore[arg-type] # an Awaited
+                    continue
+                tally[NONE if answer is self.nil else OK] += 1
+            if slots:
+                slots.append(Slot(answer))
+            else:
+                out.append(answer)
+                size += len(answer)
+        self.out_bytes += size
+        if self.ends:
+            queue.clear()
+
+    def close(self) -> None:
+        """End the session, because its connection is closed. Cancel walks. Writes that were published go on."""
+        self._is_closed = True
+        self.queue.clear()
+        for slot in self._slots:
+            if slot.task is not None:
+                slot.task.cancel()
+        self._slots.clear()
+
+    def _find(self, request: Request) -> Command:
+        return self._commands.get(request[0].upper()) or self._commands[b""]
+
+    def _may_start(self, request: Request) -> bool:
+        if len(self._slots) >= SLOTS_MAX:
+            return False
+        if not request:
+            return True
+        command = self._commands.get(request[0]) or self._find(request)
+        return AFTER[command.effect(request)].issuperset(self._unanswered)
+
+    def _check_gate(self) -> None:
+        """Refuse a command if the client must give a password first, or the store still loads its keys."""
+        if self.account is None:
+            raise CommandError(NOAUTH)
+        if self.surroundings.is_loading:
+            raise CommandError(LOADING)
+        self._is_gated = self.surroundings.loads_again
+
+    def _refuse(self, tally: Tally, failure: Exception) -> bytes:
+        """Return the answer for an error, and count it."""
+        if isinstance(failure, CommandError):
+            tally[OTHER] += 1
+            return error(str(failure))
+        if isinstance(failure, AccessDeniedError):
+            tally[ACCESS_DENIED] += 1
+            return error("NOPERM this user has no permissions to run the command on this database")
+        if isinstance(failure, NoSuchStoreError):
+            tally[NO_SUCH_STORE] += 1
+            return error("ERR no such bucket")
+        if isinstance(failure, InterfaceError):
+            tally[OTHER] += 1
+            return error(f"{'OOM' if isinstance(failure, OtherError) and failure.is_full else 'ERR'} {failure}")
+        tally[FAILED] += 1
+        self.surroundings.failed(failure)
+        return error("ERR internal error")
+
+    def _wait(self, command: Command, effect: Effect, later: Awaited) -> None:
+        slot = Slot(effect=effect)
+        self._slots.append(slot)
+        self._unanswered[effect] += 1
+        self._await(slot, command, later)
+
+    def _await(self, slot: Slot, command: Command, later: Awaited) -> None:
+        source, encode = later
+        derive: Callable[[Callable[[], Any]], Any] | None = None
+        if isinstance(source, Derived):
+            derive, source = source.derive, source.source
+        elif isinstance(source, Again):
+            source = source.source
+        if not hasattr(source, "add_done_callback"):
+            source = slot.task = self.surroundings.start_task(source)
+        source.add_done_callback(partial(self._done, slot, command, derive, encode))
+
+    def _done(
+        self,
+        slot: Slot,
+        command: Command,
+        derive: Callable[[Callable[[], Any]], Any] | None,
+        encode: Callable[[Any], bytes | Awaited],
+        source: Any,
+    ) -> None:
+        """Encode an answer that has come. Give the answers that are complete to the output."""
+        if self._is_closed:
+            return
+        try:
+            answer = encode(source.result() if derive is None else derive(source.result))
+        except Exception as failure:
+            answer = self._refuse(command.tally, failure)
+        else:
+            if isinstance(answer, Awaited):
+                self._await(slot, command, answer)
+                return
+            command.tally[NONE if answer is self.nil else OK] += 1
+        slot.answer = answer
+        self._unanswered[slot.effect] -= 1
+        if not self._unanswered[slot.effect]:
+            del self._unanswered[slot.effect]
+        slots = self._slots
+        while slots and (ready := slots[0].answer) is not None:
+            slots.popleft()
+            self.out.append(ready)
+            self.out_bytes += len(ready)
+        self._on_output()
