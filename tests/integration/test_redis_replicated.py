@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keyvalue_transport.nats.client import KeyValueClient
@@ -52,6 +52,9 @@ def is_the_same_here(request: list[bytes]) -> bool:
 
 @settings(max_examples=60, deadline=None)
 @given(pipelines=st.lists(st.lists(requests.filter(is_the_same_here), min_size=1, max_size=12), min_size=1, max_size=3))
+@example(pipelines=[[[b"GETEX", b"k"], [b"SETNX", b"k", b"0"]]])
+@example(pipelines=[[[b"SET", b"k", b"1", b"NX"], [b"GET", b"k"], [b"SET", b"k", b"2"], [b"GET", b"k"]]])
+@example(pipelines=[[[b"SETEX", b"k", b"9000000000", b"1"], [b"SET", b"k", b"2"], [b"GET", b"k"]]])
 def test_the_same_requests_get_the_same_answers(
     both: Callable[[], tuple[Wire, Wire]], pipelines: list[list[list[bytes]]]
 ) -> None:

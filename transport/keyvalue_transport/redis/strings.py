@@ -21,6 +21,8 @@ SHORT = 512
 HEADS = tuple(b"$%d\r\n" % length for length in range(SHORT))
 #: The longest time that the store takes as a number of milliseconds, about 292 years.
 TTL_MS_MAX = 2**63 // 1_000_000
+#: Times of this length are below TTL_MS_MAX, in seconds too.
+TIME_DIGITS_MAX = 9
 Revision = tuple[Entry | None, Entry | None]
 
 
@@ -65,8 +67,14 @@ def set_(session: RedisSession, request: Request) -> Answer:
 
 def effect_of_set(request: Request) -> Effect:
     """Return the effect of SET with its options."""
-    words = {word.upper() for word in request[3:]}
-    return Effect.UPDATE if words & {b"NX", b"XX", b"GET", b"KEEPTTL"} else Effect.WRITE
+    words = [word.upper() for word in request[3:]]
+    is_write = not words or (len(words) == 2 and words[0] in {b"EX", b"PX"} and len(words[1]) <= TIME_DIGITS_MAX)
+    return Effect.WRITE if is_write else Effect.UPDATE
+
+
+def effect_of_setex(request: Request) -> Effect:
+    """Return the effect of SETEX or PSETEX with this time."""
+    return Effect.WRITE if len(request) > 2 and len(request[2]) <= TIME_DIGITS_MAX else Effect.UPDATE
 
 
 def setnx(session: RedisSession, request: Request) -> Answer:
