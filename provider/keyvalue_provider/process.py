@@ -168,6 +168,8 @@ class RunningProvider:
     def set_serving(self, is_serving: bool) -> None:
         """Begin to serve, or begin to stop."""
         self.is_serving = is_serving
+        if is_serving and self._parts.redis is not None:
+            self._parts.redis.is_open = True
         tell_systemd(READY if is_serving else STOPPING)
 
     def health(self) -> Health:
@@ -301,8 +303,6 @@ async def _run(
         gc.enable()
         if not stop_requested.is_set():
             provider.set_serving(True)
-            if parts.redis is not None:
-                parts.redis.is_open = True
             log.info("ready: serving %s at %s with %d links", plan.prefix, connection.server, len(links))
             Thread(target=outer.remove_unfinished, daemon=True).start()
             parts.tracing.start()
@@ -471,10 +471,7 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float, by_hos
     parts.others.leave()
     if parts.replicated is not None:
         parts.replicated.give_up_after(timeout_s)
-    stops = [parts.server.stop(timeout_s)]
-    if parts.redis is not None:
-        stops.append(parts.redis.stop(timeout_s))
-    await asyncio.gather(*stops)
+    await asyncio.gather(*(part.stop(timeout_s) for part in (parts.server, parts.redis) if part is not None))
     await parts.watchers.stop(WATCH_STOP_TIMEOUT_S)
     parts.tracing.stop()
     parts.stop_background()
