@@ -26,12 +26,23 @@ from keyvalue_engine.context import Copy
 from keyvalue_engine.snapshot import ARRAY2, BIN32, BLOCK, END, FORMAT, HEAD, HEADER, UINT64, VERSION
 from keyvalue_engine.table import Table
 
-__all__ = ["SnapshotFile", "frames"]
+__all__ = ["SnapshotFile", "frame_at", "frames"]
 
 #: A block ends before its keys and values exceed this size. A larger value is not copied. So making a frame takes about
 #: as long as reading a page, and extra memory only for one block, and for the values of one shard that are overwritten.
 BLOCK_BYTES = 256 * 1024
 SUFFIX = ".tmp"
+
+
+def frame_at(offset: int, *body: bytes) -> list[bytes]:
+    """Return the parts of a frame: its head, and those of its body.
+
+    :param offset: the offset of the frame in the file, on which its checksum depends
+    """
+    checksum = xxh3_64(seed=offset)
+    for part in body:
+        checksum.update(part)
+    return [HEAD.pack(ARRAY2, UINT64, checksum.intdigest(), BIN32, sum(map(len, body))), *body]
 
 
 def frames(
@@ -54,12 +65,9 @@ def frames(
 
     def frame(*body: bytes) -> list[bytes]:
         nonlocal offset
-        checksum = xxh3_64(seed=offset)
-        for part in body:
-            checksum.update(part)
-        size = sum(map(len, body))
-        offset += HEAD.size + size
-        return [HEAD.pack(ARRAY2, UINT64, checksum.intdigest(), BIN32, size), *body]
+        parts = frame_at(offset, *body)
+        offset += sum(map(len, parts))
+        return parts
 
     yield frame(_packed([HEADER, FORMAT, VERSION, secret]))
     for name, table in tables.items():

@@ -38,4 +38,6 @@ def open_closed_streams() -> None:
 
 def drop_output() -> None:
     """Drop what is not written to standard output yet. Otherwise, Python would try again at exit, and fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

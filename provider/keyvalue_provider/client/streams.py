@@ -7,11 +7,12 @@ otherwise change what the terminal shows.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from contextlib import suppress
 from typing import BinaryIO
+
+from keyvalue_provider.standard_streams import drop_output
 
 __all__ = [
     "Output",
@@ -118,10 +119,7 @@ class Output:
         self.write(text.encode() + (b"" if text.endswith("\n") else b"\n"))
 
     def _failed(self, error: OSError) -> Exception:
-        # Python writes the buffered bytes again when it ends, and would fail again.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self._file.fileno())
-        os.close(null)
+        drop_output()
         if isinstance(error, BrokenPipeError):
             return ReaderGoneError()
         return StandardStreamError(f"standard output: {error.strerror}")

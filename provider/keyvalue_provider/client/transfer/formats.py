@@ -84,13 +84,10 @@ class _SnapshotFrames:
 
     def _frame(self, body: list[Any]) -> bytes:
         import msgpack
-        from xxhash import xxh3_64_intdigest
 
-        from keyvalue_engine.snapshot import ARRAY2, BIN32, HEAD, UINT64
+        from keyvalue_engine.snapshot_writer import frame_at
 
-        packed: bytes = msgpack.packb(body)
-        checksum = xxh3_64_intdigest(packed, self._written.offset)
-        return HEAD.pack(ARRAY2, UINT64, checksum, BIN32, len(packed)) + packed
+        return b"".join(frame_at(self._written.offset, msgpack.packb(body)))
 
 
 class ExportWriter:
