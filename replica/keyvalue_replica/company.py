@@ -1,4 +1,4 @@
-"""What a follower needs from others: somebody who serves, and what the followers of many KV buckets share."""
+"""The needs of a follower: the server that answers calls, and the parts that the followers of many KV buckets share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Company", "Serving"]
 
 
 class Serving(Protocol):
-    """Who answers the calls, while the instance follows the stream."""
+    """The server of a provider. It takes calls only while the instance follows the stream."""
 
     async def join(self) -> None: ...
 

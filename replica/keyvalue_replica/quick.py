@@ -19,6 +19,12 @@ __all__ = ["Acknowledgements", "Barriers", "Deliveries"]
 
 log = logging.getLogger(__name__)
 
+#: What follows the number in an acknowledgement's subject.
+STORED = rb' (\d+) \d+\r\n\{"stream":"[^"]*",(?:"domain":"[^"]*",)?"seq":(\d{1,18})\}\r\n'
+#: The numbers in a delivery's reply subject. Their groups are those of `Delivery`. They do not match the first delivery of a
+#: consumer, with which the core checks where the stream goes on.
+NUMBERS = rb"(\d{1,18})\.((?!1\.)\d{1,18})\.(\d{1,19})\.(\d{1,18})"
+
 
 class Acknowledgements:
     """Reads the acknowledgements of one instance.
@@ -29,10 +35,7 @@ class Acknowledgements:
     def __init__(self, core: Core, inbox: str) -> None:
         self.prefix = f"MSG {inbox}.".encode()
         self._core = core
-        self._match = re.compile(
-            re.escape(self.prefix)
-            + rb'(\d{1,18}) (\d+) \d+\r\n\{"stream":"[^"]*",(?:"domain":"[^"]*",)?"seq":(\d{1,18})\}\r\n'
-        ).match
+        self._match = re.compile(re.escape(self.prefix) + rb"(\d{1,18})" + STORED).match
 
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the acknowledgements at `at`. Return the offset after the last one."""
@@ -45,20 +48,21 @@ class Acknowledgements:
             stored.append((int(token), int(sequence)))
             at = found.end()
         if stored:
-            try:
-                self._core.acknowledge_all(stored)
-            except Exception:  # it must not end the connection
-                log.exception("acknowledgements were not handled")
+            acknowledge(self._core, stored)
         return at
 
 
-def place_pattern(stream: str, consumer: str) -> bytes:
-    """Return the pattern of a delivery's reply subject. Its groups are those of `Delivery`.
+def acknowledge(core: Core, stored: list[tuple[int, int]]) -> None:
+    """Tell a core the sequences of its messages, by their numbers."""
+    try:
+        core.acknowledge_all(stored)
+    except Exception:  # it must not end the connection
+        log.exception("acknowledgements were not handled")
 
-    It does not match the first delivery of a consumer, with which the core checks where the stream goes on.
-    """
-    place = rb"(\d{1,18})\.((?!1\.)\d{1,18})\.(\d{1,19})\.(\d{1,18})"
-    return re.escape(f"$JS.ACK.{stream}.{consumer}.1.".encode()) + place
+
+def place_pattern(stream: str, consumer: str) -> bytes:
+    """Return the pattern of the reply subject of one consumer's deliveries. Its groups are those of NUMBERS."""
+    return re.escape(f"$JS.ACK.{stream}.{consumer}.1.".encode()) + NUMBERS
 
 
 class Barriers:

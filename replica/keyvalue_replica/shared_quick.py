@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from keyvalue_replica.core import Core
 from keyvalue_replica.layout import BARRIER_BLOCK
 from keyvalue_replica.plain_layout import BARRIER_TOKENS, PLAIN_BARRIER_BLOCK
+from keyvalue_replica.quick import NUMBERS, STORED, acknowledge, place_in
 
 __all__ = ["SharedAcknowledgements", "SharedBarriers", "SharedDeliveries"]
 
 log = logging.getLogger(__name__)
 
-#: A delivery's reply subject. As in `quick.py`, it does not match the first delivery of a consumer.
-PLACE = rb"\$JS\.ACK\.[^. ]+\.([0-9a-f]{16})\.1\.(\d{1,18})\.((?!1\.)\d{1,18})\.(\d{1,19})\.(\d{1,18})"
-DELIVERY = re.compile(rb"MSG (\$KV\.[^. ]+\.([^ ]+)) \d+ " + PLACE + rb" (\d{1,9})\r\n")
+#: The reply subject of a delivery of any consumer.
+PLACE = rb"\$JS\.ACK\.[^. ]+\.([0-9a-f]{16})\.1\." + NUMBERS
+#: Its groups from the fifth on are those of a delivery in `quick.py`.
+DELIVERY = re.compile(rb"MSG (\$KV\.[^. ]+\.([^ ]+)) (\d+) " + PLACE + rb" (\d{1,9})\r\n")
 BARRIER = re.compile(
     rb"HMSG (\$KV\.[^. ]+\."
     + re.escape(BARRIER_TOKENS)
@@ -43,10 +45,7 @@ class SharedAcknowledgements:
     def __init__(self, inbox: str, cores: Mapping[bytes, Core]) -> None:
         self.prefix = f"MSG {inbox}.".encode()
         self._cores = cores
-        self._match = re.compile(
-            re.escape(self.prefix)
-            + rb'(\d{1,18})\.(\d{1,18}) (\d+) \d+\r\n\{"stream":"[^"]*",(?:"domain":"[^"]*",)?"seq":(\d{1,18})\}\r\n'
-        ).match
+        self._match = re.compile(re.escape(self.prefix) + rb"(\d{1,18})\.(\d{1,18})" + STORED).match
 
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the acknowledgements at `at`. Return the offset after the last one."""
@@ -67,10 +66,7 @@ class SharedAcknowledgements:
     def _pass_on(self, number: bytes, stored: list[tuple[int, int]]) -> None:
         core = self._cores.get(number)
         if stored and core is not None:
-            try:
-                core.acknowledge_all(stored)
-            except Exception:  # it must not end the connection
-                log.exception("acknowledgements were not handled")
+            acknowledge(core, stored)
 
 
 class SharedBarriers:
@@ -119,7 +115,7 @@ class SharedDeliveries:
         known: re.Match[bytes] | None = None  # the last of the deliveries that were applied when they were acknowledged
         known_count = 0
         while (found := match(buffer, at)) is not None:
-            consumer, sequence, size = found.group(3, 4, 8)
+            consumer, sequence, size = found.group(4, 5, 9)
             payload_at = found.end()
             payload_end = payload_at + int(size)
             if consumer != before:
@@ -145,12 +141,6 @@ class SharedDeliveries:
             core.deliver_known(known_count, place_in(known))
         release(touched)
         return at
-
-
-def place_in(found: re.Match[bytes]) -> tuple[int, int, int, int]:
-    """Return the numbers in the reply subject of a delivery."""
-    sequence, consumed, timestamp, pending = found.group(4, 5, 6, 7)
-    return int(sequence), int(consumed), int(timestamp), int(pending)
 
 
 def release(touched: Mapping[bytes, Core]) -> None:
