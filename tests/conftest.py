@@ -240,6 +240,14 @@ def host_data_line(host_data: Mapping[str, Any]) -> bytes:
     return base64.b64encode(json.dumps(host_data).encode()) + b"\r\n"
 
 
+def free_port() -> int:
+    """Return a port of the loopback address that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Launch(Protocol):
     """Launches a provider and waits until it serves. Keywords override fields of the captured host data."""
 

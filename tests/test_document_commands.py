@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from keyvalue_provider.config.command_line import command_line
 from keyvalue_provider.packaging import archive_command
 from tests.build import ROOT
-from tests.conftest import DEADLINE_S, SCRIPTS, NatsServer
+from tests.conftest import DEADLINE_S, SCRIPTS, NatsServer, free_port
 
 DOCUMENTS = ("README.md", "docs/operating.md")
 #: The program `nats` is not part of this project. In the tests, this takes its place.
@@ -58,7 +57,12 @@ def run(script: str, cwd: Path, server: NatsServer) -> str:
     (programs / "nats").chmod(0o755)
     environment = {"PATH": f"{programs}{os.pathsep}{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "NATS_URL": server.url}
     done = subprocess.run(
-        ["bash", "-e", "-c", script.replace("127.0.0.1:4222", f"127.0.0.1:{server.port}").replace("6379", free_port())],
+        [
+            "bash",
+            "-e",
+            "-c",
+            script.replace("127.0.0.1:4222", f"127.0.0.1:{server.port}").replace("6379", str(free_port())),
+        ],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
@@ -68,12 +72,6 @@ def run(script: str, cwd: Path, server: NatsServer) -> str:
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
-
-
-def free_port() -> str:
-    """Return a port that nobody uses."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return str(listening.getsockname()[1])
 
 
 @pytest.mark.parametrize(("document", "block"), console_blocks())

@@ -16,19 +16,12 @@ from pathlib import Path
 import pytest
 
 from tests.build import ROOT, files_of, made_once
-from tests.conftest import DEADLINE_S, NatsServer, Process
+from tests.conftest import DEADLINE_S, NatsServer, Process, free_port
 
 INSTALL_TIMEOUT_S = 240
 
 # The first test installs, or waits for another process that does.
 pytestmark = pytest.mark.timeout(INSTALL_TIMEOUT_S + 60)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def listens(port: int) -> bool:

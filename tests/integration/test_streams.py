@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.conftest import (
     PROVIDER,
     SCRIPTS,
     NatsServer,
+    free_port,
     host_data_line,
     host_environment,
     in_thread,
@@ -102,9 +102,7 @@ class Unread:
     """A provider whose standard error is a pipe that nobody reads until `read` is called."""
 
     def __init__(self, nats_url: str, cwd: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.metrics = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.metrics = f"127.0.0.1:{free_port()}"
         self.lines: list[bytes] = []
         self.key = next(KEYS)
         host_data = HOST_CAPTURE["host_data"] | {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tests.conftest import (
     NatsServer,
     Provider,
     RawInvocation,
+    free_port,
     host_environment,
     in_thread,
     launching,
@@ -140,9 +140,7 @@ async def test_traced_and_untraced_runs_keep_apart(launch: Launch, raw: Client) 
 
 
 def unused_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 @pytest.mark.parametrize("protocol", ["Http", "Grpc"])
