@@ -8,7 +8,8 @@
 
 A client sends all remaining parameters as soon as the handshake arrives. A NATS server cuts a connection for which more
 than 64 MiB are pending. So an invocation is queued, without a handshake, until the bytes that all admitted invocations
-still expect leave room for its own.
+still expect leave room for its own. The server writes all that is pending in one step, and counts it until the end of
+that step. While we read it, as much again may be expected and arrive. So at most half of 64 MiB may be expected.
 
 Limits, all of which `InvocationLimits` sets: the number of invocations, the memory that they hold, and the bytes that
 they expect. No caller (source id) takes more than a share of a limit, which is a quarter. There is one exception: a
@@ -61,7 +62,7 @@ class InvocationLimits:
     half_open_timeout_s: float = 10.0  # since the last piece, or since the handshake
     waiting_max: int = 4096
     half_open_lifetime_s: float = 60.0  # since the first piece
-    expected_bytes_max: int = 40 * 1024 * 1024  # well below the 64 MiB of a NATS server
+    expected_bytes_max: int = 32 * 1024 * 1024  # half of the 64 MiB of a NATS server
     queued_bytes_max: int = 64 * 1024 * 1024
     queued_timeout_s: float = 60.0
 
