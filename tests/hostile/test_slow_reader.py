@@ -22,8 +22,8 @@ from tests.conftest import DEADLINE_S, Launch, NatsServer, in_thread
 GIVEN_UP = "Slow Consumer Detected"
 #: How often others try after the NATS server has given up the client.
 TRIES = 20
-#: The goal is 0.1 s on a quiet machine. Sets took more than 4 s before large results were queued, and 10 s before calls
-#: were held.
+#: Half of the calls wait less. The goal is 0.1 s on a quiet machine. Sets took more than 4 s before large results were
+#: queued, and 8 to 16 s before calls were held.
 WAIT_S_MAX = 0.5
 
 
@@ -51,14 +51,19 @@ async def seconds(call: Callable[[], Awaitable[object]]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("value_bytes", "gets"), [(8 * 1024 * 1024, 300), (64_000, 20_000), (4_000, 60_000)], ids=["8 MiB", "64 kB", "4 kB"]
+    ("value_bytes", "gets", "longest_s"),
+    [(8 * 1024 * 1024, 300, 2.0), (64_000, 20_000, 4.0), (4_000, 60_000, 4.0)],
+    ids=["8 MiB", "64 kB", "4 kB"],
 )
 async def test_nobody_waits_for_a_client_that_does_not_read(
-    value_bytes: int, gets: int, nats_server: NatsServer, launch: Launch
+    value_bytes: int, gets: int, longest_s: float, nats_server: NatsServer, launch: Launch
 ) -> None:
+    """When the slowing begins, one call with 4 kB took 1.5 s on a quiet machine, and 2.8 s at a load of 12."""
     provider = launch({"stop_timeout_ms": "200"})
-    host = await nats.connect(nats_server.url)
-    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+    async with (
+        await nats.connect(nats_server.url) as host,
+        KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client,
+    ):
         await client.set("b", "large", bytes(value_bytes))
         given_up = nats_server.output.count(GIVEN_UP)
         slow = await in_thread(request_and_not_read, nats_server.port, provider.subject("get"), gets)
@@ -73,6 +78,5 @@ async def test_nobody_waits_for_a_client_that_does_not_read(
                 )
             assert median(sets) < WAIT_S_MAX
             assert median(healths) < WAIT_S_MAX
-            assert max(sets + healths) < 4 * WAIT_S_MAX
+            assert max(sets + healths) < longest_s
         assert await asyncio.wait_for(client.get("b", "small"), DEADLINE_S) == b"%d" % (len(sets) - 1)
-    await host.close()

@@ -99,7 +99,7 @@ def ended(process: Process, code: int = 0) -> str:
 async def api(client: Client, name: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
     """Call the JetStream API."""
     answer: dict[str, Any] = json.loads(
-        (await client.request(f"$JS.API.{name}", json.dumps(parameters or {}).encode())).data
+        (await client.request(f"$JS.API.{name}", json.dumps(parameters or {}).encode(), DEADLINE_S)).data
     )
     return answer
 
