@@ -155,8 +155,6 @@ REASONS = {
         micro/locked_dict.py  micro/test_store_beside_dict.py  the baseline of the store
         micro/summary.py      micro/test_turns.py              the printed figures of the turns
         micro/stores.py       micro/test_turns.py              fixtures of the micro benchmarks, which a test would repeat
-        report/figures.py     report/test_bars.py              the figures of bars and tables
-        report/shapes.py      report/test_run_file.py          the faults of a run file
         run/processes.py      run/test_stage.py                the processes of a stage
         run/paths.py          run/test_plan.py                 two constants
         run/provenance.py     run/test_plan.py                 it is recorded with each run

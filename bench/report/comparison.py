@@ -1,12 +1,12 @@
-"""A comparison of two runs. It finds figures that got worse by more than a threshold and by more than the spread."""
+"""A comparison of two runs. It finds figures that got worse by more than a threshold, with their whole interval."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from bench.report.figures import FIGURES, RATIO_DIGITS, Spread, grouped, has_figure, ratios, spread
+from bench.report.figures import FIGURES, RATIO, Interval, grouped, interval, medians, middle, over_bare, values_of
 from bench.report.run_file import Run
 from bench.run.rows import REFERENCE, Row
 
@@ -16,39 +16,35 @@ NOTHING_IN_COMMON = 2
 
 
 class Change(NamedTuple):
-    """A figure with its spread in an old and in a new run.
+    """A figure with its values in an old and in a new run.
 
-    :ivar is_ratio: True if both spreads contain ratios to the bare responder, not absolute figures
+    :ivar is_ratio: True if both hold ratios to the bare responder, not absolute figures
     """
 
-    scenario: str
-    case: str
-    subject: str
+    where: tuple[str, str, str]
     figure: str
     is_ratio: bool
-    old: Spread
-    new: Spread
+    old: list[float]
+    new: list[float]
 
     @property
-    def worse(self) -> float:
+    def worse(self) -> Interval:
         """The share by which the new figure is worse, such as 0.25; negative if the figure improved."""
-        return worse_share(self.old.median, self.new.median, FIGURES[self.figure].better)
-
-    @property
-    def is_apart(self) -> bool:
-        """True if the median of each run lies outside the range of the other run."""
-        old, new = self.old, self.new
-        return not old.min <= new.median <= old.max and not new.min <= old.median <= new.max
+        was, now = interval(self.old).median, interval(self.new).median
+        pairs = zip(medians(self.old), medians(self.new, seed=1), strict=True)
+        better = FIGURES[self.figure].better
+        return Interval(worse_share(was, now, better), *middle(worse_share(*pair, better) for pair in pairs))
 
     @property
     def text(self) -> str:
         """The change as one line of text."""
         figure = FIGURES[self.figure]
-        digits, scale = (RATIO_DIGITS, 1.0) if self.is_ratio else (figure.digits, figure.scale)
+        shown = RATIO if self.is_ratio else figure
         title = figure.title + (" over bare" if self.is_ratio else "")
+        old, new, worse = interval(self.old), interval(self.new), self.worse
         return (
-            f"{self.scenario}: {self.case}: {self.subject}: {title}: {self.worse:.0%} worse: "
-            f"{self.old.text(digits, scale)} -> {self.new.text(digits, scale)}"
+            f"{': '.join(self.where)}: {title}: {worse.median:.0%} worse ({worse.low:.0%} .. {worse.high:.0%}): "
+            f"{old.text(shown)} -> {new.text(shown)}"
         )
 
 
@@ -71,24 +67,24 @@ def compared(old: Run, new: Run) -> Iterator[Change]:
     bare responder. Only ratios can be compared between two machines, or between two days on one machine.
     """
     new_cases = _cases(new)
-    for key, old_rows in _cases(old).items():
-        new_rows = new_cases.get(key, [])
-        for subject, own in grouped(old_rows, lambda row: row.subject):
-            if subject == REFERENCE:
-                continue
-            for name in (name for name, figure in FIGURES.items() if figure.better and has_figure(own, name)):
-                is_ratio = all(
-                    any(row.subject == REFERENCE and name in row.figures for row in rows)
-                    for rows in (old_rows, new_rows)
+    told = []  # a case of several scenarios is compared once
+    for where, old_rows in _cases(old).items():
+        both = (old_rows, new_cases.get(where, []))
+        for subject in dict.fromkeys(row.subject for row in old_rows if row.subject != REFERENCE):
+            for name in (name for name, figure in FIGURES.items() if figure.better):
+                is_ratio = all(values_of(rows, REFERENCE, name) for rows in both)
+                before, after = (
+                    over_bare(rows, name, where[1], subject) if is_ratio else values_of(rows, subject, name)
+                    for rows in both
                 )
-                before, after = (_spread_of(rows, subject, name, is_ratio) for rows in (old_rows, new_rows))
-                if before is not None and after is not None:
-                    yield Change(*key, subject, name, is_ratio, before, after)
+                if before and after and (figures := (where[1], subject, name, before, after)) not in told:
+                    told.append(figures)
+                    yield Change((*where, subject), name, is_ratio, before, after)
 
 
 def changes(pairs: Iterable[Change], threshold: float) -> list[Change]:
-    """Return the changes that are worse by more than the threshold and by more than the spread of both runs."""
-    return [change for change in pairs if change.worse > threshold and change.is_apart]
+    """Return the changes that are worse by more than the threshold at both ends of their interval."""
+    return [change for change in pairs if change.worse.median > threshold and change.worse.low > threshold]
 
 
 def absent(old: Run, new: Run) -> list[str]:
@@ -115,28 +111,15 @@ def _cases(run: Run) -> dict[tuple[str, str], list[Row]]:
     return dict(grouped(run.rows, lambda row: (row.scenario, row.case)))
 
 
-def _spread_of(rows: Sequence[Row], subject: str, name: str, is_ratio: bool) -> Spread | None:
-    if is_ratio:
-        values = ratios(rows, subject, name)
-    else:
-        values = [row.figures[name] for row in rows if row.subject == subject and name in row.figures]
-    return spread(values) if values else None
-
-
 def say_changes(old: Run, new: Run, threshold: float) -> int:
     """Print what got slower. Return the exit status: 1 if something got slower, 2 if the runs share no figure."""
     pairs = list(compared(old, new))
     if not pairs:
-        print(
-            "the runs have nothing in common: they share no case of a subject other than the bare responder",
-            file=sys.stderr,
-        )
+        print("the runs have nothing in common: they share no case of a subject except the limit", file=sys.stderr)
         return NOTHING_IN_COMMON
     found = changes(pairs, threshold)
     if old.about["machine"] != new.about["machine"]:
-        print(
-            "the machines differ, so absolute figures compare the machines, not the code; only ratios compare the code"
-        )
+        print("the machines differ, so absolute figures compare the machines; only ratios compare the code")
     for name, run in (("old", old), ("new", new)):
         for fault in run.void:
             print(f"the {name} run is void: {fault}")
@@ -145,10 +128,8 @@ def say_changes(old: Run, new: Run, threshold: float) -> int:
     for change in found:
         print(change.text)
     if not found:
-        cases = {(change.scenario, change.case) for change in pairs}
-        print(
-            f"nothing got slower by more than {threshold:.0%} and beyond the spread; cases in both runs: {len(cases)}"
-        )
+        cases = {change.where[:2] for change in pairs}
+        print(f"nothing got slower by more than {threshold:.0%} and beyond its interval; cases in both: {len(cases)}")
     return int(bool(found))
 
 

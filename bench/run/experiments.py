@@ -1,8 +1,8 @@
 """The scenarios that are more than a list of cases, such as memory, watchers and the time to start.
 
-`bench.run.plan.measure` calls these functions through `EXPERIMENTS`. Each function takes a stage, the subjects to
-compare and the extent of the run. It launches its own providers, yields a `Row` for each measurement, and stops the
-providers.
+`bench.run.plan.measure` calls these functions through `EXPERIMENTS`. Each function takes a stage, the name of the
+scenario, the subjects to compare and the extent of the run. It launches its own providers, yields a `Row` for each
+measurement, and stops the providers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import NamedTuple
 from urllib.request import urlopen
 
 from bench.load.outcome import LoadError, Outcome, merged
@@ -24,44 +23,24 @@ from bench.load.usage import peak_bytes, resident_bytes, restart_peak
 from bench.load.workload import PAIR_RATE, Function, Load, bucket_of
 from bench.run.paths import ROOT
 from bench.run.processes import GeneratorProcess, ProcessError, ProviderProcess, WatcherProcess
+from bench.run.redis import redis
 from bench.run.rows import Row
-from bench.run.scenarios import Case
-from bench.run.stage import Stage, row_of
-from bench.run.subjects import (
-    BARE,
-    DIRECT,
-    EXECUTABLE,
-    EXPIRING,
-    HOUR_MS,
-    LOCAL,
-    PLAIN,
-    REPLICATED,
-    STANDALONE,
-    STUCK,
-    UNMETERED,
-    WATCHED,
-    Subject,
-)
+from bench.run.scenarios import SCENARIOS, Case
+from bench.run.stage import Extent, Stage, row_of
+from bench.run.subjects import BARE, EXECUTABLE, HOUR_MS, Subject
 
-__all__ = ["EXPERIMENTS", "Experiment", "Extent", "Side"]
+__all__ = ["EXPERIMENTS", "Experiment", "Side"]
 
-GROWTH_VALUE_BYTES = 64
+VALUE_BYTES = 64
 GROWTH_LOADS: Sequence[tuple[Function, int]] = (("get", 64), ("set", 64), ("list-keys", 4))
 MEMORY_VALUE_BYTES = 2**20
 MEMORY_KEYS = 64
 PAGE_KEYS = 1_000
-METRICS_CASES = (Case(function="get"), Case(function="get", in_flight=512), Case(function="set"))
-METRICS_ROUNDS = 20
-REPLICATED_CASES = (
-    *tuple(Case(function=function, in_flight=in_flight) for in_flight in (1, 64, 512) for function in ("get", "set")),
-    Case(function="increment"),
-    Case(function="set-many", batch_keys=10),
-)
 METRICS = re.compile(r"http://\S+/metrics")
 SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0
-WATCH_ROUNDS = 10
-START_ROUNDS = 10
+#: The least number of rounds of the scenarios that launch new processes in each round.
+ROUNDS_MIN = {"metrics": 20, "start": 10, "watch": 10, "against": 20}
 #: Number of turns into which each load of a round is split. Within a round, a machine's speed drifts by more than the
 #: two or three per cent that the bars allow.
 TURNS = 10
@@ -74,34 +53,15 @@ SAVED_KEYS_PER_S = 50_000
 BEGIN_S = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """The size of a run: how many rounds, keys and calls it has, and how long each load takes.
-
-    :ivar seconds: duration of one load
-    :ivar growth_keys: numbers of keys at which `growth` measures, in ascending order
-    :ivar pages_keys: number of keys that `pages` walks, and that `snapshot` saves
-    :ivar expiry_keys: number of keys in `expiry`
-    :ivar memory_calls: number of gets that `memory` keeps in flight
-    """
-
-    rounds: int
-    seconds: float
-    growth_keys: Sequence[int]
-    pages_keys: int
-    expiry_keys: int
-    memory_calls: int
-
-
-def growth(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+def growth(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure get, set and list-keys as the number of keys grows. Also measure the memory per key after sorting."""
     stores = {subject: stage.launch(subject) for subject in subjects if subject.is_store}
     empty = {subject: resident_bytes(provider.pid) for subject, provider in stores.items()}
-    bucket = bucket_of(GROWTH_VALUE_BYTES)
+    bucket = bucket_of(VALUE_BYTES)
     filled = 0
     for keys in extent.growth_keys:
         for subject, provider in stores.items():
-            stage.fill(provider, bucket, keys - filled, GROWTH_VALUE_BYTES, first_key=filled)
+            stage.fill(provider, bucket, keys - filled, VALUE_BYTES, first_key=filled)
             # The first complete walk sorts the keys. It runs before the measurement, so no measured page has to sort,
             # and the measured memory includes the sorted keys.
             walk = Case(function="list-keys", in_flight=1, page_keys=PAGE_KEYS, keys=keys)
@@ -114,11 +74,11 @@ def growth(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
                 for subject in subjects:
                     if subject in stores:
                         load = stage.load(stores[subject], subject, case, bucket, extent.seconds)
-                        yield row_of("growth", case, subject, number, stage.generator.run(load), {})
+                        yield row_of(name, case, subject, number, stage.generator.run(load), {})
                     else:
-                        yield stage.row("growth", case, subject, number, extent.seconds)
+                        yield stage.row(name, case, subject, number, extent.seconds)
         for subject, provider in stores.items():
-            row = memory_row("growth", subject, keys, resident_bytes(provider.pid) - empty[subject])
+            row = memory_row(name, subject, keys, resident_bytes(provider.pid) - empty[subject])
             scrape_us = time_scrape(provider)
             yield row if scrape_us is None else replace(row, figures={**row.figures, "scrape_us": scrape_us})
     for provider in stores.values():
@@ -133,7 +93,7 @@ def memory_row(scenario: str, subject: Subject, keys: int, size_bytes: int) -> R
     return Row(
         scenario=scenario,
         case=f"memory, {keys:,} keys",
-        fields={"function": "memory", "keys": keys, "value_bytes": GROWTH_VALUE_BYTES},
+        fields={"function": "memory", "keys": keys, "value_bytes": VALUE_BYTES},
         subject=subject.name,
         round=0,
         figures={"bytes_a_key": size_bytes / keys},
@@ -157,7 +117,7 @@ def time_scrape(provider: ProviderProcess) -> float | None:
     return median(times_us)
 
 
-def memory(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+def memory(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure how much memory many simultaneous gets of large values use, in addition to the filled store."""
     case = Case(
         function="get", value_bytes=MEMORY_VALUE_BYTES, in_flight=extent.memory_calls, keys=MEMORY_KEYS
@@ -172,19 +132,19 @@ def memory(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterato
             restart_peak(provider.pid)
             outcome = stage.generator.run(replace(load, calls=extent.memory_calls, warm_calls=0))
             above = peak_bytes(provider.pid) - before
-            yield row_of("memory", case, subject, number, outcome, {"above_store_bytes": float(above)})
+            yield row_of(name, case, subject, number, outcome, {"above_store_bytes": float(above)})
             provider.stop()
 
 
-def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+def pages(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure gets alone, then the same gets during a first and during a second walk over all keys.
 
     The keys have never been listed before the first walk, so each page of that walk has to sort keys. Each get has a
     partner: a get that is due at the same time on the bare responder. The partner never waits for a page, so its
     latency shows how much of a delay comes from the machine.
     """
-    bucket = bucket_of(GROWTH_VALUE_BYTES)
-    keys = extent.pages_keys
+    bucket = bucket_of(VALUE_BYTES)
+    keys = extent.keys
     get = Case(function="get", rate=PAIR_RATE, keys=keys)
     walk = Case(function="list-keys", in_flight=1, page_keys=PAGE_KEYS, keys=keys)
     bare = stage.provider(BARE, get)
@@ -192,35 +152,35 @@ def pages(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator
         for number in range(extent.rounds):
             for subject in subjects:
                 provider = stage.launch(subject)
-                stage.fill(provider, bucket, keys, GROWTH_VALUE_BYTES)
+                stage.fill(provider, bucket, keys, VALUE_BYTES)
                 gets = stage.load(provider, subject, get, bucket, 2 * (BEGIN_S + extent.seconds))
                 gets = replace(gets, beside=bare.prefix)
                 walks = stage.load(provider, subject, walk, bucket, extent.seconds)
                 walks = replace(walks, calls=-(-keys // PAGE_KEYS), warm_calls=0)
                 outcomes = {"gets alone": stage.generator.run(gets)}
-                for name in ("first walk", "second walk"):
+                for what in ("first walk", "second walk"):
                     beside.begin(gets)
                     time.sleep(BEGIN_S)
-                    outcomes[name] = stage.generator.run(walks)
-                    outcomes[f"gets beside the {name}"] = beside.end()
-                for name, outcome in outcomes.items():
-                    if name.startswith("gets"):
-                        row = row_of("pages", get, subject, number, outcome, {"excess_us": outcome.excess_us})
+                    outcomes[what] = stage.generator.run(walks)
+                    outcomes[f"gets beside the {what}"] = beside.end()
+                for what, outcome in outcomes.items():
+                    if what.startswith("gets"):
+                        row = row_of(name, get, subject, number, outcome, {"excess_us": outcome.excess_us})
                     else:
-                        row = row_of("pages", walk, subject, number, outcome, {"page_cpu_us": outcome.page_cpu_us})
-                    yield replace(row, case=f"{name}, {keys:,} keys")
+                        row = row_of(name, walk, subject, number, outcome, {"page_cpu_us": outcome.page_cpu_us})
+                    yield replace(row, case=f"{what}, {keys:,} keys")
                 provider.stop()
 
 
-def snapshot(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+def snapshot(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure gets alone, the same gets beside a save of all keys, and a start that loads them.
 
     Each get has a partner, as in `pages`. The save begins at SIGUSR1, and must end before the gets.
 
     :raises LoadError: a save took too long
     """
-    bucket = bucket_of(GROWTH_VALUE_BYTES)
-    keys = extent.pages_keys
+    bucket = bucket_of(VALUE_BYTES)
+    keys = extent.keys
     get = Case(function="get", rate=PAIR_RATE, keys=keys)
     bare = stage.provider(BARE, get)
     seconds = 2 * (BEGIN_S + extent.seconds)
@@ -230,7 +190,7 @@ def snapshot(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Itera
             path = stage.directory / f"{subject.name}-{number}.snapshot"
             config = {"snapshot_path": str(path), "snapshot_interval_ms": str(HOUR_MS)}
             provider = stage.launch(subject, config)
-            stage.fill(provider, bucket, keys, GROWTH_VALUE_BYTES)
+            stage.fill(provider, bucket, keys, VALUE_BYTES)
             gets = replace(stage.load(provider, subject, get, bucket, seconds), beside=bare.prefix)
             outcomes = {"gets alone": stage.generator.run(gets)}
             stage.generator.begin(replace(gets, seconds=seconds_beside))
@@ -240,149 +200,96 @@ def snapshot(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Itera
             saved = SAVED.search(provider.log)
             if saved is None:
                 raise LoadError(f"{subject.name}: no save of {keys:,} keys ended within {seconds_beside:g} s")
-            for name, outcome in outcomes.items():
-                more = {"excess_us": outcome.excess_us} | ({"save_s": float(saved[1])} if "save" in name else {})
-                row = row_of("snapshot", get, subject, number, outcome, more)
-                yield replace(row, case=f"{name}, {keys:,} keys")
+            for what, outcome in outcomes.items():
+                more = {"excess_us": outcome.excess_us} | ({"save_s": float(saved[1])} if "save" in what else {})
+                row = row_of(name, get, subject, number, outcome, more)
+                yield replace(row, case=f"{what}, {keys:,} keys")
             provider.stop()
             again = stage.launch(subject, config)
-            yield Row(
-                scenario="snapshot",
-                case=f"start, {keys:,} keys",
-                fields={"function": "start", "keys": keys},
-                subject=subject.name,
-                round=number,
-                figures={"start_s": again.start_s, "idle_bytes": float(resident_bytes(again.pid))},
-            )
+            yield start_row(name, subject, number, again, f"start, {keys:,} keys")
             again.stop()
 
 
-def metrics(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure get and set with and without metrics. The subjects take turns.
-
-    Each round launches new processes. Two processes of the same program can differ in speed by more than metrics cost.
-    """
-    bucket = bucket_of(METRICS_CASES[0].value_bytes)
-    turn_s = turn_seconds(extent.seconds, TURNS)
-    for number in range(max(METRICS_ROUNDS, extent.rounds)):
-        providers = {subject: stage.launch(subject) for subject in (subjects if number % 2 else subjects[::-1])}
-        for provider in providers.values():
-            stage.fill(provider, bucket, METRICS_CASES[0].key_space, METRICS_CASES[0].value_bytes)
-        for case in METRICS_CASES:
-            sides = [
-                Side(subject, stage.load(provider, subject, case, bucket, turn_s), provider)
-                for subject, provider in providers.items()
-            ]
-            take_turns(stage, sides, number, TURNS)
-            for side in sides:
-                yield row_of("metrics", case, side.subject, number, merged(side.outcomes), {})
-        for provider in providers.values():
-            provider.stop()
-
-
-def expiry(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+def expiry(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure get and set on keys with and without deadlines. Also measure the memory per key before sorting."""
-    bucket = bucket_of(GROWTH_VALUE_BYTES)
-    keys = extent.expiry_keys
+    bucket = bucket_of(VALUE_BYTES)
+    keys = extent.keys
     providers = {}
     for subject in subjects:
         provider = providers[subject] = stage.launch(subject)
         empty = resident_bytes(provider.pid)
-        stage.fill(provider, bucket, keys, GROWTH_VALUE_BYTES)
-        yield memory_row("expiry", subject, keys, resident_bytes(provider.pid) - empty)
+        stage.fill(provider, bucket, keys, VALUE_BYTES)
+        yield memory_row(name, subject, keys, resident_bytes(provider.pid) - empty)
     for number in range(extent.rounds):
         for case in (Case(function="get", keys=keys), Case(function="set", keys=keys)):
             for subject in subjects if number % 2 else reversed(subjects):
                 load = stage.load(providers[subject], subject, case, bucket, extent.seconds)
-                yield row_of("expiry", case, subject, number, stage.generator.run(load), {})
+                yield row_of(name, case, subject, number, stage.generator.run(load), {})
     for provider in providers.values():
         provider.stop()
 
 
-def start(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure a provider's time to its first answer, its idle memory and its gets, for three ways to start it.
+def fresh(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+    """Measure the cases of a scenario. Each round launches new processes, which take turns.
 
-    The three ways are: the installed command with host data, the command `serve`, and the self-contained executable.
+    Two processes of the same program can differ in speed by more than the bars allow.
     """
     if EXECUTABLE in subjects:
         status = subprocess.run([ROOT / "scripts" / "build"]).returncode
         if status:
             raise ProcessError(f"scripts/build ended with exit status {status}")
-    get = Case(function="get")
-    bucket = bucket_of(get.value_bytes)
-    for number in range(max(START_ROUNDS, extent.rounds)):
-        sides = []
-        for subject in subjects if number % 2 else reversed(subjects):
-            provider = stage.launch(subject)
-            idle_bytes = float(sum(resident_bytes(pid) for pid in provider.pids))
-            yield Row(
-                scenario="start",
-                case="start",
-                fields={"function": "start"},
-                subject=subject.name,
-                round=number,
-                figures={"start_s": provider.start_s, "idle_bytes": idle_bytes},
-            )
-            stage.fill(provider, bucket, get.key_space, get.value_bytes)
-            load = stage.load(provider, subject, get, bucket, turn_seconds(extent.seconds, TURNS))
-            sides.append(Side(subject, load, provider))
-        take_turns(stage, sides, number, TURNS)
-        for side in sides:
-            yield row_of("start", get, side.subject, number, merged(side.outcomes), {})
-            side.provider.stop()
+    # After a load, the provider still delivers queued events to an answering watcher. The delivery would slow down the
+    # turns of other subjects, so the subject with this watcher runs alone.
+    alone = [subject for subject in subjects if subject.watcher == "answering"]
+    others = [subject for subject in subjects if subject not in alone]
+    for number in range(max(ROUNDS_MIN[name], extent.rounds)):
+        for group, turns in ((others, TURNS), (alone, 1)):
+            yield from _fresh_round(stage, name, group[:: 1 if number % 2 else -1], number, extent.seconds, turns)
 
 
-def watch(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure set without a watcher, with a watcher that answers, and with a watcher that never answers.
-
-    Each round launches new processes, because two processes of the same program differ in speed.
-    """
-    for number in range(max(WATCH_ROUNDS, extent.rounds)):
-        # After a load, the provider still delivers queued events to an answering watcher. The delivery would slow down
-        # the turns of other subjects, so the subject with this watcher runs alone.
-        alone = [subject for subject in subjects if subject.watcher == "answering"]
-        others = [subject for subject in subjects if subject not in alone]
-        yield from watched_rows(stage, others, number, extent.seconds, TURNS)
-        yield from watched_rows(stage, alone, number, extent.seconds, turns=1)
-
-
-def watched_rows(stage: Stage, subjects: Sequence[Subject], number: int, seconds: float, turns: int) -> Iterator[Row]:
-    """Measure one round of set. Launch a new provider for each subject, and a watcher if the subject has one."""
-    case = Case(function="set")
-    bucket = bucket_of(case.value_bytes)
-    turn_s = turn_seconds(seconds, turns)
+def _fresh_round(
+    stage: Stage, name: str, subjects: Sequence[Subject], number: int, seconds: float, turns: int
+) -> Iterator[Row]:
+    """Launch a new provider for each subject, and a watcher if the subject has one. Measure each case in turns."""
+    cases = SCENARIOS[name].cases
+    bucket = bucket_of(VALUE_BYTES)
     with ExitStack() as stack:
-        sides = []
+        providers: dict[Subject, tuple[ProviderProcess, WatcherProcess | None]] = {}
         for subject in subjects:
             watcher = None
             if subject.watcher:
-                name = f"watcher-{subject.name}-{number}"
                 is_stuck = subject.watcher == "stuck"
-                watcher = stack.enter_context(WatcherProcess(name, stage.nats, stage.directory, is_stuck))
+                component = f"watcher-{subject.name}-{number}"
+                watcher = stack.enter_context(WatcherProcess(component, stage.nats, stage.directory, is_stuck))
             provider = stage.launch(subject, watcher="" if watcher is None else watcher.name)
             stack.callback(provider.stop)
-            stage.fill(provider, bucket, case.key_space, case.value_bytes)
-            sides.append(Side(subject, stage.load(provider, subject, case, bucket, turn_s), provider, watcher))
-        take_turns(stage, sides, number, turns)
-        for side in sides:
-            yield row_of("watch", case, side.subject, number, merged(side.outcomes), side.figures())
+            providers[subject] = provider, watcher
+            if name == "start":
+                yield start_row(name, subject, number, provider)
+            stage.fill(provider, bucket, cases[0].key_space, VALUE_BYTES)
+        for case in cases:
+            sides = [
+                Side(subject, stage.load(provider, subject, case, bucket, max(seconds / turns, TURN_MIN_S)), watcher)
+                for subject, (provider, watcher) in providers.items()
+            ]
+            for turn in range(turns):
+                for side in sides[:: 1 if (number + turn) % 2 else -1]:
+                    side.run(stage.generator)
+            for side in sides:
+                yield row_of(name, case, side.subject, number, merged(side.outcomes), side.figures())
 
 
-def turn_seconds(seconds: float, turns: int) -> float:
-    """Return the duration of one turn if `turns` turns share a load of `seconds`."""
-    return max(seconds / turns, TURN_MIN_S)
-
-
-def take_turns(stage: Stage, sides: Sequence[Side], number: int, turns: int) -> None:
-    """Run the load of each side `turns` times. The sides alternate, and their order changes with every turn."""
-    for turn in range(turns):
-        for side in sides if (number + turn) % 2 else reversed(sides):
-            side.run(stage.generator)
+def start_row(name: str, subject: Subject, number: int, provider: ProviderProcess, case: str = "start") -> Row:
+    """Return a row with the time and the CPU time to a provider's first answer, and its memory at that moment."""
+    idle_bytes = float(sum(map(resident_bytes, provider.pids)))
+    figures = {"start_s": provider.start_s, "start_cpu_s": provider.start_cpu_s, "idle_bytes": idle_bytes}
+    fields = {"function": "start"}
+    return Row(scenario=name, case=case, fields=fields, subject=subject.name, round=number, figures=figures)
 
 
 @dataclass(slots=True)
 class Side:
-    """A subject that takes turns with other subjects, with its load, process and watcher.
+    """A subject that takes turns with other subjects, with its load and its watcher.
 
     :ivar told: number of events that the watcher received during the loads
     :ivar told_s: seconds during which these events were counted
@@ -390,7 +297,6 @@ class Side:
 
     subject: Subject
     load: Load
-    provider: ProviderProcess
     watcher: WatcherProcess | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     told: int = 0
@@ -418,30 +324,13 @@ class Side:
         return {"events_per_s": self.told / self.told_s} if self.subject.watcher == "answering" else {}
 
 
-def replicated(stage: Stage, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Compare the replicated store, with both kinds of reads, with the store in memory."""
-    for number in range(extent.rounds):
-        turn = number % len(subjects)
-        for case in REPLICATED_CASES:
-            for subject in (*subjects[turn:], *subjects[:turn]):
-                yield stage.row("replicated", case, subject, number, extent.seconds)
-
-
-class Experiment(NamedTuple):
-    """A function of this module that measures a scenario, and the subjects that it compares."""
-
-    measure: Callable[[Stage, Sequence[Subject], Extent], Iterator[Row]]
-    subjects: tuple[Subject, ...]
-
-
+Experiment = Callable[[Stage, str, Sequence[Subject], Extent], Iterator[Row]]
 EXPERIMENTS: Mapping[str, Experiment] = {
-    "growth": Experiment(growth, (BARE, DIRECT)),
-    "memory": Experiment(memory, (DIRECT, PLAIN)),
-    "pages": Experiment(pages, (DIRECT,)),
-    "snapshot": Experiment(snapshot, (DIRECT,)),
-    "metrics": Experiment(metrics, (DIRECT, UNMETERED)),
-    "expiry": Experiment(expiry, (DIRECT, EXPIRING)),
-    "start": Experiment(start, (DIRECT, STANDALONE, EXECUTABLE)),
-    "watch": Experiment(watch, (DIRECT, WATCHED, STUCK)),
-    "replicated": Experiment(replicated, (DIRECT, REPLICATED, LOCAL)),
+    "growth": growth,
+    "memory": memory,
+    "pages": pages,
+    "snapshot": snapshot,
+    "expiry": expiry,
+    "redis": redis,
+    **dict.fromkeys(ROUNDS_MIN, fresh),
 }

@@ -2,21 +2,21 @@
 
 A machine's speed drifts, so an absolute figure says little. For each case of a round, all subjects are measured
 directly after one another, in an order that changes from round to round. Reports show ratios to the bare responder
-within a round, as the median and the range over all rounds.
+within a round, as the median and its interval over all rounds.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
-from bench.run.experiments import EXPERIMENTS, Experiment, Extent
+from bench.run.experiments import EXPERIMENTS
 from bench.run.rows import REFERENCE, Failure, Row
-from bench.run.scenarios import CASES, QUICK_CASES, REFERENCE_CASE, Case
-from bench.run.stage import PeerError, Stage
-from bench.run.subjects import BARE, DIRECT, PLAIN, VARIANTS, Subject
+from bench.run.scenarios import QUICK, REFERENCE_CASE, SCENARIOS, Case
+from bench.run.stage import Extent, NotAvailableError, PeerError, Stage
+from bench.run.subjects import BARE, BEFORE, DIRECT, PLAIN, REDIS_SERVER, VARIANTS, Subject
 
 __all__ = ["SUBJECTS", "Plan", "faults", "measure", "say", "settings"]
 
@@ -28,26 +28,36 @@ SUBJECTS = (BARE, DIRECT, PLAIN)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The scenarios, subjects and size of a run."""
+    """The scenarios, subjects and size of a run.
+
+    :ivar before: an earlier revision of this provider, which the scenario `against` measures
+    """
 
     scenarios: Sequence[str]
     subjects: Sequence[Subject]
     is_quick: bool
     extent: Extent
+    before: Subject | None = None
 
-    def cases(self) -> list[tuple[str, Case]]:
-        """Return each case with the name of its scenario, for all scenarios that are lists of cases.
+    def loads(self) -> dict[tuple[Case, tuple[Subject, ...]], list[str]]:
+        """Return each case to measure with its subjects, and the scenarios that it belongs to.
 
-        The first case is `REFERENCE_CASE`, which decides if the run is void.
+        A case that belongs to several scenarios is measured once in a round.
         """
-        table = QUICK_CASES if self.is_quick else CASES
-        cases = [(name, case) for name in self.scenarios for case in table.get(name, ())]
-        return [(REFERENCE, REFERENCE_CASE), *cases]
+        loads: dict[tuple[Case, tuple[Subject, ...]], list[str]] = {(REFERENCE_CASE, (BARE,)): [REFERENCE]}
+        for name in self.scenarios:
+            for case in SCENARIOS[name].cases if name not in EXPERIMENTS else ():
+                if not self.is_quick or case in QUICK:
+                    loads.setdefault((case, tuple(self.subjects_of(name))), []).append(name)
+        return loads
 
-    def subjects_of(self, experiment: Experiment) -> list[Subject]:
-        """Return those subjects of an experiment that this plan includes."""
-        chosen = (*self.subjects, *(VARIANTS if DIRECT in self.subjects else ()))
-        return [subject for subject in experiment.subjects if subject in chosen]
+    def subjects_of(self, name: str) -> list[Subject]:
+        """Return the subjects of a scenario that this plan includes."""
+        if not SCENARIOS[name].subjects:
+            return list(self.subjects)
+        own = (*SCENARIOS[name].subjects, *([self.before] if self.before and name == "against" else []))
+        variants = (*VARIANTS, REDIS_SERVER, self.before) if DIRECT in self.subjects else ()
+        return [subject for subject in own if subject in (*self.subjects, *variants)]
 
 
 def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
@@ -56,56 +66,42 @@ def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
     :param failures: list to which this function appends each failure of a peer
     """
     with Stage() as stage:
-        cases = plan.cases()
+        loads = plan.loads()
         extent = plan.extent
         for number in range(extent.rounds):
-            turn = number % len(plan.subjects)
-            order = [*plan.subjects[turn:], *plan.subjects[:turn]]
-            for place, (scenario, case) in enumerate(cases, 1):
+            for place, ((case, subjects), names) in enumerate(loads.items(), 1):
                 rows = []
-                for subject in [BARE] if scenario == REFERENCE else order:
+                turn = number % max(1, len(subjects))
+                for subject in (*subjects[turn:], *subjects[:turn]):
                     if any(failure.covers(subject.name, case.label) for failure in failures):
                         continue
                     try:
-                        row = stage.row(scenario, case, subject, number, extent.seconds)
+                        row = stage.row(names[0], case, subject, number, extent.seconds)
                     except PeerError as error:
-                        failure = Failure(subject.name, case.label, number, str(error), error.is_gone)
-                        failures.append(failure)
-                        say(f"bench: {failure.text}")
+                        failures.append(Failure(subject.name, case.label, number, str(error), error.is_gone))
+                        say(f"bench: {failures[-1].text}")
                         continue
                     rows.append(row)
+                    yield from (replace(row, scenario=name) for name in names)
+                say(f"round {number + 1}/{extent.rounds} {place:>3}/{len(loads)}  {case.label:<34} {line_of(rows)}")
+        for name in (name for name in plan.scenarios if name in EXPERIMENTS and plan.subjects_of(name)):
+            try:
+                for row in EXPERIMENTS[name](stage, name, plan.subjects_of(name), extent):
                     yield row
-                say(f"round {number + 1}/{extent.rounds} {place:>3}/{len(cases)}  {case.label:<34} {line_of(rows)}")
-        for name, experiment in EXPERIMENTS.items():
-            if name in plan.scenarios:
-                for row in experiment.measure(stage, plan.subjects_of(experiment), extent):
-                    yield row
-                    say(f"{name} round {row.round + 1}  {row.case:<46} {line_of([row])}")
+                    say(f"{name} round {row.round + 1}  {row.case:<38} {line_of([row])}")
+            except NotAvailableError as error:
+                say(f"bench: {name} is not measured: {error}")
 
 
 def line_of(rows: Sequence[Row]) -> str:
-    """Return a progress line for the rows of one case and round, with ratios if the bare responder was measured."""
-    bare = next((row for row in rows if row.subject == REFERENCE), None)
+    """Return a progress line for the rows of one case and round: the most important figure of each subject."""
     parts = []
-    for row in sorted(rows, key=lambda row: row.subject != REFERENCE):
-        figures = row.figures
-        if "start_s" in figures:
-            parts.append(f"{row.subject} {figures['start_s']:.2f} s, {figures['idle_bytes'] / 2**20:.1f} MiB idle")
-            continue
-        if "bytes_a_key" in figures:
-            parts.append(f"{row.subject} {figures['bytes_a_key']:.0f} B per key")
-            continue
-        text = f"{row.subject} {figures['calls_per_s']:,.0f}/s"
-        if bare is not None and row is not bare:
-            text += f" ({figures['calls_per_s'] / bare.figures['calls_per_s']:.2f}x)"
-        text += f" {figures['provider_cpu_us']:.1f} us CPU, p50 {figures['p50_us']:,.0f} us"
-        if "keys_per_s" in figures:
-            text += f", {figures['keys_per_s']:,.0f} keys/s"
-        if "events_per_s" in figures:
-            text += f", {figures['events_per_s']:,.0f} events/s"
-        if "above_store_bytes" in figures:
-            text += f", {figures['above_store_bytes'] / 2**20:.0f} MiB above the store"
-        parts.append(text)
+    for row in rows:
+        name, value = next(iter(row.figures.items()))
+        cpu = f" {row.figures['provider_cpu_us']:.1f} us" if "provider_cpu_us" in row.figures else f" {name}"
+        parts.append(
+            f"{row.subject} {value:,.0f}/s{cpu}" if name == "calls_per_s" else f"{row.subject} {value:,.3g}{cpu}"
+        )
     return " | ".join(parts)
 
 
@@ -123,11 +119,14 @@ def faults(rows: Sequence[Row]) -> list[str]:
 
 def settings(plan: Plan) -> dict[str, object]:
     """Return the settings of the plan, as `run.json` stores them."""
+    peers = {subject.name: " ".join(subject.command) for subject in plan.subjects if subject.is_peer}
+    before = {BEFORE: plan.before.command[0]} if plan.before else {}
     return {
         "rounds": plan.extent.rounds,
         "seconds": plan.extent.seconds,
         "scenarios": list(plan.scenarios),
         "subjects": {subject.name: dict(subject.config) for subject in plan.subjects},
+        "notes": peers | before,
     }
 
 

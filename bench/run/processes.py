@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.load.outcome import LoadError, Outcome
-from bench.load.usage import children
+from bench.load.usage import children, cpu_ns
 from bench.load.workload import LINK_NAME, SOURCE_ID, Load
 from bench.run.paths import ROOT, SCRIPTS
 from keyvalue_transport.keyvalue.errors import InterfaceError
@@ -42,11 +42,18 @@ START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 15.0
 #: Seconds to wait for the exit of a process that no longer answers.
 ENDING_S = 0.5
-POLL_INTERVAL_S = 0.01
+POLL_INTERVAL_S = 0.002
+#: Seconds until a provider that starts is called again. The bare responder loses a call that arrives while it subscribes.
+CALL_TIMEOUT_S = 0.25
 LATTICE = "default"
 #: By default, a NATS server disconnects a client with more than 64 MiB of pending messages. Thousands of large answers
 #: exceed this limit.
 NATS_CONFIG = "max_pending: 4GB\nwrite_deadline: 60s\n"
+#: Every host passes xkeys, and loading the library for them takes time. No secret was ever sealed with these.
+XKEYS = {
+    "host_xkey_public_key": "XCBU4AMJXKTG7XYNRR7UFKLNZQ2V6FIOWBATIHSFPA7WWPLHF7OXDXFH",
+    "provider_xkey_private_key": "SXAFXLBJO27A2ZPHSYGL5VMFVJKJRIUHZ4IAPAJLTCLSIE5E76DNLY5XRY",
+}
 
 
 class ProcessError(Exception):
@@ -169,9 +176,10 @@ class NatsProcess(Process):
 class ProviderProcess(Process):
     """A provider, launched with an empty environment and host data on standard input.
 
-    The constructor calls the provider every `POLL_INTERVAL_S` until the provider answers.
+    The constructor calls the provider until the provider answers, with a client that is connected before the launch.
 
     :ivar start_s: seconds from the launch to the first answer
+    :ivar start_cpu_s: the CPU time of all processes of the provider until then
     """
 
     def __init__(
@@ -186,15 +194,21 @@ class ProviderProcess(Process):
         self.prefix = f"{LATTICE}.{name}"
         text = base64.b64encode(json.dumps(host_data(name, nats.url, config, watcher)).encode()) + b"\r\n"
         words = [str(word).replace("{nats}", nats.url).replace("{prefix}", self.prefix) for word in command]
-        began_s = time.perf_counter()
-        super().__init__(name, words, directory, {}, text)
-        try:
-            asyncio.run(self._wait(nats.url))
-            self.start_s = time.perf_counter() - began_s
-            self._pids = [self.popen.pid, *children(self.popen.pid)]
-        except BaseException:
-            self.stop()
-            raise
+        asyncio.run(self._launch(nats.url, lambda: Process.__init__(self, name, words, directory, {}, text)))
+
+    async def _launch(self, url: str, start: Callable[[], None]) -> None:
+        client = KeyValueClient(url, self.prefix, source_id=SOURCE_ID, link_name=LINK_NAME, timeout_s=CALL_TIMEOUT_S)
+        async with client:
+            began_s = time.perf_counter()
+            start()
+            try:
+                await self._wait(client, began_s + START_TIMEOUT_S)
+                self.start_s = time.perf_counter() - began_s
+                self._pids = [self.popen.pid, *children(self.popen.pid)]
+                self.start_cpu_s = sum(map(cpu_ns, self._pids)) / 1e9
+            except BaseException:
+                self.stop()
+                raise
 
     @property
     def pid(self) -> int:
@@ -206,19 +220,17 @@ class ProviderProcess(Process):
         """The ids of all processes of the provider."""
         return self._pids
 
-    async def _wait(self, url: str) -> None:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
+    async def _wait(self, client: KeyValueClient, deadline_s: float) -> None:
         last: Exception | None = None
-        async with KeyValueClient(url, self.prefix, source_id=SOURCE_ID, link_name=LINK_NAME, timeout_s=2) as client:
-            while self.popen.poll() is None and time.monotonic() < deadline_s:
-                try:
-                    await client.exists("default", "ready")
-                    return
-                except InterfaceError:
-                    return
-                except TransportError as error:
-                    last = error
-                await asyncio.sleep(POLL_INTERVAL_S)
+        while self.popen.poll() is None and time.perf_counter() < deadline_s:
+            try:
+                await client.exists("default", "ready")
+                return
+            except InterfaceError:
+                return
+            except TransportError as error:
+                last = error
+            await asyncio.sleep(POLL_INTERVAL_S)
         if self.popen.poll() is not None:
             raise self.failure(f"the process ended with exit status {self.popen.returncode}")
         raise self.failure(f"the process did not answer a call within {START_TIMEOUT_S:g} s: {last}")
@@ -246,6 +258,7 @@ def host_data(provider_key: str, url: str, config: Mapping[str, str], watcher: s
         "default_rpc_timeout_ms": 5000,
         "structured_logging": False,
         "log_level": "info",
+        **XKEYS,
     }
 
 

@@ -5,9 +5,9 @@ Leaving the `with` block of a stage stops all of its processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -21,7 +21,7 @@ from bench.run.rows import Row
 from bench.run.scenarios import Case
 from bench.run.subjects import Subject
 
-__all__ = ["PeerError", "Stage", "row_of"]
+__all__ = ["Extent", "NotAvailableError", "PeerError", "Stage", "row_of"]
 
 FILL_IN_FLIGHT = 256
 FILL_BYTES_IN_FLIGHT = 16 * 1024 * 1024
@@ -31,6 +31,29 @@ DELETES_PER_S = 20_000
 #: Number of the first counter's key. Some providers share one key space between all buckets, so counters need numbers
 #: above those of all other keys.
 COUNTERS_FROM = 500_000_000
+#: The attributes of an outcome that are figures of a row.
+OUTCOME_FIGURES = (*("calls_per_s", "keys_per_s", "p50_us", "p99_us", "p999_us", "max_us", "generator_cpu_us"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The size of a run: how many rounds, keys and calls it has, and how long each load takes.
+
+    :ivar seconds: duration of one load
+    :ivar growth_keys: numbers of keys at which `growth` measures, in ascending order
+    :ivar keys: number of keys in `pages`, `snapshot` and `expiry`
+    :ivar memory_calls: number of gets that `memory` keeps in flight
+    """
+
+    rounds: int
+    seconds: float
+    growth_keys: Sequence[int]
+    keys: int
+    memory_calls: int
+
+
+class NotAvailableError(Exception):
+    """Raised when a scenario needs a program that is not installed. The run continues without the scenario."""
 
 
 class PeerError(Exception):
@@ -194,28 +217,15 @@ class Stage:
 def row_of(
     scenario: str, case: Case, subject: Subject, number: int, outcome: Outcome, more: Mapping[str, float]
 ) -> Row:
-    """Return a row with the figures of an outcome and the additional figures in `more`.
-
-    In the scenario `batch`, single calls also get a figure in keys per second, so that they can be compared to batches.
-    """
-    has_keys = scenario == "batch" or case.function in (*BATCHES, "list-keys")
-    figures = {
-        "calls_per_s": outcome.calls_per_s,
-        "p50_us": outcome.p50_us,
-        "p99_us": outcome.p99_us,
-        "p999_us": outcome.p999_us,
-        "max_us": outcome.max_us,
-        **{f"{name}_cpu_us": cpu_us for name, cpu_us in outcome.cpu_us.items()},
-        "generator_cpu_us": outcome.generator_cpu_us,
-        **({"keys_per_s": outcome.keys_per_s} if has_keys else {}),
-        **more,
-    }
+    """Return a row with the figures of an outcome and the additional figures in `more`."""
+    figures = {name: getattr(outcome, name) for name in OUTCOME_FIGURES}
+    figures |= {f"{name}_cpu_us": cpu_us for name, cpu_us in outcome.cpu_us.items()}
     return Row(
         scenario=scenario,
         case=case.label,
         fields=asdict(case),
         subject=subject.name,
         round=number,
-        figures=figures,
+        figures={**figures, **more},
         latencies=outcome.latencies,
     )

@@ -12,21 +12,8 @@ from bench.run.paths import ROOT, SCRIPTS
 from bench.run.rows import REFERENCE
 
 __all__ = [
-    "BARE",
-    "DIRECT",
-    "EXECUTABLE",
-    "EXPIRING",
-    "HOUR_MS",
-    "LOCAL",
-    "PLAIN",
-    "REPLICATED",
-    "STANDALONE",
-    "STUCK",
-    "UNMETERED",
-    "VARIANTS",
-    "WATCHED",
-    "Subject",
-    "peer",
+    *("BARE", "BEFORE", "DIRECT", "EXECUTABLE", "EXPIRING", "HOUR_MS", "LOCAL", "PLAIN", "REDIS_SERVER", "REPLICATED"),
+    *("STANDALONE", "STUCK", "UNMETERED", "UNPACKED", "VARIANTS", "WATCHED", "Subject", "peer"),
 ]
 
 HOUR_MS = 3_600_000
@@ -61,11 +48,15 @@ WATCHED = Subject("direct-watched", OURS, DIRECT.config, watcher="answering")
 STUCK = Subject("direct-stuck", OURS, DIRECT.config, watcher="stuck")
 STANDALONE = Subject("serve", (*OURS, "serve", "--nats", "{nats}", "--prefix", "{prefix}", "--metrics-address", "0"))
 EXECUTABLE = Subject("executable", (str(ROOT / "build" / "keyvalue-inmemory"),), DIRECT.config)
+UNPACKED = Subject("executable-unmetered", EXECUTABLE.command, UNMETERED.config)
 #: With the replicated store. Each process has a KV bucket of its own, on one server with file storage.
 REPLICATED = Subject("replicated", OURS, {**DIRECT.config, "store": "jetstream"})
 LOCAL = Subject("replicated-local", OURS, {**REPLICATED.config, "reads": "local"})
 #: The variants that some scenarios compare with DIRECT.
-VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK, STANDALONE, EXECUTABLE, REPLICATED, LOCAL)
+VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK, STANDALONE, EXECUTABLE, UNPACKED, REPLICATED, LOCAL)
+REDIS_SERVER = Subject("redis-server", ("redis-server",))
+#: The name of the subject that --against adds: this provider as of an earlier revision.
+BEFORE = "before"
 BARE = Subject(REFERENCE, (sys.executable, "-m", "bench.load.responder"), is_store=False)
 
 
@@ -81,6 +72,6 @@ def peer(text: str) -> Subject:
     words = tuple(shlex.split(command))
     if not (name.isascii() and name.replace("-", "").isalnum() and words):
         raise ValueError(f"--peer: found {text!r}, expected NAME=COMMAND; NAME may contain letters, digits and '-'")
-    if name in {subject.name for subject in (BARE, DIRECT, PLAIN, *VARIANTS)}:
+    if name in {BEFORE, *(subject.name for subject in (BARE, DIRECT, PLAIN, REDIS_SERVER, *VARIANTS))}:
         raise ValueError(f"--peer: found the name {name}, which is reserved for one of our subjects")
     return Subject(name, words, is_peer=True)

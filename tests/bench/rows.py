@@ -11,18 +11,17 @@ from bench.run.rows import Row
 
 ABOUT: dict[str, Any] = {
     "when": "2026-01-31T12:00:00+00:00",
-    "commit": {"id": "0123456789abcdef", "changed": False},
+    "commit": {"id": "0123456789abcdef", "dirty": False},
     "versions": {"python": "CPython 3.11.0", "nats-server": "v2.12.0"},
-    "machine": {
-        "processor": "A processor",
-        "architecture": "x86_64",
-        "cores": 2,
-        "memory_bytes": 8 * 2**30,
-        "system": "Linux 6",
+    "machine": "A processor",
+    "settings": {
+        "rounds": 3,
+        "seconds": 1.0,
+        "subjects": {"bare": {}, "direct": {}},
+        "notes": {"redis": "/opt/redis"},
     },
-    "settings": {"rounds": 3, "seconds": 1.0, "subjects": {"bare": {}, "direct": {}}},
-    "load_average_before": "0.10 0.10 0.10",
-    "load_average_after": "1.00 0.50 0.20",
+    "load_before": "0.10 0.10 0.10",
+    "load_after": "1.00 0.50 0.20",
     "minutes": 1.5,
 }
 CASE = "get 64 B, 64 in flight"

@@ -7,22 +7,30 @@ from unittest.mock import Mock
 
 import pytest
 
-from bench.__main__ import USAGE, main
+from bench.__main__ import COMMANDS, USAGE, main
 
 
-@pytest.mark.parametrize("arguments", [["endtoend", "--rounds", "3", "--quick"], ["--rounds", "3", "--quick"]])
-def test_options_without_a_command_are_those_of_endtoend(
-    monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (["endtoend", "--quick"], ["--quick"]),
+        (["--rounds", "3"], ["--rounds", "3"]),
+        (["start", "--rounds", "3"], ["--scenario", "start", "--rounds", "3"]),
+    ],
+)
+def test_several_commands_are_endtoend(
+    monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], given: Sequence[str]
 ) -> None:
     endtoend = Mock(return_value=7)
     monkeypatch.setattr("bench.endtoend.main", endtoend)
     assert main(arguments) == 7
-    endtoend.assert_called_once_with(["--rounds", "3", "--quick"])
+    endtoend.assert_called_once_with(given)
 
 
 def test_help_covers_all_commands_and_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["-h"], ["--help"]):
         assert main(arguments) == 0
         assert capsys.readouterr().out == USAGE
+    assert [name for name in COMMANDS if f"\n  {name} " not in USAGE] == []
     assert main(["fast"]) == 2
     assert "unknown command 'fast'" in capsys.readouterr().err

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.bars import BARS
 from bench.report.commands import compare_main, main
-from bench.report.markdown import BEGIN, END
 from bench.report.run_file import Run
-from bench.run.rows import Row
+from bench.report.tables import BEGIN, END
+from bench.run.rows import REFERENCE, Row
+from bench.run.scenarios import SCENARIOS
 from tests.bench.rows import ABOUT, rounds, row, saved
 
 
@@ -26,7 +26,7 @@ def test_report_takes_the_newest_run(
         Run(ABOUT | {"when": name}, rounds("bare", [1.0])).save(path)
         os.utime(path, (written_s, written_s))
     assert main([]) == 0
-    assert "- 2026-02, 1.5 minutes" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("2026-02, 1.5 min")
 
 
 def test_report_names_the_fault_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,12 +43,11 @@ def test_compare_names_slower_figures_and_differences_between_the_runs(
         for name, values in (("old", [80.0, 81.0, 82.0]), ("slower", [60.0, 61.0, 62.0]))
     )
     assert compare_main([old, slower]) == 1
-    assert "direct: calls/s over bare: 33% worse" in capsys.readouterr().out
+    assert "direct: calls/s over bare: 33% worse (29% .. 37%): 0.81 (0.80 .. 0.82) -> " in capsys.readouterr().out
     assert compare_main([old, slower, "--threshold", "50%"]) == 0
     assert "nothing got slower by more than 50%" in capsys.readouterr().out
     assert compare_main([slower, old]) == 0
-    machine = ABOUT["machine"] | {"processor": "Another"}
-    Run(ABOUT | {"machine": machine}, rounds("direct", [80.0]), ["busy"]).save(tmp_path / "other.json")
+    Run(ABOUT | {"machine": "Another"}, rounds("direct", [80.0]), ["busy"]).save(tmp_path / "other.json")
     capsys.readouterr()
     assert compare_main([old, str(tmp_path / "other.json")]) == 0
     said = capsys.readouterr().out
@@ -59,10 +58,12 @@ def test_compare_names_slower_figures_and_differences_between_the_runs(
 def every_bar() -> list[Row]:
     """Return rows that measure each bar."""
     figures: dict[tuple[str, str, str], dict[str, float]] = {}
-    for bar in BARS:
-        for case in filter(None, (bar.case, bar.reference_case)):
-            for subject in (bar.subject, bar.reference):
-                figures.setdefault((bar.scenario, case, subject), {})[bar.figure] = 1.0
+    for name, scenario in SCENARIOS.items():
+        for bar in scenario.bars:
+            is_case = ", " in bar.over
+            for case in (bar.case, bar.over if is_case else bar.case):
+                for subject in (bar.subject, REFERENCE if is_case or not bar.over else bar.over):
+                    figures.setdefault((name, case, subject), {})[bar.figure] = 1.0
     return [row(subject, 0, scenario, case, **here) for (scenario, case, subject), here in figures.items()]
 
 
@@ -70,7 +71,7 @@ def every_bar() -> list[Row]:
     ("without", "void", "reason"),
     [
         ("", ("stopped",), "the run is void: stopped"),
-        ("memory", (), "bars not measured: 1, the first is 2,000 gets"),
+        ("memory", (), "bars not measured: 1, the first is memory: get 1 MiB, 2000 in flight"),
     ],
     ids=["void", "partial"],
 )

@@ -1,0 +1,76 @@
+"""A run as tables for the terminal and as Markdown, and its place in a document."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.report.tables import BEGIN, END, WIDTH, fill, markdown, summary, terminal
+from bench.run.scenarios import QUICK, SCENARIOS
+from tests.bench.rows import rounds, row, run_of
+
+
+def test_a_table_has_medians_and_ratios_with_their_interval() -> None:
+    run = run_of(rounds("direct", [80.0, 90.0, 70.0]), rounds("bare", [100.0, 100.0, 100.0]))
+    text = markdown(run)
+    assert "| get 64 B, 64 in flight | bare |  | 100 |" in text
+    assert "| get 64 B, 64 in flight | direct | 0.80 (0.70 .. 0.90) | 80 |" in text
+    assert text.index("| bare |") < text.index("| direct |")
+    lines = [line.split() for line in terminal(run).splitlines()]
+    at = lines.index(["get", "64", "B,", "64", "in", "flight"])
+    assert lines[at + 1 : at + 3] == [["bare", "100"], ["direct", "0.80", "(0.70", "..", "0.90)", "80"]]
+
+
+def test_bars_are_listed_with_their_verdict_and_the_rest_as_not_measured() -> None:
+    where = {"scenario": "growth", "case": "memory, 1,000,000 keys"}
+    run = run_of(rounds("direct", [331.0], "bytes_a_key", **where))
+    assert "| memory, 1,000,000 keys: bytes a key | 331 | <= 330 | missed |" in markdown(run)
+    absent = sum(len(scenario.bars) for scenario in SCENARIOS.values() if not scenario.is_optional) - 1
+    for text in (markdown(run), terminal(run)):
+        assert f"Bars that this run did not measure: {absent}.\n" in text
+        assert text.count("\n- ") >= absent
+
+
+def test_tables_fit_a_terminal() -> None:
+    names = [(name, case) for name, scenario in SCENARIOS.items() for case in scenario.cases]
+    figures = dict.fromkeys(("calls_per_s", "provider_cpu_us", "keys_per_s", "p50_us", "p99_us", "peak_bytes"), 1e8)
+    rows = [
+        row(subject, number, name, case.label, **{figure: value + number for figure, value in figures.items()})
+        for name, case in names
+        for subject in ("bare", "direct", "direct-expiring", "plain")
+        for number in range(3)
+    ]
+    lines = terminal(run_of(rows)).splitlines()
+    assert [line for line in lines if len(line) > WIDTH and not line.startswith("- ")] == []
+    assert len(lines) > len(rows) / 3
+
+
+def test_the_summary_of_a_quick_run_has_about_ten_lines() -> None:
+    rows = [row(subject, 0, case=case.label, calls_per_s=5e6) for case in QUICK for subject in ("bare", "direct")]
+    lines = summary(run_of(rows)).splitlines()
+    assert len(lines) <= 12
+    assert lines[1].split() == ["case", "limit/s", "direct/s", "over", "limit", "p50", "us", "CPU", "us", "bars"]
+    assert "1.00" in lines[2]
+    assert lines[-2].startswith("not measured: ")
+    assert "bars met: 0 of 0 measured" in lines
+
+
+def test_a_report_names_the_machine_and_says_if_the_run_is_void() -> None:
+    text = markdown(run_of(rounds("bare", [1.0])))
+    parts = ("commit 0123456789ab,", "A processor", "nats-server v2.12.0", "load average 0.10", "redis: /opt/redis")
+    assert [part for part in parts if part not in text] == []
+    assert "void" not in text
+    text = markdown(run_of(rounds("bare", [1.0]), void=("the machine was busy",)))
+    assert "**This run is void: the machine was busy.**" in text
+
+
+def test_a_document_is_filled_only_between_its_marks() -> None:
+    document = f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n"
+    once = fill(document, "| new |\n")
+    assert once == f"# Title\n\n{BEGIN}\n| new |\n{END}\n\nafter\n"
+    assert fill(once, "| new |\n") == once
+
+
+@pytest.mark.parametrize("document", ["", BEGIN, END, END + BEGIN, BEGIN + BEGIN + END, BEGIN + END + END])
+def test_a_document_without_marks_is_unchanged(document: str) -> None:
+    with pytest.raises(ValueError, match="the document has no place for the run: expected <!-- run: begin -->"):
+        fill(document, "text")
