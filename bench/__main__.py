@@ -20,7 +20,7 @@ usage: scripts/bench [COMMAND] [OPTIONS]
   redis       endtoend --scenario redis: redis-benchmark against redis-server and against a provider
   report      print a run; --markdown puts it into docs/performance.md
   compare     list the cases that got slower between two runs; exit status 1 if there are any
-  micro       run pytest-benchmark on codec, frames, engine, threads and watchers; OPTIONS go to pytest, for example
+  micro       run pytest-benchmark on codec, frames, delayed answers, key order and watchers; OPTIONS go to pytest, for example
               -k NAME or --benchmark-json=FILE
   engine      compare the store with a dict under one lock, and say where its time goes
   load        call a running provider and print JSON
@@ -56,7 +56,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": ("bench.report.commands", ()),
     "compare": ("bench.report.commands", ()),
     "micro": ("pytest", ("bench/micro", "--benchmark-columns=min,median,max,rounds", "--benchmark-sort=name")),
-    "engine": ("bench.micro.store_beside_dict", ()),
+    "engine": ("bench.micro.engine", ()),
     "load": ("bench.load.generator_process", ()),
 }
 

@@ -100,7 +100,7 @@ ROOMS = {
     "bench.load": room(f"{T}.wrpc {T}.keyvalue {T}.nats.subjects {P}.host.host_data", "hdrh uvloop"),
     "bench.run": room(f"bench.load {T}", "pytest pytest_benchmark"),
     "bench.report": room("bench.load.latency bench.run", "matplotlib"),
-    "bench.micro": room(f"bench.load.workload {E} {T} {P}", None),
+    "bench.micro": room(f"bench.load.workload bench.report.figures {E} {T} {P}", None),
     # The commands.
     "bench": room("bench", "pytest"),
 }

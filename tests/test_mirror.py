@@ -152,9 +152,7 @@ REASONS = {
         load/latency.py       load/test_outcome.py             latencies of outcomes
         load/responder.py     load/test_wire.py                it speaks NATS, without a socket
         load/watching_component.py  load/test_wire.py          it speaks NATS, without a socket
-        micro/locked_dict.py  micro/test_store_beside_dict.py  the baseline of the store
-        micro/summary.py      micro/test_turns.py              the printed figures of the turns
-        micro/stores.py       micro/test_turns.py              fixtures of the micro benchmarks, which a test would repeat
+        micro/locked_dict.py  micro/test_engine.py             the baseline of the store
         run/processes.py      run/test_stage.py                the processes of a stage
         run/paths.py          run/test_plan.py                 two constants
         run/provenance.py     run/test_plan.py                 it is recorded with each run

@@ -7,26 +7,11 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from random import Random
 from threading import Lock
-from typing import Protocol
 
-__all__ = [
-    "KEY_BYTES",
-    "VALUE_BYTES",
-    "KeyedStore",
-    "LockedDict",
-    "fresh",
-    "fresh_value",
-    "shuffled_keys",
-    "tune_collector",
-]
+__all__ = ["KEY_BYTES", "VALUE_BYTES", "LockedDict", "fresh", "fresh_value", "shuffled_keys", "tune_collector"]
 
 KEY_BYTES = 12
 VALUE_BYTES = 64
-
-
-class KeyedStore(Protocol):
-    def get(self, key: bytes, /) -> bytes | None: ...
-    def set(self, key: bytes, value: bytes, /) -> None: ...
 
 
 class LockedDict:

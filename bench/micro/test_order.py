@@ -1,11 +1,8 @@
 """The cost of applying one change to a shard's key order, compared with the cost per key of sorting a new order.
 
 The ratio of the two costs shows when a new order is cheaper, and determines `CHANGES_SHARE` in
-`keyvalue_engine.order`. Each round times three pages of a new shard. The first page sorts all keys, the second page
-has no changes to apply, and the third page applies the changes.
-
-pytest-benchmark shows the time of the third page. `extra_info` has nanoseconds per change, nanoseconds per key, and
-the median of the rounds' ratios. Removing a key and putting it back counts as two changes.
+`keyvalue_engine.order`. Each round times three pages of a new shard: one that sorts all keys, one without changes, and
+one that applies the changes. Removing a key and putting it back counts as two changes.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from siphashc import siphash
 
-from bench.micro.locked_dict import VALUE_BYTES, shuffled_keys, tune_collector
+from bench.micro.locked_dict import VALUE_BYTES, shuffled_keys
 from keyvalue_engine import StoreOptions
 from keyvalue_engine.context import Context
 from keyvalue_engine.expiry import Expiry
@@ -45,40 +42,35 @@ def page_of_one_key(shard: Shard) -> int:
 @pytest.mark.parametrize("kind", ["added", "removed", "put back"])
 @pytest.mark.parametrize("keys", [256, 1024, 4096])
 def test_change(benchmark: BenchmarkFixture, keys: int, kind: str) -> None:
-    tune_collector()
     changes = keys // CHANGES_SHARE // 4 * 2  # an even number, small enough that the shard keeps its order
     benchmark.group = f"order: {changes} changes among {keys:,} keys"
     present = shuffled_keys(keys + changes)
     absent = [present.pop() for _ in range(changes)]
     touched = {"added": absent, "removed": present[:changes], "put back": present[: changes // 2]}[kind]
     value = bytes(VALUE_BYTES)
-    fresh_ns: list[int] = []
-    idle_ns: list[int] = []
-    kept: list[bool] = []
+    costs: list[tuple[int, int]] = []  # nanoseconds of the first page and of a page without changes
 
     def setup() -> tuple[tuple[Shard], dict[str, object]]:
         account = Account(b"", Ledger(StoreOptions()))
         shard = Shard(0, 0, Context(position_of, siphash, SECRET, account, Expiry(monotonic_ns), KeptOrders()))
         for key in present:
             shard.set(key, value)
-        fresh_ns.append(page_of_one_key(shard))
-        idle_ns.append(min(page_of_one_key(shard) for _ in range(5)))
+        costs.append((page_of_one_key(shard), min(page_of_one_key(shard) for _ in range(5))))
         for key in touched:
             if kind != "added":
                 shard.delete(key)
             if kind != "removed":
                 shard.set(key, value)
-        kept.append(shard.order is not None and len(shard.order.changes) == changes)
+        assert shard.order is not None
+        assert len(shard.order.changes) == changes
         return (shard,), {}
 
     benchmark.pedantic(page_of_one_key, setup=setup, rounds=ROUNDS)  # type: ignore[no-untyped-call]
-    assert all(kept)
     if benchmark.stats is None:  # --benchmark-disable
         return
-    key_ns = [(fresh - idle) / keys for fresh, idle in zip(fresh_ns, idle_ns, strict=True)]
-    paged_ns = [seconds * 1e9 for seconds in benchmark.stats.stats.data]
-    change_ns = [(paged - idle) / changes for paged, idle in zip(paged_ns, idle_ns, strict=True)]
+    key_ns = [(first - idle) / keys for first, idle in costs]
+    paged = zip(benchmark.stats.stats.data, costs, strict=True)
+    change_ns = [(seconds * 1e9 - idle) / changes for seconds, (_, idle) in paged]
     ratios = [change / key for change, key in zip(change_ns, key_ns, strict=True)]
-    benchmark.extra_info["ns a change"] = round(median(change_ns))
-    benchmark.extra_info["ns a key in a new order"] = round(median(key_ns))
-    benchmark.extra_info["ratio"] = round(median(ratios), 2)
+    names = ("ns a change", "ns a key in a new order", "ratio")
+    benchmark.extra_info |= zip(names, map(median, (change_ns, key_ns, ratios)), strict=True)

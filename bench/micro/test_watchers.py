@@ -12,7 +12,6 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.micro.locked_dict import VALUE_BYTES, fresh, fresh_value, shuffled_keys
-from bench.micro.stores import set_all
 from bench.micro.turns import in_turns
 from keyvalue_engine import Bucket, Store
 from keyvalue_provider.config.options import WatchingLinkOptions
@@ -69,6 +68,14 @@ def bucket_of(store: Store) -> Bucket:
     for key in shuffled_keys(KEYS):
         bucket.set(key, bytes(VALUE_BYTES))
     return bucket
+
+
+def set_all(bucket: Bucket) -> Callable[[list[tuple[bytes, bytes]]], None]:
+    def act(entries: list[tuple[bytes, bytes]]) -> None:
+        for key, value in entries:
+            bucket.set(key, value)
+
+    return act
 
 
 def entries(_: int) -> list[tuple[bytes, bytes]]:

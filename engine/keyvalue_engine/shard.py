@@ -263,7 +263,7 @@ class Shard:
 
         The account is updated before the entries. So another thread may use the freed memory a moment before the entry
         is removed. No parameter is keyword-only, because CPython does not specialize calls to functions with
-        keyword-only parameters (see `test_delete` in bench/micro/test_engine.py).
+        keyword-only parameters (`scripts/bench engine`).
 
         :param entry: the new entry of the key, or None to remove the key
         :param old: the current entry of the key, or None if the key is missing; an expired entry is allowed only if
@@ -362,7 +362,7 @@ class Shard:
         return looks
 
     def _remove_due(self, due: Mapping[bytes, Timed]) -> None:
-        """Remove expired keys: `_commit`, inlined for speed (`test_sweep` in bench/micro/test_engine.py).
+        """Remove expired keys: `_commit`, inlined for speed (`scripts/bench engine`).
 
         A key that expires must not take longer than a key that a batch writes, or writes could starve the sweep.
         """

@@ -47,7 +47,7 @@ __all__ = ["Table"]
 Ring = tuple[int, list[Shard]]
 
 #: A shard is split into four new shards. With two, a bucket that grows to a million keys would move each key one more
-#: time (bench/micro/test_engine.py, fill). With more than four, keys move less often, but the new shards are smaller.
+#: time (`scripts/bench engine`, new key). With more than four, keys move less often, but the new shards are smaller.
 #: With sixteen, a get among 200,000 keys takes 1.2 times as long.
 SPLIT_BITS = 2
 #: A table is merged into one shard when one in MERGE_SHARE of the keys that fit into a shard is left. So most of the

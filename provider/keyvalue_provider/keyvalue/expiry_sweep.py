@@ -14,7 +14,7 @@ from typing import Protocol
 
 __all__ = ["STEP_KEYS", "Sweep"]
 
-#: Number of keys that are removed before the clock is read again. `test_sweep` in bench/micro/test_engine.py shows that
+#: Number of keys that are removed before the clock is read again. `scripts/bench engine` shows that
 #: this takes less than a millisecond, even on a slow machine.
 STEP_KEYS = 200
 #: The delay at which the sweep takes half of the time.

@@ -1,4 +1,4 @@
-"""Rounds in which two subjects take turns, and the figures at the end of the micro benchmarks."""
+"""Rounds in which two subjects take turns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from bench.micro.summary import Figures, tables
 from bench.micro.turns import ROUNDS, in_turns
 
 
@@ -40,25 +39,3 @@ def test_the_first_subject_alternates_and_undo_follows_both() -> None:
         assert done[3 * turn : 3 * turn + 3] == [(what, turn) for what in [*order, "undo"]]
     assert benchmark.extra_info["store ns a call"] == 100
     assert benchmark.extra_info.keys() == {"store ns a call", "dict+lock ns a call", "ratio"}
-
-
-def test_figures_are_tables_of_groups() -> None:
-    found = [
-        Figures("b: get", "test_get[1]", {"store ns a call": 1_234, "ratio": 2.0}),
-        Figures("b: get", "test_get[2]", {"store ns a call": 99}),
-        Figures("a: push", "test_push", {"ns a call": 0.25}),
-        Figures("c: codec", "test_encode", {}),
-    ]
-    assert list(tables(found)) == [
-        "",
-        "a: push     ns a call",
-        "test_push        0.25",
-        "",
-        "b: get        store ns a call   ratio",
-        "test_get[1]             1,234    2.00",
-        "test_get[2]                99",
-    ]
-
-
-def test_without_figures_there_are_no_tables() -> None:
-    assert list(tables([Figures("codec", "test_encode", {})])) == []
