@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import inspect
 import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, asdict, fields
-from typing import get_args
+from dataclasses import asdict
+from typing import Any, get_args, get_type_hints
 
 import uvloop
 
@@ -34,6 +35,8 @@ from bench.load.workload import Function, Headers, Load, result_sizes
 __all__ = ["generate", "main", "run"]
 
 STALL_CHECK_S = 0.5
+#: A load with the default of every field.
+LOAD = Load(url="", prefix="")
 #: Functions that read keys, which an earlier load must have set.
 READING = frozenset({"get", "exists", "mixed", "list-keys", "get-many"})
 
@@ -125,53 +128,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return a parser with an option for each field of a load."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench load",
         description="Call a running provider, and print the figures as JSON.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=inspect.getdoc(Load),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    add("--stdin", action="store_true", help="run the loads that arrive on standard input, one JSON object per line")
-    add("--url", default="nats://127.0.0.1:4222", help="NATS server")
-    add("--prefix", default="default.keyvalue-inmemory", help="{lattice}.{provider key}")
-    add("--function", choices=get_args(Function), help="mixed: 95 %% get, 5 %% set")
-    add("--bucket", help="bucket name")
-    add("--value-bytes", type=int, metavar="BYTES", help="size of a value")
-    add("--in-flight", type=int, metavar="N", help="for a closed loop: number of calls in flight")
-    add(
-        "--rate",
-        type=float,
-        metavar="CALLS",
-        help="calls per second; makes an open loop, where latency is measured from the time a call was due",
-    )
-    add("--calls", type=int, metavar="N", help="end after this many calls; if 0, end after --seconds")
-    add("--seconds", type=float, help="duration of the measurement")
-    add("--warm-calls", type=int, metavar="N", help="for a closed loop: number of calls before the measurement")
-    add(
-        "--headers",
-        choices=get_args(Headers),
-        help="host: the headers that a host sends; traced: also a new trace per call",
-    )
-    add("--keys", type=int, metavar="N", help="number of keys")
-    add("--first-key", type=int, metavar="N", help="number of the first key")
-    add("--each-once", action="store_true", help="call for each key once, in order; with set this fills a bucket")
-    add("--page-keys", type=int, metavar="N", help="for list-keys: maximum number of keys in a page")
-    add("--batch-keys", type=int, metavar="N", help="for get-many and set-many: number of keys per call")
-    add("--counted", type=int, metavar="N", help="for increment: value of every counter before the load")
-    add("--delta", type=int, metavar="N", help="for increment: amount that a call adds")
-    add(
-        "--beside",
-        metavar="PREFIX",
-        help="another provider, which gets every second call; excess_us compares the latencies",
-    )
-    add("--closing", action=argparse.BooleanOptionalAction, help="end parameters with an empty message, as clients do")
-    add(
-        "--exact",
-        action=argparse.BooleanOptionalAction,
-        help="expect the answers of a store; otherwise only the shape of answers is checked",
-    )
-    add("--timeout-s", type=float, metavar="SECONDS", help="give up after this time without an answer")
-    parser.set_defaults(**{known.name: known.default for known in fields(Load) if known.default is not MISSING})
+    text = "run the loads that arrive on standard input, one JSON object per line"
+    parser.add_argument("--stdin", action="store_true", help=text)
+    defaults = {"url": "nats://127.0.0.1:4222", "prefix": "default.keyvalue-inmemory"}
+    for name, kind in get_type_hints(Load).items():
+        default = defaults.get(name, getattr(LOAD, name))
+        options: dict[Any, dict[str, Any]] = {
+            bool: {"action": argparse.BooleanOptionalAction},
+            Function: {"choices": get_args(Function)},
+            Headers: {"choices": get_args(Headers)},
+        }
+        option = options.get(kind, {"type": kind, "metavar": getattr(kind, "__name__", "").upper()})
+        if name != "watched":
+            parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=f"(default {default!r})", **option)
     return parser
 
 

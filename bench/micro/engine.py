@@ -297,8 +297,7 @@ def lines_of(found: Timings, memory: Sequence[tuple[float, float]]) -> Iterator[
         pairs = found.calls[case.name]
         ratio = interval(own / other for own, other in pairs)
         own, other = (median(column) for column in zip(*pairs, strict=True))
-        bar = f"{case.bar:.1f}" if case.bar else ""
-        text = f"{case.name:<26}{own:>7.0f}{f'{case.beside} {other:.0f}':>17}{ratio.text(RATIO):>22}{bar:>8}"
+        text = f"{case.name:<26}{own:>7.0f}{f'{case.beside} {other:.0f}':>17}{ratio.text(RATIO):>22}{case.bar or '':>8}"
         yield f"{text}  {verdict(ratio.low, ratio.median, case.bar)}".rstrip()
     yield f"\n{f'pages of {PAGE_KEYS:,} keys, steps':<30}{'median ms':>24}{'slowest':>10}{'all':>9}{'bar':>6}"
     for name, rounds in found.walks.items():
@@ -308,11 +307,10 @@ def lines_of(found: Timings, memory: Sequence[tuple[float, float]]) -> Iterator[
         text = f"{name:<30}{time.text(MS):>24}{median(slowest) / 1e6:>10.2f}{median(total) / 1e6:>9.0f}{bar or '':>6}"
         yield f"{text}  {verdict(time.low / 1e6, time.median / 1e6, bar)}".rstrip()
     yield f"\n{'memory per key':<26}{'resident B':>12}{'formula B':>12}{'bar':>8}"
-    for (name, bar), (resident, formula) in zip(
-        (("key and value", 0), ("place in the order", ORDER_BYTES_MAX)), memory, strict=True
-    ):
-        text = f"{name:<26}{resident:>12.0f}{formula:>12.0f}{bar or '':>8}"
-        yield f"{text}  {verdict(resident, resident, bar)}".rstrip()
+    bars = (("key and value", 0), ("place in the order", ORDER_BYTES_MAX))
+    for (name, bytes_max), (resident, formula) in zip(bars, memory, strict=True):
+        text = f"{name:<26}{resident:>12.0f}{formula:>12.0f}{bytes_max or '':>8}"
+        yield f"{text}  {verdict(resident, resident, bytes_max)}".rstrip()
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -19,13 +19,12 @@ import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.load.workload import header_block, key_of
-from bench.micro.test_frames import Socket
+from bench.micro.test_frames import Socket, connected
 from bench.micro.turns import in_turns
 from keyvalue_transport.keyvalue.interface import NEVER, AwaitedResult, encode_bucket_key
 from keyvalue_transport.keyvalue.outcomes import new_tally
 from keyvalue_transport.keyvalue.store import encode_get_result
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
-from keyvalue_transport.nats.direct.protocol import DirectProtocol
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.nats.subscriptions import Subscription
 from keyvalue_transport.wrpc.handler import Caller, Pending
@@ -33,9 +32,7 @@ from keyvalue_transport.wrpc.handler import Caller, Pending
 FRAMES = 64
 TURN_READS = 10
 VALUE = b"v" * 64
-GET, BESIDE = 2, 3  # ids of subscriptions; id 1 is for the remaining pieces of parameters
-
-Later = Callable[[], Awaitable[bytes]]
+PIECES, GET, BESIDE = 1, 2, 3  # ids of subscriptions
 
 
 class Unconnected(Connection):
@@ -52,27 +49,21 @@ class Unconnected(Connection):
 
 
 class AwaitedSocket(Socket):
-    """A socket that counts answers. `answered` is done when all frames of a read are answered."""
+    """A socket that counts answers and returns receipts. `answered` is done when all frames of a read are answered."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, receipt: bytes) -> None:
         super().__init__()
         self.answered = loop.create_future()
+        self.receive: Callable[[bytes], None]
+        self._loop = loop
+        self._receipt = receipt
 
     def write(self, frames: bytes) -> None:
         super().write(frames)
+        if self._receipt in frames:
+            self._loop.call_soon(self.receive, b"MSG %b %d 0\r\n\r\n" % (self._receipt.split()[1], PIECES))
         if self.ends == FRAMES:
             self.answered.set_result(None)
-
-
-def later_in(loop: asyncio.AbstractEventLoop) -> Later:
-    """Return a function that returns a future. A callback sets the future's result in the next turn of the loop."""
-
-    def answer() -> asyncio.Future[bytes]:
-        future: asyncio.Future[bytes] = loop.create_future()
-        loop.call_soon(future.set_result, VALUE)
-        return future
-
-    return answer
 
 
 async def in_coroutine() -> bytes:
@@ -88,22 +79,27 @@ class WaitingServer:
         self._loop = loop
         connection = Unconnected()
         server = Server(connection, "default.bench")
-        server.add("bench:waiting/store", {"get": self._handler(later_in(loop)), "beside": self._handler(in_coroutine)})
+        server.add(
+            "bench:waiting/store", {"get": self._handler(self._in_future), "beside": self._handler(in_coroutine)}
+        )
         loop.run_until_complete(server.start())
         assert connection.direct is not None
         self.server = server
-        self.socket = AwaitedSocket(loop)
-        self.protocol = DirectProtocol(asyncio.StreamReader(loop=loop), connection.direct, loop)
-        self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # has the methods that the protocol calls
-        self.protocol.data_received(b'INFO {"max_payload": 1048576}\r\n')
+        assert connection.direct.server is not None
+        self.socket = AwaitedSocket(loop, connection.direct.server.replies.receipt)
+        self.protocol = connected(self.socket, connection.direct, loop)
+        self.socket.receive = self.protocol.data_received
+        self.socket.receive(b"PONG\r\n")  # only then does the protocol send delayed answers
 
-    def _handler(self, later: Later) -> Callable[[Caller, bytes, int, int], Pending]:
+    def _in_future(self) -> asyncio.Future[bytes]:
+        """Return a future. A callback sets its result in the next turn of the loop."""
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self._loop.call_soon(future.set_result, VALUE)
+        return future
+
+    def _handler(self, later: Callable[[], Awaitable[bytes]]) -> Callable[[Caller, bytes, int, int], Pending]:
         tally = new_tally()
-
-        def handle(caller: Caller, buffer: bytes, start: int, end: int) -> Pending:
-            return AwaitedResult(later(), encode_get_result, NEVER, tally)
-
-        return handle
+        return lambda caller, buffer, start, end: AwaitedResult(later(), encode_get_result, NEVER, tally)
 
     def receive(self, read: bytes) -> None:
         """Receive a read, and wait until all its frames are answered."""

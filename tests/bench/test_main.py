@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from unittest.mock import Mock
 
 import pytest
 
 from bench.__main__ import COMMANDS, USAGE, main
+from bench.run.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -34,3 +37,9 @@ def test_help_covers_all_commands_and_an_unknown_command_is_refused(capsys: pyte
     assert [name for name in COMMANDS if f"\n  {name} " not in USAGE] == []
     assert main(["fast"]) == 2
     assert "unknown command 'fast'" in capsys.readouterr().err
+
+
+def test_every_micro_benchmark_runs() -> None:
+    command = (sys.executable, "-m", "bench", "micro", "--benchmark-disable", "-q", "-p", "no:cacheprovider")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
