@@ -85,7 +85,7 @@ def plot(run: Run, folder: Path, plots: Mapping[str, Callable[[Sequence[Row]], P
             axes.grid(alpha=0.3)
             axes.legend(fontsize="small")
         path = folder / f"{name}.png"
-        figure.savefig(path, dpi=100)
+        figure.savefig(path, dpi=80)
         written.append(path)
     return written
 
@@ -95,28 +95,23 @@ def _lines(rows: Sequence[Row], scenario: str, function: str, field: str, figure
     here = [row for row in rows if row.scenario == scenario and row.fields.get("function") == function]
     here = [row for row in here if figures[0] in row.figures]
     if len({row.fields[field] for row in here}) >= POINTS_MIN:
-        yield f"{function}{' of 64 B' * (field == 'in_flight')}", partial(lines, here, field, figures, what)
+        yield function + " of 64 B" * (field == "in_flight"), partial(lines, here, field, figures, what)
 
 
 def lines(rows: Sequence[Row], field: str, figures: Sequence[str], what: str, axes: Axes) -> None:
     """Draw a figure's median against a field of the case, as a line for each subject. A band shows its interval."""
-    for (subject, own), (figure, style) in product(
-        grouped(rows, lambda row: row.subject), zip(figures, "-:", strict=False)
-    ):
+    subjects = enumerate(grouped(rows, lambda row: row.subject))
+    for (number, (subject, own)), (figure, style) in product(subjects, zip(figures, "-:", strict=False)):
         points = sorted(
             (float(place), interval(row.figures[figure] for row in group))
             for place, group in grouped(own, lambda row: row.fields[field])
         )
         places = [place for place, _ in points]
         label = LABELS.get(subject, subject) + (f", {FIGURES[figure].title.split()[0]}" if len(figures) > 1 else "")
-        (line,) = axes.plot(places, [point.median for _, point in points], f"o{style}", label=label)
-        axes.fill_between(
-            places,
-            [point.low for _, point in points],
-            [point.high for _, point in points],
-            alpha=0.2,
-            color=line.get_color(),
-        )
+        color = f"C{number}"
+        axes.plot(places, [point.median for _, point in points], f"o{style}", label=label, color=color)
+        lows, highs = [point.low for _, point in points], [point.high for _, point in points]
+        axes.fill_between(places, lows, highs, alpha=0.2, color=color)
     text = size_text if field == "value_bytes" else "{:,}".format
     ticks = sorted({int(row.fields[field]) for row in rows})
     axes.set_xscale("log", base=2)

@@ -56,7 +56,7 @@ def terminal(run: Run) -> str:
                 room = WIDTH - sum(widths) - 2 * len(widths)
                 first, *more = wrap(name, room) or [""]
                 lines += [f"{first:<{room}}  {_line(cells, widths)}".rstrip(), *(f"  {line}" for line in more)]
-    return "\n".join((*lines, "", *unmeasured_lines(run)))
+    return "\n".join((*lines, "", *unmeasured_lines(run, is_short=True)))
 
 
 def summary(run: Run) -> str:

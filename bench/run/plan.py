@@ -10,9 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 
 from bench.run.experiments import EXPERIMENTS
+from bench.run.paths import ROOT
 from bench.run.rows import REFERENCE, Failure, Row
 from bench.run.scenarios import QUICK, REFERENCE_CASE, SCENARIOS, Case
 from bench.run.stage import Extent, NotAvailableError, PeerError, Stage
@@ -120,7 +122,7 @@ def faults(rows: Sequence[Row]) -> list[str]:
 def settings(plan: Plan) -> dict[str, object]:
     """Return the settings of the plan, as `run.json` stores them."""
     peers = {subject.name: " ".join(subject.command) for subject in plan.subjects if subject.is_peer}
-    before = {BEFORE: plan.before.command[0]} if plan.before else {}
+    before = {BEFORE: str(Path(plan.before.command[0]).relative_to(ROOT))} if plan.before else {}
     return {
         "rounds": plan.extent.rounds,
         "seconds": plan.extent.seconds,
