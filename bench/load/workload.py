@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
 from secrets import randbits
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from keyvalue_transport.keyvalue.atomics import ATOMICS, encode_increment, encode_increment_result
 from keyvalue_transport.keyvalue.batch import BATCH, encode_bucket_keys, encode_get_many_result, encode_set_many
@@ -19,26 +19,19 @@ from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_l
 from keyvalue_transport.nats.subjects import invocation_subject
 
 __all__ = [
-    "BATCHES",
-    "COUNT_FROM",
-    "INSTANCES",
-    "KEY_BYTES",
-    "NO_SPAN",
-    "PAIR_RATE",
-    "SPAN_BYTES",
-    "Frame",
-    "Function",
-    "Headers",
-    "Load",
-    "Script",
-    "bucket_of",
-    "get_many_result_of",
-    "get_result_bytes",
-    "header_block",
-    "key_of",
-    "result_sizes",
-    "set_params_bytes",
-    "value_of",
+    *(
+        "BATCHES",
+        "COUNT_FROM",
+        "INSTANCES",
+        "KEY_BYTES",
+        "LINK_NAME",
+        "NO_SPAN",
+        "PAIR_RATE",
+        "SOURCE_ID",
+        "SPAN_BYTES",
+    ),
+    *("Frame", "Function", "Headers", "Load", "Script", "bucket_of", "get_many_result_of", "get_result_bytes"),
+    *("header_block", "key_of", "result_sizes", "set_params_bytes", "value_of"),
 ]
 
 Function = Literal["get", "set", "exists", "delete", "list-keys", "mixed", "get-many", "set-many", "increment"]
@@ -123,39 +116,12 @@ class Load:
     watched: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, found, allowed in (
-            ("function", self.function, get_args(Function)),
-            ("headers", self.headers, get_args(Headers)),
-        ):
-            if found not in allowed:
-                raise ValueError(f"{name}: found {found!r}, allowed {', '.join(allowed)}")
         if self.value_bytes < KEY_BYTES:
             raise ValueError(
                 f"value_bytes is {self.value_bytes}; the minimum is {KEY_BYTES}, because a value holds its key"
             )
-        if min(self.in_flight, self.keys, self.page_keys) < 1:
-            raise ValueError(
-                f"in_flight, keys, page_keys: found {self.in_flight}, {self.keys}, {self.page_keys}; the minimum is 1"
-            )
-        if self.rate and self.function == "list-keys":
-            raise ValueError("rate cannot be used with list-keys, because each page needs the cursor of the last one")
-        if self.beside and (self.function != "get" or self.rate != PAIR_RATE):
-            raise ValueError(
-                f"beside needs get at {PAIR_RATE:g} calls/s, found {self.function} at {self.rate:g}: "
-                "it compares two calls that are due at the same moment"
-            )
-        if self.rate and self.warm_calls:
-            raise ValueError(f"warm_calls must be 0 with a rate, found {self.warm_calls}")
-        if self.each_once and self.calls > self.keys:
-            raise ValueError(f"calls is {self.calls}; with each_once the limit is the number of keys, {self.keys}")
-        if self.function in BATCHES:
-            self._check_batch()
-
-    def _check_batch(self) -> None:
-        if self.each_once:
-            raise ValueError(f"each_once cannot be used with {self.function}, only with functions of one key")
         keys_max = min(self.keys, BATCH_BYTES_MAX // (KEY_BYTES + self.value_bytes + PAIR_OVERHEAD_BYTES))
-        if not 1 <= self.batch_keys <= keys_max:
+        if self.function in BATCHES and not 1 <= self.batch_keys <= keys_max:
             raise ValueError(
                 f"batch_keys: found {self.batch_keys}, allowed 1 to {keys_max}: "
                 "a batch needs distinct keys and must fit in one message"

@@ -320,15 +320,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="number of rounds (default 5, quick 3)")
-    parser.add_argument("--keys", type=int, metavar="N", help="keys in the bucket (default 1000000, quick 100000)")
-    parser.add_argument("--quick", action="store_true", help="fewer keys and rounds")
-    parser.add_argument("--strict", action="store_true", help="exit with status 1 if a figure is over its bar")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer keys and rounds")
+    add("--rounds", type=int, metavar="N", help="number of rounds (default 5, quick 3)")
+    add("--keys", type=int, metavar="N", help="keys in the bucket (default 1000000, quick 100000)")
+    add("--strict", action="store_true", help="exit with status 1 if a figure is over its bar")
     options = parser.parse_args(arguments)
-    if options.rounds is None:
-        options.rounds = 3 if options.quick else 5
-    if options.keys is None:
-        options.keys = 100_000 if options.quick else 1_000_000
+    parser.set_defaults(rounds=3 if options.quick else 5, keys=100_000 if options.quick else 1_000_000)
+    options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds: found {options.rounds}; the minimum is 1")
     if not 1 <= options.keys <= 10**KEY_BYTES:

@@ -1,20 +1,18 @@
 """The direct path without a socket: one read of 64 complete frames, answered in one write.
 
-Each figure is the time of one read. `extra_info` has the nanoseconds per call. "metered" means that metrics are on,
-as they are in the provider. Before each read of deletes, the deleted keys are set again. That setup is not timed.
+Each figure is the time of one read. `extra_info` has the nanoseconds per call. Metrics are on, as they are in the provider. Before each read of deletes, the deleted keys are set again. That setup is not timed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.load.workload import INSTANCES, NO_SPAN, SPAN_BYTES, Headers, header_block, key_of, value_of
-from bench.micro.turns import in_turns
 from keyvalue_engine import Store
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_provider.observe.metrics import Durations
@@ -35,8 +33,6 @@ COUNTERS = b"counters"
 KEYS = 10_000
 BATCH_KEYS = 100
 STRIDE = KEYS // FRAMES
-#: Number of reads per round in `test_metrics`, both with metrics and without.
-TURN_READS = 20
 #: Functions that take one key, and functions that take many. A call with many keys costs about a hundred times as much.
 OF_A_KEY = ["get", "set", "delete", "exists", "increment"]
 OF_KEYS = ["list-keys", "get-many", "set-many", "delete-many"]
@@ -75,7 +71,7 @@ def connected(socket: Socket, routes: DirectRoutes, loop: asyncio.AbstractEventL
 class FilledProtocol:
     """A direct protocol that serves a filled store."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, is_metered: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         store = Store()
         service = Service(store)
@@ -91,7 +87,7 @@ class FilledProtocol:
         }
         routes = DirectRoutes()
         replies = FrameReplies("_INBOX." + "a" * 22, "_INBOX." + "b" * 22, 1024 * 1024, "receipt")
-        on_batch = Durations(tallies).observe if is_metered else None
+        on_batch = Durations(tallies).observe
         routes.serve(
             DirectServer(
                 Invocations(replies, lambda: "token"), replies, lambda step: None, lambda waiting: None, on_batch
@@ -167,12 +163,13 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 def receive_all(benchmark: BenchmarkFixture, subject: FilledProtocol, function: str, headers: Headers) -> None:
     read = subject.read(function, headers)
     subject.receive(read)
-    rounds = UNDONE_ROUNDS.get(function, 0)
-    keys = [key for frame in range(FRAMES) for key in keys_of(function, frame)] if rounds else []
-    if rounds:
+    keys: list[bytes] = []
+    if rounds := UNDONE_ROUNDS.get(function):
+        keys = [key for frame in range(FRAMES) for key in keys_of(function, frame)]
         assert not any(map(subject.bucket.exists, keys))
-        setup = lambda: subject.put(keys)  # noqa: E731
-        benchmark.pedantic(subject.receive, args=(read,), setup=setup, rounds=rounds)  # type: ignore[no-untyped-call]
+        benchmark.pedantic(  # type: ignore[no-untyped-call]
+            subject.receive, args=(read,), setup=lambda: subject.put(keys), rounds=rounds
+        )
     else:
         benchmark(subject.receive, read)
     assert len(subject.bucket) == KEYS - len(keys)
@@ -183,29 +180,11 @@ def receive_all(benchmark: BenchmarkFixture, subject: FilledProtocol, function: 
 @pytest.mark.parametrize("function", [*OF_A_KEY, *OF_KEYS])
 def test_function(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, function: str) -> None:
     what = "many keys" if function in OF_KEYS else "one key"
-    benchmark.group = f"frames: {FRAMES} calls of {what}, a host's headers, metered"
-    receive_all(benchmark, FilledProtocol(loop, is_metered=True), function, "host")
+    benchmark.group = f"frames: {FRAMES} calls of {what}, a host's headers"
+    receive_all(benchmark, FilledProtocol(loop), function, "host")
 
 
 @pytest.mark.parametrize("headers", ["none", "host", "traced"])
 def test_headers(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop, headers: Headers) -> None:
-    benchmark.group = f"frames: {FRAMES} gets with headers, metered"
-    receive_all(benchmark, FilledProtocol(loop, is_metered=True), "get", headers)
-
-
-def test_metrics(benchmark: BenchmarkFixture, loop: asyncio.AbstractEventLoop) -> None:
-    """Receive gets with metrics and without metrics, in turns."""
-    benchmark.group = f"frames: {TURN_READS} reads of {FRAMES} gets, a host's headers"
-    metered, unmetered = FilledProtocol(loop, is_metered=True), FilledProtocol(loop, is_metered=False)
-
-    def receive(subject: FilledProtocol) -> Callable[[bytes], None]:
-        def act(read: bytes) -> None:
-            for _ in range(TURN_READS):
-                subject.protocol.data_received(read)
-
-        return act
-
-    calls, read = TURN_READS * FRAMES, metered.read("get", "host")
-    in_turns(benchmark, calls, lambda _: read, receive(metered), receive(unmetered), "metered", "unmetered")
-    assert metered.socket.ends == unmetered.socket.ends > 0
-    assert metered.socket.ends % calls == 0
+    benchmark.group = f"frames: {FRAMES} gets with headers"
+    receive_all(benchmark, FilledProtocol(loop), "get", headers)

@@ -29,13 +29,8 @@ from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import TransportError
 
 __all__ = [
-    "GeneratorProcess",
-    "NatsProcess",
-    "Process",
-    "ProcessError",
-    "ProviderProcess",
-    "WatcherProcess",
-    "one_line",
+    *("LATTICE", "START_TIMEOUT_S", "GeneratorProcess", "NatsProcess", "Process", "ProcessError", "ProviderProcess"),
+    *("WatcherProcess", "host_data", "one_line"),
 ]
 
 START_TIMEOUT_S = 15.0
