@@ -3,6 +3,6 @@
 Each arrow points from the importing package to the imported package.
 
 load <- run <- report <- endtoend, __main__     load: the load generator and the bare responder
-  ^                                             run: launches processes, measures, and yields rows
-micro                                           report: turns rows into figures, tables and plots
+  ^              ^                              run: launches processes, measures, and yields rows
+  └─── micro ────┘                              report: turns rows into figures, tables and plots
 """

@@ -25,7 +25,7 @@ from bench.report.comparison import say_changes
 from bench.report.run_file import Run
 from bench.report.tables import summary, terminal
 from bench.run.experiments import EXPERIMENTS
-from bench.run.plan import SUBJECTS, Plan, faults, measure, say, settings
+from bench.run.plan import BESIDE_BEFORE, SUBJECTS, Plan, faults, measure, say, settings
 from bench.run.processes import ProcessError, one_line
 from bench.run.provenance import about, load_average
 from bench.run.revision import commit_of, install
@@ -64,7 +64,8 @@ examples:
   scripts/bench endtoend --scenario in-flight --scenario values
   scripts/bench endtoend --scenario batch --scenario increment --scenario expiry --scenario watch --subject direct
   scripts/bench endtoend --peer redis=/opt/keyvalue-redis --compare bench/results/OLD/run.json
-  scripts/bench endtoend --against v1.2                only the scenario against: this version beside v1.2
+  scripts/bench endtoend --against REVISION            only the scenario against: calls beside an earlier revision
+  scripts/bench start --against REVISION               starts beside those of an earlier revision
 
 exit status:
   0      success
@@ -101,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--against",
         metavar="REVISION",
-        help="install an earlier revision of this provider, and measure both in turns (scenario against)",
+        help="install an earlier revision of this provider, and measure both in turns (scenarios against, start)",
     )
     add("--rounds", type=int, metavar="N", help="number of rounds (default 5)")
     add("--seconds", type=float, metavar="S", help="duration of each load (default 1, quick 0.5)")
@@ -133,8 +134,10 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise ValueError("--peer: a name is used twice")
     commit = commit_of(options.against) if options.against else ""
     scenarios = options.scenario or (["against"] if commit else _default_scenarios(quick))
-    if ("against" in scenarios) != bool(commit):
-        raise ValueError("--against and --scenario against need each other")
+    if "against" in scenarios and not commit:
+        raise ValueError("--scenario against needs --against REVISION")
+    if commit and not {*scenarios} & {*BESIDE_BEFORE}:
+        raise ValueError(f"--against: found --scenario {', '.join(scenarios)}, allowed {' or '.join(BESIDE_BEFORE)}")
     last = 5 if quick else 7 if options.large else 6
     growth_keys = [10**power for power in range(3, last + 1)]
     extent = Extent(rounds, seconds, growth_keys, 100_000 if quick else 1_000_000, 200 if quick else 2_000)

@@ -20,19 +20,21 @@ from bench.run.scenarios import QUICK, REFERENCE_CASE, SCENARIOS, Case
 from bench.run.stage import Extent, NotAvailableError, PeerError, Stage
 from bench.run.subjects import BARE, BEFORE, DIRECT, PLAIN, REDIS_SERVER, VARIANTS, Subject
 
-__all__ = ["SUBJECTS", "Plan", "faults", "measure", "say", "settings"]
+__all__ = ["BESIDE_BEFORE", "SUBJECTS", "Plan", "faults", "measure", "say", "settings"]
 
 #: Maximum CPU time that the bare responder may use per call in `REFERENCE_CASE`. If it uses more, the machine is busy
 #: or slow, and the figures of the run say little about providers.
 REFERENCE_CPU_US_MAX = 2.2
 SUBJECTS = (BARE, DIRECT, PLAIN)
+#: The scenarios that also measure an earlier revision.
+BESIDE_BEFORE = ("against", "start")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The scenarios, subjects and size of a run.
 
-    :ivar before: an earlier revision of this provider, which the scenario `against` measures
+    :ivar before: an earlier revision of this provider, which the scenarios of `BESIDE_BEFORE` measure
     """
 
     scenarios: Sequence[str]
@@ -57,7 +59,7 @@ class Plan:
         """Return the subjects of a scenario that this plan includes."""
         if not SCENARIOS[name].subjects:
             return list(self.subjects)
-        own = (*SCENARIOS[name].subjects, *([self.before] if self.before and name == "against" else []))
+        own = (*SCENARIOS[name].subjects, *([self.before] if self.before and name in BESIDE_BEFORE else []))
         variants = (*VARIANTS, REDIS_SERVER, self.before) if DIRECT in self.subjects else ()
         return [subject for subject in own if subject in (*self.subjects, *variants)]
 

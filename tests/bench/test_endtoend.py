@@ -188,7 +188,8 @@ def test_options_choose_scenarios_subjects_and_peers() -> None:
         (["--subject", "fast"], "--subject: found fast, allowed direct, plain"),
         (["--peer", "a=x", "--peer", "a=y"], "a name is used twice"),
         (["--against", "no-such-revision"], "found no-such-revision, which is no revision"),
-        (["--scenario", "against"], "--against and --scenario against need each other"),
+        (["--scenario", "against"], "--scenario against needs --against REVISION"),
+        (["--scenario", "idle", "--against", "HEAD"], "--against: found --scenario idle, allowed against or start"),
     ],
 )
 def test_plans_that_do_not_fit_are_refused(arguments: list[str], error: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,19 @@ from bench.run.plan import SUBJECTS, faults
 from bench.run.provenance import about, load_average
 from bench.run.rows import REFERENCE
 from bench.run.scenarios import SCENARIOS, Case
-from bench.run.subjects import DIRECT, EXPIRING, LOCAL, PLAIN, REPLICATED, STUCK, VARIANTS, WATCHED, peer
+from bench.run.subjects import (
+    BEFORE,
+    DIRECT,
+    EXPIRING,
+    LOCAL,
+    PLAIN,
+    REPLICATED,
+    STUCK,
+    VARIANTS,
+    WATCHED,
+    Subject,
+    peer,
+)
 from tests.bench.rows import rounds
 from tests.conftest import options_of
 
@@ -75,3 +88,10 @@ def test_a_run_names_commit_versions_and_machine() -> None:
     assert found["versions"]["nats-server"].startswith("v2.")
     assert re.search(r" cores, \d+ GiB, Linux ", found["machine"])
     assert len(list(map(float, load_average().split()))) == 3
+
+
+def test_an_earlier_revision_is_measured_beside_calls_and_starts() -> None:
+    before = Subject(BEFORE, DIRECT.command, DIRECT.config)
+    plan = replace(plan_of(parser().parse_args(["--subject", "direct"])), before=before)
+    assert [name for name in SCENARIOS if before in plan.subjects_of(name)] == ["start", "against"]
+    assert plan.subjects_of("against") == [DIRECT, before]
