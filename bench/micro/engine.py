@@ -233,7 +233,7 @@ def where(keys: Sequence[bytes]) -> Iterator[str]:
                 time_calls(bucket, "set", keys)
             spent_ns += sampled(samples, bucket, keys)
         calls = WHERE_PASSES * len(keys)
-        yield f"\nwhere the {spent_ns / calls:.0f} ns of a {name} go ({samples.total()} samples)"
+        yield f"\nwhere the {spent_ns / calls:.0f} ns of each {name} go ({samples.total()} samples)"
         for (path, line), count in samples.most_common(LINES_SHOWN):
             text = linecache.getline(path, line).strip()
             ns_each = spent_ns * count / samples.total() / calls

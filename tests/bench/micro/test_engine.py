@@ -39,7 +39,7 @@ def test_the_lines_of_the_engine_say_where_the_time_goes(capsys: pytest.CaptureF
     found = list(where(keys))
     titles = [line for line in found if line.startswith("\nwhere the ")]
     assert [re.sub(r"[\d]+", "N", title) for title in titles] == [
-        f"\nwhere the N ns of a {name} go (N samples)" for name in ("new key", "overwrite")
+        f"\nwhere the N ns of each {name} go (N samples)" for name in ("new key", "overwrite")
     ]
     assert {line.split()[2].partition(":")[0] for line in found if " ns  " in line} >= {"bucket.py", "shard.py"}
     assert (
