@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from functools import partial
 
 import pytest
 
@@ -14,6 +16,7 @@ from keyvalue_transport.keyvalue.store import encode_get_result
 from keyvalue_transport.nats.direct import protocol
 from keyvalue_transport.nats.direct.alike import SHAPES_MAX
 from keyvalue_transport.nats.direct.frames import read_frame
+from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, ReadFlow
 from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
 from tests.transport.nats.direct.scene import CALLER, GET, HEADERS, MIB, UNIT, Direct, NewDirect, answer, hmsg, msg
@@ -96,23 +99,25 @@ def test_an_odd_frame_in_a_run(new_direct: NewDirect, number: int, usual: bytes 
 
 
 @pytest.mark.parametrize("is_on", [True, False])
+@pytest.mark.parametrize("calls", [10, SLICE_BYTES // 20])
 def test_frames_of_one_shape_are_not_parsed(
-    new_direct: NewDirect, monkeypatch: pytest.MonkeyPatch, is_on: bool
+    new_direct: NewDirect, monkeypatch: pytest.MonkeyPatch, calls: int, is_on: bool
 ) -> None:
-    """Parse the first two. The others of a run are split in one pass, which is the purpose of the switch."""
+    """Parse the first two. The others are split in one pass, which is the purpose of the switch, or in one a slice."""
     numbers = itertools.count()
 
     def counted(buffer: bytes, at: int, end: int, frame_bytes_max: int) -> object:
         next(numbers)
         return read_frame(buffer, at, end, frame_bytes_max)
 
+    monkeypatch.setattr(protocol, "ReadFlow", partial(ReadFlow, turn_s=math.inf))
     noted = Noted(new_direct(alike=is_on))
     monkeypatch.setattr(protocol, "read_frame", counted)
     for caller, write in ((ANONYMOUS, msg), (CALLER, hmsg)):
         noted.calls.clear()
-        noted.direct.read(b"".join(write(20, b"a%d" % digit, b"r%d" % digit) for digit in range(10)))
-        assert noted.calls == [(20, caller, b"a%d" % digit) for digit in range(10)]
-    assert next(numbers) == (4 if is_on else 20)
+        noted.direct.read(b"".join(write(20, b"a%04d" % number, b"r%04d" % number) for number in range(calls)))
+        assert noted.calls == [(20, caller, b"a%04d" % number) for number in range(calls)]
+    assert next(numbers) == (4 if is_on else 2 * calls)
 
 
 def test_shapes_are_found_again(new_direct: NewDirect) -> None:

@@ -260,10 +260,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 slice_end = at + SLICE_BYTES
             if (shape := alike.shape) is not None and buffer.startswith(shape.prefix, at):
                 self._pass_on(buffer, passed, at)
-                yield shape.handler, shape.caller, shape.head, shape.frames(buffer, at, min(end, slice_end))
+                yield shape.handler, shape.caller, shape.head, shape.frames(buffer, at, end, slice_end)
                 passed = at = shape.stopped_at
-                if at == end:
-                    break
+                if at >= min(end, slice_end):
+                    continue
             if quick and (taken := self._take_quick(buffer, at, end)) > at:
                 self._pass_on(buffer, passed, at)
                 passed = at = taken
