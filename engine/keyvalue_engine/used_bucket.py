@@ -26,7 +26,8 @@ class UsedBucket(Bucket):
             self._absent()
             return None
         shift, shards = table.ring
-        shard: Any = shards[self._hash(self._secret, key) >> shift]  # an `EvictingShard`
+        hash_function = self._hash  # as in `Bucket.get`
+        shard: Any = shards[hash_function(self._secret, key) >> shift]  # an `EvictingShard`
         if key in shard.stamps:  # seldom; most reads find that the key is marked already (test_get_of_used_keys)
             shard.use(key)
         entry = shard.entries.get(key)
