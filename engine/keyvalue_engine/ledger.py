@@ -90,10 +90,7 @@ class Account:
                 raise FullError(KEYS, keys_after, ledger.keys_max, growth=(keys, memory_bytes))
             if memory_after > ledger.memory_bytes_max and memory_bytes > 0:
                 raise FullError(MEMORY_BYTES, memory_after, ledger.memory_bytes_max, growth=(keys, memory_bytes))
-            if self._version != self._all_usages.version:
-                self._usages = self._all_usages.of(self.name)
-                self._version = self._all_usages.version
-            if self._usages or quota is not None:
+            if self._all_usages.version or quota is not None:  # the version is 0 until the store has a first quota
                 self._charge_quotas(keys, memory_bytes, quota)
             ledger.keys = keys_after
             ledger.memory_bytes = memory_after
@@ -121,6 +118,9 @@ class Account:
             self.memory_bytes -= memory_bytes
 
     def _charge_quotas(self, keys: int, memory_bytes: int, limited_by: Quota | None) -> None:
+        if self._version != self._all_usages.version:
+            self._usages = self._all_usages.of(self.name)
+            self._version = self._all_usages.version
         if limited_by is not None:
             limited_usage = limited_by.usage
             keys_after = limited_usage.keys + keys
