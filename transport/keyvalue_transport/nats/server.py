@@ -208,12 +208,12 @@ class Server:
         except Exception as error:  # a faulty handler's answer may not be awaitable, and reading must continue
             self._send(self._path.invocations.finish(waiting, error))
 
-    def _finish(self, answer: Any, calls: list[Waiting[Any]]) -> None:
+    def _finish(self, answer: Any) -> None:
         """Send the results of the calls that have waited for an answer, all together."""
         invocations = self._path.invocations
         read = answer.result
         sends: list[Any] = []
-        for waiting in calls:
+        for waiting in self._waits.take(answer):
             try:
                 sends += invocations.answer(waiting, waiting.pending.encode(read))
                 continue

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from keyvalue_transport.wrpc.invocation import Waiting
 
-__all__ = ["Ends", "Waits"]
+__all__ = ["Waits"]
 
 
 class Later(Protocol):
@@ -24,19 +24,17 @@ class Later(Protocol):
     def add_done_callback(self, act: Callable[[Any], object], /) -> None: ...
 
 
-#: A function that takes an answer that is done, and the calls that waited for it.
-Ends: TypeAlias = Callable[[Any, list[Waiting[Any]]], None]
-
-
 class Waits:
     """The answers that are not done, and the calls that wait for each.
 
-    :param on_done: called once for each answer that is done
+    :param on_done: called once with each answer that is done; it must take the calls
+    :ivar take: removes an answer, and returns the calls that waited for it
     """
 
-    def __init__(self, on_done: Ends) -> None:
+    def __init__(self, on_done: Callable[[Any], None]) -> None:
         self._on_done = on_done
         self._calls: dict[Any, list[Waiting[Any]]] = {}
+        self.take = self._calls.pop
 
     def __len__(self) -> int:
         """Return the number of answers that are not done."""
@@ -57,13 +55,12 @@ class Waits:
         if calls is not None:
             calls.append(waiting)
             return
-        if not hasattr(answer, "add_done_callback"):
+        add = getattr(answer, "add_done_callback", None)
+        if add is None:
             answer = asyncio.ensure_future(answer)
+            add = answer.add_done_callback
         self._calls[answer] = [waiting]
-        answer.add_done_callback(self._done)
-
-    def _done(self, answer: Any) -> None:
-        self._on_done(answer, self._calls.pop(answer))
+        add(self._on_done)
 
     async def cancel(self, timeout_s: float) -> int:
         """Cancel all answers. Wait until they have ended, and return the number of those that have not."""

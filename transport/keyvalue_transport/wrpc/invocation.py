@@ -157,7 +157,8 @@ class Invocations(Generic[A, M]):
         self._closed = False
         self._waiting = 0
         self._waiting_of: dict[str | None, int] = {}  # by source id
-        self._waiting_share = max(1, self._limits.waiting_max - self._limits.waiting_max // SHARES)
+        self._waiting_max = self._limits.waiting_max
+        self._waiting_share = max(1, self._waiting_max - self._waiting_max // SHARES)
         self._has_room = has_room
         self._queue = QueuedCalls[A](self._limits.queued_bytes_max)
         self._held = QueuedCalls[A](self._limits.queued_bytes_max)
@@ -208,8 +209,10 @@ class Invocations(Generic[A, M]):
         This is for functions that begin to change something before their answer is ready.
         """
 
+        waiting_of = self._waiting_of
+
         def handle(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
-            if not self._has_place(caller.source_id):
+            if self._waiting >= self._waiting_max or waiting_of.get(caller.source_id, 0) >= self._waiting_share:
                 raise NoPlaceError
             return handler(caller, buffer, start, end)
 
@@ -245,29 +248,30 @@ class Invocations(Generic[A, M]):
 
         A caller leaves a quarter of the places to others.
         """
-        if self.begin_wait(source_id):
+        if self.begin_waits(source_id, 1) == 1:
             return True
         drop_answer(pending.answer)
         return False
 
-    def begin_wait(self, source_id: str | None) -> bool:
-        """Count an invocation that waits. Return False if too many wait."""
-        if not self._has_place(source_id):
-            return False
-        self._waiting += 1
-        self._waiting_of[source_id] = self._waiting_of.get(source_id, 0) + 1
-        return True
-
-    def _has_place(self, source_id: str | None) -> bool:
+    def begin_waits(self, source_id: str | None, number: int) -> int:
+        """Count invocations of one caller that wait. Return the number of those that may wait."""
         own = self._waiting_of.get(source_id, 0)
-        return self._waiting < self._limits.waiting_max and own < self._waiting_share
+        room, own_room = self._waiting_max - self._waiting, self._waiting_share - own
+        if own_room < room:
+            room = own_room
+        if number > room:
+            number = room
+        if number > 0:
+            self._waiting += number
+            self._waiting_of[source_id] = own + number
+        return number
 
-    def end_wait(self, source_id: str | None) -> None:
-        """End the count that `begin_wait` began."""
-        self._waiting -= 1
+    def end_waits(self, source_id: str | None, number: int) -> None:
+        """End the count of invocations that `begin_waits` began."""
+        self._waiting -= number
         own = self._waiting_of[source_id]
-        if own > 1:
-            self._waiting_of[source_id] = own - 1
+        if own > number:
+            self._waiting_of[source_id] = own - number
         else:
             del self._waiting_of[source_id]
 
@@ -286,15 +290,16 @@ class Invocations(Generic[A, M]):
     def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
         """Process the encoded result of a waiting invocation, or its error."""
         if isinstance(result, Exception):
-            self.end_wait(waiting.source_id)
+            self.end_waits(waiting.source_id, 1)
             return self._fail(waiting.reply, result, waiting.traceparent, [])
         return Step(self.answer(waiting, result))
 
     def answer(self, waiting: Waiting[A], result: bytes) -> list[M]:
         """Return the messages that answer a waiting invocation. Count it as answered."""
-        self.end_wait(waiting.source_id)
+        reply, _, _, source_id = waiting
+        self.end_waits(source_id, 1)
         self.counts.answered += 1
-        return self._replies.result(waiting.reply, result) if result else self._replies.end(waiting.reply)
+        return self._replies.result(reply, result) if result else self._replies.end(reply)
 
     def expire(self, now_s: float) -> Step[A, M]:
         """End the half-open invocations and the calls with queued results that have passed their deadline.

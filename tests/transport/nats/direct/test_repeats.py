@@ -28,14 +28,20 @@ def fail() -> HandlerResult:
 #: The results of calls that are made again, by their parameters.
 SECOND: dict[bytes, Callable[[], HandlerResult]] = {
     b"small": lambda: b"result",
+    b"other": lambda: b"later",
     b"empty": lambda: b"",
     b"large": lambda: LargeResult(lambda: LARGE),
     b"middle": lambda: MIDDLE,
-    b"again": lambda: Again(Source()),
     b"fault": fail,
 }
 #: The pieces of each of these results.
-PIECES: dict[bytes, list[bytes]] = {b"at once": [b"now"], b"small": [b"result"], b"large": [LARGE], b"middle": [MIDDLE]}
+PIECES: dict[bytes, list[bytes]] = {
+    b"at once": [b"now"],
+    b"small": [b"result"],
+    b"other": [b"later"],
+    b"large": [LARGE],
+    b"middle": [MIDDLE],
+}
 
 
 class Source:
@@ -55,8 +61,10 @@ class Source:
 class Scene:
     """A connection with one function. Its calls wait for a source that they share until the source is done."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, high_water_bytes: int = 2**40) -> None:
-        routes, self.invocations, _ = direct_core(InvocationLimits(waiting_max=WAITING_MAX))
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, high_water_bytes: int = 2**40, waiting_max: int = WAITING_MAX
+    ) -> None:
+        routes, self.invocations, _ = direct_core(InvocationLimits(waiting_max=waiting_max))
         self.routes = routes
         routes.add(GET, self._handle)
         self.socket = Socket(high_water_bytes)
@@ -65,7 +73,8 @@ class Scene:
         self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what is used of it
         self.protocol.data_received(info(MIB) + b"PONG\r\n")
         self._again = Again(Source())
-        self._is_over = False
+        self._others: list[Again] = []  # what calls wait for after that
+        self._is_over = self._are_others_over = False
         self.made: Counter[bytes] = Counter()
 
     def _handle(self, caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
@@ -73,17 +82,27 @@ class Scene:
         self.made[params] += 1
         if params == b"at once":
             return b"now"
-        return SECOND[params]() if self._is_over else self._again
+        if not self._is_over:
+            return self._again
+        if params == b"again":
+            return self._ended
+        if params == b"other" and not self._are_others_over:
+            self._others.append(Again(Source()))
+            return self._others[-1]
+        return SECOND[params]()
 
     def end(self) -> None:
-        again, self._again = self._again, Again(Source())
+        self._ended, self._again = self._again, Again(Source())
         self._is_over = True
-        again.source.end()  # type: ignore[attr-defined] # ours
-        self._is_over = False
+        self._ended.source.end()  # type: ignore[attr-defined] # ours
+        self._are_others_over = True
+        while self._others:
+            self._others.pop().source.end()  # type: ignore[attr-defined] # ours
+        self._is_over = self._are_others_over = False
 
 
 OPERATIONS = st.lists(
-    st.lists(st.sampled_from([b"at once", *SECOND.keys() - {b"large", b"middle"}]), min_size=1, max_size=6)
+    st.lists(st.sampled_from([b"at once", b"again", *SECOND.keys() - {b"large", b"middle"}]), min_size=1, max_size=6)
     | st.just("end"),
     max_size=12,
 )
@@ -162,6 +181,20 @@ def test_the_results_of_one_source_and_the_answers_of_a_read_leave_in_one_write(
     loop.run_until_complete(asyncio.sleep(0))
     assert len(scene.socket.buffer) == 1
     assert scene.made == {b"small": 6}
+
+
+def test_calls_after_one_that_waits_are_made_only_then(loop: asyncio.AbstractEventLoop) -> None:
+    scene = Scene(loop, waiting_max=64)
+    replies = [b"r%d" % number for number in range(10, 30)]
+    scene.protocol.data_received(b"".join(hmsg(GET, b"small", reply) for reply in replies))
+    assert scene.made == {b"small": 3}, "two calls before there is a shape, and the first one that has it"
+    assert scene.invocations.waiting == 20
+    scene.end()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert scene.made == {b"small": 23}
+    assert publications(scene.socket.take()) == [
+        send for reply in replies for send in answer(reply.decode(), b"result")
+    ]
 
 
 def test_calls_that_still_wait_end_when_the_server_stops(loop: asyncio.AbstractEventLoop) -> None:

@@ -22,7 +22,7 @@ handler, caller, reply subject and parameters for each frame. A property test ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from struct import Struct
 from typing import TypeAlias
 
@@ -37,7 +37,7 @@ __all__ = ["RUN_FRAMES_MIN", "SHAPES_MAX", "Alike", "InvocationFrame", "Invocati
 #: parameters. It is a plain tuple for speed, because each call creates one.
 InvocationFrame: TypeAlias = tuple[bytes, int, int, int]
 #: A handler, a caller, the head of the reply subjects, and the caller's consecutive invocations of the handler.
-InvocationGroup: TypeAlias = tuple[Handler, Caller, bytes, Iterable[InvocationFrame]]
+InvocationGroup: TypeAlias = tuple[Handler, Caller, bytes, Iterator[InvocationFrame]]
 
 #: The maximum number of shapes. When the maximum is reached, all shapes are forgotten.
 SHAPES_MAX = 256

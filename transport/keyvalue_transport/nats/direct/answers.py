@@ -31,18 +31,23 @@ ANSWER_BYTES = 256
 class FrameReplies:
     """A builder of the PUB frames that answer an invocation. `reply` is the invocation's reply subject R_c.
 
+    :ivar handshake_end: the bytes after the reply subject of a handshake for complete parameters
     :ivar max_payload: the NATS server's limit for the size of a message in bytes, which may change
     :ivar receipt: a frame that the NATS server sends back to us, on the subscription for the pieces of parameters. When
         it arrives, the server has read everything that was sent before
     :ivar receipt_token: the token in the frame's subject
     """
 
-    __slots__ = ("_begun", "_handshake", "_inbox", "_nobody", "max_payload", "receipt", "receipt_token")
+    __slots__ = (
+        *("_begun", "_handshake", "_inbox", "_nobody"),
+        *("handshake_end", "max_payload", "receipt", "receipt_token"),
+    )
 
     def __init__(self, inbox: str, nobody: str, max_payload: int, receipt_token: str) -> None:
         self._inbox = inbox.encode()
         self._nobody = nobody.encode()
         self._handshake = b" %b 0\r\n%b" % (self._nobody, NEXT_PUB)
+        self.handshake_end = b" %b 0\r\n\r\n" % self._nobody
         self._begun: dict[bytes, tuple[bytes, bytes, bytes]] = {}
         self.max_payload = max_payload
         self.receipt = b"PUB %b 0\r\n\r\n" % params_subject(f"{inbox}.{receipt_token}").encode()
@@ -65,7 +70,7 @@ class FrameReplies:
 
     def handshake(self, reply: bytes) -> bytes:
         """Return the handshake of an invocation whose parameters are complete."""
-        return b"PUB %b %b 0\r\n\r\n" % (reply, self._nobody)
+        return PUB + reply + self.handshake_end
 
     @property
     def handshake_and_next(self) -> bytes:

@@ -44,7 +44,7 @@ from collections.abc import Iterator
 from time import monotonic, perf_counter
 
 from keyvalue_transport.nats.direct.alike import InvocationGroup
-from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, RESULT_LINES, SMALL, message_count
+from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, PUB, RESULT_LINES, SMALL, message_count
 from keyvalue_transport.nats.direct.delayed_output import DelayedOutput
 from keyvalue_transport.nats.direct.frames import (
     HMSG,
@@ -63,7 +63,7 @@ from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Fr
 from keyvalue_transport.nats.reply_subjects import CR, REPLY_BYTES_MAX
 from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Caller, Handler, HandlerResult, LargeResult, Pending
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Caller, Handler, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.invocation import Step, Waiting
 
 __all__ = ["DirectProtocol"]
@@ -202,7 +202,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             for _ in self._groups(buffer):
                 raise AssertionError("there is a route to a handler, and no server")
             return
-        counts = server.invocations.counts
+        counts, repeats = server.invocations.counts, self._routes.repeats
         answered = out_bytes = 0
         begun, pub, handshake, next_pub = None, b"", b"", b""
         if holds := self._delayed.must_hold(server):
@@ -225,6 +225,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     line = RESULT_LINES[size] if size < SMALL else b".results %d\r\n" % size
                     out += (pub, tail, handshake, tail, line, result, next_pub, tail, END)
                     out_bytes += size + ANSWER_BYTES
+                elif type(result) is Again and repeats is not None:
+                    repeats.add(result, handler, caller, head, (tail, at, start, end), frames, buffer)
+                    continue
                 else:
                     reply = head + tail
                     out_bytes += self._enter_core(server, handler, caller, reply, buffer, at, start, end, result)
@@ -240,8 +243,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                         return
                     if self._delayed.must_hold(server):
                         holds = self._pump_due = True
-                        if not isinstance(frames, tuple):  # hold the rest; a tuple has one call
-                            self._delayed.hold(server, handler, caller, head, frames, buffer)
+                        self._delayed.hold(server, handler, caller, head, frames, buffer)
                         break
         counts.answered += answered
 
@@ -264,7 +266,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 passed = at = shape.stopped_at
                 if at >= min(end, slice_end):
                     continue
-            if quick and (taken := self._take_quick(buffer, at, end)) > at:
+            if quick and (taken := routes.take_quick(buffer, at, end)) > at:
                 self._pass_on(buffer, passed, at)
                 passed = at = taken
                 continue
@@ -312,15 +314,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._delayed.open()  # nats-py opens a connection with CONNECT and PING
             self._pump_due = True
 
-    def _take_quick(self, buffer: bytes, at: int, end: int) -> int:
-        """Handle the frames at `at` that have a quick reader. Return the offset after them, or `at`."""
-        for prefix, take, subscription in self._routes.quick:
-            if buffer.startswith(prefix, at):
-                return take(buffer, at, end, subscription)
-        return at
-
     def _group_of(self, buffer: bytes, at: int, frame: MessageFrame, handler: Handler) -> InvocationGroup:
-        calls = ((frame.reply, at, frame.payload_at, frame.payload_end),)
+        calls = iter(((frame.reply, at, frame.payload_at, frame.payload_end),))
         block, caller, callers, tracer = b"", ANONYMOUS, self._routes.callers, self._routes.tracer
         if buffer[at] == HMSG:
             block = buffer[frame.headers_at : frame.payload_at]
@@ -355,23 +350,19 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         :param outcome: the handler's result or exception for these parameters
         """
         traceparent = traceparent_in(buffer, at, start)
-        if type(outcome) is Again and (repeats := self._routes.repeats) is not None:
-            is_added = repeats.add(outcome, (handler, caller, reply, buffer[start:end], traceparent))
-            return 0 if is_added else self._carry_out(server, server.invocations.refuse(reply))
-        if not isinstance(outcome, (Exception, LargeResult, Again, bytes)):
-            return self._wait(server, reply, caller.source_id, outcome, traceparent)
+        if not isinstance(outcome, (Exception, LargeResult, Again, bytes)):  # let it wait, as the core does, but faster
+            if not server.invocations.may_wait(outcome, caller.source_id):
+                return self._carry_out(server, server.invocations.refuse(reply))
+            self._out += (PUB, reply, server.replies.handshake_end)
+            waiting = tuple.__new__(
+                Waiting, (reply, traceparent, outcome, caller.source_id)
+            )  # `Waiting(...)` is slower
+            server.on_waiting(waiting)
+            return ANSWER_BYTES
         if isinstance(outcome, NeedMoreBytes):
             outcome.end_min -= start
         step = server.invocations.receive(handler, reply, caller, buffer[start:end], outcome, monotonic(), traceparent)
         return self._carry_out(server, step)
-
-    def _wait(self, server: DirectServer, reply: bytes, source: str | None, pending: Pending, trace: str | None) -> int:
-        """Let a call with complete parameters wait for its answer, as the core does. This way is faster."""
-        if not server.invocations.may_wait(pending, source):
-            return self._carry_out(server, server.invocations.refuse(reply))
-        self._out.append(handshake := server.replies.handshake(reply))
-        server.on_waiting(Waiting(reply, trace, pending, source))
-        return len(handshake)
 
     def _carry_out(self, server: DirectServer, step: Step[bytes, bytes]) -> int:
         """Carry out a step of the core during a read. Return the number of bytes added to the output."""

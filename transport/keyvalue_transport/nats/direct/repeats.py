@@ -1,25 +1,28 @@
 """The calls of the direct path that wait for something that many calls share, and are made again then.
 
-A handler returns `Again` for such a call (wrpc/handler.py). Until then, a call is only a tuple, so it costs little. Its
-handshake leaves together with its result.
+A handler returns `Again` for such a call (wrpc/handler.py). The rest of its group (alike.py) then waits too, and is not
+made before. Until then, a call is only a tuple, so it costs little. Its handshake leaves together with its result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from time import monotonic
 from typing import TypeAlias
 
-from keyvalue_transport.nats.direct.answers import END, NEXT_PUB, PUB, RESULT_LINES, SMALL, FrameReplies
+from keyvalue_transport.nats.direct.alike import InvocationFrame
+from keyvalue_transport.nats.direct.answers import END, RESULT_LINES, SMALL, FrameReplies
+from keyvalue_transport.nats.direct.frames import traceparent_in
 from keyvalue_transport.wrpc.handler import Again, Caller, Handler, HandlerResult
 from keyvalue_transport.wrpc.invocation import Invocations, Step
 
-__all__ = ["Repeat", "Repeats"]
+__all__ = ["Repeats"]
 
-
-#: A call that is made again: its handler, caller, reply subject, parameters and `traceparent`.
-Repeat: TypeAlias = tuple[Handler, Caller, bytes, bytes, str | None]
+#: The tail of a call's reply subject, its parameters and its `traceparent`.
+Repeat: TypeAlias = tuple[bytes, bytes, str | None]
+#: A handler, a caller, the head of the reply subjects, and calls.
+Group: TypeAlias = tuple[Handler, Caller, bytes, list[Repeat]]
 
 
 class Repeats:
@@ -40,53 +43,90 @@ class Repeats:
         self._replies = replies
         self._on_step = on_step
         self._send = send
-        self._waiting: dict[Again, list[Repeat]] = {}
+        self._waiting: dict[Again, list[Group]] = {}
 
-    def add(self, again: Again, repeat: Repeat) -> bool:
-        """Let a call wait. Return False if too many wait."""
-        if not self._invocations.begin_wait(repeat[1].source_id):
-            return False
-        calls = self._waiting.get(again)
-        if calls is None:
-            self._waiting[again] = [repeat]
+    def add(
+        self,
+        again: Again,
+        handler: Handler,
+        caller: Caller,
+        head: bytes,
+        first: InvocationFrame,
+        rest: Iterator[InvocationFrame],
+        buffer: bytes,
+    ) -> None:
+        """Let a call wait whose handler has returned `again`, with the rest of its group. Refuse those that are too many.
+
+        The rest is not called before, because the handler would most likely return the same. Each of them takes as much
+        memory as the first one, because they have its shape.
+        """
+        tail, at, start, end = first
+        trace = traceparent_in(buffer, at, start)
+        calls: list[Repeat] = [(tail, buffer[start:end], trace)]
+        for tail, at, start, end in rest:
+            if trace is not None:  # otherwise, no frame of the shape has one
+                trace = traceparent_in(buffer, at, start)
+            calls.append((tail, buffer[start:end], trace))
+        self._add(again, (handler, caller, head, calls))
+
+    def _add(self, again: Again, group: Group) -> None:
+        _, caller, head, calls = group
+        added = self._invocations.begin_waits(caller.source_id, len(calls))
+        if added < len(calls):
+            for tail, _, _ in calls[added:]:
+                step = self._invocations.refuse(head + tail)
+                self._send(step.sends, False)
+                self._on_step(step)
+            del calls[added:]
+            if not added:
+                return
+        groups = self._waiting.get(again)
+        if groups is None:
+            self._waiting[again] = [group]
             again.source.add_done_callback(partial(self._repeat, again))
         else:
-            calls.append(repeat)
-        return True
+            groups.append(group)
 
     def close(self) -> list[bytes]:
         """Give up the calls that wait, because the server stops. Return the frames that end them."""
-        calls = [call for calls in self._waiting.values() for call in calls]
+        groups = [group for groups in self._waiting.values() for group in groups]
         self._waiting.clear()
         frames = []
-        for _, caller, reply, _, _ in calls:
-            self._invocations.end_wait(caller.source_id)
-            frames += self._invocations.refuse(reply).sends
+        for _, caller, head, calls in groups:
+            self._invocations.end_waits(caller.source_id, len(calls))
+            for tail, _, _ in calls:
+                frames += self._invocations.refuse(head + tail).sends
         return frames
 
     def _repeat(self, again: Again, _: object) -> None:
-        """Make the calls again that have waited for `again`, and send their results together."""
+        """Make the calls that have waited for `again`, and send their results together."""
         invocations, replies = self._invocations, self._replies
-        handshake, size_max = replies.handshake_and_next, min(replies.max_payload, SMALL - 1)
-        out = []
+        size_max = min(replies.max_payload, SMALL - 1)
+        out: list[bytes] = []
         answered = 0
-        for handler, caller, reply, params, traceparent in self._waiting.pop(again, ()):
-            invocations.end_wait(caller.source_id)
-            result: HandlerResult | Exception
-            try:
-                result = handler(caller, params, 0, len(params))
-            except Exception as error:  # any exception ends only its call
-                result = error
-            if type(result) is bytes and 0 < (size := len(result)) <= size_max:
-                answered += 1
-                out.append(b"".join((PUB, reply, handshake, reply, RESULT_LINES[size], result, NEXT_PUB, reply, END)))
-                continue
-            if isinstance(result, Again):
-                result = TypeError("a call that was made again must wait again")
-            step = invocations.receive(handler, reply, caller, params, result, monotonic(), traceparent)
-            result = b""  # free the bytes, because an exception's traceback may keep this frame alive
-            self._send(step.sends, True)  # it is not small, and many calls may be made again at once
-            self._on_step(step)
+        for handler, caller, head, calls in self._waiting.pop(again, ()):
+            invocations.end_waits(caller.source_id, len(calls))
+            pub, handshake, next_pub = replies.begun(head)
+            for tail, params, trace in calls:
+                result: HandlerResult | Exception
+                try:
+                    result = handler(caller, params, 0, len(params))
+                except Exception as error:  # any exception ends only its call
+                    result = error
+                if type(result) is bytes and 0 < (size := len(result)) <= size_max:
+                    answered += 1
+                    out += (pub, tail, handshake, tail, RESULT_LINES[size], result, next_pub, tail, END)
+                    continue
+                if isinstance(result, Again):
+                    if result is not again:  # the call was in the group of one that waited for something else
+                        self._add(result, (handler, caller, head, [(tail, params, trace)]))
+                        continue
+                    result = TypeError("a call that was made again must not wait for the same")
+                step = invocations.receive(handler, head + tail, caller, params, result, monotonic(), trace)
+                result = b""  # free the bytes, because an exception's traceback may keep this frame alive
+                self._send(step.sends, True)  # it is not small, and many calls may be made again at once
+                self._on_step(step)
         invocations.counts.answered += answered
-        self._send(out, False)
+        if out:
+            self._send([b"".join(out)], False)
         self._on_step(Step([]))

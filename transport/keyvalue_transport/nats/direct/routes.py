@@ -179,6 +179,13 @@ class DirectRoutes:
         readers = [(quick.prefix, quick.take, key) for key, all_quick in routes for quick in all_quick]
         self.quick = tuple(sorted(readers, key=lambda reader: len(reader[0]), reverse=True))
 
+    def take_quick(self, buffer: bytes, at: int, end: int) -> int:
+        """Handle the frames at `at` that have a quick reader. Return the offset after them, or `at`."""
+        for prefix, take, subscription in self.quick:
+            if buffer.startswith(prefix, at):
+                return take(buffer, at, end, subscription)
+        return at
+
     def before_next_call(self, act: Callable[[], None]) -> None:
         """Call `act` once, before the next invocation is handled."""
         self._before_next_call = act
