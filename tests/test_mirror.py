@@ -103,7 +103,6 @@ REASONS = {
         position.py       test_core.py                             the rule that the model checks
         promise.py        test_core.py                             each answer is one
         publications.py   test_core.py                             the model loses their acknowledgements
-        quick.py          tests/integration/test_replicated.py     it reads what a real server writes
         reservations.py   test_core.py                             limits count what is in flight
         sequences.py      test_core.py                             increments need them
         shared_quick.py   test_core.py                             the model with plain names reads with them

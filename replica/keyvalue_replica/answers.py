@@ -26,9 +26,10 @@ class Barrier(Publication):
     """
 
     again: object = None
+    is_barrier = _is_shared = True
 
     def __init__(self, passage: Passage) -> None:
-        Publication.__init__(self, None, True)
+        Publication.__init__(self)
         self._passage = passage
 
     def _end(self) -> None:

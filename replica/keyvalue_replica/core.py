@@ -187,9 +187,10 @@ class Core:
 
     def acknowledge_all(self, sequences: list[tuple[int, int]]) -> None:
         """Take the sequences of messages of ours that were stored, by the number in their reply subjects."""
-        now_s = self._outside.now_s()
+        now_s, publications = self._outside.now_s(), self.publications
         for token, sequence in sequences:
-            self.publications.stored(token, sequence, now_s)
+            publications.stored(token, sequence, now_s)
+        publications.report(now_s)
         if len(self._increments):
             self.flush_soon()
 
@@ -244,7 +245,6 @@ class Core:
             if not self.publications.deliver_barrier(token, sequence, now_s):
                 self._mending = None
                 self.mend()
-            self._release()
 
     def mend(self) -> None:
         """Publish a barrier if only a barrier can make the position whole, unless one is on its way."""
@@ -304,7 +304,7 @@ class Core:
 
         :param change: what the message does, if it can be applied before it is delivered
         """
-        publication = Publication(reservation, False, change)
+        publication = Publication(reservation, change)
         self._put(message, self.publications.add(publication, self._begin()))
         self._unwritten.append(publication)
         return publication
@@ -313,7 +313,7 @@ class Core:
         self, subject: bytes, value: bytes, reservation: Reservation | None, change: Change
     ) -> Publication:
         """Publish a change that needs no headers, as `publish_one` does. For speed, everything is inlined."""
-        publication = Publication(reservation, False, change)
+        publication = Publication(reservation, change)
         token = self.publications.add(publication, self._turn_s if self._is_due else self._begin())
         self._out.append(
             b"PUB %b%b %b%d %d\r\n%b\r\n" % (self._to_domain, subject, self._reply, token, len(value), value)

@@ -242,9 +242,8 @@ class Follower:
         """Send frames at once. Return False if they were not sent, and never will be."""
         return not self._is_stopped and self._connection.write_now(frames)
 
-    def now_s(self) -> float:
-        """Return the local time in seconds."""
-        return monotonic()
+    #: Returns the local time in seconds.
+    now_s = staticmethod(monotonic)
 
     def call_later(self, delay_s: float, act: Callable[[], None]) -> None:
         """Call `act` once, after the delay, at the end of the current read or in the next turn of the event loop."""

@@ -166,7 +166,7 @@ class OpenBuckets:
         self._torn_s = 0.0  # of those that are closed
         self._is_stopping = False
         self.on_change: Callable[[], None] = lambda: None
-        self.observe: Callable[[float, bool], None] | None = None
+        self.observe: Callable[[float, bool, int], None] | None = None
 
     # Handles.
 

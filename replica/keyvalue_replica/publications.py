@@ -111,15 +111,13 @@ class Publication(Promise):
     answers: list[tuple[Answer, object]] | None = None
     owner: Owner | None = None
     gaps = 0
+    is_barrier = _is_shared = False
     # Set by `Publications.add`.
     began_s: float
     after: int
     token: int
 
-    def __init__(
-        self, reservation: Reservation | None = None, is_barrier: bool = False, change: Change | None = None
-    ) -> None:
-        self._is_shared = self.is_barrier = is_barrier
+    def __init__(self, reservation: Reservation | None = None, change: Change | None = None) -> None:
         self.reservation = reservation
         self.change = change
 
@@ -139,7 +137,7 @@ class Publication(Promise):
         if self.reservation is not None:
             self.release()
         if not self._is_done:
-            self.set_result(None)
+            self._end()  # the value is None
         if self.answers is not None:
             for answer, result in self.answers:
                 if not answer.done():
@@ -173,16 +171,19 @@ class Publications:
     :param on_reused: called if a message got a sequence that the stream had used before: it was created anew, or has
         lost messages
     :ivar apply: called with a publication that follows the position, and its sequence; applies it if it can
-    :ivar observe: called with the seconds between publishing a message and its confirmation, and with True for a barrier
+    :ivar observe: called with the seconds between publishing messages and their confirmation, with True for barriers, and
+        with the number of messages
     """
 
     def __init__(self, position: Position, counts: ReplicaCounts, on_reused: Callable[[], None]) -> None:
-        self.observe: Callable[[float, bool], None] | None = None
+        self.observe: Callable[[float, bool, int], None] | None = None
         self.apply: Callable[[Publication, int], None] | None = None
         self._barriers: deque[Publication] = deque()  # those that are not delivered, in the order of their numbers
         self._position = position
         self._counts = counts
         self._on_reused = on_reused
+        self._unobserved = 0  # number of stored changes that `observe` does not know
+        self._unobserved_s = 0.0  # when these were published
         self._highest = 0  # the highest sequence that any acknowledgement has named
         self._tokens = 0
         self._unacknowledged: dict[int, Publication] = {}
@@ -207,16 +208,23 @@ class Publications:
         if at >= 0 and b'"error"' not in payload:
             end = payload.find(b",", at)
             self.stored(token, int(payload[at + 6 : end] if end > 0 else payload[at + 6 : -1]), now_s)
+            self.report(now_s)
         elif (publication := self._unacknowledged.get(token)) is not None:
             self._refuse(publication, payload)
 
     def stored(self, token: int, sequence: int, now_s: float) -> None:
-        """Take the sequence of a message that was stored."""
+        """Take the sequence of a message that was stored. Call `report` after the last one of a read."""
         publication = self._unacknowledged.pop(token, None)
         if publication is None:
             return  # it was given up
-        if self.observe is not None:
-            self.observe(now_s - publication.began_s, publication.is_barrier)
+        if publication.is_barrier:
+            if self.observe is not None:
+                self.observe(now_s - publication.began_s, True, 1)
+        else:
+            if publication.began_s != self._unobserved_s:
+                self.report(now_s)
+                self._unobserved_s = publication.began_s
+            self._unobserved += 1
         if sequence <= publication.after:
             self._on_reused()
         if publication.owner is not None:
@@ -232,6 +240,12 @@ class Publications:
             insort(self._acknowledged, (sequence, token, publication))
         if sequence > self._highest:
             self._highest = sequence
+
+    def report(self, now_s: float) -> None:
+        """Tell `observe` about the changes that are stored. Most of those of a read were published together."""
+        number, self._unobserved = self._unobserved, 0
+        if number and self.observe is not None:
+            self.observe(now_s - self._unobserved_s, False, number)
 
     def add_barrier(self, publication: Publication, now_s: float) -> int:
         """Add a barrier. Return the number that it carries."""

@@ -5,12 +5,18 @@
     HMSG $KV.b.i.b.<instance> <sid> $JS.ACK... 74 75 CRLF <the headers of a barrier> <number> CRLF
 
 A regular expression reads such a frame in a third of the time that parsing takes. All others are parsed as usual.
+
+A run is a sequence of such frames of one size, which differ only in their variable fields. `struct` splits a run into
+fields in a third of the time that the regular expression takes. Runs never change a result.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from operator import sub
+from struct import Struct
 
 from keyvalue_replica.core import Core
 from keyvalue_replica.layout import BARRIER_BLOCK
@@ -25,6 +31,35 @@ STORED = rb' (\d+) \d+\r\n\{"stream":"[^"]*",(?:"domain":"[^"]*",)?"seq":(\d{1,1
 #: consumer, with which the core checks where the stream goes on.
 NUMBERS = rb"(\d{1,18})\.((?!1\.)\d{1,18})\.(\d{1,19})\.(\d{1,18})"
 
+#: A run is split if a frame follows where the last one of so many would begin. Splitting a shorter run saves no time.
+RUN_FRAMES_MIN = 4
+#: The number of structs that are kept.
+STRUCTS_MAX = 256
+
+
+class Runs:
+    """Splits runs of frames into fields."""
+
+    def __init__(self) -> None:
+        self._structs: dict[tuple[int, ...], Struct] = {}
+
+    def split(self, buffer: bytes, kinds: str, bounds: tuple[int, ...], end: int) -> Iterator[tuple[bytes, ...]]:
+        """Yield the fields of each frame, as long as whole frames of the first one's size fit.
+
+        :param kinds: for each field, "s" to yield it, or "x" to skip it
+        :param bounds: the offsets of the first frame's fields, and its end
+        """
+        sizes = tuple(map(sub, bounds[1:], bounds))
+        struct = self._structs.get(sizes)
+        if struct is None:
+            if len(self._structs) >= STRUCTS_MAX:
+                self._structs.clear()
+            struct = self._structs[sizes] = Struct(
+                "".join(f"{size}{kind}" for size, kind in zip(sizes, kinds, strict=True))
+            )
+        at = bounds[0]
+        return struct.iter_unpack(memoryview(buffer)[at : end - (end - at) % struct.size])
+
 
 class Acknowledgements:
     """Reads the acknowledgements of one instance.
@@ -36,6 +71,7 @@ class Acknowledgements:
         self.prefix = f"MSG {inbox}.".encode()
         self._core = core
         self._match = re.compile(re.escape(self.prefix) + rb"(\d{1,18})" + STORED).match
+        self._runs = Runs()
 
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the acknowledgements at `at`. Return the offset after the last one."""
@@ -46,10 +82,25 @@ class Acknowledgements:
             if sid != subscription:
                 break
             stored.append((int(token), int(sequence)))
-            at = found.end()
+            size, at = found.end() - at, found.end()
+            if buffer.startswith(self.prefix, at + (RUN_FRAMES_MIN - 2) * size):
+                bounds = at - size, *found.span(1), *found.span(3), at
+                at += size * self._take_run(self._runs.split(buffer, "sssss", bounds, end), stored)
         if stored:
             acknowledge(self._core, stored)
         return at
+
+    def _take_run(self, frames: Iterator[tuple[bytes, ...]], stored: list[tuple[int, int]]) -> int:
+        """Take the acknowledgements that are like the first one. Return their number."""
+        before = len(stored)
+        head, _, middle, _, tail = next(frames)
+        for its_head, token, its_middle, sequence, its_tail in frames:
+            if its_head != head or its_middle != middle or its_tail != tail:
+                break
+            if not (token.isdigit() and sequence.isdigit()):
+                break
+            stored.append((int(token), int(sequence)))
+        return len(stored) - before
 
 
 def acknowledge(core: Core, stored: list[tuple[int, int]]) -> None:
@@ -115,6 +166,7 @@ class Deliveries:
             + place_pattern(layout.stream, consumer)
             + rb" (\d{1,9})\r\n"
         ).match
+        self._runs = Runs()
 
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the deliveries at `at`. Return the offset after the last one."""
@@ -128,10 +180,15 @@ class Deliveries:
             payload_end = payload_at + int(size)
             if payload_end + 2 > end or sid != subscription:
                 break
-            at = payload_end + 2
+            frame_at, at = at, payload_end + 2
             if int(sequence) <= position.applied:
                 known = found
                 known_count += 1
+                if buffer.startswith(self.prefix, at + (RUN_FRAMES_MIN - 2) * (at - frame_at)):
+                    count = self._count_known(buffer, found, frame_at, at, end)
+                    if count and (last := match(buffer, frame_at + count * (at - frame_at))) is not None:
+                        known, at = last, at + count * (at - frame_at)
+                        known_count += count
                 continue
             try:
                 if known is not None:
@@ -146,6 +203,24 @@ class Deliveries:
             core.heard()
             core.release()
         return at
+
+    def _count_known(self, buffer: bytes, first: re.Match[bytes], at: int, frame_end: int, end: int) -> int:
+        """Return the number of deliveries that are like the first one, and were applied when they were acknowledged.
+
+        Their names, times and values may differ.
+        """
+        applied, count = self._core.position.applied, 0
+        bounds = at, first.start(2), first.end(3), *first.span(5), first.end(8), first.end(), frame_end - 2, frame_end
+        frames = self._runs.split(buffer, "ssssxsxs", bounds, end)
+        head, _, middle, sequence, size, line_end = next(frames)
+        newest = b"%0*d" % (len(sequence), min(applied, 10 ** len(sequence) - 1))  # of the same length
+        for its_head, names, its_middle, sequence, its_size, its_end in frames:
+            if its_head != head or its_middle != middle or its_size != size or its_end != line_end:
+                break
+            if sequence > newest or b" " in names:
+                break
+            count += 1
+        return count
 
 
 def place_in(found: re.Match[bytes]) -> tuple[int, int, int, int]:

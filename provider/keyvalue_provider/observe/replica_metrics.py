@@ -22,11 +22,11 @@ class Confirmations:
         self.counts = {kind: [0] * (len(CONFIRMATION_BOUNDS_S) + 1) for kind in ("change", "barrier")}
         self.sums_s = dict.fromkeys(self.counts, 0.0)
 
-    def observe(self, seconds: float, is_barrier: bool) -> None:
-        """Count the confirmation of a change or of a barrier."""
+    def observe(self, seconds: float, is_barrier: bool, number: int) -> None:
+        """Count the confirmations of changes or of barriers, which took the same time."""
         kind = "barrier" if is_barrier else "change"
-        self.counts[kind][bisect_left(CONFIRMATION_BOUNDS_S, seconds)] += 1
-        self.sums_s[kind] += seconds
+        self.counts[kind][bisect_left(CONFIRMATION_BOUNDS_S, seconds)] += number
+        self.sums_s[kind] += seconds * number
 
 
 class Counts(Protocol):

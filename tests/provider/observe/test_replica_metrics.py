@@ -34,8 +34,8 @@ def metrics_of_a_new_replica() -> Iterable[Metric]:
 
 def test_each_figure_arrives() -> None:
     confirmations = Confirmations()
-    for seconds, is_barrier in ((0.0002, False), (0.0002, True), (0.3, True), (9.0, True)):
-        confirmations.observe(seconds, is_barrier)
+    for seconds, is_barrier, number in ((0.0002, False, 1), (0.0002, True, 1), (0.3, True, 1), (9.0, True, 1)):
+        confirmations.observe(seconds, is_barrier, number)
     counts = ReplicaCounts(Position())
     counts.unconfirmed, counts.lost_races = 3, 4
     store = Store(StoreOptions(keys_max=2, buckets_max=2), is_limited=False)

@@ -25,6 +25,7 @@ from keyvalue_transport.keyvalue.interface import (
     OK_UNIT,
     VALUE,
     AwaitedResult,
+    AwaitedSuccess,
     ParameterLimits,
     encode_unit_result,
     error_result,
@@ -36,7 +37,7 @@ from keyvalue_transport.keyvalue.interface import (
 )
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, Tally, new_tally
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Answer, Caller, Handler, HandlerResult, Pending
+from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Answer, Caller, Derived, Handler, HandlerResult, Pending
 from keyvalue_transport.wrpc.values import (
     ONE_BYTE,
     U64_MAX,
@@ -306,6 +307,8 @@ def _set_handler(
             answer = function(caller, bucket, key, value)
         except Exception as error:
             return error_result(error, tally)
+        if isinstance(answer, Derived):
+            return AwaitedSuccess(answer, tally)
         if answer is not None:
             return AwaitedResult(answer, encode_unit_result, NEVER, tally)
         tally[OK] += 1

@@ -1,0 +1,100 @@
+"""Runs do not change what the quick readers read. tests/integration tests the frames of a real server."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyvalue_replica import quick
+from keyvalue_replica.layout import Layout
+from keyvalue_replica.quick import Acknowledgements, Deliveries
+
+LAYOUT = Layout("kv")
+APPLIED = 1_000
+
+
+class Told:
+    """A core that notes what it is told."""
+
+    layout = LAYOUT
+
+    def __init__(self) -> None:
+        self.position = SimpleNamespace(applied=APPLIED)
+        self.calls: list[tuple[Any, ...]] = []
+
+    def acknowledge_all(self, sequences: list[tuple[int, int]]) -> None:
+        self.calls.append(("acknowledge", *sequences))
+
+    def deliver_known(self, count: int, last: tuple[int, int, int, int]) -> None:
+        self.calls.append(("known", count, last))
+
+    def deliver_plain(self, *delivery: Any) -> None:
+        self.calls.append(("plain", *delivery))
+        self.position.applied = max(self.position.applied, delivery[-1][0])
+
+    def heard(self) -> None:
+        self.calls.append(("heard",))
+
+    release = heard
+
+
+def acknowledgement(token: int, text: bytes) -> bytes:
+    return b"MSG _INBOX.a.%d 3 %d\r\n%b\r\n" % (token, len(text), text)
+
+
+def delivery(sequence: int, key: bytes, value: bytes, consumed: int, pending: int, sid: int) -> bytes:
+    place = b"$JS.ACK.KV_kv.c0.1.%d.%d.1700000000000000000.%d" % (sequence, consumed, pending)
+    return b"MSG %b %d %b %d\r\n%b\r\n" % (LAYOUT.subject(b"b", key), sid, place, len(value), value)
+
+
+#: Most frames are alike, so that there are runs.
+RARELY = st.sampled_from((False,) * 15 + (True,))
+numbers = st.integers(95, 105) | st.integers(0, 10**6)
+sequences = st.integers(APPLIED - 12, APPLIED + 3)
+texts = st.builds(
+    lambda sequence, is_odd: b'{"stream":"KV_kv",%b"seq":%d}' % (b'"duplicate":true,' if is_odd else b"", sequence),
+    numbers,
+    RARELY,
+)
+acknowledgements = st.lists(st.builds(acknowledgement, numbers, texts), max_size=30)
+deliveries = st.lists(
+    st.builds(
+        delivery,
+        sequences,
+        st.sampled_from((b"a", b"b", b"c", b"longer")),
+        st.sampled_from((b"v", b"w", b"\r", b"", b"value")),
+        st.sampled_from((1, 2, 3, 4, 5)),
+        st.integers(0, 12),
+        st.sampled_from((91,) * 15 + (92,)),
+    ),
+    max_size=30,
+)
+rests = st.sampled_from((b"", b"MSG ", b"PING\r\n", b"MSG _INBOX.a.1 3 9"))
+
+
+def read(frames: bytes) -> tuple[list[int], list[tuple[Any, ...]]]:
+    """Read the frames with both readers. Return the offsets at which they stopped, and what the core was told."""
+    core: Any = Told()
+    readers = (Acknowledgements(core, "_INBOX.a"), b"3"), (Deliveries(core, "c0"), b"91")
+    return [reader.take(frames, 0, len(frames), subscription) for reader, subscription in readers], core.calls
+
+
+@given(acknowledgements | deliveries, rests, st.integers(0, 40))
+def test_runs_never_change_a_result(frames: list[bytes], rest: bytes, cut: int) -> None:
+    whole = b"".join(frames) + rest
+    for buffer in (whole, whole[: max(0, len(whole) - cut)]):
+        with patch.object(quick, "RUN_FRAMES_MIN", 10**9):
+            expected = read(buffer)
+        assert read(buffer) == expected
+
+
+def test_a_run_is_taken_together() -> None:
+    frames = b"".join(acknowledgement(number, b'{"stream":"KV_kv","seq":%d}' % number) for number in range(100, 164))
+    assert read(frames) == ([len(frames), 0], [("acknowledge", *((number, number) for number in range(100, 164)))])
+    known = b"".join(delivery(number, b"a", b"v", number, 0, 91) for number in range(100, 164))
+    last = ("known", 64, (163, 163, 1700000000000000000, 0))
+    assert read(known) == ([0, len(known)], [last, ("heard",), ("heard",)])
