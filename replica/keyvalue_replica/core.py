@@ -76,7 +76,7 @@ class Core:
         self.publications = Publications(self.position, self.counts, self._on_reused)
         self.publications.apply = self._apply_own
         self.heard_s = 0.0  # when the consumer has last sent something
-        #: Values of at most this size fit into a message. It is looked up once in a turn, since that takes a while.
+        #: Values of at most this size fit into a message. It is looked up in turns with changes, since that takes long.
         self.value_bytes_max = 0
         #: Sequence and time of the last key that was delivered when nothing was to come after it. If the stream loses its
         #: end and grows again, it has another message there.
@@ -425,7 +425,8 @@ class Core:
     def flush(self) -> None:
         """Publish the sums of the counters that can go on, and a barrier if reads wait. Write all frames."""
         self._is_due = False
-        self.look_up_limit()
+        if self._out:  # a barrier alone needs no limit, and often has a turn of its own
+            self.look_up_limit()
         if len(self._increments):
             self._increments.publish_ready(self._outside.now_s())
         barrier, self._barrier = self._barrier, None
