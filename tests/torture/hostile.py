@@ -70,7 +70,8 @@ bars:
   the flood never waits 30 s for an answer
 
 The memory of keys and values is counted as docs/operating.md says. Without --survivors, a phase of deletions leaves
-no key. With it, scattered keys survive, and Python keeps the memory around them. The bars do not promise otherwise.
+no key, if the machine is fast enough. Otherwise, scattered keys survive, and the memory around them is kept. This can
+miss the bar for the growth.
 The seed and the phase decide the sequence of calls. The speed of the machine decides how many of them are sent.
 """
 

@@ -1,7 +1,7 @@
-"""The return of freed memory: a process that frees every other value gets smaller.
+"""The return of freed memory: a process that frees every other value, or all small keys, gets smaller.
 
-A fresh process does it (`python -m tests.provider.keyvalue.test_memory_return`), since nothing else has left holes in
-its memory.
+A fresh process does it (`python -m tests.provider.keyvalue.test_memory_return NAME`), since nothing else has left holes
+in its memory.
 """
 
 from __future__ import annotations
@@ -17,10 +17,38 @@ import pytest
 from keyvalue_engine import Store
 from keyvalue_provider.keyvalue import memory_return
 from keyvalue_provider.keyvalue.memory_return import MemoryReturn
+from keyvalue_provider.keyvalue.small_objects import SmallObjects
 
 ROOT = Path(__file__).parents[3]
 VALUES, VALUE_BYTES = 4_000, 40_000
+STEPS, STEP_KEYS = 150, 2_000
 MIB = 1024 * 1024
+
+
+async def measure_small_keys() -> list[float]:
+    """Return how much the process has grown, in MiB: when the store is full of small keys, and after their deletion.
+
+    Objects that are created meanwhile stay, as counters and timers do.
+    """
+    store = Store()
+    memory_return.INTERVAL_S = 0.01
+    bucket = store.bucket(b"b")
+    start = memory_return._resident_bytes()
+    returning = asyncio.create_task(MemoryReturn(store, lambda: None).run())
+    others = []
+    for step in range(STEPS):
+        await asyncio.sleep(0.02)
+        for number in range(step * STEP_KEYS, (step + 1) * STEP_KEYS):
+            bucket.set(b"%d" % number, b"v" * (number % 64))
+            if not number % 500:
+                others += [float(number), b"%d" % number, [number]]
+    full = memory_return._resident_bytes()
+    for step in range(STEPS):
+        await asyncio.sleep(0.02)
+        bucket.delete_many([b"%d" % number for number in range(step * STEP_KEYS, (step + 1) * STEP_KEYS)])
+    await asyncio.sleep(0.5)
+    returning.cancel()
+    return [(resident_bytes - start) / MIB for resident_bytes in (full, memory_return._resident_bytes())]
 
 
 async def measure() -> list[float]:
@@ -46,14 +74,67 @@ async def measure() -> list[float]:
     return [(resident_bytes - start) / MIB for resident_bytes in grown]
 
 
-def test_the_memory_of_deleted_values_goes_back_to_the_system() -> None:
-    command = [sys.executable, "-m", "tests.provider.keyvalue.test_memory_return"]
+class FixedStore:
+    """A store whose size the test sets."""
+
+    memory_bytes = 0
+
+    def __len__(self) -> int:
+        return 10 * memory_return.BLOCKS_KEYS_MAX
+
+
+def test_small_objects_use_malloc_only_while_memory_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unused memory stays: a store with many keys is not compacted, and must not become slow for ever."""
+    store, small_objects = FixedStore(), SmallObjects()
+    resident_bytes = 0
+    monkeypatch.setattr(memory_return, "_resident_bytes", lambda: resident_bytes)
+    returning, now_s = MemoryReturn(store, lambda: None), 0.0
+
+    def uses_malloc(seconds: float) -> bool:
+        nonlocal now_s
+        end_s = now_s + seconds
+        while now_s < end_s:
+            now_s += memory_return.INTERVAL_S
+            returning._step(now_s, small_objects, lambda pad: 1)
+        return small_objects.uses_malloc
+
+    try:
+        assert not uses_malloc(10)
+        resident_bytes = store.memory_bytes = 400 * MIB
+        assert uses_malloc(1), "it grew"
+        assert not uses_malloc(10)
+        store.memory_bytes = 100 * MIB
+        assert uses_malloc(1), "it shrank"
+        assert not uses_malloc(10)
+        store.memory_bytes = 90 * MIB
+        assert uses_malloc(1), "it shrank further"
+        assert not uses_malloc(10)
+        resident_bytes = 95 * MIB
+        assert not uses_malloc(1), "all is returned"
+    finally:
+        small_objects.use_malloc(False)
+
+
+def measured(name: str) -> list[float]:
+    command = [sys.executable, "-m", "tests.provider.keyvalue.test_memory_return", name]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert (child.returncode, child.stderr) == (0, "")
-    full, half, end = json.loads(child.stdout)
+    found: list[float] = json.loads(child.stdout)
+    return found
+
+
+def test_the_memory_of_deleted_values_goes_back_to_the_system() -> None:
+    full, half, end = measured("values")
     assert half == pytest.approx(full, rel=0.1), "freeing alone returns nothing"
     assert end < 0.7 * full, "half is deleted; the trim leaves the parts of pages"
 
 
+def test_the_memory_of_deleted_small_keys_goes_back_to_the_system() -> None:
+    """Half of it stayed, in the blocks of the objects that were created between the keys."""
+    full, end = measured("small keys")
+    assert full > 40
+    assert end < 16
+
+
 if __name__ == "__main__":
-    json.dump(asyncio.run(measure()), sys.stdout)
+    json.dump(asyncio.run(measure_small_keys() if sys.argv[1] == "small keys" else measure()), sys.stdout)
