@@ -45,8 +45,9 @@ FORMAT = 1
 #: A NATS server closes a connection that sends a control line of more than 4,096 bytes.
 SUBJECT_BYTES_MAX = 4_000
 SUBJECT_BYTES = Limit("bucket and key are {} bytes in a NATS subject", "a fixed limit")
-#: The longest time that JetStream takes: a 64-bit number of nanoseconds.
-TTL_S_MAX = 2**63 // 10**9
+#: The longest time that JetStream takes: it adds this to the message's time in a signed 64-bit number of nanoseconds
+#: since 1970. With a longer time, the sum overflows, and the message is removed at once. 2**32 is in the year 2106.
+TTL_S_MAX = 2**63 // 10**9 - 2**32
 #: Number of bucket names whose tokens are kept.
 NAMES_MAX = 1_024
 #: How long the server keeps the marker of a deleted key. An instance that was away for longer reads everything again.

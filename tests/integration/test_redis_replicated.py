@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from keyvalue_transport.nats.client import KeyValueClient
 from tests.conftest import NatsServer
 from tests.integration.redis_provider import RedisProvider, redis_provider
-from tests.integration.redis_server import Wire, redis_server
+from tests.integration.redis_server import Wire, encode_request, redis_server
 from tests.integration.test_redis_beside_redis import assert_same, requests
 
 
@@ -47,7 +49,7 @@ def both(
 def is_the_same_here(request: list[bytes]) -> bool:
     """Return False for requests that docs/redis.md excepts: deadlines move by up to a millisecond."""
     words = {word.upper() for word in request}
-    return request[0].upper() != b"MSETNX" and not words & {b"GT", b"LT"}
+    return not words & {b"GT", b"LT"}
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,6 +104,15 @@ def test_updates_of_many_clients_are_linearizable(instances: list[RedisProvider]
         assert wire.call(b"STRLEN", b"text") == 300
 
 
+def test_a_long_time_to_live(instances: list[RedisProvider]) -> None:
+    """JetStream removes a message at once if its deadline does not fit into 64 bits. The marker of that came as a delete."""
+    with Wire(instances[0].socket) as wire:
+        wire.call(b"PSETEX", b"long", b"%d" % (2**63 // 1000), b"v")
+        ends_s = time.monotonic() + 1.2  # the server looks for expired messages every second
+        while time.monotonic() < ends_s:
+            assert wire.call(b"GET", b"long") == b"v"
+
+
 async def test_increments_over_both_protocols(instances: list[RedisProvider], nats: NatsServer) -> None:
     with Wire(instances[0].socket) as wire:
         wire.call(b"SET", b"n", b"40")
@@ -109,5 +120,32 @@ async def test_increments_over_both_protocols(instances: list[RedisProvider], na
             assert await client.increment("default", "n") == 41
             assert wire.call(b"INCR", b"n") == 42
             assert await client.get("default", "n") == b"42"
-        assert "MSETNX" not in str(wire.call(b"MSETNX", b"one", b"1"))
-        assert "can't be set on a condition" in str(wire.call(b"MSETNX", b"a", b"1", b"b", b"2"))
+
+
+@pytest.mark.parametrize("batch", ["atomic", "pipelined"])
+def test_of_several_clients_one_creates_the_keys(nats: NatsServer, tmp_path: Path, batch: str) -> None:
+    """Clients of two instances create and remove the same 1,000 keys. An atomic batch is stored once, and whole."""
+    options = {"store": "jetstream", "jetstream_bucket": batch, "jetstream_storage": "memory", "batch": batch}
+    names = [b"%d" % number for number in range(1_000 if batch == "atomic" else 1_001)]
+    with (
+        redis_provider(tmp_path, nats, f"{batch}1", **options) as first,
+        redis_provider(tmp_path, nats, f"{batch}2", **options) as second,
+        Wire(first.socket) as one,
+        Wire(second.socket) as two,
+    ):
+        for turn in range(5):
+            for wire, name in ((one, b"one"), (two, b"two")):
+                wire.send(encode_request([b"MSETNX", *(part for key in names for part in (key, name))]))
+            answers = [one.answer(), two.answer()]
+            found = set(one.call(b"MGET", *names))
+            if batch == "atomic":
+                assert sorted(answers) == [0, 1], turn
+                assert found == {(b"one", b"two")[answers.index(1)]}
+            else:
+                assert len(found) == 1 or "some of the keys may have been stored" in str(answers)
+            assert two.call(b"MSETNX", b"other", b"1", names[7], b"1") == 0
+            assert one.call(b"DEL", *names) == len(names)
+        one.send(b"".join(map(encode_request, [[b"INCR", b"n"], [b"MSETNX", b"n", b"1", b"m", b"1"], [b"GET", b"m"]])))
+        assert [one.answer() for _ in range(3)] == [1, 0, None]
+        if batch == "atomic":
+            assert "1001 keys" in str(one.call(b"MSETNX", *(part for n in range(1_001) for part in (b"%d" % n, b""))))
