@@ -18,7 +18,6 @@ from keyvalue_engine import (
     Revise,
     Revision,
     Store,
-    StoreError,
     StoreOptions,
 )
 from keyvalue_engine.bucket import NS_PER_MS
@@ -29,6 +28,7 @@ from keyvalue_replica.answers import Barrier, Removals
 from keyvalue_replica.applier import ANY
 from keyvalue_replica.core import BATCH_KEYS_MAX, Core
 from keyvalue_replica.counters import add_to_be64, add_to_text
+from keyvalue_replica.creation import PipelinedCreation
 from keyvalue_replica.errors import NotAllowedError
 from keyvalue_replica.increments import Step
 from keyvalue_replica.layout import ttl_headers
@@ -269,19 +269,32 @@ class ReplicaBucket:
         return Removals(removals)
 
     def set_missing(self, entries: Mapping[bytes, bytes]) -> Any:
-        """Store an entry if its key is missing. The answer is True if it was stored.
+        """Store all entries if all keys are missing. The answer is True if they were stored.
 
-        :raises StoreError: there are several entries
+        With `batch = pipelined`, each is stored on its own, and an error may leave some of them stored.
+
+        :raises LimitError: a key or a value is too long, or there are too many keys
         """
-        if len(entries) != 1:
-            raise StoreError("several keys can't be set on a condition with store = jetstream")
-        ((key, value),) = entries.items()
+        if len(entries) == 1 or not self._is_atomic:
+            for key, value in entries.items():
+                self._check(key, value)
+            update = partial(self._create_one, entries)
+            if len(entries) == 1:
+                return update(*entries)
+            return PipelinedCreation(self._core, self._writable, entries, update)
+        messages, _ = self._messages(entries)
+        return self._core.create(
+            self._writable,
+            messages,
+            lambda: self._core.reservations.reserve(self._name, self._messages(entries)[1], self._quota),
+        )
 
+    def _create_one(self, entries: Mapping[bytes, bytes], key: bytes) -> Promise:
         def step(entry: Entry | None) -> tuple[Entry | None, object]:
             if entry is not None:
                 return entry, False
             deadline_ns = self._deadline_ns(self._core.clock())
-            return value if deadline_ns is None else (value, deadline_ns), True
+            return entries[key] if deadline_ns is None else (entries[key], deadline_ns), True
 
         return self._update(key, step)
 
@@ -290,23 +303,29 @@ class ReplicaBucket:
 
         :raises LimitError: a key or a value is too long, there are too many keys, or the store or the quota is full
         """
-        core, ttl_ms, layout = self._core, self._ttl_ms, self._core.layout
+        if not entries:
+            return None
+        core = self._core
+        messages, growth = self._messages(entries)
+        reservation = core.reservations.reserve(self._name, growth, self._quota)
+        return core.publish_all([*messages.values()], reservation, self._is_atomic)
+
+    def _messages(self, entries: Mapping[bytes, bytes]) -> tuple[dict[bytes, Outgoing], Growth]:
+        """Return the messages that store entries, by key, and the room that they need."""
+        ttl_ms, layout = self._ttl_ms, self._core.layout
         if ttl_ms:
             self._check_ttl()
         headers = ttl_headers(ttl_ms) if ttl_ms else b""
-        messages = []
+        messages = {}
         keys = memory_bytes = 0
         for key, value in entries.items():
             self._check(key, value)
             growth = self._growth(key, (value, SOME_TIME) if ttl_ms else value)
             keys += growth.keys
             memory_bytes += growth.memory_bytes
-            messages.append(Outgoing(layout.subject(self._name, key), value, headers))
-        if not messages:
-            return None
+            messages[key] = Outgoing(layout.subject(self._name, key), value, headers)
         self._check_batch(len(messages))
-        reservation = core.reservations.reserve(self._name, Growth(keys, memory_bytes), self._quota)
-        return core.publish_all(messages, reservation, self._is_atomic)
+        return messages, Growth(keys, memory_bytes)
 
     def delete_many(self, keys: Sequence[bytes]) -> Any:
         """Remove keys.

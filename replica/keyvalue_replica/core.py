@@ -15,7 +15,7 @@ nothing. All reads that arrive in one turn share a barrier, which is published a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keyvalue_engine import Bucket, Store, StoreError
@@ -23,10 +23,11 @@ from keyvalue_engine.entry import Entry
 from keyvalue_replica.answers import Barrier, PartialAnswers
 from keyvalue_replica.applier import Applier
 from keyvalue_replica.clock import ServerClock
+from keyvalue_replica.creation import Creation
 from keyvalue_replica.errors import NotStoredError
 from keyvalue_replica.increments import Increment, Increments, Step
 from keyvalue_replica.layout import Layout, headers_of
-from keyvalue_replica.outgoing import Outgoing
+from keyvalue_replica.outgoing import Outgoing, after_sequence
 from keyvalue_replica.outside import Outside
 from keyvalue_replica.position import Delivery, Position
 from keyvalue_replica.promise import Promise
@@ -305,8 +306,7 @@ class Core:
         :param change: what the message does, if it can be applied before it is delivered
         """
         publication = Publication(reservation, change)
-        self._put(message, self.publications.add(publication, self._begin()))
-        self._unwritten.append(publication)
+        self.publish_as(message, publication)
         return publication
 
     def publish_value(
@@ -369,20 +369,27 @@ class Core:
         self._increments.add(subject, handle, key, Increment(step, check, answer, ends_s))
         return answer
 
+    def create(self, handle: Bucket, messages: Mapping[bytes, Outgoing], reserve: Callable[[], Reservation]) -> Promise:
+        """Store entries together if all their keys are missing. The answer is True if they were stored."""
+        return Creation(self, self._sequences, handle, messages, reserve, self.now_s() + self.timeout_s)
+
     def publish_entry(self, subject: bytes, entry: Entry | None, sequence: int, publication: Publication) -> None:
         """Publish a key's new entry, or its delete, if the sequence of its last message is `sequence`."""
         message = self.delete_message(subject) if entry is None else Outgoing.of(subject, entry, self.clock())
-        self._publish_after(sequence, message, publication)
+        self.publish_as(after_sequence(message, sequence), publication)
 
     def publish_delete(self, subject: bytes, sequence: int, publication: Publication) -> None:
         """Publish the delete of a key if the sequence of its last message is `sequence`."""
-        self._publish_after(sequence, self.delete_message(subject), publication)
+        self.publish_as(after_sequence(self.delete_message(subject), sequence), publication)
 
-    def _publish_after(self, sequence: int, message: Outgoing, publication: Publication) -> None:
-        headers = b"Nats-Expected-Last-Subject-Sequence: %d\r\n%b" % (sequence, message.headers)
-        token = self.publications.add(publication, self._begin())
-        self._put(Outgoing(message.subject, message.payload, headers), token)
+    def publish_as(self, message: Outgoing, publication: Publication) -> None:
+        """Publish a message whose end `publication` is told."""
+        self._put(message, self.publications.add(publication, self._begin()))
         self._unwritten.append(publication)
+
+    def now_s(self) -> float:
+        """Return the time that limits waits."""
+        return self._outside.now_s()
 
     def barrier(self) -> Barrier:
         """Return an answer that comes once all changes that are stored before the next turn are applied here."""

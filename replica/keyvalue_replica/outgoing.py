@@ -7,7 +7,7 @@ from typing import NamedTuple
 from keyvalue_engine.entry import Entry
 from keyvalue_replica.layout import ttl_headers
 
-__all__ = ["Outgoing"]
+__all__ = ["Outgoing", "after_sequence"]
 
 NS_PER_MS = 1_000_000
 
@@ -43,3 +43,9 @@ class Outgoing(NamedTuple):
         value, deadline_ns = entry
         ttl_ms = max(1, (deadline_ns - now_ns + NS_PER_MS // 2) // NS_PER_MS)
         return cls(subject, value, ttl_headers(ttl_ms))
+
+
+def after_sequence(message: Outgoing, sequence: int) -> Outgoing:
+    """Return a message that is stored only if the last message of its subject has this sequence, 0 for none."""
+    condition = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % sequence
+    return message._replace(headers=condition + message.headers)

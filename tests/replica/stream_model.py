@@ -82,21 +82,29 @@ class Stream:
             self._batch.append((subject, block, payload))
             if b"nats-batch-commit" not in headers:
                 return b""
-            before, batch = self.states[-1], len(self._batch)
-            for message in self._batch:
+            messages, self._batch = self._batch, []
+            before, batch = self.states[-1], len(messages)
+            refusals = [self._refusal(*message[:2]) for message in messages]
+            if any(refusals):
+                return next(filter(None, refusals))
+            for message in messages:
                 self._store(*message)
-            self._batch.clear()
             self.states[-batch:-1] = [before] * (batch - 1)  # nobody may see a part of a batch
             return b'{"stream":"KV_model","seq":%d,"batch":"x","count":2}' % self.last
-        expected = headers.get(b"nats-expected-last-subject-sequence")
-        if expected is not None:
-            held = self._by_subject.get(subject)
-            last = held[-1].sequence if held else 0
-            if last != int(expected):
-                text = b'{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: %d"},"seq":0}'
-                return text % last
+        refusal = self._refusal(subject, block)
+        if refusal:
+            return refusal
         self._store(subject, block, payload)
         return b'{"stream":"KV_model","seq":%d}' % self.last
+
+    def _refusal(self, subject: bytes, block: bytes) -> bytes:
+        """Return the server's answer if another message was the last one of the subject, or nothing."""
+        expected = headers_of(block).get(b"nats-expected-last-subject-sequence") if block else None
+        held = self._by_subject.get(subject)
+        last = held[-1].sequence if held else 0
+        if expected is None or last == int(expected):
+            return b""
+        return b'{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: %d"},"seq":0}' % last
 
     def _store(self, subject: bytes, block: bytes, payload: bytes) -> None:
         message = Stored(self.last + 1, subject, block, payload)

@@ -26,6 +26,11 @@ from tests.replica.stream_model import LAYOUT, TIMEOUT_S, Instance, MadeAgain, S
 
 KEYS = (b"a", b"b", b"c.d")
 INSTANCES = 3
+#: The calls of a storm. The keys are missing often enough that they can be stored together.
+CALLS = (
+    *("set", "get", "get", "get-many", "set-many", "increment", "delete"),
+    *("delete-many", "delete-many", "set-missing", "set-missing"),
+)
 instances = st.integers(0, INSTANCES - 1)
 keys = st.sampled_from(KEYS)
 
@@ -83,6 +88,8 @@ class Cluster(RuleBasedStateMachine):
             answer = bucket.get_many(list(KEYS))
         elif what == "set-many":
             answer = bucket.set_many(dict.fromkeys(KEYS, value))
+        elif what == "set-missing":
+            answer = bucket.set_missing(dict.fromkeys(KEYS, value))
         elif what == "delete-many":
             answer = bucket.delete_many(list(KEYS))
         else:
@@ -97,9 +104,9 @@ class Cluster(RuleBasedStateMachine):
     def ask_without_value(self, number: int, key: bytes, what: str) -> None:
         self.ask(number, what, key)
 
-    @rule(number=instances)
-    def set_many(self, number: int) -> None:
-        self.ask(number, "set-many", b"", b"%d" % (1000 * self.values))
+    @rule(number=instances, what=st.sampled_from(("set-many", "set-missing")))
+    def set_several(self, number: int, what: str) -> None:
+        self.ask(number, what, b"", b"%d" % (1000 * self.values))
 
     @rule(number=instances, key=keys, delta=st.sampled_from((1, 2, -1)))
     def increment(self, number: int, key: bytes, delta: int) -> None:
@@ -174,7 +181,7 @@ class Cluster(RuleBasedStateMachine):
                 chance.choice((instance.fall_behind, lambda of=instance: of.catch_up(chance.randint(1, 5))))()
                 self.replace_the_leader(chance.random() < 0.5)
             number = chance.randrange(INSTANCES)
-            what = chance.choice(("set", "get", "get", "get-many", "set-many", "delete-many", "increment", "delete"))
+            what = chance.choice(CALLS)
             if chance.random() < 0.4:
                 self.values += 1
                 value = chance.choice((1, -1)) if what == "increment" else b"%d" % (1000 * self.values)
@@ -209,7 +216,7 @@ class Cluster(RuleBasedStateMachine):
                 instance.has_lost_answers = False
             if instance.core.position.is_whole:
                 bucket = instance.core.store.bucket(b"b")
-                assert dict(bucket.items()) == self.stream.states[-1]
+                assert dict(bucket.items()) == self.stream.states[-1], "a change is missing, or came too late"
         assert all(asked.is_done for asked in self.asked), "a call has no answer, although nothing was lost"
         stored = Counter(
             (message.subject, message.payload)
@@ -254,6 +261,13 @@ class Cluster(RuleBasedStateMachine):
                     ]
                     assert len(stored) == 1, "an acknowledged change is stored once"
                     self.written[asked.instance] = max(self.written[asked.instance], stored[0].sequence)
+            case "set-missing" if found:
+                assert any(
+                    not before.keys() & set(KEYS) and after == before | dict.fromkeys(KEYS, asked.value)
+                    for before, after in itertools.pairwise(states)
+                ), "a key existed, or the keys were not stored together"
+            case "set-missing":
+                assert any(state.keys() & set(KEYS) for state in states), "no key existed"
             case "increment":
                 assert any(
                     int(before.get(asked.key, b"0")) + asked.value == found == int(after.get(asked.key, b"-1"))

@@ -119,7 +119,7 @@ ROWS = (
     CommandRow("getex", strings.getex, -2, strings.effect_of_getex, "write fast", ONE_KEY),
     CommandRow("mget", strings.mget, -2, Effect.READ, READS, ALL_KEYS),
     CommandRow("mset", strings.mset, -3, Effect.WRITE, WRITES, PAIRS),
-    CommandRow("msetnx", strings.msetnx, -3, Effect.UPDATE, WRITES, PAIRS),
+    CommandRow("msetnx", strings.msetnx, -3, Effect.ALONE, WRITES, PAIRS),
     CommandRow("del", keys.delete, -2, Effect.UPDATE, "write", ALL_KEYS),
     CommandRow("unlink", keys.delete, -2, Effect.UPDATE, "write fast", ALL_KEYS),
     CommandRow("exists", keys.exists, -2, Effect.READ, READS, ALL_KEYS),

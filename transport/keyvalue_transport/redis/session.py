@@ -9,8 +9,8 @@ order of writes, and a read sees all writes before it. So a request waits only i
 
     a write or an update   after a read that has no answer yet
     a read or a write      after an update that has no answer yet
-    a walk, or a change    after anything, and everything after it
-    of the session
+    a walk, MSETNX, or a   after anything, and everything after it
+    change of the session
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Effect(Enum):
     READ = "reads"
     WRITE = "writes, whatever is stored"
     UPDATE = "writes, depending on what is stored"
-    ALONE = "walks, or changes the session"
+    ALONE = "depends on several keys, or changes the session"
 
 
 #: The kinds of unanswered requests after which a request of a kind may start.
