@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -111,6 +112,21 @@ def test_a_long_time_to_live(instances: list[RedisProvider]) -> None:
         ends_s = time.monotonic() + 1.2  # the server looks for expired messages every second
         while time.monotonic() < ends_s:
             assert wire.call(b"GET", b"long") == b"v"
+
+
+def test_calls_get_errors_while_nats_is_silent(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path, f"jetstream {{ store_dir: {json.dumps(str(tmp_path))} }}\n")
+    options = {"store": "jetstream", "jetstream_bucket": "silent", "jetstream_timeout_ms": "500"}
+    try:
+        with redis_provider(tmp_path, server, "silent", **options) as running, Wire(running.socket) as wire:
+            with server.silence():
+                answers = [wire.call(*request) for request in ([b"GET", b"k"], [b"SET", b"k", b"v"], [b"INCR", b"k"])]
+                answers += [wire.call(b"EXISTS", b"k"), wire.call(b"MSETNX", b"k", b"v", b"l", b"v")]
+            for answer in answers:
+                assert re.match("ERR .*(values are not known|may or may not have been stored)", str(answer)), answers
+            assert wire.call(b"GET", b"none") is None
+    finally:
+        server.stop()
 
 
 async def test_increments_over_both_protocols(instances: list[RedisProvider], nats: NatsServer) -> None:

@@ -302,7 +302,7 @@ class RedisSession:
         if isinstance(source, Derived):
             derive, source = source.derive, source.source
         elif isinstance(source, Again):
-            source = source.source
+            derive, source = _ignore, source.source  # the call that is made again raises the error of its barrier
         if not hasattr(source, "add_done_callback"):
             source = slot.task = self.surroundings.start_task(source)
         source.add_done_callback(partial(self._done, slot, command, derive, encode))
@@ -337,3 +337,7 @@ class RedisSession:
             self.out.append(ready)
             self.out_bytes += len(ready)
         self._on_output()
+
+
+def _ignore(read: Callable[[], object]) -> None:
+    """Ignore a result or an error."""
