@@ -24,7 +24,7 @@ from tests.conftest import DEADLINE_S, Launch, NatsServer, in_thread, launching,
 from tests.integration.test_replicated import JETSTREAM, admin, answered, jetstream, launch, nats_server
 from tests.integration.test_replicated_operations import api
 from tests.torture.cluster import Cluster
-from tests.torture.replicated import ANSWER_TIMEOUT_S, History, chosen
+from tests.torture.replicated import ANSWER_TIMEOUT_S, History, NatsClient, chosen
 
 __all__ = ["admin", "launch", "nats_server"]  # fixtures
 
@@ -228,7 +228,7 @@ async def test_a_stream_grows_from_one_replica_to_three_under_load(cluster: Clus
         chance = Random(seed)
         async with KeyValueClient(url, first.prefix, timeout_s=ANSWER_TIMEOUT_S) as client:
             while not ended.is_set():
-                await history.call([client], 0, *chosen(chance))
+                await history.call([NatsClient(client)], 0, *chosen(chance, False))
                 await asyncio.sleep(0.005)
 
     async def more_calls() -> None:

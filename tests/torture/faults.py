@@ -11,6 +11,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from random import Random
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
@@ -33,6 +34,7 @@ OPTIONS = {
     "jetstream_bucket": BUCKET,
     "stop_timeout_ms": "500",
     "connect_timeout_ms": "30000",  # an instance may start while there is no leader
+    "redis_buckets": "b",
 }
 #: Seconds of a fault. Another leader is elected after 4 to 9 s, so only a long one lets that happen.
 SHORT_S, LONG_S = (0.2, 2.0), (5.0, 11.0)
@@ -54,15 +56,17 @@ class Happened(NamedTuple):
 class Scene:
     """A cluster, and the instances on it.
 
+    :ivar sockets: the paths for Redis clients of each instance
     :ivar providers: the processes of the instances; a killed one is replaced by the next
     :ivar started: all processes of instances so far, with their places
     """
 
-    def __init__(self, cluster: Cluster, launch: Launch, options: Mapping[str, str]) -> None:
+    def __init__(self, cluster: Cluster, launch: Launch, directory: Path, options: Mapping[str, str]) -> None:
         self.cluster = cluster
         self.providers: list[Provider] = []
         self.started: list[tuple[int, Process]] = []
         self.proxies: list[Proxy] = []
+        self.sockets = [str(directory / f"redis{place}.sock") for place in range(INSTANCES)]
         self._launch = launch
         self._options = {**OPTIONS, **options}
         self._urls: list[str] = []
@@ -79,7 +83,8 @@ class Scene:
     async def start(self, place: int) -> Provider:
         """Start an instance, and wait until it serves."""
         fields: dict[str, Any] = {"provider_key": self.providers[place].key} if place < len(self.providers) else {}
-        provider = await asyncio.to_thread(self._launch, self._options, lattice_rpc_url=self._urls[place], **fields)
+        options = {**self._options, "redis_address": self.sockets[place]}
+        provider = await asyncio.to_thread(self._launch, options, lattice_rpc_url=self._urls[place], **fields)
         self.started.append((place, provider))
         return provider
 

@@ -29,6 +29,8 @@ UNKNOWN = "unknown"
 #: Stands for all values that no get has returned.
 UNSEEN = b"never seen"
 READS = ("get", "exists")
+#: The functions that set their argument, and those that return the value.
+SETS, SHOWS = ("set", "set-missing", "replace"), ("get", "take", "replace")
 Value: TypeAlias = bytes | None
 Configuration: TypeAlias = tuple[Value, frozenset[int]]
 
@@ -37,9 +39,11 @@ Configuration: TypeAlias = tuple[Value, frozenset[int]]
 class Call:
     """A call, and its answer.
 
-    :ivar function: get, exists, set, delete or increment
-    :ivar argument: the value of set, or the number of increment
-    :ivar result: the value of get, the truth of exists, the sum of increment, None, or UNKNOWN
+    :ivar function: get, exists, set, delete or increment; or of Redis alone: set-missing (SETNX), remove (DEL), take
+        (GETDEL), replace (GETSET)
+    :ivar argument: the value that is set, or the number of increment
+    :ivar result: the value of get, or that before take and replace; True or False of exists, remove (the key existed)
+        and set-missing (the key was missing); the sum of increment; None; or UNKNOWN
     :ivar ended_s: when the answer arrived; infinite without an answer
     :ivar place: the instance that was called
     """
@@ -65,6 +69,16 @@ def after(call: Call, value: Value) -> tuple[bool, Value]:
             return True, call.argument
         case "delete":
             return True, None
+        case "remove":
+            return is_open or call.result == (value is not None), None
+        case "take":
+            return is_open or call.result == value, None
+        case "replace":
+            assert isinstance(call.argument, bytes)
+            return is_open or call.result == value, call.argument
+        case "set-missing":
+            assert isinstance(call.argument, bytes)
+            return is_open or call.result == (value is None), call.argument if value is None else value
     assert isinstance(call.argument, int)
     total = int(value or b"0") + call.argument
     return is_open or call.result == total, b"%d" % total
@@ -91,11 +105,11 @@ def first_unexplained(calls: Iterable[Call]) -> Call | None:
 
 def relevant_calls(calls: list[Call]) -> list[Call]:
     """Leave out reads without an answer, which explain nothing. Sets of values that were never seen become alike."""
-    seen = {call.result for call in calls if call.function == "get"}
+    seen = {call.result for call in calls if call.function in SHOWS}
     if any(call.function == "increment" for call in calls):  # it shows the value, too
         seen |= {call.argument for call in calls}
     return [
-        replace(call, argument=UNSEEN) if call.function == "set" and call.argument not in seen else call
+        replace(call, argument=UNSEEN) if call.function in SETS and call.argument not in seen else call
         for call in calls
         if call.result != UNKNOWN or call.function not in READS
     ]

@@ -2,7 +2,9 @@
 
     clients ──> instances ──> proxies ──> a cluster of NATS servers, each with the stream
 
-Each instance has a prefix of its own, so that an instance that hangs holds up only its clients, and the others go on.
+Half of the clients call over NATS, and half over the Redis protocol, with the same keys. Each instance has a prefix
+and a socket of its own, so that an instance that hangs holds up only its clients, and the others go on.
+
 Each history has a seed, which chooses the calls, the faults and `jetstream_history`. A call that was not answered, or
 whose answer says that it may or may not have been stored, has an unknown outcome.
 """
@@ -13,14 +15,14 @@ import argparse
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from keyvalue_transport.keyvalue.errors import InterfaceError
 from keyvalue_transport.nats.client import KeyValueClient
@@ -29,10 +31,11 @@ from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
 from tests.conftest import PROVIDER, launching
 from tests.torture.cluster import Cluster
 from tests.torture.faults import INSTANCES, Faults, Happened, Scene
-from tests.torture.linearizability import UNKNOWN, Call, first_unexplained
+from tests.torture.linearizability import SETS, UNKNOWN, Call, first_unexplained
 from tests.torture.planted import BUGS, command
+from tests.torture.redis_client import RedisClient, common
 
-__all__ = ["History", "main", "record"]
+__all__ = ["History", "NatsClient", "chosen", "main", "record"]
 
 CLIENTS = 16
 CALLS_OF_CLIENT = 2_000
@@ -51,6 +54,12 @@ KEYS = ("a", "b", "c", "n1", "n2", "group")
 #: One key gets half of the calls, so that its messages are often overwritten before they are delivered.
 WEIGHTS = (8, 1, 1, 2, 1, 3)
 GROUP = ("g1", "g2", "g3")
+
+
+class Asked(Protocol):
+    """A client of one instance."""
+
+    async def ask(self, key: str, function: str, argument: Any) -> Any: ...
 
 
 class History:
@@ -93,17 +102,17 @@ class History:
         for name, log in self.logs.items():
             (folder / f"{name}.log").write_text(log)
 
-    async def call(self, clients: Sequence[KeyValueClient], place: int, key: str, function: str) -> bool:
+    async def call(self, clients: Sequence[Asked], place: int, key: str, function: str) -> bool:
         """Call an instance, and record the call. Return False if it is certain that it had no effect."""
         argument: bytes | int | None = None
-        if function == "set":
+        if function in SETS:
             self._values += 1
             argument = b"%d" % self._values
         elif function == "increment":
             argument = 1
         began_s = monotonic()
         try:
-            result = await asked(clients[place], key, function, argument)
+            result = await clients[place].ask(key, function, argument)
         except NoProviderError:
             return False
         except (TransportError, InterfaceError) as error:
@@ -115,33 +124,41 @@ class History:
         return True
 
 
-def asked(client: KeyValueClient, key: str, function: str, argument: Any) -> Awaitable[Any]:
-    """Make a call, and return its answer."""
-    if key == "group":
-        return asked_of_group(client, function, argument)
-    return getattr(client, function)(BUCKET, key, *() if argument is None else (argument,))  # type: ignore[no-any-return]
+class NatsClient:
+    """A client that calls an instance over NATS."""
+
+    def __init__(self, client: KeyValueClient) -> None:
+        self._client = client
+
+    async def ask(self, key: str, function: str, argument: Any) -> Any:
+        """Make a call, and return its answer."""
+        if key == "group":
+            return await self._ask_of_group(function, argument)
+        return await getattr(self._client, function)(BUCKET, key, *() if argument is None else (argument,))
+
+    async def _ask_of_group(self, function: str, argument: Any) -> bytes | None:
+        """Set, delete or get all keys of the group."""
+        if function == "set":
+            await self._client.set_many(BUCKET, dict.fromkeys(GROUP, argument))
+        elif function == "delete":
+            await self._client.delete_many(BUCKET, GROUP)
+        else:
+            return common(await self._client.get_many(BUCKET, GROUP))
+        return None
 
 
-async def asked_of_group(client: KeyValueClient, function: str, argument: Any) -> bytes | None:
-    """Set, delete or get all keys of the group. Values that differ are returned as a value that nobody has set."""
-    if function == "set":
-        await client.set_many(BUCKET, dict.fromkeys(GROUP, argument))
-    elif function == "delete":
-        await client.delete_many(BUCKET, GROUP)
-    else:
-        first, *others = await client.get_many(BUCKET, GROUP)
-        return first if all(value == first for value in others) else repr([first, *others]).encode()
-    return None
-
-
-def chosen(chance: Random) -> tuple[str, str]:
+def chosen(chance: Random, is_redis: bool) -> tuple[str, str]:
     """Return a key and a function."""
     (key,) = chance.choices(KEYS, WEIGHTS)
     if chance.random() < 0.6:
         return key, "get" if key == "group" or chance.random() < 0.7 else "exists"
     if key.startswith("n"):
-        return key, "increment"
-    return key, "delete" if chance.random() < 0.2 else "set"
+        return key, chance.choice(("increment", "increment", "increment", "take")) if is_redis else "increment"
+    if not is_redis:
+        return key, "delete" if chance.random() < 0.2 else "set"
+    if key == "group":  # DEL removes each key on its own, so it does not fit to one key
+        return key, chance.choice(("set", "set-missing"))
+    return key, chance.choice(("set", "set-missing", "replace", "take", "remove"))
 
 
 async def record(directory: Path, seed: int, calls: int, seconds: float, planted: str | None = None) -> History:
@@ -155,7 +172,7 @@ async def record(directory: Path, seed: int, calls: int, seconds: float, planted
     cluster = Cluster(directory)
     try:
         with launching(cluster.urls[0], directory, (PROVIDER,) if planted is None else command(planted)) as launch:
-            scene = Scene(cluster, launch, {"jetstream_history": str(Random(seed).choice((1, 1, 64)))})
+            scene = Scene(cluster, launch, directory, {"jetstream_history": str(Random(seed).choice((1, 1, 64)))})
             try:
                 await scene.open()
                 await play(scene, history, seed, calls, seconds)
@@ -175,11 +192,12 @@ async def play(scene: Scene, history: History, seed: int, calls: int, seconds: f
 
     async def call_on(number: int) -> None:
         chance, made, home = Random(seed * 1000 + number), 0, number % INSTANCES
-        async with calling(scene) as clients:
+        is_redis = number % 2 == 1
+        async with calling(scene, is_redis) as clients:
             while made < calls and monotonic() - began_s < PATIENCE * seconds:
                 await asyncio.sleep(began_s + (made + chance.random()) * seconds / calls - monotonic())
                 place = home if chance.random() < HOME_SHARE else chance.randrange(INSTANCES)
-                if await history.call(clients, place, *chosen(chance)):
+                if await history.call(clients, place, *chosen(chance, is_redis)):
                     made += 1
                 else:
                     await asyncio.sleep(0.02)
@@ -191,16 +209,17 @@ async def play(scene: Scene, history: History, seed: int, calls: int, seconds: f
         faults.stop()
         await breaking
     history.seconds, history.faults = monotonic() - began_s, faults.happened
-    async with calling(scene) as clients:
-        for place in range(INSTANCES):
-            try:
-                async with asyncio.timeout(REPAIR_S):
-                    await read_all(history, clients, place)
-            except TimeoutError:
-                history.hanging = place
+    for is_redis in (False, True):
+        async with calling(scene, is_redis) as clients:
+            for place in range(INSTANCES):
+                try:
+                    async with asyncio.timeout(REPAIR_S):
+                        await read_all(history, clients, place)
+                except TimeoutError:
+                    history.hanging = place
 
 
-async def read_all(history: History, clients: Sequence[KeyValueClient], place: int) -> None:
+async def read_all(history: History, clients: Sequence[Asked], place: int) -> None:
     """Read all keys at an instance, until each read is answered."""
     for key in KEYS:
         while True:
@@ -210,13 +229,19 @@ async def read_all(history: History, clients: Sequence[KeyValueClient], place: i
 
 
 @asynccontextmanager
-async def calling(scene: Scene) -> AsyncIterator[Sequence[KeyValueClient]]:
+async def calling(scene: Scene, is_redis: bool) -> AsyncIterator[Sequence[Asked]]:
     """Connect, and yield a client of each instance."""
+    if is_redis:
+        async with AsyncExitStack() as stack:
+            yield [stack.enter_context(RedisClient(path, ANSWER_TIMEOUT_S, GROUP)) for path in scene.sockets]
+        return
     connection = await Connection.open(ConnectionOptions(tuple(scene.cluster.urls), path="plain"))
     try:
         async with AsyncExitStack() as stack:
             yield [
-                await stack.enter_async_context(KeyValueClient(connection, prefix, timeout_s=ANSWER_TIMEOUT_S))
+                NatsClient(
+                    await stack.enter_async_context(KeyValueClient(connection, prefix, timeout_s=ANSWER_TIMEOUT_S))
+                )
                 for prefix in scene.prefixes
             ]
     finally:

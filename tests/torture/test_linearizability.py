@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.torture.linearizability import UNKNOWN, Call, after, is_linearizable
+from tests.torture.linearizability import SETS, UNKNOWN, Call, after, is_linearizable
 
 
 def by_brute_force(calls: list[Call]) -> bool:
@@ -34,6 +34,12 @@ def by_brute_force(calls: list[Call]) -> bool:
     return False
 
 
+FUNCTIONS = (
+    *("get", "get", "exists", "set", "delete", "increment"),
+    *("get", "take", "replace", "remove", "set-missing"),
+)
+
+
 def played(seed: int, calls: int, clients: int, keeps: float) -> list[Call]:
     """Return a history that a correct store has produced: each call takes effect at some moment while it runs."""
     chance = Random(seed)
@@ -47,13 +53,14 @@ def played(seed: int, calls: int, clients: int, keeps: float) -> list[Call]:
         if began_s > moment_s:
             continue
         ended_s = free_s[client] = moment_s + chance.expovariate(1)
-        function = chance.choice(("get", "get", "exists", "set", "delete", "increment"))
+        function = chance.choice(FUNCTIONS)
         if function == "increment" and value is not None and int(value) % 1000 > 900:
             continue
-        argument = {"set": b"%d" % (1000 * number), "increment": chance.choice((1, 2))}.get(function)
+        argument = b"%d" % (1000 * number) if function in SETS else {"increment": chance.choice((1, 2))}.get(function)
         _, following = after(Call(function, 0, argument=argument, result=UNKNOWN), value)
         results: dict[str, bytes | bool | int | None]
         results = {"get": value, "exists": value is not None, "increment": int(following or b"0")}
+        results |= {"take": value, "replace": value, "remove": value is not None, "set-missing": value is None}
         is_lost = chance.random() > keeps
         if not is_lost or chance.random() < 0.5:
             value = following
@@ -70,9 +77,9 @@ def test_what_a_correct_store_has_answered_is_accepted(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_a_stale_read_in_a_long_history_is_found(seed: int) -> None:
     history = played(seed, 400, 4, keeps=1)
-    sets = [call for call in history if call.function == "set"]
+    sets = [call for call in history if call.function in ("set", "replace")]
     first = sets[len(sets) // 2]
-    later = [call for call in history if call.began_s > first.ended_s and call.function == "set"]
+    later = [call for call in history if call.began_s > first.ended_s and call in sets]
     history.append(Call("get", later[1].ended_s + 0.001, later[1].ended_s + 0.002, None, first.argument))
     assert not is_linearizable(history)
 
@@ -85,6 +92,10 @@ calls = st.one_of(
     st.tuples(st.just("exists"), st.just(None), st.booleans()),
     st.tuples(st.just("delete"), st.just(None), st.just(None)),
     st.tuples(st.just("increment"), st.just(1), st.sampled_from([1, 2, 3])),
+    st.tuples(st.just("replace"), st.sampled_from([b"1", b"2"]), values),
+    st.tuples(st.just("set-missing"), st.sampled_from([b"1", b"2"]), st.booleans()),
+    st.tuples(st.just("take"), st.just(None), values),
+    st.tuples(st.just("remove"), st.just(None), st.booleans()),
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.torture.faults import Happened
-from tests.torture.linearizability import Call
+from tests.torture.linearizability import UNKNOWN, Call
 from tests.torture.replicated import History, main, record
 
 
@@ -19,6 +19,8 @@ async def test_a_short_history_under_faults_is_linearizable(tmp_path: Path) -> N
     assert len(history) > 500
     assert history.unknown < len(history) / 2
     assert len(history.faults) >= 3
+    answered = {call.function for calls in history.calls.values() for call in calls if call.result != UNKNOWN}
+    assert answered >= {"get", "set", "delete", "increment", "set-missing", "take", "replace", "remove"}
 
 
 @pytest.mark.long
