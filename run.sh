@@ -20,6 +20,7 @@ environment, with defaults:
   STORE               memory               memory, or jetstream for a NATS key-value bucket that outlives the provider;
                                            the NATS server of run.sh then keeps its files in the folder jetstream/
   METRICS_ADDRESS     127.0.0.1:9464       address for Prometheus: /metrics, /livez, /readyz
+  REDIS_ADDRESS       127.0.0.1:6379       address for Redis clients, if redis-cli is installed; not with HOST_DATA
   HOST_DATA           from the above       the host data as JSON; replaces the first five variables
   PYTHON              python3              Python 3.11 or newer
 EOF
@@ -38,11 +39,11 @@ case "$store" in
 esac
 scripts/setup demo
 
-# Prints the address for Prometheus or an empty line, why the address is not available or an empty line, the URL, host,
-# port and address of the NATS server, the prefix, and the host data.
+# Prints the address for Prometheus or an empty line, why the address is not available or an empty line, the same for
+# Redis clients, the URL, host, port and address of the NATS server, the prefix, and the host data.
 read_settings() {
   .venv/bin/python - <<'EOF'
-import json, os, socket, sys
+import json, os, shutil, socket, sys
 from urllib.parse import urlsplit
 
 WILDCARDS = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -82,12 +83,15 @@ try:
 except (AttributeError, ValueError):
     sys.exit("run.sh: HOST_DATA is not a JSON object, or LATTICE_RPC_URL is not a URL")
 metrics = available(environ.get("METRICS_ADDRESS") or "127.0.0.1:9464")
-print(*metrics, url, host, port, shown(host, port), prefix, json.dumps(host_data), sep="\n")
+redis = "", ""
+if shutil.which("redis-cli") and not environ.get("HOST_DATA"):
+    redis = available(environ.get("REDIS_ADDRESS") or "127.0.0.1:6379")
+print(*metrics, *redis, url, host, port, shown(host, port), prefix, json.dumps(host_data), sep="\n")
 EOF
 }
 settings=$(read_settings) || exit 2
 {
-  read -r metrics; read -r no_metrics
+  read -r metrics; read -r no_metrics; read -r redis; read -r no_redis
   read -r url; read -r host; read -r port; read -r address; read -r prefix; read -r host_data
 } <<<"$settings"
 
@@ -144,8 +148,10 @@ elif answers --timeout 2; then
 fi
 
 [ -n "$metrics" ] || say "there are no metrics: $no_metrics; set METRICS_ADDRESS to another address"
+[ -z "$no_redis" ] || say "Redis clients cannot connect: $no_redis; set REDIS_ADDRESS to another address"
 SECONDS=0
-printf '%s' "$host_data" | base64 | env -i ${metrics:+KEYVALUE_METRICS_ADDRESS="$metrics"} KEYVALUE_STORE="$store" .venv/bin/keyvalue-inmemory &
+printf '%s' "$host_data" | base64 | env -i ${metrics:+KEYVALUE_METRICS_ADDRESS="$metrics"} ${redis:+KEYVALUE_REDIS_ADDRESS="$redis"} \
+  KEYVALUE_STORE="$store" .venv/bin/keyvalue-inmemory &
 provider=$!
 until answers --wait 1; do
   kill -0 "$provider" 2>/dev/null || break
@@ -156,13 +162,20 @@ if kill -0 "$provider" 2>/dev/null; then
   try=.venv/bin/wrpc-kv
   [ "$address" = 127.0.0.1:4222 ] || try="$try --nats $(printf %q "$address")"
   [ "$prefix" = default.keyvalue-inmemory ] || try="$try --prefix $(printf %q "$prefix")"
+  keys=keys
+  if [ -n "$redis" ]; then
+    redis_host=${redis%:*} redis_port=${redis##*:} try=redis-cli keys=--scan
+    redis_host=${redis_host#[} redis_host=${redis_host%]}
+    [ "$redis_host" = 127.0.0.1 ] || try="$try -h $redis_host"
+    [ "$redis_port" = 6379 ] || try="$try -p $redis_port"
+  fi
   cat <<EOF
 
 Ready. In another terminal, in this folder, try:
 
   $try set hello world
   $try get hello
-  $try keys${metrics:+
+  $try $keys${metrics:+
   curl $(printf %q "http://$metrics/metrics")}
 
 Ctrl-C stops the provider${nats:+ and the NATS server}.

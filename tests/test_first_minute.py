@@ -17,6 +17,7 @@ import pytest
 
 from tests.build import ROOT, files_of, made_once
 from tests.conftest import DEADLINE_S, NatsServer, Process, free_port
+from tests.provider.observe.test_metrics import debian_program
 
 INSTALL_TIMEOUT_S = 240
 
@@ -74,7 +75,12 @@ class Run(Process):
     def __init__(self, copy: Path, **environment: str) -> None:
         self.port = free_port()
         self.url = f"127.0.0.1:{self.port}"
-        addresses = {"LATTICE_RPC_URL": self.url, "METRICS_ADDRESS": str(free_port())}
+        self.redis_port = free_port()
+        addresses = {
+            "LATTICE_RPC_URL": self.url,
+            "METRICS_ADDRESS": str(free_port()),
+            "REDIS_ADDRESS": str(self.redis_port),
+        }
         self.environment = environment_of(**(addresses | environment))
         super().__init__(["./run.sh"], copy, self.environment)
 
@@ -108,7 +114,7 @@ def readme_commands() -> list[str]:
 
 def test_run_sh_and_the_commands_of_the_readme(copy: Path, running: Callable[..., Run]) -> None:
     run = running()
-    commands = readme_commands()
+    commands = [command for command in readme_commands() if not command.startswith("redis-cli")]
     assert commands[0] == "./run.sh"
     assert commands[-1] == "scripts/test"
     assert "NATS server started" in run.output
@@ -121,9 +127,9 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, running: Callable[...
     printed = [said_by(command, NATS_URL=run.url) for command in commands[1:-1]]
     assert printed == ["", "world", "true\n", "hello\n", "", "1\n", "healthy: serving\n"]
 
-    suggested = re.findall(r"^ +(\.venv/bin/wrpc-kv .*)$", run.output, re.MULTILINE)
+    suggested = re.findall(r"^ +((?:redis-cli|\.venv/bin/wrpc-kv) .*)$", run.output, re.MULTILINE)
     *printed, keys = map(said_by, suggested)
-    assert printed == ["", "world"]
+    assert printed == (["OK\n", "world\n"] if shutil.which("redis-cli") else ["", "world"])
     assert sorted(keys.split()) == ["hello", "visits"]  # the latter from the increment above
 
     second = subprocess.run(
@@ -145,6 +151,17 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, running: Callable[...
     assert run.interrupt() == 130
     assert "stopped:" in run.output
     assert not listens(run.port)
+
+
+def test_the_redis_commands_of_the_readme(running: Callable[..., Run]) -> None:
+    cli, run = debian_program("redis-cli", "redis-tools"), running()
+    words = [command.split()[1:] for command in readme_commands() if command.startswith("redis-cli ")]
+    printed = [
+        subprocess.run([cli, "-p", str(run.redis_port), *each], capture_output=True, text=True, check=True).stdout
+        for each in words
+    ]
+    assert [set(text.split()) for text in printed] == [{"OK"}, {"world"}, {"1"}, {"hello", "visits"}]
+    assert run.interrupt() == 130
 
 
 def test_with_jetstream_the_keys_outlive_run_sh(copy: Path, running: Callable[..., Run]) -> None:
@@ -177,11 +194,13 @@ def test_ones_own_host_data_with_a_nats_server_that_stays(
     assert listens(server.port)
 
 
-def test_an_ipv6_address_and_a_metrics_port_of_another_process(copy: Path, running: Callable[..., Run]) -> None:
+def test_an_ipv6_address_and_ports_of_another_process(copy: Path, running: Callable[..., Run]) -> None:
     """The suggested commands work as they are."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        run = running(LATTICE_RPC_URL=f"[::1]:{free_port()}", METRICS_ADDRESS=address)
+        run = running(LATTICE_RPC_URL=f"[::1]:{free_port()}", METRICS_ADDRESS=address, REDIS_ADDRESS=address)
+        if shutil.which("redis-cli"):
+            assert f"Redis clients cannot connect: {address}: Address already in use" in run.output
         assert f"there are no metrics: {address}: Address already in use" in run.output
         assert "curl" not in run.output
     first = re.findall(r"^ +(\.venv/bin/wrpc-kv .* hello world)$", run.output, re.MULTILINE)[0]
