@@ -370,7 +370,7 @@ def _compose(
     tallies = store_tallies() | atomics_tallies() | batch_tallies()
     durations: Durations | None = None
     if options.metrics_address:
-        from keyvalue_provider.observe.metrics import Durations, Metrics
+        from keyvalue_provider.observe.metrics import DURATION_BOUNDS_S, Durations, Metrics
 
         durations = Durations(tallies)
     on_batch = None if durations is None else durations.observe
@@ -388,6 +388,7 @@ def _compose(
             *(tallies, durations, store, server, connection, links, watchers, others),
             more=more_metrics(replicated, snapshots, redis, tracing),
             redis_tallies=None if redis is None else redis.tallies,
+            redis_durations=None if redis is None else redis.measure(DURATION_BOUNDS_S),
             left_out_keys=lambda: service.left_out_keys,
         )
 

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from resource import RUSAGE_SELF, getrusage
 from time import monotonic, time_ns
 
@@ -20,8 +20,10 @@ from keyvalue_provider.keyvalue.service import Service
 from keyvalue_replica.kv_stores import StoreSum
 from keyvalue_transport.keyvalue.errors import InterfaceError
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, Tally
+from keyvalue_transport.redis.durations import CommandDurations
 from keyvalue_transport.redis.listener import RedisListener
 from keyvalue_transport.redis.server_commands import command_table, command_tallies
+from keyvalue_transport.redis.session import UNKNOWN
 from keyvalue_transport.redis.surroundings import Client, User
 from keyvalue_transport.wrpc.handler import ANONYMOUS
 
@@ -75,6 +77,11 @@ class RedisService:
         """
         await self.listener.start(list(self._plan.addresses), self._plan.context, self._plan.socket_mode)
         log.info("Redis clients can connect to %s", ", ".join(map(str, self.listener.addresses)))
+
+    def measure(self, bounds_s: Sequence[float]) -> CommandDurations:
+        """Measure how long commands take from now on. Return the durations."""
+        self.listener.durations = durations = CommandDurations(self.tallies, UNKNOWN, bounds_s)
+        return durations
 
     @property
     def is_loading(self) -> bool:
@@ -193,13 +200,19 @@ class RedisService:
             "Replication": {"role": "master", "connected_slaves": 0},
             "CPU": {"used_cpu_sys": f"{usage.ru_stime:.6f}", "used_cpu_user": f"{usage.ru_utime:.6f}"},
             "Commandstats": {
-                f"cmdstat_{name}": f"calls={sum(tally)},usec=0,usec_per_call=0.00,rejected_calls=0,failed_calls="
-                f"{sum(tally) - tally[OK] - tally[NONE]}"
+                f"cmdstat_{name}": self._command_stats(name, tally)
                 for name, tally in self.tallies.items()
                 if any(tally)
             },
             "Keyspace": self._keyspace() if is_default else {},
         }
+
+    def _command_stats(self, name: str, tally: Tally) -> str:
+        """Return the facts about a command. Without metrics, no times are measured."""
+        durations, calls = self.listener.durations, sum(tally)
+        usec = 0 if durations is None else durations.sums_s[name][0] * 1e6
+        failed = calls - tally[OK] - tally[NONE]
+        return f"calls={calls},usec={usec:.0f},usec_per_call={usec / calls:.2f},rejected_calls=0,failed_calls={failed}"
 
     def _keyspace(self) -> dict[str, str]:
         found = {}

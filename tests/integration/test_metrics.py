@@ -188,9 +188,11 @@ async def test_counts_are_those_of_the_calls(launch: Launch, nats_server: NatsSe
     assert scrape.operations() == expected
     for function in FUNCTIONS:
         calls = sum(count for (name, _), count in expected.items() if name == function)
-        assert scrape.value("operation_duration_seconds_count", operation=function) == calls
-        assert scrape.value("operation_duration_seconds_bucket", operation=function, le="+Inf") == calls
-        assert 0 < scrape.value("operation_duration_seconds_sum", operation=function) < DEADLINE_S
+        assert scrape.value("operation_duration_seconds_count", operation=function, protocol="wrpc") == calls
+        assert (
+            scrape.value("operation_duration_seconds_bucket", operation=function, protocol="wrpc", le="+Inf") == calls
+        )
+        assert 0 < scrape.value("operation_duration_seconds_sum", operation=function, protocol="wrpc") < DEADLINE_S
     assert scrape.value("keyspace_hits_total") == 3
     assert scrape.value("keyspace_misses_total") == 3
     assert scrape.value("pages_total") == 2
@@ -249,7 +251,7 @@ async def test_half_open_invocations_are_counted_until_they_are_whole(provider: 
     assert await half.result() == encode_unit_result(None)
     scrape = await scraped(provider)
     assert scrape.value("half_open_invocations") == scrape.value("invocations_in_flight") == 0
-    sets = [one.value("operation_duration_seconds_count", operation="set") for one in (before, scrape)]
+    sets = [one.value("operation_duration_seconds_count", operation="set", protocol="wrpc") for one in (before, scrape)]
     assert sets[1] - sets[0] == 1
 
 

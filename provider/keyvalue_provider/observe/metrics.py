@@ -11,6 +11,7 @@ import platform
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
+from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client.core import (
@@ -31,6 +32,7 @@ from keyvalue_provider.watching.queue import WatchCounts
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, OUTCOMES, Tally
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.server import Server
+from keyvalue_transport.redis.durations import CommandDurations
 
 __all__ = ["DURATION_BOUNDS_S", "Durations", "Metrics"]
 
@@ -98,7 +100,7 @@ class Metrics(Collector):
     """The collector of all metrics. A scrape takes O(functions x outcomes) time, however many keys exist.
 
     :param more: functions that return further metric families
-    :param redis_tallies: the calls of Redis clients, by command
+    :param redis_tallies: the calls of Redis clients, by command, and their durations
     :param left_out_keys: returns the number of keys that list-keys left out
     :ivar health: returns what is wrong with the provider
     """
@@ -115,9 +117,11 @@ class Metrics(Collector):
         others: OtherInstances,
         more: Sequence[Callable[[], Iterable[Metric]]] = (),
         redis_tallies: Mapping[str, Tally] | None = None,
+        redis_durations: CommandDurations | None = None,
         left_out_keys: Callable[[], int] = int,
     ) -> None:
         self._redis_tallies = redis_tallies or {}
+        self._redis_durations = redis_durations
         self._left_out_keys = left_out_keys
         self.health: Callable[[], Health] = lambda: Health([], [], [])
         self._more = more
@@ -187,20 +191,19 @@ class Metrics(Collector):
         durations = HistogramMetricFamily(
             f"{PREFIX}_operation_duration_seconds",
             "Time from reading a call to writing its answer.",
-            labels=("operation",),
+            labels=("operation", "protocol"),
         )
         for name, tally in self._tallies.items():
             for outcome, count in zip(OUTCOMES, tally, strict=True):
                 operations.add_metric((name, "wrpc", outcome), count)
-            buckets = []
-            total = 0
-            for bound_s, count in zip((*DURATION_BOUNDS_S, "+Inf"), self._durations.counts[name], strict=True):
-                total += count
-                buckets.append((str(bound_s), total))
-            durations.add_metric((name,), buckets, self._durations.sums_s[name])
+            durations.add_metric((name, "wrpc"), _buckets(self._durations.counts[name]), self._durations.sums_s[name])
         for name, tally in self._redis_tallies.items():
             for outcome, count in zip(OUTCOMES, tally, strict=True):
                 operations.add_metric((name, "redis", outcome), count)
+        if self._redis_durations is not None:
+            for name, counts in self._redis_durations.counts.items():
+                if any(counts):  # there are many commands, and most are never called
+                    durations.add_metric((name, "redis"), _buckets(counts), self._redis_durations.sums_s[name][0])
         yield operations
         yield durations
 
@@ -274,6 +277,11 @@ class Metrics(Collector):
         yield _counter(
             "left_out_keys", "Keys that list-keys left out, because they are not UTF-8.", self._left_out_keys()
         )
+
+
+def _buckets(counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Return the upper bound of each bucket, with the number of calls up to it."""
+    return list(zip(map(str, (*DURATION_BOUNDS_S, "+Inf")), accumulate(counts), strict=True))
 
 
 def _counter(name: str, what: str, value: float) -> Metric:

@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import Any
 
 from keyvalue_transport.redis.answers import error
+from keyvalue_transport.redis.durations import CommandDurations
 from keyvalue_transport.redis.errors import ListenError
 from keyvalue_transport.redis.limits import Address, ListenerLimits
 from keyvalue_transport.redis.requests import RequestReader
@@ -91,6 +92,8 @@ class ClientConnection(asyncio.Protocol):
         session.receive(requests)
         if session.out:
             self._write()
+        if listener.durations is not None and requests:
+            listener.durations.observe(requests, perf_counter() - self.last_s)
         if self._held_bytes or reader.scanner.held_bytes:
             self._hold(reader.scanner.held_bytes)
         if reader.error is not None or session.ends or session.queue:
@@ -221,6 +224,7 @@ class RedisListener:
 
     :ivar held_bytes: bytes of incomplete requests on all connections
     :ivar unsent_bytes: bytes that clients do not read
+    :ivar durations: counts how long commands take; None if nobody wants to know
     """
 
     def __init__(
@@ -234,6 +238,7 @@ class RedisListener:
         self.limits = limits
         self.loop = asyncio.get_running_loop()
         self.counts = ListenerCounts()
+        self.durations: CommandDurations | None = None
         self.held_bytes = 0
         self.unsent_bytes = 0
         #: The addresses that are listened on. A port that the system chose is in them.

@@ -1,0 +1,29 @@
+"""Durations: each request of a read counts once, under its command's name."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyvalue_transport.redis.durations import CommandDurations
+
+names = st.sampled_from([b"GET", b"get", b"gEt", b"SET", b"\xff", b""])
+
+
+@given(reads=st.lists(st.tuples(st.lists(st.lists(names, max_size=2), max_size=5), st.sampled_from([0.5, 1.0, 3.0]))))
+def test_each_request_counts_once(reads: list[tuple[list[list[bytes]], float]]) -> None:
+    durations = CommandDurations(["get", "set"], "unknown", (1.0, 2.0))
+    expected: Counter[tuple[str, int]] = Counter()
+    sums_s = dict.fromkeys(durations.sums_s, 0.0)
+    for requests, duration_s in reads:
+        durations.observe(requests, duration_s)
+        for request in filter(None, requests):
+            name = {b"get": "get", b"set": "set"}.get(request[0].lower(), "unknown")
+            expected[name, 0 if duration_s <= 1 else 2] += 1
+            sums_s[name] += duration_s
+    assert {
+        (name, place): count for name, counts in durations.counts.items() for place, count in enumerate(counts) if count
+    } == expected
+    assert {name: sum_s for name, [sum_s] in durations.sums_s.items()} == sums_s
