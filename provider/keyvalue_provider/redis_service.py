@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 #: The version of Redis whose commands and answers we follow.
 REDIS_VERSION = "7.0.0"
 DEFAULT_USER = "default"
+#: The name in Redis of each `eviction`; the nearest one, if there is no such policy.
+EVICTION_POLICIES = {"none": "noeviction", "oldest": "allkeys-lru", "unused": "allkeys-lru"}
 #: The offset between the clocks is kept until it is wrong by more than this. So EXPIRETIME returns what was set.
 OFFSET_ERROR_NS = 10_000_000
 
@@ -141,7 +143,7 @@ class RedisService:
         options, limits = self._store.options, self._plan.limits
         return {
             "maxmemory": str(options.memory_bytes_max or 0),
-            "maxmemory-policy": "noeviction",
+            "maxmemory-policy": EVICTION_POLICIES[options.eviction],
             "maxclients": str(limits.connections_max),
             "timeout": str(round(limits.idle_timeout_s)),
             "databases": str(len(self._plan.databases)),
@@ -180,10 +182,10 @@ class RedisService:
             "Memory": {
                 "used_memory": memory_bytes,
                 "used_memory_human": f"{memory_bytes / 2**20:.2f}M",
-                "used_memory_rss": usage.ru_maxrss * 1024,
+                "used_memory_rss": _resident_bytes(usage.ru_maxrss),
                 "maxmemory": memory_bytes_max,
                 "maxmemory_human": f"{memory_bytes_max / 2**20:.2f}M",
-                "maxmemory_policy": "noeviction",
+                "maxmemory_policy": EVICTION_POLICIES[store.options.eviction],
             },
             "Persistence": {"loading": int(self.is_loading)},
             "Stats": {
@@ -193,7 +195,7 @@ class RedisService:
                 "total_net_output_bytes": counts.sent_bytes,
                 "rejected_connections": counts.rejected,
                 "expired_keys": store.expired_keys,
-                "evicted_keys": 0,
+                "evicted_keys": sum(store.evicted_keys.values()),
                 "keyspace_hits": sum(tally[OK] for tally in reads),
                 "keyspace_misses": sum(tally[NONE] for tally in reads),
             },
@@ -231,3 +233,12 @@ class RedisService:
     async def stop(self, timeout_s: float) -> None:
         """Answer what has arrived, and close all connections."""
         await self.listener.stop(timeout_s)
+
+
+def _resident_bytes(peak_kib: int) -> int:
+    """Return the memory of the process, or its peak if the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_kib * 1024

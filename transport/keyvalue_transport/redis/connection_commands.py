@@ -126,8 +126,8 @@ def client(session: RedisSession, request: Request) -> Answer:
     if not parts_min <= len(request) <= parts_max:
         shown = request[1].decode().lower()
         raise CommandError(f"ERR wrong number of arguments for 'client|{shown}' command")
-    if session.account is None and function is not _set_info:
-        raise CommandError("NOAUTH Authentication required.")
+    if function is not _set_info:
+        session.check_password()
     return function(session, request)
 
 

@@ -25,6 +25,7 @@ SHOWN_MAX = 128
 
 def info(session: RedisSession, request: Request) -> Answer:
     """Answer with facts about the server."""
+    session.check_password()
     wanted = {word.decode(errors="replace").lower() for word in request[1:]} or {"default"}
     parts = []
     for section, facts in session.surroundings.information(session.account).items():
@@ -37,6 +38,7 @@ def info(session: RedisSession, request: Request) -> Answer:
 
 def config(session: RedisSession, request: Request) -> Answer:
     """Answer with settings."""
+    session.check_password()
     if request[1].upper() != b"GET":
         shown = request[1].decode(errors="replace")[:SHOWN_MAX]
         raise CommandError(f"ERR unknown subcommand '{shown}'. Try CONFIG GET.")
@@ -53,6 +55,7 @@ def config(session: RedisSession, request: Request) -> Answer:
 
 def command(session: RedisSession, request: Request) -> Answer:
     """Answer with facts about commands."""
+    session.check_password()
     rows = {row.name: row for row in ROWS}
     match [word.upper() for word in request[1:]]:
         case []:
@@ -151,9 +154,9 @@ ROWS = (
     CommandRow("auth", connection_commands.auth, -2, Effect.ALONE, "no_auth loading fast", is_always=True),
     CommandRow("hello", connection_commands.hello, -1, Effect.ALONE, "no_auth loading fast", is_always=True),
     CommandRow("client", connection_commands.client, -2, Effect.ALONE, "loading", is_always=True),
-    CommandRow("command", command, -1, Effect.LOCAL, "loading"),
-    CommandRow("info", info, -1, Effect.LOCAL, "loading"),
-    CommandRow("config", config, -2, Effect.LOCAL, "admin loading"),
+    CommandRow("command", command, -1, Effect.LOCAL, "loading", is_always=True),
+    CommandRow("info", info, -1, Effect.LOCAL, "loading", is_always=True),
+    CommandRow("config", config, -2, Effect.LOCAL, "admin loading", is_always=True),
     CommandRow("quit", connection_commands.quit_, -1, Effect.ALONE, "no_auth loading fast", is_always=True),
     CommandRow("reset", connection_commands.reset, 1, Effect.ALONE, "no_auth loading fast", is_always=True),
 )

@@ -89,7 +89,7 @@ class Command(NamedTuple):
 
     :ivar parts_min: least number of parts of a request, with the name
     :ivar kind: its effect; a function of the request if that depends on the options
-    :ivar is_always: True if it needs no password, and works while the store loads
+    :ivar is_always: True if it works while the store loads; its function checks the password, if it needs one
     """
 
     name: str
@@ -264,10 +264,14 @@ class RedisSession:
         command = self._commands.get(request[0]) or self._find(request)
         return AFTER[command.effect(request)].issuperset(self._unanswered)
 
-    def _check_gate(self) -> None:
-        """Refuse a command if the client must give a password first, or the store still loads its keys."""
+    def check_password(self) -> None:
+        """Refuse a command if the client must give a password first."""
         if self.account is None:
             raise CommandError(NOAUTH)
+
+    def _check_gate(self) -> None:
+        """Refuse a command if the client must give a password first, or the store still loads its keys."""
+        self.check_password()
         if self.surroundings.is_loading:
             raise CommandError(LOADING)
         self._is_gated = self.surroundings.loads_again
