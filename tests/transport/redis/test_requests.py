@@ -98,6 +98,7 @@ def test_limits_before_a_password() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_million_random_inputs() -> None:
     """Any bytes, cut anywhere, end in requests, an error, or a wait. No exception leaves the reader."""
     chance = random.Random(22)
