@@ -137,11 +137,15 @@ def assert_same(both: Callable[[], tuple[Wire, Wire]], pipelines: list[list[list
         for wire in (theirs, ours):
             for database in (b"1", b"0"):
                 wire.calls([[b"SELECT", database], [b"FLUSHDB"]])
+        sent = [part for pipeline in pipelines for request in pipeline for part in request]
+        has_expired = any(part.startswith(PAST) for part in sent)  # Redis counts such keys until it removes them
         for pipeline in pipelines:
             for request, expected, found in zip(pipeline, theirs.calls(pipeline), ours.calls(pipeline), strict=True):
                 error_max = TIMES.get(request[0].upper())
                 if error_max and isinstance(expected, int) and expected > 0:
                     assert abs(found - expected) < error_max, request
+                elif has_expired and request[0].upper() == b"DBSIZE" and isinstance(expected, int):
+                    assert found <= expected, request
                 else:
                     assert shown(request, found) == shown(request, expected), request
 
