@@ -33,7 +33,12 @@ class Stuck:
         self.called = asyncio.Event()
 
     async def invoke(
-        self, subject: str, params: bytes, decode: Callable[[bytes, int, int], tuple[None, int]], timeout_s: float
+        self,
+        subject: str,
+        params: bytes,
+        decode: Callable[[bytes, int, int], tuple[None, int]],
+        timeout_s: float,
+        traceparent: str | None = None,
     ) -> None:
         self.called.set()
         await asyncio.get_running_loop().create_future()

@@ -1,6 +1,6 @@
 """Spans for OpenTelemetry, and their export by OTLP. Only this module imports OpenTelemetry, in the exporting thread.
 
-The names of attributes are those of OpenTelemetry's semantic conventions 1.37 for RPC servers and for databases. A span
+The names of attributes are those of OpenTelemetry's semantic conventions 1.37 for RPC and for databases. A span
 holds neither keys nor values nor the bucket's name, because these are a component's data.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from random import getrandbits
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -19,7 +18,7 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from keyvalue_provider.observe.trace_settings import GRPC, TraceSettings
 from keyvalue_transport.keyvalue.outcomes import ACCESS_DENIED, NO_SUCH_STORE, OTHER, OUTCOMES
-from keyvalue_transport.nats.tracing import FinishedCall
+from keyvalue_transport.nats.tracing import FinishedCall, new_span_id
 
 __all__ = ["OtlpExport", "span_of"]
 
@@ -71,7 +70,7 @@ def _resource_of(instance_id: str) -> Resource:
 
 
 def span_of(call: FinishedCall, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
-    """Return the span of a call. It is a child of the caller's span."""
+    """Return the span of a call. Its parent is the span of the caller, or of the call that has caused it."""
     _, trace_id, parent_id, flags = call.traceparent.split("-")
     instance, name = call.function
     trace, sampled = int(trace_id, 16), TraceFlags(int(flags, 16))
@@ -79,20 +78,20 @@ def span_of(call: FinishedCall, resource: Resource, scope: InstrumentationScope)
         "rpc.system": "wrpc",
         "rpc.service": instance,
         "rpc.method": name,
-        "db.system.name": NAME,
-        "db.operation.name": name,
     }
-    if call.source_id is not None:
-        attributes["peer.service"] = call.source_id.encode(errors="replace").decode()  # protobuf has only valid text
+    if not call.is_outgoing:
+        attributes |= {"db.system.name": NAME, "db.operation.name": name}
+    if call.peer is not None:
+        attributes["peer.service"] = call.peer.encode(errors="replace").decode()  # protobuf has only valid text
     if error := _error_of(call.outcome):
         attributes["error.type"] = error
     return ReadableSpan(
         f"{instance}/{name}",
-        SpanContext(trace, getrandbits(64) or 1, False, sampled),
-        SpanContext(trace, int(parent_id, 16), True, sampled),
+        SpanContext(trace, call.span_id or new_span_id(), False, sampled),
+        SpanContext(trace, int(parent_id, 16), not call.is_outgoing, sampled),
         resource,
         attributes,
-        kind=SpanKind.SERVER,
+        kind=SpanKind.CLIENT if call.is_outgoing else SpanKind.SERVER,
         status=FAILED if error else UNSET,
         start_time=call.began_ns,
         end_time=max(call.began_ns, call.ended_ns),  # the clock may have been set back

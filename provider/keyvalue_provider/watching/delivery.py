@@ -12,10 +12,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from keyvalue_provider.keyvalue.names import is_utf8
 from keyvalue_provider.watching.queue import Event, InFlight, WatchCounts, WatchLimits, WatchQueue
+from keyvalue_provider.watching.traced import TracedComponent, TracedEvent, TracedQueue
 from keyvalue_transport.keyvalue.watcher import WATCHER, decode_nothing, encode_on_delete, encode_on_set
 from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
@@ -46,7 +48,12 @@ class ComponentInvoker(Protocol):
     """An object that calls a component's functions, such as `keyvalue_transport.nats.invoker.Invoker`."""
 
     def invoke(
-        self, subject: str, params: bytes, decode: Callable[[bytes, int, int], tuple[None, int]], timeout_s: float
+        self,
+        subject: str,
+        params: bytes,
+        decode: Callable[[bytes, int, int], tuple[None, int]],
+        timeout_s: float,
+        traceparent: str | None = None,
     ) -> Coroutine[Any, Any, None]: ...
 
 
@@ -92,11 +99,12 @@ class ChangeDelivery:
     :param name: the watcher's name in the log
     :param connected: returns True while NATS is connected
     :param on_end: called when the delivery is closed and its last call has ended
+    :param traced: the component, if its calls are traced
     """
 
     __slots__ = (
         *("_calls", "_closed", "_component", "_connected", "_counts", "_failures", "_loop", "_on_end", "_pause"),
-        *("_pause_s", "_subjects", "_timeout_s", "bucket_argument", "name", "queue"),
+        *("_pause_s", "_subjects", "_timeout_s", "_traced", "bucket_argument", "name", "queue"),
     )  # fmt: skip
 
     def __init__(
@@ -108,9 +116,15 @@ class ChangeDelivery:
         limits: WatchLimits,
         counts: WatchCounts,
         on_end: Callable[[], None],
+        traced: TracedComponent | None = None,
     ) -> None:
         self.name = name
-        self.queue = WatchQueue(limits, counts, self._wake)
+        self.queue = (
+            WatchQueue(limits, counts, self._wake)
+            if traced is None
+            else TracedQueue(traced.tracer, limits, counts, self._wake)
+        )
+        self._traced = traced
         self.bucket_argument: bytes | None = None
         self._subjects = invocation_subject(prefix, WATCHER, "on-set"), invocation_subject(prefix, WATCHER, "on-delete")
         self._component = component
@@ -196,6 +210,9 @@ class ChangeDelivery:
             subject, params = on_delete, encode_on_delete(argument, key)
         else:
             subject, params = on_set, encode_on_set(argument, key, value)
+        if isinstance(event, TracedEvent) and self._traced is not None:
+            invoke = partial(self._component.invoke, subject, params, decode_nothing, self._timeout_s)
+            return self._traced.call(event.cause, subject.rpartition(".")[2], invoke)
         return self._component.invoke(subject, params, decode_nothing, self._timeout_s)
 
     def _end_call(self, call: asyncio.Task[None]) -> None:

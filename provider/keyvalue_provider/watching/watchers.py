@@ -24,9 +24,11 @@ from keyvalue_provider.watching.delivery import ChangeDelivery
 from keyvalue_provider.watching.patterns import Watch
 from keyvalue_provider.watching.queue import WatchCounts, WatchLimits
 from keyvalue_provider.watching.routes import WatchRoutes, queue_observer
+from keyvalue_provider.watching.traced import TracedComponent
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.nats.subjects import check_subject
+from keyvalue_transport.nats.tracing import Tracer
 
 __all__ = ["INTERFACE", "WATCHES_NOTHING", "Watchers", "WatchingLink", "WatchingLinks", "invoker_of", "watch_of"]
 
@@ -84,6 +86,7 @@ class Watchers:
 
     :param lattice: the lattice's name, which is the first part of components' subjects
     :param links: the host's links; call `links_changed` at the start and after each change
+    :param tracer: notes the calls that sampled calls have caused; None to trace no calls
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Watchers:
         store: Store,
         links: Links,
         limits: WatchLimits,
+        tracer: Tracer | None = None,
     ) -> None:
         self.counts = WatchCounts()
         self._watching = WatchingLinks(links, lattice)
@@ -100,6 +104,7 @@ class Watchers:
         self._lattice = lattice
         self._store = store
         self._limits = limits
+        self._tracer = tracer
         self._routes = WatchRoutes(store, queue_observer)
         self._deliveries: dict[LinkKey, ChangeDelivery] = {}  # includes closed deliveries with calls in flight
         self._closing: set[asyncio.Task[None]] = set()
@@ -168,6 +173,7 @@ class Watchers:
             self._limits,
             self.counts,
             partial(self._forget, link.key, invoker),
+            None if self._tracer is None else TracedComponent(self._tracer, link.target),
         )
 
     def _forget(self, key: LinkKey, invoker: Invoker) -> None:

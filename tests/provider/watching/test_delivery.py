@@ -62,7 +62,12 @@ class Component:
         self._began = asyncio.Event()
 
     async def invoke(
-        self, subject: str, params: bytes, decode: Callable[[bytes, int, int], tuple[None, int]], timeout_s: float
+        self,
+        subject: str,
+        params: bytes,
+        decode: Callable[[bytes, int, int], tuple[None, int]],
+        timeout_s: float,
+        traceparent: str | None = None,
     ) -> None:
         assert decode is decode_nothing
         assert timeout_s == TIMEOUT_S

@@ -47,7 +47,9 @@ class Instance:
         self.delivery.feed = self
         self.delivery.open(EVERYTHING, 0)
 
-    async def invoke(self, subject: str, params: bytes, decode: Callable[..., Any], timeout_s: float) -> None:
+    async def invoke(
+        self, subject: str, params: bytes, decode: Callable[..., Any], timeout_s: float, traceparent: str | None = None
+    ) -> None:
         limits, value = ParameterLimits(), None
         if subject.endswith("on-set"):
             (_, key, value), _ = decode_on_set(params, 0, len(params), limits)

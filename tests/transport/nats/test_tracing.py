@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyvalue_transport.nats.tracing import FinishedCall, Tracer
-from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Again, Caller, Handler, HandlerResult, LargeResult
-from keyvalue_transport.wrpc.invocation import Invocations, Step
+from keyvalue_transport.nats.tracing import FinishedCall, Function, OutgoingCall, Tracer
+from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes, NoPlaceError
+from keyvalue_transport.wrpc.handler import EXPIRED, REFUSED, Again, Caller, Handler, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.invocation import InvocationLimits, Invocations, Step
 from tests.invoking import invoke
 from tests.recorded_replies import RecordedReplies
 from tests.transport.nats.direct.scene import (
@@ -102,7 +103,7 @@ def test_each_sampled_call_is_noted_once_and_no_other(
             assert [(call.traceparent, call.function) for call in noted] == [
                 (trace, ("store", str(function))) for trace, function in sampled
             ]
-            assert all(call.source_id == "component" and call.began_ns <= call.ended_ns for call in noted)
+            assert all(call.peer == "component" and call.began_ns <= call.ended_ns for call in noted)
             assert all(call.outcome[:1] == UNIT for call in noted)
 
     asyncio.run(check())
@@ -134,12 +135,12 @@ CALLER = Caller("component", None)
 class Now:
     """An answer that is done."""
 
-    def __init__(self, value: bytes | Exception) -> None:
+    def __init__(self, value: bytes | BaseException) -> None:
         self.answer: Any = None
         self._value = value
 
     def encode(self, read: Callable[[], object]) -> bytes:
-        if isinstance(self._value, Exception):
+        if isinstance(self._value, BaseException):
             raise self._value
         return self._value
 
@@ -168,10 +169,12 @@ def steps_of(*results: HandlerResult | Exception) -> Handler:
         (steps_of(b""), True, b""),
         (steps_of(DecodeError("malformed")), True, "DecodeError"),
         (steps_of(RuntimeError()), True, "RuntimeError"),
+        (steps_of(NoPlaceError()), True, REFUSED),
         (steps_of(NeedMoreBytes(2), b"\x01\x02"), True, b"\x01\x02"),
         (steps_of(NeedMoreBytes(2), ValueError()), True, "ValueError"),
         (steps_of(Now(b"\x00")), True, b"\x00"),
         (steps_of(Now(ValueError())), True, "ValueError"),
+        (steps_of(Now(asyncio.CancelledError())), True, REFUSED),
         (steps_of(Again(None), b"\x00"), True, b"\x00"),
         (steps_of(Again(None), LargeResult(lambda: b"\x00large")), True, b"\x00l"),
         (steps_of(LargeResult(lambda: b"\x00large")), True, b"\x00l"),
@@ -189,7 +192,7 @@ def test_a_call_is_noted_once_whatever_way_its_answer_takes(
     invocations: Invocations[str, Any] = Invocations(RecordedReplies(), lambda: "token", None, lambda: has_room)
     tracer = Tracer(noted.append)
     tracer.add(handler, "store", "get")
-    own = tracer.of(handler, TRACE)
+    own = tracer.of(handler, TRACE, CALLER)
     step: Step[str, Any] | None = invoke(invocations, own, "reply", CALLER, b"p", 0.0, TRACE)
     if invocations.half_open:
         assert noted == []
@@ -202,18 +205,100 @@ def test_a_call_is_noted_once_whatever_way_its_answer_takes(
         assert noted == []
         try:
             invocations.answer(step.waiting, step.waiting.pending.encode(lambda: None))
-        except Exception as error:
-            invocations.finish(step.waiting, error)
-    assert [(call.traceparent, call.function, call.source_id, call.outcome) for call in noted] == [
+        except BaseException as error:
+            invocations.finish(step.waiting, error if isinstance(error, Exception) else TimeoutError())
+    assert [(call.traceparent, call.function, call.peer, call.outcome) for call in noted] == [
         (TRACE, ("store", "get"), "component", outcome)
     ]
     assert (invocations.half_open, invocations.queued, invocations.waiting) == (0, 0, 0)
+
+
+def pending() -> Now:
+    """Return an answer that the core may drop."""
+    answer = Now(b"\x00")
+    answer.answer = SimpleNamespace(cancel=lambda: None)
+    return answer
+
+
+def test_a_call_that_a_limit_or_a_stop_ends_is_noted_once() -> None:
+    """It is noted with the reason. So is the end of parameters that are incomplete."""
+    limits = InvocationLimits(half_open_max=8, waiting_max=1, half_open_timeout_s=1.0, queued_timeout_s=2.0)
+    noted: list[FinishedCall] = []
+    invocations: Invocations[str, Any] = Invocations(RecordedReplies(), iter("abcdef").__next__, limits, lambda: False)
+    tracer = Tracer(noted.append)
+
+    def begin(*results: HandlerResult | Exception) -> None:
+        handler = steps_of(*results)
+        tracer.add(handler, "store", f"call {len(tracer._functions)}")
+        invoke(invocations, tracer.of(handler, TRACE, CALLER), "reply", CALLER, b"p", 0.0, TRACE)
+
+    def ended() -> list[tuple[str, bytes | str]]:
+        found = [(call.function.name, call.outcome) for call in noted]
+        assert {call.peer for call in noted} == {"component"}
+        noted.clear()
+        return found
+
+    begin(NeedMoreBytes(2))
+    begin(NeedMoreBytes(2))
+    begin(NeedMoreBytes(2))  # one caller may have a quarter of the places
+    assert ended() == [("call 2", REFUSED)]
+    invocations.receive_params("a", b"", 0.5)
+    assert ended() == [("call 0", "DecodeError")]
+    begin(LargeResult(failing))
+    handler = steps_of()
+    tracer.add(handler, "store", "held")
+    assert invocations.hold(tracer.of(handler, TRACE, CALLER), "reply", CALLER, b"p", 0.0, TRACE, "component")
+    begin(pending())
+    begin(pending())
+    assert ended() == [("call 6", REFUSED)]
+    invocations.expire(1.5)
+    assert ended() == [("call 1", EXPIRED)]
+    invocations.expire(2.5)
+    assert ended() == [("call 3", EXPIRED), ("held", EXPIRED)]
+    begin(NeedMoreBytes(2))
+    begin(LargeResult(failing))
+    assert noted == []
+    invocations.close()
+    assert ended() == [("call 7", REFUSED), ("call 8", REFUSED)]
+    begin(NeedMoreBytes(2))
+    assert ended() == [("call 9", REFUSED)]
+
+
+def test_what_a_call_causes_belongs_to_its_own_span() -> None:
+    """The call is current only while its handler runs, also if the handler fails."""
+    noted: list[FinishedCall] = []
+    tracer = Tracer(noted.append)
+    causes: list[str] = []
+
+    def handler(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        assert tracer.current is not None
+        causes.extend(tracer.current.cause() for _ in range(2))
+        raise RuntimeError
+
+    tracer.add(handler, "store", "set")
+    assert tracer.current is None
+    with pytest.raises(RuntimeError):
+        tracer.of(handler, TRACE, CALLER)(CALLER, b"", 0, 0)
+    assert tracer.current is None
+    outgoing = OutgoingCall(tracer, causes[0], Function("watcher", "on-set"), "watcher")
+    outgoing.end(None)
+    OutgoingCall(tracer, causes[1], Function("watcher", "on-set"), "watcher").end(TimeoutError())
+    call, first, second = noted
+    assert causes == [f"00-{IDS[0]}-{call.span_id:016x}-01"] * 2
+    assert first.traceparent == second.traceparent == causes[0]
+    assert outgoing.traceparent == f"00-{IDS[0]}-{first.span_id:016x}-01"
+    assert len({call.span_id, first.span_id, second.span_id, 0}) == 4
+    assert [(each.peer, each.outcome, each.is_outgoing) for each in noted] == [
+        ("component", "RuntimeError", False),
+        ("watcher", b"", True),
+        ("watcher", "TimeoutError", True),
+    ]
 
 
 def test_only_sampled_calls_get_a_handler_of_their_own() -> None:
     handler = steps_of()
     tracer = Tracer(lambda call: None)
     tracer.add(handler, "store", "get")
-    assert tracer.of(handler, None) is handler
+    assert tracer.of(handler, None, CALLER) is handler
     for trace, is_sampled in TRACES.items():
-        assert (tracer.of(handler, trace) is not handler) is is_sampled
+        assert (tracer.of(handler, trace, CALLER) is not handler) is is_sampled

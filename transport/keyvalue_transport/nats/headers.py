@@ -29,6 +29,7 @@ __all__ = [
     "CALLERS_MAX",
     "CALLER_CHARACTERS_MAX",
     "CRLF",
+    "TRACEPARENT",
     "TRACEPARENT_CHARACTERS_MAX",
     "TRACEPARENT_LINE",
     "CallerCache",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from keyvalue_transport.nats.connection import Connection, Message, Subscription
+from keyvalue_transport.nats.headers import TRACEPARENT
 from keyvalue_transport.nats.subjects import params_subject
 from keyvalue_transport.wrpc.call import Call
 from keyvalue_transport.wrpc.errors import (
@@ -46,12 +47,7 @@ class Invoker:
         self._connection = connection
         self._inbox = connection.new_inbox()
         self._headers = dict(headers) if headers else None
-        self._header_bytes = (
-            HEADER_BLOCK_BYTES
-            + sum(len(name.encode()) + len(value.encode()) + HEADER_BYTES for name, value in headers.items())
-            if headers
-            else 0
-        )
+        self._header_bytes = _size_of(self._headers)
         self._tokens = 0
         self._calls: dict[str, _Pending] = {}
         self._subscribing: asyncio.Task[None] | None = None
@@ -76,9 +72,11 @@ class Invoker:
         params: bytes,
         decode: Callable[[bytes, int, int], tuple[T, int]],
         timeout_s: float,
+        traceparent: str | None = None,
     ) -> T:
         """Invoke a function and return its result. While the connection is lost, wait for it within `timeout_s`.
 
+        :param traceparent: a header that makes the invocation a part of a trace
         :raises Exception: the result is an error that the interface defines; `decode` raises it
         :raises NoProviderError: the subject has no subscribers
         :raises PermissionDeniedError: NATS does not allow us to send the parameters or to receive the result
@@ -91,6 +89,10 @@ class Invoker:
         token = f"{self._tokens:x}"
         connection = self._connection
         inbox = f"{self._inbox}.{token}"
+        headers, header_bytes = self._headers, self._header_bytes
+        if traceparent is not None:
+            headers = {**(headers or {}), TRACEPARENT: traceparent}
+            header_bytes = _size_of(headers)
         call: Call[T] | None = None
         pending: _Pending | None = None
         try:
@@ -99,11 +101,11 @@ class Invoker:
                     await self._get_ready()
                 # Leave room in the first message for its subjects and headers, as clients in other languages do.
                 size_max = connection.max_payload
-                first_bytes_max = size_max - self._header_bytes - len(subject.encode()) - len(inbox.encode())
+                first_bytes_max = size_max - header_bytes - len(subject.encode()) - len(inbox.encode())
                 call = Call(params, decode, first_bytes_max, size_max)
                 del params  # the call holds what is not sent yet
                 pending = self._calls[token] = _Pending(call)
-                await connection.publish(subject, call.start(), inbox, self._headers)
+                await connection.publish(subject, call.start(), inbox, headers)
                 pending.subjects.append(subject)
                 while not call.done:
                     await pending.woken.wait()
@@ -212,3 +214,12 @@ class _Pending:
         if not self.call.done:
             self.call.fail(error)
             self.woken.set()
+
+
+def _size_of(headers: Mapping[str, str] | None) -> int:
+    """Return the size of a header block."""
+    if not headers:
+        return 0
+    return HEADER_BLOCK_BYTES + sum(
+        len(name.encode()) + len(value.encode()) + HEADER_BYTES for name, value in headers.items()
+    )

@@ -88,7 +88,7 @@ class PlainPath:
                 order.leave(lane)
                 return
             caller, traceparent = headers_of(message.headers)
-            act = handler if tracer is None else tracer.of(handler, traceparent)
+            act = handler if tracer is None else tracer.of(handler, traceparent, caller)
             outcome: HandlerResult | Exception
             try:
                 outcome = act(caller, piece, 0, len(piece))

@@ -16,7 +16,9 @@ from keyvalue_transport.wrpc.errors import NeedMoreBytes
 
 __all__ = [
     "ANONYMOUS",
+    "EXPIRED",
     "LARGE_BYTES",
+    "REFUSED",
     "Again",
     "Answer",
     "Caller",
@@ -28,6 +30,7 @@ __all__ = [
     "NeedMoreElements",
     "Pending",
     "drop_answer",
+    "give_up",
 ]
 
 T = TypeVar("T")
@@ -39,6 +42,9 @@ class Caller(NamedTuple):
     source_id: str | None
     link_name: str | None
 
+
+#: Why a call ends without a result, apart from an exception: because of a limit or a stop, or at its deadline.
+REFUSED, EXPIRED = "refused", "expired"
 
 #: A caller that sent no headers.
 ANONYMOUS = Caller(None, None)
@@ -173,3 +179,11 @@ def drop_answer(answer: Awaitable[object]) -> None:
     drop = getattr(answer, "close", None) or getattr(answer, "cancel", None)
     if drop is not None:
         drop()
+
+
+def give_up(reason: str, *told: object) -> None:
+    """Tell handlers, or Pending answers, that their calls end without a result. Most of them need not know it."""
+    for each in told:
+        tell = getattr(each, "give_up", None)
+        if tell is not None:
+            tell(reason)

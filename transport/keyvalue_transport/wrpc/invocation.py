@@ -36,7 +36,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes, NoPlaceError
 from keyvalue_transport.wrpc.half_open import SHARES, HalfOpen, HalfOpenInvocations, InvocationLimits
 from keyvalue_transport.wrpc.handler import (
+    EXPIRED,
     LARGE_BYTES,
+    REFUSED,
     Again,
     Caller,
     Handler,
@@ -44,6 +46,7 @@ from keyvalue_transport.wrpc.handler import (
     LargeResult,
     Pending,
     drop_answer,
+    give_up,
 )
 from keyvalue_transport.wrpc.queued_calls import QueuedCall, QueuedCalls
 
@@ -251,6 +254,7 @@ class Invocations(Generic[A, M]):
         if self.begin_waits(source_id, 1) == 1:
             return True
         drop_answer(pending.answer)
+        give_up(REFUSED, pending)
         return False
 
     def begin_waits(self, source_id: str | None, number: int) -> int:
@@ -312,6 +316,8 @@ class Invocations(Generic[A, M]):
         calls, held = self._queue.expire(now_s), self._held.expire(now_s)
         self.counts.expired += len(late) + len(calls) + len(held)
         self.counts.refused += len(queued)
+        give_up(EXPIRED, *(call.handler for call in late), *(call.handler for call in (*calls, *held)))
+        give_up(REFUSED, *(call.handler for call in queued))
         ends = [*self._half_open_ends(late, queued), *self._ends(calls), *self._whole_ends(held)]
         return Step([*ends, *self._handshakes(now_s)])
 
@@ -319,12 +325,17 @@ class Invocations(Generic[A, M]):
         """End all half-open and queued invocations, and refuse new ones. The server calls this method when it stops."""
         self._closed = True
         self.counts.refused += len(self._half_open) + len(self._queue) + len(self._held)
-        sends = self._half_open_ends(*self._half_open.clear())
-        return Step([*sends, *self._ends(self._queue.clear()), *self._whole_ends(self._held.clear())])
+        admitted, waiting = self._half_open.clear()
+        calls, held = self._queue.clear(), self._held.clear()
+        give_up(REFUSED, *(call.handler for call in admitted + waiting), *(call.handler for call in calls + held))
+        return Step([*self._half_open_ends(admitted, waiting), *self._ends(calls), *self._whole_ends(held)])
 
-    def refuse(self, reply: A) -> Step[A, M]:
-        """Refuse an invocation when its first piece arrives, without reading the piece."""
-        return self._refuse(reply, self._replies.accept(reply, None))
+    def refuse(self, reply: A, what: object = None) -> Step[A, M]:
+        """Refuse an invocation that has no handshake yet.
+
+        :param what: its handler or Pending answer, which is told; None if it has been told
+        """
+        return self._refuse(reply, self._replies.accept(reply, None), what)
 
     def _cut(
         self,
@@ -340,7 +351,7 @@ class Invocations(Generic[A, M]):
         half_open = HalfOpen(self._new_token(), handler, reply, caller, traceparent, piece, end_s)
         half_open.need(more)
         if self._closed or not self._half_open.add(half_open, now_s):
-            return self.refuse(reply)
+            return self.refuse(reply, handler)
         return Step(self._handshakes(now_s))
 
     def _read_on(self, half_open: HalfOpen[A], piece: bytes, now_s: float) -> Step[A, M]:
@@ -350,6 +361,7 @@ class Invocations(Generic[A, M]):
             error = DecodeError(
                 f"the parameters end after {len(half_open)} bytes; at least {half_open.needed} are needed"
             )
+            give_up(type(error).__name__, half_open.handler)
             return self._fail(reply, error, half_open.traceparent, [])
         half_open.more += piece
         if len(half_open) >= half_open.needed and half_open.measure is not None:
@@ -372,7 +384,7 @@ class Invocations(Generic[A, M]):
                 return self._answer_or_queue(half_open.handler, reply, caller, buffer, traceparent, answer, now_s, [])
         if self._half_open.keep(half_open, now_s):
             return Step([])
-        return self._refuse(reply, [])
+        return self._refuse(reply, [], half_open.handler)
 
     def _handshakes(self, now_s: float) -> list[M]:
         """Return the handshakes of the half-open invocations whose turn it is."""
@@ -450,7 +462,7 @@ class Invocations(Generic[A, M]):
         end_s = now_s + self._limits.queued_timeout_s
         call = QueuedCall(handler, reply, caller, params, traceparent, end_s, caller.source_id)
         if self._closed or not self._queue.add(call):
-            return self._refuse(reply, sends)
+            return self._refuse(reply, sends, handler)
         return Step(sends)
 
     def _answer_large(
@@ -478,7 +490,8 @@ class Invocations(Generic[A, M]):
         sends += self._replies.result(reply, result) if result else self._replies.end(reply)
         return sends
 
-    def _refuse(self, reply: A, sends: list[M]) -> Step[A, M]:
+    def _refuse(self, reply: A, sends: list[M], what: object = None) -> Step[A, M]:
+        give_up(REFUSED, what)
         self.counts.refused += 1
         return Step([*sends, *self._replies.end(reply)])
 

@@ -108,7 +108,7 @@ class DelayedOutput:
             reply, trace = head + tail, traceparent_in(buffer, at, start)
             holder = connection_of(reply) if caller.source_id is None else caller.source_id
             if not invocations.hold(handler, reply, caller, buffer[start:end], now_s, trace, holder):
-                refusal = invocations.refuse(reply).sends
+                refusal = invocations.refuse(reply, handler).sends
                 if len(self._frames) < REFUSALS_MAX:
                     self._frames.append(b"".join(refusal))
 

@@ -320,7 +320,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         if buffer[at] == HMSG:
             block = buffer[frame.headers_at : frame.payload_at]
             caller = callers.callers.get(block) or callers.find(block)
-            if tracer is not None and (traced := tracer.of_block(handler, block)) is not None:
+            if tracer is not None and (traced := tracer.of_block(handler, block, caller)) is not None:
                 return traced, caller, b"", calls
         self._routes.alike.learn(frame, block, handler, caller)
         return handler, caller, b"", calls

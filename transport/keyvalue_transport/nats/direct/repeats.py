@@ -70,11 +70,11 @@ class Repeats:
         self._add(again, (handler, caller, head, calls))
 
     def _add(self, again: Again, group: Group) -> None:
-        _, caller, head, calls = group
+        handler, caller, head, calls = group
         added = self._invocations.begin_waits(caller.source_id, len(calls))
         if added < len(calls):
             for tail, _, _ in calls[added:]:
-                step = self._invocations.refuse(head + tail)
+                step = self._invocations.refuse(head + tail, handler)
                 self._send(step.sends, False)
                 self._on_step(step)
             del calls[added:]
@@ -92,10 +92,10 @@ class Repeats:
         groups = [group for groups in self._waiting.values() for group in groups]
         self._waiting.clear()
         frames = []
-        for _, caller, head, calls in groups:
+        for handler, caller, head, calls in groups:
             self._invocations.end_waits(caller.source_id, len(calls))
             for tail, _, _ in calls:
-                frames += self._invocations.refuse(head + tail).sends
+                frames += self._invocations.refuse(head + tail, handler).sends
         return frames
 
     def _repeat(self, again: Again, _: object) -> None:
