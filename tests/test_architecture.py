@@ -93,7 +93,7 @@ ROOMS = {
     f"{P}.watching.replicated_watchers": room(f"{E} {T} {R} {P}.host.links {P}.watching"),
     f"{P}.observe": room(f"{E} {T} {P}.health {P}.host {P}.observe.otlp {P}.watching", "prometheus_client"),
     # The only module that knows OpenTelemetry, which is optional.
-    f"{P}.observe.otlp": room(f"{T}.keyvalue {T}.nats.tracing {P}.observe", "opentelemetry"),
+    f"{P}.observe.otlp": room(f"{T}.keyvalue {T}.nats.tracing {P}.observe", "opentelemetry grpc requests"),
     f"{P}.packaging": room(f"{P}.host", "nacl"),
     # The root composes everything.
     P: room(f"{E} {T} {R} {P}", None, never="nats opentelemetry"),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from keyvalue_engine import Store
+from keyvalue_provider.config.options import ProviderOptions
+from keyvalue_provider.config.values import split_address
+from keyvalue_provider.health import Health
 from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_provider.keyvalue.service import Service
+from keyvalue_provider.observe.loop_probe import LoopProbe
+from keyvalue_provider.watching.queue import WatchLimits
+from keyvalue_provider.watching.watchers import Watchers
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -17,16 +25,29 @@ if TYPE_CHECKING:
     from keyvalue_provider.config.redis_plan import RedisPlan
     from keyvalue_provider.host.links import Links
     from keyvalue_provider.keyvalue.snapshots import Snapshots
-    from keyvalue_provider.observe.tracing import NoTracing, Tracing
+    from keyvalue_provider.observe.endpoint import Endpoint
+    from keyvalue_provider.observe.exports import Exports
+    from keyvalue_provider.observe.metrics import Metrics
     from keyvalue_provider.redis_service import RedisService
     from keyvalue_provider.replicated import Replicated
     from keyvalue_provider.watching.no_watchers import NoWatchers
-    from keyvalue_provider.watching.queue import WatchLimits
     from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
     from keyvalue_replica.kv_stores import StoreSum
     from keyvalue_transport.nats.connection import Connection
+    from keyvalue_transport.nats.tracing import Tracer
 
-__all__ = ["more_metrics", "redis_of", "replicated_watchers", "serve_redis"]
+__all__ = ["more_metrics", "redis_of", "serve_redis", "start_endpoint", "watchers_of"]
+
+log = logging.getLogger("keyvalue_provider")
+
+
+class Observed(Protocol):
+    """The part of the running provider that its endpoint shows."""
+
+    @property
+    def is_serving(self) -> bool: ...
+
+    def health(self) -> Health: ...
 
 
 def redis_of(
@@ -44,10 +65,10 @@ def more_metrics(
     replicated: Replicated | None,
     snapshots: Snapshots | None,
     redis: RedisService | None,
-    tracing: Tracing | NoTracing,
+    exports: Exports,
 ) -> list[Callable[[], Iterable[Metric]]]:
     """Return functions that return the metrics of the parts that exist."""
-    sources: list[Callable[[], Iterable[Metric]]] = [tracing.metrics]
+    sources: list[Callable[[], Iterable[Metric]]] = [exports.metrics]
     if replicated is not None:
         sources.append(replicated.metrics())
     if snapshots is not None:
@@ -67,14 +88,45 @@ async def serve_redis(redis: RedisService | None, stack: AsyncExitStack) -> None
         await stack.enter_async_context(redis)
 
 
-def replicated_watchers(
-    connection: Connection, lattice: str, replicated: Replicated, links: Links, limits: WatchLimits
-) -> ReplicatedWatchers | NoWatchers:
-    """Return the watchers of the replicated store."""
-    if replicated.follower is None:
+def watchers_of(
+    connection: Connection,
+    lattice: str,
+    store: Store | None,
+    replicated: Replicated | None,
+    links: Links,
+    options: ProviderOptions,
+    tracer: Tracer | None,
+) -> Watchers | ReplicatedWatchers | NoWatchers:
+    """Return the watchers of a store in memory, or of the replicated store."""
+    limits = WatchLimits(options.watch_queue_events, options.watch_queue_bytes, options.watch_timeout_ms / 1000)
+    if store is not None:
+        return Watchers(connection, lattice, store, links, limits, tracer)
+    if replicated is None or replicated.follower is None:
         from keyvalue_provider.watching.no_watchers import NoWatchers
 
         return NoWatchers(links, lattice)
     from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
 
     return ReplicatedWatchers(connection, lattice, replicated.follower, links, limits)
+
+
+def start_endpoint(options: ProviderOptions, metrics: Metrics, provider: Observed) -> Endpoint:
+    """Start the HTTP endpoint. If the address is not available, log an error and continue without the endpoint."""
+    from keyvalue_provider.observe.endpoint import Endpoint
+
+    assert options.metrics_address is not None
+    address, port = split_address(options.metrics_address)
+
+    def health() -> Health:
+        health = provider.health()
+        return health if provider.is_serving else health._replace(ailments=["not serving: starting or stopping"])
+
+    endpoint = Endpoint(metrics, health, LoopProbe(asyncio.get_running_loop()).alive)
+    try:
+        endpoint.start(address, port)
+    except OSError as error:
+        log.error("metrics_address %s: %s; metrics are off", options.metrics_address, error.strerror or error)
+    else:
+        shown = f"[{address}]" if ":" in address else address
+        log.info("metrics at http://%s:%d/metrics", shown, endpoint.port)
+    return endpoint

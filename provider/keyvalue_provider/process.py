@@ -26,7 +26,6 @@ from keyvalue_engine import Store
 from keyvalue_provider.config.options import MEMORY, ProviderOptions
 from keyvalue_provider.config.sources import Configuration
 from keyvalue_provider.config.start_plan import StartPlan
-from keyvalue_provider.config.values import split_address
 from keyvalue_provider.health import Health
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.host.restart_mark import EXIT_RESTART, RestartMark
@@ -39,14 +38,12 @@ from keyvalue_provider.keyvalue.service import Service
 from keyvalue_provider.keyvalue.snapshots import Snapshots, UnusableSnapshotError
 from keyvalue_provider.launcher import Launcher
 from keyvalue_provider.live_configuration import LiveConfiguration
-from keyvalue_provider.observe.loop_probe import LoopProbe
+from keyvalue_provider.observe.exports import Exports, exports_of
 from keyvalue_provider.observe.other_instances import OtherInstances, SplitError, place_of_process
-from keyvalue_provider.observe.tracing import NoTracing, Tracing, tracing_of
-from keyvalue_provider.optional_parts import more_metrics, redis_of, replicated_watchers, serve_redis
+from keyvalue_provider.optional_parts import more_metrics, redis_of, serve_redis, start_endpoint, watchers_of
 from keyvalue_provider.outer_process import OuterProcess
 from keyvalue_provider.signals import Signals, ignore_requests, unless_stopped
 from keyvalue_provider.systemd import READY, STOPPING, tell_systemd
-from keyvalue_provider.watching.queue import WatchLimits
 from keyvalue_provider.watching.watchers import Watchers
 from keyvalue_replica.errors import StreamError
 from keyvalue_transport.keyvalue.atomics import ATOMICS, atomics_handlers, atomics_tallies
@@ -60,7 +57,6 @@ from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 
 if TYPE_CHECKING:
     # Imported by functions if metrics are on, because these imports take 15 ms.
-    from keyvalue_provider.observe.endpoint import Endpoint
     from keyvalue_provider.observe.metrics import Durations, Metrics
     from keyvalue_provider.redis_service import RedisService
     from keyvalue_provider.replicated import Replicated
@@ -80,8 +76,8 @@ HOST_STOP_WHOLE_S = 0.2
 HOST_KILL_TIMEOUT_S = 0.5
 #: Time limit for reporting the last changes to watching components.
 WATCH_STOP_TIMEOUT_S = 0.02
-#: Time limit for exporting the last spans, unless the host stops the provider.
-TRACE_STOP_TIMEOUT_S = 1.0
+#: Time limit for exporting the last spans and lines of the log, unless the host stops the provider.
+EXPORT_STOP_TIMEOUT_S = 1.0
 #: Thresholds that make garbage collections rare. With a million keys in memory, a full collection takes tens of
 #: milliseconds, and it finds almost no garbage.
 GC_THRESHOLDS = (50_000, 50, 100)
@@ -103,10 +99,11 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess, laun
     :param launcher: the process whose end stops the provider; None for no such process
     """
     live_configuration = LiveConfiguration(plan, configuration)
+    exports = exports_of(plan.host_data, os.environ)
     end = End(1)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            end = runner.run(_run(plan, configuration.options, live_configuration, outer, launcher))
+            end = runner.run(_run(plan, configuration.options, live_configuration, exports, outer, launcher))
     except (ConnectError, DisconnectedError, ListenError, StreamError, SplitError) as error:
         log.error("%s", error)
     except UnusableSnapshotError as error:
@@ -114,6 +111,7 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess, laun
         end = End(error.exit_code)
     finally:
         ignore_requests(SIGHUP)  # the loop has removed its handlers
+        exports.close(EXPORT_STOP_TIMEOUT_S)
         outer.clean_up(HOST_KILL_TIMEOUT_S if end.by_host else 0.0)
     return end.exit_code
 
@@ -140,7 +138,7 @@ class Parts:
     others: OtherInstances
     server: Server
     metrics: Metrics | None
-    tracing: Tracing | NoTracing
+    exports: Exports
     redis: RedisService | None
     background: tuple[asyncio.Task[None], ...]
 
@@ -244,6 +242,7 @@ async def _run(
     plan: StartPlan,
     options: ProviderOptions,
     live_configuration: LiveConfiguration,
+    exports: Exports,
     outer: OuterProcess,
     launcher: Launcher | None,
 ) -> End:
@@ -278,7 +277,7 @@ async def _run(
             return End()
         if replicated is not None:
             stack.push_async_callback(replicated.stop)
-        parts = _compose(plan, options, connection, links, replicated)
+        parts = _compose(plan, options, connection, links, replicated, exports)
         stack.callback(parts.stop_background)
         if parts.snapshots is not None:
             signals.save = parts.snapshots.want
@@ -287,7 +286,7 @@ async def _run(
         host = provider.host = _host_of(plan, options, connection, links, provider, stop_requested)
         if parts.metrics is not None:
             parts.metrics.health = provider.health
-            endpoint = _start_endpoint(options, parts.metrics, provider)
+            endpoint = start_endpoint(options, parts.metrics, provider)
             after_connection.callback(endpoint.stop)
         if host is not None:
             await host.start()
@@ -305,7 +304,7 @@ async def _run(
             provider.set_serving(True)
             log.info("ready: serving %s at %s with %d links", plan.prefix, connection.server, len(links))
             Thread(target=outer.remove_unfinished, daemon=True).start()
-            parts.tracing.start()
+            parts.exports.start()
         await stop_requested.wait()
         provider.set_serving(False)
         return await _end(parts, options, host, bool(signals.came))
@@ -337,13 +336,18 @@ async def _replicated_of(plan: StartPlan, options: ProviderOptions, connection: 
 
 
 def _compose(
-    plan: StartPlan, options: ProviderOptions, connection: Connection, links: Links, replicated: Replicated | None
+    plan: StartPlan,
+    options: ProviderOptions,
+    connection: Connection,
+    links: Links,
+    replicated: Replicated | None,
+    exports: Exports,
 ) -> Parts:
     host_data = plan.host_data
     store_options = options.store_options()
     served: BucketStore
     store: Store | StoreSum
-    snapshots = None
+    snapshots = in_memory = None
     if replicated is None:
         served = store = in_memory = Store(store_options)
         if options.snapshot_path is not None:
@@ -353,11 +357,7 @@ def _compose(
     policy = Policy(store_options, links, options)
     service = Service(served, policy, lambda: connection.max_payload)
     lattice = "" if host_data is None else host_data.lattice_rpc_prefix
-    limits = WatchLimits(options.watch_queue_events, options.watch_queue_bytes, options.watch_timeout_ms / 1000)
-    if replicated is None:
-        watchers: Watchers | ReplicatedWatchers | NoWatchers = Watchers(connection, lattice, in_memory, links, limits)
-    else:
-        watchers = replicated_watchers(connection, lattice, replicated, links, limits)
+    watchers = watchers_of(connection, lattice, in_memory, replicated, links, options, exports.tracer)
     if replicated is not None:
         replicated.plain.on_change = service.drop_handles
         replicated.links_changed(policy)
@@ -374,8 +374,7 @@ def _compose(
 
         durations = Durations(tallies)
     on_batch = None if durations is None else durations.observe
-    tracing = tracing_of(plan.host_data, os.environ)
-    server = Server(connection, plan.prefix, options.invocation_limits(), on_batch, tracing.tracer)
+    server = Server(connection, plan.prefix, options.invocation_limits(), on_batch, exports.tracer)
     of_parameters = service.parameter_limits
     begun = () if replicated is None else WRITES  # a replicated write is published before its answer is ready
     server.add(STORE, store_handlers(service, of_parameters, tallies), begun)
@@ -386,7 +385,7 @@ def _compose(
     if durations is not None:
         metrics = Metrics(
             *(tallies, durations, store, server, connection, links, watchers, others),
-            more=more_metrics(replicated, snapshots, redis, tracing),
+            more=more_metrics(replicated, snapshots, redis, exports),
             redis_tallies=None if redis is None else redis.tallies,
             redis_durations=None if redis is None else redis.measure(DURATION_BOUNDS_S),
             left_out_keys=lambda: service.left_out_keys,
@@ -402,7 +401,7 @@ def _compose(
         work.append(snapshots.run())
     background = tuple(asyncio.create_task(coroutine) for coroutine in work)
     return Parts(
-        *(connection, links, store, replicated, snapshots, policy, service, watchers, others, server, metrics, tracing),
+        *(connection, links, store, replicated, snapshots, policy, service, watchers, others, server, metrics, exports),
         redis,
         background,
     )
@@ -425,28 +424,6 @@ def _host_of(
     if options.restart_for_secrets:
         mark = RestartMark(host_data.host_id, host_data.lattice_rpc_prefix, host_data.provider_key)
     return HostSession(connection, host_data, links, plan.xkeys.public_key, provider, stop_requested, mark)
-
-
-def _start_endpoint(options: ProviderOptions, metrics: Metrics, provider: RunningProvider) -> Endpoint:
-    """Start the HTTP endpoint. If the address is not available, log an error and continue without the endpoint."""
-    from keyvalue_provider.observe.endpoint import Endpoint
-
-    assert options.metrics_address is not None
-    address, port = split_address(options.metrics_address)
-
-    def health() -> Health:
-        health = provider.health()
-        return health if provider.is_serving else health._replace(ailments=["not serving: starting or stopping"])
-
-    endpoint = Endpoint(metrics, health, LoopProbe(asyncio.get_running_loop()).alive)
-    try:
-        endpoint.start(address, port)
-    except OSError as error:
-        log.error("metrics_address %s: %s; metrics are off", options.metrics_address, error.strerror or error)
-    else:
-        shown = f"[{address}]" if ":" in address else address
-        log.info("metrics at http://%s:%d/metrics", shown, endpoint.port)
-    return endpoint
 
 
 async def _end(parts: Parts, options: ProviderOptions, host: HostSession | None, by_signal: bool) -> End:
@@ -474,7 +451,7 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float, by_hos
         parts.replicated.give_up_after(timeout_s)
     await asyncio.gather(*(part.stop(timeout_s) for part in (parts.server, parts.redis) if part is not None))
     await parts.watchers.stop(WATCH_STOP_TIMEOUT_S)
-    parts.tracing.stop()
+    parts.exports.stop()
     parts.stop_background()
     try:
         await parts.connection.flush(FLUSH_TIMEOUT_S)
@@ -485,8 +462,8 @@ async def _stop(parts: Parts, host: HostSession | None, timeout_s: float, by_hos
             await parts.snapshots.save_apart(ends_s)
         else:
             saved = await parts.snapshots.save_last()
-    await parts.tracing.wait_stopped(ends_s - monotonic() if by_host else TRACE_STOP_TIMEOUT_S)
     log.info("stopped: %d invocations answered", parts.server.counts.answered)
+    await parts.exports.wait_stopped(ends_s - monotonic() if by_host else EXPORT_STOP_TIMEOUT_S)
     if host is not None:
         await host.acknowledge_stop()
     return saved

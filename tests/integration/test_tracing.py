@@ -1,4 +1,4 @@
-"""Spans of a launched provider, received by a collector that the test runs."""
+"""Spans and the log of a launched provider, received by a collector that the test runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nats
 import pytest
+import trustme
 from nats.aio.client import Client
 
 from keyvalue_transport.keyvalue.interface import encode_bucket_key
@@ -30,12 +32,13 @@ from tests.conftest import (
 )
 from tests.integration.test_metrics import DAMAGED, ON, scraped
 from tests.integration.test_replicated import jetstream
+from tests.integration.test_watch import watch_link
 from tests.otlp_receiver import Received, Receiver, receiving
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SECRET_BUCKET, SECRET_KEY, SECRET_VALUE = b"secret-bucket", b"secret-key", b"secret-value"
-SERVER = 2  # the kind of a span
-QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "20"}
+SERVER, CLIENT = 2, 3  # the kinds of a span
+QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "20", "OTEL_BLRP_SCHEDULE_DELAY": "20"}
 GET = encode_bucket_key(SECRET_BUCKET, SECRET_KEY)
 
 
@@ -50,14 +53,21 @@ def launch_traced(
     protocol: str = "Http",
     config: dict[str, str] | None = None,
     environment: dict[str, str] | None = None,
+    otel: dict[str, object] | None = None,
+    **fields: Any,
 ) -> Provider:
-    """Launch a provider as a host does whose observability is on."""
-    otel_config = {"enable_observability": True, "observability_endpoint": receiver.url, "protocol": protocol}
+    """Launch a provider as a host does that traces calls.
+
+    :param otel: further fields of otel_config
+    """
+    where = {"observability_endpoint": receiver.url, "protocol": protocol}
+    otel_config = {"enable_traces": True, **where, **(otel or {})}
     return launch(
         ON | (config or {}),
         environment=host_environment() | QUICK | (environment or {}),
         otel_config=otel_config,
         instance_id="instance",
+        **fields,
     )
 
 
@@ -137,6 +147,108 @@ async def test_traced_and_untraced_runs_keep_apart(launch: Launch, raw: Client) 
         await in_thread(receiver.wait_for, len(sampled))
         assert provider.stop() == 0
         assert by_parent(receiver.wait_for(0)).keys() == sampled
+
+
+@pytest.mark.parametrize("protocol", ["Http", "Grpc"])
+async def test_the_log_is_exported_with_the_last_line_and_without_secrets(
+    launch: Launch, raw: Client, protocol: str
+) -> None:
+    """The collector has TLS, and only the authority that the host names has signed its certificate."""
+    authority = trustme.CA()
+    with receiving(protocol.lower(), authority) as receiver, authority.cert_pem.tempfile() as file:
+        provider = launch_traced(
+            launch,
+            receiver,
+            protocol,
+            otel={"enable_logs": True, "additional_ca_paths": [file]},
+            secrets={"redis_password": {"kind": "String", "value": "secret-password"}},
+        )
+        set_params = encode_set(SECRET_BUCKET, SECRET_KEY, SECRET_VALUE)
+        assert await call(raw, provider.subject("set"), set_params, trace(1), "component") == b"\x00"
+        assert await call(raw, provider.subject("get"), DAMAGED, trace(2)) == b""
+        await in_thread(receiver.wait_for_line, "malformed parameters")
+        await in_thread(receiver.wait_for, 2)
+        scrape = await scraped(provider)
+        assert scrape.value("log_records_exported_total") > 0
+        assert (scrape.value("log_records_dropped_total"), scrape.value("spans_dropped_total")) == (0, 0)
+        assert provider.stop() == 0
+        is_late = "were not exported before the stop" in provider.output  # a loaded machine may need more than a second
+        lines = receiver.wait_for_line("malformed parameters" if is_late else "stopped: 1 invocations answered")
+        assert not any(b"secret" in raw for raw in receiver.raw)
+    (warned,) = [line for line in lines if "malformed parameters" in line.message]
+    assert (warned.level, warned.target, warned.trace_id) == ("WARN", "keyvalue_transport.nats.server", TRACE_ID)
+    assert warned.resource["service.instance.id"] == "instance"
+    written = {line.partition(": ")[2] for line in provider.output.splitlines()}
+    assert {line.message for line in lines if not line.trace_id} <= written
+    if protocol == "Http":
+        assert receiver.paths == {"/v1/traces", "/v1/logs"}
+
+
+async def test_the_log_of_a_failed_start_is_exported(launch: Launch) -> None:
+    with receiving("http") as receiver:
+        provider = launch_traced(
+            launch,
+            receiver,
+            config={"connect_timeout_ms": "100"},
+            otel={"enable_logs": True},
+            lattice_rpc_url=unused_url().removeprefix("http://"),
+            wait=False,
+        )
+        lines = await in_thread(receiver.wait_for_line, "NATS")
+        assert await in_thread(provider.wait) == 1
+    assert lines[-1].level == "ERROR"
+
+
+async def test_a_collector_that_hangs_bounds_the_log_and_what_is_dropped_is_counted(
+    launch: Launch, raw: Client
+) -> None:
+    limits = {"OTEL_BLRP_MAX_QUEUE_SIZE": "2", "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE": "1"}
+    with receiving("http") as receiver:
+        receiver.is_open.clear()
+        provider = launch_traced(launch, receiver, environment=limits, otel={"enable_logs": True})
+        for number in range(5):
+            assert await call(raw, provider.subject("get"), DAMAGED, trace(number + 1, "00")) == b""
+
+        async def is_counted() -> bool:
+            return (await scraped(provider)).value("log_records_dropped_total") > 0
+
+        await until(is_counted, "lines are counted as dropped")
+        assert await call(raw, provider.subject("get"), GET, None) == b"\x00\x00"
+        receiver.is_open.set()
+
+
+async def test_what_a_sampled_call_tells_a_watcher_is_a_part_of_its_trace(
+    launch: Launch, raw: Client, nats_server: NatsServer, path: str
+) -> None:
+    """The component gets the trace. A call that fails has a span too, and a limit ends a call with a span."""
+    key, told = f"traced-{path}", "default.component.wrpc.0.0.1.wrpc:keyvalue/watcher@0.2.0-draft.on-set"
+    links = [
+        watch_link(key, "component", {"watch": "SET@*"}),
+        watch_link(key, "missing", {"watch": "SET@*"}, name="other"),
+    ]
+    heard = await raw.subscribe(told)
+    with receiving("http") as receiver:
+        limits = {"transport": path, "half_open_timeout_ms": "100", "watch_timeout_ms": "1000"}
+        provider = launch_traced(launch, receiver, config=limits, provider_key=key, link_definitions=links)
+        set_params = encode_set(SECRET_BUCKET, SECRET_KEY, SECRET_VALUE)
+        assert await call(raw, provider.subject("set"), set_params, trace(1), "writer") == b"\x00"
+        message = await heard.next_msg(timeout=DEADLINE_S)
+        await raw.publish(f"{message.reply}.results", b"")
+        half = await RawInvocation.begin(raw, provider.subject("get"), GET[:5], {"traceparent": trace(2)})
+        assert await half.result() == b""
+        spans = await in_thread(receiver.wait_for, 4)
+        assert provider.stop() == 0
+    by_peer = {span.attributes.get("peer.service"): span for span in spans}
+    cause = by_peer["writer"]
+    for component, error in (("component", None), ("missing", "NoProviderError")):
+        span = by_peer[component]
+        assert (span.kind, span.trace_id, span.parent_id) == (CLIENT, TRACE_ID, cause.span_id)
+        assert (span.attributes["rpc.method"], span.attributes.get("error.type")) == ("on-set", error)
+        assert "db.system.name" not in span.attributes
+    assert message.headers is not None
+    assert message.headers["traceparent"] == f"00-{TRACE_ID}-{by_peer['component'].span_id}-01"
+    assert by_peer[None].attributes["error.type"] == "expired"
+    assert not any(b"secret" in span.raw for span in spans)
 
 
 def unused_url() -> str:

@@ -15,6 +15,7 @@ from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.keyvalue.memory_return import MemoryReturn
 from keyvalue_provider.live_configuration import LiveConfiguration
+from keyvalue_provider.observe.exports import Exports
 from keyvalue_transport.nats.connection import Connection
 
 
@@ -27,7 +28,9 @@ async def test_ailments_are_of_connection_background_tasks_and_configuration(mon
     host_data = HostData()
     configuration = resolve_host(host_data, {}, {})
     plan = plan_hosted(host_data, configuration, {})
-    parts = process._compose(plan, configuration.options, Connection(plan.connection), Links(""), None)
+    parts = process._compose(
+        plan, configuration.options, Connection(plan.connection), Links(""), None, Exports(None, None)
+    )
     provider = process.RunningProvider(parts, LiveConfiguration(plan, configuration))
     assert provider.health().ailments == ["NATS is not connected"]
     await asyncio.wait([parts.background[-1]])

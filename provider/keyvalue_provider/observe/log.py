@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
+from typing import NamedTuple
 
 from keyvalue_provider.observe.log_writer import LogWriter
 from keyvalue_transport.nats.rate_limit import RateLimit
 
-__all__ = ["LEVELS", "dropped_lines", "flush_log", "log_always", "printable", "set_up_log"]
+__all__ = ["LEVELS", "LogEntry", "dropped_lines", "export_log", "flush_log", "log_always", "printable", "set_up_log"]
 
 STANDARD_ERROR = 2
 #: Time limit for writing the last lines at the end of the process.
@@ -45,6 +46,22 @@ LEVELS = {
 HOST_NAMES = {"WARNING": "WARN", "CRITICAL": "ERROR"}
 
 
+class LogEntry(NamedTuple):
+    """A line of the log, to be exported.
+
+    :ivar target: the name of the logger
+    :ivar traceparent: the trace that the line is about, if any
+    :ivar exception: a traceback, if any
+    """
+
+    time_ns: int
+    level: str
+    target: str
+    message: str
+    traceparent: str | None
+    exception: str | None
+
+
 def set_up_log(level: str, structured: bool) -> None:
     """Send the log to standard error. For an unknown level, use info and log a warning."""
     root = logging.getLogger()
@@ -55,6 +72,12 @@ def set_up_log(level: str, structured: bool) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     if level.lower() not in LEVELS:
         root.warning("log_level: found %r, allowed %s; using info", level[:32], ", ".join(LEVELS))
+
+
+def export_log(take: Callable[[LogEntry], None] | None) -> None:
+    """Give each further line to `take` too. It must neither wait nor log. None to give them to nobody."""
+    for handler in _handlers():
+        handler.take = take
 
 
 def flush_log(timeout_s: float = FLUSH_TIMEOUT_S) -> None:
@@ -88,6 +111,7 @@ class LimitedHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.writer = LogWriter(STANDARD_ERROR)
+        self.take: Callable[[LogEntry], None] | None = None
         self._limits: dict[tuple[str, int], RateLimit] = {}
         self._refused_told = 0
 
@@ -104,6 +128,8 @@ class LimitedHandler(logging.Handler):
             if more:
                 record = copy(record)
                 record.msg, record.args = f"{record.getMessage()}{more}", None
+        if self.take is not None:
+            self.take(_entry_of(record))
         line, refused = self._line(record), self.writer.refused
         if refused > self._refused_told:
             message = f"{refused - self._refused_told} log lines were dropped, because standard error was not read"
@@ -130,6 +156,12 @@ def _message(record: logging.LogRecord) -> str:
     if len(message) <= MESSAGE_CHARACTERS_MAX:
         return message
     return f"{message[:MESSAGE_CHARACTERS_MAX]}... ({len(message)} characters)"
+
+
+def _entry_of(record: logging.LogRecord) -> LogEntry:
+    exception = logging.Formatter().formatException(record.exc_info) if record.exc_info else None
+    trace, time_ns = getattr(record, "traceparent", None), round(record.created * 1e9)
+    return LogEntry(time_ns, _level(record), record.name, _message(record), trace, exception)
 
 
 class PlainFormatter(logging.Formatter):

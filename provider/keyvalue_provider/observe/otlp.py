@@ -1,4 +1,6 @@
-"""Spans for OpenTelemetry, and their export by OTLP. Only this module imports OpenTelemetry, in the exporting thread.
+"""Spans and log records for OpenTelemetry, and their export by OTLP.
+
+Only this module imports OpenTelemetry, in the exporting threads.
 
 The names of attributes are those of OpenTelemetry's semantic conventions 1.37 for RPC and for databases. A span
 holds neither keys nor values nor the bucket's name, because these are a component's data.
@@ -6,21 +8,33 @@ holds neither keys nor values nor the bucket's name, because these are a compone
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
+from ssl import create_default_context
+from typing import TYPE_CHECKING, Any
 
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
-from keyvalue_provider.observe.trace_settings import GRPC, TraceSettings
+from keyvalue_provider.observe.export_settings import GRPC, ExportSettings
+from keyvalue_provider.observe.log import LogEntry
 from keyvalue_transport.keyvalue.outcomes import ACCESS_DENIED, NO_SUCH_STORE, OTHER, OUTCOMES
 from keyvalue_transport.nats.tracing import FinishedCall, new_span_id
 
-__all__ = ["OtlpExport", "span_of"]
+if TYPE_CHECKING:
+    from grpc import ChannelCredentials
+    from requests import Session
+
+__all__ = ["LogExport", "SpanExport", "log_record_of", "span_of"]
 
 NAME = "keyvalue-inmemory"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
@@ -30,16 +44,33 @@ ERRORS = {
     b"\x01\x01": OUTCOMES[ACCESS_DENIED],
     b"\x01\x02": OUTCOMES[OTHER],
 }
+#: The severity of each level of the log.
+SEVERITIES = {
+    "DEBUG": SeverityNumber.DEBUG,
+    "INFO": SeverityNumber.INFO,
+    "WARN": SeverityNumber.WARN,
+    "ERROR": SeverityNumber.ERROR,
+}
+#: A valid traceparent. A caller may send any text.
+TRACEPARENT = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 UNSET, FAILED = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
 
 
-class OtlpExport:
-    """An exporter by OTLP over HTTP or gRPC. OpenTelemetry's exporter retries, and reads most OTEL_* variables."""
+class SpanExport:
+    """An exporter of spans by OTLP over HTTP or gRPC. OpenTelemetry's exporter retries, and reads OTEL_* variables."""
 
-    def __init__(self, settings: TraceSettings, instance_id: str) -> None:
+    def __init__(self, settings: ExportSettings, instance_id: str) -> None:
         self._resource = _resource_of(instance_id)
         self._scope = InstrumentationScope(NAME, version(NAME), SCHEMA_URL)
-        self._exporter = _exporter_of(settings)
+        self._exporter: SpanExporter
+        if settings.protocol == GRPC:
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+
+            self._exporter = GrpcExporter(settings.endpoint, credentials=_credentials_of(settings))
+        else:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+
+            self._exporter = HttpExporter(settings.endpoint, session=_session_of(settings))
 
     def __call__(self, calls: Sequence[FinishedCall], /) -> bool:
         """Export a batch. Return False if the collector has not taken it, after retries."""
@@ -51,14 +82,62 @@ class OtlpExport:
         self._exporter.shutdown()
 
 
-def _exporter_of(settings: TraceSettings) -> SpanExporter:
-    if settings.protocol == GRPC:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+class LogExport:
+    """An exporter of the log by OTLP over HTTP or gRPC."""
 
-        return GrpcExporter(settings.endpoint)
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+    def __init__(self, settings: ExportSettings, instance_id: str) -> None:
+        self._resource = _resource_of(instance_id)
+        self._exporter: LogRecordExporter
+        if settings.protocol == GRPC:
+            from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as GrpcExporter
 
-    return HttpExporter(settings.endpoint)
+            self._exporter = GrpcExporter(settings.endpoint, credentials=_credentials_of(settings))
+        else:
+            from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as HttpExporter
+
+            self._exporter = HttpExporter(settings.endpoint, session=_session_of(settings))
+
+    def __call__(self, entries: Sequence[LogEntry], /) -> bool:
+        """Export a batch. Return False if the collector has not taken it, after retries."""
+        records = [log_record_of(entry, self._resource) for entry in entries]
+        return self._exporter.export(records) is LogRecordExportResult.SUCCESS
+
+    def close(self) -> None:
+        """Release the connection."""
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _session_of(settings: ExportSettings) -> Session | None:
+    """Return a session that also trusts the authorities of the settings. None for the exporter's own session."""
+    if not settings.authorities:
+        return None
+    import requests
+    from requests.adapters import HTTPAdapter
+
+    context = create_default_context(cadata=settings.authorities)  # the adapter adds the usual authorities
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *arguments: Any, **named: Any) -> None:
+            super().init_poolmanager(*arguments, **named, ssl_context=context)
+
+    session = requests.Session()
+    session.mount("https://", Adapter())
+    return session
+
+
+def _credentials_of(settings: ExportSettings) -> ChannelCredentials | None:
+    """Return what gRPC needs to trust also the authorities of the settings. None for what the exporter chooses itself."""
+    if not settings.authorities:
+        return None
+    from grpc import ssl_channel_credentials
+    from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
+    certificate, client_key, client_certificate = settings.tls
+    return ssl_channel_credentials(
+        Path(certificate or DEFAULT_CA_BUNDLE_PATH).read_bytes() + b"\n" + settings.authorities.encode(),
+        Path(client_key).read_bytes() if client_key else None,
+        Path(client_certificate).read_bytes() if client_certificate else None,
+    )
 
 
 def _resource_of(instance_id: str) -> Resource:
@@ -82,7 +161,7 @@ def span_of(call: FinishedCall, resource: Resource, scope: InstrumentationScope)
     if not call.is_outgoing:
         attributes |= {"db.system.name": NAME, "db.operation.name": name}
     if call.peer is not None:
-        attributes["peer.service"] = call.peer.encode(errors="replace").decode()  # protobuf has only valid text
+        attributes["peer.service"] = _valid(call.peer)
     if error := _error_of(call.outcome):
         attributes["error.type"] = error
     return ReadableSpan(
@@ -102,3 +181,26 @@ def span_of(call: FinishedCall, resource: Resource, scope: InstrumentationScope)
 def _error_of(outcome: bytes | str) -> str | None:
     """Return the name of the error that a call ended with, or None if it succeeded."""
     return outcome if isinstance(outcome, str) else ERRORS.get(outcome)
+
+
+def log_record_of(entry: LogEntry, resource: Resource) -> ReadableLogRecord:
+    """Return the log record of a line. If the line is about a traced call, the record belongs to the caller's span."""
+    context = None
+    if found := TRACEPARENT.fullmatch(entry.traceparent or ""):
+        trace_id, span_id, flags = (int(part, 16) for part in found.groups())
+        context = set_span_in_context(NonRecordingSpan(SpanContext(trace_id, span_id, True, TraceFlags(flags))))
+    record = LogRecord(
+        timestamp=entry.time_ns,
+        observed_timestamp=entry.time_ns,
+        context=context,
+        severity_text=entry.level,
+        severity_number=SEVERITIES.get(entry.level),
+        body=_valid(entry.message),
+        attributes={} if entry.exception is None else {"exception.stacktrace": _valid(entry.exception)},
+    )
+    return ReadableLogRecord(record, resource, InstrumentationScope(entry.target))
+
+
+def _valid(text: str) -> str:
+    """Return the text as protobuf needs it, which has only valid UTF-8."""
+    return text.encode(errors="replace").decode()

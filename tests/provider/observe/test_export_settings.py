@@ -1,13 +1,23 @@
-"""Where the settings of tracing come from, and which are refused."""
+"""Where the settings of what is exported come from, and which are refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
-from keyvalue_provider.observe.trace_settings import GRPC, HTTP, TraceSettings, trace_settings
+from keyvalue_provider.observe.export_settings import (
+    GRPC,
+    HTTP,
+    LOGS,
+    TRACES,
+    ExportSettings,
+    TlsFiles,
+    export_settings,
+)
 from tests.conftest import HOST_CAPTURE
 
 ON: dict[str, Any] = {"enable_observability": True}
@@ -37,7 +47,7 @@ ENDPOINT = {f"{PREFIX}ENDPOINT": "http://collector:4318"}
 def test_the_host_decides_and_then_the_variables(
     config: Mapping[str, Any], environment: Mapping[str, str], is_on: bool
 ) -> None:
-    assert (trace_settings(config, environment) is not None) is is_on
+    assert (export_settings(TRACES, config, environment) is not None) is is_on
 
 
 @pytest.mark.parametrize(
@@ -59,16 +69,16 @@ def test_the_host_decides_and_then_the_variables(
 def test_the_endpoint_is_the_one_that_a_host_resolves(
     config: Mapping[str, Any], environment: Mapping[str, str], protocol: str, endpoint: str | None
 ) -> None:
-    settings = trace_settings({**ON, **config}, environment)
+    settings = export_settings(TRACES, {**ON, **config}, environment)
     assert settings is not None
     assert (settings.protocol, settings.endpoint) == (protocol, endpoint)
 
 
 def test_limits_are_those_of_the_batch_processor() -> None:
-    assert trace_settings(ON, {}) == TraceSettings(HTTP, None, 2048, 512, 5.0)
+    assert export_settings(TRACES, ON, {}) == ExportSettings(HTTP, None, 2048, 512, 5.0)
     limits = {"OTEL_BSP_MAX_QUEUE_SIZE": "100", "OTEL_BSP_SCHEDULE_DELAY": "50"}
-    assert trace_settings(ON, limits) == TraceSettings(HTTP, None, 100, 100, 0.05)
-    assert trace_settings(ON, limits | {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "7"}) == TraceSettings(
+    assert export_settings(TRACES, ON, limits) == ExportSettings(HTTP, None, 100, 100, 0.05)
+    assert export_settings(TRACES, ON, limits | {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "7"}) == ExportSettings(
         HTTP, None, 100, 7, 0.05
     )
 
@@ -93,11 +103,51 @@ def test_a_wrong_setting_is_named_and_no_url_is_shown(
     config: Mapping[str, Any], environment: Mapping[str, str], message: str
 ) -> None:
     with pytest.raises(ValueError) as raised:
-        trace_settings({**ON, **config}, environment)
+        export_settings(TRACES, {**ON, **config}, environment)
     assert str(raised.value).startswith(message)
     assert "secret" not in str(raised.value)
 
 
 def test_the_shown_place_holds_no_password() -> None:
-    assert TraceSettings(HTTP, "http://user:secret@collector:4318/v1/traces").place == "collector:4318"
-    assert TraceSettings().place == "the collector of the OTEL_* variables"
+    assert ExportSettings(HTTP, "http://user:secret@collector:4318/v1/traces").place == "collector:4318"
+    assert ExportSettings().place == "the collector of the OTEL_* variables"
+
+
+def test_each_signal_has_its_own_settings() -> None:
+    config = ON | {"observability_endpoint": "http://c:4318", "logs_endpoint": "http://d/l", "enable_traces": False}
+    assert export_settings(TRACES, config, {}) is None
+    assert export_settings(LOGS, config, {}) == ExportSettings(HTTP, "http://d/l", 2048, 512, 1.0)
+    variables = {
+        f"{PREFIX}ENDPOINT": "http://c",
+        f"{PREFIX}LOGS_PROTOCOL": "grpc",
+        f"{PREFIX}LOGS_CERTIFICATE": "own",
+        f"{PREFIX}CERTIFICATE": "shared",
+        f"{PREFIX}CLIENT_KEY": "key",
+        "OTEL_BLRP_MAX_QUEUE_SIZE": "7",
+        "OTEL_BSP_SCHEDULE_DELAY": "8",
+    }
+    logs = ExportSettings(GRPC, None, 7, 7, 1.0, tls=TlsFiles("own", "key"))
+    assert export_settings(LOGS, {}, variables) == logs
+    assert export_settings(TRACES, {}, variables) == ExportSettings(delay_s=0.008, tls=TlsFiles("shared", "key"))
+    assert export_settings(TRACES, {}, variables | {"OTEL_TRACES_EXPORTER": "none"}) is None
+    assert export_settings(LOGS, {}, variables | {"OTEL_TRACES_EXPORTER": "none"}) == logs
+
+
+def test_the_files_of_additional_authorities_are_read_and_checked(tmp_path: Path) -> None:
+    files = [tmp_path / "a.pem", tmp_path / "b.pem"]
+    for file in files:
+        trustme.CA().cert_pem.write_to_path(str(file))
+    config = ON | {"additional_ca_paths": [str(file) for file in files]}
+    settings = export_settings(LOGS, config, {})
+    assert settings is not None
+    assert settings.authorities.count("BEGIN CERTIFICATE") == 2
+    missing, wrong = tmp_path / "missing.pem", tmp_path / "wrong.pem"
+    wrong.write_text("-----BEGIN CERTIFICATE-----\nsecret")
+    for path, reason in (
+        (missing, "No such file or directory"),
+        (wrong, "the file holds no certificate, or a malformed"),
+    ):
+        with pytest.raises(ValueError) as raised:
+            export_settings(LOGS, ON | {"additional_ca_paths": [str(files[0]), str(path)]}, {})
+        assert str(raised.value).startswith(f"otel_config.additional_ca_paths[1]: {path}: {reason}")
+        assert "secret" not in str(raised.value)
