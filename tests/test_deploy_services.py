@@ -79,6 +79,7 @@ def test_the_unit_waits_for_an_orderly_stop_and_does_not_repeat_a_mistake() -> N
     assert float(*settings("TimeoutStopSec")) > STOP_TIMEOUT_S
     assert (settings("Type"), settings("NotifyAccess")) == (["notify"], ["all"])
     assert (settings("Restart"), settings("RestartPreventExitStatus")) == (["on-failure"], ["2"])
+    assert settings("ExecReload") == ["/bin/kill -s RTMIN $MAINPID"], "tests/integration/test_signals.py sends it"
 
 
 def test_the_image_holds_the_executable_and_no_user_with_rights() -> None:

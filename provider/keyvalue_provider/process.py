@@ -218,6 +218,14 @@ class RunningProvider:
             if parts.replicated is not None:
                 parts.replicated.links_changed(parts.policy)
 
+    def read_again(self) -> None:
+        """Read the configuration of `serve` again, because a signal asks for it."""
+        if self.host is not None:
+            log.warning("SIGRTMIN: ignored, because the host sends each new configuration")
+        else:
+            log.info("SIGRTMIN: reading the configuration again")
+            self.configure({})
+
     def refuse_configuration(self, reason: str) -> None:
         """Record that a configuration is unreadable."""
         self._live_configuration.refuse(reason)
@@ -282,7 +290,7 @@ async def _run(
         if parts.snapshots is not None:
             signals.save = parts.snapshots.want
         provider = RunningProvider(parts, live_configuration)
-        signals.status = provider.status
+        signals.status, signals.read_again = provider.status, provider.read_again
         host = provider.host = _host_of(plan, options, connection, links, provider, stop_requested)
         if parts.metrics is not None:
             parts.metrics.health = provider.health

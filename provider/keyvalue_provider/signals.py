@@ -4,6 +4,7 @@
     SIGHUP             stops the provider in order, for example when the terminal is closed
     SIGUSR1            saves a snapshot
     SIGUSR2            logs a status line
+    SIGRTMIN           reads the configuration of `serve` again; SIGHUP has another use
 
 A terminal that is closed can send several SIGHUPs: the system sends one, and the shell another. So a SIGHUP never ends
 the process immediately. It is ignored if it was ignored at the start, as with `nohup`.
@@ -27,6 +28,8 @@ log = logging.getLogger("keyvalue_provider")
 
 T = TypeVar("T")
 
+#: Asks to read the configuration again. Only Linux has this signal.
+RELOAD: signal.Signals | None = getattr(signal, "SIGRTMIN", None)
 #: Time limit for writing the last lines of the log before the process ends immediately.
 FLUSH_TIMEOUT_S = 0.1
 
@@ -37,12 +40,14 @@ class Signals:
     :ivar came: the signals that asked the provider to stop
     :ivar save: saves a snapshot
     :ivar status: returns the status line, without the name of the signal
+    :ivar read_again: reads the configuration again
     """
 
     def __init__(self, stop_requested: asyncio.Event, outer: OuterProcess) -> None:
         self.came: list[int] = []
         self.save: Callable[[], object] = _refuse_to_save
         self.status: Callable[[], str] = lambda: "starting"
+        self.read_again: Callable[[], object] = lambda: log.warning("SIGRTMIN: ignored while starting")
         self._stop_requested = stop_requested
         self._outer = outer
         handlers: dict[signal.Signals, Callable[[signal.Signals], object]] = {
@@ -52,6 +57,8 @@ class Signals:
             signal.SIGUSR1: lambda _: self.save(),
             signal.SIGUSR2: lambda _: log_always(log, f"SIGUSR2: {self.status()}"),
         }
+        if RELOAD is not None:
+            handlers[RELOAD] = lambda _: self.read_again()
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             del handlers[signal.SIGHUP]
         for number, handle in handlers.items():
@@ -77,8 +84,8 @@ class Signals:
 
 
 def ignore_requests(*more: signal.Signals) -> None:
-    """Ignore SIGUSR1 and SIGUSR2, and `more`, while no loop handles them. By default, they end the process."""
-    for number in (signal.SIGUSR1, signal.SIGUSR2, *more):
+    """Ignore SIGUSR1, SIGUSR2, SIGRTMIN and `more` while no loop handles them. By default, they end the process."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2, *(() if RELOAD is None else (RELOAD,)), *more):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import subprocess
+from pathlib import Path
 
 import pytest
 
+from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.nats.client import KeyValueClient
-from tests.conftest import DEADLINE_S, NatsServer, in_thread
+from tests.conftest import DEADLINE_S, Launch, NatsServer, in_thread
 from tests.integration.conftest import Serve, until_it_serves
+from tests.integration.test_metrics import Endpoint
 
-REQUESTS = (signal.SIGUSR1, signal.SIGUSR2)
+REQUESTS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN)
+
+UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "keyvalue-inmemory.service"
 
 
 STATUS = re.compile(
@@ -63,6 +69,55 @@ async def test_requests_for_a_status_line_and_a_snapshot(serve: Serve, nats_serv
     assert await in_thread(process.wait) == 0
 
 
+async def test_a_changed_file_is_read_again(serve: Serve, nats_server: NatsServer, tmp_path: Path) -> None:
+    """As `systemctl reload` does it. The log names what needs a restart, a mistake changes nothing, and calls go on."""
+    (reload,) = re.findall(r"^ExecReload=(.*)$", UNIT.read_text(), re.MULTILINE)
+    file = tmp_path / "options.toml"
+    file.write_text('batch_keys_max = 2\npage_keys = 5\nlog_level = "info"')
+    process = serve("--nats", nats_server.url, "--prefix", "a.reload", "--config", str(file), "--metrics-address", "0")
+    endpoint = await in_thread(Endpoint.of, process)
+
+    async def change(text: str, *lines: str) -> None:
+        file.write_text(text)
+        command = reload.replace("$MAINPID", str(process.process.pid)).split()
+        assert (await in_thread(subprocess.run, command)).returncode == 0
+        for line in lines:
+            await in_thread(process.wait_for, line)
+
+    async with KeyValueClient(nats_server.url, "a.reload", timeout_s=DEADLINE_S) as client:
+        await until_it_serves(client)
+        await client.set("bucket", "key", b"value")
+        with pytest.raises(OtherError, match="batch_keys_max"):
+            await client.get_many("bucket", ["key", "a", "b"])
+        await change(
+            'batch_keys_max = 3\npage_keys = 6\nprefix = "a.other"\nlog_level = "info"\nallow_split = true',
+            "config: changed: batch_keys_max\n",
+            "WARN keyvalue_provider: config: these changes take effect at the next start: allow_split, page_keys\n",
+        )
+        assert await client.get_many("bucket", ["key", "a", "b"]) == [b"value", None, None]
+        for text, fault in (
+            ("batch_keys_max = 0", f"ERROR keyvalue_provider: {file}: batch_keys_max: found '0'"),
+            ("require_link = true", "ERROR keyvalue_provider: config: require_link: without a host there are no links"),
+            ("no TOML", f"ERROR keyvalue_provider: {file}: "),
+        ):
+            await change(text, fault)
+            assert (await in_thread(endpoint.get, "/readyz")).status == 503
+            assert await client.get_many("bucket", ["key", "a", "b"]) == [b"value", None, None]
+        await change(
+            "batch_keys_max = 2\npage_keys = 5", "config: the last fault is corrected\n", "changed: batch_keys_max\n"
+        )
+        assert (await in_thread(endpoint.get, "/readyz")).status == 200
+        with pytest.raises(OtherError, match="batch_keys_max"):
+            await client.get_many("bucket", ["key", "a", "b"])
+        await change("batch_keys_max = 2\npage_keys = 5", "INFO keyvalue_provider: config: nothing has changed\n")
+
+
+def test_a_host_sends_its_configuration_itself(launch: Launch) -> None:
+    provider = launch()
+    provider.signal(signal.SIGRTMIN)
+    provider.wait_for("WARN keyvalue_provider: SIGRTMIN: ignored, because the host sends each new configuration")
+
+
 def test_requests_while_it_connects(serve: Serve) -> None:
     process = serve("--nats", "127.0.0.1:1", "--connect-timeout-ms", "600000")
     process.wait_for("trying again")
@@ -70,6 +125,7 @@ def test_requests_while_it_connects(serve: Serve) -> None:
         process.signal(number)
     process.wait_for("SIGUSR1: no snapshot is saved")
     process.wait_for("SIGUSR2: starting")
+    process.wait_for("SIGRTMIN: ignored while starting")
     process.signal(signal.SIGHUP)
     assert process.wait() == 0
 

@@ -56,7 +56,7 @@ class StartPlan:
     :param xkeys: the keys that open sealed secrets, or None if the host data has no xkeys
     :param log_level: the log level if the option `log_level` is not set
     :param structured_logging: True to log JSON if the option `structured_logging` is not set
-    :param resolve: combines a new configuration from the host with the other sources
+    :param resolve: reads the sources of options again. A host gives its new configuration
     :param redis: the parameters of the Redis listener, or None
     :param allows_split: False to refuse the start if another instance serves the prefix with other keys
     """
@@ -92,7 +92,7 @@ def read_standalone_plan(
     """
     configuration = resolve_standalone(arguments, environment)
     _refuse_faults(configuration)
-    return plan_standalone(configuration), configuration
+    return plan_standalone(configuration, lambda: resolve_standalone(arguments, environment)), configuration
 
 
 def plan_hosted(host_data: HostData, configuration: Configuration, environment: Mapping[str, str]) -> StartPlan:
@@ -115,10 +115,11 @@ def plan_hosted(host_data: HostData, configuration: Configuration, environment: 
     )
 
 
-def plan_standalone(configuration: Configuration) -> StartPlan:
+def plan_standalone(configuration: Configuration, read_again: Callable[[], Configuration]) -> StartPlan:
     """Return the plan for a start without a host.
 
     :param configuration: a configuration without faults
+    :param read_again: reads the file of options again
     :raises ValueError: links are required, or the user or a certificate is wrong
     """
     options = configuration.standalone
@@ -131,7 +132,7 @@ def plan_standalone(configuration: Configuration) -> StartPlan:
         xkeys=None,
         log_level="info",
         structured_logging=False,
-        resolve=lambda _: configuration,
+        resolve=lambda _: read_again(),
         allows_split=options.allow_split,
         redis=redis_of(configuration),
     )
