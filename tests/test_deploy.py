@@ -16,7 +16,9 @@ from keyvalue_engine import Store
 from keyvalue_provider.config.options import LinkOptions, ProviderOptions
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES
 from tests.conftest import options_of
+from tests.provider.observe.test_exports import metrics_of_exports
 from tests.provider.observe.test_metrics import Pieces, promtool
+from tests.provider.observe.test_redis_metrics import metrics_of_a_listener
 from tests.provider.observe.test_replica_metrics import metrics_of_a_new_replica
 from tests.provider.observe.test_snapshot_metrics import metrics_of_new_snapshots
 
@@ -31,10 +33,14 @@ DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana-dashboard.json").read_
 METRIC = re.compile(r"\b(?:wrpc_keyvalue|process)_\w+")
 
 
+#: The metrics that exist only with some options.
+OPTIONAL = metrics_of_a_new_replica, metrics_of_new_snapshots, metrics_of_a_listener, metrics_of_exports
+
+
 def exposed() -> dict[str, set[str]]:
-    """Return all samples of a scrape, with their labels, also those of the replicated store and of snapshots."""
+    """Return all samples of a scrape, with their labels, also those of optional parts."""
     samples: dict[str, set[str]] = {}
-    optional = *metrics_of_a_new_replica(), *metrics_of_new_snapshots()
+    optional = [family for families in OPTIONAL for family in families()]
     for family in (*Pieces.of(Store()).registry().collect(), *optional):
         for sample in family.samples:
             samples.setdefault(sample.name, set()).update(sample.labels)
@@ -153,7 +159,8 @@ def test_the_dashboard_follows_the_rules_of_the_mixin_linter() -> None:
 
 def test_the_panels_are_in_rows() -> None:
     assert DASHBOARD["panels"][0] in ROWS
-    assert [row["title"] for row in ROWS] == ["Calls", "Store", "NATS", "Watching", "Snapshots", "Replicated store"]
+    titles = "Calls, Store, NATS, Watching, Snapshots, Replicated store, Redis clients, Spans and log"
+    assert [row["title"] for row in ROWS] == titles.split(", ")
     for row, after in zip(ROWS, [*ROWS[1:], {"gridPos": {"y": 1_000}}], strict=True):
         height = range(row["gridPos"]["y"] + 1, after["gridPos"]["y"])
         assert any(panel["gridPos"]["y"] in height for panel in PANELS)
@@ -189,7 +196,7 @@ def test_the_dashboard_shows_the_important_metrics() -> None:
         wrpc_keyvalue_keys  wrpc_keyvalue_memory_bytes  wrpc_keyvalue_invocations_in_flight
         wrpc_keyvalue_half_open_invocations  wrpc_keyvalue_keyspace_hits_total  wrpc_keyvalue_nats_reconnects_total
     """
-    optional = {family.name for family in (*metrics_of_a_new_replica(), *metrics_of_new_snapshots())}
+    optional = {family.name for families in OPTIONAL for family in families()}
     missing = [part for part in (*expected.split(), *optional) if not any(part in shown for shown in EXPRESSIONS)]
     assert missing == []
 

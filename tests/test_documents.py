@@ -16,7 +16,9 @@ from keyvalue_engine import Store
 from keyvalue_provider.config.declaration import Option, OptionTable
 from keyvalue_provider.config.options import LINK_OPTIONS, OPTIONS, STANDALONE_OPTIONS, WATCHING_LINK_OPTIONS
 from keyvalue_transport.keyvalue.outcomes import OUTCOMES
+from tests.provider.observe.test_exports import metrics_of_exports
 from tests.provider.observe.test_metrics import FUNCTIONS, Pieces
+from tests.provider.observe.test_redis_metrics import metrics_of_a_listener
 from tests.provider.observe.test_replica_metrics import metrics_of_a_new_replica
 from tests.provider.observe.test_snapshot_metrics import metrics_of_new_snapshots
 
@@ -66,21 +68,21 @@ def rows_of_metrics() -> list[tuple[str, str, str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("document", "families"),
-    [("replication.md", metrics_of_a_new_replica), ("operating.md", metrics_of_new_snapshots)],
+    "families",
+    [metrics_of_a_new_replica, metrics_of_new_snapshots, metrics_of_a_listener, metrics_of_exports],
 )
-def test_the_tables_of_optional_metrics_are_the_code(document: str, families: Callable[[], Iterable[Metric]]) -> None:
+def test_the_tables_of_optional_metrics_are_the_code(families: Callable[[], Iterable[Metric]]) -> None:
     suffixes = {"counter": "_total"}
     rows = [
         f"| {family.name}{suffixes.get(family.type, '')} | {family.type} | {family.documentation.removesuffix('.')} |"
         for family in families()
     ]
-    text = (ROOT / "docs" / document).read_text()
+    text = (ROOT / "docs" / "observing.md").read_text()
     assert "\n".join(["| metric | type | meaning |", "|---|---|---|", *rows]) in text, "\n".join(rows)
 
 
 def test_the_table_of_metrics_is_the_code() -> None:
-    _, _, section = (ROOT / "docs" / "operating.md").read_text().partition("\n## Metrics\n")
+    _, _, section = (ROOT / "docs" / "observing.md").read_text().partition("\n## Metrics\n")
     section = section.partition("\n## ")[0]
     found = re.findall(r"^\| (\w+) \| (\w+) \| ?(.*?) \| (.+) \|$", section, re.MULTILINE)[1:]  # without the head
     expected = rows_of_metrics()
