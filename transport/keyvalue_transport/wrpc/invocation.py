@@ -247,10 +247,7 @@ class Invocations(Generic[A, M]):
         return self._answer(reply, outcome, caller, traceparent, handshake)
 
     def may_wait(self, pending: Pending, source_id: str | None) -> bool:
-        """Count an invocation that waits for its answer. Return False, and drop the answer, if too many wait.
-
-        A caller leaves a quarter of the places to others.
-        """
+        """Count an invocation that waits for its answer. Return False, and drop the answer, if too many wait."""
         if self.begin_waits(source_id, 1) == 1:
             return True
         drop_answer(pending.answer)
@@ -258,7 +255,7 @@ class Invocations(Generic[A, M]):
         return False
 
     def begin_waits(self, source_id: str | None, number: int) -> int:
-        """Count invocations of one caller that wait. Return the number of those that may wait."""
+        """Count calls that wait. Return the number of those that may. A caller leaves a quarter of the places to others."""
         own = self._waiting_of.get(source_id, 0)
         room, own_room = self._waiting_max - self._waiting, self._waiting_share - own
         if own_room < room:
@@ -331,10 +328,7 @@ class Invocations(Generic[A, M]):
         return Step([*self._half_open_ends(admitted, waiting), *self._ends(calls), *self._whole_ends(held)])
 
     def refuse(self, reply: A, what: object = None) -> Step[A, M]:
-        """Refuse an invocation that has no handshake yet.
-
-        :param what: its handler or Pending answer, which is told; None if it has been told
-        """
+        """Refuse an invocation without a handshake. Tell `what`, its handler or Pending answer, unless it was told."""
         return self._refuse(reply, self._replies.accept(reply, None), what)
 
     def _cut(
