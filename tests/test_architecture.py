@@ -79,6 +79,7 @@ ROOMS = {
     f"{R}.change_feed": room(f"{E} {R} {T}.nats.connection {T}.wrpc.errors"),
     f"{R}.wires": room(f"{R} {T}.nats.connection"),
     f"{R}.company": room(f"{E} {R}", without_io=True),
+    f"{R}.open_bucket": room(f"{E} {R}"),
     f"{R}.open_buckets": room(f"{E} {R} {T}.nats.connection {T}.wrpc.errors"),
     f"{R}.old_barriers": room(R),
     f"{R}.shared_quick": room(R),
@@ -90,7 +91,7 @@ ROOMS = {
     f"{P}.keyvalue": room(f"{E} {R}.options {T}.wrpc {T}.keyvalue {P}.config.options {P}.host.links"),
     f"{P}.watching": room(f"{E} {T} {P}.config.options {P}.host.links {P}.keyvalue.names"),
     f"{P}.watching.durable_delivery": room(f"{E} {T} {R}.change_feed {P}.watching {P}.keyvalue.names"),
-    f"{P}.watching.replicated_watchers": room(f"{E} {T} {R} {P}.host.links {P}.watching"),
+    f"{P}.watching.replicated_watchers": room(f"{E} {T} {R} {P}.config.options {P}.host.links {P}.watching"),
     f"{P}.observe": room(f"{E} {T} {P}.health {P}.host {P}.observe.otlp {P}.watching", "prometheus_client"),
     # The only module that knows OpenTelemetry, which is optional.
     f"{P}.observe.otlp": room(f"{T}.keyvalue {T}.nats.tracing {P}.observe", "opentelemetry grpc requests"),

@@ -107,7 +107,9 @@ REASONS = {
         sequences.py      test_core.py                             increments need them
         shared_quick.py   test_core.py                             the model with plain names reads with them
         stream.py         tests/integration/test_replicated.py     it needs a real server
+        open_buckets.py   tests/integration/test_shared_buckets.py  it needs a real server
         waiting_bucket.py  tests/integration/test_shared_buckets.py  it waits for a real server
+        watched_bucket.py  tests/integration/test_plain_watch.py    it needs a real server
         wires.py          tests/integration/test_shared_buckets.py  its subscriptions need a real server
     """,
     "provider/keyvalue_provider": """
@@ -144,7 +146,6 @@ REASONS = {
         packaging/archive_command.py  packaging/test_archive.py     it makes and checks archives
         packaging/claims.py   packaging/test_archive.py             claims are part of the archive
         watching/watchers.py  tests/integration/test_watch.py       it needs links and a component
-        watching/no_watchers.py  tests/integration/test_shared_buckets.py  it needs links and the replicated store
         watching/replicated_watchers.py  tests/integration/test_replicated_watch.py  it needs a real server
     """,
     "bench": """

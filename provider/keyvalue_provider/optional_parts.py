@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from keyvalue_provider.observe.metrics import Metrics
     from keyvalue_provider.redis_service import RedisService
     from keyvalue_provider.replicated import Replicated
-    from keyvalue_provider.watching.no_watchers import NoWatchers
     from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
     from keyvalue_replica.kv_stores import StoreSum
     from keyvalue_transport.nats.connection import Connection
@@ -96,18 +95,15 @@ def watchers_of(
     links: Links,
     options: ProviderOptions,
     tracer: Tracer | None,
-) -> Watchers | ReplicatedWatchers | NoWatchers:
+) -> Watchers | ReplicatedWatchers:
     """Return the watchers of a store in memory, or of the replicated store."""
     limits = WatchLimits(options.watch_queue_events, options.watch_queue_bytes, options.watch_timeout_ms / 1000)
     if store is not None:
         return Watchers(connection, lattice, store, links, limits, tracer)
-    if replicated is None or replicated.follower is None:
-        from keyvalue_provider.watching.no_watchers import NoWatchers
-
-        return NoWatchers(links, lattice)
+    assert replicated is not None
     from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
 
-    return ReplicatedWatchers(connection, lattice, replicated.follower, links, limits)
+    return ReplicatedWatchers(connection, lattice, replicated, links, limits)
 
 
 def start_endpoint(options: ProviderOptions, metrics: Metrics, provider: Observed) -> Endpoint:

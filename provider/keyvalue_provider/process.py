@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from keyvalue_provider.observe.metrics import Durations, Metrics
     from keyvalue_provider.redis_service import RedisService
     from keyvalue_provider.replicated import Replicated
-    from keyvalue_provider.watching.no_watchers import NoWatchers
     from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
     from keyvalue_replica.kv_stores import StoreSum
 
@@ -134,7 +133,7 @@ class Parts:
     snapshots: Snapshots | None
     policy: Policy
     service: Service
-    watchers: Watchers | ReplicatedWatchers | NoWatchers
+    watchers: Watchers | ReplicatedWatchers
     others: OtherInstances
     server: Server
     metrics: Metrics | None
@@ -217,6 +216,8 @@ class RunningProvider:
             parts.service.policy_changed()
             if parts.replicated is not None:
                 parts.replicated.links_changed(parts.policy)
+                if self._is_loaded:
+                    parts.watchers.links_changed(())
 
     def read_again(self) -> None:
         """Read the configuration of `serve` again, because a signal asks for it."""

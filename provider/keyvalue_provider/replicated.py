@@ -21,7 +21,8 @@ from keyvalue_replica.bucket import ReplicaStore
 from keyvalue_replica.company import Serving
 from keyvalue_replica.follower import Follower
 from keyvalue_replica.kv_stores import KvStores, StoreSum
-from keyvalue_replica.open_buckets import KvPlace, OpenBuckets
+from keyvalue_replica.open_bucket import KvPlace
+from keyvalue_replica.open_buckets import OpenBuckets
 from keyvalue_replica.plain_layout import check_bucket_name
 from keyvalue_replica.publications import CountSum
 from keyvalue_transport.nats.connection import Connection
@@ -38,6 +39,9 @@ class LinkedBuckets(Protocol):
 
     def linked_buckets(self) -> Mapping[tuple[str, bytes], bool]: ...
 
+    @property
+    def js_domain(self) -> str: ...
+
 
 class Replicated:
     """The replicated store.
@@ -45,6 +49,8 @@ class Replicated:
     :param follower: follows the provider's own KV bucket, or None
     :ivar store: opens the buckets
     :ivar engine: counts keys and memory, and removes expired keys
+    :ivar keys: the form of the names of callers without a link: `encoded` or `plain`
+    :ivar js_domain: the JetStream domain of KV buckets whose links name none, or "" for that of the provider
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class Replicated:
     ) -> None:
         limits, is_atomic = options.store_options(), options.batch == ATOMIC
         self.follower = follower
+        self.keys, self.js_domain = options.keys, options.js_domain or ""
         self.plain = OpenBuckets(
             connection,
             options.replica_options(kv_bucket),
@@ -97,7 +104,7 @@ class Replicated:
 
     def links_changed(self, policy: LinkedBuckets) -> None:
         """Open the KV buckets that links name."""
-        wanted = {}
+        wanted, self.js_domain = {}, policy.js_domain
         for (domain, name), creates in policy.linked_buckets().items():
             try:
                 wanted[KvPlace(domain, check_bucket_name(name))] = creates

@@ -21,15 +21,15 @@ from contextlib import suppress
 from time import monotonic
 from typing import NamedTuple, Protocol
 
+from keyvalue_replica.core import Core
 from keyvalue_replica.errors import NotStoredError, StreamError, UnavailableError
-from keyvalue_replica.follower import Follower
-from keyvalue_replica.layout import headers_of, is_deletion, is_readable
+from keyvalue_replica.layout import Layout, headers_of, is_deletion, is_readable
 from keyvalue_replica.position import Delivery
-from keyvalue_replica.stream import NS_PER_S, ApiError
+from keyvalue_replica.stream import NO_STREAM, NS_PER_S, Api, ApiError, stream_state
 from keyvalue_transport.nats.connection import Connection, Subscription
 from keyvalue_transport.wrpc.errors import DisconnectedError
 
-__all__ = ["HELD_MAX", "ChangeFeed", "FeedChange", "Listener"]
+__all__ = ["HELD_MAX", "ChangeFeed", "FeedChange", "Listener", "WatchedStream"]
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,39 @@ class Listener(Protocol):
     def wake(self) -> None:
         """Begin calls, because `ChangeFeed.may_tell` may have become true."""
 
+    def begin_again(self) -> None:
+        """Note that the sequences begin again, because there is a new stream. No change is held."""
+
+
+class WatchedStream(Protocol):
+    """The stream and its copy, such as `Follower` or `WatchedBucket`.
+
+    :ivar created: when the stream was created, as text; another text means another stream, None that nothing is known
+    :ivar served_from: the sequence that was applied when the copy last began to be served
+    """
+
+    @property
+    def api(self) -> Api: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def is_serving(self) -> bool: ...
+
+    @property
+    def core(self) -> Core:
+        """Return the core.
+
+        :raises NotStoredError: there is none now
+        """
+
+    @property
+    def created(self) -> str | None: ...
+
+    @property
+    def served_from(self) -> int: ...
+
 
 class ChangeFeed:
     """The durable consumer of one watcher, as one instance uses it.
@@ -109,7 +142,7 @@ class ChangeFeed:
     """
 
     def __init__(
-        self, connection: Connection, replica: Follower, name: str, about: str, listener: Listener, held_max: int
+        self, connection: Connection, replica: WatchedStream, name: str, about: str, listener: Listener, held_max: int
     ) -> None:
         self._connection = connection
         self._replica = replica
@@ -117,6 +150,7 @@ class ChangeFeed:
         self._name = name
         self.about = about
         self._listener = listener
+        self._created = replica.created  # of the stream that `_begin` is for
         self._begin = replica.core.position.applied + 1 if replica.is_serving else 0
         self._inbox = connection.new_inbox().encode()
         self._next = f"{replica.api.prefix}.CONSUMER.MSG.NEXT.{self._stream}.{name}".encode()
@@ -141,6 +175,10 @@ class ChangeFeed:
     def start(self, after: asyncio.Task[None] | None = None) -> None:
         """Begin, when the task `after` has ended."""
         self._task = asyncio.create_task(self._run(after))
+
+    def note_missing(self) -> None:
+        """Note that the stream does not exist. Everything in a later one is new."""
+        self._created = self._created or ""
 
     def acknowledge(self, reply: bytes) -> None:
         """Acknowledge a change."""
@@ -179,7 +217,7 @@ class ChangeFeed:
                 await self._replica.api.call(f"CONSUMER.DELETE.{self._stream}.{self._name}")
                 return
             except ApiError as error:
-                if error.code != NO_CONSUMER:
+                if error.code not in (NO_CONSUMER, NO_STREAM):
                     log.warning("replica: %s could not be deleted: %s", self.about, error)
                 return
             except (UnavailableError, StreamError, DisconnectedError) as error:
@@ -206,7 +244,7 @@ class ChangeFeed:
                 if self._replica.is_serving:
                     await self._serve()
                 else:
-                    pause_s = PAUSE_S
+                    self.fault, pause_s = None, PAUSE_S  # health says why the stream is not served
             except (ApiError, UnavailableError, StreamError) as error:
                 if str(error) != self.fault:
                     log.warning("replica: %s: %s; trying again", self.about, error)
@@ -228,10 +266,19 @@ class ChangeFeed:
         await self._follow()
 
     async def _ensure(self) -> None:
-        """Create the consumer if it does not exist."""
+        """Create the consumer if it does not exist.
+
+        :raises StreamError: the stream was created again, and the replica has not noticed that yet
+        """
         name, replica = f"{self._stream}.{self._name}", self._replica
         self._is_gone = False
-        if not self._begin or self._begin > replica.core.position.applied + 1:  # the stream was created again
+        if replica.is_serving and replica.created != self._created:
+            await self._begin_again()
+            self._begin = 0 if self._created is None else 1  # a stream that was created since then is new
+            self._created = replica.created
+        if not replica.is_serving:
+            return
+        if not self._begin or self._begin > replica.core.position.applied + 1:  # the stream has lost its end
             self._begin = replica.served_from + 1
         try:
             answer = await replica.api.call(f"CONSUMER.INFO.{name}")
@@ -241,6 +288,9 @@ class ChangeFeed:
         else:
             self._begin = max(self._begin, int(answer["ack_floor"]["stream_seq"]) + 1)
             return
+        state = await stream_state(replica.api, replica.layout)
+        if state is None or state.created != self._created:
+            raise StreamError("the stream was deleted or created again")
         keys = replica.layout.keys
         config = {
             "name": self._name,
@@ -264,6 +314,13 @@ class ChangeFeed:
         except ApiError as error:
             if error.code != EXISTS:  # another instance was faster
                 raise
+
+    async def _begin_again(self) -> None:
+        """Forget the changes of the stream before."""
+        self._lose_pin()
+        while self._listener.replies():  # noqa: ASYNC110 - calls in flight set no event
+            await asyncio.sleep(PAUSE_S)
+        self._listener.begin_again()
 
     async def _follow(self) -> None:
         """Ask for changes, until the consumer or the connection is gone, or this instance must not serve."""

@@ -91,6 +91,7 @@ class Expiries:
         self._deletes: OrderedDict[bytes, int] = OrderedDict()  # the sequence of the last delete, by subject
         self._in_flight = 0
         self._is_called = False  # `publish_due` will be called without a delay
+        self._is_closed = False
         self._on_dropped = on_dropped
 
     def __len__(self) -> int:
@@ -109,6 +110,12 @@ class Expiries:
             self._known[subject] = expired = Expired(self, subject, bucket, key)
             self._put(expired, 0.0)
 
+    def close(self) -> None:
+        """Forget all keys, because the stream is not followed any more."""
+        self._is_closed = True
+        self._known.clear()
+        self._due.clear()
+
     def note_delete(self, subject: bytes, sequence: int) -> None:
         """Note a delete that was applied."""
         self._deletes[subject] = sequence
@@ -119,6 +126,8 @@ class Expiries:
     def end(self, expired: Expired, delay_s: float = 0.0, is_stored: bool = False) -> None:
         """End a publication."""
         self._in_flight -= 1
+        if self._is_closed:
+            return
         if is_stored:
             self._finish(expired)
         else:
@@ -134,6 +143,8 @@ class Expiries:
             del self._known[expired.subject]
 
     def _put(self, expired: Expired, delay_s: float) -> None:
+        if self._is_closed:
+            return
         if delay_s:
             self._core.call_later(delay_s, lambda: self._put(expired, 0.0))
         else:

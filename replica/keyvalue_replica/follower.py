@@ -69,6 +69,7 @@ class Follower:
     :param company: what it shares with others; None if it has everything for itself
     :ivar fault: why the instance does not serve, or None
     :ivar core: created by `open`
+    :ivar created: when the stream was created, as text; another text means another stream
     :ivar served_from: the sequence that was applied when it last began to serve
     """
 
@@ -91,7 +92,7 @@ class Follower:
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._message_bytes_max: int | None = None
-        self._created = ""
+        self.created = ""
         self._must_read_again = False
         self._broken = asyncio.Event()
         self._why = ""
@@ -125,7 +126,7 @@ class Follower:
         clock.note(state.now_ns)
         self._options = replace(self._options, secret=state.secret)  # for a bucket that is created again
         self._message_bytes_max = state.message_bytes_max
-        self._created = state.created
+        self.created = state.created
         names = self._wire.inbox, self._instance, self._options.timeout_s
         self.core = Core(store, self.layout, self, *names, clock, reservations)
         await self._wire.open(self.core)
@@ -155,7 +156,7 @@ class Follower:
     @property
     def identity(self) -> str:
         """Return a text that is the same at all instances with this bucket, and different for every other bucket."""
-        return f"jetstream {self._options.bucket} {self._created}"
+        return f"jetstream {self._options.bucket} {self.created}"
 
     @property
     def is_serving(self) -> bool:
@@ -324,17 +325,14 @@ class Follower:
         if self._must_read_again:
             await self.empty()
             core.restart()
-            self._created = state.created
+            self.created = state.created
             self._must_read_again = False
         await self._consume()
         await self._catch_up()
         self.served_from = core.position.applied
         self.fault = None
         log.info(
-            "replica: caught up with %s at message %d: %d keys",
-            self.layout.stream,
-            core.position.applied,
-            self._keys(),
+            "replica: caught up with %s at message %d: %d keys", self.layout.stream, self.served_from, self._keys()
         )
         await serving.join()
         self._caught_up.set()
@@ -351,7 +349,7 @@ class Follower:
     def _why_read_again(self, state: StreamState) -> str:
         """Return why the instance can't go on from its position, or "" if it can."""
         applied = self.core.position.applied
-        if state.created != self._created:
+        if state.created != self.created:
             return "the stream was created again or restored"
         # With several servers, the leader may not have applied yet what another server has delivered. If messages are
         # really lost, the next barrier gets a sequence that was used before.
@@ -445,7 +443,7 @@ class Follower:
         await self._old_barriers.remove(core.position.applied)
         if (state.replicas == 1) != core.position.trusts_pending:
             raise _Broken(f"the stream has {state.replicas} replicas now")
-        if state.created != self._created:
+        if state.created != self.created:
             self._must_read_again = True
             raise _Broken("the stream was created again")
         if state.last_sequence < core.position.applied:

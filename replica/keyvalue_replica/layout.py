@@ -81,6 +81,7 @@ class Layout:
     allows_ttl = allows_batches = True
 
     def __init__(self, kv_bucket: str, domain: str = "") -> None:
+        self.domain = domain
         #: The beginning of the subjects for publishing. The server of another domain removes it.
         self.to_domain = f"$JS.{domain}.API.".encode() if domain else b""
         self.stream = f"KV_{kv_bucket}"

@@ -19,7 +19,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import monotonic
-from typing import NamedTuple
 
 from keyvalue_engine import BucketOptions, NoSuchBucketError, Quota, Store, StoreError, StoreOptions
 from keyvalue_engine.errors import Limit, LimitError
@@ -29,16 +28,18 @@ from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.company import Company
 from keyvalue_replica.errors import NoStreamError, NotStoredError, StreamError
 from keyvalue_replica.follower import TICK_S, Follower
-from keyvalue_replica.options import LinkedOptions, ReplicaOptions, plain_name
+from keyvalue_replica.open_bucket import KvPlace, OpenBucket
+from keyvalue_replica.options import LinkedOptions, ReplicaOptions
 from keyvalue_replica.plain_layout import PlainLayout, check_bucket_name
 from keyvalue_replica.publications import CountSum
 from keyvalue_replica.reservations import Reservations
 from keyvalue_replica.waiting_bucket import RefusingBucket, WaitingBucket
+from keyvalue_replica.watched_bucket import WatchedBucket
 from keyvalue_replica.wires import SharedWires
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.wrpc.errors import DisconnectedError
 
-__all__ = ["KvPlace", "OpenBuckets"]
+__all__ = ["OpenBuckets"]
 
 log = logging.getLogger(__name__)
 
@@ -50,80 +51,9 @@ LOOK_S = 5.0
 #: Seconds after which a KV bucket that is not served is closed. Its next use opens it again.
 FAULTY_S = 15.0
 #: Seconds until a KV bucket of a link that could not be opened is tried again.
-RETRY_S = 10.0
+RETRY_S = 4.0
 #: Number of KV buckets that health names.
 NAMED_MAX = 5
-
-
-class KvPlace(NamedTuple):
-    """Where a KV bucket is.
-
-    :ivar domain: its JetStream domain, or "" for that of the provider
-    """
-
-    domain: str
-    kv_bucket: str
-
-    @property
-    def name(self) -> bytes:
-        """Return the name that the engine has for it."""
-        return plain_name(self.domain, self.kv_bucket.encode())
-
-
-class OpenBucket:
-    """One KV bucket that is opening, open or closing. It is served while its follower follows the stream.
-
-    :ivar changed: set whenever anything about it changes; a waiting call then looks again
-    :ivar refusal: why it could not be opened
-    :ivar store: opens handles; None until the follower has caught up
-    :ivar is_served: True while calls may be answered
-    :ivar was_served: True once it was served
-    """
-
-    def __init__(self, place: KvPlace, on_change: Callable[[], None]) -> None:
-        self.place = place
-        self.used_s = self.faulty_s = monotonic()
-        self.changed = asyncio.Event()
-        self.refusal: Exception | None = None
-        self.follower: Follower | None = None
-        self.store: ReplicaStore | None = None
-        self.is_served = self.was_served = self.is_closing = False
-        self.task: asyncio.Task[None] | None = None
-        self._on_change = on_change
-
-    async def join(self) -> None:
-        """Answer calls, because the copy is complete."""
-        self.is_served = self.was_served = True
-        self.wake()
-        self._on_change()
-
-    async def leave(self) -> None:
-        """Let calls wait."""
-        if self.is_served:
-            self.faulty_s = monotonic()
-            self.hide()
-
-    def hide(self) -> None:
-        """Let no call find the copy."""
-        was_served, self.is_served = self.is_served, False
-        self.wake()
-        if was_served:  # otherwise, calls to missing buckets would make all other calls slower
-            self._on_change()
-
-    def wake(self) -> None:
-        """Wake the calls that wait."""
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-    @property
-    def fault(self) -> str:
-        """Return why it is not served."""
-        return (self.follower.fault if self.follower is not None else None) or "it is being opened"
-
-    @property
-    def is_idle(self) -> bool:
-        """Return True if no change is in flight."""
-        return self.follower is None or not len(self.follower.core.publications)
 
 
 class OpenBuckets:
@@ -134,7 +64,9 @@ class OpenBuckets:
     :param again: makes the answer of a `get` that must be made again in a callback of the barrier
     :param buckets_max: the number of KV buckets that may be open
     :param idle_s: seconds after which a KV bucket that nobody uses is closed
+    :ivar linked: those that links name, with True for those that may be created
     :ivar on_change: called when kept handles must be dropped
+    :ivar on_closed: called with the engine's name of each one that was closed
     :ivar observe: given to each core (`Publications.observe`)
     """
 
@@ -159,13 +91,16 @@ class OpenBuckets:
         self._buckets_max = buckets_max
         self._idle_s = idle_s
         self._open: dict[KvPlace, OpenBucket] = {}
-        self._wanted: dict[KvPlace, bool] = {}  # those of links, with True for those that may be created
-        self._refused: dict[KvPlace, tuple[str, float]] = {}  # why one of a link could not be opened, and when
+        self.linked: dict[KvPlace, bool] = {}
+        self._watched: dict[KvPlace, set[WatchedBucket]] = {}
+        self._wanted: dict[KvPlace, bool] = {}  # `linked`, and those that are watched
+        self._refused: dict[KvPlace, tuple[Exception, float]] = {}  # why a wanted one is not open, and since when
         self._opening = asyncio.Semaphore(OPENING_MAX)
         self._task: asyncio.Task[None] | None = None
         self._torn_s = 0.0  # of those that are closed
         self._is_stopping = False
         self.on_change: Callable[[], None] = lambda: None
+        self.on_closed: Callable[[bytes], None] = lambda name: None
         self.observe: Callable[[float, bool, int], None] | None = None
 
     # Handles.
@@ -225,26 +160,46 @@ class OpenBuckets:
 
     # Opening and closing.
 
-    def want(self, wanted: Mapping[KvPlace, bool]) -> None:
+    def want(self, linked: Mapping[KvPlace, bool]) -> None:
         """Open the KV buckets that links name, unless they are open.
 
-        :param wanted: True for those that are created if they do not exist
+        :param linked: True for those that are created if they do not exist
         """
-        added = [place for place, creates in wanted.items() if self._wanted.get(place) is not creates]
-        self._wanted = dict(wanted)
-        self._refused = {place: refused for place, refused in self._refused.items() if place in wanted}
-        for place in added:
-            self._try(place)
+        self.linked = dict(linked)
+        before, self._wanted = self._wanted, dict.fromkeys(self._watched, False) | self.linked
+        self._refused = {place: refused for place, refused in self._refused.items() if place in self._wanted}
+        for place, creates in self._wanted.items():
+            if before.get(place) is not creates:
+                self._try(place, creates)
 
-    def _try(self, place: KvPlace) -> None:
-        """Open a KV bucket of a link if there is room."""
+    def watch(self, place: KvPlace) -> WatchedBucket:
+        """Open a KV bucket, and keep it open until it is no longer watched. It is not created if it is missing."""
+        layout = PlainLayout(place.kv_bucket, place.name, place.domain or self._of_provider.domain)
+        watched = WatchedBucket(self._connection, layout, lambda: self._open.get(place))
+        self._watched.setdefault(place, set()).add(watched)
+        self._wanted.setdefault(place, False)
+        self._try(place, self._wanted[place])  # even if it was refused a moment ago: `on_missing` must be called
+        return watched
+
+    def unwatch(self, place: KvPlace, watched: WatchedBucket) -> None:
+        """Keep a KV bucket open no longer for a watcher."""
+        self._watched[place].discard(watched)
+        if not self._watched[place]:
+            del self._watched[place]
+            if place not in self.linked:
+                del self._wanted[place]
+                self._refused.pop(place, None)
+
+    def _try(self, place: KvPlace, creates: bool) -> None:
+        """Open a KV bucket of a link if there is room. One that is watched takes the room of an unused one."""
         if place in self._open:
             return
-        if self._held < self._buckets_max:
-            self._begin(place, self._wanted[place])
-        else:
-            error = LimitError(OPEN_BUCKETS, self._held + 1, self._buckets_max)
-            self._refused[place] = str(error), monotonic()
+        try:
+            if self._held >= self._buckets_max and place not in self._watched:
+                raise LimitError(OPEN_BUCKETS, self._held + 1, self._buckets_max)
+            self._begin(place, creates)
+        except LimitError as error:
+            self._refused[place] = error, monotonic()
 
     @property
     def _held(self) -> int:
@@ -267,10 +222,14 @@ class OpenBuckets:
         :raises LimitError: all are in use
         """
         unused_s = monotonic() - 2 * LOOK_S
-        idle = [each for each in self._open.values() if each.used_s < unused_s and each.is_idle and not each.is_closing]
+        idle = [each for each in self._open.values() if each.used_s < unused_s and self._may_close(each)]
         if not idle:
             raise LimitError(OPEN_BUCKETS, self._held + 1, self._buckets_max)
         self._close(min(idle, key=lambda each: each.used_s))
+
+    def _may_close(self, opened: OpenBucket) -> bool:
+        """Return True if a KV bucket may be closed when it is unused."""
+        return opened.is_idle and not opened.is_closing and opened.place not in self._watched
 
     async def _run(self, opened: OpenBucket, creates: bool) -> None:
         """Open a KV bucket, and follow it until `_close` is called."""
@@ -291,7 +250,10 @@ class OpenBuckets:
         except (StreamError, DisconnectedError) as error:
             opened.refusal = error
             if place in self._wanted:
-                self._refused[place] = str(error), monotonic()
+                self._refused[place] = error, monotonic()
+            if isinstance(error, NoStreamError):
+                for watched in self._watched.get(place, ()):
+                    watched.on_missing()
         except Exception as error:  # a fault of ours must not leave calls waiting
             log.exception("the KV bucket %s could not be opened", place.kv_bucket)
             opened.refusal = error
@@ -309,6 +271,7 @@ class OpenBuckets:
             self._torn_s += follower.torn_s
             self._ended.add(follower.counts)
             follower.core.give_up()
+            self.on_closed(opened.place.name)
             await follower.stop()
             if self._is_stopping:
                 return
@@ -345,14 +308,17 @@ class OpenBuckets:
                 continue
             if not is_connected:
                 opened.faulty_s = now_s
-            is_unused = now_s - opened.used_s > self._idle_s and opened.is_idle
+            is_unused = now_s - opened.used_s > self._idle_s and self._may_close(opened)
             is_faulty = not opened.is_served and now_s - opened.faulty_s > FAULTY_S
             is_stuck = is_faulty and not opened.follower.is_reading
             if is_unused or is_stuck or opened.follower.is_refused or opened.follower.failed is not None:
                 self._close(opened)
-        for place, (_, tried_s) in list(self._refused.items()):
+        for place, (error, tried_s) in list(self._refused.items()):
             if now_s - tried_s > RETRY_S:
-                self._try(place)
+                self._try(place, self._wanted[place] and not isinstance(error, NoStreamError))
+        for place in self._watched:
+            if place not in self._refused:
+                self._try(place, False)  # it was closed, perhaps because others have deleted it
         for place in list(self._refused):
             opened_now = self._open.get(place)
             if opened_now is not None and opened_now.was_served:
@@ -444,7 +410,9 @@ class OpenBuckets:
     def faults(self) -> list[str]:
         """Return which KV buckets can't be used, and why."""
         faults = [
-            f"the KV bucket {place.kv_bucket} of a link: {why}" for place, (why, _) in self._refused.copy().items()
+            f"the KV bucket {place.kv_bucket} of a link: {why}"
+            for place, (why, _) in self._refused.copy().items()
+            if not isinstance(why, NoStreamError) or self.linked.get(place) is False
         ]
         faults += [
             f"the KV bucket {opened.place.kv_bucket}: {opened.fault}"
@@ -460,7 +428,12 @@ class OpenBuckets:
             for opened in self._open.copy().values()
             if not opened.was_served and opened.follower is not None and opened.follower.is_reading
         ]
-        return reading[:NAMED_MAX] + [
+        missing = [
+            f"the KV bucket {place.kv_bucket} is watched, but does not exist yet"
+            for place, (why, _) in self._refused.copy().items()
+            if isinstance(why, NoStreamError) and self.linked.get(place) is not False
+        ]
+        return [*reading, *missing][:NAMED_MAX] + [
             f"the KV buckets exceed {name} by {excess}: other instances or clients have stored more than this one may"
             for name, excess in self.excess.items()
             if excess

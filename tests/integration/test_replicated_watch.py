@@ -10,7 +10,7 @@ import json
 import random
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic
@@ -38,8 +38,31 @@ from tests.integration.test_watch import (
     watch_link,
 )
 
-admin, launch, nats_server = test_replicated.admin, test_replicated.launch, test_replicated.nats_server
+admin, nats_server = test_replicated.admin, test_replicated.nats_server
 component = test_watch.component
+BOTH = pytest.mark.parametrize("keys", ["encoded", "plain"])
+
+
+@pytest.fixture
+def keys() -> str:
+    """Return the form of names of the providers."""
+    return "encoded"
+
+
+@pytest.fixture
+def launch(nats_server: NatsServer, tmp_path: Path, keys: str) -> Iterator[Launch]:
+    """Return a function that launches providers. With plain names, a link creates the KV bucket with the provider's name."""
+    with launching(nats_server.url, tmp_path) as launch:
+
+        def launch_replicated(config: Mapping[str, str] | None = None, **fields: Any) -> Provider:
+            if keys == "plain":
+                key = fields["provider_key"]
+                naming = {"bucket": key, "enable_bucket_auto_create": "true"}
+                link = {"source_id": "naming", "target": key, "target_config": naming}
+                fields["link_definitions"] = [*fields.get("link_definitions", ()), link]
+            return launch(JETSTREAM | {"keys": keys} | {**(config or {})}, **fields)
+
+        yield launch_replicated
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +85,7 @@ def of_keys(told: list[Change]) -> dict[bytes, list[bytes | None]]:
     return found
 
 
+@BOTH
 @pytest.mark.parametrize("path", PATHS)
 async def test_every_change_is_told_once_by_one_of_the_instances(
     launch: Launch, nats_server: NatsServer, component: Component, admin: Client, bucket: str, path: str
@@ -71,15 +95,15 @@ async def test_every_change_is_told_once_by_one_of_the_instances(
     links = [watch_link(key, component.name, EVERYTHING), expiring]
     first, second = (launch(ON | {"transport": path}, provider_key=key, link_definitions=links) for _ in range(2))
     async with KeyValueClient(nats_server.url, first.prefix, timeout_s=DEADLINE_S) as client:
-        await client.set("b", "k", b"1")
-        await client.set("b", "k", b"1")
-        await client.delete("b", "k")
-        assert await client.increment("b", "n", 41) == 41
-        assert await client.increment("b", "n") == 42
-        await client.set_many("b", {"x": b"X", "y": b""})
-        await client.delete_many("b", ["y", "x"])
+        await client.set(key, "k", b"1")
+        await client.set(key, "k", b"1")
+        await client.delete(key, "k")
+        assert await client.increment(key, "n", 41) == 41
+        assert await client.increment(key, "n") == 42
+        await client.set_many(key, {"x": b"X", "y": b""})
+        await client.delete_many(key, ["y", "x"])
     async with KeyValueClient(nats_server.url, first.prefix, source_id="writer", link_name="default") as client:
-        await client.set("b", "short", b"lived")
+        await client.set(key, "short", b"lived")
     told = await component.told_of(11)
     assert of_keys(told) == {
         b"k": [b"1", b"1", None],
@@ -96,6 +120,7 @@ async def test_every_change_is_told_once_by_one_of_the_instances(
     assert len(await consumers(admin, first)) == 1
 
 
+@BOTH
 async def test_links_change_while_instances_run(
     launch: Launch, nats_server: NatsServer, admin: Client, component: Component, bucket: str
 ) -> None:
@@ -107,28 +132,28 @@ async def test_links_change_while_instances_run(
         await tell(admin, provider, "linkdefs.put", watch_link(provider.key, component.name, config))
 
     async with KeyValueClient(nats_server.url, provider.prefix) as client:
-        await client.set("b", "a", b"before")
+        await client.set(key, "a", b"before")
         await put(watch="SET@a")
         await settle(admin, provider)
-        await client.set("b", "a", b"1")
-        await client.set("b", "b", b"1")
+        await client.set(key, "a", b"1")
+        await client.set(key, "b", b"1")
         await component.told_of(1)
         await put(watch="SET@b", watch_bucket="7")
         await settle(admin, provider)
-        await client.set("b", "a", b"2")
-        await client.set("b", "b", b"2")
+        await client.set(key, "a", b"2")
+        await client.set(key, "b", b"2")
         await component.told_of(2)
         await tell(admin, provider, "linkdefs.del", watch_link(provider.key, component.name, {}))
         await settle(admin, provider)
         await until(lambda: no_consumer(admin, provider), "the consumer is deleted")
-        await client.set("b", "b", b"3")
+        await client.set(key, "b", b"3")
         await put(watch="SET@*")
         await settle(admin, provider)
-        await client.set("b", "c", b"4")
+        await client.set(key, "c", b"4")
         await component.told_of(3)
     assert component.told == [(b"0", b"a", b"1"), (b"7", b"b", b"2"), (b"0", b"c", b"4")]
     (consumer,) = await consumers(admin, provider)
-    assert consumer["config"]["description"] == f"watcher {component.name} (default)"
+    assert consumer["config"]["description"].startswith(f"watcher {component.name} (default)")
     assert consumer["config"]["inactive_threshold"] == 24 * 3600 * 10**9
 
 
@@ -142,6 +167,7 @@ async def settle(admin: Client, provider: Provider) -> None:
         assert await health(admin, provider) == HEALTHY
 
 
+@BOTH
 async def test_a_missing_component_is_told_the_newest_changes_by_a_later_instance(
     launch: Launch, nats_server: NatsServer, path: str, bucket: str
 ) -> None:
@@ -153,12 +179,12 @@ async def test_a_missing_component_is_told_the_newest_changes_by_a_later_instanc
     first, second = (launch(provider_key=key, link_definitions=links) for _ in range(2))
     async with KeyValueClient(nats_server.url, first.prefix, timeout_s=DEADLINE_S) as client:
         async with KeyValueClient(nats_server.url, first.prefix, source_id="w", link_name="default") as writer:
-            await writer.set("b", "short", b"lived")
+            await writer.set(key, "short", b"lived")
         for number in range(50):
-            await client.set("b", f"k{number % 5}", b"%d" % number)
-        await client.delete("b", "k4")
+            await client.set(key, f"k{number % 5}", b"%d" % number)
+        await client.delete(key, "k4")
         await asyncio.sleep(1)  # both find that the key has expired, and publish its delete
-        assert await client.get("b", "short") is None
+        assert await client.get(key, "short") is None
     assert await in_thread(first.stop) == 0
     await in_thread(second.kill)
     launch(provider_key=key, link_definitions=links)
@@ -194,8 +220,9 @@ async def test_a_stop_hands_over_at_once_and_the_server_may_be_killed(
             await component.until(lambda told: told[-1] == (b"0", b"k", b"3"))
 
 
+@BOTH
 async def test_the_permissions_in_the_documents_suffice(
-    new_nats_server: Callable[[str], NatsServer], tmp_path: Path, path: str
+    new_nats_server: Callable[[str], NatsServer], tmp_path: Path, path: str, keys: str
 ) -> None:
     """The provider may do only what docs/replication.md lists."""
     text = (Path(__file__).parents[2] / "docs" / "replication.md").read_text().partition("### Permissions\n")[2]
@@ -210,12 +237,14 @@ async def test_the_permissions_in_the_documents_suffice(
     server = new_nats_server(test_replicated.jetstream(tmp_path / "streams") + config)
     url, component = server.url.replace("//", "//all:all@"), Component("component")
     with launching(server.url.replace("//", "//p:p@"), tmp_path) as launch:
-        provider = launch(JETSTREAM, provider_key="kv", link_definitions=[watch_link("kv", "component", EVERYTHING)])
+        options = JETSTREAM | {"keys": keys, "enable_bucket_auto_create": "true"}
+        link = watch_link("kv", "component", EVERYTHING | {"bucket": "kv"})
+        provider = launch(options, provider_key="kv", link_definitions=[link])
         async with (
             serving(url, component, path),
             KeyValueClient(url, provider.prefix, timeout_s=DEADLINE_S) as client,
         ):
-            await client.set("b", "k", b"v")
+            await client.set("kv", "k", b"v")
             await component.told_of(1)
         assert await in_thread(provider.stop) == 0
         denied = [line for line in provider.output.splitlines() if "ermission" in line]
@@ -235,9 +264,9 @@ async def test_a_stuck_component_is_told_everything_later_within_the_limits(
     provider = launch(config, provider_key=key, link_definitions=[watch_link(key, component.name, EVERYTHING)])
     async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
         for number in range(3):
-            await client.set("b", "small", b"%d" % number)
+            await client.set(key, "small", b"%d" % number)
         for number in range(10):
-            await client.set("b", f"k{number}", bytes(40_000))
+            await client.set(key, f"k{number}", bytes(40_000))
         await component.told_of(3)
         await asyncio.sleep(7)
         assert (await scraped(provider)).value("watch_queue_length") == 5
@@ -245,13 +274,14 @@ async def test_a_stuck_component_is_told_everything_later_within_the_limits(
         told = of_keys(await component.told_of(13))
         assert len(told) == 11
         assert told[b"small"] == [b"0", b"1", b"2"], "in order, and none is left out"
-        await client.set("b", "large", bytes(200_000))
-        await client.set("b", "last", b"v")
+        await client.set(key, "large", bytes(200_000))
+        await client.set(key, "last", b"v")
         await component.told_last(b"last")
     assert b"large" not in of_keys(component.told)
     assert (await scraped(provider)).value("watch_dropped_total") == 1
 
 
+@BOTH
 async def test_an_instance_that_stood_still_tells_nothing_old(
     launch: Launch, nats_server: NatsServer, component: Component, bucket: str
 ) -> None:
@@ -264,7 +294,7 @@ async def test_an_instance_that_stood_still_tells_nothing_old(
         KeyValueClient(nats_server.url, f"{LATTICE}.{key}", timeout_s=2) as client,
     ):
         for number in range(1, 4):
-            await client.set("b", "k", b"%d" % number)
+            await client.set(key, "k", b"%d" % number)
         await component.told_of(1)
         await asyncio.sleep(0.5)
         lengths = [(await scraped(each)).value("watch_queue_length") for each in running]
@@ -272,19 +302,19 @@ async def test_an_instance_that_stood_still_tells_nothing_old(
         stopped = running[lengths.index(3)]
         stopped.signal(signal.SIGSTOP)
         component.answering.set()
-        await test_replicated.answered(lambda: set_soon(client, b"4"))
+        await test_replicated.answered(lambda: set_soon(client, key, b"4"))
         await component.until(lambda told: told[-1] == (b"0", b"k", b"4"))
         stopped.signal(signal.SIGCONT)
         await asyncio.sleep(2)
         assert component.told[-1] == (b"0", b"k", b"4")
-        await client.set("b", "k", b"5")
+        await client.set(key, "k", b"5")
         await component.until(lambda told: told[-1] == (b"0", b"k", b"5"))
 
 
-async def set_soon(client: KeyValueClient, value: bytes) -> None:
+async def set_soon(client: KeyValueClient, bucket: str, value: bytes) -> None:
     """Set a key. The call may reach an instance that is stopped: then it is repeated."""
     try:
-        await client.set("b", "k", value)
+        await client.set(bucket, "k", value)
     except TransportError as error:
         raise OtherError(str(error)) from None
 
@@ -304,8 +334,9 @@ async def instances(launch: Launch, key: str, links: list[Any], number: int) -> 
 class Writer:
     """Writes increasing numbers, and remembers the value that each key has at the end."""
 
-    def __init__(self, client: KeyValueClient, expiring: KeyValueClient, chance: random.Random) -> None:
+    def __init__(self, bucket: str, client: KeyValueClient, expiring: KeyValueClient, chance: random.Random) -> None:
         self.state: dict[bytes, bytes | None] = {}
+        self._bucket = bucket
         self._client = client
         self._expiring = expiring
         self._chance = chance
@@ -321,14 +352,15 @@ class Writer:
             value = b"%d" % self._number
             kind = self._chance.choice(("set", "set", "set", "delete", "expire"))
             if kind == "set":
-                await self._client.set("b", key, value)
+                await self._client.set(self._bucket, key, value)
             elif kind == "delete":
-                await self._client.delete("b", key)
+                await self._client.delete(self._bucket, key)
             else:
-                await self._expiring.set("b", key, value)
+                await self._expiring.set(self._bucket, key, value)
             self.state[key] = value if kind == "set" else None
 
 
+@BOTH
 @pytest.mark.parametrize("seed", [1])
 async def test_the_newest_change_of_each_key_is_told_whatever_fails(
     launch: Launch, nats_server: NatsServer, path: str, bucket: str, seed: int
@@ -347,7 +379,7 @@ async def test_the_newest_change_of_each_key_is_told_whatever_fails(
         expiring = await stack.enter_async_context(
             KeyValueClient(url, prefix, source_id="w", link_name="default", timeout_s=DEADLINE_S)
         )
-        writer = Writer(client, expiring, chance)
+        writer = Writer(key, client, expiring, chance)
         for what in ["kill", "stop", "kill", "absent", "kill all"]:
             async with AsyncExitStack() as component_stack:
                 await component_stack.enter_async_context(serving(url, component, path))

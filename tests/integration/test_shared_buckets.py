@@ -474,15 +474,6 @@ async def test_links_of_keyvalue_nats_are_understood(
     assert (await host.put(keys="encoded"))["healthy"] is False
 
 
-async def test_a_link_to_a_watcher_is_refused(launch: Launch, admin: Client) -> None:
-    provider = launch()
-    host = Host(admin, provider)
-    watching = {"source_id": provider.key, "target": "component", "interfaces": ["watcher"]}
-    answer = await host.put_value(host.link() | watching | {"source_config": {"watch": "SET@*"}, "target_config": {}})
-    assert answer["healthy"] is False
-    assert "nothing is told: the provider has keys=plain, and watching needs keys=encoded" in answer["message"]
-
-
 async def test_a_plain_link_stands_beside_the_providers_own_bucket(
     launch: Launch, nats_server: NatsServer, admin: Client, bucket: str
 ) -> None:

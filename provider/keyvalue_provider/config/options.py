@@ -21,7 +21,7 @@ from keyvalue_engine import StoreOptions
 from keyvalue_provider.config import values
 from keyvalue_provider.config.declaration import OptionTable, option
 from keyvalue_provider.config.values import OptionError, RedisUsers
-from keyvalue_provider.config.watching_options import WATCHING_LINK_OPTIONS, WatchingLinkOptions
+from keyvalue_provider.config.watching_options import ENCODED, PLAIN, WATCHING_LINK_OPTIONS, WatchingLinkOptions
 from keyvalue_provider.host.secret import Secret
 from keyvalue_replica.options import ReplicaOptions
 from keyvalue_transport.keyvalue.interface import ParameterLimits
@@ -64,7 +64,6 @@ MEMORY, JETSTREAM = "memory", "jetstream"
 LATEST, LOCAL = "latest", "local"
 ATOMIC, PIPELINED = "atomic", "pipelined"
 NONE, OLDEST, UNUSED = "none", "oldest", "unused"
-ENCODED, PLAIN = "encoded", "plain"
 TEXT, BE64 = "text", "be64"
 
 

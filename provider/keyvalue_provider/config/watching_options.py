@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from keyvalue_provider.config import values
 from keyvalue_provider.config.declaration import OptionTable, option
 
-__all__ = ["WATCHING_LINK_OPTIONS", "WatchingLinkOptions"]
+__all__ = ["ENCODED", "PLAIN", "WATCHING_LINK_OPTIONS", "WatchingLinkOptions"]
+
+ENCODED, PLAIN = "encoded", "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,12 @@ class WatchingLinkOptions:
         "bucket argument in calls to the watcher; {bucket} means the bucket's name; wasmCloud 1.x needs a number",
         default=b"0",
     )
+
+    bucket: bytes | None = option(values.BUCKET_NAME, "the bucket of all patterns that name none")
+    keys: str | None = option(
+        values.one_of(ENCODED, PLAIN), "with store=jetstream: watch buckets of this form, instead of the provider's"
+    )
+    js_domain: str | None = option(values.KV_BUCKET, "with keys=plain: JetStream domain of the KV buckets")
 
     @classmethod
     def from_config(cls, config: Mapping[str, str]) -> tuple[WatchingLinkOptions, list[str]]:

@@ -233,6 +233,11 @@ class Policy:
                 found[place] = found.get(place, False) or creates
         return found
 
+    @property
+    def js_domain(self) -> str:
+        """Return the JetStream domain of links that name none, or "" if the provider has none either."""
+        return self._provider.js_domain or ""
+
     def add_user(self, caller: CallerKey, own: Mapping[str, Any]) -> None:
         """Give a caller that is no component the access that a link with these options would give."""
         self._replace(caller, None, Grant(None, own))

@@ -222,6 +222,10 @@ class DurableDelivery:
             self._is_due = True
             self._loop.call_soon(self._start_calls)
 
+    def begin_again(self) -> None:
+        """Note that the sequences begin again."""
+        self._watch_before, self._since = None, 0
+
     # Calls.
 
     def _start_calls(self) -> None:

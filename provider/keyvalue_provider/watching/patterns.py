@@ -12,7 +12,7 @@ not be empty.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from keyvalue_provider.config.options import OptionError, WatchingLinkOptions
 
@@ -45,10 +45,14 @@ class Watch:
     """The parsed options of a watching link.
 
     :param bucket_argument: the bucket argument in calls to the component; None for the bucket's own name
+    :param keys: `encoded` or `plain`, or None for that of the provider
+    :param domain: the JetStream domain of KV buckets with plain names, or None for that of the provider
     """
 
     patterns: tuple[Pattern, ...]
     bucket_argument: bytes | None = field(repr=False)
+    keys: str | None = None
+    domain: str | None = None
 
     @classmethod
     def of(cls, options: WatchingLinkOptions) -> Watch | None:
@@ -58,8 +62,19 @@ class Watch:
         """
         if options.watch is None:
             return None
-        argument = options.watch_bucket
-        return cls(_patterns(options.watch), None if argument == OWN_NAME else argument)
+        argument = None if options.watch_bucket == OWN_NAME else options.watch_bucket
+        patterns = _patterns(options.watch)
+        if options.bucket is not None:
+            patterns = tuple(
+                each if each.bucket is not None else replace(each, bucket=options.bucket) for each in patterns
+            )
+        return cls(patterns, argument, options.keys, options.js_domain)
+
+    def at(self, bucket: bytes) -> Watch:
+        """Return the part of it that a bucket needs. Its patterns name no bucket, and match every one. O(patterns)."""
+        patterns = (replace(each, bucket=None) for each in self.patterns if each.bucket in (None, bucket))
+        argument = bucket if self.bucket_argument is None else self.bucket_argument
+        return replace(self, patterns=tuple(patterns), bucket_argument=argument)
 
     def matches(self, bucket: bytes, key: bytes, deletes: bool) -> bool:
         """Return True if a pattern reports this change. O(patterns)."""

@@ -112,9 +112,9 @@ def test_unknown_names_are_reported_and_ignored() -> None:
     options, remarks = LinkOptions.from_config(ProviderOptions(), {"url": "b", "page_keys": "9", "buckets_max": "1"})
     assert options == LinkOptions(page_keys=9)
     assert remarks == ["ignored, since no option has this name: buckets_max, url"]
-    watching, remarks = WatchingLinkOptions.from_config({"URL": "b", "watch": "SET@*", "bucket": "1"})
+    watching, remarks = WatchingLinkOptions.from_config({"URL": "b", "watch": "SET@*", "page_keys": "1"})
     assert watching == WatchingLinkOptions("SET@*")
-    assert remarks == ["ignored, since no option of a watcher has this name: URL, bucket"]
+    assert remarks == ["ignored, since no option of a watcher has this name: URL, page_keys"]
 
 
 @pytest.mark.parametrize(

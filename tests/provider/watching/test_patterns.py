@@ -115,6 +115,14 @@ def test_a_link_without_patterns_watches_nothing() -> None:
     assert Watch.of(WatchingLinkOptions(watch_bucket=b"7")) is None
 
 
+def test_the_option_bucket_and_the_part_of_one_bucket() -> None:
+    found = watch("SET@a,DEL@b/k*", bucket="c", watch_bucket="{bucket}", keys="plain", js_domain="hub")
+    assert found.patterns == (sets(b"a", b"c"), deletes_from(b"k", b"b"))
+    assert (found.keys, found.domain) == ("plain", "hub")
+    assert found.at(b"b") == Watch((deletes_from(b"k"),), b"b", "plain", "hub")
+    assert watch("SET@a,DEL@b/k*").at(b"c") == Watch((sets(b"a"),), b"0")
+
+
 def test_a_link_of_the_capture() -> None:
     link = json.loads(HOST_CAPTURE["watch_link_put"]["payload"])
     found = Watch.of(WatchingLinkOptions.from_config(link["source_config"])[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keyvalue_replica.open_buckets import KvPlace, OpenBucket
+from keyvalue_replica.open_bucket import KvPlace, OpenBucket
 
 
 async def test_handles_are_dropped_only_when_a_bucket_begins_or_ends_to_be_served() -> None:
