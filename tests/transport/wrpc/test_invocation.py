@@ -372,7 +372,7 @@ def test_a_function_that_begins_at_once_is_not_called_without_a_place(whole: boo
         (LargeResult(lambda: b"result of val"), [RESULT, END], InvocationCounts(answered=1)),
         (None, [END], InvocationCounts(failed=1)),
     ],
-    ids=["a result", "a large result", "to be made again"],
+    ids=["a result", "a large result", "the same thing"],
 )
 def test_a_call_may_have_to_be_made_again(
     pieces: list[bytes], second: HandlerResult | None, ends: list[Reply], counts: InvocationCounts

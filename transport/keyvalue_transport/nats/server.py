@@ -38,6 +38,7 @@ from keyvalue_transport.wrpc.invocation import (
     Step,
     Waiting,
 )
+from keyvalue_transport.wrpc.repeated import MustWait
 
 __all__ = ["Server"]
 
@@ -216,6 +217,9 @@ class Server:
         for waiting in self._waits.take(answer):
             try:
                 sends += invocations.answer(waiting, waiting.pending.encode(read))
+                continue
+            except MustWait as more:
+                self._wait(waiting._replace(pending=more.pending))
                 continue
             except asyncio.CancelledError:
                 failure: Exception = TimeoutError(

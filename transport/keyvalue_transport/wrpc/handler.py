@@ -95,8 +95,9 @@ class Again:
 
     Waiting for an answer costs several objects for each call, but waiting for `source` costs only one. The server makes
     the call again in a callback of the source, with the present handler's policy. So the handler knows then that the
-    wait is over, and returns a result. It may return Again only if the function changes nothing. Until then, the server
-    may also let this caller's next calls of the function wait, without calling the handler.
+    wait is over, and returns a result. If the policy has changed meanwhile, it may also return something else to wait
+    for. It may return Again only if the function changes nothing. Until then, the server may also let this caller's
+    next calls of the function wait, without calling the handler.
 
     :param source: what the calls wait for; it is awaitable
     """

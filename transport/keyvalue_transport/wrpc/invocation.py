@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes, NoPlaceError
 from keyvalue_transport.wrpc.half_open import SHARES, HalfOpen, HalfOpenInvocations, InvocationLimits
@@ -49,6 +49,7 @@ from keyvalue_transport.wrpc.handler import (
     give_up,
 )
 from keyvalue_transport.wrpc.queued_calls import QueuedCall, QueuedCalls
+from keyvalue_transport.wrpc.repeated import Repeated
 
 __all__ = ["InvocationCounts", "InvocationFailure", "InvocationLimits", "Invocations", "Replies", "Step", "Waiting"]
 
@@ -104,28 +105,6 @@ class InvocationFailure(NamedTuple):
 
     error: Exception
     traceparent: str | None
-
-
-class Repeated:
-    """The Pending answer of a call that is made again when `again` is done."""
-
-    def __init__(self, again: Again, handler: Handler, caller: Caller, params: bytes) -> None:
-        self.answer: Any = again.source
-        self._handler = handler
-        self._caller = caller
-        self._params = params
-
-    def encode(self, read: Callable[[], object]) -> bytes:
-        """Make the call again, and return its result.
-
-        :raises TypeError: the handler returns no result, although the wait is over
-        """
-        result = self._handler(self._caller, self._params, 0, len(self._params))
-        if isinstance(result, LargeResult):
-            result = result.encode()
-        if not isinstance(result, bytes):
-            raise TypeError("a call that was made again must wait again")
-        return result
 
 
 class Step(NamedTuple, Generic[A, M]):

@@ -16,6 +16,7 @@ from keyvalue_transport.nats.direct.answers import END, RESULT_LINES, SMALL, Fra
 from keyvalue_transport.nats.direct.frames import traceparent_in
 from keyvalue_transport.wrpc.handler import Again, Caller, Handler, HandlerResult
 from keyvalue_transport.wrpc.invocation import Invocations, Step
+from keyvalue_transport.wrpc.repeated import WAITS_AGAIN
 
 __all__ = ["Repeats"]
 
@@ -118,10 +119,10 @@ class Repeats:
                     out += (pub, tail, handshake, tail, RESULT_LINES[size], result, next_pub, tail, END)
                     continue
                 if isinstance(result, Again):
-                    if result is not again:  # the call was in the group of one that waited for something else
+                    if result is not again:  # for something else: the policy has changed, or only the group waited
                         self._add(result, (handler, caller, head, [(tail, params, trace)]))
                         continue
-                    result = TypeError("a call that was made again must not wait for the same")
+                    result = TypeError(WAITS_AGAIN)
                 step = invocations.receive(handler, head + tail, caller, params, result, monotonic(), trace)
                 result = b""  # free the bytes, because an exception's traceback may keep this frame alive
                 self._send(step.sends, True)  # it is not small, and many calls may be made again at once
