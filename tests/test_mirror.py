@@ -103,6 +103,7 @@ REASONS = {
         position.py       test_core.py                             the rule that the model checks
         promise.py        test_core.py                             each answer is one
         publications.py   test_core.py                             the model loses their acknowledgements
+        rehearsal.py      tests/integration/test_shared_buckets.py  that nothing is created needs a real server
         reservations.py   test_core.py                             limits count what is in flight
         sequences.py      test_core.py                             increments need them
         shared_quick.py   test_core.py                             the model with plain names reads with them

@@ -26,12 +26,14 @@ from keyvalue_replica.answers import Barrier
 from keyvalue_replica.bucket import ReplicaBucket, ReplicaStore
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.company import Company
+from keyvalue_replica.core import Core
 from keyvalue_replica.errors import NoStreamError, NotStoredError, StreamError
 from keyvalue_replica.follower import TICK_S, Follower
 from keyvalue_replica.open_bucket import KvPlace, OpenBucket
 from keyvalue_replica.options import LinkedOptions, ReplicaOptions
 from keyvalue_replica.plain_layout import PlainLayout, check_bucket_name
 from keyvalue_replica.publications import CountSum
+from keyvalue_replica.rehearsal import Nowhere, rehearse
 from keyvalue_replica.reservations import Reservations
 from keyvalue_replica.waiting_bucket import RefusingBucket, WaitingBucket
 from keyvalue_replica.watched_bucket import WatchedBucket
@@ -157,6 +159,20 @@ class OpenBuckets:
                 continue
             if opened.refusal is not None:
                 raise NotStoredError(f"the KV bucket {place.kv_bucket} can't be used: {opened.refusal}")
+
+    def rehearse(self, place: KvPlace, options: BucketOptions, write: Callable[[ReplicaBucket], object]) -> None:
+        """Check a write to a KV bucket that does not exist.
+
+        :raises StoreError: it is refused
+        """
+        core = Core(
+            self.store,
+            PlainLayout(place.kv_bucket, place.name),
+            Nowhere(lambda: self._connection.max_payload),
+            *("", "", self._of_provider.timeout_s, self._company.clock, self.reservations),
+        )
+        store = ReplicaStore(core, self.options, self._again, self._of_provider.is_atomic)
+        rehearse(store, place.name, options, write)
 
     # Opening and closing.
 

@@ -18,6 +18,9 @@ class Opener(Protocol):
     async def opened(self, place: Any, options: BucketOptions, creates: bool, /) -> ReplicaBucket | None:
         """Return the handle of a KV bucket once it is served, or None if it does not exist but might be created."""
 
+    def rehearse(self, place: Any, options: BucketOptions, write: Callable[[ReplicaBucket], Any], /) -> None:
+        """Raise the error that refuses a write to a KV bucket that does not exist."""
+
 
 class WaitingBucket:
     """A handle whose calls wait until the KV bucket is served. It has the methods of `ReplicaBucket`.
@@ -100,8 +103,11 @@ class WaitingBucket:
         return absent
 
     async def _write(self, call: Callable[[ReplicaBucket], Any]) -> Any:
-        handle = await self._opener.opened(self._place, self._options, True)
-        assert handle is not None
+        handle = await self._opener.opened(self._place, self._options, False)
+        if handle is None:
+            self._opener.rehearse(self._place, self._options, call)
+            handle = await self._opener.opened(self._place, self._options, True)
+            assert handle is not None
         return await _value_of(call(handle))
 
 

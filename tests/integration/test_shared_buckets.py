@@ -329,6 +329,9 @@ async def test_a_missing_bucket_is_created_by_a_write_that_may(
         assert await client.exists(bucket, "k") is False
         assert await client.list_keys(bucket) == ([], None)
         await client.delete(bucket, "k")
+        for refused in (client.set(bucket, "a b", b"v"), client.increment(bucket, "k" * 5_000, 1)):
+            with pytest.raises(OtherError):
+                await refused
         assert "error" in json.loads((await admin.request(f"$JS.API.STREAM.INFO.KV_{bucket}")).data)
         await asyncio.gather(*(client.increment(bucket, "n", 1) for _ in range(20)))
         assert await client.get(bucket, "n") == b"20"
