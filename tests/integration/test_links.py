@@ -26,6 +26,7 @@ from tests.conftest import (
     PATHS,
     Connect,
     Launch,
+    Naming,
     NatsServer,
     Provider,
     RawInvocation,
@@ -110,19 +111,19 @@ async def connect(nats_server: NatsServer) -> AsyncIterator[Connect]:
 
 
 async def test_the_meaning_of_a_name_changes_with_the_link(
-    host: Host, provider: Provider, connect: Connect, client: KeyValueClient, bucket: str
+    host: Host, provider: Provider, connect: Connect, client: KeyValueClient, bucket: str, named: Naming
 ) -> None:
-    linked = await connect(provider)
+    linked, alone = await connect(provider), named(f"{bucket} alone")
     await linked.set(bucket, "k", b"without a link")
     assert await host.put(bucket_prefix="mine-") == HEALTHY
     assert await linked.get(bucket, "k") is None
     await linked.set(bucket, "k", b"with a prefix")
-    assert await host.put(bucket=f"{bucket} alone") == HEALTHY
+    assert await host.put(bucket=alone) == HEALTHY
     await linked.set(bucket, "k", b"in one")
     assert await linked.get("any other", "k") == b"in one"
-    assert await host.put(buckets=f"{bucket} alone, {bucket}") == HEALTHY
+    assert await host.put(buckets=f"{alone}, {bucket}") == HEALTHY
     assert await linked.get(bucket, "k") == b"without a link"
-    assert await linked.get(f"{bucket} alone", "k") == b"in one"
+    assert await linked.get(alone, "k") == b"in one"
     for call in (READS | WRITES).values():
         with pytest.raises(NoSuchStoreError):
             await call(linked, f"mine-{bucket}")
@@ -156,25 +157,25 @@ async def test_a_link_can_be_required_and_links_of_host_data_are_in_force_from_t
         await linked.get("b", "k")
 
 
-async def test_limits_of_a_link(launch: Launch, raw: Client, connect: Connect) -> None:
+async def test_limits_of_a_link(launch: Launch, raw: Client, connect: Connect, bucket: str) -> None:
     """A link may allow more than the provider. Parameters are read up to the largest limit of all."""
     provider = launch({"value_bytes_max": "100", "page_keys": "2"})
     host = Host(raw, provider)
     linked, stranger = await connect(provider), await connect(provider, "stranger")
     await host.put(value_bytes_max="5000", page_keys="10", quota_keys="3")
-    await linked.set_many("b", {"1": bytes(5000), "2": b"", "3": b""})
+    await linked.set_many(bucket, {"1": bytes(5000), "2": b"", "3": b""})
     for call, message in (
-        (stranger.set("b", "k", bytes(5000)), r"value is 5000 bytes; the limit is 100 \(value_bytes_max\)"),
-        (linked.set("b", "4", b""), r"the buckets of this quota would hold 4 keys; the limit is 3 \(quota_keys\)"),
+        (stranger.set(bucket, "k", bytes(5000)), r"value is 5000 bytes; the limit is 100 \(value_bytes_max\)"),
+        (linked.set(bucket, "4", b""), r"the buckets of this quota would hold 4 keys; the limit is 3 \(quota_keys\)"),
     ):
         with pytest.raises(OtherError, match=f"^{message}$"):
             await call
-    assert len((await linked.list_keys("b")).keys) == 3
-    assert len((await stranger.list_keys("b")).keys) == 2
+    assert len((await linked.list_keys(bucket)).keys) == 3
+    assert len((await stranger.list_keys(bucket)).keys) == 2
     await host.delete()
     with pytest.raises(OtherError, match=r"^value is 5000 bytes; the limit is 100 \(value_bytes_max\)$"):
-        await linked.set("b", "k", bytes(5000))
-    assert await linked.get("b", "1") == bytes(5000)
+        await linked.set(bucket, "k", bytes(5000))
+    assert await linked.get(bucket, "1") == bytes(5000)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +256,7 @@ async def test_links_that_change_under_load(launch: Launch, raw: Client, connect
     for _ in range(ROUNDS):
         await host.put(bucket="old", buckets="a,b")
         await host.put(bucket="new", buckets="b,c")
+        seen["b"].add(await callers[0].get("b", "which"))  # the calls of the others may wait until the next change
         await host.put(bucket="new", access="read-write ?")
         await host.delete()
     over.set()

@@ -29,6 +29,7 @@ from tests.integration.test_store import (  # noqa: F401 # these are tests, whic
     test_limits_refuse_a_write_and_leave_the_store_unchanged,
     test_pages,
     test_the_provider_answers_like_the_captured_one,
+    vectors,
 )
 
 MAX_PAYLOAD = 4 * 1024 * 1024  # a captured call sets a value of 2.5 MiB, which must fit into one message
@@ -44,9 +45,9 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
     server.stop()
 
 
-def jetstream(directory: Path) -> str:
+def jetstream(directory: Path, max_payload: int = MAX_PAYLOAD) -> str:
     """Return the configuration of a server that keeps its streams in a folder."""
-    return f"max_payload: {MAX_PAYLOAD}\njetstream {{ store_dir: {json.dumps(str(directory))} }}\n"
+    return f"max_payload: {max_payload}\njetstream {{ store_dir: {json.dumps(str(directory))} }}\n"
 
 
 @pytest.fixture(scope="module")

@@ -29,16 +29,12 @@ from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, connecting,
 from tests.integration.test_host import health
 from tests.integration.test_links import Host
 from tests.integration.test_replicated import answered, jetstream
-from tests.integration.test_store import (  # noqa: F401 # these are tests, which run with the fixtures of this module
-    replay_all,
-    test_every_function,
-)
-from tests.vectors import Vector, load
 
 INCREMENTS = 5_000
 #: Messages of other programs: the program and its call, the headers, the value, and the value that a read finds then.
-#: N is the sequence of the key's last message.
+#: N is the sequence of the key's last message, or 0.
 OF_OTHERS: list[tuple[str, dict[str, str], bytes, bytes | None]] = [
+    ("keyvalue-nats: first increment", {"Nats-Expected-Last-Subject-Sequence": "N"}, b"7", b"7"),
     ("keyvalue-nats: set", {}, b"\0\xff any bytes", b"\0\xff any bytes"),
     ("keyvalue-nats: increment", {"Nats-Expected-Last-Subject-Sequence": "N"}, b"42", b"42"),
     ("keyvalue-nats: delete", {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}, b"", None),
@@ -47,7 +43,6 @@ OF_OTHERS: list[tuple[str, dict[str, str], bytes, bytes | None]] = [
     ("wasmCloud 2.x: increment", {"Nats-Expected-Last-Subject-Sequence": "N"}, bytes(7) + b"\x08", bytes(7) + b"\x08"),
     ("wasmCloud 2.x: delete", {"KV-Operation": "DEL"}, b"", None),
 ]
-NAME = re.compile(rb"[-_a-zA-Z0-9]+")
 PLAIN = {"store": "jetstream", "keys": "plain", "stop_timeout_ms": "500"}
 CREATING = PLAIN | {"enable_bucket_auto_create": "true"}
 
@@ -193,6 +188,9 @@ async def test_messages_as_other_programs_write_them(
         assert await written() == ({"KV-Operation": "PURGE", "Nats-Rollup": "sub"}, b"")
         assert await other.increment(bucket, "a.key", 258) == 258
         assert (await written())[1] == bytes(6) + b"\x01\x02"
+        before = (await js.get_last_msg(stream, subject)).seq
+        assert await other.increment(bucket, "a.key", 1) == 259
+        assert await written() == ({"Nats-Expected-Last-Subject-Sequence": str(before)}, bytes(6) + b"\x01\x03")
 
 
 async def test_it_goes_on_after_the_server_was_away(
@@ -497,23 +495,6 @@ async def test_a_plain_link_stands_beside_the_providers_own_bucket(
             await anonymous.set(bucket, "m", b"")
         with pytest.raises(OtherError, match="it holds encoded names, needed plain ones"):
             await linked.get(provider.key, "k")
-
-
-async def test_the_provider_answers_like_the_captured_one(
-    provider: Provider, nats_server: NatsServer, admin: Client
-) -> None:
-    vectors = [vector for vector in load() if not vector.fixed and all(map(NAME.fullmatch, names_of(vector)))]
-    assert len(vectors) > 20
-    async with client_of(nats_server, provider) as client:
-        await replay_all(vectors, provider, client, admin)
-
-
-def names_of(vector: Vector) -> Iterator[bytes]:
-    """Yield the names of the buckets and keys of a captured call."""
-    yield from vector.state
-    for values in vector.state.values():
-        yield from values
-    yield from (name for name in (vector.arguments or ())[:2] if isinstance(name, bytes))
 
 
 async def test_names_that_nats_does_not_allow_are_refused(provider: Provider, nats_server: NatsServer) -> None:

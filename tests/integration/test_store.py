@@ -7,7 +7,7 @@ server reaches, and each function once, to check that the parts fit together.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import encode_bucket_key, encode_unit_result
 from keyvalue_transport.keyvalue.store import encode_get_result, encode_set
 from keyvalue_transport.nats.client import KeyValueClient
-from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, RawInvocation
+from tests.conftest import DEADLINE_S, Launch, Naming, NatsServer, Provider, RawInvocation
 from tests.vectors import Replay, Vector, load, preparation, results_allowed
 
 MIB = 1024 * 1024
@@ -65,12 +65,14 @@ async def test_every_function(client: KeyValueClient, bucket: str) -> None:
         *(2 * MAX_PAYLOAD - RESULT_OVERHEAD, 5 * MIB),
     ],
 )
-async def test_values_of_every_size(client: KeyValueClient, caller: KeyValueClient, bucket: str, size: int) -> None:
-    value = content(size)
+async def test_values_of_every_size(
+    client: KeyValueClient, caller: KeyValueClient, bucket: str, named: Naming, size: int
+) -> None:
+    value, key = content(size), named("with headers")
     await client.set(bucket, "plain", value)
-    await caller.set(bucket, "with headers", value[::-1])
+    await caller.set(bucket, key, value[::-1])
     assert await caller.get(bucket, "plain") == value
-    assert await client.get(bucket, "with headers") == value[::-1]
+    assert await client.get(bucket, key) == value[::-1]
 
 
 async def test_a_first_message_that_a_host_has_filled(provider: Provider, raw: Client, bucket: str) -> None:
@@ -98,41 +100,48 @@ async def test_names_of_every_kind(client: KeyValueClient) -> None:
         assert await client.list_keys(name) == ([name.encode() * 64], None)
 
 
-async def test_limits_refuse_a_write_and_leave_the_store_unchanged(launch: Launch, nats_server: NatsServer) -> None:
+async def test_limits_refuse_a_write_and_leave_the_store_unchanged(
+    launch: Launch, nats_server: NatsServer, named: Naming
+) -> None:
     limits = {"value_bytes_max": "1_000", "key_bytes_max": "100", "bucket_name_bytes_max": "10", "keys_max": "2"}
     provider = launch(limits | {"buckets_max": "2", "memory_bytes_max": "3200", "strict_buckets": "true"})
     async with KeyValueClient(nats_server.url, provider.prefix) as client:
-        for name in ("a", "b"):
+        for name in ("limits-a", "limits-b"):
             await client.set(name, "k", b"as before")
         for bucket, key, value, message in (
-            ("a", "k", bytes(1001), r"value is 1001 bytes; the limit is 1000 \(value_bytes_max\)"),
-            ("a", "k" * 101, b"", r"key is 101 bytes; the limit is 100 \(key_bytes_max\)"),
+            ("limits-a", "k", bytes(1001), r"value is 1001 bytes; the limit is 1000 \(value_bytes_max\)"),
+            ("limits-a", "k" * 101, b"", r"key is 101 bytes; the limit is 100 \(key_bytes_max\)"),
             ("b" * 11, "k", b"", r"bucket name is 11 bytes; the limit is 10 \(bucket_name_bytes_max\)"),
-            ("a", "a third", b"", r"the store would hold 3 keys; the limit is 2 \(keys_max\)"),
-            ("c", "k", b"", r"the store would hold 3 buckets; the limit is 2 \(buckets_max\)"),
-            ("a", "k", bytes(999), r"the store would take \d+ bytes of memory; the limit is 3200 \(memory_bytes_max\)"),
+            ("limits-a", named("a third"), b"", r"the store would hold 3 keys; the limit is 2 \(keys_max\)"),
+            ("limits-c", "k", b"", r"the store would hold 3 buckets; the limit is 2 \(buckets_max\)"),
+            (
+                "limits-a",
+                "k",
+                bytes(999),
+                r"the store would take \d+ bytes of memory; the limit is 3200 \(memory_bytes_max\)",
+            ),
         ):
             with pytest.raises(OtherError, match=f"^{message}$"):
                 await client.set(bucket, key, value)
-        for name in ("a", "b"):
+        for name in ("limits-a", "limits-b"):
             assert await client.list_keys(name) == ([b"k"], None)
             assert await client.get(name, "k") == b"as before"
         with pytest.raises(NoSuchStoreError):
-            await client.get("c", "k")
+            await client.get("limits-c", "k")
 
 
 # Listing
 
 
-async def test_pages(launch: Launch, nats_server: NatsServer) -> None:
+async def test_pages(launch: Launch, nats_server: NatsServer, bucket: str, named: Naming) -> None:
     provider = launch({"page_keys": "10"})
     async with KeyValueClient(nats_server.url, provider.prefix) as client:
-        keys = [f"key {number}" for number in range(25)]
-        await asyncio.gather(*(client.set("b", key, b"") for key in keys))
+        keys = [named(f"key {number}") for number in range(25)]
+        await asyncio.gather(*(client.set(bucket, key, b"") for key in keys))
         sizes, found, cursor = [], set[bytes](), None
         while True:
-            page = await client.list_keys("b", cursor)
-            assert await client.list_keys("b", cursor) == page  # no state between pages
+            page = await client.list_keys(bucket, cursor)
+            assert await client.list_keys(bucket, cursor) == page  # no state between pages
             sizes.append(len(page.keys))
             found |= set(page.keys)
             if page.cursor is None:
@@ -141,15 +150,15 @@ async def test_pages(launch: Launch, nats_server: NatsServer) -> None:
             cursor = page.cursor
         assert sizes == [10, 10, 5]
         assert found == {key.encode() for key in keys}
-        assert await client.list_keys("b", 2**64 - 1) == ([], None)
+        assert await client.list_keys(bucket, 2**64 - 1) == ([], None)
 
 
 # Many
 
 
-async def test_one_client_makes_many_calls_at_once(client: KeyValueClient, bucket: str) -> None:
+async def test_one_client_makes_many_calls_at_once(client: KeyValueClient, bucket: str, named: Naming) -> None:
     values = {f"k{number}": content(number * 37) for number in range(200)}
-    values |= {f"large {number}": bytes([number]) * (3 * MIB + number) for number in range(8)}
+    values |= {named(f"large {number}"): bytes([number]) * (3 * MIB + number) for number in range(8)}
     await asyncio.gather(*(client.set(bucket, key, value) for key, value in values.items()))
     assert await asyncio.gather(*(client.get(bucket, key) for key in values)) == list(values.values())
 
@@ -157,14 +166,16 @@ async def test_one_client_makes_many_calls_at_once(client: KeyValueClient, bucke
 # Captured
 
 
+@pytest.fixture
+def vectors() -> list[Vector]:
+    """Return the captured invocations that the store under test can answer."""
+    return [vector for vector in load() if not vector.fixed]
+
+
 async def test_the_provider_answers_like_the_captured_one(
-    provider: Provider, client: KeyValueClient, raw: Client
+    vectors: list[Vector], provider: Provider, client: KeyValueClient, raw: Client
 ) -> None:
     """Replay each captured invocation. tests/transport/keyvalue/test_vectors.py cuts them at every byte."""
-    await replay_all((vector for vector in load() if not vector.fixed), provider, client, raw)
-
-
-async def replay_all(vectors: Iterable[Vector], provider: Provider, client: KeyValueClient, raw: Client) -> None:
     for vector in vectors:
         for closing_last in vector.closings_last:
             named = vector.arguments[0] if vector.arguments else None
