@@ -82,6 +82,7 @@ ROOMS = {
     f"{R}.open_bucket": room(f"{E} {R}"),
     f"{R}.open_buckets": room(f"{E} {R} {T}.nats.connection {T}.wrpc.errors"),
     f"{R}.old_barriers": room(R),
+    f"{R}.reading_order": room(),
     f"{R}.shared_quick": room(R),
     f"{R}.promise": room(),
     f"{R}.clock": room(),

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from keyvalue_engine import Store
 from keyvalue_replica.clock import ServerClock
+from keyvalue_replica.reading_order import ReadingOrder
 from keyvalue_replica.reservations import Reservations
 from keyvalue_replica.wires import SharedWires
 
@@ -30,3 +31,4 @@ class Company(NamedTuple):
     clock: ServerClock
     reservations: Reservations
     wires: SharedWires
+    reading: ReadingOrder

@@ -14,9 +14,9 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from time import monotonic
-from typing import Any
 
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_replica.clock import ServerClock
@@ -28,7 +28,15 @@ from keyvalue_replica.old_barriers import OldBarriers
 from keyvalue_replica.options import ReplicaOptions
 from keyvalue_replica.plain_layout import PlainLayout
 from keyvalue_replica.publications import ReplicaCounts
-from keyvalue_replica.stream import NS_PER_S, Api, ApiError, StreamState, open_stream, stream_state, unfinished
+from keyvalue_replica.stream import (
+    Api,
+    ApiError,
+    StreamState,
+    consumer_config,
+    open_stream,
+    stream_state,
+    unfinished,
+)
 from keyvalue_replica.wires import OwnWire, Wire
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.wrpc.errors import DisconnectedError
@@ -37,12 +45,8 @@ __all__ = ["TICK_S", "Follower"]
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two heartbeats of an idle consumer.
-HEARTBEAT_S = 0.5
 #: Seconds of silence after which the consumer counts as lost.
 SILENCE_S = 2.0
-#: Seconds after which the server removes a consumer that nobody reads.
-INACTIVE_S = 30
 TICK_S = 0.05
 #: Seconds between two looks at the stream's state, and two checks of the consumer. A company may have many streams.
 LOOK_S, CHECK_S = 1.0, TICK_S
@@ -93,6 +97,7 @@ class Follower:
         self._loop = asyncio.get_running_loop()
         self._message_bytes_max: int | None = None
         self.created = ""
+        self._stream_bytes = 0
         self._must_read_again = False
         self._broken = asyncio.Event()
         self._why = ""
@@ -120,13 +125,13 @@ class Follower:
             store = Store(options, secret=state.secret, clock=clock, is_limited=False)
             reservations = None
         else:
-            store, clock, reservations, _ = company
+            store, clock, reservations = company.store, company.clock, company.reservations
             assert self.layout.bucket is not None
             store.set_secret(self.layout.bucket, state.secret)
         clock.note(state.now_ns)
         self._options = replace(self._options, secret=state.secret)  # for a bucket that is created again
         self._message_bytes_max = state.message_bytes_max
-        self.created = state.created
+        self.created, self._stream_bytes = state.created, state.size
         names = self._wire.inbox, self._instance, self._options.timeout_s
         self.core = Core(store, self.layout, self, *names, clock, reservations)
         await self._wire.open(self.core)
@@ -306,6 +311,27 @@ class Follower:
         :raises _Broken: the stream must be followed again
         """
         await self._end_consumer()
+        company = self._company
+        async with nullcontext() if company is None else company.reading.turn(self, self._stream_bytes):
+            await self._begin_following()
+        core = self.core
+        self.served_from = core.position.applied
+        self.fault = None
+        log.info(
+            "replica: caught up with %s at message %d: %d keys", self.layout.stream, core.position.applied, self._keys()
+        )
+        await serving.join()
+        self._caught_up.set()
+        try:
+            await self._watch()
+        finally:
+            self._left_s = monotonic()
+
+    async def _begin_following(self) -> None:
+        """Follow the stream from the position, or read all of it. Return when nothing is missing.
+
+        :raises _Broken: the stream must be followed again
+        """
         state = await stream_state(self.api, self.layout)
         if state is None:
             self._must_read_again = True
@@ -320,6 +346,7 @@ class Follower:
             log.warning("replica: reading the whole bucket again: %s", why)
             self._must_read_again = True
         core.clock.note(state.now_ns)
+        self._stream_bytes = state.size
         self._note_allowed(state)
         core.position.trusts_pending = state.replicas == 1
         if self._must_read_again:
@@ -329,17 +356,6 @@ class Follower:
             self._must_read_again = False
         await self._consume()
         await self._catch_up()
-        self.served_from = core.position.applied
-        self.fault = None
-        log.info(
-            "replica: caught up with %s at message %d: %d keys", self.layout.stream, self.served_from, self._keys()
-        )
-        await serving.join()
-        self._caught_up.set()
-        try:
-            await self._watch()
-        finally:
-            self._left_s = monotonic()
 
     async def _end_consumer(self) -> None:
         """Take no more deliveries of the last consumer."""
@@ -372,20 +388,7 @@ class Follower:
         """Create a consumer from the position, or of the whole bucket if nothing is applied."""
         core, stream = self.core, self.layout.stream
         self._consumer = secrets.token_hex(8)
-        config: dict[str, Any] = {
-            "name": self._consumer,
-            "ack_policy": "none",
-            "filter_subject": self.layout.subjects,
-            "idle_heartbeat": int(HEARTBEAT_S * NS_PER_S),
-            "flow_control": True,
-            "inactive_threshold": INACTIVE_S * NS_PER_S,
-            "mem_storage": True,
-            "num_replicas": 1,
-            "max_deliver": 1,
-            "deliver_policy": "last_per_subject",
-        }
-        if core.position.applied:
-            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": core.next_sequence()}
+        config = consumer_config(self._consumer, self.layout, core.next_sequence() if core.position.applied else None)
         core.begin()
         config["deliver_subject"] = await self._wire.follow(self._consumer)
         name = f"CONSUMER.CREATE.{stream}.{self._consumer}.{self.layout.subjects}"

@@ -33,6 +33,7 @@ from keyvalue_replica.open_bucket import KvPlace, OpenBucket
 from keyvalue_replica.options import LinkedOptions, ReplicaOptions
 from keyvalue_replica.plain_layout import PlainLayout, check_bucket_name
 from keyvalue_replica.publications import CountSum
+from keyvalue_replica.reading_order import ReadingOrder
 from keyvalue_replica.rehearsal import Nowhere, rehearse
 from keyvalue_replica.reservations import Reservations
 from keyvalue_replica.waiting_bucket import RefusingBucket, WaitingBucket
@@ -46,7 +47,7 @@ __all__ = ["OpenBuckets"]
 log = logging.getLogger(__name__)
 
 OPEN_BUCKETS = Limit("the provider would hold {} KV buckets open", "open_buckets_max")
-#: Number of KV buckets that are read at a time.
+#: Number of KV buckets that are looked up or created at a time. `reading_order.py` decides how many are read.
 OPENING_MAX = 16
 #: Seconds between two looks which KV buckets are used.
 LOOK_S = 5.0
@@ -86,7 +87,8 @@ class OpenBuckets:
         self.store = Store(limits, clock=clock, is_limited=False)
         self._ended = CountSum()  # of those that are closed
         self.reservations = Reservations(self.store)
-        self._company = Company(self.store, clock, self.reservations, SharedWires(connection))
+        self._reading_order = ReadingOrder()
+        self._company = Company(self.store, clock, self.reservations, SharedWires(connection), self._reading_order)
         self._connection = connection
         self._of_provider = options
         self._again = again
@@ -150,7 +152,7 @@ class OpenBuckets:
                 async with asyncio.timeout(ends_s - monotonic()):
                     await opened.changed.wait()
             except TimeoutError:
-                raise NotStoredError(f"the KV bucket {place.kv_bucket} can't be used: {opened.fault}") from None
+                raise NotStoredError(f"the KV bucket {place.kv_bucket} can't be used: {self._fault(opened)}") from None
             if isinstance(opened.refusal, NoStreamError):
                 if not may_create:
                     raise NoSuchBucketError(place.name)
@@ -173,6 +175,11 @@ class OpenBuckets:
         )
         store = ReplicaStore(core, self.options, self._again, self._of_provider.is_atomic)
         rehearse(store, place.name, options, write)
+
+    def _fault(self, opened: OpenBucket) -> str:
+        """Return why a KV bucket is not served."""
+        ahead = None if opened.follower is None else self._reading_order.ahead_of(opened.follower)
+        return opened.fault if ahead is None else f"it is being opened, and {ahead} others are read before it"
 
     # Opening and closing.
 
@@ -256,12 +263,11 @@ class OpenBuckets:
         try:
             async with self._opening:
                 await follower.open(self.options, options.timeout_s)
-                core = follower.core
-                core.publications.observe = self.observe
-                opened.follower = follower
-                opened.store = ReplicaStore(core, self.options, self._again, options.is_atomic)
-                follower.start(opened)
-                await follower.wait_caught_up()
+            core = follower.core
+            core.publications.observe = self.observe
+            opened.follower = follower
+            opened.store = ReplicaStore(core, self.options, self._again, options.is_atomic)
+            follower.start(opened)
             await asyncio.Event().wait()
         except (StreamError, DisconnectedError) as error:
             opened.refusal = error
@@ -326,7 +332,8 @@ class OpenBuckets:
                 opened.faulty_s = now_s
             is_unused = now_s - opened.used_s > self._idle_s and self._may_close(opened)
             is_faulty = not opened.is_served and now_s - opened.faulty_s > FAULTY_S
-            is_stuck = is_faulty and not opened.follower.is_reading
+            is_waiting = opened.follower.is_reading or self._reading_order.ahead_of(opened.follower) is not None
+            is_stuck = is_faulty and not is_waiting
             if is_unused or is_stuck or opened.follower.is_refused or opened.follower.failed is not None:
                 self._close(opened)
         for place, (error, tried_s) in list(self._refused.items()):
@@ -431,7 +438,7 @@ class OpenBuckets:
             if not isinstance(why, NoStreamError) or self.linked.get(place) is False
         ]
         faults += [
-            f"the KV bucket {opened.place.kv_bucket}: {opened.fault}"
+            f"the KV bucket {opened.place.kv_bucket}: {self._fault(opened)}"
             for opened in self._open.copy().values()
             if opened.was_served and not opened.is_served and not opened.is_closing
         ]

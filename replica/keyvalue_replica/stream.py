@@ -18,7 +18,16 @@ from keyvalue_replica.errors import NoStreamError, StreamError, UnavailableError
 from keyvalue_replica.layout import Layout
 from keyvalue_replica.options import ReplicaOptions
 
-__all__ = ["Api", "ApiError", "Requests", "StreamState", "mark_stream", "open_stream", "stream_state"]
+__all__ = [
+    "Api",
+    "ApiError",
+    "Requests",
+    "StreamState",
+    "consumer_config",
+    "mark_stream",
+    "open_stream",
+    "stream_state",
+]
 
 REQUEST_TIMEOUT_S = 2.0
 SECRET_BYTES = 16
@@ -35,6 +44,10 @@ UNAVAILABLE = 503
 NAME_IN_USE = 10058
 #: How long the server keeps the marker of an expired key, for watchers. No message can expire sooner.
 EXPIRY_MARKER_S = 1
+#: Seconds between two heartbeats of an idle consumer.
+HEARTBEAT_S = 0.5
+#: Seconds after which the server removes a consumer that nobody reads.
+INACTIVE_S = 30
 NS_PER_S = 10**9
 
 
@@ -100,6 +113,7 @@ class StreamState:
 
     :ivar created: when it was created or restored, as text; another text means another stream
     :ivar keys: number of subjects that have a message
+    :ivar size: its size in bytes
     :ivar consumers: number of clients that follow the stream
     :ivar replicas: number of servers that have the stream
     :ivar now_ns: the server's time, in Unix time
@@ -113,6 +127,7 @@ class StreamState:
     created: str
     last_sequence: int
     keys: int
+    size: int
     consumers: int
     replicas: int
     now_ns: int
@@ -130,15 +145,16 @@ class StreamState:
         """
         try:
             state, config = answer["state"], answer["config"]
-            size = int(config.get("max_msg_size", -1))
+            bytes_max = int(config.get("max_msg_size", -1))
             return cls(
                 str(answer["created"]),
                 int(state["last_seq"]),
                 int(state.get("num_subjects", 0)),
+                int(state.get("bytes", 0)),
                 int(state.get("consumer_count", 0)),
                 int(config.get("num_replicas", 1)),
                 unix_ns(str(answer["ts"])),
-                size if size > 0 else None,
+                bytes_max if bytes_max > 0 else None,
                 _secret_of(answer),
                 str((config.get("metadata") or {}).get(IMPORT, "")),
                 bool(config.get("allow_msg_ttl", False)),
@@ -215,6 +231,27 @@ async def stream_state(api: Api, layout: Layout) -> StreamState | None:
         if error.code == NO_STREAM:
             return None
         raise StreamError(f"{layout.stream}: {error}") from None
+
+
+def consumer_config(name: str, layout: Layout, begin: int | None) -> dict[str, Any]:
+    """Return the configuration of a consumer that an instance follows.
+
+    :param begin: the sequence to begin with; None for the newest message of each key, and then all that follow
+    """
+    config: dict[str, Any] = {
+        "name": name,
+        "ack_policy": "none",
+        "filter_subject": layout.subjects,
+        "idle_heartbeat": int(HEARTBEAT_S * NS_PER_S),
+        "flow_control": True,
+        "inactive_threshold": INACTIVE_S * NS_PER_S,
+        "mem_storage": True,
+        "num_replicas": 1,
+        "max_deliver": 1,
+    }
+    if begin is None:
+        return config | {"deliver_policy": "last_per_subject"}
+    return config | {"deliver_policy": "by_start_sequence", "opt_start_seq": begin}
 
 
 async def _create(api: Api, layout: Layout, options: ReplicaOptions, importing: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Wire:
     def call_soon(self, act: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_soon(act)
 
-    async def subscribe_frames(self, subject: str, handle: Handle, quick: object) -> str:
+    async def subscribe_frames(self, subject: str, handle: Handle, quick: object = ()) -> str:
         self._handles[subject] = handle
         return subject
 
@@ -77,7 +77,7 @@ class Wire:
         answer: dict[str, Any] = {
             "created": "2026-01-01T00:00:00Z",
             "ts": "2026-01-01T00:00:01Z",
-            "config": CONFIG,
+            "config": self.config_of(subject.split(".")[-1]),
             "state": state,
         }
         if ".CONSUMER.CREATE." in subject:
@@ -85,6 +85,10 @@ class Wire:
             self.created.set()
             answer = {"num_pending": 1}
         return json.dumps(answer).encode()
+
+    def config_of(self, stream: str) -> dict[str, Any]:
+        """Return the configuration of a stream."""
+        return CONFIG
 
     def deliver(self, key: bytes, sequence: int, consumer_sequence: int) -> None:
         """Deliver a message of the last consumer, after which nothing is pending."""
