@@ -106,9 +106,7 @@ REASONS = {
         rehearsal.py      tests/integration/test_shared_buckets.py  that nothing is created needs a real server
         reservations.py   test_core.py                             limits count what is in flight
         sequences.py      test_core.py                             increments need them
-        shared_quick.py   test_core.py                             the model with plain names reads with them
         stream.py         tests/integration/test_replicated.py     it needs a real server
-        open_buckets.py   tests/integration/test_shared_buckets.py  it needs a real server
         waiting_bucket.py  tests/integration/test_shared_buckets.py  it waits for a real server
         watched_bucket.py  tests/integration/test_plain_watch.py    it needs a real server
         wires.py          tests/integration/test_shared_buckets.py  its subscriptions need a real server

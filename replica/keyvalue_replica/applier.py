@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from keyvalue_engine import Bucket, BucketOptions, Store
 from keyvalue_engine.options import LENGTH_MAX
@@ -82,13 +82,29 @@ class Applier:
         handle = self._by_token.get(bucket_token)
         try:
             if handle is None:
-                handle = self._by_token[bucket_token] = self._open(self._layout.bucket_of(bucket_token))
+                handle = self._handle_of(bucket_token)
             handle.set(self._layout.key_of(key_token), payload)
         except ValueError:
             self._counts.foreign += 1
             return
         if self._sequences.by_subject:
             self._sequences.note(subject, sequence)
+
+    def apply_run(self, runs: Mapping[bytes, Mapping[bytes, bytes]]) -> None:
+        """Apply messages without headers together, which takes half of the time. No sequence may be watched.
+
+        :param runs: the payloads, by the last two tokens of their subjects
+        """
+        if self.batch:
+            self.end_batch()
+        key_of = self._layout.key_of
+        for bucket_token, entries in runs.items():
+            try:
+                handle = self._handle_of(bucket_token)
+                handle.set_many({key_of(token): payload for token, payload in entries.items()})
+            except ValueError:
+                for token, payload in entries.items():
+                    self.apply_plain(b"", (bucket_token, token), payload, 0)
 
     def end_batch(self) -> None:
         """Apply the messages of a batch that wait. They are visible together, because no call runs meanwhile."""
@@ -143,6 +159,16 @@ class Applier:
             handle.set(key, payload)
         else:
             handle.set_until(key, payload, delivery.timestamp_ns + ttl_ns)
+
+    def _handle_of(self, token: bytes) -> Bucket:
+        """Return the handle of the bucket that a token names.
+
+        :raises ValueError: it names none
+        """
+        handle = self._by_token.get(token)
+        if handle is None:
+            handle = self._by_token[token] = self._open(self._layout.bucket_of(token))
+        return handle
 
     def _open(self, bucket: bytes) -> Bucket:
         if len(self._handles) >= HANDLES_MAX:

@@ -214,6 +214,24 @@ class Core:
         if sequence > applied:
             self._applier.apply_plain(subject, tokens, payload, sequence)
 
+    @property
+    def takes_runs(self) -> bool:
+        """Return True if `deliver_run` may be called: nothing can be answered yet, and no sequence is needed."""
+        return not (self.position.is_whole or self._sequences.by_subject)
+
+    def deliver_run(
+        self, runs: Mapping[bytes, Mapping[bytes, bytes]], count: int, last: tuple[int, int, int, int]
+    ) -> None:
+        """Take deliveries without headers that all have successors. The last one's place stands for all.
+
+        :param runs: their payloads, by the last two tokens of their subjects
+        """
+        sequence, consumer_sequence, _, pending = last
+        if self.position.advance(sequence, consumer_sequence, pending, count):
+            self._applier.apply_run(runs)
+        else:
+            self._outside.follow_again("deliveries were lost")
+
     def deliver_known(self, count: int, last: tuple[int, int, int, int]) -> None:
         """Take deliveries of messages that were applied when they were acknowledged. The last one's place stands for all.
 

@@ -90,7 +90,8 @@ class Position:
     def advance(self, sequence: int, consumer_sequence: int, pending: int, count: int = 1) -> bool:
         """Advance to a delivery, which must be applied next. Return False, and stay, if deliveries before it were lost.
 
-        :param count: number of deliveries since the last call; all but this one are of messages that were applied before
+        :param count: number of deliveries since the last call. Either all were applied before, or none was, and all have
+            successors.
         """
         if consumer_sequence != self._consumed + count:
             self.tear()
@@ -98,7 +99,7 @@ class Position:
         self._consumed = consumer_sequence
         if not pending and self.trusts_pending:
             self.is_whole = True
-        elif sequence > self.applied + 1:
+        elif sequence > self.applied + count:
             self.torn += self.is_whole
             self.tear()
         if sequence > self.applied:

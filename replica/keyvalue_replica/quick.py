@@ -172,6 +172,7 @@ class Deliveries:
         """Take the deliveries at `at`. Return the offset after the last one."""
         core, match, began = self._core, self._match, at
         position = core.position
+        run = DeliveryRun(core) if core.takes_runs else None
         known: re.Match[bytes] | None = None  # the last of the deliveries that were applied when they were acknowledged
         known_count = 0
         while (found := match(buffer, at)) is not None:
@@ -194,11 +195,14 @@ class Deliveries:
                 if known is not None:
                     core.deliver_known(known_count, place_in(known))
                     known, known_count = None, 0
-                core.deliver_plain(found[1], (found[2], found[3]), buffer[payload_at:payload_end], place_in(found))
+                if run is None or not run.add(found, found[2], found[3], buffer[payload_at:payload_end]):
+                    core.deliver_plain(found[1], (found[2], found[3]), buffer[payload_at:payload_end], place_in(found))
             except Exception:  # it must not end the connection
                 log.exception("a delivery was not applied")
         if known is not None:
             core.deliver_known(known_count, place_in(known))
+        if run is not None:
+            run.end()
         if at > began:
             core.heard()
             core.release()
@@ -211,16 +215,55 @@ class Deliveries:
         """
         applied, count = self._core.position.applied, 0
         bounds = at, first.start(2), first.end(3), *first.span(5), first.end(8), first.end(), frame_end - 2, frame_end
-        frames = self._runs.split(buffer, "ssssxsxs", bounds, end)
-        head, _, middle, sequence, size, line_end = next(frames)
+        frames = self._runs.split(buffer, "ssssssxs", bounds, end)
+        head, _, middle, sequence, _, size, line_end = next(frames)
         newest = b"%0*d" % (len(sequence), min(applied, 10 ** len(sequence) - 1))  # of the same length
-        for its_head, names, its_middle, sequence, its_size, its_end in frames:
+        for its_head, names, its_middle, sequence, numbers, its_size, its_end in frames:
             if its_head != head or its_middle != middle or its_size != size or its_end != line_end:
                 break
-            if sequence > newest or b" " in names:
+            if sequence > newest or b" " in names or numbers.startswith(b".1."):  # as NUMBERS
                 break
             count += 1
         return count
+
+
+class DeliveryRun:
+    """New deliveries in a row that all have successors. While nothing can be answered, a core takes them together."""
+
+    __slots__ = ("_core", "_count", "_last", "_runs")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._count = 0
+        self._last: re.Match[bytes] | None = None
+        self._runs: dict[bytes, dict[bytes, bytes]] = {}
+
+    def add(self, found: re.Match[bytes], bucket: bytes, key: bytes, payload: bytes) -> bool:
+        """Add a delivery. If it has no successor, end the run, and return False.
+
+        :param bucket: the token that names the bucket
+        :param key: the token that names the key
+        """
+        if found[8] == b"0":
+            self.end()
+            return False
+        run = self._runs.get(bucket)
+        if run is None:
+            run = self._runs[bucket] = {}
+        run[key] = payload
+        self._last = found
+        self._count += 1
+        return True
+
+    def end(self) -> None:
+        """Let the core take the deliveries that were added since the last call."""
+        last, count, runs = self._last, self._count, self._runs
+        self._last, self._count, self._runs = None, 0, {}
+        if last is not None:
+            try:
+                self._core.deliver_run(runs, count, place_in(last))
+            except Exception:  # it must not end the connection
+                log.exception("%d deliveries were not applied", count)
 
 
 def place_in(found: re.Match[bytes]) -> tuple[int, int, int, int]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from keyvalue_replica.core import Core
 from keyvalue_replica.layout import BARRIER_BLOCK
 from keyvalue_replica.plain_layout import BARRIER_TOKENS, PLAIN_BARRIER_BLOCK
-from keyvalue_replica.quick import NUMBERS, STORED, acknowledge, place_in
+from keyvalue_replica.quick import NUMBERS, STORED, DeliveryRun, acknowledge, place_in
 
 __all__ = ["SharedAcknowledgements", "SharedBarriers", "SharedDeliveries"]
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 #: The reply subject of a delivery of any consumer.
 PLACE = rb"\$JS\.ACK\.[^. ]+\.([0-9a-f]{16})\.1\." + NUMBERS
 #: Its groups from the fifth on are those of a delivery in `quick.py`.
-DELIVERY = re.compile(rb"MSG (\$KV\.[^. ]+\.([^ ]+)) (\d+) " + PLACE + rb" (\d{1,9})\r\n")
+DELIVERY = re.compile(rb"MSG (\$KV\.[^. ]+\.((?!_kv\.wrpc\.)[^ ]+)) (\d+) " + PLACE + rb" (\d{1,9})\r\n")
 BARRIER = re.compile(
     rb"HMSG (\$KV\.[^. ]+\."
     + re.escape(BARRIER_TOKENS)
@@ -112,6 +112,7 @@ class SharedDeliveries:
         match, cores, touched = DELIVERY.match, self._cores, dict[bytes, Core]()
         core: Core | None = None
         before = b""
+        run: DeliveryRun | None = None
         known: re.Match[bytes] | None = None  # the last of the deliveries that were applied when they were acknowledged
         known_count = 0
         while (found := match(buffer, at)) is not None:
@@ -121,7 +122,10 @@ class SharedDeliveries:
             if consumer != before:
                 if core is not None and known is not None:
                     core.deliver_known(known_count, place_in(known))
+                if run is not None:
+                    run.end()
                 known, known_count, before, core = None, 0, consumer, cores.get(consumer)
+                run = DeliveryRun(core) if core is not None and core.takes_runs else None
             if payload_end + 2 > end or core is None:
                 break
             touched[consumer] = core
@@ -134,11 +138,14 @@ class SharedDeliveries:
                 if known is not None:
                     core.deliver_known(known_count, place_in(known))
                     known, known_count = None, 0
-                core.deliver_plain(found[1], (b"", found[2]), buffer[payload_at:payload_end], place_in(found))
+                if run is None or not run.add(found, b"", found[2], buffer[payload_at:payload_end]):
+                    core.deliver_plain(found[1], (b"", found[2]), buffer[payload_at:payload_end], place_in(found))
             except Exception:  # it must not end the connection
                 log.exception("a delivery was not applied")
         if core is not None and known is not None:
             core.deliver_known(known_count, place_in(known))
+        if run is not None:
+            run.end()
         release(touched)
         return at
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keyvalue_replica import quick
@@ -21,6 +21,7 @@ class Told:
     """A core that notes what it is told."""
 
     layout = LAYOUT
+    takes_runs = False
 
     def __init__(self) -> None:
         self.position = SimpleNamespace(applied=APPLIED)
@@ -83,6 +84,7 @@ def read(frames: bytes) -> tuple[list[int], list[tuple[Any, ...]]]:
     return [reader.take(frames, 0, len(frames), subscription) for reader, subscription in readers], core.calls
 
 
+@example([delivery(988, b"a", b"v", consumed, 0, 91) for consumed in (2, 1, 1, 2)], b"", 0)
 @given(acknowledgements | deliveries, rests, st.integers(0, 40))
 def test_runs_never_change_a_result(frames: list[bytes], rest: bytes, cut: int) -> None:
     whole = b"".join(frames) + rest
