@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from keyvalue_engine import Bucket, BucketOptions, Store
 from keyvalue_engine.options import LENGTH_MAX
-from keyvalue_replica.layout import FORMAT, Layout, headers_of, is_deletion, is_readable, ttl_ns_of
+from keyvalue_replica.layout import FORMAT, Layout, headers_of, is_deletion, is_readable, lifetime_ns
 from keyvalue_replica.position import Delivery
 from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.sequences import Sequences
@@ -128,7 +128,7 @@ class Applier:
         handle = self._handles.get(bucket)
         if handle is None:
             handle = self._open(bucket)
-        if not headers:
+        if not headers and not self._layout.max_age_ns:
             handle.set(key, payload)
         elif is_deletion(headers):
             handle.delete(key)
@@ -154,7 +154,7 @@ class Applier:
                 f" this version reads {FORMAT}: upgrade this instance"
             )
             return
-        ttl_ns = ttl_ns_of(headers)
+        ttl_ns = lifetime_ns(headers, self._layout.max_age_ns)
         if ttl_ns is None:
             handle.set(key, payload)
         else:

@@ -257,8 +257,11 @@ class ReplicaBucket:
 
     def _update(self, key: bytes, step: Step) -> Promise:
         self._check(key, b"")
-        subject = self._core.layout.subject(self._name, key)
-        return self._core.update(subject, self._engine, key, step, partial(self._check_entry, key))
+        core = self._core
+        subject = core.layout.subject(self._name, key)
+        if core.layout.max_age_ns:
+            step = partial(_begin_age, step)
+        return core.update(subject, self._engine, key, step, partial(self._check_entry, key))
 
     def _deadline_ns(self, now_ns: int) -> int | None:
         return now_ns + self._ttl_ms * NS_PER_MS if self._ttl_ms else None
@@ -377,6 +380,14 @@ class ReplicaBucket:
 
     def _growth(self, key: bytes, entry: Entry) -> Growth:
         return growth_of(key, self._engine.entry(key), entry)
+
+
+def _begin_age(step: Step, entry: Entry | None) -> tuple[Entry | None, object]:
+    """Take a step in a stream with `max_age`. A deadline that an entry keeps may be that of its age, which begins anew."""
+    after, outcome = step(entry)
+    if after is not entry and isinstance(after, tuple) and isinstance(entry, tuple) and after[1] == entry[1]:
+        after = after[0]
+    return after, outcome
 
 
 def engine_options(options: BucketOptions) -> BucketOptions:

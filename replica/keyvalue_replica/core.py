@@ -212,12 +212,15 @@ class Core:
         if not pending:
             self._last = sequence, timestamp_ns
         if sequence > applied:
-            self._applier.apply_plain(subject, tokens, payload, sequence)
+            if self.layout.max_age_ns:
+                self._applier.apply(subject, b"", payload, Delivery(*delivery))
+            else:
+                self._applier.apply_plain(subject, tokens, payload, sequence)
 
     @property
     def takes_runs(self) -> bool:
-        """Return True if `deliver_run` may be called: nothing can be answered yet, and no sequence is needed."""
-        return not (self.position.is_whole or self._sequences.by_subject)
+        """Return True if `deliver_run` may be called: nothing can be answered yet, no sequence or timestamp is needed."""
+        return not (self.position.is_whole or self._sequences.by_subject or self.layout.max_age_ns)
 
     def deliver_run(
         self, runs: Mapping[bytes, Mapping[bytes, bytes]], count: int, last: tuple[int, int, int, int]
@@ -279,6 +282,8 @@ class Core:
         if change is not None:
             handle, key, value = change
             if value is not None:
+                if self.layout.max_age_ns:  # the deadline depends on the timestamp, which the delivery tells
+                    return
                 handle.set(key, value)
             else:
                 handle.delete(key)

@@ -23,12 +23,13 @@ from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.company import Company, Serving
 from keyvalue_replica.core import Core
 from keyvalue_replica.errors import StreamError, UnavailableError
-from keyvalue_replica.layout import MARKER_S, Layout
+from keyvalue_replica.layout import Layout
 from keyvalue_replica.old_barriers import OldBarriers
 from keyvalue_replica.options import ReplicaOptions
 from keyvalue_replica.plain_layout import PlainLayout
 from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.stream import (
+    AGE_CHANGED,
     Api,
     ApiError,
     StreamState,
@@ -341,7 +342,9 @@ class Follower:
             state = await open_stream(self.api, self.layout, self._options)
         self._check_import(state)
         core = self.core
-        why = self._why_read_again(state)
+        why = state.why_read_again(
+            self.created, core.position.applied, monotonic() - self._left_s, self.layout.max_age_ns
+        )
         if why and not self._must_read_again:
             log.warning("replica: reading the whole bucket again: %s", why)
             self._must_read_again = True
@@ -352,7 +355,7 @@ class Follower:
         if self._must_read_again:
             await self.empty()
             core.restart()
-            self.created = state.created
+            self.created, self.layout.max_age_ns = state.created, state.max_age_ns
             self._must_read_again = False
         await self._consume()
         await self._catch_up()
@@ -361,19 +364,6 @@ class Follower:
         """Take no more deliveries of the last consumer."""
         await self._wire.unfollow()
         self.core.position.tear()
-
-    def _why_read_again(self, state: StreamState) -> str:
-        """Return why the instance can't go on from its position, or "" if it can."""
-        applied = self.core.position.applied
-        if state.created != self.created:
-            return "the stream was created again or restored"
-        # With several servers, the leader may not have applied yet what another server has delivered. If messages are
-        # really lost, the next barrier gets a sequence that was used before.
-        if state.last_sequence < applied and state.replicas == 1:
-            return f"the stream ends at message {state.last_sequence}, but {applied} was applied"
-        if monotonic() - self._left_s > MARKER_S / 2:
-            return "the instance was away for too long"
-        return ""
 
     async def empty(self) -> None:
         """Remove all keys from the engine, in steps between other work."""
@@ -449,6 +439,9 @@ class Follower:
         if state.created != self.created:
             self._must_read_again = True
             raise _Broken("the stream was created again")
+        if state.max_age_ns != self.layout.max_age_ns:
+            self._must_read_again = True
+            raise _Broken(AGE_CHANGED)
         if state.last_sequence < core.position.applied:
             core.barrier()  # its sequence decides: an old leader may have answered
         self._suspicions = self._suspicions + 1 if self._lacks_keys(state) else 0

@@ -36,8 +36,8 @@ __all__ = [
     "headers_of",
     "is_deletion",
     "is_readable",
+    "lifetime_ns",
     "ttl_headers",
-    "ttl_ns_of",
 ]
 
 #: The version of the format that this module reads and writes.
@@ -57,6 +57,7 @@ BARRIER_S = 60
 NS_PER_MS, NS_PER_S = 10**6, 10**9
 #: A time of `Nats-TTL`: seconds, or a duration as Go writes it.
 DURATION = re.compile(rb"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,10})s?)?")
+NEVER = b"never"
 URL = bytes.maketrans(b"+/", b"-_")
 OF_URL = bytes.maketrans(b"-_", b"+/")
 BEGIN = b"NATS/1.0\r\n"
@@ -79,6 +80,8 @@ class Layout:
     bucket: bytes | None = None
     #: False if the stream refuses messages that expire, or atomic batches.
     allows_ttl = allows_batches = True
+    #: The age at which the stream removes messages, or 0. Keys expire at this age at the latest.
+    max_age_ns = 0
 
     def __init__(self, kv_bucket: str, domain: str = "") -> None:
         self.domain = domain
@@ -178,12 +181,24 @@ def barrier_headers(kept_s: int) -> bytes:
 BARRIER_BLOCK = b"NATS/1.0\r\n%b\r\n" % barrier_headers(BARRIER_S)
 
 
-def ttl_ns_of(headers: dict[bytes, bytes]) -> int | None:
-    """Return the time to live that a message's headers set, in nanoseconds, or None. Other clients set only Nats-TTL.
+def lifetime_ns(headers: dict[bytes, bytes], max_age_ns: int = 0) -> int | None:
+    """Return the time from a message's timestamp until it expires, in nanoseconds, or None if it does not.
 
-    >>> ttl_ns_of({b"nats-ttl": b"1m30s"}), ttl_ns_of({b"nats-ttl": b"5"}), ttl_ns_of({b"nats-ttl": b"never"})
-    (90000000000, 5000000000, None)
+    A server removes a message at the age of the stream even if its own time is longer, but not if that is `never`.
+
+    >>> lifetime_ns({b"nats-ttl": b"5"}), lifetime_ns({b"nats-ttl": b"1m30s"}, 7 * 10**9), lifetime_ns({}, 7 * 10**9)
+    (5000000000, 7000000000, 7000000000)
+    >>> lifetime_ns({b"nats-ttl": b"never"}, 7 * 10**9), lifetime_ns({})
+    (None, None)
     """
+    ttl_ns = _ttl_ns_of(headers)
+    if ttl_ns is None and headers.get(b"nats-ttl") == NEVER:
+        return None
+    return min(ttl_ns or max_age_ns, max_age_ns) if max_age_ns else ttl_ns
+
+
+def _ttl_ns_of(headers: dict[bytes, bytes]) -> int | None:
+    """Return the time to live that a message's headers set. Other clients set only Nats-TTL."""
     ttl_ms = headers.get(b"kv-ttl-ms", b"")
     if ttl_ms.isdigit():
         return int(ttl_ms) * NS_PER_MS

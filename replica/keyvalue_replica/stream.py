@@ -15,10 +15,11 @@ from secrets import token_bytes
 from typing import Any, Protocol
 
 from keyvalue_replica.errors import NoStreamError, StreamError, UnavailableError
-from keyvalue_replica.layout import Layout
+from keyvalue_replica.layout import MARKER_S, Layout
 from keyvalue_replica.options import ReplicaOptions
 
 __all__ = [
+    "AGE_CHANGED",
     "Api",
     "ApiError",
     "Requests",
@@ -39,6 +40,7 @@ IMPORT = "wrpc-keyvalue-import"
 KEYS, PLAIN = "wrpc-keyvalue-keys", "plain"
 NO_STREAM = 10059
 NO_PEERS = 10005
+AGE_CHANGED = "max_age of the stream was changed"
 #: The status of errors that may go away.
 UNAVAILABLE = 503
 NAME_IN_USE = 10058
@@ -122,6 +124,7 @@ class StreamState:
     :ivar importing: the digest of the snapshot whose import has not finished, or ""
     :ivar allows_ttl: True if messages may expire
     :ivar allows_batches: True if atomic batches are allowed
+    :ivar max_age_ns: the age at which messages are removed, or 0
     """
 
     created: str
@@ -136,6 +139,7 @@ class StreamState:
     importing: str
     allows_ttl: bool = True
     allows_batches: bool = True
+    max_age_ns: int = 0
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> StreamState:
@@ -159,9 +163,27 @@ class StreamState:
                 str((config.get("metadata") or {}).get(IMPORT, "")),
                 bool(config.get("allow_msg_ttl", False)),
                 bool(config.get("allow_atomic", False)),
+                int(config.get("max_age", 0)),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StreamError(f"JetStream's answer lacks a field or has another form: {error}") from None
+
+    def why_read_again(self, created: str, applied: int, away_s: float, max_age_ns: int) -> str:
+        """Return why an instance can't go on from its position, or "" if it can.
+
+        :param applied: the last sequence that it has applied
+        :param away_s: seconds since it last followed the stream
+        """
+        if self.created != created:
+            return "the stream was created again or restored"
+        # With several servers, the leader may not have applied yet what another server has delivered. If messages are
+        # really lost, the next barrier gets a sequence that was used before.
+        if self.last_sequence < applied and self.replicas == 1:
+            return f"the stream ends at message {self.last_sequence}, but {applied} was applied"
+        kept_s = min(MARKER_S, self.max_age_ns / NS_PER_S or MARKER_S)  # how long a delete stays in the stream
+        if away_s > kept_s / 2:
+            return "the instance was away for too long"
+        return AGE_CHANGED if self.max_age_ns != max_age_ns else ""
 
 
 async def open_stream(api: Api, layout: Layout, options: ReplicaOptions, importing: str = "") -> StreamState:
@@ -308,7 +330,7 @@ def _misfits(config: Mapping[str, Any], layout: Layout) -> list[str]:
     found = [
         ("subjects", config.get("subjects"), [layout.subjects]),
         ("retention", config.get("retention", "limits"), "limits"),
-        ("max_age", config.get("max_age", 0), 0),
+        ("max_age", config.get("max_age", 0) if layout.bucket is None else 0, 0),
         ("discard", config.get("discard", "old"), "new"),
         ("sealed", config.get("sealed", False), False),
         ("mirror", (config.get("mirror") or {}).get("name"), None),

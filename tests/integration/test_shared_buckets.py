@@ -159,6 +159,54 @@ async def test_other_clients_may_expire_and_roll_up_messages(
         assert await ours.increment(bucket, "n", 2) == 2
 
 
+async def test_keys_expire_at_the_age_of_their_bucket(
+    launch: Launch, nats_server: NatsServer, admin: Client, bucket: str
+) -> None:
+    """A server removes a message at `max_age` or up to a second later, and leaves no marker."""
+    age_s = 4.0
+    theirs = await bare_bucket(admin, bucket, max_age=int(age_s * 1e9), allow_msg_ttl=True)
+    subject = f"$KV.{bucket}.never"
+    await admin.request(subject, b"v", headers={"Nats-TTL": "never"}, timeout=DEADLINE_S)
+    one, other = client_of(nats_server, launch()), client_of(nats_server, launch({"reads": "local"}))
+    async with one, other:
+        began_s = asyncio.get_running_loop().time()
+        await theirs.put("theirs", b"v")
+        await theirs.create("long", b"v", msg_ttl=3600)
+        await theirs.create("short", b"v", msg_ttl=1)
+        await one.set(bucket, "ours", b"v")
+        await one.set_many(bucket, {"many": b"v"})
+        await theirs.put("n", b"1")
+        keys = ["theirs", "long", "ours", "many", "n"]
+        found = await one.get_many(bucket, keys)
+        if asyncio.get_running_loop().time() - began_s < age_s:
+            assert found == [b"v", b"v", b"v", b"v", b"1"]
+
+        async def are_gone(client: KeyValueClient, *keys: str) -> bool:
+            return await client.get_many(bucket, keys) == [None] * len(keys)
+
+        await until(functools.partial(are_gone, one, "short"), "the shorter time to live counts")
+        assert await one.increment(bucket, "n", 1) in (1, 2)
+        incremented_s = asyncio.get_running_loop().time()
+        await until(functools.partial(are_gone, one, *keys[:-1]), "the keys reach the age")
+        gone_s = asyncio.get_running_loop().time()
+        assert gone_s - began_s >= age_s
+        assert await are_gone(other, *keys[:-1])
+        if asyncio.get_running_loop().time() - incremented_s < age_s:
+            assert await one.exists(bucket, "n"), "the age of a counter begins anew with each increment"
+        await until(functools.partial(are_gone, one, "n"), "the counter reaches the age")
+        latest = launch()
+        async with client_of(nats_server, latest) as late:
+            for client in (one, other, late):
+                assert await client.list_keys(bucket) == ([b"never"], None)
+            assert await late.increment(bucket, "n", 5) == 5, "the server may still have the last message"
+            assert await one.get(bucket, "n") in (b"5", None)
+            config = await config_of(admin, bucket) | {"max_age": 0}
+            await admin.request(f"$JS.API.STREAM.UPDATE.KV_{bucket}", json.dumps(config).encode())
+            await in_thread(latest.wait_for, "max_age of the stream was changed")
+            await one.set(bucket, "kept", b"v")
+            assert await late.get(bucket, "kept") == b"v"
+
+
 async def test_messages_as_other_programs_write_them(
     launch: Launch, nats_server: NatsServer, admin: Client, bucket: str
 ) -> None:

@@ -14,6 +14,7 @@ from keyvalue_engine import StoreOptions
 from keyvalue_replica.follower import Follower
 from keyvalue_replica.layout import Layout
 from keyvalue_replica.options import ReplicaOptions
+from keyvalue_replica.stream import StreamState
 
 LAYOUT = Layout("kv")
 CONFIG = {
@@ -134,3 +135,26 @@ async def test_a_stream_that_ends_too_early_is_read_again() -> None:
     await serving.joined.wait()
     assert len(core.store) == 2
     await follower.stop()
+
+
+@pytest.mark.parametrize(
+    ("max_age_s", "away_s", "why"),
+    [
+        (0, 1_799, ""),
+        (0, 1_801, "the instance was away for too long"),
+        (10, 4, ""),
+        (10, 6, "the instance was away for too long"),
+        (7_200, 1_801, "the instance was away for too long"),
+    ],
+)
+def test_an_instance_goes_on_only_while_the_stream_still_has_the_deletes(
+    max_age_s: int, away_s: float, why: str
+) -> None:
+    """A delete stays for an hour, or as long as the stream keeps any message. Some keys stay for longer (`never`)."""
+    age_ns = max_age_s * 10**9
+    answer = {"created": "then", "ts": "2026-01-01T00:00:01Z", "config": CONFIG | {"max_age": age_ns}}
+    state = StreamState.of(answer | {"state": {"last_seq": 7}})
+    assert state.why_read_again("then", 7, away_s, age_ns) == why
+    assert state.why_read_again("then", 7, 0, age_ns + 1) == "max_age of the stream was changed"
+    assert state.why_read_again("then", 8, 0, age_ns) == "the stream ends at message 7, but 8 was applied"
+    assert state.why_read_again("now", 7, 0, age_ns) == "the stream was created again or restored"

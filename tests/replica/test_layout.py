@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyvalue_engine import LimitError
-from keyvalue_replica.layout import Layout, delete_headers, headers_of, ttl_headers, ttl_ns_of
+from keyvalue_replica.layout import Layout, delete_headers, headers_of, lifetime_ns, ttl_headers
 
 names = st.binary(max_size=40)
 
@@ -68,5 +68,5 @@ def test_any_block_is_read(block: bytes) -> None:
     ],
 )
 def test_the_time_to_live_of_other_clients_is_read(text: bytes, seconds: int | None) -> None:
-    assert ttl_ns_of({b"nats-ttl": text}) == (None if seconds is None else seconds * 10**9)
-    assert ttl_ns_of({b"nats-ttl": text, b"kv-ttl-ms": b"1500"}) == 1_500_000_000
+    assert lifetime_ns({b"nats-ttl": text}) == (None if seconds is None else seconds * 10**9)
+    assert lifetime_ns({b"nats-ttl": text, b"kv-ttl-ms": b"1500"}) == 1_500_000_000
