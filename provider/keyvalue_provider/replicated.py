@@ -1,6 +1,6 @@
 """The replicated store of a provider: the KV bucket with encoded names, and the KV buckets with plain names.
 
-    Replicated ─┬─ Follower ───── the provider's own KV bucket, unless keys=plain
+    Replicated ─┬─ Follower ───── the provider's own KV bucket, unless keys=plain and no option names it
                 └─ OpenBuckets ── KV buckets with plain names, opened when they are used
 
 The provider is in the queue group while its own KV bucket is served. A KV bucket with plain names that is not served
@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from keyvalue_engine.errors import StoreError
-from keyvalue_provider.config.options import ATOMIC, PLAIN, ProviderOptions
+from keyvalue_provider.config.options import ATOMIC, ProviderOptions
 from keyvalue_provider.config.start_plan import StartPlan
 from keyvalue_provider.snapshot_import import import_at_start, kv_bucket_of
 from keyvalue_replica.bucket import ReplicaStore
@@ -85,7 +85,7 @@ class Replicated:
         :raises UnusableSnapshotError: the KV bucket is empty, and the snapshot can't be imported
         """
         kv_bucket, follower = kv_bucket_of(plan), None
-        if options.keys != PLAIN:
+        if options.has_encoded_keys:
             if options.snapshot_path is not None:
                 await import_at_start(plan, options, connection)
             follower = Follower(connection, options.replica_options(kv_bucket))

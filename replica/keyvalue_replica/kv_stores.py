@@ -5,12 +5,10 @@ from __future__ import annotations
 from keyvalue_engine import BucketOptions, Quota, Store, StoreError, StoreOptions
 from keyvalue_replica.bucket import ReplicaBucket, ReplicaStore
 from keyvalue_replica.open_buckets import OpenBuckets
-from keyvalue_replica.options import LinkedOptions, PlainQuota
+from keyvalue_replica.options import NO_ENCODED_KEYS, LinkedOptions, PlainQuota
 from keyvalue_replica.waiting_bucket import RefusingBucket, WaitingBucket
 
 __all__ = ["KvStores", "StoreSum"]
-
-NO_ENCODED = "keys=encoded needs a provider with keys=encoded"
 
 
 class KvStores:
@@ -28,7 +26,11 @@ class KvStores:
         """Open a bucket."""
         if isinstance(options, LinkedOptions) and options.is_plain:
             return self._plain.bucket(name, options)
-        return RefusingBucket(StoreError(NO_ENCODED)) if self._encoded is None else self._encoded.bucket(name, options)
+        return (
+            RefusingBucket(StoreError(NO_ENCODED_KEYS))
+            if self._encoded is None
+            else self._encoded.bucket(name, options)
+        )
 
     def now_ns(self) -> int:
         """Return the server's time."""

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from keyvalue_engine import BucketOptions, Quota
 
-__all__ = ["LinkedOptions", "PlainQuota", "ReplicaOptions", "plain_name"]
+__all__ = ["NO_ENCODED_KEYS", "LinkedOptions", "PlainQuota", "ReplicaOptions", "plain_name"]
+
+#: Why there is no KV bucket with encoded names.
+NO_ENCODED_KEYS = "keys=encoded needs a provider with keys=encoded, or with a jetstream_bucket"
 
 
 @dataclass(frozen=True, slots=True)

@@ -520,21 +520,28 @@ async def test_links_of_keyvalue_nats_are_understood(
         await client.set("default", "k", b"v")
         assert await client.get("any", "k") == b"v"
     assert (await (await admin.jetstream().key_value(bucket)).get("k")).value == b"v"
-    assert (await host.put(keys="encoded"))["healthy"] is False
+    answer = await host.put(keys="encoded")
+    assert answer["healthy"] is False
+    assert "keys=encoded needs a provider with keys=encoded, or with a jetstream_bucket" in answer["message"]
 
 
-async def test_a_plain_link_stands_beside_the_providers_own_bucket(
-    launch: Launch, nats_server: NatsServer, admin: Client, bucket: str
+@pytest.mark.parametrize("is_default_plain", [False, True])
+async def test_one_provider_serves_both_kinds_of_names(
+    launch: Launch, nats_server: NatsServer, admin: Client, bucket: str, is_default_plain: bool
 ) -> None:
+    """Callers without a link have the kind of the provider, and the link has the other one."""
     theirs = await admin.jetstream().create_key_value(KeyValueConfig(bucket))
-    provider = launch({"keys": "encoded", "keys_max": "3"})
+    kinds = ["plain", "encoded"] if is_default_plain else ["encoded", "plain"]
+    own = f"own_{kinds[0]}"
+    provider = launch({"keys": kinds[0], "keys_max": "3", "jetstream_bucket": own})
     host = Host(admin, provider)
-    await host.put(keys="plain", quota_keys="1")
+    assert (await host.put(keys=kinds[1], quota_keys="1"))["healthy"]
     async with connecting(nats_server.url) as connect, client_of(nats_server, provider) as anonymous:
         linked = await connect(provider)
-        await anonymous.set(bucket, "k", b"encoded")
-        await linked.set(bucket, "k", b"plain")
-        assert (await anonymous.get(bucket, "k"), await linked.get(bucket, "k")) == (b"encoded", b"plain")
+        plain, encoded = (anonymous, linked) if is_default_plain else (linked, anonymous)
+        await encoded.set(bucket, "k", b"encoded")
+        await plain.set(bucket, "k", b"plain")
+        assert (await encoded.get(bucket, "k"), await plain.get(bucket, "k")) == (b"encoded", b"plain")
         assert (await theirs.get("k")).value == b"plain"
         with pytest.raises(OtherError, match="quota would hold 2 keys"):
             await linked.set(bucket, "l", b"")
@@ -542,7 +549,7 @@ async def test_a_plain_link_stands_beside_the_providers_own_bucket(
         with pytest.raises(OtherError, match=r"the store would hold 4 keys; the limit is 3 \(keys_max\)"):
             await anonymous.set(bucket, "m", b"")
         with pytest.raises(OtherError, match="it holds encoded names, needed plain ones"):
-            await linked.get(provider.key, "k")
+            await plain.get(own, "k")
 
 
 async def test_names_that_nats_does_not_allow_are_refused(provider: Provider, nats_server: NatsServer) -> None:

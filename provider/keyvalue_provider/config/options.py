@@ -176,7 +176,8 @@ class ProviderOptions(LinkOptions):
         values.MILLISECONDS, "milliseconds from one save to the file snapshot_path to the next", default=60_000
     )
     jetstream_bucket: str | None = option(
-        values.KV_BUCKET, "name of the NATS key-value bucket; if not set: the provider key, or the prefix with serve"
+        values.KV_BUCKET,
+        "name of the NATS key-value bucket; if not set: the provider key, or the prefix with serve (keys=plain: no bucket)",
     )
     jetstream_storage: str = option(
         values.one_of("file", "memory"), "where a created KV bucket is kept by its servers", default="file"
@@ -439,6 +440,11 @@ class ProviderOptions(LinkOptions):
             certificate=self.tls_certificate or "",
             key="" if self.tls_key is None else self.tls_key.reveal(),
         )
+
+    @property
+    def has_encoded_keys(self) -> bool:
+        """Return True if the replicated store has a KV bucket with encoded names: by default, or because it is named."""
+        return self.keys == ENCODED or self.jetstream_bucket is not None
 
     def conflict(self) -> str:
         """Return why the options can't be used together, or an empty string."""

@@ -36,7 +36,7 @@ from keyvalue_provider.config.options import (
     ProviderOptions,
 )
 from keyvalue_provider.host.links import LinkDefinition, LinkKey, Links
-from keyvalue_replica.options import LinkedOptions, plain_name
+from keyvalue_replica.options import NO_ENCODED_KEYS, LinkedOptions, plain_name
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 
@@ -307,8 +307,8 @@ class Policy:
             log.warning("link %s -> %s (%s): everything is denied: %s", *link.key, error.discreet)
             self._links.refuse(link, f"everything is denied: {error.discreet}")
             return None
-        if self._provider.store != MEMORY and self._provider.keys == PLAIN and own.get("keys") == ENCODED:
-            self._links.refuse(link, "everything is denied: keys=encoded needs a provider with keys=encoded")
+        if self._provider.store != MEMORY and own.get("keys") == ENCODED and not self._provider.has_encoded_keys:
+            self._links.refuse(link, f"everything is denied: {NO_ENCODED_KEYS}")
             return None
         if unsupported := sorted(OF_CONNECTIONS.intersection(link.target_options)):
             remarks.append(f"not supported, since all links use the provider's connection: {', '.join(unsupported)}")
