@@ -134,6 +134,7 @@ REASONS = {
         replicated.py         tests/integration/test_shared_buckets.py  its parts need a real server
         signals.py            tests/integration/test_signals.py     they need a process
         standard_streams.py   tests/integration/test_streams.py     closed streams need a process
+        plain_import.py       tests/integration/test_moving.py      it needs JetStream
         snapshot_import.py    tests/integration/test_snapshot_import.py  it needs JetStream
         config/declaration.py  config/test_options.py              tables of options
         host/json_fields.py   host/test_links.py                    how links and host data are read

@@ -22,6 +22,7 @@ from keyvalue_engine.snapshot import Reader
 from keyvalue_provider.config.options import PLAIN, ProviderOptions
 from keyvalue_provider.config.start_plan import StartPlan, read_standalone_plan
 from keyvalue_provider.observe.log import printable, set_up_log
+from keyvalue_provider.plain_import import import_buckets
 from keyvalue_provider.snapshot_import import (
     TELL_S,
     RefusedError,
@@ -51,9 +52,10 @@ def move(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     options = configuration.options
     set_up_log(options.log_level or "warn", bool(options.structured_logging))
     try:
-        if options.keys == PLAIN:
+        if options.keys == PLAIN and arguments.command == "export-snapshot":
             raise RefusedError(
-                "a snapshot holds the buckets of keys=encoded: copy KV buckets with `nats stream backup`"
+                "with keys=plain, each KV bucket has its own order of keys, and a snapshot has one for all buckets:"
+                " use `wrpc-kv export`, or `nats stream backup`"
             )
         if arguments.command == "import-snapshot":
             with Reader(arguments.file) as reader:
@@ -93,6 +95,9 @@ class Bystander:
 async def _import(reader: Reader, skip: bool, plan: StartPlan, options: ProviderOptions) -> None:
     connection = await Connection.open(plan.connection)
     try:
+        if options.keys == PLAIN:
+            await import_buckets(reader, options, connection, skip, _tell)
+            return
         importing = importing_of(reader, plan, options, connection)
         await when_ready(importing.look, options, _tell)
         await import_snapshot(reader, importing, skip, _tell, _tell)

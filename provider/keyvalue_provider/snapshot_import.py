@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from time import monotonic, time_ns
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from keyvalue_engine import LimitError, SnapshotError
 from keyvalue_engine.options import TTL_MS_MAX
@@ -22,19 +22,32 @@ from keyvalue_engine.snapshot import Reader
 from keyvalue_provider.config.options import ProviderOptions
 from keyvalue_provider.config.start_plan import StartPlan
 from keyvalue_provider.keyvalue.snapshots import UnusableSnapshotError
-from keyvalue_replica.errors import StreamError, UnavailableError
+from keyvalue_replica.errors import StreamError, UnavailableError, UnfitNameError
 from keyvalue_replica.importing import Import, Progress
 from keyvalue_replica.outgoing import Outgoing
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.wrpc.errors import DisconnectedError
 
-__all__ = ["TELL_S", "RefusedError", "import_at_start", "import_snapshot", "importing_of", "kv_bucket_of", "when_ready"]
+__all__ = [
+    "TELL_S",
+    "RefusedError",
+    "Tell",
+    "check",
+    "fill",
+    "import_at_start",
+    "import_snapshot",
+    "importing_of",
+    "kv_bucket_of",
+    "when_ready",
+]
 
 log = logging.getLogger("keyvalue_provider")
 
 T = TypeVar("T")
 #: Shows a line about the progress.
 Tell = Callable[[str], object]
+#: The blocks of a snapshot: the name of a bucket, and keys with values and deadlines.
+Blocks: TypeAlias = Iterable[tuple[bytes, list[tuple[bytes, bytes, int | None]]]]
 
 NS_PER_MS = 1_000_000
 #: A step ends when it has this many keys, or bytes of keys and values. The server refuses messages if more than 10,000
@@ -120,7 +133,7 @@ async def import_snapshot(reader: Reader, importing: Import, skip: bool, tell: T
     :raises SnapshotError: the file is damaged; nothing was imported
     """
     tell("checking the snapshot")
-    keys, misfits = await _check(reader, importing, tell_names)
+    keys, misfits = await check(reader, importing, tell_names)
     if misfits and not skip:
         raise RefusedError(
             f"nothing was imported: {misfits} keys do not fit (import-snapshot --skip names them and imports the others)"
@@ -131,7 +144,7 @@ async def import_snapshot(reader: Reader, importing: Import, skip: bool, tell: T
     if progress.keys:
         tell(f"continuing after {progress.keys:,} of {keys:,} keys")
     try:
-        progress = await _fill(reader, importing, progress, keys, tell)
+        progress = await fill(reader, importing, progress, keys, tell)
         await importing.end()
     except BaseException:
         tell("the import is not finished: do the same again to continue")
@@ -161,14 +174,14 @@ async def when_ready(ask: Callable[[], Awaitable[T]], options: ProviderOptions, 
         await asyncio.sleep(RETRY_S)
 
 
-async def _check(reader: Reader, importing: Import, tell: Tell | None) -> tuple[int, int]:
-    """Read the whole snapshot. Return the number of its keys, and of those that do not fit. Show the names of these."""
+async def check(reader: Blocks, importing: Import, tell: Tell | None) -> tuple[int, int]:
+    """Read a whole snapshot. Return the number of its keys, and of those that do not fit. Show the names of these."""
     keys = misfits = 0
     async for found in _paced(reader):
         keys += 1
         try:
             importing.message(found.bucket, found.key, found.value, None)
-        except LimitError as error:
+        except (LimitError, UnfitNameError) as error:
             misfits += 1
             if tell is not None and misfits <= NAMED_MAX:
                 tell(f"does not fit: bucket {_shown(found.bucket)}, key {_shown(found.key)}: {error}")
@@ -177,7 +190,7 @@ async def _check(reader: Reader, importing: Import, tell: Tell | None) -> tuple[
     return keys, misfits
 
 
-async def _fill(reader: Reader, importing: Import, begun: Progress, keys: int, tell: Tell) -> Progress:
+async def fill(reader: Blocks, importing: Import, begun: Progress, keys: int, tell: Tell) -> Progress:
     """Publish the keys after `begun`, step by step."""
     told_s, step_bytes = monotonic(), 0
     done, expired = 0, begun.expired
@@ -192,7 +205,7 @@ async def _fill(reader: Reader, importing: Import, begun: Progress, keys: int, t
             continue
         try:
             messages.append(importing.message(bucket, key, value, ttl_ms))
-        except LimitError:  # `_check` has counted and named it
+        except (LimitError, UnfitNameError):  # `check` has counted and named it
             continue
         step_bytes += len(key) + len(value)
         if len(messages) >= STEP_KEYS or step_bytes >= STEP_BYTES:
@@ -206,7 +219,7 @@ async def _fill(reader: Reader, importing: Import, begun: Progress, keys: int, t
     return progress
 
 
-async def _paced(reader: Reader) -> AsyncIterator[Found]:
+async def _paced(reader: Blocks) -> AsyncIterator[Found]:
     """Yield all keys, and let other tasks run after each block, so that NATS gets its answers."""
     for bucket, entries in reader:
         for key, value, deadline_ms in entries:

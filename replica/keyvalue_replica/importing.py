@@ -23,6 +23,7 @@ from keyvalue_replica.errors import StreamError, UnavailableError
 from keyvalue_replica.layout import Layout, ttl_headers
 from keyvalue_replica.options import ReplicaOptions
 from keyvalue_replica.outgoing import Outgoing
+from keyvalue_replica.plain_layout import PlainLayout
 from keyvalue_replica.publications import STREAM_FULL, WRONG_LAST_SEQUENCE
 from keyvalue_replica.stream import Api, ApiError, StreamState, mark_stream, open_stream, stream_state
 from keyvalue_transport.nats.connection import Connection
@@ -51,17 +52,20 @@ class Import:
 
     :param options: `secret` is that of the snapshot; None to keep the bucket's, or to create one
     :param digest: names the snapshot
+    :param layout: that of a KV bucket with plain names; None for encoded names
     :ivar bucket: the name of the bucket
     """
 
-    def __init__(self, connection: Connection, options: ReplicaOptions, digest: str) -> None:
+    def __init__(
+        self, connection: Connection, options: ReplicaOptions, digest: str, layout: PlainLayout | None = None
+    ) -> None:
         self.bucket = options.bucket
         self._connection = connection
         self._options = options
         self._digest = digest
-        self._layout = layout = Layout(options.bucket, options.domain)
+        self._layout: Layout = layout or Layout(options.bucket, options.domain)
         self._api = Api(connection, options.domain)
-        self._subject = layout.internal + b"import"
+        self._subject = self._layout.internal + b"import"
         self._inbox = connection.new_inbox()
         self._value_bytes_max = 0
         self._sequence = 0  # of the last progress
@@ -129,6 +133,7 @@ class Import:
         """Return the message that sets a key.
 
         :raises LimitError: the names or the value do not fit into a message
+        :raises UnfitNameError: NATS does not allow the key
         """
         if len(value) > self._value_bytes_max:
             raise LimitError(MESSAGE_BYTES, len(value), self._value_bytes_max)
@@ -166,6 +171,8 @@ class Import:
     async def _use_of(self, state: StreamState) -> str:
         """Return how a bucket is used, or "" if it has no keys and no readers."""
         bucket, stream = self._options.bucket, self._layout.stream
+        if self._layout.bucket is not None and not (state.is_ours or self._options.adopts):
+            return f"others have created the KV bucket {bucket}, and an import changes its metadata (jetstream_adopt)"
         try:
             info = await self._api.call(
                 f"STREAM.INFO.{stream}", {"subjects_filter": f"{self._layout.internal.decode()}>"}

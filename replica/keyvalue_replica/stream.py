@@ -125,6 +125,7 @@ class StreamState:
     :ivar allows_ttl: True if messages may expire
     :ivar allows_batches: True if atomic batches are allowed
     :ivar max_age_ns: the age at which messages are removed, or 0
+    :ivar is_ours: True if a provider has created the stream, or has adopted it
     """
 
     created: str
@@ -140,6 +141,7 @@ class StreamState:
     allows_ttl: bool = True
     allows_batches: bool = True
     max_age_ns: int = 0
+    is_ours: bool = False
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> StreamState:
@@ -164,6 +166,7 @@ class StreamState:
                 bool(config.get("allow_msg_ttl", False)),
                 bool(config.get("allow_atomic", False)),
                 int(config.get("max_age", 0)),
+                _is_ours(answer),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StreamError(f"JetStream's answer lacks a field or has another form: {error}") from None

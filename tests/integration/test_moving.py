@@ -468,3 +468,46 @@ async def test_an_export_replaces_no_file_and_needs_a_bucket(
     assert path.read_bytes() == b"old"
     assert "exported 0 keys" in ended(exporting("empty", "--force"))
     assert len(Store.load(path)) == 0
+
+
+async def test_each_bucket_of_a_snapshot_becomes_a_kv_bucket(
+    run: Run, launch: Launch, nats_server: NatsServer, admin: Client, tmp_path: Path
+) -> None:
+    """Names that NATS does not allow are counted. A finished bucket is skipped when the command runs again."""
+    store, snapshot = Store(), tmp_path / "snapshot"
+    for number in range(30_000):
+        store.bucket(b"moved_many").set(b"k%d" % number, b"%d" % number)
+    store.bucket(b"moved_few").set(b"a.b", b"v", HOUR_MS)
+    store.bucket(b"moved_few").set(b"a b", b"unfit")
+    store.bucket(b"moved/unfit").set(b"k", b"v")
+    store.save(snapshot)
+    first = store.bucket(b"moved_many").page(keys_max=1_000)
+    command = ("import-snapshot", snapshot, "--keys", "plain", "--nats", nats_server.url)
+    refused = ended(run(*command), 2)
+    assert "does not fit: 1 keys: the bucket's name has the character '/' at byte 5" in refused
+    assert "does not fit: bucket moved_few, key a b: the key has the character ' ' at byte 1" in refused
+    assert "nothing was imported: 2 of 30,003 keys do not fit" in refused
+    assert await messages(admin, "moved_many") == await messages(admin, "moved_few") == 0
+    process = run(*command, "--skip")
+    await until(lambda: has_messages(admin, "moved_many", 6_000), "a part is imported")
+    process.kill()
+    assert "imported 30,001 of 30,003 keys" in ended(run(*command, "--skip"))
+    again = ended(run(*command, "--skip"))
+    assert "imported the bucket" not in again, "all were imported before"
+    provider = launch({"store": "jetstream", "keys": "plain"})
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        assert await client.get_many("moved_few", ["a.b", "a b"]) == [b"v", None]
+        keys, cursor = [*first.keys], first.cursor
+        while cursor is not None:
+            page = await client.list_keys("moved_many", cursor)
+            keys, cursor = [*keys, *page.keys], page.cursor
+        assert keys == list(store.bucket(b"moved_many")), "the memory store's cursor is valid"
+    theirs = await admin.jetstream().create_key_value(KeyValueConfig("moved_theirs"))
+    before = await api(admin, "STREAM.INFO.KV_moved_theirs")
+    store = Store()
+    store.bucket(b"moved_theirs").set(b"k", b"v")
+    store.save(snapshot)
+    assert "others have created the KV bucket moved_theirs" in ended(run(*command), 1)
+    assert (await api(admin, "STREAM.INFO.KV_moved_theirs"))["config"] == before["config"]
+    ended(run(*command, "--jetstream-adopt", "true"))
+    assert (await theirs.get("k")).value == b"v"

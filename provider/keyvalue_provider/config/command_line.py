@@ -137,7 +137,9 @@ def _add_moving(commands: Any) -> None:
         "You can interrupt it at any time, even with kill -9. Run the same command again to continue. Until it has\n"
         "finished, no instance serves the bucket.\n\n"
         "Before it begins, it names the keys that do not fit: values larger than max_payload of the NATS server\n"
-        "less 256 bytes, and names that are too long for a NATS subject. Then it stops, unless --skip is given.",
+        "less 256 bytes, and names that are too long for a NATS subject. Then it stops, unless --skip is given.\n\n"
+        "With --keys plain, each bucket of the snapshot becomes a KV bucket of its own. Then names that NATS does not\n"
+        "allow do not fit either.",
         "  keyvalue-inmemory import-snapshot store.snapshot --nats 127.0.0.1:4222 --jetstream-bucket mine\n"
         "  keyvalue-inmemory serve --store jetstream --nats 127.0.0.1:4222 --jetstream-bucket mine",
     )
