@@ -79,8 +79,7 @@ class Core:
         self.heard_s = 0.0  # when the consumer has last sent something
         #: Values of at most this size fit into a message. It is looked up in turns with changes, since that takes long.
         self.value_bytes_max = 0
-        #: Sequence and time of the last key that was delivered when nothing was to come after it. If the stream loses its
-        #: end and grows again, it has another message there.
+        #: Sequence and time of the last key after which nothing was to come. A stream that lost its end has another there.
         self._last = (0, 0)
         self._outside = outside
         self._sequences = Sequences()
@@ -92,8 +91,7 @@ class Core:
         self._barrier_subject = layout.barrier(instance)
         self._barrier_delivered_s = -PROVEN_S  # when a barrier was last delivered
         self._barrier: Barrier | None = None  # not written yet
-        #: While the callbacks of a barrier run, the barrier. Reads that it allows need not wait.
-        self.passing: Barrier | None = None
+        self.passing: Barrier | None = None  # while its callbacks run; reads that it allows need not wait
         self._mending: Publication | None = None  # the barrier that may make the position whole
         self._out: list[bytes] = []
         self._unwritten: list[Publication] = []
@@ -109,10 +107,7 @@ class Core:
     # From the stream.
 
     def next_sequence(self) -> int:
-        """Return the sequence from which a new consumer goes on: that of a known message, if there is one.
-
-        If another message has this sequence now, the whole bucket is read again.
-        """
+        """Return where a new consumer goes on. If another message is there now, the whole bucket is read again."""
         return self._last[0] or self.position.applied + 1
 
     def begin(self) -> None:
