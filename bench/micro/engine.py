@@ -245,7 +245,7 @@ def sampled(samples: Counter[tuple[str, int]], bucket: Bucket, keys: Sequence[by
 
     def note(_: int, frame: FrameType | None) -> None:
         assert frame is not None
-        samples[frame.f_code.co_filename, frame.f_lineno] += 1
+        samples[frame.f_code.co_filename, frame.f_lineno or 0] += 1  # some instructions belong to no line
 
     before = signal.signal(signal.SIGPROF, note)
     spent_ns = 0

@@ -77,9 +77,9 @@ class Component:
         await self.answering.wait()
         self._in_flight.remove((bucket, key))
 
-    async def until(self, reached: Callable[[list[Change]], bool]) -> list[Change]:
+    async def until(self, reached: Callable[[list[Change]], bool], timeout_s: float = DEADLINE_S) -> list[Change]:
         """Return the received changes, once the condition holds for them."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(timeout_s):
             while not reached(self.told):
                 self._changed.clear()
                 await self._changed.wait()
