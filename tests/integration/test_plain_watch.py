@@ -16,7 +16,7 @@ from nats.js.api import KeyValueConfig
 
 from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.nats.client import KeyValueClient
-from tests.conftest import Launch, NatsServer, in_thread, launching, until
+from tests.conftest import DEADLINE_S, Launch, NatsServer, in_thread, launching, until
 from tests.integration import test_shared_buckets, test_watch
 from tests.integration.test_host import HEALTHY, health, tell
 from tests.integration.test_replicated import jetstream
@@ -39,7 +39,7 @@ def path() -> str:
 
 async def durable(admin: Client, bucket: str) -> list[dict[str, Any]]:
     """Return the durable consumers of a KV bucket."""
-    answer = json.loads((await admin.request(f"$JS.API.CONSUMER.LIST.KV_{bucket}")).data)
+    answer = json.loads((await admin.request(f"$JS.API.CONSUMER.LIST.KV_{bucket}", timeout=DEADLINE_S)).data)
     return [each for each in answer["consumers"] or () if "durable_name" in each["config"]]
 
 
@@ -75,7 +75,7 @@ async def test_what_other_clients_do_is_told(
         await ours.delete(bucket, "ours")
         last = {b"a.b/c=d_e-f": b"put", b"deleted": None, b"purged": None, b"ours": None, b"n": b"5"}
         await component.until(lambda told: last_of(told) == last)
-        await admin.request(f"$KV.{bucket}.only", b"v", headers={"Nats-Rollup": "all"})
+        await admin.request(f"$KV.{bucket}.only", b"v", headers={"Nats-Rollup": "all"}, timeout=DEADLINE_S)
         await component.told_last(b"only")
     assert last_of(component.told) == last | {b"only": b"v"}
     assert {bucket for bucket, _, _ in component.told} == {bucket.encode()}

@@ -187,13 +187,15 @@ async def test_a_stream_that_others_change_is_read_again(
     stream = f"KV_{provider.key}"
     async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
         await asyncio.gather(*(client.set("b", f"k{number}", b"v") for number in range(50)))
-        info = json.loads((await admin.request(f"$JS.API.STREAM.INFO.{stream}")).data)
+        info = json.loads((await admin.request(f"$JS.API.STREAM.INFO.{stream}", timeout=DEADLINE_S)).data)
         if what == "purge":
-            await admin.request(f"$JS.API.STREAM.PURGE.{stream}")
+            await admin.request(f"$JS.API.STREAM.PURGE.{stream}", timeout=DEADLINE_S)
         else:
-            await admin.request(f"$JS.API.STREAM.DELETE.{stream}")
+            await admin.request(f"$JS.API.STREAM.DELETE.{stream}", timeout=DEADLINE_S)
         if what == "create again":
-            await admin.request(f"$JS.API.STREAM.CREATE.{stream}", json.dumps(info["config"]).encode())
+            await admin.request(
+                f"$JS.API.STREAM.CREATE.{stream}", json.dumps(info["config"]).encode(), timeout=DEADLINE_S
+            )
         await in_thread(provider.wait_for, {"purge": "was purged", "delete": "was deleted"}.get(what, "again"))
 
         async def is_empty() -> None:
@@ -256,10 +258,12 @@ async def test_it_waits_for_jetstream_and_can_be_stopped_meanwhile(
 async def test_a_stream_that_does_not_fit_is_refused(
     launch: Launch, admin: Client, config: dict[str, Any], text: str
 ) -> None:
-    await admin.request("$JS.API.STREAM.DELETE.KV_x")
+    await admin.request("$JS.API.STREAM.DELETE.KV_x", timeout=DEADLINE_S)
     fitting = {"name": "KV_x", "subjects": ["$KV.x.>"], "max_msgs_per_subject": 1, "discard": "new", "num_replicas": 1}
     created = json.loads(
-        (await admin.request("$JS.API.STREAM.CREATE.KV_x", json.dumps(fitting | config).encode())).data
+        (
+            await admin.request("$JS.API.STREAM.CREATE.KV_x", json.dumps(fitting | config).encode(), timeout=DEADLINE_S)
+        ).data
     )
     assert "error" not in created, created
     provider = launch({"jetstream_bucket": "x"}, wait=False)
@@ -272,7 +276,7 @@ async def test_a_bucket_of_nats_py_gets_what_is_missing_and_a_missing_one_may_be
 ) -> None:
     await admin.jetstream().create_key_value(KeyValueConfig("plain", history=1))
     provider = launch({"jetstream_bucket": "plain"})
-    config = json.loads((await admin.request("$JS.API.STREAM.INFO.KV_plain")).data)["config"]
+    config = json.loads((await admin.request("$JS.API.STREAM.INFO.KV_plain", timeout=DEADLINE_S)).data)["config"]
     assert (config["allow_atomic"], config["allow_msg_ttl"]) == (True, True)
     async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
         await client.set_many("b", {"a": b"1", "c": b"2"})

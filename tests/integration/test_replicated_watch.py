@@ -73,7 +73,7 @@ def path() -> str:
 
 async def consumers(admin: Client, provider: Provider) -> list[dict[str, Any]]:
     """Return the durable consumers of a provider's bucket."""
-    answer = json.loads((await admin.request(f"$JS.API.CONSUMER.LIST.KV_{provider.key}")).data)
+    answer = json.loads((await admin.request(f"$JS.API.CONSUMER.LIST.KV_{provider.key}", timeout=DEADLINE_S)).data)
     return [consumer for consumer in answer["consumers"] or () if "durable_name" in consumer["config"]]
 
 

@@ -91,7 +91,9 @@ def client_of(server: NatsServer, provider: Provider) -> KeyValueClient:
 
 async def config_of(admin: Client, bucket: str) -> dict[str, Any]:
     """Return the configuration of a KV bucket's stream."""
-    config: dict[str, Any] = json.loads((await admin.request(f"$JS.API.STREAM.INFO.KV_{bucket}")).data)["config"]
+    config: dict[str, Any] = json.loads(
+        (await admin.request(f"$JS.API.STREAM.INFO.KV_{bucket}", timeout=DEADLINE_S)).data
+    )["config"]
     return config
 
 
@@ -99,7 +101,11 @@ async def bare_bucket(admin: Client, bucket: str, **config: Any) -> KeyValue:
     """Create a KV bucket without message TTLs and atomic batches, as async-nats does."""
     fields = {"name": f"KV_{bucket}", "subjects": [f"$KV.{bucket}.>"], "max_msgs_per_subject": 1, "discard": "new"}
     fields |= {"num_replicas": 1, "allow_rollup_hdrs": True, "allow_direct": True, "deny_delete": True} | config
-    created = json.loads((await admin.request(f"$JS.API.STREAM.CREATE.KV_{bucket}", json.dumps(fields).encode())).data)
+    created = json.loads(
+        (
+            await admin.request(f"$JS.API.STREAM.CREATE.KV_{bucket}", json.dumps(fields).encode(), timeout=DEADLINE_S)
+        ).data
+    )
     assert "error" not in created, created
     return await admin.jetstream().key_value(bucket)
 
@@ -154,7 +160,7 @@ async def test_other_clients_may_expire_and_roll_up_messages(
             return await ours.get(bucket, "short") is None
 
         await until(is_gone, "the key expires")
-        await admin.request(f"$KV.{bucket}.only", b"v", headers={"Nats-Rollup": "all"})
+        await admin.request(f"$KV.{bucket}.only", b"v", headers={"Nats-Rollup": "all"}, timeout=DEADLINE_S)
         assert await ours.list_keys(bucket) == ([b"only"], None)
         assert await ours.increment(bucket, "n", 2) == 2
 
@@ -201,7 +207,7 @@ async def test_keys_expire_at_the_age_of_their_bucket(
             assert await late.increment(bucket, "n", 5) == 5, "the server may still have the last message"
             assert await one.get(bucket, "n") in (b"5", None)
             config = await config_of(admin, bucket) | {"max_age": 0}
-            await admin.request(f"$JS.API.STREAM.UPDATE.KV_{bucket}", json.dumps(config).encode())
+            await admin.request(f"$JS.API.STREAM.UPDATE.KV_{bucket}", json.dumps(config).encode(), timeout=DEADLINE_S)
             await in_thread(latest.wait_for, "max_age of the stream was changed")
             await one.set(bucket, "kept", b"v")
             assert await late.get(bucket, "kept") == b"v"
@@ -304,7 +310,9 @@ async def test_a_bucket_of_others_is_not_changed_and_says_what_it_does_not_allow
         assert await theirs.keys() == ["b"]
     assert await config_of(admin, bucket) == before
     assert await in_thread(atomic.stop) == 0
-    left = json.loads((await admin.request(f"$JS.API.STREAM.INFO.KV_{bucket}", b'{"subjects_filter":">"}')).data)
+    left = json.loads(
+        (await admin.request(f"$JS.API.STREAM.INFO.KV_{bucket}", b'{"subjects_filter":">"}', timeout=DEADLINE_S)).data
+    )
     mine = [name for name in left["state"]["subjects"] if "._kv." in name]
     assert len(mine) == 1, "an instance that stops removes its barriers; the other one still runs"
     pipelined = launch({"batch": "pipelined"})
@@ -378,7 +386,7 @@ async def test_a_missing_bucket_is_created_by_a_write_that_may(
         for refused in (client.set(bucket, "a b", b"v"), client.increment(bucket, "k" * 5_000, 1)):
             with pytest.raises(OtherError):
                 await refused
-        assert "error" in json.loads((await admin.request(f"$JS.API.STREAM.INFO.KV_{bucket}")).data)
+        assert "error" in json.loads((await admin.request(f"$JS.API.STREAM.INFO.KV_{bucket}", timeout=DEADLINE_S)).data)
         await asyncio.gather(*(client.increment(bucket, "n", 1) for _ in range(20)))
         assert await client.get(bucket, "n") == b"20"
     config = await config_of(admin, bucket)
@@ -422,7 +430,7 @@ async def test_buckets_are_opened_and_closed_within_the_limit(
         assert await client.get(names[2], "k") == names[2].encode()
         await buckets[0].put("k", b"while it was closed")
         assert await client.get(names[0], "k") == b"while it was closed"
-        consumers = json.loads((await admin.request(f"$JS.API.CONSUMER.LIST.KV_{names[1]}")).data)
+        consumers = json.loads((await admin.request(f"$JS.API.CONSUMER.LIST.KV_{names[1]}", timeout=DEADLINE_S)).data)
         assert consumers["total"] == 0
 
 
@@ -512,7 +520,9 @@ async def test_links_of_keyvalue_nats_are_understood(
     await host.put(**config, enable_bucket_auto_create="TRUE")
 
     async def is_created() -> bool:
-        return "error" not in json.loads((await admin.request(f"$JS.API.STREAM.INFO.KV_{bucket}")).data)
+        return "error" not in json.loads(
+            (await admin.request(f"$JS.API.STREAM.INFO.KV_{bucket}", timeout=DEADLINE_S)).data
+        )
 
     await until(is_created, "the link creates the KV bucket")
     async with connecting(nats_server.url) as connect:
