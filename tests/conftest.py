@@ -267,12 +267,15 @@ PATHS = ("plain", "direct")
 
 
 @contextmanager
-def launching(nats_url: str, cwd: Path, command: Sequence[str | Path] = (PROVIDER,)) -> Iterator[Launch]:
+def launching(
+    nats_url: str, cwd: Path, command: Sequence[str | Path] = (PROVIDER,), options: Mapping[str, str] | None = None
+) -> Iterator[Launch]:
     """Launch providers at a NATS server, each under its own key.
 
     Stop those that still run; the test fails if one does not stop in order.
 
     :param command: starts a provider
+    :param options: the configuration of all providers; each may override it
     """
     launched: list[Provider] = []
 
@@ -287,7 +290,7 @@ def launching(nats_url: str, cwd: Path, command: Sequence[str | Path] = (PROVIDE
             "lattice_rpc_url": nats_url,
             "provider_key": next(KEYS),
             "link_definitions": [],
-            "config": dict(config or {}),
+            "config": {**(options or {}), **(config or {})},
             **fields,
         }
         provider = Provider(host_data, cwd, host_environment() if environment is None else environment, command)

@@ -52,7 +52,7 @@ ORDER_BYTES_MAX = 110
 SAMPLE_S = 0.001
 WHERE_PASSES = 2
 LINES_SHOWN = 12
-NS, MS, RATIO = Figure("ns", 1, 0, 0), Figure("ms", 1e-6, 3, 0), Figure("ratio", 1, 2, 0)
+MS, RATIO = Figure("ms", 1e-6, 3, 0), Figure("ratio", 1, 2, 0)
 
 EPILOG = """\
 examples:

@@ -46,6 +46,8 @@ __all__ = [
     "bytes_size",
     "entry_size",
     "spare_max",
+    "unless_expired",
+    "value_of",
     "value_size",
 ]
 
@@ -85,6 +87,16 @@ def bytes_size(length: int) -> int:
     [48, 48, 64]
     """
     return length + 48 & ~15
+
+
+def value_of(entry: Entry | None) -> bytes | None:
+    """Return the value of an entry."""
+    return entry[0] if isinstance(entry, tuple) else entry
+
+
+def unless_expired(entry: Entry | None, now_ns: int) -> Entry | None:
+    """Return an entry, or None if its deadline has passed."""
+    return None if isinstance(entry, tuple) and entry[1] <= now_ns else entry
 
 
 def entry_size(key: bytes, entry: Entry) -> int:

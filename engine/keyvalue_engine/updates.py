@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from keyvalue_engine.arguments import own_bytes
 from keyvalue_engine.changes import DEADLINE, DELETE, PERSIST, SET, Change
-from keyvalue_engine.entry import Entry
+from keyvalue_engine.entry import Entry, unless_expired, value_of
 from keyvalue_engine.errors import VALUE_BYTES, LimitError
 from keyvalue_engine.expiry import Expiry
 from keyvalue_engine.quota import Quota
@@ -115,7 +115,7 @@ class Updates:
         self._check_key(key)
         if self.name not in self._by_name:
             now_ns = self._expiry.clock()
-            if _live(revise(None, now_ns, self._deadline_ns(now_ns)), now_ns) is None:
+            if unless_expired(revise(None, now_ns, self._deadline_ns(now_ns)), now_ns) is None:
                 self._absent()
                 return Revision(None, None)
         revision = self._write(lambda table: self._update(table, key, revise), (key,))
@@ -135,7 +135,7 @@ class Updates:
                 return None
             now_ns = self._expiry.clock()
             before = shard._live(key, now_ns)
-            after = _live(revise(before, now_ns, self._deadline_ns(now_ns)), now_ns)
+            after = unless_expired(revise(before, now_ns, self._deadline_ns(now_ns)), now_ns)
             if after is not before:
                 self._commit(shard, key, before, after)
         if after is not None and after is not before:
@@ -145,7 +145,7 @@ class Updates:
     def _commit(self, shard: Shard, key: bytes, before: Entry | None, after: Entry | None) -> None:
         if after is not None:
             value = after[0] if isinstance(after, tuple) else after
-            if len(value) > self._value_bytes_max and value is not _value(before):
+            if len(value) > self._value_bytes_max and value is not value_of(before):
                 raise LimitError(VALUE_BYTES, len(value), self._value_bytes_max)
         shard._commit(change_of(before, after), key, after, before, self._quota)
 
@@ -180,15 +180,6 @@ def change_of(before: Entry | None, after: Entry | None) -> Change:
     """
     if after is None:
         return DELETE
-    if before is None or _value(after) is not _value(before):
+    if before is None or value_of(after) is not value_of(before):
         return SET
     return DEADLINE if isinstance(after, tuple) else PERSIST
-
-
-def _value(entry: Entry | None) -> bytes | None:
-    return entry[0] if isinstance(entry, tuple) else entry
-
-
-def _live(entry: Entry | None, now_ns: int) -> Entry | None:
-    """Return an entry, or None if its deadline has passed."""
-    return None if isinstance(entry, tuple) and entry[1] <= now_ns else entry

@@ -1,16 +1,16 @@
-"""The answer that many reads share, and the answer to many messages."""
+"""The answer that many reads share, and the answers to several others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from keyvalue_replica.errors import UnknownOutcomeError
 from keyvalue_replica.promise import Promise
-from keyvalue_replica.publications import Publication
+from keyvalue_replica.publications import Publication, answer_with
 from keyvalue_replica.reservations import Reservation
 
-__all__ = ["Barrier", "PartialAnswers", "Removals"]
+__all__ = ["Barrier", "PartialAnswers", "Removals", "Several"]
 
 
 class Passage(Protocol):
@@ -40,59 +40,64 @@ class Barrier(Publication):
             self._passage.passing = None
 
 
-class PartialAnswers(Promise):
+class Several(Promise):
+    """The answer to several answers, each of which is passed to `end_one`."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self._left = left
+        self._failed: Exception | None = None
+
+    def end_one(self, answer: Promise) -> None:
+        """Take an answer that has come."""
+        try:
+            self._take(answer.result())
+        except Exception as error:
+            self._failed = self._failed or error
+        self._left -= 1
+        if not self._left:
+            outcome = self._outcome(self._failed)
+            if not self.done():
+                answer_with(self, outcome)
+
+    def _take(self, result: Any) -> None:
+        """Take the result of an answer."""
+
+    def _outcome(self, failed: Exception | None) -> object:
+        """Return the result or the error. `failed` is the first error of an answer."""
+        raise NotImplementedError
+
+
+class PartialAnswers(Several):
     """The answer to several messages: the first error, or None if all were stored."""
 
     def __init__(self, left: int, reservation: Reservation | None) -> None:
-        super().__init__()
-        self._left = left
+        super().__init__(left)
         self._reservation = reservation
-        self._failed: Exception | None = None
 
-    def end_one(self, publication: Publication) -> None:
-        """Count a message that has ended."""
-        try:
-            publication.result()
-        except Exception as error:
-            text = "some of the keys may have been changed (batch is pipelined)"
-            self._failed = self._failed or UnknownOutcomeError(f"{text}: {error}")
-        self._left -= 1
-        if self._left:
-            return
+    def _outcome(self, failed: Exception | None) -> object:
         if self._reservation is not None:
             self._reservation.release()
-        if self.done():
-            return
-        if self._failed is None:
-            self.set_result(None)
-        else:
-            self.set_exception(self._failed)
+        if failed is None:
+            return None
+        return UnknownOutcomeError(f"some of the keys may have been changed (batch is pipelined): {failed}")
 
 
-class Removals(Promise):
+class Removals(Several):
     """The answer to removals of several keys: the first error, or the number of keys that existed.
 
     :param removals: the answers to the single removals; each is the entry before and after
     """
 
     def __init__(self, removals: Sequence[Promise]) -> None:
-        super().__init__()
-        self._left = len(removals)
+        super().__init__(len(removals))
         self._removed = 0
-        self._failed: Exception | None = None
         for removal in removals:
-            removal.add_done_callback(self._end_one)
+            removal.add_done_callback(self.end_one)
 
-    def _end_one(self, removal: Promise) -> None:
-        try:
-            before, _ = removal.result()
-            self._removed += before is not None
-        except Exception as error:
-            self._failed = self._failed or error
-        self._left -= 1
-        if self._left or self.done():
-            return
-        if self._failed is None:
-            self.set_result(self._removed)
-        else:
-            self.set_exception(self._failed)
+    def _take(self, result: Any) -> None:
+        before, _ = result
+        self._removed += before is not None
+
+    def _outcome(self, failed: Exception | None) -> object:
+        return self._removed if failed is None else failed

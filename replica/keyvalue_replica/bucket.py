@@ -20,8 +20,7 @@ from keyvalue_engine import (
     Store,
     StoreOptions,
 )
-from keyvalue_engine.bucket import NS_PER_MS
-from keyvalue_engine.entry import Entry
+from keyvalue_engine.entry import Entry, unless_expired
 from keyvalue_engine.errors import KEY_BYTES, VALUE_BYTES, Limit
 from keyvalue_engine.room import Growth, growth_of
 from keyvalue_replica.answers import Barrier, Removals
@@ -31,7 +30,7 @@ from keyvalue_replica.counters import add_to_be64, add_to_text
 from keyvalue_replica.creation import PipelinedCreation
 from keyvalue_replica.errors import NotAllowedError
 from keyvalue_replica.increments import Step
-from keyvalue_replica.layout import ttl_headers
+from keyvalue_replica.layout import NS_PER_MS, ttl_headers
 from keyvalue_replica.options import LinkedOptions
 from keyvalue_replica.outgoing import Outgoing
 from keyvalue_replica.promise import Promise
@@ -248,9 +247,7 @@ class ReplicaBucket:
 
         def step(entry: Entry | None) -> tuple[Entry | None, object]:
             now_ns = self._core.clock()
-            after = revise(entry, now_ns, self._deadline_ns(now_ns))
-            if isinstance(after, tuple) and after[1] <= now_ns:
-                after = None
+            after = unless_expired(revise(entry, now_ns, self._deadline_ns(now_ns)), now_ns)
             return after, Revision(entry, after)
 
         return self._update(key, step)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from keyvalue_engine import Bucket, StoreError
+from keyvalue_replica.answers import Several
 from keyvalue_replica.errors import NotStoredError, UnknownOutcomeError
 from keyvalue_replica.increments import LATE, RETRY_S
 from keyvalue_replica.outgoing import Outgoing, after_sequence
@@ -147,7 +148,7 @@ class Probe:
         """Do nothing. The answer is the error."""
 
 
-class PipelinedCreation(Promise):
+class PipelinedCreation(Several):
     """The answer to entries that are each stored on its own, if no key existed at the beginning.
 
     :param update: stores an entry if its key is missing; its answer is True if it was stored
@@ -160,13 +161,11 @@ class PipelinedCreation(Promise):
         entries: Mapping[bytes, bytes],
         update: Callable[[bytes], Promise],
     ) -> None:
-        super().__init__()
+        super().__init__(len(entries))
         self._handle = handle
         self._keys = list(entries)
         self._update = update
-        self._left = len(entries)
         self._stored = 0
-        self._failed: Exception | None = None
         publisher.after_barrier(self._begin)
 
     def _begin(self, error: Exception | None) -> None:
@@ -178,20 +177,13 @@ class PipelinedCreation(Promise):
             self.set_result(False)
         else:
             for key in self._keys:
-                self._update(key).add_done_callback(self._end_one)
+                self._update(key).add_done_callback(self.end_one)
 
-    def _end_one(self, update: Promise) -> None:
-        try:
-            self._stored += update.result()
-        except Exception as error:
-            self._failed = self._failed or error
-        self._left -= 1
-        if self._left or self.done():
-            return
-        if self._failed is None and self._stored in (0, len(self._keys)):
-            self.set_result(self._stored > 0)
-        else:
-            why = self._failed or "another call has stored some of them meanwhile"
-            self.set_exception(
-                UnknownOutcomeError(f"some of the keys may have been stored (batch is pipelined): {why}")
-            )
+    def _take(self, result: bool) -> None:
+        self._stored += result
+
+    def _outcome(self, failed: Exception | None) -> object:
+        if failed is None and self._stored in (0, len(self._keys)):
+            return self._stored > 0
+        why = failed or "another call has stored some of them meanwhile"
+        return UnknownOutcomeError(f"some of the keys may have been stored (batch is pipelined): {why}")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from keyvalue_engine.entry import Entry
-from keyvalue_replica.layout import ttl_headers
+from keyvalue_replica.layout import NS_PER_MS, ttl_headers
 
 __all__ = ["Outgoing", "after_sequence"]
-
-NS_PER_MS = 1_000_000
 
 
 class Outgoing(NamedTuple):

@@ -6,13 +6,12 @@ Names that NATS does not allow are replaced (`named`). test_shared_buckets.py te
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import Launch, Naming, NatsServer, Provider, launching
+from tests.conftest import Launch, Naming, NatsServer, launching
 from tests.integration.test_links import (  # noqa: F401 # fixtures and tests, as below
     connect,
     host,
@@ -24,7 +23,7 @@ from tests.integration.test_links import (  # noqa: F401 # fixtures and tests, a
     test_the_meaning_of_a_name_changes_with_the_link,
 )
 from tests.integration.test_replicated import jetstream
-from tests.integration.test_shared_buckets import CREATING
+from tests.integration.test_shared_buckets import CREATING, provider  # noqa: F401 # a fixture
 from tests.integration.test_store import (  # noqa: F401 # these are tests, which run with the fixtures of this module
     caller,
     test_a_first_message_that_a_host_has_filled,
@@ -50,20 +49,10 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
     server.stop()
 
 
-@pytest.fixture(scope="module")
-def provider(nats_server: NatsServer, path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
-    with launching(nats_server.url, tmp_path_factory.mktemp("provider")) as launch:
-        yield launch(CREATING | {"transport": path})
-
-
 @pytest.fixture
 def launch(nats_server: NatsServer, tmp_path: Path) -> Iterator[Launch]:
-    with launching(nats_server.url, tmp_path) as launch:
-
-        def launch_plain(config: Mapping[str, str] | None = None, **fields: Any) -> Provider:
-            return launch(CREATING | {**(config or {})}, **fields)
-
-        yield launch_plain
+    with launching(nats_server.url, tmp_path, options=CREATING) as launch:
+        yield launch
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,8 @@ tests/integration/test_replicated_watch.py tests what is the same with encoded n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -20,7 +18,7 @@ from tests.conftest import DEADLINE_S, Launch, NatsServer, in_thread, launching,
 from tests.integration import test_shared_buckets, test_watch
 from tests.integration.test_host import HEALTHY, health, tell
 from tests.integration.test_replicated import jetstream
-from tests.integration.test_replicated_watch import last_of
+from tests.integration.test_replicated_watch import consumers, last_of
 from tests.integration.test_shared_buckets import CREATING, bare_bucket, client_of, config_of
 from tests.integration.test_watch import Component, key_of, serving, watch_link
 
@@ -37,17 +35,11 @@ def path() -> str:
     return "direct"
 
 
-async def durable(admin: Client, bucket: str) -> list[dict[str, Any]]:
-    """Return the durable consumers of a KV bucket."""
-    answer = json.loads((await admin.request(f"$JS.API.CONSUMER.LIST.KV_{bucket}", timeout=DEADLINE_S)).data)
-    return [each for each in answer["consumers"] or () if "durable_name" in each["config"]]
-
-
 async def followed(admin: Client, *buckets: str) -> None:
     """Wait until each KV bucket is followed for one watcher."""
 
     async def is_followed() -> bool:
-        return all([len(await durable(admin, bucket)) == 1 for bucket in buckets])
+        return all([len(await consumers(admin, bucket)) == 1 for bucket in buckets])
 
     await until(is_followed, f"{buckets} are followed")
 
@@ -83,7 +75,7 @@ async def test_what_other_clients_do_is_told(
     await tell(admin, provider, "linkdefs.del", link)
 
     async def is_deleted() -> bool:
-        return not await durable(admin, bucket)
+        return not await consumers(admin, bucket)
 
     await until(is_deleted, "the consumer is deleted")
 
@@ -116,10 +108,10 @@ async def test_patterns_and_links_decide_which_kv_buckets_are_followed(
     await tell(admin, provider, "linkdefs.del", linking)
 
     async def is_left() -> bool:
-        return not await durable(admin, linked)
+        return not await consumers(admin, linked)
 
     await until(is_left, "the consumer of the KV bucket that no link names is deleted")
-    assert len(await durable(admin, named)) == 1
+    assert len(await consumers(admin, named)) == 1
 
 
 async def test_a_kv_bucket_that_is_missing_or_created_again_is_told_from_its_beginning(

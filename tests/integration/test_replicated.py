@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,8 @@ def provider(nats_server: NatsServer, path: str, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def launch(nats_server: NatsServer, tmp_path: Path) -> Iterator[Launch]:
-    with launching(nats_server.url, tmp_path) as launch:
-
-        def launch_replicated(config: Mapping[str, str] | None = None, **fields: Any) -> Provider:
-            return launch(JETSTREAM | {**(config or {})}, **fields)
-
-        yield launch_replicated
+    with launching(nats_server.url, tmp_path, options=JETSTREAM) as launch:
+        yield launch
 
 
 @pytest.fixture

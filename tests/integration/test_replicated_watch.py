@@ -52,7 +52,7 @@ def keys() -> str:
 @pytest.fixture
 def launch(nats_server: NatsServer, tmp_path: Path, keys: str) -> Iterator[Launch]:
     """Return a function that launches providers. With plain names, a link creates the KV bucket with the provider's name."""
-    with launching(nats_server.url, tmp_path) as launch:
+    with launching(nats_server.url, tmp_path, options=JETSTREAM | {"keys": keys}) as launch:
 
         def launch_replicated(config: Mapping[str, str] | None = None, **fields: Any) -> Provider:
             if keys == "plain":
@@ -60,7 +60,7 @@ def launch(nats_server: NatsServer, tmp_path: Path, keys: str) -> Iterator[Launc
                 naming = {"bucket": key, "enable_bucket_auto_create": "true"}
                 link = {"source_id": "naming", "target": key, "target_config": naming}
                 fields["link_definitions"] = [*fields.get("link_definitions", ()), link]
-            return launch(JETSTREAM | {"keys": keys} | {**(config or {})}, **fields)
+            return launch(config, **fields)
 
         yield launch_replicated
 
@@ -71,9 +71,9 @@ def path() -> str:
     return "direct"
 
 
-async def consumers(admin: Client, provider: Provider) -> list[dict[str, Any]]:
-    """Return the durable consumers of a provider's bucket."""
-    answer = json.loads((await admin.request(f"$JS.API.CONSUMER.LIST.KV_{provider.key}", timeout=DEADLINE_S)).data)
+async def consumers(admin: Client, bucket: str) -> list[dict[str, Any]]:
+    """Return the durable consumers of a KV bucket."""
+    answer = json.loads((await admin.request(f"$JS.API.CONSUMER.LIST.KV_{bucket}", timeout=DEADLINE_S)).data)
     return [consumer for consumer in answer["consumers"] or () if "durable_name" in consumer["config"]]
 
 
@@ -117,7 +117,7 @@ async def test_every_change_is_told_once_by_one_of_the_instances(
     assert len(component.told) == 11
     numbers = [(await scraped(each)).value("watch_events_total", result="ok") for each in (first, second)]
     assert sorted(numbers) == [0, 11]
-    assert len(await consumers(admin, first)) == 1
+    assert len(await consumers(admin, first.key)) == 1
 
 
 @BOTH
@@ -152,13 +152,13 @@ async def test_links_change_while_instances_run(
         await client.set(key, "c", b"4")
         await component.told_of(3)
     assert component.told == [(b"0", b"a", b"1"), (b"7", b"b", b"2"), (b"0", b"c", b"4")]
-    (consumer,) = await consumers(admin, provider)
+    (consumer,) = await consumers(admin, provider.key)
     assert consumer["config"]["description"].startswith(f"watcher {component.name} (default)")
     assert consumer["config"]["inactive_threshold"] == 24 * 3600 * 10**9
 
 
 async def no_consumer(admin: Client, provider: Provider) -> bool:
-    return not await consumers(admin, provider)
+    return not await consumers(admin, provider.key)
 
 
 async def settle(admin: Client, provider: Provider) -> None:

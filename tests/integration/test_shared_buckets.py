@@ -10,7 +10,7 @@ import asyncio
 import functools
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
@@ -63,12 +63,8 @@ def provider(nats_server: NatsServer, path: str, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def launch(nats_server: NatsServer, tmp_path: Path) -> Iterator[Launch]:
-    with launching(nats_server.url, tmp_path) as launch:
-
-        def launch_plain(config: Mapping[str, str] | None = None, **fields: Any) -> Provider:
-            return launch(PLAIN | {**(config or {})}, **fields)
-
-        yield launch_plain
+    with launching(nats_server.url, tmp_path, options=PLAIN) as launch:
+        yield launch
 
 
 @pytest.fixture

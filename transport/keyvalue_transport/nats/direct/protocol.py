@@ -354,10 +354,8 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             if not server.invocations.may_wait(outcome, caller.source_id):
                 return self._carry_out(server, server.invocations.refuse(reply))
             self._out += (PUB, reply, server.replies.handshake_end)
-            waiting = tuple.__new__(
-                Waiting, (reply, traceparent, outcome, caller.source_id)
-            )  # `Waiting(...)` is slower
-            server.on_waiting(waiting)
+            # `Waiting(...)` is slower.
+            server.on_waiting(tuple.__new__(Waiting, (reply, traceparent, outcome, caller.source_id)))
             return ANSWER_BYTES
         if isinstance(outcome, NeedMoreBytes):
             outcome.end_min -= start
