@@ -15,6 +15,7 @@ from time import monotonic, time_ns
 from keyvalue_engine import Store
 from keyvalue_provider.config.redis_plan import RedisPlan, caller_of
 from keyvalue_provider.host.secret import Secret
+from keyvalue_provider.keyvalue.memory_return import resident_bytes
 from keyvalue_provider.keyvalue.policy import Policy
 from keyvalue_provider.keyvalue.service import Service
 from keyvalue_replica.kv_stores import StoreSum
@@ -238,7 +239,6 @@ class RedisService:
 def _resident_bytes(peak_kib: int) -> int:
     """Return the memory of the process, or its peak if the system does not tell."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return resident_bytes()
     except OSError:
         return peak_kib * 1024

@@ -75,7 +75,7 @@ class WaitingBucket:
         return int(await self._read(lambda handle: handle.remove(keys), 0))
 
     async def set_missing(self, entries: Mapping[bytes, bytes]) -> bool:
-        """Store an entry if its key is missing."""
+        """Store all entries if all keys are missing. Return True if they were stored."""
         return bool(await self._write(lambda handle: handle.set_missing(entries)))
 
     async def delete(self, key: bytes) -> None:

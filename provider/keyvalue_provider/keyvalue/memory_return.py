@@ -20,7 +20,7 @@ from typing import Protocol
 
 from keyvalue_provider.keyvalue.small_objects import SmallObjects
 
-__all__ = ["MemoryReturn"]
+__all__ = ["MemoryReturn", "resident_bytes"]
 
 INTERVAL_S = 0.25
 #: The gaps are returned when the unused memory has grown by this number of bytes, or by CHANGE_BYTES while the store
@@ -114,7 +114,7 @@ class MemoryReturn:
 
     def _unused_bytes(self) -> int:
         """Return the memory that has been added since the start and that the store does not count."""
-        return _resident_bytes() - self._store.memory_bytes - self._base_bytes
+        return resident_bytes() - self._store.memory_bytes - self._base_bytes
 
 
 def _trim() -> Callable[[int], int] | None:
@@ -128,7 +128,11 @@ def _trim() -> Callable[[int], int] | None:
     return trim
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Return the memory of the process that is in RAM.
+
+    :raises OSError: the system does not tell
+    """
     # Not with `Path.read_text`: a text file looks up the name of its decoder in Python's cache of attributes, which
     # keeps a new copy of the name for each file, and each copy can keep a block.
     statm = os.open("/proc/self/statm", os.O_RDONLY)

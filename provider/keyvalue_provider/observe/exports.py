@@ -7,10 +7,11 @@ log line ── LimitedHandler ──> LogEntry ──> ExportQueue ──> log 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.observe.export_queue import Export, ExportQueue
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Exports", "exports_of"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Time limit for importing OpenTelemetry after a start that has failed. It takes 0.3 s on a machine without other load.
 OPENING_TIMEOUT_S = 10.0
@@ -82,27 +85,34 @@ class Exports:
 
 def exports_of(host_data: HostData | None, environment: Mapping[str, str]) -> Exports:
     """Return the exports that the host or the variables ask for. If one is not possible, log why."""
-    otel_config = {} if host_data is None else host_data.otel_config
+    return Exports(
+        _queue(TRACES, host_data, environment, _span_export), _queue(LOGS, host_data, environment, _log_export)
+    )
+
+
+def _queue(
+    signal: Signal,
+    host_data: HostData | None,
+    environment: Mapping[str, str],
+    open_export: Callable[[ExportSettings, str], Export[T]],
+) -> ExportQueue[T] | None:
+    settings = _settings(signal, {} if host_data is None else host_data.otel_config, environment)
+    if settings is None:
+        return None
     instance_id = "" if host_data is None else host_data.instance_id
-    spans: ExportQueue[FinishedCall] | None = None
-    entries: ExportQueue[LogEntry] | None = None
-    if (of_spans := _settings(TRACES, otel_config, environment)) is not None:
+    return ExportQueue(signal, settings, partial(open_export, settings, instance_id))
 
-        def open_spans() -> Export[FinishedCall]:
-            from keyvalue_provider.observe.otlp import SpanExport
 
-            return SpanExport(of_spans, instance_id)
+def _span_export(settings: ExportSettings, instance_id: str) -> Export[FinishedCall]:
+    from keyvalue_provider.observe.otlp import SpanExport
 
-        spans = ExportQueue(TRACES, of_spans, open_spans)
-    if (of_entries := _settings(LOGS, otel_config, environment)) is not None:
+    return SpanExport(settings, instance_id)
 
-        def open_entries() -> Export[LogEntry]:
-            from keyvalue_provider.observe.otlp import LogExport
 
-            return LogExport(of_entries, instance_id)
+def _log_export(settings: ExportSettings, instance_id: str) -> Export[LogEntry]:
+    from keyvalue_provider.observe.otlp import LogExport
 
-        entries = ExportQueue(LOGS, of_entries, open_entries)
-    return Exports(spans, entries)
+    return LogExport(settings, instance_id)
 
 
 def _settings(signal: Signal, otel_config: Mapping[str, Any], environment: Mapping[str, str]) -> ExportSettings | None:

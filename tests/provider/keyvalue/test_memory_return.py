@@ -33,7 +33,7 @@ async def measure_small_keys() -> list[float]:
     store = Store()
     memory_return.INTERVAL_S = 0.01
     bucket = store.bucket(b"b")
-    start = memory_return._resident_bytes()
+    start = memory_return.resident_bytes()
     returning = asyncio.create_task(MemoryReturn(store, lambda: None).run())
     others = []
     for step in range(STEPS):
@@ -42,35 +42,35 @@ async def measure_small_keys() -> list[float]:
             bucket.set(b"%d" % number, b"v" * (number % 64))
             if not number % 500:
                 others += [float(number), b"%d" % number, [number]]
-    full = memory_return._resident_bytes()
+    full = memory_return.resident_bytes()
     for step in range(STEPS):
         await asyncio.sleep(0.02)
         bucket.delete_many([b"%d" % number for number in range(step * STEP_KEYS, (step + 1) * STEP_KEYS)])
     await asyncio.sleep(0.5)
     returning.cancel()
-    return [(resident_bytes - start) / MIB for resident_bytes in (full, memory_return._resident_bytes())]
+    return [(resident_bytes - start) / MIB for resident_bytes in (full, memory_return.resident_bytes())]
 
 
 async def measure() -> list[float]:
     """Return how much the process has grown, in MiB: when the store is full, when half is deleted, and in the end."""
     store = Store()
     memory_return.INTERVAL_S = 0.01
-    start = memory_return._resident_bytes()
+    start = memory_return.resident_bytes()
     bucket = store.bucket(b"b")
     for number in range(VALUES):
         bucket.set(b"%d" % number, bytes(VALUE_BYTES))
-    grown = [memory_return._resident_bytes()]
+    grown = [memory_return.resident_bytes()]
     returning = asyncio.create_task(MemoryReturn(store, lambda: None).run())
     await asyncio.sleep(0)
     for number in range(0, VALUES, 2):
         bucket.delete(b"%d" % number)
-    grown.append(memory_return._resident_bytes())
+    grown.append(memory_return.resident_bytes())
     for _ in range(1_000):
         await asyncio.sleep(0.01)
-        if memory_return._resident_bytes() - start < 1.2 * store.memory_bytes:
+        if memory_return.resident_bytes() - start < 1.2 * store.memory_bytes:
             break
     returning.cancel()
-    grown.append(memory_return._resident_bytes())
+    grown.append(memory_return.resident_bytes())
     return [(resident_bytes - start) / MIB for resident_bytes in grown]
 
 
@@ -87,7 +87,7 @@ def test_small_objects_use_malloc_only_while_memory_changes(monkeypatch: pytest.
     """The unused memory stays: a store with many keys is not compacted, and must not become slow for ever."""
     store, small_objects = FixedStore(), SmallObjects()
     resident_bytes = 0
-    monkeypatch.setattr(memory_return, "_resident_bytes", lambda: resident_bytes)
+    monkeypatch.setattr(memory_return, "resident_bytes", lambda: resident_bytes)
     returning, now_s = MemoryReturn(store, lambda: None), 0.0
 
     def uses_malloc(seconds: float) -> bool:
