@@ -98,6 +98,17 @@ class Deadlines:
         if self.count and self._place is not None:
             self.schedule()
 
+    def renew(self, entries: dict[bytes, Entry], pairs: list[tuple[int, bytes]]) -> None:
+        """Take equal entries in place of the current ones. O(n).
+
+        :param pairs: each deadline with the key's object in `entries`
+        """
+        self.entries = entries
+        heapify(pairs)
+        self._heap = pairs
+        self._spare_bytes = 0
+        self.settle()
+
     def _spare(self, key: bytes) -> None:
         """Count an item whose key is not the stored object."""
         self._spare_bytes += STALE_BYTES + len(key)

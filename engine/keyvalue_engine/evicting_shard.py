@@ -141,6 +141,15 @@ class EvictingShard(Shard):
     def _renew_stamps(self) -> None:
         self.stamps = {key: stamp for key, stamp in [*self.stamps.items()]}  # noqa: C416 - a copy keeps the size
 
+    def renew_stamps(self, copies: Mapping[bytes, int]) -> None:
+        """Give the stamps the key objects of the entries, and their copies where these are still equal. O(n)."""
+        known = self.stamps
+        stamps = ((key, known.get(key)) for key in self.entries)
+        self.stamps = {
+            key: copies[key] if copies.get(key) == stamp else stamp for key, stamp in stamps if stamp is not None
+        }
+        self._candidates = []
+
     def evict(self, stamp: int, own: Container[bytes], is_forced: bool) -> tuple[int, bool]:
         """Move the hand until it has removed a key. Return the number of looks, and True if a key was removed.
 

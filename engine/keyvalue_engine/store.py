@@ -46,6 +46,7 @@ from keyvalue_engine.tables import Tables
 from keyvalue_engine.used_bucket import UsedBucket
 
 if TYPE_CHECKING:
+    from keyvalue_engine.renewal import Renewal
     from keyvalue_engine.snapshot import Reader
 
 __all__ = ["Store"]
@@ -242,6 +243,12 @@ class Store:
     def __len__(self) -> int:
         """Return the number of keys in all buckets, including expired keys that have not been removed yet. O(1)."""
         return self._tables.ledger.keys
+
+    def renewals(self) -> Iterator[Renewal]:
+        """Yield the renewals of all keys and values, which close the gaps in memory: see `keyvalue_engine.renewal`."""
+        from keyvalue_engine.renewal import renewals  # here, because few stores need it
+
+        return renewals(self._tables.copy()[0].values())
 
     @property
     def memory_bytes(self) -> int:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
 from keyvalue_engine import BucketOptions, Quota, Store, StoreError, StoreOptions
 from keyvalue_replica.bucket import ReplicaBucket, ReplicaStore
 from keyvalue_replica.open_buckets import OpenBuckets
 from keyvalue_replica.options import NO_ENCODED_KEYS, LinkedOptions, PlainQuota
 from keyvalue_replica.waiting_bucket import RefusingBucket, WaitingBucket
+
+if TYPE_CHECKING:
+    from keyvalue_engine.renewal import Renewal
 
 __all__ = ["KvStores", "StoreSum"]
 
@@ -58,6 +65,10 @@ class StoreSum:
     def __init__(self, *stores: Store) -> None:
         self.options = stores[0].options
         self._stores = stores
+
+    def renewals(self) -> Iterator[Renewal]:
+        """Yield the renewals of all keys and values."""
+        return chain.from_iterable(store.renewals() for store in self._stores)
 
     def now_ns(self) -> int:
         """Return the time of the first engine's clock."""

@@ -186,6 +186,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def take_up(self, store: Store) -> None:
         self.store = store
+        self.renewals = list(store.renewals())
         store.add_quota(self.quota)
         store.observe(lambda name: lambda *event: self.events.append(event))
 
@@ -296,6 +297,15 @@ class StoreMachine(RuleBasedStateMachine):
     def set_every_key(self, name: bytes, value: bytes, ttl_ms: int | None) -> None:
         for key in KEYS:
             self.set_value(name, key, value, ttl_ms)
+
+    @rule()
+    def renew(self) -> None:
+        """End the renewals that began at the last call of this rule, and begin others. Some shards have changed since."""
+        for renewal in self.renewals:
+            while renewal.copy():
+                pass
+            renewal.replace()
+        self.renewals = list(self.store.renewals())
 
     @rule(name=names, entries=st.dictionaries(keys, values, max_size=9), ttl_ms=ttls_ms, limited=st.booleans())
     def set_many(self, name: bytes, entries: dict[bytes, bytes], ttl_ms: int | None, limited: bool) -> None:

@@ -8,6 +8,8 @@ Without this task, the memory of the process would hardly fall when keys are del
   caches and of Python's own lists of free objects are in many blocks. So while the store grows or shrinks fast, small
   objects do not come from blocks (`small_objects`). And if much memory is unused, the caches are dropped, and a full
   garbage collection clears the lists.
+
+If much memory is unused because the keys that are left are spread over it, they move together (`compaction`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+from keyvalue_provider.keyvalue.compaction import Compaction, RenewedStore
 from keyvalue_provider.keyvalue.small_objects import SmallObjects
 
 __all__ = ["MemoryReturn", "resident_bytes"]
@@ -38,7 +41,7 @@ FILL_BYTES = 256 * 1024
 MALLOC_S = 3.0
 
 
-class SizedStore(Protocol):
+class SizedStore(RenewedStore, Protocol):
     """The part of a store that this module needs."""
 
     @property
@@ -56,6 +59,7 @@ class MemoryReturn:
     def __init__(self, store: SizedStore, drop_caches: Callable[[], None]) -> None:
         self._store = store
         self._drop_caches = drop_caches
+        self._compaction = Compaction(store)
         self._base_bytes = 0
         self._kept_bytes = 0  # the unused memory that the last trim did not return
         self._counted_bytes = 0  # at the last step
@@ -82,16 +86,22 @@ class MemoryReturn:
                 self._step(loop.time(), small_objects, trim)
         finally:
             small_objects.use_malloc(False)
+            self._compaction.close()
 
     def _step(self, now_s: float, small_objects: SmallObjects, trim: Callable[[int], int]) -> None:
         unused_bytes = self._unused_bytes()
         self._kept_bytes = min(self._kept_bytes, unused_bytes)
-        if unused_bytes > self._kept_bytes + (CHANGE_BYTES if small_objects.uses_malloc else GROWTH_BYTES):
+        if (
+            unused_bytes > self._kept_bytes + (CHANGE_BYTES if small_objects.uses_malloc else GROWTH_BYTES)
+            or self._compaction.has_ended
+        ):
             trim(0)
             unused_bytes = self._kept_bytes = self._unused_bytes()
         before_bytes, self._counted_bytes = self._counted_bytes, self._store.memory_bytes
+        if small_objects.has_choice:
+            self._compaction.step(unused_bytes, self._counted_bytes)
         has_changed = self._has_changed(unused_bytes)
-        if has_changed or self._counted_bytes > before_bytes + FILL_BYTES:
+        if has_changed or self._counted_bytes > before_bytes + FILL_BYTES or self._compaction.is_running:
             self._malloc_until_s = now_s + MALLOC_S
         small_objects.use_malloc(now_s < self._malloc_until_s)
         if has_changed and now_s >= self._noted_s + BLOCKS_INTERVAL_S:

@@ -52,6 +52,11 @@ class SmallObjects:
             usual = found[domain]
             self._allocators[domain] = usual, Allocator(None, raw.malloc, raw.calloc, usual.realloc, usual.free)
 
+    @property
+    def has_choice(self) -> bool:
+        """True if this object does anything."""
+        return bool(self._allocators)
+
     def use_malloc(self, uses_malloc: bool) -> None:
         """Take memory for new small objects from the C library, or from Python's blocks. O(1)."""
         if uses_malloc != self.uses_malloc:
