@@ -15,34 +15,23 @@ USAGE = """\
 usage: scripts/bench [COMMAND] [OPTIONS]
 
   endtoend    compare providers under load with a bare responder, through a real NATS server. It prints tables, and
-              writes JSON, a report and plots to bench/results/. With --quick it takes about a minute
+              writes JSON, a report and a picture to bench/results/. With --quick it takes about a minute
   start       endtoend --scenario start: the time from the launch of a provider to its first answer
   redis       endtoend --scenario redis: redis-benchmark against redis-server and against a provider
   report      print a run; --markdown puts it into docs/performance.md
-  compare     list the cases that got slower between two runs; exit status 1 if there are any
-  micro       run pytest-benchmark on codec, frames, delayed answers, key order and watchers; OPTIONS go to pytest, for example
-              -k NAME or --benchmark-json=FILE
+  compare     report --compare: compare OLD.json [NEW.json] lists the cases that got slower between two runs
+  micro       run pytest-benchmark on the direct path without a socket; OPTIONS go to pytest, for example -k NAME or
+              --benchmark-json=FILE
   engine      compare the store with a dict under one lock, and say where its time goes
   load        call a running provider and print JSON
 
-scripts/bench COMMAND --help lists the options of a command. Without COMMAND, endtoend runs with OPTIONS.
+scripts/bench COMMAND --help lists the options of a command. Without COMMAND, endtoend runs with OPTIONS. For example:
 
-For a first look:
+  scripts/bench --quick                                  for a first look
 
-  scripts/bench --quick
-
-To measure batches, counters, deadlines and watchers, and compare them with their performance goals:
-
-  scripts/bench endtoend --scenario batch --scenario increment --scenario expiry --scenario watch
-
-To measure before and after a change, on a machine that runs nothing else:
-
-  scripts/bench endtoend --output bench/results/before
-  scripts/bench endtoend --compare bench/results/before/run.json
-
-To compare CPU time per call with an earlier revision, in turns:
-
-  scripts/bench endtoend --against REVISION
+  scripts/bench --output bench/results/before            before a change, on a machine that runs nothing else
+  scripts/bench --compare bench/results/before/run.json  after the change
+  scripts/bench --against REVISION                       CPU time per call beside an earlier revision, in turns
 
 Speed depends on the machine. So quote a result as a ratio to the bare responder, with its interval.
 docs/performance.md explains these ratios.
@@ -54,7 +43,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "start": ("bench.endtoend", ("--scenario", "start")),
     "redis": ("bench.endtoend", ("--scenario", "redis")),
     "report": ("bench.report.commands", ()),
-    "compare": ("bench.report.commands", ()),
+    "compare": ("bench.report.commands", ("--compare",)),
     "micro": ("pytest", ("bench/micro", "--benchmark-columns=min,median,max,rounds", "--benchmark-sort=name")),
     "engine": ("bench.micro.engine", ()),
     "load": ("bench.load.generator_process", ()),
@@ -73,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"scripts/bench: unknown command {command!r}\n\n{USAGE}", file=sys.stderr, end="")
         return 2
     module, always = COMMANDS[command]
-    run = getattr(import_module(module), "compare_main" if command == "compare" else "main")
-    return int(run([*always, *options]))
+    return int(import_module(module).main([*(always if {*options}.isdisjoint(HELP) else ()), *options]))
 
 
 if __name__ == "__main__":

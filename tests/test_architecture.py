@@ -99,10 +99,10 @@ ROOMS = {
     f"{P}.packaging": room(f"{P}.host", "nacl"),
     # The root composes everything.
     P: room(f"{E} {T} {R} {P}", None, never="nats opentelemetry"),
-    "bench.load": room(f"{T}.wrpc {T}.keyvalue {T}.nats.subjects {P}.host.host_data", "hdrh uvloop"),
+    "bench.load": room(f"{T}.wrpc {T}.keyvalue {T}.nats.subjects {P}.host.host_data", "uvloop"),
     "bench.run": room(f"bench.load {T}", "pytest pytest_benchmark"),
-    "bench.report": room("bench.load.latency bench.run", "matplotlib"),
-    "bench.micro": room(f"bench.load.workload bench.report.figures {E} {T} {P}", None),
+    "bench.report": room("bench.run", "matplotlib"),
+    "bench.micro": room(f"bench.load bench.report.figures bench.report.report_table {E} {T} {P}", None),
     # The commands.
     "bench": room("bench", "pytest"),
 }
@@ -330,7 +330,7 @@ DECLARED = {
     E: words("msgpack siphashc sortedcontainers xxhash"),
     T: words("nats nkeys"),
     P: words("nats nacl msgpack prometheus_client uvloop"),
-    "bench": words("nats msgpack pytest hdrh matplotlib uvloop"),
+    "bench": words("nats msgpack pytest matplotlib uvloop"),
 }
 
 

@@ -149,14 +149,11 @@ REASONS = {
         watching/replicated_watchers.py  tests/integration/test_replicated_watch.py  it needs a real server
     """,
     "bench": """
-        load/latency.py       load/test_outcome.py             latencies of outcomes
+        load/case.py          load/test_workload.py            the parameters of the calls
         load/responder.py     load/test_wire.py                it speaks NATS, without a socket
-        load/watching_component.py  load/test_wire.py          it speaks NATS, without a socket
-        micro/locked_dict.py  micro/test_engine.py             the baseline of the store
         run/processes.py      run/test_stage.py                the processes of a stage
-        run/paths.py          run/test_plan.py                 two constants
         run/provenance.py     run/test_plan.py                 it is recorded with each run
-        run/rows.py           test_endtoend.py                 the rows that a run gives
+        report/report_table.py  report/test_tables.py          the tables of a run
         run/scenarios.py      run/test_plan.py                 the choices of a plan
         run/subjects.py       run/test_plan.py                 the choices of a plan
     """,

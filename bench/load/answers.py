@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass
 
+from bench.load.case import KEY_BYTES, Load
 from bench.load.generator_base import MEASURE, Generator
-from bench.load.outcome import LoadError, WrongAnswerError
+from bench.load.outcome import LoadError
 from bench.load.usage import cpu_ns
-from bench.load.workload import KEY_BYTES, Load, result_sizes
+from bench.load.workload import result_sizes
 from keyvalue_transport.keyvalue.store import decode_key_response
 from keyvalue_transport.wrpc.errors import NeedMoreBytes, TransportError
 from keyvalue_transport.wrpc.values import read_unsigned
@@ -56,10 +58,9 @@ class SmallGenerator(Generator):
         if b"-ERR " in read:
             return self.fail(LoadError(f"expected an answer, found {read[-200:]!r}"))
         if b"HMSG " in read:
-            message = whole_message(read[read.index(b"HMSG ") :])
-            if message:
-                return self.fail(self.refusal(message))
             self._rest = read
+            if error := self.refusal(read[read.index(b"HMSG ") :]):
+                self.fail(error)
             return None
         stop = read.rfind(END) + len(END)
         if stop < len(END):
@@ -83,7 +84,7 @@ class SmallGenerator(Generator):
         for size in self._sizes:
             self._right += read.count(size, 0, stop)
         out: list[bytes] = []
-        if self.load.closing and (handshakes := HANDSHAKES.findall(read, 0, stop)):
+        if handshakes := HANDSHAKES.findall(read, 0, stop):
             out.append(b"PUB %b.params 0\r\n\r\n" % b".params 0\r\n\r\nPUB ".join(handshakes))
         more = self.count(latencies, now, others)
         if more:
@@ -93,7 +94,7 @@ class SmallGenerator(Generator):
 
     def check(self) -> None:
         if self._right != self.answered:
-            raise WrongAnswerError(f"{self._right} of {self.answered} answers have the right size")
+            raise LoadError(f"{self._right} of {self.answered} answers have the right size")
         if self._sample is not None:
             raise LoadError(f"call {self._sample[1]}: the result is missing")
         here, beside = self._latencies_here, self._latencies_beside
@@ -141,40 +142,23 @@ class SmallGenerator(Generator):
         self._sample = None
 
 
-def whole_message(read: bytes) -> bytes:
-    """Return the HMSG message at the start of `read`, or b"" if the message is incomplete.
-
-    >>> whole_message(b"HMSG s 1 12 14\\r\\nNATS/1.0\\r\\n\\r\\nhi\\r\\nPING\\r\\n")
-    b'HMSG s 1 12 14\\r\\nNATS/1.0\\r\\n\\r\\nhi\\r\\n'
-    """
-    line, line_end, _ = read.partition(b"\r\n")
-    if not line_end:
-        return b""
-    size = len(line) + 2 + int(line.split(b" ")[-1]) + 2
-    return read[:size] if size <= len(read) else b""
-
-
+@dataclass(slots=True)
 class Walk:
     """The state of repeated walks over all keys."""
 
-    __slots__ = ("cursor", "keys")
-
-    def __init__(self) -> None:
-        self.cursor: int | None = None
-        self.keys = 0
+    cursor: int | None = None
+    keys: int = 0
 
 
+@dataclass(slots=True)
 class PendingCall:
     """A call in flight. It keeps the `pieces` of its result only if the result will be checked."""
 
-    __slots__ = ("bytes", "number", "pieces", "start_ns", "walk")
-
-    def __init__(self, number: int, start_ns: int, walk: Walk | None, is_looked_at: bool) -> None:
-        self.number = number
-        self.start_ns = start_ns
-        self.walk = walk
-        self.bytes = 0
-        self.pieces: list[bytes] | None = [] if is_looked_at else None
+    number: int
+    start_ns: int
+    walk: Walk | None
+    pieces: list[bytes] | None
+    bytes: int = 0
 
 
 class FrameGenerator(Generator):
@@ -210,10 +194,9 @@ class FrameGenerator(Generator):
                     self._line = read[at:]
                     break
                 if read.startswith(b"HMSG ", at):
-                    message = whole_message(read[at:])
-                    if message:
-                        raise self.refusal(message)
                     self._line = read[at:]
+                    if error := self.refusal(self._line):
+                        raise error
                     break
                 self._open(read[at:line_end].split(b" "), now)
                 at = line_end + 2
@@ -241,7 +224,8 @@ class FrameGenerator(Generator):
             self.sent += 1
             token = b"%d" % number
             walk = self._walks.pop() if self._walks else None
-            self._calls[token] = PendingCall(number, start_ns, walk, walk is not None or number % SAMPLE_ONE_IN == 0)
+            is_checked = walk is not None or number % SAMPLE_ONE_IN == 0
+            self._calls[token] = PendingCall(number, start_ns, walk, [] if is_checked else None)
             head, middle, tail = script.frame(number) if walk is None else script.walk_frame(walk.cursor)
             span = script.span(number) if traced else b""
             if len(tail) > SMALL_RESULT_BYTES:
@@ -277,8 +261,7 @@ class FrameGenerator(Generator):
         if is_cut:
             for piece in self.script.later:
                 self._out += (b"PUB %b.params %d\r\n" % (server_inbox, len(piece)), piece, b"\r\n")
-        if self.load.closing:
-            self._out.append(b"PUB %b.params 0\r\n\r\n" % server_inbox)
+        self._out.append(b"PUB %b.params 0\r\n\r\n" % server_inbox)
 
     def _take(self, read: bytes, at: int) -> int:
         """Consume a payload and its line end. Return the offset after the line end."""
@@ -296,7 +279,7 @@ class FrameGenerator(Generator):
             return
         expected = self.script.result_size(call.number)
         if call.bytes != expected:
-            raise WrongAnswerError(f"call {call.number}: the result is {call.bytes} bytes, expected {expected}")
+            raise LoadError(f"call {call.number}: the result is {call.bytes} bytes, expected {expected}")
         if call.pieces is not None:
             self.verify(call.number, b"".join(call.pieces))
 
@@ -309,7 +292,7 @@ class FrameGenerator(Generator):
         load = self.load
         is_last = load.exact and cursor is None and count < load.page_keys
         if count != load.page_keys and not is_last:
-            raise WrongAnswerError(f"call {call.number}: the page has {count} keys, expected {load.page_keys}")
+            raise LoadError(f"call {call.number}: the page has {count} keys, expected {load.page_keys}")
         walk.keys += count
         walk.cursor = cursor
         if load.in_flight == 1 and "provider" in load.watched:
@@ -321,9 +304,7 @@ class FrameGenerator(Generator):
             self.keys += count
         if cursor is None:
             if load.exact and walk.keys != load.keys:
-                raise WrongAnswerError(
-                    f"call {call.number}: the walk ended after {walk.keys} keys, expected {load.keys}"
-                )
+                raise LoadError(f"call {call.number}: the walk ended after {walk.keys} keys, expected {load.keys}")
             walk.keys = 0
 
 

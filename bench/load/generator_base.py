@@ -15,13 +15,13 @@ import sys
 import time
 from contextlib import suppress
 from secrets import token_hex
-from threading import Event, Thread
+from threading import Thread
 
-from bench.load.latency import Latencies
-from bench.load.outcome import PERCENTS, LoadError, Outcome, WrongAnswerError
+from bench.load.case import Load
+from bench.load.outcome import LoadError, Outcome
 from bench.load.usage import cpu_ns
 from bench.load.wire import NatsProtocol, WireSubscription
-from bench.load.workload import Load, Script
+from bench.load.workload import Script
 
 __all__ = ["MEASURE", "Generator"]
 
@@ -49,7 +49,6 @@ class Generator(NatsProtocol):
         self._begin_ns = self._end_ns = self._deadline_ns = 0
         self._cpu: list[tuple[int, ...]] = []
         self._ticks_done = 0
-        self._stop_ticks = Event()
 
     def fire(self, count: int, start_ns: int) -> None:
         """Send `count` calls."""
@@ -67,13 +66,16 @@ class Generator(NatsProtocol):
         else:
             self.fire(min(load.in_flight, load.calls_max or load.in_flight), now)
 
+    @property
+    def progress(self) -> str:
+        """The number of answers and calls so far, as text."""
+        return f"{self.answered} answers to {self.sent} calls"
+
     def outcome(self) -> Outcome:
         """Return the figures of the load. Call this method after `ended` is done."""
-        latencies = Latencies(self._latencies)
-        max_us = max(self._latencies) / 1e3
-        # A histogram returns the upper end of a range, which may exceed the greatest latency.
-        p50, p99, p999 = (min(found, max_us) for found in latencies.percentiles_us(PERCENTS))
-        calls = len(self._latencies)
+        latencies = sorted(self._latencies)
+        calls = len(latencies)
+        p50, p99, p999, longest = (latencies[int((calls - 1) * part)] / 1e3 for part in (0.5, 0.99, 0.999, 1))
         own, *watched = ((end - begin) / 1e3 / calls for begin, end in zip(*self._cpu, strict=True))
         return Outcome(
             calls=calls,
@@ -81,19 +83,14 @@ class Generator(NatsProtocol):
             p50_us=p50,
             p99_us=p99,
             p999_us=p999,
-            max_us=max_us,
+            max_us=longest,
             cpu_us=dict(zip(self.load.watched, watched, strict=True)),
             generator_cpu_us=own,
             keys=self.keys + calls * self.load.keys_a_call,
             verified=self.verified,
-            latencies=latencies.encoded(),
             excess_us=self.excess_ns / 1e3,
             page_cpu_us=self.page_cpu_ns / 1e3,
         )
-
-    def stop(self) -> None:
-        """Stop the thread that wakes the loop."""
-        self._stop_ticks.set()
 
     def count(self, latencies: list[int], now: int, others: int = 0) -> int:
         """Count calls that have ended. Return the number of calls to send next.
@@ -127,27 +124,23 @@ class Generator(NatsProtocol):
                 self.fire(until - self.sent, due_ns)
 
     def check(self) -> None:
-        """Run the checks that need all answers.
-
-        :raises LoadError: an answer is wrong
-        """
+        """Run the checks that need all answers. Raise LoadError if one is wrong."""
 
     def verify(self, number: int, found: bytes) -> None:
-        """Compare a call's result with the expected result. Unless the load is `exact`, compare only the sizes.
-
-        :raises WrongAnswerError: the result is wrong
-        """
+        """Raise LoadError if a call's result is wrong. Unless the load is `exact`, compare only the sizes."""
         right = self.script.result(number)
         if len(found) != len(right) or (self.load.exact and found != right):
-            raise WrongAnswerError(f"call {number}: found the result {found[:100]!r}, expected {right[:100]!r}")
+            raise LoadError(f"call {number}: found the result {found[:100]!r}, expected {right[:100]!r}")
         self.verified += 1
 
-    def refusal(self, message: bytes) -> LoadError:
-        """Return the error for a message that is not an answer.
+    def refusal(self, message: bytes) -> LoadError | None:
+        """Return the error for a message with headers, which no answer has, or None if its headers are incomplete.
 
         If a call's subject has no subscribers, NATS sends the status 503 to the call's reply subject.
         """
         line, _, block = message.partition(b"\r\n")
+        if b"\r\n\r\n" not in block:
+            return None
         if not block.startswith(b"NATS/1.0 503"):
             return LoadError(f"expected an answer, found {message[:200]!r}")
         number = int(line.split(b" ")[1].rpartition(b".")[2])
@@ -187,7 +180,7 @@ class Generator(NatsProtocol):
 
         def tick() -> None:
             number = 0
-            while not self._stop_ticks.is_set():
+            while not self.ended.done():
                 number += 1
                 wait_ns = begin_ns + number * TICK_NS - time.perf_counter_ns()
                 if wait_ns > 0:

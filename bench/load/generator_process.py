@@ -27,18 +27,17 @@ from typing import Any, get_args, get_type_hints
 import uvloop
 
 from bench.load.answers import SMALL_RESULT_BYTES, FrameGenerator, SmallGenerator
-from bench.load.outcome import LoadError, Outcome, WrongAnswerError
-from bench.load.usage import UsageError, has_ended
-from bench.load.wire import WireError, split_address
-from bench.load.workload import Function, Headers, Load, result_sizes
+from bench.load.case import Case, Function, Headers, Load
+from bench.load.outcome import LoadError, Outcome
+from bench.load.usage import has_ended
+from bench.load.wire import split_address
+from bench.load.workload import result_sizes
 
 __all__ = ["generate", "main", "run"]
 
 STALL_CHECK_S = 0.5
-#: A load with the default of every field.
-LOAD = Load(url="", prefix="")
-#: Functions that read keys, which an earlier load must have set.
-READING = frozenset({"get", "exists", "mixed", "list-keys", "get-many"})
+#: A load with the default of every option.
+LOAD = Load(url="nats://127.0.0.1:4222", prefix="default.keyvalue-inmemory")
 
 
 def is_small(load: Load) -> bool:
@@ -52,8 +51,7 @@ def is_small(load: Load) -> bool:
 async def generate(load: Load) -> Outcome:
     """Run a load.
 
-    :raises LoadError: an answer is wrong or missing, so the load is not valid
-    :raises WireError: the NATS server reported an error or closed the connection
+    :raises LoadError: an answer is wrong or missing, or the connection was lost, so the load is not valid
     """
     host, port = split_address(load.url)
     kind = SmallGenerator if is_small(load) else FrameGenerator
@@ -64,20 +62,15 @@ async def generate(load: Load) -> Outcome:
     try:
         while not (await asyncio.wait((generator.ended,), timeout=STALL_CHECK_S))[0]:
             if gone := [name for name, pid in load.watched.items() if has_ended(pid)]:
-                raise LoadError(
-                    f"the process {gone[0]} ended after {generator.answered} answers to {generator.sent} calls"
-                )
+                raise LoadError(f"the process {gone[0]} ended after {generator.progress}")
             if generator.answered != answered:
                 answered, since = generator.answered, time.monotonic()
             elif time.monotonic() - since > load.timeout_s:
-                raise LoadError(
-                    f"no answer for {load.timeout_s:g} s (timeout_s), "
-                    f"after {answered} answers to {generator.sent} calls"
-                )
+                raise LoadError(f"no answer for {load.timeout_s:g} s (timeout_s), after {generator.progress}")
         generator.ended.result()
         return generator.outcome()
     finally:
-        generator.stop()
+        generator.ended.cancel()
         transport.close()
 
 
@@ -100,7 +93,7 @@ def serve(lines: Iterable[str]) -> None:
     for line in lines:
         try:
             answer = asdict(run(Load(**json.loads(line))))
-        except (LoadError, WireError, UsageError) as error:
+        except (LoadError, OSError) as error:
             answer = {"error": str(error)}
         except Exception as error:  # the caller is another process, so report every error to it
             answer = {"error": f"{type(error).__name__}: {error}"}
@@ -110,19 +103,10 @@ def serve(lines: Iterable[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Print an error and return 1 if the load is not valid."""
     options = vars(parser().parse_args(arguments))
-    if options.pop("stdin"):
-        serve(sys.stdin)
-        return 0
     try:
         print(json.dumps(asdict(run(Load(**options))), indent=2))
-    except (LoadError, WireError, OSError, ValueError) as error:
-        print(f"bench.load.generator_process: {error}", file=sys.stderr)
-        if isinstance(error, WrongAnswerError) and options["function"] in READING:
-            print(
-                f"are the keys missing? set them with --function set --each-once --calls {options['keys']}, "
-                "and otherwise the same options",
-                file=sys.stderr,
-            )
+    except (LoadError, OSError, ValueError) as error:
+        print(f"scripts/bench load: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -132,14 +116,12 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/bench load",
         description="Call a running provider, and print the figures as JSON.",
-        epilog=inspect.getdoc(Load),
+        epilog="To set the keys that a load reads, run it first with --function set --each-once --calls KEYS.\n\n"
+        f"{inspect.getdoc(Case)}\n\n{inspect.getdoc(Load)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    text = "run the loads that arrive on standard input, one JSON object per line"
-    parser.add_argument("--stdin", action="store_true", help=text)
-    defaults = {"url": "nats://127.0.0.1:4222", "prefix": "default.keyvalue-inmemory"}
     for name, kind in get_type_hints(Load).items():
-        default = defaults.get(name, getattr(LOAD, name))
+        default = getattr(LOAD, name)
         options: dict[Any, dict[str, Any]] = {
             bool: {"action": argparse.BooleanOptionalAction},
             Function: {"choices": get_args(Function)},
@@ -152,4 +134,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(sys.stdin)

@@ -6,7 +6,7 @@ keys or values. It waits for large parameters and sends large results in pieces,
 provider. It skips payloads without copying them.
 
 It has three options: `page_keys`, `batch_keys` (the number of keys in a get-many) and `value_bytes` (the size of a
-value in get, get-many and set).
+value in get, get-many and set). It also serves as a component that watches. With `is_stuck`, it never answers events.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from secrets import token_hex
 
 import uvloop
 
+from bench.load.case import Load
 from bench.load.wire import NatsProtocol, WireSubscription, split_address
-from bench.load.workload import COUNT_FROM, INSTANCES, get_many_result_of, key_of, set_params_bytes, value_of
+from bench.load.workload import COUNT_FROM, FUNCTIONS, key_of
 from keyvalue_provider.host.host_data import HostData, read_host_data
-from keyvalue_transport.keyvalue.atomics import encode_increment_result
-from keyvalue_transport.keyvalue.store import KeyResponse, encode_get_result, encode_key_response
+from keyvalue_transport.keyvalue.watcher import WATCHER
 from keyvalue_transport.nats.subjects import invocation_subject
 
-__all__ = ["NUMBERS", "main"]
+__all__ = ["NUMBERS", "Responder", "main"]
 
-#: Ids of the subscriptions. Functions are numbered from 1. The last id is for the remaining pieces of cut parameters.
-NUMBERS = {name: number for number, name in enumerate((*INSTANCES, "params"), 1)}
+#: Ids of the subscriptions: functions, all functions of a component that watches, the remaining pieces of parameters.
+NUMBERS = {name: number for number, name in enumerate((*FUNCTIONS, "events", "params"), 1)}
 SET = b"%d" % NUMBERS["set"]
+EVENTS = b"%d" % NUMBERS["events"]
 PARAMS = b"%d" % NUMBERS["params"]
-CURSOR = 2**63
 SIZES = {b"%d" % size: size for size in range(4096)}
 LAST = b".results 0\r\n\r\n"
 
@@ -41,30 +41,20 @@ class Responder(NatsProtocol):
 
     def __init__(self, host_data: HostData) -> None:
         prefix = f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}"
+        instances = {**{name: function.instance for name, function in FUNCTIONS.items()}, "*": WATCHER}
+        subjects = [invocation_subject(prefix, instance, name).encode() for name, instance in instances.items()]
         self._inbox = b"_INBOX.%b" % token_hex(11).encode()
-        super().__init__(
-            "bench responder",
-            [
-                *(
-                    WireSubscription(invocation_subject(prefix, instance, name).encode(), prefix.encode())
-                    for name, instance in INSTANCES.items()
-                ),
-                WireSubscription(self._inbox + b".*.params"),
-            ],
-        )
-        config = host_data.config
-        value_bytes = int(config.get("value_bytes", "64"))
-        page = KeyResponse([key_of(index) for index in range(int(config.get("page_keys", "1000")))], CURSOR)
-        batch = [key_of(index) for index in range(int(config.get("batch_keys", "1")))]
-        results = {
-            "get": encode_get_result(value_of(key_of(0), value_bytes)),
-            "exists": b"\0\1",
-            "list-keys": encode_key_response(page),
-            "get-many": get_many_result_of(batch, value_bytes),
-            "increment": encode_increment_result(COUNT_FROM + 1),
-        }
-        self._results = {b"%d" % NUMBERS[name]: results.get(name, b"\0") for name in INSTANCES}
-        self._set_bytes = set_params_bytes(value_bytes)
+        functions = [WireSubscription(subject, prefix.encode()) for subject in subjects]
+        super().__init__("bench responder", [*functions, WireSubscription(self._inbox + b".*.params")])
+        defaults = {"value_bytes": "64", "page_keys": "1000", "batch_keys": "1"}
+        sizes = {name: int(host_data.config.get(name, default)) for name, default in defaults.items()}
+        load = Load(url="", prefix=prefix, counted=COUNT_FROM, **sizes)  # type: ignore[arg-type]
+        keys = [key_of(index) for index in range(max(load.page_keys, load.batch_keys))]
+        counts = {"list-keys": load.page_keys, "get-many": load.batch_keys}
+        results = [function.result(load, keys[: counts.get(name, 1)], 1) for name, function in FUNCTIONS.items()]
+        self._results = {b"%d" % number: result for number, result in enumerate((*results, b""), 1)}
+        self._set_bytes = len(FUNCTIONS["set"].params(load, keys))
+        self._is_stuck = host_data.config.get("is_stuck") == "true"
         self._handshake = b" _INBOX.%b 0\r\n\r\nPUB " % token_hex(11).encode()
         self._middles: dict[bytes, bytes] = {}  # for one-message answers: the bytes between the reply subjects
         self._pieces: dict[bytes, list[bytes]] = {}
@@ -81,7 +71,7 @@ class Responder(NatsProtocol):
         """
         size = self.max_payload
         for number, result in self._results.items():
-            if max(len(result), self._set_bytes if number == SET else 0) <= size // 2:
+            if result and max(len(result), self._set_bytes if number == SET else 0) <= size // 2:
                 self._middles[number] = b".results %d\r\n%b\r\nPUB " % (len(result), result)
             self._pieces[number] = [result[at : at + size] for at in range(0, len(result), size)]
 
@@ -140,6 +130,8 @@ class Responder(NatsProtocol):
                     self._half_open[token] = reply, left - size
                 return
             number = SET
+        elif number == EVENTS and self._is_stuck:
+            return
         else:
             reply = words[3]
             left = self._set_bytes - size + (int(words[-2]) if words[0] == b"HMSG" else 0)

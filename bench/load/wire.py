@@ -7,11 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-__all__ = ["NatsProtocol", "WireError", "WireSubscription", "split_address"]
+from bench.load.outcome import LoadError
 
-
-class WireError(Exception):
-    """An error that the NATS server reported, or a connection that it closed."""
+__all__ = ["NatsProtocol", "WireSubscription", "split_address"]
 
 
 class WireSubscription(NamedTuple):
@@ -78,7 +76,7 @@ class NatsProtocol(asyncio.Protocol):
             if line.startswith(b"INFO "):
                 self._introduce(json.loads(line[5:]))
             elif line.startswith(b"-ERR"):
-                self.fail(WireError(f"the NATS server reports {line.decode(errors='replace')}"))
+                self.fail(LoadError(f"the NATS server reports {line.decode(errors='replace')}"))
             elif line == b"PING":
                 self.transport.write(b"PONG\r\n")
             elif line == b"PONG":
@@ -88,7 +86,7 @@ class NatsProtocol(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Fail unless `ended` is already done. Called by asyncio."""
         if not self.ended.done():
-            self.ended.set_exception(WireError(f"the NATS connection was lost: {error or 'closed by the server'}"))
+            self.ended.set_exception(LoadError(f"the NATS connection was lost: {error or 'closed by the server'}"))
 
     def _introduce(self, info: dict[str, object]) -> None:
         max_payload = info["max_payload"]

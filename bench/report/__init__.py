@@ -1,1 +1,1 @@
-"""Reports on runs: tables, plots, comparisons of two runs, and checks against performance goals (bars)."""
+"""Reports on runs: tables, a picture, comparisons of two runs, and checks against performance goals (bars)."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from bench.report.figures import FIGURES, RATIO, Interval, interval, ratios, values_of
-from bench.run.rows import Row
+from bench.report.figures import FIGURES, RATIO, Interval, interval, ratios, values_of, verdict
+from bench.run.results import Row
 from bench.run.scenarios import SCENARIOS, Bar
-from bench.run.subjects import DIRECT
 
 __all__ = ["Standing", "missed", "standings", "unmeasured"]
 
@@ -21,31 +20,36 @@ class Standing(NamedTuple):
     found: Interval | None
 
     @property
+    def is_least(self) -> bool:
+        """True if the limit is a minimum."""
+        return FIGURES[self.bar.figure].better > 0
+
+    @property
     def verdict(self) -> str:
-        """Return "ok", "missed", "unclear" if the median misses the limit but its interval does not, or nothing."""
-        if self.found is None:
-            return ""
-        bar, (middle, low, high) = self.bar, self.found
-        median, best = (middle, high) if bar.is_least else (-middle, -low)
-        limit = bar.limit if bar.is_least else -bar.limit
-        return "ok" if median >= limit else "unclear" if best >= limit else "missed"
+        """The verdict on the figure, or nothing if it was not measured."""
+        return "" if self.found is None else verdict(self.found, self.bar.limit, self.is_least)
 
     @property
     def what(self) -> str:
         """The text of the bar: case, subject, figure, and the divisor of a ratio."""
         bar = self.bar
-        subject = "" if bar.subject == DIRECT.name else f"{bar.subject}: "
+        subject = "" if bar.subject == "direct" else f"{bar.subject}: "
         worst = "worst " if bar.is_worst else ""
         over = f" over {bar.over}" if bar.over else ""
         return f"{bar.case}: {subject}{worst}{FIGURES[bar.figure].title}{over}"
 
     @property
+    def text(self) -> str:
+        """The bar with its figure and its limit, as one line of text."""
+        what, found, limit, _ = self.cells
+        return f"{what}: found {found}, allowed {limit}"
+
+    @property
     def cells(self) -> tuple[str, str, str, str]:
         """The cells of a table: text, figure, limit, verdict."""
         figure = RATIO if self.bar.over else FIGURES[self.bar.figure]
-        limit = f"{self.bar.limit * figure.scale:,.{figure.digits}f}"
         found = "not measured" if self.found is None else self.found.text(figure)
-        return self.what, found, f"{'>=' if self.bar.is_least else '<='} {limit}", self.verdict
+        return self.what, found, f"{'>=' if self.is_least else '<='} {figure.text(self.bar.limit)}", self.verdict
 
 
 def standings(rows: Sequence[Row]) -> list[Standing]:
@@ -76,5 +80,4 @@ def unmeasured(found: Iterable[Standing]) -> list[Standing]:
 
 def missed(rows: Sequence[Row]) -> list[str]:
     """Return a line for each bar that a run missed, with the figure and the limit."""
-    texts = ((one.scenario, *one.cells) for one in standings(rows) if one.verdict == "missed")
-    return [f"{scenario}: {what}: found {found}, allowed {limit}" for scenario, what, found, limit, _ in texts]
+    return [f"{one.scenario}: {one.text}" for one in standings(rows) if one.verdict == "missed"]

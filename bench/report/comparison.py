@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from bench.report.figures import FIGURES, RATIO, Interval, grouped, interval, medians, middle, over_bare, values_of
-from bench.report.run_file import Run
-from bench.run.rows import REFERENCE, Row
+from bench.run.results import REFERENCE, Run
 
-__all__ = ["Change", "changes", "compared", "say_changes", "share"]
+__all__ = ["Change", "compared", "say_changes", "share"]
 
 NOTHING_IN_COMMON = 2
 
@@ -18,6 +17,7 @@ NOTHING_IN_COMMON = 2
 class Change(NamedTuple):
     """A figure with its values in an old and in a new run.
 
+    :ivar where: scenario, case and subject
     :ivar is_ratio: True if both hold ratios to the bare responder, not absolute figures
     """
 
@@ -35,12 +35,16 @@ class Change(NamedTuple):
         better = FIGURES[self.figure].better
         return Interval(worse_share(was, now, better), *middle(worse_share(*pair, better) for pair in pairs))
 
+    def exceeds(self, threshold: float) -> bool:
+        """Return True if the figure is worse by more than the threshold, with its whole interval."""
+        return self.worse.median > threshold and self.worse.low > threshold
+
     @property
     def text(self) -> str:
         """The change as one line of text."""
         figure = FIGURES[self.figure]
         shown = RATIO if self.is_ratio else figure
-        title = figure.title + (" over bare" if self.is_ratio else "")
+        title = figure.title + " over bare" * self.is_ratio
         old, new, worse = interval(self.old), interval(self.new), self.worse
         return (
             f"{': '.join(self.where)}: {title}: {worse.median:.0%} worse ({worse.low:.0%} .. {worse.high:.0%}): "
@@ -66,25 +70,20 @@ def compared(old: Run, new: Run) -> Iterator[Change]:
     Skip figures for which neither more nor less is better. If both runs measured the bare responder, use ratios to the
     bare responder. Only ratios can be compared between two machines, or between two days on one machine.
     """
-    new_cases = _cases(new)
+    new_cases = dict(grouped(new.rows, lambda row: (row.scenario, row.case)))
     told = []  # a case of several scenarios is compared once
-    for where, old_rows in _cases(old).items():
-        both = (old_rows, new_cases.get(where, []))
+    for (scenario, case), old_rows in grouped(old.rows, lambda row: (row.scenario, row.case)):
+        both = (old_rows, new_cases.get((scenario, case), []))
         for subject in dict.fromkeys(row.subject for row in old_rows if row.subject != REFERENCE):
             for name in (name for name, figure in FIGURES.items() if figure.better):
                 is_ratio = all(values_of(rows, REFERENCE, name) for rows in both)
                 before, after = (
-                    over_bare(rows, name, where[1], subject) if is_ratio else values_of(rows, subject, name)
+                    over_bare(rows, name, case, subject) if is_ratio else values_of(rows, subject, name)
                     for rows in both
                 )
-                if before and after and (figures := (where[1], subject, name, before, after)) not in told:
+                if before and after and (figures := (case, subject, name, before, after)) not in told:
                     told.append(figures)
-                    yield Change((*where, subject), name, is_ratio, before, after)
-
-
-def changes(pairs: Iterable[Change], threshold: float) -> list[Change]:
-    """Return the changes that are worse by more than the threshold at both ends of their interval."""
-    return [change for change in pairs if change.worse.median > threshold and change.worse.low > threshold]
+                    yield Change((scenario, case, subject), name, is_ratio, before, after)
 
 
 def absent(old: Run, new: Run) -> list[str]:
@@ -92,32 +91,21 @@ def absent(old: Run, new: Run) -> list[str]:
 
     If a whole subject or scenario is missing, its cases are not listed.
     """
-    subjects, scenarios = ({row.subject for row in new.rows}, {row.scenario for row in new.rows})
-    there = {(row.scenario, row.case, row.subject) for row in new.rows}
+    there = {part for row in new.rows for part in (row.subject, row.scenario, (row.scenario, row.case, row.subject))}
     found = []
     for row in old.rows:
-        if row.subject == REFERENCE or (row.scenario, row.case, row.subject) in there:
-            continue
-        if row.subject not in subjects:
-            found.append(row.subject)
-        elif row.scenario not in scenarios:
-            found.append(row.scenario)
-        else:
-            found.append(f"{row.scenario}: {row.case}: {row.subject}")
+        case = (row.scenario, row.case, row.subject)
+        if row.subject != REFERENCE and case not in there:
+            found.append(next((part for part in (row.subject, row.scenario) if part not in there), ": ".join(case)))
     return list(dict.fromkeys(found))
-
-
-def _cases(run: Run) -> dict[tuple[str, str], list[Row]]:
-    return dict(grouped(run.rows, lambda row: (row.scenario, row.case)))
 
 
 def say_changes(old: Run, new: Run, threshold: float) -> int:
     """Print what got slower. Return the exit status: 1 if something got slower, 2 if the runs share no figure."""
-    pairs = list(compared(old, new))
-    if not pairs:
+    changes = list(compared(old, new))
+    if not changes:
         print("the runs have nothing in common: they share no case of a subject except the limit", file=sys.stderr)
         return NOTHING_IN_COMMON
-    found = changes(pairs, threshold)
     if old.about["machine"] != new.about["machine"]:
         print("the machines differ, so absolute figures compare the machines; only ratios compare the code")
     for name, run in (("old", old), ("new", new)):
@@ -125,12 +113,13 @@ def say_changes(old: Run, new: Run, threshold: float) -> int:
             print(f"the {name} run is void: {fault}")
     if alone := absent(old, new):
         print(f"only the old run has: {'; '.join(alone)}")
-    for change in found:
+    slower = [change for change in changes if change.exceeds(threshold)]
+    for change in slower:
         print(change.text)
-    if not found:
-        cases = {change.where[:2] for change in pairs}
+    if not slower:
+        cases = {change.where[:2] for change in changes}
         print(f"nothing got slower by more than {threshold:.0%} and beyond its interval; cases in both: {len(cases)}")
-    return int(bool(found))
+    return int(bool(slower))
 
 
 def share(text: str) -> float:
@@ -138,6 +127,8 @@ def share(text: str) -> float:
 
     >>> share("10%"), share("0.1")
     (0.1, 0.1)
+
+    :raises ValueError: the text is no share, or it is negative or ten or more
     """
     value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if not 0 <= value < 10:

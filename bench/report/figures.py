@@ -14,11 +14,11 @@ from random import Random
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
-from bench.run.rows import REFERENCE, Row
+from bench.run.results import REFERENCE, Row
 
 __all__ = [
     *("FIGURES", "RATIO", "Figure", "Interval", "grouped", "interval", "medians", "middle"),
-    *("over_bare", "ratios", "values_of"),
+    *("over_bare", "ratios", "values_of", "verdict"),
 ]
 
 T = TypeVar("T")
@@ -36,6 +36,10 @@ class Figure(NamedTuple):
     scale: float
     digits: int
     better: int
+
+    def text(self, value: float) -> str:
+        """Return a value in the unit of the figure, as text."""
+        return f"{value * self.scale:,.{self.digits}f}"
 
 
 FIGURES: Mapping[str, Figure] = {
@@ -80,8 +84,18 @@ class Interval(NamedTuple):
         >>> Interval(0.85, 0.79, 0.89).text(), Interval(2.0, 2.0, 2.0).text()
         ('0.85 (0.79 .. 0.89)', '2.00')
         """
-        middle, low, high = (f"{value * figure.scale:,.{figure.digits}f}" for value in self)
+        middle, low, high = map(figure.text, self)
         return middle if self.low == self.high else f"{middle} ({low} .. {high})"
+
+
+def verdict(found: Interval, limit: float, is_least: bool = False) -> str:
+    """Return "ok", "missed" if the whole interval misses the limit, or "unclear" if only the median does.
+
+    :param is_least: True if the limit is a minimum
+    """
+    median, best = (found.median, found.high) if is_least else (-found.median, -found.low)
+    least = limit if is_least else -limit
+    return "ok" if median >= least else "unclear" if best >= least else "missed"
 
 
 @cache

@@ -12,221 +12,219 @@ import re
 import signal
 import subprocess
 import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from urllib.request import urlopen
 
+from bench.load.case import Case, Load
 from bench.load.outcome import LoadError, Outcome, merged
 from bench.load.usage import peak_bytes, resident_bytes, restart_peak
-from bench.load.workload import PAIR_RATE, Function, Load, bucket_of
-from bench.run.paths import ROOT
-from bench.run.processes import GeneratorProcess, ProcessError, ProviderProcess, WatcherProcess
+from bench.run import ROOT
+from bench.run.processes import GeneratorProcess, ProcessError, ProviderProcess
 from bench.run.redis import redis
-from bench.run.rows import Row
-from bench.run.scenarios import SCENARIOS, Case
+from bench.run.results import Row
+from bench.run.scenarios import SCENARIOS
 from bench.run.stage import Extent, Stage, row_of
-from bench.run.subjects import BARE, EXECUTABLE, HOUR_MS, Subject
+from bench.run.subjects import ANSWERING, BARE, BUILT, HOUR_MS, Subject
 
-__all__ = ["EXPERIMENTS", "Experiment", "Side"]
+__all__ = ["EXPERIMENTS", "GROWTH_CASES", "Experiment"]
 
-VALUE_BYTES = 64
-GROWTH_LOADS: Sequence[tuple[Function, int]] = (("get", 64), ("set", 64), ("list-keys", 4))
-MEMORY_VALUE_BYTES = 2**20
-MEMORY_KEYS = 64
-PAGE_KEYS = 1_000
+GROWTH_CASES = (Case(), Case(function="set"), Case(function="list-keys", in_flight=4))
+WALK = Case(function="list-keys", in_flight=1)
+MEMORY_CASE = Case(value_bytes=2**20, keys=64)
 METRICS = re.compile(r"http://\S+/metrics")
+EVENTS = re.compile(r"^wrpc_keyvalue_watch_(?:events|dropped)_total(?:{.*})? (\S+)$", re.MULTILINE)
 SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0
-#: The least number of rounds of the scenarios that launch new processes in each round.
-ROUNDS_MIN = {"metrics": 20, "start": 10, "watch": 10, "against": 20}
 #: Number of turns into which each load of a round is split. Within a round, a machine's speed drifts by more than the
 #: two or three per cent that the bars allow.
 TURNS = 10
 TURN_MIN_S = 0.05
+#: Two gets are due at the same time, one on each provider, at this rate of gets per second.
+PAIRS = Case(rate=2_000.0)
+#: Seconds from the start of the gets to the start of the walk or the save that runs at the same time.
+BEGIN_S = 0.5
 #: The line of the log about a save, with the seconds that it took.
 SAVED = re.compile(r"snapshot saved: .* in (\S+) s")
 #: The gets beside a save last longer than a save at this rate.
 SAVED_KEYS_PER_S = 50_000
-#: Seconds from the start of the gets to the start of the walk that runs at the same time.
-BEGIN_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A provider that was launched for a subject, and the scenario and round to which its figures belong."""
+
+    stage: Stage
+    scenario: str
+    subject: Subject
+    provider: ProviderProcess
+    number: int = 0
+
+    def load(self, case: Case, seconds: float, calls: int = 0) -> Load:
+        """Return the load of a case, as `Stage.load` does."""
+        return self.stage.load(self.provider, self.subject, case, seconds, calls=calls)
+
+    def walk(self, keys: int) -> Outcome:
+        """List all keys once."""
+        calls = -(-keys // WALK.page_keys)
+        return self.stage.generator.run(self.load(replace(WALK, keys=keys), 0.0, calls))
+
+    def row(self, case: Case, outcome: Outcome, label: str = "", **more: float) -> Row:
+        """Return the row of a load, as `row_of` does."""
+        return row_of(self.scenario, case, self.subject, self.number, outcome, label, **more)
+
+    def row_without_load(self, case: str, **figures: float) -> Row:
+        """Return a row of figures that belong to no load."""
+        where = {"scenario": self.scenario, "subject": self.subject.name, "round": self.number}
+        return Row(**where, case=case, fields={}, figures=figures)  # type: ignore[arg-type]
+
+    def start_row(self, case: str = "start") -> Row:
+        """Return a row with the time and the CPU time to the first answer, and the memory at that moment."""
+        on = self.provider
+        idle_bytes = float(sum(map(resident_bytes, on.pids)))
+        return self.row_without_load(case, start_s=on.start_s, start_cpu_s=on.start_cpu_s, idle_bytes=idle_bytes)
+
+    def scrape(self) -> str:
+        """Return the metrics of the provider. Raise LoadError if it does not answer."""
+        address = METRICS.search(self.provider.log)
+        try:
+            with urlopen(address[0] if address else "", timeout=SCRAPE_TIMEOUT_S) as answer:
+                return str(answer.read(), "utf-8")
+        except (OSError, ValueError) as error:
+            raise LoadError(f"{self.provider.name}: no metrics: {error}") from None
+
+    def events(self) -> float:
+        """Return the number of changes that a watcher was called for, or that were dropped because it was too slow."""
+        return sum(float(number) for number in EVENTS.findall(self.scrape()))
+
+
+def launched(stage: Stage, name: str, subjects: Sequence[Subject], rounds: int = 1, keys: int = 0) -> Iterator[Trial]:
+    """Launch a provider for each subject in each round, with this number of keys. Stop it before the next one."""
+    for number in range(rounds):
+        for subject in subjects:
+            with stage.launch(subject) as provider:
+                if keys:
+                    stage.fill(provider, keys)
+                yield Trial(stage, name, subject, provider, number)
 
 
 def growth(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure get, set and list-keys as the number of keys grows. Also measure the memory per key after sorting."""
-    stores = {subject: stage.launch(subject) for subject in subjects if subject.is_store}
-    empty = {subject: resident_bytes(provider.pid) for subject, provider in stores.items()}
-    bucket = bucket_of(VALUE_BYTES)
+    stores = {one: Trial(stage, name, one, stage.launch(one)) for one in subjects if one.is_store}
+    empty = {subject: resident_bytes(trial.provider.pid) for subject, trial in stores.items()}
     filled = 0
     for keys in extent.growth_keys:
-        for subject, provider in stores.items():
-            stage.fill(provider, bucket, keys - filled, VALUE_BYTES, first_key=filled)
-            # The first complete walk sorts the keys. It runs before the measurement, so no measured page has to sort,
-            # and the measured memory includes the sorted keys.
-            walk = Case(function="list-keys", in_flight=1, page_keys=PAGE_KEYS, keys=keys)
-            load = stage.load(provider, subject, walk, bucket, extent.seconds)
-            stage.generator.run(replace(load, calls=-(-keys // PAGE_KEYS), warm_calls=0))
+        for trial in stores.values():
+            stage.fill(trial.provider, keys - filled, first_key=filled)
+            trial.walk(keys)  # the first walk sorts the keys, so no measured page has to, and the memory includes it
         filled = keys
         for number in range(extent.rounds):
-            for function, in_flight in GROWTH_LOADS:
-                case = Case(function=function, in_flight=in_flight, keys=keys)
+            for case in (replace(case, keys=keys) for case in GROWTH_CASES):
                 for subject in subjects:
                     if subject in stores:
-                        load = stage.load(stores[subject], subject, case, bucket, extent.seconds)
-                        yield row_of(name, case, subject, number, stage.generator.run(load), {})
+                        trial = replace(stores[subject], number=number)
+                        yield trial.row(case, stage.generator.run(trial.load(case, extent.seconds)))
                     else:
                         yield stage.row(name, case, subject, number, extent.seconds)
-        for subject, provider in stores.items():
-            row = memory_row(name, subject, keys, resident_bytes(provider.pid) - empty[subject])
-            scrape_us = time_scrape(provider)
-            yield row if scrape_us is None else replace(row, figures={**row.figures, "scrape_us": scrape_us})
-    for provider in stores.values():
-        provider.stop()
+        for subject, trial in stores.items():
+            grown = resident_bytes(trial.provider.pid) - empty[subject]
+            times_s = timeit.repeat(trial.scrape, number=1, repeat=SCRAPES)
+            figures = {"bytes_a_key": grown / keys, "scrape_us": 1e6 * median(times_s)}
+            yield trial.row_without_load(f"memory, {keys:,} keys", **figures)
+    for trial in stores.values():
+        trial.provider.stop()
 
 
-def memory_row(scenario: str, subject: Subject, keys: int, size_bytes: int) -> Row:
-    """Return a row with the memory per key.
-
-    :param size_bytes: memory of all keys together
-    """
-    return Row(
-        scenario=scenario,
-        case=f"memory, {keys:,} keys",
-        fields={"function": "memory", "keys": keys, "value_bytes": VALUE_BYTES},
-        subject=subject.name,
-        round=0,
-        figures={"bytes_a_key": size_bytes / keys},
-    )
-
-
-def time_scrape(provider: ProviderProcess) -> float | None:
-    """Return the median time of a few metrics scrapes in microseconds, or None if the provider has no metrics."""
-    address = METRICS.search(provider.log)
-    if address is None:
-        return None
-    times_us = []
-    for _ in range(SCRAPES):
-        began_ns = time.perf_counter_ns()
-        try:
-            with urlopen(address[0], timeout=SCRAPE_TIMEOUT_S) as answer:
-                answer.read()
-        except OSError as error:
-            raise LoadError(f"{address[0]}: {error}") from None
-        times_us.append((time.perf_counter_ns() - began_ns) / 1e3)
-    return median(times_us)
+def expiry(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
+    """Measure get and set on keys with and without deadlines. Also measure the memory per key before sorting."""
+    keys = extent.keys
+    trials = [Trial(stage, name, subject, stage.launch(subject)) for subject in subjects]
+    for trial in trials:
+        empty = resident_bytes(trial.provider.pid)
+        stage.fill(trial.provider, keys)
+        grown = resident_bytes(trial.provider.pid) - empty
+        yield trial.row_without_load(f"memory, {keys:,} keys", bytes_a_key=grown / keys)
+    for number in range(extent.rounds):
+        for case in (Case(keys=keys), Case(function="set", keys=keys)):
+            for trial in trials[:: 1 if number % 2 else -1]:
+                outcome = stage.generator.run(trial.load(case, extent.seconds))
+                yield replace(trial, number=number).row(case, outcome)
+    for trial in trials:
+        trial.provider.stop()
 
 
 def memory(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure how much memory many simultaneous gets of large values use, in addition to the filled store."""
-    case = Case(
-        function="get", value_bytes=MEMORY_VALUE_BYTES, in_flight=extent.memory_calls, keys=MEMORY_KEYS
-    )  # fmt: skip
-    bucket = bucket_of(MEMORY_VALUE_BYTES)
-    for number in range(extent.rounds):
-        for subject in subjects:
-            provider = stage.launch(subject)
-            stage.fill(provider, bucket, MEMORY_KEYS, MEMORY_VALUE_BYTES)
-            load = stage.load(provider, subject, case, bucket, extent.seconds)
-            before = resident_bytes(provider.pid)
-            restart_peak(provider.pid)
-            outcome = stage.generator.run(replace(load, calls=extent.memory_calls, warm_calls=0))
-            above = peak_bytes(provider.pid) - before
-            yield row_of(name, case, subject, number, outcome, {"above_store_bytes": float(above)})
-            provider.stop()
+    case = replace(MEMORY_CASE, in_flight=extent.memory_calls)
+    for trial in launched(stage, name, subjects, extent.rounds):
+        pid = trial.provider.pid
+        stage.fill(trial.provider, case.keys, case.value_bytes)
+        before = resident_bytes(pid)
+        restart_peak(pid)
+        outcome = stage.generator.run(trial.load(case, extent.seconds, extent.memory_calls))
+        yield trial.row(case, outcome, above_store_bytes=peak_bytes(pid) - before)
 
 
 def pages(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure gets alone, then the same gets during a first and during a second walk over all keys.
 
-    The keys have never been listed before the first walk, so each page of that walk has to sort keys. Each get has a
-    partner: a get that is due at the same time on the bare responder. The partner never waits for a page, so its
-    latency shows how much of a delay comes from the machine.
+    The keys have never been listed before the first walk, so each page of that walk has to sort keys.
     """
-    bucket = bucket_of(VALUE_BYTES)
-    keys = extent.keys
-    get = Case(function="get", rate=PAIR_RATE, keys=keys)
-    walk = Case(function="list-keys", in_flight=1, page_keys=PAGE_KEYS, keys=keys)
-    bare = stage.provider(BARE, get)
-    with GeneratorProcess(stage.directory, "load-beside") as beside:
-        for number in range(extent.rounds):
-            for subject in subjects:
-                provider = stage.launch(subject)
-                stage.fill(provider, bucket, keys, VALUE_BYTES)
-                gets = stage.load(provider, subject, get, bucket, 2 * (BEGIN_S + extent.seconds))
-                gets = replace(gets, beside=bare.prefix)
-                walks = stage.load(provider, subject, walk, bucket, extent.seconds)
-                walks = replace(walks, calls=-(-keys // PAGE_KEYS), warm_calls=0)
-                outcomes = {"gets alone": stage.generator.run(gets)}
-                for what in ("first walk", "second walk"):
-                    beside.begin(gets)
-                    time.sleep(BEGIN_S)
-                    outcomes[what] = stage.generator.run(walks)
-                    outcomes[f"gets beside the {what}"] = beside.end()
-                for what, outcome in outcomes.items():
-                    if what.startswith("gets"):
-                        row = row_of(name, get, subject, number, outcome, {"excess_us": outcome.excess_us})
-                    else:
-                        row = row_of(name, walk, subject, number, outcome, {"page_cpu_us": outcome.page_cpu_us})
-                    yield replace(row, case=f"{what}, {keys:,} keys")
-                provider.stop()
+    for trial in launched(stage, name, subjects, extent.rounds, extent.keys):
+        walk = partial(trial.walk, extent.keys)
+        yield from gets_beside(trial, extent, {"the first walk": walk, "the second walk": walk})
 
 
 def snapshot(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure gets alone, the same gets beside a save of all keys, and a start that loads them.
 
-    Each get has a partner, as in `pages`. The save begins at SIGUSR1, and must end before the gets.
-
-    :raises LoadError: a save took too long
+    The save begins at SIGUSR1, and must end before the gets, or this function raises LoadError.
     """
-    bucket = bucket_of(VALUE_BYTES)
-    keys = extent.keys
-    get = Case(function="get", rate=PAIR_RATE, keys=keys)
-    bare = stage.provider(BARE, get)
-    seconds = 2 * (BEGIN_S + extent.seconds)
-    seconds_beside = seconds + keys / SAVED_KEYS_PER_S
-    for number in range(extent.rounds):
-        for subject in subjects:
-            path = stage.directory / f"{subject.name}-{number}.snapshot"
-            config = {"snapshot_path": str(path), "snapshot_interval_ms": str(HOUR_MS)}
-            provider = stage.launch(subject, config)
-            stage.fill(provider, bucket, keys, VALUE_BYTES)
-            gets = replace(stage.load(provider, subject, get, bucket, seconds), beside=bare.prefix)
-            outcomes = {"gets alone": stage.generator.run(gets)}
-            stage.generator.begin(replace(gets, seconds=seconds_beside))
+    path = stage.directory / "snapshot"
+    config = {"snapshot_path": str(path), "snapshot_interval_ms": str(HOUR_MS)}
+    saving = [replace(subject, config={**subject.config, **config}) for subject in subjects]
+    for trial in launched(stage, name, saving, extent.rounds, extent.keys):
+        save = partial(os.kill, trial.provider.pid, signal.SIGUSR1)
+        *rows, last = gets_beside(trial, extent, {"a save": save}, extent.keys / SAVED_KEYS_PER_S)
+        saved = SAVED.search(trial.provider.log)
+        if saved is None:
+            raise LoadError(f"{trial.subject.name}: no save of {extent.keys:,} keys ended in time")
+        yield from (*rows, replace(last, figures={**last.figures, "save_s": float(saved[1])}))
+        trial.provider.stop()
+        for again in launched(stage, name, [trial.subject]):
+            yield replace(again, number=trial.number).start_row(f"start, {extent.keys:,} keys")
+        path.unlink()
+
+
+def gets_beside(
+    trial: Trial, extent: Extent, actions: Mapping[str, Callable[[], Outcome | None]], action_s: float = 0.0
+) -> Iterator[Row]:
+    """Measure gets alone, then the same gets beside each action. Also yield the row of an action that is a walk.
+
+    Each get has a partner: a get that is due at the same time on the bare responder. The partner never waits for the
+    action, so its latency shows how much of a delay comes from the machine.
+
+    :param action_s: seconds that an action may take in addition to the time of two loads
+    """
+    get = replace(PAIRS, keys=extent.keys)
+    gets = trial.load(get, 2 * (BEGIN_S + extent.seconds))
+    gets = replace(gets, beside=trial.stage.provider(BARE, get).prefix)
+    of_keys = f", {extent.keys:,} keys"
+    with GeneratorProcess(trial.stage.directory, "load-beside") as beside:
+        alone = beside.run(gets)
+        yield trial.row(get, alone, f"gets alone{of_keys}", excess_us=alone.excess_us)
+        for what, act in actions.items():
+            beside.begin(replace(gets, seconds=gets.seconds + action_s))
             time.sleep(BEGIN_S)
-            os.kill(provider.pid, signal.SIGUSR1)
-            outcomes["gets beside a save"] = stage.generator.end()
-            saved = SAVED.search(provider.log)
-            if saved is None:
-                raise LoadError(f"{subject.name}: no save of {keys:,} keys ended within {seconds_beside:g} s")
-            for what, outcome in outcomes.items():
-                more = {"excess_us": outcome.excess_us} | ({"save_s": float(saved[1])} if "save" in what else {})
-                row = row_of(name, get, subject, number, outcome, more)
-                yield replace(row, case=f"{what}, {keys:,} keys")
-            provider.stop()
-            again = stage.launch(subject, config)
-            yield start_row(name, subject, number, again, f"start, {keys:,} keys")
-            again.stop()
-
-
-def expiry(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure get and set on keys with and without deadlines. Also measure the memory per key before sorting."""
-    bucket = bucket_of(VALUE_BYTES)
-    keys = extent.keys
-    providers = {}
-    for subject in subjects:
-        provider = providers[subject] = stage.launch(subject)
-        empty = resident_bytes(provider.pid)
-        stage.fill(provider, bucket, keys, VALUE_BYTES)
-        yield memory_row(name, subject, keys, resident_bytes(provider.pid) - empty)
-    for number in range(extent.rounds):
-        for case in (Case(function="get", keys=keys), Case(function="set", keys=keys)):
-            for subject in subjects if number % 2 else reversed(subjects):
-                load = stage.load(providers[subject], subject, case, bucket, extent.seconds)
-                yield row_of(name, case, subject, number, stage.generator.run(load), {})
-    for provider in providers.values():
-        provider.stop()
+            walk = act()
+            outcome = beside.end()
+            if walk is not None:
+                yield trial.row(WALK, walk, what.removeprefix("the ") + of_keys, page_cpu_us=walk.page_cpu_us)
+            yield trial.row(get, outcome, f"gets beside {what}{of_keys}", excess_us=outcome.excess_us)
 
 
 def fresh(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
@@ -234,94 +232,49 @@ def fresh(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) 
 
     Two processes of the same program can differ in speed by more than the bars allow.
     """
-    if EXECUTABLE in subjects:
+    if any(subject.command is BUILT for subject in subjects):
         status = subprocess.run([ROOT / "scripts" / "build"]).returncode
         if status:
             raise ProcessError(f"scripts/build ended with exit status {status}")
     # After a load, the provider still delivers queued events to an answering watcher. The delivery would slow down the
     # turns of other subjects, so the subject with this watcher runs alone.
-    alone = [subject for subject in subjects if subject.watcher == "answering"]
+    alone = [subject for subject in subjects if subject.watcher is ANSWERING]
     others = [subject for subject in subjects if subject not in alone]
-    for number in range(max(ROUNDS_MIN[name], extent.rounds)):
+    for number in range(max(SCENARIOS[name].rounds_min, extent.rounds)):
         for group, turns in ((others, TURNS), (alone, 1)):
-            yield from _fresh_round(stage, name, group[:: 1 if number % 2 else -1], number, extent.seconds, turns)
+            if not group:
+                continue
+            with ExitStack() as stack:
+                trials = []
+                for subject in group[:: 1 if number % 2 else -1]:
+                    watcher = stack.enter_context(stage.launch(subject.watcher)).name if subject.watcher else ""
+                    provider = stack.enter_context(stage.launch(subject, watcher=watcher))
+                    trials.append(Trial(stage, name, subject, provider, number))
+                    if name == "start":
+                        yield trials[-1].start_row()
+                    stage.fill(provider, SCENARIOS[name].cases[0].key_space)
+                for case in SCENARIOS[name].cases:
+                    yield from in_turns(trials, case, extent.seconds, turns)
 
 
-def _fresh_round(
-    stage: Stage, name: str, subjects: Sequence[Subject], number: int, seconds: float, turns: int
-) -> Iterator[Row]:
-    """Launch a new provider for each subject, and a watcher if the subject has one. Measure each case in turns."""
-    cases = SCENARIOS[name].cases
-    bucket = bucket_of(VALUE_BYTES)
-    with ExitStack() as stack:
-        providers: dict[Subject, tuple[ProviderProcess, WatcherProcess | None]] = {}
-        for subject in subjects:
-            watcher = None
-            if subject.watcher:
-                is_stuck = subject.watcher == "stuck"
-                component = f"watcher-{subject.name}-{number}"
-                watcher = stack.enter_context(WatcherProcess(component, stage.nats, stage.directory, is_stuck))
-            provider = stage.launch(subject, watcher="" if watcher is None else watcher.name)
-            stack.callback(provider.stop)
-            providers[subject] = provider, watcher
-            if name == "start":
-                yield start_row(name, subject, number, provider)
-            stage.fill(provider, bucket, cases[0].key_space, VALUE_BYTES)
-        for case in cases:
-            sides = [
-                Side(subject, stage.load(provider, subject, case, bucket, max(seconds / turns, TURN_MIN_S)), watcher)
-                for subject, (provider, watcher) in providers.items()
-            ]
-            for turn in range(turns):
-                for side in sides[:: 1 if (number + turn) % 2 else -1]:
-                    side.run(stage.generator)
-            for side in sides:
-                yield row_of(name, case, side.subject, number, merged(side.outcomes), side.figures())
-
-
-def start_row(name: str, subject: Subject, number: int, provider: ProviderProcess, case: str = "start") -> Row:
-    """Return a row with the time and the CPU time to a provider's first answer, and its memory at that moment."""
-    idle_bytes = float(sum(map(resident_bytes, provider.pids)))
-    figures = {"start_s": provider.start_s, "start_cpu_s": provider.start_cpu_s, "idle_bytes": idle_bytes}
-    fields = {"function": "start"}
-    return Row(scenario=name, case=case, fields=fields, subject=subject.name, round=number, figures=figures)
-
-
-@dataclass(slots=True)
-class Side:
-    """A subject that takes turns with other subjects, with its load and its watcher.
-
-    :ivar told: number of events that the watcher received during the loads
-    :ivar told_s: seconds during which these events were counted
-    """
-
-    subject: Subject
-    load: Load
-    watcher: WatcherProcess | None = None
-    outcomes: list[Outcome] = field(default_factory=list)
-    told: int = 0
-    told_s: float = 0.0
-
-    def run(self, generator: GeneratorProcess) -> None:
-        """Run the load for one turn, and count the events that the watcher receives in this turn."""
-        if self.watcher is None:
-            self.outcomes.append(generator.run(self.load))
-            return
-        before, began_s = self.watcher.told(), time.monotonic()
-        self.outcomes.append(generator.run(self.load))
-        self.told += self.watcher.told() - before
-        self.told_s += time.monotonic() - began_s
-
-    def figures(self) -> dict[str, float]:
-        """Return the events per second that the watcher received. Return an empty dict unless the watcher answers.
-
-        :raises LoadError: the watcher received no event
-        """
-        if self.watcher is None:
-            return {}
-        if not self.watcher.told():
-            raise LoadError(f"{self.watcher.name} received no event, expected one for each set")
-        return {"events_per_s": self.told / self.told_s} if self.subject.watcher == "answering" else {}
+def in_turns(trials: Sequence[Trial], case: Case, seconds: float, turns: int) -> Iterator[Row]:
+    """Measure a case with several providers, which take turns. Raise LoadError if a watcher received no event."""
+    loads = {trial: trial.load(case, max(seconds / turns, TURN_MIN_S)) for trial in trials}
+    outcomes: dict[Trial, list[Outcome]] = {trial: [] for trial in trials}
+    told = {trial: trial.events() for trial in trials if trial.subject.watcher}
+    for turn in range(turns):
+        for trial in trials[:: 1 if (trials[0].number + turn) % 2 else -1]:
+            outcomes[trial].append(trial.stage.generator.run(loads[trial]))
+    for trial in trials:
+        outcome = merged(outcomes[trial])
+        figures = {}
+        if trial in told:
+            events = trial.events() - told[trial]
+            if not events:
+                raise LoadError(f"{trial.subject.name}: the watcher received no event, expected one for each set")
+            if trial.subject.watcher is ANSWERING:
+                figures["events_per_s"] = events / outcome.seconds
+        yield trial.row(case, outcome, case.label, **figures)
 
 
 Experiment = Callable[[Stage, str, Sequence[Subject], Extent], Iterator[Row]]
@@ -332,5 +285,5 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "snapshot": snapshot,
     "expiry": expiry,
     "redis": redis,
-    **dict.fromkeys(ROUNDS_MIN, fresh),
+    **{name: fresh for name, scenario in SCENARIOS.items() if scenario.rounds_min},
 }

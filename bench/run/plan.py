@@ -13,28 +13,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from bench.load.case import Case
+from bench.load.outcome import LoadError
+from bench.run import ROOT
 from bench.run.experiments import EXPERIMENTS
-from bench.run.paths import ROOT
-from bench.run.rows import REFERENCE, Failure, Row
-from bench.run.scenarios import QUICK, REFERENCE_CASE, SCENARIOS, Case
-from bench.run.stage import Extent, NotAvailableError, PeerError, Stage
-from bench.run.subjects import BARE, BEFORE, DIRECT, PLAIN, REDIS_SERVER, VARIANTS, Subject
+from bench.run.processes import ProcessError
+from bench.run.results import REFERENCE, Failure, Row
+from bench.run.scenarios import QUICK, REFERENCE_CASE, SCENARIOS
+from bench.run.stage import Extent, NotAvailableError, Stage
+from bench.run.subjects import BARE, BEFORE, DIRECT, OWN, PLAIN, Subject
 
-__all__ = ["BESIDE_BEFORE", "SUBJECTS", "Plan", "faults", "measure", "say", "settings"]
+__all__ = ["MEASUREMENT_ERRORS", "SUBJECTS", "Plan", "faults", "measure", "say"]
 
 #: Maximum CPU time that the bare responder may use per call in `REFERENCE_CASE`. If it uses more, the machine is busy
 #: or slow, and the figures of the run say little about providers.
 REFERENCE_CPU_US_MAX = 2.2
 SUBJECTS = (BARE, DIRECT, PLAIN)
-#: The scenarios that also measure an earlier revision.
-BESIDE_BEFORE = ("against", "start")
+#: A wrong answer or none, a process that failed, or one whose usage could not be read.
+MEASUREMENT_ERRORS = (LoadError, ProcessError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The scenarios, subjects and size of a run.
 
-    :ivar before: an earlier revision of this provider, which the scenarios of `BESIDE_BEFORE` measure
+    :ivar before: an earlier revision of this provider, or None
     """
 
     scenarios: Sequence[str]
@@ -56,19 +59,29 @@ class Plan:
         return loads
 
     def subjects_of(self, name: str) -> list[Subject]:
-        """Return the subjects of a scenario that this plan includes."""
+        """Return the subjects of a scenario that this plan includes. Variants of `direct` are measured beside it."""
         if not SCENARIOS[name].subjects:
             return list(self.subjects)
-        own = (*SCENARIOS[name].subjects, *([self.before] if self.before and name in BESIDE_BEFORE else []))
-        variants = (*VARIANTS, REDIS_SERVER, self.before) if DIRECT in self.subjects else ()
-        return [subject for subject in own if subject in (*self.subjects, *variants)]
+        named = [OWN.get(subject, self.before) for subject in SCENARIOS[name].subjects]
+        has_direct = DIRECT in self.subjects
+        return [one for one in named if one and (one in self.subjects or (has_direct and one not in SUBJECTS))]
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings of the plan, as `run.json` stores them."""
+        peers = {subject.name: " ".join(subject.command) for subject in self.subjects if subject.is_peer}
+        before = {BEFORE: str(Path(self.before.command[0]).relative_to(ROOT))} if self.before else {}
+        return {
+            "rounds": self.extent.rounds,
+            "seconds": self.extent.seconds,
+            "scenarios": list(self.scenarios),
+            "subjects": {subject.name: dict(subject.config) for subject in self.subjects},
+            "notes": peers | before,
+        }
 
 
 def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
-    """Measure all scenarios of a plan. Yield each row as soon as it is measured.
-
-    :param failures: list to which this function appends each failure of a peer
-    """
+    """Measure all scenarios of a plan. Yield each row as soon as it is measured. Append each failure of a peer."""
     with Stage() as stage:
         loads = plan.loads()
         extent = plan.extent
@@ -77,12 +90,12 @@ def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
                 rows = []
                 turn = number % max(1, len(subjects))
                 for subject in (*subjects[turn:], *subjects[:turn]):
-                    if any(failure.covers(subject.name, case.label) for failure in failures):
+                    if any(one.subject == subject.name and (one.is_gone or one.case == case.label) for one in failures):
                         continue
                     try:
                         row = stage.row(names[0], case, subject, number, extent.seconds)
-                    except PeerError as error:
-                        failures.append(Failure(subject.name, case.label, number, str(error), error.is_gone))
+                    except MEASUREMENT_ERRORS as error:
+                        failures.append(stage.failure(error, case, subject, number))
                         say(f"bench: {failures[-1].text}")
                         continue
                     rows.append(row)
@@ -103,36 +116,22 @@ def line_of(rows: Sequence[Row]) -> str:
     for row in rows:
         name, value = next(iter(row.figures.items()))
         cpu = f" {row.figures['provider_cpu_us']:.1f} us" if "provider_cpu_us" in row.figures else f" {name}"
-        parts.append(
-            f"{row.subject} {value:,.0f}/s{cpu}" if name == "calls_per_s" else f"{row.subject} {value:,.3g}{cpu}"
-        )
+        shown = f"{value:,.0f}/s" if name == "calls_per_s" else f"{value:,.3g}"
+        parts.append(f"{row.subject} {shown}{cpu}")
     return " | ".join(parts)
 
 
 def faults(rows: Sequence[Row]) -> list[str]:
     """Return the reasons why a run is void."""
     costs = [row.figures["provider_cpu_us"] for row in rows if row.scenario == REFERENCE]
-    if costs and median(costs) > REFERENCE_CPU_US_MAX:
-        return [
-            f"the bare responder took {median(costs):.2f} us of CPU per call ({REFERENCE_CASE.label}); the limit is "
-            f"{REFERENCE_CPU_US_MAX}: the machine is busy with something else, "
-            "or its Python is slow (docs/performance.md)"
-        ]
-    return []
-
-
-def settings(plan: Plan) -> dict[str, object]:
-    """Return the settings of the plan, as `run.json` stores them."""
-    peers = {subject.name: " ".join(subject.command) for subject in plan.subjects if subject.is_peer}
-    before = {BEFORE: str(Path(plan.before.command[0]).relative_to(ROOT))} if plan.before else {}
-    return {
-        "rounds": plan.extent.rounds,
-        "seconds": plan.extent.seconds,
-        "scenarios": list(plan.scenarios),
-        "subjects": {subject.name: dict(subject.config) for subject in plan.subjects},
-        "notes": peers | before,
-    }
+    if not costs or median(costs) <= REFERENCE_CPU_US_MAX:
+        return []
+    return [
+        f"the bare responder took {median(costs):.2f} us of CPU per call ({REFERENCE_CASE.label}); the limit is "
+        f"{REFERENCE_CPU_US_MAX}: the machine is busy with something else, or its Python is slow (docs/performance.md)"
+    ]
 
 
 def say(text: str) -> None:
+    """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)

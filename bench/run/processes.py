@@ -1,4 +1,4 @@
-"""The processes of a benchmark: a NATS server, the load generator, watchers and providers.
+"""The processes of a benchmark: a NATS server, the load generator and providers.
 
 Providers are launched as a wasmCloud host launches them. Each process runs in its own session. Therefore Ctrl-C
 reaches only the benchmark, which then stops the other processes. The output of each process goes to a file, and if
@@ -7,7 +7,6 @@ the process fails, the error shows the end of that file.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import subprocess
@@ -17,21 +16,26 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from bench.load.case import Load
 from bench.load.outcome import LoadError, Outcome
 from bench.load.usage import children, cpu_ns
-from bench.load.workload import LINK_NAME, SOURCE_ID, Load
-from bench.run.paths import ROOT, SCRIPTS
+from bench.load.workload import LINK_NAME, SOURCE_ID, header_block
+from bench.run import ROOT, SCRIPTS
 from keyvalue_transport.keyvalue.errors import InterfaceError
-from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.keyvalue.interface import encode_bucket_key
+from keyvalue_transport.keyvalue.store import STORE, decode_truth_result
+from keyvalue_transport.nats.blocking import BlockingConnection
+from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import TransportError
 
 __all__ = [
     *("LATTICE", "START_TIMEOUT_S", "GeneratorProcess", "NatsProcess", "Process", "ProcessError", "ProviderProcess"),
-    *("WatcherProcess", "host_data", "one_line"),
+    *("host_data", "link_of", "one_line"),
 ]
+
+T = TypeVar("T")
 
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 15.0
@@ -92,24 +96,42 @@ class Process:
                 )
             except OSError as error:
                 raise ProcessError(f"{name}: {error}") from None
+        self.pid = self.popen.pid
         assert self.popen.stdin is not None
         if standard_input is not None:
             with suppress(BrokenPipeError), self.popen.stdin as pipe:
                 pipe.write(standard_input)
 
     @property
-    def pid(self) -> int:
-        return self.popen.pid
-
-    @property
     def log(self) -> str:
-        """The output of the process so far."""
+        """The output of the process so far, except what it wrote to a pipe."""
         return self._log.read_text(errors="replace")
 
     def failure(self, what: str) -> ProcessError:
         """Return an error that says `what` happened and shows the end of the process's output."""
         text = self.log.strip()
         return ProcessError(f"{self.name}: {what}" + (f"; last output:\n{text[-2000:]}" if text else ""))
+
+    def try_until(self, attempt: Callable[[], T], errors: tuple[type[Exception], ...]) -> T:
+        """Repeat an attempt until it raises none of the errors. Return its result. If it never does, stop the process.
+
+        :raises ProcessError: the process has ended, or no attempt succeeded within START_TIMEOUT_S
+        """
+        last: Exception | None = None
+        try:
+            deadline_s = time.monotonic() + START_TIMEOUT_S
+            while self.popen.poll() is None and time.monotonic() < deadline_s:
+                try:
+                    return attempt()
+                except errors as error:
+                    last = error
+                time.sleep(POLL_INTERVAL_S)
+            if self.popen.poll() is not None:
+                raise self.failure(f"the process ended with exit status {self.popen.returncode}")
+            raise self.failure(f"the process was not ready within {START_TIMEOUT_S:g} s: {last!r}")
+        except BaseException:
+            self.stop()
+            raise
 
     def exit_status(self) -> int | None:
         """Return the exit status, or None if the process is still running after a short wait."""
@@ -126,25 +148,19 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.popen.kill()
         self.popen.wait()
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        for pipe in filter(None, (self.popen.stdin, self.popen.stdout)):
+            with suppress(BrokenPipeError):
+                pipe.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
 class NatsProcess(Process):
-    """A real NATS server on a port that the operating system chooses.
-
-    :param settings: text of its configuration file
-    """
+    """A real NATS server on a port that the operating system chooses."""
 
     def __init__(self, directory: Path, settings: str = NATS_CONFIG) -> None:
         config = directory / "nats.conf"
@@ -153,19 +169,11 @@ class NatsProcess(Process):
         ports.mkdir()
         command = (SCRIPTS / "nats-server", "-a", "127.0.0.1", "-p", "-1", "-c", config, "--ports_file_dir", ports)
         super().__init__("nats-server", command, directory)
-        self.url = self._wait(ports)
 
-    def _wait(self, ports: Path) -> str:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while self.popen.poll() is None and time.monotonic() < deadline_s:
-            with suppress(ValueError):  # the server may still be writing the file
-                for path in ports.iterdir():
-                    urls: list[str] = json.loads(path.read_text())["nats"]
-                    return urls[0]
-            time.sleep(POLL_INTERVAL_S)
-        failure = self.failure("the process did not start")
-        self.stop()
-        raise failure
+        def read_url() -> str:
+            return str(json.loads(next(ports.iterdir()).read_text())["nats"][0])
+
+        self.url = self.try_until(read_url, (StopIteration, ValueError))  # there is no file, or only a part of it
 
 
 class ProviderProcess(Process):
@@ -173,6 +181,7 @@ class ProviderProcess(Process):
 
     The constructor calls the provider until the provider answers, with a client that is connected before the launch.
 
+    :ivar pids: the ids of all processes of the provider
     :ivar start_s: seconds from the launch to the first answer
     :ivar start_cpu_s: the CPU time of all processes of the provider until then
     """
@@ -189,46 +198,19 @@ class ProviderProcess(Process):
         self.prefix = f"{LATTICE}.{name}"
         text = base64.b64encode(json.dumps(host_data(name, nats.url, config, watcher)).encode()) + b"\r\n"
         words = [str(word).replace("{nats}", nats.url).replace("{prefix}", self.prefix) for word in command]
-        asyncio.run(self._launch(nats.url, lambda: Process.__init__(self, name, words, directory, {}, text)))
-
-    async def _launch(self, url: str, start: Callable[[], None]) -> None:
-        client = KeyValueClient(url, self.prefix, source_id=SOURCE_ID, link_name=LINK_NAME, timeout_s=CALL_TIMEOUT_S)
-        async with client:
+        with BlockingConnection(nats.url, START_TIMEOUT_S) as connection:
             began_s = time.perf_counter()
-            start()
-            try:
-                await self._wait(client, began_s + START_TIMEOUT_S)
-                self.start_s = time.perf_counter() - began_s
-                self._pids = [self.popen.pid, *children(self.popen.pid)]
-                self.start_cpu_s = sum(map(cpu_ns, self._pids)) / 1e9
-            except BaseException:
-                self.stop()
-                raise
+            super().__init__(name, words, directory, {}, text)
+            self.try_until(lambda: self._ask(connection), (TransportError,))
+        self.start_s = time.perf_counter() - began_s
+        self.pids = [self.popen.pid, *children(self.popen.pid)]
+        self.pid = self.pids[-1]  # a self-contained executable answers in a child process
+        self.start_cpu_s = sum(map(cpu_ns, self.pids)) / 1e9
 
-    @property
-    def pid(self) -> int:
-        """The id of the process that answers calls. A self-contained executable answers in a child process."""
-        return self._pids[-1]
-
-    @property
-    def pids(self) -> list[int]:
-        """The ids of all processes of the provider."""
-        return self._pids
-
-    async def _wait(self, client: KeyValueClient, deadline_s: float) -> None:
-        last: Exception | None = None
-        while self.popen.poll() is None and time.perf_counter() < deadline_s:
-            try:
-                await client.exists("default", "ready")
-                return
-            except InterfaceError:
-                return
-            except TransportError as error:
-                last = error
-            await asyncio.sleep(POLL_INTERVAL_S)
-        if self.popen.poll() is not None:
-            raise self.failure(f"the process ended with exit status {self.popen.returncode}")
-        raise self.failure(f"the process did not answer a call within {START_TIMEOUT_S:g} s: {last}")
+    def _ask(self, connection: BlockingConnection) -> None:
+        subject, params = invocation_subject(self.prefix, STORE, "exists"), encode_bucket_key(b"default", b"ready")
+        with suppress(InterfaceError):
+            connection.invoke(subject, params, decode_truth_result, CALL_TIMEOUT_S, header_block("host"))
 
 
 def host_data(provider_key: str, url: str, config: Mapping[str, str], watcher: str = "") -> dict[str, Any]:
@@ -275,68 +257,27 @@ def link_of(
     }
 
 
-class WatcherProcess(Process):
-    """A component that watches for changes. It answers every call, or no call if `is_stuck`.
-
-    The constructor waits until the component has subscribed to its calls.
-    """
-
-    def __init__(self, component: str, nats: NatsProcess, directory: Path, is_stuck: bool) -> None:
-        command = (sys.executable, "-m", "bench.load.watching_component", nats.url, f"{LATTICE}.{component}")
-        super().__init__(
-            component,
-            (*command, "--stuck") if is_stuck else command,
-            directory,
-            standard_input=None,
-            standard_output=subprocess.PIPE,
-        )
-        try:
-            self.told()
-        except BaseException:
-            self.stop()
-            raise
-
-    def told(self) -> int:
-        """Return the number of calls that the component has received so far."""
-        assert self.popen.stdin is not None
-        assert self.popen.stdout is not None
-        try:
-            self.popen.stdin.write(b"\n")
-            self.popen.stdin.flush()
-            return int(self.popen.stdout.readline())
-        except (ValueError, BrokenPipeError):
-            raise self.failure("the process ended") from None
-
-
 class GeneratorProcess(Process):
     """The load generator's process. It runs one load at a time."""
 
     def __init__(self, directory: Path, name: str = "load") -> None:
-        command = (sys.executable, "-m", "bench.load.generator_process", "--stdin")
+        command = (sys.executable, "-m", "bench.load.generator_process")
         super().__init__(name, command, directory, standard_input=None, standard_output=subprocess.PIPE)
 
     def run(self, load: Load) -> Outcome:
-        """Run a load, and return its outcome.
-
-        :raises LoadError: the load is not valid
-        """
+        """Run a load, and return its outcome, as `begin` and `end` do."""
         self.begin(load)
         return self.end()
 
     def begin(self, load: Load) -> None:
         """Start a load and return immediately. Call `end` to get the outcome."""
         assert self.popen.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # the process has ended, which `end` notices
             self.popen.stdin.write(json.dumps(asdict(load)).encode() + b"\n")
             self.popen.stdin.flush()
-        except BrokenPipeError:
-            raise self.failure("the process ended") from None
 
     def end(self) -> Outcome:
-        """Wait for the load that `begin` started, and return its outcome.
-
-        :raises LoadError: the load is not valid
-        """
+        """Wait for the load that `begin` started, and return its outcome. Raise LoadError if the load is not valid."""
         assert self.popen.stdout is not None
         line = self.popen.stdout.readline()
         if not line:

@@ -12,7 +12,7 @@ from typing import Any
 from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info
 from pytest_benchmark.utils import get_commit_info
 
-from bench.run.paths import SCRIPTS
+from bench.run import SCRIPTS
 
 __all__ = ["about", "load_average"]
 

@@ -10,14 +10,14 @@ import csv
 import io
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from socket import create_connection, socket
 
 from bench.load.usage import children, cpu_ns
-from bench.run.processes import START_TIMEOUT_S, Process
-from bench.run.rows import Row
+from bench.run.processes import Process
+from bench.run.results import Row
 from bench.run.scenarios import redis_cases
 from bench.run.stage import Extent, NotAvailableError, Stage
 from bench.run.subjects import REDIS_SERVER, Subject
@@ -47,7 +47,7 @@ def redis(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) 
             else:
                 server = stage.launch(subject, {"redis_address": f"127.0.0.1:{port}"})
                 stack.callback(server.stop)
-            _wait(server, port)
+            server.try_until(partial(create_connection, ("127.0.0.1", port), 1), (OSError,)).close()
             _run(*FILL, server, port)
             servers[subject] = server, port
         for number in range(max(ROUNDS, extent.rounds)):
@@ -77,13 +77,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _wait(server: Process, port: int) -> None:
-    ends_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < ends_s:
-        try:
-            return create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.02)
-    raise server.failure(f"nobody listens on port {port}")

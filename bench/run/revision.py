@@ -14,7 +14,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from shutil import rmtree
 
-from bench.run.paths import ROOT
+from bench.run import ROOT
 from bench.run.processes import ProcessError
 from bench.run.subjects import BEFORE, DIRECT, Subject
 

@@ -6,14 +6,12 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-from bench.run.paths import ROOT, SCRIPTS
-from bench.run.rows import REFERENCE
+from bench.run import ROOT, SCRIPTS
 
 __all__ = [
-    *("BARE", "BEFORE", "DIRECT", "EXECUTABLE", "EXPIRING", "HOUR_MS", "LOCAL", "PLAIN", "REDIS_SERVER", "REPLICATED"),
-    *("STANDALONE", "STUCK", "UNMETERED", "UNPACKED", "VARIANTS", "WATCHED", "Subject", "peer"),
+    *("ANSWERING", "BARE", "BEFORE", "BUILT", "DIRECT", "HOUR_MS", "OWN", "PLAIN", "REDIS_SERVER", "STUCK"),
+    *("Subject", "peer"),
 ]
 
 HOUR_MS = 3_600_000
@@ -26,7 +24,7 @@ class Subject:
     :ivar command: the command line; a provider that reads no host data can use {nats} and {prefix} instead
     :ivar is_store: True if the provider stores values, so that the content of its answers is checked; otherwise only
         their shape is checked
-    :ivar watcher: how the component that watches every set behaves; empty for no watcher
+    :ivar watcher: a component that watches every set
     :ivar is_peer: True for another project's provider; it does not know our options, and the run continues if it fails
     """
 
@@ -34,30 +32,46 @@ class Subject:
     command: tuple[str, ...]
     config: Mapping[str, str] = field(default_factory=dict)
     is_store: bool = True
-    watcher: Literal["", "answering", "stuck"] = ""
+    watcher: Subject | None = None
     is_peer: bool = False
 
 
-OURS = (str(SCRIPTS / "keyvalue-inmemory"),)
-METERED = {"metrics_address": "127.0.0.1:0"}
-DIRECT = Subject("direct", OURS, {"transport": "direct", **METERED})
-PLAIN = Subject("plain", OURS, {"transport": "plain", **METERED})
-UNMETERED = Subject("direct-unmetered", OURS, {"transport": "direct"})
-EXPIRING = Subject("direct-expiring", OURS, {**DIRECT.config, "ttl_ms": str(HOUR_MS)})
-WATCHED = Subject("direct-watched", OURS, DIRECT.config, watcher="answering")
-STUCK = Subject("direct-stuck", OURS, DIRECT.config, watcher="stuck")
-STANDALONE = Subject("serve", (*OURS, "serve", "--nats", "{nats}", "--prefix", "{prefix}", "--metrics-address", "0"))
-EXECUTABLE = Subject("executable", (str(ROOT / "build" / "keyvalue-inmemory"),), DIRECT.config)
-UNPACKED = Subject("executable-unmetered", EXECUTABLE.command, UNMETERED.config)
-#: With the replicated store. Each process has a KV bucket of its own, on one server with file storage.
-REPLICATED = Subject("replicated", OURS, {**DIRECT.config, "store": "jetstream"})
-LOCAL = Subject("replicated-local", OURS, {**REPLICATED.config, "reads": "local"})
-#: The variants that some scenarios compare with DIRECT.
-VARIANTS = (UNMETERED, EXPIRING, WATCHED, STUCK, STANDALONE, EXECUTABLE, UNPACKED, REPLICATED, LOCAL)
+PROVIDER = (str(SCRIPTS / "keyvalue-inmemory"),)
+#: The executable of `scripts/build`.
+BUILT = (str(ROOT / "build" / "keyvalue-inmemory"),)
+UNMETERED = {"transport": "direct"}
+METERED = {**UNMETERED, "metrics_address": "127.0.0.1:0"}
+REPLICATED = {**METERED, "store": "jetstream"}
+
+BARE = Subject("bare", (sys.executable, "-m", "bench.load.responder"), is_store=False)
+#: Components that watch: the bare responder, which also answers a watcher's functions, or does not.
+ANSWERING = Subject("watcher", BARE.command)
+STUCK = Subject("stuck-watcher", BARE.command, {"is_stuck": "true"})
+DIRECT = Subject("direct", PROVIDER, METERED)
+PLAIN = Subject("plain", PROVIDER, {**METERED, "transport": "plain"})
 REDIS_SERVER = Subject("redis-server", ("redis-server",))
+#: The subjects that need no option of the command line, by name.
+OWN: Mapping[str, Subject] = {
+    subject.name: subject
+    for subject in (
+        BARE,
+        DIRECT,
+        PLAIN,
+        Subject("direct-unmetered", PROVIDER, UNMETERED),
+        Subject("direct-expiring", PROVIDER, {**METERED, "ttl_ms": str(HOUR_MS)}),
+        Subject("direct-watched", PROVIDER, METERED, watcher=ANSWERING),
+        Subject("direct-stuck", PROVIDER, METERED, watcher=STUCK),
+        Subject("serve", (*PROVIDER, "serve", "--nats", "{nats}", "--prefix", "{prefix}", "--metrics-address", "0")),
+        Subject("executable", BUILT, METERED),
+        Subject("executable-unmetered", BUILT, UNMETERED),
+        # Each process of the replicated store has a KV bucket of its own, on one server with file storage.
+        Subject("replicated", PROVIDER, REPLICATED),
+        Subject("replicated-local", PROVIDER, {**REPLICATED, "reads": "local"}),
+        REDIS_SERVER,
+    )
+}
 #: The name of the subject that --against adds: this provider as of an earlier revision.
 BEFORE = "before"
-BARE = Subject(REFERENCE, (sys.executable, "-m", "bench.load.responder"), is_store=False)
 
 
 def peer(text: str) -> Subject:
@@ -72,6 +86,6 @@ def peer(text: str) -> Subject:
     words = tuple(shlex.split(command))
     if not (name.isascii() and name.replace("-", "").isalnum() and words):
         raise ValueError(f"--peer: found {text!r}, expected NAME=COMMAND; NAME may contain letters, digits and '-'")
-    if name in {BEFORE, *(subject.name for subject in (BARE, DIRECT, PLAIN, REDIS_SERVER, *VARIANTS))}:
+    if name in {BEFORE, *OWN}:
         raise ValueError(f"--peer: found the name {name}, which is reserved for one of our subjects")
     return Subject(name, words, is_peer=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.load.workload import Load
+from bench.load.case import Case, Load
 from bench.run.processes import ProviderProcess
-from bench.run.scenarios import Case
 from bench.run.stage import Stage
 from bench.run.subjects import Subject
 
@@ -20,10 +19,10 @@ def little(stage: Stage, subject: Subject, case: Case, provider: ProviderProcess
     """Return the load of a case, with few calls. Fill its bucket."""
     provider = provider or stage.provider(subject, case)
     calls = LARGE_CALLS if case.value_bytes >= MIB else CALLS
-    load = stage.load(provider, subject, case, f"{case.function}-{case.value_bytes}", seconds=0.0)
-    load = replace(load, calls=calls, warm_calls=0, keys=calls, bucket=load.bucket if subject.is_store else "")
+    load = stage.load(provider, subject, case, 0.0, f"{case.function}-{case.value_bytes}", calls)
+    load = replace(load, calls=calls, keys=calls, bucket=load.bucket if subject.is_store else "")
     if subject.is_store and case.function == "increment":
         return stage.fill_counters(load)
     if subject.is_store and case.function not in ("set", "set-many"):
-        stage.fill(provider, load.bucket, load.keys, case.value_bytes)
+        stage.fill(provider, load.keys, case.value_bytes, load.bucket)
     return load

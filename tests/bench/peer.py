@@ -6,7 +6,7 @@ import os
 import sys
 
 from bench.load import responder
-from bench.load.workload import INSTANCES
+from bench.load.workload import FUNCTIONS
 
 #: More reads than it takes to find out if the peer is ready.
 READS_MAX = 20
@@ -30,8 +30,8 @@ def main(kind: str) -> int:
     if kind == "dying":
         responder.Responder = Dying  # type: ignore[misc]
     else:
-        assert isinstance(INSTANCES, dict)
-        del INSTANCES["increment"]
+        assert isinstance(FUNCTIONS, dict)
+        del FUNCTIONS["increment"]
     return responder.main()
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.report.run_file import Run
-from bench.run.rows import Row
+from bench.run.results import Row, Run
 
 ABOUT: dict[str, Any] = {
     "when": "2026-01-31T12:00:00+00:00",

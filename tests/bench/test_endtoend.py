@@ -14,9 +14,8 @@ import pytest
 
 from bench.endtoend import main, parser, plan_of
 from bench.load.outcome import LoadError
-from bench.report.run_file import Run
-from bench.run.paths import ROOT
-from bench.run.rows import REFERENCE, Row
+from bench.run import ROOT
+from bench.run.results import REFERENCE, Row, Run
 from bench.run.scenarios import QUICK, SCENARIOS
 from tests.bench.rows import rounds, row, saved
 
@@ -131,7 +130,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_measurement(
     for folder in (tmp_path / "file", Path("/proc/nope")):
         with pytest.raises(SystemExit, match="2"):
             main(["--output", str(folder)])
-        assert f"--output: {folder} is not a writable folder: " in capsys.readouterr().err
+        assert str(folder) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("bytes_a_key", "status"), [(330.0, 0), (331.0, 1)])
@@ -185,11 +184,10 @@ def test_options_choose_scenarios_subjects_and_peers() -> None:
     [
         (["--rounds", "0"], "--rounds is 0 and --seconds 1.0; the minimum is 1"),
         (["--seconds", "0.01"], "--rounds is 5 and --seconds 0.01; the minimum is 1 and 0.05"),
-        (["--subject", "fast"], "--subject: found fast, allowed direct, plain"),
         (["--peer", "a=x", "--peer", "a=y"], "a name is used twice"),
         (["--against", "no-such-revision"], "found no-such-revision, which is no revision"),
         (["--scenario", "against"], "--scenario against needs --against REVISION"),
-        (["--scenario", "idle", "--against", "HEAD"], "--against: found --scenario idle, allowed against or start"),
+        (["--scenario", "idle", "--against", "HEAD"], "--against: found --scenario idle, allowed start or against"),
     ],
 )
 def test_plans_that_do_not_fit_are_refused(arguments: list[str], error: str) -> None:

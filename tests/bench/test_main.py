@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from bench.__main__ import COMMANDS, USAGE, main
-from bench.run.paths import ROOT
+from bench.run import ROOT
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,12 @@ import uvloop
 
 from bench.load.outcome import LoadError
 from bench.load.wire import NatsProtocol, WireSubscription, split_address
-from bench.load.workload import INSTANCES as MEASURED
-from keyvalue_transport.keyvalue.batch import BATCH
+from bench.load.workload import FUNCTIONS
 from keyvalue_transport.nats.subjects import invocation_subject
 from tests.torture.calls import Call, Calls, Phase
 
 __all__ = ["Flood", "main"]
 
-#: The interface of each function. The benchmarks have no load of delete-many.
-INSTANCES = {**MEASURED, "delete-many": BATCH}
 IN_FLIGHT_MAX = 256
 #: Limit for the cost of the calls in flight. A NATS server would cut the flood off at 64 MiB of unread answers.
 IN_FLIGHT_BYTES_MAX = 8 * 1024 * 1024
@@ -99,7 +96,7 @@ class Flood(NatsProtocol):
     def _frame(self, call: Call) -> bytes:
         key = call.function, call.source_id
         if key not in self._heads:
-            subject = invocation_subject(self._prefix, INSTANCES[call.function], call.function)
+            subject = invocation_subject(self._prefix, FUNCTIONS[call.function].instance, call.function)
             block = f"NATS/1.0\r\nlink-name: default\r\nsource-id: {call.source_id}\r\n\r\n".encode()
             self._heads[key] = b"HPUB %b %b." % (subject.encode(), self._inbox), block
         head, block = self._heads[key]

@@ -30,17 +30,17 @@ from typing import Any
 import nats
 from nats.aio.client import Client
 
-from bench.run.paths import SCRIPTS
+from bench.run import SCRIPTS
 from bench.run.processes import (
     LATTICE,
     NatsProcess,
     Process,
     ProcessError,
     ProviderProcess,
-    WatcherProcess,
     link_of,
     one_line,
 )
+from bench.run.subjects import ANSWERING
 from keyvalue_transport.wrpc.errors import TransportError
 from tests.torture.calls import BACKLOG, BRIEF, LIMITED, TTL, TTL_MS, Phase, phases
 from tests.torture.figures import MIB, Bars, Figures, Sample
@@ -313,7 +313,7 @@ def main(arguments: Sequence[str] | None = None, bars: Bars | None = None) -> in
             TemporaryDirectory(prefix="torture-") as name,
             NatsProcess(directory := Path(name), settings="") as server,
             ProviderProcess("torture", (SCRIPTS / "keyvalue-inmemory",), config, server, directory) as provider,
-            WatcherProcess(WATCHER, server, directory, is_stuck=False),
+            ProviderProcess(WATCHER, ANSWERING.command, {}, server, directory),
             FloodProcess(options, server.url, provider.prefix, directory) as flood,
         ):
             run = Run(options, server.url, provider, flood, bars or Bars())

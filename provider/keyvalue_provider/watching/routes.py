@@ -185,7 +185,7 @@ def queue_observer(own: Routes[WatchQueue], everywhere: Routes[WatchQueue]) -> O
     """Return an observer that adds each change of a bucket to the queues of its watchers.
 
     Watchers see values, not deadlines. So a change of a deadline alone is not reported, and expiry is reported as a deletion.
-    Writes are optimized for watchers of every key (bench/micro/test_watchers.py).
+    Writes are optimized for watchers of every key (`scripts/bench endtoend --scenario watch`).
     """
     own_sets, every_sets = own.sets, everywhere.sets
 

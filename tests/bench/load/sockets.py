@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from bench.load.case import Load
 from bench.load.generator_base import Generator
 from bench.load.wire import NatsProtocol
-from bench.load.workload import Load
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 
 INBOX = b"_INBOX.client"

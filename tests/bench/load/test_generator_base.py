@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from bench.load.answers import FrameGenerator, SmallGenerator
+from bench.load.case import Load
 from bench.load.generator_base import Generator
-from bench.load.workload import PAIR_RATE, Load, key_of
+from bench.load.workload import key_of
 from keyvalue_transport.keyvalue.store import KeyResponse, encode_key_response
 from tests.bench.load.sockets import answer, connected, load_of
 
@@ -87,7 +88,7 @@ async def test_calls_are_compared_with_those_due_at_the_same_moment(
 
     The second call of each pair goes to the other provider, and is not measured.
     """
-    generator = SmallGenerator(load_of(rate=PAIR_RATE, seconds=0.003, keys=1, beside="default.bare"))
+    generator = SmallGenerator(load_of(rate=2_000.0, seconds=0.003, keys=1, beside="default.bare"))
     socket = connected(generator)
     generator.fire_due(3 * MS_NS)
     assert (socket.written.count(b" default.kv.wrpc."), socket.written.count(b" default.bare.wrpc.")) == (3, 3)

@@ -1,39 +1,36 @@
-"""Latencies, and merged outcomes."""
+"""Percentiles, and merged outcomes."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 
 from bench.load.answers import SmallGenerator
-from bench.load.latency import Latencies
-from bench.load.outcome import merged
+from bench.load.outcome import Outcome, merged
 from tests.bench.load.sockets import answers, connected, load_of
 
 
-def test_latencies_beyond_the_histogram_are_counted_at_its_ends() -> None:
-    latencies = Latencies([0, 10**15])
-    assert len(latencies) == 2
-    assert latencies.percentiles_us([100]) == pytest.approx([6e8], rel=0.001)
+async def test_percentiles_are_latencies_of_calls() -> None:
+    generator = SmallGenerator(load_of(calls=1_000, in_flight=1_000, keys=1))
+    connected(generator)
+    generator.data_received(answers(generator, generator.script.result(0), 1_000))
+    await generator.ended
+    generator._latencies = [1_000 * us for us in reversed(range(1_001))]
+    outcome = generator.outcome()
+    assert (outcome.p50_us, outcome.p99_us, outcome.p999_us, outcome.max_us) == (500, 990, 999, 1_000)
 
 
-async def test_loads_are_merged_as_if_they_were_one() -> None:
-    outcomes = []
-    for calls in (1, 3):
-        generator = SmallGenerator(load_of(calls=calls, in_flight=calls, keys=1))
-        connected(generator)
-        generator.data_received(answers(generator, generator.script.result(0), calls))
-        await generator.ended
-        outcomes.append(generator.outcome())
-    slow = replace(outcomes[0], seconds=2.0, cpu_us={"provider": 8.0}, generator_cpu_us=2.0, max_us=5_000.0)
-    slow = replace(slow, latencies=Latencies([5_000_000]).encoded())
-    fast = replace(outcomes[1], seconds=1.0, cpu_us={"provider": 4.0}, generator_cpu_us=1.0, max_us=3.0)
-    fast = replace(fast, latencies=Latencies([1_000, 2_000, 3_000]).encoded())
+def outcome_of(calls: int, **figures: float) -> Outcome:
+    shared = {"generator_cpu_us": 0.0, "keys": calls, "verified": 1, "excess_us": 0.0, "page_cpu_us": 0.0}
+    return Outcome(calls=calls, cpu_us={"provider": figures.pop("cpu_us")}, **shared | figures)  # type: ignore[arg-type]
+
+
+def test_loads_are_merged_as_if_they_were_one() -> None:
+    slow = outcome_of(
+        1, seconds=2.0, cpu_us=8.0, p50_us=50.0, p99_us=99.0, p999_us=999.0, max_us=5_000.0, excess_us=7.0
+    )
+    fast = outcome_of(3, seconds=1.0, cpu_us=4.0, p50_us=10.0, p99_us=99.0, p999_us=999.0, max_us=30.0)
     both = merged([slow, fast])
-    assert (both.calls, both.seconds, both.keys, both.verified) == (4, 3.0, 4, slow.verified + fast.verified)
-    assert (both.cpu_us, both.generator_cpu_us) == ({"provider": 5.0}, 1.25)
-    assert both.p50_us == pytest.approx(2, rel=0.001)
-    assert both.p99_us == pytest.approx(5_000, rel=0.001)
-    assert both.max_us == 5_000.0
-    assert len(Latencies.merged([both.latencies])) == 4
+    assert (both.calls, both.seconds, both.keys, both.verified) == (4, 3.0, 4, 2)
+    assert both.cpu_us == {"provider": 5.0}
+    assert (both.p50_us, both.p99_us, both.p999_us, both.max_us, both.excess_us) == (20.0, 99.0, 999.0, 5_000.0, 7.0)
+    assert both.calls_per_s == pytest.approx(4 / 3)

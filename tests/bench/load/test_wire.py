@@ -1,4 +1,4 @@
-"""The connection, without a socket: the greeting, the bare responder, the watching component."""
+"""The connection, without a socket: the greeting, and the bare responder, which also is a component that watches."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import re
 import pytest
 
 from bench.load.answers import FrameGenerator, SmallGenerator
+from bench.load.case import Function
 from bench.load.outcome import LoadError
 from bench.load.responder import NUMBERS, Responder
-from bench.load.watching_component import WatchingComponent
-from bench.load.wire import WireError, split_address
-from bench.load.workload import Function
+from bench.load.wire import split_address
 from keyvalue_provider.host.host_data import HostData
 from tests.bench.load.sockets import INFO, MAX_PAYLOAD, Socket, connected, invocation, load_of
 
@@ -28,7 +27,7 @@ async def test_a_lost_connection_is_an_error() -> None:
     generator = SmallGenerator(load_of())
     connected(generator)
     generator.connection_lost(None)
-    with pytest.raises(WireError, match="the NATS connection was lost: closed by the server"):
+    with pytest.raises(LoadError, match="the NATS connection was lost: closed by the server"):
         await generator.ended
 
 
@@ -36,7 +35,7 @@ async def test_a_refusal_in_the_greeting_is_an_error() -> None:
     generator = SmallGenerator(load_of())
     generator.connection_made(Socket())
     generator.data_received(INFO + b"-ERR 'Authorization Violation'\r\n")
-    with pytest.raises(WireError, match="the NATS server reports -ERR 'Authorization Violation'"):
+    with pytest.raises(LoadError, match="the NATS server reports -ERR 'Authorization Violation'"):
         await generator.ended
 
 
@@ -81,33 +80,20 @@ async def test_the_bare_responder_waits_for_all_of_a_large_set(responder: Respon
     assert socket.written.endswith(b"PUB _INBOX.c.0.results 1\r\n\0\r\nPUB _INBOX.c.0.results 0\r\n\r\n")
 
 
-# The watching component
-
-
-@pytest.mark.parametrize("is_stuck", [False, True])
+@pytest.mark.parametrize("is_stuck", ["true", "false"])
 @pytest.mark.parametrize("step", [1, 11, 10_000])
-async def test_a_watcher_counts_calls_and_answers_unless_it_is_stuck(is_stuck: bool, step: int) -> None:
-    watcher = WatchingComponent("default.component", is_stuck)
+async def test_the_bare_responder_watches_and_answers_events_unless_it_is_stuck(is_stuck: str, step: int) -> None:
+    watcher = Responder(HostData(provider_key="component", config={"is_stuck": is_stuck}))
     socket = connected(watcher)
+    number = NUMBERS["events"]
     subject = b"default.component.wrpc.0.0.1.wrpc:keyvalue/watcher@0.2.0-draft.*"
-    assert b"SUB %b default.component 1\r\n" % subject in socket.written
-    assert watcher.listening.done()
+    assert b"SUB %b default.component %d\r\n" % (subject, number) in socket.written
     socket.written = b""
-    plain = b"MSG %bon-delete 1 _INBOX.c.1 8\r\n\r\nparams\r\n" % subject[:-1]
-    stream = invocation(1, 0, b"\r\nparams\r\n") + b"PING\r\n" + plain
+    plain = b"MSG %bon-delete %d _INBOX.c.1 8\r\n\r\nparams\r\n" % (subject[:-1], number)
+    stream = invocation(number, 0, b"\r\nparams\r\n") + b"PING\r\n" + plain
     for at in range(0, len(stream), step):
         watcher.data_received(stream[at : at + step])
-    assert watcher.told == 2
     assert socket.written.count(b"PONG\r\n") == 1
     replies = re.findall(rb"PUB (\S+) _INBOX\.\w+ 0\r\n\r\nPUB (\S+)\.results 0\r\n\r\n", socket.written)
-    assert replies == ([] if is_stuck else [(b"_INBOX.c.0",) * 2, (b"_INBOX.c.1",) * 2])
+    assert replies == ([] if is_stuck == "true" else [(b"_INBOX.c.0",) * 2, (b"_INBOX.c.1",) * 2])
     watcher.ended.cancel()
-
-
-async def test_a_message_that_is_not_a_call_ends_a_watcher() -> None:
-    watcher = WatchingComponent("default.component", is_stuck=False)
-    socket = connected(watcher)
-    watcher.data_received(b"-ERR 'Slow Consumer'\r\n")
-    with pytest.raises(LoadError, match=r"expected a call, found .*Slow Consumer"):
-        await watcher.ended
-    assert socket.aborted

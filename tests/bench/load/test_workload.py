@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.load.workload import Headers, Script, key_of, spread_indices, value_of
+from bench.load.case import Headers
+from bench.load.workload import Script, key_of, spread_indices, value_of
 from keyvalue_transport.keyvalue.batch import decode_get_many, decode_get_many_result, decode_set_many
 from keyvalue_transport.keyvalue.store import decode_get
 from tests.bench.load.sockets import INBOX, LIMITS, MAX_PAYLOAD, load_of
@@ -86,16 +87,3 @@ def test_batches_contain_all_keys_and_no_key_twice() -> None:
     assert reads.frame(33).tail == reads.frame(0).tail
     assert reads.result(33) == reads.result(0)
     assert writes.result(0) == b"\0"
-
-
-@pytest.mark.parametrize(
-    ("fields", "error"),
-    [
-        ({"value_bytes": 11}, "value_bytes is 11; the minimum is 12, because a value holds its key"),
-        ({"function": "get-many", "batch_keys": 0}, "batch_keys: found 0, allowed 1 to 6241: a batch needs distinct"),
-        ({"function": "set-many", "batch_keys": 11, "keys": 10}, "batch_keys: found 11, allowed 1 to 10"),
-    ],
-)
-def test_loads_that_do_not_fit_are_refused(fields: dict[str, object], error: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(error)):
-        load_of(**fields)

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.micro.engine import CASES, main, where
-from bench.micro.locked_dict import shuffled_keys
+from bench.micro.engine import CASES, main, shuffled_keys, where
 
 SMALL = ["--keys", "3000", "--rounds", "1"]
 
@@ -27,7 +26,7 @@ def test_every_figure_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(SMALL) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("3,000 keys of 12 bytes, values of 64; one thread; 1 rounds")
-    judged = [line for line in lines if line.endswith(("  ok", "  unclear", "  over"))]
+    judged = [line for line in lines if line.endswith((" ok", " unclear", " missed"))]
     names = [re.split(" {2,}", line)[0] for line in judged]
     assert names == ["new key", "get", "overwrite", "first walk", "second walk", "place in the order"]
     assert [case.name for case in CASES if not any(line.startswith(f"{case.name} ") for line in lines)] == []
@@ -54,8 +53,8 @@ def test_a_missed_bar_fails_only_a_strict_run(monkeypatch: pytest.MonkeyPatch) -
     assert main(SMALL) == 0
 
 
-@pytest.mark.parametrize(("option", "error"), [("--keys", "--keys: found 0"), ("--rounds", "--rounds: found 0")])
-def test_an_empty_run_is_refused(capsys: pytest.CaptureFixture[str], option: str, error: str) -> None:
+@pytest.mark.parametrize("option", ["--keys", "--rounds"])
+def test_an_empty_run_is_refused(capsys: pytest.CaptureFixture[str], option: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([option, "0"])
-    assert error in capsys.readouterr().err
+    assert f"{option}: invalid positive value: '0'" in capsys.readouterr().err

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench.report.bars import missed, standings, unmeasured
 from bench.report.figures import FIGURES
-from bench.run.experiments import EXPERIMENTS, GROWTH_LOADS
-from bench.run.rows import Row
-from bench.run.scenarios import SCENARIOS, Case, redis_cases
-from bench.run.subjects import BARE, BEFORE, DIRECT, PLAIN, REDIS_SERVER, VARIANTS
+from bench.run.experiments import EXPERIMENTS, GROWTH_CASES
+from bench.run.results import Row
+from bench.run.scenarios import SCENARIOS, redis_cases
+from bench.run.subjects import BEFORE, OWN
 from tests.bench.rows import CASE, rounds
 
 BARS = [(name, bar) for name, scenario in SCENARIOS.items() for bar in scenario.bars]
@@ -18,9 +20,8 @@ BARS = [(name, bar) for name, scenario in SCENARIOS.items() for bar in scenario.
 def test_every_bar_names_a_measured_case() -> None:
     labels = {(name, case.label) for name, scenario in SCENARIOS.items() for case in scenario.cases}
     labels |= {("redis", case) for case in redis_cases()}
-    for function, in_flight in GROWTH_LOADS:
-        labels |= {("growth", Case(function=function, in_flight=in_flight, keys=10**power).label) for power in (3, 6)}
-    names = {BEFORE, *(subject.name for subject in (BARE, DIRECT, PLAIN, REDIS_SERVER, *VARIANTS))}
+    labels |= {("growth", replace(case, keys=10**power).label) for case in GROWTH_CASES for power in (3, 6)}
+    names = {BEFORE, *OWN}
     for name, bar in BARS:
         assert name in EXPERIMENTS or (name, bar.case) in labels
         assert not bar.over or bar.over in names or {(name, bar.case), (name, bar.over)} <= labels

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.commands import compare_main, main
-from bench.report.run_file import Run
+from bench.report.commands import main
 from bench.report.tables import BEGIN, END
-from bench.run.rows import REFERENCE, Row
+from bench.run.results import REFERENCE, Row, Run
 from bench.run.scenarios import SCENARIOS
 from tests.bench.rows import ABOUT, rounds, row, saved
 
@@ -19,8 +18,9 @@ def test_report_takes_the_newest_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("bench.report.commands.RESULTS", tmp_path / "results")
-    assert main([]) == 2
-    assert "bench: no run in" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "error: no run in" in capsys.readouterr().err
     for name, written_s in (("2026-02", 2), ("before", 1)):
         path = tmp_path / "results" / name / "run.json"
         Run(ABOUT | {"when": name}, rounds("bare", [1.0])).save(path)
@@ -30,7 +30,8 @@ def test_report_takes_the_newest_run(
 
 
 def test_report_names_the_fault_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "missing.json")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "missing.json")])
     assert "missing.json" in capsys.readouterr().err
 
 
@@ -42,14 +43,14 @@ def test_compare_names_slower_figures_and_differences_between_the_runs(
         saved(tmp_path, name, bare, rounds("direct", values))
         for name, values in (("old", [80.0, 81.0, 82.0]), ("slower", [60.0, 61.0, 62.0]))
     )
-    assert compare_main([old, slower]) == 1
+    assert main(["--compare", old, slower]) == 1
     assert "direct: calls/s over bare: 33% worse (29% .. 37%): 0.81 (0.80 .. 0.82) -> " in capsys.readouterr().out
-    assert compare_main([old, slower, "--threshold", "50%"]) == 0
+    assert main(["--compare", old, slower, "--threshold", "50%"]) == 0
     assert "nothing got slower by more than 50%" in capsys.readouterr().out
-    assert compare_main([slower, old]) == 0
+    assert main(["--compare", slower, old]) == 0
     Run(ABOUT | {"machine": "Another"}, rounds("direct", [80.0]), ["busy"]).save(tmp_path / "other.json")
     capsys.readouterr()
-    assert compare_main([old, str(tmp_path / "other.json")]) == 0
+    assert main(["--compare", old, str(tmp_path / "other.json")]) == 0
     said = capsys.readouterr().out
     assert "the machines differ" in said
     assert "the new run is void: busy" in said

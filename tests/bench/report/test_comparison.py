@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.commands import compare_main, main
-from bench.report.comparison import changes, compared, share
-from bench.run.rows import Row
+from bench.report.commands import main
+from bench.report.comparison import Change, compared, share
+from bench.run.results import Row, Run
 from tests.bench.rows import CASE, rounds, run_of, saved
+
+
+def slower(old: Run, new: Run) -> list[Change]:
+    return [change for change in compared(old, new) if change.exceeds(0.1)]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +34,7 @@ from tests.bench.rows import CASE, rounds, run_of, saved
 def test_changes_exceed_the_threshold_with_their_whole_interval(
     old: list[float], new: list[float], figure: str, worse: bool
 ) -> None:
-    found = changes(compared(run_of(rounds("direct", old, figure)), run_of(rounds("direct", new, figure))), 0.1)
+    found = slower(run_of(rounds("direct", old, figure)), run_of(rounds("direct", new, figure)))
     assert [(*change.where, change.figure) for change in found] == [("functions", CASE, "direct", figure)] * worse
 
 
@@ -38,8 +42,8 @@ def test_ratios_are_compared_where_both_runs_have_the_reference() -> None:
     old = run_of(rounds("bare", [100.0, 100.0]), rounds("direct", [80.0, 82.0]))
     slow_machine = run_of(rounds("bare", [50.0, 50.0]), rounds("direct", [40.0, 41.0]))
     slow_code = run_of(rounds("bare", [200.0, 200.0]), rounds("direct", [100.0, 102.0]))
-    assert changes(compared(old, slow_machine), 0.1) == []
-    (change,) = changes(compared(old, slow_code), 0.1)
+    assert slower(old, slow_machine) == []
+    (change,) = slower(old, slow_code)
     assert change.text == (
         "functions: get 64 B, 64 in flight: direct: calls/s over bare: 60% worse (57% .. 64%): 0.81 (0.80 .. 0.82) -> 0.51 (0.50 .. 0.51)"
     )
@@ -55,7 +59,7 @@ def test_a_share_is_read() -> None:
 def test_unknown_figures_are_ignored(tmp_path: Path) -> None:
     rows = rounds("direct", [1.0], "of_a_later_version"), rounds("direct", [5.0])
     run = run_of(*rows)
-    assert changes(compared(run, run), 0.1) == []
+    assert slower(run, run) == []
     assert main([saved(tmp_path, "run", *rows)]) == 0
 
 
@@ -74,7 +78,7 @@ def test_runs_with_nothing_in_common_are_not_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], new: list[Row]
 ) -> None:
     old = saved(tmp_path, "old", rounds("bare", [2.0]), rounds("direct", [1.0]))
-    assert compare_main([old, saved(tmp_path, "new", new)]) == 2
+    assert main(["--compare", old, saved(tmp_path, "new", new)]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("the runs have nothing in common: ")
     assert said.out == ""
@@ -86,10 +90,10 @@ def test_rows_that_only_the_old_run_has_are_named(tmp_path: Path, capsys: pytest
     alone += rounds("direct", [1.0], case="gone") + rounds("direct", [1.0], scenario="growth")
     alone += rounds("bare", [1.0], case="gone")
     old, new = saved(tmp_path, "old", both, alone), saved(tmp_path, "new", both, rounds("redis", [1.0]))
-    assert compare_main([old, new]) == 0
+    assert main(["--compare", old, new]) == 0
     assert capsys.readouterr().out == (
         "only the old run has: plain; functions: gone: direct; growth\n"
         "nothing got slower by more than 10% and beyond its interval; cases in both: 1\n"
     )
-    assert compare_main([new, old]) == 0
+    assert main(["--compare", new, old]) == 0
     assert capsys.readouterr().out.startswith("only the old run has: redis\n")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.report.tables import BEGIN, END, WIDTH, fill, markdown, summary, terminal
+from bench.report.report_table import WIDTH
+from bench.report.tables import BEGIN, END, fill, markdown, summary, terminal
 from bench.run.scenarios import QUICK, SCENARIOS
 from tests.bench.rows import rounds, row, run_of
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.load.outcome import LoadError
-from bench.run.experiments import EXPERIMENTS, Side
-from bench.run.processes import ProcessError, ProviderProcess, WatcherProcess
-from bench.run.scenarios import SCENARIOS, Case
+from bench.run.experiments import EXPERIMENTS, Trial
+from bench.run.processes import ProcessError, ProviderProcess
+from bench.run.scenarios import SCENARIOS
 from bench.run.stage import Extent, Stage
-from bench.run.subjects import BEFORE, DIRECT, EXECUTABLE, STUCK, WATCHED, Subject
-from tests.bench.loads import CALLS, little
+from bench.run.subjects import ANSWERING, BEFORE, DIRECT, OWN, STUCK, Subject
 from tests.build import built_executable
 
 FIGURES = {
@@ -29,12 +30,12 @@ FIGURES = {
 @pytest.mark.timeout(300)  # it may build the executable, or wait for it
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "redis"])
 def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("bench.run.experiments.ROUNDS_MIN", dict.fromkeys(EXPERIMENTS, 1))
+    monkeypatch.setattr("bench.run.experiments.SCENARIOS", {name: replace(SCENARIOS[name], rounds_min=1)})
     monkeypatch.setattr("bench.run.experiments.TURNS", 1)
     monkeypatch.setattr("bench.run.experiments.BEGIN_S", 0.05)
     extent = Extent(1, 0.05, growth_keys=[100, 300], keys=2_000, memory_calls=10)
-    before = [Subject(BEFORE, DIRECT.command, DIRECT.config)] if name == "against" else []
-    subjects = [*SCENARIOS[name].subjects, *before]
+    known = {**OWN, BEFORE: Subject(BEFORE, DIRECT.command, DIRECT.config)}
+    subjects = [known[subject] for subject in SCENARIOS[name].subjects]
     if name == "start":
         built_executable()  # otherwise it is built with this process's environment, and measured by coverage
     rows = list(EXPERIMENTS[name](stage, name, subjects, extent))
@@ -44,30 +45,25 @@ def test_every_experiment_gives_rows(stage: Stage, monkeypatch: pytest.MonkeyPat
     assert found >= FIGURES.get(name, set()) | {"calls_per_s", "provider_cpu_us"}
 
 
-def test_a_watcher_is_called_for_each_set(stage: Stage) -> None:
-    with WatcherProcess("component", stage.nats, stage.directory, is_stuck=False) as watcher:
-
-        def wait_until_told(calls: int) -> None:
-            while watcher.told() < calls:  # each question waits for the watcher's answer
-                pass
-            assert watcher.told() == calls
-
-        assert watcher.told() == 0
-        provider = stage.launch(WATCHED, watcher=watcher.name)
-        stage.fill(provider, "watched", CALLS, 64)
-        wait_until_told(CALLS)
-        side = Side(WATCHED, little(stage, WATCHED, Case(function="set"), provider), watcher)
-        side.run(stage.generator)
-        assert set(side.figures()) == {"events_per_s"}
-        wait_until_told(2 * CALLS)
+@pytest.mark.parametrize("watcher", [ANSWERING, STUCK])
+def test_the_events_of_a_watcher_are_counted(stage: Stage, watcher: Subject) -> None:
+    with stage.launch(watcher) as component, stage.launch(DIRECT, watcher=component.name) as provider:
+        trial = Trial(stage, "watch", DIRECT, provider)
+        assert trial.events() == 0
+        stage.fill(provider, 20_000)  # more than fit into the queue of a watcher that never answers
+        while trial.events() < (20_000 if watcher is ANSWERING else 1):
+            assert component.popen.poll() is None
 
 
-def test_a_watcher_that_nobody_calls_fails_the_load(stage: Stage, direct: ProviderProcess) -> None:
-    with WatcherProcess("nobody", stage.nats, stage.directory, is_stuck=True) as watcher:
-        side = Side(STUCK, little(stage, DIRECT, Case(function="set"), direct), watcher)
-        side.run(stage.generator)
-        with pytest.raises(LoadError, match="nobody received no event, expected one for each set"):
-            side.figures()
+def test_a_watcher_that_nobody_calls_fails_the_scenario(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.run.experiments.TURNS", 1)
+    monkeypatch.setattr("bench.run.stage.Stage.launch", without_link(Stage.launch))
+    with pytest.raises(LoadError, match="direct-stuck: the watcher received no event, expected one for each set"):
+        list(EXPERIMENTS["watch"](stage, "watch", [OWN["direct-stuck"]], Extent(1, 0.05, [], 1, 1)))
+
+
+def without_link(launch: Callable[..., ProviderProcess]) -> Callable[..., ProviderProcess]:
+    return lambda stage, subject, config=None, watcher="": launch(stage, subject, config)
 
 
 def test_an_executable_that_cannot_be_built_ends_the_run(
@@ -79,4 +75,4 @@ def test_an_executable_that_cannot_be_built_ends_the_run(
     build.write_text("#!/bin/sh\nexit 3\n")
     build.chmod(0o700)
     with pytest.raises(ProcessError, match="scripts/build ended with exit status 3"):
-        next(EXPERIMENTS["start"](stage, "start", [EXECUTABLE], Extent(1, 0.05, [], 1, 1)))
+        next(EXPERIMENTS["start"](stage, "start", [OWN["executable"]], Extent(1, 0.05, [], 1, 1)))

@@ -9,25 +9,14 @@ from dataclasses import replace
 import pytest
 
 from bench.endtoend import parser, plan_of
+from bench.load.case import Case
+from bench.run import ROOT
 from bench.run.experiments import EXPERIMENTS
-from bench.run.paths import ROOT
 from bench.run.plan import SUBJECTS, faults
 from bench.run.provenance import about, load_average
-from bench.run.rows import REFERENCE
-from bench.run.scenarios import SCENARIOS, Case
-from bench.run.subjects import (
-    BEFORE,
-    DIRECT,
-    EXPIRING,
-    LOCAL,
-    PLAIN,
-    REPLICATED,
-    STUCK,
-    VARIANTS,
-    WATCHED,
-    Subject,
-    peer,
-)
+from bench.run.results import REFERENCE
+from bench.run.scenarios import SCENARIOS
+from bench.run.subjects import BEFORE, DIRECT, OWN, PLAIN, Subject, peer
 from tests.bench.rows import rounds
 from tests.conftest import options_of
 
@@ -42,15 +31,15 @@ def test_every_scenario_is_measured_and_explained() -> None:
 def test_a_case_of_several_scenarios_is_measured_once() -> None:
     loads = plan_of(parser().parse_args([])).loads()
     assert loads[Case(function="get"), SUBJECTS] == ["functions", "in-flight", "headers", "batch"]
-    assert loads[Case(function="get"), (DIRECT, REPLICATED, LOCAL)] == ["replicated"]
+    assert loads[Case(function="get"), (DIRECT, OWN["replicated"], OWN["replicated-local"])] == ["replicated"]
     assert next(iter(loads.values())) == [REFERENCE]
     assert len({case for case, subjects in loads if subjects == SUBJECTS}) == len(loads) - 1 - 8
 
 
 def test_subjects_set_existing_options() -> None:
     """A provider ignores a name that it does not know, and then the option would measure nothing."""
-    for subject in (DIRECT, PLAIN, *VARIANTS):
-        assert options_of(subject.config).ttl_ms == (3_600_000 if subject is EXPIRING else None)
+    for subject in (subject for subject in OWN.values() if "transport" in subject.config):
+        assert options_of(subject.config).ttl_ms == (3_600_000 if subject.name == "direct-expiring" else None)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +53,7 @@ def test_a_malformed_peer_is_refused(text: str) -> None:
 def test_experiments_measure_variants_next_to_what_they_vary() -> None:
     everything = plan_of(parser().parse_args([]))
     plain = plan_of(parser().parse_args(["--subject", "plain"]))
-    assert everything.subjects_of("watch") == [DIRECT, WATCHED, STUCK]
+    assert everything.subjects_of("watch") == [DIRECT, OWN["direct-watched"], OWN["direct-stuck"]]
     assert everything.subjects_of("memory") == [DIRECT, PLAIN]
     assert plain.subjects_of("watch") == plain.subjects_of("expiry") == []
     assert plain.subjects_of("memory") == [PLAIN]

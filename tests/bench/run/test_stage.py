@@ -10,11 +10,10 @@ from pathlib import Path
 import nats
 import pytest
 
+from bench.load.case import Case, Load
 from bench.load.outcome import LoadError
 from bench.load.usage import resident_bytes
-from bench.load.workload import Load, bucket_of
-from bench.run.processes import GeneratorProcess, NatsProcess, ProcessError, ProviderProcess, WatcherProcess
-from bench.run.scenarios import Case
+from bench.run.processes import GeneratorProcess, ProcessError, ProviderProcess
 from bench.run.stage import Stage
 from bench.run.subjects import BARE, DIRECT, Subject, peer
 from tests.bench.loads import MIB, little
@@ -53,18 +52,14 @@ async def test_a_provider_that_ends_fails_the_load(stage: Stage, provider: Provi
     await client.close()
 
 
-def test_the_error_of_a_row_names_its_case(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(load: Load) -> None:
-        raise LoadError("wrong")
-
-    monkeypatch.setattr(stage.generator, "run", fail)
+def test_an_error_that_no_peer_caused_is_raised_with_its_case(stage: Stage) -> None:
     with pytest.raises(LoadError, match=r"^bare: exists, 64 in flight: wrong$"):
-        stage.row("functions", Case(function="exists"), BARE, 0, 0.05)
+        stage.failure(LoadError("wrong"), Case(function="exists"), BARE, 0)
 
 
 def test_large_parameters_leave_no_memory_in_use(stage: Stage, direct: ProviderProcess) -> None:
     case = Case(function="set", value_bytes=MIB, in_flight=4)
-    load = replace(stage.load(direct, DIRECT, case, bucket_of(MIB), 1.0), calls=100, warm_calls=0, keys=4)
+    load = replace(stage.load(direct, DIRECT, case, 1.0, calls=100), keys=4)
     stage.generator.run(load)
     before = resident_bytes(direct.pid)
     stage.generator.run(load)
@@ -73,13 +68,6 @@ def test_large_parameters_leave_no_memory_in_use(stage: Stage, direct: ProviderP
 
 
 # Processes that do not start
-
-
-def test_a_watcher_that_cannot_listen_says_why(tmp_path: Path) -> None:
-    with NatsProcess(tmp_path) as gone:
-        pass
-    with pytest.raises(ProcessError, match=r"(?s)late: the process ended; .*Connect"):
-        WatcherProcess("late", gone, tmp_path, is_stuck=False)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.run_file import Run
+from bench.run.results import Run
 from tests.bench.rows import rounds, run_of
 
 
@@ -22,9 +22,8 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
         "",
         "[]",
         "{}",
-        '{"format": 1}',
-        '{"format": 2, "about": {}}',
-        '{"format": 2, "about": {}, "rows": [{}], "void": []}',
+        '{"about": {}}',
+        '{"about": {}, "rows": [{}], "void": []}',
     ],
 )
 def test_a_malformed_run_is_refused(tmp_path: Path, text: str) -> None:
