@@ -76,6 +76,7 @@ class FullError(LimitError):
     :ivar quota: the quota that is full, or None for the store
     :ivar needed_keys: number of keys by which the limit would be exceeded; 0 if the limit is one of memory or buckets
     :ivar growth: the keys and bytes of entries that the write would add, or None if they are not known
+    :ivar is_exact: False if shards may hold room ahead, which `Ledger.recall` takes back (`counted_entries`)
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class FullError(LimitError):
         allowed: int,
         quota: Quota | None = None,
         growth: tuple[int, int] | None = None,
+        is_exact: bool = True,
     ) -> None:
         super().__init__(limit, found, allowed)
+        self.is_exact = is_exact
         self.quota = quota
         self.growth = growth
         self.needed_keys = found - allowed if limit in (KEYS, QUOTA_KEYS) else 0

@@ -51,6 +51,7 @@ class EvictingShard(Shard):
     __slots__ = ("_candidates", "_clock", "_hand", "_has_spared", "_place", "_turns", "_unstamped", "_uses", "stamps")
 
     fixed_bytes = SHARD_BYTES + EVICTING_SHARD_BYTES
+    evicts = True
 
     def __init__(self, start: int, depth: int, context: Context) -> None:
         super().__init__(start, depth, context)
@@ -66,25 +67,16 @@ class EvictingShard(Shard):
         self._has_spared = False  # since the last `rewind`
         self._place: Turn | None = None
 
-    def set(self, key: bytes, value: bytes, quota: Quota | None = None, ttl_ns: int = 0) -> int:
-        """Store a value, as `Shard.set` does."""
-        stripe = self.stripe
-        try:
-            stripe.acquire()  # inside: see `locks`
-            if self.retired:
-                keys = 0
-            elif ttl_ns or self.deadlines is not None:
-                if self._uses:
-                    self.stamps.pop(key, None)  # for the copy of `_commit` in `_set_timed`
-                keys = self._set_timed(key, value, quota, ttl_ns)
-            else:
-                self._commit(SET, key, value, self.entries.get(key), quota)
-                keys = len(self.entries)
-        except BaseException as error:
-            self._abort(error)
-            raise
-        stripe.release()
-        return keys
+    def put(self, key: bytes, value: bytes, quota: Quota | None, ttl_ns: int) -> int:
+        """Store a value, as `Shard.put` does."""
+        if self.retired:
+            return 0
+        if ttl_ns or self.deadlines is not None:
+            if self._uses:
+                self.stamps.pop(key, None)  # for the copy of `_commit` in `_set_timed`
+            return self._set_timed(key, value, quota, ttl_ns)
+        self._commit(SET, key, value, self.entries.get(key), quota)
+        return len(self.entries)
 
     def put_many(self, part: Sequence[bytes], entries: Mapping[bytes, bytes], deadline_ns: int | None) -> None:
         """Store the entries of the keys in `part`, as `Shard.put_many` does."""

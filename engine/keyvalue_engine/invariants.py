@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from keyvalue_engine import counted_entries
 from keyvalue_engine.entry import entry_size
 from keyvalue_engine.long_keys import long_bytes
 from keyvalue_engine.shard import Shard
@@ -20,6 +21,14 @@ def check_shard(shard: Shard) -> None:
         assert type(entry) is bytes or shard.deadlines is not None
         assert shard.start <= shard.context.position_of(key) < shard.end
     assert long_bytes(shard.entries) <= shard.long_bytes
+    ahead = shard.counted_keys - len(shard.entries), shard.free_bytes
+    assert min(ahead) >= 0
+    assert shard.is_ahead is (shard in shard.context.account.ledger.ahead)
+    if any(ahead):
+        assert shard.is_ahead
+        assert shard.order is None
+        assert shard.deadlines is None
+        assert len(shard.entries) >= counted_entries.SHARD_KEYS_MIN
     if shard.deadlines is not None:
         shard.deadlines.check()
         assert shard.deadlines.count, "`deadlines` is None if no key has a deadline"
@@ -30,7 +39,7 @@ def check_shard(shard: Shard) -> None:
 def entries_bytes(shard: Shard) -> int:
     """Return the memory that the account should count for a shard. O(n)."""
     key_bytes = shard.context.account.key_bytes
-    return sum(key_bytes + entry_size(*entry) for entry in shard.entries.items())
+    return shard.free_bytes + sum(key_bytes + entry_size(*entry) for entry in shard.entries.items())
 
 
 def memory_bytes(shard: Shard) -> int:

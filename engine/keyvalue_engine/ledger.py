@@ -7,25 +7,45 @@ single attribute, so you always read a number that was correct at some moment.
 from __future__ import annotations
 
 from threading import RLock
+from typing import Protocol
 
 from keyvalue_engine.changes import Observer
-from keyvalue_engine.entry import EVICTION_BYTES
+from keyvalue_engine.entry import EVICTION_BYTES, Entry
 from keyvalue_engine.errors import KEYS, MEMORY_BYTES, QUOTA_KEYS, QUOTA_MEMORY_BYTES, FullError
 from keyvalue_engine.locks import owns
-from keyvalue_engine.options import UNUSED, StoreOptions
+from keyvalue_engine.options import NONE, UNUSED, StoreOptions
 from keyvalue_engine.quota import UNLIMITED, Quota, Usage, Usages
 from keyvalue_engine.turns import Turns
 
 __all__ = ["Account", "EvictingAccount", "Ledger"]
 
 
+class HoldsAhead(Protocol):
+    """A shard, as far as it holds room ahead."""
+
+    entries: dict[bytes, Entry]
+    counted_keys: int
+    free_bytes: int
+
+    def give_back(self) -> None:
+        """Give back the room. Takes the stripe."""
+
+
 class Ledger:
     """The number of keys in a store, their memory, and the limits for both.
 
+    `keys` and `memory_bytes` include the room that shards hold ahead (`keyvalue_engine.counted_entries`). `counts`
+    returns the numbers without it.
+
     :param is_limited: False if the options limit nothing
+    :ivar counts_ahead: True if shards may hold room ahead
+    :ivar ahead: the shards that hold room ahead, and perhaps some that have used it up; changed without the lock
     """
 
-    __slots__ = ("keys", "keys_max", "lock", "memory_bytes", "memory_bytes_max", "usages")
+    __slots__ = (
+        *("ahead", "counts_ahead", "keys", "keys_max", "lock", "memory_bytes", "memory_bytes_max"),
+        *("shard_keys_max", "usages"),
+    )
 
     def __init__(self, options: StoreOptions, is_limited: bool = True) -> None:
         #: Protects the counts in the ledger, its accounts and its usages. This is a leaf lock: a thread that holds it
@@ -38,6 +58,28 @@ class Ledger:
         self.keys = 0
         self.memory_bytes = 0
         self.usages = Usages()
+        self.shard_keys_max = options.shard_keys_max
+        self.counts_ahead = is_limited and options.eviction == NONE
+        self.ahead: set[HoldsAhead] = set()
+
+    def counts(self) -> tuple[int, int]:
+        """Return the number of keys and the memory. The numbers are exact if no write is in progress. O(shards)."""
+        with self.lock:
+            keys, memory_bytes = self.keys, self.memory_bytes
+            for shard in [*self.ahead]:
+                keys -= shard.counted_keys - len(shard.entries)
+                memory_bytes -= shard.free_bytes
+            return keys, memory_bytes
+
+    def recall(self) -> None:
+        """Take back all room that shards hold ahead. Takes one stripe after another. O(shards)."""
+        for shard in [*self.ahead]:
+            shard.give_back()
+
+    def count_exactly(self) -> None:
+        """Let no shard hold room ahead from now on, because quotas must know of each key."""
+        self.counts_ahead = False  # before `recall`; see `CountedEntries.charge`
+        self.recall()
 
     def hold(self, memory_bytes: int) -> None:
         """Add to the memory that belongs to no entry. A negative number is never refused.
@@ -47,12 +89,14 @@ class Ledger:
         with self.lock:
             memory_after = self.memory_bytes + memory_bytes
             if memory_after > self.memory_bytes_max and memory_bytes > 0:
-                raise FullError(MEMORY_BYTES, memory_after, self.memory_bytes_max)
+                raise FullError(MEMORY_BYTES, memory_after, self.memory_bytes_max, is_exact=not self.ahead)
             self.memory_bytes = memory_after
 
 
 class Account:
     """The number of keys in one bucket, and the memory of its entries. The ledger holds the totals of the store.
+
+    `keys` and `memory_bytes` include the room that shards hold ahead. A bucket without keys has none.
 
     An account also holds the bucket's name and observer for the shards.
 
@@ -87,9 +131,11 @@ class Account:
             keys_after = ledger.keys + keys
             memory_after = ledger.memory_bytes + memory_bytes
             if keys_after > ledger.keys_max and keys > 0:
-                raise FullError(KEYS, keys_after, ledger.keys_max, growth=(keys, memory_bytes))
+                raise FullError(KEYS, keys_after, ledger.keys_max, None, (keys, memory_bytes), not ledger.ahead)
             if memory_after > ledger.memory_bytes_max and memory_bytes > 0:
-                raise FullError(MEMORY_BYTES, memory_after, ledger.memory_bytes_max, growth=(keys, memory_bytes))
+                raise FullError(
+                    MEMORY_BYTES, memory_after, ledger.memory_bytes_max, None, (keys, memory_bytes), not ledger.ahead
+                )
             if self._all_usages.version or quota is not None:  # the version is 0 until the store has a first quota
                 self._charge_quotas(keys, memory_bytes, quota)
             ledger.keys = keys_after

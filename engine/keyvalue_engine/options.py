@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from keyvalue_engine.arguments import own_int
 from keyvalue_engine.quota import Quota
 
 __all__ = [
     "EVICTIONS",
     "LENGTH_MAX",
     "NONE",
+    "NS_PER_MS",
     "OLDEST",
     "SHARD_BITS_MAX",
     "TTL_MS_MAX",
     "UNUSED",
     "BucketOptions",
     "StoreOptions",
+    "ttl_ns_of",
 ]
 
 #: A bucket has at most 2**16 shards. Once a shard cannot be split again, it grows without limit.
@@ -24,6 +27,7 @@ SHARD_BITS_MAX = 16
 LENGTH_MAX = 2**30
 #: About 292 years. A longer time in nanoseconds does not fit in 63 bits.
 TTL_MS_MAX = 2**63 // 1_000_000
+NS_PER_MS = 1_000_000
 NONE, OLDEST, UNUSED = EVICTIONS = ("none", "oldest", "unused")
 LENGTHS = frozenset({"key_bytes_max", "value_bytes_max", "bucket_name_bytes_max"})
 
@@ -126,3 +130,16 @@ class BucketOptions:
             value_max = LENGTH_MAX if field.name in LENGTHS else TTL_MS_MAX if field.name == "ttl_ms" else 2**63 - 1
             if not 1 <= value <= value_max:
                 raise ValueError(f"{field.name}: found {value}, allowed 1 to {value_max}")
+
+
+def ttl_ns_of(ttl_ms: int) -> int:
+    """Return a time to live in nanoseconds.
+
+    :raises TypeError: it is no int
+    :raises ValueError: it is not positive, or too long
+    """
+    if type(ttl_ms) is not int:
+        ttl_ms = own_int(ttl_ms, "ttl_ms")
+    if not 1 <= ttl_ms <= TTL_MS_MAX:
+        raise ValueError(f"ttl_ms: found {ttl_ms}, allowed 1 to {TTL_MS_MAX}")
+    return ttl_ms * NS_PER_MS

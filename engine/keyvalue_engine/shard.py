@@ -13,13 +13,13 @@ key. The expired key takes memory until a sweep removes it, or until a write or 
 Every write goes through `_commit`, which changes the entries and everything derived from them, and calls the observer:
 
     set, increment, set_many ──┐
-    persist, update ───────────┤                 ┌──> account    counts, which may refuse the write
+    persist, update ───────────┤                 ┌──> charge     counts, which may refuse the write (counted_entries.py)
     delete ────────────────────┼──> _commit ─────┼──> entries    with the deadline beside the value
     sweep, and each call that  │                 ├──> deadlines, order
     finds an expired key ──────┘                 └──> observer
 
-For speed, a few writes inline `_commit`. A comment at each inlined copy names a benchmark that covers the copy.
-tests/engine/test_commit.py compares each copy with `_commit`.
+For speed, `Bucket.set` and a few writes inline `_commit`. A comment at each inlined copy names a benchmark that covers
+it. tests/engine/test_commit.py compares each copy with `_commit`.
 
 A shard never takes another shard's stripe.
 """
@@ -31,9 +31,10 @@ from threading import RLock
 
 from keyvalue_engine.changes import DELETE, EXPIRE, PERSIST, SET, Change
 from keyvalue_engine.context import Context, Copy
+from keyvalue_engine.counted_entries import CountedEntries
 from keyvalue_engine.counter import counter_sum
 from keyvalue_engine.deadlines import Deadlines
-from keyvalue_engine.entry import ENTRY_BYTES, SHARD_BYTES, Entry, Timed, batch_growth, entry_size, value_size
+from keyvalue_engine.entry import EMPTY_ENTRY_BYTES, SHARD_BYTES, Entry, Timed, batch_growth, entry_size, value_size
 from keyvalue_engine.errors import VALUE_BYTES, LimitError, StoreError
 from keyvalue_engine.filling import Filling
 from keyvalue_engine.locks import owns
@@ -50,7 +51,7 @@ DICT_BYTES_MIN = 640
 DICT_BYTES_PER_KEY = 80
 
 
-class Shard:
+class Shard(CountedEntries):
     """The keys and values of one arc of the ring. `stripe` protects all attributes.
 
     Without the stripe, you may only use `entries.get`, `key in entries` and `len(entries)`, and compare `deadlines`
@@ -61,26 +62,20 @@ class Shard:
     `keyvalue_engine.table.Table.read` explains how a reader notices that an entry has expired.
     """
 
-    __slots__ = (
-        *("_account", "_expiry", "context", "deadlines", "depth", "entries", "long_bytes", "order"),
-        *("retired", "start", "stripe"),
-    )
+    __slots__ = ("_expiry", "context", "deadlines", "depth", "long_bytes", "start")
 
-    #: The memory of a shard without keys.
-    fixed_bytes = SHARD_BYTES
+    fixed_bytes = SHARD_BYTES  # the memory of a shard without keys
+    evicts = False  # True if writes must note more about the keys
 
     def __init__(self, start: int, depth: int, context: Context) -> None:
-        self.stripe = RLock()
-        self.entries: dict[bytes, Entry] = {}
+        super().__init__(context.account, RLock())
+        self.is_plain = not self.evicts
         #: None while no key has a deadline. A write without a deadline then need not read the clock.
         self.deadlines: Deadlines | None = None
-        self.retired = False
         self.start = start
         self.depth = depth
         self.context = context
-        self._account = context.account
         self._expiry = context.expiry
-        self.order: LazyOrder | None = None
         #: The bytes of the long keys, and perhaps of some that were overwritten or deleted (`long_keys`).
         self.long_bytes = 0
         context.account.adjust(self.fixed_bytes)
@@ -90,16 +85,11 @@ class Shard:
         """The first position after the arc."""
         return self.start + (1 << (64 - self.depth))
 
-    @property
-    def bucket_name(self) -> bytes:
-        """The name of the shard's bucket."""
-        return self._account.name
-
     def set(self, key: bytes, value: bytes, quota: Quota | None = None, ttl_ns: int = 0) -> int:
         """Store a value. O(1). Takes the stripe.
 
-        Return 0 if nothing was stored because the shard is retired. For a new key, return the number of keys in the
-        shard. For an existing key, return a number that is at least 1.
+        Return the number of keys in the shard, or perhaps 1 for an existing key. Return 0 if nothing was stored because
+        the shard is retired.
 
         :param ttl_ns: nanoseconds until the key expires, or 0 for no deadline
         :raises LimitError: the keys or memory of the store or the quota would exceed a limit
@@ -107,35 +97,36 @@ class Shard:
         stripe = self.stripe
         try:
             stripe.acquire()  # inside: see `locks`
-            if self.retired:
-                keys = 0
-            elif ttl_ns or self.deadlines is not None:
-                keys = self._set_timed(key, value, quota, ttl_ns)
-            else:  # `_commit` for a key without a deadline, inlined for speed (`scripts/bench engine`)
-                entries = self.entries
-                account = self._account
-                old = entries.get(key)
-                if old is None:
-                    account.charge(1, ENTRY_BYTES + (len(key) + 48 & ~15) + (len(value) + 48 & ~15), quota)
-                    entries[key] = value
-                    if self.order is not None:
-                        self._note(key)
-                    keys = len(entries)
-                else:
-                    if len(value) != len(old):
-                        growth = (len(value) + 48 & ~15) - (len(old) + 48 & ~15)
-                        if growth:
-                            account.charge(0, growth, quota)
-                    entries[key] = value
-                    keys = 1
-                observer = account.observer
-                if observer is not None:
-                    observer(SET, account.name, key, value)
+            keys = self.put(key, value, quota, ttl_ns)
         except BaseException as error:
-            self._abort(error)
+            self.abort(error)
             raise
         stripe.release()
         return keys
+
+    def put(self, key: bytes, value: bytes, quota: Quota | None, ttl_ns: int) -> int:
+        """Do what `set` does. The caller must hold the stripe."""
+        if self.retired:
+            return 0
+        if ttl_ns or self.deadlines is not None:
+            return self._set_timed(key, value, quota, ttl_ns)
+        # `_commit` for a key without a deadline, inlined for speed (`scripts/bench engine`)
+        entries = self.entries
+        old = entries.get(key)
+        if old is None:
+            self.charge(1, EMPTY_ENTRY_BYTES + (len(key) & ~15) + (len(value) & ~15), quota)
+            entries[key] = value
+            if self.order is not None:
+                self._note(key)
+        else:
+            growth = (len(value) & ~15) - (len(old) & ~15)
+            if growth:
+                self.charge(0, growth, quota)
+            entries[key] = value
+        observer = self._account.observer
+        if observer is not None:
+            observer(SET, self._account.name, key, value)
+        return len(entries)
 
     def _set_timed(self, key: bytes, value: bytes, quota: Quota | None, ttl_ns: int) -> int:
         """Do the work of `set` when any key in the shard has a deadline, or when this key gets one."""
@@ -146,10 +137,9 @@ class Shard:
             # `_commit` for a key that has a deadline, inlined for speed (benchmark scenario: expiry)
             old_value, before_ns = old
             account = self._account
-            if len(value) != len(old_value):
-                growth = (len(value) + 48 & ~15) - (len(old_value) + 48 & ~15)
-                if growth:
-                    account.charge(0, growth, quota)
+            growth = (len(value) & ~15) - (len(old_value) & ~15)
+            if growth:
+                self.charge(0, growth, quota)
             deadline_ns = now_ns + ttl_ns
             entries[key] = entry = value, deadline_ns
             if deadline_ns < before_ns:
@@ -168,7 +158,7 @@ class Shard:
             stripe.acquire()
             removed = None if self.retired else self.remove(key)
         except BaseException as error:
-            self._abort(error)
+            self.abort(error)
             raise
         stripe.release()
         return removed
@@ -185,7 +175,7 @@ class Shard:
             stripe.acquire()
             total = None if self.retired else self._add(key, delta, value_bytes_max, quota, ttl_ns)
         except BaseException as error:
-            self._abort(error)
+            self.abort(error)
             raise
         stripe.release()
         return total
@@ -226,15 +216,14 @@ class Shard:
             return True
 
     def sweep(self, looks_max: int) -> int:
-        """Remove expired keys. Takes the stripe.
+        """Remove expired keys. Return the number of deadlines examined, at most `looks_max`. Takes the stripe.
 
-        Examine at most `looks_max` deadlines, and return the number examined. The number includes deadlines that were
-        moved or removed.
+        The number includes deadlines that were moved or removed.
         """
         with self.stripe:
             return 0 if self.retired else self._expire_due(looks_max)
 
-    def _abort(self, error: BaseException) -> None:
+    def abort(self, error: BaseException) -> None:
         """Release the stripe after a call failed. O(n) after an interrupt, which `keyvalue_engine.locks` explains.
 
         The account and the entries agree, but the order and the deadlines may lack the key. So they are made again.
@@ -278,11 +267,11 @@ class Shard:
             pass
         elif old is None or entry is None:
             growth = (0 if entry is None else entry_size(key, entry)) - (0 if old is None else entry_size(key, old))
-            account.charge(1 if old is None else -1, growth, quota)
+            self.charge(1 if old is None else -1, growth, quota)
         elif len(entry) != len(old) or before_ns is not None or deadline_ns is not None:
             growth = value_size(entry) - value_size(old)
             if growth:
-                account.charge(0, growth, quota)
+                self.charge(0, growth, quota)
         # No call separates the account from the entries, so an interrupt finds both changed, or none (see `locks`).
         if entry is not None:
             if deadline_ns is not None:
@@ -357,8 +346,7 @@ class Shard:
         if deadlines.count:
             deadlines.settle()
         else:
-            deadlines.close()
-            self.deadlines = None
+            self._close_deadlines()
         return looks
 
     def _remove_due(self, due: Mapping[bytes, Timed]) -> None:
@@ -367,7 +355,7 @@ class Shard:
         A key that expires must not take longer than a key that a batch writes, or writes could starve the sweep.
         """
         account, entries = self._account, self.entries
-        account.charge(-len(due), -sum(map(entry_size, due, due.values())))
+        self.charge(-len(due), -sum(map(entry_size, due, due.values())))
         for key in due:
             del entries[key]
         if entries.__sizeof__() > DICT_BYTES_MIN + DICT_BYTES_PER_KEY * len(entries):
@@ -383,16 +371,25 @@ class Shard:
 
     def _put_deadline(self, key: bytes, deadline_ns: int, before_ns: int | None, is_copy: bool) -> None:
         """Add a deadline, as `Deadlines.put` does."""
-        if self.deadlines is None:
-            self.deadlines = Deadlines(self, self.entries, self.context)
-        self.deadlines.put(key, deadline_ns, before_ns, is_copy)
+        (self.deadlines or self._open_deadlines()).put(key, deadline_ns, before_ns, is_copy)
 
     def _drop_deadline(self, key: bytes) -> None:
         assert self.deadlines is not None
         self.deadlines.drop(key)
         if not self.deadlines.count:
+            self._close_deadlines()
+
+    def _open_deadlines(self) -> Deadlines:
+        self.settle()
+        self.is_plain = False
+        self.deadlines = Deadlines(self, self.entries, self.context)
+        return self.deadlines
+
+    def _close_deadlines(self) -> None:
+        if self.deadlines is not None:
             self.deadlines.close()
             self.deadlines = None
+            self.is_plain = not self.evicts
 
     def _shrink(self) -> None:
         """Move to a dict of the right size. O(n). A reader of the old dict sees the entries as of this moment."""
@@ -430,6 +427,7 @@ class Shard:
         try:
             return order.take(position, page)
         finally:
+            self.settle()
             self.order = order if order.keep() else None
 
     def copy(self, position: int) -> Copy:
@@ -453,6 +451,8 @@ class Shard:
         hash_function, secret = self.context.hash_function, self.context.secret
         for key, entry in self.entries.items():
             parts[hash_function(secret, key) >> shift & mask][key] = entry
+        for shard in shards:
+            shard.counted_keys = len(shard.entries)
         if self.deadlines is not None:
             for shard in shards:
                 shard._find_deadlines()
@@ -464,13 +464,13 @@ class Shard:
         for shard in shards:
             self.entries.update(shard.entries)
             shard.retire()
+        self.counted_keys = len(self.entries)
         self._find_deadlines()
 
     def _find_deadlines(self) -> None:
         """Find the deadlines of a shard that is not in the ring yet. `enter_schedules` adds them to the schedule."""
         if any(isinstance(entry, tuple) for entry in self.entries.values()):
-            self.deadlines = Deadlines(self, self.entries, self.context)
-            self.deadlines.find()
+            self._open_deadlines().find()
 
     def enter_schedules(self) -> None:
         """Schedule the shard for sweeps if any key has a deadline. Takes the stripe.
@@ -487,13 +487,13 @@ class Shard:
         A writer that finds the shard retired must look up the key's shard again.
         """
         self._drop_derived()
+        self.settle()
         self.retired = True
+        self.is_plain = False
         self._account.adjust(-self.fixed_bytes)
 
     def _drop_derived(self) -> None:
         if self.order is not None:
             self.order.drop()
             self.order = None
-        if self.deadlines is not None:
-            self.deadlines.close()
-            self.deadlines = None
+        self._close_deadlines()

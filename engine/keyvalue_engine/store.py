@@ -35,11 +35,11 @@ from typing import TYPE_CHECKING
 from siphashc import siphash
 
 from keyvalue_engine.arguments import own_bytes, own_int
-from keyvalue_engine.bucket import NS_PER_MS, Bucket
+from keyvalue_engine.bucket import Bucket
 from keyvalue_engine.changes import Observer, ObserverOf
 from keyvalue_engine.context import SECRET_BYTES, HashFunction
 from keyvalue_engine.eviction import EVICTING_OPTIONS
-from keyvalue_engine.options import LENGTH_MAX, TTL_MS_MAX, UNUSED, BucketOptions, StoreOptions
+from keyvalue_engine.options import LENGTH_MAX, NS_PER_MS, TTL_MS_MAX, UNUSED, BucketOptions, StoreOptions
 from keyvalue_engine.quota import Quota
 from keyvalue_engine.room import NOTHING, Growth
 from keyvalue_engine.tables import Tables
@@ -176,8 +176,8 @@ class Store:
     def add_quota(self, quota: Quota, buckets_max: int | None = None) -> None:
         """Start counting the keys and memory of the buckets that a quota covers. O(counted buckets).
 
-        The quota limits only the writes through handles that have the quota. Quotas with equal reaches share their
-        counts, so adding a second one is O(1).
+        The first quota of a store also takes O(shards). The quota limits only the writes through handles that have the
+        quota. Quotas with equal reaches share their counts, so adding a second one is O(1).
 
         :param buckets_max: limit for the number of existing buckets to count in this call; None means no limit. Until
             `count_quota` has counted the others, the quota allows too much. `Quota.is_counted` tells.
@@ -241,8 +241,8 @@ class Store:
         self._tables.observe_bucket(name)
 
     def __len__(self) -> int:
-        """Return the number of keys in all buckets, including expired keys that have not been removed yet. O(1)."""
-        return self._tables.ledger.keys
+        """Return the number of keys in all buckets, including expired keys that are not removed yet. O(shards)."""
+        return self._tables.ledger.counts()[0]
 
     def renewals(self) -> Iterator[Renewal]:
         """Yield the renewals of all keys and values, which close the gaps in memory: see `keyvalue_engine.renewal`."""
@@ -252,8 +252,8 @@ class Store:
 
     @property
     def memory_bytes(self) -> int:
-        """Return the memory of all buckets in bytes, as computed in `keyvalue_engine.entry`. O(1)."""
-        return self._tables.ledger.memory_bytes
+        """Return the memory of all buckets in bytes, as computed in `keyvalue_engine.entry`. O(shards)."""
+        return self._tables.ledger.counts()[1]
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write all buckets to a file. Another process sees either the complete old file or the complete new one.

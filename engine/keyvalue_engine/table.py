@@ -143,6 +143,8 @@ class Table:
                             return page.keys, None
                         continue
                     next_position = shard.take(position, page)
+                if shard.order is None and shard.entries:
+                    self.account.ledger.recall()  # there was no room for an order
                 if next_position is not None:
                     return page.keys, next_position
             position = shard.end
@@ -218,17 +220,21 @@ class Table:
         with self._stripes_of(entries) as parts:
             if parts is None:
                 return None
-            keys = memory_bytes = 0
+            memory_bytes = 0
+            new_keys: list[int] = []
             deadline_ns = self._context.expiry.deadline_ns(ttl_ns)
             for shard, part in parts.items():
                 shard.expire(part)
+                if deadline_ns is not None:
+                    shard.settle()  # not among the writes, while the counts are ahead because of the batch
                 if only_missing and any(key in shard.entries for key in part):
                     return False
-                new_keys, growth = shard.growth(part, entries, deadline_ns)
-                keys += new_keys
+                shard_keys, growth = shard.growth(part, entries, deadline_ns)
+                new_keys.append(shard_keys)
                 memory_bytes += growth
-            self.account.charge(keys, memory_bytes, quota)
-            for shard, part in parts.items():
+            self.account.charge(sum(new_keys), memory_bytes, quota)
+            for (shard, part), shard_keys in zip(parts.items(), new_keys, strict=True):
+                shard.counted_keys += shard_keys
                 shard.put_many(part, entries, deadline_ns)
                 if has_long:
                     shard.long_bytes += long_bytes(part)
@@ -395,7 +401,7 @@ class Table:
     def check(self) -> None:
         """Assert every invariant of the table and its shards. This method takes one stripe at a time. O(n)."""
         assert not self._batches & 1
-        assert self.account.keys == len(self)
+        assert self.account.keys == sum(shard.counted_keys for shard in self.shards())
         assert self.account.memory_bytes == sum(map(entries_bytes, self.shards()))
         shift, shards = self.ring
         assert len(shards) == 1 << (64 - shift)

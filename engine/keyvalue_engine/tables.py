@@ -152,11 +152,18 @@ class Tables:
         """
         if len(name) > self.options.bucket_name_bytes_max:
             raise LimitError(BUCKET_NAME_BYTES, len(name), self.options.bucket_name_bytes_max)
-        with self._lock:
-            if name not in self.by_name and name not in self.emptied:
-                self.ledger.hold(_name_bytes(name))
-                self.emptied[name] = None
-                self._forget_oldest()
+        while True:
+            try:
+                with self._lock:
+                    if name not in self.by_name and name not in self.emptied:
+                        self.ledger.hold(_name_bytes(name))
+                        self.emptied[name] = None
+                        self._forget_oldest()
+                return
+            except FullError as error:
+                if error.is_exact:
+                    raise
+            self.ledger.recall()
 
     def _forget_oldest(self) -> None:
         if len(self.emptied) > self.options.buckets_max:
@@ -355,6 +362,9 @@ class Tables:
             self.check_name(name, pending.buckets)
         left = ROOM_WORK_MAX
         while (error := lack_of_room(self.ledger, self.options, growth, pending, quota, in_quota)) is not None:
+            if self.ledger.ahead:
+                self.ledger.recall()
+                continue
             done = self.find_room(name, error, left + error.needed_keys) if left > 0 else 0
             if not done:
                 raise error
@@ -367,6 +377,7 @@ class Tables:
 
         :raises ValueError: the quota was already added
         """
+        self.ledger.count_exactly()
         with self._lock, self.ledger.lock:
             if quota.usage in self.ledger.usages:
                 raise ValueError("the quota was already added")
@@ -431,7 +442,7 @@ class Tables:
         memory_bytes = 0
         for name, table in self.by_name.items():
             table.check()
-            keys += len(table)
+            keys += sum(shard.counted_keys for shard in table.shards())
             assert len(table), "an emptied bucket is freed"
             memory_bytes += BUCKET_BYTES + bytes_size(len(name)) + sum(map(shard_bytes, table.shards()))
             for shard in table.shards():
@@ -443,6 +454,8 @@ class Tables:
         memory_bytes += sum(map(_name_bytes, self.emptied))
         assert self.ledger.keys == keys
         assert self.ledger.memory_bytes == memory_bytes
+        assert not self.ledger.ahead or self.ledger.counts_ahead
+        assert self.ledger.counts()[0] == sum(map(len, self.by_name.values()))
         for usage in self.ledger.usages:
             counted = [
                 table.account for name, table in self.by_name.items() if usage.reach.covers(name) and usage.counts(name)

@@ -70,14 +70,20 @@ CALLS: dict[str, Callable[[Bucket], object]] = {
 }
 
 
+@pytest.mark.usefixtures("few_keys_count_ahead")
+@pytest.mark.parametrize("has_quota", [False, True])
 @pytest.mark.parametrize("has_times", [False, True])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_an_interrupted_call_holds_no_lock_and_counts_right(call: Callable[[Bucket], object], has_times: bool) -> None:
+def test_an_interrupted_call_holds_no_lock_and_counts_right(
+    call: Callable[[Bucket], object], has_times: bool, has_quota: bool
+) -> None:
+    """Without a quota, the counts are ahead of the keys."""
     for place in range(PLACES_MAX):
         clock = Clock()
         store = Store(clock=clock)
-        quota = Quota(Reach(prefix=b""), 10, 10_000)
-        store.add_quota(quota)
+        quota = Quota(Reach(prefix=b""), 10, 10_000) if has_quota else None
+        if quota is not None:
+            store.add_quota(quota)
         bucket = store.bucket(b"b", BucketOptions(quota=quota))
         bucket.set(b"stays", b"1")
         bucket.set(b"old", b"1")

@@ -164,6 +164,7 @@ class StoreMachine(RuleBasedStateMachine):
         hash_function=st.sampled_from(list(SHARD_KEYS_LEAST)),
         quota_keys_max=st.sampled_from([None, 3, 20]),
         quota_bytes_max=st.sampled_from([None, 1_000, 5_000]),
+        has_quota=st.booleans(),
     )
     def make(
         self,
@@ -171,8 +172,10 @@ class StoreMachine(RuleBasedStateMachine):
         hash_function: HashFunction,
         quota_keys_max: int | None,
         quota_bytes_max: int | None,
+        has_quota: bool = True,
     ) -> None:
         clock = self.clock
+        self.has_quota = has_quota  # without one, keys are counted ahead
 
         class StoreUnderTest(Store):
             def __init__(self, options: StoreOptions | None = None, *, secret: bytes | None = None) -> None:
@@ -187,7 +190,8 @@ class StoreMachine(RuleBasedStateMachine):
     def take_up(self, store: Store) -> None:
         self.store = store
         self.renewals = list(store.renewals())
-        store.add_quota(self.quota)
+        if self.has_quota:
+            store.add_quota(self.quota)
         store.observe(lambda name: lambda *event: self.events.append(event))
 
     def bounded(self, options: StoreOptions) -> StoreOptions:
@@ -202,7 +206,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def handle(self, name: bytes, ttl_ms: int | None = None, *, limited: bool = False) -> Bucket:
         """Return a handle. It is held to the quota if the quota covers its bucket."""
-        quota = self.quota if limited and self.quota.reach.covers(name) else None
+        quota = self.quota if limited and self.has_quota and self.quota.reach.covers(name) else None
         return self.store.bucket(name, BucketOptions(ttl_ms=ttl_ms, quota=quota))
 
     def read(self, bucket: Bucket, key: bytes) -> bytes | None:
@@ -248,7 +252,7 @@ class StoreMachine(RuleBasedStateMachine):
         limits.append(
             ("keys_max", sum(len(self.live(known)) for known in BUCKETS) + new_keys, options.keys_max, new_keys)
         )
-        if limited and self.quota.reach.covers(name):
+        if limited and self.has_quota and self.quota.reach.covers(name):
             covered = [
                 entry for known in BUCKETS if self.quota.reach.covers(known) for entry in self.live(known).items()
             ]
@@ -493,6 +497,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(shared=st.booleans())
     def count_quota_anew(self, shared: bool) -> None:
+        self.has_quota = True
         other = Quota(self.quota.reach, None, None)
         if shared:
             self.store.add_quota(other)
@@ -673,4 +678,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
-TestStore = StoreMachine.TestCase
+TestStore = pytest.mark.usefixtures("few_keys_count_ahead")(StoreMachine.TestCase)
