@@ -33,7 +33,8 @@ class Context(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A shard's entries as of a single moment, and the end of the shard's arc."""
+    """A shard's keys and their entries as of a single moment, and the end of the shard's arc."""
 
-    entries: list[tuple[bytes, Entry]]
+    keys: list[bytes]
+    entries: list[Entry]
     end: int

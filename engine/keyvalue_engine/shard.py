@@ -432,11 +432,11 @@ class Shard(CountedEntries):
 
     def copy(self, position: int) -> Copy:
         """Return a copy of the current entries at and after `position`, also of expired ones. O(n)."""
-        pairs = list(self.entries.items())
+        entries = self.entries
         if position > self.start:  # after a merge, some may be before it
             position_of = self.context.position_of
-            pairs = [pair for pair in pairs if position_of(pair[0]) >= position]
-        return Copy(pairs, self.end)
+            entries = {key: entry for key, entry in entries.items() if position_of(key) >= position}
+        return Copy(list(entries), list(entries.values()), self.end)
 
     def split(self, bits: int) -> list[Shard]:
         """Retire this shard, and return the 2**bits shards that replace it, in the ring's order.

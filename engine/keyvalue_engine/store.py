@@ -277,7 +277,7 @@ class Store:
     def frames(self) -> Iterator[list[bytes]]:
         """Yield the content of a snapshot in steps of bounded work, as parts to write to a `SnapshotFile`.
 
-        The store may change between two steps. A step copies one shard at most, or packs about 256 KiB, and may give no
+        The store may change between two steps. A step copies one shard at most, or packs about 32 KiB, and may give no
         parts.
 
         :raises RuntimeError: as in `save`

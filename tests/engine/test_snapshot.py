@@ -181,9 +181,9 @@ def test_a_strict_store_knows_emptied_buckets_after_a_load(path: Path) -> None:
 
 
 def test_values_larger_than_a_block_are_spread_over_blocks(path: Path) -> None:
-    stored({b"b": {b"%d" % number: bytes(25_000) for number in range(6)} | {b"large": bytes(150_000)}}).save(path)
+    stored({b"b": {b"%d" % number: bytes(12_500) for number in range(6)} | {b"large": bytes(75_000)}}).save(path)
     blocks = [len(whole) for _, whole in frames_of(path.read_bytes())][1:-1]
-    assert [size // 25_000 for size in sorted(blocks)] in ([2, 2, 2, 6], [1, 1, 2, 2, 6])
+    assert [size // 12_500 for size in sorted(blocks)] in ([2, 2, 2, 6], [1, 1, 2, 2, 6])
 
 
 def test_a_reader_reads_a_file_as_often_as_asked_and_gives_its_digest(path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_file_of_version_1_stays_readable(path: Path) -> None:
 def test_deadlines_are_found_in_the_block_of_their_keys(path: Path) -> None:
     store = Store()
     for number in range(9):
-        store.bucket(b"b").set(b"%d" % number, bytes(25_000), ttl_ms=(number + 1) * HOUR_MS if number % 2 else None)
+        store.bucket(b"b").set(b"%d" % number, bytes(12_500), ttl_ms=(number + 1) * HOUR_MS if number % 2 else None)
     store.save(path)
     blocks = [msgpack.unpackb(whole[HEAD.size :], strict_map_key=False) for _, whole in frames_of(path.read_bytes())]
     assert len(blocks[1:-1]) == 5
