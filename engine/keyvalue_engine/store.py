@@ -271,7 +271,8 @@ class Store:
 
         with SnapshotFile(path) as file:
             for parts in self.frames():
-                file.write(parts)
+                if file.add(parts):
+                    file.write()
             file.commit()
 
     def frames(self) -> Iterator[list[bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from keyvalue_engine import Store, StoreOptions
 from keyvalue_engine.context import Copy
-from keyvalue_engine.snapshot_writer import BLOCK_BYTES, SnapshotFile
+from keyvalue_engine.snapshot_writer import BLOCK_BYTES, CHUNK_BYTES, PARTS_MAX, SnapshotFile
 from keyvalue_engine.table import Table
 from tests.engine.clock import Clock
 
@@ -88,7 +89,8 @@ def test_each_shard_is_saved_as_of_the_moment_of_its_copy(
     with monkeypatch.context() as patch, SnapshotFile(tmp_path / "snapshot") as file:
         patch.setattr(Table, "copy_shard", noted_copy)
         for parts in store.frames():
-            file.write(parts)
+            file.add(parts)
+            file.write()
             for _ in range(changes):
                 change(store, model, clock, rng)
         file.commit()
@@ -114,6 +116,58 @@ def test_the_work_of_a_step_is_bounded_and_large_values_are_not_copied() -> None
         assert sum(map(len, parts)) - sum(map(len, parts[2:])) < BLOCK_BYTES + 100_000
     assert len(found) == 2
     assert all(any(part is value for part in found) for value in large)
+
+
+def test_the_blocks_that_wait_for_the_disk_use_the_same_memory(tmp_path: Path) -> None:
+    """Otherwise, the C library returns memory to the system and gets it again, which takes long."""
+    store, growth_bytes = Store(), list[int]()
+    for number in range(30_000):
+        store.bucket(b"b").set(b"%d" % number, bytes(64))
+    with SnapshotFile(tmp_path / "snapshot") as file:
+        tracemalloc.start()
+        try:
+            before_bytes = tracemalloc.get_traced_memory()[0]
+            for parts in store.frames():
+                is_due = file.add(parts)
+                parts.clear()
+                growth_bytes.append(tracemalloc.get_traced_memory()[0] - before_bytes)
+                if is_due:
+                    file.write()
+        finally:
+            tracemalloc.stop()
+        file.commit()
+        assert file.size_bytes > 2 * CHUNK_BYTES
+    assert max(growth_bytes) < CHUNK_BYTES // 2
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_parts_are_written_whole_and_in_order_by_few_calls(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the system write less than it was asked to. Otherwise, one call writes PARTS_MAX parts."""
+    rng, path = Random(seed), tmp_path / "snapshot"
+    parts = [
+        rng.randbytes(rng.choice([1, 1, 5, 10_000])) for _ in range(rng.choice([0, 1, 9, PARTS_MAX, 3 * PARTS_MAX]))
+    ]
+    is_cut, calls, writev = rng.random() < 0.5, 0, os.writev
+
+    def cut(descriptor: int, parts: list[bytes]) -> int:
+        nonlocal calls
+        calls += 1
+        if is_cut:
+            whole = b"".join(parts)
+            return os.write(descriptor, whole[: rng.choice([1, len(parts[0]), len(whole) // 2, len(whole)]) or 1])
+        return writev(descriptor, parts)
+
+    with monkeypatch.context() as patch, SnapshotFile(path) as file:
+        patch.setattr(os, "writev", cut)
+        file.add(parts)
+        file.write()
+        assert is_cut or calls == -(-len(parts) // PARTS_MAX)
+        file.commit()
+        assert file.size_bytes == sum(map(len, parts))
+    assert path.read_bytes() == b"".join(parts)
 
 
 class DeathError(BaseException):

@@ -7,7 +7,8 @@
 
 The steps run on the event loop, because a thread that packs keys would hold the interpreter's lock, for up to 5 ms at a
 time, while calls wait. Writing and syncing a file waits for a disk, so a thread does that. At most one chunk of frames
-waits for it.
+waits for it. The thread needs the interpreter's lock only for moments, and `run` syncs the file bit by bit, because a sync
+of 80 MB takes a core for 20 ms.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import signal
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, thread_time
 
 from keyvalue_engine import LimitError, SnapshotError, Store
@@ -29,11 +31,10 @@ __all__ = ["SnapshotCounts", "Snapshots", "UnusableSnapshotError"]
 
 log = logging.getLogger(__name__)
 
-#: After this time, other tasks run. A step may exceed it by its own time, 1 or 2 ms at most (bench scenario: snapshot).
-TURN_S = 0.0005
+#: After this time, other tasks run. A step may exceed it by its own time, 0.5 ms at most (bench scenario: snapshot).
+TURN_S = 0.0002
 #: The pause after a turn, as a multiple of the turn's time. So a save takes at most a quarter of the processor time.
 PAUSE_TURNS = 3
-CHUNK_BYTES = 1024 * 1024
 LOCK_RETRY_S = 0.05
 CHILD_POLL_S = 0.002
 #: The exit code of a child that failed without an error number.
@@ -73,6 +74,8 @@ class Snapshots:
     """
 
     def __init__(self, store: Store, path: str, interval_s: float) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # here, because importing it takes 1 ms
+
         self.counts = SnapshotCounts(current_s=monotonic())
         self.interval_s = interval_s
         self._store = store
@@ -83,6 +86,7 @@ class Snapshots:
         self._is_loaded = asyncio.Event()
         self._is_wanted = asyncio.Event()
         self._saving = asyncio.Lock()
+        self._writer = ThreadPoolExecutor(1, "snapshot")  # one thread, so that a file is closed after its last write
 
     def faults(self) -> list[str]:
         """Return why the provider is unhealthy, one line for each reason."""
@@ -94,7 +98,10 @@ class Snapshots:
         :param wait_s: seconds to wait while another process uses the path; it may be about to end
         :raises UnusableSnapshotError: the file is damaged, unreadable, or in use, or it exceeds a limit
         """
-        from keyvalue_engine.snapshot import Reader  # here, because importing it takes 4 ms
+        # Here, because importing them takes 4 ms, and only a provider with snapshots needs them. The writer, too, because
+        # calls would wait while the first save imports it.
+        import keyvalue_engine.snapshot_writer  # noqa: F401
+        from keyvalue_engine.snapshot import Reader
 
         began_s = monotonic()
         try:
@@ -196,25 +203,26 @@ class Snapshots:
 
     async def _write(self, pause_turns: float) -> int:
         """Write the file step by step. Return its size."""
-        from keyvalue_engine.snapshot_writer import SnapshotFile  # here, because importing it takes 4 ms
+        from keyvalue_engine.snapshot_writer import SnapshotFile  # `load` has imported it
 
-        with await asyncio.to_thread(SnapshotFile, self._path) as file:
-            chunk: list[bytes] = []
-            chunk_bytes, turn_s, began_s = 0, 0.0, thread_time()
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, self._writer)
+        file = await in_thread(SnapshotFile, self._path)
+        try:
+            turn_s, began_s = 0.0, thread_time()
             for parts in self._store.frames():
+                is_due = file.add(parts)
                 turn_s += thread_time() - began_s
-                chunk += parts
-                chunk_bytes += sum(map(len, parts))
-                if chunk_bytes >= CHUNK_BYTES:
-                    await asyncio.to_thread(file.write, chunk)
-                    chunk, chunk_bytes = [], 0
+                if is_due:
+                    await in_thread(file.write, pause_turns > 0)
                 if turn_s >= TURN_S:
                     await asyncio.sleep(turn_s * pause_turns)
                     turn_s = 0.0
                 began_s = thread_time()
-            await asyncio.to_thread(file.write, chunk)
-            await asyncio.to_thread(file.commit)
+            await in_thread(file.commit)
             return file.size_bytes
+        finally:
+            file.discard()  # at once: after a cancellation, the thread must not replace the file of a later save
+            self._writer.submit(file.close)
 
     def _note_success(self, level: int, began_s: float, size_bytes: int) -> None:
         counts = self.counts

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from os import PathLike
 from pathlib import Path
@@ -14,8 +16,8 @@ from time import monotonic, sleep
 
 import pytest
 
-from keyvalue_engine import Store, StoreOptions
-from keyvalue_engine.snapshot_writer import SnapshotFile
+from keyvalue_engine import Store, StoreOptions, snapshot_writer
+from keyvalue_engine.snapshot_writer import BLOCK_BYTES, CHUNK_BYTES, SnapshotFile
 from keyvalue_provider.keyvalue import snapshots as module
 from keyvalue_provider.keyvalue.path_lock import PathLock
 from keyvalue_provider.keyvalue.snapshots import Snapshots, UnusableSnapshotError
@@ -128,10 +130,10 @@ async def test_a_save_that_is_wanted_during_a_save_follows_it(
 ) -> None:
     store, write, is_writing, gate = Store(), SnapshotFile.write, Event(), Event()
 
-    def slow_write(file: SnapshotFile, parts: list[bytes]) -> None:
+    def slow_write(file: SnapshotFile, syncs: bool = False) -> None:
         is_writing.set()
         assert gate.wait(DEADLINE_S)
-        write(file, parts)
+        write(file, syncs)
 
     monkeypatch.setattr(SnapshotFile, "write", slow_write)
     snapshots = await loaded(store, path)
@@ -175,6 +177,55 @@ async def test_a_failure_is_counted_and_shown_until_a_save_succeeds(
     assert snapshots.counts.size_bytes == size_of(path)
     assert snapshots.counts.current_s > current_s
     assert keys_in(path) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+async def test_a_save_that_is_cancelled_leaves_the_file_of_a_later_save(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread still commits when the stop saves in a fork. It must not replace the file of the fork."""
+    store, replace, is_committing, gate = Store(), os.replace, Event(), Event()
+    snapshots = await loaded(store, path)
+    store.bucket(b"b").set(b"k", b"old")
+
+    def slow_replace(source: str, target: str) -> None:
+        if not is_committing.is_set():
+            is_committing.set()
+            assert gate.wait(DEADLINE_S)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", slow_replace)
+    running = asyncio.create_task(snapshots.run())
+    snapshots.want()
+    await soon(is_committing.is_set)
+    running.cancel()
+    store.bucket(b"b").set(b"k", b"new")
+    await snapshots.save_apart(monotonic() + DEADLINE_S)
+    new = bytes_of(path)
+    gate.set()
+    await asyncio.wrap_future(snapshots._writer.submit(bool))  # the thread has done everything before
+    assert bytes_of(path) == new
+    assert Store.load(path).bucket(b"b").get(b"k") == b"new"
+    assert {*os.listdir(path.parent)} == {"snapshot", "snapshot.lock"}
+
+
+def test_the_first_save_imports_nothing(path: Path) -> None:
+    """Calls would wait for an import."""
+    program = f"""import asyncio, sys
+from keyvalue_engine import Store
+from keyvalue_provider.keyvalue.snapshots import Snapshots
+
+async def main():
+    snapshots = Snapshots(Store(), {str(path)!r}, 1.0)
+    await snapshots.load(0)
+    before = {{*sys.modules}}
+    assert await snapshots._save(20, 3)
+    print(*{{*sys.modules}} - before)
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE_S)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
 async def test_a_store_that_was_not_loaded_is_not_saved(path: Path) -> None:
@@ -300,17 +351,28 @@ async def test_without_room_for_a_fork_it_saves_itself(
 
 
 async def test_a_save_needs_memory_for_one_chunk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parts that wait for the disk are written before more are made."""
-    store, sizes, write = Store(), list[int](), SnapshotFile.write
+    """The parts that wait for the disk are written before more are made. `run` syncs the file bit by bit."""
+    store, sizes, synced, write, fsync = Store(), list[int](), list[int](), SnapshotFile.write, os.fsync
+    monkeypatch.setattr(snapshot_writer, "SYNC_BYTES", 2 * CHUNK_BYTES)
     snapshots = await loaded(store, path)
     for number in range(500):
         store.bucket(b"b").set(b"%d" % number, bytes(10_000))
 
-    def noted(file: SnapshotFile, parts: list[bytes]) -> None:
-        sizes.append(sum(map(len, parts)))
-        write(file, parts)
+    def noted(file: SnapshotFile, syncs: bool = False) -> None:
+        before_bytes = file.size_bytes
+        write(file, syncs)
+        sizes.append(file.size_bytes - before_bytes)
+
+    def noted_fsync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
 
     monkeypatch.setattr(SnapshotFile, "write", noted)
-    assert await snapshots.save_last()
-    assert sum(sizes) == size_of(path) > 5_000_000
-    assert max(sizes) < 3 * module.CHUNK_BYTES
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    for save, syncs in ((snapshots.save_last, 1), (lambda: snapshots._save(logging.INFO, 3), 3)):
+        sizes.clear()
+        synced.clear()
+        assert await save()
+        assert sum(sizes) == size_of(path) > 5_000_000
+        assert max(sizes) < CHUNK_BYTES + BLOCK_BYTES + 1_000
+        assert len(synced) == syncs + 1, "and the directory"
