@@ -50,8 +50,10 @@ PAIRS = Case(rate=2_000.0)
 BEGIN_S = 0.5
 #: The line of the log about a save, with the seconds that it took.
 SAVED = re.compile(r"snapshot saved: .* in (\S+) s")
-#: The gets beside a save last longer than a save at this rate.
-SAVED_KEYS_PER_S = 50_000
+SAVE_TIMEOUT_S = 60.0
+SAVE_POLL_S = 0.05
+#: A save beside gets takes at most this many times as long as a save alone.
+SAVE_SHARE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,15 @@ class Trial:
                 return str(answer.read(), "utf-8")
         except (OSError, ValueError) as error:
             raise LoadError(f"{self.provider.name}: no metrics: {error}") from None
+
+    def save_s(self, saves: int, timeout_s: float) -> float:
+        """Return the duration of a save by its number. Raise LoadError if it does not end within the timeout."""
+        ends_s = time.monotonic() + timeout_s
+        while len(found := SAVED.findall(self.provider.log)) < saves:
+            if time.monotonic() >= ends_s:
+                raise LoadError(f"{self.provider.name}: save {saves} did not end in time")
+            time.sleep(SAVE_POLL_S)
+        return float(found[saves - 1])
 
     def events(self) -> float:
         """Return the number of changes that a watcher was called for, or that were dropped because it was too slow."""
@@ -176,24 +187,25 @@ def pages(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) 
     """
     for trial in launched(stage, name, subjects, extent.rounds, extent.keys):
         walk = partial(trial.walk, extent.keys)
-        yield from gets_beside(trial, extent, {"the first walk": walk, "the second walk": walk})
+        walks = {"the first walk": walk, "the second walk": walk}
+        yield from gets_beside(trial, extent.keys, walks, 2 * (BEGIN_S + extent.seconds))
 
 
 def snapshot(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure gets alone, the same gets beside a save of all keys, and a start that loads them.
+    """Measure gets alone, as many gets beside a save of all keys, and a start that loads them.
 
-    The save begins at SIGUSR1, and must end before the gets, or this function raises LoadError.
+    A save begins at SIGUSR1, and must end before the gets, or this function raises LoadError. A first save, without
+    gets, shows how long they must last.
     """
     path = stage.directory / "snapshot"
     config = {"snapshot_path": str(path), "snapshot_interval_ms": str(HOUR_MS)}
     saving = [replace(subject, config={**subject.config, **config}) for subject in subjects]
     for trial in launched(stage, name, saving, extent.rounds, extent.keys):
         save = partial(os.kill, trial.provider.pid, signal.SIGUSR1)
-        *rows, last = gets_beside(trial, extent, {"a save": save}, extent.keys / SAVED_KEYS_PER_S)
-        saved = SAVED.search(trial.provider.log)
-        if saved is None:
-            raise LoadError(f"{trial.subject.name}: no save of {extent.keys:,} keys ended in time")
-        yield from (*rows, replace(last, figures={**last.figures, "save_s": float(saved[1])}))
+        save()
+        seconds = 2 * BEGIN_S + SAVE_SHARE * trial.save_s(1, SAVE_TIMEOUT_S)
+        *rows, last = gets_beside(trial, extent.keys, {"a save": save}, seconds)
+        yield from (*rows, replace(last, figures={**last.figures, "save_s": trial.save_s(2, 0.0)}))
         trial.provider.stop()
         for again in launched(stage, name, [trial.subject]):
             yield replace(again, number=trial.number).start_row(f"start, {extent.keys:,} keys")
@@ -201,24 +213,24 @@ def snapshot(stage: Stage, name: str, subjects: Sequence[Subject], extent: Exten
 
 
 def gets_beside(
-    trial: Trial, extent: Extent, actions: Mapping[str, Callable[[], Outcome | None]], action_s: float = 0.0
+    trial: Trial, keys: int, actions: Mapping[str, Callable[[], Outcome | None]], seconds: float
 ) -> Iterator[Row]:
     """Measure gets alone, then the same gets beside each action. Also yield the row of an action that is a walk.
 
     Each get has a partner: a get that is due at the same time on the bare responder. The partner never waits for the
     action, so its latency shows how much of a delay comes from the machine.
 
-    :param action_s: seconds that an action may take in addition to the time of two loads
+    :param seconds: duration of each load of gets; the longest of more waits would be longer
     """
-    get = replace(PAIRS, keys=extent.keys)
-    gets = trial.load(get, 2 * (BEGIN_S + extent.seconds))
+    get = replace(PAIRS, keys=keys)
+    gets = trial.load(get, seconds)
     gets = replace(gets, beside=trial.stage.provider(BARE, get).prefix)
-    of_keys = f", {extent.keys:,} keys"
+    of_keys = f", {keys:,} keys"
     with GeneratorProcess(trial.stage.directory, "load-beside") as beside:
         alone = beside.run(gets)
         yield trial.row(get, alone, f"gets alone{of_keys}", excess_us=alone.excess_us)
         for what, act in actions.items():
-            beside.begin(replace(gets, seconds=gets.seconds + action_s))
+            beside.begin(gets)
             time.sleep(BEGIN_S)
             walk = act()
             outcome = beside.end()
