@@ -213,15 +213,17 @@ class Deliveries:
 
         Their names, times and values may differ.
         """
+        if len(first[6]) == 1:  # the number may be 1, which NUMBERS excludes
+            return 0
         applied, count = self._core.position.applied, 0
-        bounds = at, first.start(2), first.end(3), *first.span(5), first.end(8), first.end(), frame_end - 2, frame_end
-        frames = self._runs.split(buffer, "ssssssxs", bounds, end)
-        head, _, middle, sequence, _, size, line_end = next(frames)
+        names, numbers = (first.start(2), first.end(3)), (*first.span(5), first.end(5) + 1)
+        frames = self._runs.split(buffer, "sxsssxsx", (at, *names, *numbers, first.end(8), first.end(), frame_end), end)
+        head, middle, sequence, point, size = next(frames)
         newest = b"%0*d" % (len(sequence), min(applied, 10 ** len(sequence) - 1))  # of the same length
-        for its_head, names, its_middle, sequence, numbers, its_size, its_end in frames:
-            if its_head != head or its_middle != middle or its_size != size or its_end != line_end:
+        for its_head, its_middle, sequence, its_point, its_size in frames:
+            if its_head != head or its_middle != middle or its_size != size:
                 break
-            if sequence > newest or b" " in names or numbers.startswith(b".1."):  # as NUMBERS
+            if sequence > newest or its_point != point:  # without the point, the sequence is longer
                 break
             count += 1
         return count
