@@ -216,10 +216,10 @@ class Connection:
 
     def call_soon(self, act: Callable[[], None]) -> None:
         """Call `act` once: at the end of the read that is being parsed, or in the next turn of the event loop."""
-        if self.direct is None or self.direct.protocol is None or not self.direct.protocol.is_parsing():
+        if self.direct is None:
             asyncio.get_running_loop().call_soon(act)
         else:
-            self.direct.ending.append(act)
+            self.direct.call_soon(act)
 
     async def write(self, frames: bytes) -> None:
         """Send PUB frames, which is faster than many calls of `publish`.

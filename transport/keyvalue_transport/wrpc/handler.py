@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from keyvalue_transport.wrpc.errors import NeedMoreBytes
+from keyvalue_transport.wrpc.errors import NeedMoreBytes, NoPlaceError
 
 __all__ = [
     "ANONYMOUS",
@@ -21,6 +21,7 @@ __all__ = [
     "REFUSED",
     "Again",
     "Answer",
+    "Begun",
     "Caller",
     "Derived",
     "Handler",
@@ -123,6 +124,30 @@ HandlerResult: TypeAlias = bytes | Pending | LargeResult | Again
 #: NeedMoreBytes if the parameters are incomplete, and DecodeError if they are malformed. It reads all parameters before
 #: it returns a Pending answer.
 Handler: TypeAlias = Callable[[Caller, bytes, int, int], HandlerResult]
+
+
+class Begun:
+    """The handler of a function that begins a change before its answer is ready. Its call begins only if it may wait.
+
+    :param handler: begins a call
+    :param may_begin: returns True if one more call of a source id may wait
+    """
+
+    __slots__ = ("_may_begin", "handler")
+
+    def __init__(self, handler: Handler, may_begin: Callable[[str | None], bool]) -> None:
+        self.handler = handler
+        self._may_begin = may_begin
+
+    def __call__(self, caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        """Begin a call.
+
+        :raises NoPlaceError: too many calls wait, so this one has begun nothing
+        """
+        if not self._may_begin(caller.source_id):
+            raise NoPlaceError
+        return self.handler(caller, buffer, start, end)
+
 
 #: The server calls a measure with all parameter bytes that have arrived so far. The measure returns the
 #: smallest number of bytes that the complete parameters can have.

@@ -40,6 +40,7 @@ from keyvalue_transport.wrpc.handler import (
     LARGE_BYTES,
     REFUSED,
     Again,
+    Begun,
     Caller,
     Handler,
     HandlerResult,
@@ -185,20 +186,12 @@ class Invocations(Generic[A, M]):
         """Return the number of bytes that queued calls count."""
         return self._queue.held_bytes
 
-    def if_may_wait(self, handler: Handler) -> Handler:
+    def if_may_wait(self, handler: Handler) -> Begun:
         """Return a handler that is called only if its call may wait for an answer. If not, the invocation is refused.
 
         This is for functions that begin to change something before their answer is ready.
         """
-
-        waiting_of = self._waiting_of
-
-        def handle(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
-            if self._waiting >= self._waiting_max or waiting_of.get(caller.source_id, 0) >= self._waiting_share:
-                raise NoPlaceError
-            return handler(caller, buffer, start, end)
-
-        return handle
+        return Begun(handler, lambda source_id: self.room(source_id) > 0)
 
     def receive(
         self,
@@ -234,17 +227,19 @@ class Invocations(Generic[A, M]):
         return False
 
     def begin_waits(self, source_id: str | None, number: int) -> int:
-        """Count calls that wait. Return the number of those that may. A caller leaves a quarter of the places to others."""
-        own = self._waiting_of.get(source_id, 0)
-        room, own_room = self._waiting_max - self._waiting, self._waiting_share - own
-        if own_room < room:
-            room = own_room
+        """Count calls that wait. Return the number of those that may."""
+        room = self.room(source_id)
         if number > room:
             number = room
         if number > 0:
             self._waiting += number
-            self._waiting_of[source_id] = own + number
+            self._waiting_of[source_id] = self._waiting_of.get(source_id, 0) + number
         return number
+
+    def room(self, source_id: str | None) -> int:
+        """Return how many more calls may wait. A caller leaves a quarter of the places to others."""
+        room, own_room = self._waiting_max - self._waiting, self._waiting_share - self._waiting_of.get(source_id, 0)
+        return own_room if own_room < room else room
 
     def end_waits(self, source_id: str | None, number: int) -> None:
         """End the count of invocations that `begin_waits` began."""

@@ -488,3 +488,12 @@ def test_the_quick_reader_with_the_longest_prefix_gets_a_frame() -> None:
     for number, prefix in enumerate((b"MSG $KV.", b"MSG $KV.b.", b"MSG _INBOX.of.acknowledgements."), 1):
         routes.add(number, Frames(lambda *_: None, (QuickReader(prefix),)))
     assert [key for _, _, key in routes.quick] == [b"3", b"2", b"1"]
+
+
+def test_what_the_end_of_a_read_asks_for_needs_no_further_read(loop: asyncio.AbstractEventLoop, direct: Direct) -> None:
+    done: list[bool] = []
+    soon = direct.routes.call_soon
+    direct.routes.add(OTHERS, Frames(lambda *_: soon(lambda: soon(lambda: done.append(True)))))
+    direct.protocol.data_received(msg(OTHERS, b""))
+    loop.run_until_complete(asyncio.sleep(0))
+    assert done

@@ -67,6 +67,8 @@ class DirectPath:
 
     def give_up(self) -> list[bytes]:
         """Give up the calls that are to be made again. Return the frames that end them."""
+        if self._routes.begun is not None:
+            self._routes.begun.close()
         return [] if self._routes.repeats is None else self._routes.repeats.close()
 
     async def flush(self) -> None:

@@ -9,7 +9,8 @@
 The methods, in the order of this file:
 
     data_received   keeps bytes until a frame is complete
-    _parse          calls the handler with the first frame of each call, and writes results of 1 byte to max_payload
+    _parse          calls the handler with the first frame of each call, and writes results of 1 byte to max_payload;
+                    calls that must wait are kept in repeats.py or begun_calls.py
     _groups         finds the frames, by shape (alike.py) or by parsing (frames.py). It passes calls to _parse, other
                     frames of routed subscriptions to _take, and everything else to nats-py
     _enter_core     passes a call to the core (wrpc/invocation.py) if its parameters are cut, its result is empty or
@@ -40,7 +41,8 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from time import monotonic, perf_counter
 
 from keyvalue_transport.nats.direct.alike import InvocationGroup
@@ -63,7 +65,7 @@ from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Fr
 from keyvalue_transport.nats.reply_subjects import CR, REPLY_BYTES_MAX
 from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Caller, Handler, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Begun, Caller, Handler, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.invocation import Step, Waiting
 
 __all__ = ["DirectProtocol"]
@@ -171,7 +173,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         try:
             self._parse(buffer)
             if routes.ending:
-                routes.end_read()
+                routes.end_read(self._loop_of_writes)
         finally:
             self._is_parsing = False
         self._out += self._later  # in one write, and after the handshakes in `_out`
@@ -202,17 +204,21 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             for _ in self._groups(buffer):
                 raise AssertionError("there is a route to a handler, and no server")
             return
-        counts, repeats = server.invocations.counts, self._routes.repeats
+        counts, repeats, begun = server.invocations.counts, self._routes.repeats, self._routes.begun
         answered = out_bytes = 0
-        begun, pub, handshake, next_pub = None, b"", b"", b""
+        last_head, pub, handshake, next_pub = None, b"", b"", b""
         if holds := self._delayed.must_hold(server):
             self._pump_due = True
         for handler, caller, head, frames in self._groups(buffer):
             if holds:
                 self._delayed.hold(server, handler, caller, head, frames, buffer)
                 continue
-            if head is not begun:
-                begun, (pub, handshake, next_pub) = head, server.replies.begun(head)
+            if type(handler) is Begun and begun is not None:
+                enter = partial(self._enter_core, server)
+                out_bytes += begun.begin(handler, caller, head, frames, buffer, enter)
+                continue  # this output is small, because most answers come later
+            if head is not last_head:
+                last_head, (pub, handshake, next_pub) = head, server.replies.begun(head)
             size_max = self._max_payload  # an INFO before this group may have changed the limit
             for tail, at, start, end in frames:
                 result: HandlerResult | Exception
@@ -432,9 +438,12 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         self._later += frames
         return True
 
-    def is_parsing(self) -> bool:
-        """Return True while the frames of a read are handled."""
-        return self._is_parsing
+    def call_soon(self, act: Callable[[], None]) -> None:
+        """Call `act` once: at the end of the read that is being parsed, or in the next turn of the event loop."""
+        if self._is_parsing:
+            self._routes.ending.append(act)
+        else:
+            self._loop_of_writes.call_soon(act)
 
     def flush(self) -> None:
         """Write everything given to `send`, and the rest of a large result. The server calls this when it stops."""

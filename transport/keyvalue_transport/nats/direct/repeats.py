@@ -64,10 +64,10 @@ class Repeats:
         tail, at, start, end = first
         trace = traceparent_in(buffer, at, start)
         calls: list[Repeat] = [(tail, buffer[start:end], trace)]
-        for tail, at, start, end in rest:
-            if trace is not None:  # otherwise, no frame of the shape has one
-                trace = traceparent_in(buffer, at, start)
-            calls.append((tail, buffer[start:end], trace))
+        if trace is None:  # then no frame of the shape has one
+            calls += [(tail, buffer[start:end], None) for tail, _, start, end in rest]
+        else:
+            calls += [(tail, buffer[start:end], traceparent_in(buffer, at, start)) for tail, at, start, end in rest]
         self._add(again, (handler, caller, head, calls))
 
     def _add(self, again: Again, group: Group) -> None:

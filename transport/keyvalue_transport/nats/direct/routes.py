@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from enum import Enum, auto
@@ -10,6 +11,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from keyvalue_transport.nats.direct.alike import Alike
 from keyvalue_transport.nats.direct.answers import FrameReplies, message_count
+from keyvalue_transport.nats.direct.begun_calls import BegunCalls
 from keyvalue_transport.nats.direct.repeats import Repeats
 from keyvalue_transport.nats.headers import CallerCache
 from keyvalue_transport.nats.rate_limit import network_limit
@@ -73,7 +75,7 @@ class FrameWriter(Protocol):
 
     def write_now(self, frames: bytes, /) -> bool: ...
 
-    def is_parsing(self) -> bool: ...
+    def call_soon(self, act: Callable[[], None], /) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -118,6 +120,7 @@ class DirectRoutes:
         self.callers = CallerCache()
         self.server: DirectServer | None = None
         self.repeats: Repeats | None = None
+        self.begun: BegunCalls | None = None
         self.tracer: Tracer | None = None
         self.protocol: FrameWriter | None = None
         self.max_payload: int | None = None
@@ -136,7 +139,9 @@ class DirectRoutes:
         self.server = server
         self.tracer = server.tracer
         self.alike.is_traced = server.tracer is not None
-        self.repeats = Repeats(server.invocations, server.replies, server.on_step, self._send)
+        core = server.invocations, server.replies, server.on_step, self._send
+        self.repeats = Repeats(*core)
+        self.begun = BegunCalls(*core, self.call_soon)
 
     def _send(self, frames: list[bytes], is_large: bool) -> None:
         """Send frames outside of reads, or at the end of the read that is being parsed."""
@@ -191,11 +196,21 @@ class DirectRoutes:
         self._before_next_call = act
         self.alike.pause()  # `settle` is called only for a parsed frame
 
-    def end_read(self) -> None:
+    def call_soon(self, act: Callable[[], None]) -> None:
+        """Call `act` once: at the end of the read that is being parsed, or in the next turn of the event loop."""
+        if self.protocol is None:
+            asyncio.get_running_loop().call_soon(act)
+        else:
+            self.protocol.call_soon(act)
+
+    def end_read(self, loop: asyncio.AbstractEventLoop) -> None:
         """Call the functions in `ending`, because a read has been parsed. They must not raise."""
         ending, self.ending = self.ending, []
         for act in ending:
             act()
+        ending, self.ending = self.ending, []
+        for act in ending:  # which these have added, and which must not wait for the next read
+            loop.call_soon(act)
 
     def log_failure(self, subject: bytes) -> None:
         """Log the current exception of a handler of frames, at a limited rate."""

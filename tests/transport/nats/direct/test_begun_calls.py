@@ -1,0 +1,163 @@
+"""Calls that have begun a change: each is answered once, whatever its result, and none begins that may not wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from keyvalue_replica.promise import Promise
+from keyvalue_transport.nats.direct.protocol import DirectProtocol
+from keyvalue_transport.wrpc.errors import DecodeError
+from keyvalue_transport.wrpc.handler import Caller, HandlerResult
+from keyvalue_transport.wrpc.invocation import InvocationLimits
+from tests.transport.nats.direct.scene import MIB, SET, Reader, Socket, answer, direct_core, hmsg, info, publications
+
+WAITING_MAX = 8
+SHARE = WAITING_MAX * 3 // 4
+LARGE = bytes(MIB + 1)
+#: The results of calls that wait, by their parameters. The others end without a result.
+RESULTS = {b"small": b"result", b"middle": bytes(60_000), b"large": LARGE, b"shared": b"result", b"ready": b"result"}
+PIECES: dict[bytes, list[bytes]] = {
+    **{params: [result] for params, result in RESULTS.items()},
+    b"at once": [b"now"],
+    b"large": [LARGE[:MIB], LARGE[MIB:]],
+}
+ENDLESS = (b"empty", b"fault", b"cancelled", b"malformed")
+
+
+class Awaited:
+    """The Pending answer of a call."""
+
+    def __init__(self, answer: Any, params: bytes) -> None:
+        self.answer = answer
+        self._params = params
+
+    def encode(self, read: Callable[[], object]) -> bytes:
+        read()
+        if self._params == b"fault":
+            raise ValueError
+        return RESULTS.get(self._params, b"")
+
+
+class Scene:
+    """A connection with one function, which begins changes. They end when the test says so."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.routes, self.invocations, self.steps = direct_core(InvocationLimits(waiting_max=WAITING_MAX))
+        self.routes.add(SET, self.invocations.if_may_wait(self._handle))
+        self.socket = Socket()
+        self.protocol = DirectProtocol(Reader(loop), self.routes, loop)
+        self.socket.protocol = self.protocol
+        self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what is used of it
+        self.protocol.data_received(info(MIB) + b"PONG\r\n")
+        self.begun: Counter[bytes] = Counter()
+        self._answers: list[tuple[Promise, bytes]] = []
+        self._shared = Promise()
+
+    def _handle(self, caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        params = buffer[start:end]
+        self.begun[params] += 1
+        if params == b"at once":
+            return b"now"
+        if params == b"malformed":
+            raise DecodeError
+        promise = self._shared if params == b"shared" else Promise()
+        if params == b"ready":
+            promise.set_result(None)
+        elif params != b"shared":
+            self._answers.append((promise, params))
+        return Awaited(promise, params)
+
+    def end(self) -> None:
+        """Let the changes end that have begun, as acknowledgements would that arrive in one read."""
+        answers, self._answers = self._answers, []
+        for promise, params in answers:
+            if params == b"cancelled":
+                promise.cancel()
+            else:
+                promise.set_result(None)
+        shared, self._shared = self._shared, Promise()
+        shared.set_result(None)
+        for step in self.steps:  # of calls that share an answer: all but the first wait as other calls do
+            if step.waiting is not None:
+                sends = self.invocations.answer(step.waiting, step.waiting.pending.encode(shared.result))
+                self.protocol.send(sends)
+        self.steps.clear()
+
+
+OPERATIONS = st.lists(
+    st.lists(st.sampled_from([b"at once", *RESULTS, *ENDLESS]), min_size=1, max_size=6) | st.just("end"), max_size=12
+)
+
+
+@example([[b"small"] * 12, "end"])
+@example([[b"small"] * 3, [b"shared"] * 3])
+@given(OPERATIONS)
+def test_each_call_is_answered_once(operations: list[list[bytes] | str]) -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        scene = Scene(loop)
+        calls: dict[str, bytes] = {}
+        waiting = 0
+        refused: set[str] = set()
+        for operation in [*operations, "end"]:
+            if isinstance(operation, str):
+                scene.end()
+                waiting = 0
+            else:
+                frames = []
+                for params in operation:
+                    calls[reply := f"r{len(calls) + 10}"] = params
+                    frames.append(hmsg(SET, params, reply.encode()))
+                    if waiting >= SHARE:
+                        refused.add(reply)
+                    waiting += params not in (b"at once", b"malformed") and reply not in refused
+                scene.protocol.data_received(b"".join(frames))
+                waiting -= sum(
+                    calls[reply] == b"ready" for reply in list(calls)[-len(operation) :] if reply not in refused
+                )
+            loop.run_until_complete(asyncio.sleep(0))
+            assert scene.invocations.waiting == waiting
+        loop.run_until_complete(asyncio.sleep(0.01))
+        sent = publications(scene.socket.take())
+        for reply, params in calls.items():
+            own = [send for send in sent if send.subject in (reply, f"{reply}.results")]
+            assert own == answer(reply, *([] if reply in refused else PIECES.get(params, []))), params
+        counts = scene.invocations.counts
+        taken = Counter(params for reply, params in calls.items() if reply not in refused)
+        assert scene.begun == taken, "a refused call has begun"
+        assert (counts.refused, counts.damaged) == (len(refused), taken[b"malformed"])
+        assert counts.failed == taken[b"fault"] + taken[b"cancelled"]
+        assert counts.answered == taken.total() - counts.failed - counts.damaged
+    finally:
+        loop.close()
+
+
+def test_the_answers_of_changes_that_end_together_leave_in_one_write(loop: asyncio.AbstractEventLoop) -> None:
+    scene = Scene(loop)
+    scene.protocol.data_received(b"".join(hmsg(SET, b"small", b"r%d" % number) for number in range(10, 16)))
+    assert scene.socket.take() == b"", "the handshakes leave with the results"
+    scene.end()
+    assert scene.invocations.waiting == 6
+    loop.run_until_complete(asyncio.sleep(0))
+    assert len(scene.socket.buffer) == 1
+    assert scene.invocations.waiting == 0
+
+
+def test_calls_that_still_wait_end_when_the_server_stops(loop: asyncio.AbstractEventLoop) -> None:
+    scene = Scene(loop)
+    scene.protocol.data_received(hmsg(SET, b"small", b"r10") + hmsg(SET, b"small", b"r11"))
+    assert scene.routes.begun is not None
+    scene.routes.begun.close()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert publications(scene.socket.take()) == [*answer("r10"), *answer("r11")]
+    scene.end()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert scene.socket.take() == b""
+    assert scene.invocations.counts.failed == 2
+    assert scene.invocations.waiting == 0
