@@ -87,6 +87,7 @@ class Core:
         self._increments = Increments(self, self._sequences, self.counts)
         self._reply = f"{inbox}.".encode()
         self._reply_at = len(self._reply)
+        self._before_subject, self._after_subject = b"PUB " + layout.to_domain, b" " + self._reply
         self._to_domain = layout.to_domain
         self._barrier_subject = layout.barrier(instance)
         self._barrier_delivered_s = -PROVEN_S  # when a barrier was last delivered
@@ -183,10 +184,7 @@ class Core:
 
     def acknowledge_all(self, sequences: list[tuple[int, int]]) -> None:
         """Take the sequences of messages of ours that were stored, by the number in their reply subjects."""
-        now_s, publications = self._outside.now_s(), self.publications
-        for token, sequence in sequences:
-            publications.stored(token, sequence, now_s)
-        publications.report(now_s)
+        self.publications.stored(sequences, self._outside.now_s())
         if len(self._increments):
             self.flush_soon()
 
@@ -332,10 +330,11 @@ class Core:
     ) -> Publication:
         """Publish a change that needs no headers, as `publish_one` does. For speed, everything is inlined."""
         publication = Publication(reservation, change)
-        token = self.publications.add(publication, self._turn_s if self._is_due else self._begin())
-        self._out.append(
-            b"PUB %b%b %b%d %d\r\n%b\r\n" % (self._to_domain, subject, self._reply, token, len(value), value)
-        )
+        if not self._is_due:
+            self.flush_soon()
+        token = self.publications.add(publication, self._turn_s)
+        numbers = b"%d %d\r\n" % (token, len(value))
+        self._out += (self._before_subject, subject, self._after_subject, numbers, value, b"\r\n")
         self._unwritten.append(publication)
         return publication
 

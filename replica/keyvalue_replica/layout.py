@@ -105,7 +105,7 @@ class Layout:
         :raises LimitError: the names do not fit into a subject
         """
         begin = self._tokens.get(bucket) or self._begin(bucket)
-        subject = begin + b2a_base64(key, newline=False).translate(URL).rstrip(b"=")
+        subject = begin + b2a_base64(key, newline=False).translate(URL, b"=")
         if len(subject) > SUBJECT_BYTES_MAX:
             raise LimitError(SUBJECT_BYTES, len(subject), SUBJECT_BYTES_MAX)
         return subject
@@ -113,7 +113,7 @@ class Layout:
     def _begin(self, bucket: bytes) -> bytes:
         if len(self._tokens) >= NAMES_MAX:
             self._tokens.clear()
-        token = b2a_base64(bucket, newline=False).translate(URL).rstrip(b"=")
+        token = b2a_base64(bucket, newline=False).translate(URL, b"=")
         begin = self._tokens[bucket] = b"%bb%b.k" % (self._prefix, token)
         return begin
 

@@ -34,15 +34,18 @@ __all__ = ["BUGS", "command", "planted"]
 
 #: A class, the name of its method, and a function that takes the method's place. It gets the object and the method.
 Replaced: TypeAlias = tuple[type, str, Callable[..., Any]]
+#: The sequences of messages that were stored, by the numbers of their publications.
+Sequences: TypeAlias = Sequence[tuple[int, int]]
 #: Numbers of requests to JetStream. Those of publications are lower.
 numbers = count(10**15)
 
 
-def answer_at_once(publications: Publications, stored: Any, token: int, *rest: Any) -> None:
-    publication = publications._unacknowledged.get(token)
-    if publication is not None and not publication.is_barrier:
-        publication.succeed()
-    stored(publications, token, *rest)
+def answer_at_once(publications: Publications, stored: Any, sequences: Sequences, now_s: float) -> None:
+    for token, _ in sequences:
+        publication = publications._unacknowledged.get(token)
+        if publication is not None and not publication.is_barrier:
+            publication.succeed()
+    stored(publications, sequences, now_s)
 
 
 def answer_at_the_same_sequence(publications: Publications, _: Any) -> None:
@@ -60,12 +63,13 @@ def stay_whole(position: Position, advance: Any, *delivery: int) -> bool:
     return is_next
 
 
-def skip_to_own_change(publications: Publications, stored: Any, token: int, sequence: int, now_s: float) -> None:
+def skip_to_own_change(publications: Publications, stored: Any, sequences: Sequences, now_s: float) -> None:
     """Apply a change when it is acknowledged, although earlier ones have not been delivered."""
-    publication, position = publications._unacknowledged.get(token), publications._position
-    if publication is not None and publication.change is not None and position.has_passed(0):
-        position.applied = max(position.applied, sequence - 1)
-    stored(publications, token, sequence, now_s)
+    for token, sequence in sequences:
+        publication, position = publications._unacknowledged.get(token), publications._position
+        if publication is not None and publication.change is not None and position.has_passed(0):
+            position.applied = max(position.applied, sequence - 1)
+        stored(publications, [(token, sequence)], now_s)
 
 
 def send_again(core: Core, tick: Any) -> None:
