@@ -66,6 +66,8 @@ def test_any_bytes_mean_the_same_however_they_are_cut(read: bytes, data: st.Data
         b"*99999\r\n" * 100,
         b"*9\r\n" * 10_000,
         b"*99\r\n" * 10_000,
+        *(b"*1\r\n%b99999999\r\n" % kind for kind in (b">", b"~", b"|", b"%")),
+        *(b"%b99999999\r\n" % kind for kind in (b">", b"~", b"|", b"%")),
     ],
 )
 def test_a_length_takes_no_memory(read: bytes) -> None:
@@ -77,6 +79,23 @@ def test_a_length_takes_no_memory(read: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4 * 1024 * 1024
+
+
+@pytest.mark.parametrize("kind", list(b":-+=(#_,!>~|%$*x"))
+def test_hiredis_reads_no_more_types_than_requests_have(kind: int) -> None:
+    """It knows all types of RESP3, also at the beginning of a request, and in its arguments."""
+    kinds = bytes([kind])
+    for part in (
+        b"%b4\r\nPING\r\n",
+        b"%bPING\r\n",
+        b"%b1\r\n$4\r\nPING\r\n",
+        b"%b0\r\n\r\n",
+        b"%b-1\r\n",
+        b"%b8\r\ntxt:PING\r\n",
+    ):
+        for before in (b"", b"*1\r\n", b"*1\r\n$4\r\nPING\r\n", b"*2\r\n$4\r\nECHO\r\n", b"*2\r\n$1\r\n%b\r\n" % kinds):
+            read = before + part % kinds + encode_request([b"PING"])
+            assert read_all(read, []) == read_all(read, list(range(len(read))))
 
 
 def test_a_large_value_is_joined_once() -> None:

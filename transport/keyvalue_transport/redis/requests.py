@@ -10,7 +10,8 @@ client says before the elements arrive, and it accepts nested arrays and numbers
     read ──> scanner, if a request has begun ──> hiredis ──┬─ whole requests
                                                            └─ the rest ──> scanner
 
-So the scanner alone decides which requests are refused, and hiredis never waits for more bytes.
+So the scanner alone decides which requests are refused, and hiredis never waits for more bytes. A read that is one short
+GET or SET needs no parser: `short_request` compares its bytes with those of a request whose arguments have these lengths.
 """
 
 from __future__ import annotations
@@ -35,13 +36,20 @@ BULK_BEFORE_AUTH_MAX = 16 * 1024
 LINE_BYTES_MAX = 64 * 1024
 #: A number that is too long for a length.
 DIGITS_MAX = 19
-#: How to find arrays of 10 or more elements: in a read whose digits are all 0, and whose other types are arrays.
-DIGITS = bytes.maketrans(b"123456789>~%|", b"000000000****")
+#: The first bytes of the types that hiredis would take for a bulk string (+ = and open parenthesis), or that make it
+#: create a list before the elements arrive.
+SIMPLE, VERBATIM, BIG, PUSH, SET, ATTRIBUTE = b"+=(>~|"
+#: How to find these at the beginning of a line, in a read in which each of them is a plus. A value that begins with such
+#: a byte is found as well, which costs only time.
+MARKS = bytes.maketrans(b"=(>~|", b"+++++")
+MARK = b"\n+"
+#: How to find arrays of 10 or more elements, in a read whose digits are all 0.
+DIGITS = bytes.maketrans(b"123456789", b"000000000")
 LONG_ARRAY = b"*00"
-LENGTHS = re.compile(rb"[*>~%|]([0-9]{2,19})")
+LENGTHS = re.compile(rb"\*([0-9]{2,19})")
 #: The size of an empty argument. A read holds fewer arguments than its size divided by this.
 ARGUMENT_BYTES_MIN = 6
-ONLY_BYTES = frozenset({bytes})
+ONLY_LISTS = frozenset({list})
 NUMBER = re.compile(rb"0|-?[1-9][0-9]*")
 HEX = re.compile(rb"[0-9a-fA-F]{2}")
 SPACES = b" \t\n\v\f\r\0"
@@ -75,11 +83,20 @@ class RequestReader:
         if self.scanner.held_bytes:
             first, read = self._scan(read, True)
             return first + self.feed(read) if read and self.error is None else first
-        if len(read) > self.scanner.request_bytes_max or (
+        if len(read) > self.scanner.request_bytes_max:
+            return self._scan(read)[0]
+        if (
+            read[:1] != b"*"
+            or (
+                (SIMPLE in read or VERBATIM in read or BIG in read or PUSH in read or SET in read or ATTRIBUTE in read)
+                and MARK in read.translate(MARKS)
+            )
             # The first two tests save time for a read with one short request.
-            not (read.rfind(b"*") <= 0 and read[2:3] == b"\r")
-            and LONG_ARRAY in read.translate(DIGITS)
-            and sum(map(int, LENGTHS.findall(read))) * ARGUMENT_BYTES_MIN > len(read)
+            or (
+                not (read.rfind(b"*") <= 0 and read[2:3] == b"\r")
+                and LONG_ARRAY in read.translate(DIGITS)
+                and sum(map(int, LENGTHS.findall(read))) * ARGUMENT_BYTES_MIN > len(read)
+            )
         ):
             return self._scan(read)[0]
         parser = self._hiredis
@@ -95,9 +112,14 @@ class RequestReader:
                     is_cut = True
                     break
                 requests.append(request)
-            parts = requests[0] if len(requests) == 1 else chain.from_iterable(requests)
-            if not ONLY_BYTES.issuperset(map(type, parts)):
-                raise TypeError
+            if len(requests) == 1:
+                if requests[0].__class__ is not list:
+                    raise TypeError
+                b"".join(requests[0])
+            else:
+                if not ONLY_LISTS.issuperset(map(type, requests)):
+                    raise TypeError
+                b"".join(chain.from_iterable(requests))
         except (HiredisError, TypeError, MemoryError):  # also bytes, numbers and None in place of an array
             self._hiredis = None
             return self._scan(read)[0]
