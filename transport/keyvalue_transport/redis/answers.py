@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 __all__ = [
-    "NIL",
-    "NIL_3",
-    "OK",
-    "ONE",
-    "ZERO",
-    "CommandError",
-    "Value",
-    "Verbatim",
-    "encode",
-    "error",
+    *("CRLF", "HEADS", "NIL", "NIL_3", "OK", "ONE", "SHORT", "ZERO"),
+    *("CommandError", "Value", "Verbatim", "encode", "error"),
 ]
+
+CRLF = b"\r\n"
+#: The heads of bulk strings that are shorter than SHORT. Formatting one takes longer than a look-up.
+SHORT = 512
+HEADS = tuple(b"$%d\r\n" % length for length in range(SHORT))
 
 OK = b"+OK\r\n"
 NIL = b"$-1\r\n"

@@ -23,6 +23,7 @@ from keyvalue_transport.redis.errors import ListenError
 from keyvalue_transport.redis.limits import Address, ListenerLimits
 from keyvalue_transport.redis.requests import RequestReader
 from keyvalue_transport.redis.session import Commands, RedisSession
+from keyvalue_transport.redis.short_calls import SHORT_CALL_BYTES_MAX, answer_short
 from keyvalue_transport.redis.surroundings import Client, Surroundings
 
 __all__ = ["ClientConnection", "ListenerCounts", "RedisListener"]
@@ -62,6 +63,9 @@ class ClientConnection(asyncio.Protocol):
         self._listener = listener
         self._session = RedisSession(listener.surroundings, listener.commands, number, self._output_later)
         self._reader = RequestReader(listener.limits.request_bytes_max)
+        self._takes_short_calls = listener.limits.request_bytes_max >= SHORT_CALL_BYTES_MAX
+        self._counts = listener.counts
+        self._durations = listener.durations
         self._transport: Any = None
         self._held_bytes = 0  # counted in the listener's
         self._unsent_bytes = 0  # counted in the listener's
@@ -84,18 +88,38 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, read: bytes) -> None:
         """Execute the requests of a read, and write their answers."""
-        listener, session, reader = self._listener, self._session, self._reader
         self.last_s = perf_counter()
+        session = self._session
+        if session.is_free:
+            out = answer_short(session, read)
+            if out is not None:
+                counts = self._counts
+                counts.received_bytes += len(read)
+                if out:
+                    counts.sent_bytes += len(out)
+                    self._transport.write(out)
+                if self._durations is not None:
+                    self._durations.observe_one(read[8:11], perf_counter() - self.last_s)
+                return
+        self._execute(read)
+
+    def _execute(self, read: bytes) -> None:
+        """Do the work of `data_received` for any read."""
+        session, reader = self._session, self._reader
         reader.is_trusted = session.account is not None
         requests = reader.feed(read)
-        listener.counts.received_bytes += len(read)
+        self._counts.received_bytes += len(read)
+        held_bytes = reader.scanner.held_bytes
         session.receive(requests)
+        if held_bytes or not session.is_between:
+            session.is_between = not held_bytes and self._takes_short_calls and reader.error is None
+            session.settle()
         if session.out:
             self._write()
-        if listener.durations is not None and requests:
-            listener.durations.observe(requests, perf_counter() - self.last_s)
-        if self._held_bytes or reader.scanner.held_bytes:
-            self._hold(reader.scanner.held_bytes)
+        if self._durations is not None and requests:
+            self._durations.observe(requests, perf_counter() - self.last_s)
+        if self._held_bytes or held_bytes:
+            self._hold(held_bytes)
         if reader.error is not None or session.ends or session.queue:
             self._end_or_wait()
 
@@ -156,7 +180,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _write(self) -> None:
         out = self._session.take_output()
-        self._listener.counts.sent_bytes += len(out)
+        self._counts.sent_bytes += len(out)
         self._transport.write(out)
 
     def _end_or_wait(self) -> None:
@@ -174,7 +198,7 @@ class ClientConnection(asyncio.Protocol):
         elif session.queue or (failure is not None and session.unanswered):
             self._pause()
         elif failure is not None:
-            self._listener.counts.malformed += 1
+            self._counts.malformed += 1
             self._transport.write(error(f"ERR Protocol error: {failure}"))
             self._transport.close()
         elif not self._is_full and self._is_paused:
@@ -193,6 +217,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._session.out:
             self._write()
+        self._session.settle()
         self._end_or_wait()
 
     def _pause(self) -> None:
@@ -224,7 +249,7 @@ class RedisListener:
 
     :ivar held_bytes: bytes of incomplete requests on all connections
     :ivar unsent_bytes: bytes that clients do not read
-    :ivar durations: counts how long commands take; None if nobody wants to know
+    :ivar durations: counts how long the commands of later connections take; None if nobody wants to know
     """
 
     def __init__(

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from keyvalue_transport.redis import revisions
-from keyvalue_transport.redis.answers import OK, ONE, ZERO, CommandError
+from keyvalue_transport.redis.answers import CRLF, HEADS, OK, ONE, SHORT, ZERO, CommandError
 from keyvalue_transport.redis.deadlines import SYNTAX, Lifetime, parse_lifetime
 from keyvalue_transport.redis.requests import Request
 from keyvalue_transport.redis.revisions import Entry, Revise, parse_integer, value_of
@@ -15,10 +15,6 @@ from keyvalue_transport.wrpc.handler import Again
 
 Answer = bytes | Awaited
 
-CRLF = b"\r\n"
-#: The heads of bulk strings that are shorter than SHORT. Formatting one takes longer than a look-up.
-SHORT = 512
-HEADS = tuple(b"$%d\r\n" % length for length in range(SHORT))
 #: The longest time that the store takes as a number of milliseconds, about 292 years.
 TTL_MS_MAX = 2**63 // 1_000_000
 #: Times of this length are below TTL_MS_MAX, in seconds too.
@@ -34,8 +30,13 @@ def get(session: RedisSession, request: Request) -> Answer:
         return HEADS[length] + value + CRLF if length < SHORT else b"$%d\r\n%b\r\n" % (length, value)
     if value is None:
         return session.nil
+    return value_later(session, request[1], value)
+
+
+def value_later(session: RedisSession, key: bytes, value: Any) -> Awaited:
+    """Return the answer of GET for a value that is not known yet."""
     if value.__class__ is Again:
-        return Awaited(value, lambda _: get(session, request))
+        return Awaited(value, lambda _: get(session, [b"GET", key]))
     return Awaited(value, partial(_bulk, session))
 
 
@@ -43,7 +44,7 @@ def set_(session: RedisSession, request: Request) -> Answer:
     """Store a value."""
     if len(request) == 3:
         answer = session.calls.set(session.caller, session.bucket, request[1], request[2])
-        return OK if answer is None else Awaited(answer, _ok)
+        return OK if answer is None else Awaited(answer, ok)
     _, key, value, *words = request
     lifetime, rest = parse_lifetime(session, "set", words, {b"NX", b"XX", b"GET", b"KEEPTTL"})
     if {b"NX", b"XX"} <= rest or (b"KEEPTTL" in rest and lifetime is not None):
@@ -138,7 +139,7 @@ def mget(session: RedisSession, request: Request) -> Answer:
 
 def mset(session: RedisSession, request: Request) -> Answer:
     """Store several values."""
-    return Awaited.of(session.calls.set_many(session.caller, session.bucket, _entries(session, "mset", request)), _ok)
+    return Awaited.of(session.calls.set_many(session.caller, session.bucket, _entries(session, "mset", request)), ok)
 
 
 def msetnx(session: RedisSession, request: Request) -> Answer:
@@ -196,8 +197,8 @@ def check_keys(session: RedisSession, keys: int) -> None:
 
 def _set_for(session: RedisSession, key: bytes, value: bytes, lifetime: Lifetime) -> Answer:
     if lifetime.is_relative and lifetime.ms <= TTL_MS_MAX:
-        return Awaited.of(session.calls.set_for(session.caller, session.bucket, key, value, lifetime.ms), _ok)
-    return _update(session, key, revisions.set_value(value, None, lifetime.deadline), _ok)
+        return Awaited.of(session.calls.set_for(session.caller, session.bucket, key, value, lifetime.ms), ok)
+    return _update(session, key, revisions.set_value(value, None, lifetime.deadline), ok)
 
 
 def _update(session: RedisSession, key: bytes, revise: Revise, answer_of: Any) -> Answer:
@@ -236,5 +237,6 @@ def _bulks(session: RedisSession, values: list[bytes | None]) -> bytes:
     return b"".join(parts)
 
 
-def _ok(_: object) -> bytes:
+def ok(_: object) -> bytes:
+    """Return the answer of a write."""
     return OK
