@@ -40,6 +40,8 @@ METRICS = re.compile(r"http://\S+/metrics")
 EVENTS = re.compile(r"^wrpc_keyvalue_watch_(?:events|dropped)_total(?:{.*})? (\S+)$", re.MULTILINE)
 SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0
+#: The scenarios whose rows include the time and the memory of each start.
+STARTS = frozenset({"start", "listening"})
 #: Number of turns into which each load of a round is split. Within a round, a machine's speed drifts by more than the
 #: two or three per cent that the bars allow.
 TURNS = 10
@@ -262,7 +264,7 @@ def fresh(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) 
                     watcher = stack.enter_context(stage.launch(subject.watcher)).name if subject.watcher else ""
                     provider = stack.enter_context(stage.launch(subject, watcher=watcher))
                     trials.append(Trial(stage, name, subject, provider, number))
-                    if name == "start":
+                    if name in STARTS:
                         yield trials[-1].start_row()
                     stage.fill(provider, SCENARIOS[name].cases[0].key_space)
                 for case in SCENARIOS[name].cases:

@@ -216,6 +216,17 @@ SCENARIOS: Mapping[str, Scenario] = {
         ),
         subjects=("redis-server", "direct-unmetered"),
     ),
+    "listening": Scenario(
+        "get and set, and idle memory, with an idle Redis listener and without one; at least 20 rounds",
+        cases(function=GET_SET),
+        (
+            *(Bar(f"{name} {HOST}", CPU, 1.02, "direct", "direct-listening") for name in GET_SET),
+            Bar("start", "idle_bytes", 1.08, "direct", "direct-listening"),  # 3 MiB of 37
+        ),
+        ("direct", "direct-listening"),
+        rounds_min=20,
+        is_optional=True,
+    ),
     "against": Scenario(
         "get and set beside an earlier revision, which --against names; at least 20 rounds",
         cases(in_flight=[64, 512], function=GET_SET),

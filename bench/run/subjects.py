@@ -59,6 +59,7 @@ OWN: Mapping[str, Subject] = {
         PLAIN,
         Subject("direct-unmetered", PROVIDER, UNMETERED),
         Subject("direct-expiring", PROVIDER, {**METERED, "ttl_ms": str(HOUR_MS)}),
+        Subject("direct-listening", PROVIDER, {**METERED, "redis_address": "127.0.0.1:0"}),
         Subject("direct-watched", PROVIDER, METERED, watcher=ANSWERING),
         Subject("direct-stuck", PROVIDER, METERED, watcher=STUCK),
         Subject("serve", (*PROVIDER, "serve", "--nats", "{nats}", "--prefix", "{prefix}", "--metrics-address", "0")),

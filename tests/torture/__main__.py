@@ -21,6 +21,11 @@ COMMANDS = {
         "send raw frames with odd headers, subjects, lengths and order, on both paths;\n"
         "             check that the provider is not deaf, ends each call, and logs little",
     ),
+    "redis": (
+        "tests.torture.redis_inputs",
+        "send a million inputs of any bytes, cut anywhere, to the Redis listener;\n"
+        "             check that each is answered or refused, that others are served, and that memory stays bounded",
+    ),
     "replicated": (
         "tests.torture.replicated",
         "break instances and servers of a replicated store while clients call;\n"
@@ -44,6 +49,7 @@ For a first look:
 
   scripts/torture hostile --seconds 60 --seed 1
   scripts/torture peer --seconds 60 --seed 1
+  scripts/torture redis --inputs 20000 --seed 1
   scripts/torture replicated --seconds 60 --seed 1
   scripts/torture restart --tries 10 --seed 1
 """
