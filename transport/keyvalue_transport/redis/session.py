@@ -215,23 +215,40 @@ class RedisSession:
 
     def receive(self, requests: Sequence[Request]) -> None:
         """Execute requests, as far as possible."""
-        if self.is_free and len(requests) == 1 and (request := requests[0]):  # does the work of `go_on`, but faster
-            command = self._commands.get(request[0]) or self._find(request)
-            if command.parts_min <= len(request) <= command.parts_max:
-                try:
-                    answer = command.function(self, request)
-                except Exception as failure:
-                    answer = self.refuse(command, failure)
-                else:
-                    if answer.__class__ is not bytes:
-                        self.give_later(command, command.effect(request), answer)  # type: ignore[arg-type] # an Awaited
-                        return
-                    command.tally[NONE if answer is self.nil else OK] += 1
-                self.out.append(answer)
-                self.out_bytes += len(answer)
+        if self.is_free:
+            done = self._execute(requests)
+            if done == len(requests):
                 return
+            requests = requests[done:]
         self.queue.extend(requests)
         self.go_on()
+
+    def _execute(self, requests: Sequence[Request]) -> int:
+        """Do the work of `go_on` while the session is free, but faster. Return the number of requests that are done."""
+        out, commands = self.out, self._commands
+        done = size = 0
+        for request in requests:
+            if not request or size >= OUTPUT_BYTES_MAX:
+                break
+            command = commands.get(request[0]) or self._find(request)
+            if not command.parts_min <= len(request) <= command.parts_max:
+                break
+            done += 1
+            try:
+                answer = command.function(self, request)
+            except Exception as failure:
+                answer = self.refuse(command, failure)
+            else:
+                if type(answer) is not bytes:
+                    self.give_later(command, command.effect(request), answer)  # type: ignore[arg-type] # an Awaited
+                    break
+                command.tally[NONE if answer is self.nil else OK] += 1
+            out.append(answer)
+            size += len(answer)
+            if not self.is_free or self.ends:
+                break
+        self.out_bytes += size
+        return done
 
     def go_on(self) -> None:
         """Execute requests that wait, until one must go on waiting, or the output is full."""
@@ -253,7 +270,7 @@ class RedisSession:
             except Exception as failure:
                 answer = self.refuse(command, failure)
             else:
-                if answer.__class__ is not bytes:
+                if type(answer) is not bytes:
                     self.give_later(command, command.effect(request), answer)  # type: ignore[arg-type] # an Awaited
                     continue
                 command.tally[NONE if answer is self.nil else OK] += 1

@@ -25,7 +25,7 @@ Revision = tuple[Entry | None, Entry | None]
 def get(session: RedisSession, request: Request) -> Answer:
     """Answer with the value of a key."""
     value = session.calls.get(session.caller, session.bucket, request[1])
-    if value.__class__ is bytes:
+    if type(value) is bytes:
         length = len(value)
         return HEADS[length] + value + CRLF if length < SHORT else b"$%d\r\n%b\r\n" % (length, value)
     if value is None:
