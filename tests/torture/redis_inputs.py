@@ -13,6 +13,7 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -85,8 +86,11 @@ class Peer:
         tail = self._drain(is_refused)
         if is_refused:
             assert REFUSAL in tail, f"{read!r} was not refused: {tail!r}"
-            self._socket.close()
         return is_refused
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
 
     def _drain(self, until_end: bool) -> bytes:
         """Read the answers, and return the last ones. They must end with the connection, or must not."""
@@ -112,10 +116,12 @@ def send_inputs(provider: RedisProvider, inputs: int, seed: int) -> Outcome:
     began_s, pid = monotonic(), provider.process.process.pid
     refused = calls = before_bytes = growth_bytes = 0
     peer = Peer(provider.socket)
-    with Wire(provider.socket) as good:
+    with Wire(provider.socket) as good, ExitStack() as stack:
+        stack.callback(lambda: peer.close())
         for number in range(1, inputs + 1):
             if peer.send(new_input(chance), chance):
                 refused += 1
+                peer.close()
                 peer = Peer(provider.socket)
             if number % THOUSAND == 0:
                 value = b"%d" % number

@@ -144,7 +144,7 @@ def test_short_calls_get_the_answers_of_other_reads(requests: list[Any], options
 
 
 def test_the_rest_of_a_set_has_the_length_of_its_value() -> None:
-    """Of the lengths that a rest can have, each belongs to one value, and the others to none."""
+    """Each length of a rest belongs to one length of a value, or to none."""
     found = {size: middle for size, (middle, _) in enumerate(MIDDLES) if middle != b"none"}
     for length in range(REST_BYTES_MAX):
         rest = encode_request([b"k", bytes(length)])[len(b"*2\r\n$1\r\nk") :]

@@ -10,8 +10,8 @@ client says before the elements arrive, and it accepts nested arrays and numbers
     read ──> scanner, if a request has begun ──> hiredis ──┬─ whole requests
                                                            └─ the rest ──> scanner
 
-So the scanner alone decides which requests are refused, and hiredis never waits for more bytes. A read that is one short
-GET or SET needs no parser: `short_request` compares its bytes with those of a request whose arguments have these lengths.
+So the scanner alone decides which requests are refused, and hiredis never waits for more bytes. `short_calls.py` takes
+most reads of one short GET or SET before they come here.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ BULK_BEFORE_AUTH_MAX = 16 * 1024
 LINE_BYTES_MAX = 64 * 1024
 #: A number that is too long for a length.
 DIGITS_MAX = 19
-#: The first bytes of the types that hiredis would take for a bulk string (+ = and open parenthesis), or that make it
-#: create a list before the elements arrive.
+#: The first bytes of the types that hiredis takes for bulk strings, or for which it creates a list before the elements
+#: arrive.
 SIMPLE, VERBATIM, BIG, PUSH, SET, ATTRIBUTE = b"+=(>~|"
 #: How to find these at the beginning of a line, in a read in which each of them is a plus. A value that begins with such
 #: a byte is found as well, which costs only time.

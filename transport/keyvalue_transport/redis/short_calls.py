@@ -25,10 +25,8 @@ KEY_BYTES_MAX = 100
 REST_BYTES_MAX = 512
 #: A short call is shorter than this.
 SHORT_CALL_BYTES_MAX = 1024
-
-
-#: The longest and the shortest head.
-LONG, LESS = slice(18), slice(17)
+#: The places of heads, whose key has a length of two digits or one.
+TWO_DIGITS, ONE_DIGIT = slice(18), slice(17)
 
 
 def _heads() -> dict[bytes, tuple[int, slice, int]]:
@@ -63,7 +61,7 @@ def answer_short(session: RedisSession, read: bytes) -> bytes | None:
 
     Return None for any other read, which is not executed. The session must be free, and the read must begin a request.
     """
-    head = head_of(read[LONG]) or head_of(read[LESS])
+    head = head_of(read[TWO_DIGITS]) or head_of(read[ONE_DIGIT])
     if head is None:
         return None
     size, place, end = head
