@@ -17,6 +17,7 @@ most reads of one short GET or SET before they come here.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import chain
 from typing import TypeAlias
 
@@ -48,7 +49,8 @@ LONG_ARRAY = b"*00"
 LENGTHS = re.compile(rb"\*([0-9]{2,19})")
 #: The size of an empty argument. A read holds fewer arguments than its size divided by this.
 ARGUMENT_BYTES_MIN = 6
-ONLY_LISTS = frozenset({list})
+ONLY_BYTES, ONLY_LISTS = frozenset({bytes}), frozenset({list})
+LARGE_BYTES = 4096
 NUMBER = re.compile(rb"0|-?[1-9][0-9]*")
 HEX = re.compile(rb"[0-9a-fA-F]{2}")
 SPACES = b" \t\n\v\f\r\0"
@@ -108,13 +110,15 @@ class RequestReader:
                     break
                 requests.append(request)
             if len(requests) == 1:
-                if requests[0].__class__ is not list:
-                    raise TypeError
-                b"".join(requests[0])
+                parts: Iterable[bytes] = requests[0]  # a list or None, because the read begins with an asterisk
+            elif ONLY_LISTS.issuperset(map(type, requests)):
+                parts = chain.from_iterable(requests)
             else:
-                if not ONLY_LISTS.issuperset(map(type, requests)):
-                    raise TypeError
-                b"".join(chain.from_iterable(requests))
+                raise TypeError
+            if len(read) < LARGE_BYTES:
+                b"".join(parts)  # finds other types than bytes faster than the next line, unless it copies much
+            elif not ONLY_BYTES.issuperset(map(type, parts)):
+                raise TypeError
         except (HiredisError, TypeError, MemoryError):  # also bytes, numbers and None in place of an array
             self._hiredis = None
             return self._scan(read)[0]
