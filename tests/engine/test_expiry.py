@@ -50,8 +50,8 @@ SWEPT: Any = None
 
 
 @pytest.mark.parametrize("wrong", [0, -1, TTL_MS_MAX + 1])
-def test_a_time_to_live_is_positive_and_fits_the_clock(wrong: int) -> None:
-    store = Store()
+def test_a_time_to_live_is_positive_and_fits_the_clock(wrong: int, clock: Clock) -> None:
+    store = Store(clock=clock)
     with pytest.raises(ValueError, match=f"^ttl_ms: found {wrong}, allowed 1 to {TTL_MS_MAX}$"):
         store.bucket(b"b").set(b"k", b"v", wrong)
     assert store.bucket_names() == []

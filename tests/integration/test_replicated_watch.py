@@ -126,29 +126,34 @@ async def test_links_change_while_instances_run(
 ) -> None:
     """A change of a link is in force for the calls after it. The consumer of a deleted link is deleted."""
     key = key_of(bucket)
-    provider, _ = launch(provider_key=key), launch(provider_key=key)
+    provider, other = launch(provider_key=key), launch(provider_key=key)
 
-    async def put(**config: str) -> None:
+    async def settle(line: str, times: int = 1) -> None:
+        """Wait until both instances have handled the host's message, whose line each of them logs."""
+        for each in (provider, other):
+            await in_thread(each.wait_for, line, times)
+        for _ in range(10):
+            assert await health(admin, provider) == HEALTHY
+
+    async def put(number: int, **config: str) -> None:
         await tell(admin, provider, "linkdefs.put", watch_link(provider.key, component.name, config))
+        await settle("link put: ", number)
 
     async with KeyValueClient(nats_server.url, provider.prefix) as client:
         await client.set(key, "a", b"before")
-        await put(watch="SET@a")
-        await settle(admin, provider)
+        await put(1, watch="SET@a")
         await client.set(key, "a", b"1")
         await client.set(key, "b", b"1")
         await component.told_of(1)
-        await put(watch="SET@b", watch_bucket="7")
-        await settle(admin, provider)
+        await put(2, watch="SET@b", watch_bucket="7")
         await client.set(key, "a", b"2")
         await client.set(key, "b", b"2")
         await component.told_of(2)
         await tell(admin, provider, "linkdefs.del", watch_link(provider.key, component.name, {}))
-        await settle(admin, provider)
+        await settle("link deleted: ")
         await until(lambda: no_consumer(admin, provider), "the consumer is deleted")
         await client.set(key, "b", b"3")
-        await put(watch="SET@*")
-        await settle(admin, provider)
+        await put(3, watch="SET@*")
         await client.set(key, "c", b"4")
         await component.told_of(3)
     assert component.told == [(b"0", b"a", b"1"), (b"7", b"b", b"2"), (b"0", b"c", b"4")]
@@ -159,12 +164,6 @@ async def test_links_change_while_instances_run(
 
 async def no_consumer(admin: Client, provider: Provider) -> bool:
     return not await consumers(admin, provider.key)
-
-
-async def settle(admin: Client, provider: Provider) -> None:
-    """Wait until both instances have handled earlier messages of the host."""
-    for _ in range(10):
-        assert await health(admin, provider) == HEALTHY
 
 
 @BOTH

@@ -362,7 +362,7 @@ async def refusal(setup: Setup) -> None:
     subject = invocation_subject(setup.server.prefix, INSTANCE, "wait")
     async with asyncio.timeout(DEADLINE_S):
         while True:
-            with suppress(InvocationTimeoutError):
+            with suppress(InvocationTimeoutError, DisconnectedError):  # the latter: not sent within this time
                 await invoker.invoke(subject, b"late", read_all, 0.01)
 
 
