@@ -295,7 +295,7 @@ class PlainCluster(Cluster):
     layout.allow(ttl=False, batches=True)
 
 
-PlainCluster.TestCase.settings = Cluster.TestCase.settings
+PlainCluster.TestCase.settings = settings(Cluster.TestCase.settings, max_examples=100)
 test_no_answer_is_stale_lost_or_late_with_plain_names = PlainCluster.TestCase
 
 
