@@ -58,6 +58,7 @@ KEYS = (b"k1", b"k2", b"k3", b"kk", b"\xc3\xb6", b"\xff\xff", b"k", b"", b"k" * 
 VALUES = (b"", b"v", b"w", b"\r\n" * 20, b"x" * 127, b"y" * 128, b"z" * 400, b"Z" * 401)
 REPLIES = (b"r", b"_INBOX.abcdefgh.%d", b"_INBOX.abcdefgh.%d", b"_INBOX.abcdefgh.%d", b"R.%d\xc3\xb6")
 ODD_REPLIES = (b"", b"", b"a\rb", b"a b", b"\xff", b"a\nb", b"5", b"a\tb")
+ODD_BYTES = (b"\r", b" ", b"\xff", b"\n", b"\t")
 #: First bytes of a length.
 LENGTHS = (b"\x00", b"\x01", b"\x02", b"\x03", b"\x7f", b"\x80", b"\xff")
 LINES = (b"PING\r\n", b"PONG\r\n", b"+OK\r\n", b"-ERR 'MSG f 8 r 2'\r\n", b"\r\n", b"\n\r\n", b"msg f 8 r 2\r\n")
@@ -391,6 +392,10 @@ class Writer:
                 return Wire(self._call(kind._replace(reply=b"~"), params).frame.replace(b" ~ ", b"  ", 1), None)
             case 0:
                 odd = random.choice(ODD_REPLIES[:2] if self._is_clean else ODD_REPLIES)
+                if not self._is_clean and random.random() < 0.5:  # as long as the others
+                    shown = self._reply(kind.reply)
+                    at = random.randrange(len(shown))
+                    odd = shown[:at] + random.choice(ODD_BYTES) + shown[at + 1 :]
                 return self._call(kind._replace(reply=odd), params)
             case 1:  # as large, but its lengths claim more
                 at = random.randrange(len(params))
