@@ -48,8 +48,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 def run_build(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run scripts/build without coverage, which would follow it into PyInstaller."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "WASH_"))}
+    """Run scripts/build without the variables that it reads, except those that are given."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WASH_")}
     return subprocess.run(
         [ROOT / "scripts" / "build", *arguments],
         env=inherited | environment,

@@ -31,7 +31,6 @@ from tests.conftest import (
     HOST_ID,
     Environment,
     Provider,
-    host_environment,
     in_thread,
 )
 
@@ -266,7 +265,7 @@ class HostDouble:
         self.links: dict[tuple[str, str, str], Link] = {}
         self.answer: Callable[[str], bytes | None] = self.lattice_answer
         self.asked: list[str] = []
-        self.environment: Environment = host_environment()
+        self.environment: Environment = {}
         self.client = client
         self._control = f"wasmbus.ctl.v1.{self.lattice}."
         self._url = url

@@ -32,7 +32,6 @@ from tests.conftest import (
     RawInvocation,
     connecting,
     host_data_line,
-    host_environment,
     in_thread,
     until,
 )
@@ -51,7 +50,7 @@ async def host(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[HostDou
     """Open a host whose providers set their marks in a directory of the test."""
     async with HostDouble.open(nats_server.url, tmp_path) as host:
         (tmp_path / "marks").mkdir()
-        host.environment = host_environment() | {"TMPDIR": str(tmp_path / "marks")}
+        host.environment = {"TMPDIR": str(tmp_path / "marks")}
         yield host
 
 
@@ -114,7 +113,7 @@ class Launched(Process):
     """
 
     def __init__(self, command: tuple[str | Path, ...], cwd: Path) -> None:
-        environment = host_environment() | {"TMPDIR": str(cwd)}
+        environment = {"TMPDIR": str(cwd)}
         super().__init__([sys.executable, "-c", LAUNCHER, *command], cwd, environment, subprocess.PIPE)
         self.pid = int(self.wait_for("launched").split()[1])
 

@@ -9,7 +9,7 @@ import pytest
 
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import NoProviderError
-from tests.conftest import PROVIDER, Process, host_environment, until
+from tests.conftest import PROVIDER, Process, until
 from tests.log_lines import LogLines
 
 Serve = Callable[..., Process]
@@ -34,7 +34,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         command: list[str | Path] = [PROVIDER, "serve", *flags]
         if shell:
             command = ["bash", "-c", shell, "bash", *command]
-        process = Process(command, tmp_path, host_environment() | environment)
+        process = Process(command, tmp_path, environment)
         started.append(process)
         return process
 

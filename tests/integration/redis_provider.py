@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.conftest import PROVIDER, NatsServer, Process, host_environment
+from tests.conftest import MEASURED, PROVIDER, NatsServer, Process
 
 __all__ = ["RedisProvider", "redis_provider"]
 
@@ -32,7 +32,7 @@ def redis_provider(directory: Path, nats: NatsServer, name: str = "redis", **opt
     flags = [f"--{option.replace('_', '-')}={text}" for option, text in options.items()]
     prefix = f"default.{name}"
     arguments = (str(PROVIDER), "serve", "--nats", nats.url, "--prefix", prefix, "--redis-address", addresses, *flags)
-    process = Process(arguments, directory, host_environment())
+    process = Process(arguments, directory, MEASURED)
     try:
         process.wait_for("ready: serving")
         yield RedisProvider(process, str(path), prefix)

@@ -30,7 +30,6 @@ from tests.conftest import (
     Provider,
     RawInvocation,
     host_data_line,
-    host_environment,
     in_thread,
     until,
 )
@@ -199,7 +198,7 @@ async def test_links_and_options_of_host_data(launch: Launch, raw: Client) -> No
 
 def test_a_start_waits_only_for_modules_that_it_needs(launch: Launch) -> None:
     """The calls of a component are lost until its provider serves. The list holds the modules that took the most time."""
-    provider = launch(environment=host_environment() | {"PYTHONPROFILEIMPORTTIME": "1"})
+    provider = launch(environment={"PYTHONPROFILEIMPORTTIME": "1"})
     before, _, _ = provider.output.partition("ready: serving")
     _, _, before = before.partition(" keyvalue_provider\n")  # what measures the coverage is imported earlier
     imported = {line.rpartition("| ")[2].strip() for line in before.splitlines() if line.startswith("import time:")}
@@ -367,7 +366,7 @@ class OpenPipe(Process):
     """A provider whose standard input stays open after the host data is written to it."""
 
     def __init__(self, cwd: Path) -> None:
-        super().__init__([PROVIDER], cwd, host_environment(), subprocess.PIPE)
+        super().__init__([PROVIDER], cwd, {}, subprocess.PIPE)
         assert self.process.stdin is not None
         self.pipe = self.process.stdin
 
@@ -411,7 +410,7 @@ EXPECTED = "expected host data: one line of base64 of a JSON object, as a wasmCl
 )
 def test_unusable_input_is_refused_in_one_line(stdin: bytes, message: str) -> None:
     """tests/provider/host/test_host_data.py and tests/provider/config/ test all refusals."""
-    ended = subprocess.run([PROVIDER], input=stdin, env=host_environment(), capture_output=True, timeout=DEADLINE_S)
+    ended = subprocess.run([PROVIDER], input=stdin, env={}, capture_output=True, timeout=DEADLINE_S)
     assert (ended.returncode, ended.stdout) == (2, b"")
     (line,) = ended.stderr.decode().splitlines()
     assert line.startswith(f"keyvalue-inmemory: {message}")

@@ -33,7 +33,6 @@ from tests.conftest import (
     Launch,
     NatsServer,
     Process,
-    host_environment,
     in_thread,
     launching,
     until,
@@ -80,7 +79,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
     started: list[Process] = []
 
     def start(*arguments: str | Path, **environment: str) -> Process:
-        process = Process([PROVIDER, *arguments], tmp_path, host_environment() | environment)
+        process = Process([PROVIDER, *arguments], tmp_path, environment)
         started.append(process)
         return process
 

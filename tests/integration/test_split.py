@@ -11,7 +11,7 @@ import pytest
 from nats.aio.client import Client
 
 from keyvalue_transport.nats.client import KeyValueClient
-from tests.conftest import DEADLINE_S, PROVIDER, Launch, NatsServer, Process, Provider, host_environment, until
+from tests.conftest import DEADLINE_S, PROVIDER, Launch, NatsServer, Process, Provider, until
 from tests.integration.test_metrics import ON, scraped
 from tests.integration.test_replicated import jetstream
 
@@ -44,7 +44,7 @@ def serve(nats_server: NatsServer, tmp_path: Path) -> Iterator[Serve]:
 
     def start(prefix: str, *flags: str) -> Process:
         command = ("serve", "--nats", nats_server.url, "--prefix", prefix, *flags)
-        started.append(Process([PROVIDER, *command], tmp_path, host_environment()))
+        started.append(Process([PROVIDER, *command], tmp_path, {}))
         return started[-1]
 
     yield start
@@ -96,7 +96,7 @@ async def test_a_hosts_provider_starts_in_any_case_and_warns_of_one_that_stays(
     hurried.write_text(HURRIED)
     hurried.chmod(0o755)
     first = launch(ON)
-    providers = [Provider(first.host_data, tmp_path, host_environment(), (hurried,)) for _ in range(2)]
+    providers = [Provider(first.host_data, tmp_path, {}, (hurried,)) for _ in range(2)]
     try:
         one, other = providers
         for provider in providers:

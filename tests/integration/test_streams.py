@@ -24,7 +24,6 @@ from tests.conftest import (
     NatsServer,
     free_port,
     host_data_line,
-    host_environment,
     in_thread,
     until,
 )
@@ -52,7 +51,7 @@ def run(command: str, nats_url: str = "") -> tuple[int, str]:
     environment = {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "NATS_URL": nats_url}
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
-        env=host_environment() | environment,
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -78,7 +77,7 @@ def test_commands_of_the_provider(command: str, code: int, says: str) -> None:
 
 def test_at_a_terminal_it_says_that_it_waits_for_host_data_and_what_to_type() -> None:
     controller, terminal = os.openpty()
-    process = subprocess.Popen([PROVIDER], env=host_environment(), stdin=terminal, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([PROVIDER], env={}, stdin=terminal, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     with process, process.stderr as said:
         assert "waiting for host data, which a wasmCloud host writes" in said.readline()
@@ -112,9 +111,7 @@ class Unread:
             "config": {"metrics_address": self.metrics, "log_level": "debug"},
         }
         self.lattice: str = host_data["lattice_rpc_prefix"]
-        self.process = subprocess.Popen(
-            [PROVIDER], cwd=cwd, env=host_environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        self.process = subprocess.Popen([PROVIDER], cwd=cwd, env={}, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         assert self.process.stdin is not None
         self.process.stdin.write(host_data_line(host_data))
         self.process.stdin.flush()
@@ -184,7 +181,7 @@ def test_it_stops_in_order_although_nobody_reads_standard_error(
     except BlockingIOError:
         os.set_blocking(end, True)
     server = new_nats_server()
-    process = subprocess.Popen([PROVIDER, "serve", "--nats", server.url], env=host_environment(), stderr=end)
+    process = subprocess.Popen([PROVIDER, "serve", "--nats", server.url], env={}, stderr=end)
     os.close(end)
     try:
         server.wait_for("Server is ready")

@@ -25,7 +25,6 @@ from tests.conftest import (
     Provider,
     RawInvocation,
     free_port,
-    host_environment,
     in_thread,
     launching,
     until,
@@ -64,7 +63,7 @@ def launch_traced(
     otel_config = {"enable_traces": True, **where, **(otel or {})}
     return launch(
         ON | (config or {}),
-        environment=host_environment() | QUICK | (environment or {}),
+        environment=QUICK | (environment or {}),
         otel_config=otel_config,
         instance_id="instance",
         **fields,
@@ -296,7 +295,7 @@ async def test_variables_configure_what_the_host_does_not(launch: Launch, raw: C
             "OTEL_SERVICE_NAME": "cache",
             "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
         }
-        provider = launch({}, environment=host_environment() | QUICK | environment, otel_config={})
+        provider = launch({}, environment=QUICK | environment, otel_config={})
         subject = invocation_subject(provider.prefix, STORE, "get")
         assert await call(raw, subject, GET, trace(1)) == b"\x00\x00"
         (span,) = await in_thread(receiver.wait_for, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from keyvalue_provider.systemd import READY, STOPPING, tell_systemd
-from tests.conftest import DEADLINE_S, Launch, host_environment
+from tests.conftest import DEADLINE_S, Launch
 from tests.log_lines import LogLines
 
 
@@ -28,7 +28,7 @@ def test_a_provider_tells_that_it_serves_and_that_it_stops(
     listening: tuple[socket.socket, str], launch: Launch
 ) -> None:
     heard, name = listening
-    provider = launch(environment=host_environment() | {"NOTIFY_SOCKET": name})
+    provider = launch(environment={"NOTIFY_SOCKET": name})
     assert heard.recv(64) == READY.encode()
     provider.stop()
     assert heard.recv(64) == STOPPING.encode()

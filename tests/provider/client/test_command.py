@@ -18,7 +18,7 @@ import pytest
 
 from keyvalue_provider.client.command import main
 from keyvalue_provider.client.command_line import parse
-from tests.conftest import DEADLINE_S, SCRIPTS, Launch, NatsServer, Process, Provider, host_environment
+from tests.conftest import DEADLINE_S, SCRIPTS, Launch, NatsServer, Process, Provider
 from tests.nats_configs import Authority, Key, Operator, credentials_file, nkey_config
 
 WRPC_KV = SCRIPTS / "wrpc-kv"
@@ -55,7 +55,7 @@ class Command:
         """Run the command as a process, and return the exit code."""
         ended = subprocess.run(
             [WRPC_KV, *self.arguments, *arguments],
-            input=stdin, env=host_environment(), capture_output=True, timeout=DEADLINE_S,
+            input=stdin, env={}, capture_output=True, timeout=DEADLINE_S,
         )  # fmt: skip
         self.out, self.err = ended.stdout, ended.stderr.decode()
         return ended.returncode
@@ -160,7 +160,7 @@ def test_a_reader_that_goes_away(kv: Command, arguments: tuple[str, ...], size: 
     os.close(read)
     ended = subprocess.run(
         [WRPC_KV, *kv.arguments, *arguments],
-        stdout=write, stderr=subprocess.PIPE, env=host_environment(), timeout=DEADLINE_S,
+        stdout=write, stderr=subprocess.PIPE, env={}, timeout=DEADLINE_S,
     )  # fmt: skip
     os.close(write)
     assert (ended.returncode, ended.stderr) == (0, b"")
@@ -295,7 +295,7 @@ def test_interrupted(kv: Command, tmp_path: Path) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"127.0.0.1:{silent.getsockname()[1]}"
-        command = Process([WRPC_KV, "--url", url, "--timeout", "60", "get", "k"], tmp_path, host_environment())
+        command = Process([WRPC_KV, "--url", url, "--timeout", "60", "get", "k"], tmp_path, {})
         silent.settimeout(DEADLINE_S)
         silent.accept()[0].close()
         command.signal(signal.SIGINT)
@@ -403,7 +403,7 @@ def test_waits_for_a_provider(launch: Launch, nats_server: NatsServer, tmp_path:
     listener = Process(
         [WRPC_KV, "--url", nats_server.url, "--prefix", "default.late", "--wait", "15", "exists", "k"],
         tmp_path,
-        host_environment(),
+        {},
     )
     launch(provider_key="late")
     assert listener.wait() == 0

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from keyvalue_provider.client.streams import shown
-from tests.conftest import DEADLINE_S, SCRIPTS, NatsServer, Provider, host_environment
+from tests.conftest import DEADLINE_S, SCRIPTS, NatsServer, Provider
 from tests.provider.client.test_command import COMMANDS
 
 WRPC_KV = str(SCRIPTS / "wrpc-kv")
@@ -37,7 +37,7 @@ def run(
     """Run the command with pipes. Return the exit code and both outputs."""
     ended = subprocess.run(
         [*command, *arguments], input=stdin, capture_output=True, timeout=DEADLINE_S,
-        env=host_environment() | dict(environment or {}),
+        env=dict(environment or {}),
     )  # fmt: skip
     return ended.returncode, ended.stdout, ended.stderr
 
@@ -49,9 +49,7 @@ def on_terminal(command: Sequence[str], *arguments: str, typed: bytes = b"") -> 
     attributes[1] &= ~termios.OPOST  # no CR before a line feed
     attributes[3] &= ~termios.ECHO
     termios.tcsetattr(terminal, termios.TCSANOW, attributes)
-    process = subprocess.Popen(
-        [*command, *arguments], stdin=terminal, stdout=terminal, stderr=terminal, env=host_environment()
-    )
+    process = subprocess.Popen([*command, *arguments], stdin=terminal, stdout=terminal, stderr=terminal, env={})
     os.close(terminal)
     shown = b""
     try:
@@ -134,7 +132,7 @@ def test_a_full_disk(command: Sequence[str], size: int) -> None:
     for arguments in (("get", "k"), ("--help",)):
         with open("/dev/full", "wb") as full:
             ended = subprocess.run(
-                [*command, *arguments], stdout=full, stderr=subprocess.PIPE, env=host_environment(), timeout=DEADLINE_S
+                [*command, *arguments], stdout=full, stderr=subprocess.PIPE, env={}, timeout=DEADLINE_S
             )
         assert ended.returncode == 1
         assert ended.stderr == b"wrpc-kv: standard output: No space left on device\n"

@@ -16,7 +16,7 @@ from keyvalue_provider.client.watch_link import watch_option
 from keyvalue_provider.config.options import WatchingLinkOptions
 from keyvalue_provider.watching.patterns import Watch
 from keyvalue_transport.nats.client import KeyValueClient
-from tests.conftest import DEADLINE_S, PROVIDER, Launch, NatsServer, Process, host_environment, in_thread
+from tests.conftest import DEADLINE_S, PROVIDER, Launch, NatsServer, Process, in_thread
 from tests.host_double import HostDouble, Hosted
 from tests.provider.client.test_streams import WRPC_KV, run
 
@@ -64,7 +64,7 @@ async def lattice(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Latt
 @contextmanager
 def watching(command: Sequence[str], *arguments: str, directory: Path) -> Iterator[Process]:
     """Run the command. Its output has the notice and the changes."""
-    process = Process([*command, "watch", *arguments], directory, host_environment())
+    process = Process([*command, "watch", *arguments], directory, {})
     try:
         yield process
     finally:
@@ -73,7 +73,7 @@ def watching(command: Sequence[str], *arguments: str, directory: Path) -> Iterat
 
 def started(command: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start the command with pipes."""
-    return subprocess.Popen(command, env=host_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def command_of(nats_server: NatsServer, prefix: str) -> Sequence[str]:
@@ -166,7 +166,7 @@ async def test_a_component_of_the_user(launch: Launch, nats_server: NatsServer, 
 
 async def test_a_provider_without_links(nats_server: NatsServer, tmp_path: Path) -> None:
     arguments: list[str | Path] = [PROVIDER, "serve", "--nats", nats_server.url, "--prefix", "alone.served"]
-    provider = Process(arguments, tmp_path, host_environment())
+    provider = Process(arguments, tmp_path, {})
     try:
         await in_thread(provider.wait_for, "ready: serving")
         code, out, err = await in_thread(run, command_of(nats_server, "alone.served"), "watch")
