@@ -61,9 +61,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Run a long test without coverage: fuzzing takes almost three times as long with it, and short tests cover the same."""
+    """Run long and bulk tests without coverage: they take almost three times as long with it, and others cover the same."""
     trace = sys.gettrace()
-    if item.get_closest_marker("long") is None or trace is None:
+    if trace is None or not any(item.get_closest_marker(name) for name in ("long", "bulk")):
         return (yield)
     sys.settrace(None)
     try:

@@ -20,6 +20,9 @@ from keyvalue_engine.table import MERGE_SHARE
 from tests.engine.clock import Clock
 from tests.engine.entries import shards_of
 
+# Coverage's own data would count as memory, too.
+pytestmark = pytest.mark.bulk
+
 MIB = 1024 * 1024
 KEY_LENGTHS = [1, 8, 12, 12, 40, 200, 4_000, 65_000]
 VALUE_LENGTHS = [0, 10, 100, 5_000]

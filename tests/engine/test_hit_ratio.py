@@ -110,6 +110,7 @@ def hits_of_store(trace: Sequence[bytes], keys_max: int, eviction: str) -> int:
     return hits
 
 
+@pytest.mark.bulk
 def test_unused_keeps_the_keys_that_redis_keeps(redis: Wire) -> None:
     trace = zipf(KEYS, CALLS)
     of_redis, held = hits_of_redis(redis, trace)
