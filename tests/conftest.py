@@ -53,6 +53,10 @@ MEASURED: dict[str, str] = {}
 if "PYTEST_XDIST_WORKER" in os.environ:
     MEASURED |= {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("COVERAGE_PROCESS_")}
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell lets its background jobs ignore Ctrl-C, and so would every process that a test starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the long tests first, so that no process waits at the end while another one runs a long test."""
