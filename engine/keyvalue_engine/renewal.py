@@ -49,17 +49,13 @@ class Part:
         self.stamps: dict[bytes, int] = {}
 
     def replace(self) -> bool:
-        """Put the copies in the place of the entries. Return False if the shard has changed. Takes the stripe."""
+        """Put the copies in the place of the entries. Return False if the shard is retired. Takes the stripe."""
         shard = self.shard
         with shard.stripe:
-            entries = shard.entries
-            if (
-                shard.retired
-                or len(entries) != len(self.keys)
-                or not all(map(is_, entries, self.keys))
-                or not all(map(is_, entries.values(), self.entries))
-            ):
+            if shard.retired:
                 return False
+            if not self._is_current():
+                self._merge()
             shard.drop_order()  # it has the old keys
             shard.entries = self.copies
             if shard.deadlines is not None:
@@ -68,12 +64,27 @@ class Part:
                 shard.renew_stamps(self.stamps)
             return True
 
+    def _is_current(self) -> bool:
+        entries = self.shard.entries
+        return (
+            len(entries) == len(self.keys)
+            and all(map(is_, entries, self.keys))
+            and all(map(is_, entries.values(), self.entries))
+        )
+
+    def _merge(self) -> None:
+        """Bring the copies up to date. An entry that has changed since they were made is a new object itself."""
+        copies, new_keys = self.copies, dict(zip(self.copies, self.copies, strict=True))
+        copied = dict(zip(self.keys, self.entries, strict=True))
+        self.copies = {
+            new_keys.get(key, key): copies[key] if copied.get(key) is entry else entry
+            for key, entry in self.shard.entries.items()
+        }
+        self.pairs = [(entry[1], key) for key, entry in self.copies.items() if isinstance(entry, tuple)]
+
 
 class Renewal:
-    """The renewal of some shards. The shards are locked during `replace` only.
-
-    A shard that changes meanwhile stays as it is. The next renewal of the store may find it.
-    """
+    """The renewal of some shards. The shards are locked during `replace` only, and may change before."""
 
     __slots__ = ("_parts", "_steps")
 

@@ -61,19 +61,24 @@ def test_a_renewal_replaces_every_object(eviction: str) -> None:
     assert store.bucket(b"bucket 0").page(keys_max=KEYS).cursor is None
 
 
-def test_a_long_value_is_kept_and_a_changed_shard_is_left_alone() -> None:
+def test_a_long_value_and_what_has_changed_meanwhile_are_kept() -> None:
     store = Store()
     bucket = store.bucket(b"b")
     bucket.set_many({b"long": bytes(COPIED_BYTES_MAX + 1), b"short": bytes(COPIED_BYTES_MAX)})
+    bucket.set(b"timed", b"before", ttl_ms=1_000)
     long, short = bucket.get(b"long"), bucket.get(b"short")
-    first, second = next(store.renewals()), next(store.renewals())
-    for renewal, renewed in ((first, 2), (second, 0)):
-        while renewal.copy():
-            pass
-        assert renewal.replace() == renewed, "the second found the objects of before the first"
+    renewal = next(store.renewals())
+    assert not renewal.copy()
+    changed = bytes(100)
+    bucket.set(b"timed", changed, ttl_ms=10**9)
+    bucket.set(b"added", b"value", ttl_ms=500)
+    assert renewal.replace() == 3
     assert bucket.get(b"long") is long
     assert bucket.get(b"short") is not short
     assert bucket.get(b"short") == short
+    assert bucket.get(b"timed") is changed
+    assert bucket.get(b"added") == b"value"
+    store.check()
 
 
 def test_a_key_that_took_the_place_of_another_with_the_same_value_stays() -> None:
@@ -84,6 +89,6 @@ def test_a_key_that_took_the_place_of_another_with_the_same_value_stays() -> Non
     assert not renewal.copy()
     bucket.delete(b"second")
     bucket.set(b"third", value)
-    assert renewal.replace() == 0
+    assert renewal.replace() == 2
     assert bucket.exists(b"third")
     assert not bucket.exists(b"second")

@@ -59,7 +59,6 @@ class MemoryReturn:
     def __init__(self, store: SizedStore, drop_caches: Callable[[], None]) -> None:
         self._store = store
         self._drop_caches = drop_caches
-        self._compaction = Compaction(store)
         self._base_bytes = 0
         self._kept_bytes = 0  # the unused memory that the last trim did not return
         self._counted_bytes = 0  # at the last step
@@ -80,28 +79,31 @@ class MemoryReturn:
         if trim is None:
             return
         small_objects = SmallObjects()
+        compaction = Compaction(self._store)
         try:
             while True:
                 await asyncio.sleep(INTERVAL_S)
-                self._step(loop.time(), small_objects, trim)
+                self._step(loop.time(), small_objects, compaction, trim)
         finally:
+            compaction.close()
             small_objects.use_malloc(False)
-            self._compaction.close()
 
-    def _step(self, now_s: float, small_objects: SmallObjects, trim: Callable[[int], int]) -> None:
+    def _step(
+        self, now_s: float, small_objects: SmallObjects, compaction: Compaction, trim: Callable[[int], int]
+    ) -> None:
         unused_bytes = self._unused_bytes()
         self._kept_bytes = min(self._kept_bytes, unused_bytes)
         if (
             unused_bytes > self._kept_bytes + (CHANGE_BYTES if small_objects.uses_malloc else GROWTH_BYTES)
-            or self._compaction.has_ended
+            or compaction.has_ended
         ):
             trim(0)
             unused_bytes = self._kept_bytes = self._unused_bytes()
         before_bytes, self._counted_bytes = self._counted_bytes, self._store.memory_bytes
         if small_objects.has_choice:
-            self._compaction.step(unused_bytes, self._counted_bytes)
+            compaction.step(unused_bytes, self._counted_bytes)
         has_changed = self._has_changed(unused_bytes)
-        if has_changed or self._counted_bytes > before_bytes + FILL_BYTES or self._compaction.is_running:
+        if has_changed or self._counted_bytes > before_bytes + FILL_BYTES or compaction.is_running:
             self._malloc_until_s = now_s + MALLOC_S
         small_objects.use_malloc(now_s < self._malloc_until_s)
         if has_changed and now_s >= self._noted_s + BLOCKS_INTERVAL_S:

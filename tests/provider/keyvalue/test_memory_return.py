@@ -17,7 +17,7 @@ import pytest
 
 from keyvalue_engine import Store
 from keyvalue_provider.keyvalue import memory_return
-from keyvalue_provider.keyvalue.compaction import Copying
+from keyvalue_provider.keyvalue.compaction import Compaction, Copying
 from keyvalue_provider.keyvalue.memory_return import MemoryReturn
 from keyvalue_provider.keyvalue.small_objects import SmallObjects
 
@@ -95,13 +95,14 @@ async def test_small_objects_use_malloc_only_while_memory_changes(monkeypatch: p
     resident_bytes = 0
     monkeypatch.setattr(memory_return, "resident_bytes", lambda: resident_bytes)
     returning, now_s = MemoryReturn(store, lambda: None), 0.0
+    compaction = Compaction(store)
 
     async def uses_malloc(seconds: float) -> bool:
         nonlocal now_s
         end_s = now_s + seconds
         while now_s < end_s:
             now_s += memory_return.INTERVAL_S
-            returning._step(now_s, small_objects, lambda pad: 1)
+            returning._step(now_s, small_objects, compaction, lambda pad: 1)
             await asyncio.sleep(0)
         return small_objects.uses_malloc
 
