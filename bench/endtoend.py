@@ -32,7 +32,6 @@ from bench.run.subjects import BARE, BEFORE, peer
 
 __all__ = ["main"]
 
-
 EPILOG = """\
 scenarios, with the subjects of those that choose their own:
 {scenarios}
@@ -87,12 +86,8 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, metavar="S", help="duration of each load (default 1, quick 0.5)")
     add("--quick", action="store_true", help="few cases, short loads, a summary of ten lines: about a minute")
     add("--large", action="store_true", help="continue growth to 10^7 keys: needs 4 GB of memory and takes longer")
-    add(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help="for run.json, report.md and overview.png (default bench/results/TIME)",
-    )
+    text = "for run.json, report.md and overview.png (default bench/results/TIME)"
+    add("--output", type=Path, metavar="FOLDER", help=text)
     add("--compare", type=Path, metavar="OLD.json", help="list what got slower since an older run")
     add("--strict", action="store_true", help="exit with status 1 if a bar (a performance goal) is missed")
     add_threshold(parser)
@@ -192,7 +187,3 @@ def collect(run: Run, plan: Plan, failures: list[Failure]) -> int:
         run.void.append("stopped")
         return 128 + (signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,6 @@ from typing import Any
 
 __all__ = ["LoadError", "Outcome", "merged"]
 
-
 #: How the figures of several loads are merged. Percentiles are means over the loads, weighted by their calls.
 TOTALS = ("calls", "seconds", "keys", "verified")
 GREATEST = ("max_us", "excess_us", "page_cpu_us")

@@ -40,8 +40,6 @@ METRICS = re.compile(r"http://\S+/metrics")
 EVENTS = re.compile(r"^wrpc_keyvalue_watch_(?:events|dropped)_total(?:{.*})? (\S+)$", re.MULTILINE)
 SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0
-#: The scenarios whose rows include the time and the memory of each start.
-STARTS = frozenset({"start", "listening"})
 #: Number of turns into which each load of a round is split. Within a round, a machine's speed drifts by more than the
 #: two or three per cent that the bars allow.
 TURNS = 10
@@ -52,8 +50,6 @@ PAIRS = Case(rate=2_000.0)
 BEGIN_S = 0.5
 #: The line of the log about a save, with the seconds that it took.
 SAVED = re.compile(r"snapshot saved: .* in (\S+) s")
-SAVE_TIMEOUT_S = 60.0
-SAVE_POLL_S = 0.05
 #: A save beside gets takes at most this many times as long as a save alone.
 SAVE_SHARE = 3.0
 
@@ -101,14 +97,9 @@ class Trial:
         except (OSError, ValueError) as error:
             raise LoadError(f"{self.provider.name}: no metrics: {error}") from None
 
-    def save_s(self, saves: int, timeout_s: float) -> float:
-        """Return the duration of a save by its number. Raise LoadError if it does not end within the timeout."""
-        ends_s = time.monotonic() + timeout_s
-        while len(found := SAVED.findall(self.provider.log)) < saves:
-            if time.monotonic() >= ends_s:
-                raise LoadError(f"{self.provider.name}: save {saves} did not end in time")
-            time.sleep(SAVE_POLL_S)
-        return float(found[saves - 1])
+    def save_s(self, saves: int) -> float:
+        """Wait until this number of saves have ended. Return the duration of the last one, in seconds."""
+        return self.provider.try_until(lambda: float(SAVED.findall(self.provider.log)[saves - 1]), (IndexError,))
 
     def events(self) -> float:
         """Return the number of changes that a watcher was called for, or that were dropped because it was too slow."""
@@ -194,20 +185,16 @@ def pages(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) 
 
 
 def snapshot(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
-    """Measure gets alone, as many gets beside a save of all keys, and a start that loads them.
-
-    A save begins at SIGUSR1, and must end before the gets, or this function raises LoadError. A first save, without
-    gets, shows how long they must last.
-    """
+    """Measure gets alone, gets beside a save of all keys, which a first save shows how long to send, and a start."""
     path = stage.directory / "snapshot"
     config = {"snapshot_path": str(path), "snapshot_interval_ms": str(HOUR_MS)}
     saving = [replace(subject, config={**subject.config, **config}) for subject in subjects]
     for trial in launched(stage, name, saving, extent.rounds, extent.keys):
         save = partial(os.kill, trial.provider.pid, signal.SIGUSR1)
         save()
-        seconds = 2 * BEGIN_S + SAVE_SHARE * trial.save_s(1, SAVE_TIMEOUT_S)
+        seconds = 2 * BEGIN_S + SAVE_SHARE * trial.save_s(1)
         *rows, last = gets_beside(trial, extent.keys, {"a save": save}, seconds)
-        yield from (*rows, replace(last, figures={**last.figures, "save_s": trial.save_s(2, 0.0)}))
+        yield from (*rows, replace(last, figures={**last.figures, "save_s": trial.save_s(2)}))
         trial.provider.stop()
         for again in launched(stage, name, [trial.subject]):
             yield replace(again, number=trial.number).start_row(f"start, {extent.keys:,} keys")
@@ -264,7 +251,7 @@ def fresh(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) 
                     watcher = stack.enter_context(stage.launch(subject.watcher)).name if subject.watcher else ""
                     provider = stack.enter_context(stage.launch(subject, watcher=watcher))
                     trials.append(Trial(stage, name, subject, provider, number))
-                    if name in STARTS:
+                    if name in ("start", "listening"):
                         yield trials[-1].start_row()
                     stage.fill(provider, SCENARIOS[name].cases[0].key_space)
                 for case in SCENARIOS[name].cases:
