@@ -40,8 +40,7 @@ class Part:
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
         with shard.stripe:
-            self.keys = list(shard.entries)
-            self.entries = list(shard.entries.values())
+            self.keys, self.entries, _ = shard.copy(shard.start)
         self.copies: dict[bytes, Entry] = {}
         #: The deadlines, as `Deadlines.renew` takes them.
         self.pairs: list[tuple[int, bytes]] = []

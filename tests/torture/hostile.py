@@ -13,12 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import re
 import signal
 import sys
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -30,6 +27,7 @@ from typing import Any
 import nats
 from nats.aio.client import Client
 
+from bench.load.usage import resident_bytes
 from bench.run import SCRIPTS
 from bench.run.processes import (
     LATTICE,
@@ -44,13 +42,13 @@ from bench.run.subjects import ANSWERING
 from keyvalue_transport.wrpc.errors import TransportError
 from tests.torture.calls import BACKLOG, BRIEF, LIMITED, TTL, TTL_MS, Phase, phases
 from tests.torture.figures import MIB, Bars, Figures, Sample
+from tests.torture.metrics import read_metrics
 from tests.torture.neighbours import ask_health, call_carefully, leave_half_open, leave_unread
 
 __all__ = ["main"]
 
 SAMPLE_INTERVAL_S = 1.0
 LINE_INTERVAL_S = 10.0
-METRICS_TIMEOUT_S = 10.0
 WATCHER = "watcher"
 EPILOG = """\
 phases, in this order, each for --phase-seconds:
@@ -106,10 +104,7 @@ class Run:
         self._url = url
         self._provider = provider
         self._flood = flood
-        found = re.search(r"metrics at (http://\S+/metrics)", provider.log)
-        assert found is not None, provider.log
-        self._metrics_url = found[1]
-        self.figures = Figures(bars, self._rss_bytes())
+        self.figures = Figures(bars, resident_bytes(provider.pid))
         self._shown: Sample | None = None
 
     async def go(self) -> None:
@@ -169,7 +164,7 @@ class Run:
         """Return the present state, or None if the metrics do not arrive in time."""
         answered = await asyncio.to_thread(self._flood.answered)
         try:
-            metrics = await asyncio.to_thread(self._metrics)
+            metrics = await asyncio.to_thread(read_metrics, self._provider.log)
         except (OSError, urllib.error.URLError) as error:
             if self._provider.popen.poll() is not None:
                 raise self._provider.failure("the process ended") from None
@@ -180,21 +175,12 @@ class Run:
             phase,
             number,
             answered,
-            self._rss_bytes(),
+            resident_bytes(self._provider.pid),
             metrics["wrpc_keyvalue_memory_bytes"],
             metrics["wrpc_keyvalue_keys"],
             metrics["wrpc_keyvalue_nats_reconnects_total"],
             bool(metrics["wrpc_keyvalue_nats_connected"]),
         )
-
-    def _metrics(self) -> dict[str, float]:
-        with urllib.request.urlopen(self._metrics_url, timeout=METRICS_TIMEOUT_S) as answer:
-            text = answer.read().decode()
-        return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.MULTILINE)}
-
-    def _rss_bytes(self) -> int:
-        pages = int(Path(f"/proc/{self._provider.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGESIZE")
 
     async def _put_links(self, client: Client) -> None:
         """Put the links of the flood's callers."""

@@ -8,10 +8,8 @@ memory is measured. tests/torture/test_redis_inputs.py runs it for a moment.
 from __future__ import annotations
 
 import argparse
-import re
 import socket
 import sys
-import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +23,7 @@ from keyvalue_transport.redis.requests import ProtocolError, Scanner
 from tests.conftest import DEADLINE_S, NatsServer
 from tests.integration.redis_provider import RedisProvider, redis_provider
 from tests.integration.redis_server import Wire
+from tests.torture.metrics import read_metrics
 
 __all__ = ["Outcome", "main", "send_inputs"]
 
@@ -127,24 +126,14 @@ def send_inputs(provider: RedisProvider, inputs: int, seed: int) -> Outcome:
                 value = b"%d" % number
                 assert good.calls([[b"SET", b"good", value], [b"GET", b"good"]]) == [b"OK", value]
                 calls += 2
-                growth_bytes = resident_bytes(pid) - (before_bytes or resident_bytes(pid))
-                before_bytes = before_bytes or resident_bytes(pid)
+                now_bytes = resident_bytes(pid)
+                before_bytes = before_bytes or now_bytes
+                growth_bytes = now_bytes - before_bytes
                 assert growth_bytes <= GROWTH_BYTES_MAX, f"{growth_bytes} bytes more after {number} inputs"
-    counted = malformed_connections(provider)
+    counted = read_metrics(provider.process.output)["wrpc_keyvalue_redis_malformed_connections_total"]
     assert counted == refused, f"{counted} refused inputs are counted, not {refused}"
     assert provider.process.running
     return Outcome(inputs, refused, calls, growth_bytes, monotonic() - began_s)
-
-
-def malformed_connections(provider: RedisProvider) -> int:
-    """Return the provider's count of connections with malformed requests."""
-    found = re.search(r"metrics at (http://\S+/metrics)", provider.process.output)
-    assert found is not None
-    with urllib.request.urlopen(found[1], timeout=DEADLINE_S) as answer:
-        metrics = answer.read().decode()
-    count = re.search(r"^wrpc_keyvalue_redis_malformed_connections_total (\S+)$", metrics, re.MULTILINE)
-    assert count is not None
-    return int(float(count[1]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
