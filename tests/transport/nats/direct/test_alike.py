@@ -14,7 +14,7 @@ import pytest
 from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.store import encode_get_result
 from keyvalue_transport.nats.direct import protocol
-from keyvalue_transport.nats.direct.alike import SHAPES_MAX
+from keyvalue_transport.nats.direct.alike import RUN_FRAMES_MAX, SHAPES_MAX
 from keyvalue_transport.nats.direct.frames import read_frame
 from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, ReadFlow
 from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX
@@ -96,6 +96,22 @@ def test_an_odd_frame_in_a_run(new_direct: NewDirect, number: int, usual: bytes 
     assert together.traces == apart.traces
     assert together.direct.passed == apart.direct.passed == b""
     assert together.direct.invocations.counts == apart.direct.invocations.counts
+
+
+@pytest.mark.parametrize("block", [None, HEADERS, TRACED])
+def test_runs_of_all_lengths(new_direct: NewDirect, block: bytes | None) -> None:
+    """Runs are split in parts. After a run there is another one, an odd frame, or a cut frame."""
+    odd = frame(20, block, reply=b"s" * 5), frame(22, block), frame(20, BLOCKS[1]), frame(20, block, reply=b"rr\rr")
+    for number in range(1, 3 * RUN_FRAMES_MAX):
+        run = [frame(20, block, b"%02d" % index, b"r%03d" % index) for index in range(number)]
+        for then in ([], *([each] for each in odd), [frame(20, block, b"abc")] * number):
+            together, apart = Noted(new_direct()), Noted(new_direct(alike=False))
+            wires = [*run[:2], *run, *then, *run]
+            stream = b"".join(wires)
+            cut = len(stream) - number * 7 % len(run[0])
+            assert together.direct.read(stream[:cut], stream[cut:]) == apart.direct.read(*wires)
+            assert together.calls == apart.calls
+            assert together.direct.invocations.counts == apart.direct.invocations.counts
 
 
 @pytest.mark.parametrize("is_on", [True, False])

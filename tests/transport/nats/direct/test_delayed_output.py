@@ -246,7 +246,7 @@ def test_a_stop_ends_queued_calls_and_writes_what_was_begun(peer: Peer) -> None:
 
 
 def test_without_receipts_large_results_are_sent_all_the_same(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server may forbid publishing to our own inbox. Then no more receipts are asked for."""
+    """The server may forbid publishing to our own inbox. Then no more receipts are asked for, until a late one arrives."""
     monkeypatch.setattr(window, "RECEIPT_TIMEOUT_S", 0.0)
     peer.read([Call("a", b"huge")] * 3)
     for _ in range(1000):
@@ -254,6 +254,12 @@ def test_without_receipts_large_results_are_sent_all_the_same(peer: Peer, monkey
         peer.turn()
     assert peer.ended() == [0, 1, 2]
     assert peer.receipts <= window.RECEIPTS
+    peer.receive()
+    peer.read([Call("a", b"huge")])
+    peer.take()
+    peer.turn()
+    peer.take()
+    assert peer.receipts
 
 
 # Held calls

@@ -14,7 +14,8 @@ If calls are traced, the last digit of the trace belongs to `rest`. A frame whos
 no shape, so no shape fits such a frame (tracing.py). Other frames then need no further test.
 
 A run is a sequence of frames with one shape and with reply subjects of the same length. `struct` splits a run into its
-frames. Comparing a frame takes a third as long as parsing it. bench/micro/test_frames.py measures the time per frame.
+frames, and the parts of all frames are compared together. Comparing a frame alone takes a third as long as parsing it.
+bench/micro/test_frames.py measures the time per frame.
 
 Invariant: shapes never change a result. With shapes or without, the direct path finds the same frames, and the same
 handler, caller, reply subject and parameters for each frame. A property test checks this invariant.
@@ -31,7 +32,7 @@ from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX, CRLF, TRACEPARENT_L
 from keyvalue_transport.nats.reply_subjects import REPLY_BYTES_MAX, ReplySubjects
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
 
-__all__ = ["RUN_FRAMES_MIN", "SHAPES_MAX", "Alike", "InvocationFrame", "InvocationGroup", "Shape"]
+__all__ = ["RUN_FRAMES_MAX", "SHAPES_MAX", "Alike", "InvocationFrame", "InvocationGroup", "Shape"]
 
 #: An invocation in a buffer: the tail of the reply subject, the frame's offset, and the start and end of the
 #: parameters. It is a plain tuple for speed, because each call creates one.
@@ -43,6 +44,10 @@ InvocationGroup: TypeAlias = tuple[Handler, Caller, bytes, Iterator[InvocationFr
 SHAPES_MAX = 256
 #: The minimum number of frames in a run. Splitting a shorter run does not save time.
 RUN_FRAMES_MIN = 4
+#: The maximum number of frames that are split at once. A longer run is split in parts.
+RUN_FRAMES_MAX = 16
+#: The maximum number of Structs that a shape keeps.
+RUNS_MAX = 32
 SPACE, CR = b" \r"
 
 
@@ -53,12 +58,11 @@ class Shape:
     :ivar prefix: the bytes before the reply subject, and the head
     :ivar suffix: the bytes from the reply subject to the trace, or to the payload if there is no trace
     :ivar rest: the bytes from the trace to the payload; empty if there is no trace
-    :ivar stopped_at: the offset at which the last call of `frames` stopped
     """
 
     __slots__ = (
-        *("caller", "handler", "head", "prefix", "rest", "stopped_at", "suffix"),
-        *("_digits", "_payload_bytes", "_rest_bytes", "_runs"),
+        *("caller", "handler", "head", "prefix", "rest", "suffix"),
+        *("_digits", "_layout", "_rest_bytes", "_runs"),
     )
 
     def __init__(
@@ -72,73 +76,105 @@ class Shape:
         self.head, self.prefix = head, b"%b %b %b %b" % (words[0], words[1], words[2], head)
         self.suffix, self.rest = rest[:trace_at], rest[rest_at:]
         self.handler, self.caller = handler, caller
-        self.stopped_at = 0
         self._rest_bytes = len(rest)
-        self._payload_bytes = frame.payload_end - frame.payload_at
+        self._layout = (
+            *(self.prefix, len(self.prefix), self.suffix, len(self.suffix), self.rest, len(rest)),
+            *(frame.payload_end - frame.payload_at, REPLY_BYTES_MAX - len(head)),
+        )
         self._runs: dict[int, Struct] = {}
 
-    def frames(self, buffer: bytes, at: int, end: int, until: int) -> Iterator[InvocationFrame]:
-        """Yield consecutive invocations of this shape, starting at `at`. The last one begins before `until`.
+    def take(self, buffer: bytes, at: int, end: int, until: int) -> tuple[InvocationGroup, int]:
+        """Return invocations of this shape that follow each other from `at` on, and the offset after the last one.
+
+        The last one begins before `until`. There is none if the frame at `at` has another shape, or is incomplete.
 
         This method is optimized for speed, which the end-to-end benchmark of `get` measures.
         """
-        find, startswith = buffer.find, buffer.startswith
-        prefix, suffix, rest, payload_bytes = self.prefix, self.suffix, self.rest, self._payload_bytes
-        digits, tail_bytes_max = self._digits, REPLY_BYTES_MAX - len(self.head)
+        prefix, prefix_bytes, suffix, suffix_bytes, rest, rest_bytes, payload_bytes, tail_bytes_max = self._layout
+        frames: list[InvocationFrame] = []
         may_run = True
-        while at < until and startswith(prefix, at):
-            reply_at = at + len(prefix)
-            reply_end = find(b" ", reply_at, reply_at + tail_bytes_max)  # -1 is no place for the suffix
-            start = reply_end + self._rest_bytes
+        while buffer.startswith(prefix, at) and at < until:
+            reply_at = at + prefix_bytes
+            reply_end = buffer.find(b" ", reply_at, reply_at + tail_bytes_max)  # -1 is no place for the suffix
+            start = reply_end + rest_bytes
             stop = start + payload_bytes
-            if not startswith(suffix, reply_end) or stop + 2 > end:
+            after = stop + 2
+            if not buffer.startswith(suffix, reply_end) or after > end:
                 break
             if rest:
                 rest_at = start - len(rest)
-                if not startswith(rest, rest_at) or find(CRLF, reply_end + len(suffix)) != rest_at + digits:
+                if not buffer.startswith(rest, rest_at):
                     break
-            reply = buffer[reply_at:reply_end]
-            if CR in reply:
+                if buffer.find(CRLF, reply_end + suffix_bytes) != rest_at + self._digits:
+                    break
+            tail = buffer[reply_at:reply_end]
+            if CR in tail:
                 break
-            frame_bytes = stop + 2 - at
-            run_bytes = min(end, until + frame_bytes - 1) - at
-            if not may_run or run_bytes < RUN_FRAMES_MIN * frame_bytes:
-                yield reply, at, start, stop
-                at += frame_bytes
-                continue
-            began = at
-            whole = memoryview(buffer)[at : at + run_bytes - run_bytes % frame_bytes]
-            for its_prefix, its_reply, its_suffix, trace, its_rest in self._run(len(reply), frame_bytes).iter_unpack(
-                whole
+            if after == end and not frames:
+                return (self.handler, self.caller, self.head, iter(((tail, at, start, stop),))), end
+            frame_bytes = after - at
+            if (
+                may_run
+                and at + RUN_FRAMES_MIN * frame_bytes <= end
+                and buffer.startswith(prefix, after)
+                and buffer.startswith(suffix, reply_end + frame_bytes)
             ):
-                if (
-                    its_prefix != prefix
-                    or its_suffix != suffix
-                    or SPACE in its_reply
-                    or CR in its_reply
-                    or (rest and (its_rest != rest or CR in trace))
-                ):
-                    break
-                yield its_reply, at, start, start + payload_bytes
-                at += frame_bytes
-                start += frame_bytes
-            may_run = at - began >= RUN_FRAMES_MIN * frame_bytes
-        self.stopped_at = at
+                if frames:
+                    break  # the run has a group of its own
+                number = (min(end, until + frame_bytes - 1) - at) // frame_bytes
+                if tails := self._tails_of_run(buffer, at, number, frame_bytes, len(tail)):
+                    after = at + len(tails) * frame_bytes
+                    starts, stops = range(start, after, frame_bytes), range(stop, after, frame_bytes)
+                    run = zip(tails, range(at, after, frame_bytes), starts, stops, strict=True)
+                    return (self.handler, self.caller, self.head, run), after
+                may_run = False
+            frames.append((tail, at, start, stop))
+            at = after
+        return (self.handler, self.caller, self.head, iter(frames)), at
 
-    def _run(self, reply_bytes: int, frame_bytes: int) -> Struct:
-        """Return a Struct that splits frames of this size into prefix, tail, suffix, trace and rest.
+    def _tails_of_run(
+        self, buffer: bytes, at: int, remaining: int, frame_bytes: int, tail_bytes: int
+    ) -> tuple[bytes, ...]:
+        """Return the tails of the reply subjects of a run that starts at `at`. The run may end before its last frame.
 
-        If the shape has no trace, the fields trace and rest are empty.
+        A part of the run is compared as a whole. If its last frame does not fit, a smaller part is tried. If any other
+        frame does not fit, the whole part is left out.
         """
-        run = self._runs.get(reply_bytes)
-        if run is None:
-            suffix_bytes, rest_bytes = len(self.suffix), len(self.rest)
-            trace_bytes = self._rest_bytes - suffix_bytes - rest_bytes
-            sizes = (len(self.prefix), reply_bytes, suffix_bytes, trace_bytes, rest_bytes)
-            fields = "".join(f"{size}s" for size in sizes)
-            if len(self._runs) >= SHAPES_MAX:
-                self._runs.clear()
-            run = self._runs[reply_bytes] = Struct(f"{fields}{frame_bytes - sum(sizes)}x")
+        prefix, suffix, rest, startswith = self.prefix, self.suffix, self.rest, buffer.startswith
+        step = 5 if rest else 3  # the number of fields of a frame
+        found: tuple[bytes, ...] = ()
+        number = RUN_FRAMES_MAX
+        while remaining:
+            if number > remaining:
+                number = remaining
+            while number > 1 and not startswith(prefix, at + (number - 1) * frame_bytes):
+                number //= 2
+            key = tail_bytes * (RUN_FRAMES_MAX + 1) + number
+            run = self._runs.get(key) or self._run(key, number, frame_bytes, tail_bytes)
+            fields = run.unpack_from(buffer, at)
+            tails = fields[1::step]
+            text = b"".join(tails)
+            if fields[::step].count(prefix) + fields[2::step].count(suffix) < 2 * number or SPACE in text or CR in text:
+                break
+            if rest and (fields[4::step].count(rest) < number or CR in b"".join(fields[3::step])):
+                break
+            found += tails
+            at += number * frame_bytes
+            remaining -= number
+        return found
+
+    def _run(self, key: int, number: int, frame_bytes: int, tail_bytes: int) -> Struct:
+        """Return a Struct that splits frames into prefix, tail, suffix, trace and rest.
+
+        If the shape has no trace, there are no fields trace and rest.
+        """
+        sizes = [len(self.prefix), tail_bytes, len(self.suffix)]
+        if self.rest:
+            sizes += self._rest_bytes - len(self.suffix) - len(self.rest), len(self.rest)
+        fields = "".join(f"{size}s" for size in sizes) + f"{frame_bytes - sum(sizes)}x"
+        if len(self._runs) >= RUNS_MAX:
+            self._runs.clear()
+        run = self._runs[key] = Struct(fields * number)
         return run
 
 

@@ -31,6 +31,7 @@ ANSWER_BYTES = 256
 class FrameReplies:
     """A builder of the PUB frames that answer an invocation. `reply` is the invocation's reply subject R_c.
 
+    :ivar begun_of: the results of `begun`, by head; looking here first saves a call
     :ivar handshake_end: the bytes after the reply subject of a handshake for complete parameters
     :ivar max_payload: the NATS server's limit for the size of a message in bytes, which may change
     :ivar receipt: a frame that the NATS server sends back to us, on the subscription for the pieces of parameters. When
@@ -39,8 +40,8 @@ class FrameReplies:
     """
 
     __slots__ = (
-        *("_begun", "_handshake", "_inbox", "_nobody"),
-        *("handshake_end", "max_payload", "receipt", "receipt_token"),
+        *("_handshake", "_inbox", "_nobody"),
+        *("begun_of", "handshake_end", "max_payload", "receipt", "receipt_token"),
     )
 
     def __init__(self, inbox: str, nobody: str, max_payload: int, receipt_token: str) -> None:
@@ -48,18 +49,18 @@ class FrameReplies:
         self._nobody = nobody.encode()
         self._handshake = b" %b 0\r\n%b" % (self._nobody, NEXT_PUB)
         self.handshake_end = b" %b 0\r\n\r\n" % self._nobody
-        self._begun: dict[bytes, tuple[bytes, bytes, bytes]] = {}
+        self.begun_of: dict[bytes, tuple[bytes, bytes, bytes]] = {}
         self.max_payload = max_payload
         self.receipt = b"PUB %b 0\r\n\r\n" % params_subject(f"{inbox}.{receipt_token}").encode()
         self.receipt_token = receipt_token
 
     def begun(self, head: bytes) -> tuple[bytes, bytes, bytes]:
         """Return the bytes before each of the three tails in an answer, up to the head of the reply subject."""
-        begun = self._begun.get(head)
+        begun = self.begun_of.get(head)
         if begun is None:
-            if len(self._begun) >= HEADS_MAX:
-                self._begun.clear()
-            begun = self._begun[head] = PUB + head, self._handshake + head, NEXT_PUB + head
+            if len(self.begun_of) >= HEADS_MAX:
+                self.begun_of.clear()
+            begun = self.begun_of[head] = PUB + head, self._handshake + head, NEXT_PUB + head
         return begun
 
     def accept(self, reply: bytes, token: str | None) -> list[bytes]:

@@ -54,11 +54,15 @@ class DelayedOutput:
     """The large results and the held calls of one connection.
 
     :ivar is_blocked: True while the socket's buffer is above its high-water mark; call `pump` when this ends
+    :ivar may_hold: False if `must_hold` would return False, since no receipt is missing and no call is held
     :ivar window: the output that the NATS server has perhaps not read yet
     :param write: writes frames to the socket
     """
 
-    __slots__ = ("_frames", "_loop", "_pumping", "_routes", "_slice_end_s", "_write", "is_blocked", "is_open", "window")
+    __slots__ = (
+        *("_frames", "_loop", "_pumping", "_routes", "_slice_end_s", "_write"),
+        *("is_blocked", "is_open", "may_hold", "window"),
+    )
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, routes: DirectRoutes, write: Callable[[list[bytes]], None]
@@ -67,6 +71,7 @@ class DelayedOutput:
         self._routes = routes
         self._write = write
         self.is_open = self.is_blocked = False
+        self.may_hold = True
         self.window = Window(loop, self.pump)
         self._frames: deque[bytes] = deque()  # the rest of a result, and refusals
         self._pumping = False  # True while the next turn of the event loop calls `pump`
@@ -88,7 +93,9 @@ class DelayedOutput:
 
     def must_hold(self, server: DirectServer) -> bool:
         """Return True if a call must be held: the window is closed, or earlier calls are held."""
-        return not self.window.is_open() or server.invocations.held > 0
+        holds = server.invocations.held > 0
+        self.may_hold = holds or self.window.unread_bytes > 0
+        return holds or not self.window.is_open()
 
     def hold(
         self,

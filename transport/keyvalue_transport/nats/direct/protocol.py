@@ -41,7 +41,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from time import monotonic, perf_counter
 
@@ -49,7 +49,6 @@ from keyvalue_transport.nats.direct.alike import InvocationGroup
 from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, PUB, RESULT_LINES, SMALL, message_count
 from keyvalue_transport.nats.direct.delayed_output import DelayedOutput
 from keyvalue_transport.nats.direct.frames import (
-    HMSG,
     INFO,
     LINE_BYTES_MAX,
     PONG,
@@ -65,7 +64,7 @@ from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Fr
 from keyvalue_transport.nats.reply_subjects import CR, REPLY_BYTES_MAX
 from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Begun, Caller, Handler, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.handler import Again, Begun, Caller, Handler, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.invocation import Step, Waiting
 
 __all__ = ["DirectProtocol"]
@@ -176,12 +175,14 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 routes.end_read(self._loop_of_writes)
         finally:
             self._is_parsing = False
-        self._out += self._later  # in one write, and after the handshakes in `_out`
-        self._later = []
+        if self._later:
+            self._out += self._later  # in one write, and after the handshakes in `_out`
+            self._later = []
         self._write(self._out)
         seconds = perf_counter() - began_s
-        if (server := routes.server) is not None and server.on_batch is not None:
-            server.on_batch(seconds)
+        server = routes.server
+        if server is not None and (on_batch := server.on_batch) is not None:
+            on_batch(seconds)
         flow.worked(seconds)
         if self._pump_due:
             self._pump_due = False
@@ -198,27 +199,28 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
 
         This method is optimized for speed, which the end-to-end benchmark of `get` measures.
         """
-        server = self._routes.server
+        routes, delayed = self._routes, self._delayed
+        server = routes.server
         out = self._out = []
         if server is None:
             for _ in self._groups(buffer):
                 raise AssertionError("there is a route to a handler, and no server")
             return
-        counts, repeats, begun = server.invocations.counts, self._routes.repeats, self._routes.begun
+        counts, begun_of = server.invocations.counts, server.replies.begun_of
         answered = out_bytes = 0
-        last_head, pub, handshake, next_pub = None, b"", b"", b""
-        if holds := self._delayed.must_hold(server):
-            self._pump_due = True
-        for handler, caller, head, frames in self._groups(buffer):
+        holds = self._pump_due = delayed.may_hold and delayed.must_hold(server)
+        groups: Iterable[InvocationGroup] | None = None
+        if (shape := routes.alike.shape) is not None and (end := len(buffer)) <= SLICE_BYTES:
+            group, at = shape.take(buffer, 0, end, end)
+            groups = (group,) if at == end else self._groups(buffer, at, group)
+        for handler, caller, head, frames in groups or self._groups(buffer):
             if holds:
-                self._delayed.hold(server, handler, caller, head, frames, buffer)
+                delayed.hold(server, handler, caller, head, frames, buffer)
                 continue
-            if type(handler) is Begun and begun is not None:
-                enter = partial(self._enter_core, server)
-                out_bytes += begun.begin(handler, caller, head, frames, buffer, enter)
+            if type(handler) is Begun and (begun := routes.begun) is not None:
+                out_bytes += begun.begin(handler, caller, head, frames, buffer, partial(self._enter_core, server))
                 continue  # this output is small, because most answers come later
-            if head is not last_head:
-                last_head, (pub, handshake, next_pub) = head, server.replies.begun(head)
+            pub, handshake, next_pub = begun_of.get(head) or server.replies.begun(head)
             size_max = self._max_payload  # an INFO before this group may have changed the limit
             for tail, at, start, end in frames:
                 result: HandlerResult | Exception
@@ -231,12 +233,11 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     line = RESULT_LINES[size] if size < SMALL else b".results %d\r\n" % size
                     out += (pub, tail, handshake, tail, line, result, next_pub, tail, END)
                     out_bytes += size + ANSWER_BYTES
-                elif type(result) is Again and repeats is not None:
+                elif type(result) is Again and (repeats := routes.repeats) is not None:
                     repeats.add(result, handler, caller, head, (tail, at, start, end), frames, buffer)
                     continue
                 else:
-                    reply = head + tail
-                    out_bytes += self._enter_core(server, handler, caller, reply, buffer, at, start, end, result)
+                    out_bytes += self._enter_core(server, handler, caller, head + tail, buffer, at, start, end, result)
                     result = b""  # free the bytes, because an exception's traceback may keep this frame alive
                 if out_bytes >= OUTPUT_BYTES:
                     self._write(out)
@@ -244,23 +245,26 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     out_bytes = 0
                     if self._full:
                         self._keep(buffer[end + 2 :], 0)
-                        counts.received_bytes += end + 2
-                        counts.answered += answered
-                        return
-                    if self._delayed.must_hold(server):
-                        holds = self._pump_due = True
-                        self._delayed.hold(server, handler, caller, head, frames, buffer)
                         break
+                    if delayed.must_hold(server):
+                        holds = self._pump_due = True
+                        delayed.hold(server, handler, caller, head, frames, buffer)
+                        break
+            if self._full:
+                break
         counts.answered += answered
+        counts.received_bytes += len(buffer) - self._pieces_bytes
 
-    def _groups(self, buffer: bytes) -> Iterator[InvocationGroup]:
-        """Yield groups of consecutive invocations by one caller of one handler.
+    def _groups(self, buffer: bytes, at: int = 0, first: InvocationGroup | None = None) -> Iterator[InvocationGroup]:
+        """Yield groups of consecutive invocations by one caller of one handler: the first group, and those from `at` on.
 
         Handle other frames of routed subscriptions. Pass the rest to nats-py. Keep an incomplete frame.
         """
         routes, alike, replies = self._routes, self._routes.alike, self._routes.replies
-        first, quick, end, slice_end = replies.plain_first, routes.quick, len(buffer), SLICE_BYTES
-        at = passed = needed = taken_bytes = 0  # buffer[passed:at] holds complete frames and lines for nats-py
+        plain_first, quick, end, slice_end = replies.plain_first, routes.quick, len(buffer), at + SLICE_BYTES
+        passed, needed, taken_bytes = at, 0, 0  # buffer[passed:at] holds complete frames and lines for nats-py
+        if at and first is not None:
+            yield first
         while at < end:
             if at >= slice_end:
                 if self._flow is not None and self._flow.is_due():
@@ -268,8 +272,9 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 slice_end = at + SLICE_BYTES
             if (shape := alike.shape) is not None and buffer.startswith(shape.prefix, at):
                 self._pass_on(buffer, passed, at)
-                yield shape.handler, shape.caller, shape.head, shape.frames(buffer, at, end, slice_end)
-                passed = at = shape.stopped_at
+                group, at = shape.take(buffer, at, end, slice_end)
+                yield group
+                passed = at
                 if at >= min(end, slice_end):
                     continue
             if quick and (taken := routes.take_quick(buffer, at, end)) > at:
@@ -294,10 +299,10 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 continue
             self._pass_on(buffer, passed, at)
             reply = frame.reply
-            is_plain = reply and reply[0] == first and len(reply) <= REPLY_BYTES_MAX and CR not in reply
+            is_plain = reply and reply[0] == plain_first and len(reply) <= REPLY_BYTES_MAX and CR not in reply
             if (is_plain or (reply and replies.allows(reply))) and callable(route):  # `is_plain` saves most calls
                 routes.settle()
-                yield self._group_of(buffer, at, frame, route)
+                yield routes.group_of(buffer, at, frame, route)
             else:
                 taken_bytes += self._take(route, frame, buffer)
             passed = at = frame.payload_end + 2
@@ -308,8 +313,6 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                 if self._full:
                     break
         self._pass_on(buffer, passed, at)
-        if routes.server is not None:
-            routes.server.invocations.counts.received_bytes += at
         if at < end:
             self._keep(buffer[at:], needed)
 
@@ -319,17 +322,6 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         elif buffer.startswith(PONG, at):
             self._delayed.open()  # nats-py opens a connection with CONNECT and PING
             self._pump_due = True
-
-    def _group_of(self, buffer: bytes, at: int, frame: MessageFrame, handler: Handler) -> InvocationGroup:
-        calls = iter(((frame.reply, at, frame.payload_at, frame.payload_end),))
-        block, caller, callers, tracer = b"", ANONYMOUS, self._routes.callers, self._routes.tracer
-        if buffer[at] == HMSG:
-            block = buffer[frame.headers_at : frame.payload_at]
-            caller = callers.callers.get(block) or callers.find(block)
-            if tracer is not None and (traced := tracer.of_block(handler, block, caller)) is not None:
-                return traced, caller, b"", calls
-        self._routes.alike.learn(frame, block, handler, caller)
-        return handler, caller, b"", calls
 
     def _pass_on(self, buffer: bytes, start: int, end: int) -> None:
         if start < end:
@@ -384,13 +376,7 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         """Handle a routed frame other than a call with a reply subject. Return the bytes added to the output."""
         payload, server = buffer[frame.payload_at : frame.payload_end], self._routes.server
         if isinstance(route, (Frames, InOrder)):
-            try:
-                if isinstance(route, InOrder):
-                    route.handle(payload)
-                else:
-                    route.handle(frame.words[1], frame.reply, buffer[frame.headers_at : frame.payload_at], payload)
-            except Exception:  # a faulty handler must not end the connection
-                self._routes.log_failure(frame.words[1])
+            self._routes.hand_over(route, frame, buffer[frame.headers_at : frame.payload_at], payload)
         elif server is None:
             pass
         elif route is Further.PIECES:
@@ -463,17 +449,20 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
     def _write(self, out: list[bytes]) -> None:
         if not out:
             return
-        server, window = self._routes.server, self._delayed.window
-        if window.is_receipt_due and server is not None and self._delayed.is_open:
+        server, delayed, socket = self._routes.server, self._delayed, self._socket
+        window = delayed.window
+        if window.written_bytes >= window.due_bytes and server is not None and delayed.is_open:
             out = [*out, server.replies.receipt]  # in the same write, because a second write costs much
             window.note_request()
+            delayed.may_hold = True
         frames = b"".join(out)
+        frames_bytes = len(frames)
         if server is not None:
-            server.invocations.counts.sent_bytes += len(frames)
-        if self._socket is not None:
-            self._socket.write(frames)
-            window.note_written(len(frames))
-            if self._delayed.is_blocked and not self._full and self._socket.get_write_buffer_size() > FULL_BYTES:
+            server.invocations.counts.sent_bytes += frames_bytes
+        if socket is not None:
+            socket.write(frames)
+            window.written_bytes += frames_bytes
+            if delayed.is_blocked and not self._full and socket.get_write_buffer_size() > FULL_BYTES:
                 self._full = True
                 assert self._flow is not None
                 self._flow.hold()

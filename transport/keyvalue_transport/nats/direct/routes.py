@@ -9,15 +9,16 @@ from enum import Enum, auto
 from time import monotonic
 from typing import NamedTuple, Protocol, TypeAlias
 
-from keyvalue_transport.nats.direct.alike import Alike
+from keyvalue_transport.nats.direct.alike import Alike, InvocationGroup
 from keyvalue_transport.nats.direct.answers import FrameReplies, message_count
 from keyvalue_transport.nats.direct.begun_calls import BegunCalls
+from keyvalue_transport.nats.direct.frames import HMSG, MessageFrame
 from keyvalue_transport.nats.direct.repeats import Repeats
 from keyvalue_transport.nats.headers import CallerCache
 from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.reply_subjects import ReplySubjects
 from keyvalue_transport.nats.tracing import Tracer
-from keyvalue_transport.wrpc.handler import Handler
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Handler
 from keyvalue_transport.wrpc.invocation import Invocations, Step, Waiting
 
 __all__ = ["DirectRoutes", "DirectServer", "Frames", "Further", "InOrder", "Quick", "Route"]
@@ -212,10 +213,28 @@ class DirectRoutes:
         for act in ending:  # which these have added, and which must not wait for the next read
             loop.call_soon(act)
 
-    def log_failure(self, subject: bytes) -> None:
-        """Log the current exception of a handler of frames, at a limited rate."""
-        if (more := self._failures.admit(monotonic())) is not None:
-            log.exception("a message to %s was not handled%s", subject[:128].decode(errors="replace"), more)
+    def group_of(self, buffer: bytes, at: int, frame: MessageFrame, handler: Handler) -> InvocationGroup:
+        """Return the group of one call, whose frame at `at` was parsed. Learn from it."""
+        block, caller, callers, tracer = b"", ANONYMOUS, self.callers, self.tracer
+        calls = iter(((frame.reply, at, frame.payload_at, frame.payload_end),))
+        if buffer[at] == HMSG:
+            block = buffer[frame.headers_at : frame.payload_at]
+            caller = callers.callers.get(block) or callers.find(block)
+            if tracer is not None and (traced := tracer.of_block(handler, block, caller)) is not None:
+                return traced, caller, b"", calls
+        self.alike.learn(frame, block, handler, caller)
+        return handler, caller, b"", calls
+
+    def hand_over(self, route: Frames | InOrder, frame: MessageFrame, block: bytes, payload: bytes) -> None:
+        """Pass a message to the handler of its route."""
+        try:
+            if isinstance(route, InOrder):
+                route.handle(payload)
+            else:
+                route.handle(frame.words[1], frame.reply, block, payload)
+        except Exception:  # a faulty handler must not end the connection
+            if (more := self._failures.admit(monotonic())) is not None:
+                log.exception("a message to %s was not handled%s", frame.words[1][:128].decode(errors="replace"), more)
 
     def settle(self) -> None:
         """Call the function that `before_next_call` registered, if any."""

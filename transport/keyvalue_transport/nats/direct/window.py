@@ -40,45 +40,42 @@ class Window:
     """The output that has no receipt.
 
     :param on_open: called if no receipt has come for RECEIPT_TIMEOUT_S
-    :ivar is_receipt_due: True if a receipt must be requested with the next output
+    :ivar unread_bytes: the size of the output before the last request for a receipt, if the receipt has not arrived
+    :ivar written_bytes: the size of the output since the last request; the caller adds what it writes
+    :ivar due_bytes: when `written_bytes` has reached this, a receipt must be requested with the next output
     """
 
     __slots__ = (
         *("_limit_bytes", "_loop", "_on_open", "_quickest_s", "_receipts_arrive"),
-        *("_since_bytes", "_timeout", "_unread", "_unread_bytes", "is_receipt_due"),
+        *("_timeout", "_unread", "due_bytes", "unread_bytes", "written_bytes"),
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_open: Callable[[], None]) -> None:
         self._loop = loop
         self._on_open = on_open
         self._limit_bytes = WINDOW_BYTES
-        self.is_receipt_due = False
-        self._since_bytes = 0  # written since the last request for a receipt
+        self.due_bytes: float = self.part_bytes
+        self.written_bytes = 0
         self._unread: deque[tuple[int, float]] = deque()  # for each receipt to come: the bytes before it, and when sent
-        self._unread_bytes = 0
+        self.unread_bytes = 0
         self._quickest_s = inf
         self._timeout: asyncio.TimerHandle | None = None  # for the oldest receipt
         self._receipts_arrive: bool | None = None  # None until the first receipt or its timeout
 
     def is_open(self) -> bool:
         """Return True if more may be sent. If not, a receipt will open the window, or `on_open` is called."""
-        return self._unread_bytes < self._limit_bytes
+        return self.unread_bytes < self._limit_bytes
 
     @property
     def part_bytes(self) -> int:
         """Return the size of the output for which a receipt is requested."""
         return self._limit_bytes // RECEIPTS
 
-    def note_written(self, size_bytes: int) -> None:
-        """Count output."""
-        self._since_bytes += size_bytes
-        self.is_receipt_due = self._since_bytes >= self.part_bytes and self._receipts_arrive is not False
-
     def note_request(self) -> None:
         """Expect a receipt, which was requested at the end of the next output."""
-        self._unread.append((self._since_bytes, monotonic()))
-        self._unread_bytes += self._since_bytes
-        self._since_bytes = 0
+        self._unread.append((self.written_bytes, monotonic()))
+        self.unread_bytes += self.written_bytes
+        self.written_bytes = 0
         if self._timeout is None:
             self._begin_timeout()
 
@@ -86,18 +83,18 @@ class Window:
         """Make room, because the NATS server has read everything before the oldest receipt."""
         self._receipts_arrive = True
         self.close()
-        if not self._unread:
-            return
-        size_bytes, sent_s = self._unread.popleft()
-        self._unread_bytes -= size_bytes
-        taken_s = monotonic() - sent_s
-        self._quickest_s = min(taken_s, self._quickest_s * FORGETTING)
-        if taken_s > self._quickest_s + LATE_S:
-            self._limit_bytes = max(self._limit_bytes // 2, WINDOW_BYTES_MIN)
-        elif taken_s < self._quickest_s + LATE_S / 2:
-            self._limit_bytes = min(self._limit_bytes * 2, WINDOW_BYTES)
+        if self._unread:
+            size_bytes, sent_s = self._unread.popleft()
+            self.unread_bytes -= size_bytes
+            taken_s = monotonic() - sent_s
+            self._quickest_s = min(taken_s, self._quickest_s * FORGETTING)
+            if taken_s > self._quickest_s + LATE_S:
+                self._limit_bytes = max(self._limit_bytes // 2, WINDOW_BYTES_MIN)
+            elif taken_s < self._quickest_s + LATE_S / 2:
+                self._limit_bytes = min(self._limit_bytes * 2, WINDOW_BYTES)
         if self._unread:
             self._begin_timeout()
+        self.due_bytes = self.part_bytes
 
     def close(self) -> None:
         """End the timeout."""
@@ -112,6 +109,8 @@ class Window:
         """Continue without a receipt. If none has ever arrived, we may not publish to our own inbox: ask no more."""
         self._timeout = None
         self._unread.clear()
-        self._unread_bytes = 0
+        self.unread_bytes = 0
         self._receipts_arrive = self._receipts_arrive or False
+        if not self._receipts_arrive:
+            self.due_bytes = inf
         self._on_open()
