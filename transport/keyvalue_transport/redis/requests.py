@@ -40,12 +40,11 @@ DIGITS_MAX = 19
 #: The first bytes of the types that hiredis takes for bulk strings, or for which it creates a list before the elements
 #: arrive.
 SIMPLE, VERBATIM, BIG, PUSH, SET, ATTRIBUTE = b"+=(>~|"
-#: How to find them, and long arrays: in a read in which each of them is a plus, and all digits are 0.
-MARKS = bytes.maketrans(b"=(>~|123456789", b"+++++000000000")
+#: How to find them: in a read in which each of them is a plus.
+MARKS = bytes.maketrans(b"=(>~|", b"+++++")
 #: One of them at the beginning of a line. A value that begins so is found as well, which costs only time.
 OTHER_TYPE = b"\n+"
-#: An array of 10 or more elements.
-LONG_ARRAY = b"*00"
+#: The lengths of arrays of 10 or more elements.
 LENGTHS = re.compile(rb"\*([0-9]{2,19})")
 #: The size of an empty argument. A read holds fewer arguments than its size divided by this.
 ARGUMENT_BYTES_MIN = 6
@@ -86,15 +85,13 @@ class RequestReader:
             return first + self.feed(read) if read and self.error is None else first
         if len(read) > self.scanner.request_bytes_max or read[:1] != b"*":
             return self._scan(read)[0]
-        # These tests save time for a read with one short request.
-        is_one = read.rfind(b"*") <= 0 and read[2:3] == b"\r"
-        if not is_one or (
+        if (
             SIMPLE in read or VERBATIM in read or BIG in read or PUSH in read or SET in read or ATTRIBUTE in read
-        ):
-            marks = read.translate(MARKS)
-            if OTHER_TYPE in marks or (
-                LONG_ARRAY in marks and sum(map(int, LENGTHS.findall(read))) * ARGUMENT_BYTES_MIN > len(read)
-            ):
+        ) and OTHER_TYPE in read.translate(MARKS):
+            return self._scan(read)[0]
+        if read.rfind(b"*") > 0 or read[2:3] != b"\r":  # not one short request
+            lengths = LENGTHS.findall(read)
+            if lengths and sum(map(int, lengths)) * ARGUMENT_BYTES_MIN > len(read):
                 return self._scan(read)[0]
         parser = self._hiredis
         if parser is None:
