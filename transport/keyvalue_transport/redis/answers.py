@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 __all__ = [
     *("CRLF", "HEADS", "NIL", "NIL_3", "OK", "ONE", "SHORT", "ZERO"),
-    *("CommandError", "Value", "Verbatim", "encode", "error"),
+    *("CommandError", "Value", "Verbatim", "encode", "error", "short_bulks"),
 ]
 
 CRLF = b"\r\n"
@@ -39,6 +39,21 @@ Value: TypeAlias = "int | str | bytes | Sequence[Value] | frozenset[str] | Mappi
 def error(text: str) -> bytes:
     """Return an error. Line breaks in the text become spaces, because the first one would end the answer."""
     return b"-%b\r\n" % text.replace("\r", " ").replace("\n", " ").encode(errors="replace")
+
+
+def short_bulks(values: Sequence[bytes | None], nil: bytes) -> bytes:
+    """Return values as bulk strings. Return nothing if a value is not shorter than SHORT.
+
+    >>> short_bulks([b"a", None, b"bc"], NIL), short_bulks([b"a" * 512], NIL)
+    (b'$1\\r\\na\\r\\n$-1\\r\\n$2\\r\\nbc\\r\\n', b'')
+    """
+    nil = nil.removesuffix(CRLF)
+    try:
+        parts = [nil if value is None else HEADS[len(value)] + value for value in values]
+    except IndexError:
+        return b""
+    parts.append(b"")
+    return CRLF.join(parts)
 
 
 def encode(value: Value, resp: int) -> bytes:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from keyvalue_transport.redis import revisions
-from keyvalue_transport.redis.answers import CRLF, HEADS, OK, ONE, SHORT, ZERO, CommandError
+from keyvalue_transport.redis.answers import CRLF, HEADS, OK, ONE, SHORT, ZERO, CommandError, short_bulks
 from keyvalue_transport.redis.deadlines import SYNTAX, Lifetime, parse_lifetime
 from keyvalue_transport.redis.requests import Request
 from keyvalue_transport.redis.revisions import Entry, Revise, parse_integer, value_of
@@ -223,17 +223,15 @@ def _bulk(session: RedisSession, value: bytes | None) -> bytes:
 
 def _bulks(session: RedisSession, values: list[bytes | None]) -> bytes:
     """Return the values as an array. Refuse a larger answer than the limit before it takes memory."""
-    size_max, nil = session.calls.parameter_limits.answer_bytes_max, session.nil
+    size_max, nil, number = session.calls.parameter_limits.answer_bytes_max, session.nil, len(values)
+    if number * SHORT <= size_max and (bulks := short_bulks(values, nil)):
+        return b"*%d\r\n%b" % (number, bulks)
     size = sum(map(len, filter(None, values)))
     if size > size_max:
         raise CommandError(f"ERR the answer has {size} bytes of values; the limit is {size_max} (answer_bytes_max)")
-    parts = [b"*%d\r\n" % len(values)]
+    parts = [b"*%d\r\n" % number]
     for value in values:
-        if value is None:
-            parts.append(nil)
-        else:
-            length = len(value)
-            parts += (HEADS[length] if length < SHORT else b"$%d\r\n" % length, value, CRLF)
+        parts += (nil,) if value is None else (b"$%d\r\n" % len(value), value, CRLF)
     return b"".join(parts)
 
 
