@@ -10,11 +10,11 @@ wasmCloud 1.x host traps the calling component. So the service returns an error 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from keyvalue_engine import Entry, FullError, NoSuchBucketError, Page, Revise, Revision, StoreError
+from keyvalue_engine import Bucket, Entry, FullError, NoSuchBucketError, Page, Revise, Revision, StoreError
 from keyvalue_engine.entry import entry_size
 from keyvalue_provider.keyvalue.handles import BucketHandle, BucketStore, CallerHandles, Handles
 from keyvalue_provider.keyvalue.names import is_utf8
@@ -158,6 +158,29 @@ class Service:
         return KeyResponse(keys, page.cursor)
 
     # Calls over the Redis protocol alone.
+
+    def get_at_once(self, caller: Caller, bucket: bytes, keys: Sequence[bytes], /) -> list[bytes | None] | None:
+        """Return the values of keys, or None if the store does not answer at once."""
+        try:
+            handle = self._handles[caller].readable[bucket]
+            return handle.get_many(keys) if isinstance(handle, Bucket) else None
+        except StoreError as error:
+            raise _interface_error(error) from error
+
+    def set_at_once(self, caller: Caller, bucket: bytes, entries: Iterable[tuple[bytes, bytes]], /) -> bool:
+        """Store entries in turn, as `set` does. Return False if the store does not answer at once; nothing is stored.
+
+        An entry that is refused raises its error, and is the last one that is taken from `entries`.
+        """
+        try:
+            handle = self._handles[caller].writable[bucket]
+            if not isinstance(handle, Bucket):
+                return False
+            for key, value in entries:
+                handle.set(key, value)
+        except StoreError as error:
+            raise _interface_error(error) from error
+        return True
 
     def set_for(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, ttl_ms: int, /) -> Answer[None]:
         """Store a value that expires."""

@@ -19,7 +19,7 @@ def test_each_request_counts_once(reads: list[tuple[list[list[bytes]], float]]) 
     sums_s = dict.fromkeys(durations.sums_s, 0.0)
     for requests, duration_s in reads:
         if requests in ([[b"GET"]], [[b"get"]], [[b"SET"]]):
-            durations.observe_one(requests[0][0], duration_s)
+            durations.observe_alike(requests[0][0], 1, duration_s)
         else:
             durations.observe(requests, duration_s)
         for request in filter(None, requests):

@@ -30,11 +30,11 @@ class CommandDurations:
         self._unknown = rows[unknown]
         self._rows = {word.encode(): rows[name] for name in rows for word in (name, name.upper())}
 
-    def observe_one(self, word: bytes, duration_s: float) -> None:
-        """Count one request of a known command, alone in its read."""
+    def observe_alike(self, word: bytes, count: int, duration_s: float) -> None:
+        """Count the requests of a read that are all of one known command."""
         counts, sum_s = self._rows[word]
-        counts[bisect_left(self._bounds_s, duration_s)] += 1
-        sum_s[0] += duration_s
+        counts[bisect_left(self._bounds_s, duration_s)] += count
+        sum_s[0] += count * duration_s
 
     def observe(self, requests: Sequence[Request], duration_s: float) -> None:
         """Count the requests of a read."""

@@ -22,6 +22,7 @@ from keyvalue_transport.redis.durations import CommandDurations
 from keyvalue_transport.redis.errors import ListenError
 from keyvalue_transport.redis.limits import Address, ListenerLimits
 from keyvalue_transport.redis.requests import RequestReader
+from keyvalue_transport.redis.runs import RUN_BYTES_MIN, RUN_REQUESTS_MIN, RequestRun, execute, run_of, split_run
 from keyvalue_transport.redis.session import Commands, RedisSession
 from keyvalue_transport.redis.short_calls import SHORT_CALL_BYTES_MAX, answer_short
 from keyvalue_transport.redis.surroundings import Client, Surroundings
@@ -99,9 +100,24 @@ class ClientConnection(asyncio.Protocol):
                     counts.sent_bytes += len(out)
                     self._transport.write(out)
                 if self._durations is not None:
-                    self._durations.observe_one(read[8:11], perf_counter() - self.last_s)
+                    self._durations.observe_alike(read[8:11], 1, perf_counter() - self.last_s)
                 return
+            if len(read) >= RUN_BYTES_MIN and (run := split_run(read)) is not None:
+                read = self._execute_run(run, read)
+                if not read:
+                    return
         self._execute(read)
+
+    def _execute_run(self, run: RequestRun, read: bytes) -> bytes:
+        """Execute a read that is a run, as far as possible. Return the rest of the read."""
+        done = execute(self._session, run)
+        done_bytes = done * (len(read) // len(run.keys))
+        if done:
+            self._counts.received_bytes += done_bytes
+            self._write()
+            if self._durations is not None:
+                self._durations.observe_alike(run.word, done, perf_counter() - self.last_s)
+        return read[done_bytes:]
 
     def _execute(self, read: bytes) -> None:
         """Do the work of `data_received` for any read."""
@@ -110,14 +126,20 @@ class ClientConnection(asyncio.Protocol):
         requests = reader.feed(read)
         self._counts.received_bytes += len(read)
         held_bytes = reader.scanner.held_bytes
-        session.receive(requests)
+        done = 0
+        if len(requests) >= RUN_REQUESTS_MIN and session.may_run and (run := run_of(requests)) is not None:
+            done = execute(session, run)
+        session.receive(requests[done:] if done else requests)
         if held_bytes or not session.is_between:
             session.is_between = not held_bytes and self._takes_short_calls and reader.error is None
             session.settle()
         if session.out:
             self._write()
         if self._durations is not None and requests:
-            self._durations.observe(requests, perf_counter() - self.last_s)
+            if done == len(requests):
+                self._durations.observe_alike(requests[0][0], done, perf_counter() - self.last_s)
+            else:
+                self._durations.observe(requests, perf_counter() - self.last_s)
         if self._held_bytes or held_bytes:
             self._hold(held_bytes)
         if reader.error is not None or session.ends or session.queue:

@@ -213,6 +213,16 @@ class RedisSession:
         self.out_bytes = 0
         return out
 
+    @property
+    def may_run(self) -> bool:
+        """True if the next request may start at once, without a check. A part of another one may have arrived."""
+        return not (self._is_gated or self.ends or self.queue or self._slots)
+
+    def give(self, answers: bytes) -> None:
+        """Give answers to the output, while no answer is missing."""
+        self.out.append(answers)
+        self.out_bytes += len(answers)
+
     def receive(self, requests: Sequence[Request]) -> None:
         """Execute requests, as far as possible."""
         if self.is_free:
@@ -226,7 +236,7 @@ class RedisSession:
     def _execute(self, requests: Sequence[Request]) -> int:
         """Do the work of `go_on` while the session is free, but faster. Return the number of requests that are done."""
         out, commands = self.out, self._commands
-        done = size = 0
+        done, size = 0, self.out_bytes
         for request in requests:
             if not request or size >= OUTPUT_BYTES_MAX:
                 break
@@ -247,7 +257,7 @@ class RedisSession:
             size += len(answer)
             if not self.is_free or self.ends:
                 break
-        self.out_bytes += size
+        self.out_bytes = size
         return done
 
     def go_on(self) -> None:
@@ -286,7 +296,7 @@ class RedisSession:
 
     def settle(self) -> None:
         """Find out if the session is free. Call this only if the output is empty, or is written next."""
-        self.is_free = self.is_between and not (self._is_gated or self.ends or self.queue or self._slots)
+        self.is_free = self.is_between and self.may_run
 
     def close(self) -> None:
         """End the session, because its connection is closed. Cancel walks. Writes that were published go on."""

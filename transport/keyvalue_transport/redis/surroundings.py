@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from keyvalue_transport.keyvalue.interface import ParameterLimits
@@ -24,6 +24,15 @@ class Calls(Protocol):
     def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bytes | None]: ...
 
     def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]: ...
+
+    def get_at_once(self, caller: Caller, bucket: bytes, keys: Sequence[bytes], /) -> list[bytes | None] | None:
+        """Return the values of keys, or None if the store does not answer at once."""
+
+    def set_at_once(self, caller: Caller, bucket: bytes, entries: Iterable[tuple[bytes, bytes]], /) -> bool:
+        """Store entries in turn, as `set` does. Return False if the store does not answer at once; nothing is stored.
+
+        An entry that is refused raises its error, and is the last one that is taken from `entries`.
+        """
 
     def set_for(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, ttl_ms: int, /) -> Answer[None]: ...
 
