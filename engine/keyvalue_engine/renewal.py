@@ -3,10 +3,11 @@
 After most keys are deleted, the others may be spread over all the memory that the keys once took, so that no page of it
 can be returned. A renewal puts copies in their place, which lie close together:
 
-    Renewal ──> copy(), again and again, in a thread of its own ──> replace(), in the thread that uses the store
+    Renewal ──> copy(), again and again, in one thread ──> replace(), in another thread
 
 `copy` only creates objects, and `replace` frees those that they replace. The C library gives memory to each thread from
-an area of its own, and puts freed memory back to where it came from. So no copy fills a gap, if a thread only copies.
+an area of its own, and puts freed memory back to where it came from. It also keeps some freed objects for the thread
+that freed them. So no copy fills a gap, if a thread only copies. Other threads may use the store meanwhile.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class Part:
                 return False
             if not self._is_current():
                 self._merge()
-            shard.drop_order()  # it has the old keys
+            if shard.order is not None:  # it has the old keys
+                shard.order.drop()
+                shard.order = None
             shard.entries = self.copies
             if shard.deadlines is not None:
                 shard.deadlines.renew(self.copies, self.pairs)
@@ -121,11 +124,12 @@ class Renewal:
                 size_bytes += len(key) + len(value)
 
     def replace(self) -> int:
-        """Put the copies in the place of the entries. Return the number of keys that were renewed.
+        """Put the copies in the place of the entries, and free these. Return the number of keys that were renewed.
 
         Call it once, when `copy` has returned False.
         """
-        return sum(len(part.keys) for part in self._parts if part.replace())
+        parts, self._parts = self._parts, []  # so that this thread frees them
+        return sum(len(part.keys) for part in parts if part.replace())
 
 
 def renewals(tables: Iterable[Table]) -> Iterator[Renewal]:

@@ -181,6 +181,13 @@ class Stage:
         bodies = (msgpack.unpackb(parts[1], strict_map_key=False) for parts in self.store.frames() if parts)
         return sorted(key for kind, _, entries, *_ in bodies if kind == BLOCK for key in entries[::2])
 
+    def renew(self) -> None:
+        """Move all keys and values to new objects."""
+        for renewal in self.store.renewals():
+            while renewal.copy():
+                pass
+            renewal.replace()
+
     def sweep(self) -> None:
         """Sweep, but do not return the result of `Store.sweep`, which is an estimate."""
         self.store.sweep()
@@ -222,6 +229,7 @@ CALLS: dict[str, Call] = {
     "page": lambda stage: stage.bucket.page(),
     "page of one key": lambda stage: stage.bucket.page(keys_max=1),
     "save": Stage.save,
+    "renew": Stage.renew,
 }
 #: These read one shard after another, not all as of one moment.
 SHARD_BY_SHARD = ("page", "page of one key", "save")
@@ -261,6 +269,9 @@ OVERTAKING: list[list[str]] = [
     ["pass time", "get", "ttl_ms"],
     ["set with a deadline", "pass time", "get"],
     ["get_many"],
+    ["renew"],
+    ["split", "renew"],
+    ["set with a deadline", "renew", "pass time", "sweep"],
 ]
 
 

@@ -79,24 +79,22 @@ class MemoryReturn:
         if trim is None:
             return
         small_objects = SmallObjects()
-        compaction = Compaction(self._store)
+        compaction = Compaction(self._store, small_objects)
         try:
             while True:
                 await asyncio.sleep(INTERVAL_S)
                 self._step(loop.time(), small_objects, compaction, trim)
         finally:
-            compaction.close()
             small_objects.use_malloc(False)
+            compaction.close()
 
     def _step(
         self, now_s: float, small_objects: SmallObjects, compaction: Compaction, trim: Callable[[int], int]
     ) -> None:
         unused_bytes = self._unused_bytes()
         self._kept_bytes = min(self._kept_bytes, unused_bytes)
-        if (
-            unused_bytes > self._kept_bytes + (CHANGE_BYTES if small_objects.uses_malloc else GROWTH_BYTES)
-            or compaction.has_ended
-        ):
+        growth_bytes = CHANGE_BYTES if small_objects.uses_malloc else GROWTH_BYTES
+        if compaction.end() or unused_bytes > self._kept_bytes + growth_bytes:
             trim(0)
             unused_bytes = self._kept_bytes = self._unused_bytes()
         before_bytes, self._counted_bytes = self._counted_bytes, self._store.memory_bytes

@@ -12,15 +12,24 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
+from threading import enumerate as threads
+from time import monotonic
 from zlib import crc32
 
-from keyvalue_engine import BucketOptions, Store
+import pytest
+
+from keyvalue_engine import Bucket, BucketOptions, Store
+from keyvalue_engine.renewal import Renewal
 from keyvalue_provider.keyvalue import memory_return
+from keyvalue_provider.keyvalue.compaction import Compaction
 from keyvalue_provider.keyvalue.memory_return import MemoryReturn
+from keyvalue_provider.keyvalue.small_objects import SmallObjects
 
 ROOT = Path(__file__).parents[3]
 KEYS, KEPT_SHARE = 200_000, 10
 ROUNDS = 2
+#: The time for the return of memory, and the time that the loop is occupied at once.
+AFTER_S, OCCUPIED_S = 3.0, 0.03
 MIB = 1024 * 1024
 
 
@@ -32,10 +41,17 @@ def value(number: int) -> bytes:
     return b"%d" % number * (number % 12)
 
 
+def occupy(buckets: list[Bucket], random: Random) -> None:
+    """Call the store for as long as the calls of one read from a busy connection may take."""
+    end_s = monotonic() + OCCUPIED_S
+    while monotonic() < end_s:
+        buckets[random.randrange(3)].set(b"changes", value(random.randrange(10**6)))
+
+
 async def measure() -> list[tuple[float, float]]:
     """Return the growth of the process and the counted memory, in MiB, each time that most keys have been deleted.
 
-    A third of the keys has a deadline. Some keys change all the time. Nothing else keeps an object for each key.
+    A third of the keys has a deadline. Calls occupy the loop all the time. Nothing else keeps an object for each key.
     """
     store, random = Store(), Random(0)
     buckets = [store.bucket(b"b", BucketOptions(ttl_ms=ttl_ms)) for ttl_ms in (None, None, 10**9)]
@@ -51,9 +67,10 @@ async def measure() -> list[tuple[float, float]]:
         for number in range(first, first + KEYS):
             if not is_kept(number):
                 buckets[0].delete(b"%d" % number)
-        for _ in range(300):
-            await asyncio.sleep(0.01)
-            buckets[random.randrange(3)].set(b"changes", value(random.randrange(10**6)))
+        end_s = monotonic() + AFTER_S
+        while monotonic() < end_s:
+            await asyncio.sleep(0)
+            occupy(buckets, random)
         found.append(((memory_return.resident_bytes() - start) / MIB, store.memory_bytes / MIB))
     returning.cancel()
     for number in range(ROUNDS * KEYS):
@@ -68,6 +85,51 @@ def test_the_memory_between_the_keys_that_are_left_goes_back_to_the_system() -> 
     assert (child.returncode, child.stderr) == (0, "")
     for grown, counted in json.loads(child.stdout):
         assert grown < 1.5 * counted + 16, "without compaction, 37 MiB for 4.6 MiB counted"
+
+
+@pytest.mark.parametrize("ends_early", [False, True])
+def test_a_pass_goes_on_while_the_loop_is_busy_until_it_is_closed(ends_early: bool) -> None:
+    store, random, small_objects = Store(), Random(0), SmallObjects()
+    bucket = store.bucket(b"b")
+    for number in range(KEYS // KEPT_SHARE):
+        bucket.set(b"%d" % number, b"value %d" % number)
+    values = [bucket.get(b"%d" % number) for number in range(KEYS // KEPT_SHARE)]
+    compaction, interval_s = Compaction(store, small_objects), sys.getswitchinterval()
+    try:
+        compaction.step(100 * MIB, store.memory_bytes)
+        assert compaction.is_running
+        end_s = monotonic() + 60
+        while not ends_early and not compaction.end():
+            assert monotonic() < end_s
+            occupy([bucket] * 3, random)
+    finally:
+        compaction.close()
+        small_objects.use_malloc(False)
+    assert not [thread for thread in threads() if thread.name.startswith("compaction")]
+    assert sys.getswitchinterval() == interval_s
+    after = [bucket.get(b"%d" % number) for number in range(KEYS // KEPT_SHARE)]
+    assert after == values
+    moved = sum(new is not old for new, old in zip(after, values, strict=True))
+    assert moved < len(values) if ends_early else moved == len(values)
+    store.check()
+
+
+def test_an_error_of_a_pass_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Renewal) -> int:
+        raise MemoryError
+
+    store, small_objects = Store(), SmallObjects()
+    store.bucket(b"b").set(b"k", b"v")
+    monkeypatch.setattr(Renewal, "replace", fail)
+    compaction = Compaction(store, small_objects)
+    try:
+        compaction.step(100 * MIB, store.memory_bytes)
+        with pytest.raises(MemoryError):
+            while not compaction.end():
+                pass
+    finally:
+        compaction.close()
+        small_objects.use_malloc(False)
 
 
 if __name__ == "__main__":

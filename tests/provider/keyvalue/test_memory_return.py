@@ -89,40 +89,42 @@ class FixedStore:
         return iter(())
 
 
-async def test_small_objects_use_malloc_only_while_memory_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_objects_use_malloc_only_while_memory_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The unused memory stays, as if it were not the store's. The store must not become slow or move its keys for ever."""
     store, small_objects = FixedStore(), SmallObjects()
     resident_bytes = 0
     monkeypatch.setattr(memory_return, "resident_bytes", lambda: resident_bytes)
     returning, now_s = MemoryReturn(store, lambda: None), 0.0
-    compaction = Compaction(store)
+    compaction = Compaction(store, small_objects)
 
-    async def uses_malloc(seconds: float) -> bool:
+    def uses_malloc(seconds: float) -> bool:
         nonlocal now_s
         end_s = now_s + seconds
         while now_s < end_s:
             now_s += memory_return.INTERVAL_S
             returning._step(now_s, small_objects, compaction, lambda pad: 1)
-            await asyncio.sleep(0)
+            if compaction._pass is not None:
+                compaction._pass.result()
         return small_objects.uses_malloc
 
     try:
-        assert not await uses_malloc(10)
+        assert not uses_malloc(10)
         resident_bytes = store.memory_bytes = 400 * MIB
-        assert await uses_malloc(1), "it grew"
-        assert not await uses_malloc(10)
+        assert uses_malloc(1), "it grew"
+        assert not uses_malloc(10)
         store.memory_bytes = 100 * MIB
-        assert await uses_malloc(1), "it shrank"
-        assert not await uses_malloc(10)
+        assert uses_malloc(1), "it shrank"
+        assert not uses_malloc(10)
         assert store.passes == 1
         store.memory_bytes = 90 * MIB
-        assert await uses_malloc(1), "it shrank further"
-        assert not await uses_malloc(10)
+        assert uses_malloc(1), "it shrank further"
+        assert not uses_malloc(10)
         resident_bytes = 95 * MIB
-        assert not await uses_malloc(1), "all is returned"
+        assert not uses_malloc(1), "all is returned"
         assert store.passes == 1
     finally:
         small_objects.use_malloc(False)
+        compaction.close()
 
 
 def measured(name: str) -> list[float]:
