@@ -34,6 +34,8 @@ REST_S = 0.001
 #: A pass begins when this memory and half of the counted memory are unused. While many keys are being deleted, which
 #: would make most of its work vain, it begins when this and twice the counted memory are.
 UNUSED_BYTES = 8 * 1024 * 1024
+#: Fewer keys are not worth a pass, because they can hardly keep UNUSED_BYTES: a page or two each.
+KEYS_MIN = 1_000
 #: Many keys are being deleted if the counted memory has fallen by one part in FALL_SHARE in the last FALL_STEPS steps.
 FALL_SHARE = 32
 FALL_STEPS = 8
@@ -52,6 +54,8 @@ class Copying(Protocol):
 
 class RenewedStore(Protocol):
     """The part of a store that this module needs."""
+
+    def __len__(self) -> int: ...
 
     def renewals(self) -> Iterator[Copying]: ...
 
@@ -103,11 +107,11 @@ class Compaction:
         is_falling = counted_bytes < before_bytes - before_bytes // FALL_SHARE
         if (
             unused_bytes > UNUSED_BYTES + (2 * counted_bytes if is_falling else counted_bytes // 2)
-            and counted_bytes
             and (
                 unused_bytes > self._noted_unused_bytes + self._noted_unused_bytes // CHANGE_SHARE
                 or counted_bytes < self._noted_counted_bytes - self._noted_counted_bytes // CHANGE_SHARE
             )
+            and len(self._store) >= KEYS_MIN
         ):
             self._begun_unused_bytes = unused_bytes
             self._small_objects.use_malloc(True)
