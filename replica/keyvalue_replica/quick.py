@@ -8,6 +8,8 @@ A regular expression reads such a frame in a third of the time that parsing take
 
 A run is a sequence of such frames of one size, which differ only in their variable fields. `struct` splits a run into
 fields in a third of the time that the regular expression takes. Runs never change a result.
+
+A server often sends an acknowledgement and the delivery of the same message in turn. So there are also runs of pairs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from operator import sub
 from struct import Struct
 
@@ -69,14 +72,15 @@ class Acknowledgements:
 
     def __init__(self, core: Core, inbox: str) -> None:
         self.prefix = f"MSG {inbox}.".encode()
+        self.match = re.compile(re.escape(self.prefix) + rb"(\d{1,18})" + STORED).match
+        self.subscription = b""  # that of the last acknowledgements
         self._core = core
-        self._match = re.compile(re.escape(self.prefix) + rb"(\d{1,18})" + STORED).match
         self._runs = Runs()
 
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the acknowledgements at `at`. Return the offset after the last one."""
         stored: list[tuple[int, int]] = []
-        match = self._match
+        match, self.subscription = self.match, subscription
         while (found := match(buffer, at)) is not None:
             token, sid, sequence = found.groups()
             if sid != subscription:
@@ -136,7 +140,7 @@ class Barriers:
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the barriers at `at`. Return the offset after the last one."""
         core, match, began = self._core, self._match, at
-        while (found := match(buffer, at)) is not None:
+        while at < end and (found := match(buffer, at)) is not None:
             subject, sid, sequence, consumed, timestamp, pending, token = found.groups()
             if sid != subscription:
                 break
@@ -153,9 +157,12 @@ class Barriers:
 
 
 class Deliveries:
-    """Reads the deliveries without headers of one consumer."""
+    """Reads the deliveries without headers of one consumer.
 
-    def __init__(self, core: Core, consumer: str) -> None:
+    :param acknowledgements: reads those of the same instance, which may come in turn with the deliveries
+    """
+
+    def __init__(self, core: Core, consumer: str, acknowledgements: Acknowledgements | None = None) -> None:
         layout = core.layout
         self.prefix = b"MSG " + layout.prefix
         self._core = core
@@ -167,6 +174,8 @@ class Deliveries:
             + rb" (\d{1,9})\r\n"
         ).match
         self._runs = Runs()
+        self._acknowledgements = acknowledgements
+        self._acknowledgement = b"no frame" if acknowledgements is None else acknowledgements.prefix
 
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the deliveries at `at`. Return the offset after the last one."""
@@ -189,6 +198,11 @@ class Deliveries:
                     count = self._count_known(buffer, found, frame_at, at, end)
                     if count and (last := match(buffer, frame_at + count * (at - frame_at))) is not None:
                         known, at = last, at + count * (at - frame_at)
+                        known_count += count
+                if buffer.startswith(self._acknowledgement, at):
+                    count, last_at, at = self._take_pairs(buffer, at, end)
+                    if count and (last := match(buffer, last_at)) is not None:
+                        known = last
                         known_count += count
                 continue
             try:
@@ -227,6 +241,50 @@ class Deliveries:
                 break
             count += 1
         return count
+
+    def _take_pairs(self, buffer: bytes, at: int, end: int) -> tuple[int, int, int]:
+        """Take acknowledgements and deliveries in turn, if these are of messages that the acknowledgements let apply.
+
+        Return the number of deliveries, the offset of the last one, and the offset after it. An acknowledgement after that
+        may have been taken, too. It does nothing when it is taken again.
+        """
+        own, nothing = self._acknowledgements, (0, at, at)
+        assert own is not None
+        if (first := own.match(buffer, at)) is None or first[2] != own.subscription:
+            return nothing
+        middle_at = first.end()
+        if (second := self._match(buffer, middle_at)) is None or len(second[6]) == 1:
+            return nothing
+        size = second.end() + int(second[9]) + 2 - at
+        if not buffer.startswith(self._acknowledgement, at + size * (RUN_FRAMES_MIN - 2)):
+            return nothing
+        stored, sequences = self._split_pairs(buffer, first, second, at + size, end)
+        acknowledge(self._core, stored)
+        newest = b"%0*d" % (len(second[5]), min(self._core.position.applied, 10 ** len(second[5]) - 1))
+        count = sum(1 for _ in takewhile(newest.__ge__, sequences))
+        return count, middle_at + (count - 1) * size, at + count * size
+
+    def _split_pairs(
+        self, buffer: bytes, first: re.Match[bytes], second: re.Match[bytes], pair_end: int, end: int
+    ) -> tuple[list[tuple[int, int]], list[bytes]]:
+        """Return the numbers in the acknowledgements, and the sequences of the deliveries, of all pairs like the first one."""
+        of_first = first.start(), *first.span(1), *first.span(3), first.end()
+        of_second = second.start(2), second.end(3), *second.span(5), second.end(5) + 1, second.end(8), second.end()
+        frames = self._runs.split(buffer, "ssssssxsssxsx", (*of_first, *of_second, pair_end), end)
+        stored: list[tuple[int, int]] = []
+        sequences: list[bytes] = []
+        constant: tuple[bytes, ...] = ()
+        for head, token, middle, sequence, tail, its_head, its_middle, place, point, its_size in frames:
+            its_constant = head, middle, tail, its_head, its_middle, point, its_size
+            if its_constant != constant:
+                if constant:
+                    break
+                constant = its_constant
+            if not (token.isdigit() and sequence.isdigit()):
+                break
+            stored.append((int(token), int(sequence)))
+            sequences.append(place)
+        return stored, sequences
 
 
 class DeliveryRun:

@@ -49,18 +49,19 @@ class OwnWire:
         self.inbox = connection.new_inbox()
         self._connection = connection
         self._core: Core
+        self._acknowledgements: Acknowledgements
         self._deliveries: Subscription | None = None
 
     async def open(self, core: Core) -> None:
         """Subscribe to acknowledgements."""
         self._core = core
-        quick = (Acknowledgements(core, self.inbox),)
-        await self._connection.subscribe_frames(f"{self.inbox}.*", core.acknowledge, quick)
+        self._acknowledgements = Acknowledgements(core, self.inbox)
+        await self._connection.subscribe_frames(f"{self.inbox}.*", core.acknowledge, (self._acknowledgements,))
 
     async def follow(self, consumer: str) -> str:
         """Subscribe to deliveries."""
         core, inbox = self._core, self._connection.new_inbox()
-        quick = Deliveries(core, consumer), Barriers(core, consumer)
+        quick = Deliveries(core, consumer, self._acknowledgements), Barriers(core, consumer)
         self._deliveries = await self._connection.subscribe_frames(inbox, core.deliver, quick)
         return inbox
 

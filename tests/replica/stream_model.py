@@ -8,16 +8,20 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
+from unittest.mock import patch
 
 from keyvalue_engine import Store, StoreOptions
+from keyvalue_replica import quick
 from keyvalue_replica.answers import Barrier
 from keyvalue_replica.bucket import ReplicaBucket, ReplicaStore
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.core import Core
 from keyvalue_replica.layout import DELETES, Layout, headers_of
 from keyvalue_replica.options import LinkedOptions
-from keyvalue_replica.quick import Barriers, Deliveries
+from keyvalue_replica.quick import Acknowledgements, Barriers, Deliveries
 from keyvalue_replica.shared_quick import SharedBarriers, SharedDeliveries
 from keyvalue_transport.nats.direct.routes import Quick
 
@@ -176,10 +180,15 @@ class Instance:
         clock.note(BEGAN_NS)
         store = Store(options, secret=SECRET, clock=clock, is_limited=False)
         self.core = Core(store, stream.layout, self, "_INBOX.x", name, TIMEOUT_S, clock)
-        self._quick: list[Quick] = [Deliveries(self.core, CONSUMER), Barriers(self.core, CONSUMER)]
+        own = Acknowledgements(self.core, "_INBOX.x")
+        self._quick: list[tuple[Quick, bytes]] = [
+            (own, b"2"),
+            (Deliveries(self.core, CONSUMER, own), b"1"),
+            (Barriers(self.core, CONSUMER), b"1"),
+        ]
         if stream.layout.bucket is not None:
             by_consumer = {CONSUMER.encode(): self.core}
-            self._quick = [SharedDeliveries(by_consumer), SharedBarriers(by_consumer)]
+            self._quick = [(SharedDeliveries(by_consumer), b"1"), (SharedBarriers(by_consumer), b"1")]
         self.replica = ReplicaStore(self.core, options or StoreOptions(), MadeAgain)
         self.core.position.trusts_pending = replicas == 1
         self.to_deliver: deque[int] = deque()  # the sequences that the consumer will deliver, if they are kept
@@ -292,35 +301,54 @@ class Instance:
         self.seen = max(self.seen, self.last)
         return sum(sequence in self.stream.kept for sequence in self.to_deliver)
 
-    def deliver(self, messages: int = 1, lost: bool = False) -> bool:
-        """Deliver messages in one read, or lose them. Return False if there is none."""
-        read: list[tuple[Stored, bytes]] = []
-        while len(read) < messages and self.pending():
+    def deliver(self, messages: int = 1, lost: bool = False, answers: int = 0) -> bool:
+        """Deliver messages in one read, or lose them. Return False if there is none.
+
+        :param answers: number of the server's answers that may arrive in the same read, in turn with the messages
+        """
+        read: list[tuple[bytes, Callable[[], object]]] = []
+        number = 0
+        while number < messages and self.pending():
+            if number < answers and self.answers:
+                read.append(self._read_answer(*self.answers.popleft()))
             while (sequence := self.to_deliver.popleft()) not in self.stream.kept:
                 pass
             message = self.stream.kept[sequence]
             self.consumed += 1
-            place = f"$JS.ACK.KV_model.{CONSUMER}.1.{sequence}.{self.consumed}.{message.timestamp_ns}.{self.pending()}"
-            read.append((message, place.encode()))
+            number += 1
+            text = f"$JS.ACK.KV_model.{CONSUMER}.1.{sequence}.{self.consumed}.{message.timestamp_ns}.{self.pending()}"
+            place = text.encode()
+            take = partial(self.core.deliver, message.subject, place, message.block, message.payload)
+            read.append((message.frame(place), take))
         if not lost:
             self._take(read)
-        return bool(read)
+        return number > 0
 
-    def _take(self, read: list[tuple[Stored, bytes]]) -> None:
+    def _read_answer(self, reply: bytes, block: bytes, answer: bytes) -> tuple[bytes, Callable[[], object]]:
+        """Return the frame of an answer, and a function that takes it if no quick reader does."""
+        sizes = b"%d %d" % (len(block), len(block + answer)) if block else b"%d" % len(answer)
+        frame = b"%b %b 2 %b\r\n%b%b\r\n" % (b"HMSG" if block else b"MSG", reply, sizes, block, answer)
+        return frame, partial(self.core.acknowledge, reply, b"", block, answer)
+
+    def _take(self, read: list[tuple[bytes, Callable[[], object]]]) -> None:
         """Take a read as the direct path does: with quick readers, where there is one for a frame."""
-        buffer, messages = b"", {}
-        for message, place in read:
-            start, buffer = len(buffer), buffer + message.frame(place)
-            messages[start] = message, place, len(buffer)
-        at = 0
-        while at < len(buffer):
-            for quick in self._quick:
-                if buffer.startswith(quick.prefix, at) and (taken := quick.take(buffer, at, len(buffer), b"1")) > at:
+        starts = accumulate((len(frame) for frame, _ in read), initial=0)
+        frames = {start: (len(frame), take) for start, (frame, take) in zip(starts, read, strict=False)}
+        buffer, at = b"".join(frame for frame, _ in read), 0
+        with patch.object(quick, "RUN_FRAMES_MIN", 2):  # so that there are many runs
+            while at < len(buffer):
+                if (taken := self._take_quickly(buffer, at)) > at:
                     at = taken
-                    break
-            else:
-                message, place, at = messages[at]
-                self.core.deliver(message.subject, place, message.block, message.payload)
+                    continue
+                size, take = frames[at]
+                take()
+                at += size
+
+    def _take_quickly(self, buffer: bytes, at: int) -> int:
+        for reader, sid in self._quick:
+            if buffer.startswith(reader.prefix, at) and (taken := reader.take(buffer, at, len(buffer), sid)) > at:
+                return taken
+        return at
 
     def heartbeat(self) -> None:
         """Send a heartbeat, as an idle consumer does."""

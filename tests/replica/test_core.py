@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -133,9 +134,9 @@ class Cluster(RuleBasedStateMachine):
         for _ in range(times):
             self.instances[number].acknowledge()
 
-    @rule(number=instances, times=st.integers(1, 6))
-    def deliver(self, number: int, times: int) -> None:
-        self.instances[number].deliver(times)
+    @rule(number=instances, times=st.integers(1, 6), answers=st.integers(0, 6))
+    def deliver(self, number: int, times: int, answers: int) -> None:
+        self.instances[number].deliver(times, answers=answers)
 
     @rule(number=instances)
     def heartbeat(self, number: int) -> None:
@@ -188,8 +189,9 @@ class Cluster(RuleBasedStateMachine):
                 self.ask(number, what, chance.choice(KEYS[: chance.randint(1, 3)]), value)
                 self.instances[number].settle()
             elif number != slow or chance.random() < 0.3:
+                instance = self.instances[number]
                 for _ in range(chance.randint(1, 5)):
-                    chance.choice((self.instances[number].acknowledge, self.instances[number].deliver))()
+                    chance.choice((instance.acknowledge, instance.deliver, partial(instance.deliver, 4, answers=4)))()
             elif chance.random() < 0.2:
                 self.instances[number].heartbeat()
             elif chance.random() < 0.1:

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from keyvalue_replica import quick
 from keyvalue_replica.layout import Layout
+from keyvalue_replica.options import LinkedOptions
 from keyvalue_replica.quick import Acknowledgements, Deliveries
+from tests.replica.stream_model import LAYOUT as MODEL
+from tests.replica.stream_model import Instance, Stream
 
 LAYOUT = Layout("kv")
 APPLIED = 999
@@ -101,3 +104,48 @@ def test_a_run_is_taken_together() -> None:
     known = b"".join(delivery(number, b"a", b"v", number, 0, 91) for number in range(100, 164))
     last = ("known", 64, (163, 163, 1700000000000000000, 0))
     assert read(known) == ([0, len(known)], [last, ("heard",), ("heard",)])
+
+
+def changes(setters: list[bool]) -> tuple[Instance, list[Any]]:
+    """Return an instance, and the answers to its changes. Another instance has made the others, which are False."""
+    stream = Stream(64, MODEL)
+    own, other = Instance(stream, "own"), Instance(stream, "other")
+    for number in range(20):  # so that the sequences of the stream and of the consumer have two digits
+        own.bucket().set(b"before %d" % number, b"")
+    own.finish()
+    answers = []
+    for number, is_own in enumerate(setters):
+        setter = own if is_own else other
+        answer = setter.bucket().set(b"%02d" % number, b"value")
+        setter.settle()
+        answers += [answer] if is_own else []
+    return own, answers
+
+
+@example([True] * 20 + [False, True, True, True], 1, 24)
+@given(
+    st.lists(st.sampled_from((True, True, True, False)), min_size=1, max_size=50), st.integers(0, 3), st.integers(0, 60)
+)
+def test_acknowledgements_in_turn_with_deliveries_apply_all_changes(
+    setters: list[bool], first: int, turns: int
+) -> None:
+    own, answers = changes(setters)
+    for _ in range(first):
+        own.acknowledge()
+    own.deliver(len(setters), answers=turns)
+    bucket, core = own.bucket(LinkedOptions(reads_latest=False)), own.core
+    assert [bucket.get(b"%02d" % number) for number in range(len(setters))] == [b"value"] * len(setters)
+    assert (core.position.applied, core.position.is_whole) == (own.stream.last, True)
+    while own.acknowledge():
+        pass
+    assert not own.must_follow
+    assert all(answer.done() and answer.result() is None for answer in answers)
+
+
+def test_acknowledgements_in_turn_with_deliveries_are_taken_together() -> None:
+    own, answers = changes([True] * 30)
+    with patch.object(own.core, "acknowledge_all", wraps=own.core.acknowledge_all) as acknowledge_all:
+        own.deliver(30, answers=30)
+    taken = [len(call.args[0]) for call in acknowledge_all.call_args_list]
+    assert taken == [1, 19, 1, 9]  # the number of messages that are still to come has one digit at the end
+    assert all(answer.done() for answer in answers)
