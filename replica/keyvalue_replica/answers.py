@@ -25,11 +25,12 @@ class Barrier(Publication):
     :ivar again: kept for those who share the barrier
     """
 
-    again: object = None
-    is_barrier = _is_shared = True
+    __slots__ = ("_passage", "again")
 
     def __init__(self, passage: Passage) -> None:
         Publication.__init__(self)
+        self.is_barrier = self._is_shared = True
+        self.again: object = None
         self._passage = passage
 
     def _end(self) -> None:

@@ -90,6 +90,7 @@ class Core:
         self._before_subject, self._after_subject = b"PUB " + layout.to_domain, b" " + self._reply
         self._to_domain = layout.to_domain
         self._barrier_subject = layout.barrier(instance)
+        self._before_barrier = b"HPUB %b%b " % (layout.to_domain, self._barrier_subject)
         self._barrier_delivered_s = -PROVEN_S  # when a barrier was last delivered
         self._barrier: Barrier | None = None  # not written yet
         self.passing: Barrier | None = None  # while its callbacks run; reads that it allows need not wait
@@ -332,8 +333,7 @@ class Core:
         publication = Publication(reservation, change)
         if not self._is_due:
             self.flush_soon()
-        token = self.publications.add(publication, self._turn_s)
-        numbers = b"%d %d\r\n" % (token, len(value))
+        numbers = b"%d %d\r\n" % (self.publications.add(publication, self._turn_s), len(value))
         self._out += (self._before_subject, subject, self._after_subject, numbers, value, b"\r\n")
         self._unwritten.append(publication)
         return publication
@@ -457,15 +457,12 @@ class Core:
         if barrier is not None:
             now_s = self._outside.now_s()
             token = self.publications.add_barrier(barrier, now_s)
-            text = b"%d" % token
-            block = self.layout.barrier_block
-            sizes = b"%d %d" % (len(block), len(block) + len(text))
+            text, block = b"%d" % token, self.layout.barrier_block
             # A barrier's delivery shows that it is stored. While deliveries fail to come, ask for an answer as well,
             # because the server's answer may say why.
             reply = b"" if now_s - self._barrier_delivered_s < PROVEN_S else self._reply + text + b" "
-            self._out.append(
-                b"HPUB %b%b %b%b\r\n%b%b\r\n" % (self._to_domain, self._barrier_subject, reply, sizes, block, text)
-            )
+            sizes = reply, len(block), len(block) + len(text)
+            self._out += (self._before_barrier, b"%b%d %d\r\n" % sizes, block, text, b"\r\n")
             self._unwritten.append(barrier)
         out, self._out = self._out, []
         unwritten, self._unwritten = self._unwritten, []

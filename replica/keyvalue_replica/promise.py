@@ -19,15 +19,15 @@ class Promise:
     :param is_shared: True to ignore `cancel`, because one call must not cancel the answer to others
     """
 
-    # Most promises need only some of these attributes. So they are attributes of the class until they are set.
-    _is_done = False
-    _value: Any = None
-    _error: BaseException | None = None
-    _act: Callable[[Any], object] | None = None  # the first callback
-    _more: list[Callable[[Any], object]] | None = None  # the others
+    __slots__ = ("_act", "_error", "_is_done", "_is_shared", "_more", "_value")
 
     def __init__(self, is_shared: bool = False) -> None:
         self._is_shared = is_shared
+        self._is_done = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._act: Callable[[Any], object] | None = None  # the first callback
+        self._more: list[Callable[[Any], object]] | None = None  # the others
 
     def done(self) -> bool:
         """Return True if there is a result or an error."""

@@ -108,16 +108,20 @@ class Publication(Promise):
     :ivar owner: told how the publication ended; None for nobody
     """
 
-    answers: list[tuple[Answer, object]] | None = None
-    owner: Owner | None = None
-    gaps = 0
-    is_barrier = _is_shared = False
+    __slots__ = ("after", "answers", "began_s", "change", "gaps", "is_barrier", "owner", "reservation", "token")
+
     # Set by `Publications.add`.
     began_s: float
     after: int
     token: int
 
     def __init__(self, reservation: Reservation | None = None, change: Change | None = None) -> None:
+        # Without a call of `Promise.__init__`, for speed.
+        self._is_done = self._is_shared = self.is_barrier = False
+        self._value = self._error = self._act = self._more = None
+        self.answers: list[tuple[Answer, object]] | None = None
+        self.owner: Owner | None = None
+        self.gaps = 0
         self.reservation = reservation
         self.change = change
 
@@ -182,8 +186,6 @@ class Publications:
         self._position = position
         self._counts = counts
         self._on_reused = on_reused
-        self._unobserved = 0  # number of stored changes that `observe` does not know
-        self._unobserved_s = 0.0  # when these were published
         self._highest = 0  # the highest sequence that any acknowledgement has named
         self._tokens = 0
         self._unacknowledged: dict[int, Publication] = {}
@@ -214,44 +216,45 @@ class Publications:
     def stored(self, sequences: Iterable[tuple[int, int]], now_s: float) -> None:
         """Take the sequences of messages that were stored, by their numbers. For speed, `Publication.succeed` is inlined."""
         position, take, apply = self._position, self._unacknowledged.pop, self.apply
+        unobserved, unobserved_s = 0, 0.0  # the number of stored changes that `observe` does not know, and their time
         for token, sequence in sequences:
             publication = take(token, None)
             if publication is None:
                 continue  # it was given up
-            if publication.is_barrier:
+            if publication.began_s == unobserved_s and not publication.is_barrier:
+                unobserved += 1
+            elif publication.is_barrier:
                 if self.observe is not None:
                     self.observe(now_s - publication.began_s, True, 1)
-            elif publication.began_s == self._unobserved_s:
-                self._unobserved += 1
             else:
-                self._report(now_s)
-                self._unobserved, self._unobserved_s = 1, publication.began_s
+                self._report(unobserved, unobserved_s, now_s)
+                unobserved, unobserved_s = 1, publication.began_s
             if sequence <= publication.after:
                 self._on_reused()
             if publication.owner is not None:
                 publication.owner.acknowledged(sequence)
-            if sequence == position.applied + 1 and position.is_whole and apply is not None:
-                apply(publication, sequence)
+            if position.is_whole:
+                if sequence == position.applied + 1 and apply is not None:
+                    apply(publication, sequence)
+                if sequence <= position.applied:
+                    if publication.reservation is None and publication.answers is None and not publication._is_done:
+                        publication._end()
+                    else:
+                        publication.succeed()
+                    continue
             highest = self._highest
+            entry = sequence, token, publication
             if sequence > highest:
                 self._highest = sequence
-            if position.applied < sequence or not position.is_whole:
-                entry = sequence, token, publication
-                if sequence > highest:
-                    self._acknowledged.append(entry)
-                else:
-                    insort(self._acknowledged, entry)
-            elif publication.reservation is None and publication.answers is None and not publication._is_done:
-                publication._end()
+                self._acknowledged.append(entry)
             else:
-                publication.succeed()
-        self._report(now_s)
+                insort(self._acknowledged, entry)
+        self._report(unobserved, unobserved_s, now_s)
 
-    def _report(self, now_s: float) -> None:
-        """Tell `observe` about the changes that are stored. Most of those of a read were published together."""
-        number, self._unobserved = self._unobserved, 0
+    def _report(self, number: int, began_s: float, now_s: float) -> None:
+        """Tell `observe` about changes that are stored. Most of those of a read were published together."""
         if number and self.observe is not None:
-            self.observe(now_s - self._unobserved_s, False, number)
+            self.observe(now_s - began_s, False, number)
 
     def add_barrier(self, publication: Publication, now_s: float) -> int:
         """Add a barrier. Return the number that it carries."""
@@ -266,11 +269,13 @@ class Publications:
 
         Return False if the position stays torn, because a gap came after the barrier was published.
         """
-        barriers, passed = self._barriers, []
+        barriers, position, passed, stored = self._barriers, self._position, None, []
         while barriers and barriers[0].token <= token:
-            passed.append(barriers.popleft())
-        is_whole = self._position.mend(passed[-1].gaps) if passed else self._position.is_whole
-        self.stored([(barrier.token, sequence) for barrier in passed], now_s)
+            passed = barriers.popleft()
+            stored.append((passed.token, sequence))
+        is_whole = position.is_whole if passed is None else position.mend(passed.gaps)
+        if stored:
+            self.stored(stored, now_s)
         return is_whole
 
     def _refuse(self, publication: Publication, payload: bytes) -> None:
