@@ -20,6 +20,7 @@ from keyvalue_provider.keyvalue.handles import BucketHandle, BucketStore, Caller
 from keyvalue_provider.keyvalue.names import is_utf8
 from keyvalue_provider.keyvalue.policy import CallerKey, Policy
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
+from keyvalue_transport.keyvalue.interface import AwaitedSuccess
 from keyvalue_transport.keyvalue.store import KEY_RESPONSE_BYTES, KeyResponse
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Answer, Caller, Derived
 
@@ -105,7 +106,7 @@ class Service:
             answer = last[1].writable[bucket].set(key, value)
         except StoreError as error:
             raise _interface_error(error) from error
-        return None if answer is None else Derived(answer, _read)
+        return None if answer is None else AwaitedSuccess(answer, _read)
 
     def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]:
         """Remove a key. A missing key is not an error."""

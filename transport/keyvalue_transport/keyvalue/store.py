@@ -37,7 +37,7 @@ from keyvalue_transport.keyvalue.interface import (
 )
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, Tally, new_tally
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Answer, Caller, Derived, Handler, HandlerResult, Pending
+from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Answer, Caller, Handler, HandlerResult, Pending
 from keyvalue_transport.wrpc.values import (
     ONE_BYTE,
     U64_MAX,
@@ -307,8 +307,9 @@ def _set_handler(
             answer = function(caller, bucket, key, value)
         except Exception as error:
             return error_result(error, tally)
-        if isinstance(answer, Derived):
-            return AwaitedSuccess(answer, tally)
+        if type(answer) is AwaitedSuccess:
+            answer.tally = tally
+            return answer
         if answer is not None:
             return AwaitedResult(answer, encode_unit_result, NEVER, tally)
         tally[OK] += 1
