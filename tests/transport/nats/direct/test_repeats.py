@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyvalue_transport.nats.direct import delayed_output
+from keyvalue_transport.nats.direct import delayed_output, repeats
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
+from keyvalue_transport.nats.direct.routes import InOrder
 from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Caller, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.transport.nats.direct.scene import GET, MIB, Reader, Socket, answer, direct_core, hmsg, info, publications
@@ -108,40 +111,45 @@ OPERATIONS = st.lists(
 )
 
 
-@given(OPERATIONS)
-def test_each_call_is_answered_once(operations: list[list[bytes] | str]) -> None:
+@given(OPERATIONS, st.sampled_from((0, repeats.KEPT_BYTES)))
+def test_each_call_is_answered_once(operations: list[list[bytes] | str], kept_bytes: int) -> None:
     loop = asyncio.new_event_loop()
     try:
-        scene = Scene(loop)
-        calls: dict[str, bytes] = {}
-        waiting: list[str] = []
-        refused: set[str] = set()
-        for operation in [*operations, "end"]:
-            if isinstance(operation, str):
-                scene.end()
-                waiting.clear()
-            else:
-                frames = []
-                for params in operation:
-                    calls[reply := f"r{len(calls)}"] = params
-                    frames.append(hmsg(GET, params, reply.encode()))
-                    if params != b"at once" and len(waiting) < WAITING_MAX * 3 // 4:
-                        waiting.append(reply)
-                    elif params != b"at once":
-                        refused.add(reply)
-                scene.protocol.data_received(b"".join(frames))
-            assert scene.invocations.waiting == len(waiting)
-        loop.run_until_complete(asyncio.sleep(0))
-        sent = publications(scene.socket.take())
-        for reply, params in calls.items():
-            own = [send for send in sent if send.subject in (reply, f"{reply}.results")]
-            assert own == answer(reply, *([] if reply in refused else PIECES.get(params, []))), params
-        failed = [reply for reply, params in calls.items() if params in (b"again", b"fault") and reply not in refused]
-        counts = scene.invocations.counts
-        assert (counts.refused, counts.answered) == (len(refused), len(calls) - len(refused) - len(failed))
-        assert scene.invocations.waiting == 0
+        with patch.object(repeats, "KEPT_BYTES", kept_bytes):  # with 0, calls keep copies of their parameters
+            check_answers(loop, operations)
     finally:
         loop.close()
+
+
+def check_answers(loop: asyncio.AbstractEventLoop, operations: list[list[bytes] | str]) -> None:
+    scene = Scene(loop)
+    calls: dict[str, bytes] = {}
+    waiting: list[str] = []
+    refused: set[str] = set()
+    for operation in [*operations, "end"]:
+        if isinstance(operation, str):
+            scene.end()
+            waiting.clear()
+        else:
+            frames = []
+            for params in operation:
+                calls[reply := f"r{len(calls)}"] = params
+                frames.append(hmsg(GET, params, reply.encode()))
+                if params != b"at once" and len(waiting) < WAITING_MAX * 3 // 4:
+                    waiting.append(reply)
+                elif params != b"at once":
+                    refused.add(reply)
+            scene.protocol.data_received(b"".join(frames))
+        assert scene.invocations.waiting == len(waiting)
+    loop.run_until_complete(asyncio.sleep(0))
+    sent = publications(scene.socket.take())
+    for reply, params in calls.items():
+        own = [send for send in sent if send.subject in (reply, f"{reply}.results")]
+        assert own == answer(reply, *([] if reply in refused else PIECES.get(params, []))), params
+    failed = [reply for reply, params in calls.items() if params in (b"again", b"fault") and reply not in refused]
+    counts = scene.invocations.counts
+    assert (counts.refused, counts.answered) == (len(refused), len(calls) - len(refused) - len(failed))
+    assert scene.invocations.waiting == 0
 
 
 def test_a_large_result_leaves_in_parts(loop: asyncio.AbstractEventLoop) -> None:
@@ -195,6 +203,20 @@ def test_calls_after_one_that_waits_are_made_only_then(loop: asyncio.AbstractEve
     assert publications(scene.socket.take()) == [
         send for reply in replies for send in answer(reply.decode(), b"result")
     ]
+
+
+def test_a_call_keeps_no_large_read(loop: asyncio.AbstractEventLoop) -> None:
+    scene = Scene(loop)
+    scene.routes.add(9, InOrder(lambda payload: None))
+    large = hmsg(9, bytes(MIB // 2), b"")
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            scene.protocol.data_received(hmsg(GET, b"small", b"r2") + large)
+        assert scene.invocations.waiting == 3
+        assert tracemalloc.get_traced_memory()[0] < MIB // 4
+    finally:
+        tracemalloc.stop()
 
 
 def test_calls_that_still_wait_end_when_the_server_stops(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,12 +1,13 @@
 """The calls of the direct path that wait for something that many calls share, and are made again then.
 
 A handler returns `Again` for such a call (wrpc/handler.py). The rest of its group (alike.py) then waits too, and is not
-made before. Until then, a call is only a tuple, so it costs little. Its handshake leaves together with its result.
+made before. Until then, a call is only its tuple of alike.py, so it costs little, and its group keeps the whole read, unless
+that is large. Its handshake leaves together with its result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import monotonic
 from typing import TypeAlias
@@ -20,10 +21,13 @@ from keyvalue_transport.wrpc.repeated import WAITS_AGAIN
 
 __all__ = ["Repeats"]
 
-#: The tail of a call's reply subject, its parameters and its `traceparent`.
-Repeat: TypeAlias = tuple[bytes, bytes, str | None]
-#: A handler, a caller, the head of the reply subjects, and calls.
-Group: TypeAlias = tuple[Handler, Caller, bytes, list[Repeat]]
+#: A group keeps a read of at most this size for each of its calls. Otherwise, it keeps copies of the parameters.
+KEPT_BYTES = 512
+
+#: The tail of a call's reply subject, the offset of its frame or its `traceparent`, and the start and end of its parameters.
+Repeat: TypeAlias = tuple[bytes, int | str | None, int, int]
+#: A handler, a caller, the head of the reply subjects, the bytes that hold the parameters, and calls.
+Group: TypeAlias = tuple[Handler, Caller, bytes, bytes, Sequence[Repeat]]
 
 
 class Repeats:
@@ -61,24 +65,21 @@ class Repeats:
         The rest is not called before, because the handler would most likely return the same. Each of them takes as much
         memory as the first one, because they have its shape.
         """
-        tail, at, start, end = first
-        trace = traceparent_in(buffer, at, start)
-        calls: list[Repeat] = [(tail, buffer[start:end], trace)]
-        if trace is None:  # then no frame of the shape has one
-            calls += [(tail, buffer[start:end], None) for tail, _, start, end in rest]
+        calls = [first, *rest]
+        if len(buffer) <= KEPT_BYTES * len(calls):
+            self._add(again, (handler, caller, head, buffer, calls))
         else:
-            calls += [(tail, buffer[start:end], traceparent_in(buffer, at, start)) for tail, at, start, end in rest]
-        self._add(again, (handler, caller, head, calls))
+            self._add(again, (handler, caller, head, *copies(buffer, calls)))
 
     def _add(self, again: Again, group: Group) -> None:
-        handler, caller, head, calls = group
+        handler, caller, head, buffer, calls = group
         added = self._invocations.begin_waits(caller.source_id, len(calls))
         if added < len(calls):
-            for tail, _, _ in calls[added:]:
+            for tail, _, _, _ in calls[added:]:
                 step = self._invocations.refuse(head + tail, handler)
                 self._send(step.sends, False)
                 self._on_step(step)
-            del calls[added:]
+            group = handler, caller, head, buffer, calls[:added]
             if not added:
                 return
         groups = self._waiting.get(again)
@@ -93,9 +94,9 @@ class Repeats:
         groups = [group for groups in self._waiting.values() for group in groups]
         self._waiting.clear()
         frames = []
-        for handler, caller, head, calls in groups:
+        for handler, caller, head, _, calls in groups:
             self._invocations.end_waits(caller.source_id, len(calls))
-            for tail, _, _ in calls:
+            for tail, _, _, _ in calls:
                 frames += self._invocations.refuse(head + tail, handler).sends
         return frames
 
@@ -105,22 +106,24 @@ class Repeats:
         size_max = min(replies.max_payload, SMALL - 1)
         out: list[bytes] = []
         answered = 0
-        for handler, caller, head, calls in self._waiting.pop(again, ()):
+        for handler, caller, head, buffer, calls in self._waiting.pop(again, ()):
             invocations.end_waits(caller.source_id, len(calls))
             pub, handshake, next_pub = replies.begun(head)
-            for tail, params, trace in calls:
+            for tail, at, start, end in calls:
                 result: HandlerResult | Exception
                 try:
-                    result = handler(caller, params, 0, len(params))
+                    result = handler(caller, buffer, start, end)
                 except Exception as error:  # any exception ends only its call
                     result = error
                 if type(result) is bytes and 0 < (size := len(result)) <= size_max:
                     answered += 1
                     out += (pub, tail, handshake, tail, RESULT_LINES[size], result, next_pub, tail, END)
                     continue
+                trace = traceparent_in(buffer, at, start) if isinstance(at, int) else at
+                params = buffer[start:end]
                 if isinstance(result, Again):
                     if result is not again:  # for something else: the policy has changed, or only the group waited
-                        self._add(result, (handler, caller, head, [(tail, params, trace)]))
+                        self._add(result, (handler, caller, head, params, [(tail, trace, 0, len(params))]))
                         continue
                     result = TypeError(WAITS_AGAIN)
                 step = invocations.receive(handler, head + tail, caller, params, result, monotonic(), trace)
@@ -131,3 +134,13 @@ class Repeats:
         if out:
             self._send([b"".join(out)], False)
         self._on_step(Step([]))
+
+
+def copies(buffer: bytes, calls: Sequence[InvocationFrame]) -> tuple[bytes, list[Repeat]]:
+    """Return the parameters of calls, joined, and the calls with their offsets in these bytes."""
+    repeats: list[Repeat] = []
+    size = 0
+    for tail, at, start, end in calls:
+        repeats.append((tail, traceparent_in(buffer, at, start), size, size + end - start))
+        size += end - start
+    return b"".join([buffer[start:end] for _, _, start, end in calls]), repeats
