@@ -22,6 +22,7 @@ from keyvalue_engine import Bucket, Store, StoreError
 from keyvalue_engine.entry import Entry
 from keyvalue_replica.answers import Barrier, PartialAnswers
 from keyvalue_replica.applier import Applier
+from keyvalue_replica.batches import Batches
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.creation import Creation
 from keyvalue_replica.errors import NotStoredError
@@ -99,8 +100,7 @@ class Core:
         self._unwritten: list[Publication] = []
         self._is_due = False
         self._turn_s = 0.0  # the time when `flush` became due
-        self._batches = 0
-        self._instance = instance
+        self._batches = Batches(self, instance)
 
     def look_up_limit(self) -> None:
         """Update `value_bytes_max`."""
@@ -340,17 +340,14 @@ class Core:
 
     def publish_batch(self, messages: Sequence[Outgoing], reservation: Reservation | None) -> Publication:
         """Publish messages that are stored together or not at all. The publication is the answer."""
-        publication = Publication(reservation)
+        return self._batches.publish(messages, Publication(reservation))
+
+    def publish_together(self, messages: Sequence[Outgoing], publication: Publication) -> None:
+        """Publish the messages of a batch, whose end `publication` is told."""
         token = self.publications.add(publication, self._begin())
-        self._batches += 1
-        batch = b"Nats-Batch-Id: %b-%x\r\nNats-Batch-Sequence: " % (self._instance.encode(), self._batches)
-        for number, message in enumerate(messages, 1):
-            headers = b"%b%d\r\n%b" % (batch, number, message.headers)
-            if number == len(messages):
-                headers += b"Nats-Batch-Commit: 1\r\n"
-            self._put(Outgoing(message.subject, message.payload, headers), token)
+        for message in messages:
+            self._put(message, token)
         self._unwritten.append(publication)
-        return publication
 
     def _put(self, message: Outgoing, token: int) -> None:
         self._out.append(message.frame(self._to_domain, b"%b%d" % (self._reply, token)))
@@ -477,11 +474,13 @@ class Core:
         """Give up what has waited for too long. Call this method a few times in a second."""
         now_s = self._outside.now_s()
         self.publications.expire(now_s - self.timeout_s, self.timeout_s)
+        self._batches.expire(now_s, self.timeout_s)
         self._increments.expire(now_s)
         self.mend()
 
     def give_up(self) -> None:
         """Answer all calls that wait, because the instance stops."""
+        self._batches.expire(float("inf"), self.timeout_s)
         self.publications.expire(float("inf"), self.timeout_s)
         self._increments.expire(float("inf"))
 

@@ -72,6 +72,7 @@ class Creation(Promise):
         self._reserve = reserve
         self._ends_s = ends_s
         self._probes = 0  # the number of probes without an answer
+        self._batch: Publication | None = None
         for message in messages.values():
             sequences.watch(message.subject)
         publisher.after_barrier(self._look)
@@ -100,7 +101,7 @@ class Creation(Promise):
             self.set_exception(error)
             return
         batch = [after_sequence(*pair) for pair in zip(self._messages.values(), known, strict=True)]
-        publication = self._publisher.publish_batch(batch, reservation)
+        publication = self._batch = self._publisher.publish_batch(batch, reservation)
         publication.answers = [(self, True)]
         publication.owner = self
 
@@ -113,6 +114,8 @@ class Creation(Promise):
     def overtaken(self, last_sequence: int | None) -> None:
         """Ask for the sequences of all keys, because one of them was not the known one."""
         self._probes = len(self._messages)
+        assert self._batch is not None
+        self._batch.set_result(None)  # it is not in flight any more
         for message in self._messages.values():
             probe = Publication()
             probe.is_barrier = True  # it stores nothing

@@ -327,9 +327,8 @@ class Publications:
         :param timeout_s: the time limit, for the text of the error
         """
         late = f"within {timeout_s:g} s (jetstream_timeout_ms)"
-        for publication in list(self._unacknowledged.values()):
-            if publication.began_s > before_s:
-                break  # they are in the order of their beginnings
+        # They are not in the order of their beginnings: batches wait before they are published.
+        for publication in [each for each in self._unacknowledged.values() if each.began_s <= before_s]:
             self._fail(publication, unknown_outcome(publication, f"JetStream has not confirmed it {late}"))
         acknowledged = self._acknowledged
         if any(publication.began_s <= before_s for _, _, publication in acknowledged):

@@ -264,3 +264,13 @@ async def test_a_stream_grows_from_one_replica_to_three_under_load(cluster: Clus
         ended.set()
         await calling
     assert history.failure() is None
+
+
+async def test_many_atomic_batches_at_once(launch: Launch, nats_server: NatsServer) -> None:
+    """A server that stores many batches sends neither deliveries nor heartbeats for seconds. No call is refused."""
+    provider = launch({"jetstream_bucket": "busy", "jetstream_timeout_ms": "60000"})
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=2 * DEADLINE_S) as client:
+        batches = [{f"{batch}-{key}": b"%064d" % batch for key in range(50)} for batch in range(200)]
+        await asyncio.gather(*(client.set_many("b", batch) for batch in batches))
+        assert await client.get_many("b", list(batches[-1])) == list(batches[-1].values())
+    assert provider.output.count("caught up") == 1, "it has left, and joined again"
