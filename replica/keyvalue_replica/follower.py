@@ -28,6 +28,7 @@ from keyvalue_replica.old_barriers import OldBarriers
 from keyvalue_replica.options import ReplicaOptions
 from keyvalue_replica.plain_layout import PlainLayout
 from keyvalue_replica.publications import ReplicaCounts
+from keyvalue_replica.pulse import why_lost
 from keyvalue_replica.stream import (
     AGE_CHANGED,
     Api,
@@ -46,12 +47,9 @@ __all__ = ["TICK_S", "Follower"]
 
 log = logging.getLogger(__name__)
 
-#: Seconds of silence after which the consumer counts as lost.
-SILENCE_S = 2.0
 TICK_S = 0.05
-#: Seconds between two looks at the stream's state, and two checks of the consumer. A company may have many streams.
-LOOK_S, CHECK_S = 1.0, TICK_S
-COMPANY_LOOK_S, COMPANY_CHECK_S = 5.0, 0.5
+#: Seconds between two looks at the stream's state. A company may have many streams.
+LOOK_S, COMPANY_LOOK_S = 1.0, 5.0
 RETRY_S = 1.0
 OPEN_RETRY_S = 0.25
 #: Seconds before the end of a stop at which the calls that wait get an error.
@@ -90,7 +88,7 @@ class Follower:
         self.layout = layout or Layout(options.bucket, options.domain)
         self._wire: Wire = OwnWire(connection) if company is None else company.wires.wire()
         self._company = company
-        self._look_s, self._check_s = (LOOK_S, CHECK_S) if company is None else (COMPANY_LOOK_S, COMPANY_CHECK_S)
+        self._look_s = LOOK_S if company is None else COMPANY_LOOK_S
         self.api = Api(connection, options.domain)
         self.served_from = 0
         self._connection = connection
@@ -104,6 +102,7 @@ class Follower:
         self._why = ""
         self._left_s = monotonic()  # when the stream was last followed
         self._consumer = ""
+        self._listening: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._refused: str | None = None
         self._suspicions = 0
@@ -215,7 +214,7 @@ class Follower:
     @property
     def failed(self) -> BaseException | None:
         """Return the exception that ended a background task, or None."""
-        for task in self._tasks:
+        for task in (*self._tasks, *filter(None, (self._listening,))):
             if task.done() and not task.cancelled() and task.exception() is not None:
                 return task.exception()
         return None
@@ -230,9 +229,10 @@ class Follower:
 
     async def stop(self) -> None:
         """Stop following, and remove what this instance has in JetStream."""
-        for task in self._tasks:
+        tasks = self._tasks if self._listening is None else [*self._tasks, self._listening]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._wire.close()
         if self._on_lost in self._connection.on_lost:
             self._connection.on_lost.remove(self._on_lost)
@@ -362,6 +362,8 @@ class Follower:
 
     async def _end_consumer(self) -> None:
         """Take no more deliveries of the last consumer."""
+        if self._listening is not None:
+            self._listening.cancel()
         await self._wire.unfollow()
         self.core.position.tear()
 
@@ -383,6 +385,7 @@ class Follower:
         config["deliver_subject"] = await self._wire.follow(self._consumer)
         name = f"CONSUMER.CREATE.{stream}.{self._consumer}.{self.layout.subjects}"
         answer = await self.api.call(name, {"stream_name": stream, "config": config})
+        self._listening = asyncio.create_task(self._listen())
         core.position.expect(pending := int(answer.get("num_pending", 0)))
         if not pending:
             core.mend()
@@ -394,28 +397,27 @@ class Follower:
             if monotonic() - told_s > PROGRESS_S:
                 told_s = monotonic()
                 log.info("replica: %s", self.fault)
-            self._check_alive()
+            self._check_unbroken()
             await asyncio.sleep(0.01)
 
-    def _check_alive(self) -> None:
+    async def _listen(self) -> None:
+        """Follow again if the consumer is lost."""
+        name, tries = f"{self.layout.stream}.{self._consumer}", 2 if self.core.position.trusts_pending else 1
+        self.follow_again(await why_lost(self._connection, self.api, name, self.core, tries))
+
+    def _check_unbroken(self) -> None:
         if self._broken.is_set():
             raise _Broken(self._why)
-        if monotonic() - self.core.heard_s > SILENCE_S:
-            raise _Broken(f"the consumer was silent for {SILENCE_S:g} s")
 
     async def _watch(self) -> None:
         """Look at the stream again and again."""
-        looked_s = monotonic()
         while True:
             try:
-                async with asyncio.timeout(self._check_s):
+                async with asyncio.timeout(self._look_s):
                     await self._broken.wait()
             except TimeoutError:
-                pass
-            self._check_alive()
-            if monotonic() - looked_s > self._look_s:
-                looked_s = monotonic()
                 await self._look()
+            self._check_unbroken()
 
     async def _look(self) -> None:
         """Compare the stream's state with what was applied.

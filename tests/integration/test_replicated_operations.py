@@ -155,7 +155,7 @@ class Documented:
         )
 
     async def live(self, launch: Launch) -> None:
-        """Create the stream, serve and be called."""
+        """Create the stream, serve and be called. Ask about the consumer, because the server stands still for a while."""
         if not self.creates:
             async with await nats.connect(self.admin) as admin:
                 await api(admin, "STREAM.CREATE.KV_visits", documented_stream())
@@ -163,6 +163,10 @@ class Documented:
         provider = launch(JETSTREAM | options, wait=False, **FIELDS)
         await in_thread(provider.wait_for, "ready: serving")
         await call_all(self.admin, provider)
+        with self.server.silence():
+            await asyncio.sleep(1.5)  # silence is what is asked about
+        async with KeyValueClient(self.admin, provider.prefix, timeout_s=DEADLINE_S) as client:
+            await client.get("b", "k")
 
 
 @pytest.mark.parametrize("creates", [True, False])

@@ -266,6 +266,29 @@ async def test_a_stream_grows_from_one_replica_to_three_under_load(cluster: Clus
     assert history.failure() is None
 
 
+async def test_calls_wait_while_the_server_stands_still(
+    new_nats_server: Callable[[str], NatsServer], tmp_path: Path
+) -> None:
+    """Silence alone does not make an instance leave. The one that has really lost its consumer follows again at once."""
+    server = new_nats_server(jetstream(tmp_path / "streams"))
+    with launching(server.url, tmp_path, options=JETSTREAM | {"jetstream_timeout_ms": "20000"}) as launch:
+        provider = launch({"jetstream_bucket": "still"})
+        async with KeyValueClient(server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+            await client.set("b", "k", b"0")
+            with server.silence():
+                calls = asyncio.gather(client.set("b", "k", b"1"), client.get("b", "k"), client.increment("b", "n", 1))
+                await asyncio.sleep(3.2)  # silence is what is tested
+            assert (await calls)[2] == 1
+            assert await client.get("b", "k") == b"1"
+            assert provider.output.count("caught up") == 1, "it has left, and joined again"
+            async with await nats.connect(server.url) as admin:
+                (consumer,) = (await api(admin, "CONSUMER.LIST.KV_still"))["consumers"]
+                await api(admin, f"CONSUMER.DELETE.KV_still.{consumer['name']}")
+            await in_thread(provider.wait_for, "the consumer is gone")
+            await in_thread(provider.wait_for, "caught up", 2)
+            assert await client.get("b", "k") == b"1"
+
+
 async def test_many_atomic_batches_at_once(launch: Launch, nats_server: NatsServer) -> None:
     """A server that stores many batches sends neither deliveries nor heartbeats for seconds. No call is refused."""
     provider = launch({"jetstream_bucket": "busy", "jetstream_timeout_ms": "60000"})
