@@ -35,6 +35,7 @@ from keyvalue_replica.stream import (
     ApiError,
     StreamState,
     consumer_config,
+    create_consumer,
     open_stream,
     stream_state,
     unfinished,
@@ -378,15 +379,14 @@ class Follower:
 
     async def _consume(self) -> None:
         """Create a consumer from the position, or of the whole bucket if nothing is applied."""
-        core, stream = self.core, self.layout.stream
+        core = self.core
         self._consumer = secrets.token_hex(8)
         config = consumer_config(self._consumer, self.layout, core.next_sequence() if core.position.applied else None)
         core.begin()
         config["deliver_subject"] = await self._wire.follow(self._consumer)
-        name = f"CONSUMER.CREATE.{stream}.{self._consumer}.{self.layout.subjects}"
-        answer = await self.api.call(name, {"stream_name": stream, "config": config})
+        pending = await create_consumer(self.api, self.layout, config)
         self._listening = asyncio.create_task(self._listen())
-        core.position.expect(pending := int(answer.get("num_pending", 0)))
+        core.position.expect(pending)
         if not pending:
             core.mend()
 

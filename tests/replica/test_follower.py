@@ -36,6 +36,7 @@ class Wire:
 
     :ivar on_the_way: called while a subscription ends
     :ivar on_request: called with each request
+    :ivar late: number of consumers that are created without an answer in time
     :ivar consumers: the configurations of all consumers that were created
     """
 
@@ -45,6 +46,7 @@ class Wire:
     def __init__(self) -> None:
         self.on_the_way: Callable[[], None] = lambda: None
         self.on_request: Callable[[], None] = lambda: None
+        self.late = 0
         self.consumers: list[dict[str, Any]] = []
         self.on_lost: list[Callable[[], None]] = []
         self.created = asyncio.Event()
@@ -84,7 +86,10 @@ class Wire:
         if ".CONSUMER.CREATE." in subject:
             self.consumers.append(json.loads(payload)["config"])
             self.created.set()
-            answer = {"num_pending": 1}
+            if len(self.consumers) <= self.late:
+                raise TimeoutError
+            delivered = int(self.late > 0)
+            answer = {"num_pending": 1 - delivered, "delivered": {"consumer_seq": delivered, "stream_seq": delivered}}
         return json.dumps(answer).encode()
 
     def config_of(self, stream: str) -> dict[str, Any]:
@@ -158,3 +163,19 @@ def test_an_instance_goes_on_only_while_the_stream_still_has_the_deletes(
     assert state.why_read_again("then", 7, 0, age_ns + 1) == "max_age of the stream was changed"
     assert state.why_read_again("then", 8, 0, age_ns) == "the stream ends at message 7, but 8 was applied"
     assert state.why_read_again("now", 7, 0, age_ns) == "the stream was created again or restored"
+
+
+@pytest.mark.timeout(30)
+async def test_a_server_that_takes_long_is_asked_for_the_same_consumer() -> None:
+    wire, serving = Wire(), Serving()
+    wire.late = 3
+    follower = Follower(cast(Any, wire), ReplicaOptions("kv"))
+    await follower.open(StoreOptions(), 1)
+    follower.start(serving)
+    while len(wire.consumers) <= wire.late:  # noqa: ASYNC110 - a request sets no event
+        await asyncio.sleep(0)
+    assert not follower.core.position.is_whole, "it has delivered a message, which has not arrived"
+    wire.deliver(b"first", 1, 1)
+    await serving.joined.wait()
+    assert {consumer["name"] for consumer in wire.consumers} == {wire.consumers[0]["name"]}
+    await follower.stop()
