@@ -328,7 +328,15 @@ async def _join(plan: StartPlan, parts: Parts, stop_requested: asyncio.Event) ->
     await parts.server.start(joins=parts.replicated is None)
     if parts.replicated is not None:
         await unless_stopped(parts.replicated.start(parts.server), stop_requested)
-    await parts.connection.flush(plan.connection.open_timeout_s)
+    connection = parts.connection
+    while not stop_requested.is_set():
+        losses = connection.reconnects
+        try:
+            return await connection.flush(plan.connection.open_timeout_s)
+        except DisconnectedError:
+            if connection.connected and connection.reconnects == losses:
+                raise
+        await unless_stopped(connection.wait_connected(), stop_requested)  # all is subscribed once more
 
 
 async def _replicated_of(plan: StartPlan, options: ProviderOptions, connection: Connection) -> Replicated | None:

@@ -199,6 +199,23 @@ async def test_requests(connection: Connection, raw: Client) -> None:
         await connection.flush(DEADLINE_S)
 
 
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_flush_ends_with_the_connection(new_nats_server: Callable[[], NatsServer], path: str) -> None:
+    server = new_nats_server()
+    connection = await Connection.open(ConnectionOptions((server.url,), path=path))
+    with server.silence():
+        flushing = asyncio.create_task(connection.flush(DEADLINE_S * 100))
+        await asyncio.sleep(0.1)  # until the PING is written
+        await in_thread(server.kill)
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(DisconnectedError):
+            await flushing
+        await in_thread(server.start)
+        await until(lambda: connection.connected)
+        await connection.flush(DEADLINE_S)
+    await connection.close()
+
+
 async def test_flush_waits_for_subscriptions(connection: Connection, raw: Client) -> None:
     async def answer(message: Message) -> None:
         await connection.publish(message.reply, b"answer")

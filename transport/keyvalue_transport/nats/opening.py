@@ -156,6 +156,7 @@ class LastingClient(Client):
         nats-py repeats the subscriptions.
         """
         self._pending, self._pending_data_size = [], 0
+        self._end_round_trips()
         await super()._process_connect_init()
         assert self._reading_task is not None
         self._reading_task.add_done_callback(self._on_reading_ended)
@@ -181,7 +182,16 @@ class LastingClient(Client):
             with suppress(OSError):  # the socket is already closed
                 lost.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DROP_UNSENT)
             stream.abort()
+        self._end_round_trips()
         await super()._attempt_reconnect()
+
+    def _end_round_trips(self) -> None:
+        """End the waits for PONGs of a lost connection. nats-py forgets them, and they would last for their whole time."""
+        pongs, self._pongs = self._pongs, []
+        for pong in pongs:
+            if not pong.done():
+                pong.set_exception(nats.errors.ConnectionClosedError())
+                pong.exception()  # perhaps nobody waits for it
 
     def _process_headers(self, headers: bytes) -> Any:
         """Parse headers. If nats-py cannot parse them, parse them without the status.
