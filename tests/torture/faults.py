@@ -18,15 +18,18 @@ from typing import Any, NamedTuple, TypeAlias
 
 import nats.errors
 
-from tests.conftest import Launch, Process, Provider
+from tests.conftest import HOST_CAPTURE, Launch, Process, Provider
 from tests.torture.cluster import Cluster
 from tests.torture.proxy import DIRECTIONS, Proxy
 
-__all__ = ["BUCKET", "INSTANCES", "Faults", "Happened", "Scene"]
+__all__ = ["BUCKET", "INSTANCES", "LOCAL", "Faults", "Happened", "Scene"]
 
 INSTANCES = 3
 #: The KV bucket of the instances.
 BUCKET = "torture"
+#: The caller that reads what an instance has.
+LOCAL = "local"
+LINK: dict[str, Any] = HOST_CAPTURE["host_data"]["link_definitions"][0]
 OPTIONS = {
     "store": "jetstream",
     "jetstream_replicas": "3",
@@ -40,6 +43,10 @@ OPTIONS = {
 SHORT_S, LONG_S = (0.2, 2.0), (5.0, 11.0)
 LONG_SHARE = 0.25
 DELAY_S = (0.05, 0.5)
+#: Faults that come more often, because they are short.
+FREQUENT = {"answers lost"}
+#: How a message begins that sets a key, and seconds in which it is stored. Few other changes are sent in this form.
+SET, STORING_S = b"PUB $KV.", (0.02, 0.2)
 #: Breaks something, and repairs it after a while. Returns its place.
 Fault: TypeAlias = Callable[[Random], Awaitable[int]]
 
@@ -82,9 +89,11 @@ class Scene:
 
     async def start(self, place: int) -> Provider:
         """Start an instance, and wait until it serves."""
-        fields: dict[str, Any] = {"provider_key": self.providers[place].key} if place < len(self.providers) else {}
+        key = f"torture-{place}"
+        link = LINK | {"source_id": LOCAL, "target": key, "target_config": {"reads": "local"}}
+        fields: dict[str, Any] = {"provider_key": key, "link_definitions": [link], "lattice_rpc_url": self._urls[place]}
         options = {**self._options, "redis_address": self.sockets[place]}
-        provider = await asyncio.to_thread(self._launch, options, lattice_rpc_url=self._urls[place], **fields)
+        provider = await asyncio.to_thread(self._launch, options, **fields)
         self.started.append((place, provider))
         return provider
 
@@ -129,6 +138,7 @@ class Faults:
             "connection cut": self._cut,
             "connection held": self._hold,
             "connection delayed": self._delay,
+            "answers lost": self._lose_answers,
         }
         async with asyncio.TaskGroup() as group:
             for name, faults in (("servers", of_servers), ("instances", of_instances)):
@@ -141,7 +151,7 @@ class Faults:
     async def _break(self, chance: Random, faults: Mapping[str, Fault]) -> None:
         while not self._is_over.is_set():
             await self._last(chance.uniform(0.2, 3))
-            name = chance.choice(list(faults))
+            name = chance.choice([*faults, *(FREQUENT & faults.keys())])
             began_s = monotonic()
             with suppress(LookupError, OSError, TimeoutError, nats.errors.Error):  # for example, there is no leader
                 place = await faults[name](chance)
@@ -223,4 +233,11 @@ class Faults:
             await self._last_some_time(chance)
         finally:
             proxy.delays_s = dict.fromkeys(DIRECTIONS, 0.0)
+        return place
+
+    async def _lose_answers(self, chance: Random) -> int:
+        """Cut a connection after a value was sent, so that it is stored, but the instance does not know that."""
+        place = chance.randrange(INSTANCES)
+        async with asyncio.timeout(SHORT_S[1]):
+            await self._scene.proxies[place].lose_answers(SET, chance.uniform(*STORING_S))
         return place

@@ -29,6 +29,7 @@ class Proxy:
         self.delays_s = dict.fromkeys(DIRECTIONS, 0.0)
         self._targets = targets
         self._flowing = {direction: asyncio.Event() for direction in DIRECTIONS}
+        self._losing: tuple[bytes, asyncio.Event] | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server
@@ -52,6 +53,26 @@ class Proxy:
     def release(self, direction: str) -> None:
         """Pass on the bytes that were held."""
         self._flowing[direction].set()
+
+    async def lose_answers(self, begin: bytes, seconds: float) -> None:
+        """Wait for a message that begins so. Let the server take it, and cut the connection instead of passing answers on."""
+        is_sent = asyncio.Event()
+        self._losing = begin, is_sent
+        try:
+            await is_sent.wait()
+            await asyncio.sleep(seconds)
+            self.cut()
+        finally:
+            self._losing = None
+            self.release("down")
+
+    def _note(self, piece: bytes) -> None:
+        """Hold all answers if the instance sends what `lose_answers` waits for."""
+        if self._losing is not None:
+            begin, is_sent = self._losing
+            if piece.startswith(begin) or b"\n" + begin in piece:
+                self.hold("down")
+                is_sent.set()
 
     async def close(self) -> None:
         """Stop listening, and end all connections."""
@@ -103,6 +124,8 @@ class Proxy:
                 due_s, piece = await pieces.get()
                 await asyncio.sleep(due_s - monotonic())
                 await self._flowing[direction].wait()
+                if direction == "up":
+                    self._note(piece)
                 writer.write(piece)
                 await writer.drain()
 

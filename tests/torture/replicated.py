@@ -16,21 +16,24 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, Protocol
 
+from keyvalue_replica.layout import Layout
 from keyvalue_transport.keyvalue.errors import InterfaceError
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
 from tests.conftest import PROVIDER, launching
 from tests.torture.cluster import Cluster
-from tests.torture.faults import INSTANCES, Faults, Happened, Scene
+from tests.torture.faults import BUCKET as KV_BUCKET
+from tests.torture.faults import INSTANCES, LOCAL, Faults, Happened, Scene
 from tests.torture.linearizability import SETS, UNKNOWN, Call, first_unexplained
 from tests.torture.planted import BUGS, command
 from tests.torture.redis_client import RedisClient, common
@@ -45,6 +48,14 @@ ANSWER_TIMEOUT_S = 8.0
 PATIENCE = 4
 #: Seconds after the last repair within which each instance must serve.
 REPAIR_S = 60
+#: After all repairs, each client makes this many calls as fast as it can. Such a round must end without unknown outcomes.
+#: Each instance is read locally meanwhile, by this many readers, for at least this time. They have a group of their own.
+SETTLED_CALLS, READERS = 12, 4
+SETTLED_S = 3.0
+#: Its values have this many digits. So a batch is sent in several parts, and calls arrive between them.
+LOCAL_GROUP, DIGITS = tuple(f"part{number}" for number in range(20)), 8_000
+#: Number of other keys that are written together meanwhile, and seconds between.
+OTHERS, OTHERS_S = 30, 0.03
 #: The share of its calls that a client makes to the same instance.
 HOME_SHARE = 0.8
 BUCKET = "b"
@@ -66,6 +77,8 @@ class History:
     """All calls of a history, by key.
 
     :ivar hanging: an instance that does not serve after all was repaired, or None
+    :ivar unsettled: number of calls of the last round after all repairs whose outcome is unknown
+    :ivar wrong: descriptions of wrong answers to local reads
     """
 
     def __init__(self) -> None:
@@ -74,6 +87,8 @@ class History:
         self.logs: dict[str, str] = {}  # of the instances, by name
         self.seconds = 0.0
         self.hanging: int | None = None
+        self.unsettled = 0
+        self.wrong: list[str] = []
         self._values = 0
 
     def __len__(self) -> int:
@@ -86,6 +101,10 @@ class History:
 
     def failure(self) -> str | None:
         """Return an answer that can't be explained, or an instance that hangs, or None."""
+        if self.wrong:
+            return f"WRONG LOCAL READ: {self.wrong[0]}"
+        if self.unsettled:
+            return f"NOT ANSWERED: {self.unsettled} calls, although nothing was broken"
         for key, calls in self.calls.items():
             call = first_unexplained(calls)
             if call is not None:
@@ -125,10 +144,14 @@ class History:
 
 
 class NatsClient:
-    """A client that calls an instance over NATS."""
+    """A client that calls an instance over NATS.
 
-    def __init__(self, client: KeyValueClient) -> None:
+    :param group: the keys that the key `group` stands for
+    """
+
+    def __init__(self, client: KeyValueClient, group: Sequence[str] = GROUP) -> None:
         self._client = client
+        self._group = group
 
     async def ask(self, key: str, function: str, argument: Any) -> Any:
         """Make a call, and return its answer."""
@@ -139,11 +162,11 @@ class NatsClient:
     async def _ask_of_group(self, function: str, argument: Any) -> bytes | None:
         """Set, delete or get all keys of the group."""
         if function == "set":
-            await self._client.set_many(BUCKET, dict.fromkeys(GROUP, argument))
+            await self._client.set_many(BUCKET, dict.fromkeys(self._group, argument))
         elif function == "delete":
-            await self._client.delete_many(BUCKET, GROUP)
+            await self._client.delete_many(BUCKET, self._group)
         else:
-            return common(await self._client.get_many(BUCKET, GROUP))
+            return common(await self._client.get_many(BUCKET, self._group))
         return None
 
 
@@ -172,10 +195,13 @@ async def record(directory: Path, seed: int, calls: int, seconds: float, planted
     cluster = Cluster(directory)
     try:
         with launching(cluster.urls[0], directory, (PROVIDER,) if planted is None else command(planted)) as launch:
-            scene = Scene(cluster, launch, directory, {"jetstream_history": str(Random(seed).choice((1, 1, 64)))})
+            kept = Random(seed).choice((1, 1, 64))
+            scene = Scene(cluster, launch, directory, {"jetstream_history": str(kept)})
             try:
                 await scene.open()
                 await play(scene, history, seed, calls, seconds)
+                if history.hanging is None:
+                    await settle(scene, history, seed, kept > 1)
             finally:
                 await scene.close()
             numbered = enumerate(scene.started)
@@ -228,8 +254,93 @@ async def read_all(history: History, clients: Sequence[Asked], place: int) -> No
             await asyncio.sleep(0.02)
 
 
+async def settle(scene: Scene, history: History, seed: int, has_all: bool) -> None:
+    """Let clients call as fast as they can, until every call of a round is answered.
+
+    :param has_all: True if the stream keeps enough messages of a key that each arrives. Otherwise, a part of a batch may be
+        overwritten before it has arrived, and a local read may show the rest
+    """
+
+    async def call_on(number: int) -> None:
+        chance, is_redis = Random(f"{seed} {number}"), number % 2 == 1
+        async with calling(scene, is_redis) as clients:
+            left = SETTLED_CALLS
+            while left:
+                if await history.call(clients, chance.randrange(INSTANCES), *chosen(chance, is_redis)):
+                    left -= 1
+                else:
+                    await asyncio.sleep(0.02)
+
+    began_s = monotonic()
+    beside = [asyncio.create_task(each) for each in (write_others(scene), read_locally(scene, history, has_all))]
+    while monotonic() - began_s < REPAIR_S and not history.wrong:
+        before = history.unknown
+        await asyncio.gather(*(call_on(number) for number in range(CLIENTS)))
+        history.unsettled = history.unknown - before
+        if not history.unsettled:
+            break
+    await asyncio.sleep(began_s + SETTLED_S - monotonic())
+    for task in beside:
+        task.cancel()
+    for ended in await asyncio.gather(*beside, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended
+
+
+async def write_others(scene: Scene) -> None:
+    """Write other keys as another NATS client, many at a time, until this is cancelled.
+
+    So the messages of an instance arrive in the middle of others.
+    """
+    subjects = [Layout(KV_BUCKET).subject(BUCKET.encode(), b"other%d" % number) for number in range(OTHERS)]
+    frames = b"".join(b"PUB %b 1\r\nv\r\n" % subject for subject in subjects)
+    connection = await Connection.open(ConnectionOptions(tuple(scene.cluster.urls), path="plain"))
+    try:
+        while True:
+            await connection.write(frames)
+            await asyncio.sleep(OTHERS_S)
+    finally:
+        await connection.close()
+
+
+async def read_locally(scene: Scene, history: History, has_all: bool) -> None:
+    """Read at each instance without a barrier, until this is cancelled.
+
+    Each caller has a key of its own, and must find what it has just set. All keys of the group must have the same value.
+    """
+
+    async def set_group(client: Asked) -> None:
+        for number in count():
+            with suppress(TransportError, InterfaceError):
+                await client.ask("group", "set", b"%0*d" % (DIGITS, number))
+            await asyncio.sleep(0.02)
+
+    async def read_on(place: int, client: Asked, own: str) -> None:
+        for number in count():
+            value = b"%d" % number
+            try:
+                await client.ask(own, "set", value)
+                found = await client.ask(own, "get", None)
+                groups = [await client.ask("group", "get", None) for _ in range(3)]
+            except (TransportError, InterfaceError):
+                await asyncio.sleep(0.02)
+                continue
+            if found != value:
+                history.wrong.append(f"instance {place} has set {value!r}, and then has {found!r}")
+            if has_all and any(group is not None and not group.isdigit() for group in groups):
+                history.wrong.append(f"instance {place} has a part of a batch")
+
+    async with calling(scene, False, LOCAL, LOCAL_GROUP) as clients, asyncio.TaskGroup() as tasks:
+        for place, client in enumerate(clients):
+            tasks.create_task(set_group(client))
+            for number in range(READERS):
+                tasks.create_task(read_on(place, client, f"own{place}.{number}"))
+
+
 @asynccontextmanager
-async def calling(scene: Scene, is_redis: bool) -> AsyncIterator[Sequence[Asked]]:
+async def calling(
+    scene: Scene, is_redis: bool, source_id: str | None = None, group: Sequence[str] = GROUP
+) -> AsyncIterator[Sequence[Asked]]:
     """Connect, and yield a client of each instance."""
     if is_redis:
         async with AsyncExitStack() as stack:
@@ -240,7 +351,10 @@ async def calling(scene: Scene, is_redis: bool) -> AsyncIterator[Sequence[Asked]
         async with AsyncExitStack() as stack:
             yield [
                 NatsClient(
-                    await stack.enter_async_context(KeyValueClient(connection, prefix, timeout_s=ANSWER_TIMEOUT_S))
+                    await stack.enter_async_context(
+                        KeyValueClient(connection, prefix, source_id=source_id, timeout_s=ANSWER_TIMEOUT_S)
+                    ),
+                    group,
                 )
                 for prefix in scene.prefixes
             ]

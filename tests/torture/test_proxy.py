@@ -72,3 +72,17 @@ async def test_a_cut_connection_is_reset_and_another_one_works(proxy: Proxy) -> 
         writer.write_eof()
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
+
+
+async def test_answers_are_lost_after_the_server_has_taken_a_message(proxy: Proxy) -> None:
+    url = await proxy.open()
+    async with connected(url) as (reader, writer):
+        losing = asyncio.create_task(proxy.lose_answers(b"PUB x", 0.1))
+        writer.write(b"other\r\nHPUB x\r\n")
+        assert await reader.readexactly(15) == b"other\r\nHPUB x\r\n"
+        writer.write(b"before\r\nPUB x 1\r\n")
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await reader.readexactly(1)
+        await losing
+    async with connected(url):
+        pass  # answers pass again

@@ -24,11 +24,22 @@ async def test_a_short_history_under_faults_is_linearizable(tmp_path: Path) -> N
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
-def test_a_planted_bug_of_real_processes_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"--calls 150 --seconds 8 --histories 7 --output {tmp_path} --planted".split()
-    assert main([*words, "apply out of order"]) == 0
-    assert "NOT LINEARIZABLE" in capsys.readouterr().out
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("bug", "seed", "seconds", "text"),
+    [
+        ("apply out of order", 1, 8, "NOT LINEARIZABLE"),
+        ("batch in halves", 5, 8, "has a part of a batch"),  # a history with all messages of a key
+        ("wait for exactly S", 7, 8, "NOT ANSWERED"),
+        ("send again", 30, 20, "NOT LINEARIZABLE"),
+    ],
+)
+def test_a_planted_bug_of_real_processes_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bug: str, seed: int, seconds: int, text: str
+) -> None:
+    words = f"--seed {seed} --calls {20 * seconds} --seconds {seconds} --histories 7 --output {tmp_path} --planted"
+    assert main([*words.split(), bug]) == 0
+    assert text in capsys.readouterr().out
     assert len(list(tmp_path.glob("history-*/calls.jsonl"))) == 1
 
 
@@ -36,6 +47,10 @@ def test_a_failed_history_is_kept(tmp_path: Path) -> None:
     history = History()
     history.calls["a"] += [Call("set", 0, 1, b"1"), Call("get", 2, 3, None, b"2")]
     assert str(history.failure()).startswith("NOT LINEARIZABLE: key a: Call(function='get', began_s=2,")
+    history.unsettled = 2
+    assert history.failure() == "NOT ANSWERED: 2 calls, although nothing was broken"
+    history.wrong.append("instance 1 has a part of a batch")
+    assert history.failure() == "WRONG LOCAL READ: instance 1 has a part of a batch"
     history.faults.append(Happened(0, 1, "connection cut", 2))
     history.logs["0-instance-0"] = "a line"
     history.save(tmp_path / "history-1")
