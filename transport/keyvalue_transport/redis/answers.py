@@ -47,13 +47,25 @@ def short_bulks(values: Sequence[bytes | None], nil: bytes) -> bytes:
     >>> short_bulks([b"a", None, b"bc"], NIL), short_bulks([b"a" * 512], NIL)
     (b'$1\\r\\na\\r\\n$-1\\r\\n$2\\r\\nbc\\r\\n', b'')
     """
-    nil = nil.removesuffix(CRLF)
     try:
+        if (length := _common_length(values)) is not None:
+            head = HEADS[length]
+            return b"%b%b%b" % (head, (CRLF + head).join(values), CRLF)  # type: ignore[arg-type] # none is None
+        nil = nil.removesuffix(CRLF)
         parts = [nil if value is None else HEADS[len(value)] + value for value in values]
     except IndexError:
         return b""
     parts.append(b"")
     return CRLF.join(parts)
+
+
+def _common_length(values: Sequence[bytes | None]) -> int | None:
+    """Return the length that all values have, or None if there is no such length."""
+    try:
+        lengths = set(map(len, values))  # type: ignore[arg-type] # None raises the error
+    except TypeError:
+        return None
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def encode(value: Value, resp: int) -> bytes:

@@ -89,8 +89,9 @@ class RequestReader:
             SIMPLE in read or VERBATIM in read or BIG in read or PUSH in read or SET in read or ATTRIBUTE in read
         ) and OTHER_TYPE in read.translate(MARKS):
             return self._scan(read)[0]
-        if read.rfind(b"*") > 0 or read[2:3] != b"\r":  # not one short request
-            lengths = LENGTHS.findall(read)
+        last = read.rfind(b"*")
+        if last > 0 or read[2:3] != b"\r":  # not one short request
+            lengths = LENGTHS.findall(read, 0, last + 1 + DIGITS_MAX)
             if lengths and sum(map(int, lengths)) * ARGUMENT_BYTES_MIN > len(read):
                 return self._scan(read)[0]
         parser = self._hiredis
