@@ -56,9 +56,7 @@ class Part:
                 return False
             if not self._is_current():
                 self._merge()
-            if shard.order is not None:  # it has the old keys
-                shard.order.drop()
-                shard.order = None
+            shard.forget_order()  # it has the old keys
             shard.entries = self.copies
             if shard.deadlines is not None:
                 shard.deadlines.renew(self.copies, self.pairs)

@@ -231,7 +231,8 @@ class Shard(CountedEntries):
         if owns(self.stripe):
             try:
                 if not isinstance(error, StoreError) and not self.retired:
-                    self._drop_derived()
+                    self.forget_order()
+                    self._close_deadlines()
                     self._find_deadlines()
                     self.enter_schedules()
             finally:
@@ -407,9 +408,13 @@ class Shard(CountedEntries):
     def drop_order(self) -> int:
         """Drop the order. Return the memory that was freed. Takes the stripe."""
         with self.stripe:
-            freed_bytes = 0 if self.order is None else self.order.drop()
-            self.order = None
-            return freed_bytes
+            return self.forget_order()
+
+    def forget_order(self) -> int:
+        """Do what `drop_order` does. The caller must hold the stripe."""
+        freed_bytes = 0 if self.order is None else self.order.drop()
+        self.order = None
+        return freed_bytes
 
     def take(self, position: int, page: Filling) -> int | None:
         """Remove expired keys, and append keys to a page as `LazyOrder.take` does.
@@ -486,14 +491,9 @@ class Shard(CountedEntries):
 
         A writer that finds the shard retired must look up the key's shard again.
         """
-        self._drop_derived()
+        self.forget_order()
+        self._close_deadlines()
         self.settle()
         self.retired = True
         self.is_plain = False
         self._account.adjust(-self.fixed_bytes)
-
-    def _drop_derived(self) -> None:
-        if self.order is not None:
-            self.order.drop()
-            self.order = None
-        self._close_deadlines()

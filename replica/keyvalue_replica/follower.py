@@ -215,10 +215,14 @@ class Follower:
     @property
     def failed(self) -> BaseException | None:
         """Return the exception that ended a background task, or None."""
-        for task in (*self._tasks, *filter(None, (self._listening,))):
+        for task in self._running():
             if task.done() and not task.cancelled() and task.exception() is not None:
                 return task.exception()
         return None
+
+    def _running(self) -> list[asyncio.Task[None]]:
+        """Return all background tasks."""
+        return self._tasks if self._listening is None else [*self._tasks, self._listening]
 
     async def wait_caught_up(self) -> None:
         """Wait until the instance has caught up for the first time."""
@@ -230,7 +234,7 @@ class Follower:
 
     async def stop(self) -> None:
         """Stop following, and remove what this instance has in JetStream."""
-        tasks = self._tasks if self._listening is None else [*self._tasks, self._listening]
+        tasks = self._running()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
