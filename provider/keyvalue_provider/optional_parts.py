@@ -84,7 +84,8 @@ def more_metrics(
 async def serve_redis(redis: RedisService | None, stack: AsyncExitStack) -> None:
     """Listen for Redis clients until the stack is closed."""
     if redis is not None:
-        await stack.enter_async_context(redis)
+        stack.push_async_callback(redis.stop, 0.0)  # also if it can't listen on all addresses
+        await redis.start()
 
 
 def watchers_of(

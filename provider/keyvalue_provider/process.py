@@ -293,15 +293,15 @@ async def _run(
         provider = RunningProvider(parts, live_configuration)
         signals.status, signals.read_again = provider.status, provider.read_again
         host = provider.host = _host_of(plan, options, connection, links, provider, stop_requested)
+        if host is None:
+            await parts.others.look(plan.allows_split)  # before any client can connect
         if parts.metrics is not None:
             parts.metrics.health = provider.health
-            endpoint = start_endpoint(options, parts.metrics, provider)
-            after_connection.callback(endpoint.stop)
+            after_connection.callback(start_endpoint(options, parts.metrics, provider).stop)
         if host is not None:
             await host.start()
         await serve_redis(parts.redis, stack)  # before the keys are loaded: clients wait for its first answers
-        if parts.snapshots is not None:
-            await unless_stopped(parts.snapshots.load(options.connect_timeout_ms / 1000), stop_requested)
+        await _load(plan, options, parts, stop_requested)
         if not stop_requested.is_set():
             provider.store_loaded()
             await _join(plan, parts, stop_requested)
@@ -319,12 +319,17 @@ async def _run(
         return await _end(parts, options, host, bool(signals.came))
 
 
-async def _join(plan: StartPlan, parts: Parts, stop_requested: asyncio.Event) -> None:
-    """Begin to take calls.
+async def _load(plan: StartPlan, options: ProviderOptions, parts: Parts, stop_requested: asyncio.Event) -> None:
+    """Load the snapshot, if the store is saved. Then look again for a split, which may have begun meanwhile."""
+    if parts.snapshots is not None:
+        await unless_stopped(parts.snapshots.load(options.connect_timeout_ms / 1000), stop_requested)
+        if plan.host_data is None and not stop_requested.is_set():
+            await parts.others.look(plan.allows_split)
 
-    :raises SplitError: another instance serves the prefix with other keys, and that is not allowed
-    """
-    await parts.others.meet(plan.host_data is None, plan.allows_split)
+
+async def _join(plan: StartPlan, parts: Parts, stop_requested: asyncio.Event) -> None:
+    """Begin to take calls."""
+    await parts.others.join()
     await parts.server.start(joins=parts.replicated is None)
     if parts.replicated is not None:
         await unless_stopped(parts.replicated.start(parts.server), stop_requested)

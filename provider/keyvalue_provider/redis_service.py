@@ -73,8 +73,8 @@ class RedisService:
         self._anonymous = None if plan.password is not None else User(DEFAULT_USER, ANONYMOUS)
         self.listener = RedisListener(self, command_table(self.tallies), plan.limits)
 
-    async def __aenter__(self) -> None:
-        """Listen.
+    async def start(self) -> None:
+        """Listen. Call `stop` after an error too.
 
         :raises ListenError: an address is not available
         """
@@ -227,9 +227,6 @@ class RedisService:
             if keys:
                 found[f"db{number}"] = f"keys={keys},expires=0,avg_ttl=0"
         return found
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop(0.0)
 
     async def stop(self, timeout_s: float) -> None:
         """Answer what has arrived, and close all connections."""

@@ -17,7 +17,7 @@ import trustme
 
 from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.nats.client import KeyValueClient
-from tests.conftest import DEADLINE_S, PROVIDER, NatsServer
+from tests.conftest import DEADLINE_S, PROVIDER, NatsServer, Process
 from tests.integration.redis_provider import RedisProvider, redis_provider
 from tests.integration.redis_server import Wire, encode_request
 
@@ -203,9 +203,10 @@ def test_what_is_refused_at_the_start(nats: NatsServer, options: dict[str, str],
 
 
 def test_an_address_in_use(nats: NatsServer, tmp_path: Path, provider: RedisProvider) -> None:
+    mine = tmp_path / "mine.sock"
     arguments = (str(PROVIDER), "serve", "--nats", nats.url, "--prefix", "default.second", "--redis-address")
     ended = subprocess.run(
-        (*arguments, provider.socket),
+        (*arguments, f"{mine},{provider.socket}"),
         env={},
         capture_output=True,
         text=True,
@@ -214,8 +215,26 @@ def test_an_address_in_use(nats: NatsServer, tmp_path: Path, provider: RedisProv
     )
     assert ended.returncode == 1
     assert f"redis_address {provider.socket}: Address already in use" in ended.stdout + ended.stderr
+    assert not mine.exists(), "the socket that it could open is closed again"
     with Wire(provider.socket) as wire:
         assert wire.call(b"PING") == b"PONG"
+
+
+def test_a_start_that_fails_while_clients_wait(nats: NatsServer, tmp_path: Path) -> None:
+    """They get answers from the beginning, and an end when it is certain that the provider does not start."""
+    path, snapshot = tmp_path / "waiting.sock", str(tmp_path / "snapshot")
+    arguments = "--snapshot-path", snapshot, "--connect-timeout-ms", "30000", "--redis-address", path
+    with redis_provider(tmp_path, nats, "holder", snapshot_path=snapshot) as holder:
+        late = Process((PROVIDER, "serve", "--nats", nats.url, "--prefix", "default.late", *arguments), tmp_path, {})
+        late.wait_for("uses the snapshot")
+        with redis_provider(tmp_path, nats, "late"), Wire(str(path)) as wire:  # it comes after the first look for it
+            assert wire.call(b"CLIENT", b"SETINFO", b"LIB-NAME", b"x") == b"OK"
+            assert "LOADING" in str(wire.call(b"GET", b"k"))
+            holder.process.signal(15)
+            assert wire.is_closed()
+            assert late.wait() == 1
+    assert "not started: default.late is also served" in late.output
+    assert not path.exists()
 
 
 def test_the_socket_belongs_to_its_user_and_goes_with_the_provider(nats: NatsServer, tmp_path: Path) -> None:

@@ -62,8 +62,9 @@ async def test_serve_refuses_to_join_another_and_says_whom(
     path: str, launch: Launch, serve: Serve, nats_server: NatsServer
 ) -> None:
     first = launch(ON | {"transport": path})
-    refused = serve(first.prefix, "--transport", path)
-    assert refused.wait() == 1
+    flags = "--redis-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"
+    refused = serve(first.prefix, "--transport", path, *flags)
+    assert refused.wait() == 1  # and no client could connect: it would log an address
     (line,) = refused.output.splitlines()
     assert f"not started: {first.prefix} {WARNING} process {first.process.pid} on " in line
     assert "allow_split=true" in line

@@ -74,7 +74,7 @@ class Other:
 
 
 class OtherInstances:
-    """The other instances with the same prefix and another store. Call `listen`, perhaps `find`, and then `join`.
+    """The other instances with the same prefix and another store. Call `look`, unless a host started this one, and `join`.
 
     :param where: tells an operator where this instance runs
     :param store: returns the identity of the store that this instance shares with others; None for a store in memory
@@ -89,7 +89,7 @@ class OtherInstances:
         self._store = store or (lambda: f"memory {instance}")
         self._others: dict[str, Other] = {}
         self._reported: frozenset[str] = frozenset()
-        self._is_there = False
+        self._listens = self._is_there = False
         self._answered = asyncio.Event()
         self._answering: asyncio.TimerHandle | None = None
 
@@ -110,28 +110,29 @@ class OtherInstances:
             f"{self._prefix} is also served, with other keys, by {', '.join(named)}: each call reaches only one instance"
         ]
 
-    async def meet(self, waits: bool, allows_split: bool) -> None:
+    async def look(self, allows_split: bool) -> None:
         """Look for other instances that serve the prefix with other keys, before this one takes calls from them.
 
-        :param waits: False if a host has started this instance: calls are lost meanwhile, and it must start in any case
+        Do not call this if a host has started this instance: calls are lost meanwhile, and it must start in any case.
+
         :raises SplitError: there is one, and that is not allowed
+        :raises DisconnectedError: the connection is closed or lost
         """
-        await self.listen()
-        if waits:
-            await self.find()
-            if not allows_split and (found := self.remarks()):
-                raise SplitError(
-                    f"not started: {found[0]}; stop the others, choose another prefix, let all instances share their "
-                    "keys (store=jetstream), or set allow_split=true"
-                )
-        await self.join()
+        await self.find()
+        if not allows_split and (found := self.remarks()):
+            raise SplitError(
+                f"not started: {found[0]}; stop the others, choose another prefix, let all instances share their "
+                "keys (store=jetstream), or set allow_split=true"
+            )
 
     async def listen(self) -> None:
         """Begin to listen to announcements.
 
         :raises DisconnectedError: the connection is closed or lost
         """
-        await self._connection.subscribe_frames(self._here, self._on_here)
+        if not self._listens:
+            await self._connection.subscribe_frames(self._here, self._on_here)
+            self._listens = True
 
     async def find(self) -> None:
         """Ask who is there. Return at the first answer from a split, or at once if nobody listens to the question.
@@ -140,6 +141,9 @@ class OtherInstances:
 
         :raises DisconnectedError: the connection is closed or lost
         """
+        await self.listen()
+        self._others.clear()  # those that are still there answer
+        self._answered.clear()
         connection, inbox = self._connection, self._connection.new_inbox()
         statuses = await connection.subscribe_frames(inbox, self._on_status)
         await connection.publish(self._who, b"", inbox)
@@ -155,6 +159,7 @@ class OtherInstances:
 
         :raises DisconnectedError: the connection is closed or lost
         """
+        await self.listen()
         await self._connection.subscribe_frames(self._who, self._on_who)
         self._is_there = True
         await self._connection.publish(self._who, b"")  # this instance answers too

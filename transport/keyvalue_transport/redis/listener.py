@@ -298,7 +298,7 @@ class RedisListener:
     async def start(
         self, addresses: list[Address], context: ssl.SSLContext | None = None, socket_mode: int = 0o700
     ) -> None:
-        """Listen on all addresses.
+        """Listen on all addresses. Call `stop` after an error too.
 
         :param context: the TLS context for TCP connections; None for no TLS
         :param socket_mode: the permissions of Unix sockets
@@ -338,8 +338,8 @@ class RedisListener:
                 listening.bind(path)
             finally:
                 os.umask(before)
-            os.chmod(path, mode)
             self._paths.append((path, os.stat(path).st_ino))
+            os.chmod(path, mode)
             listening.setblocking(False)
         except OSError:
             listening.close()
