@@ -102,5 +102,5 @@ async def unless_stopped(starting: Coroutine[Any, Any, T], stop_requested: async
     if step.done():
         return step.result()
     step.cancel()
-    await asyncio.wait((step,))
+    await asyncio.gather(step, return_exceptions=True)  # an error does not matter any more
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import signal
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from keyvalue_provider.signals import unless_stopped
 from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.wrpc.errors import ConnectError
 from tests.conftest import DEADLINE_S, Launch, NatsServer, in_thread
 from tests.integration.conftest import Serve, until_it_serves
 from tests.integration.test_metrics import Endpoint
@@ -140,3 +143,20 @@ async def test_no_moment_of_a_stop_is_deadly(serve: Serve, nats_server: NatsServ
             process.signal(number)
             await asyncio.sleep(0.001)
     assert process.wait() == 0
+
+
+async def test_an_error_of_a_step_after_the_stop_is_not_logged() -> None:
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    stop_requested = asyncio.Event()
+
+    async def connect() -> bool:
+        stop_requested.set()
+        try:
+            await asyncio.sleep(DEADLINE_S)
+        finally:
+            raise ConnectError("could not connect")
+
+    assert await unless_stopped(connect(), stop_requested) is None
+    gc.collect()
+    assert not reported

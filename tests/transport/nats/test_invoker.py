@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from keyvalue_transport.nats import invoker as invoker_module
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.denials import Denials
 from keyvalue_transport.nats.invoker import Invoker
 from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import (
     DecodeError,
+    DisconnectedError,
     InvocationEndedError,
     InvocationTimeoutError,
     NeedMoreBytes,
@@ -172,6 +175,33 @@ async def test_a_missing_permission_ends_a_call_at_once(
     assert invoker._calls == {}
     await in_thread(nats_server.reload, users.format(""))
     assert await invoker.invoke(function, bytes(3 * 1024 * 1024), read_some, DEADLINE_S) == b"taken"
+    await invoker.close()
+    await connection.close()
+
+
+async def test_a_subscription_that_fails_when_no_call_waits_for_it_is_not_logged(
+    new_nats_server: Callable[[str], NatsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next call subscribes again. asyncio logged "Task exception was never retrieved"."""
+    monkeypatch.setattr(invoker_module, "FLUSH_TIMEOUT_S", 0.1)
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    server = new_nats_server("")
+    connection = await Connection.open(ConnectionOptions((server.url,), path="plain"))
+    invoker = Invoker(connection)
+
+    async def give_up() -> None:
+        with server.silence():
+            with pytest.raises(DisconnectedError, match="the NATS server takes no more data"):
+                await invoker.invoke("subject", b"", read_some, 0.01)
+            assert invoker._subscribing is not None
+            await asyncio.wait((invoker._subscribing,))
+        with pytest.raises(NoProviderError):
+            await invoker.invoke("subject", b"", read_some, DEADLINE_S)
+
+    await asyncio.create_task(give_up())
+    gc.collect()
+    assert not reported
     await invoker.close()
     await connection.close()
 

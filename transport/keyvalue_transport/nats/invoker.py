@@ -145,7 +145,10 @@ class Invoker:
             return
         if self._subscribing is None or self._subscribing.done():
             self._subscribing = asyncio.create_task(self._subscribe())
-        await asyncio.shield(self._subscribing)
+            self._subscribing.add_done_callback(_note_error)
+        subscribing = self._subscribing
+        await asyncio.wait((subscribing,))  # it goes on if this call ends
+        subscribing.result()
 
     async def _subscribe(self) -> None:
         """Subscribe to the inbox. Wait for the server, so that nothing is sent if NATS denies the subscription."""
@@ -214,6 +217,12 @@ class _Pending:
         if not self.call.done:
             self.call.fail(error)
             self.woken.set()
+
+
+def _note_error(subscribing: asyncio.Task[None]) -> None:
+    """Take the error of a task, because all calls that wait for it may have timed out. asyncio would log it."""
+    if not subscribing.cancelled():
+        subscribing.exception()
 
 
 def _size_of(headers: Mapping[str, str] | None) -> int:
