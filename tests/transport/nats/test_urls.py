@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyvalue_transport.nats.urls import login_of, redacted_url, requires_tls, split_urls, without_login
+from keyvalue_transport.nats.urls import login_of, reached_url, redacted_url, requires_tls, split_urls, without_login
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,13 @@ def test_no_user_or_password_is_shown(user: str, password: str) -> None:
     assert redacted_url("user:pass@host") == "<redacted>@host"
     for url in ("nats://host:4222", "host"):
         assert redacted_url(url) == url
+
+
+@pytest.mark.parametrize("login", ["", "<redacted>@"])
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]"), ("0.0.0.0.example.org", "0.0.0.0.example.org"), ("[::2]", "[::2]")],
+)
+def test_the_url_of_a_server_is_one_that_people_can_use(login: str, host: str, reached: str) -> None:
+    given = login.replace("<redacted>", "user:0.0.0.0:4222")
+    assert reached_url(f"tls://{given}{host}:4222") == f"tls://{login}{reached}:4222"

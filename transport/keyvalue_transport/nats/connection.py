@@ -56,7 +56,7 @@ from keyvalue_transport.nats.rate_limit import network_limit
 from keyvalue_transport.nats.reply_subjects import ReplySubjects
 from keyvalue_transport.nats.requests import request
 from keyvalue_transport.nats.subscriptions import Callback, InlineCallback, Message, Subscription, never
-from keyvalue_transport.nats.urls import login_of, redacted_url, split_urls
+from keyvalue_transport.nats.urls import login_of, reached_url, redacted_url, split_urls
 from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 
 __all__ = ["Connection", "ConnectionOptions", "Message", "Subscription", "redacted_url", "split_urls"]
@@ -146,7 +146,7 @@ class Connection:
     def server(self) -> str:
         """Return the URL of the server in use, without secrets."""
         url = self._client.connected_url
-        return "none" if url is None else redacted_url(url.geturl())
+        return "none" if url is None else reached_url(url.geturl())
 
     def new_inbox(self) -> str:
         """Return a new inbox with an unguessable name."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["Login", "login_of", "redacted_url", "requires_tls", "split_urls", "without_login"]
+__all__ = ["Login", "login_of", "reached_url", "redacted_url", "requires_tls", "split_urls", "without_login"]
 
 ALLOWED = "allowed nats://HOST:PORT or tls://HOST:PORT"
+#: The addresses of every interface. A client that connects to one reaches the loopback address.
+LOOPBACKS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 #: The login options of nats-py's `connect`, by name.
 Login = dict[str, str]
 
@@ -83,3 +85,15 @@ def redacted_url(url: str) -> str:
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     _, at, host = rest.rpartition("@")
     return f"{scheme}{separator}{'<redacted>@' if at else ''}{host}"
+
+
+def reached_url(url: str) -> str:
+    """Return the URL of a server that was reached, without secrets, so that people can use it.
+
+    >>> reached_url("nats://user:pass@0.0.0.0:4222"), reached_url("tls://[::]:4222")
+    ('nats://<redacted>@127.0.0.1:4222', 'tls://[::1]:4222')
+    """
+    login, at, address = redacted_url(url).rpartition("@")
+    scheme, separator, address = ("", "", address) if at else address.rpartition("//")
+    host, colon, port = address.rpartition(":")
+    return f"{login}{at}{scheme}{separator}{LOOPBACKS.get(host, host)}{colon}{port}"
