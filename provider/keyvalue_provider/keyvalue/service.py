@@ -169,10 +169,7 @@ class Service:
             raise _interface_error(error) from error
 
     def set_at_once(self, caller: Caller, bucket: bytes, entries: Iterable[tuple[bytes, bytes]], /) -> bool:
-        """Store entries in turn, as `set` does. Return False if the store does not answer at once; nothing is stored.
-
-        An entry that is refused raises its error, and is the last one that is taken from `entries`.
-        """
+        """Store entries, or return False. `Calls` in `transport/.../redis/surroundings.py` describes it."""
         try:
             handle = self._handles[caller].writable[bucket]
             if not isinstance(handle, Bucket):
