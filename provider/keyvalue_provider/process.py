@@ -234,12 +234,12 @@ class RunningProvider:
     def links_changed(self) -> None:
         """Apply the changed links to all later calls. O(changed links), and with keys=plain O(links that name a bucket)."""
         parts = self._parts
-        changed = parts.links.take_changed()
+        changed, deleted = parts.links.take_changed(), parts.links.take_deleted()
         parts.service.policy_changed(parts.policy.links_changed(changed))
         if parts.replicated is not None:
             parts.replicated.links_changed(parts.policy)
         if self._is_loaded:
-            parts.watchers.links_changed(changed)
+            parts.watchers.links_changed(changed, deleted)
 
     def store_loaded(self) -> None:
         """Begin to tell watchers about changes. They are not told of the keys of a snapshot."""

@@ -162,6 +162,33 @@ async def test_links_change_while_instances_run(
     assert consumer["config"]["inactive_threshold"] == 24 * 3600 * 10**9
 
 
+async def test_a_link_that_is_deleted_and_put_together_is_a_new_one(
+    launch: Launch, nats_server: NatsServer, admin: Client, component: Component, bucket: str
+) -> None:
+    """Another instance handles the deletion alone, and deletes the consumer that both use."""
+    key = key_of(bucket)
+    link = watch_link(key, component.name, EVERYTHING)
+    provider = launch(provider_key=key, link_definitions=[link])
+
+    async def is_there() -> bool:
+        return not await no_consumer(admin, provider)
+
+    async with KeyValueClient(nats_server.url, provider.prefix, timeout_s=DEADLINE_S) as client:
+        for number in range(5):
+            await client.set(key, f"k{number}", b"old")
+        await component.told_of(5)
+        provider.signal(signal.SIGSTOP)
+        for end in ("del", "put"):
+            await tell(admin, provider, f"linkdefs.{end}", link)
+        (consumer,) = await consumers(admin, key)
+        await admin.request(f"$JS.API.CONSUMER.DELETE.KV_{key}.{consumer['name']}", timeout=DEADLINE_S)
+        provider.signal(signal.SIGCONT)
+        await until(is_there, "the consumer is created again")
+        await client.set(key, "k", b"new")
+        await component.until(lambda told: (b"0", b"k", b"new") in told)
+    assert len(component.told) == 6, "the old changes are not told again"
+
+
 async def no_consumer(admin: Client, provider: Provider) -> bool:
     return not await consumers(admin, provider.key)
 

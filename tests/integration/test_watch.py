@@ -314,11 +314,11 @@ class Home:
         source_config = config if watch is None else {"watch": watch} | config
         link = watch_link(self.KEY, target, source_config, name=name)
         self.links.put(LinkDefinition.from_json(link))
-        self.watchers.links_changed(self.links.take_changed())
+        self.watchers.links_changed(self.links.take_changed(), self.links.take_deleted())
 
     def delete(self, target: str, name: str = "default") -> None:
         self.links.delete((self.KEY, target, name))
-        self.watchers.links_changed(self.links.take_changed())
+        self.watchers.links_changed(self.links.take_changed(), self.links.take_deleted())
 
     def write(self, keys: Iterable[bytes]) -> None:
         for key in keys:
@@ -373,6 +373,20 @@ async def test_a_changed_link_keeps_its_queued_events(home: Home, component: Com
     assert [key for _, key, _ in told[:CALLS_MAX]] == keys(0, CALLS_MAX)
     assert {bucket for bucket, _, _ in told[:CALLS_MAX]} == {b"0"}
     assert told[CALLS_MAX:] == [(b"7", key, b"v") for key in keys(CALLS_MAX, 25)]
+
+
+async def test_a_link_that_is_deleted_and_put_together_drops_them_too(home: Home, component: Component) -> None:
+    component.answering.clear()
+    home.put(component.name)
+    home.write(keys(0, 50))
+    await component.told_of(CALLS_MAX)
+    home.links.delete((home.KEY, component.name, "default"))
+    home.put(component.name)
+    assert home.counted == (0, 0, 50 - CALLS_MAX, CALLS_MAX)
+    component.answering.set()
+    home.write([b"again"])
+    await component.told_last(b"again")
+    assert [key for _, key, _ in component.told] == [*keys(0, CALLS_MAX), b"again"]
 
 
 async def test_a_deleted_link_drops_its_queued_events(home: Home, component: Component) -> None:

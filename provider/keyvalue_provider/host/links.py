@@ -107,6 +107,7 @@ class Links:
         #: True if LINKS_MAX prevented the recording of an unusable link. Any caller without a link may be its source.
         self.overflowed = False
         self._changed: set[LinkKey] = set()
+        self._deleted: set[LinkKey] = set()
         #: Number of changes so far. When this number increases, data derived from the links is stale.
         self.changes = 0
 
@@ -152,6 +153,11 @@ class Links:
         """Return the keys of the links that were put, deleted or found unreadable since the last call."""
         changed, self._changed = self._changed, set()
         return changed
+
+    def take_deleted(self) -> set[LinkKey]:
+        """Return the keys of the links that were deleted since the last call, even if they were put again."""
+        deleted, self._deleted = self._deleted, set()
+        return deleted
 
     @property
     def unusable_count(self) -> int:
@@ -209,6 +215,7 @@ class Links:
         was_known = self.knows(key)
         if was_known:
             self._forget(key)
+            self._deleted.add(key)
         return was_known
 
     def put_json(self, payload: bytes) -> LinkDefinition | None:

@@ -185,16 +185,22 @@ class ReplicatedWatchers:
         faults = [f"{each.feed.about}: {each.feed.fault}" for each in self._watchers.copy().values() if each.feed.fault]
         return faults + [f"watcher {name}: {NO_BUCKET}" for name in self._idle.copy().values()]
 
-    def links_changed(self, keys: Iterable[LinkKey]) -> None:
+    def links_changed(self, keys: Iterable[LinkKey], deleted: Iterable[LinkKey] = ()) -> None:
         """Apply the links with these keys. Record each faulty link in `links`.
 
-        If a link has changed, its new options hold for changes after those that this instance has applied.
+        If a link has changed, its new options hold for changes after those that this instance has applied. If it was
+        deleted and put again, it is a new link: another instance may have deleted the consumer in between.
 
         O(changed links), or O(links that watch) if the KV buckets have changed that links name.
+
+        :param deleted: the keys of links that were deleted, even if they were put again
         """
-        changed = self._watching.take(keys)
+        gone, changed = self._watching.forget(deleted), self._watching.take(keys)
         if self._stopped:
             return
+        for key in gone:
+            self._known.pop(key, None)
+            self._apply(key)
         for key, watching in changed.items():
             if watching is None:
                 self._known.pop(key, None)

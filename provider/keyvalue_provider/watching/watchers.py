@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from keyvalue_engine import Store
@@ -58,6 +59,10 @@ class WatchingLinks:
         self.by_key: dict[LinkKey, WatchingLink] = {}
         self._links = links
         self._lattice = lattice
+
+    def forget(self, keys: Iterable[LinkKey]) -> dict[LinkKey, None]:
+        """Forget the links with these keys. Return the keys of those that made their targets watchers. O(keys)."""
+        return {key: None for key in keys if self.by_key.pop(key, None) is not None}
 
     def take(self, keys: Iterable[LinkKey]) -> dict[LinkKey, tuple[LinkDefinition, Watch] | None]:
         """Take the links with these keys. Record each faulty link in `links`. O(keys).
@@ -119,17 +124,19 @@ class Watchers:
         """Return why watchers are told nothing. Nothing can prevent it here."""
         return []
 
-    def links_changed(self, keys: Iterable[LinkKey]) -> None:
+    def links_changed(self, keys: Iterable[LinkKey], deleted: Iterable[LinkKey] = ()) -> None:
         """Apply the links with these keys. Record each faulty link in `links`.
 
         If a watcher's link is unchanged, the watcher is not affected. If the link has changed, queued events are still
-        delivered, with the new bucket argument. If the link is gone, queued events are dropped. O(keys), as
+        delivered, with the new bucket argument. If the link was deleted, queued events are dropped. O(keys), as
         `WatchRoutes.put` explains.
+
+        :param deleted: the keys of links that were deleted, even if they were put again
         """
-        changed = self._watching.take(keys)
+        gone, changed = self._watching.forget(deleted), self._watching.take(keys)
         if self._stopped:
             return
-        for key, watching in changed.items():
+        for key, watching in chain(gone.items(), changed.items()):
             delivery = self._deliveries.get(key)
             if watching is not None:
                 link, watch = watching
