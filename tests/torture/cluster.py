@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nats
-
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from tests.conftest import NatsServer
 
 __all__ = ["Cluster"]
+
+OPEN_TIMEOUT_S = 5.0
 
 
 def free_ports(number: int) -> list[int]:
@@ -52,15 +53,21 @@ class Cluster:
     async def ask(
         self, subject: str, parameters: Mapping[str, Any] | None = None, timeout_s: float = 2.0
     ) -> dict[str, Any]:
-        """Ask the JetStream API at any server that answers."""
-        client = await nats.connect(self.urls, max_reconnect_attempts=2, connect_timeout=1)
+        """Ask the JetStream API at any server that answers.
+
+        This always ends, while the calls of nats-py's client may wait for ever if a server stands still.
+
+        :raises TransportError: no server is reached
+        :raises TimeoutError: the one that is reached does not answer
+        """
+        options = ConnectionOptions(tuple(self.urls), open_timeout_s=OPEN_TIMEOUT_S, path="plain")
+        connection = await Connection.open(options)
         try:
             payload = json.dumps(parameters).encode() if parameters else b""
-            reply = await client.request(f"$JS.API.{subject}", payload, timeout=timeout_s)
-            answer: dict[str, Any] = json.loads(reply.data)
+            answer: dict[str, Any] = json.loads(await connection.request(f"$JS.API.{subject}", payload, timeout_s))
             return answer
         finally:
-            await client.close()
+            await connection.close()
 
     async def leader(self, stream: str) -> int:
         """Return the place of a stream's leader.

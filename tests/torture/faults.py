@@ -16,8 +16,7 @@ from random import Random
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
-import nats.errors
-
+from keyvalue_transport.wrpc.errors import TransportError
 from tests.conftest import HOST_CAPTURE, Launch, Process, Provider
 from tests.torture.cluster import Cluster
 from tests.torture.proxy import DIRECTIONS, Proxy
@@ -153,7 +152,7 @@ class Faults:
             await self._last(chance.uniform(0.2, 3))
             name = chance.choice([*faults, *(FREQUENT & faults.keys())])
             began_s = monotonic()
-            with suppress(LookupError, OSError, TimeoutError, nats.errors.Error):  # for example, there is no leader
+            with suppress(LookupError, OSError, TimeoutError, TransportError):  # for example, there is no leader
                 place = await faults[name](chance)
                 self.happened.append(Happened(began_s, monotonic(), name, place))
 

@@ -46,7 +46,7 @@ CALLS_OF_CLIENT = 2_000
 ANSWER_TIMEOUT_S = 8.0
 #: A history ends after this multiple of its time, even if not all calls were made.
 PATIENCE = 4
-#: Seconds after the last repair within which each instance must serve.
+#: Seconds after the last repair within which each instance must serve, and then answer every call of a round.
 REPAIR_S = 60
 #: After all repairs, each client makes this many calls as fast as it can. Such a round must end without unknown outcomes.
 #: Each instance is read locally meanwhile, by this many readers, for at least this time. They have a group of their own.
@@ -77,7 +77,7 @@ class History:
     """All calls of a history, by key.
 
     :ivar hanging: an instance that does not serve after all was repaired, or None
-    :ivar unsettled: number of calls of the last round after all repairs whose outcome is unknown
+    :ivar unsettled: number of calls of the last round after all repairs that were refused, or whose outcome is unknown
     :ivar wrong: descriptions of wrong answers to local reads
     """
 
@@ -235,14 +235,16 @@ async def play(scene: Scene, history: History, seed: int, calls: int, seconds: f
         faults.stop()
         await breaking
     history.seconds, history.faults = monotonic() - began_s, faults.happened
+    ends_s = asyncio.get_running_loop().time() + REPAIR_S
     for is_redis in (False, True):
         async with calling(scene, is_redis) as clients:
             for place in range(INSTANCES):
                 try:
-                    async with asyncio.timeout(REPAIR_S):
+                    async with asyncio.timeout_at(ends_s):
                         await read_all(history, clients, place)
                 except TimeoutError:
                     history.hanging = place
+                    return
 
 
 async def read_all(history: History, clients: Sequence[Asked], place: int) -> None:
@@ -255,28 +257,30 @@ async def read_all(history: History, clients: Sequence[Asked], place: int) -> No
 
 
 async def settle(scene: Scene, history: History, seed: int, has_all: bool) -> None:
-    """Let clients call as fast as they can, until every call of a round is answered.
+    """Let clients call as fast as they can, until every call of a round is answered, or until it is too late.
 
     :param has_all: True if the stream keeps enough messages of a key that each arrives. Otherwise, a part of a batch may be
         overwritten before it has arrived, and a local read may show the rest
     """
 
-    async def call_on(number: int) -> None:
+    async def call_on(number: int) -> int:
+        """Return the number of calls that were refused until it was too late."""
         chance, is_redis = Random(f"{seed} {number}"), number % 2 == 1
         async with calling(scene, is_redis) as clients:
             left = SETTLED_CALLS
-            while left:
+            while left and monotonic() - began_s < REPAIR_S:
                 if await history.call(clients, chance.randrange(INSTANCES), *chosen(chance, is_redis)):
                     left -= 1
                 else:
                     await asyncio.sleep(0.02)
+        return left
 
     began_s = monotonic()
     beside = [asyncio.create_task(each) for each in (write_others(scene), read_locally(scene, history, has_all))]
     while monotonic() - began_s < REPAIR_S and not history.wrong:
         before = history.unknown
-        await asyncio.gather(*(call_on(number) for number in range(CLIENTS)))
-        history.unsettled = history.unknown - before
+        refused = await asyncio.gather(*(call_on(number) for number in range(CLIENTS)))
+        history.unsettled = history.unknown - before + sum(refused)
         if not history.unsettled:
             break
     await asyncio.sleep(began_s + SETTLED_S - monotonic())

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.torture.faults import Happened
+from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
+from tests.conftest import DEADLINE_S
+from tests.torture import replicated
+from tests.torture.faults import INSTANCES, Happened
 from tests.torture.linearizability import UNKNOWN, Call
 from tests.torture.replicated import History, main, record
 
@@ -39,6 +47,32 @@ def test_a_planted_bug_of_real_processes_is_found(
     assert main([*words.split(), bug]) == 0
     assert text in capsys.readouterr().out
     assert len(list(tmp_path.glob("history-*/calls.jsonl"))) == 1
+
+
+@pytest.mark.parametrize("error", [NoProviderError("refused"), TransportError("no answer")])
+async def test_a_history_ends_although_an_instance_never_answers(
+    monkeypatch: pytest.MonkeyPatch, error: TransportError
+) -> None:
+    class Hanging:
+        async def ask(self, key: str, function: str, argument: Any) -> Any:
+            raise error
+
+    @asynccontextmanager
+    async def calling(*_: object) -> AsyncIterator[list[Hanging]]:
+        yield [Hanging()] * INSTANCES
+
+    async def nothing(*_: object) -> None:
+        """Do nothing."""
+
+    for name, value in {"calling": calling, "write_others": nothing, "read_locally": nothing}.items():
+        monkeypatch.setattr(replicated, name, value)
+    monkeypatch.setattr(replicated, "REPAIR_S", 0.2)
+    monkeypatch.setattr(replicated, "SETTLED_S", 0.0)
+    scene: Any = SimpleNamespace()
+    history = History()
+    async with asyncio.timeout(DEADLINE_S):
+        await replicated.settle(scene, history, 1, False)
+    assert "NOT ANSWERED" in str(history.failure())
 
 
 def test_a_failed_history_is_kept(tmp_path: Path) -> None:
