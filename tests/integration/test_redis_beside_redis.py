@@ -92,11 +92,15 @@ requests = st.one_of(
     command(b"PING"),
     command(b"PING", values),
     command(b"ECHO", values),
-    command(b"SELECT", st.sampled_from([b"0", b"1", b"16", b"x", b"-1"])),
+    command(b"SELECT", st.sampled_from([b"0", b"1", b"16", b"x", b"-1", b"2147483648", b"-2147483649"])),
     command(b"CLIENT", st.just(b"SETNAME"), st.sampled_from([b"", b"me", b"a b"])),
     command(b"CLIENT", st.just(b"GETNAME")),
     command(b"FLUSHDB"),
-    command(b"HELLO", st.sampled_from([b"4", b"x"])),
+    command(b"CLIENT", st.just(b"KILL"), st.sampled_from([b"ID", b"type", b"ADDR"]), numbers | malformed),
+    command(b"HELLO", numbers | malformed),
+    joined(
+        command(b"MEMORY", st.just(b"usage")), st.lists(st.sampled_from([b"none", b"SAMPLES"]) | numbers, max_size=3)
+    ),
     # Requests with the wrong number of parts.
     st.tuples(
         st.sampled_from([b"GET", b"SET", b"SETEX", b"MSET", b"MSETNX", b"DEL", b"INCRBY", b"EXPIRE", b"NOPE"]),

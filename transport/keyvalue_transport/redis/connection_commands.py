@@ -15,6 +15,8 @@ Answer = bytes | Awaited
 
 VERSION = "7.0.0"
 NAME_BYTES_MAX = 256
+I32_MIN, I32_MAX = -(2**31), 2**31 - 1
+NO_CLIENT_ID = "ERR client-id should be greater than 0"
 LIBRARY_OPTIONS = ("LIB-NAME", "LIB-VER")
 WRONG_PASSWORD = "WRONGPASS invalid username-password pair or user is disabled."
 NO_PASSWORD_NEEDED = (
@@ -42,6 +44,8 @@ def echo(session: RedisSession, request: Request) -> Answer:
 def select(session: RedisSession, request: Request) -> Answer:
     """Use another database."""
     database = parse_integer(request[1])
+    if not I32_MIN <= database <= I32_MAX:
+        raise CommandError(f"ERR value is out of range, value must between {I32_MIN} and {I32_MAX}")
     if not session.select(database):
         raise CommandError("ERR DB index is out of range")
     return OK
@@ -63,11 +67,9 @@ def hello(session: RedisSession, request: Request) -> Answer:
     resp = session.resp
     words = request[1:]
     if words:
-        if not words[0].lstrip(b"-").isdigit():
-            raise CommandError("ERR Protocol version is not an integer or out of range")
-        if words[0] not in (b"2", b"3"):
+        resp = parse_integer(words[0], "ERR Protocol version is not an integer or out of range")
+        if resp not in (2, 3):
             raise CommandError("NOPROTO unsupported protocol version")
-        resp = int(words[0])
     account, name = session.account, None
     left = iter(words[1:])
     for word in left:
@@ -157,10 +159,8 @@ def _list(session: RedisSession, request: Request) -> Answer:
     match [word.upper() for word in request[2:]]:
         case []:
             pass
-        case [b"TYPE", kind]:
-            if kind not in (b"NORMAL", b"MASTER", b"REPLICA", b"SLAVE", b"PUBSUB"):
-                raise CommandError(f"ERR Unknown client type '{request[3].decode(errors='replace')[:128]}'")
-            clients = clients if kind == b"NORMAL" else []
+        case [b"TYPE", _]:
+            clients = _of_type(clients, request[3])
         case [b"ID", *numbers] if numbers:
             wanted = {parse_integer(number, "ERR Invalid client ID") for number in numbers}
             clients = [each for each in clients if each.number in wanted]
@@ -185,13 +185,15 @@ def _kill(session: RedisSession, request: Request) -> Answer:
         text = argument.decode(errors="replace")
         match word.upper():
             case b"ID":
-                number = parse_integer(argument, "ERR client-id should be greater than 0")
+                number = parse_integer(argument, NO_CLIENT_ID)
+                if number < 1:
+                    raise CommandError(NO_CLIENT_ID)
                 clients = [each for each in clients if each.number == number]
             case b"ADDR" | b"LADDR" | b"USER":
                 field = word.decode().lower()
                 clients = [each for each in clients if each.describe()[field] == text]
             case b"TYPE":
-                clients = clients if argument.upper() == b"NORMAL" else []
+                clients = _of_type(clients, argument)
             case b"SKIPME" if argument.upper() in (b"YES", b"NO"):
                 skips_me = argument.upper() == b"YES"
             case _:
@@ -215,6 +217,13 @@ def _visible(session: RedisSession) -> list[Client]:
     assert account is not None
     clients = session.surroundings.clients()
     return [each for each in clients if not account.is_restricted or each.user == account.name]
+
+
+def _of_type(clients: list[Client], kind: bytes) -> list[Client]:
+    """Return the connections of a type. All connections are normal ones."""
+    if kind.upper() not in (b"NORMAL", b"MASTER", b"REPLICA", b"SLAVE", b"PUBSUB"):
+        raise CommandError(f"ERR Unknown client type '{kind.decode(errors='replace')[:128]}'")
+    return clients if kind.upper() == b"NORMAL" else []
 
 
 def _line(client: Client) -> bytes:

@@ -57,7 +57,8 @@ def parse_lifetime(
     """Return the lifetime in the options of a command, and its other options.
 
     :param others: the other options that the command has
-    :raises CommandError: an option is unknown, contradicts another, or lacks its time, or the time is not above 0
+    :raises CommandError: an option is unknown, contradicts another, or lacks its time, or the time is not above 0. The
+        time is read last, as in Redis
     """
     found: set[bytes] = set()
     unit, text = b"", b""
@@ -70,10 +71,10 @@ def parse_lifetime(
             unit, text = option, argument
         else:
             raise CommandError(SYNTAX)
+    if {b"NX", b"XX"} <= found or (unit and found & {b"KEEPTTL", b"PERSIST"}):
+        raise CommandError(SYNTAX)
     if not unit:
         return None, found
-    if found & {b"KEEPTTL", b"PERSIST"}:
-        raise CommandError(SYNTAX)
     lifetime = lifetime_of(session, name, text, *UNITS[unit])
     if lifetime.ms <= 0:
         raise CommandError(f"ERR invalid expire time in '{name}' command")

@@ -238,7 +238,11 @@ def memory(session: RedisSession, request: Request) -> Answer:
     words = [word.upper() for word in request[1:2] + request[3:4]]
     if words[0] != b"USAGE":
         raise CommandError(f"ERR unknown subcommand '{request[1].decode(errors='replace')[:128]}'. Try MEMORY USAGE.")
+    if len(request) < 3:
+        raise CommandError("ERR wrong number of arguments for 'memory|usage' command")
     if len(request) not in (3, 5) or words[1:] not in ([], [b"SAMPLES"]):
+        raise CommandError(SYNTAX)
+    if len(request) == 5 and parse_integer(request[4]) < 0:
         raise CommandError(SYNTAX)
     key = request[2]
 

@@ -47,8 +47,6 @@ def set_(session: RedisSession, request: Request) -> Answer:
         return OK if answer is None else Awaited(answer, ok)
     _, key, value, *words = request
     lifetime, rest = parse_lifetime(session, "set", words, {b"NX", b"XX", b"GET", b"KEEPTTL"})
-    if {b"NX", b"XX"} <= rest or (b"KEEPTTL" in rest and lifetime is not None):
-        raise CommandError(SYNTAX)
     if rest or lifetime is None:
         is_present = False if b"NX" in rest else True if b"XX" in rest else None
         deadline = lifetime.deadline if lifetime is not None else revisions.default_deadline
