@@ -9,6 +9,7 @@ import stat
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,25 @@ def test_limits(nats: NatsServer, tmp_path: Path) -> None:
         assert wires[2].is_closed()
         wires[1].send(encode_request([b"SET", b"k", b"v" * 9_000])[-10:])
         assert wires[1].answer() == b"OK"
+        for wire in wires:
+            wire.socket.close()
+
+
+def test_the_arguments_of_incomplete_requests_count_as_the_memory_that_they_take(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    """Each argument of two bytes takes six times as much memory as bytes of the request."""
+    with redis_provider(tmp_path, nats, "small", redis_held_bytes_max="10000000") as running:
+        status = Path(f"/proc/{running.process.process.pid}/status")
+        before_kib = int(status.read_text().partition("VmRSS:")[2].split()[0])
+        wires = [Wire(running.socket) for _ in range(4)]
+        for wire in wires:
+            with suppress(ConnectionError):
+                wire.send(b"*1000000\r\n" + b"$2\r\nxx\r\n" * 150_000)
+        with Wire(running.socket) as other:
+            assert other.call(b"PING") == b"PONG"
+        peak_kib = int(status.read_text().partition("VmHWM:")[2].split()[0])
+        assert peak_kib - before_kib < 25_000
         for wire in wires:
             wire.socket.close()
 

@@ -32,6 +32,8 @@ __all__ = ["ClientConnection", "ListenerCounts", "RedisListener"]
 #: A connection stops reading when more than this is not written.
 HIGH_WATER_BYTES = 1024 * 1024
 BACKLOG = 1024
+#: The time in which a client must finish the handshake of TLS. Meanwhile, it is not counted as a connection.
+HANDSHAKE_TIMEOUT_S = 10.0
 #: How often idle connections are looked for, in seconds.
 IDLE_CHECK_S = 1.0
 TOO_MANY = error("ERR max number of clients reached")
@@ -312,7 +314,12 @@ class RedisListener:
                     )
                 else:
                     server = await self.loop.create_server(
-                        self._accept, address.host, address.port, ssl=context, backlog=BACKLOG
+                        self._accept,
+                        address.host,
+                        address.port,
+                        ssl=context,
+                        backlog=BACKLOG,
+                        ssl_handshake_timeout=None if context is None else HANDSHAKE_TIMEOUT_S,
                     )
             except OSError as failure:
                 raise ListenError(f"redis_address {address}: {failure.strerror or failure}") from None

@@ -49,6 +49,8 @@ LENGTHS = re.compile(rb"\*([0-9]{2,19})")
 #: The size of an empty argument. A read holds fewer arguments than its size divided by this.
 ARGUMENT_BYTES_MIN = 6
 ONLY_BYTES, ONLY_LISTS = frozenset({bytes}), frozenset({list})
+#: The memory that an argument takes besides its bytes and its head: an object, and its place in a list.
+HELD_ARGUMENT_BYTES = 48
 LARGE_BYTES = 4096
 NUMBER = re.compile(rb"0|-?[1-9][0-9]*")
 HEX = re.compile(rb"[0-9a-fA-F]{2}")
@@ -148,7 +150,7 @@ def _size(request: Request) -> int:
 class Scanner:
     """Reads requests piece by piece. It takes time in proportion to the bytes, however they are cut.
 
-    :ivar held_bytes: the size of the request that has begun, as far as it has arrived
+    :ivar held_bytes: the memory of the request that has begun, as far as it has arrived
     :ivar done: the complete requests of the last call of `feed`
     """
 
@@ -205,7 +207,7 @@ class Scanner:
             self._pieces, self._unread_bytes, self.held_bytes = [], 0, 0
             return self.done, rest
         self._pieces, self._unread_bytes = [rest], len(rest)
-        self.held_bytes = self._read_bytes + len(rest)
+        self.held_bytes = self._read_bytes + HELD_ARGUMENT_BYTES * len(self._arguments) + len(rest)
         return self.done, b""
 
     def _begin(self, buffer: bytes, at: int) -> int:
