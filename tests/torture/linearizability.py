@@ -22,10 +22,12 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TypeAlias
 
-__all__ = ["UNKNOWN", "Call", "first_unexplained", "is_linearizable"]
+__all__ = ["UNKNOWN", "Call", "UndecidedError", "first_unexplained", "is_linearizable"]
 
 #: The result of a call without an answer.
 UNKNOWN = "unknown"
+#: The checker gives up after this many steps for a key, which take a few minutes. Each unanswered call multiplies them.
+STEPS_MAX = 5_000_000
 #: Stands for all values that no get has returned.
 UNSEEN = b"never seen"
 READS = ("get", "exists")
@@ -33,6 +35,10 @@ READS = ("get", "exists")
 SETS, SHOWS = ("set", "set-missing", "replace"), ("get", "take", "replace")
 Value: TypeAlias = bytes | None
 Configuration: TypeAlias = tuple[Value, frozenset[int]]
+
+
+class UndecidedError(Exception):
+    """The checker has given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,10 @@ def is_linearizable(calls: Iterable[Call]) -> bool:
 
 
 def first_unexplained(calls: Iterable[Call]) -> Call | None:
-    """Return the first call, in the order of answers, whose answer cannot be explained, or None."""
+    """Return the first call, in the order of answers, whose answer cannot be explained, or None.
+
+    :raises UndecidedError: there are too many orders
+    """
     relevant = relevant_calls(list(calls))
     events = [(call.began_s, 0, number) for number, call in enumerate(relevant)]
     events += [(call.ended_s, 1, number) for number, call in enumerate(relevant) if call.ended_s < inf]
@@ -120,6 +129,7 @@ class Search:
 
     def __init__(self, calls: list[Call]) -> None:
         self._calls = calls
+        self._steps = 0
         self._configurations: set[Configuration] = {(None, frozenset())}
         self._reads: set[int] = set()  # those that are not answered yet
         self._writes: set[int] = set()
@@ -163,6 +173,9 @@ class Search:
                 continue
             for other in self._possible(done):
                 fits, next_value = after(self._calls[other], value)
+                self._steps += 1
+                if self._steps > STEPS_MAX:
+                    raise UndecidedError(f"no result after {STEPS_MAX} steps")
                 following = self._read(next_value, done | {other})
                 if fits and tried.add(following):
                     left.append(following)

@@ -34,7 +34,7 @@ from tests.conftest import PROVIDER, launching
 from tests.torture.cluster import Cluster
 from tests.torture.faults import BUCKET as KV_BUCKET
 from tests.torture.faults import INSTANCES, LOCAL, Faults, Happened, Scene
-from tests.torture.linearizability import SETS, UNKNOWN, Call, first_unexplained
+from tests.torture.linearizability import SETS, UNKNOWN, Call, UndecidedError, first_unexplained
 from tests.torture.planted import BUGS, command
 from tests.torture.redis_client import RedisClient, common
 
@@ -106,7 +106,10 @@ class History:
         if self.unsettled:
             return f"NOT ANSWERED: {self.unsettled} calls, although nothing was broken"
         for key, calls in self.calls.items():
-            call = first_unexplained(calls)
+            try:
+                call = first_unexplained(calls)
+            except UndecidedError as error:
+                return f"NOT DECIDED: key {key}: {error}"
             if call is not None:
                 return f"NOT LINEARIZABLE: key {key}: {call}"
         return None if self.hanging is None else f"NOT SERVING: instance {self.hanging}"

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from keyvalue_transport.wrpc.errors import NoProviderError, TransportError
 from tests.conftest import DEADLINE_S
-from tests.torture import replicated
+from tests.torture import linearizability, replicated
 from tests.torture.faults import INSTANCES, Happened
 from tests.torture.linearizability import UNKNOWN, Call
 from tests.torture.replicated import History, main, record
@@ -73,6 +74,18 @@ async def test_a_history_ends_although_an_instance_never_answers(
     async with asyncio.timeout(DEADLINE_S):
         await replicated.settle(scene, history, 1, False)
     assert "NOT ANSWERED" in str(history.failure())
+
+
+def test_a_history_with_too_many_orders_is_not_decided() -> None:
+    history = History()
+    sets = [Call("set", number, argument=b"%d" % number, result=UNKNOWN) for number in range(40)]
+    gets = [Call("get", 100 + number, 200 + number, result=b"%d" % number) for number in range(40)]
+    history.calls["a"] += [*sets, *gets]
+    began_s = monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linearizability, "STEPS_MAX", 10_000)
+        assert str(history.failure()).startswith("NOT DECIDED: key a: no result after 10000 steps")
+    assert monotonic() - began_s < DEADLINE_S
 
 
 def test_a_failed_history_is_kept(tmp_path: Path) -> None:
