@@ -23,7 +23,6 @@ usage: scripts/bench [COMMAND] [OPTIONS]
   micro       run pytest-benchmark on the direct path without a socket; OPTIONS go to pytest, for example -k NAME or
               --benchmark-json=FILE
   engine      compare the store with a dict under one lock, and say where its time goes
-  load        call a running provider and print JSON
 
 scripts/bench COMMAND --help lists the options of a command. Without COMMAND, endtoend runs with OPTIONS. For example:
 
@@ -46,7 +45,6 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "compare": ("bench.report.commands", ("--compare",)),
     "micro": ("pytest", ("bench/micro", "--benchmark-columns=min,median,max,rounds", "--benchmark-sort=name")),
     "engine": ("bench.micro.engine", ()),
-    "load": ("bench.load.generator_process", ()),
 }
 
 

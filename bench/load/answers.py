@@ -15,7 +15,7 @@ from bench.load.case import KEY_BYTES, Load
 from bench.load.generator_base import MEASURE, Generator
 from bench.load.outcome import LoadError
 from bench.load.usage import cpu_ns
-from bench.load.workload import result_sizes
+from bench.load.workload import Script, result_sizes
 from keyvalue_transport.keyvalue.store import decode_key_response
 from keyvalue_transport.wrpc.errors import NeedMoreBytes, TransportError
 from keyvalue_transport.wrpc.values import read_unsigned
@@ -34,8 +34,8 @@ SAMPLE_ONE_IN = 61
 class SmallGenerator(Generator):
     """A generator for calls whose result is one small message."""
 
-    def __init__(self, load: Load) -> None:
-        super().__init__(load)
+    def __init__(self, load: Load, before: Script | None = None) -> None:
+        super().__init__(load, before)
         self._rest = b""
         self._starts: dict[bytes, int] = {}
         self._sizes = [b".results 1 %d\r\n" % size for size in set(result_sizes(load).values())]
@@ -164,8 +164,8 @@ class PendingCall:
 class FrameGenerator(Generator):
     """A generator for results of any size, and for walks."""
 
-    def __init__(self, load: Load) -> None:
-        super().__init__(load)
+    def __init__(self, load: Load, before: Script | None = None) -> None:
+        super().__init__(load, before)
         self._calls: dict[bytes, PendingCall] = {}
         self._walks = [Walk() for _ in range(load.in_flight)] if load.function == "list-keys" else []
         self._line = b""  # an incomplete control line

@@ -104,7 +104,7 @@ class Load(Case):
     beside: str = ""
     exact: bool = True
     timeout_s: float = 30.0
-    watched: Mapping[str, int] = field(default_factory=dict)
+    watched: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def bucket_name(self) -> bytes:

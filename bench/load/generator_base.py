@@ -35,8 +35,9 @@ class Generator(NatsProtocol):
 
     script: Script
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, before: Script | None = None) -> None:
         self.load = load
+        self._before = before
         self.inbox = b"_INBOX.%b" % token_hex(11).encode()
         super().__init__("bench load", [WireSubscription(self.inbox + b".>")])
         self.sent = 0
@@ -57,7 +58,7 @@ class Generator(NatsProtocol):
     def serve(self) -> None:
         """Start the load."""
         load = self.load
-        self.script = Script(load, self.inbox, self.max_payload)
+        self.script = Script(load, self.inbox, self.max_payload, self._before)
         now = time.perf_counter_ns()
         if not load.warm_calls:
             self._measure(now)

@@ -7,6 +7,7 @@ value contains no '.' and no white space, so no part of it looks like a frame.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import gcd
 from secrets import randbits
 from typing import NamedTuple
@@ -142,10 +143,11 @@ class Frame(NamedTuple):
 class Script:
     """The messages of a load's calls, and the expected answers. Calls are numbered from 0.
 
+    :param before: an earlier script. If its load differs only in the provider, its messages need only new subjects
     :ivar later: the pieces of cut parameters after the first message, which are the same for every key
     """
 
-    def __init__(self, load: Load, inbox: bytes, max_payload: int) -> None:
+    def __init__(self, load: Load, inbox: bytes, max_payload: int, before: Script | None = None) -> None:
         self._load = load
         self._names = names_of(load)
         self._sizes = result_sizes(load)
@@ -168,7 +170,10 @@ class Script:
             frame_bytes = 256 + min(self._room, len(first)) + (keys - 1) * (KEY_BYTES + load.value_bytes)
             self._picked = min(load.keys // keys, FRAMES_MAX, max(1, FRAMES_BYTES_MAX // frame_bytes))
         self._indices = spread_indices(load.keys, self._picked * keys)
-        self._frames = [self._frame(number) for number in range(self._picked)]
+        self._alike = replace(load, prefix="", exact=True), self._room if self.later else 0
+        old = before._frames if before and before._alike == self._alike else []
+        self._frames: list[Frame] = [Frame(self._heads[self._name(at)], *frame[1:]) for at, frame in enumerate(old)]
+        self._frames = self._frames or [self._frame(number) for number in range(self._picked)]
 
     def frame(self, number: int) -> Frame:
         """Return the first message of a call."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bench.load.case import BATCHES, Case
-from bench.load.generator_process import is_small, main
+from bench.load.generator_process import is_small
 from bench.load.outcome import LoadError
 from bench.load.workload import key_of
 from bench.run.processes import ProviderProcess
@@ -110,18 +110,3 @@ def test_missing_answers_fail_the_load(stage: Stage, direct: ProviderProcess) ->
             stage.generator.run(load)
     finally:
         direct.popen.send_signal(signal.SIGCONT)
-
-
-def test_the_command_says_why_nothing_was_measured(
-    stage: Stage, direct: ProviderProcess, capsys: pytest.CaptureFixture[str]
-) -> None:
-    nats = ["--url", stage.nats.url]
-    assert main(["--url", "foo"]) == 1
-    assert capsys.readouterr().err == "scripts/bench load: the URL is 'foo', expected nats://HOST:PORT\n"
-    assert main([*nats, "--prefix", "default.nobody"]) == 1
-    assert capsys.readouterr().err == "scripts/bench load: nobody serves get at default.nobody\n"
-    where = [*nats, "--prefix", direct.prefix, "--bucket", "advised", "--keys", "50"]
-    assert main([*where, "--seconds", "0.05"]) == 1  # the keys are missing
-    assert main([*where, "--function", "set", "--each-once", "--calls", "50"]) == 0
-    assert main([*where, "--seconds", "0.05"]) == 0
-    assert '"verified"' in capsys.readouterr().out

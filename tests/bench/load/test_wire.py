@@ -10,17 +10,10 @@ from bench.load.answers import FrameGenerator, SmallGenerator
 from bench.load.case import Function
 from bench.load.outcome import LoadError
 from bench.load.responder import NUMBERS, Responder
-from bench.load.wire import split_address
 from keyvalue_provider.host.host_data import HostData
 from tests.bench.load.sockets import INFO, MAX_PAYLOAD, Socket, connected, invocation, load_of
 
 # The greeting
-
-
-@pytest.mark.parametrize("url", ["foo", "nats://", "nats://host", ":4222", "host:", "host:0", "host:65536", "host:-1"])
-def test_a_malformed_address_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=f"the URL is '{url}', expected nats://HOST:PORT"):
-        split_address(url)
 
 
 async def test_a_lost_connection_is_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -30,6 +31,17 @@ def test_values_have_their_size_and_begin_with_their_key(value_bytes: int) -> No
     assert len(value) == value_bytes
     assert value.startswith(b"000000000005")
     assert not re.search(rb"[.\s]", value)
+
+
+@pytest.mark.parametrize("value_bytes", [64, 2_000])  # 2,000 bytes do not fit into the first message
+def test_a_script_after_one_for_another_provider_has_the_same_messages(value_bytes: int) -> None:
+    fields = {"function": "mixed", "keys": 100, "value_bytes": value_bytes}
+    first = Script(replace(load_of(**fields), prefix="default.first", exact=False), b"_INBOX.first", MAX_PAYLOAD)
+    alone, after = (Script(load_of(**fields), INBOX, MAX_PAYLOAD, before) for before in (None, first))
+    assert [after.frame(number) for number in range(200)] == [alone.frame(number) for number in range(200)]
+    assert after.later == alone.later
+    other = Script(load_of(**fields, headers="none"), INBOX, MAX_PAYLOAD, first)
+    assert other.frame(0) == Script(load_of(**fields, headers="none"), INBOX, MAX_PAYLOAD).frame(0) != after.frame(0)
 
 
 @pytest.mark.parametrize("headers", ["none", "host", "traced"])
