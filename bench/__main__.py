@@ -20,20 +20,18 @@ usage: scripts/bench [COMMAND] [OPTIONS]
   redis       endtoend --scenario redis: redis-benchmark against redis-server and against a provider
   report      print a run; --markdown puts it into docs/performance.md
   compare     report --compare: compare OLD.json [NEW.json] lists the cases that got slower between two runs
-  micro       run pytest-benchmark on the direct path without a socket; OPTIONS go to pytest, for example -k NAME or
-              --benchmark-json=FILE
+  micro       run pytest-benchmark on the direct path without a socket; OPTIONS go to pytest, for example -k NAME
   engine      compare the store with a dict under one lock, and say where its time goes
 
 scripts/bench COMMAND --help lists the options of a command. Without COMMAND, endtoend runs with OPTIONS. For example:
 
   scripts/bench --quick                                  for a first look
-
   scripts/bench --output bench/results/before            before a change, on a machine that runs nothing else
   scripts/bench --compare bench/results/before/run.json  after the change
   scripts/bench --against REVISION                       CPU time per call beside an earlier revision, in turns
+  scripts/bench --scenario all --against bf582ab         every bar in one run
 
-Speed depends on the machine. So quote a result as a ratio to the bare responder, with its interval.
-docs/performance.md explains these ratios.
+Speed depends on the machine, so quote ratios to the bare responder. docs/performance.md explains them.
 """
 HELP = ("-h", "--help")
 #: The module of each command, and the options that it always gets.

@@ -16,12 +16,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from bench.report.bars import missed
+from bench.report.bars import faults, unmet
 from bench.report.commands import RESULTS, add_threshold, write
 from bench.report.comparison import say_changes
 from bench.report.tables import summary, terminal
 from bench.run.experiments import EXPERIMENTS
-from bench.run.plan import MEASUREMENT_ERRORS, SUBJECTS, Plan, faults, measure, say
+from bench.run.plan import MEASUREMENT_ERRORS, SUBJECTS, Plan, measure, say
 from bench.run.processes import ProcessError, one_line
 from bench.run.provenance import about, load_average
 from bench.run.results import Failure, Run
@@ -56,8 +56,8 @@ examples:
 
 exit status:
   0      success
-  1      an answer was wrong, a peer failed, the run is void, something is slower than in the --compare run,
-         or --strict is set and a bar (a performance goal) is missed with its whole interval
+  1      an answer was wrong, a peer failed, the run is void, something is slower than in the --compare run, or
+         --strict is set and a bar (a performance goal) is missed with its whole interval, or cannot be judged
   2      wrong arguments, or the run and the --compare run have nothing in common
   130    Ctrl-C; the rows measured so far are written as a void run
 """
@@ -76,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--scenario", action="append", choices=list(SCENARIOS), metavar="NAME", help="run only this one; repeatable")
+    text = "run only this one; repeatable; all: every scenario, also with --against"
+    add("--scenario", action="append", choices=[*SCENARIOS, "all"], metavar="NAME", help=text)
     add("--subject", action="append", choices=("direct", "plain"), help="measure only this one; repeatable")
     text = "another provider, launched as a host launches it; see below"
     add("--peer", action="append", default=[], metavar="NAME=COMMAND", help=text)
@@ -89,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     text = "for run.json, report.md and overview.png (default bench/results/TIME)"
     add("--output", type=Path, metavar="FOLDER", help=text)
     add("--compare", type=Path, metavar="OLD.json", help="list what got slower since an older run")
-    add("--strict", action="store_true", help="exit with status 1 if a bar (a performance goal) is missed")
+    add("--strict", action="store_true", help="exit with status 1 if a bar (a performance goal) is not met")
     add_threshold(parser)
     return parser
 
@@ -110,7 +111,9 @@ def plan_of(options: argparse.Namespace) -> Plan:
     if len({subject.name for subject in subjects}) < len(subjects):
         raise ValueError("--peer: a name is used twice")
     commit = commit_of(options.against) if options.against else ""
-    scenarios = options.scenario or (["against"] if commit else [name for name in SCENARIOS if is_default(name, quick)])
+    scenarios = options.scenario or (["against"] if commit else ["all"])
+    if "all" in scenarios:
+        scenarios = [name for name in SCENARIOS if is_in_all(name, quick, commit)]
     if "against" in scenarios and not commit:
         raise ValueError("--scenario against needs --against REVISION")
     beside = [name for name, scenario in SCENARIOS.items() if BEFORE in scenario.subjects]
@@ -122,11 +125,11 @@ def plan_of(options: argparse.Namespace) -> Plan:
     return Plan(scenarios, subjects, quick, extent, install(commit) if commit else None)
 
 
-def is_default(name: str, is_quick: bool) -> bool:
-    """Return True for a scenario of a run that names none. A quick run has only scenarios with one of its cases."""
+def is_in_all(name: str, quick: bool, commit: str) -> bool:
+    """Return True for a scenario of a run of all. A quick run has only scenarios with one of its cases."""
     scenario = SCENARIOS[name]
     is_long = name in EXPERIMENTS or scenario.subjects or {*scenario.cases}.isdisjoint(QUICK)
-    return not scenario.is_optional and not (is_quick and is_long)
+    return bool(commit or not scenario.is_optional) and not (quick and is_long)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,13 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write(run, folder)
     print(summary(run) if options.quick else terminal(run))
     say(f"written to {folder}: run.json, report.md")
-    bars = missed(run.rows) if options.strict else []
-    wrong = [f"this run is void: {fault}" for fault in run.void]
-    wrong += [failure.text for failure in failures] + [f"bar missed: {bar}" for bar in bars]
+    wrong = [failure.text for failure in failures] + (unmet(run.rows) if options.strict else [])
     for text in wrong:
         say(f"bench: {text}")
     compared = say_changes(old, run, options.threshold) if old and not status else 0
-    return status or compared or int(bool(wrong))
+    return status or compared or int(bool(wrong or run.void))
 
 
 def collect(run: Run, plan: Plan, failures: list[Failure]) -> int:

@@ -48,14 +48,10 @@ LINES_SHOWN = 12
 MS = Figure("ms", 1, 3, 0)
 
 EPILOG = """\
-examples:
-  scripts/bench engine               a million keys, five rounds: about two minutes and 1 GB of memory
-  scripts/bench engine --quick       a tenth of the keys, three rounds: a few seconds, for a first look
-  scripts/bench engine --strict      exit status 1 if a figure misses its bar, for a pipeline
-
-Tables go to standard output, and progress to standard error. A figure misses its bar if its whole interval is over it;
-it is unclear if only its median is. Do not compare the ratios of small and large runs, because more of a small dict fits
-in the processor's caches.
+A run takes about two minutes and 1 GB of memory; with --quick, a few seconds. A figure misses its bar if its whole
+interval is over it; it is unclear if only its median is. Bars in ms are for a machine of the speed that
+docs/performance.md describes. Do not compare the ratios of small and large runs, because more of a small dict fits in
+the processor's caches.
 """
 
 
@@ -309,19 +305,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer keys and rounds")
-    add("--rounds", type=positive, metavar="N", help="number of rounds (default 5, quick 3)")
-    add("--keys", type=positive, metavar="N", help="keys in the bucket (default 1000000, quick 100000)")
+    add("--rounds", type=int, metavar="N", help="number of rounds (default 5, quick 3)")
+    add("--keys", type=int, metavar="N", help="keys in the bucket (default 1000000, quick 100000)")
     add("--strict", action="store_true", help="exit with status 1 if a figure misses its bar")
     options = parser.parse_args(arguments)
-    options.rounds = options.rounds or (3 if options.quick else 5)
-    options.keys = options.keys or (100_000 if options.quick else 1_000_000)
+    options.rounds = max(1, options.rounds or (3 if options.quick else 5))
+    options.keys = max(1, options.keys or (100_000 if options.quick else 1_000_000))
     return options
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

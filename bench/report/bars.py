@@ -1,4 +1,8 @@
-"""How a run compares with the bars, the project's performance goals, which `bench.run.scenarios` defines."""
+"""How a run compares with the bars, the project's performance goals, which `bench.run.scenarios` defines.
+
+The bare responder shows if the machine was busy, which makes a run void, or is slow. On a slow machine, ratios say as much
+as elsewhere, but a bar without a ratio is neither met nor missed.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,18 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bench.report.figures import FIGURES, RATIO, Interval, interval, ratios, values_of, verdict
-from bench.run.results import Row
-from bench.run.scenarios import SCENARIOS, Bar
+from bench.run.results import REFERENCE, Row
+from bench.run.scenarios import REFERENCE_CASE, SCENARIOS, Bar
 
-__all__ = ["Standing", "missed", "standings", "unmeasured"]
+__all__ = ["Standing", "faults", "slowness", "standings", "unmeasured", "unmet"]
+
+#: On a machine of the speed that the bars assume, the bare responder uses at most this much CPU per call.
+REFERENCE_CPU_US_MAX = 2.2
+#: On a quiet machine, its fastest round has at most this many times the calls/s of its slowest round. Eleven runs on a
+#: quiet machine had 1.03 to 1.51, ten runs beside other programs 1.8 to 8.
+SPREAD_MAX = 1.6
+#: Fewer rounds do not show if a machine is slow or busy.
+SLOW_ROUNDS_MIN = 3
 
 
 class Standing(NamedTuple):
@@ -18,6 +30,7 @@ class Standing(NamedTuple):
     scenario: str
     bar: Bar
     found: Interval | None
+    is_slow: bool = False
 
     @property
     def is_least(self) -> bool:
@@ -27,7 +40,11 @@ class Standing(NamedTuple):
     @property
     def verdict(self) -> str:
         """The verdict on the figure, or nothing if it was not measured."""
-        return "" if self.found is None else verdict(self.found, self.bar.limit, self.is_least)
+        if self.found is None:
+            return ""
+        if self.is_slow and not self.bar.over and self.bar.figure.endswith(("_us", "_s")):  # memory needs no speed
+            return "not judged"
+        return verdict(self.found, self.bar.limit, self.is_least)
 
     @property
     def what(self) -> str:
@@ -54,8 +71,9 @@ class Standing(NamedTuple):
 
 def standings(rows: Sequence[Row]) -> list[Standing]:
     """Return each bar with its figure in the rows of a run."""
+    is_slow = bool(slowness(rows))
     return [
-        Standing(name, bar, _found(bar, [row for row in rows if row.scenario == name]))
+        Standing(name, bar, _found(bar, [row for row in rows if row.scenario == name]), is_slow)
         for name, scenario in SCENARIOS.items()
         for bar in scenario.bars
     ]
@@ -78,6 +96,30 @@ def unmeasured(found: Iterable[Standing]) -> list[Standing]:
     return [standing for standing in found if standing.found is None and not SCENARIOS[standing.scenario].is_optional]
 
 
-def missed(rows: Sequence[Row]) -> list[str]:
-    """Return a line for each bar that a run missed, with the figure and the limit."""
-    return [f"{one.scenario}: {one.text}" for one in standings(rows) if one.verdict == "missed"]
+def unmet(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each bar that a run missed, or could not judge, with the figure and the limit."""
+    found = (one for one in standings(rows) if one.verdict in ("missed", "not judged"))
+    return [f"bar {one.verdict}: {one.scenario}: {one.text}" for one in found]
+
+
+def faults(rows: Sequence[Row]) -> list[str]:
+    """Return the reasons why a run is void, as far as its rows show them."""
+    rates = _of_reference(rows, "calls_per_s")
+    if rates and (spread := max(rates) / min(rates)) > SPREAD_MAX:
+        text = f"the fastest round of the bare responder has {spread:.1f} times the calls/s of the slowest"
+        return [f"{text}; the limit is {SPREAD_MAX}, so the machine was busy with something else"]
+    slow = slowness(rows) if len(rates) < SLOW_ROUNDS_MIN else ""
+    return [f"{slow}, or it was busy; {SLOW_ROUNDS_MIN} rounds would show which"] if slow else []
+
+
+def slowness(rows: Sequence[Row]) -> str:
+    """Return a text about a machine that is slower than the bars assume, or nothing."""
+    costs = _of_reference(rows, "provider_cpu_us")
+    if not costs or (cost := interval(costs)).median <= REFERENCE_CPU_US_MAX:
+        return ""
+    used = f"the bare responder took {cost.text()} us of CPU per call ({REFERENCE_CASE.label})"
+    return f"{used}; the limit is {REFERENCE_CPU_US_MAX}, so the machine or its Python is slow"
+
+
+def _of_reference(rows: Sequence[Row], figure: str) -> list[float]:
+    return values_of((row for row in rows if row.scenario == REFERENCE), REFERENCE, figure)

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="scripts/bench report",
         description="Print a run, write it into a document, or compare it with an older run.",
         epilog="exit status: 0 success; 1 the run is void or incomplete, so it was not written into the document, or "
-        "something got slower; 2 a run is unreadable, or the runs have nothing in common",
+        "something got slower, or a compared run is void; 2 a run is unreadable, or the runs have nothing in common",
     )
     add = parser.add_argument
     add("run", nargs="?", type=Path, help="a run.json (default: the newest in bench/results)")

@@ -101,7 +101,7 @@ def absent(old: Run, new: Run) -> list[str]:
 
 
 def say_changes(old: Run, new: Run, threshold: float) -> int:
-    """Print what got slower. Return the exit status: 1 if something got slower, 2 if the runs share no figure."""
+    """Print what got slower. Return the exit status: 1 if something did or a run is void, 2 if they share no figure."""
     changes = list(compared(old, new))
     if not changes:
         print("the runs have nothing in common: they share no case of a subject except the limit", file=sys.stderr)
@@ -119,7 +119,7 @@ def say_changes(old: Run, new: Run, threshold: float) -> int:
     if not slower:
         cases = {change.where[:2] for change in changes}
         print(f"nothing got slower by more than {threshold:.0%} and beyond its interval; cases in both: {len(cases)}")
-    return int(bool(slower))
+    return int(bool(slower or old.void or new.void))
 
 
 def share(text: str) -> float:

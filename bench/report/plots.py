@@ -1,4 +1,4 @@
-"""The overview picture of a run: throughput and latency against the number of calls in flight."""
+"""The overview picture of a run: throughput, CPU time and latency against the number of calls in flight."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ __all__ = ["draw_overview", "overview"]
 
 #: The fewest points of a line.
 POINTS_MIN = 3
-INCHES = (6.0, 4.0)
+INCHES = (4.8, 4.0)
 LABELS = {REFERENCE: "limit (bare responder)", "direct": "this provider", "plain": "this provider, plain path"}
 #: Each panel: a function, and its figures.
-PANELS = (("get", ("calls_per_s",)), ("set", ("calls_per_s",)), ("get", ("p50_us", "p99_us")))
+CALLS, COSTS, LATENCIES = ("calls_per_s",), ("provider_cpu_us",), ("p50_us", "p99_us")
+PANELS = (("get", CALLS), ("set", CALLS), ("get", COSTS), ("get", LATENCIES))
 
 
 def draw_overview(run: Run, folder: Path) -> Path | None:
@@ -64,7 +65,7 @@ def draw_lines(axes: Axes, rows: Sequence[Row], figures: Sequence[str]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    if len(figures) > 1:
+    if figures is not CALLS:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 from bench.load.case import Case
 from bench.load.outcome import LoadError
@@ -23,11 +22,8 @@ from bench.run.scenarios import QUICK, REFERENCE_CASE, SCENARIOS
 from bench.run.stage import Extent, NotAvailableError, Stage
 from bench.run.subjects import BARE, BEFORE, DIRECT, OWN, PLAIN, Subject
 
-__all__ = ["MEASUREMENT_ERRORS", "SUBJECTS", "Plan", "faults", "measure", "say"]
+__all__ = ["MEASUREMENT_ERRORS", "SUBJECTS", "Plan", "measure", "say"]
 
-#: Maximum CPU time that the bare responder may use per call in `REFERENCE_CASE`. If it uses more, the machine is busy
-#: or slow, and the figures of the run say little about providers.
-REFERENCE_CPU_US_MAX = 2.2
 SUBJECTS = (BARE, DIRECT, PLAIN)
 #: A wrong answer or none, a process that failed, or one whose usage could not be read.
 MEASUREMENT_ERRORS = (LoadError, ProcessError, OSError)
@@ -119,17 +115,6 @@ def line_of(rows: Sequence[Row]) -> str:
         shown = f"{value:,.0f}/s" if name == "calls_per_s" else f"{value:,.3g}"
         parts.append(f"{row.subject} {shown}{cpu}")
     return " | ".join(parts)
-
-
-def faults(rows: Sequence[Row]) -> list[str]:
-    """Return the reasons why a run is void."""
-    costs = [row.figures["provider_cpu_us"] for row in rows if row.scenario == REFERENCE]
-    if not costs or median(costs) <= REFERENCE_CPU_US_MAX:
-        return []
-    return [
-        f"the bare responder took {median(costs):.2f} us of CPU per call ({REFERENCE_CASE.label}); the limit is "
-        f"{REFERENCE_CPU_US_MAX}: the machine is busy with something else, or its Python is slow (docs/performance.md)"
-    ]
 
 
 def say(text: str) -> None:

@@ -39,7 +39,7 @@ class Scenario:
     :ivar subjects: names of the subjects; empty for those of the command line, which include the peers. The subject
         `before` is measured if --against names a revision
     :ivar rounds_min: the least number of rounds; above 0, each round launches new processes
-    :ivar is_optional: True to run the scenario only if the command line names it
+    :ivar is_optional: True for the scenario that needs --against
     """
 
     text: str
@@ -70,7 +70,7 @@ def redis_cases() -> dict[str, tuple[tuple[str, ...], int]]:
     }
 
 
-#: The case that shows if the machine was busy. If the bare responder uses too much CPU in this case, the run is void.
+#: The case in which the CPU time of the bare responder shows how fast the machine is, and how steady.
 REFERENCE_CASE = Case(function="get")
 GET_SET = ("get", "set")
 #: The cases of a quick run.
@@ -225,7 +225,6 @@ SCENARIOS: Mapping[str, Scenario] = {
         ),
         ("direct", "direct-listening"),
         rounds_min=20,
-        is_optional=True,
     ),
     "against": Scenario(
         "get and set beside an earlier revision, which --against names; at least 20 rounds",

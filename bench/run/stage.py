@@ -24,7 +24,7 @@ __all__ = ["Extent", "NotAvailableError", "Stage", "row_of"]
 
 FILL_IN_FLIGHT = 256
 FILL_BYTES_IN_FLIGHT = 16 * 1024 * 1024
-#: Seconds to wait for each answer while the store is being filled. Even slow peers answer within this time.
+#: Even slow peers answer within this time while their store is being filled.
 FILL_TIMEOUT_S = 60.0
 DELETES_PER_S = 20_000
 #: The size of a value from which on a call takes long, so that few calls warm a provider up.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.endtoend import main, parser, plan_of
+from bench.endtoend import is_in_all, main, parser, plan_of
 from bench.load.outcome import LoadError
 from bench.run import ROOT
 from bench.run.results import REFERENCE, Row, Run
@@ -102,19 +102,19 @@ def test_the_rows_measured_before_the_end_are_written_as_a_void_run(
     assert main(["--output", str(tmp_path / "run")]) == status
     run = Run.load(tmp_path / "run" / "run.json")
     assert (run.rows, run.void) == (rows, [why])
-    assert f"bench: this run is void: {why}\n" in capsys.readouterr().err
+    assert f"This run is void: {why}" in " ".join(capsys.readouterr().out.split())
     assert f"**This run is void: {why}.**" in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_ctrl_c_ends_processes_and_keeps_the_measured_rows(tmp_path: Path) -> None:
     command = (sys.executable, "-m", "bench", "endtoend", "--quick", "--scenario", "functions", "--output", tmp_path)
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as popen:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as popen:
         assert popen.stderr is not None
         assert popen.stderr.readline().startswith("round 1/5")
         popen.send_signal(signal.SIGINT)
-        said = popen.stderr.read()
+        found, said = popen.communicate()
     assert popen.returncode == 130
-    assert "this run is void: stopped" in said
+    assert "This run is void: stopped" in found
     assert "Traceback" not in said
     assert Run.load(tmp_path / "run.json").void[0] == "stopped"
 
@@ -165,6 +165,8 @@ def test_a_plan_without_options_measures_everything_five_times_and_a_quick_one_l
     assert list(plan.scenarios) == [name for name, scenario in SCENARIOS.items() if not scenario.is_optional]
     assert [subject.name for subject in plan.subjects] == ["bare", "direct", "plain"]
     assert (plan.extent.rounds, plan.extent.growth_keys) == (5, [10**3, 10**4, 10**5, 10**6])
+    assert plan_of(parser().parse_args(["--scenario", "all"])).scenarios == plan.scenarios
+    assert [name for name in SCENARIOS if is_in_all(name, False, "HEAD")] == list(SCENARIOS)
     plan = plan_of(parser().parse_args(["--quick"]))
     assert plan.extent.rounds * len(plan.loads()) * len(plan.subjects) * plan.extent.seconds < 40
     assert {case for case, _ in plan.loads()} == set(QUICK)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from bench.report.bars import missed, standings, unmeasured
+from bench.report.bars import faults, slowness, standings, unmeasured, unmet
 from bench.report.figures import FIGURES
 from bench.run.experiments import EXPERIMENTS, GROWTH_CASES
-from bench.run.results import Row
-from bench.run.scenarios import SCENARIOS, redis_cases
+from bench.run.results import REFERENCE, Row
+from bench.run.scenarios import SCENARIOS, Bar, redis_cases
 from bench.run.subjects import BEFORE, OWN
 from tests.bench.rows import CASE, rounds
 
@@ -67,8 +67,8 @@ def test_a_bar_is_missed_only_with_its_whole_interval(
     assert kept.cells == (*cells, "ok")
     assert between.verdict == ("missed" if kept.bar.is_worst else "unclear")
     assert beyond.verdict == "missed"
-    assert missed(reference + measured[0]) == []
-    assert len(missed(reference + measured[2])) == 1
+    assert unmet(reference + measured[0]) == []
+    assert len(unmet(reference + measured[2])) == 1
 
 
 def test_a_bar_that_was_not_measured_is_neither_met_nor_missed() -> None:
@@ -76,4 +76,54 @@ def test_a_bar_that_was_not_measured_is_neither_met_nor_missed() -> None:
     assert [(one.scenario, one.bar) for one in found] == BARS
     assert {one.verdict for one in found} == {""}
     assert found[0].cells[1] == "not measured"
-    assert {one.scenario for one in found} - {one.scenario for one in unmeasured(found)} == {"listening", "against"}
+    assert {one.scenario for one in found} - {one.scenario for one in unmeasured(found)} == {"against"}
+
+
+# The machine
+
+
+def reference(cpu_us: list[float], calls_per_s: float = 100.0, slowest: float = 100.0) -> list[Row]:
+    """Return the rows of the bare responder in the reference case, one of which has the slowest rate."""
+    rows = rounds(REFERENCE, cpu_us, "provider_cpu_us", scenario=REFERENCE)
+    rates = [calls_per_s] * (len(rows) - 1) + [slowest]
+    return [replace(row, figures={**row.figures, "calls_per_s": rate}) for row, rate in zip(rows, rates, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "void", "slow"),
+    [
+        ([], "", False),
+        (reference([2.0, 2.2, 9.0]), "", False),
+        (reference([2.0, 2.3, 9.0]), "", True),
+        (reference([3.9] * 5, 100.0, 63.0), "", True),
+        (reference([2.0] * 5, 100.0, 62.0), "the fastest round of the bare responder has 1.6 times", False),
+        (reference([3.9] * 5, 100.0, 62.0), "so the machine was busy with something else", True),
+        (reference([2.0] * 2), "", False),
+        (reference([2.3] * 2), "so the machine or its Python is slow, or it was busy; 3 rounds would show which", True),
+        (rounds(REFERENCE, [9.0], "provider_cpu_us"), "", False),  # of another case
+    ],
+)
+def test_a_busy_machine_makes_a_run_void_and_a_slow_one_does_not(rows: list[Row], void: str, slow: bool) -> None:
+    found = faults(rows)
+    assert len(found) == bool(void)
+    assert all(void in fault for fault in found)
+    assert bool(slowness(rows)) == slow
+
+
+@pytest.mark.parametrize(("scenario", "bar"), BARS, ids=lambda part: getattr(part, "case", part))
+@pytest.mark.parametrize("value", [0.0001, 1e12])
+def test_a_slow_machine_judges_ratios_and_memory_and_nothing_else(scenario: str, bar: Bar, value: float) -> None:
+    """A time or a rate without a ratio is neither met nor missed, however far it is from its limit."""
+    is_case = ", " in bar.over
+    over = (bar.over if is_case else bar.case, bar.subject if is_case else bar.over)
+    rows = rounds(bar.subject, [value] * 3, bar.figure, scenario=scenario, case=bar.case)
+    rows += rounds(over[1], [1.0] * 3, bar.figure, scenario=scenario, case=over[0]) if bar.over else []
+    fast, slow = (
+        next(one for one in standings([*rows, *reference([cpu_us] * 3)]) if (one.scenario, one.bar) == (scenario, bar))
+        for cpu_us in (2.0, 4.0)
+    )
+    assert fast.verdict in ("ok", "missed")
+    is_absolute = not bar.over and "bytes" not in bar.figure
+    assert slow.verdict == ("not judged" if is_absolute else fast.verdict)
+    lines = unmet([*rows, *reference([4.0] * 3)])
+    assert any(line.startswith(f"bar {slow.verdict}: {scenario}: ") for line in lines) == (slow.verdict != "ok")

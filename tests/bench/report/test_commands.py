@@ -50,7 +50,7 @@ def test_compare_names_slower_figures_and_differences_between_the_runs(
     assert main(["--compare", slower, old]) == 0
     Run(ABOUT | {"machine": "Another"}, rounds("direct", [80.0]), ["busy"]).save(tmp_path / "other.json")
     capsys.readouterr()
-    assert main(["--compare", old, str(tmp_path / "other.json")]) == 0
+    assert main(["--compare", old, str(tmp_path / "other.json")]) == 1  # a void run shows nothing
     said = capsys.readouterr().out
     assert "the machines differ" in said
     assert "the new run is void: busy" in said

@@ -15,7 +15,12 @@ ROWS = [
         fields={"function": function, "in_flight": calls},
         subject=subject,
         round=number,
-        figures={"calls_per_s": 1e5 / calls, "p50_us": 0.2 * calls, "p99_us": 0.3 * calls},
+        figures={
+            "calls_per_s": 1e5 / calls,
+            "provider_cpu_us": 9 / calls,
+            "p50_us": 0.2 * calls,
+            "p99_us": 0.3 * calls,
+        },
     )
     for function in ("get", "set")
     for calls in (1, 2, 8)
@@ -35,8 +40,9 @@ def test_axes_say_what_they_show_also_on_less_than_a_decade() -> None:
     figure = overview(ROWS)
     figure.draw_without_rendering()
     panels = {(axes.get_title(), axes.get_ylabel()): axes for axes in figure.axes}
-    assert list(panels) == [("get of 64 B", "calls/s"), ("set of 64 B", "calls/s"), ("get of 64 B", "latency us")]
-    latency = figure.axes[2]
+    titles = ["calls/s", "calls/s", "CPU us a call", "latency us"]
+    assert list(panels) == list(zip([f"{name} of 64 B" for name in ("get", "set", "get", "get")], titles, strict=True))
+    latency = figure.axes[3]
     assert latency.get_xlabel() == "calls in flight"
     assert [label.get_text() for label in latency.get_xticklabels()] == ["1", "2", "8"]
     assert {label.get_text() for label in latency.get_yticklabels()} >= {"0.2", "0.5", "1", "2"}

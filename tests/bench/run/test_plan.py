@@ -1,4 +1,4 @@
-"""Plans: what can be measured, which subjects an experiment measures, which run is void, and the origin of figures."""
+"""Plans: what can be measured, which subjects an experiment measures, and the origin of figures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from bench.endtoend import parser, plan_of
 from bench.load.case import Case
 from bench.run import ROOT
 from bench.run.experiments import EXPERIMENTS
-from bench.run.plan import SUBJECTS, faults
+from bench.run.plan import SUBJECTS
 from bench.run.provenance import about, load_average
 from bench.run.results import REFERENCE
 from bench.run.scenarios import SCENARIOS
 from bench.run.subjects import BEFORE, DIRECT, OWN, PLAIN, Subject, peer
-from tests.bench.rows import rounds
 from tests.conftest import options_of
 
 
@@ -57,17 +56,6 @@ def test_experiments_measure_variants_next_to_what_they_vary() -> None:
     assert everything.subjects_of("memory") == [DIRECT, PLAIN]
     assert plain.subjects_of("watch") == plain.subjects_of("expiry") == []
     assert plain.subjects_of("memory") == [PLAIN]
-
-
-def test_a_run_is_void_if_the_bare_responder_is_too_expensive() -> None:
-    where = {"scenario": REFERENCE}
-    assert faults(rounds("bare", [2.0, 2.2, 9.0], "provider_cpu_us", **where)) == []
-    (fault,) = faults(rounds("bare", [2.0, 2.3, 9.0], "provider_cpu_us", **where))
-    assert fault.startswith(
-        "the bare responder took 2.30 us of CPU per call (get 64 B, 64 in flight); the limit is 2.2"
-    )
-    assert fault.endswith("the machine is busy with something else, or its Python is slow (docs/performance.md)")
-    assert faults(rounds("bare", [9.0], "provider_cpu_us")) == []  # of another scenario
 
 
 def test_a_run_names_commit_versions_and_machine() -> None:
