@@ -37,7 +37,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-START_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 #: Seconds to wait for the exit of a process that no longer answers.
 ENDING_S = 0.5
