@@ -84,8 +84,10 @@ REASONS = {
         nats/direct/frames.py     nats/direct/test_protocol.py          a part of the protocol
         nats/direct/read_flow.py  nats/direct/test_protocol.py          a part of the protocol
         nats/direct/routes.py     nats/direct/test_protocol.py          a part of the protocol
+        nats/direct/runs.py       nats/direct/test_alike.py             runs are groups with a shape
         nats/direct/transport.py  nats/direct/test_nats_py_contract.py  nats-py uses it as its transport
         nats/direct/window.py     nats/direct/test_delayed_output.py    it says when output must wait
+        nats/direct/writing_protocol.py nats/direct/test_protocol.py    a part of the protocol
     """,
     "replica/keyvalue_replica": """
         answers.py        test_core.py                             reads of the model share barriers

@@ -111,6 +111,10 @@ class Bucket(Updates):
             return [None] * len(own_keys(keys))
         return table.get_many(keys)
 
+    def get_each(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values of `keys`, as one `get` for each does, in any order. It raises the same errors."""
+        return self.get_many(keys)
+
     def exists(self, key: bytes) -> bool:
         """Return True if the key exists. O(1), without a lock.
 

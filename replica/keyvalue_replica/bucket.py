@@ -162,10 +162,23 @@ class ReplicaBucket:
         if core.passing is not None:  # the call is made again
             core.passing.result()
             return self.get_now(key)
-        barrier = core.barrier()
+        return self._wait_for_barrier()
+
+    def _wait_for_barrier(self) -> object:
+        """Return Again, with which a call waits for a barrier, and is made again."""
+        barrier = self._core.barrier()
         if barrier.again is None:
             barrier.again = self._again(barrier)
         return barrier.again
+
+    def get_each(self, keys: Sequence[bytes]) -> Any:
+        """Return the values of keys, as one `get` for each does, or Again if they must be read again."""
+        core = self._core
+        if self._reads_latest:
+            if core.passing is None:
+                return self._wait_for_barrier()
+            core.passing.result()
+        return self._engine.get_many(keys)
 
     def exists(self, key: bytes) -> bool | Read[bool]:
         """Return True if the key exists."""

@@ -38,6 +38,9 @@ class WaitingBucket:
         found: list[bytes | None] = await self._read(lambda handle: handle.get_many([key]), [None])
         return found[0]
 
+    def get_each(self, keys: Sequence[bytes]) -> None:
+        """Return None, because each `get` must wait on its own."""
+
     async def exists(self, key: bytes) -> bool:
         """Return True if the key exists."""
         return bool(await self._read(lambda handle: handle.exists(key), False))
@@ -127,7 +130,7 @@ class RefusingBucket:
     def _refuse(self, *_: object) -> NoReturn:
         raise self._error
 
-    get = exists = get_many = partial_page = set = delete = increment = set_many = delete_many = _refuse
+    get = get_each = exists = get_many = partial_page = set = delete = increment = set_many = delete_many = _refuse
     entry = update = remove = set_missing = _refuse
 
     def __len__(self) -> int:

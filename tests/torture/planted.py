@@ -136,6 +136,10 @@ def get_directly(bucket: ReplicaBucket, get: Any, key: bytes) -> Any:
     return answer
 
 
+def get_apart(*_: Any) -> None:
+    """Let each key be read by a `get` of its own."""
+
+
 def ask_for_last(core: Core, act: Callable[[int], None]) -> None:
     """Ask the leader, or a former one, for the last sequence of the stream."""
     subject = b"STREAM.INFO.%b" % core.layout.stream.encode()
@@ -177,7 +181,7 @@ BUGS: dict[str, Sequence[Replaced]] = {
     "answer before apply": [(Publications, "stored", answer_at_once)],
     "wait for exactly S": [(Publications, "release", answer_at_the_same_sequence)],
     "trust across a gap": [(Position, "advance", stay_whole)],
-    "direct get": [(ReplicaBucket, "get", get_directly), *ASKING],
+    "direct get": [(ReplicaBucket, "get", get_directly), (ReplicaBucket, "get_each", get_apart), *ASKING],
     "barrier by INFO": [
         (Core, "barrier", ask_instead_of_barrier),
         (Core, "mend", mend_by_asking),

@@ -25,7 +25,7 @@ from keyvalue_engine import BucketOptions, Entry, Page, Quota, Revise, Revision,
 from keyvalue_provider.keyvalue.policy import Access, CallerKey, Policy, QuotaTerms, Right
 from keyvalue_replica.options import PlainQuota
 from keyvalue_transport.keyvalue.errors import AccessDeniedError
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Answer
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Answer
 
 __all__ = [
     "COUNTED_BUCKETS",
@@ -71,6 +71,13 @@ class BucketHandle(Protocol):
     """
 
     def get(self, key: bytes, /) -> Answer[bytes | None]: ...
+
+    def get_each(self, keys: Sequence[bytes], /) -> Sequence[bytes | None] | Again | None:
+        """Return the values of keys, as one `get` for each does. Return None if they must be read one by one.
+
+        Return Again if all of them must wait, and be read again.
+        """
+        ...
 
     def set(self, key: bytes, value: bytes, ttl_ms: int | None = None, /) -> Answer[None]: ...
 
@@ -149,6 +156,7 @@ class CountingHandle:
         self._quota = quota
         self._counting = counting
         self.get = handle.get
+        self.get_each = handle.get_each
         self.exists = handle.exists
         self.partial_page = handle.partial_page
         self.get_many = handle.get_many

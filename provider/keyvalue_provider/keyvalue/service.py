@@ -97,6 +97,18 @@ class Service:
             return answer
         return _later(answer, None)  # type: ignore[arg-type]
 
+    def get_each(
+        self, caller: Caller, bucket: bytes, keys: Sequence[bytes], /
+    ) -> Sequence[bytes | None] | Again | None:
+        """Return the values of keys, as one `get` for each does. Return None if they must be read one by one.
+
+        Return Again if all of them must wait, and be read again.
+        """
+        try:
+            return self._handles[caller].readable[bucket].get_each(keys)
+        except StoreError as error:
+            raise _interface_error(error) from error
+
     def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]:
         """Store a value."""
         last = self._last
@@ -159,14 +171,6 @@ class Service:
         return KeyResponse(keys, page.cursor)
 
     # Calls over the Redis protocol alone.
-
-    def get_at_once(self, caller: Caller, bucket: bytes, keys: Sequence[bytes], /) -> list[bytes | None] | None:
-        """Return the values of keys, or None if the store does not answer at once."""
-        try:
-            handle = self._handles[caller].readable[bucket]
-            return handle.get_many(keys) if isinstance(handle, Bucket) else None
-        except StoreError as error:
-            raise _interface_error(error) from error
 
     def set_at_once(self, caller: Caller, bucket: bytes, entries: Iterable[tuple[bytes, bytes]], /) -> bool:
         """Store entries, or return False. `Calls` in `transport/.../redis/surroundings.py` describes it."""

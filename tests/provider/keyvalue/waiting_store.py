@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -52,6 +52,9 @@ class WaitingHandle:
 
     def __len__(self) -> int:
         return len(self._bucket)
+
+    def get_each(self, keys: Sequence[bytes]) -> None:
+        """Return None, because each read must wait."""
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         return partial(self._later, getattr(self._bucket, name))

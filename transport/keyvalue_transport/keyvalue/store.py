@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from keyvalue_transport.keyvalue.interface import (
     BUCKET,
@@ -37,7 +37,17 @@ from keyvalue_transport.keyvalue.interface import (
 )
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, Tally, new_tally
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Answer, Caller, Handler, HandlerResult, Pending
+from keyvalue_transport.wrpc.handler import (
+    LARGE_BYTES,
+    SMALL_BYTES,
+    Again,
+    Answer,
+    Caller,
+    ForRuns,
+    Handler,
+    HandlerResult,
+    Pending,
+)
 from keyvalue_transport.wrpc.values import (
     ONE_BYTE,
     U64_MAX,
@@ -54,6 +64,7 @@ __all__ = [
     "KEY_RESPONSE_BYTES",
     "STORE",
     "KeyResponse",
+    "ReadsTogether",
     "StoreInterface",
     "decode_delete",
     "decode_exists",
@@ -81,6 +92,8 @@ KEY_RESPONSE_BYTES = 17
 OK_NONE = b"\x00\x00"
 OK_SOME = b"\x00\x01"
 OK_SOME_SHORT = tuple(OK_SOME + length for length in ONE_BYTE)
+#: Gets of longer values are not made together.
+RUN_VALUE_BYTES_MAX = SMALL_BYTES - 8
 OK_FALSE = b"\x00\x00"
 OK_TRUE = b"\x00\x01"
 
@@ -104,6 +117,19 @@ class StoreInterface(Protocol):
     def exists(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bool]: ...
 
     def list_keys(self, caller: Caller, bucket: bytes, cursor: int | None, /) -> Answer[KeyResponse]: ...
+
+
+@runtime_checkable
+class ReadsTogether(Protocol):
+    """A store that can make many gets at once, which costs less than making them one by one."""
+
+    def get_each(
+        self, caller: Caller, bucket: bytes, keys: Sequence[bytes], /
+    ) -> Sequence[bytes | None] | Again | None:
+        """Return the values of keys, as one `get` for each does. Return None if they must be read one by one.
+
+        Return Again if all of them must wait, and be read again.
+        """
 
 
 # Parameters. A decoder returns the parameters, and the offset after the last parameter.
@@ -231,8 +257,9 @@ def store_handlers(
         counts as `none`
     """
     tally = tallies or store_tallies()
+    get = _get_handler(store.get, limits, tally["get"])
     return {
-        "get": _get_handler(store.get, limits, tally["get"]),
+        "get": _gets(store, get, limits, tally["get"]) if isinstance(store, ReadsTogether) else get,
         "set": _set_handler(store.set, limits, tally["set"]),
         "delete": function_handler(decode_delete, store.delete, encode_unit_result, NEVER, limits, tally["delete"]),
         "exists": function_handler(decode_exists, store.exists, encode_truth_result, False, limits, tally["exists"]),
@@ -279,6 +306,52 @@ def _get_handler(
         return AwaitedResult(value, encode_get_result, None, tally)  # type: ignore[arg-type] # not bytes, so an Awaitable
 
     return handle
+
+
+def _gets(store: ReadsTogether, handler: Handler, limits: ParameterLimits, tally: Tally) -> ForRuns:
+    """Return a handler that makes gets together if they have the same bucket, and if keys and values are short."""
+
+    def split(params: Sequence[bytes]) -> tuple[bytes, list[bytes]] | None:
+        first = params[0]
+        key_at = first[0] + 2 if first else 0
+        key_bytes = len(first) - key_at
+        head, text = first[:key_at], b"".join(params)
+        if (
+            key_bytes < 0
+            or key_at - 2 > limits.short_bucket_bytes_max
+            or key_bytes > limits.short_key_bytes_max
+            or first[key_at - 1] != key_bytes
+            or not text.isascii()
+        ):
+            return None
+        keys = [each[key_at:] for each in params]
+        return (head[1:-1], keys) if head + head.join(keys) == text else None
+
+    def call_run(caller: Caller, split: tuple[bytes, list[bytes]]) -> Sequence[bytes] | Again | None:
+        try:
+            values = store.get_each(caller, *split)
+        except Exception:  # each `get` raises it again
+            return None
+        return values if values is None or type(values) is Again else _short_results(values, tally)
+
+    return ForRuns(handler, split, call_run)
+
+
+def _short_results(values: Sequence[bytes | None], tally: Tally) -> list[bytes] | None:
+    """Return the encoded results of gets, and count them. Return None if one is too long for a run."""
+    try:
+        lengths = set(map(len, values))  # type: ignore[arg-type] # None raises the error
+    except TypeError:
+        lengths = {len(value) for value in values if value is not None}
+    if lengths and max(lengths) > RUN_VALUE_BYTES_MAX:
+        return None
+    missing = values.count(None)
+    tally[NONE] += missing
+    tally[OK] += len(values) - missing
+    if missing or len(lengths) > 1:
+        return [encode_get_result(value) for value in values]
+    head = OK_SOME + write_length(lengths.pop())
+    return [head + value for value in values]  # type: ignore[operator] # none is None
 
 
 def _set_handler(

@@ -24,6 +24,7 @@ from keyvalue_transport.redis.answers import short_bulks
 from keyvalue_transport.redis.requests import Request
 from keyvalue_transport.redis.session import OUTPUT_BYTES_MAX, RedisSession
 from keyvalue_transport.redis.short_calls import MIDDLES, ONE_DIGIT, REST_BYTES_MAX, TWO_DIGITS, head_of
+from keyvalue_transport.wrpc.handler import Again
 
 __all__ = ["RUN_BYTES_MIN", "RUN_REQUESTS_MIN", "RequestRun", "execute", "run_of", "split_run"]
 
@@ -114,11 +115,13 @@ def execute(session: RedisSession, run: RequestRun) -> int:
 def _get(session: RedisSession, keys: Sequence[bytes]) -> int:
     """Answer with the values of keys, if all of them are short."""
     try:
-        values = session.calls.get_at_once(session.caller, session.bucket, keys)
+        values = session.calls.get_each(session.caller, session.bucket, keys)
     except Exception:  # each `get` raises it again
         return 0
-    answers = b"" if values is None else short_bulks(values, session.nil)
-    if values is None or not answers:
+    if values is None or isinstance(values, Again):
+        return 0
+    answers = short_bulks(values, session.nil)
+    if not answers:
         return 0
     number, missing = len(values), values.count(None)
     tally = session.get.tally

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.redis.revisions import Entry, Revise
-from keyvalue_transport.wrpc.handler import Answer, Caller
+from keyvalue_transport.wrpc.handler import Again, Answer, Caller
 
 __all__ = ["Calls", "Client", "Surroundings", "User"]
 
@@ -25,8 +25,10 @@ class Calls(Protocol):
 
     def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]: ...
 
-    def get_at_once(self, caller: Caller, bucket: bytes, keys: Sequence[bytes], /) -> list[bytes | None] | None:
-        """Return the values of keys, or None if the store does not answer at once."""
+    def get_each(
+        self, caller: Caller, bucket: bytes, keys: Sequence[bytes], /
+    ) -> Sequence[bytes | None] | Again | None:
+        """Return the values of keys. Return None or Again if the store does not answer at once."""
 
     def set_at_once(self, caller: Caller, bucket: bytes, entries: Iterable[tuple[bytes, bytes]], /) -> bool:
         """Store entries in turn, as `set` does. Return False if the store does not answer at once; nothing is stored.

@@ -9,8 +9,8 @@ A handler reads only `buffer[start:end]`. The bytes after `end` may belong to an
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, final
 
 from keyvalue_transport.wrpc.errors import NeedMoreBytes, NoPlaceError
 
@@ -19,11 +19,13 @@ __all__ = [
     "EXPIRED",
     "LARGE_BYTES",
     "REFUSED",
+    "SMALL_BYTES",
     "Again",
     "Answer",
     "Begun",
     "Caller",
     "Derived",
+    "ForRuns",
     "Handler",
     "HandlerResult",
     "LargeResult",
@@ -91,6 +93,7 @@ class Source(Protocol):
     def add_done_callback(self, act: Callable[[Any], object], /) -> None: ...
 
 
+@final
 class Again:
     """The return value of a handler whose call must wait, and must be made again then. Many calls may share it.
 
@@ -146,6 +149,39 @@ class Begun:
         """
         if not self._may_begin(caller.source_id):
             raise NoPlaceError
+        return self.handler(caller, buffer, start, end)
+
+
+#: The maximum size of a result of a run.
+SMALL_BYTES = 4095
+
+
+class ForRuns:
+    """The handler of a function whose calls cost less if many are made together. The function must change nothing.
+
+    Neither `split` nor `call_run` may raise. Each returns None if the calls must be made one by one, and then it has counted
+    none of them.
+
+    :param handler: makes one call
+    :param split: reads the parameters of a run, each whole and of the same size, and returns the arguments for `call_run`
+    :param call_run: makes the calls of one caller. It returns the encoded results, each of 1 to SMALL_BYTES; or Again, if
+        all calls must wait, and be made again with the same arguments
+    """
+
+    __slots__ = ("call_run", "handler", "split")
+
+    def __init__(
+        self,
+        handler: Handler,
+        split: Callable[[Sequence[bytes]], Any],
+        call_run: Callable[[Caller, Any], Sequence[bytes] | Again | None],
+    ) -> None:
+        self.handler = handler
+        self.split = split
+        self.call_run = call_run
+
+    def __call__(self, caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        """Make one call."""
         return self.handler(caller, buffer, start, end)
 
 

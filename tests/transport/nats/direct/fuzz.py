@@ -25,11 +25,13 @@ from keyvalue_transport.keyvalue.batch import batch_handlers, batch_tallies, enc
 from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.store import encode_list_keys, encode_set, store_handlers, store_tallies
 from keyvalue_transport.nats.direct import protocol as protocol_module
-from keyvalue_transport.nats.direct.protocol import FULL_BYTES, OUTPUT_BYTES, DirectProtocol
+from keyvalue_transport.nats.direct import writing_protocol
+from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES, DirectProtocol
+from keyvalue_transport.nats.direct.writing_protocol import FULL_BYTES
 from keyvalue_transport.nats.headers import headers_of
 from keyvalue_transport.nats.replies import Send, SubjectReplies
 from keyvalue_transport.wrpc.half_open import INVOCATION_BYTES
-from keyvalue_transport.wrpc.handler import Caller, Handler, HandlerResult, Pending
+from keyvalue_transport.wrpc.handler import Again, Caller, ForRuns, Handler, HandlerResult, Pending
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations
 from tests.invoking import invoke
 from tests.recorded_replies import Later
@@ -147,6 +149,20 @@ class World:
 
     def _noting(self, name: str, handler: Handler) -> Handler:
         note = self.calls.append
+        if isinstance(handler, ForRuns):
+            split_run, handle_run = handler.split, handler.call_run
+
+            def split(params: Sequence[bytes]) -> tuple[int, object] | None:
+                arguments = split_run(params)
+                return None if arguments is None else (len(params[0]), arguments)
+
+            def call_run(caller: Caller, split: tuple[int, object]) -> Sequence[bytes] | Again | None:
+                results = handle_run(caller, split[1])
+                if isinstance(results, list):
+                    self.calls += [(name, caller, split[0])] * len(results)
+                return results
+
+            return ForRuns(self._noting(name, handler.handler), split, call_run)
 
         def handle(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
             note((name, caller, end - start))
@@ -205,7 +221,7 @@ class Case(NamedTuple):
 def direct(loop: asyncio.AbstractEventLoop, case: Case, together: bool) -> Outcome:
     """Return the outcome of a case on the direct path: together, or apart."""
     world = World(case.seed)
-    protocol_module.OUTPUT_BYTES, protocol_module.FULL_BYTES = case.output_bytes, case.high_water_bytes
+    protocol_module.OUTPUT_BYTES, writing_protocol.FULL_BYTES = case.output_bytes, case.high_water_bytes
     routes, invocations, steps = direct_core(LIMITS, alike=together, max_payload=MAX_PAYLOAD, room=True)
 
     for number, handler in enumerate(world.handlers.values(), FUNCTIONS):
@@ -575,5 +591,5 @@ def run(frames: int, seed: int, first: int = 0) -> str:
                 return ""
     finally:
         loop.close()
-        protocol_module.OUTPUT_BYTES, protocol_module.FULL_BYTES = OUTPUT_BYTES, FULL_BYTES
+        protocol_module.OUTPUT_BYTES, writing_protocol.FULL_BYTES = OUTPUT_BYTES, FULL_BYTES
     raise AssertionError("cases do not end")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -18,7 +19,7 @@ from keyvalue_transport.nats.direct.alike import RUN_FRAMES_MAX, SHAPES_MAX
 from keyvalue_transport.nats.direct.frames import read_frame
 from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, ReadFlow
 from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, Pending
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, ForRuns, Handler, Pending
 from tests.transport.nats.direct.scene import CALLER, GET, HEADERS, MIB, UNIT, Direct, NewDirect, answer, hmsg, msg
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -49,6 +50,8 @@ BLOCKS = (
 #: Parameters, some of which look like the rest of a control line.
 PAYLOADS = (b"", b"ab", b"ae", b"a 60 85\r\nNATS/1.0\r\n\r\n", b" 2\r\nab", b"x 2\r\nab", b"x 3\r\na\r\n", b"a\r\n")
 REPLIES = (b"", b"r", b"rrrr", b"ssss")
+#: The subscription whose handler makes the calls of a run together.
+RUNS = 24
 
 
 class Noted:
@@ -60,17 +63,29 @@ class Noted:
     def __init__(self, direct: Direct) -> None:
         self.direct = direct
         self.calls: list[tuple[int, Caller, bytes]] = []
+        self.runs = 0
         for number in range(20, 24):
             self.direct.routes.add(number, self.handler(number))
+        self.direct.routes.add(RUNS, ForRuns(self.handler(RUNS), self.split, self.call_run))
 
     def handler(self, number: int) -> Handler:
         def note(caller: Caller, buffer: bytes, start: int, end: int) -> bytes | Pending:
             self.calls.append((number, caller, buffer[start:end]))
             if number == 21:
                 raise RuntimeError
-            return UNIT
+            return buffer[start:end] + UNIT if number == RUNS else UNIT
 
         return note
+
+    def split(self, params: Sequence[bytes]) -> Sequence[bytes] | None:
+        return None if b"25" in params else params
+
+    def call_run(self, caller: Caller, params: Sequence[bytes]) -> Sequence[bytes] | None:
+        if b"20" in params:
+            return None
+        self.calls += [(RUNS, caller, each) for each in params]
+        self.runs += 1
+        return [each + UNIT for each in params]
 
     @property
     def traces(self) -> list[str | None]:
@@ -81,7 +96,7 @@ def frame(number: int, block: bytes | None, payload: bytes = b"ab", reply: bytes
     return msg(number, payload, reply) if block is None else hmsg(number, payload, reply, headers=block)
 
 
-@pytest.mark.parametrize("number", [20, 21])
+@pytest.mark.parametrize("number", [20, 21, RUNS])
 @pytest.mark.parametrize("usual", [None, HEADERS, TRACED, BLOCKS[-1]])
 def test_an_odd_frame_in_a_run(new_direct: NewDirect, number: int, usual: bytes | None) -> None:
     odd = [frame(number, block, payload, reply) for block in (None, usual) for payload in PAYLOADS for reply in REPLIES]
@@ -98,13 +113,17 @@ def test_an_odd_frame_in_a_run(new_direct: NewDirect, number: int, usual: bytes 
     assert together.direct.invocations.counts == apart.direct.invocations.counts
 
 
+@pytest.mark.parametrize("function", [20, RUNS])
 @pytest.mark.parametrize("block", [None, HEADERS, TRACED])
-def test_runs_of_all_lengths(new_direct: NewDirect, block: bytes | None) -> None:
+def test_runs_of_all_lengths(new_direct: NewDirect, block: bytes | None, function: int) -> None:
     """Runs are split in parts. After a run there is another one, an odd frame, or a cut frame."""
-    odd = frame(20, block, reply=b"s" * 5), frame(22, block), frame(20, BLOCKS[1]), frame(20, block, reply=b"rr\rr")
+    odd = (
+        *(frame(function, block, reply=b"s" * 5), frame(22, block), frame(function, BLOCKS[1])),
+        frame(function, block, reply=b"rr\rr"),
+    )
     for number in range(1, 3 * RUN_FRAMES_MAX):
-        run = [frame(20, block, b"%02d" % index, b"r%03d" % index) for index in range(number)]
-        for then in ([], *([each] for each in odd), [frame(20, block, b"abc")] * number):
+        run = [frame(function, block, b"%02d" % index, b"r%03d" % index) for index in range(number)]
+        for then in ([], *([each] for each in odd), [frame(function, block, b"abc")] * number):
             together, apart = Noted(new_direct()), Noted(new_direct(alike=False))
             wires = [*run[:2], *run, *then, *run]
             stream = b"".join(wires)
@@ -112,6 +131,8 @@ def test_runs_of_all_lengths(new_direct: NewDirect, block: bytes | None) -> None
             assert together.direct.read(stream[:cut], stream[cut:]) == apart.direct.read(*wires)
             assert together.calls == apart.calls
             assert together.direct.invocations.counts == apart.direct.invocations.counts
+            assert not 8 <= number <= 20 or bool(together.runs) == (function == RUNS)
+            assert not apart.runs
 
 
 @pytest.mark.parametrize("is_on", [True, False])

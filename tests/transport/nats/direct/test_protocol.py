@@ -13,6 +13,7 @@ from keyvalue_transport.keyvalue.store import encode_get_result
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from keyvalue_transport.nats.direct import protocol as protocol_module
 from keyvalue_transport.nats.direct import window as window_module
+from keyvalue_transport.nats.direct import writing_protocol
 from keyvalue_transport.nats.direct.frames import LINE_BYTES_MAX
 from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES
 from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, TURN_S, ReadFlow
@@ -277,7 +278,7 @@ def test_a_call_with_a_refused_reply_subject_is_only_counted(direct: Direct, rep
 @pytest.fixture
 def full_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pause parsing and reading as soon as the socket's buffer is above its high-water mark. Request no receipts."""
-    monkeypatch.setattr(protocol_module, "FULL_BYTES", 0)
+    monkeypatch.setattr(writing_protocol, "FULL_BYTES", 0)
     monkeypatch.setattr(window_module, "WINDOW_BYTES", 2**40)
 
 

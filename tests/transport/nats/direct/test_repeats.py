@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from unittest.mock import patch
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from keyvalue_transport.nats.direct import delayed_output, repeats
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
 from keyvalue_transport.nats.direct.routes import InOrder
-from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Caller, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Caller, ForRuns, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.transport.nats.direct.scene import GET, MIB, Reader, Socket, answer, direct_core, hmsg, info, publications
 
@@ -65,11 +65,15 @@ class Scene:
     """A connection with one function. Its calls wait for a source that they share until the source is done."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, high_water_bytes: int = 2**40, waiting_max: int = WAITING_MAX
+        self,
+        loop: asyncio.AbstractEventLoop,
+        high_water_bytes: int = 2**40,
+        waiting_max: int = WAITING_MAX,
+        has_runs: bool = False,
     ) -> None:
         routes, self.invocations, _ = direct_core(InvocationLimits(waiting_max=waiting_max))
         self.routes = routes
-        routes.add(GET, self._handle)
+        routes.add(GET, ForRuns(self._handle, list, self._call_run) if has_runs else self._handle)
         self.socket = Socket(high_water_bytes)
         self.protocol = DirectProtocol(Reader(loop), routes, loop)
         self.socket.protocol = self.protocol
@@ -94,6 +98,18 @@ class Scene:
             return self._others[-1]
         return SECOND[params]()
 
+    def _call_run(self, caller: Caller, params: Sequence[bytes]) -> Sequence[bytes] | Again | None:
+        if b"at once" in params:
+            return None
+        if not self._is_over:
+            return self._again
+        if b"again" in params:
+            return self._ended
+        if set(params) == {b"small"}:
+            self.made.update(params)
+            return [b"result"] * len(params)
+        return None
+
     def end(self) -> None:
         self._ended, self._again = self._again, Again(Source())
         self._is_over = True
@@ -106,23 +122,27 @@ class Scene:
 
 OPERATIONS = st.lists(
     st.lists(st.sampled_from([b"at once", b"again", *SECOND.keys() - {b"large", b"middle"}]), min_size=1, max_size=6)
+    | st.sampled_from([[b"small"] * 8, [b"other"] * 8])  # these make runs
     | st.just("end"),
     max_size=12,
 )
 
 
-@given(OPERATIONS, st.sampled_from((0, repeats.KEPT_BYTES)))
-def test_each_call_is_answered_once(operations: list[list[bytes] | str], kept_bytes: int) -> None:
+@given(OPERATIONS, st.sampled_from((0, repeats.KEPT_BYTES)), st.booleans(), st.sampled_from((WAITING_MAX, 40)))
+def test_each_call_is_answered_once(
+    operations: list[list[bytes] | str], kept_bytes: int, has_runs: bool, waiting_max: int
+) -> None:
     loop = asyncio.new_event_loop()
     try:
         with patch.object(repeats, "KEPT_BYTES", kept_bytes):  # with 0, calls keep copies of their parameters
-            check_answers(loop, operations)
+            check_answers(Scene(loop, waiting_max=waiting_max, has_runs=has_runs), loop, operations, waiting_max)
     finally:
         loop.close()
 
 
-def check_answers(loop: asyncio.AbstractEventLoop, operations: list[list[bytes] | str]) -> None:
-    scene = Scene(loop)
+def check_answers(
+    scene: Scene, loop: asyncio.AbstractEventLoop, operations: list[list[bytes] | str], waiting_max: int
+) -> None:
     calls: dict[str, bytes] = {}
     waiting: list[str] = []
     refused: set[str] = set()
@@ -135,7 +155,7 @@ def check_answers(loop: asyncio.AbstractEventLoop, operations: list[list[bytes] 
             for params in operation:
                 calls[reply := f"r{len(calls)}"] = params
                 frames.append(hmsg(GET, params, reply.encode()))
-                if params != b"at once" and len(waiting) < WAITING_MAX * 3 // 4:
+                if params != b"at once" and len(waiting) < waiting_max * 3 // 4:
                     waiting.append(reply)
                 elif params != b"at once":
                     refused.add(reply)
@@ -191,15 +211,20 @@ def test_the_results_of_one_source_and_the_answers_of_a_read_leave_in_one_write(
     assert scene.made == {b"small": 6}
 
 
-def test_calls_after_one_that_waits_are_made_only_then(loop: asyncio.AbstractEventLoop) -> None:
-    scene = Scene(loop, waiting_max=64)
+@pytest.mark.parametrize(("has_runs", "first"), [(False, 3), (True, 2)])
+def test_calls_after_one_that_waits_are_made_only_then(
+    loop: asyncio.AbstractEventLoop, has_runs: bool, first: int
+) -> None:
+    scene = Scene(loop, waiting_max=64, has_runs=has_runs)
     replies = [b"r%d" % number for number in range(10, 30)]
     scene.protocol.data_received(b"".join(hmsg(GET, b"small", reply) for reply in replies))
-    assert scene.made == {b"small": 3}, "two calls before there is a shape, and the first one that has it"
+    assert scene.made == {b"small": first}, (
+        "two calls before there is a shape, and the first one that has it if not in a run"
+    )
     assert scene.invocations.waiting == 20
     scene.end()
     loop.run_until_complete(asyncio.sleep(0))
-    assert scene.made == {b"small": 23}
+    assert scene.made == {b"small": 20 + first}
     assert publications(scene.socket.take()) == [
         send for reply in replies for send in answer(reply.decode(), b"result")
     ]

@@ -23,22 +23,24 @@ handler, caller, reply subject and parameters for each frame. A property test ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from struct import Struct
 from typing import TypeAlias
 
 from keyvalue_transport.nats.direct.frames import MessageFrame
+from keyvalue_transport.nats.direct.runs import FrameRun
 from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX, CRLF, TRACEPARENT_LINE
 from keyvalue_transport.nats.reply_subjects import REPLY_BYTES_MAX, ReplySubjects
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, ForRuns, Handler
 
 __all__ = ["RUN_FRAMES_MAX", "SHAPES_MAX", "Alike", "InvocationFrame", "InvocationGroup", "Shape"]
 
 #: An invocation in a buffer: the tail of the reply subject, the frame's offset, and the start and end of the
 #: parameters. It is a plain tuple for speed, because each call creates one.
 InvocationFrame: TypeAlias = tuple[bytes, int, int, int]
-#: A handler, a caller, the head of the reply subjects, and the caller's consecutive invocations of the handler.
-InvocationGroup: TypeAlias = tuple[Handler, Caller, bytes, Iterator[InvocationFrame]]
+#: A handler, a caller, the head of the reply subjects, and the caller's consecutive invocations of the handler: an
+#: iterator, or a `FrameRun`.
+InvocationGroup: TypeAlias = tuple[Handler, Caller, bytes, Iterable[InvocationFrame]]
 
 #: The maximum number of shapes. When the maximum is reached, all shapes are forgotten.
 SHAPES_MAX = 256
@@ -62,7 +64,7 @@ class Shape:
 
     __slots__ = (
         *("caller", "handler", "head", "prefix", "rest", "suffix"),
-        *("_digits", "_layout", "_rest_bytes", "_runs"),
+        *("_digits", "_has_params", "_layout", "_rest_bytes", "_runs"),
     )
 
     def __init__(
@@ -76,6 +78,7 @@ class Shape:
         self.head, self.prefix = head, b"%b %b %b %b" % (words[0], words[1], words[2], head)
         self.suffix, self.rest = rest[:trace_at], rest[rest_at:]
         self.handler, self.caller = handler, caller
+        self._has_params = type(handler) is ForRuns
         self._rest_bytes = len(rest)
         self._layout = (
             *(self.prefix, len(self.prefix), self.suffix, len(self.suffix), self.rest, len(rest)),
@@ -122,27 +125,29 @@ class Shape:
                 if frames:
                     break  # the run has a group of its own
                 number = (min(end, until + frame_bytes - 1) - at) // frame_bytes
-                if tails := self._tails_of_run(buffer, at, number, frame_bytes, len(tail)):
-                    after = at + len(tails) * frame_bytes
-                    starts, stops = range(start, after, frame_bytes), range(stop, after, frame_bytes)
-                    run = zip(tails, range(at, after, frame_bytes), starts, stops, strict=True)
-                    return (self.handler, self.caller, self.head, run), after
+                tails, params = self._run_at(buffer, at, number, frame_bytes, len(tail))
+                if tails:
+                    run = FrameRun(tails, params, at, frame_bytes, start, stop)
+                    return (self.handler, self.caller, self.head, run), at + len(tails) * frame_bytes
                 may_run = False
             frames.append((tail, at, start, stop))
             at = after
         return (self.handler, self.caller, self.head, iter(frames)), at
 
-    def _tails_of_run(
+    def _run_at(
         self, buffer: bytes, at: int, remaining: int, frame_bytes: int, tail_bytes: int
-    ) -> tuple[bytes, ...]:
-        """Return the tails of the reply subjects of a run that starts at `at`. The run may end before its last frame.
+    ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """Return the tails of the reply subjects of a run that starts at `at`, and the parameters if the handler wants them.
+
+        The run may end before its last frame.
 
         A part of the run is compared as a whole. If its last frame does not fit, a smaller part is tried. If any other
         frame does not fit, the whole part is left out.
         """
         prefix, suffix, rest, startswith = self.prefix, self.suffix, self.rest, buffer.startswith
-        step = 5 if rest else 3  # the number of fields of a frame
+        step = 3 + 2 * bool(rest) + self._has_params  # the number of fields of a frame
         found: tuple[bytes, ...] = ()
+        params: tuple[bytes, ...] = ()
         number = RUN_FRAMES_MAX
         while remaining:
             if number > remaining:
@@ -159,18 +164,22 @@ class Shape:
             if rest and (fields[4::step].count(rest) < number or CR in b"".join(fields[3::step])):
                 break
             found += tails
+            if self._has_params:
+                params += fields[step - 1 :: step]
             at += number * frame_bytes
             remaining -= number
-        return found
+        return found, params
 
     def _run(self, key: int, number: int, frame_bytes: int, tail_bytes: int) -> Struct:
-        """Return a Struct that splits frames into prefix, tail, suffix, trace and rest.
+        """Return a Struct that splits frames into prefix, tail, suffix, trace, rest and parameters.
 
-        If the shape has no trace, there are no fields trace and rest.
+        If the shape has no trace, there are no fields trace and rest. If nobody needs the parameters, they are left out.
         """
         sizes = [len(self.prefix), tail_bytes, len(self.suffix)]
         if self.rest:
             sizes += self._rest_bytes - len(self.suffix) - len(self.rest), len(self.rest)
+        if self._has_params:
+            sizes.append(frame_bytes - sum(sizes) - len(CRLF))
         fields = "".join(f"{size}s" for size in sizes) + f"{frame_bytes - sum(sizes)}x"
         if len(self._runs) >= RUNS_MAX:
             self._runs.clear()

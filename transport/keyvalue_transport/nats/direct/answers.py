@@ -12,6 +12,7 @@ frames for the core.
 from __future__ import annotations
 
 from keyvalue_transport.nats.subjects import params_subject
+from keyvalue_transport.wrpc.handler import SMALL_BYTES
 
 __all__ = ["ANSWER_BYTES", "END", "NEXT_PUB", "PUB", "RESULT_LINES", "SMALL", "FrameReplies", "message_count"]
 
@@ -20,7 +21,7 @@ NEXT_PUB = b"\r\nPUB "
 END = b".results 0\r\n\r\n"
 #: Lines for results of fewer bytes are formatted in advance, because formatting a line takes as long as everything
 #: else in an answer.
-SMALL = 4096
+SMALL = SMALL_BYTES + 1
 RESULT_LINES = tuple(b".results %d\r\n" % size for size in range(SMALL))
 #: Maximum number of heads for which the constant parts are kept. Callers choose the heads.
 HEADS_MAX = 256

@@ -7,7 +7,7 @@ a tuple while it waits, and no handshake of its own, because the handshake leave
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, TypeAlias
 
@@ -58,7 +58,7 @@ class BegunCalls:
         self._source_id: str | None = None
 
     def begin(
-        self, begun: Begun, caller: Caller, head: bytes, frames: Iterator[InvocationFrame], buffer: bytes, enter: Enter
+        self, begun: Begun, caller: Caller, head: bytes, frames: Iterable[InvocationFrame], buffer: bytes, enter: Enter
     ) -> int:
         """Call the handler for a group of calls, and let them wait for their answers. Enter those that do not.
 

@@ -17,7 +17,8 @@ The methods, in the order of this file:
                     large, its answer is not ready, or its handler raised an exception
     _take           applies a change by the host, counts a call without a reply subject, or passes a piece of cut
                     parameters to the core, which calls the handler again
-    send            writes the core's messages outside of reads, for example the answer of a call that had to wait
+    send            writes the core's messages outside of reads, for example the answer of a call that had to wait; it
+                    belongs to writing_protocol.py, with everything else that writes
 
 The core returns a `Step` with the messages to send, which `FrameReplies` in `direct/answers.py` has built.
 A call with a small answer needs no task, no coroutine and no message object. All answers of a read are sent in one
@@ -41,13 +42,12 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from time import monotonic, perf_counter
 
 from keyvalue_transport.nats.direct.alike import InvocationGroup
 from keyvalue_transport.nats.direct.answers import ANSWER_BYTES, END, PUB, RESULT_LINES, SMALL, message_count
-from keyvalue_transport.nats.direct.delayed_output import DelayedOutput
 from keyvalue_transport.nats.direct.frames import (
     INFO,
     LINE_BYTES_MAX,
@@ -59,44 +59,36 @@ from keyvalue_transport.nats.direct.frames import (
     read_frame,
     traceparent_in,
 )
-from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, ReadFlow, Writable
+from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, ReadFlow
 from keyvalue_transport.nats.direct.routes import DirectRoutes, DirectServer, Frames, Further, InOrder, Route
+from keyvalue_transport.nats.direct.runs import FrameRun, answers_of_run
+from keyvalue_transport.nats.direct.writing_protocol import WritingProtocol
 from keyvalue_transport.nats.reply_subjects import CR, REPLY_BYTES_MAX
 from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Again, Begun, Caller, Handler, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.handler import Again, Begun, Caller, ForRuns, Handler, HandlerResult, LargeResult
 from keyvalue_transport.wrpc.invocation import Step, Waiting
 
 __all__ = ["DirectProtocol"]
 
 #: When the output reaches this size, it is written before more input is parsed.
 OUTPUT_BYTES = 1024 * 1024
-#: Parsing and reading pause when the socket's buffer holds more bytes than this. Small answers may fill it.
-FULL_BYTES = 4 * 1024 * 1024
 
 
-class DirectProtocol(asyncio.StreamReaderProtocol):
+class DirectProtocol(WritingProtocol):
     """The asyncio protocol of one connection. nats-py does not see the frames of routed subscriptions."""
 
     def __init__(self, reader: asyncio.StreamReader, routes: DirectRoutes, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(reader, loop=loop)
-        # With asyncio's, an object has 29 attributes. From 30 on, CPython 3.11 takes 0.3 us longer for each read.
-        self._loop_of_writes = loop
-        self._routes = routes
-        self._socket: Writable | None = None
-        self._flow: ReadFlow | None = None
+        super().__init__(reader, routes, loop)
+        # With those of both base classes, an object has 29 attributes. From 30 on, CPython 3.11 takes 0.3 us longer for
+        # each read.
         self._greeted = self._speaks_nats = False
-        self._full = False  # True from FULL_BYTES to the low-water mark
         self._max_payload = 1024 * 1024  # until the server's INFO arrives
         self._frame_bytes_max = self._max_payload + LINE_BYTES_MAX
         # Bytes that are not parsed yet: the pieces, their total size, and the size at which parsing can continue.
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
         self._needed_bytes = 0
-        self._out: list[bytes] = []  # the output for the read that is being parsed
-        self._later: list[bytes] = []  # frames from `send`, until the next turn of the event loop
-        self._delayed = DelayedOutput(loop, routes, self._write)
-        self._is_parsing = False  # True while frames of a read are handled
         self._pump_due = False  # True if the read that is being parsed may let delayed output go on
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -195,37 +187,40 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
             self._needed_bytes = needed_bytes
 
     def _parse(self, buffer: bytes) -> None:
-        """Answer the invocations in a buffer. Keep an incomplete frame for the next read.
-
-        This method is optimized for speed, which the end-to-end benchmark of `get` measures.
-        """
+        """Answer the invocations in a buffer. Keep an incomplete frame for the next read. The benchmark of `get` times it."""
         routes, delayed = self._routes, self._delayed
         server = routes.server
         out = self._out = []
         if server is None:
-            for _ in self._groups(buffer):
-                raise AssertionError("there is a route to a handler, and no server")
+            assert not [*self._groups(buffer)]  # a route to a handler has a server
             return
         counts, begun_of = server.invocations.counts, server.replies.begun_of
         answered = out_bytes = 0
         holds = self._pump_due = delayed.may_hold and delayed.must_hold(server)
-        groups: Iterable[InvocationGroup] | None = None
-        if (shape := routes.alike.shape) is not None and (end := len(buffer)) <= SLICE_BYTES:
-            group, at = shape.take(buffer, 0, end, end)
-            groups = (group,) if at == end else self._groups(buffer, at, group)
-        for handler, caller, head, frames in groups or self._groups(buffer):
+        for handler, caller, head, frames in self._all_groups(buffer):
             if holds:
                 delayed.hold(server, handler, caller, head, frames, buffer)
                 continue
             if type(handler) is Begun and (begun := routes.begun) is not None:
                 out_bytes += begun.begin(handler, caller, head, frames, buffer, partial(self._enter_core, server))
                 continue  # this output is small, because most answers come later
+            call = handler
+            if type(handler) is ForRuns:
+                call = handler.handler
+                if type(frames) is FrameRun and (size := self._call_run(server, handler, caller, head, frames, buffer)):
+                    out_bytes += size
+                    if out_bytes >= OUTPUT_BYTES:
+                        out_bytes, holds = 0, self._write_full(server, buffer, frames.end)
+                        if self._full:
+                            break
+                    continue
             pub, handshake, next_pub = begun_of.get(head) or server.replies.begun(head)
             size_max = self._max_payload  # an INFO before this group may have changed the limit
+            frames = iter(frames)
             for tail, at, start, end in frames:
                 result: HandlerResult | Exception
                 try:
-                    result = handler(caller, buffer, start, end)
+                    result = call(caller, buffer, start, end)
                 except Exception as error:  # any exception, including NeedMoreBytes
                     result = error
                 if type(result) is bytes and 0 < (size := len(result)) <= size_max:
@@ -240,20 +235,51 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
                     out_bytes += self._enter_core(server, handler, caller, head + tail, buffer, at, start, end, result)
                     result = b""  # free the bytes, because an exception's traceback may keep this frame alive
                 if out_bytes >= OUTPUT_BYTES:
-                    self._write(out)
-                    out.clear()
-                    out_bytes = 0
-                    if self._full:
-                        self._keep(buffer[end + 2 :], 0)
-                        break
-                    if delayed.must_hold(server):
-                        holds = self._pump_due = True
-                        delayed.hold(server, handler, caller, head, frames, buffer)
+                    out_bytes, holds = 0, self._write_full(server, buffer, end + 2)
+                    if holds or self._full:
                         break
             if self._full:
                 break
+            if holds:
+                delayed.hold(server, handler, caller, head, frames, buffer)
         counts.answered += answered
         counts.received_bytes += len(buffer) - self._pieces_bytes
+
+    def _call_run(
+        self, server: DirectServer, handler: ForRuns, caller: Caller, head: bytes, run: FrameRun, buffer: bytes
+    ) -> int:
+        """Make the calls of a run. Return the number of bytes added to the output, or 0 to make them one by one."""
+        results = run.results_of(handler, caller) if self._max_payload >= SMALL else None
+        if results is None:
+            return 0
+        if type(results) is Again:
+            assert self._routes.repeats is not None
+            self._routes.repeats.add_run(results, handler, caller, head, run, buffer)
+            return 1
+        server.invocations.counts.answered += len(results)
+        self._out += answers_of_run(server.replies.begun(head), run, results)
+        return sum(map(len, results)) + ANSWER_BYTES * len(results)
+
+    def _write_full(self, server: DirectServer, buffer: bytes, after: int) -> bool:
+        """Write the output of a read before its end, because it is large. Return True if later calls must be held.
+
+        If the socket's buffer is full, keep the bytes after `after`.
+        """
+        self._write(self._out)
+        self._out.clear()
+        if self._full:
+            self._keep(buffer[after:], 0)
+            return False
+        holds = self._delayed.must_hold(server)
+        self._pump_due = self._pump_due or holds
+        return holds
+
+    def _all_groups(self, buffer: bytes) -> Iterable[InvocationGroup]:
+        """Return what `_groups` yields, which is often one group of a known shape."""
+        if (shape := self._routes.alike.shape) is None or (end := len(buffer)) > SLICE_BYTES:
+            return self._groups(buffer)
+        group, at = shape.take(buffer, 0, end, end)
+        return (group,) if at == end else self._groups(buffer, at, group)
 
     def _groups(self, buffer: bytes, at: int = 0, first: InvocationGroup | None = None) -> Iterator[InvocationGroup]:
         """Yield groups of consecutive invocations by one caller of one handler: the first group, and those from `at` on.
@@ -392,80 +418,6 @@ class DirectProtocol(asyncio.StreamReaderProtocol):
         else:  # so is one without a reply subject
             server.invocations.counts.without_reply += 1
         return 0
-
-    def write_now(self, frames: bytes) -> bool:
-        """Write frames at once, or at the end of the read that is being parsed.
-
-        Return False if the connection is lost, or if nats-py has not finished opening it.
-        """
-        if self._socket is None or not self._delayed.is_open:
-            return False
-        if self._is_parsing:
-            self._later.append(frames)
-        else:
-            self._write([frames])
-        return True
-
-    def send(self, frames: list[bytes], is_large: bool = False) -> bool:
-        """Write frames together in the next turn of the event loop, or at the end of the read that is being parsed.
-
-        The frames of a large result are written in parts.
-
-        Return False if the connection is lost, or if nats-py has not finished opening it. If it is lost before the
-        frames are written, `on_lost` of the server is called.
-        """
-        if self._socket is None or not self._delayed.is_open:
-            return False
-        if is_large:
-            self._delayed.add_late(frames)
-            return True
-        if not (self._later or self._is_parsing):
-            self._loop_of_writes.call_soon(self._write_later)
-        self._later += frames
-        return True
-
-    def call_soon(self, act: Callable[[], None]) -> None:
-        """Call `act` once: at the end of the read that is being parsed, or in the next turn of the event loop."""
-        if self._is_parsing:
-            self._routes.ending.append(act)
-        else:
-            self._loop_of_writes.call_soon(act)
-
-    def flush(self) -> None:
-        """Write everything given to `send`, and the rest of a large result. The server calls this when it stops."""
-        self._write_later()
-        self._delayed.flush()
-
-    def has_room(self) -> bool:
-        """Return True if nothing delays a large result."""
-        return self._delayed.has_room()
-
-    def _write_later(self) -> None:
-        if self._socket is None:
-            return  # `connection_lost` reports the frames
-        later, self._later = self._later, []
-        self._write(later)
-
-    def _write(self, out: list[bytes]) -> None:
-        if not out:
-            return
-        server, delayed, socket = self._routes.server, self._delayed, self._socket
-        window = delayed.window
-        if window.written_bytes >= window.due_bytes and server is not None and delayed.is_open:
-            out = [*out, server.replies.receipt]  # in the same write, because a second write costs much
-            window.note_request()
-            delayed.may_hold = True
-        frames = b"".join(out)
-        frames_bytes = len(frames)
-        if server is not None:
-            server.invocations.counts.sent_bytes += frames_bytes
-        if socket is not None:
-            socket.write(frames)
-            window.written_bytes += frames_bytes
-            if delayed.is_blocked and not self._full and socket.get_write_buffer_size() > FULL_BYTES:
-                self._full = True
-                assert self._flow is not None
-                self._flow.hold()
 
     def _read_info(self, line: bytes) -> None:
         """Read the server's limit for the size of messages. Every INFO may change the limit."""

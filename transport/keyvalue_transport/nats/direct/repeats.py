@@ -13,9 +13,10 @@ from time import monotonic
 from typing import TypeAlias
 
 from keyvalue_transport.nats.direct.alike import InvocationFrame
-from keyvalue_transport.nats.direct.answers import END, RESULT_LINES, SMALL, FrameReplies
+from keyvalue_transport.nats.direct.answers import END, RESULT_LINES, FrameReplies
 from keyvalue_transport.nats.direct.frames import traceparent_in
-from keyvalue_transport.wrpc.handler import Again, Caller, Handler, HandlerResult
+from keyvalue_transport.nats.direct.runs import FrameRun, answers_of_run
+from keyvalue_transport.wrpc.handler import SMALL_BYTES, Again, Caller, ForRuns, Handler, HandlerResult
 from keyvalue_transport.wrpc.invocation import Invocations, Step
 from keyvalue_transport.wrpc.repeated import WAITS_AGAIN
 
@@ -27,7 +28,7 @@ KEPT_BYTES = 512
 #: The tail of a call's reply subject, the offset of its frame or its `traceparent`, and the start and end of its parameters.
 Repeat: TypeAlias = tuple[bytes, int | str | None, int, int]
 #: A handler, a caller, the head of the reply subjects, the bytes that hold the parameters, and calls.
-Group: TypeAlias = tuple[Handler, Caller, bytes, bytes, Sequence[Repeat]]
+Group: TypeAlias = tuple[Handler, Caller, bytes, bytes, Sequence[Repeat] | FrameRun]
 
 
 class Repeats:
@@ -71,10 +72,20 @@ class Repeats:
         else:
             self._add(again, (handler, caller, head, *copies(buffer, calls)))
 
+    def add_run(
+        self, again: Again, handler: ForRuns, caller: Caller, head: bytes, run: FrameRun, buffer: bytes
+    ) -> None:
+        """Let the calls of a run wait, like `add`."""
+        if len(buffer) <= KEPT_BYTES * len(run):
+            self._add(again, (handler, caller, head, buffer, run))
+        else:
+            self._add(again, (handler, caller, head, *copies(buffer, [*run])))
+
     def _add(self, again: Again, group: Group) -> None:
         handler, caller, head, buffer, calls = group
         added = self._invocations.begin_waits(caller.source_id, len(calls))
         if added < len(calls):
+            calls = [*calls]
             for tail, _, _, _ in calls[added:]:
                 step = self._invocations.refuse(head + tail, handler)
                 self._send(step.sends, False)
@@ -103,16 +114,25 @@ class Repeats:
     def _repeat(self, again: Again, _: object) -> None:
         """Make the calls that have waited for `again`, and send their results together."""
         invocations, replies = self._invocations, self._replies
-        size_max = min(replies.max_payload, SMALL - 1)
+        size_max = min(replies.max_payload, SMALL_BYTES)
         out: list[bytes] = []
         answered = 0
         for handler, caller, head, buffer, calls in self._waiting.pop(again, ()):
             invocations.end_waits(caller.source_id, len(calls))
-            pub, handshake, next_pub = replies.begun(head)
+            begun = pub, handshake, next_pub = replies.begun(head)
+            call = handler
+            if isinstance(handler, ForRuns):
+                call = handler.handler
+                if isinstance(calls, FrameRun) and size_max == SMALL_BYTES:
+                    results = calls.results_of(handler, caller)
+                    if results is not None and not isinstance(results, Again):
+                        answered += len(results)
+                        out += answers_of_run(begun, calls, results)
+                        continue
             for tail, at, start, end in calls:
                 result: HandlerResult | Exception
                 try:
-                    result = handler(caller, buffer, start, end)
+                    result = call(caller, buffer, start, end)
                 except Exception as error:  # any exception ends only its call
                     result = error
                 if type(result) is bytes and 0 < (size := len(result)) <= size_max:

@@ -1,0 +1,85 @@
+"""Runs: calls of one function by one caller that follow each other in a read, and whose frames have one shape and size.
+
+Some functions have a handler that makes the calls of a run together (`ForRuns` in wrpc/handler.py). Then a run takes one
+call of the handler, and one expression that builds all answers, in place of one for each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, repeat
+from typing import Any
+
+from keyvalue_transport.nats.direct.answers import END, RESULT_LINES
+from keyvalue_transport.wrpc.handler import Again, Caller, ForRuns
+
+__all__ = ["FrameRun", "answers_of_run"]
+
+
+class FrameRun:
+    """The calls of a run. It is an iterable of their tuples, like the calls of any other group (alike.py).
+
+    :param tails: the tails of their reply subjects
+    :param params: their parameters, if their handler is `ForRuns`; otherwise empty
+    :ivar arguments: what the handler's `split` returns, after `results_of` was called
+    :param at: the offset of the first frame
+    :param frame_bytes: the size of a frame
+    :param start: the offset of the first frame's parameters
+    :param stop: the offset where these end
+    """
+
+    __slots__ = ("_at", "_frame_bytes", "_start", "_stop", "arguments", "params", "tails")
+
+    def __init__(
+        self, tails: tuple[bytes, ...], params: tuple[bytes, ...], at: int, frame_bytes: int, start: int, stop: int
+    ) -> None:
+        self.tails = tails
+        self.params = params
+        self.arguments: Any = None
+        self._at = at
+        self._frame_bytes = frame_bytes
+        self._start = start
+        self._stop = stop
+
+    def results_of(self, handler: ForRuns, caller: Caller) -> Sequence[bytes] | Again | None:
+        """Make the calls, as `call_run` of the handler does. If they must wait, this method can be called again."""
+        if self.arguments is None:
+            self.arguments = handler.split(self.params)
+            if self.arguments is None:
+                return None
+            self.params = ()  # the arguments take their place while the calls wait
+        return handler.call_run(caller, self.arguments)
+
+    @property
+    def end(self) -> int:
+        """Return the offset after the last frame."""
+        return self._at + len(self.tails) * self._frame_bytes
+
+    def __len__(self) -> int:
+        return len(self.tails)
+
+    def __iter__(self) -> Iterator[tuple[bytes, int, int, int]]:
+        size, end = self._frame_bytes, self.end
+        return zip(
+            self.tails,
+            range(self._at, end, size),
+            range(self._start, end, size),
+            range(self._stop, end, size),
+            strict=True,
+        )
+
+
+def answers_of_run(begun: tuple[bytes, bytes, bytes], run: FrameRun, results: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield the parts of the frames that answer a run.
+
+    :param begun: the bytes before each of the three tails in an answer
+    :param results: the encoded results, each of 1 to SMALL - 1 bytes
+    """
+    pub, handshake, next_pub = begun
+    tails, lines = run.tails, map(RESULT_LINES.__getitem__, map(len, results))
+    return chain.from_iterable(
+        zip(
+            *(repeat(pub), tails, repeat(handshake), tails, lines, results, repeat(next_pub), tails, repeat(END)),
+            strict=False,  # `repeat` has no end
+        )
+    )
