@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+from zlib import crc32
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyvalue_transport.keyvalue.interface import NEVER, ParameterLimits, encode_unit_result, function_handler
+from keyvalue_transport.keyvalue.interface import (
+    NEVER,
+    ParameterLimits,
+    encode_bucket_key,
+    encode_unit_result,
+    function_handler,
+)
 from keyvalue_transport.keyvalue.outcomes import Tally
 from keyvalue_transport.keyvalue.store import (
     STORE,
@@ -17,7 +27,7 @@ from keyvalue_transport.keyvalue.store import (
     store_handlers,
 )
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Handler
+from keyvalue_transport.wrpc.handler import SMALL_BYTES, Caller, ForRuns, Handler
 from tests.transport.keyvalue.functions import (
     CALLER,
     FUNCTIONS,
@@ -117,3 +127,71 @@ def test_the_bytes_of_a_text_are_never_read_as_a_length(name: str, bucket: bytes
         written, decoded = outcomes(name, KINDS[0], None, ParameterLimits(), params, 0, cut)
         assert written == decoded
     assert written[1] == [(name, CALLER, *parameters)]
+
+
+class Values(Noted):
+    """A service whose value for a key depends on the bucket and the key."""
+
+    def __init__(self, values: Sequence[bytes | None]) -> None:
+        super().__init__()
+        self._values = values
+
+    def get(self, caller: Caller, bucket: bytes, key: bytes) -> bytes | None:
+        if bucket == b"z":
+            raise RuntimeError
+        return self._values[crc32(bucket + b"." + key) % len(self._values)]
+
+    def get_each(self, caller: Caller, bucket: bytes, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        return [self.get(caller, bucket, key) for key in keys]
+
+
+#: Values next to the lengths at which a result gets another form, or is too long for a run.
+values_of_runs = st.none() | st.sampled_from(
+    [b"", b"v", *(bytes(size) for size in (127, 128, 4_000, 4_087, 4_088, 4_095))]
+)
+
+
+def blocks(size: int) -> st.SearchStrategy[bytes]:
+    """Return bytes that are mostly a text, and often small lengths."""
+    if size > 9:
+        return st.sampled_from([b"a" * size, b"b" * size, b"\xff" * size])
+    return st.lists(st.sampled_from(b"\x00\x01\x02\x03ab\xff"), min_size=size, max_size=size).map(bytes)
+
+
+@settings(max_examples=200)
+@given(
+    bucket=st.sampled_from([b"", b"b", b"z", b"bucket", b"\xc3\xa9", bytes(127), bytes(128)]),
+    key_bytes=st.sampled_from([0, 1, 2, 127, 128]),
+    values=st.lists(values_of_runs, min_size=1, max_size=3),
+    limits=st.builds(ParameterLimits, st.sampled_from([1, 6, 1024]), st.sampled_from([1, 127, 1024])),
+    choice=st.data(),
+)
+def test_the_gets_of_a_run_have_the_results_of_single_gets(
+    bucket: bytes, key_bytes: int, values: list[bytes | None], limits: ParameterLimits, choice: st.DataObject
+) -> None:
+    usual = blocks(key_bytes).map(lambda key: encode_bucket_key(bucket, key))
+    size = len(encode_bucket_key(bucket, bytes(key_bytes)))
+    shifted = usual.map(lambda params: encode_bucket_key((bucket + b"b")[: size - 2], bytes(size))[:size])
+    others = blocks(size)
+    run = choice.draw(st.lists(usual, min_size=1) | st.lists(usual | shifted | others, min_size=1))
+    tallies = TALLIES[STORE](), TALLIES[STORE]()
+    handler, single = (store_handlers(cast(StoreInterface, Values(values)), limits, each)["get"] for each in tallies)
+    assert isinstance(handler, ForRuns)
+    arguments = handler.split(run)
+    results = None if arguments is None else handler.call_run(CALLER, arguments)
+    texts = [params[len(bucket) + 2 :] for params in run]
+    if (
+        [encode_bucket_key(bucket, text) for text in texts] == run
+        and b"".join(run).isascii()
+        and len(bucket) <= min(limits.bucket_bytes_max, 127)
+        and key_bytes <= min(limits.key_bytes_max, 127)
+        and bucket != b"z"
+        and all(len(value or b"") < 4_088 for value in values)
+    ):
+        assert results is not None
+    if results is None:
+        assert tallies[0] == TALLIES[STORE]()
+    else:
+        assert results == [single(CALLER, params, 0, len(params)) for params in run]
+        assert tallies[0] == tallies[1]
+        assert all(0 < len(result) <= SMALL_BYTES for result in results)
