@@ -1,19 +1,25 @@
-"""A TCP proxy between an instance and its NATS server, whose connections can be cut, held or delayed."""
+"""A TCP proxy in front of a NATS server, whose connections can be cut, held or delayed.
+
+It stands between an instance and its server, or between two servers.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import re
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from time import monotonic
+from typing import Any
 
 __all__ = ["DIRECTIONS", "Proxy"]
 
-#: The two directions of a connection: what the instance sends, and what the server sends.
+#: The two directions of a connection: what the one who has connected sends, and what the server sends.
 DIRECTIONS = ("up", "down")
 READ_BYTES = 65_536
 #: Number of pieces that wait in one direction. Then the proxy stops reading, as a network does.
 PIECES_MAX = 64
+CREATING = re.compile(rb"\$JS\.API\.CONSUMER\.CREATE\.[^. ]+\.(\w+)")
 
 
 class Proxy:
@@ -23,13 +29,18 @@ class Proxy:
 
     :param targets: the ports of the servers on this machine
     :ivar delays_s: how long each piece is delayed in each direction
+    :ivar target: the port of the server that accepted the last connection
+    :ivar consumer: the name of the last consumer that was created through it, or ""
     """
 
     def __init__(self, targets: Sequence[int]) -> None:
         self.delays_s = dict.fromkeys(DIRECTIONS, 0.0)
+        self.target = 0
+        self.consumer = ""
         self._targets = targets
         self._flowing = {direction: asyncio.Event() for direction in DIRECTIONS}
         self._losing: tuple[bytes, asyncio.Event] | None = None
+        self._cut = asyncio.Event()
         self._connections: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server
@@ -45,6 +56,8 @@ class Proxy:
         """Reset all connections. All bytes on the way are lost."""
         for writer in self._writers:
             writer.transport.abort()
+        self._cut.set()
+        self._cut = asyncio.Event()
 
     def hold(self, direction: str) -> None:
         """Pass nothing on in a direction until `release`. Nothing is lost."""
@@ -67,7 +80,9 @@ class Proxy:
             self.release("down")
 
     def _note(self, piece: bytes) -> None:
-        """Hold all answers if the instance sends what `lose_answers` waits for."""
+        """Note the name of a consumer. Hold all answers if the instance sends what `lose_answers` waits for."""
+        if (creating := CREATING.search(piece)) is not None:
+            self.consumer = creating[1].decode()
         if self._losing is not None:
             begin, is_sent = self._losing
             if piece.startswith(begin) or b"\n" + begin in piece:
@@ -85,11 +100,13 @@ class Proxy:
         assert task is not None
         self._connections.add(task)
         self._writers.add(writer)
+        is_cut = self._cut
         try:
             for port in self._targets:
                 with suppress(OSError):
                     server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
-                    await self._connect((reader, writer), (server_reader, server_writer))
+                    self.target = port
+                    await self._connect((reader, writer), (server_reader, server_writer), is_cut)
                     return
         finally:
             writer.transport.abort()
@@ -100,24 +117,26 @@ class Proxy:
         self,
         instance: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        is_cut: asyncio.Event,
     ) -> None:
-        """Pass bytes on in both directions until one side ends."""
+        """Pass bytes on in both directions until one side ends, or the connection is cut."""
         self._writers.add(server[1])
-        passing = [
-            asyncio.create_task(self._pass(*ends))
-            for ends in ((instance[0], server[1], "up"), (server[0], instance[1], "down"))
-        ]
         try:
-            await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
+            await first_of(
+                self._pass(instance[0], server[1], "up"),
+                self._pass(server[0], instance[1], "down"),
+                is_cut.wait(),
+            )
         finally:
-            for task in passing:
-                task.cancel()
-            await asyncio.gather(*passing, return_exceptions=True)
             server[1].transport.abort()
             self._writers.discard(server[1])
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: str) -> None:
         pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(PIECES_MAX)
+
+        async def read() -> None:
+            while piece := await reader.read(READ_BYTES):
+                await pieces.put((monotonic() + self.delays_s[direction], piece))
 
         async def write() -> None:
             while True:
@@ -129,9 +148,15 @@ class Proxy:
                 writer.write(piece)
                 await writer.drain()
 
-        writing = asyncio.create_task(write())
-        try:
-            while piece := await reader.read(READ_BYTES):
-                await pieces.put((monotonic() + self.delays_s[direction], piece))
-        finally:
-            writing.cancel()
+        await first_of(read(), write())
+
+
+async def first_of(*parts: Coroutine[Any, Any, object]) -> None:
+    """Return when one of the parts ends, and end the others."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,7 +10,7 @@ from time import monotonic
 import pytest
 
 from tests.torture.cluster import free_ports
-from tests.torture.proxy import DIRECTIONS, Proxy
+from tests.torture.proxy import DIRECTIONS, PIECES_MAX, READ_BYTES, Proxy
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -74,6 +74,16 @@ async def test_a_cut_connection_is_reset_and_another_one_works(proxy: Proxy) -> 
             await reader.readexactly(1)
 
 
+async def test_the_proxy_names_the_consumer_and_the_server(proxy: Proxy) -> None:
+    async with connected(await proxy.open()) as (reader, writer):
+        assert proxy.consumer == ""
+        frame = b"PUB $JS.API.CONSUMER.CREATE.KV_b.c1.$KV.b.> _INBOX.x 2\r\n{}\r\n"
+        writer.write(frame)
+        assert await reader.readexactly(len(frame)) == frame
+        assert proxy.consumer == "c1"
+        assert proxy.target == proxy._targets[1]
+
+
 async def test_answers_are_lost_after_the_server_has_taken_a_message(proxy: Proxy) -> None:
     url = await proxy.open()
     async with connected(url) as (reader, writer):
@@ -86,3 +96,17 @@ async def test_answers_are_lost_after_the_server_has_taken_a_message(proxy: Prox
         await losing
     async with connected(url):
         pass  # answers pass again
+
+
+async def test_a_full_connection_that_is_held_can_be_cut(proxy: Proxy) -> None:
+    async with connected(await proxy.open()) as (_, writer):
+        for direction in ("down", "up"):  # what comes back fills the way down
+            proxy.hold(direction)
+            for _ in range(4 * PIECES_MAX):
+                writer.write(b"2" * READ_BYTES)
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.2)
+        proxy.cut()
+        for direction in DIRECTIONS:
+            proxy.release(direction)
+        await asyncio.wait_for(proxy.close(), 5)
