@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions
 from tests.conftest import NatsServer
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "free_ports"]
+
+#: An address at which nobody listens.
+NOBODY = '"127.0.0.1:1"'
+#: Seconds in which a server becomes the leader.
+ELECTION_S = 5
 
 OPEN_TIMEOUT_S = 5.0
 
@@ -32,18 +38,24 @@ class Cluster:
 
     They do not tell clients of each other, so a client always uses its proxy.
 
+    :param ports: where each server listens for the others; None for free ports
+    :param routes: where each server connects to, and nowhere else; None for the ports of all
     :ivar servers: the servers, whose names are n0, n1 and so on
     """
 
-    def __init__(self, directory: Path, number: int = 3) -> None:
-        ports = free_ports(number)
-        routes = json.dumps([f"nats://127.0.0.1:{port}" for port in ports])
+    def __init__(
+        self, directory: Path, ports: Sequence[int] | None = None, routes: Sequence[Sequence[str]] | None = None
+    ) -> None:
+        ports = ports or free_ports(3)
         self.servers: list[NatsServer] = []
         for place, port in enumerate(ports):
             own = directory / f"n{place}"
             own.mkdir()
+            to = [f"nats://127.0.0.1:{each}" for each in ports] if routes is None else routes[place]
+            advertised = "" if routes is None else f"advertise: {NOBODY}, "  # to the other servers
             config = f"server_name: n{place}\njetstream {{ store_dir: {json.dumps(str(own / 'streams'))} }}\n"
-            config += f"cluster {{ name: torture, no_advertise: true, listen: 127.0.0.1:{port}, routes: {routes} }}\n"
+            config += f"cluster {{ name: torture, no_advertise: true, {advertised}"
+            config += f"listen: 127.0.0.1:{port}, routes: {json.dumps(to)} }}\n"
             self.servers.append(NatsServer(own, config))
 
     @property
@@ -78,6 +90,17 @@ class Cluster:
         if not name:
             raise LookupError(stream)
         return int(name.removeprefix("n"))
+
+    async def lead(self, stream: str, place: int) -> None:
+        """Make a server the leader of a stream.
+
+        :raises TimeoutError: another one stays the leader
+        """
+        preferred = {"placement": {"preferred": f"n{place}"}}
+        async with asyncio.timeout(ELECTION_S):
+            while await self.leader(stream) != place:
+                await self.ask(f"STREAM.LEADER.STEPDOWN.{stream}", preferred)
+                await asyncio.sleep(0.2)
 
     def stop(self) -> None:
         """Stop all servers."""

@@ -1,6 +1,7 @@
 """The parts of a replicated store: a cluster of NATS servers, and instances. And the faults that can happen to them.
 
-    clients ──> NATS server ──> proxy ──> instance          one proxy for each instance
+    clients ──> NATS servers ──> proxy ──> instance          one proxy for each instance
+                └─ proxies ─┘                                two proxies for each pair of servers
 
 Everything that is random follows the seed. The order in which processes notice it does not.
 """
@@ -16,10 +17,15 @@ from random import Random
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
+import nats
+import nats.errors
+
+from keyvalue_replica.layout import Layout
 from keyvalue_transport.wrpc.errors import TransportError
 from tests.conftest import HOST_CAPTURE, Launch, Process, Provider
 from tests.torture.cluster import Cluster
 from tests.torture.proxy import DIRECTIONS, Proxy
+from tests.torture.routes import Routes
 
 __all__ = ["BUCKET", "INSTANCES", "LOCAL", "Faults", "Happened", "Scene"]
 
@@ -43,7 +49,16 @@ SHORT_S, LONG_S = (0.2, 2.0), (5.0, 11.0)
 LONG_SHARE = 0.25
 DELAY_S = (0.05, 0.5)
 #: Faults that come more often, because they are short.
-FREQUENT = {"answers lost"}
+FREQUENT = ("answers lost",)
+#: Seconds for which a leader is cut off. After 4 to 9 s, another one is elected. After 10 to 20 s, the former one notices.
+CUT_OFF_S = (10.0, 13.0)
+#: Number of times that an instance connects again, until its server has its consumer.
+GATHERING = 10
+#: Seconds for which deliveries are held up. Calls that began before have reached `jetstream_timeout_ms`, and others wait.
+#: After 5 s, the instance would read the stream again.
+HELD_UP_S = (3.0, 4.2)
+#: Large values of other keys, their number, and seconds in which they are written. JetStream begins with a window of 2 MiB.
+LARGE, FILLING, FILLING_S = bytes(800_000), 4, 2.0
 #: How a message begins that sets a key, and seconds in which it is stored. Few other changes are sent in this form.
 SET, STORING_S = b"PUB $KV.", (0.02, 0.2)
 #: Breaks something, and repairs it after a while. Returns its place.
@@ -67,8 +82,11 @@ class Scene:
     :ivar started: all processes of instances so far, with their places
     """
 
-    def __init__(self, cluster: Cluster, launch: Launch, directory: Path, options: Mapping[str, str]) -> None:
+    def __init__(
+        self, cluster: Cluster, routes: Routes, launch: Launch, directory: Path, options: Mapping[str, str]
+    ) -> None:
         self.cluster = cluster
+        self.routes = routes
         self.providers: list[Provider] = []
         self.started: list[tuple[int, Process]] = []
         self.proxies: list[Proxy] = []
@@ -95,6 +113,17 @@ class Scene:
         provider = await asyncio.to_thread(self._launch, options, **fields)
         self.started.append((place, provider))
         return provider
+
+    async def consumer(self, place: int) -> dict[str, Any]:
+        """Return what JetStream says about the consumer of an instance."""
+        return await self.cluster.ask(f"CONSUMER.INFO.KV_{BUCKET}.{self.proxies[place].consumer}")
+
+    async def is_at_its_consumer(self, place: int) -> bool:
+        """Return True if an instance is connected to the server that has its consumer."""
+        consumer = await self.consumer(place)
+        ports = {f"n{number}": server.port for number, server in enumerate(self.cluster.servers)}
+        is_there = ports.get(consumer.get("cluster", {}).get("leader")) == self.proxies[place].target
+        return is_there and bool(consumer.get("push_bound"))
 
     @property
     def prefixes(self) -> list[str]:
@@ -130,6 +159,9 @@ class Faults:
             "leader stopped": lambda chance: self._stop_a_server(chance, True),
             "follower stopped": lambda chance: self._stop_a_server(chance, False),
             "leader steps down": self._step_down,
+            "leader cut off": self._cut_off_a_leader,
+            "follower cut off": self._cut_off_a_follower,
+            "deliveries held up": self._hold_deliveries_up,  # while the servers are well
         }
         of_instances: dict[str, Fault] = {
             "instance killed": self._kill_an_instance,
@@ -150,9 +182,10 @@ class Faults:
     async def _break(self, chance: Random, faults: Mapping[str, Fault]) -> None:
         while not self._is_over.is_set():
             await self._last(chance.uniform(0.2, 3))
-            name = chance.choice([*faults, *(FREQUENT & faults.keys())])
+            name = chance.choice([*faults, *(each for each in FREQUENT if each in faults)])
             began_s = monotonic()
-            with suppress(LookupError, OSError, TimeoutError, TransportError):  # for example, there is no leader
+            unable = LookupError, OSError, TimeoutError, TransportError, nats.errors.Error
+            with suppress(*unable):  # for example, there is no leader
                 place = await faults[name](chance)
                 self.happened.append(Happened(began_s, monotonic(), name, place))
 
@@ -182,6 +215,42 @@ class Faults:
         place = await self._server(chance, is_leader)
         with self._scene.cluster.servers[place].silence():
             await self._last_some_time(chance)
+        return place
+
+    async def _cut_off_a_leader(self, chance: Random) -> int:
+        """Cut off a leader, with an instance that does not notice it, because its consumer is there as well."""
+        place = await self._gather(chance)
+        self._scene.routes.part(place)
+        try:
+            await self._last(chance.uniform(*CUT_OFF_S))
+        finally:
+            self._scene.routes.join(place, chance.random() < 0.5)
+        return place
+
+    async def _gather(self, chance: Random) -> int:
+        """Make the server of an instance and of its consumer the leader. Return its place."""
+        scene, places = self._scene, chance.sample(range(INSTANCES), INSTANCES)
+        for number in range(GATHERING):
+            for place in places:
+                if await scene.is_at_its_consumer(place):
+                    ports = [server.port for server in scene.cluster.servers]
+                    leader = ports.index(scene.proxies[place].target)
+                    await scene.cluster.lead(f"KV_{BUCKET}", leader)
+                    if await scene.is_at_its_consumer(place):
+                        return leader
+            if self._is_over.is_set():
+                break
+            scene.proxies[places[number % INSTANCES]].cut()
+            await self._last(1.0)
+        raise LookupError("no instance is at its consumer")
+
+    async def _cut_off_a_follower(self, chance: Random) -> int:
+        place = await self._server(chance, False)
+        self._scene.routes.part(place)
+        try:
+            await self._last_some_time(chance)
+        finally:
+            self._scene.routes.join(place, chance.random() < 0.5)
         return place
 
     async def _step_down(self, chance: Random) -> int:
@@ -221,6 +290,31 @@ class Faults:
         finally:
             for direction in directions:
                 proxy.release(direction)
+        return place
+
+    async def _hold_deliveries_up(self, chance: Random) -> int:
+        """Hold what an instance gets, and let large values fill the window of its consumer.
+
+        So the server delivers later what is written meanwhile, unless it is overwritten.
+        """
+        place = chance.randrange(INSTANCES)
+        scene, proxy = self._scene, self._scene.proxies[place]
+        subjects = [Layout(BUCKET).subject(b"large", b"%d" % number).decode() for number in range(FILLING)]
+        client = await nats.connect(scene.cluster.urls, max_reconnect_attempts=2, connect_timeout=1)
+        try:
+            await client.request(subjects[0], timeout=FILLING_S)  # the stream has a leader
+            proxy.hold("down")
+            ends_s = monotonic() + chance.uniform(*HELD_UP_S)
+            with suppress(TimeoutError):  # a part of them may fill it, too
+                async with asyncio.timeout(FILLING_S):
+                    pending = 0
+                    while pending < FILLING // 2:
+                        await asyncio.gather(*(client.request(each, LARGE, timeout=FILLING_S) for each in subjects))
+                        pending = (await scene.consumer(place)).get("num_pending", 0)
+            await self._last(ends_s - monotonic())
+        finally:
+            proxy.release("down")
+            await client.close()
         return place
 
     async def _delay(self, chance: Random) -> int:

@@ -1,6 +1,6 @@
 """Histories of a replicated store under faults: clients call, something breaks, and a checker judges all answers.
 
-    clients ──> instances ──> proxies ──> a cluster of NATS servers, each with the stream
+    clients ──> instances ──> proxies ──> a cluster of NATS servers with proxies between them, each with the stream
 
 Half of the clients call over NATS, and half over the Redis protocol, with the same keys. Each instance has a prefix
 and a socket of its own, so that an instance that hangs holds up only its clients, and the others go on.
@@ -37,6 +37,7 @@ from tests.torture.faults import INSTANCES, LOCAL, Faults, Happened, Scene
 from tests.torture.linearizability import SETS, UNKNOWN, Call, UndecidedError, first_unexplained
 from tests.torture.planted import BUGS, command
 from tests.torture.redis_client import RedisClient, common
+from tests.torture.routes import Routes
 
 __all__ = ["History", "NatsClient", "chosen", "main", "record"]
 
@@ -56,8 +57,10 @@ SETTLED_S = 3.0
 LOCAL_GROUP, DIGITS = tuple(f"part{number}" for number in range(20)), 8_000
 #: Number of other keys that are written together meanwhile, and seconds between.
 OTHERS, OTHERS_S = 30, 0.03
-#: The share of its calls that a client makes to the same instance.
+#: The share of its calls that a client makes to the same instance. The first clients, two for each instance, make all calls
+#: to it, so they go on while another instance does not answer.
 HOME_SHARE = 0.8
+FAITHFUL = 2 * INSTANCES
 BUCKET = "b"
 #: Few keys, so that calls of one key overlap. Those that begin with n are counters. The keys of GROUP are only used
 #: together, so they are one key to the checker.
@@ -195,11 +198,13 @@ async def record(directory: Path, seed: int, calls: int, seconds: float, planted
     :param planted: a bug that the instances have
     """
     history = History()
-    cluster = Cluster(directory)
+    routes = Routes()
+    await routes.open()
+    cluster = Cluster(directory, routes.ports, routes.urls)
     try:
         with launching(cluster.urls[0], directory, (PROVIDER,) if planted is None else command(planted)) as launch:
             kept = Random(seed).choice((1, 1, 64))
-            scene = Scene(cluster, launch, directory, {"jetstream_history": str(kept)})
+            scene = Scene(cluster, routes, launch, directory, {"jetstream_history": str(kept)})
             try:
                 await scene.open()
                 await play(scene, history, seed, calls, seconds)
@@ -211,6 +216,7 @@ async def record(directory: Path, seed: int, calls: int, seconds: float, planted
             history.logs = {f"{number}-instance-{place}": process.output for number, (place, process) in numbered}
     finally:
         cluster.stop()
+        await routes.close()
     return history
 
 
@@ -222,10 +228,11 @@ async def play(scene: Scene, history: History, seed: int, calls: int, seconds: f
     async def call_on(number: int) -> None:
         chance, made, home = Random(seed * 1000 + number), 0, number % INSTANCES
         is_redis = number % 2 == 1
-        async with calling(scene, is_redis) as clients:
+        async with calling(scene, is_redis, home) as clients:
             while made < calls and monotonic() - began_s < PATIENCE * seconds:
                 await asyncio.sleep(began_s + (made + chance.random()) * seconds / calls - monotonic())
-                place = home if chance.random() < HOME_SHARE else chance.randrange(INSTANCES)
+                is_home = chance.random() < HOME_SHARE or number < FAITHFUL
+                place = home if is_home else chance.randrange(INSTANCES)
                 if await history.call(clients, place, *chosen(chance, is_redis)):
                     made += 1
                 else:
@@ -337,7 +344,7 @@ async def read_locally(scene: Scene, history: History, has_all: bool) -> None:
             if has_all and any(group is not None and not group.isdigit() for group in groups):
                 history.wrong.append(f"instance {place} has a part of a batch")
 
-    async with calling(scene, False, LOCAL, LOCAL_GROUP) as clients, asyncio.TaskGroup() as tasks:
+    async with calling(scene, False, 0, LOCAL, LOCAL_GROUP) as clients, asyncio.TaskGroup() as tasks:
         for place, client in enumerate(clients):
             tasks.create_task(set_group(client))
             for number in range(READERS):
@@ -346,14 +353,19 @@ async def read_locally(scene: Scene, history: History, has_all: bool) -> None:
 
 @asynccontextmanager
 async def calling(
-    scene: Scene, is_redis: bool, source_id: str | None = None, group: Sequence[str] = GROUP
+    scene: Scene, is_redis: bool, home: int = 0, source_id: str | None = None, group: Sequence[str] = GROUP
 ) -> AsyncIterator[Sequence[Asked]]:
-    """Connect, and yield a client of each instance."""
+    """Connect, and yield a client of each instance.
+
+    :param home: the server to connect to over NATS, or the first one after it that runs. If it is cut off from the others,
+        the client reaches the instance that is connected to it.
+    """
     if is_redis:
         async with AsyncExitStack() as stack:
             yield [stack.enter_context(RedisClient(path, ANSWER_TIMEOUT_S, GROUP)) for path in scene.sockets]
         return
-    connection = await Connection.open(ConnectionOptions(tuple(scene.cluster.urls), path="plain"))
+    urls = scene.cluster.urls
+    connection = await Connection.open(ConnectionOptions((*urls[home:], *urls[:home]), path="plain"))
     try:
         async with AsyncExitStack() as stack:
             yield [
