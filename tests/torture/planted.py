@@ -30,7 +30,7 @@ from keyvalue_replica.position import Position
 from keyvalue_replica.promise import Promise
 from keyvalue_replica.publications import Publications
 
-__all__ = ["BUGS", "command", "planted"]
+__all__ = ["BUGS", "UNANSWERED", "command", "planted"]
 
 #: A class, the name of its method, and a function that takes the method's place. It gets the object and the method.
 Replaced: TypeAlias = tuple[type, str, Callable[..., Any]]
@@ -191,6 +191,8 @@ BUGS: dict[str, Sequence[Replaced]] = {
     "send again": [(Core, "tick", send_again)],
     "batch in halves": [(Applier, "apply", end_batch_at_once)],
 }
+#: The bugs that leave calls without an answer. The others make answers wrong.
+UNANSWERED = ("wait for exactly S",)
 
 
 @contextmanager
