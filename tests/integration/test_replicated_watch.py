@@ -10,6 +10,7 @@ import json
 import random
 import re
 import signal
+from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.conftest import DEADLINE_S, PATHS, Launch, NatsServer, Provider, in_t
 from tests.integration import test_replicated, test_watch
 from tests.integration.test_host import HEALTHY, health, tell
 from tests.integration.test_metrics import ON, scraped
+from tests.integration.test_moving import api
 from tests.integration.test_replicated import JETSTREAM
 from tests.integration.test_watch import (
     EVERYTHING,
@@ -91,16 +93,17 @@ async def test_every_change_is_told_once_by_one_of_the_instances(
     launch: Launch, nats_server: NatsServer, component: Component, admin: Client, bucket: str, path: str
 ) -> None:
     key = key_of(bucket)
-    expiring = {"source_id": "writer", "target": key, "target_config": {"ttl_ms": "300"}}
+    expiring = {"source_id": "writer", "target": key, "target_config": {"ttl_ms": "1000"}}
     links = [watch_link(key, component.name, EVERYTHING), expiring]
     first, second = (launch(ON | {"transport": path}, provider_key=key, link_definitions=links) for _ in range(2))
     async with KeyValueClient(nats_server.url, first.prefix, timeout_s=DEADLINE_S) as client:
         await client.set(key, "k", b"1")
         await client.set(key, "k", b"1")
-        await client.delete(key, "k")
         assert await client.increment(key, "n", 41) == 41
         assert await client.increment(key, "n") == 42
         await client.set_many(key, {"x": b"X", "y": b""})
+        await component.told_of(6)  # a delete removes earlier changes of its key from the stream
+        await client.delete(key, "k")
         await client.delete_many(key, ["y", "x"])
     async with KeyValueClient(nats_server.url, first.prefix, source_id="writer", link_name="default") as client:
         await client.set(key, "short", b"lived")
@@ -295,7 +298,7 @@ async def test_a_stuck_component_is_told_everything_later_within_the_limits(
             await client.set(key, f"k{number}", bytes(40_000))
         await component.told_of(3)
         await asyncio.sleep(7)
-        assert (await scraped(provider)).value("watch_queue_length") == 5
+        assert await held([provider], 5) == [5]
         component.answering.set()
         told = of_keys(await component.told_of(13))
         assert len(told) == 11
@@ -321,9 +324,7 @@ async def test_an_instance_that_stood_still_tells_nothing_old(
     ):
         for number in range(1, 4):
             await client.set(key, "k", b"%d" % number)
-        await component.told_of(1)
-        await asyncio.sleep(0.5)
-        lengths = [(await scraped(each)).value("watch_queue_length") for each in running]
+        lengths = await held(running, 3)
         assert sorted(lengths) == [0, 3]
         stopped = running[lengths.index(3)]
         stopped.signal(signal.SIGSTOP)
@@ -335,6 +336,18 @@ async def test_an_instance_that_stood_still_tells_nothing_old(
         assert component.told[-1] == (b"0", b"k", b"4")
         await client.set(key, "k", b"5")
         await component.until(lambda told: told[-1] == (b"0", b"k", b"5"))
+
+
+async def held(running: list[Provider], least: int = 1) -> list[float]:
+    """Return the number of changes that each instance holds, once they hold at least so many."""
+    lengths: list[float] = []
+
+    async def hold_enough() -> bool:
+        lengths[:] = [(await scraped(each)).value("watch_queue_length") for each in running]
+        return sum(lengths) >= least
+
+    await until(hold_enough, f"instances hold {least} changes")
+    return lengths
 
 
 async def set_soon(client: KeyValueClient, bucket: str, value: bytes) -> None:
@@ -390,12 +403,15 @@ class Writer:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("seed", [1])
 async def test_the_newest_change_of_each_key_is_told_whatever_fails(
-    launch: Launch, nats_server: NatsServer, path: str, bucket: str, seed: int
+    launch: Launch, nats_server: NatsServer, admin: Client, path: str, bucket: str, seed: int
 ) -> None:
-    """After a burst of writes, kill or stop the instance that tells them, or take the component away."""
+    """After a burst of writes, kill or stop the instance that tells them, or take the component away.
+
+    The component stops answering during the burst, so that an instance holds changes when it is killed.
+    """
     key, chance = key_of(bucket), random.Random(seed)
     component = Component(component_name(bucket))
-    component.delay_s = 0.15  # so that an instance holds changes when it is killed
+    component.delay_s = 0.15
     links = [
         watch_link(key, component.name, EVERYTHING),
         {"source_id": "w", "target": key, "target_config": {"ttl_ms": "150"}},
@@ -410,14 +426,22 @@ async def test_the_newest_change_of_each_key_is_told_whatever_fails(
         for what in ["kill", "stop", "kill", "absent", "kill all"]:
             async with AsyncExitStack() as component_stack:
                 await component_stack.enter_async_context(serving(url, component, path))
-                await writer.write_all()
+                writing = asyncio.create_task(writer.write_all())
+                await component.told_of(len(component.told) + 3)
+                component.answering.clear()
+                await writing
                 if what == "kill all":  # no instance would notice that keys expire
-                    await asyncio.sleep(0.5)
+                    await until(lambda: none_expires(admin, key), "deletes of the expired keys are stored")
                 if what == "absent":
                     await component_stack.aclose()
                     await asyncio.sleep(1)
                 else:
-                    await fail(what, running, lambda: launch(ON, provider_key=key, link_definitions=links))
+                    await fail(what, running, component)
+                    for place, each in enumerate(running):
+                        if not each.running:
+                            running[place] = await in_thread(
+                                lambda: launch(ON, provider_key=key, link_definitions=links)
+                            )
             async with serving(url, component, path):
                 await told_all(component, writer.state, what)
                 for each in running:
@@ -436,19 +460,25 @@ async def told_all(component: Component, state: dict[bytes, bytes | None], what:
         raise AssertionError(f"after {what}, these were written and told: {different}") from None
 
 
-async def fail(what: str, running: list[Provider], start: Callable[[], Provider]) -> None:
-    """Kill or stop the instance that tells the component, or kill all."""
-    lengths = [(await scraped(each)).value("watch_queue_length") for each in running]
-    assert sum(lengths) > 0
-    if what == "stop":
-        running[lengths.index(max(lengths))].signal(signal.SIGSTOP)
-        return
-    for place, length in enumerate(lengths):
-        if length == max(lengths) or what == "kill all":
-            await in_thread(running[place].kill)
-    for place, each in enumerate(running):
-        if not each.running:
-            running[place] = await in_thread(start)
+async def fail(what: str, running: list[Provider], component: Component) -> None:
+    """Kill or stop the instance that tells the component, or kill all. Then the component answers again."""
+    lengths = await held(running)
+    for each, length in zip(running, lengths, strict=True):
+        if what == "stop" and length == max(lengths):
+            each.signal(signal.SIGSTOP)
+        elif what == "kill all" or length == max(lengths):
+            await in_thread(each.kill)
+    component.answering.set()
+
+
+async def none_expires(admin: Client, bucket: str) -> bool:
+    """Return True if no key's last message in the stream has a deadline."""
+    info = await api(admin, f"STREAM.INFO.KV_{bucket}", {"subjects_filter": f"$KV.{bucket}.>"})
+    for subject in info["state"].get("subjects", ()):
+        found = await api(admin, f"STREAM.MSG.GET.KV_{bucket}", {"last_by_subj": subject})
+        if b"Kv-Ttl-Ms" in b64decode(found.get("message", {}).get("hdrs", "")):
+            return False
+    return True
 
 
 def last_of(told: list[Change]) -> dict[bytes, bytes | None]:
