@@ -39,10 +39,12 @@ from keyvalue_transport.keyvalue.batch import (
 )
 from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.store import STORE, encode_get_result, encode_list_keys, encode_set, store_handlers
+from keyvalue_transport.nats import plain
 from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message
 from keyvalue_transport.nats.direct import delayed_output
 from keyvalue_transport.nats.server import Server
 from keyvalue_transport.nats.subjects import invocation_subject, params_subject
+from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.conftest import DEADLINE_S, options_of
 from tests.provider.keyvalue.waiting_store import LATER, WaitingStore
 
@@ -323,7 +325,7 @@ async def receive(events: Sequence[Event], way: Way) -> tuple[list[bytes], set[t
         stack.push_async_callback(connection.close)
         if connection.direct is not None:
             connection.direct.alike.is_on = way.alike
-        server = Server(connection, PREFIX)
+        server = Server(connection, PREFIX, InvocationLimits(half_open_timeout_s=2 * DEADLINE_S))
         for instance, handlers in ((STORE, store_handlers), (ATOMICS, atomics_handlers), (BATCH, batch_handlers)):
             server.add(instance, handlers(service, service.parameter_limits))
         host_data = HostData(provider_key=PROVIDER)
@@ -485,6 +487,13 @@ ALL_KINDS: list[Event] = [
 def test_changes_of_all_kinds(path: str, later: str | None, alike: bool) -> None:
     for cuts in ((), (1,), (300, 5)):
         check(ALL_KINDS, Way(path, alike, later, cuts))
+
+
+def test_calls_that_wait_for_the_next_turn_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change may arrive between the moment when nats-py passes a call on and the next turn of the loop."""
+    monkeypatch.setattr(plain, "TURN_S_MAX", -1.0)
+    for cuts in ((), (1,), (300, 5)):
+        check(ALL_KINDS, Way("plain", cuts=cuts))
 
 
 @contextmanager

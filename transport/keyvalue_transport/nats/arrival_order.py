@@ -88,13 +88,17 @@ class ArrivalOrder:
         """Call `act` once, before the next call is handled."""
         self._before_next_call = act
 
-    async def enter(self, lane: Lane) -> None:
+    async def enter(self, lane: Lane, is_next_turn: bool = False) -> None:
         """Wait until a lane's next call may be handled.
 
         When this method returns, call the handler and then `leave`, without an await in between.
+
+        :param is_next_turn: wait at least for the next turn of the event loop; changes that arrive meanwhile come later
         """
         lane.began += 1
         try:
+            if is_next_turn:
+                await asyncio.sleep(0)
             while self._changes and lane.handled >= self._changes[0].calls.get(lane, lane.handled):
                 await self._changed.wait()
         except BaseException:

@@ -77,9 +77,7 @@ class PlainPath:
             piece, reply = message.data, message.reply
             counts.received_bytes += len(piece)
             try:
-                if monotonic() - self._batch_began_s > TURN_S_MAX:
-                    await asyncio.sleep(0)
-                await order.enter(lane)
+                await order.enter(lane, monotonic() - self._batch_began_s > TURN_S_MAX)
             except asyncio.CancelledError:  # the server stops, and this call has not begun
                 self._left.append(reply)
                 raise
