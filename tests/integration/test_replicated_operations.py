@@ -35,7 +35,9 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "replication.md").read_text()
 async def api(client: Client, name: str, parameters: Mapping[str, Any] | None = None, domain: str = "") -> Any:
     """Call a function of the JetStream API, which must not fail."""
     prefix = f"$JS.{domain}.API" if domain else "$JS.API"
-    answer = json.loads((await client.request(f"{prefix}.{name}", json.dumps(parameters or {}).encode(), 10)).data)
+    answer = json.loads(
+        (await client.request(f"{prefix}.{name}", json.dumps(parameters or {}).encode(), DEADLINE_S)).data
+    )
     assert "error" not in answer, answer
     return answer
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import ArgumentParser
+from functools import cache
 
 import pytest
 
@@ -12,9 +14,15 @@ from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS, STANDALONE_
 from tests.conftest import DEADLINE_S, PROVIDER
 
 
+@cache
+def parser() -> ArgumentParser:
+    """Return a parser that several tests share."""
+    return command_line()
+
+
 def flags(*arguments: str) -> dict[str, str]:
     """Return the options that a command line sets."""
-    given = flags_of(command_line().parse_args(["serve", *arguments]))
+    given = flags_of(parser().parse_args(["serve", *arguments]))
     return {name: text for name, text in given.items() if text is not None}
 
 
@@ -22,11 +30,11 @@ def flags(*arguments: str) -> dict[str, str]:
 def test_every_option_is_a_flag(name: str) -> None:
     flag = f"--{name.replace('_', '-')}"
     assert flags(flag, "text") == {name: "text"}
-    assert flags() == {}
 
 
 def test_the_flag_of_wrpc_kv_is_an_alias() -> None:
     assert flags("--url", "text") == flags("--nats", "text")
+    assert flags() == {}
 
 
 @pytest.mark.parametrize("name", [name for name, option in SERVE_OPTIONS.items() if option.value_type.bare])

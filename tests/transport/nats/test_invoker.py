@@ -35,14 +35,18 @@ async def test_a_call_has_a_timeout(serve: Serve) -> None:
     setup = await serve({"wait": waiting_in(answers)})
     invoker = Invoker(setup.connection)
     subject = invocation_subject(setup.server.prefix, INSTANCE, "wait")
+    first = asyncio.create_task(invoker.invoke(subject, b"", read_all, DEADLINE_S))  # it makes the subscription
+    await until(lambda: len(answers) == 1)
+    answers[0].set_result(b"first")
+    assert await first == b"first"
     with pytest.raises(InvocationTimeoutError, match=r"functions@1\.0\.0\.wait: no result within 0\.02 s$"):
         await invoker.invoke(subject, b"", read_all, 0.02)
     again = asyncio.create_task(invoker.invoke(subject, b"", read_all, DEADLINE_S))
-    await until(lambda: len(answers) == 2)
-    for answer, result in zip(answers, (b"late", b"in time"), strict=True):
+    await until(lambda: len(answers) == 3)
+    for answer, result in zip(answers[1:], (b"late", b"in time"), strict=True):
         answer.set_result(result)
     assert await again == b"in time"
-    assert setup.server.counts.answered == 2
+    assert setup.server.counts.answered == 3
     assert invoker._calls == {}
 
 
