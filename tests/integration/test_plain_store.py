@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Launch, Naming, NatsServer, launching
+from tests.conftest import DEADLINE_S, Launch, Naming, NatsServer, launching
 from tests.integration.test_links import (  # noqa: F401 # fixtures and tests, as below
     connect,
     host,
@@ -38,6 +38,8 @@ from tests.vectors import Vector, load
 
 #: The largest value of the tests must fit into one message.
 MAX_PAYLOAD = 8 * 1024 * 1024
+#: On a busy machine, JetStream takes more than its default of 5 s to store the batches of many callers.
+PATIENT = {"jetstream_timeout_ms": str(int(DEADLINE_S * 1000))}
 UNFIT = re.compile(r"[^-a-zA-Z0-9]")
 
 
@@ -51,7 +53,7 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
 
 @pytest.fixture
 def launch(nats_server: NatsServer, tmp_path: Path) -> Iterator[Launch]:
-    with launching(nats_server.url, tmp_path, options=CREATING) as launch:
+    with launching(nats_server.url, tmp_path, options=CREATING | PATIENT) as launch:
         yield launch
 
 

@@ -339,7 +339,7 @@ async def test_an_instance_that_stood_still_tells_nothing_old(
 
 
 async def held(running: list[Provider], least: int = 1) -> list[float]:
-    """Return the number of changes that each instance holds, once they hold at least so many."""
+    """Return the number of changes that each instance holds, once they hold at least `least` together."""
     lengths: list[float] = []
 
     async def hold_enough() -> bool:
