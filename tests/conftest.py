@@ -44,7 +44,10 @@ SCRIPTS = Path(sys.executable).parent
 PROVIDER = SCRIPTS / "keyvalue-inmemory"
 NATS_SERVER = SCRIPTS / "nats-server"
 #: The data that a real host wrote and published. See the file's `about`.
-HOST_CAPTURE: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "host_1_9_2_spawn.json").read_text())
+TESTS = Path(__file__).parent
+#: The folders of tests that show what is covered of engine and transport.
+COVERING = ("engine", "transport", "hostile", "integration")
+HOST_CAPTURE: dict[str, Any] = json.loads((TESTS / "vectors" / "host_1_9_2_spawn.json").read_text())
 HOST_ID: str = HOST_CAPTURE["host_data"]["host_id"]
 
 #: Variables that make coverage follow into a process. Only providers that a module shares get them, because coverage
@@ -65,9 +68,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Run long and bulk tests without coverage: they take almost three times as long with it, and others cover the same."""
+    """Run long and bulk tests without coverage, and those of other folders than `COVERING`.
+
+    They take two to five times as long with it, and others cover the same.
+    """
     trace = sys.gettrace()
-    if trace is None or not any(item.get_closest_marker(name) for name in ("long", "bulk")):
+    is_covering = item.path.relative_to(TESTS).parts[0] in COVERING
+    if trace is None or (is_covering and not any(item.get_closest_marker(name) for name in ("long", "bulk"))):
         return (yield)
     sys.settrace(None)
     try:

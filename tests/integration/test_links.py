@@ -231,6 +231,7 @@ async def test_a_call_right_after_its_link_uses_it(
     assert len((await client.list_keys(f"mine-{bucket}")).keys) == AT_ONCE
 
 
+@pytest.mark.bulk
 @pytest.mark.parametrize("path", PATHS)
 async def test_links_that_change_under_load(launch: Launch, raw: Client, connect: Connect, path: str) -> None:
     """Answer every call by a single definition: the bucket it reads and the bucket it writes belong together."""

@@ -242,6 +242,7 @@ class KilledError(Exception):
     """The process has ended."""
 
 
+@pytest.mark.bulk
 @pytest.mark.parametrize("sent", [0, 1, 2])
 @pytest.mark.parametrize("exists", [False, True], ids=["new", "empty"])
 async def test_an_import_that_ends_at_any_point_can_be_finished(

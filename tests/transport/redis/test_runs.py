@@ -151,6 +151,7 @@ def test_no_request_of_a_run_is_executed_alone(monkeypatch: pytest.MonkeyPatch, 
     asyncio.run(run())
 
 
+@pytest.mark.bulk
 def test_the_output_of_a_long_run_is_written_in_parts() -> None:
     number = 3 * OUTPUT_BYTES_MAX // 500
     gets = [[b"GET", b"k"], [b"GET", b"kk"]]

@@ -23,6 +23,7 @@ def silent() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.bulk
 def test_no_difference_is_found() -> None:
     assert run(FRAMES, seed=1) == ""
 
@@ -42,6 +43,7 @@ def test_cases_hold_every_outcome(loop: asyncio.AbstractEventLoop) -> None:
     assert {name for name, number in counts.items() if number < 20} == {"expired"}
 
 
+@pytest.mark.bulk
 def test_a_fault_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alike, "CR", b"\x00")  # a reply subject may reach into the next line
     assert " differ" in run(FRAMES, seed=1)
